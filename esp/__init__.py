@@ -1,0 +1,1 @@
+"""esp: several etcd clusters as one etcd v3 endpoint."""

@@ -1,0 +1,1 @@
+"""The commands of the `esp` command line, one module each."""

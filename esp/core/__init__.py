@@ -1,0 +1,1 @@
+"""What the commands share: the shard map, the shard client, the services and the wire."""

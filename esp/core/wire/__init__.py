@@ -1,0 +1,1 @@
+"""HTTP/2 and gRPC, server and client, without knowledge of etcd."""
