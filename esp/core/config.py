@@ -1,0 +1,204 @@
+"""The config file: found, read, checked, and told with file and line when something is wrong in it.
+
+Two formats are read, esp's own and the list of shards of the original Go proxy. Both become one `Config`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from esp.core.config_fields import TLS_LISTEN, Fields, address, unknown_field
+from esp.core.config_shards import Endpoint, ShardConfig, read_shards
+from esp.core.shard_map import ShardMap
+from esp.core.wire.limits import Limits, out_of_bounds
+from esp.core.yaml_lines import LineError, Place, Value, read
+
+__all__ = ["Config", "ConfigError", "Endpoint", "Listen", "ShardConfig", "find", "listen_of", "load", "parse"]
+
+MAX_FILE_BYTES = 1_048_576
+LOOKED_AT = (Path("esp.yaml"), Path(".esp/esp.yaml"), Path("/etc/esp/esp.yaml"))
+
+
+class ConfigError(Exception):
+    """What is wrong in a config, in one line: file, line, what, cure. The first two may be None."""
+
+    def __init__(self, path: Path | None, line: int | None, text: str) -> None:
+        # What the file says is quoted in the text, so it may hold a line break or be very long.
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        text = text if len(text) <= 500 else text[:200] + " ... " + text[-200:]
+        super().__init__(path, line, text)
+        self.path = path
+        self.line = line
+        self.text = text
+
+    def __str__(self) -> str:
+        where = "" if self.path is None else f"{self.path}: " if self.line is None else f"{self.path}:{self.line}: "
+        return where + self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where esp listens. `host` is a name or an address without brackets; port 0 is any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A config that has passed every check. `shards` and `shard_map.names` are in the order of the file."""
+
+    path: Path | None
+    listen: tuple[Listen, ...]
+    advertise: tuple[str, ...]
+    shards: tuple[ShardConfig, ...]
+    shard_map: ShardMap
+    deletes_across_shards: Literal["serve", "refuse"]
+    drain_seconds: float
+    limits: Limits
+
+
+def find(explicit: Path | None, env: Mapping[str, str]) -> Path:
+    """The config file to use: `explicit` (from -c), else ESP_CONFIG, else the first file of `LOOKED_AT`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if explicit is not None:
+        return explicit
+    if named := env.get("ESP_CONFIG"):
+        return Path(named)
+    for path in LOOKED_AT:
+        if path.is_file():
+            return path
+    places = ", ".join(str(path) for path in LOOKED_AT)
+    raise ConfigError(
+        None,
+        None,
+        f"no config file: looked at {places}; name one with -c or ESP_CONFIG, or try esp serve --local 3",
+    )
+
+
+def load(path: Path) -> Config:
+    """Read and check the file.
+
+    Raises:
+        ConfigError: it cannot be read, or something in it is wrong.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(path, None, f"cannot be read: {error.strerror}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(path, None, "is larger than 1 MiB; a config is a few kilobytes, is this the right file?")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(path, line, "is not UTF-8; write other bytes as !!binary or hex:") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path | None) -> Config:
+    """Check a config's text; `path` is only for messages and for `Config.path`.
+
+    Raises:
+        ConfigError: something in it is wrong.
+    """
+    try:
+        value, lines = read(text)
+        return _FileReader(lines).read(value, path)
+    except LineError as error:
+        raise ConfigError(path, error.line, error.text) from None
+
+
+def listen_of(url: str) -> Listen:
+    """Where a URL such as `http://127.0.0.1:2379` says to listen.
+
+    Raises:
+        ConfigError: it is not such a URL.
+    """
+    try:
+        return _listen(url)
+    except ValueError as error:
+        raise ConfigError(None, None, str(error)) from None
+
+
+class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
+    listen: list[str] = msgspec.field(default_factory=lambda: ["http://127.0.0.1:2379"])
+    advertise: list[str] = []
+    shards: list[Any] = []
+    deletes_across_shards: str = "serve"
+    drain_seconds: float = 10.0
+    limits: dict[str, Any] = {}
+
+
+class _FileReader(Fields):
+    """Turns the values of one file into a Config; the first thing that is wrong ends it."""
+
+    def read(self, value: Value, path: Path | None) -> Config:
+        file = self.shaped({} if value is None else value, _FileShape, (), "the file")
+        listen = self.each(file.listen, ("listen",), _listen)
+        if not listen:
+            self.fail(("listen",), '"listen" is empty; write listen: [http://127.0.0.1:2379]')
+        shards, shard_map = read_shards(file.shards, self.lines)
+        return Config(
+            path=path,
+            listen=tuple(listen),
+            advertise=tuple(self.each(file.advertise, ("advertise",), _advertised)),
+            shards=shards,
+            shard_map=shard_map,
+            deletes_across_shards=self._deletes(file.deletes_across_shards),
+            drain_seconds=self._drain(file.drain_seconds),
+            limits=self._limits(file.limits),
+        )
+
+    def _deletes(self, value: str) -> Literal["serve", "refuse"]:
+        if value == "serve":
+            return "serve"
+        if value != "refuse":
+            self.fail(("deletes_across_shards",), f'"deletes_across_shards" is "{value}"; write serve or refuse')
+        return "refuse"
+
+    def _drain(self, seconds: float) -> float:
+        if not math.isfinite(seconds) or seconds < 0:
+            self.fail(("drain_seconds",), f'"drain_seconds" is {seconds}; write a number of seconds, 0 or more')
+        return seconds
+
+    def _limits(self, values: dict[str, Any]) -> Limits:
+        defaults = {field.name: field.default for field in fields(Limits)}
+        for name, value in values.items():
+            place: Place = ("limits", name)
+            if name not in defaults:
+                self.fail(place, f"limits: {unknown_field(name, defaults)}")
+            whole = isinstance(defaults[name], int)
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                self.fail(place, f'limits: "{name}" must be a {"whole number" if whole else "number"}')
+        limits = replace(Limits(), **values)
+        if wrong := out_of_bounds(limits):
+            name, bound = wrong
+            self.fail(("limits", name), f'limits: "{name}" is {getattr(limits, name)}; it must be {bound}')
+        return limits
+
+
+def _listen(url: str) -> Listen:
+    if "://" not in url and not url.startswith("unix:"):
+        raise ValueError(f'listen URL "{url}" has no scheme; write http://{url}')
+    return Listen(*address(url, "listen URL", TLS_LISTEN, lowest_port=0))
+
+
+def _advertised(url: str) -> str:
+    if "://" not in url:
+        raise ValueError(f'advertise URL "{url}" has no scheme; write http://{url}')
+    address(url, "advertise URL", None)
+    return url.removesuffix("/")

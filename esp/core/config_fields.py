@@ -1,0 +1,175 @@
+"""Single values of the config file: addresses, keys, and fields of the wrong shape.
+
+The functions raise ValueError with a sentence that says what is wrong and the cure; `Fields` adds the line.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from esp.core.yaml_lines import LineError, Lines, Place
+
+TLS_LISTEN = "TLS listeners come in a later release"
+TLS_SHARD = "TLS to shards comes in a later release"
+
+_T = TypeVar("_T")
+_Shape = TypeVar("_Shape", bound=msgspec.Struct)
+
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,9}))?")
+_KINDS = {
+    "array": "a list",
+    "object": "a mapping",
+    "str": "text",
+    "int": "a number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "empty",
+    "bytes": "!!binary",
+}
+_PYTHON_KINDS = {list: "array", dict: "object", type(None): "null"}
+
+
+class Fields:
+    """The fields of one file: checks that name the line of what is wrong."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.lines = lines
+
+    def fail(self, place: Place, text: str) -> NoReturn:
+        """Raise the error for the value at `place`."""
+        raise LineError(self.lines.of(place), text)
+
+    def shaped(self, value: object, shape: type[_Shape], place: Place, subject: str) -> _Shape:
+        """The value as a `shape`; `subject` names it in messages.
+
+        Raises:
+            LineError: a field is unknown or of the wrong type.
+        """
+        try:
+            return msgspec.convert(value, shape)
+        except msgspec.ValidationError as error:
+            below, text = explain_shape(str(error), subject, shape.__struct_fields__)
+            prefix = f"{subject}: " if place and not text.startswith(subject) else ""
+            self.fail((*place, *below), prefix + text)
+
+    def each(self, values: list[str], place: Place, read: Callable[[str], _T], subject: str = "") -> list[_T]:
+        """Every value read with `read`, whose ValueError becomes an error with a line.
+
+        Raises:
+            LineError: a value is wrong.
+        """
+        done = []
+        for position, value in enumerate(values):
+            try:
+                done.append(read(value))
+            except ValueError as error:
+                self.fail((*place, position), f"{subject}: {error}" if subject else str(error))
+        return done
+
+
+def address(url: str, what: str, no_tls: str | None, lowest_port: int = 1) -> tuple[str, int]:
+    """Host and port of `http://host:port` or `host:port`; an IPv6 host loses its brackets.
+
+    `what` names the value in messages. https is refused with the sentence `no_tls`; None takes it.
+    """
+    scheme, _, rest = url.rpartition("://")
+    rest = rest.removesuffix("/")
+    if url.startswith("unix"):
+        raise ValueError(f'{what} "{url}": unix sockets come in a later release; write http://127.0.0.1:2379')
+    if scheme == "https":
+        if no_tls:
+            raise ValueError(f'{what} "{url}": {no_tls}; write http://{rest}')
+    elif scheme not in ("", "http"):
+        raise ValueError(f'{what} "{url}": unknown scheme "{scheme}"; write http://{rest}')
+    match = _HOST_PORT.fullmatch(rest)
+    if match is None:
+        if rest.count(":") > 1 and "[" not in rest:
+            raise ValueError(f'{what} "{url}": an IPv6 address needs brackets; write http://[::1]:2379')
+        raise ValueError(f'{what} "{url}" is not an address; write http://host:port')
+    host, port = match.groups()
+    if port is None:
+        raise ValueError(f'{what} "{url}" has no port; write {url.removesuffix("/")}:2379')
+    if not lowest_port <= int(port) <= 65_535:
+        raise ValueError(f'{what} "{url}": there is no port {port}; write one from {lowest_port} to 65535')
+    return host.strip("[]").lower(), int(port)
+
+
+def key(value: Any, field: str) -> bytes:
+    """A key: text, text such as `hex:6162`, or YAML's !!binary."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        if value.startswith("hex:"):
+            digits = value.removeprefix("hex:")
+            if len(digits) % 2 or re.fullmatch("[0-9A-Fa-f]*", digits) is None:
+                raise ValueError(f'"{field}" is "{value}"; after hex: write two hexadecimal digits for each byte')
+            return bytes.fromhex(digits)
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f'"{field}" is not text in UTF-8; write it as hex: or !!binary') from None
+    if value is None:
+        raise ValueError(f'"{field}" is empty; write "" if that is meant')
+    if isinstance(value, bool | int | float):
+        raise ValueError(f'"{field}" is {_kind_of(value)} to YAML; quote it')
+    raise ValueError(f'"{field}" is {_kind_of(value)}; write text, hex: or !!binary')
+
+
+def key_bytes(value: Any, field: str) -> bytes:
+    """A key as Go writes a []byte: numbers in YAML, base64 text in JSON; also !!binary. None is empty."""
+    if value is None:
+        return b""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, list):
+        try:
+            return bytes(value)
+        except (TypeError, ValueError):
+            raise ValueError(f'"{field}" must be a list of numbers from 0 to 255') from None
+    if isinstance(value, str):
+        try:
+            return base64.b64decode(value, validate=True)
+        except (ValueError, binascii.Error):
+            raise ValueError(f'"{field}" is "{value}", which is not base64; text goes into "{field[:-5]}"') from None
+    raise ValueError(f'"{field}" is {_kind_of(value)}; write a list of bytes, base64 or !!binary')
+
+
+def unknown_field(name: str, known: Iterable[str]) -> str:
+    """The sentence for a field that is not known, with the one that was probably meant."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    cure = f'did you mean "{near[0]}"?' if near else f"the fields here are {', '.join(known)}"
+    return f'unknown field "{name}"; {cure}'
+
+
+def explain_shape(message: str, subject: str, known: Iterable[str]) -> tuple[Place, str]:
+    """What a message of msgspec's says: the place of the value, and a sentence for people.
+
+    `subject` names the value that was converted, `known` its fields.
+    """
+    message, _, path = message.partition(" - at `$")
+    place = tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]`]+", path) if part != "...")
+    if match := re.fullmatch("Object contains unknown field `(.*)`", message, re.DOTALL):
+        return (*place, match[1]), unknown_field(match[1], known)
+    name = subject
+    if place:
+        name = f'"{place[0]}"' + "".join(f" item {part + 1}" for part in place[1:] if isinstance(part, int))
+    if match := re.fullmatch("Expected `(\\w+).*`, got `(\\w+)`", message):
+        wanted, got = match.groups()
+        cure = "; quote it" if wanted == "str" and got in ("int", "float", "bool") else ""
+        return place, f"{name} must be {_KINDS.get(wanted, wanted)}, not {_KINDS.get(got, got)}{cure}"
+    if match := re.fullmatch("Invalid enum value '?(.*?)'?", message, re.DOTALL):
+        return place, f'{name} cannot be "{match[1]}"'
+    return place, f"{name}: {message}"
+
+
+def _kind_of(value: object) -> str:
+    name = _PYTHON_KINDS.get(type(value), type(value).__name__)
+    return _KINDS.get(name, name)

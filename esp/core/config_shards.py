@@ -1,0 +1,264 @@
+"""The `shards` of a config file: names, endpoints and ranges, in esp's format or the original Go proxy's.
+
+In esp's own format a range may lie inside another; the narrower one wins. The original format has no such
+rule, so there an overlap is a mistake.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from esp.core.config_fields import TLS_SHARD, Fields, address, key, key_bytes
+from esp.core.keys import KeyRange, format_range, prefix_end
+from esp.core.shard_map import ShardMap, ShardMapError, carve
+from esp.core.yaml_lines import LineError, Lines, Place
+
+_OWN = ("endpoints", "ranges")
+_ORIGINAL = ("address", "start", "end", "startBytes", "endBytes")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One member of a shard. `host` is a name or an address without brackets; as text it is a URL."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardConfig:
+    """One shard. `ranges` is what it owns once narrower ranges are carved out, in key order."""
+
+    name: str
+    endpoints: tuple[Endpoint, ...]
+    ranges: tuple[KeyRange, ...]
+
+
+def read_shards(entries: list[Any], lines: Lines) -> tuple[tuple[ShardConfig, ...], ShardMap]:
+    """The shards in the order of the file, and the map they make.
+
+    Raises:
+        LineError: something is wrong with one of them, or together they do not own every key once.
+    """
+    reader = _ShardsReader(lines)
+    reader.read(entries)
+    shard_map = reader.shard_map()
+    shards = tuple(
+        ShardConfig(name, endpoints, tuple(shard_map.ranges_of(index)))
+        for index, (name, endpoints) in enumerate(zip(reader.names, reader.endpoints, strict=True))
+    )
+    return shards, shard_map
+
+
+# What a key may look like is wider than msgspec's types can say, hence Any.
+
+
+class _RangeShape(msgspec.Struct, forbid_unknown_fields=True):
+    prefix: Any = msgspec.UNSET
+    start: Any = msgspec.UNSET
+    end: Any = msgspec.UNSET
+
+
+class _ShardShape(msgspec.Struct, forbid_unknown_fields=True):
+    name: str | None = None
+    endpoints: list[str] = []
+    ranges: list[Any] = []
+
+
+class _OriginalShardShape(msgspec.Struct, forbid_unknown_fields=True):
+    name: str | None = None
+    address: str = ""
+    start: Any = None
+    end: Any = None
+    startBytes: Any = None  # noqa: N815 - the original's names
+    endBytes: Any = None  # noqa: N815
+
+
+class _Source(NamedTuple):
+    """A range as it stands in the file."""
+
+    shard: int
+    range: KeyRange
+    place: Place
+
+
+class _ShardsReader(Fields):
+    """Goes through the shards in order; the first thing that is wrong ends it."""
+
+    def __init__(self, lines: Lines) -> None:
+        super().__init__(lines)
+        self.names: list[str] = []
+        self.endpoints: list[tuple[Endpoint, ...]] = []
+        self._sources: list[_Source] = []
+        self._owner_of: dict[Endpoint, str] = {}
+        self._original = False
+
+    def read(self, entries: list[Any]) -> None:
+        if not entries:
+            example = 'shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
+            self.fail(("shards",), f"no shards; write {example}")
+        self._original = self._is_original(entries)
+        for index, entry in enumerate(entries):
+            self._name(index, entry)
+            if self._original:
+                self._original_shard(index, entry, last=index == len(entries) - 1)
+            else:
+                self._shard(index, entry)
+
+    def _is_original(self, entries: list[Any]) -> bool:
+        own = original = None
+        for index, entry in enumerate(entries):
+            for field in entry if isinstance(entry, dict) else ():
+                if field in _OWN:
+                    own = own or field
+                elif field in _ORIGINAL:
+                    original = original or field
+                if own and original:
+                    self.fail(
+                        ("shards", index, field),
+                        f'"{own}" and "{original}" are of two formats; '
+                        "give every shard endpoints and ranges, or every shard address, start and end",
+                    )
+        return original is not None
+
+    def _name(self, index: int, entry: Any) -> None:
+        place: Place = ("shards", index)
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if name is None:
+            name = f"shard-{index}"
+        elif not isinstance(name, str):
+            self.shaped({"name": name}, _ShardShape, place, f"shard {index + 1}")
+        elif not _NAME.fullmatch(name):
+            self.fail(
+                (*place, "name"),
+                f'shard name "{name}": use at most 63 letters, digits, ".", "_" and "-", the first a letter or a digit',
+            )
+        if name in self.names:
+            first = self.lines.of(("shards", self.names.index(name)))
+            self.fail((*place, "name"), f'two shards are named "{name}" (the first on line {first}); rename one')
+        self.names.append(name)
+
+    def _shard(self, index: int, entry: Any) -> None:
+        place: Place = ("shards", index)
+        subject = f'shard "{self.names[index]}"'
+        shape = self.shaped(entry, _ShardShape, place, subject)
+        self._read_endpoints(shape.endpoints, (*place, "endpoints"), subject)
+        if not shape.ranges:
+            self.fail(place, f'{subject} has no ranges; write ranges: [{{start: "", end: ""}}] for all keys')
+        for position, value in enumerate(shape.ranges):
+            here = (*place, "ranges", position)
+            self._sources.append(_Source(index, self._range(value, here, subject), here))
+
+    def _range(self, value: Any, place: Place, subject: str) -> KeyRange:
+        shape = self.shaped(value, _RangeShape, place, f"{subject}: a range")
+        given = [name for name in ("prefix", "start", "end") if getattr(shape, name) is not msgspec.UNSET]
+        if given == ["start"]:
+            self.fail(place, f'{subject}: a range has no "end"; write end: "" for the last key there is')
+        if given == ["end"]:
+            self.fail(place, f'{subject}: a range has no "start"; write start: "" for the first key there is')
+        if given not in (["prefix"], ["start", "end"]):
+            self.fail(place, f"{subject}: a range is {{prefix: ...}} or {{start: ..., end: ...}}")
+        keys = [self._key(getattr(shape, name), (*place, name), subject) for name in given]
+        if len(keys) == 1:
+            return KeyRange(keys[0], prefix_end(keys[0]))
+        return KeyRange(keys[0], keys[1] or None)
+
+    def _original_shard(self, index: int, entry: Any, *, last: bool) -> None:
+        place: Place = ("shards", index)
+        subject = f'shard "{self.names[index]}"'
+        shape = self.shaped(entry, _OriginalShardShape, place, subject)
+        addresses = [shape.address] if shape.address else []
+        self._read_endpoints(addresses, (*place, "address"), subject)
+        # The first start and the last end are ignored there, whatever they say.
+        start = b""
+        if index > 0:
+            start = self._boundary("start", shape.start, shape.startBytes, place, subject)
+            if not start:
+                self.fail(
+                    (*place, "start"),
+                    f'{subject}: only the first shard may have no "start"; write the end of the one before',
+                )
+        end = None
+        if not last:
+            end = self._boundary("end", shape.end, shape.endBytes, place, subject)
+            if not end:
+                self.fail(
+                    (*place, "end"),
+                    f'{subject}: only the last shard may have no "end"; write the start of the next',
+                )
+        self._sources.append(_Source(index, KeyRange(start, end), place))
+
+    def _boundary(self, field: str, text: Any, data: Any, place: Place, subject: str) -> bytes:
+        """The key in `start` or `end`, or where that is empty, in `startBytes` or `endBytes`."""
+        boundary = b"" if text is None else self._key(text, (*place, field), subject)
+        if boundary:
+            return boundary
+        field += "Bytes"
+        try:
+            return key_bytes(data, field)
+        except ValueError as error:
+            self.fail((*place, field), f"{subject}: {error}")
+
+    def _key(self, value: Any, place: Place, subject: str) -> bytes:
+        try:
+            return key(value, str(place[-1]))
+        except ValueError as error:
+            self.fail(place, f"{subject}: {error}")
+
+    def _read_endpoints(self, values: list[str], place: Place, subject: str) -> None:
+        if not values and self._original:
+            self.fail(place, f"{subject} has no address; write address: 127.0.0.1:12379")
+        if not values:
+            self.fail(place, f"{subject} has no endpoints; write endpoints: [http://127.0.0.1:12379]")
+        endpoints = self.each(values, place, _endpoint, subject)
+        for position, endpoint in enumerate(endpoints):
+            if other := self._owner_of.get(endpoint):
+                self.fail(
+                    (*place, position),
+                    f"{subject}: endpoint {endpoint} is listed in {other} already; remove it from one",
+                )
+            self._owner_of[endpoint] = subject
+        self.endpoints.append(tuple(endpoints))
+
+    def shard_map(self) -> ShardMap:
+        """The map that all ranges make together."""
+        ranges = [(source.shard, source.range) for source in self._sources]
+        positions = list(range(len(ranges)))  # in self._sources, of each of `ranges`
+        try:
+            if not self._original:
+                parts = carve(ranges)
+                positions = [position for position, _ in parts]
+                ranges = [(self._sources[position].shard, part) for position, part in parts]
+                self._check_all_own({shard for shard, _ in ranges})
+            return ShardMap.build(ranges, self.names)
+        except ShardMapError as error:
+            blamed = {position: self._sources[positions[position]] for position in error.ranges}
+            line = self.lines.of(next(iter(blamed.values())).place)
+
+            def label(position: int) -> str:
+                source = blamed[position]
+                text = f'{format_range(source.range)} of shard "{self.names[source.shard]}"'
+                there = self.lines.of(source.place)
+                return text if there == line else f"{text} (line {there})"
+
+            raise LineError(line, error.explain(label)) from None
+
+    def _check_all_own(self, owners: set[int]) -> None:
+        for index, name in enumerate(self.names):
+            if index not in owners:
+                self.fail(
+                    ("shards", index),
+                    f'shard "{name}" owns no key, narrower ranges take all of its own; widen it or remove it',
+                )
+
+
+def _endpoint(url: str) -> Endpoint:
+    return Endpoint(*address(url, "endpoint", TLS_SHARD))

@@ -1,0 +1,86 @@
+"""The bounds that keep one peer, or many, from taking more than its share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+_MOST = 2**31 - 1  # the largest window and stream id of HTTP/2, RFC 9113 sections 6.9.1 and 5.1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Every bound of the wire and of the shard clients. Sizes are in bytes, times in seconds."""
+
+    max_concurrent_streams: int = 1000
+    """Streams that a client may have open on one connection; told in SETTINGS."""
+    max_header_list_bytes: int = 16_384
+    """Size of a request's headers after decoding, counted as in RFC 9113 section 6.5.2; told in SETTINGS."""
+    max_header_fields: int = 100
+    """Header fields in one request."""
+    max_header_block_bytes: int = 32_768
+    """Size of a request's headers before decoding, over HEADERS and its CONTINUATION frames."""
+    max_continuations: int = 4
+    """CONTINUATION frames after one HEADERS frame."""
+    max_message_bytes: int = 2_097_152
+    """A request message; 2 MiB is what an etcd server accepts by default."""
+    stream_window_bytes: int = 65_535
+    """What a peer may send on one stream before it has to wait."""
+    connection_window_bytes: int = 1_048_576
+    """What a peer may send on one connection before it has to wait."""
+    max_buffered_bytes: int = 67_108_864
+    """Request bodies being put together, plus big answers, over the whole process."""
+    max_output_bytes: int = 1_048_576
+    """Bytes queued to one connection before it is no longer read."""
+    max_output_hard_bytes: int = 4_194_304
+    """Bytes queued to one connection before it is closed."""
+    glitch_budget: int = 200
+    """Cheap abuse (resets, pings, empty frames) that one connection may have saved up before it is closed."""
+    glitch_refill_per_second: float = 33
+    """How fast that budget comes back."""
+    preface_timeout: float = 10.0
+    """From accepting a connection to its first complete request line or HTTP/2 preface."""
+    header_timeout: float = 10.0
+    """From the first frame of a header block to its last."""
+    settings_timeout: float = 30.0
+    """Until a peer acknowledges SETTINGS."""
+    blocked_write_timeout: float = 60.0
+    """How long a peer may take nothing of what is queued for it."""
+    idle_timeout: float = 1800.0
+    """How long a client's connection may have no stream."""
+    connect_timeout: float = 1.0
+    """For a connection to a shard; well below the 2 s that etcdctl waits for its own."""
+    keepalive_time: float = 10.0
+    """Silence on a shard's connection before a PING; etcd closes connections that ping every 5 s."""
+    keepalive_timeout: float = 5.0
+    """Until that PING is answered; then the connection counts as lost."""
+    max_waiting_requests: int = 1000
+    """Requests that wait for one shard's connection."""
+    max_waiting_seconds: float = 0.25
+    """How long such a request waits before it is refused."""
+    max_connections: int = 10_000
+    """Client connections open at once."""
+
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    # A window below the protocol's default would need SETTINGS to arrive before the first request does.
+    "stream_window_bytes": (65_535, _MOST),
+    # The connection's window starts at 65535 and can only be raised.
+    "connection_window_bytes": (65_535, _MOST),
+    # clientv3 clamps its own to the same.
+    "keepalive_time": (10, _MOST),
+}
+
+
+def out_of_bounds(limits: Limits) -> tuple[str, str] | None:
+    """The first field whose value makes no sense: its name, and which values do. None when all are sane.
+
+    What a config file may set is checked with this; tests may build tighter limits.
+    """
+    for field in fields(limits):
+        low, high = _BOUNDS.get(field.name, (0, _MOST))
+        value = getattr(limits, field.name)
+        if not (value > 0 and low <= value <= high):
+            return field.name, f"between {low} and {high}" if low else f"above 0 and at most {high}"
+    if limits.max_output_hard_bytes < limits.max_output_bytes:
+        return "max_output_hard_bytes", "at least max_output_bytes"
+    return None
