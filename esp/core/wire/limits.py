@@ -50,7 +50,7 @@ class Limits:
     connect_timeout: float = 1.0
     """For a connection to a shard; well below the 2 s that etcdctl waits for its own."""
     keepalive_time: float = 10.0
-    """Silence on a shard's connection before a PING; etcd closes connections that ping every 5 s."""
+    """Silence on a shard's connection before a PING; etcd punishes pings less than 5 s apart."""
     keepalive_timeout: float = 5.0
     """Until that PING is answered; then the connection counts as lost."""
     max_waiting_requests: int = 1000

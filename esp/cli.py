@@ -1,0 +1,165 @@
+"""The command line: names the commands and their options, and loads each command only when it is called.
+
+`esp --help` and shell completion must be quick, so nothing here imports more than typer. What a command raises as an
+expected failure becomes one line on stderr here; anything else is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from esp.commands.output import USAGE, CommandError, Format, complain
+
+
+class _Esp(TyperGroup):
+    """The group of commands, with expected failures told in one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CommandError as error:
+            complain(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except Exception as error:
+            # Imported by now if it is what was raised, and slow to import if not.
+            config = sys.modules.get("esp.core.config")
+            if config is None or not isinstance(error, config.ConfigError):
+                raise
+            complain(str(error))
+            raise typer.Exit(USAGE) from None
+
+
+app = typer.Typer(
+    name="esp",
+    cls=_Esp,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="Config file; else ESP_CONFIG, ./esp.yaml, ./.esp/esp.yaml or /etc/esp/esp.yaml.",
+        show_default=False,
+    ),
+]
+OutputOption = Annotated[
+    Format, typer.Option("-o", "--output", metavar="table|json", help="Form of the output.", show_default=False)
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"esp {version('etcd-sharding-proxy')}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def esp(
+    context: typer.Context,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Several etcd clusters as one etcd v3 endpoint."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    local: Annotated[
+        int | None,
+        typer.Option(
+            "--local", metavar="N", min=1, help="Start N etcds on this machine as the shards.", show_default=False
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-dir", metavar="DIR", help="Where --local keeps its data and config (.esp).", show_default=False
+        ),
+    ] = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--listen",
+            metavar="URL",
+            help="Listen here instead of where the config says; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Run the proxy until SIGTERM or SIGINT."""
+    if local is not None and config is not None:
+        raise CommandError("--local makes its own config; leave out -c", USAGE)
+    if local is None and data_dir is not None:
+        raise CommandError("--data-dir is only for --local; add --local 3 or leave it out", USAGE)
+    from esp.commands import serve as command
+
+    if local is not None and data_dir is None:
+        data_dir = Path(".esp")
+    command.run(config, local, data_dir, listen or [])
+
+
+@app.command()
+def route(
+    key: Annotated[str, typer.Argument(metavar="KEY", show_default=False)],
+    prefix: Annotated[bool, typer.Option("--prefix", help="All keys that begin with KEY.")] = False,
+    from_key: Annotated[bool, typer.Option("--from-key", help="All keys from KEY on.")] = False,
+    range_end: Annotated[
+        str | None,
+        typer.Option("--range-end", metavar="END", help="The keys from KEY up to, without, END.", show_default=False),
+    ] = None,
+    output: OutputOption = Format.TABLE,
+    hex_: Annotated[bool, typer.Option("--hex", help="KEY and END are hexadecimal.")] = False,
+    base64: Annotated[bool, typer.Option("--base64", help="KEY and END are base64.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Show which shards own a key or a range, without asking them.
+
+    Also tells what each shard is sent, and whether a Txn over the range is possible. "" with --prefix or --from-key
+    is all keys.
+    """
+    if prefix + from_key + (range_end is not None) > 1:
+        raise CommandError("--prefix, --from-key and --range-end exclude each other; give one", USAGE)
+    if hex_ and base64:
+        raise CommandError("--hex and --base64 exclude each other; give one", USAGE)
+    from esp.commands import route as command
+
+    encoding = command.KeyEncoding.HEX if hex_ else command.KeyEncoding.BASE64 if base64 else command.KeyEncoding.TEXT
+    command.run(
+        key,
+        prefix=prefix,
+        from_key=from_key,
+        range_end=range_end,
+        encoding=encoding,
+        output=output,
+        config=config,
+    )
+
+
+@app.command()
+def check(config: ConfigOption = None, output: OutputOption = Format.TABLE) -> None:
+    """Ask every endpoint of every shard how it is."""
+    from esp.commands import check as command
+
+    command.run(config, output)
+
+
+def main() -> None:
+    """Run the command line; the entry point of `esp`."""
+    # A key may hold characters that the terminal's encoding lacks.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    app()

@@ -1,0 +1,151 @@
+"""`esp route`: which shard owns a key, and how a range splits over the shards. Asks no shard."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from esp.commands.output import USAGE, CommandError, Format, write, write_json, write_table
+from esp.core import config as config_file
+from esp.core.config import Config
+from esp.core.keys import OPEN_END, KeyRange, format_key, prefix_end
+from esp.core.shard_map import Segment
+
+
+class KeyEncoding(StrEnum):
+    """How a key is written on the command line."""
+
+    TEXT = "text"
+    HEX = "hex"
+    BASE64 = "base64"
+
+
+def run(
+    key: str,
+    *,
+    prefix: bool = False,
+    from_key: bool = False,
+    range_end: str | None = None,
+    encoding: KeyEncoding = KeyEncoding.TEXT,
+    output: Format = Format.TABLE,
+    config: Path | None = None,
+) -> None:
+    """Print where the key or the range goes.
+
+    Raises:
+        ConfigError: no config, or a wrong one.
+        CommandError: a key is not written as it should be.
+    """
+    pair = _request(key, prefix=prefix, from_key=from_key, range_end=range_end, encoding=encoding)
+    loaded = config_file.load(config_file.find(config, os.environ))
+    key_range = KeyRange.of_request(*pair)
+    segments = loaded.shard_map.split(key_range)
+    if not segments:
+        # Somebody has to answer an empty range too; it goes there whole.
+        segments = [Segment(loaded.shard_map.owner(key_range.start), key_range)]
+    if output is Format.JSON:
+        _write_json(pair, key_range, segments, loaded)
+    else:
+        _write_text(pair, key_range, segments, loaded)
+
+
+def _request(
+    key: str, *, prefix: bool, from_key: bool, range_end: str | None, encoding: KeyEncoding
+) -> tuple[bytes, bytes]:
+    """The `key` and `range_end` that etcdctl would send."""
+    start = _decode(key, "KEY", encoding)
+    if not start:
+        if prefix or from_key:
+            return b"\0", OPEN_END
+        raise CommandError("etcdserver: key is not provided; for all keys add --from-key", USAGE)
+    if prefix:
+        return start, prefix_end(start) or OPEN_END
+    if from_key:
+        return start, OPEN_END
+    return start, b"" if range_end is None else _decode(range_end, "--range-end", encoding)
+
+
+def _decode(text: str, name: str, encoding: KeyEncoding) -> bytes:
+    try:
+        match encoding:
+            case KeyEncoding.TEXT:
+                return os.fsencode(text)
+            case KeyEncoding.HEX:
+                return binascii.unhexlify(text)
+            case KeyEncoding.BASE64:
+                return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise CommandError(f'{name} is "{text}", which is not {encoding}', USAGE) from None
+
+
+def _write_text(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[Segment], loaded: Config) -> None:
+    rows = []
+    for shard, part in segments:
+        start, end = part.to_request()
+        here = loaded.shards[shard]
+        rows.append([here.name, _quoted(start), _end_cell(end), ",".join(map(str, here.endpoints))])
+    write_table(["SHARD", "KEY", "RANGE_END", "ENDPOINTS"], rows)
+    write("")
+    if key_range.is_empty():
+        write(f'The range holds no key: its end is not above its start. Shard "{rows[0][0]}" answers it.')
+    what = "range" if pair[1] else "key"
+    boundary = loaded.shard_map.first_boundary(key_range)
+    if boundary is None:
+        write(f'A Txn over this {what} is possible: shard "{rows[0][0]}" owns all of it.')
+    else:
+        write(f"A Txn over this {what} is not possible: another shard begins at {_quoted(boundary)}.")
+
+
+def _write_json(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[Segment], loaded: Config) -> None:
+    """The JSON form.
+
+    `key` and `range_end` are what a client sends; `shards` has one entry for each request that esp sends for it, in
+    key order, with that request's own `key` and `range_end`; a shard may come more than once. `empty` tells that the
+    range holds no key; the one shard listed answers it. `txn.possible` tells whether a Txn may touch the range;
+    where it may not, `txn.boundary` is the first key in it at which another shard begins, else null. A key is
+    {"text", "base64"}, without `text` when it is not UTF-8.
+    """
+    boundary = loaded.shard_map.first_boundary(key_range)
+    shards = []
+    for shard, part in segments:
+        start, end = part.to_request()
+        here = loaded.shards[shard]
+        shards.append(
+            {
+                "name": here.name,
+                "key": _json_key(start),
+                "range_end": _json_key(end),
+                "endpoints": [str(endpoint) for endpoint in here.endpoints],
+            }
+        )
+    write_json(
+        {
+            "key": _json_key(pair[0]),
+            "range_end": _json_key(pair[1]),
+            "empty": key_range.is_empty(),
+            "shards": shards,
+            "txn": {"possible": boundary is None, "boundary": None if boundary is None else _json_key(boundary)},
+        }
+    )
+
+
+def _json_key(key: bytes) -> dict[str, Any]:
+    encoded = base64.b64encode(key).decode()
+    try:
+        return {"text": key.decode(), "base64": encoded}
+    except UnicodeDecodeError:
+        return {"base64": encoded}
+
+
+def _end_cell(end: bytes) -> str:
+    if not end:
+        return "(one key)"
+    return _quoted(end) + (" (open end)" if end == OPEN_END else "")
+
+
+def _quoted(key: bytes) -> str:
+    return f'"{format_key(key)}"'
