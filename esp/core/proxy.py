@@ -1,0 +1,97 @@
+"""A running proxy: listeners, services and shard clients put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from time import monotonic
+
+from esp.core.config import Config, Listen
+from esp.core.routing import Routing
+from esp.core.services.kv import KV
+from esp.core.services.pages import Pages
+from esp.core.services.router import Router
+from esp.core.shard import SERVER_STOPPED, Shard
+from esp.core.wire.context import WireContext
+from esp.core.wire.transport import TICK_SECONDS, Listener
+
+log = logging.getLogger("esp")
+
+
+class Proxy:
+    """Serves a config's shards as one etcd. Use as `async with Proxy(config) as proxy: await stop.wait()`.
+
+    Entering binds the listeners and connects the shards; leaving drains: no new connections, GOAWAY, calls in flight
+    finish, streams end so that clients resume elsewhere, and every task is awaited.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.context = WireContext(config.limits)
+        shards = [Shard(shard.name, shard.endpoints, self.context) for shard in config.shards]
+        self.routing = Routing(config.shard_map, shards)
+        self.bound: list[tuple[str, int]] = []
+        self._calls = asyncio.TaskGroup()
+        self._background = asyncio.TaskGroup()
+        self._tasks: list[asyncio.Task[None]] = []
+        pages = Pages(self.routing)
+        kv = KV(self.routing, self._spawn, deletes_across_shards=config.deletes_across_shards == "serve")
+        router = Router(self.routing, kv.handlers(), pages)
+        self._listener = Listener(self.context, router.find, pages.find)
+
+    def _spawn(self, work: asyncio._CoroutineLike[None]) -> asyncio.Task[None]:
+        return self._calls.create_task(work)
+
+    async def __aenter__(self) -> Proxy:
+        """Starts.
+
+        Raises:
+            OSError: a listen address cannot be bound; nothing was started.
+        """
+        await self._bind(self.config.listen)
+        await self._background.__aenter__()
+        await self._calls.__aenter__()
+        self._tasks = [self._background.create_task(shard.run()) for shard in self.routing.shards]
+        self._tasks.append(self._background.create_task(self._tick()))
+        return self
+
+    async def _bind(self, addresses: Sequence[Listen]) -> None:
+        for address in addresses:
+            try:
+                self.bound += await self._listener.listen(address.host, address.port)
+            except OSError as error:
+                self._listener.close()
+                raise OSError(error.errno, f"cannot listen on {address}: {_reason(error)}") from None
+
+    async def __aexit__(self, *exc: object) -> None:
+        if not await self._listener.drain(SERVER_STOPPED, self.config.drain_seconds):
+            log.warning("some calls were still open after %g s and were cut", self.config.drain_seconds)
+        for task in self._tasks:
+            task.cancel()
+        await self._calls.__aexit__(None, None, None)
+        await self._background.__aexit__(None, None, None)
+
+    async def connected(self, seconds: float) -> list[str]:
+        """Waits until every shard is reachable, `seconds` at most; the names of those that are not."""
+        deadline = monotonic() + seconds
+        while True:
+            missing = [shard.name for shard in self.routing.shards if not shard.is_ready]
+            if not missing or monotonic() > deadline:
+                return missing
+            await asyncio.sleep(0.01)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = monotonic()
+            self._listener.tick(now)
+            for shard in self.routing.shards:
+                shard.tick(now)
+
+
+def _reason(error: OSError) -> str:
+    text = (error.strerror or str(error)).lower()
+    if "in use" in text:
+        return "the port is in use; stop what listens there or name another with --listen"
+    return text

@@ -1,0 +1,54 @@
+"""The shard map together with the clients of the shards it names: what every service routes by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from esp.core.keys import KeyRange
+from esp.core.shard import Shard
+from esp.core.shard_map import ShardMap
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who answers what no single shard can answer: one stable cluster id and member id, neither of them 0."""
+
+    cluster_id: int
+    member_id: int
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Identity:
+        """The same for every proxy in front of shards of these names."""
+        digest = hashlib.sha256("\0".join(names).encode()).digest()
+        cluster = int.from_bytes(digest[:8], "big") or 1
+        member = int.from_bytes(digest[8:16], "big") or 1
+        return cls(cluster, member)
+
+
+class Routing:
+    """A shard map and its shards; `shards[i]` is the one the map calls `i`."""
+
+    __slots__ = ("identity", "map", "shards")
+
+    def __init__(self, shard_map: ShardMap, shards: Sequence[Shard]) -> None:
+        self.map = shard_map
+        self.shards = tuple(shards)
+        self.identity = Identity.of(shard_map.names)
+
+    def owner(self, key: bytes) -> Shard:
+        """The shard that owns `key`."""
+        return self.shards[self.map.owner(key)]
+
+    def sole_owner(self, key: bytes, range_end: bytes) -> Shard | None:
+        """The one shard that owns everything in a range, as etcd writes it; None when it spans shards."""
+        index = self.map.sole_owner(KeyRange.of_request(key, range_end))
+        return None if index is None else self.shards[index]
+
+    def by_name(self, name: str) -> Shard | None:
+        """The shard of that name."""
+        for shard in self.shards:
+            if shard.name == name:
+                return shard
+        return None

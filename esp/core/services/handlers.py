@@ -1,0 +1,129 @@
+"""How calls are handled: passed on to a shard whole, refused, or served by a coroutine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+
+from esp.core.shard import Shard
+from esp.core.wire.message import PREFIX_SIZE
+from esp.core.wire.server import Handler, ServerStream, Sink
+from esp.core.wire.status import Code, RpcError, Status
+
+log = logging.getLogger("esp.service")
+
+Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
+"""Starts a task that somebody else owns and awaits."""
+
+
+class PassUnary(Handler):
+    """Passes calls with one request message on to one shard."""
+
+    def __init__(self, shard: Shard, *, idempotent: bool) -> None:
+        self.shard = shard
+        self.idempotent = idempotent
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Sends it on as it came."""
+        self.shard.splice(stream, message)
+
+
+class PassStream(Handler):
+    """Passes streaming calls, and calls esp does not know, on to one shard, in both directions."""
+
+    streaming = True
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+
+    def on_open(self, stream: ServerStream) -> None:
+        """Joins the client's stream to one of the shard."""
+        self.shard.splice_stream(stream)
+
+
+class Refuse(Handler):
+    """Answers every call with one status, without waiting for its messages."""
+
+    streaming = True
+
+    def __init__(self, status: Status) -> None:
+        self.status = status
+
+    def on_open(self, stream: ServerStream) -> None:
+        """Ends the call at once."""
+        stream.finish(self.status)
+
+
+class CoroutineCall(Sink):
+    """A call served by a coroutine; it is cancelled when the client goes away, and told as slow bytes leave."""
+
+    __slots__ = ("_room", "_waiting", "stream", "task")
+
+    def __init__(self, stream: ServerStream) -> None:
+        self.stream = stream
+        self.task: asyncio.Task[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._waiting = 0
+        stream.sink = self
+
+    def start(self, spawn: Spawn, work: Coroutine[Any, Any, None]) -> None:
+        """Runs `work`, and turns what it raises into the call's status."""
+        self.task = spawn(self._run(work))
+
+    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except RpcError as error:
+            self._finish(error.status)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("%s: %s: a bug in esp", self.stream.peer, self.stream.head.path.decode("ascii", "replace"))
+            self._finish(Status(Code.INTERNAL, "esp: internal error"))
+        finally:
+            self.stream.sink = None
+            self.stream.connection.context.flush()
+
+    def _finish(self, status: Status) -> None:
+        self.stream.sink = None
+        self.stream.finish(status)
+
+    async def write(self, data: bytes) -> None:
+        """Sends DATA, and waits while earlier DATA still waits for the client to read.
+
+        What waits is bounded by the size of one write.
+        """
+        if not self.stream.send_data(data, False):
+            self._waiting += len(data)
+            self.stream.connection.context.flush()
+            while self._waiting > 0:
+                self._room = asyncio.get_running_loop().create_future()
+                await self._room
+
+    def drained(self, size: int) -> None:
+        """Bytes that waited have left."""
+        self._waiting -= size
+        if self._waiting <= 0 and self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def cancelled(self, code: int, reason: str) -> None:  # noqa: ARG002
+        """The client no longer waits for the answer."""
+        self.stream.sink = None
+        if self.task is not None:
+            self.task.cancel()
+
+
+def parse(request: type[Message], message: bytes) -> Any:
+    """A prefixed message parsed.
+
+    Raises:
+        RpcError: it is not one; with etcd's code, and a text that begins like etcd's.
+    """
+    try:
+        return request.FromString(message[PREFIX_SIZE:])
+    except DecodeError as error:
+        raise Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}").error() from None

@@ -1,0 +1,119 @@
+"""Which handler serves which call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from google.protobuf.descriptor import MethodDescriptor
+
+from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
+from esp.core.routing import Routing
+from esp.core.shard import Shard
+from esp.core.services.handlers import PassStream, PassUnary, Refuse
+from esp.core.wire.request import RequestHead
+from esp.core.wire.server import Handler
+from esp.core.wire.status import Code, Status
+
+SHARD_METADATA: Final = b"esp-shard"
+"""Metadata key that names the one shard a call is for; any RPC, known to esp or not, then goes there whole."""
+
+METHODS: Final[dict[bytes, MethodDescriptor]] = {
+    f"/{service.full_name}/{method.name}".encode(): method
+    for module in (rpc_pb2, v3lock_pb2, v3election_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+"""Every RPC of etcd's client API, by path."""
+
+READS: Final = frozenset(
+    name.encode()
+    for name in (
+        "/etcdserverpb.KV/Range",
+        "/etcdserverpb.KV/RangeStream",
+        "/etcdserverpb.Lease/LeaseTimeToLive",
+        "/etcdserverpb.Lease/LeaseLeases",
+        "/etcdserverpb.Cluster/MemberList",
+        "/etcdserverpb.Maintenance/Status",
+        "/etcdserverpb.Maintenance/Hash",
+        "/etcdserverpb.Maintenance/HashKV",
+        "/etcdserverpb.Auth/AuthStatus",
+        "/etcdserverpb.Auth/UserGet",
+        "/etcdserverpb.Auth/UserList",
+        "/etcdserverpb.Auth/RoleGet",
+        "/etcdserverpb.Auth/RoleList",
+    )
+)
+"""RPCs that change nothing, so that one whose fate is unknown may be sent again."""
+
+_SERVICES: Final = frozenset(path.split(b"/")[1] for path in METHODS)
+
+
+class Router:
+    """Finds the handler of a request by its path, and by the shard it names.
+
+    Args:
+        routing: the shards.
+        served: handlers of the RPCs esp serves over several shards; with one shard everything is passed on.
+        page: the handler of requests that are not gRPC.
+    """
+
+    def __init__(self, routing: Routing, served: Mapping[bytes, Handler], page: Handler) -> None:
+        self._page = page
+        self._to_shard = {shard.name.encode(): _PassAll(shard) for shard in routing.shards}
+        self._only = next(iter(self._to_shard.values())) if len(routing.shards) == 1 else None
+        self._served = served
+
+    def find(self, head: RequestHead) -> Handler:
+        """The handler of `head`, with `head.forward` made ready for it."""
+        if not head.is_grpc:
+            return self._page
+        named = head.field(SHARD_METADATA)
+        if named and named not in self._to_shard:
+            return Refuse(_no_such_shard(named, list(self._to_shard)))
+        target = self._to_shard[named] if named else self._only
+        handler = self._served.get(head.path) if target is None else target.handler(head.path)
+        if handler is None:
+            return Refuse(_unserved(head.path))
+        # A message of a unary call is decompressed before it is looked at, so its encoding does not go along.
+        head.forward = head.encode_forward(dropping=_OURS if handler.streaming else _OURS | {b"grpc-encoding"})
+        return handler
+
+
+_OURS: Final = frozenset((SHARD_METADATA,))
+
+
+class _PassAll:
+    """Handlers that pass every RPC on to one shard."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._read = PassUnary(shard, idempotent=True)
+        self._write = PassUnary(shard, idempotent=False)
+        self._stream = PassStream(shard)
+
+    def handler(self, path: bytes) -> Handler:
+        method = METHODS.get(path)
+        if method is None or method.client_streaming:
+            return self._stream
+        return self._read if path in READS else self._write
+
+
+def _no_such_shard(named: bytes, names: list[bytes]) -> Status:
+    known = ", ".join(name.decode() for name in names)
+    return Status(
+        Code.INVALID_ARGUMENT, f"esp: no shard is called {named.decode('utf-8', 'replace')!r}; there are {known}"
+    )
+
+
+def _unserved(path: bytes) -> Status:
+    text = path.decode("ascii", "replace")
+    if path in METHODS:
+        return Status(
+            Code.UNIMPLEMENTED,
+            f"esp: {text[1:]} is not served over several shards yet; "
+            f"to ask one shard, name it in the metadata key {SHARD_METADATA.decode()}",
+        )
+    service, _, method = text[1:].rpartition("/")
+    if service.encode() in _SERVICES:
+        return Status(Code.UNIMPLEMENTED, f"unknown method {method} for service {service}")
+    return Status(Code.UNIMPLEMENTED, f"unknown service {service}")

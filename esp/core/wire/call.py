@@ -1,0 +1,142 @@
+"""Calls made from coroutines: one answer as a value, or a stream of messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from esp.core.wire.client import ClientConnection, ClientStream
+from esp.core.wire.frames import ErrorCode
+from esp.core.wire.message import MessageReader
+from esp.core.wire.response import ResponseHead
+from esp.core.wire.splice import NO_TRAILERS
+from esp.core.wire.status import Code, RpcError, Status
+
+_RESET_CODES = {
+    ErrorCode.REFUSED_STREAM: Code.UNAVAILABLE,
+    ErrorCode.CANCEL: Code.CANCELLED,
+    ErrorCode.ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED,
+    ErrorCode.FLOW_CONTROL_ERROR: Code.RESOURCE_EXHAUSTED,
+    ErrorCode.INADEQUATE_SECURITY: Code.PERMISSION_DENIED,
+}
+"""What RST_STREAM means for a call (grpc/doc/PROTOCOL-HTTP2.md, HTTP2 Transport Mapping)."""
+
+MAX_ANSWER_BYTES = 2**31 - 1
+
+
+class BrokenCall(Exception):
+    """The call's stream broke before its answer was whole.
+
+    Attributes:
+        unprocessed: the server has surely not acted on it.
+        code: the HTTP/2 error code.
+    """
+
+    def __init__(self, code: int, reason: str, *, unprocessed: bool) -> None:
+        super().__init__(reason or f"RST_STREAM {code}")
+        self.code = code
+        self.unprocessed = unprocessed
+
+
+class MessageCall(ClientStream):
+    """A call whose answer messages are read one after the other with `read`.
+
+    Bytes are given back to the server as messages are read, so a reader that waits makes the server wait.
+    """
+
+    __slots__ = ("_ended", "_error", "_messages", "_reader", "_unread", "_waiter")
+
+    def __init__(self, connection: ClientConnection) -> None:
+        super().__init__(connection)
+        self._reader = MessageReader(MAX_ANSWER_BYTES)
+        self._messages: deque[bytes] = deque()
+        self._unread = 0
+        self._ended = False
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def read(self) -> bytes | None:
+        """The next message; None when the call has ended well.
+
+        Raises:
+            RpcError: it ended with another status.
+            BrokenCall: it did not end but broke.
+        """
+        while not self._messages:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return None
+            self._give_back()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._messages.popleft()
+
+    async def read_only(self) -> bytes:
+        """The one message of a unary answer.
+
+        Raises:
+            RpcError: another status, or not exactly one message.
+            BrokenCall: the call broke.
+        """
+        message = await self.read()
+        if message is None or await self.read() is not None:
+            raise Status(Code.INTERNAL, "a unary answer without exactly one message").error()
+        return message
+
+    def _give_back(self) -> None:
+        size, self._unread = self._unread, 0
+        if size:
+            self.consumed(size)
+            self.connection.context.flush()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def on_headers(self, head: ResponseHead, end: bool) -> None:  # noqa: FBT001
+        """The answer's head or trailers."""
+        if end:
+            status = head.outcome()
+            self._ended = True
+            if status.code:
+                self._error = status.error()
+        elif head.http_status != 200 or not head.is_grpc:
+            self._error = head.outcome().error()
+            self.cancel()
+        else:
+            for name, value in head.fields:
+                if name == b"grpc-encoding":
+                    self._reader = MessageReader(MAX_ANSWER_BYTES, value)
+            return
+        self._wake()
+
+    def on_data(self, payload: bytes, end: bool) -> None:  # noqa: FBT001
+        """A piece of the answer."""
+        self._unread += len(payload)
+        try:
+            self._messages += self._reader.feed(payload)
+            if not self._messages:
+                self.consumed(self._unread)  # a message larger than the window: the rest must come
+                self._unread = 0
+        except RpcError as error:
+            self._error = error
+            self.cancel()
+        if end:
+            self._error = NO_TRAILERS.error()
+        self._wake()
+
+    def on_reset(self, code: int, reason: str) -> None:
+        """The stream is gone."""
+        self._error = BrokenCall(code, reason, unprocessed=self.unprocessed or code == ErrorCode.REFUSED_STREAM)
+        self._wake()
+
+
+def reset_status(code: int, reason: str) -> Status:
+    """What a client is told of a call that upstream ended with RST_STREAM `code`."""
+    name = ErrorCode(code).name if code in ErrorCode._value2member_map_ else str(code)
+    text = reason or f"stream terminated by RST_STREAM with error code: {name}"
+    return Status(_RESET_CODES.get(ErrorCode(code), Code.INTERNAL) if name != str(code) else Code.INTERNAL, text)

@@ -1,0 +1,360 @@
+"""The client's end of an HTTP/2 connection: calls out, responses in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+from esp.core.wire.connection import Connection
+from esp.core.wire.context import WireContext
+from esp.core.wire.frames import (
+    DATA,
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    HEADER_SIZE,
+    HEADERS,
+    MAX_FRAME_SIZE,
+    MAX_WINDOW,
+    PREFACE,
+    SETTINGS_ENABLE_PUSH,
+    SETTINGS_HEADER_TABLE_SIZE,
+    SETTINGS_INITIAL_WINDOW_SIZE,
+    SETTINGS_MAX_HEADER_LIST_SIZE,
+    ConnectionFault,
+    ErrorCode,
+    StreamFault,
+    pack_header,
+    ping,
+    unpack_header,
+    window_update,
+)
+from esp.core.wire.hpack import HeaderDecoder, encode
+from esp.core.wire.request import timeout_field
+from esp.core.wire.response import ResponseHead, parse_response
+from esp.core.wire.stream import Stream
+
+log = logging.getLogger("esp.wire")
+
+STREAM_WINDOW: Final = 262144
+CONNECTION_WINDOW: Final = 4194304
+MAX_HEADER_LIST: Final = 65536
+MAX_HEADER_FIELDS: Final = 200
+LAST_STREAM_ID: Final = 1_600_000_000
+"""Where a connection takes no more calls and another is opened; ids end at 2^31-1."""
+STREAMS_BEFORE_SETTINGS: Final = 100
+KEEPALIVE_PING: Final = b"esp-live"
+MAX_INFORMATIONAL: Final = 10
+
+
+class ClientStream(Stream):
+    """One call as the client sees it. Exactly one of its ends is told: `on_headers` or `on_data` with `end`, or `on_reset`.
+
+    Attributes:
+        unprocessed: the server has surely not acted on it: it was not sent, refused, or above a GOAWAY's last stream.
+    """
+
+    connection: ClientConnection
+
+    __slots__ = ("headers_seen", "unprocessed")
+
+    def __init__(self, connection: ClientConnection) -> None:
+        # Spelled out instead of super().__init__(): this runs once per request. The id is given when it is sent.
+        self.connection = connection
+        self.id = 0
+        self.credit = 0
+        self.recv_window = STREAM_WINDOW
+        self.recv_owed = 0
+        self.local_open = True
+        self.remote_open = True
+        self.pending = None
+        self.headers_seen = False
+        self.unprocessed = False
+
+    def on_headers(self, head: ResponseHead, end: bool) -> None:
+        """The response's head, its trailers, or both in one."""
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """Ends the call from here; nothing is told of it any more."""
+        self.reset(ErrorCode.CANCEL)
+
+
+class ClientConnection(Connection):
+    """The client's end of one connection.
+
+    Attributes:
+        authority: `:authority` of its requests.
+        draining: takes no more calls: GOAWAY came, or the stream ids are near their end.
+        on_change: called when the connection became ready, stops taking calls, or has room again.
+    """
+
+    streams: dict[int, ClientStream]  # type: ignore[assignment]
+
+    __slots__ = (
+        "_decoder",
+        "_front",
+        "_heard",
+        "_informational",
+        "_next_id",
+        "_ping_sent",
+        "_was_full",
+        "authority",
+        "draining",
+        "on_change",
+    )
+
+    def __init__(self, context: WireContext, authority: str, *, first_stream_id: int = 1) -> None:
+        super().__init__(context, authority, CONNECTION_WINDOW)
+        self.authority = authority
+        self.on_change: Callable[[], None] | None = None
+        self.draining = False
+        self._decoder: HeaderDecoder[ResponseHead] = HeaderDecoder(parse_response, MAX_HEADER_LIST, MAX_HEADER_FIELDS)
+        self._front = encode([(b":method", b"POST"), (b":scheme", b"http"), (b":authority", authority.encode())])
+        self._next_id = first_stream_id
+        self._informational = 0
+        self._heard = monotonic()
+        self._ping_sent = 0.0
+        self._was_full = False
+        self.peer_max_streams = STREAMS_BEFORE_SETTINGS
+        values = {
+            SETTINGS_HEADER_TABLE_SIZE: 0,
+            SETTINGS_ENABLE_PUSH: 0,
+            SETTINGS_INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+            SETTINGS_MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST,
+        }
+        self.send(PREFACE)
+        self.send_settings(values)
+        self.send(window_update(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
+
+    # Calls.
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a call can be sent now."""
+        if self.draining or self.ended:
+            return False
+        if len(self.streams) < self.peer_max_streams:
+            return True
+        self._was_full = True
+        return False
+
+    def call(self, stream: ClientStream, forward: bytes, timeout: bytes, data: bytes | None, *, end: bool) -> None:
+        """Sends a call's head, and `data` with it. The caller has seen `has_room`.
+
+        Args:
+            stream: told of what comes back.
+            forward: the head from `:path` on, as `RequestHead.forward`.
+            timeout: the `grpc-timeout` to send, b"" for none.
+            data: body to send at once, None for none yet.
+            end: whether that is the whole body.
+        """
+        stream_id = self._next_id
+        stream.id = stream_id
+        self._next_id = stream_id + 2
+        if stream_id >= LAST_STREAM_ID:
+            self._drain("stream ids are used up")
+        self.streams[stream_id] = stream
+        block = self._front + forward
+        if timeout:
+            block += timeout_field(timeout)
+        if data is not None and len(block) <= MAX_FRAME_SIZE:
+            # The two frames of a unary call in one piece.
+            size = len(data)
+            if (
+                size <= MAX_FRAME_SIZE
+                and size <= self.send_window
+                and size <= self.peer_initial_window
+                and self.writable
+            ):
+                out = self.out
+                if not out:
+                    self.context.unflushed.append(self)
+                self.send_window -= size
+                stream.credit -= size
+                out.append(
+                    pack_header(len(block) << 8 | HEADERS, END_HEADERS, stream_id)
+                    + block
+                    + pack_header(size << 8, 1 if end else 0, stream_id)
+                    + data
+                )
+                stream.local_open = not end
+                return
+        stream.send_headers(block, end and data is None)
+        if data is not None:
+            stream.send_data(data, end)
+
+    # Bytes.
+
+    def receive(self, data: bytes) -> None:
+        """Takes bytes from the server."""
+        if self.ended:
+            return
+        self._heard = monotonic()
+        if self._tail:
+            data = self._tail + data
+        position = 0
+        size = len(data)
+        streams = self.streams
+        known = self._decoder.memo
+        try:
+            while size - position >= HEADER_SIZE:
+                word, flags, stream_id = unpack_header(data, position)
+                start = position + HEADER_SIZE
+                length = word >> 8
+                end = start + length
+                if length > MAX_FRAME_SIZE:
+                    raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a frame above 16384 bytes")
+                if end > size:
+                    break
+                position = end
+                kind = word & 0xFF
+                if self._block is None:
+                    if kind == DATA and flags == 0:
+                        stream = streams.get(stream_id)
+                        if stream is not None and stream.headers_seen and length <= stream.recv_window:
+                            self.received(length)
+                            stream.recv_window -= length
+                            stream.on_data(data[start:end], False)
+                            continue
+                    elif kind == HEADERS and flags & ~END_STREAM == END_HEADERS:
+                        stream = streams.get(stream_id)
+                        head = known.get(data[start:end])
+                        if stream is not None and head is not None:
+                            self._on_response(stream, head, flags & END_STREAM)
+                            continue
+                self.on_frame(kind, flags, stream_id & MAX_WINDOW, data[start:end])
+                if self.ended:
+                    return
+        except ConnectionFault as fault:
+            self.fail(fault)
+            return
+        self._tail = data[position:] if position < size else b""
+
+    def _on_response(self, stream: ClientStream, head: ResponseHead, end: int) -> None:
+        if stream.headers_seen:
+            if head.http_status or not end:
+                self._fault(stream, "a second response head, or trailers without END_STREAM")
+                return
+        elif head.http_status < 200:
+            self._informational += 1
+            if end or not head.is_informational or self._informational > MAX_INFORMATIONAL:
+                self._fault(stream, "no response head")
+            return
+        stream.headers_seen = True
+        if end:
+            stream.remote_open = False
+            self._ended(stream)
+            stream.on_headers(head, True)
+        else:
+            stream.on_headers(head, False)
+
+    def _fault(self, stream: ClientStream, reason: str) -> None:
+        self.fault_stream(stream.id, StreamFault(ErrorCode.PROTOCOL_ERROR, reason))
+
+    def _ended(self, stream: ClientStream) -> None:
+        """The server has answered in full; one that did not want the whole request is sent no more of it."""
+        if stream.local_open:
+            self.reset(stream, ErrorCode.CANCEL)
+            stream.local_open = False
+        else:
+            self.forget(stream)
+
+    def on_headers(self, stream_id: int, block: bytes, *, end: bool) -> None:
+        """A header block that the frame loop did not know."""
+        stream = self.streams.get(stream_id)
+        try:
+            if stream is None:
+                self._decoder.fields(block)
+                self._on_frame_without_stream(stream_id, HEADERS)
+            else:
+                self._on_response(stream, self._decoder.decode(block), end)
+        except StreamFault as fault:
+            self.fault_stream(stream_id, fault)
+
+    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is not None and not stream.headers_seen:
+            self.received(len(payload))
+            self._fault(stream, "DATA before the response's head")
+            return
+        if stream is not None and flags & END_STREAM and stream.remote_open:
+            super()._on_data(flags, stream_id, payload)
+            stream.remote_open = False
+            self._ended(stream)
+        else:
+            super()._on_data(flags, stream_id, payload)
+
+    def on_unknown_stream(self, stream_id: int, kind: int) -> None:
+        """A frame for a stream that never was, or that has ended."""
+        if stream_id >= self._next_id or not stream_id & 1:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
+        if kind in (DATA, HEADERS):
+            raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA or HEADERS on a closed stream")
+
+    def on_stream_gone(self) -> None:
+        """Room for a call that waits, or the end of a drained connection."""
+        if self.draining and not self.streams:
+            self.lost("drained")
+        elif self._was_full:
+            self._was_full = False
+            self._changed()
+
+    def on_settings(self) -> None:
+        """The limit on streams may have changed."""
+        self._changed()
+
+    def on_settings_acknowledged(self) -> None:
+        """From here on the server's header blocks need no table."""
+        self._decoder.settings_acknowledged()
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+
+    # Ending.
+
+    def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
+        """The server takes no more streams; those above `last_stream_id` were not processed."""
+        if code:
+            log.warning("%s: server says GOAWAY %d %r", self.peer, code, debug[:128])
+        for stream in [s for s in self.streams.values() if s.id > last_stream_id]:
+            self.streams.pop(stream.id, None)
+            stream.unprocessed = True
+            stream.drop()
+            stream.on_reset(ErrorCode.REFUSED_STREAM, "the server is going away")
+        self._drain("the server is going away")
+
+    def _drain(self, reason: str) -> None:
+        if not self.draining:
+            self.draining = True
+            log.debug("%s: takes no more calls: %s", self.peer, reason)
+            self._changed()
+            if not self.streams:
+                self.lost(reason)
+
+    def close(self) -> None:
+        """Ends the connection when its calls have."""
+        self._drain("closed")
+
+    def lost(self, reason: str) -> None:
+        """The connection is gone; its calls are told."""
+        if not self.ended:
+            super().lost(reason)
+            self._changed()
+
+    def tick(self, now: float) -> None:
+        """Keepalive: a PING where calls wait and nothing was heard, no more often than etcd allows; silence is the end."""
+        super().tick(now)
+        if self.ended:
+            return
+        if self._ping_sent:
+            if self._heard > self._ping_sent:
+                self._ping_sent = 0.0
+            elif now - self._ping_sent > self.limits.keepalive_timeout:
+                self._time_out("no answer to a keepalive PING")
+        elif self.streams and now - self._heard > self.limits.keepalive_time:
+            self._ping_sent = now
+            self.send(ping(KEEPALIVE_PING))

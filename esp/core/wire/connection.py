@@ -1,0 +1,562 @@
+"""What both ends of an HTTP/2 connection have in common: frames in, frames out, windows, settings (RFC 9113).
+
+A connection is sans-I/O: `receive` takes bytes, `out` collects frames, the transport around it moves them. Nothing here
+waits or schedules. `ServerConnection` and `ClientConnection` each have a frame loop with the few frames that make up
+almost all traffic inlined; every other frame comes through `on_frame` here.
+
+Flow control. Sending: a stream may send while the connection's window (`send_window`) and its own allow. A stream's own is
+`peer_initial_window + credit`, so that a SETTINGS change is one assignment however many streams are open. What does not
+fit waits in the stream's `pending` and is sent in turns by `pump`. Receiving: the connection's window is given back on
+receipt, so that one slow reader never stops its neighbours; a stream's is given back when its bytes have left
+(`Stream.consumed`), which is what makes back-pressure reach from one end to the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+from esp.core.wire.context import WireContext
+from esp.core.wire.frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    MAX_FRAME_SIZE,
+    MAX_WINDOW,
+    PADDED,
+    PING,
+    PRIORITY,
+    PRIORITY_FLAG,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    SETTINGS_ACK,
+    SETTINGS_INITIAL_WINDOW_SIZE,
+    SETTINGS_MAX_CONCURRENT_STREAMS,
+    WINDOW_UPDATE,
+    ConnectionFault,
+    ErrorCode,
+    StreamFault,
+    goaway,
+    parse_settings,
+    ping,
+    rst_stream,
+    settings,
+    unpack_u32,
+    unpad,
+    window_update,
+)
+from esp.core.wire.stream import Stream
+
+log = logging.getLogger("esp.wire")
+
+MAX_SETTINGS: Final = 32
+PUMP_BYTES: Final = 262144
+"""Bytes that one `pump` moves at most, so that a wide window does not turn into a large write."""
+RECENTLY_RESET: Final = 1000
+
+
+class Connection:
+    """One end of an HTTP/2 connection.
+
+    Attributes:
+        out: frames to write, in order. Non-empty only while the connection stands in `context.unflushed`.
+        streams: the open streams by id.
+        ended: the connection takes no more bytes; the transport writes what is left in `out` and closes.
+        peer: who is at the other end, for the log.
+        on_flush: called with the bytes to write; set by the transport.
+        on_end: called once, when the connection has ended and its last bytes went to `on_flush`; set by the transport.
+    """
+
+    __slots__ = (
+        "_block",
+        "_block_end",
+        "_block_frames",
+        "_block_since",
+        "_block_stream",
+        "_glitch_level",
+        "_glitch_time",
+        "_opened",
+        "_reset_ids",
+        "_settings_due",
+        "_settings_since",
+        "_tail",
+        "blocked",
+        "blocked_since",
+        "context",
+        "ended",
+        "got_settings",
+        "limits",
+        "on_end",
+        "on_flush",
+        "out",
+        "peer",
+        "peer_initial_window",
+        "peer_max_streams",
+        "recv_limit",
+        "recv_window",
+        "send_window",
+        "sent_since_ping",
+        "streams",
+        "writable",
+    )
+
+    def __init__(self, context: WireContext, peer: str, recv_limit: int) -> None:
+        self.context = context
+        self.limits = context.limits
+        self.peer = peer
+        self.out: list[bytes] = []
+        self.on_flush: Callable[[bytes], None] | None = None
+        self.on_end: Callable[[], None] | None = None
+        self.streams: dict[int, Stream] = {}
+        self.ended = False
+        self.got_settings = False
+        self.send_window = DEFAULT_WINDOW
+        self.peer_initial_window = DEFAULT_WINDOW
+        self.peer_max_streams = MAX_WINDOW
+        self.recv_limit = recv_limit
+        self.recv_window = recv_limit
+        self.writable = True
+        self.blocked: dict[int, Stream] = {}
+        self.blocked_since = 0.0
+        self.sent_since_ping = True
+        self._tail = b""
+        self._block: bytearray | None = None
+        self._block_stream = 0
+        self._block_end = False
+        self._block_frames = 0
+        self._block_since = 0.0
+        self._glitch_level = 0.0
+        self._glitch_time = 0.0
+        self._reset_ids: dict[int, None] = {}
+        self._opened = monotonic()
+        self._settings_due = 0
+        self._settings_since = 0.0
+
+    # What the two ends do differently.
+
+    def receive(self, data: bytes) -> None:
+        """Takes bytes from the peer."""
+        raise NotImplementedError
+
+    def on_headers(self, stream_id: int, block: bytes, *, end: bool) -> None:
+        """A whole header block has come."""
+        raise NotImplementedError
+
+    def on_unknown_stream(self, stream_id: int, kind: int) -> None:
+        """A frame came for a stream that is not open and was not reset from here lately."""
+        raise NotImplementedError
+
+    def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
+        """The peer opens or accepts no more streams."""
+        raise NotImplementedError
+
+    def on_settings_acknowledged(self) -> None:
+        """The peer has taken over our settings."""
+        raise NotImplementedError
+
+    def on_ping(self) -> None:
+        """The peer sent a PING; raises ConnectionFault where that is one too many."""
+
+    def on_ping_acknowledged(self, payload: bytes) -> None:
+        """The peer answered our PING."""
+
+    def last_stream_id(self) -> int:
+        """The last stream of the peer that was or may have been processed, for GOAWAY."""
+        return 0
+
+    # Output.
+
+    def send(self, frame: bytes) -> None:
+        """Queues a frame."""
+        if not self.out:
+            self.context.unflushed.append(self)
+        self.out.append(frame)
+
+    def send_settings(self, values: dict[int, int]) -> None:
+        """Sends SETTINGS; `on_settings_acknowledged` tells when the peer has taken them over."""
+        self.send(settings(values))
+        self._settings_due += 1
+        self._settings_since = self._settings_since or monotonic()
+
+    def flush(self) -> None:
+        """Hands the queued frames to the transport as one block of bytes, and lets what waited move up."""
+        out = self.out
+        if out:
+            data = out[0] if len(out) == 1 else b"".join(out)
+            out.clear()
+            if self.on_flush is not None:
+                self.on_flush(data)
+        if self.blocked:
+            self.pump()
+        if self.ended and self.on_end is not None:
+            on_end, self.on_end = self.on_end, None
+            on_end()
+
+    def take_output(self) -> bytes:
+        """The queued frames, for a caller that moves the bytes itself."""
+        data = b"".join(self.out)
+        self.out.clear()
+        if self in self.context.unflushed:
+            self.context.unflushed.remove(self)
+        return data
+
+    def pause(self) -> None:
+        """The transport is full: DATA waits from here on."""
+        self.writable = False
+        self.blocked_since = monotonic()
+
+    def resume(self) -> None:
+        """The transport has room again."""
+        self.writable = True
+        self.pump()
+
+    def unblock(self, stream: Stream) -> None:
+        """A stream that has something pending may send now, as far as the connection allows."""
+        self.blocked[stream.id] = stream
+        self.pump()
+
+    def pump(self) -> None:
+        """Sends what waits, a frame per stream in turn, as far as the connection's window and the transport go."""
+        blocked = self.blocked
+        budget = PUMP_BYTES
+        while blocked and self.writable and self.send_window > 0 and budget > 0:
+            stream_id = next(iter(blocked))
+            stream = blocked.pop(stream_id)
+            sent = stream.send_pending(min(MAX_FRAME_SIZE, self.send_window))
+            budget -= sent
+            if sent and stream.pending is not None:
+                blocked[stream_id] = stream
+
+    # Streams.
+
+    def forget(self, stream: Stream) -> None:
+        """The stream is closed on both sides."""
+        if self.streams.pop(stream.id, None) is not None:
+            self.on_stream_gone()
+
+    def on_stream_gone(self) -> None:
+        """A stream has left `streams`."""
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Ends a stream from here with RST_STREAM; late frames of the peer for it are ignored."""
+        self.send(rst_stream(stream.id, code))
+        self._remember_reset(stream.id)
+        stream.drop()
+        self.forget(stream)
+
+    def was_reset(self, stream_id: int) -> bool:
+        """Whether a stream was reset from here lately, so that frames of the peer may still be on their way."""
+        return stream_id in self._reset_ids
+
+    def _remember_reset(self, stream_id: int) -> None:
+        if len(self._reset_ids) >= RECENTLY_RESET:
+            del self._reset_ids[next(iter(self._reset_ids))]
+        self._reset_ids[stream_id] = None
+
+    def _on_frame_without_stream(self, stream_id: int, kind: int) -> None:
+        if stream_id in self._reset_ids:
+            self.glitch(0.05, "frames on closed streams")
+        else:
+            self.on_unknown_stream(stream_id, kind)
+
+    def fault_stream(self, stream_id: int, fault: StreamFault) -> None:
+        """The peer broke a rule on one stream: RST_STREAM, and the stream's owner is told."""
+        self.context.counters.stream_faults += 1
+        log.debug("%s: stream %d: %s", self.peer, stream_id, fault)
+        self.glitch(1, "stream errors")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self.send(rst_stream(stream_id, fault.code))
+            self._remember_reset(stream_id)
+            return
+        self.reset(stream, fault.code)
+        stream.on_reset(fault.code, fault.reason)
+
+    # Ending.
+
+    def glitch(self, cost: float, what: str) -> None:
+        """Charges for something legal but pointless.
+
+        Raises:
+            ConnectionFault: ENHANCE_YOUR_CALM, the budget is spent.
+        """
+        now = monotonic()
+        refill = (now - self._glitch_time) * self.limits.glitch_refill_per_second
+        self._glitch_level = max(0.0, self._glitch_level - refill) + cost
+        self._glitch_time = now
+        if self._glitch_level > self.limits.glitch_budget:
+            self.context.counters.glitch_trips += 1
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}")
+
+    def fail(self, fault: ConnectionFault) -> None:
+        """Ends the connection for a fault of the peer."""
+        if not self.ended:
+            self.context.counters.connection_faults += 1
+            log.warning("%s: closing: %s", self.peer, fault)
+            self.end(fault.code, fault.reason)
+
+    def end(self, code: ErrorCode, reason: str) -> None:
+        """Ends the connection: GOAWAY, then nothing more is read; open streams are told."""
+        if not self.ended:
+            self.send(goaway(self.last_stream_id(), code, reason.encode()))
+            self.lost(reason)
+
+    def lost(self, reason: str) -> None:
+        """The connection is gone: open streams are told, whatever waits is dropped."""
+        if self.ended:
+            return
+        self.ended = True
+        if not self.out:
+            self.context.unflushed.append(self)
+        self.blocked.clear()
+        self._tail = b""
+        streams = list(self.streams.values())
+        self.streams.clear()
+        for stream in streams:
+            stream.drop()
+            stream.on_reset(ErrorCode.CANCEL, reason)
+
+    def tick(self, now: float) -> None:
+        """Called about twice a second: whatever has a deadline is looked at."""
+        limits = self.limits
+        if not self.got_settings and now - self._opened > limits.preface_timeout:
+            self._time_out("no HTTP/2 preface in time")
+        elif self._settings_since and now - self._settings_since > limits.settings_timeout:
+            self._time_out("SETTINGS not acknowledged in time", ErrorCode.SETTINGS_TIMEOUT)
+        elif self._block is not None and now - self._block_since > limits.header_timeout:
+            self._time_out("header block not complete in time")
+        elif not self.writable and now - self.blocked_since > limits.blocked_write_timeout:
+            self._time_out("does not read what it asked for")
+
+    def _time_out(self, reason: str, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
+        self.context.counters.timeouts += 1
+        log.info("%s: closing: %s", self.peer, reason)
+        self.end(code, reason)
+
+    # Frames.
+
+    @property
+    def assembling(self) -> bool:
+        """Whether a header block has begun and not ended, so that nothing but its CONTINUATION may come."""
+        return self._block is not None
+
+    def on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        """Any frame that a frame loop did not handle itself.
+
+        Raises:
+            ConnectionFault: the peer broke the protocol.
+        """
+        if self._block is not None and (kind != CONTINUATION or stream_id != self._block_stream):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame inside a header block")
+        if not self.got_settings and (kind != SETTINGS or flags & ACK):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        if kind == DATA:
+            self._on_data(flags, stream_id, payload)
+        elif kind == HEADERS:
+            self._on_headers_frame(flags, stream_id, payload)
+        elif kind == WINDOW_UPDATE:
+            self._on_window_update(stream_id, payload)
+        elif kind == PING:
+            self._on_ping(flags, stream_id, payload)
+        elif kind == RST_STREAM:
+            self._on_rst_stream(stream_id, payload)
+        elif kind == SETTINGS:
+            self._on_settings(flags, stream_id, payload)
+        elif kind == CONTINUATION:
+            self._on_continuation(flags, stream_id, payload)
+        elif kind == GOAWAY:
+            self._on_goaway_frame(stream_id, payload)
+        elif kind == PRIORITY:
+            self._on_priority(stream_id, payload)
+        elif kind == PUSH_PROMISE:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE")
+        else:
+            self.glitch(1, "frames of unknown type")
+
+    def received(self, size: int) -> None:
+        """Accounts for `size` bytes of DATA on the connection and gives them back in time.
+
+        Raises:
+            ConnectionFault: FLOW_CONTROL_ERROR, more than was granted.
+        """
+        window = self.recv_window - size
+        if window < 0:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection window")
+        if window < self.recv_limit >> 1:
+            self.send(window_update(0, self.recv_limit - window))
+            window = self.recv_limit
+        self.recv_window = window
+
+    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        size = len(payload)
+        if stream_id == 0:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
+        if flags & PADDED:
+            payload = unpad(payload)
+        self.received(size)
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._on_frame_without_stream(stream_id, DATA)
+            return
+        if not stream.remote_open:
+            self.fault_stream(stream_id, StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM"))
+            return
+        end = bool(flags & END_STREAM)
+        if len(payload) < 256 and not end:
+            self.glitch(1 if not payload else (256 - len(payload)) / 1024, "small DATA frames")
+        if stream.received(size):
+            stream.consumed(size - len(payload))
+            stream.on_data(payload, end)
+        else:
+            self.fault_stream(stream_id, StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the window"))
+
+    def _on_headers_frame(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id == 0:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
+        if flags & PADDED:
+            payload = unpad(payload)
+        if flags & PRIORITY_FLAG:
+            if len(payload) < 5:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS shorter than its priority")
+            depends_on_itself = unpack_u32(payload)[0] & MAX_WINDOW == stream_id
+            payload = payload[5:]
+        else:
+            depends_on_itself = False
+        end = bool(flags & END_STREAM)
+        if flags & END_HEADERS:
+            self.on_headers(stream_id, payload, end=end)
+        else:
+            self._block = bytearray(payload)
+            self._block_stream = stream_id
+            self._block_end = end
+            self._block_frames = 0
+            self._block_since = monotonic()
+        if depends_on_itself:
+            self.fault_stream(stream_id, StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself"))
+
+    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        block = self._block
+        if block is None:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+        self._block_frames += 1
+        too_long = len(block) + len(payload) > self.limits.max_header_block_bytes
+        if too_long or self._block_frames > self.limits.max_continuations:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large")
+        block += payload
+        if flags & END_HEADERS:
+            self._block = None
+            self.on_headers(stream_id, bytes(block), end=self._block_end)
+
+    def _on_window_update(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes")
+        increment = unpack_u32(payload)[0] & MAX_WINDOW
+        if stream_id == 0:
+            if increment == 0:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+            self.send_window += increment
+            if self.send_window > MAX_WINDOW:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window above 2^31-1")
+            if self.blocked:
+                self.pump()
+            elif increment < 64:
+                self.glitch(0.1, "small WINDOW_UPDATEs")
+            return
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._on_frame_without_stream(stream_id, WINDOW_UPDATE)
+            return
+        stream.credit += increment
+        if increment == 0:
+            self.fault_stream(stream_id, StreamFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0"))
+        elif self.peer_initial_window + stream.credit > MAX_WINDOW:
+            self.fault_stream(stream_id, StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "stream window above 2^31-1"))
+        elif stream.pending is not None:
+            self.unblock(stream)
+        elif increment < 64:
+            self.glitch(0.1, "small WINDOW_UPDATEs")
+
+    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING is not 8 bytes")
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
+        if flags & ACK:
+            self.on_ping_acknowledged(payload)
+            return
+        self.on_ping()
+        self.send(ping(payload, ack=True))
+
+    def _on_rst_stream(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes")
+        if stream_id == 0:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on stream 0")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._on_frame_without_stream(stream_id, RST_STREAM)
+            return
+        stream.drop()
+        self.forget(stream)
+        stream.on_reset(unpack_u32(payload)[0], "")
+        self.on_stream_reset(stream)
+
+    def on_stream_reset(self, stream: Stream) -> None:
+        """The peer has reset a stream; raises ConnectionFault where that is one too many."""
+
+    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if flags & ACK:
+            if payload:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
+            if self._settings_due:
+                self._settings_due -= 1
+                self._settings_since = monotonic() if self._settings_due else 0.0
+                self.on_settings_acknowledged()
+            return
+        values = parse_settings(payload)
+        if len(values) > MAX_SETTINGS:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many settings in one frame")
+        if self.got_settings:
+            self.glitch(2, "SETTINGS frames")
+        self.got_settings = True
+        before = self.peer_initial_window
+        for name, value in values:
+            if name == SETTINGS_INITIAL_WINDOW_SIZE:
+                self.peer_initial_window = value
+            elif name == SETTINGS_MAX_CONCURRENT_STREAMS:
+                self.peer_max_streams = value
+        self.send(SETTINGS_ACK)
+        self.on_settings()
+        if self.peer_initial_window > before:
+            for stream in [s for s in self.streams.values() if s.pending is not None]:
+                self.unblock(stream)
+
+    def on_settings(self) -> None:
+        """The peer's settings have changed."""
+
+    def _on_goaway_frame(self, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY shorter than 8 bytes")
+        self.on_goaway(unpack_u32(payload)[0] & MAX_WINDOW, unpack_u32(payload, 4)[0], payload[8:])
+
+    def _on_priority(self, stream_id: int, payload: bytes) -> None:
+        if stream_id == 0:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        if len(payload) != 5:
+            self.fault_stream(stream_id, StreamFault(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY is not 5 bytes"))
+        elif unpack_u32(payload)[0] & MAX_WINDOW == stream_id:
+            self.fault_stream(stream_id, StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself"))
+        else:
+            self.glitch(0.1, "PRIORITY frames")

@@ -1,0 +1,77 @@
+"""What all connections of a process share: limits, the bytes waiting to be written, the memory budget, counters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from esp.core.wire.limits import Limits
+
+
+class Flushable(Protocol):
+    """A connection whose output waits to be written."""
+
+    def flush(self) -> None:
+        """Hand what waits to the transport."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the wire counts; each limit that trips has its own number."""
+
+    connections_accepted: int = 0
+    connections_open: int = 0
+    connections_refused: int = 0
+    streams_opened: int = 0
+    streams_refused: int = 0
+    connection_faults: int = 0
+    stream_faults: int = 0
+    glitch_trips: int = 0
+    buffer_trips: int = 0
+    output_trips: int = 0
+    timeouts: int = 0
+
+
+class BufferBudget:
+    """Bytes held for peers that are slow or for messages that are not whole yet, over all connections."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def take(self, size: int) -> bool:
+        """Accounts for `size` more bytes; False, and nothing accounted, when that would pass the limit."""
+        if self.used + size > self.limit:
+            return False
+        self.used += size
+        return True
+
+    def give(self, size: int) -> None:
+        """Returns `size` bytes."""
+        self.used -= size
+
+
+@dataclass(slots=True)
+class WireContext:
+    """Shared by every connection of a process.
+
+    Attributes:
+        unflushed: connections with output, in the order they got it; whoever lets a connection take bytes flushes them
+            all afterwards, so that many requests leave in one write.
+    """
+
+    limits: Limits
+    unflushed: list[Flushable] = field(default_factory=list)
+    counters: Counters = field(default_factory=Counters)
+    buffers: BufferBudget = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.buffers = BufferBudget(self.limits.max_buffered_bytes)
+
+    def flush(self) -> None:
+        """Writes what every connection has waiting."""
+        unflushed = self.unflushed
+        while unflushed:
+            unflushed.pop().flush()

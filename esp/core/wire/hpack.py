@@ -1,0 +1,132 @@
+"""Header blocks: the `hpack` library behind a memo, and an encoder that keeps no state (RFC 7541).
+
+Both of esp's decoders grant the peer a dynamic table of 0 bytes. Once the peer has taken that over, a header block means
+the same whatever came before it, so equal bytes are equal headers and one dictionary look-up replaces the decoding. Until
+then, and for every block not seen before, the library decodes; it is never skipped, since that would desync its table.
+esp's own blocks use the static table and literals without indexing only: no client can influence the bytes another sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
+
+from hpack import HPACKError, OversizedHeaderListError
+from hpack.hpack import Decoder, encode_integer
+from hpack.table import HeaderTable
+
+from esp.core.wire.frames import ConnectionFault, ErrorCode
+
+Fields = list[tuple[bytes, bytes]]
+
+_STATIC: Final = {field: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
+_STATIC_NAMES: Final = {field[0]: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
+_SENSITIVE: Final = frozenset((b"token", b"authorization", b"cookie"))
+"""Never indexed on the way, so that no hop between here and the peer may put them into a table."""
+
+MEMO_ENTRIES: Final = 256
+MEMO_BLOCK_BYTES: Final = 1024
+
+
+def encode_field(name: bytes, value: bytes) -> bytes:
+    """One field as a static index or a literal without indexing."""
+    index = _STATIC.get((name, value))
+    if index is not None and name not in _SENSITIVE:
+        encoded = encode_integer(index, 7)
+        encoded[0] |= 0x80
+        return bytes(encoded)
+    kind = 0x10 if name in _SENSITIVE else 0x00
+    index = _STATIC_NAMES.get(name)
+    if index is None:
+        head = bytes((kind,)) + bytes(encode_integer(len(name), 7)) + name
+    else:
+        encoded = encode_integer(index, 4)
+        encoded[0] |= kind
+        head = bytes(encoded)
+    return head + bytes(encode_integer(len(value), 7)) + value
+
+
+def encode(fields: Fields) -> bytes:
+    """A header block for `fields`, in order."""
+    return b"".join(encode_field(name, value) for name, value in fields)
+
+
+Head = TypeVar("Head")
+
+
+class HeaderDecoder(Generic[Head]):
+    """One connection's decoder: blocks in, whatever `build` makes of their fields out.
+
+    Attributes:
+        memo: blocks seen since the peer's table went to 0 bytes; looked up directly by the connections' frame loops.
+    """
+
+    __slots__ = ("_acknowledged", "_build", "_decoder", "_max_fields", "memo")
+
+    def __init__(self, build: Callable[[Fields], Head], max_list_bytes: int, max_fields: int) -> None:
+        self._build = build
+        self._decoder = Decoder(max_header_list_size=max_list_bytes)
+        self._max_fields = max_fields
+        self._acknowledged = False
+        self.memo: dict[bytes, Head] = {}
+
+    @property
+    def stateless(self) -> bool:
+        """Whether the peer's table is at 0 bytes, so that a block's meaning is in its bytes alone."""
+        return self._decoder.header_table_size == 0
+
+    def settings_acknowledged(self) -> None:
+        """The peer has taken over SETTINGS_HEADER_TABLE_SIZE 0: from here on it may not ask for more.
+
+        One that goes on with the table it had is borne with: it costs the peer the memo, and nothing else.
+        """
+        self._acknowledged = True
+
+    def fields(self, block: bytes) -> Fields:
+        """The fields of `block`, the table updated.
+
+        Raises:
+            ConnectionFault: the block is not HPACK, or larger than allowed; the table is unusable from here on.
+        """
+        if self._acknowledged:
+            _check_size_updates(block)
+        try:
+            fields = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
+        except OversizedHeaderListError:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header list too large") from None
+        except (HPACKError, IndexError, ValueError) as error:
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
+        if len(fields) > self._max_fields:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many header fields")
+        return fields
+
+    def decode(self, block: bytes) -> Head:
+        """What `build` makes of `block`; remembered when the block stands for itself.
+
+        Raises:
+            ConnectionFault: as `fields`.
+            StreamFault: `build` refuses the fields.
+        """
+        known = self.memo.get(block)
+        if known is not None:
+            return known
+        was_stateless = self.stateless
+        head = self._build(self.fields(block))
+        if was_stateless and len(block) <= MEMO_BLOCK_BYTES:
+            self.remember(block, head)
+        return head
+
+    def remember(self, block: bytes, head: Head) -> None:
+        """Puts `head` into the memo, which starts anew when it is full."""
+        if len(self.memo) >= MEMO_ENTRIES:
+            self.memo.clear()
+        self.memo[block] = head
+
+
+def _check_size_updates(block: bytes) -> None:
+    """Refuses a block that begins with a dynamic table size update above 0 (RFC 7541, section 6.3)."""
+    for byte in block:
+        if byte & 0xE0 != 0x20:
+            return
+        if byte != 0x20:
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "header block: table size update above what was granted")

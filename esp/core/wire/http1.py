@@ -1,0 +1,86 @@
+"""HTTP/1.1 on the same port: small pages for probes and people, through the h11 library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import h11
+
+MAX_BODY_BYTES = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An HTTP answer, whole."""
+
+    status: int
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[str, str], ...] = field(default=())
+
+
+FindPage = Callable[[str, str], Page]
+"""`(method, target) -> Page`."""
+
+
+class Http1Connection:
+    """One HTTP/1.1 connection, sans-I/O: bytes in, bytes out."""
+
+    __slots__ = ("_body", "_connection", "_find", "_request", "ended")
+
+    def __init__(self, find: FindPage) -> None:
+        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
+        self._find = find
+        self._request: h11.Request | None = None
+        self._body = 0
+        self.ended = False
+
+    def receive(self, data: bytes) -> bytes:
+        """Takes bytes from the client; the bytes to answer with. After that `ended` tells whether to close."""
+        out = bytearray()
+        try:
+            self._connection.receive_data(data)
+            self._run(out)
+        except h11.RemoteProtocolError as error:
+            self._refuse(out, error.error_status_hint or 400, str(error))
+        return bytes(out)
+
+    def _run(self, out: bytearray) -> None:
+        connection = self._connection
+        while not self.ended:
+            event = connection.next_event()
+            if isinstance(event, h11.Request):
+                self._request = event
+                self._body = 0
+                if connection.they_are_waiting_for_100_continue:
+                    out += connection.send(h11.InformationalResponse(status_code=100, headers=[]))
+            elif isinstance(event, h11.Data):
+                self._body += len(event.data)
+                if self._body > MAX_BODY_BYTES:
+                    self._refuse(out, 413, "request body too large")
+            elif isinstance(event, h11.EndOfMessage):
+                assert self._request is not None
+                target = self._request.target.decode("ascii", "replace")
+                self._answer(out, self._find(self._request.method.decode("ascii", "replace"), target))
+                if connection.our_state is h11.MUST_CLOSE or connection.their_state is h11.MUST_CLOSE:
+                    self.ended = True
+                else:
+                    connection.start_next_cycle()
+            elif isinstance(event, h11.ConnectionClosed) or event is h11.PAUSED:
+                self.ended = True
+            else:
+                return
+
+    def _refuse(self, out: bytearray, status: int, text: str) -> None:
+        if self._connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._answer(out, Page(status, f"{text}\n".encode(), headers=(("Connection", "close"),)))
+        self.ended = True
+
+    def _answer(self, out: bytearray, page: Page) -> None:
+        headers = [("Content-Type", page.content_type), ("Content-Length", str(len(page.body))), *page.headers]
+        out += self._connection.send(h11.Response(status_code=page.status, headers=headers))
+        is_head = self._request is not None and self._request.method == b"HEAD"
+        if page.body and not is_head:
+            out += self._connection.send(h11.Data(data=page.body))
+        out += self._connection.send(h11.EndOfMessage())

@@ -1,0 +1,242 @@
+"""The head of a request: validated, classified, and ready to be sent on (RFC 9113, section 8; gRPC over HTTP/2)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from hpack import Decoder, HPACKError
+from hpack.huffman import HuffmanEncoder
+from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
+from hpack.huffman_table import decode_huffman
+
+from esp.core.wire.frames import ErrorCode, StreamFault
+from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_ENTRIES, Fields, HeaderDecoder, encode
+
+_NAME: Final = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
+_BAD_VALUE: Final = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$")
+_PSEUDO: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
+_HOP_BY_HOP: Final = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
+_NOT_SENT_ON: Final = frozenset(
+    (b"te", b"content-type", b"content-length", b"host", b"grpc-timeout", b"grpc-accept-encoding")
+)
+"""Ours to say to the next hop, or (accept-encoding) not wanted there: answers come back uncompressed."""
+
+NO_LENGTH: Final = -1
+
+
+class RequestHead:
+    """What the header block of a request says.
+
+    Attributes:
+        method: the HTTP method.
+        path: `/package.Service/Method` of a gRPC call, any path otherwise.
+        fields: the regular fields, in order.
+        is_grpc: whether it is a POST of `application/grpc`.
+        encoding: the `grpc-encoding` of its messages.
+        content_length: bytes of body promised, or NO_LENGTH.
+        forward: the block for the next hop from `:path` on, without time-out, `grpc-encoding` and pseudo-fields that
+            belong to the hop; whoever sends it puts those in front and behind.
+        handler: what the server's router found for it.
+    """
+
+    __slots__ = ("content_length", "encoding", "fields", "forward", "handler", "is_grpc", "method", "path")
+
+    def __init__(self, method: bytes, path: bytes, fields: Fields, content_length: int) -> None:
+        self.method = method
+        self.path = path
+        self.fields = fields
+        self.content_length = content_length
+        self.is_grpc = method == b"POST" and _is_grpc(self.field(b"content-type"))
+        self.encoding = self.field(b"grpc-encoding") or b"identity"
+        self.forward = b""
+        self.handler: Any = None
+
+    def field(self, name: bytes) -> bytes:
+        """The first value of field `name`, or b""."""
+        for candidate, value in self.fields:
+            if candidate == name:
+                return value
+        return b""
+
+    def encode_forward(self, *, dropping: frozenset[bytes] = frozenset()) -> bytes:
+        """The block to send on: path, gRPC's own fields, then the client's metadata in its order."""
+        kept = [f for f in self.fields if f[0] not in _NOT_SENT_ON and f[0] not in dropping]
+        own = [(b":path", self.path), (b"content-type", b"application/grpc"), (b"te", b"trailers")]
+        return encode(own + kept)
+
+
+def _is_grpc(content_type: bytes) -> bool:
+    return content_type == b"application/grpc" or content_type.startswith((b"application/grpc+", b"application/grpc;"))
+
+
+def check_fields(fields: Fields, *, trailers: bool = False) -> None:
+    """Refuses what would mean something else to the next hop (RFC 9113, sections 8.2 and 8.3).
+
+    Raises:
+        StreamFault: PROTOCOL_ERROR.
+    """
+    regular = trailers
+    for name, value in fields:
+        if not _NAME.fullmatch(name):
+            raise _malformed("a field name that is no lower-case token")
+        if value and _BAD_VALUE.search(value):
+            raise _malformed("a field value with NUL, CR, LF or outer white space")
+        if name[0] == 0x3A:
+            if regular:
+                raise _malformed("a pseudo-field after a regular one or in trailers")
+        else:
+            regular = True
+            if name in _HOP_BY_HOP:
+                raise _malformed("a connection-specific field")
+            if name == b"te" and value != b"trailers":
+                raise _malformed("te other than trailers")
+
+
+def _malformed(what: str) -> StreamFault:
+    return StreamFault(ErrorCode.PROTOCOL_ERROR, what)
+
+
+def parse_request(fields: Fields) -> RequestHead:
+    """The head that `fields` make.
+
+    Raises:
+        StreamFault: PROTOCOL_ERROR, the request is malformed.
+    """
+    check_fields(fields)
+    pseudo: dict[bytes, bytes] = {}
+    regular: Fields = []
+    for name, value in fields:
+        if name[0] != 0x3A:
+            regular.append((name, value))
+        elif name not in _PSEUDO or name in pseudo:
+            raise _malformed("an unknown or repeated pseudo-field")
+        else:
+            pseudo[name] = value
+    method = pseudo.get(b":method", b"")
+    path = pseudo.get(b":path", b"")
+    if not method or b":scheme" not in pseudo or not path:
+        raise _malformed("a request without :method, :scheme or :path")
+    if path[0] != 0x2F and not (path == b"*" and method == b"OPTIONS"):
+        raise _malformed("a :path that does not begin with a slash")
+    authorities = {value for name, value in regular if name == b"host"}
+    if b":authority" in pseudo:
+        authorities.add(pseudo[b":authority"])
+    if len(authorities) > 1:
+        raise _malformed("authorities that disagree")
+    return RequestHead(method, path, regular, _content_length(regular))
+
+
+def _content_length(fields: Fields) -> int:
+    values = [value for name, value in fields if name == b"content-length"]
+    if not values:
+        return NO_LENGTH
+    if len(values) > 1 or not values[0].isdigit() or len(values[0]) > 18:
+        raise _malformed("a content-length that is no number")
+    return int(values[0])
+
+
+_TIMEOUT_NAME: Final = b"grpc-timeout"
+_HUFFMAN_NAME: Final = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(_TIMEOUT_NAME)
+_TIMEOUT_MARKS: Final = (
+    b"\0" + bytes((0x80 | len(_HUFFMAN_NAME),)) + _HUFFMAN_NAME,
+    b"\0" + bytes((len(_TIMEOUT_NAME),)) + _TIMEOUT_NAME,
+)
+"""How a literal `grpc-timeout` field begins, name Huffman-coded or not."""
+
+
+def timeout_field(value: bytes) -> bytes:
+    """A `grpc-timeout` field for the next hop."""
+    return _TIMEOUT_MARKS[1] + bytes((len(value),)) + value
+
+
+Request = tuple[RequestHead, bytes]
+"""A head and its `grpc-timeout` value, b"" without one."""
+
+
+class RequestDecoder(HeaderDecoder[Request]):
+    """Header blocks to requests, with a second memo for clients whose `grpc-timeout` differs in every call.
+
+    A block that carries a deadline is cut at the time-out's value: what stands before and what stands behind are looked
+    up, the value alone is decoded. The cut is sound because decoding runs from left to right without state: a front
+    that was once proven to end where a `grpc-timeout` value begins does so in every block that starts with it.
+    """
+
+    __slots__ = ("_fronts",)
+
+    def __init__(self, build: Callable[[Fields], RequestHead], max_list_bytes: int, max_fields: int) -> None:
+        super().__init__(lambda fields: (build(fields), _timeout(fields)), max_list_bytes, max_fields)
+        self._fronts: dict[bytes, dict[bytes, RequestHead]] = {}
+
+    def decode(self, block: bytes) -> Request:
+        """The request of `block`.
+
+        Raises:
+            ConnectionFault: the block is not HPACK or too large.
+            StreamFault: the request is malformed.
+        """
+        cut = _cut_at_timeout(block) if self.stateless else None
+        if cut is None:
+            return super().decode(block)
+        front, value, tail = cut
+        tails = self._fronts.get(front)
+        head = None if tails is None else tails.get(tail)
+        if head is not None:
+            return head, value
+        request = self._build(self.fields(block))
+        if request[1] == value and _is_field_start(front):
+            self._remember_front(front, tail, request[0])
+        return request
+
+    def _remember_front(self, front: bytes, tail: bytes, head: RequestHead) -> None:
+        if len(front) + len(tail) > MEMO_BLOCK_BYTES:
+            return
+        if len(self._fronts) >= MEMO_ENTRIES:
+            self._fronts.clear()
+        tails = self._fronts.setdefault(front, {})
+        if len(tails) >= MEMO_ENTRIES:
+            tails.clear()
+        tails[tail] = head
+
+
+def _timeout(fields: Fields) -> bytes:
+    values = [value for name, value in fields if name == _TIMEOUT_NAME]
+    if len(values) > 1:
+        raise _malformed("more than one grpc-timeout")
+    return values[0] if values else b""
+
+
+def _cut_at_timeout(block: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """`block` up to the first time-out's value, that value decoded, and the rest; None where that cannot be told."""
+    for mark in _TIMEOUT_MARKS:
+        start = block.find(mark)
+        if start < 0:
+            continue
+        value_at = start + len(mark)
+        length = block[value_at] if value_at < len(block) else 0x7F
+        end = value_at + 1 + (length & 0x7F)
+        if length & 0x7F == 0x7F or end > len(block):
+            return None  # a length of several bytes is no time-out
+        value = block[value_at + 1 : end]
+        if length & 0x80:
+            try:
+                value = decode_huffman(value)
+            except HPACKError:
+                return None
+        return block[:value_at], value, block[end:]
+    return None
+
+
+def _is_field_start(front: bytes) -> bool:
+    """Whether `front` is whole fields and then the start of a time-out, not a value that happens to hold those bytes."""
+    probe = Decoder()
+    probe.header_table_size = 0
+    for mark in _TIMEOUT_MARKS:
+        if front.endswith(mark):
+            try:
+                probe.decode(front[: -len(mark)], raw=True)
+            except HPACKError:
+                return False
+            return True
+    return False

@@ -1,0 +1,107 @@
+"""The head or the trailers of a response (gRPC over HTTP/2, Responses)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from esp.core.wire.frames import ErrorCode, StreamFault
+from esp.core.wire.hpack import Fields, encode
+from esp.core.wire.message import decode_status_text, encode_status_text
+from esp.core.wire.status import Code, Status
+
+_HTTP_TO_CODE: Final = {
+    400: Code.INTERNAL,
+    401: Code.UNAUTHENTICATED,
+    403: Code.PERMISSION_DENIED,
+    404: Code.UNIMPLEMENTED,
+    429: Code.UNAVAILABLE,
+    502: Code.UNAVAILABLE,
+    503: Code.UNAVAILABLE,
+    504: Code.UNAVAILABLE,
+}
+"""What a response without `grpc-status` means (grpc/doc/http-grpc-status-mapping.md)."""
+
+_HOP_BY_HOP: Final = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"content-length")
+)
+
+MAX_STATUS_TEXT: Final = 4096
+"""Bytes of `grpc-message` sent to a client; some refuse header lists above 8 KiB."""
+
+
+class ResponseHead:
+    """A header block of a response: its first, or its trailers, or both in one (trailers-only).
+
+    Attributes:
+        http_status: `:status`, 0 in trailers.
+        status: the call's outcome where the block carries one, else None.
+        forward: the block to send on, encoded without state.
+        fields: the regular fields, in order.
+    """
+
+    __slots__ = ("fields", "forward", "http_status", "is_grpc", "status")
+
+    def __init__(self, http_status: int, fields: Fields) -> None:
+        self.http_status = http_status
+        self.fields = fields
+        self.status: Status | None = None
+        self.is_grpc = False
+        text = b""
+        for name, value in fields:
+            if name == b"grpc-status":
+                self.status = Status(int(value) if value.isdigit() and len(value) <= 4 else Code.UNKNOWN)
+            elif name == b"grpc-message":
+                text = value
+            elif name == b"content-type":
+                self.is_grpc = value.startswith(b"application/grpc")
+        if self.status is not None and text:
+            self.status = Status(self.status.code, decode_status_text(text))
+        kept = [(name, value[:MAX_STATUS_TEXT]) for name, value in fields if name not in _HOP_BY_HOP]
+        pseudo = [(b":status", b"%d" % http_status)] if http_status else []
+        self.forward = encode(pseudo + kept)
+
+    @property
+    def is_informational(self) -> bool:
+        """Whether it is a 1xx block, with the real one still to come."""
+        return 100 <= self.http_status < 200
+
+    def outcome(self) -> Status:
+        """The status of a call that ends with this block."""
+        if self.status is not None:
+            return self.status
+        if self.http_status in (0, 200):
+            return Status(Code.UNKNOWN, "the server ended the call without a grpc-status")
+        code = _HTTP_TO_CODE.get(self.http_status, Code.UNKNOWN)
+        return Status(code, f"unexpected HTTP status code received from server: {self.http_status}")
+
+
+def parse_response(fields: Fields) -> ResponseHead:
+    """The head that `fields` make.
+
+    Raises:
+        StreamFault: PROTOCOL_ERROR, the response is malformed.
+    """
+    http_status = 0
+    regular: Fields = []
+    for name, value in fields:
+        if name == b":status" and not http_status and not regular and value.isdigit() and len(value) == 3:
+            http_status = int(value)
+        elif name[:1] == b":" or not name:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a pseudo-field that a response cannot have")
+        else:
+            regular.append((name, value))
+    return ResponseHead(http_status, regular)
+
+
+RESPONSE_BLOCK: Final = encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
+"""The head of every response esp makes itself."""
+
+
+def trailers_block(status: Status, extra: Fields | None = None, *, with_head: bool) -> bytes:
+    """Trailers for `status`, as the only block of the response where nothing was sent before."""
+    fields: Fields = [(b"grpc-status", b"%d" % status.code)]
+    if status.message:
+        fields.append((b"grpc-message", encode_status_text(status.message)[:MAX_STATUS_TEXT]))
+    if extra:
+        fields += extra
+    return (RESPONSE_BLOCK if with_head else b"") + encode(fields)

@@ -1,0 +1,549 @@
+"""The server's end of an HTTP/2 connection: requests in, responses out (RFC 9113; gRPC over HTTP/2)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+from esp.core.wire.connection import Connection
+from esp.core.wire.context import WireContext
+from esp.core.wire.frames import (
+    DATA,
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    HEADER_SIZE,
+    HEADERS,
+    MAX_FRAME_SIZE,
+    MAX_STREAM_ID,
+    MAX_WINDOW,
+    PREFACE,
+    SETTINGS_HEADER_TABLE_SIZE,
+    SETTINGS_INITIAL_WINDOW_SIZE,
+    SETTINGS_MAX_CONCURRENT_STREAMS,
+    SETTINGS_MAX_HEADER_LIST_SIZE,
+    ConnectionFault,
+    ErrorCode,
+    StreamFault,
+    goaway,
+    ping,
+    rst_stream,
+    unpack_header,
+    unpack_u32,
+    window_update,
+)
+from esp.core.wire.hpack import Fields
+from esp.core.wire.message import PREFIX_SIZE, MessageReader, format_timeout, parse_timeout, prefix
+from esp.core.wire.request import NO_LENGTH, Request, RequestDecoder, RequestHead, check_fields, parse_request
+from esp.core.wire.response import RESPONSE_BLOCK, trailers_block
+from esp.core.wire.status import OK, Code, RpcError, Status
+from esp.core.wire.stream import Stream
+
+log = logging.getLogger("esp.wire")
+
+DRAIN_PING: Final = bytes.fromhex("0106010800030309")
+DRAIN_PING_SECONDS: Final = 5.0
+PING_SECONDS: Final = 5.0
+PING_SECONDS_IDLE: Final = 7200.0
+PING_STRIKES: Final = 2
+DEADLINE_EXCEEDED: Final = Status(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
+DEADLINE_SLACK: Final = 0.05
+"""Seconds past its deadline after which a call is ended here; the client and the server upstream end it first."""
+
+
+class Sink:
+    """Whoever serves a call: told what happens on the client's side of it."""
+
+    __slots__ = ()
+
+    def request_data(self, payload: bytes, end: bool) -> None:
+        """DATA of a streaming request, as it came; say `stream.consumed` when done with it."""
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client is gone, or the call was ended by the server's end of the wire."""
+
+    def drained(self, size: int) -> None:
+        """`size` bytes of the response that had to wait have been sent."""
+
+
+class Handler:
+    """What a server does with the calls to one path.
+
+    Attributes:
+        streaming: request messages are passed on as they come, instead of as one whole message.
+        is_page: not gRPC: the body is ignored and the answer made when it has ended.
+        idempotent: sending the call twice does no harm, so one whose fate is unknown may be sent again.
+    """
+
+    streaming: bool = False
+    is_page: bool = False
+    idempotent: bool = False
+
+    def on_open(self, stream: ServerStream) -> None:
+        """A streaming call begins: put a `Sink` into `stream.sink`."""
+        raise NotImplementedError
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """A call's one request message, with its prefix, not compressed."""
+        raise NotImplementedError
+
+
+class ServerStream(Stream):
+    """One call as the server sees it.
+
+    Attributes:
+        head: the request's head.
+        timeout: its `grpc-timeout` as it came, b"" without one.
+        deadline: the `monotonic` time at which it ends, 0.0 without one.
+        sink: who serves it, once that is known.
+        responded: whether the response has begun.
+        fresh: nothing of the request's one message has come yet.
+        retried: it was sent upstream a second time.
+    """
+
+    connection: ServerConnection
+
+    __slots__ = (
+        "_body_size",
+        "_message",
+        "_reader",
+        "_reserved",
+        "deadline",
+        "fresh",
+        "head",
+        "responded",
+        "retried",
+        "sink",
+        "timeout",
+    )
+
+    def __init__(self, connection: ServerConnection, stream_id: int, head: RequestHead, timeout: bytes) -> None:
+        # Spelled out instead of super().__init__(): this runs once per request.
+        self.connection = connection
+        self.id = stream_id
+        self.credit = 0
+        self.recv_window = connection.recv_initial
+        self.recv_owed = 0
+        self.local_open = True
+        self.remote_open = True
+        self.pending = None
+        self.head = head
+        self.timeout = timeout
+        self.deadline = 0.0
+        self.sink: Sink | None = None
+        self.responded = False
+        self.retried = False
+        handler = head.handler
+        self.fresh = not handler.streaming and not handler.is_page
+        self._body_size = 0
+        self._reader: MessageReader | None = None
+        self._message: bytes | None = None
+        self._reserved = 0
+
+    # For whoever serves the call.
+
+    @property
+    def peer(self) -> str:
+        """Who calls."""
+        return self.connection.peer
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, not below 0; None without one."""
+        return max(0.0, self.deadline - monotonic()) if self.deadline else None
+
+    def remaining_timeout(self) -> bytes:
+        """The time left as a `grpc-timeout` value; b"" without a deadline."""
+        remaining = self.remaining()
+        return b"" if remaining is None else format_timeout(remaining)
+
+    def respond(self, message: bytes) -> None:
+        """The whole answer of a unary call: one message (without prefix) and status OK."""
+        self.start()
+        self.send_data(prefix(message), False)
+        self.finish(OK)
+
+    def start(self) -> None:
+        """Sends the response's head, unless it was sent."""
+        if not self.responded:
+            self.responded = True
+            self.send_headers(RESPONSE_BLOCK, False)
+
+    def finish(self, status: Status, extra: Fields | None = None) -> None:
+        """Ends the call. This is the one place where a status becomes trailers."""
+        if self.local_open and self.connection.streams.get(self.id) is self:
+            block = trailers_block(status, extra, with_head=not self.responded)
+            self.responded = True
+            self.send_headers(block, True)
+
+    # Events.
+
+    def on_local_end(self) -> None:
+        """The answer is complete. A client that still sends is told that nobody listens."""
+        if self.remote_open:
+            self.connection.reset(self, ErrorCode.NO_ERROR)
+        else:
+            self.connection.forget(self)
+
+    def on_data(self, payload: bytes, end: bool) -> None:
+        """DATA that is not the plain case of one whole message in one frame."""
+        self.fresh = False
+        self._body_size += len(payload)
+        expected = self.head.content_length
+        if expected != NO_LENGTH and (self._body_size > expected or (end and self._body_size != expected)):
+            fault = StreamFault(ErrorCode.PROTOCOL_ERROR, "DATA does not match content-length")
+            self.connection.fault_stream(self.id, fault)
+            return
+        if end:
+            self.remote_open = False
+        if self.sink is not None:
+            self.sink.request_data(payload, end)
+        elif not self.local_open:
+            self.consumed(len(payload))
+        else:
+            self._collect(payload, end)
+
+    def _collect(self, payload: bytes, end: bool) -> None:
+        handler: Handler = self.head.handler
+        self.consumed(len(payload))
+        if handler.is_page:
+            if end:
+                handler.on_message(self, b"")
+            return
+        try:
+            self._read(payload)
+            if end and self._message is None:
+                raise Status(Code.INTERNAL, "the request ended without a whole message").error()
+        except RpcError as error:
+            self.finish(error.status)
+            return
+        if end and self._message is not None:
+            message, self._message = self._message, None
+            handler.on_message(self, prefix(message))
+            self._release()
+
+    def _read(self, payload: bytes) -> None:
+        reader = self._reader
+        if reader is None:
+            reader = self._reader = MessageReader(self.connection.limits.max_message_bytes, self.head.encoding)
+        for message in reader.feed(payload):
+            if self._message is not None:
+                raise Status(Code.INTERNAL, "more than one message in a unary request").error()
+            self._message = message
+        if reader.wanted > self.recv_window and not self._reserved:
+            # The client cannot send the rest unless it is granted more than the usual window.
+            if not self.connection.context.buffers.take(reader.wanted):
+                self.connection.context.counters.buffer_trips += 1
+                raise Status(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests").error()
+            self._reserved = reader.wanted
+            self.widen(reader.wanted - self.recv_window)
+
+    def _release(self) -> None:
+        if self._reserved:
+            self.connection.context.buffers.give(self._reserved)
+            self._reserved = 0
+
+    def on_reset(self, code: int, reason: str) -> None:
+        """The client, or the connection, is gone."""
+        self.local_open = False
+        self._release()
+        if self.sink is not None:
+            self.sink.cancelled(code, reason)
+
+    def on_drained(self, size: int) -> None:
+        """Bytes that waited were sent: whoever produced them may go on."""
+        if self.sink is not None:
+            self.sink.drained(size)
+
+
+class ServerConnection(Connection):
+    """The server's end of one connection.
+
+    Attributes:
+        recv_initial: the window each stream of the client begins with.
+    """
+
+    streams: dict[int, ServerStream]  # type: ignore[assignment]
+
+    __slots__ = (
+        "_accepting",
+        "_decoder",
+        "_drain_started",
+        "_drain_status",
+        "_find",
+        "_idle_since",
+        "_last_ping",
+        "_last_stream",
+        "_preface",
+        "_shrunk",
+        "_strikes",
+        "recv_initial",
+    )
+
+    def __init__(self, context: WireContext, peer: str, find: Callable[[RequestHead], Handler]) -> None:
+        """`find` names the handler of a request; it is asked once per distinct head."""
+        limits = context.limits
+        super().__init__(context, peer, limits.connection_window_bytes)
+        self.recv_initial = limits.stream_window_bytes
+        self._find = find
+        self._decoder = RequestDecoder(self._head, limits.max_header_list_bytes, limits.max_header_fields)
+        self._preface = PREFACE
+        self._shrunk = False
+        self._last_stream = 0
+        self._accepting = True
+        self._drain_started = 0.0
+        self._drain_status = OK
+        self._last_ping = 0.0
+        self._strikes = 0
+        self._idle_since = monotonic()
+        values = {
+            SETTINGS_MAX_CONCURRENT_STREAMS: limits.max_concurrent_streams,
+            SETTINGS_MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
+        }
+        if self.recv_initial != DEFAULT_WINDOW:
+            values[SETTINGS_INITIAL_WINDOW_SIZE] = self.recv_initial
+        self.send_settings(values)
+        if self.recv_limit > DEFAULT_WINDOW:
+            self.send(window_update(0, self.recv_limit - DEFAULT_WINDOW))
+
+    def _head(self, fields: Fields) -> RequestHead:
+        head = parse_request(fields)
+        head.handler = self._find(head)
+        return head
+
+    def receive(self, data: bytes) -> None:
+        """Takes bytes from the client."""
+        if self.ended:
+            return
+        if self._tail:
+            data = self._tail + data
+        position = 0
+        size = len(data)
+        try:
+            if self._preface:
+                position = self._read_preface(data)
+            streams = self.streams
+            known = self._decoder.memo
+            while size - position >= HEADER_SIZE:
+                word, flags, stream_id = unpack_header(data, position)
+                start = position + HEADER_SIZE
+                length = word >> 8
+                end = start + length
+                if length > MAX_FRAME_SIZE:
+                    raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a frame above 16384 bytes")
+                if end > size:
+                    break
+                position = end
+                kind = word & 0xFF
+                if self._block is None:
+                    if kind == DATA and flags == END_STREAM:
+                        # One whole message in one frame, the shape of nearly every request.
+                        stream = streams.get(stream_id)
+                        if (
+                            stream is not None
+                            and stream.fresh
+                            and length >= PREFIX_SIZE
+                            and not data[start]
+                            and unpack_u32(data, start + 1)[0] == length - PREFIX_SIZE
+                            and stream.head.content_length in (NO_LENGTH, length)
+                        ):
+                            self.received(length)
+                            stream.fresh = stream.remote_open = False
+                            stream.head.handler.on_message(stream, data[start:end])
+                            continue
+                    elif kind == HEADERS and flags == END_HEADERS:
+                        request = known.get(data[start:end])
+                        if request is not None and self._may_open(stream_id):
+                            self._open(stream_id, request, end=False)
+                            continue
+                self.on_frame(kind, flags, stream_id & MAX_WINDOW, data[start:end])
+                if self.ended:
+                    return
+        except ConnectionFault as fault:
+            self.fail(fault)
+            return
+        self._tail = data[position:] if position < size else b""
+
+    def _read_preface(self, data: bytes) -> int:
+        wanted = self._preface
+        got = data[: len(wanted)]
+        if not wanted.startswith(got):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "not the HTTP/2 preface")
+        self._preface = wanted[len(got) :]
+        return len(got)
+
+    def _may_open(self, stream_id: int) -> bool:
+        """Whether a stream of this id is new, and there is room for it."""
+        return (
+            self._last_stream < stream_id <= MAX_STREAM_ID
+            and stream_id & 1 == 1
+            and self._accepting
+            and len(self.streams) < self.limits.max_concurrent_streams
+        )
+
+    def _open(self, stream_id: int, request: Request, *, end: bool) -> None:
+        head, timeout = request
+        self._last_stream = stream_id
+        stream = self.streams[stream_id] = ServerStream(self, stream_id, head, timeout)
+        if timeout:
+            seconds = parse_timeout(timeout)
+            if not seconds:
+                stream.remote_open = not end
+                if seconds is None:
+                    stream.finish(Status(Code.INTERNAL, "malformed grpc-timeout"))
+                else:
+                    stream.finish(DEADLINE_EXCEEDED)
+                return
+            stream.deadline = monotonic() + seconds
+        if head.is_grpc and not self._shrunk:
+            self._shrink_table()
+        if head.handler.streaming:
+            head.handler.on_open(stream)
+        if end:
+            stream.on_data(b"", True)
+
+    def on_headers(self, stream_id: int, block: bytes, *, end: bool) -> None:
+        """A header block: a new request, or the trailers of one, which carry nothing that is sent on."""
+        if not stream_id & 1:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a request on a stream id of the server")
+        stream = self.streams.get(stream_id)
+        try:
+            if stream is not None:
+                self._on_trailers(stream, self._decoder.fields(block), end=end)
+            elif stream_id <= self._last_stream:
+                self._decoder.fields(block)
+                self._on_closed_stream(stream_id)
+            else:
+                may_open = self._may_open(stream_id)
+                self._last_stream = stream_id
+                request = self._decoder.decode(block)
+                if may_open:
+                    self._open(stream_id, request, end=end)
+                else:
+                    self._refuse(stream_id)
+        except StreamFault as fault:
+            self.fault_stream(stream_id, fault)
+
+    def _on_trailers(self, stream: ServerStream, fields: Fields, *, end: bool) -> None:
+        if not stream.remote_open:
+            raise StreamFault(ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
+        if not end:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "trailers without END_STREAM")
+        check_fields(fields, trailers=True)
+        stream.on_data(b"", True)
+
+    def _on_closed_stream(self, stream_id: int) -> None:
+        if self.was_reset(stream_id):
+            self.glitch(1, "frames on closed streams")
+        elif stream_id == self._last_stream:
+            raise ConnectionFault(ErrorCode.STREAM_CLOSED, "HEADERS on a closed stream")
+        else:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream id below an earlier one")
+
+    def _refuse(self, stream_id: int) -> None:
+        self.context.counters.streams_refused += 1
+        self.glitch(0.5, "streams above the limit")
+        self.send(rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
+        self._remember_reset(stream_id)
+
+    def on_unknown_stream(self, stream_id: int, kind: int) -> None:
+        """A frame for a stream that never was, or that has ended (RFC 9113, section 5.1)."""
+        if stream_id > self._last_stream or not stream_id & 1:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
+        if kind == DATA:
+            raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream")
+        self.glitch(0.05, "frames on closed streams")
+
+    def on_stream_reset(self, stream: Stream) -> None:
+        """A client that takes back what it asked for makes work for nothing (CVE-2023-44487)."""
+        assert isinstance(stream, ServerStream)
+        if not stream.responded:
+            self.glitch(1, "streams reset before their response")
+
+    def on_ping(self) -> None:
+        """Etcd's keepalive policy (grpc-go, internal/transport/http2_server.go, handlePing)."""
+        now = monotonic()
+        if self.sent_since_ping:
+            self.sent_since_ping = False
+            self._strikes = 0
+        elif self._last_ping and now - self._last_ping < (PING_SECONDS if self.streams else PING_SECONDS_IDLE):
+            self._strikes += 1
+            if self._strikes > PING_STRIKES:
+                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+        self._last_ping = now
+
+    def _shrink_table(self) -> None:
+        """A gRPC client repeats itself: without a table of its own its header blocks are found in the memo."""
+        self._shrunk = True
+        self.send_settings({SETTINGS_HEADER_TABLE_SIZE: 0})
+
+    def on_settings_acknowledged(self) -> None:
+        """Once the client has taken over a table of 0 bytes, its header blocks stand for themselves."""
+        if self._shrunk and not self._settings_due:
+            self._decoder.settings_acknowledged()
+
+    def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
+        """The client will open no more streams; those that are open go on."""
+        if code:
+            log.info("%s: client says GOAWAY %d %r", self.peer, code, debug[:128])
+
+    def last_stream_id(self) -> int:
+        """The last stream taken."""
+        return self._last_stream
+
+    # Draining: tell the client, wait until it must have heard, finish what is open.
+
+    def drain(self, streaming: Status) -> None:
+        """Takes new streams until the client has heard of it, ends streaming calls with `streaming`, finishes the rest."""
+        if self.ended or self._drain_started:
+            return
+        self._drain_started = monotonic()
+        self.send(goaway(MAX_STREAM_ID, ErrorCode.NO_ERROR, b"draining"))
+        self.send(ping(DRAIN_PING))
+        self._drain_status = streaming
+        self._end_streaming()
+
+    def _end_streaming(self) -> None:
+        for stream in list(self.streams.values()):
+            if stream.head.handler.streaming and not stream.head.handler.is_page:
+                if stream.sink is not None:
+                    stream.sink.cancelled(ErrorCode.CANCEL, "draining")
+                stream.finish(self._drain_status)
+
+    def on_ping_acknowledged(self, payload: bytes) -> None:
+        """The client has seen the GOAWAY that came before."""
+        if payload == DRAIN_PING and self._drain_started and self._accepting:
+            self._stop_accepting()
+
+    def _stop_accepting(self) -> None:
+        self._accepting = False
+        self.send(goaway(self._last_stream, ErrorCode.NO_ERROR, b"draining"))
+        self._end_streaming()
+        self._end_when_drained()
+
+    def on_stream_gone(self) -> None:
+        """A drained connection ends with its last stream."""
+        if not self._accepting:
+            self._end_when_drained()
+
+    def _end_when_drained(self) -> None:
+        if not self.streams and not self.ended:
+            self.lost("drained")
+
+    def tick(self, now: float) -> None:
+        """Deadlines of the connection and of its calls."""
+        super().tick(now)
+        if self.ended:
+            return
+        if self._drain_started and self._accepting and now - self._drain_started > DRAIN_PING_SECONDS:
+            self._stop_accepting()
+        if self.streams:
+            self._idle_since = now
+            late = now - DEADLINE_SLACK
+            for stream in [s for s in self.streams.values() if s.deadline and s.deadline < late]:
+                if stream.sink is not None:
+                    stream.sink.cancelled(ErrorCode.CANCEL, "deadline exceeded")
+                stream.finish(DEADLINE_EXCEEDED)
+        elif now - self._idle_since > self.limits.idle_timeout:
+            self._time_out("idle")

@@ -1,0 +1,104 @@
+"""A call passed on: one stream of a client joined to one stream of a server upstream.
+
+Frames go by untouched in both directions. Bytes are given back to the side they came from only when they have left on the
+other (`consumed`), so neither side can make this process hold more than a window per stream.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from esp.core.wire.client import ClientConnection, ClientStream
+from esp.core.wire.frames import ErrorCode
+from esp.core.wire.response import ResponseHead
+from esp.core.wire.server import ServerStream, Sink
+from esp.core.wire.status import Code, Status
+
+NO_TRAILERS = Status(Code.INTERNAL, "server closed the stream without sending trailers")
+
+
+class SpliceOwner(Protocol):
+    """Whoever sent a call upstream: told when it went wrong there."""
+
+    def on_broken(self, call: SplicedCall, code: int, reason: str) -> None:
+        """The call's stream broke before its answer was whole. The owner ends `call.down`, or sends the call again."""
+
+    def on_status(self, call: SplicedCall, status: Status) -> None:
+        """The call ended with an error that was passed on."""
+
+
+class SplicedCall(ClientStream, Sink):
+    """The upstream half of a spliced call, and the sink of the client's half.
+
+    Attributes:
+        down: the client's stream.
+        message: the request of a unary call, kept so that it can be sent again; None for a streaming call.
+        owner: told when the call breaks.
+    """
+
+    __slots__ = ("down", "message", "owner")
+
+    def __init__(
+        self, connection: ClientConnection, down: ServerStream, message: bytes | None, owner: SpliceOwner
+    ) -> None:
+        super().__init__(connection)
+        self.down = down
+        self.message = message
+        self.owner = owner
+        down.sink = self
+
+    # From upstream.
+
+    def on_headers(self, head: ResponseHead, end: bool) -> None:
+        """The answer's head or trailers: passed on as they are where they are gRPC's."""
+        down = self.down
+        status = head.status
+        if end:
+            down.sink = None
+            if status is None:
+                down.finish(head.outcome())
+                return
+            if status.code:
+                self.owner.on_status(self, status)
+            down.responded = True
+            down.send_headers(head.forward, True)
+        elif head.http_status == 200 and head.is_grpc:
+            down.responded = True
+            down.send_headers(head.forward, False)
+        else:
+            down.sink = None
+            self.cancel()
+            down.finish(head.outcome())
+
+    def on_data(self, payload: bytes, end: bool) -> None:
+        """A piece of the answer."""
+        if self.down.send_data(payload, False):
+            self.consumed(len(payload))
+        if end:
+            self.down.sink = None
+            self.down.finish(NO_TRAILERS)
+
+    def on_reset(self, code: int, reason: str) -> None:
+        """The upstream stream is gone."""
+        self.down.sink = None
+        self.owner.on_broken(self, code, reason)
+
+    def on_drained(self, size: int) -> None:
+        """Request bytes that waited have left."""
+        self.down.consumed(size)
+
+    # From the client.
+
+    def request_data(self, payload: bytes, end: bool) -> None:
+        """A piece of a streaming request."""
+        if self.local_open and self.send_data(payload, end):
+            self.down.consumed(len(payload))
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client is gone: the server upstream need not go on."""
+        self.down.sink = None
+        self.reset(ErrorCode.CANCEL)
+
+    def drained(self, size: int) -> None:
+        """Response bytes that waited have left."""
+        self.consumed(size)
