@@ -1,0 +1,191 @@
+"""Measures peers under a workload: rounds, each of which takes every peer once, so that drift meets all alike."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc  # type: ignore[import-untyped]
+
+from bench.etcd import Etcd, call
+from bench.load import Call
+from bench.peers import SHARD_STARTS, Backends, Peer
+from bench.processes import BenchError
+from bench.workloads import Workload
+
+WARM_UP_REQUESTS = 400
+_DATA_TOLERANCE = 0.05  # of the reply's size: revisions are varints, and grow
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One peer under one workload, once."""
+
+    requests: int
+    throughput: float  # requests per second
+    p50_us: float
+    p99_us: float
+    cpu_us: float | None  # of the proxy, per request; None: no proxy
+    cpu_user_share: float | None
+    peak_rss_mb: float | None  # since this peer was started, that is since this workload began
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How much is measured at a time: `requests` if given, else about `seconds` at each peer's own pace."""
+
+    seconds: float
+    requests: int | None
+
+
+@contextmanager
+def running_backends(workload: Workload, folder: Path) -> Iterator[Backends]:
+    """Fresh etcds that hold the workload's keys."""
+    with ExitStack() as stack:
+
+        def etcd(name: str) -> Etcd:
+            started = Etcd(name, folder, large_values=workload.large)
+            stack.callback(started.stop)
+            return started
+
+        shards = [etcd(name) for name in "abc"]
+        union = etcd("union") if workload.spans else None
+        pairs = list(workload.keys())
+        for shard, start, end in zip(shards, SHARD_STARTS, [*SHARD_STARTS[1:], b"\xff"], strict=True):
+            shard.load(pair for pair in pairs if start <= pair[0] < end)
+        if union:
+            union.load(pairs)
+        yield Backends(shards, union)
+
+
+def message_file(workload: Workload, folder: Path) -> Path:
+    """Writes the workload's request as it goes over the wire."""
+    message = workload.request.SerializeToString()
+    path = folder / f"{workload.name}.request"
+    path.write_bytes(struct.pack(">BL", 0, len(message)) + message)
+    return path
+
+
+def measure_workload(
+    workload: Workload, peers: Sequence[type[Peer]], rounds: int, amount: Amount, folder: Path
+) -> Iterator[tuple[str, Sample | BenchError]]:
+    """Starts everything afresh, measures, stops everything; yields (peer's name, sample) as they come.
+
+    A peer that fails yields its error instead, and takes no further part in this workload.
+    """
+    with running_backends(workload, folder) as backends, ExitStack() as stack:
+        message = message_file(workload, folder)
+        subjects: list[Subject] = []
+        for kind in peers:
+            peer, its_folder = kind(), folder / kind.name
+            its_folder.mkdir()
+            stack.callback(peer.stop)
+            try:
+                peer.start(backends, its_folder)
+                subject = Subject(peer, workload, backends, message)
+                subject.calibrate(amount)
+            except BenchError as error:
+                yield peer.name, error
+            else:
+                subjects.append(subject)
+        for number in range(rounds):
+            # Not always in the same order: who comes after whom may matter.
+            turn = number % max(len(subjects), 1)
+            for subject in subjects[turn:] + subjects[:turn]:
+                try:
+                    yield subject.peer.name, subject.measure()
+                except BenchError as error:
+                    subjects.remove(subject)
+                    yield subject.peer.name, error
+                if workload.large:
+                    backends.sole.forget_history()
+            if workload.writes:
+                backends.sole.forget_history()
+
+
+class Subject:
+    """One running peer under one workload."""
+
+    def __init__(self, peer: Peer, workload: Workload, backends: Backends, message: Path) -> None:
+        self.peer = peer
+        self._workload = workload
+        self._etcds = peer.served_by(backends) if workload.spans else [backends.sole]
+        self._call = Call(workload.method, message, workload.connections, workload.streams)
+        self._requests = WARM_UP_REQUESTS
+
+    def calibrate(self, amount: Amount) -> None:
+        """Warms the peer up and decides how many requests one measurement takes."""
+        self._requests = self._rounded(min(WARM_UP_REQUESTS, self._workload.most_requests))
+        warm = self.measure()
+        if amount.requests is None:
+            # A second time, on a warm peer: the first result may be far too low.
+            self._requests = self._rounded(warm.throughput * amount.seconds / 4)
+            warm = self.measure()
+        self._requests = self._rounded(amount.requests or warm.throughput * amount.seconds)
+
+    def _rounded(self, requests: float) -> int:
+        """A multiple of the connections, so that each makes as many; enough to fill every stream twice."""
+        connections = self._workload.connections
+        fewest = 2 * self._workload.streams * connections
+        wanted = min(max(requests, fewest), self._workload.most_requests)
+        return max(round(wanted / connections), 1) * connections
+
+    def measure(self) -> Sample:
+        """One measurement; raises BenchError if anything was not answered as etcd answers it."""
+        reply_size = self._verify()
+        before = self._served()
+        process = self.peer.process
+        cpu_before = process.cpu() if process else None
+        seen = self._workload.generator(self.peer.address, self._call, self._requests)
+        cpu = process.cpu() - cpu_before if process and cpu_before else None
+        self._require_served(before)
+        if seen.data_bytes is not None:
+            expected = (reply_size + 5) * seen.requests
+            if abs(seen.data_bytes - expected) > max(expected * _DATA_TOLERANCE, 12 * seen.requests):
+                raise BenchError(f"{self._where}: {seen.data_bytes} bytes of replies, not about {expected}")
+        return Sample(
+            requests=seen.requests,
+            throughput=seen.requests / seen.seconds,
+            p50_us=seen.p50_us,
+            p99_us=seen.p99_us,
+            cpu_us=cpu.total / seen.requests * 1e6 if cpu else None,
+            cpu_user_share=cpu.user / (cpu.user + cpu.system) if cpu and cpu.user + cpu.system else None,
+            peak_rss_mb=process.memory_mb("VmHWM") if process else None,
+        )
+
+    @property
+    def _where(self) -> str:
+        return f"{self._workload.name} through {self.peer.name}"
+
+    def _verify(self) -> int:
+        """One call by the stock client through the peer: right answer, right effect. The reply's size in bytes."""
+        try:
+            revisions = [etcd.revision() for etcd in self._etcds]
+            reply = call(self.peer.address, self._workload.method, self._workload.request)
+            self._workload.check(reply)
+            if self._workload.writes and [etcd.revision() for etcd in self._etcds] != [revisions[0] + 1]:
+                raise BenchError(f"{self._where}: a Put did not arrive at the etcd that owns its key")
+        except grpc.RpcError as error:
+            raise BenchError(f"{self._where}: grpcio got {error.code()}: {error.details()}") from error
+        return int(reply.ByteSize())
+
+    def _served(self) -> list[tuple[int, dict[str, int]]]:
+        # In this order, as `revision` is a Range itself.
+        return [(etcd.revision(), etcd.handled(self._workload.method)) for etcd in self._etcds]
+
+    def _require_served(self, before: list[tuple[int, dict[str, int]]]) -> None:
+        """Every request must have reached every etcd it concerns, and have been answered OK there.
+
+        h2load takes a gRPC error for a success, so this is what makes its figures believable.
+        """
+        for etcd, (revision, counts) in zip(self._etcds, before, strict=True):
+            after = etcd.handled(self._workload.method)
+            written = etcd.revision() - revision
+            if written != (self._requests if self._workload.writes else 0):
+                raise BenchError(f"{self._where}: {self._requests} requests, {written} revisions on etcd {etcd.name}")
+            new = {code: count - counts.get(code, 0) for code, count in after.items() if count != counts.get(code)}
+            if new.get("OK", 0) < self._requests or new.keys() != {"OK"}:
+                raise BenchError(f"{self._where}: {self._requests} requests, answers of etcd {etcd.name}: {new}")

@@ -1,0 +1,100 @@
+"""What is asked of every peer. A new kind of load is a new Workload here, and perhaps a generator in `load.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bench import load
+from bench.processes import BenchError
+from esp.core.pb import rpc_pb2
+
+Pair = tuple[bytes, bytes]
+MIB = 1 << 20
+KEY = b"bench/key"  # on the first shard, see peers.SHARD_STARTS
+VALUE = b"v" * 256
+SPAN = (b"l", b"u")  # this range touches all three shards
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One request, repeated at one concurrency."""
+
+    name: str
+    about: str
+    method: str
+    request: Any
+    connections: int
+    streams: int
+    keys: Callable[[], Iterator[Pair]]  # what the store holds before
+    generator: load.Generator = load.h2load
+    spans: bool = False  # touches all shards; peers that cannot split get one etcd that holds the union
+    most_requests: int = 10**9  # per measurement, where more would fill the memory
+
+    @property
+    def concurrency(self) -> str:
+        """Connections x streams, as the tables have it."""
+        return f"{self.connections}x{self.streams}"
+
+    @property
+    def writes(self) -> bool:
+        return bool(self.method == "Put")
+
+    @property
+    def large(self) -> bool:
+        """Whether the history of one measurement is too much to keep."""
+        return self.writes and len(self.request.value) >= 1 << 16
+
+    def check(self, reply: Any) -> None:
+        """Raises BenchError unless `reply` is what etcd must answer."""
+        if self.writes:
+            if reply.header.revision < 1:
+                raise BenchError(f"{self.name}: a Put was answered with {reply}")
+            return
+        expected = sorted(self.keys())
+        got = [(pair.key, pair.value) for pair in reply.kvs]
+        if got != expected or reply.count != len(expected) or reply.more:
+            raise BenchError(
+                f"{self.name}: not what is stored: {len(got)} pairs, count {reply.count}, more {reply.more}"
+            )
+
+
+def _one(value: bytes) -> Callable[[], Iterator[Pair]]:
+    return lambda: iter([(KEY, value)])
+
+
+def spread(count: int) -> Callable[[], Iterator[Pair]]:
+    """`count` keys inside SPAN, as many on each of the three shards (the first gets what is left over)."""
+
+    def keys() -> Iterator[Pair]:
+        for index in range(count):
+            yield b"%s/%06d" % ((b"l", b"p", b"t")[index % 3], index), b"v" * 64
+
+    return keys
+
+
+_PUT = rpc_pb2.PutRequest(key=KEY, value=VALUE)
+_GET = rpc_pb2.RangeRequest(key=KEY)
+_SPAN = rpc_pb2.RangeRequest(key=SPAN[0], range_end=SPAN[1])
+_LARGE = b"v" * MIB
+_CONCURRENCIES = ((8, 16), (64, 1), (1, 1))
+
+
+def _all() -> Iterator[Workload]:
+    for c, m in _CONCURRENCIES:
+        yield Workload(f"put-{c}x{m}", "Put of 256 B", "Put", _PUT, c, m, _one(VALUE))
+    for c, m in _CONCURRENCIES:
+        yield Workload(f"range-{c}x{m}", "Range of one key, 256 B", "Range", _GET, c, m, _one(VALUE))
+    for c, m in ((8, 16), (1, 1)):
+        about = "Put of 256 B, a new grpc-timeout in every request"
+        yield Workload(f"deadline-{c}x{m}", about, "Put", _PUT, c, m, _one(VALUE), load.deadlines)
+    about = "Range of {} keys on 3 shards (others: one etcd that holds all)"
+    yield Workload("span-3", about.format(3), "Range", _SPAN, 8, 16, spread(3), spans=True)
+    yield Workload("span-10k", about.format("10,000"), "Range", _SPAN, 4, 2, spread(10_000), spans=True)
+    large_put = rpc_pb2.PutRequest(key=KEY, value=_LARGE)
+    yield Workload("put-1mib", "Put of 1 MiB", "Put", large_put, 4, 2, _one(_LARGE), most_requests=120)
+    yield Workload("range-1mib", "Range of one key, 1 MiB", "Range", _GET, 4, 2, _one(_LARGE))
+
+
+WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in _all()}
