@@ -111,10 +111,7 @@ def key(value: Any, field: str) -> bytes:
             if len(digits) % 2 or re.fullmatch("[0-9A-Fa-f]*", digits) is None:
                 raise ValueError(f'"{field}" is "{value}"; after hex: write two hexadecimal digits for each byte')
             return bytes.fromhex(digits)
-        try:
-            return value.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f'"{field}" is not text in UTF-8; write it as hex: or !!binary') from None
+        return value.encode()
     if value is None:
         raise ValueError(f'"{field}" is empty; write "" if that is meant')
     if isinstance(value, bool | int | float):

@@ -118,9 +118,9 @@ def _value(node: yaml.Node, place: Place, lines: Lines) -> Value:
         fields: dict[str, Value] = {}
         for name_node, value_node in node.value:
             name_line = name_node.start_mark.line + 1
-            if name_node.tag != _TAG + "str":
+            if not isinstance(name_node, yaml.ScalarNode) or name_node.tag != _TAG + "str":
                 raise LineError(name_line, "a field name must be text; quote it")
-            name = name_node.value
+            name = _text(name_node, name_line)
             if name in fields:
                 first = lines.of((*place, name))
                 raise LineError(name_line, f'field "{name}" is given twice (first on line {first}); keep one')
@@ -132,13 +132,22 @@ def _value(node: yaml.Node, place: Place, lines: Lines) -> Value:
     raise LineError(line, f'unknown YAML tag "{node.tag}"')
 
 
+def _text(node: yaml.ScalarNode, line: int) -> str:
+    """The node's text. JSON writes one character as two escapes, which YAML knows nothing of."""
+    text = str(node.value)
+    try:
+        return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise LineError(line, f'"{text}" is not text in UTF-8; keys may be written as hex: or !!binary') from None
+
+
 def _scalar(node: yaml.ScalarNode, line: int) -> Value:
     if node.tag in (_TAG + "int", _TAG + "float") and ":" in node.value:
         raise LineError(line, f'"{node.value}" is a base 60 number to YAML; quote it')
     try:
         match node.tag.removeprefix(_TAG):
             case "str":
-                return str(node.value)
+                return _text(node, line)
             case "null":
                 return None
             case "bool":

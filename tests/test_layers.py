@@ -1,0 +1,98 @@
+"""Imports point downwards only: docs/design.md, "Layers", held to by reading every import in the package."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# From the bottom up. A package stands for all modules in it; modules of one layer may import each other.
+LAYERS = [
+    {"esp.core.keys", "esp.core.yaml_lines", "esp.core.wire", "esp.core.pb"},
+    {"esp.core.shard_map", "esp.core.config_fields"},
+    {"esp.core.config_shards"},
+    {"esp.core.config"},
+    {"esp.core.shard"},
+    {"esp.core.routing"},
+    {"esp.core.services"},
+    {"esp.core.proxy", "esp.core.local"},
+    {"esp.commands"},
+    {"esp.cli"},
+    {"esp.__main__"},
+]
+# The modules of the wire that move bytes or await; all others can be fed by hand.
+WIRE_WITH_ASYNCIO = {"esp.core.wire.transport", "esp.core.wire.call"}
+# The modules of the wire that are plain values.
+WIRE_FOR_ALL = {"esp.core.wire.status", "esp.core.wire.limits"}
+PB_READERS = ("esp.core.pb", "esp.core.shard", "esp.core.services", "esp.commands")
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "esp").rglob("*.py"))
+}
+
+
+def imports(module: str) -> Iterator[str]:
+    """The modules that it imports, wherever in the file; names are resolved to modules where they are some."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else str(node.module)
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def layer(module: str) -> int:
+    for height, members in enumerate(LAYERS):
+        if any(within(module, member) for member in members):
+            return height
+    raise AssertionError(f"{module} is new: give it a layer here and in docs/design.md")
+
+
+def own(module: str) -> list[str]:
+    """Its imports from esp, without the packages themselves, whose __init__ holds nothing."""
+    return [name for name in imports(module) if within(name, "esp") and name not in ("esp", "esp.core")]
+
+
+LAYERED = [module for module in MODULES if module not in ("esp", "esp.core")]
+
+
+@pytest.mark.parametrize("module", LAYERED)
+def test_imports_point_downwards(module: str) -> None:
+    upwards = [name for name in own(module) if layer(name) > layer(module)]
+    assert upwards == []
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if within(module, "esp.core.wire")])
+def test_the_wire_knows_nothing_of_etcd_and_its_protocol_nothing_of_sockets(module: str) -> None:
+    assert [name for name in own(module) if not within(name, "esp.core.wire")] == []
+    if module not in WIRE_WITH_ASYNCIO:
+        assert {"asyncio", "socket", "ssl", "uvloop", "selectors"}.isdisjoint(
+            name.partition(".")[0] for name in imports(module)
+        )
+
+
+@pytest.mark.parametrize("module", LAYERED)
+def test_generated_messages_are_read_where_etcd_is_known(module: str) -> None:
+    if not any(within(module, reader) for reader in PB_READERS):
+        assert [name for name in own(module) if within(name, "esp.core.pb")] == []
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module in ("esp.cli",) or "commands" in module])
+def test_commands_know_no_frames(module: str) -> None:
+    assert [name for name in own(module) if within(name, "esp.core.wire") and name not in WIRE_FOR_ALL] == []
+
+
+@pytest.mark.parametrize("module", ["esp.core.keys", "esp.core.shard_map", "esp.core.yaml_lines"])
+def test_the_bottom_stands_alone(module: str) -> None:
+    assert set(own(module)) <= {"esp.core.keys"}
