@@ -8,16 +8,18 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 
 from esp.core.local import (
     LocalEtcd,
@@ -304,3 +306,30 @@ def wipe(etcd: Server) -> None:
         for lease in leases.LeaseLeases(rpc_pb2.LeaseLeasesRequest()).leases:
             leases.LeaseRevoke(rpc_pb2.LeaseRevokeRequest(ID=lease.ID))
         rpc_pb2_grpc.KVStub(channel).DeleteRange(rpc_pb2.DeleteRangeRequest(**EVERYTHING))
+
+
+def is_listening(address: str) -> bool:
+    """Whether something takes connections at host:port."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Ask again and again; fails the test when the answer is still no after half a minute."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def outcome(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    """Code and text of the error that `call` must end with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code(), caught.value.details()
+
+
+def raw(channel: grpc.Channel, method: str, request: Message) -> bytes:
+    """The answer's very bytes; `method` is such as `etcdserverpb.KV/Range`."""
+    return channel.unary_unary(f"/{method}")(request.SerializeToString(), timeout=30)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from esp.core.local import (
     find_etcdctl,
     free_port,
 )
-from tests.harness import Etcds, Server, wait_ready
+from tests.harness import Etcds, Server, wait_ready, wait_until
 
 LISTEN = ["http://127.0.0.1:2379"]
 
@@ -52,13 +51,6 @@ def is_alive(pid: int) -> bool:
     except OSError:
         return False
     return not stat.rpartition(")")[2].startswith(" Z")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 class TestFinding:
