@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from esp.core.shard import Shard
 from esp.core.wire.message import PREFIX_SIZE
-from esp.core.wire.server import Handler, ServerStream, Sink
+from esp.core.wire.server_stream import Handler, ServerStream, Sink
 from esp.core.wire.status import Code, RpcError, Status
 
 log = logging.getLogger("esp.service")

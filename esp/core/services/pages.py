@@ -9,7 +9,7 @@ from esp.core.routing import Routing
 from esp.core.services.router import METHODS
 from esp.core.wire.hpack import encode
 from esp.core.wire.http1 import Page
-from esp.core.wire.server import Handler, ServerStream
+from esp.core.wire.server_stream import Handler, ServerStream
 
 JSON = "application/json"
 

@@ -12,7 +12,7 @@ from esp.core.routing import Routing
 from esp.core.shard import Shard
 from esp.core.services.handlers import PassStream, PassUnary, Refuse
 from esp.core.wire.request import RequestHead
-from esp.core.wire.server import Handler
+from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Code, Status
 
 SHARD_METADATA: Final = b"esp-shard"

@@ -11,7 +11,7 @@ from typing import Protocol
 from esp.core.wire.client import ClientConnection, ClientStream
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.response import ResponseHead
-from esp.core.wire.server import ServerStream, Sink
+from esp.core.wire.server_stream import ServerStream, Sink
 from esp.core.wire.status import Code, Status
 
 NO_TRAILERS = Status(Code.INTERNAL, "server closed the stream without sending trailers")

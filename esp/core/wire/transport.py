@@ -18,7 +18,8 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.frames import PREFACE, ErrorCode
 from esp.core.wire.http1 import FindPage, Http1Connection
 from esp.core.wire.request import RequestHead
-from esp.core.wire.server import Handler, ServerConnection
+from esp.core.wire.server import ServerConnection
+from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Status
 
 log = logging.getLogger("esp.wire")

@@ -1,0 +1,221 @@
+"""A call as the server sees it: its stream, and the interface of whoever serves it."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from esp.core.wire.frames import ErrorCode, StreamFault
+from esp.core.wire.hpack import Fields
+from esp.core.wire.message import MessageReader, format_timeout, prefix
+from esp.core.wire.request import NO_LENGTH, RequestHead
+from esp.core.wire.response import RESPONSE_BLOCK, trailers_block
+from esp.core.wire.status import OK, Code, RpcError, Status
+from esp.core.wire.stream import Stream
+
+if TYPE_CHECKING:
+    from esp.core.wire.server import ServerConnection
+
+
+class Sink:
+    """Whoever serves a call: told what happens on the client's side of it."""
+
+    __slots__ = ()
+
+    def request_data(self, payload: bytes, end: bool) -> None:
+        """DATA of a streaming request, as it came; say `stream.consumed` when done with it."""
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client is gone, or the call was ended by the server's end of the wire."""
+
+    def drained(self, size: int) -> None:
+        """`size` bytes of the response that had to wait have been sent."""
+
+
+class Handler:
+    """What a server does with the calls to one path.
+
+    Attributes:
+        streaming: request messages are passed on as they come, instead of as one whole message.
+        is_page: not gRPC: the body is ignored and the answer made when it has ended.
+        idempotent: sending the call twice does no harm, so one whose fate is unknown may be sent again.
+    """
+
+    streaming: bool = False
+    is_page: bool = False
+    idempotent: bool = False
+
+    def on_open(self, stream: ServerStream) -> None:
+        """A streaming call begins: put a `Sink` into `stream.sink`."""
+        raise NotImplementedError
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """A call's one request message, with its prefix, not compressed."""
+        raise NotImplementedError
+
+
+class ServerStream(Stream):
+    """One call as the server sees it.
+
+    Attributes:
+        head: the request's head.
+        timeout: its `grpc-timeout` as it came, b"" without one.
+        deadline: the `monotonic` time at which it ends, 0.0 without one.
+        sink: who serves it, once that is known.
+        responded: whether the response has begun.
+        fresh: nothing of the request's one message has come yet.
+        retried: it was sent upstream a second time.
+    """
+
+    connection: ServerConnection
+
+    __slots__ = (
+        "_body_size",
+        "_message",
+        "_reader",
+        "_reserved",
+        "deadline",
+        "fresh",
+        "head",
+        "responded",
+        "retried",
+        "sink",
+        "timeout",
+    )
+
+    def __init__(self, connection: ServerConnection, stream_id: int, head: RequestHead, timeout: bytes) -> None:
+        # Spelled out instead of super().__init__(): this runs once per request.
+        self.connection = connection
+        self.id = stream_id
+        self.credit = 0
+        self.recv_window = connection.recv_initial
+        self.recv_owed = 0
+        self.local_open = True
+        self.remote_open = True
+        self.pending = None
+        self.head = head
+        self.timeout = timeout
+        self.deadline = 0.0
+        self.sink: Sink | None = None
+        self.responded = False
+        self.retried = False
+        handler = head.handler
+        self.fresh = not handler.streaming and not handler.is_page
+        self._body_size = 0
+        self._reader: MessageReader | None = None
+        self._message: bytes | None = None
+        self._reserved = 0
+
+    # For whoever serves the call.
+
+    @property
+    def peer(self) -> str:
+        """Who calls."""
+        return self.connection.peer
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, not below 0; None without one."""
+        return max(0.0, self.deadline - monotonic()) if self.deadline else None
+
+    def remaining_timeout(self) -> bytes:
+        """The time left as a `grpc-timeout` value; b"" without a deadline."""
+        remaining = self.remaining()
+        return b"" if remaining is None else format_timeout(remaining)
+
+    def respond(self, message: bytes) -> None:
+        """The whole answer of a unary call: one message (without prefix) and status OK."""
+        self.start()
+        self.send_data(prefix(message), False)
+        self.finish(OK)
+
+    def start(self) -> None:
+        """Sends the response's head, unless it was sent."""
+        if not self.responded:
+            self.responded = True
+            self.send_headers(RESPONSE_BLOCK, False)
+
+    def finish(self, status: Status, extra: Fields | None = None) -> None:
+        """Ends the call. This is the one place where a status becomes trailers."""
+        if self.local_open and self.connection.streams.get(self.id) is self:
+            block = trailers_block(status, extra, with_head=not self.responded)
+            self.responded = True
+            self.send_headers(block, True)
+
+    # Events.
+
+    def on_local_end(self) -> None:
+        """The answer is complete. A client that still sends is told that nobody listens."""
+        if self.remote_open:
+            self.connection.reset(self, ErrorCode.NO_ERROR)
+        else:
+            self.connection.forget(self)
+
+    def on_data(self, payload: bytes, end: bool) -> None:
+        """DATA that is not the plain case of one whole message in one frame."""
+        self.fresh = False
+        self._body_size += len(payload)
+        expected = self.head.content_length
+        if expected != NO_LENGTH and (self._body_size > expected or (end and self._body_size != expected)):
+            fault = StreamFault(ErrorCode.PROTOCOL_ERROR, "DATA does not match content-length")
+            self.connection.fault_stream(self.id, fault)
+            return
+        if end:
+            self.remote_open = False
+        if self.sink is not None:
+            self.sink.request_data(payload, end)
+        elif not self.local_open:
+            self.consumed(len(payload))
+        else:
+            self._collect(payload, end)
+
+    def _collect(self, payload: bytes, end: bool) -> None:
+        handler: Handler = self.head.handler
+        self.consumed(len(payload))
+        if handler.is_page:
+            if end:
+                handler.on_message(self, b"")
+            return
+        try:
+            self._read(payload)
+            if end and self._message is None:
+                raise Status(Code.INTERNAL, "the request ended without a whole message").error()
+        except RpcError as error:
+            self.finish(error.status)
+            return
+        if end and self._message is not None:
+            message, self._message = self._message, None
+            handler.on_message(self, prefix(message))
+            self._release()
+
+    def _read(self, payload: bytes) -> None:
+        reader = self._reader
+        if reader is None:
+            reader = self._reader = MessageReader(self.connection.limits.max_message_bytes, self.head.encoding)
+        for message in reader.feed(payload):
+            if self._message is not None:
+                raise Status(Code.INTERNAL, "more than one message in a unary request").error()
+            self._message = message
+        if reader.wanted > self.recv_window and not self._reserved:
+            # The client cannot send the rest unless it is granted more than the usual window.
+            if not self.connection.context.buffers.take(reader.wanted):
+                self.connection.context.counters.buffer_trips += 1
+                raise Status(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests").error()
+            self._reserved = reader.wanted
+            self.widen(reader.wanted - self.recv_window)
+
+    def _release(self) -> None:
+        if self._reserved:
+            self.connection.context.buffers.give(self._reserved)
+            self._reserved = 0
+
+    def on_reset(self, code: int, reason: str) -> None:
+        """The client, or the connection, is gone."""
+        self.local_open = False
+        self._release()
+        if self.sink is not None:
+            self.sink.cancelled(code, reason)
+
+    def on_drained(self, size: int) -> None:
+        """Bytes that waited were sent: whoever produced them may go on."""
+        if self.sink is not None:
+            self.sink.drained(size)
