@@ -30,7 +30,9 @@ def main() -> int:
     )
     parser.add_argument("workload", choices=list(WORKLOADS), metavar="WORKLOAD")
     parser.add_argument("--how", choices=["sample", "cprofile"], default="sample", help="sample: little distortion")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of load (5)")
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="of load (8); the kernel samples every 1 to 4 ms of CPU time"
+    )
     parser.add_argument("--one-shard", action="store_true", help="one shard configured instead of three")
     parser.add_argument("--top", type=int, default=25, help="lines in each list (25)")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="keep what the profiler wrote (pstats with cprofile)")

@@ -1,6 +1,7 @@
 """Runs `esp` with a profiler that SIGUSR1 switches on and off.
 
-`bench/profile` starts it: `python -m bench.profiled_esp HOW FILE esp-arguments...`. HOW is "sample" or "cprofile"; what was seen goes to FILE when esp ends.
+`bench/profile` starts it: `python -m bench.profiled_esp HOW FILE esp-arguments...`. HOW is "sample" or "cprofile"; what
+was seen goes to FILE when esp ends.
 """
 
 from __future__ import annotations
