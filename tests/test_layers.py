@@ -17,7 +17,7 @@ LAYERS = [
     {"esp.core.config_shards"},
     {"esp.core.config"},
     {"esp.core.shard"},
-    {"esp.core.routing"},
+    {"esp.core.routing", "esp.core.identity"},
     {"esp.core.services"},
     {"esp.core.proxy", "esp.core.local"},
     {"esp.commands"},
