@@ -77,6 +77,12 @@ class ClientStream(Stream):
         """The response's head, its trailers, or both in one."""
         raise NotImplementedError
 
+    def on_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
+        """A whole answer that ended well: head, one DATA frame, trailers. The stream has ended already."""
+        self.on_headers(head, False)
+        self.on_data(payload, False)
+        self.on_headers(trailers, True)
+
     def cancel(self) -> None:
         """Ends the call from here; nothing is told of it any more."""
         self.reset(ErrorCode.CANCEL)
@@ -138,7 +144,7 @@ class ClientConnection(Connection):
             return False
         if len(self.streams) < self.peer_max_streams:
             return True
-        self._was_full = True
+        self._was_full = self.tell_gone = True
         return False
 
     def call(self, stream: ClientStream, forward: bytes, timeout: bytes, data: bytes | None, *, end: bool) -> None:
@@ -223,6 +229,11 @@ class ClientConnection(Connection):
                         stream = streams.get(stream_id)
                         head = known.get(data[start:end])
                         if stream is not None and head is not None:
+                            if head.opens and not flags & END_STREAM and not stream.headers_seen:
+                                position = self._take_answer(stream, head, data, end)
+                                if position:
+                                    continue
+                                position = end
                             self._on_response(stream, head, flags & END_STREAM)
                             continue
                 self.on_frame(kind, flags, stream_id & MAX_WINDOW, data[start:end])
@@ -232,6 +243,35 @@ class ClientConnection(Connection):
             self.fail(fault)
             return
         self._tail = data[position:] if position < size else b""
+
+    def _take_answer(self, stream: ClientStream, head: ResponseHead, data: bytes, position: int) -> int:
+        """A unary answer that came whole, the shape of nearly every one: its DATA and its trailers stand at `position`.
+
+        Returns the position behind them; 0 and nothing done when anything else stands there.
+        """
+        size = len(data)
+        body = position + HEADER_SIZE
+        if body > size:
+            return 0
+        word, flags, stream_id = unpack_header(data, position)
+        length = word >> 8
+        trailers_at = body + length
+        block = trailers_at + HEADER_SIZE
+        if flags or word & 0xFF != DATA or stream_id != stream.id or block > size or length > MAX_FRAME_SIZE:
+            return 0
+        word, flags, stream_id = unpack_header(data, trailers_at)
+        end: int = block + (word >> 8)
+        if flags != 5 or word & 0xFF != HEADERS or stream_id != stream.id or end > size or stream.local_open:
+            return 0
+        trailers = self._decoder.memo.get(data[block:end])
+        if trailers is None or not trailers.succeeds:
+            return 0
+        self.received(length)
+        stream.remote_open = False
+        stream.headers_seen = True
+        self.forget(stream)
+        stream.on_answer(head, data[body:trailers_at], trailers)
+        return end
 
     def _on_response(self, stream: ClientStream, head: ResponseHead, end: int) -> None:
         if stream.headers_seen:
@@ -300,6 +340,7 @@ class ClientConnection(Connection):
             self.lost("drained")
         elif self._was_full:
             self._was_full = False
+            self.tell_gone = self.draining
             self._changed()
 
     def on_settings(self) -> None:
@@ -329,7 +370,7 @@ class ClientConnection(Connection):
 
     def _drain(self, reason: str) -> None:
         if not self.draining:
-            self.draining = True
+            self.draining = self.tell_gone = True
             log.debug("%s: takes no more calls: %s", self.peer, reason)
             self._changed()
             if not self.streams:

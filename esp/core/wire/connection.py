@@ -105,6 +105,7 @@ class Connection:
         "send_window",
         "sent_since_ping",
         "streams",
+        "tell_gone",
         "writable",
     )
 
@@ -123,6 +124,7 @@ class Connection:
         self.peer_max_streams = MAX_WINDOW
         self.recv_limit = recv_limit
         self.recv_window = recv_limit
+        self.tell_gone = False
         self.writable = True
         self.blocked: dict[int, Stream] = {}
         self.blocked_since = 0.0
@@ -239,11 +241,11 @@ class Connection:
 
     def forget(self, stream: Stream) -> None:
         """The stream is closed on both sides."""
-        if self.streams.pop(stream.id, None) is not None:
+        if self.streams.pop(stream.id, None) is not None and self.tell_gone:
             self.on_stream_gone()
 
     def on_stream_gone(self) -> None:
-        """A stream has left `streams`."""
+        """A stream has left `streams`, and `tell_gone` is set."""
 
     def reset(self, stream: Stream, code: int) -> None:
         """Ends a stream from here with RST_STREAM; late frames of the peer for it are ignored."""

@@ -39,9 +39,10 @@ class RequestHead:
         forward: the block for the next hop from `:path` on, without time-out, `grpc-encoding` and pseudo-fields that
             belong to the hop; whoever sends it puts those in front and behind.
         handler: what the server's router found for it.
+        unary: whether that handler takes one whole message.
     """
 
-    __slots__ = ("content_length", "encoding", "fields", "forward", "handler", "is_grpc", "method", "path")
+    __slots__ = ("content_length", "encoding", "fields", "forward", "handler", "is_grpc", "method", "path", "unary")
 
     def __init__(self, method: bytes, path: bytes, fields: Fields, content_length: int) -> None:
         self.method = method
@@ -52,6 +53,7 @@ class RequestHead:
         self.encoding = self.field(b"grpc-encoding") or b"identity"
         self.forward = b""
         self.handler: Any = None
+        self.unary = False
 
     def field(self, name: bytes) -> bytes:
         """The first value of field `name`, or b""."""

@@ -35,11 +35,13 @@ class ResponseHead:
     Attributes:
         http_status: `:status`, 0 in trailers.
         status: the call's outcome where the block carries one, else None.
+        opens: whether it is the head of a gRPC answer with messages to follow.
+        succeeds: whether it is the trailers of a call that ended well.
         forward: the block to send on, encoded without state.
         fields: the regular fields, in order.
     """
 
-    __slots__ = ("fields", "forward", "http_status", "is_grpc", "status")
+    __slots__ = ("fields", "forward", "http_status", "is_grpc", "opens", "status", "succeeds")
 
     def __init__(self, http_status: int, fields: Fields) -> None:
         self.http_status = http_status
@@ -56,6 +58,8 @@ class ResponseHead:
                 self.is_grpc = value.startswith(b"application/grpc")
         if self.status is not None and text:
             self.status = Status(self.status.code, decode_status_text(text))
+        self.opens = http_status == 200 and self.is_grpc and self.status is None
+        self.succeeds = http_status == 0 and self.status is not None and self.status.code == Code.OK
         kept = [(name, value[:MAX_STATUS_TEXT]) for name, value in fields if name not in _HOP_BY_HOP]
         pseudo = [(b":status", b"%d" % http_status)] if http_status else []
         self.forward = encode(pseudo + kept)

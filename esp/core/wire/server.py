@@ -105,7 +105,8 @@ class ServerConnection(Connection):
 
     def _head(self, fields: Fields) -> RequestHead:
         head = parse_request(fields)
-        head.handler = self._find(head)
+        handler = head.handler = self._find(head)
+        head.unary = not handler.streaming and not handler.is_page
         return head
 
     def receive(self, data: bytes) -> None:
@@ -151,7 +152,10 @@ class ServerConnection(Connection):
                     elif kind == HEADERS and flags == END_HEADERS:
                         request = known.get(data[start:end])
                         if request is not None and self._may_open(stream_id):
-                            self._open(stream_id, request, end=False)
+                            position = self._take_request(stream_id, request, data, end)
+                            if not position:
+                                position = end
+                                self._open(stream_id, request, end=False)
                             continue
                 self.on_frame(kind, flags, stream_id & MAX_WINDOW, data[start:end])
                 if self.ended:
@@ -177,6 +181,36 @@ class ServerConnection(Connection):
             and self._accepting
             and len(self.streams) < self.limits.max_concurrent_streams
         )
+
+    def _take_request(self, stream_id: int, request: Request, data: bytes, position: int) -> int:
+        """A unary request that came whole, the shape of nearly every one: its one DATA frame stands at `position`.
+
+        Returns the position behind it; 0 and nothing done when anything else stands there.
+        """
+        head = request[0]
+        start = position + HEADER_SIZE
+        if request[1] or not self._shrunk or start + PREFIX_SIZE > len(data) or not head.unary:
+            return 0
+        word, flags, data_stream_id = unpack_header(data, position)
+        length = word >> 8
+        end: int = start + length
+        if (
+            flags != END_STREAM
+            or word & 0xFF != DATA
+            or data_stream_id != stream_id
+            or end > len(data)
+            or length > MAX_FRAME_SIZE
+            or data[start]
+            or unpack_u32(data, start + 1)[0] != length - PREFIX_SIZE
+            or head.content_length not in (NO_LENGTH, length)
+        ):
+            return 0
+        self._last_stream = stream_id
+        self.received(length)
+        stream = self.streams[stream_id] = ServerStream(self, stream_id, head, b"")
+        stream.fresh = stream.remote_open = False
+        head.handler.on_message(stream, data[start:end])
+        return end
 
     def _open(self, stream_id: int, request: Request, *, end: bool) -> None:
         head, timeout = request
@@ -314,14 +348,14 @@ class ServerConnection(Connection):
 
     def _stop_accepting(self) -> None:
         self._accepting = False
+        self.tell_gone = True
         self.send(goaway(self._last_stream, ErrorCode.NO_ERROR, b"draining"))
         self._end_streaming()
         self._end_when_drained()
 
     def on_stream_gone(self) -> None:
         """A drained connection ends with its last stream."""
-        if not self._accepting:
-            self._end_when_drained()
+        self._end_when_drained()
 
     def _end_when_drained(self) -> None:
         if not self.streams and not self.ended:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from esp.core.wire.frames import ErrorCode, StreamFault
+from esp.core.wire.frames import HEADERS, MAX_FRAME_SIZE, ErrorCode, StreamFault, pack_header
 from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader, format_timeout, prefix
 from esp.core.wire.request import NO_LENGTH, RequestHead
@@ -99,8 +99,7 @@ class ServerStream(Stream):
         self.sink: Sink | None = None
         self.responded = False
         self.retried = False
-        handler = head.handler
-        self.fresh = not handler.streaming and not handler.is_page
+        self.fresh = head.unary
         self._body_size = 0
         self._reader: MessageReader | None = None
         self._message: bytes | None = None
@@ -133,6 +132,38 @@ class ServerStream(Stream):
         if not self.responded:
             self.responded = True
             self.send_headers(RESPONSE_BLOCK, False)
+
+    def send_answer(self, head: bytes, payload: bytes, trailers: bytes) -> bool:
+        """Sends a whole answer, the blocks of its head and trailers encoded; False when it cannot go at once."""
+        connection = self.connection
+        size = len(payload)
+        if (
+            self.remote_open
+            or self.responded
+            or size > connection.send_window
+            or size > connection.peer_initial_window + self.credit
+            or not connection.writable
+            or len(head) + len(trailers) > MAX_FRAME_SIZE
+        ):
+            return False
+        stream_id = self.id
+        connection.send_window -= size
+        connection.sent_since_ping = True
+        out = connection.out
+        if not out:
+            connection.context.unflushed.append(connection)
+        out.append(
+            pack_header(len(head) << 8 | HEADERS, 4, stream_id)
+            + head
+            + pack_header(size << 8, 0, stream_id)
+            + payload
+            + pack_header(len(trailers) << 8 | HEADERS, 5, stream_id)
+            + trailers
+        )
+        self.responded = True
+        self.local_open = False
+        connection.forget(self)
+        return True
 
     def finish(self, status: Status, extra: Fields | None = None) -> None:
         """Ends the call. This is the one place where a status becomes trailers."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from esp.core.wire.client import ClientConnection, ClientStream
+from esp.core.wire.client import STREAM_WINDOW, ClientConnection, ClientStream
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerStream, Sink
@@ -41,7 +41,17 @@ class SplicedCall(ClientStream, Sink):
     def __init__(
         self, connection: ClientConnection, down: ServerStream, message: bytes | None, owner: SpliceOwner
     ) -> None:
-        super().__init__(connection)
+        # The first lines are ClientStream's: this runs once per request.
+        self.connection = connection
+        self.id = 0
+        self.credit = 0
+        self.recv_window = STREAM_WINDOW
+        self.recv_owed = 0
+        self.local_open = True
+        self.remote_open = True
+        self.pending = None
+        self.headers_seen = False
+        self.unprocessed = False
         self.down = down
         self.message = message
         self.owner = owner
@@ -69,6 +79,14 @@ class SplicedCall(ClientStream, Sink):
             down.sink = None
             self.cancel()
             down.finish(head.outcome())
+
+    def on_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
+        """A whole answer: goes on in one piece where the client's window has room for it."""
+        down = self.down
+        down.sink = None
+        if not down.send_answer(head.forward, payload, trailers.forward):
+            down.sink = self
+            super().on_answer(head, payload, trailers)
 
     def on_data(self, payload: bytes, end: bool) -> None:
         """A piece of the answer."""
