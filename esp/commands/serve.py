@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
+import sys
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from esp.commands.output import USAGE, CommandError, complain
+from esp.commands.output import CommandError
 from esp.core import config as configs
 from esp.core.config import Config, ConfigError
 from esp.core.local import CONFIG_NAME, LocalCluster, LocalEtcdError
@@ -35,7 +39,7 @@ def run(config: Path | None, local: int | None, data_dir: Path | None, listen: l
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         if local is None:
-            found = configs.load(configs.find(config, _environment()))
+            found = configs.load(configs.find(config, os.environ))
             _run_loop(_serve(_prepared(found, listen), None))
         else:
             assert data_dir is not None
@@ -45,12 +49,6 @@ def run(config: Path | None, local: int | None, data_dir: Path | None, listen: l
             _run_loop(_serve(_prepared(configs.load(path), listen), cluster))
     except LocalEtcdError as error:
         raise CommandError(str(error)) from None
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
 
 
 def _prepared(config: Config, listen: list[str]) -> Config:
@@ -79,7 +77,7 @@ def _line_of(path: Path | None, text: str) -> int | None:
     return None
 
 
-def _run_loop(main: asyncio._CoroutineLike[None]) -> None:
+def _run_loop(main: Coroutine[Any, Any, None]) -> None:
     try:
         import uvloop
     except ImportError:
@@ -108,8 +106,8 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
             "ready on %s; %d shard%s: %s", ", ".join(urls), len(config.shards), "s"[: len(config.shards) > 1], names
         )
         if cluster is not None and config.path is not None:
-            complain_lines = cluster.summary(config.shard_map, urls, config.path)
-            _say(complain_lines)
+            sys.stdout.write("\n".join(cluster.summary(config.shard_map, urls, config.path)) + "\n")
+            sys.stdout.flush()
         gc.collect()
         gc.freeze()
         gc.set_threshold(YOUNG_OBJECTS, 20, 50)
@@ -118,14 +116,7 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
     log.info("stopped")
 
 
-def _say(lines: list[str]) -> None:
-    import sys
-
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
-
-
-async def _first_of(wait: asyncio._CoroutineLike[list[str]], stop: asyncio.Event) -> list[str]:
+async def _first_of(wait: Coroutine[Any, Any, list[str]], stop: asyncio.Event) -> list[str]:
     """What `wait` answers, or nothing when told to stop before."""
     task = asyncio.ensure_future(wait)
     stopping = asyncio.ensure_future(stop.wait())
@@ -141,6 +132,3 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-
-
-__all__ = ["USAGE", "complain", "run"]

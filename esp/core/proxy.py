@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from time import monotonic
+from typing import Any
 
 from esp.core.config import Config, Listen
 from esp.core.routing import Routing
-from esp.core.services.kv import KV
+from esp.core.services import kv
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
 from esp.core.shard import SERVER_STOPPED, Shard
@@ -36,11 +37,11 @@ class Proxy:
         self._background = asyncio.TaskGroup()
         self._tasks: list[asyncio.Task[None]] = []
         pages = Pages(self.routing)
-        kv = KV(self.routing, self._spawn, deletes_across_shards=config.deletes_across_shards == "serve")
-        router = Router(self.routing, kv.handlers(), pages)
+        served = kv.handlers(self.routing, self._spawn, deletes_across_shards=config.deletes_across_shards == "serve")
+        router = Router(self.routing, served, pages)
         self._listener = Listener(self.context, router.find, pages.find)
 
-    def _spawn(self, work: asyncio._CoroutineLike[None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self._calls.create_task(work)
 
     async def __aenter__(self) -> Proxy:

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from esp.core.identity import Identity
 from esp.core.keys import KeyRange
 from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who answers what no single shard can answer: one stable cluster id and member id, neither of them 0."""
-
-    cluster_id: int
-    member_id: int
-
-    @classmethod
-    def of(cls, names: Sequence[str]) -> Identity:
-        """The same for every proxy in front of shards of these names."""
-        digest = hashlib.sha256("\0".join(names).encode()).digest()
-        cluster = int.from_bytes(digest[:8], "big") or 1
-        member = int.from_bytes(digest[8:16], "big") or 1
-        return cls(cluster, member)
 
 
 class Routing:

@@ -63,7 +63,7 @@ class _Parked(Sink):
         self.ended = False
         down.sink = self
 
-    def request_data(self, payload: bytes, end: bool) -> None:  # noqa: FBT001
+    def request_data(self, payload: bytes, end: bool) -> None:
         """Kept, and not given back: the client's window bounds it."""
         self.chunks.append(payload)
         self.ended = end

@@ -1,64 +1,239 @@
-"""The KV service over several shards.
+"""The KV service over several shards: each call to the shard that owns its keys.
 
 What lies in one shard goes there as it came, and its answer comes back as it is. The fast path looks at the key in the
-message's bytes (`peek`); whatever it does not recognise is parsed. What spans shards is served by `across` or refused.
+message's bytes (`peek`); what that does not recognise is parsed. What spans shards is served by `across`, or refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final
 
+from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
-from esp.core.services import across, errors, txn
+from esp.core.services import across, errors, txn, validate
 from esp.core.services.handlers import CoroutineCall, Spawn, parse
+from esp.core.services.merge import refuse_range
 from esp.core.services.peek import key_range, put_key, range_key
+from esp.core.services.stream_merge import refuse_range_stream
+from esp.core.shard import Shard
+from esp.core.shard_map import Segment
 from esp.core.wire.message import PREFIX_SIZE, prefix
-from esp.core.wire.server import Handler, ServerStream
-from esp.core.wire.status import RpcError
+from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.status import RpcError, Status
 
 PATH: Final = b"/etcdserverpb.KV/"
 
 
-class KV:
-    """Makes the handlers of the service's RPCs.
+def handlers(routing: Routing, spawn: Spawn, *, deletes_across_shards: bool) -> Mapping[bytes, Handler]:
+    """The handler of each RPC of the service, by path.
 
     Args:
         routing: the shards.
         spawn: starts the coroutine of a call that spans shards.
         deletes_across_shards: whether a DeleteRange that spans shards is served, shard by shard.
     """
-
-    def __init__(self, routing: Routing, spawn: Spawn, *, deletes_across_shards: bool) -> None:
-        self._routing = routing
-        self._spawn = spawn
-        self._deletes_across_shards = deletes_across_shards
-
-    def handlers(self) -> Mapping[bytes, Handler]:
-        """The handler of each RPC, by path."""
-        return {
-            PATH + b"Put": Put(self._routing),
-            PATH + b"Range": Range(self._routing, self._spawn),
-            PATH + b"RangeStream": RangeStream(self._routing, self._spawn),
-            PATH + b"DeleteRange": DeleteRange(self._routing, self._spawn, across=self._deletes_across_shards),
-            PATH + b"Txn": Txn(self._routing),
-            PATH + b"Compact": Compact(self._routing),
-        }
+    return {
+        PATH + b"Put": Put(routing, spawn),
+        PATH + b"Range": Range(routing, spawn),
+        PATH + b"RangeStream": RangeStream(routing, spawn),
+        PATH + b"DeleteRange": DeleteRange(routing, spawn, served=deletes_across_shards),
+        PATH + b"Txn": Txn(routing, spawn),
+        PATH + b"Compact": Compact(routing, spawn),
+    }
 
 
-class Put(Handler):
-    """A Put has one key, so it always has one owner."""
+class _Routed(Handler):
+    """A call whose message says which keys it is about."""
 
-    def __init__(self, routing: Routing) -> None:
-        self._routing = routing
-        self._owner = routing.map.owner
-        self._shards = routing.shards
+    def __init__(self, routing: Routing, spawn: Spawn) -> None:
+        self.routing = routing
+        self.spawn = spawn
+        self.shards = routing.shards
+        self.owner = routing.map.owner
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Routes what the fast path, where a service has one, left over."""
+        try:
+            self.route(stream, message)
+        except RpcError as error:
+            stream.finish(error.status)
+
+    def route(self, stream: ServerStream, message: bytes) -> None:
+        """Sends the call where it belongs.
+
+        Raises:
+            RpcError: it is refused.
+        """
+        raise NotImplementedError
+
+    def pass_on(self, stream: ServerStream, request: Any, shard: Shard) -> None:
+        """Sends a parsed request on, written anew: what another parser might read differently is gone from it."""
+        shard.splice(stream, prefix(request.SerializeToString()))
+
+    def span(self, key_range: KeyRange) -> tuple[list[str], bytes]:
+        """The names of the shards that a range spans, and the first boundary inside it, for the text of a refusal."""
+        shard_map = self.routing.map
+        names = [shard_map.names[segment.shard] for segment in shard_map.split(key_range)]
+        return names, shard_map.first_boundary(key_range) or b""
+
+
+def _check(status: Status | None) -> None:
+    if status is not None:
+        raise status.error()
+
+
+class Put(_Routed):
+    """One key, so always one owner."""
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it to the owner of its key."""
         key = put_key(message, PREFIX_SIZE)
         if key is not None:
-            self._shards[self._owner(key)].splice(stream, message)
+            self.shards[self.owner(key)].splice(stream, message)
         else:
-            self._parse(stream, message)
+            super().on_message(stream, message)
+
+    def route(self, stream: ServerStream, message: bytes) -> None:
+        """Routes a Put of unusual form."""
+        request = parse(rpc_pb2.PutRequest, message)
+        _check(validate.validate_put(request))
+        self.pass_on(stream, request, self.routing.owner(request.key))
+
+
+class Range(_Routed):
+    """One shard's keys, or a merge of several shards'."""
+
+    idempotent = True
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Sends it to the shard that owns the key or the whole range."""
+        key = range_key(message, PREFIX_SIZE)
+        if key is not None:
+            self.shards[self.owner(key)].splice(stream, message)
+            return
+        bounds = key_range(message, PREFIX_SIZE)
+        if bounds is not None:
+            shard = self.routing.sole_owner(*bounds)
+            if shard is not None:
+                shard.splice(stream, message)
+                return
+        super().on_message(stream, message)
+
+    def route(self, stream: ServerStream, message: bytes) -> None:
+        """Routes a Range of unusual form, or one that spans shards."""
+        request = parse(rpc_pb2.RangeRequest, message)
+        _check(self.validate(request))
+        shard = self.routing.sole_owner(request.key, request.range_end)
+        if shard is not None:
+            self.pass_on(stream, request, shard)
+            return
+        key_range = KeyRange.of_request(request.key, request.range_end)
+        _check(self.refuse(request, *self.span(key_range)))
+        call = CoroutineCall(stream)
+        call.start(self.spawn, self.across(call, request, self.routing.map.split(key_range)))
+
+    def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
+        """What etcd would find wrong, wherever the keys are."""
+        return validate.validate_range(request)
+
+    def refuse(self, request: rpc_pb2.RangeRequest, names: list[str], boundary: bytes) -> Status | None:
+        """Why it cannot be answered exactly over several shards."""
+        return refuse_range(request, names, boundary)
+
+    def across(
+        self, call: CoroutineCall, request: rpc_pb2.RangeRequest, segments: list[Segment]
+    ) -> Coroutine[Any, Any, None]:
+        """The work of answering it over several shards."""
+        return across.range_across(call, self.routing, request, segments)
+
+
+class RangeStream(Range):
+    """As Range, with the answer in pieces (etcd 3.7)."""
+
+    def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
+        """What etcd would find wrong, wherever the keys are."""
+        return validate.validate_range_stream(request)
+
+    def refuse(self, request: rpc_pb2.RangeRequest, names: list[str], boundary: bytes) -> Status | None:
+        """Why it cannot be answered exactly over several shards."""
+        return refuse_range_stream(request, names, boundary)
+
+    def across(
+        self, call: CoroutineCall, request: rpc_pb2.RangeRequest, segments: list[Segment]
+    ) -> Coroutine[Any, Any, None]:
+        """The work of answering it over several shards."""
+        return across.range_stream_across(call, self.routing, request, segments)
+
+
+class DeleteRange(_Routed):
+    """One shard's keys at once, or several shards' one after the other."""
+
+    def __init__(self, routing: Routing, spawn: Spawn, *, served: bool) -> None:
+        super().__init__(routing, spawn)
+        self.served = served
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Sends the delete of one key to its owner."""
+        key = range_key(message, PREFIX_SIZE)
+        if key is not None:
+            self.shards[self.owner(key)].splice(stream, message)
+        else:
+            super().on_message(stream, message)
+
+    def route(self, stream: ServerStream, message: bytes) -> None:
+        """Routes a delete of a range."""
+        request = parse(rpc_pb2.DeleteRangeRequest, message)
+        _check(validate.validate_delete(request))
+        shard = self.routing.sole_owner(request.key, request.range_end)
+        if shard is not None:
+            self.pass_on(stream, request, shard)
+            return
+        key_range = KeyRange.of_request(request.key, request.range_end)
+        if not self.served:
+            cure = "this proxy is configured to refuse that; delete inside one shard at a time"
+            raise errors.spans("a DeleteRange", *self.span(key_range), cure).error()
+        call = CoroutineCall(stream)
+        call.start(self.spawn, across.delete_across(call, self.routing, request, self.routing.map.split(key_range)))
+
+
+class Txn(_Routed):
+    """All in one shard, whichever branch runs, or refused."""
+
+    def route(self, stream: ServerStream, message: bytes) -> None:
+        """Routes by the union of all that the transaction touches."""
+        request = parse(rpc_pb2.TxnRequest, message)
+        _check(txn.validate(request))
+        touched = [key_range for key_range in txn.touched(request) if not key_range.is_empty()]
+        owners = {self.routing.map.sole_owner(key_range) for key_range in touched}
+        if not touched:
+            self.pass_on(stream, request, self.shards[0])
+        elif len(owners) == 1 and None not in owners:
+            self.pass_on(stream, request, self.shards[next(iter(owners))])  # type: ignore[index]
+        else:
+            cure = "keep what a transaction touches, in both branches, inside one shard"
+            raise errors.spans("a transaction", *self._between(touched), cure).error()
+
+    def _between(self, touched: list[KeyRange]) -> tuple[list[str], bytes]:
+        """The shards of `touched` in key order, and a boundary between two of them."""
+        segments = sorted(
+            (segment for key_range in touched for segment in self.routing.map.split(key_range)),
+            key=lambda segment: segment.range.start,
+        )
+        first = segments[0]
+        other = next(segment for segment in segments if segment.shard != first.shard)
+        between = KeyRange(first.range.start, other.range.start + b"\0")
+        return [self.routing.map.names[segment.shard] for segment in segments], self.span(between)[1]
+
+
+class Compact(_Routed):
+    """Refused: a revision number means another moment on every shard."""
+
+    def route(self, stream: ServerStream, message: bytes) -> None:
+        """Refuses."""
+        parse(rpc_pb2.CompactionRequest, message)
+        cure = (
+            "let each shard compact itself (etcd's --auto-compaction-retention), or name one in the metadata esp-shard"
+        )
+        raise errors.spans("a compaction", *self.span(KeyRange(b"", None)), cure).error()

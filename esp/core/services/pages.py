@@ -37,7 +37,7 @@ class Pages(Handler):
             return Page(405, b"Method Not Allowed\n", headers=(("Allow", "GET"),))
         return page("verbose" in parse_qs(url.query, keep_blank_values=True))
 
-    def _version(self, verbose: bool) -> Page:  # noqa: ARG002, FBT001
+    def _version(self, verbose: bool) -> Page:  # noqa: ARG002
         versions = [shard.version for shard in self._routing.shards if shard.version]
         if not versions:
             return Page(503, b"no shard has told its version yet\n")
@@ -45,15 +45,15 @@ class Pages(Handler):
         cluster = ".".join([*lowest.split(".")[:2], "0"])
         return Page(200, json.dumps({"etcdserver": lowest, "etcdcluster": cluster}).encode(), JSON)
 
-    def _health(self, verbose: bool) -> Page:  # noqa: ARG002, FBT001
+    def _health(self, verbose: bool) -> Page:  # noqa: ARG002
         if any(shard.is_ready for shard in self._routing.shards):
             return Page(200, b'{"health":"true","reason":""}', JSON)
         return Page(503, b'{"health":"false","reason":"no shard is reachable"}', JSON)
 
-    def _livez(self, verbose: bool) -> Page:  # noqa: ARG002, FBT001
+    def _livez(self, verbose: bool) -> Page:  # noqa: ARG002
         return Page(200, b"ok\n")
 
-    def _readyz(self, verbose: bool) -> Page:  # noqa: FBT001
+    def _readyz(self, verbose: bool) -> Page:
         states = {shard.name: shard.is_ready for shard in self._routing.shards}
         ready = any(states.values())
         lines = [f"[{'+' if up else '-'}]shard {name} {'ok' if up else 'unreachable'}" for name, up in states.items()]

@@ -9,8 +9,8 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
-from esp.core.shard import Shard
 from esp.core.services.handlers import PassStream, PassUnary, Refuse
+from esp.core.shard import Shard
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Code, Status

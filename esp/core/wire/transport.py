@@ -254,6 +254,11 @@ class Listener:
         self._servers.append(server)
         return [sock.getsockname()[:2] for sock in server.sockets]
 
+    def close(self) -> None:
+        """Stops accepting."""
+        for server in self._servers:
+            server.close()
+
     def opened(self, protocol: ServerProtocol) -> None:
         """A client has connected."""
         counters = self.context.counters
@@ -284,8 +289,7 @@ class Listener:
 
     async def drain(self, streaming: Status, seconds: float) -> bool:
         """Stops accepting and waits until every client's calls have ended: True when they did within `seconds`."""
-        for server in self._servers:
-            server.close()
+        self.close()
         for protocol in list(self._protocols):
             protocol.drain(streaming)
         self.context.flush()

@@ -1,0 +1,72 @@
+"""The errors of etcd's API that esp itself answers with, and esp's own refusals.
+
+The table mirrors etcd's `api/v3rpc/rpctypes/error.go`. etcd's clients recognise an error by its exact text and
+then use their own code for it, so neither may differ. What a shard answers is passed on as it came and needs no
+entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from esp.core.keys import format_key
+from esp.core.wire.status import Code, Status
+
+# KV
+KEY_NOT_PROVIDED = Status(Code.INVALID_ARGUMENT, "etcdserver: key is not provided")
+KEY_NOT_FOUND = Status(Code.INVALID_ARGUMENT, "etcdserver: key not found")
+VALUE_PROVIDED = Status(Code.INVALID_ARGUMENT, "etcdserver: value is provided")
+LEASE_PROVIDED = Status(Code.INVALID_ARGUMENT, "etcdserver: lease is provided")
+TOO_MANY_OPS = Status(Code.INVALID_ARGUMENT, "etcdserver: too many operations in txn request")
+DUPLICATE_KEY = Status(Code.INVALID_ARGUMENT, "etcdserver: duplicate key given in txn request")
+INVALID_SORT_OPTION = Status(Code.INVALID_ARGUMENT, "etcdserver: invalid sort option")
+COMPACTED = Status(Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted")
+FUTURE_REV = Status(Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision")
+NO_SPACE = Status(Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
+LEASE_NOT_FOUND = Status(Code.NOT_FOUND, "etcdserver: requested lease not found")
+STREAM_SORT = Status(Code.UNIMPLEMENTED, "RangeStream does not support custom sort orders")
+STREAM_FILTER = Status(Code.UNIMPLEMENTED, "RangeStream does not support revision filters")
+
+# Any RPC
+INVALID_API_VERSION = Status(Code.INVALID_ARGUMENT, "etcdserver: invalid client api version")
+REQUEST_TOO_LARGE = Status(Code.INVALID_ARGUMENT, "etcdserver: request is too large")
+# The code of etcd's table. An etcd sends this one text as UNKNOWN, because its server maps it to the wrong side
+# of that table; clients look at the text.
+TOO_MANY_REQUESTS = Status(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
+PERMISSION_DENIED = Status(Code.PERMISSION_DENIED, "etcdserver: permission denied")
+INVALID_AUTH_TOKEN = Status(Code.UNAUTHENTICATED, "etcdserver: invalid auth token")
+NO_LEADER = Status(Code.UNAVAILABLE, "etcdserver: no leader")
+LEADER_CHANGED = Status(Code.UNAVAILABLE, "etcdserver: leader changed")
+SERVER_STOPPED = Status(Code.UNAVAILABLE, "etcdserver: server stopped")
+REQUEST_TIMED_OUT = Status(Code.UNAVAILABLE, "etcdserver: request timed out")
+TIMED_OUT_LEADER_FAILED = Status(
+    Code.UNAVAILABLE, "etcdserver: request timed out, possibly due to previous leader failure"
+)
+TIMED_OUT_CONNECTION_LOST = Status(Code.UNAVAILABLE, "etcdserver: request timed out, possibly due to connection lost")
+UNHEALTHY = Status(Code.UNAVAILABLE, "etcdserver: unhealthy cluster")
+CANCELED = Status(Code.CANCELLED, "etcdserver: request canceled")
+
+# Not an etcd server's text but one of etcd's client: with it, and with no other, the client sends a write again.
+# So it is for requests that surely never left esp.
+NO_CONNECTION = Status(Code.UNAVAILABLE, "there is no connection available")
+
+_NAMES_SHOWN = 8
+
+
+def spans(what: str, shard_names: Sequence[str], boundary: bytes, cure: str = "") -> Status:
+    """The refusal of a request that no single shard can answer and esp cannot answer exactly either.
+
+    Args:
+        what: What spans the shards and cannot, such as "a transaction"; the text begins with it.
+        shard_names: The shards that own the request's keys, in key order.
+        boundary: A boundary between them; one of the keys where the request would have to be cut.
+        cure: What the client can do instead, as a clause; empty when there is nothing.
+
+    FailedPrecondition, because no client of etcd repeats a request for that.
+    """
+    names = list(dict.fromkeys(shard_names))
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    if len(names) > _NAMES_SHOWN:
+        shown += f" and {len(names) - _NAMES_SHOWN} more"
+    text = f'esp: {what} spans the shards {shown} (boundary "{format_key(boundary)}")'
+    return Status(Code.FAILED_PRECONDITION, f"{text}; {cure}" if cure else text)

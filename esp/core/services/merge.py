@@ -1,0 +1,136 @@
+"""A Range or a DeleteRange that spans shards: what each shard is asked, and one answer made of theirs.
+
+A Range comes out as one etcd that held all the keys would answer it: rows, order, limit, `more` and `count`. Two
+things remain the shards' own. Each part is read at another moment, so the answer as a whole is no snapshot. And what
+3.5 and 3.7 do differently shows as the shards do it: with keys_only, 3.7 leaves out the lease as well, unless it has
+to read the values for sorting by them.
+
+How etcd orders a Range (`server/etcdserver/txn/range.go`):
+- no order, or KEY ascending: in key order, read up to the limit;
+- no order but a target: the rows that the limit lets through and one more are chosen in key order; only then are they
+  sorted by the target, ascending, and cut at the limit;
+- anything else: all rows are sorted, then cut.
+Rows of the same version or value come in no order that etcd promises, and in none that this promises.
+
+Sorting by create or mod revision, and filtering by them, compares revisions of different shards, which are different
+clocks; and a revision to read at is one shard's. Those are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from esp.core.keys import KeyRange
+from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.services import errors
+from esp.core.services.validate import has_default_order, has_revision_filter
+from esp.core.wire.status import Status
+
+_Range = rpc_pb2.RangeRequest
+_MAX_INT64 = (1 << 63) - 1
+
+
+def refuse_range(request: rpc_pb2.RangeRequest, shard_names: Sequence[str], boundary: bytes) -> Status | None:
+    """Why a valid Range cannot be answered exactly, now that it spans shards; None when it can.
+
+    `shard_names` and `boundary` are for the text: see `errors.spans`.
+    """
+    if request.revision > 0:
+        cure = "read without a revision, or inside one shard"
+        return errors.spans("a Range at a revision", shard_names, boundary, cure)
+    if request.count_only:  # etcd counts before it filters and sorts
+        return None
+    if has_revision_filter(request):
+        cure = "read without the filter, or inside one shard"
+        return errors.spans("a Range filtered by revision", shard_names, boundary, cure)
+    if request.sort_target in (_Range.CREATE, _Range.MOD):
+        cure = "sort by key, version or value, or read inside one shard"
+        return errors.spans("a Range sorted by revision", shard_names, boundary, cure)
+    return None
+
+
+def part(request: rpc_pb2.RangeRequest, segment_range: KeyRange) -> rpc_pb2.RangeRequest:
+    """What the owner of `segment_range` is asked, for a Range that `refuse_range` lets pass."""
+    asked = _Range()
+    asked.CopyFrom(request)
+    asked.key, asked.range_end = segment_range.to_request()
+    if request.count_only:
+        return asked
+    if _sorted_after_choosing(request):
+        # The choice is by key: so ask for it by key, sort later.
+        asked.sort_target = _Range.KEY
+        if request.limit > 0:
+            asked.limit = min(request.limit + 1, _MAX_INT64)
+    if request.sort_target == _Range.VALUE:
+        asked.keys_only = False
+    return asked
+
+
+def merge(
+    request: rpc_pb2.RangeRequest, responses: Sequence[rpc_pb2.RangeResponse], header: rpc_pb2.ResponseHeader
+) -> rpc_pb2.RangeResponse:
+    """The answer to `request`, of the answers to its parts.
+
+    Args:
+        request: The client's Range.
+        responses: The answer to each `part`, in the order of their keys.
+        header: The header of the answer: see revision.py.
+    """
+    merged = rpc_pb2.RangeResponse(header=header, count=sum(response.count for response in responses))
+    if request.count_only:
+        return merged
+    limit = request.limit if request.limit > 0 else _MAX_INT64
+    merged.more = any(response.more for response in responses) or limit < sum(
+        len(response.kvs) for response in responses
+    )
+    if request.sort_target == _Range.KEY:
+        in_order = reversed(responses) if request.sort_order == _Range.DESCEND else responses
+        for response in in_order:
+            merged.kvs.extend(response.kvs if len(response.kvs) <= limit else response.kvs[:limit])
+            limit -= len(response.kvs)
+            if limit <= 0:
+                break
+    else:
+        merged.kvs.extend(_sorted_rows(request, responses)[:limit])
+    if request.keys_only and request.sort_target == _Range.VALUE:  # then the values came along for the sort
+        for kv in merged.kvs:
+            kv.ClearField("value")
+    return merged
+
+
+def _sorted_after_choosing(request: rpc_pb2.RangeRequest) -> bool:
+    return has_default_order(request) and request.sort_target != _Range.KEY
+
+
+def _sorted_rows(request: rpc_pb2.RangeRequest, responses: Sequence[rpc_pb2.RangeResponse]) -> list[kv_pb2.KeyValue]:
+    """All rows that may be part of the answer, by version or value."""
+    rows = [kv for response in responses for kv in response.kvs]
+    if _sorted_after_choosing(request) and request.limit > 0:
+        del rows[request.limit + 1 :]
+    descend = request.sort_order == _Range.DESCEND
+    if request.sort_target == _Range.VERSION:
+        rows.sort(key=lambda kv: kv.version, reverse=descend)
+    else:
+        rows.sort(key=lambda kv: kv.value, reverse=descend)
+    return rows
+
+
+def delete_part(request: rpc_pb2.DeleteRangeRequest, segment_range: KeyRange) -> rpc_pb2.DeleteRangeRequest:
+    """What the owner of `segment_range` is asked to delete."""
+    asked = rpc_pb2.DeleteRangeRequest()
+    asked.CopyFrom(request)
+    asked.key, asked.range_end = segment_range.to_request()
+    return asked
+
+
+def merge_deletes(
+    responses: Sequence[rpc_pb2.DeleteRangeResponse], header: rpc_pb2.ResponseHeader
+) -> rpc_pb2.DeleteRangeResponse:
+    """The answer to a DeleteRange, of the answers to each `delete_part` in the order of their keys.
+
+    Only for a delete that succeeded on all shards: a smaller `deleted` would be a wrong answer.
+    """
+    merged = rpc_pb2.DeleteRangeResponse(header=header, deleted=sum(response.deleted for response in responses))
+    for response in responses:
+        merged.prev_kvs.extend(response.prev_kvs)
+    return merged

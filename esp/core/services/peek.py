@@ -1,0 +1,149 @@
+"""The fast path's look at the keys of a request, in the bytes that came, without parsing them.
+
+An answer means: the message is one that protobuf would parse, with this key (and range end), written in the form in
+which every protobuf library writes it: each field at most once, in the order of the field numbers, with the numbers in
+their shortest form, no field unknown, nothing cut off or left over. So every parser reads the same in it, and the bytes
+may go to a shard as they are. None means nothing more than that the fast path has to step aside: anything unusual,
+an empty key and a sort option that etcd does not know included.
+
+Each function begins with the shape that nearly all requests have, decided in a few steps.
+A `message` is a gRPC message with its prefix; the protobuf bytes start at `offset`.
+"""
+
+from __future__ import annotations
+
+# Tags, as the one byte they take: the field's number and whether bytes (2) or a number (0) follow.
+_KEY = 1 << 3 | 2
+_SECOND = 2 << 3 | 2  # Put's value, the others' range_end
+
+# The fields after these two are numbers: by tag, the first value too large for its single byte. An _INT64 may go on.
+_BOOL = 2
+_INT64 = 0x80
+_PUT_FIELDS = {3 << 3: _INT64, 4 << 3: _BOOL, 5 << 3: _BOOL, 6 << 3: _BOOL}  # lease, prev_kv, ignore_value and _lease
+_RANGE_FIELDS = {
+    3 << 3: _INT64,  # limit
+    4 << 3: _INT64,  # revision
+    5 << 3: 3,  # sort_order
+    6 << 3: 5,  # sort_target
+    7 << 3: _BOOL,  # serializable
+    8 << 3: _BOOL,  # keys_only
+    9 << 3: _BOOL,  # count_only
+    10 << 3: _INT64,  # and the revision filters
+    11 << 3: _INT64,
+    12 << 3: _INT64,
+    13 << 3: _INT64,
+}
+
+
+def put_key(message: bytes, offset: int) -> bytes | None:
+    """The key of a Put."""
+    end = len(message)
+    if end - offset > 3 and message[offset] == _KEY:
+        size = message[offset + 1]
+        start = offset + 2
+        after = start + size
+        if 0 < size < 0x80 and after + 1 < end and message[after] == _SECOND:
+            size = message[after + 1]
+            if size < 0x80:
+                if after + 2 + size == end:
+                    return message[start:after]
+            elif after + 2 < end:
+                high = message[after + 2]
+                if 0 < high < 0x80 and after + 3 + (size & 0x7F | high << 7) == end:
+                    return message[start:after]
+    fields = _look(message, offset, _PUT_FIELDS)
+    return message[fields[0]] if fields else None
+
+
+def range_key(message: bytes, offset: int) -> bytes | None:
+    """The key of a Range for one key; None for a range, even one that holds but one key.
+
+    Serves DeleteRange too. That has fewer fields; those of Range it takes no notice of, nor does etcd.
+    """
+    end = len(message)
+    if end - offset > 2 and message[offset] == _KEY:
+        size = message[offset + 1]
+        if size < 0x80 and offset + 2 + size == end:
+            return message[offset + 2 :]
+    fields = _look(message, offset, _RANGE_FIELDS)
+    return message[fields[0]] if fields and fields[1] is None else None
+
+
+def key_range(message: bytes, offset: int) -> tuple[bytes, bytes] | None:
+    """The key and range_end of a Range or a DeleteRange for a range; None for one key.
+
+    None for a range_end that is there but empty, too: etcd reads that as an open end, and protobuf as none.
+    """
+    fields = _look(message, offset, _RANGE_FIELDS)
+    if fields is None or fields[1] is None:
+        return None
+    range_end = message[fields[1]]
+    return (message[fields[0]], range_end) if range_end else None
+
+
+def _look(message: bytes, offset: int, limits: dict[int, int]) -> tuple[slice, slice | None] | None:
+    """Where the key and the field after it are; the latter may be missing. None when anything is unusual."""
+    end = len(message)
+    if offset >= end or message[offset] != _KEY:
+        return None
+    key = _bytes_at(message, offset + 1)
+    if key is None or key.start == key.stop:
+        return None
+    second, rest = None, key.stop
+    if rest < end and message[rest] == _SECOND:
+        second = _bytes_at(message, rest + 1)
+        if second is None:
+            return None
+        rest = second.stop
+    return (key, second) if rest == end or _are_numbers(message, rest, limits) else None
+
+
+def _bytes_at(message: bytes, offset: int) -> slice | None:
+    """Where the bytes are whose length stands at `offset`."""
+    end = len(message)
+    if offset >= end:
+        return None
+    size = message[offset]
+    offset += 1
+    if size > 0x7F:
+        size &= 0x7F
+        byte = 0
+        for shift in (7, 14, 21, 28):
+            if offset == end:
+                return None
+            byte = message[offset]
+            offset += 1
+            size |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+        if not 0 < byte < 0x80:  # longer than need be, or than any message
+            return None
+    return slice(offset, offset + size) if offset + size <= end else None
+
+
+def _are_numbers(message: bytes, offset: int, limits: dict[int, int]) -> bool:
+    """Whether from `offset` on there are only the fields of `limits`, in order."""
+    end = len(message)
+    last = 0
+    while offset + 1 < end:
+        tag = message[offset]
+        limit = limits.get(tag)
+        if limit is None or tag <= last:
+            return False
+        last = tag
+        byte = message[offset + 1]
+        offset += 2
+        if byte < limit:
+            continue
+        if limit != _INT64:
+            return False
+        length = 1
+        while byte > 0x7F:
+            if offset == end or length == 10:
+                return False
+            byte = message[offset]
+            offset += 1
+            length += 1
+        if not byte or (length == 10 and byte > 1):  # longer than need be, or than 64 bits
+            return False
+    return offset == end
