@@ -190,6 +190,8 @@ class Connection:
 
     def flush(self) -> None:
         """Hands the queued frames to the transport as one block of bytes, and lets what waited move up."""
+        if self.on_flush is None and not self.ended:
+            return  # not connected yet: `out` is kept for the transport to come
         out = self.out
         if out:
             data = out[0] if len(out) == 1 else b"".join(out)

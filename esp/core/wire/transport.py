@@ -63,11 +63,12 @@ class WireProtocol(asyncio.Protocol):
         _set_user_timeout(self.transport)
 
     def attach(self, connection: Connection) -> None:
-        """Gives the transport to `connection`."""
+        """Gives the transport to `connection`, and writes what that has waiting."""
         assert self.transport is not None
         self.connection = connection
         connection.on_flush = self.transport.write
         connection.on_end = self.close
+        connection.flush()
 
     def data_received(self, data: bytes) -> None:
         """Bytes came: the connection takes them, then everything that has output is written."""
@@ -317,4 +318,3 @@ async def connect(connection: ClientConnection, host: str, port: int, seconds: f
     except TimeoutError:
         raise OSError(f"no connection to {host}:{port} within {seconds:g} s") from None
     protocol.attach(connection)
-    connection.context.flush()
