@@ -6,7 +6,7 @@ their shortest form, no field unknown, nothing cut off or left over. So every pa
 may go to a shard as they are. None means nothing more than that the fast path has to step aside: anything unusual,
 an empty key and a sort option that etcd does not know included.
 
-Each function begins with the shape that nearly all requests have, decided in a few steps.
+`put_key` and `range_key` begin with the shape that nearly all requests have, decided in a few steps.
 A `message` is a gRPC message with its prefix; the protobuf bytes start at `offset`.
 """
 
