@@ -270,16 +270,17 @@ def running_esps(folder: Path, binary: Path) -> Iterator[Esps]:
 
 def run_etcdctl(
     binary: Path,
-    server: Server,
+    server: Server | str,
     *arguments: str,
     check: bool = True,
     text: str | None = None,
     seconds: float = 60,
 ) -> subprocess.CompletedProcess[str]:
-    """Run etcdctl against `server`; `text` is its standard input. With `check` it must exit 0."""
+    """Run etcdctl against `server` or an endpoint; `text` is its standard input. With `check` it must exit 0."""
+    endpoint = server if isinstance(server, str) else server.address
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")}
     done = subprocess.run(
-        [binary, "--endpoints", server.address, *arguments],
+        [binary, "--endpoints", endpoint, *arguments],
         input=text or "",
         capture_output=True,
         encoding="utf-8",

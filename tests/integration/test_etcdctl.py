@@ -114,11 +114,6 @@ def test_count_only_counts_all_shards(esp: EspProcess, etcdctl: Etcdctl) -> None
     assert '"Count" : 4' in lines(counted)
 
 
-def test_endpoint_health_is_healthy(esp: EspProcess, etcdctl: Etcdctl) -> None:
-    done = etcdctl(esp, "endpoint", "health")
-    assert "is healthy" in done.stdout + done.stderr
-
-
 def test_every_byte_that_a_shell_can_give_is_a_key(esp: EspProcess, etcdctl: Etcdctl) -> None:
     keys = ["\u00e9", "i\udc80", "~", "\udcff\udcff"]
     for key in keys:
