@@ -6,20 +6,10 @@ import asyncio
 from collections import deque
 
 from esp.core.wire.client import ClientConnection, ClientStream
-from esp.core.wire.frames import ErrorCode
 from esp.core.wire.message import MessageReader
 from esp.core.wire.response import ResponseHead
-from esp.core.wire.splice import NO_TRAILERS
+from esp.core.wire.splice import NO_TRAILERS, OVERLOADED
 from esp.core.wire.status import Code, RpcError, Status
-
-_RESET_CODES = {
-    ErrorCode.REFUSED_STREAM: Code.UNAVAILABLE,
-    ErrorCode.CANCEL: Code.CANCELLED,
-    ErrorCode.ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED,
-    ErrorCode.FLOW_CONTROL_ERROR: Code.RESOURCE_EXHAUSTED,
-    ErrorCode.INADEQUATE_SECURITY: Code.PERMISSION_DENIED,
-}
-"""What RST_STREAM means for a call (grpc/doc/PROTOCOL-HTTP2.md, HTTP2 Transport Mapping)."""
 
 MAX_ANSWER_BYTES = 2**31 - 1
 
@@ -28,7 +18,7 @@ class BrokenCall(Exception):
     """The call's stream broke before its answer was whole.
 
     Attributes:
-        unprocessed: the server has surely not acted on it.
+        unprocessed: the server has surely not acted on it, as `ClientStream.surely_unprocessed` has it.
         code: the HTTP/2 error code.
     """
 
@@ -131,12 +121,11 @@ class MessageCall(ClientStream):
 
     def on_reset(self, code: int, reason: str) -> None:
         """The stream is gone."""
-        self._error = BrokenCall(code, reason, unprocessed=self.unprocessed or code == ErrorCode.REFUSED_STREAM)
+        self._error = BrokenCall(code, reason, unprocessed=self.surely_unprocessed(code))
         self._wake()
 
-
-def reset_status(code: int, reason: str) -> Status:
-    """What a client is told of a call that upstream ended with RST_STREAM `code`."""
-    name = ErrorCode(code).name if code in ErrorCode._value2member_map_ else str(code)
-    text = reason or f"stream terminated by RST_STREAM with error code: {name}"
-    return Status(_RESET_CODES.get(ErrorCode(code), Code.INTERNAL) if name != str(code) else Code.INTERNAL, text)
+    def on_buffers_full(self) -> None:
+        """There is no memory for the request, which has to wait for the server."""
+        self._error = OVERLOADED.error()
+        self.cancel()
+        self._wake()

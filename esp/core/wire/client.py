@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from esp.core.wire.connection import Connection
+from esp.core.wire.connection import RECENTLY_RESET, Connection
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import (
     DATA,
@@ -46,14 +46,16 @@ LAST_STREAM_ID: Final = 1_600_000_000
 """Where a connection takes no more calls and another is opened; ids end at 2^31-1."""
 STREAMS_BEFORE_SETTINGS: Final = 100
 KEEPALIVE_PING: Final = b"esp-live"
-MAX_INFORMATIONAL: Final = 10
+NO_TABLE: Final = b"\x20"
+"""Begins the first header block: a dynamic table of 0 bytes, whatever the server grants (RFC 7541, section 4.2)."""
 
 
 class ClientStream(Stream):
     """One call as the client sees it. Exactly one of its ends is told: `on_headers` or `on_data` with `end`, or `on_reset`.
 
     Attributes:
-        unprocessed: the server has surely not acted on it: it was not sent, refused, or above a GOAWAY's last stream.
+        headers_seen: the response's head has come.
+        unprocessed: the server said with GOAWAY that it has not acted on it.
     """
 
     connection: ClientConnection
@@ -72,6 +74,15 @@ class ClientStream(Stream):
         self.pending = None
         self.headers_seen = False
         self.unprocessed = False
+
+    def surely_unprocessed(self, code: int) -> bool:
+        """Whether the server has surely not acted on this call, which has one request message and broke with `code`.
+
+        It refused the stream, or said so with GOAWAY (RFC 9113, section 8.7), or was not sent the whole message.
+        """
+        if self.headers_seen:
+            return False
+        return self.unprocessed or code == ErrorCode.REFUSED_STREAM or self.local_open
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The response's head, its trailers, or both in one."""
@@ -101,9 +112,10 @@ class ClientConnection(Connection):
 
     __slots__ = (
         "_decoder",
+        "_forgotten",
         "_front",
         "_heard",
-        "_informational",
+        "_milestone",
         "_next_id",
         "_ping_sent",
         "_was_full",
@@ -120,7 +132,8 @@ class ClientConnection(Connection):
         self._decoder: HeaderDecoder[ResponseHead] = HeaderDecoder(parse_response, MAX_HEADER_LIST, MAX_HEADER_FIELDS)
         self._front = encode([(b":method", b"POST"), (b":scheme", b"http"), (b":authority", authority.encode())])
         self._next_id = first_stream_id
-        self._informational = 0
+        self._milestone = first_stream_id
+        self._forgotten = 0
         self._heard = monotonic()
         self._ping_sent = 0.0
         self._was_full = False
@@ -160,10 +173,10 @@ class ClientConnection(Connection):
         stream_id = self._next_id
         stream.id = stream_id
         self._next_id = stream_id + 2
-        if stream_id >= LAST_STREAM_ID:
-            self._drain("stream ids are used up")
         self.streams[stream_id] = stream
         block = self._front + forward
+        if stream_id >= self._milestone:
+            block = self._pass_milestone(block)
         if timeout:
             block += timeout_field(timeout)
         if data is not None and len(block) <= MAX_FRAME_SIZE:
@@ -191,6 +204,14 @@ class ClientConnection(Connection):
         stream.send_headers(block, end and data is None)
         if data is not None:
             stream.send_data(data, end)
+
+    def _pass_milestone(self, block: bytes) -> bytes:
+        """The first call of a connection, or one that uses up its stream ids."""
+        if self._milestone < LAST_STREAM_ID:
+            self._milestone = LAST_STREAM_ID
+            return NO_TABLE + block
+        self._drain("stream ids are used up")
+        return block
 
     # Bytes.
 
@@ -279,9 +300,10 @@ class ClientConnection(Connection):
                 self._fault(stream, "a second response head, or trailers without END_STREAM")
                 return
         elif head.http_status < 200:
-            self._informational += 1
-            if end or not head.is_informational or self._informational > MAX_INFORMATIONAL:
+            if end or not head.is_informational:
                 self._fault(stream, "no response head")
+            else:
+                self.glitch(1, "informational responses")
             return
         stream.headers_seen = True
         if end:
@@ -323,16 +345,28 @@ class ClientConnection(Connection):
         if stream is not None and flags & END_STREAM and stream.remote_open:
             super()._on_data(flags, stream_id, payload)
             stream.remote_open = False
-            self._ended(stream)
+            if self.streams.get(stream_id) is stream:
+                self._ended(stream)
         else:
             super()._on_data(flags, stream_id, payload)
 
-    def on_unknown_stream(self, stream_id: int, kind: int) -> None:
-        """A frame for a stream that never was, or that has ended."""
+    def _on_frame_without_stream(self, stream_id: int, kind: int) -> None:
+        """A frame for a stream that never was, or that has ended.
+
+        What comes late for calls that clients cancelled is not charged: many share this connection.
+        """
         if stream_id >= self._next_id or not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
-        if kind in (DATA, HEADERS):
+        if kind in (DATA, HEADERS) and stream_id > self._forgotten and not self.was_reset(stream_id):
             raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA or HEADERS on a closed stream")
+
+    def _remember_reset(self, stream_id: int) -> None:
+        # Ids up to that of a forgotten one count as reset too: a burst of cancelled calls must not end the connection.
+        if len(self._reset_ids) >= RECENTLY_RESET:
+            oldest = next(iter(self._reset_ids))
+            del self._reset_ids[oldest]
+            self._forgotten = max(self._forgotten, oldest)
+        self._reset_ids[stream_id] = None
 
     def on_stream_gone(self) -> None:
         """Room for a call that waits, or the end of a drained connection."""
@@ -361,20 +395,23 @@ class ClientConnection(Connection):
         """The server takes no more streams; those above `last_stream_id` were not processed."""
         if code:
             log.warning("%s: server says GOAWAY %d %r", self.peer, code, debug[:128])
-        for stream in [s for s in self.streams.values() if s.id > last_stream_id]:
-            self.streams.pop(stream.id, None)
+        refused = [stream for stream in self.streams.values() if stream.id > last_stream_id]
+        for stream in refused:
+            del self.streams[stream.id]
             stream.unprocessed = True
             stream.drop()
-            stream.on_reset(ErrorCode.REFUSED_STREAM, "the server is going away")
+        # First of all no more room here: whoever is told may send its call again.
         self._drain("the server is going away")
+        for stream in refused:
+            stream.on_reset(ErrorCode.REFUSED_STREAM, "the server is going away")
 
     def _drain(self, reason: str) -> None:
         if not self.draining:
             self.draining = self.tell_gone = True
             log.debug("%s: takes no more calls: %s", self.peer, reason)
             self._changed()
-            if not self.streams:
-                self.lost(reason)
+        if not self.streams:
+            self.lost(reason)
 
     def close(self) -> None:
         """Ends the connection when its calls have."""

@@ -61,6 +61,9 @@ MAX_SETTINGS: Final = 32
 PUMP_BYTES: Final = 262144
 """Bytes that one `pump` moves at most, so that a wide window does not turn into a large write."""
 RECENTLY_RESET: Final = 1000
+SMALL_INCREMENT: Final = 64
+SMALL_DATA: Final = 5
+"""DATA shorter than a gRPC prefix: no client cuts its messages so small."""
 
 
 class Connection:
@@ -85,6 +88,7 @@ class Connection:
         "_glitch_time",
         "_opened",
         "_reset_ids",
+        "_send_top",
         "_settings_due",
         "_settings_since",
         "_tail",
@@ -120,6 +124,7 @@ class Connection:
         self.ended = False
         self.got_settings = False
         self.send_window = DEFAULT_WINDOW
+        self._send_top = DEFAULT_WINDOW
         self.peer_initial_window = DEFAULT_WINDOW
         self.peer_max_streams = MAX_WINDOW
         self.recv_limit = recv_limit
@@ -414,8 +419,8 @@ class Connection:
             self.fault_stream(stream_id, StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM"))
             return
         end = bool(flags & END_STREAM)
-        if len(payload) < 256 and not end:
-            self.glitch(1 if not payload else (256 - len(payload)) / 1024, "small DATA frames")
+        if len(payload) < SMALL_DATA and not end:
+            self.glitch(1, "small DATA frames")
         if stream.received(size):
             stream.consumed(size - len(payload))
             stream.on_data(payload, end)
@@ -471,8 +476,12 @@ class Connection:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window above 2^31-1")
             if self.blocked:
                 self.pump()
-            elif increment < 64:
-                self.glitch(0.1, "small WINDOW_UPDATEs")
+                self._charge_small(increment)
+            elif self.send_window > self._send_top:
+                # Nothing was sent that this gives back. (One that does is free, however small: grpc's C core
+                # gives back each message at once.)
+                self._send_top = self.send_window
+                self._charge_small(increment)
             return
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -485,8 +494,13 @@ class Connection:
             self.fault_stream(stream_id, StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "stream window above 2^31-1"))
         elif stream.pending is not None:
             self.unblock(stream)
-        elif increment < 64:
-            self.glitch(0.1, "small WINDOW_UPDATEs")
+            self._charge_small(increment)
+        elif stream.credit > 0:
+            self._charge_small(increment)
+
+    def _charge_small(self, increment: int) -> None:
+        if increment < SMALL_INCREMENT:
+            self.glitch(0.5, "small WINDOW_UPDATEs")
 
     def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 8:

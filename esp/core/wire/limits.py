@@ -27,15 +27,15 @@ class Limits:
     """What a peer may send on one stream before it has to wait."""
     connection_window_bytes: int = 1_048_576
     """What a peer may send on one connection before it has to wait."""
-    max_buffered_bytes: int = 67_108_864
+    max_buffered_bytes: int = 268_435_456
     """Request bodies being put together, plus big answers, over the whole process."""
     max_output_bytes: int = 1_048_576
     """Bytes queued to one connection before it is no longer read."""
     max_output_hard_bytes: int = 4_194_304
     """Bytes queued to one connection before it is closed."""
-    glitch_budget: int = 200
+    glitch_budget: int = 1200
     """Cheap abuse (resets, pings, empty frames) that one connection may have saved up before it is closed."""
-    glitch_refill_per_second: float = 33
+    glitch_refill_per_second: float = 100
     """How fast that budget comes back."""
     preface_timeout: float = 10.0
     """From accepting a connection to its first complete request line or HTTP/2 preface."""

@@ -15,6 +15,7 @@ from esp.core.wire.server_stream import ServerStream, Sink
 from esp.core.wire.status import Code, Status
 
 NO_TRAILERS = Status(Code.INTERNAL, "server closed the stream without sending trailers")
+OVERLOADED = Status(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
 
 
 class SpliceOwner(Protocol):
@@ -104,6 +105,12 @@ class SplicedCall(ClientStream, Sink):
     def on_drained(self, size: int) -> None:
         """Request bytes that waited have left."""
         self.down.consumed(size)
+
+    def on_buffers_full(self) -> None:
+        """There is no memory for the request, which has to wait for upstream."""
+        self.down.sink = None
+        self.cancel()
+        self.down.finish(OVERLOADED)
 
     # From the client.
 
