@@ -1,9 +1,10 @@
 """A load generator whose grpc-timeout differs in every request, as it does in those of real clients.
 
 h2load repeats one header block, so it cannot do this. Run as `python -m bench.deadlines` by `load.deadlines`; prints
-one JSON object. Each connection waits for the server's SETTINGS as grpc-go does, then makes all its requests in
-advance, in the order in which they will be sent (the header blocks depend on one another, see `grpc_go`), and then all
-connections start together. A reply counts when its trailers have ended the stream; every grpc-status is looked at.
+one JSON object. Each connection waits for the server's SETTINGS as grpc-go does and makes one call, because a server
+may change its mind about the header table when it sees who is there. Then it prepares all its other requests, in the
+order in which they will be sent (the header blocks depend on one another, see `grpc_go`), and all connections start
+together. A reply counts when its trailers have ended the stream; every grpc-status is looked at.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import gc
 import json
 import random
 import struct
+import sys
 import time
 from pathlib import Path
 from typing import cast
@@ -49,7 +51,7 @@ class CountingTable(HeaderTable):
 
 
 class Client(asyncio.Protocol):
-    """One connection with `streams` requests in flight at any time, until `count` are done."""
+    """One connection: one call alone, then from `start` on `streams` at any time until `count` are done."""
 
     def __init__(self, number: int, path: bytes, message: bytes, streams: int, count: int) -> None:
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -58,6 +60,8 @@ class Client(asyncio.Protocol):
         self._number, self._path, self._message = number, path, message
         self._streams, self._count = streams, count
         self._requests: list[bytes] = []
+        self._encoder = grpc_go.Encoder()
+        self._timeouts = random.Random(number)
         self._sent = 0
         self._sent_at: list[float] = []
         self._held_back = 0  # requests that wait for flow control
@@ -77,8 +81,8 @@ class Client(asyncio.Protocol):
         self._fail(f"connection lost: {exc}")
 
     def start(self) -> None:
-        """Sends the first requests."""
-        self._send(min(self._streams, self._count))
+        """Fills the streams."""
+        self._send(self._streams)
 
     def _fail(self, reason: str) -> None:
         for future in (self.ready, self.done):
@@ -128,9 +132,15 @@ class Client(asyncio.Protocol):
             self._transport.abort()
             return
         self._rest = data[position:]
+        if not self.ready.done():
+            if finished:
+                self._prepare(self._count - 1)
+                self.latencies.clear()
+                self.ready.set_result(None)
+            return
         if finished or self._held_back:
             self._send(finished + self._held_back)
-        if len(self.latencies) == self._count and not self.done.done():
+        if len(self.latencies) == self._count - 1 and not self.done.done():
             self.done.set_result(None)
 
     def _status(self, block: bytes, flags: int) -> bytes | None:
@@ -168,17 +178,18 @@ class Client(asyncio.Protocol):
             raise RuntimeError(f"the server allows only {settings[MAX_CONCURRENT_STREAMS]} streams")
         if settings.get(INITIAL_WINDOW_SIZE, 65535) < len(self._message):
             raise RuntimeError("the message does not fit into the window of a stream")
+        if HEADER_TABLE_SIZE in settings:
+            if self.ready.done():
+                raise RuntimeError("the header table's size changed under load, which this generator does not follow")
+            self._encoder.announced(settings[HEADER_TABLE_SIZE])
         if not self._requests:
-            self._make_requests(settings.get(HEADER_TABLE_SIZE, 4096))
-            self.ready.set_result(None)
-        elif HEADER_TABLE_SIZE in settings:
-            raise RuntimeError("the header table's size changed under load, which this generator does not follow")
+            self._prepare(1)
+            self._send(1)
 
-    def _make_requests(self, table_size: int) -> None:
-        encoder, timeouts = grpc_go.Encoder(table_size), random.Random(self._number)
-        for index in range(self._count):
-            timeout = b"%du" % timeouts.randrange(SLOWEST_US, FASTEST_US)
-            block = encoder.encode(grpc_go.unary_fields(self._path, AUTHORITY, timeout))
+    def _prepare(self, count: int) -> None:
+        for index in range(len(self._requests), len(self._requests) + count):
+            timeout = b"%du" % self._timeouts.randrange(SLOWEST_US, FASTEST_US)
+            block = self._encoder.encode(grpc_go.unary_fields(self._path, AUTHORITY, timeout))
             stream = 2 * index + 1
             self._requests.append(
                 frame(HEADERS, END_HEADERS, stream, block) + frame(DATA, END_STREAM, stream, self._message)
@@ -188,7 +199,7 @@ class Client(asyncio.Protocol):
 async def run(
     address: str, path: bytes, message: bytes, connections: int, streams: int, requests: int
 ) -> dict[str, float]:
-    """Makes `requests` calls, a multiple of `connections`, and tells how long they took."""
+    """Makes `requests` calls, a multiple of `connections`; the first of each connection is not timed."""
     loop = asyncio.get_running_loop()
     host, _, port = address.rpartition(":")
     clients = []
@@ -206,8 +217,8 @@ async def run(
     seconds = time.perf_counter() - started
     latencies = sorted(latency for client in clients for latency in client.latencies)
     return {
-        "requests": len(latencies),
-        "seconds": seconds,
+        "requests": len(latencies) + connections,
+        "throughput": len(latencies) / seconds,
         "p50_us": latencies[len(latencies) // 2] * 1e6,
         "p99_us": latencies[len(latencies) * 99 // 100] * 1e6,
         "generator_cpu_us": time.process_time() / len(latencies) * 1e6,
@@ -225,7 +236,10 @@ def main() -> None:
     args = parser.parse_args()
     message = args.message.read_bytes()
     work = run(args.address, args.path.encode(), message, args.connections, args.streams, args.requests)
-    print(json.dumps(uvloop.run(work)))
+    try:
+        print(json.dumps(uvloop.run(work)))
+    except (RuntimeError, OSError) as error:
+        sys.exit(f"bench.deadlines: {error}")
 
 
 if __name__ == "__main__":

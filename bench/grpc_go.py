@@ -43,15 +43,20 @@ def unary_fields(path: bytes, authority: bytes, timeout: bytes) -> list[Field]:
 class Encoder:
     """The compression state of one connection's requests."""
 
-    def __init__(self, announced_table_size: int) -> None:
-        """`announced_table_size`: the server's SETTINGS_HEADER_TABLE_SIZE; 4096 if it sent none."""
-        self._limit = min(announced_table_size, _LARGEST_TABLE)
-        self._tell_limit = self._limit < _LARGEST_TABLE
+    def __init__(self) -> None:
+        self._limit = _LARGEST_TABLE
+        self._tell_limit = False
         self._size = 0
         self._entries: deque[tuple[Field, int]] = deque()  # oldest first, with their sizes
         self._inserted = 0
         self._by_field: dict[Field, int] = {}  # field -> its number among all insertions, the newest of equals
         self._by_name: dict[bytes, int] = {}
+
+    def announced(self, table_size: int) -> None:
+        """The server has sent SETTINGS_HEADER_TABLE_SIZE. A smaller table is taken over, a larger one never used."""
+        if table_size < self._limit:
+            self._limit, self._tell_limit = table_size, True
+            self._evict()
 
     def encode(self, fields: Iterable[Field]) -> bytes:
         """The header block; advances the table, so blocks must be sent in the order they were made."""
@@ -90,6 +95,9 @@ class Encoder:
         self._size += size
         self._entries.append((field, size))
         self._by_field[field] = self._by_name[field[0]] = self._inserted
+        self._evict()
+
+    def _evict(self) -> None:
         while self._size > self._limit:
             evicted, its_size = self._entries.popleft()
             number = self._inserted - len(self._entries)

@@ -34,8 +34,8 @@ class Call:
 class Load:
     """What a generator saw."""
 
-    requests: int
-    seconds: float
+    requests: int  # all of them; a few may not be timed
+    throughput: float  # requests per second
     p50_us: float
     p99_us: float
     data_bytes: int | None = None  # of all DATA frames received, where the generator counts them
@@ -70,7 +70,7 @@ def h2load(address: str, call: Call, requests: int) -> Load:
         raise BenchError(f"h2load: {failed} of {len(latencies)} logged requests failed; it says: {told[-1500:]}")
     data = re.search(r"\((\d+)\) data$", told, re.MULTILINE)
     # From the log too: h2load prints three digits.
-    return Load(requests, (last - first) / 1e6, *_p50_p99(latencies), int(data[1]) if data else None)
+    return Load(requests, requests / (last - first) * 1e6, *_p50_p99(latencies), int(data[1]) if data else None)
 
 
 def _p50_p99(latencies: list[int]) -> tuple[int, int]:
@@ -85,7 +85,7 @@ def deadlines(address: str, call: Call, requests: int) -> Load:
     told = json.loads(_run(command))
     if told["requests"] != requests:
         raise BenchError(f"bench.deadlines: {told}")
-    return Load(requests, told["seconds"], told["p50_us"], told["p99_us"])
+    return Load(requests, told["throughput"], told["p50_us"], told["p99_us"])
 
 
 def missing_generators() -> str | None:

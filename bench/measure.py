@@ -148,7 +148,7 @@ class Subject:
                 raise BenchError(f"{self._where}: {seen.data_bytes} bytes of replies, not about {expected}")
         return Sample(
             requests=seen.requests,
-            throughput=seen.requests / seen.seconds,
+            throughput=seen.throughput,
             p50_us=seen.p50_us,
             p99_us=seen.p99_us,
             cpu_us=cpu.total / seen.requests * 1e6 if cpu else None,

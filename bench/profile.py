@@ -28,6 +28,7 @@ def main() -> int:
         description="Profiles esp under one workload and prints where the CPU time went.",
         epilog=f"workloads: {', '.join(WORKLOADS)}",
     )
+    parser.add_argument("--requests", type=int, help="exactly so many, instead of --seconds at esp's own pace")
     parser.add_argument("workload", choices=list(WORKLOADS), metavar="WORKLOAD")
     parser.add_argument("--how", choices=["sample", "cprofile"], default="sample", help="sample: little distortion")
     parser.add_argument(
@@ -69,7 +70,7 @@ def _run(workload: Workload, options: argparse.Namespace, folder: Path) -> Sampl
         try:
             peer.start(backends, folder)
             subject = Subject(peer, workload, backends, message_file(workload, folder))
-            subject.calibrate(Amount(options.seconds, None))
+            subject.calibrate(Amount(options.seconds, options.requests))
             assert peer.process
             os.kill(peer.process.pid, signal.SIGUSR1)
             sample = subject.measure()
