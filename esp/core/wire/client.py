@@ -391,6 +391,10 @@ class ClientConnection(Connection):
 
     # Ending.
 
+    def glitch(self, cost: float, what: str) -> None:
+        """An etcd is trusted more than a client: one that is only clumsy must not cost everybody the connection."""
+        super().glitch(cost / 10, what)
+
     def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
         """The server takes no more streams; those above `last_stream_id` were not processed."""
         if code:
