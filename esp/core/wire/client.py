@@ -436,7 +436,7 @@ class ClientConnection(Connection):
             if self._heard > self._ping_sent:
                 self._ping_sent = 0.0
             elif now - self._ping_sent > self.limits.keepalive_timeout:
-                self._time_out("no answer to a keepalive PING")
+                self._time_out("keepalive_timeout", "no answer to a keepalive PING")
         elif self.streams and now - self._heard > self.limits.keepalive_time:
             self._ping_sent = now
             self.send(ping(KEEPALIVE_PING))

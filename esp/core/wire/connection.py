@@ -304,7 +304,7 @@ class Connection:
         self._glitch_level = max(0.0, self._glitch_level - refill) + cost
         self._glitch_time = now
         if self._glitch_level > self.limits.glitch_budget:
-            self.context.counters.glitch_trips += 1
+            self.context.reached("glitch_budget")
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}")
 
     def fail(self, fault: ConnectionFault) -> None:
@@ -339,16 +339,16 @@ class Connection:
         """Called about twice a second: whatever has a deadline is looked at."""
         limits = self.limits
         if not self.got_settings and now - self._opened > limits.preface_timeout:
-            self._time_out("no HTTP/2 preface in time")
+            self._time_out("preface_timeout", "no HTTP/2 preface in time")
         elif self._settings_since and now - self._settings_since > limits.settings_timeout:
-            self._time_out("SETTINGS not acknowledged in time", ErrorCode.SETTINGS_TIMEOUT)
+            self._time_out("settings_timeout", "SETTINGS not acknowledged in time", ErrorCode.SETTINGS_TIMEOUT)
         elif self._block is not None and now - self._block_since > limits.header_timeout:
-            self._time_out("header block not complete in time")
+            self._time_out("header_timeout", "header block not complete in time")
         elif not self.writable and now - self.blocked_since > limits.blocked_write_timeout:
-            self._time_out("does not read what it asked for")
+            self._time_out("blocked_write_timeout", "does not read what it asked for")
 
-    def _time_out(self, reason: str, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
-        self.context.counters.timeouts += 1
+    def _time_out(self, limit: str, reason: str, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
+        self.context.reached(limit)
         log.info("%s: closing: %s", self.peer, reason)
         self.end(code, reason)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,19 +18,17 @@ class Flushable(Protocol):
 
 @dataclass(slots=True)
 class Counters:
-    """What the wire counts; each limit that trips has its own number."""
+    """What the wire counts.
+
+    Attributes:
+        limits: how often each limit was reached, by its name in `Limits`.
+    """
 
     connections_accepted: int = 0
     connections_open: int = 0
-    connections_refused: int = 0
-    streams_opened: int = 0
-    streams_refused: int = 0
     connection_faults: int = 0
     stream_faults: int = 0
-    glitch_trips: int = 0
-    buffer_trips: int = 0
-    output_trips: int = 0
-    timeouts: int = 0
+    limits: Counter[str] = field(default_factory=Counter)
 
 
 class BufferBudget:
@@ -69,6 +68,10 @@ class WireContext:
 
     def __post_init__(self) -> None:
         self.buffers = BufferBudget(self.limits.max_buffered_bytes)
+
+    def reached(self, limit: str) -> None:
+        """Counts that the limit of this name in `Limits` was reached."""
+        self.counters.limits[limit] += 1
 
     def flush(self) -> None:
         """Writes what every connection has waiting."""

@@ -272,7 +272,7 @@ class ServerConnection(Connection):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream id below an earlier one")
 
     def _refuse(self, stream_id: int) -> None:
-        self.context.counters.streams_refused += 1
+        self.context.reached("max_concurrent_streams")
         self.glitch(0.5, "streams above the limit")
         self.send(rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
         self._remember_reset(stream_id)
@@ -376,4 +376,4 @@ class ServerConnection(Connection):
                     stream.sink.cancelled(ErrorCode.CANCEL, "deadline exceeded")
                 stream.finish(DEADLINE_EXCEEDED)
         elif now - self._idle_since > self.limits.idle_timeout:
-            self._time_out("idle")
+            self._time_out("idle_timeout", "idle")

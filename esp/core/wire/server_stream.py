@@ -229,7 +229,7 @@ class ServerStream(Stream):
         if reader.wanted > self.recv_window and not self._reserved:
             # The client cannot send the rest unless it is granted more than the usual window.
             if not self.connection.context.buffers.take(reader.wanted):
-                self.connection.context.counters.buffer_trips += 1
+                self.connection.context.reached("max_buffered_bytes")
                 raise Status(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests").error()
             self._reserved = reader.wanted
             self.widen(reader.wanted - self.recv_window)

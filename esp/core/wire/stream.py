@@ -140,7 +140,7 @@ class Stream:
         if pending is None:
             pending = self.pending = Pending()
         if not self.connection.context.buffers.take(len(payload)):
-            self.connection.context.counters.buffer_trips += 1
+            self.connection.context.reached("max_buffered_bytes")
             self.drop()
             self.on_buffers_full()
             return

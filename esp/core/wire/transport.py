@@ -207,7 +207,7 @@ class ServerProtocol(WireProtocol):
         if self.transport is not None and not self.transport.is_closing():
             waiting = self.transport.get_write_buffer_size()
             if waiting > self.context.limits.max_output_hard_bytes:
-                self.context.counters.output_trips += 1
+                self.context.reached("max_output_hard_bytes")
                 log.warning("%s: closing: %d bytes wait and are not read", self.peer, waiting)
                 self._abort()
 
@@ -265,7 +265,7 @@ class Listener:
         counters = self.context.counters
         counters.connections_accepted += 1
         if len(self._protocols) >= self.context.limits.max_connections:
-            counters.connections_refused += 1
+            self.context.reached("max_connections")
             log.warning("%s: refused: %d connections are open", protocol.peer, len(self._protocols))
             assert protocol.transport is not None
             protocol.transport.abort()
