@@ -1,19 +1,24 @@
 """One shard: the endpoints of one etcd cluster, the connection in use, and fail-over between them.
 
-A shard keeps one connection for unary calls and, once it is needed, one for long-lived streams, both to the same endpoint;
-watches then never take the turn of a Put. When the connection breaks, the next endpoint is tried at once; when all have
-failed, again after a growing pause. Calls that come meanwhile wait a moment (`max_waiting_seconds`) and are then refused
-with the text that makes etcd's clients try again: they were surely not sent.
+A shard keeps one connection for unary calls and, once it is needed, one for long-lived streams, both to the same
+endpoint; watches then never take the turn of a Put. When the connection breaks, the next endpoint is tried at once;
+when all have failed, again after a growing pause. Calls that come meanwhile wait a moment (`max_waiting_seconds`) and
+are then refused with the text that makes etcd's clients try again: they were surely not sent.
 
-A call that broke is sent again, once, if etcd surely did not act on it or if it only reads. Anything else is answered with
-"request timed out": whether it was applied is not known, and the caller must decide.
+A call that broke is sent again, once, if etcd surely did not act on it or if it only reads. Anything else is answered
+with "request timed out": whether it was applied is not known, and the caller must decide.
+
+A member that says it has no leader is left for the next one, as is one that hangs up or says GOAWAY. What the
+connection left still carries is finished on it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import re
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Final
@@ -28,6 +33,7 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.message import format_timeout, prefix
+from esp.core.wire.server import DEADLINE_EXCEEDED
 from esp.core.wire.server_stream import ServerStream, Sink
 from esp.core.wire.splice import SplicedCall
 from esp.core.wire.status import Code, RpcError, Status
@@ -44,21 +50,26 @@ NO_LEADER_TEXTS: Final = frozenset(("etcdserver: no leader", "etcdserver: server
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
+"""Seconds between rounds over the endpoints; a connection that holds this long makes the pauses start small again."""
 SHARD_TRAILER: Final = b"esp-shard"
 """Names the shard in the trailers of errors that esp makes itself; the text stays etcd's, clients match on it."""
 
 
 class _Parked(Sink):
-    """A client's call that waits for a connection."""
+    """A client's call that waits for a connection.
 
-    __slots__ = ("again", "chunks", "down", "ended", "message", "shard", "until")
+    Attributes:
+        size: bytes of memory it takes, from when it waits until it no longer does.
+    """
+
+    __slots__ = ("chunks", "down", "ended", "message", "shard", "size", "until")
 
     def __init__(self, shard: Shard, down: ServerStream, message: bytes | None, until: float) -> None:
         self.shard = shard
         self.down = down
         self.message = message
         self.until = until
-        self.again = False
+        self.size = len(message or b"")
         self.chunks: list[bytes] = []
         self.ended = False
         down.sink = self
@@ -75,15 +86,16 @@ class _Parked(Sink):
 
     def go(self, connection: ClientConnection) -> None:
         """A connection is there."""
-        self.down.sink = None
-        if self.message is not None:
-            self.shard.send(connection, self.down, self.message)
+        down = self.down
+        down.sink = None
+        if down.remaining() == 0:
+            down.finish(DEADLINE_EXCEEDED)
             return
-        self.shard.send_stream(connection, self.down)
-        sink = self.down.sink
-        if sink is not None:
-            for index, chunk in enumerate(self.chunks):
-                sink.request_data(chunk, self.ended and index == len(self.chunks) - 1)
+        self.shard.send(connection, down, self.message, down.remaining_timeout())
+        sink = down.sink
+        for number, chunk in enumerate(self.chunks, 1):
+            if down.sink is not None and down.sink is sink:  # it breaks when there is no memory for what it must queue
+                sink.request_data(chunk, self.ended and number == len(self.chunks))
 
     def refuse(self, status: Status) -> None:
         """There is none in time."""
@@ -95,15 +107,16 @@ class _Waiter:
     """A coroutine that waits for a connection."""
 
     __slots__ = ("future", "until")
+    size = 0
 
     def __init__(self, until: float) -> None:
         self.until = until
-        self.future: asyncio.Future[ClientConnection] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def go(self, connection: ClientConnection) -> None:
-        """A connection is there."""
+    def go(self, connection: ClientConnection) -> None:  # noqa: ARG002
+        """A connection is there; whether it still has room when the coroutine runs is for that to see."""
         if not self.future.done():
-            self.future.set_result(connection)
+            self.future.set_result(None)
 
     def refuse(self, status: Status) -> None:
         """There is none in time."""
@@ -114,32 +127,53 @@ class _Waiter:
 class _Lane:
     """One of a shard's connections, and the calls that wait for it."""
 
-    __slots__ = ("connection", "shard", "waiting")
+    __slots__ = ("closed", "connection", "shard", "waiting")
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
         self.connection: ClientConnection | None = None
         self.waiting: dict[_Parked | _Waiter, None] = {}
+        self.closed = False
 
     def park(self, call: _Parked | _Waiter) -> None:
-        if len(self.waiting) >= self.shard.context.limits.max_waiting_requests:
+        context = self.shard.context
+        if self.closed:
+            call.refuse(NO_CONNECTION)
+        elif len(self.waiting) >= context.limits.max_waiting_requests or not context.buffers.take(call.size):
             call.refuse(TOO_MANY_REQUESTS)
         else:
             self.waiting[call] = None
+
+    def unpark(self, call: _Parked | _Waiter) -> bool:
+        """Takes it out of what waits, where it did."""
+        if call not in self.waiting:
+            return False
+        del self.waiting[call]
+        self.shard.context.buffers.give(call.size)
+        return True
 
     def go(self) -> None:
         """Sends what waits, as far as the connection takes it."""
         while self.waiting and self.connection is not None and self.connection.has_room:
             call = next(iter(self.waiting))
-            del self.waiting[call]
+            self.unpark(call)
             call.go(self.connection)
 
     def tick(self, now: float) -> None:
-        for call in [c for c in self.waiting if c.until < now]:
-            del self.waiting[call]
-            call.refuse(NO_CONNECTION)
+        self._refuse([call for call in self.waiting if call.until < now])
         if self.connection is not None:
             self.connection.tick(now)
+
+    def _refuse(self, calls: list[_Parked | _Waiter]) -> None:
+        for call in calls:
+            if self.unpark(call):
+                call.refuse(NO_CONNECTION)
+
+    def close(self) -> None:
+        self.closed = True
+        self._refuse(list(self.waiting))
+        if self.connection is not None:
+            self.connection.end(ErrorCode.NO_ERROR, "closing")
 
 
 class Shard:
@@ -148,6 +182,7 @@ class Shard:
     Attributes:
         name: as in the config.
         endpoint: the one in use, None while there is none.
+        trouble: why the last attempt to connect failed, "" when it did not.
         version: etcd's, as the member in use last told it; "" before that.
     """
 
@@ -156,12 +191,14 @@ class Shard:
         self.endpoints = tuple(endpoints)
         self.context = context
         self.endpoint: Endpoint | None = None
+        self.trouble = ""
         self.version = ""
         self._unary = _Lane(self)
         self._streams = _Lane(self)
         self._retired: list[ClientConnection] = []
         self._lost = asyncio.Event()
         self._wanted_streams = asyncio.Event()
+        self._moved_on = -LONGEST_PAUSE
 
     @property
     def is_ready(self) -> bool:
@@ -174,33 +211,28 @@ class Shard:
         """Passes a unary-request call on: `message` (with its prefix) goes out, whatever comes back goes to `down`."""
         connection = self._unary.connection
         if connection is not None and connection.has_room:
-            self.send(connection, down, message)
+            call = SplicedCall(connection, down, message, self)
+            connection.call(call, down.head.forward, down.timeout, message, end=True)
         else:
             self._unary.park(_Parked(self, down, message, self._patience()))
-
-    def send(self, connection: ClientConnection, down: ServerStream, message: bytes) -> None:
-        """Sends a unary-request call on `connection`."""
-        call = SplicedCall(connection, down, message, self)
-        connection.call(call, down.head.forward, down.timeout, message, end=True)
 
     def splice_stream(self, down: ServerStream) -> None:
         """Passes a streaming call on, in both directions."""
         connection = self._streams.connection
         if connection is not None and connection.has_room:
-            self.send_stream(connection, down)
+            self.send(connection, down, None, down.timeout)
         else:
             self._wanted_streams.set()
             self._streams.park(_Parked(self, down, None, self._patience()))
 
-    def send_stream(self, connection: ClientConnection, down: ServerStream) -> None:
-        """Opens a streaming call on `connection`."""
-        call = SplicedCall(connection, down, None, self)
-        connection.call(call, down.head.forward, down.remaining_timeout(), None, end=False)
+    def send(self, connection: ClientConnection, down: ServerStream, message: bytes | None, timeout: bytes) -> None:
+        """Sends a call on `connection`, which has room for it; without `message` it is a streaming one."""
+        call = SplicedCall(connection, down, message, self)
+        connection.call(call, down.head.forward, timeout, message, end=message is not None)
 
     def unpark(self, call: _Parked) -> None:
         """A call no longer waits."""
-        self._unary.waiting.pop(call, None)
-        self._streams.waiting.pop(call, None)
+        (self._streams if call.message is None else self._unary).unpark(call)
 
     def refuse(self, down: ServerStream, status: Status) -> None:
         """Ends a client's call with an error of esp's own about this shard."""
@@ -210,26 +242,42 @@ class Shard:
         return monotonic() + self.context.limits.max_waiting_seconds
 
     def on_broken(self, call: SplicedCall, code: int, reason: str) -> None:
-        """A call broke before its answer was whole: again, where that cannot do harm, or an error that tells the truth."""
+        """A call broke before its answer was whole: once more, where that does no harm, or an error that is true."""
         down = call.down
-        unprocessed = call.unprocessed or code == ErrorCode.REFUSED_STREAM
+        unprocessed = call.surely_unprocessed(code)
         if call.message is None:
             self.refuse(down, SERVER_STOPPED)
-        elif not down.responded and not down.retried and (unprocessed or down.head.handler.idempotent):
+        elif down.remaining() == 0:
+            down.finish(DEADLINE_EXCEEDED)
+        elif call.message and not down.responded and not down.retried and (unprocessed or down.head.handler.idempotent):
             down.retried = True
-            self.splice(down, call.message)
+            self._send_again(down, call.message)
         elif unprocessed:
             self.refuse(down, NO_CONNECTION)
         else:
             log.info("shard %s: a call broke: %s", self.name, reason or f"RST_STREAM {code}")
             self.refuse(down, REQUEST_TIMED_OUT)
 
+    def _send_again(self, down: ServerStream, message: bytes) -> None:
+        connection = self._unary.connection
+        if connection is not None and connection.has_room:
+            self.send(connection, down, message, down.remaining_timeout())
+        else:
+            self._unary.park(_Parked(self, down, message, self._patience()))
+
     def on_status(self, call: SplicedCall, status: Status) -> None:
         """An error was passed on; one that says the member cannot serve makes the shard try the next."""
-        if status.code == Code.UNAVAILABLE and status.message in NO_LEADER_TEXTS and len(self.endpoints) > 1:
-            if call.connection is self._unary.connection:
-                log.warning("shard %s: %s says %r; trying the next endpoint", self.name, self.endpoint, status.message)
-                call.connection.close()
+        self._consider_moving(call.connection, status)
+
+    def _consider_moving(self, connection: ClientConnection, status: Status) -> None:
+        if status.code != Code.UNAVAILABLE or status.message not in NO_LEADER_TEXTS or len(self.endpoints) == 1:
+            return
+        now = monotonic()
+        # Without any leader all members say so: each is kept for a while, since it still serves serializable reads.
+        if connection is self._unary.connection and now - self._moved_on >= LONGEST_PAUSE:
+            self._moved_on = now
+            log.warning("shard %s: %s says %r; trying the next endpoint", self.name, self.endpoint, status.message)
+            connection.close()
 
     # Calls of esp's own.
 
@@ -240,42 +288,65 @@ class Shard:
         *,
         idempotent: bool,
         metadata: Fields | None = None,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
     ) -> bytes:
         """The answer to one call, both without gRPC prefix.
 
         Raises:
-            RpcError: the call's status, as etcd gave it, or Unavailable as clients should see it.
+            RpcError: the call's status, as etcd gave it, or Unavailable as clients should see it; DeadlineExceeded
+                after `timeout` seconds.
         """
         forward = encode([(b":path", path), *_GRPC_FIELDS, *(metadata or [])])
         return await self.forward_unary(forward, message, idempotent=idempotent, timeout=timeout)
 
     async def forward_unary(
-        self, forward: bytes, message: bytes, *, idempotent: bool, timeout: float | None = None
+        self,
+        forward: bytes,
+        message: bytes,
+        *,
+        idempotent: bool,
+        timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
     ) -> bytes:
         """As `unary`, with a head that is encoded already."""
+        if timeout is not None and timeout <= 0:
+            raise DEADLINE_EXCEEDED.error()
         body = prefix(message)
-        retried = False
-        while True:
-            connection = await self._connection()
-            call = MessageCall(connection)
-            connection.call(call, forward, format_timeout(timeout) if timeout else b"", body, end=True)
-            self.context.flush()
-            try:
-                async with asyncio.timeout(timeout):
-                    return await call.read_only()
-            except BrokenCall as broken:
-                if retried or not (broken.unprocessed or idempotent):
-                    raise (NO_CONNECTION if broken.unprocessed else REQUEST_TIMED_OUT).error() from None
-                retried = True
-            except TimeoutError:
-                raise Status(Code.DEADLINE_EXCEEDED, "context deadline exceeded").error() from None
-            finally:
-                call.cancel()
-                self.context.flush()
+        try:
+            async with asyncio.timeout(timeout) as deadline:
+                try:
+                    return await self._attempt(forward, body, deadline)
+                except BrokenCall as broken:
+                    if not (broken.unprocessed or idempotent):
+                        raise
+                return await self._attempt(forward, body, deadline)
+        except BrokenCall as broken:
+            raise (NO_CONNECTION if broken.unprocessed else REQUEST_TIMED_OUT).error() from None
+        except TimeoutError:
+            raise DEADLINE_EXCEEDED.error() from None
 
-    async def open(self, forward: bytes, message: bytes, timeout: float | None = None) -> MessageCall:
-        """Begins a call with one request message and a stream of answers. The caller cancels what it does not read out.
+    async def _attempt(self, forward: bytes, body: bytes, deadline: asyncio.Timeout) -> bytes:
+        connection = await self._connection()
+        when = deadline.when()
+        timeout = b"" if when is None else format_timeout(max(0.0, when - asyncio.get_running_loop().time()))
+        call = MessageCall(connection)
+        connection.call(call, forward, timeout, body, end=True)
+        self.context.flush()
+        try:
+            return await call.read_only()
+        except RpcError as error:
+            self._consider_moving(connection, error.status)
+            raise
+        finally:
+            call.cancel()
+            self.context.flush()
+
+    async def open(
+        self,
+        forward: bytes,
+        message: bytes,
+        timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
+    ) -> MessageCall:
+        """Begins a call with one request message and a stream of answers; the caller cancels what it does not read out.
 
         Raises:
             RpcError: there is no connection.
@@ -287,37 +358,59 @@ class Shard:
         return call
 
     async def _connection(self) -> ClientConnection:
-        connection = self._unary.connection
-        if connection is not None and connection.has_room:
-            return connection
-        waiter = _Waiter(self._patience())
-        self._unary.park(waiter)
-        try:
-            return await waiter.future
-        finally:
-            self._unary.waiting.pop(waiter, None)
+        until = self._patience()
+        while True:
+            connection = self._unary.connection
+            if connection is not None and connection.has_room:
+                return connection
+            waiter = _Waiter(until)
+            self._unary.park(waiter)
+            try:
+                await waiter.future
+            finally:
+                self._unary.unpark(waiter)
 
     # The connections.
 
     async def run(self) -> None:
-        """Keeps the shard connected, until cancelled."""
+        """Keeps the shard connected, until cancelled; then whatever waits is refused and the connections are closed."""
+        try:
+            await self._stay_connected()
+        finally:
+            self._close()
+            await asyncio.sleep(0)  # the transports close in the loop's next turn
+
+    async def _stay_connected(self) -> None:
         pause = 0.0
         turn = 0
         failures = 0
         while True:
             endpoint = self.endpoints[turn % len(self.endpoints)]
+            began = monotonic()
+            held = False
             try:
                 await self._serve(endpoint)
-                failures = 0
-                pause = 0.0
+                held = monotonic() - began >= LONGEST_PAUSE
             except OSError as error:
-                failures += 1
-                level = logging.WARNING if failures == len(self.endpoints) else logging.DEBUG
-                log.log(level, "shard %s: cannot connect to %s: %s", self.name, endpoint, error)
+                self.trouble = _reason(error)
+                level = logging.WARNING if failures == len(self.endpoints) - 1 else logging.DEBUG
+                log.log(level, "shard %s: cannot connect to %s: %s", self.name, endpoint, self.trouble)
             turn += 1
-            if failures and failures % len(self.endpoints) == 0:
+            # One that accepts and hangs up at once is as bad as one that does not accept.
+            failures = 0 if held else failures + 1
+            if failures == 0:
+                pause = 0.0
+            elif failures % len(self.endpoints) == 0:
                 pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, pause * 2))
                 await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
+
+    def _close(self) -> None:
+        for lane in (self._unary, self._streams):
+            lane.close()
+        for connection in self._retired:
+            connection.end(ErrorCode.NO_ERROR, "closing")
+        self._retired.clear()
+        self.context.flush()
 
     async def _serve(self, endpoint: Endpoint) -> None:
         """Connects to `endpoint` and returns when that connection takes no more calls.
@@ -330,6 +423,7 @@ class Shard:
         if self.endpoint != endpoint:
             log.info("shard %s: connected to %s", self.name, endpoint)
         self.endpoint = endpoint
+        self.trouble = ""
         try:
             async with asyncio.TaskGroup() as tasks:
                 background = [
@@ -365,7 +459,8 @@ class Shard:
                 try:
                     await self._dial(self._streams, endpoint)
                 except OSError as error:
-                    log.warning("shard %s: cannot connect to %s for streams: %s", self.name, endpoint, error)
+                    reason = _reason(error)
+                    log.warning("shard %s: cannot connect to %s for streams: %s", self.name, endpoint, reason)
 
     async def _dial(self, lane: _Lane, endpoint: Endpoint) -> None:
         """Connects, and waits until etcd has said its SETTINGS: a frozen member accepts, but says nothing.
@@ -378,15 +473,20 @@ class Shard:
         greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.on_change = lambda: None if greeted.done() else greeted.set_result(None)
         seconds = self.context.limits.connect_timeout
-        await connect(connection, endpoint.host, endpoint.port, seconds)
         try:
             async with asyncio.timeout(seconds):
+                await connect(connection, endpoint.host, endpoint.port)
                 await greeted
         except TimeoutError:
-            connection.end(ErrorCode.NO_ERROR, "no SETTINGS")
             raise OSError(f"no answer within {seconds:g} s") from None
-        if connection.ended or connection.draining:
+        finally:
+            if not greeted.done() or greeted.cancelled():
+                connection.end(ErrorCode.NO_ERROR, "not wanted any more")
+                self.context.flush()
+        if connection.ended:
             raise OSError("closed at once")
+        if lane.connection is not None:
+            self._retire(lane)
         connection.on_change = self._on_change(lane, connection)
         lane.connection = connection
         lane.go()
@@ -421,6 +521,14 @@ class Shard:
         for connection in self._retired:
             connection.tick(now)
         self.context.flush()
+
+
+def _reason(error: OSError) -> str:
+    """Why connecting failed, for people: the system's words without its numbers and tuples."""
+    codes = {int(code) for code in re.findall(r"\[Errno (\d+)\]", str(error))}  # one per address of the host
+    if error.errno is not None and error.errno > 0:
+        codes = {error.errno}
+    return ", ".join(os.strerror(code).lower() for code in sorted(codes)) or (error.strerror or str(error)).lower()
 
 
 _GRPC_FIELDS: Final = [(b"content-type", b"application/grpc"), (b"te", b"trailers")]

@@ -87,7 +87,7 @@ class MessageCall(ClientStream):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def on_headers(self, head: ResponseHead, end: bool) -> None:  # noqa: FBT001
+    def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The answer's head or trailers."""
         if end:
             status = head.outcome()
@@ -104,7 +104,7 @@ class MessageCall(ClientStream):
             return
         self._wake()
 
-    def on_data(self, payload: bytes, end: bool) -> None:  # noqa: FBT001
+    def on_data(self, payload: bytes, end: bool) -> None:
         """A piece of the answer."""
         self._unread += len(payload)
         try:

@@ -51,7 +51,7 @@ NO_TABLE: Final = b"\x20"
 
 
 class ClientStream(Stream):
-    """One call as the client sees it. Exactly one of its ends is told: `on_headers` or `on_data` with `end`, or `on_reset`.
+    """One call as the client sees it. Exactly one end is told: `on_headers` or `on_data` with `end`, or `on_reset`.
 
     Attributes:
         headers_seen: the response's head has come.
@@ -428,7 +428,7 @@ class ClientConnection(Connection):
             self._changed()
 
     def tick(self, now: float) -> None:
-        """Keepalive: a PING where calls wait and nothing was heard, no more often than etcd allows; silence is the end."""
+        """Keepalive: a PING where calls wait and nothing is heard, no more often than etcd allows; then the end."""
         super().tick(now)
         if self.ended:
             return

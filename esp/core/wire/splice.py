@@ -1,7 +1,7 @@
 """A call passed on: one stream of a client joined to one stream of a server upstream.
 
-Frames go by untouched in both directions. Bytes are given back to the side they came from only when they have left on the
-other (`consumed`), so neither side can make this process hold more than a window per stream.
+Frames go by untouched in both directions. Bytes are given back to the side they came from only when they have left on
+the other (`consumed`), so neither side can make this process hold more than a window per stream.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from esp.core.wire.server_stream import ServerStream, Sink
 from esp.core.wire.status import Code, Status
 
 NO_TRAILERS = Status(Code.INTERNAL, "server closed the stream without sending trailers")
+REPLAY_BYTES = 65536
 OVERLOADED = Status(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
 
 
@@ -33,7 +34,8 @@ class SplicedCall(ClientStream, Sink):
 
     Attributes:
         down: the client's stream.
-        message: the request of a unary call, kept so that it can be sent again; None for a streaming call.
+        message: the request of a unary call, kept so that it can be sent again, or b"" where it is too large for that
+            and has left; None for a streaming call.
         owner: told when the call breaks.
     """
 
@@ -105,6 +107,8 @@ class SplicedCall(ClientStream, Sink):
     def on_drained(self, size: int) -> None:
         """Request bytes that waited have left."""
         self.down.consumed(size)
+        if not self.local_open and self.message is not None and len(self.message) > REPLAY_BYTES:
+            self.message = b""
 
     def on_buffers_full(self) -> None:
         """There is no memory for the request, which has to wait for upstream."""
@@ -119,7 +123,7 @@ class SplicedCall(ClientStream, Sink):
         if self.local_open and self.send_data(payload, end):
             self.down.consumed(len(payload))
 
-    def cancelled(self, code: int, reason: str) -> None:
+    def cancelled(self, code: int, reason: str) -> None:  # noqa: ARG002
         """The client is gone: the server upstream need not go on."""
         self.down.sink = None
         self.reset(ErrorCode.CANCEL)

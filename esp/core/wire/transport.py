@@ -305,16 +305,29 @@ class Listener:
         return True
 
 
-async def connect(connection: ClientConnection, host: str, port: int, seconds: float) -> None:
+class ClientProtocol(WireProtocol):
+    """A connection to a server."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        super().__init__(connection.context)
+        self._connection = connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The server has accepted: the preface goes out, and what the server says first is not missed."""
+        super().connection_made(transport)
+        self.attach(self._connection)
+
+    def close(self) -> None:
+        """Writes what is queued, then closes; a server that no longer reads does not keep the socket open."""
+        super().close()
+        if self.transport is not None and self.transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, self.transport.abort)
+
+
+async def connect(connection: ClientConnection, host: str, port: int) -> None:
     """Connects `connection` and sends its preface.
 
     Raises:
-        OSError: no connection, or none within `seconds`.
+        OSError: no connection.
     """
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(seconds):
-            _, protocol = await loop.create_connection(lambda: WireProtocol(connection.context), host, port)
-    except TimeoutError:
-        raise OSError(f"no connection to {host}:{port} within {seconds:g} s") from None
-    protocol.attach(connection)
+    await asyncio.get_running_loop().create_connection(lambda: ClientProtocol(connection), host, port)
