@@ -4,10 +4,10 @@ A connection is sans-I/O: `receive` takes bytes, `out` collects frames, the tran
 waits or schedules. `ServerConnection` and `ClientConnection` each have a frame loop with the few frames that make up
 almost all traffic inlined; every other frame comes through `on_frame` here.
 
-Flow control. Sending: a stream may send while the connection's window (`send_window`) and its own allow. A stream's own is
-`peer_initial_window + credit`, so that a SETTINGS change is one assignment however many streams are open. What does not
-fit waits in the stream's `pending` and is sent in turns by `pump`. Receiving: the connection's window is given back on
-receipt, so that one slow reader never stops its neighbours; a stream's is given back when its bytes have left
+Flow control. Sending: a stream may send while the connection's window (`send_window`) and its own allow. A stream's own
+is `peer_initial_window + credit`, so that a SETTINGS change is one assignment however many streams are open. What does
+not fit waits in the stream's `pending` and is sent in turns by `pump`. Receiving: the connection's window is given back
+on receipt, so that one slow reader never stops its neighbours; a stream's is given back when its bytes have left
 (`Stream.consumed`), which is what makes back-pressure reach from one end to the other.
 """
 
@@ -87,11 +87,13 @@ class Connection:
         "_glitch_level",
         "_glitch_time",
         "_opened",
+        "_pumping",
         "_reset_ids",
         "_send_top",
-        "_small_updates",
         "_settings_due",
         "_settings_since",
+        "_small_updates",
+        "_stalled",
         "_tail",
         "blocked",
         "blocked_since",
@@ -144,6 +146,8 @@ class Connection:
         self._block_since = 0.0
         self._glitch_level = 0.0
         self._glitch_time = 0.0
+        self._pumping = False
+        self._stalled: dict[int, tuple[tuple[str, int], float]] = {}
         self._reset_ids: dict[int, None] = {}
         self._opened = monotonic()
         self._settings_due = 0
@@ -221,6 +225,7 @@ class Connection:
 
     def pause(self) -> None:
         """The transport is full: DATA waits from here on."""
+        self.context.reached("max_output_bytes")
         self.writable = False
         self.blocked_since = monotonic()
 
@@ -236,15 +241,21 @@ class Connection:
 
     def pump(self) -> None:
         """Sends what waits, a frame per stream in turn, as far as the connection's window and the transport go."""
+        if self._pumping:
+            return  # somebody was told of bytes that left and queued more; the loop below gets to it
+        self._pumping = True
         blocked = self.blocked
         budget = PUMP_BYTES
-        while blocked and self.writable and self.send_window > 0 and budget > 0:
-            stream_id = next(iter(blocked))
-            stream = blocked.pop(stream_id)
-            sent = stream.send_pending(min(MAX_FRAME_SIZE, self.send_window))
-            budget -= sent
-            if sent and stream.pending is not None:
-                blocked[stream_id] = stream
+        try:
+            while blocked and self.writable and self.send_window > 0 and budget > 0:
+                stream_id = next(iter(blocked))
+                stream = blocked.pop(stream_id)
+                sent = stream.send_pending(min(MAX_FRAME_SIZE, self.send_window))
+                budget -= sent
+                if sent and stream.pending is not None:
+                    blocked[stream_id] = stream
+        finally:
+            self._pumping = False
 
     # Streams.
 
@@ -281,6 +292,8 @@ class Connection:
     def fault_stream(self, stream_id: int, fault: StreamFault) -> None:
         """The peer broke a rule on one stream: RST_STREAM, and the stream's owner is told."""
         self.context.counters.stream_faults += 1
+        if fault.limit:
+            self.context.reached(fault.limit)
         log.debug("%s: stream %d: %s", self.peer, stream_id, fault)
         self.glitch(1, "stream errors")
         stream = self.streams.get(stream_id)
@@ -304,13 +317,14 @@ class Connection:
         self._glitch_level = max(0.0, self._glitch_level - refill) + cost
         self._glitch_time = now
         if self._glitch_level > self.limits.glitch_budget:
-            self.context.reached("glitch_budget")
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}")
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}", "glitch_budget")
 
     def fail(self, fault: ConnectionFault) -> None:
         """Ends the connection for a fault of the peer."""
         if not self.ended:
             self.context.counters.connection_faults += 1
+            if fault.limit:
+                self.context.reached(fault.limit)
             log.warning("%s: closing: %s", self.peer, fault)
             self.end(fault.code, fault.reason)
 
@@ -338,6 +352,8 @@ class Connection:
     def tick(self, now: float) -> None:
         """Called about twice a second: whatever has a deadline is looked at."""
         limits = self.limits
+        if self.ended:
+            return
         if not self.got_settings and now - self._opened > limits.preface_timeout:
             self._time_out("preface_timeout", "no HTTP/2 preface in time")
         elif self._settings_since and now - self._settings_since > limits.settings_timeout:
@@ -346,6 +362,26 @@ class Connection:
             self._time_out("header_timeout", "header block not complete in time")
         elif not self.writable and now - self.blocked_since > limits.blocked_write_timeout:
             self._time_out("blocked_write_timeout", "does not read what it asked for")
+        else:
+            self._reset_stalled(now)
+
+    def _reset_stalled(self, now: float) -> None:
+        """Ends the streams whose DATA has waited too long for a window: what they hold is wanted by others."""
+        stalled: dict[int, tuple[tuple[str, int], float]] = {}
+        for stream in self.streams.values():
+            if stream.pending is not None:
+                # A stream that could send waits for its turn, which comes while the connection's window moves at all.
+                waits_for = ("connection", self.send_window) if stream.id in self.blocked else ("stream", stream.credit)
+                before, since = self._stalled.get(stream.id, (None, now))
+                stalled[stream.id] = (waits_for, since if before == waits_for else now)
+        self._stalled = stalled
+        if self.writable:
+            for stream_id, (_, since) in stalled.items():
+                if now - since > self.limits.blocked_write_timeout and stream_id in self.streams:
+                    self.context.reached("blocked_write_timeout")
+                    stream = self.streams[stream_id]
+                    self.reset(stream, ErrorCode.CANCEL)
+                    stream.on_reset(ErrorCode.CANCEL, "the peer gives no window for what waits")
 
     def _time_out(self, limit: str, reason: str, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
         self.context.reached(limit)
@@ -400,7 +436,9 @@ class Connection:
         """
         window = self.recv_window - size
         if window < 0:
-            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection window")
+            raise ConnectionFault(
+                ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection window", "connection_window_bytes"
+            )
         if window < self.recv_limit >> 1:
             self.send(window_update(0, self.recv_limit - window))
             window = self.recv_limit
@@ -427,7 +465,8 @@ class Connection:
             stream.consumed(size - len(payload))
             stream.on_data(payload, end)
         else:
-            self.fault_stream(stream_id, StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the window"))
+            fault = StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the window", "stream_window_bytes")
+            self.fault_stream(stream_id, fault)
 
     def _on_headers_frame(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id == 0:
@@ -437,10 +476,11 @@ class Connection:
         if flags & PRIORITY_FLAG:
             if len(payload) < 5:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS shorter than its priority")
-            depends_on_itself = unpack_u32(payload)[0] & MAX_WINDOW == stream_id
+            if unpack_u32(payload)[0] & MAX_WINDOW == stream_id:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
             payload = payload[5:]
-        else:
-            depends_on_itself = False
+        if len(payload) > self.limits.max_header_block_bytes:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large", "max_header_block_bytes")
         end = bool(flags & END_STREAM)
         if flags & END_HEADERS:
             self.on_headers(stream_id, payload, end=end)
@@ -450,17 +490,16 @@ class Connection:
             self._block_end = end
             self._block_frames = 0
             self._block_since = monotonic()
-        if depends_on_itself:
-            self.fault_stream(stream_id, StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself"))
 
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         block = self._block
         if block is None:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
         self._block_frames += 1
-        too_long = len(block) + len(payload) > self.limits.max_header_block_bytes
-        if too_long or self._block_frames > self.limits.max_continuations:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large")
+        if self._block_frames > self.limits.max_continuations:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many CONTINUATION frames", "max_continuations")
+        if len(block) + len(payload) > self.limits.max_header_block_bytes:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large", "max_header_block_bytes")
         block += payload
         if flags & END_HEADERS:
             self._block = None
@@ -513,6 +552,7 @@ class Connection:
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
         if flags & ACK:
+            self.glitch(0.1, "PING ACKs")
             self.on_ping_acknowledged(payload)
             return
         self.on_ping()
@@ -545,12 +585,16 @@ class Connection:
                 self._settings_due -= 1
                 self._settings_since = monotonic() if self._settings_due else 0.0
                 self.on_settings_acknowledged()
+            else:
+                self.glitch(1, "SETTINGS ACKs")
             return
         values = parse_settings(payload)
         if len(values) > MAX_SETTINGS:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many settings in one frame")
         if self.got_settings:
             self.glitch(2, "SETTINGS frames")
+        else:
+            self.peer_max_streams = MAX_WINDOW  # no limit, unless these settings have one
         self.got_settings = True
         before = self.peer_initial_window
         for name, value in values:
@@ -558,9 +602,12 @@ class Connection:
                 self.peer_initial_window = value
             elif name == SETTINGS_MAX_CONCURRENT_STREAMS:
                 self.peer_max_streams = value
+        raised = self.peer_initial_window > before
+        if raised and any(self.peer_initial_window + stream.credit > MAX_WINDOW for stream in self.streams.values()):
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS raise a stream window above 2^31-1")
         self.send(SETTINGS_ACK)
         self.on_settings()
-        if self.peer_initial_window > before:
+        if raised:
             for stream in [s for s in self.streams.values() if s.pending is not None]:
                 self.unblock(stream)
 
@@ -572,6 +619,7 @@ class Connection:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
         if len(payload) < 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY shorter than 8 bytes")
+        self.glitch(20, "GOAWAY frames")
         self.on_goaway(unpack_u32(payload)[0] & MAX_WINDOW, unpack_u32(payload, 4)[0], payload[8:])
 
     def _on_priority(self, stream_id: int, payload: bytes) -> None:

@@ -1,9 +1,10 @@
 """Header blocks: the `hpack` library behind a memo, and an encoder that keeps no state (RFC 7541).
 
-Both of esp's decoders grant the peer a dynamic table of 0 bytes. Once the peer has taken that over, a header block means
-the same whatever came before it, so equal bytes are equal headers and one dictionary look-up replaces the decoding. Until
-then, and for every block not seen before, the library decodes; it is never skipped, since that would desync its table.
-esp's own blocks use the static table and literals without indexing only: no client can influence the bytes another sees.
+Both of esp's decoders grant the peer a dynamic table of 0 bytes. Once the peer has taken that over, a header block
+means the same whatever came before it, so equal bytes are equal headers and one dictionary look-up replaces the
+decoding. Until then, and for every block not seen before, the library decodes; it is never skipped, since that would
+desync its table. esp's own blocks use the static table and literals without indexing only: no client can influence the
+bytes another sees.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from hpack import HPACKError, OversizedHeaderListError
 from hpack.hpack import Decoder, encode_integer
 from hpack.table import HeaderTable
 
-from esp.core.wire.frames import ConnectionFault, ErrorCode
+from esp.core.wire.frames import ConnectionFault, ErrorCode, StreamFault
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -72,8 +73,11 @@ class HeaderDecoder(Generic[Head]):
 
     @property
     def stateless(self) -> bool:
-        """Whether the peer's table is at 0 bytes, so that a block's meaning is in its bytes alone."""
-        return self._decoder.header_table_size == 0
+        """Whether the peer's table is at 0 bytes for good, so that a block's meaning is in its bytes alone.
+
+        One that went to 0 before it acknowledged our SETTINGS may still go back to what it was granted at first.
+        """
+        return self._acknowledged and self._decoder.header_table_size == 0
 
     def settings_acknowledged(self) -> None:
         """The peer has taken over SETTINGS_HEADER_TABLE_SIZE 0: from here on it may not ask for more.
@@ -87,17 +91,21 @@ class HeaderDecoder(Generic[Head]):
 
         Raises:
             ConnectionFault: the block is not HPACK, or larger than allowed; the table is unusable from here on.
+            StreamFault: more fields than allowed.
         """
-        if self._acknowledged:
-            _check_size_updates(block)
+        _check_size_updates(block, to_zero=self._acknowledged)
         try:
             fields = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         except OversizedHeaderListError:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header list too large") from None
+            raise ConnectionFault(
+                ErrorCode.ENHANCE_YOUR_CALM, "header list too large", "max_header_list_bytes"
+            ) from None
         except (HPACKError, IndexError, ValueError) as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
+        if self.memo and not self.stateless:
+            self.memo.clear()  # the peer has taken a table again, before it was told not to
         if len(fields) > self._max_fields:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many header fields")
+            raise StreamFault(ErrorCode.ENHANCE_YOUR_CALM, "too many header fields", "max_header_fields")
         return fields
 
     def decode(self, block: bytes) -> Head:
@@ -105,14 +113,14 @@ class HeaderDecoder(Generic[Head]):
 
         Raises:
             ConnectionFault: as `fields`.
-            StreamFault: `build` refuses the fields.
+            StreamFault: too many fields, or `build` refuses them.
         """
         known = self.memo.get(block)
         if known is not None:
             return known
         was_stateless = self.stateless
         head = self._build(self.fields(block))
-        if was_stateless and len(block) <= MEMO_BLOCK_BYTES:
+        if was_stateless and self.stateless and len(block) <= MEMO_BLOCK_BYTES:
             self.remember(block, head)
         return head
 
@@ -123,10 +131,20 @@ class HeaderDecoder(Generic[Head]):
         self.memo[block] = head
 
 
-def _check_size_updates(block: bytes) -> None:
-    """Refuses a block that begins with a dynamic table size update above 0 (RFC 7541, section 6.3)."""
-    for byte in block:
-        if byte & 0xE0 != 0x20:
-            return
-        if byte != 0x20:
+def _check_size_updates(block: bytes, *, to_zero: bool) -> None:
+    """Refuses a block that begins with more than two dynamic table size updates (RFC 7541, section 4.2).
+
+    With `to_zero` also one that goes above 0 (section 6.3).
+    """
+    position = updates = 0
+    while position < len(block) and block[position] & 0xE0 == 0x20:
+        updates += 1
+        if updates > 2:
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "header block: too many table size updates")
+        if to_zero and block[position] != 0x20:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "header block: table size update above what was granted")
+        if block[position] == 0x3F:
+            position += 1
+            while position < len(block) and block[position] & 0x80:
+                position += 1
+        position += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from urllib.parse import unquote_to_bytes
 
@@ -49,7 +48,8 @@ class MessageReader:
             end = position + PREFIX_SIZE + length
             if len(buffer) < end:
                 break
-            message = bytes(buffer[position + PREFIX_SIZE : end])
+            with memoryview(buffer) as view:
+                message = bytes(view[position + PREFIX_SIZE : end])
             if buffer[position]:
                 message = decompress(message, self._encoding, self._max_bytes)
             messages.append(message)
@@ -68,6 +68,10 @@ def check_prefix(flag: int, length: int, max_bytes: int, encoding: bytes) -> Non
     Raises:
         RpcError: with the code and text grpc-go gives.
     """
+    if length > max_bytes:
+        raise Status(
+            Code.RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({length} vs. {max_bytes})"
+        ).error()
     if flag > 1:
         raise Status(Code.INTERNAL, f"grpc: received unexpected payload format {flag}").error()
     if flag and encoding == b"identity":
@@ -75,10 +79,6 @@ def check_prefix(flag: int, length: int, max_bytes: int, encoding: bytes) -> Non
     if flag and encoding != b"gzip":
         name = encoding.decode("latin-1")
         raise Status(Code.UNIMPLEMENTED, f'grpc: Decompressor is not installed for grpc-encoding "{name}"').error()
-    if length > max_bytes:
-        raise Status(
-            Code.RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({length} vs. {max_bytes})"
-        ).error()
 
 
 def decompress(message: bytes, encoding: bytes, max_bytes: int) -> bytes:
@@ -88,28 +88,34 @@ def decompress(message: bytes, encoding: bytes, max_bytes: int) -> bytes:
         RpcError: the bytes are not of that encoding, or unfold to more than `max_bytes`.
     """
     assert encoding == b"gzip", "check_prefix refuses the rest"
-    inflater = zlib.decompressobj(wbits=31)
-    try:
-        plain = inflater.decompress(message, max_bytes + 1)
-    except zlib.error as error:
-        raise Status(Code.INTERNAL, f"grpc: failed to decompress the received message: {error}").error() from None
-    if len(plain) > max_bytes:
-        raise Status(
-            Code.RESOURCE_EXHAUSTED, f"grpc: received message after decompression larger than max {max_bytes}"
-        ).error()
-    if not inflater.eof:
-        raise Status(Code.INTERNAL, "grpc: failed to decompress the received message: unexpected EOF").error()
-    return plain
+    plain = b""
+    while True:
+        inflater = zlib.decompressobj(wbits=31)
+        try:
+            plain += inflater.decompress(message, max_bytes + 1 - len(plain))
+        except zlib.error as error:
+            raise Status(Code.INTERNAL, f"grpc: failed to decompress the received message: {error}").error() from None
+        if len(plain) > max_bytes:
+            text = f"grpc: received message after decompression larger than max {max_bytes}"
+            raise Status(Code.RESOURCE_EXHAUSTED, text).error()
+        if not inflater.eof:
+            raise Status(Code.INTERNAL, "grpc: failed to decompress the received message: unexpected EOF").error()
+        message = inflater.unused_data
+        if not message:  # more is another member of the same file (RFC 1952, section 2.2)
+            return plain
 
 
-_TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
-_TIMEOUT_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_TIMEOUT_UNITS = {0x48: 3600.0, 0x4D: 60.0, 0x53: 1.0, 0x6D: 1e-3, 0x75: 1e-6, 0x6E: 1e-9}
+"""Seconds of H, M, S, m, u and n."""
 
 
 def parse_timeout(value: bytes) -> float | None:
     """Seconds of a `grpc-timeout` value; None when it is malformed."""
-    match = _TIMEOUT.fullmatch(value)
-    return None if match is None else int(match[1]) * _TIMEOUT_UNITS[match[2]]
+    digits = value[:-1]
+    if not digits.isdigit() or len(digits) > 8:
+        return None
+    unit = _TIMEOUT_UNITS.get(value[-1])
+    return None if unit is None else int(digits) * unit
 
 
 def format_timeout(seconds: float) -> bytes:
@@ -125,11 +131,19 @@ def format_timeout(seconds: float) -> bytes:
 _UNESCAPED = frozenset(range(0x20, 0x7F)) - {0x25}
 
 
-def encode_status_text(text: str) -> bytes:
-    """A `grpc-message` value: UTF-8, percent-encoded outside printable ASCII."""
-    return b"".join(
-        byte.to_bytes(1, "big") if byte in _UNESCAPED else b"%%%02X" % byte for byte in text.encode("utf-8", "replace")
-    )
+def encode_status_text(text: str, max_bytes: int) -> bytes:
+    """A `grpc-message` value: UTF-8, percent-encoded outside printable ASCII, cut to `max_bytes`."""
+    encoded = text[:max_bytes].encode("utf-8", "replace")
+    value = b"".join(byte.to_bytes(1, "big") if byte in _UNESCAPED else b"%%%02X" % byte for byte in encoded)
+    return cut_status_text(value, max_bytes)
+
+
+def cut_status_text(value: bytes, max_bytes: int) -> bytes:
+    """A `grpc-message` value of at most `max_bytes`, not cut inside an escaped byte."""
+    if len(value) <= max_bytes:
+        return value
+    escape = value.rfind(b"%", max_bytes - 2, max_bytes)
+    return value[: max_bytes if escape < 0 else escape]
 
 
 def decode_status_text(value: bytes) -> str:

@@ -9,18 +9,16 @@ from typing import Any, Final
 from hpack import Decoder, HPACKError
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
-from hpack.huffman_table import decode_huffman
 
 from esp.core.wire.frames import ErrorCode, StreamFault
 from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_ENTRIES, Fields, HeaderDecoder, encode
 
 _NAME: Final = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
-_BAD_VALUE: Final = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$")
+_BAD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|^[ \t]|[ \t]$")
+_TIMEOUT_NAME: Final = b"grpc-timeout"
 _PSEUDO: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
 _HOP_BY_HOP: Final = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
-_NOT_SENT_ON: Final = frozenset(
-    (b"te", b"content-type", b"content-length", b"host", b"grpc-timeout", b"grpc-accept-encoding")
-)
+_NOT_SENT_ON: Final = frozenset((b"te", b"content-type", b"content-length", b"host", b"grpc-accept-encoding"))
 """Ours to say to the next hop, or (accept-encoding) not wanted there: answers come back uncompressed."""
 
 NO_LENGTH: Final = -1
@@ -32,7 +30,7 @@ class RequestHead:
     Attributes:
         method: the HTTP method.
         path: `/package.Service/Method` of a gRPC call, any path otherwise.
-        fields: the regular fields, in order.
+        fields: the regular fields, in order, without `grpc-timeout`: equal heads may have different deadlines.
         is_grpc: whether it is a POST of `application/grpc`.
         encoding: the `grpc-encoding` of its messages.
         content_length: bytes of body promised, or NO_LENGTH.
@@ -73,18 +71,28 @@ def _is_grpc(content_type: bytes) -> bool:
     return content_type == b"application/grpc" or content_type.startswith((b"application/grpc+", b"application/grpc;"))
 
 
+def check_characters(fields: Fields) -> None:
+    """Refuses names and values that could be read as something else further on (RFC 9113, section 8.2.1).
+
+    Raises:
+        StreamFault: PROTOCOL_ERROR.
+    """
+    for name, value in fields:
+        if not _NAME.fullmatch(name):
+            raise _malformed("a field name that is no lower-case token")
+        if value and _BAD_VALUE.search(value):
+            raise _malformed("a field value with control characters or outer white space")
+
+
 def check_fields(fields: Fields, *, trailers: bool = False) -> None:
     """Refuses what would mean something else to the next hop (RFC 9113, sections 8.2 and 8.3).
 
     Raises:
         StreamFault: PROTOCOL_ERROR.
     """
+    check_characters(fields)
     regular = trailers
     for name, value in fields:
-        if not _NAME.fullmatch(name):
-            raise _malformed("a field name that is no lower-case token")
-        if value and _BAD_VALUE.search(value):
-            raise _malformed("a field value with NUL, CR, LF or outer white space")
         if name[0] == 0x3A:
             if regular:
                 raise _malformed("a pseudo-field after a regular one or in trailers")
@@ -111,7 +119,8 @@ def parse_request(fields: Fields) -> RequestHead:
     regular: Fields = []
     for name, value in fields:
         if name[0] != 0x3A:
-            regular.append((name, value))
+            if name != _TIMEOUT_NAME:
+                regular.append((name, value))
         elif name not in _PSEUDO or name in pseudo:
             raise _malformed("an unknown or repeated pseudo-field")
         else:
@@ -122,10 +131,8 @@ def parse_request(fields: Fields) -> RequestHead:
         raise _malformed("a request without :method, :scheme or :path")
     if path[0] != 0x2F and not (path == b"*" and method == b"OPTIONS"):
         raise _malformed("a :path that does not begin with a slash")
-    authorities = {value for name, value in regular if name == b"host"}
-    if b":authority" in pseudo:
-        authorities.add(pseudo[b":authority"])
-    if len(authorities) > 1:
+    hosts = [value for name, value in regular if name == b"host"]
+    if len(hosts) > 1 or (hosts and pseudo.get(b":authority", hosts[0]) != hosts[0]):
         raise _malformed("authorities that disagree")
     return RequestHead(method, path, regular, _content_length(regular))
 
@@ -139,7 +146,6 @@ def _content_length(fields: Fields) -> int:
     return int(values[0])
 
 
-_TIMEOUT_NAME: Final = b"grpc-timeout"
 _HUFFMAN_NAME: Final = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(_TIMEOUT_NAME)
 _TIMEOUT_MARKS: Final = (
     b"\0" + bytes((0x80 | len(_HUFFMAN_NAME),)) + _HUFFMAN_NAME,
@@ -165,11 +171,21 @@ class RequestDecoder(HeaderDecoder[Request]):
     that was once proven to end where a `grpc-timeout` value begins does so in every block that starts with it.
     """
 
-    __slots__ = ("_fronts",)
+    __slots__ = ("_fronts", "_tails")
 
     def __init__(self, build: Callable[[Fields], RequestHead], max_list_bytes: int, max_fields: int) -> None:
         super().__init__(lambda fields: (build(fields), _timeout(fields)), max_list_bytes, max_fields)
         self._fronts: dict[bytes, dict[bytes, RequestHead]] = {}
+        self._tails = 0
+
+    def recall(self, block: bytes) -> Request | None:
+        """The request of a block that differs from an earlier one in its time-out only; None for any other."""
+        cut = _cut_at_timeout(block) if self._fronts and self.stateless else None
+        if cut is None:
+            return None
+        tails = self._fronts.get(cut[0])
+        head = None if tails is None else tails.get(cut[2])
+        return None if head is None else (head, cut[1])
 
     def decode(self, block: bytes) -> Request:
         """The request of `block`.
@@ -181,12 +197,11 @@ class RequestDecoder(HeaderDecoder[Request]):
         cut = _cut_at_timeout(block) if self.stateless else None
         if cut is None:
             return super().decode(block)
-        front, value, tail = cut
-        tails = self._fronts.get(front)
-        head = None if tails is None else tails.get(tail)
-        if head is not None:
-            return head, value
+        known = self.recall(block)
+        if known is not None:
+            return known
         request = self._build(self.fields(block))
+        front, value, tail = cut
         if request[1] == value and _is_field_start(front):
             self._remember_front(front, tail, request[0])
         return request
@@ -194,18 +209,17 @@ class RequestDecoder(HeaderDecoder[Request]):
     def _remember_front(self, front: bytes, tail: bytes, head: RequestHead) -> None:
         if len(front) + len(tail) > MEMO_BLOCK_BYTES:
             return
-        if len(self._fronts) >= MEMO_ENTRIES:
+        if self._tails >= MEMO_ENTRIES:
             self._fronts.clear()
-        tails = self._fronts.setdefault(front, {})
-        if len(tails) >= MEMO_ENTRIES:
-            tails.clear()
-        tails[tail] = head
+            self._tails = 0
+        self._fronts.setdefault(front, {})[tail] = head
+        self._tails += 1
 
 
 def _timeout(fields: Fields) -> bytes:
     values = [value for name, value in fields if name == _TIMEOUT_NAME]
-    if len(values) > 1:
-        raise _malformed("more than one grpc-timeout")
+    if len(values) > 1 or b"" in values:
+        raise _malformed("an empty grpc-timeout, or more than one")
     return values[0] if values else b""
 
 
@@ -218,20 +232,65 @@ def _cut_at_timeout(block: bytes) -> tuple[bytes, bytes, bytes] | None:
         value_at = start + len(mark)
         length = block[value_at] if value_at < len(block) else 0x7F
         end = value_at + 1 + (length & 0x7F)
-        if length & 0x7F == 0x7F or end > len(block):
-            return None  # a length of several bytes is no time-out
+        if length & 0x7F in (0, 0x7F) or end > len(block):
+            return None  # nothing, or a length of several bytes, is no time-out
         value = block[value_at + 1 : end]
         if length & 0x80:
-            try:
-                value = decode_huffman(value)
-            except HPACKError:
+            plain = _timeout_symbols(value)
+            if plain is None:
                 return None
+            value = plain
         return block[:value_at], value, block[end:]
     return None
 
 
+_WINDOW_BITS: Final = 12
+
+
+def _symbol_windows() -> list[tuple[bytes, int]]:
+    """For every 12 bits of Huffman code: the symbols of a time-out they begin with, one or two, and the bits of those."""
+    codes = [(bytes((symbol,)), REQUEST_CODES[symbol], REQUEST_CODES_LENGTH[symbol]) for symbol in b"0123456789HMSmun"]
+    windows = [(b"", 0)] * (1 << _WINDOW_BITS)
+
+    def fill(symbols: bytes, code: int, length: int) -> None:
+        free = _WINDOW_BITS - length
+        for rest in range(1 << free):
+            windows[code << free | rest] = (symbols, length)
+
+    for symbol, code, length in codes:
+        fill(symbol, code, length)
+    for first, code, length in codes:
+        for second, next_code, next_length in codes:
+            if length + next_length <= _WINDOW_BITS:
+                fill(first + second, code << next_length | next_code, length + next_length)
+    return windows
+
+
+_WINDOWS: Final = _symbol_windows()
+
+
+def _timeout_symbols(coded: bytes) -> bytes | None:
+    """A Huffman-coded time-out as text; None when it holds anything but digits and units.
+
+    Two symbols a step: this runs once per call of a client with deadlines, and the library's decoder goes by half bytes.
+    """
+    left = len(coded) * 8
+    bits = int.from_bytes(coded, "big") << _WINDOW_BITS | (1 << _WINDOW_BITS) - 1
+    text = b""
+    while True:
+        symbols, used = _WINDOWS[bits >> left & 0xFFF]
+        if used > left:
+            symbols, used = symbols[:1], REQUEST_CODES_LENGTH[symbols[0]]  # the second one reached into the padding
+        if not used or used > left:
+            break
+        text += symbols
+        left -= used
+    padding = bits >> _WINDOW_BITS & (1 << left) - 1
+    return text if left < 8 and padding == (1 << left) - 1 else None
+
+
 def _is_field_start(front: bytes) -> bool:
-    """Whether `front` is whole fields and then the start of a time-out, not a value that happens to hold those bytes."""
+    """Whether `front` is whole fields and then the start of a time-out, not a value that happens to hold its bytes."""
     probe = Decoder()
     probe.header_table_size = 0
     for mark in _TIMEOUT_MARKS:

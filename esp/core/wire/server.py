@@ -122,6 +122,7 @@ class ServerConnection(Connection):
                 position = self._read_preface(data)
             streams = self.streams
             known = self._decoder.memo
+            recall = self._decoder.recall
             while size - position >= HEADER_SIZE:
                 word, flags, stream_id = unpack_header(data, position)
                 start = position + HEADER_SIZE
@@ -150,7 +151,8 @@ class ServerConnection(Connection):
                             stream.head.handler.on_message(stream, data[start:end])
                             continue
                     elif kind == HEADERS and flags == END_HEADERS:
-                        request = known.get(data[start:end])
+                        block = data[start:end]
+                        request = known.get(block) or recall(block)
                         if request is not None and self._may_open(stream_id):
                             position = self._take_request(stream_id, request, data, end)
                             if not position:
@@ -187,9 +189,9 @@ class ServerConnection(Connection):
 
         Returns the position behind it; 0 and nothing done when anything else stands there.
         """
-        head = request[0]
+        head, timeout = request
         start = position + HEADER_SIZE
-        if request[1] or not self._shrunk or start + PREFIX_SIZE > len(data) or not head.unary:
+        if not self._shrunk or start + PREFIX_SIZE > len(data) or not head.unary:
             return 0
         word, flags, data_stream_id = unpack_header(data, position)
         length = word >> 8
@@ -205,10 +207,15 @@ class ServerConnection(Connection):
             or head.content_length not in (NO_LENGTH, length)
         ):
             return 0
+        seconds = parse_timeout(timeout) if timeout else 0.0
+        if timeout and not seconds:
+            return 0
         self._last_stream = stream_id
         self.received(length)
-        stream = self.streams[stream_id] = ServerStream(self, stream_id, head, b"")
+        stream = self.streams[stream_id] = ServerStream(self, stream_id, head, timeout)
         stream.fresh = stream.remote_open = False
+        if seconds:
+            stream.deadline = monotonic() + seconds
         head.handler.on_message(stream, data[start:end])
         return end
 
