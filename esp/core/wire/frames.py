@@ -59,21 +59,26 @@ class ErrorCode(IntEnum):
 
 
 class ConnectionFault(Exception):
-    """The peer broke the protocol: the connection ends with GOAWAY `code`; `reason` goes to the peer and the log."""
+    """The peer broke the protocol: the connection ends with GOAWAY `code`; `reason` goes to the peer and the log.
 
-    def __init__(self, code: ErrorCode, reason: str) -> None:
+    `limit` is the name in `Limits` of what the peer ran into, if it did.
+    """
+
+    def __init__(self, code: ErrorCode, reason: str, limit: str = "") -> None:
         super().__init__(f"{code.name}: {reason}")
         self.code = code
         self.reason = reason
+        self.limit = limit
 
 
 class StreamFault(Exception):
-    """The peer broke the rules of one stream: RST_STREAM `code`, the connection lives on."""
+    """The peer broke the rules of one stream: RST_STREAM `code`, the connection lives on. `limit` as above."""
 
-    def __init__(self, code: ErrorCode, reason: str) -> None:
+    def __init__(self, code: ErrorCode, reason: str, limit: str = "") -> None:
         super().__init__(f"{code.name}: {reason}")
         self.code = code
         self.reason = reason
+        self.limit = limit
 
 
 # A frame header is length (24 bits), type (8), flags (8), reserved bit and stream id (32). Length and type are read as

@@ -6,7 +6,8 @@ from typing import Final
 
 from esp.core.wire.frames import ErrorCode, StreamFault
 from esp.core.wire.hpack import Fields, encode
-from esp.core.wire.message import decode_status_text, encode_status_text
+from esp.core.wire.message import cut_status_text, decode_status_text, encode_status_text
+from esp.core.wire.request import check_characters
 from esp.core.wire.status import Code, Status
 
 _HTTP_TO_CODE: Final = {
@@ -60,9 +61,8 @@ class ResponseHead:
             self.status = Status(self.status.code, decode_status_text(text))
         self.opens = http_status == 200 and self.is_grpc and self.status is None
         self.succeeds = http_status == 0 and self.status is not None and self.status.code == Code.OK
-        kept = [(name, value[:MAX_STATUS_TEXT]) for name, value in fields if name not in _HOP_BY_HOP]
         pseudo = [(b":status", b"%d" % http_status)] if http_status else []
-        self.forward = encode(pseudo + kept)
+        self.forward = encode(pseudo + _sent_on(fields))
 
     @property
     def is_informational(self) -> bool:
@@ -79,6 +79,17 @@ class ResponseHead:
         return Status(code, f"unexpected HTTP status code received from server: {self.http_status}")
 
 
+def _sent_on(fields: Fields) -> Fields:
+    """`fields` for the client: what the hop means by itself left out, a long error text cut and its details dropped."""
+    kept = []
+    for name, value in fields:
+        if name == b"grpc-message":
+            kept.append((name, cut_status_text(value, MAX_STATUS_TEXT)))
+        elif name not in _HOP_BY_HOP and not (name == b"grpc-status-details-bin" and len(value) > MAX_STATUS_TEXT):
+            kept.append((name, value))
+    return kept
+
+
 def parse_response(fields: Fields) -> ResponseHead:
     """The head that `fields` make.
 
@@ -87,10 +98,11 @@ def parse_response(fields: Fields) -> ResponseHead:
     """
     http_status = 0
     regular: Fields = []
+    check_characters(fields)
     for name, value in fields:
         if name == b":status" and not http_status and not regular and value.isdigit() and len(value) == 3:
             http_status = int(value)
-        elif name[:1] == b":" or not name:
+        elif name[:1] == b":":
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a pseudo-field that a response cannot have")
         else:
             regular.append((name, value))
@@ -105,7 +117,7 @@ def trailers_block(status: Status, extra: Fields | None = None, *, with_head: bo
     """Trailers for `status`, as the only block of the response where nothing was sent before."""
     fields: Fields = [(b"grpc-status", b"%d" % status.code)]
     if status.message:
-        fields.append((b"grpc-message", encode_status_text(status.message)[:MAX_STATUS_TEXT]))
+        fields.append((b"grpc-message", encode_status_text(status.message, MAX_STATUS_TEXT)))
     if extra:
         fields += extra
     return (RESPONSE_BLOCK if with_head else b"") + encode(fields)
