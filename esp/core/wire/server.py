@@ -49,6 +49,7 @@ PING_SECONDS: Final = 5.0
 PING_SECONDS_IDLE: Final = 7200.0
 PING_STRIKES: Final = 2
 DEADLINE_EXCEEDED: Final = Status(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
+INCOMPLETE: Final = Status(Code.CANCELLED, "esp: the request's message did not come in time")
 DEADLINE_SLACK: Final = 0.05
 """Seconds past its deadline after which a call is ended here; the client and the server upstream end it first."""
 
@@ -69,6 +70,8 @@ class ServerConnection(Connection):
         "_drain_status",
         "_find",
         "_idle_since",
+        "_incomplete",
+        "_last_accepted",
         "_last_ping",
         "_last_stream",
         "_preface",
@@ -88,11 +91,13 @@ class ServerConnection(Connection):
         self._shrunk = False
         self._last_stream = 0
         self._accepting = True
+        self._last_accepted = 0
         self._drain_started = 0.0
         self._drain_status = OK
         self._last_ping = 0.0
         self._strikes = 0
         self._idle_since = monotonic()
+        self._incomplete: dict[int, float] = {}
         values = {
             SETTINGS_MAX_CONCURRENT_STREAMS: limits.max_concurrent_streams,
             SETTINGS_MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
@@ -154,10 +159,7 @@ class ServerConnection(Connection):
                         block = data[start:end]
                         request = known.get(block) or recall(block)
                         if request is not None and self._may_open(stream_id):
-                            position = self._take_request(stream_id, request, data, end)
-                            if not position:
-                                position = end
-                                self._open(stream_id, request, end=False)
+                            position = self._begin(stream_id, request, data, end)
                             continue
                 self.on_frame(kind, flags, stream_id & MAX_WINDOW, data[start:end])
                 if self.ended:
@@ -184,40 +186,41 @@ class ServerConnection(Connection):
             and len(self.streams) < self.limits.max_concurrent_streams
         )
 
-    def _take_request(self, stream_id: int, request: Request, data: bytes, position: int) -> int:
-        """A unary request that came whole, the shape of nearly every one: its one DATA frame stands at `position`.
+    def _begin(self, stream_id: int, request: Request, data: bytes, position: int) -> int:
+        """A request without END_STREAM on its head; its DATA may stand at `position` of `data`, whole or in part.
 
-        Returns the position behind it; 0 and nothing done when anything else stands there.
+        Returns the position behind what was taken.
         """
         head, timeout = request
-        start = position + HEADER_SIZE
-        if not self._shrunk or start + PREFIX_SIZE > len(data) or not head.unary:
-            return 0
-        word, flags, data_stream_id = unpack_header(data, position)
-        length = word >> 8
-        end: int = start + length
-        if (
-            flags != END_STREAM
-            or word & 0xFF != DATA
-            or data_stream_id != stream_id
-            or end > len(data)
-            or length > MAX_FRAME_SIZE
-            or data[start]
-            or unpack_u32(data, start + 1)[0] != length - PREFIX_SIZE
-            or head.content_length not in (NO_LENGTH, length)
-        ):
-            return 0
         seconds = parse_timeout(timeout) if timeout else 0.0
-        if timeout and not seconds:
-            return 0
+        if not head.unary or not self._shrunk or (timeout and not seconds):
+            self._open(stream_id, request, end=False)
+            return position
         self._last_stream = stream_id
-        self.received(length)
         stream = self.streams[stream_id] = ServerStream(self, stream_id, head, timeout)
-        stream.fresh = stream.remote_open = False
         if seconds:
             stream.deadline = monotonic() + seconds
-        head.handler.on_message(stream, data[start:end])
-        return end
+        start = position + HEADER_SIZE
+        if start + PREFIX_SIZE <= len(data):
+            word, flags, data_stream_id = unpack_header(data, position)
+            length = word >> 8
+            end: int = start + length
+            if (
+                data_stream_id == stream_id
+                and flags == END_STREAM
+                and word & 0xFF == DATA
+                and end <= len(data)
+                and length <= MAX_FRAME_SIZE
+                and not data[start]
+                and unpack_u32(data, start + 1)[0] == length - PREFIX_SIZE
+                and head.content_length in (NO_LENGTH, length)
+            ):
+                # The whole request came at once, as nearly every one of a gRPC client does.
+                self.received(length)
+                stream.fresh = stream.remote_open = False
+                head.handler.on_message(stream, data[start:end])
+                return end
+        return position
 
     def _open(self, stream_id: int, request: Request, *, end: bool) -> None:
         head, timeout = request
@@ -255,6 +258,8 @@ class ServerConnection(Connection):
                 may_open = self._may_open(stream_id)
                 self._last_stream = stream_id
                 request = self._decoder.decode(block)
+                if end and request[0].content_length > 0:
+                    raise StreamFault(ErrorCode.PROTOCOL_ERROR, "no DATA, but a content-length")
                 if may_open:
                     self._open(stream_id, request, end=end)
                 else:
@@ -279,8 +284,9 @@ class ServerConnection(Connection):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream id below an earlier one")
 
     def _refuse(self, stream_id: int) -> None:
-        self.context.reached("max_concurrent_streams")
-        self.glitch(0.5, "streams above the limit")
+        if self._accepting:
+            self.context.reached("max_concurrent_streams")
+            self.glitch(0.5, "streams above the limit")
         self.send(rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
         self._remember_reset(stream_id)
 
@@ -320,19 +326,19 @@ class ServerConnection(Connection):
         if self._shrunk and not self._settings_due:
             self._decoder.settings_acknowledged()
 
-    def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
+    def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:  # noqa: ARG002
         """The client will open no more streams; those that are open go on."""
         if code:
             log.info("%s: client says GOAWAY %d %r", self.peer, code, debug[:128])
 
     def last_stream_id(self) -> int:
-        """The last stream taken."""
-        return self._last_stream
+        """The last stream taken; GOAWAY may not name a later one than the GOAWAY before it."""
+        return self._last_stream if self._accepting else self._last_accepted
 
     # Draining: tell the client, wait until it must have heard, finish what is open.
 
     def drain(self, streaming: Status) -> None:
-        """Takes new streams until the client has heard of it, ends streaming calls with `streaming`, finishes the rest."""
+        """Takes new streams until the client has heard of it, ends streaming calls with `streaming`, serves the rest."""
         if self.ended or self._drain_started:
             return
         self._drain_started = monotonic()
@@ -355,6 +361,7 @@ class ServerConnection(Connection):
 
     def _stop_accepting(self) -> None:
         self._accepting = False
+        self._last_accepted = self._last_stream
         self.tell_gone = True
         self.send(goaway(self._last_stream, ErrorCode.NO_ERROR, b"draining"))
         self._end_streaming()
@@ -379,8 +386,17 @@ class ServerConnection(Connection):
             self._idle_since = now
             late = now - DEADLINE_SLACK
             for stream in [s for s in self.streams.values() if s.deadline and s.deadline < late]:
-                if stream.sink is not None:
-                    stream.sink.cancelled(ErrorCode.CANCEL, "deadline exceeded")
-                stream.finish(DEADLINE_EXCEEDED)
+                stream.expire(DEADLINE_EXCEEDED)
+            self._expire_incomplete(now)
         elif now - self._idle_since > self.limits.idle_timeout:
             self._time_out("idle_timeout", "idle")
+
+    def _expire_incomplete(self, now: float) -> None:
+        """Ends unary calls whose one message does not come: what came of it takes memory that others want."""
+        known = self._incomplete
+        self._incomplete = {s.id: known.get(s.id, now) for s in self.streams.values() if s.remote_open and s.head.unary}
+        for stream_id, since in self._incomplete.items():
+            stream = self.streams.get(stream_id)
+            if stream is not None and now - since > self.limits.request_timeout:
+                self.context.reached("request_timeout")
+                stream.expire(INCOMPLETE)
