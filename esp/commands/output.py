@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from enum import StrEnum
 
 DONE = 0
@@ -44,13 +44,46 @@ def write_json(value: object) -> None:
     write(json.dumps(value, indent=2))
 
 
-def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns on stdout. Nothing is cut off and nothing is drawn, so that it reads the same in a pipe."""
+def json_key(key: bytes) -> dict[str, str]:
+    """A key in JSON: {"text", "base64"}, without `text` when it is not UTF-8."""
+    import base64
+
+    encoded = base64.b64encode(key).decode()
+    try:
+        return {"text": key.decode(), "base64": encoded}
+    except UnicodeDecodeError:
+        return {"base64": encoded}
+
+
+def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]], marked: Container[int] = ()) -> None:
+    """Aligned columns on stdout; nothing is cut off and nothing is drawn.
+
+    On a terminal the headers stand out, and so do the rows whose number is in `marked`; what is too wide is folded
+    inside its column.
+    """
+    if sys.stdout.isatty():
+        _write_rich_table(headers, rows, marked)
+        return
     lines = [headers, *rows]
     widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)]
         write("  ".join(cells).rstrip())
+
+
+def _write_rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], marked: Container[int]) -> None:
+    # As slow to import as all the rest together, so not for a pipe. It looks at NO_COLOR and TERM by itself.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for number, row in enumerate(rows):
+        # Text, because in a plain string rich reads ["a", "b") as mark-up.
+        table.add_row(*map(Text, row), style="red" if number in marked else None)
+    Console(highlight=False).print(table)
 
 
 def _width(text: str) -> int:

@@ -7,9 +7,8 @@ import binascii
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
-from esp.commands.output import USAGE, CommandError, Format, write, write_json, write_table
+from esp.commands.output import USAGE, CommandError, Format, json_key, write, write_json, write_table
 from esp.core import config as config_file
 from esp.core.config import Config
 from esp.core.keys import OPEN_END, KeyRange, format_key, prefix_end
@@ -117,28 +116,20 @@ def _write_json(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[S
         shards.append(
             {
                 "name": here.name,
-                "key": _json_key(start),
-                "range_end": _json_key(end),
+                "key": json_key(start),
+                "range_end": json_key(end),
                 "endpoints": [str(endpoint) for endpoint in here.endpoints],
             }
         )
     write_json(
         {
-            "key": _json_key(pair[0]),
-            "range_end": _json_key(pair[1]),
+            "key": json_key(pair[0]),
+            "range_end": json_key(pair[1]),
             "empty": key_range.is_empty(),
             "shards": shards,
-            "txn": {"possible": boundary is None, "boundary": None if boundary is None else _json_key(boundary)},
+            "txn": {"possible": boundary is None, "boundary": None if boundary is None else json_key(boundary)},
         }
     )
-
-
-def _json_key(key: bytes) -> dict[str, Any]:
-    encoded = base64.b64encode(key).decode()
-    try:
-        return {"text": key.decode(), "base64": encoded}
-    except UnicodeDecodeError:
-        return {"base64": encoded}
 
 
 def _end_cell(end: bytes) -> str:

@@ -1,0 +1,184 @@
+"""`esp check`: how every endpoint of every shard is, and what is wrong. Exit code 1 when something is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from esp.commands.output import CommandError, Format, json_key, write, write_json, write_table
+from esp.core import config as configs
+from esp.core.config import Config
+from esp.core.health import EndpointHealth, Finding, Health, ShardHealth
+from esp.core.keys import KeyRange, format_range
+from esp.core.probe import examine
+
+UNKNOWN = "?"
+"""A cell of what was not told."""
+
+
+def run(config: Path | None, output: Format) -> None:
+    """Print how the shards are.
+
+    Raises:
+        ConfigError: no config, or a wrong one.
+        CommandError: something is wrong with the shards; it was printed before.
+    """
+    # What the shard clients log on the way is in the answer.
+    logging.getLogger("esp").addHandler(logging.NullHandler())
+    loaded = configs.load(configs.find(config, os.environ))
+    health = asyncio.run(examine(loaded))
+    if output is Format.JSON:
+        _write_json(loaded, health)
+    else:
+        _write_text(loaded, health)
+    if health.problems:
+        raise CommandError(f"not healthy: {_counted(len(health.problems), 'problem')}")
+
+
+def _write_text(loaded: Config, health: Health) -> None:
+    names = loaded.shard_map.names
+    owned = [(names[shard], format_range(part)) for shard, part in loaded.shard_map.split(KeyRange(b"", None))]
+    write_table(["SHARD", "KEYS"], owned)
+    write("")
+    troubled = {finding.endpoint for finding in health.problems} - {None}
+    rows = [(shard, endpoint) for shard in health.shards for endpoint in shard.endpoints]
+    write_table(
+        ["SHARD", "ENDPOINT", "REACHABLE", "LEADER", "VERSION", "DB SIZE", "REVISION", "LATENCY", "ALARMS"],
+        [_row(shard, endpoint) for shard, endpoint in rows],
+        marked=[number for number, (_, endpoint) in enumerate(rows) if endpoint.endpoint in troubled],
+    )
+    for title, findings in (("Problems", health.problems), ("Notes", health.notes)):
+        if findings:
+            write(f"\n{title}:")
+            for finding in findings:
+                write(f"  {_subject(finding)}: {finding.text}")
+    if not health.problems:
+        write(f"\nHealthy: {_counted(len(health.shards), 'shard')}, {_counted(len(rows), 'endpoint')}.")
+
+
+def _row(shard: ShardHealth, health: EndpointHealth) -> list[str]:
+    member = health.member
+    return [
+        shard.name,
+        str(health.endpoint),
+        "yes" if health.reachable else "no",
+        _leader(shard, health),
+        member.version if member is not None else UNKNOWN,
+        _human_size(member.db_size) if member is not None else UNKNOWN,
+        str(member.revision) if member is not None else UNKNOWN,
+        f"{health.latency * 1000:.1f} ms" if health.latency is not None else UNKNOWN,
+        UNKNOWN if (alarms := _own_alarms(health)) is None else ",".join(alarms) or "none",
+    ]
+
+
+def _leader(shard: ShardHealth, health: EndpointHealth) -> str:
+    """Who leads, as this member sees it: itself, another endpoint of the shard, or a member by its id."""
+    member = health.member
+    if member is None:
+        return UNKNOWN
+    if not member.leader_id:
+        return "none"
+    if member.leader_id == member.member_id:
+        return "itself"
+    for other in shard.endpoints:
+        if other.member is not None and other.member.member_id == member.leader_id:
+            return str(other.endpoint)
+    return f"{member.leader_id:x}"
+
+
+def _own_alarms(health: EndpointHealth) -> list[str] | None:
+    """The alarms of this member; of its cluster where it does not tell who it is."""
+    if health.alarms is None:
+        return None
+    own = health.member.member_id if health.member is not None else None
+    return [alarm.name for alarm in health.alarms if own in (None, alarm.member_id)]
+
+
+def _subject(finding: Finding) -> str:
+    shards = ", ".join(f'"{name}"' for name in finding.shards)
+    subject = f"shard {shards}" if len(finding.shards) == 1 else f"shards {shards}"
+    return subject if finding.endpoint is None else f"{subject}, {finding.endpoint}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _human_size(size: int) -> str:
+    """Decimal units and two digits at least, as etcdctl prints it."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 999.5 or unit == "TB":
+            break
+        amount /= 1000
+    return f"{amount:.1f} {unit}" if amount < 9.95 and unit != "B" else f"{amount:.0f} {unit}"
+
+
+def _write_json(loaded: Config, health: Health) -> None:
+    """The JSON form.
+
+    `healthy` is whether the exit code is 0. `shards` are in the order of the config. In their `ranges` a key is
+    {"text", "base64"}, without `text` when it is not UTF-8; `end` is null for no upper bound.
+
+    Of an endpoint, null is what was not told. `error` says why: it could not be reached, or the text it answered
+    with. Ids are hexadecimal text, as etcdctl shows them; `leader_id` is "0" when the member knows of no leader.
+    `db_size` is in bytes. `alarms` are those of this member.
+
+    `problems` and `notes` have a `kind` for programs (`esp.core.health.Kind`), the names of the `shards`, the
+    `endpoint` (null when it is about several) and a `text` for people.
+    """
+    write_json(
+        {
+            "healthy": not health.problems,
+            "config": str(loaded.path),
+            "shards": [
+                {
+                    "name": shard.name,
+                    "ranges": [_json_range(part) for part in shard.ranges],
+                    "endpoints": [_json_endpoint(endpoint) for endpoint in shard.endpoints],
+                }
+                for shard in health.shards
+            ],
+            "problems": _json_findings(health.problems),
+            "notes": _json_findings(health.notes),
+        }
+    )
+
+
+def _json_range(part: KeyRange) -> dict[str, Any]:
+    return {"start": json_key(part.start), "end": None if part.end is None else json_key(part.end)}
+
+
+def _json_endpoint(health: EndpointHealth) -> dict[str, Any]:
+    member = health.member
+    return {
+        "endpoint": str(health.endpoint),
+        "reachable": health.reachable,
+        "error": None if health.refusal is None else health.refusal.message,
+        "cluster_id": None if member is None else f"{member.cluster_id:x}",
+        "member_id": None if member is None else f"{member.member_id:x}",
+        "leader_id": None if member is None else f"{member.leader_id:x}",
+        "is_leader": None if member is None else member.leader_id == member.member_id,
+        "is_learner": None if member is None else member.is_learner,
+        "version": None if member is None else member.version,
+        "db_size": None if member is None else member.db_size,
+        "revision": None if member is None else member.revision,
+        "latency_seconds": None if health.latency is None else round(health.latency, 6),
+        "alarms": _own_alarms(health),
+    }
+
+
+def _json_findings(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": finding.kind,
+            "shards": list(finding.shards),
+            "endpoint": None if finding.endpoint is None else str(finding.endpoint),
+            "text": finding.text,
+        }
+        for finding in findings
+    ]

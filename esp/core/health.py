@@ -1,0 +1,227 @@
+"""How the shards are: what each endpoint tells (asked by `probe`), and what is wrong with all of them together."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from esp.core.config import Endpoint
+from esp.core.keys import KeyRange
+from esp.core.wire.status import Code, Status
+
+OLDEST_VERSION: Final = (3, 4)
+"""The oldest etcd that esp is tested with."""
+
+_AUTH_CODES: Final = frozenset((Code.PERMISSION_DENIED, Code.UNAUTHENTICATED))
+_NO_USER_TEXT: Final = "etcdserver: user name is empty"
+"""What a member with auth enabled says to who has no token, as InvalidArgument."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What a member tells of itself. Ids are etcd's; `leader_id` is 0 when it knows of none; `db_size` is in bytes."""
+
+    cluster_id: int
+    member_id: int
+    leader_id: int
+    is_learner: bool
+    version: str
+    db_size: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """An alarm raised in a cluster, such as NOSPACE, and the member that has it."""
+
+    member_id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointHealth:
+    """One endpoint.
+
+    Attributes:
+        reachable: it speaks HTTP/2; what it says is another matter.
+        latency: seconds that its Status took on a standing connection; None without an answer.
+        member: what it tells of itself; None when it does not.
+        alarms: all alarms of its cluster; None when it does not tell.
+        refusal: why `member` or `alarms` is missing: the reason it is unreachable, or the status it answered with.
+    """
+
+    endpoint: Endpoint
+    reachable: bool
+    latency: float | None = None
+    member: Member | None = None
+    alarms: tuple[Alarm, ...] | None = None
+    refusal: Status | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardHealth:
+    """One shard: the ranges it owns, in key order, and its endpoints in the order of the config."""
+
+    name: str
+    ranges: tuple[KeyRange, ...]
+    endpoints: tuple[EndpointHealth, ...]
+
+
+class Kind(StrEnum):
+    """What a finding is about. Names are part of the JSON form: they are added to, never changed."""
+
+    UNREACHABLE = "unreachable"
+    NO_ANSWER = "no-answer"
+    NO_LEADER = "no-leader"
+    LEARNER = "learner"
+    ALARM = "alarm"
+    SEVERAL_CLUSTERS = "several-clusters"
+    SAME_CLUSTER = "same-cluster"
+    AUTH = "auth"
+    OLD_VERSION = "old-version"
+    MIXED_VERSIONS = "mixed-versions"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something to know about the shards, in a clause for people. `endpoint` is None when it is about several."""
+
+    kind: Kind
+    shards: tuple[str, ...]
+    endpoint: Endpoint | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """All shards in the order of the config; problems need mending, notes do not."""
+
+    shards: tuple[ShardHealth, ...]
+    problems: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
+
+
+def judge(shards: Iterable[ShardHealth]) -> Health:
+    """What is wrong with the shards, and what else is worth knowing."""
+    shards = tuple(shards)
+    problems: list[Finding] = []
+    notes: list[Finding] = []
+    for shard in shards:
+        for endpoint in shard.endpoints:
+            problems += _endpoint_problems(shard, endpoint)
+        problems += _several_clusters(shard)
+        problems += _alarm_problems(shard)
+        notes += _auth_notes(shard)
+        notes += _old_versions(shard)
+    problems += _same_clusters(shards)
+    notes += _mixed_versions(shards)
+    return Health(shards, tuple(problems), tuple(notes))
+
+
+def _is_auth(refusal: Status) -> bool:
+    return refusal.code in _AUTH_CODES or (refusal.code, refusal.message) == (Code.INVALID_ARGUMENT, _NO_USER_TEXT)
+
+
+def _endpoint_problems(shard: ShardHealth, health: EndpointHealth) -> Iterator[Finding]:
+    def finding(kind: Kind, text: str) -> Finding:
+        return Finding(kind, (shard.name,), health.endpoint, text)
+
+    refusal = health.refusal
+    if not health.reachable:
+        yield finding(Kind.UNREACHABLE, f"cannot be reached: {refusal.message if refusal else 'no reason known'}")
+        return
+    leaderless = health.member is not None and not health.member.leader_id
+    if leaderless:
+        yield finding(
+            Kind.NO_LEADER, "knows of no leader: its cluster has lost its quorum, or cannot be reached from it"
+        )
+    elif health.member is not None and health.member.is_learner:
+        text = "is a learner, which refuses writes and linearizable reads; promote it or take it out of the endpoints"
+        yield finding(Kind.LEARNER, text)
+    elif refusal is not None and not _is_auth(refusal):
+        what = "its status" if health.member is None else "its alarms, which takes a quorum"
+        yield finding(Kind.NO_ANSWER, f"does not tell {what}: {refusal.message or f'code {refusal.code}'}")
+
+
+def _several_clusters(shard: ShardHealth) -> Iterator[Finding]:
+    """Endpoints of one shard that belong to different clusters: a key's value depends on which one is in use."""
+    members: dict[int, list[str]] = defaultdict(list)
+    for health in shard.endpoints:
+        if health.member is not None:
+            members[health.member.cluster_id].append(str(health.endpoint))
+    if len(members) > 1:
+        groups = "; ".join(f"{cluster:x}: {', '.join(urls)}" for cluster, urls in members.items())
+        text = f"its endpoints belong to different etcd clusters ({groups}); list only members of one"
+        yield Finding(Kind.SEVERAL_CLUSTERS, (shard.name,), None, text)
+
+
+def _alarm_problems(shard: ShardHealth) -> Iterator[Finding]:
+    endpoint_of = {health.member.member_id: health.endpoint for health in shard.endpoints if health.member is not None}
+    # Every member tells the alarms of all.
+    for alarm in dict.fromkeys(alarm for health in shard.endpoints for alarm in health.alarms or ()):
+        endpoint = endpoint_of.get(alarm.member_id)
+        cure = {
+            "NOSPACE": "it takes no writes; compact, defragment, then `etcdctl alarm disarm`",
+            "CORRUPT": "its data differs from the other members'; see etcd's page on data corruption",
+        }.get(alarm.name, "see etcd's documentation")
+        text = f"alarm {alarm.name}: {cure}"
+        if endpoint is None:
+            text = f"member {alarm.member_id:x} has the {text}"
+        yield Finding(Kind.ALARM, (shard.name,), endpoint, text)
+
+
+def _same_clusters(shards: Iterable[ShardHealth]) -> Iterator[Finding]:
+    """Shards that are one cluster: each shows the other's keys, and a delete on one takes them.
+
+    The id of a cluster comes from the flags it was started with, so clusters started alike have the same one; that
+    cannot be told apart from here, and is a danger of its own: such clusters let each other's members in.
+    """
+    names: dict[int, list[str]] = defaultdict(list)
+    for shard in shards:
+        for cluster in dict.fromkeys(health.member.cluster_id for health in shard.endpoints if health.member):
+            names[cluster].append(shard.name)
+    for cluster, sharing in names.items():
+        if len(sharing) > 1:
+            text = (
+                f"have the same cluster id {cluster:x}: they are one etcd cluster under several names, or were started "
+                "with the same --initial-cluster and --initial-cluster-token; give each shard a cluster of its own"
+            )
+            yield Finding(Kind.SAME_CLUSTER, tuple(sharing), None, text)
+
+
+def _auth_notes(shard: ShardHealth) -> Iterator[Finding]:
+    for health in shard.endpoints:
+        if health.reachable and health.refusal is not None and _is_auth(health.refusal):
+            what = "its status" if health.member is None else "its alarms"
+            text = f"does not tell {what} without a user: {health.refusal.message}"
+            yield Finding(Kind.AUTH, (shard.name,), health.endpoint, text)
+
+
+def _minor(version: str) -> tuple[int, int] | None:
+    match = re.match(r"(\d{1,9})\.(\d{1,9})", version)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _old_versions(shard: ShardHealth) -> Iterator[Finding]:
+    for health in shard.endpoints:
+        minor = _minor(health.member.version) if health.member is not None else None
+        if minor is not None and minor < OLDEST_VERSION:
+            text = f"runs etcd {health.member.version if health.member else ''}; esp is tested with 3.4 and newer"
+            yield Finding(Kind.OLD_VERSION, (shard.name,), health.endpoint, text)
+
+
+def _mixed_versions(shards: Iterable[ShardHealth]) -> Iterator[Finding]:
+    found: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for shard in shards:
+        for minor in dict.fromkeys(_minor(health.member.version) for health in shard.endpoints if health.member):
+            if minor is not None:
+                found[minor].append(shard.name)
+    if len(found) > 1:
+        groups = "; ".join(f"{major}.{minor}: {', '.join(found[major, minor])}" for major, minor in sorted(found))
+        names = tuple(dict.fromkeys(name for minor in sorted(found) for name in found[minor]))
+        text = f"run different minor versions of etcd ({groups}); what only the newer one can fails where the older is"
+        yield Finding(Kind.MIXED_VERSIONS, names, None, text)

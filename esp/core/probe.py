@@ -1,0 +1,115 @@
+"""Asking every endpoint of every shard how it is.
+
+Each endpoint is asked through a shard client of its own, the same code that the proxy runs, so what is reachable here
+is reachable for the proxy. The questions are Maintenance/Status, which a member answers from what it knows itself, and
+Maintenance/Alarm, which it answers only with a quorum behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from time import monotonic
+from typing import Final, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from esp.core.config import Config, Endpoint
+from esp.core.health import Alarm, EndpointHealth, Health, Member, ShardHealth, judge
+from esp.core.pb import rpc_pb2
+from esp.core.shard import Shard
+from esp.core.wire.context import WireContext
+from esp.core.wire.status import Code, RpcError, Status
+
+ANSWER_SECONDS: Final = 2.0
+"""How long one endpoint may take to be connected to and to answer everything."""
+
+_POLL_SECONDS: Final = 0.01
+
+
+async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
+    """Asks all endpoints at once; takes `seconds` at most. What fails is part of the answer, nothing is raised."""
+    context = WireContext(config.limits)
+    async with asyncio.TaskGroup() as group:
+        asked = [
+            [group.create_task(_examine(endpoint, context, seconds)) for endpoint in shard.endpoints]
+            for shard in config.shards
+        ]
+    return judge(
+        ShardHealth(shard.name, shard.ranges, tuple(task.result() for task in tasks))
+        for shard, tasks in zip(config.shards, asked, strict=True)
+    )
+
+
+async def _examine(endpoint: Endpoint, context: WireContext, seconds: float) -> EndpointHealth:
+    shard = Shard(str(endpoint), [endpoint], context)
+    until = monotonic() + seconds
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(shard.run())
+        try:
+            while not shard.is_ready:
+                if shard.trouble or monotonic() > until:
+                    reason = shard.trouble or f"no connection within {seconds:g} s"
+                    return EndpointHealth(endpoint, False, refusal=Status(Code.UNAVAILABLE, reason))
+                await asyncio.sleep(_POLL_SECONDS)
+            return await _ask(shard, endpoint, until)
+        finally:
+            running.cancel()
+
+
+async def _ask(shard: Shard, endpoint: Endpoint, until: float) -> EndpointHealth:
+    async with asyncio.TaskGroup() as group:
+        asked_status = group.create_task(_timed_status(shard, until))
+        request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
+        asked_alarms = group.create_task(_call(shard, "Alarm", request, rpc_pb2.AlarmResponse, until))
+    status, latency = asked_status.result()
+    alarms = asked_alarms.result()
+    told_status = not isinstance(status, Status)
+    return EndpointHealth(
+        endpoint,
+        reachable=True,
+        latency=latency if told_status else None,
+        member=None if isinstance(status, Status) else _member(status),
+        alarms=None if isinstance(alarms, Status) else tuple(_alarms(alarms)),
+        refusal=status if isinstance(status, Status) else alarms if isinstance(alarms, Status) else None,
+    )
+
+
+async def _timed_status(shard: Shard, until: float) -> tuple[rpc_pb2.StatusResponse | Status, float]:
+    began = monotonic()
+    answer = await _call(shard, "Status", rpc_pb2.StatusRequest(), rpc_pb2.StatusResponse, until)
+    return answer, monotonic() - began
+
+
+Answer = TypeVar("Answer", bound=Message)
+
+
+async def _call(shard: Shard, method: str, request: Message, answer: type[Answer], until: float) -> Answer | Status:
+    """The answer of one Maintenance RPC, or the status it failed with."""
+    path = f"/etcdserverpb.Maintenance/{method}".encode()
+    seconds = max(0.001, until - monotonic())
+    try:
+        return answer.FromString(await shard.unary(path, request.SerializeToString(), idempotent=True, timeout=seconds))
+    except RpcError as error:
+        late = error.status.code == Code.DEADLINE_EXCEEDED
+        return Status(Code.DEADLINE_EXCEEDED, "no answer in time") if late else error.status
+    except DecodeError:
+        return Status(Code.INTERNAL, f"its answer to {method} is not etcd's")
+
+
+def _member(status: rpc_pb2.StatusResponse) -> Member:
+    return Member(
+        cluster_id=status.header.cluster_id,
+        member_id=status.header.member_id,
+        leader_id=status.leader,
+        is_learner=status.isLearner,
+        version=status.version,
+        db_size=status.dbSize,
+        revision=status.header.revision,
+    )
+
+
+def _alarms(response: rpc_pb2.AlarmResponse) -> Iterator[Alarm]:
+    for alarm in response.alarms:
+        known = alarm.alarm in rpc_pb2.AlarmType.values()
+        yield Alarm(alarm.memberID, rpc_pb2.AlarmType.Name(alarm.alarm) if known else str(alarm.alarm))

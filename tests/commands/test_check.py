@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from typer.testing import CliRunner
+
+from esp.cli import app
+from esp.core.local import LocalEtcd, free_port
+from esp.core.pb import rpc_pb2
+from tests.harness import Etcds, connect, wait_until, write_config
+from tests.stubs import rpc_pb2_grpc
+
+
+def check(*arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    result = CliRunner().invoke(app, ["check", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def check_json(config: Path) -> tuple[int, dict[str, Any]]:
+    code, out, _ = check("-c", config, "-o", "json")
+    return code, json.loads(out)
+
+
+def still(text: str, *etcds: LocalEtcd) -> str:
+    """The output without what differs from run to run: addresses become E0, E1..., numbers N, column widths go."""
+    for number, etcd in enumerate(etcds):
+        text = text.replace(etcd.endpoint, f"E{number}")
+    text = re.sub(r"\b\d+\.\d+\.\d+\b", "VERSION", text)
+    text = re.sub(r"\b[\d.]+ (kB|MB|ms)", r"N \1", text)
+    text = re.sub(r"\b[0-9a-f]{14,16}\b", "ID", text)
+    return re.sub(r"(?<=\S) {2,}", "  ", text)
+
+
+def leaders(out: str) -> list[str]:
+    """The column LEADER, of one shard."""
+    return [line.split()[3] for line in out.splitlines() if line.startswith("s0 ") and "http" in line]
+
+
+def json_kinds(findings: list[dict[str, Any]]) -> list[tuple[str, list[str], str | None]]:
+    return [(finding["kind"], finding["shards"], finding["endpoint"]) for finding in findings]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ESP_CONFIG", raising=False)
+
+
+@pytest.fixture(scope="module")
+def members(session_etcds: Etcds) -> list[LocalEtcd]:
+    return session_etcds.members(3)
+
+
+class TestHealthy:
+    def test_every_endpoint_is_listed_and_the_map(self, empty_shards: list[LocalEtcd], tmp_path: Path) -> None:
+        config = write_config(tmp_path / "esp.yaml", empty_shards, ["i", "r"])
+        code, out, err = check()
+        assert config.name == "esp.yaml"
+        assert (code, err) == (0, "")
+        expected = """\
+SHARD  KEYS
+s0  ["", "i")
+s1  ["i", "r")
+s2  ["r", end)
+
+SHARD  ENDPOINT  REACHABLE  LEADER  VERSION  DB SIZE  REVISION  LATENCY  ALARMS
+s0  E0  yes  itself  VERSION  N kB  R  N ms  none
+s1  E1  yes  itself  VERSION  N kB  R  N ms  none
+s2  E2  yes  itself  VERSION  N kB  R  N ms  none
+
+Healthy: 3 shards, 3 endpoints.
+"""
+        assert re.sub(r"(?<=kB  )\d+", "R", still(out, *empty_shards)) == expected
+
+    def test_json_tells_exactly_what_the_member_tells(self, etcd: LocalEtcd, tmp_path: Path) -> None:
+        code, told = check_json(write_config(tmp_path / "one.yaml", [etcd], []))
+        with connect(etcd) as channel:
+            status = rpc_pb2_grpc.MaintenanceStub(channel).Status(rpc_pb2.StatusRequest())
+        (shard,) = told.pop("shards")
+        (endpoint,) = shard.pop("endpoints")
+        assert endpoint.pop("latency_seconds") > 0
+        assert endpoint == {
+            "endpoint": etcd.endpoint,
+            "reachable": True,
+            "error": None,
+            "cluster_id": f"{status.header.cluster_id:x}",
+            "member_id": f"{status.header.member_id:x}",
+            "leader_id": f"{status.leader:x}",
+            "is_leader": True,
+            "is_learner": False,
+            "version": status.version,
+            "db_size": status.dbSize,
+            "revision": status.header.revision,
+            "alarms": [],
+        }
+        assert shard == {"name": "s0", "ranges": [{"start": {"text": "", "base64": ""}, "end": None}]}
+        assert told == {"healthy": True, "config": str(tmp_path / "one.yaml"), "problems": [], "notes": []}
+        assert code == 0
+
+    def test_a_shard_that_owns_several_ranges_is_shown_with_each(self, shards: list[LocalEtcd], tmp_path: Path) -> None:
+        config = tmp_path / "carved.yaml"
+        config.write_text(
+            "shards:\n"
+            f"  - {{name: all, endpoints: [{shards[0].endpoint}], ranges: [{{start: '', end: ''}}]}}\n"
+            f"  - {{name: events, endpoints: [{shards[1].endpoint}], ranges: [{{prefix: /events/}}]}}\n"
+        )
+        _, out, _ = check("-c", config)
+        assert still(out).startswith(
+            'SHARD  KEYS\nall  ["", "/events/")\nevents  ["/events/", "/events0")\nall  ["/events0", end)\n\n'
+        )
+        _, told = check_json(config)
+        assert [len(shard["ranges"]) for shard in told["shards"]] == [2, 1]
+
+
+class TestMembers:
+    def test_of_three_members_one_leads_and_the_others_name_it(self, members: list[LocalEtcd], tmp_path: Path) -> None:
+        config = write_config(tmp_path / "three.yaml", [members], [])
+        code, told = check_json(config)
+        endpoints = told["shards"][0]["endpoints"]
+        (leader,) = [endpoint for endpoint in endpoints if endpoint["is_leader"]]
+        assert {endpoint["leader_id"] for endpoint in endpoints} == {leader["member_id"]}
+        assert len({endpoint["cluster_id"] for endpoint in endpoints}) == 1
+        assert (code, told["problems"]) == (0, [])
+        _, out, _ = check("-c", config)
+        assert sorted(leaders(out)) == sorted(
+            ["itself" if endpoint["is_leader"] else leader["endpoint"] for endpoint in endpoints]
+        )
+
+    def test_a_leader_that_is_not_an_endpoint_is_named_by_its_id(
+        self, members: list[LocalEtcd], tmp_path: Path
+    ) -> None:
+        _, told = check_json(write_config(tmp_path / "three.yaml", [members], []))
+        followers = [
+            member
+            for member, endpoint in zip(members, told["shards"][0]["endpoints"], strict=True)
+            if not endpoint["is_leader"]
+        ]
+        _, out, _ = check("-c", write_config(tmp_path / "followers.yaml", [followers], []))
+        leader_id = told["shards"][0]["endpoints"][0]["leader_id"]
+        assert leaders(out) == [leader_id] * 2
+
+    def test_endpoints_of_two_clusters_in_one_shard(
+        self, members: list[LocalEtcd], etcd: LocalEtcd, tmp_path: Path
+    ) -> None:
+        config = write_config(tmp_path / "mixed.yaml", [[members[0], etcd]], [])
+        code, told = check_json(config)
+        assert code == 1
+        assert json_kinds(told["problems"]) == [("several-clusters", ["s0"], None)]
+        for endpoint in told["shards"][0]["endpoints"]:
+            assert f"{endpoint['cluster_id']}: {endpoint['endpoint']}" in told["problems"][0]["text"]
+
+
+class TestNotHealthy:
+    def test_a_dead_endpoint(self, start_etcd: Etcds, etcd: LocalEtcd, tmp_path: Path) -> None:
+        dead = start_etcd()
+        dead.kill()
+        code, out, err = check("-c", write_config(tmp_path / "esp.yaml", [etcd, dead], ["m"]))
+        expected = """\
+s1  E1  no  ?  ?  ?  ?  ?  ?
+
+Problems:
+  shard "s1", E1: cannot be reached: connection refused
+"""
+        assert still(out, etcd, dead).endswith(expected)
+        assert (code, err) == (1, "esp: not healthy: 1 problem\n")
+
+    def test_a_host_that_takes_connections_but_says_nothing(self, etcd: LocalEtcd, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            config = tmp_path / "esp.yaml"
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            shard = f"{{endpoints: [{url}], ranges: [{{start: '', end: ''}}]}}"
+            config.write_text(f"limits: {{connect_timeout: 0.2}}\nshards: [{shard}]\n")
+            code, told = check_json(config)
+        assert code == 1
+        assert json_kinds(told["problems"]) == [("unreachable", ["shard-0"], url)]
+        assert told["problems"][0]["text"] == "cannot be reached: no answer within 0.2 s"
+
+    def test_an_unknown_host_is_unreachable(self, tmp_path: Path) -> None:
+        config = tmp_path / "esp.yaml"
+        config.write_text("shards: [{endpoints: [no-such-host.invalid:1], ranges: [{start: '', end: ''}]}]\n")
+        code, told = check_json(config)
+        assert code == 1
+        assert json_kinds(told["problems"]) == [("unreachable", ["shard-0"], "http://no-such-host.invalid:1")]
+
+    def test_one_cluster_as_two_shards(self, etcd: LocalEtcd, tmp_path: Path) -> None:
+        config = tmp_path / "esp.yaml"
+        config.write_text(
+            "shards:\n"
+            f"  - {{name: low, endpoints: [{etcd.endpoint}], ranges: [{{start: '', end: m}}]}}\n"
+            f"  - {{name: high, endpoints: ['localhost:{etcd.client_port}'], ranges: [{{start: m, end: ''}}]}}\n"
+        )
+        code, out, err = check("-c", config)
+        _, _, problems = still(out, etcd).partition("Problems:\n")
+        assert problems == (
+            '  shards "low", "high": have the same cluster id ID: they are one etcd cluster under several names, or '
+            "were started with the same --initial-cluster and --initial-cluster-token; "
+            "give each shard a cluster of its own\n"
+        )
+        assert (code, err) == (1, "esp: not healthy: 1 problem\n")
+
+    def test_an_alarm_is_told_once_with_the_cure(self, start_etcd: Etcds, tmp_path: Path) -> None:
+        etcd = start_etcd()
+        config = write_config(tmp_path / "esp.yaml", [etcd], [])
+        with connect(etcd) as channel:
+            maintenance = rpc_pb2_grpc.MaintenanceStub(channel)
+            member = maintenance.Status(rpc_pb2.StatusRequest()).header.member_id
+            maintenance.Alarm(
+                rpc_pb2.AlarmRequest(
+                    action=rpc_pb2.AlarmRequest.ACTIVATE, memberID=member, alarm=rpc_pb2.AlarmType.NOSPACE
+                )
+            )
+        code, out, err = check("-c", config)
+        assert still(out, etcd).endswith(
+            "N ms  NOSPACE\n\nProblems:\n"
+            '  shard "s0", E0: alarm NOSPACE: it takes no writes; compact, defragment, then `etcdctl alarm disarm`\n'
+        )
+        assert (code, err) == (1, "esp: not healthy: 1 problem\n")
+        _, told = check_json(config)
+        assert told["shards"][0]["endpoints"][0]["alarms"] == ["NOSPACE"]
+
+    def test_a_member_that_lost_its_quorum_has_no_leader(self, start_etcd: Etcds, tmp_path: Path) -> None:
+        members = start_etcd.members(3)
+        config = write_config(tmp_path / "esp.yaml", [members], [])
+        members[1].kill()
+        members[2].kill()
+
+        def kinds() -> list[str]:
+            return [finding["kind"] for finding in check_json(config)[1]["problems"]]
+
+        wait_until(lambda: kinds() == ["no-leader", "unreachable", "unreachable"])
+        assert check("-c", config)[1].count("none  ") == 1
+
+    def test_a_member_that_asks_for_a_user_is_reachable_and_no_problem(
+        self, secured: LocalEtcd, tmp_path: Path
+    ) -> None:
+        code, told = check_json(write_config(tmp_path / "esp.yaml", [secured], []))
+        (endpoint,) = told["shards"][0]["endpoints"]
+        assert endpoint["reachable"]
+        assert endpoint["error"] == "etcdserver: user name is empty"
+        assert (endpoint["version"], endpoint["alarms"]) == (None, None)
+        assert json_kinds(told["notes"]) == [("auth", ["s0"], secured.endpoint)]
+        assert (code, told["problems"]) == (0, [])
+
+    @pytest.fixture
+    def secured(self, etcd37: LocalEtcd) -> Iterator[LocalEtcd]:
+        """An etcd that tells nothing without a user; older ones do tell their status."""
+        with connect(etcd37) as channel:
+            auth = rpc_pb2_grpc.AuthStub(channel)
+            auth.UserAdd(rpc_pb2.AuthUserAddRequest(name="root", password="secret"))
+            auth.RoleAdd(rpc_pb2.AuthRoleAddRequest(name="root"))
+            auth.UserGrantRole(rpc_pb2.AuthUserGrantRoleRequest(user="root", role="root"))
+            auth.AuthEnable(rpc_pb2.AuthEnableRequest())
+            try:
+                yield etcd37
+            finally:
+                request = rpc_pb2.AuthenticateRequest(name="root", password="secret")
+                token = [("token", auth.Authenticate(request).token)]
+                auth.AuthDisable(rpc_pb2.AuthDisableRequest(), metadata=token)
+                auth.UserDelete(rpc_pb2.AuthUserDeleteRequest(name="root"))
+                auth.RoleDelete(rpc_pb2.AuthRoleDeleteRequest(role="root"))
+
+    def test_a_grpc_server_that_is_no_etcd(self, tmp_path: Path) -> None:
+        server = grpc.server(ThreadPoolExecutor(1))
+        port = server.add_insecure_port(f"127.0.0.1:{free_port()}")
+        server.start()
+        try:
+            config = tmp_path / "esp.yaml"
+            config.write_text(f"shards: [{{endpoints: ['127.0.0.1:{port}'], ranges: [{{start: '', end: ''}}]}}]\n")
+            code, told = check_json(config)
+        finally:
+            server.stop(None).wait()
+        assert code == 1
+        assert json_kinds(told["problems"]) == [("no-answer", ["shard-0"], f"http://127.0.0.1:{port}")]
+        assert told["shards"][0]["endpoints"][0]["reachable"]
+
+
+class TestUsage:
+    def test_a_bad_config_is_told_with_its_place(self, tmp_path: Path) -> None:
+        (tmp_path / "bad.yaml").write_text("shards:\n  - {name: a, endpoint: x}\n")
+        code, out, err = check("-c", "bad.yaml")
+        assert (code, out) == (2, "")
+        assert err.startswith('esp: bad.yaml:2: shard "a": unknown field "endpoint"')
+
+    def test_an_unknown_form_is_wrong_usage(self, tmp_path: Path) -> None:
+        assert check("-o", "xml")[0] == 2
