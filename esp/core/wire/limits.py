@@ -41,6 +41,8 @@ class Limits:
     """From accepting a connection to its first complete request line or HTTP/2 preface."""
     header_timeout: float = 10.0
     """From the first frame of a header block to its last."""
+    request_timeout: float = 60.0
+    """From the beginning of a call with one request message to the end of that message."""
     settings_timeout: float = 30.0
     """Until a peer acknowledges SETTINGS."""
     blocked_write_timeout: float = 60.0

@@ -32,6 +32,11 @@ class MessageReader:
         self._encoding = encoding
         self.wanted = 0
 
+    @property
+    def held(self) -> int:
+        """Bytes kept of a message that is not whole yet."""
+        return len(self._buffer)
+
     def feed(self, payload: bytes) -> list[bytes]:
         """The messages that `payload` completes, without prefix, decompressed.
 

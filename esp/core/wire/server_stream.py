@@ -71,9 +71,9 @@ class ServerStream(Stream):
 
     __slots__ = (
         "_body_size",
+        "_held",
         "_message",
         "_reader",
-        "_reserved",
         "deadline",
         "fresh",
         "head",
@@ -103,7 +103,7 @@ class ServerStream(Stream):
         self._body_size = 0
         self._reader: MessageReader | None = None
         self._message: bytes | None = None
-        self._reserved = 0
+        self._held = 0
 
     # For whoever serves the call.
 
@@ -122,10 +122,29 @@ class ServerStream(Stream):
         return b"" if remaining is None else format_timeout(remaining)
 
     def respond(self, message: bytes) -> None:
-        """The whole answer of a unary call: one message (without prefix) and status OK."""
+        """The whole answer of a unary call: one message (without prefix) and status OK. Nothing when that is over."""
+        if self.is_over:
+            return
         self.start()
         self.send_data(prefix(message), False)
         self.finish(OK)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the answer is complete, or nobody waits for it any more."""
+        ended = not self.local_open or (self.pending is not None and self.pending.end)
+        return ended or self.connection.streams.get(self.id) is not self
+
+    def expire(self, status: Status) -> None:
+        """Ends the call for lack of time: whoever serves it stops, and an answer that waits for a window is dropped."""
+        sink, self.sink = self.sink, None
+        if sink is not None:
+            sink.cancelled(ErrorCode.CANCEL, status.message)
+        self._release()
+        if self.pending is not None:
+            self.reset(ErrorCode.CANCEL)
+        else:
+            self.finish(status)
 
     def start(self) -> None:
         """Sends the response's head, unless it was sent."""
@@ -166,8 +185,8 @@ class ServerStream(Stream):
         return True
 
     def finish(self, status: Status, extra: Fields | None = None) -> None:
-        """Ends the call. This is the one place where a status becomes trailers."""
-        if self.local_open and self.connection.streams.get(self.id) is self:
+        """Ends the call, unless it is over. This is the one place where a status becomes trailers."""
+        if not self.is_over:
             block = trailers_block(status, extra, with_head=not self.responded)
             self.responded = True
             self.send_headers(block, True)
@@ -194,7 +213,7 @@ class ServerStream(Stream):
             self.remote_open = False
         if self.sink is not None:
             self.sink.request_data(payload, end)
-        elif not self.local_open:
+        elif self.is_over or self.head.handler.streaming:
             self.consumed(len(payload))
         else:
             self._collect(payload, end)
@@ -207,41 +226,51 @@ class ServerStream(Stream):
                 handler.on_message(self, b"")
             return
         try:
-            self._read(payload)
-            if end and self._message is None:
-                raise Status(Code.INTERNAL, "the request ended without a whole message").error()
+            message = self._read(payload, end)
         except RpcError as error:
+            self._release()
             self.finish(error.status)
             return
-        if end and self._message is not None:
-            message, self._message = self._message, None
-            handler.on_message(self, prefix(message))
+        if message is not None:
             self._release()
+            handler.on_message(self, prefix(message))
 
-    def _read(self, payload: bytes) -> None:
+    def _read(self, payload: bytes, end: bool) -> bytes | None:
+        """The request's one message, once it has ended. Until then what there is of it counts as buffered."""
+        context = self.connection.context
+        limits = context.limits
         reader = self._reader
         if reader is None:
-            reader = self._reader = MessageReader(self.connection.limits.max_message_bytes, self.head.encoding)
-        for message in reader.feed(payload):
-            if self._message is not None:
-                raise Status(Code.INTERNAL, "more than one message in a unary request").error()
-            self._message = message
-        if reader.wanted > self.recv_window and not self._reserved:
-            # The client cannot send the rest unless it is granted more than the usual window.
-            if not self.connection.context.buffers.take(reader.wanted):
-                self.connection.context.reached("max_buffered_bytes")
-                raise Status(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests").error()
-            self._reserved = reader.wanted
-            self.widen(reader.wanted - self.recv_window)
+            reader = self._reader = MessageReader(limits.max_message_bytes, self.head.encoding)
+        try:
+            messages = reader.feed(payload)
+        except RpcError as error:
+            if error.status.code == Code.RESOURCE_EXHAUSTED:
+                context.reached("max_message_bytes")
+            raise
+        if len(messages) + (self._message is not None) > 1:
+            raise Status(Code.INTERNAL, "more than one message in a unary request").error()
+        if messages:
+            self._message = messages[0]
+        if end:
+            if self._message is None or reader.wanted:
+                raise Status(Code.INTERNAL, "the request ended without a whole message").error()
+            message, self._message = self._message, None
+            return message
+        held = reader.held + len(self._message or b"")
+        if not context.buffers.take(held - self._held):
+            context.reached("max_buffered_bytes")
+            raise Status(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests").error()
+        self._held = held
+        return None
 
     def _release(self) -> None:
-        if self._reserved:
-            self.connection.context.buffers.give(self._reserved)
-            self._reserved = 0
+        self.connection.context.buffers.give(self._held)
+        self._held = 0
 
     def on_reset(self, code: int, reason: str) -> None:
         """The client, or the connection, is gone."""
-        self.local_open = False
+        self.local_open = self.remote_open = False
         self._release()
         if self.sink is not None:
             self.sink.cancelled(code, reason)

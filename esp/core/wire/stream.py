@@ -83,11 +83,6 @@ class Stream:
             owed = 0
         self.recv_owed = owed
 
-    def widen(self, size: int) -> None:
-        """Grants `size` bytes beyond the usual window, for a message that is known to be larger."""
-        self.recv_window += size
-        self.connection.send(window_update(self.id, size))
-
     # Sending.
 
     def send_headers(self, block: bytes, end: bool) -> None:
@@ -139,6 +134,12 @@ class Stream:
         pending = self.pending
         if pending is None:
             pending = self.pending = Pending()
+            if not payload and self.connection.writable:
+                # An END_STREAM without data costs no window, and so waits for none.
+                pending.chunks.append(payload)
+                pending.end = end
+                self.send_pending(0)
+                return
         if not self.connection.context.buffers.take(len(payload)):
             self.connection.context.reached("max_buffered_bytes")
             self.drop()
