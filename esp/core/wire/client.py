@@ -42,6 +42,7 @@ STREAM_WINDOW: Final = 262144
 CONNECTION_WINDOW: Final = 4194304
 MAX_HEADER_LIST: Final = 65536
 MAX_HEADER_FIELDS: Final = 200
+MAX_CONTINUATIONS: Final = 8
 LAST_STREAM_ID: Final = 1_600_000_000
 """Where a connection takes no more calls and another is opened; ids end at 2^31-1."""
 STREAMS_BEFORE_SETTINGS: Final = 100
@@ -126,10 +127,14 @@ class ClientConnection(Connection):
 
     def __init__(self, context: WireContext, authority: str, *, first_stream_id: int = 1) -> None:
         super().__init__(context, authority, CONNECTION_WINDOW)
+        # An error's text may hold the longest path a client can send, each byte of it as three.
+        max_list = max(MAX_HEADER_LIST, 4 * context.limits.max_header_list_bytes)
+        self.max_block_bytes = max_list
+        self.max_continuations = max(MAX_CONTINUATIONS, max_list // MAX_FRAME_SIZE + 1)
         self.authority = authority
         self.on_change: Callable[[], None] | None = None
         self.draining = False
-        self._decoder: HeaderDecoder[ResponseHead] = HeaderDecoder(parse_response, MAX_HEADER_LIST, MAX_HEADER_FIELDS)
+        self._decoder: HeaderDecoder[ResponseHead] = HeaderDecoder(parse_response, max_list, MAX_HEADER_FIELDS)
         self._front = encode([(b":method", b"POST"), (b":scheme", b"http"), (b":authority", authority.encode())])
         self._next_id = first_stream_id
         self._milestone = first_stream_id
@@ -142,7 +147,7 @@ class ClientConnection(Connection):
             SETTINGS_HEADER_TABLE_SIZE: 0,
             SETTINGS_ENABLE_PUSH: 0,
             SETTINGS_INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-            SETTINGS_MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST,
+            SETTINGS_MAX_HEADER_LIST_SIZE: max_list,
         }
         self.send(PREFACE)
         self.send_settings(values)
@@ -433,7 +438,7 @@ class ClientConnection(Connection):
         if self.ended:
             return
         if self._ping_sent:
-            if self._heard > self._ping_sent:
+            if self._heard >= self._ping_sent:
                 self._ping_sent = 0.0
             elif now - self._ping_sent > self.limits.keepalive_timeout:
                 self._time_out("keepalive_timeout", "no answer to a keepalive PING")

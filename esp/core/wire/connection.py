@@ -101,6 +101,8 @@ class Connection:
         "ended",
         "got_settings",
         "limits",
+        "max_block_bytes",
+        "max_continuations",
         "on_end",
         "on_flush",
         "out",
@@ -119,6 +121,8 @@ class Connection:
     def __init__(self, context: WireContext, peer: str, recv_limit: int) -> None:
         self.context = context
         self.limits = context.limits
+        self.max_block_bytes = context.limits.max_header_block_bytes
+        self.max_continuations = context.limits.max_continuations
         self.peer = peer
         self.out: list[bytes] = []
         self.on_flush: Callable[[bytes], None] | None = None
@@ -479,7 +483,7 @@ class Connection:
             if unpack_u32(payload)[0] & MAX_WINDOW == stream_id:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
             payload = payload[5:]
-        if len(payload) > self.limits.max_header_block_bytes:
+        if len(payload) > self.max_block_bytes:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large", "max_header_block_bytes")
         end = bool(flags & END_STREAM)
         if flags & END_HEADERS:
@@ -496,9 +500,9 @@ class Connection:
         if block is None:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
         self._block_frames += 1
-        if self._block_frames > self.limits.max_continuations:
+        if self._block_frames > self.max_continuations:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many CONTINUATION frames", "max_continuations")
-        if len(block) + len(payload) > self.limits.max_header_block_bytes:
+        if len(block) + len(payload) > self.max_block_bytes:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large", "max_header_block_bytes")
         block += payload
         if flags & END_HEADERS:
