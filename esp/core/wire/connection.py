@@ -87,6 +87,7 @@ class Connection:
         "_glitch_level",
         "_glitch_time",
         "_opened",
+        "_pumped",
         "_pumping",
         "_reset_ids",
         "_send_top",
@@ -150,6 +151,7 @@ class Connection:
         self._block_since = 0.0
         self._glitch_level = 0.0
         self._glitch_time = 0.0
+        self._pumped = 0
         self._pumping = False
         self._stalled: dict[int, tuple[tuple[str, int], float]] = {}
         self._reset_ids: dict[int, None] = {}
@@ -256,6 +258,7 @@ class Connection:
                 stream = blocked.pop(stream_id)
                 sent = stream.send_pending(min(MAX_FRAME_SIZE, self.send_window))
                 budget -= sent
+                self._pumped += sent
                 if sent and stream.pending is not None:
                     blocked[stream_id] = stream
         finally:
@@ -375,7 +378,8 @@ class Connection:
         for stream in self.streams.values():
             if stream.pending is not None:
                 # A stream that could send waits for its turn, which comes while the connection's window moves at all.
-                waits_for = ("connection", self.send_window) if stream.id in self.blocked else ("stream", stream.credit)
+                in_turn = stream.id in self.blocked
+                waits_for = ("connection", self._pumped) if in_turn else ("stream", stream.pending.size)
                 before, since = self._stalled.get(stream.id, (None, now))
                 stalled[stream.id] = (waits_for, since if before == waits_for else now)
         self._stalled = stalled
