@@ -91,5 +91,4 @@ class StreamMerge:
 
     def _is_past_limit(self, response: rpc_pb2.RangeResponse) -> bool:
         """Whether this shard was only counted, because the limit was reached before, and does have keys."""
-        counted = not self._request.count_only and 0 < self._request.limit <= self._rows - len(response.kvs)
-        return counted and response.count > 0
+        return response.count > 0 and 0 < self._request.limit <= self._rows - len(response.kvs)

@@ -1,0 +1,157 @@
+"""RangeStream over several shards, compared with one real etcd that offers it and holds all keys."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from esp.core.identity import Identity
+from esp.core.keys import KeyRange
+from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.services import errors
+from esp.core.services.stream_merge import StreamMerge, refuse_range_stream
+from esp.core.services.validate import validate_range_stream
+from esp.core.wire.status import Code
+from tests.stubs import rpc_pb2_grpc
+
+Range = rpc_pb2.RangeRequest
+Chunk = rpc_pb2.RangeStreamResponse
+Response = rpc_pb2.RangeResponse
+Header = rpc_pb2.ResponseHeader
+IDENTITY = Identity(5, 6)
+KEY_COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def streaming(etcd37: object, newest_judge: rpc_pb2_grpc.KVStub) -> rpc_pb2_grpc.KVStub:
+    """KV of an etcd with the keys k00 to k59: enough for several chunks."""
+    newest_judge.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+    for number in range(KEY_COUNT):
+        newest_judge.Put(rpc_pb2.PutRequest(key=b"k%02d" % number, value=b"v%d" % number))
+    return newest_judge
+
+
+def split(bounds: list[bytes], key: bytes, range_end: bytes) -> list[KeyRange]:
+    whole = KeyRange.of_request(key, range_end)
+    edges: list[bytes | None] = [b"", *bounds, None]
+    parts = (whole.intersect(KeyRange(edges[i] or b"", edges[i + 1])) for i in range(len(edges) - 1))
+    return [part for part in parts if part]
+
+
+def across(kv: rpc_pb2_grpc.KVStub, request: Range, segments: list[KeyRange]) -> list[Chunk]:
+    merge = StreamMerge(request, segments, IDENTITY)
+    sent: list[Chunk | None] = []
+    while (asked := merge.next_part()) is not None:
+        sent += map(merge.feed, kv.RangeStream(asked))
+    return [chunk for chunk in sent if chunk]
+
+
+NUMBERED = st.integers(0, KEY_COUNT).map(lambda number: b"k%02d" % number)
+
+
+def test_the_chunks_together_are_what_one_etcd_streams(streaming: rpc_pb2_grpc.KVStub) -> None:
+    @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(
+        bounds=st.sets(NUMBERED, min_size=1, max_size=4).map(sorted),
+        key=NUMBERED,
+        range_end=st.one_of(st.just(b"\0"), NUMBERED),
+        limit=st.one_of(st.integers(-1, 3), st.integers(4, KEY_COUNT + 2)),
+        keys_only=st.booleans(),
+        count_only=st.sampled_from([False, False, False, True]),
+    )
+    def check(bounds: list[bytes], key: bytes, range_end: bytes, limit: int, keys_only: bool, count_only: bool) -> None:
+        request = Range(key=key, range_end=range_end, limit=limit, keys_only=keys_only, count_only=count_only)
+        segments = split(bounds, key, range_end)
+        if not segments:
+            return
+        *chunks, last = [chunk.range_response for chunk in across(streaming, request, segments)]
+        assert all(chunk.kvs for chunk in chunks)
+        assert not any(chunk.HasField("header") or chunk.more or chunk.count for chunk in chunks)
+        assert (last.header.cluster_id, last.header.member_id) == (5, 6)
+        direct = [chunk.range_response for chunk in streaming.RangeStream(request)]
+        assert last.header.revision == direct[-1].header.revision
+        assert [kv for chunk in [*chunks, last] for kv in chunk.kvs] == [kv for chunk in direct for kv in chunk.kvs]
+        assert (last.more, last.count) == (direct[-1].more, direct[-1].count)
+
+    check()
+
+
+@pytest.mark.parametrize("limit", [9, 10, 11, 20, 29, 30, 31])
+def test_more_is_right_when_the_limit_meets_a_boundary(streaming: rpc_pb2_grpc.KVStub, limit: int) -> None:
+    for range_end, total in ((b"k20", 20), (b"k30", 30), (b"k31", 31), (b"\0", KEY_COUNT)):
+        request = Range(key=b"k00", range_end=range_end, limit=limit)
+        segments = split([b"k10", b"k20", b"k30", b"k60"], b"k00", range_end)
+        last = across(streaming, request, segments)[-1].range_response
+        assert (last.more, last.count) == (limit < total, total)
+
+
+def test_after_the_limit_shards_are_asked_for_their_count_only() -> None:
+    merge = StreamMerge(
+        Range(key=b"a", range_end=b"z", limit=2), [KeyRange(b"a", b"m"), KeyRange(b"m", b"z")], IDENTITY
+    )
+    first = merge.next_part()
+    assert first == Range(key=b"a", range_end=b"m", limit=2)
+    rows = [kv_pb2.KeyValue(key=b"a"), kv_pb2.KeyValue(key=b"b")]
+    merge.feed(Chunk(range_response=Response(kvs=rows, header=Header(revision=9), count=2)))
+    assert merge.next_part() == Range(key=b"m", range_end=b"z", count_only=True)
+
+
+def test_rows_are_sent_at_once_and_the_totals_with_the_last() -> None:
+    merge = StreamMerge(Range(key=b"a", range_end=b"z"), [KeyRange(b"a", b"m"), KeyRange(b"m", b"z")], IDENTITY)
+    a, b, c = (kv_pb2.KeyValue(key=key) for key in (b"a", b"b", b"n"))
+    merge.next_part()
+    assert merge.feed(Chunk(range_response=Response(kvs=[a]))) == Chunk(range_response=Response(kvs=[a]))
+    ends = Chunk(range_response=Response(kvs=[b], header=Header(revision=9, raft_term=2), count=2))
+    assert merge.feed(ends) == Chunk(range_response=Response(kvs=[b]))
+    merge.next_part()
+    ends = Chunk(range_response=Response(kvs=[c], header=Header(revision=4, raft_term=3), count=1))
+    header = Header(cluster_id=5, member_id=6, revision=4, raft_term=3)
+    assert merge.feed(ends) == Chunk(range_response=Response(kvs=[c], header=header, count=3))
+    assert merge.next_part() is None
+
+
+def test_a_shard_that_breaks_the_form_is_told_from_one_that_ended_well() -> None:
+    merge = StreamMerge(Range(key=b"a", range_end=b"z"), [KeyRange(b"a", b"m"), KeyRange(b"m", b"z")], IDENTITY)
+    merge.next_part()
+    merge.feed(Chunk(range_response=Response(kvs=[kv_pb2.KeyValue(key=b"a")])))
+    with pytest.raises(ValueError, match="without its header"):
+        merge.next_part()
+    merge.feed(Chunk(range_response=Response(header=Header(revision=9))))
+    with pytest.raises(ValueError, match="after its header"):
+        merge.feed(Chunk(range_response=Response(kvs=[kv_pb2.KeyValue(key=b"b")])))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Range(),
+        Range(key=b"a", sort_target=7),
+        Range(key=b"a", sort_order=Range.DESCEND),
+        Range(key=b"a", sort_order=Range.ASCEND, sort_target=Range.VERSION),
+        Range(key=b"a", sort_order=Range.DESCEND, min_mod_revision=1),
+        Range(key=b"a", min_mod_revision=1),
+        Range(key=b"a", max_create_revision=1),
+        Range(key=b"a", sort_order=Range.ASCEND),
+        Range(key=b"a", sort_target=Range.MOD),
+    ],
+    ids=str,
+)
+def test_etcd_refuses_the_same_streams_with_the_same_words(streaming: rpc_pb2_grpc.KVStub, request_: Range) -> None:
+    status = validate_range_stream(request_)
+    if status is None:
+        assert len(list(streaming.RangeStream(request_))) == 1
+        return
+    with pytest.raises(grpc.RpcError) as caught:
+        list(streaming.RangeStream(request_))
+    assert (caught.value.code().value[0], caught.value.details()) == (status.code, status.message)
+
+
+def test_what_no_stream_of_several_shards_can_be_is_refused() -> None:
+    status = refuse_range_stream(Range(revision=7), ["low", "high"], b"m")
+    assert status is not None
+    assert status.code == Code.FAILED_PRECONDITION
+    assert refuse_range_stream(Range(sort_target=Range.VALUE), ["low", "high"], b"m") == errors.STREAM_SORT
+    assert refuse_range_stream(Range(sort_target=Range.VALUE, count_only=True), ["low", "high"], b"m") is None
+    assert refuse_range_stream(Range(limit=3), ["low", "high"], b"m") is None
