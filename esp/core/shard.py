@@ -205,6 +205,11 @@ class Shard:
         """Whether a call could be sent now."""
         return self._unary.connection is not None and self._unary.connection.has_room
 
+    def free_connection(self) -> ClientConnection | None:
+        """The connection for a unary call, if one can be sent now."""
+        connection = self._unary.connection
+        return connection if connection is not None and connection.has_room else None
+
     # Calls of clients, passed on.
 
     def splice(self, down: ServerStream, message: bytes) -> None:

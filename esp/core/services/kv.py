@@ -13,6 +13,7 @@ from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services import across, errors, txn, validate
+from esp.core.services.concat import Concat, can_concat
 from esp.core.services.handlers import CoroutineCall, Spawn, parse
 from esp.core.services.merge import refuse_range
 from esp.core.services.peek import key_range, put_key, range_key
@@ -131,8 +132,14 @@ class Range(_Routed):
             return
         key_range = KeyRange.of_request(request.key, request.range_end)
         _check(self.refuse(request, *self.span(key_range)))
-        call = CoroutineCall(stream)
-        call.start(self.spawn, self.across(call, request, self.routing.map.split(key_range)))
+        segments = self.routing.map.split(key_range)
+        if not self.concat(stream, request, segments):
+            call = CoroutineCall(stream)
+            call.start(self.spawn, self.across(call, request, segments))
+
+    def concat(self, stream: ServerStream, request: rpc_pb2.RangeRequest, segments: list[Segment]) -> bool:
+        """Answers with the shards' bytes as they are, where that is exact and every shard can be asked at once."""
+        return can_concat(request) and Concat(stream, self.routing).begin(request, segments)
 
     def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
         """What etcd would find wrong, wherever the keys are."""
@@ -159,6 +166,10 @@ class RangeStream(Range):
     def refuse(self, request: rpc_pb2.RangeRequest, names: list[str], boundary: bytes) -> Status | None:
         """Why it cannot be answered exactly over several shards."""
         return refuse_range_stream(request, names, boundary)
+
+    def concat(self, stream: ServerStream, request: rpc_pb2.RangeRequest, segments: list[Segment]) -> bool:
+        """Never: the answer is a stream of messages."""
+        return False
 
     def across(
         self, call: CoroutineCall, request: rpc_pb2.RangeRequest, segments: list[Segment]

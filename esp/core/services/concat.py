@@ -1,0 +1,246 @@
+"""A Range over several shards, answered by their answers' bytes one behind the other.
+
+Written one behind the other, protobuf messages of a type are one message of that type: repeated fields add up, of a
+single field the last counts. So the answers of the shards, in key order, with a few bytes behind that hold the header
+and the count, are the merged answer: nothing is parsed, nothing waits for the whole, and a client that reads slowly
+holds back the shards instead of filling this process. It serves what needs no cutting and no sorting: no limit, in key
+order.
+
+What it knows of etcd's encoding, and checks: fields come in the order of their numbers, so that the header is first and
+the count is last. The gRPC prefix of the merged message needs the length of all parts, which stands in front of each
+part; so nothing is sent before every shard has begun to answer, and a shard that fails until then fails the call
+cleanly. One that fails later ends the stream with REFUSED_STREAM, which a client takes for Unavailable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
+from esp.core.services import errors
+from esp.core.services.merge import part
+from esp.core.services.revision import merged_header
+from esp.core.shard_map import Segment
+from esp.core.wire.client import ClientConnection, ClientStream
+from esp.core.wire.frames import ErrorCode, pack_u32, unpack_u32
+from esp.core.wire.message import PREFIX_SIZE, prefix
+from esp.core.wire.response import ResponseHead
+from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.status import OK, Code, Status
+
+_Range = rpc_pb2.RangeRequest
+
+HEADER_TAG: Final = 0x0A
+COUNT_TAG: Final = 0x20
+COUNT_BYTES: Final = 10
+"""The count is written in as many bytes as any takes, so that the length is known before the count is."""
+TAIL_BYTES: Final = 1 + COUNT_BYTES
+MOST_BYTES: Final = 2**32 - 1
+
+
+def can_concat(request: rpc_pb2.RangeRequest) -> bool:
+    """Whether the merged answer is the parts' rows, all of them, in the order of their keys."""
+    return request.limit <= 0 and request.sort_target == _Range.KEY
+
+
+class Concat(Sink):
+    """One client's Range: begins the parts, sends them on in order, and ends the answer."""
+
+    __slots__ = ("_count", "_header", "_parts", "_started", "_unsent", "down", "routing")
+
+    def __init__(self, down: ServerStream, routing: Routing) -> None:
+        self.down = down
+        self.routing = routing
+        self._parts: list[_Part] = []  # those not sent on whole, in order
+        self._unsent = 0
+        self._count = 0
+        self._header = b""
+        self._started = False
+
+    def begin(self, request: rpc_pb2.RangeRequest, segments: Sequence[Segment]) -> bool:
+        """Asks every shard for its part; False, and nothing done, when one of them cannot be asked at once."""
+        connections = [self.routing.shards[segment.shard].free_connection() for segment in segments]
+        if None in connections:
+            return False
+        in_order = list(zip(segments, connections, strict=True))
+        if request.sort_order == _Range.DESCEND:
+            in_order.reverse()
+        self.down.sink = self
+        for segment, connection in in_order:
+            assert connection is not None
+            one = _Part(connection, self)
+            self._parts.append(one)
+            asked = prefix(part(request, segment.range).SerializeToString())
+            connection.call(one, self.down.head.forward, self.down.remaining_timeout(), asked, end=True)
+        return True
+
+    def advance(self) -> None:
+        """Something came for a part, or the client has read: sends on what can be sent on."""
+        if self.down.sink is not self:
+            return  # it has failed, or the client is gone
+        if not self._started:
+            if not all(one.is_begun for one in self._parts):
+                return
+            self._start()
+        while self._parts and not self._unsent:
+            current = self._parts[0]
+            while current.pieces and not self._unsent:
+                self._send(current, current.pieces.pop(0))
+            if current.pieces or not current.has_ended:
+                return
+            count = current.count()
+            if count is None:
+                self.fail(Status(Code.INTERNAL, "esp: a shard's answer is not encoded as etcd does"))
+                return
+            self._count += count
+            self._parts.pop(0)
+        if not self._parts and not self._unsent:
+            self._finish()
+
+    def _start(self) -> None:
+        header = merged_header([one.header for one in self._parts], self.routing.identity)
+        encoded = rpc_pb2.RangeResponse(header=header).SerializeToString()
+        length = sum(one.length for one in self._parts) + len(encoded) + TAIL_BYTES
+        if length > MOST_BYTES:
+            self.fail(Status(Code.RESOURCE_EXHAUSTED, "esp: the answer is larger than a gRPC message can be"))
+            return
+        self._started = True
+        self._header = encoded
+        self.down.start()
+        self.down.send_data(b"\0" + pack_u32(length), False)
+
+    def _send(self, current: _Part, piece: bytes) -> None:
+        if self.down.send_data(piece, False):
+            current.consumed(len(piece))
+        else:
+            self._unsent += len(piece)
+
+    def _finish(self) -> None:
+        self.down.sink = None
+        tail = self._header + bytes((COUNT_TAG,)) + _padded_varint(self._count)
+        self.down.send_data(tail, False)
+        self.down.finish(OK)
+
+    def fail(self, status: Status) -> None:
+        """The answer cannot be whole: the other parts are cancelled and the client is told, of the first failure."""
+        if self.down.sink is not self:
+            return
+        self.down.sink = None
+        for one in self._parts:
+            one.cancel()
+        if self._started:
+            self.down.reset(ErrorCode.REFUSED_STREAM)
+        else:
+            self.down.finish(status)
+
+    def drained(self, size: int) -> None:
+        """The client has read: the shard whose bytes those were may send as many more."""
+        self._unsent -= size
+        if self._parts:
+            self._parts[0].consumed(size)
+        self.advance()
+
+    def cancelled(self, code: int, reason: str) -> None:  # noqa: ARG002
+        """The client no longer waits."""
+        self.down.sink = None
+        for one in self._parts:
+            one.cancel()
+
+
+class _Part(ClientStream):
+    """One shard's answer: its prefix and header are looked at, its bytes kept until it is their turn.
+
+    No more is kept than the window of a stream.
+    """
+
+    __slots__ = ("_concat", "_got", "_start", "_tail", "has_ended", "header", "is_begun", "length", "pieces")
+
+    def __init__(self, connection: ClientConnection, concat: Concat) -> None:
+        super().__init__(connection)
+        self._concat = concat
+        self._start = b""
+        self._tail = b""
+        self._got = 0
+        self.length = 0
+        self.header = rpc_pb2.ResponseHeader()
+        self.is_begun = False
+        self.has_ended = False
+        self.pieces: list[bytes] = []
+
+    def on_headers(self, head: ResponseHead, end: bool) -> None:
+        """The answer's head or trailers."""
+        if not end:
+            if not head.opens:
+                self.cancel()
+                self._concat.fail(head.outcome())
+            return
+        status = head.outcome()
+        if status.code:
+            self._concat.fail(status)
+        elif not self.is_begun or self._got != self.length:
+            self._concat.fail(Status(Code.INTERNAL, "esp: a shard's answer is not one whole message"))
+        else:
+            self.has_ended = True
+            self._concat.advance()
+
+    def on_data(self, payload: bytes, end: bool) -> None:
+        """A piece of the answer."""
+        if end:
+            self._concat.fail(Status(Code.INTERNAL, "server closed the stream without sending trailers"))
+            return
+        if not self.is_begun:
+            self._start += payload
+            payload = self._begin()
+            if not self.is_begun:
+                return
+        self._got += len(payload)
+        self._tail = (self._tail + payload[-TAIL_BYTES:])[-TAIL_BYTES:]
+        self.pieces.append(payload)
+        self._concat.advance()
+
+    def _begin(self) -> bytes:
+        """Takes prefix and header off the start; what comes behind the prefix, once all of them are there."""
+        start = self._start
+        if len(start) < PREFIX_SIZE + 2:
+            return b""
+        header_end = PREFIX_SIZE + 2 + start[PREFIX_SIZE + 1]
+        if start[0] or start[PREFIX_SIZE] != HEADER_TAG or start[PREFIX_SIZE + 1] > 0x7F:
+            self._concat.fail(Status(Code.INTERNAL, "esp: a shard's answer is not encoded as etcd does"))
+            return b""
+        if len(start) < header_end:
+            return b""
+        try:
+            self.header = rpc_pb2.ResponseHeader.FromString(start[PREFIX_SIZE + 2 : header_end])
+        except DecodeError:
+            self._concat.fail(Status(Code.INTERNAL, "esp: a shard's answer has no header"))
+            return b""
+        self.length = unpack_u32(start, 1)[0]
+        self.is_begun = True
+        self.consumed(PREFIX_SIZE)
+        return start[PREFIX_SIZE:]
+
+    def on_reset(self, code: int, reason: str) -> None:
+        """The shard is gone."""
+        self._concat.fail(errors.NO_CONNECTION if self.surely_unprocessed(code) else errors.REQUEST_TIMED_OUT)
+
+    def count(self) -> int | None:
+        """The count at the end of the answer; 0 when it holds nothing but a header; None when neither is there."""
+        if self.length == 2 + self.header.ByteSize():
+            return 0
+        tail = self._tail
+        start = len(tail) - 1
+        while start > 0 and tail[start - 1] > 0x7F:
+            start -= 1
+        if tail[-1] > 0x7F or start == 0 or tail[start - 1] != COUNT_TAG:
+            return None
+        return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(tail[start:]))
+
+
+def _padded_varint(number: int) -> bytes:
+    """`number` as a varint of COUNT_BYTES bytes."""
+    low = [number >> 7 * place & 0x7F for place in range(COUNT_BYTES)]
+    return bytes([byte | 0x80 for byte in low[:-1]] + [low[-1]])

@@ -1,0 +1,141 @@
+"""Every Range over three shards is what one etcd that holds all the keys answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grpc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from esp.core.local import LocalEtcd
+from esp.core.pb import rpc_pb2
+from tests.harness import Esps, Etcds, connect, wipe
+from tests.stubs.rpc_pb2_grpc import KVStub
+
+Request = rpc_pb2.RangeRequest
+BOUNDARIES = [b"g", b"p\x00"]
+KEYS = [
+    b"a",
+    b"b\xff",
+    b"f\xff\xff",
+    b"g",
+    b"g\x00",
+    b"h",
+    b"k1",
+    b"k10",
+    b"p",
+    b"p\x00",
+    b"p\x00\x00",
+    b"q",
+    b"z",
+    b"\xff",
+]
+EDGES = st.sampled_from([*KEYS, *BOUNDARIES, b"\x00", b"0", b"m", b"zz", b"\xff\xff"])
+
+
+class Both(NamedTuple):
+    across: KVStub
+    one: KVStub
+
+
+@pytest.fixture
+def both(empty_shards: list[LocalEtcd], empty_etcd: LocalEtcd, start_esp: Esps) -> Iterator[Both]:
+    """The same keys behind esp and in one etcd: values and versions all different, and not in the order of the keys."""
+    with connect(start_esp(empty_shards, BOUNDARIES)) as across, connect(empty_etcd) as one:
+        stubs = Both(KVStub(across), KVStub(one))
+        for number, key in enumerate(KEYS):
+            for _ in range(1 + number * 5 % len(KEYS)):
+                put = rpc_pb2.PutRequest(key=key, value=b"%d" % (number * 11 % len(KEYS) + 10) * (number + 1))
+                for stub in stubs:
+                    stub.Put(put)
+        yield stubs
+
+
+def comparable(answer: rpc_pb2.RangeResponse) -> tuple[object, ...]:
+    """All but the revisions and ids, which are each cluster's own."""
+    rows = [(kv.key, kv.value, kv.version, kv.lease) for kv in answer.kvs]
+    return rows, answer.more, answer.count
+
+
+requests = st.builds(
+    Request,
+    key=EDGES,
+    range_end=EDGES | st.just(b""),
+    limit=st.integers(-1, len(KEYS) + 1),
+    sort_order=st.sampled_from(Request.SortOrder.values()),
+    sort_target=st.sampled_from([Request.KEY, Request.VERSION, Request.VALUE]),
+    serializable=st.booleans(),
+    keys_only=st.booleans(),
+    count_only=st.booleans(),
+)
+
+
+def test_every_form_of_range_is_as_of_one_etcd(both: Both) -> None:
+    @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(requests)
+    def run(request: rpc_pb2.RangeRequest) -> None:
+        answer = both.across.Range(request)
+        assert comparable(answer) == comparable(both.one.Range(request))
+        assert answer.header.revision > 0
+        assert answer.header.cluster_id
+        assert answer.header.member_id
+
+    run()
+
+
+@pytest.mark.parametrize("order", [Request.NONE, Request.ASCEND, Request.DESCEND])
+@pytest.mark.parametrize("size", [1, 16_379, 16_384, 100_000, 700_000])
+def test_rows_of_any_size_come_whole(both: Both, order: int, size: int) -> None:
+    for stub in both:
+        for key in (b"b", b"h", b"x"):
+            stub.Put(rpc_pb2.PutRequest(key=key, value=b"v" * size))
+    request = Request(key=b"\0", range_end=b"\0", sort_order=order)
+    assert comparable(both.across.Range(request)) == comparable(both.one.Range(request))
+
+
+def test_shards_without_a_key_answer_an_empty_range(empty_shards: list[LocalEtcd], start_esp: Esps) -> None:
+    with connect(start_esp(empty_shards, BOUNDARIES)) as channel:
+        answer = KVStub(channel).Range(Request(key=b"\0", range_end=b"\0"))
+    assert comparable(answer) == ([], False, 0)
+    assert answer.header.revision > 0
+
+
+def test_the_revision_of_a_merged_answer_is_the_lowest_of_the_shards(both: Both, empty_shards: list[LocalEtcd]) -> None:
+    lowest = []
+    for shard in empty_shards:
+        with connect(shard) as channel:
+            lowest.append(KVStub(channel).Range(Request(key=b"a")).header.revision)
+    for limit in (0, 3):
+        answer = both.across.Range(Request(key=b"\0", range_end=b"\0", limit=limit))
+        assert answer.header.revision == min(lowest)
+
+
+@pytest.mark.parametrize("limit", [0, 100])
+def test_one_shard_down_fails_the_whole_range(start_etcd: Etcds, start_esp: Esps, limit: int) -> None:
+    shards = start_etcd.several(3)
+    with connect(start_esp(shards, BOUNDARIES)) as channel:
+        kv = KVStub(channel)
+        kv.Put(rpc_pb2.PutRequest(key=b"a"))
+        shards[2].kill()
+        with pytest.raises(grpc.RpcError) as failed:
+            kv.Range(Request(key=b"\0", range_end=b"\0", limit=limit))
+        assert failed.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert kv.Range(Request(key=b"a")).count == 1
+
+
+@pytest.mark.parametrize("version", ["3.5", "3.7"])
+def test_a_shard_of_another_version_is_merged_alike(
+    version: str, empty_shards: list[LocalEtcd], etcd37: LocalEtcd, start_esp: Esps
+) -> None:
+    wipe(etcd37)
+    shards = [empty_shards[0], etcd37, empty_shards[2]] if version == "3.5" else [etcd37, *empty_shards[1:]]
+    with connect(start_esp(shards, BOUNDARIES)) as channel:
+        kv = KVStub(channel)
+        for key in KEYS:
+            kv.Put(rpc_pb2.PutRequest(key=key, value=key))
+        answer = kv.Range(Request(key=b"\0", range_end=b"\0"))
+    assert [kv.key for kv in answer.kvs] == sorted(KEYS)
+    assert answer.count == len(KEYS)
