@@ -9,11 +9,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from esp.commands.output import CommandError
 from esp.core import config as configs
@@ -30,13 +31,13 @@ YOUNG_OBJECTS = 50_000
 
 
 def run(config: Path | None, local: int | None, data_dir: Path | None, listen: list[str]) -> None:
-    """Serves until SIGTERM or SIGINT, then drains.
+    """Serves until SIGTERM or SIGINT, then drains; a second signal cuts that short.
 
     Raises:
         ConfigError: the config, or an address in it, is wrong; nothing was started.
         CommandError: a port is in use, or an etcd did not start.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    _log_to_stderr()
     try:
         if local is None:
             found = configs.load(configs.find(config, os.environ))
@@ -51,6 +52,37 @@ def run(config: Path | None, local: int | None, data_dir: Path | None, listen: l
         raise CommandError(str(error)) from None
 
 
+class _ForPeople(logging.Formatter):
+    """Log lines on a terminal: the time of day, and the level only where it is not the usual one."""
+
+    default_time_format = "%H:%M:%S"
+    default_msec_format = ""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return f"{record.asctime} {level}{record.message}"
+
+    def usesTime(self) -> bool:  # noqa: N802
+        return True
+
+
+class _ForFiles(logging.Formatter):
+    """Log lines that are kept: the time in UTC, as RFC 3339 writes it."""
+
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        self.converter = time.gmtime
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_ForPeople() if sys.stderr.isatty() else _ForFiles())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
 def _prepared(config: Config, listen: list[str]) -> Config:
     """The config with the command line's listen addresses, every host name in it looked up once."""
     if listen:
@@ -62,19 +94,10 @@ def _prepared(config: Config, listen: list[str]) -> Config:
             except (OSError, UnicodeError):
                 raise ConfigError(
                     config.path,
-                    _line_of(config.path, endpoint.host),
+                    endpoint.line,
                     f'shard "{shard.name}": the host name "{endpoint.host}" is not known; correct it or use an address',
                 ) from None
     return config
-
-
-def _line_of(path: Path | None, text: str) -> int | None:
-    if path is None:
-        return None
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if text in line:
-            return number
-    return None
 
 
 def _run_loop(main: Coroutine[Any, Any, None]) -> None:
@@ -87,48 +110,91 @@ def _run_loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def _serve(config: Config, cluster: LocalCluster | None) -> None:
-    stop = asyncio.Event()
-    _stop_on_signals(stop)
+    signals = _Signals()
     async with AsyncExitStack() as stack:
         if cluster is not None:
-            await cluster.start()
-            stack.push_async_callback(cluster.stop)
+            stack.push_async_callback(_stop_etcds, cluster, signals)
+            if await _unless(signals.stop, _started(cluster)) is None:
+                return
+        # That each shard is connected to is in the line that says ready; only what is wrong is worth its own before.
+        shard_log = logging.getLogger("esp.shard")
+        shard_log.setLevel(logging.WARNING)
         try:
             proxy = await stack.enter_async_context(Proxy(config))
         except OSError as error:
             raise CommandError(error.strerror or str(error)) from None
-        missing = await _first_of(proxy.connected(CONNECT_SECONDS), stop)
-        if missing:
-            log.warning("not reachable yet: shard %s; serving the others", ", ".join(missing))
-        urls = [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in proxy.bound]
-        names = ", ".join(shard.name for shard in config.shards)
-        log.info(
-            "ready on %s; %d shard%s: %s", ", ".join(urls), len(config.shards), "s"[: len(config.shards) > 1], names
-        )
-        if cluster is not None and config.path is not None:
-            sys.stdout.write("\n".join(cluster.summary(config.shard_map, urls, config.path)) + "\n")
-            sys.stdout.flush()
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(YOUNG_OBJECTS, 20, 50)
-        await stop.wait()
-        log.info("draining")
+        signals.hurry = proxy.cut
+        missing = await _unless(signals.stop, proxy.connected(CONNECT_SECONDS))
+        shard_log.setLevel(logging.NOTSET)
+        if missing is not None:
+            _tell_ready(config, cluster, proxy, missing)
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(YOUNG_OBJECTS, 20, 50)
+            await signals.stop.wait()
+        log.info("stopping; calls in flight have %g s, a second signal cuts them", config.drain_seconds)
     log.info("stopped")
 
 
-async def _first_of(wait: Coroutine[Any, Any, list[str]], stop: asyncio.Event) -> list[str]:
-    """What `wait` answers, or nothing when told to stop before."""
-    task = asyncio.ensure_future(wait)
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if task.done():
-        return task.result()
-    task.cancel()
-    return []
+def _tell_ready(config: Config, cluster: LocalCluster | None, proxy: Proxy, missing: list[str]) -> None:
+    urls = [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in proxy.bound]
+    names = [shard.name for shard in config.shards]
+    text = f"ready on {', '.join(urls)}; {'shard' if len(names) == 1 else 'shards'} {', '.join(names)}"
+    if missing:
+        log.warning("%s; not reachable yet: %s", text, "all of them" if missing == names else ", ".join(missing))
+    else:
+        log.info("%s", text)
+    if cluster is not None and config.path is not None:
+        sys.stdout.write("\n".join(cluster.summary(config.shard_map, urls, config.path)) + "\n")
+        sys.stdout.flush()
 
 
-def _stop_on_signals(stop: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+async def _started(cluster: LocalCluster) -> bool:
+    await cluster.start()
+    return True
+
+
+async def _stop_etcds(cluster: LocalCluster, signals: _Signals) -> None:
+    """Stops them as they like to be stopped; a signal that comes meanwhile kills them."""
+    kill = asyncio.Event()
+    signals.hurry = kill.set
+    signals.stop.set()
+    await _unless(kill, cluster.stop())
+
+
+class _Signals:
+    """SIGTERM and SIGINT.
+
+    Attributes:
+        stop: set by the first.
+        hurry: called by each one after that.
+    """
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.hurry: Callable[[], None] = lambda: None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._came)
+
+    def _came(self) -> None:
+        if self.stop.is_set():
+            self.hurry()
+        self.stop.set()
+
+
+Result = TypeVar("Result")
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """What `work` returns; None when `event` came first and `work` was cancelled."""
+    working = asyncio.ensure_future(work)
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        done = working.done()
+    finally:
+        waiting.cancel()
+        working.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
+    return working.result() if done else None

@@ -6,6 +6,7 @@ rule, so there an overlap is a mistake.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,10 +25,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One member of a shard. `host` is a name or an address without brackets; as text it is a URL."""
+    """One member of a shard. `host` is a name or an address without brackets; as text it is a URL.
+
+    `line` is where it stands in the config file; it makes no difference between two endpoints.
+    """
 
     host: str
     port: int
+    line: int | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
@@ -226,7 +231,8 @@ class _ShardsReader(Fields):
                     f"{subject}: endpoint {endpoint} is listed in {other} already; remove it from one",
                 )
             self._owner_of[endpoint] = subject
-        self.endpoints.append(tuple(endpoints))
+        lines = [self.lines.of((*place, position)) for position in range(len(endpoints))]
+        self.endpoints.append(tuple(map(_with_line, endpoints, lines)))
 
     def shard_map(self) -> ShardMap:
         """The map that all ranges make together."""
@@ -262,3 +268,7 @@ class _ShardsReader(Fields):
 
 def _endpoint(url: str) -> Endpoint:
     return Endpoint(*address(url, "endpoint", TLS_SHARD))
+
+
+def _with_line(endpoint: Endpoint, line: int) -> Endpoint:
+    return dataclasses.replace(endpoint, line=line)

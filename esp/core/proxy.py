@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import socket
 from collections.abc import Coroutine, Sequence
 from time import monotonic
 from typing import Any
@@ -73,6 +75,10 @@ class Proxy:
         await self._calls.__aexit__(None, None, None)
         await self._background.__aexit__(None, None, None)
 
+    def cut(self) -> None:
+        """Ends the calls that leaving still waits for."""
+        self._listener.abort()
+
     async def connected(self, seconds: float) -> list[str]:
         """Waits until every shard is reachable, `seconds` at most; the names of those that are not."""
         deadline = monotonic() + seconds
@@ -93,6 +99,12 @@ class Proxy:
 
 def _reason(error: OSError) -> str:
     text = (error.strerror or str(error)).lower()
-    if "in use" in text:
+    if isinstance(error, socket.gaierror):
+        return "the host name is not known; use an address of this machine"
+    if error.errno == errno.EADDRINUSE:
         return "the port is in use; stop what listens there or name another with --listen"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have that address"
+    if error.errno == errno.EACCES:
+        return "permission denied; ports below 1024 are root's"
     return text

@@ -298,11 +298,15 @@ class Listener:
             async with asyncio.timeout(seconds):
                 await self._empty.wait()
         except TimeoutError:
-            for protocol in list(self._protocols):
-                if protocol.transport is not None:
-                    protocol.transport.abort()
+            self.abort()
             return False
         return True
+
+    def abort(self) -> None:
+        """Ends every client's connection at once."""
+        for protocol in list(self._protocols):
+            if protocol.transport is not None:
+                protocol.transport.abort()
 
 
 class ClientProtocol(WireProtocol):

@@ -1,0 +1,150 @@
+"""What `esp serve` says to whoever starts it, and how it takes signals; serving is tested in tests/integration."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+
+from esp.core import config
+from esp.core.local import LocalEtcd
+from esp.core.pb import rpc_pb2
+from tests.harness import EspProcess, Esps, Etcds, connect, free_port, is_listening, wait_until
+from tests.stubs import rpc_pb2_grpc
+
+TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ", re.MULTILINE)
+
+
+def said(esp: EspProcess) -> str:
+    """Its log without the time of day."""
+    text, times = TIME.subn("", esp.log())
+    assert times == len(text.splitlines())
+    return text
+
+
+def stop_while_a_call_hangs(esp: EspProcess, slow: LocalEtcd) -> None:
+    """Leaves esp draining, with a call open to a shard that is frozen."""
+    assert slow.process
+    slow.process.send_signal(signal.SIGSTOP)
+    with connect(esp) as channel, ThreadPoolExecutor(1) as pool:
+        kv = rpc_pb2_grpc.KVStub(channel)
+        pending = kv.Put.future(rpc_pb2.PutRequest(key=b"z"), timeout=60)
+        # It has reached esp when a later one on the same connection has been answered.
+        kv.Put(rpc_pb2.PutRequest(key=b"a"), timeout=60)
+        esp.process.send_signal(signal.SIGINT)
+        wait_until(lambda: not is_listening(esp.address))
+        assert esp.process.poll() is None
+        ended = pool.submit(esp.wait)
+        esp.process.send_signal(signal.SIGINT)
+        assert pending.code() is grpc.StatusCode.UNAVAILABLE
+        assert ended.result() == 0
+
+
+class TestLines:
+    def test_a_usual_run_is_three_lines(self, shards: list[LocalEtcd], start_esp: Esps) -> None:
+        esp = start_esp(shards, ["i", "r"])
+        assert esp.stop() == 0
+        assert said(esp) == (
+            f"INFO ready on {esp.url}; shards s0, s1, s2\n"
+            "INFO stopping; calls in flight have 10 s, a second signal cuts them\n"
+            "INFO stopped\n"
+        )
+
+    def test_a_shard_that_is_down_is_named(self, etcd: LocalEtcd, start_etcd: Etcds, start_esp: Esps) -> None:
+        dead = start_etcd()
+        dead.kill()
+        esp = start_esp([etcd, dead], ["m"])
+        assert said(esp) == (
+            f"WARNING shard s1: cannot connect to {dead.endpoint}: connection refused\n"
+            f"WARNING ready on {esp.url}; shards s0, s1; not reachable yet: s1\n"
+        )
+        dead.start()
+        wait_until(lambda: said(esp).endswith(f"INFO shard s1: connected to {dead.endpoint}\n"))
+
+    def test_on_a_terminal_the_time_is_short(self, etcd: LocalEtcd, tmp_path: Path) -> None:
+        path = tmp_path / "esp.yaml"
+        path.write_text(f"shards: [{{endpoints: [{etcd.endpoint}], ranges: [{{start: '', end: ''}}]}}]\n")
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "esp", "serve", "-c", path, "--listen", f"http://127.0.0.1:{free_port()}"]
+        with subprocess.Popen(command, stderr=theirs) as process:
+            try:
+                line = os.read(ours, 4096).decode()
+            finally:
+                process.send_signal(signal.SIGTERM)
+                os.close(theirs)
+        os.close(ours)
+        assert re.match(r"\d\d:\d\d:\d\d ready on http://127\.0\.0\.1:\d+; shard shard-0\r\n", line)
+
+    @pytest.mark.parametrize(
+        ("shards", "line"),
+        [
+            ("  - name: a\n    endpoints:\n      - 127.0.0.1:1\n      - no-such-host.invalid:1\n", 5),
+            ("  - endpoints: [127.0.0.1:1,\n      no-such-host.invalid:1]\n    name: a\n", 3),
+        ],
+    )
+    def test_an_unknown_host_is_told_with_its_line(
+        self, start_esp: Esps, tmp_path: Path, shards: str, line: int
+    ) -> None:
+        path = tmp_path / "bad.yaml"
+        path.write_text(f"shards:\n{shards}    ranges: [{{start: '', end: ''}}]\n")
+        esp = start_esp.launch("-c", path)
+        assert esp.wait() == 2
+        assert esp.log() == (
+            f'esp: {path}:{line}: shard "a": the host name "no-such-host.invalid" is not known; '
+            "correct it or use an address\n"
+        )
+        assert not is_listening(esp.address)
+
+    @pytest.mark.parametrize(
+        ("url", "reason"),
+        [
+            ("http://no-such-host.invalid:1", "the host name is not known; use an address of this machine"),
+            ("http://192.0.2.1:1", "this machine does not have that address"),
+        ],
+    )
+    def test_an_address_that_is_not_here_cannot_be_listened_on(
+        self, etcd: LocalEtcd, start_esp: Esps, tmp_path: Path, url: str, reason: str
+    ) -> None:
+        path = tmp_path / "esp.yaml"
+        path.write_text(f"shards: [{{endpoints: [{etcd.endpoint}], ranges: [{{start: '', end: ''}}]}}]\n")
+        esp = start_esp.launch("-c", path, "--listen", url)
+        assert esp.wait() == 1
+        assert esp.log() == f"esp: cannot listen on {url}: {reason}\n"
+
+
+class TestSignals:
+    def test_a_second_one_cuts_what_the_drain_waits_for(self, start_etcd: Etcds, start_esp: Esps) -> None:
+        shards = start_etcd.several(2)
+        esp = start_esp(shards, ["m"], extra="drain_seconds: 600")
+        stop_while_a_call_hangs(esp, shards[1])
+        assert said(esp).endswith("INFO stopped\n")
+
+    def test_a_second_one_leaves_no_local_etcd_behind(self, start_esp: Esps, tmp_path: Path) -> None:
+        esp = start_esp.launch("--local", "2")
+        esp.wait_ready()
+        endpoints = [shard.endpoints[0] for shard in config.load(tmp_path / ".esp" / "esp.yaml").shards]
+        with connect(esp) as channel:
+            rpc_pb2_grpc.KVStub(channel).Put(rpc_pb2.PutRequest(key=b"a"))
+            esp.process.send_signal(signal.SIGINT)
+            esp.process.send_signal(signal.SIGINT)
+            esp.process.send_signal(signal.SIGTERM)
+            assert esp.wait() == 0
+        assert not any(is_listening(f"{endpoint.host}:{endpoint.port}") for endpoint in endpoints)
+
+    def test_one_while_local_etcds_start_stops_them(self, start_esp: Esps, tmp_path: Path) -> None:
+        esp = start_esp.launch("--local", "3")
+        path = tmp_path / ".esp" / "esp.yaml"
+        logs = [tmp_path / ".esp" / f"shard-{number}.log" for number in (1, 2, 3)]
+        wait_until(lambda: all(log.exists() for log in logs))
+        esp.process.send_signal(signal.SIGTERM)
+        assert esp.wait() == 0
+        endpoints = [shard.endpoints[0] for shard in config.load(path).shards]
+        wait_until(lambda: not any(is_listening(f"{endpoint.host}:{endpoint.port}") for endpoint in endpoints))
