@@ -94,6 +94,8 @@ class MessageCall(ClientStream):
             self._ended = True
             if status.code:
                 self._error = status.error()
+            elif self._reader.wanted:
+                self._error = Status(Code.INTERNAL, "the answer ended within a message").error()
         elif head.http_status != 200 or not head.is_grpc:
             self._error = head.outcome().error()
             self.cancel()
@@ -115,7 +117,7 @@ class MessageCall(ClientStream):
         except RpcError as error:
             self._error = error
             self.cancel()
-        if end:
+        if end and self._error is None:
             self._error = NO_TRAILERS.error()
         self._wake()
 
