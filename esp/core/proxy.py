@@ -10,12 +10,13 @@ from collections.abc import Coroutine, Sequence
 from time import monotonic
 from typing import Any
 
+from esp.core import errors
 from esp.core.config import Config, Listen
 from esp.core.routing import Routing
 from esp.core.services import kv
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
-from esp.core.shard import SERVER_STOPPED, Shard
+from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
 from esp.core.wire.transport import TICK_SECONDS, Listener
 
@@ -68,7 +69,7 @@ class Proxy:
                 raise OSError(error.errno, f"cannot listen on {address}: {_reason(error)}") from None
 
     async def __aexit__(self, *exc: object) -> None:
-        if not await self._listener.drain(SERVER_STOPPED, self.config.drain_seconds):
+        if not await self._listener.drain(errors.SERVER_STOPPED, self.config.drain_seconds):
             log.warning("some calls were still open after %g s and were cut", self.config.drain_seconds)
         for task in self._tasks:
             task.cancel()

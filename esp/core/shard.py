@@ -25,6 +25,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from esp.core import errors
 from esp.core.config import Endpoint
 from esp.core.pb import rpc_pb2
 from esp.core.wire.call import BrokenCall, MessageCall
@@ -41,11 +42,7 @@ from esp.core.wire.transport import connect
 
 log = logging.getLogger("esp.shard")
 
-NO_CONNECTION: Final = Status(Code.UNAVAILABLE, "there is no connection available")
-REQUEST_TIMED_OUT: Final = Status(Code.UNAVAILABLE, "etcdserver: request timed out")
-SERVER_STOPPED: Final = Status(Code.UNAVAILABLE, "etcdserver: server stopped")
-TOO_MANY_REQUESTS: Final = Status(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
-NO_LEADER_TEXTS: Final = frozenset(("etcdserver: no leader", "etcdserver: server stopped"))
+NO_LEADER_TEXTS: Final = frozenset((errors.NO_LEADER.message, errors.SERVER_STOPPED.message))
 """Answers of a member that cannot serve while another perhaps can."""
 
 FIRST_PAUSE: Final = 0.05
@@ -79,7 +76,7 @@ class _Parked(Sink):
         self.chunks.append(payload)
         self.ended = end
 
-    def cancelled(self, code: int, reason: str) -> None:  # noqa: ARG002
+    def cancelled(self, code: int, reason: str) -> None:
         """The client no longer waits."""
         self.down.sink = None
         self.shard.unpark(self)
@@ -113,7 +110,7 @@ class _Waiter:
         self.until = until
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def go(self, connection: ClientConnection) -> None:  # noqa: ARG002
+    def go(self, connection: ClientConnection) -> None:
         """A connection is there; whether it still has room when the coroutine runs is for that to see."""
         if not self.future.done():
             self.future.set_result(None)
@@ -138,9 +135,9 @@ class _Lane:
     def park(self, call: _Parked | _Waiter) -> None:
         context = self.shard.context
         if self.closed:
-            call.refuse(NO_CONNECTION)
+            call.refuse(errors.NO_CONNECTION)
         elif len(self.waiting) >= context.limits.max_waiting_requests or not context.buffers.take(call.size):
-            call.refuse(TOO_MANY_REQUESTS)
+            call.refuse(errors.TOO_MANY_REQUESTS)
         else:
             self.waiting[call] = None
 
@@ -167,7 +164,7 @@ class _Lane:
     def _refuse(self, calls: list[_Parked | _Waiter]) -> None:
         for call in calls:
             if self.unpark(call):
-                call.refuse(NO_CONNECTION)
+                call.refuse(errors.NO_CONNECTION)
 
     def close(self) -> None:
         self.closed = True
@@ -251,17 +248,17 @@ class Shard:
         down = call.down
         unprocessed = call.surely_unprocessed(code)
         if call.message is None:
-            self.refuse(down, SERVER_STOPPED)
+            self.refuse(down, errors.SERVER_STOPPED)
         elif down.remaining() == 0:
             down.finish(DEADLINE_EXCEEDED)
         elif call.message and not down.responded and not down.retried and (unprocessed or down.head.handler.idempotent):
             down.retried = True
             self._send_again(down, call.message)
         elif unprocessed:
-            self.refuse(down, NO_CONNECTION)
+            self.refuse(down, errors.NO_CONNECTION)
         else:
             log.info("shard %s: a call broke: %s", self.name, reason or f"RST_STREAM {code}")
-            self.refuse(down, REQUEST_TIMED_OUT)
+            self.refuse(down, errors.REQUEST_TIMED_OUT)
 
     def _send_again(self, down: ServerStream, message: bytes) -> None:
         connection = self._unary.connection
@@ -325,7 +322,7 @@ class Shard:
                         raise
                 return await self._attempt(forward, body, deadline)
         except BrokenCall as broken:
-            raise (NO_CONNECTION if broken.unprocessed else REQUEST_TIMED_OUT).error() from None
+            raise (errors.NO_CONNECTION if broken.unprocessed else errors.REQUEST_TIMED_OUT).error() from None
         except TimeoutError:
             raise DEADLINE_EXCEEDED.error() from None
 

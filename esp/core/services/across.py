@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
+from esp.core import errors
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
-from esp.core.services import errors
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.merge import delete_part, merge, merge_deletes, part
 from esp.core.services.revision import merged_header

@@ -19,9 +19,9 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from esp.core import errors
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
-from esp.core.services import errors
 from esp.core.services.merge import part
 from esp.core.services.revision import merged_header
 from esp.core.shard_map import Segment
@@ -144,7 +144,7 @@ class Concat(Sink):
             self._parts[0].consumed(size)
         self.advance()
 
-    def cancelled(self, code: int, reason: str) -> None:  # noqa: ARG002
+    def cancelled(self, code: int, reason: str) -> None:
         """The client no longer waits."""
         self.down.sink = None
         for one in self._parts:

@@ -110,7 +110,7 @@ class CoroutineCall(Sink):
         if self._waiting <= 0 and self._room is not None and not self._room.done():
             self._room.set_result(None)
 
-    def cancelled(self, code: int, reason: str) -> None:  # noqa: ARG002
+    def cancelled(self, code: int, reason: str) -> None:
         """The client no longer waits for the answer."""
         self.stream.sink = None
         if self.task is not None:

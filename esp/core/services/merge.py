@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from esp.core import errors
 from esp.core.keys import KeyRange
 from esp.core.pb import kv_pb2, rpc_pb2
-from esp.core.services import errors
 from esp.core.services.validate import has_default_order, has_revision_filter
 from esp.core.wire.status import Status
 

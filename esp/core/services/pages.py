@@ -37,7 +37,7 @@ class Pages(Handler):
             return Page(405, b"Method Not Allowed\n", headers=(("Allow", "GET"),))
         return page("verbose" in parse_qs(url.query, keep_blank_values=True))
 
-    def _version(self, verbose: bool) -> Page:  # noqa: ARG002
+    def _version(self, verbose: bool) -> Page:
         versions = [shard.version for shard in self._routing.shards if shard.version]
         if not versions:
             return Page(503, b"no shard has told its version yet\n")
@@ -45,12 +45,12 @@ class Pages(Handler):
         cluster = ".".join([*lowest.split(".")[:2], "0"])
         return Page(200, json.dumps({"etcdserver": lowest, "etcdcluster": cluster}).encode(), JSON)
 
-    def _health(self, verbose: bool) -> Page:  # noqa: ARG002
+    def _health(self, verbose: bool) -> Page:
         if any(shard.is_ready for shard in self._routing.shards):
             return Page(200, b'{"health":"true","reason":""}', JSON)
         return Page(503, b'{"health":"false","reason":"no shard is reachable"}', JSON)
 
-    def _livez(self, verbose: bool) -> Page:  # noqa: ARG002
+    def _livez(self, verbose: bool) -> Page:
         return Page(200, b"ok\n")
 
     def _readyz(self, verbose: bool) -> Page:
@@ -62,7 +62,7 @@ class Pages(Handler):
             body = "\n".join([*lines, body])
         return Page(200 if ready else 503, f"{body}\n".encode())
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:  # noqa: ARG002
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Answers a request that came over HTTP/2."""
         head = stream.head
         if head.path in METHODS and head.method != b"POST":

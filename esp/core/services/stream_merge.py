@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from esp.core import errors
 from esp.core.identity import Identity
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
-from esp.core.services import errors
 from esp.core.services.merge import part, refuse_range
 from esp.core.services.revision import merged_header
 from esp.core.wire.status import Status

@@ -10,9 +10,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
+from esp.core import errors
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
-from esp.core.services import errors
 from esp.core.services.validate import validate_delete, validate_put, validate_range
 from esp.core.wire.status import Status
 

@@ -6,8 +6,8 @@ unknown sort target: so esp checks them whatever the shards run. Transactions: t
 
 from __future__ import annotations
 
+from esp.core import errors
 from esp.core.pb import rpc_pb2
-from esp.core.services import errors
 from esp.core.wire.status import Status
 
 _SORT_ORDERS = frozenset(rpc_pb2.RangeRequest.SortOrder.values())

@@ -326,7 +326,7 @@ class ServerConnection(Connection):
         if self._shrunk and not self._settings_due:
             self._decoder.settings_acknowledged()
 
-    def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:  # noqa: ARG002
+    def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
         """The client will open no more streams; those that are open go on."""
         if code:
             log.info("%s: client says GOAWAY %d %r", self.peer, code, debug[:128])

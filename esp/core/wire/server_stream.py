@@ -260,7 +260,7 @@ class ServerStream(Stream):
         held = reader.held + len(self._message or b"")
         if not context.buffers.take(held - self._held):
             context.reached("max_buffered_bytes")
-            raise Status(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests").error()
+            raise Status(Code.RESOURCE_EXHAUSTED, "grpc: too much data waits here for slow peers").error()
         self._held = held
         return None
 

@@ -16,7 +16,7 @@ from esp.core.wire.status import Code, Status
 
 NO_TRAILERS = Status(Code.INTERNAL, "server closed the stream without sending trailers")
 REPLAY_BYTES = 65536
-OVERLOADED = Status(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
+OVERLOADED = Status(Code.RESOURCE_EXHAUSTED, "grpc: too much data waits here for slow peers")
 
 
 class SpliceOwner(Protocol):
@@ -123,7 +123,7 @@ class SplicedCall(ClientStream, Sink):
         if self.local_open and self.send_data(payload, end):
             self.down.consumed(len(payload))
 
-    def cancelled(self, code: int, reason: str) -> None:  # noqa: ARG002
+    def cancelled(self, code: int, reason: str) -> None:
         """The client is gone: the server upstream need not go on."""
         self.down.sink = None
         self.reset(ErrorCode.CANCEL)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
-from esp.core.services import errors, txn
+from esp.core import errors
+from esp.core.services import txn
 from esp.core.wire.status import OK, Status
 from tests.harness import Etcds, connect
 from tests.stubs import rpc_pb2_grpc

@@ -268,7 +268,7 @@ def test_a_request_for_which_there_is_no_memory() -> None:
     call = begin(esp, bytes(2000))
     with pytest.raises(RpcError) as caught:
         asyncio.run(call.read())
-    assert caught.value.status == Status(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
+    assert caught.value.status == Status(Code.RESOURCE_EXHAUSTED, "grpc: too much data waits here for slow peers")
     assert [frame.kind for frame in split(esp.said())] == [frames.HEADERS, frames.RST_STREAM]
     esp.holds_nothing()
 

@@ -262,7 +262,7 @@ def test_requests_that_do_not_end_are_held_within_the_budget() -> None:
     client, server = meet(Limits(max_buffered_bytes=1000))
     for stream in (1, 3, 5):
         client.sends(headers(stream, call(ECHO)), data(stream, message(bytes(500))[:400]))
-    text = "etcdserver: too many requests"
+    text = "grpc: too much data waits here for slow peers"
     server.answers(refusal(5, Code.RESOURCE_EXHAUSTED, text), rst(5, ErrorCode.NO_ERROR))
     assert server.limits_reached == {"max_buffered_bytes": 1}
     assert server.context.buffers.used == 800

@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from esp.core.pb import rpc_pb2
-from esp.core.services import errors
+from esp.core import errors
 from esp.core.wire.status import Code, Status
 from tests.stubs import rpc_pb2_grpc
 
