@@ -295,7 +295,9 @@ class ClientConnection(Connection):
         self.received(length)
         stream.remote_open = False
         stream.headers_seen = True
-        self.forget(stream)
+        self.streams.pop(stream_id, None)
+        if self.tell_gone:
+            self.on_stream_gone()
         stream.on_answer(head, data[body:trailers_at], trailers)
         return end
 

@@ -60,6 +60,9 @@ log = logging.getLogger("esp.wire")
 MAX_SETTINGS: Final = 32
 PUMP_BYTES: Final = 262144
 """Bytes that one `pump` moves at most, so that a wide window does not turn into a large write."""
+BANDWIDTH_PING: Final = bytes.fromhex("02041010090e0707")
+"""What grpc-go sends to measure bandwidth, up to once per message it gets. Nobody waits for the answer, so it goes with
+the next frames, at the latest with the next `tick`, and costs no write of its own."""
 RECENTLY_RESET: Final = 1000
 SMALL_INCREMENT: Final = 64
 SMALL_DATA: Final = 5
@@ -86,6 +89,7 @@ class Connection:
         "_block_stream",
         "_glitch_level",
         "_glitch_time",
+        "_held_ack",
         "_opened",
         "_pumped",
         "_pumping",
@@ -134,6 +138,7 @@ class Connection:
         self.send_window = DEFAULT_WINDOW
         self._send_top = DEFAULT_WINDOW
         self._small_updates = 0
+        self._held_ack = b""
         self.peer_initial_window = DEFAULT_WINDOW
         self.peer_max_streams = MAX_WINDOW
         self.recv_limit = recv_limit
@@ -211,6 +216,9 @@ class Connection:
             return  # not connected yet: `out` is kept for the transport to come
         out = self.out
         if out:
+            if self._held_ack:
+                out.append(self._held_ack)
+                self._held_ack = b""
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
             if self.on_flush is not None:
@@ -361,6 +369,9 @@ class Connection:
         limits = self.limits
         if self.ended:
             return
+        if self._held_ack:
+            ack, self._held_ack = self._held_ack, b""
+            self.send(ack)
         if not self.got_settings and now - self._opened > limits.preface_timeout:
             self._time_out("preface_timeout", "no HTTP/2 preface in time")
         elif self._settings_since and now - self._settings_since > limits.settings_timeout:
@@ -564,7 +575,10 @@ class Connection:
             self.on_ping_acknowledged(payload)
             return
         self.on_ping()
-        self.send(ping(payload, ack=True))
+        if payload == BANDWIDTH_PING:
+            self._held_ack = ping(payload, ack=True)
+        else:
+            self.send(ping(payload, ack=True))
 
     def _on_rst_stream(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:

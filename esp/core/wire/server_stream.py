@@ -181,7 +181,9 @@ class ServerStream(Stream):
         )
         self.responded = True
         self.local_open = False
-        connection.forget(self)
+        connection.streams.pop(stream_id, None)
+        if connection.tell_gone:
+            connection.on_stream_gone()
         return True
 
     def finish(self, status: Status, extra: Fields | None = None) -> None:
