@@ -26,7 +26,7 @@ from esp.core.wire.frames import (
     ConnectionFault,
     ErrorCode,
     StreamFault,
-    pack_header,
+    pack_two,
     ping,
     unpack_header,
     window_update,
@@ -198,11 +198,18 @@ class ClientConnection(Connection):
                     self.context.unflushed.append(self)
                 self.send_window -= size
                 stream.credit -= size
+                length = len(block)
                 out.append(
-                    pack_header(len(block) << 8 | HEADERS, END_HEADERS, stream_id)
-                    + block
-                    + pack_header(size << 8, 1 if end else 0, stream_id)
-                    + data
+                    pack_two(length, size)(
+                        length << 8 | HEADERS,
+                        END_HEADERS,
+                        stream_id,
+                        block,
+                        size << 8 | DATA,
+                        END_STREAM if end else 0,
+                        stream_id,
+                        data,
+                    )
                 )
                 stream.local_open = not end
                 return

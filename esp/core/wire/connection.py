@@ -576,7 +576,7 @@ class Connection:
             return
         self.on_ping()
         if payload == BANDWIDTH_PING:
-            self._held_ack = ping(payload, ack=True)
+            self._held_ack += ping(payload, ack=True)
         else:
             self.send(ping(payload, ack=True))
 
