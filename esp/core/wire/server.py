@@ -341,7 +341,7 @@ class ServerConnection(Connection):
     # Draining: tell the client, wait until it must have heard, finish what is open.
 
     def drain(self, streaming: Status) -> None:
-        """Takes new streams until the client has heard of it, ends streaming calls with `streaming`, serves the rest."""
+        """Takes streams until the client has heard of it, ends streaming calls with `streaming`, serves the rest."""
         if self.ended or self._drain_started:
             return
         self._drain_started = monotonic()
