@@ -106,6 +106,10 @@ class ScriptedConnection:
             if call.path == STATUS:
                 self.answers(call, rpc_pb2.StatusResponse(version=VERSION).SerializeToString())
 
+    def call(self, stream: int) -> HeardCall | None:
+        """The call on that stream, as far as it was heard."""
+        return self._streams.get(stream)
+
     def says(self, *said: bytes) -> None:
         if not self._writer.is_closing():
             self._writer.write(b"".join(said))

@@ -248,7 +248,7 @@ _WINDOW_BITS: Final = 12
 
 
 def _symbol_windows() -> list[tuple[bytes, int]]:
-    """For every 12 bits of Huffman code: the symbols of a time-out they begin with, one or two, and the bits of those."""
+    """For every 12 bits of Huffman code: the symbols of a time-out they begin with, one or two, and their bits."""
     codes = [(bytes((symbol,)), REQUEST_CODES[symbol], REQUEST_CODES_LENGTH[symbol]) for symbol in b"0123456789HMSmun"]
     windows = [(b"", 0)] * (1 << _WINDOW_BITS)
 
