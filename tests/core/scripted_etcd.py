@@ -56,6 +56,7 @@ class ScriptedConnection:
         self.silent = False
         self.closed = False
         self._streams: dict[int, HeardCall] = {}
+        self._answered: set[int] = set()
         self._reader = reader
         self._writer = writer
         self._heard: list[Frame] = []
@@ -110,7 +111,12 @@ class ScriptedConnection:
         """The call on that stream, as far as it was heard."""
         return self._streams.get(stream)
 
+    def answered(self, stream: int) -> bool:
+        """Whether anything of an answer was said on that stream."""
+        return stream in self._answered
+
     def says(self, *said: bytes) -> None:
+        self._answered.update(f.stream for f in split(b"".join(said)) if f.kind == frames.HEADERS)
         if not self._writer.is_closing():
             self._writer.write(b"".join(said))
 
