@@ -502,6 +502,8 @@ class Shard:
                 self._retire(lane)
                 if lane is self._unary:
                     self._lost.set()
+                elif lane.waiting:
+                    self._wanted_streams.set()
             else:
                 lane.go()
 

@@ -471,6 +471,22 @@ class TestBroken:
             await front.until(lambda: len([c for c in etcd.calls if c.path == WATCH]) == 2)
             front.cancels(watch)
 
+    @in_a_loop
+    async def test_streams_that_waited_for_room_on_it_get_another_connection(self) -> None:
+        none = {frames.SETTINGS_MAX_CONCURRENT_STREAMS: 0}
+        async with ScriptedEtcd(none) as etcd, Front(etcd.endpoint, limits=PATIENT, waits=False) as front:
+            unary = await etcd.accepts()
+            unary.says(settings({frames.SETTINGS_MAX_CONCURRENT_STREAMS: 10}))
+            watch = front.watch()
+            streams = await etcd.accepts()
+            await streams.hears_frame(frames.SETTINGS)
+            etcd.greeting = {}
+            streams.hangs_up()
+            another = await etcd.accepts()
+            call = await another.hears_head()
+            another.says(headers(call.stream, HEAD + trailers(), end=True))
+            assert await front.outcome(watch) == OK
+
 
 class TestEspsOwnCalls:
     @in_a_loop
