@@ -15,7 +15,7 @@ LAYERS = [
     {"esp.core.keys", "esp.core.yaml_lines", "esp.core.wire", "esp.core.pb"},
     {"esp.core.shard_map", "esp.core.config_fields", "esp.core.errors"},
     {"esp.core.config_shards"},
-    {"esp.core.config"},
+    {"esp.core.config", "esp.core.lane"},
     {"esp.core.shard"},
     {"esp.core.routing", "esp.core.identity", "esp.core.health"},
     {"esp.core.probe"},
