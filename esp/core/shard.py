@@ -30,7 +30,7 @@ from esp.core.config import Endpoint
 from esp.core.lane import Lane, ParkedCall
 from esp.core.pb import rpc_pb2
 from esp.core.wire.call import BrokenCall, MessageCall
-from esp.core.wire.client import ClientConnection
+from esp.core.wire.client import ClientConnection, ClientStream
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields, encode
@@ -139,7 +139,7 @@ class Shard:
         else:
             self._unary.park(ParkedCall(self, self._unary, down, message))
 
-    def on_status(self, call: SplicedCall, status: Status) -> None:
+    def on_status(self, call: ClientStream, status: Status) -> None:
         """An error was passed on; one that says the member cannot serve makes the shard try the next."""
         self._consider_moving(call.connection, status)
 

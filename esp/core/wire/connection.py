@@ -58,17 +58,19 @@ from esp.core.wire.frames import (
     unpad,
     window_update,
 )
-from esp.core.wire.stream import Stream
+from esp.core.wire.stream import Pending, Stream
 
 log = logging.getLogger("esp.wire")
 
 MAX_SETTINGS: Final = 32
 PUMP_BYTES: Final = 262144
-"""Bytes that one `pump` moves at most, so that a wide window does not turn into a large write."""
+"""Bytes that `pump` moves at most between two flushes, so that wide windows do not turn into a large write."""
 BANDWIDTH_PING: Final = bytes.fromhex("02041010090e0707")
 """What grpc-go sends to measure bandwidth, up to once per message it gets. Nobody waits for the answer, so it goes with
 the next frames, at the latest with the next `tick`, and costs no write of its own."""
 RECENTLY_RESET: Final = 1000
+LEAST_PROGRESS: Final = 6000
+"""Bytes of what waits that must leave within `blocked_write_timeout`; less is standing still with a trick."""
 SMALL_INCREMENT: Final = 64
 SMALL_DATA: Final = 5
 """DATA shorter than a gRPC prefix: no client cuts its messages so small."""
@@ -78,12 +80,13 @@ class Connection:
     """One end of an HTTP/2 connection.
 
     Attributes:
+        held: bytes kept for or from the peer, of `hold_limit` at most.
         out: frames to write, in order. Non-empty only while the connection stands in `context.unflushed`.
         streams: the open streams by id.
         ended: the connection takes no more bytes; the transport writes what is left in `out` and closes.
         peer: who is at the other end, for the log.
         on_flush: called with the bytes to write; set by the transport.
-        on_end: called once, when the connection has ended and its last bytes went to `on_flush`; set by the transport.
+        on_end: called once, when the connection has ended and all its bytes went to `on_flush`; set by the transport.
     """
 
     __slots__ = (
@@ -96,6 +99,7 @@ class Connection:
         "_glitch_time",
         "_held_ack",
         "_opened",
+        "_pump_budget",
         "_pumped",
         "_pumping",
         "_reset_ids",
@@ -107,11 +111,14 @@ class Connection:
         "_table_granted",
         "_table_update_due",
         "_tail",
+        "_told_full",
         "blocked",
         "blocked_since",
         "context",
         "ended",
         "got_settings",
+        "held",
+        "hold_limit",
         "limits",
         "max_block_bytes",
         "max_continuations",
@@ -153,6 +160,9 @@ class Connection:
         self.recv_limit = recv_limit
         self.recv_window = recv_limit
         self.tell_gone = False
+        self.held = 0
+        self.hold_limit = context.limits.max_buffered_bytes
+        self._told_full = False
         self.writable = True
         self.blocked: dict[int, Stream] = {}
         self.blocked_since = 0.0
@@ -165,9 +175,10 @@ class Connection:
         self._block_since = 0.0
         self._glitch_level = 0.0
         self._glitch_time = 0.0
+        self._pump_budget = PUMP_BYTES
         self._pumped = 0
         self._pumping = False
-        self._stalled: dict[int, tuple[tuple[str, int], float]] = {}
+        self._stalled: dict[int, tuple[Pending | None, int, float]] = {}
         self._reset_ids: dict[int, None] = {}
         self._opened = monotonic()
         self._settings_due = 0
@@ -234,9 +245,10 @@ class Connection:
                 data = self._with_table_update(data)
             if self.on_flush is not None:
                 self.on_flush(data)
+        self._pump_budget = PUMP_BYTES
         if self.blocked:
             self.pump()
-        if self.ended and self.on_end is not None:
+        if self.ended and not out and self.on_end is not None:
             on_end, self.on_end = self.on_end, None
             on_end()
 
@@ -265,9 +277,34 @@ class Connection:
         """The queued frames, for a caller that moves the bytes itself."""
         data = b"".join(self.out)
         self.out.clear()
+        self._pump_budget = PUMP_BYTES
         if self in self.context.unflushed:
             self.context.unflushed.remove(self)
         return data
+
+    def hold(self, size: int) -> bool:
+        """Accounts for `size` bytes kept for or from this peer; False, and nothing accounted, when there is no room."""
+        if self.held + size > self.hold_limit:
+            self.context.reached("max_buffered_bytes_per_connection")
+        elif self.context.buffers.take(size):
+            self.held += size
+            return True
+        else:
+            self.context.reached("max_buffered_bytes")
+        if not self._told_full:
+            self._told_full = True
+            log.warning(
+                "%s: a call fails: %d bytes wait for this peer, %d in all",
+                self.peer,
+                self.held,
+                self.context.buffers.used,
+            )
+        return False
+
+    def release(self, size: int) -> None:
+        """Returns `size` bytes that `hold` gave."""
+        self.held -= size
+        self.context.buffers.give(size)
 
     def pause(self) -> None:
         """The transport is full: DATA waits from here on."""
@@ -291,13 +328,12 @@ class Connection:
             return  # somebody was told of bytes that left and queued more; the loop below gets to it
         self._pumping = True
         blocked = self.blocked
-        budget = PUMP_BYTES
         try:
-            while blocked and self.writable and self.send_window > 0 and budget > 0:
+            while blocked and self.writable and self.send_window > 0 and self._pump_budget > 0:
                 stream_id = next(iter(blocked))
                 stream = blocked.pop(stream_id)
                 sent = stream.send_pending(min(MAX_FRAME_SIZE, self.send_window))
-                budget -= sent
+                self._pump_budget -= sent
                 self._pumped += sent
                 if sent and stream.pending is not None:
                     blocked[stream_id] = stream
@@ -417,17 +453,21 @@ class Connection:
 
     def _reset_stalled(self, now: float) -> None:
         """Ends the streams whose DATA has waited too long for a window: what they hold is wanted by others."""
-        stalled: dict[int, tuple[tuple[str, int], float]] = {}
+        stalled: dict[int, tuple[Pending | None, int, float]] = {}
         for stream in self.streams.values():
             if stream.pending is not None:
                 # A stream that could send waits for its turn, which comes while the connection's window moves at all.
                 in_turn = stream.id in self.blocked
-                waits_for = ("connection", self._pumped) if in_turn else ("stream", stream.pending.size)
-                before, since = self._stalled.get(stream.id, (None, now))
-                stalled[stream.id] = (waits_for, since if before == waits_for else now)
+                pending = None if in_turn else stream.pending
+                moved = self._pumped if pending is None else pending.sent
+                before = self._stalled.get(stream.id)
+                if before is not None and before[0] is pending and moved - before[1] < LEAST_PROGRESS:
+                    stalled[stream.id] = before
+                else:
+                    stalled[stream.id] = (pending, moved, now)
         self._stalled = stalled
         if self.writable:
-            for stream_id, (_, since) in stalled.items():
+            for stream_id, (_, _, since) in stalled.items():
                 if now - since > self.limits.blocked_write_timeout and stream_id in self.streams:
                     self.context.reached("blocked_write_timeout")
                     stream = self.streams[stream_id]

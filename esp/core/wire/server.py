@@ -86,6 +86,7 @@ class ServerConnection(Connection):
         limits = context.limits
         super().__init__(context, peer, limits.connection_window_bytes)
         self.recv_initial = limits.stream_window_bytes
+        self.hold_limit = limits.max_buffered_bytes_per_connection
         self._find = find
         self._decoder = RequestDecoder(self._head, limits.max_header_list_bytes, limits.max_header_fields)
         self._preface = PREFACE

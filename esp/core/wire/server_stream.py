@@ -278,14 +278,13 @@ class ServerStream(Stream):
             message, self._message = self._message, None
             return message
         held = reader.held + len(self._message or b"")
-        if not context.buffers.take(held - self._held):
-            context.reached("max_buffered_bytes")
+        if not self.connection.hold(held - self._held):
             raise Status(Code.RESOURCE_EXHAUSTED, "grpc: too much data waits here for slow peers").error()
         self._held = held
         return None
 
     def _release(self) -> None:
-        self.connection.context.buffers.give(self._held)
+        self.connection.release(self._held)
         self._held = 0
 
     def on_reset(self, code: int, reason: str) -> None:
