@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from esp.core.wire.message import (
+    MAX_GZIP_MEMBERS,
     MessageReader,
     cut_status_text,
     decode_status_text,
+    decompress,
     encode_status_text,
     format_timeout,
     parse_timeout,
@@ -50,6 +53,29 @@ def test_compressed_and_plain_messages_may_follow_each_other() -> None:
     packed = gzip.compress(b"second")
     stream = prefix(b"first") + b"\1" + struct.pack(">I", len(packed)) + packed + prefix(b"third")
     assert reader.feed(stream) == [b"first", b"second", b"third"]
+
+
+def test_a_gzip_message_may_have_a_few_members() -> None:
+    parts = [bytes([number]) for number in range(MAX_GZIP_MEMBERS)]
+    assert decompress(b"".join(map(gzip.compress, parts)), b"gzip", 1000) == b"".join(parts)
+
+
+@pytest.mark.parametrize("content", [b"", b"x"])
+def test_a_gzip_message_of_many_members_is_refused_after_a_few(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    member = gzip.compress(content)
+    inflate = zlib.decompressobj
+    inflated = 0
+
+    def counted(wbits: int) -> object:
+        nonlocal inflated
+        inflated += 1
+        return inflate(wbits=wbits)
+
+    monkeypatch.setattr(zlib, "decompressobj", counted)
+    with pytest.raises(RpcError) as caught:
+        decompress(member * (2**21 // len(member)), b"gzip", 2**21)
+    assert caught.value.status.code == Code.INTERNAL
+    assert inflated == MAX_GZIP_MEMBERS
 
 
 @pytest.mark.parametrize("encoding", [b"identity", b"gzip"])
