@@ -10,9 +10,8 @@ from esp.core import errors
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
-from esp.core.wire.server import DEADLINE_EXCEEDED
 from esp.core.wire.server_stream import ServerStream, Sink
-from esp.core.wire.status import Status
+from esp.core.wire.status import DEADLINE_EXCEEDED, Status
 
 
 class Sender(Protocol):

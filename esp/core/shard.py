@@ -35,10 +35,9 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.message import format_timeout, prefix
-from esp.core.wire.server import DEADLINE_EXCEEDED
 from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.splice import SplicedCall
-from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wire.status import DEADLINE_EXCEEDED, Code, RpcError, Status
 from esp.core.wire.transport import connect
 
 log = logging.getLogger("esp.shard")

@@ -38,7 +38,7 @@ from esp.core.wire.hpack import Fields
 from esp.core.wire.message import PREFIX_SIZE, parse_timeout
 from esp.core.wire.request import NO_LENGTH, Request, RequestDecoder, RequestHead, check_fields, parse_request
 from esp.core.wire.server_stream import Handler, ServerStream
-from esp.core.wire.status import OK, Code, Status
+from esp.core.wire.status import DEADLINE_EXCEEDED, OK, Code, Status
 from esp.core.wire.stream import Stream
 
 log = logging.getLogger("esp.wire")
@@ -48,8 +48,8 @@ DRAIN_PING_SECONDS: Final = 5.0
 PING_SECONDS: Final = 5.0
 PING_SECONDS_IDLE: Final = 7200.0
 PING_STRIKES: Final = 2
-DEADLINE_EXCEEDED: Final = Status(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
-INCOMPLETE: Final = Status(Code.CANCELLED, "esp: the request's message did not come in time")
+INCOMPLETE: Final = Status(Code.INTERNAL, "esp: the request's message did not come in time")
+"""Not CANCELLED: etcd's Go client takes that for its own connection's end and repeats the call."""
 DEADLINE_SLACK: Final = 0.05
 """Seconds past its deadline after which a call is ended here; the client and the server upstream end it first."""
 
