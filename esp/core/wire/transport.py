@@ -6,6 +6,7 @@ This is the only module of the wire that knows asyncio.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -27,6 +28,7 @@ log = logging.getLogger("esp.wire")
 LINGER_SECONDS: Final = 1.0
 """How long a connection that was ended may still read the last bytes written to it."""
 TICK_SECONDS: Final = 0.5
+USER_TIMEOUT: Final = 20.0
 _HTTP1_METHODS: Final = (
     b"GET ",
     b"HEAD ",
@@ -48,10 +50,15 @@ def peer_name(transport: asyncio.BaseTransport) -> str:
 
 
 class WireProtocol(asyncio.Protocol):
-    """Moves bytes for one HTTP/2 connection."""
+    """Moves bytes for one HTTP/2 connection.
+
+    Attributes:
+        user_timeout: seconds that bytes may wait for the peer's kernel before ours gives up on it.
+    """
 
     def __init__(self, context: WireContext) -> None:
         self.context = context
+        self.user_timeout = USER_TIMEOUT
         self.transport: asyncio.Transport | None = None
         self.connection: Connection | None = None
 
@@ -60,7 +67,7 @@ class WireProtocol(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         high = self.context.limits.max_output_bytes
         self.transport.set_write_buffer_limits(high=high, low=high // 4)
-        _set_user_timeout(self.transport)
+        _set_user_timeout(self.transport, self.user_timeout)
 
     def attach(self, connection: Connection) -> None:
         """Gives the transport to `connection`, and writes what that has waiting."""
@@ -83,8 +90,7 @@ class WireProtocol(asyncio.Protocol):
         try:
             connection.receive(data)
         except Exception:
-            log.exception("%s: a bug in esp; closing the connection", connection.peer)
-            connection.end(ErrorCode.INTERNAL_ERROR, "internal error")
+            connection.on_bug()
 
     def pause_writing(self) -> None:
         """The peer does not read as fast as we write."""
@@ -111,11 +117,12 @@ class WireProtocol(asyncio.Protocol):
             self.transport.close()
 
 
-def _set_user_timeout(transport: asyncio.Transport) -> None:
+def _set_user_timeout(transport: asyncio.Transport, seconds: float) -> None:
     """A peer that vanished without a word is noticed by the kernel even when nothing but bytes wait for it."""
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
+        with contextlib.suppress(OSError):  # the peer may be gone already
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
 class ServerProtocol(WireProtocol):
@@ -128,6 +135,9 @@ class ServerProtocol(WireProtocol):
         self._http1: Http1Connection | None = None
         self._since = monotonic()
         self._closing_since = 0.0
+        self._waiting = 0
+        # A client that is slow to read has as long as the wire gives it.
+        self.user_timeout = max(USER_TIMEOUT, listener.context.limits.blocked_write_timeout)
         self.peer = "unknown"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -165,11 +175,19 @@ class ServerProtocol(WireProtocol):
     def _serve_http1(self, data: bytes) -> None:
         assert self._http1 is not None
         assert self.transport is not None
-        answer = self._http1.receive(data)
+        if self._closing_since:
+            return  # lingering: what still comes is of no interest
+        try:
+            answer = self._http1.receive(data)
+        except Exception:
+            log.exception("%s: a bug in esp; closing the connection", self.peer)
+            self._abort()
+            return
         if answer:
             self.transport.write(answer)
+            self._since = monotonic()
         if self._http1.ended:
-            self.transport.close()
+            self.close()
 
     def pause_writing(self) -> None:
         """A client that does not read is not read from either: what it asks for would only pile up."""
@@ -187,7 +205,11 @@ class ServerProtocol(WireProtocol):
         """Half-closes and lingers, so that the kernel does not throw away what the client has not read yet."""
         if self.transport is None or self.transport.is_closing():
             return
+        if self._closing_since:
+            return
         self._closing_since = monotonic()
+        if self.connection is not None:
+            self.connection.on_flush = None
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
@@ -198,24 +220,39 @@ class ServerProtocol(WireProtocol):
 
     def tick(self, now: float) -> None:
         """Looks at every deadline of this connection."""
+        if self.transport is None or (self.transport.is_closing() and not self._closing_since):
+            return
+        before, self._waiting = self._waiting, self.transport.get_write_buffer_size()
         if self._closing_since:
-            if now - self._closing_since > LINGER_SECONDS:
+            patience = self.context.limits.blocked_write_timeout if self._waiting else LINGER_SECONDS
+            if now - self._closing_since > patience:
                 self._abort()
         elif self.connection is not None:
+            if self._waiting < before:
+                self.connection.blocked_since = now  # slow, but reading
             self.connection.tick(now)
             self._check_output()
-        elif (
-            now - self._since > self.context.limits.preface_timeout and self._http1 is None
-        ) or now - self._since > self.context.limits.idle_timeout:
-            self._abort()
+        else:
+            self._check_time(now)
 
     def _check_output(self) -> None:
-        if self.transport is not None and not self.transport.is_closing():
-            waiting = self.transport.get_write_buffer_size()
-            if waiting > self.context.limits.max_output_hard_bytes:
-                self.context.reached("max_output_hard_bytes")
-                log.warning("%s: closing: %d bytes wait and are not read", self.peer, waiting)
-                self._abort()
+        if self._waiting > self.context.limits.max_output_hard_bytes:
+            self.context.reached("max_output_hard_bytes")
+            log.warning("%s: closing: %d bytes wait and are not read", self.peer, self._waiting)
+            self._abort()
+
+    def _check_time(self, now: float) -> None:
+        """The deadlines of a client that speaks HTTP/1.1, or has not spoken yet."""
+        limits = self.context.limits
+        limit, seconds = "preface_timeout", limits.preface_timeout
+        if self._waiting:
+            limit, seconds = "blocked_write_timeout", limits.blocked_write_timeout
+        elif self._http1 is not None and self._http1.is_idle:
+            limit, seconds = "idle_timeout", limits.idle_timeout
+        if now - self._since > seconds:
+            self.context.reached(limit)
+            log.info("%s: closing: %s", self.peer, limit.replace("_", " "))
+            self._abort()
 
     def _abort(self) -> None:
         if self.transport is not None:
@@ -226,7 +263,7 @@ class ServerProtocol(WireProtocol):
         if isinstance(self.connection, ServerConnection):
             self.connection.drain(streaming)
         else:
-            self.close() if self._http1 is None else self._abort()
+            self.close()
 
 
 def _may_become_known(first: bytes) -> bool:
