@@ -471,8 +471,9 @@ class Connection:
                 if now - since > self.limits.blocked_write_timeout and stream_id in self.streams:
                     self.context.reached("blocked_write_timeout")
                     stream = self.streams[stream_id]
-                    self.reset(stream, ErrorCode.CANCEL)
-                    stream.on_reset(ErrorCode.CANCEL, "the peer gives no window for what waits")
+                    # Not CANCEL: etcd's Go client would repeat the call, though it may have been a write.
+                    self.reset(stream, ErrorCode.INTERNAL_ERROR)
+                    stream.on_reset(ErrorCode.INTERNAL_ERROR, "the peer gives no window for what waits")
 
     def _time_out(self, limit: str, reason: str, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
         self.context.reached(limit)
