@@ -417,6 +417,11 @@ class Connection:
             self.send(goaway(self.last_stream_id(), code, reason.encode()))
             self.lost(reason)
 
+    def on_bug(self) -> None:
+        """An exception of esp's own came out of this connection: it ends, and no other does."""
+        log.exception("%s: a bug in esp; closing the connection", self.peer)
+        self.end(ErrorCode.INTERNAL_ERROR, "internal error")
+
     def lost(self, reason: str) -> None:
         """The connection is gone: open streams are told, whatever waits is dropped."""
         if self.ended:
@@ -430,10 +435,20 @@ class Connection:
         self.streams.clear()
         for stream in streams:
             stream.drop()
-            stream.on_reset(ErrorCode.CANCEL, reason)
+            try:
+                stream.on_reset(ErrorCode.CANCEL, reason)
+            except Exception:
+                log.exception("%s: a bug in esp; stream %d was not told of the end", self.peer, stream.id)
 
     def tick(self, now: float) -> None:
-        """Called about twice a second: whatever has a deadline is looked at."""
+        """Called about twice a second: whatever has a deadline is looked at. A bug there ends this connection only."""
+        try:
+            self.on_tick(now)
+        except Exception:
+            self.on_bug()
+
+    def on_tick(self, now: float) -> None:
+        """Looks at whatever has a deadline."""
         limits = self.limits
         if self.ended:
             return

@@ -379,9 +379,9 @@ class ServerConnection(Connection):
         if not self.streams and not self.ended:
             self.lost("drained")
 
-    def tick(self, now: float) -> None:
+    def on_tick(self, now: float) -> None:
         """Deadlines of the connection and of its calls."""
-        super().tick(now)
+        super().on_tick(now)
         if self.ended:
             return
         if self._drain_started and self._accepting and now - self._drain_started > DRAIN_PING_SECONDS:

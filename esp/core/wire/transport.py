@@ -16,7 +16,7 @@ from typing import Final, cast
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
-from esp.core.wire.frames import PREFACE, ErrorCode
+from esp.core.wire.frames import PREFACE
 from esp.core.wire.http1 import FindPage, Http1Connection
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server import ServerConnection
