@@ -7,8 +7,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from esp.core.wire.connection import RECENTLY_RESET, Connection
+from esp.core.wire.connection import RECENTLY_RESET
 from esp.core.wire.context import WireContext
+from esp.core.wire.frame_reader import FrameReader
 from esp.core.wire.frames import (
     DATA,
     DEFAULT_WINDOW,
@@ -100,7 +101,7 @@ class ClientStream(Stream):
         self.reset(ErrorCode.CANCEL)
 
 
-class ClientConnection(Connection):
+class ClientConnection(FrameReader):
     """The client's end of one connection.
 
     Attributes:

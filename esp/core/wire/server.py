@@ -7,8 +7,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
+from esp.core.wire.frame_reader import FrameReader
 from esp.core.wire.frames import (
     DATA,
     DEFAULT_WINDOW,
@@ -54,7 +54,7 @@ DEADLINE_SLACK: Final = 0.05
 """Seconds past its deadline after which a call is ended here; the client and the server upstream end it first."""
 
 
-class ServerConnection(Connection):
+class ServerConnection(FrameReader):
     """The server's end of one connection.
 
     Attributes:
