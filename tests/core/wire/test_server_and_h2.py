@@ -215,7 +215,7 @@ actions = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(script=st.lists(actions, max_size=30), eager=st.booleans(), has_table=st.booleans())
 def test_every_complete_request_gets_its_complete_answer(
     script: list[tuple[Any, ...]], eager: bool, has_table: bool
