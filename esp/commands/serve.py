@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from esp.commands.output import CommandError
 from esp.core import config as configs
 from esp.core.config import Config, ConfigError
+from esp.core.descriptors import within_descriptors
 from esp.core.local import CONFIG_NAME, LocalCluster, LocalEtcdError
 from esp.core.proxy import Proxy, check_listen
 
@@ -133,6 +134,7 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
         # That each shard is connected to is in the line that says ready; only what is wrong is worth its own before.
         shard_log = logging.getLogger("esp.shard")
         shard_log.setLevel(logging.WARNING)
+        config = replace(config, limits=within_descriptors(config.limits, len(config.shards)))
         try:
             proxy = await stack.enter_async_context(Proxy(config))
         except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable
 from time import monotonic
@@ -27,6 +28,10 @@ log = logging.getLogger("esp.wire")
 
 LINGER_SECONDS: Final = 1.0
 """How long a connection that was ended may still read the last bytes written to it."""
+ACCEPTED_AT_ONCE: Final = 8
+"""Clients that asyncio accepts in one turn (its "backlog"). Even one that is refused takes a descriptor for a while."""
+BACKLOG: Final = 1024
+"""Clients that the kernel lets wait to be accepted."""
 TICK_SECONDS: Final = 0.5
 USER_TIMEOUT: Final = 20.0
 _HTTP1_METHODS: Final = (
@@ -177,6 +182,8 @@ class ServerProtocol(WireProtocol):
         assert self.transport is not None
         if self._closing_since:
             return  # lingering: what still comes is of no interest
+        if self._http1.is_idle:
+            self._since = monotonic()
         try:
             answer = self._http1.receive(data)
         except Exception:
@@ -287,6 +294,7 @@ class Listener:
         self._empty = asyncio.Event()
         self._empty.set()
         self._will_flush = False
+        self._is_full = False
 
     async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
         """Begins to accept on `host`:`port`; the addresses bound.
@@ -295,8 +303,11 @@ class Listener:
             OSError: the address cannot be bound.
         """
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: ServerProtocol(self), host, port, backlog=1024)
+        server = await loop.create_server(lambda: ServerProtocol(self), host, port, backlog=ACCEPTED_AT_ONCE)
         self._servers.append(server)
+        for listening in server.sockets:
+            with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                same.listen(BACKLOG)
         return [sock.getsockname()[:2] for sock in server.sockets]
 
     def flush_soon(self) -> None:
@@ -320,7 +331,13 @@ class Listener:
         counters.connections_accepted += 1
         if len(self._protocols) >= self.context.limits.max_connections:
             self.context.reached("max_connections")
-            log.warning("%s: refused: %d connections are open", protocol.peer, len(self._protocols))
+            if not self._is_full:
+                self._is_full = True
+                log.warning(
+                    "%s: refused, as are others until one leaves: %d connections are open",
+                    protocol.peer,
+                    len(self._protocols),
+                )
             assert protocol.transport is not None
             protocol.transport.abort()
             return
@@ -340,6 +357,8 @@ class Listener:
         """Looks at the deadlines of every client."""
         for protocol in list(self._protocols):
             protocol.tick(now)
+        if len(self._protocols) < self.context.limits.max_connections:
+            self._is_full = False
         self.context.flush()
 
     async def drain(self, streaming: Status, seconds: float) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from esp.core.wire import frames
+from esp.core.wire import frames, transport
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import DATA, MAX_WINDOW, PREFACE, SETTINGS_ACK, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
 from esp.core.wire.http1 import Page
@@ -377,12 +377,19 @@ def test_connections_beyond_the_limit_are_refused(run: Run, caplog: pytest.LogCa
             assert await third.hears_the_end() == b""
             assert server.limits_reached == {"max_connections": 1}
             assert f"{third.name}: refused" in caplog.text
+            caplog.clear()
+            await (await server.client()).hears_the_end()
+            assert caplog.text == ""
             clients[0].sock.close()
             await asyncio.sleep(0.05)
-            fourth = await server.client()
-            await fourth.says(GET)
-            await fourth.hears(lambda heard: heard.endswith(b"page\n"))
-            assert server.context.counters.connections_accepted == 4
+            server.passes(0)
+            fifth = await server.client()
+            await fifth.says(GET)
+            await fifth.hears(lambda heard: heard.endswith(b"page\n"))
+            sixth = await server.client()
+            await sixth.hears_the_end()
+            assert f"{sixth.name}: refused" in caplog.text
+            assert server.context.counters.connections_accepted == 6
 
     run(test)
 
@@ -428,6 +435,30 @@ def test_an_idle_http1_client_may_stay_for_a_while(run: Run) -> None:
             server.passes(101)
             await client.hears_the_end()
             assert server.limits_reached == {"preface_timeout": 1, "idle_timeout": 1}
+
+    run(test)
+
+
+def test_a_request_after_a_long_pause_has_the_usual_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(transport, "monotonic", clock)
+
+    async def test() -> None:
+        async with serving(Limits(preface_timeout=10, idle_timeout=100)) as server:
+            client = await server.client()
+            for _ in range(3):
+                await client.says(GET)
+                await client.hears(lambda heard: heard.endswith(b"page\n"))
+                server.listener.tick(clock.passes(90))
+            await client.says(GET[:5])
+            await asyncio.sleep(0.02)
+            server.listener.tick(clock.passes(9))
+            await client.says(GET[5:7])
+            await asyncio.sleep(0.02)
+            assert server.limits_reached == {}
+            server.listener.tick(clock.passes(2))
+            await client.hears_the_end()
+            assert server.limits_reached == {"preface_timeout": 1}
 
     run(test)
 
