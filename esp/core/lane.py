@@ -154,6 +154,7 @@ class Lane:
                 await waiter.future
             finally:
                 self.unpark(waiter)
+                del waiter  # its error holds on to this frame
         return connection
 
     def go(self) -> None:
