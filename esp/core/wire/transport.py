@@ -311,8 +311,13 @@ class Listener:
         return [sock.getsockname()[:2] for sock in server.sockets]
 
     def flush_soon(self) -> None:
-        """Writes what waits when all sockets of this turn of the loop have been read: their requests leave together."""
-        if not self._will_flush:
+        """Writes what waits when all sockets of this turn of the loop have been read: their requests leave together.
+
+        A client that is alone has nobody to wait for.
+        """
+        if len(self._protocols) == 1:
+            self.context.flush()
+        elif not self._will_flush:
             self._will_flush = True
             asyncio.get_running_loop().call_soon(self._flush)
 
