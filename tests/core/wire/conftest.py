@@ -6,8 +6,6 @@ import pytest
 
 from esp.core.wire import client, connection, frame_reader, server, server_stream
 
-pytest.register_assert_rewrite("tests.core.wire.conversation")
-
 
 class Clock:
     """Stands still until told to go on."""
