@@ -47,6 +47,7 @@ MAX_CONTINUATIONS: Final = 8
 LAST_STREAM_ID: Final = 1_600_000_000
 """Where a connection takes no more calls and another is opened; ids end at 2^31-1."""
 STREAMS_BEFORE_SETTINGS: Final = 100
+NOT_QUEUED: Final = (-1, 0)
 KEEPALIVE_PING: Final = b"esp-live"
 NO_TABLE: Final = b"\x20"
 """Begins the first header block: a dynamic table of 0 bytes, whatever the server grants (RFC 7541, section 4.2)."""
@@ -57,12 +58,13 @@ class ClientStream(Stream):
 
     Attributes:
         headers_seen: the response's head has come.
+        queued_at: the flush of the connection that takes the whole call along, and its place in `out`.
         unprocessed: the server said with GOAWAY that it has not acted on it.
     """
 
     connection: ClientConnection
 
-    __slots__ = ("headers_seen", "unprocessed")
+    __slots__ = ("headers_seen", "queued_at", "unprocessed")
 
     def __init__(self, connection: ClientConnection) -> None:
         # Spelled out instead of super().__init__(): this runs once per request. The id is given when it is sent.
@@ -76,6 +78,7 @@ class ClientStream(Stream):
         self.pending = None
         self.headers_seen = False
         self.unprocessed = False
+        self.queued_at = NOT_QUEUED
 
     def surely_unprocessed(self, code: int) -> bool:
         """Whether the server has surely not acted on this call, which has one request message and broke with `code`.
@@ -200,6 +203,7 @@ class ClientConnection(FrameReader):
                 self.send_window -= size
                 stream.credit -= size
                 length = len(block)
+                stream.queued_at = self.flushes, len(out)
                 out.append(
                     pack_two(length, size)(
                         length << 8 | HEADERS,
@@ -401,6 +405,18 @@ class ClientConnection(FrameReader):
             del self._reset_ids[oldest]
             self._forgotten = max(self._forgotten, oldest)
         self._reset_ids[stream_id] = None
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Ends a stream from here. A call that has not left yet never does: who takes back at once reaches no shard."""
+        assert isinstance(stream, ClientStream)
+        flush, place = stream.queued_at
+        if flush == self.flushes and not stream.headers_seen:
+            self.out[place] = b""
+            self.send_window -= stream.credit
+            stream.queued_at = NOT_QUEUED
+            self.forget(stream)
+        else:
+            super().reset(stream, code)
 
     def on_stream_gone(self) -> None:
         """Room for a call that waits, or the end of a drained connection."""

@@ -55,6 +55,7 @@ class Connection:
         held: bytes kept for or from the peer, of `hold_limit` at most.
         out: frames to write, in order. Non-empty only while the connection stands in `context.unflushed`.
         streams: the open streams by id.
+        flushes: how often `out` was emptied.
         ended: the connection takes no more bytes; the transport writes what is left in `out` and closes.
         peer: who is at the other end, for the log.
         on_flush: called with the bytes to write; set by the transport.
@@ -88,6 +89,7 @@ class Connection:
         "blocked_since",
         "context",
         "ended",
+        "flushes",
         "got_settings",
         "held",
         "hold_limit",
@@ -120,6 +122,7 @@ class Connection:
         self.on_end: Callable[[], None] | None = None
         self.streams: dict[int, Stream] = {}
         self.ended = False
+        self.flushes = 0
         self.got_settings = False
         self.send_window = DEFAULT_WINDOW
         self._send_top = DEFAULT_WINDOW
@@ -189,6 +192,7 @@ class Connection:
                 self._held_ack = b""
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
+            self.flushes += 1
             if self._table_update_due:
                 data = self._with_table_update(data)
             if self.on_flush is not None:
@@ -225,6 +229,7 @@ class Connection:
         """The queued frames, for a caller that moves the bytes itself."""
         data = b"".join(self.out)
         self.out.clear()
+        self.flushes += 1
         self._pump_budget = PUMP_BYTES
         if self in self.context.unflushed:
             self.context.unflushed.remove(self)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from esp.core.wire.client import STREAM_WINDOW, ClientConnection, ClientStream
+from esp.core.wire.client import NOT_QUEUED, STREAM_WINDOW, ClientConnection, ClientStream
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerStream, Sink
@@ -55,6 +55,7 @@ class SplicedCall(ClientStream, Sink):
         self.pending = None
         self.headers_seen = False
         self.unprocessed = False
+        self.queued_at = NOT_QUEUED
         self.down = down
         self.message = message
         self.owner = owner

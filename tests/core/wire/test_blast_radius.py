@@ -119,3 +119,30 @@ def test_a_bug_in_housekeeping_ends_the_connection_it_is_in(where: str, monkeypa
     assert not good.ended
     assert not bad.ended
     bad.context.unflushed.clear()
+
+
+def test_a_call_that_is_taken_back_before_it_left_never_leaves() -> None:
+    """Requests that come with their own RST in one read make no work for a shard (CVE-2023-44487)."""
+    connection = connected()
+    connection.take_output()
+    window = connection.send_window
+    kept, taken_back, also_kept = Call(connection), Call(connection), Call(connection)
+    for call in (kept, taken_back, also_kept):
+        connection.call(call, b"", b"", prefix(b"message"), end=True)
+    taken_back.cancel()
+    said = connection.take_output()
+    opened, position = [], 0
+    while position < len(said):
+        word, _, stream_id = frames.unpack_header(said, position)
+        position += 9 + (word >> 8)
+        opened.append((word & 0xFF, stream_id))
+    assert opened == [
+        (frames.HEADERS, kept.id),
+        (frames.DATA, kept.id),
+        (frames.HEADERS, also_kept.id),
+        (frames.DATA, also_kept.id),
+    ]
+    assert connection.send_window == window - 2 * len(prefix(b"message"))
+    assert set(connection.streams) == {kept.id, also_kept.id}
+    kept.cancel()
+    assert connection.take_output() == frames.rst_stream(kept.id, frames.ErrorCode.CANCEL), "this one had left"
