@@ -407,10 +407,13 @@ class ClientConnection(FrameReader):
         self._reset_ids[stream_id] = None
 
     def reset(self, stream: Stream, code: int) -> None:
-        """Ends a stream from here. A call that has not left yet never does: who takes back at once reaches no shard."""
+        """Ends a stream from here. A call that has not left yet never does: who takes back at once reaches no shard.
+
+        The connection's first call leaves all the same: its block is the one that gives up the table.
+        """
         assert isinstance(stream, ClientStream)
         flush, place = stream.queued_at
-        if flush == self.flushes and not stream.headers_seen:
+        if flush == self.flushes and not stream.headers_seen and not self.out[place].startswith(NO_TABLE, HEADER_SIZE):
             self.out[place] = b""
             self.send_window -= stream.credit
             stream.queued_at = NOT_QUEUED

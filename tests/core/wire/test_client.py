@@ -478,6 +478,35 @@ class TestCancel:
         esp.holds_nothing()
 
 
+class TestTakenBack:
+    """A call that is cancelled before anything was written."""
+
+    def taken_back(self, esp: Caller) -> Call:
+        call = Call(esp.connection)
+        esp.connection.call(call, forward(), b"", message(b"x" * 100), end=True)
+        call.cancel()
+        return call
+
+    def test_it_is_never_said(self) -> None:
+        esp = dial()
+        esp.calls()
+        esp.said()
+        before = esp.connection.send_window
+        self.taken_back(esp)
+        after = esp.calls(b"hi")
+        assert after.id == 5
+        esp.says(*request(5, b"hi"))
+        assert before - esp.connection.send_window == len(message(b"hi"))
+
+    def test_the_first_call_still_gives_up_the_table(self) -> None:
+        """Whatever is called next must not be the first block without it."""
+        esp = dial()
+        self.taken_back(esp)
+        esp.calls()
+        first = next(frame for frame in split(esp.said()) if frame.kind == frames.HEADERS)
+        assert first.payload.startswith(b"\x20")
+
+
 class TestClosedStreams:
     @pytest.mark.parametrize("frame", [data(1, b"x"), headers(1, HEAD), data(1, b"", end=True)])
     def test_an_answer_that_goes_on_after_its_end_is_a_fault(self, frame: bytes) -> None:
