@@ -93,7 +93,7 @@ class _PassAll:
 
     def handler(self, path: bytes) -> Handler:
         method = METHODS.get(path)
-        if method is None or method.client_streaming:
+        if method is None or method.client_streaming or method.server_streaming:
             return self._stream
         return self._read if path in READS else self._write
 
