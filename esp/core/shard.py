@@ -21,7 +21,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -121,6 +121,27 @@ class _Waiter:
             self.future.set_exception(status.error())
 
 
+class StreamOpener(Protocol):
+    """Whoever opens a stream of its own to a shard, such as one that many clients share: told once, `go` or `refuse`.
+
+    Attributes:
+        size: bytes of memory it holds while it waits.
+        until: the `monotonic` time until which it waits; set by `Shard.open_stream`.
+    """
+
+    @property
+    def size(self) -> int:
+        """See above."""
+
+    until: float
+
+    def go(self, connection: ClientConnection) -> None:
+        """Here is the connection, with room for a call; it may be later than `open_stream` returned."""
+
+    def refuse(self, status: Status) -> None:
+        """There is none in time."""
+
+
 class _Lane:
     """One of a shard's connections, and the calls that wait for it."""
 
@@ -129,10 +150,10 @@ class _Lane:
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
         self.connection: ClientConnection | None = None
-        self.waiting: dict[_Parked | _Waiter, None] = {}
+        self.waiting: dict[StreamOpener, None] = {}
         self.closed = False
 
-    def park(self, call: _Parked | _Waiter) -> None:
+    def park(self, call: StreamOpener) -> None:
         context = self.shard.context
         if self.closed:
             call.refuse(errors.NO_CONNECTION)
@@ -141,7 +162,7 @@ class _Lane:
         else:
             self.waiting[call] = None
 
-    def unpark(self, call: _Parked | _Waiter) -> bool:
+    def unpark(self, call: StreamOpener) -> bool:
         """Takes it out of what waits, where it did."""
         if call not in self.waiting:
             return False
@@ -161,7 +182,7 @@ class _Lane:
         if self.connection is not None:
             self.connection.tick(now)
 
-    def _refuse(self, calls: list[_Parked | _Waiter]) -> None:
+    def _refuse(self, calls: list[StreamOpener]) -> None:
         for call in calls:
             if self.unpark(call):
                 call.refuse(errors.NO_CONNECTION)
@@ -267,9 +288,14 @@ class Shard:
         else:
             self._unary.park(_Parked(self, down, message, self._patience()))
 
-    def on_status(self, call: SplicedCall, status: Status) -> None:
-        """An error was passed on; one that says the member cannot serve makes the shard try the next."""
+    def on_status(self, call: SplicedCall, status: Status) -> bool:
+        """An error came; one that says the member cannot serve makes the shard try the next.
+
+        True when the call's handler has something better to do than to pass it on.
+        """
         self._consider_moving(call.connection, status)
+        down = call.down
+        return bool(call.message) and not down.responded and down.head.handler.recover(down, call.message, status)
 
     def _consider_moving(self, connection: ClientConnection, status: Status) -> None:
         if status.code != Code.UNAVAILABLE or status.message not in NO_LEADER_TEXTS or len(self.endpoints) == 1:
@@ -282,6 +308,16 @@ class Shard:
             connection.close()
 
     # Calls of esp's own.
+
+    def open_stream(self, opener: StreamOpener) -> None:
+        """Gives `opener` the connection for streams: at once, or when there is one."""
+        connection = self._streams.connection
+        if connection is not None and connection.has_room:
+            opener.go(connection)
+        else:
+            opener.until = self._patience()
+            self._wanted_streams.set()
+            self._streams.park(opener)
 
     async def unary(
         self,
