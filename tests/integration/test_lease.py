@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -10,67 +9,9 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import EVERYTHING, EspProcess, Esps, Server, connect, outcome, wait_until
+from tests.harness import EspProcess, Esps, Server, connect, outcome, wait_until
+from tests.integration.lease_client import EXISTS, KEYS, NOT_FOUND, Client, Grant, KeepAlive, Put, Range
 from tests.stubs import rpc_pb2_grpc
-
-Grant = rpc_pb2.LeaseGrantRequest
-Revoke = rpc_pb2.LeaseRevokeRequest
-KeepAlive = rpc_pb2.LeaseKeepAliveRequest
-TimeToLive = rpc_pb2.LeaseTimeToLiveRequest
-Put = rpc_pb2.PutRequest
-Range = rpc_pb2.RangeRequest
-
-NOT_FOUND = (grpc.StatusCode.NOT_FOUND, "etcdserver: requested lease not found")
-EXISTS = (grpc.StatusCode.FAILED_PRECONDITION, "etcdserver: lease already exists")
-KEYS = (b"a", b"j", b"z")
-"""One on each shard of the session's esp."""
-
-
-class Client:
-    """The Lease and KV services of one server."""
-
-    def __init__(self, channel: grpc.Channel) -> None:
-        self.lease = rpc_pb2_grpc.LeaseStub(channel)
-        self.kv = rpc_pb2_grpc.KVStub(channel)
-
-    def grant(self, ttl: int = 60, lease_id: int = 0) -> int:
-        return self.lease.LeaseGrant(Grant(TTL=ttl, ID=lease_id), timeout=30).ID
-
-    def revoke(self, lease_id: int) -> None:
-        self.lease.LeaseRevoke(Revoke(ID=lease_id), timeout=30)
-
-    def keep_alive(self, *ids: int) -> list[tuple[int, int]]:
-        """Ids and TTLs of the answers; the stream is half-closed after the requests, and must end well."""
-        answers = self.lease.LeaseKeepAlive(iter([KeepAlive(ID=lease_id) for lease_id in ids]), timeout=30)
-        return [(answer.ID, answer.TTL) for answer in answers]
-
-    def ttl(self, lease_id: int, *, keys: bool = False) -> rpc_pb2.LeaseTimeToLiveResponse:
-        return self.lease.LeaseTimeToLive(TimeToLive(ID=lease_id, keys=keys), timeout=30)
-
-    def has(self, lease_id: int) -> bool:
-        return self.ttl(lease_id).TTL >= 0
-
-    def ids(self) -> list[int]:
-        return [lease.ID for lease in self.lease.LeaseLeases(rpc_pb2.LeaseLeasesRequest(), timeout=30).leases]
-
-    def put(self, key: bytes, lease_id: int) -> None:
-        self.kv.Put(Put(key=key, lease=lease_id), timeout=30)
-
-    def keys(self) -> list[bytes]:
-        return [row.key for row in self.kv.Range(Range(**EVERYTHING), timeout=30).kvs]
-
-
-@pytest.fixture
-def client_of() -> Iterator[Callable[[Server], Client]]:
-    channels: list[grpc.Channel] = []
-
-    def make(server: Server) -> Client:
-        channels.append(connect(server))
-        return Client(channels[-1])
-
-    yield make
-    for channel in channels:
-        channel.close()
 
 
 @pytest.fixture
@@ -88,12 +29,6 @@ def direct(empty_shards: list[LocalEtcd], client_of: Callable[[Server], Client])
 def judge(empty_etcd: LocalEtcd, client_of: Callable[[Server], Client]) -> Client:
     """One etcd: what it answers is right."""
     return client_of(empty_etcd)
-
-
-@pytest.fixture
-def new_id() -> int:
-    """An id that no test has used: esp remembers for a while where it saw a lease."""
-    return random.randrange(1, 2**62)
 
 
 class TestGrant:
