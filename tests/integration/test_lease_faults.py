@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import grpc
 import pytest
@@ -53,14 +54,15 @@ def up(*shards: LocalEtcd) -> None:
     wait_ready(*shards)
 
 
-@pytest.fixture
-def frozen(shards: list[LocalEtcd]) -> Iterator[LocalEtcd]:
-    """A shard that takes everything and says nothing."""
-    process = shards[1].process
-    assert process is not None
-    process.send_signal(signal.SIGSTOP)
-    yield shards[1]
-    process.send_signal(signal.SIGCONT)
+@contextmanager
+def frozen(shard: LocalEtcd) -> Iterator[None]:
+    """The shard takes everything and says nothing."""
+    assert shard.process is not None
+    shard.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        shard.process.send_signal(signal.SIGCONT)
 
 
 class TestTolerant:
@@ -173,11 +175,18 @@ class TestTolerant:
         # The revocation that reached nobody is still done: its client was told nothing else.
         wait_until(lambda: client.keep_alive(lease_id) == [(lease_id, 0)])
 
-    def test_a_frozen_shard_holds_up_nobody_for_long(self, client: Client, frozen: LocalEtcd) -> None:
-        lease_id = client.grant(60)
-        assert client.keep_alive(lease_id) == [(lease_id, 60)]
+    @pytest.mark.parametrize("known", [True, False], ids=["with a stream to it", "without"])
+    def test_a_frozen_shard_holds_up_nobody_for_long(
+        self, client: Client, shards: list[LocalEtcd], known: bool
+    ) -> None:
         session = Session(client)
-        assert [session.renew(lease_id) for _ in range(3)] == [60] * 3
+        if known:
+            session.renew(client.grant(60))
+        with frozen(shards[1]):
+            lease_id = client.grant(60)
+            assert client.keep_alive(lease_id) == [(lease_id, 60)]
+            assert [session.renew(lease_id) for _ in range(3)] == [60] * 3
+        wait_until(lambda: session.renew(lease_id) == 60)
         session.close()
 
     def test_two_proxies_do_not_grant_again_what_the_other_knows_to_be_over(
@@ -214,11 +223,13 @@ class TestStrict:
         wait_until(lambda: outcome_or_none(lambda: strict.keep_alive(lease_id)) is None)
         assert strict.keep_alive(lease_id) == [(lease_id, 60)]
 
-    def test_a_frozen_shard_ends_the_stream(self, strict: Client, frozen: LocalEtcd) -> None:
-        assert outcome(lambda: strict.keep_alive(4711)) == (
-            grpc.StatusCode.UNAVAILABLE,
-            "etcdserver: request timed out",
-        )
+    def test_a_frozen_shard_ends_the_stream(self, strict: Client, shards: list[LocalEtcd]) -> None:
+        assert strict.keep_alive(4711) == [(4711, 0)]
+        with frozen(shards[1]):
+            assert outcome(lambda: strict.keep_alive(4711)) == (
+                grpc.StatusCode.UNAVAILABLE,
+                "etcdserver: request timed out",
+            )
 
     def test_a_lease_that_one_shard_does_not_have_is_dead_whatever_the_reason(
         self, strict: Client, shards: list[LocalEtcd], client_of: ClientOf, new_id: int

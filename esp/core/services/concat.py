@@ -14,7 +14,7 @@ cleanly. One that fails later ends the stream with REFUSED_STREAM, which a clien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -50,10 +50,12 @@ def can_concat(request: rpc_pb2.RangeRequest) -> bool:
 class Concat(Sink):
     """One client's Range: begins the parts, sends them on in order, and ends the answer."""
 
-    __slots__ = ("_count", "_header", "_parts", "_started", "_unsent", "down", "routing")
+    __slots__ = ("_again", "_count", "_header", "_parts", "_started", "_unsent", "down", "routing")
 
-    def __init__(self, down: ServerStream, routing: Routing) -> None:
+    def __init__(self, down: ServerStream, routing: Routing, again: Callable[[], None]) -> None:
+        """`again` answers the call in another way, for when a shard's connection breaks before anything was sent."""
         self.down = down
+        self._again = again
         self.routing = routing
         self._parts: list[_Part] = []  # those not sent on whole, in order
         self._unsent = 0
@@ -136,6 +138,15 @@ class Concat(Sink):
             self.down.reset(ErrorCode.REFUSED_STREAM)
         else:
             self.down.finish(status)
+
+    def broken(self, status: Status) -> None:
+        """A shard's connection broke. It was only read from, so once more is no harm while nothing was sent."""
+        if self._started or self.down.retried or self.down.sink is not self:
+            self.fail(status)
+            return
+        self.cancelled(ErrorCode.CANCEL, "")
+        self.down.retried = True
+        self._again()
 
     def drained(self, size: int) -> None:
         """The client has read: the shard whose bytes those were may send as many more."""
@@ -225,7 +236,7 @@ class _Part(ClientStream):
 
     def on_reset(self, code: int, reason: str) -> None:
         """The shard is gone."""
-        self._concat.fail(errors.NO_CONNECTION if self.surely_unprocessed(code) else errors.REQUEST_TIMED_OUT)
+        self._concat.broken(errors.NO_CONNECTION if self.surely_unprocessed(code) else errors.REQUEST_TIMED_OUT)
 
     def count(self) -> int | None:
         """The count at the end of the answer; 0 when it holds nothing but a header; None when neither is there."""

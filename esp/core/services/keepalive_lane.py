@@ -92,7 +92,9 @@ class _Call(ClientStream):
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The head of the answers, or the end of the stream."""
         if end:
-            self.upstream.ended(head.outcome())
+            status = head.outcome()
+            self.upstream.lane.shard.consider_moving(self.connection, status)
+            self.upstream.ended(status)
         elif head.http_status != 200 or not head.is_grpc:
             self.cancel()
             self.upstream.ended(head.outcome())
@@ -108,19 +110,23 @@ class _Call(ClientStream):
         """The stream broke."""
         self.upstream.ended(errors.SERVER_STOPPED)
 
+    def on_retired(self) -> None:
+        """The shard has moved on to another connection, perhaps away from a member without a leader."""
+        self.upstream.move()
+
 
 class _Upstream:
     """One keepalive stream, from when it is wanted.
 
     Attributes:
         in_flight: what was sent, or will be when there is a connection, and not answered, in order.
-        progress: when the last answer came; when the first of `in_flight` was added to none, if that was later.
+        progress: when the last answer came, or the first of `in_flight` was added or sent, whatever was later.
+        wanted: when it was.
         has_answered: at least once.
         closed: it is of no use any more.
     """
 
-    __slots__ = ("_call", "_reader", "closed", "has_answered", "in_flight", "lane", "progress", "until")
-    size = 0
+    __slots__ = ("_call", "_reader", "closed", "has_answered", "in_flight", "lane", "progress", "wanted")
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
@@ -128,7 +134,7 @@ class _Upstream:
         self.progress = 0.0
         self.has_answered = False
         self.closed = False
-        self.until = 0.0
+        self.wanted = monotonic()
         self._call: _Call | None = None
         self._reader = MessageReader(MAX_ANSWER_BYTES)
 
@@ -148,12 +154,21 @@ class _Upstream:
         """There is a connection."""
         if not self.closed:
             self._call = call = _Call(connection, self)
+            self.progress = monotonic()
             body = b"".join([keepalive.body for keepalive in self.in_flight])
             connection.call(call, self.lane.forward, b"", body, end=False)
 
-    def refuse(self, status: Status) -> None:
-        """There is none."""
-        self.ended(status)
+    def move(self) -> None:
+        """What it carries is sent again on another stream."""
+        if not self.closed:
+            self.close()
+            self.lane.moved(self)
+
+    def tick(self, now: float) -> None:
+        """There is no connection for long."""
+        if self._call is None and now - self.wanted > self.lane.shard.context.limits.max_waiting_seconds:
+            self.lane.shard.forget_opener(self)
+            self.ended(errors.NO_CONNECTION)
 
     def answers(self, payload: bytes) -> None:
         """Tells each answer to the keepalive it belongs to."""
@@ -191,6 +206,8 @@ class _Upstream:
             self.closed = True
             if self._call is not None:
                 self._call.cancel()
+            else:
+                self.lane.shard.forget_opener(self)
 
 
 class Lane:
@@ -243,11 +260,20 @@ class Lane:
             # It is about the keys of one lease, the first that was not answered.
             left.popleft().failed(self.index, status)
             again = True
-        left = deque(keepalive for keepalive in left if keepalive.wanted)
-        if left and again:
-            self.send(left, _joined(left))
+        if again:
+            self._send_again(left)
         else:
             self._fail(left, status)
+
+    def moved(self, upstream: _Upstream) -> None:
+        """A stream was given up for one on another connection."""
+        self._detach(upstream)
+        self._send_again(upstream.in_flight)
+
+    def _send_again(self, keepalives: Iterable[Waiting]) -> None:
+        wanted = [keepalive for keepalive in keepalives if keepalive.wanted]
+        if wanted:
+            self.send(wanted, b"".join([keepalive.body for keepalive in wanted]))
 
     def _detach(self, upstream: _Upstream) -> None:
         if upstream is self._main:
@@ -261,6 +287,9 @@ class Lane:
 
     def tick(self, now: float) -> None:
         """Looks whether the shard answers, and whether one keepalive holds up the others."""
+        for upstream in (self._main, self._slow):
+            if upstream is not None:
+                upstream.tick(now)
         main, slow = self._main, self._slow
         busy = main is not None and bool(main.in_flight)
         late = slow is not None and bool(slow.in_flight)
@@ -276,19 +305,18 @@ class Lane:
 
     def _overtake(self, main: _Upstream) -> None:
         """The first on the stream waits in the slow one from here on; the others get a stream without it."""
+        heard = self.heard
         main.close()
         self._main = None
-        rest = deque(keepalive for keepalive in main.in_flight if keepalive.wanted)
-        stalled = main.in_flight[0]
+        stalled = main.in_flight.popleft()
         if stalled.wanted:
-            rest.popleft()
             if self._slow is None:
                 self._slow = _Upstream(self)
                 self._begin(self._slow, [stalled], stalled.body)
             else:
                 self._slow.send([stalled], stalled.body)
-        if rest:
-            self.send(rest, _joined(rest))
+        self._send_again(main.in_flight)
+        self.heard = heard
 
     def close(self) -> list[Waiting]:
         """Ends the streams; what waited on them."""
@@ -299,7 +327,3 @@ class Lane:
                 left += upstream.in_flight
         self._main = self._slow = None
         return left
-
-
-def _joined(keepalives: Iterable[Waiting]) -> bytes:
-    return b"".join([keepalive.body for keepalive in keepalives])

@@ -153,13 +153,17 @@ class Range(_Routed):
         key_range = KeyRange.of_request(request.key, request.range_end)
         _check(self.refuse(request, *self.span(key_range)))
         segments = self.routing.map.split(key_range)
-        if not self.concat(stream, request, segments):
+
+        def merge() -> None:
             call = CoroutineCall(stream)
             call.start(self.spawn, self.across(call, request, segments))
 
-    def concat(self, stream: ServerStream, request: rpc_pb2.RangeRequest, segments: list[Segment]) -> bool:
-        """Answers with the shards' bytes as they are, where that is exact and every shard can be asked at once."""
-        return can_concat(request) and Concat(stream, self.routing).begin(request, segments)
+        if not self.joins(request) or not Concat(stream, self.routing, merge).begin(request, segments):
+            merge()
+
+    def joins(self, request: rpc_pb2.RangeRequest) -> bool:
+        """Whether the shards' bytes, one behind the other, are the answer."""
+        return can_concat(request)
 
     def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
         """What etcd would find wrong, wherever the keys are."""
@@ -187,7 +191,7 @@ class RangeStream(Range):
         """Why it cannot be answered exactly over several shards."""
         return refuse_range_stream(request, names, boundary)
 
-    def concat(self, stream: ServerStream, request: rpc_pb2.RangeRequest, segments: list[Segment]) -> bool:
+    def joins(self, request: rpc_pb2.RangeRequest) -> bool:
         """Never: the answer is a stream of messages."""
         return False
 

@@ -26,7 +26,7 @@ from esp.core.wire.frames import (
     ConnectionFault,
     ErrorCode,
     StreamFault,
-    pack_header,
+    pack_two,
     ping,
     unpack_header,
     window_update,
@@ -94,6 +94,9 @@ class ClientStream(Stream):
         self.on_headers(head, False)
         self.on_data(payload, False)
         self.on_headers(trailers, True)
+
+    def on_retired(self) -> None:
+        """Its connection takes no more calls and another will; this one goes on for as long as the server lets it."""
 
     def cancel(self) -> None:
         """Ends the call from here; nothing is told of it any more."""
@@ -198,11 +201,18 @@ class ClientConnection(Connection):
                     self.context.unflushed.append(self)
                 self.send_window -= size
                 stream.credit -= size
+                length = len(block)
                 out.append(
-                    pack_header(len(block) << 8 | HEADERS, END_HEADERS, stream_id)
-                    + block
-                    + pack_header(size << 8, 1 if end else 0, stream_id)
-                    + data
+                    pack_two(length, size)(
+                        length << 8 | HEADERS,
+                        END_HEADERS,
+                        stream_id,
+                        block,
+                        size << 8 | DATA,
+                        END_STREAM if end else 0,
+                        stream_id,
+                        data,
+                    )
                 )
                 stream.local_open = not end
                 return
@@ -295,7 +305,9 @@ class ClientConnection(Connection):
         self.received(length)
         stream.remote_open = False
         stream.headers_seen = True
-        self.forget(stream)
+        self.streams.pop(stream_id, None)
+        if self.tell_gone:
+            self.on_stream_gone()
         stream.on_answer(head, data[body:trailers_at], trailers)
         return end
 

@@ -27,6 +27,7 @@ from esp.core.wire.frames import (
     END_HEADERS,
     END_STREAM,
     GOAWAY,
+    HEADER_SIZE,
     HEADERS,
     MAX_FRAME_SIZE,
     MAX_WINDOW,
@@ -38,17 +39,21 @@ from esp.core.wire.frames import (
     RST_STREAM,
     SETTINGS,
     SETTINGS_ACK,
+    SETTINGS_HEADER_TABLE_SIZE,
     SETTINGS_INITIAL_WINDOW_SIZE,
     SETTINGS_MAX_CONCURRENT_STREAMS,
     WINDOW_UPDATE,
     ConnectionFault,
     ErrorCode,
     StreamFault,
+    frame,
     goaway,
+    header_block,
     parse_settings,
     ping,
     rst_stream,
     settings,
+    unpack_header,
     unpack_u32,
     unpad,
     window_update,
@@ -60,6 +65,9 @@ log = logging.getLogger("esp.wire")
 MAX_SETTINGS: Final = 32
 PUMP_BYTES: Final = 262144
 """Bytes that one `pump` moves at most, so that a wide window does not turn into a large write."""
+BANDWIDTH_PING: Final = bytes.fromhex("02041010090e0707")
+"""What grpc-go sends to measure bandwidth, up to once per message it gets. Nobody waits for the answer, so it goes with
+the next frames, at the latest with the next `tick`, and costs no write of its own."""
 RECENTLY_RESET: Final = 1000
 SMALL_INCREMENT: Final = 64
 SMALL_DATA: Final = 5
@@ -86,6 +94,7 @@ class Connection:
         "_block_stream",
         "_glitch_level",
         "_glitch_time",
+        "_held_ack",
         "_opened",
         "_pumped",
         "_pumping",
@@ -95,6 +104,8 @@ class Connection:
         "_settings_since",
         "_small_updates",
         "_stalled",
+        "_table_granted",
+        "_table_update_due",
         "_tail",
         "blocked",
         "blocked_since",
@@ -134,6 +145,9 @@ class Connection:
         self.send_window = DEFAULT_WINDOW
         self._send_top = DEFAULT_WINDOW
         self._small_updates = 0
+        self._held_ack = b""
+        self._table_granted = 4096  # by the protocol, until SETTINGS say otherwise
+        self._table_update_due = False
         self.peer_initial_window = DEFAULT_WINDOW
         self.peer_max_streams = MAX_WINDOW
         self.recv_limit = recv_limit
@@ -211,8 +225,13 @@ class Connection:
             return  # not connected yet: `out` is kept for the transport to come
         out = self.out
         if out:
+            if self._held_ack:
+                out.append(self._held_ack)
+                self._held_ack = b""
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
+            if self._table_update_due:
+                data = self._with_table_update(data)
             if self.on_flush is not None:
                 self.on_flush(data)
         if self.blocked:
@@ -220,6 +239,27 @@ class Connection:
         if self.ended and self.on_end is not None:
             on_end, self.on_end = self.on_end, None
             on_end()
+
+    def _with_table_update(self, data: bytes) -> bytes:
+        """`data`, whole frames, with a table size update to 0 at the start of its first header block.
+
+        esp keeps no table, but a peer that takes back what it granted at first waits for that (RFC 7541, section 4.2).
+        """
+        position = 0
+        while position < len(data):
+            word, flags, stream_id = unpack_header(data, position)
+            start = position + HEADER_SIZE
+            end = start + (word >> 8)
+            if word & 0xFF == HEADERS:
+                self._table_update_due = False
+                self._table_granted = 0
+                block = header_block(stream_id, b"\x20" + data[start:end], end_stream=bool(flags & END_STREAM))
+                if not flags & END_HEADERS:
+                    block = frame(HEADERS, flags, stream_id, b"\x20" + data[start : end - 1])
+                    block += frame(CONTINUATION, 0, stream_id, data[end - 1 : end])
+                return data[:position] + block + data[end:]
+            position = end
+        return data
 
     def take_output(self) -> bytes:
         """The queued frames, for a caller that moves the bytes itself."""
@@ -361,6 +401,9 @@ class Connection:
         limits = self.limits
         if self.ended:
             return
+        if self._held_ack:
+            ack, self._held_ack = self._held_ack, b""
+            self.send(ack)
         if not self.got_settings and now - self._opened > limits.preface_timeout:
             self._time_out("preface_timeout", "no HTTP/2 preface in time")
         elif self._settings_since and now - self._settings_since > limits.settings_timeout:
@@ -564,7 +607,10 @@ class Connection:
             self.on_ping_acknowledged(payload)
             return
         self.on_ping()
-        self.send(ping(payload, ack=True))
+        if payload == BANDWIDTH_PING:
+            self._held_ack += ping(payload, ack=True)
+        else:
+            self.send(ping(payload, ack=True))
 
     def _on_rst_stream(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -610,6 +656,8 @@ class Connection:
                 self.peer_initial_window = value
             elif name == SETTINGS_MAX_CONCURRENT_STREAMS:
                 self.peer_max_streams = value
+            elif name == SETTINGS_HEADER_TABLE_SIZE and value < self._table_granted:
+                self._table_update_due = True
         raised = self.peer_initial_window > before
         if raised and any(self.peer_initial_window + stream.credit > MAX_WINDOW for stream in self.streams.values()):
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS raise a stream window above 2^31-1")

@@ -248,7 +248,7 @@ _WINDOW_BITS: Final = 12
 
 
 def _symbol_windows() -> list[tuple[bytes, int]]:
-    """For every 12 bits of Huffman code: the symbols of a time-out they begin with, one or two, and the bits of those."""
+    """For every 12 bits of Huffman code: the symbols of a time-out they begin with, one or two, and their bits."""
     codes = [(bytes((symbol,)), REQUEST_CODES[symbol], REQUEST_CODES_LENGTH[symbol]) for symbol in b"0123456789HMSmun"]
     windows = [(b"", 0)] * (1 << _WINDOW_BITS)
 
@@ -272,7 +272,7 @@ _WINDOWS: Final = _symbol_windows()
 def _timeout_symbols(coded: bytes) -> bytes | None:
     """A Huffman-coded time-out as text; None when it holds anything but digits and units.
 
-    Two symbols a step: this runs once per call of a client with deadlines, and the library's decoder goes by half bytes.
+    Two symbols a step: it runs once per call of a client with deadlines, and the library's decoder goes by half bytes.
     """
     left = len(coded) * 8
     bits = int.from_bytes(coded, "big") << _WINDOW_BITS | (1 << _WINDOW_BITS) - 1

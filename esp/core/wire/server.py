@@ -75,6 +75,7 @@ class ServerConnection(Connection):
         "_last_ping",
         "_last_stream",
         "_preface",
+        "_said_goaway",
         "_shrunk",
         "_strikes",
         "recv_initial",
@@ -96,6 +97,7 @@ class ServerConnection(Connection):
         self._drain_status = OK
         self._last_ping = 0.0
         self._strikes = 0
+        self._said_goaway = False
         self._idle_since = monotonic()
         self._incomplete: dict[int, float] = {}
         values = {
@@ -328,8 +330,9 @@ class ServerConnection(Connection):
 
     def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
         """The client will open no more streams; those that are open go on."""
-        if code:
-            log.info("%s: client says GOAWAY %d %r", self.peer, code, debug[:128])
+        level = logging.INFO if code and not self._said_goaway else logging.DEBUG
+        self._said_goaway = True
+        log.log(level, "%s: client says GOAWAY %d %r", self.peer, code, debug[:128])
 
     def last_stream_id(self) -> int:
         """The last stream taken; GOAWAY may not name a later one than the GOAWAY before it."""
@@ -338,7 +341,7 @@ class ServerConnection(Connection):
     # Draining: tell the client, wait until it must have heard, finish what is open.
 
     def drain(self, streaming: Status) -> None:
-        """Takes new streams until the client has heard of it, ends streaming calls with `streaming`, serves the rest."""
+        """Takes streams until the client has heard of it, ends streaming calls with `streaming`, serves the rest."""
         if self.ended or self._drain_started:
             return
         self._drain_started = monotonic()

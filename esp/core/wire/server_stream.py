@@ -5,7 +5,16 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from esp.core.wire.frames import HEADERS, MAX_FRAME_SIZE, ErrorCode, StreamFault, pack_header
+from esp.core.wire.frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    MAX_FRAME_SIZE,
+    ErrorCode,
+    StreamFault,
+    pack_three,
+)
 from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader, format_timeout, prefix
 from esp.core.wire.request import NO_LENGTH, RequestHead
@@ -178,17 +187,28 @@ class ServerStream(Stream):
         out = connection.out
         if not out:
             connection.context.unflushed.append(connection)
+        pack = pack_three(len(head), size, len(trailers))
         out.append(
-            pack_header(len(head) << 8 | HEADERS, 4, stream_id)
-            + head
-            + pack_header(size << 8, 0, stream_id)
-            + payload
-            + pack_header(len(trailers) << 8 | HEADERS, 5, stream_id)
-            + trailers
+            pack(
+                len(head) << 8 | HEADERS,
+                END_HEADERS,
+                stream_id,
+                head,
+                size << 8 | DATA,
+                0,
+                stream_id,
+                payload,
+                len(trailers) << 8 | HEADERS,
+                END_HEADERS | END_STREAM,
+                stream_id,
+                trailers,
+            )
         )
         self.responded = True
         self.local_open = False
-        connection.forget(self)
+        connection.streams.pop(stream_id, None)
+        if connection.tell_gone:
+            connection.on_stream_gone()
         return True
 
     def finish(self, status: Status, extra: Fields | None = None) -> None:

@@ -89,7 +89,10 @@ class SplicedCall(ClientStream, Sink):
         down.sink = None
         if not down.send_answer(head.forward, payload, trailers.forward):
             down.sink = self
-            super().on_answer(head, payload, trailers)
+            self.on_headers(head, False)
+            self.on_data(payload, False)
+            if down.sink is self:  # there was memory for what has to wait
+                self.on_headers(trailers, True)
 
     def on_data(self, payload: bytes, end: bool) -> None:
         """A piece of the answer."""

@@ -72,6 +72,11 @@ class WireProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came: the connection takes them, then everything that has output is written."""
+        self.take(data)
+        self.context.flush()
+
+    def take(self, data: bytes) -> None:
+        """Gives bytes to the connection. A bug that shows there ends this connection and no other."""
         connection = self.connection
         if connection is None:
             return
@@ -80,7 +85,6 @@ class WireProtocol(asyncio.Protocol):
         except Exception:
             log.exception("%s: a bug in esp; closing the connection", connection.peer)
             connection.end(ErrorCode.INTERNAL_ERROR, "internal error")
-        self.context.flush()
 
     def pause_writing(self) -> None:
         """The peer does not read as fast as we write."""
@@ -135,7 +139,8 @@ class ServerProtocol(WireProtocol):
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
         if self.connection is not None:
-            super().data_received(data)
+            self.take(data)
+            self._listener.flush_soon()
         elif self._http1 is not None:
             self._serve_http1(data)
         else:
@@ -147,7 +152,8 @@ class ServerProtocol(WireProtocol):
             connection = ServerConnection(self.context, self.peer, self._listener.find)
             self.attach(connection)
             self._first = b""
-            super().data_received(first)
+            self.take(first)
+            self._listener.flush_soon()
         elif first.startswith(_HTTP1_METHODS):
             self._http1 = Http1Connection(self._listener.find_page)
             self._first = b""
@@ -243,6 +249,7 @@ class Listener:
         self._servers: list[asyncio.Server] = []
         self._empty = asyncio.Event()
         self._empty.set()
+        self._will_flush = False
 
     async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
         """Begins to accept on `host`:`port`; the addresses bound.
@@ -254,6 +261,16 @@ class Listener:
         server = await loop.create_server(lambda: ServerProtocol(self), host, port, backlog=1024)
         self._servers.append(server)
         return [sock.getsockname()[:2] for sock in server.sockets]
+
+    def flush_soon(self) -> None:
+        """Writes what waits when all sockets of this turn of the loop have been read: their requests leave together."""
+        if not self._will_flush:
+            self._will_flush = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._will_flush = False
+        self.context.flush()
 
     def close(self) -> None:
         """Stops accepting."""

@@ -20,6 +20,7 @@ from esp.core.wire.message import MessageReader, prefix
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server import ServerConnection
 from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.status import Code, Status
 
 Request = rpc_pb2.RangeRequest
 HEAD = encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
@@ -76,7 +77,7 @@ class Scene:
                 request = Request.FromString(message[5:])
                 assert can_concat(request)
                 segments = scene.map.split(KeyRange.of_request(request.key, request.range_end))
-                scene.begun = Concat(stream, scene).begin(request, segments)  # type: ignore[arg-type]
+                scene.begun = Concat(stream, scene, lambda: scene.again(stream)).begin(request, segments)  # type: ignore[arg-type]
 
         def find(head: RequestHead) -> Handler:
             head.forward = head.encode_forward()
@@ -85,6 +86,9 @@ class Scene:
         self.client = ServerConnection(self.context, "client", find)
         self.client.receive(frames.PREFACE + frames.settings({4: self.window}) + frames.window_update(0, 1 << 24))
         self.client.take_output()
+
+    def again(self, stream: ServerStream) -> None:
+        stream.finish(Status(Code.UNAVAILABLE, "asked in another way"))
 
     def asks(self, request: rpc_pb2.RangeRequest) -> None:
         body = prefix(request.SerializeToString())
@@ -208,6 +212,15 @@ def test_a_shard_that_fails_before_it_begins_gives_the_call_its_error() -> None:
     assert b"etcdserver: no leader" in out
     assert not scene.client.streams
     assert not any(shard.connection.streams for shard in scene.shards), "the third is cancelled"
+
+
+def test_a_connection_that_breaks_before_anything_was_sent_is_made_up_for_in_another_way() -> None:
+    scene = Scene()
+    scene.asks(EVERYTHING)
+    scene.shards[0].says(head(), data(PARTS[0]), trailers())
+    scene.shards[1].connection.lost("gone")
+    assert b"asked in another way" in scene.client.take_output()
+    assert not any(shard.connection.streams for shard in scene.shards)
 
 
 @pytest.mark.parametrize("how", ["trailers", "reset", "lost", "short"])

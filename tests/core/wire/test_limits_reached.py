@@ -1,0 +1,249 @@
+"""Every limit of the server's end can be reached, and is counted by its name when it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import pytest
+
+from esp.core.wire.context import WireContext
+from esp.core.wire.frames import PREFACE, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
+from esp.core.wire.hpack import encode
+from esp.core.wire.limits import Limits
+from tests.core.wire.conftest import Clock
+from tests.core.wire.conversation import (
+    HOLD,
+    STREAM,
+    Server,
+    call,
+    continuation,
+    data,
+    headers,
+    meet,
+    message,
+    rst,
+    settings,
+    strangers,
+)
+
+Reach = Callable[[Clock], Server]
+
+
+def max_concurrent_streams(clock: Clock) -> Server:
+    client, server = meet(Limits(max_concurrent_streams=1))
+    client.sends(headers(1, call(HOLD)), headers(3, call(HOLD)))
+    server.resets(3, ErrorCode.REFUSED_STREAM)
+    return server
+
+
+def max_header_list_bytes(clock: Clock) -> Server:
+    client, server = meet(Limits(max_header_list_bytes=1000))
+    client.sends(headers(1, call(HOLD, (b"x", b"y" * 800))))
+    server.closes(ErrorCode.ENHANCE_YOUR_CALM)
+    return server
+
+
+def max_header_fields(clock: Clock) -> Server:
+    client, server = meet(Limits(max_header_fields=10))
+    client.sends(headers(1, call(HOLD, *[(b"x", b"y")] * 4)), data(1, message(), end=True))
+    server.says()
+    client.sends(headers(3, call(HOLD, *[(b"x", b"y")] * 5)), data(3, message(), end=True))
+    server.resets(3, ErrorCode.ENHANCE_YOUR_CALM)
+    assert server.saw == [("message", 1, message())]
+    return server
+
+
+def max_header_block_bytes(clock: Clock) -> Server:
+    client, server = meet(Limits(max_header_block_bytes=100))
+    client.sends(headers(1, bytes(80), end_headers=False))
+    client.sends(continuation(1, bytes(20), end_headers=False))
+    assert not server.closed
+    client.sends(continuation(1, bytes(1), end_headers=False))
+    server.closes(ErrorCode.ENHANCE_YOUR_CALM)
+    return server
+
+
+def max_header_block_bytes_in_one_frame(clock: Clock) -> Server:
+    client, server = meet(Limits(max_header_block_bytes=100))
+    client.sends(headers(1, call(HOLD, (b"x", b"y" * 60))))
+    server.closes(ErrorCode.ENHANCE_YOUR_CALM)
+    return server
+
+
+def max_continuations(clock: Clock) -> Server:
+    client, server = meet(Limits(max_continuations=2))
+    client.sends(headers(1, b"", end_headers=False), *[continuation(1, b"", end_headers=False)] * 2)
+    assert not server.closed
+    client.sends(continuation(1, encode(call(HOLD))))
+    server.closes(ErrorCode.ENHANCE_YOUR_CALM)
+    return server
+
+
+def max_message_bytes(clock: Clock) -> Server:
+    client, server = meet(Limits(max_message_bytes=100))
+    client.sends(headers(1, call(HOLD)), data(1, message(bytes(101))[:50]))
+    assert server.connection.streams == {}
+    return server
+
+
+def stream_window_bytes(clock: Clock) -> Server:
+    client, server = meet()
+    client.sends(headers(1, call(STREAM)), *[data(1, bytes(16384))] * 4)
+    server.resets(1, ErrorCode.FLOW_CONTROL_ERROR)
+    return server
+
+
+def connection_window_bytes(clock: Clock) -> Server:
+    client, server = meet(Limits(connection_window_bytes=1000))
+    client.sends(headers(1, call(STREAM)), data(1, bytes(1001)))
+    server.closes(ErrorCode.FLOW_CONTROL_ERROR)
+    return server
+
+
+def max_buffered_bytes(clock: Clock) -> Server:
+    client, server = meet(Limits(max_buffered_bytes=1000), client_settings={SETTINGS_INITIAL_WINDOW_SIZE: 0})
+    client.sends(headers(1, call(HOLD)), data(1, message(), end=True))
+    server.hold.streams[1].respond(bytes(1000))
+    assert server.connection.streams == {}
+    return server
+
+
+def max_buffered_bytes_by_requests(clock: Clock) -> Server:
+    client, server = meet(Limits(max_buffered_bytes=1000))
+    client.sends(headers(1, call(HOLD)), data(1, message(bytes(2000))[:1001]))
+    assert server.connection.streams == {}
+    return server
+
+
+def max_output_bytes(clock: Clock) -> Server:
+    _, server = meet()
+    server.connection.pause()
+    return server
+
+
+def glitch_budget(clock: Clock) -> Server:
+    client, server = meet(Limits(glitch_budget=3))
+    client.sends(*(headers(s, call(STREAM)) + rst(s) for s in (1, 3, 5)))
+    assert not server.closed
+    client.sends(headers(7, call(STREAM)), rst(7))
+    server.closes(ErrorCode.ENHANCE_YOUR_CALM)
+    return server
+
+
+def preface_timeout(clock: Clock) -> Server:
+    client, server = strangers(Limits(preface_timeout=10))
+    client.sends(PREFACE)
+    server.tick(clock.passes(10))
+    assert not server.closed
+    server.tick(clock.passes(0.1))
+    server.closes(ErrorCode.NO_ERROR)
+    return server
+
+
+def settings_timeout(clock: Clock) -> Server:
+    client, server = strangers(Limits(settings_timeout=30))
+    client.sends(PREFACE, settings({}))
+    server.tick(clock.passes(30))
+    assert not server.closed
+    server.tick(clock.passes(0.1))
+    server.closes(ErrorCode.SETTINGS_TIMEOUT)
+    return server
+
+
+def header_timeout(clock: Clock) -> Server:
+    client, server = meet(Limits(header_timeout=10))
+    client.sends(headers(1, b"", end_headers=False))
+    server.tick(clock.passes(9))
+    client.sends(continuation(1, b"", end_headers=False))
+    server.tick(clock.passes(1))
+    assert not server.closed
+    server.tick(clock.passes(0.1))
+    server.closes(ErrorCode.NO_ERROR)
+    return server
+
+
+def request_timeout(clock: Clock) -> Server:
+    client, server = meet(Limits(request_timeout=1))
+    client.sends(headers(1, call(HOLD)))
+    for _ in range(3):
+        server.tick(clock.passes(1))
+    assert server.connection.streams == {}
+    return server
+
+
+def blocked_write_timeout(clock: Clock) -> Server:
+    client, server = meet(Limits(blocked_write_timeout=1), client_settings={SETTINGS_INITIAL_WINDOW_SIZE: 0})
+    client.sends(headers(1, call(HOLD)), data(1, message(), end=True))
+    server.hold.streams[1].respond(b"x")
+    for _ in range(3):
+        server.tick(clock.passes(1))
+    assert server.connection.streams == {}
+    return server
+
+
+def idle_timeout(clock: Clock) -> Server:
+    client, server = meet(Limits(idle_timeout=100))
+    client.sends(headers(1, call(STREAM)))
+    client.acknowledges()
+    server.tick(clock.passes(1000))
+    client.sends(rst(1))
+    server.tick(clock.passes(100))
+    assert not server.closed
+    server.tick(clock.passes(0.1))
+    server.closes(ErrorCode.NO_ERROR, "idle")
+    return server
+
+
+REACHED: list[Reach] = [
+    max_concurrent_streams,
+    max_header_list_bytes,
+    max_header_fields,
+    max_header_block_bytes,
+    max_header_block_bytes_in_one_frame,
+    max_continuations,
+    max_message_bytes,
+    stream_window_bytes,
+    connection_window_bytes,
+    max_buffered_bytes,
+    max_buffered_bytes_by_requests,
+    max_output_bytes,
+    glitch_budget,
+    preface_timeout,
+    settings_timeout,
+    header_timeout,
+    request_timeout,
+    blocked_write_timeout,
+    idle_timeout,
+]
+ELSEWHERE = {
+    "glitch_refill_per_second": "test_abuse.py",
+    "max_output_hard_bytes": "test_transport.py",
+    "max_connections": "test_transport.py",
+    "connect_timeout": "the shard's tests",
+    "keepalive_time": "test_client.py",
+    "keepalive_timeout": "test_client.py",
+    "max_waiting_requests": "the shard's tests",
+    "max_waiting_seconds": "the shard's tests",
+}
+
+
+@pytest.mark.parametrize("reach", REACHED, ids=[reach.__name__ for reach in REACHED])
+def test_a_limit_that_is_reached_is_counted_by_its_name(reach: Reach, clock: Clock) -> None:
+    server = reach(clock)
+    name = next(field.name for field in fields(Limits) if reach.__name__.startswith(field.name))
+    assert server.limits_reached == {name: 1}
+    if server.closed:
+        server.holds_nothing()
+
+
+def test_every_limit_is_reached_by_some_test() -> None:
+    reached = {f.name for f in fields(Limits) for reach in REACHED if reach.__name__.startswith(f.name)}
+    assert {f.name for f in fields(Limits)} == reached | set(ELSEWHERE)
+
+
+def test_limits_reached_by_several_connections_are_counted_together() -> None:
+    context = WireContext(Limits())
+    context.reached("idle_timeout")
+    context.reached("idle_timeout")
+    assert context.counters.limits == {"idle_timeout": 2}
