@@ -19,6 +19,7 @@ LAYERS = [
     {"esp.core.shard"},
     {"esp.core.routing", "esp.core.identity", "esp.core.health"},
     {"esp.core.probe", "esp.core.lease_sync"},
+    {"esp.core.lease_survey"},
     {"esp.core.services"},
     {"esp.core.proxy", "esp.core.local"},
     {"esp.commands"},
@@ -34,6 +35,7 @@ PB_READERS = (
     "esp.core.shard",
     "esp.core.probe",
     "esp.core.lease_sync",
+    "esp.core.lease_survey",
     "esp.core.services",
     "esp.commands",
 )
