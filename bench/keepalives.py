@@ -3,9 +3,9 @@
     python -m bench.keepalives [--leases 10000] [--connections 50] [--ttl 15] [--seconds 20] [--peers esp,grpc-proxy]
 
 Prints a Markdown table: CPU of the proxy per keepalive answered, answers per second, p50 and p99 from request to
-answer. The load is paced, not as fast as possible: `grpc-proxy` renews by its own clock and answers only then, so a generator
-that waits for answers would measure that clock. For the same reason its latencies say how long it kept a client
-waiting, and its answers may be fewer than the requests.
+answer. The load is paced, not as fast as possible: `grpc-proxy` renews by its own clock and answers only then, so a
+generator that waits for answers would measure that clock. For the same reason its latencies say how long it kept a
+client waiting, and its answers may be more or fewer than the requests.
 """
 
 from __future__ import annotations

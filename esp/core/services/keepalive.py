@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from operator import is_not
 from time import monotonic
 from typing import Final
 
@@ -46,7 +47,7 @@ class Keepalive:
     """One request of a client, and what the shards answered so far.
 
     Attributes:
-        body: the request, written anew, with its prefix.
+        body: the request, with its prefix.
         sent: when, on the monotonic clock.
         size: bytes of the client's window to give back when it is done with.
         ttls: by shard: what it answered, NO_ANSWER before or without an answer.
@@ -56,14 +57,14 @@ class Keepalive:
 
     __slots__ = ("_left", "answer", "body", "client", "failure", "headers", "id", "sent", "size", "ttls")
 
-    def __init__(self, client: _Client, lease_id: int, sent: float, shards: int) -> None:
+    def __init__(self, client: _Client, message: bytes, sent: float, shards: int) -> None:
         self.client = client
-        self.id = lease_id
-        self.body = prefix(rpc_pb2.LeaseKeepAliveRequest(ID=lease_id).SerializeToString())
+        self.id = _parse(message).ID
+        self.body = prefix(message)
         self.sent = sent
         self.size = 0
         self.ttls = [NO_ANSWER] * shards
-        self.headers: list[rpc_pb2.ResponseHeader] = []
+        self.headers: list[rpc_pb2.ResponseHeader | None] = [None] * shards
         self.failure: Status | None = None
         self.answer: bytes | Status | None = None
         self._left = shards
@@ -73,10 +74,10 @@ class Keepalive:
         """Whether the client still waits for it."""
         return not self.client.closed
 
-    def answered(self, shard: int, answer: rpc_pb2.LeaseKeepAliveResponse) -> None:
+    def answered(self, shard: int, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
         """A shard's answer."""
-        self.ttls[shard] = max(0, answer.TTL)
-        self.headers.append(answer.header)
+        self.ttls[shard] = ttl if ttl > 0 else 0
+        self.headers[shard] = header
         self._one_less()
 
     def failed(self, shard: int, status: Status) -> None:
@@ -122,7 +123,9 @@ class _Client(Sink):
             return
         self._half_closed = end
         try:
-            ids = [_parse(message).ID for message in self._reader.feed(payload)]
+            messages = self._reader.feed(payload)
+            now, shards = monotonic(), len(self.lanes.lanes)
+            keepalives = [Keepalive(self, message, now, shards) for message in messages]
             if end and self._reader.wanted:
                 raise Status(Code.INTERNAL, "the request ended within a message").error()
         except RpcError as error:
@@ -131,23 +134,20 @@ class _Client(Sink):
         except DecodeError as error:
             self._end(Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}"))
             return
-        if not ids:
+        if not keepalives:
             self.stream.consumed(len(payload))
-        elif not self._service.admit(len(ids)):
+        elif not self._service.admit(len(keepalives)):
             self._end(errors.TOO_MANY_REQUESTS)
             return
         else:
-            self._send(ids, len(payload))
+            keepalives[-1].size = len(payload)
+            self._send(keepalives)
         self._answer()
 
-    def _send(self, ids: Sequence[int], size: int) -> None:
-        now = monotonic()
-        lanes = self.lanes.lanes
-        keepalives = [Keepalive(self, lease_id, now, len(lanes)) for lease_id in ids]
-        keepalives[-1].size = size
+    def _send(self, keepalives: Sequence[Keepalive]) -> None:
         self._queue += keepalives
         body = b"".join([keepalive.body for keepalive in keepalives])
-        for lane in lanes:
+        for lane in self.lanes.lanes:
             lane.send(keepalives, body)
 
     def cancelled(self, code: int, reason: str) -> None:
@@ -231,6 +231,8 @@ class LeaseKeepAlive(Handler):
         self._repair = repair
         self._context = context
         self._lanes: dict[bytes, _Lanes] = {}
+        # What the last answer was made of, which is mostly the same again; nothing is equal to what it begins with.
+        self._merged: tuple[list[rpc_pb2.ResponseHeader | None], bytes] = ([rpc_pb2.ResponseHeader()], b"")
         self._waiting = 0
 
     def on_open(self, stream: ServerStream) -> None:
@@ -286,12 +288,21 @@ class LeaseKeepAlive(Handler):
             return failure
         if ttl:
             self._table.renewed(keepalive.id, keepalive.ttls, keepalive.sent, keepalive.client.metadata)
-        header = merged_header(keepalive.headers, self._identity)
-        return prefix(rpc_pb2.LeaseKeepAliveResponse(header=header, ID=keepalive.id, TTL=ttl).SerializeToString())
+        answer = rpc_pb2.LeaseKeepAliveResponse(ID=keepalive.id, TTL=ttl).SerializeToString()
+        return prefix(self._header(keepalive.headers) + answer)
+
+    def _header(self, headers: list[rpc_pb2.ResponseHeader | None]) -> bytes:
+        """An answer that is nothing but a header: what stands in front of an answer without one."""
+        known, merged = self._merged
+        if any(map(is_not, known, headers)):
+            header = merged_header([header for header in headers if header is not None], self._identity)
+            merged = rpc_pb2.LeaseKeepAliveResponse(header=header).SerializeToString()
+            self._merged = headers, merged
+        return merged
 
     def _may_miss(self, keepalive: Keepalive, failure: Status) -> bool:
         """Whether it is answered without the shards that have not."""
-        return self._table.tolerant and bool(keepalive.headers) and errors.is_unreachable(failure)
+        return self._table.tolerant and any(keepalive.headers) and errors.is_unreachable(failure)
 
     def _judged(self, keepalive: Keepalive) -> int:
         """The TTL of a lease that not every shard has; 0 when that makes it dead."""

@@ -32,6 +32,7 @@ SILENT_SECONDS: Final = 1.0
 MAX_ANSWER_BYTES: Final = 65_536
 
 _parse = rpc_pb2.LeaseKeepAliveResponse.FromString
+_HEADER_TAG: Final = 1 << 3 | 2
 
 
 class Waiting(Protocol):
@@ -55,8 +56,8 @@ class Waiting(Protocol):
     def wanted(self) -> bool:
         """See above."""
 
-    def answered(self, shard: int, answer: rpc_pb2.LeaseKeepAliveResponse) -> None:
-        """The shard's answer."""
+    def answered(self, shard: int, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
+        """The shard's answer. Headers that are equal are mostly the same object."""
 
     def failed(self, shard: int, status: Status) -> None:
         """There is none."""
@@ -70,7 +71,7 @@ class _Probe:
     body: Final = prefix(rpc_pb2.LeaseKeepAliveRequest().SerializeToString())
     wanted: Final = True
 
-    def answered(self, shard: int, answer: rpc_pb2.LeaseKeepAliveResponse) -> None:
+    def answered(self, shard: int, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
         """It does."""
 
     def failed(self, shard: int, status: Status) -> None:
@@ -126,7 +127,7 @@ class _Upstream:
         closed: it is of no use any more.
     """
 
-    __slots__ = ("_call", "_reader", "closed", "has_answered", "in_flight", "lane", "progress", "wanted")
+    __slots__ = ("_call", "_header", "_reader", "closed", "has_answered", "in_flight", "lane", "progress", "wanted")
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
@@ -136,6 +137,7 @@ class _Upstream:
         self.closed = False
         self.wanted = monotonic()
         self._call: _Call | None = None
+        self._header = b"", rpc_pb2.ResponseHeader()
         self._reader = MessageReader(MAX_ANSWER_BYTES)
 
     def is_stalled(self, now: float) -> bool:
@@ -174,20 +176,38 @@ class _Upstream:
         """Tells each answer to the keepalive it belongs to."""
         lane, in_flight = self.lane, self.in_flight
         try:
-            messages = [_parse(message) for message in self._reader.feed(payload)]
+            answers = [self._parsed(message) for message in self._reader.feed(payload)]
         except (RpcError, DecodeError):
             self.fault("an answer that cannot be read")
             return
-        if messages and not self.closed:
+        if answers and not self.closed:
             self.has_answered = True
             self.progress = lane.heard = monotonic()
-        for answer in messages:
+        for answer, header in answers:
             if self.closed:
                 return
             if not in_flight or in_flight[0].id != answer.ID:
                 self.fault("an answer that nobody waits for")
                 return
-            in_flight.popleft().answered(lane.index, answer)
+            in_flight.popleft().answered(lane.index, answer.TTL, header)
+
+    def _parsed(self, message: bytes) -> tuple[rpc_pb2.LeaseKeepAliveResponse, rpc_pb2.ResponseHeader]:
+        """An answer, and its header.
+
+        The header stands in front, and is the same as in the answer before unless something was written meanwhile.
+
+        Raises:
+            DecodeError: it is no answer.
+        """
+        known, header = self._header
+        size = len(known)
+        if size and message.startswith(known) and message[size : size + 1] != b"\x0a":
+            return _parse(message[size:]), header
+        answer = _parse(message)
+        header = answer.header
+        if len(message) > 2 and message[0] == _HEADER_TAG and message[1] < 0x80:
+            self._header = message[: 2 + message[1]], header
+        return answer, header
 
     def fault(self, what: str) -> None:
         """The shard says something that cannot be."""

@@ -105,10 +105,7 @@ class LeaseTable:
             self._add(lease_id, Known([sent + ttl if ttl > 0 else 0.0 for ttl in ttls], metadata))
             return
         known.metadata = metadata
-        until = known.until
-        for index, ttl in enumerate(ttls):
-            if ttl > 0:
-                until[index] = sent + ttl
+        known.until = [sent + ttl if ttl > 0 else before for ttl, before in zip(ttls, known.until, strict=True)]
 
     def seen(self, lease_id: int, shard: int, until: float) -> None:
         """The lease lives on that shard; nothing is noted of a lease that is not known."""
