@@ -201,6 +201,35 @@ def test_when_the_client_dies_the_keys_go_on_all_shards(esp_: Client, direct: li
     assert [shard.ids() for shard in direct] == [[], [], []]
 
 
+class TestTwoProxies:
+    @pytest.fixture
+    def other(self, start_esp: Esps, shards: list[LocalEtcd], client_of: Callable[[Server], Client]) -> Client:
+        return client_of(start_esp(shards, ["i", "r"]))
+
+    def test_a_lease_of_one_is_a_lease_of_the_other(self, esp_: Client, other: Client) -> None:
+        lease_id = esp_.grant()
+        for key in KEYS:
+            other.put(key, lease_id)
+        assert other.keep_alive(lease_id, lease_id) == [(lease_id, 60)] * 2
+        assert sorted(other.ttl(lease_id, keys=True).keys) == list(KEYS)
+        assert other.ids() == [lease_id]
+
+    def test_what_one_has_revoked_the_other_does_not_bring_back(
+        self, esp_: Client, other: Client, direct: list[Client]
+    ) -> None:
+        lease_id = esp_.grant()
+        assert other.keep_alive(lease_id) == [(lease_id, 60)]
+        other.revoke(lease_id)
+        assert esp_.keep_alive(lease_id) == [(lease_id, 0)]
+        assert outcome(lambda: esp_.put(b"j", lease_id)) == NOT_FOUND
+        assert [shard.ids() for shard in direct] == [[], [], []]
+
+    def test_the_same_id_is_granted_once(self, esp_: Client, other: Client, new_id: int, direct: list[Client]) -> None:
+        esp_.grant(lease_id=new_id)
+        assert outcome(lambda: other.grant(lease_id=new_id)) == EXISTS
+        assert [shard.ids() for shard in direct] == [[new_id]] * 3
+
+
 class TestHalfDead:
     def test_a_lease_that_ended_on_one_shard_is_dead_and_revoked_on_the_others(
         self, esp_: Client, direct: list[Client]

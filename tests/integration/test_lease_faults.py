@@ -12,7 +12,7 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from tests.harness import EspProcess, Esps, Etcds, Server, outcome, wait_ready, wait_until
-from tests.integration.lease_client import EXISTS, KEYS, NOT_FOUND, Client, Session
+from tests.integration.lease_client import EXISTS, KEYS, NOT_FOUND, Client, Grant, Session
 
 ClientOf = Callable[[Server], Client]
 NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE, "there is no connection available")
@@ -20,7 +20,7 @@ NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE, "there is no connection available"
 
 @pytest.fixture
 def shards(start_etcd: Etcds) -> list[LocalEtcd]:
-    return start_etcd.several(3, "--unsafe-no-fsync=false")
+    return start_etcd.several(3)
 
 
 @pytest.fixture
@@ -189,6 +189,28 @@ class TestTolerant:
         wait_until(lambda: session.renew(lease_id) == 60)
         session.close()
 
+    def test_a_client_in_a_hurry_hears_of_its_lease_in_time(self, client: Client, shards: list[LocalEtcd]) -> None:
+        with frozen(shards[1]):
+            assert client.lease.LeaseGrant(Grant(TTL=60), timeout=1.5).TTL == 60
+
+    def test_a_session_lives_through_the_loss_of_each_member_of_a_shard(
+        self, start_etcd: Etcds, start_esp: Esps, client_of: ClientOf
+    ) -> None:
+        members = start_etcd.members(3)
+        client = client_of(start_esp([start_etcd(), members], ["m"]))
+        lease_id = client.grant(10)
+        client.put(b"z", lease_id)
+        session = Session(client)
+        for member in members:
+            member.kill()
+            for _ in range(10):
+                assert session.renew(lease_id) > 0
+                threading.Event().wait(0.1)
+            up(member)
+        wait_until(lambda: session.renew(lease_id) == 10)
+        assert client.keys() == [b"z"]
+        session.close()
+
     def test_two_proxies_do_not_grant_again_what_the_other_knows_to_be_over(
         self, client: Client, start_esp: Esps, shards: list[LocalEtcd], client_of: ClientOf
     ) -> None:
@@ -211,6 +233,15 @@ class TestStrict:
         down(shards[1])
         assert outcome(lambda: strict.grant(60)) == NO_CONNECTION
         assert client_of(shards[0]).ids() == client_of(shards[2]).ids() == []
+
+    def test_a_grant_that_its_client_gave_up_is_taken_back(
+        self, strict: Client, shards: list[LocalEtcd], client_of: ClientOf
+    ) -> None:
+        with frozen(shards[1]):
+            late = outcome(lambda: strict.lease.LeaseGrant(Grant(TTL=600), timeout=0.5))
+            assert late[0] == grpc.StatusCode.DEADLINE_EXCEEDED
+            # Its id is esp's own, so nobody else would ever revoke it.
+            wait_until(lambda: client_of(shards[0]).ids() == client_of(shards[2]).ids() == [])
 
     def test_a_keepalive_is_not_answered_while_a_shard_is_down(self, strict: Client, shards: list[LocalEtcd]) -> None:
         lease_id = strict.grant(60)

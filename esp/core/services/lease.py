@@ -146,10 +146,12 @@ class _FanOut:
         metadata = load_bearing(call.stream.head)
         everywhere = range(len(self._shards))
         sent = monotonic()
+        seconds = REVOKE_SECONDS
+        if tolerant:
+            # So that the client hears of a lease that was granted without one of the shards.
+            seconds = min(GRANT_SECONDS, (call.stream.remaining() or GRANT_SECONDS * 2) / 2)
         try:
-            outcomes = await self._ask_all(
-                call, request, rpc_pb2.LeaseGrantResponse, seconds=GRANT_SECONDS if tolerant else REVOKE_SECONDS
-            )
+            outcomes = await self._ask_all(call, request, rpc_pb2.LeaseGrantResponse, seconds=seconds)
         except asyncio.CancelledError:
             if own_id:  # nobody else has ever heard of it
                 self._repair.revoke(request.ID, everywhere, metadata)
@@ -173,10 +175,15 @@ class _FanOut:
         """Revokes a lease where it was just granted; what does not answer now is done later."""
 
         async def revoke(index: int) -> None:
+            done = False
             try:
                 await lease_sync.revoke(self._shards[index], lease_id, metadata=metadata, seconds=GRANT_SECONDS)
+                done = True
             except RpcError:
-                self._repair.revoke(lease_id, [index], metadata)
+                pass
+            finally:
+                if not done:  # it failed, or the client has gone meanwhile
+                    self._repair.revoke(lease_id, [index], metadata)
 
         await asyncio.gather(*map(revoke, shards))
 
