@@ -13,7 +13,7 @@ from typing import Any
 from esp.core import errors
 from esp.core.config import Config, Listen
 from esp.core.routing import Routing
-from esp.core.services import kv
+from esp.core.services import kv, watch
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
 from esp.core.shard import Shard
@@ -40,7 +40,11 @@ class Proxy:
         self._background = asyncio.TaskGroup()
         self._tasks: list[asyncio.Task[None]] = []
         pages = Pages(self.routing)
-        served = kv.handlers(self.routing, self._spawn, deletes_across_shards=config.deletes_across_shards == "serve")
+        deletes = config.deletes_across_shards == "serve"
+        served = {
+            **kv.handlers(self.routing, self._spawn, deletes_across_shards=deletes),
+            **watch.handlers(self.routing),
+        }
         router = Router(self.routing, served, pages)
         self._listener = Listener(self.context, router.find, pages.find)
 

@@ -21,7 +21,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -121,15 +121,28 @@ class _Waiter:
             self.future.set_exception(status.error())
 
 
-class _Lane:
-    """One of a shard's connections, and the calls that wait for it."""
+class StreamOpener(Protocol):
+    """Whoever wants a stream of its own to the shard, and waits for it as long as that takes."""
 
-    __slots__ = ("closed", "connection", "shard", "waiting")
+    def go(self, connection: ClientConnection) -> None:
+        """A connection is there and has room: the call can be sent."""
+
+
+class _Lane:
+    """One of a shard's connections, and the calls that wait for it.
+
+    Attributes:
+        waiting: calls that are refused when their time is up.
+        standing: those that are not; they are as many as the streams that clients may open.
+    """
+
+    __slots__ = ("closed", "connection", "shard", "standing", "waiting")
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
         self.connection: ClientConnection | None = None
         self.waiting: dict[_Parked | _Waiter, None] = {}
+        self.standing: dict[StreamOpener, None] = {}
         self.closed = False
 
     def park(self, call: _Parked | _Waiter) -> None:
@@ -155,6 +168,10 @@ class _Lane:
             call = next(iter(self.waiting))
             self.unpark(call)
             call.go(self.connection)
+        while self.standing and self.connection is not None and self.connection.has_room:
+            opener = next(iter(self.standing))
+            del self.standing[opener]
+            opener.go(self.connection)
 
     def tick(self, now: float) -> None:
         self._refuse([call for call in self.waiting if call.until < now])
@@ -169,6 +186,7 @@ class _Lane:
     def close(self) -> None:
         self.closed = True
         self._refuse(list(self.waiting))
+        self.standing.clear()
         if self.connection is not None:
             self.connection.end(ErrorCode.NO_ERROR, "closing")
 
@@ -227,6 +245,22 @@ class Shard:
             self._wanted_streams.set()
             self._streams.park(_Parked(self, down, None, self._patience()))
 
+    def open_stream(self, opener: StreamOpener) -> None:
+        """Lets `opener` send a long-lived call, at once or as soon as there is a connection that takes it.
+
+        The call's `on_retired` says when the shard has moved on to another connection.
+        """
+        lane = self._streams
+        if lane.connection is not None and lane.connection.has_room:
+            opener.go(lane.connection)
+        elif not lane.closed:
+            self._wanted_streams.set()
+            lane.standing[opener] = None
+
+    def forget_opener(self, opener: StreamOpener) -> None:
+        """`opener` wants no stream any more."""
+        self._streams.standing.pop(opener, None)
+
     def send(self, connection: ClientConnection, down: ServerStream, message: bytes | None, timeout: bytes) -> None:
         """Sends a call on `connection`, which has room for it; without `message` it is a streaming one."""
         call = SplicedCall(connection, down, message, self)
@@ -269,17 +303,20 @@ class Shard:
 
     def on_status(self, call: SplicedCall, status: Status) -> None:
         """An error was passed on; one that says the member cannot serve makes the shard try the next."""
-        self._consider_moving(call.connection, status)
+        self.consider_moving(call.connection, status)
 
-    def _consider_moving(self, connection: ClientConnection, status: Status) -> None:
+    def consider_moving(self, connection: ClientConnection, status: Status) -> None:
+        """A call on `connection` ended with `status`: one that says the member cannot serve makes it try the next."""
+        unary = self._unary.connection
         if status.code != Code.UNAVAILABLE or status.message not in NO_LEADER_TEXTS or len(self.endpoints) == 1:
             return
         now = monotonic()
         # Without any leader all members say so: each is kept for a while, since it still serves serializable reads.
-        if connection is self._unary.connection and now - self._moved_on >= LONGEST_PAUSE:
+        current = connection in (unary, self._streams.connection)
+        if unary is not None and current and now - self._moved_on >= LONGEST_PAUSE:
             self._moved_on = now
             log.warning("shard %s: %s says %r; trying the next endpoint", self.name, self.endpoint, status.message)
-            connection.close()
+            unary.close()
 
     # Calls of esp's own.
 
@@ -336,7 +373,7 @@ class Shard:
         try:
             return await call.read_only()
         except RpcError as error:
-            self._consider_moving(connection, error.status)
+            self.consider_moving(connection, error.status)
             raise
         finally:
             call.cancel()
@@ -463,6 +500,9 @@ class Shard:
                 except OSError as error:
                     reason = _reason(error)
                     log.warning("shard %s: cannot connect to %s for streams: %s", self.name, endpoint, reason)
+                    if self._streams.standing:
+                        await asyncio.sleep(LONGEST_PAUSE)
+                        self._wanted_streams.set()
 
     async def _dial(self, lane: _Lane, endpoint: Endpoint) -> None:
         """Connects, and waits until etcd has said its SETTINGS: a frozen member accepts, but says nothing.
@@ -488,7 +528,7 @@ class Shard:
         if connection.ended:
             raise OSError("closed at once")
         if lane.connection is not None:
-            self._retire(lane)
+            self._retire(lane, leave=False)  # full, but as good as the new one
         connection.on_change = self._on_change(lane, connection)
         lane.connection = connection
         lane.go()
@@ -507,13 +547,18 @@ class Shard:
 
         return changed
 
-    def _retire(self, lane: _Lane) -> None:
-        """The lane's connection takes no more calls; it is kept until those it has are finished."""
+    def _retire(self, lane: _Lane, *, leave: bool = True) -> None:
+        """The lane's connection takes no more calls; it is kept until those it has are finished.
+
+        With `leave` those that can are asked to go on elsewhere.
+        """
         connection, lane.connection = lane.connection, None
         assert connection is not None
         if not connection.ended:
             self._retired.append(connection)
             connection.close()
+            for stream in list(connection.streams.values()) if leave else ():
+                stream.on_retired()
 
     def tick(self, now: float) -> None:
         """Looks at every deadline: calls that wait, keepalive."""
