@@ -491,6 +491,8 @@ class Shard:
 
     async def _dial_streams(self, endpoint: Endpoint) -> None:
         """The connection for streams is made when the first stream wants it, and made again when it breaks."""
+        if self._streams.standing:
+            self._wanted_streams.set()  # an attempt may have been cut short
         while True:
             await self._wanted_streams.wait()
             self._wanted_streams.clear()

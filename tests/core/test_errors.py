@@ -5,8 +5,8 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from esp.core.pb import rpc_pb2
 from esp.core import errors
+from esp.core.pb import rpc_pb2
 from esp.core.wire.status import Code, Status
 from tests.stubs import rpc_pb2_grpc
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from esp.core import errors
 from esp.core.identity import Identity
 from esp.core.keys import KeyRange
 from esp.core.pb import kv_pb2, rpc_pb2
-from esp.core import errors
 from esp.core.services.stream_merge import StreamMerge, refuse_range_stream
 from esp.core.services.validate import validate_range_stream
 from esp.core.wire.status import Code

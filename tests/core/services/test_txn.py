@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from esp.core import errors
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
-from esp.core import errors
 from esp.core.services import txn
 from esp.core.wire.status import OK, Status
 from tests.harness import Etcds, connect

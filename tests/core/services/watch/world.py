@@ -1,11 +1,11 @@
 """esp between clients and etcds that the test plays itself, so that tests read as transcripts.
 
-    world = World(b"m")                       # two shards, cut at "m"
-    client = world.client()
-    client.creates(key=b"a")
-    call, [create] = world.etcds[0].hears()
-    world.etcds[0].says(call, created(create.watch_id, 5))
-    assert client.hears() == [created(0, 5)]
+world = World(b"m")                       # two shards, cut at "m"
+client = world.client()
+client.creates(key=b"a")
+call, [create] = world.etcds[0].hears()
+world.etcds[0].says(call, created(create.watch_id, 5))
+assert client.hears() == [created(0, 5)]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from esp.core.wire.frames import ErrorCode
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import MessageReader
 from esp.core.wire.status import Status
-from tests.core.wire.conversation import HEAD, Frame, call, data, headers, message, meet, rst, split, trailers, window
+from tests.core.wire.conversation import HEAD, Frame, call, data, headers, meet, message, rst, split, trailers, window
 from tests.core.wire.upstream import dial
 
 WatchResponse = rpc_pb2.WatchResponse
