@@ -48,6 +48,9 @@ class Requests:
     def progress(self) -> None:
         self._queue.put(rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest()))
 
+    def nothing(self) -> None:
+        self._queue.put(rpc_pb2.WatchRequest())
+
     def half_close(self) -> None:
         self._queue.put(None)
 

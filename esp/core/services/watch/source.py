@@ -35,7 +35,7 @@ class Tap:
         owned: which events of the shard belong to the watcher; None for all.
     """
 
-    __slots__ = ("created", "is_created", "is_plain", "next", "owned", "pool", "source", "stream", "watcher")
+    __slots__ = ("_head", "created", "is_created", "is_plain", "next", "owned", "pool", "source", "stream", "watcher")
 
     def __init__(self, watcher: Watcher, pool: Pool) -> None:
         self.watcher = watcher
@@ -45,6 +45,7 @@ class Tap:
         self.next = 0
         self.is_created = False
         self.created: Response | None = None
+        self._head = b""
         self.is_plain = False
         self.owned: Callable[[bytes], bool] | None = None
 
@@ -56,8 +57,8 @@ class Tap:
 
     @property
     def head(self) -> bytes:
-        """The last header that its shard sent; b"" before the first."""
-        return self.source.upstream.head if self.source is not None else b""
+        """The last header that its shard sent while it was fed; b"" before the first."""
+        return self.source.upstream.head if self.source is not None else self._head
 
     def on_created(self, response: Response) -> None:
         """The shard watches."""
@@ -96,6 +97,7 @@ class Tap:
         source = self.source
         if source is not None:
             self.next = self.position
+            self._head = source.upstream.head
             self.source = None
             source.remove(self)
 

@@ -71,7 +71,6 @@ class Cancel:
         if watcher is None or self.is_settled or self.stream.is_over:
             return
         if not watcher.is_dead:
-            watcher.remember_head()
             watcher.leave()
         self._head = response.head if response is not None else watcher.head
         self.is_settled = True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.services.revision import merged_header
-from esp.core.services.watch.messages import DUPLICATE_ID, Response, Spec, canceled, created, header_field, refused
+from esp.core.services.watch.messages import DUPLICATE_ID, NO_ID, Response, Spec, canceled, created, header_field, refused
 from esp.core.services.watch.source import Tap
 from esp.core.shard_map import Segment
 
@@ -29,7 +29,6 @@ class Watcher:
         id: the watch id; NO_ID until it is announced.
         taps: its part in each shard.
         is_dead: its history is compacted; only its id is left, as in etcd.
-        head: the header for a reply about it when no shard is asked.
     """
 
     __slots__ = (
@@ -39,7 +38,6 @@ class Watcher:
         "_is_untranslatable",
         "_refusal",
         "_wants_progress",
-        "head",
         "id",
         "is_announced",
         "is_dead",
@@ -50,7 +48,6 @@ class Watcher:
     def __init__(self, stream: WatchStream, request: rpc_pb2.WatchCreateRequest) -> None:
         self.stream = stream
         self.id = 0
-        self.head = b""
         self.is_announced = self.is_dead = False
         self.taps: list[Tap] = []
         self._id_wanted = request.watch_id
@@ -110,13 +107,15 @@ class Watcher:
         stream = self.stream
         stream.hold(-self._held_bytes)
         if self._refusal is not None:
-            stream.send(self._refusal.encode(self._refusal.message.watch_id))
+            # Up to etcd 3.5.21 or so some refusals bear the id that was asked for.
+            has_none = self._refusal.message.watch_id == NO_ID
+            stream.send(self._refusal.encode(NO_ID if has_none else self._id_wanted))
             return
         reply = self._created()
         if not stream.admit(self, self._id_wanted):
             self.leave()
             refusal = refused(reply.head, DUPLICATE_ID)
-            stream.send(refusal.encode(refusal.message.watch_id))
+            stream.send(refusal.encode(NO_ID))
             return
         self.is_announced = True
         stream.send(reply.encode(self.id))
@@ -191,7 +190,6 @@ class Watcher:
         self.stream.send(response.encode(self.id))
 
     def _end(self, response: Response) -> None:
-        self.remember_head()
         self.leave()
         self.is_dead = True
         if self.spans_shards and response.message.HasField("header"):
@@ -200,14 +198,14 @@ class Watcher:
 
     # The end.
 
-    def remember_head(self) -> None:
-        """Keeps the newest header that was heard, for a reply that no shard is asked about."""
+    @property
+    def head(self) -> bytes:
+        """A header for a reply about which no shard is asked: the newest that was heard."""
         heads = [head for tap in self.taps if (head := tap.head)]
-        if not self.spans_shards:
-            self.head = heads[0] if heads else self.head
-        elif heads:
-            headers = [rpc_pb2.WatchResponse.FromString(head).header for head in heads]
-            self.head = header_field(merged_header(headers, self.stream.routing.identity))
+        if not self.spans_shards or not heads:
+            return heads[0] if heads else b""
+        headers = [rpc_pb2.WatchResponse.FromString(head).header for head in heads]
+        return header_field(merged_header(headers, self.stream.routing.identity))
 
     def leave(self) -> None:
         """Wants nothing any more."""
