@@ -23,7 +23,8 @@ from bench.peers import PEERS, Backends
 from bench.processes import BenchError
 
 SIZES = (1, 100, 1_000, 10_000)
-MOST_EVENTS_PER_SECOND = 40_000
+MOST_EVENTS_PER_SECOND = 40_000.0
+MOST_PUTS_PER_SECOND = 2_000.0
 NAMES = ("direct", "esp", "grpc-proxy")
 
 
@@ -38,7 +39,7 @@ class Workload:
 
     def flags(self, quick: bool) -> list[str]:
         events = self.watchers if self.keys == "same" else 1
-        rate = min(500.0, MOST_EVENTS_PER_SECOND / events)
+        rate = min(MOST_PUTS_PER_SECOND, MOST_EVENTS_PER_SECOND / events)
         seconds = 2 if quick else 6
         puts = max(3, int(rate * seconds))
         return [f"--watchers={self.watchers}", f"--keys={self.keys}", f"--rate={rate}", f"--puts={puts}"]

@@ -20,9 +20,10 @@ NO_ID: Final = -1
 DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
 
 _HEADER: Final = 1 << 3 | 2
-_WATCH_ID: Final = 2 << 3
+_WATCH_ID: Final = bytes((2 << 3,))
 _CREATED: Final = bytes((3 << 3, 1))
 _MASK: Final = 2**64 - 1
+_parse = rpc_pb2.WatchResponse.FromString
 
 
 class Spec(NamedTuple):
@@ -97,8 +98,9 @@ class Response:
         Raises:
             DecodeError: it is none.
         """
-        message = rpc_pb2.WatchResponse.FromString(body)
-        parts = _around_id(body, message.watch_id) or _around_id(message.SerializeToString(), message.watch_id)
+        message = _parse(body)
+        watch_id = message.watch_id
+        parts = _around_id(body, watch_id) or _around_id(message.SerializeToString(), watch_id)
         head, tail = parts or (b"", body)
         return cls(head, tail, message)
 
@@ -153,15 +155,16 @@ class Response:
 def _around_id(body: bytes, watch_id: int) -> tuple[bytes, bytes] | None:
     """The bytes before and behind the watch id; None when the fields do not stand in their order."""
     at = 0
-    if body[:1] == bytes((_HEADER,)):
+    if body and body[0] == _HEADER:
         if len(body) < 2 or body[1] > 0x7F:
             return None
         at = 2 + body[1]
+    if not watch_id:
+        return None if body[at : at + 1] == _WATCH_ID else (body[:at], body[at:])
     id_field = _id_field(watch_id)
-    end = at + len(id_field)
-    if body[at:end] != id_field or (not id_field and body[at : at + 1] == bytes((_WATCH_ID,))):
+    if not body.startswith(id_field, at):
         return None
-    return body[:at], body[end:]
+    return body[:at], body[at + len(id_field) :]
 
 
 @lru_cache(4096)
@@ -170,7 +173,7 @@ def _id_field(watch_id: int) -> bytes:
     if not watch_id:
         return b""
     value = watch_id & _MASK
-    field = bytearray((_WATCH_ID,))
+    field = bytearray(_WATCH_ID)
     while value > 0x7F:
         field.append(value & 0x7F | 0x80)
         value >>= 7

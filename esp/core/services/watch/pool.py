@@ -17,6 +17,21 @@ from esp.core.services.watch.upstream import Upstream
 from esp.core.shard import Shard
 
 
+class Shelf:
+    """The sources for one spec.
+
+    Attributes:
+        shared: the one that taps join, if there is one.
+        own: sources of single taps that may move there.
+    """
+
+    __slots__ = ("own", "shared")
+
+    def __init__(self) -> None:
+        self.shared: Source | None = None
+        self.own: dict[Source, None] = {}
+
+
 class Pool:
     """The sources of one shard for one set of metadata.
 
@@ -25,7 +40,7 @@ class Pool:
         forward: the head of its Watch calls.
     """
 
-    __slots__ = ("_on_idle", "_own", "_shared", "_upstream", "forward", "shard")
+    __slots__ = ("_on_idle", "_shelves", "_upstream", "forward", "shard")
 
     def __init__(self, shard: Shard, forward: bytes, on_idle: Callable[[Pool], None]) -> None:
         """`on_idle` is called when there is nothing in it any more."""
@@ -33,26 +48,27 @@ class Pool:
         self.forward = forward
         self._on_idle = on_idle
         self._upstream = Upstream(shard, forward, None)
-        self._shared: dict[Spec, Source] = {}
-        self._own: dict[Spec, dict[Source, None]] = {}
+        self._shelves: dict[Spec, Shelf] = {}
 
     def start(self, tap: Tap, spec: Spec, start_revision: int) -> None:
         """Feeds `tap` the events of `spec` from `start_revision` on, 0 for now."""
+        shelf = self._shelves.get(spec)
+        if shelf is None:
+            shelf = self._shelves[spec] = Shelf()
         if start_revision:
-            source = Source(tap.stream.upstream(self), self, spec, start_revision)
+            source = Source(tap.stream.upstream(self), self, spec, shelf, start_revision)
+            shelf.own[source] = None
             source.add(tap)
             source.upstream.create(source)
-            return
-        shared = self._shared.get(spec)
-        if shared is None:
-            self._share(spec, 0).add(tap)
+        elif shelf.shared is None:
+            self._share(spec, shelf, 0).add(tap)
         else:
-            tap.source = shared
-            shared.joining[tap] = None
-            self._ask(shared, tap)
+            tap.source = shelf.shared
+            shelf.shared.joining[tap] = None
+            self._ask(shelf.shared, tap)
 
-    def _share(self, spec: Spec, start_revision: int) -> Source:
-        source = self._shared[spec] = Source(self._upstream, self, spec, start_revision)
+    def _share(self, spec: Spec, shelf: Shelf, start_revision: int) -> Source:
+        source = shelf.shared = Source(self._upstream, self, spec, shelf, start_revision)
         self._upstream.create(source)
         return source
 
@@ -77,40 +93,38 @@ class Pool:
 
     def on_settled(self, source: Source) -> None:
         """A source was created, or has passed something on: it may be time to move taps between sources."""
-        if source.is_over:
+        shelf = source.shelf
+        if not shelf.own or source.is_over:
             return
-        spec = source.spec
-        shared = self._shared.get(spec)
+        shared = shelf.shared
         if shared is source:
-            for own in list(self._own.get(spec, ())):
-                self._move(own, source)
+            for own in list(shelf.own):
+                _move(own, source)
         elif shared is not None:
-            self._own.setdefault(spec, {})[source] = None
-            self._move(source, shared)
-        elif source.has_caught_up:
-            own_sources = self._own.setdefault(spec, {})
-            own_sources[source] = None
-            if len(own_sources) > 1:
-                self._share(spec, max(own.next for own in own_sources))
-
-    def _move(self, own: Source, shared: Source) -> None:
-        if shared.is_live and own.is_live and shared.next <= own.next:
-            for tap in own.everybody():
-                revision = tap.position
-                shared.join(tap, revision)
-                own.remove(tap)
+            _move(source, shared)
+        elif len(shelf.own) > 1 and source.has_caught_up:
+            others = [own.next for own in shelf.own if own.has_caught_up]
+            if len(others) > 1:
+                self._share(source.spec, shelf, max(others))
 
     def forget(self, source: Source) -> None:
         """A source has ended."""
-        spec = source.spec
-        if self._shared.get(spec) is source:
-            del self._shared[spec]
-        own_sources = self._own.get(spec)
-        if own_sources is not None:
-            own_sources.pop(source, None)
-            if not own_sources:
-                del self._own[spec]
-                if spec in self._shared:
-                    self._shared[spec].end_if_unwanted()  # it was begun for them, and none came so far
-        if not self._shared and not self._own:
-            self._on_idle(self)
+        shelf = source.shelf
+        if shelf.shared is source:
+            shelf.shared = None
+        elif source in shelf.own:
+            del shelf.own[source]
+            if shelf.shared is not None and not shelf.own:
+                shelf.shared.end_if_unwanted()  # it may have been begun for them, and none came so far
+        if shelf.shared is None and not shelf.own and self._shelves.get(source.spec) is shelf:
+            del self._shelves[source.spec]
+            if not self._shelves:
+                self._on_idle(self)
+
+
+def _move(own: Source, shared: Source) -> None:
+    """Lets the tap of `own` join `shared`, if that has passed on nothing that it has not."""
+    if shared.is_live and own.is_live and shared.next <= own.next:
+        for tap in own.everybody():
+            shared.join(tap, tap.position)
+            own.remove(tap)

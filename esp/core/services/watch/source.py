@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from esp.core.services.watch.messages import Response, Spec
 
 if TYPE_CHECKING:
-    from esp.core.services.watch.pool import Pool
+    from esp.core.services.watch.pool import Pool, Shelf
     from esp.core.services.watch.stream import WatchStream
     from esp.core.services.watch.upstream import Upstream
     from esp.core.services.watch.watcher import Watcher
@@ -108,6 +108,7 @@ class Source:
     Attributes:
         upstream: the Watch call that it is part of.
         spec: what it watches.
+        pool, shelf: who its neighbours are.
         next: the lowest revision that has not come; 0 until the shard has said which "now" is.
         id: its watch id upstream.
         is_live: the shard has created it in the call that is open now.
@@ -129,15 +130,17 @@ class Source:
         "joining",
         "next",
         "pool",
+        "shelf",
         "spec",
         "taps",
         "upstream",
         "was_live",
     )
 
-    def __init__(self, upstream: Upstream, pool: Pool, spec: Spec, start_revision: int) -> None:
+    def __init__(self, upstream: Upstream, pool: Pool, spec: Spec, shelf: Shelf, start_revision: int) -> None:
         self.upstream = upstream
         self.pool = pool
+        self.shelf = shelf
         self.spec = spec
         self.next = start_revision
         self.id = upstream.take_id()
@@ -320,11 +323,16 @@ class Source:
         self.next = last + 1
         if not self.has_caught_up and sum(len(response.message.events) for response in responses) < BATCH_REVISIONS:
             self.has_caught_up = True
-        self.pool.on_settled(self)
+        if self.shelf.own:
+            self.pool.on_settled(self)
 
     def _feed(self, response: Response) -> None:
+        taps = tuple(self.taps)
+        if len(taps) == 1:
+            _pass_on(taps[0], response)
+            return
         encoded: dict[int, bytes] = {}
-        for tap in tuple(self.taps):
+        for tap in taps:
             if tap.is_plain:
                 watch_id = tap.watcher.id
                 data = encoded.get(watch_id)

@@ -115,6 +115,7 @@ class WatchStream(Sink):
         "_accounted",
         "_advancing",
         "_asked",
+        "_awaits_flush",
         "_context",
         "_forward",
         "_next_id",
@@ -150,6 +151,7 @@ class WatchStream(Sink):
         self._accounted = 0
         self._owed = 0
         self._advancing = False
+        self._awaits_flush = False
         self._asked: set[Upstream] = set()
         self._progress: dict[Upstream, Response] = {}
         down.sink = self
@@ -248,7 +250,8 @@ class WatchStream(Sink):
         """Sends a message, with its prefix, as soon as the client reads."""
         if self.waiting > self._context.limits.max_watch_buffer_bytes and not self._has_room():
             return
-        if not self.queue:
+        if not self._awaits_flush:
+            self._awaits_flush = True
             self._context.unflushed.append(self)
         self.queue.append(message)
         self.waiting += len(message)
@@ -274,9 +277,10 @@ class WatchStream(Sink):
 
         Only what the wire cannot send at once stays with it; the rest stays here, where it can still be dropped.
         """
-        down, queue, buffers = self.down, self.queue, self._context.buffers
+        self._awaits_flush = False
         if self.is_over:
             return
+        down, queue, buffers = self.down, self.queue, self._context.buffers
         if self._accounted:
             buffers.give(self._accounted)
             self._accounted = 0

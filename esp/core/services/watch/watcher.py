@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Final
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.services.revision import merged_header
-from esp.core.services.watch.messages import DUPLICATE_ID, NO_ID, Response, Spec, canceled, created, header_field, refused
+from esp.core.services.watch.messages import (
+    DUPLICATE_ID,
+    NO_ID,
+    Response,
+    Spec,
+    canceled,
+    created,
+    header_field,
+    refused,
+)
 from esp.core.services.watch.source import Tap
 from esp.core.shard_map import Segment
 
@@ -123,8 +132,9 @@ class Watcher:
         for response in held:
             self._pass_on(response)
         if self._is_untranslatable:
-            identity = stream.routing.identity
-            header = rpc_pb2.ResponseHeader(cluster_id=identity.cluster_id, member_id=identity.member_id)
+            header = rpc_pb2.ResponseHeader()
+            header.CopyFrom(reply.message.header)
+            header.revision = 0  # as etcd has it there
             self._end(canceled(header_field(header), max(reply.revision, 1)))
         elif not self.spans_shards and not self.is_dead:
             self.taps[0].is_plain = self.taps[0].owned is None
