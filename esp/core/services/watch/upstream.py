@@ -14,6 +14,7 @@ import asyncio
 import logging
 import random
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
@@ -33,8 +34,13 @@ log = logging.getLogger("esp.watch")
 MAX_RESPONSE_BYTES: Final = 2**31 - 1
 TRANSIENT: Final = frozenset((Code.OK, Code.UNAVAILABLE, Code.CANCELLED, Code.INTERNAL, Code.UNKNOWN))
 """How a Watch call ends that is worth another one: the member stops, the connection is gone, a message was cut."""
-MOVED_ON: Final = Status(Code.UNAVAILABLE, "the shard's client has left the member")
+LEFT: Final = Status(Code.UNAVAILABLE, "esp has left it")
 MOST_PROGRESS_OWED: Final = 3
+
+
+def call_later(seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+    """Calls `callback` after so many seconds, unless cancelled."""
+    return asyncio.get_running_loop().call_later(seconds, callback)
 
 
 class Reader(Protocol):
@@ -57,7 +63,11 @@ class _Question:
         self.source = source
 
     def on_created(self, response: Response) -> None:
-        self.source.on_answer(response)
+        if response.message.canceled:
+            self.source.on_answer(response)
+        else:
+            # Never seen. The shard would watch the same twice under one id: begin anew.
+            self.source.upstream.begin_anew()
 
 
 class Upstream:
@@ -246,8 +256,8 @@ class Upstream:
             self._fail(status)
         if not self.sources:
             self.close()
-        elif self._failures == 0:
-            self._failures = 1
+        elif self._failures == 0 or call.connection.ended:
+            self._failures = 1  # (the shard takes its time with connections itself)
             self._open()
         else:
             self._wait()
@@ -255,13 +265,19 @@ class Upstream:
     def _wait(self) -> None:
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
         self._failures += 1
-        self._pause = asyncio.get_running_loop().call_later(pause, self._reopen)
+        self._pause = call_later(pause, self._reopen)
+
+    def begin_anew(self) -> None:
+        """Leaves the call that is open for another one."""
+        if self._call is not None:
+            call = self._call
+            call.cancel()
+            self.on_end(call, LEFT)
 
     def on_retired(self, call: _WatchCall) -> None:
         """The shard has left the member that the call is on."""
         if call is self._call:
-            call.cancel()
-            self.on_end(call, MOVED_ON)
+            self.begin_anew()
 
     def _fail(self, status: Status) -> None:
         """Ends the stream of every client that is fed from here."""

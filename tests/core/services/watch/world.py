@@ -10,6 +10,7 @@ assert client.hears() == [created(0, 5)]
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from esp.core.config import Endpoint
@@ -67,6 +68,36 @@ def events(
     """A message with events; live, unless the header's revision is given."""
     now = several[-1].kv.mod_revision if revision is None else revision
     return WatchResponse(header=header(now, shard), watch_id=watch_id, events=several, fragment=fragment)
+
+
+class Timers:
+    """Stands in for the event loop's; nothing rings by itself."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Timer, None] = {}
+
+    def __call__(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(self, callback)
+        self._waiting[timer] = None
+        return timer
+
+    def drop(self, timer: Timer) -> None:
+        self._waiting.pop(timer, None)
+
+    def ring(self) -> None:
+        """Time passes until all that were set have rung."""
+        for timer in list(self._waiting):
+            self.drop(timer)
+            timer.callback()
+
+
+class Timer:
+    def __init__(self, timers: Timers, callback: Callable[[], None]) -> None:
+        self._timers = timers
+        self.callback = callback
+
+    def cancel(self) -> None:
+        self._timers.drop(self)
 
 
 class Client:
