@@ -82,7 +82,7 @@ class Direct(Peer):
     def version(cls) -> str:
         return "etcd " + ".".join(map(str, etcd_version()))
 
-    def start(self, backends: Backends, folder: Path) -> None:  # noqa: ARG002
+    def start(self, backends: Backends, folder: Path) -> None:
         self.address = backends.sole.address
 
 

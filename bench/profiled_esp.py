@@ -46,7 +46,7 @@ class Sampler:
         interval = INTERVAL if self._on else 0.0
         signal.setitimer(signal.ITIMER_PROF, interval, interval)
 
-    def _look(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _look(self, signum: int, frame: FrameType | None) -> None:
         if frame is None:
             return
         self.samples += 1

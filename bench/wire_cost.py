@@ -63,7 +63,7 @@ def cost(*, heads_first: bool) -> float:
     upstream = ClientConnection(context, "127.0.0.1:2379")
     upstream.receive(frames.settings({4: 1 << 20, 3: 2**31 - 1}) + frames.SETTINGS_ACK)
     upstream.receive(frames.window_update(0, 1 << 30))
-    handler = Pass(upstream, cast(Shard, None))
+    handler = Pass(upstream, cast("Shard", None))
 
     def find(head: RequestHead) -> Handler:
         head.forward = head.encode_forward()

@@ -24,6 +24,9 @@ from tests.harness import (
 )
 from tests.stubs import rpc_pb2_grpc
 
+# Before anything imports it, so that its assertions tell what differs.
+pytest.register_assert_rewrite("tests.core.wire.conversation")
+
 
 @pytest.fixture(scope="session")
 def etcd_binary() -> Path:

@@ -156,13 +156,22 @@ class EspProcess:
     """`esp serve` as a process of its own."""
 
     def __init__(
-        self, folder: Path, arguments: Sequence[str | Path], *, config: Path | None, env: dict[str, str]
+        self,
+        folder: Path,
+        arguments: Sequence[str | Path],
+        *,
+        config: Path | None,
+        env: dict[str, str],
+        under: Sequence[str] = (),
     ) -> None:
-        """Start it; `wait_ready` says when it serves. `--listen` is added here, on a free port."""
+        """Start it; `wait_ready` says when it serves. `--listen` is added here, on a free port.
+
+        `under` is a program with arguments that runs the command line which follows.
+        """
         self.port = free_port()
         self.config = config
         self._log_file = folder / f"esp-{self.port}.log"
-        command = [sys.executable, "-m", "esp", "serve", *map(str, arguments), "--listen", self.url]
+        command = [*under, sys.executable, "-m", "esp", "serve", *map(str, arguments), "--listen", self.url]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ESP_")} | env
         with self._log_file.open("wb") as log:
             self.process = subprocess.Popen(
@@ -237,9 +246,9 @@ class Esps:
         esp.wait_ready()
         return esp
 
-    def launch(self, *arguments: str | Path, config: Path | None = None) -> EspProcess:
+    def launch(self, *arguments: str | Path, config: Path | None = None, under: Sequence[str] = ()) -> EspProcess:
         """`esp serve` with exactly these arguments and `--listen`, not waited for."""
-        esp = EspProcess(self.folder, arguments, config=config, env={"ESP_ETCD": str(self.binary)})
+        esp = EspProcess(self.folder, arguments, config=config, env={"ESP_ETCD": str(self.binary)}, under=under)
         self.started.append(esp)
         return esp
 

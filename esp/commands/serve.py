@@ -19,15 +19,20 @@ from typing import Any, TypeVar
 from esp.commands.output import CommandError
 from esp.core import config as configs
 from esp.core.config import Config, ConfigError
+from esp.core.descriptors import within_descriptors
 from esp.core.local import CONFIG_NAME, LocalCluster, LocalEtcdError
-from esp.core.proxy import Proxy
+from esp.core.proxy import Proxy, check_listen
 
 log = logging.getLogger("esp")
 
+DEFAULT_LISTEN = "http://127.0.0.1:2379"
 CONNECT_SECONDS = 3.0
 """How long to wait for the shards before telling which are missing."""
 YOUNG_OBJECTS = 50_000
-"""Objects made between two runs of the cyclic garbage collector; calls leave no cycles behind."""
+"""Objects made between two runs of the cyclic garbage collector.
+
+Calls leave no cycles behind, except those over several shards that fail; each connection leaves a small one.
+"""
 
 
 def run(config: Path | None, local: int | None, data_dir: Path | None, listen: list[str]) -> None:
@@ -35,7 +40,7 @@ def run(config: Path | None, local: int | None, data_dir: Path | None, listen: l
 
     Raises:
         ConfigError: the config, or an address in it, is wrong; nothing was started.
-        CommandError: a port is in use, or an etcd did not start.
+        CommandError: an address cannot be listened on, then nothing was started or written; or an etcd did not start.
     """
     _log_to_stderr()
     try:
@@ -46,10 +51,23 @@ def run(config: Path | None, local: int | None, data_dir: Path | None, listen: l
             assert data_dir is not None
             cluster = LocalCluster.open(data_dir, local)
             path = data_dir / CONFIG_NAME
-            cluster.write_config(path, listen or ["http://127.0.0.1:2379"])
+            _check_listen(path, listen)
+            cluster.write_config(path, listen or [DEFAULT_LISTEN])
             _run_loop(_serve(_prepared(configs.load(path), listen), cluster))
     except LocalEtcdError as error:
         raise CommandError(str(error)) from None
+
+
+def _check_listen(path: Path, listen: list[str]) -> None:
+    """Refuses addresses that cannot be had before a config is written and etcds are started for nothing."""
+    if listen or not path.exists():
+        addresses = [configs.listen_of(url) for url in listen or [DEFAULT_LISTEN]]
+    else:
+        addresses = list(configs.load(path).listen)
+    try:
+        check_listen(addresses)
+    except OSError as error:
+        raise CommandError(error.strerror or str(error)) from None
 
 
 class _ForPeople(logging.Formatter):
@@ -119,6 +137,7 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
         # That each shard is connected to is in the line that says ready; only what is wrong is worth its own before.
         shard_log = logging.getLogger("esp.shard")
         shard_log.setLevel(logging.WARNING)
+        config = replace(config, limits=within_descriptors(config.limits, len(config.shards)))
         try:
             proxy = await stack.enter_async_context(Proxy(config))
         except OSError as error:

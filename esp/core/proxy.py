@@ -70,7 +70,7 @@ class Proxy:
                 self.bound += await self._listener.listen(address.host, address.port)
             except OSError as error:
                 self._listener.close()
-                raise OSError(error.errno, f"cannot listen on {address}: {_reason(error)}") from None
+                raise _cannot_listen(address, error) from None
 
     async def __aexit__(self, *exc: object) -> None:
         if not await self._listener.drain(errors.SERVER_STOPPED, self.config.drain_seconds):
@@ -100,6 +100,31 @@ class Proxy:
             self._listener.tick(now)
             for shard in self.routing.shards:
                 shard.tick(now)
+
+
+def check_listen(addresses: Sequence[Listen]) -> None:
+    """Binds every address and lets it go: what a `Proxy` would fail on is known before anything else is started.
+
+    Raises:
+        OSError: as entering a `Proxy` does.
+    """
+    for address in addresses:
+        try:
+            for family, kind, protocol, _, bound in socket.getaddrinfo(
+                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            ):
+                with socket.socket(family, kind, protocol) as probe:
+                    # As the listener does it: connections of an earlier run in TIME_WAIT are no hindrance.
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    if family == socket.AF_INET6:
+                        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    probe.bind(bound)
+        except OSError as error:
+            raise _cannot_listen(address, error) from None
+
+
+def _cannot_listen(address: Listen, error: OSError) -> OSError:
+    return OSError(error.errno, f"cannot listen on {address}: {_reason(error)}")
 
 
 def _reason(error: OSError) -> str:

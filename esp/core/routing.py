@@ -28,10 +28,3 @@ class Routing:
         """The one shard that owns everything in a range, as etcd writes it; None when it spans shards."""
         index = self.map.sole_owner(KeyRange.of_request(key, range_end))
         return None if index is None else self.shards[index]
-
-    def by_name(self, name: str) -> Shard | None:
-        """The shard of that name."""
-        for shard in self.shards:
-            if shard.name == name:
-                return shard
-        return None

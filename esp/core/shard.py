@@ -21,23 +21,23 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from esp.core import errors
 from esp.core.config import Endpoint
+from esp.core.lane import Lane, ParkedCall, StreamOpener
 from esp.core.pb import rpc_pb2
 from esp.core.wire.call import BrokenCall, MessageCall
-from esp.core.wire.client import ClientConnection
+from esp.core.wire.client import ClientConnection, ClientStream
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.message import format_timeout, prefix
-from esp.core.wire.server import DEADLINE_EXCEEDED
-from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.splice import SplicedCall
-from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wire.status import DEADLINE_EXCEEDED, Code, RpcError, Status
 from esp.core.wire.transport import connect
 
 log = logging.getLogger("esp.shard")
@@ -50,145 +50,6 @@ LONGEST_PAUSE: Final = 2.0
 """Seconds between rounds over the endpoints; a connection that holds this long makes the pauses start small again."""
 SHARD_TRAILER: Final = b"esp-shard"
 """Names the shard in the trailers of errors that esp makes itself; the text stays etcd's, clients match on it."""
-
-
-class _Parked(Sink):
-    """A client's call that waits for a connection.
-
-    Attributes:
-        size: bytes of memory it takes, from when it waits until it no longer does.
-    """
-
-    __slots__ = ("chunks", "down", "ended", "message", "shard", "size", "until")
-
-    def __init__(self, shard: Shard, down: ServerStream, message: bytes | None, until: float) -> None:
-        self.shard = shard
-        self.down = down
-        self.message = message
-        self.until = until
-        self.size = len(message or b"")
-        self.chunks: list[bytes] = []
-        self.ended = False
-        down.sink = self
-
-    def request_data(self, payload: bytes, end: bool) -> None:
-        """Kept, and not given back: the client's window bounds it."""
-        self.chunks.append(payload)
-        self.ended = end
-
-    def cancelled(self, code: int, reason: str) -> None:
-        """The client no longer waits."""
-        self.down.sink = None
-        self.shard.unpark(self)
-
-    def go(self, connection: ClientConnection) -> None:
-        """A connection is there."""
-        down = self.down
-        down.sink = None
-        if down.remaining() == 0:
-            down.finish(DEADLINE_EXCEEDED)
-            return
-        self.shard.send(connection, down, self.message, down.remaining_timeout())
-        sink = down.sink
-        for number, chunk in enumerate(self.chunks, 1):
-            if down.sink is not None and down.sink is sink:  # it breaks when there is no memory for what it must queue
-                sink.request_data(chunk, self.ended and number == len(self.chunks))
-
-    def refuse(self, status: Status) -> None:
-        """There is none in time."""
-        self.down.sink = None
-        self.shard.refuse(self.down, status)
-
-
-class _Waiter:
-    """A coroutine that waits for a connection."""
-
-    __slots__ = ("future", "until")
-    size = 0
-
-    def __init__(self, until: float) -> None:
-        self.until = until
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def go(self, connection: ClientConnection) -> None:
-        """A connection is there; whether it still has room when the coroutine runs is for that to see."""
-        if not self.future.done():
-            self.future.set_result(None)
-
-    def refuse(self, status: Status) -> None:
-        """There is none in time."""
-        if not self.future.done():
-            self.future.set_exception(status.error())
-
-
-class StreamOpener(Protocol):
-    """Whoever wants a stream of its own to the shard, and waits for it as long as that takes."""
-
-    def go(self, connection: ClientConnection) -> None:
-        """A connection is there and has room: the call can be sent."""
-
-
-class _Lane:
-    """One of a shard's connections, and the calls that wait for it.
-
-    Attributes:
-        waiting: calls that are refused when their time is up.
-        standing: those that are not; they are as many as the streams that clients may open.
-    """
-
-    __slots__ = ("closed", "connection", "shard", "standing", "waiting")
-
-    def __init__(self, shard: Shard) -> None:
-        self.shard = shard
-        self.connection: ClientConnection | None = None
-        self.waiting: dict[_Parked | _Waiter, None] = {}
-        self.standing: dict[StreamOpener, None] = {}
-        self.closed = False
-
-    def park(self, call: _Parked | _Waiter) -> None:
-        context = self.shard.context
-        if self.closed:
-            call.refuse(errors.NO_CONNECTION)
-        elif len(self.waiting) >= context.limits.max_waiting_requests or not context.buffers.take(call.size):
-            call.refuse(errors.TOO_MANY_REQUESTS)
-        else:
-            self.waiting[call] = None
-
-    def unpark(self, call: _Parked | _Waiter) -> bool:
-        """Takes it out of what waits, where it did."""
-        if call not in self.waiting:
-            return False
-        del self.waiting[call]
-        self.shard.context.buffers.give(call.size)
-        return True
-
-    def go(self) -> None:
-        """Sends what waits, as far as the connection takes it."""
-        while self.waiting and self.connection is not None and self.connection.has_room:
-            call = next(iter(self.waiting))
-            self.unpark(call)
-            call.go(self.connection)
-        while self.standing and self.connection is not None and self.connection.has_room:
-            opener = next(iter(self.standing))
-            del self.standing[opener]
-            opener.go(self.connection)
-
-    def tick(self, now: float) -> None:
-        self._refuse([call for call in self.waiting if call.until < now])
-        if self.connection is not None:
-            self.connection.tick(now)
-
-    def _refuse(self, calls: list[_Parked | _Waiter]) -> None:
-        for call in calls:
-            if self.unpark(call):
-                call.refuse(errors.NO_CONNECTION)
-
-    def close(self) -> None:
-        self.closed = True
-        self._refuse(list(self.waiting))
-        self.standing.clear()
-        if self.connection is not None:
-            self.connection.end(ErrorCode.NO_ERROR, "closing")
 
 
 class Shard:
@@ -208,8 +69,8 @@ class Shard:
         self.endpoint: Endpoint | None = None
         self.trouble = ""
         self.version = ""
-        self._unary = _Lane(self)
-        self._streams = _Lane(self)
+        self._unary = Lane(context)
+        self._streams = Lane(context)
         self._retired: list[ClientConnection] = []
         self._lost = asyncio.Event()
         self._wanted_streams = asyncio.Event()
@@ -218,12 +79,11 @@ class Shard:
     @property
     def is_ready(self) -> bool:
         """Whether a call could be sent now."""
-        return self._unary.connection is not None and self._unary.connection.has_room
+        return self._unary.free() is not None
 
     def free_connection(self) -> ClientConnection | None:
         """The connection for a unary call, if one can be sent now."""
-        connection = self._unary.connection
-        return connection if connection is not None and connection.has_room else None
+        return self._unary.free()
 
     # Calls of clients, passed on.
 
@@ -234,48 +94,41 @@ class Shard:
             call = SplicedCall(connection, down, message, self)
             connection.call(call, down.head.forward, down.timeout, message, end=True)
         else:
-            self._unary.park(_Parked(self, down, message, self._patience()))
+            self._unary.park(ParkedCall(self, self._unary, down, message))
 
     def splice_stream(self, down: ServerStream) -> None:
         """Passes a streaming call on, in both directions."""
-        connection = self._streams.connection
-        if connection is not None and connection.has_room:
+        connection = self._streams.free()
+        if connection is not None:
             self.send(connection, down, None, down.timeout)
         else:
             self._wanted_streams.set()
-            self._streams.park(_Parked(self, down, None, self._patience()))
+            self._streams.park(ParkedCall(self, self._streams, down, None))
 
     def open_stream(self, opener: StreamOpener) -> None:
         """Lets `opener` send a long-lived call, at once or as soon as there is a connection that takes it.
 
         The call's `on_retired` says when the shard has moved on to another connection.
         """
-        lane = self._streams
-        if lane.connection is not None and lane.connection.has_room:
-            opener.go(lane.connection)
-        elif not lane.closed:
+        connection = self._streams.free()
+        if connection is not None:
+            opener.go(connection)
+        else:
             self._wanted_streams.set()
-            lane.standing[opener] = None
+            self._streams.stand(opener)
 
     def forget_opener(self, opener: StreamOpener) -> None:
         """`opener` wants no stream any more."""
         self._streams.standing.pop(opener, None)
 
     def send(self, connection: ClientConnection, down: ServerStream, message: bytes | None, timeout: bytes) -> None:
-        """Sends a call on `connection`, which has room for it; without `message` it is a streaming one."""
+        """Sends a client's call on `connection`, which has room for it; without `message` it is a streaming one."""
         call = SplicedCall(connection, down, message, self)
         connection.call(call, down.head.forward, timeout, message, end=message is not None)
-
-    def unpark(self, call: _Parked) -> None:
-        """A call no longer waits."""
-        (self._streams if call.message is None else self._unary).unpark(call)
 
     def refuse(self, down: ServerStream, status: Status) -> None:
         """Ends a client's call with an error of esp's own about this shard."""
         down.finish(status, [(SHARD_TRAILER, self.name.encode())])
-
-    def _patience(self) -> float:
-        return monotonic() + self.context.limits.max_waiting_seconds
 
     def on_broken(self, call: SplicedCall, code: int, reason: str) -> None:
         """A call broke before its answer was whole: once more, where that does no harm, or an error that is true."""
@@ -295,13 +148,13 @@ class Shard:
             self.refuse(down, errors.REQUEST_TIMED_OUT)
 
     def _send_again(self, down: ServerStream, message: bytes) -> None:
-        connection = self._unary.connection
-        if connection is not None and connection.has_room:
+        connection = self._unary.free()
+        if connection is not None:
             self.send(connection, down, message, down.remaining_timeout())
         else:
-            self._unary.park(_Parked(self, down, message, self._patience()))
+            self._unary.park(ParkedCall(self, self._unary, down, message))
 
-    def on_status(self, call: SplicedCall, status: Status) -> None:
+    def on_status(self, call: ClientStream, status: Status) -> None:
         """An error was passed on; one that says the member cannot serve makes the shard try the next."""
         self.consider_moving(call.connection, status)
 
@@ -364,7 +217,7 @@ class Shard:
             raise DEADLINE_EXCEEDED.error() from None
 
     async def _attempt(self, forward: bytes, body: bytes, deadline: asyncio.Timeout) -> bytes:
-        connection = await self._connection()
+        connection = await self._unary.wait()
         when = deadline.when()
         timeout = b"" if when is None else format_timeout(max(0.0, when - asyncio.get_running_loop().time()))
         call = MessageCall(connection)
@@ -390,24 +243,11 @@ class Shard:
         Raises:
             RpcError: there is no connection.
         """
-        connection = await self._connection()
+        connection = await self._unary.wait()
         call = MessageCall(connection)
         connection.call(call, forward, format_timeout(timeout) if timeout else b"", prefix(message), end=True)
         self.context.flush()
         return call
-
-    async def _connection(self) -> ClientConnection:
-        until = self._patience()
-        while True:
-            connection = self._unary.connection
-            if connection is not None and connection.has_room:
-                return connection
-            waiter = _Waiter(until)
-            self._unary.park(waiter)
-            try:
-                await waiter.future
-            finally:
-                self._unary.unpark(waiter)
 
     # The connections.
 
@@ -496,7 +336,7 @@ class Shard:
         while True:
             await self._wanted_streams.wait()
             self._wanted_streams.clear()
-            if self._streams.connection is None or not self._streams.connection.has_room:
+            if self._streams.free() is None:
                 try:
                     await self._dial(self._streams, endpoint)
                 except OSError as error:
@@ -506,7 +346,7 @@ class Shard:
                         await asyncio.sleep(LONGEST_PAUSE)
                         self._wanted_streams.set()
 
-    async def _dial(self, lane: _Lane, endpoint: Endpoint) -> None:
+    async def _dial(self, lane: Lane, endpoint: Endpoint) -> None:
         """Connects, and waits until etcd has said its SETTINGS: a frozen member accepts, but says nothing.
 
         Raises:
@@ -536,7 +376,7 @@ class Shard:
         lane.go()
         self.context.flush()
 
-    def _on_change(self, lane: _Lane, connection: ClientConnection) -> Callable[[], None]:
+    def _on_change(self, lane: Lane, connection: ClientConnection) -> Callable[[], None]:
         def changed() -> None:
             if lane.connection is not connection:
                 return
@@ -544,12 +384,14 @@ class Shard:
                 self._retire(lane)
                 if lane is self._unary:
                     self._lost.set()
+                elif lane.waiting or lane.standing:
+                    self._wanted_streams.set()
             else:
                 lane.go()
 
         return changed
 
-    def _retire(self, lane: _Lane, *, leave: bool = True) -> None:
+    def _retire(self, lane: Lane, *, leave: bool = True) -> None:
         """The lane's connection takes no more calls; it is kept until those it has are finished.
 
         With `leave` those that can are asked to go on elsewhere.

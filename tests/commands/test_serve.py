@@ -120,6 +120,42 @@ class TestLines:
         assert esp.log() == f"esp: cannot listen on {url}: {reason}\n"
 
 
+class TestLocal:
+    def test_a_port_in_use_is_told_before_anything_is_written(
+        self, esp: EspProcess, start_esp: Esps, tmp_path: Path
+    ) -> None:
+        other = start_esp.launch("--local", "2", "--listen", esp.url)
+        assert other.wait() == 1
+        assert other.log() == (
+            f"esp: cannot listen on {esp.url}: the port is in use; stop what listens there or name another with "
+            "--listen\n"
+        )
+        assert not (tmp_path / ".esp").exists()
+
+    def test_a_port_in_use_is_told_before_etcds_start_again(
+        self, esp: EspProcess, start_esp: Esps, tmp_path: Path
+    ) -> None:
+        first = start_esp.launch("--local", "1")
+        first.wait_ready()
+        assert first.stop() == 0
+        path = tmp_path / ".esp" / "esp.yaml"
+        path.write_text(path.read_text().replace(first.url, esp.url))
+        log = path.with_name("shard-1.log")
+        before = log.read_bytes()
+        command = [sys.executable, "-m", "esp", "serve", "--local", "1"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert f"cannot listen on {esp.url}" in done.stderr
+        assert log.read_bytes() == before
+
+    def test_a_listen_url_that_is_none_is_told_before_anything_is_written(
+        self, start_esp: Esps, tmp_path: Path
+    ) -> None:
+        other = start_esp.launch("--local", "2", "--listen", "nonsense")
+        assert other.wait() == 2
+        assert not (tmp_path / ".esp").exists()
+
+
 class TestSignals:
     def test_a_second_one_cuts_what_the_drain_waits_for(self, start_etcd: Etcds, start_esp: Esps) -> None:
         shards = start_etcd.several(2)

@@ -96,6 +96,15 @@ def test_rows_of_any_size_come_whole(both: Both, order: int, size: int) -> None:
     assert comparable(both.across.Range(request)) == comparable(both.one.Range(request))
 
 
+def test_many_large_ranges_at_once_over_one_channel_all_come_whole(both: Both) -> None:
+    for key in (b"b", b"h", b"x"):
+        both.across.Put(rpc_pb2.PutRequest(key=key, value=key * 300_000))
+    calls = [both.across.Range.future(Request(key=b"\0", range_end=b"\0")) for _ in range(16)]
+    for call in calls:
+        answer = call.result(timeout=60)
+        assert answer.count == len(answer.kvs) == len({*KEYS, b"b", b"x"})
+
+
 def test_shards_without_a_key_answer_an_empty_range(empty_shards: list[LocalEtcd], start_esp: Esps) -> None:
     with connect(start_esp(empty_shards, BOUNDARIES)) as channel:
         answer = KVStub(channel).Range(Request(key=b"\0", range_end=b"\0"))

@@ -1,4 +1,4 @@
-"""KV calls that span shards: every shard concerned is asked for its part, clipped to what it owns; the parts are merged.
+"""KV calls that span shards: every shard concerned is asked for its part, clipped to what it owns; parts are merged.
 
 A part that fails fails the call: an answer is whole or it is an error.
 """

@@ -14,7 +14,8 @@ cleanly. One that fails later ends the stream with REFUSED_STREAM, which a clien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -24,12 +25,14 @@ from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.merge import part
 from esp.core.services.revision import merged_header
+from esp.core.shard import Shard
 from esp.core.shard_map import Segment
 from esp.core.wire.client import ClientConnection, ClientStream
 from esp.core.wire.frames import ErrorCode, pack_u32, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, prefix
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.splice import NO_TRAILERS
 from esp.core.wire.status import OK, Code, Status
 
 _Range = rpc_pb2.RangeRequest
@@ -39,6 +42,8 @@ COUNT_TAG: Final = 0x20
 COUNT_BYTES: Final = 10
 """The count is written in as many bytes as any takes, so that the length is known before the count is."""
 TAIL_BYTES: Final = 1 + COUNT_BYTES
+MOST_SEGMENTS: Final = 64
+"""Parts asked at once; a map cut finer than that is merged by parsing."""
 MOST_BYTES: Final = 2**32 - 1
 
 
@@ -50,13 +55,15 @@ def can_concat(request: rpc_pb2.RangeRequest) -> bool:
 class Concat(Sink):
     """One client's Range: begins the parts, sends them on in order, and ends the answer."""
 
-    __slots__ = ("_count", "_header", "_parts", "_started", "_unsent", "down", "routing")
+    __slots__ = ("_again", "_count", "_header", "_parts", "_started", "_unsent", "down", "routing")
 
-    def __init__(self, down: ServerStream, routing: Routing) -> None:
+    def __init__(self, down: ServerStream, routing: Routing, again: Callable[[], None]) -> None:
+        """`again` answers the call in another way, for when a shard's connection breaks before anything was sent."""
         self.down = down
+        self._again = again
         self.routing = routing
         self._parts: list[_Part] = []  # those not sent on whole, in order
-        self._unsent = 0
+        self._unsent: deque[tuple[_Part | None, int]] = deque()  # what waits for the client: whose, and how many bytes
         self._count = 0
         self._header = b""
         self._started = False
@@ -64,7 +71,7 @@ class Concat(Sink):
     def begin(self, request: rpc_pb2.RangeRequest, segments: Sequence[Segment]) -> bool:
         """Asks every shard for its part; False, and nothing done, when one of them cannot be asked at once."""
         connections = [self.routing.shards[segment.shard].free_connection() for segment in segments]
-        if None in connections:
+        if None in connections or len(segments) > MOST_SEGMENTS:
             return False
         in_order = list(zip(segments, connections, strict=True))
         if request.sort_order == _Range.DESCEND:
@@ -72,7 +79,9 @@ class Concat(Sink):
         self.down.sink = self
         for segment, connection in in_order:
             assert connection is not None
-            one = _Part(connection, self)
+            if self.down.sink is not self:
+                break  # a part could not be sent, and the call has failed
+            one = _Part(connection, self, self.routing.shards[segment.shard])
             self._parts.append(one)
             asked = prefix(part(request, segment.range).SerializeToString())
             connection.call(one, self.down.head.forward, self.down.remaining_timeout(), asked, end=True)
@@ -89,7 +98,7 @@ class Concat(Sink):
         while self._parts and not self._unsent:
             current = self._parts[0]
             while current.pieces and not self._unsent:
-                self._send(current, current.pieces.pop(0))
+                self._send(current, current.take())
             if current.pieces or not current.has_ended:
                 return
             count = current.count()
@@ -97,7 +106,7 @@ class Concat(Sink):
                 self.fail(Status(Code.INTERNAL, "esp: a shard's answer is not encoded as etcd does"))
                 return
             self._count += count
-            self._parts.pop(0)
+            self._parts.pop(0)._concat = None
         if not self._parts and not self._unsent:
             self._finish()
 
@@ -111,13 +120,15 @@ class Concat(Sink):
         self._started = True
         self._header = encoded
         self.down.start()
-        self.down.send_data(b"\0" + pack_u32(length), False)
+        self._send(None, b"\0" + pack_u32(length))
 
-    def _send(self, current: _Part, piece: bytes) -> None:
+    def _send(self, owner: _Part | None, piece: bytes) -> None:
+        """Sends bytes; when they have left, the shard they came from, if any, may send as many more."""
+        self._unsent.append((owner, len(piece)))
         if self.down.send_data(piece, False):
-            current.consumed(len(piece))
-        else:
-            self._unsent += len(piece)
+            self._unsent.pop()
+            if owner is not None:
+                owner.consumed(len(piece))
 
     def _finish(self) -> None:
         self.down.sink = None
@@ -129,26 +140,43 @@ class Concat(Sink):
         """The answer cannot be whole: the other parts are cancelled and the client is told, of the first failure."""
         if self.down.sink is not self:
             return
-        self.down.sink = None
-        for one in self._parts:
-            one.cancel()
+        self._stop()
         if self._started:
             self.down.reset(ErrorCode.REFUSED_STREAM)
         else:
             self.down.finish(status)
 
+    def broken(self, status: Status) -> None:
+        """A shard's connection broke. It was only read from, so once more is no harm while nothing was sent."""
+        if self._started or self.down.retried or self.down.sink is not self:
+            self.fail(status)
+            return
+        self.cancelled(ErrorCode.CANCEL, "")
+        self.down.retried = True
+        self._again()
+
     def drained(self, size: int) -> None:
         """The client has read: the shard whose bytes those were may send as many more."""
-        self._unsent -= size
-        if self._parts:
-            self._parts[0].consumed(size)
+        while size:
+            owner, waiting = self._unsent.popleft()
+            left = min(size, waiting)
+            if owner is not None:
+                owner.consumed(left)
+            if waiting > left:
+                self._unsent.appendleft((owner, waiting - left))
+            size -= left
         self.advance()
 
     def cancelled(self, code: int, reason: str) -> None:
         """The client no longer waits."""
+        self._stop()
+
+    def _stop(self) -> None:
+        """Nothing more is to come of any shard, and nothing is kept."""
         self.down.sink = None
-        for one in self._parts:
-            one.cancel()
+        parts, self._parts = self._parts, []
+        for one in parts:
+            one.stop()
 
 
 class _Part(ClientStream):
@@ -157,11 +185,25 @@ class _Part(ClientStream):
     No more is kept than the window of a stream.
     """
 
-    __slots__ = ("_concat", "_got", "_start", "_tail", "has_ended", "header", "is_begun", "length", "pieces")
+    __slots__ = (
+        "_client",
+        "_concat",
+        "_got",
+        "_shard",
+        "_start",
+        "_tail",
+        "has_ended",
+        "header",
+        "is_begun",
+        "length",
+        "pieces",
+    )
 
-    def __init__(self, connection: ClientConnection, concat: Concat) -> None:
+    def __init__(self, connection: ClientConnection, concat: Concat, shard: Shard) -> None:
         super().__init__(connection)
-        self._concat = concat
+        self._concat: Concat | None = concat
+        self._client = concat.down.connection
+        self._shard = shard
         self._start = b""
         self._tail = b""
         self._got = 0
@@ -169,54 +211,72 @@ class _Part(ClientStream):
         self.header = rpc_pb2.ResponseHeader()
         self.is_begun = False
         self.has_ended = False
-        self.pieces: list[bytes] = []
+        self.pieces: deque[bytes] = deque()
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The answer's head or trailers."""
-        if not end:
-            if not head.opens:
-                self.cancel()
-                self._concat.fail(head.outcome())
+        concat = self._concat
+        if concat is None or (head.opens and not end):
             return
         status = head.outcome()
         if status.code:
-            self._concat.fail(status)
-        elif not self.is_begun or self._got != self.length:
-            self._concat.fail(Status(Code.INTERNAL, "esp: a shard's answer is not one whole message"))
+            self._shard.on_status(self, status)
+            concat.fail(status)
+        elif not end or not self.is_begun or self._got != self.length:
+            concat.fail(Status(Code.INTERNAL, "esp: a shard's answer is not one whole message"))
         else:
             self.has_ended = True
-            self._concat.advance()
+            concat.advance()
 
     def on_data(self, payload: bytes, end: bool) -> None:
         """A piece of the answer."""
+        concat = self._concat
+        if concat is None:
+            return
         if end:
-            self._concat.fail(Status(Code.INTERNAL, "server closed the stream without sending trailers"))
+            concat.fail(NO_TRAILERS)
             return
         if not self.is_begun:
             self._start += payload
-            payload = self._begin()
+            payload = self._begin(concat)
             if not self.is_begun:
                 return
         self._got += len(payload)
         self._tail = (self._tail + payload[-TAIL_BYTES:])[-TAIL_BYTES:]
-        self.pieces.append(payload)
-        self._concat.advance()
+        if self._client.hold(len(payload)):
+            self.pieces.append(payload)
+            concat.advance()
+        else:
+            concat.fail(Status(Code.RESOURCE_EXHAUSTED, "grpc: too much data waits here for slow peers"))
 
-    def _begin(self) -> bytes:
+    def take(self) -> bytes:
+        """The next piece, which is its taker's from here on."""
+        piece = self.pieces.popleft()
+        self._client.release(len(piece))
+        return piece
+
+    def stop(self) -> None:
+        """Ends the call, forgets what came of it, and tells nobody."""
+        self._concat = None
+        while self.pieces:
+            self.take()
+        self.cancel()
+
+    def _begin(self, concat: Concat) -> bytes:
         """Takes prefix and header off the start; what comes behind the prefix, once all of them are there."""
         start = self._start
         if len(start) < PREFIX_SIZE + 2:
             return b""
         header_end = PREFIX_SIZE + 2 + start[PREFIX_SIZE + 1]
         if start[0] or start[PREFIX_SIZE] != HEADER_TAG or start[PREFIX_SIZE + 1] > 0x7F:
-            self._concat.fail(Status(Code.INTERNAL, "esp: a shard's answer is not encoded as etcd does"))
+            concat.fail(Status(Code.INTERNAL, "esp: a shard's answer is not encoded as etcd does"))
             return b""
         if len(start) < header_end:
             return b""
         try:
             self.header = rpc_pb2.ResponseHeader.FromString(start[PREFIX_SIZE + 2 : header_end])
         except DecodeError:
-            self._concat.fail(Status(Code.INTERNAL, "esp: a shard's answer has no header"))
+            concat.fail(Status(Code.INTERNAL, "esp: a shard's answer has no header"))
             return b""
         self.length = unpack_u32(start, 1)[0]
         self.is_begun = True
@@ -225,7 +285,8 @@ class _Part(ClientStream):
 
     def on_reset(self, code: int, reason: str) -> None:
         """The shard is gone."""
-        self._concat.fail(errors.NO_CONNECTION if self.surely_unprocessed(code) else errors.REQUEST_TIMED_OUT)
+        if self._concat is not None:
+            self._concat.broken(errors.NO_CONNECTION if self.surely_unprocessed(code) else errors.REQUEST_TIMED_OUT)
 
     def count(self) -> int | None:
         """The count at the end of the answer; 0 when it holds nothing but a header; None when neither is there."""

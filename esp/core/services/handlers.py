@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError, Message
 
@@ -15,6 +15,8 @@ from esp.core.wire.server_stream import Handler, ServerStream, Sink
 from esp.core.wire.status import Code, RpcError, Status
 
 log = logging.getLogger("esp.service")
+
+UNFLUSHED_BYTES: Final = 262144
 
 Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 """Starts a task that somebody else owns and awaits."""
@@ -61,12 +63,13 @@ class Refuse(Handler):
 class CoroutineCall(Sink):
     """A call served by a coroutine; it is cancelled when the client goes away, and told as slow bytes leave."""
 
-    __slots__ = ("_room", "_waiting", "stream", "task")
+    __slots__ = ("_room", "_unflushed", "_waiting", "stream", "task")
 
     def __init__(self, stream: ServerStream) -> None:
         self.stream = stream
         self.task: asyncio.Task[None] | None = None
         self._room: asyncio.Future[None] | None = None
+        self._unflushed = 0
         self._waiting = 0
         stream.sink = self
 
@@ -95,9 +98,14 @@ class CoroutineCall(Sink):
     async def write(self, data: bytes) -> None:
         """Sends DATA, and waits while earlier DATA still waits for the client to read.
 
-        What waits is bounded by the size of one write.
+        What waits is bounded by the size of one write, and what this turn of the loop has sent by UNFLUSHED_BYTES.
         """
-        if not self.stream.send_data(data, False):
+        if self.stream.send_data(data, False):
+            self._unflushed += len(data)
+            if self._unflushed > UNFLUSHED_BYTES:
+                self._unflushed = 0
+                self.stream.connection.context.flush()  # only then does a full transport say so
+        else:
             self._waiting += len(data)
             self.stream.connection.context.flush()
             while self._waiting > 0:

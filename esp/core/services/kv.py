@@ -134,13 +134,17 @@ class Range(_Routed):
         key_range = KeyRange.of_request(request.key, request.range_end)
         _check(self.refuse(request, *self.span(key_range)))
         segments = self.routing.map.split(key_range)
-        if not self.concat(stream, request, segments):
+
+        def merge() -> None:
             call = CoroutineCall(stream)
             call.start(self.spawn, self.across(call, request, segments))
 
-    def concat(self, stream: ServerStream, request: rpc_pb2.RangeRequest, segments: list[Segment]) -> bool:
-        """Answers with the shards' bytes as they are, where that is exact and every shard can be asked at once."""
-        return can_concat(request) and Concat(stream, self.routing).begin(request, segments)
+        if not self.joins(request) or not Concat(stream, self.routing, merge).begin(request, segments):
+            merge()
+
+    def joins(self, request: rpc_pb2.RangeRequest) -> bool:
+        """Whether the shards' bytes, one behind the other, are the answer."""
+        return can_concat(request)
 
     def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
         """What etcd would find wrong, wherever the keys are."""
@@ -168,7 +172,7 @@ class RangeStream(Range):
         """Why it cannot be answered exactly over several shards."""
         return refuse_range_stream(request, names, boundary)
 
-    def concat(self, stream: ServerStream, request: rpc_pb2.RangeRequest, segments: list[Segment]) -> bool:
+    def joins(self, request: rpc_pb2.RangeRequest) -> bool:
         """Never: the answer is a stream of messages."""
         return False
 
@@ -217,26 +221,30 @@ class Txn(_Routed):
         """Routes by the union of all that the transaction touches."""
         request = parse(rpc_pb2.TxnRequest, message)
         _check(txn.validate(request))
-        touched = [key_range for key_range in txn.touched(request) if not key_range.is_empty()]
-        owners = {self.routing.map.sole_owner(key_range) for key_range in touched}
-        if not touched:
-            self.pass_on(stream, request, self.shards[0])
-        elif len(owners) == 1 and None not in owners:
-            self.pass_on(stream, request, self.shards[next(iter(owners))])  # type: ignore[index]
-        else:
-            cure = "keep what a transaction touches, in both branches, inside one shard"
-            raise errors.spans("a transaction", *self._between(touched), cure).error()
+        touched = dict.fromkeys(keys for keys in txn.touched(request) if not keys.is_empty())
+        first: KeyRange | None = None
+        owner: int | None = 0
+        for keys in touched:
+            sole = self.routing.map.sole_owner(keys)
+            if first is None:
+                first, owner = keys, sole
+            if sole is None or sole != owner:
+                raise self._spans(first, keys)
+        assert owner is not None, "a range that spans shards was refused"
+        self.pass_on(stream, request, self.shards[owner])
 
-    def _between(self, touched: list[KeyRange]) -> tuple[list[str], bytes]:
-        """The shards of `touched` in key order, and a boundary between two of them."""
-        segments = sorted(
-            (segment for key_range in touched for segment in self.routing.map.split(key_range)),
-            key=lambda segment: segment.range.start,
-        )
-        first = segments[0]
-        other = next(segment for segment in segments if segment.shard != first.shard)
-        between = KeyRange(first.range.start, other.range.start + b"\0")
-        return [self.routing.map.names[segment.shard] for segment in segments], self.span(between)[1]
+    def _spans(self, one: KeyRange, other: KeyRange) -> RpcError:
+        """The refusal of a transaction that touches two ranges of different shards, or one range of several."""
+        for keys in (one, other):
+            if self.routing.map.sole_owner(keys) is None:
+                names, boundary = self.span(keys)
+                break
+        else:
+            low, high = sorted((one.start, other.start))
+            names = [self.routing.owner(low).name, self.routing.owner(high).name]
+            boundary = self.span(KeyRange(low, high + b"\0"))[1]
+        cure = "keep what a transaction touches, in both branches, inside one shard"
+        return errors.spans("a transaction", names, boundary, cure).error()
 
 
 class Compact(_Routed):

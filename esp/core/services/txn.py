@@ -19,26 +19,32 @@ from esp.core.wire.status import Status
 MAX_OPS = 128
 """etcd's default of --max-txn-ops."""
 
-MAX_COMPARED = 10_000
-"""The most operations, nested ones included, among which esp looks for writes that meet."""
+MAX_IN_ALL = 10_000
+"""The most compares and operations, nested ones included, that esp looks through.
+
+etcd has no such limit: nesting lets the 2 MiB of a request hold 200,000. But looking through those would hold up
+everybody else's requests for seconds.
+"""
 
 
 def validate(request: rpc_pb2.TxnRequest, max_ops: int = MAX_OPS) -> Status | None:
     """What etcd finds wrong with a transaction before it runs it; None when nothing is.
 
     The first error that etcd would meet, as in `Txn` of etcd's `api/v3rpc/key.go`: all operations one by one first,
-    nested ones included, then writes that meet. The latter are left to the shard when there are more than
-    MAX_COMPARED operations: nesting lets 2 MiB hold 200,000, and comparing those would hold up everybody else.
+    nested ones included, then writes that meet. More than MAX_IN_ALL in all are too many, whatever they are.
 
     Args:
         request: The transaction.
         max_ops: The most that compares, success and failure may each hold. A nested transaction may hold that
             many less the longest of the three lists around it.
     """
+    in_all = 0
+    for txn in _with_nested(request):
+        in_all += len(txn.compare) + len(txn.success) + len(txn.failure)
+        if in_all > MAX_IN_ALL:
+            return errors.TOO_MANY_OPS
     if wrong := _validate_operations(request, max_ops):
         return wrong
-    if sum(len(txn.success) + len(txn.failure) for txn in _with_nested(request)) > MAX_COMPARED:
-        return None
     if _writes(request.success) is None or _writes(request.failure) is None:
         return errors.DUPLICATE_KEY
     return None

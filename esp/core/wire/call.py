@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 from esp.core.wire.client import ClientConnection, ClientStream
 from esp.core.wire.message import MessageReader
@@ -42,7 +44,8 @@ class MessageCall(ClientStream):
         self._messages: deque[bytes] = deque()
         self._unread = 0
         self._ended = False
-        self._error: Exception | None = None
+        # What makes the error: one that was raised and is kept would hold on to its reader's frame, and so to itself.
+        self._error: Callable[[], Exception] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     async def read(self) -> bytes | None:
@@ -54,7 +57,7 @@ class MessageCall(ClientStream):
         """
         while not self._messages:
             if self._error is not None:
-                raise self._error
+                raise self._error()
             if self._ended:
                 return None
             self._give_back()
@@ -93,11 +96,11 @@ class MessageCall(ClientStream):
             status = head.outcome()
             self._ended = True
             if status.code:
-                self._error = status.error()
+                self._error = status.error
             elif self._reader.wanted:
-                self._error = Status(Code.INTERNAL, "the answer ended within a message").error()
+                self._error = Status(Code.INTERNAL, "the answer ended within a message").error
         elif head.http_status != 200 or not head.is_grpc:
-            self._error = head.outcome().error()
+            self._error = head.outcome().error
             self.cancel()
         else:
             for name, value in head.fields:
@@ -115,19 +118,19 @@ class MessageCall(ClientStream):
                 self.consumed(self._unread)  # a message larger than the window: the rest must come
                 self._unread = 0
         except RpcError as error:
-            self._error = error
+            self._error = error.status.error
             self.cancel()
         if end and self._error is None:
-            self._error = NO_TRAILERS.error()
+            self._error = NO_TRAILERS.error
         self._wake()
 
     def on_reset(self, code: int, reason: str) -> None:
         """The stream is gone."""
-        self._error = BrokenCall(code, reason, unprocessed=self.surely_unprocessed(code))
+        self._error = partial(BrokenCall, code, reason, unprocessed=self.surely_unprocessed(code))
         self._wake()
 
     def on_buffers_full(self) -> None:
         """There is no memory for the request, which has to wait for the server."""
-        self._error = OVERLOADED.error()
+        self._error = OVERLOADED.error
         self.cancel()
         self._wake()

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from esp.core.wire.connection import RECENTLY_RESET, Connection
+from esp.core.wire.connection import RECENTLY_RESET
 from esp.core.wire.context import WireContext
+from esp.core.wire.frame_reader import FrameReader
 from esp.core.wire.frames import (
     DATA,
     DEFAULT_WINDOW,
@@ -26,7 +27,7 @@ from esp.core.wire.frames import (
     ConnectionFault,
     ErrorCode,
     StreamFault,
-    pack_header,
+    pack_two,
     ping,
     unpack_header,
     window_update,
@@ -103,7 +104,7 @@ class ClientStream(Stream):
         self.reset(ErrorCode.CANCEL)
 
 
-class ClientConnection(Connection):
+class ClientConnection(FrameReader):
     """The client's end of one connection.
 
     Attributes:
@@ -201,11 +202,18 @@ class ClientConnection(Connection):
                     self.context.unflushed.append(self)
                 self.send_window -= size
                 stream.credit -= size
+                length = len(block)
                 out.append(
-                    pack_header(len(block) << 8 | HEADERS, END_HEADERS, stream_id)
-                    + block
-                    + pack_header(size << 8, 1 if end else 0, stream_id)
-                    + data
+                    pack_two(length, size)(
+                        length << 8 | HEADERS,
+                        END_HEADERS,
+                        stream_id,
+                        block,
+                        size << 8 | DATA,
+                        END_STREAM if end else 0,
+                        stream_id,
+                        data,
+                    )
                 )
                 stream.local_open = not end
                 return
@@ -246,32 +254,48 @@ class ClientConnection(Connection):
                     break
                 position = end
                 kind = word & 0xFF
-                if self._block is None:
-                    if kind == DATA and flags == 0:
-                        stream = streams.get(stream_id)
-                        if stream is not None and stream.headers_seen and length <= stream.recv_window:
-                            self.received(length)
-                            stream.recv_window -= length
-                            stream.on_data(data[start:end], False)
-                            continue
-                    elif kind == HEADERS and flags & ~END_STREAM == END_HEADERS:
-                        stream = streams.get(stream_id)
-                        head = known.get(data[start:end])
-                        if stream is not None and head is not None:
-                            if head.opens and not flags & END_STREAM and not stream.headers_seen:
-                                position = self._take_answer(stream, head, data, end)
-                                if position:
-                                    continue
-                                position = end
-                            self._on_response(stream, head, flags & END_STREAM)
-                            continue
-                self.on_frame(kind, flags, stream_id & MAX_WINDOW, data[start:end])
-                if self.ended:
-                    return
+                stream = None
+                try:
+                    if self._block is None:
+                        if kind == DATA and flags == 0:
+                            stream = streams.get(stream_id)
+                            if stream is not None and stream.headers_seen and length <= stream.recv_window:
+                                self.received(length)
+                                stream.recv_window -= length
+                                stream.on_data(data[start:end], False)
+                                continue
+                        elif kind == HEADERS and flags & ~END_STREAM == END_HEADERS:
+                            stream = streams.get(stream_id)
+                            head = known.get(data[start:end])
+                            if stream is not None and head is not None:
+                                if head.opens and not flags & END_STREAM and not stream.headers_seen:
+                                    position = self._take_answer(stream, head, data, end)
+                                    if position:
+                                        continue
+                                    position = end
+                                self._on_response(stream, head, flags & END_STREAM)
+                                continue
+                    self.on_frame(kind, flags, stream_id & MAX_WINDOW, data[start:end])
+                    if self.ended:
+                        return
+                except ConnectionFault:
+                    raise
+                except Exception:
+                    self._on_stream_bug(stream or streams.get(stream_id & MAX_WINDOW))
         except ConnectionFault as fault:
             self.fail(fault)
             return
         self._tail = data[position:] if position < size else b""
+
+    def _on_stream_bug(self, stream: ClientStream | None) -> None:
+        """An exception came out of one call: that call fails, those of everybody else on this connection go on."""
+        log.exception("%s: a bug in esp; a call fails", self.peer)
+        if stream is not None:
+            stream.cancel()
+            try:
+                stream.on_reset(ErrorCode.INTERNAL_ERROR, "internal error")
+            except Exception:
+                log.exception("%s: a bug in esp; a call was not told of its end", self.peer)
 
     def _take_answer(self, stream: ClientStream, head: ResponseHead, data: bytes, position: int) -> int:
         """A unary answer that came whole, the shape of nearly every one: its DATA and its trailers stand at `position`.
@@ -298,8 +322,13 @@ class ClientConnection(Connection):
         self.received(length)
         stream.remote_open = False
         stream.headers_seen = True
-        self.forget(stream)
-        stream.on_answer(head, data[body:trailers_at], trailers)
+        self.streams.pop(stream_id, None)
+        if self.tell_gone:
+            self.on_stream_gone()
+        try:
+            stream.on_answer(head, data[body:trailers_at], trailers)
+        except Exception:
+            self._on_stream_bug(stream)
         return end
 
     def _on_response(self, stream: ClientStream, head: ResponseHead, end: int) -> None:
@@ -435,9 +464,9 @@ class ClientConnection(Connection):
             super().lost(reason)
             self._changed()
 
-    def tick(self, now: float) -> None:
+    def on_tick(self, now: float) -> None:
         """Keepalive: a PING where calls wait and nothing is heard, no more often than etcd allows; then the end."""
-        super().tick(now)
+        super().on_tick(now)
         if self.ended:
             return
         if self._ping_sent:

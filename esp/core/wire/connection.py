@@ -1,8 +1,7 @@
-"""What both ends of an HTTP/2 connection have in common: frames in, frames out, windows, settings (RFC 9113).
+"""The state of an HTTP/2 connection, what it sends, and how it ends (RFC 9113); `frame_reader` is what it takes.
 
 A connection is sans-I/O: `receive` takes bytes, `out` collects frames, the transport around it moves them. Nothing here
-waits or schedules. `ServerConnection` and `ClientConnection` each have a frame loop with the few frames that make up
-almost all traffic inlined; every other frame comes through `on_frame` here.
+waits or schedules.
 
 Flow control. Sending: a stream may send while the connection's window (`send_window`) and its own allow. A stream's own
 is `peer_initial_window + credit`, so that a SETTINGS change is one assignment however many streams are open. What does
@@ -20,62 +19,46 @@ from typing import Final
 
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import (
-    ACK,
     CONTINUATION,
-    DATA,
     DEFAULT_WINDOW,
     END_HEADERS,
     END_STREAM,
-    GOAWAY,
+    HEADER_SIZE,
     HEADERS,
     MAX_FRAME_SIZE,
     MAX_WINDOW,
-    PADDED,
-    PING,
-    PRIORITY,
-    PRIORITY_FLAG,
-    PUSH_PROMISE,
-    RST_STREAM,
-    SETTINGS,
-    SETTINGS_ACK,
-    SETTINGS_INITIAL_WINDOW_SIZE,
-    SETTINGS_MAX_CONCURRENT_STREAMS,
-    WINDOW_UPDATE,
     ConnectionFault,
     ErrorCode,
     StreamFault,
+    frame,
     goaway,
-    parse_settings,
-    ping,
+    header_block,
     rst_stream,
     settings,
-    unpack_u32,
-    unpad,
-    window_update,
+    unpack_header,
 )
-from esp.core.wire.stream import Stream
+from esp.core.wire.stream import Pending, Stream
 
 log = logging.getLogger("esp.wire")
 
-MAX_SETTINGS: Final = 32
 PUMP_BYTES: Final = 262144
-"""Bytes that one `pump` moves at most, so that a wide window does not turn into a large write."""
+"""Bytes that `pump` moves at most between two flushes, so that wide windows do not turn into a large write."""
 RECENTLY_RESET: Final = 1000
-SMALL_INCREMENT: Final = 64
-SMALL_DATA: Final = 5
-"""DATA shorter than a gRPC prefix: no client cuts its messages so small."""
+LEAST_PROGRESS: Final = 6000
+"""Bytes of what waits that must leave within `blocked_write_timeout`; less is standing still with a trick."""
 
 
 class Connection:
     """One end of an HTTP/2 connection.
 
     Attributes:
+        held: bytes kept for or from the peer, of `hold_limit` at most.
         out: frames to write, in order. Non-empty only while the connection stands in `context.unflushed`.
         streams: the open streams by id.
         ended: the connection takes no more bytes; the transport writes what is left in `out` and closes.
         peer: who is at the other end, for the log.
         on_flush: called with the bytes to write; set by the transport.
-        on_end: called once, when the connection has ended and its last bytes went to `on_flush`; set by the transport.
+        on_end: called once, when the connection has ended and all its bytes went to `on_flush`; set by the transport.
     """
 
     __slots__ = (
@@ -86,7 +69,9 @@ class Connection:
         "_block_stream",
         "_glitch_level",
         "_glitch_time",
+        "_held_ack",
         "_opened",
+        "_pump_budget",
         "_pumped",
         "_pumping",
         "_reset_ids",
@@ -95,12 +80,17 @@ class Connection:
         "_settings_since",
         "_small_updates",
         "_stalled",
+        "_table_granted",
+        "_table_update_due",
         "_tail",
+        "_told_full",
         "blocked",
         "blocked_since",
         "context",
         "ended",
         "got_settings",
+        "held",
+        "hold_limit",
         "limits",
         "max_block_bytes",
         "max_continuations",
@@ -134,11 +124,17 @@ class Connection:
         self.send_window = DEFAULT_WINDOW
         self._send_top = DEFAULT_WINDOW
         self._small_updates = 0
+        self._held_ack = b""
+        self._table_granted = 4096  # by the protocol, until SETTINGS say otherwise
+        self._table_update_due = False
         self.peer_initial_window = DEFAULT_WINDOW
         self.peer_max_streams = MAX_WINDOW
         self.recv_limit = recv_limit
         self.recv_window = recv_limit
         self.tell_gone = False
+        self.held = 0
+        self.hold_limit = context.limits.max_buffered_bytes
+        self._told_full = False
         self.writable = True
         self.blocked: dict[int, Stream] = {}
         self.blocked_since = 0.0
@@ -151,41 +147,18 @@ class Connection:
         self._block_since = 0.0
         self._glitch_level = 0.0
         self._glitch_time = 0.0
+        self._pump_budget = PUMP_BYTES
         self._pumped = 0
         self._pumping = False
-        self._stalled: dict[int, tuple[tuple[str, int], float]] = {}
+        self._stalled: dict[int, tuple[Pending | None, int, float]] = {}
         self._reset_ids: dict[int, None] = {}
         self._opened = monotonic()
         self._settings_due = 0
         self._settings_since = 0.0
 
-    # What the two ends do differently.
-
     def receive(self, data: bytes) -> None:
         """Takes bytes from the peer."""
         raise NotImplementedError
-
-    def on_headers(self, stream_id: int, block: bytes, *, end: bool) -> None:
-        """A whole header block has come."""
-        raise NotImplementedError
-
-    def on_unknown_stream(self, stream_id: int, kind: int) -> None:
-        """A frame came for a stream that is not open and was not reset from here lately."""
-        raise NotImplementedError
-
-    def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
-        """The peer opens or accepts no more streams."""
-        raise NotImplementedError
-
-    def on_settings_acknowledged(self) -> None:
-        """The peer has taken over our settings."""
-        raise NotImplementedError
-
-    def on_ping(self) -> None:
-        """The peer sent a PING; raises ConnectionFault where that is one too many."""
-
-    def on_ping_acknowledged(self, payload: bytes) -> None:
-        """The peer answered our PING."""
 
     def last_stream_id(self) -> int:
         """The last stream of the peer that was or may have been processed, for GOAWAY."""
@@ -211,23 +184,75 @@ class Connection:
             return  # not connected yet: `out` is kept for the transport to come
         out = self.out
         if out:
+            if self._held_ack:
+                out.append(self._held_ack)
+                self._held_ack = b""
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
+            if self._table_update_due:
+                data = self._with_table_update(data)
             if self.on_flush is not None:
                 self.on_flush(data)
+        self._pump_budget = PUMP_BYTES
         if self.blocked:
             self.pump()
-        if self.ended and self.on_end is not None:
+        if self.ended and not out and self.on_end is not None:
             on_end, self.on_end = self.on_end, None
             on_end()
+
+    def _with_table_update(self, data: bytes) -> bytes:
+        """`data`, whole frames, with a table size update to 0 at the start of its first header block.
+
+        esp keeps no table, but a peer that takes back what it granted at first waits for that (RFC 7541, section 4.2).
+        """
+        position = 0
+        while position < len(data):
+            word, flags, stream_id = unpack_header(data, position)
+            start = position + HEADER_SIZE
+            end = start + (word >> 8)
+            if word & 0xFF == HEADERS:
+                self._table_update_due = False
+                self._table_granted = 0
+                block = header_block(stream_id, b"\x20" + data[start:end], end_stream=bool(flags & END_STREAM))
+                if not flags & END_HEADERS:
+                    block = frame(HEADERS, flags, stream_id, b"\x20" + data[start : end - 1])
+                    block += frame(CONTINUATION, 0, stream_id, data[end - 1 : end])
+                return data[:position] + block + data[end:]
+            position = end
+        return data
 
     def take_output(self) -> bytes:
         """The queued frames, for a caller that moves the bytes itself."""
         data = b"".join(self.out)
         self.out.clear()
+        self._pump_budget = PUMP_BYTES
         if self in self.context.unflushed:
             self.context.unflushed.remove(self)
         return data
+
+    def hold(self, size: int) -> bool:
+        """Accounts for `size` bytes kept for or from this peer; False, and nothing accounted, when there is no room."""
+        if self.held + size > self.hold_limit:
+            self.context.reached("max_buffered_bytes_per_connection")
+        elif self.context.buffers.take(size):
+            self.held += size
+            return True
+        else:
+            self.context.reached("max_buffered_bytes")
+        if not self._told_full:
+            self._told_full = True
+            log.warning(
+                "%s: a call fails: %d bytes wait for this peer, %d in all",
+                self.peer,
+                self.held,
+                self.context.buffers.used,
+            )
+        return False
+
+    def release(self, size: int) -> None:
+        """Returns `size` bytes that `hold` gave."""
+        self.held -= size
+        self.context.buffers.give(size)
 
     def pause(self) -> None:
         """The transport is full: DATA waits from here on."""
@@ -251,13 +276,12 @@ class Connection:
             return  # somebody was told of bytes that left and queued more; the loop below gets to it
         self._pumping = True
         blocked = self.blocked
-        budget = PUMP_BYTES
         try:
-            while blocked and self.writable and self.send_window > 0 and budget > 0:
+            while blocked and self.writable and self.send_window > 0 and self._pump_budget > 0:
                 stream_id = next(iter(blocked))
                 stream = blocked.pop(stream_id)
                 sent = stream.send_pending(min(MAX_FRAME_SIZE, self.send_window))
-                budget -= sent
+                self._pump_budget -= sent
                 self._pumped += sent
                 if sent and stream.pending is not None:
                     blocked[stream_id] = stream
@@ -289,12 +313,6 @@ class Connection:
         if len(self._reset_ids) >= RECENTLY_RESET:
             del self._reset_ids[next(iter(self._reset_ids))]
         self._reset_ids[stream_id] = None
-
-    def _on_frame_without_stream(self, stream_id: int, kind: int) -> None:
-        if stream_id in self._reset_ids:
-            self.glitch(0.05, "frames on closed streams")
-        else:
-            self.on_unknown_stream(stream_id, kind)
 
     def fault_stream(self, stream_id: int, fault: StreamFault) -> None:
         """The peer broke a rule on one stream: RST_STREAM, and the stream's owner is told."""
@@ -341,6 +359,11 @@ class Connection:
             self.send(goaway(self.last_stream_id(), code, reason.encode()))
             self.lost(reason)
 
+    def on_bug(self) -> None:
+        """An exception of esp's own came out of this connection: it ends, and no other does."""
+        log.exception("%s: a bug in esp; closing the connection", self.peer)
+        self.end(ErrorCode.INTERNAL_ERROR, "internal error")
+
     def lost(self, reason: str) -> None:
         """The connection is gone: open streams are told, whatever waits is dropped."""
         if self.ended:
@@ -354,13 +377,26 @@ class Connection:
         self.streams.clear()
         for stream in streams:
             stream.drop()
-            stream.on_reset(ErrorCode.CANCEL, reason)
+            try:
+                stream.on_reset(ErrorCode.CANCEL, reason)
+            except Exception:
+                log.exception("%s: a bug in esp; stream %d was not told of the end", self.peer, stream.id)
 
     def tick(self, now: float) -> None:
-        """Called about twice a second: whatever has a deadline is looked at."""
+        """Called about twice a second: whatever has a deadline is looked at. A bug there ends this connection only."""
+        try:
+            self.on_tick(now)
+        except Exception:
+            self.on_bug()
+
+    def on_tick(self, now: float) -> None:
+        """Looks at whatever has a deadline."""
         limits = self.limits
         if self.ended:
             return
+        if self._held_ack:
+            ack, self._held_ack = self._held_ack, b""
+            self.send(ack)
         if not self.got_settings and now - self._opened > limits.preface_timeout:
             self._time_out("preface_timeout", "no HTTP/2 preface in time")
         elif self._settings_since and now - self._settings_since > limits.settings_timeout:
@@ -374,268 +410,29 @@ class Connection:
 
     def _reset_stalled(self, now: float) -> None:
         """Ends the streams whose DATA has waited too long for a window: what they hold is wanted by others."""
-        stalled: dict[int, tuple[tuple[str, int], float]] = {}
+        stalled: dict[int, tuple[Pending | None, int, float]] = {}
         for stream in self.streams.values():
             if stream.pending is not None:
                 # A stream that could send waits for its turn, which comes while the connection's window moves at all.
                 in_turn = stream.id in self.blocked
-                waits_for = ("connection", self._pumped) if in_turn else ("stream", stream.pending.size)
-                before, since = self._stalled.get(stream.id, (None, now))
-                stalled[stream.id] = (waits_for, since if before == waits_for else now)
+                pending = None if in_turn else stream.pending
+                moved = self._pumped if pending is None else pending.sent
+                before = self._stalled.get(stream.id)
+                if before is not None and before[0] is pending and moved - before[1] < LEAST_PROGRESS:
+                    stalled[stream.id] = before
+                else:
+                    stalled[stream.id] = (pending, moved, now)
         self._stalled = stalled
         if self.writable:
-            for stream_id, (_, since) in stalled.items():
+            for stream_id, (_, _, since) in stalled.items():
                 if now - since > self.limits.blocked_write_timeout and stream_id in self.streams:
                     self.context.reached("blocked_write_timeout")
                     stream = self.streams[stream_id]
-                    self.reset(stream, ErrorCode.CANCEL)
-                    stream.on_reset(ErrorCode.CANCEL, "the peer gives no window for what waits")
+                    # Not CANCEL: etcd's Go client would repeat the call, though it may have been a write.
+                    self.reset(stream, ErrorCode.INTERNAL_ERROR)
+                    stream.on_reset(ErrorCode.INTERNAL_ERROR, "the peer gives no window for what waits")
 
     def _time_out(self, limit: str, reason: str, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
         self.context.reached(limit)
         log.info("%s: closing: %s", self.peer, reason)
         self.end(code, reason)
-
-    # Frames.
-
-    @property
-    def assembling(self) -> bool:
-        """Whether a header block has begun and not ended, so that nothing but its CONTINUATION may come."""
-        return self._block is not None
-
-    def on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
-        """Any frame that a frame loop did not handle itself.
-
-        Raises:
-            ConnectionFault: the peer broke the protocol.
-        """
-        if self._block is not None and (kind != CONTINUATION or stream_id != self._block_stream):
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame inside a header block")
-        if not self.got_settings and (kind != SETTINGS or flags & ACK):
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
-        if kind == DATA:
-            self._on_data(flags, stream_id, payload)
-        elif kind == HEADERS:
-            self._on_headers_frame(flags, stream_id, payload)
-        elif kind == WINDOW_UPDATE:
-            self._on_window_update(stream_id, payload)
-        elif kind == PING:
-            self._on_ping(flags, stream_id, payload)
-        elif kind == RST_STREAM:
-            self._on_rst_stream(stream_id, payload)
-        elif kind == SETTINGS:
-            self._on_settings(flags, stream_id, payload)
-        elif kind == CONTINUATION:
-            self._on_continuation(flags, stream_id, payload)
-        elif kind == GOAWAY:
-            self._on_goaway_frame(stream_id, payload)
-        elif kind == PRIORITY:
-            self._on_priority(stream_id, payload)
-        elif kind == PUSH_PROMISE:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE")
-        else:
-            self.glitch(1, "frames of unknown type")
-
-    def received(self, size: int) -> None:
-        """Accounts for `size` bytes of DATA on the connection and gives them back in time.
-
-        Raises:
-            ConnectionFault: FLOW_CONTROL_ERROR, more than was granted.
-        """
-        window = self.recv_window - size
-        if window < 0:
-            raise ConnectionFault(
-                ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection window", "connection_window_bytes"
-            )
-        if window < self.recv_limit >> 1:
-            self.send(window_update(0, self.recv_limit - window))
-            window = self.recv_limit
-        self.recv_window = window
-
-    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
-        size = len(payload)
-        if stream_id == 0:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
-        if flags & PADDED:
-            payload = unpad(payload)
-        self.received(size)
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self._on_frame_without_stream(stream_id, DATA)
-            return
-        if not stream.remote_open:
-            self.fault_stream(stream_id, StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM"))
-            return
-        end = bool(flags & END_STREAM)
-        if len(payload) < SMALL_DATA and not end:
-            self.glitch(1, "small DATA frames")
-        if stream.received(size):
-            stream.consumed(size - len(payload))
-            stream.on_data(payload, end)
-        else:
-            fault = StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the window", "stream_window_bytes")
-            self.fault_stream(stream_id, fault)
-
-    def _on_headers_frame(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id == 0:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
-        if flags & PADDED:
-            payload = unpad(payload)
-        if flags & PRIORITY_FLAG:
-            if len(payload) < 5:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS shorter than its priority")
-            if unpack_u32(payload)[0] & MAX_WINDOW == stream_id:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
-            payload = payload[5:]
-        if len(payload) > self.max_block_bytes:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large", "max_header_block_bytes")
-        end = bool(flags & END_STREAM)
-        if flags & END_HEADERS:
-            self.on_headers(stream_id, payload, end=end)
-        else:
-            self._block = bytearray(payload)
-            self._block_stream = stream_id
-            self._block_end = end
-            self._block_frames = 0
-            self._block_since = monotonic()
-
-    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
-        block = self._block
-        if block is None:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
-        self._block_frames += 1
-        if self._block_frames > self.max_continuations:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many CONTINUATION frames", "max_continuations")
-        if len(block) + len(payload) > self.max_block_bytes:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large", "max_header_block_bytes")
-        block += payload
-        if flags & END_HEADERS:
-            self._block = None
-            self.on_headers(stream_id, bytes(block), end=self._block_end)
-
-    def _on_window_update(self, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes")
-        increment = unpack_u32(payload)[0] & MAX_WINDOW
-        if stream_id == 0:
-            if increment == 0:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
-            self.send_window += increment
-            if self.send_window > MAX_WINDOW:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window above 2^31-1")
-            if self.blocked:
-                self.pump()
-                self._charge_small(increment)
-            elif self.send_window > self._send_top:
-                # Nothing was sent that this gives back. (One that does is free, however small: grpc's C core
-                # gives back each message at once.)
-                self._send_top = self.send_window
-                self._charge_small(increment)
-            return
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self._on_frame_without_stream(stream_id, WINDOW_UPDATE)
-            return
-        stream.credit += increment
-        if increment == 0:
-            self.fault_stream(stream_id, StreamFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0"))
-        elif self.peer_initial_window + stream.credit > MAX_WINDOW:
-            self.fault_stream(stream_id, StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "stream window above 2^31-1"))
-        elif stream.pending is not None:
-            self.unblock(stream)
-            self._charge_small(increment)
-        elif stream.credit > 0:
-            self._charge_small(increment)
-
-    def _charge_small(self, increment: int) -> None:
-        """Charges for small WINDOW_UPDATEs beyond two per stream: grpc's C core sends some for each call it makes."""
-        if increment < SMALL_INCREMENT:
-            self._small_updates += 1
-            if self._small_updates > self.last_stream_id() + 5:
-                self.glitch(0.5, "small WINDOW_UPDATEs")
-
-    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 8:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING is not 8 bytes")
-        if stream_id:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
-        if flags & ACK:
-            self.glitch(0.1, "PING ACKs")
-            self.on_ping_acknowledged(payload)
-            return
-        self.on_ping()
-        self.send(ping(payload, ack=True))
-
-    def _on_rst_stream(self, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes")
-        if stream_id == 0:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on stream 0")
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self._on_frame_without_stream(stream_id, RST_STREAM)
-            return
-        stream.drop()
-        self.forget(stream)
-        stream.on_reset(unpack_u32(payload)[0], "")
-        self.on_stream_reset(stream)
-
-    def on_stream_reset(self, stream: Stream) -> None:
-        """The peer has reset a stream; raises ConnectionFault where that is one too many."""
-
-    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
-        if flags & ACK:
-            if payload:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
-            if self._settings_due:
-                self._settings_due -= 1
-                self._settings_since = monotonic() if self._settings_due else 0.0
-                self.on_settings_acknowledged()
-            else:
-                self.glitch(1, "SETTINGS ACKs")
-            return
-        values = parse_settings(payload)
-        if len(values) > MAX_SETTINGS:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many settings in one frame")
-        if self.got_settings:
-            self.glitch(2, "SETTINGS frames")
-        else:
-            self.peer_max_streams = MAX_WINDOW  # no limit, unless these settings have one
-        self.got_settings = True
-        before = self.peer_initial_window
-        for name, value in values:
-            if name == SETTINGS_INITIAL_WINDOW_SIZE:
-                self.peer_initial_window = value
-            elif name == SETTINGS_MAX_CONCURRENT_STREAMS:
-                self.peer_max_streams = value
-        raised = self.peer_initial_window > before
-        if raised and any(self.peer_initial_window + stream.credit > MAX_WINDOW for stream in self.streams.values()):
-            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS raise a stream window above 2^31-1")
-        self.send(SETTINGS_ACK)
-        self.on_settings()
-        if raised:
-            for stream in [s for s in self.streams.values() if s.pending is not None]:
-                self.unblock(stream)
-
-    def on_settings(self) -> None:
-        """The peer's settings have changed."""
-
-    def _on_goaway_frame(self, stream_id: int, payload: bytes) -> None:
-        if stream_id:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
-        if len(payload) < 8:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY shorter than 8 bytes")
-        self.glitch(20, "GOAWAY frames")
-        self.on_goaway(unpack_u32(payload)[0] & MAX_WINDOW, unpack_u32(payload, 4)[0], payload[8:])
-
-    def _on_priority(self, stream_id: int, payload: bytes) -> None:
-        if stream_id == 0:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
-        if len(payload) != 5:
-            self.fault_stream(stream_id, StreamFault(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY is not 5 bytes"))
-        elif unpack_u32(payload)[0] & MAX_WINDOW == stream_id:
-            self.fault_stream(stream_id, StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself"))
-        else:
-            self.glitch(0.1, "PRIORITY frames")

@@ -15,6 +15,9 @@ class Flushable(Protocol):
     def flush(self) -> None:
         """Hand what waits to the transport."""
 
+    def on_bug(self) -> None:
+        """An exception came out of it: log it and end the connection."""
+
 
 @dataclass(slots=True)
 class Counters:
@@ -77,4 +80,8 @@ class WireContext:
         """Writes what every connection has waiting."""
         unflushed = self.unflushed
         while unflushed:
-            unflushed.pop().flush()
+            connection = unflushed.pop()
+            try:
+                connection.flush()
+            except Exception:
+                connection.on_bug()

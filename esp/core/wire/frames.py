@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -92,6 +94,21 @@ _U32 = struct.Struct(">I")
 pack_u32 = _U32.pack
 unpack_u32 = _U32.unpack_from
 _SETTING = struct.Struct(">HI")
+
+
+@lru_cache(maxsize=1024)
+def pack_two(first: int, second: int) -> Callable[..., bytes]:
+    """Packs two whole frames of these payload lengths; for each: `length << 8 | type`, flags, stream id, payload.
+
+    One call of a prepared struct costs half of what two headers and three joins do, and shapes repeat.
+    """
+    return struct.Struct(f">IBI{first}sIBI{second}s").pack
+
+
+@lru_cache(maxsize=1024)
+def pack_three(first: int, second: int, third: int) -> Callable[..., bytes]:
+    """As `pack_two`, for three frames."""
+    return struct.Struct(f">IBI{first}sIBI{second}sIBI{third}s").pack
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:

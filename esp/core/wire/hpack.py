@@ -102,8 +102,6 @@ class HeaderDecoder(Generic[Head]):
             ) from None
         except (HPACKError, IndexError, ValueError) as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
-        if self.memo and not self.stateless:
-            self.memo.clear()  # the peer has taken a table again, before it was told not to
         if len(fields) > self._max_fields:
             raise StreamFault(ErrorCode.ENHANCE_YOUR_CALM, "too many header fields", "max_header_fields")
         return fields
@@ -120,7 +118,7 @@ class HeaderDecoder(Generic[Head]):
             return known
         was_stateless = self.stateless
         head = self._build(self.fields(block))
-        if was_stateless and self.stateless and len(block) <= MEMO_BLOCK_BYTES:
+        if was_stateless and len(block) <= MEMO_BLOCK_BYTES:
             self.remember(block, head)
         return head
 

@@ -27,14 +27,20 @@ FindPage = Callable[[str, str], Page]
 class Http1Connection:
     """One HTTP/1.1 connection, sans-I/O: bytes in, bytes out."""
 
-    __slots__ = ("_body", "_connection", "_find", "_request", "ended")
+    __slots__ = ("_answered", "_body", "_connection", "_find", "_request", "ended")
 
     def __init__(self, find: FindPage) -> None:
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
         self._find = find
         self._request: h11.Request | None = None
         self._body = 0
+        self._answered = False
         self.ended = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a request was answered and nothing of the next has come."""
+        return self._answered and self._request is None and not self._connection.trailing_data[0]
 
     def receive(self, data: bytes) -> bytes:
         """Takes bytes from the client; the bytes to answer with. After that `ended` tells whether to close."""
@@ -53,7 +59,13 @@ class Http1Connection:
             if isinstance(event, h11.Request):
                 self._request = event
                 self._body = 0
-                if connection.they_are_waiting_for_100_continue:
+                names = {name for name, _ in event.headers}
+                if event.http_version not in (b"1.0", b"1.1"):
+                    self._refuse(out, 505, "this server speaks HTTP/1.1 and HTTP/2")
+                elif {b"content-length", b"transfer-encoding"} <= names:
+                    # Whoever believes the one reads another request than who believes the other.
+                    self._refuse(out, 400, "both Content-Length and Transfer-Encoding")
+                elif connection.they_are_waiting_for_100_continue:
                     out += connection.send(h11.InformationalResponse(status_code=100, headers=[]))
             elif isinstance(event, h11.Data):
                 self._body += len(event.data)
@@ -67,6 +79,7 @@ class Http1Connection:
                     self.ended = True
                 else:
                     connection.start_next_cycle()
+                    self._request = None
             elif isinstance(event, h11.ConnectionClosed) or event is h11.PAUSED:
                 self.ended = True
             else:
@@ -84,3 +97,4 @@ class Http1Connection:
         if page.body and not is_head:
             out += self._connection.send(h11.Data(data=page.body))
         out += self._connection.send(h11.EndOfMessage())
+        self._answered = True

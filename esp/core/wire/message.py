@@ -8,6 +8,8 @@ from urllib.parse import unquote_to_bytes
 from esp.core.wire.frames import pack_u32, unpack_u32
 from esp.core.wire.status import Code, Status
 
+MAX_GZIP_MEMBERS = 16
+"""What a compressed message may consist of; clients send one. Each further one copies what is left of the message."""
 PREFIX_SIZE = 5
 """One flag byte (0 plain, 1 compressed) and the length of the message, 32 bits."""
 
@@ -90,11 +92,12 @@ def decompress(message: bytes, encoding: bytes, max_bytes: int) -> bytes:
     """A compressed message as plain bytes; `max_bytes` bounds what a small input may unfold to.
 
     Raises:
-        RpcError: the bytes are not of that encoding, or unfold to more than `max_bytes`.
+        RpcError: the bytes are not of that encoding, or unfold to more than `max_bytes`, or consist of more than
+            `MAX_GZIP_MEMBERS`.
     """
     assert encoding == b"gzip", "check_prefix refuses the rest"
     plain = b""
-    while True:
+    for _ in range(MAX_GZIP_MEMBERS):
         inflater = zlib.decompressobj(wbits=31)
         try:
             plain += inflater.decompress(message, max_bytes + 1 - len(plain))
@@ -108,6 +111,8 @@ def decompress(message: bytes, encoding: bytes, max_bytes: int) -> bytes:
         message = inflater.unused_data
         if not message:  # more is another member of the same file (RFC 1952, section 2.2)
             return plain
+    text = f"grpc: failed to decompress the received message: more than {MAX_GZIP_MEMBERS} gzip members"
+    raise Status(Code.INTERNAL, text).error()
 
 
 _TIMEOUT_UNITS = {0x48: 3600.0, 0x4D: 60.0, 0x53: 1.0, 0x6D: 1e-3, 0x75: 1e-6, 0x6E: 1e-9}

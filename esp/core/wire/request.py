@@ -171,20 +171,28 @@ class RequestDecoder(HeaderDecoder[Request]):
     that was once proven to end where a `grpc-timeout` value begins does so in every block that starts with it.
     """
 
-    __slots__ = ("_fronts", "_tails")
+    __slots__ = ("_fronts", "_last_front", "_tails")
 
     def __init__(self, build: Callable[[Fields], RequestHead], max_list_bytes: int, max_fields: int) -> None:
         super().__init__(lambda fields: (build(fields), _timeout(fields)), max_list_bytes, max_fields)
         self._fronts: dict[bytes, dict[bytes, RequestHead]] = {}
         self._tails = 0
+        self._last_front = b""
 
     def recall(self, block: bytes) -> Request | None:
         """The request of a block that differs from an earlier one in its time-out only; None for any other."""
-        cut = _cut_at_timeout(block) if self._fronts and self.stateless else None
+        front = self._last_front
+        if not front:
+            return None  # and where there is one, the peer has no table, for good
+        if not block.startswith(front):
+            cut = _cut_at_timeout(block)
+            if cut is None or cut[0] not in self._fronts:
+                return None
+            front = self._last_front = cut[0]
+        cut = _value_at(block, len(front))
         if cut is None:
             return None
-        tails = self._fronts.get(cut[0])
-        head = None if tails is None else tails.get(cut[2])
+        head = self._fronts[front].get(cut[2])
         return None if head is None else (head, cut[1])
 
     def decode(self, block: bytes) -> Request:
@@ -213,6 +221,7 @@ class RequestDecoder(HeaderDecoder[Request]):
             self._fronts.clear()
             self._tails = 0
         self._fronts.setdefault(front, {})[tail] = head
+        self._last_front = front
         self._tails += 1
 
 
@@ -227,28 +236,28 @@ def _cut_at_timeout(block: bytes) -> tuple[bytes, bytes, bytes] | None:
     """`block` up to the first time-out's value, that value decoded, and the rest; None where that cannot be told."""
     for mark in _TIMEOUT_MARKS:
         start = block.find(mark)
-        if start < 0:
-            continue
-        value_at = start + len(mark)
-        length = block[value_at] if value_at < len(block) else 0x7F
-        end = value_at + 1 + (length & 0x7F)
-        if length & 0x7F in (0, 0x7F) or end > len(block):
-            return None  # nothing, or a length of several bytes, is no time-out
-        value = block[value_at + 1 : end]
-        if length & 0x80:
-            plain = _timeout_symbols(value)
-            if plain is None:
-                return None
-            value = plain
-        return block[:value_at], value, block[end:]
+        if start >= 0:
+            return _value_at(block, start + len(mark))
     return None
+
+
+def _value_at(block: bytes, start: int) -> tuple[bytes, bytes, bytes] | None:
+    """As `_cut_at_timeout`, the place of the value being known."""
+    length = block[start] if start < len(block) else 0x7F
+    end = start + 1 + (length & 0x7F)
+    if length & 0x7F in (0, 0x7F) or end > len(block):
+        return None  # nothing, or a length of several bytes, is no time-out
+    value: bytes | None = block[start + 1 : end]
+    if length & 0x80:
+        value = _timeout_symbols(block[start + 1 : end])
+    return None if value is None else (block[:start], value, block[end:])
 
 
 _WINDOW_BITS: Final = 12
 
 
 def _symbol_windows() -> list[tuple[bytes, int]]:
-    """For every 12 bits of Huffman code: the symbols of a time-out they begin with, one or two, and the bits of those."""
+    """For every 12 bits of Huffman code: the symbols of a time-out they begin with, one or two, and their bits."""
     codes = [(bytes((symbol,)), REQUEST_CODES[symbol], REQUEST_CODES_LENGTH[symbol]) for symbol in b"0123456789HMSmun"]
     windows = [(b"", 0)] * (1 << _WINDOW_BITS)
 
@@ -272,7 +281,7 @@ _WINDOWS: Final = _symbol_windows()
 def _timeout_symbols(coded: bytes) -> bytes | None:
     """A Huffman-coded time-out as text; None when it holds anything but digits and units.
 
-    Two symbols a step: this runs once per call of a client with deadlines, and the library's decoder goes by half bytes.
+    Two symbols a step: it runs once per call of a client with deadlines, and the library's decoder goes by half bytes.
     """
     left = len(coded) * 8
     bits = int.from_bytes(coded, "big") << _WINDOW_BITS | (1 << _WINDOW_BITS) - 1

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
+from esp.core.wire.frame_reader import FrameReader
 from esp.core.wire.frames import (
     DATA,
     DEFAULT_WINDOW,
@@ -38,7 +38,7 @@ from esp.core.wire.hpack import Fields
 from esp.core.wire.message import PREFIX_SIZE, parse_timeout
 from esp.core.wire.request import NO_LENGTH, Request, RequestDecoder, RequestHead, check_fields, parse_request
 from esp.core.wire.server_stream import Handler, ServerStream
-from esp.core.wire.status import OK, Code, Status
+from esp.core.wire.status import DEADLINE_EXCEEDED, OK, Code, Status
 from esp.core.wire.stream import Stream
 
 log = logging.getLogger("esp.wire")
@@ -48,13 +48,13 @@ DRAIN_PING_SECONDS: Final = 5.0
 PING_SECONDS: Final = 5.0
 PING_SECONDS_IDLE: Final = 7200.0
 PING_STRIKES: Final = 2
-DEADLINE_EXCEEDED: Final = Status(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
-INCOMPLETE: Final = Status(Code.CANCELLED, "esp: the request's message did not come in time")
+INCOMPLETE: Final = Status(Code.INTERNAL, "esp: the request's message did not come in time")
+"""Not CANCELLED: etcd's Go client takes that for its own connection's end and repeats the call."""
 DEADLINE_SLACK: Final = 0.05
 """Seconds past its deadline after which a call is ended here; the client and the server upstream end it first."""
 
 
-class ServerConnection(Connection):
+class ServerConnection(FrameReader):
     """The server's end of one connection.
 
     Attributes:
@@ -86,6 +86,7 @@ class ServerConnection(Connection):
         limits = context.limits
         super().__init__(context, peer, limits.connection_window_bytes)
         self.recv_initial = limits.stream_window_bytes
+        self.hold_limit = limits.max_buffered_bytes_per_connection
         self._find = find
         self._decoder = RequestDecoder(self._head, limits.max_header_list_bytes, limits.max_header_fields)
         self._preface = PREFACE
@@ -341,7 +342,7 @@ class ServerConnection(Connection):
     # Draining: tell the client, wait until it must have heard, finish what is open.
 
     def drain(self, streaming: Status) -> None:
-        """Takes new streams until the client has heard of it, ends streaming calls with `streaming`, serves the rest."""
+        """Takes streams until the client has heard of it, ends streaming calls with `streaming`, serves the rest."""
         if self.ended or self._drain_started:
             return
         self._drain_started = monotonic()
@@ -378,9 +379,9 @@ class ServerConnection(Connection):
         if not self.streams and not self.ended:
             self.lost("drained")
 
-    def tick(self, now: float) -> None:
+    def on_tick(self, now: float) -> None:
         """Deadlines of the connection and of its calls."""
-        super().tick(now)
+        super().on_tick(now)
         if self.ended:
             return
         if self._drain_started and self._accepting and now - self._drain_started > DRAIN_PING_SECONDS:

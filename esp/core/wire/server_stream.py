@@ -5,7 +5,16 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from esp.core.wire.frames import HEADERS, MAX_FRAME_SIZE, ErrorCode, StreamFault, pack_header
+from esp.core.wire.frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    MAX_FRAME_SIZE,
+    ErrorCode,
+    StreamFault,
+    pack_three,
+)
 from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader, format_timeout, prefix
 from esp.core.wire.request import NO_LENGTH, RequestHead
@@ -171,17 +180,28 @@ class ServerStream(Stream):
         out = connection.out
         if not out:
             connection.context.unflushed.append(connection)
+        pack = pack_three(len(head), size, len(trailers))
         out.append(
-            pack_header(len(head) << 8 | HEADERS, 4, stream_id)
-            + head
-            + pack_header(size << 8, 0, stream_id)
-            + payload
-            + pack_header(len(trailers) << 8 | HEADERS, 5, stream_id)
-            + trailers
+            pack(
+                len(head) << 8 | HEADERS,
+                END_HEADERS,
+                stream_id,
+                head,
+                size << 8 | DATA,
+                0,
+                stream_id,
+                payload,
+                len(trailers) << 8 | HEADERS,
+                END_HEADERS | END_STREAM,
+                stream_id,
+                trailers,
+            )
         )
         self.responded = True
         self.local_open = False
-        connection.forget(self)
+        connection.streams.pop(stream_id, None)
+        if connection.tell_gone:
+            connection.on_stream_gone()
         return True
 
     def finish(self, status: Status, extra: Fields | None = None) -> None:
@@ -258,14 +278,13 @@ class ServerStream(Stream):
             message, self._message = self._message, None
             return message
         held = reader.held + len(self._message or b"")
-        if not context.buffers.take(held - self._held):
-            context.reached("max_buffered_bytes")
+        if not self.connection.hold(held - self._held):
             raise Status(Code.RESOURCE_EXHAUSTED, "grpc: too much data waits here for slow peers").error()
         self._held = held
         return None
 
     def _release(self) -> None:
-        self.connection.context.buffers.give(self._held)
+        self.connection.release(self._held)
         self._held = 0
 
     def on_reset(self, code: int, reason: str) -> None:

@@ -44,6 +44,8 @@ class Status:
 
 
 OK = Status(Code.OK)
+DEADLINE_EXCEEDED = Status(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
+"""In the words of Go's context, which etcd passes on."""
 
 
 class RpcError(Exception):

@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 
 
 class Pending:
-    """DATA that waits for a window, in order; the last of it may end the stream, plainly or with trailers."""
+    """DATA that waits for a window, in order; the last of it may end the stream, plainly or with trailers.
 
-    __slots__ = ("chunks", "end", "size", "trailers")
+    `sent` counts the bytes that have left since something began to wait.
+    """
+
+    __slots__ = ("chunks", "end", "sent", "size", "trailers")
 
     def __init__(self) -> None:
         self.chunks: deque[bytes | memoryview] = deque()
         self.size = 0
+        self.sent = 0
         self.end = False
         self.trailers: bytes | None = None
 
@@ -140,8 +144,7 @@ class Stream:
                 pending.end = end
                 self.send_pending(0)
                 return
-        if not self.connection.context.buffers.take(len(payload)):
-            self.connection.context.reached("max_buffered_bytes")
+        if not self.connection.hold(len(payload)):
             self.drop()
             self.on_buffers_full()
             return
@@ -178,7 +181,8 @@ class Stream:
             else:
                 pending.chunks.popleft()
             pending.size -= size
-            connection.context.buffers.give(size)
+            pending.sent += size
+            connection.release(size)
             connection.send_window -= size
             self.credit -= size
             last = not pending.chunks and pending.end and pending.trailers is None
@@ -203,7 +207,7 @@ class Stream:
     def drop(self) -> None:
         """Forgets what waits."""
         if self.pending is not None:
-            self.connection.context.buffers.give(self.pending.size)
+            self.connection.release(self.pending.size)
             self.connection.blocked.pop(self.id, None)
             self.pending = None
 

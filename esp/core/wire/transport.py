@@ -6,7 +6,9 @@ This is the only module of the wire that knows asyncio.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable
 from time import monotonic
@@ -15,7 +17,7 @@ from typing import Final, cast
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
-from esp.core.wire.frames import PREFACE, ErrorCode
+from esp.core.wire.frames import PREFACE
 from esp.core.wire.http1 import FindPage, Http1Connection
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server import ServerConnection
@@ -26,7 +28,12 @@ log = logging.getLogger("esp.wire")
 
 LINGER_SECONDS: Final = 1.0
 """How long a connection that was ended may still read the last bytes written to it."""
+ACCEPTED_AT_ONCE: Final = 8
+"""Clients that asyncio accepts in one turn (its "backlog"). Even one that is refused takes a descriptor for a while."""
+BACKLOG: Final = 1024
+"""Clients that the kernel lets wait to be accepted."""
 TICK_SECONDS: Final = 0.5
+USER_TIMEOUT: Final = 20.0
 _HTTP1_METHODS: Final = (
     b"GET ",
     b"HEAD ",
@@ -48,10 +55,15 @@ def peer_name(transport: asyncio.BaseTransport) -> str:
 
 
 class WireProtocol(asyncio.Protocol):
-    """Moves bytes for one HTTP/2 connection."""
+    """Moves bytes for one HTTP/2 connection.
+
+    Attributes:
+        user_timeout: seconds that bytes may wait for the peer's kernel before ours gives up on it.
+    """
 
     def __init__(self, context: WireContext) -> None:
         self.context = context
+        self.user_timeout = USER_TIMEOUT
         self.transport: asyncio.Transport | None = None
         self.connection: Connection | None = None
 
@@ -60,7 +72,7 @@ class WireProtocol(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         high = self.context.limits.max_output_bytes
         self.transport.set_write_buffer_limits(high=high, low=high // 4)
-        _set_user_timeout(self.transport)
+        _set_user_timeout(self.transport, self.user_timeout)
 
     def attach(self, connection: Connection) -> None:
         """Gives the transport to `connection`, and writes what that has waiting."""
@@ -72,15 +84,18 @@ class WireProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came: the connection takes them, then everything that has output is written."""
+        self.take(data)
+        self.context.flush()
+
+    def take(self, data: bytes) -> None:
+        """Gives bytes to the connection. A bug that shows there ends this connection and no other."""
         connection = self.connection
         if connection is None:
             return
         try:
             connection.receive(data)
         except Exception:
-            log.exception("%s: a bug in esp; closing the connection", connection.peer)
-            connection.end(ErrorCode.INTERNAL_ERROR, "internal error")
-        self.context.flush()
+            connection.on_bug()
 
     def pause_writing(self) -> None:
         """The peer does not read as fast as we write."""
@@ -107,11 +122,12 @@ class WireProtocol(asyncio.Protocol):
             self.transport.close()
 
 
-def _set_user_timeout(transport: asyncio.Transport) -> None:
+def _set_user_timeout(transport: asyncio.Transport, seconds: float) -> None:
     """A peer that vanished without a word is noticed by the kernel even when nothing but bytes wait for it."""
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
+        with contextlib.suppress(OSError):  # the peer may be gone already
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
 class ServerProtocol(WireProtocol):
@@ -124,6 +140,9 @@ class ServerProtocol(WireProtocol):
         self._http1: Http1Connection | None = None
         self._since = monotonic()
         self._closing_since = 0.0
+        self._waiting = 0
+        # A client that is slow to read has as long as the wire gives it.
+        self.user_timeout = max(USER_TIMEOUT, listener.context.limits.blocked_write_timeout)
         self.peer = "unknown"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -135,7 +154,8 @@ class ServerProtocol(WireProtocol):
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
         if self.connection is not None:
-            super().data_received(data)
+            self.take(data)
+            self._listener.flush_soon()
         elif self._http1 is not None:
             self._serve_http1(data)
         else:
@@ -147,7 +167,8 @@ class ServerProtocol(WireProtocol):
             connection = ServerConnection(self.context, self.peer, self._listener.find)
             self.attach(connection)
             self._first = b""
-            super().data_received(first)
+            self.take(first)
+            self._listener.flush_soon()
         elif first.startswith(_HTTP1_METHODS):
             self._http1 = Http1Connection(self._listener.find_page)
             self._first = b""
@@ -159,11 +180,21 @@ class ServerProtocol(WireProtocol):
     def _serve_http1(self, data: bytes) -> None:
         assert self._http1 is not None
         assert self.transport is not None
-        answer = self._http1.receive(data)
+        if self._closing_since:
+            return  # lingering: what still comes is of no interest
+        if self._http1.is_idle:
+            self._since = monotonic()
+        try:
+            answer = self._http1.receive(data)
+        except Exception:
+            log.exception("%s: a bug in esp; closing the connection", self.peer)
+            self._abort()
+            return
         if answer:
             self.transport.write(answer)
+            self._since = monotonic()
         if self._http1.ended:
-            self.transport.close()
+            self.close()
 
     def pause_writing(self) -> None:
         """A client that does not read is not read from either: what it asks for would only pile up."""
@@ -181,7 +212,11 @@ class ServerProtocol(WireProtocol):
         """Half-closes and lingers, so that the kernel does not throw away what the client has not read yet."""
         if self.transport is None or self.transport.is_closing():
             return
+        if self._closing_since:
+            return
         self._closing_since = monotonic()
+        if self.connection is not None:
+            self.connection.on_flush = None
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
@@ -192,24 +227,39 @@ class ServerProtocol(WireProtocol):
 
     def tick(self, now: float) -> None:
         """Looks at every deadline of this connection."""
+        if self.transport is None or (self.transport.is_closing() and not self._closing_since):
+            return
+        before, self._waiting = self._waiting, self.transport.get_write_buffer_size()
         if self._closing_since:
-            if now - self._closing_since > LINGER_SECONDS:
+            patience = self.context.limits.blocked_write_timeout if self._waiting else LINGER_SECONDS
+            if now - self._closing_since > patience:
                 self._abort()
         elif self.connection is not None:
+            if self._waiting < before:
+                self.connection.blocked_since = now  # slow, but reading
             self.connection.tick(now)
             self._check_output()
-        elif (
-            now - self._since > self.context.limits.preface_timeout and self._http1 is None
-        ) or now - self._since > self.context.limits.idle_timeout:
-            self._abort()
+        else:
+            self._check_time(now)
 
     def _check_output(self) -> None:
-        if self.transport is not None and not self.transport.is_closing():
-            waiting = self.transport.get_write_buffer_size()
-            if waiting > self.context.limits.max_output_hard_bytes:
-                self.context.reached("max_output_hard_bytes")
-                log.warning("%s: closing: %d bytes wait and are not read", self.peer, waiting)
-                self._abort()
+        if self._waiting > self.context.limits.max_output_hard_bytes:
+            self.context.reached("max_output_hard_bytes")
+            log.warning("%s: closing: %d bytes wait and are not read", self.peer, self._waiting)
+            self._abort()
+
+    def _check_time(self, now: float) -> None:
+        """The deadlines of a client that speaks HTTP/1.1, or has not spoken yet."""
+        limits = self.context.limits
+        limit, seconds = "preface_timeout", limits.preface_timeout
+        if self._waiting:
+            limit, seconds = "blocked_write_timeout", limits.blocked_write_timeout
+        elif self._http1 is not None and self._http1.is_idle:
+            limit, seconds = "idle_timeout", limits.idle_timeout
+        if now - self._since > seconds:
+            self.context.reached(limit)
+            log.info("%s: closing: %s", self.peer, limit.replace("_", " "))
+            self._abort()
 
     def _abort(self) -> None:
         if self.transport is not None:
@@ -220,7 +270,7 @@ class ServerProtocol(WireProtocol):
         if isinstance(self.connection, ServerConnection):
             self.connection.drain(streaming)
         else:
-            self.close() if self._http1 is None else self._abort()
+            self.close()
 
 
 def _may_become_known(first: bytes) -> bool:
@@ -243,6 +293,8 @@ class Listener:
         self._servers: list[asyncio.Server] = []
         self._empty = asyncio.Event()
         self._empty.set()
+        self._will_flush = False
+        self._is_full = False
 
     async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
         """Begins to accept on `host`:`port`; the addresses bound.
@@ -251,9 +303,27 @@ class Listener:
             OSError: the address cannot be bound.
         """
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: ServerProtocol(self), host, port, backlog=1024)
+        server = await loop.create_server(lambda: ServerProtocol(self), host, port, backlog=ACCEPTED_AT_ONCE)
         self._servers.append(server)
+        for listening in server.sockets:
+            with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                same.listen(BACKLOG)
         return [sock.getsockname()[:2] for sock in server.sockets]
+
+    def flush_soon(self) -> None:
+        """Writes what waits when all sockets of this turn of the loop have been read: their requests leave together.
+
+        A client that is alone has nobody to wait for.
+        """
+        if len(self._protocols) == 1:
+            self.context.flush()
+        elif not self._will_flush:
+            self._will_flush = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._will_flush = False
+        self.context.flush()
 
     def close(self) -> None:
         """Stops accepting."""
@@ -266,7 +336,13 @@ class Listener:
         counters.connections_accepted += 1
         if len(self._protocols) >= self.context.limits.max_connections:
             self.context.reached("max_connections")
-            log.warning("%s: refused: %d connections are open", protocol.peer, len(self._protocols))
+            if not self._is_full:
+                self._is_full = True
+                log.warning(
+                    "%s: refused, as are others until one leaves: %d connections are open",
+                    protocol.peer,
+                    len(self._protocols),
+                )
             assert protocol.transport is not None
             protocol.transport.abort()
             return
@@ -286,6 +362,8 @@ class Listener:
         """Looks at the deadlines of every client."""
         for protocol in list(self._protocols):
             protocol.tick(now)
+        if len(self._protocols) < self.context.limits.max_connections:
+            self._is_full = False
         self.context.flush()
 
     async def drain(self, streaming: Status, seconds: float) -> bool:

@@ -20,6 +20,7 @@ from esp.core.wire.message import MessageReader, prefix
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server import ServerConnection
 from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.status import Code, Status
 
 Request = rpc_pb2.RangeRequest
 HEAD = encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
@@ -43,6 +44,7 @@ class Upstream:
 
     context: WireContext
     connection: ClientConnection = field(init=False)
+    told: list[Status] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.connection = ClientConnection(self.context, "shard")
@@ -50,6 +52,9 @@ class Upstream:
 
     def free_connection(self) -> ClientConnection | None:
         return self.connection if self.connection.has_room else None
+
+    def on_status(self, call: object, status: Status) -> None:
+        self.told.append(status)
 
     def says(self, *pieces: bytes) -> None:
         self.connection.receive(b"".join(pieces))
@@ -61,6 +66,7 @@ class Scene:
 
     context: WireContext = field(default_factory=lambda: WireContext(Limits()))
     window: int = 1 << 20
+    connection_window: int = 1 << 24
 
     def __post_init__(self) -> None:
         names = ("a", "b", "c")
@@ -76,21 +82,28 @@ class Scene:
                 request = Request.FromString(message[5:])
                 assert can_concat(request)
                 segments = scene.map.split(KeyRange.of_request(request.key, request.range_end))
-                scene.begun = Concat(stream, scene).begin(request, segments)  # type: ignore[arg-type]
+                scene.begun = Concat(stream, scene, lambda: scene.again(stream)).begin(request, segments)  # type: ignore[arg-type]
 
         def find(head: RequestHead) -> Handler:
             head.forward = head.encode_forward()
             return Ranges()
 
         self.client = ServerConnection(self.context, "client", find)
-        self.client.receive(frames.PREFACE + frames.settings({4: self.window}) + frames.window_update(0, 1 << 24))
+        self.client.receive(frames.PREFACE + frames.settings({4: self.window}) + b"".join(self.opening()))
         self.client.take_output()
 
-    def asks(self, request: rpc_pb2.RangeRequest) -> None:
-        body = prefix(request.SerializeToString())
-        self.client.receive(frames.frame(frames.HEADERS, 4, 1, CALL) + frames.frame(frames.DATA, 1, 1, body))
+    def opening(self) -> list[bytes]:
+        return [frames.window_update(0, self.connection_window)] if self.connection_window else []
 
-    def answer(self) -> tuple[bytes, list[tuple[int, int]]]:
+    def again(self, stream: ServerStream) -> None:
+        stream.finish(Status(Code.UNAVAILABLE, "asked in another way"))
+
+    def asks(self, request: rpc_pb2.RangeRequest, stream_id: int = 1) -> None:
+        body = prefix(request.SerializeToString())
+        call = frames.frame(frames.HEADERS, 4, stream_id, CALL) + frames.frame(frames.DATA, 1, stream_id, body)
+        self.client.receive(call)
+
+    def answer(self, wanted: int = 1) -> tuple[bytes, list[tuple[int, int]]]:
         """The DATA the client has got, and type and flags of every frame of its stream."""
         data, position = self.client.take_output(), 0
         body, seen = b"", []
@@ -98,7 +111,7 @@ class Scene:
             word, flags, stream_id = frames.unpack_header(data, position)
             payload = data[position + 9 : position + 9 + (word >> 8)]
             position += 9 + (word >> 8)
-            if stream_id == 1:
+            if stream_id == wanted:
                 seen.append((word & 0xFF, flags))
                 body += payload if word & 0xFF == frames.DATA else b""
         return body, seen
@@ -208,6 +221,17 @@ def test_a_shard_that_fails_before_it_begins_gives_the_call_its_error() -> None:
     assert b"etcdserver: no leader" in out
     assert not scene.client.streams
     assert not any(shard.connection.streams for shard in scene.shards), "the third is cancelled"
+    assert [status.message for status in scene.shards[1].told] == ["etcdserver: no leader"], "so that it may move on"
+    assert scene.context.buffers.used == 0
+
+
+def test_a_connection_that_breaks_before_anything_was_sent_is_made_up_for_in_another_way() -> None:
+    scene = Scene()
+    scene.asks(EVERYTHING)
+    scene.shards[0].says(head(), data(PARTS[0]), trailers())
+    scene.shards[1].connection.lost("gone")
+    assert b"asked in another way" in scene.client.take_output()
+    assert not any(shard.connection.streams for shard in scene.shards)
 
 
 @pytest.mark.parametrize("how", ["trailers", "reset", "lost", "short"])
@@ -250,7 +274,7 @@ def test_a_client_that_does_not_read_holds_back_the_shards() -> None:
     sent, _ = scene.answer()
     assert len(sent) == 1000
     granted = sum(len(shard.connection.take_output()) for shard in scene.shards[1:])
-    assert scene.context.buffers.used < 262_144 + 16384
+    assert scene.context.buffers.used <= 3 * 262_144, "all of it is counted, a window for each shard at most"
     body = sent
     while scene.client.streams:
         scene.client.receive(frames.window_update(1, 50_000))
@@ -289,3 +313,74 @@ def test_it_leaves_the_call_to_others_when_a_shard_cannot_be_asked_at_once() -> 
 )
 def test_what_needs_cutting_or_sorting_is_not_for_it(request_: rpc_pb2.RangeRequest) -> None:
     assert not can_concat(request_)
+
+
+@pytest.mark.parametrize("window", [0, 1, 4, 5, 6, 100])
+def test_it_gets_through_a_window_of_any_size(window: int) -> None:
+    scene = Scene(window=window)
+    scene.asks(EVERYTHING)
+    for index in range(3):
+        scene.shards[index].says(head(), data(PARTS[index]), trailers())
+    body, _ = scene.answer()
+    assert len(body) == window
+    for _ in range(300):
+        if scene.client.streams:
+            scene.client.receive(frames.window_update(1, 1))
+        body += scene.answer()[0]
+    assert [kv.key for kv in message(body).kvs] == MERGED
+    assert not scene.client.streams
+    assert scene.context.buffers.used == 0
+
+
+def test_two_of_one_client_share_its_connection_window() -> None:
+    scene = Scene(connection_window=0)  # 65,535 bytes
+    big = [part(1, (b"%d" % index, b"v" * 30_000)) for index in range(3)]
+    for stream_id in (1, 3):
+        scene.asks(EVERYTHING, stream_id)
+    for up_id in (1, 3):
+        for shard, answer in zip(scene.shards, big, strict=True):
+            frames_ = [frames.frame(frames.DATA, 0, up_id, answer[i : i + 16384]) for i in range(0, len(answer), 16384)]
+            shard.says(
+                frames.frame(frames.HEADERS, 4, up_id, HEAD), *frames_, frames.frame(frames.HEADERS, 5, up_id, GOOD)
+            )
+    bodies = {1: b"", 3: b""}
+    for _ in range(20):
+        out = scene.client.take_output()
+        for stream_id in bodies:
+            bodies[stream_id] += only(out, stream_id)
+        scene.client.receive(frames.window_update(0, 20_000))
+    for body in bodies.values():
+        assert [len(kv.value) for kv in message(body).kvs] == [30_000] * 3
+    assert scene.context.buffers.used == 0
+
+
+def only(out: bytes, wanted: int) -> bytes:
+    """The DATA of one stream."""
+    body, position = b"", 0
+    while position < len(out):
+        word, _, stream_id = frames.unpack_header(out, position)
+        position += 9 + (word >> 8)
+        if stream_id == wanted and word & 0xFF == frames.DATA:
+            body += out[position - (word >> 8) : position]
+    return body
+
+
+def test_what_waits_for_its_turn_is_counted_and_what_does_not_fit_fails_the_call() -> None:
+    scene = Scene(context=WireContext(Limits(max_buffered_bytes_per_connection=20_000)))
+    scene.asks(EVERYTHING)
+    scene.shards[2].says(head(), data(part(1, (b"z", b"v" * 15_000))))
+    assert scene.context.buffers.used > 15_000
+    scene.shards[1].says(head(), data(part(1, (b"j", b"v" * 15_000))))
+    assert b"too much data waits" in scene.client.take_output()
+    assert scene.context.buffers.used == 0
+    assert not any(shard.connection.streams for shard in scene.shards)
+
+
+def test_a_part_that_cannot_be_sent_leaves_no_other_open() -> None:
+    scene = Scene(context=WireContext(Limits(max_buffered_bytes=10)))
+    for shard in scene.shards:
+        shard.connection.send_window = 0
+    scene.asks(EVERYTHING)
+    assert not scene.client.streams
+    assert not any(shard.connection.streams for shard in scene.shards)
+    assert scene.context.buffers.used == 0

@@ -205,14 +205,14 @@ def bushy(levels: int) -> list[Op]:
     return branch(levels)
 
 
-def test_writes_are_compared_up_to_a_number_and_beyond_it_left_to_the_shard() -> None:
+def test_more_operations_than_can_be_looked_through_are_too_many() -> None:
     twice = [put(b"x"), put(b"x")]
     below, above = bushy(5), bushy(7)
     assert txn.validate(Txn(success=below)) is None
     assert txn.validate(Txn(success=below + twice)) == errors.DUPLICATE_KEY
-    assert len(txn.touched(Txn(success=above))) == 4**7
-    assert txn.validate(Txn(success=above + twice)) is None
-    assert txn.validate(Txn(success=[*above, Op()])) == errors.KEY_NOT_FOUND
+    assert len(txn.touched(Txn(success=above))) == 4**7 > txn.MAX_IN_ALL
+    assert txn.validate(Txn(success=above)) == errors.TOO_MANY_OPS
+    assert txn.validate(Txn(failure=above)) == errors.TOO_MANY_OPS
 
 
 def naive_touched(request: Txn) -> list[KeyRange]:

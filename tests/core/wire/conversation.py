@@ -259,7 +259,7 @@ class Notes(Sink):
         self.handler.saw.append(("data", self.stream.id, payload, end))
 
     def cancelled(self, code: int, reason: str) -> None:
-        self.handler.saw.append(("cancelled", self.stream.id, ErrorCode(code), reason))
+        self.handler.saw.append(("cancelled", self.stream.id, code, reason))
         self.stream.sink = None
 
     def drained(self, size: int) -> None:

@@ -282,12 +282,32 @@ def test_pings_after_data_are_free(clock: Clock) -> None:
     """A grpc-go client measures the bandwidth so: WINDOW_UPDATE and PING for nearly everything it gets."""
     client, server = meet(TIGHT)
     client.gives_up_its_table()
+    bandwidth = bytes.fromhex("02041010090e0707")
+    acknowledged = []
     for stream in range(5, 2 * 5000, 2):
         client.sends(headers(stream, call()), data(stream, message(b"hi"), end=True))
-        server.answers(*echoed(stream, b"hi"))
-        client.sends(window(0, 7), ping(bytes.fromhex("02041010090e0707")))
-        server.answers(ping(bytes.fromhex("02041010090e0707"), ack=True))
+        server.answers(*echoed(stream, b"hi"), *acknowledged)
+        client.sends(window(0, 7), ping(bandwidth))
+        server.answers()
+        acknowledged = [ping(bandwidth, ack=True)]
     server.holds_nothing()
+
+
+def test_a_bandwidth_ping_is_answered_by_the_next_tick_if_nothing_else_is_to_send(clock: Clock) -> None:
+    client, server = meet()
+    bandwidth = bytes.fromhex("02041010090e0707")
+    client.sends(ping(bandwidth))
+    server.answers()
+    server.tick(clock.now)
+    server.answers(ping(bandwidth, ack=True))
+    server.tick(clock.now)
+    server.answers()
+
+
+def test_any_other_ping_is_answered_at_once() -> None:
+    client, server = meet()
+    client.sends(ping(b"12345678"))
+    server.answers(ping(b"12345678", ack=True))
 
 
 def test_strikes_are_forgotten_when_something_was_sent(clock: Clock) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import gzip
+import weakref
 from collections.abc import Coroutine
 from typing import TypeVar
 
@@ -105,6 +108,40 @@ def test_messages_may_be_split_over_frames_anywhere(messages: list[bytes], draw:
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
     pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
     assert reads(headers(1, HEAD), *(data(1, piece) for piece in pieces), OK) == (messages, None)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        headers(1, trailers(Status(Code.ABORTED, "no")), end=True),
+        rst(1, ErrorCode.INTERNAL_ERROR),
+        headers(1, HEAD) + data(1, b"\2\0\0\0\0"),
+    ],
+    ids=["status", "break", "bad prefix"],
+)
+def test_a_call_that_failed_leaves_nothing_to_the_garbage_collector(said: bytes) -> None:
+    class Watched(MessageCall):
+        """One that says when it is gone."""
+
+    async def run() -> bool:
+        esp = dial()
+        call = Watched(esp.connection)
+        gone = weakref.ref(call)
+        esp.connection.call(call, forward(), b"", message(), end=True)
+        esp.context.flush()
+        esp.hears(said)
+        with contextlib.suppress(RpcError, BrokenCall):
+            await call.read()
+            return False
+        del call
+        return gone() is None
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert asyncio.run(run())
+    finally:
+        gc.enable()
 
 
 def test_messages_that_came_before_an_error_are_read_first() -> None:

@@ -591,9 +591,9 @@ def test_a_request_whose_message_does_not_come_is_ended(clock: Clock) -> None:
         server.tick(clock.passes(1))
     text = "esp: the request's message did not come in time"
     server.answers(
-        refusal(1, Code.CANCELLED, text),
+        refusal(1, Code.INTERNAL, text),
         rst(1, ErrorCode.NO_ERROR),
-        refusal(3, Code.CANCELLED, text),
+        refusal(3, Code.INTERNAL, text),
         rst(3, ErrorCode.NO_ERROR),
     )
     assert server.limits_reached == {"request_timeout": 2}

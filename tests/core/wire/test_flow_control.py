@@ -391,19 +391,36 @@ def test_whoever_is_told_that_bytes_left_may_send_more_at_once() -> None:
 def test_a_stream_whose_window_stays_shut_is_reset_in_the_end(clock: Clock) -> None:
     client, server, stream = held(Limits(blocked_write_timeout=60), initial_window=10)
     client.acknowledges()
-    stream.respond(bytes(1000))
+    stream.respond(bytes(9000))
     server.flush()
     server.says()
     for _ in range(60):
         server.tick(clock.passes(1))
-    client.sends(window(1, 10))
-    assert sizes(server) == [10]
+    client.sends(window(1, 7000))
+    assert sizes(server) == [7000]
     for _ in range(61):
         server.tick(clock.passes(1))
     server.says_nothing()
     server.tick(clock.passes(1))
-    server.resets(1, ErrorCode.CANCEL)
+    server.resets(1, ErrorCode.INTERNAL_ERROR)
     assert server.limits_reached == {"blocked_write_timeout": 1}
+    server.holds_nothing()
+
+
+def test_a_window_that_is_opened_by_a_crack_now_and_then_counts_as_shut(clock: Clock) -> None:
+    client, server, stream = held(Limits(blocked_write_timeout=60), initial_window=10)
+    client.acknowledges()
+    stream.respond(bytes(9000))
+    server.flush()
+    server.says()
+    for _ in range(6):
+        for _ in range(10):
+            server.tick(clock.passes(1))
+        client.sends(window(1, 64))
+        assert sizes(server) == [64]
+    server.tick(clock.passes(1))
+    server.tick(clock.passes(1))
+    server.resets(1, ErrorCode.INTERNAL_ERROR)
     server.holds_nothing()
 
 
@@ -414,7 +431,7 @@ def test_whoever_serves_a_stream_whose_window_stays_shut_is_told(clock: Clock) -
     server.stream.streams[1].send_data(bytes(100), False)
     for _ in range(62):
         server.tick(clock.passes(1))
-    assert server.saw[1:] == [("cancelled", 1, ErrorCode.CANCEL, "the peer gives no window for what waits")]
+    assert server.saw[1:] == [("cancelled", 1, ErrorCode.INTERNAL_ERROR, "the peer gives no window for what waits")]
     server.holds_nothing()
 
 

@@ -20,6 +20,7 @@ from esp.core.wire.frames import (
     SETTINGS,
     SETTINGS_ACK,
     SETTINGS_ENABLE_PUSH,
+    SETTINGS_HEADER_TABLE_SIZE,
     SETTINGS_INITIAL_WINDOW_SIZE,
     SETTINGS_MAX_CONCURRENT_STREAMS,
     SETTINGS_MAX_FRAME_SIZE,
@@ -477,3 +478,45 @@ def test_nothing_is_read_after_the_connection_has_ended() -> None:
     client.sends(headers(3, call(STREAM)), headers(5, page(PAGE)))
     server.says_nothing()
     assert server.saw == []
+
+
+# The table the client grants. esp uses none, but a client that takes some of it back waits to hear so.
+
+
+@pytest.mark.parametrize("size", [0, 100, 4095])
+def test_a_client_that_takes_back_its_table_is_told_so_once(size: int) -> None:
+    client, server = meet()
+    client.sends(headers(1, call()), data(1, message(b"a"), end=True))
+    server.answers(*echoed(1, b"a"))
+    client.sends(settings({SETTINGS_HEADER_TABLE_SIZE: size}))
+    server.answers(SETTINGS_ACK)
+    client.sends(headers(3, call()), data(3, message(b"b"), end=True))
+    head, *rest = echoed(3, b"b")
+    server.answers(headers(3, b"\x20" + head[9:]), *rest)
+    client.sends(settings({SETTINGS_HEADER_TABLE_SIZE: 4096}), settings({SETTINGS_HEADER_TABLE_SIZE: size}))
+    client.sends(headers(5, call()), data(5, message(b"c"), end=True))
+    server.answers(SETTINGS_ACK, SETTINGS_ACK, *echoed(5, b"c"))
+
+
+def test_a_client_that_grants_a_larger_table_is_told_nothing() -> None:
+    client, server = meet(client_settings={SETTINGS_HEADER_TABLE_SIZE: 65536})
+    client.sends(headers(1, call()), data(1, message(b"a"), end=True))
+    server.answers(*echoed(1, b"a"))
+
+
+@pytest.mark.parametrize("size", [16383, 16384, 16385, 40000])
+def test_it_is_told_so_in_a_large_header_block_as_well(size: int) -> None:
+    client, server = meet(client_settings={SETTINGS_HEADER_TABLE_SIZE: 0})
+    client.sends(headers(1, call(HOLD)), data(1, message(), end=True))
+    block = encode([(b":status", b"200")])
+    block += encode([(b"x", b"y" * (size - len(block) - 6))])
+    block = block[:size]
+    server.says()
+    server.hold.streams[1].send_headers(block, True)
+    server.flush()
+    frames = server.frames()
+    assert b"".join(frame.payload for frame in frames) == b"\x20" + block
+    assert [frame.kind for frame in frames] == [HEADERS] + [CONTINUATION] * (len(frames) - 1)
+    assert max(len(frame.payload) for frame in frames) <= 16384
+    assert frames[0].flags & 1
+    assert [frame.flags & 4 for frame in frames] == [0] * (len(frames) - 1) + [4]

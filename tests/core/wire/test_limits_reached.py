@@ -109,6 +109,16 @@ def max_buffered_bytes(clock: Clock) -> Server:
     return server
 
 
+def max_buffered_bytes_per_connection(clock: Clock) -> Server:
+    client, server = meet(
+        Limits(max_buffered_bytes_per_connection=1000), client_settings={SETTINGS_INITIAL_WINDOW_SIZE: 0}
+    )
+    client.sends(headers(1, call(HOLD)), data(1, message(), end=True))
+    server.hold.streams[1].respond(bytes(1000))
+    assert server.connection.streams == {}
+    return server
+
+
 def max_buffered_bytes_by_requests(clock: Clock) -> Server:
     client, server = meet(Limits(max_buffered_bytes=1000))
     client.sends(headers(1, call(HOLD)), data(1, message(bytes(2000))[:1001]))
@@ -207,6 +217,7 @@ REACHED: list[Reach] = [
     connection_window_bytes,
     max_buffered_bytes,
     max_buffered_bytes_by_requests,
+    max_buffered_bytes_per_connection,
     max_output_bytes,
     glitch_budget,
     preface_timeout,
@@ -232,7 +243,7 @@ ELSEWHERE = {
 @pytest.mark.parametrize("reach", REACHED, ids=[reach.__name__ for reach in REACHED])
 def test_a_limit_that_is_reached_is_counted_by_its_name(reach: Reach, clock: Clock) -> None:
     server = reach(clock)
-    name = next(field.name for field in fields(Limits) if reach.__name__.startswith(field.name))
+    name = max((field.name for field in fields(Limits) if reach.__name__.startswith(field.name)), key=len)
     assert server.limits_reached == {name: 1}
     if server.closed:
         server.holds_nothing()

@@ -112,12 +112,12 @@ class WatchStream(Sink):
     """
 
     __slots__ = (
-        "_accounted",
         "_advancing",
         "_asked",
         "_awaits_flush",
         "_context",
         "_forward",
+        "_kept",
         "_next_id",
         "_owed",
         "_own",
@@ -148,7 +148,7 @@ class WatchStream(Sink):
         self._slots: deque[Slot] = deque()
         self._next_id = 0
         self._own: dict[Pool, Upstream] = {}
-        self._accounted = 0
+        self._kept = 0
         self._owed = 0
         self._advancing = False
         self._awaits_flush = False
@@ -280,10 +280,10 @@ class WatchStream(Sink):
         self._awaits_flush = False
         if self.is_over:
             return
-        down, queue, buffers = self.down, self.queue, self._context.buffers
-        if self._accounted:
-            buffers.give(self._accounted)
-            self._accounted = 0
+        down, queue = self.down, self.queue
+        if self._kept:
+            down.connection.release(self._kept)
+            self._kept = 0
         if queue and not down.responded:
             down.start()
         while queue and down.pending is None and self._is_affordable(len(queue[0])):
@@ -291,11 +291,15 @@ class WatchStream(Sink):
             self.waiting -= len(data)
             down.send_data(data, False)
         if self.waiting and self._is_affordable(self.waiting):
-            self._accounted = self.waiting
-            buffers.take(self.waiting)
+            self._kept = self.waiting
+            down.connection.hold(self.waiting)
         if not self.is_full:
             for upstream in self._own.values():
                 upstream.resume_reading()
+
+    def on_bug(self) -> None:
+        """An exception came out of `flush`: the client's connection ends, and nobody else's."""
+        self.down.connection.on_bug()
 
     def _next_piece(self) -> bytes:
         """Messages for one DATA frame; a message that is longer stays in one piece."""
@@ -314,10 +318,11 @@ class WatchStream(Sink):
         """Whether there is memory for that much, should it have to wait; if not, the stream ends."""
         if self.is_over:
             return False
+        connection = self.down.connection
         buffers = self._context.buffers
-        if buffers.used + size <= buffers.limit:
+        if connection.held + size <= connection.hold_limit and buffers.used + size <= buffers.limit:
             return True
-        self._context.reached("max_buffered_bytes")
+        connection.hold(size)  # says no, and tells
         self._end(errors.SERVER_STOPPED)
         return False
 
@@ -388,8 +393,8 @@ class WatchStream(Sink):
         self._slots.clear()
         self.queue.clear()
         self.waiting = 0
-        self._context.buffers.give(self._accounted)
-        self._accounted = 0
+        self.down.connection.release(self._kept)
+        self._kept = 0
 
 
 def _upstream(watcher: Watcher) -> Upstream | None:

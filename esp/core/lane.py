@@ -1,0 +1,202 @@
+"""One of a shard's connections, and the calls that wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import Protocol
+
+from esp.core import errors
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.context import WireContext
+from esp.core.wire.frames import ErrorCode
+from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.status import DEADLINE_EXCEEDED, Status
+
+
+class Sender(Protocol):
+    """The shard, to a call that waits."""
+
+    def send(self, connection: ClientConnection, down: ServerStream, message: bytes | None, timeout: bytes) -> None:
+        """Sends a client's call on `connection`, which has room for it."""
+
+    def refuse(self, down: ServerStream, status: Status) -> None:
+        """Ends a client's call with an error of esp's own."""
+
+
+class ParkedCall(Sink):
+    """A client's call that waits.
+
+    Attributes:
+        down: the client's stream.
+        message: the request of a unary call; None for a streaming call.
+        size: bytes of memory it takes, from when it waits until it no longer does.
+        until: the `monotonic` time at which it is refused.
+    """
+
+    __slots__ = ("_chunks", "_ended", "_lane", "_sender", "down", "message", "size", "until")
+
+    def __init__(self, sender: Sender, lane: Lane, down: ServerStream, message: bytes | None) -> None:
+        self._sender = sender
+        self._lane = lane
+        self.down = down
+        self.message = message
+        self.size = len(message or b"")
+        self.until = lane.patience()
+        self._chunks: list[bytes] = []
+        self._ended = False
+        down.sink = self
+
+    def request_data(self, payload: bytes, end: bool) -> None:
+        """Kept, and not given back: the client's window bounds it."""
+        self._chunks.append(payload)
+        self._ended = end
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client no longer waits."""
+        self.down.sink = None
+        self._lane.unpark(self)
+
+    def go(self, connection: ClientConnection) -> None:
+        """A connection is there."""
+        down = self.down
+        down.sink = None
+        if down.remaining() == 0:
+            down.finish(DEADLINE_EXCEEDED)
+            return
+        self._sender.send(connection, down, self.message, down.remaining_timeout())
+        sink = down.sink
+        for number, chunk in enumerate(self._chunks, 1):
+            if down.sink is not None and down.sink is sink:  # it breaks when there is no memory for what it must queue
+                sink.request_data(chunk, self._ended and number == len(self._chunks))
+
+    def refuse(self, status: Status) -> None:
+        """There is none in time."""
+        self.down.sink = None
+        self._sender.refuse(self.down, status)
+
+
+class _Waiter:
+    """A coroutine that waits."""
+
+    __slots__ = ("future", "until")
+    size = 0
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def go(self, connection: ClientConnection) -> None:
+        """A connection is there; whether it still has room when the coroutine runs is for that to see."""
+        if not self.future.done():
+            self.future.set_result(None)
+
+    def refuse(self, status: Status) -> None:
+        """There is none in time."""
+        if not self.future.done():
+            self.future.set_exception(status.error())
+
+
+class StreamOpener(Protocol):
+    """Whoever wants a long-lived stream of its own, and waits for it as long as that takes."""
+
+    def go(self, connection: ClientConnection) -> None:
+        """A connection is there and has room: the call can be sent."""
+
+
+class Lane:
+    """One connection and its queues; all may be empty.
+
+    Attributes:
+        connection: the one in use.
+        waiting: the calls that wait, in order, each for a while.
+        standing: those that wait for as long as it takes; no more than streams that clients have open.
+    """
+
+    __slots__ = ("_closed", "_context", "connection", "standing", "waiting")
+
+    def __init__(self, context: WireContext) -> None:
+        self.connection: ClientConnection | None = None
+        self.waiting: dict[ParkedCall | _Waiter, None] = {}
+        self.standing: dict[StreamOpener, None] = {}
+        self._context = context
+        self._closed = False
+
+    def free(self) -> ClientConnection | None:
+        """The connection, if a call can be sent on it now."""
+        connection = self.connection
+        return connection if connection is not None and connection.has_room else None
+
+    def patience(self) -> float:
+        """Until when a call that begins to wait now may wait."""
+        return monotonic() + self._context.limits.max_waiting_seconds
+
+    def park(self, call: ParkedCall | _Waiter) -> None:
+        """Lets it wait, or refuses it."""
+        context = self._context
+        if self._closed:
+            call.refuse(errors.NO_CONNECTION)
+        elif len(self.waiting) >= context.limits.max_waiting_requests or not context.buffers.take(call.size):
+            call.refuse(errors.TOO_MANY_REQUESTS)
+        else:
+            self.waiting[call] = None
+
+    def unpark(self, call: ParkedCall | _Waiter) -> bool:
+        """Takes it out of what waits; whether it did."""
+        if call not in self.waiting:
+            return False
+        del self.waiting[call]
+        self._context.buffers.give(call.size)
+        return True
+
+    async def wait(self) -> ClientConnection:
+        """The connection, once a call can be sent on it.
+
+        Raises:
+            RpcError: not in time, or too many wait.
+        """
+        until = self.patience()
+        while (connection := self.free()) is None:
+            waiter = _Waiter(until)
+            self.park(waiter)
+            try:
+                await waiter.future
+            finally:
+                self.unpark(waiter)
+                del waiter  # its error holds on to this frame
+        return connection
+
+    def go(self) -> None:
+        """Sends what waits, as far as the connection takes it."""
+        while self.waiting and (connection := self.free()) is not None:
+            call = next(iter(self.waiting))
+            self.unpark(call)
+            call.go(connection)
+        while self.standing and (connection := self.free()) is not None:
+            opener = next(iter(self.standing))
+            del self.standing[opener]
+            opener.go(connection)
+
+    def stand(self, opener: StreamOpener) -> None:
+        """Lets it wait without a limit; for nothing once the lane is closed."""
+        if not self._closed:
+            self.standing[opener] = None
+
+    def tick(self, now: float) -> None:
+        """Refuses what has waited long enough, and looks at the connection's deadlines."""
+        self._refuse([call for call in self.waiting if call.until < now])
+        if self.connection is not None:
+            self.connection.tick(now)
+
+    def close(self) -> None:
+        """Ends the connection and refuses whatever waits, now and later."""
+        self._closed = True
+        self._refuse(list(self.waiting))
+        self.standing.clear()
+        if self.connection is not None:
+            self.connection.end(ErrorCode.NO_ERROR, "closing")
+
+    def _refuse(self, calls: list[ParkedCall | _Waiter]) -> None:
+        for call in calls:
+            if self.unpark(call):
+                call.refuse(errors.NO_CONNECTION)

@@ -1,0 +1,121 @@
+"""An exception of esp's own ends the call or the connection it came from, and nothing of anybody else."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import pytest
+
+from esp.core.wire import frames
+from esp.core.wire.client import ClientConnection, ClientStream
+from esp.core.wire.context import WireContext
+from esp.core.wire.hpack import encode
+from esp.core.wire.limits import Limits
+from esp.core.wire.message import prefix
+from esp.core.wire.response import ResponseHead
+
+HEAD = encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
+TRAILERS = encode([(b"grpc-status", b"0")])
+
+
+class Bug(Exception):
+    pass
+
+
+class Call(ClientStream):
+    """Notes what it is told, and fails where it is told to."""
+
+    __slots__ = ("fails_at", "told")
+
+    def __init__(self, connection: ClientConnection, fails_at: str = "") -> None:
+        super().__init__(connection)
+        self.fails_at = fails_at
+        self.told: list[str] = []
+
+    def tell(self, what: str) -> None:
+        self.told.append(what)
+        if what == self.fails_at:
+            raise Bug(what)
+
+    def on_headers(self, head: ResponseHead, end: bool) -> None:
+        self.tell("trailers" if end else "head")
+
+    def on_data(self, payload: bytes, end: bool) -> None:
+        self.tell("data")
+
+    def on_reset(self, code: int, reason: str) -> None:
+        self.tell("reset")
+
+
+def connected() -> ClientConnection:
+    connection = ClientConnection(WireContext(Limits()), "etcd")
+    connection.receive(frames.settings({}) + frames.SETTINGS_ACK)
+    warm = Call(connection)  # header blocks are known from here on
+    connection.call(warm, b"", b"", prefix(b""), end=True)
+    connection.receive(answer(1, head=b"\x20" + HEAD))
+    again = Call(connection)
+    connection.call(again, b"", b"", prefix(b""), end=True)
+    connection.receive(answer(3))
+    return connection
+
+
+def answer(stream_id: int, head: bytes = HEAD) -> bytes:
+    return (
+        frames.frame(frames.HEADERS, 4, stream_id, head)
+        + frames.frame(frames.DATA, 0, stream_id, prefix(b"answer"))
+        + frames.frame(frames.HEADERS, 5, stream_id, TRAILERS)
+    )
+
+
+@pytest.mark.parametrize("fails_at", ["head", "data", "trailers"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_bug_in_one_call_fails_that_call_and_no_other(fails_at: str, at_once: bool) -> None:
+    connection = connected()
+    bad, good = Call(connection, fails_at), Call(connection)
+    for call in (bad, good):
+        connection.call(call, b"", b"", prefix(b""), end=True)
+    arrives = answer(bad.id) + answer(good.id)
+    for piece in [arrives] if at_once else [arrives[i : i + 1] for i in range(len(arrives))]:
+        connection.receive(piece)
+    assert not connection.ended
+    assert good.told == ["head", "data", "trailers"]
+    assert bad.told[-2:] == [fails_at, "reset"]
+    assert not connection.streams
+
+
+def test_a_bug_in_telling_one_call_of_the_end_leaves_none_untold() -> None:
+    connection = connected()
+    calls = [Call(connection, "reset"), Call(connection), Call(connection, "reset"), Call(connection)]
+    for call in calls:
+        connection.call(call, b"", b"", prefix(b""), end=True)
+    connection.lost("gone")
+    assert [call.told for call in calls] == [["reset"]] * 4
+
+
+@pytest.mark.parametrize("where", ["flush", "on_tick"])
+def test_a_bug_in_housekeeping_ends_the_connection_it_is_in(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = connected()
+    good = ClientConnection(bad.context, "another etcd")
+    written: list[bytes] = []
+    good.on_flush = written.append
+    bad.on_flush = written.append
+
+    class Broken(ClientConnection):
+        def pump(self) -> NoReturn:
+            raise Bug
+
+        def on_tick(self, now: float) -> NoReturn:
+            raise Bug
+
+    broken = Broken(bad.context, "a third")
+    broken.on_flush = written.append
+    broken.blocked[1] = Call(broken)
+    if where == "flush":
+        bad.context.flush()
+    else:
+        for connection in (broken, good, bad):
+            connection.tick(0.0)
+    assert broken.ended
+    assert not good.ended
+    assert not bad.ended
+    bad.context.unflushed.clear()

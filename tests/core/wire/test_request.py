@@ -1,0 +1,74 @@
+"""What a request says, and what of it goes to the next hop."""
+
+from __future__ import annotations
+
+from hpack import Decoder
+
+from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_ENTRIES, encode
+from esp.core.wire.request import NO_LENGTH, RequestDecoder, parse_request, timeout_field
+from tests.core.wire.conversation import ECHO, Fields, call, page
+
+
+def sent_on(fields: Fields, **options: frozenset[bytes]) -> Fields:
+    block = parse_request(fields).encode_forward(**options)
+    return [(bytes(name), bytes(value)) for name, value in Decoder().decode(block, raw=True)]
+
+
+def test_the_head_of_a_call() -> None:
+    head = parse_request(call(ECHO, (b"grpc-encoding", b"gzip"), (b"grpc-timeout", b"1S"), (b"x", b"y")))
+    assert (head.method, head.path, head.is_grpc, head.encoding) == (b"POST", ECHO, True, b"gzip")
+    assert head.content_length == NO_LENGTH
+    assert head.field(b"x") == b"y"
+    assert head.field(b"nothing") == b""
+    assert head.field(b"grpc-timeout") == b"", "the same head serves calls with other deadlines"
+
+
+def test_a_get_is_no_call_whatever_it_contains() -> None:
+    assert not parse_request(page()).is_grpc
+    assert not parse_request([*page(), (b"content-type", b"application/grpc")]).is_grpc
+
+
+def test_metadata_goes_on_as_it_came() -> None:
+    metadata = [
+        (b"token", b"secret"),
+        (b"x-bin", b"AAEC"),
+        (b"x", b"1"),
+        (b"user-agent", b"grpc-go/1.80.0"),
+        (b"x", b"2"),
+        (b"hasleader", b"true"),
+        (b"cookie", b"a=b"),
+    ]
+    assert sent_on(call(ECHO, *metadata))[-7:] == metadata
+
+
+def test_what_belongs_to_one_hop_stays_there() -> None:
+    fields = call(
+        ECHO,
+        (b"grpc-timeout", b"1S"),
+        (b"content-length", b"5"),
+        (b"host", b"esp"),
+        (b"grpc-accept-encoding", b"gzip"),
+        (b"grpc-encoding", b"gzip"),
+    )
+    own = [(b":path", ECHO), (b"content-type", b"application/grpc"), (b"te", b"trailers")]
+    assert sent_on(fields) == [*own, (b"grpc-encoding", b"gzip")]
+    assert sent_on(fields, dropping=frozenset((b"grpc-encoding",))) == own
+
+
+def test_a_timeout_for_the_next_hop() -> None:
+    assert Decoder().decode(timeout_field(b"1500m"), raw=True) == [(b"grpc-timeout", b"1500m")]
+
+
+def test_a_client_cannot_make_the_memo_of_deadlines_grow() -> None:
+    decoder = RequestDecoder(parse_request, 16_384, 100)
+    decoder.settings_acknowledged()
+    decoder._decoder.header_table_size = 0
+    for number in range(3 * MEMO_ENTRIES):
+        front = [(b"x", b"%d" % (number % 7))]
+        block = encode(call(ECHO, *front, (b"grpc-timeout", b"%dm" % number), (b"y", b"%d" % number)))
+        assert decoder.decode(block)[1] == b"%dm" % number
+        assert sum(map(len, decoder._fronts.values())) <= MEMO_ENTRIES
+    large = encode(call(ECHO, (b"x", b"y" * MEMO_BLOCK_BYTES), (b"grpc-timeout", b"1S")))
+    before = sum(map(len, decoder._fronts.values()))
+    decoder.decode(large)
+    assert sum(map(len, decoder._fronts.values())) == before

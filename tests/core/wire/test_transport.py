@@ -1,0 +1,650 @@
+"""The listener with real sockets: who speaks what on one port, how connections end, and what slow readers cost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Coroutine
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from esp.core.wire import frames, transport
+from esp.core.wire.context import WireContext
+from esp.core.wire.frames import DATA, MAX_WINDOW, PREFACE, SETTINGS_ACK, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
+from esp.core.wire.http1 import Page
+from esp.core.wire.limits import Limits
+from esp.core.wire.request import RequestHead
+from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.status import Code, Status
+from esp.core.wire.transport import Listener
+from tests.core.wire.conftest import Clock
+from tests.core.wire.conversation import (
+    ECHO,
+    HOLD,
+    STREAM,
+    Echo,
+    Frame,
+    Recorder,
+    Streaming,
+    body,
+    call,
+    data,
+    echoed,
+    goaway,
+    headers,
+    message,
+    ping,
+    settings,
+    split,
+    transcript,
+    window,
+)
+
+GET = b"GET /health HTTP/1.1\r\nHost: esp\r\n\r\n"
+STOPPING = Status(Code.UNAVAILABLE, "server is shutting down")
+GREETING = PREFACE + settings({})
+
+
+class Broken(Handler):
+    """A bug."""
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        raise ZeroDivisionError
+
+
+class Large(Handler):
+    """Answers with a megabyte."""
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        stream.respond(bytes(1_000_000))
+
+
+class Small(Handler):
+    """Answers with what fits one frame."""
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        stream.respond(bytes(16_000))
+
+
+class Serving:
+    """A listener with its handlers, and clients for it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.context = WireContext(limits)
+        self.saw: list[tuple[Any, ...]] = []
+        self.hold = Recorder(self.saw)
+        self.handlers: dict[bytes, Handler] = {
+            ECHO: Echo(self.saw),
+            HOLD: self.hold,
+            STREAM: Streaming(self.saw),
+            b"/broken": Broken(),
+            b"/large": Large(),
+            b"/small": Small(),
+        }
+        self.listener = Listener(self.context, self._find, self._page)
+        self.port = 0
+        self.clients: list[Client] = []
+
+    def _find(self, head: RequestHead) -> Handler:
+        return self.handlers[head.path]
+
+    def _page(self, method: str, target: str) -> Page:
+        if target == "/broken":
+            raise ZeroDivisionError
+        return Page(200 if target == "/health" else 404, b"page\n" * (200_000 if target == "/large" else 1))
+
+    @property
+    def limits_reached(self) -> dict[str, int]:
+        return dict(self.context.counters.limits)
+
+    async def client(self, *, receive_buffer: int = 0) -> Client:
+        sock = socket.socket()
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        self.clients.append(Client(sock))
+        return self.clients[-1]
+
+    def passes(self, seconds: float) -> None:
+        """Has the listener look at its deadlines as if so much time had passed."""
+        self.listener.tick(monotonic() + seconds)
+
+
+class Client:
+    """A plain socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.name = "{}:{}".format(*sock.getsockname())
+        self.heard = b""
+
+    async def says(self, *said: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.sock, b"".join(said))
+
+    async def hears(self, enough: Callable[[bytes], bool]) -> bytes:
+        """Reads until that is enough, or the server has closed; forgets it."""
+        while not enough(self.heard):
+            piece = await asyncio.get_running_loop().sock_recv(self.sock, 65536)
+            if not piece:
+                raise AssertionError(f"closed after {self.heard[-500:]!r}")
+            self.heard += piece
+        heard, self.heard = self.heard, b""
+        return heard
+
+    async def hears_frames(self, enough: Callable[[list[Frame]], bool]) -> list[Frame]:
+        return list(split(await self.hears(lambda heard: whole(heard) and enough(list(split(heard))))))
+
+    async def hears_the_end(self) -> bytes:
+        """Everything up to the end of the connection, however it ends."""
+        with contextlib.suppress(ConnectionError):
+            while piece := await asyncio.get_running_loop().sock_recv(self.sock, 65536):
+                self.heard += piece
+        return self.heard
+
+
+def whole(heard: bytes) -> bool:
+    """Whether these are whole frames."""
+    position = 0
+    while position + 9 <= len(heard):
+        position += 9 + int.from_bytes(heard[position : position + 3], "big")
+    return position == len(heard)
+
+
+def ended(stream: int) -> Callable[[list[Frame]], bool]:
+    return lambda said: any(f.stream == stream and f.kind in (DATA, frames.HEADERS) and f.flags & 1 for f in said)
+
+
+@contextlib.asynccontextmanager
+async def serving(limits: Limits | None = None) -> AsyncIterator[Serving]:
+    server = Serving(limits or Limits())
+    [(_, server.port)] = await server.listener.listen("127.0.0.1", 0)
+    try:
+        yield server
+    finally:
+        server.listener.close()
+        server.listener.abort()
+        for client in server.clients:
+            client.sock.close()
+        await asyncio.sleep(0.01)
+        assert server.context.counters.connections_open == 0
+        assert server.context.buffers.used == 0
+
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+with contextlib.suppress(ImportError):
+    import uvloop
+
+    LOOPS["uvloop"] = uvloop.new_event_loop
+
+Test = Callable[[], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(params=LOOPS.values(), ids=LOOPS.keys())
+def run(request: pytest.FixtureRequest) -> Callable[[Test], None]:
+    """Runs a test in an event loop of each kind."""
+
+    def run(test: Test) -> None:
+        async def bounded() -> None:
+            async with asyncio.timeout(30):
+                await test()
+
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            runner.run(bounded())
+
+    return run
+
+
+Run = Callable[[Test], None]
+
+# Who speaks what.
+
+
+def test_http2_and_http1_share_a_port(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            two, one = await server.client(), await server.client()
+            await two.says(GREETING, headers(1, call()), data(1, message(b"hi"), end=True))
+            await one.says(GET)
+            said = await two.hears_frames(ended(1))
+            assert body(said, 1) == message(b"hi")
+            assert (await one.hears(lambda heard: heard.endswith(b"page\n"))).startswith(b"HTTP/1.1 200 ")
+            assert server.context.counters.connections_open == 2
+
+    run(test)
+
+
+def test_the_first_words_may_come_byte_by_byte(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            two, one = await server.client(), await server.client()
+            for byte in GREETING + ping():
+                await two.says(bytes((byte,)))
+                await asyncio.sleep(0)
+            for byte in GET:
+                await one.says(bytes((byte,)))
+                await asyncio.sleep(0)
+            await two.hears(lambda heard: heard.endswith(ping(ack=True)))
+            await one.hears(lambda heard: heard.endswith(b"page\n"))
+
+    run(test)
+
+
+GARBAGE = {
+    "zeros": bytes(10),
+    "TLS": bytes.fromhex("160301020001fc0303"),
+    "other text": b"HELO esp\r\n",
+    "one wrong byte": b"\xff",
+    "a method nobody knows": b"BREW /pot HTTP/1.1\r\n",
+    "a method in lower case": b"get / HTTP/1.1\r\n",
+    "SSH": b"SSH-2.0-OpenSSH\r\n",
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
+def test_garbage_is_closed_without_a_word_and_the_log_says_who(
+    run: Run, garbage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            neighbour, client = await server.client(), await server.client()
+            await client.says(garbage)
+            assert await client.hears_the_end() == b""
+            assert f"{client.name}: closing: neither HTTP/2 nor HTTP/1.1" in caplog.text
+            await neighbour.says(GET)
+            await neighbour.hears(lambda heard: heard.endswith(b"page\n"))
+
+    run(test)
+
+
+def test_half_a_preface_and_then_something_else_is_a_protocol_error(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client()
+            await client.says(b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n")
+            said = await client.hears_the_end()
+            assert transcript(said)[-1] == "GOAWAY 0 0 PROTOCOL_ERROR b'not the HTTP/2 preface'"
+            assert client.name in caplog.text
+
+    run(test)
+
+
+def test_a_post_to_a_grpc_path_over_http1_gets_a_page(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client()
+            await client.says(b"POST " + ECHO + b" HTTP/1.1\r\nHost: esp\r\nContent-Length: 5\r\n\r\n\0\0\0\0\0")
+            assert (await client.hears(lambda heard: heard.endswith(b"page\n"))).startswith(b"HTTP/1.1 404 ")
+            assert server.saw == []
+
+    run(test)
+
+
+def test_an_error_page_reaches_a_client_that_is_still_sending(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client()
+            await client.says(b"POST /x HTTP/1.1\r\nHost: esp\r\nContent-Length: 10000000\r\n\r\n", bytes(300_000))
+            await asyncio.sleep(0.05)
+            with contextlib.suppress(ConnectionError):
+                await client.says(bytes(300_000))
+            assert (await client.hears_the_end()).startswith(b"HTTP/1.1 413 ")
+
+    run(test)
+
+
+# How connections end.
+
+
+def test_the_last_words_reach_a_client_that_is_still_sending(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client()
+            await client.says(GREETING, window(0, 0))
+            await asyncio.sleep(0.05)
+            await client.says(headers(1, call()), data(1, bytes(1000)))
+            said = await client.hears_the_end()
+            assert transcript(said)[-1] == "GOAWAY 0 0 PROTOCOL_ERROR b'WINDOW_UPDATE of 0'"
+
+    run(test)
+
+
+def test_a_client_that_does_not_close_is_left_after_a_while(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client()
+            await client.says(GREETING, window(0, 0))
+            await client.hears_the_end()
+            server.passes(0.5)
+            await asyncio.sleep(0.01)
+            assert server.context.counters.connections_open == 1
+            server.passes(1.5)
+            await asyncio.sleep(0.01)
+            assert server.context.counters.connections_open == 0
+
+    run(test)
+
+
+def test_a_bug_ends_its_connection_and_no_other(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            neighbour, client, page = await server.client(), await server.client(), await server.client()
+            await client.says(GREETING, headers(1, call(b"/broken")), data(1, message(), end=True))
+            said = await client.hears_the_end()
+            assert transcript(said)[-1] == "GOAWAY 0 1 INTERNAL_ERROR b'internal error'"
+            assert f"{client.name}: a bug in esp" in caplog.text
+            await page.says(b"GET /broken HTTP/1.1\r\nHost: esp\r\n\r\n")
+            assert await page.hears_the_end() == b""
+            assert f"{page.name}: a bug in esp" in caplog.text
+            await neighbour.says(GREETING, headers(1, call()), data(1, message(b"hi"), end=True))
+            await neighbour.hears_frames(ended(1))
+
+    run(test)
+
+
+def test_a_client_that_vanishes_cancels_its_calls(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client()
+            await client.says(GREETING, headers(1, call(STREAM)))
+            await client.hears(lambda heard: SETTINGS_ACK in heard)
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sock.close()
+            for _ in range(100):
+                await asyncio.sleep(0.01)
+                if len(server.saw) > 1:
+                    break
+            assert server.saw[1][:3] == ("cancelled", 1, ErrorCode.CANCEL)
+
+    run(test)
+
+
+def test_connections_beyond_the_limit_are_refused(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving(Limits(max_connections=2)) as server:
+            clients = [await server.client() for _ in range(2)]
+            for client in clients:
+                await client.says(GREETING, ping())
+                await client.hears(lambda heard: heard.endswith(ping(ack=True)))
+            third = await server.client()
+            with contextlib.suppress(ConnectionError):
+                await third.says(GET)
+            assert await third.hears_the_end() == b""
+            assert server.limits_reached == {"max_connections": 1}
+            assert f"{third.name}: refused" in caplog.text
+            caplog.clear()
+            await (await server.client()).hears_the_end()
+            assert caplog.text == ""
+            clients[0].sock.close()
+            await asyncio.sleep(0.05)
+            server.passes(0)
+            fifth = await server.client()
+            await fifth.says(GET)
+            await fifth.hears(lambda heard: heard.endswith(b"page\n"))
+            sixth = await server.client()
+            await sixth.hears_the_end()
+            assert f"{sixth.name}: refused" in caplog.text
+            assert server.context.counters.connections_accepted == 6
+
+    run(test)
+
+
+# Deadlines.
+
+
+@pytest.mark.parametrize("said", [b"", b"PR", b"GE", b"GET / HT", GREETING[:30], b"GET / HTTP/1.1\r\nHost: esp\r\nX: "])
+def test_a_client_that_does_not_come_to_the_point_is_left(run: Run, said: bytes) -> None:
+    async def test() -> None:
+        async with serving(Limits(preface_timeout=10)) as server:
+            client = await server.client()
+            await client.says(said)
+            await asyncio.sleep(0.02)
+            server.passes(9)
+            await asyncio.sleep(0.01)
+            assert server.context.counters.connections_open == 1
+            server.passes(11)
+            client.sock.shutdown(socket.SHUT_WR)
+            await client.hears_the_end()
+            assert server.limits_reached == {"preface_timeout": 1}
+
+    run(test)
+
+
+def test_an_idle_http1_client_may_stay_for_a_while(run: Run) -> None:
+    async def test() -> None:
+        async with serving(Limits(preface_timeout=10, idle_timeout=100)) as server:
+            client = await server.client()
+            await client.says(GET)
+            await client.hears(lambda heard: heard.endswith(b"page\n"))
+            server.passes(90)
+            await client.says(GET)
+            await client.hears(lambda heard: heard.endswith(b"page\n"))
+            await client.says(GET[:5])
+            await asyncio.sleep(0.02)
+            server.passes(11)
+            await client.hears_the_end()
+            assert server.limits_reached == {"preface_timeout": 1}
+            client = await server.client()
+            await client.says(GET)
+            await client.hears(lambda heard: heard.endswith(b"page\n"))
+            server.passes(101)
+            await client.hears_the_end()
+            assert server.limits_reached == {"preface_timeout": 1, "idle_timeout": 1}
+
+    run(test)
+
+
+def test_a_request_after_a_long_pause_has_the_usual_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(transport, "monotonic", clock)
+
+    async def test() -> None:
+        async with serving(Limits(preface_timeout=10, idle_timeout=100)) as server:
+            client = await server.client()
+            for _ in range(3):
+                await client.says(GET)
+                await client.hears(lambda heard: heard.endswith(b"page\n"))
+                server.listener.tick(clock.passes(90))
+            await client.says(GET[:5])
+            await asyncio.sleep(0.02)
+            server.listener.tick(clock.passes(9))
+            await client.says(GET[5:7])
+            await asyncio.sleep(0.02)
+            assert server.limits_reached == {}
+            server.listener.tick(clock.passes(2))
+            await client.hears_the_end()
+            assert server.limits_reached == {"preface_timeout": 1}
+
+    run(test)
+
+
+# Draining.
+
+
+def test_a_drain_ends_idle_connections_and_finishes_calls(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            silent, page = await server.client(), await server.client()
+            idle, busy = await server.client(), await server.client()
+            await page.says(GET)
+            await page.hears(lambda heard: heard.endswith(b"page\n"))
+            for client in (idle, busy):
+                await client.says(GREETING, SETTINGS_ACK, ping())
+                await client.hears(lambda heard: heard.endswith(ping(ack=True)))
+            await busy.says(headers(1, call(HOLD)), data(1, message(), end=True))
+            await busy.hears(lambda heard: len(heard) > 0)
+            drain = asyncio.create_task(server.listener.drain(STOPPING, 20))
+            for client in (idle, busy):
+                said = await client.hears(lambda heard: len(heard) >= 17 + 8 + 17)
+                assert transcript(said)[0] == "GOAWAY 0 2147483647 NO_ERROR b'draining'"
+                await client.says(ping(bytes.fromhex("0106010800030309"), ack=True))
+            assert transcript(await idle.hears_the_end()) == ["GOAWAY 0 0 NO_ERROR b'draining'"]
+            assert await silent.hears_the_end() == await page.hears_the_end() == b""
+            for client in (silent, page, idle):
+                client.sock.close()
+            await asyncio.sleep(0.01)
+            assert not drain.done()
+            server.hold.streams[1].respond(b"bye")
+            server.context.flush()
+            said = await busy.hears_the_end()
+            assert transcript(said) == transcript(
+                goaway(1, ErrorCode.NO_ERROR, b"draining") + b"".join(echoed(1, b"bye"))
+            )
+            busy.sock.close()
+            assert await drain
+
+    run(test)
+
+
+def test_a_drain_that_takes_too_long_is_cut(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client()
+            await client.says(GREETING, headers(1, call(HOLD)), data(1, message(), end=True))
+            await client.hears(lambda heard: SETTINGS_ACK in heard)
+            assert not await server.listener.drain(STOPPING, 0.05)
+            await client.hears_the_end()
+
+    run(test)
+
+
+def test_the_end_of_a_drain_waits_for_a_slow_reader(run: Run) -> None:
+    async def test() -> None:
+        async with serving(Limits(settings_timeout=1000)) as server:
+            client = await server.client(receive_buffer=4096)
+            opened = settings({SETTINGS_INITIAL_WINDOW_SIZE: MAX_WINDOW}) + window(0, MAX_WINDOW - 65_535)
+            calls = [headers(s, call(b"/large")) + data(s, message(), end=True) for s in range(1, 17, 2)]
+            await client.says(PREFACE, opened, SETTINGS_ACK, *calls)
+            await asyncio.sleep(0.1)
+            drain = asyncio.create_task(server.listener.drain(STOPPING, 20))
+            await client.says(ping(bytes.fromhex("0106010800030309"), ack=True))
+            heard = b""
+            while piece := await asyncio.get_running_loop().sock_recv(client.sock, 200_000):
+                heard += piece
+                server.passes(30)  # far longer than a client without bytes to read would be waited for
+            client.sock.close()
+            assert await drain
+            assert [len(body(split(heard), s)) for s in range(1, 17, 2)] == [1_000_005] * 8
+
+    run(test)
+
+
+# Slow readers.
+
+
+def test_a_client_that_does_not_read_is_not_read_from(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client(receive_buffer=4096)
+            client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            opened = settings({SETTINGS_INITIAL_WINDOW_SIZE: MAX_WINDOW}) + window(0, MAX_WINDOW - 65_535)
+            await client.says(PREFACE, opened, SETTINGS_ACK)
+            asked = 0
+            with contextlib.suppress(TimeoutError):
+                for stream in range(1, 2 * 900, 2):
+                    request = headers(stream, call(b"/small")) + data(stream, message(), end=True)
+                    async with asyncio.timeout(0.3):
+                        await client.says(request)
+                    asked += 1
+                    await asyncio.sleep(0)
+            [protocol] = server.listener._protocols
+            assert protocol.transport is not None
+            assert protocol.transport.get_write_buffer_size() < 3_000_000
+            assert server.limits_reached["max_output_bytes"] >= 1
+            assert "max_output_hard_bytes" not in server.limits_reached
+            client.sock.close()
+
+    run(test)
+
+
+def test_a_hundred_megabytes_for_a_slow_reader_do_not_pile_up(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client(receive_buffer=4096)
+            opened = settings({SETTINGS_INITIAL_WINDOW_SIZE: MAX_WINDOW}) + window(0, MAX_WINDOW - 65_535)
+            await client.says(PREFACE, opened, SETTINGS_ACK, headers(1, call(b"/large")), data(1, message(), end=True))
+            heard, most = 0, 0
+            next_stream = 3
+            while heard < 100_000_000:
+                piece = await asyncio.get_running_loop().sock_recv(client.sock, 1 << 20)
+                assert piece
+                heard += len(piece)
+                if heard > (next_stream // 2 - 8) * 1_000_000 and next_stream < 210:  # eight at a time
+                    await client.says(headers(next_stream, call(b"/large")), data(next_stream, message(), end=True))
+                    next_stream += 2
+                [protocol] = server.listener._protocols
+                assert protocol.transport is not None
+                most = max(most, protocol.transport.get_write_buffer_size())
+            assert most < 2_000_000
+            client.sock.close()
+            await asyncio.sleep(0.05)
+
+    run(test)
+
+
+def test_too_much_for_a_client_that_does_not_read_ends_its_connection(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with serving(Limits(max_output_bytes=1000, max_output_hard_bytes=100_000)) as server:
+            client = await server.client(receive_buffer=4096)
+            opened = settings({SETTINGS_INITIAL_WINDOW_SIZE: MAX_WINDOW}) + window(0, MAX_WINDOW - 65_535)
+            calls = [headers(s, call(b"/small")) + data(s, message(), end=True) for s in range(1, 2 * 900, 2)]
+            await client.says(PREFACE, opened, SETTINGS_ACK, *calls)
+            await asyncio.sleep(0.2)
+            server.passes(0)
+            await asyncio.sleep(0.01)
+            assert server.limits_reached["max_output_hard_bytes"] == 1
+            assert f"{client.name}: closing: " in caplog.text
+            assert server.context.counters.connections_open == 0
+
+    run(test)
+
+
+def test_a_slow_reader_is_left_only_when_it_does_not_read_at_all(run: Run, clock: Clock) -> None:
+    async def test() -> None:
+        async with serving(Limits(blocked_write_timeout=60, settings_timeout=1000)) as server:
+            client = await server.client(receive_buffer=4096)
+            opened = settings({SETTINGS_INITIAL_WINDOW_SIZE: MAX_WINDOW}) + window(0, MAX_WINDOW - 65_535)
+            calls = [headers(s, call(b"/large")) + data(s, message(), end=True) for s in range(1, 41, 2)]
+            await client.says(PREFACE, opened, SETTINGS_ACK, *calls)
+            await asyncio.sleep(0.1)
+            for _ in range(5):
+                read = 0
+                while read < 3_000_000:  # the kernel moves its part in large steps
+                    piece = await asyncio.get_running_loop().sock_recv(client.sock, 65536)
+                    assert piece
+                    read += len(piece)
+                server.listener.tick(clock.passes(50))
+            await asyncio.sleep(0.01)
+            assert server.context.counters.connections_open == 1
+            server.listener.tick(clock.passes(1))
+            server.listener.tick(clock.passes(61))
+            assert server.limits_reached["blocked_write_timeout"] == 1
+
+    run(test)
+
+
+def test_a_peer_that_vanishes_while_it_is_sent_to_has_as_long_as_a_slow_one(run: Run) -> None:
+    async def test() -> None:
+        async with serving(Limits(blocked_write_timeout=45)) as server:
+            client = await server.client()
+            await client.says(GREETING)
+            await client.hears(lambda heard: SETTINGS_ACK in heard)
+            [protocol] = server.listener._protocols
+            assert protocol.transport is not None
+            sock = protocol.transport.get_extra_info("socket")
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 45_000
+
+    run(test)
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
