@@ -91,21 +91,25 @@ class Pool:
         else:
             tap.on_refused(response)
 
-    def on_settled(self, source: Source) -> None:
-        """A source was created, or has passed something on: it may be time to move taps between sources."""
-        shelf = source.shelf
-        if not shelf.own or source.is_over:
-            return
-        shared = shelf.shared
-        if shared is source:
-            for own in list(shelf.own):
+    def on_created(self, source: Source) -> None:
+        """The shard watches a source: taps may move."""
+        if source.shelf.shared is source:
+            for own in list(source.shelf.own):
                 _move(own, source)
-        elif shared is not None:
-            _move(source, shared)
-        elif len(shelf.own) > 1 and source.has_caught_up:
-            others = [own.next for own in shelf.own if own.has_caught_up]
+        else:
+            self.on_advanced(source)
+
+    def on_advanced(self, own: Source) -> None:
+        """A tap's own source has passed something on: it may have got as far as the shared one."""
+        shelf = own.shelf
+        if own.is_over:
+            return
+        if shelf.shared is not None:
+            _move(own, shelf.shared)
+        elif len(shelf.own) > 1 and own.has_caught_up:
+            others = [other.next for other in shelf.own if other.has_caught_up]
             if len(others) > 1:
-                self._share(source.spec, shelf, max(others))
+                self._share(own.spec, shelf, max(others))
 
     def forget(self, source: Source) -> None:
         """A source has ended."""

@@ -272,7 +272,7 @@ class Source:
         for tap in list(self.taps):
             tap.on_created(response)
         self._send_questions()
-        self.pool.on_settled(self)
+        self.pool.on_created(self)
 
     def _on_refused(self, response: Response) -> None:
         self.is_over = True
@@ -323,8 +323,8 @@ class Source:
         self.next = last + 1
         if not self.has_caught_up and sum(len(response.message.events) for response in responses) < BATCH_REVISIONS:
             self.has_caught_up = True
-        if self.shelf.own:
-            self.pool.on_settled(self)
+        if self.shelf.shared is not self:
+            self.pool.on_advanced(self)
 
     def _feed(self, response: Response) -> None:
         taps = tuple(self.taps)
@@ -366,7 +366,8 @@ class Source:
             del self.fresh[tap]
             self.taps[tap] = None
         self.has_caught_up = True
-        self.pool.on_settled(self)
+        if self.shelf.shared is not self:
+            self.pool.on_advanced(self)
 
     def _on_canceled(self, response: Response) -> None:
         self.upstream.drop(self)

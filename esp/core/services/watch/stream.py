@@ -248,6 +248,8 @@ class WatchStream(Sink):
 
     def send(self, message: bytes) -> None:
         """Sends a message, with its prefix, as soon as the client reads."""
+        if self.is_over:
+            return
         if self.waiting > self._context.limits.max_watch_buffer_bytes and not self._has_room():
             return
         if not self._awaits_flush:
