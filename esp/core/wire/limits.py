@@ -61,6 +61,14 @@ class Limits:
     """Requests that wait for one shard's connection."""
     max_waiting_seconds: float = 0.25
     """How long such a request waits before it is refused."""
+    max_keepalive_streams: int = 1000
+    """Streams for keepalives to one shard; clients with the same token share one."""
+    max_keepalives: int = 100_000
+    """Keepalives of leases that wait for their answers, over all clients."""
+    max_known_leases: int = 200_000
+    """Leases of which is remembered where they live."""
+    max_lease_repairs: int = 100_000
+    """Leases that wait to be granted or revoked on a shard that missed it."""
     max_connections: int = 10_000
     """Client connections open at once."""
 
