@@ -30,7 +30,7 @@ from esp.core.config import Endpoint
 from esp.core.lane import Lane, ParkedCall, StreamOpener
 from esp.core.pb import rpc_pb2
 from esp.core.wire.call import BrokenCall, MessageCall
-from esp.core.wire.client import ClientConnection, ClientStream
+from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields, encode

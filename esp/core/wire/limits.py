@@ -35,6 +35,8 @@ class Limits:
     """Bytes queued to one connection before it is no longer read."""
     max_output_hard_bytes: int = 4_194_304
     """Bytes queued to one connection before it is closed."""
+    max_watch_buffer_bytes: int = 8_388_608
+    """Watch events that wait for one slow client before its stream is ended; it resumes with a new one."""
     glitch_budget: int = 1200
     """Cheap abuse (resets, pings, empty frames) that one connection may have saved up before it is closed."""
     glitch_refill_per_second: float = 100

@@ -231,6 +231,7 @@ ELSEWHERE = {
     "glitch_refill_per_second": "test_abuse.py",
     "max_output_hard_bytes": "test_transport.py",
     "max_connections": "test_transport.py",
+    "max_watch_buffer_bytes": "services/watch/test_stream.py",
     "connect_timeout": "the shard's tests",
     "keepalive_time": "test_client.py",
     "keepalive_timeout": "test_client.py",
