@@ -8,7 +8,7 @@ _esp_paths() {
 _esp() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command= words= word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-        case $word in serve | route | check) command=$word; break ;; esac
+        case $word in serve | route | check | lease-sync) command=$word; break ;; esac
     done
     case "$command $previous" in
         "serve -c" | "serve --config") _esp_paths -f; return ;;
@@ -20,12 +20,18 @@ _esp() {
         "route -c" | "route --config") _esp_paths -f; return ;;
         "check -c" | "check --config") _esp_paths -f; return ;;
         "check -o" | "check --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
+        "lease-sync --only-on") COMPREPLY=(); return ;;
+        "lease-sync --skew") COMPREPLY=(); return ;;
+        "lease-sync --concurrency") COMPREPLY=(); return ;;
+        "lease-sync -o" | "lease-sync --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
+        "lease-sync -c" | "lease-sync --config") _esp_paths -f; return ;;
     esac
     case $command in
         serve) words='-c --config --local --data-dir --listen -h --help' ;;
         route) words='--prefix --from-key --range-end -o --output --hex --base64 -c --config -h --help' ;;
         check) words='-c --config -o --output -h --help' ;;
-        *) words='serve route check --version --install-completion --show-completion -h --help' ;;
+        lease-sync) words='--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -h --help' ;;
+        *) words='serve route check lease-sync --version --install-completion --show-completion -h --help' ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }

@@ -157,6 +157,42 @@ def check(config: ConfigOption = None, output: OutputOption = Format.TABLE) -> N
     command.run(config, output)
 
 
+@app.command("lease-sync")
+def lease_sync(
+    apply: Annotated[bool, typer.Option("--apply", help="Grant what is missing, with the TTL that is left.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Revoke leases that only one shard has; with --only-on.")
+    ] = False,
+    only_on: Annotated[
+        str | None,
+        typer.Option("--only-on", metavar="SHARD", help="The shard whose orphans --prune revokes.", show_default=False),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Revoke without a question.")] = False,
+    skew: Annotated[
+        int, typer.Option("--skew", metavar="SECONDS", min=0, help="How far TTLs of one lease may be apart.")
+    ] = 5,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", metavar="N", min=1, max=1000, help="Leases worked on at once.")
+    ] = 64,
+    output: OutputOption = Format.TABLE,
+    config: ConfigOption = None,
+) -> None:
+    """Compare the leases of all shards, and put right what differs.
+
+    Without --apply and --prune nothing is changed. Exits 1 when leases differ.
+    """
+    if apply and prune:
+        raise CommandError("--apply and --prune exclude each other; give one", USAGE)
+    if prune != (only_on is not None):
+        raise CommandError("--prune and --only-on go together; give both: --prune --only-on SHARD", USAGE)
+    from esp.commands import lease_sync as command
+
+    options = command.Options(
+        apply=apply, prune_only_on=only_on, yes=yes, skew=skew, concurrency=concurrency, output=output
+    )
+    command.run(config, options, lambda question: typer.confirm(question, err=True))
+
+
 def main() -> None:
     """Run the command line; the entry point of `esp`."""
     # A key may hold characters that the terminal's encoding lacks.

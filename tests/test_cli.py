@@ -23,7 +23,12 @@ def test_no_command_prints_the_help() -> None:
     code, out, err = run()
     assert (code, err) == (0, "")
     assert out == run("--help")[1]
-    assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == ["serve", "route", "check"]
+    assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == [
+        "serve",
+        "route",
+        "check",
+        "lease-sync",
+    ]
 
 
 def test_the_version() -> None:

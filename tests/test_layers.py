@@ -18,7 +18,8 @@ LAYERS = [
     {"esp.core.config", "esp.core.lane"},
     {"esp.core.shard"},
     {"esp.core.routing", "esp.core.identity", "esp.core.health"},
-    {"esp.core.probe"},
+    {"esp.core.probe", "esp.core.lease_sync"},
+    {"esp.core.lease_survey"},
     {"esp.core.services"},
     {"esp.core.proxy", "esp.core.local"},
     {"esp.commands"},
@@ -29,7 +30,15 @@ LAYERS = [
 WIRE_WITH_ASYNCIO = {"esp.core.wire.transport", "esp.core.wire.call"}
 # The modules of the wire that are plain values.
 WIRE_FOR_ALL = {"esp.core.wire.status", "esp.core.wire.limits"}
-PB_READERS = ("esp.core.pb", "esp.core.shard", "esp.core.probe", "esp.core.services", "esp.commands")
+PB_READERS = (
+    "esp.core.pb",
+    "esp.core.shard",
+    "esp.core.probe",
+    "esp.core.lease_sync",
+    "esp.core.lease_survey",
+    "esp.core.services",
+    "esp.commands",
+)
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -63,6 +63,7 @@ class Config:
     shards: tuple[ShardConfig, ...]
     shard_map: ShardMap
     deletes_across_shards: Literal["serve", "refuse"]
+    leases: Literal["tolerant", "strict"]
     drain_seconds: float
     limits: Limits
 
@@ -139,6 +140,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     advertise: list[str] = []
     shards: list[Any] = []
     deletes_across_shards: str = "serve"
+    leases: str = "tolerant"
     drain_seconds: float = 10.0
     limits: dict[str, Any] = {}
 
@@ -159,6 +161,7 @@ class _FileReader(Fields):
             shards=shards,
             shard_map=shard_map,
             deletes_across_shards=self._deletes(file.deletes_across_shards),
+            leases=self._leases(file.leases),
             drain_seconds=self._drain(file.drain_seconds),
             limits=self._limits(file.limits),
         )
@@ -169,6 +172,13 @@ class _FileReader(Fields):
         if value != "refuse":
             self.fail(("deletes_across_shards",), f'"deletes_across_shards" is "{value}"; write serve or refuse')
         return "refuse"
+
+    def _leases(self, value: str) -> Literal["tolerant", "strict"]:
+        if value == "tolerant":
+            return "tolerant"
+        if value != "strict":
+            self.fail(("leases",), f'"leases" is "{value}"; write tolerant or strict')
+        return "strict"
 
     def _drain(self, seconds: float) -> float:
         if not math.isfinite(seconds) or seconds < 0:

@@ -24,6 +24,9 @@ COMPACTED = Status(Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision has b
 FUTURE_REV = Status(Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision")
 NO_SPACE = Status(Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
 LEASE_NOT_FOUND = Status(Code.NOT_FOUND, "etcdserver: requested lease not found")
+LEASE_EXISTS = Status(Code.FAILED_PRECONDITION, "etcdserver: lease already exists")
+# What a member says to a keepalive when it stops being the leader meanwhile; not in the table of etcd.
+NOT_PRIMARY = Status(Code.UNKNOWN, "not a primary lessor")
 STREAM_SORT = Status(Code.UNIMPLEMENTED, "RangeStream does not support custom sort orders")
 STREAM_FILTER = Status(Code.UNIMPLEMENTED, "RangeStream does not support revision filters")
 
@@ -51,6 +54,19 @@ CANCELED = Status(Code.CANCELLED, "etcdserver: request canceled")
 NO_CONNECTION = Status(Code.UNAVAILABLE, "there is no connection available")
 
 _NAMES_SHOWN = 8
+
+
+def is_unreachable(status: Status) -> bool:
+    """Whether a shard that answers with this did not decide anything: it is away, or has no leader just now."""
+    return status.code == Code.UNAVAILABLE or status == NOT_PRIMARY
+
+
+def undecided(status: Status) -> Status:
+    """A shard's status, where a deadline that esp set itself must not look as if the client's had passed.
+
+    Clients send any request again on DeadlineExceeded, writes included.
+    """
+    return REQUEST_TIMED_OUT if status.code == Code.DEADLINE_EXCEEDED else status
 
 
 def spans(what: str, shard_names: Sequence[str], boundary: bytes, cure: str = "") -> Status:

@@ -97,19 +97,28 @@ class _Waiter:
             self.future.set_exception(status.error())
 
 
+class StreamOpener(Protocol):
+    """Whoever wants a long-lived stream of its own, and waits for it as long as that takes."""
+
+    def go(self, connection: ClientConnection) -> None:
+        """A connection is there and has room: the call can be sent."""
+
+
 class Lane:
-    """One connection and its queue; both may be empty.
+    """One connection and its queues; all may be empty.
 
     Attributes:
         connection: the one in use.
-        waiting: the calls that wait, in order.
+        waiting: the calls that wait, in order, each for a while.
+        standing: those that wait for as long as it takes; no more than streams that clients have open.
     """
 
-    __slots__ = ("_closed", "_context", "connection", "waiting")
+    __slots__ = ("_closed", "_context", "connection", "standing", "waiting")
 
     def __init__(self, context: WireContext) -> None:
         self.connection: ClientConnection | None = None
         self.waiting: dict[ParkedCall | _Waiter, None] = {}
+        self.standing: dict[StreamOpener, None] = {}
         self._context = context
         self._closed = False
 
@@ -163,6 +172,15 @@ class Lane:
             call = next(iter(self.waiting))
             self.unpark(call)
             call.go(connection)
+        while self.standing and (connection := self.free()) is not None:
+            opener = next(iter(self.standing))
+            del self.standing[opener]
+            opener.go(connection)
+
+    def stand(self, opener: StreamOpener) -> None:
+        """Lets it wait without a limit; for nothing once the lane is closed."""
+        if not self._closed:
+            self.standing[opener] = None
 
     def tick(self, now: float) -> None:
         """Refuses what has waited long enough, and looks at the connection's deadlines."""
@@ -174,6 +192,7 @@ class Lane:
         """Ends the connection and refuses whatever waits, now and later."""
         self._closed = True
         self._refuse(list(self.waiting))
+        self.standing.clear()
         if self.connection is not None:
             self.connection.end(ErrorCode.NO_ERROR, "closing")
 

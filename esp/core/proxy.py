@@ -13,7 +13,8 @@ from typing import Any
 from esp.core import errors
 from esp.core.config import Config, Listen
 from esp.core.routing import Routing
-from esp.core.services import kv
+from esp.core.services import kv, watch
+from esp.core.services.lease import Leases
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
 from esp.core.shard import Shard
@@ -40,7 +41,17 @@ class Proxy:
         self._background = asyncio.TaskGroup()
         self._tasks: list[asyncio.Task[None]] = []
         pages = Pages(self.routing)
-        served = kv.handlers(self.routing, self._spawn, deletes_across_shards=config.deletes_across_shards == "serve")
+        self.leases = Leases(self.routing, self._spawn, self.context, tolerant=config.leases == "tolerant")
+        served = {
+            **kv.handlers(
+                self.routing,
+                self._spawn,
+                self.leases.retry,
+                deletes_across_shards=config.deletes_across_shards == "serve",
+            ),
+            **self.leases.handlers(),
+            **watch.handlers(self.routing),
+        }
         router = Router(self.routing, served, pages)
         self._listener = Listener(self.context, router.find, pages.find)
 
@@ -57,6 +68,7 @@ class Proxy:
         await self._background.__aenter__()
         await self._calls.__aenter__()
         self._tasks = [self._background.create_task(shard.run()) for shard in self.routing.shards]
+        self._tasks.append(self._background.create_task(self.leases.run()))
         self._tasks.append(self._background.create_task(self._tick()))
         return self
 
@@ -96,6 +108,8 @@ class Proxy:
             self._listener.tick(now)
             for shard in self.routing.shards:
                 shard.tick(now)
+            self.leases.tick(now)
+            self.context.flush()
 
 
 def check_listen(addresses: Sequence[Listen]) -> None:

@@ -27,10 +27,10 @@ from google.protobuf.message import DecodeError
 
 from esp.core import errors
 from esp.core.config import Endpoint
-from esp.core.lane import Lane, ParkedCall
+from esp.core.lane import Lane, ParkedCall, StreamOpener
 from esp.core.pb import rpc_pb2
 from esp.core.wire.call import BrokenCall, MessageCall
-from esp.core.wire.client import ClientConnection, ClientStream
+from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields, encode
@@ -105,6 +105,22 @@ class Shard:
             self._wanted_streams.set()
             self._streams.park(ParkedCall(self, self._streams, down, None))
 
+    def open_stream(self, opener: StreamOpener) -> None:
+        """Lets `opener` send a long-lived call, at once or as soon as there is a connection that takes it.
+
+        The call's `on_retired` says when the shard has moved on to another connection.
+        """
+        connection = self._streams.free()
+        if connection is not None:
+            opener.go(connection)
+        else:
+            self._wanted_streams.set()
+            self._streams.stand(opener)
+
+    def forget_opener(self, opener: StreamOpener) -> None:
+        """`opener` wants no stream any more."""
+        self._streams.standing.pop(opener, None)
+
     def send(self, connection: ClientConnection, down: ServerStream, message: bytes | None, timeout: bytes) -> None:
         """Sends a client's call on `connection`, which has room for it; without `message` it is a streaming one."""
         call = SplicedCall(connection, down, message, self)
@@ -138,19 +154,27 @@ class Shard:
         else:
             self._unary.park(ParkedCall(self, self._unary, down, message))
 
-    def on_status(self, call: ClientStream, status: Status) -> None:
-        """An error was passed on; one that says the member cannot serve makes the shard try the next."""
-        self._consider_moving(call.connection, status)
+    def on_status(self, call: SplicedCall, status: Status) -> bool:
+        """An error came; one that says the member cannot serve makes the shard try the next.
 
-    def _consider_moving(self, connection: ClientConnection, status: Status) -> None:
+        True when the call's handler has something better to do than to pass it on.
+        """
+        self.consider_moving(call.connection, status)
+        down = call.down
+        return bool(call.message) and not down.responded and down.head.handler.recover(down, call.message, status)
+
+    def consider_moving(self, connection: ClientConnection, status: Status) -> None:
+        """A call on `connection` ended with `status`: one that says the member cannot serve makes it try the next."""
+        unary = self._unary.connection
         if status.code != Code.UNAVAILABLE or status.message not in NO_LEADER_TEXTS or len(self.endpoints) == 1:
             return
         now = monotonic()
         # Without any leader all members say so: each is kept for a while, since it still serves serializable reads.
-        if connection is self._unary.connection and now - self._moved_on >= LONGEST_PAUSE:
+        current = connection in (unary, self._streams.connection)
+        if unary is not None and current and now - self._moved_on >= LONGEST_PAUSE:
             self._moved_on = now
             log.warning("shard %s: %s says %r; trying the next endpoint", self.name, self.endpoint, status.message)
-            connection.close()
+            unary.close()
 
     # Calls of esp's own.
 
@@ -207,7 +231,7 @@ class Shard:
         try:
             return await call.read_only()
         except RpcError as error:
-            self._consider_moving(connection, error.status)
+            self.consider_moving(connection, error.status)
             raise
         finally:
             call.cancel()
@@ -312,6 +336,8 @@ class Shard:
 
     async def _dial_streams(self, endpoint: Endpoint) -> None:
         """The connection for streams is made when the first stream wants it, and made again when it breaks."""
+        if self._streams.standing:
+            self._wanted_streams.set()  # an attempt may have been cut short
         while True:
             await self._wanted_streams.wait()
             self._wanted_streams.clear()
@@ -321,6 +347,9 @@ class Shard:
                 except OSError as error:
                     reason = _reason(error)
                     log.warning("shard %s: cannot connect to %s for streams: %s", self.name, endpoint, reason)
+                    if self._streams.standing:
+                        await asyncio.sleep(LONGEST_PAUSE)
+                        self._wanted_streams.set()
 
     async def _dial(self, lane: Lane, endpoint: Endpoint) -> None:
         """Connects, and waits until etcd has said its SETTINGS: a frozen member accepts, but says nothing.
@@ -346,7 +375,7 @@ class Shard:
         if connection.ended:
             raise OSError("closed at once")
         if lane.connection is not None:
-            self._retire(lane)
+            self._retire(lane, leave=False)  # full, but as good as the new one
         connection.on_change = self._on_change(lane, connection)
         lane.connection = connection
         lane.go()
@@ -360,20 +389,25 @@ class Shard:
                 self._retire(lane)
                 if lane is self._unary:
                     self._lost.set()
-                elif lane.waiting:
+                elif lane.waiting or lane.standing:
                     self._wanted_streams.set()
             else:
                 lane.go()
 
         return changed
 
-    def _retire(self, lane: Lane) -> None:
-        """The lane's connection takes no more calls; it is kept until those it has are finished."""
+    def _retire(self, lane: Lane, *, leave: bool = True) -> None:
+        """The lane's connection takes no more calls; it is kept until those it has are finished.
+
+        With `leave` those that can are asked to go on elsewhere.
+        """
         connection, lane.connection = lane.connection, None
         assert connection is not None
         if not connection.ended:
             self._retired.append(connection)
             connection.close()
+            for stream in list(connection.streams.values()) if leave else ():
+                stream.on_retired()
 
     def tick(self, now: float) -> None:
         """Looks at every deadline: calls that wait, keepalive."""

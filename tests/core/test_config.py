@@ -64,6 +64,7 @@ def test_a_config_with_every_field() -> None:
 listen: [http://0.0.0.0:2379, "http://[::1]:2379"]
 advertise: [http://proxy-1:2379/, https://proxy.example:443]
 deletes_across_shards: refuse
+leases: strict
 drain_seconds: 2.5
 limits: {max_connections: 20, connect_timeout: 0.5, keepalive_time: 12}
 shards:
@@ -90,6 +91,7 @@ shards:
         ),
         shard_map=ShardMap.build([(0, events), (1, below), (1, above)], ("events", "main")),
         deletes_across_shards="refuse",
+        leases="strict",
         drain_seconds=2.5,
         limits=Limits(max_connections=20, connect_timeout=0.5, keepalive_time=12),
     )
@@ -101,6 +103,7 @@ def test_what_is_not_said_has_a_default() -> None:
     assert config.listen == (Listen("127.0.0.1", 2379),)
     assert config.advertise == ()
     assert config.deletes_across_shards == "serve"
+    assert config.leases == "tolerant"
     assert config.drain_seconds == 10
     assert config.limits == Limits()
 
@@ -199,7 +202,7 @@ def binary(key: bytes) -> str:
 # What is refused, word for word
 
 ALL = '{start: "", end: ""}'
-FIELDS = "the fields here are listen, advertise, shards, deletes_across_shards, drain_seconds, limits"
+FIELDS = "the fields here are listen, advertise, shards, deletes_across_shards, leases, drain_seconds, limits"
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
 RANGE = "a range is {prefix: ...} or {start: ..., end: ...}"
 
@@ -237,6 +240,7 @@ REFUSED = {
     "listen empty": (ONE + "listen: []", '5: "listen" is empty; write listen: [http://127.0.0.1:2379]'),
     # Single fields
     "deletes": (ONE + "deletes_across_shards: no way", '5: "deletes_across_shards" is "no way"; write serve or refuse'),
+    "leases": (ONE + "leases: lax", '5: "leases" is "lax"; write tolerant or strict'),
     "deletes a truth": (ONE + "deletes_across_shards: no", '5: "deletes_across_shards" must be text, not true or false; quote it'),
     "drain": (ONE + "drain_seconds: .inf", '5: "drain_seconds" is inf; write a number of seconds, 0 or more'),
     "drain negative": (ONE + "drain_seconds: -1", '5: "drain_seconds" is -1.0; write a number of seconds, 0 or more'),

@@ -220,7 +220,7 @@ class _Part(ClientStream):
             return
         status = head.outcome()
         if status.code:
-            self._shard.on_status(self, status)
+            self._shard.consider_moving(self.connection, status)
             concat.fail(status)
         elif not end or not self.is_begun or self._got != self.length:
             concat.fail(Status(Code.INTERNAL, "esp: a shard's answer is not one whole message"))

@@ -16,6 +16,7 @@ from esp.core.routing import Routing
 from esp.core.services import across, txn, validate
 from esp.core.services.concat import Concat, can_concat
 from esp.core.services.handlers import CoroutineCall, Spawn, parse
+from esp.core.services.lease_retry import LeaseRetry
 from esp.core.services.merge import refuse_range
 from esp.core.services.peek import key_range, put_key, range_key
 from esp.core.services.stream_merge import refuse_range_stream
@@ -28,20 +29,23 @@ from esp.core.wire.status import RpcError, Status
 PATH: Final = b"/etcdserverpb.KV/"
 
 
-def handlers(routing: Routing, spawn: Spawn, *, deletes_across_shards: bool) -> Mapping[bytes, Handler]:
+def handlers(
+    routing: Routing, spawn: Spawn, lease_retry: LeaseRetry, *, deletes_across_shards: bool
+) -> Mapping[bytes, Handler]:
     """The handler of each RPC of the service, by path.
 
     Args:
         routing: the shards.
         spawn: starts the coroutine of a call that spans shards.
+        lease_retry: takes over writes that a shard refused because it lacks their lease.
         deletes_across_shards: whether a DeleteRange that spans shards is served, shard by shard.
     """
     return {
-        PATH + b"Put": Put(routing, spawn),
+        PATH + b"Put": Put(routing, spawn, lease_retry),
         PATH + b"Range": Range(routing, spawn),
         PATH + b"RangeStream": RangeStream(routing, spawn),
         PATH + b"DeleteRange": DeleteRange(routing, spawn, served=deletes_across_shards),
-        PATH + b"Txn": Txn(routing, spawn),
+        PATH + b"Txn": Txn(routing, spawn, lease_retry),
         PATH + b"Compact": Compact(routing, spawn),
     }
 
@@ -86,7 +90,15 @@ def _check(status: Status | None) -> None:
         raise status.error()
 
 
-class Put(_Routed):
+class _MayLackLease(_Routed):
+    """A write that may name leases, which its shard may have missed."""
+
+    def __init__(self, routing: Routing, spawn: Spawn, lease_retry: LeaseRetry) -> None:
+        super().__init__(routing, spawn)
+        self.lease_retry = lease_retry
+
+
+class Put(_MayLackLease):
     """One key, so always one owner."""
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
@@ -102,6 +114,13 @@ class Put(_Routed):
         request = parse(rpc_pb2.PutRequest, message)
         _check(validate.validate_put(request))
         self.pass_on(stream, request, self.routing.owner(request.key))
+
+    def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
+        """Once more, where its lease lives but its shard lacks it."""
+        if status != errors.LEASE_NOT_FOUND:
+            return False
+        request = parse(rpc_pb2.PutRequest, message)
+        return self.lease_retry.take(stream, message, self.owner(request.key), [request.lease], status)
 
 
 class Range(_Routed):
@@ -214,7 +233,7 @@ class DeleteRange(_Routed):
         call.start(self.spawn, across.delete_across(call, self.routing, request, self.routing.map.split(key_range)))
 
 
-class Txn(_Routed):
+class Txn(_MayLackLease):
     """All in one shard, whichever branch runs, or refused."""
 
     def route(self, stream: ServerStream, message: bytes) -> None:
@@ -232,6 +251,16 @@ class Txn(_Routed):
                 raise self._spans(first, keys)
         assert owner is not None, "a range that spans shards was refused"
         self.pass_on(stream, request, self.shards[owner])
+
+    def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
+        """Once more, where a lease of its puts lives but its shard lacks it."""
+        if status != errors.LEASE_NOT_FOUND:
+            return False
+        request = parse(rpc_pb2.TxnRequest, message)
+        leases = list(txn.leases(request))
+        # Without keys there is no lease; with keys all have the same owner, or it would not have been sent.
+        touched = (key_range for key_range in txn.touched(request) if not key_range.is_empty())
+        return self.lease_retry.take(stream, message, self.owner(next(touched).start), leases, status)
 
     def _spans(self, one: KeyRange, other: KeyRange) -> RpcError:
         """The refusal of a transaction that touches two ranges of different shards, or one range of several."""

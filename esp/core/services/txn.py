@@ -77,6 +77,15 @@ def touched(request: rpc_pb2.TxnRequest) -> list[KeyRange]:
     return ranges
 
 
+def leases(request: rpc_pb2.TxnRequest) -> Iterator[int]:
+    """The leases that its puts name, of both branches and of nested transactions."""
+    for txn in _with_nested(request):
+        for branch in (txn.success, txn.failure):
+            for operation in branch:
+                if operation.WhichOneof("request") == "request_put" and operation.request_put.lease:
+                    yield operation.request_put.lease
+
+
 def is_read_only(request: rpc_pb2.TxnRequest) -> bool:
     """Whether etcd takes the transaction for a read: each operation of both branches is a Range.
 

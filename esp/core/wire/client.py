@@ -99,6 +99,9 @@ class ClientStream(Stream):
         self.on_data(payload, False)
         self.on_headers(trailers, True)
 
+    def on_retired(self) -> None:
+        """Its connection takes no more calls and another will; this one goes on for as long as the server lets it."""
+
     def cancel(self) -> None:
         """Ends the call from here; nothing is told of it any more."""
         self.reset(ErrorCode.CANCEL)

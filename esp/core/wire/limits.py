@@ -35,6 +35,8 @@ class Limits:
     """Bytes queued to one connection before it is no longer read."""
     max_output_hard_bytes: int = 4_194_304
     """Bytes queued to one connection before it is closed."""
+    max_watch_buffer_bytes: int = 8_388_608
+    """Watch events that wait for one slow client before its stream is ended; it resumes with a new one."""
     glitch_budget: int = 1200
     """Cheap abuse (resets, pings, empty frames) that one connection may have saved up before it is closed."""
     glitch_refill_per_second: float = 100
@@ -61,6 +63,14 @@ class Limits:
     """Requests that wait for one shard's connection."""
     max_waiting_seconds: float = 0.25
     """How long such a request waits before it is refused."""
+    max_keepalive_streams: int = 1000
+    """Streams for keepalives to one shard; clients with the same token share one."""
+    max_keepalives: int = 100_000
+    """Keepalives of leases that wait for their answers, over all clients."""
+    max_known_leases: int = 200_000
+    """Leases of which is remembered where they live."""
+    max_lease_repairs: int = 100_000
+    """Leases that wait to be granted or revoked on a shard that missed it."""
     max_connections: int = 10_000
     """Client connections open at once."""
 

@@ -46,6 +46,9 @@ class MessageReader:
             RpcError: an oversize message (known from its prefix, before it is read) or one that cannot be decompressed.
         """
         buffer = self._buffer
+        size = len(payload) - PREFIX_SIZE
+        if not buffer and 0 <= size <= self._max_bytes and not payload[0] and unpack_u32(payload, 1)[0] == size:
+            return [payload[PREFIX_SIZE:]]  # one whole message, as servers send it
         buffer += payload
         messages = []
         position = 0

@@ -62,6 +62,13 @@ class Handler:
         """A call's one request message, with its prefix, not compressed."""
         raise NotImplementedError
 
+    def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
+        """The server upstream refused `message` with `status`, and nothing was answered yet.
+
+        False passes that on; with True this handler has taken the call over.
+        """
+        return False
+
 
 class ServerStream(Stream):
     """One call as the server sees it.

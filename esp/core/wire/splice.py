@@ -25,8 +25,8 @@ class SpliceOwner(Protocol):
     def on_broken(self, call: SplicedCall, code: int, reason: str) -> None:
         """The call's stream broke before its answer was whole. The owner ends `call.down`, or sends the call again."""
 
-    def on_status(self, call: SplicedCall, status: Status) -> None:
-        """The call ended with an error that was passed on."""
+    def on_status(self, call: SplicedCall, status: Status) -> bool:
+        """The call ended with an error. False passes it on; with True the owner has taken `call.down` over."""
 
 
 class SplicedCall(ClientStream, Sink):
@@ -72,8 +72,8 @@ class SplicedCall(ClientStream, Sink):
             if status is None:
                 down.finish(head.outcome())
                 return
-            if status.code:
-                self.owner.on_status(self, status)
+            if status.code and self.owner.on_status(self, status):
+                return
             down.responded = True
             down.send_headers(head.forward, True)
         elif head.http_status == 200 and head.is_grpc:

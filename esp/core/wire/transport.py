@@ -412,4 +412,8 @@ async def connect(connection: ClientConnection, host: str, port: int) -> None:
     Raises:
         OSError: no connection.
     """
-    await asyncio.get_running_loop().create_connection(lambda: ClientProtocol(connection), host, port)
+    try:
+        await asyncio.get_running_loop().create_connection(lambda: ClientProtocol(connection), host, port)
+    except BaseException:
+        connection.on_flush = None  # uvloop has closed what it began, and raises at a further write
+        raise

@@ -53,7 +53,7 @@ class Upstream:
     def free_connection(self) -> ClientConnection | None:
         return self.connection if self.connection.has_room else None
 
-    def on_status(self, call: object, status: Status) -> None:
+    def consider_moving(self, connection: object, status: Status) -> None:
         self.told.append(status)
 
     def says(self, *pieces: bytes) -> None:

@@ -268,3 +268,15 @@ def test_touched_by_example() -> None:
 )
 def test_read_only_is_what_etcd_takes_for_it(request_: Txn, expected: bool) -> None:
     assert txn.is_read_only(request_) is expected
+
+
+def test_the_leases_are_those_of_all_puts_of_both_branches_and_nested_ones() -> None:
+    def put(lease: int) -> rpc_pb2.RequestOp:
+        return rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=b"a", lease=lease))
+
+    nested = rpc_pb2.TxnRequest(success=[put(3)], failure=[put(4)])
+    request = rpc_pb2.TxnRequest(
+        success=[put(1), put(0), rpc_pb2.RequestOp(request_txn=nested)],
+        failure=[put(2), rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=b"a"))],
+    )
+    assert sorted(txn.leases(request)) == [1, 2, 3, 4]

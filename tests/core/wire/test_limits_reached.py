@@ -231,11 +231,16 @@ ELSEWHERE = {
     "glitch_refill_per_second": "test_abuse.py",
     "max_output_hard_bytes": "test_transport.py",
     "max_connections": "test_transport.py",
+    "max_watch_buffer_bytes": "services/watch/test_stream.py",
     "connect_timeout": "the shard's tests",
     "keepalive_time": "test_client.py",
     "keepalive_timeout": "test_client.py",
     "max_waiting_requests": "the shard's tests",
     "max_waiting_seconds": "the shard's tests",
+    "max_keepalive_streams": "test_keepalive.py",
+    "max_keepalives": "test_keepalive.py",
+    "max_known_leases": "test_keepalive.py",
+    "max_lease_repairs": "test_keepalive.py",
 }
 
 

@@ -1,0 +1,246 @@
+"""`esp lease-sync`: the leases of all shards compared, and put right where asked. Exit code 1 when they differ."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from esp.commands.output import USAGE, CommandError, Format, write, write_json, write_table
+from esp.core import config as configs
+from esp.core import lease_survey
+from esp.core.config import Config
+from esp.core.lease_survey import Action, Done, LeaseOnShard, LeaseView, Progress, UnreachableError
+
+MAX_ROWS: Final = 100
+"""Of leases that differ, in the table; a new shard lacks all of them. The JSON form has every one."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for.
+
+    Attributes:
+        apply: grant what is missing.
+        prune_only_on: revoke the leases that only this shard has; None to revoke nothing.
+        yes: revoke without a question.
+        skew: seconds by which the shards' TTLs of one lease may differ.
+        concurrency: how many leases are worked on at once.
+        output: the form of what is printed.
+    """
+
+    apply: bool
+    prune_only_on: str | None
+    yes: bool
+    skew: int
+    concurrency: int
+    output: Format
+
+
+def run(config: Path | None, options: Options, confirm: Callable[[str], bool]) -> None:
+    """Compare, and grant or revoke what is asked for.
+
+    Args:
+        config: the config file; None for the usual places.
+        options: what to do.
+        confirm: asks the operator a question.
+
+    Raises:
+        ConfigError: no config, or a wrong one.
+        CommandError: leases differ, or something was not done; what was found is printed before.
+    """
+    # What the shard clients log on the way is in the answer.
+    logging.getLogger("esp").addHandler(logging.NullHandler())
+    loaded = configs.load(configs.find(config, os.environ))
+    names = [shard.name for shard in loaded.shards]
+    prune = options.prune_only_on
+    if prune is not None and prune not in names:
+        raise CommandError(f'--only-on is "{prune}", which is no shard; there are {", ".join(names)}', USAGE)
+    try:
+        _run(loaded, names, options, confirm)
+    except UnreachableError as error:
+        raise CommandError(str(error)) from None
+
+
+def _run(loaded: Config, names: list[str], options: Options, confirm: Callable[[str], bool]) -> None:
+    with _progress("Comparing leases") as progress:
+        views = asyncio.run(lease_survey.compare(loaded, options.concurrency, progress))
+    differing = [view for view in views if view.differs(options.skew)]
+    shown = differing
+    actions: list[Action] = []
+    if options.prune_only_on is not None:
+        shard = names.index(options.prune_only_on)
+        shown = [view for view in views if view.only_on == shard]
+    if options.output is Format.TABLE:
+        _write_leases(names, shown, views, options)
+    if options.apply:
+        with _progress("Granting leases") as progress:
+            actions = asyncio.run(lease_survey.grant_missing(loaded, differing, options.concurrency, progress))
+    elif shown and options.prune_only_on is not None:
+        _must_be_wanted(shown, options, confirm)
+        with _progress("Revoking leases") as progress:
+            actions = asyncio.run(lease_survey.revoke_orphans(loaded, shown, options.concurrency, progress))
+    if options.output is Format.JSON:
+        _write_json(loaded, names, views, differing, actions)
+    else:
+        for action in actions:
+            write(_told(action))
+    failed = [action for action in actions if action.done is Done.FAILED]
+    if failed:
+        raise CommandError(f"{_counted(len(failed), 'lease')} failed, the first with: {failed[0].error}; run it again")
+    if differing and not options.apply and options.prune_only_on is None:
+        raise CommandError(f"the shards differ in {_counted(len(differing), 'lease')}")
+
+
+def _must_be_wanted(orphans: Sequence[LeaseView], options: Options, confirm: Callable[[str], bool]) -> None:
+    """Asks before anything is revoked.
+
+    Raises:
+        CommandError: it is not wanted, or there is nobody to ask.
+    """
+    if options.yes:
+        return
+    keys = sum(here.keys for view in orphans for here in view.on if here is not None)
+    what = f"{_counted(len(orphans), 'lease')} and {_counted(keys, 'key')} on shard {options.prune_only_on}"
+    if not sys.stdin.isatty():
+        raise CommandError(f"this would delete {what}; to do so without a question, add --yes", USAGE)
+    if not confirm(f"Delete {what}?"):
+        raise CommandError("nothing was revoked")
+
+
+def _write_leases(
+    names: Sequence[str], shown: Sequence[LeaseView], views: Sequence[LeaseView], options: Options
+) -> None:
+    if shown:
+        rows = [
+            [_hex(view.id), *map(_cell, view.on), _difference(names, view, options.skew)] for view in shown[:MAX_ROWS]
+        ]
+        write_table(["LEASE", *names, "DIFFERENCE"], rows)
+        if len(shown) > MAX_ROWS:
+            write(f"and {len(shown) - MAX_ROWS} more; -o json lists all")
+        write("")
+    totals = [
+        f"{name} {sum(here is not None for here in on)} with {_counted(sum(here.keys for here in on if here), 'key')}"
+        for name, on in zip(names, zip(*(view.on for view in views), strict=True), strict=bool(views))
+    ]
+    write("; ".join([f"{_counted(len(views), 'lease')} in all", *totals]) + ".")
+    if options.prune_only_on is not None:
+        write(f"{_counted(len(shown), 'lease')} only on {options.prune_only_on}.")
+    elif not shown:
+        write("All shards have the same leases.")
+    elif not options.apply and any(view.missing for view in shown):
+        write("To grant what is missing, add --apply.")
+
+
+def _cell(here: LeaseOnShard | None) -> str:
+    """Seconds left of seconds granted, and the keys attached."""
+    return "-" if here is None else f"{here.ttl}/{here.granted_ttl} s, {_counted(here.keys, 'key')}"
+
+
+def _difference(names: Sequence[str], view: LeaseView, skew: int) -> str:
+    found = []
+    if view.only_on is not None:
+        found.append(f"only on {names[view.only_on]}")
+    elif view.missing:
+        found.append("missing on " + ", ".join(names[index] for index in view.missing))
+    if view.ttl_spread > skew:
+        found.append(f"TTLs {view.ttl_spread} s apart")
+    return "; ".join(found)
+
+
+def _told(action: Action) -> str:
+    lease, shard = _hex(action.lease), action.shard
+    return {
+        Done.GRANTED: f"granted {lease} on {shard}",
+        Done.PRESENT: f"left {lease} as it is: it is on {shard} meanwhile",
+        Done.GONE: f"left {lease} out: it has ended meanwhile",
+        Done.REVOKED: f"revoked {lease} on {shard}",
+        Done.KEPT: f"kept {lease}: it is not only on {shard} any more",
+        Done.FAILED: f"FAILED {lease} on {shard}: {action.error}",
+    }[action.done]
+
+
+def _write_json(
+    loaded: Config,
+    names: Sequence[str],
+    views: Sequence[LeaseView],
+    differing: Sequence[LeaseView],
+    actions: Sequence[Action],
+) -> None:
+    """The JSON form.
+
+    `in_step` is whether no lease differed when the shards were compared. Ids are hexadecimal text, as etcdctl shows
+    them. `differences` has the leases that a shard lacks (`missing` names it), or whose TTLs are further apart than
+    --skew (`ttl_spread` in seconds); in its `shards`, null is for a shard that lacks the lease. `actions` is what was
+    done about them: `done` is a member of `esp.core.lease_survey.Done`, `error` is null unless that is "failed".
+    """
+    write_json(
+        {
+            "in_step": not differing,
+            "config": str(loaded.path),
+            "leases": len(views),
+            "shards": [
+                {
+                    "name": name,
+                    "leases": sum(view.on[index] is not None for view in views),
+                    "keys": sum(here.keys for view in views if (here := view.on[index]) is not None),
+                }
+                for index, name in enumerate(names)
+            ],
+            "differences": [_json_view(names, view) for view in differing],
+            "actions": [
+                {
+                    "id": _hex(action.lease),
+                    "shard": action.shard,
+                    "done": action.done,
+                    "error": action.error if action.done is Done.FAILED else None,
+                }
+                for action in actions
+            ],
+        }
+    )
+
+
+def _json_view(names: Sequence[str], view: LeaseView) -> dict[str, Any]:
+    return {
+        "id": _hex(view.id),
+        "missing": [names[index] for index in view.missing],
+        "only_on": None if view.only_on is None else names[view.only_on],
+        "ttl_spread": view.ttl_spread,
+        "shards": {
+            name: None if here is None else {"ttl": here.ttl, "granted_ttl": here.granted_ttl, "keys": here.keys}
+            for name, here in zip(names, view.on, strict=True)
+        },
+    }
+
+
+def _hex(lease_id: int) -> str:
+    return f"{lease_id & (1 << 64) - 1:016x}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Progress]:
+    """A bar on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield _unseen
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _unseen(done: int, total: int) -> None:
+    """The progress where nobody looks."""

@@ -1,0 +1,268 @@
+"""The leases of all shards side by side, for `esp lease-sync`: compared, granted where they lack, revoked as orphans.
+
+The shards are asked by the shard client that the proxy uses. Nothing is kept between runs, so one that was cut short is
+simply repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from time import monotonic
+from typing import Final
+
+from esp.core.config import Config
+from esp.core.lease_sync import Copied, CopyTtl, call, copy, each, revoke, time_to_live
+from esp.core.pb import rpc_pb2
+from esp.core.shard import Shard
+from esp.core.wire.context import WireContext
+from esp.core.wire.status import RpcError
+from esp.core.wire.transport import TICK_SECONDS
+
+CONNECT_SECONDS: Final = 3.0
+_POLL_SECONDS: Final = 0.01
+
+Progress = Callable[[int, int], None]
+"""Told how many of how many leases are done."""
+
+
+class UnreachableError(Exception):
+    """A shard that cannot be reached, or that refuses; one clause for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseOnShard:
+    """One lease on one shard: seconds left and seconds granted, both as etcd rounds them; how many keys it has."""
+
+    ttl: int
+    granted_ttl: int
+    keys: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseView:
+    """One lease on all shards, in the order of the config; None where it does not live. It lives on one at least."""
+
+    id: int
+    on: tuple[LeaseOnShard | None, ...]
+
+    @property
+    def missing(self) -> list[int]:
+        """The shards that lack it."""
+        return [index for index, here in enumerate(self.on) if here is None]
+
+    @property
+    def only_on(self) -> int | None:
+        """The one shard that has it, where there are others and they all lack it."""
+        holders = [index for index, here in enumerate(self.on) if here is not None]
+        return holders[0] if len(holders) == 1 and len(self.on) > 1 else None
+
+    @property
+    def ttl_spread(self) -> int:
+        """Seconds between the shard on which it ends first and the one on which it ends last."""
+        left = [here.ttl for here in self.on if here is not None]
+        return max(left) - min(left)
+
+    def differs(self, skew: int) -> bool:
+        """Whether a shard lacks it, or its ends are further apart than `skew` seconds."""
+        return None in self.on or self.ttl_spread > skew
+
+
+class Done(StrEnum):
+    """What became of one lease on one shard."""
+
+    GRANTED = "granted"
+    PRESENT = "present"
+    """It was there meanwhile."""
+    GONE = "gone"
+    """It has ended everywhere meanwhile."""
+    REVOKED = "revoked"
+    KEPT = "kept"
+    """It lives on another shard meanwhile."""
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One lease on one shard, and what became of it; `error` is etcd's text where that failed."""
+
+    lease: int
+    shard: str
+    done: Done
+    error: str = ""
+
+
+async def compare(config: Config, concurrency: int, progress: Progress) -> list[LeaseView]:
+    """Every lease that lives on any shard, by id.
+
+    Args:
+        config: names the shards.
+        concurrency: how many leases are looked at at once.
+        progress: told as it goes.
+
+    Raises:
+        UnreachableError: without all shards nothing can be said.
+    """
+    async with _connected(config) as shards:
+        try:
+            return await _Survey(shards, concurrency, progress).run()
+        except RpcError as error:
+            raise UnreachableError(f"a shard does not tell its leases: {error.status.message}") from None
+
+
+async def grant_missing(
+    config: Config, views: Sequence[LeaseView], concurrency: int, progress: Progress
+) -> list[Action]:
+    """Grants each lease with what is left of its TTL where it lacks; failures are part of the answer.
+
+    Raises:
+        UnreachableError: a shard cannot be connected to.
+    """
+    actions: list[Action] = []
+    async with _connected(config) as shards:
+
+        async def grant(work: tuple[LeaseView, int]) -> None:
+            view, target = work
+            sources = [shards[index] for index, here in enumerate(view.on) if here is not None]
+            name = shards[target].name
+            try:
+                copied = await copy(view.id, sources, shards[target], CopyTtl.REMAINING)
+            except RpcError as error:
+                actions.append(Action(view.id, name, Done.FAILED, error.status.message))
+            else:
+                actions.append(Action(view.id, name, _DONE[copied]))
+            progress(len(actions), len(wanted))
+
+        wanted = [(view, target) for view in views for target in view.missing]
+        await each(wanted, grant, concurrency)
+    return actions
+
+
+_DONE: Final = {Copied.GRANTED: Done.GRANTED, Copied.PRESENT: Done.PRESENT, Copied.GONE: Done.GONE}
+
+
+async def revoke_orphans(
+    config: Config, views: Sequence[LeaseView], concurrency: int, progress: Progress
+) -> list[Action]:
+    """Revokes leases that live on one shard only, each after another look at the others; keys attached go with it.
+
+    Raises:
+        UnreachableError: a shard cannot be connected to.
+    """
+    actions: list[Action] = []
+    async with _connected(config) as shards:
+
+        async def prune(view: LeaseView) -> None:
+            assert view.only_on is not None
+            orphaned = shards[view.only_on]
+            try:
+                others = await asyncio.gather(*(time_to_live(s, view.id) for s in shards if s is not orphaned))
+                if any(other.TTL >= 0 for other in others):
+                    done = Done.KEPT
+                else:
+                    done = Done.REVOKED if await revoke(orphaned, view.id) else Done.GONE
+                actions.append(Action(view.id, orphaned.name, done))
+            except RpcError as error:
+                actions.append(Action(view.id, orphaned.name, Done.FAILED, error.status.message))
+            progress(len(actions), len(views))
+
+        await each(views, prune, concurrency)
+    return actions
+
+
+class _Survey:
+    """One comparison of all shards."""
+
+    def __init__(self, shards: Sequence[Shard], concurrency: int, progress: Progress) -> None:
+        self._shards = shards
+        self._concurrency = concurrency
+        self._progress = progress
+        self._views: dict[int, LeaseView] = {}
+
+    async def run(self) -> list[LeaseView]:
+        """Looks at all leases, and once more at those that differ.
+
+        Raises:
+            RpcError: a shard's.
+        """
+        listed: dict[int, list[int]] = {}
+        for index, ids in enumerate(await self._lists()):
+            for lease_id in ids:
+                listed.setdefault(lease_id, []).append(index)
+        done = 0
+
+        async def look(lease_id: int) -> None:
+            nonlocal done
+            nowhere: list[LeaseOnShard | None] = [None] * len(self._shards)
+            await self._look(LeaseView(lease_id, tuple(nowhere)), listed[lease_id])
+            done += 1
+            self._progress(done, len(listed))
+
+        self._progress(0, len(listed))
+        await each(listed, look, self._concurrency)
+        await self._look_again()
+        return sorted((view for view in self._views.values() if any(view.on)), key=lambda view: view.id)
+
+    async def _look_again(self) -> None:
+        """What was being granted or revoked at the first look is only half there, and no difference."""
+        lists = await self._lists()
+
+        async def look(view: LeaseView) -> None:
+            still = [here if view.id in lists[index] else None for index, here in enumerate(view.on)]
+            new = [index for index in view.missing if view.id in lists[index]]
+            await self._look(replace(view, on=tuple(still)), new)
+
+        await each([view for view in self._views.values() if view.missing], look, self._concurrency)
+
+    async def _look(self, view: LeaseView, holders: Sequence[int]) -> None:
+        """Notes the lease as it is in `view`, and on these shards as they tell now."""
+        answers = await asyncio.gather(*(time_to_live(self._shards[index], view.id, keys=True) for index in holders))
+        on = list(view.on)
+        for index, answer in zip(holders, answers, strict=True):
+            if answer.TTL >= 0:
+                on[index] = LeaseOnShard(answer.TTL, answer.grantedTTL, len(answer.keys))
+        self._views[view.id] = replace(view, on=tuple(on))
+
+    async def _lists(self) -> list[set[int]]:
+        return list(await asyncio.gather(*map(_leases, self._shards)))
+
+
+async def _leases(shard: Shard) -> set[int]:
+    request = rpc_pb2.LeaseLeasesRequest()
+    answer = await call(shard, "LeaseLeases", request, rpc_pb2.LeaseLeasesResponse, idempotent=True)
+    return {lease.ID for lease in answer.leases}
+
+
+@asynccontextmanager
+async def _connected(config: Config) -> AsyncIterator[list[Shard]]:
+    """The shards, connected, for as long as the block runs.
+
+    Raises:
+        UnreachableError: one cannot be connected to within CONNECT_SECONDS.
+    """
+    context = WireContext(config.limits)
+    shards = [Shard(shard.name, shard.endpoints, context) for shard in config.shards]
+    until = monotonic() + CONNECT_SECONDS
+    running = [asyncio.create_task(shard.run()) for shard in shards]
+    running.append(asyncio.create_task(_tick(shards)))
+    try:
+        for shard in shards:
+            while not shard.is_ready:
+                if monotonic() > until:
+                    raise UnreachableError(f'shard "{shard.name}" cannot be reached: {shard.trouble or "no answer"}')
+                await asyncio.sleep(_POLL_SECONDS)
+        yield shards
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _tick(shards: Sequence[Shard]) -> None:
+    while True:
+        await asyncio.sleep(TICK_SECONDS)
+        for shard in shards:
+            shard.tick(monotonic())

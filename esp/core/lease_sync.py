@@ -1,0 +1,208 @@
+"""Leases brought to a shard that lacks them.
+
+A lease lives on every shard, under one id. A shard that was away when it was granted, or that is new, lacks it. `esp
+lease-sync` finds these (`lease_survey`) and grants them there; a running proxy does it for the leases it knows of.
+Both do it with `copy`. Nothing here renews a lease: only its owner may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from enum import StrEnum
+from typing import Any, Final, TypeVar
+
+from google.protobuf.message import Message
+
+from esp.core import errors
+from esp.core.pb import rpc_pb2
+from esp.core.shard import Shard
+from esp.core.wire.hpack import Fields
+from esp.core.wire.status import RpcError
+
+PATH: Final = b"/etcdserverpb.Lease/"
+CALL_SECONDS: Final = 10.0
+"""How long one call of the command to one shard may take; longer than the 7 s after which etcd itself gives up."""
+
+Answer = TypeVar("Answer", bound=Message)
+Item = TypeVar("Item")
+
+
+class Copied(StrEnum):
+    """How `copy` ended."""
+
+    GRANTED = "granted"
+    PRESENT = "present"
+    GONE = "gone"
+
+
+class CopyTtl(StrEnum):
+    """The TTL that a copied lease gets: what is left of it, or what it was granted with.
+
+    What is left is right where nobody is known to renew it. Where a client is, it will go by the TTL it was granted,
+    and a shorter one here could end before its next renewal.
+    """
+
+    REMAINING = "remaining"
+    GRANTED = "granted"
+
+
+async def call(
+    shard: Shard,
+    method: str,
+    request: Message,
+    answer: type[Answer],
+    *,
+    metadata: Fields | None = None,
+    seconds: float = CALL_SECONDS,
+    idempotent: bool = False,
+) -> Answer:
+    """A shard's answer to one RPC of the Lease service.
+
+    Raises:
+        RpcError: the shard's, as it came; Unavailable when it does not answer in time.
+    """
+    try:
+        body = await shard.unary(
+            PATH + method.encode(),
+            request.SerializeToString(),
+            idempotent=idempotent,
+            metadata=metadata,
+            timeout=seconds,
+        )
+    except RpcError as error:
+        raise errors.undecided(error.status).error() from None
+    return answer.FromString(body)
+
+
+async def time_to_live(
+    shard: Shard,
+    lease_id: int,
+    *,
+    keys: bool = False,
+    metadata: Fields | None = None,
+    seconds: float = CALL_SECONDS,
+) -> rpc_pb2.LeaseTimeToLiveResponse:
+    """What a shard knows of a lease; its TTL is -1 when that is nothing.
+
+    Raises:
+        RpcError: as `call`.
+    """
+    request = rpc_pb2.LeaseTimeToLiveRequest(ID=lease_id, keys=keys)
+    return await call(
+        shard,
+        "LeaseTimeToLive",
+        request,
+        rpc_pb2.LeaseTimeToLiveResponse,
+        metadata=metadata,
+        seconds=seconds,
+        idempotent=True,
+    )
+
+
+async def revoke(shard: Shard, lease_id: int, *, metadata: Fields | None = None, seconds: float = CALL_SECONDS) -> bool:
+    """Revokes a lease on one shard; False when it has none of that id.
+
+    Raises:
+        RpcError: as `call`.
+    """
+    request = rpc_pb2.LeaseRevokeRequest(ID=lease_id)
+    try:
+        await call(shard, "LeaseRevoke", request, rpc_pb2.LeaseRevokeResponse, metadata=metadata, seconds=seconds)
+    except RpcError as error:
+        if error.status != errors.LEASE_NOT_FOUND:
+            raise
+        return False
+    return True
+
+
+async def copy(
+    lease_id: int,
+    sources: Iterable[Shard],
+    target: Shard,
+    ttl: CopyTtl,
+    *,
+    metadata: Fields | None = None,
+    seconds: float = CALL_SECONDS,
+) -> Copied:
+    """Grants a lease on `target` as it lives on the first of `sources` that has it.
+
+    GONE when none has it any more. That is looked at again after the grant, which is taken back then: a client that
+    revokes its lease meanwhile does not leave it behind here.
+
+    Args:
+        lease_id: the lease.
+        sources: the shards to look at, in this order.
+        target: the shard that may lack it.
+        ttl: which TTL it gets.
+        metadata: of the client for whom it is done, if any.
+        seconds: for each call.
+
+    Raises:
+        RpcError: the target's, or a source's when no source has the lease; as `call`.
+    """
+    source, found = await _find(lease_id, sources, metadata, seconds)
+    if source is None:
+        return Copied.GONE
+    request = rpc_pb2.LeaseGrantRequest(ID=lease_id, TTL=found.TTL if ttl is CopyTtl.REMAINING else found.grantedTTL)
+    try:
+        await call(target, "LeaseGrant", request, rpc_pb2.LeaseGrantResponse, metadata=metadata, seconds=seconds)
+    except RpcError as error:
+        if error.status != errors.LEASE_EXISTS:
+            raise
+        return Copied.PRESENT
+    again = await time_to_live(source, lease_id, metadata=metadata, seconds=seconds)
+    if again.TTL < 0:
+        await revoke(target, lease_id, metadata=metadata, seconds=seconds)
+        return Copied.GONE
+    return Copied.GRANTED
+
+
+async def _find(
+    lease_id: int, sources: Iterable[Shard], metadata: Fields | None, seconds: float
+) -> tuple[Shard | None, rpc_pb2.LeaseTimeToLiveResponse]:
+    """The first shard on which the lease lives, and its answer.
+
+    Raises:
+        RpcError: a shard's that did not answer, when no other has the lease.
+    """
+    failure: RpcError | None = None
+    answer = rpc_pb2.LeaseTimeToLiveResponse(ID=lease_id, TTL=-1)
+    for shard in sources:
+        try:
+            answer = await time_to_live(shard, lease_id, metadata=metadata, seconds=seconds)
+        except RpcError as error:
+            failure = failure or error
+            continue
+        if answer.TTL >= 0:
+            return shard, answer
+    if failure is not None:
+        raise failure
+    return None, answer
+
+
+async def each(items: Iterable[Item], work: Callable[[Item], Coroutine[Any, Any, None]], concurrency: int) -> None:
+    """Does `work` for every item, `concurrency` at once; after an error what was begun is finished, and no more begun.
+
+    Raises:
+        RpcError: the first that `work` raised.
+    """
+    rest: Iterator[Item] = iter(items)
+    failure: RpcError | None = None
+
+    # The error is kept out of the group: a TaskGroup that fails forgets that it was cancelled at the same time.
+    async def worker() -> None:
+        nonlocal failure
+        for item in rest:
+            try:
+                await work(item)
+            except RpcError as error:
+                failure = failure or error
+            if failure is not None:
+                return
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(worker())
+    if failure is not None:
+        raise failure

@@ -1,0 +1,349 @@
+"""Keepalives on their way to one shard: those of many clients on one stream.
+
+etcd answers the keepalives of a stream in their order, so a queue of what was sent is all it takes to know whose an
+answer is. But it holds the answer back for a lease that has ended and is not revoked yet, and with it all answers
+behind. So what holds up the others for STALL_SECONDS is sent once more on a second, slow stream, where only its like
+wait behind it, and the others are sent once more on a new one. Sending a keepalive twice does no harm as long as its
+client waits for it.
+
+A shard that answers nothing for SILENT_SECONDS is as good as unreachable. Whether it answers is known even when
+nothing but slow keepalives are under way: then it is asked about lease 0, which cannot exist.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from time import monotonic
+from typing import Final, Protocol
+
+from google.protobuf.message import DecodeError
+
+from esp.core import errors
+from esp.core.pb import rpc_pb2
+from esp.core.shard import Shard
+from esp.core.wire.client import ClientConnection, ClientStream
+from esp.core.wire.message import MessageReader, prefix
+from esp.core.wire.response import ResponseHead
+from esp.core.wire.status import Code, RpcError, Status
+
+STALL_SECONDS: Final = 0.25
+SILENT_SECONDS: Final = 1.0
+MAX_ANSWER_BYTES: Final = 65_536
+
+_parse = rpc_pb2.LeaseKeepAliveResponse.FromString
+_HEADER_TAG: Final = 1 << 3 | 2
+
+
+class Waiting(Protocol):
+    """A keepalive that waits for a shard's answer.
+
+    Attributes:
+        id: the lease.
+        body: the request, with its gRPC prefix.
+        wanted: whether its client still waits.
+    """
+
+    @property
+    def id(self) -> int:
+        """See above."""
+
+    @property
+    def body(self) -> bytes:
+        """See above."""
+
+    @property
+    def wanted(self) -> bool:
+        """See above."""
+
+    def answered(self, shard: int, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
+        """The shard's answer. Headers that are equal are mostly the same object."""
+
+    def failed(self, shard: int, status: Status) -> None:
+        """There is none."""
+
+
+class _Probe:
+    """Asks whether the shard answers at all."""
+
+    __slots__ = ()
+    id: Final = 0
+    body: Final = prefix(rpc_pb2.LeaseKeepAliveRequest().SerializeToString())
+    wanted: Final = True
+
+    def answered(self, shard: int, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
+        """It does."""
+
+    def failed(self, shard: int, status: Status) -> None:
+        """It does not; the lane sees that."""
+
+
+_PROBE: Final = _Probe()
+
+
+class _Call(ClientStream):
+    """The call of an `_Upstream`, once there is a connection for it."""
+
+    __slots__ = ("upstream",)
+
+    def __init__(self, connection: ClientConnection, upstream: _Upstream) -> None:
+        super().__init__(connection)
+        self.upstream = upstream
+
+    def on_headers(self, head: ResponseHead, end: bool) -> None:
+        """The head of the answers, or the end of the stream."""
+        if end:
+            status = head.outcome()
+            self.upstream.lane.shard.consider_moving(self.connection, status)
+            self.upstream.ended(status)
+        elif head.http_status != 200 or not head.is_grpc:
+            self.cancel()
+            self.upstream.ended(head.outcome())
+
+    def on_data(self, payload: bytes, end: bool) -> None:
+        """Answers."""
+        self.consumed(len(payload))
+        self.upstream.answers(payload)
+        if end:
+            self.upstream.ended(errors.SERVER_STOPPED)
+
+    def on_reset(self, code: int, reason: str) -> None:
+        """The stream broke."""
+        self.upstream.ended(errors.SERVER_STOPPED)
+
+    def on_retired(self) -> None:
+        """The shard has moved on to another connection, perhaps away from a member without a leader."""
+        self.upstream.move()
+
+
+class _Upstream:
+    """One keepalive stream, from when it is wanted.
+
+    Attributes:
+        in_flight: what was sent, or will be when there is a connection, and not answered, in order.
+        progress: when the last answer came, or the first of `in_flight` was added or sent, whatever was later.
+        wanted: when it was.
+        has_answered: at least once.
+        closed: it is of no use any more.
+    """
+
+    __slots__ = ("_call", "_header", "_reader", "closed", "has_answered", "in_flight", "lane", "progress", "wanted")
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.in_flight: deque[Waiting] = deque()
+        self.progress = 0.0
+        self.has_answered = False
+        self.closed = False
+        self.wanted = monotonic()
+        self._call: _Call | None = None
+        self._header = b"", rpc_pb2.ResponseHeader()
+        self._reader = MessageReader(MAX_ANSWER_BYTES)
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether what it carries was sent, and waits for long."""
+        return self._call is not None and now - self.progress > STALL_SECONDS
+
+    def send(self, keepalives: Iterable[Waiting], body: bytes) -> None:
+        """Sends keepalives, or keeps them until there is a connection."""
+        if not self.in_flight:
+            self.progress = monotonic()
+        self.in_flight += keepalives
+        if self._call is not None:
+            self._call.send_data(body, False)
+
+    def go(self, connection: ClientConnection) -> None:
+        """There is a connection."""
+        if not self.closed:
+            self._call = call = _Call(connection, self)
+            self.progress = monotonic()
+            body = b"".join([keepalive.body for keepalive in self.in_flight])
+            connection.call(call, self.lane.forward, b"", body, end=False)
+
+    def move(self) -> None:
+        """What it carries is sent again on another stream."""
+        if not self.closed:
+            self.close()
+            self.lane.moved(self)
+
+    def tick(self, now: float) -> None:
+        """There is no connection for long."""
+        if self._call is None and now - self.wanted > self.lane.shard.context.limits.max_waiting_seconds:
+            self.lane.shard.forget_opener(self)
+            self.ended(errors.NO_CONNECTION)
+
+    def answers(self, payload: bytes) -> None:
+        """Tells each answer to the keepalive it belongs to."""
+        lane, in_flight = self.lane, self.in_flight
+        try:
+            answers = [self._parsed(message) for message in self._reader.feed(payload)]
+        except (RpcError, DecodeError):
+            self.fault("an answer that cannot be read")
+            return
+        if answers and not self.closed:
+            self.has_answered = True
+            self.progress = lane.heard = monotonic()
+        for answer, header in answers:
+            if self.closed:
+                return
+            if not in_flight or in_flight[0].id != answer.ID:
+                self.fault("an answer that nobody waits for")
+                return
+            in_flight.popleft().answered(lane.index, answer.TTL, header)
+
+    def _parsed(self, message: bytes) -> tuple[rpc_pb2.LeaseKeepAliveResponse, rpc_pb2.ResponseHeader]:
+        """An answer, and its header.
+
+        The header stands in front, and is the same as in the answer before unless something was written meanwhile.
+
+        Raises:
+            DecodeError: it is no answer.
+        """
+        known, header = self._header
+        size = len(known)
+        if size and message.startswith(known) and message[size : size + 1] != b"\x0a":
+            return _parse(message[size:]), header
+        answer = _parse(message)
+        header = answer.header
+        if len(message) > 2 and message[0] == _HEADER_TAG and message[1] < 0x80:
+            self._header = message[: 2 + message[1]], header
+        return answer, header
+
+    def fault(self, what: str) -> None:
+        """The shard says something that cannot be."""
+        self.close()
+        self.lane.ended(self, Status(Code.INTERNAL, f"esp: {what}"))
+
+    def ended(self, status: Status) -> None:
+        """The shard has ended the stream, or it broke."""
+        if not self.closed:
+            self.closed = True
+            self.lane.ended(self, status)
+
+    def close(self) -> None:
+        """Ends the stream from here."""
+        if not self.closed:
+            self.closed = True
+            if self._call is not None:
+                self._call.cancel()
+            else:
+                self.lane.shard.forget_opener(self)
+
+
+class Lane:
+    """The keepalives of all clients of one token to one shard.
+
+    Args:
+        shard: the shard.
+        index: its place among the shards.
+        forward: the head of the stream to it.
+
+    Attributes:
+        heard: when the shard last answered, or was asked something after nothing.
+    """
+
+    __slots__ = ("_main", "_slow", "forward", "heard", "index", "shard")
+
+    def __init__(self, shard: Shard, index: int, forward: bytes) -> None:
+        self.shard = shard
+        self.index = index
+        self.forward = forward
+        self.heard = 0.0
+        self._main: _Upstream | None = None
+        self._slow: _Upstream | None = None
+
+    def send(self, keepalives: Iterable[Waiting], body: bytes) -> None:
+        """Sends keepalives, whose bodies one after the other are `body`."""
+        main = self._main
+        if main is None:
+            main = self._main = _Upstream(self)
+            self._begin(main, keepalives, body)
+        else:
+            self._mark_busy()
+            main.send(keepalives, body)
+
+    def _begin(self, upstream: _Upstream, keepalives: Iterable[Waiting], body: bytes) -> None:
+        self._mark_busy()
+        upstream.send(keepalives, body)
+        self.shard.open_stream(upstream)
+
+    def _mark_busy(self) -> None:
+        if not any(upstream.in_flight for upstream in (self._main, self._slow) if upstream is not None):
+            self.heard = monotonic()
+
+    def ended(self, upstream: _Upstream, status: Status) -> None:
+        """A stream is over: what it still carried is sent again where that may help, or fails."""
+        left = upstream.in_flight
+        self._detach(upstream)
+        again = upstream.has_answered and errors.is_unreachable(status)
+        if status.code == Code.PERMISSION_DENIED and left:
+            # It is about the keys of one lease, the first that was not answered.
+            left.popleft().failed(self.index, status)
+            again = True
+        if again:
+            self._send_again(left)
+        else:
+            self._fail(left, status)
+
+    def moved(self, upstream: _Upstream) -> None:
+        """A stream was given up for one on another connection."""
+        self._detach(upstream)
+        self._send_again(upstream.in_flight)
+
+    def _send_again(self, keepalives: Iterable[Waiting]) -> None:
+        wanted = [keepalive for keepalive in keepalives if keepalive.wanted]
+        if wanted:
+            self.send(wanted, b"".join([keepalive.body for keepalive in wanted]))
+
+    def _detach(self, upstream: _Upstream) -> None:
+        if upstream is self._main:
+            self._main = None
+        elif upstream is self._slow:
+            self._slow = None
+
+    def _fail(self, keepalives: Iterable[Waiting], status: Status) -> None:
+        for keepalive in keepalives:
+            keepalive.failed(self.index, status)
+
+    def tick(self, now: float) -> None:
+        """Looks whether the shard answers, and whether one keepalive holds up the others."""
+        for upstream in (self._main, self._slow):
+            if upstream is not None:
+                upstream.tick(now)
+        main, slow = self._main, self._slow
+        busy = main is not None and bool(main.in_flight)
+        late = slow is not None and bool(slow.in_flight)
+        if not busy and not late:
+            return
+        if now - self.heard > SILENT_SECONDS:
+            left = self.close()
+            self._fail(left, errors.REQUEST_TIMED_OUT)
+        elif not busy:
+            self.send([_PROBE], _PROBE.body)
+        elif main is not None and main.is_stalled(now) and main.in_flight[0] is not _PROBE:
+            self._overtake(main)
+
+    def _overtake(self, main: _Upstream) -> None:
+        """The first on the stream waits in the slow one from here on; the others get a stream without it."""
+        heard = self.heard
+        main.close()
+        self._main = None
+        stalled = main.in_flight.popleft()
+        if stalled.wanted:
+            if self._slow is None:
+                self._slow = _Upstream(self)
+                self._begin(self._slow, [stalled], stalled.body)
+            else:
+                self._slow.send([stalled], stalled.body)
+        self._send_again(main.in_flight)
+        self.heard = heard
+
+    def close(self) -> list[Waiting]:
+        """Ends the streams; what waited on them."""
+        left: list[Waiting] = []
+        for upstream in (self._main, self._slow):
+            if upstream is not None:
+                upstream.close()
+                left += upstream.in_flight
+        self._main = self._slow = None
+        return left

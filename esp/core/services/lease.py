@@ -1,0 +1,307 @@
+"""The Lease service over several shards: a lease lives on every shard, under one id.
+
+So it is granted on all, revoked on all, and its TTL is the lowest of all. What may be left out when a shard is away
+is said at each RPC; with `leases: strict` nothing is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+from google.protobuf.message import Message
+
+from esp.core import errors, lease_sync
+from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
+from esp.core.services.handlers import CoroutineCall, Spawn, parse
+from esp.core.services.keepalive import LeaseKeepAlive
+from esp.core.services.lease_repair import LeaseRepair
+from esp.core.services.lease_retry import LeaseRetry
+from esp.core.services.lease_table import LeaseTable
+from esp.core.services.metadata import load_bearing
+from esp.core.services.revision import merged_header
+from esp.core.shard import Shard
+from esp.core.wire.context import WireContext
+from esp.core.wire.hpack import Fields
+from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.status import RpcError, Status
+
+PATH: Final = lease_sync.PATH
+GRANT_SECONDS: Final = 2.0
+"""How long a tolerant grant waits for a shard that says nothing, when others have granted."""
+REVOKE_SECONDS: Final = 7.0
+"""How long esp waits for a shard where the client set no deadline: as long as an etcd for its cluster."""
+ID_TRIES: Final = 3
+
+Answer = TypeVar("Answer", bound=Message)
+
+
+class Leases:
+    """Everything about leases that a proxy runs: handlers, what is known of leases, and their repair.
+
+    Args:
+        routing: the shards.
+        spawn: starts the coroutine of a call.
+        context: limits and counters.
+        tolerant: whether a shard that is away may be left out (`leases: tolerant`).
+    """
+
+    def __init__(self, routing: Routing, spawn: Spawn, context: WireContext, *, tolerant: bool) -> None:
+        self.table = LeaseTable(routing.map.names, context, tolerant=tolerant)
+        self.repair = LeaseRepair(routing, self.table, context)
+        self.retry = LeaseRetry(routing, self.repair, spawn, context)
+        self._keepalive = LeaseKeepAlive(routing, self.table, self.repair, context)
+        self._routing = routing
+        self._spawn = spawn
+
+    def handlers(self) -> Mapping[bytes, Handler]:
+        """The handler of each RPC of the service, by path."""
+        fan_out = _FanOut(self._routing, self.table, self.repair)
+
+        def unary(request: type[Message], work: _Work) -> Handler:
+            return _Unary(self._spawn, request, work)
+
+        return {
+            PATH + b"LeaseGrant": unary(rpc_pb2.LeaseGrantRequest, fan_out.grant),
+            PATH + b"LeaseRevoke": unary(rpc_pb2.LeaseRevokeRequest, fan_out.revoke),
+            PATH + b"LeaseKeepAlive": self._keepalive,
+            PATH + b"LeaseTimeToLive": unary(rpc_pb2.LeaseTimeToLiveRequest, fan_out.time_to_live),
+            PATH + b"LeaseLeases": unary(rpc_pb2.LeaseLeasesRequest, fan_out.leases),
+        }
+
+    async def run(self) -> None:
+        """Repairs leases, until cancelled."""
+        await self.repair.run()
+
+    def tick(self, now: float) -> None:
+        """Looks at every deadline, and at which shards are back."""
+        self._keepalive.tick(now)
+        self.repair.tick()
+        self.table.sweep(now)
+
+
+_Work = Callable[[CoroutineCall, Any], Coroutine[Any, Any, Message]]
+
+
+class _Unary(Handler):
+    """Parses a request and answers with what a coroutine makes of it."""
+
+    def __init__(self, spawn: Spawn, request: type[Message], work: _Work) -> None:
+        self._spawn = spawn
+        self._request = request
+        self._work = work
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Starts the coroutine."""
+        try:
+            request = parse(self._request, message)
+        except RpcError as error:
+            stream.finish(error.status)
+            return
+        call = CoroutineCall(stream)
+        call.start(self._spawn, self._answer(call, request))
+
+    async def _answer(self, call: CoroutineCall, request: Message) -> None:
+        answer = await self._work(call, request)
+        call.stream.respond(answer.SerializeToString())
+
+
+class _FanOut:
+    """The unary RPCs, each asked of all shards at once."""
+
+    def __init__(self, routing: Routing, table: LeaseTable, repair: LeaseRepair) -> None:
+        self._shards = routing.shards
+        self._owner = routing.map.owner
+        self._identity = routing.identity
+        self._table = table
+        self._repair = repair
+
+    async def grant(self, call: CoroutineCall, request: rpc_pb2.LeaseGrantRequest) -> rpc_pb2.LeaseGrantResponse:
+        """Granted when every shard did; when tolerant, every one that could be reached.
+
+        Otherwise it is taken back where it was granted, and the error is that of the shard that refused.
+
+        Raises:
+            RpcError: a shard's, as it came.
+        """
+        if request.ID:
+            return await self._grant(call, request)
+        for _ in range(ID_TRIES):
+            request.ID = secrets.randbits(63) or 1
+            try:
+                return await self._grant(call, request, own_id=True)
+            except RpcError as error:
+                if error.status != errors.LEASE_EXISTS:
+                    raise
+        raise errors.LEASE_EXISTS.error()
+
+    async def _grant(
+        self, call: CoroutineCall, request: rpc_pb2.LeaseGrantRequest, *, own_id: bool = False
+    ) -> rpc_pb2.LeaseGrantResponse:
+        tolerant = self._table.tolerant
+        metadata = load_bearing(call.stream.head)
+        everywhere = range(len(self._shards))
+        sent = monotonic()
+        seconds = REVOKE_SECONDS
+        if tolerant:
+            # So that the client hears of a lease that was granted without one of the shards.
+            seconds = min(GRANT_SECONDS, (call.stream.remaining() or GRANT_SECONDS * 2) / 2)
+        try:
+            outcomes = await self._ask_all(call, request, rpc_pb2.LeaseGrantResponse, seconds=seconds)
+        except asyncio.CancelledError:
+            if own_id:  # nobody else has ever heard of it
+                self._repair.revoke(request.ID, everywhere, metadata)
+            raise
+        granted = _answers(outcomes)
+        refusal = _refusal(outcomes, may_miss=tolerant and bool(granted))
+        if refusal is not None:
+            await self._take_back(request.ID, everywhere if own_id else granted, metadata)
+            raise refusal.error()
+        if len(granted) < len(outcomes):
+            self._table.counters["granted_without_a_shard"] += 1
+        until = [sent + granted[index].TTL if index in granted else 0.0 for index in everywhere]
+        self._table.granted(request.ID, until, metadata)
+        return rpc_pb2.LeaseGrantResponse(
+            header=self._header(granted.values()),
+            ID=request.ID,
+            TTL=min(answer.TTL for answer in granted.values()),
+        )
+
+    async def _take_back(self, lease_id: int, shards: Iterable[int], metadata: Fields) -> None:
+        """Revokes a lease where it was just granted; what does not answer now is done later."""
+
+        async def revoke(index: int) -> None:
+            done = False
+            try:
+                await lease_sync.revoke(self._shards[index], lease_id, metadata=metadata, seconds=GRANT_SECONDS)
+                done = True
+            except RpcError:
+                pass
+            finally:
+                if not done:  # it failed, or the client has gone meanwhile
+                    self._repair.revoke(lease_id, [index], metadata)
+
+        await asyncio.gather(*map(revoke, shards))
+
+    async def revoke(self, call: CoroutineCall, request: rpc_pb2.LeaseRevokeRequest) -> rpc_pb2.LeaseRevokeResponse:
+        """Revoked on every shard that has it. One that cannot be reached is an error: its keys are still there.
+
+        Raises:
+            RpcError: a shard's, as it came; "requested lease not found" only when no shard has it.
+        """
+        outcomes = await self._ask_all(call, request, rpc_pb2.LeaseRevokeResponse)
+        revoked = _answers(outcomes)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Status)]
+        others = [failure for failure in failures if failure != errors.LEASE_NOT_FOUND]
+        if all(map(errors.is_unreachable, others)):
+            self._table.forget(request.ID)
+        if others:
+            # The client may give up before the shard is back; the lease must not live on there for that.
+            away = [index for index, outcome in enumerate(outcomes) if _is_away(outcome)]
+            self._repair.revoke(request.ID, away, load_bearing(call.stream.head))
+            raise _worst(others).error()
+        if not revoked:
+            raise errors.LEASE_NOT_FOUND.error()
+        return rpc_pb2.LeaseRevokeResponse(header=self._header(revoked.values()))
+
+    async def time_to_live(
+        self, call: CoroutineCall, request: rpc_pb2.LeaseTimeToLiveRequest
+    ) -> rpc_pb2.LeaseTimeToLiveResponse:
+        """The lowest TTL, and the keys of all shards; a shard's keys that it does not own are left out.
+
+        A shard that cannot be reached is an error, unless tolerant, no keys are asked for and the lease lives
+        elsewhere; then its TTL there counts for as long as it is known.
+
+        Raises:
+            RpcError: a shard's, as it came.
+        """
+        outcomes = await self._ask_all(call, request, rpc_pb2.LeaseTimeToLiveResponse, idempotent=True)
+        answers = _answers(outcomes)
+        living = {index: answer for index, answer in answers.items() if answer.TTL >= 0}
+        refusal = _refusal(outcomes, may_miss=self._table.tolerant and bool(living) and not request.keys)
+        if refusal is not None:
+            raise refusal.error()
+        response = rpc_pb2.LeaseTimeToLiveResponse(header=self._header(answers.values()), ID=request.ID, TTL=-1)
+        lives = [index in living if index in answers else None for index in range(len(outcomes))]
+        if self._table.judge(request.ID, lives).dead:
+            return response
+        left = [answer.TTL for answer in living.values()]
+        now = monotonic()
+        for index, here in enumerate(lives):
+            if here is None and (seconds := self._table.left(request.ID, index, now)) is not None:
+                left.append(seconds)
+        response.TTL = min(left)
+        response.grantedTTL = min(answer.grantedTTL for answer in living.values())
+        response.keys.extend(
+            sorted(key for index, answer in living.items() for key in answer.keys if self._owner(key) == index)
+        )
+        return response
+
+    async def leases(self, call: CoroutineCall, request: rpc_pb2.LeaseLeasesRequest) -> rpc_pb2.LeaseLeasesResponse:
+        """The leases of all shards, each once, in the order in which etcd tells them: the next to end first.
+
+        Raises:
+            RpcError: a shard's, as it came.
+        """
+        outcomes = await self._ask_all(call, request, rpc_pb2.LeaseLeasesResponse, idempotent=True)
+        refusal = _refusal(outcomes, may_miss=False)
+        if refusal is not None:
+            raise refusal.error()
+        answers = _answers(outcomes)
+        ids = dict.fromkeys(lease.ID for answer in answers.values() for lease in answer.leases)
+        return rpc_pb2.LeaseLeasesResponse(
+            header=self._header(answers.values()), leases=[rpc_pb2.LeaseStatus(ID=lease_id) for lease_id in ids]
+        )
+
+    async def _ask_all(
+        self,
+        call: CoroutineCall,
+        request: Message,
+        answer: type[Answer],
+        *,
+        seconds: float = REVOKE_SECONDS,
+        idempotent: bool = False,
+    ) -> list[Answer | Status]:
+        """What each shard answers, in their order; `seconds` is the longest to wait for one."""
+        stream = call.stream
+        body = request.SerializeToString()
+        remaining = stream.remaining()
+        timeout = seconds if remaining is None else min(seconds, remaining)
+
+        async def ask(shard: Shard) -> Answer | Status:
+            try:
+                message = await shard.forward_unary(stream.head.forward, body, idempotent=idempotent, timeout=timeout)
+            except RpcError as error:
+                return errors.undecided(error.status)
+            return answer.FromString(message)
+
+        return list(await asyncio.gather(*map(ask, self._shards)))
+
+    def _header(self, answers: Iterable[Any]) -> rpc_pb2.ResponseHeader:
+        return merged_header([answer.header for answer in answers], self._identity)
+
+
+def _answers(outcomes: Sequence[Answer | Status]) -> dict[int, Answer]:
+    """The answers, by the index of the shard."""
+    return {index: outcome for index, outcome in enumerate(outcomes) if not isinstance(outcome, Status)}
+
+
+def _is_away(outcome: Message | Status) -> bool:
+    return isinstance(outcome, Status) and errors.is_unreachable(outcome)
+
+
+def _refusal(outcomes: Sequence[Message | Status], *, may_miss: bool) -> Status | None:
+    """Why not every shard has answered as it should; None when those that did not were away, and that may be."""
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Status)]
+    if may_miss:
+        failures = [failure for failure in failures if not errors.is_unreachable(failure)]
+    return _worst(failures) if failures else None
+
+
+def _worst(failures: Sequence[Status]) -> Status:
+    """The first that says more than that a shard is away; the first at all when none does."""
+    return next((failure for failure in failures if not errors.is_unreachable(failure)), failures[0])

@@ -1,0 +1,189 @@
+"""Leases put right on shards that missed something: granted where they lack, revoked where they live on.
+
+A grant that a shard missed while it was away, and a revocation that could not reach it, wait here for the shard. Each
+shard has a worker of its own, so one that is away holds up no other. The granting is `lease_sync.copy`, the same that
+`esp lease-sync` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from functools import partial
+from itertools import islice
+from time import monotonic
+from typing import Final
+
+from esp.core import errors, lease_sync
+from esp.core.lease_sync import Copied, CopyTtl
+from esp.core.routing import Routing
+from esp.core.services.lease_table import LeaseTable
+from esp.core.shard import Shard
+from esp.core.wire.context import WireContext
+from esp.core.wire.hpack import Fields
+from esp.core.wire.status import RpcError
+
+log = logging.getLogger("esp.lease")
+
+CONCURRENCY: Final = 16
+BATCH: Final = 1000
+CALL_SECONDS: Final = 2.0
+PAUSE_SECONDS: Final = 1.0
+"""After a shard that is connected did not answer."""
+SEEN_SECONDS: Final = 1.0
+"""For how long a lease that was just granted on a shard, or found there, surely lives on it: half of etcd's minimum."""
+
+
+class _Job:
+    """What to do with one lease on one shard: grant it, or else revoke it."""
+
+    __slots__ = ("grants", "metadata")
+
+    def __init__(self, metadata: Fields, *, grants: bool) -> None:
+        self.grants = grants
+        self.metadata = metadata
+
+
+class LeaseRepair:
+    """The repairs that wait, and who does them."""
+
+    def __init__(self, routing: Routing, table: LeaseTable, context: WireContext) -> None:
+        self.table = table
+        self._shards = routing.shards
+        self._context = context
+        self._jobs: list[dict[int, _Job]] = [{} for _ in routing.shards]
+        self._wanted = [asyncio.Event() for _ in routing.shards]
+        self._was_ready = [False] * len(routing.shards)
+        self._ongoing: dict[tuple[int, int], asyncio.Future[bool | None]] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many repairs wait, or are being done."""
+        return sum(map(len, self._jobs))
+
+    def grant(self, lease_id: int, shard: int, metadata: Fields) -> None:
+        """Grants a lease on a shard that never had it, as it lives on the others.
+
+        Nothing when something waits to be done about it there already: a revocation goes first.
+        """
+        if lease_id not in self._jobs[shard]:
+            self._add(lease_id, shard, _Job(metadata, grants=True))
+
+    def revoke(self, lease_id: int, shards: Iterable[int], metadata: Fields) -> None:
+        """Revokes a lease on these shards."""
+        for shard in shards:
+            self._add(lease_id, shard, _Job(metadata, grants=False))
+
+    def _add(self, lease_id: int, shard: int, job: _Job) -> None:
+        if self.waiting >= self._context.limits.max_lease_repairs and lease_id not in self._jobs[shard]:
+            self._context.reached("max_lease_repairs")
+            return
+        self._jobs[shard][lease_id] = job
+        self._wanted[shard].set()
+
+    def tick(self) -> None:
+        """Sees which shards are back, and has done there what waits for them."""
+        for index, shard in enumerate(self._shards):
+            ready = shard.is_ready
+            if ready and not self._was_ready[index] and self.table.tolerant:
+                for lease_id in self.table.never_on(index):
+                    known = self.table.get(lease_id)
+                    self.grant(lease_id, index, known.metadata if known else [])
+            self._was_ready[index] = ready
+            if ready and self._jobs[index]:
+                self._wanted[index].set()
+
+    async def run(self) -> None:
+        """Does the repairs, until cancelled."""
+        async with asyncio.TaskGroup() as workers:
+            for index in range(len(self._shards)):
+                workers.create_task(self._work(index))
+
+    async def _work(self, index: int) -> None:
+        jobs, wanted, shard = self._jobs[index], self._wanted[index], self._shards[index]
+        while True:
+            await wanted.wait()
+            if not jobs or not shard.is_ready:
+                wanted.clear()
+                continue
+            try:
+                await lease_sync.each(list(islice(jobs, BATCH)), partial(self._do, index), CONCURRENCY)
+            except RpcError as error:
+                log.info("shard %s: leases cannot be repaired now: %s", shard.name, error.status.message)
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _do(self, index: int, lease_id: int) -> None:
+        """Does one job.
+
+        Raises:
+            RpcError: it has to wait.
+        """
+        jobs = self._jobs[index]
+        job = jobs.get(lease_id)
+        if job is None:
+            return
+        try:
+            if not job.grants:
+                await lease_sync.revoke(self._shards[index], lease_id, metadata=job.metadata, seconds=CALL_SECONDS)
+                self.table.counters["revoked_later"] += 1
+            elif self.table.get(lease_id) is not None:
+                await self._copy(lease_id, index, job.metadata, CALL_SECONDS)
+        except RpcError as error:
+            if errors.is_unreachable(error.status):
+                raise
+            self.table.counters["repairs_failed"] += 1
+            name = self._shards[index].name
+            log.warning("shard %s: lease %x cannot be repaired: %s", name, lease_id, error.status.message)
+        if jobs.get(lease_id) is job:
+            del jobs[lease_id]
+
+    async def ensure(self, lease_id: int, shard: int, metadata: Fields, seconds: float) -> bool:
+        """Whether a lease that a shard did not have a moment ago is on it now, as it lives on another.
+
+        False when it lives nowhere, or is known to have been on that shard: then it has ended there, and is dead.
+
+        Raises:
+            RpcError: a shard does not answer, or refuses.
+        """
+        key = (shard, lease_id)
+        while not self.table.was_on(lease_id, shard):
+            ongoing = self._ongoing.get(key)
+            if ongoing is None:
+                return await self._ensure(key, metadata, seconds)
+            done = await asyncio.shield(ongoing)
+            if done is not None:
+                return done
+        return False
+
+    async def _ensure(self, key: tuple[int, int], metadata: Fields, seconds: float) -> bool:
+        shard, lease_id = key
+        self._ongoing[key] = done = asyncio.get_running_loop().create_future()
+        copied: bool | None = None
+        try:
+            copied = await self._copy(lease_id, shard, metadata, seconds)
+            return copied
+        finally:
+            del self._ongoing[key]
+            done.set_result(copied)
+
+    async def _copy(self, lease_id: int, index: int, metadata: Fields, seconds: float) -> bool:
+        """Whether the lease lives on the shard now.
+
+        Raises:
+            RpcError: as `lease_sync.copy`.
+        """
+        others = [shard for shard in self._shards if shard is not self._shards[index]]
+        copied = await lease_sync.copy(
+            lease_id, _ready_first(others), self._shards[index], CopyTtl.GRANTED, metadata=metadata, seconds=seconds
+        )
+        if copied is Copied.GONE:
+            return False
+        self.table.seen(lease_id, index, monotonic() + SEEN_SECONDS)
+        if copied is Copied.GRANTED:
+            self.table.counters["repaired"] += 1
+        return True
+
+
+def _ready_first(shards: list[Shard]) -> list[Shard]:
+    return sorted(shards, key=lambda shard: not shard.is_ready)

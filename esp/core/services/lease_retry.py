@@ -1,0 +1,95 @@
+"""Writes that a shard refused because it lacks their lease: once more, when it was granted there meanwhile.
+
+etcd looks for the leases of a Put or a Txn before it changes anything, so a write that is refused for one was not
+applied, and may be sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from esp.core import errors
+from esp.core.routing import Routing
+from esp.core.services.handlers import CoroutineCall, Spawn
+from esp.core.services.lease_repair import LeaseRepair
+from esp.core.services.metadata import load_bearing
+from esp.core.shard import Shard
+from esp.core.wire.context import WireContext
+from esp.core.wire.message import PREFIX_SIZE
+from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.status import RpcError, Status
+
+CALL_SECONDS: Final = 2.0
+MAX_LEASES: Final = 16
+"""In one transaction, those that are looked for."""
+
+
+class LeaseRetry:
+    """Grants the lease and sends the write again."""
+
+    def __init__(self, routing: Routing, repair: LeaseRepair, spawn: Spawn, context: WireContext) -> None:
+        self._routing = routing
+        self._repair = repair
+        self._spawn = spawn
+        self._context = context
+        self._running = 0
+
+    def take(self, stream: ServerStream, message: bytes, shard: int, leases: Iterable[int], status: Status) -> bool:
+        """Takes over a write to `shard` that ended with `status`; False when that is all there is to say.
+
+        Args:
+            stream: the client's call.
+            message: the request, with its prefix.
+            shard: the index of the shard that refused it.
+            leases: those that the write names, each of which may be the one that lacks.
+            status: why it was refused.
+        """
+        table = self._repair.table
+        if status != errors.LEASE_NOT_FOUND or not table.tolerant or stream.retried:
+            return False
+        # One that was seen there has ended there, which is its end everywhere.
+        lacking = [lease for lease in dict.fromkeys(leases) if lease and not table.was_on(lease, shard)][:MAX_LEASES]
+        if not lacking:
+            return False
+        if self._running >= self._context.limits.max_waiting_requests:
+            self._context.reached("max_waiting_requests")
+            return False
+        stream.retried = True
+        call = CoroutineCall(stream)
+        call.start(self._spawn, self._again(call, message, shard, lacking))
+        return True
+
+    async def _again(self, call: CoroutineCall, message: bytes, index: int, leases: list[int]) -> None:
+        self._running += 1
+        try:
+            await self._send_again(call, message, index, leases)
+        finally:
+            self._running -= 1
+
+    async def _send_again(self, call: CoroutineCall, message: bytes, index: int, leases: list[int]) -> None:
+        stream = call.stream
+        shard: Shard = self._routing.shards[index]
+        if not await self._granted(stream, index, leases):
+            raise errors.LEASE_NOT_FOUND.error()
+        body = await shard.forward_unary(
+            stream.head.forward, message[PREFIX_SIZE:], idempotent=False, timeout=stream.remaining()
+        )
+        self._repair.table.counters["writes_retried"] += 1
+        stream.respond(body)
+
+    async def _granted(self, stream: ServerStream, index: int, leases: list[int]) -> bool:
+        """Whether one of the leases, which may not be the one that the shard looked for, is on it now."""
+        metadata = load_bearing(stream.head)
+        granted = False
+        for lease_id in leases:
+            try:
+                granted |= await self._repair.ensure(lease_id, index, metadata, _bounded(stream))
+            except RpcError:
+                continue  # the shard's own answer still stands
+        return granted
+
+
+def _bounded(stream: ServerStream) -> float:
+    remaining = stream.remaining()
+    return CALL_SECONDS if remaining is None else min(CALL_SECONDS, remaining)

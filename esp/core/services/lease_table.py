@@ -1,0 +1,170 @@
+"""What this proxy has seen of the leases that pass through it, and what follows when shards disagree about one.
+
+A lease lives on every shard. When one shard says that it has no such lease while others have it, one of two things has
+happened, and they look the same from outside:
+
+- it has ended there: its keys on that shard are gone, so the whole lease is dead, and its owner must hear so;
+- the shard never had it: it was away when the lease was granted, or is new. Then nothing was lost, and the lease can
+  be granted there.
+
+What tells them apart is whether this proxy has itself seen the lease live there. That is all this table is for, besides
+telling for how long a shard that does not answer surely keeps a lease. Losing an entry is safe in so far as nothing is
+answered for a shard of which nothing is known.
+
+With `leases: strict` a lease that one shard does not have is dead, whatever the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from esp.core.wire.context import WireContext
+from esp.core.wire.hpack import Fields
+
+log = logging.getLogger("esp.lease")
+
+SWEPT_AT_ONCE: Final = 1000
+KEPT_SECONDS: Final = 600.0
+"""How long an ended lease is remembered: a shard that has changed its leader keeps leases for longer than they had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What holds for a lease.
+
+    Attributes:
+        dead: it does not live, or must not: the shards that still have it should lose it.
+        missed: shards that never had it, as far as is known, and should get it.
+    """
+
+    dead: bool
+    missed: tuple[int, ...] = ()
+
+
+ALIVE: Final = Judgement(dead=False)
+DEAD: Final = Judgement(dead=True)
+
+
+class Known:
+    """What was seen of one lease.
+
+    Attributes:
+        until: for each shard the `monotonic` time until which it surely keeps the lease; 0.0 where it was never seen.
+        metadata: of its client, for what esp does about it later.
+    """
+
+    __slots__ = ("metadata", "until")
+
+    def __init__(self, until: list[float], metadata: Fields) -> None:
+        self.until = until
+        self.metadata = metadata
+
+
+class LeaseTable:
+    """The leases this proxy knows of.
+
+    Attributes:
+        tolerant: whether a shard that is away, or lacks a lease, may be left out.
+        counters: how often something out of the ordinary was done, by name.
+        left_out: shards without which leases were answered for, and which have not answered since.
+    """
+
+    def __init__(self, shard_names: Sequence[str], context: WireContext, *, tolerant: bool) -> None:
+        self.tolerant = tolerant
+        self.counters: Counter[str] = Counter()
+        self._names = shard_names
+        self._context = context
+        self._known: dict[int, Known] = {}
+        self.left_out: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, lease_id: int) -> Known | None:
+        """What is known of a lease."""
+        return self._known.get(lease_id)
+
+    def forget(self, lease_id: int) -> None:
+        """The lease has ended."""
+        self._known.pop(lease_id, None)
+
+    def granted(self, lease_id: int, until: list[float], metadata: Fields) -> None:
+        """The lease begins; whatever was known of another one with its id is of no use any more."""
+        self._known.pop(lease_id, None)
+        self._add(lease_id, Known(until, metadata))
+
+    def renewed(self, lease_id: int, ttls: Sequence[int], sent: float, metadata: Fields) -> None:
+        """Shards have answered a keepalive that was sent at `sent`; a TTL of 0 or below means that one did not."""
+        known = self._known.get(lease_id)
+        if known is None:
+            self._add(lease_id, Known([sent + ttl if ttl > 0 else 0.0 for ttl in ttls], metadata))
+            return
+        known.metadata = metadata
+        known.until = [sent + ttl if ttl > 0 else before for ttl, before in zip(ttls, known.until, strict=True)]
+
+    def seen(self, lease_id: int, shard: int, until: float) -> None:
+        """The lease lives on that shard; nothing is noted of a lease that is not known."""
+        known = self._known.get(lease_id)
+        if known is not None:
+            known.until[shard] = max(known.until[shard], until)
+
+    def _add(self, lease_id: int, known: Known) -> None:
+        if len(self._known) >= self._context.limits.max_known_leases:
+            self._context.reached("max_known_leases")
+            del self._known[next(iter(self._known))]
+        self._known[lease_id] = known
+
+    def was_on(self, lease_id: int, shard: int) -> bool:
+        """Whether the lease was seen on that shard."""
+        known = self._known.get(lease_id)
+        return known is not None and known.until[shard] > 0
+
+    def never_on(self, shard: int) -> list[int]:
+        """The leases that live, and were never seen on that shard."""
+        return [lease_id for lease_id, known in self._known.items() if not known.until[shard]]
+
+    def judge(self, lease_id: int, lives: Sequence[bool | None]) -> Judgement:
+        """What holds for a lease that lives, or does not, on each shard; None for a shard that does not answer."""
+        if False not in lives and True in lives:
+            return ALIVE
+        if True not in lives:
+            return DEAD
+        lacking = [index for index, here in enumerate(lives) if here is False]
+        if not self.tolerant or any(self.was_on(lease_id, index) for index in lacking):
+            return DEAD
+        return Judgement(dead=False, missed=tuple(lacking))
+
+    def left(self, lease_id: int, shard: int, now: float) -> int | None:
+        """Whole seconds for which a shard that does not answer surely keeps a lease; None when it is to be left out."""
+        known = self._known.get(lease_id)
+        left = int(known.until[shard] - now) if known is not None else 0
+        if left > 0:
+            return left
+        self.leave_out(shard)
+        return None
+
+    def leave_out(self, shard: int) -> None:
+        """A lease is answered for without this shard."""
+        self.counters["left_out"] += 1
+        if shard not in self.left_out:
+            self.left_out.add(shard)
+            log.warning("shard %s does not answer: leases live on without it until it does", self._names[shard])
+
+    def answers(self, shard: int) -> None:
+        """A shard that may have been left out is back."""
+        if shard in self.left_out:
+            self.left_out.discard(shard)
+            log.info("shard %s answers again: leases count on it", self._names[shard])
+
+    def sweep(self, now: float) -> None:
+        """Forgets leases that have ended everywhere; a part of the table at a time, so that nobody waits."""
+        known = self._known
+        for lease_id in list(islice(known, SWEPT_AT_ONCE)):
+            entry = known.pop(lease_id)
+            if max(entry.until) + KEPT_SECONDS > now:
+                known[lease_id] = entry

@@ -1,0 +1,214 @@
+"""WatchResponses: a shard's, read and passed on as the bytes they came in, and those that esp makes itself.
+
+etcd writes the fields of a message in the order of their numbers: the header, the watch id, then everything else. So
+the bytes on both sides of the watch id are kept, and a message for another watcher is these with another id between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from esp.core.identity import Identity
+from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.wire.frames import pack_u32
+from esp.core.wire.message import prefix
+
+NO_ID: Final = -1
+"""The watch id of replies to a create that was refused, and of progress that is told for all watchers of a stream."""
+DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
+
+_HEADER: Final = 1 << 3 | 2
+_WATCH_ID: Final = bytes((2 << 3,))
+_CREATED: Final = bytes((3 << 3, 1))
+_MASK: Final = 2**64 - 1
+_parse = rpc_pb2.WatchResponse.FromString
+
+
+class Spec(NamedTuple):
+    """What a shard is asked to watch, but for the revision to begin with. Equal specs see equal messages."""
+
+    key: bytes
+    range_end: bytes
+    filters: tuple[int, ...]
+    prev_kv: bool
+    fragment: bool
+
+    def create_request(self, watch_id: int, start_revision: int) -> bytes:
+        """The request for it, with its gRPC prefix.
+
+        Progress is always asked for: it moves the revision from which to resume on, so that a quiet watcher's does
+        not fall behind a compaction.
+        """
+        create = rpc_pb2.WatchCreateRequest(
+            key=self.key,
+            range_end=self.range_end,
+            start_revision=start_revision,
+            progress_notify=True,
+            filters=self.filters,  # type: ignore[arg-type]
+            prev_kv=self.prev_kv,
+            watch_id=watch_id,
+            fragment=self.fragment,
+        )
+        return prefix(rpc_pb2.WatchRequest(create_request=create).SerializeToString())
+
+
+PROGRESS_REQUEST: Final = prefix(
+    rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest()).SerializeToString()
+)
+
+
+def cancel_request(watch_id: int) -> bytes:
+    """The request to cancel, with its gRPC prefix."""
+    cancel = rpc_pb2.WatchCancelRequest(watch_id=watch_id)
+    return prefix(rpc_pb2.WatchRequest(cancel_request=cancel).SerializeToString())
+
+
+class Response:
+    """A WatchResponse: its bytes around the watch id, and what is in it.
+
+    Attributes:
+        head: the header's field, as it came.
+        tail: everything behind the watch id, as it came.
+        message: the same, parsed.
+        revision: of the header.
+        first, last: the lowest and the highest revision of its events; 0 without events.
+    """
+
+    __slots__ = ("_under", "first", "head", "last", "message", "revision", "tail")
+
+    def __init__(self, head: bytes, tail: bytes, message: rpc_pb2.WatchResponse) -> None:
+        self.head = head
+        self.tail = tail
+        self.message = message
+        self.revision = message.header.revision
+        self._under: Response | None = None
+        events = message.events
+        if events:
+            self.first = events[0].kv.mod_revision
+            self.last = events[-1].kv.mod_revision
+        else:
+            self.first = self.last = 0
+
+    @classmethod
+    def parse(cls, body: bytes) -> Response:
+        """The message in `body`, which has no gRPC prefix.
+
+        Raises:
+            DecodeError: it is none.
+        """
+        message = _parse(body)
+        watch_id = message.watch_id
+        parts = _around_id(body, watch_id) or _around_id(message.SerializeToString(), watch_id)
+        head, tail = parts or (b"", body)
+        return cls(head, tail, message)
+
+    @classmethod
+    def of(cls, message: rpc_pb2.WatchResponse) -> Response:
+        """A message that esp has made."""
+        return cls.parse(message.SerializeToString())
+
+    @property
+    def size(self) -> int:
+        """Its bytes, about."""
+        return len(self.head) + len(self.tail)
+
+    def encode(self, watch_id: int) -> bytes:
+        """The message for the watcher `watch_id`, with its gRPC prefix."""
+        field = _id_field(watch_id)
+        size = len(self.head) + len(field) + len(self.tail)
+        return b"\0" + pack_u32(size) + self.head + field + self.tail
+
+    def keep(self, wanted: Callable[[kv_pb2.Event], bool]) -> Response | None:
+        """The same with the wanted events only; None when there are none of them."""
+        kept = [event for event in self.message.events if wanted(event)]
+        if len(kept) == len(self.message.events):
+            return self
+        if not kept:
+            return None
+        message = rpc_pb2.WatchResponse()
+        message.CopyFrom(self.message)
+        del message.events[:]
+        message.events.extend(kept)
+        return Response.of(message)
+
+    def since(self, revision: int) -> Response | None:
+        """The same with the events of `revision` and later only; None when there are none of them."""
+        if self.first >= revision:
+            return self
+        if self.last < revision:
+            return None
+        return self.keep(lambda event: event.kv.mod_revision >= revision)
+
+    def under(self, identity: Identity) -> Response:
+        """The same with esp's own ids in its header, for a watcher that several shards feed."""
+        if self._under is None:
+            header = rpc_pb2.ResponseHeader()
+            header.CopyFrom(self.message.header)
+            header.cluster_id = identity.cluster_id
+            header.member_id = identity.member_id
+            self._under = Response(header_field(header), self.tail, self.message)
+        return self._under
+
+
+def _around_id(body: bytes, watch_id: int) -> tuple[bytes, bytes] | None:
+    """The bytes before and behind the watch id; None when the fields do not stand in their order."""
+    at = 0
+    if body and body[0] == _HEADER:
+        if len(body) < 2 or body[1] > 0x7F:
+            return None
+        at = 2 + body[1]
+    if not watch_id:
+        return None if body[at : at + 1] == _WATCH_ID else (body[:at], body[at:])
+    id_field = _id_field(watch_id)
+    if not body.startswith(id_field, at):
+        return None
+    return body[:at], body[at + len(id_field) :]
+
+
+@lru_cache(4096)
+def _id_field(watch_id: int) -> bytes:
+    """The field of the watch id; absent for 0, as proto3 has it."""
+    if not watch_id:
+        return b""
+    value = watch_id & _MASK
+    field = bytearray(_WATCH_ID)
+    while value > 0x7F:
+        field.append(value & 0x7F | 0x80)
+        value >>= 7
+    field.append(value)
+    return bytes(field)
+
+
+def header_field(header: rpc_pb2.ResponseHeader) -> bytes:
+    """The field that holds `header`: a message's head."""
+    return rpc_pb2.WatchResponse(header=header).SerializeToString()
+
+
+def raised(head: bytes, revision: int) -> bytes:
+    """`head` with `revision` where its own is lower."""
+    header = rpc_pb2.WatchResponse.FromString(head).header
+    if header.revision >= revision:
+        return head
+    header.revision = revision
+    return header_field(header)
+
+
+def created(head: bytes) -> Response:
+    """The reply to a create that was granted."""
+    return Response.parse(head + _CREATED)
+
+
+def refused(head: bytes, reason: str) -> Response:
+    """The reply to a create that was not."""
+    return _behind(head, rpc_pb2.WatchResponse(watch_id=NO_ID, created=True, canceled=True, cancel_reason=reason))
+
+
+def canceled(head: bytes, compact_revision: int = 0) -> Response:
+    """The end of a watcher: the client wanted it so, or the history it wants is compacted."""
+    return _behind(head, rpc_pb2.WatchResponse(canceled=True, compact_revision=compact_revision))
+
+
+def _behind(head: bytes, message: rpc_pb2.WatchResponse) -> Response:
+    return Response.parse(head + message.SerializeToString())

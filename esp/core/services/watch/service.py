@@ -1,0 +1,56 @@
+"""The Watch service over several shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+from esp.core.routing import Routing
+from esp.core.services.watch.pool import Pool
+from esp.core.services.watch.stream import WatchStream
+from esp.core.wire.hpack import Fields, encode
+from esp.core.wire.request import RequestHead
+from esp.core.wire.server_stream import Handler, ServerStream
+
+PATH: Final = b"/etcdserverpb.Watch/Watch"
+METADATA: Final = (b"token", b"authorization", b"hasleader")
+"""What of a client's metadata means something in a watch. The rest does not go along, so that more clients share."""
+
+
+def handlers(routing: Routing) -> Mapping[bytes, Handler]:
+    """The handler of each RPC of the service, by path."""
+    return {PATH: Watch(routing)}
+
+
+class Watch(Handler):
+    """Serves each call with a `WatchStream`."""
+
+    streaming = True
+
+    def __init__(self, routing: Routing) -> None:
+        self.routing = routing
+        self._pools: dict[tuple[int, bytes], Pool] = {}
+
+    def on_open(self, stream: ServerStream) -> None:
+        """A client opens its stream; no shard is told before it wants to watch something."""
+        WatchStream(self, stream, _forward(stream.head))
+
+    def pool(self, shard: int, forward: bytes) -> Pool:
+        """The sources of a shard for calls with this head."""
+        key = (shard, forward)
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = Pool(self.routing.shards[shard], forward, partial(self._on_idle, key))
+            self._pools[key] = pool
+        return pool
+
+    def _on_idle(self, key: tuple[int, bytes], pool: Pool) -> None:
+        if self._pools.get(key) is pool:
+            del self._pools[key]
+
+
+def _forward(head: RequestHead) -> bytes:
+    """The head of the calls to shards, from `:path` on."""
+    own: Fields = [(b":path", PATH), (b"content-type", b"application/grpc"), (b"te", b"trailers")]
+    return encode(own + [field for field in head.fields if field[0] in METADATA])

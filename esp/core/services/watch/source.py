@@ -1,0 +1,394 @@
+"""One watcher of a shard, and the taps that it feeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from esp.core.services.watch.messages import Response, Spec
+
+if TYPE_CHECKING:
+    from esp.core.services.watch.pool import Pool, Shelf
+    from esp.core.services.watch.stream import WatchStream
+    from esp.core.services.watch.upstream import Upstream
+    from esp.core.services.watch.watcher import Watcher
+
+Answer = Callable[["Response | None"], None]
+"""Told what a shard said; None when the call to it broke before it said anything."""
+
+BATCH_REVISIONS: Final = 1000
+"""etcd catches up in messages of this many revisions; one with fewer events is the last of them."""
+
+
+class Tap:
+    """A client watcher's part in one shard.
+
+    Attributes:
+        watcher: whose part it is.
+        stream: the client's stream.
+        pool: the sources it may join.
+        source: where its events come from; None when it is detached.
+        next: while it stands in `source.fresh`, the lowest revision it has not passed on.
+        is_created: the shard has replied to the create; what replies come after that is between it and the source.
+        created: that reply, until the client has been told.
+        is_plain: messages go to the client just as they come: the client knows its id, and it is the only part.
+        owned: which events of the shard belong to the watcher; None for all.
+    """
+
+    __slots__ = ("_head", "created", "is_created", "is_plain", "next", "owned", "pool", "source", "stream", "watcher")
+
+    def __init__(self, watcher: Watcher, pool: Pool) -> None:
+        self.watcher = watcher
+        self.stream: WatchStream = watcher.stream
+        self.pool = pool
+        self.source: Source | None = None
+        self.next = 0
+        self.is_created = False
+        self.created: Response | None = None
+        self._head = b""
+        self.is_plain = False
+        self.owned: Callable[[bytes], bool] | None = None
+
+    @property
+    def position(self) -> int:
+        """The lowest revision that it has not passed on."""
+        source = self.source
+        return source.next if source is not None and self in source.taps else self.next
+
+    @property
+    def head(self) -> bytes:
+        """The last header that its shard sent while it was fed; b"" before the first."""
+        return self.source.upstream.head if self.source is not None else self._head
+
+    def on_created(self, response: Response) -> None:
+        """The shard watches."""
+        if not self.is_created:
+            self.is_created = True
+            self.created = response
+            self.watcher.on_part_created()
+
+    def on_refused(self, response: Response) -> None:
+        """The shard does not."""
+        self.detach()
+        self.watcher.on_part_refused(response)
+
+    def deliver(self, response: Response) -> None:
+        """Events came, and it is not plain."""
+        owned = self.owned
+        if owned is not None:
+            kept = response.keep(lambda event: owned(event.kv.key))
+            if kept is None:
+                return
+            response = kept
+        self.watcher.on_events(response)
+
+    def on_progress(self, response: Response) -> None:
+        """All events up to the header's revision have come."""
+        if response.revision >= self.position - 1:
+            self.watcher.on_progress(response)
+
+    def on_canceled(self, response: Response) -> None:
+        """The shard has ended the watcher."""
+        self.detach()
+        self.watcher.on_part_canceled(response)
+
+    def detach(self) -> None:
+        """Wants no more events; `next` says where it was."""
+        source = self.source
+        if source is not None:
+            self.next = self.position
+            self._head = source.upstream.head
+            self.source = None
+            source.remove(self)
+
+
+class Source:
+    """One watcher of a shard.
+
+    Attributes:
+        upstream: the Watch call that it is part of.
+        spec: what it watches.
+        pool, shelf: who its neighbours are.
+        next: the lowest revision that has not come; 0 until the shard has said which "now" is.
+        id: its watch id upstream.
+        is_live: the shard has created it in the call that is open now.
+        taps: whom it feeds.
+        fresh: taps that have joined and are ahead of it: they get what is not below their `next`.
+        joining: taps that may join when the shard has said so.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_cancel_answer",
+        "_fragments",
+        "_questions",
+        "fresh",
+        "has_caught_up",
+        "id",
+        "is_live",
+        "is_over",
+        "joining",
+        "next",
+        "pool",
+        "shelf",
+        "spec",
+        "taps",
+        "upstream",
+        "was_live",
+    )
+
+    def __init__(self, upstream: Upstream, pool: Pool, spec: Spec, shelf: Shelf, start_revision: int) -> None:
+        self.upstream = upstream
+        self.pool = pool
+        self.shelf = shelf
+        self.spec = spec
+        self.next = start_revision
+        self.id = upstream.take_id()
+        self.is_live = self.was_live = self.is_over = False
+        self.has_caught_up = False
+        self.taps: dict[Tap, None] = {}
+        self.fresh: dict[Tap, None] = {}
+        self.joining: dict[Tap, None] = {}
+        self._fragments: list[Response] = []
+        self._questions: list[Answer] = []
+        self._asked: list[Answer] = []
+        self._cancel_answer: Answer | None = None
+
+    # Taps.
+
+    def add(self, tap: Tap) -> None:
+        """Feeds `tap` all that comes from `next` on."""
+        tap.source = self
+        self.taps[tap] = None
+
+    def join(self, tap: Tap, revision: int) -> None:
+        """Feeds `tap` what comes from `revision` on, which must not be below `next`."""
+        tap.source = self
+        self.joining.pop(tap, None)
+        if revision == self.next:
+            self.taps[tap] = None
+        else:
+            tap.next = revision
+            self.fresh[tap] = None
+
+    def remove(self, tap: Tap) -> None:
+        """Feeds `tap` no more; a source that nobody wants any more ends."""
+        self.taps.pop(tap, None)
+        self.fresh.pop(tap, None)
+        self.joining.pop(tap, None)
+        self.end_if_unwanted()
+
+    def end_if_unwanted(self) -> None:
+        """Ends it upstream when there is nobody for whom to go on."""
+        if not (self.taps or self.fresh or self.joining or self._questions or self._asked or self.is_over):
+            self.end()
+
+    def everybody(self) -> list[Tap]:
+        """All taps, those that are to join left out."""
+        return [*self.taps, *self.fresh]
+
+    @property
+    def awaits_cancel(self) -> bool:
+        """Whether it has ended, but for the shard's reply."""
+        return self._cancel_answer is not None
+
+    def end(self, answer: Answer | None = None) -> None:
+        """Ends it upstream; `answer` is told the shard's reply."""
+        if self.is_over:
+            return
+        self.is_over = True
+        self._cancel_answer = answer
+        self.pool.forget(self)
+        self.upstream.cancel(self)
+
+    def cancel(self, tap: Tap, answer: Answer) -> None:
+        """The client of `tap` wants it no more; what the shard says to that goes to `answer`.
+
+        Until then the tap is fed as before. The header of what the shard says has its present revision.
+        """
+        if not self.is_live:
+            answer(None)
+        elif len(self.taps) + len(self.fresh) == 1 and not self._questions and not self._asked:
+            self.end(answer)
+        else:
+            self.ask(answer)
+
+    # Questions.
+
+    def ask(self, answer: Answer) -> None:
+        """Asks the shard whether the same client may watch this now, and for its revision.
+
+        It is asked to create the same watcher again, under the same id. That is never granted, but refused for the id
+        alone (`DUPLICATE_ID`) where a create would have been granted, and the reply has a header.
+        """
+        self._questions.append(answer)
+        self._send_questions()
+
+    def _send_questions(self) -> None:
+        if self.is_live and self._questions and not self._asked:
+            self._asked, self._questions = self._questions, []
+            self.upstream.ask(self)
+
+    def on_answer(self, response: Response) -> None:
+        """The shard has replied to the question."""
+        asked, self._asked = self._asked, []
+        for answer in asked:
+            answer(response)
+        self._send_questions()
+        self.end_if_unwanted()
+
+    def _drop_questions(self) -> None:
+        answers = self._asked + self._questions
+        self._asked, self._questions = [], []
+        for answer in answers:
+            answer(None)
+
+    # From upstream.
+
+    def on_break(self) -> None:
+        """The call broke; the upstream will create it again at `next`."""
+        self.is_live = False
+        self._fragments.clear()
+        self._drop_questions()
+
+    def on_cancel_lost(self) -> None:
+        """The call broke, and with it went the shard's reply to the cancel."""
+        answer, self._cancel_answer = self._cancel_answer, None
+        if answer is not None:
+            answer(None)
+
+    def on_created(self, response: Response) -> None:
+        """The reply to a create."""
+        if response.message.canceled:
+            self._on_refused(response)
+            return
+        start, self.is_live = self.next, True
+        if not self.was_live:
+            self.was_live = True
+            if start == 0:
+                # The header is made after the watcher is: events up to its revision may still come, and are dropped.
+                self.next = response.revision + 1
+            self.has_caught_up = self.next == response.revision + 1
+        for tap in list(self.taps):
+            tap.on_created(response)
+        self._send_questions()
+        self.pool.on_created(self)
+
+    def _on_refused(self, response: Response) -> None:
+        self.is_over = True
+        self.pool.forget(self)
+        self.upstream.drop(self)
+        taps = self.everybody()
+        for tap in taps:
+            if self.was_live:
+                # It was granted once: a token has run out, say. The client finds out by coming again.
+                tap.stream.stop()
+            else:
+                tap.on_refused(response)
+        questions, self._questions = self._questions, []
+        for answer in questions:
+            answer(response)
+
+    def on_response(self, response: Response) -> None:
+        """Events, progress, or the end."""
+        message = response.message
+        if message.canceled:
+            self._on_canceled(response)
+        elif message.fragment or self._fragments:
+            # Passed on together: clients join what comes one behind the other, and after a break all of it comes again.
+            self._fragments.append(response)
+            if not message.fragment:
+                fragments, self._fragments = self._fragments, []
+                self._on_events(fragments)
+        elif response.last:
+            self._on_events((response,))
+        else:
+            self._on_progress(response)
+
+    def _on_events(self, responses: list[Response] | tuple[Response, ...]) -> None:
+        first, last = responses[0].first, responses[-1].last
+        if first < self.next:
+            responses = [kept for response in responses if (kept := response.since(self.next))]
+            if not responses:
+                return
+            first = responses[0].first
+        if self.fresh:
+            self._feed_fresh(responses, first, last)
+        if len(responses) == 1:
+            self._feed(responses[0])
+        else:
+            for tap in tuple(self.taps):
+                for response in responses:
+                    _pass_on(tap, response)
+        self.next = last + 1
+        if not self.has_caught_up and sum(len(response.message.events) for response in responses) < BATCH_REVISIONS:
+            self.has_caught_up = True
+        if self.shelf.shared is not self:
+            self.pool.on_advanced(self)
+
+    def _feed(self, response: Response) -> None:
+        taps = tuple(self.taps)
+        if len(taps) == 1:
+            _pass_on(taps[0], response)
+            return
+        encoded: dict[int, bytes] = {}
+        for tap in taps:
+            if tap.is_plain:
+                watch_id = tap.watcher.id
+                data = encoded.get(watch_id)
+                if data is None:
+                    data = encoded[watch_id] = response.encode(watch_id)
+                tap.stream.send(data)
+            else:
+                tap.deliver(response)
+
+    def _feed_fresh(self, responses: list[Response] | tuple[Response, ...], first: int, last: int) -> None:
+        """Those that the source has reached become taps like others; what is below their `next` they do not get."""
+        for tap in list(self.fresh):
+            if last < tap.next:
+                continue
+            del self.fresh[tap]
+            if first < tap.next:
+                for response in responses:
+                    if kept := response.since(tap.next):
+                        _pass_on(tap, kept)
+                tap.next = last + 1
+                self.fresh[tap] = None
+            else:
+                self.taps[tap] = None
+
+    def _on_progress(self, response: Response) -> None:
+        for tap in self.everybody():
+            tap.on_progress(response)
+        if response.revision >= self.next:
+            self.next = response.revision + 1
+        for tap in [tap for tap in self.fresh if tap.next <= self.next]:
+            del self.fresh[tap]
+            self.taps[tap] = None
+        self.has_caught_up = True
+        if self.shelf.shared is not self:
+            self.pool.on_advanced(self)
+
+    def _on_canceled(self, response: Response) -> None:
+        self.upstream.drop(self)
+        answer, self._cancel_answer = self._cancel_answer, None
+        if self.is_over:
+            if answer is not None:
+                answer(response)
+            return
+        self.is_over = True
+        self.pool.forget(self)
+        for tap in self.everybody():
+            if tap.position >= response.message.compact_revision > 0:
+                tap.detach()
+                tap.pool.start(tap, self.spec, tap.next)  # it had joined further on, and has lost nothing
+            else:
+                tap.on_canceled(response)
+        self._drop_questions()
+
+
+def _pass_on(tap: Tap, response: Response) -> None:
+    if tap.is_plain:
+        tap.stream.send(response.encode(tap.watcher.id))
+    else:
+        tap.deliver(response)

@@ -1,0 +1,587 @@
+"""Keepalives between clients and shards, frame by frame: the test is the clients and the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from esp.core import errors
+from esp.core.keys import KeyRange
+from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
+from esp.core.services import keepalive, keepalive_lane
+from esp.core.services.keepalive import PATH, LeaseKeepAlive
+from esp.core.services.lease_repair import LeaseRepair
+from esp.core.services.lease_table import LeaseTable
+from esp.core.shard import StreamOpener
+from esp.core.shard_map import ShardMap
+from esp.core.wire import client, connection, frames, server, server_stream
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.limits import Limits
+from esp.core.wire.message import MessageReader
+from esp.core.wire.request import RequestHead
+from esp.core.wire.server_stream import Handler
+from esp.core.wire.status import Code, Status
+from tests.core.wire.conftest import Clock
+from tests.core.wire.conversation import HEAD, Server, call, data, headers, meet, message, rst, split, trailers, window
+from tests.core.wire.upstream import Caller, dial
+
+Ask = rpc_pb2.LeaseKeepAliveRequest
+Answer = rpc_pb2.LeaseKeepAliveResponse
+NAMES = ("s0", "s1", "s2")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (keepalive, keepalive_lane, client, connection, server, server_stream):
+        monkeypatch.setattr(module, "monotonic", clock)
+    return clock
+
+
+class FakeShard:
+    """A shard's client as far as keepalives need it; its server is the test."""
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        self.name = name
+        self.is_ready = True
+        self.caller: Caller | None = dial(limits)
+        self.context = self.caller.context
+        self.waiting: list[StreamOpener] = []
+        self.moved: list[Status] = []
+        self._heads: dict[int, dict[str, str]] = {}
+        self._readers: dict[int, MessageReader] = {}
+        self._closed: list[int] = []
+
+    # For the code under test.
+
+    def open_stream(self, opener: StreamOpener) -> None:
+        if self.caller is not None:
+            opener.go(self.caller.connection)
+        else:
+            self.waiting.append(opener)
+
+    def forget_opener(self, opener: StreamOpener) -> None:
+        if opener in self.waiting:
+            self.waiting.remove(opener)
+
+    def consider_moving(self, connection: ClientConnection, status: Status) -> None:
+        self.moved.append(status)
+
+    # For the test.
+
+    def reconnect(self) -> None:
+        self.caller = dial()
+        waiting, self.waiting = self.waiting, []
+        for opener in waiting:
+            opener.go(self.caller.connection)
+
+    def asked(self) -> list[tuple[int, list[int]]]:
+        """Since the last time: each stream that was written to, and the leases; ended streams come with []."""
+        assert self.caller is not None
+        self.caller.flush()
+        found: dict[int, list[int]] = {}
+        for frame in split(self.caller.said()):
+            if frame.kind == frames.DATA:
+                reader = self._readers.setdefault(frame.stream, MessageReader(10_000))
+                found.setdefault(frame.stream, []).extend(Ask.FromString(m).ID for m in reader.feed(frame.payload))
+            elif frame.kind == frames.RST_STREAM:
+                found[frame.stream] = []
+        return sorted(found.items())
+
+    def answers(self, stream: int, *ids: int, ttl: int = 60, revision: int = 5, first: bool = False) -> None:
+        assert self.caller is not None
+        body = b"".join(
+            message(Answer(header={"revision": revision}, ID=id_, TTL=ttl).SerializeToString()) for id_ in ids
+        )
+        head = [headers(stream, HEAD)] if first else []
+        self.caller.hears(*head, data(stream, body))
+
+    def ends(self, stream: int, status: Status, *, first: bool = False) -> None:
+        assert self.caller is not None
+        self.caller.hears(headers(stream, (HEAD if first else []) + trailers(status), end=True))
+
+
+class World:
+    """Clients, esp's keepalive service, and three shards."""
+
+    def __init__(self, clock: Clock, limits: Limits, *, tolerant: bool = True) -> None:
+        self.clock = clock
+        shard_map = ShardMap.build(
+            [(0, KeyRange(b"", b"i")), (1, KeyRange(b"i", b"r")), (2, KeyRange(b"r", None))], NAMES
+        )
+        self.shards = [FakeShard(name, limits) for name in NAMES]
+        self.limits = limits
+        client, self.server = meet(limits, find=self._find)
+        self.client = client
+        self.context = self.server.context
+        self.table = LeaseTable(NAMES, self.context, tolerant=tolerant)
+        routing = Routing(shard_map, self.shards)  # type: ignore[arg-type]
+        self.repair = LeaseRepair(routing, self.table, self.context)
+        self.service = LeaseKeepAlive(routing, self.table, self.repair, self.context)
+        self._reader = MessageReader(10_000)
+
+    def _find(self, head: RequestHead) -> Handler:
+        return self.service
+
+    def opens(self, stream: int = 1, *metadata: tuple[bytes, bytes]) -> None:
+        self.client.sends(headers(stream, call(PATH, *metadata)))
+
+    def asks(self, *ids: int, stream: int = 1, end: bool = False) -> None:
+        self.client.sends(data(stream, b"".join(message(Ask(ID=id_).SerializeToString()) for id_ in ids), end=end))
+
+    def hears(self, stream: int = 1) -> list[tuple[int, int]]:
+        """Lease and TTL of the answers since the last time."""
+        self.server.flush()
+        payload = b"".join(
+            frame.payload for frame in split(self.server.says()) if frame.kind == frames.DATA and frame.stream == stream
+        )
+        answers = [Answer.FromString(m) for m in self._reader.feed(payload)]
+        return [(answer.ID, answer.TTL) for answer in answers]
+
+    def passes(self, seconds: float) -> None:
+        self.service.tick(self.clock.passes(seconds))
+        self.server.flush()
+
+    def reached(self) -> dict[str, int]:
+        return dict(self.context.counters.limits)
+
+    def jobs(self) -> list[dict[int, bool]]:
+        """By shard: leases that are to be granted (True) or revoked (False)."""
+        return [{id_: job.grants for id_, job in jobs.items()} for jobs in self.repair._jobs]
+
+
+@pytest.fixture
+def world(clock: Clock) -> World:
+    return World(clock, Limits())
+
+
+@pytest.fixture
+def strict(clock: Clock) -> World:
+    return World(clock, Limits(), tolerant=False)
+
+
+def is_over(server: Server, status: Status, stream: int = 1) -> None:
+    """The last that the client heard is the end of the stream with that status."""
+    from hpack import Decoder
+
+    server.flush()
+    ends = [f for f in split(server.says()) if f.kind == frames.HEADERS and f.stream == stream and f.flags & 1]
+    fields = dict(Decoder().decode(ends[-1].payload, raw=True))
+    assert (int(fields[b"grpc-status"]), fields.get(b"grpc-message", b"").decode()) == (status.code, status.message)
+
+
+OK = Status(Code.OK)
+
+
+class TestOrder:
+    def test_an_answer_waits_for_every_shard_and_has_the_lowest_ttl_and_revision(self, world: World) -> None:
+        world.opens()
+        world.asks(7)
+        for shard in world.shards:
+            assert shard.asked() == [(1, [7])]
+        world.shards[2].answers(1, 7, ttl=30, first=True)
+        world.shards[0].answers(1, 7, ttl=60, revision=9, first=True)
+        assert world.hears() == []
+        world.shards[1].answers(1, 7, ttl=40, first=True)
+        assert world.hears() == [(7, 30)]
+
+    def test_answers_come_in_the_order_of_the_requests_whatever_the_shards_order(self, world: World) -> None:
+        world.opens()
+        world.asks(7, 8)
+        world.asks(9)
+        for shard in world.shards[:2]:
+            shard.answers(1, 7, 8, 9, first=True)
+        world.shards[2].answers(1, 7, first=True)
+        assert world.hears() == [(7, 60)]
+        world.shards[2].answers(1, 8, 9)
+        assert world.hears() == [(8, 60), (9, 60)]
+
+    def test_clients_share_a_stream_and_each_hears_its_own(self, world: World) -> None:
+        world.opens(1)
+        world.opens(3)
+        world.asks(7, stream=1)
+        world.asks(7, 8, stream=3)
+        assert world.shards[0].asked() == [(1, [7, 7, 8])]
+        for shard in world.shards:
+            shard.answers(1, 7, 7, 8, first=True)
+        world.server.flush()
+        said = list(split(world.server.says()))
+        for stream, count in ((1, 1), (3, 2)):
+            payload = b"".join(f.payload for f in said if f.kind == frames.DATA and f.stream == stream)
+            assert len(MessageReader(1000).feed(payload)) == count
+
+    def test_clients_with_different_tokens_share_nothing(self, world: World) -> None:
+        world.opens(1, (b"token", b"a"))
+        world.opens(3, (b"token", b"b"))
+        world.opens(5, (b"token", b"a"), (b"user-agent", b"another"))
+        for stream in (1, 3, 5):
+            world.asks(stream, stream=stream)
+        assert world.shards[0].asked() == [(1, [1, 5]), (3, [3])]
+
+    def test_the_half_close_drains(self, world: World) -> None:
+        world.opens()
+        world.asks(7, 8, end=True)
+        for shard in world.shards:
+            shard.answers(1, 7, first=True)
+        assert world.hears() == [(7, 60)]
+        for shard in world.shards:
+            shard.answers(1, 8)
+        is_over(world.server, OK)
+        world.server.holds_nothing()
+
+    def test_a_message_may_come_in_pieces(self, world: World) -> None:
+        world.opens()
+        whole = message(Ask(ID=2**40).SerializeToString())
+        for byte in whole:
+            world.client.sends(data(1, bytes((byte,))))
+        assert world.shards[0].asked() == [(1, [2**40])]
+
+    def test_a_client_that_has_left_is_not_waited_for_and_its_neighbours_are_served(self, world: World) -> None:
+        world.opens(1)
+        world.opens(3)
+        world.asks(7, stream=1)
+        world.asks(8, stream=3)
+        world.client.sends(rst(1))
+        for shard in world.shards:
+            shard.answers(1, 7, 8, first=True)
+        assert world.hears(3) == [(8, 60)]
+
+
+class TestFaultsOfClients:
+    def test_what_is_no_message_ends_the_stream(self, world: World) -> None:
+        world.opens()
+        world.client.sends(data(1, message(b"\xff\xff")))
+        said = [f for f in split(world.server.says()) if f.kind == frames.HEADERS]
+        assert b"unmarshalling" in said[-1].payload or said[-1].flags & 1
+
+    def test_a_half_message_at_the_end_is_an_error(self, world: World) -> None:
+        world.opens()
+        world.client.sends(data(1, message(b"12345")[:-1], end=True))
+        is_over(world.server, Status(Code.INTERNAL, "the request ended within a message"))
+
+    def test_a_request_is_of_bounded_size(self, world: World) -> None:
+        world.opens()
+        world.client.sends(data(1, message(bytes(5000))))
+        is_over(world.server, Status(Code.RESOURCE_EXHAUSTED, "grpc: received message larger than max (5000 vs. 4096)"))
+
+    def test_the_window_is_given_back_only_with_the_answers(self, world: World) -> None:
+        world.opens()
+        ids = [2**60] * 2000
+        body = message(Ask(ID=2**60).SerializeToString()) * 1000
+        granted = len(body) * 2
+        for part in (body[:15000], body[15000:], body[:15000], body[15000:]):
+            world.client.sends(data(1, part))
+        world.server.flush()
+
+        def given_back() -> int:
+            return sum(
+                int.from_bytes(f.payload, "big")
+                for f in split(world.server.says())
+                if f.kind == frames.WINDOW_UPDATE and f.stream == 1
+            )
+
+        assert given_back() == 0
+        for shard in world.shards:
+            for start in range(0, 2000, 500):
+                shard.answers(1, *ids[start : start + 500], first=start == 0)
+        # The client has no window for all the answers; what waits for it is owed until it has left.
+        assert given_back() < granted / 2
+        world.client.sends(window(0, 100_000), window(1, 100_000))
+        assert granted / 2 < given_back() <= granted
+
+
+class TestLimits:
+    def test_keepalives_that_wait(self, clock: Clock) -> None:
+        world = World(clock, Limits(max_keepalives=3))
+        world.opens(1)
+        world.asks(1, 2, 3, stream=1)
+        world.opens(3)
+        world.asks(4, stream=3)
+        is_over(world.server, errors.TOO_MANY_REQUESTS, 3)
+        assert world.reached() == {"max_keepalives": 1}
+        for shard in world.shards:
+            shard.answers(1, 1, 2, 3, first=True)
+        world.opens(5)
+        world.asks(1, 2, 3, stream=5)
+        world.client.sends(rst(5))
+        world.opens(7)
+        world.asks(1, 2, 3, stream=7)
+        assert world.reached() == {"max_keepalives": 1}
+
+    def test_streams_to_a_shard(self, clock: Clock) -> None:
+        world = World(clock, Limits(max_keepalive_streams=2))
+        for stream, token in ((1, b"a"), (3, b"b")):
+            world.opens(stream, (b"token", token))
+            world.asks(1, stream=stream)
+        world.opens(5, (b"token", b"c"))
+        is_over(world.server, errors.TOO_MANY_REQUESTS, 5)
+        assert world.reached() == {"max_keepalive_streams": 1}
+        assert world.shards[0].asked() == [(1, [1]), (3, [1])]
+        # One that nobody uses makes room.
+        world.client.sends(rst(1))
+        world.opens(7, (b"token", b"c"))
+        world.asks(2, stream=7)
+        assert world.shards[0].asked() == [(1, []), (5, [2])]
+
+    def test_leases_known(self, clock: Clock) -> None:
+        world = World(clock, Limits(max_known_leases=2))
+        world.opens()
+        world.asks(1, 2, 3)
+        for shard in world.shards:
+            shard.answers(1, 1, 2, 3, first=True)
+        assert [world.table.get(id_) is None for id_ in (1, 2, 3)] == [True, False, False]
+        assert world.reached() == {"max_known_leases": 1}
+
+    def test_repairs(self, clock: Clock) -> None:
+        world = World(clock, Limits(max_lease_repairs=2))
+        world.repair.grant(1, 0, [])
+        world.repair.revoke(1, [0, 1, 2], [])
+        assert world.jobs() == [{1: False}, {1: False}, {}]
+        assert world.reached() == {"max_lease_repairs": 1}
+
+    def test_a_stream_without_clients_is_closed(self, world: World) -> None:
+        world.opens()
+        world.asks(7, end=True)
+        for shard in world.shards:
+            shard.answers(1, 7, first=True)
+        assert world.shards[0].asked() == [(1, [7])]
+        world.passes(29)
+        assert world.shards[0].asked() == []
+        world.passes(2)
+        assert world.shards[0].asked() == [(1, [])]
+
+
+class TestOneThatHoldsUpOthers:
+    """etcd does not answer for a lease that has ended until it is revoked, nor for any behind it."""
+
+    def test_it_goes_on_a_slow_stream_and_the_others_on_a_new_one(self, world: World) -> None:
+        world.opens(1)
+        world.opens(3)
+        world.asks(7, stream=1)
+        world.asks(8, 9, stream=3)
+        for shard in world.shards[1:]:
+            shard.answers(1, 7, ttl=0, first=True)
+            shard.answers(1, 8, 9)
+        slow = world.shards[0]
+        slow.asked()
+        world.passes(0.5)
+        assert slow.asked() == [(1, []), (3, [7]), (5, [8, 9])]
+        slow.answers(5, 8, 9, first=True)
+        assert world.hears(3) == [(8, 60), (9, 60)]
+        # What comes meanwhile does not wait behind it either, and it is not given up.
+        for _ in range(20):
+            world.asks(8, stream=3)
+            slow.answers(5, 8)
+            for shard in world.shards[1:]:
+                shard.answers(1, 8)
+            assert world.hears(3) == [(8, 60)]
+            world.passes(0.5)
+            for stream, ids in slow.asked():
+                assert (stream, ids) in ((5, [8]), (5, [8, 0]))
+                if 0 in ids:
+                    slow.answers(5, 0, ttl=0)
+        slow.answers(3, 7, ttl=0, first=True)
+        assert world.hears(1) == [(7, 0)]
+
+    def test_alone_it_is_waited_for_while_the_shard_answers_other_questions(self, world: World) -> None:
+        world.opens()
+        world.asks(7)
+        for shard in world.shards[1:]:
+            shard.answers(1, 7, ttl=0, first=True)
+        slow = world.shards[0]
+        slow.asked()
+        world.passes(0.5)
+        assert slow.asked() == [(1, []), (3, [7])]
+        first = True
+        for _ in range(20):
+            world.passes(0.5)
+            assert slow.asked() == [(5, [0])]
+            slow.answers(5, 0, ttl=0, first=first)
+            first = False
+        assert world.hears() == []
+        slow.answers(3, 7, ttl=0, first=True)
+        assert world.hears() == [(7, 0)]
+
+    def test_a_shard_that_is_only_slow_is_left_alone(self, world: World) -> None:
+        world.opens()
+        world.asks(*range(1, 11))
+        world.shards[0].asked()
+        for id_ in range(1, 11):
+            world.passes(0.2)
+            for shard in world.shards:
+                shard.answers(1, id_, first=id_ == 1)
+        assert len(world.hears()) == 10
+        assert world.shards[0].asked() == []
+
+
+class TestAShardThatDoesNotAnswer:
+    def know(self, world: World, ttl: int = 60) -> None:
+        """All shards have answered once for lease 7."""
+        world.opens()
+        world.asks(7)
+        for shard in world.shards:
+            shard.answers(1, 7, ttl=ttl, first=True)
+        assert world.hears() == [(7, ttl)]
+
+    def test_it_counts_with_what_is_left_until_that_has_run_out(self, world: World) -> None:
+        self.know(world, ttl=5)
+        world.shards[1].asked()
+        seen = []
+        for _ in range(8):
+            world.asks(7)
+            for shard in (world.shards[0], world.shards[2]):
+                shard.answers(1, 7, ttl=5)
+            for _ in range(3):
+                world.passes(0.5)
+            seen += [ttl for _, ttl in world.hears()]
+        assert seen[0] in (3, 4)
+        assert seen == [*sorted((ttl for ttl in seen if ttl < 5), reverse=True), *[5] * seen.count(5)]
+        assert seen.count(5) > 2
+        assert 0 not in seen
+        assert world.table.counters["left_out"] == seen.count(5)
+
+    def test_in_strict_mode_the_stream_ends(self, strict: World) -> None:
+        self.know(strict)
+        strict.asks(7)
+        for shard in (strict.shards[0], strict.shards[2]):
+            shard.answers(1, 7)
+        for _ in range(3):
+            strict.passes(0.5)
+        is_over(strict.server, errors.REQUEST_TIMED_OUT)
+
+    def test_without_a_connection_it_is_given_up_soon(self, world: World) -> None:
+        world.shards[1].caller = None
+        world.opens()
+        world.asks(7)
+        for shard in (world.shards[0], world.shards[2]):
+            shard.answers(1, 7, first=True)
+        world.passes(0.5)
+        assert world.hears() == [(7, 60)]
+        assert world.shards[1].waiting == []
+
+    def test_a_connection_in_time_is_used(self, world: World) -> None:
+        world.shards[1].caller = None
+        world.opens()
+        world.asks(7)
+        world.asks(8)
+        world.shards[1].reconnect()
+        assert world.shards[1].asked() == [(1, [7, 8])]
+
+    def test_a_stream_that_breaks_is_opened_again_once(self, world: World) -> None:
+        self.know(world)
+        shard = world.shards[1]
+        shard.asked()
+        world.asks(7, 8)
+        assert shard.asked() == [(1, [7, 8])]
+        assert shard.caller
+        shard.caller.hears(rst(1))
+        assert shard.asked() == [(3, [7, 8])]
+        for other in (world.shards[0], world.shards[2]):
+            other.answers(1, 7, 8)
+        shard.caller.hears(rst(3))  # without an answer since: no more
+        assert shard.asked() == []
+        assert world.hears() == [(7, 60), (8, 60)]
+
+    def test_a_connection_that_is_left_takes_the_stream_with_it(self, world: World) -> None:
+        """As when the shard client leaves a member without a leader."""
+        self.know(world)
+        shard = world.shards[1]
+        world.asks(7)
+        shard.asked()
+        assert shard.caller
+        old = shard.caller
+        stream = old.connection.streams[1]
+        shard.reconnect()
+        stream.on_retired()
+        assert shard.asked() == [(1, [7])]
+        assert 1 not in old.connection.streams
+
+    def test_a_status_that_says_no_leader_is_told_to_the_shard(self, world: World) -> None:
+        self.know(world)
+        world.asks(7)
+        world.shards[1].ends(1, errors.NO_LEADER)
+        assert world.shards[1].moved == [errors.NO_LEADER]
+
+    @pytest.mark.parametrize(
+        "status", [errors.INVALID_AUTH_TOKEN, Status(Code.UNKNOWN, "etcdserver: whatever")], ids=str
+    )
+    def test_an_error_that_is_not_about_being_away_goes_to_the_client(self, world: World, status: Status) -> None:
+        self.know(world)
+        world.asks(7)
+        for shard in (world.shards[0], world.shards[2]):
+            shard.answers(1, 7)
+        world.shards[1].ends(1, status)
+        is_over(world.server, status)
+
+    def test_permission_denied_is_for_the_first_alone(self, world: World) -> None:
+        world.opens(1)
+        world.opens(3)
+        world.asks(7, stream=1)
+        world.asks(8, stream=3)
+        for shard in world.shards[1:]:
+            shard.answers(1, 7, 8, first=True)
+        shard = world.shards[0]
+        shard.asked()
+        shard.ends(1, errors.PERMISSION_DENIED, first=True)
+        is_over(world.server, errors.PERMISSION_DENIED, 1)
+        assert shard.asked() == [(1, []), (3, [8])]
+        shard.answers(3, 8, first=True)
+        assert world.hears(3) == [(8, 60)]
+
+    @pytest.mark.parametrize(
+        "say",
+        [
+            lambda shard: shard.answers(1, 99),
+            lambda shard: shard.caller.hears(data(1, message(b"\xff\xff"))),
+            lambda shard: shard.answers(1, 7, 7),
+        ],
+        ids=["another lease", "no message", "one too many"],
+    )
+    def test_an_answer_that_cannot_be_ends_that_stream(self, world: World, say: Callable[[FakeShard], None]) -> None:
+        self.know(world)
+        world.shards[1].asked()
+        world.asks(7)
+        say(world.shards[1])
+        assert world.shards[1].asked() == [(1, [])]
+
+    def test_without_any_answer_the_clients_stream_ends(self, world: World) -> None:
+        self.know(world)
+        world.asks(7)
+        for shard in world.shards:
+            shard.ends(1, errors.NO_LEADER)
+        for _ in range(3):
+            world.passes(0.5)
+        is_over(world.server, errors.REQUEST_TIMED_OUT)
+
+
+class TestShardsThatDisagree:
+    def answer(self, world: World, *ttls: int, known: bool) -> list[tuple[int, int]]:
+        world.opens()
+        if known:
+            world.asks(7)
+            for shard in world.shards:
+                shard.answers(1, 7, first=True)
+            world.hears()
+        world.asks(7)
+        for shard, ttl in zip(world.shards, ttls, strict=True):
+            shard.answers(1, 7, ttl=ttl, first=not known)
+        return world.hears()
+
+    def test_a_lease_that_was_on_the_shard_is_dead_and_revoked_on_the_others(self, world: World) -> None:
+        assert self.answer(world, 60, 0, 60, known=True) == [(7, 0)]
+        assert world.jobs() == [{7: False}, {}, {7: False}]
+        assert world.table.get(7) is None
+
+    def test_a_lease_that_was_never_seen_there_is_granted_there(self, world: World) -> None:
+        assert self.answer(world, 60, 0, 50, known=False) == [(7, 50)]
+        assert world.jobs() == [{}, {7: True}, {}]
+
+    def test_in_strict_mode_it_is_dead(self, strict: World) -> None:
+        assert self.answer(strict, 60, 0, 50, known=False) == [(7, 0)]
+        assert strict.jobs() == [{7: False}, {}, {7: False}]
+
+    def test_a_lease_that_no_shard_has_is_only_answered_for(self, world: World) -> None:
+        assert self.answer(world, 0, 0, 0, known=True) == [(7, 0)]
+        assert world.jobs() == [{}, {}, {}]

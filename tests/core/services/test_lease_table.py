@@ -1,0 +1,114 @@
+"""What follows when shards disagree about a lease."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esp.core.services.lease_table import KEPT_SECONDS, SWEPT_AT_ONCE, LeaseTable
+from esp.core.wire.context import WireContext
+from esp.core.wire.limits import Limits
+
+NAMES = ("s0", "s1", "s2")
+
+
+def table(*, tolerant: bool = True, limits: Limits | None = None) -> LeaseTable:
+    return LeaseTable(NAMES, WireContext(limits or Limits()), tolerant=tolerant)
+
+
+lives = st.lists(st.sampled_from([True, False, None]), min_size=3, max_size=3)
+seen = st.one_of(st.none(), st.lists(st.booleans(), min_size=3, max_size=3))
+
+
+def judged(tolerant: bool, seen_on: Sequence[bool] | None, lives_on: Sequence[bool | None]) -> tuple[bool, list[int]]:
+    known = table(tolerant=tolerant)
+    if seen_on is not None:
+        known.granted(7, [100.0 if here else 0.0 for here in seen_on], [])
+    judgement = known.judge(7, lives_on)
+    return judgement.dead, list(judgement.missed)
+
+
+@given(seen, lives)
+def test_in_strict_mode_one_shard_without_it_is_the_end(
+    seen_on: Sequence[bool] | None, lives_on: Sequence[bool | None]
+) -> None:
+    assert judged(False, seen_on, lives_on) == (False in lives_on or True not in lives_on, [])
+
+
+@given(seen, lives)
+def test_a_tolerated_lease_ends_where_it_lives_nowhere_or_has_been_lost(
+    seen_on: Sequence[bool] | None, lives_on: Sequence[bool | None]
+) -> None:
+    lost = any(had and here is False for had, here in zip(seen_on or (), lives_on, strict=False))
+    dead, missed = judged(True, seen_on, lives_on)
+    assert dead == (True not in lives_on or lost)
+    assert missed == ([] if dead else [shard for shard, here in enumerate(lives_on) if here is False])
+
+
+def test_a_keepalive_shows_where_a_lease_lives() -> None:
+    known = table()
+    known.renewed(7, (10, 0, -1), 100.0, [])
+    assert [known.was_on(7, shard) for shard in range(3)] == [True, False, False]
+    assert known.never_on(1) == [7]
+    known.renewed(7, (-1, 20, -1), 105.0, [])
+    assert [known.left(7, shard, 106.5) for shard in range(3)] == [3, 18, None]
+
+
+def test_less_than_a_second_left_is_nothing_left() -> None:
+    known = table()
+    known.renewed(7, (10, 10, 10), 100.0, [])
+    assert known.left(7, 0, 108.9) == 1
+    assert known.left(7, 0, 109.1) is None
+
+
+def test_a_lease_that_begins_anew_has_no_past() -> None:
+    known = table()
+    known.granted(7, [100.0, 100.0, 100.0], [])
+    known.granted(7, [100.0, 0.0, 100.0], [])
+    assert known.judge(7, (True, False, True)).missed == (1,)
+
+
+def test_what_was_granted_later_was_seen_there() -> None:
+    known = table()
+    known.granted(7, [100.0, 0.0, 100.0], [])
+    known.seen(7, 1, 50.0)
+    assert known.was_on(7, 1)
+    known.seen(8, 1, 50.0)
+    assert known.get(8) is None
+
+
+def test_leases_are_forgotten_a_while_after_their_end_and_the_living_are_kept() -> None:
+    known = table()
+    for lease_id in range(3 * SWEPT_AT_ONCE):
+        known.granted(lease_id, [100.0, 0.0, 1e9 if lease_id % 2 else 0.0], [])
+    for _ in range(4):
+        known.sweep(100.0 + KEPT_SECONDS - 1)
+    assert len(known) == 3 * SWEPT_AT_ONCE
+    for _ in range(4):
+        known.sweep(100.0 + KEPT_SECONDS)
+    assert len(known) == 3 * SWEPT_AT_ONCE // 2
+    assert known.get(1) is not None
+    assert known.get(2) is None
+
+
+def test_the_table_is_bounded() -> None:
+    known = table(limits=Limits(max_known_leases=2))
+    for lease_id in (1, 2, 1, 3):
+        known.granted(lease_id, [100.0] * 3, [])
+    assert [lease_id for lease_id in (1, 2, 3) if known.get(lease_id)] == [1, 3]
+
+
+def test_that_a_shard_is_left_out_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    known = table()
+    with caplog.at_level(logging.INFO, logger="esp.lease"):
+        known.leave_out(1)
+        known.leave_out(1)
+        known.answers(1)
+        known.answers(1)
+        known.leave_out(1)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "WARNING"]
+    assert known.counters["left_out"] == 3
