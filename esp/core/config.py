@@ -64,6 +64,7 @@ class Config:
     shard_map: ShardMap
     deletes_across_shards: Literal["serve", "refuse"]
     leases: Literal["tolerant", "strict"]
+    range_reads: Literal["default", "snapshot"]
     drain_seconds: float
     limits: Limits
 
@@ -141,6 +142,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     shards: list[Any] = []
     deletes_across_shards: str = "serve"
     leases: str = "tolerant"
+    range_reads: str = "default"
     drain_seconds: float = 10.0
     limits: dict[str, Any] = {}
 
@@ -162,6 +164,7 @@ class _FileReader(Fields):
             shard_map=shard_map,
             deletes_across_shards=self._deletes(file.deletes_across_shards),
             leases=self._leases(file.leases),
+            range_reads=self._range_reads(file.range_reads),
             drain_seconds=self._drain(file.drain_seconds),
             limits=self._limits(file.limits),
         )
@@ -179,6 +182,13 @@ class _FileReader(Fields):
         if value != "strict":
             self.fail(("leases",), f'"leases" is "{value}"; write tolerant or strict')
         return "strict"
+
+    def _range_reads(self, value: str) -> Literal["default", "snapshot"]:
+        if value == "default":
+            return "default"
+        if value != "snapshot":
+            self.fail(("range_reads",), f'"range_reads" is "{value}"; write default or snapshot')
+        return "snapshot"
 
     def _drain(self, seconds: float) -> float:
         if not math.isfinite(seconds) or seconds < 0:

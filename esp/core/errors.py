@@ -86,3 +86,13 @@ def spans(what: str, shard_names: Sequence[str], boundary: bytes, cure: str = ""
         shown += f" and {len(names) - _NAMES_SHOWN} more"
     text = f'esp: {what} spans the shards {shown} (boundary "{format_key(boundary)}")'
     return Status(Code.FAILED_PRECONDITION, f"{text}; {cure}" if cure else text)
+
+
+def leaves_out(what: str, shard_names: Sequence[str]) -> Status:
+    """The refusal of a request for all shards at a token that says nothing about some of them."""
+    shown = ", ".join(shard_names[:_NAMES_SHOWN])
+    text = (
+        f"esp: {what} at this revision leaves out the shards {shown}; take the revision of an answer over all shards, "
+        "such as a count of all keys"
+    )
+    return Status(Code.FAILED_PRECONDITION, text)

@@ -18,6 +18,7 @@ from esp.core.services.lease import Leases
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
 from esp.core.shard import Shard
+from esp.core.tokens import Tokens
 from esp.core.wire.context import WireContext
 from esp.core.wire.transport import TICK_SECONDS, Listener
 
@@ -35,7 +36,7 @@ class Proxy:
         self.config = config
         self.context = WireContext(config.limits)
         shards = [Shard(shard.name, shard.endpoints, self.context) for shard in config.shards]
-        self.routing = Routing(config.shard_map, shards)
+        self.routing = Routing(config.shard_map, shards, Tokens(len(shards), self.context))
         self.bound: list[tuple[str, int]] = []
         self._calls = asyncio.TaskGroup()
         self._background = asyncio.TaskGroup()
@@ -48,6 +49,8 @@ class Proxy:
                 self._spawn,
                 self.leases.retry,
                 deletes_across_shards=config.deletes_across_shards == "serve",
+                snapshots=config.range_reads == "snapshot",
+                snapshot_tries=config.limits.max_snapshot_tries,
             ),
             **self.leases.handlers(),
             **watch.handlers(self.routing),
@@ -87,6 +90,7 @@ class Proxy:
             task.cancel()
         await self._calls.__aexit__(None, None, None)
         await self._background.__aexit__(None, None, None)
+        self.routing.tokens.close()
 
     def cut(self) -> None:
         """Ends the calls that leaving still waits for."""
@@ -109,6 +113,7 @@ class Proxy:
             for shard in self.routing.shards:
                 shard.tick(now)
             self.leases.tick(now)
+            self.routing.tokens.expire()
             self.context.flush()
 
 

@@ -1,4 +1,4 @@
-"""The shard map together with the clients of the shards it names: what every service routes by."""
+"""The shard map, the clients of the shards it names, and the tokens for positions in them: what services route by."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from esp.core.identity import Identity
 from esp.core.keys import KeyRange
 from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
+from esp.core.tokens import Tokens
 
 
 class Routing:
-    """A shard map and its shards; `shards[i]` is the one the map calls `i`."""
+    """A shard map and its shards; `shards[i]` is the one the map calls `i`, and so in the vectors of `tokens`."""
 
-    __slots__ = ("identity", "map", "shards")
+    __slots__ = ("identity", "map", "shards", "tokens")
 
-    def __init__(self, shard_map: ShardMap, shards: Sequence[Shard]) -> None:
+    def __init__(self, shard_map: ShardMap, shards: Sequence[Shard], tokens: Tokens) -> None:
         self.map = shard_map
+        self.tokens = tokens
         self.shards = tuple(shards)
         self.identity = Identity.of(shard_map.names)
 

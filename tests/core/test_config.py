@@ -65,6 +65,7 @@ listen: [http://0.0.0.0:2379, "http://[::1]:2379"]
 advertise: [http://proxy-1:2379/, https://proxy.example:443]
 deletes_across_shards: refuse
 leases: strict
+range_reads: snapshot
 drain_seconds: 2.5
 limits: {max_connections: 20, connect_timeout: 0.5, keepalive_time: 12}
 shards:
@@ -92,6 +93,7 @@ shards:
         shard_map=ShardMap.build([(0, events), (1, below), (1, above)], ("events", "main")),
         deletes_across_shards="refuse",
         leases="strict",
+        range_reads="snapshot",
         drain_seconds=2.5,
         limits=Limits(max_connections=20, connect_timeout=0.5, keepalive_time=12),
     )
@@ -104,6 +106,7 @@ def test_what_is_not_said_has_a_default() -> None:
     assert config.advertise == ()
     assert config.deletes_across_shards == "serve"
     assert config.leases == "tolerant"
+    assert config.range_reads == "default"
     assert config.drain_seconds == 10
     assert config.limits == Limits()
 
@@ -202,7 +205,9 @@ def binary(key: bytes) -> str:
 # What is refused, word for word
 
 ALL = '{start: "", end: ""}'
-FIELDS = "the fields here are listen, advertise, shards, deletes_across_shards, leases, drain_seconds, limits"
+FIELDS = (
+    "the fields here are listen, advertise, shards, deletes_across_shards, leases, range_reads, drain_seconds, limits"
+)
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
 RANGE = "a range is {prefix: ...} or {start: ..., end: ...}"
 
@@ -230,7 +235,7 @@ REFUSED = {
     "list": ("[]", "1: the file must be a mapping, not a list"),
     "shards no list": ("shards: 5", '1: "shards" must be a list, not a number'),
     "shard no mapping": ("shards: [5]", '1: shard "shard-0" must be a mapping, not a number'),
-    "unknown field": (ONE + "range_reads: snapshot", f'5: unknown field "range_reads"; {FIELDS}'),
+    "unknown field": (ONE + "colour: red", f'5: unknown field "colour"; {FIELDS}'),
     "misspelt field": (ONE + "drain_second: 1", '5: unknown field "drain_second"; did you mean "drain_seconds"?'),
     "misspelt shard field": ("shards: [{nam: x}]", '1: shard "shard-0": unknown field "nam"; did you mean "name"?'),
     "misspelt range field": (three("{prefx: a}"), '3: shard "a": a range: unknown field "prefx"; did you mean "prefix"?'),
@@ -240,6 +245,7 @@ REFUSED = {
     "listen empty": (ONE + "listen: []", '5: "listen" is empty; write listen: [http://127.0.0.1:2379]'),
     # Single fields
     "deletes": (ONE + "deletes_across_shards: no way", '5: "deletes_across_shards" is "no way"; write serve or refuse'),
+    "range_reads": (ONE + "range_reads: exact", '5: "range_reads" is "exact"; write default or snapshot'),
     "leases": (ONE + "leases: lax", '5: "leases" is "lax"; write tolerant or strict'),
     "deletes a truth": (ONE + "deletes_across_shards: no", '5: "deletes_across_shards" must be text, not true or false; quote it'),
     "drain": (ONE + "drain_seconds: .inf", '5: "drain_seconds" is inf; write a number of seconds, 0 or more'),

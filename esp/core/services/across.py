@@ -1,57 +1,141 @@
 """KV calls that span shards: every shard concerned is asked for its part, clipped to what it owns; parts are merged.
 
-A part that fails fails the call: an answer is whole or it is an error.
+A part that fails fails the call: an answer is whole or it is an error. What is read at a token is read on each shard at
+the revision that the token means there, and answered under that token, so that all pages of a list show one position.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
-
-from google.protobuf.message import Message
+from collections.abc import Iterator, Mapping, Sequence
 
 from esp.core import errors
+from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.merge import delete_part, merge, merge_deletes, part
-from esp.core.services.revision import merged_header
+from esp.core.services.reading import Parts, all_of, ask, read_all, segments_of
+from esp.core.services.revision import merged_header, position_of, read_at, token
+from esp.core.services.snapshot import snapshot
 from esp.core.services.stream_merge import StreamMerge
 from esp.core.shard import Shard
 from esp.core.shard_map import Segment
+from esp.core.tokens import Position
 from esp.core.wire.call import BrokenCall
 from esp.core.wire.message import prefix
 from esp.core.wire.status import OK, Code, RpcError, Status
 
+_Range = rpc_pb2.RangeRequest
+
 
 async def range_across(
-    call: CoroutineCall, routing: Routing, request: rpc_pb2.RangeRequest, segments: Sequence[Segment]
+    call: CoroutineCall, routing: Routing, request: _Range, segments: Sequence[Segment], *, snapshot_tries: int = 0
 ) -> None:
-    """Answers a Range: all parts at once, merged.
+    """Answers a Range, all parts at once: at its token, at the moment of a snapshot, or each part at its own moment.
+
+    Args:
+        call: the client's.
+        routing: the shards.
+        request: valid and not refused.
+        segments: what each shard owns of it.
+        snapshot_tries: how often a snapshot is tried; 0 for none.
 
     Raises:
-        RpcError: a shard's, as it came.
+        RpcError: a shard's, as it came; or there was no snapshot.
     """
-    parts = [
-        ask(call, routing, segment.shard, part(request, segment.range), rpc_pb2.RangeResponse, idempotent=True)
-        for segment in segments
-    ]
-    answers = await all_of(parts)
-    header = merged_header([answer.header for answer in answers], routing.identity)
-    call.stream.respond(merge(request, answers, header).SerializeToString())
+    if snapshot_tries and request.revision <= 0:
+        ranges = [segment.range for segment in segments]
+        request.revision = await snapshot(call, routing, ranges, snapshot_tries)
+    read = _Reading(routing)
+    read.add(request, segments)
+    answers = await read_all(call, routing, read.parts)
+    revision = request.revision if request.revision > 0 else token(routing, _reached(answers))
+    header = merged_header([parts.header for parts in answers.values()], routing.identity, revision)
+    call.stream.respond(merge(request, read.responses(segments, answers), header).SerializeToString())
+
+
+async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.TxnRequest, snapshot_tries: int) -> None:
+    """Answers a transaction that compares nothing and only reads: all of it at one moment.
+
+    Raises:
+        RpcError: a shard's, as it came; or there was no snapshot.
+    """
+    asked = [operation.request_range for operation in request.success]
+    ranges = [KeyRange.of_request(one.key, one.range_end) for one in asked]
+    latest = [(one, key_range) for one, key_range in zip(asked, ranges, strict=True) if one.revision <= 0]
+    revision = 0
+    if latest:
+        revision = await snapshot(call, routing, [key_range for _, key_range in latest], snapshot_tries)
+        for one, _ in latest:
+            one.revision = revision
+    read = _Reading(routing)
+    split = [segments_of(routing, key_range) for key_range in ranges]
+    for one, segments in zip(asked, split, strict=True):
+        read.add(one, segments)
+    answers = await read_all(call, routing, read.parts)
+    revision = revision or token(routing, _reached(answers))
+    response = rpc_pb2.TxnResponse(succeeded=True)
+    for one, segments in zip(asked, split, strict=True):
+        inner = rpc_pb2.ResponseHeader(revision=revision)  # etcd says no more in there
+        answer = merge(one, read.responses(segments, answers), inner)
+        response.responses.add().response_range.CopyFrom(answer)
+    headers = [parts.header for parts in answers.values()]
+    response.header.CopyFrom(merged_header(headers, routing.identity, revision))
+    call.stream.respond(response.SerializeToString())
+
+
+class _Reading:
+    """The parts of one or several Ranges, by the shard they are asked of, and the way back from the answers.
+
+    Attributes:
+        parts: what each shard is asked, in the order of `add`.
+    """
+
+    def __init__(self, routing: Routing) -> None:
+        self.parts: dict[int, list[_Range]] = {}
+        self._routing = routing
+        self._taken: dict[int, Iterator[rpc_pb2.RangeResponse]] = {}
+
+    def add(self, request: _Range, segments: Sequence[Segment]) -> None:
+        """Asks for the parts of one Range.
+
+        Raises:
+            RpcError: its token says nothing about a shard that it needs.
+        """
+        position = position_of(self._routing.tokens, request.revision)
+        for segment in segments:
+            asked = part(request, segment.range)
+            if position is not None:
+                asked.revision = read_at(position, segment.shard)
+                asked.serializable = False  # a member that lags behind does not have it yet
+            self.parts.setdefault(segment.shard, []).append(asked)
+
+    def responses(self, segments: Sequence[Segment], answers: Mapping[int, Parts]) -> list[rpc_pb2.RangeResponse]:
+        """The answers to the parts of the next of the Ranges, in the order in which they were added."""
+        if not self._taken:
+            self._taken = {shard: iter(parts.responses) for shard, parts in answers.items()}
+        return [next(self._taken[segment.shard]) for segment in segments]
+
+
+def _reached(answers: Mapping[int, Parts]) -> dict[int, int]:
+    return {shard: parts.header.revision for shard, parts in answers.items()}
 
 
 async def range_stream_across(
-    call: CoroutineCall, routing: Routing, request: rpc_pb2.RangeRequest, segments: Sequence[Segment]
+    call: CoroutineCall, routing: Routing, request: _Range, segments: Sequence[Segment], *, snapshot_tries: int = 0
 ) -> None:
     """Answers a RangeStream: shard after shard, each chunk passed on as it comes and as the client takes it.
 
     Raises:
-        RpcError: a shard's, as it came; also when chunks were sent already.
+        RpcError: a shard's, as it came, also when chunks were sent already; or there was no snapshot.
     """
     stream = call.stream
-    merged = StreamMerge(request, [segment.range for segment in segments], routing.identity)
+    if snapshot_tries and request.revision <= 0:
+        ranges = [segment.range for segment in segments]
+        request.revision = await snapshot(call, routing, ranges, snapshot_tries)
+    position = position_of(routing.tokens, request.revision)
+    revisions = {} if position is None else {one.shard: read_at(position, one.shard) for one in segments}
+    merged = StreamMerge(request, segments, revisions, routing.identity, lambda reached: token(routing, reached))
     for segment in segments:
         asked = merged.next_part()
         assert asked is not None, "one part for each segment"
@@ -88,7 +172,15 @@ async def delete_across(
         asked = delete_part(request, segment.range)
         try:
             answers.append(
-                await ask(call, routing, segment.shard, asked, rpc_pb2.DeleteRangeResponse, idempotent=False)
+                await ask(
+                    call,
+                    routing,
+                    segment.shard,
+                    call.stream.head.path,
+                    asked,
+                    rpc_pb2.DeleteRangeResponse,
+                    idempotent=False,
+                )
             )
         except RpcError as error:
             deleted = sum(answer.deleted for answer in answers)
@@ -99,7 +191,10 @@ async def delete_across(
                 Code.UNAVAILABLE,
                 f"esp: {deleted} keys were deleted before shard {name} failed: {error.status.message}",
             ).error() from None
-    header = merged_header([answer.header for answer in answers], routing.identity)
+    headers = [answer.header for answer in answers]
+    # Of a shard that owns several parts the last answer counts: it is behind all that was deleted.
+    reached = {segment.shard: header.revision for segment, header in zip(segments, headers, strict=True)}
+    header = merged_header(headers, routing.identity, token(routing, reached))
     call.stream.respond(merge_deletes(answers, header).SerializeToString())
 
 
@@ -107,40 +202,30 @@ def _distinct(routing: Routing, segments: Sequence[Segment]) -> list[Shard]:
     return [routing.shards[index] for index in dict.fromkeys(segment.shard for segment in segments)]
 
 
-Answer = TypeVar("Answer", bound=Message)
-
-
-async def ask(
-    call: CoroutineCall, routing: Routing, shard: int, request: Message, answer: type[Answer], *, idempotent: bool
-) -> Answer:
-    """One shard's answer to its part, with the client's metadata and what is left of its deadline.
+async def compact_across(
+    call: CoroutineCall, routing: Routing, request: rpc_pb2.CompactionRequest, position: Position
+) -> None:
+    """Compacts every shard at its revision of a token, all at once.
 
     Raises:
-        RpcError: the shard's, as it came.
+        RpcError: a shard's; that others have compacted is not undone, and asking again does no harm. That it is
+            compacted already, only if all say so.
     """
-    stream = call.stream
-    body = await routing.shards[shard].forward_unary(
-        stream.head.forward, request.SerializeToString(), idempotent=idempotent, timeout=stream.remaining()
-    )
-    return answer.FromString(body)
 
+    async def compact(shard: int) -> rpc_pb2.CompactionResponse | Status:
+        asked = rpc_pb2.CompactionRequest(revision=position.vector[shard], physical=request.physical)
+        path = call.stream.head.path
+        try:
+            return await ask(call, routing, shard, path, asked, rpc_pb2.CompactionResponse, idempotent=False)
+        except RpcError as error:
+            return errors.undecided(error.status)  # an answer like any other: the rest is not cut short for it
 
-Result = TypeVar("Result")
-
-
-async def all_of(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """The results in order; the first failure cancels the rest.
-
-    Raises:
-        RpcError: one of them failed.
-    """
-    failure: RpcError | None = None
-    tasks: list[asyncio.Task[Result]] = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in work]
-    except* RpcError as failed:
-        failure = next(error for error in failed.exceptions if isinstance(error, RpcError))
-    if failure is not None:
-        raise failure
-    return [task.result() for task in tasks]
+    outcomes = await all_of([compact(shard) for shard in range(len(routing.shards))])
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Status)]
+    if failed := [status for status in failures if status != errors.COMPACTED]:
+        raise failed[0].error()
+    if len(failures) == len(outcomes):
+        raise errors.COMPACTED.error()
+    headers = [outcome.header for outcome in outcomes if not isinstance(outcome, Status)]
+    header = merged_header(headers, routing.identity, request.revision)
+    call.stream.respond(rpc_pb2.CompactionResponse(header=header).SerializeToString())

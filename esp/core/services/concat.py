@@ -24,9 +24,10 @@ from esp.core import errors
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.merge import part
-from esp.core.services.revision import merged_header
+from esp.core.services.revision import merged_header, read_at, token
 from esp.core.shard import Shard
 from esp.core.shard_map import Segment
+from esp.core.tokens import Position
 from esp.core.wire.client import ClientConnection, ClientStream
 from esp.core.wire.frames import ErrorCode, pack_u32, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, prefix
@@ -55,7 +56,7 @@ def can_concat(request: rpc_pb2.RangeRequest) -> bool:
 class Concat(Sink):
     """One client's Range: begins the parts, sends them on in order, and ends the answer."""
 
-    __slots__ = ("_again", "_count", "_header", "_parts", "_started", "_unsent", "down", "routing")
+    __slots__ = ("_again", "_count", "_header", "_parts", "_revision", "_started", "_unsent", "down", "routing")
 
     def __init__(self, down: ServerStream, routing: Routing, again: Callable[[], None]) -> None:
         """`again` answers the call in another way, for when a shard's connection breaks before anything was sent."""
@@ -66,25 +67,40 @@ class Concat(Sink):
         self._unsent: deque[tuple[_Part | None, int]] = deque()  # what waits for the client: whose, and how many bytes
         self._count = 0
         self._header = b""
+        self._revision = 0
         self._started = False
 
-    def begin(self, request: rpc_pb2.RangeRequest, segments: Sequence[Segment]) -> bool:
-        """Asks every shard for its part; False, and nothing done, when one of them cannot be asked at once."""
+    def begin(self, request: rpc_pb2.RangeRequest, segments: Sequence[Segment], position: Position | None) -> bool:
+        """Asks every shard for its part; False, and nothing done, when one of them cannot be asked at once.
+
+        Without a `position` to read at, a shard can only be asked once: two parts would be of two moments.
+
+        Raises:
+            RpcError: the position says nothing about one of them.
+        """
         connections = [self.routing.shards[segment.shard].free_connection() for segment in segments]
         if None in connections or len(segments) > MOST_SEGMENTS:
             return False
-        in_order = list(zip(segments, connections, strict=True))
+        if position is None and len({segment.shard for segment in segments}) < len(segments):
+            return False
+        asked = [part(request, segment.range) for segment in segments]
+        if position is not None:
+            self._revision = request.revision
+            for request_part, segment in zip(asked, segments, strict=True):
+                request_part.revision = read_at(position, segment.shard)
+                request_part.serializable = False
+        in_order = list(zip(segments, asked, connections, strict=True))
         if request.sort_order == _Range.DESCEND:
             in_order.reverse()
         self.down.sink = self
-        for segment, connection in in_order:
+        for segment, request_part, connection in in_order:
             assert connection is not None
             if self.down.sink is not self:
                 break  # a part could not be sent, and the call has failed
-            one = _Part(connection, self, self.routing.shards[segment.shard])
+            one = _Part(connection, self, self.routing.shards[segment.shard], segment.shard)
             self._parts.append(one)
-            asked = prefix(part(request, segment.range).SerializeToString())
-            connection.call(one, self.down.head.forward, self.down.remaining_timeout(), asked, end=True)
+            message = prefix(request_part.SerializeToString())
+            connection.call(one, self.down.head.forward, self.down.remaining_timeout(), message, end=True)
         return True
 
     def advance(self) -> None:
@@ -111,7 +127,8 @@ class Concat(Sink):
             self._finish()
 
     def _start(self) -> None:
-        header = merged_header([one.header for one in self._parts], self.routing.identity)
+        revision = self._revision or token(self.routing, {one.index: one.header.revision for one in self._parts})
+        header = merged_header([one.header for one in self._parts], self.routing.identity, revision)
         encoded = rpc_pb2.RangeResponse(header=header).SerializeToString()
         length = sum(one.length for one in self._parts) + len(encoded) + TAIL_BYTES
         if length > MOST_BYTES:
@@ -194,13 +211,15 @@ class _Part(ClientStream):
         "_tail",
         "has_ended",
         "header",
+        "index",
         "is_begun",
         "length",
         "pieces",
     )
 
-    def __init__(self, connection: ClientConnection, concat: Concat, shard: Shard) -> None:
+    def __init__(self, connection: ClientConnection, concat: Concat, shard: Shard, index: int) -> None:
         super().__init__(connection)
+        self.index = index
         self._concat: Concat | None = concat
         self._client = concat.down.connection
         self._shard = shard

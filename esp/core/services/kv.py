@@ -6,7 +6,7 @@ message's bytes (`peek`); what that does not recognise is parsed. What spans sha
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from esp.core import errors
@@ -19,18 +19,26 @@ from esp.core.services.handlers import CoroutineCall, Spawn, parse
 from esp.core.services.lease_retry import LeaseRetry
 from esp.core.services.merge import refuse_range
 from esp.core.services.peek import key_range, put_key, range_key
+from esp.core.services.reading import segments_of
+from esp.core.services.revision import position_of, translate_filters, translate_txn
+from esp.core.services.snapshot import READ_METADATA
 from esp.core.services.stream_merge import refuse_range_stream
 from esp.core.shard import Shard
-from esp.core.shard_map import Segment
 from esp.core.wire.message import PREFIX_SIZE, prefix
 from esp.core.wire.server_stream import Handler, ServerStream
-from esp.core.wire.status import RpcError, Status
+from esp.core.wire.status import Code, RpcError, Status
 
 PATH: Final = b"/etcdserverpb.KV/"
 
 
 def handlers(
-    routing: Routing, spawn: Spawn, lease_retry: LeaseRetry, *, deletes_across_shards: bool
+    routing: Routing,
+    spawn: Spawn,
+    lease_retry: LeaseRetry,
+    *,
+    deletes_across_shards: bool,
+    snapshots: bool,
+    snapshot_tries: int,
 ) -> Mapping[bytes, Handler]:
     """The handler of each RPC of the service, by path.
 
@@ -39,13 +47,15 @@ def handlers(
         spawn: starts the coroutine of a call that spans shards.
         lease_retry: takes over writes that a shard refused because it lacks their lease.
         deletes_across_shards: whether a DeleteRange that spans shards is served, shard by shard.
+        snapshots: whether a Range that spans shards reads a snapshot, unless its metadata says otherwise.
+        snapshot_tries: how often one is tried while keys change.
     """
     return {
         PATH + b"Put": Put(routing, spawn, lease_retry),
-        PATH + b"Range": Range(routing, spawn),
-        PATH + b"RangeStream": RangeStream(routing, spawn),
+        PATH + b"Range": Range(routing, spawn, snapshots=snapshots, snapshot_tries=snapshot_tries),
+        PATH + b"RangeStream": RangeStream(routing, spawn, snapshots=snapshots, snapshot_tries=snapshot_tries),
         PATH + b"DeleteRange": DeleteRange(routing, spawn, served=deletes_across_shards),
-        PATH + b"Txn": Txn(routing, spawn, lease_retry),
+        PATH + b"Txn": Txn(routing, spawn, lease_retry, snapshot_tries),
         PATH + b"Compact": Compact(routing, spawn),
     }
 
@@ -128,6 +138,11 @@ class Range(_Routed):
 
     idempotent = True
 
+    def __init__(self, routing: Routing, spawn: Spawn, *, snapshots: bool, snapshot_tries: int) -> None:
+        super().__init__(routing, spawn)
+        self.snapshots = snapshots
+        self.snapshot_tries = snapshot_tries
+
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
         key = range_key(message, PREFIX_SIZE)
@@ -143,23 +158,42 @@ class Range(_Routed):
         super().on_message(stream, message)
 
     def route(self, stream: ServerStream, message: bytes) -> None:
-        """Routes a Range of unusual form, or one that spans shards."""
+        """Routes a Range of unusual form, one at a token, or one that spans shards."""
         request = parse(rpc_pb2.RangeRequest, message)
         _check(self.validate(request))
-        shard = self.routing.sole_owner(request.key, request.range_end)
-        if shard is not None:
-            self.pass_on(stream, request, shard)
-            return
         key_range = KeyRange.of_request(request.key, request.range_end)
-        _check(self.refuse(request, *self.span(key_range)))
-        segments = self.routing.map.split(key_range)
+        position = position_of(self.routing.tokens, request.revision)
+        sole = self.routing.map.sole_owner(key_range)
+        if sole is not None:
+            translate_filters(self.routing.tokens, request, sole)
+            if position is None:
+                self.pass_on(stream, request, self.shards[sole])
+                return
+        else:
+            _check(self.refuse(request, *self.span(key_range), at_token=position is not None))
+        segments = segments_of(self.routing, key_range)
+        wants_snapshot = position is None and self.wants_snapshot(stream)
 
         def merge() -> None:
             call = CoroutineCall(stream)
-            call.start(self.spawn, self.across(call, request, segments))
+            tries = self.snapshot_tries if wants_snapshot else 0
+            call.start(self.spawn, self.across(call, self.routing, request, segments, snapshot_tries=tries))
 
-        if not self.joins(request) or not Concat(stream, self.routing, merge).begin(request, segments):
+        joins = self.joins(request) and not wants_snapshot
+        if not joins or not Concat(stream, self.routing, merge).begin(request, segments, position):
             merge()
+
+    def wants_snapshot(self, stream: ServerStream) -> bool:
+        """Whether all shards are to be read at one moment.
+
+        Raises:
+            RpcError: the metadata say something else than that or its contrary.
+        """
+        wanted = stream.head.field(READ_METADATA)
+        if wanted not in (b"", b"snapshot", b"default"):
+            text = f"esp: the metadata key {READ_METADATA.decode()} takes snapshot or default"
+            raise Status(Code.INVALID_ARGUMENT, text).error()
+        return wanted == b"snapshot" or (self.snapshots and not wanted)
 
     def joins(self, request: rpc_pb2.RangeRequest) -> bool:
         """Whether the shards' bytes, one behind the other, are the answer."""
@@ -169,15 +203,14 @@ class Range(_Routed):
         """What etcd would find wrong, wherever the keys are."""
         return validate.validate_range(request)
 
-    def refuse(self, request: rpc_pb2.RangeRequest, names: list[str], boundary: bytes) -> Status | None:
+    def refuse(
+        self, request: rpc_pb2.RangeRequest, names: list[str], boundary: bytes, *, at_token: bool
+    ) -> Status | None:
         """Why it cannot be answered exactly over several shards."""
-        return refuse_range(request, names, boundary)
+        return refuse_range(request, names, boundary, at_token=at_token)
 
-    def across(
-        self, call: CoroutineCall, request: rpc_pb2.RangeRequest, segments: list[Segment]
-    ) -> Coroutine[Any, Any, None]:
-        """The work of answering it over several shards."""
-        return across.range_across(call, self.routing, request, segments)
+    across = staticmethod(across.range_across)
+    """Answers it over several shards."""
 
 
 class RangeStream(Range):
@@ -187,19 +220,17 @@ class RangeStream(Range):
         """What etcd would find wrong, wherever the keys are."""
         return validate.validate_range_stream(request)
 
-    def refuse(self, request: rpc_pb2.RangeRequest, names: list[str], boundary: bytes) -> Status | None:
+    def refuse(
+        self, request: rpc_pb2.RangeRequest, names: list[str], boundary: bytes, *, at_token: bool
+    ) -> Status | None:
         """Why it cannot be answered exactly over several shards."""
-        return refuse_range_stream(request, names, boundary)
+        return refuse_range_stream(request, names, boundary, at_token=at_token)
 
     def joins(self, request: rpc_pb2.RangeRequest) -> bool:
         """Never: the answer is a stream of messages."""
         return False
 
-    def across(
-        self, call: CoroutineCall, request: rpc_pb2.RangeRequest, segments: list[Segment]
-    ) -> Coroutine[Any, Any, None]:
-        """The work of answering it over several shards."""
-        return across.range_stream_across(call, self.routing, request, segments)
+    across = staticmethod(across.range_stream_across)
 
 
 class DeleteRange(_Routed):
@@ -234,7 +265,11 @@ class DeleteRange(_Routed):
 
 
 class Txn(_MayLackLease):
-    """All in one shard, whichever branch runs, or refused."""
+    """All in one shard, whichever branch runs; over several, reads without a condition only."""
+
+    def __init__(self, routing: Routing, spawn: Spawn, lease_retry: LeaseRetry, snapshot_tries: int) -> None:
+        super().__init__(routing, spawn, lease_retry)
+        self.snapshot_tries = snapshot_tries
 
     def route(self, stream: ServerStream, message: bytes) -> None:
         """Routes by the union of all that the transaction touches."""
@@ -248,9 +283,29 @@ class Txn(_MayLackLease):
             if first is None:
                 first, owner = keys, sole
             if sole is None or sole != owner:
+                if txn.is_read_only(request) and not request.compare:
+                    self._read(stream, request)
+                    return
                 raise self._spans(first, keys)
         assert owner is not None, "a range that spans shards was refused"
+        translate_txn(self.routing.tokens, request, owner)
         self.pass_on(stream, request, self.shards[owner])
+
+    def _read(self, stream: ServerStream, request: rpc_pb2.TxnRequest) -> None:
+        """Reads what the first branch asks for, which is the one that etcd runs where nothing is compared."""
+        for operation in request.success:
+            asked = operation.request_range
+            if asked.revision < 0:
+                raise errors.COMPACTED.error()  # in a transaction, other than in a Range, etcd takes it for a revision
+            keys = KeyRange.of_request(asked.key, asked.range_end)
+            at_token = position_of(self.routing.tokens, asked.revision) is not None
+            sole = self.routing.map.sole_owner(keys)
+            if sole is None:
+                _check(refuse_range(asked, *self.span(keys), at_token=at_token))
+            else:
+                translate_filters(self.routing.tokens, asked, sole)
+        call = CoroutineCall(stream)
+        call.start(self.spawn, across.txn_across(call, self.routing, request, self.snapshot_tries))
 
     def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
         """Once more, where a lease of its puts lives but its shard lacks it."""
@@ -277,12 +332,22 @@ class Txn(_MayLackLease):
 
 
 class Compact(_Routed):
-    """Refused: a revision number means another moment on every shard."""
+    """At a token on every shard; a plain revision means another moment on each, and is refused."""
 
     def route(self, stream: ServerStream, message: bytes) -> None:
-        """Refuses."""
-        parse(rpc_pb2.CompactionRequest, message)
-        cure = (
-            "let each shard compact itself (etcd's --auto-compaction-retention), or name one in the metadata esp-shard"
-        )
-        raise errors.spans("a compaction", *self.span(KeyRange(b"", None)), cure).error()
+        """Compacts, or refuses."""
+        request = parse(rpc_pb2.CompactionRequest, message)
+        position = position_of(self.routing.tokens, request.revision)
+        if position is None:
+            cure = (
+                "compact at the revision of an answer over all shards, let each shard compact itself (etcd's "
+                "--auto-compaction-retention), or name one in the metadata esp-shard"
+            )
+            raise errors.spans("a compaction", *self.span(KeyRange(b"", None)), cure).error()
+        if position.is_after:
+            raise errors.FUTURE_REV.error()
+        missing = [shard.name for shard, revision in zip(self.shards, position.vector, strict=True) if not revision]
+        if missing:
+            raise errors.leaves_out("a compaction", missing).error()
+        call = CoroutineCall(stream)
+        call.start(self.spawn, across.compact_across(call, self.routing, request, position))

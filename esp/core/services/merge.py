@@ -13,7 +13,7 @@ How etcd orders a Range (`server/etcdserver/txn/range.go`):
 Rows of the same version or value come in no order that etcd promises, and in none that this promises.
 
 Sorting by create or mod revision, and filtering by them, compares revisions of different shards, which are different
-clocks; and a revision to read at is one shard's. Those are refused.
+clocks; and a revision to read at is one shard's, unless it is a vector token. Those are refused.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ _Range = rpc_pb2.RangeRequest
 _MAX_INT64 = (1 << 63) - 1
 
 
-def refuse_range(request: rpc_pb2.RangeRequest, shard_names: Sequence[str], boundary: bytes) -> Status | None:
+def refuse_range(
+    request: rpc_pb2.RangeRequest, shard_names: Sequence[str], boundary: bytes, *, at_token: bool = False
+) -> Status | None:
     """Why a valid Range cannot be answered exactly, now that it spans shards; None when it can.
 
-    `shard_names` and `boundary` are for the text: see `errors.spans`.
+    `shard_names` and `boundary` are for the text: see `errors.spans`. `at_token` says that its revision is a token.
     """
-    if request.revision > 0:
-        cure = "read without a revision, or inside one shard"
+    if request.revision > 0 and not at_token:
+        cure = "read at the revision of an answer over the same shards, without a revision, or inside one shard"
         return errors.spans("a Range at a revision", shard_names, boundary, cure)
     if request.count_only:  # etcd counts before it filters and sorts
         return None

@@ -4,7 +4,7 @@ An answer means: the message is one that protobuf would parse, with this key (an
 which every protobuf library writes it: each field at most once, in the order of the field numbers, with the numbers in
 their shortest form, no field unknown, nothing cut off or left over. So every parser reads the same in it, and the bytes
 may go to a shard as they are. None means nothing more than that the fast path has to step aside: anything unusual,
-an empty key and a sort option that etcd does not know included.
+an empty key, a sort option that etcd does not know and a number that may be a vector token included.
 
 `put_key` and `range_key` begin with the shape that nearly all requests have, decided in a few steps.
 A `message` is a gRPC message with its prefix; the protobuf bytes start at `offset`.
@@ -33,6 +33,8 @@ _RANGE_FIELDS = {
     12 << 3: _INT64,
     13 << 3: _INT64,
 }
+_REVISIONS = frozenset((4 << 3, 10 << 3, 11 << 3, 12 << 3, 13 << 3))  # of a Range
+_BIT_62 = 0x40  # in the last byte of a number of nine
 
 
 def put_key(message: bytes, offset: int) -> bytes | None:
@@ -145,5 +147,7 @@ def _are_numbers(message: bytes, offset: int, limits: dict[int, int]) -> bool:
             offset += 1
             length += 1
         if not byte or (length == 10 and byte > 1):  # longer than need be, or than 64 bits
+            return False
+        if length == 9 and byte & _BIT_62 and tag in _REVISIONS:  # a token means something else on every shard
             return False
     return offset == end

@@ -1,24 +1,123 @@
-"""The header of an answer that several shards gave together.
+"""Revisions where more than one shard is concerned: what an answer's header says, and what a client's number means.
 
-This is the one place where the revision of such an answer is chosen. For now it is the lowest of the shards'
-revisions: too low for some of them, so that who reads or watches from it may see something again or be told that it
-is compacted, but never misses a change. Vector tokens will be minted here, and translated back to each shard's
-own revision when a client returns one.
+An answer of several shards bears a vector token (`esp.core.tokens`) as its header's revision. A client that gives it
+back means, on each shard, that shard's revision in the vector; so a number of a request is translated before the shard
+sees it. One that this proxy does not know gets etcd's "compacted": it is true that this history cannot be had here, and
+every client then lists again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from esp.core import errors
 from esp.core.identity import Identity
 from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
+from esp.core.services.txn import with_nested
+from esp.core.tokens import Position, Tokens
+
+_COMPARED = ("mod_revision", "create_revision")
+_FILTERS = ("min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision")
 
 
-def merged_header(headers: Sequence[rpc_pb2.ResponseHeader], identity: Identity) -> rpc_pb2.ResponseHeader:
-    """The header for an answer merged from answers with these headers; there must be one at least."""
+def merged_header(
+    headers: Sequence[rpc_pb2.ResponseHeader], identity: Identity, revision: int = 0
+) -> rpc_pb2.ResponseHeader:
+    """The header for an answer merged from answers with these headers; there must be one at least.
+
+    Args:
+        headers: Those of the answers.
+        identity: Who answers.
+        revision: What it says; 0 for the lowest of theirs. That may show something twice to who watches from it, but
+            never hides a change. It is for answers that are not about keys, such as a lease's.
+    """
     return rpc_pb2.ResponseHeader(
         cluster_id=identity.cluster_id,
         member_id=identity.member_id,
-        revision=min(header.revision for header in headers),
+        revision=revision or min(header.revision for header in headers),
         raft_term=max(header.raft_term for header in headers),
     )
+
+
+def token(routing: Routing, revisions: Mapping[int, int]) -> int:
+    """The token for these revisions, by the index of their shard."""
+    return routing.tokens.mint([revisions.get(shard, 0) for shard in range(len(routing.shards))])
+
+
+def position_of(tokens: Tokens, number: int) -> Position | None:
+    """What a revision that a client sent stands for, if it is a token; None for any other number.
+
+    Raises:
+        RpcError: it is a token that is not known here.
+    """
+    if not tokens.is_token(number):
+        return None
+    position = tokens.position(number)
+    if position is None:
+        raise errors.COMPACTED.error()
+    return position
+
+
+def on_shard(tokens: Tokens, number: int, shard: int) -> int:
+    """A revision that a client sent, as `shard` counts.
+
+    Raises:
+        RpcError: it is a token that is not known here, or one that says nothing about this shard.
+    """
+    position = position_of(tokens, number)
+    if position is None:
+        return number
+    return part_of(position, shard)
+
+
+def part_of(position: Position, shard: int) -> int:
+    """The revision of `shard` that a position means.
+
+    Raises:
+        RpcError: it says nothing about this shard.
+    """
+    revision = position.revision(shard)
+    if not revision:
+        raise errors.COMPACTED.error()
+    return revision
+
+
+def read_at(position: Position, shard: int) -> int:
+    """The revision at which `shard` is read for a position.
+
+    Raises:
+        RpcError: it says nothing about this shard; or it means what comes behind it, which is no moment.
+    """
+    if position.is_after:
+        raise errors.COMPACTED.error()
+    return part_of(position, shard)
+
+
+def translate_filters(tokens: Tokens, request: rpc_pb2.RangeRequest, shard: int) -> None:
+    """Writes the revisions by which a Range filters for the one shard that it goes to.
+
+    Raises:
+        RpcError: as `on_shard`.
+    """
+    for name in _FILTERS:
+        setattr(request, name, on_shard(tokens, getattr(request, name), shard))
+
+
+def translate_txn(tokens: Tokens, request: rpc_pb2.TxnRequest, shard: int) -> None:
+    """Writes the revisions in a transaction and in those nested in it for the one shard that it goes to.
+
+    Raises:
+        RpcError: as `on_shard`.
+    """
+    for txn in with_nested(request):
+        for compare in txn.compare:
+            name = compare.WhichOneof("target_union")
+            if name in _COMPARED:
+                setattr(compare, name, on_shard(tokens, getattr(compare, name), shard))
+        for branch in (txn.success, txn.failure):
+            for operation in branch:
+                if operation.WhichOneof("request") == "request_range":
+                    asked = operation.request_range
+                    asked.revision = on_shard(tokens, asked.revision, shard)
+                    translate_filters(tokens, asked, shard)

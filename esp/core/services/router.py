@@ -10,6 +10,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import PassStream, PassUnary, Refuse
+from esp.core.services.snapshot import READ_METADATA
 from esp.core.shard import Shard
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler
@@ -80,7 +81,7 @@ class Router:
         return handler
 
 
-_OURS: Final = frozenset((SHARD_METADATA,))
+_OURS: Final = frozenset((SHARD_METADATA, READ_METADATA))
 
 
 class _PassAll:

@@ -8,18 +8,20 @@ Unimplemented, and so does the whole call.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from esp.core import errors
 from esp.core.identity import Identity
-from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.services.merge import part, refuse_range
 from esp.core.services.revision import merged_header
+from esp.core.shard_map import Segment
 from esp.core.wire.status import Status
 
 
-def refuse_range_stream(request: rpc_pb2.RangeRequest, shard_names: Sequence[str], boundary: bytes) -> Status | None:
+def refuse_range_stream(
+    request: rpc_pb2.RangeRequest, shard_names: Sequence[str], boundary: bytes, *, at_token: bool = False
+) -> Status | None:
     """Why a valid RangeStream cannot be answered exactly, now that it spans shards; None when it can.
 
     etcd lets a sort target without an order pass and then sorts each chunk by itself, which loses and repeats rows
@@ -27,7 +29,7 @@ def refuse_range_stream(request: rpc_pb2.RangeRequest, shard_names: Sequence[str
     """
     if request.sort_target != rpc_pb2.RangeRequest.KEY and not request.count_only:
         return errors.STREAM_SORT
-    return refuse_range(request, shard_names, boundary)
+    return refuse_range(request, shard_names, boundary, at_token=at_token)
 
 
 class StreamMerge:
@@ -37,10 +39,21 @@ class StreamMerge:
     order of arrival and send what it returns. A shard's stream that fails fails the call, whatever was sent.
     """
 
-    def __init__(self, request: rpc_pb2.RangeRequest, segments: Sequence[KeyRange], identity: Identity) -> None:
+    def __init__(
+        self,
+        request: rpc_pb2.RangeRequest,
+        segments: Sequence[Segment],
+        revisions: Mapping[int, int],
+        identity: Identity,
+        token: Callable[[Mapping[int, int]], int],
+    ) -> None:
+        """`revisions` is where each shard is to be read, empty for now; `token` makes one for where they were read."""
         self._request = request
         self._segments = segments
+        self._at_token = bool(revisions)
+        self._revisions = dict(revisions)
         self._identity = identity
+        self._token = token
         self._asked = 0
         self._headers: list[rpc_pb2.ResponseHeader] = []
         self._rows = 0
@@ -58,7 +71,11 @@ class StreamMerge:
             raise ValueError("a shard's RangeStream ended without its header")
         if self._asked == len(self._segments):
             return None
-        asked = part(self._request, self._segments[self._asked])
+        segment = self._segments[self._asked]
+        asked = part(self._request, segment.range)
+        if segment.shard in self._revisions:  # of a token, or at which an earlier part of the shard was read
+            asked.revision = self._revisions[segment.shard]
+            asked.serializable = False
         self._asked += 1
         if self._request.limit > 0 and not asked.count_only:
             asked.limit = self._request.limit - self._rows
@@ -77,6 +94,7 @@ class StreamMerge:
         self._rows += len(response.kvs)
         if not response.HasField("header"):
             return chunk
+        self._revisions.setdefault(self._segments[len(self._headers)].shard, response.header.revision)
         self._headers.append(response.header)
         self._count += response.count
         self._more = self._more or response.more or self._is_past_limit(response)
@@ -84,7 +102,8 @@ class StreamMerge:
             if not response.kvs:
                 return None
             return rpc_pb2.RangeStreamResponse(range_response=rpc_pb2.RangeResponse(kvs=response.kvs))
-        response.header.CopyFrom(merged_header(self._headers, self._identity))
+        revision = self._request.revision if self._at_token else self._token(self._revisions)
+        response.header.CopyFrom(merged_header(self._headers, self._identity, revision))
         response.count = self._count
         response.more = self._more
         return chunk

@@ -1,8 +1,8 @@
 """Transactions: what etcd refuses in them, and which keys they touch.
 
-A transaction goes whole to one shard, so nothing here takes it apart; it is only looked through. The messages come
-from the wire, where protobuf allows at most 100 messages inside each other: that is 50 transactions, and bounds the
-recursion.
+A transaction that writes goes whole to one shard, so nothing here takes it apart; it is only looked through. The
+messages come from the wire, where protobuf allows at most 100 messages inside each other: that is 50 transactions, and
+bounds the recursion.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def validate(request: rpc_pb2.TxnRequest, max_ops: int = MAX_OPS) -> Status | No
             many less the longest of the three lists around it.
     """
     in_all = 0
-    for txn in _with_nested(request):
+    for txn in with_nested(request):
         in_all += len(txn.compare) + len(txn.success) + len(txn.failure)
         if in_all > MAX_IN_ALL:
             return errors.TOO_MANY_OPS
@@ -61,7 +61,7 @@ def touched(request: rpc_pb2.TxnRequest) -> list[KeyRange]:
     the transaction serialised anew and not the client's bytes.
     """
     ranges: list[KeyRange] = []
-    for txn in _with_nested(request):
+    for txn in with_nested(request):
         ranges += (KeyRange.of_request(compare.key, compare.range_end) for compare in txn.compare)
         for branch in (txn.success, txn.failure):
             for operation in branch:
@@ -79,7 +79,7 @@ def touched(request: rpc_pb2.TxnRequest) -> list[KeyRange]:
 
 def leases(request: rpc_pb2.TxnRequest) -> Iterator[int]:
     """The leases that its puts name, of both branches and of nested transactions."""
-    for txn in _with_nested(request):
+    for txn in with_nested(request):
         for branch in (txn.success, txn.failure):
             for operation in branch:
                 if operation.WhichOneof("request") == "request_put" and operation.request_put.lease:
@@ -98,7 +98,8 @@ def is_read_only(request: rpc_pb2.TxnRequest) -> bool:
     )
 
 
-def _with_nested(request: rpc_pb2.TxnRequest) -> Iterator[rpc_pb2.TxnRequest]:
+def with_nested(request: rpc_pb2.TxnRequest) -> Iterator[rpc_pb2.TxnRequest]:
+    """The transaction and all that are nested in it."""
     waiting = [request]
     while waiting:
         txn = waiting.pop()

@@ -71,6 +71,12 @@ class Limits:
     """Leases of which is remembered where they live."""
     max_lease_repairs: int = 100_000
     """Leases that wait to be granted or revoked on a shard that missed it."""
+    max_tokens: int = 200_000
+    """Vector tokens that are remembered: revisions of answers that several shards gave together."""
+    token_seconds: float = 3600.0
+    """How long one is; given back later, it is answered as compacted."""
+    max_snapshot_tries: int = 10
+    """How often a snapshot over several shards is tried while their keys change, before it is Unavailable."""
     max_connections: int = 10_000
     """Client connections open at once."""
 

@@ -11,6 +11,7 @@ from esp.core.keys import KeyRange
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services.concat import Concat, can_concat
 from esp.core.shard_map import ShardMap
+from esp.core.tokens import Position, Tokens
 from esp.core.wire import frames
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
@@ -75,6 +76,8 @@ class Scene:
         )
         self.shards = tuple(Upstream(self.context) for _ in names)
         self.identity = Identity.of(names)
+        self.tokens = Tokens(3, self.context, instance=1)
+        self.position: Position | None = None
         scene = self
 
         class Ranges(Handler):
@@ -82,7 +85,9 @@ class Scene:
                 request = Request.FromString(message[5:])
                 assert can_concat(request)
                 segments = scene.map.split(KeyRange.of_request(request.key, request.range_end))
-                scene.begun = Concat(stream, scene, lambda: scene.again(stream)).begin(request, segments)  # type: ignore[arg-type]
+                scene.begun = Concat(stream, scene, lambda: scene.again(stream)).begin(
+                    request, segments, scene.position
+                )  # type: ignore[arg-type]
 
         def find(head: RequestHead) -> Handler:
             head.forward = head.encode_forward()
@@ -155,7 +160,9 @@ def check(scene: Scene, keys: list[bytes] = MERGED) -> None:
     assert [kv.key for kv in answer.kvs] == keys
     assert answer.count == 3
     assert not answer.more
-    assert answer.header.revision == 3
+    position = scene.tokens.position(answer.header.revision)
+    assert position is not None
+    assert position.vector == (5, 3, 9)
     assert answer.header.raft_term == 9
     assert answer.header.cluster_id == scene.identity.cluster_id
     assert seen[-1] == (frames.HEADERS, 5)

@@ -16,6 +16,7 @@ from esp.core.services.lease_repair import LeaseRepair
 from esp.core.services.lease_table import LeaseTable
 from esp.core.shard import StreamOpener
 from esp.core.shard_map import ShardMap
+from esp.core.tokens import Tokens
 from esp.core.wire import client, connection, frames, server, server_stream
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.limits import Limits
@@ -117,7 +118,7 @@ class World:
         self.client = client
         self.context = self.server.context
         self.table = LeaseTable(NAMES, self.context, tolerant=tolerant)
-        routing = Routing(shard_map, self.shards)  # type: ignore[arg-type]
+        routing = Routing(shard_map, self.shards, Tokens(3, self.context, instance=1))  # type: ignore[arg-type]
         self.repair = LeaseRepair(routing, self.table, self.context)
         self.service = LeaseKeepAlive(routing, self.table, self.repair, self.context)
         self._reader = MessageReader(10_000)

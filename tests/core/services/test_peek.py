@@ -106,11 +106,25 @@ def test_what_protobuf_writes_is_always_recognised(
     put: rpc_pb2.PutRequest, request: rpc_pb2.RangeRequest, delete: rpc_pb2.DeleteRangeRequest
 ) -> None:
     assert put_key(PREFIX + put.SerializeToString(), 5) == (put.key or None)
-    for asked, valid in ((request, validate_range(request) is None), (delete, bool(delete.key))):
+    revisions = [request.revision, request.min_mod_revision, request.max_mod_revision]
+    revisions += [request.min_create_revision, request.max_create_revision]
+    plain = validate_range(request) is None and not any(number >> 62 == 1 for number in revisions)
+    for asked, valid in ((request, plain), (delete, bool(delete.key))):
         message = PREFIX + asked.SerializeToString()
         single, bounds = range_key(message, 5), key_range(message, 5)
         assert single == (asked.key if valid and not asked.range_end else None)
         assert bounds == ((asked.key, asked.range_end) if valid and asked.range_end else None)
+
+
+@pytest.mark.parametrize(
+    "field", ["revision", "min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision"]
+)
+def test_what_may_be_a_token_is_left_to_the_slow_path(field: str) -> None:
+    for number, taken in (((1 << 62) - 1, True), (1 << 62, False), ((1 << 63) - 1, False), (-1, True)):
+        request = rpc_pb2.RangeRequest(key=b"a", **{field: number})
+        assert (range_key(PREFIX + request.SerializeToString(), 5) == b"a") == taken, number
+    assert range_key(PREFIX + rpc_pb2.RangeRequest(key=b"a", limit=1 << 62).SerializeToString(), 5) == b"a"
+    assert put_key(PREFIX + rpc_pb2.PutRequest(key=b"a", lease=1 << 62).SerializeToString(), 5) == b"a"
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,17 +1,81 @@
 from __future__ import annotations
 
+import pytest
+
+from esp.core import errors
 from esp.core.identity import Identity
 from esp.core.pb import rpc_pb2
-from esp.core.services.revision import merged_header
+from esp.core.services.revision import merged_header, on_shard, position_of, read_at, translate_txn
+from esp.core.tokens import Position, Tokens
+from esp.core.wire.context import WireContext
+from esp.core.wire.limits import Limits
+from esp.core.wire.status import RpcError
 
 Header = rpc_pb2.ResponseHeader
+Range = rpc_pb2.RangeRequest
+Compare = rpc_pb2.Compare
+Op = rpc_pb2.RequestOp
+HEADERS = [
+    Header(cluster_id=1, member_id=2, revision=9, raft_term=3),
+    Header(cluster_id=3, member_id=4, revision=7, raft_term=5),
+    Header(cluster_id=5, member_id=6, revision=8, raft_term=4),
+]
 
 
-def test_the_lowest_revision_and_the_highest_term_stand_for_all() -> None:
-    headers = [
-        Header(cluster_id=1, member_id=2, revision=9, raft_term=3),
-        Header(cluster_id=3, member_id=4, revision=7, raft_term=5),
-        Header(cluster_id=5, member_id=6, revision=8, raft_term=4),
+@pytest.fixture
+def tokens() -> Tokens:
+    return Tokens(3, WireContext(Limits()), instance=1)
+
+
+def test_the_header_of_several_shards_has_esps_ids_the_token_and_the_highest_term() -> None:
+    expected = Header(cluster_id=2**64 - 1, member_id=11, revision=1 << 62, raft_term=5)
+    assert merged_header(HEADERS, Identity(2**64 - 1, 11), 1 << 62) == expected
+
+
+def test_without_a_token_the_lowest_revision_stands_for_all() -> None:
+    assert merged_header(HEADERS, Identity(1, 1)).revision == 7
+
+
+def test_a_number_means_itself_and_a_token_what_it_stands_for(tokens: Tokens) -> None:
+    token = tokens.mint([4, 0, 6])
+    for number in (-3, 0, 1, 4000, 2**63 - 1):
+        assert on_shard(tokens, number, 0) == number
+        assert position_of(tokens, number) is None
+    assert (on_shard(tokens, token, 0), on_shard(tokens, token + 1, 2)) == (4, 7)
+
+
+def test_what_cannot_be_told_of_a_shard_is_compacted(tokens: Tokens) -> None:
+    token = tokens.mint([4, 0, 6])
+    for number, shard in ((token, 1), (token + 1, 1), (token + 2, 0)):
+        with pytest.raises(RpcError) as caught:
+            on_shard(tokens, number, shard)
+        assert caught.value.status == errors.COMPACTED
+
+
+def test_behind_a_position_there_is_nothing_to_read() -> None:
+    assert read_at(Position((4, 5), is_after=False), 1) == 5
+    with pytest.raises(RpcError):
+        read_at(Position((4, 5), is_after=True), 1)
+
+
+def test_every_revision_in_a_transaction_is_translated_also_in_those_inside_it(tokens: Tokens) -> None:
+    token = tokens.mint([4, 5, 6])
+    asked = Op(request_range=Range(key=b"a", revision=token, min_mod_revision=token + 1, max_create_revision=9))
+    compares = [
+        Compare(key=b"a", target=Compare.MOD, result=Compare.LESS, mod_revision=token + 1),
+        Compare(key=b"a", target=Compare.CREATE, result=Compare.EQUAL, create_revision=token),
+        Compare(key=b"a", target=Compare.VERSION, result=Compare.EQUAL, version=token),
+        Compare(key=b"a", target=Compare.LEASE, result=Compare.EQUAL, lease=token),
+        Compare(key=b"a", target=Compare.MOD, result=Compare.EQUAL),
     ]
-    expected = Header(cluster_id=2**64 - 1, member_id=11, revision=7, raft_term=5)
-    assert merged_header(headers, Identity(2**64 - 1, 11)) == expected
+    inner = rpc_pb2.TxnRequest(compare=compares, failure=[asked])
+    request = rpc_pb2.TxnRequest(compare=compares, success=[asked, Op(request_txn=inner)])
+    translate_txn(tokens, request, 1)
+    for txn, branch in (
+        (request, request.success),
+        (request.success[1].request_txn, request.success[1].request_txn.failure),
+    ):
+        assert branch[0].request_range == Range(key=b"a", revision=5, min_mod_revision=6, max_create_revision=9)
+        assert [compare.mod_revision for compare in txn.compare] == [6, 0, 0, 0, 0]
+        assert txn.compare[1].create_revision == 5
+        assert (txn.compare[2].version, txn.compare[3].lease) == (token, token), "no revisions, whatever they look like"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import grpc
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +15,7 @@ from esp.core.keys import KeyRange
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services.stream_merge import StreamMerge, refuse_range_stream
 from esp.core.services.validate import validate_range_stream
+from esp.core.shard_map import Segment
 from esp.core.wire.status import Code
 from tests.stubs import rpc_pb2_grpc
 
@@ -22,6 +25,7 @@ Response = rpc_pb2.RangeResponse
 Header = rpc_pb2.ResponseHeader
 IDENTITY = Identity(5, 6)
 KEY_COUNT = 60
+TOKEN = 1 << 62
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +44,13 @@ def split(bounds: list[bytes], key: bytes, range_end: bytes) -> list[KeyRange]:
     return [part for part in parts if part]
 
 
+def stream_merge(request: Range, parts: list[KeyRange]) -> StreamMerge:
+    segments = [Segment(shard, part) for shard, part in enumerate(parts)]
+    return StreamMerge(request, segments, {}, IDENTITY, lambda reached: min(reached.values()))
+
+
 def across(kv: rpc_pb2_grpc.KVStub, request: Range, segments: list[KeyRange]) -> list[Chunk]:
-    merge = StreamMerge(request, segments, IDENTITY)
+    merge = stream_merge(request, segments)
     sent: list[Chunk | None] = []
     while (asked := merge.next_part()) is not None:
         sent += map(merge.feed, kv.RangeStream(asked))
@@ -88,9 +97,7 @@ def test_more_is_right_when_the_limit_meets_a_boundary(streaming: rpc_pb2_grpc.K
 
 
 def test_after_the_limit_shards_are_asked_for_their_count_only() -> None:
-    merge = StreamMerge(
-        Range(key=b"a", range_end=b"z", limit=2), [KeyRange(b"a", b"m"), KeyRange(b"m", b"z")], IDENTITY
-    )
+    merge = stream_merge(Range(key=b"a", range_end=b"z", limit=2), [KeyRange(b"a", b"m"), KeyRange(b"m", b"z")])
     first = merge.next_part()
     assert first == Range(key=b"a", range_end=b"m", limit=2)
     rows = [kv_pb2.KeyValue(key=b"a"), kv_pb2.KeyValue(key=b"b")]
@@ -99,7 +106,7 @@ def test_after_the_limit_shards_are_asked_for_their_count_only() -> None:
 
 
 def test_rows_are_sent_at_once_and_the_totals_with_the_last() -> None:
-    merge = StreamMerge(Range(key=b"a", range_end=b"z"), [KeyRange(b"a", b"m"), KeyRange(b"m", b"z")], IDENTITY)
+    merge = stream_merge(Range(key=b"a", range_end=b"z"), [KeyRange(b"a", b"m"), KeyRange(b"m", b"z")])
     a, b, c = (kv_pb2.KeyValue(key=key) for key in (b"a", b"b", b"n"))
     merge.next_part()
     assert merge.feed(Chunk(range_response=Response(kvs=[a]))) == Chunk(range_response=Response(kvs=[a]))
@@ -112,8 +119,42 @@ def test_rows_are_sent_at_once_and_the_totals_with_the_last() -> None:
     assert merge.next_part() is None
 
 
+def test_a_later_part_of_a_shard_is_read_where_its_first_was() -> None:
+    reached: list[dict[int, int]] = []
+
+    def token(revisions: Mapping[int, int]) -> int:
+        reached.append(dict(revisions))
+        return TOKEN
+
+    segments = [Segment(0, KeyRange(b"a", b"g")), Segment(1, KeyRange(b"g", b"m")), Segment(0, KeyRange(b"m", b"z"))]
+    merge = StreamMerge(Range(key=b"a", range_end=b"z"), segments, {}, IDENTITY, token)
+    asked = []
+    for revision in (5, 9, 7):
+        part = merge.next_part()
+        assert part is not None
+        asked.append((part.key, part.revision))
+        merge.feed(Chunk(range_response=Response(header=Header(revision=revision))))
+    assert asked == [(b"a", 0), (b"g", 0), (b"m", 5)]
+    assert reached == [{0: 5, 1: 9}]
+
+
+def test_a_stream_at_a_token_reads_each_shard_there_and_ends_with_the_token() -> None:
+    segments = [Segment(0, KeyRange(b"a", b"g")), Segment(2, KeyRange(b"g", b"z"))]
+    request = Range(key=b"a", range_end=b"z", revision=TOKEN, serializable=True)
+    merge = StreamMerge(request, segments, {0: 3, 2: 8}, IDENTITY, lambda reached: pytest.fail("minted another"))
+    parts = []
+    for _ in segments:
+        part = merge.next_part()
+        assert part is not None
+        parts.append((part.revision, part.serializable))
+        last = merge.feed(Chunk(range_response=Response(header=Header(revision=90))))
+    assert parts == [(3, False), (8, False)]
+    assert last is not None
+    assert last.range_response.header.revision == TOKEN
+
+
 def test_a_shard_that_breaks_the_form_is_told_from_one_that_ended_well() -> None:
-    merge = StreamMerge(Range(key=b"a", range_end=b"z"), [KeyRange(b"a", b"m"), KeyRange(b"m", b"z")], IDENTITY)
+    merge = stream_merge(Range(key=b"a", range_end=b"z"), [KeyRange(b"a", b"m"), KeyRange(b"m", b"z")])
     merge.next_part()
     merge.feed(Chunk(range_response=Response(kvs=[kv_pb2.KeyValue(key=b"a")])))
     with pytest.raises(ValueError, match="without its header"):

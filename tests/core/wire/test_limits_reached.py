@@ -241,6 +241,9 @@ ELSEWHERE = {
     "max_keepalives": "test_keepalive.py",
     "max_known_leases": "test_keepalive.py",
     "max_lease_repairs": "test_keepalive.py",
+    "max_tokens": "test_tokens.py",
+    "token_seconds": "test_tokens.py",
+    "max_snapshot_tries": "test_snapshot.py",
 }
 
 

@@ -20,6 +20,7 @@ from esp.core.routing import Routing
 from esp.core.services.watch.service import PATH, Watch
 from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
+from esp.core.tokens import Tokens
 from esp.core.wire import frames
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.limits import Limits
@@ -247,7 +248,7 @@ class World:
             for owner, start, end in zip(owners, edges[:-1], edges[1:], strict=True)
         ]
         shards = [Shard(name, [Endpoint("localhost", 2379)], self.context) for name in names]
-        self.routing = Routing(ShardMap.build(ranges, names), shards)
+        self.routing = Routing(ShardMap.build(ranges, names), shards, Tokens(len(names), self.context, instance=1))
         self.watch = Watch(self.routing)
         self.etcds = [Etcd(self, shard) for shard in shards]
         self._clients: dict[int, Client] = {}

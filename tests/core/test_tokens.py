@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esp.core.tokens import EPOCH, INSTANCES, MARK, Position, Tokens, claim_instance
+from esp.core.wire.context import WireContext
+from esp.core.wire.limits import Limits
+
+MOST = 2**63 - 1
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = EPOCH + 60_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def tokens(clock: Clock, instance: int = 7, **limits: float) -> Tokens:
+    return Tokens(2, WireContext(replace(Limits(), **limits)), instance=instance, now=clock)
+
+
+def test_what_comes_back_stands_for_what_went_out(clock: Clock) -> None:
+    here = tokens(clock)
+    token = here.mint([5, 9])
+    assert here.position(token) == Position((5, 9), is_after=False)
+    assert here.position(token + 1) == Position((5, 9), is_after=True)
+    assert [here.position(token + 1).revision(shard) for shard in (0, 1)] == [6, 10]  # type: ignore[union-attr]
+
+
+def test_a_shard_that_was_not_read_has_no_revision_behind_it_either(clock: Clock) -> None:
+    here = tokens(clock)
+    position = here.position(here.mint([5, 0]) + 1)
+    assert position is not None
+    assert (position.revision(0), position.revision(1)) == (6, 0)
+
+
+@given(st.lists(st.tuples(st.floats(-1, 10_000), st.integers(1, 5), st.integers(1, 5)), min_size=2, max_size=30))
+def test_tokens_grow_whatever_the_clock_does_and_are_no_revisions(steps: list[tuple[float, int, int]]) -> None:
+    clock = Clock()
+    here = tokens(clock, token_seconds=2**31 - 1)
+    seen: dict[int, tuple[int, int]] = {}
+    last = 0
+    for seconds, *vector in steps:
+        clock.now += seconds
+        token = here.mint(vector)
+        assert last <= token <= MOST
+        assert token & 1 == 0
+        assert token >= MARK
+        if token == last:
+            assert seen[token] == tuple(vector)
+        seen[token] = (vector[0], vector[1])
+        last = token
+    assert {token: here.position(token).vector for token in seen} == seen  # type: ignore[union-attr]
+
+
+def test_the_same_position_asked_for_again_at_once_is_the_same_token(clock: Clock) -> None:
+    here = tokens(clock)
+    first = here.mint([5, 9])
+    clock.now += 0.5
+    assert here.mint([5, 9]) == first
+    assert len(here) == 1
+    assert here.mint([5, 10]) > first
+    assert here.mint([5, 9]) > first, "another one lies between: time goes on"
+    clock.now += 2
+    assert here.mint([5, 9]) != first, "it must last as long as any"
+
+
+def test_a_token_of_another_instance_is_not_known(clock: Clock) -> None:
+    here, there = tokens(clock, 1), tokens(clock, 2)
+    mine, theirs = here.mint([5, 9]), there.mint([7, 7])
+    assert mine != theirs
+    assert here.is_token(theirs)
+    assert here.position(theirs) is None
+    assert here.position(theirs + 1) is None
+    assert (here.known, here.unknown) == (0, 2)
+
+
+def test_revisions_and_numbers_without_end_are_no_tokens(clock: Clock) -> None:
+    here = tokens(clock)
+    for number in (-1, 0, 1, 1 << 40, MARK - 1, MOST, MOST - 2):
+        assert not here.is_token(number), number
+    assert here.is_token(here.mint([1, 1]))
+    assert here.is_token(here.mint([1, 1]) + 1)
+
+
+def test_no_more_are_remembered_than_may_be_and_the_oldest_goes_first(clock: Clock) -> None:
+    here = tokens(clock, max_tokens=3)
+    minted = [here.mint([number, 1]) for number in range(1, 6)]
+    assert [here.position(token) is not None for token in minted] == [False, False, True, True, True]
+    assert len(here) == 3
+    assert here._context.counters.limits["max_tokens"] == 2
+
+
+def test_a_token_is_remembered_no_longer_than_its_time(clock: Clock) -> None:
+    here = tokens(clock, token_seconds=10)
+    old = here.mint([1, 1])
+    clock.now += 9
+    young = here.mint([2, 2])
+    assert here.position(old) is not None
+    clock.now += 2
+    assert here.position(old) is None
+    assert here.position(young) is not None
+    here.expire()
+    assert len(here) == 1
+
+
+def test_a_reserved_number_stands_before_what_is_minted_later(clock: Clock) -> None:
+    here = tokens(clock)
+    before = here.mint([1, 1])
+    reserved = here.reserve()
+    later = here.mint([3, 3])
+    assert here.position(reserved) is None
+    here.fill(reserved, [2, 2])
+    assert before < reserved < later
+    assert here.position(reserved) == Position((2, 2), is_after=False)
+
+
+def test_the_highest_that_clients_may_have_heard_of_is_known(clock: Clock) -> None:
+    here = tokens(clock, max_tokens=1)
+    here.mint([5, 0])
+    here.mint([3, 8])
+    assert here.highest == (5, 8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs abstract Unix sockets")
+def test_processes_of_one_machine_have_different_instances() -> None:
+    mine = [claim_instance() for _ in range(20)]
+    try:
+        numbers = [number for number, _ in mine]
+        assert len(set(numbers)) == 20
+        assert all(0 <= number < INSTANCES for number in numbers)
+        program = (
+            "import esp.core.tokens as tokens\n"
+            f"taken, free = {numbers[0]}, {next(n for n in range(INSTANCES) if n not in numbers)}\n"
+            "draws = iter([taken, taken, free])\n"
+            "class Draw:\n"
+            "    def randrange(self, end):\n"
+            "        return next(draws)\n"
+            "tokens.random.SystemRandom = Draw\n"
+            "number, claim = tokens.claim_instance()\n"
+            "claim.close()\n"
+            "assert number == free, number\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    finally:
+        for _, claim in mine:
+            assert claim is not None
+            claim.close()
+
+
+def test_an_instance_is_claimed_when_the_first_token_is_minted_and_let_go_at_the_end(clock: Clock) -> None:
+    here = Tokens(1, WireContext(Limits()), now=clock)
+    token = here.mint([4])
+    assert here.position(token) == Position((4,), is_after=False)
+    here.close()
