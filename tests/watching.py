@@ -330,7 +330,7 @@ def check(watch: Watch, shards: Sequence[Server], owner: Owner, starts: dict[int
 
 
 class Relay:
-    """Stands between esp and a shard, and can be cut; what was on its way is lost."""
+    """Stands between esp and a shard. It can be cut, and what was on its way is lost; or hold requests back."""
 
     def __init__(self, server: Server) -> None:
         self._target = server.address
@@ -338,6 +338,9 @@ class Relay:
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
         self._open = True
+        self._flows = threading.Event()
+        self._flows.set()
+        self._holds_some = threading.Event()
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()
 
@@ -360,7 +363,20 @@ class Relay:
     def mend(self) -> None:
         self._open = True
 
+    def hold(self) -> None:
+        """Lets nothing through to the shard until `release`."""
+        self._holds_some.clear()
+        self._flows.clear()
+
+    def wait_until_it_holds(self, seconds: float = 30) -> None:
+        """Until something has come that it holds back."""
+        assert self._holds_some.wait(seconds)
+
+    def release(self) -> None:
+        self._flows.set()
+
     def close(self) -> None:
+        self.release()
         self.cut(stay=True)
         _hang_up(self._listener)
         self._thread.join()
@@ -383,17 +399,19 @@ class Relay:
                     continue
                 self._sockets += [near, far]
             for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+                threading.Thread(target=self._pump, args=(source, sink, source is near), daemon=True).start()
 
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    try:
-        while data := source.recv(65536):
-            sink.sendall(data)
-    except OSError:
-        pass
-    _hang_up(source)
-    _hang_up(sink)
+    def _pump(self, source: socket.socket, sink: socket.socket, is_request: bool) -> None:
+        try:
+            while data := source.recv(65536):
+                if is_request and not self._flows.is_set():
+                    self._holds_some.set()
+                    self._flows.wait()
+                sink.sendall(data)
+        except OSError:
+            pass
+        _hang_up(source)
+        _hang_up(sink)
 
 
 def _hang_up(sock: socket.socket) -> None:

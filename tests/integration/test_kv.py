@@ -288,12 +288,6 @@ class TestSeveralShards:
         assert (list(answer.kvs), answer.count, answer.more) == ([], 0, False)
         assert answer.header.revision > 0
 
-    def test_the_header_has_the_lowest_revision_of_the_shards(self, kv: KV, kv_direct: Callable[[int], KV]) -> None:
-        for key in (b"a", b"a", b"a", b"j", b"z", b"z"):
-            kv.Put(Put(key=key))
-        lowest = min(kv_direct(index).Range(Range(key=b"x")).header.revision for index in range(3))
-        assert kv.Range(Range(**EVERYTHING)).header.revision == lowest
-
     def test_a_key_on_a_shard_that_does_not_own_it_never_shows(self, kv: KV, kv_direct: Callable[[int], KV]) -> None:
         for key in (b"a", b"j", b"z"):
             kv.Put(Put(key=key, value=b"right"))
@@ -353,11 +347,6 @@ class TestSeveralShards:
     ) -> None:
         assert is_refusal(outcome(lambda: kv.Txn(request_)))
         assert kv.Range(Range(**EVERYTHING)).count == 0
-
-    def test_a_txn_of_reads_alone_is_refused_as_well(self, kv: KV) -> None:
-        # Its reads would have to be of one moment, as in etcd.
-        request_ = Txn(success=[get(b"z"), get(b"a", range_end=b"k"), get(b"absent")])
-        assert is_refusal(outcome(lambda: kv.Txn(request_)))
 
     def test_compact_is_refused_and_compacts_nothing(self, kv: KV) -> None:
         first = kv.Put(Put(key=b"j", value=b"old")).header.revision

@@ -112,16 +112,6 @@ def test_shards_without_a_key_answer_an_empty_range(empty_shards: list[LocalEtcd
     assert answer.header.revision > 0
 
 
-def test_the_revision_of_a_merged_answer_is_the_lowest_of_the_shards(both: Both, empty_shards: list[LocalEtcd]) -> None:
-    lowest = []
-    for shard in empty_shards:
-        with connect(shard) as channel:
-            lowest.append(KVStub(channel).Range(Request(key=b"a")).header.revision)
-    for limit in (0, 3):
-        answer = both.across.Range(Request(key=b"\0", range_end=b"\0", limit=limit))
-        assert answer.header.revision == min(lowest)
-
-
 @pytest.mark.parametrize("limit", [0, 100])
 def test_one_shard_down_fails_the_whole_range(start_etcd: Etcds, start_esp: Esps, limit: int) -> None:
     shards = start_etcd.several(3)
