@@ -13,7 +13,7 @@ from typing import Any
 from esp.core import errors
 from esp.core.config import Config, Listen
 from esp.core.routing import Routing
-from esp.core.services import kv, watch
+from esp.core.services import kv, maintenance, watch
 from esp.core.services.lease import Leases
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
@@ -54,6 +54,7 @@ class Proxy:
             ),
             **self.leases.handlers(),
             **watch.handlers(self.routing),
+            **maintenance.handlers(self.routing, self._spawn),
         }
         router = Router(self.routing, served, pages)
         self._listener = Listener(self.context, router.find, pages.find)

@@ -125,6 +125,34 @@ class CoroutineCall(Sink):
             self.task.cancel()
 
 
+class AnswerUnary(Handler):
+    """Parses a call's one request and answers with the message that a coroutine makes of it."""
+
+    def __init__(
+        self,
+        spawn: Spawn,
+        request: type[Message],
+        work: Callable[[CoroutineCall, Any], Coroutine[Any, Any, Message]],
+    ) -> None:
+        self._spawn = spawn
+        self._request = request
+        self._work = work
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Starts the coroutine."""
+        try:
+            request = parse(self._request, message)
+        except RpcError as error:
+            stream.finish(error.status)
+            return
+        call = CoroutineCall(stream)
+        call.start(self._spawn, self._answer(call, request))
+
+    async def _answer(self, call: CoroutineCall, request: Message) -> None:
+        answer = await self._work(call, request)
+        call.stream.respond(answer.SerializeToString())
+
+
 def parse(request: type[Message], message: bytes) -> Any:
     """A prefixed message parsed.
 

@@ -6,6 +6,7 @@ import json
 from urllib.parse import parse_qs, urlsplit
 
 from esp.core.routing import Routing
+from esp.core.services.maintenance import version_key
 from esp.core.services.router import METHODS
 from esp.core.wire.hpack import encode
 from esp.core.wire.http1 import Page
@@ -41,7 +42,7 @@ class Pages(Handler):
         versions = [shard.version for shard in self._routing.shards if shard.version]
         if not versions:
             return Page(503, b"no shard has told its version yet\n")
-        lowest = min(versions, key=_version_key)
+        lowest = min(versions, key=version_key)
         cluster = ".".join([*lowest.split(".")[:2], "0"])
         return Page(200, json.dumps({"etcdserver": lowest, "etcdcluster": cluster}).encode(), JSON)
 
@@ -82,7 +83,3 @@ class Pages(Handler):
         stream.send_headers(encode(fields), not has_body)
         if has_body:
             stream.send_data(page.body, True)
-
-
-def _version_key(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("-")[0].split(".") if part.isdigit())

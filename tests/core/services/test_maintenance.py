@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from esp.core import errors
+from esp.core.identity import Identity
+from esp.core.pb import rpc_pb2
+from esp.core.services.maintenance import merge, version_key
+from esp.core.tokens import Tokens
+from esp.core.wire.context import WireContext
+from esp.core.wire.limits import Limits
+from esp.core.wire.status import RpcError
+
+Status = rpc_pb2.StatusResponse
+Header = rpc_pb2.ResponseHeader
+
+
+@pytest.fixture
+def routing() -> Any:
+    """As much of a Routing as a merge looks at."""
+    shards = tuple(SimpleNamespace(name=name) for name in ("a", "b"))
+    return SimpleNamespace(shards=shards, identity=Identity(7, 8), tokens=Tokens(2, WireContext(Limits()), instance=1))
+
+
+ONE = Status(
+    header=Header(cluster_id=1, member_id=2, revision=30, raft_term=2),
+    version="3.5.9",
+    dbSize=100,
+    dbSizeInUse=60,
+    dbSizeQuota=1000,
+    leader=2,
+    raftIndex=50,
+    raftTerm=2,
+    raftAppliedIndex=49,
+)
+OTHER = Status(
+    header=Header(cluster_id=3, member_id=4, revision=5, raft_term=9),
+    version="3.5.21",
+    storageVersion="3.6.0",
+    dbSize=11,
+    dbSizeInUse=10,
+    leader=4,
+    raftIndex=7,
+    raftTerm=9,
+    raftAppliedIndex=7,
+    errors=["memberID:4 alarm:NOSPACE"],
+)
+
+
+def test_sizes_add_up_and_the_lowest_version_counts(routing: Any) -> None:
+    merged = merge(routing, [ONE, OTHER])
+    token = merged.header.revision
+    assert routing.tokens.position(token).vector == (30, 5)
+    assert merged == Status(
+        header=Header(cluster_id=7, member_id=8, revision=token, raft_term=9),
+        version="3.5.9",
+        storageVersion="",
+        dbSize=111,
+        dbSizeInUse=70,
+        dbSizeQuota=1000,
+        leader=8,
+        raftIndex=50,
+        raftTerm=9,
+        raftAppliedIndex=49,
+        errors=["shard b: memberID:4 alarm:NOSPACE"],
+    )
+
+
+def test_a_shard_that_does_not_answer_is_an_error_and_no_failure(routing: Any) -> None:
+    merged = merge(routing, [ONE, errors.NO_CONNECTION])
+    assert merged.leader == 0
+    assert list(merged.errors) == ["shard b: there is no connection available"]
+    assert routing.tokens.position(merged.header.revision).vector == (30, 0)
+
+
+def test_a_shard_without_a_leader_leaves_the_whole_without_one(routing: Any) -> None:
+    headless = Status()
+    headless.CopyFrom(OTHER)
+    headless.leader = 0
+    assert merge(routing, [ONE, headless]).leader == 0
+
+
+def test_when_no_shard_answers_the_call_fails_as_the_first(routing: Any) -> None:
+    with pytest.raises(RpcError) as caught:
+        merge(routing, [errors.NO_LEADER, errors.NO_CONNECTION])
+    assert caught.value.status == errors.NO_LEADER
+
+
+def test_a_downgrade_anywhere_is_told(routing: Any) -> None:
+    going = Status()
+    going.CopyFrom(OTHER)
+    going.downgradeInfo.enabled = True
+    going.downgradeInfo.targetVersion = "3.5.0"
+    assert cast("Status", merge(routing, [ONE, going])).downgradeInfo == going.downgradeInfo
+
+
+def test_versions_are_ordered_by_their_numbers() -> None:
+    ordered = ["", "3.4.31", "3.5.9", "3.5.21", "3.6.0-rc.1", "3.10.0"]
+    assert sorted(ordered[::-1], key=version_key) == ordered
