@@ -145,12 +145,18 @@ class Tokens:
 
     def position(self, number: int) -> Position | None:
         """What a token stands for; None when it is not, or no longer, known here."""
-        vector = self._vectors.get(number & ~_AFTER)
-        if vector is None or _ticks_of(number) < self._oldest_tick():
+        vector = self.vector(number)
+        if vector is None:
             self.unknown += 1
             return None
         self.known += 1
         return Position(vector, bool(number & _AFTER))
+
+    def vector(self, number: int) -> Vector | None:
+        """The vector of a token of this process, for a look that is not a client's; None when it is forgotten."""
+        if _ticks_of(number) < self._oldest_tick():
+            return None
+        return self._vectors.get(number & ~_AFTER)
 
     # Bounds.
 

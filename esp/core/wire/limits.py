@@ -75,6 +75,8 @@ class Limits:
     """Vector tokens that are remembered: revisions of answers that several shards gave together."""
     token_seconds: float = 3600.0
     """How long one is; given back later, it is answered as compacted."""
+    max_resume_positions: int = 100_000
+    """Positions that are remembered of watchers over several shards, for clients that resume from a plain revision."""
     max_snapshot_tries: int = 10
     """How often a snapshot over several shards is tried while their keys change, before it is Unavailable."""
     max_connections: int = 10_000

@@ -244,6 +244,7 @@ ELSEWHERE = {
     "max_tokens": "test_tokens.py",
     "token_seconds": "test_tokens.py",
     "max_snapshot_tries": "test_snapshot.py",
+    "max_resume_positions": "test_positions.py",
 }
 
 
