@@ -308,13 +308,17 @@ def starts(shards: list[LocalEtcd], start: int = 0) -> dict[int, int]:
     return {number: start or revision_of(shard) + 1 for number, shard in enumerate(shards)}
 
 
-def test_a_watcher_over_all_shards_is_told_everything(esp: EspProcess, empty_shards: list[LocalEtcd]) -> None:
-    begun = starts(empty_shards)
+def test_a_watcher_over_all_shards_is_told_everything(start_etcd: Etcds, start_esp: Esps) -> None:
+    shards = start_etcd.several(3)  # of its own: "from the beginning" is told only where nothing was ever compacted
+    esp = start_esp(shards, ["i", "r"])
+    with Writers(shards, ["a-", "j-", "z-"]) as writers:
+        writers.wait_for_more(20)
+    begun = starts(shards)
     with watching(esp, **EVERYTHING) as now, watching(esp, **EVERYTHING, start_revision=1) as always:
-        with Writers(empty_shards, ["a-", "j-", "z-"]) as writers:
+        with Writers(shards, ["a-", "j-", "z-"]) as writers:
             writers.wait_for_more()
-        check(now, empty_shards, owner, begun)
-        check(always, empty_shards, owner, starts(empty_shards, 1))
+        check(now, shards, owner, begun)
+        check(always, shards, owner, starts(shards, 1))
 
 
 def test_a_watcher_over_shards_is_created_once_with_the_lowest_of_their_revisions(
