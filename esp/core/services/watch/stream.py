@@ -30,6 +30,8 @@ READ_AHEAD_BYTES: Final = 65_536
 """What may wait for a client while its own upstreams are still read."""
 MAX_SLOTS: Final = 1000
 """Requests that wait for their reply before no more of them are taken."""
+SLOT_BYTES: Final = 128
+"""Memory that a request takes, about, while it waits in line."""
 WATCHER_BYTES: Final = 2048
 """Memory that a watcher takes, about, besides its keys."""
 
@@ -135,16 +137,22 @@ class WatchStream(Sink):
         kind = request.WhichOneof("request_union")
         if kind == "create_request":
             watcher = Watcher(self, request.create_request, WATCHER_BYTES + len(body))
-            self._slots.append(watcher)
+            self._line_up(watcher)
+            if self.is_over:
+                return
             if self._takes(watcher):
                 watcher.begin(request.create_request)
             else:
                 watcher.refuse(errors.TOO_MANY_REQUESTS.message)
         elif kind == "cancel_request":
-            self._slots.append(Cancel(self, request.cancel_request.watch_id))
+            self._line_up(Cancel(self, request.cancel_request.watch_id))
         elif kind == "progress_request":
-            self._slots.append(Progress(self))
+            self._line_up(Progress(self))
         self.advance()
+
+    def _line_up(self, slot: Slot) -> None:
+        self._slots.append(slot)
+        self.hold(SLOT_BYTES)
 
     def advance(self) -> None:
         """Answers the requests whose turn it is."""
@@ -160,6 +168,7 @@ class WatchStream(Sink):
                 if not slot.is_settled:
                     break
                 slots.popleft()
+                self.hold(-SLOT_BYTES)
                 slot.answer()
         finally:
             self._advancing = False
@@ -221,7 +230,7 @@ class WatchStream(Sink):
             self._context.unflushed.append(self)
 
     def hold(self, size: int) -> None:
-        """A watcher keeps so many bytes more, or fewer, until it is announced."""
+        """So many bytes more wait here, or fewer, that are not on their way to the client yet."""
         self.waiting += size
         if size > 0:
             if self.waiting > self._context.limits.max_watch_buffer_bytes:

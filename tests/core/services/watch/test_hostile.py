@@ -184,6 +184,21 @@ def test_progress_of_an_earlier_question_is_no_answer_to_a_later_one() -> None:
 # Memory.
 
 
+def test_requests_that_wait_in_line_count() -> None:
+    world = World(b"m")
+    client = world.client()
+    client.creates(key=b"a")
+    for number in range(200):
+        client.cancels(number)
+        client.asks_progress()
+    assert world.context.buffers.used > 400 * 64
+    call, [create] = world.etcds[0].hears()
+    world.etcds[0].says(call, created(create.watch_id, 5))
+    world.etcds[0].says(call, canceled(create.watch_id, 5))
+    assert client.hears() == [created(0, 5), canceled(0, 5)]
+    world.holds_nothing()
+
+
 def test_what_is_held_for_a_create_that_waits_for_a_shard_counts_over_the_whole_process() -> None:
     world = World(b"m", limits=Limits(max_buffered_bytes=50_000))
     client = world.client()
