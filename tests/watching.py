@@ -196,7 +196,7 @@ def revision_of(shard: Server) -> int:
 
 
 def history_of(shard: Server, start: int = 1) -> History:
-    """What a shard itself remembers, from a revision that is not compacted on."""
+    """What a shard itself remembers, from a revision that must not be compacted on."""
     last = revision_of(shard)
     history: History = {}
     requests = Requests()
@@ -204,7 +204,10 @@ def history_of(shard: Server, start: int = 1) -> History:
     with connect(shard) as channel:
         answers = rpc_pb2_grpc.WatchStub(channel).Watch(iter(requests), timeout=60)
         while max(history, default=start - 1) < last:
-            for event in next(answers).events:
+            answer = next(answers)
+            # Waiting on would end with this call's own deadline, for which etcd's word is Unknown.
+            assert not answer.canceled, f"the truth before revision {answer.compact_revision} is compacted"
+            for event in answer.events:
                 history.setdefault(event.kv.mod_revision, []).append(event)
         answers.cancel()
     return history
@@ -315,7 +318,7 @@ def check(watch: Watch, shards: Sequence[Server], owner: Owner, starts: dict[int
         owner: the shard of a key, an index into `shards`.
         starts: for each shard concerned, the first revision that the watcher must have been told of.
     """
-    truths = {shard: wanted(watch, history_of(shards[shard]), start) for shard, start in starts.items()}
+    truths = {shard: wanted(watch, history_of(shards[shard], start), start) for shard, start in starts.items()}
     wait_until_told(watch, truths, owner)
     told = by_shard(watch, owner)
     for shard, truth in truths.items():

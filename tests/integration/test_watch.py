@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import signal
 import subprocess
@@ -256,6 +257,31 @@ def progress_of_watchers_with_a_past(talk: Conversation) -> Heard:
     return replies + talk.hears()
 
 
+def progress_asked_for_again_and_again(talk: Conversation) -> Heard:
+    replies = [talk.created(key=b"a")]
+    for _ in range(10):
+        talk.requests.progress()
+    return replies + talk.hears(10)
+
+
+def a_start_before_the_beginning(talk: Conversation) -> Heard:
+    """Which newer etcds refuse, and older ones take for the beginning, or for compacted."""
+    talk.requests.create(key=b"a", start_revision=-5)
+    replies = talk.hears()
+    talk.requests.create(key=b"b")
+    while not any(reply.created and not reply.canceled for reply in replies[1:]):
+        replies += talk.hears()
+    return sorted(replies, key=lambda reply: (reply.watch_id, not reply.created))
+
+
+def filters_that_do_not_exist(talk: Conversation) -> Heard:
+    replies = [talk.created(key=b"a", filters=[7, Create.NODELETE, 1000, 7])]
+    talk.puts(b"a")
+    talk.kv.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"a"))
+    talk.puts(b"a")
+    return replies + talk.hears(2)
+
+
 def a_large_history(talk: Conversation) -> Heard:
     for _ in range(5):
         talk.puts(b"a", bytes(700_000))
@@ -279,6 +305,9 @@ SCRIPTS: list[Script] = [
     a_request_of_no_kind,
     progress_of_one,
     progress_of_watchers_with_a_past,
+    progress_asked_for_again_and_again,
+    a_start_before_the_beginning,
+    filters_that_do_not_exist,
     a_large_history,
 ]
 
@@ -308,13 +337,17 @@ def starts(shards: list[LocalEtcd], start: int = 0) -> dict[int, int]:
     return {number: start or revision_of(shard) + 1 for number, shard in enumerate(shards)}
 
 
-def test_a_watcher_over_all_shards_is_told_everything(esp: EspProcess, empty_shards: list[LocalEtcd]) -> None:
-    begun = starts(empty_shards)
+def test_a_watcher_over_all_shards_is_told_everything(start_etcd: Etcds, start_esp: Esps) -> None:
+    shards = start_etcd.several(3)  # of its own: "from the beginning" is told only where nothing was ever compacted
+    esp = start_esp(shards, ["i", "r"])
+    with Writers(shards, ["a-", "j-", "z-"]) as writers:
+        writers.wait_for_more(20)
+    begun = starts(shards)
     with watching(esp, **EVERYTHING) as now, watching(esp, **EVERYTHING, start_revision=1) as always:
-        with Writers(empty_shards, ["a-", "j-", "z-"]) as writers:
+        with Writers(shards, ["a-", "j-", "z-"]) as writers:
             writers.wait_for_more()
-        check(now, empty_shards, owner, begun)
-        check(always, empty_shards, owner, starts(empty_shards, 1))
+        check(now, shards, owner, begun)
+        check(always, shards, owner, starts(shards, 1))
 
 
 def test_a_watcher_over_shards_is_created_once_with_the_lowest_of_their_revisions(
@@ -325,7 +358,7 @@ def test_a_watcher_over_shards_is_created_once_with_the_lowest_of_their_revision
             talk.puts(b"a", b"%d" % number)
         revisions = [revision_of(shard) for shard in empty_shards]
         first = talk.created(**EVERYTHING)
-        assert (first.watch_id, first.header.revision) == (0, min(revisions))
+        assert (first.watch_id, first.header.revision) == (0, max(2, min(revisions)))  # 1: from the beginning
         assert talk.created(key=b"a").watch_id == 1
         talk.puts(b"z")
         [event] = talk.hears()
@@ -460,7 +493,7 @@ def test_many_streams_on_one_connection(esp: EspProcess, empty_shards: list[Loca
         talks = [Conversation(esp, empty_shards[0], channel, ()) for _ in range(50)]
         for talk in talks:
             talk.requests.create(**EVERYTHING)
-            talk.requests.create(key=b"j", start_revision=1)
+            talk.requests.create(key=b"j", start_revision=revision_of(empty_shards[1]) + 1)
         for talk in talks:
             assert [message.watch_id for message in talk.hears(2)] == [0, 1]
         talks[0].puts(b"j")
@@ -469,6 +502,86 @@ def test_many_streams_on_one_connection(esp: EspProcess, empty_shards: list[Loca
         for talk in talks:
             talk.ends()
     wait_until(lambda: sum(map(watchers_in, empty_shards)) == 0)
+
+
+async def two_thousand_streams(esp: EspProcess, shards: list[LocalEtcd]) -> None:
+    """Half watch the same key of one shard, half a key of their own over all shards or from a revision."""
+    channels = [grpc.aio.insecure_channel(esp.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(4)]
+    calls = [rpc_pb2_grpc.WatchStub(channels[number % 4]).Watch() for number in range(2000)]
+    start = revision_of(shards[1]) + 1
+
+    async def create(number: int) -> None:
+        kind = number % 4
+        if kind < 2:
+            request = Create(key=b"all")
+        elif kind == 2:
+            request = Create(key=b"j%d" % number, start_revision=start)
+        else:
+            request = Create(key=b"b%d" % number, range_end=b"z")
+        await calls[number].write(rpc_pb2.WatchRequest(create_request=request))
+        reply = await calls[number].read()
+        assert reply.created, number
+        assert not reply.canceled, number
+
+    async def hears(number: int, *keys: bytes) -> None:
+        heard = [(await calls[number].read()).events[0].kv.key for _ in keys]
+        assert heard == list(keys), number
+
+    await asyncio.gather(*map(create, range(2000)))
+    assert watchers_in(shards[0]) == 501, "one for all that watch the same key"
+    kv = rpc_pb2_grpc.KVStub(channels[0])
+    await kv.Put(Put(key=b"all"))
+    for number in (2, 1002, 1998):
+        await kv.Put(Put(key=b"j%d" % number))
+    await asyncio.gather(*(hears(number, b"all") for number in range(2000) if number % 4 < 2))
+    await asyncio.gather(*(hears(number, b"j%d" % number) for number in (2, 1002, 1998)))
+    across = [number for number in range(2000) if number % 4 == 3]
+    expected = {number: [b"j%d" % n for n in (2, 1002, 1998) if b"b%d" % number <= b"j%d" % n] for number in across}
+    await asyncio.gather(*(hears(number, *keys) for number, keys in expected.items()))
+    for call in calls:
+        call.cancel()
+    for channel in channels:
+        await channel.close()
+
+
+def test_thousands_of_streams_each_hear_their_own(start_etcd: Etcds, start_esp: Esps) -> None:
+    shards = start_etcd.several(3)
+    asyncio.run(two_thousand_streams(start_esp(shards, ["i", "r"]), shards))
+    wait_until(lambda: sum(map(watchers_in, shards)) == 0)
+
+
+def test_a_create_that_etcd_finds_too_large_is_its_own_clients_trouble(start_etcd: Etcds, start_esp: Esps) -> None:
+    judge, *shards = start_etcd.several(3)
+    esp = start_esp(shards, ["m"])
+    with talking(esp, shards[0]) as bystander:
+        bystander.created(key=b"a")
+        for size in (2**21 - 10, 2**21):  # the first is esp's to take and, with what esp adds, too large for etcd
+            with talking(esp, shards[0]) as greedy:
+                greedy.created(key=b"a")
+                greedy.requests.create(key=b"b" * size)
+                _, (code, text) = greedy.hears_out()
+                assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert text.startswith("grpc: received message larger than max")
+        with talking(judge, judge) as direct:
+            direct.requests.create(key=b"b" * 2**21)
+            assert direct.hears_out()[1] == (code, text)
+        bystander.puts(b"a")
+        assert [len(message.events) for message in bystander.hears()] == [1]
+
+
+def test_a_message_of_a_hundred_megabytes_is_delivered_to_who_reads_it(start_etcd: Etcds, start_esp: Esps) -> None:
+    """Larger than all that may wait for a connection; not in fragments, because the client did not ask for them."""
+    shards = start_etcd.several(2)
+    esp = start_esp(shards, ["m"])
+    with talking(esp, shards[0]) as talk:
+        value = bytes(1_000_000)
+        for _ in range(100):
+            begun = talk.puts(b"a", value)
+        talk.created(key=b"a", start_revision=2)
+        revisions: list[int] = []
+        while len(revisions) < 100:
+            revisions += [event.kv.mod_revision for event in talk.hears()[0].events]
+        assert revisions == list(range(begun - 99, begun + 1))
 
 
 def test_a_half_closed_stream_goes_on(esp: EspProcess, empty_shards: list[LocalEtcd]) -> None:
@@ -522,6 +635,28 @@ def test_when_the_proxy_ends_clients_go_elsewhere(start_etcd: Etcds, start_esp: 
         assert talk.hears_out() == ([], STOPPED)
     assert esp.wait() == 0
     wait_until(lambda: sum(map(watchers_in, shards)) == 0)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
+def test_etcdctl_goes_on_when_the_proxy_was_away(
+    start_etcd: Etcds, start_esp: Esps, etcdctl: Etcdctl, sig: signal.Signals
+) -> None:
+    shards = start_etcd.several(2)
+    esp = start_esp(shards, ["m"])
+    command = [program("etcdctl", "ESP_ETCDCTL"), "--endpoints", esp.address, "watch", "--prefix", "a"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+        try:
+            assert watch.stdout is not None
+            wait_until(lambda: watchers_in(shards[0]) == 1)
+            etcdctl(esp, "put", "a1", "1")
+            assert [watch.stdout.readline() for _ in range(3)] == ["PUT\n", "a1\n", "1\n"]
+            esp.stop(sig)
+            etcdctl(shards[0], "put", "a2", "2")
+            start_esp(shards, ["m"], "--listen", esp.url)
+            etcdctl(esp, "put", "a3", "3")
+            assert [watch.stdout.readline() for _ in range(6)] == ["PUT\n", "a2\n", "2\n", "PUT\n", "a3\n", "3\n"]
+        finally:
+            watch.kill()
 
 
 def token(etcd: Server, name: str) -> tuple[str, str]:

@@ -27,6 +27,8 @@ from tests.watching import (
 Create = rpc_pb2.WatchCreateRequest
 BOUNDARIES = ["i", "r"]
 PREFIXES = ["a-", "j-", "z-"]
+PROGRESS = "--experimental-watch-progress-notify-interval=100ms"
+"""So that there is progress to be wrong about."""
 
 
 def owner(key: bytes) -> int:
@@ -43,7 +45,9 @@ def all_kinds(esp: EspProcess, shards: list[LocalEtcd]) -> Iterator[list[tuple[W
         (middle, [1]),
         (middle | {"prev_kv": True}, [1]),
         (middle | {"filters": [Create.NODELETE]}, [1]),
+        (middle | {"progress_notify": True}, [1]),
         (middle | {"start_revision": 1}, [1]),
+        (middle | {"start_revision": 1, "progress_notify": True}, [1]),
         (middle | {"start_revision": now[1], "fragment": True}, [1]),
         (middle | {"start_revision": now[1], "fragment": True}, [1]),
         ({"key": b"z-", "range_end": b"\0"}, [2]),
@@ -63,7 +67,7 @@ def all_kinds(esp: EspProcess, shards: list[LocalEtcd]) -> Iterator[list[tuple[W
 
 
 def test_kill_9_and_restart_of_shards_is_hidden(start_etcd: Etcds, start_esp: Esps) -> None:
-    shards = start_etcd.several(3, "--unsafe-no-fsync=false")
+    shards = start_etcd.several(3, "--unsafe-no-fsync=false", PROGRESS)
     esp = start_esp(shards, BOUNDARIES)
     with Writers(shards, PREFIXES, pause=0.001) as writers:
         writers.wait_for_more(20)
@@ -83,7 +87,7 @@ def test_kill_9_and_restart_of_shards_is_hidden(start_etcd: Etcds, start_esp: Es
 
 
 def test_a_connection_that_is_cut_again_and_again_is_hidden(start_etcd: Etcds, start_esp: Esps) -> None:
-    shards = start_etcd.several(3)
+    shards = start_etcd.several(3, PROGRESS)
     with ExitStack() as stack:
         relays = [stack.enter_context(relaying(shard)) for shard in shards]
         esp = start_esp([[relay] for relay in relays], BOUNDARIES)  # type: ignore[list-item]
@@ -98,7 +102,7 @@ def test_a_connection_that_is_cut_again_and_again_is_hidden(start_etcd: Etcds, s
 
 
 def test_another_endpoint_of_a_shard_takes_over(start_etcd: Etcds, start_esp: Esps) -> None:
-    members = start_etcd.members(3, "--unsafe-no-fsync=false")
+    members = start_etcd.members(3, "--unsafe-no-fsync=false", PROGRESS)
     other = start_etcd()
     esp = start_esp([members, other], ["r"])
     both: list[Server] = [members[0], other]
@@ -107,6 +111,7 @@ def test_another_endpoint_of_a_shard_takes_over(start_etcd: Etcds, start_esp: Es
         watches = [
             (stack.enter_context(watching(esp, key=b"a", range_end=b"r")), {0: now}),
             (stack.enter_context(watching(esp, key=b"a", range_end=b"r", start_revision=now)), {0: now}),
+            (stack.enter_context(watching(esp, key=b"a", range_end=b"r", progress_notify=True)), {0: now}),
             (stack.enter_context(watching(esp, key=b"a", range_end=b"\0")), {0: now, 1: revision_of(other) + 1}),
         ]
         for number, member in enumerate(members):

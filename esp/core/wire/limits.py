@@ -37,6 +37,8 @@ class Limits:
     """Bytes queued to one connection before it is closed."""
     max_watch_buffer_bytes: int = 8_388_608
     """Watch events that wait for one slow client before its stream is ended; it resumes with a new one."""
+    max_watcher_bytes: int = 1_073_741_824
+    """Watchers over all clients, 2 KiB and its keys for each; a client's stream gets a quarter of it at most."""
     glitch_budget: int = 1200
     """Cheap abuse (resets, pings, empty frames) that one connection may have saved up before it is closed."""
     glitch_refill_per_second: float = 100

@@ -232,6 +232,7 @@ ELSEWHERE = {
     "max_output_hard_bytes": "test_transport.py",
     "max_connections": "test_transport.py",
     "max_watch_buffer_bytes": "services/watch/test_stream.py",
+    "max_watcher_bytes": "services/watch/test_hostile.py",
     "connect_timeout": "the shard's tests",
     "keepalive_time": "test_client.py",
     "keepalive_timeout": "test_client.py",

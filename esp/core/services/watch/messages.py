@@ -76,7 +76,7 @@ class Response:
         first, last: the lowest and the highest revision of its events; 0 without events.
     """
 
-    __slots__ = ("_under", "first", "head", "last", "message", "revision", "tail")
+    __slots__ = ("_encoded", "_under", "first", "head", "last", "message", "revision", "tail")
 
     def __init__(self, head: bytes, tail: bytes, message: rpc_pb2.WatchResponse) -> None:
         self.head = head
@@ -84,6 +84,7 @@ class Response:
         self.message = message
         self.revision = message.header.revision
         self._under: Response | None = None
+        self._encoded: dict[int, bytes] = {}
         events = message.events
         if events:
             self.first = events[0].kv.mod_revision
@@ -100,8 +101,7 @@ class Response:
         """
         message = _parse(body)
         watch_id = message.watch_id
-        parts = _around_id(body, watch_id) or _around_id(message.SerializeToString(), watch_id)
-        head, tail = parts or (b"", body)
+        head, tail = _around_id(body, watch_id) or _apart(message)
         return cls(head, tail, message)
 
     @classmethod
@@ -115,10 +115,13 @@ class Response:
         return len(self.head) + len(self.tail)
 
     def encode(self, watch_id: int) -> bytes:
-        """The message for the watcher `watch_id`, with its gRPC prefix."""
-        field = _id_field(watch_id)
-        size = len(self.head) + len(field) + len(self.tail)
-        return b"\0" + pack_u32(size) + self.head + field + self.tail
+        """The message for the watcher `watch_id`, with its gRPC prefix: one object, however many clients get it."""
+        data = self._encoded.get(watch_id)
+        if data is None:
+            field = _id_field(watch_id)
+            size = len(self.head) + len(field) + len(self.tail)
+            data = self._encoded[watch_id] = b"\0" + pack_u32(size) + self.head + field + self.tail
+        return data
 
     def keep(self, wanted: Callable[[kv_pb2.Event], bool]) -> Response | None:
         """The same with the wanted events only; None when there are none of them."""
@@ -165,6 +168,15 @@ def _around_id(body: bytes, watch_id: int) -> tuple[bytes, bytes] | None:
     if not body.startswith(id_field, at):
         return None
     return body[:at], body[at + len(id_field) :]
+
+
+def _apart(message: rpc_pb2.WatchResponse) -> tuple[bytes, bytes]:
+    """The same for a message that is written in another way: its fields anew."""
+    rest = rpc_pb2.WatchResponse()
+    rest.CopyFrom(message)
+    rest.ClearField("header")
+    rest.ClearField("watch_id")
+    return header_field(message.header) if message.HasField("header") else b"", rest.SerializeToString()
 
 
 @lru_cache(4096)

@@ -5,16 +5,22 @@ so far (`source.next <= R`); what it still brings below R the tap does not get. 
 the revision that the shard names when it is asked at that moment; the same question tells whether it permits the watch,
 which etcd decides at each create anew. A watcher from a given revision has a source of its own first. Once that has
 caught up and a second one watches the same, both move to a shared source; each as soon as it has got as far.
+
+What may end a whole call is not shared: etcd takes a request that is too large as the end of the call it came in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from esp.core.services.watch.messages import DUPLICATE_ID, Response, Spec, created, raised
 from esp.core.services.watch.source import Source, Tap
 from esp.core.services.watch.upstream import Upstream
 from esp.core.shard import Shard
+
+LARGEST_SHARED: Final = 65_536
+"""Bytes of keys in a create that is sent in a call which other clients share. No etcd's limit is as low."""
 
 
 class Shelf:
@@ -40,21 +46,32 @@ class Pool:
         forward: the head of its Watch calls.
     """
 
-    __slots__ = ("_on_idle", "_shelves", "_upstream", "forward", "shard")
+    __slots__ = ("_on_change", "_shelves", "_upstream", "forward", "shard")
 
-    def __init__(self, shard: Shard, forward: bytes, on_idle: Callable[[Pool], None]) -> None:
-        """`on_idle` is called when there is nothing in it any more."""
+    def __init__(self, shard: Shard, forward: bytes, on_change: Callable[[Pool], None]) -> None:
+        """`on_change` is called when there is something in it, and when there is nothing any more."""
         self.shard = shard
         self.forward = forward
-        self._on_idle = on_idle
+        self._on_change = on_change
         self._upstream = Upstream(shard, forward, None)
         self._shelves: dict[Spec, Shelf] = {}
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing in it."""
+        return not self._shelves
+
     def start(self, tap: Tap, spec: Spec, start_revision: int) -> None:
         """Feeds `tap` the events of `spec` from `start_revision` on, 0 for now."""
+        if len(spec.key) + len(spec.range_end) > LARGEST_SHARED:
+            source = Source(tap.stream.upstream(self), self, spec, Shelf(), start_revision)
+            source.add(tap)
+            source.upstream.create(source)
+            return
         shelf = self._shelves.get(spec)
         if shelf is None:
             shelf = self._shelves[spec] = Shelf()
+            self._on_change(self)
         if start_revision:
             source = Source(tap.stream.upstream(self), self, spec, shelf, start_revision)
             shelf.own[source] = None
@@ -123,7 +140,7 @@ class Pool:
         if shelf.shared is None and not shelf.own and self._shelves.get(source.spec) is shelf:
             del self._shelves[source.spec]
             if not self._shelves:
-                self._on_idle(self)
+                self._on_change(self)
 
 
 def _move(own: Source, shared: Source) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 from esp.core.routing import Routing
 from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.stream import WatchStream
+from esp.core.wire.context import BufferBudget
 from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler, ServerStream
@@ -24,12 +25,19 @@ def handlers(routing: Routing) -> Mapping[bytes, Handler]:
 
 
 class Watch(Handler):
-    """Serves each call with a `WatchStream`."""
+    """Serves each call with a `WatchStream`.
+
+    Attributes:
+        routing: the shards.
+        watchers: memory for the watchers of all clients.
+    """
 
     streaming = True
 
     def __init__(self, routing: Routing) -> None:
         self.routing = routing
+        context = routing.shards[0].context
+        self.watchers = BufferBudget(context.limits.max_watcher_bytes)
         self._pools: dict[tuple[int, bytes], Pool] = {}
 
     def on_open(self, stream: ServerStream) -> None:
@@ -41,12 +49,13 @@ class Watch(Handler):
         key = (shard, forward)
         pool = self._pools.get(key)
         if pool is None:
-            pool = Pool(self.routing.shards[shard], forward, partial(self._on_idle, key))
-            self._pools[key] = pool
+            pool = Pool(self.routing.shards[shard], forward, partial(self._on_change, key))
         return pool
 
-    def _on_idle(self, key: tuple[int, bytes], pool: Pool) -> None:
-        if self._pools.get(key) is pool:
+    def _on_change(self, key: tuple[int, bytes], pool: Pool) -> None:
+        if not pool.is_idle:
+            self._pools.setdefault(key, pool)
+        elif self._pools.get(key) is pool:
             del self._pools[key]
 
 

@@ -197,6 +197,8 @@ class Source:
         if self.is_over:
             return
         self.is_over = True
+        if answer is None:
+            self._forget_fragments()
         self._cancel_answer = answer
         self.pool.forget(self)
         self.upstream.cancel(self)
@@ -248,11 +250,12 @@ class Source:
     def on_break(self) -> None:
         """The call broke; the upstream will create it again at `next`."""
         self.is_live = False
-        self._fragments.clear()
+        self._forget_fragments()
         self._drop_questions()
 
     def on_cancel_lost(self) -> None:
         """The call broke, and with it went the shard's reply to the cancel."""
+        self._forget_fragments()
         answer, self._cancel_answer = self._cancel_answer, None
         if answer is not None:
             answer(None)
@@ -270,7 +273,7 @@ class Source:
                 self.next = response.revision + 1
             self.has_caught_up = self.next == response.revision + 1
         for tap in list(self.taps):
-            tap.on_created(response)
+            _tell(tap, tap.on_created, response)
         self._send_questions()
         self.pool.on_created(self)
 
@@ -284,7 +287,7 @@ class Source:
                 # It was granted once: a token has run out, say. The client finds out by coming again.
                 tap.stream.stop()
             else:
-                tap.on_refused(response)
+                _tell(tap, tap.on_refused, response)
         questions, self._questions = self._questions, []
         for answer in questions:
             answer(response)
@@ -295,63 +298,51 @@ class Source:
         if message.canceled:
             self._on_canceled(response)
         elif message.fragment or self._fragments:
-            # Passed on together: clients join what comes one behind the other, and after a break all of it comes again.
-            self._fragments.append(response)
-            if not message.fragment:
-                fragments, self._fragments = self._fragments, []
-                self._on_events(fragments)
+            self._on_fragment(response)
         elif response.last:
             self._on_events((response,))
         else:
             self._on_progress(response)
 
-    def _on_events(self, responses: list[Response] | tuple[Response, ...]) -> None:
+    def _on_fragment(self, response: Response) -> None:
+        """Passed on together: clients join what comes one behind the other, and after a break all of it comes again."""
+        if not self.upstream.keep(response.size):
+            return
+        self._fragments.append(response)
+        if not response.message.fragment:
+            fragments = tuple(self._fragments)
+            self._forget_fragments()
+            self._on_events(fragments)
+
+    def _forget_fragments(self) -> None:
+        self.upstream.give(sum(response.size for response in self._fragments))
+        self._fragments.clear()
+
+    def _on_events(self, responses: tuple[Response, ...]) -> None:
         first, last = responses[0].first, responses[-1].last
         if first < self.next:
-            responses = [kept for response in responses if (kept := response.since(self.next))]
+            responses = tuple(kept for response in responses if (kept := response.since(self.next)))
             if not responses:
                 return
             first = responses[0].first
         if self.fresh:
             self._feed_fresh(responses, first, last)
-        if len(responses) == 1:
-            self._feed(responses[0])
-        else:
-            for tap in tuple(self.taps):
-                for response in responses:
-                    _pass_on(tap, response)
+        for tap in tuple(self.taps):
+            _pass_on(tap, responses)
         self.next = last + 1
         if not self.has_caught_up and sum(len(response.message.events) for response in responses) < BATCH_REVISIONS:
             self.has_caught_up = True
         if self.shelf.shared is not self:
             self.pool.on_advanced(self)
 
-    def _feed(self, response: Response) -> None:
-        taps = tuple(self.taps)
-        if len(taps) == 1:
-            _pass_on(taps[0], response)
-            return
-        encoded: dict[int, bytes] = {}
-        for tap in taps:
-            if tap.is_plain:
-                watch_id = tap.watcher.id
-                data = encoded.get(watch_id)
-                if data is None:
-                    data = encoded[watch_id] = response.encode(watch_id)
-                tap.stream.send(data)
-            else:
-                tap.deliver(response)
-
-    def _feed_fresh(self, responses: list[Response] | tuple[Response, ...], first: int, last: int) -> None:
+    def _feed_fresh(self, responses: tuple[Response, ...], first: int, last: int) -> None:
         """Those that the source has reached become taps like others; what is below their `next` they do not get."""
         for tap in list(self.fresh):
             if last < tap.next:
                 continue
             del self.fresh[tap]
             if first < tap.next:
-                for response in responses:
-                    if kept := response.since(tap.next):
-                        _pass_on(tap, kept)
+                _pass_on(tap, tuple(kept for response in responses if (kept := response.since(tap.next))))
                 tap.next = last + 1
                 self.fresh[tap] = None
             else:
@@ -359,7 +350,7 @@ class Source:
 
     def _on_progress(self, response: Response) -> None:
         for tap in self.everybody():
-            tap.on_progress(response)
+            _tell(tap, tap.on_progress, response)
         if response.revision >= self.next:
             self.next = response.revision + 1
         for tap in [tap for tap in self.fresh if tap.next <= self.next]:
@@ -370,25 +361,43 @@ class Source:
             self.pool.on_advanced(self)
 
     def _on_canceled(self, response: Response) -> None:
-        self.upstream.drop(self)
+        self._forget_fragments()
         answer, self._cancel_answer = self._cancel_answer, None
         if self.is_over:
+            self.upstream.drop(self)
             if answer is not None:
                 answer(response)
             return
         self.is_over = True
         self.pool.forget(self)
+        self.upstream.cancel(self)  # until then the shard remembers the id
         for tap in self.everybody():
             if tap.position >= response.message.compact_revision > 0:
                 tap.detach()
                 tap.pool.start(tap, self.spec, tap.next)  # it had joined further on, and has lost nothing
             else:
-                tap.on_canceled(response)
+                _tell(tap, tap.on_canceled, response)
         self._drop_questions()
 
 
-def _pass_on(tap: Tap, response: Response) -> None:
-    if tap.is_plain:
-        tap.stream.send(response.encode(tap.watcher.id))
-    else:
-        tap.deliver(response)
+# A bug that one client's stream meets is that client's: the others are told all the same, and nothing twice.
+
+
+def _pass_on(tap: Tap, responses: tuple[Response, ...]) -> None:
+    try:
+        if tap.is_plain:
+            stream, watch_id = tap.stream, tap.watcher.id
+            for response in responses:
+                stream.send(response.encode(watch_id))
+        else:
+            for response in responses:
+                tap.deliver(response)
+    except Exception:
+        tap.stream.on_bug()
+
+
+def _tell(tap: Tap, tell: Callable[[Response], None], response: Response) -> None:
+    try:
+        tell(response)
+    except Exception:
+        tap.stream.on_bug()

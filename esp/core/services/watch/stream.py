@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
 
 from esp.core import errors
 from esp.core.pb import rpc_pb2
-from esp.core.services.watch.messages import NO_ID, Response, canceled
 from esp.core.services.watch.pool import Pool
+from esp.core.services.watch.progress import ProgressAnswers
+from esp.core.services.watch.slots import Cancel, Progress, Slot
 from esp.core.services.watch.upstream import Upstream
 from esp.core.services.watch.watcher import Watcher
+from esp.core.shard import Shard
 from esp.core.wire.frames import MAX_FRAME_SIZE
 from esp.core.wire.message import MessageReader
 from esp.core.wire.server_stream import ServerStream, Sink
@@ -21,84 +24,16 @@ from esp.core.wire.status import Code, RpcError, Status
 if TYPE_CHECKING:
     from esp.core.services.watch.service import Watch
 
+log = logging.getLogger("esp.watch")
+
 READ_AHEAD_BYTES: Final = 65_536
 """What may wait for a client while its own upstreams are still read."""
 MAX_SLOTS: Final = 1000
 """Requests that wait for their reply before no more of them are taken."""
-
-
-class Slot(Protocol):
-    """A request that is answered when those before it were."""
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether it can be answered; asked when it is first in line."""
-
-    def answer(self) -> None:
-        """Answers it."""
-
-
-class Cancel:
-    """A request to cancel a watcher. It begins when it is first in line: a create before it may be of that watcher."""
-
-    __slots__ = ("_begun", "_head", "_watch_id", "_watcher", "is_settled", "stream")
-
-    def __init__(self, stream: WatchStream, watch_id: int) -> None:
-        self.stream = stream
-        self.is_settled = False
-        self._begun = False
-        self._watch_id = watch_id
-        self._watcher: Watcher | None = None
-        self._head = b""
-
-    def begin(self) -> None:
-        """Tells the shard; nothing is said about an id that is not there."""
-        if self._begun:
-            return
-        self._begun = True
-        watcher = self._watcher = self.stream.watchers.get(self._watch_id)
-        if watcher is None:
-            self.is_settled = True
-        elif watcher.is_dead or watcher.spans_shards:
-            self._on_reply(None)
-        else:
-            source = watcher.taps[0].source
-            assert source is not None
-            source.cancel(watcher.taps[0], self._on_reply)
-
-    def _on_reply(self, response: Response | None) -> None:
-        watcher = self._watcher
-        if watcher is None or self.is_settled or self.stream.is_over:
-            return
-        if not watcher.is_dead:
-            watcher.leave()
-        self._head = response.head if response is not None else watcher.head
-        self.is_settled = True
-        self.stream.advance()
-
-    def answer(self) -> None:
-        """Says that it is canceled, as etcd says it."""
-        if self._watcher is not None:
-            del self.stream.watchers[self._watch_id]
-            self.stream.send(canceled(self._head).encode(self._watch_id))
-
-
-class Progress:
-    """A request to tell how far the watchers are. It is answered when and if the shards say so."""
-
-    __slots__ = ("stream",)
-    is_settled = True
-
-    def __init__(self, stream: WatchStream) -> None:
-        self.stream = stream
-
-    def answer(self) -> None:
-        """Passes the question on."""
-        watchers = self.stream.watchers.values()
-        upstreams = {_upstream(watcher) for watcher in watchers if not watcher.is_dead}
-        for upstream in upstreams:
-            if upstream is not None:
-                self.stream.asks_progress_of(upstream)
+SLOT_BYTES: Final = 128
+"""Memory that a request takes, about, while it waits in line."""
+WATCHER_BYTES: Final = 2048
+"""Memory that a watcher takes, about, besides its keys."""
 
 
 class WatchStream(Sink):
@@ -108,25 +43,27 @@ class WatchStream(Sink):
         down: the call.
         watchers: by watch id, those the client knows.
         is_over: the call has ended, or is about to.
+        progress: what the shards say when the client asks how far they are.
         queue, waiting: what is to be sent, and how many bytes that is together with what is held by watchers.
     """
 
     __slots__ = (
         "_advancing",
-        "_asked",
         "_awaits_flush",
         "_context",
+        "_extra",
         "_forward",
         "_kept",
         "_next_id",
         "_owed",
         "_own",
-        "_progress",
         "_requests",
         "_service",
         "_slots",
+        "_watcher_bytes",
         "down",
         "is_over",
+        "progress",
         "queue",
         "routing",
         "waiting",
@@ -147,13 +84,14 @@ class WatchStream(Sink):
         self._requests = MessageReader(self._context.limits.max_message_bytes, down.head.encoding)
         self._slots: deque[Slot] = deque()
         self._next_id = 0
-        self._own: dict[Pool, Upstream] = {}
+        self._own: dict[Shard, Upstream] = {}
         self._kept = 0
         self._owed = 0
         self._advancing = False
         self._awaits_flush = False
-        self._asked: set[Upstream] = set()
-        self._progress: dict[Upstream, Response] = {}
+        self._extra = 0
+        self._watcher_bytes = 0
+        self.progress = ProgressAnswers(self)
         down.sink = self
 
     # Where watchers get their events from.
@@ -164,9 +102,9 @@ class WatchStream(Sink):
 
     def upstream(self, pool: Pool) -> Upstream:
         """This stream's own upstream to the shard of `pool`."""
-        upstream = self._own.get(pool)
+        upstream = self._own.get(pool.shard)
         if upstream is None:
-            upstream = self._own[pool] = Upstream(pool.shard, pool.forward, self)
+            upstream = self._own[pool.shard] = Upstream(pool.shard, pool.forward, self)
         return upstream
 
     # From the client.
@@ -198,14 +136,23 @@ class WatchStream(Sink):
         request = rpc_pb2.WatchRequest.FromString(body)
         kind = request.WhichOneof("request_union")
         if kind == "create_request":
-            watcher = Watcher(self, request.create_request)
-            self._slots.append(watcher)
-            watcher.begin(request.create_request)
+            watcher = Watcher(self, request.create_request, WATCHER_BYTES + len(body))
+            self._line_up(watcher)
+            if self.is_over:
+                return
+            if self._takes(watcher):
+                watcher.begin(request.create_request)
+            else:
+                watcher.refuse(errors.TOO_MANY_REQUESTS.message)
         elif kind == "cancel_request":
-            self._slots.append(Cancel(self, request.cancel_request.watch_id))
+            self._line_up(Cancel(self, request.cancel_request.watch_id))
         elif kind == "progress_request":
-            self._slots.append(Progress(self))
+            self._line_up(Progress(self))
         self.advance()
+
+    def _line_up(self, slot: Slot) -> None:
+        self._slots.append(slot)
+        self.hold(SLOT_BYTES)
 
     def advance(self) -> None:
         """Answers the requests whose turn it is."""
@@ -213,17 +160,38 @@ class WatchStream(Sink):
             return  # the loop below gets to it
         self._advancing = True
         slots = self._slots
-        while slots and not self.is_over:
-            slot = slots[0]
-            if isinstance(slot, Cancel):
-                slot.begin()
-            if not slot.is_settled:
-                break
-            slots.popleft()
-            slot.answer()
-        self._advancing = False
+        try:
+            while slots and not self.is_over:
+                slot = slots[0]
+                if isinstance(slot, Cancel):
+                    slot.begin()
+                if not slot.is_settled:
+                    break
+                slots.popleft()
+                self.hold(-SLOT_BYTES)
+                slot.answer()
+        finally:
+            self._advancing = False
         if self._owed:
             self._give_back()
+
+    def _takes(self, watcher: Watcher) -> bool:
+        """Whether there is memory for one more watcher. One client's stream gets a quarter of all that there is."""
+        budget = self._service.watchers
+        if self._watcher_bytes + watcher.size > budget.limit // 4 or not budget.take(watcher.size):
+            self._context.reached("max_watcher_bytes")
+            watcher.size = 0
+            return False
+        self._watcher_bytes += watcher.size
+        return True
+
+    def forget(self, watcher: Watcher) -> None:
+        """The watcher is gone, and its id with it."""
+        if self.watchers.get(watcher.id) is watcher:
+            del self.watchers[watcher.id]
+        self._service.watchers.give(watcher.size)
+        self._watcher_bytes -= watcher.size
+        watcher.size = 0
 
     def admit(self, watcher: Watcher, id_wanted: int) -> bool:
         """Gives the watcher its id: the one it wants, or for 0 the next that is free. False when it is taken."""
@@ -252,17 +220,22 @@ class WatchStream(Sink):
             return
         if self.waiting > self._context.limits.max_watch_buffer_bytes and not self._has_room():
             return
-        if not self._awaits_flush:
-            self._awaits_flush = True
-            self._context.unflushed.append(self)
+        self._wants_flush()
         self.queue.append(message)
         self.waiting += len(message)
 
+    def _wants_flush(self) -> None:
+        if not self._awaits_flush:
+            self._awaits_flush = True
+            self._context.unflushed.append(self)
+
     def hold(self, size: int) -> None:
-        """A watcher keeps so many bytes more, or fewer, until it is announced."""
+        """So many bytes more wait here, or fewer, that are not on their way to the client yet."""
         self.waiting += size
-        if size > 0 and self.waiting > self._context.limits.max_watch_buffer_bytes:
-            self._has_room()
+        if size > 0:
+            if self.waiting > self._context.limits.max_watch_buffer_bytes:
+                self._has_room()
+            self._wants_flush()
 
     def _has_room(self) -> bool:
         """Whether more may wait; a stream whose client is too slow ends, and resumes with another."""
@@ -292,6 +265,8 @@ class WatchStream(Sink):
             data = self._next_piece()
             self.waiting -= len(data)
             down.send_data(data, False)
+        if self._extra and not queue and down.pending is None:
+            self._lend(-self._extra)
         if self.waiting and self._is_affordable(self.waiting):
             self._kept = self.waiting
             down.connection.hold(self.waiting)
@@ -300,8 +275,12 @@ class WatchStream(Sink):
                 upstream.resume_reading()
 
     def on_bug(self) -> None:
-        """An exception came out of `flush`: the client's connection ends, and nobody else's."""
-        self.down.connection.on_bug()
+        """An exception came out of `flush`, or out of what a shard said: this call ends, and nobody else's."""
+        log.exception("%s: a bug in esp; a watch stream ends", self.down.peer)
+        try:
+            self._end(errors.SERVER_STOPPED)
+        except Exception:
+            self.down.connection.on_bug()
 
     def _next_piece(self) -> bytes:
         """Messages for one DATA frame; a message that is longer stays in one piece."""
@@ -321,6 +300,11 @@ class WatchStream(Sink):
         if self.is_over:
             return False
         connection = self.down.connection
+        share = self._context.limits.max_buffered_bytes_per_connection
+        if connection.held + size > connection.hold_limit and size > share // 2 and connection.hold_limit == share:
+            # One message may be larger than all that may wait. It came whole, and its client would come back for the
+            # same one for ever; so one at a time takes from what all connections have together.
+            self._lend(size)
         buffers = self._context.buffers
         if connection.held + size <= connection.hold_limit and buffers.used + size <= buffers.limit:
             return True
@@ -328,37 +312,15 @@ class WatchStream(Sink):
         self._end(errors.SERVER_STOPPED)
         return False
 
+    def _lend(self, size: int) -> None:
+        """Lets so many bytes more, or fewer, be kept for this client's connection."""
+        self._extra += size
+        self.down.connection.hold_limit += size
+
     def drained(self, size: int) -> None:
         """Bytes that waited have left."""
         if self.down.pending is None:
             self.flush()
-
-    def on_upstream_progress(self, upstream: Upstream, response: Response) -> None:
-        """The shard has said how far the watchers are that `upstream` feeds.
-
-        Clients take what is told under no id for all their watchers, so that is told only when it is true for all: they
-        are in one shard, and all its upstreams have answered. Otherwise each watcher is told its own shard's revision.
-        """
-        live = [watcher for watcher in self.watchers.values() if not watcher.is_dead]
-        if len({watcher.taps[0].pool for watcher in live}) == 1 and not any(w.spans_shards for w in live):
-            self._progress[upstream] = response
-            told = [self._progress.get(feeding) for watcher in live if (feeding := _upstream(watcher))]
-            heard = [each for each in told if each is not None]
-            if len(heard) < len(live):
-                return
-            self._progress.clear()
-            response = min(heard, key=lambda each: each.revision)
-            if all(_may_hear(watcher, response) for watcher in live):
-                self.send(response.encode(NO_ID))
-                return
-        for watcher in live:
-            if _upstream(watcher) is upstream and _may_hear(watcher, response):
-                self.send(response.encode(watcher.id))
-
-    def asks_progress_of(self, upstream: Upstream) -> None:
-        """Asks, and remembers whom."""
-        self._asked.add(upstream)
-        upstream.ask_progress(self)
 
     # The end.
 
@@ -384,27 +346,17 @@ class WatchStream(Sink):
     def _leave(self) -> None:
         self.is_over = True
         self.down.sink = None
-        for upstream in self._asked:
-            upstream.forget_reader(self)
+        self._lend(-self._extra)
+        self.progress.forget()
         for upstream in self._own.values():
             upstream.close()
         for watcher in (*self.watchers.values(), *self._slots):
             if isinstance(watcher, Watcher):
                 watcher.leave()
+                self.forget(watcher)
         self.watchers.clear()
         self._slots.clear()
         self.queue.clear()
         self.waiting = 0
         self.down.connection.release(self._kept)
         self._kept = 0
-
-
-def _upstream(watcher: Watcher) -> Upstream | None:
-    """Where a watcher in one shard is fed from."""
-    source = watcher.taps[0].source
-    return None if watcher.spans_shards or source is None else source.upstream
-
-
-def _may_hear(watcher: Watcher, progress: Response) -> bool:
-    """Whether this is not behind what the watcher has seen: clients resume from what they hear last."""
-    return watcher.taps[0].position <= progress.revision + 1

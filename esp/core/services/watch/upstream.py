@@ -15,27 +15,37 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Final, Protocol
 
-from google.protobuf.message import DecodeError
-
 from esp.core import errors
+from esp.core.services.watch.call import WatchCall
 from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, cancel_request
 from esp.core.services.watch.source import Source
 from esp.core.shard import FIRST_PAUSE, LONGEST_PAUSE, Shard
-from esp.core.wire.client import ClientConnection, ClientStream
-from esp.core.wire.message import MessageReader
-from esp.core.wire.response import ResponseHead
-from esp.core.wire.splice import NO_TRAILERS
-from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.status import Code, Status
 
 log = logging.getLogger("esp.watch")
 
-MAX_RESPONSE_BYTES: Final = 2**31 - 1
-TRANSIENT: Final = frozenset((Code.OK, Code.UNAVAILABLE, Code.CANCELLED, Code.INTERNAL, Code.UNKNOWN))
-"""How a Watch call ends that is worth another one: the member stops, the connection is gone, a message was cut."""
+TRANSIENT: Final = frozenset(
+    (
+        Code.OK,
+        Code.UNAVAILABLE,
+        Code.CANCELLED,
+        Code.INTERNAL,
+        Code.UNKNOWN,
+        Code.DEADLINE_EXCEEDED,
+        Code.ABORTED,
+    )
+)
+"""How a Watch call ends that is worth another one: the member stops, the connection is gone, a message was cut.
+
+What overload does to a member may come as Unknown or DeadlineExceeded "context deadline exceeded".
+"""
 LEFT: Final = Status(Code.UNAVAILABLE, "esp has left it")
-MOST_PROGRESS_OWED: Final = 3
+PROGRESS_PATIENCE: Final = 1.0
+"""Seconds after which a progress request that etcd has not answered no longer keeps others waiting."""
 
 
 def call_later(seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
@@ -50,8 +60,15 @@ class Reader(Protocol):
     def is_full(self) -> bool:
         """Whether it holds as much as it should: nothing more is read until it says `resume_reading`."""
 
-    def on_upstream_progress(self, upstream: Upstream, response: Response) -> None:
-        """The shard's answer to a progress request."""
+
+class Asker(Protocol):
+    """Whoever asks for progress."""
+
+    def on_upstream_progress(self, upstream: Upstream, response: Response, times: int) -> None:
+        """The shard's answer to so many of its progress requests."""
+
+    def on_bug(self) -> None:
+        """An exception came out of it: log it and end the stream."""
 
 
 class _Question:
@@ -87,13 +104,18 @@ class Upstream:
         self.sources: dict[int, Source] = {}
         self.head = b""
         self._forward = forward
-        self._call: _WatchCall | None = None
+        self._call: WatchCall | None = None
         self._is_opening = False
         self._pause: asyncio.TimerHandle | None = None
         self._failures = 0
+        self._began = 0.0
         self._next_id = 0
         self._replies: deque[Source | _Question] = deque()
-        self._waiting_for_progress: dict[Reader, int] = {}
+        # Who waits for the progress request that is out, and who has asked since; how often each.
+        self._asking: dict[Asker, int] = {}
+        self._asking_next: dict[Asker, int] = {}
+        self._is_asking = False
+        self._asked_at = 0.0
 
     def take_id(self) -> int:
         """A watch id for the next source. Never 0, which would leave the choice to etcd."""
@@ -121,35 +143,63 @@ class Upstream:
         if self.sources.get(source.id) is not source:
             return
         if not source.awaits_cancel:
-            del self.sources[source.id]
+            self.drop(source)
         if self._call is not None:
             self._call.request(cancel_request(source.id))
         elif source.awaits_cancel:
             self.drop(source)
             source.on_cancel_lost()
-        self._close_if_idle()
 
     def drop(self, source: Source) -> None:
-        """The shard does not watch `source` any more."""
+        """Nothing is wanted of `source` any more; without any other the call ends."""
         if self.sources.get(source.id) is source:
             del self.sources[source.id]
-            self._close_if_idle()
+            if not self.sources:
+                self.close()
 
-    def ask_progress(self, reader: Reader) -> None:
-        """Asks for the revision up to which all events have come; `reader` is told if etcd answers.
+    def ask_progress(self, asker: Asker) -> None:
+        """Asks for the revision up to which all events have come; `asker` is told if etcd answers.
 
-        etcd answers for all watchers of the call together, and not at all while one of them lags behind. So an answer
-        may be that to an earlier request: each reader is told as many as it may take until its own has come.
+        etcd answers for all watchers of the call together, and not at all while one of them lags behind. One request
+        is out at a time, and whoever comes meanwhile waits for the next: the answer to this may be older than the
+        revision that it knows of.
         """
-        waiting = self._waiting_for_progress
-        owed = 1 + max(waiting.values(), default=0)
-        waiting[reader] = min(owed, MOST_PROGRESS_OWED)
+        is_out = self._is_asking and monotonic() - self._asked_at < PROGRESS_PATIENCE
+        waiting = self._asking_next if is_out else self._asking
+        waiting[asker] = waiting.get(asker, 0) + 1
+        if not is_out:
+            self._send_progress_request()
+
+    def _send_progress_request(self) -> None:
         if self._call is not None:
+            self._is_asking = True
+            self._asked_at = monotonic()
             self._call.request(PROGRESS_REQUEST)
 
-    def forget_reader(self, reader: Reader) -> None:
-        """`reader` wants no progress any more."""
-        self._waiting_for_progress.pop(reader, None)
+    def forget_asker(self, asker: Asker) -> None:
+        """`asker` wants no progress any more."""
+        self._asking.pop(asker, None)
+        self._asking_next.pop(asker, None)
+
+    def _forget_progress(self) -> None:
+        self._asking.clear()
+        self._asking_next.clear()
+        self._is_asking = False
+
+    # Memory for what is not whole yet.
+
+    def keep(self, size: int) -> bool:
+        """Accounts for so many bytes more; without room for them the clients are sent away, and come again."""
+        if self.shard.context.buffers.take(size):
+            return True
+        self.shard.context.reached("max_buffered_bytes")
+        log.warning("shard %s: no memory for what it says in a watch", self.shard.name)
+        self._fail(errors.SERVER_STOPPED)
+        return False
+
+    def give(self, size: int) -> None:
+        """Returns what `keep` accounted for."""
+        self.shard.context.buffers.give(size)
 
     def resume_reading(self) -> None:
         """The reader has room again."""
@@ -160,7 +210,7 @@ class Upstream:
         """Ends it, and every watcher in it."""
         self.sources.clear()
         self._replies.clear()
-        self._waiting_for_progress.clear()
+        self._forget_progress()
         self.shard.forget_opener(self)
         self._is_opening = False
         if self._pause is not None:
@@ -168,11 +218,7 @@ class Upstream:
             self._pause = None
         if self._call is not None:
             call, self._call = self._call, None
-            call.cancel()
-
-    def _close_if_idle(self) -> None:
-        if not self.sources:
-            self.close()
+            call.leave()
 
     # Opening.
 
@@ -189,20 +235,24 @@ class Upstream:
     def go(self, connection: ClientConnection) -> None:
         """The shard has a connection."""
         self._is_opening = False
-        call = self._call = _WatchCall(connection, self)
+        self._began = monotonic()
+        call = self._call = WatchCall(connection, self)
         connection.call(call, self._forward, b"", None, end=False)
         for source in list(self.sources.values()):
             self._send_create(call, source)
-        if self._waiting_for_progress:
-            call.request(PROGRESS_REQUEST)
+        for asker, times in self._asking_next.items():
+            self._asking[asker] = self._asking.get(asker, 0) + times
+        self._asking_next.clear()
+        if self._asking:
+            self._send_progress_request()
 
-    def _send_create(self, call: _WatchCall, source: Source) -> None:
+    def _send_create(self, call: WatchCall, source: Source) -> None:
         self._replies.append(source)
         call.request(source.spec.create_request(source.id, source.next))
 
     # From the shard.
 
-    def is_current(self, call: _WatchCall) -> bool:
+    def is_current(self, call: WatchCall) -> bool:
         """Whether `call` is the one that counts."""
         return call is self._call
 
@@ -212,7 +262,6 @@ class Upstream:
         Raises:
             DecodeError: it is none.
         """
-        self._failures = 0
         response = Response.parse(body)
         if response.revision:
             self.head = response.head
@@ -230,21 +279,25 @@ class Upstream:
                 source.on_response(response)
 
     def _on_progress(self, response: Response) -> None:
-        waiting = self._waiting_for_progress
-        for reader, owed in list(waiting.items()):
-            if owed == 1:
-                waiting.pop(reader, None)
-            else:
-                waiting[reader] = owed - 1
-            reader.on_upstream_progress(self, response)
+        told = self._asking
+        self._asking, self._asking_next = self._asking_next, {}
+        self._is_asking = False
+        if self._asking:
+            self._send_progress_request()
+        for asker, times in told.items():
+            try:
+                asker.on_upstream_progress(self, response, times)
+            except Exception:
+                asker.on_bug()
 
-    def on_end(self, call: _WatchCall, status: Status) -> None:
+    def on_end(self, call: WatchCall, status: Status) -> None:
         """The call has ended or broken."""
         if call is not self._call:
             return
         self._call = None
         self.shard.consider_moving(call.connection, status)
         self._replies.clear()
+        self._is_asking = False
         for source in list(self.sources.values()):
             if source.is_over:
                 self.sources.pop(source.id, None)
@@ -254,10 +307,14 @@ class Upstream:
         log.debug("shard %s: a watch stream of %d ended: %s", self.shard.name, len(self.sources), status.message)
         if status == errors.NO_LEADER or status.code not in TRANSIENT:
             self._fail(status)
+        if monotonic() - self._began >= LONGEST_PAUSE:
+            self._failures = 0  # it held: what it did in between does not count
         if not self.sources:
             self.close()
-        elif self._failures == 0 or call.connection.ended:
-            self._failures = 1  # (the shard takes its time with connections itself)
+        elif call.connection.ended or call.connection.draining:
+            self._open()  # (the shard takes its time with connections itself)
+        elif self._failures == 0:
+            self._failures = 1
             self._open()
         else:
             self._wait()
@@ -271,10 +328,10 @@ class Upstream:
         """Leaves the call that is open for another one."""
         if self._call is not None:
             call = self._call
-            call.cancel()
+            call.leave()
             self.on_end(call, LEFT)
 
-    def on_retired(self, call: _WatchCall) -> None:
+    def on_retired(self, call: WatchCall) -> None:
         """The shard has left the member that the call is on."""
         if call is self._call:
             self.begin_anew()
@@ -284,66 +341,3 @@ class Upstream:
         sources = self.sources.values()
         for stream in {tap.stream for source in sources for tap in (*source.everybody(), *source.joining)}:
             stream.stop(status)
-
-
-class _WatchCall(ClientStream):
-    """The stream of an upstream's call."""
-
-    __slots__ = ("_messages", "_owed", "_upstream")
-
-    def __init__(self, connection: ClientConnection, upstream: Upstream) -> None:
-        super().__init__(connection)
-        self._upstream = upstream
-        self._messages = MessageReader(MAX_RESPONSE_BYTES)
-        self._owed = 0
-
-    def request(self, message: bytes) -> None:
-        """Sends a request."""
-        self.send_data(message, False)
-
-    def give_back(self) -> None:
-        """Lets the shard send on."""
-        if self._owed:
-            owed, self._owed = self._owed, 0
-            self.consumed(owed)
-
-    def on_headers(self, head: ResponseHead, end: bool) -> None:
-        """The head or the trailers."""
-        if end or not head.opens:
-            self._end(head.outcome())
-
-    def on_data(self, payload: bytes, end: bool) -> None:
-        """A piece of what the shard says."""
-        upstream = self._upstream
-        try:
-            for message in self._messages.feed(payload):
-                if not upstream.is_current(self):
-                    return
-                upstream.on_message(message)
-        except (RpcError, DecodeError) as error:
-            log.error("shard %s: what it says in a watch cannot be read: %s", upstream.shard.name, error)
-            self._end(Status(Code.INTERNAL, str(error)))
-            return
-        if end:
-            self._end(NO_TRAILERS)
-        if not upstream.is_current(self):
-            return
-        self._owed += len(payload)
-        if upstream.reader is None or not upstream.reader.is_full:
-            self.give_back()
-
-    def _end(self, status: Status) -> None:
-        self.cancel()
-        self._upstream.on_end(self, status)
-
-    def on_reset(self, code: int, reason: str) -> None:
-        """The call broke."""
-        self._upstream.on_end(self, Status(Code.UNAVAILABLE, reason or f"RST_STREAM {code}"))
-
-    def on_retired(self) -> None:
-        """The connection takes no more calls."""
-        self._upstream.on_retired(self)
-
-    def on_buffers_full(self) -> None:
-        """There is no memory for a request that has to wait."""
-        self._end(Status(Code.UNAVAILABLE, "no memory for a request"))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 FROM_THE_BEGINNING: Final = 1
 """The one start revision that means the same on every shard."""
+FILTERS: Final = frozenset(rpc_pb2.WatchCreateRequest.FilterType.values())
+"""Those that etcd knows; it does not look at others."""
 
 
 class Watcher:
@@ -37,6 +39,7 @@ class Watcher:
         stream: the client's stream.
         id: the watch id; NO_ID until it is announced.
         taps: its part in each shard.
+        size: the memory it takes, about, as long as the client knows it.
         is_dead: its history is compacted; only its id is left, as in etcd.
     """
 
@@ -50,12 +53,14 @@ class Watcher:
         "id",
         "is_announced",
         "is_dead",
+        "size",
         "stream",
         "taps",
     )
 
-    def __init__(self, stream: WatchStream, request: rpc_pb2.WatchCreateRequest) -> None:
+    def __init__(self, stream: WatchStream, request: rpc_pb2.WatchCreateRequest, size: int) -> None:
         self.stream = stream
+        self.size = size
         self.id = 0
         self.is_announced = self.is_dead = False
         self.taps: list[Tap] = []
@@ -99,6 +104,12 @@ class Watcher:
         for tap, (_, part, _) in zip(self.taps, parts, strict=True):
             tap.pool.start(tap, _spec(request, *part.to_request()), start)
 
+    def refuse(self, reason: str) -> None:
+        """Asks no shard: esp itself does not take it."""
+        identity = self.stream.routing.identity
+        header = rpc_pb2.ResponseHeader(cluster_id=identity.cluster_id, member_id=identity.member_id)
+        self._refusal = refused(header_field(header), reason)
+
     @property
     def spans_shards(self) -> bool:
         """Whether several shards feed it."""
@@ -119,10 +130,12 @@ class Watcher:
             # Up to etcd 3.5.21 or so some refusals bear the id that was asked for.
             has_none = self._refusal.message.watch_id == NO_ID
             stream.send(self._refusal.encode(NO_ID if has_none else self._id_wanted))
+            stream.forget(self)
             return
         reply = self._created()
         if not stream.admit(self, self._id_wanted):
             self.leave()
+            stream.forget(self)
             refusal = refused(reply.head, DUPLICATE_ID)
             stream.send(refusal.encode(NO_ID))
             return
@@ -146,7 +159,10 @@ class Watcher:
         if not self.spans_shards:
             return replies[0]
         headers = [reply.message.header for reply in replies]
-        return created(header_field(merged_header(headers, self.stream.routing.identity)))
+        header = merged_header(headers, self.stream.routing.identity)
+        # Clients come back from here. From 1 they would be told all history again; from any other they list.
+        header.revision = max(header.revision, FROM_THE_BEGINNING + 1)
+        return created(header_field(header))
 
     # From the taps.
 
@@ -224,5 +240,5 @@ class Watcher:
 
 
 def _spec(request: rpc_pb2.WatchCreateRequest, key: bytes, range_end: bytes) -> Spec:
-    filters = tuple(sorted(set(request.filters)))
+    filters = tuple(sorted({each for each in request.filters if each in FILTERS}))
     return Spec(key, range_end, filters, request.prev_kv, request.fragment)

@@ -67,6 +67,14 @@ def test_it_is_created_once_when_all_are_there_with_the_lowest_revision() -> Non
     ]
 
 
+def test_it_is_never_created_at_a_revision_that_means_from_the_beginning() -> None:
+    """A client that comes back from there would be told all history again, where it should list."""
+    world = World(b"m")
+    client = world.client()
+    both_create(world, client, (9, 1), **ALL)
+    assert client.hears() == [merged(world, created(0, 2))]
+
+
 def test_messages_of_shards_are_never_joined_and_their_order_is_kept() -> None:
     world = World(b"m")
     client = world.client()

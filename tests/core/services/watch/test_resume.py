@@ -105,6 +105,24 @@ def test_what_comes_twice_is_told_once() -> None:
     assert client.hears() == [events(0, put(b"a", 7))]
 
 
+def test_fragments_of_several_watchers_of_one_stream_do_not_mix() -> None:
+    world = World(b"m")
+    client = world.client()
+    stream, watch_id = live(world, client, key=b"a", fragment=True)
+    client.creates(key=b"a", fragment=True)
+    world.etcds[0].all_heard()
+    world.etcds[0].says(stream, refused(DUPLICATE_ID, 5))
+    client.hears()
+    fragments = [events(watch_id, put(key, 9), revision=9, fragment=key == b"a") for key in (b"a", b"b")]
+    world.etcds[0].says(stream, *fragments)
+    assert [(message.watch_id, message.fragment) for message in client.hears()] == [
+        (0, True),
+        (0, False),
+        (1, True),
+        (1, False),
+    ]
+
+
 def test_fragments_are_passed_on_together_and_nothing_comes_between() -> None:
     world = World(b"m")
     client = world.client()
@@ -144,7 +162,14 @@ def test_a_refusal_when_resuming_sends_the_client_back_with_a_new_token(start: i
 
 @pytest.mark.parametrize("start", [0, 3])
 @pytest.mark.parametrize(
-    "status", [errors.SERVER_STOPPED, Status(Code.CANCELLED, "etcdserver: watch canceled"), Status(Code.UNKNOWN, "?")]
+    "status",
+    [
+        errors.SERVER_STOPPED,
+        Status(Code.CANCELLED, "etcdserver: watch canceled"),
+        Status(Code.UNKNOWN, "context deadline exceeded"),
+        Status(Code.DEADLINE_EXCEEDED, "context deadline exceeded"),
+        Status(Code.ABORTED, "?"),
+    ],
 )
 def test_a_call_that_the_shard_ends_is_opened_again(start: int, status: Status) -> None:
     world, client, stream, _ = watched(key=b"a", start_revision=start)

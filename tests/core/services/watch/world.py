@@ -114,7 +114,9 @@ class Client:
         self.reset = False
 
     def asks(self, **request: Any) -> None:
-        self.world.sends(data(self.stream, message(WatchRequest(**request).SerializeToString())))
+        body = message(WatchRequest(**request).SerializeToString())
+        for at in range(0, len(body), 16384):
+            self.world.sends(data(self.stream, body[at : at + 16384]))
 
     def creates(self, **create: Any) -> None:
         self.asks(create_request=rpc_pb2.WatchCreateRequest(**create))

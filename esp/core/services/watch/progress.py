@@ -1,0 +1,81 @@
+"""Progress that a client asks for: how far its watchers are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from esp.core.services.watch.messages import NO_ID, Response
+from esp.core.services.watch.upstream import Upstream
+from esp.core.services.watch.watcher import Watcher
+
+if TYPE_CHECKING:
+    from esp.core.services.watch.stream import WatchStream
+
+
+class ProgressAnswers:
+    """The answers of the shards to one client's progress requests, put together.
+
+    Clients take what is told under no id for all their watchers, so that is told only when it is true for all: they
+    are in one shard, and all its upstreams have answered. Otherwise each watcher is told its own shard's revision, and
+    one that several shards feed is told nothing: there is no number that is true for all of them.
+    """
+
+    __slots__ = ("_answers", "_asked", "_stream")
+
+    def __init__(self, stream: WatchStream) -> None:
+        self._stream = stream
+        self._asked: set[Upstream] = set()
+        self._answers: dict[Upstream, tuple[Response, int]] = {}
+
+    def ask(self) -> None:
+        """Passes the question on; it is answered when and if the shards say so."""
+        upstreams = {upstream for watcher in self._live() if (upstream := _upstream(watcher))}
+        self._asked = {upstream for upstream in self._asked if upstream.sources} | upstreams
+        # What one of them said to an earlier question may be older than what the client knows of now.
+        self._answers.clear()
+        for upstream in upstreams:
+            upstream.ask_progress(self)
+
+    def forget(self) -> None:
+        """Wants no answers any more."""
+        for upstream in self._asked:
+            upstream.forget_asker(self)
+        self._asked.clear()
+        self._answers.clear()
+
+    def on_upstream_progress(self, upstream: Upstream, response: Response, times: int) -> None:
+        """The shard has said how far the watchers are that `upstream` feeds."""
+        live = self._live()
+        if len({watcher.taps[0].pool.shard for watcher in live}) == 1 and not any(w.spans_shards for w in live):
+            self._answers[upstream] = response, times
+            heard = [self._answers.get(feeding) if (feeding := _upstream(watcher)) else None for watcher in live]
+            if None in heard:
+                return
+            answers = [answer for answer in heard if answer is not None]
+            self._answers.clear()
+            response = min((answer for answer, _ in answers), key=lambda answer: answer.revision)
+            if all(_may_hear(watcher, response) for watcher in live):
+                for _ in range(min(times for _, times in answers)):
+                    self._stream.send(response.encode(NO_ID))
+                return
+        for watcher in live:
+            if _upstream(watcher) is upstream and _may_hear(watcher, response):
+                self._stream.send(response.encode(watcher.id))
+
+    def on_bug(self) -> None:
+        """An exception came out of it."""
+        self._stream.on_bug()
+
+    def _live(self) -> list[Watcher]:
+        return [watcher for watcher in self._stream.watchers.values() if not watcher.is_dead]
+
+
+def _upstream(watcher: Watcher) -> Upstream | None:
+    """Where a watcher in one shard is fed from."""
+    source = watcher.taps[0].source
+    return None if watcher.spans_shards or source is None else source.upstream
+
+
+def _may_hear(watcher: Watcher, progress: Response) -> bool:
+    """Whether this is not behind what the watcher has seen: clients resume from what they hear last."""
+    return watcher.taps[0].position <= progress.revision + 1

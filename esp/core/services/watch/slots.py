@@ -1,0 +1,84 @@
+"""What a client asks for, in order: each request waits in line until those before it were answered.
+
+A create is a slot too: `Watcher`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from esp.core.services.watch.messages import Response, canceled
+from esp.core.services.watch.watcher import Watcher
+
+if TYPE_CHECKING:
+    from esp.core.services.watch.stream import WatchStream
+
+
+class Slot(Protocol):
+    """A request that is answered when those before it were."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it can be answered; asked when it is first in line."""
+
+    def answer(self) -> None:
+        """Answers it."""
+
+
+class Cancel:
+    """A request to cancel a watcher. It begins when it is first in line: a create before it may be of that watcher."""
+
+    __slots__ = ("_begun", "_head", "_watch_id", "_watcher", "is_settled", "stream")
+
+    def __init__(self, stream: WatchStream, watch_id: int) -> None:
+        self.stream = stream
+        self.is_settled = False
+        self._begun = False
+        self._watch_id = watch_id
+        self._watcher: Watcher | None = None
+        self._head = b""
+
+    def begin(self) -> None:
+        """Tells the shard; nothing is said about an id that is not there."""
+        if self._begun:
+            return
+        self._begun = True
+        watcher = self._watcher = self.stream.watchers.get(self._watch_id)
+        if watcher is None:
+            self.is_settled = True
+        elif watcher.is_dead or watcher.spans_shards:
+            self._on_reply(None)
+        else:
+            source = watcher.taps[0].source
+            assert source is not None
+            source.cancel(watcher.taps[0], self._on_reply)
+
+    def _on_reply(self, response: Response | None) -> None:
+        watcher = self._watcher
+        if watcher is None or self.is_settled or self.stream.is_over:
+            return
+        if not watcher.is_dead:
+            watcher.leave()
+        self._head = response.head if response is not None else watcher.head
+        self.is_settled = True
+        self.stream.advance()
+
+    def answer(self) -> None:
+        """Says that it is canceled, as etcd says it."""
+        if self._watcher is not None:
+            self.stream.forget(self._watcher)
+            self.stream.send(canceled(self._head).encode(self._watch_id))
+
+
+class Progress:
+    """A request to tell how far the watchers are. It is answered when and if the shards say so."""
+
+    __slots__ = ("stream",)
+    is_settled = True
+
+    def __init__(self, stream: WatchStream) -> None:
+        self.stream = stream
+
+    def answer(self) -> None:
+        """Passes the question on."""
+        self.stream.progress.ask()

@@ -1,0 +1,357 @@
+"""Clients that ask for too much, shards that never stop failing, and bugs: who pays for it, and how much."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from unittest.mock import patch
+
+import pytest
+
+from esp.core import errors
+from esp.core.services.watch import pool, upstream
+from esp.core.services.watch import stream as stream_module
+from esp.core.services.watch.messages import DUPLICATE_ID
+from esp.core.wire.limits import Limits
+from esp.core.wire.status import Code, Status
+from tests.core.services.watch.test_across import ALL
+from tests.core.services.watch.world import (
+    Timers,
+    World,
+    canceled,
+    compacted,
+    created,
+    events,
+    live,
+    progress,
+    put,
+    refused,
+)
+from tests.core.wire.conversation import data, message
+
+BIG = b"v" * 10_000
+TOO_LARGE = Status(Code.RESOURCE_EXHAUSTED, "grpc: received message larger than max (2097160 vs. 2097152)")
+
+
+# What clients ask for.
+
+
+def test_a_create_that_is_too_large_for_the_shard_ends_its_own_clients_stream_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """etcd answers it by ending the call that it came in."""
+    monkeypatch.setattr(pool, "LARGEST_SHARED", 1000)
+    world = World(b"m")
+    bystander, greedy = world.client(), world.client()
+    shared, watch_id = live(world, bystander, key=b"a")
+    greedy.creates(key=b"a" * 1001)
+    call, [_] = world.etcds[0].hears()
+    assert call != shared
+    world.etcds[0].ends(call, TOO_LARGE)
+    greedy.hears()
+    assert greedy.status == TOO_LARGE
+    world.etcds[0].says(shared, events(watch_id, put(b"a", 6)))
+    assert bystander.hears() == [events(0, put(b"a", 6))]
+    assert bystander.status is None
+
+
+def test_watchers_of_large_keys_are_not_shared_and_otherwise_like_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "LARGEST_SHARED", 1000)
+    world = World(b"m")
+    key = b"a" * 1001
+    clients = [world.client(), world.client()]
+    for client in clients:
+        call, watch_id = live(world, client, key=key)
+        world.etcds[0].says(call, events(watch_id, put(key, 6)))
+        assert client.hears() == [events(0, put(key, 6))]
+    for client in clients:
+        client.cancels(0)
+        call, [cancel] = world.etcds[0].hears()
+        world.etcds[0].says(call, canceled(cancel.watch_id, 6))
+        assert client.hears() == [canceled(0, 6)]
+        world.etcds[0].all_heard()
+    world.holds_nothing()
+
+
+def test_filters_that_etcd_does_not_know_are_left_out() -> None:
+    world = World(b"m")
+    world.client().creates(key=b"a", filters=[5, 1, *range(100, 5000)])
+    _, [asked] = world.etcds[0].hears()
+    assert list(asked.filters) == [1]
+
+
+def test_watchers_are_bounded_and_one_more_is_refused() -> None:
+    world = World(b"m", limits=Limits(max_watcher_bytes=40_000))
+    client, other = world.client(), world.client()
+    admitted = 0
+    while world.context.counters.limits == {}:
+        client.creates(key=b"a%d" % admitted)
+        admitted += 1
+        assert admitted < 40, "it takes them without end"
+    assert world.context.counters.limits == {"max_watcher_bytes": 1}
+    admitted -= 1
+    call, asked = world.etcds[0].hears()
+    assert len(asked) == admitted
+    for create in asked:
+        world.etcds[0].says(call, created(create.watch_id, 5))
+    *replies, refusal = client.hears()
+    assert replies == [created(number, 5) for number in range(admitted)]
+    assert (refusal.created, refusal.canceled, refusal.watch_id) == (True, True, -1)
+    assert refusal.cancel_reason == "etcdserver: too many requests"
+    live(world, other, key=b"z", shard=1)  # one client cannot have all of it
+    client.cancels(0)
+    call, [cancel] = world.etcds[0].hears()
+    world.etcds[0].says(call, canceled(cancel.watch_id, 5))
+    assert client.hears() == [canceled(0, 5)]
+    live(world, client, key=b"again")
+    assert client.status is None
+    client.leaves()
+    other.leaves()
+    for etcd in world.etcds:
+        etcd.all_heard()
+    world.holds_nothing()
+
+
+def test_a_stream_that_watches_and_cancels_again_and_again_keeps_nothing_of_it() -> None:
+    world = World(b"m")
+    client = world.client()
+
+    def upstreams() -> int:
+        gc.collect()
+        return sum(isinstance(each, upstream.Upstream) for each in gc.get_objects())
+
+    before = upstreams()
+    for number in range(30):
+        call, watch_id = live(world, client, key=b"a", start_revision=2 * (number % 2))
+        client.asks_progress()
+        client.cancels(number)
+        world.etcds[0].says(call, canceled(watch_id, 5))
+        assert client.hears() == [canceled(number, 5)]
+        world.etcds[0].all_heard()
+    assert upstreams() - before <= 2
+    world.holds_nothing()
+
+
+def test_progress_requests_that_come_while_one_is_out_are_asked_together() -> None:
+    world = World(b"m")
+    client, other = world.client(), world.client()
+    call, _ = live(world, client, key=b"a")
+    live(world, other, key=b"b")
+    for _ in range(100):
+        client.asks_progress()
+    other.asks_progress()
+    assert len(world.etcds[0].hears()[1]) == 1
+    world.etcds[0].says(call, progress(-1, 8))
+    assert client.hears() == [progress(-1, 8)]
+    assert other.hears() == []  # it asked later: this may be too old
+    assert len(world.etcds[0].hears()[1]) == 1
+    world.etcds[0].says(call, progress(-1, 9))
+    assert client.hears() == [progress(-1, 9)] * 99  # as etcd would: one for each
+    assert other.hears() == [progress(-1, 9)]
+    world.etcds[0].hears_nothing()
+
+
+def test_a_progress_request_that_the_shard_passed_over_does_not_silence_later_ones() -> None:
+    """etcd says nothing while a watcher of the call lags behind."""
+    world = World(b"m")
+    client = world.client()
+    call, _ = live(world, client, key=b"a")
+    client.asks_progress()
+    world.etcds[0].hears()
+    with patch.object(upstream, "monotonic", lambda: 1e12):
+        client.asks_progress()
+    assert len(world.etcds[0].hears()[1]) == 1
+    world.etcds[0].says(call, progress(-1, 9))
+    assert client.hears() == [progress(-1, 9)] * 2
+
+
+def test_progress_of_an_earlier_question_is_no_answer_to_a_later_one() -> None:
+    world = World(b"m")
+    client = world.client()
+    shared, _ = live(world, client, key=b"a")
+    own, _ = live(world, client, key=b"b", start_revision=3)
+    client.asks_progress()
+    world.etcds[0].all_heard()
+    world.etcds[0].says(shared, progress(-1, 12))  # the other lags behind, and so says nothing
+    with patch.object(upstream, "monotonic", lambda: 1e12):
+        client.asks_progress()
+    world.etcds[0].says(own, progress(-1, 20))
+    assert client.hears() == []
+    world.etcds[0].says(shared, progress(-1, 21))
+    assert client.hears() == [progress(-1, 20)]
+
+
+# Memory.
+
+
+def test_requests_that_wait_in_line_count() -> None:
+    world = World(b"m")
+    client = world.client()
+    client.creates(key=b"a")
+    for number in range(200):
+        client.cancels(number)
+        client.asks_progress()
+    assert world.context.buffers.used > 400 * 64
+    call, [create] = world.etcds[0].hears()
+    world.etcds[0].says(call, created(create.watch_id, 5))
+    world.etcds[0].says(call, canceled(create.watch_id, 5))
+    assert client.hears() == [created(0, 5), canceled(0, 5)]
+    world.holds_nothing()
+
+
+def test_what_is_held_for_a_create_that_waits_for_a_shard_counts_over_the_whole_process() -> None:
+    world = World(b"m", limits=Limits(max_buffered_bytes=50_000))
+    client = world.client()
+    client.creates(**ALL)
+    call, [part] = world.etcds[0].hears()
+    world.etcds[0].says(call, created(part.watch_id, 5))
+    for revision in range(6, 9):
+        world.etcds[0].says(call, events(part.watch_id, put(b"a", revision, BIG)))
+    assert world.context.buffers.used > 30_000
+    revision = 8
+    while not world.context.counters.limits:
+        revision += 1
+        world.etcds[0].says(call, events(part.watch_id, put(b"a", revision, BIG)))
+        assert revision < 20, "it holds without end"
+    client.hears()
+    assert client.status == errors.SERVER_STOPPED
+    for etcd in world.etcds:
+        etcd.all_heard()
+    world.holds_nothing()
+
+
+def test_a_message_larger_than_a_connections_share_is_delivered() -> None:
+    """Or its client would come back for the same one for ever."""
+    world = World(b"m", limits=Limits(max_buffered_bytes_per_connection=200_000, max_watch_buffer_bytes=100_000))
+    client = world.client()
+    call, watch_id = live(world, client, key=b"a")
+    huge = events(watch_id, *[put(b"a", revision, BIG) for revision in range(6, 56)])
+    for _ in range(2):
+        world.etcds[0].says(call, huge)
+        assert client.hears() == []
+        client.reads(600_000)
+        [heard] = client.hears()
+        assert len(heard.events) == 50
+        huge = events(watch_id, *[put(b"a", revision, BIG) for revision in range(56, 106)])
+    assert client.status is None
+    assert world.context.counters.limits == {}
+    assert world.context.buffers.used == 0
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_a_message_that_is_not_whole_counts_and_without_room_its_clients_come_again(start: int) -> None:
+    world = World(b"m", limits=Limits(max_buffered_bytes=50_000))
+    client, other = world.client(), world.client()
+    call, watch_id = live(world, client, key=b"a", start_revision=start)
+    live(world, other, shard=1, key=b"z")
+    body = message(events(watch_id, put(b"a", 6, b"v" * 100_000)).SerializeToString())
+    world.etcds[0]._caller.hears(data(call, body[:16_000]), data(call, body[16_000:32_000]))
+    assert world.context.buffers.used >= 32_000
+    world.etcds[0]._caller.hears(data(call, body[32_000:48_000]), data(call, body[48_000:64_000]))
+    client.hears()
+    assert client.status == errors.SERVER_STOPPED
+    assert world.context.counters.limits == {"max_buffered_bytes": 1}
+    other.leaves()
+    for etcd in world.etcds:
+        etcd.all_heard()
+    assert other.status is None
+    world.holds_nothing()
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_fragments_that_wait_for_the_last_count_and_without_room_their_clients_come_again(start: int) -> None:
+    world = World(b"m", limits=Limits(max_buffered_bytes=50_000))
+    client = world.client()
+    call, watch_id = live(world, client, key=b"a", start_revision=start, fragment=True)
+    for _ in range(3):
+        world.etcds[0].says(call, events(watch_id, put(b"a", 6, BIG), fragment=True))
+    assert world.context.buffers.used >= 30_000
+    for _ in range(3):
+        if client.status is None:
+            world.etcds[0].says(call, events(watch_id, put(b"a", 6, BIG), fragment=True))
+            client.hears()
+    assert client.status == errors.SERVER_STOPPED
+    assert world.context.counters.limits == {"max_buffered_bytes": 1}
+    world.etcds[0].all_heard()
+    world.holds_nothing()
+
+
+def test_what_was_kept_of_a_message_is_given_back_when_the_call_breaks() -> None:
+    world = World(b"m")
+    client = world.client()
+    call, watch_id = live(world, client, key=b"a", fragment=True)
+    world.etcds[0].says(call, events(watch_id, put(b"a", 6, BIG), fragment=True))
+    body = message(events(watch_id, put(b"a", 6, BIG)).SerializeToString())
+    world.etcds[0]._caller.hears(data(call, body[:9000]))
+    assert world.context.buffers.used > 18_000
+    world.etcds[0].goes()
+    assert world.context.buffers.used == 0
+
+
+def test_a_compacted_watchers_id_is_free_in_the_shard() -> None:
+    world = World(b"m")
+    client = world.client()
+    call, first = live(world, client, key=b"a", start_revision=2)
+    live(world, client, key=b"b", start_revision=2)
+    world.etcds[0].says(call, compacted(first, 4))
+    assert client.hears() == [compacted(0, 4)]
+    _, [cancel] = world.etcds[0].hears()
+    assert cancel.watch_id == first
+    world.etcds[0].says(call, canceled(first, 9))
+    assert client.hears() == []
+
+
+# Shards that never stop failing.
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_a_shard_that_ends_each_call_is_not_asked_without_a_pause(start: int) -> None:
+    world = World(b"m")
+    client = world.client()
+    with patch.object(upstream, "call_later", Timers()) as timers:
+        call, _ = live(world, client, key=b"a", start_revision=start)
+        for number in range(5):
+            world.etcds[0].ends(call, Status(Code.UNKNOWN, "context deadline exceeded"))
+            if number:
+                world.etcds[0].hears_nothing()
+                timers.ring()
+            call, [create] = world.etcds[0].hears()
+            world.etcds[0].says(call, created(create.watch_id, 5))
+        world.etcds[0].says(call, events(create.watch_id, put(b"a", 6)))
+    assert client.hears() == [events(0, put(b"a", 6))]
+    assert client.status is None
+
+
+# Bugs.
+
+
+def test_a_bug_in_one_clients_stream_ends_that_one_and_neither_repeats_nor_loses_anything_for_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(b"m")
+    clients = [world.client() for _ in range(3)]
+    call, watch_id = live(world, clients[0], key=b"a")
+    for client in clients[1:]:
+        client.creates(key=b"a")
+    world.etcds[0].all_heard()
+    world.etcds[0].says(call, refused(DUPLICATE_ID, 5))
+    world.etcds[0].all_heard()
+    world.etcds[0].says(call, refused(DUPLICATE_ID, 5))
+    assert [len(client.hears()) for client in clients[1:]] == [1, 1]
+    send = stream_module.WatchStream.send
+
+    def fails(self: stream_module.WatchStream, body: bytes) -> None:
+        if self.down.id == clients[1].stream:
+            raise ValueError("a bug")
+        send(self, body)
+
+    monkeypatch.setattr(stream_module.WatchStream, "send", fails)
+    with caplog.at_level(logging.ERROR):
+        world.etcds[0].says(call, events(watch_id, put(b"a", 6)))
+    assert "a bug" in caplog.text
+    clients[1].hears()
+    assert clients[1].status == errors.SERVER_STOPPED
+    world.etcds[0].hears_nothing()  # and the shard's call goes on
+    world.etcds[0].says(call, events(watch_id, put(b"a", 7)))
+    for client in (clients[0], clients[2]):
+        assert client.hears() == [events(0, put(b"a", 6)), events(0, put(b"a", 7))]
