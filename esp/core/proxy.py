@@ -53,7 +53,7 @@ class Proxy:
                 snapshot_tries=config.limits.max_snapshot_tries,
             ),
             **self.leases.handlers(),
-            **watch.handlers(self.routing),
+            **watch.handlers(self.routing, self._spawn),
             **maintenance.handlers(self.routing, self._spawn),
         }
         router = Router(self.routing, served, pages)

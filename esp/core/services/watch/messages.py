@@ -83,7 +83,7 @@ class Response:
         self.tail = tail
         self.message = message
         self.revision = message.header.revision
-        self._under: Response | None = None
+        self._under: tuple[int, Response] | None = None
         self._encoded: dict[int, bytes] = {}
         events = message.events
         if events:
@@ -144,15 +144,19 @@ class Response:
             return None
         return self.keep(lambda event: event.kv.mod_revision >= revision)
 
-    def under(self, identity: Identity) -> Response:
-        """The same with esp's own ids in its header, for a watcher that several shards feed."""
-        if self._under is None:
+    def under(self, identity: Identity, token: int) -> Response:
+        """The same with esp's own ids and a token in its header, for a watcher that several shards feed.
+
+        Watchers that are at the same position share it.
+        """
+        if self._under is None or self._under[0] != token:
             header = rpc_pb2.ResponseHeader()
             header.CopyFrom(self.message.header)
             header.cluster_id = identity.cluster_id
             header.member_id = identity.member_id
-            self._under = Response(header_field(header), self.tail, self.message)
-        return self._under
+            header.revision = token
+            self._under = token, Response(header_field(header), self.tail, self.message)
+        return self._under[1]
 
 
 def _around_id(body: bytes, watch_id: int) -> tuple[bytes, bytes] | None:

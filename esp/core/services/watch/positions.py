@@ -21,6 +21,9 @@ WINDOW: Final = 64
 the same pace would have used the same number among them more often."""
 _AMBIGUOUS: Final = 0
 
+Watched = Hashable
+"""A range with all that tells watchers of it apart: options, and whose they are."""
+
 
 class _Range:
     """The last messages for one range.
@@ -50,19 +53,19 @@ class Positions:
         self.resumed = self.compacted = 0
         self._tokens = tokens
         self._context = context
-        self._ranges: OrderedDict[Hashable, _Range] = OrderedDict()
+        self._ranges: OrderedDict[Watched, _Range] = OrderedDict()
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def begin(self, watched: Hashable) -> None:
-        """A watcher of a range begins; `watched` is the range with all that tells watchers of it apart."""
+    def begin(self, watched: Watched) -> None:
+        """A watcher of a range begins."""
         if watched not in self._ranges:
             self._ranges[watched] = _Range()
         self._ranges[watched].watching += 1
 
-    def reached(self, watched: Hashable, revision: int, token: int) -> None:
+    def reached(self, watched: Watched, revision: int, token: int) -> None:
         """A message is delivered whose last event is of `revision`, and `token` is the position behind it."""
         tokens = self._ranges[watched].tokens
         before = tokens.get(revision)
@@ -79,16 +82,16 @@ class Positions:
         else:
             tokens[revision] = token  # the same position, under a token that lasts longer
 
-    def end(self, watched: Hashable) -> None:
-        """A watcher has ended, for whatever reason: its client may come again."""
+    def end(self, watched: Watched, *, may_return: bool) -> None:
+        """A watcher has ended; `may_return` says whether its client may come again for it."""
         here = self._ranges[watched]
         here.watching -= 1
-        here.ended += 1
+        here.ended += may_return
         self._ranges.move_to_end(watched)
         if not here.tokens and not here.watching:
             del self._ranges[watched]
 
-    def resume(self, watched: Hashable, start_revision: int) -> Vector | None:
+    def resume(self, watched: Watched, start_revision: int) -> Vector | None:
         """The position behind which a client goes on that asks for `start_revision` on; None when that is not known."""
         here = self._ranges.get(watched)
         token = here.tokens.get(start_revision - 1, _AMBIGUOUS) if here is not None and here.ended else _AMBIGUOUS

@@ -16,8 +16,8 @@ class ProgressAnswers:
     """The answers of the shards to one client's progress requests, put together.
 
     Clients take what is told under no id for all their watchers, so that is told only when it is true for all: they
-    are in one shard, and all its upstreams have answered. Otherwise each watcher is told its own shard's revision, and
-    one that several shards feed is told nothing: there is no number that is true for all of them.
+    are in one shard, and all its upstreams have answered. Otherwise each watcher is told its own shard's revision; and
+    one that several shards feed a token (span_progress.py).
     """
 
     __slots__ = ("_answers", "_asked", "_stream")
@@ -29,6 +29,7 @@ class ProgressAnswers:
 
     def ask(self) -> None:
         """Passes the question on; it is answered when and if the shards say so."""
+        self._stream.span_progress.ask(watcher for watcher in self._live() if watcher.span is not None)
         upstreams = {upstream for watcher in self._live() if (upstream := _upstream(watcher))}
         self._asked = {upstream for upstream in self._asked if upstream.sources} | upstreams
         # What one of them said to an earlier question may be older than what the client knows of now.

@@ -7,7 +7,9 @@ from functools import partial
 from typing import Final
 
 from esp.core.routing import Routing
+from esp.core.services.handlers import Spawn
 from esp.core.services.watch.pool import Pool
+from esp.core.services.watch.positions import Positions
 from esp.core.services.watch.stream import WatchStream
 from esp.core.wire.context import BufferBudget
 from esp.core.wire.hpack import Fields, encode
@@ -19,9 +21,9 @@ METADATA: Final = (b"token", b"authorization", b"hasleader")
 """What of a client's metadata means something in a watch. The rest does not go along, so that more clients share."""
 
 
-def handlers(routing: Routing) -> Mapping[bytes, Handler]:
+def handlers(routing: Routing, spawn: Spawn) -> Mapping[bytes, Handler]:
     """The handler of each RPC of the service, by path."""
-    return {PATH: Watch(routing)}
+    return {PATH: Watch(routing, spawn)}
 
 
 class Watch(Handler):
@@ -29,14 +31,18 @@ class Watch(Handler):
 
     Attributes:
         routing: the shards.
+        spawn: starts a coroutine that the proxy awaits.
+        positions: where watchers over several shards were.
         watchers: memory for the watchers of all clients.
     """
 
     streaming = True
 
-    def __init__(self, routing: Routing) -> None:
+    def __init__(self, routing: Routing, spawn: Spawn) -> None:
         self.routing = routing
+        self.spawn = spawn
         context = routing.shards[0].context
+        self.positions = Positions(routing.tokens, context)
         self.watchers = BufferBudget(context.limits.max_watcher_bytes)
         self._pools: dict[tuple[int, bytes], Pool] = {}
 

@@ -27,6 +27,10 @@ class Tap:
         watcher: whose part it is.
         stream: the client's stream.
         pool: the sources it may join.
+        shard: the index of its shard.
+        passed: the highest revision up to which the watcher has passed all on to its client; -1 until "now" is known.
+            Kept only where several shards feed the watcher.
+        first_key: the first that it watches.
         source: where its events come from; None when it is detached.
         next: while it stands in `source.fresh`, the lowest revision it has not passed on.
         is_created: the shard has replied to the create; what replies come after that is between it and the source.
@@ -35,10 +39,27 @@ class Tap:
         owned: which events of the shard belong to the watcher; None for all.
     """
 
-    __slots__ = ("_head", "created", "is_created", "is_plain", "next", "owned", "pool", "source", "stream", "watcher")
+    __slots__ = (
+        "_head",
+        "created",
+        "first_key",
+        "is_created",
+        "is_plain",
+        "next",
+        "owned",
+        "passed",
+        "pool",
+        "shard",
+        "source",
+        "stream",
+        "watcher",
+    )
 
-    def __init__(self, watcher: Watcher, pool: Pool) -> None:
+    def __init__(self, watcher: Watcher, pool: Pool, shard: int, first_key: bytes) -> None:
         self.watcher = watcher
+        self.shard = shard
+        self.passed = -1
+        self.first_key = first_key
         self.stream: WatchStream = watcher.stream
         self.pool = pool
         self.source: Source | None = None
@@ -65,6 +86,8 @@ class Tap:
         if not self.is_created:
             self.is_created = True
             self.created = response
+            if self.passed < 0:
+                self.passed = response.revision
             self.watcher.on_part_created()
 
     def on_refused(self, response: Response) -> None:
@@ -80,17 +103,17 @@ class Tap:
             if kept is None:
                 return
             response = kept
-        self.watcher.on_events(response)
+        self.watcher.on_events(self, response)
 
     def on_progress(self, response: Response) -> None:
         """All events up to the header's revision have come."""
         if response.revision >= self.position - 1:
-            self.watcher.on_progress(response)
+            self.watcher.on_progress(self, response)
 
     def on_canceled(self, response: Response) -> None:
         """The shard has ended the watcher."""
         self.detach()
-        self.watcher.on_part_canceled(response)
+        self.watcher.on_part_canceled(self, response)
 
     def detach(self) -> None:
         """Wants no more events; `next` says where it was."""

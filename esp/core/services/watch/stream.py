@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import DecodeError
 
 from esp.core import errors
 from esp.core.pb import rpc_pb2
+from esp.core.services.metadata import load_bearing
 from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.progress import ProgressAnswers
 from esp.core.services.watch.slots import Cancel, Progress, Slot
+from esp.core.services.watch.span_progress import SpanProgress
 from esp.core.services.watch.upstream import Upstream
 from esp.core.services.watch.watcher import Watcher
 from esp.core.shard import Shard
 from esp.core.wire.frames import MAX_FRAME_SIZE
+from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader
 from esp.core.wire.server_stream import ServerStream, Sink
 from esp.core.wire.status import Code, RpcError, Status
@@ -44,6 +49,9 @@ class WatchStream(Sink):
         watchers: by watch id, those the client knows.
         is_over: the call has ended, or is about to.
         progress: what the shards say when the client asks how far they are.
+        span_progress: the same for watchers that several shards feed.
+        forward: the head of the calls to shards that serve this one.
+        positions: where watchers over several shards were.
         queue, waiting: what is to be sent, and how many bytes that is together with what is held by watchers.
     """
 
@@ -52,7 +60,6 @@ class WatchStream(Sink):
         "_awaits_flush",
         "_context",
         "_extra",
-        "_forward",
         "_kept",
         "_next_id",
         "_owed",
@@ -62,10 +69,13 @@ class WatchStream(Sink):
         "_slots",
         "_watcher_bytes",
         "down",
+        "forward",
         "is_over",
+        "positions",
         "progress",
         "queue",
         "routing",
+        "span_progress",
         "waiting",
         "watchers",
     )
@@ -79,7 +89,8 @@ class WatchStream(Sink):
         self.queue: deque[bytes] = deque()
         self.waiting = 0
         self._service = service
-        self._forward = forward
+        self.forward = forward
+        self.positions = service.positions
         self._context = down.connection.context
         self._requests = MessageReader(self._context.limits.max_message_bytes, down.head.encoding)
         self._slots: deque[Slot] = deque()
@@ -92,13 +103,14 @@ class WatchStream(Sink):
         self._extra = 0
         self._watcher_bytes = 0
         self.progress = ProgressAnswers(self)
+        self.span_progress = SpanProgress(self)
         down.sink = self
 
     # Where watchers get their events from.
 
     def pool(self, shard: int) -> Pool:
         """The sources of a shard that this client's metadata gives access to."""
-        return self._service.pool(shard, self._forward)
+        return self._service.pool(shard, self.forward)
 
     def upstream(self, pool: Pool) -> Upstream:
         """This stream's own upstream to the shard of `pool`."""
@@ -106,6 +118,15 @@ class WatchStream(Sink):
         if upstream is None:
             upstream = self._own[pool.shard] = Upstream(pool.shard, pool.forward, self)
         return upstream
+
+    @property
+    def metadata(self) -> Fields:
+        """What of the client's goes along with what esp asks for it."""
+        return load_bearing(self.down.head)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a coroutine, which the proxy awaits."""
+        return self._service.spawn(work)
 
     # From the client.
 
@@ -187,6 +208,7 @@ class WatchStream(Sink):
 
     def forget(self, watcher: Watcher) -> None:
         """The watcher is gone, and its id with it."""
+        self.span_progress.forget(watcher)
         if self.watchers.get(watcher.id) is watcher:
             del self.watchers[watcher.id]
         self._service.watchers.give(watcher.size)
@@ -348,11 +370,12 @@ class WatchStream(Sink):
         self.down.sink = None
         self._lend(-self._extra)
         self.progress.forget()
+        self.span_progress.forget_all()
         for upstream in self._own.values():
             upstream.close()
         for watcher in (*self.watchers.values(), *self._slots):
             if isinstance(watcher, Watcher):
-                watcher.leave()
+                watcher.leave(may_return=True)
                 self.forget(watcher)
         self.watchers.clear()
         self._slots.clear()

@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, Final
 
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
-from esp.core.services.revision import merged_header
+from esp.core.services.revision import position_of
 from esp.core.services.watch.messages import (
     DUPLICATE_ID,
     NO_ID,
     Response,
     Spec,
     canceled,
-    created,
     header_field,
     refused,
 )
 from esp.core.services.watch.source import Tap
+from esp.core.services.watch.span import Span
 from esp.core.shard_map import Segment
+from esp.core.wire.status import RpcError
 
 if TYPE_CHECKING:
     from esp.core.services.watch.stream import WatchStream
@@ -39,6 +40,7 @@ class Watcher:
         stream: the client's stream.
         id: the watch id; NO_ID until it is announced.
         taps: its part in each shard.
+        span: its position, where several shards feed it.
         size: the memory it takes, about, as long as the client knows it.
         is_dead: its history is compacted; only its id is left, as in etcd.
     """
@@ -54,6 +56,7 @@ class Watcher:
         "is_announced",
         "is_dead",
         "size",
+        "span",
         "stream",
         "taps",
     )
@@ -68,7 +71,8 @@ class Watcher:
         self._wants_progress = request.progress_notify
         self._is_untranslatable = False
         self._refusal: Response | None = None
-        self._held: list[Response] = []
+        self.span: Span | None = None
+        self._held: list[tuple[Tap, Response]] = []
         self._held_bytes = 0
 
     def begin(self, request: rpc_pb2.WatchCreateRequest) -> None:
@@ -76,33 +80,62 @@ class Watcher:
         shard_map = self.stream.routing.map
         key = request.key or b"\0"  # as etcd reads an empty one
         key_range = KeyRange.of_request(key, request.range_end)
-        start = request.start_revision
         sole = shard_map.sole_owner(key_range)
         if sole is not None:
             # An empty range goes there too: etcd looks at permissions before it refuses it.
-            tap = Tap(self, self.stream.pool(sole))
+            tap = Tap(self, self.stream.pool(sole), sole, key)
             self.taps.append(tap)
+            (start,) = self._starts(request, [sole])
             tap.pool.start(tap, _spec(request, key, request.range_end), start)
             return
-        if start > FROM_THE_BEGINNING:
-            # A number of one shard says nothing about the others.
-            self._is_untranslatable = True
-            start = 0
         by_shard: dict[int, list[Segment]] = {}
         for segment in shard_map.split(key_range):
             by_shard.setdefault(segment.shard, []).append(segment)
-        parts = [
-            (shard, KeyRange(segments[0].range.start, segments[-1].range.end), len(segments) > 1)
-            for shard, segments in by_shard.items()
-        ]
-        for shard, _, has_gaps in parts:
-            tap = Tap(self, self.stream.pool(shard))
+        specs = []
+        for shard, segments in by_shard.items():
+            hull = KeyRange(segments[0].range.start, segments[-1].range.end)
+            specs.append(_spec(request, *hull.to_request()))
+            tap = Tap(self, self.stream.pool(shard), shard, specs[-1].key)
             self.taps.append(tap)
-            if has_gaps:
+            if len(segments) > 1:
                 # One watcher of the shard over all its ranges: a revision of the shard stays one message.
                 tap.owned = lambda key, shard=shard: shard_map.owner(key) == shard
-        for tap, (_, part, _) in zip(self.taps, parts, strict=True):
-            tap.pool.start(tap, _spec(request, *part.to_request()), start)
+        starts = self._starts(request, list(by_shard))
+        self.span = Span(self.stream.routing, self.stream.positions, self._watched(request), self.taps)
+        for tap, spec, start in zip(self.taps, specs, starts, strict=True):
+            if start:
+                tap.passed = start - 1
+            tap.pool.start(tap, spec, start)
+
+    def _watched(self, request: rpc_pb2.WatchCreateRequest) -> tuple[bytes, Spec]:
+        return self.stream.forward, _spec(request, request.key, request.range_end)
+
+    def _starts(self, request: rpc_pb2.WatchCreateRequest, shards: list[int]) -> list[int]:
+        """The revision from which each shard is watched; 0 is for now.
+
+        That is taken, too, where nobody knows what the client's number means. It is then told that its history is
+        compacted, as soon as it has been told that it watches.
+        """
+        start = request.start_revision
+        routing = self.stream.routing
+        vector = None
+        try:
+            position = position_of(routing.tokens, start)
+        except RpcError:
+            self._is_untranslatable = True
+        else:
+            if position is not None:
+                vector = [position.revision(shard) for shard in shards]
+            elif len(shards) == 1 or start <= FROM_THE_BEGINNING:
+                return [start] * len(shards)
+            else:
+                known = self.stream.positions.resume(self._watched(request), start)
+                if known is not None:
+                    vector = [known[shard] and known[shard] + 1 for shard in shards]
+        if vector is None or 0 in vector:
+            self._is_untranslatable = True
+            return [0] * len(shards)
+        return vector
 
     def refuse(self, reason: str) -> None:
         """Asks no shard: esp itself does not take it."""
@@ -142,27 +175,18 @@ class Watcher:
         self.is_announced = True
         stream.send(reply.encode(self.id))
         held, self._held = self._held, []
-        for response in held:
-            self._pass_on(response)
+        for tap, response in held:
+            self._pass_on(tap, response)
         if self._is_untranslatable:
-            header = rpc_pb2.ResponseHeader()
-            header.CopyFrom(reply.message.header)
-            header.revision = 0  # as etcd has it there
-            self._end(canceled(header_field(header), max(reply.revision, 1)))
-        elif not self.spans_shards and not self.is_dead:
+            self._end(self.span.compacted() if self.span is not None else _untranslatable(reply))
+        elif self.span is None and not self.is_dead:
             self.taps[0].is_plain = self.taps[0].owned is None
 
     def _created(self) -> Response:
         replies = [tap.created for tap in self.taps if tap.created is not None]
         for tap in self.taps:
             tap.created = None
-        if not self.spans_shards:
-            return replies[0]
-        headers = [reply.message.header for reply in replies]
-        header = merged_header(headers, self.stream.routing.identity)
-        # Clients come back from here. From 1 they would be told all history again; from any other they list.
-        header.revision = max(header.revision, FROM_THE_BEGINNING + 1)
-        return created(header_field(header))
+        return replies[0] if self.span is None else self.span.created()
 
     # From the taps.
 
@@ -181,45 +205,55 @@ class Watcher:
             self.leave()
             self.stream.advance()
 
-    def on_events(self, response: Response) -> None:
+    def on_events(self, tap: Tap, response: Response) -> None:
         """Events of one shard, in the order in which it sent them."""
         if self.is_announced:
-            self._pass_on(response)
+            self._pass_on(tap, response)
         else:
-            self._hold(response)
+            self._hold(tap, response)
 
-    def _hold(self, response: Response) -> None:
-        self._held.append(response)
+    def _hold(self, tap: Tap, response: Response) -> None:
+        self._held.append((tap, response))
         self._held_bytes += response.size
         self.stream.hold(response.size)
 
-    def on_progress(self, response: Response) -> None:
-        """All events up to a revision have come: of one shard, and so not told to a watcher of several."""
-        if self._wants_progress and self.is_announced and not self.spans_shards:
+    def on_progress(self, tap: Tap, response: Response) -> None:
+        """All events of one shard up to a revision have come."""
+        if not self.is_announced:
+            return
+        if self.span is not None:
+            tap.passed = max(tap.passed, response.revision)
+            if self._wants_progress:
+                self.stream.span_progress.on_own_progress(self)
+        elif self._wants_progress:
             self.stream.send(response.encode(self.id))
 
-    def on_part_canceled(self, response: Response) -> None:
+    def on_part_canceled(self, tap: Tap, response: Response) -> None:
         """A shard has ended its part, for which the history is compacted: so the whole is over."""
         if self.is_announced:
-            self._end(response)
+            self._on_canceled(tap, response)
         else:
-            self._hold(response)
+            self._hold(tap, response)
 
-    def _pass_on(self, response: Response) -> None:
+    def _pass_on(self, tap: Tap, response: Response) -> None:
         if self.is_dead:
             return
         if response.message.canceled:
-            self._end(response)
+            self._on_canceled(tap, response)
             return
-        if self.spans_shards:
-            response = response.under(self.stream.routing.identity)
+        if self.span is not None:
+            response = self.span.events(tap, response)
         self.stream.send(response.encode(self.id))
+
+    def _on_canceled(self, tap: Tap, response: Response) -> None:
+        if self.span is not None:
+            tap.passed = response.message.compact_revision
+            response = self.span.compacted()
+        self._end(response)
 
     def _end(self, response: Response) -> None:
         self.leave()
         self.is_dead = True
-        if self.spans_shards and response.message.HasField("header"):
-            response = response.under(self.stream.routing.identity)
         self.stream.send(response.encode(self.id))
 
     # The end.
@@ -227,16 +261,22 @@ class Watcher:
     @property
     def head(self) -> bytes:
         """A header for a reply about which no shard is asked: the newest that was heard."""
-        heads = [head for tap in self.taps if (head := tap.head)]
-        if not self.spans_shards or not heads:
-            return heads[0] if heads else b""
-        headers = [rpc_pb2.WatchResponse.FromString(head).header for head in heads]
-        return header_field(merged_header(headers, self.stream.routing.identity))
+        return self.taps[0].head if self.span is None else self.span.header()
 
-    def leave(self) -> None:
-        """Wants nothing any more."""
+    def leave(self, *, may_return: bool = False) -> None:
+        """Wants nothing any more; `may_return` says that the client does not know, and may come again for it."""
         for tap in self.taps:
             tap.detach()
+        if self.span is not None:
+            self.span.end(may_return=may_return)
+
+
+def _untranslatable(reply: Response) -> Response:
+    """The end of a watcher in one shard that was to begin at a token which is not known."""
+    header = rpc_pb2.ResponseHeader()
+    header.CopyFrom(reply.message.header)
+    header.revision = 0  # as etcd has it there
+    return canceled(header_field(header), max(reply.revision, 1))
 
 
 def _spec(request: rpc_pb2.WatchCreateRequest, key: bytes, range_end: bytes) -> Spec:

@@ -31,14 +31,14 @@ def test_who_comes_again_behind_its_last_event_goes_on_where_it_was(scene: Scene
     scene.delivers(5, 5, 8)
     scene.delivers(9, 5, 9)
     scene.delivers(6, 6, 9)
-    scene.positions.end("range")
+    scene.positions.end("range", may_return=True)
     assert scene.positions.resume("range", 10) == (5, 9), "it had not seen the last message"
     assert (scene.positions.resumed, scene.positions.compacted) == (1, 0)
 
 
 def test_a_revision_nothing_was_delivered_at_is_not_known(scene: Scene) -> None:
     scene.delivers(5, 5, 8)
-    scene.positions.end("range")
+    scene.positions.end("range", may_return=True)
     assert scene.positions.resume("range", 8) is None
     assert scene.positions.resume("another range", 6) is None
     assert (scene.positions.resumed, scene.positions.compacted) == (0, 2)
@@ -48,7 +48,7 @@ def test_a_revision_that_two_shards_had_is_not_known(scene: Scene) -> None:
     scene.delivers(5, 5, 3)
     scene.delivers(4, 5, 4)
     scene.delivers(5, 5, 5)
-    scene.positions.end("range")
+    scene.positions.end("range", may_return=True)
     assert scene.positions.resume("range", 6) is None
     assert scene.positions.resume("range", 5) == (5, 4)
 
@@ -60,9 +60,9 @@ def test_two_watchers_that_were_at_the_same_position_are_no_doubt_and_others_are
     scene.delivers(5, 5, 8)
     scene.delivers(6, 6, 9)
     scene.delivers(6, 6, 8)
-    scene.positions.end("range")
+    scene.positions.end("range", may_return=True)
     assert scene.positions.resume("range", 6) == (5, 8)
-    scene.positions.end("range")
+    scene.positions.end("range", may_return=True)
     assert scene.positions.resume("range", 7) is None
 
 
@@ -70,15 +70,21 @@ def test_while_all_watchers_are_there_a_plain_revision_is_somebody_elses(scene: 
     scene.delivers(5, 5, 8)
     assert scene.positions.resume("range", 6) is None
     scene.positions.begin("range")
-    scene.positions.end("range")
+    scene.positions.end("range", may_return=True)
     assert scene.positions.resume("range", 6) == (5, 8)
     assert scene.positions.resume("range", 6) is None, "the one that had ended is there again"
+
+
+def test_who_ended_its_watch_itself_does_not_come_again(scene: Scene) -> None:
+    scene.delivers(5, 5, 8)
+    scene.positions.end("range", may_return=False)
+    assert scene.positions.resume("range", 6) is None
 
 
 def test_a_client_that_breaks_again_before_it_saw_anything_comes_with_the_same(scene: Scene) -> None:
     scene.delivers(5, 5, 8)
     for _ in range(3):
-        scene.positions.end("range")
+        scene.positions.end("range", may_return=True)
         assert scene.positions.resume("range", 6) == (5, 8)
         scene.positions.begin("range")
 
@@ -86,7 +92,7 @@ def test_a_client_that_breaks_again_before_it_saw_anything_comes_with_the_same(s
 def test_only_the_last_messages_count(scene: Scene) -> None:
     for number in range(WINDOW + 1):
         scene.delivers(10 + number, 10 + number, 1)
-    scene.positions.end("range")
+    scene.positions.end("range", may_return=True)
     assert scene.positions.resume("range", 11) is None
     assert scene.positions.resume("range", 12) == (11, 1)
     assert len(scene.positions) == WINDOW
@@ -99,7 +105,7 @@ def test_the_positions_of_all_ranges_together_are_bounded_and_those_that_ended_f
         scene.delivers(5, 5, 8, watched=watched)
         scene.delivers(6, 6, 8, watched=watched)
     for watched in ("b", "a"):
-        scene.positions.end(watched)
+        scene.positions.end(watched, may_return=True)
     scene.positions.begin("c")
     for revision in (5, 6):
         scene.delivers(revision, revision, 8, watched="c")
@@ -114,11 +120,11 @@ def test_a_position_lasts_no_longer_than_its_token() -> None:
     scene.positions.begin("range")
     scene.delivers(5, 5, 8)
     scene.delivers(6, 6, 8)
-    scene.positions.end("range")
+    scene.positions.end("range", may_return=True)
     assert scene.positions.resume("range", 6) is None
     assert scene.positions.resume("range", 7) == (6, 8)
 
 
 def test_what_was_never_told_anything_leaves_nothing(scene: Scene) -> None:
-    scene.positions.end("range")
+    scene.positions.end("range", may_return=True)
     assert not scene.positions._ranges

@@ -10,7 +10,7 @@ assert client.hears() == [created(0, 5)]
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from esp.core.config import Endpoint
@@ -236,12 +236,23 @@ class Etcd:
         )
 
 
+class NotRun:
+    """A coroutine's task, here, where nothing awaits: what it would do is shown with real shards."""
+
+    def add_done_callback(self, callback: Callable[[object], object]) -> None:
+        pass
+
+    def cancel(self) -> None:
+        pass
+
+
 class World:
     """esp, with one connection for all clients and one for each shard."""
 
     def __init__(self, *boundaries: bytes, owners: tuple[int, ...] | None = None, limits: Limits | None = None) -> None:
         self._client, self._server = meet(limits, find=lambda head: self.watch)
         self.context = self._server.context
+        self.spawned = 0
         owners = owners or tuple(range(len(boundaries) + 1))
         names = [f"s{number}" for number in range(max(owners) + 1)]
         edges: list[bytes | None] = [b"", *boundaries, None]
@@ -251,10 +262,21 @@ class World:
         ]
         shards = [Shard(name, [Endpoint("localhost", 2379)], self.context) for name in names]
         self.routing = Routing(ShardMap.build(ranges, names), shards, Tokens(len(names), self.context, instance=1))
-        self.watch = Watch(self.routing)
+        self.watch = Watch(self.routing, self._spawn)  # type: ignore[arg-type]
         self.etcds = [Etcd(self, shard) for shard in shards]
         self._clients: dict[int, Client] = {}
         self._next = 1
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> NotRun:
+        work.close()
+        self.spawned += 1
+        return NotRun()
+
+    def position(self, message: WatchResponse) -> tuple[int, ...]:
+        """What the token in a message's header stands for."""
+        vector = self.routing.tokens.vector(message.header.revision)
+        assert vector is not None, message
+        return vector
 
     def client(self, *metadata: tuple[bytes, bytes]) -> Client:
         """A client that opens a stream."""

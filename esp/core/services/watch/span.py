@@ -1,0 +1,89 @@
+"""What a watcher has that several shards feed: a position, and its name for clients, a vector token.
+
+The position is, for each shard, the revision up to which everything has been passed on to the client. Each message
+bears the token of the position behind it: whoever resumes from a header goes on exactly there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from esp.core.pb import rpc_pb2
+from esp.core.services.revision import token
+from esp.core.services.watch.messages import Response, canceled, created, header_field
+from esp.core.services.watch.positions import Positions, Watched
+from esp.core.services.watch.source import Tap
+
+if TYPE_CHECKING:
+    from esp.core.routing import Routing
+
+
+class Span:
+    """The position of one watcher.
+
+    Attributes:
+        taps: the watcher's part in each shard.
+        last_token: the highest that its client has been told.
+    """
+
+    __slots__ = ("_positions", "_routing", "_watched", "is_told", "last_token", "taps")
+
+    def __init__(self, routing: Routing, positions: Positions, watched: Watched, taps: Sequence[Tap]) -> None:
+        """`watched` is what `positions` tells watchers apart by."""
+        self.taps = taps
+        self.last_token = 0
+        self.is_told = False
+        self._routing = routing
+        self._positions = positions
+        self._watched: Watched | None = watched
+        positions.begin(watched)
+
+    def vector(self) -> dict[int, int]:
+        """The position, by shard."""
+        return {tap.shard: self._passed(tap) for tap in self.taps}
+
+    def _passed(self, tap: Tap) -> int:
+        # Before the client knows of the watcher, messages are held: what the tap has passed on has not reached it.
+        if self.is_told and tap.position > tap.passed:
+            tap.passed = tap.position - 1
+        return tap.passed
+
+    def header(self, revision: int | None = None) -> bytes:
+        """A header for a message of esp's own; without a `revision` it has the token of the position."""
+        identity = self._routing.identity
+        if revision is None:
+            revision = self.last_token = token(self._routing, self.vector())
+        return header_field(
+            rpc_pb2.ResponseHeader(cluster_id=identity.cluster_id, member_id=identity.member_id, revision=revision)
+        )
+
+    def created(self) -> Response:
+        """The reply to the create: from here on what is passed on reaches the client."""
+        reply = created(self.header())
+        self.is_told = True
+        return reply
+
+    def events(self, tap: Tap, response: Response) -> Response:
+        """A message of one shard, under the token of the position behind it."""
+        tap.passed = max(tap.passed, response.last)
+        told = self.last_token = token(self._routing, self.vector())
+        if self._watched is not None:
+            self._positions.reached(self._watched, response.last, told)
+        return response.under(self._routing.identity, told)
+
+    def progress(self, number: int) -> Response:
+        """That all events up to the position have come; `number` is its token."""
+        self.last_token = number
+        return Response(self.header(number), b"", rpc_pb2.WatchResponse())
+
+    def compacted(self) -> Response:
+        """The end of the watcher. Who begins again from its `compact_revision` begins where history is."""
+        here = token(self._routing, self.vector())
+        return canceled(self.header(0), here)
+
+    def end(self, *, may_return: bool) -> None:
+        """The watcher has ended; its client may come again, unless it wanted that or was told why."""
+        if self._watched is not None:
+            watched, self._watched = self._watched, None
+            self._positions.end(watched, may_return=may_return)
