@@ -106,6 +106,10 @@ class Watch:
             assert time.monotonic() < deadline, f"{self.create}: {len(self.messages)} messages, {self.messages[-1:]}"
             time.sleep(0.01)
 
+    def wait_for_events(self, count: int) -> None:
+        """Until it was told of so many, or more."""
+        self.wait_for(lambda watch: len(watch.events()) >= count)
+
     def covers(self, key: bytes) -> bool:
         """Whether it watches `key`."""
         start, end = self.create["key"], self.create.get("range_end", b"")

@@ -24,6 +24,7 @@ class Span:
 
     Attributes:
         taps: the watcher's part in each shard.
+        is_told: the client knows of the watcher, and nothing is held back any more.
         last_token: the highest that its client has been told.
     """
 
@@ -59,10 +60,8 @@ class Span:
         )
 
     def created(self) -> Response:
-        """The reply to the create: from here on what is passed on reaches the client."""
-        reply = created(self.header())
-        self.is_told = True
-        return reply
+        """The reply to the create."""
+        return created(self.header())
 
     def events(self, tap: Tap, response: Response) -> Response:
         """A message of one shard, under the token of the position behind it."""
@@ -79,7 +78,8 @@ class Span:
 
     def compacted(self) -> Response:
         """The end of the watcher. Who begins again from its `compact_revision` begins where history is."""
-        here = token(self._routing, self.vector())
+        # From 1 on is from the beginning: 0 would say nothing about a shard of which nothing has come.
+        here = token(self._routing, {shard: max(1, passed) for shard, passed in self.vector().items()})
         return canceled(self.header(0), here)
 
     def end(self, *, may_return: bool) -> None:

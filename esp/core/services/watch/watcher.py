@@ -177,6 +177,8 @@ class Watcher:
         held, self._held = self._held, []
         for tap, response in held:
             self._pass_on(tap, response)
+        if self.span is not None:
+            self.span.is_told = True
         if self._is_untranslatable:
             self._end(self.span.compacted() if self.span is not None else _untranslatable(reply))
         elif self.span is None and not self.is_dead:

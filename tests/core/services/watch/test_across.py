@@ -21,12 +21,29 @@ from tests.core.services.watch.world import (
 ALL = {"key": b"\0", "range_end": b"\0"}
 
 
-def merged(world: World, message: WatchResponse) -> WatchResponse:
-    """The same with esp's ids."""
-    if message.HasField("header"):
-        message.header.cluster_id = world.routing.identity.cluster_id
-        message.header.member_id = world.routing.identity.member_id
-    return message
+Heard = tuple[WatchResponse, tuple[int, ...] | None]
+
+
+def bare(message: WatchResponse, *vector: int) -> Heard:
+    """A message without its header, and the position that the header's token stands for."""
+    message.ClearField("header")
+    return message, vector or None
+
+
+def hears(world: World, client: Client) -> list[Heard]:
+    """What the client is told, with the positions that tokens stand for, which grow from message to message."""
+    heard = []
+    last = 0
+    for message in client.hears():
+        revision = message.header.revision
+        assert message.header.cluster_id == world.routing.identity.cluster_id
+        assert message.header.member_id == world.routing.identity.member_id
+        assert revision >= last or not revision
+        last = revision or last
+        vector = world.position(message) if revision else None
+        message.ClearField("header")
+        heard.append((message, vector))
+    return heard
 
 
 def both_create(world: World, client: Client, revisions: tuple[int, int], **create: object) -> list[tuple[int, int]]:
@@ -51,7 +68,7 @@ def test_each_shard_is_asked_for_its_part_only() -> None:
         assert (asked.prev_kv, list(asked.filters), asked.fragment, asked.start_revision) == (True, [1], True, 0)
 
 
-def test_it_is_created_once_when_all_are_there_with_the_lowest_revision() -> None:
+def test_it_is_created_once_when_all_are_there_and_each_message_has_the_position_behind_it() -> None:
     world = World(b"m")
     client = world.client()
     client.creates(**ALL)
@@ -60,19 +77,11 @@ def test_it_is_created_once_when_all_are_there_with_the_lowest_revision() -> Non
     world.etcds[0].says(one, created(a.watch_id, 9), events(a.watch_id, put(b"a", 10)))
     assert client.hears() == []
     world.etcds[1].says(two, created(z.watch_id, 4, shard=1), events(z.watch_id, put(b"z", 5), shard=1))
-    assert client.hears() == [
-        merged(world, created(0, 4)),
-        merged(world, events(0, put(b"a", 10))),
-        merged(world, events(0, put(b"z", 5))),
+    assert hears(world, client) == [
+        bare(created(0, 4), 9, 4),
+        bare(events(0, put(b"a", 10)), 10, 4),
+        bare(events(0, put(b"z", 5)), 10, 5),
     ]
-
-
-def test_it_is_never_created_at_a_revision_that_means_from_the_beginning() -> None:
-    """A client that comes back from there would be told all history again, where it should list."""
-    world = World(b"m")
-    client = world.client()
-    both_create(world, client, (9, 1), **ALL)
-    assert client.hears() == [merged(world, created(0, 2))]
 
 
 def test_messages_of_shards_are_never_joined_and_their_order_is_kept() -> None:
@@ -104,7 +113,11 @@ def test_a_shard_that_owns_two_parts_of_the_range_watches_them_as_one() -> None:
     client.hears()
     world.etcds[0].says(one, events(hull.watch_id, put(b"c", 6), put(b"h", 6), put(b"n", 6)))
     world.etcds[0].says(one, events(hull.watch_id, put(b"h", 7)))
-    assert client.hears() == [merged(world, events(0, put(b"c", 6), put(b"n", 6)))]
+    world.etcds[1].says(two, events(middle.watch_id, put(b"h", 6), shard=1))
+    assert hears(world, client) == [
+        bare(events(0, put(b"c", 6), put(b"n", 6)), 6, 5),
+        bare(events(0, put(b"h", 6)), 7, 6),
+    ]
 
 
 def test_a_range_in_two_parts_of_one_shard_without_another_between_spans_none() -> None:
@@ -123,19 +136,96 @@ def test_from_the_beginning_means_so_on_every_shard() -> None:
         assert asked.start_revision == 1
 
 
-def test_any_other_revision_is_answered_as_compacted() -> None:
+def test_any_other_plain_revision_is_answered_as_compacted() -> None:
     world = World(b"m")
     client = world.client()
     both_create(world, client, (9, 4), **ALL, start_revision=7)
-    end = compacted(0, 4)
-    assert client.hears() == [merged(world, created(0, 4)), merged(world, end)]
+    announced, end = client.hears()
+    assert world.position(announced) == (9, 4)
+    assert (end.canceled, end.header.revision) == (True, 0)
+    assert world.routing.tokens.vector(end.compact_revision) == (9, 4), "from where it can begin again"
     for etcd in world.etcds:
         etcd.all_heard()
     client.creates(key=b"a", watch_id=3)
     stream, [asked] = world.etcds[0].hears()
     world.etcds[0].says(stream, created(asked.watch_id, 9))
     client.cancels(0)
-    assert client.hears() == [created(3, 9), merged(world, canceled(0, 4))]
+    first, second = client.hears()
+    assert first == created(3, 9)
+    assert world.position(second) == (9, 4)
+
+
+def test_from_a_token_each_shard_is_watched_at_its_revision_and_from_behind_it_at_the_next() -> None:
+    world = World(b"g", b"m")
+    token = world.routing.tokens.mint((9, 4, 6))
+    for start, wanted in ((token, [9, 4, 6]), (token + 1, [10, 5, 7])):
+        world.client().creates(**ALL, start_revision=start)
+        assert [etcd.hears()[1][0].start_revision for etcd in world.etcds] == wanted
+    world.client().creates(key=b"h", range_end=b"n", start_revision=token + 1)
+    assert [etcd.hears()[1][0].start_revision for etcd in world.etcds[1:]] == [5, 7]
+    world.client().creates(key=b"x", start_revision=token)
+    assert world.etcds[2].hears()[1][0].start_revision == 6
+
+
+def test_its_first_position_is_before_the_revision_that_it_begins_with() -> None:
+    world = World(b"m")
+    client = world.client()
+    both_create(world, client, (90, 40), **ALL, start_revision=world.routing.tokens.mint((9, 4)) + 1)
+    assert hears(world, client) == [bare(created(0, 1), 9, 4)]
+
+
+def test_what_was_held_is_not_told_in_the_position_that_it_is_created_at() -> None:
+    world = World(b"m")
+    client = world.client()
+    client.creates(**ALL)
+    one, [a] = world.etcds[0].hears()
+    two, [z] = world.etcds[1].hears()
+    world.etcds[0].says(
+        one, created(a.watch_id, 9), events(a.watch_id, put(b"a", 10)), events(a.watch_id, put(b"a", 11))
+    )
+    world.etcds[0].says(one, progress(a.watch_id, 20))
+    world.etcds[1].says(two, created(z.watch_id, 4, shard=1))
+    assert [vector for _, vector in hears(world, client)] == [(9, 4), (10, 4), (11, 4)]
+    world.etcds[1].says(two, events(z.watch_id, put(b"z", 5), shard=1))
+    assert [vector for _, vector in hears(world, client)] == [(20, 5)], "and now what the shard said counts"
+
+
+def test_a_token_that_is_not_known_or_says_nothing_about_a_shard_is_compacted() -> None:
+    world = World(b"m")
+    known = world.routing.tokens.mint((9, 0))
+    for start in (known, known + 1, known + 2, known + 3):
+        client = world.client()
+        both_create(world, client, (9, 4), **ALL, start_revision=start)
+        announced, end = client.hears()
+        assert announced.created
+        assert (end.canceled, world.routing.tokens.vector(end.compact_revision)) == (True, (9, 4))
+
+
+def test_an_unknown_token_is_compacted_inside_one_shard_too() -> None:
+    world = World(b"m")
+    client = world.client()
+    client.creates(key=b"a", start_revision=world.routing.tokens.mint((9, 4)) + 2)
+    stream, [asked] = world.etcds[0].hears()
+    assert asked.start_revision == 0
+    world.etcds[0].says(stream, created(asked.watch_id, 12))
+    assert client.hears() == [created(0, 12), compacted(0, 12)]
+
+
+def test_who_comes_again_behind_the_last_event_it_saw_goes_on_there() -> None:
+    world = World(b"m")
+    client = world.client()
+    (one, a), (two, z) = both_create(world, client, (9, 40), **ALL)
+    world.etcds[0].says(one, events(a, put(b"a", 10)))
+    world.etcds[1].says(two, events(z, put(b"z", 41), shard=1))
+    world.etcds[0].says(one, events(a, put(b"a", 11)))
+    client.leaves()
+    for etcd in world.etcds:
+        etcd.all_heard()
+    world.client().creates(**ALL, start_revision=42)
+    assert [etcd.hears()[1][0].start_revision for etcd in world.etcds] == [11, 42]
+    other = world.client()
+    both_create(world, other, (11, 41), **ALL, start_revision=42)
+    assert [message.canceled for message in other.hears()] == [False, True], "only one had gone"
 
 
 def test_a_refusal_by_one_shard_is_the_answer_and_the_others_are_taken_back() -> None:
@@ -159,7 +249,10 @@ def test_a_compaction_on_one_shard_ends_it_all() -> None:
     two, [z] = world.etcds[1].hears()
     world.etcds[0].says(one, created(a.watch_id, 9), compacted(a.watch_id, 7))
     world.etcds[1].says(two, created(z.watch_id, 4, shard=1))
-    assert client.hears() == [merged(world, created(0, 4)), merged(world, compacted(0, 7))]
+    announced, end = client.hears()
+    assert announced.created
+    assert (end.canceled, end.header.revision) == (True, 0)
+    assert world.routing.tokens.vector(end.compact_revision) == (7, 1)
     world.etcds[1].all_heard()
     assert two in world.etcds[1].ended
 
@@ -183,22 +276,23 @@ def test_a_cancel_is_answered_once_and_stops_every_shard() -> None:
     both_create(world, client, (9, 4), **ALL)
     client.hears()
     client.cancels(0)
-    assert client.hears() == [merged(world, canceled(0, 4))]
+    assert hears(world, client) == [bare(canceled(0, 4), 9, 4)]
     for etcd in world.etcds:
         etcd.all_heard()
     world.holds_nothing()
 
 
-def test_no_progress_is_told_to_a_watcher_over_shards() -> None:
+def test_progress_of_one_shard_begins_a_round_of_all_and_is_not_told_itself() -> None:
+    """What such a round does is shown with real shards: integration/test_watch_tokens.py."""
     world = World(b"m")
     client = world.client()
     (one, a), _ = both_create(world, client, (9, 4), **ALL, progress_notify=True)
     client.hears()
-    client.asks_progress()
-    for etcd in world.etcds:
-        etcd.hears_nothing()
     world.etcds[0].says(one, progress(a, 30))
     assert client.hears() == []
+    assert world.spawned == 1
+    client.asks_progress()
+    assert world.spawned == 2
 
 
 def test_progress_is_told_for_all_watchers_only_within_one_shard() -> None:
@@ -251,4 +345,4 @@ def test_a_part_may_join_what_another_watches_in_that_shard() -> None:
     two, [z] = world.etcds[1].hears()
     world.etcds[1].says(two, created(z.watch_id, 4, shard=1))
     world.etcds[0].says(stream, events(watch_id, put(b"a", 9)))
-    assert client.hears() == [merged(world, created(0, 4)), merged(world, events(0, put(b"a", 9)))]
+    assert hears(world, client) == [bare(created(0, 4), 8, 4), bare(events(0, put(b"a", 9)), 9, 4)]

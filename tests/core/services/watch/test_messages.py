@@ -97,11 +97,15 @@ def test_what_is_too_old_is_cut_off() -> None:
     assert response.since(6) is None
 
 
-def test_ids_of_the_header_are_exchanged_and_its_revision_is_not() -> None:
-    response = Response.parse(events(1, put(b"a", 3)).SerializeToString()).under(Identity(11, 22))
+def test_ids_and_revision_of_the_header_are_exchanged_and_once_for_all_at_a_position() -> None:
+    response = Response.parse(events(1, put(b"a", 3)).SerializeToString())
     expected = events(4, put(b"a", 3))
     expected.header.cluster_id, expected.header.member_id = 11, 22
-    assert response.encode(4) == prefix(expected.SerializeToString())
+    for token in (1 << 62, 2 << 61, 1 << 62 | 2):
+        expected.header.revision = token
+        under = response.under(Identity(11, 22), token)
+        assert under.encode(4) == prefix(expected.SerializeToString())
+        assert response.under(Identity(11, 22), token) is under
 
 
 def test_a_revision_is_raised_and_never_lowered() -> None:
