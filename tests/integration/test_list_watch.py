@@ -23,8 +23,8 @@ from tests.watching import Requests
 
 WRITES = 100_000
 IN_A_TXN = 25
-BREAK_AFTER = 100
-"""Messages after which a client breaks its own stream, to resume."""
+BREAK_AFTER = 2000
+"""Events after which a client breaks its own stream, to resume."""
 KEYS = 150
 """Of each shard; they are written in turn, so that each is written many times, and some are deleted."""
 PAGE = 40
@@ -125,7 +125,10 @@ class Replica(threading.Thread):
         requests = Requests()
         requests.create(**EVERYTHING, start_revision=self._start)
         self._answers = answers = stub.Watch(iter(requests))
-        for number, message in enumerate(answers):
+        if self._stopping:
+            answers.cancel()
+        events = 0
+        for message in answers:
             if message.canceled:
                 assert message.compact_revision, message
                 self._start = 0
@@ -136,7 +139,8 @@ class Replica(threading.Thread):
             if message.events:
                 last = message.events[-1].kv.mod_revision
                 self._start = (message.header.revision if self._by_header else last) + 1
-            if number == BREAK_AFTER:
+            events += len(message.events)
+            if events >= BREAK_AFTER:
                 self.broken += 1
                 answers.cancel()
                 return
@@ -206,5 +210,5 @@ def test_the_copy_is_what_the_shards_hold(start_etcd: Etcds, start_esp: Esps) ->
             raise replica.failure
         assert replica.rows == truth
         assert replica.lists >= 2, "the second proxy knows no position of the first"
-        assert replica.broken >= 3
+        assert replica.broken >= 2
     assert len(truth) > KEYS
