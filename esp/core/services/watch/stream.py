@@ -220,7 +220,8 @@ class WatchStream(Sink):
             return
         if self.waiting > self._context.limits.max_watch_buffer_bytes and not self._has_room():
             return
-        self._wants_flush()
+        if not self._awaits_flush:
+            self._wants_flush()
         self.queue.append(message)
         self.waiting += len(message)
 
