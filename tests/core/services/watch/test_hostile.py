@@ -199,6 +199,29 @@ def test_requests_that_wait_in_line_count() -> None:
     world.holds_nothing()
 
 
+def test_a_stream_whose_requests_wait_for_too_long_in_line_ends_and_gives_back_what_it_took() -> None:
+    world = World(b"m", limits=Limits(max_watch_buffer_bytes=5_000))
+    client = world.client()
+    for number in range(100):
+        if client.status is None:
+            client.creates(key=b"a%d" % number)
+            client.hears()
+    assert client.status == errors.SERVER_STOPPED
+    world.etcds[0].all_heard()
+    world.holds_nothing()
+
+
+def test_a_request_that_is_not_whole_counts() -> None:
+    world = World(b"m")
+    client = world.client()
+    body = message(b"x" * 1_000_000)
+    for at in range(0, 320_000, 16_000):
+        world.sends(data(client.stream, body[at : at + 16_000]))
+    assert world.context.buffers.used >= 320_000
+    client.leaves()
+    world.holds_nothing()
+
+
 def test_what_is_held_for_a_create_that_waits_for_a_shard_counts_over_the_whole_process() -> None:
     world = World(b"m", limits=Limits(max_buffered_bytes=50_000))
     client = world.client()
