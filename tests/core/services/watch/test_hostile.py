@@ -11,6 +11,7 @@ import pytest
 from esp.core import errors
 from esp.core.services.watch import pool, upstream
 from esp.core.services.watch import stream as stream_module
+from esp.core.services.watch.call import WatchCall
 from esp.core.services.watch.messages import DUPLICATE_ID
 from esp.core.wire.limits import Limits
 from esp.core.wire.status import Code, Status
@@ -343,6 +344,39 @@ def test_a_shard_that_ends_each_call_is_not_asked_without_a_pause(start: int) ->
         world.etcds[0].says(call, events(create.watch_id, put(b"a", 6)))
     assert client.hears() == [events(0, put(b"a", 6))]
     assert client.status is None
+
+
+def test_a_call_that_fails_while_watchers_are_created_in_it_mixes_up_no_replies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(b"m")
+    client = world.client()
+    keys = [b"a", b"b", b"c", b"d", b"e"]
+    for key in keys:
+        live(world, client, key=key)
+    etcd = world.etcds[0]
+    etcd.goes()
+    request = WatchCall.request
+    sent = 0
+
+    def runs_out_of_memory(self: WatchCall, body: bytes) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 3:
+            self.on_buffers_full()
+        else:
+            request(self, body)
+
+    monkeypatch.setattr(WatchCall, "request", runs_out_of_memory)
+    etcd.comes()
+    heard = etcd.all_heard()
+    call = heard[-1][0]
+    creates = [asked.create_request for stream, asked in heard if stream == call]
+    assert [create.key for create in creates] == keys
+    etcd.says(call, *[created(create.watch_id, 5) for create in creates[:2]])
+    etcd.says(call, refused("no"))
+    client.hears()
+    assert client.status == errors.SERVER_STOPPED  # and not by a reply to another create
 
 
 # Bugs.
