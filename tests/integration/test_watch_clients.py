@@ -1,19 +1,26 @@
-"""Clients as they come from PyPI, watching through esp: they are told what an etcd tells them."""
+"""Stock clients, watching through esp: etcdctl, and those for Python from PyPI."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import Esps, Etcds, Server, connect
+from tests.harness import EspProcess, Esps, Etcds, Server, connect, program, wait_until
+from tests.integration.watch_talk import watchers_in
 from tests.stubs import rpc_pb2_grpc
+
+Etcdctl = Callable[..., subprocess.CompletedProcess[str]]
 
 PROGRAM = Path(__file__).parent / "python_clients.py"
 
@@ -53,3 +60,46 @@ def test_a_client_in_python_is_told_what_an_etcd_tells_it(client: str, start_etc
     assert expected["errors"] == []
     assert expected["compacted"] == "RevisionCompactedError"
     assert watch_with(client, esp) == expected
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
+def test_etcdctl_goes_on_when_the_proxy_was_away(
+    start_etcd: Etcds, start_esp: Esps, etcdctl: Etcdctl, sig: signal.Signals
+) -> None:
+    shards = start_etcd.several(2)
+    esp = start_esp(shards, ["m"])
+    command = [program("etcdctl", "ESP_ETCDCTL"), "--endpoints", esp.address, "watch", "--prefix", "a"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+        try:
+            assert watch.stdout is not None
+            wait_until(lambda: watchers_in(shards[0]) == 1)
+            etcdctl(esp, "put", "a1", "1")
+            assert [watch.stdout.readline() for _ in range(3)] == ["PUT\n", "a1\n", "1\n"]
+            esp.stop(sig)
+            etcdctl(shards[0], "put", "a2", "2")
+            start_esp(shards, ["m"], "--listen", esp.url)
+            etcdctl(esp, "put", "a3", "3")
+            assert [watch.stdout.readline() for _ in range(6)] == ["PUT\n", "a2\n", "2\n", "PUT\n", "a3\n", "3\n"]
+        finally:
+            watch.kill()
+
+
+def test_etcdctl_watches_all_keys_and_stays_idle_for_a_minute(
+    esp: EspProcess, empty_shards: list[LocalEtcd], etcdctl: Etcdctl
+) -> None:
+    """With its keepalive, which a server that is too strict ends with "too many pings"."""
+    command = [program("etcdctl", "ESP_ETCDCTL"), "--endpoints", esp.address, "watch", "--prefix", ""]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+        try:
+            wait_until(lambda: all(watchers_in(shard) for shard in empty_shards))
+            etcdctl(esp, "put", "a", "1")
+            assert watch.stdout is not None
+            assert [watch.stdout.readline() for _ in range(3)] == ["PUT\n", "a\n", "1\n"]
+            time.sleep(61)
+            for key in ("j", "z"):
+                etcdctl(esp, "put", key, "2")
+                assert [watch.stdout.readline() for _ in range(3)] == ["PUT\n", f"{key}\n", "2\n"]
+        finally:
+            watch.kill()
+        assert watch.stderr is not None
+        assert watch.stderr.read() == ""

@@ -350,13 +350,28 @@ class Source:
             first = responses[0].first
         if self.fresh:
             self._feed_fresh(responses, first, last)
-        for tap in tuple(self.taps):
-            _pass_on(tap, responses)
+        self._feed(responses)
         self.next = last + 1
         if not self.has_caught_up and sum(len(response.message.events) for response in responses) < BATCH_REVISIONS:
             self.has_caught_up = True
         if self.shelf.shared is not self:
             self.pool.on_advanced(self)
+
+    def _feed(self, responses: tuple[Response, ...]) -> None:
+        # The loop over all who watch the same; what most of them get is spelled out here.
+        encoded: dict[int, bytes] | None = {} if len(responses) == 1 else None
+        for tap in tuple(self.taps):
+            if encoded is None or not tap.is_plain:
+                _pass_on(tap, responses)
+                continue
+            try:
+                watch_id = tap.watcher.id
+                data = encoded.get(watch_id)
+                if data is None:
+                    data = encoded[watch_id] = responses[0].encode(watch_id)
+                tap.stream.send(data)
+            except Exception:
+                tap.stream.on_bug()
 
     def _feed_fresh(self, responses: tuple[Response, ...], first: int, last: int) -> None:
         """Those that the source has reached become taps like others; what is below their `next` they do not get."""

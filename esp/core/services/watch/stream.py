@@ -64,6 +64,7 @@ class WatchStream(Sink):
         "_next_id",
         "_owed",
         "_own",
+        "_partial",
         "_requests",
         "_service",
         "_slots",
@@ -98,6 +99,7 @@ class WatchStream(Sink):
         self._own: dict[Shard, Upstream] = {}
         self._kept = 0
         self._owed = 0
+        self._partial = 0
         self._advancing = False
         self._awaits_flush = False
         self._extra = 0
@@ -143,6 +145,9 @@ class WatchStream(Sink):
         except DecodeError as error:
             self.stop(Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}"))
             return
+        partial, self._partial = self._partial, self._requests.held
+        if partial != self._partial:
+            self.hold(self._partial - partial)
         self._owed += len(payload)
         self._give_back()
 
@@ -157,11 +162,11 @@ class WatchStream(Sink):
         request = rpc_pb2.WatchRequest.FromString(body)
         kind = request.WhichOneof("request_union")
         if kind == "create_request":
-            watcher = Watcher(self, request.create_request, WATCHER_BYTES + len(body))
+            watcher = Watcher(self, request.create_request)
             self._line_up(watcher)
             if self.is_over:
                 return
-            if self._takes(watcher):
+            if self._takes(watcher, WATCHER_BYTES + len(body)):
                 watcher.begin(request.create_request)
             else:
                 watcher.refuse(errors.TOO_MANY_REQUESTS.message)
@@ -196,14 +201,14 @@ class WatchStream(Sink):
         if self._owed:
             self._give_back()
 
-    def _takes(self, watcher: Watcher) -> bool:
+    def _takes(self, watcher: Watcher, size: int) -> bool:
         """Whether there is memory for one more watcher. One client's stream gets a quarter of all that there is."""
         budget = self._service.watchers
-        if self._watcher_bytes + watcher.size > budget.limit // 4 or not budget.take(watcher.size):
+        if self._watcher_bytes + size > budget.limit // 4 or not budget.take(size):
             self._context.reached("max_watcher_bytes")
-            watcher.size = 0
             return False
-        self._watcher_bytes += watcher.size
+        watcher.size = size
+        self._watcher_bytes += size
         return True
 
     def forget(self, watcher: Watcher) -> None:
@@ -242,7 +247,8 @@ class WatchStream(Sink):
             return
         if self.waiting > self._context.limits.max_watch_buffer_bytes and not self._has_room():
             return
-        self._wants_flush()
+        if not self._awaits_flush:
+            self._wants_flush()
         self.queue.append(message)
         self.waiting += len(message)
 

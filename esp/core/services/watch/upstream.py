@@ -240,6 +240,8 @@ class Upstream:
         connection.call(call, self._forward, b"", None, end=False)
         for source in list(self.sources.values()):
             self._send_create(call, source)
+            if self._call is not call:
+                return  # there was no memory for it, and another call is on its way or there already
         for asker, times in self._asking_next.items():
             self._asking[asker] = self._asking.get(asker, 0) + times
         self._asking_next.clear()

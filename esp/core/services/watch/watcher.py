@@ -41,7 +41,7 @@ class Watcher:
         id: the watch id; NO_ID until it is announced.
         taps: its part in each shard.
         span: its position, where several shards feed it.
-        size: the memory it takes, about, as long as the client knows it.
+        size: the memory that is accounted for it.
         is_dead: its history is compacted; only its id is left, as in etcd.
     """
 
@@ -61,9 +61,9 @@ class Watcher:
         "taps",
     )
 
-    def __init__(self, stream: WatchStream, request: rpc_pb2.WatchCreateRequest, size: int) -> None:
+    def __init__(self, stream: WatchStream, request: rpc_pb2.WatchCreateRequest) -> None:
         self.stream = stream
-        self.size = size
+        self.size = 0
         self.id = 0
         self.is_announced = self.is_dead = False
         self.taps: list[Tap] = []

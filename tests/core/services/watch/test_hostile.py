@@ -11,6 +11,7 @@ import pytest
 from esp.core import errors
 from esp.core.services.watch import pool, upstream
 from esp.core.services.watch import stream as stream_module
+from esp.core.services.watch.call import WatchCall
 from esp.core.services.watch.messages import DUPLICATE_ID
 from esp.core.wire.limits import Limits
 from esp.core.wire.status import Code, Status
@@ -199,6 +200,29 @@ def test_requests_that_wait_in_line_count() -> None:
     world.holds_nothing()
 
 
+def test_a_stream_whose_requests_wait_for_too_long_in_line_ends_and_gives_back_what_it_took() -> None:
+    world = World(b"m", limits=Limits(max_watch_buffer_bytes=5_000))
+    client = world.client()
+    for number in range(100):
+        if client.status is None:
+            client.creates(key=b"a%d" % number)
+            client.hears()
+    assert client.status == errors.SERVER_STOPPED
+    world.etcds[0].all_heard()
+    world.holds_nothing()
+
+
+def test_a_request_that_is_not_whole_counts() -> None:
+    world = World(b"m")
+    client = world.client()
+    body = message(b"x" * 1_000_000)
+    for at in range(0, 320_000, 16_000):
+        world.sends(data(client.stream, body[at : at + 16_000]))
+    assert world.context.buffers.used >= 320_000
+    client.leaves()
+    world.holds_nothing()
+
+
 def test_what_is_held_for_a_create_that_waits_for_a_shard_counts_over_the_whole_process() -> None:
     world = World(b"m", limits=Limits(max_buffered_bytes=50_000))
     client = world.client()
@@ -320,6 +344,39 @@ def test_a_shard_that_ends_each_call_is_not_asked_without_a_pause(start: int) ->
         world.etcds[0].says(call, events(create.watch_id, put(b"a", 6)))
     assert client.hears() == [events(0, put(b"a", 6))]
     assert client.status is None
+
+
+def test_a_call_that_fails_while_watchers_are_created_in_it_mixes_up_no_replies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(b"m")
+    client = world.client()
+    keys = [b"a", b"b", b"c", b"d", b"e"]
+    for key in keys:
+        live(world, client, key=key)
+    etcd = world.etcds[0]
+    etcd.goes()
+    request = WatchCall.request
+    sent = 0
+
+    def runs_out_of_memory(self: WatchCall, body: bytes) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 3:
+            self.on_buffers_full()
+        else:
+            request(self, body)
+
+    monkeypatch.setattr(WatchCall, "request", runs_out_of_memory)
+    etcd.comes()
+    heard = etcd.all_heard()
+    call = heard[-1][0]
+    creates = [asked.create_request for stream, asked in heard if stream == call]
+    assert [create.key for create in creates] == keys
+    etcd.says(call, *[created(create.watch_id, 5) for create in creates[:2]])
+    etcd.says(call, refused("no"))
+    client.hears()
+    assert client.status == errors.SERVER_STOPPED  # and not by a reply to another create
 
 
 # Bugs.

@@ -305,6 +305,7 @@ class World:
     def holds_nothing(self) -> None:
         """Every byte was given back, and no shard watches anything."""
         assert self.context.buffers.used == 0
+        assert self.watch.watchers.used == 0
         assert self.watch._pools == {}
         for etcd in self.etcds:
             assert etcd._caller.connection.streams == {}
