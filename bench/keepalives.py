@@ -1,6 +1,6 @@
 """Keepalives: many leases on some connections, each renewed every third of its TTL, as etcd's own client does it.
 
-    python -m bench.keepalives [--leases 10000] [--connections 50] [--ttl 15] [--seconds 20] [--peers esp,grpc-proxy]
+    python -m bench.keepalives [--leases 10000] [--connections 50] [--ttl 30] [--seconds 20] [--peers esp,grpc-proxy]
 
 Prints a Markdown table: CPU of the proxy per keepalive answered, answers per second, p50 and p99 from request to
 answer. The load is paced, not as fast as possible: `grpc-proxy` renews by its own clock and answers only then, so a
@@ -196,7 +196,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.keepalives", description=__doc__.partition("\n")[0])
     parser.add_argument("--leases", type=int, default=10_000)
     parser.add_argument("--connections", type=int, default=50)
-    parser.add_argument("--ttl", type=int, default=15, help="seconds; each lease is renewed every third of it")
+    parser.add_argument("--ttl", type=int, default=30, help="seconds; each lease is renewed every third of it")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--peers", default=",".join(COMPARED))
     options = parser.parse_args()
