@@ -167,7 +167,7 @@ class LeaseTable:
         self._settled_at[shard] = inf
 
     def returned(self, shard: int, now: float) -> None:
-        """The shard has a connection again."""
+        """The shard can be reached again."""
         self._told_of.discard(shard)
         self._settled_at[shard] = now + SETTLE_SECONDS
 
@@ -231,6 +231,7 @@ class LeaseTable:
         """A shard that may have been left out is back."""
         if shard in self.left_out:
             self.left_out.discard(shard)
+            self.returned(shard, monotonic())  # a frozen one keeps its connection
             log.info("shard %s answers again: leases count on it", self._names[shard])
 
     def sweep(self, now: float) -> None:

@@ -94,6 +94,17 @@ def test_a_shard_that_was_away_counts_as_away_until_others_had_time_to_tell_it(c
     assert known.judge(7, lacking, ()).dead
 
 
+def test_a_shard_without_which_leases_were_answered_for_was_away(clock: Clock) -> None:
+    """A frozen one keeps its connection."""
+    known = table()
+    known.leave_out(1)
+    known.answers(1)
+    assert known.judge(7, (True, False, True), ()) == ALIVE
+    clock.passes(SETTLE_SECONDS + 0.1)
+    known.answers(1)
+    assert known.judge(7, (True, False, True), ()).dead
+
+
 def test_that_an_unknown_lease_is_taken_for_dead_is_said_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     known = table()
     for lease_id in (-1, 7, 8):
