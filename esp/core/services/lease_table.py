@@ -186,6 +186,7 @@ class LeaseTable:
             if here is False:
                 lacking = self.judge_one(lease_id, index, empty=index in empty)
                 if lacking is Lacking.ENDED:
+                    self._tell_of(lease_id, index)
                     return DEAD
                 if lacking is Lacking.MISSED:
                     missed.append(index)
@@ -201,6 +202,12 @@ class LeaseTable:
             return Lacking.MISSED
         if monotonic() < self._settled_at[shard]:
             return Lacking.UNSETTLED
+        return Lacking.ENDED
+
+    def _tell_of(self, lease_id: int, shard: int) -> None:
+        """A lease is dead because a shard lacks it, which it may have missed for all that is known."""
+        if not self.tolerant or self.was_on(lease_id, shard):
+            return
         self.counters["unknown_taken_for_ended"] += 1
         if shard not in self._told_of:
             self._told_of.add(shard)
@@ -209,7 +216,6 @@ class LeaseTable:
                 self._names[shard],
                 lease_id & ID_BITS,
             )
-        return Lacking.ENDED
 
     def left(self, lease_id: int, shard: int, now: float) -> int | None:
         """Whole seconds for which a shard that does not answer surely keeps a lease; None when it is to be left out."""
