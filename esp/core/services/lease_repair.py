@@ -207,6 +207,7 @@ class LeaseRepair:
             lease_id, _ready_first(others), self._shards[index], CopyTtl.GRANTED, metadata=metadata, seconds=seconds
         )
         if copied is Copied.GONE:
+            self.table.forget(lease_id)  # another one of its id may begin elsewhere, which this shard does not miss
             return False
         self.table.seen(lease_id, index, monotonic() + SEEN_SECONDS)
         if copied is Copied.GRANTED:

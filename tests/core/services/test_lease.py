@@ -286,6 +286,22 @@ class TestRepair:
 
         run(work)
 
+    def test_what_has_ended_everywhere_meanwhile_is_forgotten(self) -> None:
+        """So that a shard is not taken to miss a new lease of that id, which another proxy may grant."""
+        world = World()
+
+        async def work() -> None:
+            async with world.running():
+                world.shards[1].away = True
+                lease_id = await world.grant()
+                for shard in world.shards:
+                    shard.leases.clear()
+                world.shards[1].away = False
+                await until(lambda: not world.repair.waiting)
+                assert world.table.get(lease_id) is None
+
+        run(work)
+
     def test_a_revocation_that_its_client_gave_up_is_finished(self) -> None:
         world = World()
 
