@@ -180,6 +180,9 @@ def lease_sync(
     """Compare the leases of all shards, and put right what differs.
 
     Without --apply and --prune nothing is changed. Exits 1 when leases differ.
+
+    Meant for a new shard, before it gets its first key. A lease that ended on one shard looks like one that it never
+    had, and --apply grants both; its keys there are gone.
     """
     if apply and prune:
         raise CommandError("--apply and --prune exclude each other; give one", USAGE)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +92,9 @@ def _run(loaded: Config, names: list[str], options: Options, confirm: Callable[[
     else:
         for action in actions:
             write(_told(action))
+        if actions:
+            counts = Counter(action.done for action in actions)
+            write(", ".join(f"{counts[done]} {done}" for done in Done if done in counts) + ".")
     failed = [action for action in actions if action.done is Done.FAILED]
     if failed:
         raise CommandError(f"{_counted(len(failed), 'lease')} failed, the first with: {failed[0].error}; run it again")
@@ -132,10 +136,13 @@ def _write_leases(
     write("; ".join([f"{_counted(len(views), 'lease')} in all", *totals]) + ".")
     if options.prune_only_on is not None:
         write(f"{_counted(len(shown), 'lease')} only on {options.prune_only_on}.")
-    elif not shown:
+        return
+    if not shown:
         write("All shards have the same leases.")
-    elif not options.apply and any(view.missing for view in shown):
+    if not options.apply and any(view.missing for view in shown):
         write("To grant what is missing, add --apply.")
+    if any(view.ttl_spread > options.skew for view in shown):
+        write("TTLs are left as they are; a keepalive of the lease's owner renews it everywhere.")
 
 
 def _cell(here: LeaseOnShard | None) -> str:

@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from esp.cli import app
+from esp.core import errors, lease_survey
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from tests.harness import Etcds, connect, write_config
@@ -118,7 +119,10 @@ class TestDryRun:
         assert spread in ("TTLs 200 s apart", "TTLs 199 s apart", "TTLs 201 s apart")
         assert "/600 s, 1 key" in out
         assert "4 leases in all; s0 4 with 1 key; s1 3 with 0 keys; s2 2 with 0 keys." in out
-        assert out.endswith("To grant what is missing, add --apply.\n")
+        assert out.endswith(
+            "To grant what is missing, add --apply.\n"
+            "TTLs are left as they are; a keepalive of the lease's owner renews it everywhere.\n"
+        )
 
     def test_it_changes_nothing(self, run: Run, direct: list[Shard]) -> None:
         direct[0].grant(1)
@@ -130,6 +134,10 @@ class TestDryRun:
             shard.grant(1, ttl=ttl)
         assert run("--skew", "20")[0] == 0
         assert run("--skew", "2")[0] == 1
+        # There is nothing to grant, and nothing is claimed to be.
+        code, out, err = run("--skew", "2", "--apply")
+        assert (code, err) == (0, "")
+        assert out.endswith(".\nTTLs are left as they are; a keepalive of the lease's owner renews it everywhere.\n")
 
     def test_the_json_form(self, run: Run, direct: list[Shard], config: Path) -> None:
         everywhere(direct, 1)
@@ -181,6 +189,7 @@ class TestApply:
             "granted 0000000000000002 on s0",
             "granted 0000000000000002 on s1",
         ]
+        assert out.endswith("\n4 granted.\n")
         for lease_id in (1, 2):
             left = [shard.ttl(lease_id) for shard in direct]
             assert max(left) - min(left) <= 2
@@ -271,6 +280,72 @@ class TestPrune:
         code, out, err = run("--prune", "--only-on", "s1")
         assert (code, err) == (0, "")
         assert out.endswith("0 leases only on s1.\n")
+
+
+def test_no_more_than_its_share_of_leases_is_worked_on_at_once(
+    monkeypatch: pytest.MonkeyPatch, run: Run, direct: list[Shard]
+) -> None:
+    direct[0].grant(*range(1, 41))
+    at_once: list[int] = []
+    working = 0
+    for name in ("time_to_live", "copy"):
+        original = getattr(lease_survey, name)
+
+        async def counted(*args: Any, original: Any = original, **kwargs: Any) -> Any:
+            nonlocal working
+            working += 1
+            at_once.append(working)
+            try:
+                return await original(*args, **kwargs)
+            finally:
+                working -= 1
+
+        monkeypatch.setattr(lease_survey, name, counted)
+    assert run("--apply", "--concurrency", "4")[0] == 0
+    assert [len(shard.ids()) for shard in direct] == [40] * 3
+    assert max(at_once) == 4
+
+
+def test_what_a_shard_refuses_is_told_and_the_rest_is_done(
+    monkeypatch: pytest.MonkeyPatch, run: Run, direct: list[Shard]
+) -> None:
+    direct[0].grant(1, 2, 3)
+    original = lease_survey.copy
+
+    async def refuses(lease_id: int, *args: Any, **kwargs: Any) -> Any:
+        if lease_id == 2:
+            raise errors.PERMISSION_DENIED.error()
+        return await original(lease_id, *args, **kwargs)
+
+    monkeypatch.setattr(lease_survey, "copy", refuses)
+    code, out, err = run("--apply")
+    assert (code, err) == (
+        1,
+        "esp: 2 leases failed, the first with: etcdserver: permission denied; run it again\n",
+    )
+    assert "FAILED 0000000000000002 on s1: etcdserver: permission denied\n" in out
+    assert out.endswith("\n4 granted, 2 failed.\n")
+    assert [sorted(shard.ids()) for shard in direct] == [[1, 2, 3], [1, 3], [1, 3]]
+
+
+def test_an_orphan_that_another_shard_has_meanwhile_is_kept(
+    monkeypatch: pytest.MonkeyPatch, run: Run, direct: list[Shard]
+) -> None:
+    """The proxy, or its client, may be at work while the operator thinks about the question."""
+    direct[1].grant(1, 2)
+    original = lease_survey.compare
+
+    async def compared(*args: Any) -> Any:
+        views = await original(*args)
+        direct[0].grant(1)
+        return views
+
+    monkeypatch.setattr(lease_survey, "compare", compared)
+    code, out, err = run("--prune", "--only-on", "s1", "--yes")
+    assert (code, err) == (0, "")
+    assert "kept 0000000000000001: it is not only on s1 any more\n" in out
+    assert out.endswith("\n1 revoked, 1 kept.\n")
+    assert direct[1].ids() == {1}
 
 
 class TestUsage:

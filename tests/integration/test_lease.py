@@ -10,7 +10,7 @@ import pytest
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from tests.harness import EspProcess, Esps, Server, connect, outcome, wait_until
-from tests.integration.lease_client import EXISTS, KEYS, NOT_FOUND, Client, Grant, KeepAlive, Put, Range
+from tests.integration.lease_client import EXISTS, KEYS, NOT_FOUND, Client, Grant, KeepAlive, Put
 from tests.stubs import rpc_pb2_grpc
 
 
@@ -249,43 +249,60 @@ class TestHalfDead:
         assert not direct[1].has(lease_id)
         assert esp_.ttl(lease_id).TTL == -1
 
-    def test_a_lease_that_a_shard_never_had_is_granted_there(
+    def test_a_lease_that_expired_on_one_shard_only_is_dead(
         self, esp_: Client, direct: list[Client], new_id: int
     ) -> None:
-        """As of a new shard, or one that was away when another proxy granted the lease."""
+        """As by a partition: nobody has revoked it there."""
+        for shard, ttl in zip(direct, (60, 2, 60), strict=True):
+            shard.grant(ttl=ttl, lease_id=new_id)
+        for key in KEYS:
+            esp_.put(key, new_id)
+        assert esp_.keep_alive(new_id) == [(new_id, 2)]
+        wait_until(lambda: not direct[1].has(new_id))
+        assert esp_.keys() == [b"a", b"z"]
+        assert esp_.ttl(new_id, keys=True).TTL == -1
+        assert esp_.keep_alive(new_id) == [(new_id, 0)]
+        wait_until(lambda: esp_.keys() == [])
+
+    def test_a_lease_that_one_shard_lacks_and_may_have_had_is_dead(
+        self, esp_: Client, direct: list[Client], new_id: int
+    ) -> None:
+        """esp has never seen it there, and cannot know whether it lost keys."""
+        esp_.kv.Put(Put(key=b"j"))
         for shard in (direct[0], direct[2]):
             shard.grant(ttl=60, lease_id=new_id)
-        assert esp_.ttl(new_id).TTL > 50
-        assert esp_.keep_alive(new_id) == [(new_id, 60)]
-        wait_until(lambda: direct[1].has(new_id))
-        assert direct[1].ttl(new_id).grantedTTL == 60
-        assert esp_.keep_alive(new_id) == [(new_id, 60)]
+        assert outcome(lambda: esp_.put(b"j", new_id)) == NOT_FOUND
+        assert esp_.ttl(new_id).TTL == -1
+        assert esp_.keep_alive(new_id) == [(new_id, 0)]
+        wait_until(lambda: [shard.ids() for shard in direct] == [[], [], []])
 
-    @pytest.mark.parametrize("value", [b"", b"v" * 20_000], ids=["small", "large"])
-    def test_a_put_to_a_shard_that_never_had_its_lease_succeeds(
-        self, esp_: Client, direct: list[Client], value: bytes, new_id: int
+
+class TestExtremes:
+    @pytest.mark.parametrize("lease_id", [-1, -(2**63), 2**63 - 1])
+    @pytest.mark.parametrize("ttl", [2, 9_000_000_000])
+    def test_ids_and_ttls_at_the_bounds_are_as_on_one_etcd(
+        self, esp_: Client, judge: Client, lease_id: int, ttl: int
     ) -> None:
-        direct[0].grant(ttl=60, lease_id=new_id)
-        esp_.kv.Put(Put(key=b"j", value=value, lease=new_id))
-        assert list(direct[1].ttl(new_id, keys=True).keys) == [b"j"]
-        assert direct[1].kv.Range(Range(key=b"j")).kvs[0].version == 1
+        said = []
+        for client in (esp_, judge):
+            granted = client.lease.LeaseGrant(Grant(ID=lease_id, TTL=ttl))
+            client.put(b"j", lease_id)
+            renewed = client.keep_alive(lease_id)
+            left = client.ttl(lease_id, keys=True)
+            assert ttl - 2 <= left.TTL <= ttl
+            client.revoke(lease_id)
+            said.append((granted.ID, granted.TTL, granted.error, renewed, left.grantedTTL, list(left.keys)))
+        assert said[0] == said[1]
 
-    def test_a_txn_to_a_shard_that_never_had_its_leases_succeeds(
-        self, esp_: Client, direct: list[Client], new_id: int
-    ) -> None:
-        ids = [new_id, new_id + 1]
-        for lease_id in ids:
-            direct[0].grant(ttl=60, lease_id=lease_id)
-        puts = [rpc_pb2.RequestOp(request_put=Put(key=b"j%d" % lease, lease=lease)) for lease in ids]
-        assert esp_.kv.Txn(rpc_pb2.TxnRequest(success=puts)).succeeded
-        assert sorted(direct[1].ids()) == ids
+    @pytest.mark.parametrize("ttl", [-(2**63), 9_000_000_001, 2**63 - 1])
+    def test_ttls_out_of_bounds_end_as_on_one_etcd(self, esp_: Client, judge: Client, ttl: int) -> None:
+        def ask(client: Client) -> object:
+            try:
+                return client.lease.LeaseGrant(Grant(TTL=ttl)).TTL
+            except grpc.RpcError as error:
+                return error.code(), error.details()
 
-    def test_many_puts_at_once_grant_the_lease_once(self, esp_: Client, direct: list[Client], new_id: int) -> None:
-        direct[0].grant(ttl=60, lease_id=new_id)
-        calls = [esp_.kv.Put.future(Put(key=b"j%d" % number, lease=new_id), timeout=30) for number in range(50)]
-        for call in calls:
-            call.result()
-        assert len(direct[1].ttl(new_id, keys=True).keys) == 50
+        assert ask(esp_) == ask(judge)
 
 
 def test_one_shard_still_gets_the_calls_as_they_are(

@@ -11,8 +11,9 @@ import grpc
 import pytest
 
 from esp.core.local import LocalEtcd
+from esp.core.pb import rpc_pb2
 from tests.harness import EspProcess, Esps, Etcds, Server, outcome, wait_ready, wait_until
-from tests.integration.lease_client import EXISTS, KEYS, NOT_FOUND, Client, Grant, Session
+from tests.integration.lease_client import EXISTS, KEYS, NOT_FOUND, Client, Grant, Put, Range, Session
 
 ClientOf = Callable[[Server], Client]
 NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE, "there is no connection available")
@@ -224,6 +225,176 @@ class TestTolerant:
         wait_until(lambda: client.keep_alive(lease_id) == [(lease_id, 0)])
         wait_until(lambda: not client_of(shards[0]).has(lease_id))
         assert not client_of(shards[1]).has(lease_id)
+
+
+class TestANewShard:
+    """None of the shards has ever had a key, so no lease can have lost one there."""
+
+    @pytest.fixture
+    def direct(self, shards: list[LocalEtcd], client_of: ClientOf) -> list[Client]:
+        return [client_of(shard) for shard in shards]
+
+    def test_a_lease_that_it_lacks_is_granted_there(self, client: Client, direct: list[Client], new_id: int) -> None:
+        for shard in (direct[0], direct[2]):
+            shard.grant(ttl=60, lease_id=new_id)
+        direct[0].put(b"a", new_id)
+        assert client.ttl(new_id).TTL > 50
+        assert client.keep_alive(new_id) == [(new_id, 60)]
+        wait_until(lambda: direct[1].has(new_id))
+        assert direct[1].ttl(new_id).grantedTTL == 60
+        assert client.keep_alive(new_id) == [(new_id, 60)]
+
+    @pytest.mark.parametrize("value", [b"", b"v" * 20_000], ids=["small", "large"])
+    def test_a_put_succeeds(self, client: Client, direct: list[Client], value: bytes, new_id: int) -> None:
+        direct[0].grant(ttl=60, lease_id=new_id)
+        client.kv.Put(Put(key=b"j", value=value, lease=new_id))
+        assert list(direct[1].ttl(new_id, keys=True).keys) == [b"j"]
+        assert direct[1].kv.Range(Range(key=b"j")).kvs[0].version == 1
+
+    def test_a_txn_succeeds(self, client: Client, direct: list[Client], new_id: int) -> None:
+        ids = [new_id, new_id + 1]
+        for lease_id in ids:
+            direct[0].grant(ttl=60, lease_id=lease_id)
+        puts = [rpc_pb2.RequestOp(request_put=Put(key=b"j%d" % lease, lease=lease)) for lease in ids]
+        assert client.kv.Txn(rpc_pb2.TxnRequest(success=puts)).succeeded
+        assert sorted(direct[1].ids()) == ids
+
+    def test_many_puts_at_once_grant_the_lease_once(self, client: Client, direct: list[Client], new_id: int) -> None:
+        direct[0].grant(ttl=60, lease_id=new_id)
+        calls = [client.kv.Put.future(Put(key=b"j%d" % number, lease=new_id), timeout=30) for number in range(50)]
+        for call in calls:
+            call.result()
+        assert len(direct[1].ttl(new_id, keys=True).keys) == 50
+
+
+class TestAfterARestartOfTheProxy:
+    """What the proxy knew is gone. A lease that a shard lacks may have lost keys there, so it is never revived."""
+
+    def restarted(self, proxy: EspProcess, start_esp: Esps, shards: list[LocalEtcd], client_of: ClientOf) -> Client:
+        assert proxy.stop() == 0
+        return client_of(start_esp(shards, ["i", "r"]))
+
+    def test_a_lock_that_somebody_else_has_by_now_is_not_told_to_be_held(
+        self, client: Client, proxy: EspProcess, start_esp: Esps, shards: list[LocalEtcd], client_of: ClientOf
+    ) -> None:
+        mine = client.grant(60)
+        for key in KEYS:
+            client.put(key, mine)
+        client_of(shards[1]).revoke(mine)  # it ended there while the proxy could not reach the shard
+        theirs = client.grant(60)
+        client.put(b"j", theirs)
+        client = self.restarted(proxy, start_esp, shards, client_of)
+        assert outcome(lambda: client.put(b"j", mine)) == NOT_FOUND
+        assert client.ttl(mine).TTL == -1
+        assert client.keep_alive(mine, theirs) == [(mine, 0), (theirs, 60)]
+        wait_until(lambda: client.keys() == [b"j"])
+
+    def test_a_lease_that_all_shards_have_lives_on(
+        self, client: Client, proxy: EspProcess, start_esp: Esps, shards: list[LocalEtcd], client_of: ClientOf
+    ) -> None:
+        lease_id = client.grant(60)
+        client.put(b"j", lease_id)
+        client = self.restarted(proxy, start_esp, shards, client_of)
+        assert client.keep_alive(lease_id) == [(lease_id, 60)]
+
+    def test_a_lease_granted_without_a_shard_ends_when_that_is_back(
+        self, client: Client, proxy: EspProcess, start_esp: Esps, shards: list[LocalEtcd], client_of: ClientOf
+    ) -> None:
+        """The price: only the proxy that granted it knew that the shard had missed it."""
+        client.put(b"j", 0)
+        down(shards[1])
+        lease_id = client.grant(60)
+        client = self.restarted(proxy, start_esp, shards, client_of)
+        assert client.keep_alive(lease_id) == [(lease_id, 60)]
+        up(shards[1])
+        wait_until(lambda: client.keep_alive(lease_id) == [(lease_id, 0)])
+        assert not client_of(shards[1]).has(lease_id)
+        wait_until(lambda: not client_of(shards[0]).has(lease_id))
+
+
+class TestTwoProxies:
+    @pytest.fixture
+    def other(self, start_esp: Esps, shards: list[LocalEtcd], client_of: ClientOf) -> Client:
+        return client_of(start_esp(shards, ["i", "r"]))
+
+    def test_a_lease_that_one_granted_without_a_shard_lives_on_through_the_other(
+        self, client: Client, other: Client, shards: list[LocalEtcd], client_of: ClientOf
+    ) -> None:
+        client.put(b"j", 0)
+        down(shards[1])
+        lease_id = client.grant(60)
+        session = Session(other)
+        assert session.renew(lease_id) == 60
+        up(shards[1])
+        there = client_of(shards[1])
+        seen = []
+        while not there.has(lease_id):
+            seen.append(session.renew(lease_id))
+        assert 0 not in seen
+        wait_until(lambda: outcome_or_none(lambda: other.put(b"j", lease_id)) is None)
+        assert session.renew(lease_id) == 60
+        session.close()
+
+    def test_a_put_through_the_other_waits_until_the_shard_has_got_the_lease(
+        self, client: Client, other: Client, shards: list[LocalEtcd]
+    ) -> None:
+        client.put(b"j", 0)
+        down(shards[1])
+        lease_id = client.grant(60)
+        up(shards[1])
+
+        def put() -> bool:
+            code = outcome_or_none(lambda: other.put(b"j", lease_id))
+            assert code != grpc.StatusCode.NOT_FOUND
+            return code is None
+
+        wait_until(put)
+
+
+def test_an_id_revoked_while_a_shard_was_away_may_be_granted_again(
+    client: Client, shards: list[LocalEtcd], client_of: ClientOf, new_id: int
+) -> None:
+    client.grant(60, lease_id=new_id)
+    for key in KEYS:
+        client.put(key, new_id)
+    down(shards[1])
+    assert outcome(lambda: client.revoke(new_id)) == NO_CONNECTION
+    assert client.grant(60, lease_id=new_id) == new_id
+    client.put(b"a", new_id)
+    up(shards[1])
+    wait_until(lambda: outcome_or_none(client.keys) is None and client.keys() == [b"a"])
+    wait_until(lambda: outcome_or_none(lambda: client.put(b"j", new_id)) is None)
+    assert client.keep_alive(new_id) == [(new_id, 60)]
+    assert client.keys() == [b"a", b"j"]
+
+
+def test_a_revocation_that_its_client_gave_up_is_done_all_the_same(
+    client: Client, shards: list[LocalEtcd], client_of: ClientOf
+) -> None:
+    lease_id = client.grant(600)
+    for key in KEYS:
+        client.put(key, lease_id)
+    with frozen(shards[1]):
+        request = rpc_pb2.LeaseRevokeRequest(ID=lease_id)
+        assert outcome(lambda: client.lease.LeaseRevoke(request, timeout=0.5))[0] in (
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.UNAVAILABLE,
+        )
+        assert not client_of(shards[0]).has(lease_id)
+    wait_until(lambda: outcome_or_none(client.keys) is None and client.keys() == [])
+
+
+def test_when_the_proxy_stops_a_session_goes_on_through_another(
+    client: Client, proxy: EspProcess, start_esp: Esps, shards: list[LocalEtcd], client_of: ClientOf
+) -> None:
+    other = client_of(start_esp(shards, ["i", "r"]))
+    lease_id = client.grant(60)
+    session = Session(client)
+    assert session.renew(lease_id) == 60
+    proxy.process.send_signal(signal.SIGTERM)
+    assert outcome(session.answer) == (grpc.StatusCode.UNAVAILABLE, "etcdserver: server stopped")
+    assert proxy.wait() == 0
+    assert other.keep_alive(lease_id) == [(lease_id, 60)]
 
 
 class TestStrict:

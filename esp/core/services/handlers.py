@@ -73,9 +73,10 @@ class CoroutineCall(Sink):
         self._waiting = 0
         stream.sink = self
 
-    def start(self, spawn: Spawn, work: Coroutine[Any, Any, None]) -> None:
+    def start(self, spawn: Spawn, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs `work`, and turns what it raises into the call's status."""
         self.task = spawn(self._run(work))
+        return self.task
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         try:

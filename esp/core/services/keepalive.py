@@ -24,7 +24,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.keepalive_lane import Lane
 from esp.core.services.lease_repair import LeaseRepair
-from esp.core.services.lease_table import LeaseTable
+from esp.core.services.lease_table import LeaseTable, is_empty
 from esp.core.services.metadata import call_head, load_bearing
 from esp.core.services.revision import merged_header
 from esp.core.wire.context import WireContext
@@ -278,16 +278,20 @@ class LeaseKeepAlive(Handler):
     def answer(self, keepalive: Keepalive) -> bytes | Status:
         """What the client gets, now that nothing more comes from the shards: a message, or the end of its call."""
         failure = keepalive.failure
+        missed: Sequence[int] = ()
         if failure is None and min(keepalive.ttls) > 0:
             ttl = min(keepalive.ttls)
             for shard in list(self._table.left_out):
                 self._table.answers(shard)
         elif failure is None or self._may_miss(keepalive, failure):
-            ttl = self._judged(keepalive)
+            ttl, missed = self._judged(keepalive)
         else:
             return failure
         if ttl:
             self._table.renewed(keepalive.id, keepalive.ttls, keepalive.sent, keepalive.client.metadata)
+        for shard in missed:
+            self._table.missed(keepalive.id, shard)
+            self._repair.grant(keepalive.id, shard, keepalive.client.metadata)
         answer = rpc_pb2.LeaseKeepAliveResponse(ID=keepalive.id, TTL=ttl).SerializeToString()
         return prefix(self._header(keepalive.headers) + answer)
 
@@ -304,8 +308,8 @@ class LeaseKeepAlive(Handler):
         """Whether it is answered without the shards that have not."""
         return self._table.tolerant and any(keepalive.headers) and errors.is_unreachable(failure)
 
-    def _judged(self, keepalive: Keepalive) -> int:
-        """The TTL of a lease that not every shard has; 0 when that makes it dead."""
+    def _judged(self, keepalive: Keepalive) -> tuple[int, Sequence[int]]:
+        """The TTL of a lease that not every shard has, 0 when that makes it dead; the shards that should get it."""
         lease_id, table = keepalive.id, self._table
         now = monotonic()
         lives: list[bool | None] = [None if ttl == NO_ANSWER else ttl > 0 for ttl in keepalive.ttls]
@@ -316,18 +320,16 @@ class LeaseKeepAlive(Handler):
                 left.append(seconds)
             elif here is not None:
                 table.answers(shard)
-        judgement = table.judge(lease_id, lives)
-        metadata = keepalive.client.metadata
+        empty = [shard for shard, header in enumerate(keepalive.headers) if header is not None and is_empty(header)]
+        judgement = table.judge(lease_id, lives, empty)
         if judgement.dead:
             if True in lives or table.get(lease_id) is not None:
                 elsewhere = [shard for shard, here in enumerate(lives) if here is not False]
-                self._repair.revoke(lease_id, elsewhere, metadata)
+                self._repair.revoke(lease_id, elsewhere, keepalive.client.metadata)
             table.counters["half_dead"] += True in lives
             table.forget(lease_id)
-            return 0
-        for shard in judgement.missed:
-            self._repair.grant(lease_id, shard, metadata)
-        return min(left)
+            return 0, ()
+        return min(left), judgement.missed
 
     def tick(self, now: float) -> None:
         """Looks at every stream to the shards, and closes those that no client uses."""

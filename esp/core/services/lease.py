@@ -21,7 +21,7 @@ from esp.core.services.handlers import CoroutineCall, Spawn, parse
 from esp.core.services.keepalive import LeaseKeepAlive
 from esp.core.services.lease_repair import LeaseRepair
 from esp.core.services.lease_retry import LeaseRetry
-from esp.core.services.lease_table import LeaseTable
+from esp.core.services.lease_table import LeaseTable, is_empty
 from esp.core.services.metadata import load_bearing
 from esp.core.services.revision import merged_header
 from esp.core.shard import Shard
@@ -159,12 +159,18 @@ class _FanOut:
         granted = _answers(outcomes)
         refusal = _refusal(outcomes, may_miss=tolerant and bool(granted))
         if refusal is not None:
-            await self._take_back(request.ID, everywhere if own_id else granted, metadata)
+            # Nobody else has heard of an id of esp's own, save the owner of an equal one.
+            ours = [index for index in everywhere if outcomes[index] != errors.LEASE_EXISTS] if own_id else granted
+            await self._take_back(request.ID, ours, metadata)
             raise refusal.error()
-        if len(granted) < len(outcomes):
-            self._table.counters["granted_without_a_shard"] += 1
+        self._repair.drop(request.ID, granted)
         until = [sent + granted[index].TTL if index in granted else 0.0 for index in everywhere]
         self._table.granted(request.ID, until, metadata)
+        if len(granted) < len(outcomes):
+            self._table.counters["granted_without_a_shard"] += 1
+            for index in everywhere:
+                if index not in granted:
+                    self._repair.grant(request.ID, index, metadata)
         return rpc_pb2.LeaseGrantResponse(
             header=self._header(granted.values()),
             ID=request.ID,
@@ -193,7 +199,12 @@ class _FanOut:
         Raises:
             RpcError: a shard's, as it came; "requested lease not found" only when no shard has it.
         """
-        outcomes = await self._ask_all(call, request, rpc_pb2.LeaseRevokeResponse)
+        try:
+            outcomes = await self._ask_all(call, request, rpc_pb2.LeaseRevokeResponse)
+        except asyncio.CancelledError:
+            # Some shards have revoked it by now, so it must not live on in the others.
+            self._repair.revoke(request.ID, range(len(self._shards)), load_bearing(call.stream.head))
+            raise
         revoked = _answers(outcomes)
         failures = [outcome for outcome in outcomes if isinstance(outcome, Status)]
         others = [failure for failure in failures if failure != errors.LEASE_NOT_FOUND]
@@ -227,7 +238,8 @@ class _FanOut:
             raise refusal.error()
         response = rpc_pb2.LeaseTimeToLiveResponse(header=self._header(answers.values()), ID=request.ID, TTL=-1)
         lives = [index in living if index in answers else None for index in range(len(outcomes))]
-        if self._table.judge(request.ID, lives).dead:
+        empty = [index for index, answer in answers.items() if is_empty(answer.header)]
+        if self._table.judge(request.ID, lives, empty).dead:
             return response
         left = [answer.TTL for answer in living.values()]
         now = monotonic()

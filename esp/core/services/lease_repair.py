@@ -18,7 +18,7 @@ from typing import Final
 from esp.core import errors, lease_sync
 from esp.core.lease_sync import Copied, CopyTtl
 from esp.core.routing import Routing
-from esp.core.services.lease_table import LeaseTable
+from esp.core.services.lease_table import ID_BITS, Lacking, LeaseTable, is_empty
 from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
 from esp.core.wire.hpack import Fields
@@ -31,6 +31,8 @@ BATCH: Final = 1000
 CALL_SECONDS: Final = 2.0
 PAUSE_SECONDS: Final = 1.0
 """After a shard that is connected did not answer."""
+POLL_SECONDS: Final = 0.2
+"""Between looks at a shard where another proxy may be about to grant a lease."""
 SEEN_SECONDS: Final = 1.0
 """For how long a lease that was just granted on a shard, or found there, surely lives on it: half of etcd's minimum."""
 
@@ -54,7 +56,7 @@ class LeaseRepair:
         self._context = context
         self._jobs: list[dict[int, _Job]] = [{} for _ in routing.shards]
         self._wanted = [asyncio.Event() for _ in routing.shards]
-        self._was_ready = [False] * len(routing.shards)
+        self._was_ready: list[bool | None] = [None] * len(routing.shards)  # None before the first look
         self._ongoing: dict[tuple[int, int], asyncio.Future[bool | None]] = {}
 
     @property
@@ -75,6 +77,11 @@ class LeaseRepair:
         for shard in shards:
             self._add(lease_id, shard, _Job(metadata, grants=False))
 
+    def drop(self, lease_id: int, shards: Iterable[int]) -> None:
+        """Nothing is to be done about a lease on these shards: another one of its id has begun there."""
+        for shard in shards:
+            self._jobs[shard].pop(lease_id, None)
+
     def _add(self, lease_id: int, shard: int, job: _Job) -> None:
         if self.waiting >= self._context.limits.max_lease_repairs and lease_id not in self._jobs[shard]:
             self._context.reached("max_lease_repairs")
@@ -87,9 +94,13 @@ class LeaseRepair:
         for index, shard in enumerate(self._shards):
             ready = shard.is_ready
             if ready and not self._was_ready[index] and self.table.tolerant:
-                for lease_id in self.table.never_on(index):
+                for lease_id in self.table.missed_on(index):
                     known = self.table.get(lease_id)
                     self.grant(lease_id, index, known.metadata if known else [])
+            if not ready:
+                self.table.away(index)
+            elif self._was_ready[index] is False:
+                self.table.returned(index, monotonic())
             self._was_ready[index] = ready
             if ready and self._jobs[index]:
                 self._wanted[index].set()
@@ -134,38 +145,56 @@ class LeaseRepair:
                 raise
             self.table.counters["repairs_failed"] += 1
             name = self._shards[index].name
-            log.warning("shard %s: lease %x cannot be repaired: %s", name, lease_id, error.status.message)
+            log.warning("shard %s: lease %x cannot be repaired: %s", name, lease_id & ID_BITS, error.status.message)
         if jobs.get(lease_id) is job:
             del jobs[lease_id]
 
     async def ensure(self, lease_id: int, shard: int, metadata: Fields, seconds: float) -> bool:
         """Whether a lease that a shard did not have a moment ago is on it now, as it lives on another.
 
-        False when it lives nowhere, or is known to have been on that shard: then it has ended there, and is dead.
+        It is granted there if the shard never had it, which another proxy may do as well. False when it lives nowhere,
+        or may have been on that shard: then it has ended there, and is dead.
 
         Raises:
             RpcError: a shard does not answer, or refuses.
         """
         key = (shard, lease_id)
-        while not self.table.was_on(lease_id, shard):
-            ongoing = self._ongoing.get(key)
-            if ongoing is None:
-                return await self._ensure(key, metadata, seconds)
+        while (ongoing := self._ongoing.get(key)) is not None:
             done = await asyncio.shield(ongoing)
             if done is not None:
                 return done
-        return False
+        return await self._ensure(key, metadata, seconds)
 
     async def _ensure(self, key: tuple[int, int], metadata: Fields, seconds: float) -> bool:
         shard, lease_id = key
         self._ongoing[key] = done = asyncio.get_running_loop().create_future()
-        copied: bool | None = None
+        there: bool | None = None
         try:
-            copied = await self._copy(lease_id, shard, metadata, seconds)
-            return copied
+            there = await self._is_there(lease_id, shard, metadata, seconds)
+            return there
         finally:
             del self._ongoing[key]
-            done.set_result(copied)
+            done.set_result(there)
+
+    async def _is_there(self, lease_id: int, index: int, metadata: Fields, seconds: float) -> bool:
+        """As `ensure`.
+
+        Raises:
+            RpcError: a shard does not answer, or refuses.
+        """
+        table = self.table
+        until = monotonic() + seconds
+        while True:
+            here = await lease_sync.time_to_live(self._shards[index], lease_id, metadata=metadata, seconds=seconds)
+            if here.TTL >= 0:  # since a moment ago
+                table.seen(lease_id, index, monotonic() + SEEN_SECONDS)
+                return True
+            judgement = table.judge_one(lease_id, index, empty=is_empty(here.header))
+            if judgement is Lacking.MISSED:
+                return await self._copy(lease_id, index, metadata, seconds)
+            if judgement is Lacking.ENDED or monotonic() > until:
+                return False
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _copy(self, lease_id: int, index: int, metadata: Fields, seconds: float) -> bool:
         """Whether the lease lives on the shard now.
@@ -178,6 +207,7 @@ class LeaseRepair:
             lease_id, _ready_first(others), self._shards[index], CopyTtl.GRANTED, metadata=metadata, seconds=seconds
         )
         if copied is Copied.GONE:
+            self.table.forget(lease_id)  # another one of its id may begin elsewhere, which this shard does not miss
             return False
         self.table.seen(lease_id, index, monotonic() + SEEN_SECONDS)
         if copied is Copied.GRANTED:

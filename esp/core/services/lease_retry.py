@@ -6,6 +6,7 @@ applied, and may be sent again.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Final
 
@@ -48,8 +49,7 @@ class LeaseRetry:
         table = self._repair.table
         if status != errors.LEASE_NOT_FOUND or not table.tolerant or stream.retried:
             return False
-        # One that was seen there has ended there, which is its end everywhere.
-        lacking = [lease for lease in dict.fromkeys(leases) if lease and not table.was_on(lease, shard)][:MAX_LEASES]
+        lacking = [lease for lease in dict.fromkeys(leases) if lease][:MAX_LEASES]
         if not lacking:
             return False
         if self._running >= self._context.limits.max_waiting_requests:
@@ -57,17 +57,15 @@ class LeaseRetry:
             return False
         stream.retried = True
         call = CoroutineCall(stream)
-        call.start(self._spawn, self._again(call, message, shard, lacking))
+        task = call.start(self._spawn, self._again(call, message, shard, lacking))
+        self._running += 1
+        task.add_done_callback(self._ended)
         return True
 
-    async def _again(self, call: CoroutineCall, message: bytes, index: int, leases: list[int]) -> None:
-        self._running += 1
-        try:
-            await self._send_again(call, message, index, leases)
-        finally:
-            self._running -= 1
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running -= 1
 
-    async def _send_again(self, call: CoroutineCall, message: bytes, index: int, leases: list[int]) -> None:
+    async def _again(self, call: CoroutineCall, message: bytes, index: int, leases: list[int]) -> None:
         stream = call.stream
         shard: Shard = self._routing.shards[index]
         if not await self._granted(stream, index, leases):

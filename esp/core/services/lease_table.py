@@ -7,9 +7,13 @@ happened, and they look the same from outside:
 - the shard never had it: it was away when the lease was granted, or is new. Then nothing was lost, and the lease can
   be granted there.
 
-What tells them apart is whether this proxy has itself seen the lease live there. That is all this table is for, besides
-telling for how long a shard that does not answer surely keeps a lease. Losing an entry is safe in so far as nothing is
-answered for a shard of which nothing is known.
+It is taken for the second only where that is known: this proxy itself granted the lease without that shard, or the
+shard has never had a key. Anything else is taken for the first. A lease that is called dead wrongly ends a session; one
+that is called alive wrongly lets two clients hold a lock. So losing an entry of this table is safe.
+
+There is one delay. Another proxy may have granted a lease without a shard, and grants it there when the shard is back.
+So a shard that was away counts as away for SETTLE_SECONDS more, for leases of which this proxy does not know whether
+it had them.
 
 With `leases: strict` a lease that one shard does not have is dead, whatever the reason.
 """
@@ -18,11 +22,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from itertools import islice
+from math import inf
+from time import monotonic
 from typing import Final
 
+from esp.core.pb import rpc_pb2
 from esp.core.wire.context import WireContext
 from esp.core.wire.hpack import Fields
 
@@ -31,6 +39,23 @@ log = logging.getLogger("esp.lease")
 SWEPT_AT_ONCE: Final = 1000
 KEPT_SECONDS: Final = 600.0
 """How long an ended lease is remembered: a shard that has changed its leader keeps leases for longer than they had."""
+SETTLE_SECONDS: Final = 3.0
+"""How long other proxies have to grant what they know a shard to have missed. They begin within half a second."""
+ID_BITS: Final = (1 << 64) - 1
+"""Ids are shown as etcdctl does, without a sign."""
+UNKNOWN: Final = 0.0
+MISSED: Final = -1.0
+
+
+class Lacking(Enum):
+    """Why a shard lacks a lease."""
+
+    MISSED = auto()
+    """It never had it."""
+    ENDED = auto()
+    """It had it, or may have had it."""
+    UNSETTLED = auto()
+    """Not known, and another proxy may be about to grant it there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +64,7 @@ class Judgement:
 
     Attributes:
         dead: it does not live, or must not: the shards that still have it should lose it.
-        missed: shards that never had it, as far as is known, and should get it.
+        missed: shards that never had it and should get it.
     """
 
     dead: bool
@@ -54,7 +79,8 @@ class Known:
     """What was seen of one lease.
 
     Attributes:
-        until: for each shard the `monotonic` time until which it surely keeps the lease; 0.0 where it was never seen.
+        until: for each shard the `monotonic` time until which it surely keeps the lease; MISSED where it never was,
+            UNKNOWN where this proxy has not seen it, and does not know why.
         metadata: of its client, for what esp does about it later.
     """
 
@@ -80,6 +106,8 @@ class LeaseTable:
         self._names = shard_names
         self._context = context
         self._known: dict[int, Known] = {}
+        self._settled_at = [0.0] * len(shard_names)
+        self._told_of: set[int] = set()
         self.left_out: set[int] = set()
 
     def __len__(self) -> int:
@@ -94,15 +122,15 @@ class LeaseTable:
         self._known.pop(lease_id, None)
 
     def granted(self, lease_id: int, until: list[float], metadata: Fields) -> None:
-        """The lease begins; whatever was known of another one with its id is of no use any more."""
+        """The lease begins, on the shards with a time; what was known of another one with its id is of no use now."""
         self._known.pop(lease_id, None)
-        self._add(lease_id, Known(until, metadata))
+        self._add(lease_id, Known([when or MISSED for when in until], metadata))
 
     def renewed(self, lease_id: int, ttls: Sequence[int], sent: float, metadata: Fields) -> None:
         """Shards have answered a keepalive that was sent at `sent`; a TTL of 0 or below means that one did not."""
         known = self._known.get(lease_id)
         if known is None:
-            self._add(lease_id, Known([sent + ttl if ttl > 0 else 0.0 for ttl in ttls], metadata))
+            self._add(lease_id, Known([sent + ttl if ttl > 0 else UNKNOWN for ttl in ttls], metadata))
             return
         known.metadata = metadata
         known.until = [sent + ttl if ttl > 0 else before for ttl, before in zip(ttls, known.until, strict=True)]
@@ -124,20 +152,70 @@ class LeaseTable:
         known = self._known.get(lease_id)
         return known is not None and known.until[shard] > 0
 
-    def never_on(self, shard: int) -> list[int]:
-        """The leases that live, and were never seen on that shard."""
-        return [lease_id for lease_id, known in self._known.items() if not known.until[shard]]
+    def missed(self, lease_id: int, shard: int) -> None:
+        """The lease never was on that shard; nothing is noted of a lease that is not known."""
+        known = self._known.get(lease_id)
+        if known is not None:
+            known.until[shard] = MISSED
 
-    def judge(self, lease_id: int, lives: Sequence[bool | None]) -> Judgement:
-        """What holds for a lease that lives, or does not, on each shard; None for a shard that does not answer."""
-        if False not in lives and True in lives:
-            return ALIVE
+    def missed_on(self, shard: int) -> list[int]:
+        """The leases that live, and never were on that shard."""
+        return [lease_id for lease_id, known in self._known.items() if known.until[shard] == MISSED]
+
+    def away(self, shard: int) -> None:
+        """The shard has no connection."""
+        self._settled_at[shard] = inf
+
+    def returned(self, shard: int, now: float) -> None:
+        """The shard can be reached again."""
+        self._told_of.discard(shard)
+        self._settled_at[shard] = now + SETTLE_SECONDS
+
+    def judge(self, lease_id: int, lives: Sequence[bool | None], empty: Collection[int]) -> Judgement:
+        """What holds for a lease, by what each shard has told.
+
+        Args:
+            lease_id: the lease.
+            lives: for each shard whether it has it; None when it does not answer.
+            empty: the shards that have never had a key.
+        """
         if True not in lives:
             return DEAD
-        lacking = [index for index, here in enumerate(lives) if here is False]
-        if not self.tolerant or any(self.was_on(lease_id, index) for index in lacking):
-            return DEAD
-        return Judgement(dead=False, missed=tuple(lacking))
+        missed = []
+        for index, here in enumerate(lives):
+            if here is False:
+                lacking = self.judge_one(lease_id, index, empty=index in empty)
+                if lacking is Lacking.ENDED:
+                    self._tell_of(lease_id, index)
+                    return DEAD
+                if lacking is Lacking.MISSED:
+                    missed.append(index)
+        return Judgement(dead=False, missed=tuple(missed)) if missed else ALIVE
+
+    def judge_one(self, lease_id: int, shard: int, *, empty: bool) -> Lacking:
+        """Why a shard lacks a lease that lives elsewhere; `empty` says that the shard has never had a key."""
+        known = self._known.get(lease_id)
+        seen = UNKNOWN if known is None else known.until[shard]
+        if not self.tolerant or seen > 0:
+            return Lacking.ENDED
+        if seen == MISSED or empty:
+            return Lacking.MISSED
+        if monotonic() < self._settled_at[shard]:
+            return Lacking.UNSETTLED
+        return Lacking.ENDED
+
+    def _tell_of(self, lease_id: int, shard: int) -> None:
+        """A lease is dead because a shard lacks it, which it may have missed for all that is known."""
+        if not self.tolerant or self.was_on(lease_id, shard):
+            return
+        self.counters["unknown_taken_for_ended"] += 1
+        if shard not in self._told_of:
+            self._told_of.add(shard)
+            log.warning(
+                "shard %s lacks lease %x, which lives elsewhere and may have ended there: it is dead; more are counted",
+                self._names[shard],
+                lease_id & ID_BITS,
+            )
 
     def left(self, lease_id: int, shard: int, now: float) -> int | None:
         """Whole seconds for which a shard that does not answer surely keeps a lease; None when it is to be left out."""
@@ -159,6 +237,7 @@ class LeaseTable:
         """A shard that may have been left out is back."""
         if shard in self.left_out:
             self.left_out.discard(shard)
+            self.returned(shard, monotonic())  # a frozen one keeps its connection
             log.info("shard %s answers again: leases count on it", self._names[shard])
 
     def sweep(self, now: float) -> None:
@@ -168,3 +247,8 @@ class LeaseTable:
             entry = known.pop(lease_id)
             if max(entry.until) + KEPT_SECONDS > now:
                 known[lease_id] = entry
+
+
+def is_empty(header: rpc_pb2.ResponseHeader) -> bool:
+    """Whether the shard that wrote this header has never had a key: then no lease ever lost one there."""
+    return header.revision == 1

@@ -10,7 +10,7 @@ from esp.core import errors
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
-from esp.core.services import keepalive, keepalive_lane
+from esp.core.services import keepalive, keepalive_lane, lease_table
 from esp.core.services.keepalive import PATH, LeaseKeepAlive
 from esp.core.services.lease_repair import LeaseRepair
 from esp.core.services.lease_table import LeaseTable
@@ -36,7 +36,7 @@ NAMES = ("s0", "s1", "s2")
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (keepalive, keepalive_lane, client, connection, server, server_stream):
+    for module in (keepalive, keepalive_lane, lease_table, client, connection, server, server_stream):
         monkeypatch.setattr(module, "monotonic", clock)
     return clock
 
@@ -558,31 +558,62 @@ class TestAShardThatDoesNotAnswer:
 
 
 class TestShardsThatDisagree:
-    def answer(self, world: World, *ttls: int, known: bool) -> list[tuple[int, int]]:
-        world.opens()
-        if known:
-            world.asks(7)
-            for shard in world.shards:
-                shard.answers(1, 7, first=True)
-            world.hears()
+    def answer(self, world: World, *ttls: int, revision: int = 5, first: bool = True) -> list[tuple[int, int]]:
+        """What the client hears of lease 7 when these are the shards' TTLs; `revision` is that of the second shard."""
+        if first:
+            world.opens()
         world.asks(7)
         for shard, ttl in zip(world.shards, ttls, strict=True):
-            shard.answers(1, 7, ttl=ttl, first=not known)
+            own = revision if shard is world.shards[1] else 5
+            shard.answers(1, 7, ttl=ttl, revision=own, first=first)
         return world.hears()
 
     def test_a_lease_that_was_on_the_shard_is_dead_and_revoked_on_the_others(self, world: World) -> None:
-        assert self.answer(world, 60, 0, 60, known=True) == [(7, 0)]
+        assert self.answer(world, 60, 60, 60) == [(7, 60)]
+        assert self.answer(world, 60, 0, 60, first=False) == [(7, 0)]
         assert world.jobs() == [{7: False}, {}, {7: False}]
         assert world.table.get(7) is None
 
-    def test_a_lease_that_was_never_seen_there_is_granted_there(self, world: World) -> None:
-        assert self.answer(world, 60, 0, 50, known=False) == [(7, 50)]
+    def test_a_lease_of_which_nothing_is_known_there_is_dead(self, world: World) -> None:
+        """As after a restart of esp: it may have ended there, and its keys be gone."""
+        assert self.answer(world, 60, 0, 50) == [(7, 0)]
+        assert world.jobs() == [{7: False}, {}, {7: False}]
+
+    def test_a_lease_that_was_granted_without_the_shard_is_granted_there(self, world: World) -> None:
+        world.table.granted(7, [100.0, 0.0, 100.0], [])
+        assert self.answer(world, 60, 0, 50) == [(7, 50)]
         assert world.jobs() == [{}, {7: True}, {}]
 
-    def test_in_strict_mode_it_is_dead(self, strict: World) -> None:
-        assert self.answer(strict, 60, 0, 50, known=False) == [(7, 0)]
+    def test_a_shard_that_has_never_had_a_key_gets_it_also_when_it_has_one_by_then(self, world: World) -> None:
+        assert self.answer(world, 60, 0, 50, revision=1) == [(7, 50)]
+        assert world.jobs() == [{}, {7: True}, {}]
+        assert self.answer(world, 60, 0, 50, revision=2, first=False) == [(7, 50)]
+
+    def test_a_shard_that_was_away_just_now_is_left_out_for_a_moment(self, world: World) -> None:
+        world.table.away(1)
+        world.table.returned(1, world.clock())
+        assert self.answer(world, 60, 0, 50) == [(7, 50)]
+        assert world.jobs() == [{}, {}, {}]
+        world.clock.passes(4)
+        assert self.answer(world, 60, 0, 50, first=False) == [(7, 0)]
+
+    def test_in_strict_mode_it_is_dead_at_once(self, strict: World) -> None:
+        strict.table.granted(7, [100.0, 0.0, 100.0], [])
+        strict.table.away(1)
+        assert self.answer(strict, 60, 0, 50, revision=1) == [(7, 0)]
         assert strict.jobs() == [{7: False}, {}, {7: False}]
 
     def test_a_lease_that_no_shard_has_is_only_answered_for(self, world: World) -> None:
-        assert self.answer(world, 0, 0, 0, known=True) == [(7, 0)]
+        assert self.answer(world, 60, 60, 60) == [(7, 60)]
+        assert self.answer(world, 0, 0, 0, first=False) == [(7, 0)]
         assert world.jobs() == [{}, {}, {}]
+
+    def test_one_shard_that_does_not_answer_does_not_hide_that_another_has_lost_it(self, world: World) -> None:
+        assert self.answer(world, 60, 60, 60) == [(7, 60)]
+        world.asks(7)
+        world.shards[0].answers(1, 7)
+        world.shards[1].answers(1, 7, ttl=0)
+        for _ in range(3):
+            world.passes(0.5)
+        assert world.hears() == [(7, 0)]
+        assert world.jobs() == [{7: False}, {}, {7: False}]

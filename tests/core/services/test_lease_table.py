@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esp.core.services.lease_table import KEPT_SECONDS, SWEPT_AT_ONCE, LeaseTable
+from esp.core.services import lease_table
+from esp.core.services.lease_table import ALIVE, KEPT_SECONDS, SETTLE_SECONDS, SWEPT_AT_ONCE, LeaseTable
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
+from tests.core.wire.conftest import Clock
 
 NAMES = ("s0", "s1", "s2")
 
@@ -20,40 +22,105 @@ def table(*, tolerant: bool = True, limits: Limits | None = None) -> LeaseTable:
     return LeaseTable(NAMES, WireContext(limits or Limits()), tolerant=tolerant)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(lease_table, "monotonic", clock)
+    return clock
+
+
 lives = st.lists(st.sampled_from([True, False, None]), min_size=3, max_size=3)
 seen = st.one_of(st.none(), st.lists(st.booleans(), min_size=3, max_size=3))
+empty = st.sets(st.integers(0, 2))
 
 
-def judged(tolerant: bool, seen_on: Sequence[bool] | None, lives_on: Sequence[bool | None]) -> tuple[bool, list[int]]:
+def judged(
+    tolerant: bool, granted_on: Sequence[bool] | None, lives_on: Sequence[bool | None], empty: Collection[int]
+) -> tuple[bool, list[int]]:
     known = table(tolerant=tolerant)
-    if seen_on is not None:
-        known.granted(7, [100.0 if here else 0.0 for here in seen_on], [])
-    judgement = known.judge(7, lives_on)
+    if granted_on is not None:
+        known.granted(7, [100.0 if here else 0.0 for here in granted_on], [])
+    judgement = known.judge(7, lives_on, empty)
     return judgement.dead, list(judgement.missed)
 
 
-@given(seen, lives)
+@given(seen, lives, empty)
 def test_in_strict_mode_one_shard_without_it_is_the_end(
-    seen_on: Sequence[bool] | None, lives_on: Sequence[bool | None]
+    granted_on: Sequence[bool] | None, lives_on: Sequence[bool | None], empty: Collection[int]
 ) -> None:
-    assert judged(False, seen_on, lives_on) == (False in lives_on or True not in lives_on, [])
+    assert judged(False, granted_on, lives_on, empty) == (False in lives_on or True not in lives_on, [])
 
 
-@given(seen, lives)
-def test_a_tolerated_lease_ends_where_it_lives_nowhere_or_has_been_lost(
-    seen_on: Sequence[bool] | None, lives_on: Sequence[bool | None]
+@given(seen, lives, empty)
+def test_a_tolerated_lease_ends_where_it_lives_nowhere_or_may_have_been_lost(
+    granted_on: Sequence[bool] | None, lives_on: Sequence[bool | None], empty: Collection[int]
 ) -> None:
-    lost = any(had and here is False for had, here in zip(seen_on or (), lives_on, strict=False))
-    dead, missed = judged(True, seen_on, lives_on)
-    assert dead == (True not in lives_on or lost)
-    assert missed == ([] if dead else [shard for shard, here in enumerate(lives_on) if here is False])
+    def may_have_been(shard: int) -> bool:
+        return shard not in empty if granted_on is None else granted_on[shard]
+
+    lacking = [shard for shard, here in enumerate(lives_on) if here is False]
+    dead, missed = judged(True, granted_on, lives_on, empty)
+    assert dead == (True not in lives_on or any(map(may_have_been, lacking)))
+    assert missed == ([] if dead else lacking)
+
+
+def test_a_shard_without_which_it_was_only_renewed_may_have_had_it() -> None:
+    known = table()
+    known.renewed(7, (10, -1, 10), 100.0, [])
+    assert known.judge(7, (True, False, True), ()).dead
+    known.missed(7, 1)
+    assert known.judge(7, (True, False, True), ()).missed == (1,)
+
+
+def test_one_that_held_it_and_has_no_past_now_has_lost_everything() -> None:
+    known = table()
+    known.granted(7, [100.0] * 3, [])
+    assert known.judge(7, (True, False, True), {1}).dead
+
+
+def test_a_shard_that_was_away_counts_as_away_until_others_had_time_to_tell_it(clock: Clock) -> None:
+    known = table()
+    known.renewed(8, (10, 10, 10), clock(), [])
+    known.away(1)
+    clock.passes(1000)
+    lacking = (True, False, True)
+    assert known.judge(7, lacking, ()) == ALIVE
+    known.returned(1, clock())
+    clock.passes(SETTLE_SECONDS - 0.1)
+    assert known.judge(7, lacking, ()) == ALIVE
+    assert known.judge(8, lacking, ()).dead, "it was seen there, so there is nothing to wait for"
+    assert known.judge(7, (True, True, False), ()).dead, "the other shard was not away"
+    clock.passes(0.2)
+    assert known.judge(7, lacking, ()).dead
+
+
+def test_a_shard_without_which_leases_were_answered_for_was_away(clock: Clock) -> None:
+    """A frozen one keeps its connection."""
+    known = table()
+    known.leave_out(1)
+    known.answers(1)
+    assert known.judge(7, (True, False, True), ()) == ALIVE
+    clock.passes(SETTLE_SECONDS + 0.1)
+    known.answers(1)
+    assert known.judge(7, (True, False, True), ()).dead
+
+
+def test_that_an_unknown_lease_is_taken_for_dead_is_said_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    known = table()
+    for lease_id in (-1, 7, 8):
+        known.judge(lease_id, (True, False, True), ())
+    assert [record.getMessage() for record in caplog.records] == [
+        "shard s1 lacks lease ffffffffffffffff, which lives elsewhere and may have ended there: it is dead; "
+        "more are counted"
+    ]
+    assert known.counters["unknown_taken_for_ended"] == 3
 
 
 def test_a_keepalive_shows_where_a_lease_lives() -> None:
     known = table()
     known.renewed(7, (10, 0, -1), 100.0, [])
     assert [known.was_on(7, shard) for shard in range(3)] == [True, False, False]
-    assert known.never_on(1) == [7]
+    assert known.missed_on(1) == []
     known.renewed(7, (-1, 20, -1), 105.0, [])
     assert [known.left(7, shard, 106.5) for shard in range(3)] == [3, 18, None]
 
@@ -69,7 +136,8 @@ def test_a_lease_that_begins_anew_has_no_past() -> None:
     known = table()
     known.granted(7, [100.0, 100.0, 100.0], [])
     known.granted(7, [100.0, 0.0, 100.0], [])
-    assert known.judge(7, (True, False, True)).missed == (1,)
+    assert known.judge(7, (True, False, True), ()).missed == (1,)
+    assert known.missed_on(1) == [7]
 
 
 def test_what_was_granted_later_was_seen_there() -> None:
@@ -77,6 +145,7 @@ def test_what_was_granted_later_was_seen_there() -> None:
     known.granted(7, [100.0, 0.0, 100.0], [])
     known.seen(7, 1, 50.0)
     assert known.was_on(7, 1)
+    assert known.missed_on(1) == []
     known.seen(8, 1, 50.0)
     assert known.get(8) is None
 
