@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from esp.core import errors, lease_sync
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
-from esp.core.services.handlers import CoroutineCall, Spawn, parse
+from esp.core.services.handlers import AnswerUnary, CoroutineCall, Spawn
 from esp.core.services.keepalive import LeaseKeepAlive
 from esp.core.services.lease_repair import LeaseRepair
 from esp.core.services.lease_retry import LeaseRetry
@@ -27,7 +27,7 @@ from esp.core.services.revision import merged_header
 from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
 from esp.core.wire.hpack import Fields
-from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import RpcError, Status
 
 PATH: Final = lease_sync.PATH
@@ -63,7 +63,7 @@ class Leases:
         fan_out = _FanOut(self._routing, self.table, self.repair)
 
         def unary(request: type[Message], work: _Work) -> Handler:
-            return _Unary(self._spawn, request, work)
+            return AnswerUnary(self._spawn, request, work)
 
         return {
             PATH + b"LeaseGrant": unary(rpc_pb2.LeaseGrantRequest, fan_out.grant),
@@ -85,29 +85,6 @@ class Leases:
 
 
 _Work = Callable[[CoroutineCall, Any], Coroutine[Any, Any, Message]]
-
-
-class _Unary(Handler):
-    """Parses a request and answers with what a coroutine makes of it."""
-
-    def __init__(self, spawn: Spawn, request: type[Message], work: _Work) -> None:
-        self._spawn = spawn
-        self._request = request
-        self._work = work
-
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """Starts the coroutine."""
-        try:
-            request = parse(self._request, message)
-        except RpcError as error:
-            stream.finish(error.status)
-            return
-        call = CoroutineCall(stream)
-        call.start(self._spawn, self._answer(call, request))
-
-    async def _answer(self, call: CoroutineCall, request: Message) -> None:
-        answer = await self._work(call, request)
-        call.stream.respond(answer.SerializeToString())
 
 
 class _FanOut:
