@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -47,7 +48,7 @@ class Generator(Protocol):
     def __call__(self, address: str, call: Call, requests: int) -> Load: ...
 
 
-def h2load(address: str, call: Call, requests: int) -> Load:
+def h2load(address: str, call: Call, requests: int, *, metadata: Sequence[str] = ()) -> Load:
     """`h2load` of nghttp2. It takes any HTTP 200 for success; the caller must look at the gRPC side.
 
     p50 and p99 come from its per-request log, in microseconds. Writing it costs h2load some CPU (see README.md), the
@@ -56,7 +57,9 @@ def h2load(address: str, call: Call, requests: int) -> Load:
     log = call.message.with_suffix(".h2load")
     log.unlink(missing_ok=True)
     command = ["h2load", "-c", str(call.connections), "-m", str(call.streams), "-n", str(requests), "-t", "1"]
-    command += ["-H", "content-type: application/grpc", "-H", "te: trailers", "-d", str(call.message)]
+    for field in ("content-type: application/grpc", "te: trailers", *metadata):
+        command += ["-H", field]
+    command += ["-d", str(call.message)]
     told = _run([*command, f"--log-file={log}", f"http://{address}{call.path}"])
     latencies, failed = [], 0
     first, last = float("inf"), 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bench import load
@@ -92,6 +93,10 @@ def _all() -> Iterator[Workload]:
     about = "Range of {} keys on 3 shards (others: one etcd that holds all)"
     yield Workload("span-3", about.format(3), "Range", _SPAN, 8, 16, spread(3), spans=True)
     yield Workload("span-10k", about.format("10,000"), "Range", _SPAN, 4, 2, spread(10_000), spans=True)
+    about += ", as a snapshot"
+    snapshot = partial(load.h2load, metadata=("esp-read: snapshot",))
+    yield Workload("snapshot-3", about.format(3), "Range", _SPAN, 8, 16, spread(3), snapshot, spans=True)
+    yield Workload("snapshot-10k", about.format("10,000"), "Range", _SPAN, 4, 2, spread(10_000), snapshot, spans=True)
     large_put = rpc_pb2.PutRequest(key=KEY, value=_LARGE)
     yield Workload("put-1mib", "Put of 1 MiB", "Put", large_put, 4, 2, _one(_LARGE), most_requests=120)
     yield Workload("range-1mib", "Range of one key, 1 MiB", "Range", _GET, 4, 2, _one(_LARGE))
