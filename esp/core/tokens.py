@@ -66,6 +66,7 @@ class Tokens:
 
     Attributes:
         minted, known, unknown: how many were handed out, and how many that came back were in the table and were not.
+        evicted, expired: how many were forgotten, because there were too many and because of their age.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Tokens:
         now: Callable[[], float] = time.time,
     ) -> None:
         """Of `shards` shards. `max_tokens` and `token_seconds` of the context's limits bound what is remembered."""
-        self.minted = self.known = self.unknown = 0
+        self.minted = self.known = self.unknown = self.evicted = self.expired = 0
         self._context = context
         self._now = now
         self._claim: socket.socket | None = None
@@ -127,6 +128,7 @@ class Tokens:
         self.expire()
         if len(self._order) > self._context.limits.max_tokens:
             self._context.reached("max_tokens")
+            self.evicted += 1
             self._forget_oldest()
 
     @property
@@ -164,6 +166,7 @@ class Tokens:
         """Forgets what is older than `token_seconds`."""
         oldest = self._oldest_tick()
         while self._order and _ticks_of(self._order[0]) < oldest:
+            self.expired += 1
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:

@@ -101,7 +101,7 @@ def test_no_more_are_remembered_than_may_be_and_the_oldest_goes_first(clock: Clo
     minted = [here.mint([number, 1]) for number in range(1, 6)]
     assert [here.position(token) is not None for token in minted] == [False, False, True, True, True]
     assert len(here) == 3
-    assert here._context.counters.limits["max_tokens"] == 2
+    assert here._context.counters.limits["max_tokens"] == here.evicted == 2
 
 
 def test_a_token_is_remembered_no_longer_than_its_time(clock: Clock) -> None:
@@ -114,7 +114,7 @@ def test_a_token_is_remembered_no_longer_than_its_time(clock: Clock) -> None:
     assert here.position(old) is None
     assert here.position(young) is not None
     here.expire()
-    assert len(here) == 1
+    assert (len(here), here.expired, here.evicted) == (1, 1, 0)
 
 
 def test_a_reserved_number_stands_before_what_is_minted_later(clock: Clock) -> None:
