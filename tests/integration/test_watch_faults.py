@@ -10,6 +10,7 @@ import grpc
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
+from esp.core.tokens import MARK
 from tests.harness import EspProcess, Esps, Etcds, Server, connect, wait_ready
 from tests.stubs import rpc_pb2_grpc
 from tests.watching import (
@@ -147,8 +148,9 @@ def test_what_was_compacted_while_the_shard_was_away_is_told_as_etcd_tells_it(
             for watch in (behind, across):
                 watch.wait_for(lambda watch: bool(watch.messages))
                 [message] = watch.messages
-                assert (message.canceled, message.compact_revision, message.cancel_reason) == (True, revision, "")
-                assert message.watch_id == 0
+                assert (message.canceled, message.cancel_reason, message.watch_id) == (True, "", 0)
+            assert behind.messages[0].compact_revision == revision
+            assert across.messages[0].compact_revision >= MARK
             with connect(shards[1]) as second:
                 put = rpc_pb2_grpc.KVStub(second).Put(rpc_pb2.PutRequest(key=b"z"))
             elsewhere.wait_for(lambda watch: bool(watch.messages))

@@ -19,6 +19,7 @@ from esp.core.routing import Routing
 from esp.core.services import lease_repair
 from esp.core.services.lease import Leases, _FanOut
 from esp.core.shard_map import ShardMap
+from esp.core.tokens import Tokens
 from esp.core.wire.context import WireContext
 from esp.core.wire.hpack import Fields
 from esp.core.wire.limits import Limits
@@ -137,7 +138,7 @@ class World:
             [(0, KeyRange(b"", b"i")), (1, KeyRange(b"i", b"r")), (2, KeyRange(b"r", None))], NAMES
         )
         self.context = WireContext(limits or Limits())
-        routing = Routing(shard_map, self.shards)  # type: ignore[arg-type]
+        routing = Routing(shard_map, self.shards, Tokens(len(self.shards), self.context, instance=1))  # type: ignore[arg-type]
         self.leases = Leases(routing, asyncio.ensure_future, self.context, tolerant=tolerant)  # type: ignore[arg-type]
         self.table, self.repair, self.retry = self.leases.table, self.leases.repair, self.leases.retry
         self.fan_out = _FanOut(routing, self.table, self.repair)
