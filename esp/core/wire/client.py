@@ -21,7 +21,6 @@ from esp.core.wire.frames import (
     MAX_WINDOW,
     PREFACE,
     SETTINGS_ENABLE_PUSH,
-    SETTINGS_HEADER_TABLE_SIZE,
     SETTINGS_INITIAL_WINDOW_SIZE,
     SETTINGS_MAX_HEADER_LIST_SIZE,
     ConnectionFault,
@@ -148,7 +147,6 @@ class ClientConnection(FrameReader):
         self._was_full = False
         self.peer_max_streams = STREAMS_BEFORE_SETTINGS
         values = {
-            SETTINGS_HEADER_TABLE_SIZE: 0,
             SETTINGS_ENABLE_PUSH: 0,
             SETTINGS_INITIAL_WINDOW_SIZE: STREAM_WINDOW,
             SETTINGS_MAX_HEADER_LIST_SIZE: max_list,
@@ -435,8 +433,7 @@ class ClientConnection(FrameReader):
         self._changed()
 
     def on_settings_acknowledged(self) -> None:
-        """From here on the server's header blocks need no table."""
-        self._decoder.settings_acknowledged()
+        """Nothing waits for that."""
 
     def _changed(self) -> None:
         if self.on_change is not None:

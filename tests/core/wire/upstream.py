@@ -161,12 +161,11 @@ class Caller:
 
 
 blocks_are_known = False
-"""Whether the server has given up its header table and answered before, so that esp takes whole answers in one step."""
+"""Whether the server has answered before, so that esp takes whole answers in one step."""
 
 PREFACE_SAID = (
     settings(
         {
-            frames.SETTINGS_HEADER_TABLE_SIZE: 0,
             frames.SETTINGS_ENABLE_PUSH: 0,
             frames.SETTINGS_INITIAL_WINDOW_SIZE: STREAM_WINDOW,
             frames.SETTINGS_MAX_HEADER_LIST_SIZE: 65536,
@@ -188,7 +187,6 @@ def dial(
     esp.hears(settings(server_settings or {}), SETTINGS_ACK)
     if blocks_are_known:
         decoder = esp.connection._decoder
-        decoder.fields(b"\x20")
         for fields in (HEAD, trailers(), HEAD + trailers()):
             decoder.decode(encode(fields))
     esp.said()
