@@ -3,8 +3,8 @@
 What a header block means depends on the peer's dynamic table, and most blocks leave that as it is: as long as no other
 kind comes, equal bytes are equal headers, and one dictionary look-up replaces the decoding. A block that changes the
 table empties the memo. Every block not in the memo is decoded by the library; that is never skipped, since it would
-desync the table. esp's own blocks use the static table and literals without indexing only: no client can influence the
-bytes another sees.
+desync the table. What esp says to clients uses the static table and literals without indexing only: no client can
+influence the bytes another sees.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from esp.core.wire.frames import ConnectionFault, ErrorCode, StreamFault
 
 Fields = list[tuple[bytes, bytes]]
 
-_STATIC: Final = {field: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
-_STATIC_NAMES: Final = {field[0]: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
+STATIC: Final = {field: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
+STATIC_NAMES: Final = {field[0]: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
 _SENSITIVE: Final = frozenset((b"token", b"authorization", b"cookie"))
 """Never indexed on the way, so that no hop between here and the peer may put them into a table."""
 
@@ -31,13 +31,13 @@ MEMO_BLOCK_BYTES: Final = 1024
 
 def encode_field(name: bytes, value: bytes) -> bytes:
     """One field as a static index or a literal without indexing."""
-    index = _STATIC.get((name, value))
+    index = STATIC.get((name, value))
     if index is not None and name not in _SENSITIVE:
         encoded = encode_integer(index, 7)
         encoded[0] |= 0x80
         return bytes(encoded)
     kind = 0x10 if name in _SENSITIVE else 0x00
-    index = _STATIC_NAMES.get(name)
+    index = STATIC_NAMES.get(name)
     if index is None:
         head = bytes((kind,)) + bytes(encode_integer(len(name), 7)) + name
     else:

@@ -85,7 +85,7 @@ class Scene:
                 scene.begun = Concat(stream, scene, lambda: scene.again(stream)).begin(request, segments)  # type: ignore[arg-type]
 
         def find(head: RequestHead) -> Handler:
-            head.forward = head.encode_forward()
+            head.forward = head.path, head.encode_metadata()
             return Ranges()
 
         self.client = ServerConnection(self.context, "client", find)
