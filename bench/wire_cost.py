@@ -66,7 +66,7 @@ def cost(*, heads_first: bool) -> float:
     handler = Pass(upstream, cast("Shard", None))
 
     def find(head: RequestHead) -> Handler:
-        head.forward = head.encode_forward()
+        head.forward = head.path, head.encode_metadata()
         return handler
 
     clients = [ServerConnection(context, f"client-{i}", find) for i in range(CONNECTIONS)]

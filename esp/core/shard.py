@@ -35,6 +35,7 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.message import format_timeout, prefix
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.splice import SplicedCall
 from esp.core.wire.status import DEADLINE_EXCEEDED, Code, RpcError, Status
@@ -193,12 +194,12 @@ class Shard:
             RpcError: the call's status, as etcd gave it, or Unavailable as clients should see it; DeadlineExceeded
                 after `timeout` seconds.
         """
-        forward = encode([(b":path", path), *_GRPC_FIELDS, *(metadata or [])])
+        forward = path, encode(metadata or [])
         return await self.forward_unary(forward, message, idempotent=idempotent, timeout=timeout)
 
     async def forward_unary(
         self,
-        forward: bytes,
+        forward: Forward,
         message: bytes,
         *,
         idempotent: bool,
@@ -221,7 +222,7 @@ class Shard:
         except TimeoutError:
             raise DEADLINE_EXCEEDED.error() from None
 
-    async def _attempt(self, forward: bytes, body: bytes, deadline: asyncio.Timeout) -> bytes:
+    async def _attempt(self, forward: Forward, body: bytes, deadline: asyncio.Timeout) -> bytes:
         connection = await self._unary.wait()
         when = deadline.when()
         timeout = b"" if when is None else format_timeout(max(0.0, when - asyncio.get_running_loop().time()))
@@ -239,7 +240,7 @@ class Shard:
 
     async def open(
         self,
-        forward: bytes,
+        forward: Forward,
         message: bytes,
         timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
     ) -> MessageCall:
@@ -425,6 +426,3 @@ def _reason(error: OSError) -> str:
     if error.errno is not None and error.errno > 0:
         codes = {error.errno}
     return ", ".join(os.strerror(code).lower() for code in sorted(codes)) or (error.strerror or str(error)).lower()
-
-
-_GRPC_FIELDS: Final = [(b"content-type", b"application/grpc"), (b"te", b"trailers")]

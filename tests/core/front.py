@@ -69,7 +69,7 @@ class Front:
         self.says(PREFACE, settings({}), SETTINGS_ACK)
 
     def _find(self, head: RequestHead) -> Handler:
-        head.forward = head.encode_forward()
+        head.forward = head.path, head.encode_metadata()
         return self._handlers[head.path]
 
     async def __aenter__(self) -> Self:

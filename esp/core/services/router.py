@@ -77,7 +77,8 @@ class Router:
         if handler is None:
             return Refuse(_unserved(head.path))
         # A message of a unary call is decompressed before it is looked at, so its encoding does not go along.
-        head.forward = head.encode_forward(dropping=_OURS if handler.streaming else _OURS | {b"grpc-encoding"})
+        dropping = _OURS if handler.streaming else _OURS | {b"grpc-encoding"}
+        head.forward = head.path, head.encode_metadata(dropping=dropping)
         return handler
 
 

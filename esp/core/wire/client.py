@@ -21,7 +21,6 @@ from esp.core.wire.frames import (
     MAX_WINDOW,
     PREFACE,
     SETTINGS_ENABLE_PUSH,
-    SETTINGS_HEADER_TABLE_SIZE,
     SETTINGS_INITIAL_WINDOW_SIZE,
     SETTINGS_MAX_HEADER_LIST_SIZE,
     ConnectionFault,
@@ -32,8 +31,9 @@ from esp.core.wire.frames import (
     unpack_header,
     window_update,
 )
-from esp.core.wire.hpack import HeaderDecoder, encode
+from esp.core.wire.hpack import HeaderDecoder
 from esp.core.wire.request import timeout_field
+from esp.core.wire.request_encoder import Forward, RequestEncoder
 from esp.core.wire.response import ResponseHead, parse_response
 from esp.core.wire.stream import Stream
 
@@ -49,8 +49,6 @@ LAST_STREAM_ID: Final = 1_600_000_000
 STREAMS_BEFORE_SETTINGS: Final = 100
 NOT_QUEUED: Final = (-1, 0)
 KEEPALIVE_PING: Final = b"esp-live"
-NO_TABLE: Final = b"\x20"
-"""Begins the first header block: a dynamic table of 0 bytes, whatever the server grants (RFC 7541, section 4.2)."""
 
 
 class ClientStream(Stream):
@@ -120,10 +118,9 @@ class ClientConnection(FrameReader):
 
     __slots__ = (
         "_decoder",
+        "_encoder",
         "_forgotten",
-        "_front",
         "_heard",
-        "_milestone",
         "_next_id",
         "_ping_sent",
         "_was_full",
@@ -142,16 +139,14 @@ class ClientConnection(FrameReader):
         self.on_change: Callable[[], None] | None = None
         self.draining = False
         self._decoder: HeaderDecoder[ResponseHead] = HeaderDecoder(parse_response, max_list, MAX_HEADER_FIELDS)
-        self._front = encode([(b":method", b"POST"), (b":scheme", b"http"), (b":authority", authority.encode())])
+        self._encoder = RequestEncoder(authority.encode())
         self._next_id = first_stream_id
-        self._milestone = first_stream_id
         self._forgotten = 0
         self._heard = monotonic()
         self._ping_sent = 0.0
         self._was_full = False
         self.peer_max_streams = STREAMS_BEFORE_SETTINGS
         values = {
-            SETTINGS_HEADER_TABLE_SIZE: 0,
             SETTINGS_ENABLE_PUSH: 0,
             SETTINGS_INITIAL_WINDOW_SIZE: STREAM_WINDOW,
             SETTINGS_MAX_HEADER_LIST_SIZE: max_list,
@@ -172,12 +167,12 @@ class ClientConnection(FrameReader):
         self._was_full = self.tell_gone = True
         return False
 
-    def call(self, stream: ClientStream, forward: bytes, timeout: bytes, data: bytes | None, *, end: bool) -> None:
+    def call(self, stream: ClientStream, forward: Forward, timeout: bytes, data: bytes | None, *, end: bool) -> None:
         """Sends a call's head, and `data` with it. The caller has seen `has_room`.
 
         Args:
             stream: told of what comes back.
-            forward: the head from `:path` on, as `RequestHead.forward`.
+            forward: the head, as `RequestHead.forward`.
             timeout: the `grpc-timeout` to send, b"" for none.
             data: body to send at once, None for none yet.
             end: whether that is the whole body.
@@ -186,9 +181,15 @@ class ClientConnection(FrameReader):
         stream.id = stream_id
         self._next_id = stream_id + 2
         self.streams[stream_id] = stream
-        block = self._front + forward
-        if stream_id >= self._milestone:
-            block = self._pass_milestone(block)
+        path, metadata = forward
+        front = self._encoder.known.get(path)
+        may_be_dropped = True
+        if front is None:
+            front, changes_table = self._encoder.front(path)
+            may_be_dropped = not changes_table
+        block = front + metadata
+        if stream_id >= LAST_STREAM_ID:
+            self._drain("stream ids are used up")
         if timeout:
             block += timeout_field(timeout)
         if data is not None and len(block) <= MAX_FRAME_SIZE:
@@ -206,7 +207,8 @@ class ClientConnection(FrameReader):
                 self.send_window -= size
                 stream.credit -= size
                 length = len(block)
-                stream.queued_at = self.flushes, len(out)
+                if may_be_dropped:
+                    stream.queued_at = self.flushes, len(out)
                 out.append(
                     pack_two(length, size)(
                         length << 8 | HEADERS,
@@ -224,14 +226,6 @@ class ClientConnection(FrameReader):
         stream.send_headers(block, end and data is None)
         if data is not None:
             stream.send_data(data, end)
-
-    def _pass_milestone(self, block: bytes) -> bytes:
-        """The first call of a connection, or one that uses up its stream ids."""
-        if self._milestone < LAST_STREAM_ID:
-            self._milestone = LAST_STREAM_ID
-            return NO_TABLE + block
-        self._drain("stream ids are used up")
-        return block
 
     # Bytes.
 
@@ -412,11 +406,11 @@ class ClientConnection(FrameReader):
     def reset(self, stream: Stream, code: int) -> None:
         """Ends a stream from here. A call that has not left yet never does: who takes back at once reaches no shard.
 
-        The connection's first call leaves all the same: its block is the one that gives up the table.
+        One whose block changes the server's table leaves all the same; it has no `queued_at`.
         """
         assert isinstance(stream, ClientStream)
         flush, place = stream.queued_at
-        if flush == self.flushes and not stream.headers_seen and not self.out[place].startswith(NO_TABLE, HEADER_SIZE):
+        if flush == self.flushes and not stream.headers_seen:
             self.out[place] = b""
             self.send_window -= stream.credit
             stream.queued_at = NOT_QUEUED
@@ -433,13 +427,16 @@ class ClientConnection(FrameReader):
             self.tell_gone = self.draining
             self._changed()
 
+    def on_table_size(self, size: int) -> None:
+        """The server grants its table's size anew."""
+        self._encoder.limit(size)
+
     def on_settings(self) -> None:
         """The limit on streams may have changed."""
         self._changed()
 
     def on_settings_acknowledged(self) -> None:
-        """From here on the server's header blocks need no table."""
-        self._decoder.settings_acknowledged()
+        """Nothing waits for that."""
 
     def _changed(self) -> None:
         if self.on_change is not None:

@@ -303,8 +303,8 @@ class FrameReader(Connection):
                 self.peer_initial_window = value
             elif name == SETTINGS_MAX_CONCURRENT_STREAMS:
                 self.peer_max_streams = value
-            elif name == SETTINGS_HEADER_TABLE_SIZE and value < self._table_granted:
-                self._table_update_due = True
+            elif name == SETTINGS_HEADER_TABLE_SIZE:
+                self.on_table_size(value)
         raised = self.peer_initial_window > before
         if raised and any(self.peer_initial_window + stream.credit > MAX_WINDOW for stream in self.streams.values()):
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS raise a stream window above 2^31-1")
@@ -313,6 +313,11 @@ class FrameReader(Connection):
         if raised:
             for stream in [s for s in self.streams.values() if s.pending is not None]:
                 self.unblock(stream)
+
+    def on_table_size(self, size: int) -> None:
+        """The peer grants a header table of `size` bytes. esp uses none, but less than it was must be confirmed."""
+        if size < self._table_granted:
+            self._table_update_due = True
 
     def on_settings(self) -> None:
         """The peer's settings have changed."""

@@ -1,10 +1,10 @@
 """Header blocks: the `hpack` library behind a memo, and an encoder that keeps no state (RFC 7541).
 
-Both of esp's decoders grant the peer a dynamic table of 0 bytes. Once the peer has taken that over, a header block
-means the same whatever came before it, so equal bytes are equal headers and one dictionary look-up replaces the
-decoding. Until then, and for every block not seen before, the library decodes; it is never skipped, since that would
-desync its table. esp's own blocks use the static table and literals without indexing only: no client can influence the
-bytes another sees.
+What a header block means depends on the peer's dynamic table, and most blocks leave that as it is: as long as no other
+kind comes, equal bytes are equal headers, and one dictionary look-up replaces the decoding. A block that changes the
+table empties the memo. Every block not in the memo is decoded by the library; that is never skipped, since it would
+desync the table. What esp says to clients uses the static table and literals without indexing only: no client can
+influence the bytes another sees.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from esp.core.wire.frames import ConnectionFault, ErrorCode, StreamFault
 
 Fields = list[tuple[bytes, bytes]]
 
-_STATIC: Final = {field: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
-_STATIC_NAMES: Final = {field[0]: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
+STATIC: Final = {field: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
+STATIC_NAMES: Final = {field[0]: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
 _SENSITIVE: Final = frozenset((b"token", b"authorization", b"cookie"))
 """Never indexed on the way, so that no hop between here and the peer may put them into a table."""
 
@@ -31,13 +31,13 @@ MEMO_BLOCK_BYTES: Final = 1024
 
 def encode_field(name: bytes, value: bytes) -> bytes:
     """One field as a static index or a literal without indexing."""
-    index = _STATIC.get((name, value))
+    index = STATIC.get((name, value))
     if index is not None and name not in _SENSITIVE:
         encoded = encode_integer(index, 7)
         encoded[0] |= 0x80
         return bytes(encoded)
     kind = 0x10 if name in _SENSITIVE else 0x00
-    index = _STATIC_NAMES.get(name)
+    index = STATIC_NAMES.get(name)
     if index is None:
         head = bytes((kind,)) + bytes(encode_integer(len(name), 7)) + name
     else:
@@ -59,16 +59,18 @@ class HeaderDecoder(Generic[Head]):
     """One connection's decoder: blocks in, whatever `build` makes of their fields out.
 
     Attributes:
-        memo: blocks seen since the peer's table went to 0 bytes; looked up directly by the connections' frame loops.
+        memo: blocks that stand for the same as long as it holds them; looked up directly by the connections' frame
+            loops.
     """
 
-    __slots__ = ("_acknowledged", "_build", "_decoder", "_max_fields", "memo")
+    __slots__ = ("_acknowledged", "_build", "_decoder", "_max_fields", "_repeatable", "memo")
 
     def __init__(self, build: Callable[[Fields], Head], max_list_bytes: int, max_fields: int) -> None:
         self._build = build
         self._decoder = Decoder(max_header_list_size=max_list_bytes)
         self._max_fields = max_fields
         self._acknowledged = False
+        self._repeatable = False
         self.memo: dict[bytes, Head] = {}
 
     @property
@@ -94,6 +96,7 @@ class HeaderDecoder(Generic[Head]):
             StreamFault: more fields than allowed.
         """
         _check_size_updates(block, to_zero=self._acknowledged)
+        before = self._table()
         try:
             fields = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         except OversizedHeaderListError:
@@ -102,12 +105,19 @@ class HeaderDecoder(Generic[Head]):
             ) from None
         except (HPACKError, IndexError, ValueError) as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
+        self._repeatable = self._table() == before
+        if not self._repeatable:
+            self.memo.clear()
         if len(fields) > self._max_fields:
             raise StreamFault(ErrorCode.ENHANCE_YOUR_CALM, "too many header fields", "max_header_fields")
         return fields
 
+    def _table(self) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """All that decoding depends on, beside the block."""
+        return self._decoder.header_table_size, list(self._decoder.header_table.dynamic_entries)
+
     def decode(self, block: bytes) -> Head:
-        """What `build` makes of `block`; remembered when the block stands for itself.
+        """What `build` makes of `block`; remembered when the block leaves the table as it is.
 
         Raises:
             ConnectionFault: as `fields`.
@@ -116,9 +126,8 @@ class HeaderDecoder(Generic[Head]):
         known = self.memo.get(block)
         if known is not None:
             return known
-        was_stateless = self.stateless
         head = self._build(self.fields(block))
-        if was_stateless and len(block) <= MEMO_BLOCK_BYTES:
+        if self._repeatable and len(block) <= MEMO_BLOCK_BYTES:
             self.remember(block, head)
         return head
 

@@ -12,6 +12,7 @@ from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
 from esp.core.wire.frames import ErrorCode, StreamFault
 from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_ENTRIES, Fields, HeaderDecoder, encode
+from esp.core.wire.request_encoder import Forward
 
 _NAME: Final = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|^[ \t]|[ \t]$")
@@ -34,8 +35,7 @@ class RequestHead:
         is_grpc: whether it is a POST of `application/grpc`.
         encoding: the `grpc-encoding` of its messages.
         content_length: bytes of body promised, or NO_LENGTH.
-        forward: the block for the next hop from `:path` on, without time-out, `grpc-encoding` and pseudo-fields that
-            belong to the hop; whoever sends it puts those in front and behind.
+        forward: the head for the next hop: the path, and the metadata that `encode_metadata` made.
         handler: what the server's router found for it.
         unary: whether that handler takes one whole message.
     """
@@ -49,7 +49,7 @@ class RequestHead:
         self.content_length = content_length
         self.is_grpc = method == b"POST" and _is_grpc(self.field(b"content-type"))
         self.encoding = self.field(b"grpc-encoding") or b"identity"
-        self.forward = b""
+        self.forward: Forward = (path, b"")
         self.handler: Any = None
         self.unary = False
 
@@ -60,11 +60,9 @@ class RequestHead:
                 return value
         return b""
 
-    def encode_forward(self, *, dropping: frozenset[bytes] = frozenset()) -> bytes:
-        """The block to send on: path, gRPC's own fields, then the client's metadata in its order."""
-        kept = [f for f in self.fields if f[0] not in _NOT_SENT_ON and f[0] not in dropping]
-        own = [(b":path", self.path), (b"content-type", b"application/grpc"), (b"te", b"trailers")]
-        return encode(own + kept)
+    def encode_metadata(self, *, dropping: frozenset[bytes] = frozenset()) -> bytes:
+        """The client's metadata in its order, without what belongs to the hop, for the block sent on."""
+        return encode([f for f in self.fields if f[0] not in _NOT_SENT_ON and f[0] not in dropping])
 
 
 def _is_grpc(content_type: bytes) -> bool:

@@ -90,7 +90,7 @@ class Scene:
                 )  # type: ignore[arg-type]
 
         def find(head: RequestHead) -> Handler:
-            head.forward = head.encode_forward()
+            head.forward = head.path, head.encode_metadata()
             return Ranges()
 
         self.client = ServerConnection(self.context, "client", find)

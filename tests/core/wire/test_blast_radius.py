@@ -51,10 +51,10 @@ def connected() -> ClientConnection:
     connection = ClientConnection(WireContext(Limits()), "etcd")
     connection.receive(frames.settings({}) + frames.SETTINGS_ACK)
     warm = Call(connection)  # header blocks are known from here on
-    connection.call(warm, b"", b"", prefix(b""), end=True)
-    connection.receive(answer(1, head=b"\x20" + HEAD))
+    connection.call(warm, (b"/", b""), b"", prefix(b""), end=True)
+    connection.receive(answer(1))
     again = Call(connection)
-    connection.call(again, b"", b"", prefix(b""), end=True)
+    connection.call(again, (b"/", b""), b"", prefix(b""), end=True)
     connection.receive(answer(3))
     return connection
 
@@ -73,7 +73,7 @@ def test_a_bug_in_one_call_fails_that_call_and_no_other(fails_at: str, at_once: 
     connection = connected()
     bad, good = Call(connection, fails_at), Call(connection)
     for call in (bad, good):
-        connection.call(call, b"", b"", prefix(b""), end=True)
+        connection.call(call, (b"/", b""), b"", prefix(b""), end=True)
     arrives = answer(bad.id) + answer(good.id)
     for piece in [arrives] if at_once else [arrives[i : i + 1] for i in range(len(arrives))]:
         connection.receive(piece)
@@ -87,7 +87,7 @@ def test_a_bug_in_telling_one_call_of_the_end_leaves_none_untold() -> None:
     connection = connected()
     calls = [Call(connection, "reset"), Call(connection), Call(connection, "reset"), Call(connection)]
     for call in calls:
-        connection.call(call, b"", b"", prefix(b""), end=True)
+        connection.call(call, (b"/", b""), b"", prefix(b""), end=True)
     connection.lost("gone")
     assert [call.told for call in calls] == [["reset"]] * 4
 
@@ -128,7 +128,7 @@ def test_a_call_that_is_taken_back_before_it_left_never_leaves() -> None:
     window = connection.send_window
     kept, taken_back, also_kept = Call(connection), Call(connection), Call(connection)
     for call in (kept, taken_back, also_kept):
-        connection.call(call, b"", b"", prefix(b"message"), end=True)
+        connection.call(call, (b"/", b""), b"", prefix(b"message"), end=True)
     taken_back.cancel()
     said = connection.take_output()
     opened, position = [], 0

@@ -7,6 +7,7 @@ from collections import deque
 from itertools import pairwise
 
 import pytest
+from hpack import Decoder
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from esp.core.wire.status import Code, Status
 from tests.core.wire import upstream
 from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
+    ECHO,
     HEAD,
     body,
     continuation,
@@ -114,13 +116,54 @@ class TestCalls:
         esp = dial()
         assert [esp.calls().id for _ in range(3)] == [1, 3, 5]
 
-    def test_the_first_block_alone_gives_up_the_table(self) -> None:
-        """A peer that grants less than the 4096 bytes one begins with must hear of it (RFC 7541, section 4.2)."""
+    def test_the_second_block_refers_to_the_first(self) -> None:
         esp = dial()
         esp.calls()
         esp.calls()
-        first, _, second, _ = split(esp.said())
-        assert first.payload == b"\x20" + second.payload
+        first, _, second, _ = split(esp.raw())
+        assert len(first.payload) > 60
+        assert second.payload == bytes.fromhex("8386 c1 c0 bf be")
+
+    def test_metadata_stays_out_of_the_servers_table(self) -> None:
+        esp = dial()
+        server = Decoder()
+        secrets = [(b"token", b"s1"), (b"authorization", b"s2"), (b"cookie", b"s3"), (b"user-agent", b"s4")]
+        for _ in range(2):
+            esp.connection.call(Call(esp.connection), (b"/a/B", encode(secrets)), b"5S", message(), end=True)
+        esp.flush()
+        for frame in split(esp.raw()):
+            if frame.kind == frames.HEADERS:
+                assert [(bytes(n), bytes(v)) for n, v in server.decode(frame.payload, raw=True)][6:-1] == secrets
+        assert {bytes(name) for name, _ in server.header_table.dynamic_entries} == {
+            b":authority", b":path", b"content-type", b"te"
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("sizes", [[0], [100], [4095], [0, 4096], [4096, 50, 2000], [8192, 10, 5000, 3000]])
+    def test_a_server_that_grants_another_table_is_told_of_it_once(self, sizes: list[int]) -> None:
+        """RFC 7541, section 4.2. What left before its SETTINGS were acknowledged may still use the old one."""
+        esp = dial()
+        server = Decoder()
+        esp.calls()
+        early = Call(esp.connection)
+        esp.connection.call(early, forward(b"/early/Call"), b"", message(), end=True)
+        for size in sizes:
+            esp.hears(settings({frames.SETTINGS_HEADER_TABLE_SIZE: size}))
+        for path in (ECHO, b"/later/Call", ECHO, b"/later/Call"):
+            esp.calls(path=path)
+        blocks = []
+        for frame in split(esp.raw()):
+            if frame.kind == frames.SETTINGS:
+                server.max_allowed_table_size = sizes[len(sizes) - 1]
+            elif frame.kind == frames.HEADERS:
+                blocks.append(frame.payload)
+                assert dict(server.decode(frame.payload, raw=True))[b":method"] == b"POST"
+        assert [block[0] == 0x20 for block in blocks] == [False, False, True, False, False, False]
+        assert server.header_table_size == min(4096, sizes[-1])
+
+    def test_a_larger_table_is_not_used(self) -> None:
+        esp = dial(server_settings={frames.SETTINGS_HEADER_TABLE_SIZE: 65536})
+        esp.calls()
+        assert next(split(esp.raw())).payload.startswith(bytes.fromhex("838641"))
 
     def test_the_timeout_is_sent_as_it_came(self) -> None:
         esp = dial()
@@ -498,13 +541,30 @@ class TestTakenBack:
         esp.says(*request(5, b"hi"))
         assert before - esp.connection.send_window == len(message(b"hi"))
 
-    def test_the_first_call_still_gives_up_the_table(self) -> None:
-        """Whatever is called next must not be the first block without it."""
+    def test_one_whose_block_changes_the_servers_table_leaves_all_the_same(self) -> None:
+        """Later blocks refer to what it put there."""
         esp = dial()
+        call = self.taken_back(esp)
+        esp.calls(b"hi")
+        esp.says(head_of(1), data(1, message(b"x" * 100), end=True), rst(1, ErrorCode.CANCEL), *request(3, b"hi"))
+        assert call.told == []
+
+    def test_one_that_says_the_tables_new_size_leaves_all_the_same(self) -> None:
+        esp = dial()
+        esp.calls()
+        esp.hears(settings({frames.SETTINGS_HEADER_TABLE_SIZE: 0}))
+        esp.raw()
+        self.taken_back(esp)
         self.taken_back(esp)
         esp.calls()
-        first = next(frame for frame in split(esp.said()) if frame.kind == frames.HEADERS)
-        assert first.payload.startswith(b"\x20")
+        kinds = [(frame.kind, frame.stream, frame.payload[:1]) for frame in split(esp.raw())]
+        assert kinds == [
+            (frames.HEADERS, 3, b"\x20"),
+            (frames.DATA, 3, b"\x00"),
+            (frames.RST_STREAM, 3, b"\x00"),
+            (frames.HEADERS, 7, b"\x83"),
+            (frames.DATA, 7, b"\x00"),
+        ]
 
 
 class TestClosedStreams:

@@ -14,8 +14,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from esp.core.wire.client import STREAM_WINDOW
+from esp.core.wire.hpack import encode
 from tests.core.wire.conversation import message
-from tests.core.wire.upstream import Call, Caller, forward
+from tests.core.wire.upstream import FRONT, Call, Caller
 
 HEAD = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 TRAILERS = [(b"grpc-status", b"0"), (b"grpc-message", b"fine")]
@@ -25,6 +26,7 @@ TRAILERS = [(b"grpc-status", b"0"), (b"grpc-message", b"fine")]
 class Served:
     """One call as the server sees it."""
 
+    head: list[tuple[bytes, bytes]]
     got: bytearray = field(default_factory=bytearray)
     sent: bytearray = field(default_factory=bytearray)
     whole: bool = False
@@ -45,8 +47,7 @@ class H2Server:
 
     def _on(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.RequestReceived):
-            assert dict(event.headers)[b":method"] == b"POST"
-            self.calls[event.stream_id] = Served()
+            self.calls[event.stream_id] = Served([(bytes(name), bytes(value)) for name, value in event.headers])
         elif isinstance(event, h2.events.DataReceived):
             self.calls[event.stream_id].got += event.data
         elif isinstance(event, h2.events.StreamEnded):
@@ -69,13 +70,14 @@ class Talk:
         self.server.hears(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         self.calls: list[Call] = []
         self.bodies: dict[int, bytes] = {}
+        self.heads: dict[int, list[tuple[bytes, bytes]]] = {}
         self.cancelled: set[int] = set()
         self.exchange()
 
     def exchange(self) -> None:
         """Until neither has anything to say."""
         while True:
-            to_server = self.esp.said()
+            to_server = self.esp.raw()
             for start in range(0, len(to_server), self.piece):
                 self.server.hears(to_server[start : start + self.piece])
             to_esp = self.server.connection.data_to_send()
@@ -89,16 +91,37 @@ class Talk:
     def call(self, a: int, b: int) -> None:
         if self.esp.connection.has_room:
             content = bytes((b,)) * a
-            call = Call(self.esp.connection)
-            self.esp.connection.call(call, forward(), b"5S" if b & 1 else b"", message(content), end=True)
+            call = self._opened(b, message(content))
             self.esp.flush()
             self.calls.append(call)
             self.bodies[call.id] = message(content)
 
+    def _opened(self, b: int, content: bytes | None) -> Call:
+        path = b"/test.Test/Echo%d" % (b % 90)
+        metadata = [(b"user-agent", b"%d" % b), (b"token", b"secret")][: b % 3]
+        timeout = b"5S" if b & 1 and content is not None else b""
+        call = Call(self.esp.connection)
+        self.esp.connection.call(call, (path, encode(metadata)), timeout, content, end=content is not None)
+        timeouts = [(b"grpc-timeout", timeout)] if timeout else []
+        grpc = [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
+        self.heads[call.id] = [*FRONT, (b":path", path), *grpc, *metadata, *timeouts]
+        return call
+
+    def take_back(self, a: int, b: int) -> None:
+        """Calls of which one is cancelled before any was written."""
+        for turn in range(3):
+            if self.esp.connection.has_room:
+                call = self._opened(b + turn, message(b"x" * a))
+                if turn == a % 3:
+                    self.cancelled.add(call.id)
+                    call.cancel()
+                self.calls.append(call)
+                self.bodies[call.id] = message(b"x" * a)
+        self.esp.flush()
+
     def stream(self, a: int, b: int) -> None:
         if self.esp.connection.has_room:
-            call = Call(self.esp.connection)
-            self.esp.connection.call(call, forward(), b"", None, end=False)
+            call = self._opened(b, None)
             self.esp.flush()
             self.calls.append(call)
             self.bodies[call.id] = b""
@@ -150,7 +173,8 @@ class Talk:
     def answer_trailers(self, a: int, b: int) -> None:
         for stream in self.server.open()[: b % 3 + 1]:
             served = self.server.calls[stream]
-            self.server.connection.send_headers(stream, TRAILERS if served.headed else HEAD + TRAILERS, end_stream=True)
+            trailers = [*TRAILERS, (b"x", b"%d" % (b % 100))] if b & 1 else TRAILERS
+            self.server.connection.send_headers(stream, trailers if served.headed else HEAD + trailers, end_stream=True)
             served.over = True
 
     def reset(self, a: int, b: int) -> None:
@@ -177,6 +201,7 @@ ACTIONS = (
     Talk.stream,
     Talk.send,
     Talk.cancel,
+    Talk.take_back,
     Talk.consume,
     Talk.give_back,
     Talk.answer_head,
@@ -208,7 +233,11 @@ def test_they_understand_each_other(actions: list[tuple[object, int, int, bool]]
 
 
 def check_call(talk: Talk, call: Call) -> None:
-    served = talk.server.calls[call.id]
+    served = talk.server.calls.get(call.id)
+    if served is None:
+        assert call.id in talk.cancelled
+        return
+    assert served.head == talk.heads[call.id]
     assert bytes(served.got) == talk.bodies[call.id][: len(served.got)]
     answer = b"".join(told for told in call.told if isinstance(told, bytes))
     if call.id in talk.cancelled:

@@ -154,7 +154,7 @@ def test_a_peer_that_keeps_its_table_is_borne_with() -> None:
     made.settings_acknowledged()
     assert made.decode(bytes.fromhex("4001780179")) == [(b"x", b"y")]
     assert made.decode(b"\xbe") == [(b"x", b"y")]
-    assert made.memo == {}
+    assert made.memo == {b"\xbe": [(b"x", b"y")]}
 
 
 def test_a_table_of_nothing_before_it_was_asked_for_may_grow_again() -> None:
@@ -171,10 +171,37 @@ def test_a_table_of_nothing_before_it_was_asked_for_may_grow_again() -> None:
 def test_a_block_that_stands_for_itself_is_decoded_once() -> None:
     built: list[Fields] = []
     made = HeaderDecoder(lambda fields: built.append(fields) or len(built), ROOM, 100)
-    made.settings_acknowledged()
     block = encode([(b"x", b"y")])
-    assert [made.decode(b) for b in (block, block, b"\x20", block, block)] == [1, 2, 3, 4, 4]
-    assert made.memo == {block: 4}
+    assert [made.decode(b) for b in (block, block, b"\x20", block, block, b"\x20", block)] == [1, 1, 2, 3, 3, 4, 3]
+    assert made.memo == {block: 3, b"\x20": 4}
+
+
+def test_a_block_that_changes_the_table_is_decoded_each_time_and_empties_the_memo() -> None:
+    made = decoder()
+    made.decode(literal(b"x", b"1", 0x40, 0))
+    assert made.decode(b"\xbe") == [(b"x", b"1")]
+    made.decode(literal(b"x", b"2", 0x40, 0))
+    assert made.memo == {}
+    assert made.decode(b"\xbe") == made.decode(b"\xbe") == [(b"x", b"2")]
+    made.decode(literal(b"x", b"1", 0x40, 0))
+    assert made.decode(b"\xbe") == [(b"x", b"1")]
+
+
+def test_a_block_that_changes_the_table_and_is_refused_empties_the_memo_as_well() -> None:
+    made = HeaderDecoder(list, ROOM, 1)
+    made.decode(literal(b"x", b"1", 0x40, 0))
+    made.decode(b"\xbe")
+    with pytest.raises(StreamFault):
+        made.decode(literal(b"x", b"2", 0x40, 0) + literal(b"x", b"3", 0x40, 0))
+    assert made.decode(b"\xbe") == [(b"x", b"3")]
+
+
+def test_a_full_table_that_takes_an_entry_of_the_same_size_for_another_has_changed() -> None:
+    made = decoder()
+    made.decode(bytes.fromhex("3f49") + literal(b"x", b"1", 0x40, 0) + literal(b"x", b"2", 0x40, 0))  # room for two
+    assert made.decode(b"\xbe\xbf") == [(b"x", b"2"), (b"x", b"1")]
+    made.decode(literal(b"x", b"3", 0x40, 0))
+    assert made.decode(b"\xbe\xbf") == [(b"x", b"3"), (b"x", b"2")]
 
 
 def test_what_is_refused_is_not_remembered() -> None:

@@ -80,7 +80,7 @@ class Between:
         self.statuses: list[Status] = []
 
     def _find(self, head: RequestHead) -> Handler:
-        head.forward = head.encode_forward()
+        head.forward = head.path, head.encode_metadata()
         return self.handlers[head.path]
 
     def splice(self, down: ServerStream, message: bytes | None) -> None:

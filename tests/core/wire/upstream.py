@@ -9,12 +9,15 @@ assert call.told == ["head", b"hi", "OK"]
 
 from __future__ import annotations
 
+from hpack import Decoder
+
 from esp.core.wire import frames
 from esp.core.wire.client import CONNECTION_WINDOW, STREAM_WINDOW, ClientConnection, ClientStream
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import SETTINGS_ACK, ErrorCode, settings
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.status import Code
 from tests.core.wire.conversation import ECHO, HEAD, Fields, data, headers, message, split, trailers, transcript
@@ -23,19 +26,19 @@ AUTHORITY = b"etcd:2379"
 FRONT: Fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":authority", AUTHORITY)]
 
 
-def forward(path: bytes = ECHO) -> bytes:
+def forward(path: bytes = ECHO) -> Forward:
     """A request's head as a service hands it on."""
-    return encode([(b":path", path), (b"content-type", b"application/grpc"), (b"te", b"trailers")])
+    return path, b""
 
 
 def head_of(stream: int, path: bytes = ECHO, *extra: tuple[bytes, bytes], end: bool = False) -> bytes:
-    """The HEADERS of a call, as esp writes them."""
+    """The HEADERS of a call, as `Caller.said` writes what esp said."""
     fields = [*FRONT, (b":path", path), (b"content-type", b"application/grpc"), (b"te", b"trailers"), *extra]
     return headers(stream, fields, end=end)
 
 
 def request(stream: int, content: bytes = b"", path: bytes = ECHO) -> tuple[bytes, bytes]:
-    """The two frames of a unary call, as esp writes them."""
+    """The two frames of a unary call, as `Caller.said` writes what esp said."""
     return head_of(stream, path), data(stream, message(content), end=True)
 
 
@@ -82,6 +85,7 @@ class Caller:
         self.changes: list[str] = []
         self.closed = False
         self._said = bytearray()
+        self._decoder = Decoder()
         self.connection = ClientConnection(self.context, AUTHORITY.decode(), first_stream_id=first_stream_id)
         self.connection.on_change = self._on_change
         self.connection.on_flush = self._said.extend
@@ -125,7 +129,25 @@ class Caller:
         self.context.flush()
 
     def said(self) -> bytes:
-        """Everything it has said since the last time anybody listened."""
+        """Everything it has said since the last time anybody listened, header blocks written without a table."""
+        said = bytearray()
+        block = b""
+        for frame in split(self.raw()):
+            if frame.kind not in (frames.HEADERS, frames.CONTINUATION):
+                said += frames.frame(frame.kind, frame.flags, frame.stream, frame.payload)
+                continue
+            if frame.kind == frames.HEADERS:
+                end = bool(frame.flags & frames.END_STREAM)
+            block += frame.payload
+            if frame.flags & frames.END_HEADERS:
+                fields = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
+                said += frames.header_block(frame.stream, encode(fields), end_stream=end)
+                block = b""
+        assert not block, "half a header block"
+        return bytes(said)
+
+    def raw(self) -> bytes:
+        """As `said`, the bytes themselves. Whoever takes header blocks so has to decode all that come later, too."""
         said = bytes(self._said)
         self._said.clear()
         return said
@@ -161,12 +183,11 @@ class Caller:
 
 
 blocks_are_known = False
-"""Whether the server has given up its header table and answered before, so that esp takes whole answers in one step."""
+"""Whether the server has answered before, so that esp takes whole answers in one step."""
 
 PREFACE_SAID = (
     settings(
         {
-            frames.SETTINGS_HEADER_TABLE_SIZE: 0,
             frames.SETTINGS_ENABLE_PUSH: 0,
             frames.SETTINGS_INITIAL_WINDOW_SIZE: STREAM_WINDOW,
             frames.SETTINGS_MAX_HEADER_LIST_SIZE: 65536,
@@ -188,7 +209,6 @@ def dial(
     esp.hears(settings(server_settings or {}), SETTINGS_ACK)
     if blocks_are_known:
         decoder = esp.connection._decoder
-        decoder.fields(b"\x20")
         for fields in (HEAD, trailers(), HEAD + trailers()):
             decoder.decode(encode(fields))
     esp.said()

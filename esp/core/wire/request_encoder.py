@@ -1,0 +1,109 @@
+"""The heads of requests to one server, whose dynamic table keeps what they have in common (RFC 7541).
+
+Written out, a head is some 120 bytes, which the server makes into the same strings for each call. What goes into the
+table is what esp says itself: `:authority`, `:path` and gRPC's own fields. Clients' metadata never does: nothing secret
+stays behind, and no client has a part in the bytes of another. Entries are never evicted; what no longer fits beside
+them is written out each time. So an index changes only when an entry is added, about once for each path.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hpack.hpack import encode_integer
+from hpack.table import HeaderTable
+
+from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_ENTRIES, STATIC, STATIC_NAMES, encode_field
+
+Forward = tuple[bytes, bytes]
+"""The head of a request on its way to a server: the path, and the client's metadata as an encoded block."""
+
+TABLE_BYTES: Final = 4096
+"""What a server grants unless it says otherwise, and the most that is used of what it grants."""
+ENTRY_BYTES: Final = 256
+"""Larger entries, which is to say paths longer than any RPC's, would take the room of many."""
+_ENTRY_OVERHEAD: Final = 32  # RFC 7541, section 4.1
+_FIRST_INDEX: Final = len(HeaderTable.STATIC_TABLE) + 1
+
+
+class RequestEncoder:
+    """The encoder of one connection.
+
+    Attributes:
+        known: the fronts of heads, by path, that leave the server's table as it is; looked up by the connection.
+    """
+
+    __slots__ = ("_authority", "_entries", "_limit", "_update_due", "_used", "known")
+
+    def __init__(self, authority: bytes) -> None:
+        self._authority = authority
+        self._limit = TABLE_BYTES
+        self._update_due = False
+        self._entries: dict[tuple[bytes, bytes], int] = {}
+        self._used = 0
+        self.known: dict[bytes, bytes] = {}
+
+    def limit(self, size: int) -> None:
+        """The server grants a table of `size` bytes: the next block begins a new one."""
+        size = min(size, TABLE_BYTES)
+        if size != self._limit:
+            self._limit = size
+            self._update_due = True
+            self._entries.clear()
+            self._used = 0
+            self.known.clear()
+
+    def front(self, path: bytes) -> tuple[bytes, bool]:
+        """The fields of a head that stand before the metadata, and whether they change the server's table.
+
+        A block that does has to be sent, and in its turn.
+        """
+        before = len(self._entries)
+        updates = self._size_updates()
+        front = updates + b"".join(
+            (
+                b"\x83\x86",  # :method POST, :scheme http
+                self._field(b":authority", self._authority),
+                self._field(b":path", path),
+                self._field(b"content-type", b"application/grpc"),
+                self._field(b"te", b"trailers"),
+            )
+        )
+        if updates or len(self._entries) > before:
+            self.known.clear()  # the indexes in them have moved
+            return front, True
+        if len(front) <= MEMO_BLOCK_BYTES:
+            if len(self.known) >= MEMO_ENTRIES:
+                self.known.clear()
+            self.known[path] = front
+        return front, False
+
+    def _size_updates(self) -> bytes:
+        """To 0, which empties the table, and up to what is granted now (RFC 7541, section 4.2)."""
+        if not self._update_due:
+            return b""
+        self._update_due = False
+        size = encode_integer(self._limit, 5)
+        size[0] |= 0x20
+        return b"\x20" + bytes(size) if self._limit else b"\x20"
+
+    def _field(self, name: bytes, value: bytes) -> bytes:
+        """A field by its index, which it is given where there is room."""
+        field = name, value
+        place = self._entries.get(field)
+        if place is not None:
+            return _indexed(_FIRST_INDEX + len(self._entries) - 1 - place)
+        size = len(name) + len(value) + _ENTRY_OVERHEAD
+        if field in STATIC or size > ENTRY_BYTES or self._used + size > self._limit:
+            return encode_field(name, value)
+        self._entries[field] = len(self._entries)
+        self._used += size
+        index = STATIC_NAMES.get(name)
+        head = b"\x40" + bytes(encode_integer(len(name), 7)) + name if index is None else bytes((0x40 | index,))
+        return head + bytes(encode_integer(len(value), 7)) + value
+
+
+def _indexed(index: int) -> bytes:
+    encoded = encode_integer(index, 7)
+    encoded[0] |= 0x80
+    return bytes(encoded)
