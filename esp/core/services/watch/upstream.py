@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from esp.core import errors
 from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, cancel_request
+from esp.core.services.watch.peek import one_event
 from esp.core.services.watch.source import Source
 from esp.core.shard import FIRST_PAUSE, LONGEST_PAUSE, Shard
 from esp.core.wire.client import ClientConnection, ClientStream
@@ -213,6 +214,14 @@ class Upstream:
             DecodeError: it is none.
         """
         self._failures = 0
+        seen = one_event(body)
+        if seen is not None:
+            watch_id, head, tail, revision = seen
+            source = self.sources.get(watch_id)
+            if source is not None:
+                self.head = body[:head]
+                if source.pass_on(self.head, body[tail:], revision):
+                    return
         response = Response.parse(body)
         if response.revision:
             self.head = response.head
