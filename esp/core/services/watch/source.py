@@ -300,7 +300,10 @@ class Source:
         tap = next(iter(taps))
         if not tap.is_plain:
             return False
-        tap.stream.send(encoded(head, tap.watcher.id, tail))
+        try:
+            tap.stream.send_alone(encoded(head, tap.watcher.id, tail))
+        except Exception:
+            tap.stream.on_bug()  # its own client's, not that of all whose watches are in this call
         self.next = revision + 1
         self.has_caught_up = True
         if self.shelf.shared is not self:
