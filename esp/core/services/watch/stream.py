@@ -250,7 +250,8 @@ class WatchStream(Sink):
         """As `send`, for a message that is likely to be the only one of this turn: it goes at once if nothing waits."""
         down = self.down
         if (
-            self.waiting
+            len(message) > MAX_FRAME_SIZE  # it would have to wait in part
+            or self.waiting
             or self._awaits_flush
             or down.pending is not None
             or not down.responded
