@@ -42,7 +42,8 @@ class Workload:
         rate = min(MOST_PUTS_PER_SECOND, MOST_EVENTS_PER_SECOND / events)
         seconds = 2 if quick else 6
         puts = max(3, int(rate * seconds))
-        return [f"--watchers={self.watchers}", f"--keys={self.keys}", f"--rate={rate}", f"--puts={puts}"]
+        flags = [f"--watchers={self.watchers}", f"--keys={self.keys}", f"--rate={rate}", f"--puts={puts}"]
+        return [*flags, f"--warm-up={max(2, int(rate))}"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ def _load(command: list[str]) -> Iterator[subprocess.Popen[str]]:
                 load.kill()
 
 
+def _expect(load: subprocess.Popen[str], state: str) -> None:
+    assert load.stdout is not None
+    if load.stdout.readline() != f"{state}\n":
+        raise BenchError(f"the load is not {state}")
+
+
 def measure(name: str, workload: Workload, backends: Backends, folder: Path, *, quick: bool) -> Sample:
     peer = PEERS[name]()
     folder.mkdir()
@@ -75,9 +82,11 @@ def measure(name: str, workload: Workload, backends: Backends, folder: Path, *, 
         with _load([*command, *workload.flags(quick)]) as load:
             assert load.stdin is not None
             assert load.stdout is not None
-            if load.stdout.readline() != "ready\n":
-                raise BenchError(f"{name}: the load did not begin")
+            _expect(load, "ready")
             idle = peer.process.memory_mb("VmRSS") if peer.process else 0.0
+            load.stdin.write("go\n")
+            load.stdin.flush()
+            _expect(load, "warm")
             before = peer.process.cpu() if peer.process else None
             load.stdin.write("go\n")
             load.stdin.flush()

@@ -98,27 +98,14 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         await asyncio.sleep(0.01)
         _check(calls, began + 60)
     ready = time.monotonic()
-    print("ready", flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    await _wait_to_go("ready")
     writer = await _connect(context, options.write_to)
-    per_put = options.watchers if options.keys == "same" else 1
-    start = time.monotonic()
-    for number in range(options.puts):
-        key = PREFIX + b"%d" % (number * 7919 % options.watchers)
-        stamp = b"%0*d#" % (DIGITS, time.monotonic_ns())
-        put = rpc_pb2.PutRequest(key=key, value=stamp.rjust(VALUE_BYTES, b"v"))
-        answer = MessageCall(writer)
-        writer.call(answer, _head(b"/etcdserverpb.KV/Put"), b"", prefix(put.SerializeToString()), end=True)
-        context.flush()
-        pause = start + (number + 1) / options.rate - time.monotonic()
-        if pause > 0 or number % 64 == 0:
-            await asyncio.sleep(max(0.0, pause))
-        while len(writer.streams) > MOST_IN_FLIGHT:  # noqa: ASYNC110 - nobody signals it
-            await asyncio.sleep(0.0005)
-    while sum(call.events for call in calls) < options.puts * per_put:
-        await asyncio.sleep(0.01)
-        _check(calls, start + options.puts / options.rate + 60)
-    took = time.monotonic() - start
+    await _write(context, writer, calls, options, range(options.warm_up))
+    await _wait_to_go("warm")
+    late.clear()
+    took = await _write(context, writer, calls, options, range(options.warm_up, options.warm_up + options.puts))
+    await asyncio.sleep(0.2)  # for events that should not come
+    _check_each(calls, options)
     late.sort()
     return {
         "events": len(late),
@@ -127,6 +114,52 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         "p99_us": late[len(late) * 99 // 100] / 1000,
         "create_seconds": ready - began,
     }
+
+
+async def _wait_to_go(state: str) -> None:
+    print(state, flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+
+
+async def _write(
+    context: WireContext,
+    writer: ClientConnection,
+    calls: list[Watchers],
+    options: argparse.Namespace,
+    numbers: range,
+) -> float:
+    """Makes these puts and waits until all their events have come: the seconds that took."""
+    per_put = options.watchers if options.keys == "same" else 1
+    start = time.monotonic()
+    for made, number in enumerate(numbers, 1):
+        key = PREFIX + b"%d" % (number * 7919 % options.watchers)
+        stamp = b"%0*d#" % (DIGITS, time.monotonic_ns())
+        put = rpc_pb2.PutRequest(key=key, value=stamp.rjust(VALUE_BYTES, b"v"))
+        answer = MessageCall(writer)
+        writer.call(answer, _head(b"/etcdserverpb.KV/Put"), b"", prefix(put.SerializeToString()), end=True)
+        context.flush()
+        pause = start + made / options.rate - time.monotonic()
+        if pause > 0 or made % 64 == 0:
+            await asyncio.sleep(max(0.0, pause))
+        while len(writer.streams) > MOST_IN_FLIGHT:  # noqa: ASYNC110 - nobody signals it
+            await asyncio.sleep(0.0005)
+    while sum(call.events for call in calls) < numbers.stop * per_put:
+        await asyncio.sleep(0.01)
+        _check(calls, start + len(numbers) / options.rate + 60)
+    return time.monotonic() - start
+
+
+def _check_each(calls: list[Watchers], options: argparse.Namespace) -> None:
+    """Every stream must have got each event that is its own once."""
+    expected = [0] * len(calls)
+    for number in range(options.warm_up + options.puts):
+        if options.keys == "different":
+            expected[number * 7919 % options.watchers % len(calls)] += 1
+    if options.keys == "same":
+        puts = options.warm_up + options.puts
+        expected = [puts * len(range(number, options.watchers, len(calls))) for number in range(len(calls))]
+    if [call.events for call in calls] != expected:
+        raise SystemExit("an event came twice, or to the wrong stream")
 
 
 def _check(calls: list[Watchers], deadline: float) -> None:
@@ -154,6 +187,7 @@ def main() -> None:
     parser.add_argument("--keys", choices=("same", "different"), default="same")
     parser.add_argument("--rate", type=float, default=100, help="puts per second")
     parser.add_argument("--puts", type=int, default=300)
+    parser.add_argument("--warm-up", type=int, default=0, help="puts that are not counted")
     print(json.dumps(asyncio.run(run(parser.parse_args()))), flush=True)
 
 

@@ -30,6 +30,7 @@ from esp.core.services.revision import merged_header
 from esp.core.wire.context import WireContext
 from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader, prefix
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import Handler, ServerStream, Sink
 from esp.core.wire.status import OK, Code, RpcError, Status
 
@@ -230,7 +231,7 @@ class LeaseKeepAlive(Handler):
         self._table = table
         self._repair = repair
         self._context = context
-        self._lanes: dict[bytes, _Lanes] = {}
+        self._lanes: dict[Forward, _Lanes] = {}
         # What the last answer was made of, which is mostly the same again; nothing is equal to what it begins with.
         self._merged: tuple[list[rpc_pb2.ResponseHeader | None], bytes] = ([rpc_pb2.ResponseHeader()], b"")
         self._waiting = 0
@@ -259,7 +260,7 @@ class LeaseKeepAlive(Handler):
         self._context.reached("max_keepalive_streams")
         return False
 
-    def _drop(self, forward: bytes) -> None:
+    def _drop(self, forward: Forward) -> None:
         for lane in self._lanes.pop(forward).lanes:
             lane.close()
 

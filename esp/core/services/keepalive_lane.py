@@ -24,6 +24,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
 from esp.core.wire.client import ClientConnection, ClientStream
 from esp.core.wire.message import MessageReader, prefix
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.status import Code, RpcError, Status
 
@@ -244,7 +245,7 @@ class Lane:
 
     __slots__ = ("_main", "_slow", "forward", "heard", "index", "shard")
 
-    def __init__(self, shard: Shard, index: int, forward: bytes) -> None:
+    def __init__(self, shard: Shard, index: int, forward: Forward) -> None:
         self.shard = shard
         self.index = index
         self.forward = forward

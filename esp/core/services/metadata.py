@@ -6,6 +6,7 @@ from typing import Final
 
 from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.request import RequestHead
+from esp.core.wire.request_encoder import Forward
 
 _LOAD_BEARING: Final = frozenset((b"token", b"authorization", b"hasleader", b"client-api-version"))
 
@@ -15,7 +16,6 @@ def load_bearing(head: RequestHead) -> Fields:
     return [field for field in head.fields if field[0] in _LOAD_BEARING]
 
 
-def call_head(path: bytes, metadata: Fields) -> bytes:
+def call_head(path: bytes, metadata: Fields) -> Forward:
     """The head of a call to a shard, as `RequestHead.forward`."""
-    own = [(b":path", path), (b"content-type", b"application/grpc"), (b"te", b"trailers")]
-    return encode(own + metadata)
+    return path, encode(metadata)

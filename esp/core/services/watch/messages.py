@@ -197,6 +197,12 @@ def _id_field(watch_id: int) -> bytes:
     return bytes(field)
 
 
+def encoded(head: bytes, watch_id: int, tail: bytes) -> bytes:
+    """The message of these bytes for the watcher `watch_id`, with its gRPC prefix."""
+    field = _id_field(watch_id)
+    return b"".join((b"\0", pack_u32(len(head) + len(field) + len(tail)), head, field, tail))
+
+
 def header_field(header: rpc_pb2.ResponseHeader) -> bytes:
     """The field that holds `header`: a message's head."""
     return rpc_pb2.WatchResponse(header=header).SerializeToString()

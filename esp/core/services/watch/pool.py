@@ -18,6 +18,7 @@ from esp.core.services.watch.messages import DUPLICATE_ID, Response, Spec, creat
 from esp.core.services.watch.source import Source, Tap
 from esp.core.services.watch.upstream import Upstream
 from esp.core.shard import Shard
+from esp.core.wire.request_encoder import Forward
 
 LARGEST_SHARED: Final = 65_536
 """Bytes of keys in a create that is sent in a call which other clients share. No etcd's limit is as low."""
@@ -48,7 +49,7 @@ class Pool:
 
     __slots__ = ("_on_change", "_shelves", "_upstream", "forward", "shard")
 
-    def __init__(self, shard: Shard, forward: bytes, on_change: Callable[[Pool], None]) -> None:
+    def __init__(self, shard: Shard, forward: Forward, on_change: Callable[[Pool], None]) -> None:
         """`on_change` is called when there is something in it, and when there is nothing any more."""
         self.shard = shard
         self.forward = forward

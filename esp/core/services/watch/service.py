@@ -8,12 +8,13 @@ from typing import Final
 
 from esp.core.routing import Routing
 from esp.core.services.handlers import Spawn
+from esp.core.services.metadata import call_head
 from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.positions import Positions
 from esp.core.services.watch.stream import WatchStream
 from esp.core.wire.context import BufferBudget
-from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.request import RequestHead
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import Handler, ServerStream
 
 PATH: Final = b"/etcdserverpb.Watch/Watch"
@@ -44,13 +45,13 @@ class Watch(Handler):
         context = routing.shards[0].context
         self.positions = Positions(routing.tokens, context)
         self.watchers = BufferBudget(context.limits.max_watcher_bytes)
-        self._pools: dict[tuple[int, bytes], Pool] = {}
+        self._pools: dict[tuple[int, Forward], Pool] = {}
 
     def on_open(self, stream: ServerStream) -> None:
         """A client opens its stream; no shard is told before it wants to watch something."""
         WatchStream(self, stream, _forward(stream.head))
 
-    def pool(self, shard: int, forward: bytes) -> Pool:
+    def pool(self, shard: int, forward: Forward) -> Pool:
         """The sources of a shard for calls with this head."""
         key = (shard, forward)
         pool = self._pools.get(key)
@@ -58,14 +59,13 @@ class Watch(Handler):
             pool = Pool(self.routing.shards[shard], forward, partial(self._on_change, key))
         return pool
 
-    def _on_change(self, key: tuple[int, bytes], pool: Pool) -> None:
+    def _on_change(self, key: tuple[int, Forward], pool: Pool) -> None:
         if not pool.is_idle:
             self._pools.setdefault(key, pool)
         elif self._pools.get(key) is pool:
             del self._pools[key]
 
 
-def _forward(head: RequestHead) -> bytes:
-    """The head of the calls to shards, from `:path` on."""
-    own: Fields = [(b":path", PATH), (b"content-type", b"application/grpc"), (b"te", b"trailers")]
-    return encode(own + [field for field in head.fields if field[0] in METADATA])
+def _forward(head: RequestHead) -> Forward:
+    """The head of the calls to shards."""
+    return call_head(PATH, [field for field in head.fields if field[0] in METADATA])

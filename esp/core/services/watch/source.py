@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from esp.core.services.watch.messages import Response, Spec
+from esp.core.services.watch.messages import Response, Spec, encoded
 
 if TYPE_CHECKING:
     from esp.core.services.watch.pool import Pool, Shelf
@@ -314,6 +314,27 @@ class Source:
         questions, self._questions = self._questions, []
         for answer in questions:
             answer(response)
+
+    def pass_on(self, head: bytes, tail: bytes, revision: int) -> bool:
+        """Takes a message with one event, as what stands before and behind the watch id, if it goes on just as it came.
+
+        False, and nothing done, where that takes more than to know its revision: `on_response` is for that.
+        """
+        taps = self.taps
+        if len(taps) != 1 or revision < self.next or self.fresh or self._fragments:
+            return False
+        tap = next(iter(taps))
+        if not tap.is_plain:
+            return False
+        try:
+            tap.stream.send_alone(encoded(head, tap.watcher.id, tail))
+        except Exception:
+            tap.stream.on_bug()  # its own client's, not that of all whose watches are in this call
+        self.next = revision + 1
+        self.has_caught_up = True
+        if self.shelf.shared is not self:
+            self.pool.on_advanced(self)
+        return True
 
     def on_response(self, response: Response) -> None:
         """Events, progress, or the end."""

@@ -23,6 +23,7 @@ from esp.core.shard import Shard
 from esp.core.wire.frames import MAX_FRAME_SIZE
 from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerStream, Sink
 from esp.core.wire.status import Code, RpcError, Status
 
@@ -81,7 +82,7 @@ class WatchStream(Sink):
         "watchers",
     )
 
-    def __init__(self, service: Watch, down: ServerStream, forward: bytes) -> None:
+    def __init__(self, service: Watch, down: ServerStream, forward: Forward) -> None:
         """`forward` is the head of the calls to shards that serve this one."""
         self.down = down
         self.routing = service.routing
@@ -241,6 +242,21 @@ class WatchStream(Sink):
         """Whether it has as much to send as it should."""
         return self.waiting > READ_AHEAD_BYTES
 
+    def send_alone(self, message: bytes) -> None:
+        """As `send`, for a message that is likely to be the only one of this turn: it goes at once if nothing waits."""
+        down = self.down
+        if (
+            len(message) > MAX_FRAME_SIZE  # it would have to wait in part
+            or self.waiting
+            or self._awaits_flush
+            or down.pending is not None
+            or not down.responded
+            or not self._is_affordable(len(message))
+        ):
+            self.send(message)
+        else:
+            down.send_data(message, False)
+
     def send(self, message: bytes) -> None:
         """Sends a message, with its prefix, as soon as the client reads."""
         if self.is_over:
@@ -298,7 +314,7 @@ class WatchStream(Sink):
         if self.waiting and self._is_affordable(self.waiting):
             self._kept = self.waiting
             down.connection.hold(self.waiting)
-        if not self.is_full:
+        if self._own and not self.is_full:
             for upstream in self._own.values():
                 upstream.resume_reading()
 

@@ -21,9 +21,11 @@ from typing import Final, Protocol
 from esp.core import errors
 from esp.core.services.watch.call import WatchCall
 from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, cancel_request
+from esp.core.services.watch.peek import one_event
 from esp.core.services.watch.source import Source
 from esp.core.shard import FIRST_PAUSE, LONGEST_PAUSE, Shard
 from esp.core.wire.client import ClientConnection
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import Code, Status
 
 log = logging.getLogger("esp.watch")
@@ -97,7 +99,7 @@ class Upstream:
         head: the last header that came, b"" before the first.
     """
 
-    def __init__(self, shard: Shard, forward: bytes, reader: Reader | None) -> None:
+    def __init__(self, shard: Shard, forward: Forward, reader: Reader | None) -> None:
         """`forward` is the head of the call from `:path` on."""
         self.shard = shard
         self.reader = reader
@@ -264,6 +266,14 @@ class Upstream:
         Raises:
             DecodeError: it is none.
         """
+        seen = one_event(body)
+        if seen is not None:
+            watch_id, head, tail, revision = seen
+            source = self.sources.get(watch_id)
+            if source is not None:
+                self.head = body[:head]
+                if source.pass_on(self.head, body[tail:], revision):
+                    return
         response = Response.parse(body)
         if response.revision:
             self.head = response.head

@@ -19,6 +19,7 @@ from esp.core.services.watch.messages import (
 from esp.core.services.watch.source import Tap
 from esp.core.services.watch.span import Span
 from esp.core.shard_map import Segment
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import RpcError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Watcher:
                 tap.passed = start - 1
             tap.pool.start(tap, spec, start)
 
-    def _watched(self, request: rpc_pb2.WatchCreateRequest) -> tuple[bytes, Spec]:
+    def _watched(self, request: rpc_pb2.WatchCreateRequest) -> tuple[Forward, Spec]:
         return self.stream.forward, _spec(request, request.key, request.range_end)
 
     def _starts(self, request: rpc_pb2.WatchCreateRequest, shards: list[int]) -> list[int]:

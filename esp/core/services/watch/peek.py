@@ -1,0 +1,113 @@
+"""A look at a WatchResponse with one event, as nearly all are, in the bytes that came, without parsing them.
+
+An answer means: behind the header stand a watch id and one event and nothing else, each field at most once and in the
+order of the field numbers, as every protobuf library writes them. So a parser reads the same in it. None means nothing
+more than that the message has to be parsed. What nothing here depends on is passed over by its length and goes on as it
+came: the header, the key, the value, the pair that was there before.
+"""
+
+from __future__ import annotations
+
+# Tags, as the one byte they take: the field's number and whether bytes (2) or a number (0) follow.
+_HEADER = 1 << 3 | 2
+_WATCH_ID = 2 << 3
+_EVENTS = 11 << 3 | 2
+_TYPE = 1 << 3
+_KV = 2 << 3 | 2
+_PREV_KV = 3 << 3 | 2
+_KEY = 1 << 3 | 2
+_CREATE_REVISION = 2 << 3
+_MOD_REVISION = 3 << 3
+_VERSION = 4 << 3
+_VALUE = 5 << 3 | 2
+_LEASE = 6 << 3
+
+_MOST_SHIFT = 56  # of the ninth byte, the last of a number below 2**63
+
+
+def one_event(body: bytes) -> tuple[int, int, int, int] | None:
+    """The watch id, where the header ends, where what stands behind the id begins, and the event's revision."""
+    whole = len(body)
+    try:
+        head = body[1] + 2
+        if body[0] != _HEADER or head > 0x81 or body[head] != _WATCH_ID:
+            return None
+        watch_id = body[head + 1]
+        tail = head + 2
+        if watch_id > 0x7F:
+            watch_id, tail = _number(body, head + 1)
+        size = body[tail + 1]
+        at = tail + 2
+        if size > 0x7F:
+            size, at = _number(body, tail + 1)
+        if body[tail] != _EVENTS or at + size != whole:
+            return None
+        if body[at] == _TYPE:
+            at += 2
+        size = body[at + 1]
+        kv = at + 2
+        if size > 0x7F:
+            size, kv = _number(body, at + 1)
+        if body[at] != _KV or body[kv] != _KEY:
+            return None
+        end = kv + size
+        size = body[kv + 1]
+        at = kv + 2
+        if size > 0x7F:
+            size, at = _number(body, kv + 1)
+        at += size
+        if body[at] == _CREATE_REVISION:
+            at += 1
+            while body[at] > 0x7F:
+                at += 1
+            at += 1
+        if body[at] != _MOD_REVISION:
+            return None
+        revision, at = _number(body, at + 1)
+        # Nothing may follow that says otherwise.
+        if at < end and body[at] == _VERSION:
+            at += 1
+            while body[at] > 0x7F:
+                at += 1
+            at += 1
+        if at < end and body[at] == _VALUE:
+            size, at = _number(body, at + 1)
+            at += size
+        if at < end and body[at] == _LEASE:
+            at += 1
+            while body[at] > 0x7F:
+                at += 1
+            at += 1
+        if at != end:
+            return None
+        if end != whole:
+            size, at = _number(body, end + 1)
+            if body[end] != _PREV_KV or at + size != whole:
+                return None
+    except IndexError:
+        return None
+    return (watch_id, head, tail, revision) if watch_id and revision else None
+
+
+def _number(body: bytes, at: int) -> tuple[int, int]:
+    """The number that stands at `at`, and the place behind it. IndexError for one that is cut off or too long."""
+    value = body[at]
+    if value < 0x80:
+        return value, at + 1
+    byte = body[at + 1]
+    value += byte - 1 << 7
+    if byte < 0x80:
+        return value, at + 2
+    byte = body[at + 2]
+    value += byte - 1 << 14
+    if byte < 0x80:
+        return value, at + 3
+    shift = 14
+    at += 2
+    while body[at] > 0x7F:
+        at += 1
+        shift += 7
+        if shift > _MOST_SHIFT:
+            raise IndexError
+        value += body[at] - 1 << shift
+    return value, at + 1
