@@ -68,7 +68,7 @@ class Span:
         tap.passed = max(tap.passed, response.last)
         told = self.last_token = token(self._routing, self.vector())
         if self._watched is not None:
-            self._positions.reached(self._watched, response.last, told)
+            self._positions.reached(self._watched, tap.shard, response.first, response.last, told)
         return response.under(self._routing.identity, told)
 
     def progress(self, number: int) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from esp.core.keys import KeyRange
@@ -107,8 +108,11 @@ class Watcher:
                 tap.passed = start - 1
             tap.pool.start(tap, spec, start)
 
-    def _watched(self, request: rpc_pb2.WatchCreateRequest) -> tuple[bytes, Spec]:
-        return self.stream.forward, _spec(request, request.key, request.range_end)
+    def _watched(self, request: rpc_pb2.WatchCreateRequest) -> bytes:
+        """What tells watchers apart that `positions` knows: short, since it is kept when the watcher is gone."""
+        host = self.stream.down.peer.rpartition(":")[0]
+        spec = _spec(request, request.key, request.range_end)
+        return sha256(repr((host, self.stream.forward, spec)).encode()).digest()
 
     def _starts(self, request: rpc_pb2.WatchCreateRequest, shards: list[int]) -> list[int]:
         """The revision from which each shard is watched; 0 is for now.

@@ -228,6 +228,29 @@ def test_who_comes_again_behind_the_last_event_it_saw_goes_on_there() -> None:
     assert [message.canceled for message in other.hears()] == [False, True], "only one had gone"
 
 
+def test_what_is_remembered_of_a_watcher_that_is_gone_is_small_however_long_its_keys_were() -> None:
+    world = World(b"m")
+    client = world.client()
+    (one, a), _ = both_create(world, client, (9, 40), key=b"a" * 30_000, range_end=b"z" * 30_000)
+    world.etcds[0].says(one, events(a, put(b"b", 10)))
+    client.leaves()
+    assert [len(watched) for watched in world.watch.positions._ranges] == [32]  # type: ignore[arg-type]
+
+
+def test_a_client_of_another_host_does_not_come_again_for_it() -> None:
+    world = World(b"m")
+    client = world.client()
+    (one, a), _ = both_create(world, client, (9, 40), **ALL)
+    world.etcds[0].says(one, events(a, put(b"a", 10)))
+    client.leaves()
+    for etcd in world.etcds:
+        etcd.all_heard()
+    world._server.connection.peer = "192.0.2.1:4711"
+    other = world.client()
+    both_create(world, other, (11, 41), **ALL, start_revision=11)
+    assert [message.canceled for message in other.hears()] == [False, True]
+
+
 def test_a_refusal_by_one_shard_is_the_answer_and_the_others_are_taken_back() -> None:
     world = World(b"m")
     client = world.client()
