@@ -96,6 +96,19 @@ def test_revisions_and_numbers_without_end_are_no_tokens(clock: Clock) -> None:
     assert here.is_token(here.mint([1, 1]) + 1)
 
 
+def test_a_token_is_one_whatever_the_clock_has_become(clock: Clock) -> None:
+    """Taken for a revision, it would be one that no shard reaches: a watch from there would be silent for ever."""
+    here = tokens(clock)
+    clock.now += 30 * 86_400
+    ahead = here.mint([5, 9])
+    clock.now -= 30 * 86_400
+    late = here.mint([6, 9])
+    for token in (ahead, ahead + 1, late, late + 1):
+        assert here.is_token(token)
+    assert here.position(late) == Position((6, 9), is_after=False)
+    assert tokens(clock, 8).is_token(ahead), "of a process that was there before the clock was put right"
+
+
 def test_no_more_are_remembered_than_may_be_and_the_oldest_goes_first(clock: Clock) -> None:
     here = tokens(clock, max_tokens=3)
     minted = [here.mint([number, 1]) for number in range(1, 6)]
