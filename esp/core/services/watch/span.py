@@ -63,13 +63,14 @@ class Span:
         """The reply to the create."""
         return created(self.header())
 
-    def events(self, tap: Tap, response: Response) -> Response:
-        """A message of one shard, under the token of the position behind it."""
-        tap.passed = max(tap.passed, response.last)
+    def events(self, tap: Tap, responses: Sequence[Response]) -> list[Response]:
+        """A message of one shard, or its fragments, under the token of the position behind it."""
+        first, last = responses[0].first, responses[-1].last
+        tap.passed = max(tap.passed, last)
         told = self.last_token = token(self._routing, self.vector())
         if self._watched is not None:
-            self._positions.reached(self._watched, tap.shard, response.first, response.last, told)
-        return response.under(self._routing.identity, told)
+            self._positions.reached(self._watched, tap.shard, first, last, told)
+        return [response.under(self._routing.identity, told) for response in responses]
 
     def progress(self, number: int) -> Response:
         """That all events up to the position have come; `number` is its token."""

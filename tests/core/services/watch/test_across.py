@@ -120,6 +120,61 @@ def test_a_shard_that_owns_two_parts_of_the_range_watches_them_as_one() -> None:
     ]
 
 
+def test_fragments_bear_the_position_behind_the_whole_message() -> None:
+    """A client that joins them keeps one of their headers, and may go on from there."""
+    world = World(b"m")
+    client = world.client()
+    (one, a), _ = both_create(world, client, (9, 4), **ALL, fragment=True)
+    client.hears()
+    world.etcds[0].says(
+        one,
+        events(a, put(b"a", 10), put(b"a", 11), fragment=True, revision=30),
+        events(a, put(b"b", 11), fragment=True, revision=30),
+        events(a, put(b"c", 12), revision=30),
+    )
+    heard = client.hears()
+    assert [message.fragment for message in heard] == [True, True, False]
+    assert [world.position(message) for message in heard] == [(12, 4)] * 3
+
+
+def test_fragments_end_with_the_last_that_is_the_watchers() -> None:
+    """Else a client would wait for the rest, and join the next message to them."""
+    world = World(b"g", b"m", owners=(0, 1, 0))
+    client = world.client()
+    client.creates(key=b"b", range_end=b"x", fragment=True)
+    for number in (0, 1):
+        stream, [asked] = world.etcds[number].hears()
+        world.etcds[number].says(stream, created(asked.watch_id, 5, shard=number))
+        if number == 0:
+            one, hull = stream, asked.watch_id
+    client.hears()
+    world.etcds[0].says(
+        one,
+        events(hull, put(b"c", 6), fragment=True),
+        events(hull, put(b"h", 6), fragment=True),
+        events(hull, put(b"n", 6), fragment=True),
+        events(hull, put(b"h", 6)),
+    )
+    assert hears(world, client) == [
+        bare(events(0, put(b"c", 6), fragment=True), 6, 5),
+        bare(events(0, put(b"n", 6)), 6, 5),
+    ]
+
+
+def test_what_came_before_a_watch_was_found_to_be_from_nowhere_is_not_told() -> None:
+    """A client whose stream broke behind it would go on from there, and never know that there is a gap."""
+    world = World(b"m")
+    client = world.client()
+    client.creates(**ALL, start_revision=7)
+    one, [a] = world.etcds[0].hears()
+    two, [z] = world.etcds[1].hears()
+    world.etcds[0].says(one, created(a.watch_id, 9), events(a.watch_id, put(b"a", 10)))
+    world.etcds[1].says(two, created(z.watch_id, 4, shard=1))
+    announced, end = client.hears()
+    assert announced.created
+    assert end.canceled
+
+
 def test_a_range_in_two_parts_of_one_shard_without_another_between_spans_none() -> None:
     world = World(b"g", b"m", owners=(0, 1, 0))
     client = world.client()
