@@ -87,7 +87,7 @@ class Tokens:
         self._order: deque[int] = deque()
         self._last_tick = 0
         self._newest = 0
-        self._highest = [0] * shards
+        self._highest: Vector = (0,) * shards
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -99,41 +99,31 @@ class Tokens:
 
     # Minting.
 
-    def reserve(self) -> int:
-        """A number for a token whose vector is not known yet: it is in order with those minted before and after."""
-        tick = max(self._ticks(), self._last_tick + 1)
-        self._last_tick = tick
-        if self._instance is None:
-            self._instance, self._claim = claim_instance()
-        return MARK | tick << _TICK_SHIFT | self._instance << _INSTANCE_SHIFT
-
     def mint(self, vector: Sequence[int]) -> int:
         """The token for a position; the last one again where that is new and stands for the same."""
         wanted = tuple(vector)
         newest = self._newest
         if newest and self._vectors.get(newest) == wanted and self._ticks() - _ticks_of(newest) < _REUSE_TICKS:
             return newest
-        number = self.reserve()
-        self._newest = number
-        self.fill(number, wanted)
-        return number
-
-    def fill(self, number: int, vector: Sequence[int]) -> None:
-        """Remembers what a reserved number stands for."""
-        wanted = tuple(vector)
+        tick = max(self._ticks(), self._last_tick + 1)
+        self._last_tick = tick
+        if self._instance is None:
+            self._instance, self._claim = claim_instance()
+        number = self._newest = MARK | tick << _TICK_SHIFT | self._instance << _INSTANCE_SHIFT
         self.minted += 1
         self._vectors[number] = wanted
         self._order.append(number)
-        self._highest = list(map(max, self._highest, wanted))
+        self._highest = tuple(map(max, self._highest, wanted))
         self.expire()
         if len(self._order) > self._context.limits.max_tokens:
             self._context.reached("max_tokens")
             self._forget_oldest()
+        return number
 
     @property
     def highest(self) -> Vector:
         """The highest revision of each shard that a token stands for: what a client may have heard of."""
-        return tuple(self._highest)
+        return self._highest
 
     # What comes back.
 

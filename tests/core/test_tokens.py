@@ -130,17 +130,6 @@ def test_a_token_is_remembered_no_longer_than_its_time(clock: Clock) -> None:
     assert len(here) == 1
 
 
-def test_a_reserved_number_stands_before_what_is_minted_later(clock: Clock) -> None:
-    here = tokens(clock)
-    before = here.mint([1, 1])
-    reserved = here.reserve()
-    later = here.mint([3, 3])
-    assert here.position(reserved) is None
-    here.fill(reserved, [2, 2])
-    assert before < reserved < later
-    assert here.position(reserved) == Position((2, 2), is_after=False)
-
-
 def test_the_highest_that_clients_may_have_heard_of_is_known(clock: Clock) -> None:
     here = tokens(clock, max_tokens=1)
     here.mint([5, 0])
