@@ -79,9 +79,7 @@ class Span:
 
     def compacted(self) -> Response:
         """The end of the watcher. Who begins again from its `compact_revision` begins where history is."""
-        # From 1 on is from the beginning: 0 would say nothing about a shard of which nothing has come.
-        here = token(self._routing, {shard: max(1, passed) for shard, passed in self.vector().items()})
-        return canceled(self.header(0), here)
+        return canceled(self.header(0), token(self._routing, self.vector()))
 
     def end(self, *, may_return: bool) -> None:
         """The watcher has ended; its client may come again, unless it wanted that or was told why."""

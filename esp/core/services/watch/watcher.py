@@ -106,7 +106,7 @@ class Watcher:
         self.span = Span(self.stream.routing, self.stream.positions, self._watched(request), self.taps)
         for tap, spec, start in zip(self.taps, specs, starts, strict=True):
             if start:
-                tap.passed = start - 1
+                tap.passed = max(1, start - 1)  # in revision 1 nothing happens; 0 would say nothing about the shard
             tap.pool.start(tap, spec, start)
 
     def _watched(self, request: rpc_pb2.WatchCreateRequest) -> bytes:

@@ -191,6 +191,18 @@ def test_from_the_beginning_means_so_on_every_shard() -> None:
         assert asked.start_revision == 1
 
 
+def test_who_watches_from_the_beginning_can_go_on_from_any_header() -> None:
+    """Also when a shard has not sent anything yet: revision 1 of an etcd has no events."""
+    world = World(b"m")
+    client = world.client()
+    (one, a), _ = both_create(world, client, (9, 4), **ALL, start_revision=1)
+    world.etcds[0].says(one, events(a, put(b"a", 3), revision=9))
+    for message in client.hears():
+        world.client().creates(**ALL, start_revision=message.header.revision + 1)
+        first = 2 if message.created else 4
+        assert [etcd.hears()[1][0].start_revision for etcd in world.etcds] == [first, 2]
+
+
 def test_any_other_plain_revision_is_answered_as_compacted() -> None:
     world = World(b"m")
     client = world.client()
