@@ -155,6 +155,7 @@ class Tokens:
         """Forgets what is older than `token_seconds`."""
         oldest = self._oldest_tick()
         while self._order and _ticks_of(self._order[0]) < oldest:
+            self._context.reached("token_seconds")
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:

@@ -128,6 +128,7 @@ def test_a_token_is_remembered_no_longer_than_its_time(clock: Clock) -> None:
     assert here.position(young) is not None
     here.expire()
     assert len(here) == 1
+    assert here._context.counters.limits["token_seconds"] == 1
 
 
 def test_the_highest_that_clients_may_have_heard_of_is_known(clock: Clock) -> None:

@@ -138,8 +138,8 @@ class SpanProgress:
             if source is not None and source.is_live and _tells_in_order(source.upstream.shard.version):
                 one.asked[tap] = source
                 upstreams.add(source.upstream)
+        self._asked = {upstream for upstream in self._asked if upstream.sources} | upstreams
         for upstream in upstreams:
-            self._asked.add(upstream)
             upstream.ask_progress(self)
 
     def on_upstream_progress(self, upstream: Upstream, response: Response, times: int) -> None:
@@ -152,11 +152,11 @@ class SpanProgress:
 
     def on_own_progress(self, watcher: Watcher) -> None:
         """A shard has told a watcher's part its progress, unasked."""
-        one = self._rounds.get(watcher)
-        if one is None:
+        one, span = self._rounds.get(watcher), watcher.span
+        if one is None or (span is not None and span.last_token > one.token):
             self.ask([watcher])
-        elif one.wanted is not None and not self._finish(watcher, one):
-            self.ask([watcher])  # what it waits for may never come: etcd does not answer everything
+        elif one.wanted is not None:
+            self._ask_shards(watcher, one)  # once more: etcd does not answer everything
 
     def on_bug(self) -> None:
         """An exception came out of it."""

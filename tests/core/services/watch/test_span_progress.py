@@ -103,7 +103,29 @@ async def test_a_round_that_waits_ends_when_the_shards_tell_by_themselves(monkey
 
 
 @in_a_loop
-async def test_a_round_begins_anew_when_its_answers_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_on_an_old_etcd_what_it_tells_by_itself_counts_also_while_others_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(monkeypatch, "3.5.12")
+    world, client = scene.world, scene.world.client()
+    (one, a), (two, z) = scene.create(client, progress_notify=True)
+    scene.revisions = [13, 8]
+    world.etcds[0].says(one, progress(a, 12))
+    await scene.rest()
+    scene.revisions = [14, 10]
+    told = WatchResponse(header=header(9, 1), watch_id=z)
+    world.etcds[1].says(two, told)
+    await scene.rest()
+    assert client.hears() == []
+    world.etcds[0].says(one, progress(a, 14))
+    await scene.rest()
+    assert [message.watch_id for message in client.hears()] == [0]
+    for etcd in world.etcds:
+        etcd.hears_nothing()
+
+
+@in_a_loop
+async def test_a_shard_that_did_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(monkeypatch)
     world, client = scene.world, scene.world.client()
     parts = [(one, a), (two, _)] = scene.create(client, progress_notify=True)
@@ -163,3 +185,19 @@ async def test_a_client_that_leaves_leaves_no_task(monkeypatch: pytest.MonkeyPat
     client.leaves()
     await scene.rest()
     assert [task.done() for task in scene.tasks] == [True]
+
+
+@in_a_loop
+async def test_calls_to_shards_that_are_over_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    client = scene.world.client()
+    for number in range(5):
+        scene.create(client)
+        scene.revisions = [revision + 1 for revision in scene.revisions]
+        client.asks_progress()
+        await scene.rest()
+        client.cancels(number)
+        for etcd in scene.world.etcds:
+            etcd.all_heard()
+    [stream] = [connection.sink for connection in scene.world._server.connection.streams.values()]
+    assert len(stream.span_progress._asked) <= 2  # type: ignore[union-attr]
