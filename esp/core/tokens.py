@@ -12,8 +12,8 @@ The number is an int64 of which etcd's own revisions never come near:
 
 Numbers grow with time in a process, so that clients see revisions that do not go back. `token + 1` is the same
 position seen from behind: the first revision of each shard that is not part of it. The instance tells processes apart:
-a token that another process minted is not in this one's table, and unknown is what it must be. On one machine no two
-processes have the same instance (see `claim_instance`); those of different machines draw at random out of 65,536.
+a token that another process minted is not in this one's table, and unknown is what it must be. In one network namespace
+no two processes have the same instance (see `claim_instance`); others draw at random out of 65,536.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _ticks_of(number: int) -> int:
 
 
 def claim_instance() -> tuple[int, socket.socket | None]:
-    """An instance number that no other process of this machine has for as long as the socket is open.
+    """An instance number that no other process of this network namespace has for as long as the socket is open.
 
     The claim is a name in the abstract namespace of Unix sockets, which the kernel frees when its owner is gone. Where
     there is no such thing, the number is only drawn at random.
