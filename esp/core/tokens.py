@@ -12,8 +12,8 @@ The number is an int64 of which etcd's own revisions never come near:
 
 Numbers grow with time in a process, so that clients see revisions that do not go back. `token + 1` is the same
 position seen from behind: the first revision of each shard that is not part of it. The instance tells processes apart:
-a token that another process minted is not in this one's table, and unknown is what it must be. On one machine no two
-processes have the same instance (see `claim_instance`); those of different machines draw at random out of 65,536.
+a token that another process minted is not in this one's table, and unknown is what it must be. In one network namespace
+no two processes have the same instance (see `claim_instance`); others draw at random out of 65,536.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ MARK: Final = 1 << 62
 _INSTANCE_SHIFT: Final = 1
 _TICK_SHIFT: Final = 17
 _AFTER: Final = 1
-_CLOCK_SKEW_TICKS: Final = 86_400 * TICKS_PER_SECOND
+_END: Final = (1 << 63) - (1 << 54)
+"""The last 97 days of the 68 years that tokens last for have none: clients write 2**63 - 1, say, for no upper bound."""
 _REUSE_TICKS: Final = TICKS_PER_SECOND
 
 Vector = tuple[int, ...]
@@ -66,7 +67,6 @@ class Tokens:
 
     Attributes:
         minted, known, unknown: how many were handed out, and how many that came back were in the table and were not.
-        evicted, expired: how many were forgotten, because there were too many and because of their age.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Tokens:
         now: Callable[[], float] = time.time,
     ) -> None:
         """Of `shards` shards. `max_tokens` and `token_seconds` of the context's limits bound what is remembered."""
-        self.minted = self.known = self.unknown = self.evicted = self.expired = 0
+        self.minted = self.known = self.unknown = 0
         self._context = context
         self._now = now
         self._claim: socket.socket | None = None
@@ -87,7 +87,7 @@ class Tokens:
         self._order: deque[int] = deque()
         self._last_tick = 0
         self._newest = 0
-        self._highest = [0] * shards
+        self._highest: Vector = (0,) * shards
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -99,51 +99,40 @@ class Tokens:
 
     # Minting.
 
-    def reserve(self) -> int:
-        """A number for a token whose vector is not known yet: it is in order with those minted before and after."""
-        tick = max(self._ticks(), self._last_tick + 1)
-        self._last_tick = tick
-        if self._instance is None:
-            self._instance, self._claim = claim_instance()
-        return MARK | tick << _TICK_SHIFT | self._instance << _INSTANCE_SHIFT
-
     def mint(self, vector: Sequence[int]) -> int:
         """The token for a position; the last one again where that is new and stands for the same."""
         wanted = tuple(vector)
         newest = self._newest
         if newest and self._vectors.get(newest) == wanted and self._ticks() - _ticks_of(newest) < _REUSE_TICKS:
             return newest
-        number = self.reserve()
-        self._newest = number
-        self.fill(number, wanted)
-        return number
-
-    def fill(self, number: int, vector: Sequence[int]) -> None:
-        """Remembers what a reserved number stands for."""
-        wanted = tuple(vector)
+        tick = max(self._ticks(), self._last_tick + 1)
+        self._last_tick = tick
+        if self._instance is None:
+            self._instance, self._claim = claim_instance()
+        number = self._newest = MARK | tick << _TICK_SHIFT | self._instance << _INSTANCE_SHIFT
         self.minted += 1
         self._vectors[number] = wanted
         self._order.append(number)
-        self._highest = list(map(max, self._highest, wanted))
+        self._highest = tuple(map(max, self._highest, wanted))
         self.expire()
         if len(self._order) > self._context.limits.max_tokens:
             self._context.reached("max_tokens")
-            self.evicted += 1
             self._forget_oldest()
+        return number
 
     @property
     def highest(self) -> Vector:
         """The highest revision of each shard that a token stands for: what a client may have heard of."""
-        return tuple(self._highest)
+        return self._highest
 
     # What comes back.
 
     def is_token(self, number: int) -> bool:
         """Whether a proxy can have minted it, or its successor: not whether this one has.
 
-        Numbers that lie in the future are none: clients write 2**63 - 1, say, for "no upper bound".
+        The clock has no say in it: it may have been wrong then, or be now.
         """
-        return number >= MARK and _ticks_of(number) <= self._ticks() + _CLOCK_SKEW_TICKS
+        return MARK <= number < _END
 
     def position(self, number: int) -> Position | None:
         """What a token stands for; None when it is not, or no longer, known here."""
@@ -166,7 +155,7 @@ class Tokens:
         """Forgets what is older than `token_seconds`."""
         oldest = self._oldest_tick()
         while self._order and _ticks_of(self._order[0]) < oldest:
-            self.expired += 1
+            self._context.reached("token_seconds")
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
@@ -184,7 +173,7 @@ def _ticks_of(number: int) -> int:
 
 
 def claim_instance() -> tuple[int, socket.socket | None]:
-    """An instance number that no other process of this machine has for as long as the socket is open.
+    """An instance number that no other process of this network namespace has for as long as the socket is open.
 
     The claim is a name in the abstract namespace of Unix sockets, which the kernel frees when its owner is gone. Where
     there is no such thing, the number is only drawn at random.

@@ -123,6 +123,7 @@ def test_a_transaction_that_only_reads_answers_as_one_etcd(
             Op(request_range=Range(key=b"none")),
             Op(request_range=Range(key=b"b", range_end=b"s", sort_order=Range.DESCEND, keys_only=True)),
             Op(request_range=Range(key=b"b", range_end=b"s", count_only=True, serializable=True)),
+            Op(request_range=Range(key=b"a", range_end=b"c", sort_order=Range.DESCEND, sort_target=Range.MOD)),
         ],
         failure=[Op(request_range=Range(key=b"q"))],
     )
@@ -130,7 +131,7 @@ def test_a_transaction_that_only_reads_answers_as_one_etcd(
         judge = KVStub(channel)
         answers = []
         for one in (kv, judge):
-            for key in (b"a", b"b", b"i", b"j", b"r", b"z"):
+            for key in (b"b", b"a", b"i", b"j", b"r", b"z"):
                 one.Put(Put(key=key, value=b"v" + key))
             answers.append(one.Txn(request))
     across, alone = answers

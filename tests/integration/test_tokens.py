@@ -94,6 +94,20 @@ class TestReading:
         assert (list(after.kvs), after.count, after.more) == (list(before.kvs), before.count, before.more)
         assert after.header.revision == token
 
+    @pytest.mark.parametrize("target", [Range.MOD, Range.CREATE, Range.VERSION, Range.VALUE])
+    @pytest.mark.parametrize("order", [Range.NONE, Range.DESCEND])
+    @pytest.mark.parametrize("fields", [{}, {"limit": 2}, {"limit": 1, "min_mod_revision": 3}], ids=str)
+    def test_inside_one_shard_a_token_changes_nothing_about_order_filters_and_limit(
+        self, filled: KVStub, target: Range.SortTarget, order: Range.SortOrder, fields: dict[str, int]
+    ) -> None:
+        for key, value in ((b"c", b"1"), (b"a", b"2"), (b"b", b"0"), (b"b", b"3"), (b"a", b"9"), (b"a", b"0")):
+            filled.Put(Put(key=key, value=value))
+        here = Range(key=b"a", range_end=b"d", sort_target=target, sort_order=order, **fields)
+        before = filled.Range(here)
+        here.revision = filled.Range(Range(**EVERYTHING)).header.revision
+        after = filled.Range(here)
+        assert (list(after.kvs), after.count, after.more) == (list(before.kvs), before.count, before.more)
+
     def test_a_part_that_the_token_says_nothing_about_is_compacted(self, filled: KVStub) -> None:
         token = filled.Range(Range(key=b"a", range_end=b"k")).header.revision
         assert filled.Range(Range(key=b"a", range_end=b"k", revision=token)).count == 5
@@ -290,3 +304,12 @@ def test_a_shard_that_owns_several_parts_is_read_at_one_moment(islands: EspProce
         finally:
             stop.set()
             writer.join()
+
+
+def test_a_revision_below_0_means_none_on_every_shard(islands: EspProcess) -> None:
+    with connect(islands) as channel:
+        kv = KVStub(channel)
+        kv.Put(Put(key=b"a"))
+        kv.Put(Put(key=b"m"))
+        kv.Compact(Compact(revision=kv.Range(Range(**EVERYTHING)).header.revision))
+        assert kv.Range(Range(**EVERYTHING, revision=-1, limit=10)).count == 2

@@ -51,7 +51,7 @@ async def range_across(
     answers = await read_all(call, routing, read.parts)
     revision = request.revision if request.revision > 0 else token(routing, _reached(answers))
     header = merged_header([parts.header for parts in answers.values()], routing.identity, revision)
-    call.stream.respond(merge(request, read.responses(segments, answers), header).SerializeToString())
+    call.stream.respond(read.answer(request, segments, answers, header).SerializeToString())
 
 
 async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.TxnRequest, snapshot_tries: int) -> None:
@@ -77,8 +77,7 @@ async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.Txn
     response = rpc_pb2.TxnResponse(succeeded=True)
     for one, segments in zip(asked, split, strict=True):
         inner = rpc_pb2.ResponseHeader(revision=revision)  # etcd says no more in there
-        answer = merge(one, read.responses(segments, answers), inner)
-        response.responses.add().response_range.CopyFrom(answer)
+        response.responses.add().response_range.CopyFrom(read.answer(one, segments, answers, inner))
     headers = [parts.header for parts in answers.values()]
     response.header.CopyFrom(merged_header(headers, routing.identity, revision))
     call.stream.respond(response.SerializeToString())
@@ -104,17 +103,31 @@ class _Reading:
         """
         position = position_of(self._routing.tokens, request.revision)
         for segment in segments:
-            asked = part(request, segment.range)
+            asked = _Range()
+            # What lies in one shard that shard sorts, filters and cuts, also by its revisions.
+            asked.CopyFrom(request if len(segments) == 1 else part(request, segment.range))
             if position is not None:
                 asked.revision = read_at(position, segment.shard)
                 asked.serializable = False  # a member that lags behind does not have it yet
+            elif asked.revision < 0:
+                asked.revision = 0  # the same in a Range, but an error in a transaction, which may carry it
             self.parts.setdefault(segment.shard, []).append(asked)
 
-    def responses(self, segments: Sequence[Segment], answers: Mapping[int, Parts]) -> list[rpc_pb2.RangeResponse]:
-        """The answers to the parts of the next of the Ranges, in the order in which they were added."""
+    def answer(
+        self,
+        request: _Range,
+        segments: Sequence[Segment],
+        answers: Mapping[int, Parts],
+        header: rpc_pb2.ResponseHeader,
+    ) -> rpc_pb2.RangeResponse:
+        """The answer to the next of the Ranges, in the order in which they were added."""
         if not self._taken:
             self._taken = {shard: iter(parts.responses) for shard, parts in answers.items()}
-        return [next(self._taken[segment.shard]) for segment in segments]
+        responses = [next(self._taken[segment.shard]) for segment in segments]
+        if len(responses) > 1:
+            return merge(request, responses, header)
+        responses[0].header.CopyFrom(header)
+        return responses[0]
 
 
 def _reached(answers: Mapping[int, Parts]) -> dict[int, int]:

@@ -119,5 +119,7 @@ def translate_txn(tokens: Tokens, request: rpc_pb2.TxnRequest, shard: int) -> No
             for operation in branch:
                 if operation.WhichOneof("request") == "request_range":
                     asked = operation.request_range
-                    asked.revision = on_shard(tokens, asked.revision, shard)
+                    position = position_of(tokens, asked.revision)
+                    if position is not None:
+                        asked.revision = read_at(position, shard)
                     translate_filters(tokens, asked, shard)

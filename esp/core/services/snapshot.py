@@ -2,14 +2,16 @@
 
 First every shard is asked for its revision and for how many keys it has in the ranges concerned. When all have
 answered, each is asked again: has a key of the ranges been written since (it would have a later mod revision), or
-deleted (the count would be lower, or a key put instead)? If none has, then between the two rounds the ranges were, on
-every shard, as they are at its first revision: all of that was true at one moment, and reading each shard at its
-revision reads it. A shard on which something changed is asked anew, and then all are checked again.
+deleted (the count would be lower, or a key put instead)? What that does not show is a key that came and went in
+between; so where a shard has made revisions meanwhile, the keys are counted at each of them, too. If nothing has
+changed, then from the first answer to the second the ranges were, on every shard, as they are at its first revision:
+all of that was true at one moment, and reading each shard at its revision reads it. A shard on which something changed
+is asked anew, and then all are checked again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from esp.core.keys import KeyRange
@@ -18,7 +20,10 @@ from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.reading import read_all, segments_of
 from esp.core.services.revision import token
+from esp.core.services.txn import MAX_OPS
 from esp.core.wire.status import Code, Status
+
+_Wanted = Mapping[int, Iterable[KeyRange]]
 
 READ_METADATA: Final = b"esp-read"
 """Metadata key with which a client asks for a snapshot, whatever the config says, or for none."""
@@ -44,14 +49,7 @@ async def snapshot(call: CoroutineCall, routing: Routing, ranges: Iterable[KeyRa
             counts[shard] = [response.count for response in parts.responses]
         if len(wanted) == 1:
             break
-        later = {shard: [_changed_since(part, revisions[shard]) for part in wanted[shard]] for shard in wanted}
-        checked = await read_all(call, routing, later)
-        stale = {
-            shard
-            for shard, parts in checked.items()
-            if any(response.kvs for response in parts.responses)
-            or [response.count for response in parts.responses] != counts[shard]
-        }
+        stale = await _changed(call, routing, wanted, revisions, counts)
         if not stale:
             break
     else:
@@ -65,9 +63,43 @@ async def snapshot(call: CoroutineCall, routing: Routing, ranges: Iterable[KeyRa
     return token(routing, revisions)
 
 
-def _count(part: KeyRange) -> rpc_pb2.RangeRequest:
+async def _changed(
+    call: CoroutineCall,
+    routing: Routing,
+    wanted: _Wanted,
+    revisions: Mapping[int, int],
+    counts: Mapping[int, list[int]],
+) -> set[int]:
+    """The shards whose ranges have changed since these revisions, at which they had so many keys; or may have."""
+    later = {shard: [_changed_since(part, revisions[shard]) for part in parts] for shard, parts in wanted.items()}
+    checked = await read_all(call, routing, later)
+    stale = {
+        shard
+        for shard, parts in checked.items()
+        if any(response.kvs for response in parts.responses)
+        or [response.count for response in parts.responses] != counts[shard]
+    }
+    if stale:
+        return stale
+    between: dict[int, list[rpc_pb2.RangeRequest]] = {}
+    for shard, parts in checked.items():
+        made = range(revisions[shard] + 1, parts.header.revision)
+        if len(made) * len(counts[shard]) > MAX_OPS:
+            stale.add(shard)
+        elif made:
+            between[shard] = [_count(part, revision) for revision in made for part in wanted[shard]]
+    if stale or not between:
+        return stale
+    for shard, parts in (await read_all(call, routing, between)).items():
+        counted = [response.count for response in parts.responses]
+        if counted != counts[shard] * (len(counted) // len(counts[shard])):
+            stale.add(shard)
+    return stale
+
+
+def _count(part: KeyRange, revision: int = 0) -> rpc_pb2.RangeRequest:
     key, range_end = part.to_request()
-    return rpc_pb2.RangeRequest(key=key, range_end=range_end, count_only=True)
+    return rpc_pb2.RangeRequest(key=key, range_end=range_end, count_only=True, revision=revision)
 
 
 def _changed_since(part: KeyRange, revision: int) -> rpc_pb2.RangeRequest:

@@ -58,6 +58,13 @@ def test_behind_a_position_there_is_nothing_to_read() -> None:
         read_at(Position((4, 5), is_after=True), 1)
 
 
+def test_behind_a_position_there_is_nothing_to_read_in_a_transaction_either(tokens: Tokens) -> None:
+    asked = Op(request_range=Range(key=b"a", revision=tokens.mint([4, 5, 6]) + 1))
+    with pytest.raises(RpcError) as caught:
+        translate_txn(tokens, rpc_pb2.TxnRequest(success=[asked]), 1)
+    assert caught.value.status == errors.COMPACTED
+
+
 def test_every_revision_in_a_transaction_is_translated_also_in_those_inside_it(tokens: Tokens) -> None:
     token = tokens.mint([4, 5, 6])
     asked = Op(request_range=Range(key=b"a", revision=token, min_mod_revision=token + 1, max_create_revision=9))

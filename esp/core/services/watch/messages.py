@@ -136,6 +136,15 @@ class Response:
         message.events.extend(kept)
         return Response.of(message)
 
+    def last_fragment(self) -> Response:
+        """The same with no more to follow: what did is another's."""
+        if not self.message.fragment:
+            return self
+        message = rpc_pb2.WatchResponse()
+        message.CopyFrom(self.message)
+        message.fragment = False
+        return Response.of(message)
+
     def since(self, revision: int) -> Response | None:
         """The same with the events of `revision` and later only; None when there are none of them."""
         if self.first >= revision:

@@ -95,15 +95,16 @@ class Tap:
         self.detach()
         self.watcher.on_part_refused(response)
 
-    def deliver(self, response: Response) -> None:
-        """Events came, and it is not plain."""
+    def deliver(self, responses: tuple[Response, ...]) -> None:
+        """Events came, in a message or in the fragments of one, and it is not plain."""
         owned = self.owned
         if owned is not None:
-            kept = response.keep(lambda event: owned(event.kv.key))
-            if kept is None:
+            mine = (response.keep(lambda event: owned(event.kv.key)) for response in responses)
+            responses = tuple(kept for kept in mine if kept is not None)
+            if not responses:
                 return
-            response = kept
-        self.watcher.on_events(self, response)
+            responses = (*responses[:-1], responses[-1].last_fragment())
+        self.watcher.on_events(self, responses)
 
     def on_progress(self, response: Response) -> None:
         """All events up to the header's revision have come."""
@@ -449,8 +450,7 @@ def _pass_on(tap: Tap, responses: tuple[Response, ...]) -> None:
             for response in responses:
                 stream.send(response.encode(watch_id))
         else:
-            for response in responses:
-                tap.deliver(response)
+            tap.deliver(responses)
     except Exception:
         tap.stream.on_bug()
 

@@ -63,13 +63,14 @@ class Span:
         """The reply to the create."""
         return created(self.header())
 
-    def events(self, tap: Tap, response: Response) -> Response:
-        """A message of one shard, under the token of the position behind it."""
-        tap.passed = max(tap.passed, response.last)
+    def events(self, tap: Tap, responses: Sequence[Response]) -> list[Response]:
+        """A message of one shard, or its fragments, under the token of the position behind it."""
+        first, last = responses[0].first, responses[-1].last
+        tap.passed = max(tap.passed, last)
         told = self.last_token = token(self._routing, self.vector())
         if self._watched is not None:
-            self._positions.reached(self._watched, response.last, told)
-        return response.under(self._routing.identity, told)
+            self._positions.reached(self._watched, tap.shard, first, last, told)
+        return [response.under(self._routing.identity, told) for response in responses]
 
     def progress(self, number: int) -> Response:
         """That all events up to the position have come; `number` is its token."""
@@ -78,9 +79,7 @@ class Span:
 
     def compacted(self) -> Response:
         """The end of the watcher. Who begins again from its `compact_revision` begins where history is."""
-        # From 1 on is from the beginning: 0 would say nothing about a shard of which nothing has come.
-        here = token(self._routing, {shard: max(1, passed) for shard, passed in self.vector().items()})
-        return canceled(self.header(0), here)
+        return canceled(self.header(0), token(self._routing, self.vector()))
 
     def end(self, *, may_return: bool) -> None:
         """The watcher has ended; its client may come again, unless it wanted that or was told why."""

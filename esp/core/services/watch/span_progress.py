@@ -1,16 +1,16 @@
 """Progress of watchers that several shards feed.
 
-"All events up to R have come" is told under a token, and clients compare it as a number with what they have heard of
-before: a token that an answer bore, or the revision of a write on one shard, which is lower than any token. So it has
-to be true for all of that. In a round
+"All events up to R have come" is told under a token, and clients compare it as a number with the tokens that they have.
+So what it says has to be true for all lower tokens, whatever answer or watcher they are of. In a round
 
-1. a number is reserved: tokens minted later are higher, and the claim is not about them;
-2. each shard is asked for its revision, by a linearizable read: no client can have heard of a later one of it before;
+1. the watcher's position gets a token, as for a message: tokens minted later are higher;
+2. each shard is asked for its revision, by a linearizable read: no token minted so far stands for a later one of it;
 3. each shard's watch is asked for its progress, until every part of the watcher has got as far as that revision;
-4. then the reserved number is told, and stands for the position that the watcher has.
+4. then that token is told, if no events were sent meanwhile: they had higher ones. It still is the client's position.
 
-If the client was sent events under a higher number meanwhile, a new number will do as well when the watcher has seen
-all that any token so far stands for. A shard that is away, or is behind, withholds the progress, as etcd does.
+Should the watcher have got as far as all tokens there are, its new position is told under a new one instead, so that a
+client that resumes from it needs less of the history. A shard that is away, or is behind, withholds the progress, as
+etcd does. The revision of a write on one shard is lower than any token, and comparing it with one says nothing.
 
 etcd before 3.4.31 and 3.5.13 may tell its progress before events that came earlier (etcd issue 15220), so there the
 answer is not believed, and only what has come as events or under the watcher's own id counts.
@@ -26,6 +26,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.services.maintenance import version_key
 from esp.core.services.metadata import call_head
 from esp.core.services.reading import RANGE, all_of
+from esp.core.services.revision import token
 from esp.core.services.watch.messages import Response
 from esp.core.services.watch.source import Source, Tap
 from esp.core.services.watch.upstream import Upstream
@@ -43,41 +44,53 @@ class _Round:
     """One watcher's way to being told.
 
     Attributes:
-        number: the reserved one.
+        token: of the watcher's position when it began.
         wanted: how far each shard has to be, by its index; None until they have said so.
         asked: what fed each part when its progress was asked for.
         heard: what the shards answered, by the part.
     """
 
-    __slots__ = ("asked", "heard", "number", "wanted")
+    __slots__ = ("asked", "heard", "token", "wanted")
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, token: int) -> None:
+        self.token = token
         self.wanted: dict[int, int] | None = None
         self.asked: dict[Tap, Source] = {}
         self.heard: dict[Tap, int] = {}
 
 
 class SpanProgress:
-    """The rounds of the watchers of one client's stream; one for each watcher at a time, the newest."""
+    """The rounds of the watchers of one client's stream; one for each watcher at a time, the newest.
 
-    __slots__ = ("_asked", "_rounds", "_stream", "_tasks")
+    The shards are asked for their revisions once at a time; who wants a round meanwhile waits for the next.
+    """
+
+    __slots__ = ("_asked", "_rounds", "_stream", "_task", "_waiting")
 
     def __init__(self, stream: WatchStream) -> None:
         self._stream = stream
         self._rounds: dict[Watcher, _Round] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: dict[Watcher, None] = {}
+        self._task: asyncio.Task[None] | None = None
         self._asked: set[Upstream] = set()
 
     def ask(self, watchers: Iterable[Watcher]) -> None:
-        """Begins a round for each of these watchers, which are live and span shards."""
-        tokens = self._stream.routing.tokens
-        rounds = {watcher: _Round(tokens.reserve()) for watcher in watchers}
+        """Begins a round for each of these watchers, which are live and span shards, as soon as may be."""
+        self._waiting.update(dict.fromkeys(watchers))
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._task is not None:
+            return
+        waiting, self._waiting = self._waiting, {}
+        rounds = {
+            watcher: _Round(token(self._stream.routing, watcher.span.vector()))
+            for watcher in waiting
+            if watcher.span is not None and not watcher.is_dead
+        }
         if rounds:
             self._rounds.update(rounds)
-            task = self._stream.spawn(self._run(rounds))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._task = self._stream.spawn(self._run(rounds))
 
     async def _run(self, rounds: dict[Watcher, _Round]) -> None:
         try:
@@ -87,6 +100,8 @@ class SpanProgress:
                 self._drop(watcher, one)
         except Exception:
             self._stream.on_bug()
+        self._task = None
+        self._begin()
         self._stream.down.connection.context.flush()
 
     async def _ask(self, rounds: dict[Watcher, _Round]) -> None:
@@ -123,8 +138,8 @@ class SpanProgress:
             if source is not None and source.is_live and _tells_in_order(source.upstream.shard.version):
                 one.asked[tap] = source
                 upstreams.add(source.upstream)
+        self._asked = {upstream for upstream in self._asked if upstream.sources} | upstreams
         for upstream in upstreams:
-            self._asked.add(upstream)
             upstream.ask_progress(self)
 
     def on_upstream_progress(self, upstream: Upstream, response: Response, times: int) -> None:
@@ -137,8 +152,11 @@ class SpanProgress:
 
     def on_own_progress(self, watcher: Watcher) -> None:
         """A shard has told a watcher's part its progress, unasked."""
-        if watcher not in self._rounds:
+        one, span = self._rounds.get(watcher), watcher.span
+        if one is None or (span is not None and span.last_token > one.token):
             self.ask([watcher])
+        elif one.wanted is not None:
+            self._ask_shards(watcher, one)  # once more: etcd does not answer everything
 
     def on_bug(self) -> None:
         """An exception came out of it."""
@@ -157,13 +175,10 @@ class SpanProgress:
         if any(vector[shard] < revision for shard, revision in one.wanted.items()):
             return False
         routing = self._stream.routing
-        whole = [vector.get(shard, 0) for shard in range(len(routing.shards))]
-        if span.last_token < one.number:
-            number = one.number
-            routing.tokens.fill(number, whole)
-        elif all(vector[shard] >= routing.tokens.highest[shard] for shard in vector):
-            number = routing.tokens.mint(whole)
-        else:
+        number = one.token
+        if all(revision >= routing.tokens.highest[shard] for shard, revision in vector.items()):
+            number = token(routing, vector)
+        elif span.last_token > number:
             return False
         self._drop(watcher, one)
         self._stream.send(span.progress(number).encode(watcher.id))
@@ -176,12 +191,14 @@ class SpanProgress:
     def forget(self, watcher: Watcher) -> None:
         """The watcher is gone."""
         self._rounds.pop(watcher, None)
+        self._waiting.pop(watcher, None)
 
     def forget_all(self) -> None:
         """So are all."""
         self._rounds.clear()
-        for task in tuple(self._tasks):
-            task.cancel()
+        self._waiting.clear()
+        if self._task is not None:
+            self._task.cancel()
         for upstream in self._asked:
             upstream.forget_asker(self)
         self._asked.clear()

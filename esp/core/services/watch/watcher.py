@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from esp.core.keys import KeyRange
@@ -19,7 +21,6 @@ from esp.core.services.watch.messages import (
 from esp.core.services.watch.source import Tap
 from esp.core.services.watch.span import Span
 from esp.core.shard_map import Segment
-from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import RpcError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Watcher:
         self._is_untranslatable = False
         self._refusal: Response | None = None
         self.span: Span | None = None
-        self._held: list[tuple[Tap, Response]] = []
+        self._held: list[tuple[Tap, Sequence[Response]]] = []
         self._held_bytes = 0
 
     def begin(self, request: rpc_pb2.WatchCreateRequest) -> None:
@@ -105,11 +106,14 @@ class Watcher:
         self.span = Span(self.stream.routing, self.stream.positions, self._watched(request), self.taps)
         for tap, spec, start in zip(self.taps, specs, starts, strict=True):
             if start:
-                tap.passed = start - 1
+                tap.passed = max(1, start - 1)  # in revision 1 nothing happens; 0 would say nothing about the shard
             tap.pool.start(tap, spec, start)
 
-    def _watched(self, request: rpc_pb2.WatchCreateRequest) -> tuple[Forward, Spec]:
-        return self.stream.forward, _spec(request, request.key, request.range_end)
+    def _watched(self, request: rpc_pb2.WatchCreateRequest) -> bytes:
+        """What tells watchers apart that `positions` knows: short, since it is kept when the watcher is gone."""
+        host = self.stream.down.peer.rpartition(":")[0]
+        spec = _spec(request, request.key, request.range_end)
+        return sha256(repr((host, self.stream.forward, spec)).encode()).digest()
 
     def _starts(self, request: rpc_pb2.WatchCreateRequest, shards: list[int]) -> list[int]:
         """The revision from which each shard is watched; 0 is for now.
@@ -176,8 +180,8 @@ class Watcher:
         self.is_announced = True
         stream.send(reply.encode(self.id))
         held, self._held = self._held, []
-        for tap, response in held:
-            self._pass_on(tap, response)
+        for tap, responses in () if self._is_untranslatable else held:  # what it was to begin with is missing before
+            self._pass_on(tap, responses)
         if self.span is not None:
             self.span.is_told = True
         if self._is_untranslatable:
@@ -208,17 +212,18 @@ class Watcher:
             self.leave()
             self.stream.advance()
 
-    def on_events(self, tap: Tap, response: Response) -> None:
-        """Events of one shard, in the order in which it sent them."""
+    def on_events(self, tap: Tap, responses: Sequence[Response]) -> None:
+        """Events of one shard, in the order in which it sent them: a message, or the fragments of one."""
         if self.is_announced:
-            self._pass_on(tap, response)
+            self._pass_on(tap, responses)
         else:
-            self._hold(tap, response)
+            self._hold(tap, responses)
 
-    def _hold(self, tap: Tap, response: Response) -> None:
-        self._held.append((tap, response))
-        self._held_bytes += response.size
-        self.stream.hold(response.size)
+    def _hold(self, tap: Tap, responses: Sequence[Response]) -> None:
+        self._held.append((tap, responses))
+        size = sum(response.size for response in responses)
+        self._held_bytes += size
+        self.stream.hold(size)
 
     def on_progress(self, tap: Tap, response: Response) -> None:
         """All events of one shard up to a revision have come."""
@@ -236,17 +241,18 @@ class Watcher:
         if self.is_announced:
             self._on_canceled(tap, response)
         else:
-            self._hold(tap, response)
+            self._hold(tap, (response,))
 
-    def _pass_on(self, tap: Tap, response: Response) -> None:
+    def _pass_on(self, tap: Tap, responses: Sequence[Response]) -> None:
         if self.is_dead:
             return
-        if response.message.canceled:
-            self._on_canceled(tap, response)
+        if responses[0].message.canceled:
+            self._on_canceled(tap, responses[0])
             return
         if self.span is not None:
-            response = self.span.events(tap, response)
-        self.stream.send(response.encode(self.id))
+            responses = self.span.events(tap, responses)
+        for response in responses:
+            self.stream.send(response.encode(self.id))
 
     def _on_canceled(self, tap: Tap, response: Response) -> None:
         if self.span is not None:

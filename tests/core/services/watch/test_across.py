@@ -120,6 +120,61 @@ def test_a_shard_that_owns_two_parts_of_the_range_watches_them_as_one() -> None:
     ]
 
 
+def test_fragments_bear_the_position_behind_the_whole_message() -> None:
+    """A client that joins them keeps one of their headers, and may go on from there."""
+    world = World(b"m")
+    client = world.client()
+    (one, a), _ = both_create(world, client, (9, 4), **ALL, fragment=True)
+    client.hears()
+    world.etcds[0].says(
+        one,
+        events(a, put(b"a", 10), put(b"a", 11), fragment=True, revision=30),
+        events(a, put(b"b", 11), fragment=True, revision=30),
+        events(a, put(b"c", 12), revision=30),
+    )
+    heard = client.hears()
+    assert [message.fragment for message in heard] == [True, True, False]
+    assert [world.position(message) for message in heard] == [(12, 4)] * 3
+
+
+def test_fragments_end_with_the_last_that_is_the_watchers() -> None:
+    """Else a client would wait for the rest, and join the next message to them."""
+    world = World(b"g", b"m", owners=(0, 1, 0))
+    client = world.client()
+    client.creates(key=b"b", range_end=b"x", fragment=True)
+    for number in (0, 1):
+        stream, [asked] = world.etcds[number].hears()
+        world.etcds[number].says(stream, created(asked.watch_id, 5, shard=number))
+        if number == 0:
+            one, hull = stream, asked.watch_id
+    client.hears()
+    world.etcds[0].says(
+        one,
+        events(hull, put(b"c", 6), fragment=True),
+        events(hull, put(b"h", 6), fragment=True),
+        events(hull, put(b"n", 6), fragment=True),
+        events(hull, put(b"h", 6)),
+    )
+    assert hears(world, client) == [
+        bare(events(0, put(b"c", 6), fragment=True), 6, 5),
+        bare(events(0, put(b"n", 6)), 6, 5),
+    ]
+
+
+def test_what_came_before_a_watch_was_found_to_be_from_nowhere_is_not_told() -> None:
+    """A client whose stream broke behind it would go on from there, and never know that there is a gap."""
+    world = World(b"m")
+    client = world.client()
+    client.creates(**ALL, start_revision=7)
+    one, [a] = world.etcds[0].hears()
+    two, [z] = world.etcds[1].hears()
+    world.etcds[0].says(one, created(a.watch_id, 9), events(a.watch_id, put(b"a", 10)))
+    world.etcds[1].says(two, created(z.watch_id, 4, shard=1))
+    announced, end = client.hears()
+    assert announced.created
+    assert end.canceled
+
+
 def test_a_range_in_two_parts_of_one_shard_without_another_between_spans_none() -> None:
     world = World(b"g", b"m", owners=(0, 1, 0))
     client = world.client()
@@ -134,6 +189,18 @@ def test_from_the_beginning_means_so_on_every_shard() -> None:
     for etcd in world.etcds:
         _, [asked] = etcd.hears()
         assert asked.start_revision == 1
+
+
+def test_who_watches_from_the_beginning_can_go_on_from_any_header() -> None:
+    """Also when a shard has not sent anything yet: revision 1 of an etcd has no events."""
+    world = World(b"m")
+    client = world.client()
+    (one, a), _ = both_create(world, client, (9, 4), **ALL, start_revision=1)
+    world.etcds[0].says(one, events(a, put(b"a", 3), revision=9))
+    for message in client.hears():
+        world.client().creates(**ALL, start_revision=message.header.revision + 1)
+        first = 2 if message.created else 4
+        assert [etcd.hears()[1][0].start_revision for etcd in world.etcds] == [first, 2]
 
 
 def test_any_other_plain_revision_is_answered_as_compacted() -> None:
@@ -228,6 +295,29 @@ def test_who_comes_again_behind_the_last_event_it_saw_goes_on_there() -> None:
     assert [message.canceled for message in other.hears()] == [False, True], "only one had gone"
 
 
+def test_what_is_remembered_of_a_watcher_that_is_gone_is_small_however_long_its_keys_were() -> None:
+    world = World(b"m")
+    client = world.client()
+    (one, a), _ = both_create(world, client, (9, 40), key=b"a" * 30_000, range_end=b"z" * 30_000)
+    world.etcds[0].says(one, events(a, put(b"b", 10)))
+    client.leaves()
+    assert [len(watched) for watched in world.watch.positions._ranges] == [32]  # type: ignore[arg-type]
+
+
+def test_a_client_of_another_host_does_not_come_again_for_it() -> None:
+    world = World(b"m")
+    client = world.client()
+    (one, a), _ = both_create(world, client, (9, 40), **ALL)
+    world.etcds[0].says(one, events(a, put(b"a", 10)))
+    client.leaves()
+    for etcd in world.etcds:
+        etcd.all_heard()
+    world._server.connection.peer = "192.0.2.1:4711"
+    other = world.client()
+    both_create(world, other, (11, 41), **ALL, start_revision=11)
+    assert [message.canceled for message in other.hears()] == [False, True]
+
+
 def test_a_refusal_by_one_shard_is_the_answer_and_the_others_are_taken_back() -> None:
     world = World(b"m")
     client = world.client()
@@ -283,7 +373,7 @@ def test_a_cancel_is_answered_once_and_stops_every_shard() -> None:
 
 
 def test_progress_of_one_shard_begins_a_round_of_all_and_is_not_told_itself() -> None:
-    """What such a round does is shown with real shards: integration/test_watch_tokens.py."""
+    """What such a round does: test_span_progress.py."""
     world = World(b"m")
     client = world.client()
     (one, a), _ = both_create(world, client, (9, 4), **ALL, progress_notify=True)
@@ -291,8 +381,6 @@ def test_progress_of_one_shard_begins_a_round_of_all_and_is_not_told_itself() ->
     world.etcds[0].says(one, progress(a, 30))
     assert client.hears() == []
     assert world.spawned == 1
-    client.asks_progress()
-    assert world.spawned == 2
 
 
 def test_progress_is_told_for_all_watchers_only_within_one_shard() -> None:

@@ -16,8 +16,10 @@ class Scene:
         self.tokens = Tokens(2, self.context, instance=1)
         self.positions = Positions(self.tokens, self.context)
 
-    def delivers(self, revision: int, *vector: int, watched: str = "range") -> None:
-        self.positions.reached(watched, revision, self.tokens.mint(vector))
+    def delivers(self, revision: int, *vector: int, watched: str = "range", first: int = 0) -> None:
+        """A message of the first shard, or else of the second, that is now where the message's revision is."""
+        shard = vector.index(revision)
+        self.positions.reached(watched, shard, first or revision, revision, self.tokens.mint(vector))
 
 
 @pytest.fixture
@@ -98,21 +100,60 @@ def test_only_the_last_messages_count(scene: Scene) -> None:
     assert len(scene.positions) == WINDOW
 
 
+def test_a_revision_that_another_shard_had_before_the_last_messages_is_not_known(scene: Scene) -> None:
+    for number in range(WINDOW + 1):
+        scene.delivers(10 + number, 3, 10 + number)
+    scene.delivers(10, 10, 10 + WINDOW)
+    scene.positions.end("range", may_return=True)
+    assert scene.positions.resume("range", 11) is None, "it may be the client that saw the first message last"
+    assert scene.positions.resume("range", 13) == (3, 12)
+
+
+def test_a_revision_in_the_midst_of_a_message_is_not_taken_for_another_shards(scene: Scene) -> None:
+    scene.delivers(12, 5, 12, first=9)
+    scene.delivers(10, 10, 12)
+    scene.positions.end("range", may_return=True)
+    assert scene.positions.resume("range", 11) is None
+    assert scene.positions.resume("range", 13) == (5, 12)
+
+
+def test_a_revision_that_was_told_before_to_others_is_not_known_either(scene: Scene) -> None:
+    scene.delivers(5, 5, 900)
+    for number in range(WINDOW):
+        scene.delivers(901 + number, 5, 901 + number)
+    scene.delivers(5, 5, 3)  # somebody reads it all again
+    scene.positions.end("range", may_return=True)
+    assert scene.positions.resume("range", 6) is None
+
+
+def test_what_was_told_of_a_range_is_not_taken_for_something_else_once_the_range_is_forgotten() -> None:
+    scene = Scene(max_resume_positions=1)
+    scene.positions.begin("range")
+    scene.delivers(10, 3, 10)
+    scene.positions.end("range", may_return=True)
+    scene.positions.begin("other")
+    scene.delivers(700, 700, 10, watched="other")
+    scene.positions.begin("range")
+    scene.delivers(10, 10, 80)
+    scene.positions.end("range", may_return=True)
+    assert scene.positions.resume("range", 11) is None
+
+
 def test_the_positions_of_all_ranges_together_are_bounded_and_those_that_ended_first_go_first() -> None:
     scene = Scene(max_resume_positions=4)
-    for watched in ("a", "b"):
+    for watched, revisions in (("a", (7, 8)), ("b", (5, 6))):
         scene.positions.begin(watched)
-        scene.delivers(5, 5, 8, watched=watched)
-        scene.delivers(6, 6, 8, watched=watched)
+        for revision in revisions:
+            scene.delivers(revision, revision, 9, watched=watched)
     for watched in ("b", "a"):
         scene.positions.end(watched, may_return=True)
     scene.positions.begin("c")
     for revision in (5, 6):
-        scene.delivers(revision, revision, 8, watched="c")
+        scene.delivers(revision, revision, 9, watched="c")
     assert len(scene.positions) == 4
     assert scene.context.counters.limits["max_resume_positions"] == 2
     assert scene.positions.resume("b", 7) is None
-    assert scene.positions.resume("a", 7) == (6, 8)
+    assert scene.positions.resume("a", 9) == (8, 9)
 
 
 def test_a_position_lasts_no_longer_than_its_token() -> None:

@@ -1,0 +1,203 @@
+"""Progress of watchers over several shards: told when it is true, under a number that stands for nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from esp.core.pb import rpc_pb2
+from esp.core.shard import Shard
+from tests.core.services.watch.world import Client, WatchResponse, World, created, events, header, progress, put
+
+ALL = {"key": b"\0", "range_end": b"\0"}
+
+
+class Scene:
+    """Two shards that tell `revisions` to whoever reads, and a client that watches."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, version: str = "3.6.0") -> None:
+        self.world = World(b"m")
+        self.world.watch.spawn = self._spawn
+        self.revisions = [9, 4]
+        self.reads = 0
+        self.tasks: list[asyncio.Task[None]] = []
+        for etcd in self.world.etcds:
+            etcd.shard.version = version
+
+        async def read(shard: Shard, *args: object, **options: object) -> bytes:
+            await asyncio.sleep(0)
+            self.reads += 1
+            revision = self.revisions[int(shard.name[1:])]
+            return rpc_pb2.RangeResponse(header=rpc_pb2.ResponseHeader(revision=revision)).SerializeToString()
+
+        monkeypatch.setattr(Shard, "forward_unary", read)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        self.tasks.append(asyncio.get_running_loop().create_task(work))
+        return self.tasks[-1]
+
+    async def rest(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    def create(self, client: Client, **create: Any) -> list[tuple[int, int]]:
+        """The calls and ids of a watcher in both shards."""
+        client.creates(**ALL, **create)
+        parts = []
+        for number, etcd in enumerate(self.world.etcds):
+            stream, [asked] = etcd.hears()
+            etcd.says(stream, created(asked.watch_id, self.revisions[number], shard=number))
+            parts.append((stream, asked.watch_id))
+        client.hears()
+        return parts
+
+    def answers(self, parts: list[tuple[int, int]], *revisions: int) -> None:
+        """The shards answer the progress requests in these calls."""
+        for shard, ((stream, _), revision) in enumerate(zip(parts, revisions, strict=True)):
+            self.world.etcds[shard].says(stream, WatchResponse(header=header(revision, shard), watch_id=-1))
+
+
+def in_a_loop(
+    play: Callable[[pytest.MonkeyPatch], Coroutine[Any, Any, None]],
+) -> Callable[[pytest.MonkeyPatch], None]:
+    def test(monkeypatch: pytest.MonkeyPatch) -> None:
+        asyncio.run(play(monkeypatch))
+
+    return test
+
+
+@in_a_loop
+async def test_no_progress_is_above_a_token_that_the_watcher_has_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    world, client = scene.world, scene.world.client()
+    shared = scene.create(client)
+    own = scene.create(client, prev_kv=True, start_revision=world.routing.tokens.mint((9, 4)) + 1)
+    scene.revisions = [12, 6]
+    client.asks_progress()
+    await scene.rest()
+    scene.answers(shared, 15, 6)
+    scene.answers(own, 12, 6)
+    told = {message.watch_id: message.header.revision for message in client.hears()}
+    assert set(told) == {0, 1}
+    lower = [vector for token, vector in world.routing.tokens._vectors.items() if token <= told[1]]
+    assert max(lower) <= (12, 6), "the second watcher is there only"
+
+
+@in_a_loop
+async def test_a_round_that_waits_ends_when_the_shards_tell_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    world, client = scene.world, scene.world.client()
+    (one, a), (two, z) = scene.create(client, progress_notify=True)
+    scene.revisions = [12, 8]
+    world.etcds[0].says(one, progress(a, 12))
+    await scene.rest()
+    scene.answers([(one, a), (two, z)], 12, 4)  # the second one's member lags behind
+    assert client.hears() == []
+    told = WatchResponse(header=header(8, 1), watch_id=z)
+    world.etcds[1].says(two, told)
+    await scene.rest()
+    assert [message.watch_id for message in client.hears()] == [0]
+
+
+@in_a_loop
+async def test_on_an_old_etcd_what_it_tells_by_itself_counts_also_while_others_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(monkeypatch, "3.5.12")
+    world, client = scene.world, scene.world.client()
+    (one, a), (two, z) = scene.create(client, progress_notify=True)
+    scene.revisions = [13, 8]
+    world.etcds[0].says(one, progress(a, 12))
+    await scene.rest()
+    scene.revisions = [14, 10]
+    told = WatchResponse(header=header(9, 1), watch_id=z)
+    world.etcds[1].says(two, told)
+    await scene.rest()
+    assert client.hears() == []
+    world.etcds[0].says(one, progress(a, 14))
+    await scene.rest()
+    assert [message.watch_id for message in client.hears()] == [0]
+    for etcd in world.etcds:
+        etcd.hears_nothing()
+
+
+@in_a_loop
+async def test_a_shard_that_did_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    world, client = scene.world, scene.world.client()
+    parts = [(one, a), (two, _)] = scene.create(client, progress_notify=True)
+    world.etcds[1].goes()
+    scene.revisions = [12, 8]
+    world.etcds[0].says(one, progress(a, 12))
+    await scene.rest()
+    world.etcds[1].all_heard()
+    world.etcds[1].comes()
+    two, [asked] = world.etcds[1].hears()
+    world.etcds[1].says(two, created(asked.watch_id, 8, shard=1))
+    world.etcds[0].all_heard()
+    world.etcds[0].says(one, progress(a, 13))
+    await scene.rest()
+    assert world.etcds[1].hears()[0] == two, "it is asked for its progress"
+    parts[1] = (two, asked.watch_id)
+    scene.answers(parts, 13, 8)
+    assert [message.watch_id for message in client.hears()] == [0]
+
+
+@in_a_loop
+async def test_events_that_come_meanwhile_are_before_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    world, client = scene.world, scene.world.client()
+    parts = [(one, a), _] = scene.create(client)
+    client.asks_progress()
+    await scene.rest()
+    world.etcds[0].says(one, events(a, put(b"a", 10)))
+    scene.answers(parts, 10, 4)
+    event, told = client.hears()
+    assert event.header.revision <= told.header.revision
+    assert world.position(told) == (10, 4)
+
+
+@in_a_loop
+async def test_who_asks_without_end_has_one_question_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    client = scene.world.client()
+    parts = scene.create(client)
+    scene.revisions = [12, 6]
+    for _ in range(500):
+        client.asks_progress()
+    assert len(scene.tasks) == 1
+    await scene.rest()
+    assert scene.reads == 4, "once for the first, and once for all that came after"
+    scene.answers(parts, 12, 6)
+    assert len(client.hears()) == 1
+
+
+@in_a_loop
+async def test_a_client_that_leaves_leaves_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    client = scene.world.client()
+    scene.create(client)
+    client.asks_progress()
+    client.asks_progress()
+    client.leaves()
+    await scene.rest()
+    assert [task.done() for task in scene.tasks] == [True]
+
+
+@in_a_loop
+async def test_calls_to_shards_that_are_over_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    client = scene.world.client()
+    for number in range(5):
+        scene.create(client)
+        scene.revisions = [revision + 1 for revision in scene.revisions]
+        client.asks_progress()
+        await scene.rest()
+        client.cancels(number)
+        for etcd in scene.world.etcds:
+            etcd.all_heard()
+    [stream] = [connection.sink for connection in scene.world._server.connection.streams.values()]
+    assert len(stream.span_progress._asked) <= 2  # type: ignore[union-attr]
