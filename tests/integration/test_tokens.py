@@ -130,6 +130,15 @@ class TestReading:
         assert not again.succeeded
         assert rows(again.responses[0].response_range) == [(b"j", b"old")]
 
+    def test_a_transaction_cannot_read_behind_a_token(self, filled: KVStub) -> None:
+        """As a Range cannot: the shard's next revision is one that the keys of other shards have nothing to do with."""
+        token = filled.Range(Range(**EVERYTHING)).header.revision
+        write_everywhere(filled)
+        write_everywhere(filled)
+        for fields in ({"key": b"a"}, {"key": b"a", "range_end": b"d"}):
+            request = Txn(success=[Op(request_range=Range(**fields, revision=token + 1))])  # type: ignore[arg-type]
+            assert outcome(lambda: filled.Txn(request)) == COMPACTED  # noqa: B023
+
     def test_range_stream_reads_at_a_token_and_ends_with_one(
         self, etcd37: LocalEtcd, session_etcds: object, start_etcd: Callable[..., LocalEtcd], start_esp: Esps
     ) -> None:

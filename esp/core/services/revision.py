@@ -108,7 +108,7 @@ def translate_txn(tokens: Tokens, request: rpc_pb2.TxnRequest, shard: int) -> No
     """Writes the revisions in a transaction and in those nested in it for the one shard that it goes to.
 
     Raises:
-        RpcError: as `on_shard`.
+        RpcError: as `on_shard`, and as `read_at` for what it reads.
     """
     for txn in with_nested(request):
         for compare in txn.compare:
@@ -119,5 +119,7 @@ def translate_txn(tokens: Tokens, request: rpc_pb2.TxnRequest, shard: int) -> No
             for operation in branch:
                 if operation.WhichOneof("request") == "request_range":
                     asked = operation.request_range
-                    asked.revision = on_shard(tokens, asked.revision, shard)
+                    position = position_of(tokens, asked.revision)
+                    if position is not None:
+                        asked.revision = read_at(position, shard)
                     translate_filters(tokens, asked, shard)
