@@ -299,3 +299,16 @@ def test_a_shard_that_owns_several_parts_is_read_at_one_moment(islands: EspProce
         finally:
             stop.set()
             writer.join()
+
+
+@pytest.mark.parametrize("fields", [{}, {"limit": 10}, {"count_only": True}], ids=str)
+def test_a_negative_revision_is_the_latest_also_where_a_shard_owns_several_parts(
+    islands: EspProcess, fields: dict[str, int]
+) -> None:
+    """Which are asked for in a transaction; and there, once it has compacted, etcd says that this is as well."""
+    with connect(islands) as channel:
+        kv = KVStub(channel)
+        for key in (b"a", b"m", b"z"):
+            kv.Put(Put(key=key))
+        kv.Compact(Compact(revision=kv.Range(Range(**EVERYTHING)).header.revision))
+        assert kv.Range(Range(**EVERYTHING, revision=-1, **fields)).count == 3  # type: ignore[arg-type]

@@ -108,6 +108,8 @@ class _Reading:
             if position is not None:
                 asked.revision = read_at(position, segment.shard)
                 asked.serializable = False  # a member that lags behind does not have it yet
+            elif asked.revision < 0:
+                asked.revision = 0  # the latest, too; but not in a transaction, which several parts are asked in
             self.parts.setdefault(segment.shard, []).append(asked)
 
     def responses(self, segments: Sequence[Segment], answers: Mapping[int, Parts]) -> list[rpc_pb2.RangeResponse]:
