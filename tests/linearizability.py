@@ -138,8 +138,8 @@ def is_linearizable(history: Sequence[Operation]) -> bool:
     """Whether there is such an order.
 
     What nobody can have read need not be tried everywhere: a write of unknown outcome that leaves nothing behind but
-    that the key is there, or is not, only matters right before an operation that saw just that. Of several such the
-    first that is left will do, since any later one can wait longer.
+    that the key is there, or is not, only matters right before an operation that saw just that (`_unseen`). Of several
+    such the first that is left will do, since any later one can wait longer.
 
     Raises:
         Undecided: it cannot be told with a reasonable number of steps.
@@ -197,11 +197,25 @@ def is_linearizable(history: Sequence[Operation]) -> bool:
                 go_on(taken | bit, count + operation.is_known, following)
             if at_once:
                 continue
-            for before in hidden.values():
-                for between in after(state, operations[before]):
-                    for following in after(between, operation):
-                        go_on(taken | bit | 1 << before, count + operation.is_known, following)
+            for unseen, between in _unseen(operations, list(hidden.values()), state):
+                for following in after(between, operation):
+                    go_on(taken | bit | unseen, count + operation.is_known, following)
     return False
+
+
+def _unseen(operations: Sequence[Operation], hidden: Sequence[int], state: State) -> Iterator[tuple[int, State]]:
+    """What the key may have become unseen, and by which operations, as bits.
+
+    One is enough for that, or two: a delete, and a swap that needs the key not to be there. A third would only make
+    again what one makes.
+    """
+    for one in hidden:
+        for then in after(state, operations[one]):
+            yield 1 << one, then
+            for other in hidden:
+                if other != one:
+                    for last in after(then, operations[other]):
+                        yield 1 << one | 1 << other, last
 
 
 def _not_taken(taken: int, count: int) -> Iterator[int]:
