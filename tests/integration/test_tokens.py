@@ -144,6 +144,15 @@ class TestReading:
         assert not again.succeeded
         assert rows(again.responses[0].response_range) == [(b"j", b"old")]
 
+    def test_a_transaction_cannot_read_behind_a_token(self, filled: KVStub) -> None:
+        """As a Range cannot: the shard's next revision is one that the keys of other shards have nothing to do with."""
+        token = filled.Range(Range(**EVERYTHING)).header.revision
+        write_everywhere(filled)
+        write_everywhere(filled)
+        for fields in ({"key": b"a"}, {"key": b"a", "range_end": b"d"}):
+            request = Txn(success=[Op(request_range=Range(**fields, revision=token + 1))])  # type: ignore[arg-type]
+            assert outcome(lambda: filled.Txn(request)) == COMPACTED  # noqa: B023
+
     def test_range_stream_reads_at_a_token_and_ends_with_one(
         self, etcd37: LocalEtcd, session_etcds: object, start_etcd: Callable[..., LocalEtcd], start_esp: Esps
     ) -> None:
@@ -306,10 +315,14 @@ def test_a_shard_that_owns_several_parts_is_read_at_one_moment(islands: EspProce
             writer.join()
 
 
-def test_a_revision_below_0_means_none_on_every_shard(islands: EspProcess) -> None:
+@pytest.mark.parametrize("fields", [{}, {"limit": 10}, {"count_only": True}], ids=str)
+def test_a_negative_revision_is_the_latest_also_where_a_shard_owns_several_parts(
+    islands: EspProcess, fields: dict[str, int]
+) -> None:
+    """Which are asked for in a transaction; and there, once it has compacted, etcd says that this is as well."""
     with connect(islands) as channel:
         kv = KVStub(channel)
-        kv.Put(Put(key=b"a"))
-        kv.Put(Put(key=b"m"))
+        for key in (b"a", b"m", b"z"):
+            kv.Put(Put(key=key))
         kv.Compact(Compact(revision=kv.Range(Range(**EVERYTHING)).header.revision))
-        assert kv.Range(Range(**EVERYTHING, revision=-1, limit=10)).count == 2
+        assert kv.Range(Range(**EVERYTHING, revision=-1, **fields)).count == 3  # type: ignore[arg-type]

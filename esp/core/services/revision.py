@@ -108,7 +108,7 @@ def translate_txn(tokens: Tokens, request: rpc_pb2.TxnRequest, shard: int) -> No
     """Writes the revisions in a transaction and in those nested in it for the one shard that it goes to.
 
     Raises:
-        RpcError: as `on_shard`.
+        RpcError: as `on_shard`, and as `read_at` for what it reads.
     """
     for txn in with_nested(request):
         for compare in txn.compare:

@@ -1,0 +1,232 @@
+"""The two sides of a differential run: one etcd, and esp over shards; and raw calls to them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import grpc
+from google.protobuf.message import Message
+
+from esp.core.pb import kv_pb2, rpc_pb2
+from tests.differential.mapping import Layout, Mapping
+from tests.harness import EVERYTHING, Server, connect
+from tests.watching import Requests
+
+SECONDS = 30
+"""After which a call or a wait is a failure of the test."""
+
+
+class Failure(NamedTuple):
+    code: grpc.StatusCode
+    text: str
+
+
+Outcome = bytes | Failure
+
+
+def ask(channel: grpc.Channel, method: str, request: Message, metadata: Sequence[tuple[str, str]] = ()) -> Outcome:
+    """The bytes of the answer, or how the call failed. A call without an answer fails the test."""
+    try:
+        return bytes(
+            channel.unary_unary(f"/etcdserverpb.{method}")(
+                request.SerializeToString(), timeout=SECONDS, metadata=list(metadata)
+            )
+        )
+    except grpc.RpcError as error:
+        return _failure(error)
+
+
+def stream_range(channel: grpc.Channel, request: rpc_pb2.RangeRequest) -> Outcome:
+    """The chunks of a RangeStream, put together to the answer of a Range. Only the last may have a header."""
+    call = channel.unary_stream("/etcdserverpb.KV/RangeStream")
+    whole = rpc_pb2.RangeResponse()
+    try:
+        for chunk in call(request.SerializeToString(), timeout=SECONDS):
+            assert not whole.HasField("header")
+            whole.MergeFrom(rpc_pb2.RangeStreamResponse.FromString(chunk).range_response)
+    except grpc.RpcError as error:
+        return _failure(error)
+    assert whole.HasField("header")
+    return whole.SerializeToString()
+
+
+def keep_alive(channel: grpc.Channel, lease_id: int) -> Outcome:
+    """The answer to one request, after which the client half-closes."""
+    call = channel.stream_stream("/etcdserverpb.Lease/LeaseKeepAlive")
+    request = rpc_pb2.LeaseKeepAliveRequest(ID=lease_id).SerializeToString()
+    try:
+        [answer] = call(iter([request]), timeout=SECONDS)
+    except grpc.RpcError as error:
+        return _failure(error)
+    return bytes(answer)
+
+
+def _failure(error: grpc.RpcError) -> Failure:
+    code, text = error.code(), error.details()
+    assert code not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE), f"nothing was broken: {text}"
+    return Failure(code, text)
+
+
+class Talk:
+    """A Watch call and every message that has come on it."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.requests = Requests()
+        self.heard: list[bytes] = []
+        self._changed = threading.Condition()
+        self._ended = False
+        self._call = channel.stream_stream("/etcdserverpb.Watch/Watch")(
+            request.SerializeToString() for request in self.requests
+        )
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for message in self._call:
+                self._hear(message)
+        except grpc.RpcError:
+            pass  # it is cancelled at the end; before, whoever waits finds out
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _hear(self, message: bytes) -> None:
+        with self._changed:
+            self.heard.append(message)
+            self._changed.notify_all()
+
+    def messages(self) -> list[rpc_pb2.WatchResponse]:
+        with self._changed:
+            heard = list(self.heard)
+        return [rpc_pb2.WatchResponse.FromString(message) for message in heard]
+
+    def wait_for(self, condition: Callable[[], bool], what: Callable[[], object]) -> None:
+        """Returns when the condition holds, which is looked at after each message."""
+        with self._changed:
+            met = self._changed.wait_for(lambda: condition() or self._ended, SECONDS)
+        is_there = met and condition()
+        assert is_there, f"{what()} has not come; {len(self.heard)} messages: {self.messages()[-3:]}"
+
+    def close(self) -> None:
+        assert not self._ended, "nobody ended it"
+        self._call.cancel()
+        self.requests.half_close()
+        self._thread.join()
+
+
+class Observer:
+    """What changed at each revision of an etcd, from now on."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.events: dict[int, list[kv_pb2.Event]] = {}
+        self._taken = 0
+        self._talk = Talk(channel)
+        self._talk.requests.create(**EVERYTHING)
+        self._talk.wait_for(lambda: bool(self._talk.heard), lambda: "created")
+
+    def at(self, revision: int) -> list[kv_pb2.Event]:
+        """The events of a revision, which may be on their way."""
+        self._talk.wait_for(lambda: self._has(revision), lambda: f"revision {revision}")
+        return self.events[revision]
+
+    def _has(self, revision: int) -> bool:
+        for message in self._talk.heard[self._taken :]:
+            for event in rpc_pb2.WatchResponse.FromString(message).events:
+                self.events.setdefault(event.kv.mod_revision, []).append(event)
+            self._taken += 1
+        return revision in self.events
+
+    def close(self) -> None:
+        self._talk.close()
+
+
+class Clusters:
+    """One etcd, some shards, and esp before them, between which nobody else writes.
+
+    Attributes:
+        alone, shards, across: channels to the etcd, to each shard past esp, and to esp.
+        exact: there is one shard, of the same ids as the etcd and with the same revisions: all bytes are to be equal.
+        streams: they are new enough for RangeStream.
+    """
+
+    def __init__(
+        self,
+        alone: grpc.Channel,
+        shards: Sequence[grpc.Channel],
+        across: grpc.Channel,
+        layout: Layout,
+        *,
+        streams: bool = False,
+    ) -> None:
+        self.alone = alone
+        self.shards = list(shards)
+        self.across = across
+        self.layout = layout
+        self.exact = len(shards) == 1
+        self.streams = streams
+        self.leases_chosen = 1 << 40
+        self.headers = [self._header(shard) for shard in shards]
+        self.identity = self._header(across) if not self.exact else self.headers[0]
+        assert self.exact or self.identity.cluster_id not in {header.cluster_id for header in self.headers}
+        self.observer = Observer(alone)
+        self._pool = ThreadPoolExecutor(len(shards) + 1)
+
+    def close(self) -> None:
+        self.observer.close()
+        self._pool.shutdown()
+
+    @staticmethod
+    def _header(channel: grpc.Channel) -> rpc_pb2.ResponseHeader:
+        answer = ask(channel, "KV/Range", rpc_pb2.RangeRequest(**EVERYTHING, count_only=True))
+        assert isinstance(answer, bytes)
+        return rpc_pb2.RangeResponse.FromString(answer).header
+
+    def revisions(self) -> tuple[int, ...]:
+        """Of each shard, as it says itself."""
+        return tuple(self._header(shard).revision for shard in self.shards)
+
+    def new_lease(self) -> int:
+        """An id that no lease had before."""
+        self.leases_chosen += 1
+        return self.leases_chosen
+
+    def begin(self, *, wiped: bool = True) -> Mapping:
+        """No keys, no leases, and no history but that of before this moment, which is compacted.
+
+        Or, not `wiped`, for etcds that were never written to: as they are, with all of their history.
+        """
+        if wiped:
+            list(self._pool.map(_wipe, [self.alone, *self.shards]))
+        return Mapping(self.layout, self._header(self.alone).revision, self.revisions(), compacted=wiped)
+
+
+def _wipe(channel: grpc.Channel) -> None:
+    leases = ask(channel, "Lease/LeaseLeases", rpc_pb2.LeaseLeasesRequest())
+    assert isinstance(leases, bytes)
+    for lease in sorted(status.ID for status in rpc_pb2.LeaseLeasesResponse.FromString(leases).leases):
+        ask(channel, "Lease/LeaseRevoke", rpc_pb2.LeaseRevokeRequest(ID=lease))
+    deleted = ask(channel, "KV/DeleteRange", rpc_pb2.DeleteRangeRequest(**EVERYTHING))
+    assert isinstance(deleted, bytes)
+    revision = rpc_pb2.DeleteRangeResponse.FromString(deleted).header.revision
+    # When nothing was written since, this fails, and is done already.
+    ask(channel, "KV/Compact", rpc_pb2.CompactionRequest(revision=revision))
+
+
+@contextmanager
+def clusters(
+    alone: Server, shards: Sequence[Server], esp: Server, layout: Layout, *, streams: bool = False
+) -> Iterator[Clusters]:
+    servers = [alone, *shards, esp]
+    channels = [connect(server) for server in servers]
+    both = Clusters(channels[0], channels[1:-1], channels[-1], layout, streams=streams)
+    try:
+        yield both
+    finally:
+        both.close()
+        for channel in channels:
+            channel.close()

@@ -1,0 +1,393 @@
+"""The watchers of a program, all on one Watch call of each side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from esp.core.keys import KeyRange
+from esp.core.pb import kv_pb2, rpc_pb2
+from tests.differential import programs as p
+from tests.differential.clusters import Talk
+from tests.differential.differences import Difference
+
+if TYPE_CHECKING:
+    from tests.differential.run import Number, Run
+
+WATCHES_HAVE_TOKENS: Final = False
+"""Whether a watch can begin at a token, and tells tokens when it is of several shards.
+
+To be set once it is so. Then programs begin watches at tokens and behind them, within one shard and over several, and
+headers of those over several must be tokens, in order. Until then a start at a token is as any number that says nothing
+about the shards (over several), or left out (within one shard, where esp takes it for a revision in the far future).
+"""
+
+Response = rpc_pb2.WatchResponse
+Event = kv_pb2.Event
+
+
+@dataclass
+class Watcher:
+    """One that both sides have.
+
+    Attributes:
+        step: what was asked.
+        keys: what it watches.
+        shards: who owns those.
+        begins: from which revision of each shard on esp tells events.
+        begins_alone: from which of its revisions on the one etcd does.
+        now: the one etcd's revision when it was created.
+        is_live: it was not created for the past.
+        ended, ended_alone: it was canceled as compacted.
+        ignored: its events on the one etcd are not compared, since esp has ended it.
+    """
+
+    id: int
+    step: p.Watch
+    keys: KeyRange
+    shards: set[int]
+    begins: dict[int, int]
+    begins_alone: int
+    now: int
+    is_live: bool
+    ended: bool = False
+    ignored: bool = False
+    last_token: int = 0
+    checked: int = 0
+    vectors: dict[int, int] = field(default_factory=dict)
+
+
+class Watchers:
+    """Those of one run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._talks: tuple[Talk, Talk] | None = None
+        self._live: list[Watcher] = []
+        self._replies = 0  # to creates and cancels, that were looked at
+
+    def close(self) -> None:
+        for talk in self._talks or ():
+            talk.close()
+
+    def talks(self) -> tuple[Talk, Talk]:
+        """The one etcd's, and esp's."""
+        if self._talks is None:
+            clusters = self._run.clusters
+            self._talks = Talk(clusters.alone), Talk(clusters.across)
+        return self._talks
+
+    def _next_replies(self) -> tuple[Response, Response]:
+        """The reply of each side to the next create or cancel. What ends a watcher unasked is none."""
+        replies = []
+        for side, talk in enumerate(self.talks()):
+
+            def found(talk: Talk = talk, side: int = side) -> list[Response]:
+                return [message for message in talk.messages() if _is_reply(message)]
+
+            talk.wait_for(lambda found=found: len(found()) > self._replies, lambda: "a reply")  # type: ignore[misc]
+            replies.append(found()[self._replies])
+        self._replies += 1
+        return replies[0], replies[1]
+
+    # Create.
+
+    def create(self, step: p.Watch) -> None:
+        run = self._run
+        keys = KeyRange.of_request(step.key or b"\0", step.end)
+        sole, shards = run.layout.sole(keys), run.layout.shards_of(keys)
+        number = run.number(step.start)
+        if not WATCHES_HAVE_TOKENS and sole is not None and (number.is_token or number.is_unknown):
+            return
+        if WATCHES_HAVE_TOKENS and sole is None and number.covers is None and number.esp > 1:
+            # Where this esp has told that very revision it may resume; for others it must not.
+            number = run.number(p.Rev(None, 2**40))
+        meaning = self._meaning(keys, number)
+        if meaning is None:
+            return
+        begins, begins_alone = meaning
+        talks = self.talks()
+        for talk, start in zip(talks, (begins_alone, number.esp), strict=True):
+            talk.requests.create(
+                key=step.key,
+                range_end=step.end,
+                start_revision=start,
+                filters=step.filters,
+                prev_kv=step.prev_kv,
+                fragment=step.fragment,
+                watch_id=step.watch_id,
+            )
+        alone, esp = self._next_replies()
+        self._same_created(alone, esp, keys, dead=begins is None)
+        if alone.canceled:
+            return
+        watcher = Watcher(
+            alone.watch_id,
+            step,
+            keys,
+            shards,
+            begins or {},
+            begins_alone or run.mapping.now + 1,
+            run.mapping.now,
+            is_live=number.esp <= 0,
+            ignored=begins is None,
+        )
+        self._live.append(watcher)
+        is_compacted = begins is None or (
+            number.esp > 0 and any(begin < self._compacted(shard) for shard, begin in watcher.begins.items())
+        )
+        if is_compacted:
+            self._compacted_at_once(watcher)
+        self.collect()
+
+    def _compacted(self, shard: int) -> int:
+        """The revision at which a shard was compacted; 0 when it was not."""
+        mapping = self._run.mapping
+        return mapping.vector(mapping.compacted)[shard] if mapping.compacted else 0
+
+    def _meaning(self, keys: KeyRange, number: Number) -> tuple[dict[int, int] | None, int] | None:
+        """From where on each shard must tell events, and from where the one etcd is to, to tell those too.
+
+        No shards where esp must end it as compacted, whatever the one etcd does; None altogether just at the compacted
+        revision: what an etcd tells of that depends on whether it has been removed yet.
+        """
+        run, mapping = self._run, self._run.mapping
+        shards, sole = run.layout.shards_of(keys), run.layout.sole(keys)
+        if run.clusters.exact:
+            begin = number.esp or mapping.now + 1
+            return None if begin == self._compacted(0) else ({0: begin}, number.esp)
+        if number.esp <= 0:
+            return {shard: mapping.vector()[shard] + 1 for shard in shards}, 0
+        if number.is_token and WATCHES_HAVE_TOKENS and not run.unknown_on(number, shards):
+            begins = {shard: run.on_shard(number, shard) for shard in shards}
+        elif sole is not None and not number.is_unknown and not number.is_token:
+            begins = {sole: number.esp}
+        elif number.esp == 1:
+            begins = dict.fromkeys(shards, 1)
+        else:
+            return None, 0
+        if any(begin == self._compacted(shard) for shard, begin in begins.items()):
+            return None
+        first = min(mapping.first_at(shard, begin) for shard, begin in begins.items())
+        return begins, min(first, mapping.now + 1)
+
+    def _same_created(self, alone: Response, esp: Response, keys: KeyRange, *, dead: bool) -> None:
+        run = self._run
+        if run.clusters.exact:
+            assert esp == alone
+            return
+        sole = run.layout.sole(keys)
+        expected = Response()
+        expected.CopyFrom(alone)
+        if sole is not None:
+            expected.header.CopyFrom(run.header_of(sole, alone.header.revision))
+        else:
+            vector = run.mapping.vector()
+            shards = run.layout.shards_of(keys)
+            revision = min(vector[shard] for shard in shards)
+            if WATCHES_HAVE_TOKENS:
+                revision = esp.header.revision
+                if not alone.canceled and not dead:
+                    run.new_token(revision, shards)
+            else:
+                run.note(Difference.WATCH_HEADER)
+            expected.header.CopyFrom(run.merged_header(shards, revision))
+        assert esp == expected, f"esp says\n{esp}\nand should say\n{expected}"
+
+    def _compacted_at_once(self, watcher: Watcher) -> None:
+        """It was created, and is canceled for what it wants is compacted; esp may be alone in that."""
+        run = self._run
+        alone, esp = self.talks()
+        sides = (esp,) if watcher.ignored else (alone, esp)
+        ends = []
+        for talk in sides:
+
+            def found(talk: Talk = talk) -> list[Response]:
+                return [each for each in talk.messages() if _is_end(each) and each.watch_id == watcher.id][-1:]
+
+            talk.wait_for(lambda found=found: bool(found()), lambda: f"the end of {watcher}")  # type: ignore[misc]
+            ends += found()
+        watcher.ended = True
+        got = ends[-1]
+        if run.clusters.exact:
+            assert ends[0] == got
+            return
+        assert not got.header.revision
+        assert (got.cancel_reason, list(got.events), got.fragment) == ("", [], False)
+        if watcher.ignored:
+            assert got.compact_revision > 0
+            run.note(Difference.WATCH_RAW)
+            return
+        assert ends[0].compact_revision == run.mapping.compacted
+        assert got.compact_revision in {self._compacted(shard) for shard in watcher.shards}
+        sole = run.layout.sole(watcher.keys)
+        header = run.header_of(sole, 0) if sole is not None else run.merged_header(watcher.shards, 0)
+        assert got.header in (header, rpc_pb2.ResponseHeader(cluster_id=header.cluster_id, member_id=header.member_id))
+
+    # Cancel.
+
+    def cancel(self, step: p.Cancel) -> None:
+        if step.back is None or not self._live:
+            if self._talks is not None:
+                for talk in self._talks:
+                    talk.requests.cancel(99)  # nothing is said to that: it would be taken for the next reply
+            return
+        self.collect()
+        self._cancel(self._live[-1 - step.back % len(self._live)])
+
+    def cancel_all(self) -> None:
+        """Ends what is left, and sees that nothing else was said."""
+        for watcher in list(self._live):
+            self._cancel(watcher)
+        for talk in self._talks or ():
+            assert sum(map(_is_reply, talk.messages())) == self._replies
+
+    def _cancel(self, watcher: Watcher) -> None:
+        run = self._run
+        for talk in self.talks():
+            talk.requests.cancel(watcher.id)
+        alone, esp = self._next_replies()
+        self._live.remove(watcher)
+        if run.clusters.exact:
+            assert esp == alone
+            return
+        expected = Response()
+        expected.CopyFrom(alone)
+        sole = run.layout.sole(watcher.keys)
+        if sole is not None and not watcher.ended:
+            expected.header.CopyFrom(run.header_of(sole, alone.header.revision))
+        else:
+            # Said without asking the shards: where they were when they were last heard.
+            if sole is None:
+                run.note(Difference.WATCH_HEADER)
+                expected.header.CopyFrom(run.merged_header(watcher.shards, 0))
+            else:
+                expected.header.CopyFrom(run.header_of(sole, 0))
+            if not WATCHES_HAVE_TOKENS:
+                assert esp.header.revision <= max(run.mapping.vector()[shard] for shard in watcher.shards)
+            expected.header.revision = esp.header.revision
+        assert esp == expected, f"esp says\n{esp}\nand should say\n{expected}"
+
+    # Events.
+
+    def collect(self) -> None:
+        """Waits for the events that every watcher must have been told by now, and compares all that it was told."""
+        for watcher in self._live:
+            if watcher.ended:
+                continue
+            self._collect(watcher)
+
+    def _wanted(self, watcher: Watcher) -> list[Event]:
+        """What the one etcd must have told, without prev_kv."""
+        kept = []
+        for revision in range(watcher.begins_alone, self._run.mapping.now + 1):
+            for event in self._run.clusters.observer.events.get(revision, ()):
+                key = event.kv.key
+                is_filtered = int(event.type == event.DELETE) in watcher.step.filters
+                if not is_filtered and watcher.keys.intersect(KeyRange(key, key + b"\0")):
+                    kept.append(event)
+        return kept
+
+    def _collect(self, watcher: Watcher) -> None:
+        run = self._run
+        wanted = self._wanted(watcher)
+        if run.clusters.exact:
+            told = [event for event in wanted if event.kv.mod_revision >= watcher.begins[0]]
+        else:
+            told = [event for event in wanted if self._is_told(watcher, event)]
+        alone, esp = self.talks()
+        if not watcher.ignored:
+            for talk, count in ((alone, len(wanted)), (esp, len(told))):
+                self._wait(talk, watcher, count)
+        if watcher.ignored:
+            return
+        mine = _of(esp, watcher.id)
+        theirs = _of(alone, watcher.id)
+        happened = [event for message in theirs for event in message.events]
+        if run.clusters.exact:
+            # One from the past is told in pieces as etcd comes round to it.
+            assert mine == theirs if watcher.is_live else [each for one in mine for each in one.events] == happened
+            return
+        assert [_name(event) for event in happened] == [_name(event) for event in wanted], "the one etcd's own"
+        expected = [self._translated(event) for event in happened if self._is_told(watcher, event)]
+        got = [event for message in mine for event in message.events]
+        if got != expected:
+            run.note(Difference.WATCH_ORDER)
+        for shard in watcher.shards:
+            of_shard = [
+                [each for each in events if run.layout.owner(each.kv.key) == shard] for events in (got, expected)
+            ]
+            assert of_shard[0] == of_shard[1], f"esp told {of_shard[0]} and should have told {of_shard[1]}"
+        assert len(got) == len(expected)
+        self._same_messages(watcher, mine)
+
+    def _is_told(self, watcher: Watcher, event: Event) -> bool:
+        """Whether it is behind where the watcher begins in its shard."""
+        key = event.kv.key
+        begin = watcher.begins[self._run.layout.owner(key)]
+        return self._run.mapping.write(event.kv.mod_revision, key) >= begin
+
+    def _translated(self, event: Event) -> Event:
+        copy = Event()
+        copy.CopyFrom(event)
+        self._run.row(copy.kv)
+        if copy.HasField("prev_kv"):
+            self._run.row(copy.prev_kv)
+        return copy
+
+    def _wait(self, talk: Talk, watcher: Watcher, count: int) -> None:
+        talk.wait_for(
+            lambda: sum(len(message.events) for message in _of(talk, watcher.id)) >= count,
+            lambda: f"what {watcher} must be told: {count} events",
+        )
+
+    def _same_messages(self, watcher: Watcher, messages: list[Response]) -> None:
+        """Each is of one shard, a revision is in one, and the header is right."""
+        run = self._run
+        sole = run.layout.sole(watcher.keys)
+        home: dict[tuple[int, int], int] = {}
+        for number, message in enumerate(messages):
+            [shard] = {run.layout.owner(event.kv.key) for event in message.events}
+            for event in message.events:
+                assert home.setdefault((shard, event.kv.mod_revision), number) == number, "a revision was torn apart"
+            header = message.header
+            last = message.events[-1].kv.mod_revision
+            expected = run.header_of(sole, 0) if sole is not None else run.merged_header(watcher.shards, 0)
+            expected.revision = header.revision
+            assert header == expected
+            assert message == Response(header=header, watch_id=watcher.id, events=message.events)
+            if sole is None and WATCHES_HAVE_TOKENS:
+                if number >= watcher.checked:
+                    assert header.revision > watcher.last_token, "tokens go back"
+                    watcher.last_token = header.revision
+            elif watcher.is_live:
+                assert header.revision == last
+            else:
+                assert last <= header.revision <= run.mapping.vector()[shard]
+        watcher.checked = len(messages)
+
+
+def _is_reply(message: Response) -> bool:
+    """To a create or a cancel."""
+    return message.created or (message.canceled and not _is_end(message))
+
+
+def _is_end(message: Response) -> bool:
+    """That it is compacted, which nobody asked for."""
+    return message.canceled and not message.created and message.compact_revision != 0
+
+
+def _of(talk: Talk, watch_id: int) -> list[Response]:
+    """The messages with events for the watcher that has this id last."""
+    kept: list[Response] = []
+    for message in talk.messages():
+        if message.watch_id == watch_id:
+            if message.created and not message.canceled:
+                kept = []
+            elif message.events:
+                kept.append(message)
+    return kept
+
+
+def _name(event: Event) -> tuple[int, bytes, int]:
+    return event.kv.mod_revision, event.kv.key, event.type

@@ -1,0 +1,245 @@
+"""Random programs against one etcd and against esp: every answer is the same, but for what is on a written list.
+
+tests/differential/ has the parts: the list (differences.py), the programs, how revisions are translated (mapping.py),
+and how both sides are run and compared. With one shard every byte is the same.
+
+The programs are the same in each run. ESP_TEST_PROGRAMS=5000 runs so many of each kind instead, new ones each time;
+with ESP_TEST_SMALLEST=1 as well, a program that fails is made as small as can be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from esp.core.local import LocalEtcd
+from tests.differential import programs as p
+from tests.differential.clusters import Clusters, clusters
+from tests.differential.differences import Difference
+from tests.differential.mapping import Layout
+from tests.differential.run import Run
+from tests.harness import EspProcess, Esps, Etcds, peer, running_esps
+
+PROGRAMS = int(os.environ.get("ESP_TEST_PROGRAMS", "0"))
+SMALLEST = bool(os.environ.get("ESP_TEST_SMALLEST"))
+
+LAYOUTS = {
+    "between the keys": Layout([b"i", b"r"], [0, 1, 2]),
+    "at keys": Layout([b"b\0", b"k"], [0, 1, 2]),
+    "around one key": Layout([b"k", b"k\0"], [0, 1, 2]),
+    "at the end": Layout([b"\xff", b"\xff\xff"], [2, 0, 1]),
+    "islands": Layout([b"b\0", b"k1", b"z"], [0, 1, 0, 2]),
+}
+
+
+def configured(path: Path, shards: Sequence[LocalEtcd], layout: Layout) -> Path:
+    """A config of this layout."""
+
+    def text(key: bytes) -> str:
+        return json.dumps(f"hex:{key.hex()}" if key else "")
+
+    ends = [*layout.starts[1:], b""]
+    lines = ["shards:"]
+    for number, shard in enumerate(shards):
+        ranges = [
+            f"{{start: {text(start)}, end: {text(end)}}}"
+            for start, end, owner in zip(layout.starts, ends, layout.owners, strict=True)
+            if owner == number
+        ]
+        lines.append(f"  - {{name: s{number}, endpoints: [{shard.endpoint}], ranges: [{', '.join(ranges)}]}}")
+    path.write_text("\n".join([*lines, ""]))
+    return path
+
+
+def start(esps: Esps, shards: Sequence[LocalEtcd], layout: Layout) -> EspProcess:
+    path = configured(esps.folder / f"layout-{len(esps.started)}.yaml", shards, layout)
+    esp = esps.launch("-c", path, config=path)
+    esp.wait_ready()
+    return esp
+
+
+@pytest.fixture(scope="module")
+def esps(tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> Iterator[Esps]:
+    with running_esps(tmp_path_factory.mktemp("differential"), etcd_binary) as esps:
+        yield esps
+
+
+@pytest.fixture(scope="module")
+def etcds(session_etcds: Etcds) -> list[LocalEtcd]:
+    """One etcd, and the shards."""
+    return session_etcds.several(4)
+
+
+@pytest.fixture(scope="module")
+def plain(etcds: list[LocalEtcd], esps: Esps) -> Iterator[Clusters]:
+    layout = LAYOUTS["between the keys"]
+    with clusters(etcds[0], etcds[1:], start(esps, etcds[1:], layout), layout) as both:
+        yield both
+
+
+def explore(both: Clusters, count: int) -> Counter[Difference]:
+    """Runs so many programs; what differed, and how often."""
+    noted: Counter[Difference] = Counter()
+
+    @settings(
+        max_examples=PROGRAMS or count,
+        derandomize=not PROGRAMS,
+        deadline=None,
+        database=None,
+        # The step that failed is told; making the program smaller would take minutes.
+        phases=list(Phase) if SMALLEST else [Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(p.programs)
+    def run(program: list[p.Step]) -> None:
+        Run(both, noted).all_of(program)
+
+    run()
+    return noted
+
+
+def explored(both: Clusters, count: int) -> None:
+    """Runs so many programs; tells how often what differed."""
+    noted = explore(both, count)
+    for difference, times in noted.most_common():
+        sys.stdout.write(f"{times:6} {difference.name}\n")
+
+
+@pytest.mark.timeout(0 if PROGRAMS else 300)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_esp_over_three_shards_is_one_etcd_but_for_what_is_listed(
+    etcds: list[LocalEtcd], esps: Esps, name: str
+) -> None:
+    layout = LAYOUTS[name]
+    with clusters(etcds[0], etcds[1:], start(esps, etcds[1:], layout), layout) as both:
+        explored(both, 40)
+
+
+@pytest.mark.timeout(0 if PROGRAMS else 300)
+def test_so_it_is_over_shards_of_the_newest_etcd(session_etcds: Etcds, esps: Esps) -> None:
+    etcds = session_etcds.several(4, binary=peer("etcd"))
+    layout = LAYOUTS["at keys"]
+    with clusters(etcds[0], etcds[1:], start(esps, etcds[1:], layout), layout, streams=True) as both:
+        explored(both, 30)
+
+
+A, K, Z = b"a", b"k", b"z"
+"""A key of each shard of the layout "between the keys"."""
+LIST = p.Range(**p.EVERYTHING)
+FIRST, ALL_LESS_Z = p.Rev(0), {"key": A, "end": Z[:1]}
+MANY = [p.Put(b"%c%d" % (b"akz"[number % 3], number), b"%d" % (number % 5)) for number in range(60)]
+COMPARED = p.Compare(A, target=2, rev=p.Rev(0))
+
+EXAMPLES: dict[Difference, list[p.Step]] = {
+    Difference.HEADER_IDS: [LIST],
+    Difference.TOKEN: [LIST, p.Put(A), LIST],
+    # The revision of the first put, and one more, which is that of the second put in the shard, and the third of all.
+    Difference.OWN_COUNT: [p.Put(A, b"1"), p.Put(Z), p.Put(A, b"2"), p.Range(A, rev=p.Rev(2, 1))],
+    Difference.LEASE_HEADER: [p.Grant()],
+    Difference.RAW_RANGE: [p.Put(A), p.Range(**p.EVERYTHING, rev=FIRST)],
+    Difference.FILTER: [p.Put(A), p.Range(**p.EVERYTHING, min_mod=FIRST)],
+    Difference.SORT_BY_REVISION: [p.Range(**p.EVERYTHING, order=1, target=3)],
+    Difference.TIES: [*MANY, p.Range(**p.EVERYTHING, order=2, target=4, limit=7)],
+    Difference.BEHIND_TOKEN: [LIST, p.Put(A), p.Range(A, rev=p.Rev(1, 1))],
+    Difference.UNCOVERED: [p.Range(A, b"m"), p.Range(Z, rev=FIRST)],
+    Difference.UNKNOWN_TOKEN: [LIST, p.Range(A, rev=p.Rev(0, -1))],
+    Difference.TOKEN_COMPARED: [p.Put(A), p.Put(Z), LIST, p.Range(A, b"b", min_mod=p.Rev(2))],
+    Difference.COMPACTED_ELSEWHERE: [
+        p.Put(A),
+        p.Range(**p.EVERYTHING, count_only=True),
+        p.Put(Z),
+        p.Range(**p.EVERYTHING, count_only=True),
+        p.Compact(FIRST),
+        p.Range(A, rev=p.Rev(2)),
+    ],
+    Difference.TXN: [p.Txn(success=(p.Put(A), p.Put(Z)))],
+    Difference.COMPACT_RAW: [p.Put(A), p.Compact(FIRST)],
+    Difference.COMPACT_PART: [p.Range(A, b"m"), p.Compact(FIRST)],
+    Difference.DELETE_IN_PARTS: [p.Put(A), p.Put(Z), p.Watch(**p.EVERYTHING), p.Delete(**p.EVERYTHING)],
+    Difference.WATCH_HEADER: [p.Watch(**p.EVERYTHING)],
+    Difference.WATCH_RAW: [p.Put(A), p.Watch(**p.EVERYTHING, start=FIRST)],
+    Difference.LEASE_CLOCK: [p.Grant(), p.TimeToLive(p.LeaseRef(0))],
+    Difference.LEASE_ID: [p.Grant(chosen=False)],
+}
+"""For each listed difference a program in which it must occur; those that are missing have a test of their own."""
+
+
+@pytest.mark.parametrize("difference", EXAMPLES, ids=lambda difference: difference.name)
+def test_what_is_listed_does_occur(plain: Clusters, difference: Difference) -> None:
+    noted: Counter[Difference] = Counter()
+    Run(plain, noted).all_of(EXAMPLES[difference])
+    assert noted[difference]
+
+
+def test_the_list_is_whole() -> None:
+    assert set(Difference) == {*EXAMPLES, Difference.WATCH_ORDER, Difference.LEASE_ORDER}
+
+
+def test_a_watcher_from_the_beginning_hears_each_shard_in_order(session_etcds: Etcds, start_esp: Esps) -> None:
+    """What only etcds that were never compacted can show: and that shards are not put in one order."""
+    etcds = session_etcds.several(4)
+    layout = LAYOUTS["between the keys"]
+    program = [
+        p.Put(A),
+        p.Put(Z),
+        p.Put(K),
+        p.Put(A, b"1"),
+        p.Txn(success=(p.Put(K, b"2"), p.Put(b"m", b"2"), p.Delete(b"l"))),
+        p.Delete(**p.EVERYTHING),
+        p.Put(Z),
+        p.Watch(**p.EVERYTHING, start=p.Rev(None, 1), prev_kv=True),
+        p.Watch(A, Z, start=p.Rev(None, 1), filters=(0,)),
+        p.Put(A),
+        p.Put(K),
+        p.Delete(K),
+    ]
+    noted: Counter[Difference] = Counter()
+    with clusters(etcds[0], etcds[1:], start(start_esp, etcds[1:], layout), layout) as both:
+        Run(both, noted, wiped=False).all_of(program)
+    assert noted[Difference.WATCH_ORDER]
+
+
+def test_leases_come_in_the_order_in_which_the_shards_would_end_them(plain: Clusters) -> None:
+    """Any order is right, so that of esp need not be another."""
+    Run(plain, Counter()).all_of([p.Grant(600), p.Grant(900), p.Grant(600), p.Leases()])
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        [p.Put(b"c")],
+        [p.Put(b"c", b"1"), p.Range(b"b", b"d", rev=FIRST)],
+        [p.Range(b"b\0", b"c")],
+        [p.Txn(success=(p.Put(b"b"), p.Put(b"c")))],
+    ],
+    ids=["header", "revision", "token", "refusal"],
+)
+def test_the_comparison_finds_a_proxy_that_is_wrong(etcds: list[LocalEtcd], esps: Esps, program: list[p.Step]) -> None:
+    """One that has its boundaries elsewhere."""
+    esp = start(esps, etcds[1:], LAYOUTS["at keys"])
+    with clusters(etcds[0], etcds[1:], esp, LAYOUTS["around one key"]) as both, pytest.raises(AssertionError):
+        Run(both, Counter()).all_of(program)
+
+
+@pytest.fixture
+def twins(start_etcd: Etcds) -> tuple[LocalEtcd, LocalEtcd]:
+    """Two etcds that say the same to the same: of one name, address and token, from which their ids come."""
+    name = "http://127.0.0.1:1"
+    flags = ("--name=twin", f"--initial-advertise-peer-urls={name}", f"--initial-cluster=twin={name}")
+    one, other = start_etcd.several(2, *flags, "--initial-cluster-token=twins")
+    return one, other
+
+
+@pytest.mark.timeout(0 if PROGRAMS else 300)
+def test_with_one_shard_every_byte_is_the_same(twins: tuple[LocalEtcd, LocalEtcd], start_esp: Esps) -> None:
+    alone, shard = twins
+    with clusters(alone, [shard], start(start_esp, [shard], Layout([], [0])), Layout([], [0])) as both:
+        Run(both, Counter(), wiped=False).all_of([p.Put(A), LIST, p.Watch(**p.EVERYTHING, start=p.Rev(None, 1))])
+        explored(both, 40)
