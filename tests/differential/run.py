@@ -760,6 +760,8 @@ class Run:
             assert esp == alone
             return
         right, got = (rpc_pb2.LeaseTimeToLiveResponse.FromString(answer) for answer in (alone, esp))
+        if right.keys != got.keys:
+            self.note(Difference.LEASE_ORDER)
         for answer in (right, got):
             assert answer.TTL == -1 if not answer.grantedTTL else 0 < answer.TTL <= answer.grantedTTL
             ordered = sorted(answer.keys)
