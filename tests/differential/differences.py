@@ -89,9 +89,8 @@ class Difference(Enum):
         "choice 3: shards are watched side by side",
     )
     WATCH_HEADER = (
-        "header.revision of a watcher over several shards: created, the lowest of their revisions; events, the "
-        "shard's; canceled, the lowest that was heard",
-        "as long as watches have no tokens: see WATCHES_HAVE_TOKENS",
+        "header.revision and compact_revision of a watcher over several shards are tokens for its position",
+        "choice 3: no revision of one shard says where it is in the others",
     )
     WATCH_RAW = (
         "a watcher over several shards from a revision that means something else on each is created and then "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from esp.core.keys import KeyRange
 from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.tokens import MARK
 from tests.differential import programs as p
 from tests.differential.clusters import Talk
 from tests.differential.differences import Difference
@@ -14,13 +15,6 @@ from tests.differential.differences import Difference
 if TYPE_CHECKING:
     from tests.differential.run import Number, Run
 
-WATCHES_HAVE_TOKENS: Final = False
-"""Whether a watch can begin at a token, and tells tokens when it is of several shards.
-
-To be set once it is so. Then programs begin watches at tokens and behind them, within one shard and over several, and
-headers of those over several must be tokens, in order. Until then a start at a token is as any number that says nothing
-about the shards (over several), or left out (within one shard, where esp takes it for a revision in the far future).
-"""
 
 Response = rpc_pb2.WatchResponse
 Event = kv_pb2.Event
@@ -97,9 +91,7 @@ class Watchers:
         keys = KeyRange.of_request(step.key or b"\0", step.end)
         sole, shards = run.layout.sole(keys), run.layout.shards_of(keys)
         number = run.number(step.start)
-        if not WATCHES_HAVE_TOKENS and sole is not None and (number.is_token or number.is_unknown):
-            return
-        if WATCHES_HAVE_TOKENS and sole is None and number.covers is None and number.esp > 1:
+        if sole is None and number.covers is None and number.esp > 1:
             # Where this esp has told that very revision it may resume; for others it must not.
             number = run.number(p.Rev(None, 2**40))
         meaning = self._meaning(keys, number)
@@ -158,7 +150,7 @@ class Watchers:
             return None if begin == self._compacted(0) else ({0: begin}, number.esp)
         if number.esp <= 0:
             return {shard: mapping.vector()[shard] + 1 for shard in shards}, 0
-        if number.is_token and WATCHES_HAVE_TOKENS and not run.unknown_on(number, shards):
+        if number.is_token and not run.unknown_on(number, shards):
             begins = {shard: run.on_shard(number, shard) for shard in shards}
         elif sole is not None and not number.is_unknown and not number.is_token:
             begins = {sole: number.esp}
@@ -182,15 +174,11 @@ class Watchers:
         if sole is not None:
             expected.header.CopyFrom(run.header_of(sole, alone.header.revision))
         else:
-            vector = run.mapping.vector()
             shards = run.layout.shards_of(keys)
-            revision = min(vector[shard] for shard in shards)
-            if WATCHES_HAVE_TOKENS:
-                revision = esp.header.revision
-                if not alone.canceled and not dead:
-                    run.new_token(revision, shards)
-            else:
-                run.note(Difference.WATCH_HEADER)
+            revision = esp.header.revision
+            if not alone.canceled and not dead:
+                run.new_token(revision, shards)
+            run.note(Difference.WATCH_HEADER)
             expected.header.CopyFrom(run.merged_header(shards, revision))
         assert esp == expected, f"esp says\n{esp}\nand should say\n{expected}"
 
@@ -219,8 +207,12 @@ class Watchers:
             run.note(Difference.WATCH_RAW)
             return
         assert ends[0].compact_revision == run.mapping.compacted
-        assert got.compact_revision in {self._compacted(shard) for shard in watcher.shards}
         sole = run.layout.sole(watcher.keys)
+        if sole is None:
+            run.note(Difference.WATCH_HEADER)
+            assert got.compact_revision >= MARK
+        else:
+            assert got.compact_revision == self._compacted(sole)
         header = run.header_of(sole, 0) if sole is not None else run.merged_header(watcher.shards, 0)
         assert got.header in (header, rpc_pb2.ResponseHeader(cluster_id=header.cluster_id, member_id=header.member_id))
 
@@ -263,8 +255,6 @@ class Watchers:
                 expected.header.CopyFrom(run.merged_header(watcher.shards, 0))
             else:
                 expected.header.CopyFrom(run.header_of(sole, 0))
-            if not WATCHES_HAVE_TOKENS:
-                assert esp.header.revision <= max(run.mapping.vector()[shard] for shard in watcher.shards)
             expected.header.revision = esp.header.revision
         assert esp == expected, f"esp says\n{esp}\nand should say\n{expected}"
 
@@ -356,7 +346,7 @@ class Watchers:
             expected.revision = header.revision
             assert header == expected
             assert message == Response(header=header, watch_id=watcher.id, events=message.events)
-            if sole is None and WATCHES_HAVE_TOKENS:
+            if sole is None:
                 if number >= watcher.checked:
                     assert header.revision > watcher.last_token, "tokens go back"
                     watcher.last_token = header.revision

@@ -28,13 +28,14 @@ class Span:
         last_token: the highest that its client has been told.
     """
 
-    __slots__ = ("_positions", "_routing", "_watched", "is_told", "last_token", "taps")
+    __slots__ = ("_positions", "_routing", "_term", "_watched", "is_told", "last_token", "taps")
 
     def __init__(self, routing: Routing, positions: Positions, watched: Watched, taps: Sequence[Tap]) -> None:
         """`watched` is what `positions` tells watchers apart by."""
         self.taps = taps
         self.last_token = 0
         self.is_told = False
+        self._term = 0
         self._routing = routing
         self._positions = positions
         self._watched: Watched | None = watched
@@ -55,12 +56,14 @@ class Span:
         identity = self._routing.identity
         if revision is None:
             revision = self.last_token = token(self._routing, self.vector())
-        return header_field(
-            rpc_pb2.ResponseHeader(cluster_id=identity.cluster_id, member_id=identity.member_id, revision=revision)
+        header = rpc_pb2.ResponseHeader(
+            cluster_id=identity.cluster_id, member_id=identity.member_id, revision=revision, raft_term=self._term
         )
+        return header_field(header)
 
-    def created(self) -> Response:
-        """The reply to the create."""
+    def created(self, replies: Sequence[Response]) -> Response:
+        """The reply to the create, of those of the shards."""
+        self._term = max(reply.message.header.raft_term for reply in replies)
         return created(self.header())
 
     def events(self, tap: Tap, responses: Sequence[Response]) -> list[Response]:

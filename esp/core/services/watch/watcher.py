@@ -193,7 +193,7 @@ class Watcher:
         replies = [tap.created for tap in self.taps if tap.created is not None]
         for tap in self.taps:
             tap.created = None
-        return replies[0] if self.span is None else self.span.created()
+        return replies[0] if self.span is None else self.span.created(replies)
 
     # From the taps.
 
