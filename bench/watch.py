@@ -66,10 +66,10 @@ def _load(command: list[str]) -> Iterator[subprocess.Popen[str]]:
                 load.kill()
 
 
-def _expect(load: subprocess.Popen[str], state: str) -> None:
+def _expect(load: subprocess.Popen[str], name: str, state: str) -> None:
     assert load.stdout is not None
     if load.stdout.readline() != f"{state}\n":
-        raise BenchError(f"the load is not {state}")
+        raise BenchError(f"{name}: the load did not get {state}")
 
 
 def measure(name: str, workload: Workload, backends: Backends, folder: Path, *, quick: bool) -> Sample:
@@ -82,11 +82,11 @@ def measure(name: str, workload: Workload, backends: Backends, folder: Path, *, 
         with _load([*command, *workload.flags(quick)]) as load:
             assert load.stdin is not None
             assert load.stdout is not None
-            _expect(load, "ready")
+            _expect(load, name, "ready")
             idle = peer.process.memory_mb("VmRSS") if peer.process else 0.0
             load.stdin.write("go\n")
             load.stdin.flush()
-            _expect(load, "warm")
+            _expect(load, name, "warm")
             before = peer.process.cpu() if peer.process else None
             load.stdin.write("go\n")
             load.stdin.flush()
