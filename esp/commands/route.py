@@ -96,7 +96,7 @@ def _write_text(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[S
     if boundary is None:
         write(f'A Txn over this {what} is possible: shard "{rows[0][0]}" owns all of it.')
     else:
-        write(f"A Txn over this {what} is not possible: another shard begins at {_quoted(boundary)}.")
+        write(f"A Txn over this {what} can only read: another shard begins at {_quoted(boundary)}.")
 
 
 def _write_json(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[Segment], loaded: Config) -> None:

@@ -66,7 +66,7 @@ main    "/registry/"         "/registry/events/"  {MAIN}
 events  "/registry/events/"  "/registry/events0"  {EVENTS}
 main    "/registry/events0"  "/registry0"         {MAIN}
 
-A Txn over this range is not possible: another shard begins at "/registry/events/".
+A Txn over this range can only read: another shard begins at "/registry/events/".
 """
     assert route("/registry/", "--prefix") == (0, expected, "")
 
@@ -79,7 +79,7 @@ main    "\\x00"               "/registry/events/"  {MAIN}
 events  "/registry/events/"  "/registry/events0"  {EVENTS}
 main    "/registry/events0"  "\\x00" (open end)    {MAIN}
 
-A Txn over this range is not possible: another shard begins at "/registry/events/".
+A Txn over this range can only read: another shard begins at "/registry/events/".
 """
     assert route("", option) == (0, expected, "")
 
