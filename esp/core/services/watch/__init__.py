@@ -3,7 +3,7 @@
     client stream      stream.py    one client's Watch call: its ids, what waits for it
       request          slots.py     what it asks for, answered in order; progress.py puts answers together
       watcher          watcher.py   one watcher of a client, in one shard or in several
-        tap            source.py    its part in one shard: where it gets that shard's events from
+        tap            tap.py       its part in one shard: where it gets that shard's events from
     source             source.py    one watcher of a shard, which feeds one tap or many
       upstream         upstream.py  one Watch call to a shard, opened again whenever it breaks; call.py its stream
     pool               pool.py      which sources are shared, and who may join them

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Final
 
 from esp.core.services.watch.messages import DUPLICATE_ID, Response, Spec, created, raised
-from esp.core.services.watch.source import Source, Tap
+from esp.core.services.watch.source import Source
+from esp.core.services.watch.tap import Tap
 from esp.core.services.watch.upstream import Upstream
 from esp.core.shard import Shard
 from esp.core.wire.request_encoder import Forward

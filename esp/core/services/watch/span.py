@@ -13,7 +13,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.services.revision import token
 from esp.core.services.watch.messages import Response, canceled, created, header_field
 from esp.core.services.watch.positions import Positions, Watched
-from esp.core.services.watch.source import Tap
+from esp.core.services.watch.tap import Tap
 
 if TYPE_CHECKING:
     from esp.core.routing import Routing

@@ -28,7 +28,8 @@ from esp.core.services.metadata import call_head
 from esp.core.services.reading import RANGE, all_of
 from esp.core.services.revision import token
 from esp.core.services.watch.messages import Response
-from esp.core.services.watch.source import Source, Tap
+from esp.core.services.watch.source import Source
+from esp.core.services.watch.tap import Tap
 from esp.core.services.watch.upstream import Upstream
 from esp.core.services.watch.watcher import Watcher
 from esp.core.wire.status import RpcError

@@ -18,8 +18,8 @@ from esp.core.services.watch.messages import (
     header_field,
     refused,
 )
-from esp.core.services.watch.source import Tap
 from esp.core.services.watch.span import Span
+from esp.core.services.watch.tap import Tap
 from esp.core.shard_map import Segment
 from esp.core.wire.status import RpcError
 
