@@ -84,9 +84,12 @@ class Tokens:
         self._claim: socket.socket | None = None
         self._instance = instance  # claimed when it is first needed
         self._vectors: dict[int, Vector] = {}
-        self._order: deque[int] = deque()
+        # Apart, so that a busy watch does not make a client's list forgotten between two of its pages.
+        self._of_answers: deque[int] = deque()
+        self._of_messages: deque[int] = deque()
         self._last_tick = 0
         self._newest = 0
+        self._newest_is_answers = False
         self._highest: Vector = (0,) * shards
 
     def __len__(self) -> int:
@@ -99,11 +102,15 @@ class Tokens:
 
     # Minting.
 
-    def mint(self, vector: Sequence[int]) -> int:
-        """The token for a position; the last one again where that is new and stands for the same."""
+    def mint(self, vector: Sequence[int], *, of_message: bool = False) -> int:
+        """The token for a position; the last one again where that is new and stands for the same.
+
+        Those of a watch's messages, which are many, are counted apart from those of answers.
+        """
         wanted = tuple(vector)
         newest = self._newest
-        if newest and self._vectors.get(newest) == wanted and self._ticks() - _ticks_of(newest) < _REUSE_TICKS:
+        is_new = self._ticks() - _ticks_of(newest) < _REUSE_TICKS
+        if newest and is_new and self._vectors.get(newest) == wanted and (of_message or self._newest_is_answers):
             return newest
         tick = max(self._ticks(), self._last_tick + 1)
         self._last_tick = tick
@@ -112,12 +119,14 @@ class Tokens:
         number = self._newest = MARK | tick << _TICK_SHIFT | self._instance << _INSTANCE_SHIFT
         self.minted += 1
         self._vectors[number] = wanted
-        self._order.append(number)
+        self._newest_is_answers = not of_message
+        order = self._of_messages if of_message else self._of_answers
+        order.append(number)
         self._highest = tuple(map(max, self._highest, wanted))
         self.expire()
-        if len(self._order) > self._context.limits.max_tokens:
+        if len(order) > self._context.limits.max_tokens:
             self._context.reached("max_tokens")
-            self._forget_oldest()
+            self._vectors.pop(order.popleft(), None)
         return number
 
     @property
@@ -154,12 +163,10 @@ class Tokens:
     def expire(self) -> None:
         """Forgets what is older than `token_seconds`."""
         oldest = self._oldest_tick()
-        while self._order and _ticks_of(self._order[0]) < oldest:
-            self._context.reached("token_seconds")
-            self._forget_oldest()
-
-    def _forget_oldest(self) -> None:
-        self._vectors.pop(self._order.popleft(), None)
+        for order in (self._of_answers, self._of_messages):
+            while order and _ticks_of(order[0]) < oldest:
+                self._context.reached("token_seconds")
+                self._vectors.pop(order.popleft(), None)
 
     def _oldest_tick(self) -> int:
         return self._ticks() - int(self._context.limits.token_seconds * TICKS_PER_SECOND)

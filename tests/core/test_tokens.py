@@ -117,6 +117,18 @@ def test_no_more_are_remembered_than_may_be_and_the_oldest_goes_first(clock: Clo
     assert here._context.counters.limits["max_tokens"] == 2
 
 
+def test_the_many_tokens_of_messages_do_not_push_out_those_of_answers(clock: Clock) -> None:
+    here = tokens(clock, max_tokens=2)
+    listed = here.mint([1, 1])
+    told = [here.mint([number, 1], of_message=True) for number in range(1, 9)]
+    assert told[0] == listed
+    assert here.position(listed) is not None
+    assert [here.position(token) is not None for token in told[1:]] == [False] * 5 + [True] * 2
+    again = here.mint([8, 1])
+    assert again > told[-1], "one that a message bears is not good enough for an answer"
+    assert here.mint([8, 1], of_message=True) == again
+
+
 def test_a_token_is_remembered_no_longer_than_its_time(clock: Clock) -> None:
     here = tokens(clock, token_seconds=10)
     old = here.mint([1, 1])

@@ -40,9 +40,10 @@ def merged_header(
     )
 
 
-def token(routing: Routing, revisions: Mapping[int, int]) -> int:
-    """The token for these revisions, by the index of their shard."""
-    return routing.tokens.mint([revisions.get(shard, 0) for shard in range(len(routing.shards))])
+def token(routing: Routing, revisions: Mapping[int, int], *, of_message: bool = False) -> int:
+    """The token for these revisions, by the index of their shard; `of_message` as for `Tokens.mint`."""
+    vector = [revisions.get(shard, 0) for shard in range(len(routing.shards))]
+    return routing.tokens.mint(vector, of_message=of_message)
 
 
 def position_of(tokens: Tokens, number: int) -> Position | None:

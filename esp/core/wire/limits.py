@@ -74,7 +74,7 @@ class Limits:
     max_lease_repairs: int = 100_000
     """Leases that wait to be granted or revoked on a shard that missed it."""
     max_tokens: int = 200_000
-    """Vector tokens that are remembered: revisions of answers that several shards gave together."""
+    """Vector tokens that are remembered: revisions of answers of several shards; and as many of a watch's messages."""
     token_seconds: float = 3600.0
     """How long one is; given back later, it is answered as compacted."""
     max_resume_positions: int = 100_000

@@ -70,7 +70,7 @@ class Span:
         """A message of one shard, or its fragments, under the token of the position behind it."""
         first, last = responses[0].first, responses[-1].last
         tap.passed = max(tap.passed, last)
-        told = self.last_token = token(self._routing, self.vector())
+        told = self.last_token = token(self._routing, self.vector(), of_message=True)
         if self._watched is not None:
             self._positions.reached(self._watched, tap.shard, first, last, told)
         return [response.under(self._routing.identity, told) for response in responses]
