@@ -104,19 +104,26 @@ class Etcd:
         """The store's revision now."""
         return int(call(self.address, "Range", rpc_pb2.RangeRequest(key=b"\0")).header.revision)
 
-    def handled(self, method: str) -> dict[str, int]:
-        """How many `method` calls this etcd has answered since it started, by gRPC code ("OK" and so on).
+    def ranges(self) -> int:
+        """How many ranges this etcd has read since it started, in transactions too."""
+        total = re.search(r"^etcd_mvcc_range_total (\S+)$", self._metrics(), re.MULTILINE)
+        return int(float(total[1])) if total else 0
+
+    def handled(self) -> dict[str, dict[str, int]]:
+        """How many calls to its KV service it has answered since it started, by method and gRPC code ("OK" and so on).
 
         The stock client's own calls through `call` count too.
         """
-        with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=10) as reply:
-            text = reply.read().decode()
-        counts: dict[str, int] = {}
-        for labels, value in re.findall(r"^grpc_server_handled_total\{(.*)\} (\S+)$", text, re.MULTILINE):
+        counts: dict[str, dict[str, int]] = {}
+        for labels, value in re.findall(r"^grpc_server_handled_total\{(.*)\} (\S+)$", self._metrics(), re.MULTILINE):
             fields = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-            if fields["grpc_service"] == "etcdserverpb.KV" and fields["grpc_method"] == method:
-                counts[fields["grpc_code"]] = int(float(value))
+            if fields["grpc_service"] == "etcdserverpb.KV":
+                counts.setdefault(fields["grpc_method"], {})[fields["grpc_code"]] = int(float(value))
         return counts
+
+    def _metrics(self) -> str:
+        with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=10) as reply:
+            return str(reply.read().decode())
 
     def load(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """Puts every pair."""

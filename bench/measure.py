@@ -43,6 +43,15 @@ class Amount:
     requests: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What an etcd has done so far: its revision, ranges read, and answers by method and gRPC code."""
+
+    revision: int
+    ranges: int
+    handled: dict[str, dict[str, int]]
+
+
 @contextmanager
 def running_backends(workload: Workload, folder: Path) -> Iterator[Backends]:
     """Fresh etcds that hold the workload's keys."""
@@ -175,20 +184,27 @@ class Subject:
             raise BenchError(f"{self._where}: grpcio got {error.code()}: {error.details()}") from error
         return int(reply.ByteSize())
 
-    def _served(self) -> list[tuple[int, dict[str, int]]]:
-        # In this order, as `revision` is a Range itself.
-        return [(etcd.revision(), etcd.handled(self._workload.method)) for etcd in self._etcds]
+    def _served(self) -> list[_Served]:
+        return [_Served(etcd.revision(), etcd.ranges(), etcd.handled()) for etcd in self._etcds]
 
-    def _require_served(self, before: list[tuple[int, dict[str, int]]]) -> None:
-        """Every request must have reached every etcd it concerns, and have been answered OK there.
+    def _require_served(self, before: list[_Served]) -> None:
+        """Every request must have had its effect on every etcd it concerns, and have been answered OK there.
 
-        h2load takes a gRPC error for a success, so this is what makes its figures believable.
+        h2load takes a gRPC error for a success, so this is what makes its figures believable. A Put is a call and a
+        revision; a Range is a range read, in a call of its own or with others.
         """
-        for etcd, (revision, counts) in zip(self._etcds, before, strict=True):
-            after = etcd.handled(self._workload.method)
-            written = etcd.revision() - revision
+        for etcd, then in zip(self._etcds, before, strict=True):
+            handled, ranges, written = etcd.handled(), etcd.ranges() - then.ranges, etcd.revision() - then.revision
+            new = {
+                (method, code): count - then.handled.get(method, {}).get(code, 0)
+                for method, codes in handled.items()
+                for code, count in codes.items()
+                if count != then.handled.get(method, {}).get(code)
+            }
+            done = new.get(("Put", "OK"), 0) if self._workload.writes else ranges
             if written != (self._requests if self._workload.writes else 0):
                 raise BenchError(f"{self._where}: {self._requests} requests, {written} revisions on etcd {etcd.name}")
-            new = {code: count - counts.get(code, 0) for code, count in after.items() if count != counts.get(code)}
-            if new.get("OK", 0) < self._requests or new.keys() != {"OK"}:
-                raise BenchError(f"{self._where}: {self._requests} requests, answers of etcd {etcd.name}: {new}")
+            if done < self._requests or any(code != "OK" for _, code in new):
+                raise BenchError(
+                    f"{self._where}: {self._requests} requests; etcd {etcd.name} read {ranges} ranges, answered {new}"
+                )

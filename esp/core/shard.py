@@ -60,7 +60,8 @@ class Shard:
         name: as in the config.
         endpoint: the one in use, None while there is none.
         trouble: why the last attempt to connect failed, "" when it did not.
-        version: etcd's, as the member in use last told it; "" before that.
+        version: etcd's, as a member last told it; "" before that.
+        version_in_use: that of the member in use; "" until it has told.
     """
 
     def __init__(self, name: str, endpoints: Sequence[Endpoint], context: WireContext) -> None:
@@ -70,6 +71,7 @@ class Shard:
         self.endpoint: Endpoint | None = None
         self.trouble = ""
         self.version = ""
+        self.version_in_use = ""
         self._unary = Lane(context)
         self._streams = Lane(context)
         self._retired: list[ClientConnection] = []
@@ -320,6 +322,7 @@ class Shard:
                     task.cancel()
         finally:
             self.endpoint = None
+            self.version_in_use = ""
             for lane in (self._unary, self._streams):
                 if lane.connection is not None:
                     self._retire(lane)
@@ -331,7 +334,7 @@ class Shard:
             answer = await self.unary(
                 b"/etcdserverpb.Maintenance/Status", b"", idempotent=True, timeout=self.context.limits.connect_timeout
             )
-            self.version = rpc_pb2.StatusResponse.FromString(answer).version
+            self.version = self.version_in_use = rpc_pb2.StatusResponse.FromString(answer).version
         except (RpcError, DecodeError) as error:
             log.info("shard %s: does not tell its version: %s", self.name, error)
 

@@ -18,7 +18,8 @@ from esp.core.services.concat import Concat, can_concat
 from esp.core.services.handlers import CoroutineCall, Spawn, parse
 from esp.core.services.lease_retry import LeaseRetry
 from esp.core.services.merge import refuse_range
-from esp.core.services.peek import key_range, put_key, range_key
+from esp.core.services.peek import bare_key, key_range, put_key, range_key
+from esp.core.services.read_batch import ReadBatches
 from esp.core.services.reading import segments_of
 from esp.core.services.revision import position_of, translate_filters, translate_txn
 from esp.core.services.snapshot import READ_METADATA
@@ -142,9 +143,18 @@ class Range(_Routed):
         super().__init__(routing, spawn)
         self.snapshots = snapshots
         self.snapshot_tries = snapshot_tries
+        self.batches = [ReadBatches(shard) for shard in self.shards]
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
+        key = bare_key(message, PREFIX_SIZE)
+        if key is not None:
+            self.batches[self.owner(key)].add(stream, message)
+        else:
+            self.on_other_message(stream, message)
+
+    def on_other_message(self, stream: ServerStream, message: bytes) -> None:
+        """Sends anything but a bare key to the shard that owns the key or the whole range."""
         key = range_key(message, PREFIX_SIZE)
         if key is not None:
             self.shards[self.owner(key)].splice(stream, message)
@@ -215,6 +225,8 @@ class Range(_Routed):
 
 class RangeStream(Range):
     """As Range, with the answer in pieces (etcd 3.7)."""
+
+    on_message = Range.on_other_message
 
     def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
         """What etcd would find wrong, wherever the keys are."""

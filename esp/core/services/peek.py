@@ -6,7 +6,7 @@ their shortest form, no field unknown, nothing cut off or left over. So every pa
 may go to a shard as they are. None means nothing more than that the fast path has to step aside: anything unusual,
 an empty key, a sort option that etcd does not know and a number that may be a vector token included.
 
-`put_key` and `range_key` begin with the shape that nearly all requests have, decided in a few steps.
+`put_key` and `bare_key` know the shape that nearly all requests have, decided in a few steps.
 A `message` is a gRPC message with its prefix; the protobuf bytes start at `offset`.
 """
 
@@ -57,16 +57,24 @@ def put_key(message: bytes, offset: int) -> bytes | None:
     return message[fields[0]] if fields else None
 
 
-def range_key(message: bytes, offset: int) -> bytes | None:
-    """The key of a Range for one key; None for a range, even one that holds but one key.
-
-    Serves DeleteRange too. That has fewer fields; those of Range it takes no notice of, nor does etcd.
-    """
+def bare_key(message: bytes, offset: int) -> bytes | None:
+    """The key of a Range that says nothing but its one key, of at most 127 bytes, as nearly all do."""
     end = len(message)
     if end - offset > 2 and message[offset] == _KEY:
         size = message[offset + 1]
         if size < 0x80 and offset + 2 + size == end:
             return message[offset + 2 :]
+    return None
+
+
+def range_key(message: bytes, offset: int) -> bytes | None:
+    """The key of a Range for one key; None for a range, even one that holds but one key.
+
+    Serves DeleteRange too. That has fewer fields; those of Range it takes no notice of, nor does etcd.
+    """
+    key = bare_key(message, offset)
+    if key is not None:
+        return key
     fields = _look(message, offset, _RANGE_FIELDS)
     return message[fields[0]] if fields and fields[1] is None else None
 

@@ -10,6 +10,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import PassStream, PassUnary, Refuse
+from esp.core.services.read_batch import PassReads
 from esp.core.services.snapshot import READ_METADATA
 from esp.core.shard import Shard
 from esp.core.wire.request import RequestHead
@@ -82,6 +83,7 @@ class Router:
         return handler
 
 
+_RANGE: Final = b"/etcdserverpb.KV/Range"
 _OURS: Final = frozenset((SHARD_METADATA, READ_METADATA))
 
 
@@ -89,6 +91,7 @@ class _PassAll:
     """Handlers that pass every RPC on to one shard."""
 
     def __init__(self, shard: Shard) -> None:
+        self._range = PassReads(shard)
         self._read = PassUnary(shard, idempotent=True)
         self._write = PassUnary(shard, idempotent=False)
         self._stream = PassStream(shard)
@@ -97,6 +100,8 @@ class _PassAll:
         method = METHODS.get(path)
         if method is None or method.client_streaming or method.server_streaming:
             return self._stream
+        if path == _RANGE:
+            return self._range
         return self._read if path in READS else self._write
 
 

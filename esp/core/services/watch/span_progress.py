@@ -136,7 +136,7 @@ class SpanProgress:
         upstreams: set[Upstream] = set()
         for tap in watcher.taps:
             source = tap.source
-            if source is not None and source.is_live and _tells_in_order(source.upstream.shard.version):
+            if source is not None and source.is_live and _tells_in_order(source.upstream.shard.version_in_use):
                 one.asked[tap] = source
                 upstreams.add(source.upstream)
         self._asked = {upstream for upstream in self._asked if upstream.sources} | upstreams

@@ -1,0 +1,99 @@
+"""Several reads of one key each as one transaction, and its answer as theirs: bytes in, bytes out.
+
+A transaction that compares nothing and only reads is to etcd what its reads are one by one, at one moment
+(etcd server/etcdserver/v3_server.go, Range and Txn): it waits for the same agreement before it reads, checks the same
+permissions, and the header it is answered with is the one that each read would have got.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from esp.core.wire.frames import pack_u32, unpack_u32
+from esp.core.wire.message import PREFIX_SIZE, prefix
+
+_BYTES_1 = 1 << 3 | 2  # tags, as the one byte they take: field 1 with bytes
+_SUCCEEDED = 2 << 3
+_RESPONSES = 3 << 3 | 2
+
+
+def _varint(number: int) -> bytes:
+    return bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80, number >> 7))
+
+
+def _operation(size: int) -> bytes:
+    """What stands in front of a RangeRequest of `size` bytes: TxnRequest.success, RequestOp.request_range."""
+    inner = bytes((_BYTES_1,)) + _varint(size)
+    return bytes((2 << 3 | 2,)) + _varint(len(inner) + size) + inner
+
+
+_OPERATIONS = [_operation(size) for size in range(0x82)]
+"""By the size of a read, which is at most 127 bytes of key behind its tag and length."""
+
+
+def join(messages: Sequence[bytes]) -> bytes:
+    """The transaction that reads what `messages`, as `peek.bare_key` knows them, read; all with gRPC prefix."""
+    parts = []
+    for message in messages:
+        parts.append(_OPERATIONS[len(message) - PREFIX_SIZE])
+        parts.append(message[PREFIX_SIZE:])
+    return prefix(b"".join(parts))
+
+
+def split(answer: bytes, count: int) -> list[bytes] | None:
+    """The RangeResponses that `count` reads get, as gRPC messages, out of the TxnResponse, all with gRPC prefix.
+
+    None unless `answer` is what etcd writes: a header, success, and `count` answers that were read at its revision.
+    """
+    try:
+        return _split(answer, count)
+    except (IndexError, struct.error):  # it is cut off
+        return None
+
+
+def _split(answer: bytes, count: int) -> list[bytes] | None:
+    position = PREFIX_SIZE
+    end = len(answer)
+    if answer[0] or unpack_u32(answer, 1)[0] != end - position or answer[position] != _BYTES_1:
+        return None
+    size = answer[position + 1]
+    after = position + 2 + size
+    if size > 0x7F or answer[after] != _SUCCEEDED or answer[after + 1] != 1:
+        return None
+    header = answer[position:after]
+    position = after + 2
+    answers = []
+    while position < end:
+        if answer[position] != _RESPONSES:
+            return None
+        size, position = _size_at(answer, position + 1)
+        after = position + size
+        if answer[position] != _BYTES_1:
+            return None
+        size, position = _size_at(answer, position + 1)
+        if position + size != after or after > end or answer[position] != _BYTES_1:
+            return None
+        # The header inside says nothing but the revision, and the one outside says the same one.
+        size = answer[position + 1]
+        body = position + 2 + size
+        if not 1 < size <= 11 or body > after or answer[position + 2 : body] not in header:
+            return None
+        answers.append(b"\0" + pack_u32(len(header) + after - body) + header + answer[body:after])
+        position = after
+    return answers if len(answers) == count else None
+
+
+def _size_at(answer: bytes, position: int) -> tuple[int, int]:
+    """The length that stands at `position`, and where what it measures begins."""
+    size = answer[position]
+    position += 1
+    if size > 0x7F:
+        size &= 0x7F
+        for shift in (7, 14, 21, 28):
+            byte = answer[position]
+            position += 1
+            size |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+    return size, position
