@@ -104,8 +104,8 @@ class ScriptedConnection:
             self.says(window(0, len(frame.payload)), window(frame.stream, len(frame.payload)))
         if call is not None and frame.kind in (frames.DATA, frames.HEADERS) and frame.flags & frames.END_STREAM:
             call.whole = True
-            if call.path == STATUS:
-                self.answers(call, rpc_pb2.StatusResponse(version=VERSION).SerializeToString())
+            if call.path == STATUS and self.etcd.version is not None:
+                self.answers(call, rpc_pb2.StatusResponse(version=self.etcd.version).SerializeToString())
 
     def call(self, stream: int) -> HeardCall | None:
         """The call on that stream, as far as it was heard."""
@@ -175,6 +175,7 @@ class ScriptedEtcd:
     Attributes:
         greeting: the settings it begins with; None: it says nothing at all.
         calls: every call heard on any connection, but for those after the version.
+        version: what it says of itself; None: it does not answer that.
         on_frame: called with every frame heard.
     """
 
@@ -182,6 +183,7 @@ class ScriptedEtcd:
         self.greeting = greeting
         self.port = port
         self.silent = silent
+        self.version: str | None = VERSION
         self.calls: list[HeardCall] = []
         self.connections: list[ScriptedConnection] = []
         self.on_frame = None

@@ -291,17 +291,21 @@ def _send_in_pieces(stream: ServerStream, head: bytes, answer: bytes, trailers: 
 
 
 class PassReads(Handler):
-    """Passes Ranges on to one shard: those of one key together, any other as it came."""
+    """Passes Ranges on to one shard: those of one key together, any other as it came.
+
+    Attributes:
+        batches: the former.
+    """
 
     idempotent = True
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._batches = ReadBatches(shard)
+        self.batches = ReadBatches(shard)
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it on."""
         if bare_key(message, PREFIX_SIZE) is not None:
-            self._batches.add(stream, message)
+            self.batches.add(stream, message)
         else:
             self._shard.splice(stream, message)

@@ -15,6 +15,7 @@ from esp.core.wire.message import PREFIX_SIZE, prefix
 
 _BYTES_1 = 1 << 3 | 2  # tags, as the one byte they take: field 1 with bytes
 _SUCCEEDED = 2 << 3
+_REVISION = 3 << 3
 _RESPONSES = 3 << 3 | 2
 
 
@@ -62,6 +63,7 @@ def _split(answer: bytes, count: int) -> list[bytes] | None:
     if size > 0x7F or answer[after] != _SUCCEEDED or answer[after + 1] != 1:
         return None
     header = answer[position:after]
+    inner_header = _inner_header(answer, position + 2, after)
     position = after + 2
     answers = []
     while position < end:
@@ -72,16 +74,29 @@ def _split(answer: bytes, count: int) -> list[bytes] | None:
         if answer[position] != _BYTES_1:
             return None
         size, position = _size_at(answer, position + 1)
-        if position + size != after or after > end or answer[position] != _BYTES_1:
-            return None
-        # The header inside says nothing but the revision, and the one outside says the same one.
-        size = answer[position + 1]
-        body = position + 2 + size
-        if not 1 < size <= 11 or body > after or answer[position + 2 : body] not in header:
+        body = position + len(inner_header)
+        if position + size != after or not body <= after <= end or answer[position:body] != inner_header:
             return None
         answers.append(b"\0" + pack_u32(len(header) + after - body) + header + answer[body:after])
         position = after
     return answers if len(answers) == count else None
+
+
+def _inner_header(answer: bytes, position: int, end: int) -> bytes:
+    """The header of an answer inside a transaction, of which etcd fills in the revision only: the one of all."""
+    while answer[position] != _REVISION:
+        position += 1
+        while answer[position] > 0x7F:
+            position += 1
+        position += 1
+        if position >= end:
+            raise IndexError
+    start = position
+    position += 1
+    while answer[position] > 0x7F:
+        position += 1
+    revision = answer[start : position + 1]
+    return bytes((_BYTES_1, len(revision))) + revision
 
 
 def _size_at(answer: bytes, position: int) -> tuple[int, int]:

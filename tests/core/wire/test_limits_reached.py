@@ -238,6 +238,7 @@ ELSEWHERE = {
     "keepalive_timeout": "test_client.py",
     "max_waiting_requests": "the shard's tests",
     "max_waiting_seconds": "the shard's tests",
+    "max_batched_reads": "test_read_batch.py",
     "max_keepalive_streams": "test_keepalive.py",
     "max_keepalives": "test_keepalive.py",
     "max_known_leases": "test_keepalive.py",
