@@ -45,11 +45,21 @@ class Server(Protocol):
 
 def peer(name: str) -> Path:
     """A program that scripts/peers builds, or ESP_TEST_<NAME> names; skips the test when it is not there."""
-    variable = "ESP_TEST_" + {"etcd": "ETCD37", "etcdctl": "ETCDCTL37"}.get(name, name.upper())
-    path = Path(os.environ.get(variable) or PEERS / name)
-    if not os.access(path, os.X_OK):
-        pytest.skip(f"no {path}: scripts/peers builds it where Go is, or set {variable}")
-    return path
+    return _built(name) or pytest.skip(f"no {name}: scripts/peers builds it where Go is, or set {_variable(name)}")
+
+
+def newest_etcd() -> Path | None:
+    """The etcd that scripts/peers builds; None, which means the tests' own, where it is not there."""
+    return _built("etcd")
+
+
+def _variable(name: str) -> str:
+    return "ESP_TEST_" + {"etcd": "ETCD37", "etcdctl": "ETCDCTL37"}.get(name, name.upper())
+
+
+def _built(name: str) -> Path | None:
+    path = Path(os.environ.get(_variable(name)) or PEERS / name)
+    return path if os.access(path, os.X_OK) else None
 
 
 def program(name: str, variable: str) -> Path:

@@ -81,7 +81,8 @@ class ReadBatches:
         if len(gathered) == 1:
             self._send_alone(gathered)
         elif not self._does_transactions():
-            self._alone = READS_ALONE
+            if self._version:  # otherwise it will be told in a moment
+                self._alone = READS_ALONE
             self._send_alone(gathered)
         else:
             groups: dict[bytes, list[Read]] = {}
