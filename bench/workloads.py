@@ -90,6 +90,8 @@ def _all() -> Iterator[Workload]:
     for c, m in ((8, 16), (1, 1)):
         about = "Put of 256 B, a new grpc-timeout in every request"
         yield Workload(f"deadline-{c}x{m}", about, "Put", _PUT, c, m, _one(VALUE), load.deadlines)
+        about = "Range of one key, 256 B, a new grpc-timeout in every request"
+        yield Workload(f"range-deadline-{c}x{m}", about, "Range", _GET, c, m, _one(VALUE), load.deadlines)
     about = "Range of {} keys on 3 shards (others: one etcd that holds all)"
     yield Workload("span-3", about.format(3), "Range", _SPAN, 8, 16, spread(3), spans=True)
     yield Workload("span-10k", about.format("10,000"), "Range", _SPAN, 4, 2, spread(10_000), spans=True)
