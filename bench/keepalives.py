@@ -27,7 +27,8 @@ from bench.peers import PEERS, Backends, Peer
 from bench.processes import BenchError
 from esp.core.pb import rpc_pb2
 from esp.core.wire.call import MessageCall
-from esp.core.wire.client import ClientConnection, ClientStream
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.context import WireContext
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits

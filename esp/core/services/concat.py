@@ -28,7 +28,8 @@ from esp.core.services.revision import merged_header, read_at, token
 from esp.core.shard import Shard
 from esp.core.shard_map import Segment
 from esp.core.tokens import Position
-from esp.core.wire.client import ClientConnection, ClientStream
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.frames import ErrorCode, pack_u32, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, prefix
 from esp.core.wire.response import ResponseHead

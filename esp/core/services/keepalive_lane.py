@@ -22,7 +22,8 @@ from google.protobuf.message import DecodeError
 from esp.core import errors
 from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
-from esp.core.wire.client import ClientConnection, ClientStream
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.message import MessageReader, prefix
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.response import ResponseHead

@@ -20,7 +20,8 @@ from esp.core.services import read_txn
 from esp.core.services.maintenance import version_key
 from esp.core.services.peek import bare_key
 from esp.core.shard import Shard
-from esp.core.wire.client import STREAM_WINDOW, ClientConnection, ClientStream
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.client_stream import STREAM_WINDOW, ClientStream
 from esp.core.wire.frames import unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, format_timeout
 from esp.core.wire.response import ResponseHead

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from esp.core.wire.client import ClientConnection, ClientStream
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.message import MessageReader
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.splice import NO_TRAILERS, OVERLOADED

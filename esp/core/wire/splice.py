@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from esp.core.wire.client import NOT_QUEUED, STREAM_WINDOW, ClientConnection, ClientStream
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.client_stream import NOT_QUEUED, STREAM_WINDOW, ClientStream
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerStream, Sink

@@ -15,7 +15,7 @@ from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services import read_txn
 from esp.core.services.read_batch import READS_ALONE, PassReads
 from esp.core.wire import frames
-from esp.core.wire.client import STREAM_WINDOW
+from esp.core.wire.client_stream import STREAM_WINDOW
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import parse_timeout

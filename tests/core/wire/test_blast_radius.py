@@ -7,7 +7,8 @@ from typing import NoReturn
 import pytest
 
 from esp.core.wire import frames
-from esp.core.wire.client import ClientConnection, ClientStream
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.context import WireContext
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from esp.core.wire import frames
 from esp.core.wire.call import BrokenCall, MessageCall
-from esp.core.wire.client import STREAM_WINDOW
+from esp.core.wire.client_stream import STREAM_WINDOW
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.limits import Limits
 from esp.core.wire.status import Code, RpcError, Status

@@ -13,7 +13,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from esp.core.wire import frames
-from esp.core.wire.client import CONNECTION_WINDOW, KEEPALIVE_PING, LAST_STREAM_ID, STREAM_WINDOW
+from esp.core.wire.client import CONNECTION_WINDOW, KEEPALIVE_PING, LAST_STREAM_ID
+from esp.core.wire.client_stream import STREAM_WINDOW
 from esp.core.wire.connection import RECENTLY_RESET
 from esp.core.wire.frames import SETTINGS_ACK, ErrorCode, settings
 from esp.core.wire.hpack import encode

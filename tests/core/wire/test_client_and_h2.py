@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from esp.core.wire.client import STREAM_WINDOW
+from esp.core.wire.client_stream import STREAM_WINDOW
 from esp.core.wire.hpack import encode
 from tests.core.wire.conversation import message
 from tests.core.wire.upstream import FRONT, Call, Caller

@@ -10,7 +10,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from esp.core.wire import frames
-from esp.core.wire.client import STREAM_WINDOW
+from esp.core.wire.client_stream import STREAM_WINDOW
 from esp.core.wire.frames import SETTINGS_ACK, ErrorCode, settings
 from esp.core.wire.limits import Limits
 from esp.core.wire.request import RequestHead

@@ -12,7 +12,8 @@ from __future__ import annotations
 from hpack import Decoder
 
 from esp.core.wire import frames
-from esp.core.wire.client import CONNECTION_WINDOW, STREAM_WINDOW, ClientConnection, ClientStream
+from esp.core.wire.client import CONNECTION_WINDOW, ClientConnection
+from esp.core.wire.client_stream import STREAM_WINDOW, ClientStream
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import SETTINGS_ACK, ErrorCode, settings
 from esp.core.wire.hpack import encode

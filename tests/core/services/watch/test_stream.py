@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from esp.core import errors
 from esp.core.services.watch.messages import DUPLICATE_ID
-from esp.core.wire.client import STREAM_WINDOW
+from esp.core.wire.client_stream import STREAM_WINDOW
 from esp.core.wire.limits import Limits
 from esp.core.wire.status import Code
 from tests.core.services.watch.world import World, canceled, compacted, created, events, live, progress, put, refused
