@@ -143,14 +143,15 @@ class Shard:
             down.finish(DEADLINE_EXCEEDED)
         elif call.message and not down.responded and not down.retried and (unprocessed or down.head.handler.idempotent):
             down.retried = True
-            self._send_again(down, call.message)
+            self.send_again(down, call.message)
         elif unprocessed:
             self.refuse(down, errors.NO_CONNECTION)
         else:
             log.info("shard %s: a call broke: %s", self.name, reason or f"RST_STREAM {code}")
             self.refuse(down, errors.REQUEST_TIMED_OUT)
 
-    def _send_again(self, down: ServerStream, message: bytes) -> None:
+    def send_again(self, down: ServerStream, message: bytes) -> None:
+        """Passes a call on that was sent before: of its deadline there is less left."""
         connection = self._unary.free()
         if connection is not None:
             self.send(connection, down, message, down.remaining_timeout())

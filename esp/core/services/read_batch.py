@@ -26,7 +26,7 @@ from esp.core.wire.frames import unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, format_timeout
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import Handler, ServerStream, Sink
-from esp.core.wire.status import Code, Status
+from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
 
 log = logging.getLogger("esp.service")
 
@@ -271,7 +271,10 @@ class BatchedCall(ClientStream):
         for part in self._parts:
             stream = part.release()
             if stream is not None:
-                self._batches.shard.splice(stream, part.message)
+                if stream.remaining() == 0:
+                    stream.finish(DEADLINE_EXCEEDED)
+                else:
+                    self._batches.shard.send_again(stream, part.message)
 
     # From the clients.
 

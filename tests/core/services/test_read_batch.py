@@ -19,6 +19,7 @@ from esp.core.wire.client_stream import STREAM_WINDOW
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import parse_timeout
+from esp.core.wire.server import ServerConnection
 from esp.core.wire.status import Code, Status
 from tests.core.front import RANGE, Front
 from tests.core.scripted_etcd import VERSION, HeardCall, ScriptedConnection, ScriptedEtcd
@@ -249,6 +250,31 @@ class TestDeadlines:
             heard = await connection.hears()
             assert (await front.outcome(hurried))[0] == Code.DEADLINE_EXCEEDED
             connection.answers(heard, together(b"a", b"b"))
+            await front.hears_each([patient], b"b")
+
+    @in_a_loop
+    async def test_who_is_sent_again_has_what_is_left(self) -> None:
+        async with reading() as (connection, front):
+            streams = front.reads_with((b"a", ((b"grpc-timeout", b"90S"),)), (b"b", ()))
+            _content(b"")(connection, await connection.hears())
+            heard = await connection.hears()
+            left = parse_timeout(heard.fields[b"grpc-timeout"])
+            assert left is not None
+            assert 0 < left < 90
+            connection.answers(heard, alone(b"a"))
+            other = await connection.hears()
+            assert b"grpc-timeout" not in other.fields
+            connection.answers(other, alone(b"b"))
+            await front.hears_each(streams, b"a", b"b")
+
+    @in_a_loop
+    async def test_who_has_nothing_left_is_not_sent_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with reading() as (connection, front):
+            monkeypatch.setattr(ServerConnection, "tick", lambda connection, now: None)  # too late to send it away
+            hurried, patient = front.reads_with((b"a", ((b"grpc-timeout", b"1u"),)), (b"b", ()))
+            _content(b"")(connection, await connection.hears())
+            await serve_alone(connection, b"b")
+            assert (await front.outcome(hurried))[0] == Code.DEADLINE_EXCEEDED
             await front.hears_each([patient], b"b")
 
 
