@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from esp.core import local
 from esp.core.local import LocalEtcd
 from tests.harness import (
     EspProcess,
@@ -26,6 +27,18 @@ from tests.stubs import rpc_pb2_grpc
 
 # Before anything imports it, so that its assertions tell what differs.
 pytest.register_assert_rewrite("tests.core.wire.conversation")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where several pytests run side by side, each picks its ports from a part of its own.
+
+    A server that a test has stopped for a while must find its port free when it comes back.
+    """
+    worker: dict[str, str] | None = getattr(config, "workerinput", None)
+    if worker is not None:
+        number = int(worker["workerid"].removeprefix("gw"))
+        each = len(local._PORTS) // int(worker["workercount"])
+        local._PORTS = local._PORTS[number * each : (number + 1) * each]
 
 
 @pytest.fixture(scope="session")

@@ -324,7 +324,11 @@ def wipe(etcd: Server) -> None:
     with connect(etcd) as channel:
         leases = rpc_pb2_grpc.LeaseStub(channel)
         for lease in leases.LeaseLeases(rpc_pb2.LeaseLeasesRequest()).leases:
-            leases.LeaseRevoke(rpc_pb2.LeaseRevokeRequest(ID=lease.ID))
+            try:
+                leases.LeaseRevoke(rpc_pb2.LeaseRevokeRequest(ID=lease.ID))
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.NOT_FOUND:  # it may have ended since it was listed
+                    raise
         rpc_pb2_grpc.KVStub(channel).DeleteRange(rpc_pb2.DeleteRangeRequest(**EVERYTHING))
 
 

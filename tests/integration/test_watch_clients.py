@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import EspProcess, Esps, Etcds, Server, connect, program, wait_until
+from tests.harness import Esps, Etcds, Server, connect, program, wait_until
+from tests.integration.conftest import IdleWatch
 from tests.integration.watch_talk import watchers_in
 from tests.stubs import rpc_pb2_grpc
 
@@ -84,22 +84,14 @@ def test_etcdctl_goes_on_when_the_proxy_was_away(
             watch.kill()
 
 
-def test_etcdctl_watches_all_keys_and_stays_idle_for_a_minute(
-    esp: EspProcess, empty_shards: list[LocalEtcd], etcdctl: Etcdctl
-) -> None:
+def test_etcdctl_watches_all_keys_and_stays_idle_for_a_minute(idle_watch: IdleWatch, etcdctl: Etcdctl) -> None:
     """With its keepalive, which a server that is too strict ends with "too many pings"."""
-    command = [program("etcdctl", "ESP_ETCDCTL"), "--endpoints", esp.address, "watch", "--prefix", ""]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
-        try:
-            wait_until(lambda: all(watchers_in(shard) for shard in empty_shards))
-            etcdctl(esp, "put", "a", "1")
-            assert watch.stdout is not None
-            assert [watch.stdout.readline() for _ in range(3)] == ["PUT\n", "a\n", "1\n"]
-            time.sleep(61)
-            for key in ("j", "z"):
-                etcdctl(esp, "put", key, "2")
-                assert [watch.stdout.readline() for _ in range(3)] == ["PUT\n", f"{key}\n", "2\n"]
-        finally:
-            watch.kill()
-        assert watch.stderr is not None
-        assert watch.stderr.read() == ""
+    watch = idle_watch.process
+    time.sleep(max(0, idle_watch.idle_since + 61 - time.monotonic()))
+    for key in ("j", "z"):
+        etcdctl(idle_watch.esp, "put", key, "2")
+        assert watch.stdout is not None
+        assert [watch.stdout.readline() for _ in range(3)] == ["PUT\n", f"{key}\n", "2\n"]
+    watch.kill()
+    assert watch.stderr is not None
+    assert watch.stderr.read() == ""
