@@ -317,6 +317,32 @@ class TestRepair:
 
         run(work)
 
+    def test_a_refused_grant_is_taken_back_in_whatever_turn_of_the_loop_its_client_goes(self) -> None:
+        """One is that in which the revocations are to begin, and have not yet."""
+
+        async def given_up_after(turns: int) -> bool:
+            """Whether the client went before it was answered."""
+            world = World(tolerant=False)
+            world.shards[1].away = True
+            granting = asyncio.create_task(world.grant())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            given_up = granting.cancel()
+            await asyncio.gather(granting, return_exceptions=True)
+            world.shards[1].away = False
+            async with world.running():
+                await until(lambda: not world.repair.waiting)
+            assert [shard.leases for shard in world.shards] == [{}] * 3, turns
+            return given_up
+
+        async def work() -> None:
+            turns = 0
+            while await given_up_after(turns):
+                turns += 1
+            assert turns > 5  # it was refused in one of them, and taken back in others
+
+        run(work)
+
     def test_a_revocation_that_still_waits_does_not_end_a_new_lease_of_that_id(self) -> None:
         world = World()
 
