@@ -9,7 +9,8 @@ So what it says has to be true for all lower tokens, whatever answer or watcher 
 4. then that token is told, if no events were sent meanwhile: they had higher ones. It still is the client's position.
 
 Should the watcher have got as far as all tokens there are, its new position is told under a new one instead, so that a
-client that resumes from it needs less of the history. A shard that is away, or is behind, withholds the progress, as
+client that resumes from it needs less of the history. A round that events overtook, and after which there are tokens
+that the watcher has not reached, is begun again. A shard that is away, or is behind, withholds the progress, as
 etcd does. The revision of a write on one shard is lower than any token, and comparing it with one says nothing.
 
 etcd before 3.4.31 and 3.5.13 may tell its progress before events that came earlier (etcd issue 15220), so there the
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 READ_SECONDS: Final = 5.0
 """How long a shard may take to tell its revision."""
+PAUSE: Final = 0.1
+"""Seconds before a round that events overtook is begun again: where they never cease, the shards are not to be asked
+without end."""
 
 
 class _Round:
@@ -80,6 +84,11 @@ class SpanProgress:
         self._waiting.update(dict.fromkeys(watchers))
         self._begin()
 
+    def _ask_later(self, watcher: Watcher) -> None:
+        self._waiting[watcher] = None
+        if self._task is None:
+            self._task = self._stream.spawn(self._run({}, after=PAUSE))
+
     def _begin(self) -> None:
         if self._task is not None:
             return
@@ -93,8 +102,10 @@ class SpanProgress:
             self._rounds.update(rounds)
             self._task = self._stream.spawn(self._run(rounds))
 
-    async def _run(self, rounds: dict[Watcher, _Round]) -> None:
+    async def _run(self, rounds: dict[Watcher, _Round], *, after: float = 0.0) -> None:
         try:
+            if after:
+                await asyncio.sleep(after)
             await self._ask(rounds)
         except RpcError:
             for watcher, one in rounds.items():
@@ -151,6 +162,12 @@ class SpanProgress:
                     one.heard[tap] = max(response.revision, one.heard.get(tap, 0))
             self._finish(watcher, one)
 
+    def on_events(self, watcher: Watcher) -> None:
+        """A watcher's client was sent events: they may be those that its round waits for."""
+        one = self._rounds.get(watcher)
+        if one is not None:
+            self._finish(watcher, one)
+
     def on_own_progress(self, watcher: Watcher) -> None:
         """A shard has told a watcher's part its progress, unasked."""
         one, span = self._rounds.get(watcher), watcher.span
@@ -180,6 +197,7 @@ class SpanProgress:
         if all(revision >= routing.tokens.highest[shard] for shard, revision in vector.items()):
             number = token(routing, vector)
         elif span.last_token > number:
+            self._ask_later(watcher)
             return False
         self._drop(watcher, one)
         self._stream.send(span.progress(number).encode(watcher.id))

@@ -253,6 +253,8 @@ class Watcher:
             responses = self.span.events(tap, responses)
         for response in responses:
             self.stream.send(response.encode(self.id))
+        if self.span is not None:
+            self.stream.span_progress.on_events(self)
 
     def _on_canceled(self, tap: Tap, response: Response) -> None:
         if self.span is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from esp.core.pb import rpc_pb2
+from esp.core.services.watch import span_progress
 from esp.core.shard import Shard
 from tests.core.services.watch.world import Client, WatchResponse, World, created, events, header, progress, put
 
@@ -25,7 +26,7 @@ class Scene:
         self.reads = 0
         self.tasks: list[asyncio.Task[None]] = []
         for etcd in self.world.etcds:
-            etcd.shard.version = version
+            etcd.shard.version = etcd.shard.version_in_use = version
 
         async def read(shard: Shard, *args: object, **options: object) -> bytes:
             await asyncio.sleep(0)
@@ -122,6 +123,45 @@ async def test_on_an_old_etcd_what_it_tells_by_itself_counts_also_while_others_w
     assert [message.watch_id for message in client.hears()] == [0]
     for etcd in world.etcds:
         etcd.hears_nothing()
+
+
+@in_a_loop
+async def test_on_an_old_etcd_it_follows_the_events_that_reach_far_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, "3.5.12")
+    world, client = scene.world, scene.world.client()
+    (one, a), (two, z) = scene.create(client)
+    scene.revisions = [12, 6]
+    client.asks_progress()
+    await scene.rest()
+    world.etcds[0].says(one, events(a, put(b"a", 12)))
+    assert len(client.hears()) == 1, "the other shard has something left to tell"
+    world.etcds[1].says(two, events(z, put(b"z", 6), shard=1))
+    event, told = client.hears()
+    assert (len(event.events), len(told.events)) == (1, 0)
+    assert world.position(told) == (12, 6)
+    world.etcds[1].says(two, events(z, put(b"z", 7), shard=1))
+    assert len(client.hears()) == 1, "it was told once"
+
+
+@in_a_loop
+async def test_one_that_was_overtaken_by_events_is_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_progress, "PAUSE", 1e-9)
+    scene = Scene(monkeypatch)
+    world, client = scene.world, scene.world.client()
+    parts = [(one, a), _] = scene.create(client)
+    scene.revisions = [12, 6]
+    client.asks_progress()
+    await scene.rest()
+    world.etcds[0].says(one, events(a, put(b"a", 10)))  # under a token that is higher than that of the round
+    higher = world.routing.tokens.mint((12, 20))  # by somebody who read what this client does not watch
+    scene.answers(parts, 12, 6)
+    assert len(client.hears()) == 1
+    scene.revisions = [12, 20]
+    await scene.rest()
+    scene.answers(parts, 12, 20)
+    [told] = client.hears()
+    assert told.header.revision > higher
+    assert world.position(told) == (12, 20)
 
 
 @in_a_loop
