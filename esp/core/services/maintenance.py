@@ -94,4 +94,4 @@ def merge(routing: Routing, outcomes: Sequence[rpc_pb2.StatusResponse | Status])
 
 def version_key(version: str) -> tuple[int, ...]:
     """Orders versions such as 3.5.21 or 3.6.0-rc.1; "" comes first."""
-    return tuple(int(part) for part in version.split("-")[0].split(".") if part.isdigit())
+    return tuple(int(part) for part in version.split("-")[0].split(".") if part.isdecimal())

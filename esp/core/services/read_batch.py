@@ -11,7 +11,7 @@ comes instead of the answer expected, each read is sent again by itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Final
 
@@ -36,7 +36,7 @@ FIRST_VERSION: Final = (3, 5, 7)
 and raised an alarm where space had run out (etcd pull request 14884)."""
 ANSWER_BYTES: Final = 65536
 """What the answers of one transaction should have together, judged by the last ones."""
-READS_ALONE: Final = 1000
+READS_ALONE: Final = 100
 """Reads that go one by one where a transaction did not do; then it is tried again."""
 
 Read = tuple[ServerStream, bytes]
@@ -60,6 +60,8 @@ class ReadBatches:
         self._limit = shard.context.limits.max_batched_reads
         self._most = self._limit
         self._alone = 0  # how many reads still go alone
+        self._refused = b""  # the metadata that were refused last
+        self._refused_alone = 0  # how many reads with these still go alone
         self._gathered: list[Read] = []
         self._leaving: list[Read] = []
         self._version = ""
@@ -92,6 +94,10 @@ class ReadBatches:
                     groups.setdefault(read[0].head.forward[1], []).append(read)
             most = self._most
             for metadata, group in groups.items():
+                if self._refused_alone > 0 and metadata == self._refused:
+                    self._refused_alone -= len(group)
+                    self._send_alone(group)
+                    continue
                 for start in range(0, len(group), most):
                     self._send(metadata, group[start : start + most])
         self._leaving = []
@@ -102,7 +108,7 @@ class ReadBatches:
         leaving, self._leaving = self._leaving, []
         for stream, _ in leaving:
             if not stream.is_over:
-                stream.expire(Status(Code.INTERNAL, "esp: internal error"))
+                _end(stream)
 
     def learn(self, size: int, reads: int) -> None:
         """Notes that the answer of a transaction of so many reads has `size` bytes, and fits the next ones to that."""
@@ -116,12 +122,22 @@ class ReadBatches:
         log.debug("shard %s: reads go one by one: %s", self.shard.name, reason)
         self._alone = READS_ALONE
 
+    def refused(self, metadata: bytes) -> None:
+        """Lets the next reads with these metadata go one by one: one of them may be what its user may not read."""
+        self._refused = metadata
+        self._refused_alone = READS_ALONE
+
+    def too_many(self, reads: int) -> None:
+        """The shard's --max-txn-ops is lower than that."""
+        self._limit = self._most = min(self._limit, reads // 2)  # others are out that are larger still
+        log.info("shard %s: at most %d reads go together: its --max-txn-ops is low", self.shard.name, self._limit)
+
     def _does_transactions(self) -> bool:
         version = self.shard.version_in_use
         if version is not self._version:
             self._version = version
-            self._is_fit = self._limit > 1 and version_key(version) >= FIRST_VERSION
-        return self._is_fit
+            self._is_fit = version_key(version) >= FIRST_VERSION
+        return self._is_fit and self._limit > 1
 
     def _send(self, metadata: bytes, reads: Sequence[Read]) -> None:
         connection = self.shard.free_connection()
@@ -131,7 +147,7 @@ class ReadBatches:
         self.transactions += 1
         self.joined += len(reads)
         body = read_txn.join([message for _, message in reads])
-        call = BatchedCall(connection, self, reads)
+        call = BatchedCall(connection, self, metadata, reads)
         connection.call(call, (TXN_PATH, metadata), _longest_timeout(reads), body, end=True)
 
     def _send_alone(self, reads: Sequence[Read]) -> None:
@@ -177,11 +193,14 @@ class _Part(Sink):
 class BatchedCall(ClientStream):
     """A transaction of several clients' reads."""
 
-    __slots__ = ("_batches", "_head", "_parts", "_payloads", "_size", "_waiting")
+    __slots__ = ("_batches", "_head", "_metadata", "_parts", "_payloads", "_size", "_waiting")
 
-    def __init__(self, connection: ClientConnection, batches: ReadBatches, reads: Sequence[Read]) -> None:
+    def __init__(
+        self, connection: ClientConnection, batches: ReadBatches, metadata: bytes, reads: Sequence[Read]
+    ) -> None:
         super().__init__(connection)
         self._batches = batches
+        self._metadata = metadata
         self._parts = [_Part(self, stream, message) for stream, message in reads]
         self._waiting = len(reads)
         self._head: ResponseHead | None = None
@@ -200,8 +219,13 @@ class BatchedCall(ClientStream):
         self._batches.learn(len(payload), len(answers))
         for part, answer in zip(self._parts, answers, strict=True):
             stream = part.release()
-            if stream is not None and not stream.send_answer(head.forward, answer, trailers.forward):
-                _send_in_pieces(stream, head.forward, answer, trailers.forward)
+            if stream is not None:
+                try:
+                    if not stream.send_answer(head.forward, answer, trailers.forward):
+                        _send_in_pieces(stream, head.forward, answer, trailers.forward)
+                except Exception:
+                    log.exception("%s: a bug in esp; a read fails", stream.peer)
+                    _end(stream)
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The answer's head or its trailers."""
@@ -238,7 +262,7 @@ class BatchedCall(ClientStream):
     def on_reset(self, code: int, reason: str) -> None:
         """The stream is gone: to read once more does no harm."""
         self._forget_payloads()
-        self._send_alone()
+        self._send_alone(was_sent=not self.surely_unprocessed(code))
 
     def on_buffers_full(self) -> None:
         """There is no memory for the request, which has to wait for the shard."""
@@ -248,13 +272,12 @@ class BatchedCall(ClientStream):
         shard = self._batches.shard
         shard.consider_moving(self.connection, status)
         if status.code == Code.UNAVAILABLE:  # the shard's state, the same for each of them
-            for part in self._parts:
-                stream = part.release()
-                if stream is not None:
-                    stream.finish(status)
+            self._for_each(lambda stream, _: stream.finish(status))
             return
         if status == errors.TOO_MANY_OPS:
-            self._batches.pause("its --max-txn-ops is below max_batched_reads")
+            self._batches.too_many(len(self._parts))
+        else:
+            self._batches.refused(self._metadata)
         self._send_alone()
 
     def _give_up(self) -> None:
@@ -267,14 +290,28 @@ class BatchedCall(ClientStream):
         self._size = 0
         self._payloads.clear()
 
-    def _send_alone(self) -> None:
+    def _send_alone(self, *, was_sent: bool = False) -> None:
+        """Sends each by itself; with `was_sent` it has used up its second chance (`Shard.on_broken`)."""
+
+        def send(stream: ServerStream, message: bytes) -> None:
+            stream.retried = was_sent
+            if stream.remaining() == 0:
+                stream.finish(DEADLINE_EXCEEDED)
+            else:
+                self._batches.shard.send_again(stream, message)
+
+        self._for_each(send)
+
+    def _for_each(self, act: Callable[[ServerStream, bytes], None]) -> None:
+        """For each that still waits; a bug that shows there fails that one only."""
         for part in self._parts:
             stream = part.release()
             if stream is not None:
-                if stream.remaining() == 0:
-                    stream.finish(DEADLINE_EXCEEDED)
-                else:
-                    self._batches.shard.send_again(stream, part.message)
+                try:
+                    act(stream, part.message)
+                except Exception:
+                    log.exception("%s: a bug in esp; a read fails", stream.peer)
+                    _end(stream)
 
     # From the clients.
 
@@ -284,6 +321,14 @@ class BatchedCall(ClientStream):
         if not self._waiting:
             self._forget_payloads()
             self.cancel()
+
+
+def _end(stream: ServerStream) -> None:
+    """Ends a call that an exception has come out of; one more must not keep others from being ended."""
+    try:
+        stream.expire(Status(Code.INTERNAL, "esp: internal error"))
+    except Exception:
+        log.exception("%s: a bug in esp; a call was not told of its end", stream.peer)
 
 
 def _send_in_pieces(stream: ServerStream, head: bytes, answer: bytes, trailers: bytes) -> None:

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 READ_SECONDS: Final = 5.0
 """How long a shard may take to tell its revision."""
 PAUSE: Final = 0.1
-"""Seconds before a round that events overtook is begun again: where they never cease, the shards are not to be asked
-without end."""
+LONGEST_PAUSE: Final = 10.0
+"""Seconds before rounds that events overtook are begun again, doubled until one is told: where events never cease, the
+shards are not to be asked without end."""
 
 
 class _Round:
@@ -70,12 +71,15 @@ class SpanProgress:
     The shards are asked for their revisions once at a time; who wants a round meanwhile waits for the next.
     """
 
-    __slots__ = ("_asked", "_rounds", "_stream", "_task", "_waiting")
+    __slots__ = ("_asked", "_later", "_overtaken", "_pause", "_rounds", "_stream", "_task", "_waiting")
 
     def __init__(self, stream: WatchStream) -> None:
         self._stream = stream
         self._rounds: dict[Watcher, _Round] = {}
         self._waiting: dict[Watcher, None] = {}
+        self._overtaken: dict[Watcher, None] = {}
+        self._later: asyncio.TimerHandle | None = None
+        self._pause = PAUSE
         self._task: asyncio.Task[None] | None = None
         self._asked: set[Upstream] = set()
 
@@ -83,11 +87,6 @@ class SpanProgress:
         """Begins a round for each of these watchers, which are live and span shards, as soon as may be."""
         self._waiting.update(dict.fromkeys(watchers))
         self._begin()
-
-    def _ask_later(self, watcher: Watcher) -> None:
-        self._waiting[watcher] = None
-        if self._task is None:
-            self._task = self._stream.spawn(self._run({}, after=PAUSE))
 
     def _begin(self) -> None:
         if self._task is not None:
@@ -102,10 +101,19 @@ class SpanProgress:
             self._rounds.update(rounds)
             self._task = self._stream.spawn(self._run(rounds))
 
-    async def _run(self, rounds: dict[Watcher, _Round], *, after: float = 0.0) -> None:
+    def _begin_later(self, watcher: Watcher) -> None:
+        self._overtaken[watcher] = None
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(self._pause, self._begin_again)
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    def _begin_again(self) -> None:
+        self._later = None
+        overtaken, self._overtaken = self._overtaken, {}
+        self.ask(overtaken)
+
+    async def _run(self, rounds: dict[Watcher, _Round]) -> None:
         try:
-            if after:
-                await asyncio.sleep(after)
             await self._ask(rounds)
         except RpcError:
             for watcher, one in rounds.items():
@@ -197,9 +205,11 @@ class SpanProgress:
         if all(revision >= routing.tokens.highest[shard] for shard, revision in vector.items()):
             number = token(routing, vector)
         elif span.last_token > number:
-            self._ask_later(watcher)
+            self._begin_later(watcher)
             return False
         self._drop(watcher, one)
+        self._overtaken.pop(watcher, None)
+        self._pause = PAUSE
         self._stream.send(span.progress(number).encode(watcher.id))
         return True
 
@@ -211,11 +221,15 @@ class SpanProgress:
         """The watcher is gone."""
         self._rounds.pop(watcher, None)
         self._waiting.pop(watcher, None)
+        self._overtaken.pop(watcher, None)
 
     def forget_all(self) -> None:
         """So are all."""
         self._rounds.clear()
         self._waiting.clear()
+        self._overtaken.clear()
+        if self._later is not None:
+            self._later.cancel()
         if self._task is not None:
             self._task.cancel()
         for upstream in self._asked:

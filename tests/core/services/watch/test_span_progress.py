@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from esp.core.pb import rpc_pb2
-from esp.core.services.watch import span_progress
+from esp.core.services.watch.span_progress import LONGEST_PAUSE, PAUSE
 from esp.core.shard import Shard
 from tests.core.services.watch.world import Client, WatchResponse, World, created, events, header, progress, put
 
@@ -143,25 +143,96 @@ async def test_on_an_old_etcd_it_follows_the_events_that_reach_far_enough(monkey
     assert len(client.hears()) == 1, "it was told once"
 
 
+class Clock:
+    """In place of the loop's timers: what was to be called, and in how many seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.due: list[tuple[float, Callable[[], None]]] = []
+        monkeypatch.setattr(asyncio.get_running_loop(), "call_later", self._call_later)
+
+    def _call_later(self, seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        self.due.append((seconds, call))
+        return asyncio.TimerHandle(0, lambda: None, (), asyncio.get_running_loop())
+
+    def strikes(self) -> float:
+        """Calls the one that is due; after how many seconds that was to be."""
+        [(seconds, call)], self.due = self.due, []
+        call()
+        return seconds
+
+
+def overtake(scene: Scene, parts: list[tuple[int, int]], revision: int) -> None:
+    """Somebody else has read further; and an event comes, under a token that is higher than that of the round."""
+    (one, a), _ = parts
+    scene.world.routing.tokens.mint((revision, 99))
+    scene.world.etcds[0].says(one, events(a, put(b"a", revision)))
+
+
 @in_a_loop
 async def test_one_that_was_overtaken_by_events_is_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(span_progress, "PAUSE", 1e-9)
+    clock = Clock(monkeypatch)
     scene = Scene(monkeypatch)
     world, client = scene.world, scene.world.client()
-    parts = [(one, a), _] = scene.create(client)
+    parts = scene.create(client)
     scene.revisions = [12, 6]
     client.asks_progress()
     await scene.rest()
-    world.etcds[0].says(one, events(a, put(b"a", 10)))  # under a token that is higher than that of the round
-    higher = world.routing.tokens.mint((12, 20))  # by somebody who read what this client does not watch
+    overtake(scene, parts, 12)
     scene.answers(parts, 12, 6)
     assert len(client.hears()) == 1
-    scene.revisions = [12, 20]
+    scene.revisions = [12, 99]
+    clock.strikes()
     await scene.rest()
-    scene.answers(parts, 12, 20)
+    scene.answers(parts, 12, 99)
     [told] = client.hears()
-    assert told.header.revision > higher
-    assert world.position(told) == (12, 20)
+    assert world.position(told) == (12, 99)
+    assert clock.due == []
+
+
+@in_a_loop
+async def test_where_events_never_cease_the_shards_are_asked_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    scene = Scene(monkeypatch)
+    client = scene.world.client()
+    parts = scene.create(client)
+    client.asks_progress()
+    pauses = []
+    for revision in range(12, 24):
+        scene.revisions = [revision, 4]
+        await scene.rest()
+        overtake(scene, parts, revision)
+        reads = scene.reads
+        scene.answers(parts, revision, 4)
+        await scene.rest()
+        assert scene.reads == reads, "not before the time has come"
+        pauses.append(clock.strikes())
+    assert pauses[:3] == [PAUSE, 2 * PAUSE, 4 * PAUSE]
+    assert pauses[-2:] == [LONGEST_PAUSE] * 2
+    await scene.rest()
+    client.asks_progress()  # who asks is not made to wait
+    reads = scene.reads
+    await scene.rest()
+    assert scene.reads == reads + 2
+
+
+@in_a_loop
+async def test_one_that_events_end_meanwhile_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    scene = Scene(monkeypatch)
+    world, client = scene.world, scene.world.client()
+    parts = [_, (two, z)] = scene.create(client)
+    scene.revisions = [12, 6]
+    client.asks_progress()
+    await scene.rest()
+    overtake(scene, parts, 12)
+    scene.answers(parts, 12, 6)
+    world.etcds[1].says(two, events(z, put(b"z", 99), shard=1))
+    assert [len(message.events) for message in client.hears()] == [1, 1, 0]
+    reads = scene.reads
+    clock.strikes()
+    await scene.rest()
+    assert scene.reads == reads
+    assert client.hears() == []
 
 
 @in_a_loop
