@@ -14,12 +14,14 @@ from esp.core import errors
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services import read_txn
 from esp.core.services.read_batch import READS_ALONE, PassReads
+from esp.core.shard import Shard
 from esp.core.wire import frames
 from esp.core.wire.client_stream import STREAM_WINDOW
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import parse_timeout
 from esp.core.wire.server import ServerConnection
+from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.status import Code, Status
 from tests.core.front import RANGE, Front
 from tests.core.scripted_etcd import VERSION, HeardCall, ScriptedConnection, ScriptedEtcd
@@ -75,8 +77,8 @@ def key_of(heard: HeardCall) -> bytes:
 class Reader(Front):
     """A client in front of a shard whose reads are joined."""
 
-    def __init__(self, etcd: ScriptedEtcd, limits: Limits | None = None) -> None:
-        super().__init__(etcd.endpoint, limits=limits)
+    def __init__(self, *etcds: ScriptedEtcd, limits: Limits | None = None) -> None:
+        super().__init__(*(etcd.endpoint for etcd in etcds), limits=limits)
         handler = PassReads(self.shard)
         self.batches = handler.batches
         self._handlers[RANGE] = handler
@@ -117,7 +119,7 @@ async def reading(
     """A shard that has told its version, and a client in front of it."""
     async with ScriptedEtcd() as etcd:
         etcd.version = version
-        async with Reader(etcd, limits) as front:
+        async with Reader(etcd, limits=limits) as front:
             connection = await etcd.accepts()
             await front.until(lambda: front.shard.version_in_use == version)
             yield connection, front
@@ -129,6 +131,23 @@ def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
         asyncio.run(asyncio.wait_for(test(*arguments, **named), 60))
 
     return run
+
+
+async def go_alone_for_a_while(connection: ScriptedConnection, front: Reader, metadata: tuple[Field, ...] = ()) -> None:
+    """Reads with these metadata do, and then are joined again."""
+    keys = [b"k"] * READS_ALONE
+    streams = front.reads_with(*((key, metadata) for key in keys))
+    await serve_alone(connection, *keys)
+    await front.hears_each(streams, *keys)
+    await go_together(connection, front, metadata)
+
+
+async def go_together(connection: ScriptedConnection, front: Reader, metadata: tuple[Field, ...] = ()) -> None:
+    streams = front.reads_with((b"a", metadata), (b"b", metadata))
+    heard = await connection.hears()
+    assert keys_of(heard) == [b"a", b"b"]
+    connection.answers(heard, together(b"a", b"b"))
+    await front.hears_each(streams, b"a", b"b")
 
 
 class TestTogether:
@@ -411,7 +430,7 @@ class TestNoOneFailsForANeighbour:
     @pytest.mark.parametrize("how", ["hangs up", "goes away"])
     @in_a_loop
     async def test_a_connection_that_is_lost_is_replaced(self, how: str) -> None:
-        async with ScriptedEtcd() as etcd, Reader(etcd, Limits(max_waiting_seconds=20)) as front:
+        async with ScriptedEtcd() as etcd, Reader(etcd, limits=Limits(max_waiting_seconds=20)) as front:
             connection = await etcd.accepts()
             await front.until(lambda: front.shard.version_in_use)
             streams = front.reads(b"a", b"b")
@@ -421,6 +440,84 @@ class TestNoOneFailsForANeighbour:
             connection.hangs_up()
             await serve_alone(await etcd.accepts(), b"a", b"b")
             await front.hears_each(streams, b"a", b"b")
+
+    @in_a_loop
+    async def test_a_member_without_a_leader_is_left_for_the_next(self) -> None:
+        async with ScriptedEtcd() as etcd, ScriptedEtcd() as other, Reader(etcd, other) as front:
+            connection = await etcd.accepts()
+            await front.until(lambda: front.shard.version_in_use)
+            streams = front.reads(b"a", b"b")
+            _status(errors.NO_LEADER)(connection, await connection.hears())
+            for stream in streams:
+                assert await front.outcome(stream) == (errors.NO_LEADER.code, errors.NO_LEADER.message)
+            connection = await other.accepts()
+            await front.until(lambda: front.shard.version_in_use)
+            await go_together(connection, front)
+
+    @in_a_loop
+    async def test_a_read_goes_to_the_shard_twice_at_most(self) -> None:
+        async with reading() as (connection, front):
+            streams = front.reads(b"a", b"b")
+            _rst(ErrorCode.INTERNAL_ERROR)(connection, await connection.hears())
+            for _ in streams:
+                heard = await connection.hears()
+                assert heard.path == RANGE
+                connection.says(rst(heard.stream, ErrorCode.INTERNAL_ERROR))
+            for stream in streams:
+                assert await front.outcome(stream) == (errors.REQUEST_TIMED_OUT.code, errors.REQUEST_TIMED_OUT.message)
+            assert connection.calls == []
+
+
+class TestWhenItDoesNotDo:
+    @in_a_loop
+    async def test_an_answer_of_unusual_form_lets_the_next_ones_go_alone(self) -> None:
+        async with reading() as (connection, front):
+            streams = front.reads(b"a", b"b")
+            _content(b"no protobuf")(connection, await connection.hears())
+            await serve_alone(connection, b"a", b"b")
+            await front.hears_each(streams, b"a", b"b")
+            await go_alone_for_a_while(connection, front)
+
+    @in_a_loop
+    async def test_a_refusal_lets_the_next_ones_with_the_same_metadata_go_alone(self) -> None:
+        alice, bob = ((b"token", b"alice"),), ((b"token", b"bob"),)
+        async with reading() as (connection, front):
+            streams = front.reads_with((b"a", alice), (b"b", alice))
+            _status(errors.PERMISSION_DENIED)(connection, await connection.hears())
+            await serve_alone(connection, b"a", b"b")
+            await front.hears_each(streams, b"a", b"b")
+            await go_together(connection, front, bob)
+            await go_alone_for_a_while(connection, front, alice)
+
+    @in_a_loop
+    async def test_a_shard_with_a_lower_max_txn_ops_is_sent_fewer_at_once(self) -> None:
+        async with reading() as (connection, front):
+            keys = [b"%d" % number for number in range(64)]
+            for refused in (64, 32):
+                streams = front.reads(*keys[:refused])
+                heard = await connection.hears()
+                assert keys_of(heard) == keys[:refused]
+                _status(errors.TOO_MANY_OPS)(connection, heard)
+                await serve_alone(connection, *keys[:refused])
+                await front.hears_each(streams, *keys[:refused])
+            streams = front.reads(*keys)
+            for start in range(0, 64, 16):
+                heard = await connection.hears()
+                assert keys_of(heard) == keys[start : start + 16]
+                connection.answers(heard, together(*keys[start : start + 16]))
+            await front.hears_each(streams, *keys)
+
+    @in_a_loop
+    async def test_one_that_takes_none_is_sent_none(self) -> None:
+        async with reading(Limits(max_batched_reads=2)) as (connection, front):
+            streams = front.reads(b"a", b"b")
+            _status(errors.TOO_MANY_OPS)(connection, await connection.hears())
+            await serve_alone(connection, b"a", b"b")
+            await front.hears_each(streams, b"a", b"b")
+            for _ in range(2):
+                streams = front.reads(*[b"k"] * READS_ALONE)
+                await serve_alone(connection, *[b"k"] * READS_ALONE)
+                await front.hears_each(streams, *[b"k"] * READS_ALONE)
 
 
 class TestSizes:
@@ -498,15 +595,7 @@ class TestSizes:
             _announces_too_much(connection, await connection.hears())
             await serve_alone(connection, b"a", b"b")
             await front.hears_each(streams, b"a", b"b")
-            for _ in range(READS_ALONE // 500):
-                streams = front.reads(*[b"k"] * 500)
-                await serve_alone(connection, *[b"k"] * 500)
-                await front.hears_each(streams, *[b"k"] * 500)
-            streams = front.reads(b"a", b"b")
-            heard = await connection.hears()
-            assert keys_of(heard) == [b"a", b"b"]
-            connection.answers(heard, together(b"a", b"b"))
-            await front.hears_each(streams, b"a", b"b")
+            await go_alone_for_a_while(connection, front)
 
 
 class TestVersions:
@@ -526,7 +615,7 @@ class TestVersions:
 
     @in_a_loop
     async def test_so_is_one_that_took_over_and_has_not_told_its_version(self) -> None:
-        async with ScriptedEtcd() as etcd, Reader(etcd, Limits(max_waiting_seconds=20)) as front:
+        async with ScriptedEtcd() as etcd, Reader(etcd, limits=Limits(max_waiting_seconds=20)) as front:
             connection = await etcd.accepts()
             await front.until(lambda: front.shard.version_in_use)
             etcd.version = None
@@ -555,3 +644,32 @@ async def test_a_bug_fails_the_calls_it_meets_and_no_other(
         streams = front.reads(b"a", b"b")
         connection.answers(await connection.hears(), together(b"a", b"b"))
         await front.hears_each(streams, b"a", b"b")
+
+
+@pytest.mark.parametrize("method", ["send_answer", "send_again"])
+@in_a_loop
+async def test_a_bug_that_one_call_shows_fails_that_call_only(
+    method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with reading() as (connection, front):
+        streams = front.reads(b"a", b"b", b"c")
+        heard = await connection.hears()
+        owner: Any = ServerStream if method == "send_answer" else Shard
+        real = getattr(owner, method)
+
+        def broken(self: Any, *arguments: Any) -> Any:
+            stream = self if owner is ServerStream else arguments[0]
+            if stream.id == streams[1]:
+                raise ZeroDivisionError
+            return real(self, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, method, broken)
+            if owner is ServerStream:
+                connection.answers(heard, together(b"a", b"b", b"c"))
+            else:
+                connection.says(rst(heard.stream, ErrorCode.INTERNAL_ERROR))
+                await serve_alone(connection, b"a", b"c")
+            assert await front.outcome(streams[1]) == (Code.INTERNAL, "esp: internal error")
+            await front.hears_each([streams[0], streams[2]], b"a", b"c")
+        assert caplog.text.count("Traceback") == 1
