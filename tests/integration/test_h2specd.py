@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from esp.core import local
 from esp.core.local import free_port
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
@@ -37,9 +38,10 @@ class H2specd:
         wait_until(lambda: is_listening(f"127.0.0.1:{self.page}"))
 
     def _ports_in_a_row(self) -> int:
+        """The first of them: one for each case and one more, of which none is anybody's, nor that of the page."""
         while True:
-            first = free_port()
-            if first + CASES < 65_536 and not any(is_listening(f"127.0.0.1:{first + n}") for n in range(CASES + 1)):
+            row = range(first := free_port(), first + CASES + 1)
+            if set(row) <= set(local._PORTS) - {self.page} and all(map(local._is_free, row)):
                 return first
 
     def report(self) -> str:
