@@ -331,13 +331,22 @@ class Shard:
         log.warning("shard %s: lost %s", self.name, endpoint)
 
     async def _learn_version(self) -> None:
-        try:
-            answer = await self.unary(
-                b"/etcdserverpb.Maintenance/Status", b"", idempotent=True, timeout=self.context.limits.connect_timeout
-            )
-            self.version = self.version_in_use = rpc_pb2.StatusResponse.FromString(answer).version
-        except (RpcError, DecodeError) as error:
-            log.info("shard %s: does not tell its version: %s", self.name, error)
+        """Asks until it is told: what depends on the version has to do without it meanwhile."""
+        level = logging.INFO
+        while True:
+            try:
+                answer = await self.unary(
+                    b"/etcdserverpb.Maintenance/Status",
+                    b"",
+                    idempotent=True,
+                    timeout=self.context.limits.connect_timeout,
+                )
+                self.version = self.version_in_use = rpc_pb2.StatusResponse.FromString(answer).version
+                return
+            except (RpcError, DecodeError) as error:
+                log.log(level, "shard %s: does not tell its version: %s", self.name, error)
+            level = logging.DEBUG
+            await asyncio.sleep(LONGEST_PAUSE)
 
     async def _dial_streams(self, endpoint: Endpoint) -> None:
         """The connection for streams is made when the first stream wants it, and made again when it breaks."""

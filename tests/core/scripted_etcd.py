@@ -47,12 +47,14 @@ class ScriptedConnection:
 
     Attributes:
         calls: every call heard, but for those after the version, in order.
+        statuses: how often it was asked for its version.
         silent: acknowledges, answers and grants nothing from here on.
     """
 
     def __init__(self, etcd: ScriptedEtcd, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.etcd = etcd
         self.calls: list[HeardCall] = []
+        self.statuses = 0
         self.silent = False
         self.closed = False
         self._streams: dict[int, HeardCall] = {}
@@ -88,7 +90,9 @@ class ScriptedConnection:
             call = self._streams[frame.stream] = HeardCall(
                 frame.stream, dict(self._decoder.decode(frame.payload, raw=True))
             )
-            if call.path != STATUS:
+            if call.path == STATUS:
+                self.statuses += 1
+            else:
                 self.calls.append(call)
                 self.etcd.calls.append(call)
         elif frame.kind == frames.DATA:

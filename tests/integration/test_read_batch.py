@@ -131,7 +131,7 @@ def test_a_burst_is_answered_with_the_bytes_of_etcd(start_esp: Esps, start: Star
         kv = rpc_pb2_grpc.KVStub(channel)
         lease = rpc_pb2_grpc.LeaseStub(channel).LeaseGrant(rpc_pb2.LeaseGrantRequest(TTL=600)).ID
         for number, key in enumerate((b"j", b"ja", b"k", b"k\0", b"l" * 120, b"m" * 127, b"m" * 128)):
-            kv.Put(Put(key=key, value=b"v" * (8**number % 20_000), lease=lease if number % 2 else 0))
+            kv.Put(Put(key=key, value=b"v" * (9**number % 60_000), lease=lease if number % 2 else 0))
             kv.Put(Put(key=b"ja", value=b""))
     before = transactions(etcd)
 

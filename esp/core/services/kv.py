@@ -134,8 +134,8 @@ class Put(_MayLackLease):
         return self.lease_retry.take(stream, message, self.owner(request.key), [request.lease], status)
 
 
-class Range(_Routed):
-    """One shard's keys, or a merge of several shards'."""
+class _Ranges(_Routed):
+    """One shard's keys, or a merge of several shards'; as Range answers it, where a subclass does not say otherwise."""
 
     idempotent = True
 
@@ -143,18 +143,9 @@ class Range(_Routed):
         super().__init__(routing, spawn)
         self.snapshots = snapshots
         self.snapshot_tries = snapshot_tries
-        self.batches = [ReadBatches(shard) for shard in self.shards]
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
-        key = bare_key(message, PREFIX_SIZE)
-        if key is not None:
-            self.batches[self.owner(key)].add(stream, message)
-        else:
-            self.on_other_message(stream, message)
-
-    def on_other_message(self, stream: ServerStream, message: bytes) -> None:
-        """Sends anything but a bare key to the shard that owns the key or the whole range."""
         key = range_key(message, PREFIX_SIZE)
         if key is not None:
             self.shards[self.owner(key)].splice(stream, message)
@@ -223,10 +214,24 @@ class Range(_Routed):
     """Answers it over several shards."""
 
 
-class RangeStream(Range):
-    """As Range, with the answer in pieces (etcd 3.7)."""
+class Range(_Ranges):
+    """One answer. Reads of one key that come together go to their shard together."""
 
-    on_message = Range.on_other_message
+    def __init__(self, routing: Routing, spawn: Spawn, *, snapshots: bool, snapshot_tries: int) -> None:
+        super().__init__(routing, spawn, snapshots=snapshots, snapshot_tries=snapshot_tries)
+        self.batches = [ReadBatches(shard) for shard in self.shards]
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Sends it to the shard that owns the key or the whole range."""
+        key = bare_key(message, PREFIX_SIZE)
+        if key is not None:
+            self.batches[self.owner(key)].add(stream, message)
+        else:
+            super().on_message(stream, message)
+
+
+class RangeStream(_Ranges):
+    """As Range, with the answer in pieces (etcd 3.7)."""
 
     def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
         """What etcd would find wrong, wherever the keys are."""

@@ -36,6 +36,8 @@ FIRST_VERSION: Final = (3, 5, 7)
 and raised an alarm where space had run out (etcd pull request 14884)."""
 ANSWER_BYTES: Final = 65536
 """What the answers of one transaction should have together, judged by the last ones."""
+MOST_ANSWER_BYTES: Final = STREAM_WINDOW // 2
+"""What they may have. No window is given back meanwhile, so it has to do for what else counts, padding for one."""
 READS_ALONE: Final = 100
 """Reads that go one by one where a transaction did not do; then it is tried again."""
 
@@ -44,7 +46,7 @@ Read = tuple[ServerStream, bytes]
 
 
 class ReadBatches:
-    """The reads for one shard. It stands in `context.unflushed` while it holds any: they leave when all else does.
+    """The reads for one shard. It stands in `context.gatherers` while it holds any: they leave when all else does.
 
     Attributes:
         shard: where they go.
@@ -57,8 +59,7 @@ class ReadBatches:
         self.transactions = 0
         self.joined = 0
         self._context = shard.context
-        self._limit = shard.context.limits.max_batched_reads
-        self._most = self._limit
+        self._limit = self._most = shard.context.limits.max_batched_reads
         self._alone = 0  # how many reads still go alone
         self._refused = b""  # the metadata that were refused last
         self._refused_alone = 0  # how many reads with these still go alone
@@ -74,15 +75,17 @@ class ReadBatches:
             self.shard.splice(stream, message)
             return
         if not self._gathered:
-            self._context.unflushed.append(self)
+            self._context.gatherers.append(self)
         self._gathered.append((stream, message))
 
     def flush(self) -> None:
         """Sends what has gathered."""
-        gathered, self._gathered = self._gathered, []
-        self._leaving = gathered
+        self._leaving = gathered = self._gathered
+        self._gathered = []
         if len(gathered) == 1:
-            self._send_alone(gathered)
+            stream, message = gathered[0]
+            if stream.local_open:  # the client has not taken it back
+                self.shard.splice(stream, message)
         elif not self._does_transactions():
             if self._version:  # otherwise it will be told in a moment
                 self._alone = READS_ALONE
@@ -115,7 +118,7 @@ class ReadBatches:
         most = ANSWER_BYTES * reads // size
         if most < 2:
             self.pause("their answers are large")
-        self._most = max(2, min(self._limit, most))
+        self._most = max(2, min(self._limit, most, 2 * self._most))
 
     def pause(self, reason: str) -> None:
         """Lets the next reads go one by one."""
@@ -136,6 +139,7 @@ class ReadBatches:
         version = self.shard.version_in_use
         if version is not self._version:
             self._version = version
+            self._limit = self._most = self._context.limits.max_batched_reads
             self._is_fit = version_key(version) >= FIRST_VERSION
         return self._is_fit and self._limit > 1
 
@@ -193,7 +197,7 @@ class _Part(Sink):
 class BatchedCall(ClientStream):
     """A transaction of several clients' reads."""
 
-    __slots__ = ("_batches", "_head", "_metadata", "_parts", "_payloads", "_size", "_waiting")
+    __slots__ = ("_batches", "_expected", "_head", "_metadata", "_parts", "_payloads", "_size", "_waiting")
 
     def __init__(
         self, connection: ClientConnection, batches: ReadBatches, metadata: bytes, reads: Sequence[Read]
@@ -206,6 +210,7 @@ class BatchedCall(ClientStream):
         self._head: ResponseHead | None = None
         self._payloads: list[bytes] = []
         self._size = 0
+        self._expected = 0
 
     # From the shard.
 
@@ -244,16 +249,15 @@ class BatchedCall(ClientStream):
             self._fail(head.outcome())
 
     def on_data(self, payload: bytes, end: bool) -> None:
-        """A piece of the answer. One that the stream's window has no room for as a whole is not waited for."""
+        """A piece of the answer. One that is too large is not waited for, nor is more than one."""
         size = len(payload)
-        first = not self._payloads
-        if first and size >= PREFIX_SIZE:
+        if not self._payloads and size >= PREFIX_SIZE:
             announced = unpack_u32(payload, 1)[0]
-            if announced > STREAM_WINDOW - PREFIX_SIZE:
+            if announced > MOST_ANSWER_BYTES:
                 self._batches.learn(announced, len(self._parts))
-                self._give_up()
-                return
-        if end or (first and size < PREFIX_SIZE) or not self.connection.hold(size):
+            else:
+                self._expected = PREFIX_SIZE + announced
+        if end or self._size + size > self._expected or not self.connection.hold(size):
             self._give_up()
             return
         self._payloads.append(payload)

@@ -10,10 +10,10 @@ from esp.core.wire.limits import Limits
 
 
 class Flushable(Protocol):
-    """A connection whose output waits to be written."""
+    """A connection whose output waits to be written, or who has output for one."""
 
     def flush(self) -> None:
-        """Hand what waits to the transport."""
+        """Hand what waits on."""
 
     def on_bug(self) -> None:
         """An exception came out of it: log it and end the connection."""
@@ -62,10 +62,12 @@ class WireContext:
     Attributes:
         unflushed: connections with output, in the order they got it; whoever lets a connection take bytes flushes them
             all afterwards, so that many requests leave in one write.
+        gatherers: those who make output of what has gathered; they come first, so that it leaves in the same write.
     """
 
     limits: Limits
     unflushed: list[Flushable] = field(default_factory=list)
+    gatherers: list[Flushable] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
     buffers: BufferBudget = field(init=False)
 
@@ -78,10 +80,10 @@ class WireContext:
 
     def flush(self) -> None:
         """Writes what every connection has waiting."""
-        unflushed = self.unflushed
-        while unflushed:
-            connection = unflushed.pop()
-            try:
-                connection.flush()
-            except Exception:
-                connection.on_bug()
+        for waiting in (self.gatherers, self.unflushed):
+            while waiting:
+                one = waiting.pop()
+                try:
+                    one.flush()
+                except Exception:
+                    one.on_bug()

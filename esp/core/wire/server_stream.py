@@ -177,6 +177,7 @@ class ServerStream(Stream):
             or self.responded
             or size > connection.send_window
             or size > connection.peer_initial_window + self.credit
+            or size > MAX_FRAME_SIZE
             or not connection.writable
             or len(head) + len(trailers) > MAX_FRAME_SIZE
         ):

@@ -23,7 +23,7 @@ from esp.core.wire.message import parse_timeout
 from esp.core.wire.server import ServerConnection
 from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.status import Code, Status
-from tests.core.front import RANGE, Front
+from tests.core.front import PUT, RANGE, Front
 from tests.core.scripted_etcd import VERSION, HeardCall, ScriptedConnection, ScriptedEtcd
 from tests.core.wire.conversation import HEAD, call, data, goaway, headers, message, rst, settings, trailers, window
 
@@ -226,6 +226,31 @@ class TestTogether:
             await front.hears_each(streams, b"a", b"b")
 
     @in_a_loop
+    async def test_they_leave_in_one_write_with_what_else_came(self) -> None:
+        async with reading() as (connection, front):
+            upstream = front.shard._unary.connection
+            assert upstream is not None
+            write, writes = upstream.on_flush, []
+            assert write is not None
+            upstream.on_flush = writes.append
+            first, put, second = range(front._next, front._next + 6, 2)
+            front._next += 6
+            said = []
+            for stream, path, content in ((first, RANGE, b"a"), (put, PUT, b""), (second, RANGE, b"b")):
+                request = rpc_pb2.RangeRequest(key=content).SerializeToString()
+                said += [headers(stream, call(path)), data(stream, message(request), end=True)]
+            front.says(*said)
+            [written] = writes
+            upstream.on_flush = write
+            write(written)
+            heard = {one.path: one for one in (await connection.hears(), await connection.hears())}
+            assert keys_of(heard[TXN]) == [b"a", b"b"]
+            connection.answers(heard[TXN], together(b"a", b"b"))
+            connection.answers(heard[PUT])
+            await front.hears_each([first, second], b"a", b"b")
+            assert await front.outcome(put) == OK
+
+    @in_a_loop
     async def test_what_fits_no_stream_waits_as_ever(self) -> None:
         async with reading() as (connection, front):
             connection.says(settings({frames.SETTINGS_MAX_CONCURRENT_STREAMS: 1}))
@@ -374,6 +399,16 @@ def _begins_with_half_a_prefix(connection: ScriptedConnection, heard: HeardCall)
     connection.says(headers(heard.stream, HEAD), data(heard.stream, said[:3]), data(heard.stream, said[3:]))
 
 
+def _sends_two(connection: ScriptedConnection, heard: HeardCall) -> None:
+    said = data(heard.stream, message(together(b"a", b"b")))
+    connection.says(headers(heard.stream, HEAD), said, said)
+
+
+def _sends_more_than_it_announces(connection: ScriptedConnection, heard: HeardCall) -> None:
+    said = message(together(b"a", b"b"))
+    connection.says(headers(heard.stream, HEAD), data(heard.stream, said), data(heard.stream, b"x"))
+
+
 def _announces_too_much(connection: ScriptedConnection, heard: HeardCall) -> None:
     said = message(bytes(STREAM_WINDOW))
     connection.says(headers(heard.stream, HEAD), data(heard.stream, said[:16384]))
@@ -397,6 +432,8 @@ class TestNoOneFailsForANeighbour:
             _ends_without_data,
             _breaks_off,
             _begins_with_half_a_prefix,
+            _sends_two,
+            _sends_more_than_it_announces,
             _announces_too_much,
         ],
     )
@@ -526,13 +563,31 @@ class TestSizes:
         async with reading() as (connection, front):
             streams = front.reads(b"a", b"b", b"c")
             heard = await connection.hears()
-            said = message(together(b"a", b"b", b"c", size=20_000))
+            said = message(together(b"a", b"b", b"c", size=20_000))  # each is more than a frame may hold
             connection.says(headers(heard.stream, HEAD))
             for at in range(0, len(said), 10_000):
                 connection.says(data(heard.stream, said[at : at + 10_000]))
             await front.until(lambda: front.client.context.buffers.used)  # counted while it is not whole
             connection.says(headers(heard.stream, trailers(), end=True))
             await front.hears_each(streams, b"a", b"b", b"c", size=20_000)
+
+    @in_a_loop
+    async def test_an_answer_that_is_mostly_padding_comes_whole(self) -> None:
+        """Padding counts in the window, which is not given back while the answer is collected."""
+        async with reading() as (connection, front):
+            streams = front.reads(b"a", b"b")
+            heard = await connection.hears()
+            said = message(together(b"a", b"b", size=60_000))
+            connection.says(headers(heard.stream, HEAD))
+            left = STREAM_WINDOW
+            for at in range(0, len(said), 100):
+                while left < 400:
+                    update = await connection.hears_frame(frames.WINDOW_UPDATE, heard.stream)
+                    left += int.from_bytes(update.payload, "big")
+                connection.says(data(heard.stream, said[at : at + 100], pad=255))
+                left -= 356
+            connection.says(headers(heard.stream, trailers(), end=True))
+            await front.hears_each(streams, b"a", b"b", size=60_000)
 
     @in_a_loop
     async def test_an_answer_there_is_no_memory_for_is_not_put_together(self) -> None:
@@ -599,6 +654,18 @@ class TestSizes:
 
 
 class TestVersions:
+    @in_a_loop
+    async def test_one_that_does_not_tell_its_version_is_asked_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("esp.core.shard.LONGEST_PAUSE", 0.01)
+        async with ScriptedEtcd() as etcd:
+            etcd.version = None
+            async with Reader(etcd, limits=Limits(connect_timeout=0.3)) as front:
+                connection = await etcd.accepts()
+                await front.until(lambda: connection.statuses > 1)
+                etcd.version = "3.6.0"
+                await front.until(lambda: front.shard.version_in_use == "3.6.0")
+                await go_together(connection, front)
+
     @pytest.mark.parametrize(
         ("version", "joined"),
         [("3.4.43", False), ("3.5.6", False), ("3.5.7", True), ("3.6.0-rc.1", True), ("3.10.1", True), ("odd", False)],

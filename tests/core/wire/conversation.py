@@ -160,6 +160,7 @@ def split(said: bytes) -> Iterator[Frame]:
         word, flags, stream = struct.unpack_from(">IBI", said, position)
         end = position + 9 + (word >> 8)
         assert end <= len(said), "half a frame"
+        assert word >> 8 <= frames.MAX_FRAME_SIZE, "a frame that no peer has to take (RFC 9113, section 4.2)"
         yield Frame(word & 0xFF, flags, stream, said[position + 9 : end])
         position = end
 
@@ -359,7 +360,7 @@ class Server:
         assert self.connection.streams == {}
         assert self.connection.blocked == {}
         assert self.context.buffers.used == 0
-        assert self.context.unflushed == []
+        assert self.context.unflushed == self.context.gatherers == []
 
 
 class Client:
