@@ -274,7 +274,8 @@ def reliable(messages: Sequence[rpc_pb2.WatchResponse], truth: History) -> None:
         for event in message.events:
             told.setdefault(event.kv.mod_revision, []).append(event)
     assert sorted(told) == sorted(truth)
-    assert told == truth
+    differs = [revision for revision in truth if told[revision] != truth[revision]]
+    assert not differs, f"{differs}: told {told[differs[0]]}, but the shard has {truth[differs[0]]}"
 
 
 def atomic(messages: Sequence[rpc_pb2.WatchResponse]) -> None:
