@@ -69,10 +69,21 @@ def program(name: str, variable: str) -> Path:
 
 
 @functools.cache
+def _usage(binary: Path) -> str:
+    done = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
 def fast_flags(binary: Path) -> tuple[str, ...]:
     """No fsync, where this etcd can do without: a test's data need not outlive the machine."""
-    usage = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)
-    return ("--unsafe-no-fsync",) if "unsafe-no-fsync" in usage.stdout + usage.stderr else ()
+    return ("--unsafe-no-fsync",) if "unsafe-no-fsync" in _usage(binary) else ()
+
+
+def progress_flag(binary: Path, milliseconds: int) -> str:
+    """How often a watcher is told its progress; experimental up to etcd 3.5."""
+    name = "watch-progress-notify-interval"
+    experimental = "" if f"--{name}" in _usage(binary) else "experimental-"
+    return f"--{experimental}{name}={milliseconds}ms"
 
 
 def wait_ready(*etcds: LocalEtcd) -> None:

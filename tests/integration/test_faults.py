@@ -68,9 +68,9 @@ def check_books(writer: Writer, shard: LocalEtcd) -> None:
 
 
 def test_kill_9_of_one_shard_under_load_loses_nothing_acknowledged_and_spares_the_others(
-    start_etcd: Etcds, start_esp: Esps
+    start_durable_etcd: Etcds, start_esp: Esps
 ) -> None:
-    shards = start_etcd.several(3, "--unsafe-no-fsync=false")
+    shards = start_durable_etcd.several(3, "--unsafe-no-fsync=false")
     esp = start_esp(shards, ["i", "r"])
     writers = [Writer(esp, prefix) for prefix in ("a1-", "a2-", "j1-", "j2-", "j3-", "z1-", "z2-")]
     of_victim = [writer for writer in writers if writer.prefix.startswith("j")]
@@ -131,8 +131,8 @@ def the_others_serve_everything(esp: EspProcess) -> None:
         )
 
 
-def test_a_shard_of_three_members_lives_on_when_one_is_killed(start_etcd: Etcds, start_esp: Esps) -> None:
-    members = start_etcd.members(3)
+def test_a_shard_of_three_members_lives_on_when_one_is_killed(start_durable_etcd: Etcds, start_esp: Esps) -> None:
+    members = start_durable_etcd.members(3)
     esp = start_esp([members])
     writer = Writer(esp, "k-")
     thread = threading.Thread(target=writer.run)
@@ -152,9 +152,9 @@ def test_a_shard_of_three_members_lives_on_when_one_is_killed(start_etcd: Etcds,
     check_books(writer, members[0])
 
 
-def test_a_frozen_shard_is_not_a_dead_proxy(start_etcd: Etcds, start_esp: Esps) -> None:
+def test_a_frozen_shard_is_not_a_dead_proxy(start_durable_etcd: Etcds, start_esp: Esps) -> None:
     """A shard that accepts connections and never answers: its requests wait for their deadline, others do not."""
-    shards = start_etcd.several(2)
+    shards = start_durable_etcd.several(2)
     esp = start_esp(shards, ["m"])
     assert shards[1].process
     with connect(esp) as channel:

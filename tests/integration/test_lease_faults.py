@@ -20,8 +20,8 @@ NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE, "there is no connection available"
 
 
 @pytest.fixture
-def shards(start_etcd: Etcds) -> list[LocalEtcd]:
-    return start_etcd.several(3)
+def shards(start_durable_etcd: Etcds) -> list[LocalEtcd]:
+    return start_durable_etcd.several(3)
 
 
 @pytest.fixture
@@ -195,10 +195,10 @@ class TestTolerant:
             assert client.lease.LeaseGrant(Grant(TTL=60), timeout=1.5).TTL == 60
 
     def test_a_session_lives_through_the_loss_of_each_member_of_a_shard(
-        self, start_etcd: Etcds, start_esp: Esps, client_of: ClientOf
+        self, start_durable_etcd: Etcds, start_esp: Esps, client_of: ClientOf
     ) -> None:
-        members = start_etcd.members(3)
-        client = client_of(start_esp([start_etcd(), members], ["m"]))
+        members = start_durable_etcd.members(3)
+        client = client_of(start_esp([start_durable_etcd(), members], ["m"]))
         lease_id = client.grant(10)
         client.put(b"z", lease_id)
         session = Session(client)

@@ -16,7 +16,7 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import EspProcess, Esps, Etcds, connect, newest_etcd, wait_ready
+from tests.harness import EspProcess, Esps, Etcds, connect, wait_ready
 from tests.linearizability import NEVER, Kind, Operation, is_linearizable
 from tests.stubs.rpc_pb2_grpc import KVStub
 
@@ -160,9 +160,8 @@ class Clients:
 
 
 @pytest.fixture
-def shards(start_etcd: Etcds) -> list[LocalEtcd]:
-    """Of a version to which esp sends reads together, where there is one."""
-    return start_etcd.several(3, "--unsafe-no-fsync=false", binary=newest_etcd())
+def shards(start_durable_etcd: Etcds) -> list[LocalEtcd]:
+    return start_durable_etcd.several(3, "--unsafe-no-fsync=false")
 
 
 def test_the_history_of_each_key_through_two_proxies_is_linearizable(shards: list[LocalEtcd], start_esp: Esps) -> None:

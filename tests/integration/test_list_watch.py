@@ -167,8 +167,8 @@ def held_by(shards: list[LocalEtcd]) -> Rows:
 
 
 @pytest.mark.timeout(240)
-def test_the_copy_is_what_the_shards_hold(start_etcd: Etcds, start_esp: Esps) -> None:
-    shards = start_etcd.several(3)
+def test_the_copy_is_what_the_shards_hold(start_durable_etcd: Etcds, start_esp: Esps) -> None:
+    shards = start_durable_etcd.several(3)
     servers = [start_esp(shards, ["i", "r"])]
     other = start_esp(shards, ["i", "r"])
     replicas = [Replica(lambda: servers[-1], by_header=by_header) for by_header in (True, False)]

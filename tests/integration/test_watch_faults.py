@@ -11,7 +11,7 @@ import grpc
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from esp.core.tokens import MARK
-from tests.harness import EspProcess, Esps, Etcds, Server, connect, wait_ready
+from tests.harness import EspProcess, Esps, Etcds, Server, connect, progress_flag, wait_ready
 from tests.stubs import rpc_pb2_grpc
 from tests.watching import (
     Watch,
@@ -28,8 +28,11 @@ from tests.watching import (
 Create = rpc_pb2.WatchCreateRequest
 BOUNDARIES = ["i", "r"]
 PREFIXES = ["a-", "j-", "z-"]
-PROGRESS = "--experimental-watch-progress-notify-interval=100ms"
-"""So that there is progress to be wrong about."""
+
+
+def _progress(etcds: Etcds) -> str:
+    """So that there is progress to be wrong about."""
+    return progress_flag(etcds.binary, 100)
 
 
 def owner(key: bytes) -> int:
@@ -67,8 +70,8 @@ def all_kinds(esp: EspProcess, shards: list[LocalEtcd]) -> Iterator[list[tuple[W
         yield watches
 
 
-def test_kill_9_and_restart_of_shards_is_hidden(start_etcd: Etcds, start_esp: Esps) -> None:
-    shards = start_etcd.several(3, "--unsafe-no-fsync=false", PROGRESS)
+def test_kill_9_and_restart_of_shards_is_hidden(start_durable_etcd: Etcds, start_esp: Esps) -> None:
+    shards = start_durable_etcd.several(3, "--unsafe-no-fsync=false", _progress(start_durable_etcd))
     esp = start_esp(shards, BOUNDARIES)
     with Writers(shards, PREFIXES, pause=0.001) as writers:
         writers.wait_for_more(20)
@@ -87,8 +90,8 @@ def test_kill_9_and_restart_of_shards_is_hidden(start_etcd: Etcds, start_esp: Es
         resumable(esp, watch, wanted(watch, history_of(shards[1]), watches[0][1][1]))
 
 
-def test_a_connection_that_is_cut_again_and_again_is_hidden(start_etcd: Etcds, start_esp: Esps) -> None:
-    shards = start_etcd.several(3, PROGRESS)
+def test_a_connection_that_is_cut_again_and_again_is_hidden(start_durable_etcd: Etcds, start_esp: Esps) -> None:
+    shards = start_durable_etcd.several(3, _progress(start_durable_etcd))
     with ExitStack() as stack:
         relays = [stack.enter_context(relaying(shard)) for shard in shards]
         esp = start_esp([[relay] for relay in relays], BOUNDARIES)  # type: ignore[list-item]
@@ -102,9 +105,9 @@ def test_a_connection_that_is_cut_again_and_again_is_hidden(start_etcd: Etcds, s
             check(watch, shards, owner, starts)
 
 
-def test_another_endpoint_of_a_shard_takes_over(start_etcd: Etcds, start_esp: Esps) -> None:
-    members = start_etcd.members(3, "--unsafe-no-fsync=false", PROGRESS)
-    other = start_etcd()
+def test_another_endpoint_of_a_shard_takes_over(start_durable_etcd: Etcds, start_esp: Esps) -> None:
+    members = start_durable_etcd.members(3, "--unsafe-no-fsync=false", _progress(start_durable_etcd))
+    other = start_durable_etcd()
     esp = start_esp([members, other], ["r"])
     both: list[Server] = [members[0], other]
     with ExitStack() as stack:
@@ -129,9 +132,9 @@ def test_another_endpoint_of_a_shard_takes_over(start_etcd: Etcds, start_esp: Es
 
 
 def test_what_was_compacted_while_the_shard_was_away_is_told_as_etcd_tells_it(
-    start_etcd: Etcds, start_esp: Esps
+    start_durable_etcd: Etcds, start_esp: Esps
 ) -> None:
-    shards = start_etcd.several(2)
+    shards = start_durable_etcd.several(2)
     with relaying(shards[0]) as relay, connect(shards[0]) as direct:
         esp = start_esp([[relay], shards[1]], ["m"])  # type: ignore[list-item]
         kv = rpc_pb2_grpc.KVStub(direct)
@@ -163,9 +166,9 @@ def test_what_was_compacted_while_the_shard_was_away_is_told_as_etcd_tells_it(
 
 
 def test_a_watch_that_is_created_while_the_shard_is_away_begins_when_it_is_back(
-    start_etcd: Etcds, start_esp: Esps
+    start_durable_etcd: Etcds, start_esp: Esps
 ) -> None:
-    shards = start_etcd.several(2, "--unsafe-no-fsync=false")
+    shards = start_durable_etcd.several(2, "--unsafe-no-fsync=false")
     esp = start_esp(shards, ["m"])
     with connect(esp) as channel, connect(shards[0]) as direct:
         shards[0].kill()
@@ -184,9 +187,9 @@ def iter_of(*creates: rpc_pb2.WatchCreateRequest) -> Iterator[rpc_pb2.WatchReque
     return iter([rpc_pb2.WatchRequest(create_request=create) for create in creates])
 
 
-def test_who_asks_for_a_leader_is_told_that_there_is_none(start_etcd: Etcds, start_esp: Esps) -> None:
-    members = start_etcd.members(3)
-    esp = start_esp([members, start_etcd()], ["r"])
+def test_who_asks_for_a_leader_is_told_that_there_is_none(start_durable_etcd: Etcds, start_esp: Esps) -> None:
+    members = start_durable_etcd.members(3)
+    esp = start_esp([members, start_durable_etcd()], ["r"])
     leaderless = (grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader")
     with watching(esp, [("hasleader", "true")], key=b"a") as asking, watching(esp, key=b"a") as patient:
         with connect(esp) as channel:
