@@ -90,24 +90,34 @@ def one_event(body: bytes) -> tuple[int, int, int, int] | None:
 
 
 def _number(body: bytes, at: int) -> tuple[int, int]:
-    """The number that stands at `at`, and the place behind it. IndexError for one that is cut off or too long."""
+    """The number that stands at `at`, and the place behind it.
+
+    IndexError for one that is cut off, or longer than need be or than any number.
+    """
     value = body[at]
     if value < 0x80:
         return value, at + 1
     byte = body[at + 1]
     value += byte - 1 << 7
     if byte < 0x80:
+        if not byte:
+            raise IndexError
         return value, at + 2
     byte = body[at + 2]
     value += byte - 1 << 14
     if byte < 0x80:
+        if not byte:
+            raise IndexError
         return value, at + 3
     shift = 14
     at += 2
-    while body[at] > 0x7F:
+    while byte > 0x7F:
         at += 1
         shift += 7
         if shift > _MOST_SHIFT:
             raise IndexError
-        value += body[at] - 1 << shift
+        byte = body[at]
+        value += byte - 1 << shift
+    if not byte:
+        raise IndexError
     return value, at + 1

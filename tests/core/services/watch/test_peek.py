@@ -135,3 +135,14 @@ def test_the_longest_numbers() -> None:
     most = 2**63 - 1
     response = events(most, put(b"a", most))
     assert check(response.SerializeToString())
+
+
+@pytest.mark.parametrize("size", range(2, 10))
+def test_a_watch_id_that_is_longer_than_need_be_is_left_to_protobuf(size: int) -> None:
+    """Nothing that etcd writes; but what is not written as protobuf writes it is not passed on as it came."""
+    body = ONE.SerializeToString()
+    at = body[1] + 3
+    assert body[at] == 1
+    longer = body[:at] + b"\x81" + b"\x80" * (size - 2) + b"\0" + body[at + 1 :]
+    assert WatchResponse.FromString(longer).watch_id == 1
+    assert one_event(longer) is None
