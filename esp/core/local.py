@@ -283,10 +283,18 @@ class LocalEtcd:
         if lines and not lines[0].startswith("{"):
             return f": {lines[0]}"
         for line in reversed(lines):
-            entry = json.loads(line) if line.startswith("{") else {}
+            entry = _record(line)
             if entry.get("level") in ("error", "fatal", "panic"):
                 return ": " + " ".join(filter(None, (entry.get("msg"), entry.get("error"))))
         return ""
+
+
+def _record(line: str) -> dict[str, str]:
+    """A line of etcd's log; empty for one that is no record, or that a full disk cut off."""
+    try:
+        return dict(json.loads(line)) if line.startswith("{") else {}
+    except json.JSONDecodeError:
+        return {}
 
 
 class LocalCluster:

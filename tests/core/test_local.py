@@ -176,6 +176,13 @@ class TestOneEtcd:
         with pytest.raises(LocalEtcdError, match=r"^etcd odd ended: .*/dev/null.* not a directory; its log is "):
             start_etcd("--data-dir=/dev/null/odd", name="odd")
 
+    def test_a_failed_start_of_which_the_log_is_cut_off_is_told_all_the_same(self, start_etcd: Etcds) -> None:
+        etcd = start_etcd(name="full")
+        etcd.kill()
+        with etcd.log_file.open("a") as log:
+            log.write('\n{"level":"error","msg":"no space le')  # as a full disk leaves it
+        assert "no space" not in etcd._reason()
+
     def test_a_port_in_use_is_told_before_anything_starts(self, start_etcd: Etcds, tmp_path: Path) -> None:
         running = start_etcd()
         second = LocalEtcd("second", tmp_path / "second", client_port=running.client_port, binary=running.binary)
