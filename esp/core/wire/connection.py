@@ -43,6 +43,8 @@ log = logging.getLogger("esp.wire")
 
 PUMP_BYTES: Final = 262144
 """Bytes that `pump` moves at most between two flushes, so that wide windows do not turn into a large write."""
+HELD_ACK_BYTES: Final = 65536
+PING_FRAME_SIZE: Final = 17
 RECENTLY_RESET: Final = 1000
 LEAST_PROGRESS: Final = 6000
 """Bytes of what waits that must leave within `blocked_write_timeout`; less is standing still with a trick."""
@@ -71,6 +73,7 @@ class Connection:
         "_glitch_level",
         "_glitch_time",
         "_held_ack",
+        "_held_ack_size",
         "_opened",
         "_pump_budget",
         "_pumped",
@@ -128,6 +131,7 @@ class Connection:
         self._send_top = DEFAULT_WINDOW
         self._small_updates = 0
         self._held_ack = b""
+        self._held_ack_size = 0
         self._table_granted = 4096  # by the protocol, until SETTINGS say otherwise
         self._table_update_due = False
         self.peer_initial_window = DEFAULT_WINDOW
@@ -188,8 +192,7 @@ class Connection:
         out = self.out
         if out:
             if self._held_ack:
-                out.append(self._held_ack)
-                self._held_ack = b""
+                self._hold_ack_or_not(out)
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
             self.flushes += 1
@@ -258,6 +261,23 @@ class Connection:
         """Returns `size` bytes that `hold` gave."""
         self.held -= size
         self.context.buffers.give(size)
+
+    def hold_ack(self, ack: bytes) -> None:
+        """Takes the answer to a PING that measures bandwidth (grpc-go, internal/transport/bdp_estimator.go).
+
+        It leaves when enough else has left for there to be something to measure, at the latest with the next tick: the
+        peer sends another such PING, in a packet of its own, with the first DATA behind each answer.
+        """
+        self._held_ack += ack
+
+    def _hold_ack_or_not(self, out: list[bytes]) -> None:
+        self._held_ack_size += sum(map(len, out))
+        if self._held_ack_size > HELD_ACK_BYTES or len(self._held_ack) > PING_FRAME_SIZE:
+            out.append(self._release_ack())
+
+    def _release_ack(self) -> bytes:
+        ack, self._held_ack, self._held_ack_size = self._held_ack, b"", 0
+        return ack
 
     def pause(self) -> None:
         """The transport is full: DATA waits from here on."""
@@ -400,8 +420,7 @@ class Connection:
         if self.ended:
             return
         if self._held_ack:
-            ack, self._held_ack = self._held_ack, b""
-            self.send(ack)
+            self.send(self._release_ack())
         if not self.got_settings and now - self._opened > limits.preface_timeout:
             self._time_out("preface_timeout", "no HTTP/2 preface in time")
         elif self._settings_since and now - self._settings_since > limits.settings_timeout:

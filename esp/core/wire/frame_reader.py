@@ -255,7 +255,7 @@ class FrameReader(Connection):
             return
         self.on_ping()
         if payload == BANDWIDTH_PING:
-            self._held_ack += ping(payload, ack=True)
+            self.hold_ack(ping(payload, ack=True))
         else:
             self.send(ping(payload, ack=True))
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from hpack.hpack import encode_integer
 
+from esp.core.wire.frame_reader import BANDWIDTH_PING
 from esp.core.wire.frames import (
     MAX_WINDOW,
     PRIORITY,
@@ -282,26 +283,45 @@ def test_pings_after_data_are_free(clock: Clock) -> None:
     """A grpc-go client measures the bandwidth so: WINDOW_UPDATE and PING for nearly everything it gets."""
     client, server = meet(TIGHT)
     client.gives_up_its_table()
-    bandwidth = bytes.fromhex("02041010090e0707")
-    acknowledged = []
+    held = []
     for stream in range(5, 2 * 5000, 2):
         client.sends(headers(stream, call()), data(stream, message(b"hi"), end=True))
-        server.answers(*echoed(stream, b"hi"), *acknowledged)
-        client.sends(window(0, 7), ping(bandwidth))
-        server.answers()
-        acknowledged = [ping(bandwidth, ack=True)]
+        server.answers(*echoed(stream, b"hi"), *(held if len(held) == 2 else ()))
+        if len(held) == 2:
+            held.clear()
+        client.sends(window(0, 7), ping(BANDWIDTH_PING))
+        server.says_nothing()
+        held.append(ping(BANDWIDTH_PING, ack=True))
+    server.tick(clock.now)
     server.holds_nothing()
 
 
-def test_a_bandwidth_ping_is_answered_by_the_next_tick_if_nothing_else_is_to_send(clock: Clock) -> None:
-    client, server = meet()
-    bandwidth = bytes.fromhex("02041010090e0707")
-    client.sends(ping(bandwidth))
-    server.answers()
-    server.tick(clock.now)
-    server.answers(ping(bandwidth, ack=True))
-    server.tick(clock.now)
-    server.answers()
+class TestBandwidthPings:
+    """The answer to what grpc-go measures with waits, or it would come, in a packet of its own, with every call."""
+
+    def test_it_leaves_with_the_next_tick(self, clock: Clock) -> None:
+        client, server = meet()
+        client.sends(ping(BANDWIDTH_PING))
+        client.sends(headers(1, call(ECHO)), data(1, message(b"hi"), end=True))
+        server.answers(*echoed(1, b"hi"))
+        server.tick(clock.now)
+        server.answers(ping(BANDWIDTH_PING, ack=True))
+        server.tick(clock.now)
+        server.says_nothing()
+
+    def test_or_behind_enough_to_measure(self) -> None:
+        client, server = meet(client_settings={SETTINGS_INITIAL_WINDOW_SIZE: 2**20})
+        client.sends(window(0, 2**20), ping(BANDWIDTH_PING))
+        for stream in (1, 3, 5, 7, 9):
+            client.sends(headers(stream, call(ECHO)), data(stream, message(bytes(15_000)), end=True))
+            answered = server.says().endswith(ping(BANDWIDTH_PING, ack=True))
+            assert answered == (stream == 9)
+
+    def test_or_when_another_is_there(self) -> None:
+        client, server = meet()
+        client.sends(ping(BANDWIDTH_PING), ping(BANDWIDTH_PING))
+        client.sends(headers(1, call(ECHO)), data(1, message(b"hi"), end=True))
+        server.answers(*echoed(1, b"hi"), *[ping(BANDWIDTH_PING, ack=True)] * 2)
 
 
 def test_any_other_ping_is_answered_at_once() -> None:
