@@ -48,6 +48,14 @@ def peer(name: str) -> Path:
     return _built(name) or pytest.skip(f"no {name}: scripts/peers builds it where Go is, or set {_variable(name)}")
 
 
+def foreign(name: str) -> Path:
+    """The folder of a client in another language that scripts/foreign builds; skips the test when it is not there."""
+    folder = PEERS.parent / "foreign" / name
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: scripts/foreign builds it where its language is")
+    return folder
+
+
 def newest_etcd() -> Path | None:
     """The etcd that scripts/peers builds; None, which means the tests' own, where it is not there."""
     return _built("etcd")

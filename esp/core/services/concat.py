@@ -25,6 +25,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.merge import part
 from esp.core.services.revision import merged_header, read_at, token
+from esp.core.services.varint import MOST_BYTES, varint
 from esp.core.shard import Shard
 from esp.core.shard_map import Segment
 from esp.core.tokens import Position
@@ -41,12 +42,12 @@ _Range = rpc_pb2.RangeRequest
 
 HEADER_TAG: Final = 0x0A
 COUNT_TAG: Final = 0x20
-COUNT_BYTES: Final = 10
-"""The count is written in as many bytes as any takes, so that the length is known before the count is."""
-TAIL_BYTES: Final = 1 + COUNT_BYTES
+TAIL_BYTES: Final = 1 + MOST_BYTES
+"""The count, written in as many bytes as any takes, so that the length is known before the count is."""
 MOST_SEGMENTS: Final = 64
 """Parts asked at once; a map cut finer than that is merged by parsing."""
-MOST_BYTES: Final = 2**32 - 1
+MOST_ANSWER_BYTES: Final = 2**31 - 1
+"""A gRPC length could be twice that, but no protobuf message can; etcd sends no more either."""
 
 
 def can_concat(request: rpc_pb2.RangeRequest) -> bool:
@@ -132,8 +133,9 @@ class Concat(Sink):
         header = merged_header([one.header for one in self._parts], self.routing.identity, revision)
         encoded = rpc_pb2.RangeResponse(header=header).SerializeToString()
         length = sum(one.length for one in self._parts) + len(encoded) + TAIL_BYTES
-        if length > MOST_BYTES:
-            self.fail(Status(Code.RESOURCE_EXHAUSTED, "esp: the answer is larger than a gRPC message can be"))
+        if length > MOST_ANSWER_BYTES:
+            text = f"grpc: trying to send message larger than max ({length} vs. {MOST_ANSWER_BYTES})"
+            self.fail(Status(Code.RESOURCE_EXHAUSTED, text))
             return
         self._started = True
         self._header = encoded
@@ -150,7 +152,7 @@ class Concat(Sink):
 
     def _finish(self) -> None:
         self.down.sink = None
-        tail = self._header + bytes((COUNT_TAG,)) + _padded_varint(self._count)
+        tail = self._header + bytes((COUNT_TAG,)) + varint(self._count, MOST_BYTES)
         self.down.send_data(tail, False)
         self.down.finish(OK)
 
@@ -319,9 +321,3 @@ class _Part(ClientStream):
         if tail[-1] > 0x7F or start == 0 or tail[start - 1] != COUNT_TAG:
             return None
         return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(tail[start:]))
-
-
-def _padded_varint(number: int) -> bytes:
-    """`number` as a varint of COUNT_BYTES bytes."""
-    low = [number >> 7 * place & 0x7F for place in range(COUNT_BYTES)]
-    return bytes([byte | 0x80 for byte in low[:-1]] + [low[-1]])

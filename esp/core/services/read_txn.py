@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+from esp.core.services.varint import varint
 from esp.core.wire.frames import pack_u32, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, prefix
 
@@ -19,14 +20,10 @@ _REVISION = 3 << 3
 _RESPONSES = 3 << 3 | 2
 
 
-def _varint(number: int) -> bytes:
-    return bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80, number >> 7))
-
-
 def _operation(size: int) -> bytes:
     """What stands in front of a RangeRequest of `size` bytes: TxnRequest.success, RequestOp.request_range."""
-    inner = bytes((_BYTES_1,)) + _varint(size)
-    return bytes((2 << 3 | 2,)) + _varint(len(inner) + size) + inner
+    inner = bytes((_BYTES_1,)) + varint(size)
+    return bytes((2 << 3 | 2,)) + varint(len(inner) + size) + inner
 
 
 _OPERATIONS = [_operation(size) for size in range(0x82)]

@@ -372,6 +372,17 @@ def only(out: bytes, wanted: int) -> bytes:
     return body
 
 
+def test_more_than_a_protobuf_message_can_hold_is_refused_as_etcd_does() -> None:
+    scene = Scene()
+    scene.asks(EVERYTHING)
+    for shard, answer in zip(scene.shards, PARTS, strict=True):
+        shard.says(head(), data(b"\0" + frames.pack_u32(2**30) + answer[5:]))
+    answered = scene.client.take_output()
+    assert b"grpc: trying to send message larger than max (" in answered
+    assert b" vs. 2147483647)" in answered
+    assert not any(shard.connection.streams for shard in scene.shards)
+
+
 def test_what_waits_for_its_turn_is_counted_and_what_does_not_fit_fails_the_call() -> None:
     scene = Scene(context=WireContext(Limits(max_buffered_bytes_per_connection=20_000)))
     scene.asks(EVERYTHING)

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from esp.core.identity import Identity
 from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.services.varint import varint
 from esp.core.wire.frames import pack_u32
 from esp.core.wire.message import prefix
 
@@ -22,7 +23,6 @@ DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
 _HEADER: Final = 1 << 3 | 2
 _WATCH_ID: Final = bytes((2 << 3,))
 _CREATED: Final = bytes((3 << 3, 1))
-_MASK: Final = 2**64 - 1
 _parse = rpc_pb2.WatchResponse.FromString
 
 
@@ -195,15 +195,7 @@ def _apart(message: rpc_pb2.WatchResponse) -> tuple[bytes, bytes]:
 @lru_cache(4096)
 def _id_field(watch_id: int) -> bytes:
     """The field of the watch id; absent for 0, as proto3 has it."""
-    if not watch_id:
-        return b""
-    value = watch_id & _MASK
-    field = bytearray(_WATCH_ID)
-    while value > 0x7F:
-        field.append(value & 0x7F | 0x80)
-        value >>= 7
-    field.append(value)
-    return bytes(field)
+    return _WATCH_ID + varint(watch_id) if watch_id else b""
 
 
 def encoded(head: bytes, watch_id: int, tail: bytes) -> bytes:
