@@ -14,10 +14,10 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"esp.core.keys", "esp.core.yaml_lines", "esp.core.wire", "esp.core.pb"},
     {"esp.core.shard_map", "esp.core.config_fields", "esp.core.errors", "esp.core.descriptors"},
-    {"esp.core.config_shards"},
+    {"esp.core.config_shards", "esp.core.config_ranges", "esp.core.kubernetes"},
     {"esp.core.config", "esp.core.lane"},
     {"esp.core.shard"},
-    {"esp.core.tokens", "esp.core.identity", "esp.core.health"},
+    {"esp.core.tokens", "esp.core.identity", "esp.core.health", "esp.core.undivided"},
     {"esp.core.routing"},
     {"esp.core.probe", "esp.core.lease_sync"},
     {"esp.core.lease_survey"},

@@ -13,13 +13,26 @@ from typing import Any, Literal
 
 import msgspec
 
-from esp.core.config_fields import TLS_LISTEN, Fields, address, unknown_field
+from esp.core.config_fields import TLS_LISTEN, address, unknown_field
+from esp.core.config_ranges import RangeFields
 from esp.core.config_shards import Endpoint, ShardConfig, read_shards
+from esp.core.keys import KeyRange
 from esp.core.shard_map import ShardMap
 from esp.core.wire.limits import Limits, out_of_bounds
 from esp.core.yaml_lines import LineError, Place, Value, read
 
-__all__ = ["Config", "ConfigError", "Endpoint", "Listen", "ShardConfig", "find", "listen_of", "load", "parse"]
+__all__ = [
+    "AcrossShards",
+    "Config",
+    "ConfigError",
+    "Endpoint",
+    "Listen",
+    "ShardConfig",
+    "find",
+    "listen_of",
+    "load",
+    "parse",
+]
 
 MAX_FILE_BYTES = 1_048_576
 LOOKED_AT = (Path("esp.yaml"), Path(".esp/esp.yaml"), Path("/etc/esp/esp.yaml"))
@@ -54,6 +67,26 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
+class AcrossShards:
+    """What becomes of a Range, a DeleteRange, a Watch or a reading Txn over several shards that esp could serve.
+
+    Attributes:
+        refused: one whose keys in one of these ranges belong to several shards is refused.
+        protects_kubernetes: so is one that lies inside a resource of a kube-apiserver that is at work here.
+    """
+
+    refused: tuple[KeyRange, ...] = ()
+    protects_kubernetes: bool = True
+
+
+_ACROSS_SHARDS = {
+    "auto": AcrossShards(),
+    "serve": AcrossShards(protects_kubernetes=False),
+    "refuse": AcrossShards((KeyRange(b"", None),)),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A config that has passed every check. `shards` and `shard_map.names` are in the order of the file."""
 
@@ -62,7 +95,9 @@ class Config:
     advertise: tuple[str, ...]
     shards: tuple[ShardConfig, ...]
     shard_map: ShardMap
+    across_shards: AcrossShards
     deletes_across_shards: Literal["serve", "refuse"]
+    kubernetes: tuple[bytes, ...]  # the prefixes of all keys of kube-apiservers that the file speaks of
     leases: Literal["tolerant", "strict"]
     range_reads: Literal["default", "snapshot"]
     drain_seconds: float
@@ -140,6 +175,8 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     listen: list[str] = msgspec.field(default_factory=lambda: ["http://127.0.0.1:2379"])
     advertise: list[str] = []
     shards: list[Any] = []
+    whole: list[Any] = []
+    across_shards: str | dict[str, Any] = "auto"
     deletes_across_shards: str = "serve"
     leases: str = "tolerant"
     range_reads: str = "default"
@@ -147,7 +184,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     limits: dict[str, Any] = {}
 
 
-class _FileReader(Fields):
+class _FileReader(RangeFields):
     """Turns the values of one file into a Config; the first thing that is wrong ends it."""
 
     def read(self, value: Value, path: Path | None) -> Config:
@@ -155,19 +192,34 @@ class _FileReader(Fields):
         listen = self.each(file.listen, ("listen",), _listen)
         if not listen:
             self.fail(("listen",), '"listen" is empty; write listen: [http://127.0.0.1:2379]')
-        shards, shard_map = read_shards(file.shards, self.lines)
+        shards, shard_map = read_shards(file.shards, file.whole, self)
+        across_shards = self._across_shards(file.across_shards)
         return Config(
             path=path,
             listen=tuple(listen),
             advertise=tuple(self.each(file.advertise, ("advertise",), _advertised)),
             shards=shards,
             shard_map=shard_map,
+            across_shards=across_shards,
+            kubernetes=tuple(self.kubernetes),
             deletes_across_shards=self._deletes(file.deletes_across_shards),
             leases=self._leases(file.leases),
             range_reads=self._range_reads(file.range_reads),
             drain_seconds=self._drain(file.drain_seconds),
             limits=self._limits(file.limits),
         )
+
+    def _across_shards(self, value: str | dict[str, Any]) -> AcrossShards:
+        if isinstance(value, str) and value in _ACROSS_SHARDS:
+            return _ACROSS_SHARDS[value]
+        ranges = value.get("refuse") if isinstance(value, dict) and len(value) == 1 else None
+        if not isinstance(ranges, list) or not ranges:
+            told = f'"{value}"' if isinstance(value, str) else "a mapping of another form"
+            cure = "write auto, serve, refuse or {refuse: [PREFIX, ...]}"
+            self.fail(("across_shards",), f'"across_shards" is {told}; {cure}')
+        place: Place = ("across_shards", "refuse")
+        subject = '"across_shards"'
+        return AcrossShards(tuple(self.range_or_prefix_at(one, (*place, n), subject) for n, one in enumerate(ranges)))
 
     def _deletes(self, value: str) -> Literal["serve", "refuse"]:
         if value == "serve":

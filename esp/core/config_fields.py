@@ -158,10 +158,11 @@ def explain_shape(message: str, subject: str, known: Iterable[str]) -> tuple[Pla
     name = subject
     if place:
         name = f'"{place[0]}"' + "".join(f" item {part + 1}" for part in place[1:] if isinstance(part, int))
-    if match := re.fullmatch("Expected `(\\w+).*`, got `(\\w+)`", message):
-        wanted, got = match.groups()
-        cure = "; quote it" if wanted == "str" and got in ("int", "float", "bool") else ""
-        return place, f"{name} must be {_KINDS.get(wanted, wanted)}, not {_KINDS.get(got, got)}{cure}"
+    if match := re.fullmatch("Expected `([\\w |]+).*`, got `(\\w+)`", message):
+        wanted, got = [kind for kind in match[1].split(" | ") if kind != "null"], match[2]
+        cure = "; quote it" if "str" in wanted and got in ("int", "float", "bool") else ""
+        kinds = " or ".join(_KINDS.get(kind, kind) for kind in wanted)
+        return place, f"{name} must be {kinds}, not {_KINDS.get(got, got)}{cure}"
     if match := re.fullmatch("Invalid enum value '?(.*?)'?", message, re.DOTALL):
         return place, f'{name} cannot be "{match[1]}"'
     return place, f"{name}: {message}"

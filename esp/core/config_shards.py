@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from esp.core.config_fields import TLS_SHARD, Fields, address, key, key_bytes
-from esp.core.keys import KeyRange, format_range, prefix_end
+from esp.core.config_fields import TLS_SHARD, address, key_bytes
+from esp.core.config_ranges import RangeFields
+from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.shard_map import ShardMap, ShardMapError, carve
-from esp.core.yaml_lines import LineError, Lines, Place
+from esp.core.yaml_lines import LineError, Place
 
 _OWN = ("endpoints", "ranges")
 _ORIGINAL = ("address", "start", "end", "startBytes", "endBytes")
@@ -47,15 +48,22 @@ class ShardConfig:
     ranges: tuple[KeyRange, ...]
 
 
-def read_shards(entries: list[Any], lines: Lines) -> tuple[tuple[ShardConfig, ...], ShardMap]:
+def read_shards(entries: list[Any], whole: list[Any], fields: RangeFields) -> tuple[tuple[ShardConfig, ...], ShardMap]:
     """The shards in the order of the file, and the map they make.
 
+    Args:
+        entries: The value of `shards`.
+        whole: The value of `whole`: ranges that no boundary may cut.
+        fields: The file's.
+
     Raises:
-        LineError: something is wrong with one of them, or together they do not own every key once.
+        LineError: something is wrong with one of them, or together they do not own every key once, or they cut what
+            must stay whole.
     """
-    reader = _ShardsReader(lines)
+    reader = _ShardsReader(fields)
     reader.read(entries)
     shard_map = reader.shard_map()
+    reader.check_whole(whole, shard_map)
     shards = tuple(
         ShardConfig(name, endpoints, tuple(shard_map.ranges_of(index)))
         for index, (name, endpoints) in enumerate(zip(reader.names, reader.endpoints, strict=True))
@@ -64,12 +72,6 @@ def read_shards(entries: list[Any], lines: Lines) -> tuple[tuple[ShardConfig, ..
 
 
 # What a key may look like is wider than msgspec's types can say, hence Any.
-
-
-class _RangeShape(msgspec.Struct, forbid_unknown_fields=True):
-    prefix: Any = msgspec.UNSET
-    start: Any = msgspec.UNSET
-    end: Any = msgspec.UNSET
 
 
 class _ShardShape(msgspec.Struct, forbid_unknown_fields=True):
@@ -95,11 +97,14 @@ class _Source(NamedTuple):
     place: Place
 
 
-class _ShardsReader(Fields):
+class _ShardsReader:
     """Goes through the shards in order; the first thing that is wrong ends it."""
 
-    def __init__(self, lines: Lines) -> None:
-        super().__init__(lines)
+    def __init__(self, fields: RangeFields) -> None:
+        self.fields = fields
+        self.lines = fields.lines
+        self.fail = fields.fail
+        self.shaped = fields.shaped
         self.names: list[str] = []
         self.endpoints: list[tuple[Endpoint, ...]] = []
         self._sources: list[_Source] = []
@@ -160,21 +165,7 @@ class _ShardsReader(Fields):
             self.fail(place, f'{subject} has no ranges; write ranges: [{{start: "", end: ""}}] for all keys')
         for position, value in enumerate(shape.ranges):
             here = (*place, "ranges", position)
-            self._sources.append(_Source(index, self._range(value, here, subject), here))
-
-    def _range(self, value: Any, place: Place, subject: str) -> KeyRange:
-        shape = self.shaped(value, _RangeShape, place, f"{subject}: a range")
-        given = [name for name in ("prefix", "start", "end") if getattr(shape, name) is not msgspec.UNSET]
-        if given == ["start"]:
-            self.fail(place, f'{subject}: a range has no "end"; write end: "" for the last key there is')
-        if given == ["end"]:
-            self.fail(place, f'{subject}: a range has no "start"; write start: "" for the first key there is')
-        if given not in (["prefix"], ["start", "end"]):
-            self.fail(place, f"{subject}: a range is {{prefix: ...}} or {{start: ..., end: ...}}")
-        keys = [self._key(getattr(shape, name), (*place, name), subject) for name in given]
-        if len(keys) == 1:
-            return KeyRange(keys[0], prefix_end(keys[0]))
-        return KeyRange(keys[0], keys[1] or None)
+            self._sources.append(_Source(index, self.fields.range_at(value, here, subject), here))
 
     def _original_shard(self, index: int, entry: Any, *, last: bool) -> None:
         place: Place = ("shards", index)
@@ -203,7 +194,7 @@ class _ShardsReader(Fields):
 
     def _boundary(self, field: str, text: Any, data: Any, place: Place, subject: str) -> bytes:
         """The key in `start` or `end`, or where that is empty, in `startBytes` or `endBytes`."""
-        boundary = b"" if text is None else self._key(text, (*place, field), subject)
+        boundary = b"" if text is None else self.fields.key_at(text, (*place, field), subject)
         if boundary:
             return boundary
         field += "Bytes"
@@ -212,18 +203,12 @@ class _ShardsReader(Fields):
         except ValueError as error:
             self.fail((*place, field), f"{subject}: {error}")
 
-    def _key(self, value: Any, place: Place, subject: str) -> bytes:
-        try:
-            return key(value, str(place[-1]))
-        except ValueError as error:
-            self.fail(place, f"{subject}: {error}")
-
     def _read_endpoints(self, values: list[str], place: Place, subject: str) -> None:
         if not values and self._original:
             self.fail(place, f"{subject} has no address; write address: 127.0.0.1:12379")
         if not values:
             self.fail(place, f"{subject} has no endpoints; write endpoints: [http://127.0.0.1:12379]")
-        endpoints = self.each(values, place, _endpoint, subject)
+        endpoints = self.fields.each(values, place, _endpoint, subject)
         for position, endpoint in enumerate(endpoints):
             if other := self._owner_of.get(endpoint):
                 self.fail(
@@ -256,6 +241,31 @@ class _ShardsReader(Fields):
                 return text if there == line else f"{text} (line {there})"
 
             raise LineError(line, error.explain(label)) from None
+
+    def check_whole(self, values: list[Any], shard_map: ShardMap) -> None:
+        """Sees to it that no boundary lies inside a range of `whole`.
+
+        Raises:
+            LineError: one does, or a value is no range.
+        """
+        for position, value in enumerate(values):
+            place: Place = ("whole", position)
+            kept = self.fields.range_or_prefix_at(value, place, '"whole"')
+            boundary = shard_map.first_boundary(kept)
+            if boundary is not None:
+                names = ", ".join(dict.fromkeys(shard_map.names[part.shard] for part in shard_map.split(kept)))
+                source = self._source_at(boundary)
+                self.fail(
+                    place,
+                    f'{format_range(kept)} must be whole, but is cut at "{format_key(boundary)}" '
+                    f"(line {self.lines.of(source.place)}) between the shards {names}; "
+                    "move that boundary out of it, or give the range itself to one shard",
+                )
+
+    def _source_at(self, boundary: bytes) -> _Source:
+        """The range of the file that begins at a boundary of the map; else the one that ends there."""
+        starting = [source for source in self._sources if source.range.start == boundary]
+        return (starting or [source for source in self._sources if source.range.end == boundary])[0]
 
     def _check_all_own(self, owners: set[int]) -> None:
         for index, name in enumerate(self.names):

@@ -19,6 +19,7 @@ from esp.core.services.pages import Pages
 from esp.core.services.router import Router
 from esp.core.shard import Shard
 from esp.core.tokens import Tokens
+from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
 from esp.core.wire.transport import TICK_SECONDS, Listener
 
@@ -36,7 +37,8 @@ class Proxy:
         self.config = config
         self.context = WireContext(config.limits)
         shards = [Shard(shard.name, shard.endpoints, self.context) for shard in config.shards]
-        self.routing = Routing(config.shard_map, shards, Tokens(len(shards), self.context))
+        undivided = Undivided(config.shard_map, config.across_shards.refused, self.context.reached)
+        self.routing = Routing(config.shard_map, shards, Tokens(len(shards), self.context), undivided)
         self.bound: list[tuple[str, int]] = []
         self._calls = asyncio.TaskGroup()
         self._background = asyncio.TaskGroup()

@@ -1,4 +1,4 @@
-"""The shard map, the clients of the shards it names, and the tokens for positions in them: what services route by."""
+"""What services route by: the shard map, its shards, the tokens for positions in them, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from esp.core.keys import KeyRange
 from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
 from esp.core.tokens import Tokens
+from esp.core.undivided import Undivided
 
 
 class Routing:
-    """A shard map and its shards; `shards[i]` is the one the map calls `i`, and so in the vectors of `tokens`."""
+    """A shard map and its shards; `shards[i]` is the one the map calls `i`, and so in the vectors of `tokens`.
 
-    __slots__ = ("identity", "map", "shards", "tokens")
+    `undivided` is where nothing may span shards; by default nowhere.
+    """
 
-    def __init__(self, shard_map: ShardMap, shards: Sequence[Shard], tokens: Tokens) -> None:
+    __slots__ = ("identity", "map", "shards", "tokens", "undivided")
+
+    def __init__(
+        self, shard_map: ShardMap, shards: Sequence[Shard], tokens: Tokens, undivided: Undivided | None = None
+    ) -> None:
         self.map = shard_map
         self.tokens = tokens
+        self.undivided = undivided or Undivided(shard_map)
         self.shards = tuple(shards)
         self.identity = Identity.of(shard_map.names)
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esp.core.config import (
+    AcrossShards,
     Config,
     ConfigError,
     Endpoint,
@@ -47,6 +48,9 @@ shards:
 """
 
 
+ALL = '{start: "", end: ""}'
+
+
 def three(*ranges: str) -> str:
     """Shards a, b, c, ... with these ranges, on lines 2, 4, 6, ..."""
     shards = [
@@ -63,6 +67,8 @@ def test_a_config_with_every_field() -> None:
     text = """\
 listen: [http://0.0.0.0:2379, "http://[::1]:2379"]
 advertise: [http://proxy-1:2379/, https://proxy.example:443]
+whole: [/locks/]
+across_shards: {refuse: [/tenants/, {start: a, end: b}]}
 deletes_across_shards: refuse
 leases: strict
 range_reads: snapshot
@@ -71,12 +77,12 @@ limits: {max_connections: 20, connect_timeout: 0.5, keepalive_time: 12}
 shards:
   - name: events
     endpoints: [http://127.0.0.1:12379]
-    ranges: [{prefix: /registry/events/}]
+    ranges: [{kubernetes: events}]
   - name: main
     endpoints: [http://127.0.0.1:22379, "[::1]:22389", Etcd-3.example:22399]
     ranges: [{start: "", end: ""}]
 """
-    events = KeyRange(b"/registry/events/", b"/registry/events0")
+    events = KeyRange(b"/registry/events", b"/registry/events0")
     below, above = KeyRange(b"", events.start), KeyRange(b"/registry/events0", None)
     assert parse(text, PATH) == Config(
         path=PATH,
@@ -91,7 +97,9 @@ shards:
             ),
         ),
         shard_map=ShardMap.build([(0, events), (1, below), (1, above)], ("events", "main")),
+        across_shards=AcrossShards((KeyRange(b"/tenants/", b"/tenants0"), KeyRange(b"a", b"b"))),
         deletes_across_shards="refuse",
+        kubernetes=(b"/registry/",),
         leases="strict",
         range_reads="snapshot",
         drain_seconds=2.5,
@@ -104,7 +112,9 @@ def test_what_is_not_said_has_a_default() -> None:
     assert config.path is None
     assert config.listen == (Listen("127.0.0.1", 2379),)
     assert config.advertise == ()
+    assert config.across_shards == AcrossShards(refused=(), protects_kubernetes=True)
     assert config.deletes_across_shards == "serve"
+    assert config.kubernetes == ()
     assert config.leases == "tolerant"
     assert config.range_reads == "default"
     assert config.drain_seconds == 10
@@ -138,6 +148,32 @@ def test_a_key_that_looks_like_a_date_or_begins_with_hex() -> None:
     config = parse(three('{start: "", end: ""}', "{prefix: 2024-01-01}", '{prefix: !!binary "aGV4Og=="}'), PATH)
     assert config.shards[1].ranges == (KeyRange(b"2024-01-01", b"2024-01-02"),)
     assert config.shards[2].ranges == (KeyRange(b"hex:", b"hex;"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("auto", AcrossShards()),
+        ("serve", AcrossShards(protects_kubernetes=False)),
+        ("refuse", AcrossShards((KeyRange(b"", None),))),
+        ('{refuse: [""]}', AcrossShards((KeyRange(b"", None),))),
+        ("{refuse: [{kubernetes: pods}]}", AcrossShards((KeyRange(b"/registry/pods", b"/registry/pods0"),))),
+    ],
+)
+def test_what_becomes_of_requests_over_several_shards(text: str, expected: AcrossShards) -> None:
+    assert parse(ONE + f"across_shards: {text}", PATH).across_shards == expected
+
+
+def test_a_kubernetes_resource_is_its_key_and_all_below() -> None:
+    config = parse(three("{kubernetes: pods}", "{kubernetes: nodes, etcd_prefix: k8s/}", ALL), PATH)
+    assert config.shards[0].ranges == (KeyRange(b"/registry/pods", b"/registry/pods0"),)
+    assert config.shards[1].ranges == (KeyRange(b"/k8s/minions", b"/k8s/minions0"),)
+    assert config.kubernetes == (b"/registry/", b"/k8s/")
+
+
+def test_what_must_be_whole_may_lie_between_boundaries_and_at_them() -> None:
+    text = three("{start: '', end: m}", "{start: m, end: ''}") + "whole: [a, m, {start: b, end: m}, {kubernetes: pods}]"
+    assert parse(text, PATH).shard_map.starts == [b"", b"m"]
 
 
 def test_endpoints_and_listens_are_written_as_urls() -> None:
@@ -204,12 +240,13 @@ def binary(key: bytes) -> str:
 
 # What is refused, word for word
 
-ALL = '{start: "", end: ""}'
 FIELDS = (
-    "the fields here are listen, advertise, shards, deletes_across_shards, leases, range_reads, drain_seconds, limits"
+    "the fields here are listen, advertise, shards, whole, across_shards, deletes_across_shards, leases, range_reads, "
+    "drain_seconds, limits"
 )
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
-RANGE = "a range is {prefix: ...} or {start: ..., end: ...}"
+RANGE = "a range is {prefix: ...}, {start: ..., end: ...} or {kubernetes: ...}"
+ACROSS = "write auto, serve, refuse or {refuse: [PREFIX, ...]}"
 
 REFUSED = {
     # The file as YAML
@@ -243,6 +280,35 @@ REFUSED = {
     "range a text": (three("a"), '3: shard "a": a range must be a mapping, not text'),
     "listen no list": (ONE + "listen: http://h:1", '5: "listen" must be a list, not text'),
     "listen empty": (ONE + "listen: []", '5: "listen" is empty; write listen: [http://127.0.0.1:2379]'),
+    # What may be cut
+    "whole": (
+        three('{start: "", end: /locks/m}', '{start: /locks/m, end: ""}') + "whole:\n- /x/\n- /locks/",
+        '8: ["/locks/", "/locks0") must be whole, but is cut at "/locks/m" (line 5) between the shards a, b; '
+        "move that boundary out of it, or give the range itself to one shard",
+    ),
+    "whole nested": (
+        three("{prefix: /locks/m/}", ALL) + "whole: [{prefix: /locks/}]",
+        '6: ["/locks/", "/locks0") must be whole, but is cut at "/locks/m/" (line 3) between the shards b, a; '
+        "move that boundary out of it, or give the range itself to one shard",
+    ),
+    "whole at its end": (
+        three("{start: '', end: /locks/m}", "{start: /locks/m, end: ''}") + "whole: [{start: /locks, end: /locks/n}]",
+        '6: ["/locks", "/locks/n") must be whole, but is cut at "/locks/m" (line 5) between the shards a, b; '
+        "move that boundary out of it, or give the range itself to one shard",
+    ),
+    "whole a number": (ONE + "whole: [5]", '5: "whole": "prefix" is a number to YAML; quote it'),
+    "whole no list": (ONE + "whole: /locks/", '5: "whole" must be a list, not text'),
+    "whole empty": (ONE + "whole: [{start: b, end: a}]", '5: "whole": a range holds no key; its end must be above its start'),
+    "whole half": (ONE + "whole: [{start: b}]", '5: "whole": a range has no "end"; write end: "" for the last key there is'),
+    "across": (ONE + "across_shards: never", f'5: "across_shards" is "never"; {ACROSS}'),
+    "across empty": (ONE + "across_shards: {refuse: []}", f'5: "across_shards" is a mapping of another form; {ACROSS}'),
+    "across more": (ONE + "across_shards: {refuse: [a], serve: [b]}", f'5: "across_shards" is a mapping of another form; {ACROSS}'),
+    "across a list": (ONE + "across_shards: [a]", '5: "across_shards" must be text or a mapping, not a list'),
+    "across range": (ONE + "across_shards: {refuse: [{prefx: a}]}", '5: "across_shards": a range: unknown field "prefx"; did you mean "prefix"?'),
+    "resource": (three("{kubernetes: /registry/pods/}"), '3: shard "a": a range: "/registry/pods/" is no resource; write pods, apps/deployments or example.com/widgets'),
+    "resource a number": (three("{kubernetes: 5}"), '3: shard "a": a range: "kubernetes" must be text, not a number; quote it'),
+    "resource and prefix": (three("{kubernetes: pods, prefix: a}"), f'3: shard "a": {RANGE}'),
+    "etcd_prefix alone": (three("{prefix: a, etcd_prefix: /k8s}"), f'3: shard "a": {RANGE}'),
     # Single fields
     "deletes": (ONE + "deletes_across_shards: no way", '5: "deletes_across_shards" is "no way"; write serve or refuse'),
     "range_reads": (ONE + "range_reads: exact", '5: "range_reads" is "exact"; write default or snapshot'),
@@ -371,7 +437,10 @@ values = st.recursive(
         st.lists(children, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                ["shards", "endpoints", "ranges", "start", "end", "prefix", "address", "endBytes", "name", "limits"]
+                [
+                    *("shards", "endpoints", "ranges", "start", "end", "prefix", "address", "endBytes", "name"),
+                    *("limits", "whole", "across_shards", "kubernetes", "etcd_prefix", "refuse"),
+                ]
             ),
             children,
             max_size=4,

@@ -138,6 +138,7 @@ class _Ranges(_Routed):
     """One shard's keys, or a merge of several shards'; as Range answers it, where a subclass does not say otherwise."""
 
     idempotent = True
+    what = "a Range"
 
     def __init__(self, routing: Routing, spawn: Spawn, *, snapshots: bool, snapshot_tries: int) -> None:
         super().__init__(routing, spawn)
@@ -171,6 +172,7 @@ class _Ranges(_Routed):
                 self.pass_on(stream, request, self.shards[sole])
                 return
         else:
+            _check(self.routing.undivided.refuse(self.what, key_range))
             _check(self.refuse(request, *self.span(key_range), at_token=position is not None))
         segments = segments_of(self.routing, key_range)
         wants_snapshot = position is None and self.wants_snapshot(stream)
@@ -274,6 +276,7 @@ class DeleteRange(_Routed):
             self.pass_on(stream, request, shard)
             return
         key_range = KeyRange.of_request(request.key, request.range_end)
+        _check(self.routing.undivided.refuse("a DeleteRange", key_range))
         if not self.served:
             cure = "this proxy is configured to refuse that; delete inside one shard at a time"
             raise errors.spans("a DeleteRange", *self.span(key_range), cure).error()
@@ -301,6 +304,7 @@ class Txn(_MayLackLease):
                 first, owner = keys, sole
             if sole is None or sole != owner:
                 if txn.is_read_only(request) and not request.compare:
+                    _check(self.routing.undivided.refuse("a transaction", *touched))
                     self._read(stream, request)
                     return
                 raise self._spans(first, keys)

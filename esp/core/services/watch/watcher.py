@@ -90,6 +90,10 @@ class Watcher:
             (start,) = self._starts(request, [sole])
             tap.pool.start(tap, _spec(request, key, request.range_end), start)
             return
+        refusal = self.stream.routing.undivided.refuse("a Watch", key_range)
+        if refusal is not None:
+            self.refuse(refusal.message)
+            return
         by_shard: dict[int, list[Segment]] = {}
         for segment in shard_map.split(key_range):
             by_shard.setdefault(segment.shard, []).append(segment)

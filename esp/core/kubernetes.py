@@ -1,0 +1,167 @@
+"""Where kube-apiserver keeps its resources in etcd, and which of them a shard map cuts.
+
+Read from its source, 1.37: a resource that is built in lies below PREFIX/RESOURCE/, whatever its group; one of a custom
+resource definition, and what the extension and aggregation servers keep, below PREFIX/GROUP/RESOURCE/. The revision of
+a list comes from the key PREFIX/RESOURCE itself, without the slash behind. A list, a watch and that key have to be in
+one shard.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from esp.core.keys import KeyRange, format_key
+from esp.core.shard_map import ShardMap
+
+DEFAULT_PREFIX: Final = "/registry"
+"""The default of kube-apiserver's --etcd-prefix."""
+COMPACT_KEY: Final = b"compact_rev_key"
+"""The key by which kube-apiservers agree who compacts; its value is the revision that was compacted last."""
+
+_GROUPS: Final = frozenset(
+    (
+        "admissionregistration.k8s.io",
+        "apps",
+        "autoscaling",
+        "batch",
+        "certificates.k8s.io",
+        "coordination.k8s.io",
+        "discovery.k8s.io",
+        "events.k8s.io",
+        "extensions",
+        "flowcontrol.apiserver.k8s.io",
+        "internal.apiserver.k8s.io",
+        "lifecycle.k8s.io",
+        "networking.k8s.io",
+        "node.k8s.io",
+        "policy",
+        "rbac.authorization.k8s.io",
+        "resource.k8s.io",
+        "scheduling.k8s.io",
+        "storage.k8s.io",
+        "storagemigration.k8s.io",
+    )
+)
+"""The groups that are built in, and whose names are not in the path."""
+
+_SPECIAL: Final = {
+    "replicationcontrollers": "controllers",
+    "endpoints": "services/endpoints",
+    "nodes": "minions",
+    "services": "services/specs",
+    "ingresses": "ingress",
+}
+"""Resources that are kept under another name."""
+
+_BUILT_IN: Final = tuple(
+    """
+    apiextensions.k8s.io/customresourcedefinitions apiregistration.k8s.io/apiservices
+    certificatesigningrequests clusterrolebindings clusterroles clustertrustbundles compositepodgroups configmaps
+    controllerrevisions controllers cronjobs csidrivers csinodes csistoragecapacities daemonsets deployments
+    deviceclasses devicetaintrules endpointslices events evictionrequests evictions flowschemas
+    horizontalpodautoscalers ingress ingressclasses ipaddresses jobs leasecandidates leases limitranges masterleases
+    minions mutatingadmissionpolicies mutatingadmissionpolicybindings mutatingwebhookconfigurations namespaces
+    networkpolicies peerserverleases persistentvolumeclaims persistentvolumes podcertificaterequests
+    poddisruptionbudgets podgroups pods podtemplates priorityclasses prioritylevelconfigurations replicasets
+    resourceclaims resourceclaimtemplates resourcepoolstatusrequests resourcequotas resourceslices rolebindings roles
+    runtimeclasses secrets serviceaccounts servicecidrs services/endpoints services/specs statefulsets storageclasses
+    storageversionmigrations storageversions validatingadmissionpolicies validatingadmissionpolicybindings
+    validatingwebhookconfigurations volumeattachments volumeattributesclasses workloads
+    """.split()  # noqa: SIM905 - eighty lines otherwise
+)
+
+_NAME = re.compile(r"([a-z0-9][a-z0-9.-]*/)?[a-z0-9][a-z0-9.-]*")
+
+
+class Cut(NamedTuple):
+    """A resource that is not whole in one shard.
+
+    Attributes:
+        resource: its key, such as `/registry/pods`.
+        boundary: a boundary that cuts it.
+        shards: those that share it, in key order.
+        is_split: whether its objects are in several shards; if not, its key is in another shard than they are.
+    """
+
+    resource: bytes
+    boundary: bytes
+    shards: tuple[str, ...]
+    is_split: bool
+
+    def explain(self) -> str:
+        """One sentence: what is wrong, and the cure."""
+        name, shards = format_key(self.resource), ", ".join(self.shards)
+        if self.is_split:
+            text = f'the objects below "{name}/" are in several shards, {shards}'
+            harm = "kube-apiserver can neither list nor watch them rightly"
+        else:
+            text = f'the key "{name}" is in another shard than the objects below "{name}/", {shards}'
+            harm = "kube-apiserver reads from that key which revision a list must have"
+        cure = f'give one shard {{start: "{name}", end: "{name}0"}}, which {{kubernetes: RESOURCE}} stands for'
+        return f'{text} (boundary "{format_key(self.boundary)}"): {harm}; {cure}'
+
+
+def resource_range(name: str, etcd_prefix: str = DEFAULT_PREFIX) -> KeyRange:
+    """The keys of a resource, its own key included.
+
+    Args:
+        name: as in the API: `pods`, `nodes`, `apps/deployments`, `example.com/widgets`.
+        etcd_prefix: kube-apiserver's flag of that name.
+
+    Raises:
+        ValueError: it is no such name; with the cure.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(f'"{name}" is no resource; write pods, apps/deployments or example.com/widgets')
+    group, _, resource = name.rpartition("/")
+    path = _SPECIAL.get(resource, resource)
+    if group == "services" or (group and group not in _GROUPS):
+        path = name  # services/specs as it is in the path already, or a group's own
+    return _keys(directory(etcd_prefix) + path.encode())
+
+
+def directory(etcd_prefix: str) -> bytes:
+    """The prefix of all keys of a kube-apiserver, which reads its flag --etcd-prefix with or without slashes."""
+    inner = etcd_prefix.strip("/")
+    return f"/{inner}/".encode() if inner else b"/"
+
+
+def cuts(shard_map: ShardMap, root: bytes) -> list[Cut]:
+    """The resources below `root`, a `directory`, that are not whole in one shard.
+
+    Looked at are those that are built in, and those that a boundary seems to lie in.
+    """
+    paths = dict.fromkeys(path.encode() for path in _BUILT_IN)
+    for boundary in shard_map.starts[1:]:
+        if boundary.startswith(root):
+            first, *rest = boundary[len(root) :].split(b"/")
+            if b"." in first:
+                if len(rest) > 1:
+                    paths[first + b"/" + rest[0]] = None
+            elif first and rest and first not in (b"services", b"ranges"):
+                paths[first] = None
+    found = (_cut(shard_map, root + path) for path in paths)
+    return [cut for cut in found if cut is not None]
+
+
+def _objects(resource: bytes) -> KeyRange:
+    return KeyRange(resource + b"/", resource + b"0")
+
+
+def _keys(resource: bytes) -> KeyRange:
+    return KeyRange(resource, resource + b"0")
+
+
+def _cut(shard_map: ShardMap, resource: bytes) -> Cut | None:
+    objects = _objects(resource)
+    boundary = shard_map.first_boundary(objects)
+    if boundary is not None:
+        names = dict.fromkeys(shard_map.names[segment.shard] for segment in shard_map.split(objects))
+        return Cut(resource, boundary, tuple(names), True)
+    own, theirs = shard_map.owner(resource), shard_map.owner(objects.start)
+    if own == theirs:
+        return None
+    between = shard_map.first_boundary(KeyRange(resource, objects.start + b"\0"))
+    assert between is not None, "two owners have a boundary between them"
+    return Cut(resource, between, (shard_map.names[own], shard_map.names[theirs]), False)

@@ -1,0 +1,62 @@
+"""Ranges that no request may see divided: what spans shards inside them is refused, also where esp could serve it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from esp.core import errors
+from esp.core.keys import KeyRange
+from esp.core.shard_map import ShardMap
+from esp.core.wire.status import Status
+
+log = logging.getLogger("esp")
+
+CONFIGURED: Final = "this proxy is configured to refuse that; keep to one shard at a time"
+
+
+class Undivided:
+    """Refuses a request whose keys in one of these ranges belong to several shards.
+
+    Attributes:
+        ranges: those that the map cuts, each with what a client is told to do; in others there is nothing to refuse.
+    """
+
+    def __init__(
+        self, shard_map: ShardMap, ranges: Iterable[KeyRange] = (), reached: Callable[[str], None] | None = None
+    ) -> None:
+        """`reached` counts refusals, under the name `across_shards`."""
+        self.ranges: dict[KeyRange, str] = {}
+        self._map = shard_map
+        self._reached = reached
+        self._told: set[KeyRange] = set()
+        for key_range in ranges:
+            self.add(key_range, CONFIGURED)
+
+    def add(self, key_range: KeyRange, cure: str) -> None:
+        """Refuses in this range from now on. One that is there already keeps its cure."""
+        if self._map.sole_owner(key_range) is None:
+            self.ranges.setdefault(key_range, cure)
+
+    def refuse(self, what: str, asked: KeyRange, *others: KeyRange) -> Status | None:
+        """The refusal of a request for these keys, such as `a Range`; None when it may be served."""
+        for kept, cure in self.ranges.items():
+            touched = [part for one in (asked, *others) if (part := one.intersect(kept)) is not None]
+            segments = [segment for part in touched for segment in self._map.split(part)]
+            if len({segment.shard for segment in segments}) > 1:
+                return self._refusal(what, kept, touched, cure)
+        return None
+
+    def _refusal(self, what: str, kept: KeyRange, touched: list[KeyRange], cure: str) -> Status:
+        starts = [part.start for part in touched]
+        ends = [part.end for part in touched]
+        hull = KeyRange(min(starts), None if None in ends else max(end for end in ends if end is not None))
+        names = [self._map.names[segment.shard] for segment in self._map.split(hull)]
+        status = errors.spans(what, names, self._map.first_boundary(hull) or b"", cure)
+        if self._reached is not None:
+            self._reached("across_shards")
+        if kept not in self._told:
+            self._told.add(kept)
+            log.warning("refused, and so are others like it from now on without a word here: %s", status.message)
+        return status

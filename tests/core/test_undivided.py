@@ -1,0 +1,77 @@
+"""What is refused though esp could serve it: requests that span shards inside ranges which nothing may see divided."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from esp.core.keys import KeyRange
+from esp.core.shard_map import ShardMap
+from esp.core.undivided import Undivided
+from esp.core.wire.status import Code
+
+# a owns up to /locks/m, b up to /t, c the rest.
+MAP = ShardMap.build(
+    [(0, KeyRange(b"", b"/locks/m")), (1, KeyRange(b"/locks/m", b"/t")), (2, KeyRange(b"/t", None))], ["a", "b", "c"]
+)
+LOCKS = KeyRange(b"/locks/", b"/locks0")
+
+
+def refused(undivided: Undivided, *asked: tuple[bytes, bytes | None]) -> str | None:
+    status = undivided.refuse("a Range", *(KeyRange(*one) for one in asked))
+    if status is None:
+        return None
+    assert status.code == Code.FAILED_PRECONDITION
+    return status.message
+
+
+def test_nothing_is_refused_where_nothing_is_said() -> None:
+    assert refused(Undivided(MAP), (b"", None)) is None
+
+
+def test_what_is_cut_inside_the_range_is_refused_and_named() -> None:
+    undivided = Undivided(MAP, [LOCKS])
+    text = (
+        'esp: a Range spans the shards a, b (boundary "/locks/m"); '
+        "this proxy is configured to refuse that; keep to one shard at a time"
+    )
+    assert refused(undivided, (b"/locks/", b"/locks0")) == text
+    assert refused(undivided, (b"/locks/l", b"/locks/n")) == text
+    assert refused(undivided, (b"", None)) == text, "a wider one shows the range divided too"
+
+
+@pytest.mark.parametrize(
+    "asked", [(b"/locks/a", b"/locks/m"), (b"/locks/m", b"/locks0"), (b"/s", b"/u"), (b"/locks/n", None)]
+)
+def test_what_is_cut_elsewhere_is_served(asked: tuple[bytes, bytes | None]) -> None:
+    assert refused(Undivided(MAP, [LOCKS]), asked) is None
+
+
+def test_several_ranges_of_one_request_count_together() -> None:
+    undivided = Undivided(MAP, [LOCKS])
+    text = refused(undivided, (b"/locks/a", b"/locks/b"), (b"/x", b"/y"), (b"/locks/x", b"/locks/y"))
+    assert text is not None
+    assert text.startswith('esp: a Range spans the shards a, b (boundary "/locks/m")')
+    assert refused(undivided, (b"/locks/a", b"/locks/b"), (b"/x", b"/y")) is None
+
+
+def test_everything_may_be_undivided() -> None:
+    undivided = Undivided(MAP, [KeyRange(b"", None)])
+    assert refused(undivided, (b"/s", b"/u")) is not None
+    assert refused(undivided, (b"/t", None)) is None
+
+
+def test_a_range_that_no_boundary_cuts_is_not_kept() -> None:
+    assert not Undivided(MAP, [KeyRange(b"/x/", b"/x0"), KeyRange(b"/locks/m", b"/locks0")]).ranges
+
+
+def test_it_is_counted_each_time_and_logged_once_a_range(caplog: pytest.LogCaptureFixture) -> None:
+    counted: list[str] = []
+    undivided = Undivided(MAP, [LOCKS, KeyRange(b"/s", b"/u")], counted.append)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            refused(undivided, (b"/locks/", b"/locks0"))
+            refused(undivided, (b"/s", b"/u"))
+    assert counted == ["across_shards"] * 6
+    assert len(caplog.records) == 2
