@@ -1,0 +1,170 @@
+// Trials with etcd's own client, each of which prints what came as one JSON object.
+//
+//	trials deadlines ENDPOINT SECONDS   300 callers with time-outs of 500 ms on the key "z", whose shard is stopped;
+//	                                    beside them Puts, a watch and a lease on "a"
+//	trials waiting ENDPOINT COUNT       COUNT reads of "z", whose shard is stopped, then Puts of "a"
+//	trials fragments ENDPOINT KEYS SIZE puts KEYS values of SIZE bytes below "a/", then watches them from before
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+type told map[string]any
+
+func check(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func number(text string) int {
+	value, err := strconv.Atoi(text)
+	check(err)
+	return value
+}
+
+// puts writes "a" until done is closed, or count times; how many failed, and how.
+func puts(client *clientv3.Client, done <-chan struct{}, count int) (made int, failed []string) {
+	failed = []string{} // not null in JSON
+	for made < count {
+		select {
+		case <-done:
+			return made, failed
+		default:
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		_, err := client.Put(ctx, "a", strconv.Itoa(made))
+		cancel()
+		made++
+		if err != nil {
+			failed = append(failed, err.Error())
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return made, failed
+}
+
+func deadlines(client *clientv3.Client, seconds int) told {
+	lease, err := client.Grant(context.Background(), 6)
+	check(err)
+	alive, err := client.KeepAlive(context.Background(), lease.ID)
+	check(err)
+	var renewed, events atomic.Int64
+	leaseEnded := make(chan struct{})
+	go func() {
+		for range alive {
+			renewed.Add(1)
+		}
+		close(leaseEnded)
+	}()
+	go func() {
+		for message := range client.Watch(context.Background(), "a") {
+			events.Add(int64(len(message.Events)))
+		}
+	}()
+	done := make(chan struct{})
+	var callers sync.WaitGroup
+	var late, other atomic.Int64
+	for range 300 {
+		callers.Add(1)
+		go func() {
+			defer callers.Done()
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+				if _, err := client.Get(ctx, "z"); err != nil && ctx.Err() != nil {
+					late.Add(1)
+				} else {
+					other.Add(1)
+				}
+				cancel()
+			}
+		}()
+	}
+	time.AfterFunc(time.Duration(seconds)*time.Second, func() { close(done) })
+	made, failed := puts(client, done, 1<<30)
+	callers.Wait()
+	time.Sleep(200 * time.Millisecond)
+	ended := false
+	select {
+	case <-leaseEnded:
+		ended = true
+	default:
+	}
+	return told{"late": late.Load(), "other": other.Load(), "puts": made, "failed": failed, "events": events.Load(), "lease_ended": ended}
+}
+
+func waiting(client *clientv3.Client, count int) told {
+	ctx, cancel := context.WithCancel(context.Background())
+	var readers sync.WaitGroup
+	for range count {
+		readers.Add(1)
+		go func() {
+			defer readers.Done()
+			_, _ = client.Get(ctx, "z")
+		}()
+	}
+	time.Sleep(time.Second)
+	made, failed := puts(client, nil, 32)
+	cancel()
+	readers.Wait()
+	return told{"puts": made, "failed": failed}
+}
+
+func fragments(client *clientv3.Client, keys, size int) told {
+	var first int64
+	value := strings.Repeat("v", size)
+	for index := range keys {
+		done, err := client.Put(context.Background(), fmt.Sprintf("a/%05d", index), value)
+		check(err)
+		if index == 0 {
+			first = done.Header.Revision
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	began := time.Now()
+	events := 0
+	for message := range client.Watch(ctx, "a/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithFragment()) {
+		check(message.Err())
+		events += len(message.Events)
+		if events >= keys {
+			break
+		}
+	}
+	return told{"events": events, "seconds": time.Since(began).Seconds()}
+}
+
+func main() {
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{os.Args[2]}, DialTimeout: 5 * time.Second})
+	check(err)
+	var what told
+	switch os.Args[1] {
+	case "deadlines":
+		what = deadlines(client, number(os.Args[3]))
+	case "waiting":
+		what = waiting(client, number(os.Args[3]))
+	case "fragments":
+		what = fragments(client, number(os.Args[3]), number(os.Args[4]))
+	default:
+		check(fmt.Errorf("no trial %s", os.Args[1]))
+	}
+	check(json.NewEncoder(os.Stdout).Encode(what))
+	_ = client.Close()
+}
