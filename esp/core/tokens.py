@@ -4,20 +4,26 @@ Each shard counts revisions of its own, so no number computed from theirs can sa
 whatever order it has, it is ahead of one shard or behind another. A token computes nothing. It is a fresh number,
 remembered here together with the vector of shard revisions that it stands for; given back, it is looked up.
 
-The number is an int64 of which etcd's own revisions never come near:
+The number lies between 2**52 and 2**53: above every revision that an etcd can get to (`MARK`), and exact in a double,
+which is all that JavaScript, jq, Lua and PHP have for numbers:
 
-    bit 63      62      61 .. 17                    16 .. 1         0
-        0       1       ticks of 1/16384 s          instance        1: "after" the position
-                        since 2025-01-01
+    bit 52      51 .. 8                       7 .. 2      1 .. 0
+       1        ticks of 1/16384 s            instance    0: the position; 1 and 2: "+ 1" and "+ 2", behind it
+                since 2025-01-01, modulo SPAN             3: "- 1" of the next number
 
-Numbers grow with time in a process, so that clients see revisions that do not go back. `token + 1` is the same
-position seen from behind: the first revision of each shard that is not part of it. The instance tells processes apart:
-a token that another process minted is not in this one's table, and unknown is what it must be. In one network namespace
-no two processes have the same instance (see `claim_instance`); others draw at random out of 65,536.
+Numbers grow with time in a process, so that clients see revisions that do not go back; after 33.7 years, in October
+2058, they begin again with the lowest. `token + 1` is the same position seen from behind: the first revision of each
+shard that is not part of it. What a client adds or takes away so, up to 2 and 1, is never another token.
+
+The instance tells processes apart: a token that another process minted is not in this one's table, and unknown is what
+it must be. In one network namespace no two processes have the same instance (`claim_instance`). Others draw at random
+out of 64, and may take each other's tokens for their own only if they drew alike and made one in the same tick. A
+process that is given a number with its own instance which it did not make knows that, and draws anew.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 import socket
 import sys
@@ -31,15 +37,21 @@ from esp.core.wire.context import WireContext
 EPOCH: Final = 1735689600
 """2025-01-01 in Unix time."""
 TICKS_PER_SECOND: Final = 1 << 14
-INSTANCES: Final = 1 << 16
-MARK: Final = 1 << 62
-"""What every token has and no revision."""
-_INSTANCE_SHIFT: Final = 1
-_TICK_SHIFT: Final = 17
-_AFTER: Final = 1
-_END: Final = (1 << 63) - (1 << 54)
-"""The last 97 days of the 68 years that tokens last for have none: clients write 2**63 - 1, say, for no upper bound."""
+SPAN: Final = (1 << 44) - (1 << 37)
+"""Ticks after which numbers begin anew: 34 years but for 97 days, since JavaScript's clients write 2**53 - 1 for no
+upper bound."""
+INSTANCES: Final = 1 << 6
+MARK: Final = 1 << 52
+"""What every token has and no revision: a century of writes, a million a second, makes fewer."""
+_INSTANCE_SHIFT: Final = 2
+_TICK_SHIFT: Final = 8
+_STEP: Final = 3
+_END: Final = MARK | SPAN << _TICK_SHIFT
 _REUSE_TICKS: Final = TICKS_PER_SECOND
+_DRAW_TICKS: Final = TICKS_PER_SECOND
+"""An instance is kept for a second at least, whatever numbers clients send."""
+
+log = logging.getLogger("esp.tokens")
 
 Vector = tuple[int, ...]
 """A revision of each shard, by its index in the shard map; 0 where the position says nothing about a shard."""
@@ -50,16 +62,16 @@ class Position(NamedTuple):
 
     Attributes:
         vector: the revisions.
-        is_after: whether what comes behind them is meant: the client has added 1.
+        offset: what the client has added to the token, -1 to 2: on each shard, so many revisions further on.
     """
 
     vector: Vector
-    is_after: bool
+    offset: int
 
     def revision(self, shard: int) -> int:
         """The revision of `shard` that the number means there; 0 when it means none."""
         revision = self.vector[shard]
-        return revision + 1 if revision and self.is_after else revision
+        return revision + self.offset if revision else 0
 
 
 class Tokens:
@@ -87,7 +99,9 @@ class Tokens:
         # Apart, so that a busy watch does not make a client's list forgotten between two of its pages.
         self._of_answers: deque[int] = deque()
         self._of_messages: deque[int] = deque()
+        self._claimed_at = 0
         self._last_tick = 0
+        self._forgotten = 0  # no token of a later tick was forgotten
         self._newest = 0
         self._newest_is_answers = False
         self._highest: Vector = (0,) * shards
@@ -109,14 +123,14 @@ class Tokens:
         """
         wanted = tuple(vector)
         newest = self._newest
-        is_new = self._ticks() - _ticks_of(newest) < _REUSE_TICKS
+        is_new = self._ticks() - self._last_tick < _REUSE_TICKS
         if newest and is_new and self._vectors.get(newest) == wanted and (of_message or self._newest_is_answers):
             return newest
         tick = max(self._ticks(), self._last_tick + 1)
         self._last_tick = tick
         if self._instance is None:
-            self._instance, self._claim = claim_instance()
-        number = self._newest = MARK | tick << _TICK_SHIFT | self._instance << _INSTANCE_SHIFT
+            self._draw()
+        number = self._newest = _number(tick, self._instance or 0)
         self.minted += 1
         self._vectors[number] = wanted
         self._newest_is_answers = not of_message
@@ -126,7 +140,7 @@ class Tokens:
         self.expire()
         if len(order) > self._context.limits.max_tokens:
             self._context.reached("max_tokens")
-            self._vectors.pop(order.popleft(), None)
+            self._forget(order)
         return number
 
     @property
@@ -145,50 +159,86 @@ class Tokens:
 
     def position(self, number: int) -> Position | None:
         """What a token stands for; None when it is not, or no longer, known here."""
-        vector = self.vector(number)
+        token, offset = _taken_apart(number)
+        vector = self.vector(token)
         if vector is None:
             self.unknown += 1
+            self._look_for_a_double(token)
             return None
         self.known += 1
-        return Position(vector, bool(number & _AFTER))
+        return Position(vector, offset)
 
-    def vector(self, number: int) -> Vector | None:
+    def vector(self, token: int) -> Vector | None:
         """The vector of a token of this process, for a look that is not a client's; None when it is forgotten."""
-        if _ticks_of(number) < self._oldest_tick():
+        if self._age(token) > self._lifetime():
             return None
-        return self._vectors.get(number & ~_AFTER)
+        return self._vectors.get(token)
+
+    def _look_for_a_double(self, token: int) -> None:
+        """Draws another instance when a token with this one's came that only another process can have made."""
+        age = self._age(token)
+        if token >> _INSTANCE_SHIFT & INSTANCES - 1 != self._instance or age > self._lifetime():
+            return
+        now = self._ticks()
+        if now - age > max(self._claimed_at, self._forgotten) and now - self._claimed_at >= _DRAW_TICKS:
+            log.warning("another proxy, or a client, makes revisions with the number of this process; it draws anew")
+            self._draw()
+
+    def _draw(self) -> None:
+        before = self._claim
+        self._instance, self._claim = claim_instance(but=self._instance)
+        self._claimed_at = max(self._ticks(), self._last_tick)
+        if before is not None:
+            before.close()
 
     # Bounds.
 
     def expire(self) -> None:
         """Forgets what is older than `token_seconds`."""
-        oldest = self._oldest_tick()
         for order in (self._of_answers, self._of_messages):
-            while order and _ticks_of(order[0]) < oldest:
+            while order and self._age(order[0]) > self._lifetime():
                 self._context.reached("token_seconds")
-                self._vectors.pop(order.popleft(), None)
+                self._forget(order)
 
-    def _oldest_tick(self) -> int:
-        return self._ticks() - int(self._context.limits.token_seconds * TICKS_PER_SECOND)
+    def _forget(self, order: deque[int]) -> None:
+        token = order.popleft()
+        self._vectors.pop(token, None)
+        self._forgotten = max(self._forgotten, self._ticks() - self._age(token))
+
+    def _lifetime(self) -> int:
+        return int(self._context.limits.token_seconds * TICKS_PER_SECOND)
+
+    def _age(self, token: int) -> int:
+        """Ticks since it was made, by the clock; below 0 for one of the future."""
+        age = (self._ticks() - ((token ^ MARK) >> _TICK_SHIFT)) % SPAN
+        return age if age <= SPAN // 2 else age - SPAN
 
     def _ticks(self) -> int:
-        return int((self._now() - EPOCH) * TICKS_PER_SECOND)
+        return max(0, int((self._now() - EPOCH) * TICKS_PER_SECOND))
 
 
-def _ticks_of(number: int) -> int:
-    return (number ^ MARK) >> _TICK_SHIFT
+def _number(tick: int, instance: int) -> int:
+    return MARK | tick % SPAN << _TICK_SHIFT | instance << _INSTANCE_SHIFT
 
 
-def claim_instance() -> tuple[int, socket.socket | None]:
+def _taken_apart(number: int) -> tuple[int, int]:
+    """The token that a number is made of, and what was added to it."""
+    step = number & _STEP
+    return (number + 1, -1) if step == _STEP else (number - step, step)
+
+
+def claim_instance(*, but: int | None = None) -> tuple[int, socket.socket | None]:
     """An instance number that no other process of this network namespace has for as long as the socket is open.
 
     The claim is a name in the abstract namespace of Unix sockets, which the kernel frees when its owner is gone. Where
-    there is no such thing, the number is only drawn at random.
+    there is no such thing, or where all are taken, the number is only drawn at random.
+
+    Args:
+        but: One that is not wanted.
     """
-    for _ in range(100):
-        instance = random.SystemRandom().randrange(INSTANCES)
-        if sys.platform != "linux":
-            break
+    drawn = [instance for instance in range(INSTANCES) if instance != but]
+    random.SystemRandom().shuffle(drawn)
+    for instance in drawn if sys.platform == "linux" else ():
         claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             claim.bind(f"\0esp-token-instance-{instance}")
@@ -196,4 +246,4 @@ def claim_instance() -> tuple[int, socket.socket | None]:
             claim.close()
         else:
             return instance, claim
-    return instance, None
+    return drawn[0], None

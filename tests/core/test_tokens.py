@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esp.core.tokens import EPOCH, INSTANCES, MARK, Position, Tokens, claim_instance
+from esp.core.tokens import EPOCH, INSTANCES, MARK, SPAN, TICKS_PER_SECOND, Position, Tokens, claim_instance
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 
@@ -35,9 +35,32 @@ def tokens(clock: Clock, instance: int = 7, **limits: float) -> Tokens:
 def test_what_comes_back_stands_for_what_went_out(clock: Clock) -> None:
     here = tokens(clock)
     token = here.mint([5, 9])
-    assert here.position(token) == Position((5, 9), is_after=False)
-    assert here.position(token + 1) == Position((5, 9), is_after=True)
+    assert here.position(token) == Position((5, 9), 0)
+    assert here.position(token + 1) == Position((5, 9), 1)
     assert [here.position(token + 1).revision(shard) for shard in (0, 1)] == [6, 10]  # type: ignore[union-attr]
+
+
+def test_what_clients_add_or_take_away_is_added_on_each_shard(clock: Clock) -> None:
+    here = tokens(clock)
+    token = here.mint([5, 1])
+    means = {offset: here.position(token + offset) for offset in (-1, 0, 1, 2)}
+    revisions = {offset: [means[offset].revision(shard) for shard in (0, 1)] for offset in means}  # type: ignore[union-attr]
+    assert revisions == {
+        -1: [4, 0],
+        0: [5, 1],
+        1: [6, 2],
+        2: [7, 3],
+    }
+
+
+@pytest.mark.parametrize("ours", [0, 7, INSTANCES - 1])
+def test_next_to_a_token_of_another_process_there_is_none_of_ours(clock: Clock, ours: int) -> None:
+    """Made in the same tick, and with the instance before or behind."""
+    for theirs in {(ours + 1) % INSTANCES, (ours - 1) % INSTANCES}:
+        here, there = tokens(clock, ours), tokens(clock, theirs)
+        assert here.position(here.mint([5, 9])) is not None
+        token = there.mint([7, 7])
+        assert [here.position(token + offset) for offset in (-1, 0, 1, 2)] == [None] * 4
 
 
 def test_a_shard_that_was_not_read_has_no_revision_behind_it_either(clock: Clock) -> None:
@@ -57,8 +80,10 @@ def test_tokens_grow_whatever_the_clock_does_and_are_no_revisions(steps: list[tu
         clock.now += seconds
         token = here.mint(vector)
         assert last <= token <= MOST
-        assert token & 1 == 0
-        assert token >= MARK
+        assert MARK <= token < 2 * MARK
+        for number in range(token - 1, token + 3):
+            assert int(float(number)) == number, "JavaScript and jq have nothing but doubles"
+            assert number - token == here.position(number).offset  # type: ignore[union-attr]
         if token == last:
             assert seen[token] == tuple(vector)
         seen[token] = (vector[0], vector[1])
@@ -88,9 +113,65 @@ def test_a_token_of_another_instance_is_not_known(clock: Clock) -> None:
     assert (here.known, here.unknown) == (0, 2)
 
 
+def test_whoever_is_given_what_it_did_not_make_under_its_own_number_draws_another(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, double = tokens(clock), tokens(clock)
+    mine = here.mint([5, 9])
+    for step in range(1, 5):
+        clock.now += 1
+        assert here.position(double.mint([7, step])) is None
+        assert len(caplog.records) == 1, "once is enough: it has another number now"
+    assert here.position(mine) == Position((5, 9), 0), "what it has made it still knows"
+    later = here.mint([5, 10])
+    assert later > mine
+    assert later >> 2 & INSTANCES - 1 != mine >> 2 & INSTANCES - 1
+    here.close()
+
+
+def test_what_was_forgotten_or_is_of_an_earlier_process_is_no_double(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    earlier = tokens(clock).mint([5, 9])
+    clock.now += 5
+    here = tokens(clock, max_tokens=1)
+    first = here.mint([1, 1])
+    clock.now += 5
+    here.mint([2, 2])
+    assert (here.position(earlier), here.position(first)) == (None, None)
+    assert not caplog.records
+
+
+def test_after_34_years_numbers_begin_with_the_lowest_and_work_as_before(clock: Clock) -> None:
+    clock.now = EPOCH + SPAN / TICKS_PER_SECOND - 5
+    here = tokens(clock, token_seconds=60)
+    last = here.mint([5, 9])
+    assert last < 2 * MARK - 2**44
+    clock.now += 10
+    first = here.mint([6, 9])
+    assert MARK <= first < last
+    assert here.position(last) == Position((5, 9), 0)
+    assert here.position(first) == Position((6, 9), 0)
+    assert here.mint([7, 9]) > first
+    clock.now += 58
+    here.expire()
+    assert here.position(last) is None
+    assert here.position(first) == Position((6, 9), 0)
+
+
+def test_a_clock_that_was_never_set_makes_numbers_too(clock: Clock) -> None:
+    clock.now = 12.0
+    here = tokens(clock)
+    first = here.mint([5, 9])
+    assert MARK <= first < here.mint([6, 9])
+    assert here.position(first) == Position((5, 9), 0)
+    clock.now = EPOCH + 60_000_000.0
+    assert here.mint([7, 9]) > first
+
+
 def test_revisions_and_numbers_without_end_are_no_tokens(clock: Clock) -> None:
     here = tokens(clock)
-    for number in (-1, 0, 1, 1 << 40, MARK - 1, MOST, MOST - 2):
+    for number in (-1, 0, 1, 1 << 40, MARK - 1, 2 * MARK, 2 * MARK - 1, 2 * MARK - 2, 1 << 62, MOST, MOST - 2):
         assert not here.is_token(number), number
     assert here.is_token(here.mint([1, 1]))
     assert here.is_token(here.mint([1, 1]) + 1)
@@ -105,7 +186,7 @@ def test_a_token_is_one_whatever_the_clock_has_become(clock: Clock) -> None:
     late = here.mint([6, 9])
     for token in (ahead, ahead + 1, late, late + 1):
         assert here.is_token(token)
-    assert here.position(late) == Position((6, 9), is_after=False)
+    assert here.position(late) == Position((6, 9), 0)
     assert tokens(clock, 8).is_token(ahead), "of a process that was there before the clock was put right"
 
 
@@ -160,10 +241,9 @@ def test_processes_of_one_machine_have_different_instances() -> None:
         program = (
             "import esp.core.tokens as tokens\n"
             f"taken, free = {numbers[0]}, {next(n for n in range(INSTANCES) if n not in numbers)}\n"
-            "draws = iter([taken, taken, free])\n"
             "class Draw:\n"
-            "    def randrange(self, end):\n"
-            "        return next(draws)\n"
+            "    def shuffle(self, drawn):\n"
+            "        drawn[:] = [taken, taken, free]\n"
             "tokens.random.SystemRandom = Draw\n"
             "number, claim = tokens.claim_instance()\n"
             "claim.close()\n"
@@ -180,5 +260,5 @@ def test_processes_of_one_machine_have_different_instances() -> None:
 def test_an_instance_is_claimed_when_the_first_token_is_minted_and_let_go_at_the_end(clock: Clock) -> None:
     here = Tokens(1, WireContext(Limits()), now=clock)
     token = here.mint([4])
-    assert here.position(token) == Position((4,), is_after=False)
+    assert here.position(token) == Position((4,), 0)
     here.close()

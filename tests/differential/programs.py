@@ -16,7 +16,7 @@ KEYS = (b"a", b"b", b"b\0", b"c", b"k", b"k1", b"k\xff", b"m", b"z", b"\xff")
 EDGES = (*KEYS, b"\0", b"k\0", b"i", b"r", b"k2", b"zz", b"\xff\xff")
 VALUES = (b"", b"1", b"2", b"3", b"a long value " * 20)
 HUGE = 2**63 - 1
-NO_TOKEN_OF_OURS = 2**62 + 2**20
+NO_TOKEN_OF_OURS = 2**52 + 2**20
 """A number in the form of a token, of the first days of such."""
 
 

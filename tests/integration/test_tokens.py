@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,11 @@ FUTURE = (grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision is 
 
 def row(kv: kv_pb2.KeyValue) -> tuple[bytes, bytes]:
     return kv.key, kv.value
+
+
+def as_javascript_has_it(number: int) -> int:
+    """A revision as clients have it whose numbers are doubles, and JSON tools: `Number(header.revision)`."""
+    return int(json.loads(json.dumps(float(number))))
 
 
 def rows(answer: rpc_pb2.RangeResponse) -> list[tuple[bytes, bytes]]:
@@ -114,6 +120,19 @@ class TestReading:
         assert outcome(lambda: filled.Range(Range(key=b"s", revision=token))) == COMPACTED
         assert outcome(lambda: filled.Range(Range(key=b"j", range_end=b"s", revision=token))) == COMPACTED
 
+    def test_a_token_that_went_through_a_double_is_the_same(self, filled: KVStub) -> None:
+        for _ in range(5):
+            page = filled.Range(Range(**EVERYTHING, limit=4))
+            token = as_javascript_has_it(page.header.revision)
+            write_everywhere(filled)
+            rest = filled.Range(Range(key=page.kvs[-1].key + b"\0", range_end=b"\0", revision=token))
+            assert page.count == len(page.kvs) + len(rest.kvs)
+            behind = as_javascript_has_it(token + 1)
+            assert rows(filled.Range(Range(key=b"a", min_mod_revision=behind))) == [(b"a", b"new")]
+            filled.Compact(Compact(revision=as_javascript_has_it(token - 1)))
+            assert filled.Range(Range(**EVERYTHING, revision=token)).count == page.count
+            filled.Compact(Compact(revision=token))
+
     def test_what_is_behind_a_token_cannot_be_read(self, filled: KVStub) -> None:
         token = filled.Range(Range(**EVERYTHING)).header.revision
         assert outcome(lambda: filled.Range(Range(**EVERYTHING, revision=token + 1))) == COMPACTED
@@ -197,7 +216,7 @@ class TestUnknown:
 
     def test_the_token_of_another_proxy_is_compacted(self, filled: KVStub, other: KVStub) -> None:
         token = filled.Range(Range(**EVERYTHING)).header.revision
-        for number in (token, token + 1):
+        for number in (token - 1, token, token + 1):
             assert outcome(lambda: other.Range(Range(**EVERYTHING, revision=number))) == COMPACTED  # noqa: B023
             assert outcome(lambda: other.Range(Range(key=b"a", revision=number))) == COMPACTED  # noqa: B023
             assert outcome(lambda: other.Compact(Compact(revision=number))) == COMPACTED  # noqa: B023

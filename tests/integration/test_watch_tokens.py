@@ -85,6 +85,21 @@ class TestFromAToken:
             assert watch.created is not None
             assert watch.created.header.revision >= MARK
 
+    def test_numbers_that_went_through_a_double_are_the_same(self, esp: EspProcess, kv: KVStub) -> None:
+        for _ in range(5):
+            start = float(kv.Range(Range(**EVERYTHING)).header.revision)
+            write_to_all(kv)
+            with watching(esp, **EVERYTHING, start_revision=int(start + 1), progress_notify=True) as watch:
+                watch.wait_for_events(3)
+                assert sorted(key for key, _ in told(watch)) == [b"a0", b"j0", b"s0"]
+                watch.requests.progress()
+                watch.wait_for(lambda watch: not watch.messages[-1].events)
+                numbers = [message.header.revision for message in watch.messages]
+            for number in numbers:
+                with watching(esp, **EVERYTHING, start_revision=int(float(number) + 1)) as watch:
+                    kv.Put(Put(key=b"a9"))
+                    watch.wait_for(lambda watch: any(event.kv.key == b"a9" for event in watch.events()))
+
     def test_behind_a_delete_of_several_shards_comes_what_was_written_since(self, esp: EspProcess, kv: KVStub) -> None:
         write_to_all(kv, 3)
         token = kv.DeleteRange(rpc_pb2.DeleteRangeRequest(**EVERYTHING)).header.revision

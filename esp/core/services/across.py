@@ -226,7 +226,7 @@ async def compact_across(
     """
 
     async def compact(shard: int) -> rpc_pb2.CompactionResponse | Status:
-        asked = rpc_pb2.CompactionRequest(revision=position.vector[shard], physical=request.physical)
+        asked = rpc_pb2.CompactionRequest(revision=position.revision(shard), physical=request.physical)
         path = call.stream.head.path
         try:
             return await ask(call, routing, shard, path, asked, rpc_pb2.CompactionResponse, idempotent=False)

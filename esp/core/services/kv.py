@@ -365,9 +365,9 @@ class Compact(_Routed):
                 "--auto-compaction-retention), or name one in the metadata esp-shard"
             )
             raise errors.spans("a compaction", *self.span(KeyRange(b"", None)), cure).error()
-        if position.is_after:
+        if position.offset > 0:
             raise errors.FUTURE_REV.error()
-        missing = [shard.name for shard, revision in zip(self.shards, position.vector, strict=True) if not revision]
+        missing = [shard.name for index, shard in enumerate(self.shards) if not position.revision(index)]
         if missing:
             raise errors.leaves_out("a compaction", missing).error()
         call = CoroutineCall(stream)

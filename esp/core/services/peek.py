@@ -34,7 +34,7 @@ _RANGE_FIELDS = {
     13 << 3: _INT64,
 }
 _REVISIONS = frozenset((4 << 3, 10 << 3, 11 << 3, 12 << 3, 13 << 3))  # of a Range
-_BIT_62 = 0x40  # in the last byte of a number of nine
+_BIT_52 = 0x08  # in the last byte of a number of eight
 
 
 def put_key(message: bytes, offset: int) -> bytes | None:
@@ -156,6 +156,6 @@ def _are_numbers(message: bytes, offset: int, limits: dict[int, int]) -> bool:
             length += 1
         if not byte or (length == 10 and byte > 1):  # longer than need be, or than 64 bits
             return False
-        if length == 9 and byte & _BIT_62 and tag in _REVISIONS:  # a token means something else on every shard
+        if length == 8 and byte >= _BIT_52 and tag in _REVISIONS:  # a token means something else on every shard
             return False
     return offset == end

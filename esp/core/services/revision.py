@@ -88,9 +88,9 @@ def read_at(position: Position, shard: int) -> int:
     """The revision at which `shard` is read for a position.
 
     Raises:
-        RpcError: it says nothing about this shard; or it means what comes behind it, which is no moment.
+        RpcError: it says nothing about this shard; or it means what comes behind or before it, which is no moment.
     """
-    if position.is_after:
+    if position.offset:
         raise errors.COMPACTED.error()
     return part_of(position, shard)
 

@@ -108,7 +108,7 @@ def test_what_protobuf_writes_is_always_recognised(
     assert put_key(PREFIX + put.SerializeToString(), 5) == (put.key or None)
     revisions = [request.revision, request.min_mod_revision, request.max_mod_revision]
     revisions += [request.min_create_revision, request.max_create_revision]
-    plain = validate_range(request) is None and not any(number >> 62 == 1 for number in revisions)
+    plain = validate_range(request) is None and not any(number >> 52 in range(1, 16) for number in revisions)
     for asked, valid in ((request, plain), (delete, bool(delete.key))):
         message = PREFIX + asked.SerializeToString()
         single, bounds = range_key(message, 5), key_range(message, 5)
@@ -120,11 +120,19 @@ def test_what_protobuf_writes_is_always_recognised(
     "field", ["revision", "min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision"]
 )
 def test_what_may_be_a_token_is_left_to_the_slow_path(field: str) -> None:
-    for number, taken in (((1 << 62) - 1, True), (1 << 62, False), ((1 << 63) - 1, False), (-1, True)):
+    for number, taken in (
+        ((1 << 52) - 1, True),
+        (1 << 52, False),
+        ((1 << 53) - 1, False),
+        (1 << 57, True),
+        (1 << 62, True),
+        ((1 << 63) - 1, True),
+        (-1, True),
+    ):
         request = rpc_pb2.RangeRequest(key=b"a", **{field: number})
         assert (range_key(PREFIX + request.SerializeToString(), 5) == b"a") == taken, number
-    assert range_key(PREFIX + rpc_pb2.RangeRequest(key=b"a", limit=1 << 62).SerializeToString(), 5) == b"a"
-    assert put_key(PREFIX + rpc_pb2.PutRequest(key=b"a", lease=1 << 62).SerializeToString(), 5) == b"a"
+    assert range_key(PREFIX + rpc_pb2.RangeRequest(key=b"a", limit=1 << 52).SerializeToString(), 5) == b"a"
+    assert put_key(PREFIX + rpc_pb2.PutRequest(key=b"a", lease=1 << 52).SerializeToString(), 5) == b"a"
 
 
 @settings(max_examples=100, deadline=None)

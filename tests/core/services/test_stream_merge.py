@@ -25,7 +25,7 @@ Response = rpc_pb2.RangeResponse
 Header = rpc_pb2.ResponseHeader
 IDENTITY = Identity(5, 6)
 KEY_COUNT = 60
-TOKEN = 1 << 62
+TOKEN = 1 << 52
 
 
 @pytest.fixture(scope="module")

@@ -271,7 +271,7 @@ def test_a_token_that_is_not_known_or_says_nothing_about_a_shard_is_compacted() 
 def test_an_unknown_token_is_compacted_inside_one_shard_too() -> None:
     world = World(b"m")
     client = world.client()
-    client.creates(key=b"a", start_revision=world.routing.tokens.mint((9, 4)) + 2)
+    client.creates(key=b"a", start_revision=world.routing.tokens.mint((9, 4)) + 4)
     stream, [asked] = world.etcds[0].hears()
     assert asked.start_revision == 0
     world.etcds[0].says(stream, created(asked.watch_id, 12))
