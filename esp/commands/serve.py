@@ -145,6 +145,9 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
         signals.hurry = proxy.cut
         missing = await _unless(signals.stop, proxy.connected(CONNECT_SECONDS))
         shard_log.setLevel(logging.NOTSET)
+        for shard in proxy.routing.shards:
+            if shard.implausible:
+                raise CommandError(f'shard "{shard.name}" cannot be served: {shard.implausible}')
         if missing is not None:
             _tell_ready(config, cluster, proxy, missing)
             gc.collect()

@@ -49,6 +49,10 @@ NO_LEADER_TEXTS: Final = frozenset((errors.NO_LEADER.message, errors.SERVER_STOP
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
 """Seconds between rounds over the endpoints; a connection that holds this long makes the pauses start small again."""
+HIGHEST_REVISION: Final = 1 << 51
+"""No etcd gets here by writing; from 2**52 on a shard's revisions would be taken for vector tokens."""
+FIRST_STATUS_SECONDS: Final = 1.0
+"""How long the first connection is kept from use until the member has told its revision."""
 SHARD_TRAILER: Final = b"esp-shard"
 """Names the shard in the trailers of errors that esp makes itself; the text stays etcd's, clients match on it."""
 
@@ -62,6 +66,7 @@ class Shard:
         trouble: why the last attempt to connect failed, "" when it did not.
         version: etcd's, as a member last told it; "" before that.
         version_in_use: that of the member in use; "" until it has told.
+        implausible: why its revision keeps it from being served, "" when that is as it should be.
     """
 
     def __init__(self, name: str, endpoints: Sequence[Endpoint], context: WireContext) -> None:
@@ -72,6 +77,8 @@ class Shard:
         self.trouble = ""
         self.version = ""
         self.version_in_use = ""
+        self.implausible = ""
+        self._is_examined = False
         self._unary = Lane(context)
         self._streams = Lane(context)
         self._retired: list[ClientConnection] = []
@@ -314,10 +321,9 @@ class Shard:
         self.trouble = ""
         try:
             async with asyncio.TaskGroup() as tasks:
-                background = [
-                    tasks.create_task(self._dial_streams(endpoint)),
-                    tasks.create_task(self._learn_version()),
-                ]
+                background = [tasks.create_task(self._dial_streams(endpoint))]
+                if not self.version_in_use:
+                    background.append(tasks.create_task(self._learn_version()))
                 await self._lost.wait()
                 for task in background:
                     task.cancel()
@@ -341,12 +347,52 @@ class Shard:
                     idempotent=True,
                     timeout=self.context.limits.connect_timeout,
                 )
-                self.version = self.version_in_use = rpc_pb2.StatusResponse.FromString(answer).version
+                self._take_status(answer)
+                return
+            except OSError as error:
+                log.error("shard %s: %s", self.name, error)
+                self._lost.set()
                 return
             except (RpcError, DecodeError) as error:
                 log.log(level, "shard %s: does not tell its version: %s", self.name, error)
             level = logging.DEBUG
             await asyncio.sleep(LONGEST_PAUSE)
+
+    async def _examine(self, connection: ClientConnection) -> None:
+        """Has the member tell its version and revision before the connection is used.
+
+        Raises:
+            OSError: its revision is none that can be served.
+        """
+        call = MessageCall(connection)
+        try:
+            async with asyncio.timeout(FIRST_STATUS_SECONDS):
+                connection.call(call, (b"/etcdserverpb.Maintenance/Status", b""), b"", prefix(b""), end=True)
+                self.context.flush()
+                self._take_status(await call.read_only())
+        except (RpcError, BrokenCall, DecodeError, TimeoutError):
+            pass  # it is asked again when it is in use
+        finally:
+            call.cancel()
+            self.context.flush()
+
+    def _take_status(self, answer: bytes) -> None:
+        """What a member has told about itself.
+
+        Raises:
+            DecodeError: it is no StatusResponse.
+            OSError: its revision is none that can be served.
+        """
+        status = rpc_pb2.StatusResponse.FromString(answer)
+        self._is_examined = status.header.revision < HIGHEST_REVISION
+        self.implausible = ""
+        if not self._is_examined:
+            self.implausible = (
+                f"it is at revision {status.header.revision}, and from 2^51 = {HIGHEST_REVISION} on esp cannot tell "
+                "revisions from its own tokens; restore it without --bump-revision, or by less"
+            )
+            raise OSError(self.implausible)
+        self.version = self.version_in_use = status.version
 
     async def _dial_streams(self, endpoint: Endpoint) -> None:
         """The connection for streams is made when the first stream wants it, and made again when it breaks."""
@@ -386,6 +432,13 @@ class Shard:
             if not greeted.done() or greeted.cancelled():
                 connection.end(ErrorCode.NO_ERROR, "not wanted any more")
                 self.context.flush()
+        if lane is self._unary and not self._is_examined and not connection.ended:
+            try:
+                await self._examine(connection)
+            except BaseException:
+                connection.end(ErrorCode.NO_ERROR, "not wanted any more")
+                self.context.flush()
+                raise
         if connection.ended:
             raise OSError("closed at once")
         if lane.connection is not None:

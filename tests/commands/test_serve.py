@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pty
 import re
@@ -17,6 +18,7 @@ import pytest
 from esp.core import config
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
+from tests.core.scripted_etcd import ScriptedEtcd
 from tests.harness import EspProcess, Esps, Etcds, connect, free_port, is_listening, wait_until
 from tests.stubs import rpc_pb2_grpc
 
@@ -118,6 +120,21 @@ class TestLines:
         esp = start_esp.launch("-c", path, "--listen", url)
         assert esp.wait() == 1
         assert esp.log() == f"esp: cannot listen on {url}: {reason}\n"
+
+    def test_a_shard_whose_revisions_could_be_taken_for_tokens_is_not_served(
+        self, start_esp: Esps, tmp_path: Path
+    ) -> None:
+        async def run() -> EspProcess:
+            async with ScriptedEtcd() as etcd:
+                etcd.revision = 1 << 60
+                path = tmp_path / "esp.yaml"
+                address = f"{etcd.endpoint.host}:{etcd.endpoint.port}"
+                path.write_text(f"shards: [{{name: a, endpoints: ['{address}'], ranges: [{{start: '', end: ''}}]}}]\n")
+                esp = start_esp.launch("-c", path)
+                assert await asyncio.to_thread(esp.wait) == 1
+                return esp
+
+        assert 'esp: shard "a" cannot be served: it is at revision 1152921504606846976, and' in asyncio.run(run()).log()
 
 
 class TestLocal:

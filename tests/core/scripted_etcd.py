@@ -109,7 +109,9 @@ class ScriptedConnection:
         if call is not None and frame.kind in (frames.DATA, frames.HEADERS) and frame.flags & frames.END_STREAM:
             call.whole = True
             if call.path == STATUS and self.etcd.version is not None:
-                self.answers(call, rpc_pb2.StatusResponse(version=self.etcd.version).SerializeToString())
+                header = rpc_pb2.ResponseHeader(revision=self.etcd.revision)
+                status = rpc_pb2.StatusResponse(header=header, version=self.etcd.version)
+                self.answers(call, status.SerializeToString())
 
     def call(self, stream: int) -> HeardCall | None:
         """The call on that stream, as far as it was heard."""
@@ -179,7 +181,7 @@ class ScriptedEtcd:
     Attributes:
         greeting: the settings it begins with; None: it says nothing at all.
         calls: every call heard on any connection, but for those after the version.
-        version: what it says of itself; None: it does not answer that.
+        version, revision: what it says of itself; no version: it does not answer that.
         on_frame: called with every frame heard.
     """
 
@@ -188,6 +190,7 @@ class ScriptedEtcd:
         self.port = port
         self.silent = silent
         self.version: str | None = VERSION
+        self.revision = 1
         self.calls: list[HeardCall] = []
         self.connections: list[ScriptedConnection] = []
         self.on_frame = None

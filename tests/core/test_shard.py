@@ -19,7 +19,8 @@ from esp.core import errors
 from esp.core.config import Endpoint
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
-from esp.core.shard import SHARD_TRAILER, Shard
+from esp.core.shard import HIGHEST_REVISION, SHARD_TRAILER, Shard
+from esp.core.tokens import MARK
 from esp.core.wire import client, frames
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode, settings
@@ -110,6 +111,43 @@ class TestCalls:
         async with ScriptedEtcd() as etcd, Front(etcd.endpoint) as front:
             await front.until(lambda: front.shard.version)
             assert front.shard.version == VERSION
+
+    @in_a_loop
+    async def test_a_member_at_a_revision_that_may_be_taken_for_a_token_gets_no_calls(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert 2 * HIGHEST_REVISION == MARK
+        async with ScriptedEtcd() as etcd:
+            etcd.revision = HIGHEST_REVISION
+            async with Front(etcd.endpoint, waits=False) as front:
+                await front.until(lambda: front.shard.implausible)
+                await front.until(lambda: len(etcd.connections) > 2)
+                assert not front.shard.is_ready
+                assert str(HIGHEST_REVISION) in front.shard.trouble
+                etcd.revision = HIGHEST_REVISION - 1
+                await front.until(lambda: front.shard.is_ready)
+                assert (front.shard.implausible, front.shard.version) == ("", VERSION)
+                assert etcd.connections[-1].statuses == 1, "once is enough"
+        assert "cannot tell revisions from its own tokens" in caplog.text
+
+    @in_a_loop
+    async def test_one_that_gets_there_while_it_is_served_is_found_when_it_is_connected_to_again(self) -> None:
+        async with ScriptedEtcd() as etcd, Front(etcd.endpoint) as front:
+            first = await etcd.accepts()
+            await front.until(lambda: front.shard.version)
+            etcd.revision = HIGHEST_REVISION
+            first.hangs_up()
+            await front.until(lambda: front.shard.implausible)
+            await front.until(lambda: len(etcd.connections) > 3)
+            assert not front.shard.is_ready
+
+    @in_a_loop
+    async def test_one_that_does_not_tell_is_used_all_the_same(self) -> None:
+        async with ScriptedEtcd() as etcd:
+            etcd.version = None
+            async with Front(etcd.endpoint) as front:
+                await front.until(lambda: front.shard.is_ready)
+                assert front.shard.implausible == ""
 
     @in_a_loop
     async def test_a_deadline_goes_along_as_it_came_when_the_call_is_sent_at_once(self) -> None:
