@@ -47,19 +47,6 @@ class PassStream(Handler):
         self.shard.splice_stream(stream)
 
 
-class Refuse(Handler):
-    """Answers every call with one status, without waiting for its messages."""
-
-    streaming = True
-
-    def __init__(self, status: Status) -> None:
-        self.status = status
-
-    def on_open(self, stream: ServerStream) -> None:
-        """Ends the call at once."""
-        stream.finish(self.status)
-
-
 class CoroutineCall(Sink):
     """A call served by a coroutine; it is cancelled when the client goes away, and told as slow bytes leave."""
 

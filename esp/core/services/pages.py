@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from urllib.parse import parse_qs, urlsplit
+import re
 
 from esp.core.routing import Routing
 from esp.core.services.maintenance import version_key
-from esp.core.services.router import METHODS
 from esp.core.wire.hpack import encode
 from esp.core.wire.http1 import Page
 from esp.core.wire.server_stream import Handler, ServerStream
 
 JSON = "application/json"
+_ABSOLUTE = re.compile(r"^https?://[^/?]*", re.IGNORECASE)
+"""What stands in front of the path where a request names all of its URL (RFC 9112, section 3.2.2)."""
 
 
 class Pages(Handler):
@@ -29,14 +30,14 @@ class Pages(Handler):
 
     def find(self, method: str, target: str) -> Page:
         """The page for an HTTP request."""
-        url = urlsplit(target)
+        path, _, query = _ABSOLUTE.sub("", target).partition("?")
         pages = {"/version": self._version, "/health": self._health, "/livez": self._livez, "/readyz": self._readyz}
-        page = pages.get(url.path)
+        page = pages.get(path)
         if page is None:
             return Page(404, b"404 page not found\n")
         if method not in ("GET", "HEAD"):
             return Page(405, b"Method Not Allowed\n", headers=(("Allow", "GET"),))
-        return page("verbose" in parse_qs(url.query, keep_blank_values=True))
+        return page("verbose" in (part.partition("=")[0] for part in query.split("&")))
 
     def _version(self, verbose: bool) -> Page:
         versions = [shard.version for shard in self._routing.shards if shard.version]
@@ -66,12 +67,7 @@ class Pages(Handler):
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Answers a request that came over HTTP/2."""
         head = stream.head
-        if head.path in METHODS and head.method != b"POST":
-            page = Page(405, b"gRPC calls are POST requests\n", headers=(("Allow", "POST"),))
-        elif head.path in METHODS:
-            page = Page(415, b"gRPC calls have content-type application/grpc\n")
-        else:
-            page = self.find(head.method.decode("ascii", "replace"), head.path.decode("ascii", "replace"))
+        page = self.find(head.method.decode("ascii", "replace"), head.path.decode("ascii", "replace"))
         fields = [
             (b":status", b"%d" % page.status),
             (b"content-type", page.content_type.encode()),

@@ -9,12 +9,13 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
-from esp.core.services.handlers import PassStream, PassUnary, Refuse
+from esp.core.services.handlers import PassStream, PassUnary
 from esp.core.services.read_batch import PassReads
 from esp.core.services.snapshot import READ_METADATA
 from esp.core.shard import Shard
-from esp.core.wire.request import RequestHead
-from esp.core.wire.server_stream import Handler
+from esp.core.wire.message import ENCODINGS, quote, unknown_encoding
+from esp.core.wire.request import RequestHead, is_grpc_type, malformed_method
+from esp.core.wire.server_stream import Handler, Refuse
 from esp.core.wire.status import Code, Status
 
 SHARD_METADATA: Final = b"esp-shard"
@@ -69,7 +70,9 @@ class Router:
     def find(self, head: RequestHead) -> Handler:
         """The handler of `head`, with `head.forward` made ready for it."""
         if not head.is_grpc:
-            return self._page
+            return _other_form(head) or self._page
+        if b"/" not in head.path[1:]:
+            return Refuse(malformed_method(head.path))
         named = head.field(SHARD_METADATA)
         if named and named not in self._to_shard:
             return Refuse(_no_such_shard(named, list(self._to_shard)))
@@ -77,6 +80,8 @@ class Router:
         handler = self._served.get(head.path) if target is None else target.handler(head.path)
         if handler is None:
             return Refuse(_unserved(head.path))
+        if head.encoding not in ENCODINGS and head.path in METHODS:
+            return Refuse(unknown_encoding(head.encoding))
         # A message of a unary call is decompressed before it is looked at, so its encoding does not go along.
         dropping = _OURS if handler.streaming else _OURS | {b"grpc-encoding"}
         head.forward = head.path, head.encode_metadata(dropping=dropping)
@@ -105,6 +110,19 @@ class _PassAll:
         return self._read if path in READS else self._write
 
 
+def _other_form(head: RequestHead) -> Refuse | None:
+    """The refusal of a request that is nearly a gRPC call (grpc-go, http2_server.go, operateHeaders)."""
+    content_type = head.field(b"content-type")
+    if is_grpc_type(content_type):
+        method = head.method.decode("ascii", "replace")
+        text = f'Received a HEADERS frame with :method "{method}" which should be POST'
+        return Refuse(Status(Code.INTERNAL, text), http_status=405)
+    if head.path in METHODS:
+        text = f"invalid gRPC request content-type {quote(content_type)}"
+        return Refuse(Status(Code.INVALID_ARGUMENT, text), http_status=415)
+    return None
+
+
 def _no_such_shard(named: bytes, names: list[bytes]) -> Status:
     known = ", ".join(name.decode() for name in names)
     return Status(
@@ -113,7 +131,7 @@ def _no_such_shard(named: bytes, names: list[bytes]) -> Status:
 
 
 def _unserved(path: bytes) -> Status:
-    text = path.decode("ascii", "replace")
+    text = path.decode("utf-8", "replace")
     if path in METHODS:
         return Status(
             Code.UNIMPLEMENTED,

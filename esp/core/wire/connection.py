@@ -167,6 +167,9 @@ class Connection:
         """Takes bytes from the peer."""
         raise NotImplementedError
 
+    def paused(self) -> None:
+        """All that has come was taken, and more is not there yet."""
+
     def last_stream_id(self) -> int:
         """The last stream of the peer that was or may have been processed, for GOAWAY."""
         return 0

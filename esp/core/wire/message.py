@@ -10,6 +10,8 @@ from esp.core.wire.status import Code, Status
 
 MAX_GZIP_MEMBERS = 16
 """What a compressed message may consist of; clients send one. Each further one copies what is left of the message."""
+ENCODINGS = frozenset((b"identity", b"gzip"))
+"""The values of `grpc-encoding` that are understood."""
 PREFIX_SIZE = 5
 """One flag byte (0 plain, 1 compressed) and the length of the message, 32 bits."""
 
@@ -86,9 +88,14 @@ def check_prefix(flag: int, length: int, max_bytes: int, encoding: bytes) -> Non
         raise Status(Code.INTERNAL, f"grpc: received unexpected payload format {flag}").error()
     if flag and encoding == b"identity":
         raise Status(Code.INTERNAL, "grpc: compressed flag set with identity or empty encoding").error()
-    if flag and encoding != b"gzip":
-        name = encoding.decode("latin-1")
-        raise Status(Code.UNIMPLEMENTED, f'grpc: Decompressor is not installed for grpc-encoding "{name}"').error()
+    if flag and encoding not in ENCODINGS:
+        raise unknown_encoding(encoding).error()
+
+
+def unknown_encoding(encoding: bytes) -> Status:
+    """The refusal of a call whose messages cannot be decompressed, or could not if they were compressed."""
+    name = quote(encoding)
+    return Status(Code.UNIMPLEMENTED, f"grpc: Decompressor is not installed for grpc-encoding {name}")
 
 
 def decompress(message: bytes, encoding: bytes, max_bytes: int) -> bytes:
@@ -142,21 +149,51 @@ def format_timeout(seconds: float) -> bytes:
 
 
 _UNESCAPED = frozenset(range(0x20, 0x7F)) - {0x25}
+_BLANKS = (b" ", b"\t")
 
 
 def encode_status_text(text: str, max_bytes: int) -> bytes:
     """A `grpc-message` value: UTF-8, percent-encoded outside printable ASCII, cut to `max_bytes`."""
     encoded = text[:max_bytes].encode("utf-8", "replace")
     value = b"".join(byte.to_bytes(1, "big") if byte in _UNESCAPED else b"%%%02X" % byte for byte in encoded)
-    return cut_status_text(value, max_bytes)
+    return cut_status_text(without_outer_blanks(value), max_bytes)
+
+
+def without_outer_blanks(value: bytes) -> bytes:
+    """A `grpc-message` value with a blank at either end percent-encoded: no field may have one there.
+
+    The text stays what it is. Strict peers refuse the blank (RFC 9113, section 8.2.1), and grpc-go sends some.
+    """
+    if value[:1] in _BLANKS:
+        value = b"%%%02X" % value[0] + value[1:]
+    if value[-1:] in _BLANKS:
+        value = value[:-1] + b"%%%02X" % value[-1]
+    return value
 
 
 def cut_status_text(value: bytes, max_bytes: int) -> bytes:
-    """A `grpc-message` value of at most `max_bytes`, not cut inside an escaped byte."""
+    """A `grpc-message` value of at most `max_bytes`, not cut inside an escaped byte nor behind a blank."""
     if len(value) <= max_bytes:
         return value
     escape = value.rfind(b"%", max_bytes - 2, max_bytes)
-    return value[: max_bytes if escape < 0 else escape]
+    return value[: max_bytes if escape < 0 else escape].rstrip(b" \t")
+
+
+def quote(value: bytes) -> str:
+    """`value` in double quotes, as Go's `%q` writes it, which etcd's texts are made with."""
+    text = value.decode("utf-8", "surrogateescape")
+    return '"' + "".join(map(_quoted, text)) + '"'
+
+
+def _quoted(character: str) -> str:
+    code = ord(character)
+    if character in '"\\':
+        return "\\" + character
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    if character.isprintable():
+        return character
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def decode_status_text(value: bytes) -> str:

@@ -12,7 +12,9 @@ from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
 from esp.core.wire.frames import ErrorCode, StreamFault
 from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_ENTRIES, Fields, HeaderDecoder, encode
+from esp.core.wire.message import quote
 from esp.core.wire.request_encoder import Forward
+from esp.core.wire.status import Code, Status
 
 _NAME: Final = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|^[ \t]|[ \t]$")
@@ -30,7 +32,7 @@ class RequestHead:
 
     Attributes:
         method: the HTTP method.
-        path: `/package.Service/Method` of a gRPC call, any path otherwise.
+        path: `/package.Service/Method` of a gRPC call, if it is well-formed; any path otherwise.
         fields: the regular fields, in order, without `grpc-timeout`: equal heads may have different deadlines.
         is_grpc: whether it is a POST of `application/grpc`.
         encoding: the `grpc-encoding` of its messages.
@@ -47,7 +49,7 @@ class RequestHead:
         self.path = path
         self.fields = fields
         self.content_length = content_length
-        self.is_grpc = method == b"POST" and _is_grpc(self.field(b"content-type"))
+        self.is_grpc = method == b"POST" and is_grpc_type(self.field(b"content-type"))
         self.encoding = self.field(b"grpc-encoding") or b"identity"
         self.forward: Forward = (path, b"")
         self.handler: Any = None
@@ -65,7 +67,8 @@ class RequestHead:
         return encode([f for f in self.fields if f[0] not in _NOT_SENT_ON and f[0] not in dropping])
 
 
-def _is_grpc(content_type: bytes) -> bool:
+def is_grpc_type(content_type: bytes) -> bool:
+    """Whether that is the content-type of a gRPC call."""
     return content_type == b"application/grpc" or content_type.startswith((b"application/grpc+", b"application/grpc;"))
 
 
@@ -125,14 +128,20 @@ def parse_request(fields: Fields) -> RequestHead:
             pseudo[name] = value
     method = pseudo.get(b":method", b"")
     path = pseudo.get(b":path", b"")
-    if not method or b":scheme" not in pseudo or not path:
-        raise _malformed("a request without :method, :scheme or :path")
-    if path[0] != 0x2F and not (path == b"*" and method == b"OPTIONS"):
-        raise _malformed("a :path that does not begin with a slash")
+    if not method or b":scheme" not in pseudo:
+        raise _malformed("a request without :method or :scheme")
     hosts = [value for name, value in regular if name == b"host"]
     if len(hosts) > 1 or (hosts and pseudo.get(b":authority", hosts[0]) != hosts[0]):
         raise _malformed("authorities that disagree")
-    return RequestHead(method, path, regular, _content_length(regular))
+    head = RequestHead(method, path, regular, _content_length(regular))
+    if path[:1] != b"/" and not head.is_grpc and not (path == b"*" and method == b"OPTIONS"):
+        raise _malformed("no :path, or one that does not begin with a slash")
+    return head
+
+
+def malformed_method(path: bytes) -> Status:
+    """The refusal of a gRPC call whose path is not `/service/method` (grpc-go, server.go, handleStream)."""
+    return Status(Code.UNIMPLEMENTED, f"malformed method name: {quote(path)}")
 
 
 def _content_length(fields: Fields) -> int:

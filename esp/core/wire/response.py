@@ -6,7 +6,7 @@ from typing import Final
 
 from esp.core.wire.frames import ErrorCode, StreamFault
 from esp.core.wire.hpack import Fields, encode
-from esp.core.wire.message import cut_status_text, decode_status_text, encode_status_text
+from esp.core.wire.message import cut_status_text, decode_status_text, encode_status_text, without_outer_blanks
 from esp.core.wire.request import check_characters
 from esp.core.wire.status import Code, Status
 
@@ -98,6 +98,7 @@ def parse_response(fields: Fields) -> ResponseHead:
     """
     http_status = 0
     regular: Fields = []
+    fields = [(n, without_outer_blanks(value) if n == b"grpc-message" else value) for n, value in fields]
     check_characters(fields)
     for name, value in fields:
         if name == b":status" and not http_status and not regular and value.isdigit() and len(value) == 3:
@@ -109,15 +110,20 @@ def parse_response(fields: Fields) -> ResponseHead:
     return ResponseHead(http_status, regular)
 
 
-RESPONSE_BLOCK: Final = encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
+def _head_block(http_status: int) -> bytes:
+    return encode([(b":status", b"%d" % http_status), (b"content-type", b"application/grpc")])
+
+
+RESPONSE_BLOCK: Final = _head_block(200)
 """The head of every response esp makes itself."""
 
 
-def trailers_block(status: Status, extra: Fields | None = None, *, with_head: bool) -> bytes:
-    """Trailers for `status`, as the only block of the response where nothing was sent before."""
+def trailers_block(status: Status, extra: Fields | None = None, *, http_status: int) -> bytes:
+    """Trailers for `status`; with an `http_status` they are the response's only block, its head in front of them."""
     fields: Fields = [(b"grpc-status", b"%d" % status.code)]
     if status.message:
         fields.append((b"grpc-message", encode_status_text(status.message, MAX_STATUS_TEXT)))
     if extra:
         fields += extra
-    return (RESPONSE_BLOCK if with_head else b"") + encode(fields)
+    head = RESPONSE_BLOCK if http_status == 200 else _head_block(http_status) if http_status else b""
+    return head + encode(fields)

@@ -36,8 +36,16 @@ from esp.core.wire.frames import (
 )
 from esp.core.wire.hpack import Fields
 from esp.core.wire.message import PREFIX_SIZE, parse_timeout
-from esp.core.wire.request import NO_LENGTH, Request, RequestDecoder, RequestHead, check_fields, parse_request
-from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.request import (
+    NO_LENGTH,
+    Request,
+    RequestDecoder,
+    RequestHead,
+    check_fields,
+    malformed_method,
+    parse_request,
+)
+from esp.core.wire.server_stream import Handler, Refuse, ServerStream
 from esp.core.wire.status import DEADLINE_EXCEEDED, OK, Code, Status
 from esp.core.wire.stream import Stream
 
@@ -59,6 +67,7 @@ class ServerConnection(FrameReader):
 
     Attributes:
         recv_initial: the window each stream of the client begins with.
+        unended: calls whose one message has come, but not the end of the request.
     """
 
     streams: dict[int, ServerStream]  # type: ignore[assignment]
@@ -79,6 +88,7 @@ class ServerConnection(FrameReader):
         "_shrunk",
         "_strikes",
         "recv_initial",
+        "unended",
     )
 
     def __init__(self, context: WireContext, peer: str, find: Callable[[RequestHead], Handler]) -> None:
@@ -101,6 +111,7 @@ class ServerConnection(FrameReader):
         self._said_goaway = False
         self._idle_since = monotonic()
         self._incomplete: dict[int, float] = {}
+        self.unended: list[ServerStream] = []
         values = {
             SETTINGS_MAX_CONCURRENT_STREAMS: limits.max_concurrent_streams,
             SETTINGS_MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
@@ -113,7 +124,11 @@ class ServerConnection(FrameReader):
 
     def _head(self, fields: Fields) -> RequestHead:
         head = parse_request(fields)
-        handler = head.handler = self._find(head)
+        if head.is_grpc and head.path[:1] != b"/":
+            handler: Handler = Refuse(malformed_method(head.path))  # here, so that nobody ever routes such a path
+        else:
+            handler = self._find(head)
+        head.handler = handler
         head.unary = not handler.streaming and not handler.is_page
         return head
 
@@ -172,6 +187,11 @@ class ServerConnection(FrameReader):
             return
         self._tail = data[position:] if position < size else b""
 
+    def paused(self) -> None:
+        """Serves what is whole, though the client has not said that it is: nothing more of it has come."""
+        while self.unended:
+            self.unended.pop().take_unended()
+
     def _read_preface(self, data: bytes) -> int:
         wanted = self._preface
         got = data[: len(wanted)]
@@ -229,10 +249,10 @@ class ServerConnection(FrameReader):
         head, timeout = request
         self._last_stream = stream_id
         stream = self.streams[stream_id] = ServerStream(self, stream_id, head, timeout)
+        stream.remote_open = not end
         if timeout:
             seconds = parse_timeout(timeout)
             if not seconds:
-                stream.remote_open = not end
                 if seconds is None:
                     stream.finish(Status(Code.INTERNAL, "malformed grpc-timeout"))
                 else:
@@ -398,7 +418,7 @@ class ServerConnection(FrameReader):
     def _expire_incomplete(self, now: float) -> None:
         """Ends unary calls whose one message does not come: what came of it takes memory that others want."""
         known = self._incomplete
-        self._incomplete = {s.id: known.get(s.id, now) for s in self.streams.values() if s.remote_open and s.head.unary}
+        self._incomplete = {s.id: known.get(s.id, now) for s in self.streams.values() if s.awaits_message}
         for stream_id, since in self._incomplete.items():
             stream = self.streams.get(stream_id)
             if stream is not None and now - since > self.limits.request_timeout:

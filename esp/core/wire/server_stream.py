@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from esp.core.wire.frames import (
     DATA,
@@ -24,6 +24,8 @@ from esp.core.wire.stream import Stream
 
 if TYPE_CHECKING:
     from esp.core.wire.server import ServerConnection
+
+_SECOND_MESSAGE: Final = Status(Code.INTERNAL, "more than one message in a unary request")
 
 
 class Sink:
@@ -70,6 +72,23 @@ class Handler:
         return False
 
 
+class Refuse(Handler):
+    """Answers every call with one status, without waiting for its messages.
+
+    `http_status` is another one than 200 for what is no gRPC call, though it comes to where those are served.
+    """
+
+    streaming = True
+
+    def __init__(self, status: Status, http_status: int = 200) -> None:
+        self.status = status
+        self._http_status = http_status
+
+    def on_open(self, stream: ServerStream) -> None:
+        """Ends the call at once."""
+        stream.finish(self.status, http_status=self._http_status)
+
+
 class ServerStream(Stream):
     """One call as the server sees it.
 
@@ -81,6 +100,7 @@ class ServerStream(Stream):
         responded: whether the response has begun.
         fresh: nothing of the request's one message has come yet.
         retried: it was sent upstream a second time.
+        taken: the request's one message is served, though the request may go on.
     """
 
     connection: ServerConnection
@@ -96,6 +116,7 @@ class ServerStream(Stream):
         "responded",
         "retried",
         "sink",
+        "taken",
         "timeout",
     )
 
@@ -115,6 +136,7 @@ class ServerStream(Stream):
         self.sink: Sink | None = None
         self.responded = False
         self.retried = False
+        self.taken = False
         self.fresh = head.unary
         self._body_size = 0
         self._reader: MessageReader | None = None
@@ -127,6 +149,11 @@ class ServerStream(Stream):
     def peer(self) -> str:
         """Who calls."""
         return self.connection.peer
+
+    @property
+    def awaits_message(self) -> bool:
+        """Whether the one message of a unary call has not come yet."""
+        return self.remote_open and self.head.unary and not self.taken
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, not below 0; None without one."""
@@ -212,10 +239,10 @@ class ServerStream(Stream):
             connection.on_stream_gone()
         return True
 
-    def finish(self, status: Status, extra: Fields | None = None) -> None:
+    def finish(self, status: Status, extra: Fields | None = None, *, http_status: int = 200) -> None:
         """Ends the call, unless it is over. This is the one place where a status becomes trailers."""
         if not self.is_over:
-            block = trailers_block(status, extra, with_head=not self.responded)
+            block = trailers_block(status, extra, http_status=0 if self.responded else http_status)
             self.responded = True
             self.send_headers(block, True)
 
@@ -239,32 +266,43 @@ class ServerStream(Stream):
             return
         if end:
             self.remote_open = False
-        if self.sink is not None:
-            self.sink.request_data(payload, end)
-        elif self.is_over or self.head.handler.streaming:
-            self.consumed(len(payload))
-        else:
+        if self.head.unary and not self.is_over:
             self._collect(payload, end)
+        elif self.sink is not None:
+            self.sink.request_data(payload, end)
+        else:
+            self.consumed(len(payload))
+            if end and self.head.handler.is_page and not self.is_over:
+                self.head.handler.on_message(self, b"")
 
     def _collect(self, payload: bytes, end: bool) -> None:
-        handler: Handler = self.head.handler
         self.consumed(len(payload))
-        if handler.is_page:
-            if end:
-                handler.on_message(self, b"")
-            return
         try:
             message = self._read(payload, end)
         except RpcError as error:
-            self._release()
-            self.finish(error.status)
+            self.expire(error.status)
             return
         if message is not None:
-            self._release()
-            handler.on_message(self, prefix(message))
+            self._take(message)
+
+    def _take(self, message: bytes) -> None:
+        self._release()
+        self._message = self._reader = None
+        self.taken = True
+        self.head.handler.on_message(self, prefix(message))
+
+    def take_unended(self) -> None:
+        """Serves a message that is whole though the request has not ended, as etcd does."""
+        reader = self._reader
+        if self._message is not None and reader is not None and not reader.wanted and not self.is_over:
+            self._take(self._message)
 
     def _read(self, payload: bytes, end: bool) -> bytes | None:
         """The request's one message, once it has ended. Until then what there is of it counts as buffered."""
+        if self.taken:
+            if payload:
+                raise _SECOND_MESSAGE.error()
+            return None
         context = self.connection.context
         limits = context.limits
         reader = self._reader
@@ -277,18 +315,19 @@ class ServerStream(Stream):
                 context.reached("max_message_bytes")
             raise
         if len(messages) + (self._message is not None) > 1:
-            raise Status(Code.INTERNAL, "more than one message in a unary request").error()
+            raise _SECOND_MESSAGE.error()
         if messages:
             self._message = messages[0]
         if end:
             if self._message is None or reader.wanted:
                 raise Status(Code.INTERNAL, "the request ended without a whole message").error()
-            message, self._message = self._message, None
-            return message
+            return self._message
         held = reader.held + len(self._message or b"")
         if not self.connection.hold(held - self._held):
             raise Status(Code.RESOURCE_EXHAUSTED, "grpc: too much data waits here for slow peers").error()
         self._held = held
+        if self._message is not None and self.head.content_length in (NO_LENGTH, self._body_size):
+            self.connection.unended.append(self)
         return None
 
     def _release(self) -> None:

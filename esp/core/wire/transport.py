@@ -94,6 +94,7 @@ class WireProtocol(asyncio.Protocol):
             return
         try:
             connection.receive(data)
+            connection.paused()
         except Exception:
             connection.on_bug()
 

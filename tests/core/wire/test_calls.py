@@ -98,6 +98,73 @@ def test_the_end_may_come_in_a_frame_of_its_own() -> None:
     server.holds_nothing()
 
 
+class TestAMessageWithoutEnd:
+    """etcd serves the message of a unary call when it is whole, and tells a client that goes on that nobody listens."""
+
+    def test_it_is_served_when_nothing_more_has_come(self) -> None:
+        client, server = meet()
+        client.sends(headers(1, call(ECHO)), data(1, message(b"hi")))
+        server.connection.paused()
+        server.flush()
+        server.answers(*echoed(1, b"hi"), rst(1, ErrorCode.NO_ERROR))
+        client.sends(data(1, end=True))
+        server.says_nothing()
+        server.holds_nothing()
+
+    def test_the_end_may_follow_while_it_is_served(self) -> None:
+        client, server = meet()
+        client.sends(headers(1, call(HOLD)), data(1, message(b"hi")))
+        server.connection.paused()
+        client.sends(data(1, end=True))
+        server.connection.paused()
+        server.hold.streams[1].respond(b"hello")
+        server.flush()
+        server.answers(*echoed(1, b"hello"))
+        assert server.saw == [("message", 1, message(b"hi"))]
+        server.holds_nothing()
+
+    def test_a_second_message_is_one_too_many(self) -> None:
+        client, server = meet()
+        client.sends(headers(1, call(HOLD)), data(1, message(b"hi")))
+        server.connection.paused()
+        client.sends(data(1, message(b"again")))
+        server.connection.paused()
+        server.answers(
+            refusal(1, Code.INTERNAL, "more than one message in a unary request"), rst(1, ErrorCode.NO_ERROR)
+        )
+        assert server.saw == [("message", 1, message(b"hi"))]
+        server.holds_nothing()
+
+    @pytest.mark.parametrize("rest", [message(b"again"), message(b"again")[:3]])
+    def test_more_that_came_with_it_is_seen_first(self, rest: bytes) -> None:
+        client, server = meet()
+        client.sends(headers(1, call(HOLD)), data(1, message(b"hi")), data(1, rest))
+        server.connection.paused()
+        assert server.saw == []
+
+    def test_a_promised_length_is_waited_for(self) -> None:
+        client, server = meet()
+        client.sends(headers(1, call(HOLD, (b"content-length", b"100"))), data(1, message(b"hi")))
+        server.connection.paused()
+        assert server.saw == []
+
+    def test_it_has_not_come_too_late(self, clock: Clock) -> None:
+        client, server = meet()
+        client.sends(headers(1, call(HOLD)), data(1, message(b"hi")))
+        client.acknowledges()
+        server.connection.paused()
+        for _ in range(200):
+            server.tick(clock.passes(0.5))
+        assert list(server.connection.streams) == [1]
+
+    def test_one_reset_meanwhile_is_not_served(self) -> None:
+        client, server = meet()
+        client.sends(headers(1, call(HOLD)), data(1, message(b"hi")), rst(1))
+        server.connection.paused()
+        assert server.saw == []
+        server.holds_nothing()
+
+
 def test_an_empty_message_is_a_message() -> None:
     client, server = meet()
     client.sends(headers(1, call(ECHO)), data(1, message(), end=True))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hpack import Decoder
 
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import encode
+from esp.core.wire.message import encode_status_text
+from esp.core.wire.status import Code
 from tests.core.wire.conversation import (
     ECHO,
     PAGE,
@@ -19,6 +22,7 @@ from tests.core.wire.conversation import (
     meet,
     message,
     page,
+    refusal,
 )
 
 
@@ -60,12 +64,7 @@ MALFORMED: dict[str, Fields] = {
     # Pseudo-fields.
     "no method": call(without=b":method"),
     "no scheme": call(without=b":scheme"),
-    "no path": call(without=b":path"),
     "an empty method": changed(b":method", b""),
-    "an empty path": changed(b":path", b""),
-    "a path without slash": changed(b":path", ECHO[1:]),
-    "a path of a star": changed(b":path", b"*"),
-    "a whole URL as path": changed(b":path", b"http://esp" + ECHO),
     "two methods": [(b":method", b"POST"), *call()],
     "two schemes": [(b":scheme", b"http"), *call()],
     "two paths": [(b":path", ECHO), *call()],
@@ -109,6 +108,16 @@ MALFORMED: dict[str, Fields] = {
 }
 
 
+PATHS_OF_NOTHING: dict[bytes, str] = {
+    b"": '""',
+    ECHO[1:]: '"test.Test/Echo"',
+    b"*": '"*"',
+    b"http://esp" + ECHO: '"http://esp/test.Test/Echo"',
+    b'a"\\b\xff\xc3\xa9': r'"a\"\\b\xffé"',
+}
+"""Paths that do not begin with a slash, and how Go writes them."""
+
+
 def ids(table: dict[str, Fields]) -> list[str]:
     return list(table)
 
@@ -142,6 +151,40 @@ def test_nor_does_one_in_pieces(fields: Fields) -> None:
     block = encode(fields)
     client.sends(headers(1, block[:3], end_headers=False), continuation(1, block[3:]))
     client.sends(data(1, message(b"hi"), end=True))
+    server.resets(1, ErrorCode.PROTOCOL_ERROR)
+    assert server.saw == []
+
+
+@pytest.mark.parametrize("path", PATHS_OF_NOTHING)
+@pytest.mark.parametrize("has_table", [True, False])
+def test_a_call_to_a_path_without_a_slash_is_answered_as_etcd_answers_it(path: bytes, has_table: bool) -> None:
+    client, server = meet()
+    if not has_table:
+        client.gives_up_its_table()
+    for stream in (5, 7):
+        client.sends(headers(stream, changed(b":path", path)), data(stream, message(b"hi"), end=True))
+        [answer, reset] = [frame for frame in server.frames() if frame.stream]
+        assert dict(Decoder().decode(answer.payload, raw=True)) == {
+            b":status": b"200",
+            b"content-type": b"application/grpc",
+            b"grpc-status": b"12",
+            b"grpc-message": encode_status_text(f"malformed method name: {PATHS_OF_NOTHING[path]}", 4096),
+        }
+        assert reset.payload == bytes(4)
+    assert server.saw == []
+    server.holds_nothing()
+
+
+def test_one_without_a_path_too() -> None:
+    client, server = meet()
+    client.sends(headers(1, call(without=b":path"), end=True))
+    server.answers(refusal(1, Code.UNIMPLEMENTED, 'malformed method name: ""'))
+
+
+@pytest.mark.parametrize("path", [b"", b"page", b"*", b"http://esp/page"])
+def test_a_page_without_a_slash_is_malformed(path: bytes) -> None:
+    client, server = meet()
+    client.sends(headers(1, [(n, path if n == b":path" else v) for n, v in page()], end=True))
     server.resets(1, ErrorCode.PROTOCOL_ERROR)
     assert server.saw == []
 

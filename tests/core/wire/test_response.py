@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 from hpack import Decoder
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from esp.core.wire.frames import StreamFault
+from esp.core.wire.message import decode_status_text, encode_status_text
 from esp.core.wire.response import MAX_STATUS_TEXT, ResponseHead, parse_response, trailers_block
 from esp.core.wire.status import Code, Status
 from tests.core.wire.conversation import HEAD, Fields
@@ -114,7 +117,32 @@ def test_a_malformed_response_is_refused(fields: Fields) -> None:
 
 
 def test_trailers_of_our_own() -> None:
-    block = trailers_block(Status(Code.INTERNAL, "why?"), [(b"x", b"y")], with_head=False)
+    block = trailers_block(Status(Code.INTERNAL, "why?"), [(b"x", b"y")], http_status=0)
     expected = [(b"grpc-status", b"13"), (b"grpc-message", b"why?"), (b"x", b"y")]
     assert Decoder().decode(block, raw=True) == expected
-    assert Decoder().decode(trailers_block(Status(0), with_head=True), raw=True) == [*HEAD, (b"grpc-status", b"0")]
+    assert Decoder().decode(trailers_block(Status(0), http_status=200), raw=True) == [*HEAD, (b"grpc-status", b"0")]
+
+
+@given(st.text(max_size=60), st.integers(3, 80))
+@example(" ", 80)
+@example("unknown service ", 80)
+@example("\t a \t", 80)
+@example("a   b", 4)
+def test_no_text_has_a_blank_at_its_ends_and_none_is_changed(text: str, most: int) -> None:
+    """Strict peers refuse a field that begins or ends with a blank (RFC 9113, section 8.2.1)."""
+    block = trailers_block(Status(Code.UNKNOWN, text), http_status=200)
+    value = dict(Decoder().decode(block, raw=True)).get(b"grpc-message", b"")
+    assert value == value.strip()
+    assert decode_status_text(value) == text.encode("utf-8", "replace").decode()
+    cut = encode_status_text(text, most)
+    assert cut == cut.strip()
+    assert len(cut) <= most
+
+
+@pytest.mark.parametrize("value", [b"unknown service ", b" x", b"\tx\t", b" "])
+def test_nor_has_one_that_a_server_says(value: bytes) -> None:
+    head = parse_response([*HEAD, (b"grpc-status", b"12"), (b"grpc-message", value)])
+    assert head.status == Status(Code.UNIMPLEMENTED, value.decode())
+    said = dict(Decoder().decode(head.forward, raw=True))[b"grpc-message"]
+    assert said == said.strip()
+    assert decode_status_text(said) == value.decode()
