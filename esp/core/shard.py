@@ -67,6 +67,8 @@ class Shard:
         version: etcd's, as a member last told it; "" before that.
         version_in_use: that of the member in use; "" until it has told.
         implausible: why its revision keeps it from being served, "" when that is as it should be.
+        max_txn_ops: the most operations in a transaction that esp makes for it, etcd's --max-txn-ops: the default
+            of that, or less where it has refused so many.
     """
 
     def __init__(self, name: str, endpoints: Sequence[Endpoint], context: WireContext) -> None:
@@ -79,6 +81,7 @@ class Shard:
         self.version_in_use = ""
         self.implausible = ""
         self._is_examined = False
+        self.max_txn_ops = 128
         self._unary = Lane(context)
         self._streams = Lane(context)
         self._retired: list[ClientConnection] = []

@@ -5,7 +5,7 @@ A revision or a lease is named by where it was seen: what it is in numbers diffe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -91,6 +91,15 @@ class Txn:
     compare: tuple[Compare, ...] = ()
     success: tuple[Put | Range | Delete | Txn, ...] = ()
     failure: tuple[Put | Range | Delete | Txn, ...] = ()
+
+
+class Many(tuple[Any, ...]):
+    """The same few operations again and again, printed as such."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Many(({', '.join(map(repr, self[:3]))}, ...) up to {len(self)})"
 
 
 @dataclass(frozen=True)
@@ -233,6 +242,23 @@ def _txns(key: st.SearchStrategy[bytes], end: st.SearchStrategy[bytes], depth: i
     return st.builds(Txn, st.lists(_compares(key, end), max_size=2).map(tuple), several, several)
 
 
+def _many(operation: st.SearchStrategy[Any]) -> st.SearchStrategy[Txn]:
+    """As many operations as etcd allows, or some more."""
+    several = st.tuples(st.lists(operation, min_size=1, max_size=3), st.sampled_from([1, 60, 100, 127, 129, 200]))
+    return st.builds(Txn, success=several.map(lambda of: Many((of[0] * of[1])[: of[1]])))
+
+
+_empty_ranges = st.builds(Range, _keys, st.sampled_from([b"\0\0", *KEYS[:4]]), _revs, _limits).filter(
+    lambda one: b"\0" != one.end <= one.key
+)
+_nothing = st.recursive(
+    st.just(Txn()),
+    lambda inner: st.builds(
+        Txn, success=st.lists(inner, max_size=2).map(tuple), failure=st.lists(inner, max_size=2).map(tuple)
+    ),
+    max_leaves=4,
+)
+
 # Most transactions of a random choice of keys span shards and are refused; so most are about one key, or neighbours.
 txns = st.one_of(
     _keys.flatmap(lambda key: _txns(st.just(key), st.sampled_from([b"", b"", key + b"\0", b"a"]), 2)),
@@ -242,6 +268,24 @@ txns = st.one_of(
     ),
     _txns(_edges, _ends, 1),
     st.builds(Txn, success=st.lists(_ranges_in_txn, max_size=3).map(tuple)),
+    st.builds(
+        Txn,
+        success=st.lists(_ranges_in_txn, max_size=1).map(tuple),
+        failure=st.lists(_ranges_in_txn, max_size=2).map(tuple),
+    ),
+    st.builds(
+        lambda txn, nested: replace(txn, success=(*txn.success, nested)) if nested else txn,
+        st.builds(
+            Txn,
+            st.lists(_compares(_keys, st.just(b"\0\0")), max_size=1).map(tuple),
+            st.lists(_empty_ranges, max_size=2).map(tuple),
+            st.lists(_empty_ranges, max_size=2).map(tuple),
+        ),
+        st.one_of(st.none(), st.none(), st.just(Txn())),
+    ),
+    _nothing,
+    _many(_ranges_in_txn),
+    _keys.flatmap(lambda key: _many(st.builds(Range, st.just(key)))),
 )
 pages = st.builds(
     Pages,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -195,10 +195,34 @@ def test_what_never_rests_is_unavailable_after_the_tries(empty_shards: list[Loca
     )
 
 
-def test_only_snapshot_and_default_can_be_asked_for(kv: KVStub) -> None:
-    code, text = outcome(lambda: kv.Range(Range(**EVERYTHING), metadata=[("esp-read", "exact")]))
-    assert (code, text) == (
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda kv, **fields: kv.Range(Range(**EVERYTHING), **fields),
+        lambda kv, **fields: kv.Range(Range(key=b"a"), **fields),
+        lambda kv, **fields: kv.Range(Range(key=b"a", range_end=b"c"), **fields),
+        lambda kv, **fields: list(kv.RangeStream(Range(**EVERYTHING), **fields)),
+        lambda kv, **fields: kv.Txn(BOTH, **fields),
+        lambda kv, **fields: kv.Txn(Txn(success=[Op(request_put=Put(key=b"a"))]), **fields),
+        lambda kv, **fields: kv.Put(Put(key=b"a"), **fields),
+    ],
+    ids=["all", "a key", "one shard", "stream", "reads", "writes", "put"],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_what_esp_read_does_not_take_is_refused_whatever_the_call(
+    kv: KVStub, call: Callable[..., object], named: bool
+) -> None:
+    shard = [("esp-shard", "s0")] if named else []
+    assert outcome(lambda: call(kv, metadata=[("esp-read", "exact"), *shard])) == (
         grpc.StatusCode.INVALID_ARGUMENT,
         "esp: the metadata key esp-read takes snapshot or default",
     )
     assert kv.Range(Range(**EVERYTHING), metadata=[("esp-read", "default")]).count == 0
+
+
+def test_it_is_refused_with_one_shard_too(empty_etcd: LocalEtcd, start_esp: Esps) -> None:
+    with connect(start_esp([empty_etcd])) as channel:
+        kv = KVStub(channel)
+        code, _ = outcome(lambda: kv.Range(Range(key=b"a"), metadata=[("esp-read", "exact")]))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
+        assert kv.Range(Range(key=b"a"), metadata=[("esp-read", "snapshot")]).count == 0

@@ -14,7 +14,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.merge import delete_part, merge, merge_deletes, part
-from esp.core.services.reading import Parts, all_of, ask, read_all, segments_of
+from esp.core.services.reading import TXN, Parts, all_of, ask, read_all, segments_of, show_all
 from esp.core.services.revision import merged_header, position_of, read_at, token
 from esp.core.services.snapshot import snapshot
 from esp.core.services.stream_merge import StreamMerge
@@ -57,9 +57,17 @@ async def range_across(
 async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.TxnRequest, snapshot_tries: int) -> None:
     """Answers a transaction that compares nothing and only reads: all of it at one moment.
 
+    What the branch that does not run would read is shown to its shards all the same, which look at permissions.
+
     Raises:
         RpcError: a shard's, as it came; or there was no snapshot.
     """
+    unread = _Reading(routing)
+    for operation in request.failure:
+        one = operation.request_range
+        keys = KeyRange.of_request(one.key, one.range_end)
+        unread.add(_Range(key=one.key, range_end=one.range_end), segments_of(routing, keys))
+    headers = await show_all(call, routing, unread.parts)
     asked = [operation.request_range for operation in request.success]
     ranges = [KeyRange.of_request(one.key, one.range_end) for one in asked]
     latest = [(one, key_range) for one, key_range in zip(asked, ranges, strict=True) if one.revision <= 0]
@@ -73,13 +81,32 @@ async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.Txn
     for one, segments in zip(asked, split, strict=True):
         read.add(one, segments)
     answers = await read_all(call, routing, read.parts)
-    revision = revision or token(routing, _reached(answers))
-    response = rpc_pb2.TxnResponse(succeeded=True)
+    # Where nothing is read, the shards that were shown something are all that it is about.
+    headers = {shard: parts.header for shard, parts in answers.items()} or headers
+    revision = revision or token(routing, {shard: header.revision for shard, header in headers.items()})
+    header = merged_header(list(headers.values()), routing.identity, revision)
+    response = rpc_pb2.TxnResponse(header=header, succeeded=True)
     for one, segments in zip(asked, split, strict=True):
         inner = rpc_pb2.ResponseHeader(revision=revision)  # etcd says no more in there
         response.responses.add().response_range.CopyFrom(read.answer(one, segments, answers, inner))
-    headers = [parts.header for parts in answers.values()]
-    response.header.CopyFrom(merged_header(headers, routing.identity, revision))
+    call.stream.respond(response.SerializeToString())
+
+
+async def txn_of_nothing(call: CoroutineCall, routing: Routing, request: rpc_pb2.TxnRequest) -> None:
+    """Answers a transaction that names no key: it is no shard's more than another's, so all run it.
+
+    Raises:
+        RpcError: a shard's, as it came.
+    """
+    answers = await all_of(
+        [
+            ask(call, routing, shard, TXN, request, rpc_pb2.TxnResponse, idempotent=True)
+            for shard in range(len(routing.shards))
+        ]
+    )
+    revision = token(routing, {shard: answer.header.revision for shard, answer in enumerate(answers)})
+    response = answers[0]  # but for the header all are the same
+    response.header.CopyFrom(merged_header([answer.header for answer in answers], routing.identity, revision))
     call.stream.respond(response.SerializeToString())
 
 

@@ -13,7 +13,7 @@ from esp.core import errors
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
-from esp.core.services import across, txn, validate
+from esp.core.services import across, metadata, txn, validate
 from esp.core.services.concat import Concat, can_concat
 from esp.core.services.handlers import CoroutineCall, Spawn, parse
 from esp.core.services.lease_retry import LeaseRetry
@@ -22,12 +22,11 @@ from esp.core.services.peek import bare_key, key_range, put_key, range_key
 from esp.core.services.read_batch import ReadBatches
 from esp.core.services.reading import segments_of
 from esp.core.services.revision import position_of, translate_filters, translate_txn
-from esp.core.services.snapshot import READ_METADATA
 from esp.core.services.stream_merge import refuse_range_stream
 from esp.core.shard import Shard
 from esp.core.wire.message import PREFIX_SIZE, prefix
 from esp.core.wire.server_stream import Handler, ServerStream
-from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wire.status import RpcError, Status
 
 PATH: Final = b"/etcdserverpb.KV/"
 
@@ -187,15 +186,8 @@ class _Ranges(_Routed):
             merge()
 
     def wants_snapshot(self, stream: ServerStream) -> bool:
-        """Whether all shards are to be read at one moment.
-
-        Raises:
-            RpcError: the metadata say something else than that or its contrary.
-        """
-        wanted = stream.head.field(READ_METADATA)
-        if wanted not in (b"", b"snapshot", b"default"):
-            text = f"esp: the metadata key {READ_METADATA.decode()} takes snapshot or default"
-            raise Status(Code.INVALID_ARGUMENT, text).error()
+        """Whether all shards are to be read at one moment."""
+        wanted = stream.head.field(metadata.READ)
         return wanted == b"snapshot" or (self.snapshots and not wanted)
 
     def joins(self, request: rpc_pb2.RangeRequest) -> bool:
@@ -294,22 +286,29 @@ class Txn(_MayLackLease):
     def route(self, stream: ServerStream, message: bytes) -> None:
         """Routes by the union of all that the transaction touches."""
         request = parse(rpc_pb2.TxnRequest, message)
-        _check(txn.validate(request))
-        touched = dict.fromkeys(keys for keys in txn.touched(request) if not keys.is_empty())
-        first: KeyRange | None = None
-        owner: int | None = 0
+        _check(txn.refuse_unlooked(request))
+        touched = _touched(request)
+        if not touched:
+            call = CoroutineCall(stream)
+            call.start(self.spawn, across.txn_of_nothing(call, self.routing, request))
+            return
+        first = touched[0]
+        owner = self.routing.map.sole_owner(first)
         for keys in touched:
-            sole = self.routing.map.sole_owner(keys)
-            if first is None:
-                first, owner = keys, sole
-            if sole is None or sole != owner:
+            if owner is None or self.routing.map.sole_owner(keys) != owner:
                 if txn.is_read_only(request) and not request.compare:
+                    _check(txn.validate(request))
                     _check(self.routing.undivided.refuse("a transaction", *touched))
                     self._read(stream, request)
                     return
+                _check(txn.validate(request, txn.MAX_OPS))
                 raise self._spans(first, keys)
         assert owner is not None, "a range that spans shards was refused"
-        translate_txn(self.routing.tokens, request, owner)
+        try:
+            translate_txn(self.routing.tokens, request, owner)
+        except RpcError:
+            _check(txn.validate(request))
+            raise
         self.pass_on(stream, request, self.shards[owner])
 
     def _read(self, stream: ServerStream, request: rpc_pb2.TxnRequest) -> None:
@@ -334,9 +333,8 @@ class Txn(_MayLackLease):
             return False
         request = parse(rpc_pb2.TxnRequest, message)
         leases = list(txn.leases(request))
-        # Without keys there is no lease; with keys all have the same owner, or it would not have been sent.
-        touched = (key_range for key_range in txn.touched(request) if not key_range.is_empty())
-        return self.lease_retry.take(stream, message, self.owner(next(touched).start), leases, status)
+        # All have the same owner, or it would not have been sent there.
+        return self.lease_retry.take(stream, message, self.owner(_touched(request)[0].start), leases, status)
 
     def _spans(self, one: KeyRange, other: KeyRange) -> RpcError:
         """The refusal of a transaction that touches two ranges of different shards, or one range of several."""
@@ -350,6 +348,12 @@ class Txn(_MayLackLease):
             boundary = self.span(KeyRange(low, high + b"\0"))[1]
         cure = "keep what a transaction touches, in both branches, inside one shard"
         return errors.spans("a transaction", names, boundary, cure).error()
+
+
+def _touched(request: rpc_pb2.TxnRequest) -> list[KeyRange]:
+    """The ranges that say whose a transaction is: those with keys in them, or else the first there is."""
+    touched = list(dict.fromkeys(txn.touched(request)))
+    return [keys for keys in touched if not keys.is_empty()] or touched[:1]
 
 
 class Compact(_Routed):

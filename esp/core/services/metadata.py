@@ -1,4 +1,4 @@
-"""The metadata of a client's call that changes what etcd answers, for calls that esp makes in its place."""
+"""A client's metadata: what changes the answer of etcd, for calls that esp makes in its place, and what is for esp."""
 
 from __future__ import annotations
 
@@ -7,8 +7,24 @@ from typing import Final
 from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.request import RequestHead
 from esp.core.wire.request_encoder import Forward
+from esp.core.wire.status import Code, Status
 
+SHARD: Final = b"esp-shard"
+"""Names the one shard that a call is for."""
+READ: Final = b"esp-read"
+"""Says how shards are read together, whatever the config says: all at one moment, or not."""
+
+_READS: Final = (b"snapshot", b"default")
 _LOAD_BEARING: Final = frozenset((b"token", b"authorization", b"hasleader", b"client-api-version"))
+
+
+def refuse(head: RequestHead) -> Status | None:
+    """What is wrong with the metadata for esp, whatever the call is; None when nothing is."""
+    wanted = head.field(READ)
+    if wanted and wanted not in _READS:
+        takes = " or ".join(each.decode() for each in _READS)
+        return Status(Code.INVALID_ARGUMENT, f"esp: the metadata key {READ.decode()} takes {takes}")
+    return None
 
 
 def load_bearing(head: RequestHead) -> Fields:

@@ -133,6 +133,7 @@ class ReadBatches:
     def too_many(self, reads: int) -> None:
         """The shard's --max-txn-ops is lower than that."""
         self._limit = self._most = min(self._limit, reads // 2)  # others are out that are larger still
+        self.shard.max_txn_ops = min(self.shard.max_txn_ops, self._limit)
         log.info("shard %s: at most %d reads go together: its --max-txn-ops is low", self.shard.name, self._limit)
 
     def _does_transactions(self) -> bool:

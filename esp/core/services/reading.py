@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
 
+from esp.core import errors
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.metadata import call_head, load_bearing
-from esp.core.services.txn import MAX_OPS
 from esp.core.shard_map import Segment
-from esp.core.wire.status import RpcError
+from esp.core.wire.status import Code, RpcError, Status
 
 RANGE: Final = b"/etcdserverpb.KV/Range"
 TXN: Final = b"/etcdserverpb.KV/Txn"
@@ -63,18 +63,86 @@ async def _read(call: CoroutineCall, routing: Routing, shard: int, parts: Sequen
     # One transaction is one moment. More parts than it takes follow at the revision of the first.
     responses: list[rpc_pb2.RangeResponse] = []
     header: rpc_pb2.ResponseHeader | None = None
-    for start in range(0, len(parts), MAX_OPS):
-        request = rpc_pb2.TxnRequest()
-        for part in parts[start : start + MAX_OPS]:
-            asked = request.success.add().request_range
-            asked.CopyFrom(part)
-            if header is not None and asked.revision <= 0:
-                asked.revision = header.revision
-        together = await ask(call, routing, shard, TXN, request, rpc_pb2.TxnResponse, idempotent=True)
+    while len(responses) < len(parts):
+        rest = [_at(part, header.revision) for part in parts[len(responses) :]] if header else parts
+        together, count = await _ask_for_some(
+            call,
+            routing,
+            shard,
+            rest,
+            lambda some: rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=part) for part in some]),
+        )
+        if len(together.responses) != count:
+            raise Status(Code.INTERNAL, "esp: a shard's answer is not to what it was asked").error()
         responses += [operation.response_range for operation in together.responses]
         header = header or together.header
     assert header is not None, "there are parts"
     return Parts(header, responses)
+
+
+def _at(part: rpc_pb2.RangeRequest, revision: int) -> rpc_pb2.RangeRequest:
+    """A part as it is if it has a revision of its own, else at this one."""
+    if part.revision > 0:
+        return part
+    asked = rpc_pb2.RangeRequest()
+    asked.CopyFrom(part)
+    asked.revision = revision
+    return asked
+
+
+async def show_all(
+    call: CoroutineCall, routing: Routing, parts: Mapping[int, Sequence[rpc_pb2.RangeRequest]]
+) -> dict[int, rpc_pb2.ResponseHeader]:
+    """Has every shard, by its index, look whether the client may read these parts, without reading them.
+
+    The answer is each shard's header, with its revision now.
+
+    Raises:
+        RpcError: a shard's, as it came.
+    """
+    answers = await all_of([_show(call, routing, shard, asked) for shard, asked in parts.items()])
+    return dict(zip(parts, answers, strict=True))
+
+
+async def _show(
+    call: CoroutineCall, routing: Routing, shard: int, parts: Sequence[rpc_pb2.RangeRequest]
+) -> rpc_pb2.ResponseHeader:
+    shown = 0
+    while True:
+        answer, count = await _ask_for_some(
+            call,
+            routing,
+            shard,
+            parts[shown:],
+            lambda some: rpc_pb2.TxnRequest(failure=[rpc_pb2.RequestOp(request_range=part) for part in some]),
+        )
+        shown += count
+        if shown == len(parts):
+            return answer.header
+
+
+async def _ask_for_some(
+    call: CoroutineCall,
+    routing: Routing,
+    shard: int,
+    parts: Sequence[rpc_pb2.RangeRequest],
+    request: Callable[[Sequence[rpc_pb2.RangeRequest]], rpc_pb2.TxnRequest],
+) -> tuple[rpc_pb2.TxnResponse, int]:
+    """The answer to one transaction of the first of these parts, and of how many: as many as the shard allows.
+
+    Raises:
+        RpcError: the shard's, as it came.
+    """
+    asked_of = routing.shards[shard]
+    while True:
+        some = parts[: asked_of.max_txn_ops]
+        try:
+            answer = await ask(call, routing, shard, TXN, request(some), rpc_pb2.TxnResponse, idempotent=True)
+            return answer, len(some)
+        except RpcError as error:
+            if error.status != errors.TOO_MANY_OPS or len(some) == 1:
+                raise
+            asked_of.max_txn_ops = min(asked_of.max_txn_ops, len(some) // 2)
 
 
 async def ask(

@@ -9,17 +9,14 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
+from esp.core.services import metadata
 from esp.core.services.handlers import PassStream, PassUnary
 from esp.core.services.read_batch import PassReads
-from esp.core.services.snapshot import READ_METADATA
 from esp.core.shard import Shard
 from esp.core.wire.message import ENCODINGS, quote, unknown_encoding
 from esp.core.wire.request import RequestHead, is_grpc_type, malformed_method
 from esp.core.wire.server_stream import Handler, Refuse
 from esp.core.wire.status import Code, Status
-
-SHARD_METADATA: Final = b"esp-shard"
-"""Metadata key that names the one shard a call is for; any RPC, known to esp or not, then goes there whole."""
 
 METHODS: Final[dict[bytes, MethodDescriptor]] = {
     f"/{service.full_name}/{method.name}".encode(): method
@@ -73,7 +70,9 @@ class Router:
             return _other_form(head) or self._page
         if b"/" not in head.path[1:]:
             return Refuse(malformed_method(head.path))
-        named = head.field(SHARD_METADATA)
+        if wrong := metadata.refuse(head):
+            return Refuse(wrong)
+        named = head.field(metadata.SHARD)
         if named and named not in self._to_shard:
             return Refuse(_no_such_shard(named, list(self._to_shard)))
         target = self._to_shard[named] if named else self._only
@@ -89,7 +88,7 @@ class Router:
 
 
 _RANGE: Final = b"/etcdserverpb.KV/Range"
-_OURS: Final = frozenset((SHARD_METADATA, READ_METADATA))
+_OURS: Final = frozenset((metadata.SHARD, metadata.READ))
 
 
 class _PassAll:
@@ -136,7 +135,7 @@ def _unserved(path: bytes) -> Status:
         return Status(
             Code.UNIMPLEMENTED,
             f"esp: {text[1:]} is not served over several shards yet; "
-            f"to ask one shard, name it in the metadata key {SHARD_METADATA.decode()}",
+            f"to ask one shard, name it in the metadata key {metadata.SHARD.decode()}",
         )
     service, _, method = text[1:].rpartition("/")
     if service.encode() in _SERVICES:

@@ -20,13 +20,12 @@ from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.reading import read_all, segments_of
 from esp.core.services.revision import token
-from esp.core.services.txn import MAX_OPS
 from esp.core.wire.status import Code, Status
 
-_Wanted = Mapping[int, Iterable[KeyRange]]
+MOST_COUNTS: Final = 128
+"""How often the keys of a shard's ranges are counted at the revisions made meanwhile; more, and it is asked anew."""
 
-READ_METADATA: Final = b"esp-read"
-"""Metadata key with which a client asks for a snapshot, whatever the config says, or for none."""
+_Wanted = Mapping[int, Iterable[KeyRange]]
 
 
 async def snapshot(call: CoroutineCall, routing: Routing, ranges: Iterable[KeyRange], tries: int) -> int:
@@ -84,7 +83,7 @@ async def _changed(
     between: dict[int, list[rpc_pb2.RangeRequest]] = {}
     for shard, parts in checked.items():
         made = range(revisions[shard] + 1, parts.header.revision)
-        if len(made) * len(counts[shard]) > MAX_OPS:
+        if len(made) * len(counts[shard]) > MOST_COUNTS:
             stale.add(shard)
         elif made:
             between[shard] = [_count(part, revision) for revision in made for part in wanted[shard]]

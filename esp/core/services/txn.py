@@ -1,8 +1,8 @@
 """Transactions: what etcd refuses in them, and which keys they touch.
 
-A transaction that writes goes whole to one shard, so nothing here takes it apart; it is only looked through. The
-messages come from the wire, where protobuf allows at most 100 messages inside each other: that is 50 transactions, and
-bounds the recursion.
+One whose keys are all in one shard goes there whole, and that shard says what is wrong with it. So nothing here takes
+it apart; it is only looked through, and checked where no shard will. The messages come from the wire, where protobuf
+allows at most 100 messages inside each other: that is 50 transactions, and bounds the recursion.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator
 from esp.core import errors
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
-from esp.core.services.validate import validate_delete, validate_put, validate_range
+from esp.core.services.validate import has_known_sort, validate_delete, validate_put, validate_range
 from esp.core.wire.status import Status
 
 MAX_OPS = 128
-"""etcd's default of --max-txn-ops."""
+"""etcd's default of --max-txn-ops. How many a shard allows, only that knows."""
 
 MAX_IN_ALL = 10_000
 """The most compares and operations, nested ones included, that esp looks through.
@@ -27,22 +27,36 @@ everybody else's requests for seconds.
 """
 
 
-def validate(request: rpc_pb2.TxnRequest, max_ops: int = MAX_OPS) -> Status | None:
-    """What etcd finds wrong with a transaction before it runs it; None when nothing is.
+def refuse_unlooked(request: rpc_pb2.TxnRequest) -> Status | None:
+    """Why a transaction may not even go to a shard; None when it may.
 
-    The first error that etcd would meet, as in `Txn` of etcd's `api/v3rpc/key.go`: all operations one by one first,
-    nested ones included, then writes that meet. More than MAX_IN_ALL in all are too many, whatever they are.
-
-    Args:
-        request: The transaction.
-        max_ops: The most that compares, success and failure may each hold. A nested transaction may hold that
-            many less the longest of the three lists around it.
+    More than MAX_IN_ALL operations are too many, whatever they are. And an unknown sort option may bring a shard down:
+    see validate.py.
     """
     in_all = 0
     for txn in with_nested(request):
         in_all += len(txn.compare) + len(txn.success) + len(txn.failure)
         if in_all > MAX_IN_ALL:
             return errors.TOO_MANY_OPS
+    for txn in with_nested(request):
+        for branch in (txn.success, txn.failure):
+            for operation in branch:
+                if operation.WhichOneof("request") == "request_range" and not has_known_sort(operation.request_range):
+                    return validate(request)
+    return None
+
+
+def validate(request: rpc_pb2.TxnRequest, max_ops: int = MAX_IN_ALL) -> Status | None:
+    """What etcd finds wrong with a transaction before it runs it; None when nothing is.
+
+    The first error that etcd would meet, as in `Txn` of etcd's `api/v3rpc/key.go`: all operations one by one first,
+    nested ones included, then writes that meet.
+
+    Args:
+        request: The transaction.
+        max_ops: The most that compares, success and failure may each hold. A nested transaction may hold that
+            many less the longest of the three lists around it.
+    """
     if wrong := _validate_operations(request, max_ops):
         return wrong
     if _writes(request.success) is None or _writes(request.failure) is None:
@@ -99,15 +113,18 @@ def is_read_only(request: rpc_pb2.TxnRequest) -> bool:
 
 
 def with_nested(request: rpc_pb2.TxnRequest) -> Iterator[rpc_pb2.TxnRequest]:
-    """The transaction and all that are nested in it."""
+    """The transaction and all that are nested in it, in the order in which they are written."""
     waiting = [request]
     while waiting:
         txn = waiting.pop()
         yield txn
-        for branch in (txn.success, txn.failure):
-            waiting += (
-                operation.request_txn for operation in branch if operation.WhichOneof("request") == "request_txn"
-            )
+        nested = [
+            operation.request_txn
+            for branch in (txn.success, txn.failure)
+            for operation in branch
+            if operation.WhichOneof("request") == "request_txn"
+        ]
+        waiting += reversed(nested)
 
 
 def _validate_operations(request: rpc_pb2.TxnRequest, max_ops: int) -> Status | None:

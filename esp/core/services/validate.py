@@ -18,9 +18,7 @@ def validate_range(request: rpc_pb2.RangeRequest) -> Status | None:
     """What is wrong with a Range; None when nothing is."""
     if not request.key:
         return errors.KEY_NOT_PROVIDED
-    if request.sort_order not in _SORT_ORDERS or request.sort_target not in _SORT_TARGETS:
-        return errors.INVALID_SORT_OPTION
-    return None
+    return None if has_known_sort(request) else errors.INVALID_SORT_OPTION
 
 
 def validate_range_stream(request: rpc_pb2.RangeRequest) -> Status | None:
@@ -48,6 +46,11 @@ def validate_put(request: rpc_pb2.PutRequest) -> Status | None:
 def validate_delete(request: rpc_pb2.DeleteRangeRequest) -> Status | None:
     """What is wrong with a DeleteRange; None when nothing is."""
     return None if request.key else errors.KEY_NOT_PROVIDED
+
+
+def has_known_sort(request: rpc_pb2.RangeRequest) -> bool:
+    """Whether etcd knows the sort options."""
+    return request.sort_order in _SORT_ORDERS and request.sort_target in _SORT_TARGETS
 
 
 def has_default_order(request: rpc_pb2.RangeRequest) -> bool:

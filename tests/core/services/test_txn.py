@@ -134,6 +134,7 @@ def test_unknown_sort_options_are_refused_as_etcd_3_6_does(
     request = Txn(failure=[nested([asked])]) if place == "nested" else Txn(**{place: [asked]})
     check_judged(newest_judge, request)
     assert txn.validate(request) in (errors.INVALID_SORT_OPTION, errors.KEY_NOT_PROVIDED)
+    assert txn.refuse_unlooked(request) == txn.validate(request)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,8 @@ def test_unknown_sort_options_are_refused_as_etcd_3_6_does(
     ],
 )
 def test_the_errors_by_example(judge: rpc_pb2_grpc.KVStub, request_: Txn, status: Status | None) -> None:
-    assert txn.validate(request_) == status
+    assert txn.validate(request_, txn.MAX_OPS) == status
+    assert txn.refuse_unlooked(request_) is None
     check_judged(judge, request_)
 
 
@@ -211,8 +213,9 @@ def test_more_operations_than_can_be_looked_through_are_too_many() -> None:
     assert txn.validate(Txn(success=below)) is None
     assert txn.validate(Txn(success=below + twice)) == errors.DUPLICATE_KEY
     assert len(txn.touched(Txn(success=above))) == 4**7 > txn.MAX_IN_ALL
-    assert txn.validate(Txn(success=above)) == errors.TOO_MANY_OPS
-    assert txn.validate(Txn(failure=above)) == errors.TOO_MANY_OPS
+    assert txn.refuse_unlooked(Txn(success=below + twice)) is None
+    assert txn.refuse_unlooked(Txn(success=above)) == errors.TOO_MANY_OPS
+    assert txn.refuse_unlooked(Txn(failure=above)) == errors.TOO_MANY_OPS
 
 
 def naive_touched(request: Txn) -> list[KeyRange]:
@@ -268,6 +271,13 @@ def test_touched_by_example() -> None:
 )
 def test_read_only_is_what_etcd_takes_for_it(request_: Txn, expected: bool) -> None:
     assert txn.is_read_only(request_) is expected
+
+
+def test_nested_transactions_come_in_the_order_in_which_they_are_written() -> None:
+    request = Txn(
+        success=[nested([get(b"a"), nested([get(b"b")])], [nested([get(b"c")])])], failure=[nested([get(b"d")])]
+    )
+    assert [keys.start for keys in txn.touched(request)] == [b"a", b"b", b"c", b"d"]
 
 
 def test_the_leases_are_those_of_all_puts_of_both_branches_and_nested_ones() -> None:

@@ -1,0 +1,168 @@
+"""Transactions through esp over three shards: whose they are, and how many operations they may have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import grpc
+import pytest
+
+from esp.core.local import LocalEtcd
+from esp.core.pb import rpc_pb2
+from esp.core.tokens import MARK
+from tests.harness import EspProcess, Esps, Etcds, connect, outcome, program, run_etcdctl
+from tests.stubs.rpc_pb2_grpc import KVStub
+
+Range = rpc_pb2.RangeRequest
+Put = rpc_pb2.PutRequest
+Txn = rpc_pb2.TxnRequest
+Op = rpc_pb2.RequestOp
+Compare = rpc_pb2.Compare
+
+
+def get(key: bytes, range_end: bytes = b"") -> Op:
+    return Op(request_range=Range(key=key, range_end=range_end))
+
+
+def put(key: bytes) -> Op:
+    return Op(request_put=Put(key=key, value=b"v"))
+
+
+@pytest.fixture
+def apart(kv: KVStub) -> KVStub:
+    """KV over three shards whose revisions are far apart."""
+    for number, key in enumerate((b"a", b"j", b"s")):
+        for _ in range(40 * number):
+            kv.Put(Put(key=key))
+        kv.DeleteRange(rpc_pb2.DeleteRangeRequest(key=key))
+    return kv
+
+
+def revision_of(kv: KVStub, key: bytes) -> int:
+    return kv.Range(Range(key=key)).header.revision
+
+
+@pytest.mark.parametrize("unread", [get(b"\0", b"\0"), get(b"a", b"z"), get(b"j", b"z")], ids=str)
+def test_a_branch_that_does_not_run_may_read_over_a_boundary(kv: KVStub, empty_etcd: LocalEtcd, unread: Op) -> None:
+    request = Txn(failure=[unread])
+    with connect(empty_etcd) as channel:
+        right = KVStub(channel).Txn(request)
+    got = kv.Txn(request)
+    assert (got.succeeded, list(got.responses)) == (right.succeeded, list(right.responses)) == (True, [])
+    assert got.header.revision >= MARK
+    assert kv.Range(Range(key=b"j", range_end=b"z", revision=got.header.revision)).count == 0
+
+
+def test_what_is_read_beside_it_is_answered_all_the_same(apart: KVStub) -> None:
+    apart.Put(Put(key=b"j", value=b"v"))
+    got = apart.Txn(Txn(success=[get(b"j")], failure=[get(b"\0", b"\0")]))
+    assert [op.response_range.kvs[0].value for op in got.responses] == [b"v"]
+    assert got.header.revision >= MARK
+    assert got.header.raft_term
+
+
+@pytest.mark.parametrize("key", [b"a", b"j", b"s"])
+def test_one_of_empty_ranges_belongs_to_the_owner_of_its_first_key(apart: KVStub, key: bytes) -> None:
+    own = revision_of(apart, key)
+    compare = Compare(key=key, range_end=key, target=Compare.VERSION, result=Compare.EQUAL, version=0)
+    for request in (
+        Txn(success=[get(key, key)]),
+        Txn(success=[get(key, b"a"), get(b"a", b"a"), get(b"s", b"a")]),
+        Txn(failure=[get(key, key)]),
+        Txn(compare=[compare]),
+        Txn(success=[Op(request_txn=Txn(failure=[get(key, key)]))]),
+        Txn(success=[Op(request_delete_range=rpc_pb2.DeleteRangeRequest(key=key, range_end=key))]),
+    ):
+        assert apart.Txn(request).header.revision == own
+
+
+def test_one_without_an_operation_speaks_for_all_shards(apart: KVStub, empty_etcd: LocalEtcd) -> None:
+    apart.Put(Put(key=b"j", value=b"then"))
+    for request in (Txn(), Txn(success=[Op(request_txn=Txn())], failure=[Op(request_txn=Txn())])):
+        got = apart.Txn(request)
+        token = got.header.revision
+        assert token >= MARK
+        with connect(empty_etcd) as channel:
+            assert list(got.responses) == list(KVStub(channel).Txn(request).responses)
+        apart.Put(Put(key=b"j", value=b"now"))
+        rows = apart.Range(Range(key=b"\0", range_end=b"\0", revision=token)).kvs
+        assert [row.value for row in rows] == [b"then"]
+        apart.Put(Put(key=b"j", value=b"then"))
+
+
+@pytest.fixture(scope="module")
+def uneven(session_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory) -> list[LocalEtcd]:
+    """Shards that allow 1024, 128 and 5 operations."""
+    return [session_etcds(*flags) for flags in (["--max-txn-ops=1024"], [], ["--max-txn-ops=5"])]
+
+
+@pytest.fixture
+def uneven_kv(uneven: Sequence[LocalEtcd], start_esp: Esps) -> Iterator[KVStub]:
+    with connect(start_esp(uneven, ["i", "r"])) as channel:
+        yield KVStub(channel)
+
+
+@pytest.mark.parametrize(("prefix", "most"), [("a", 1024), ("j", 128), ("s", 5)])
+def test_the_shard_says_how_many_operations_there_may_be(uneven_kv: KVStub, prefix: str, most: int) -> None:
+    operations = [put(b"%s%d" % (prefix.encode(), number)) for number in range(most + 1)]
+    assert len(uneven_kv.Txn(Txn(success=operations[:-1])).responses) == most
+    too_many = grpc.StatusCode.INVALID_ARGUMENT, "etcdserver: too many operations in txn request"
+    assert outcome(lambda: uneven_kv.Txn(Txn(success=operations))) == too_many
+    # As etcd counts: a nested one may have what the outer one leaves.
+    nested = Op(request_txn=Txn(success=operations[:-2]))
+    assert len(uneven_kv.Txn(Txn(success=[nested])).responses[0].response_txn.responses) == most - 1
+    assert outcome(lambda: uneven_kv.Txn(Txn(success=[Op(request_txn=Txn(success=operations[:-1]))]))) == too_many
+
+
+def test_a_transaction_that_esp_makes_has_as_many_as_the_shard_allows(uneven_kv: KVStub) -> None:
+    """Which it learns from a refusal."""
+    keys = [b"%c%d" % (b"ajs"[number % 3], number) for number in range(600)]
+    for key in keys:
+        uneven_kv.Put(Put(key=key, value=key))
+    for _ in range(2):
+        answer = uneven_kv.Txn(Txn(success=[get(key) for key in keys]))
+        assert [op.response_range.kvs[0].value for op in answer.responses] == keys
+    shown = uneven_kv.Txn(Txn(success=[get(b"a0")], failure=[get(key) for key in keys]))
+    assert len(shown.responses) == 1
+
+
+def test_the_parts_of_a_shard_that_allows_few_are_read_at_one_moment(
+    uneven: Sequence[LocalEtcd], start_esp: Esps
+) -> None:
+    """Ten parts of the shard that allows five, and nine of another between them."""
+    boundaries = [b"s%02d" % number for number in range(1, 20)]
+    shards = [uneven[2] if number % 2 else uneven[1] for number in range(20)]
+    config = ["shards:"]
+    edges = ["", *(boundary.decode() for boundary in boundaries), ""]
+    for name, shard in (("few", uneven[2]), ("more", uneven[1])):
+        ranges = [
+            f'{{start: "{edges[number]}", end: "{edges[number + 1]}"}}'
+            for number in range(20)
+            if shards[number] is shard
+        ]
+        config.append(f"  - {{name: {name}, endpoints: [{shard.endpoint}], ranges: [{', '.join(ranges)}]}}")
+    path = start_esp.folder / "parts.yaml"
+    path.write_text("\n".join(config))
+    esp: EspProcess = start_esp.launch("-c", path, config=path)
+    esp.wait_ready()
+    with connect(esp) as channel:
+        kv = KVStub(channel)
+        kv.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+        for number in range(20):
+            kv.Put(Put(key=b"s%02d" % number, value=b"v"))
+        rows = kv.Range(Range(key=b"s", range_end=b"t")).kvs
+        assert [row.key for row in rows] == [b"s%02d" % number for number in range(20)]
+        assert kv.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"s", range_end=b"t")).deleted == 20
+
+
+def test_the_branch_that_does_not_run_is_shown_to_its_shards(start_etcd: Etcds, start_esp: Esps) -> None:
+    """Who may not read there is refused, as by one etcd."""
+    shards = start_etcd.several(2)
+    etcdctl = program("etcdctl", "ESP_ETCDCTL")
+    for command in (("user", "add", "root:r"), ("user", "grant-role", "root", "root"), ("auth", "enable")):
+        run_etcdctl(etcdctl, shards[1], *command)
+    with connect(start_esp(shards, ["m"])) as channel:
+        kv = KVStub(channel)
+        assert kv.Txn(Txn(success=[get(b"a")], failure=[get(b"b")])).succeeded
+        code, text = outcome(lambda: kv.Txn(Txn(success=[get(b"a")], failure=[get(b"z")])))
+        assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, "etcdserver: user name is empty")
