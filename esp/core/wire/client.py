@@ -179,14 +179,19 @@ class ClientConnection(FrameReader):
         if self.ended:
             return
         self._heard = monotonic()
-        if self._tail:
-            data = self._tail + data
         position = 0
+        if self._tail:
+            data, position = self._take_up(data)
+        began = position
+        clock = self.clock
         size = len(data)
         streams = self.streams
         known = self._decoder.memo
         try:
             while size - position >= HEADER_SIZE:
+                if position > began and clock() >= self.stop:
+                    self._put_off(data, position)
+                    return
                 word, flags, stream_id = unpack_header(data, position)
                 start = position + HEADER_SIZE
                 length = word >> 8

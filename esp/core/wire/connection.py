@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Final
 
@@ -62,6 +63,9 @@ class Connection:
         peer: who is at the other end, for the log.
         on_flush: called with the bytes to write; set by the transport.
         on_end: called once, when the connection has ended and all its bytes went to `on_flush`; set by the transport.
+        on_charge: called with the seconds of work that a call made outside of `receive`; set by the transport.
+        stop: when `receive` has to stop, on the clock of `context.turns`, though it was given more.
+        unread: bytes of the peer wait for their turn here, so whatever it owes may be among them and is not late.
     """
 
     __slots__ = (
@@ -74,6 +78,7 @@ class Connection:
         "_glitch_time",
         "_held_ack",
         "_held_ack_size",
+        "_next",
         "_opened",
         "_pump_budget",
         "_pumped",
@@ -88,8 +93,10 @@ class Connection:
         "_table_update_due",
         "_tail",
         "_told_full",
+        "_unfinished",
         "blocked",
         "blocked_since",
+        "clock",
         "context",
         "ended",
         "flushes",
@@ -99,6 +106,7 @@ class Connection:
         "limits",
         "max_block_bytes",
         "max_continuations",
+        "on_charge",
         "on_end",
         "on_flush",
         "out",
@@ -109,8 +117,10 @@ class Connection:
         "recv_window",
         "send_window",
         "sent_since_ping",
+        "stop",
         "streams",
         "tell_gone",
+        "unread",
         "writable",
     )
 
@@ -123,6 +133,10 @@ class Connection:
         self.out: list[bytes] = []
         self.on_flush: Callable[[bytes], None] | None = None
         self.on_end: Callable[[], None] | None = None
+        self.on_charge: Callable[[float], None] | None = None
+        self.clock = context.turns.clock
+        self.stop = inf
+        self.unread = False
         self.streams: dict[int, Stream] = {}
         self.ended = False
         self.flushes = 0
@@ -147,6 +161,8 @@ class Connection:
         self.blocked_since = 0.0
         self.sent_since_ping = True
         self._tail = b""
+        self._next = 0
+        self._unfinished: Callable[[], bool] | None = None
         self._block: bytearray | None = None
         self._block_stream = 0
         self._block_end = False
@@ -163,12 +179,50 @@ class Connection:
         self._settings_due = 0
         self._settings_since = 0.0
 
+    # Input, and the turns in which it is worked on.
+
     def receive(self, data: bytes) -> None:
-        """Takes bytes from the peer."""
+        """Takes bytes from the peer, and works on them and on what is left of earlier ones until `stop`."""
         raise NotImplementedError
 
     def paused(self) -> None:
         """All that has come was taken, and more is not there yet."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether more of what has come could be worked on: `receive(b"")` does."""
+        return not self.ended and (self._next > 0 or self._unfinished is not None)
+
+    def is_late(self) -> bool:
+        """Whether this connection's turn is over, so that whoever works for it should `finish_later`."""
+        return self.clock() >= self.stop
+
+    def finish_later(self, work: Callable[[], bool]) -> None:
+        """Has `work` called again in the next turn, before any other frame is read, until it says that it is done."""
+        self._unfinished = work
+
+    def charge(self, seconds: float) -> None:
+        """Counts work done for this peer outside of `receive`; it waits for that before it is read again."""
+        if self.on_charge is not None:
+            self.on_charge(seconds)
+
+    def _take_up(self, data: bytes) -> tuple[bytes, int]:
+        """What was left with `data` behind it, and the place in it to go on from."""
+        tail, position = self._tail, self._next
+        self._next = 0
+        return (tail[position:] + data, 0) if data else (tail, position)
+
+    def _put_off(self, data: bytes, position: int) -> None:
+        """Keeps what stands in `data` from `position` for the next turn."""
+        self._tail = data
+        self._next = position
+
+    def _finish(self) -> bool:
+        """Goes on with what was to be finished later; whether that is done."""
+        work, self._unfinished = self._unfinished, None
+        if work is not None and not work():
+            self._unfinished = work
+        return self._unfinished is None
 
     def last_stream_id(self) -> int:
         """The last stream of the peer that was or may have been processed, for GOAWAY."""
@@ -401,6 +455,8 @@ class Connection:
             self.context.unflushed.append(self)
         self.blocked.clear()
         self._tail = b""
+        self._next = 0
+        self._unfinished = None
         streams = list(self.streams.values())
         self.streams.clear()
         for stream in streams:
@@ -424,6 +480,9 @@ class Connection:
             return
         if self._held_ack:
             self.send(self._release_ack())
+        if self.unread:
+            self._opened = self._block_since = now
+            self._settings_since = self._settings_since and now
         if not self.got_settings and now - self._opened > limits.preface_timeout:
             self._time_out("preface_timeout", "no HTTP/2 preface in time")
         elif self._settings_since and now - self._settings_since > limits.settings_timeout:

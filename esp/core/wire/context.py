@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from esp.core.wire.limits import Limits
+from esp.core.wire.turns import Turns
 
 
 class Flushable(Protocol):
@@ -62,6 +63,7 @@ class WireContext:
     Attributes:
         unflushed: connections with output, in the order they got it; whoever lets a connection take bytes flushes them
             all afterwards, so that many requests leave in one write.
+        turns: which connection works when.
         gatherers: those who make output of what has gathered; they come first, so that it leaves in the same write.
     """
 
@@ -69,10 +71,12 @@ class WireContext:
     unflushed: list[Flushable] = field(default_factory=list)
     gatherers: list[Flushable] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
+    turns: Turns = field(default_factory=Turns)
     buffers: BufferBudget = field(init=False)
 
     def __post_init__(self) -> None:
         self.buffers = BufferBudget(self.limits.max_buffered_bytes)
+        self.turns.flush = self.flush
 
     def reached(self, limit: str) -> None:
         """Counts that the limit of this name in `Limits` was reached."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
+from time import monotonic
 
 import h11
 
@@ -25,13 +27,22 @@ FindPage = Callable[[str, str], Page]
 
 
 class Http1Connection:
-    """One HTTP/1.1 connection, sans-I/O: bytes in, bytes out."""
+    """One HTTP/1.1 connection, sans-I/O: bytes in, bytes out.
 
-    __slots__ = ("_answered", "_body", "_connection", "_find", "_request", "ended")
+    Attributes:
+        stop: when `receive` has to stop on `clock`, though there is more.
+        behind: it has stopped for that; `receive(b"")` goes on.
+        ended: whether to close.
+    """
 
-    def __init__(self, find: FindPage) -> None:
+    __slots__ = ("_answered", "_body", "_clock", "_connection", "_find", "_request", "behind", "ended", "stop")
+
+    def __init__(self, find: FindPage, clock: Callable[[], float] = monotonic) -> None:
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
         self._find = find
+        self._clock = clock
+        self.stop = inf
+        self.behind = False
         self._request: h11.Request | None = None
         self._body = 0
         self._answered = False
@@ -45,8 +56,10 @@ class Http1Connection:
     def receive(self, data: bytes) -> bytes:
         """Takes bytes from the client; the bytes to answer with. After that `ended` tells whether to close."""
         out = bytearray()
+        self.behind = False
         try:
-            self._connection.receive_data(data)
+            if data:  # without any, h11 takes it for the end
+                self._connection.receive_data(data)
             self._run(out)
         except h11.RemoteProtocolError as error:
             self._refuse(out, error.error_status_hint or 400, str(error))
@@ -83,6 +96,9 @@ class Http1Connection:
             elif isinstance(event, h11.ConnectionClosed) or event is h11.PAUSED:
                 self.ended = True
             else:
+                return
+            if self._clock() >= self.stop and not self.ended:
+                self.behind = True
                 return
 
     def _refuse(self, out: bytearray, status: int, text: str) -> None:

@@ -136,9 +136,14 @@ class ServerConnection(FrameReader):
         """Takes bytes from the client."""
         if self.ended:
             return
-        if self._tail:
-            data = self._tail + data
         position = 0
+        if self._tail or self._unfinished is not None:
+            data, position = self._take_up(data)
+            if self._unfinished is not None and (not self._finish() or self.ended):
+                self._put_off(data, position)
+                return
+        began = position
+        clock = self.clock
         size = len(data)
         try:
             if self._preface:
@@ -147,6 +152,9 @@ class ServerConnection(FrameReader):
             known = self._decoder.memo
             recall = self._decoder.recall
             while size - position >= HEADER_SIZE:
+                if position > began and clock() >= self.stop:
+                    self._put_off(data, position)
+                    return
                 word, flags, stream_id = unpack_header(data, position)
                 start = position + HEADER_SIZE
                 length = word >> 8
@@ -182,6 +190,9 @@ class ServerConnection(FrameReader):
                 self.on_frame(kind, flags, stream_id & MAX_WINDOW, data[start:end])
                 if self.ended:
                     return
+                if self._unfinished is not None:
+                    self._put_off(data, position)
+                    return
         except ConnectionFault as fault:
             self.fail(fault)
             return
@@ -189,8 +200,16 @@ class ServerConnection(FrameReader):
 
     def paused(self) -> None:
         """Serves what is whole, though the client has not said that it is: nothing more of it has come."""
-        while self.unended:
-            self.unended.pop().take_unended()
+        if self.unended and not self._serve_unended():
+            self.finish_later(self._serve_unended)
+
+    def _serve_unended(self) -> bool:
+        unended = self.unended
+        while unended:
+            unended.pop().take_unended()
+            if unended and self.is_late():
+                return False
+        return True
 
     def _read_preface(self, data: bytes) -> int:
         wanted = self._preface
@@ -404,7 +423,8 @@ class ServerConnection(FrameReader):
         super().on_tick(now)
         if self.ended:
             return
-        if self._drain_started and self._accepting and now - self._drain_started > DRAIN_PING_SECONDS:
+        waits = self._drain_started and self._accepting and not self.unread
+        if waits and now - self._drain_started > DRAIN_PING_SECONDS:
             self._stop_accepting()
         if self.streams:
             self._idle_since = now

@@ -23,6 +23,7 @@ from esp.core.wire.request import RequestHead
 from esp.core.wire.server import ServerConnection
 from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Status
+from esp.core.wire.turns import Worker
 
 log = logging.getLogger("esp.wire")
 
@@ -32,6 +33,10 @@ ACCEPTED_AT_ONCE: Final = 8
 """Clients that asyncio accepts in one turn (its "backlog"). Even one that is refused takes a descriptor for a while."""
 BACKLOG: Final = 1024
 """Clients that the kernel lets wait to be accepted."""
+MOST_UNREAD: Final = 65536
+"""Bytes of a connection that stands in line; with more it is not read from until its turn comes."""
+MOST_DISCARDED: Final = 1_048_576
+"""Bytes of a connection that was ended that are read, so that it sees the end, and thrown away."""
 TICK_SECONDS: Final = 0.5
 USER_TIMEOUT: Final = 20.0
 _HTTP1_METHODS: Final = (
@@ -54,8 +59,8 @@ def peer_name(transport: asyncio.BaseTransport) -> str:
     return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address or "unknown")
 
 
-class WireProtocol(asyncio.Protocol):
-    """Moves bytes for one HTTP/2 connection.
+class WireProtocol(asyncio.Protocol, Worker):
+    """Moves bytes for one HTTP/2 connection, in turns with others.
 
     Attributes:
         user_timeout: seconds that bytes may wait for the peer's kernel before ours gives up on it.
@@ -63,6 +68,11 @@ class WireProtocol(asyncio.Protocol):
 
     def __init__(self, context: WireContext) -> None:
         self.context = context
+        self._turns = context.turns
+        self._unread = b""
+        self._reads = True
+        self._is_full = False
+        self._afterwards: Callable[[], None] | None = None
         self.user_timeout = USER_TIMEOUT
         self.transport: asyncio.Transport | None = None
         self.connection: Connection | None = None
@@ -72,6 +82,7 @@ class WireProtocol(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         high = self.context.limits.max_output_bytes
         self.transport.set_write_buffer_limits(high=high, low=high // 4)
+        self._turns.soon = asyncio.get_running_loop().call_soon
         _set_user_timeout(self.transport, self.user_timeout)
 
     def attach(self, connection: Connection) -> None:
@@ -80,23 +91,70 @@ class WireProtocol(asyncio.Protocol):
         self.connection = connection
         connection.on_flush = self.transport.write
         connection.on_end = self.close
+        connection.on_charge = self._charge
         connection.flush()
 
+    def _charge(self, seconds: float) -> None:
+        self._turns.charge(self, seconds)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that has come could be worked on."""
+        return bool(self._unread) or (self.connection is not None and self.connection.behind)
+
     def data_received(self, data: bytes) -> None:
-        """Bytes came: the connection takes them, then everything that has output is written."""
-        self.take(data)
+        """Bytes came: the connection takes them, or the first of them, then everything that has output is written."""
+        self._unread = self._unread + data if self._unread else data
+        self._turns.serve_answers(self)
+        self._keep_waiting()
         self.context.flush()
 
-    def take(self, data: bytes) -> None:
-        """Gives bytes to the connection. A bug that shows there ends this connection and no other."""
+    def _keep_waiting(self) -> None:
+        """After bytes came: no more are read while many of them wait."""
+        if self.in_line and len(self._unread) >= MOST_UNREAD:
+            self._read(False)
+
+    def work(self, stop: float) -> bool:
+        """Gives what has come to the connection. A bug that shows there ends this connection and no other."""
+        data, self._unread = self._unread, b""
         connection = self.connection
         if connection is None:
-            return
+            return False
+        connection.stop = stop
         try:
             connection.receive(data)
-            connection.paused()
+            if not connection.behind:
+                connection.paused()
         except Exception:
             connection.on_bug()
+        return self._is_left(connection.behind)
+
+    def _is_left(self, behind: bool) -> bool:
+        """After a turn: when nothing is left of what was read, the next is read, or done what was to follow."""
+        if behind:
+            self._read(False)
+        elif self._afterwards is not None:
+            self._afterwards()
+        elif not self._reads and not self._is_full:
+            self._read(True)
+        return behind
+
+    def _read(self, wanted: bool) -> None:
+        """Begins or ceases to read."""
+        if wanted is not self._reads and self.transport is not None and not self.transport.is_closing():
+            self._reads = wanted
+            if wanted:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """The peer sends no more: the connection is closed, when all that came before was worked on."""
+        assert self.transport is not None
+        if self.is_behind:
+            self._afterwards = self.transport.close
+            return True
+        return False
 
     def pause_writing(self) -> None:
         """The peer does not read as fast as we write."""
@@ -114,6 +172,7 @@ class WireProtocol(asyncio.Protocol):
         if self.connection is not None:
             self.connection.on_flush = None
             self.connection.on_end = None
+            self._unread = b""
             self.connection.lost("connection lost" if exc is None else str(exc))
             self.context.flush()
 
@@ -142,6 +201,7 @@ class ServerProtocol(WireProtocol):
         self._since = monotonic()
         self._closing_since = 0.0
         self._waiting = 0
+        self._discarded = 0
         # A client that is slow to read has as long as the wire gives it.
         self.user_timeout = max(USER_TIMEOUT, listener.context.limits.blocked_write_timeout)
         self.peer = "unknown"
@@ -153,40 +213,60 @@ class ServerProtocol(WireProtocol):
         self._listener.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came."""
-        if self.connection is not None:
-            self.take(data)
-            self._listener.flush_soon()
-        elif self._http1 is not None:
-            self._serve_http1(data)
-        else:
-            self._sniff(self._first + data)
+        """Bytes came: as many as this client's share of the turn allows are worked on."""
+        if self._closing_since:
+            self._discard(len(data))
+            return
+        self._unread = self._unread + data if self._unread else data
+        self._turns.serve(self, len(data))
+        self._keep_waiting()
+        self._listener.flush_soon()
 
-    def _sniff(self, first: bytes) -> None:
-        self._first = first
+    def _discard(self, size: int) -> None:
+        """Lingering: what still comes is of no interest, and much of it is not even read."""
+        self._discarded += size
+        if self._discarded > MOST_DISCARDED:
+            self._read(False)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that has come could be worked on."""
+        return super().is_behind or (self._http1 is not None and self._http1.behind)
+
+    def work(self, stop: float) -> bool:
+        """Works on what has come. A client that does not take its answers gets no more of them."""
+        if self._is_full or self._closing_since or self.transport is None or self.transport.is_closing():
+            return False
+        if self.connection is None and self._http1 is None:
+            self._sniff()
+        if self.connection is not None:
+            return super().work(stop)
+        if self._http1 is None:
+            return False
+        data, self._unread = self._unread, b""
+        self._serve_http1(self._http1, data, stop)
+        return self._is_left(self._http1.behind)
+
+    def _sniff(self) -> None:
+        first = self._unread = self._first + self._unread
+        self._first = b""
         if first.startswith(PREFACE[:3]):
-            connection = ServerConnection(self.context, self.peer, self._listener.find)
-            self.attach(connection)
-            self._first = b""
-            self.take(first)
-            self._listener.flush_soon()
+            self.attach(ServerConnection(self.context, self.peer, self._listener.find))
         elif first.startswith(_HTTP1_METHODS):
-            self._http1 = Http1Connection(self._listener.find_page)
-            self._first = b""
-            self._serve_http1(first)
+            self._http1 = Http1Connection(self._listener.find_page, self._turns.clock)
         elif len(first) >= _LONGEST_METHOD or not _may_become_known(first):
             log.warning("%s: closing: neither HTTP/2 nor HTTP/1.1", self.peer)
             self._abort()
+        else:
+            self._first, self._unread = first, b""
 
-    def _serve_http1(self, data: bytes) -> None:
-        assert self._http1 is not None
+    def _serve_http1(self, http1: Http1Connection, data: bytes, stop: float) -> None:
         assert self.transport is not None
-        if self._closing_since:
-            return  # lingering: what still comes is of no interest
-        if self._http1.is_idle:
+        if http1.is_idle:
             self._since = monotonic()
+        http1.stop = stop
         try:
-            answer = self._http1.receive(data)
+            answer = http1.receive(data)
         except Exception:
             log.exception("%s: a bug in esp; closing the connection", self.peer)
             self._abort()
@@ -194,20 +274,26 @@ class ServerProtocol(WireProtocol):
         if answer:
             self.transport.write(answer)
             self._since = monotonic()
-        if self._http1.ended:
+        if http1.ended:
             self.close()
 
     def pause_writing(self) -> None:
         """A client that does not read is not read from either: what it asks for would only pile up."""
         super().pause_writing()
-        if self.transport is not None:
-            self.transport.pause_reading()
+        self._is_full = True
+        self._read(False)
 
     def resume_writing(self) -> None:
         """The client reads again."""
-        if self.transport is not None:
-            self.transport.resume_reading()
+        self._is_full = False
         super().resume_writing()
+        if self._is_full:
+            return  # what waited has filled it again
+        if self.is_behind:
+            self._turns.serve(self, 0)
+            self._listener.flush_soon()
+        elif not self._reads:
+            self._read(True)
 
     def close(self) -> None:
         """Half-closes and lingers, so that the kernel does not throw away what the client has not read yet."""
@@ -218,6 +304,8 @@ class ServerProtocol(WireProtocol):
         self._closing_since = monotonic()
         if self.connection is not None:
             self.connection.on_flush = None
+        self._unread = b""
+        self._read(not self._is_full)
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
@@ -238,9 +326,12 @@ class ServerProtocol(WireProtocol):
         elif self.connection is not None:
             if self._waiting < before:
                 self.connection.blocked_since = now  # slow, but reading
+            self.connection.unread = self.is_behind
             self.connection.tick(now)
             self._check_output()
         else:
+            if self.is_behind and not self._is_full:
+                self._since = now
             self._check_time(now)
 
     def _check_output(self) -> None:
@@ -270,6 +361,8 @@ class ServerProtocol(WireProtocol):
         """Finishes what is open and takes nothing new."""
         if isinstance(self.connection, ServerConnection):
             self.connection.drain(streaming)
+        elif self.is_behind:
+            self._afterwards = self.close
         else:
             self.close()
 
@@ -294,7 +387,6 @@ class Listener:
         self._servers: list[asyncio.Server] = []
         self._empty = asyncio.Event()
         self._empty.set()
-        self._will_flush = False
         self._is_full = False
 
     async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
@@ -318,13 +410,8 @@ class Listener:
         """
         if len(self._protocols) == 1:
             self.context.flush()
-        elif not self._will_flush:
-            self._will_flush = True
-            asyncio.get_running_loop().call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._will_flush = False
-        self.context.flush()
+        else:
+            self.context.turns.run_soon()
 
     def close(self) -> None:
         """Stops accepting."""

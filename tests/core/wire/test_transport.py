@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from esp.core.wire import frames, transport
+from esp.core.wire import frames, transport, turns
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import DATA, MAX_WINDOW, PREFACE, SETTINGS_ACK, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
 from esp.core.wire.http1 import Page
@@ -594,9 +594,12 @@ def test_too_much_for_a_client_that_does_not_read_ends_its_connection(
         async with serving(Limits(max_output_bytes=1000, max_output_hard_bytes=100_000)) as server:
             client = await server.client(receive_buffer=4096)
             opened = settings({SETTINGS_INITIAL_WINDOW_SIZE: MAX_WINDOW}) + window(0, MAX_WINDOW - 65_535)
-            calls = [headers(s, call(b"/small")) + data(s, message(), end=True) for s in range(1, 2 * 900, 2)]
+            calls = [headers(s, call(HOLD)) + data(s, message(), end=True) for s in range(1, 2 * 900, 2)]
             await client.says(PREFACE, opened, SETTINGS_ACK, *calls)
-            await asyncio.sleep(0.2)
+            await comes_true(lambda: len(server.hold.streams) == 900)
+            for stream in server.hold.streams.values():
+                stream.respond(bytes(16_000))
+            server.context.flush()
             server.passes(0)
             await asyncio.sleep(0.01)
             assert server.limits_reached["max_output_hard_bytes"] == 1
@@ -648,3 +651,157 @@ def test_a_peer_that_vanishes_while_it_is_sent_to_has_as_long_as_a_slow_one(run:
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
+
+
+# Clients that send more than fits a turn.
+
+
+async def comes_true(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 (there is no event for it)
+        await asyncio.sleep(0)
+
+
+def many(first: int, count: int, path: bytes = ECHO) -> bytes:
+    calls = (headers(s, call(path)) + data(s, message(b"%d" % s), end=True) for s in range(first, first + 2 * count, 2))
+    return b"".join(calls)
+
+
+@pytest.fixture
+def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each turn has passed as soon as something was done in it, so that everything goes by way of the line."""
+    monkeypatch.setattr(turns, "SLICE", -1.0)
+    monkeypatch.setattr(turns, "AT_ONCE", 0.0)
+
+
+def test_all_is_served_in_the_end_and_in_order(run: Run, no_time: None) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            clients = [await server.client() for _ in range(30)]
+            for client in clients:
+                await client.says(GREETING, many(1, 20))
+            for client in clients:
+                said = await client.hears_frames(ended(39))
+                assert [body(said, s) for s in range(1, 40, 2)] == [message(b"%d" % s) for s in range(1, 40, 2)]
+            for client in clients:
+                await client.says(many(41, 20))
+            for client in clients:
+                await client.hears_frames(ended(79))
+            assert server.context.turns.waiting == 0
+
+    run(test)
+
+
+def test_a_client_in_line_is_not_read_from_and_then_is_again(
+    run: Run, no_time: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MOST_UNREAD", 1000)
+
+    async def test() -> None:
+        async with serving(Limits(max_concurrent_streams=100_000)) as server:
+            client = await server.client()
+            await client.says(GREETING, many(1, 1000))
+            await client.hears_frames(ended(1999))
+            assert len([event for event in server.saw if event[0] == "message"]) == 1000
+            await client.says(many(2001, 1))
+            await client.hears_frames(ended(2001))
+
+    run(test)
+
+
+@pytest.mark.parametrize("first", [GREETING, b""], ids=["HTTP/2", "HTTP/1.1"])
+def test_what_came_before_the_end_is_served(run: Run, no_time: None, first: bytes) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client()
+            await client.says(first + many(1, 50) if first else GET * 50)
+            client.sock.shutdown(socket.SHUT_WR)
+            heard = await client.hears_the_end()
+            if first:
+                assert len([event for event in server.saw if event[0] == "message"]) == 50
+                assert body(split(heard), 99) == message(b"99")
+            else:
+                assert heard.count(b"HTTP/1.1 200 ") == 50
+
+    run(test)
+
+
+def test_who_leaves_while_in_line_is_forgotten(run: Run, no_time: None) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            for first in (GREETING + many(1, 500), GET * 500):
+                client = await server.client()
+                await client.says(first)
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sock.close()
+            await comes_true(lambda: not server.context.turns.waiting)
+            await comes_true(lambda: not server.context.counters.connections_open)
+
+    run(test)
+
+
+@pytest.mark.parametrize("first", [GREETING, b""], ids=["HTTP/2", "HTTP/1.1"])
+def test_a_drain_serves_what_came_before_it(run: Run, no_time: None, first: bytes) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            client, other = await server.client(), await server.client()
+            await other.says(GET)
+            await other.hears(lambda heard: heard.endswith(b"page\n"))
+            await client.says(first + many(1, 50) if first else GET * 50)
+            await comes_true(lambda: server.context.turns.waiting > 0)
+            drain = asyncio.create_task(server.listener.drain(STOPPING, 20))
+            if first:
+                await client.says(ping(bytes.fromhex("0106010800030309"), ack=True))
+            heard = await client.hears_the_end()
+            client.sock.close()
+            other.sock.close()
+            assert await drain
+            if first:
+                assert body(split(heard), 99) == message(b"99")
+            else:
+                assert heard.count(b"HTTP/1.1 200 ") == 50
+
+    run(test)
+
+
+def test_a_client_is_not_late_while_its_bytes_wait_here(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "AT_ONCE", 0.0)  # so that nothing is done as bytes come
+
+    async def test() -> None:
+        async with serving(Limits(preface_timeout=10, settings_timeout=10)) as server:
+            client, other = await server.client(), await server.client()
+            await comes_true(lambda: server.context.counters.connections_open == 2)
+            held: list[Callable[[], None]] = []
+            server.context.turns.soon = held.append  # no turn comes
+            await client.says(GREETING, SETTINGS_ACK)
+            await other.says(GET)
+            await comes_true(lambda: server.context.turns.waiting == 2)
+            server.listener.tick(monotonic() + 5)
+            server.listener.tick(monotonic() + 11)
+            server.context.turns.soon = asyncio.get_running_loop().call_soon
+            held.pop()()
+            await other.hears(lambda heard: heard.endswith(b"page\n"))
+            await client.says(many(1, 1))
+            await client.hears_frames(ended(1))
+            assert server.limits_reached == {}
+
+    run(test)
+
+
+def test_a_client_that_is_ended_is_read_from_no_longer_than_it_needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MOST_DISCARDED", 100_000)
+
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client()
+            await client.says(GREETING)
+            await comes_true(lambda: len(server.listener._protocols) == 1)
+            await client.says(data(0, b"x"))
+            [protocol] = server.listener._protocols
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                async with asyncio.timeout(0.5):
+                    while True:
+                        await client.says(bytes(100_000))
+            assert 100_000 < protocol._discarded < 1_000_000
+            assert not protocol._reads
+
+    run(test)

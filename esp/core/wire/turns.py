@@ -1,0 +1,191 @@
+"""Turns: how much of each turn of the event loop goes to which connection, so that none keeps the others waiting.
+
+All connections share one loop, and what a client sends may be costly in ways that nobody has thought of. So work is
+not weighed by what it is but by the time it took, on a clock read around each slice:
+
+- Bytes that come are worked on at once, but for no longer than a slice: a connection stops in the middle of what it
+  was sent, keeps the rest, and stands in line.
+- The line is served between two looks at the sockets, for about a slice in all, however many stand in it. Whoever had
+  the least of the loop's time comes first (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996). A step
+  that cannot be divided is paid for by its connection, which then waits until the others have had as much.
+- Whoever is less than a slice ahead of those in line is still served at once, when its bytes come. So those that
+  want little wait for nobody but the slice that is being served.
+
+Nobody in line means that nobody waits, and whoever has work may do it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+from time import monotonic
+from typing import Final
+
+SLICE: Final = 0.001
+"""Seconds for the line between two looks at the sockets, and the most that one connection gets at once."""
+AT_ONCE: Final = 0.002
+"""Seconds for all that is done as bytes come, between two looks at the line; what comes beyond stands in line."""
+LONGEST_STEP: Final = 0.25
+"""What one step is counted as at most: beyond this it was the machine that stood still."""
+SECONDS_PER_BYTE: Final = 2e-10
+"""What it costs to read a byte from a socket, which is over when the clock starts."""
+
+
+class Worker:
+    """Somebody who has work to do in slices: the socket of a client or of a shard.
+
+    Attributes:
+        used: the time it has had, on a scale of its own: one that wants nothing for a while is not owed any for that.
+        in_line: stands in line, and is called when its turn has come.
+    """
+
+    used: float = 0.0
+    in_line: bool = False
+
+    def work(self, stop: float) -> bool:
+        """Does what there is to do, but begins nothing when the clock is at `stop`; whether more is left.
+
+        It does something even if that time has come already, and raises nothing.
+        """
+        raise NotImplementedError
+
+
+class Turns:
+    """Who works when.
+
+    Args:
+        clock: seconds, as `monotonic`.
+
+    Attributes:
+        soon: has something called in the next turn of the loop, after which sockets are looked at again; set by
+            whoever has a loop.
+        flush: writes what was made ready; set by the context.
+    """
+
+    __slots__ = ("_answers", "_first", "_line", "_order", "_spent", "_virtual", "_will_run", "clock", "flush", "soon")
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self.clock = clock
+        self.soon: Callable[[Callable[[], None]], object] | None = None
+        self.flush: Callable[[], None] = lambda: None
+        self._line: list[tuple[float, int, Worker]] = []
+        self._first: deque[Worker] = deque()
+        self._answers: deque[Worker] = deque()
+        self._order = 0
+        self._virtual = 0.0
+        self._spent = 0.0
+        self._will_run = False
+
+    @property
+    def waiting(self) -> int:
+        """How many stand in line."""
+        return len(self._line) + len(self._first) + len(self._answers)
+
+    def serve(self, worker: Worker, size: int) -> None:
+        """`size` bytes have come for a client's `worker`, which works on them at once or stands in line."""
+        if worker.in_line:
+            return
+        if not self._will_run:
+            self._spent = 0.0
+        worker.used = used = max(worker.used, self._virtual)
+        if not self._line:
+            self._virtual = used
+        elif used >= self._virtual + SLICE:
+            self._join(worker)
+            return
+        if self._spent >= AT_ONCE:
+            worker.in_line = True
+            self._first.append(worker)
+            self.run_soon()
+            return
+        start = self.clock()
+        is_left = worker.work(start + SLICE + self._virtual - used)
+        took = self.clock() - start + size * SECONDS_PER_BYTE
+        self._spent += took
+        worker.used += min(took, LONGEST_STEP)
+        if is_left:
+            self._join(worker)
+
+    def serve_answers(self, worker: Worker) -> None:
+        """Bytes have come for a shard's `worker`: they come before what clients want, but in slices as well."""
+        if worker.in_line:
+            return
+        if not self._will_run:
+            self._spent = 0.0
+        start = self.clock()
+        if self._spent >= AT_ONCE or worker.work(start + AT_ONCE):
+            worker.in_line = True
+            self._answers.append(worker)
+            self.run_soon()
+        self._spent += self.clock() - start
+
+    def charge(self, worker: Worker, seconds: float) -> None:
+        """Counts work that was done for `worker` outside of its turns."""
+        worker.used = max(worker.used, self._virtual) + min(seconds, LONGEST_STEP)
+
+    def _join(self, worker: Worker) -> None:
+        worker.in_line = True
+        self._order += 1
+        heappush(self._line, (worker.used, self._order, worker))
+        self.run_soon()
+
+    def run_soon(self) -> None:
+        """Has `run` called when the sockets of this turn of the loop were read."""
+        if not self._will_run:
+            self._will_run = True
+            assert self.soon is not None
+            self.soon(self.run)
+
+    def run(self) -> None:
+        """Writes what the sockets of this turn have led to, then serves the line for about a slice."""
+        self._will_run = False
+        self._spent = 0.0
+        self.flush()
+        if self._answers:
+            self._serve_shards()
+        if self._line or self._first:
+            self._serve_line()
+            self.flush()
+        if self.waiting:
+            self.run_soon()
+
+    def _serve_shards(self) -> None:
+        answers = self._answers
+        stop = self.clock() + AT_ONCE
+        for _ in range(len(answers)):
+            worker = answers.popleft()
+            if worker.work(stop):
+                answers.append(worker)
+            else:
+                worker.in_line = False
+            if self.clock() >= stop:
+                break
+        self.flush()
+
+    def _serve_line(self) -> None:
+        """Each that stands in line gets one slice at most, and all together one."""
+        first, line = self._first, self._line
+        served: list[Worker] = []
+        start = self.clock()
+        stop = start + SLICE
+        while first or line:
+            if first:
+                worker = first.popleft()
+            else:
+                used, _, worker = heappop(line)
+                if worker.used > used:  # it was charged for something while it stood in line
+                    self._join(worker)
+                    continue
+                self._virtual = max(self._virtual, used)
+            worker.in_line = False
+            is_left = worker.work(stop)
+            end = self.clock()
+            worker.used += min(end - start, LONGEST_STEP)
+            if is_left:
+                served.append(worker)
+            start = end
+            if end >= stop:
+                break
+        for worker in served:
+            self._join(worker)

@@ -1,0 +1,419 @@
+"""How the loop's time is shared: what is done for one connection in one turn is counted here, never timed.
+
+The clock goes by one second with each step of work, so a slice of `n` seconds is `n` steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esp.core.wire import turns
+from esp.core.wire.frames import ErrorCode
+from esp.core.wire.http1 import Http1Connection, Page
+from esp.core.wire.server_stream import Sink
+from esp.core.wire.turns import Turns, Worker
+from tests.core.wire.conversation import (
+    ECHO,
+    HOLD,
+    STREAM,
+    Server,
+    call,
+    data,
+    headers,
+    meet,
+    message,
+    page,
+    ping,
+    rst,
+    split,
+    window,
+)
+
+
+class Steps:
+    """A clock that is moved on by work, and the turns that look at it. A slice is ten steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(turns, "SLICE", 10.0)
+        monkeypatch.setattr(turns, "AT_ONCE", 20.0)
+        monkeypatch.setattr(turns, "LONGEST_STEP", 1000.0)
+        self.now = 0.0
+        self.log: list[str] = []
+        self.turns = Turns(lambda: self.now)
+        self.turns.soon = self._called.append
+        self.turns.flush = lambda: self.log.append("flush")
+
+    _called: list[Callable[[], None]]
+
+    def __new__(cls, monkeypatch: pytest.MonkeyPatch) -> Steps:
+        self = super().__new__(cls)
+        self._called = []
+        return self
+
+    def turn(self) -> list[str]:
+        """One turn of the loop; what was done in it."""
+        before = len(self.log)
+        called, self._called[:] = list(self._called), []
+        assert len(called) <= 1, "called twice in a turn"
+        for one in called:
+            one()
+        return [line for line in self.log[before:] if line != "flush"]
+
+    def until_done(self, most: int = 10_000) -> list[str]:
+        before = len(self.log)
+        for _ in range(most):
+            if not self._called:
+                return [line for line in self.log[before:] if line != "flush"]
+            self.turn()
+        raise AssertionError("never done")
+
+
+class Load(Worker):
+    """Has steps to do, each of which takes `cost`."""
+
+    def __init__(self, steps: Steps, name: str, cost: float = 1.0) -> None:
+        self.steps = steps
+        self.name = name
+        self.cost = cost
+        self.left = 0
+
+    def gets(self, count: int) -> None:
+        """So many steps more to do."""
+        self.left += count
+        self.steps.turns.serve(self, 0)
+
+    def work(self, stop: float) -> bool:
+        first = True
+        while self.left and (first or self.steps.now < stop):
+            first = False
+            self.left -= 1
+            self.steps.now += self.cost
+            self.steps.log.append(self.name)
+        return self.left > 0
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    return Steps(monkeypatch)
+
+
+# Who works when.
+
+
+def test_nobody_else_there_a_slice_is_done_at_once_and_one_with_each_turn(steps: Steps) -> None:
+    one = Load(steps, "a")
+    one.gets(35)
+    assert steps.log == ["a"] * 10
+    assert [len(steps.turn()) for _ in range(3)] == [10, 10, 5]
+    assert steps.turn() == []
+    assert steps.turns.waiting == 0
+
+
+def test_the_line_gets_a_slice_in_all_however_many_stand_in_it(steps: Steps) -> None:
+    loads = [Load(steps, str(number)) for number in range(30)]
+    for load in loads:
+        load.gets(100)
+    assert len(steps.log) <= 30, "what is done as bytes come is bounded as well"
+    done: list[str] = []
+    while steps.turns.waiting:
+        now = steps.turn()
+        assert len(now) <= 10
+        done += now
+    assert len(steps.log) == len([line for line in steps.log if line == "flush"]) + 3000
+
+
+def test_those_in_line_take_turns(steps: Steps) -> None:
+    loads = [Load(steps, name) for name in "abc"]
+    for load in loads:
+        load.gets(60)
+    for _ in range(9):
+        steps.turn()
+    counts = {name: steps.log.count(name) for name in "abc"}
+    assert max(counts.values()) - min(counts.values()) <= 10
+
+
+def test_a_costly_step_is_paid_for_by_waiting(steps: Steps) -> None:
+    costly, cheap = Load(steps, "X", cost=100.0), Load(steps, ".")
+    costly.gets(50)
+    cheap.gets(1000)
+    said = "".join(steps.until_done())
+    assert "X" + "." * 90 in said, "a hundred steps of the others come between two of the costly ones"
+    assert "XX" not in said[: said.rindex(".")]
+
+
+def test_thirty_with_costly_steps_do_one_in_a_turn(steps: Steps) -> None:
+    for number in range(30):
+        Load(steps, str(number), cost=100.0).gets(5)
+    while steps.turns.waiting:
+        assert len(steps.turn()) <= 1
+
+
+def test_who_wants_little_is_served_when_its_bytes_come(steps: Steps) -> None:
+    heavy = [Load(steps, "x") for _ in range(30)]
+    for load in heavy:
+        load.gets(500)
+    light = Load(steps, "light")
+    for _ in range(40):
+        steps.turn()
+        light.gets(1)
+        assert light.left == 0, "it stood in line"
+        for _ in range(3):
+            steps.turn()
+
+
+def test_who_wants_more_than_its_share_waits_like_the_others(steps: Steps) -> None:
+    heavy = Load(steps, "x")
+    heavy.gets(2000)
+    eager = Load(steps, "e")
+    for _ in range(100):
+        eager.gets(20)
+        steps.turn()
+    assert steps.log.count("e") <= steps.log.count("x") + 20
+    assert steps.log.count("x") <= steps.log.count("e") + 20
+
+
+def test_who_was_silent_is_owed_nothing(steps: Steps) -> None:
+    silent, busy = Load(steps, "s"), Load(steps, "b")
+    busy.gets(300)
+    for _ in range(20):
+        steps.turn()
+    silent.gets(300)
+    before = len(steps.log)
+    for _ in range(10):
+        steps.turn()
+    assert steps.log[before:].count("b") >= 40
+
+
+def test_work_outside_of_a_turn_is_paid_for(steps: Steps) -> None:
+    charged, other = Load(steps, "c"), Load(steps, "o")
+    charged.gets(200)
+    other.gets(200)
+    steps.turns.charge(charged, 100.0)
+    before = len(steps.log)
+    for _ in range(10):
+        steps.turn()
+    assert steps.log[before:].count("c") <= 10
+    steps.until_done()
+    assert steps.log.count("c") == steps.log.count("o") == 200
+
+
+def test_what_was_charged_costs_nothing_when_nobody_waits(steps: Steps) -> None:
+    one = Load(steps, "a")
+    steps.turns.charge(one, 900.0)
+    one.gets(1)
+    assert steps.log == ["a"]
+
+
+def test_a_machine_that_stood_still_is_not_put_down_to_a_client(steps: Steps) -> None:
+    unlucky, other = Load(steps, "u", cost=1e6), Load(steps, "o")
+    other.gets(5000)
+    unlucky.gets(1)
+    while "u" not in steps.log:
+        steps.turn()
+    unlucky.cost = 1.0
+    unlucky.gets(1)
+    before = steps.log.count("o")
+    while steps.log.count("u") < 2:
+        steps.turn()
+    assert steps.log.count("o") - before <= turns.LONGEST_STEP + 10
+
+
+def test_what_is_ready_leaves_before_the_line_is_served(steps: Steps) -> None:
+    Load(steps, "x").gets(30)
+    steps.log.clear()
+    steps.turns.flush()
+    steps.log.clear()
+    for one in list(steps._called):
+        one()
+    assert steps.log[0] == "flush"
+    assert steps.log[-1] == "flush"
+
+
+def test_answers_of_shards_come_before_the_line_in_slices(steps: Steps) -> None:
+    client, shard = Load(steps, "c"), Load(steps, "s")
+    client.gets(100)
+    shard.left = 70
+    steps.turns.serve_answers(shard)
+    assert steps.log[10:] == ["s"] * 20, "as much as may be done at once"
+    said = steps.turn()
+    assert said == ["s"] * 20 + ["c"] * 10
+    steps.until_done()
+    assert (client.left, shard.left) == (0, 0)
+
+
+# A connection stops in the middle of what it was sent.
+
+
+def everything() -> bytes:
+    """Frames of every kind that a connection serves in pieces: fast, slow, streaming, pages, cut short."""
+    said = b""
+    for stream in range(1, 60, 6):
+        said += headers(stream, call(ECHO)) + data(stream, message(b"m%d" % stream), end=True)
+        said += headers(stream + 2, call(STREAM)) + data(stream + 2, b"abcdefg") + data(stream + 2, b"12345")
+        said += ping(b"%08d" % stream) if stream < 10 else b""
+        said += headers(stream + 4, page(), end=True) if stream % 4 == 1 else headers(stream + 4, call(HOLD))
+        said += rst(stream + 2) if stream % 3 == 1 else data(stream + 2, b"the end", end=True)
+        said += window(0, 1000)
+    return said
+
+
+class Ticking:
+    """A clock that goes on by one each time it is looked at."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def slices(server: Server, pieces: list[bytes], length: int) -> int:
+    """Has the server work in slices of `length` looks at the clock; the most frames that one of them took."""
+    connection = server.connection
+    clock = connection.clock = Ticking()
+    for piece in pieces:
+        connection.stop = clock.now + length
+        connection.receive(piece)
+        while connection.behind:
+            connection.stop = clock.now + length
+            connection.receive(b"")
+        server.flush()
+    return length
+
+
+EVERYTHING = everything()
+
+
+@given(
+    length=st.integers(1, 12),
+    cuts=st.lists(st.integers(0, len(EVERYTHING)), max_size=6),
+)
+def test_the_same_is_done_whatever_the_slices_and_the_reads(length: int, cuts: list[int]) -> None:
+    _, whole = meet()
+    whole.hears(EVERYTHING)
+    _, sliced = meet()
+    edges = [0, *sorted(cuts), len(EVERYTHING)]
+    slices(sliced, [EVERYTHING[a:b] for a, b in pairwise(edges)], length)
+    assert sliced.saw == whole.saw
+    assert list(split(sliced.says())) == list(split(whole.says()))
+    assert sliced.connection._tail == b""
+    assert not sliced.connection.behind
+
+
+def test_a_connection_takes_no_more_than_fits_its_turn() -> None:
+    _, server = meet()
+    connection = server.connection
+    clock = connection.clock = Ticking()
+    calls = [headers(s, call(ECHO)) + data(s, message(), end=True) for s in range(1, 2000, 2)]
+    connection.stop = clock.now + 5
+    connection.receive(b"".join(calls))
+    assert connection.behind
+    assert len(server.saw) <= 5
+    connection.stop = clock.now + 5
+    connection.receive(b"")
+    assert len(server.saw) <= 10
+
+
+def test_at_least_one_frame_is_taken_in_a_turn_that_has_passed() -> None:
+    _, server = meet()
+    connection = server.connection
+    calls = [headers(s, call(HOLD)) + data(s, message(), end=True) for s in range(1, 20, 2)]
+    connection.stop = 0.0
+    connection.receive(b"".join(calls))
+    turns_taken = 1
+    while connection.behind:
+        connection.receive(b"")
+        turns_taken += 1
+    assert turns_taken <= 20
+    assert len(server.saw) == 10
+
+
+def test_an_end_leaves_nothing_to_do() -> None:
+    _, server = meet()
+    connection = server.connection
+    connection.stop = 0.0
+    connection.receive(b"".join(ping(b"%08d" % n) for n in range(10)))
+    assert connection.behind
+    connection.end(ErrorCode.NO_ERROR, "enough")
+    assert not connection.behind
+    connection.receive(b"")
+    server.flush()
+    server.holds_nothing()
+
+
+def test_work_that_is_finished_later_comes_before_the_next_frame() -> None:
+    client, server = meet()
+    connection = server.connection
+    did: list[str] = []
+
+    def work() -> bool:
+        did.append("piece")
+        return len(did) == 3
+
+    class InPieces(Sink):
+        def request_data(self, payload: bytes, end: bool) -> None:
+            connection.finish_later(work)
+
+    client.sends(headers(1, call(STREAM)))
+    server.stream.streams[1].sink = InPieces()
+    server.saw.clear()
+    said = headers(3, call(ECHO)) + data(3, message(), end=True)
+    client.sends(data(1, b"much"), said[:20])
+    assert (did, server.saw, connection.behind) == ([], [], True)
+    client.sends(said[20:])
+    assert (len(did), server.saw, connection.behind) == (1, [], True)
+    client.sends(b"")
+    assert (len(did), server.saw, connection.behind) == (2, [], True)
+    client.sends(b"")
+    assert (len(did), len(server.saw), connection.behind) == (3, 1, False)
+
+
+def test_work_that_was_to_be_finished_later_ends_with_the_connection() -> None:
+    client, server = meet()
+    server.connection.finish_later(lambda: False)
+    client.sends(ping())
+    server.connection.lost("gone")
+    assert not server.connection.behind
+
+
+# HTTP/1.1.
+
+
+def found(method: str, target: str) -> Page:
+    return Page(200, target.encode())
+
+
+CHUNKED = b"POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 20 + b"0\r\n\r\n"
+PIPELINED = b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(20)) + CHUNKED
+
+
+@given(length=st.integers(1, 12), cut=st.integers(0, len(PIPELINED)))
+def test_http1_answers_alike_whatever_the_slices(length: int, cut: int) -> None:
+    whole = Http1Connection(found).receive(PIPELINED)
+    clock = Ticking()
+    sliced = Http1Connection(found, clock)
+    said = b""
+    for piece in (PIPELINED[:cut], PIPELINED[cut:]):
+        sliced.stop = clock.now + length
+        said += sliced.receive(piece)
+        while sliced.behind:
+            sliced.stop = clock.now + length
+            said += sliced.receive(b"")
+    assert said == whole
+    assert sliced.is_idle
+
+
+@pytest.mark.parametrize("said", [PIPELINED, CHUNKED * 3], ids=["requests", "chunks"])
+def test_http1_does_no_more_than_fits_its_turn(said: bytes) -> None:
+    clock = Ticking()
+    connection = Http1Connection(found, clock)
+    connection.stop = clock.now + 3
+    answers = connection.receive(said)
+    assert connection.behind
+    assert answers.count(b"HTTP/1.1 200") <= 3
