@@ -17,7 +17,7 @@ LAYERS = [
     {"esp.core.config_shards", "esp.core.config_ranges", "esp.core.kubernetes"},
     {"esp.core.config", "esp.core.lane"},
     {"esp.core.shard"},
-    {"esp.core.tokens", "esp.core.identity", "esp.core.health", "esp.core.undivided"},
+    {"esp.core.tokens", "esp.core.identity", "esp.core.health", "esp.core.undivided", "esp.core.apiservers"},
     {"esp.core.routing"},
     {"esp.core.probe", "esp.core.lease_sync"},
     {"esp.core.lease_survey"},
@@ -34,6 +34,7 @@ WIRE_FOR_ALL = {"esp.core.wire.status", "esp.core.wire.limits"}
 PB_READERS = (
     "esp.core.pb",
     "esp.core.shard",
+    "esp.core.apiservers",
     "esp.core.probe",
     "esp.core.lease_sync",
     "esp.core.lease_survey",

@@ -20,6 +20,7 @@ from esp.commands.output import CommandError
 from esp.core import config as configs
 from esp.core.config import Config, ConfigError
 from esp.core.descriptors import within_descriptors
+from esp.core.kubernetes import assumed_roots, cuts
 from esp.core.local import CONFIG_NAME, LocalCluster, LocalEtcdError
 from esp.core.proxy import Proxy, check_listen
 
@@ -127,6 +128,12 @@ def _run_loop(main: Coroutine[Any, Any, None]) -> None:
         uvloop.run(main)
 
 
+def _warn_of_cuts(config: Config) -> None:
+    for root in assumed_roots(config.kubernetes):
+        for cut in cuts(config.shard_map, root):
+            log.warning("for Kubernetes: %s", cut.explain())
+
+
 async def _serve(config: Config, cluster: LocalCluster | None) -> None:
     signals = _Signals()
     async with AsyncExitStack() as stack:
@@ -137,6 +144,7 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
         # That each shard is connected to is in the line that says ready; only what is wrong is worth its own before.
         shard_log = logging.getLogger("esp.shard")
         shard_log.setLevel(logging.WARNING)
+        _warn_of_cuts(config)
         config = replace(config, limits=within_descriptors(config.limits, len(config.shards)))
         try:
             proxy = await stack.enter_async_context(Proxy(config))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 from esp.core.config import Endpoint
 from esp.core.keys import KeyRange
+from esp.core.kubernetes import Cut
 from esp.core.wire.status import Code, Status
 
 OLDEST_VERSION: Final = (3, 4)
@@ -84,6 +85,7 @@ class Kind(StrEnum):
     AUTH = "auth"
     OLD_VERSION = "old-version"
     MIXED_VERSIONS = "mixed-versions"
+    KUBERNETES = "kubernetes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,14 @@ def judge(shards: Iterable[ShardHealth]) -> Health:
     problems += _same_clusters(shards)
     notes += _mixed_versions(shards)
     return Health(shards, tuple(problems), tuple(notes))
+
+
+def with_cuts(health: Health, cuts: Iterable[Cut], *, at_work: bool) -> Health:
+    """Adds the resources of Kubernetes that are cut: a problem where a kube-apiserver is at work, else a note."""
+    findings = tuple(Finding(Kind.KUBERNETES, cut.shards, None, cut.explain()) for cut in cuts)
+    if at_work:
+        return replace(health, problems=health.problems + findings)
+    return replace(health, notes=health.notes + findings)
 
 
 def _is_auth(refusal: Status) -> bool:

@@ -9,6 +9,7 @@ one shard.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from esp.core.keys import KeyRange, format_key
@@ -127,6 +128,11 @@ def directory(etcd_prefix: str) -> bytes:
     return f"/{inner}/".encode() if inner else b"/"
 
 
+def assumed_roots(configured: Iterable[bytes]) -> tuple[bytes, ...]:
+    """The directories in which an apiserver is expected: the default, and those that a config speaks of."""
+    return tuple(dict.fromkeys((directory(DEFAULT_PREFIX), *configured)))
+
+
 def cuts(shard_map: ShardMap, root: bytes) -> list[Cut]:
     """The resources below `root`, a `directory`, that are not whole in one shard.
 
@@ -145,7 +151,8 @@ def cuts(shard_map: ShardMap, root: bytes) -> list[Cut]:
     return [cut for cut in found if cut is not None]
 
 
-def _objects(resource: bytes) -> KeyRange:
+def objects_of(resource: bytes) -> KeyRange:
+    """The keys of all objects of a resource, given its own key."""
     return KeyRange(resource + b"/", resource + b"0")
 
 
@@ -154,7 +161,7 @@ def _keys(resource: bytes) -> KeyRange:
 
 
 def _cut(shard_map: ShardMap, resource: bytes) -> Cut | None:
-    objects = _objects(resource)
+    objects = objects_of(resource)
     boundary = shard_map.first_boundary(objects)
     if boundary is not None:
         names = dict.fromkeys(shard_map.names[segment.shard] for segment in shard_map.split(objects))

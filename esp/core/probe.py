@@ -14,8 +14,10 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from esp.core.apiservers import holds, namespace_key, roots_in_question
 from esp.core.config import Config, Endpoint
-from esp.core.health import Alarm, EndpointHealth, Health, Member, ShardHealth, judge
+from esp.core.health import Alarm, EndpointHealth, Health, Member, ShardHealth, judge, with_cuts
+from esp.core.kubernetes import COMPACT_KEY, assumed_roots, cuts
 from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
@@ -23,6 +25,9 @@ from esp.core.wire.status import Code, RpcError, Status
 
 ANSWER_SECONDS: Final = 2.0
 """How long one endpoint may take to be connected to and to answer everything."""
+
+MAX_SUSPECTED: Final = 64
+"""Prefixes of a kube-apiserver that are looked for."""
 
 _POLL_SECONDS: Final = 0.01
 
@@ -35,10 +40,47 @@ async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
             [group.create_task(_examine(endpoint, context, seconds)) for endpoint in shard.endpoints]
             for shard in config.shards
         ]
-    return judge(
+    health = judge(
         ShardHealth(shard.name, shard.ranges, tuple(task.result() for task in tasks))
         for shard, tasks in zip(config.shards, asked, strict=True)
     )
+    shard_map, assumed = config.shard_map, assumed_roots(config.kubernetes)
+    at_work = await _roots_at_work(config, context, seconds) if len(config.shards) > 1 else []
+    found = [cut for root in dict.fromkeys((*assumed, *at_work)) for cut in cuts(shard_map, root)]
+    return with_cuts(health, found, at_work=bool(at_work))
+
+
+async def _roots_at_work(config: Config, context: WireContext, seconds: float) -> list[bytes]:
+    """The directories of kube-apiservers' keys, as far as shards tell in that time; the assumed ones included."""
+    shards = [Shard(shard.name, shard.endpoints, context) for shard in config.shards]
+
+    async def find() -> list[bytes]:
+        async def is_there(key: bytes) -> bool:
+            try:
+                return await holds(shards[config.shard_map.owner(key)], key)
+            except RpcError:
+                return False
+
+        for shard in shards:
+            await _settled(shard)
+        if not await is_there(COMPACT_KEY):
+            return []
+        suspected = roots_in_question(config.shard_map)[:MAX_SUSPECTED]
+        seen = await asyncio.gather(*(is_there(namespace_key(root)) for root in suspected))
+        return [
+            *assumed_roots(config.kubernetes),
+            *(root for root, there in zip(suspected, seen, strict=True) if there),
+        ]
+
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(shard.run()) for shard in shards]
+        try:
+            return await asyncio.wait_for(find(), seconds)
+        except TimeoutError:
+            return []
+        finally:
+            for task in running:
+                task.cancel()
 
 
 async def _examine(endpoint: Endpoint, context: WireContext, seconds: float) -> EndpointHealth:
@@ -55,6 +97,14 @@ async def _examine(endpoint: Endpoint, context: WireContext, seconds: float) -> 
             return await _ask(shard, endpoint, until)
         finally:
             running.cancel()
+
+
+async def _settled(shard: Shard) -> None:
+    """Waits until a shard is connected to, or has failed to be."""
+    while True:
+        if shard.is_ready or shard.trouble:
+            return
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 async def _ask(shard: Shard, endpoint: Endpoint, until: float) -> EndpointHealth:

@@ -11,7 +11,9 @@ from time import monotonic
 from typing import Any
 
 from esp.core import errors
+from esp.core.apiservers import ApiServers
 from esp.core.config import Config, Listen
+from esp.core.kubernetes import assumed_roots
 from esp.core.routing import Routing
 from esp.core.services import kv, maintenance, watch
 from esp.core.services.lease import Leases
@@ -38,7 +40,14 @@ class Proxy:
         self.context = WireContext(config.limits)
         shards = [Shard(shard.name, shard.endpoints, self.context) for shard in config.shards]
         undivided = Undivided(config.shard_map, config.across_shards.refused, self.context.reached)
-        self.routing = Routing(config.shard_map, shards, Tokens(len(shards), self.context), undivided)
+        apiservers = ApiServers(
+            config.shard_map,
+            shards,
+            undivided,
+            assumed_roots(config.kubernetes),
+            protects=config.across_shards.protects_kubernetes,
+        )
+        self.routing = Routing(config.shard_map, shards, Tokens(len(shards), self.context), undivided, apiservers)
         self.bound: list[tuple[str, int]] = []
         self._calls = asyncio.TaskGroup()
         self._background = asyncio.TaskGroup()
@@ -75,6 +84,7 @@ class Proxy:
         await self._calls.__aenter__()
         self._tasks = [self._background.create_task(shard.run()) for shard in self.routing.shards]
         self._tasks.append(self._background.create_task(self.leases.run()))
+        self._tasks.append(self._background.create_task(self.routing.apiservers.run()))
         self._tasks.append(self._background.create_task(self._tick()))
         return self
 

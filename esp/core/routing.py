@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from esp.core.apiservers import ApiServers
 from esp.core.identity import Identity
 from esp.core.keys import KeyRange
 from esp.core.shard import Shard
@@ -15,18 +16,24 @@ from esp.core.undivided import Undivided
 class Routing:
     """A shard map and its shards; `shards[i]` is the one the map calls `i`, and so in the vectors of `tokens`.
 
-    `undivided` is where nothing may span shards; by default nowhere.
+    `undivided` is where nothing may span shards, by default nowhere; `apiservers` finds out where kube-apiservers are.
     """
 
-    __slots__ = ("identity", "map", "shards", "tokens", "undivided")
+    __slots__ = ("apiservers", "identity", "map", "shards", "tokens", "undivided")
 
     def __init__(
-        self, shard_map: ShardMap, shards: Sequence[Shard], tokens: Tokens, undivided: Undivided | None = None
+        self,
+        shard_map: ShardMap,
+        shards: Sequence[Shard],
+        tokens: Tokens,
+        undivided: Undivided | None = None,
+        apiservers: ApiServers | None = None,
     ) -> None:
         self.map = shard_map
         self.tokens = tokens
-        self.undivided = undivided or Undivided(shard_map)
         self.shards = tuple(shards)
+        self.undivided = undivided or Undivided(shard_map)
+        self.apiservers = apiservers or ApiServers(shard_map, self.shards, self.undivided, (), protects=False)
         self.identity = Identity.of(shard_map.names)
 
     def owner(self, key: bytes) -> Shard:

@@ -293,6 +293,7 @@ class Txn(_MayLackLease):
             call.start(self.spawn, across.txn_of_nothing(call, self.routing, request))
             return
         first = touched[0]
+        self.routing.apiservers.saw(first.start)
         owner = self.routing.map.sole_owner(first)
         for keys in touched:
             if owner is None or self.routing.map.sole_owner(keys) != owner:

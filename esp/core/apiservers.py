@@ -1,0 +1,152 @@
+"""Whether kube-apiservers are at work through this proxy, and below which prefix; what they list is not divided then.
+
+Recognised by what is in etcd, not by what somebody asks for: a request that looks like an apiserver's only makes esp
+look there. An apiserver watches `compact_rev_key` from its start on and writes it every five minutes, and renews a
+lease object below its prefix every ten seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from esp.core.keys import format_key
+from esp.core.kubernetes import COMPACT_KEY, Cut, cuts, objects_of
+from esp.core.pb import rpc_pb2
+from esp.core.shard import Shard
+from esp.core.shard_map import ShardMap
+from esp.core.undivided import Undivided
+from esp.core.wire.status import RpcError
+
+log = logging.getLogger("esp")
+
+MAX_ROOTS: Final = 8
+"""Prefixes of apiservers that are looked after, and that are looked for at a time."""
+LOOK_SECONDS: Final = 1.0
+"""Between two looks; longer than a write takes that was seen on its way."""
+RETRY_SECONDS: Final = 5.0
+ANSWER_SECONDS: Final = 2.0
+
+# A namespace that every apiserver makes when it starts.
+_NAMESPACE: Final = b"namespaces/kube-system"
+_SIGNS: Final = (b"masterleases/", b"leases/kube-system/apiserver-")
+
+_CURE: Final = (
+    "Kubernetes' resource has to be in one shard: give it {kubernetes: RESOURCE} there, or write across_shards: serve"
+)
+
+
+async def holds(shard: Shard, key: bytes) -> bool:
+    """Whether a shard has a key.
+
+    Raises:
+        RpcError: it does not say.
+    """
+    request = rpc_pb2.RangeRequest(key=key, count_only=True).SerializeToString()
+    answer = await shard.unary(b"/etcdserverpb.KV/Range", request, idempotent=True, timeout=ANSWER_SECONDS)
+    try:
+        return rpc_pb2.RangeResponse.FromString(answer).count > 0
+    except DecodeError:
+        return False
+
+
+def roots_in_question(shard_map: ShardMap) -> list[bytes]:
+    """The directories that some boundary lies in, the widest first: an apiserver may keep its keys below one."""
+    parts = {
+        boundary[: place + 1]
+        for boundary in shard_map.starts[1:]
+        for place in range(len(boundary) - 1)
+        if boundary[place : place + 1] == b"/"
+    }
+    return sorted(parts, key=lambda root: (root.count(b"/"), root))
+
+
+def namespace_key(root: bytes) -> bytes:
+    """The key that is there when an apiserver keeps its keys below this directory."""
+    return root + _NAMESPACE
+
+
+class ApiServers:
+    """What is known of kube-apiservers.
+
+    Attributes:
+        is_known: set once one is known to be at work.
+        roots: the directories of their keys.
+    """
+
+    def __init__(
+        self,
+        shard_map: ShardMap,
+        shards: Sequence[Shard],
+        undivided: Undivided,
+        roots: Iterable[bytes],
+        *,
+        protects: bool,
+    ) -> None:
+        """`roots` are those to assume; `protects` says whether a resource that is cut is added to `undivided`."""
+        self.is_known = asyncio.Event()
+        self.roots: set[bytes] = set()
+        self._assumed = tuple(roots)
+        self._map = shard_map
+        self._shards = shards
+        self._undivided = undivided
+        self._protects = protects
+        self._wanted: dict[bytes, None] = {COMPACT_KEY: None}
+        self._asked = asyncio.Event()
+        self._asked.set()
+
+    def saw(self, key: bytes) -> None:
+        """Takes note of a key that somebody watches or changes in a transaction."""
+        if key == COMPACT_KEY:
+            if not self.is_known.is_set():
+                self._look_for(COMPACT_KEY)
+            return
+        for sign in _SIGNS:
+            place = key.find(b"/" + sign)
+            if place >= 0 and key[: place + 1] not in self.roots:
+                self._look_for(namespace_key(key[: place + 1]))
+
+    def _look_for(self, key: bytes) -> None:
+        if len(self.roots) + len(self._wanted) <= MAX_ROOTS and len(key) < 1024:
+            self._wanted[key] = None
+            self._asked.set()
+
+    async def run(self) -> None:
+        """Looks for what was seen, for ever. With one shard there is nothing to find out."""
+        while len(self._shards) > 1:
+            await self._asked.wait()
+            self._asked.clear()
+            await asyncio.sleep(LOOK_SECONDS)
+            for key in tuple(self._wanted):
+                try:
+                    is_there = await holds(self._shards[self._map.owner(key)], key)
+                except RpcError as error:
+                    log.debug("looking for %s: %s", format_key(key), error.status.message)
+                    self._asked.set()
+                    continue
+                del self._wanted[key]
+                if is_there:
+                    self._found(key)
+            if self._asked.is_set() and self._wanted:
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _found(self, key: bytes) -> None:
+        if not self.is_known.is_set():
+            self.is_known.set()
+            log.info('a kube-apiserver is at work through this proxy: the key "%s" is there', format_key(key))
+        for root in self._assumed if key == COMPACT_KEY else (key.removesuffix(_NAMESPACE),):
+            if root not in self.roots:
+                self.roots.add(root)
+                for cut in cuts(self._map, root):
+                    self._on_cut(cut)
+
+    def _on_cut(self, cut: Cut) -> None:
+        consequence = ""
+        if cut.is_split and self._protects:
+            self._undivided.add(objects_of(cut.resource), _CURE)
+            consequence = "; until then such requests are refused"
+        log.warning("%s%s", cut.explain(), consequence)
