@@ -8,7 +8,6 @@ from time import monotonic
 from typing import Final
 
 from esp.core.wire.client_stream import NOT_QUEUED, STREAM_WINDOW, ClientStream
-from esp.core.wire.connection import RECENTLY_RESET
 from esp.core.wire.context import WireContext
 from esp.core.wire.frame_reader import FrameReader
 from esp.core.wire.frames import (
@@ -64,7 +63,6 @@ class ClientConnection(FrameReader):
     __slots__ = (
         "_decoder",
         "_encoder",
-        "_forgotten",
         "_heard",
         "_next_id",
         "_ping_sent",
@@ -86,7 +84,6 @@ class ClientConnection(FrameReader):
         self._decoder: HeaderDecoder[ResponseHead] = HeaderDecoder(parse_response, max_list, MAX_HEADER_FIELDS)
         self._encoder = RequestEncoder(authority.encode())
         self._next_id = first_stream_id
-        self._forgotten = 0
         self._heard = monotonic()
         self._ping_sent = 0.0
         self._was_full = False
@@ -171,6 +168,10 @@ class ClientConnection(FrameReader):
         stream.send_headers(block, end and data is None)
         if data is not None:
             stream.send_data(data, end)
+
+    def highest_stream_id(self) -> int:
+        """The last stream that was opened."""
+        return self._next_id
 
     # Bytes.
 
@@ -342,16 +343,8 @@ class ClientConnection(FrameReader):
         """
         if stream_id >= self._next_id or not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
-        if kind in (DATA, HEADERS) and stream_id > self._forgotten and not self.was_reset(stream_id):
+        if kind in (DATA, HEADERS) and not self.was_reset(stream_id):
             raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA or HEADERS on a closed stream")
-
-    def _remember_reset(self, stream_id: int) -> None:
-        # Ids up to that of a forgotten one count as reset too: a burst of cancelled calls must not end the connection.
-        if len(self._reset_ids) >= RECENTLY_RESET:
-            oldest = next(iter(self._reset_ids))
-            del self._reset_ids[oldest]
-            self._forgotten = max(self._forgotten, oldest)
-        self._reset_ids[stream_id] = None
 
     def reset(self, stream: Stream, code: int) -> None:
         """Ends a stream from here. A call that has not left yet never does: who takes back at once reaches no shard.

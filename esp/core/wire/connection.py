@@ -74,10 +74,12 @@ class Connection:
         "_block_frames",
         "_block_since",
         "_block_stream",
+        "_forgotten",
         "_glitch_level",
         "_glitch_time",
         "_held_ack",
         "_held_ack_size",
+        "_late",
         "_next",
         "_opened",
         "_pump_budget",
@@ -175,6 +177,8 @@ class Connection:
         self._pumping = False
         self._stalled: dict[int, tuple[Pending | None, int, float]] = {}
         self._reset_ids: dict[int, None] = {}
+        self._forgotten = 0
+        self._late = 0
         self._opened = monotonic()
         self._settings_due = 0
         self._settings_since = 0.0
@@ -226,6 +230,10 @@ class Connection:
 
     def last_stream_id(self) -> int:
         """The last stream of the peer that was or may have been processed, for GOAWAY."""
+        return 0
+
+    def highest_stream_id(self) -> int:
+        """The last stream that was opened on this connection: there were half as many."""
         return 0
 
     # Output.
@@ -389,11 +397,14 @@ class Connection:
 
     def was_reset(self, stream_id: int) -> bool:
         """Whether a stream was reset from here lately, so that frames of the peer may still be on their way."""
-        return stream_id in self._reset_ids
+        return stream_id in self._reset_ids or stream_id <= self._forgotten
 
     def _remember_reset(self, stream_id: int) -> None:
+        # Ids up to that of a forgotten one count as reset too: a burst of calls that end must not end the connection.
         if len(self._reset_ids) >= RECENTLY_RESET:
-            del self._reset_ids[next(iter(self._reset_ids))]
+            oldest = next(iter(self._reset_ids))
+            del self._reset_ids[oldest]
+            self._forgotten = max(self._forgotten, oldest)
         self._reset_ids[stream_id] = None
 
     def fault_stream(self, stream_id: int, fault: StreamFault) -> None:

@@ -121,10 +121,16 @@ class FrameReader(Connection):
             self.glitch(1, "frames of unknown type")
 
     def _on_frame_without_stream(self, stream_id: int, kind: int) -> None:
-        if stream_id in self._reset_ids:
-            self.glitch(0.05, "frames on closed streams")
+        if self.was_reset(stream_id):
+            self._charge_late()
         else:
             self.on_unknown_stream(stream_id, kind)
+
+    def _charge_late(self) -> None:
+        """Charges for frames on closed streams beyond two per stream: what ends on both sides at once crosses."""
+        self._late += 1
+        if self._late > self.highest_stream_id() + 5:
+            self.glitch(0.05, "frames on closed streams")
 
     def received(self, size: int) -> None:
         """Accounts for `size` bytes of DATA on the connection and gives them back in time.
@@ -241,7 +247,7 @@ class FrameReader(Connection):
         """Charges for small WINDOW_UPDATEs beyond two per stream: grpc's C core sends some for each call it makes."""
         if increment < SMALL_INCREMENT:
             self._small_updates += 1
-            if self._small_updates > self.last_stream_id() + 5:
+            if self._small_updates > self.highest_stream_id() + 5:
                 self.glitch(0.5, "small WINDOW_UPDATEs")
 
     def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:

@@ -66,6 +66,7 @@ class ServerConnection(FrameReader):
     """The server's end of one connection.
 
     Attributes:
+        now: the `monotonic` time at which the bytes came that are being taken.
         recv_initial: the window each stream of the client begins with.
         unended: calls whose one message has come, but not the end of the request.
     """
@@ -87,6 +88,7 @@ class ServerConnection(FrameReader):
         "_said_goaway",
         "_shrunk",
         "_strikes",
+        "now",
         "recv_initial",
         "unended",
     )
@@ -109,7 +111,7 @@ class ServerConnection(FrameReader):
         self._last_ping = 0.0
         self._strikes = 0
         self._said_goaway = False
-        self._idle_since = monotonic()
+        self.now = self._idle_since = monotonic()
         self._incomplete: dict[int, float] = {}
         self.unended: list[ServerStream] = []
         values = {
@@ -136,6 +138,7 @@ class ServerConnection(FrameReader):
         """Takes bytes from the client."""
         if self.ended:
             return
+        self.now = monotonic()
         position = 0
         if self._tail or self._unfinished is not None:
             data, position = self._take_up(data)
@@ -241,7 +244,7 @@ class ServerConnection(FrameReader):
         self._last_stream = stream_id
         stream = self.streams[stream_id] = ServerStream(self, stream_id, head, timeout)
         if seconds:
-            stream.deadline = monotonic() + seconds
+            stream.deadline = self.now + seconds
         start = position + HEADER_SIZE
         if start + PREFIX_SIZE <= len(data):
             word, flags, data_stream_id = unpack_header(data, position)
@@ -277,7 +280,7 @@ class ServerConnection(FrameReader):
                 else:
                     stream.finish(DEADLINE_EXCEEDED)
                 return
-            stream.deadline = monotonic() + seconds
+            stream.deadline = self.now + seconds
         if head.is_grpc and not self._shrunk:
             self._shrink_table()
         if head.handler.streaming:
@@ -338,12 +341,12 @@ class ServerConnection(FrameReader):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
         if kind == DATA:
             raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream")
-        self.glitch(0.05, "frames on closed streams")
+        self._charge_late()
 
     def on_stream_reset(self, stream: Stream) -> None:
         """A client that takes back what it asked for makes work for nothing (CVE-2023-44487)."""
         assert isinstance(stream, ServerStream)
-        if not stream.responded:
+        if not stream.responded and not stream.has_lived(self.now):
             self.glitch(1, "streams reset before their response")
 
     def on_ping(self) -> None:
@@ -377,6 +380,10 @@ class ServerConnection(FrameReader):
     def last_stream_id(self) -> int:
         """The last stream taken; GOAWAY may not name a later one than the GOAWAY before it."""
         return self._last_stream if self._accepting else self._last_accepted
+
+    def highest_stream_id(self) -> int:
+        """The last stream that the client has opened, or tried to."""
+        return self._last_stream
 
     # Draining: tell the client, wait until it must have heard, finish what is open.
 

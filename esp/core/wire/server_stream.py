@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 _SECOND_MESSAGE: Final = Status(Code.INTERNAL, "more than one message in a unary request")
 
 
+LIVED: Final = 0.05
+"""Seconds after which a call was meant: who takes it back then does not do so to make work for nothing."""
+LEAST_TIMEOUT: Final = 0.001
+
+
 class Sink:
     """Whoever serves a call: told what happens on the client's side of it."""
 
@@ -98,6 +103,7 @@ class ServerStream(Stream):
         deadline: the `monotonic` time at which it ends, 0.0 without one.
         sink: who serves it, once that is known.
         responded: whether the response has begun.
+        opened: the `monotonic` time at which it came.
         fresh: nothing of the request's one message has come yet.
         retried: it was sent upstream a second time.
         taken: the request's one message is served, though the request may go on.
@@ -113,6 +119,7 @@ class ServerStream(Stream):
         "deadline",
         "fresh",
         "head",
+        "opened",
         "responded",
         "retried",
         "sink",
@@ -132,6 +139,7 @@ class ServerStream(Stream):
         self.pending = None
         self.head = head
         self.timeout = timeout
+        self.opened = connection.now
         self.deadline = 0.0
         self.sink: Sink | None = None
         self.responded = False
@@ -154,6 +162,14 @@ class ServerStream(Stream):
     def awaits_message(self) -> bool:
         """Whether the one message of a unary call has not come yet."""
         return self.remote_open and self.head.unary and not self.taken
+
+    def has_lived(self, now: float) -> bool:
+        """Whether it was open for a while, or for about the time-out that it came with."""
+        lived = now - self.opened
+        if not self.deadline:
+            return lived >= LIVED
+        # Nine tenths, because the client's clock began earlier; and no time-out is so short that it makes resets free.
+        return lived >= min(LIVED, max(LEAST_TIMEOUT, (self.deadline - self.opened) * 0.9))
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, not below 0; None without one."""

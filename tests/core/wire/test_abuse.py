@@ -21,7 +21,7 @@ from esp.core.wire.frames import (
 )
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
-from esp.core.wire.status import OK
+from esp.core.wire.status import DEADLINE_EXCEEDED, OK
 from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
     ECHO,
@@ -132,6 +132,68 @@ def test_resets_of_calls_that_were_being_answered_are_free(clock: Clock) -> None
         server.stream.streams[stream].start()
         client.sends(rst(stream))
     assert not server.closed
+
+
+class TestAShardThatIsSlow:
+    """What honest clients send while a shard does not answer: their deadlines run out, and they take calls back."""
+
+    def test_resets_when_the_time_out_has_run_out_are_free(self, clock: Clock) -> None:
+        client, server = meet(TIGHT)
+        for first in range(1, 6000, 600):
+            streams = range(first, first + 600, 2)
+            client.sends(
+                *(headers(s, call(HOLD, (b"grpc-timeout", b"20m"))) + data(s, message(), end=True) for s in streams)
+            )
+            clock.passes(0.019)
+            client.sends(*(rst(stream) for stream in streams))
+        assert not server.closed
+        server.holds_nothing()
+
+    @pytest.mark.parametrize("path", [HOLD, STREAM])
+    def test_resets_of_calls_that_have_lived_are_free(self, path: bytes, clock: Clock) -> None:
+        client, server = meet(TIGHT)
+        for first in range(1, 6000, 600):
+            streams = range(first, first + 600, 2)
+            client.sends(*(opened(stream, path) for stream in streams))
+            clock.passes(0.051)
+            client.sends(*(rst(stream) for stream in streams))
+        assert not server.closed
+        server.holds_nothing()
+
+    @pytest.mark.parametrize("timeout", [b"1n", b"1u", b"900u", b"20m", b"1H"])
+    def test_resets_before_that_are_not(self, timeout: bytes, clock: Clock) -> None:
+        client, server = meet(TIGHT)
+        for stream in range(1, 6000, 2):
+            client.sends(headers(stream, call(HOLD, (b"grpc-timeout", timeout))))
+            clock.passes(0.0005)
+            client.sends(rst(stream))
+        server.closes(ErrorCode.ENHANCE_YOUR_CALM, "too many streams reset before their response")
+
+    @pytest.mark.parametrize("late", [rst, lambda s: window(s, 100)], ids=["resets", "windows"])
+    def test_what_crosses_the_answer_is_free(self, late: Callable[[int], bytes], clock: Clock) -> None:
+        client, server = meet(TIGHT)
+        for first in range(1, 60_000, 600):
+            streams = range(first, first + 600, 2)
+            client.sends(*(half_closed(stream) for stream in streams))
+            for stream in streams:
+                server.hold.streams.pop(stream).finish(DEADLINE_EXCEEDED)
+            server.flush()
+            client.sends(*(late(stream) for stream in streams))
+        assert not server.closed
+        server.holds_nothing()
+
+    def test_so_is_data_for_calls_that_were_ended_early(self, clock: Clock) -> None:
+        client, server = meet(TIGHT)
+        streams = range(1, 10_000, 2)
+        for first in range(0, len(streams), 500):
+            some = streams[first : first + 500]
+            client.sends(*(opened(stream) for stream in some))
+            for stream in some:
+                server.stream.streams.pop(stream).finish(DEADLINE_EXCEEDED)
+            server.flush()
+        client.sends(*(data(stream, message(b"late"), end=True) for stream in streams))
+        assert not server.closed
+        server.holds_nothing()
 
 
 def test_streams_above_the_limit_are_not_for_free(clock: Clock) -> None:

@@ -944,6 +944,16 @@ class TestSending:
         both = order[: 2 * min(order.count(first.id), order.count(second.id)) - 2]
         assert all(both[n] != both[n + 1] for n in range(len(both) - 1)), order
 
+    def test_a_server_may_give_back_little_at_a_time_while_one_call_waits(self) -> None:
+        """As grpc-go does with each measurement of the bandwidth: a small call's bytes, beside one that stands."""
+        esp = dial(Limits(glitch_budget=10, glitch_refill_per_second=1))
+        esp.calls(b"x" * 100_000)
+        esp.hears(window(0, 1_000_000))
+        for stream in range(3, 3000, 2):
+            esp.calls(b"")
+            esp.hears(window(0, 5), *ok(stream))
+        assert not esp.connection.ended
+
     def test_a_smaller_window_mid_stream_counts_what_was_sent(self) -> None:
         esp = dial()
         esp.calls(b"x" * 100_000)
