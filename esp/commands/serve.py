@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from esp.commands.log_summary import SummingHandler
 from esp.commands.output import CommandError
 from esp.core import config as configs
 from esp.core.config import Config, ConfigError
@@ -97,7 +98,7 @@ class _ForFiles(logging.Formatter):
 
 
 def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
+    handler = SummingHandler()
     handler.setFormatter(_ForPeople() if sys.stderr.isatty() else _ForFiles())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 

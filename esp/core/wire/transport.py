@@ -23,6 +23,7 @@ from esp.core.wire.request import RequestHead
 from esp.core.wire.server import ServerConnection
 from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Status
+from esp.core.wire.strangers import stranger
 from esp.core.wire.turns import Worker
 
 log = logging.getLogger("esp.wire")
@@ -255,7 +256,7 @@ class ServerProtocol(WireProtocol):
         elif first.startswith(_HTTP1_METHODS):
             self._http1 = Http1Connection(self._listener.find_page, self._turns.clock)
         elif len(first) >= _LONGEST_METHOD or not _may_become_known(first):
-            log.warning("%s: closing: neither HTTP/2 nor HTTP/1.1", self.peer)
+            log.warning("%s: closing: %s", self.peer, stranger(first))
             self._abort()
         else:
             self._first, self._unread = first, b""

@@ -235,27 +235,32 @@ def test_the_first_words_may_come_byte_by_byte(run: Run) -> None:
     run(test)
 
 
+NEITHER = "neither HTTP/2 nor HTTP/1.1"
 GARBAGE = {
-    "zeros": bytes(10),
-    "TLS": bytes.fromhex("160301020001fc0303"),
-    "other text": b"HELO esp\r\n",
-    "one wrong byte": b"\xff",
-    "a method nobody knows": b"BREW /pot HTTP/1.1\r\n",
-    "a method in lower case": b"get / HTTP/1.1\r\n",
-    "SSH": b"SSH-2.0-OpenSSH\r\n",
+    "zeros": (bytes(10), NEITHER),
+    "TLS": (bytes.fromhex("160301020001fc0303"), "a TLS ClientHello at a plain port: let the client use http://"),
+    "other text": (b"HELO esp\r\n", NEITHER),
+    "one wrong byte": (b"\xff", NEITHER),
+    "a method nobody knows": (b"BREW /pot HTTP/1.1\r\n", NEITHER),
+    "a method in lower case": (b"get / HTTP/1.1\r\n", NEITHER),
+    "SSH": (b"SSH-2.0-OpenSSH\r\n", "SSH: the client has the wrong port"),
+    "PROXY": (b"PROXY TCP4 192.0.2.1 192.0.2.2 5 6\r\n", "leave out send-proxy in the load balancer"),
+    "PROXY, version 2": (bytes.fromhex("0d0a0d0a000d0a515549540a2111000c"), "leave out send-proxy-v2"),
 }
 
 
-@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-def test_garbage_is_closed_without_a_word_and_the_log_says_who(
-    run: Run, garbage: bytes, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("garbage", "said"), GARBAGE.values(), ids=GARBAGE.keys())
+def test_garbage_is_closed_without_a_word_and_the_log_says_who_and_the_cure(
+    run: Run, garbage: bytes, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
         async with serving() as server:
             neighbour, client = await server.client(), await server.client()
             await client.says(garbage)
             assert await client.hears_the_end() == b""
-            assert f"{client.name}: closing: neither HTTP/2 nor HTTP/1.1" in caplog.text
+            (line,) = [record.getMessage() for record in caplog.records if client.name in record.getMessage()]
+            assert line.startswith(f"{client.name}: closing: ")
+            assert said in line
             await neighbour.says(GET)
             await neighbour.hears(lambda heard: heard.endswith(b"page\n"))
 

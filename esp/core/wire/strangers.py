@@ -1,0 +1,20 @@
+"""What else comes to a port that speaks HTTP/2 and HTTP/1.1: by its first bytes, for the log, with the cure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_KNOWN: Final = (
+    (b"\x16\x03", "a TLS ClientHello at a plain port: let the client use http://, or end TLS in front of esp"),
+    (b"PROXY ", "a PROXY protocol header, which is not understood: leave out send-proxy in the load balancer"),
+    (b"\r\n\r\n\0\r\nQUIT\n"[:8], "a PROXY protocol header, which is not understood: leave out send-proxy-v2"),
+    (b"SSH-", "SSH: the client has the wrong port"),
+)
+
+
+def stranger(first: bytes) -> str:
+    """What a connection speaks that begins with `first`, which is neither HTTP/2 nor HTTP/1.1."""
+    for beginning, what in _KNOWN:
+        if first.startswith(beginning):
+            return what
+    return "neither HTTP/2 nor HTTP/1.1"
