@@ -144,9 +144,14 @@ def _frames(data: bytes, stream: int, end: bool) -> bytes:
     return b"".join(frame(_DATA, int(end and at == last), stream, piece) for at, piece in enumerate(pieces))
 
 
-def _calls(block: bytes, body: bytes | None, before: bytes = b"") -> Iterator[Chunk]:
+def _unlike(block: bytes, number: int) -> bytes:
+    """The block with a field that no other has: a server that remembers blocks has to read each."""
+    return block + literal(b"x-n", b"%d" % number)
+
+
+def _calls(block: bytes, body: bytes | None, *, differing: bool = False) -> Iterator[Chunk]:
     """Calls without end, each with this head and this one message, or, with None, with no body at all."""
-    yield opening() + before, 0
+    yield opening(), 0
     flags = _END_HEADERS | (_END_STREAM if body is None else 0)
     size = len(block) + (len(body) if body else 0) + 18
     at_once = max(1, _CHUNK // size)
@@ -154,7 +159,7 @@ def _calls(block: bytes, body: bytes | None, before: bytes = b"") -> Iterator[Ch
     while stream < 1 << 30:
         parts = []
         for one in range(stream, stream + 2 * at_once, 2):
-            parts.append(frame(_HEADERS, flags, one, block))
+            parts.append(frame(_HEADERS, flags, one, _unlike(block, one) if differing else block))
             if body is not None:
                 parts.append(_frames(body, one, end=True))
         yield b"".join(parts), at_once
@@ -217,18 +222,18 @@ def _gzip_bomb() -> Iterator[Chunk]:
     return _calls(grpc_head(b"/etcdserverpb.KV/Put", (b"grpc-encoding", b"gzip")), message(bomb, True))
 
 
-@_attack("huffman-404", "10 KB of Huffman headers to a page that is not there", 2 * _MB)
+@_attack("huffman-404", "10 KB of Huffman headers to a page that is not there", 8 * _MB)
 def _huffman_page() -> Iterator[Chunk]:
     value = b"\0" + _coded(b"x-long") + _coded(b"0123456789abcdef" * 640)
-    return _calls(page_head(b"/nothing", value), None)
+    return _calls(page_head(b"/nothing", value), None, differing=True)
 
 
-@_attack("unknown-path", "HEADERS to an unknown gRPC path", 2 * _MB)
+@_attack("unknown-path", "HEADERS to an unknown gRPC path", 10 * _MB)
 def _unknown_path() -> Iterator[Chunk]:
     return _calls(grpc_head(b"/no.Such/Method"), None)
 
 
-@_attack("unknown-paths", "HEADERS to gRPC paths that differ each time", 2 * _MB)
+@_attack("unknown-paths", "HEADERS to gRPC paths that differ each time", 4 * _MB)
 def _unknown_paths() -> Iterator[Chunk]:
     yield opening(), 0
     for first in range(1, 1 << 30, 200):
@@ -245,13 +250,15 @@ def _indexed_metadata() -> Iterator[Chunk]:
     yield opening() + insert, 0
     block = _RANGE_HEAD + b"\xbe" * 90
     for first in range(3, 1 << 30, 100):
-        calls = [frame(_HEADERS, 4, s, block) + frame(_DATA, 1, s, _RANGE) for s in range(first, first + 100, 2)]
-        yield b"".join(calls), 50
+        ids = range(first, first + 100, 2)
+        yield b"".join(frame(_HEADERS, 4, s, _unlike(block, s)) + frame(_DATA, 1, s, _RANGE) for s in ids), 50
 
 
 @_attack("page-fields", "pages with 95 fields", 2 * _MB)
 def _page_fields() -> Iterator[Chunk]:
-    return _calls(page_head(b"/health", *(literal(b"x-%02d" % number, b"y") for number in range(95))), None)
+    return _calls(
+        page_head(b"/health", *(literal(b"x-%02d" % number, b"y") for number in range(95))), None, differing=True
+    )
 
 
 @_attack("changing-fields", "Range whose metadata differs each time", 1 * _MB)
@@ -265,7 +272,7 @@ def _changing_fields() -> Iterator[Chunk]:
         yield b"".join(calls), 50
 
 
-@_attack("nested-txns", "Txns nested 20 deep, 60 KB each", 4 * _MB)
+@_attack("nested-txns", "Txns nested 20 deep, 60 KB each", 10 * _MB)
 def _nested_txns() -> Iterator[Chunk]:
     txn = rpc_pb2.TxnRequest()
     at = txn
@@ -305,18 +312,18 @@ def _in_one_stream(head: bytes, request: bytes) -> Iterator[Chunk]:
         yield chunk
 
 
-@_attack("watch-empty", "empty WatchRequests in one stream", 1 * _MB)
+@_attack("watch-empty", "empty WatchRequests in one stream", 5 * _MB)
 def _watch_empty() -> Iterator[Chunk]:
     return _in_one_stream(_WATCH_HEAD, b"")
 
 
-@_attack("watch-progress", "progress requests in one stream", 1 * _MB)
+@_attack("watch-progress", "progress requests in one stream", 5 * _MB)
 def _watch_progress() -> Iterator[Chunk]:
     request = rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())
     return _in_one_stream(_WATCH_HEAD, request.SerializeToString())
 
 
-@_attack("watch-cancel", "cancels of unknown watch ids in one stream", 1 * _MB)
+@_attack("watch-cancel", "cancels of unknown watch ids in one stream", 5 * _MB)
 def _watch_cancel() -> Iterator[Chunk]:
     request = rpc_pb2.WatchRequest(cancel_request=rpc_pb2.WatchCancelRequest(watch_id=77))
     return _in_one_stream(_WATCH_HEAD, request.SerializeToString())
@@ -470,7 +477,9 @@ def _half_headers() -> Iterator[Chunk]:
 def _header_bomb() -> Iterator[Chunk]:
     insert = frame(_HEADERS, 5, 1, grpc_head(b"/no.Such/Method") + b"\x40" + _string(b"x-a") + _string(b"y" * 20))
     block = _WATCH_HEAD + b"\xbe" * 90
-    return _hold(opening() + insert, b"".join(frame(_HEADERS, 4, s, block) for s in range(3, 2003, 2)), count=1_000)
+    return _hold(
+        opening() + insert, b"".join(frame(_HEADERS, 4, s, _unlike(block, s)) for s in range(3, 2003, 2)), count=1_000
+    )
 
 
 def _big_reads(window: int, drip: bool = False) -> Iterator[Chunk]:

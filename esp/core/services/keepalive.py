@@ -224,6 +224,7 @@ class LeaseKeepAlive(Handler):
     """Serves the stream of each client."""
 
     streaming = True
+    forwards = False
 
     def __init__(self, routing: Routing, table: LeaseTable, repair: LeaseRepair, context: WireContext) -> None:
         self._shards = routing.shards

@@ -15,7 +15,7 @@ READ: Final = b"esp-read"
 """Says how shards are read together, whatever the config says: all at one moment, or not."""
 
 _READS: Final = (b"snapshot", b"default")
-_LOAD_BEARING: Final = frozenset((b"token", b"authorization", b"hasleader", b"client-api-version"))
+LOAD_BEARING: Final = frozenset((b"token", b"authorization", b"hasleader", b"client-api-version"))
 
 
 def refuse(head: RequestHead) -> Status | None:
@@ -29,7 +29,7 @@ def refuse(head: RequestHead) -> Status | None:
 
 def load_bearing(head: RequestHead) -> Fields:
     """Whose call it is, and what it asks of etcd besides its message. Calls with the same may share a stream."""
-    return [field for field in head.fields if field[0] in _LOAD_BEARING]
+    return [field for field in head.fields if field[0] in LOAD_BEARING]
 
 
 def call_head(path: bytes, metadata: Fields) -> Forward:

@@ -65,7 +65,12 @@ class Router:
         self._served = served
 
     def find(self, head: RequestHead) -> Handler:
-        """The handler of `head`, with `head.forward` made ready for it."""
+        """The handler of `head`, which is left with `forward` made for it and the fields that are of use later."""
+        handler = self._handler(head)
+        head.keep(_READ_LATER)
+        return handler
+
+    def _handler(self, head: RequestHead) -> Handler:
         if not head.is_grpc:
             return _other_form(head) or self._page
         if b"/" not in head.path[1:]:
@@ -81,6 +86,8 @@ class Router:
             return Refuse(_unserved(head.path))
         if head.encoding not in ENCODINGS and head.path in METHODS:
             return Refuse(unknown_encoding(head.encoding))
+        if not handler.forwards:
+            return handler
         # A message of a unary call is decompressed before it is looked at, so its encoding does not go along.
         dropping = _OURS if handler.streaming else _OURS | {b"grpc-encoding"}
         head.forward = head.path, head.encode_metadata(dropping=dropping)
@@ -89,6 +96,7 @@ class Router:
 
 _RANGE: Final = b"/etcdserverpb.KV/Range"
 _OURS: Final = frozenset((metadata.SHARD, metadata.READ))
+_READ_LATER: Final = metadata.LOAD_BEARING | {metadata.READ}
 
 
 class _PassAll:

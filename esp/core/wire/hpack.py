@@ -27,6 +27,8 @@ _SENSITIVE: Final = frozenset((b"token", b"authorization", b"cookie"))
 
 MEMO_ENTRIES: Final = 256
 MEMO_BLOCK_BYTES: Final = 1024
+MEMO_BYTES: Final = 131_072
+"""What a connection's memos may hold: blocks, and their fields, counted as in RFC 9113 section 6.5.2."""
 
 
 def encode_field(name: bytes, value: bytes) -> bytes:
@@ -63,7 +65,16 @@ class HeaderDecoder(Generic[Head]):
             loops.
     """
 
-    __slots__ = ("_acknowledged", "_build", "_decoder", "_max_fields", "_repeatable", "memo")
+    __slots__ = (
+        "_acknowledged",
+        "_build",
+        "_decoder",
+        "_list_bytes",
+        "_max_fields",
+        "_memo_bytes",
+        "_repeatable",
+        "memo",
+    )
 
     def __init__(self, build: Callable[[Fields], Head], max_list_bytes: int, max_fields: int) -> None:
         self._build = build
@@ -71,6 +82,8 @@ class HeaderDecoder(Generic[Head]):
         self._max_fields = max_fields
         self._acknowledged = False
         self._repeatable = False
+        self._list_bytes = 0
+        self._memo_bytes = 0
         self.memo: dict[bytes, Head] = {}
 
     @property
@@ -107,7 +120,8 @@ class HeaderDecoder(Generic[Head]):
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
         self._repeatable = self._table() == before
         if not self._repeatable:
-            self.memo.clear()
+            self.forget()
+        self._list_bytes = sum([len(name) + len(value) + 32 for name, value in fields])
         if len(fields) > self._max_fields:
             raise StreamFault(ErrorCode.ENHANCE_YOUR_CALM, "too many header fields", "max_header_fields")
         return fields
@@ -132,10 +146,20 @@ class HeaderDecoder(Generic[Head]):
         return head
 
     def remember(self, block: bytes, head: Head) -> None:
-        """Puts `head` into the memo, which starts anew when it is full."""
-        if len(self.memo) >= MEMO_ENTRIES:
-            self.memo.clear()
+        """Puts `head`, which was just made of `block`, into the memo, which starts anew when it is full."""
+        self._make_room(block, len(self.memo))
         self.memo[block] = head
+
+    def _make_room(self, block: bytes, entries: int) -> None:
+        """Makes room for what `block` means, where there are so many entries."""
+        if entries >= MEMO_ENTRIES or self._memo_bytes + len(block) + self._list_bytes > MEMO_BYTES:
+            self.forget()
+        self._memo_bytes += len(block) + self._list_bytes
+
+    def forget(self) -> None:
+        """Empties the memo."""
+        self.memo.clear()
+        self._memo_bytes = 0
 
 
 def _check_size_updates(block: bytes, *, to_zero: bool) -> None:

@@ -11,7 +11,7 @@ from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
 from esp.core.wire.frames import ErrorCode, StreamFault
-from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_ENTRIES, Fields, HeaderDecoder, encode
+from esp.core.wire.hpack import MEMO_BLOCK_BYTES, Fields, HeaderDecoder, encode
 from esp.core.wire.message import quote
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import Code, Status
@@ -25,6 +25,9 @@ _NOT_SENT_ON: Final = frozenset((b"te", b"content-type", b"content-length", b"ho
 """Ours to say to the next hop, or (accept-encoding) not wanted there: answers come back uncompressed."""
 
 NO_LENGTH: Final = -1
+_HEAD_BYTES: Final = 400
+_FIELD_BYTES: Final = 140
+"""A list's item, a tuple and the heads of two byte strings."""
 
 
 class RequestHead:
@@ -33,7 +36,8 @@ class RequestHead:
     Attributes:
         method: the HTTP method.
         path: `/package.Service/Method` of a gRPC call, if it is well-formed; any path otherwise.
-        fields: the regular fields, in order, without `grpc-timeout`: equal heads may have different deadlines.
+        fields: the regular fields, in order, without `grpc-timeout`: equal heads may have different deadlines. Once
+            `keep` was called, those of them that are still of use.
         is_grpc: whether it is a POST of `application/grpc`.
         encoding: the `grpc-encoding` of its messages.
         content_length: bytes of body promised, or NO_LENGTH.
@@ -61,6 +65,16 @@ class RequestHead:
             if candidate == name:
                 return value
         return b""
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it takes, about."""
+        kept = sum([len(name) + len(value) + _FIELD_BYTES for name, value in self.fields])
+        return _HEAD_BYTES + len(self.path) + len(self.forward[1]) + kept
+
+    def keep(self, names: frozenset[bytes]) -> None:
+        """Forgets the fields but these: a call that stays open would keep them all."""
+        self.fields = [field for field in self.fields if field[0] in names]
 
     def encode_metadata(self, *, dropping: frozenset[bytes] = frozenset()) -> bytes:
         """The client's metadata in its order, without what belongs to the hop, for the block sent on."""
@@ -224,12 +238,17 @@ class RequestDecoder(HeaderDecoder[Request]):
     def _remember_front(self, front: bytes, tail: bytes, head: RequestHead) -> None:
         if len(front) + len(tail) > MEMO_BLOCK_BYTES:
             return
-        if self._tails >= MEMO_ENTRIES:
-            self._fronts.clear()
-            self._tails = 0
+        self._make_room(front + tail, self._tails)
         self._fronts.setdefault(front, {})[tail] = head
         self._last_front = front
         self._tails += 1
+
+    def forget(self) -> None:
+        """Empties both memos."""
+        super().forget()
+        self._fronts.clear()
+        self._tails = 0
+        self._last_front = b""
 
 
 def _timeout(fields: Fields) -> bytes:

@@ -55,11 +55,13 @@ class Handler:
         streaming: request messages are passed on as they come, instead of as one whole message.
         is_page: not gRPC: the body is ignored and the answer made when it has ended.
         idempotent: sending the call twice does no harm, so one whose fate is unknown may be sent again.
+        forwards: `RequestHead.forward` is what it sends on; otherwise it makes heads of its own.
     """
 
     streaming: bool = False
     is_page: bool = False
     idempotent: bool = False
+    forwards: bool = True
 
     def on_open(self, stream: ServerStream) -> None:
         """A streaming call begins: put a `Sink` into `stream.sink`."""

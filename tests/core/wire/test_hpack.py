@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from esp.core.wire.frames import ConnectionFault, ErrorCode, StreamFault
-from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_ENTRIES, HeaderDecoder, encode
+from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_BYTES, MEMO_ENTRIES, HeaderDecoder, encode
 from esp.core.wire.request import RequestDecoder
 
 Fields = list[tuple[bytes, bytes]]
@@ -224,6 +224,20 @@ def test_the_memo_is_bounded() -> None:
         assert len(made.memo) <= MEMO_ENTRIES
     made.decode(encode([(b"x", b"y" * MEMO_BLOCK_BYTES)]))
     assert max(map(len, made.memo)) <= MEMO_BLOCK_BYTES
+
+
+def test_short_blocks_that_mean_much_do_not_fill_the_memory() -> None:
+    """A byte names a field of the table: 90 of them, and what is remembered would be twenty times what came."""
+    made = decoder()
+    made.decode(bytes.fromhex("40") + b"\x03x-a" + b"\x14" + bytes(20).replace(b"\0", b"y"))
+    remembered = 0
+    for number in range(500):
+        fields = made.decode(b"\xbe" * 90 + encode([(b"x-n", b"%d" % number)]))
+        size = sum(len(name) + len(value) + 32 for name, value in fields)
+        assert sum(map(len, made.memo)) + size * len(made.memo) <= MEMO_BYTES
+        remembered = max(remembered, len(made.memo))
+    assert remembered > 10, "the bound is one of bytes"
+    assert made.decode(b"\xbe" * 90 + encode([(b"x-n", b"499")])) is fields, "and the memo is of use"
 
 
 def test_limits_hold_for_known_blocks_too() -> None:

@@ -38,6 +38,7 @@ class Watch(Handler):
     """
 
     streaming = True
+    forwards = False
 
     def __init__(self, routing: Routing, spawn: Spawn) -> None:
         self.routing = routing

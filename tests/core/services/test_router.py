@@ -1,0 +1,58 @@
+"""What the router leaves of a head: no more than somebody will ask for, since a call may stay open for days."""
+
+from __future__ import annotations
+
+import pytest
+
+from esp.core.services import router
+from esp.core.services.router import Router
+from esp.core.wire.hpack import Fields
+from esp.core.wire.request import RequestHead, parse_request
+from esp.core.wire.server_stream import Handler
+from tests.core.services.test_paths import routing
+
+KV, WATCH = b"/etcdserverpb.KV/Range", b"/etcdserverpb.Watch/Watch"
+MANY: Fields = [(b"x-%02d" % number, b"y" * 20) for number in range(90)]
+OURS: Fields = [(b"token", b"secret"), (b"hasleader", b"true"), (b"esp-read", b"default")]
+
+
+class _Own(Handler):
+    forwards = False
+
+
+def head(path: bytes, fields: Fields) -> RequestHead:
+    start = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b"content-type", b"application/grpc")]
+    return parse_request(start + fields)
+
+
+@pytest.mark.parametrize("path", [KV, WATCH, b"/no.Such/Method", b"/health"])
+def test_the_fields_that_nobody_asks_for_later_are_forgotten(path: bytes) -> None:
+    found = head(path, MANY + OURS)
+    big = found.size
+    Router(routing(), {KV: Handler(), WATCH: _Own()}, Handler()).find(found)
+    assert found.fields == OURS
+    assert found.field(b"token") == b"secret"
+    assert found.size < big
+
+
+def test_metadata_is_kept_once_and_in_the_form_it_is_sent_on_in() -> None:
+    found = head(KV, MANY)
+    Router(routing(), {KV: Handler()}, Handler()).find(found)
+    assert found.forward == (KV, head(KV, MANY).encode_metadata())
+    assert found.size < 4_000
+
+
+def test_what_makes_heads_of_its_own_keeps_no_metadata() -> None:
+    found = head(WATCH, MANY)
+    Router(routing(), {WATCH: _Own()}, Handler()).find(found)
+    assert found.forward == (WATCH, b"")
+    assert found.size < 500
+
+
+def test_the_services_that_do_so_say_so() -> None:
+    from esp.core.services.keepalive import LeaseKeepAlive
+    from esp.core.services.watch.service import Watch
+
+    assert not Watch.forwards
+    assert not LeaseKeepAlive.forwards
+    assert router.METHODS[WATCH].client_streaming
