@@ -13,6 +13,7 @@ from typing import Any
 from esp.core import errors
 from esp.core.apiservers import ApiServers
 from esp.core.config import Config, Listen
+from esp.core.heap import Heap
 from esp.core.kubernetes import assumed_roots
 from esp.core.routing import Routing
 from esp.core.services import kv, maintenance, watch
@@ -38,6 +39,7 @@ class Proxy:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.context = WireContext(config.limits)
+        self._heap = Heap()
         shards = [Shard(shard.name, shard.endpoints, self.context) for shard in config.shards]
         undivided = Undivided(config.shard_map, config.across_shards.refused, self.context.reached)
         apiservers = ApiServers(
@@ -127,6 +129,7 @@ class Proxy:
                 shard.tick(now)
             self.leases.tick(now)
             self.routing.tokens.expire()
+            self._heap.tick()
             self.context.flush()
 
 

@@ -32,6 +32,7 @@ from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader, prefix
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import Handler, ServerStream, Sink
+from esp.core.wire.shares import Shares, address_of
 from esp.core.wire.status import OK, Code, RpcError, Status
 
 PATH: Final = b"/etcdserverpb.Lease/LeaseKeepAlive"
@@ -97,15 +98,28 @@ class _Client(Sink):
     """A client's stream.
 
     Attributes:
+        address: where it comes from.
         lanes: to each shard.
         metadata: what the shards must know of the client.
         closed: nothing is answered any more.
     """
 
-    __slots__ = ("_half_closed", "_owed", "_queue", "_reader", "_service", "closed", "lanes", "metadata", "stream")
+    __slots__ = (
+        "_half_closed",
+        "_owed",
+        "_queue",
+        "_reader",
+        "_service",
+        "address",
+        "closed",
+        "lanes",
+        "metadata",
+        "stream",
+    )
 
     def __init__(self, service: LeaseKeepAlive, stream: ServerStream, lanes: _Lanes) -> None:
         self.stream = stream
+        self.address = address_of(stream.peer)
         self.lanes = lanes
         self.metadata = lanes.metadata
         self.closed = False
@@ -137,7 +151,7 @@ class _Client(Sink):
             return
         if not keepalives:
             self.stream.consumed(len(payload))
-        elif not self._service.admit(len(keepalives)):
+        elif not self._service.admit(self.address, len(keepalives)):
             self._end(errors.TOO_MANY_REQUESTS)
             return
         else:
@@ -190,7 +204,7 @@ class _Client(Sink):
                 stream.consumed(keepalive.size)
             else:
                 self._owed += keepalive.size
-        self._service.release(done)
+        self._service.release(self.address, done)
         if self._half_closed and not queue and not self.closed:
             self._end(OK)
 
@@ -202,18 +216,19 @@ class _Client(Sink):
     def _close(self) -> None:
         if not self.closed:
             self.closed = True
-            self._service.release(len(self._queue))
+            self._service.release(self.address, len(self._queue))
             self._queue.clear()
             self.lanes.clients -= 1
             self.lanes.idle_since = monotonic()
 
 
 class _Lanes:
-    """The lanes of all clients with the same metadata."""
+    """The lanes of all clients with the same metadata; `address` is that of the first."""
 
-    __slots__ = ("clients", "idle_since", "lanes", "metadata")
+    __slots__ = ("address", "clients", "idle_since", "lanes", "metadata")
 
-    def __init__(self, metadata: Fields, lanes: list[Lane]) -> None:
+    def __init__(self, address: str, metadata: Fields, lanes: list[Lane]) -> None:
+        self.address = address
         self.metadata = metadata
         self.lanes = lanes
         self.clients = 0
@@ -235,7 +250,9 @@ class LeaseKeepAlive(Handler):
         self._lanes: dict[Forward, _Lanes] = {}
         # What the last answer was made of, which is mostly the same again; nothing is equal to what it begins with.
         self._merged: tuple[list[rpc_pb2.ResponseHeader | None], bytes] = ([rpc_pb2.ResponseHeader()], b"")
-        self._waiting = 0
+        limits = context.limits
+        self._places = Shares(limits.max_keepalive_streams, limits.common_share)
+        self._waiting = Shares(limits.max_keepalives, limits.common_share)
 
     def on_open(self, stream: ServerStream) -> None:
         """A client's stream begins."""
@@ -243,39 +260,41 @@ class LeaseKeepAlive(Handler):
         forward = call_head(PATH, metadata)
         lanes = self._lanes.get(forward)
         if lanes is None:
-            if not self._has_room():
+            address = address_of(stream.peer)
+            if not self._has_room(address):
                 stream.finish(errors.TOO_MANY_REQUESTS)
                 return
             made = [Lane(shard, index, forward) for index, shard in enumerate(self._shards)]
-            lanes = self._lanes[forward] = _Lanes(metadata, made)
+            lanes = self._lanes[forward] = _Lanes(address, metadata, made)
         lanes.clients += 1
         _Client(self, stream, lanes)
 
-    def _has_room(self) -> bool:
-        if len(self._lanes) < self._context.limits.max_keepalive_streams:
-            return True
-        idle = next((forward for forward, lanes in self._lanes.items() if not lanes.clients), None)
-        if idle is not None:
+    def _has_room(self, address: str) -> bool:
+        """Takes a place for one more token; those that nobody uses go first."""
+        while not self._places.take(address):
+            idle = next((forward for forward, lanes in self._lanes.items() if not lanes.clients), None)
+            if idle is None:
+                self._context.reached("max_keepalive_streams")
+                return False
             self._drop(idle)
-            return True
-        self._context.reached("max_keepalive_streams")
-        return False
-
-    def _drop(self, forward: Forward) -> None:
-        for lane in self._lanes.pop(forward).lanes:
-            lane.close()
-
-    def admit(self, count: int) -> bool:
-        """Takes room for keepalives that will wait; False when there is none."""
-        if self._waiting + count > self._context.limits.max_keepalives:
-            self._context.reached("max_keepalives")
-            return False
-        self._waiting += count
         return True
 
-    def release(self, count: int) -> None:
+    def _drop(self, forward: Forward) -> None:
+        dropped = self._lanes.pop(forward)
+        self._places.give(dropped.address)
+        for lane in dropped.lanes:
+            lane.close()
+
+    def admit(self, address: str, count: int) -> bool:
+        """Takes room for keepalives of a client that will wait; False when there is none."""
+        if not self._waiting.take(address, count):
+            self._context.reached("max_keepalives")
+            return False
+        return True
+
+    def release(self, address: str, count: int) -> None:
         """Gives that room back."""
-        self._waiting -= count
+        self._waiting.give(address, count)
 
     def answer(self, keepalive: Keepalive) -> bytes | Status:
         """What the client gets, now that nothing more comes from the shards: a message, or the end of its call."""

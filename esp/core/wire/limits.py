@@ -83,6 +83,8 @@ class Limits:
     """Positions that are remembered of watchers over several shards, for clients that resume from a plain revision."""
     max_snapshot_tries: int = 10
     """How often a snapshot over several shards is tried while their keys change, before it is Unavailable."""
+    common_share: float = 0.875
+    """The part of what clients share that anybody may take; the rest is for addresses that hold a 64th at most."""
     max_connections: int = 10_000
     """Client connections open at once."""
 
@@ -94,6 +96,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "connection_window_bytes": (65_535, _MOST),
     # clientv3 clamps its own to the same.
     "keepalive_time": (10, _MOST),
+    "common_share": (0, 1),
 }
 
 

@@ -124,6 +124,20 @@ class ServerConnection(FrameReader):
         if self.recv_limit > DEFAULT_WINDOW:
             self.send(window_update(0, self.recv_limit - DEFAULT_WINDOW))
 
+    @property
+    def idle_since(self) -> float | None:
+        """Since when there is no call, on the `monotonic` clock and half a second exact; None when there is one."""
+        return None if self.streams or self.ended else self._idle_since
+
+    def let_go(self) -> None:
+        """Ends a connection without calls because others need its place: the client connects anew when it has one."""
+        self.end(ErrorCode.NO_ERROR, "idle, and connections are scarce")
+
+    def lost(self, reason: str) -> None:
+        """The connection is gone; what it remembers goes at once, since a connection is a cycle of objects."""
+        super().lost(reason)
+        self._decoder.forget()
+
     def _head(self, fields: Fields) -> RequestHead:
         head = parse_request(fields)
         if head.is_grpc and head.path[:1] != b"/":

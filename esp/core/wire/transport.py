@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from heapq import nsmallest
 from time import monotonic
 from typing import Final, cast
 
@@ -22,6 +23,7 @@ from esp.core.wire.http1 import FindPage, Http1Connection
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server import ServerConnection
 from esp.core.wire.server_stream import Handler
+from esp.core.wire.shares import Shares, address_of
 from esp.core.wire.status import Status
 from esp.core.wire.strangers import stranger
 from esp.core.wire.turns import Worker
@@ -39,6 +41,10 @@ MOST_UNREAD: Final = 65536
 MOST_DISCARDED: Final = 1_048_576
 """Bytes of a connection that was ended that are read, so that it sees the end, and thrown away."""
 TICK_SECONDS: Final = 0.5
+SCARCE_IDLE_SECONDS: Final = 10.0
+"""How long a connection has had no call that ends when connections are scarce."""
+ROOM_PART: Final = 16
+"""The part of all connections for which room is made at a time."""
 USER_TIMEOUT: Final = 20.0
 _HTTP1_METHODS: Final = (
     b"GET ",
@@ -205,12 +211,13 @@ class ServerProtocol(WireProtocol):
         self._discarded = 0
         # A client that is slow to read has as long as the wire gives it.
         self.user_timeout = max(USER_TIMEOUT, listener.context.limits.blocked_write_timeout)
-        self.peer = "unknown"
+        self.peer = self.address = "unknown"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
         super().connection_made(transport)
         self.peer = peer_name(transport)
+        self.address = address_of(self.peer)
         self._listener.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -358,6 +365,22 @@ class ServerProtocol(WireProtocol):
         if self.transport is not None:
             self.transport.abort()
 
+    @property
+    def idle_since(self) -> float | None:
+        """Since when the client has asked for nothing; None while it has, and before it has said what it speaks."""
+        if self._closing_since or self.is_behind:
+            return None
+        if isinstance(self.connection, ServerConnection):
+            return self.connection.idle_since
+        return self._since if self._http1 is not None and self._http1.is_idle else None
+
+    def let_go(self) -> None:
+        """Ends this connection, which is idle."""
+        if isinstance(self.connection, ServerConnection):
+            self.connection.let_go()
+        else:
+            self.close()
+
     def drain(self, streaming: Status) -> None:
         """Finishes what is open and takes nothing new."""
         if isinstance(self.connection, ServerConnection):
@@ -389,6 +412,7 @@ class Listener:
         self._empty = asyncio.Event()
         self._empty.set()
         self._is_full = False
+        self._places = Shares(context.limits.max_connections, context.limits.common_share)
 
     async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
         """Begins to accept on `host`:`port`; the addresses bound.
@@ -423,7 +447,7 @@ class Listener:
         """A client has connected."""
         counters = self.context.counters
         counters.connections_accepted += 1
-        if len(self._protocols) >= self.context.limits.max_connections:
+        if not self._places.take(protocol.address):
             self.context.reached("max_connections")
             if not self._is_full:
                 self._is_full = True
@@ -443,6 +467,7 @@ class Listener:
         """A client is gone."""
         if protocol in self._protocols:
             self._protocols.remove(protocol)
+            self._places.give(protocol.address)
             self.context.counters.connections_open -= 1
             if not self._protocols:
                 self._empty.set()
@@ -451,9 +476,25 @@ class Listener:
         """Looks at the deadlines of every client."""
         for protocol in list(self._protocols):
             protocol.tick(now)
-        if len(self._protocols) < self.context.limits.max_connections:
+        if self._places.is_scarce:
+            self._make_room(now)
+        else:
             self._is_full = False
         self.context.flush()
+
+    def _make_room(self, now: float) -> None:
+        """Ends connections that are idle: the longest first, and before others those of who holds much."""
+        idle = [
+            (self._places.holds_little(protocol.address), since, number, protocol)
+            for number, protocol in enumerate(self._protocols)
+            if (since := protocol.idle_since) is not None and now - since > SCARCE_IDLE_SECONDS
+        ]
+        gone = nsmallest(max(1, self.context.limits.max_connections // ROOM_PART), idle)
+        for _, _, _, protocol in gone:
+            protocol.let_go()
+        if gone:
+            self.context.reached("max_connections")
+            log.info("connections are scarce (max_connections, common_share): %d that were idle end", len(gone))
 
     async def drain(self, streaming: Status, seconds: float) -> bool:
         """Stops accepting and waits until every client's calls have ended: True when they did within `seconds`."""

@@ -326,6 +326,35 @@ class TestLimits:
         world.asks(2, stream=7)
         assert world.shards[0].asked() == [(1, []), (5, [2])]
 
+    def test_one_address_cannot_have_the_last_streams_to_the_shards(self, clock: Clock) -> None:
+        world = World(clock, Limits(max_keepalive_streams=64))
+        for number in range(60):
+            world.opens(1 + 2 * number, (b"token", b"%d" % number))
+        is_over(world.server, errors.TOO_MANY_REQUESTS, 113)
+        assert world.reached() == {"max_keepalive_streams": 4}
+        world.server.connection.peer = "10.0.0.2:1"
+        world.opens(201, (b"token", b"other"))
+        world.asks(1, stream=201)
+        assert world.shards[0].asked() == [(1, [1])]
+        world.opens(203, (b"token", b"another"))
+        is_over(world.server, errors.TOO_MANY_REQUESTS, 203)
+
+    def test_one_address_cannot_have_the_last_keepalives(self, clock: Clock) -> None:
+        world = World(clock, Limits(max_keepalives=64))
+        world.opens(1)
+        world.opens(3)
+        world.asks(*range(1, 57))
+        world.asks(57, stream=3)
+        is_over(world.server, errors.TOO_MANY_REQUESTS, 3)
+        world.server.connection.peer = "10.0.0.2:1"
+        world.opens(5)
+        world.asks(1, stream=5)
+        assert world.reached() == {"max_keepalives": 1}
+        for shard in world.shards:
+            shard.answers(1, *range(1, 57), 1, first=True)
+        assert world.hears(5) == [(1, 60)]
+        assert world.service._waiting.used == 0
+
     def test_leases_known(self, clock: Clock) -> None:
         world = World(clock, Limits(max_known_leases=2))
         world.opens()

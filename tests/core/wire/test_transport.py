@@ -102,8 +102,10 @@ class Serving:
     def limits_reached(self) -> dict[str, int]:
         return dict(self.context.counters.limits)
 
-    async def client(self, *, receive_buffer: int = 0) -> Client:
+    async def client(self, *, receive_buffer: int = 0, address: str = "") -> Client:
         sock = socket.socket()
+        if address:
+            sock.bind((address, 0))
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setblocking(False)
@@ -395,6 +397,44 @@ def test_connections_beyond_the_limit_are_refused(run: Run, caplog: pytest.LogCa
             await sixth.hears_the_end()
             assert f"{sixth.name}: refused" in caplog.text
             assert server.context.counters.connections_accepted == 6
+
+    run(test)
+
+
+def test_one_address_cannot_have_the_last_connections_and_those_that_are_idle_make_room(run: Run) -> None:
+    async def test() -> None:
+        async with serving(Limits(max_connections=32)) as server:
+            clients = [await server.client() for _ in range(28)]
+            for client in clients:
+                await client.says(GREETING, ping())
+                await client.hears(lambda heard: heard.endswith(ping(ack=True)))
+            await clients[0].says(headers(1, call(HOLD)))
+            refused = await server.client()
+            assert await refused.hears_the_end() == b""
+            assert server.limits_reached == {"max_connections": 1}
+
+            other = await server.client(address="127.0.0.2")
+            await other.says(GREETING, ping())
+            await other.hears(lambda heard: heard.endswith(ping(ack=True)))
+            second = await server.client(address="127.0.0.2")
+            assert await second.hears_the_end() == b"", "it holds a 32nd already, and places are scarce"
+
+            server.passes(9)
+            assert server.limits_reached == {"max_connections": 2}, "they are not idle for long"
+            server.passes(11)
+            assert server.limits_reached == {"max_connections": 3}
+            for gone in clients[1:3]:
+                assert transcript(await gone.hears_the_end())[-1].startswith("GOAWAY 0 0 NO_ERROR b'idle, and")
+            await clients[0].says(ping())
+            await clients[0].hears(lambda heard: heard.endswith(ping(ack=True)))
+            await other.says(ping())
+            await other.hears(lambda heard: heard.endswith(ping(ack=True)))
+            for gone in clients[1:3]:
+                gone.sock.close()
+            await asyncio.sleep(0.05)
+            newcomer = await server.client()
+            await newcomer.says(GET)
+            await newcomer.hears(lambda heard: heard.endswith(b"page\n"))
 
     run(test)
 

@@ -12,10 +12,10 @@ from esp.core.services.metadata import call_head
 from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.positions import Positions
 from esp.core.services.watch.stream import WatchStream
-from esp.core.wire.context import BufferBudget
 from esp.core.wire.request import RequestHead
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.shares import Shares
 
 PATH: Final = b"/etcdserverpb.Watch/Watch"
 METADATA: Final = (b"token", b"authorization", b"hasleader")
@@ -45,7 +45,7 @@ class Watch(Handler):
         self.spawn = spawn
         context = routing.shards[0].context
         self.positions = Positions(routing.tokens, context)
-        self.watchers = BufferBudget(context.limits.max_watcher_bytes)
+        self.watchers = Shares(context.limits.max_watcher_bytes, context.limits.common_share)
         self._pools: dict[tuple[int, Forward], Pool] = {}
 
     def on_open(self, stream: ServerStream) -> None:

@@ -25,6 +25,7 @@ from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.shares import address_of
 from esp.core.wire.status import Code, RpcError, Status
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class WatchStream(Sink):
     """
 
     __slots__ = (
+        "_address",
         "_advancing",
         "_awaits_flush",
         "_context",
@@ -85,6 +87,7 @@ class WatchStream(Sink):
     def __init__(self, service: Watch, down: ServerStream, forward: Forward) -> None:
         """`forward` is the head of the calls to shards that serve this one."""
         self.down = down
+        self._address = address_of(down.peer)
         self.routing = service.routing
         self.watchers: dict[int, Watcher] = {}
         self.is_over = False
@@ -204,8 +207,8 @@ class WatchStream(Sink):
 
     def _takes(self, watcher: Watcher, size: int) -> bool:
         """Whether there is memory for one more watcher. One client's stream gets a quarter of all that there is."""
-        budget = self._service.watchers
-        if self._watcher_bytes + size > budget.limit // 4 or not budget.take(size):
+        shares = self._service.watchers
+        if self._watcher_bytes + size > shares.limit // 4 or not shares.take(self._address, size):
             self._context.reached("max_watcher_bytes")
             return False
         watcher.size = size
@@ -217,7 +220,7 @@ class WatchStream(Sink):
         self.span_progress.forget(watcher)
         if self.watchers.get(watcher.id) is watcher:
             del self.watchers[watcher.id]
-        self._service.watchers.give(watcher.size)
+        self._service.watchers.give(self._address, watcher.size)
         self._watcher_bytes -= watcher.size
         watcher.size = 0
 

@@ -81,6 +81,25 @@ def test_filters_that_etcd_does_not_know_are_left_out() -> None:
     assert list(asked.filters) == [1]
 
 
+def test_one_address_cannot_have_the_last_watchers() -> None:
+    world = World(b"m", limits=Limits(max_watcher_bytes=400_000))
+    clients = [world.client() for _ in range(4)]
+    for number in range(60):
+        for client in clients:
+            client.creates(key=b"a%d" % number)
+    full = world.watch.watchers.used
+    assert 347_000 < full <= 350_000
+    world._server.connection.peer = "10.0.0.2:1"
+    other = world.client()
+    other.creates(key=b"b")
+    other.creates(key=b"c")
+    other.creates(key=b"d")
+    other.creates(key=b"e")
+    *_, asked = world.etcds[0].hears()
+    assert [create.key for create in asked[-3:]] == [b"b", b"c", b"d"], "a 64th of all"
+    assert world.watch.watchers.used > full
+
+
 def test_watchers_are_bounded_and_one_more_is_refused() -> None:
     world = World(b"m", limits=Limits(max_watcher_bytes=40_000))
     client, other = world.client(), world.client()

@@ -1,0 +1,66 @@
+"""Places that many clients want, the last of which no single address can have.
+
+Behind a TCP load balancer all clients have one address, so an address may have nearly everything as long as nobody else
+wants it: only the last part of the places, those above `common_share`, is kept for addresses that hold little.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+LITTLE: Final = 64
+"""Who holds less than this part of all places holds little."""
+
+
+def address_of(peer: str) -> str:
+    """The address in `host:port`."""
+    return peer.rpartition(":")[0] or peer
+
+
+class Shares:
+    """Places, or bytes, and how many of them each address has.
+
+    Args:
+        limit: how many there are.
+        common: the part of them that anybody may take, between 0 and 1.
+
+    Attributes:
+        used: how many are taken.
+    """
+
+    __slots__ = ("_common", "_held", "_little", "limit", "used")
+
+    def __init__(self, limit: int, common: float) -> None:
+        self.limit = limit
+        self.used = 0
+        self._common = limit - int(limit * (1 - common))
+        self._little = max(1, limit // LITTLE)
+        self._held: dict[str, int] = {}
+
+    @property
+    def is_scarce(self) -> bool:
+        """Whether only those who hold little get more."""
+        return self.used >= self._common
+
+    def holds_little(self, address: str) -> bool:
+        """Whether an address would get places though they are scarce."""
+        return self._held.get(address, 0) <= self._little
+
+    def take(self, address: str, size: int = 1) -> bool:
+        """Takes places; False, and nothing taken, when there are none for that address."""
+        used = self.used + size
+        held = self._held.get(address, 0) + size
+        if used > self.limit or (used > self._common and held > self._little):
+            return False
+        self.used = used
+        self._held[address] = held
+        return True
+
+    def give(self, address: str, size: int = 1) -> None:
+        """Gives places back."""
+        self.used -= size
+        left = self._held.get(address, 0) - size
+        if left > 0:
+            self._held[address] = left
+        else:
+            self._held.pop(address, None)

@@ -1,0 +1,45 @@
+"""What is freed goes back to the system, though something that lives lies behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from esp.core import heap
+from esp.core.heap import Heap
+
+PAGE = 4096
+MB = 1_000_000
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+def test_a_burst_leaves_nothing_behind() -> None:
+    watched = Heap()
+    if not watched.is_known:
+        pytest.skip("another C library")
+    before = resident()
+    burst = [bytearray(2000) for _ in range(100_000)]
+    survivors = burst[::1000]
+    assert resident() - before > 150 * MB
+    assert not watched.tick(), "nothing is free yet"
+    del burst
+    assert watched.tick()
+    assert resident() - before < 50 * MB
+    assert not watched.tick(), "once is enough"
+    again = [bytearray(2000) for _ in range(100_000)]
+    assert not watched.tick()
+    del again
+    assert watched.tick(), "what was taken again is given back again"
+    assert len(survivors) == 100
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: object())
+    watched = Heap()
+    assert not watched.is_known
+    assert not watched.tick()
