@@ -50,8 +50,6 @@ class WatchStream(Sink):
         down: the call.
         watchers: by watch id, those the client knows.
         is_over: the call has ended, or is about to.
-        progress: what the shards say when the client asks how far they are.
-        span_progress: the same for watchers that several shards feed.
         forward: the head of the calls to shards that serve this one.
         positions: where watchers over several shards were.
         queue, waiting: what is to be sent, and how many bytes that is together with what is held by watchers.
@@ -68,18 +66,18 @@ class WatchStream(Sink):
         "_owed",
         "_own",
         "_partial",
+        "_progress",
         "_requests",
         "_service",
         "_slots",
+        "_span_progress",
         "_watcher_bytes",
         "down",
         "forward",
         "is_over",
         "positions",
-        "progress",
         "queue",
         "routing",
-        "span_progress",
         "waiting",
         "watchers",
     )
@@ -108,9 +106,26 @@ class WatchStream(Sink):
         self._awaits_flush = False
         self._extra = 0
         self._watcher_bytes = 0
-        self.progress = ProgressAnswers(self)
-        self.span_progress = SpanProgress(self)
+        self._progress: ProgressAnswers | None = None
+        self._span_progress: SpanProgress | None = None
         down.sink = self
+
+    # Both of these refer to this stream. They are made when they are needed, and let go of at the end: what refers to
+    # itself stays in memory for long.
+
+    @property
+    def progress(self) -> ProgressAnswers:
+        """What the shards say when the client asks how far they are."""
+        if self._progress is None:
+            self._progress = ProgressAnswers(self)
+        return self._progress
+
+    @property
+    def span_progress(self) -> SpanProgress:
+        """The same for watchers that several shards feed."""
+        if self._span_progress is None:
+            self._span_progress = SpanProgress(self)
+        return self._span_progress
 
     # Where watchers get their events from.
 
@@ -217,7 +232,8 @@ class WatchStream(Sink):
 
     def forget(self, watcher: Watcher) -> None:
         """The watcher is gone, and its id with it."""
-        self.span_progress.forget(watcher)
+        if self._span_progress is not None:
+            self._span_progress.forget(watcher)
         if self.watchers.get(watcher.id) is watcher:
             del self.watchers[watcher.id]
         self._service.watchers.give(self._address, watcher.size)
@@ -394,8 +410,10 @@ class WatchStream(Sink):
         self.is_over = True
         self.down.sink = None
         self._lend(-self._extra)
-        self.progress.forget()
-        self.span_progress.forget_all()
+        if self._progress is not None:
+            self._progress.forget()
+        if self._span_progress is not None:
+            self._span_progress.forget_all()
         for upstream in self._own.values():
             upstream.close()
         for watcher in (*self.watchers.values(), *self._slots):
@@ -408,3 +426,4 @@ class WatchStream(Sink):
         self.waiting = 0
         self.down.connection.release(self._kept)
         self._kept = 0
+        self._progress = self._span_progress = None
