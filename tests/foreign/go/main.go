@@ -4,6 +4,10 @@
 //	                                    beside them Puts, a watch and a lease on "a"
 //	trials waiting ENDPOINT COUNT       COUNT reads of "z", whose shard is stopped, then Puts of "a"
 //	trials fragments ENDPOINT KEYS SIZE puts KEYS values of SIZE bytes below "a/", then watches them from before
+//	trials response ENDPOINT FRAGMENT LIMIT
+//	                                    puts ten values of 1 MiB below "foo", then watches them from before, as etcd's
+//	                                    TestWatchFragment... do: what the first response holds. FRAGMENT is true or
+//	                                    false, LIMIT the bytes that the client takes as one message, 0 for any
 package main
 
 import (
@@ -151,8 +155,35 @@ func fragments(client *clientv3.Client, keys, size int) told {
 	return told{"events": events, "seconds": time.Since(began).Seconds()}
 }
 
+func response(client *clientv3.Client, fragment bool) told {
+	var first int64
+	for index := range 10 {
+		done, err := client.Put(context.Background(), fmt.Sprint("foo", index), strings.Repeat("a", 1024*1024))
+		check(err)
+		if index == 0 {
+			first = done.Header.Revision
+		}
+	}
+	options := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(first)}
+	if fragment {
+		options = append(options, clientv3.WithFragment())
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	message := <-client.Watch(ctx, "foo", options...)
+	what := told{"events": len(message.Events), "error": ""}
+	if err := message.Err(); err != nil {
+		what["error"] = err.Error()
+	}
+	return what
+}
+
 func main() {
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{os.Args[2]}, DialTimeout: 5 * time.Second})
+	config := clientv3.Config{Endpoints: []string{os.Args[2]}, DialTimeout: 5 * time.Second}
+	if os.Args[1] == "response" {
+		config.MaxCallRecvMsgSize = number(os.Args[4])
+	}
+	client, err := clientv3.New(config)
 	check(err)
 	var what told
 	switch os.Args[1] {
@@ -162,6 +193,8 @@ func main() {
 		what = waiting(client, number(os.Args[3]))
 	case "fragments":
 		what = fragments(client, number(os.Args[3]), number(os.Args[4]))
+	case "response":
+		what = response(client, os.Args[3] == "true")
 	default:
 		check(fmt.Errorf("no trial %s", os.Args[1]))
 	}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
@@ -25,7 +26,7 @@ MAX_RESPONSE_BYTES: Final = 2**31 - 1
 class WatchCall(ClientStream):
     """The stream of an upstream's call."""
 
-    __slots__ = ("_kept", "_messages", "_owed", "_upstream")
+    __slots__ = ("_ends", "_is_reading", "_kept", "_messages", "_owed", "_unread", "_unread_bytes", "_upstream")
 
     def __init__(self, connection: ClientConnection, upstream: Upstream) -> None:
         super().__init__(connection)
@@ -33,16 +34,14 @@ class WatchCall(ClientStream):
         self._messages = MessageReader(MAX_RESPONSE_BYTES)
         self._kept = 0
         self._owed = 0
+        self._unread: deque[bytes] = deque()
+        self._unread_bytes = 0
+        self._is_reading = False
+        self._ends = False
 
     def request(self, message: bytes) -> None:
         """Sends a request."""
         self.send_data(message, False)
-
-    def give_back(self) -> None:
-        """Lets the shard send on."""
-        if self._owed:
-            owed, self._owed = self._owed, 0
-            self.consumed(owed)
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The head or the trailers."""
@@ -51,23 +50,38 @@ class WatchCall(ClientStream):
 
     def on_data(self, payload: bytes, end: bool) -> None:
         """A piece of what the shard says."""
+        self._unread.append(payload)
+        self._unread_bytes += len(payload)
+        self._ends = end
+        self.read_on()
+
+    def read_on(self) -> None:
+        """Reads what has come, and lets the shard send on, as far as there is room for it."""
+        if self._is_reading:
+            return  # the loop below gets to it
         upstream = self._upstream
+        self._is_reading = True
         try:
-            for message in self._messages.feed(payload):
-                if not upstream.is_current(self):
-                    return
-                upstream.on_message(message)
+            while self._unread and not upstream.is_held_back:
+                payload = self._unread.popleft()
+                self._unread_bytes -= len(payload)
+                self._owed += len(payload)
+                for message in self._messages.feed(payload):
+                    if not upstream.is_current(self):
+                        return
+                    upstream.on_message(message)
+            if self._ends and not self._unread:
+                self._end(NO_TRAILERS)
+            if not upstream.is_current(self) or not self._keeps(self._messages.held + self._unread_bytes):
+                return
+            if self._owed and not upstream.is_held_back:
+                owed, self._owed = self._owed, 0
+                self.consumed(owed)
         except (RpcError, DecodeError) as error:
             log.error("shard %s: what it says in a watch cannot be read: %s", upstream.shard.name, error)
             self._end(Status(Code.INTERNAL, str(error)))
-            return
-        if end:
-            self._end(NO_TRAILERS)
-        if not upstream.is_current(self) or not self._keeps(self._messages.held):
-            return
-        self._owed += len(payload)
-        if upstream.reader is None or not upstream.reader.is_full:
-            self.give_back()
+        finally:
+            self._is_reading = False
 
     def _keeps(self, size: int) -> bool:
         """Accounts for so many bytes of a message that is not whole yet; False when the call has ended for that."""

@@ -6,7 +6,7 @@ the bytes on both sides of the watch id are kept, and a message for another watc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -23,6 +23,8 @@ DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
 _HEADER: Final = 1 << 3 | 2
 _WATCH_ID: Final = bytes((2 << 3,))
 _CREATED: Final = bytes((3 << 3, 1))
+_FRAGMENT: Final = bytes((7 << 3, 1))
+_EVENTS: Final = bytes((11 << 3 | 2,))
 _parse = rpc_pb2.WatchResponse.FromString
 
 
@@ -74,15 +76,17 @@ class Response:
         message: the same, parsed.
         revision: of the header.
         first, last: the lowest and the highest revision of its events; 0 without events.
+        fragment: more of the same response follows.
     """
 
-    __slots__ = ("_encoded", "_under", "first", "head", "last", "message", "revision", "tail")
+    __slots__ = ("_encoded", "_under", "first", "fragment", "head", "last", "message", "revision", "tail")
 
     def __init__(self, head: bytes, tail: bytes, message: rpc_pb2.WatchResponse) -> None:
         self.head = head
         self.tail = tail
         self.message = message
         self.revision = message.header.revision
+        self.fragment = message.fragment
         self._under: tuple[int, Response] | None = None
         self._encoded: dict[int, bytes] = {}
         events = message.events
@@ -131,19 +135,28 @@ class Response:
         if not kept:
             return None
         message = rpc_pb2.WatchResponse()
-        message.CopyFrom(self.message)
-        del message.events[:]
+        message.header.CopyFrom(self.message.header)
+        message.watch_id = self.message.watch_id
+        message.fragment = self.fragment
         message.events.extend(kept)
         return Response.of(message)
 
-    def last_fragment(self) -> Response:
-        """The same with no more to follow: what did is another's."""
-        if not self.message.fragment:
+    def marked(self, *, fragment: bool) -> Response:
+        """The same with more to follow, or with nothing: what did is another's, or comes as a response of its own."""
+        if self.fragment == fragment:
             return self
-        message = rpc_pb2.WatchResponse()
-        message.CopyFrom(self.message)
-        message.fragment = False
-        return Response.of(message)
+        tail = self.tail
+        if fragment and tail.startswith(_EVENTS):
+            marked = Response(self.head, _FRAGMENT + tail, self.message)
+        elif not fragment and tail.startswith(_FRAGMENT + _EVENTS):
+            marked = Response(self.head, tail[len(_FRAGMENT) :], self.message)
+        else:
+            message = rpc_pb2.WatchResponse()
+            message.CopyFrom(self.message)
+            message.fragment = fragment
+            return Response.of(message)
+        marked.fragment = fragment
+        return marked
 
     def since(self, revision: int) -> Response | None:
         """The same with the events of `revision` and later only; None when there are none of them."""
@@ -152,6 +165,14 @@ class Response:
         if self.last < revision:
             return None
         return self.keep(lambda event: event.kv.mod_revision >= revision)
+
+    def before(self, revision: int) -> Response | None:
+        """The same with the events of earlier revisions only; None when there are none of them."""
+        if self.last < revision:
+            return self
+        if self.first >= revision:
+            return None
+        return self.keep(lambda event: event.kv.mod_revision < revision)
 
     def under(self, identity: Identity, token: int) -> Response:
         """The same with esp's own ids and a token in its header, for a watcher that several shards feed.
@@ -165,7 +186,14 @@ class Response:
             header.member_id = identity.member_id
             header.revision = token
             self._under = token, Response(header_field(header), self.tail, self.message)
+            self._under[1].fragment = self.fragment
         return self._under[1]
+
+
+def as_one(responses: Sequence[Response]) -> tuple[Response, ...]:
+    """Messages marked as the fragments of one response."""
+    last = len(responses) - 1
+    return tuple(response.marked(fragment=at < last) for at, response in enumerate(responses))
 
 
 def _around_id(body: bytes, watch_id: int) -> tuple[bytes, bytes] | None:

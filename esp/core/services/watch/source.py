@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from esp.core.services.watch.messages import Response, Spec, encoded
+from esp.core.services.watch.messages import Response, Spec, as_one, encoded
 
 if TYPE_CHECKING:
     from esp.core.services.watch.pool import Pool, Shelf
@@ -17,6 +17,8 @@ Answer = Callable[["Response | None"], None]
 
 BATCH_REVISIONS: Final = 1000
 """etcd catches up in messages of this many revisions; one with fewer events is the last of them."""
+MOST_JOINED: Final = 12 << 20
+"""Bytes of a response in fragments that are passed on as one; etcd's own tests expect that of 10 MiB."""
 
 
 class Source:
@@ -37,7 +39,9 @@ class Source:
     __slots__ = (
         "_asked",
         "_cancel_answer",
+        "_fragment_bytes",
         "_fragments",
+        "_passed_events",
         "_questions",
         "fresh",
         "has_caught_up",
@@ -67,6 +71,8 @@ class Source:
         self.fresh: dict[Tap, None] = {}
         self.joining: dict[Tap, None] = {}
         self._fragments: list[Response] = []
+        self._fragment_bytes = 0
+        self._passed_events = 0  # of the response whose fragments come
         self._questions: list[Answer] = []
         self._asked: list[Answer] = []
         self._cancel_answer: Answer | None = None
@@ -221,7 +227,8 @@ class Source:
         if not tap.is_plain:
             return False
         try:
-            tap.stream.send_alone(encoded(head, tap.watcher.id, tail))
+            is_own = self.upstream.reader is not None
+            tap.stream.send_alone(encoded(head, tap.watcher.id, tail), is_own=is_own)
         except Exception:
             tap.stream.on_bug()  # its own client's, not that of all whose watches are in this call
         self.next = revision + 1
@@ -235,7 +242,7 @@ class Source:
         message = response.message
         if message.canceled:
             self._on_canceled(response)
-        elif message.fragment or self._fragments:
+        elif message.fragment or self._fragments or self._passed_events:
             self._on_fragment(response)
         elif response.last:
             self._on_events((response,))
@@ -243,23 +250,52 @@ class Source:
             self._on_progress(response)
 
     def _on_fragment(self, response: Response) -> None:
-        """Passed on together: clients join what comes one behind the other, and after a break all of it comes again."""
+        """Fragments are passed on together: clients join what comes one behind the other, whoever it is for.
+
+        What gets too large is cut between two revisions, as if etcd had sent several responses: after a break it goes
+        on there, and no client comes back for the same for ever.
+        """
+        too_large = self._fragment_bytes + response.size > MOST_JOINED
+        if self._fragments and (too_large or not self.upstream.has_room(response.size)):
+            self._pass_revisions_before(response.first)
+            if self.is_over and not self.awaits_cancel:
+                return
         if not self.upstream.keep(response.size):
             return
         self._fragments.append(response)
-        if not response.message.fragment:
-            fragments = tuple(self._fragments)
-            self._forget_fragments()
-            self._on_events(fragments)
+        self._fragment_bytes += response.size
+        if not response.fragment:
+            passed, self._passed_events = self._passed_events, 0
+            self._on_events(self._take_fragments(), passed)
+
+    def _pass_revisions_before(self, revision: int) -> None:
+        """Passes on of the fragments that have come what is whole: none but the last revision may go on in the next."""
+        fragments = self._take_fragments()
+        whole = [part for fragment in fragments if (part := fragment.before(revision))]
+        self._fragments = [part for fragment in fragments if (part := fragment.since(revision))]
+        self._fragment_bytes = sum(part.size for part in self._fragments)
+        if self._fragment_bytes and not self.upstream.keep(self._fragment_bytes):
+            self._fragments, self._fragment_bytes = [], 0
+        elif whole:
+            self._passed_events += sum(len(part.message.events) for part in whole)
+            self._on_events(as_one(whole), None)
+
+    def _take_fragments(self) -> tuple[Response, ...]:
+        fragments = as_one(self._fragments)
+        self.upstream.give(self._fragment_bytes)
+        self._fragments, self._fragment_bytes = [], 0
+        return fragments
 
     def _forget_fragments(self) -> None:
-        self.upstream.give(sum(response.size for response in self._fragments))
-        self._fragments.clear()
+        self._take_fragments()
+        self._passed_events = 0
 
-    def _on_events(self, responses: tuple[Response, ...]) -> None:
+    def _on_events(self, responses: tuple[Response, ...], passed: int | None = 0) -> None:
+        """Events of whole revisions; `passed` is how many of the same response came before, None when more will."""
         first, last = responses[0].first, responses[-1].last
+        count = sum(len(response.message.events) for response in responses)
         if first < self.next:
-            responses = tuple(kept for response in responses if (kept := response.since(self.next)))
+            responses = as_one([kept for response in responses if (kept := response.since(self.next))])
             if not responses:
                 return
             first = responses[0].first
@@ -267,14 +303,14 @@ class Source:
             self._feed_fresh(responses, first, last)
         self._feed(responses)
         self.next = last + 1
-        if not self.has_caught_up and sum(len(response.message.events) for response in responses) < BATCH_REVISIONS:
+        if not self.has_caught_up and passed is not None and passed + count < BATCH_REVISIONS:
             self.has_caught_up = True
         if self.shelf.shared is not self:
             self.pool.on_advanced(self)
 
     def _feed(self, responses: tuple[Response, ...]) -> None:
         # The loop over all who watch the same; what most of them get is spelled out here.
-        encoded: dict[int, bytes] | None = {} if len(responses) == 1 else None
+        encoded: dict[int, bytes] | None = {} if len(responses) == 1 and self.upstream.reader is None else None
         for tap in tuple(self.taps):
             if encoded is None or not tap.is_plain:
                 _pass_on(tap, responses)
@@ -295,7 +331,7 @@ class Source:
                 continue
             del self.fresh[tap]
             if first < tap.next:
-                _pass_on(tap, tuple(kept for response in responses if (kept := response.since(tap.next))))
+                _pass_on(tap, as_one([kept for response in responses if (kept := response.since(tap.next))]))
                 tap.next = last + 1
                 self.fresh[tap] = None
             else:
@@ -339,9 +375,8 @@ class Source:
 def _pass_on(tap: Tap, responses: tuple[Response, ...]) -> None:
     try:
         if tap.is_plain:
-            stream, watch_id = tap.stream, tap.watcher.id
-            for response in responses:
-                stream.send(response.encode(watch_id))
+            watch_id = tap.watcher.id
+            tap.stream.send_together([response.encode(watch_id) for response in responses], is_own=tap.is_own)
         else:
             tap.deliver(responses)
     except Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import DecodeError
@@ -17,7 +17,7 @@ from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.progress import ProgressAnswers
 from esp.core.services.watch.slots import Cancel, Progress, Slot
 from esp.core.services.watch.span_progress import SpanProgress
-from esp.core.services.watch.upstream import Upstream
+from esp.core.services.watch.upstream import READ_AHEAD_BYTES, Upstream
 from esp.core.services.watch.watcher import Watcher
 from esp.core.shard import Shard
 from esp.core.wire.frames import MAX_FRAME_SIZE
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("esp.watch")
 
-READ_AHEAD_BYTES: Final = 65_536
-"""What may wait for a client while its own upstreams are still read."""
 MAX_SLOTS: Final = 1000
 """Requests that wait for their reply before no more of them are taken."""
 SLOT_BYTES: Final = 128
@@ -52,15 +50,18 @@ class WatchStream(Sink):
         is_over: the call has ended, or is about to.
         forward: the head of the calls to shards that serve this one.
         positions: where watchers over several shards were.
-        queue, waiting: what is to be sent, and how many bytes that is together with what is held by watchers.
+        queue, queued: what is to be sent, and how many bytes that is.
+        waiting: the same together with what is held by watchers and stands in line.
     """
 
     __slots__ = (
         "_address",
         "_advancing",
         "_awaits_flush",
+        "_borne",
         "_context",
         "_extra",
+        "_held_own",
         "_kept",
         "_next_id",
         "_owed",
@@ -77,6 +78,7 @@ class WatchStream(Sink):
         "is_over",
         "positions",
         "queue",
+        "queued",
         "routing",
         "waiting",
         "watchers",
@@ -90,7 +92,10 @@ class WatchStream(Sink):
         self.watchers: dict[int, Watcher] = {}
         self.is_over = False
         self.queue: deque[bytes] = deque()
+        self.queued = 0
         self.waiting = 0
+        self._borne = 0  # of `waiting`, what does not count: it came as fast as was asked for
+        self._held_own = 0  # the same of what watchers hold
         self._service = service
         self.forward = forward
         self.positions = service.positions
@@ -259,10 +264,10 @@ class WatchStream(Sink):
     @property
     def is_full(self) -> bool:
         """Whether it has as much to send as it should."""
-        return self.waiting > READ_AHEAD_BYTES
+        return self.queued > READ_AHEAD_BYTES
 
-    def send_alone(self, message: bytes) -> None:
-        """As `send`, for a message that is likely to be the only one of this turn: it goes at once if nothing waits."""
+    def send_alone(self, message: bytes, *, is_own: bool) -> None:
+        """As `send_together`, for what is likely to be all of this turn: it goes at once if nothing waits."""
         down = self.down
         if (
             len(message) > MAX_FRAME_SIZE  # it would have to wait in part
@@ -272,9 +277,29 @@ class WatchStream(Sink):
             or not down.responded
             or not self._is_affordable(len(message))
         ):
-            self.send(message)
+            self.send_together((message,), is_own=is_own)
         else:
             down.send_data(message, False)
+
+    def send_together(self, messages: Sequence[bytes], *, is_own: bool) -> None:
+        """Sends messages with nothing in between: all, or none where the stream ends.
+
+        Args:
+            messages: The messages, each with its prefix.
+            is_own: They came in this client's own call to a shard, which is not read on before they have left: however
+                large, it is not the client's slowness that makes them wait.
+        """
+        limit = self._context.limits.max_watch_buffer_bytes
+        if self.is_over or (not is_own and self.waiting > limit and not self._has_room()):
+            return
+        if not self._awaits_flush:
+            self._wants_flush()
+        self.queue.extend(messages)
+        size = sum(map(len, messages))
+        self.queued += size
+        self.waiting += size
+        if is_own:
+            self._borne = self.queued  # with what stands before it, which is little
 
     def send(self, message: bytes) -> None:
         """Sends a message, with its prefix, as soon as the client reads."""
@@ -285,6 +310,7 @@ class WatchStream(Sink):
         if not self._awaits_flush:
             self._wants_flush()
         self.queue.append(message)
+        self.queued += len(message)
         self.waiting += len(message)
 
     def _wants_flush(self) -> None:
@@ -292,10 +318,12 @@ class WatchStream(Sink):
             self._awaits_flush = True
             self._context.unflushed.append(self)
 
-    def hold(self, size: int) -> None:
-        """So many bytes more wait here, or fewer, that are not on their way to the client yet."""
+    def hold(self, size: int, *, is_own: bool = False) -> None:
+        """So many bytes more wait here, or fewer, that are not on their way to the client yet; `is_own` as above."""
         self.waiting += size
-        if size > 0:
+        if is_own:
+            self._held_own += size
+        elif size > 0:
             if self.waiting > self._context.limits.max_watch_buffer_bytes:
                 self._has_room()
             self._wants_flush()
@@ -305,8 +333,10 @@ class WatchStream(Sink):
         if self.is_over:
             return False
         self.flush()
-        if self.waiting > self._context.limits.max_watch_buffer_bytes:
+        waiting = self.waiting - self._borne - self._held_own
+        if not self.is_over and waiting > self._context.limits.max_watch_buffer_bytes:
             self._context.reached("max_watch_buffer_bytes")
+            log.info("%s: reads a watch too slowly: %d bytes wait, and its stream ends", self.down.peer, waiting)
             self.stop()
         return not self.is_over
 
@@ -326,7 +356,9 @@ class WatchStream(Sink):
             down.start()
         while queue and down.pending is None and self._is_affordable(len(queue[0])):
             data = self._next_piece()
+            self.queued -= len(data)
             self.waiting -= len(data)
+            self._borne = max(0, self._borne - len(data))
             down.send_data(data, False)
         if self._extra and not queue and down.pending is None:
             self._lend(-self._extra)
@@ -334,7 +366,7 @@ class WatchStream(Sink):
             self._kept = self.waiting
             down.connection.hold(self.waiting)
         if self._own and not self.is_full:
-            for upstream in self._own.values():
+            for upstream in list(self._own.values()):
                 upstream.resume_reading()
 
     def on_bug(self) -> None:
@@ -423,7 +455,7 @@ class WatchStream(Sink):
         self.watchers.clear()
         self._slots.clear()
         self.queue.clear()
-        self.waiting = 0
+        self.queued = self.waiting = self._borne = self._held_own = 0
         self.down.connection.release(self._kept)
         self._kept = 0
         self._progress = self._span_progress = None

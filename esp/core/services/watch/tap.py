@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from esp.core.services.watch.messages import Response
+from esp.core.services.watch.messages import Response, as_one
 from esp.core.services.watch.source import Source
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ class Tap:
         return source.next if source is not None and self in source.taps else self.next
 
     @property
+    def is_own(self) -> bool:
+        """Whether its events come in its client's own call to the shard, which is held back where they have to wait."""
+        return self.source is not None and self.source.upstream.reader is not None
+
+    @property
     def head(self) -> bytes:
         """The last header that its shard sent while it was fed; b"" before the first."""
         return self.source.upstream.head if self.source is not None else self._head
@@ -97,7 +102,7 @@ class Tap:
             responses = tuple(kept for kept in mine if kept is not None)
             if not responses:
                 return
-            responses = (*responses[:-1], responses[-1].last_fragment())
+            responses = as_one(responses)
         self.watcher.on_events(self, responses)
 
     def on_progress(self, response: Response) -> None:

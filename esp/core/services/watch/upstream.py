@@ -46,6 +46,8 @@ TRANSIENT: Final = frozenset(
 What overload does to a member may come as Unknown or DeadlineExceeded "context deadline exceeded".
 """
 LEFT: Final = Status(Code.UNAVAILABLE, "esp has left it")
+READ_AHEAD_BYTES: Final = 65_536
+"""What may wait for a client, or for a watcher to be announced, while the client's own upstreams are still read."""
 PROGRESS_PATIENCE: Final = 1.0
 """Seconds after which a progress request that etcd has not answered no longer keeps others waiting."""
 
@@ -60,7 +62,7 @@ class Reader(Protocol):
 
     @property
     def is_full(self) -> bool:
-        """Whether it holds as much as it should: nothing more is read until it says `resume_reading`."""
+        """Whether it has as much to send as it should: nothing more is read until it says `resume_reading`."""
 
 
 class Asker(Protocol):
@@ -97,6 +99,7 @@ class Upstream:
         reader: the client stream it works for, and that holds it back; None when it is shared.
         sources: what is watched, by the watch id upstream.
         head: the last header that came, b"" before the first.
+        held: bytes of events that came from here and wait for their watcher to be announced; only with a reader.
     """
 
     def __init__(self, shard: Shard, forward: Forward, reader: Reader | None) -> None:
@@ -105,6 +108,7 @@ class Upstream:
         self.reader = reader
         self.sources: dict[int, Source] = {}
         self.head = b""
+        self.held = 0
         self._forward = forward
         self._call: WatchCall | None = None
         self._is_opening = False
@@ -190,6 +194,11 @@ class Upstream:
 
     # Memory for what is not whole yet.
 
+    def has_room(self, size: int) -> bool:
+        """Whether `keep` would take so many bytes."""
+        buffers = self.shard.context.buffers
+        return buffers.used + size <= buffers.limit
+
     def keep(self, size: int) -> bool:
         """Accounts for so many bytes more; without room for them the clients are sent away, and come again."""
         if self.shard.context.buffers.take(size):
@@ -203,10 +212,20 @@ class Upstream:
         """Returns what `keep` accounted for."""
         self.shard.context.buffers.give(size)
 
+    @property
+    def is_held_back(self) -> bool:
+        """Whether nothing more is read: what was would have to wait here.
+
+        Events of a watcher that is not announced yet hold back its own shard only: of another the reply to the create
+        may be what is missing.
+        """
+        reader = self.reader
+        return reader is not None and (reader.is_full or self.held > READ_AHEAD_BYTES)
+
     def resume_reading(self) -> None:
-        """The reader has room again."""
+        """The reader may have room again."""
         if self._call is not None:
-            self._call.give_back()
+            self._call.read_on()
 
     def close(self) -> None:
         """Ends it, and every watcher in it."""

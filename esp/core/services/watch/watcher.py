@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
@@ -25,11 +25,21 @@ from esp.core.wire.status import RpcError
 
 if TYPE_CHECKING:
     from esp.core.services.watch.stream import WatchStream
+    from esp.core.services.watch.upstream import Upstream
 
 FROM_THE_BEGINNING: Final = 1
 """The one start revision that means the same on every shard."""
 FILTERS: Final = frozenset(rpc_pb2.WatchCreateRequest.FilterType.values())
 """Those that etcd knows; it does not look at others."""
+
+
+class _Held(NamedTuple):
+    """Events that wait until their watcher is announced; the upstream that they hold back, if there is one."""
+
+    tap: Tap
+    responses: Sequence[Response]
+    size: int
+    upstream: Upstream | None
 
 
 class Watcher:
@@ -49,7 +59,6 @@ class Watcher:
 
     __slots__ = (
         "_held",
-        "_held_bytes",
         "_id_wanted",
         "_is_untranslatable",
         "_refusal",
@@ -74,8 +83,7 @@ class Watcher:
         self._is_untranslatable = False
         self._refusal: Response | None = None
         self.span: Span | None = None
-        self._held: list[tuple[Tap, Sequence[Response]]] = []
-        self._held_bytes = 0
+        self._held: list[_Held] = []
 
     def begin(self, request: rpc_pb2.WatchCreateRequest) -> None:
         """Asks the shards that own what it watches, each for its part."""
@@ -168,7 +176,7 @@ class Watcher:
     def answer(self) -> None:
         """Answers the create."""
         stream = self.stream
-        stream.hold(-self._held_bytes)
+        held = self._release()
         if self._refusal is not None:
             # Up to etcd 3.5.21 or so some refusals bear the id that was asked for.
             has_none = self._refusal.message.watch_id == NO_ID
@@ -184,9 +192,8 @@ class Watcher:
             return
         self.is_announced = True
         stream.send(reply.encode(self.id))
-        held, self._held = self._held, []
-        for tap, responses in () if self._is_untranslatable else held:  # what it was to begin with is missing before
-            self._pass_on(tap, responses)
+        for each in () if self._is_untranslatable else held:  # what it was to begin with is missing before
+            self._pass_on(each.tap, each.responses, is_own=each.upstream is not None)
         if self.span is not None:
             self.span.is_told = True
         if self._is_untranslatable:
@@ -220,15 +227,25 @@ class Watcher:
     def on_events(self, tap: Tap, responses: Sequence[Response]) -> None:
         """Events of one shard, in the order in which it sent them: a message, or the fragments of one."""
         if self.is_announced:
-            self._pass_on(tap, responses)
+            self._pass_on(tap, responses, is_own=tap.is_own)
         else:
             self._hold(tap, responses)
 
     def _hold(self, tap: Tap, responses: Sequence[Response]) -> None:
-        self._held.append((tap, responses))
         size = sum(response.size for response in responses)
-        self._held_bytes += size
-        self.stream.hold(size)
+        upstream = tap.source.upstream if tap.source is not None and tap.is_own else None
+        self._held.append(_Held(tap, responses, size, upstream))
+        if upstream is not None:
+            upstream.held += size
+        self.stream.hold(size, is_own=upstream is not None)
+
+    def _release(self) -> list[_Held]:
+        held, self._held = self._held, []
+        for each in held:
+            if each.upstream is not None:
+                each.upstream.held -= each.size
+            self.stream.hold(-each.size, is_own=each.upstream is not None)
+        return held
 
     def on_progress(self, tap: Tap, response: Response) -> None:
         """All events of one shard up to a revision have come."""
@@ -248,7 +265,7 @@ class Watcher:
         else:
             self._hold(tap, (response,))
 
-    def _pass_on(self, tap: Tap, responses: Sequence[Response]) -> None:
+    def _pass_on(self, tap: Tap, responses: Sequence[Response], *, is_own: bool) -> None:
         if self.is_dead:
             return
         if responses[0].message.canceled:
@@ -256,8 +273,7 @@ class Watcher:
             return
         if self.span is not None:
             responses = self.span.events(tap, responses)
-        for response in responses:
-            self.stream.send(response.encode(self.id))
+        self.stream.send_together([response.encode(self.id) for response in responses], is_own=is_own)
         if self.span is not None:
             self.stream.span_progress.on_events(self)
 

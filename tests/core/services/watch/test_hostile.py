@@ -319,6 +319,90 @@ def test_fragments_that_wait_for_the_last_count_and_without_room_their_clients_c
     world.holds_nothing()
 
 
+@pytest.mark.parametrize("start", [0, 3])
+def test_fragments_without_room_are_passed_on_as_far_as_revisions_are_whole(start: int) -> None:
+    world = World(b"m", limits=Limits(max_buffered_bytes=50_000))
+    client = world.client()
+    call, watch_id = live(world, client, key=b"a", range_end=b"c", start_revision=start, fragment=True)
+    revisions = [6, 7, 7, 8, 8, 9, 10, 10, 11, 12]
+    sent = [put(b"a", revision, BIG) for revision in revisions]
+    cuts = [sent[at : at + 2] for at in range(1, 9, 2)]  # each cut lies inside a revision, or between two
+    pieces = [[sent[0]], *cuts, [sent[9]]]
+    heard = []
+    for number, piece in enumerate(pieces):
+        world.etcds[0].says(call, events(watch_id, *piece, revision=30, fragment=number < len(pieces) - 1))
+        heard += client.hears()
+        client.reads(200_000)
+    heard += client.hears()
+    assert [event for each in heard for event in each.events] == sent
+    responses: list[set[int]] = [set()]
+    for one in heard:
+        responses[-1] |= {event.kv.mod_revision for event in one.events}
+        if not one.fragment:
+            responses.append(set())
+    assert responses.pop() == set()
+    assert len(responses) > 2
+    assert sum(map(len, responses)) == len(set(revisions)), "a revision is in one response"
+    assert client.status is None
+    world.etcds[0].resets(call)
+    _, [create] = world.etcds[0].hears()
+    assert create.start_revision == 13
+    assert world.context.buffers.used == 0
+
+
+def test_a_break_in_fragments_goes_on_behind_what_was_passed_on() -> None:
+    world = World(b"m", limits=Limits(max_buffered_bytes=50_000))
+    client = world.client()
+    call, watch_id = live(world, client, key=b"a", start_revision=3, fragment=True)
+    for revision in range(6, 12):
+        world.etcds[0].says(call, events(watch_id, put(b"a", revision, BIG), revision=30, fragment=True))
+    heard = [event.kv.mod_revision for message in client.hears() for event in message.events]
+    assert heard
+    assert len(heard) < 6
+    world.etcds[0].resets(call)
+    _, [create] = world.etcds[0].hears()
+    assert create.start_revision == heard[-1] + 1
+    assert client.status is None
+
+
+def test_a_clients_own_history_waits_in_the_shards_call_while_the_client_does_not_read() -> None:
+    """It comes as fast as it was asked for: no slowness ends the stream, and nothing comes for a second time."""
+    world = World(b"m", limits=Limits(max_watch_buffer_bytes=100_000))
+    client = world.client()
+    call, watch_id = live(world, client, key=b"a", start_revision=3)
+    stream, other_id = live(world, client, key=b"b")
+    world.etcds[0].says(call, *(events(watch_id, put(b"a", 6 + at, BIG * 12)) for at in range(3)))
+    for revision in range(40, 45):
+        world.etcds[0].says(stream, events(other_id, put(b"b", revision)))
+    told = []
+    while len(told) < 8:
+        client.reads(65_536)
+        told += [(message.watch_id, message.events[0].kv.mod_revision) for message in client.hears()]
+    assert client.status is None
+    assert world.context.counters.limits == {}
+    assert sorted(told) == [(0, 6), (0, 7), (0, 8), *((1, revision) for revision in range(40, 45))]
+
+
+def test_a_reply_that_a_create_waits_for_is_read_beside_what_is_held_for_it() -> None:
+    world = World(b"m", limits=Limits(max_watch_buffer_bytes=100_000))
+    client = world.client()
+    client.creates(key=b"a", range_end=b"z", start_revision=1)
+    calls = []
+    for etcd in world.etcds:
+        call, [asked] = etcd.hears()
+        calls.append((call, asked.watch_id))
+    (one, a), (two, b) = calls
+    world.etcds[0].says(one, created(a, 9), *(events(a, put(b"a", 3 + at, BIG * 12)) for at in range(3)))
+    assert client.hears() == []
+    assert world.etcds[0].window_given() < 300_000
+    world.etcds[1].says(two, created(b, 4, shard=1))
+    told = 0
+    while told < 4:
+        client.reads(65_536)
+        told += len(client.hears())
+    assert client.status is None
+
+
 def test_what_was_kept_of_a_message_is_given_back_when_the_call_breaks() -> None:
     world = World(b"m")
     client = world.client()
