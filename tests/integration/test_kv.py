@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,7 +12,7 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import kv_pb2, rpc_pb2
-from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect, outcome, peer, raw
+from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect, outcome, peer, raw, running_esps
 from tests.stubs import rpc_pb2_grpc
 
 KV = rpc_pb2_grpc.KVStub
@@ -370,6 +371,23 @@ class TestSeveralShards:
             assert kv.DeleteRange(Delete(key=b"a", range_end=b"b")).deleted == 1
 
 
+@pytest.fixture(scope="module")
+def streams(
+    session_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path
+) -> Iterator[tuple[KV, KV]]:
+    """KV of an esp over two shards, and of one etcd, all of the newest version, with the same 80 keys."""
+    shards = session_etcds.several(3, binary=peer("etcd"))
+    with (
+        running_esps(tmp_path_factory.mktemp("streams"), etcd_binary) as esps,
+        connect(esps(shards[1:], ["m"])) as across,
+        connect(shards[0]) as alone,
+    ):
+        for kv in (KV(across), KV(alone)):
+            for number in range(80):
+                kv.Put(Put(key=b"%c%02d" % (b"az"[number % 2], number // 2), value=b"v"))
+        yield KV(across), KV(alone)
+
+
 class TestRangeStream:
     def test_a_shard_that_does_not_know_it_says_so_itself(self, kv: KV, judge: KV) -> None:
         request = Range(key=b"j")
@@ -394,3 +412,14 @@ class TestRangeStream:
             limited = [part.range_response for part in kv.RangeStream(Range(**EVERYTHING, limit=45))]
             assert [row.key for part in limited for row in part.kvs] == expected[:45]
             assert (limited[-1].count, limited[-1].more) == (80, True)
+
+    @pytest.mark.parametrize("limit", [0, 1, 5, 9, 10, 11, 30, 45, 80, 81])
+    def test_the_chunks_are_those_of_one_etcd(self, streams: tuple[KV, KV], limit: int) -> None:
+        def form(kv: KV, request: Range) -> list[tuple[list[bytes], bool, int, bool]]:
+            parts = [part.range_response for part in kv.RangeStream(request)]
+            return [(keys(part.kvs), part.HasField("header"), part.count, part.more) for part in parts]
+
+        across, alone = streams
+        for start, end in ((b"\0", b"\0"), (b"a03", b"z02"), (b"b", b"z"), (b"a35", b"\0"), (b"a39", b"z")):
+            request = Range(key=start, range_end=end, limit=limit)
+            assert form(across, request) == form(alone, request)

@@ -183,8 +183,7 @@ async def range_stream_across(
         chunks = await shard.open(stream.head.forward, asked.SerializeToString(), stream.remaining())
         try:
             while (message := await chunks.read()) is not None:
-                chunk = merged.feed(rpc_pb2.RangeStreamResponse.FromString(message))
-                if chunk is not None:
+                for chunk in merged.feed(rpc_pb2.RangeStreamResponse.FromString(message)):
                     stream.start()
                     await call.write(prefix(chunk.SerializeToString()))
         except BrokenCall:

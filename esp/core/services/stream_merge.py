@@ -1,22 +1,29 @@
 """A RangeStream that spans shards: shard after shard, in key order.
 
-A shard sends its rows in chunks and header, `more` and `count` with its last one. The client must see one stream of
-that form: rows as they come, and the three once, at the end, for all shards together. When the limit is reached the
-remaining shards are still asked, for their count. (etcd offers RangeStream from 3.7 on; an older shard answers
-Unimplemented, and so does the whole call.)
+etcd sends rows in chunks, and header, `more` and `count` with the last of them (`rangeStream` in
+server/etcdserver/v3_server.go of 3.7). Clients rely on that form: kube-apiserver takes the revision from the chunk that
+reaches its limit. So what the shards send is cut anew, as one etcd would cut it: FIRST_ROWS rows, and then twice as
+many or half as many as before, so that a chunk comes near CHUNK_BYTES; and the last rows wait for the totals of all
+shards. When the limit is reached the remaining shards are still asked, for their count. (etcd offers RangeStream from
+3.7 on; an older shard answers Unimplemented, and so does the whole call.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from esp.core import errors
 from esp.core.identity import Identity
-from esp.core.pb import rpc_pb2
+from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services.merge import part, refuse_range
 from esp.core.services.revision import merged_header
 from esp.core.shard_map import Segment
 from esp.core.wire.status import Status
+
+FIRST_ROWS: Final = 10
+CHUNK_BYTES: Final = 1_572_864
+"""etcd's default of --max-request-bytes."""
 
 
 def refuse_range_stream(
@@ -36,7 +43,8 @@ class StreamMerge:
     """One call: says what to ask next, takes each chunk that comes, says what to send.
 
     Ask each `next_part` once the one before has ended well, until there is none; hand every chunk to `feed` in the
-    order of arrival and send what it returns. A shard's stream that fails fails the call, whatever was sent.
+    order of arrival and send what it returns. A shard's stream that fails fails the call, whatever was sent. No more
+    rows wait than make a chunk, and those of one chunk of a shard.
     """
 
     def __init__(
@@ -59,6 +67,8 @@ class StreamMerge:
         self._rows = 0
         self._count = 0
         self._more = False
+        self._waiting: list[kv_pb2.KeyValue] = []
+        self._chunk_rows = FIRST_ROWS
 
     def next_part(self) -> rpc_pb2.RangeRequest | None:
         """What to ask the owner of the next segment; None when all have answered.
@@ -82,8 +92,8 @@ class StreamMerge:
             asked.count_only = not asked.limit
         return asked
 
-    def feed(self, chunk: rpc_pb2.RangeStreamResponse) -> rpc_pb2.RangeStreamResponse | None:
-        """The chunk to send to the client for this one of a shard; None when there is nothing to send yet.
+    def feed(self, chunk: rpc_pb2.RangeStreamResponse) -> list[rpc_pb2.RangeStreamResponse]:
+        """The chunks to send to the client now that this one of a shard has come.
 
         Raises:
             ValueError: the shard sends more after its last chunk.
@@ -92,21 +102,40 @@ class StreamMerge:
             raise ValueError("a shard's RangeStream went on after its header")
         response = chunk.range_response
         self._rows += len(response.kvs)
-        if not response.HasField("header"):
-            return chunk
-        self._revisions.setdefault(self._segments[len(self._headers)].shard, response.header.revision)
-        self._headers.append(response.header)
-        self._count += response.count
-        self._more = self._more or response.more or self._is_past_limit(response)
-        if len(self._headers) < len(self._segments):
-            if not response.kvs:
-                return None
-            return rpc_pb2.RangeStreamResponse(range_response=rpc_pb2.RangeResponse(kvs=response.kvs))
+        self._waiting.extend(response.kvs)
+        send = []
+        while len(self._waiting) > self._chunk_rows:
+            send.append(self._cut())
+        if response.HasField("header"):
+            self._revisions.setdefault(self._segments[len(self._headers)].shard, response.header.revision)
+            self._headers.append(response.header)
+            self._count += response.count
+            self._more = self._more or response.more or self._is_past_limit(response)
+            if len(self._headers) == len(self._segments):
+                send.append(self._last())
+        return send
+
+    def _cut(self) -> rpc_pb2.RangeStreamResponse:
+        """The next chunk, behind which there are more rows."""
+        rows = self._chunk_rows
+        response = rpc_pb2.RangeResponse(kvs=self._waiting[:rows])
+        del self._waiting[:rows]
+        size = response.ByteSize()
+        if size < CHUNK_BYTES // 2:
+            self._chunk_rows = rows * 2
+        elif size > CHUNK_BYTES * 2:
+            self._chunk_rows = max(1, rows // 2)
+        return rpc_pb2.RangeStreamResponse(range_response=response)
+
+    def _last(self) -> rpc_pb2.RangeStreamResponse:
         revision = self._request.revision if self._at_token else self._token(self._revisions)
-        response.header.CopyFrom(merged_header(self._headers, self._identity, revision))
-        response.count = self._count
-        response.more = self._more
-        return chunk
+        response = rpc_pb2.RangeResponse(
+            header=merged_header(self._headers, self._identity, revision),
+            kvs=self._waiting,
+            more=self._more,
+            count=self._count,
+        )
+        return rpc_pb2.RangeStreamResponse(range_response=response)
 
     def _is_past_limit(self, response: rpc_pb2.RangeResponse) -> bool:
         """Whether this shard was only counted, because the limit was reached before, and does have keys."""

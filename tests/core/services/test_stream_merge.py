@@ -51,38 +51,41 @@ def stream_merge(request: Range, parts: list[KeyRange]) -> StreamMerge:
 
 def across(kv: rpc_pb2_grpc.KVStub, request: Range, segments: list[KeyRange]) -> list[Chunk]:
     merge = stream_merge(request, segments)
-    sent: list[Chunk | None] = []
+    sent: list[Chunk] = []
     while (asked := merge.next_part()) is not None:
-        sent += map(merge.feed, kv.RangeStream(asked))
-    return [chunk for chunk in sent if chunk]
+        for chunk in kv.RangeStream(asked):
+            sent += merge.feed(chunk)
+    return sent
+
+
+def check_chunks(kv: rpc_pb2_grpc.KVStub, request: Range, bounds: list[bytes]) -> int:
+    """Those of several shards are one by one those of one etcd, but for who answers; how many there are."""
+    chunks = across(kv, request, split(bounds, request.key, request.range_end))
+    direct = list(kv.RangeStream(request))
+    header = direct[-1].range_response.header
+    header.cluster_id, header.member_id = 5, 6
+    assert [len(chunk.range_response.kvs) for chunk in chunks] == [len(chunk.range_response.kvs) for chunk in direct]
+    assert chunks == direct
+    return len(chunks)
 
 
 NUMBERED = st.integers(0, KEY_COUNT).map(lambda number: b"k%02d" % number)
 
 
-def test_the_chunks_together_are_what_one_etcd_streams(streaming: rpc_pb2_grpc.KVStub) -> None:
+def test_the_chunks_are_those_of_one_etcd(streaming: rpc_pb2_grpc.KVStub) -> None:
     @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(
         bounds=st.sets(NUMBERED, min_size=1, max_size=4).map(sorted),
         key=NUMBERED,
         range_end=st.one_of(st.just(b"\0"), NUMBERED),
-        limit=st.one_of(st.integers(-1, 3), st.integers(4, KEY_COUNT + 2)),
+        limit=st.one_of(st.integers(0, 3), st.integers(4, KEY_COUNT + 2)),
         keys_only=st.booleans(),
         count_only=st.sampled_from([False, False, False, True]),
     )
     def check(bounds: list[bytes], key: bytes, range_end: bytes, limit: int, keys_only: bool, count_only: bool) -> None:
         request = Range(key=key, range_end=range_end, limit=limit, keys_only=keys_only, count_only=count_only)
-        segments = split(bounds, key, range_end)
-        if not segments:
-            return
-        *chunks, last = [chunk.range_response for chunk in across(streaming, request, segments)]
-        assert all(chunk.kvs for chunk in chunks)
-        assert not any(chunk.HasField("header") or chunk.more or chunk.count for chunk in chunks)
-        assert (last.header.cluster_id, last.header.member_id) == (5, 6)
-        direct = [chunk.range_response for chunk in streaming.RangeStream(request)]
-        assert last.header.revision == direct[-1].header.revision
-        assert [kv for chunk in [*chunks, last] for kv in chunk.kvs] == [kv for chunk in direct for kv in chunk.kvs]
-        assert (last.more, last.count) == (direct[-1].more, direct[-1].count)
+        if split(bounds, key, range_end):
+            check_chunks(streaming, request, bounds)
 
     check()
 
@@ -94,6 +97,27 @@ def test_more_is_right_when_the_limit_meets_a_boundary(streaming: rpc_pb2_grpc.K
         segments = split([b"k10", b"k20", b"k30", b"k60"], b"k00", range_end)
         last = across(streaming, request, segments)[-1].range_response
         assert (last.more, last.count) == (limit < total, total)
+        check_chunks(streaming, request, [b"k10", b"k20", b"k30", b"k60"])
+
+
+@pytest.mark.parametrize("size", [1_000, 60_000, 120_000, 400_000, 1_200_000])
+def test_chunks_grow_and_shrink_as_those_of_one_etcd(streaming: rpc_pb2_grpc.KVStub, size: int) -> None:
+    try:
+        for number in range(KEY_COUNT):
+            streaming.Put(rpc_pb2.PutRequest(key=b"l%02d" % number, value=bytes(size)))
+        for limit in (0, 5, 10, 11, 25, 30, 59, 60, 61):
+            request = Range(key=b"l", range_end=b"m", limit=limit)
+            for bounds in ([b"l05"], [b"l10", b"l30"], [b"l01", b"l02", b"l03", b"l29", b"l60"]):
+                assert check_chunks(streaming, request, bounds) > ((limit or 60) > 10)
+    finally:
+        streaming.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"l", range_end=b"m"))
+        revision = streaming.Range(Range(key=b"l")).header.revision
+        streaming.Compact(rpc_pb2.CompactionRequest(revision=revision, physical=True))
+
+
+def test_a_negative_limit_is_none(streaming: rpc_pb2_grpc.KVStub) -> None:
+    chunks = across(streaming, Range(key=b"k", range_end=b"l", limit=-1), split([b"k30"], b"k", b"l"))
+    assert [len(chunk.range_response.kvs) for chunk in chunks] == [10, 20, 30]
 
 
 def test_after_the_limit_shards_are_asked_for_their_count_only() -> None:
@@ -105,17 +129,20 @@ def test_after_the_limit_shards_are_asked_for_their_count_only() -> None:
     assert merge.next_part() == Range(key=b"m", range_end=b"z", count_only=True)
 
 
-def test_rows_are_sent_at_once_and_the_totals_with_the_last() -> None:
+def test_rows_wait_only_until_there_are_more_than_a_chunk_and_the_last_for_the_totals() -> None:
     merge = stream_merge(Range(key=b"a", range_end=b"z"), [KeyRange(b"a", b"m"), KeyRange(b"m", b"z")])
-    a, b, c = (kv_pb2.KeyValue(key=key) for key in (b"a", b"b", b"n"))
+    rows = [kv_pb2.KeyValue(key=b"%02d" % number) for number in range(14)]
     merge.next_part()
-    assert merge.feed(Chunk(range_response=Response(kvs=[a]))) == Chunk(range_response=Response(kvs=[a]))
-    ends = Chunk(range_response=Response(kvs=[b], header=Header(revision=9, raft_term=2), count=2))
-    assert merge.feed(ends) == Chunk(range_response=Response(kvs=[b]))
+    assert merge.feed(Chunk(range_response=Response(kvs=rows[:10]))) == []
+    assert merge.feed(Chunk(range_response=Response(kvs=rows[10:12]))) == [
+        Chunk(range_response=Response(kvs=rows[:10]))
+    ]
+    ends = Chunk(range_response=Response(kvs=rows[12:13], header=Header(revision=9, raft_term=2), count=13))
+    assert merge.feed(ends) == []
     merge.next_part()
-    ends = Chunk(range_response=Response(kvs=[c], header=Header(revision=4, raft_term=3), count=1))
+    ends = Chunk(range_response=Response(kvs=rows[13:], header=Header(revision=4, raft_term=3), count=1))
     header = Header(cluster_id=5, member_id=6, revision=4, raft_term=3)
-    assert merge.feed(ends) == Chunk(range_response=Response(kvs=[c], header=header, count=3))
+    assert merge.feed(ends) == [Chunk(range_response=Response(kvs=rows[10:], header=header, count=14))]
     assert merge.next_part() is None
 
 
@@ -149,8 +176,7 @@ def test_a_stream_at_a_token_reads_each_shard_there_and_ends_with_the_token() ->
         parts.append((part.revision, part.serializable))
         last = merge.feed(Chunk(range_response=Response(header=Header(revision=90))))
     assert parts == [(3, False), (8, False)]
-    assert last is not None
-    assert last.range_response.header.revision == TOKEN
+    assert last[0].range_response.header.revision == TOKEN
 
 
 def test_a_shard_that_breaks_the_form_is_told_from_one_that_ended_well() -> None:
