@@ -100,6 +100,7 @@ class Config:
     kubernetes: tuple[bytes, ...]  # the prefixes of all keys of kube-apiservers that the file speaks of
     leases: Literal["tolerant", "strict"]
     range_reads: Literal["default", "snapshot"]
+    txn_reads: Literal["snapshot", "each"]
     drain_seconds: float
     limits: Limits
 
@@ -180,6 +181,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     deletes_across_shards: str = "serve"
     leases: str = "tolerant"
     range_reads: str = "default"
+    txn_reads: str = "snapshot"
     drain_seconds: float = 10.0
     limits: dict[str, Any] = {}
 
@@ -205,6 +207,7 @@ class _FileReader(RangeFields):
             deletes_across_shards=self._deletes(file.deletes_across_shards),
             leases=self._leases(file.leases),
             range_reads=self._range_reads(file.range_reads),
+            txn_reads=self._txn_reads(file.txn_reads),
             drain_seconds=self._drain(file.drain_seconds),
             limits=self._limits(file.limits),
         )
@@ -240,6 +243,13 @@ class _FileReader(RangeFields):
             return "default"
         if value != "snapshot":
             self.fail(("range_reads",), f'"range_reads" is "{value}"; write default or snapshot')
+        return "snapshot"
+
+    def _txn_reads(self, value: str) -> Literal["snapshot", "each"]:
+        if value == "each":
+            return "each"
+        if value != "snapshot":
+            self.fail(("txn_reads",), f'"txn_reads" is "{value}"; write snapshot or each')
         return "snapshot"
 
     def _drain(self, seconds: float) -> float:

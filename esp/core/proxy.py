@@ -63,6 +63,7 @@ class Proxy:
                 self.leases.retry,
                 deletes_across_shards=config.deletes_across_shards == "serve",
                 snapshots=config.range_reads == "snapshot",
+                txn_snapshots=config.txn_reads == "snapshot",
                 snapshot_tries=config.limits.max_snapshot_tries,
             ),
             **self.leases.handlers(),

@@ -72,6 +72,7 @@ across_shards: {refuse: [/tenants/, {start: a, end: b}]}
 deletes_across_shards: refuse
 leases: strict
 range_reads: snapshot
+txn_reads: each
 drain_seconds: 2.5
 limits: {max_connections: 20, connect_timeout: 0.5, keepalive_time: 12}
 shards:
@@ -102,6 +103,7 @@ shards:
         kubernetes=(b"/registry/",),
         leases="strict",
         range_reads="snapshot",
+        txn_reads="each",
         drain_seconds=2.5,
         limits=Limits(max_connections=20, connect_timeout=0.5, keepalive_time=12),
     )
@@ -117,6 +119,7 @@ def test_what_is_not_said_has_a_default() -> None:
     assert config.kubernetes == ()
     assert config.leases == "tolerant"
     assert config.range_reads == "default"
+    assert config.txn_reads == "snapshot"
     assert config.drain_seconds == 10
     assert config.limits == Limits()
 
@@ -242,7 +245,7 @@ def binary(key: bytes) -> str:
 
 FIELDS = (
     "the fields here are listen, advertise, shards, whole, across_shards, deletes_across_shards, leases, range_reads, "
-    "drain_seconds, limits"
+    "txn_reads, drain_seconds, limits"
 )
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
 RANGE = "a range is {prefix: ...}, {start: ..., end: ...} or {kubernetes: ...}"
@@ -312,6 +315,7 @@ REFUSED = {
     # Single fields
     "deletes": (ONE + "deletes_across_shards: no way", '5: "deletes_across_shards" is "no way"; write serve or refuse'),
     "range_reads": (ONE + "range_reads: exact", '5: "range_reads" is "exact"; write default or snapshot'),
+    "txn_reads": (ONE + "txn_reads: exact", '5: "txn_reads" is "exact"; write snapshot or each'),
     "leases": (ONE + "leases: lax", '5: "leases" is "lax"; write tolerant or strict'),
     "deletes a truth": (ONE + "deletes_across_shards: no", '5: "deletes_across_shards" must be text, not true or false; quote it'),
     "drain": (ONE + "drain_seconds: .inf", '5: "drain_seconds" is inf; write a number of seconds, 0 or more'),

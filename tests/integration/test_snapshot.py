@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import grpc
 import pytest
@@ -191,8 +192,64 @@ def test_what_never_rests_is_unavailable_after_the_tries(empty_shards: list[Loca
     assert failure.code() == grpc.StatusCode.UNAVAILABLE
     assert failure.details() == (
         "esp: no snapshot in 1 tries, since keys of the range kept changing on s0; "
-        "try again, read fewer keys, or read without a snapshot"
+        "try again, read fewer keys, or read each shard at its own moment (esp-read: each)"
     )
+
+
+@contextmanager
+def written(shards: list[LocalEtcd]) -> Iterator[None]:
+    """While each of these shards is written without a pause: `a` of the first, `j` of the second, `z` of the third."""
+    stop = threading.Event()
+
+    def write(shard: LocalEtcd, key: bytes) -> None:
+        with connect(shard) as channel:
+            while not stop.is_set():
+                KVStub(channel).Put(Put(key=key, value=b"v"))
+
+    writers = [threading.Thread(target=write, args=pair) for pair in zip(shards, (b"a", b"j", b"z"), strict=False)]
+    for writer in writers:
+        writer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+
+
+@pytest.mark.parametrize("form", ["config", "metadata"])
+def test_a_transaction_may_read_each_shard_at_its_own_moment(
+    empty_shards: list[LocalEtcd], start_esp: Esps, form: str
+) -> None:
+    extra = ("txn_reads: each" if form == "config" else "") + "\nlimits: {max_snapshot_tries: 1}"
+    metadata = [("esp-read", "each")] if form == "metadata" else []
+    reads = Txn(success=[Op(request_range=Range(**EVERYTHING)), Op(request_range=Range(key=b"z"))])
+    with connect(start_esp(empty_shards, ["i", "r"], extra=extra)) as channel:
+        kv = KVStub(channel)
+        for key in (b"a", b"j", b"z"):
+            kv.Put(Put(key=key, value=b"v"))
+        with written(empty_shards):
+            for _ in range(200):
+                whole, last = (op.response_range for op in kv.Txn(reads, metadata=metadata).responses)
+                assert [row.key for row in whole.kvs] == [b"a", b"j", b"z"]
+                assert whole.kvs[2] == last.kvs[0], "what is read in one shard is of one moment"
+            code, text = outcome(lambda: [kv.Txn(reads, metadata=SNAPSHOT) for _ in range(1000)])
+            assert code == grpc.StatusCode.UNAVAILABLE
+            assert text.startswith("esp: no snapshot in 1 tries")
+        answer = kv.Txn(reads, metadata=metadata)
+        again = kv.Range(Range(**EVERYTHING, revision=answer.header.revision))
+        assert again.kvs == answer.responses[0].response_range.kvs
+
+
+def test_one_shard_that_is_written_all_the_time_does_not_keep_a_snapshot_from_being_found(
+    kv: KVStub, empty_shards: list[LocalEtcd]
+) -> None:
+    for key in (b"a", b"j", b"z"):
+        kv.Put(Put(key=key, value=b"v"))
+    with written(empty_shards[:1]):
+        for _ in range(300):
+            assert kv.Range(Range(**EVERYTHING), metadata=SNAPSHOT).count == 3
+            assert len(kv.Txn(BOTH).responses) == 2
 
 
 @pytest.mark.parametrize(
@@ -215,7 +272,7 @@ def test_what_esp_read_does_not_take_is_refused_whatever_the_call(
     shard = [("esp-shard", "s0")] if named else []
     assert outcome(lambda: call(kv, metadata=[("esp-read", "exact"), *shard])) == (
         grpc.StatusCode.INVALID_ARGUMENT,
-        "esp: the metadata key esp-read takes snapshot or default",
+        "esp: the metadata key esp-read takes snapshot, each or default",
     )
     assert kv.Range(Range(**EVERYTHING), metadata=[("esp-read", "default")]).count == 0
 

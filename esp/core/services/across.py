@@ -16,7 +16,7 @@ from esp.core.services.handlers import CoroutineCall
 from esp.core.services.merge import delete_part, merge, merge_deletes, part
 from esp.core.services.reading import TXN, Parts, all_of, ask, read_all, segments_of, show_all
 from esp.core.services.revision import merged_header, position_of, read_at, token
-from esp.core.services.snapshot import snapshot
+from esp.core.services.snapshot import counting, snapshot
 from esp.core.services.stream_merge import StreamMerge
 from esp.core.shard import Shard
 from esp.core.shard_map import Segment
@@ -43,19 +43,25 @@ async def range_across(
     Raises:
         RpcError: a shard's, as it came; or there was no snapshot.
     """
-    if snapshot_tries and request.revision <= 0:
-        ranges = [segment.range for segment in segments]
-        request.revision = await snapshot(call, routing, ranges, snapshot_tries)
     read = _Reading(routing)
     read.add(request, segments)
-    answers = await read_all(call, routing, read.parts)
+    answers: Mapping[int, Parts] | None = None
+    if snapshot_tries and request.revision <= 0:
+        request.revision, answers = await snapshot(call, routing, read.parts, snapshot_tries)
+        if answers is None:
+            read = _Reading(routing)
+            read.add(request, segments)
+    if answers is None:
+        answers = await read_all(call, routing, read.parts)
     revision = request.revision if request.revision > 0 else token(routing, _reached(answers))
     header = merged_header([parts.header for parts in answers.values()], routing.identity, revision)
     call.stream.respond(read.answer(request, segments, answers, header).SerializeToString())
 
 
 async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.TxnRequest, snapshot_tries: int) -> None:
-    """Answers a transaction that compares nothing and only reads: all of it at one moment.
+    """Answers a transaction that compares nothing and only reads: all at one moment, or each shard at its own.
+
+    `snapshot_tries` is how often one moment is tried; 0 for not at all.
 
     What the branch that does not run would read is shown to its shards all the same, which look at permissions.
 
@@ -69,18 +75,22 @@ async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.Txn
         unread.add(_Range(key=one.key, range_end=one.range_end), segments_of(routing, keys))
     headers = await show_all(call, routing, unread.parts)
     asked = [operation.request_range for operation in request.success]
-    ranges = [KeyRange.of_request(one.key, one.range_end) for one in asked]
-    latest = [(one, key_range) for one, key_range in zip(asked, ranges, strict=True) if one.revision <= 0]
+    split = [segments_of(routing, KeyRange.of_request(one.key, one.range_end)) for one in asked]
+    latest = [(one, segments) for one, segments in zip(asked, split, strict=True) if one.revision <= 0]
     revision = 0
-    if latest:
-        revision = await snapshot(call, routing, [key_range for _, key_range in latest], snapshot_tries)
+    answers: Mapping[int, Parts] | None = None
+    if latest and snapshot_tries:
+        read = _Reading(routing)
+        for one, segments in latest:
+            read.add(one, segments)
+        revision, answers = await snapshot(call, routing, read.parts, snapshot_tries)
         for one, _ in latest:
             one.revision = revision
-    read = _Reading(routing)
-    split = [segments_of(routing, key_range) for key_range in ranges]
-    for one, segments in zip(asked, split, strict=True):
-        read.add(one, segments)
-    answers = await read_all(call, routing, read.parts)
+    if answers is None or len(latest) < len(asked):
+        read = _Reading(routing)
+        for one, segments in zip(asked, split, strict=True):
+            read.add(one, segments)
+        answers = await read_all(call, routing, read.parts)
     # Where nothing is read, the shards that were shown something are all that it is about.
     headers = {shard: parts.header for shard, parts in answers.items()} or headers
     revision = revision or token(routing, {shard: header.revision for shard, header in headers.items()})
@@ -171,8 +181,10 @@ async def range_stream_across(
     """
     stream = call.stream
     if snapshot_tries and request.revision <= 0:
-        ranges = [segment.range for segment in segments]
-        request.revision = await snapshot(call, routing, ranges, snapshot_tries)
+        ranges: dict[int, list[KeyRange]] = {}
+        for segment in segments:
+            ranges.setdefault(segment.shard, []).append(segment.range)
+        request.revision, _ = await snapshot(call, routing, counting(ranges), snapshot_tries)
     position = position_of(routing.tokens, request.revision)
     revisions = {} if position is None else {one.shard: read_at(position, one.shard) for one in segments}
     merged = StreamMerge(request, segments, revisions, routing.identity, lambda reached: token(routing, reached))

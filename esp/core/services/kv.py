@@ -38,6 +38,7 @@ def handlers(
     *,
     deletes_across_shards: bool,
     snapshots: bool,
+    txn_snapshots: bool,
     snapshot_tries: int,
 ) -> Mapping[bytes, Handler]:
     """The handler of each RPC of the service, by path.
@@ -48,6 +49,7 @@ def handlers(
         lease_retry: takes over writes that a shard refused because it lacks their lease.
         deletes_across_shards: whether a DeleteRange that spans shards is served, shard by shard.
         snapshots: whether a Range that spans shards reads a snapshot, unless its metadata says otherwise.
+        txn_snapshots: the same for a transaction that only reads.
         snapshot_tries: how often one is tried while keys change.
     """
     return {
@@ -55,7 +57,7 @@ def handlers(
         PATH + b"Range": Range(routing, spawn, snapshots=snapshots, snapshot_tries=snapshot_tries),
         PATH + b"RangeStream": RangeStream(routing, spawn, snapshots=snapshots, snapshot_tries=snapshot_tries),
         PATH + b"DeleteRange": DeleteRange(routing, spawn, served=deletes_across_shards),
-        PATH + b"Txn": Txn(routing, spawn, lease_retry, snapshot_tries),
+        PATH + b"Txn": Txn(routing, spawn, lease_retry, snapshots=txn_snapshots, snapshot_tries=snapshot_tries),
         PATH + b"Compact": Compact(routing, spawn),
     }
 
@@ -188,7 +190,7 @@ class _Ranges(_Routed):
     def wants_snapshot(self, stream: ServerStream) -> bool:
         """Whether all shards are to be read at one moment."""
         wanted = stream.head.field(metadata.READ)
-        return wanted == b"snapshot" or (self.snapshots and not wanted)
+        return wanted == b"snapshot" or (self.snapshots and not wanted)  # default is each at its own, whatever is set
 
     def joins(self, request: rpc_pb2.RangeRequest) -> bool:
         """Whether the shards' bytes, one behind the other, are the answer."""
@@ -279,8 +281,11 @@ class DeleteRange(_Routed):
 class Txn(_MayLackLease):
     """All in one shard, whichever branch runs; over several, reads without a condition only."""
 
-    def __init__(self, routing: Routing, spawn: Spawn, lease_retry: LeaseRetry, snapshot_tries: int) -> None:
+    def __init__(
+        self, routing: Routing, spawn: Spawn, lease_retry: LeaseRetry, *, snapshots: bool, snapshot_tries: int
+    ) -> None:
         super().__init__(routing, spawn, lease_retry)
+        self.snapshots = snapshots
         self.snapshot_tries = snapshot_tries
 
     def route(self, stream: ServerStream, message: bytes) -> None:
@@ -325,8 +330,11 @@ class Txn(_MayLackLease):
                 _check(refuse_range(asked, *self.span(keys), at_token=at_token))
             else:
                 translate_filters(self.routing.tokens, asked, sole)
+        wanted = stream.head.field(metadata.READ)
+        wants_snapshot = wanted in (b"snapshot", b"default") or (self.snapshots and not wanted)
         call = CoroutineCall(stream)
-        call.start(self.spawn, across.txn_across(call, self.routing, request, self.snapshot_tries))
+        tries = self.snapshot_tries if wants_snapshot else 0
+        call.start(self.spawn, across.txn_across(call, self.routing, request, tries))
 
     def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
         """Once more, where a lease of its puts lives but its shard lacks it."""

@@ -12,9 +12,12 @@ from esp.core.wire.status import Code, Status
 SHARD: Final = b"esp-shard"
 """Names the one shard that a call is for."""
 READ: Final = b"esp-read"
-"""Says how shards are read together, whatever the config says: all at one moment, or not."""
+"""Says how shards are read together, whatever the config says.
 
-_READS: Final = (b"snapshot", b"default")
+`snapshot` is all at one moment, `each` is each at its own, and `default` what the RPC does where nothing is configured.
+"""
+
+_READS: Final = (b"snapshot", b"each", b"default")
 LOAD_BEARING: Final = frozenset((b"token", b"authorization", b"hasleader", b"client-api-version"))
 
 
@@ -22,8 +25,7 @@ def refuse(head: RequestHead) -> Status | None:
     """What is wrong with the metadata for esp, whatever the call is; None when nothing is."""
     wanted = head.field(READ)
     if wanted and wanted not in _READS:
-        takes = " or ".join(each.decode() for each in _READS)
-        return Status(Code.INVALID_ARGUMENT, f"esp: the metadata key {READ.decode()} takes {takes}")
+        return Status(Code.INVALID_ARGUMENT, f"esp: the metadata key {READ.decode()} takes snapshot, each or default")
     return None
 
 

@@ -1,99 +1,141 @@
-"""A moment at which several shards can be read together: double collect, without a clock that they share.
+"""A moment at which several shards can be read together, found without a clock that they share.
 
-First every shard is asked for its revision and for how many keys it has in the ranges concerned. When all have
-answered, each is asked again: has a key of the ranges been written since (it would have a later mod revision), or
-deleted (the count would be lower, or a key put instead)? What that does not show is a key that came and went in
-between; so where a shard has made revisions meanwhile, the keys are counted at each of them, too. If nothing has
-changed, then from the first answer to the second the ranges were, on every shard, as they are at its first revision:
-all of that was true at one moment, and reading each shard at its revision reads it. A shard on which something changed
-is asked anew, and then all are checked again.
+All shards are looked at in rounds: each is asked for its revision, for how many keys it has in the ranges concerned,
+and whether one of them was written since the round before. A round begins when all have answered the last. So a shard
+that is as it was in the round before was so all the time between the two rounds. From this follow two ways to be sure:
+
+- All shards are as in the round before: then all of that was true at once between the rounds.
+- All but one are unchanged over three rounds: then what the one was found to be in the middle round, whenever in that
+  round that was, was so together with the others. So a snapshot is found however often one shard is written.
+
+What a look does not show is a key that came and went between two. So where a shard has made more revisions, the keys
+are counted at each of them, too, before it counts as unchanged.
+
+The first round can be the reading itself: where nothing is written, its answers are the snapshot after one more round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
-from esp.core.services.reading import read_all, segments_of
+from esp.core.services.reading import Parts, read_all
 from esp.core.services.revision import token
 from esp.core.wire.status import Code, Status
 
 MOST_COUNTS: Final = 128
-"""How often the keys of a shard's ranges are counted at the revisions made meanwhile; more, and it is asked anew."""
+"""How often a shard's ranges are counted at revisions made meanwhile; where that is not enough, they have changed."""
 
-_Wanted = Mapping[int, Iterable[KeyRange]]
+_Ranges = Mapping[int, Sequence[KeyRange]]
 
 
-async def snapshot(call: CoroutineCall, routing: Routing, ranges: Iterable[KeyRange], tries: int) -> int:
-    """A token for a moment at which these ranges, which together span shards, can be read.
+class _Look(NamedTuple):
+    """How a shard was found in a round: its revision, how many keys each range had, and whether they were as before."""
+
+    revision: int
+    counts: list[int]
+    is_as_before: bool = False
+
+
+_Round = dict[int, _Look]
+
+
+class Snapshot(NamedTuple):
+    """A moment.
+
+    Attributes:
+        revision: the token for it.
+        answers: what was read first, where it is of that moment; else it has to be read at the token.
+    """
+
+    revision: int
+    answers: dict[int, Parts] | None
+
+
+async def snapshot(
+    call: CoroutineCall, routing: Routing, parts: Mapping[int, Sequence[rpc_pb2.RangeRequest]], tries: int
+) -> Snapshot:
+    """A moment at which these parts of each shard, without a revision of their own, can be read.
 
     Raises:
-        RpcError: a shard's, as it came; Unavailable when keys changed in each of `tries` tries.
+        RpcError: a shard's, as it came; Unavailable when keys changed in each of `tries` rounds.
     """
-    wanted: dict[int, dict[KeyRange, None]] = {}
-    for key_range in ranges:
-        for segment in segments_of(routing, key_range):
-            wanted.setdefault(segment.shard, {})[segment.range] = None
-    revisions: dict[int, int] = {}
-    counts: dict[int, list[int]] = {}
-    stale = set(wanted)
-    for _ in range(tries):
-        counted = await read_all(call, routing, {shard: [_count(part) for part in wanted[shard]] for shard in stale})
-        for shard, parts in counted.items():
-            revisions[shard] = parts.header.revision
-            counts[shard] = [response.count for response in parts.responses]
-        if len(wanted) == 1:
-            break
-        stale = await _changed(call, routing, wanted, revisions, counts)
-        if not stale:
-            break
-    else:
-        call.stream.connection.context.reached("max_snapshot_tries")
-        names = ", ".join(sorted(routing.shards[shard].name for shard in stale))
-        raise Status(
-            Code.UNAVAILABLE,
-            f"esp: no snapshot in {tries} tries, since keys of the range kept changing on {names}; "
-            "try again, read fewer keys, or read without a snapshot",
-        ).error()
-    return token(routing, revisions)
-
-
-async def _changed(
-    call: CoroutineCall,
-    routing: Routing,
-    wanted: _Wanted,
-    revisions: Mapping[int, int],
-    counts: Mapping[int, list[int]],
-) -> set[int]:
-    """The shards whose ranges have changed since these revisions, at which they had so many keys; or may have."""
-    later = {shard: [_changed_since(part, revisions[shard]) for part in parts] for shard, parts in wanted.items()}
-    checked = await read_all(call, routing, later)
-    stale = {
-        shard
-        for shard, parts in checked.items()
-        if any(response.kvs for response in parts.responses)
-        or [response.count for response in parts.responses] != counts[shard]
+    for asked in parts.values():
+        for part in asked:
+            part.serializable = False  # what a member that lags behind tells is of no moment after the call began
+    answers = await read_all(call, routing, parts)
+    ranges: _Ranges = {
+        shard: list(dict.fromkeys(KeyRange.of_request(part.key, part.range_end) for part in asked))
+        for shard, asked in parts.items()
     }
-    if stale:
-        return stale
+    first: _Round = {}
+    for shard, asked in parts.items():
+        counted = {
+            KeyRange.of_request(part.key, part.range_end): response.count
+            for part, response in zip(asked, answers[shard].responses, strict=True)
+        }
+        first[shard] = _Look(answers[shard].header.revision, [counted[part] for part in ranges[shard]])
+    if len(parts) == 1:
+        return Snapshot(token(routing, _revisions(first)), answers)
+    rounds = [first]
+    for _ in range(tries):
+        rounds = [*rounds[-2:], await _round(call, routing, ranges, rounds[-1])]
+        changed = {shard for shard, look in rounds[-1].items() if not look.is_as_before}
+        if not changed:
+            found = rounds[-2]
+            return Snapshot(token(routing, _revisions(found)), answers if found is first else None)
+        if len(rounds) == 3 and len(changed | {s for s, look in rounds[1].items() if not look.is_as_before}) == 1:
+            return Snapshot(token(routing, _revisions(rounds[1])), None)
+    call.stream.connection.context.reached("max_snapshot_tries")
+    names = ", ".join(sorted(routing.shards[shard].name for shard in changed))
+    raise Status(
+        Code.UNAVAILABLE,
+        f"esp: no snapshot in {tries} tries, since keys of the range kept changing on {names}; "
+        "try again, read fewer keys, or read each shard at its own moment (esp-read: each)",
+    ).error()
+
+
+def counting(ranges: _Ranges) -> dict[int, list[rpc_pb2.RangeRequest]]:
+    """Parts that only count, for a snapshot whose reading comes later."""
+    return {shard: [_count(part) for part in asked] for shard, asked in ranges.items()}
+
+
+def _revisions(found: _Round) -> dict[int, int]:
+    return {shard: look.revision for shard, look in found.items()}
+
+
+async def _round(call: CoroutineCall, routing: Routing, ranges: _Ranges, before: _Round) -> _Round:
+    """Looks at every shard once more."""
+    asked = {
+        shard: [
+            *(_count(part) for part in parts),
+            *(_changed_since(part, before[shard].revision) for part in parts),
+        ]
+        for shard, parts in ranges.items()
+    }
+    looks: _Round = {}
     between: dict[int, list[rpc_pb2.RangeRequest]] = {}
-    for shard, parts in checked.items():
-        made = range(revisions[shard] + 1, parts.header.revision)
-        if len(made) * len(counts[shard]) > MOST_COUNTS:
-            stale.add(shard)
-        elif made:
-            between[shard] = [_count(part, revision) for revision in made for part in wanted[shard]]
-    if stale or not between:
-        return stale
-    for shard, parts in (await read_all(call, routing, between)).items():
-        counted = [response.count for response in parts.responses]
-        if counted != counts[shard] * (len(counted) // len(counts[shard])):
-            stale.add(shard)
-    return stale
+    for shard, answer in (await read_all(call, routing, asked)).items():
+        revision, counts = before[shard].revision, before[shard].counts
+        now = [response.count for response in answer.responses[: len(counts)]]
+        is_as_before = now == counts and not any(response.kvs for response in answer.responses[len(counts) :])
+        made = range(revision + 1, answer.header.revision)
+        if is_as_before and made:
+            is_as_before = len(made) * len(counts) <= MOST_COUNTS
+            if is_as_before:
+                between[shard] = [_count(part, revision) for revision in made for part in ranges[shard]]
+        looks[shard] = _Look(answer.header.revision, now, is_as_before)
+    if between and sum(not look.is_as_before for look in looks.values()) <= 1:  # else it makes no difference
+        for shard, answer in (await read_all(call, routing, between)).items():
+            counted = [response.count for response in answer.responses]
+            counts = looks[shard].counts
+            if counted != counts * (len(counted) // len(counts)):
+                looks[shard] = looks[shard]._replace(is_as_before=False)
+    return looks
 
 
 def _count(part: KeyRange, revision: int = 0) -> rpc_pb2.RangeRequest:

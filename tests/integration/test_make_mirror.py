@@ -1,0 +1,72 @@
+"""`etcdctl make-mirror` through esp: docs/errors.md, "Tools"."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from esp.core.local import LocalEtcd
+from esp.core.pb import rpc_pb2
+from tests.harness import EspProcess, Server, connect, peer, program, run_etcdctl, wait_until
+from tests.stubs.rpc_pb2_grpc import KVStub
+
+PREFIX = "s/"
+
+
+@pytest.fixture
+def uneven(esp: EspProcess, empty_shards: list[LocalEtcd]) -> EspProcess:
+    """esp with two keys in the last shard, whose revision is behind that of the owner of `foo`, the first."""
+    with connect(esp) as channel, connect(empty_shards[0]) as first, connect(empty_shards[2]) as last:
+        for number in range(2):
+            KVStub(channel).Put(rpc_pb2.PutRequest(key=f"{PREFIX}{number}".encode(), value=b"v"))
+        behind = KVStub(last).Range(rpc_pb2.RangeRequest(key=b"s")).header.revision
+        while KVStub(first).Put(rpc_pb2.PutRequest(key=b"foo")).header.revision <= behind + 10:
+            pass
+    return esp
+
+
+@contextmanager
+def mirroring(etcdctl: Path, source: Server, target: Server, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [etcdctl, "--endpoints", source.address, "make-mirror", "--prefix", PREFIX, f"http://{target.address}"]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def mirrored(target: Server) -> list[str]:
+    return run_etcdctl(program("etcdctl", "ESP_ETCDCTL"), target, "get", "--keys-only", "--prefix", "").stdout.split()
+
+
+def check_mirror(etcdctl: Path, source: Server, esp: EspProcess, target: Server, log: Path) -> None:
+    with mirroring(etcdctl, source, target, log):
+        wait_until(lambda: mirrored(target) == ["s/0", "s/1"])
+        with connect(esp) as channel:
+            KVStub(channel).Put(rpc_pb2.PutRequest(key=b"s/2", value=b"v"))
+            KVStub(channel).DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"s/0"))
+        wait_until(lambda: mirrored(target) == ["s/1", "s/2"])
+
+
+def test_one_that_asks_foo_for_the_revision_gets_another_shards(
+    uneven: EspProcess, empty_etcd: LocalEtcd, tmp_path: Path
+) -> None:
+    """Up to some 3.5; the revision of `foo` is in the future of the shard that is mirrored."""
+    log = tmp_path / "log"
+    with mirroring(program("etcdctl", "ESP_ETCDCTL"), uneven, empty_etcd, log) as process:
+        assert process.wait(30)
+    assert "required revision is a future revision" in log.read_text()
+
+
+def test_one_that_asks_for_the_prefix_mirrors_it(uneven: EspProcess, empty_etcd: LocalEtcd, tmp_path: Path) -> None:
+    check_mirror(peer("etcdctl"), uneven, uneven, empty_etcd, tmp_path / "log")
+
+
+def test_any_mirrors_from_the_shard_itself(
+    uneven: EspProcess, empty_shards: list[LocalEtcd], empty_etcd: LocalEtcd, tmp_path: Path
+) -> None:
+    check_mirror(program("etcdctl", "ESP_ETCDCTL"), empty_shards[2], uneven, empty_etcd, tmp_path / "log")
