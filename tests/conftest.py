@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from esp.core import local
 from esp.core.local import LocalEtcd
@@ -25,6 +26,10 @@ from tests.harness import (
     wipe,
 )
 from tests.stubs import rpc_pb2_grpc
+
+# How long an example takes says how busy the machine is, and nothing else.
+settings.register_profile("esp", deadline=None)
+settings.load_profile("esp")
 
 # Before anything imports it, so that its assertions tell what differs.
 pytest.register_assert_rewrite("tests.core.wire.conversation")
