@@ -1,16 +1,25 @@
 """Memory that was freed goes back to the system: the C library by itself keeps most of it after a burst of connections.
 
-Python frees its small objects in whole arenas. Everything above 512 bytes is malloc's, and glibc gives back only what
-lies at the end of its heap (mallopt(3), M_TRIM_THRESHOLD): a few survivors of a burst hold all of it.
+Everything above 512 bytes is malloc's, and glibc gives back only what lies at the end of its heap (mallopt(3),
+M_TRIM_THRESHOLD): a few survivors of a burst hold all of it. What is smaller lies in Python's arenas of 1 MiB, which
+go when nothing is left in them; tuples and lists that Python keeps for later use hold them, until a full garbage
+collection.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
+from time import monotonic
 from typing import Any, Final
 
 WORTH_IT: Final = 33_554_432
 """Bytes that must have become free since the last time; giving back takes about 0.1 ms for each MB."""
+
+
+COLLECTED_AT_MOST: Final = 200_000
+"""Objects up to which a garbage collection does not keep anybody waiting: 20 ms, about."""
+COLLECT_SECONDS: Final = 30.0
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -30,6 +39,7 @@ class Heap:
         if self._mallinfo is not None:
             self._mallinfo.restype = _Mallinfo2
         self._given_back = self._free() if self.is_known else 0
+        self._collected = -COLLECT_SECONDS
 
     @property
     def is_known(self) -> bool:
@@ -48,6 +58,10 @@ class Heap:
         self._given_back = min(self._given_back, free)
         if free - self._given_back < WORTH_IT:
             return False
+        now = monotonic()
+        if now - self._collected >= COLLECT_SECONDS and len(gc.get_objects()) <= COLLECTED_AT_MOST:
+            self._collected = now
+            gc.collect()
         self._trim(0)
         self._given_back = self._free()
         return True

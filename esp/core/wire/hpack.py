@@ -10,7 +10,7 @@ influence the bytes another sees.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NoReturn, TypeVar
 
 from hpack import HPACKError, OversizedHeaderListError
 from hpack.hpack import Decoder, encode_integer
@@ -156,10 +156,19 @@ class HeaderDecoder(Generic[Head]):
             self.forget()
         self._memo_bytes += len(block) + self._list_bytes
 
+    def close(self) -> None:
+        """No more blocks come: what was remembered goes, and `build`, which refers to the connection, as well."""
+        self.forget()
+        self._build = _closed
+
     def forget(self) -> None:
         """Empties the memo."""
         self.memo.clear()
         self._memo_bytes = 0
+
+
+def _closed(_: Fields) -> NoReturn:
+    raise ConnectionFault(ErrorCode.NO_ERROR, "the connection has ended")
 
 
 def _check_size_updates(block: bytes, *, to_zero: bool) -> None:

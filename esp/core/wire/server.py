@@ -134,9 +134,9 @@ class ServerConnection(FrameReader):
         self.end(ErrorCode.NO_ERROR, "idle, and connections are scarce")
 
     def lost(self, reason: str) -> None:
-        """The connection is gone; what it remembers goes at once, since a connection is a cycle of objects."""
+        """The connection is gone. A cycle of objects would stay in memory for long, and with it what lies around it."""
         super().lost(reason)
-        self._decoder.forget()
+        self._decoder.close()
 
     def _head(self, fields: Fields) -> RequestHead:
         head = parse_request(fields)

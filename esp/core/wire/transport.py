@@ -179,6 +179,7 @@ class WireProtocol(asyncio.Protocol, Worker):
         if self.connection is not None:
             self.connection.on_flush = None
             self.connection.on_end = None
+            self.connection.on_charge = None
             self._unread = b""
             self.connection.lost("connection lost" if exc is None else str(exc))
             self.context.flush()
