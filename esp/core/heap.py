@@ -13,8 +13,10 @@ import gc
 from time import monotonic
 from typing import Any, Final
 
-WORTH_IT: Final = 33_554_432
+WORTH_IT: Final = 8_388_608
 """Bytes that must have become free since the last time; giving back takes about 0.1 ms for each MB."""
+SETTLED: Final = 1_048_576
+"""Bytes by which no more than that became free since the last look: the burst is over."""
 
 
 COLLECTED_AT_MOST: Final = 200_000
@@ -38,7 +40,7 @@ class Heap:
         self._trim: Any = getattr(libc, "malloc_trim", None)
         if self._mallinfo is not None:
             self._mallinfo.restype = _Mallinfo2
-        self._given_back = self._free() if self.is_known else 0
+        self._given_back = self._before = self._free() if self.is_known else 0
         self._collected = -COLLECT_SECONDS
 
     @property
@@ -50,13 +52,15 @@ class Heap:
         return int(self._mallinfo().field8)
 
     def tick(self) -> bool:
-        """Gives memory back where much has become free; whether it did."""
+        """Gives memory back where much has become free, and no more does; whether it did."""
         if not self.is_known:
             return False
         # What was given back still counts as free, until it is used again.
         free = self._free()
         self._given_back = min(self._given_back, free)
-        if free - self._given_back < WORTH_IT:
+        is_settled = free - self._before < SETTLED
+        self._before = free
+        if free - self._given_back < WORTH_IT or not is_settled:
             return False
         now = monotonic()
         if now - self._collected >= COLLECT_SECONDS and len(gc.get_objects()) <= COLLECTED_AT_MOST:

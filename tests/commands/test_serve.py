@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -201,3 +203,22 @@ class TestSignals:
         assert esp.wait() == 0
         endpoints = [shard.endpoints[0] for shard in config.load(path).shards]
         wait_until(lambda: not any(is_listening(f"{endpoint.host}:{endpoint.port}") for endpoint in endpoints))
+
+
+class TestFlooded:
+    """A log that others write to."""
+
+    def test_what_comes_again_and_again_is_counted(self, etcd: LocalEtcd, start_esp: Esps) -> None:
+        esp = start_esp([etcd])
+        before = len(esp.log().splitlines())
+        for _ in range(300):
+            with socket.create_connection(("127.0.0.1", esp.port)) as client:
+                client.sendall(bytes.fromhex("160301020001fc0303"))
+                with contextlib.suppress(ConnectionError):
+                    client.recv(1)
+        assert esp.stop() == 0
+        lines = esp.log().splitlines()[before:]
+        assert "a TLS ClientHello at a plain port: let the client use http://" in lines[0]
+        (told,) = [line for line in lines if "more like this" in line]
+        assert re.search(r"WARNING \d+ more like this in the last \d+ s from 1 address, the last: 127", told)
+        assert len(lines) < 10
