@@ -16,7 +16,9 @@ from typing import Any, Final
 WORTH_IT: Final = 8_388_608
 """Bytes that must have become free since the last time; giving back takes about 0.1 ms for each MB."""
 SETTLED: Final = 1_048_576
-"""Bytes by which no more than that became free since the last look: the burst is over."""
+"""Bytes by which what is free may change between two looks when a burst is over."""
+LOOKS: Final = 4
+"""So many looks, half a second apart, must find it so: what is in use all the time is not given back all the time."""
 
 
 COLLECTED_AT_MOST: Final = 200_000
@@ -41,6 +43,7 @@ class Heap:
         if self._mallinfo is not None:
             self._mallinfo.restype = _Mallinfo2
         self._given_back = self._before = self._free() if self.is_known else 0
+        self._still = 0
         self._collected = -COLLECT_SECONDS
 
     @property
@@ -52,15 +55,15 @@ class Heap:
         return int(self._mallinfo().field8)
 
     def tick(self) -> bool:
-        """Gives memory back where much has become free, and no more does; whether it did."""
+        """Gives memory back where much has become free, and that is over; whether it did."""
         if not self.is_known:
             return False
         # What was given back still counts as free, until it is used again.
         free = self._free()
         self._given_back = min(self._given_back, free)
-        is_settled = free - self._before < SETTLED
+        self._still = self._still + 1 if abs(free - self._before) < SETTLED else 0
         self._before = free
-        if free - self._given_back < WORTH_IT or not is_settled:
+        if free - self._given_back < WORTH_IT or self._still < LOOKS:
             return False
         now = monotonic()
         if now - self._collected >= COLLECT_SECONDS and len(gc.get_objects()) <= COLLECTED_AT_MOST:
