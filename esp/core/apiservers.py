@@ -12,8 +12,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from google.protobuf.message import DecodeError
-
 from esp.core.keys import format_key
 from esp.core.kubernetes import COMPACT_KEY, Cut, cuts, objects_of
 from esp.core.pb import rpc_pb2
@@ -48,10 +46,7 @@ async def holds(shard: Shard, key: bytes) -> bool:
     """
     request = rpc_pb2.RangeRequest(key=key, count_only=True).SerializeToString()
     answer = await shard.unary(b"/etcdserverpb.KV/Range", request, idempotent=True, timeout=ANSWER_SECONDS)
-    try:
-        return rpc_pb2.RangeResponse.FromString(answer).count > 0
-    except DecodeError:
-        return False
+    return shard.parsed(rpc_pb2.RangeResponse, answer).count > 0
 
 
 def roots_in_question(shard_map: ShardMap) -> list[bytes]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from time import monotonic
 from typing import Protocol
 
 from esp.core import errors
+from esp.core.background import Background
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
@@ -75,6 +77,10 @@ class ParkedCall(Sink):
         self.down.sink = None
         self._sender.refuse(self.down, status)
 
+    def on_bug(self) -> None:
+        """An exception came out of it: it ends."""
+        self.down.on_bug()
+
 
 class _Waiter:
     """A coroutine that waits."""
@@ -96,6 +102,10 @@ class _Waiter:
         if not self.future.done():
             self.future.set_exception(status.error())
 
+    def on_bug(self) -> None:
+        """An exception came out of it: it need not wait any more."""
+        self.future.cancel()
+
 
 class StreamOpener(Protocol):
     """Whoever wants a long-lived stream of its own, and waits for it as long as that takes."""
@@ -103,9 +113,12 @@ class StreamOpener(Protocol):
     def go(self, connection: ClientConnection) -> None:
         """A connection is there and has room: the call can be sent."""
 
+    def on_bug(self) -> None:
+        """An exception came out of `go`: what the stream was for ends."""
+
 
 class Lane:
-    """One connection and its queues; all may be empty.
+    """One connection and its queues; all may be empty. A bug in one of the calls that wait ends that one.
 
     Attributes:
         connection: the one in use.
@@ -113,13 +126,14 @@ class Lane:
         standing: those that wait for as long as it takes; no more than streams that clients have open.
     """
 
-    __slots__ = ("_closed", "_context", "connection", "standing", "waiting")
+    __slots__ = ("_background", "_closed", "_context", "connection", "standing", "waiting")
 
-    def __init__(self, context: WireContext) -> None:
+    def __init__(self, context: WireContext, background: Background) -> None:
         self.connection: ClientConnection | None = None
         self.waiting: dict[ParkedCall | _Waiter, None] = {}
         self.standing: dict[StreamOpener, None] = {}
         self._context = context
+        self._background = background
         self._closed = False
 
     def free(self) -> ClientConnection | None:
@@ -171,11 +185,11 @@ class Lane:
         while self.waiting and (connection := self.free()) is not None:
             call = next(iter(self.waiting))
             self.unpark(call)
-            call.go(connection)
+            self._background.guard("a call that waited", partial(call.go, connection), call.on_bug)
         while self.standing and (connection := self.free()) is not None:
             opener = next(iter(self.standing))
             del self.standing[opener]
-            opener.go(connection)
+            self._background.guard("a stream that waited", partial(opener.go, connection), opener.on_bug)
 
     def stand(self, opener: StreamOpener) -> None:
         """Lets it wait without a limit; for nothing once the lane is closed."""
@@ -199,4 +213,5 @@ class Lane:
     def _refuse(self, calls: list[ParkedCall | _Waiter]) -> None:
         for call in calls:
             if self.unpark(call):
-                call.refuse(errors.NO_CONNECTION)
+                refuse = partial(call.refuse, errors.NO_CONNECTION)
+                self._background.guard("a call that waited in vain", refuse, call.on_bug)

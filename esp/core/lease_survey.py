@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from time import monotonic
 from typing import Final
 
+from esp.core.background import Background, all_of
 from esp.core.config import Config
 from esp.core.lease_sync import Copied, CopyTtl, call, copy, each, revoke, time_to_live
 from esp.core.pb import rpc_pb2
@@ -159,7 +161,7 @@ async def revoke_orphans(
             assert view.only_on is not None
             orphaned = shards[view.only_on]
             try:
-                others = await asyncio.gather(*(time_to_live(s, view.id) for s in shards if s is not orphaned))
+                others = await all_of([time_to_live(s, view.id) for s in shards if s is not orphaned])
                 if any(other.TTL >= 0 for other in others):
                     done = Done.KEPT
                 else:
@@ -219,7 +221,7 @@ class _Survey:
 
     async def _look(self, view: LeaseView, holders: Sequence[int]) -> None:
         """Notes the lease as it is in `view`, and on these shards as they tell now."""
-        answers = await asyncio.gather(*(time_to_live(self._shards[index], view.id, keys=True) for index in holders))
+        answers = await all_of([time_to_live(self._shards[index], view.id, keys=True) for index in holders])
         on = list(view.on)
         for index, answer in zip(holders, answers, strict=True):
             if answer.TTL >= 0:
@@ -227,7 +229,7 @@ class _Survey:
         self._views[view.id] = replace(view, on=tuple(on))
 
     async def _lists(self) -> list[set[int]]:
-        return list(await asyncio.gather(*map(_leases, self._shards)))
+        return await all_of(map(_leases, self._shards))
 
 
 async def _leases(shard: Shard) -> set[int]:
@@ -244,21 +246,18 @@ async def _connected(config: Config) -> AsyncIterator[list[Shard]]:
         UnreachableError: one cannot be connected to within CONNECT_SECONDS.
     """
     context = WireContext(config.limits)
-    shards = [Shard(shard.name, shard.endpoints, context) for shard in config.shards]
     until = monotonic() + CONNECT_SECONDS
-    running = [asyncio.create_task(shard.run()) for shard in shards]
-    running.append(asyncio.create_task(_tick(shards)))
-    try:
+    async with Background() as background:
+        shards = [Shard(shard.name, shard.endpoints, context, background) for shard in config.shards]
+        for shard in shards:
+            background.start(shard.run())
+        background.keep("the shards' deadlines", partial(_tick, shards))
         for shard in shards:
             while not shard.is_ready:
                 if monotonic() > until:
                     raise UnreachableError(f'shard "{shard.name}" cannot be reached: {shard.trouble or "no answer"}')
                 await asyncio.sleep(_POLL_SECONDS)
         yield shards
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def _tick(shards: Sequence[Shard]) -> None:

@@ -7,7 +7,6 @@ Both do it with `copy`. Nothing here renews a lease: only its owner may.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from enum import StrEnum
 from typing import Any, Final, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import Message
 
 from esp.core import errors
+from esp.core.background import all_of
 from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
 from esp.core.wire.hpack import Fields
@@ -72,7 +72,7 @@ async def call(
         )
     except RpcError as error:
         raise errors.undecided(error.status).error() from None
-    return answer.FromString(body)
+    return shard.parsed(answer, body)
 
 
 async def time_to_live(
@@ -190,7 +190,7 @@ async def each(items: Iterable[Item], work: Callable[[Item], Coroutine[Any, Any,
     rest: Iterator[Item] = iter(items)
     failure: RpcError | None = None
 
-    # The error is kept out of the group: a TaskGroup that fails forgets that it was cancelled at the same time.
+    # The error is kept out of the group: one that fails forgets that it was cancelled at the same time.
     async def worker() -> None:
         nonlocal failure
         for item in rest:
@@ -201,8 +201,6 @@ async def each(items: Iterable[Item], work: Callable[[Item], Coroutine[Any, Any,
             if failure is not None:
                 return
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(concurrency):
-            group.create_task(worker())
+    await all_of([worker() for _ in range(concurrency)])
     if failure is not None:
         raise failure

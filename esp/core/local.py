@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from esp.core import config
+from esp.core.background import all_of
 from esp.core.keys import format_range
 from esp.core.shard_map import ShardMap
 
@@ -369,7 +370,7 @@ class LocalCluster:
         try:
             for etcd in self.etcds:
                 etcd.start()
-            await asyncio.gather(*(etcd.wait_ready(timeout) for etcd in self.etcds))
+            await all_of([etcd.wait_ready(timeout) for etcd in self.etcds])
         except BaseException:
             for etcd in self.etcds:
                 etcd.kill()
@@ -377,7 +378,7 @@ class LocalCluster:
 
     async def stop(self) -> None:
         """Stop every etcd; all at once, as each may take its time."""
-        await asyncio.gather(*(etcd.stop() for etcd in self.etcds))
+        await all_of([etcd.stop() for etcd in self.etcds])
 
     def summary(self, shard_map: ShardMap, listen: Sequence[str], config_path: Path) -> list[str]:
         """What `esp serve --local` prints when ready: what runs, which keys live where, what to type next."""

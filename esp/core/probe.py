@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from time import monotonic
-from typing import Final, TypeVar
+from typing import Final
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from esp.core.apiservers import holds, namespace_key, roots_in_question
-from esp.core.config import Config, Endpoint
+from esp.core.background import Background, all_of
+from esp.core.config import Config, Endpoint, ShardConfig
 from esp.core.health import Alarm, EndpointHealth, Health, Member, ShardHealth, judge, with_cuts
 from esp.core.kubernetes import COMPACT_KEY, assumed_roots, cuts
 from esp.core.pb import rpc_pb2
@@ -35,15 +36,12 @@ _POLL_SECONDS: Final = 0.01
 async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
     """Asks all endpoints at once; takes `seconds` at most. What fails is part of the answer, nothing is raised."""
     context = WireContext(config.limits)
-    async with asyncio.TaskGroup() as group:
-        asked = [
-            [group.create_task(_examine(endpoint, context, seconds)) for endpoint in shard.endpoints]
-            for shard in config.shards
-        ]
-    health = judge(
-        ShardHealth(shard.name, shard.ranges, tuple(task.result() for task in tasks))
-        for shard, tasks in zip(config.shards, asked, strict=True)
-    )
+
+    async def ask(shard: ShardConfig) -> ShardHealth:
+        endpoints = await all_of([_examine(endpoint, context, seconds) for endpoint in shard.endpoints])
+        return ShardHealth(shard.name, shard.ranges, tuple(endpoints))
+
+    health = judge(await all_of(map(ask, config.shards)))
     shard_map, assumed = config.shard_map, assumed_roots(config.kubernetes)
     at_work = await _roots_at_work(config, context, seconds) if len(config.shards) > 1 else []
     found = [cut for root in dict.fromkeys((*assumed, *at_work)) for cut in cuts(shard_map, root)]
@@ -52,9 +50,8 @@ async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
 
 async def _roots_at_work(config: Config, context: WireContext, seconds: float) -> list[bytes]:
     """The directories of kube-apiservers' keys, as far as shards tell in that time; the assumed ones included."""
-    shards = [Shard(shard.name, shard.endpoints, context) for shard in config.shards]
 
-    async def find() -> list[bytes]:
+    async def find(shards: list[Shard]) -> list[bytes]:
         async def is_there(key: bytes) -> bool:
             try:
                 return await holds(shards[config.shard_map.owner(key)], key)
@@ -66,37 +63,33 @@ async def _roots_at_work(config: Config, context: WireContext, seconds: float) -
         if not await is_there(COMPACT_KEY):
             return []
         suspected = roots_in_question(config.shard_map)[:MAX_SUSPECTED]
-        seen = await asyncio.gather(*(is_there(namespace_key(root)) for root in suspected))
+        seen = await all_of([is_there(namespace_key(root)) for root in suspected])
         return [
             *assumed_roots(config.kubernetes),
             *(root for root, there in zip(suspected, seen, strict=True) if there),
         ]
 
-    async with asyncio.TaskGroup() as group:
-        running = [group.create_task(shard.run()) for shard in shards]
+    async with Background() as background:
+        shards = [Shard(shard.name, shard.endpoints, context, background) for shard in config.shards]
+        for shard in shards:
+            background.start(shard.run())
         try:
-            return await asyncio.wait_for(find(), seconds)
+            return await asyncio.wait_for(find(shards), seconds)
         except TimeoutError:
             return []
-        finally:
-            for task in running:
-                task.cancel()
 
 
 async def _examine(endpoint: Endpoint, context: WireContext, seconds: float) -> EndpointHealth:
-    shard = Shard(str(endpoint), [endpoint], context)
     until = monotonic() + seconds
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(shard.run())
-        try:
-            while not shard.is_ready:
-                if shard.trouble or monotonic() > until:
-                    reason = shard.trouble or f"no connection within {seconds:g} s"
-                    return EndpointHealth(endpoint, False, refusal=Status(Code.UNAVAILABLE, reason))
-                await asyncio.sleep(_POLL_SECONDS)
-            return await _ask(shard, endpoint, until)
-        finally:
-            running.cancel()
+    async with Background() as background:
+        shard = Shard(str(endpoint), [endpoint], context, background)
+        background.start(shard.run())
+        while not shard.is_ready:
+            if shard.trouble or monotonic() > until:
+                reason = shard.trouble or f"no connection within {seconds:g} s"
+                return EndpointHealth(endpoint, False, refusal=Status(Code.UNAVAILABLE, reason))
+            await asyncio.sleep(_POLL_SECONDS)
+        return await _ask(shard, endpoint, until)
 
 
 async def _settled(shard: Shard) -> None:
@@ -108,43 +101,39 @@ async def _settled(shard: Shard) -> None:
 
 
 async def _ask(shard: Shard, endpoint: Endpoint, until: float) -> EndpointHealth:
-    async with asyncio.TaskGroup() as group:
-        asked_status = group.create_task(_timed_status(shard, until))
-        request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
-        asked_alarms = group.create_task(_call(shard, "Alarm", request, rpc_pb2.AlarmResponse, until))
-    status, latency = asked_status.result()
-    alarms = asked_alarms.result()
-    told_status = not isinstance(status, Status)
+    alarm_request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
+    (status, latency), (alarms, _) = await all_of(
+        [
+            _timed(shard, "Status", rpc_pb2.StatusRequest(), rpc_pb2.StatusResponse, until),
+            _timed(shard, "Alarm", alarm_request, rpc_pb2.AlarmResponse, until),
+        ]
+    )
+    told_status = isinstance(status, rpc_pb2.StatusResponse)
     return EndpointHealth(
         endpoint,
         reachable=True,
         latency=latency if told_status else None,
-        member=None if isinstance(status, Status) else _member(status),
-        alarms=None if isinstance(alarms, Status) else tuple(_alarms(alarms)),
-        refusal=status if isinstance(status, Status) else alarms if isinstance(alarms, Status) else None,
+        member=_member(status) if isinstance(status, rpc_pb2.StatusResponse) else None,
+        alarms=tuple(_alarms(alarms)) if isinstance(alarms, rpc_pb2.AlarmResponse) else None,
+        refusal=next((one for one in (status, alarms) if isinstance(one, Status)), None),
     )
 
 
-async def _timed_status(shard: Shard, until: float) -> tuple[rpc_pb2.StatusResponse | Status, float]:
+async def _timed(
+    shard: Shard, method: str, request: Message, answer: type[Message], until: float
+) -> tuple[Message | Status, float]:
+    """The answer of one Maintenance RPC, or the status it failed with; and how many seconds it took."""
     began = monotonic()
-    answer = await _call(shard, "Status", rpc_pb2.StatusRequest(), rpc_pb2.StatusResponse, until)
-    return answer, monotonic() - began
-
-
-Answer = TypeVar("Answer", bound=Message)
-
-
-async def _call(shard: Shard, method: str, request: Message, answer: type[Answer], until: float) -> Answer | Status:
-    """The answer of one Maintenance RPC, or the status it failed with."""
     path = f"/etcdserverpb.Maintenance/{method}".encode()
-    seconds = max(0.001, until - monotonic())
+    seconds = max(0.001, until - began)
+    told: Message | Status
     try:
-        return answer.FromString(await shard.unary(path, request.SerializeToString(), idempotent=True, timeout=seconds))
+        body = await shard.unary(path, request.SerializeToString(), idempotent=True, timeout=seconds)
+        told = shard.parsed(answer, body)
     except RpcError as error:
         late = error.status.code == Code.DEADLINE_EXCEEDED
-        return Status(Code.DEADLINE_EXCEEDED, "no answer in time") if late else error.status
-    except DecodeError:
-        return Status(Code.INTERNAL, f"its answer to {method} is not etcd's")
+        told = Status(Code.DEADLINE_EXCEEDED, "no answer in time") if late else error.status
+    return told, monotonic() - began
 
 
 def _member(status: rpc_pb2.StatusResponse) -> Member:

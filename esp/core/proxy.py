@@ -6,12 +6,13 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
+from functools import partial
 from time import monotonic
-from typing import Any
 
 from esp.core import errors
 from esp.core.apiservers import ApiServers
+from esp.core.background import Background
 from esp.core.config import Config, Listen
 from esp.core.heap import Heap
 from esp.core.kubernetes import assumed_roots
@@ -34,13 +35,17 @@ class Proxy:
 
     Entering binds the listeners and connects the shards; leaving drains: no new connections, GOAWAY, calls in flight
     finish, streams end so that clients resume elsewhere, and every task is awaited.
+
+    Attributes:
+        background: owns every task and timer outside the wire; its counters tell of bugs.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.context = WireContext(config.limits)
+        self.background = Background()
         self._heap = Heap()
-        shards = [Shard(shard.name, shard.endpoints, self.context) for shard in config.shards]
+        shards = [Shard(shard.name, shard.endpoints, self.context, self.background) for shard in config.shards]
         undivided = Undivided(config.shard_map, config.across_shards.refused, self.context.reached)
         apiservers = ApiServers(
             config.shard_map,
@@ -51,15 +56,12 @@ class Proxy:
         )
         self.routing = Routing(config.shard_map, shards, Tokens(len(shards), self.context), undivided, apiservers)
         self.bound: list[tuple[str, int]] = []
-        self._calls = asyncio.TaskGroup()
-        self._background = asyncio.TaskGroup()
-        self._tasks: list[asyncio.Task[None]] = []
         pages = Pages(self.routing)
-        self.leases = Leases(self.routing, self._spawn, self.context, tolerant=config.leases == "tolerant")
+        self.leases = Leases(self.routing, self.background, self.context, tolerant=config.leases == "tolerant")
         served = {
             **kv.handlers(
                 self.routing,
-                self._spawn,
+                self.background.start,
                 self.leases.retry,
                 deletes_across_shards=config.deletes_across_shards == "serve",
                 snapshots=config.range_reads == "snapshot",
@@ -67,14 +69,11 @@ class Proxy:
                 snapshot_tries=config.limits.max_snapshot_tries,
             ),
             **self.leases.handlers(),
-            **watch.handlers(self.routing, self._spawn),
-            **maintenance.handlers(self.routing, self._spawn),
+            **watch.handlers(self.routing, self.background),
+            **maintenance.handlers(self.routing, self.background.start),
         }
         router = Router(self.routing, served, pages)
         self._listener = Listener(self.context, router.find, pages.find)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return self._calls.create_task(work)
 
     async def __aenter__(self) -> Proxy:
         """Starts.
@@ -83,12 +82,11 @@ class Proxy:
             OSError: a listen address cannot be bound; nothing was started.
         """
         await self._bind(self.config.listen)
-        await self._background.__aenter__()
-        await self._calls.__aenter__()
-        self._tasks = [self._background.create_task(shard.run()) for shard in self.routing.shards]
-        self._tasks.append(self._background.create_task(self.leases.run()))
-        self._tasks.append(self._background.create_task(self.routing.apiservers.run()))
-        self._tasks.append(self._background.create_task(self._tick()))
+        for shard in self.routing.shards:
+            self.background.start(shard.run())
+        self.background.start(self.leases.run())
+        self.background.keep("the look for kube-apiservers", self.routing.apiservers.run)
+        self.background.keep("the tick", self._tick)
         return self
 
     async def _bind(self, addresses: Sequence[Listen]) -> None:
@@ -102,10 +100,7 @@ class Proxy:
     async def __aexit__(self, *exc: object) -> None:
         if not await self._listener.drain(errors.SERVER_STOPPED, self.config.drain_seconds):
             log.warning("some calls were still open after %g s and were cut", self.config.drain_seconds)
-        for task in self._tasks:
-            task.cancel()
-        await self._calls.__aexit__(None, None, None)
-        await self._background.__aexit__(None, None, None)
+        await self.background.close()
         self.routing.tokens.close()
 
     def cut(self) -> None:
@@ -125,12 +120,13 @@ class Proxy:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = monotonic()
-            self._listener.tick(now)
+            guard = self.background.guard
+            guard("the clients' deadlines", partial(self._listener.tick, now))
             for shard in self.routing.shards:
-                shard.tick(now)
-            self.leases.tick(now)
-            self.routing.tokens.expire()
-            self._heap.tick()
+                guard(f"the deadlines of shard {shard.name}", partial(shard.tick, now))
+            guard("the leases' deadlines", partial(self.leases.tick, now))
+            guard("tokens", self.routing.tokens.expire)
+            guard("the heap", self._heap.tick)
             self.context.flush()
 
 

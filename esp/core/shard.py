@@ -20,12 +20,14 @@ import os
 import random
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
-from typing import Final
+from typing import Final, TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from esp.core import errors
+from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.lane import Lane, ParkedCall, StreamOpener
 from esp.core.pb import rpc_pb2
@@ -56,12 +58,16 @@ FIRST_STATUS_SECONDS: Final = 1.0
 SHARD_TRAILER: Final = b"esp-shard"
 """Names the shard in the trailers of errors that esp makes itself; the text stays etcd's, clients match on it."""
 
+Answer = TypeVar("Answer", bound=Message)
+
 
 class Shard:
     """The client of one etcd cluster.
 
     Attributes:
         name: as in the config.
+        background: owns the tasks and timers of whatever is done for this shard.
+        garbled: how many of its answers could not be read.
         endpoint: the one in use, None while there is none.
         trouble: why the last attempt to connect failed, "" when it did not.
         version: etcd's, as a member last told it; "" before that.
@@ -71,10 +77,12 @@ class Shard:
             of that, or less where it has refused so many.
     """
 
-    def __init__(self, name: str, endpoints: Sequence[Endpoint], context: WireContext) -> None:
+    def __init__(self, name: str, endpoints: Sequence[Endpoint], context: WireContext, background: Background) -> None:
         self.name = name
         self.endpoints = tuple(endpoints)
         self.context = context
+        self.background = background
+        self.garbled = 0
         self.endpoint: Endpoint | None = None
         self.trouble = ""
         self.version = ""
@@ -82,8 +90,8 @@ class Shard:
         self.implausible = ""
         self._is_examined = False
         self.max_txn_ops = 128
-        self._unary = Lane(context)
-        self._streams = Lane(context)
+        self._unary = Lane(context, background)
+        self._streams = Lane(context, background)
         self._retired: list[ClientConnection] = []
         self._lost = asyncio.Event()
         self._wanted_streams = asyncio.Event()
@@ -192,6 +200,24 @@ class Shard:
 
     # Calls of esp's own.
 
+    def parsed(self, answer: type[Answer], message: bytes) -> Answer:
+        """What the shard has answered, without gRPC prefix.
+
+        Raises:
+            RpcError: Internal, with a text that blames the shard: it is no such message.
+        """
+        try:
+            return answer.FromString(message)
+        except DecodeError:
+            raise self.blamed(f"is no {answer.DESCRIPTOR.name}") from None
+
+    def blamed(self, fault: str) -> RpcError:
+        """The error of a call that the shard has answered with what no etcd would say; counted and logged."""
+        self.garbled += 1
+        level = logging.WARNING if self.garbled.bit_count() == 1 else logging.DEBUG  # the 1st, 2nd, 4th, 8th ...
+        log.log(level, "shard %s: an answer of %s %s (%d so far)", self.name, self.endpoint, fault, self.garbled)
+        return Status(Code.INTERNAL, f"esp: the answer of shard {self.name} {fault}").error()
+
     async def unary(
         self,
         path: bytes,
@@ -273,7 +299,7 @@ class Shard:
     async def run(self) -> None:
         """Keeps the shard connected, until cancelled; then whatever waits is refused and the connections are closed."""
         try:
-            await self._stay_connected()
+            await self.background.again(f"shard {self.name}", self._stay_connected)
         finally:
             self._close()
             await asyncio.sleep(0)  # the transports close in the loop's next turn
@@ -322,20 +348,18 @@ class Shard:
             log.info("shard %s: connected to %s", self.name, endpoint)
         self.endpoint = endpoint
         self.trouble = ""
+        tasks = [self.background.keep(f"shard {self.name}: its streams", partial(self._dial_streams, endpoint))]
+        if not self.version_in_use:
+            tasks.append(self.background.keep(f"shard {self.name}: its version", self._learn_version))
         try:
-            async with asyncio.TaskGroup() as tasks:
-                background = [tasks.create_task(self._dial_streams(endpoint))]
-                if not self.version_in_use:
-                    background.append(tasks.create_task(self._learn_version()))
-                await self._lost.wait()
-                for task in background:
-                    task.cancel()
+            await self._lost.wait()
         finally:
+            await self.background.end(tasks)
             self.endpoint = None
             self.version_in_use = ""
             for lane in (self._unary, self._streams):
                 if lane.connection is not None:
-                    self._retire(lane)
+                    self.background.guard(f"shard {self.name}: its connection", partial(self._retire, lane))
             self.context.flush()
         log.warning("shard %s: lost %s", self.name, endpoint)
 
@@ -356,7 +380,7 @@ class Shard:
                 log.error("shard %s: %s", self.name, error)
                 self._lost.set()
                 return
-            except (RpcError, DecodeError) as error:
+            except RpcError as error:
                 log.log(level, "shard %s: does not tell its version: %s", self.name, error)
             level = logging.DEBUG
             await asyncio.sleep(LONGEST_PAUSE)
@@ -373,7 +397,7 @@ class Shard:
                 connection.call(call, (b"/etcdserverpb.Maintenance/Status", b""), b"", prefix(b""), end=True)
                 self.context.flush()
                 self._take_status(await call.read_only())
-        except (RpcError, BrokenCall, DecodeError, TimeoutError):
+        except (RpcError, BrokenCall, TimeoutError):
             pass  # it is asked again when it is in use
         finally:
             call.cancel()
@@ -383,10 +407,10 @@ class Shard:
         """What a member has told about itself.
 
         Raises:
-            DecodeError: it is no StatusResponse.
+            RpcError: it is no StatusResponse.
             OSError: its revision is none that can be served.
         """
-        status = rpc_pb2.StatusResponse.FromString(answer)
+        status = self.parsed(rpc_pb2.StatusResponse, answer)
         self._is_examined = status.header.revision < HIGHEST_REVISION
         self.implausible = ""
         if not self._is_examined:
@@ -415,13 +439,36 @@ class Shard:
                         self._wanted_streams.set()
 
     async def _dial(self, lane: Lane, endpoint: Endpoint) -> None:
-        """Connects, and waits until etcd has said its SETTINGS: a frozen member accepts, but says nothing.
+        """Connects a lane.
 
         Raises:
             OSError: no connection, or no SETTINGS in time.
         """
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         connection = ClientConnection(self.context, f"{host}:{endpoint.port}")
+        try:
+            await self._greeted(connection, endpoint)
+            if lane is self._unary and not self._is_examined and not connection.ended:
+                await self._examine(connection)
+            if connection.ended:
+                raise OSError("closed at once")
+            if lane.connection is not None:
+                self._retire(lane, leave=False)  # full, but as good as the new one
+        except BaseException:
+            connection.end(ErrorCode.NO_ERROR, "not wanted any more")
+            self.context.flush()
+            raise
+        connection.on_change = self._on_change(lane, connection)
+        lane.connection = connection
+        lane.go()
+        self.context.flush()
+
+    async def _greeted(self, connection: ClientConnection, endpoint: Endpoint) -> None:
+        """Connects, and waits until etcd has said its SETTINGS: a frozen member accepts, but says nothing.
+
+        Raises:
+            OSError: no connection, or no SETTINGS in time.
+        """
         greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.on_change = lambda: None if greeted.done() else greeted.set_result(None)
         seconds = self.context.limits.connect_timeout
@@ -431,28 +478,16 @@ class Shard:
                 await greeted
         except TimeoutError:
             raise OSError(f"no answer within {seconds:g} s") from None
-        finally:
-            if not greeted.done() or greeted.cancelled():
-                connection.end(ErrorCode.NO_ERROR, "not wanted any more")
-                self.context.flush()
-        if lane is self._unary and not self._is_examined and not connection.ended:
-            try:
-                await self._examine(connection)
-            except BaseException:
-                connection.end(ErrorCode.NO_ERROR, "not wanted any more")
-                self.context.flush()
-                raise
-        if connection.ended:
-            raise OSError("closed at once")
-        if lane.connection is not None:
-            self._retire(lane, leave=False)  # full, but as good as the new one
-        connection.on_change = self._on_change(lane, connection)
-        lane.connection = connection
-        lane.go()
-        self.context.flush()
 
     def _on_change(self, lane: Lane, connection: ClientConnection) -> Callable[[], None]:
         def changed() -> None:
+            self.background.guard(f"shard {self.name}: its connection", look, begin_anew)
+
+        def begin_anew() -> None:
+            self._lost.set()
+            self._wanted_streams.set()
+
+        def look() -> None:
             if lane.connection is not connection:
                 return
             if connection.draining or connection.ended:
@@ -477,7 +512,7 @@ class Shard:
             self._retired.append(connection)
             connection.close()
             for stream in list(connection.streams.values()) if leave else ():
-                stream.on_retired()
+                self.background.guard("a stream that should move", stream.on_retired, stream.cancel)
 
     def tick(self, now: float) -> None:
         """Looks at every deadline: calls that wait, keepalive."""

@@ -16,6 +16,7 @@ from typing import Self
 
 from hpack import Decoder
 
+from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.services.handlers import PassStream, PassUnary
 from esp.core.shard import Shard
@@ -57,7 +58,7 @@ class Front:
 
     def __init__(self, *endpoints: Endpoint, limits: Limits | None = None, waits: bool = True) -> None:
         self.client = Server(limits or Limits(), self._find)
-        self.shard = Shard("s0", endpoints, self.client.context)
+        self.shard = Shard("s0", endpoints, self.client.context, Background())
         self.waits = waits
         self.answers: dict[int, Answer] = {}
         self._handlers: dict[bytes, Handler] = {

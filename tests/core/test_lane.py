@@ -7,6 +7,7 @@ import contextlib
 import gc
 import weakref
 
+from esp.core.background import Background
 from esp.core.lane import Lane
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
@@ -15,7 +16,7 @@ from esp.core.wire.status import RpcError
 
 def test_a_coroutine_that_waited_in_vain_leaves_nothing_to_the_garbage_collector() -> None:
     async def run() -> bool:
-        lane = Lane(WireContext(Limits()))
+        lane = Lane(WireContext(Limits()), Background())
         task = asyncio.create_task(lane.wait())
         await asyncio.sleep(0)
         (waiter,) = lane.waiting

@@ -16,6 +16,7 @@ import pytest
 import uvloop
 
 from esp.core import errors
+from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
@@ -917,6 +918,6 @@ class TestRealEtcds:
 
 
 def test_a_shard_needs_no_running_loop_to_be_made() -> None:
-    shard = Shard("s0", [dead()], WireContext(Limits()))
+    shard = Shard("s0", [dead()], WireContext(Limits()), Background())
     assert not shard.is_ready
     assert shard.endpoint is None

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from esp.core import errors
+from esp.core.background import all_of
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.merge import delete_part, merge, merge_deletes, part
-from esp.core.services.reading import TXN, Parts, all_of, ask, read_all, segments_of, show_all
+from esp.core.services.reading import TXN, Parts, ask, read_all, segments_of, show_all
 from esp.core.services.revision import merged_header, position_of, read_at, token
 from esp.core.services.snapshot import counting, snapshot
 from esp.core.services.stream_merge import StreamMerge
@@ -195,7 +196,7 @@ async def range_stream_across(
         chunks = await shard.open(stream.head.forward, asked.SerializeToString(), stream.remaining())
         try:
             while (message := await chunks.read()) is not None:
-                for chunk in merged.feed(rpc_pb2.RangeStreamResponse.FromString(message)):
+                for chunk in merged.feed(shard.parsed(rpc_pb2.RangeStreamResponse, message)):
                     stream.start()
                     await call.write(prefix(chunk.SerializeToString()))
         except BrokenCall:

@@ -5,21 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError, Message
 
 from esp.core.shard import Shard
 from esp.core.wire.message import PREFIX_SIZE
-from esp.core.wire.server_stream import Handler, ServerStream, Sink
+from esp.core.wire.server_stream import INTERNAL_ERROR, Handler, ServerStream, Sink
 from esp.core.wire.status import Code, RpcError, Status
 
 log = logging.getLogger("esp.service")
 
 UNFLUSHED_BYTES: Final = 262144
 
-Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
-"""Starts a task that somebody else owns and awaits."""
+
+class Spawn(Protocol):
+    """Starts a task that somebody else owns and awaits: `Background.start`."""
+
+    def __call__(
+        self,
+        work: Coroutine[Any, Any, None],
+        *,
+        on_bug: Callable[[], object] | None = None,
+        on_end: Callable[[], object] | None = None,
+    ) -> asyncio.Task[None]:
+        """See there."""
 
 
 class PassUnary(Handler):
@@ -60,9 +71,11 @@ class CoroutineCall(Sink):
         self._waiting = 0
         stream.sink = self
 
-    def start(self, spawn: Spawn, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs `work`, and turns what it raises into the call's status."""
-        self.task = spawn(self._run(work))
+    def start(
+        self, spawn: Spawn, work: Coroutine[Any, Any, None], on_end: Callable[[], object] | None = None
+    ) -> asyncio.Task[None]:
+        """Runs `work`, and turns what it raises into the call's status; `on_end` is called however it ends."""
+        self.task = spawn(self._run(work), on_bug=self.stream.on_bug, on_end=partial(_ended, work, on_end))
         return self.task
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -74,7 +87,7 @@ class CoroutineCall(Sink):
             raise
         except Exception:
             log.exception("%s: %s: a bug in esp", self.stream.peer, self.stream.head.path.decode("ascii", "replace"))
-            self._finish(Status(Code.INTERNAL, "esp: internal error"))
+            self._finish(INTERNAL_ERROR)
         finally:
             self.stream.sink = None
             self.stream.connection.context.flush()
@@ -111,6 +124,12 @@ class CoroutineCall(Sink):
         self.stream.sink = None
         if self.task is not None:
             self.task.cancel()
+
+
+def _ended(work: Coroutine[Any, Any, None], on_end: Callable[[], object] | None) -> None:
+    work.close()  # it never began where its client was gone in the same turn of the loop
+    if on_end is not None:
+        on_end()
 
 
 class AnswerUnary(Handler):

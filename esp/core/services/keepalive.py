@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from operator import is_not
 from time import monotonic
 from typing import Final
@@ -19,6 +20,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from esp.core import errors
+from esp.core.background import Background
 from esp.core.identity import Identity
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
@@ -179,7 +181,10 @@ class _Client(Sink):
     # To the client.
 
     def complete(self, keepalive: Keepalive) -> None:
-        """All shards have answered, or will not."""
+        """All shards have answered, or will not. A bug that shows here is not that of the stream to the shard."""
+        self._service.background.guard("a keepalive", partial(self._complete, keepalive), self.stream.on_bug)
+
+    def _complete(self, keepalive: Keepalive) -> None:
         if self.closed:
             return
         keepalive.answer = self._service.answer(keepalive)
@@ -236,12 +241,24 @@ class _Lanes:
 
 
 class LeaseKeepAlive(Handler):
-    """Serves the stream of each client."""
+    """Serves the stream of each client.
+
+    Attributes:
+        background: tells the bugs that show in one client's answers, or in the streams to one shard.
+    """
 
     streaming = True
     forwards = False
 
-    def __init__(self, routing: Routing, table: LeaseTable, repair: LeaseRepair, context: WireContext) -> None:
+    def __init__(
+        self,
+        routing: Routing,
+        table: LeaseTable,
+        repair: LeaseRepair,
+        context: WireContext,
+        background: Background,
+    ) -> None:
+        self.background = background
         self._shards = routing.shards
         self._identity: Identity = routing.identity
         self._table = table
@@ -356,6 +373,6 @@ class LeaseKeepAlive(Handler):
         """Looks at every stream to the shards, and closes those that no client uses."""
         for forward, lanes in list(self._lanes.items()):
             for lane in lanes.lanes:
-                lane.tick(now)
+                self.background.guard("keepalives to a shard", partial(lane.tick, now), lane.on_bug)
             if not lanes.clients and now - lanes.idle_since > IDLE_SECONDS:
                 self._drop(forward)

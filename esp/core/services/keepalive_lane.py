@@ -27,6 +27,7 @@ from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.message import MessageReader, prefix
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.response import ResponseHead
+from esp.core.wire.server_stream import INTERNAL_ERROR
 from esp.core.wire.status import Code, RpcError, Status
 
 STALL_SECONDS: Final = 0.25
@@ -161,6 +162,10 @@ class _Upstream:
             self.progress = monotonic()
             body = b"".join([keepalive.body for keepalive in self.in_flight])
             connection.call(call, self.lane.forward, b"", body, end=False)
+
+    def on_bug(self) -> None:
+        """An exception came out of it."""
+        self.fault("internal error")
 
     def move(self) -> None:
         """What it carries is sent again on another stream."""
@@ -324,6 +329,10 @@ class Lane:
             self.send([_PROBE], _PROBE.body)
         elif main is not None and main.is_stalled(now) and main.in_flight[0] is not _PROBE:
             self._overtake(main)
+
+    def on_bug(self) -> None:
+        """An exception came out of it: its streams begin anew."""
+        self._fail(self.close(), INTERNAL_ERROR)
 
     def _overtake(self, main: _Upstream) -> None:
         """The first on the stream waits in the slow one from here on; the others get a stream without it."""

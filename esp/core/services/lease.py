@@ -10,15 +10,17 @@ import asyncio
 import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
 
 from esp.core import errors, lease_sync
+from esp.core.background import Background, all_of
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
-from esp.core.services.handlers import AnswerUnary, CoroutineCall, Spawn
+from esp.core.services.handlers import AnswerUnary, CoroutineCall
 from esp.core.services.keepalive import LeaseKeepAlive
 from esp.core.services.lease_repair import LeaseRepair
 from esp.core.services.lease_retry import LeaseRetry
@@ -46,25 +48,25 @@ class Leases:
 
     Args:
         routing: the shards.
-        spawn: starts the coroutine of a call.
+        background: owns the calls' coroutines and the repairs.
         context: limits and counters.
         tolerant: whether a shard that is away may be left out (`leases: tolerant`).
     """
 
-    def __init__(self, routing: Routing, spawn: Spawn, context: WireContext, *, tolerant: bool) -> None:
+    def __init__(self, routing: Routing, background: Background, context: WireContext, *, tolerant: bool) -> None:
         self.table = LeaseTable(routing.map.names, context, tolerant=tolerant)
-        self.repair = LeaseRepair(routing, self.table, context)
-        self.retry = LeaseRetry(routing, self.repair, spawn, context)
-        self._keepalive = LeaseKeepAlive(routing, self.table, self.repair, context)
+        self.repair = LeaseRepair(routing, self.table, context, background)
+        self.retry = LeaseRetry(routing, self.repair, background.start, context)
+        self._keepalive = LeaseKeepAlive(routing, self.table, self.repair, context, background)
         self._routing = routing
-        self._spawn = spawn
+        self._background = background
 
     def handlers(self) -> Mapping[bytes, Handler]:
         """The handler of each RPC of the service, by path."""
         fan_out = _FanOut(self._routing, self.table, self.repair)
 
         def unary(request: type[Message], work: _Work) -> Handler:
-            return AnswerUnary(self._spawn, request, work)
+            return AnswerUnary(self._background.start, request, work)
 
         return {
             PATH + b"LeaseGrant": unary(rpc_pb2.LeaseGrantRequest, fan_out.grant),
@@ -81,8 +83,8 @@ class Leases:
     def tick(self, now: float) -> None:
         """Looks at every deadline, and at which shards are back."""
         self._keepalive.tick(now)
-        self.repair.tick()
-        self.table.sweep(now)
+        for step in (self.repair.tick, partial(self.table.sweep, now)):
+            self._background.guard("leases", step)
 
 
 _Work = Callable[[CoroutineCall, Any], Coroutine[Any, Any, Message]]
@@ -165,7 +167,7 @@ class _FanOut:
                 left.discard(index)
 
         try:
-            await asyncio.gather(*map(revoke, left))
+            await all_of([revoke(index) for index in left])
         finally:
             # Not in `revoke`: when the client goes in the very turn of the loop in which these begin, none ever runs.
             self._repair.revoke(lease_id, left, metadata)
@@ -264,11 +266,11 @@ class _FanOut:
         async def ask(shard: Shard) -> Answer | Status:
             try:
                 message = await shard.forward_unary(stream.head.forward, body, idempotent=idempotent, timeout=timeout)
+                return shard.parsed(answer, message)
             except RpcError as error:
                 return errors.undecided(error.status)
-            return answer.FromString(message)
 
-        return list(await asyncio.gather(*map(ask, self._shards)))
+        return await all_of(map(ask, self._shards))
 
     def _header(self, answers: Iterable[Any]) -> rpc_pb2.ResponseHeader:
         return merged_header([answer.header for answer in answers], self._identity)

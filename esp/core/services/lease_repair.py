@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Final
 
 from esp.core import errors, lease_sync
+from esp.core.background import Background, all_of
 from esp.core.lease_sync import Copied, CopyTtl
 from esp.core.routing import Routing
 from esp.core.services.lease_table import ID_BITS, Lacking, LeaseTable, is_empty
@@ -50,8 +51,9 @@ class _Job:
 class LeaseRepair:
     """The repairs that wait, and who does them."""
 
-    def __init__(self, routing: Routing, table: LeaseTable, context: WireContext) -> None:
+    def __init__(self, routing: Routing, table: LeaseTable, context: WireContext, background: Background) -> None:
         self.table = table
+        self._background = background
         self._shards = routing.shards
         self._context = context
         self._jobs: list[dict[int, _Job]] = [{} for _ in routing.shards]
@@ -107,9 +109,11 @@ class LeaseRepair:
 
     async def run(self) -> None:
         """Does the repairs, until cancelled."""
-        async with asyncio.TaskGroup() as workers:
-            for index in range(len(self._shards)):
-                workers.create_task(self._work(index))
+        workers = [
+            self._background.again(f"lease repair on shard {shard.name}", partial(self._work, index))
+            for index, shard in enumerate(self._shards)
+        ]
+        await all_of(workers)
 
     async def _work(self, index: int) -> None:
         jobs, wanted, shard = self._jobs[index], self._wanted[index], self._shards[index]
@@ -146,6 +150,9 @@ class LeaseRepair:
             self.table.counters["repairs_failed"] += 1
             name = self._shards[index].name
             log.warning("shard %s: lease %x cannot be repaired: %s", name, lease_id & ID_BITS, error.status.message)
+        except Exception as error:  # a bug: another try would meet it again, and hold up the other repairs
+            self.table.counters["repairs_failed"] += 1
+            self._background.failed(f"lease repair on shard {self._shards[index].name}", error)
         if jobs.get(lease_id) is job:
             del jobs[lease_id]
 

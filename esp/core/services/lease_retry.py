@@ -6,7 +6,6 @@ applied, and may be sent again.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import Final
 
@@ -57,12 +56,11 @@ class LeaseRetry:
             return False
         stream.retried = True
         call = CoroutineCall(stream)
-        task = call.start(self._spawn, self._again(call, message, shard, lacking))
         self._running += 1
-        task.add_done_callback(self._ended)
+        call.start(self._spawn, self._again(call, message, shard, lacking), self._ended)
         return True
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self) -> None:
         self._running -= 1
 
     async def _again(self, call: CoroutineCall, message: bytes, index: int, leases: list[int]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from esp.core.background import all_of
 from esp.core.errors import undecided
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
@@ -45,11 +45,11 @@ async def status_of_all(
         client = routing.shards[shard]
         try:
             message = await client.forward_unary(stream.head.forward, body, idempotent=True, timeout=timeout)
+            return client.parsed(rpc_pb2.StatusResponse, message)
         except RpcError as error:
             return undecided(error.status)
-        return rpc_pb2.StatusResponse.FromString(message)
 
-    outcomes = await asyncio.gather(*map(ask, range(len(routing.shards))))
+    outcomes = await all_of(map(ask, range(len(routing.shards))))
     return merge(routing, outcomes)
 
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar
 
 from google.protobuf.message import Message
 
 from esp.core import errors
+from esp.core.background import all_of
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.metadata import call_head, load_bearing
 from esp.core.shard_map import Segment
-from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wire.status import RpcError
 
 RANGE: Final = b"/etcdserverpb.KV/Range"
 TXN: Final = b"/etcdserverpb.KV/Txn"
 
 Answer = TypeVar("Answer", bound=Message)
-Result = TypeVar("Result")
 
 
 def segments_of(routing: Routing, key_range: KeyRange) -> list[Segment]:
@@ -73,7 +72,7 @@ async def _read(call: CoroutineCall, routing: Routing, shard: int, parts: Sequen
             lambda some: rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=part) for part in some]),
         )
         if len(together.responses) != count:
-            raise Status(Code.INTERNAL, "esp: a shard's answer is not to what it was asked").error()
+            raise routing.shards[shard].blamed("is not to what it was asked")
         responses += [operation.response_range for operation in together.responses]
         header = header or together.header
     assert header is not None, "there are parts"
@@ -166,22 +165,4 @@ async def ask(
     body = await routing.shards[shard].forward_unary(
         forward, request.SerializeToString(), idempotent=idempotent, timeout=stream.remaining()
     )
-    return answer.FromString(body)
-
-
-async def all_of(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """The results in order; the first failure cancels the rest.
-
-    Raises:
-        RpcError: one of them failed.
-    """
-    failure: RpcError | None = None
-    tasks: list[asyncio.Task[Result]] = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in work]
-    except* RpcError as failed:
-        failure = next(error for error in failed.exceptions if isinstance(error, RpcError))
-    if failure is not None:
-        raise failure
-    return [task.result() for task in tasks]
+    return routing.shards[shard].parsed(answer, body)

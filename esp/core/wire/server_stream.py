@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _SECOND_MESSAGE: Final = Status(Code.INTERNAL, "more than one message in a unary request")
 
 
+INTERNAL_ERROR: Final = Status(Code.INTERNAL, "esp: internal error")
+"""How a call ends that a bug in esp has met."""
 LIVED: Final = 0.05
 """Seconds after which a call was meant: who takes it back then does not do so to make work for nothing."""
 LEAST_TIMEOUT: Final = 0.001
@@ -206,6 +208,13 @@ class ServerStream(Stream):
             self.reset(ErrorCode.CANCEL)
         else:
             self.finish(status)
+
+    def on_bug(self) -> None:
+        """An exception of esp's own came out of serving this call: it ends, and its connection if even that fails."""
+        try:
+            self.expire(INTERNAL_ERROR)
+        except Exception:
+            self.connection.on_bug()
 
     def start(self) -> None:
         """Sends the response's head, unless it was sent."""

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from esp.core.background import Background
 from esp.core.services.handlers import CoroutineCall
 from esp.core.wire.frames import MAX_WINDOW, SETTINGS_INITIAL_WINDOW_SIZE
 from esp.core.wire.status import OK
@@ -37,7 +38,7 @@ def test_a_coroutine_that_writes_without_pause_does_not_fill_the_memory(size: in
                 await served.write(bytes(size))
             stream.finish(OK)
 
-        served.start(asyncio.ensure_future, work())
+        served.start(Background().start, work())
         assert served.task is not None
         while not served.task.done():
             await asyncio.sleep(0)
@@ -65,7 +66,7 @@ def test_a_coroutine_is_cancelled_when_its_client_goes_away() -> None:
             while True:
                 await served.write(bytes(1000))
 
-        served.start(asyncio.ensure_future, work())
+        served.start(Background().start, work())
         assert served.task is not None
         await asyncio.sleep(0)
         client.sends(rst(1))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from esp.core import errors
+from esp.core.background import Background
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
@@ -119,8 +120,8 @@ class World:
         self.context = self.server.context
         self.table = LeaseTable(NAMES, self.context, tolerant=tolerant)
         routing = Routing(shard_map, self.shards, Tokens(3, self.context, instance=1))  # type: ignore[arg-type]
-        self.repair = LeaseRepair(routing, self.table, self.context)
-        self.service = LeaseKeepAlive(routing, self.table, self.repair, self.context)
+        self.repair = LeaseRepair(routing, self.table, self.context, Background())
+        self.service = LeaseKeepAlive(routing, self.table, self.repair, self.context, Background())
         self._reader = MessageReader(10_000)
 
     def _find(self, head: RequestHead) -> Handler:

@@ -13,17 +13,20 @@ import pytest
 from google.protobuf.message import Message
 
 from esp.core import errors
+from esp.core.background import Background
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services import lease_repair
 from esp.core.services.lease import Leases, _FanOut
+from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
 from esp.core.tokens import Tokens
 from esp.core.wire.context import WireContext
 from esp.core.wire.hpack import Fields
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
+from esp.core.wire.server_stream import INTERNAL_ERROR
 from esp.core.wire.status import RpcError, Status
 
 NAMES = ("s0", "s1", "s2")
@@ -45,6 +48,8 @@ class FakeShard:
         self.away = False
         self.frozen = False
         self.asked: list[str] = []
+
+    parsed = Shard.parsed
 
     @property
     def is_ready(self) -> bool:
@@ -128,6 +133,9 @@ class FakeStream:
     def finish(self, status: Status) -> None:
         self.answer = status
 
+    def on_bug(self) -> None:
+        self.answer = INTERNAL_ERROR
+
 
 class World:
     """Three shards, and esp's leases."""
@@ -139,7 +147,7 @@ class World:
         )
         self.context = WireContext(limits or Limits())
         routing = Routing(shard_map, self.shards, Tokens(len(self.shards), self.context, instance=1))  # type: ignore[arg-type]
-        self.leases = Leases(routing, asyncio.ensure_future, self.context, tolerant=tolerant)  # type: ignore[arg-type]
+        self.leases = Leases(routing, Background(), self.context, tolerant=tolerant)
         self.table, self.repair, self.retry = self.leases.table, self.leases.repair, self.leases.retry
         self.fan_out = _FanOut(routing, self.table, self.repair)
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
+from esp.core.background import Background
 from esp.core.routing import Routing
-from esp.core.services.handlers import Spawn
 from esp.core.services.metadata import call_head
 from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.positions import Positions
@@ -22,9 +22,9 @@ METADATA: Final = (b"token", b"authorization", b"hasleader")
 """What of a client's metadata means something in a watch. The rest does not go along, so that more clients share."""
 
 
-def handlers(routing: Routing, spawn: Spawn) -> Mapping[bytes, Handler]:
+def handlers(routing: Routing, background: Background) -> Mapping[bytes, Handler]:
     """The handler of each RPC of the service, by path."""
-    return {PATH: Watch(routing, spawn)}
+    return {PATH: Watch(routing, background)}
 
 
 class Watch(Handler):
@@ -32,7 +32,7 @@ class Watch(Handler):
 
     Attributes:
         routing: the shards.
-        spawn: starts a coroutine that the proxy awaits.
+        background: owns the tasks and timers of clients' streams.
         positions: where watchers over several shards were.
         watchers: memory for the watchers of all clients.
     """
@@ -40,9 +40,9 @@ class Watch(Handler):
     streaming = True
     forwards = False
 
-    def __init__(self, routing: Routing, spawn: Spawn) -> None:
+    def __init__(self, routing: Routing, background: Background) -> None:
         self.routing = routing
-        self.spawn = spawn
+        self.background = background
         context = routing.shards[0].context
         self.positions = Positions(routing.tokens, context)
         self.watchers = Shares(context.limits.max_watcher_bytes, context.limits.common_share)

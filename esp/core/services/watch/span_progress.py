@@ -23,10 +23,11 @@ import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
+from esp.core.background import Timer, all_of
 from esp.core.pb import rpc_pb2
 from esp.core.services.maintenance import version_key
 from esp.core.services.metadata import call_head
-from esp.core.services.reading import RANGE, all_of
+from esp.core.services.reading import RANGE
 from esp.core.services.revision import token
 from esp.core.services.watch.messages import Response
 from esp.core.services.watch.source import Source
@@ -78,7 +79,7 @@ class SpanProgress:
         self._rounds: dict[Watcher, _Round] = {}
         self._waiting: dict[Watcher, None] = {}
         self._overtaken: dict[Watcher, None] = {}
-        self._later: asyncio.TimerHandle | None = None
+        self._later: Timer | None = None
         self._pause = PAUSE
         self._task: asyncio.Task[None] | None = None
         self._asked: set[Upstream] = set()
@@ -99,12 +100,12 @@ class SpanProgress:
         }
         if rounds:
             self._rounds.update(rounds)
-            self._task = self._stream.spawn(self._run(rounds))
+            self._task = self._stream.background.start(self._run(rounds), on_bug=self._stream.fail)
 
     def _begin_later(self, watcher: Watcher) -> None:
         self._overtaken[watcher] = None
         if self._later is None:
-            self._later = asyncio.get_running_loop().call_later(self._pause, self._begin_again)
+            self._later = self._stream.background.later(self._pause, self._begin_again, self._stream.fail)
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
 
     def _begin_again(self) -> None:
@@ -118,9 +119,8 @@ class SpanProgress:
         except RpcError:
             for watcher, one in rounds.items():
                 self._drop(watcher, one)
-        except Exception:
-            self._stream.on_bug()
-        self._task = None
+        finally:
+            self._task = None
         self._begin()
         self._stream.down.connection.context.flush()
 
@@ -147,7 +147,7 @@ class SpanProgress:
         head = call_head(RANGE, self._stream.metadata)
         client = self._stream.routing.shards[shard]
         answer = await client.forward_unary(head, request, idempotent=True, timeout=READ_SECONDS)
-        return rpc_pb2.RangeResponse.FromString(answer).header.revision
+        return client.parsed(rpc_pb2.RangeResponse, answer).header.revision
 
     def _ask_shards(self, watcher: Watcher, one: _Round) -> None:
         if self._finish(watcher, one):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
 
 from esp.core import errors
+from esp.core.background import Background
 from esp.core.pb import rpc_pb2
 from esp.core.services.metadata import load_bearing
 from esp.core.services.watch.pool import Pool
@@ -150,9 +150,10 @@ class WatchStream(Sink):
         """What of the client's goes along with what esp asks for it."""
         return load_bearing(self.down.head)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs a coroutine, which the proxy awaits."""
-        return self._service.spawn(work)
+    @property
+    def background(self) -> Background:
+        """Owns the tasks and timers of this stream."""
+        return self._service.background
 
     # From the client.
 
@@ -372,6 +373,10 @@ class WatchStream(Sink):
     def on_bug(self) -> None:
         """An exception came out of `flush`, or out of what a shard said: this call ends, and nobody else's."""
         log.exception("%s: a bug in esp; a watch stream ends", self.down.peer)
+        self.fail()
+
+    def fail(self) -> None:
+        """Ends this call after a bug that was told already."""
         try:
             self._end(errors.SERVER_STOPPED)
         except Exception:

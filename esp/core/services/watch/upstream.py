@@ -10,15 +10,14 @@ a client which asked for it (`hasleader`) has no leader, and refusals that would
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol
 
 from esp.core import errors
+from esp.core.background import Timer
 from esp.core.services.watch.call import WatchCall
 from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, cancel_request
 from esp.core.services.watch.peek import one_event
@@ -50,11 +49,6 @@ READ_AHEAD_BYTES: Final = 65_536
 """What may wait for a client, or for a watcher to be announced, while the client's own upstreams are still read."""
 PROGRESS_PATIENCE: Final = 1.0
 """Seconds after which a progress request that etcd has not answered no longer keeps others waiting."""
-
-
-def call_later(seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
-    """Calls `callback` after so many seconds, unless cancelled."""
-    return asyncio.get_running_loop().call_later(seconds, callback)
 
 
 class Reader(Protocol):
@@ -112,7 +106,7 @@ class Upstream:
         self._forward = forward
         self._call: WatchCall | None = None
         self._is_opening = False
-        self._pause: asyncio.TimerHandle | None = None
+        self._pause: Timer | None = None
         self._failures = 0
         self._began = 0.0
         self._next_id = 0
@@ -353,7 +347,7 @@ class Upstream:
     def _wait(self) -> None:
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
         self._failures += 1
-        self._pause = call_later(pause, self._reopen)
+        self._pause = self.shard.background.later(pause, self._reopen, self.on_bug)
 
     def begin_anew(self) -> None:
         """Leaves the call that is open for another one."""
@@ -366,6 +360,10 @@ class Upstream:
         """The shard has left the member that the call is on."""
         if call is self._call:
             self.begin_anew()
+
+    def on_bug(self) -> None:
+        """An exception came out of opening it: the clients that it feeds come again, and to another one."""
+        self._fail(errors.SERVER_STOPPED)
 
     def _fail(self, status: Status) -> None:
         """Ends the stream of every client that is fed from here."""

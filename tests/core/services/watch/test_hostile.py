@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from esp.core import errors
+from esp.core.background import Background
 from esp.core.services.watch import pool, upstream
 from esp.core.services.watch import stream as stream_module
 from esp.core.services.watch.call import WatchCall
@@ -435,7 +436,7 @@ def test_a_compacted_watchers_id_is_free_in_the_shard() -> None:
 def test_a_shard_that_ends_each_call_is_not_asked_without_a_pause(start: int) -> None:
     world = World(b"m")
     client = world.client()
-    with patch.object(upstream, "call_later", Timers()) as timers:
+    with patch.object(Background, "later", Timers()) as timers:
         call, _ = live(world, client, key=b"a", start_revision=start)
         for number in range(5):
             world.etcds[0].ends(call, Status(Code.UNKNOWN, "context deadline exceeded"))

@@ -15,8 +15,8 @@ from unittest.mock import patch
 
 import pytest
 
+from esp.core.background import Background
 from esp.core.pb import kv_pb2, rpc_pb2
-from esp.core.services.watch import upstream
 from esp.core.services.watch.messages import DUPLICATE_ID
 from tests.core.services.watch.world import (
     Client,
@@ -332,7 +332,7 @@ class Run:
 def tell(seed: int) -> None:
     """One story of at most 300 steps."""
     chance = random.Random(seed)
-    with patch.object(upstream, "call_later", Timers()) as timers:
+    with patch.object(Background, "later", Timers()) as timers:
         run = Run(chance, timers)
         for _ in range(chance.randint(20, 300)):
             run.step()

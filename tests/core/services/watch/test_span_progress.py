@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from esp.core.background import Background
 from esp.core.pb import rpc_pb2
 from esp.core.services.watch.span_progress import LONGEST_PAUSE, PAUSE
 from esp.core.shard import Shard
@@ -21,7 +22,7 @@ class Scene:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, version: str = "3.6.0") -> None:
         self.world = World(b"m")
-        self.world.watch.spawn = self._spawn
+        self.world.background.start = self._start  # type: ignore[method-assign,assignment]
         self.revisions = [9, 4]
         self.reads = 0
         self.tasks: list[asyncio.Task[None]] = []
@@ -36,8 +37,8 @@ class Scene:
 
         monkeypatch.setattr(Shard, "forward_unary", read)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        self.tasks.append(asyncio.get_running_loop().create_task(work))
+    def _start(self, work: Coroutine[Any, Any, None], **ends: Any) -> asyncio.Task[None]:
+        self.tasks.append(Background.start(self.world.background, work, **ends))
         return self.tasks[-1]
 
     async def rest(self) -> None:

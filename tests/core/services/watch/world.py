@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.keys import KeyRange
 from esp.core.pb import kv_pb2, rpc_pb2
@@ -77,7 +78,7 @@ class Timers:
     def __init__(self) -> None:
         self._waiting: dict[Timer, None] = {}
 
-    def __call__(self, seconds: float, callback: Callable[[], None]) -> Timer:
+    def __call__(self, seconds: float, callback: Callable[[], None], on_bug: Callable[[], None]) -> Timer:
         timer = Timer(self, callback)
         self._waiting[timer] = None
         return timer
@@ -260,14 +261,16 @@ class World:
             (owner, KeyRange(start or b"", end))
             for owner, start, end in zip(owners, edges[:-1], edges[1:], strict=True)
         ]
-        shards = [Shard(name, [Endpoint("localhost", 2379)], self.context) for name in names]
+        self.background = Background()
+        self.background.start = self._start  # type: ignore[method-assign,assignment]
+        shards = [Shard(name, [Endpoint("localhost", 2379)], self.context, self.background) for name in names]
         self.routing = Routing(ShardMap.build(ranges, names), shards, Tokens(len(names), self.context, instance=1))
-        self.watch = Watch(self.routing, self._spawn)  # type: ignore[arg-type]
+        self.watch = Watch(self.routing, self.background)
         self.etcds = [Etcd(self, shard) for shard in shards]
         self._clients: dict[int, Client] = {}
         self._next = 1
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> NotRun:
+    def _start(self, work: Coroutine[Any, Any, None], **_: object) -> NotRun:
         work.close()
         self.spawned += 1
         return NotRun()

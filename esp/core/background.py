@@ -1,0 +1,181 @@
+"""The supervisor of everything that runs beside the handling of bytes: tasks, timers, and the steps of the tick.
+
+A failure there is a bug in esp. It is logged with its traceback, counted under its name, and ends or restarts the one
+piece of work that it came out of: never the process, and never what is done for others. Nothing else in `esp.core`
+begins a task or a timer, outside the wire's own transport (`tests/core/test_background.py` holds it to that).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+log = logging.getLogger("esp")
+
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 10.0
+"""Seconds before work that failed is begun again, doubled from failure to failure; after work that held for the longest
+pause they start small again."""
+TOLD_SECONDS: Final = 10.0
+"""How often failures of one name are logged; those between are counted, and summed up in the next line."""
+
+Result = TypeVar("Result")
+Work = Coroutine[Any, Any, None]
+Callback = Callable[[], object]
+
+
+class Timer:
+    """A callback that is due later.
+
+    A bug that shows in it is the supervisor's to tell.
+    """
+
+    __slots__ = ("_background", "_callback", "_handle", "_on_bug")
+
+    def __init__(self, background: Background, seconds: float, callback: Callback, on_bug: Callback | None) -> None:
+        self._background = background
+        self._callback = callback
+        self._on_bug = on_bug
+        self._handle = asyncio.get_running_loop().call_later(seconds, self._due)
+
+    def _due(self) -> None:
+        self._background.timers.discard(self)
+        self._background.guard(name_of(self._callback), self._callback, self._on_bug)
+
+    def cancel(self) -> None:
+        """Takes it back."""
+        self._background.timers.discard(self)
+        self._handle.cancel()
+
+
+class Background:
+    """Owns tasks and timers until `close`.
+
+    Attributes:
+        failures: how often each piece of work has failed, by its name.
+        tasks, timers: what runs, and what is due.
+    """
+
+    def __init__(self) -> None:
+        self.failures: Counter[str] = Counter()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.timers: set[Timer] = set()
+        self._told: dict[str, tuple[float, int]] = {}
+
+    async def __aenter__(self) -> Background:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    # Tasks.
+
+    def start(
+        self, work: Work, *, on_bug: Callback | None = None, on_end: Callback | None = None
+    ) -> asyncio.Task[None]:
+        """Begins work that ends by itself.
+
+        Args:
+            work: what to do. It is named in the log as its function is.
+            on_bug: called when it fails: ends what it was done for.
+            on_end: called when it has ended, however that was, even if it was cancelled before it ran.
+        """
+        name = name_of(work)
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self.tasks.add(task)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            self.tasks.discard(done)
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self.failed(name, error, on_bug)
+            if on_end is not None:
+                self.guard(name, on_end)
+
+        task.add_done_callback(ended)
+        return task
+
+    def keep(self, name: str, work: Callable[[], Work]) -> asyncio.Task[None]:
+        """Begins work that is begun again whenever it fails; see `again`."""
+        return self.start(self.again(name, work))
+
+    async def again(self, name: str, work: Callable[[], Work]) -> None:
+        """Does `work` until it returns; when it fails once more, after a growing pause."""
+        pause = 0.0
+        while True:
+            began = monotonic()
+            try:
+                await work()
+                return
+            except Exception as error:  # cancelling is none
+                self.failed(name, error)
+            if monotonic() - began >= LONGEST_PAUSE:
+                pause = 0.0
+            pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, pause * 2))
+            await asyncio.sleep(pause)
+
+    async def end(self, tasks: Iterable[asyncio.Task[None]]) -> None:
+        """Cancels these tasks and waits until they have ended."""
+        tasks = list(tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def close(self) -> None:
+        """Ends all there is, and what that begins while it ends."""
+        while self.tasks or self.timers:
+            for timer in list(self.timers):
+                timer.cancel()
+            await self.end(self.tasks)
+
+    # Timers and steps.
+
+    def later(self, seconds: float, callback: Callback, on_bug: Callback | None = None) -> Timer:
+        """Calls `callback` after so many seconds, unless cancelled; `on_bug` when that fails."""
+        timer = Timer(self, seconds, callback, on_bug)
+        self.timers.add(timer)
+        return timer
+
+    def guard(self, name: str, step: Callback, on_bug: Callback | None = None) -> None:
+        """Calls `step` now; `on_bug` when that fails, so that what comes after it is done all the same."""
+        try:
+            step()
+        except Exception as error:
+            self.failed(name, error, on_bug)
+
+    # Failures.
+
+    def failed(self, name: str, error: BaseException, on_bug: Callback | None = None) -> None:
+        """Tells and counts a bug, and calls `on_bug`, whose own bugs are told as well."""
+        self.failures[name] += 1
+        since, told = self._told.get(name, (-TOLD_SECONDS, 0))
+        now, count = monotonic(), self.failures[name]
+        if now - since >= TOLD_SECONDS:
+            self._told[name] = now, count
+            times = f", {count - told} times since this was last told" if count - told > 1 else ""
+            log.error("%s: a bug in esp%s", name, times, exc_info=error)
+        if on_bug is not None:
+            self.guard(f"{name}: its end", on_bug)
+
+
+async def all_of(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """The results of work done side by side, in its order; the first failure cancels the rest, and is raised."""
+    failure: BaseException | None = None
+    tasks: list[asyncio.Task[Result]] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in work]
+    except* Exception as failed:
+        failure = failed.exceptions[0]
+    if failure is not None:
+        raise failure
+    return [task.result() for task in tasks]
+
+
+def name_of(work: object) -> str:
+    """How a coroutine or a callback is called in the code."""
+    return str(getattr(work, "__qualname__", None) or type(work).__name__)

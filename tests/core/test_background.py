@@ -1,0 +1,212 @@
+"""The supervisor: what fails in the background is told and counted, and takes nothing else along."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from esp.core import background as module
+from esp.core.background import Background, all_of
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Bug(Exception):
+    pass
+
+
+def fails() -> None:
+    raise Bug
+
+
+async def fails_later() -> None:
+    await asyncio.sleep(0)
+    raise Bug
+
+
+async def rest() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_work_that_fails_is_told_by_its_name_and_nothing_else_ends(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        told = []
+        async with Background() as background:
+            other = background.start(asyncio.sleep(100))
+            background.start(fails_later(), on_bug=lambda: told.append("bug"), on_end=lambda: told.append("end"))
+            await rest()
+            assert told == ["bug", "end"]
+            assert background.failures == {"fails_later": 1}
+            assert background.tasks == {other}
+        assert other.cancelled()
+
+    asyncio.run(test())
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "fails_later: a bug in esp" in record.message
+    assert record.exc_info
+    assert record.exc_info[0] is Bug
+
+
+def test_work_that_was_cancelled_is_no_failure_and_its_end_is_told_even_if_it_never_ran() -> None:
+    async def test() -> None:
+        told = []
+        async with Background() as background:
+            background.start(fails_later(), on_bug=fails, on_end=lambda: told.append("end")).cancel()
+            await rest()
+            assert told == ["end"]
+            assert not background.failures
+
+    asyncio.run(test())
+
+
+def test_work_that_is_kept_is_begun_again_with_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    async def test() -> None:
+        tries = 0
+
+        async def work() -> None:
+            nonlocal tries
+            tries += 1
+            if tries < 12:
+                raise Bug
+
+        async with Background() as background:
+            monkeypatch.setattr(module.asyncio, "sleep", noted)
+            await background.keep("work", work)
+            assert background.failures == {"work": 11}
+
+    asyncio.run(test())
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 10.0, 10.0]
+
+
+def test_work_that_held_for_long_begins_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, pauses = [0.0], []
+
+    async def noted(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def work() -> None:
+        clock[0] += 11
+        if len(pauses) < 3:
+            raise Bug
+
+    monkeypatch.setattr(module, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module.asyncio, "sleep", noted)
+    asyncio.run(Background().again("work", work))
+    assert pauses == [0.1, 0.1, 0.1]
+
+
+def test_a_timer_that_fails_ends_what_it_was_for_and_a_cancelled_one_is_forgotten() -> None:
+    async def test() -> None:
+        told = []
+        async with Background() as background:
+            background.later(0, fails, lambda: told.append("bug"))
+            background.later(0, lambda: told.append("due"))
+            background.later(0, fails).cancel()
+            background.later(1000, fails)
+            await asyncio.sleep(0.01)
+            assert sorted(told) == ["bug", "due"]
+            assert background.failures == {"fails": 1}
+            assert len(background.timers) == 1
+        assert not background.timers
+
+    asyncio.run(test())
+
+
+def test_a_step_that_fails_lets_the_next_be_done_even_if_its_end_fails_too() -> None:
+    background = Background()
+    background.guard("step", fails, fails)
+    assert background.failures == {"step": 1, "step: its end": 1}
+
+
+def test_what_fails_over_and_over_is_summed_up_in_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(module, "monotonic", lambda: clock[0])
+    background = Background()
+    for _ in range(50):
+        background.guard("step", fails)
+        clock[0] += 1
+    assert background.failures == {"step": 50}
+    assert [record.message for record in caplog.records] == [
+        "step: a bug in esp",
+        *["step: a bug in esp, 10 times since this was last told"] * 4,
+    ]
+
+
+def test_closing_also_ends_what_begins_while_others_end() -> None:
+    async def test() -> None:
+        background = Background()
+        late: list[asyncio.Task[None]] = []
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                late.append(background.start(asyncio.sleep(1000)))
+
+        background.start(work())
+        await rest()
+        await background.close()
+        assert late[0].cancelled()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(test())
+
+
+def test_the_first_failure_cancels_the_rest_and_is_raised_as_it_came() -> None:
+    async def test() -> None:
+        cancelled = []
+
+        async def waits() -> None:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                cancelled.append(True)
+                raise
+
+        with pytest.raises(Bug):
+            await all_of([waits(), fails_later(), waits()])
+        assert cancelled == [True, True]
+        assert await all_of([asyncio.sleep(0, number) for number in range(3)]) == [0, 1, 2]
+
+    asyncio.run(test())
+
+
+BEGINS = frozenset(
+    (
+        "add_done_callback",
+        "call_at",
+        "call_later",
+        "call_soon",
+        "call_soon_threadsafe",
+        "create_task",
+        "ensure_future",
+        "gather",
+        "run_in_executor",
+        "TaskGroup",
+        "to_thread",
+    )
+)
+CORE = sorted(
+    path for path in (ROOT / "esp" / "core").rglob("*.py") if path.name not in ("background.py", "transport.py")
+)
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_else_begins_tasks_or_timers(path: Path) -> None:
+    used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert not used & BEGINS, "background.py has what this is for"
