@@ -9,6 +9,7 @@ from hpack import Decoder
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.keys import KeyRange
 from esp.core.routing import Routing
@@ -50,7 +51,7 @@ types = st.sampled_from([None, b"application/grpc", b"application/grpc+proto", b
 def routing() -> Routing:
     """Two shards that nobody has connected."""
     context = WireContext(Limits())
-    shards = [Shard(name, [Endpoint("127.0.0.1", 1)], context) for name in ("a", "b")]
+    shards = [Shard(name, [Endpoint("127.0.0.1", 1)], context, Background()) for name in ("a", "b")]
     ranges = [(0, KeyRange(b"", b"m")), (1, KeyRange(b"m", None))]
     return Routing(ShardMap.build(ranges, ["a", "b"]), shards, Tokens(2, context, instance=1))
 
