@@ -63,7 +63,7 @@ def run(config: Path | None, local: int | None, data_dir: Path | None, listen: l
 def _check_listen(path: Path, listen: list[str]) -> None:
     """Refuses addresses that cannot be had before a config is written and etcds are started for nothing."""
     if listen or not path.exists():
-        addresses = [configs.listen_of(url) for url in listen or [DEFAULT_LISTEN]]
+        addresses = list(configs.listen_of(listen or [DEFAULT_LISTEN]))
     else:
         addresses = list(configs.load(path).listen)
     try:
@@ -106,7 +106,7 @@ def _log_to_stderr() -> None:
 def _prepared(config: Config, listen: list[str]) -> Config:
     """The config with the command line's listen addresses, every host name in it looked up once."""
     if listen:
-        config = replace(config, listen=tuple(configs.listen_of(url) for url in listen))
+        config = replace(config, listen=configs.listen_of(listen))
     for shard in config.shards:
         for endpoint in shard.endpoints:
             try:

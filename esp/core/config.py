@@ -5,15 +5,15 @@ Two formats are read, esp's own and the list of shards of the original Go proxy.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from esp.core.config_fields import TLS_LISTEN, address, unknown_field
+from esp.core.addresses import TLS_LISTEN, address
+from esp.core.config_fields import unknown_field
 from esp.core.config_ranges import RangeFields
 from esp.core.config_shards import Endpoint, ShardConfig, read_shards
 from esp.core.keys import KeyRange
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 MAX_FILE_BYTES = 1_048_576
+MAX_DRAIN_SECONDS = 86_400
 LOOKED_AT = (Path("esp.yaml"), Path(".esp/esp.yaml"), Path("/etc/esp/esp.yaml"))
 
 
@@ -160,21 +161,32 @@ def parse(text: str, path: Path | None) -> Config:
         raise ConfigError(path, error.line, error.text) from None
 
 
-def listen_of(url: str) -> Listen:
-    """Where a URL such as `http://127.0.0.1:2379` says to listen.
+def listen_of(urls: Iterable[str]) -> tuple[Listen, ...]:
+    """Where URLs such as `http://127.0.0.1:2379` say to listen.
 
     Raises:
-        ConfigError: it is not such a URL.
+        ConfigError: one is not such a URL, or says the same as one before it.
     """
-    try:
-        return _listen(url)
-    except ValueError as error:
-        raise ConfigError(None, None, str(error)) from None
+    addresses: list[Listen] = []
+    for url in urls:
+        try:
+            addresses.append(_listen(url))
+        except ValueError as error:
+            raise ConfigError(None, None, str(error)) from None
+        if (again := _again(addresses)) is not None:
+            raise ConfigError(None, None, f"{again} is given twice; leave one out")
+    return tuple(addresses)
+
+
+def _again(addresses: Sequence[Listen]) -> Listen | None:
+    """The last address, if it is among those before it. Port 0 is another one each time."""
+    *before, last = addresses
+    return last if last.port and last in before else None
 
 
 class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
-    listen: list[str] = msgspec.field(default_factory=lambda: ["http://127.0.0.1:2379"])
-    advertise: list[str] = []
+    listen: list[Any] = msgspec.field(default_factory=lambda: ["http://127.0.0.1:2379"])
+    advertise: list[Any] = []
     shards: list[Any] = []
     whole: list[Any] = []
     across_shards: str | dict[str, Any] = "auto"
@@ -182,7 +194,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     leases: str = "tolerant"
     range_reads: str = "default"
     txn_reads: str = "snapshot"
-    drain_seconds: float = 10.0
+    drain_seconds: Any = 10.0
     limits: dict[str, Any] = {}
 
 
@@ -194,6 +206,9 @@ class _FileReader(RangeFields):
         listen = self.each(file.listen, ("listen",), _listen)
         if not listen:
             self.fail(("listen",), '"listen" is empty; write listen: [http://127.0.0.1:2379]')
+        for number in range(1, len(listen)):
+            if (again := _again(listen[: number + 1])) is not None:
+                self.fail(("listen", number), f"listen URL {again} is listed twice; remove one")
         shards, shard_map = read_shards(file.shards, file.whole, self)
         across_shards = self._across_shards(file.across_shards)
         return Config(
@@ -252,10 +267,15 @@ class _FileReader(RangeFields):
             self.fail(("txn_reads",), f'"txn_reads" is "{value}"; write snapshot or each')
         return "snapshot"
 
-    def _drain(self, seconds: float) -> float:
-        if not math.isfinite(seconds) or seconds < 0:
-            self.fail(("drain_seconds",), f'"drain_seconds" is {seconds}; write a number of seconds, 0 or more')
-        return seconds
+    def _drain(self, value: Any) -> float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value <= MAX_DRAIN_SECONDS:
+            shown = "" if value is None else f'"{value}"'
+            self.fail(
+                ("drain_seconds",),
+                f'"drain_seconds" is {shown or "empty"}; write a number of seconds from 0 to {MAX_DRAIN_SECONDS}',
+            )
+        return float(value)
 
     def _limits(self, values: dict[str, Any]) -> Limits:
         defaults = {field.name: field.default for field in fields(Limits)}
@@ -273,14 +293,10 @@ class _FileReader(RangeFields):
         return limits
 
 
-def _listen(url: str) -> Listen:
-    if "://" not in url and not url.startswith("unix:"):
-        raise ValueError(f'listen URL "{url}" has no scheme; write http://{url}')
-    return Listen(*address(url, "listen URL", TLS_LISTEN, lowest_port=0))
+def _listen(url: object) -> Listen:
+    return Listen(*address(url, "listen URL", TLS_LISTEN, lowest_port=0, needs_scheme=True))
 
 
-def _advertised(url: str) -> str:
-    if "://" not in url:
-        raise ValueError(f'advertise URL "{url}" has no scheme; write http://{url}')
-    address(url, "advertise URL", None)
-    return url.removesuffix("/")
+def _advertised(url: object) -> str:
+    address(url, "advertise URL", None, needs_scheme=True)
+    return str(url).removesuffix("/")

@@ -1,4 +1,4 @@
-"""Single values of the config file: addresses, keys, and fields of the wrong shape.
+"""Single values of the config file: keys, and fields of the wrong shape.
 
 The functions raise ValueError with a sentence that says what is wrong and the cure; `Fields` adds the line.
 """
@@ -16,13 +16,9 @@ import msgspec
 
 from esp.core.yaml_lines import LineError, Lines, Place
 
-TLS_LISTEN = "TLS listeners come in a later release"
-TLS_SHARD = "TLS to shards comes in a later release"
-
 _T = TypeVar("_T")
 _Shape = TypeVar("_Shape", bound=msgspec.Struct)
 
-_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,9}))?")
 _KINDS = {
     "array": "a list",
     "object": "a mapping",
@@ -59,7 +55,7 @@ class Fields:
             prefix = f"{subject}: " if place and not text.startswith(subject) else ""
             self.fail((*place, *below), prefix + text)
 
-    def each(self, values: list[str], place: Place, read: Callable[[str], _T], subject: str = "") -> list[_T]:
+    def each(self, values: list[Any], place: Place, read: Callable[[Any], _T], subject: str = "") -> list[_T]:
         """Every value read with `read`, whose ValueError becomes an error with a line.
 
         Raises:
@@ -72,33 +68,6 @@ class Fields:
             except ValueError as error:
                 self.fail((*place, position), f"{subject}: {error}" if subject else str(error))
         return done
-
-
-def address(url: str, what: str, no_tls: str | None, lowest_port: int = 1) -> tuple[str, int]:
-    """Host and port of `http://host:port` or `host:port`; an IPv6 host loses its brackets.
-
-    `what` names the value in messages. https is refused with the sentence `no_tls`; None takes it.
-    """
-    scheme, _, rest = url.rpartition("://")
-    rest = rest.removesuffix("/")
-    if url.startswith("unix"):
-        raise ValueError(f'{what} "{url}": unix sockets come in a later release; write http://127.0.0.1:2379')
-    if scheme == "https":
-        if no_tls:
-            raise ValueError(f'{what} "{url}": {no_tls}; write http://{rest}')
-    elif scheme not in ("", "http"):
-        raise ValueError(f'{what} "{url}": unknown scheme "{scheme}"; write http://{rest}')
-    match = _HOST_PORT.fullmatch(rest)
-    if match is None:
-        if rest.count(":") > 1 and "[" not in rest:
-            raise ValueError(f'{what} "{url}": an IPv6 address needs brackets; write http://[::1]:2379')
-        raise ValueError(f'{what} "{url}" is not an address; write http://host:port')
-    host, port = match.groups()
-    if port is None:
-        raise ValueError(f'{what} "{url}" has no port; write {url.removesuffix("/")}:2379')
-    if not lowest_port <= int(port) <= 65_535:
-        raise ValueError(f'{what} "{url}": there is no port {port}; write one from {lowest_port} to 65535')
-    return host.strip("[]").lower(), int(port)
 
 
 def key(value: Any, field: str) -> bytes:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from esp.core.config_fields import TLS_SHARD, address, key_bytes
+from esp.core.addresses import TLS_SHARD, address
+from esp.core.config_fields import key_bytes
 from esp.core.config_ranges import RangeFields
 from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.shard_map import ShardMap, ShardMapError, carve
@@ -76,13 +77,13 @@ def read_shards(entries: list[Any], whole: list[Any], fields: RangeFields) -> tu
 
 class _ShardShape(msgspec.Struct, forbid_unknown_fields=True):
     name: str | None = None
-    endpoints: list[str] = []
+    endpoints: list[Any] = []
     ranges: list[Any] = []
 
 
 class _OriginalShardShape(msgspec.Struct, forbid_unknown_fields=True):
     name: str | None = None
-    address: str = ""
+    address: Any = ""
     start: Any = None
     end: Any = None
     startBytes: Any = None  # noqa: N815 - the original's names
@@ -203,7 +204,7 @@ class _ShardsReader:
         except ValueError as error:
             self.fail((*place, field), f"{subject}: {error}")
 
-    def _read_endpoints(self, values: list[str], place: Place, subject: str) -> None:
+    def _read_endpoints(self, values: list[Any], place: Place, subject: str) -> None:
         if not values and self._original:
             self.fail(place, f"{subject} has no address; write address: 127.0.0.1:12379")
         if not values:
@@ -276,7 +277,7 @@ class _ShardsReader:
                 )
 
 
-def _endpoint(url: str) -> Endpoint:
+def _endpoint(url: object) -> Endpoint:
     return Endpoint(*address(url, "endpoint", TLS_SHARD))
 
 

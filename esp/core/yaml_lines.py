@@ -71,6 +71,8 @@ def read(text: str) -> tuple[Value, Lines]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = " ".join(part for part in (error.context, error.problem) if part)
+        if "character '\\t'" in reason:
+            reason = "a tab where only blanks may stand; indent with blanks"
         raise LineError(mark.line + 1 if mark else 1, f"not YAML: {reason}") from None
 
 

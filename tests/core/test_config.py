@@ -182,7 +182,7 @@ def test_what_must_be_whole_may_lie_between_boundaries_and_at_them() -> None:
 def test_endpoints_and_listens_are_written_as_urls() -> None:
     assert str(Endpoint("::1", 2379)) == "http://[::1]:2379"
     assert str(Listen("localhost", 0)) == "http://localhost:0"
-    assert listen_of("http://[::1]:0") == Listen("::1", 0)
+    assert listen_of(["http://[::1]:0"]) == (Listen("::1", 0),)
 
 
 def test_the_original_format_works_as_it_is() -> None:
@@ -279,7 +279,7 @@ REFUSED = {
     "misspelt field": (ONE + "drain_second: 1", '5: unknown field "drain_second"; did you mean "drain_seconds"?'),
     "misspelt shard field": ("shards: [{nam: x}]", '1: shard "shard-0": unknown field "nam"; did you mean "name"?'),
     "misspelt range field": (three("{prefx: a}"), '3: shard "a": a range: unknown field "prefx"; did you mean "prefix"?'),
-    "endpoint a number": ("shards: [{endpoints: [1]}]", '1: shard "shard-0": "endpoints" item 1 must be text, not a number; quote it'),
+    "endpoint a number": ("shards: [{endpoints: [1]}]", '1: shard "shard-0": endpoint 1 is not text; write http://127.0.0.1:1'),
     "range a text": (three("a"), '3: shard "a": a range must be a mapping, not text'),
     "listen no list": (ONE + "listen: http://h:1", '5: "listen" must be a list, not text'),
     "listen empty": (ONE + "listen: []", '5: "listen" is empty; write listen: [http://127.0.0.1:2379]'),
@@ -318,9 +318,12 @@ REFUSED = {
     "txn_reads": (ONE + "txn_reads: exact", '5: "txn_reads" is "exact"; write snapshot or each'),
     "leases": (ONE + "leases: lax", '5: "leases" is "lax"; write tolerant or strict'),
     "deletes a truth": (ONE + "deletes_across_shards: no", '5: "deletes_across_shards" must be text, not true or false; quote it'),
-    "drain": (ONE + "drain_seconds: .inf", '5: "drain_seconds" is inf; write a number of seconds, 0 or more'),
-    "drain negative": (ONE + "drain_seconds: -1", '5: "drain_seconds" is -1.0; write a number of seconds, 0 or more'),
-    "drain a text": (ONE + "drain_seconds: long", '5: "drain_seconds" must be a number, not text'),
+    "drain": (ONE + "drain_seconds: .inf", '5: "drain_seconds" is "inf"; write a number of seconds from 0 to 86400'),
+    "drain negative": (ONE + "drain_seconds: -1", '5: "drain_seconds" is "-1"; write a number of seconds from 0 to 86400'),
+    "drain a text": (ONE + "drain_seconds: long", '5: "drain_seconds" is "long"; write a number of seconds from 0 to 86400'),
+    "drain with an exponent": (ONE + "drain_seconds: 1e30", '5: "drain_seconds" is "1e30"; write a number of seconds from 0 to 86400'),
+    "a tab": (ONE + "limits:\n\tmax_connections: 1", "6: not YAML: a tab where only blanks may stand; indent with blanks"),
+    "listen twice": (ONE + "listen: ['http://h:1', 'http://H:1/']", "5: listen URL http://h:1 is listed twice; remove one"),
     "limit": (ONE + "limits:\n  keepalive_tim: 9", '6: limits: unknown field "keepalive_tim"; did you mean "keepalive_time"?'),
     "limit low": (ONE + "limits: {keepalive_time: 9}", '5: limits: "keepalive_time" is 9; it must be between 10 and 2147483647'),
     "limit zero": (ONE + "limits: {max_connections: 0}", '5: limits: "max_connections" is 0; it must be above 0 and at most 2147483647'),
@@ -335,13 +338,13 @@ REFUSED = {
     "listen no scheme": (ONE + "listen: ['h:1']", '5: listen URL "h:1" has no scheme; write http://h:1'),
     "advertise no scheme": (ONE + "advertise:\n- h:1", '6: advertise URL "h:1" has no scheme; write http://h:1'),
     "advertise port": (ONE + "advertise: ['http://h:65536']", '5: advertise URL "http://h:65536": there is no port 65536; write one from 1 to 65535'),
-    "endpoint no port": (ONE.replace(":12379", ""), '3: shard "main": endpoint "127.0.0.1" has no port; write 127.0.0.1:2379'),
+    "endpoint no port": (ONE.replace(":12379", ""), '3: shard "main": endpoint "127.0.0.1" has no port; write http://127.0.0.1:2379'),
     "endpoint port zero": (ONE.replace("12379", "0"), '3: shard "main": endpoint "127.0.0.1:0": there is no port 0; write one from 1 to 65535'),
-    "endpoint port a name": (ONE.replace("12379", "etcd"), '3: shard "main": endpoint "127.0.0.1:etcd" is not an address; write http://host:port'),
+    "endpoint port a name": (ONE.replace("12379", "etcd"), '3: shard "main": endpoint "127.0.0.1:etcd" is not an address; write http://127.0.0.1:2379'),
     "endpoint tls": (ONE.replace("127", "https://127"), '3: shard "main": endpoint "https://127.0.0.1:12379": TLS to shards comes in a later release; write http://127.0.0.1:12379'),
     "endpoint scheme": (ONE.replace("127", "etcd://127"), '3: shard "main": endpoint "etcd://127.0.0.1:12379": unknown scheme "etcd"; write http://127.0.0.1:12379'),
-    "endpoint path": (ONE.replace("12379", "12379/v3"), '3: shard "main": endpoint "127.0.0.1:12379/v3" is not an address; write http://host:port'),
-    "endpoint bare ipv6": (ONE.replace("127.0.0.1:12379", "'::1:2379'"), '3: shard "main": endpoint "::1:2379": an IPv6 address needs brackets; write http://[::1]:2379'),
+    "endpoint path": (ONE.replace("12379", "12379/v3"), '3: shard "main": endpoint "127.0.0.1:12379/v3" has a path; write http://127.0.0.1:12379'),
+    "endpoint bare ipv6": (ONE.replace("127.0.0.1:12379", "'::1:2379'"), '3: shard "main": endpoint "::1:2379" has an IPv6 address without brackets; write http://[::1]:2379'),
     "endpoint in two shards": (three("{prefix: a}", ALL).replace("h:2", "http://H:1/"), '4: shard "b": endpoint http://h:1 is listed in shard "a" already; remove it from one'),
     # Shards
     "no endpoints": ("shards: [{name: x}]", '1: shard "x" has no endpoints; write endpoints: [http://127.0.0.1:12379]'),
@@ -393,7 +396,7 @@ REFUSED = {
     ),
     "original no address": (ORIGINAL.replace("address: 127.0.0.1:22379", ""), '5: shard "shard-1" has no address; write address: 127.0.0.1:12379'),
     "original misspelt": (ORIGINAL.replace("address: 127.0.0.1:2", "adress: 127.0.0.1:2"), '7: shard "shard-1": unknown field "adress"; did you mean "address"?'),
-    "original no port": (ORIGINAL.replace(":22379", ""), '7: shard "shard-1": endpoint "127.0.0.1" has no port; write 127.0.0.1:2379'),
+    "original no port": (ORIGINAL.replace(":22379", ""), '7: shard "shard-1": endpoint "127.0.0.1" has no port; write http://127.0.0.1:2379'),
     "original no end": (ORIGINAL.replace("end: s", "end:"), '6: shard "shard-1": only the last shard may have no "end"; write the start of the next'),
     "original no start": (ORIGINAL.replace("start: s", 'start: ""'), '8: shard "shard-2": only the first shard may have no "start"; write the end of the one before'),
     "original number": (ORIGINAL.replace("start: s", "start: 5"), '8: shard "shard-2": "start" is a number to YAML; quote it'),
