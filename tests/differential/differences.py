@@ -46,15 +46,15 @@ class Difference(Enum):
         "etcd promises none: its sort is not stable",
     )
     BEHIND_TOKEN = (
-        "a Range at token + 1 is compacted; a Compact at it is in the future",
-        "choice 3: behind a position comes another revision on each shard, which together are no moment",
+        "a Range at token + 1 or token - 1 is compacted; a Compact at token + 1 is in the future",
+        "choice 3: behind and before a position is another revision on each shard, which together are no moment",
     )
     UNCOVERED = (
         "a token of some shards, given to another shard, is compacted there",
         "choice 3: it says nothing about that shard",
     )
     UNKNOWN_TOKEN = (
-        "a number in the form of a token that this esp has not minted, as token - 1 is, is compacted; "
+        "a number in the form of a token that this esp has not minted is compacted; "
         "of a Txn, also in the branch that does not run",
         "choice 3: its history cannot be had here, and every client then lists again",
     )

@@ -61,7 +61,7 @@ class Number(NamedTuple):
         alone, esp: what each side is asked.
         covers: of a token.
         at: the one etcd's revision at the token.
-        is_after: it is token + 1.
+        offset: 1 for token + 1, -1 for token - 1: so many revisions further on each shard.
         is_unknown: it looks like a token, and is none.
     """
 
@@ -69,7 +69,7 @@ class Number(NamedTuple):
     esp: int
     covers: frozenset[int] | None = None
     at: int = 0
-    is_after: bool = False
+    offset: int = 0
     is_unknown: bool = False
 
     @property
@@ -180,15 +180,13 @@ class Run:
         alone, esp = seen.alone + rev.plus, seen.esp + rev.plus
         if seen.covers is None:
             return Number(alone, esp)
-        if rev.plus < 0:
-            return Number(alone, esp, is_unknown=True)
-        return Number(alone, esp, seen.covers, seen.alone, is_after=rev.plus > 0)
+        return Number(alone, esp, seen.covers, seen.alone, offset=rev.plus)
 
     def on_shard(self, number: Number, shard: int) -> int:
         """What it means on a shard that it says something about."""
         if number.covers is None:
             return number.esp
-        return self.mapping.vector(number.at)[shard] + number.is_after
+        return self.mapping.vector(number.at)[shard] + number.offset
 
     def unknown_on(self, number: Number, shards: Collection[int]) -> list[Problem]:
         """Why it means nothing on one of these shards."""
@@ -196,6 +194,8 @@ class Run:
             return [Problem(COMPACTED, Difference.UNKNOWN_TOKEN)]
         if number.covers is not None and not number.covers.issuperset(shards):
             return [Problem(COMPACTED, Difference.UNCOVERED)]
+        if number.covers is not None and not all(self.on_shard(number, shard) for shard in shards):
+            return [Problem(COMPACTED, Difference.BEHIND_TOKEN)]  # before the first revision; 0 would be no revision
         return []
 
     def saw(self, alone: int, esp: int, covers: Collection[int] | None = None) -> None:
@@ -375,7 +375,7 @@ class Run:
         filters = [self.number(getattr(step, name)) for name in _FILTERS]
         number = self.number(step.rev)
         problems = self.unknown_on(number, shards)
-        if number.is_token and number.is_after:
+        if number.is_token and number.offset:
             problems.append(Problem(COMPACTED, Difference.BEHIND_TOKEN))
         if self.clusters.exact:
             return []
@@ -699,7 +699,7 @@ class Run:
                 if isinstance(one, p.Range):
                     number = self.number(one.rev)
                     problems += self.unknown_on(number, [sole])
-                    if number.is_token and number.is_after:
+                    if number.is_token and number.offset:
                         problems.append(Problem(COMPACTED, Difference.BEHIND_TOKEN))
                     for name in _FILTERS:
                         problems += self.unknown_on(self.number(getattr(one, name)), [sole])
@@ -851,6 +851,8 @@ class Run:
     def compact(self, step: p.Compact) -> None:
         self.watchers.collect()  # what is compacted before it was told would never come
         number = self.number(step.rev)
+        if number.offset < 0 and not self.clusters.exact:
+            return  # one revision less on each shard is no moment of the one etcd
         request = rpc_pb2.CompactionRequest(revision=number.esp, physical=step.physical)
         problem: Problem | None = None
         everywhere = range(len(self.clusters.shards))
@@ -860,7 +862,7 @@ class Run:
             problem = Problem(COMPACTED, Difference.UNKNOWN_TOKEN)
         elif number.covers is None:
             problem = Problem(refusal("a compaction spans the shards"), Difference.COMPACT_RAW)
-        elif number.is_after:
+        elif number.offset > 0:
             problem = Problem(FUTURE, Difference.BEHIND_TOKEN)
         elif not number.covers.issuperset(everywhere):
             problem = Problem(refusal("a compaction at this revision leaves out"), Difference.COMPACT_PART)

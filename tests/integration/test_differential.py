@@ -149,7 +149,7 @@ EXAMPLES: dict[Difference, list[p.Step]] = {
     Difference.TIES: [*MANY, p.Range(**p.EVERYTHING, order=2, target=4, limit=7)],
     Difference.BEHIND_TOKEN: [LIST, p.Put(A), p.Range(A, rev=p.Rev(1, 1))],
     Difference.UNCOVERED: [p.Range(A, b"m"), p.Range(Z, rev=FIRST)],
-    Difference.UNKNOWN_TOKEN: [LIST, p.Range(A, rev=p.Rev(0, -1))],
+    Difference.UNKNOWN_TOKEN: [LIST, p.Range(A, rev=p.Rev(None, p.NO_TOKEN_OF_OURS))],
     Difference.TOKEN_COMPARED: [p.Put(A), p.Put(Z), LIST, p.Range(A, b"b", min_mod=p.Rev(2))],
     Difference.COMPACTED_ELSEWHERE: [
         p.Put(A),
