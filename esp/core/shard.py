@@ -55,6 +55,9 @@ HIGHEST_REVISION: Final = 1 << 51
 """No etcd gets here by writing; from 2**52 on a shard's revisions would be taken for vector tokens."""
 FIRST_STATUS_SECONDS: Final = 1.0
 """How long the first connection is kept from use until the member has told its revision."""
+MANY_CALLS: Final = 1000
+SMALL_REQUEST: Final = 2048
+"""Of a client with more open calls than that only smaller requests are kept to be sent again."""
 SHARD_TRAILER: Final = b"esp-shard"
 """Names the shard in the trailers of errors that esp makes itself; the text stays etcd's, clients match on it."""
 
@@ -114,6 +117,8 @@ class Shard:
         if connection is not None and connection.has_room:
             call = SplicedCall(connection, down, message, self)
             connection.call(call, down.head.forward, down.timeout, message, end=True)
+            if len(message) > SMALL_REQUEST and len(down.connection.streams) > MANY_CALLS:
+                call.message = b""
         else:
             self._unary.park(ParkedCall(self, self._unary, down, message))
 

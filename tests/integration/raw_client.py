@@ -10,7 +10,7 @@ from hpack import Decoder
 
 from esp.core.wire import frames
 from esp.core.wire.message import decode_status_text
-from tests.core.wire.conversation import Fields, ping, settings, split
+from tests.core.wire.conversation import Fields, ping, settings, split, window
 from tests.harness import Server
 
 LAST_WORD = b"lastword"
@@ -69,6 +69,11 @@ class RawClient:
             self._listen()
         return [self.answers[stream] for stream in streams]
 
+    def hears_of(self, *streams: int) -> None:
+        """Waits until something of the answer has come on each of `streams`."""
+        while not all(stream in self.answers and self.answers[stream].body for stream in streams):
+            self._listen()
+
     def is_answered(self) -> None:
         """Waits until the server answers a PING: all that was said before has been read."""
         self.says(ping(LAST_WORD))
@@ -92,6 +97,8 @@ class RawClient:
                 answer.fields |= {bytes(n): bytes(v) for n, v in self._decoder.decode(frame.payload, raw=True)}
             elif frame.kind == frames.DATA:
                 answer.body += frame.payload
+                if frame.payload:
+                    self.says(window(0, len(frame.payload)))
             elif frame.kind == frames.RST_STREAM:
                 answer.reset = int.from_bytes(frame.payload, "big")
             elif frame.kind == frames.GOAWAY:

@@ -101,8 +101,8 @@ class ClientConnection(FrameReader):
 
     @property
     def has_room(self) -> bool:
-        """Whether a call can be sent now."""
-        if self.draining or self.ended:
+        """Whether a call can be sent now; not to a server that has not read what it was sent for long."""
+        if self.draining or self.ended or self.backlog > self.limits.max_output_hard_bytes:
             return False
         if len(self.streams) < self.peer_max_streams:
             return True
@@ -360,6 +360,14 @@ class ClientConnection(FrameReader):
             self.forget(stream)
         else:
             super().reset(stream, code)
+
+    def resume(self) -> None:
+        """The transport has room again, and so may there be for calls."""
+        was_full = self.backlog > self.limits.max_output_hard_bytes
+        super().resume()
+        if was_full:
+            self.context.reached("max_output_hard_bytes")
+            self._changed()
 
     def on_stream_gone(self) -> None:
         """Room for a call that waits, or the end of a drained connection."""

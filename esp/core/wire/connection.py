@@ -55,6 +55,7 @@ class Connection:
     """One end of an HTTP/2 connection.
 
     Attributes:
+        backlog: bytes written since the transport was full; it takes them, since only DATA waits.
         held: bytes kept for or from the peer, of `hold_limit` at most.
         out: frames to write, in order. Non-empty only while the connection stands in `context.unflushed`.
         streams: the open streams by id.
@@ -96,6 +97,7 @@ class Connection:
         "_tail",
         "_told_full",
         "_unfinished",
+        "backlog",
         "blocked",
         "blocked_since",
         "clock",
@@ -159,6 +161,7 @@ class Connection:
         self.hold_limit = context.limits.max_buffered_bytes
         self._told_full = False
         self.writable = True
+        self.backlog = 0
         self.blocked: dict[int, Stream] = {}
         self.blocked_since = 0.0
         self.sent_since_ping = True
@@ -263,6 +266,8 @@ class Connection:
             self.flushes += 1
             if self._table_update_due:
                 data = self._with_table_update(data)
+            if not self.writable:
+                self.backlog += len(data)
             if self.on_flush is not None:
                 self.on_flush(data)
         self._pump_budget = PUMP_BYTES
@@ -353,6 +358,7 @@ class Connection:
     def resume(self) -> None:
         """The transport has room again."""
         self.writable = True
+        self.backlog = 0
         self.pump()
 
     def unblock(self, stream: Stream) -> None:

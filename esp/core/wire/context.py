@@ -64,6 +64,7 @@ class WireContext:
         unflushed: connections with output, in the order they got it; whoever lets a connection take bytes flushes them
             all afterwards, so that many requests leave in one write.
         turns: which connection works when.
+        calls: the memory that open calls take.
         gatherers: those who make output of what has gathered; they come first, so that it leaves in the same write.
     """
 
@@ -73,8 +74,10 @@ class WireContext:
     counters: Counters = field(default_factory=Counters)
     turns: Turns = field(default_factory=Turns)
     buffers: BufferBudget = field(init=False)
+    calls: BufferBudget = field(init=False)
 
     def __post_init__(self) -> None:
+        self.calls = BufferBudget(self.limits.max_call_bytes)
         self.buffers = BufferBudget(self.limits.max_buffered_bytes)
         self.turns.flush = self.flush
 

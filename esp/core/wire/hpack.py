@@ -25,6 +25,8 @@ STATIC_NAMES: Final = {field[0]: index for index, field in reversed(list(enumera
 _SENSITIVE: Final = frozenset((b"token", b"authorization", b"cookie"))
 """Never indexed on the way, so that no hop between here and the peer may put them into a table."""
 
+FIELD_OVERHEAD: Final = 32
+"""Added to the size of each field (RFC 9113, section 6.5.2)."""
 MEMO_ENTRIES: Final = 256
 MEMO_BLOCK_BYTES: Final = 1024
 MEMO_BYTES: Final = 131_072
@@ -57,6 +59,16 @@ def encode(fields: Fields) -> bytes:
 Head = TypeVar("Head")
 
 
+class TooLarge(StreamFault):
+    """A header block above a limit; only its own stream is concerned, the peer's table is known."""
+
+    def __init__(self, fields: Fields, found: str, limit: str, most: int) -> None:
+        reason = "too many header fields" if limit == "max_header_fields" else "header list too large"
+        super().__init__(ErrorCode.ENHANCE_YOUR_CALM, reason, limit)
+        self.fields = fields
+        self.text = f"the request's metadata {found}, {limit} is {most}"
+
+
 class HeaderDecoder(Generic[Head]):
     """One connection's decoder: blocks in, whatever `build` makes of their fields out.
 
@@ -71,14 +83,19 @@ class HeaderDecoder(Generic[Head]):
         "_decoder",
         "_list_bytes",
         "_max_fields",
+        "_max_list_bytes",
         "_memo_bytes",
         "_repeatable",
         "memo",
     )
 
-    def __init__(self, build: Callable[[Fields], Head], max_list_bytes: int, max_fields: int) -> None:
+    def __init__(
+        self, build: Callable[[Fields], Head], max_list_bytes: int, max_fields: int, most_bytes: int = 0
+    ) -> None:
+        """Above `max_list_bytes` a block is refused, above `most_bytes` it is not even decoded to its end."""
         self._build = build
-        self._decoder = Decoder(max_header_list_size=max_list_bytes)
+        self._decoder = Decoder(max_header_list_size=max(max_list_bytes, most_bytes))
+        self._max_list_bytes = max_list_bytes
         self._max_fields = max_fields
         self._acknowledged = False
         self._repeatable = False
@@ -106,7 +123,7 @@ class HeaderDecoder(Generic[Head]):
 
         Raises:
             ConnectionFault: the block is not HPACK, or larger than allowed; the table is unusable from here on.
-            StreamFault: more fields than allowed.
+            TooLarge: it is above a limit, but was decoded.
         """
         _check_size_updates(block, to_zero=self._acknowledged)
         before = self._table()
@@ -114,16 +131,18 @@ class HeaderDecoder(Generic[Head]):
             fields = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         except OversizedHeaderListError:
             raise ConnectionFault(
-                ErrorCode.ENHANCE_YOUR_CALM, "header list too large", "max_header_list_bytes"
+                ErrorCode.ENHANCE_YOUR_CALM, "header list too large", "max_header_block_bytes"
             ) from None
         except (HPACKError, IndexError, ValueError) as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
         self._repeatable = self._table() == before
         if not self._repeatable:
             self.forget()
-        self._list_bytes = sum([len(name) + len(value) + 32 for name, value in fields])
+        size = self._list_bytes = sum([len(name) + len(value) + FIELD_OVERHEAD for name, value in fields])
+        if size > self._max_list_bytes:
+            raise TooLarge(fields, f"takes {size} bytes", "max_header_list_bytes", self._max_list_bytes)
         if len(fields) > self._max_fields:
-            raise StreamFault(ErrorCode.ENHANCE_YOUR_CALM, "too many header fields", "max_header_fields")
+            raise TooLarge(fields, f"has {len(fields)} fields", "max_header_fields", self._max_fields)
         return fields
 
     def _table(self) -> tuple[int, list[tuple[bytes, bytes]]]:

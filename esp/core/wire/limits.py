@@ -11,15 +11,19 @@ _MOST = 2**31 - 1  # the largest window and stream id of HTTP/2, RFC 9113 sectio
 class Limits:
     """Every bound of the wire and of the shard clients. Sizes are in bytes, times in seconds."""
 
-    max_concurrent_streams: int = 1000
-    """Streams that a client may have open on one connection; told in SETTINGS."""
-    max_header_list_bytes: int = 16_384
+    max_concurrent_streams: int = _MOST
+    """Streams that a client may have open on one connection; told in SETTINGS, unless it is the largest there can be.
+
+    Some clients open one for each watch, and wait in silence at a limit that they are told (etcd's issue 8238)."""
+    max_call_bytes: int = 536_870_912
+    """Open calls over all clients, 4 KiB each; a connection gets a quarter of it at most, and 100 calls for free."""
+    max_header_list_bytes: int = 65_536
     """Size of a request's headers after decoding, counted as in RFC 9113 section 6.5.2; told in SETTINGS."""
     max_header_fields: int = 100
     """Header fields in one request."""
-    max_header_block_bytes: int = 32_768
-    """Size of a request's headers before decoding, over HEADERS and its CONTINUATION frames."""
-    max_continuations: int = 4
+    max_header_block_bytes: int = 131_072
+    """Size of a request's headers, before and after decoding, above which its whole connection ends."""
+    max_continuations: int = 8
     """CONTINUATION frames after one HEADERS frame."""
     max_message_bytes: int = 2_097_152
     """A request message; 2 MiB is what an etcd server accepts by default."""

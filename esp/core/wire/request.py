@@ -194,8 +194,10 @@ class RequestDecoder(HeaderDecoder[Request]):
 
     __slots__ = ("_fronts", "_last_front", "_tails")
 
-    def __init__(self, build: Callable[[Fields], RequestHead], max_list_bytes: int, max_fields: int) -> None:
-        super().__init__(lambda fields: (build(fields), _timeout(fields)), max_list_bytes, max_fields)
+    def __init__(
+        self, build: Callable[[Fields], RequestHead], max_list_bytes: int, max_fields: int, most_bytes: int = 0
+    ) -> None:
+        super().__init__(lambda fields: (build(fields), _timeout(fields)), max_list_bytes, max_fields, most_bytes)
         self._fronts: dict[bytes, dict[bytes, RequestHead]] = {}
         self._tails = 0
         self._last_front = b""

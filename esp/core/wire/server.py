@@ -34,8 +34,9 @@ from esp.core.wire.frames import (
     unpack_u32,
     window_update,
 )
-from esp.core.wire.hpack import Fields
+from esp.core.wire.hpack import Fields, TooLarge
 from esp.core.wire.message import PREFIX_SIZE, parse_timeout
+from esp.core.wire.open_calls import OpenCalls, too_many
 from esp.core.wire.request import (
     NO_LENGTH,
     Request,
@@ -60,6 +61,7 @@ INCOMPLETE: Final = Status(Code.INTERNAL, "esp: the request's message did not co
 """Not CANCELLED: etcd's Go client takes that for its own connection's end and repeats the call."""
 DEADLINE_SLACK: Final = 0.05
 """Seconds past its deadline after which a call is ended here; the client and the server upstream end it first."""
+_ESSENTIAL: Final = frozenset((b":method", b":scheme", b":path", b":authority", b"content-type"))
 
 
 class ServerConnection(FrameReader):
@@ -75,6 +77,7 @@ class ServerConnection(FrameReader):
 
     __slots__ = (
         "_accepting",
+        "_calls",
         "_decoder",
         "_drain_started",
         "_drain_status",
@@ -100,7 +103,9 @@ class ServerConnection(FrameReader):
         self.recv_initial = limits.stream_window_bytes
         self.hold_limit = limits.max_buffered_bytes_per_connection
         self._find = find
-        self._decoder = RequestDecoder(self._head, limits.max_header_list_bytes, limits.max_header_fields)
+        self._decoder = RequestDecoder(
+            self._head, limits.max_header_list_bytes, limits.max_header_fields, limits.max_header_block_bytes
+        )
         self._preface = PREFACE
         self._shrunk = False
         self._last_stream = 0
@@ -114,10 +119,10 @@ class ServerConnection(FrameReader):
         self.now = self._idle_since = monotonic()
         self._incomplete: dict[int, float] = {}
         self.unended: list[ServerStream] = []
-        values = {
-            SETTINGS_MAX_CONCURRENT_STREAMS: limits.max_concurrent_streams,
-            SETTINGS_MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
-        }
+        self._calls = OpenCalls(context)
+        values = {SETTINGS_MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes}
+        if limits.max_concurrent_streams < MAX_STREAM_ID:
+            values[SETTINGS_MAX_CONCURRENT_STREAMS] = limits.max_concurrent_streams
         if self.recv_initial != DEFAULT_WINDOW:
             values[SETTINGS_INITIAL_WINDOW_SIZE] = self.recv_initial
         self.send_settings(values)
@@ -136,6 +141,7 @@ class ServerConnection(FrameReader):
     def lost(self, reason: str) -> None:
         """The connection is gone. A cycle of objects would stay in memory for long, and with it what lies around it."""
         super().lost(reason)
+        self._calls.close()
         self._decoder.close()
 
     def _head(self, fields: Fields) -> RequestHead:
@@ -242,7 +248,7 @@ class ServerConnection(FrameReader):
             self._last_stream < stream_id <= MAX_STREAM_ID
             and stream_id & 1 == 1
             and self._accepting
-            and len(self.streams) < self.limits.max_concurrent_streams
+            and (len(self.streams) < self._calls.room or self._calls.grow())
         )
 
     def _begin(self, stream_id: int, request: Request, data: bytes, position: int) -> int:
@@ -316,15 +322,28 @@ class ServerConnection(FrameReader):
             else:
                 may_open = self._may_open(stream_id)
                 self._last_stream = stream_id
-                request = self._decoder.decode(block)
+                try:
+                    request = self._decoder.decode(block)
+                except TooLarge as fault:
+                    request = self._too_large(fault), b""
                 if end and request[0].content_length > 0:
                     raise StreamFault(ErrorCode.PROTOCOL_ERROR, "no DATA, but a content-length")
                 if may_open:
                     self._open(stream_id, request, end=end)
                 else:
-                    self._refuse(stream_id)
+                    self._refuse(stream_id, request[0], end=end)
         except StreamFault as fault:
             self.fault_stream(stream_id, fault)
+
+    def _too_large(self, fault: TooLarge) -> RequestHead:
+        """The head of a request whose metadata is above a limit: it is refused, and its connection goes on."""
+        assert fault.limit is not None
+        self.context.reached(fault.limit)
+        self.glitch(1, "requests above the header limits")
+        head = parse_request([field for field in fault.fields if field[0] in _ESSENTIAL])
+        status = Status(Code.RESOURCE_EXHAUSTED, f"esp: {fault.text}; send less, or raise that in the config")
+        head.handler = Refuse(status, http_status=200 if head.is_grpc else 431)
+        return head
 
     def _on_trailers(self, stream: ServerStream, fields: Fields, *, end: bool) -> None:
         if not stream.remote_open:
@@ -342,8 +361,15 @@ class ServerConnection(FrameReader):
         else:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream id below an earlier one")
 
-    def _refuse(self, stream_id: int) -> None:
-        if self._accepting:
+    def _refuse(self, stream_id: int, head: RequestHead, *, end: bool) -> None:
+        if self._accepting and len(self.streams) < self.limits.max_concurrent_streams:
+            self.context.reached("max_call_bytes")
+            if head.is_grpc:
+                stream = self.streams[stream_id] = ServerStream(self, stream_id, head, b"")
+                stream.remote_open = not end
+                stream.finish(too_many(len(self.streams) - 1))
+                return
+        elif self._accepting:
             self.context.reached("max_concurrent_streams")
             self.glitch(0.5, "streams above the limit")
         self.send(rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
@@ -447,6 +473,7 @@ class ServerConnection(FrameReader):
         waits = self._drain_started and self._accepting and not self.unread
         if waits and now - self._drain_started > DRAIN_PING_SECONDS:
             self._stop_accepting()
+        self._calls.shrink(len(self.streams))
         if self.streams:
             self._idle_since = now
             late = now - DEADLINE_SLACK

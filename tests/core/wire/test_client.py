@@ -667,15 +667,15 @@ class TestFrames:
     def test_a_head_too_large(self) -> None:
         esp = dial()
         esp.calls()
-        block = encode([*HEAD, (b"x", bytes(100_000))])
+        block = encode([*HEAD, (b"x", bytes(300_000))])
         esp.hears(headers(1, block[:16384], end_headers=False))
-        esp.hears(*[continuation(1, block[at : at + 16384], end_headers=False) for at in range(16384, 100_000, 16384)])
+        esp.hears(*[continuation(1, block[at : at + 16384], end_headers=False) for at in range(16384, 300_000, 16384)])
         esp.ends(ErrorCode.ENHANCE_YOUR_CALM)
 
     def test_too_many_continuations(self) -> None:
         esp = dial()
         esp.calls()
-        esp.hears(headers(1, b"\x88", end_headers=False), *[continuation(1, b"", end_headers=False)] * 9)
+        esp.hears(headers(1, b"\x88", end_headers=False), *[continuation(1, b"", end_headers=False)] * 18)
         esp.ends(ErrorCode.ENHANCE_YOUR_CALM)
 
     @pytest.mark.parametrize("limit", [16384, 65536])
@@ -953,6 +953,20 @@ class TestSending:
             esp.calls(b"")
             esp.hears(window(0, 5), *ok(stream))
         assert not esp.connection.ended
+
+    def test_a_server_that_does_not_read_gets_no_more_calls_before_it_does(self) -> None:
+        esp = dial(Limits(max_output_bytes=1000, max_output_hard_bytes=5000))
+        esp.connection.pause()
+        calls = 0
+        while esp.connection.has_room:
+            esp.calls(b"")
+            calls += 1
+            assert calls < 1000
+        assert 5000 < len(esp.raw()) < 5300
+        esp.changes.clear()
+        esp.connection.resume()
+        assert esp.changes == ["room True"]
+        assert esp.context.counters.limits["max_output_hard_bytes"] == 1
 
     def test_a_smaller_window_mid_stream_counts_what_was_sent(self) -> None:
         esp = dial()

@@ -30,7 +30,9 @@ from esp.core.wire.frames import (
 )
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
+from esp.core.wire.open_calls import CALL_BYTES, CALLS_AT_ONCE, FREE_CALLS
 from esp.core.wire.status import OK
+from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
     ECHO,
     HOLD,
@@ -56,7 +58,7 @@ from tests.core.wire.conversation import (
 )
 
 GREETING = (
-    settings({SETTINGS_MAX_CONCURRENT_STREAMS: 1000, SETTINGS_MAX_HEADER_LIST_SIZE: 16384}),
+    settings({SETTINGS_MAX_HEADER_LIST_SIZE: 65_536}),
     window(0, 1048576 - 65535),
 )
 
@@ -71,11 +73,15 @@ def test_the_server_speaks_first() -> None:
 def test_a_stream_window_that_is_not_the_default_is_announced() -> None:
     _, server = strangers(Limits(stream_window_bytes=100_000, connection_window_bytes=65_535))
     announced = {
-        SETTINGS_MAX_CONCURRENT_STREAMS: 1000,
-        SETTINGS_MAX_HEADER_LIST_SIZE: 16384,
+        SETTINGS_MAX_HEADER_LIST_SIZE: 65_536,
         SETTINGS_INITIAL_WINDOW_SIZE: 100_000,
     }
     server.answers(settings(announced))
+
+
+def test_a_limit_on_streams_is_announced_where_there_is_one() -> None:
+    _, server = strangers(Limits(max_concurrent_streams=1000, connection_window_bytes=65_535))
+    server.answers(settings({SETTINGS_MAX_HEADER_LIST_SIZE: 65_536, SETTINGS_MAX_CONCURRENT_STREAMS: 1000}))
 
 
 @pytest.mark.parametrize("split", range(1, len(PREFACE) + 10))
@@ -421,6 +427,20 @@ def test_a_stream_above_the_limit_is_refused_and_its_header_block_read() -> None
     assert server.hold.streams[7].head.field(b"x") == b"value"
     assert server.limits_reached == {"max_concurrent_streams": 1}
     assert 5 not in server.hold.streams
+
+
+def test_memory_for_calls_is_given_back_when_they_have_ended(clock: Clock) -> None:
+    client, server = meet()
+    client.sends(*(headers(stream, call(HOLD)) for stream in range(1, 10_000, 2)))
+    client.acknowledges()
+    assert server.context.calls.used >= (5000 - FREE_CALLS) * CALL_BYTES
+    client.sends(*(headers(stream, [(b"x", b"y")], end=True) for stream in range(1, 10_000, 2)))
+    server.tick(clock.passes(0.5))
+    assert server.connection.streams == {}
+    assert server.context.calls.used <= CALLS_AT_ONCE * CALL_BYTES
+    client.sends(*(headers(stream, call(HOLD)) for stream in range(10_001, 20_000, 2)))
+    server.connection.lost("gone")
+    assert server.context.calls.used == 0
 
 
 def test_a_stream_makes_room_when_it_has_ended() -> None:

@@ -11,6 +11,8 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.frames import PREFACE, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
+from esp.core.wire.open_calls import CALL_BYTES, CONNECTION_SHARE, FREE_CALLS
+from esp.core.wire.status import Code
 from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
     HOLD,
@@ -22,6 +24,8 @@ from tests.core.wire.conversation import (
     headers,
     meet,
     message,
+    page,
+    refusal,
     rst,
     settings,
     strangers,
@@ -37,10 +41,43 @@ def max_concurrent_streams(clock: Clock) -> Server:
     return server
 
 
+def max_call_bytes(clock: Clock) -> Server:
+    client, server = meet(Limits(max_call_bytes=CONNECTION_SHARE * 300 * CALL_BYTES))
+    client.sends(*(headers(stream, call(HOLD)) for stream in range(1, 600, 2)))
+    server.answers()
+    client.sends(headers(601, call(HOLD)))
+    text = "esp: no memory for another call on this connection, 300 are open; end some, or raise max_call_bytes"
+    server.answers(refusal(601, Code.RESOURCE_EXHAUSTED, text), rst(601, ErrorCode.NO_ERROR))
+    return server
+
+
+def max_call_bytes_over_all_clients(clock: Clock) -> Server:
+    client, server = meet(Limits(max_call_bytes=CONNECTION_SHARE * 300 * CALL_BYTES))
+    assert server.context.calls.take(1001 * CALL_BYTES)
+    client.sends(*(headers(stream, call(HOLD)) for stream in range(1, 2 * FREE_CALLS, 2)))
+    server.answers()
+    client.sends(headers(2 * FREE_CALLS + 1, page(), end=True))
+    server.resets(2 * FREE_CALLS + 1, ErrorCode.REFUSED_STREAM)
+    return server
+
+
 def max_header_list_bytes(clock: Clock) -> Server:
     client, server = meet(Limits(max_header_list_bytes=1000))
-    client.sends(headers(1, call(HOLD, (b"x", b"y" * 800))))
-    server.closes(ErrorCode.ENHANCE_YOUR_CALM)
+    client.sends(headers(1, call(HOLD, (b"x", b"y" * 650))), data(1, message(), end=True))
+    client.sends(headers(3, call(HOLD, (b"x", b"y" * 800))), data(3, message(), end=True))
+    text = (
+        "esp: the request's metadata takes 1118 bytes, max_header_list_bytes is 1000; "
+        "send less, or raise that in the config"
+    )
+    server.answers(refusal(3, Code.RESOURCE_EXHAUSTED, text), rst(3, ErrorCode.NO_ERROR))
+    assert server.saw == [("message", 1, message())]
+    return server
+
+
+def max_header_block_bytes_after_decoding(clock: Clock) -> Server:
+    client, server = meet(Limits(max_header_list_bytes=1000, max_header_block_bytes=2000))
+    client.sends(headers(1, b"\x82" * 50))
+    server.closes(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
     return server
 
 
@@ -49,7 +86,8 @@ def max_header_fields(clock: Clock) -> Server:
     client.sends(headers(1, call(HOLD, *[(b"x", b"y")] * 4)), data(1, message(), end=True))
     server.says()
     client.sends(headers(3, call(HOLD, *[(b"x", b"y")] * 5)), data(3, message(), end=True))
-    server.resets(3, ErrorCode.ENHANCE_YOUR_CALM)
+    text = "esp: the request's metadata has 11 fields, max_header_fields is 10; send less, or raise that in the config"
+    server.answers(refusal(3, Code.RESOURCE_EXHAUSTED, text), rst(3, ErrorCode.NO_ERROR))
     assert server.saw == [("message", 1, message())]
     return server
 
@@ -207,9 +245,12 @@ def idle_timeout(clock: Clock) -> Server:
 
 REACHED: list[Reach] = [
     max_concurrent_streams,
+    max_call_bytes,
+    max_call_bytes_over_all_clients,
     max_header_list_bytes,
     max_header_fields,
     max_header_block_bytes,
+    max_header_block_bytes_after_decoding,
     max_header_block_bytes_in_one_frame,
     max_continuations,
     max_message_bytes,

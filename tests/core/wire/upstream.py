@@ -191,7 +191,7 @@ PREFACE_SAID = (
         {
             frames.SETTINGS_ENABLE_PUSH: 0,
             frames.SETTINGS_INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-            frames.SETTINGS_MAX_HEADER_LIST_SIZE: 65536,
+            frames.SETTINGS_MAX_HEADER_LIST_SIZE: 4 * 65536,
         }
     ),
     frames.window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW),
