@@ -1,0 +1,106 @@
+"""Which handler serves which call: every RPC of etcd's API, and what is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from esp.core.config import parse
+from esp.core.proxy import Proxy
+from esp.core.services.handlers import PassStream, PassUnary
+from esp.core.services.pages import Pages
+from esp.core.services.read_batch import PassReads
+from esp.core.services.router import METHODS, READS
+from esp.core.wire.request import parse_request
+from esp.core.wire.server_stream import Handler, Refuse
+from esp.core.wire.status import Code
+from tests.core.wire.conversation import call, page
+
+THREE = """
+shards:
+  - {name: a, endpoints: [127.0.0.1:1], ranges: [{start: "", end: i}]}
+  - {name: b, endpoints: [127.0.0.1:2], ranges: [{start: i, end: r}]}
+  - {name: c, endpoints: [127.0.0.1:3], ranges: [{start: r, end: ""}]}
+"""
+ONE = """
+shards:
+  - {name: a, endpoints: [127.0.0.1:1], ranges: [{start: "", end: ""}]}
+"""
+SERVED = {
+    "etcdserverpb.KV": {"Range", "RangeStream", "Put", "DeleteRange", "Txn", "Compact"},
+    "etcdserverpb.Watch": {"Watch"},
+    "etcdserverpb.Lease": {"LeaseGrant", "LeaseRevoke", "LeaseKeepAlive", "LeaseTimeToLive", "LeaseLeases"},
+    "etcdserverpb.Maintenance": {"Status"},
+}
+"""The RPCs that esp serves over several shards. All others of the API are refused."""
+
+
+def find(config: str, path: bytes, *extra: tuple[bytes, bytes]) -> Handler:
+    proxy = Proxy(parse(config, None))
+    return proxy._listener.find(parse_request(call(path, *extra)))
+
+
+def split(path: bytes) -> tuple[str, str]:
+    service, method = path.decode()[1:].split("/")
+    return service, method
+
+
+@pytest.mark.parametrize("path", METHODS, ids=bytes.decode)
+class TestEveryRpc:
+    def test_over_several_shards_it_is_served_or_refused_with_the_way_to_ask_one(self, path: bytes) -> None:
+        service, method = split(path)
+        handler = find(THREE, path)
+        if method in SERVED.get(service, ()):
+            assert not isinstance(handler, Refuse)
+            assert handler.streaming == METHODS[path].client_streaming or method == "RangeStream"
+            return
+        assert isinstance(handler, Refuse)
+        assert handler.status.code == Code.UNIMPLEMENTED
+        assert handler.status.message == (
+            f"esp: {service}/{method} is not served over several shards yet; "
+            "to ask one shard, name it in the metadata key esp-shard"
+        )
+
+    def test_with_one_shard_it_is_passed_on(self, path: bytes) -> None:
+        assert_passed_on(find(ONE, path), path)
+
+    def test_with_the_name_of_a_shard_it_is_passed_on(self, path: bytes) -> None:
+        assert_passed_on(find(THREE, path, (b"esp-shard", b"b")), path)
+
+
+def assert_passed_on(handler: Handler, path: bytes) -> None:
+    """A call with one request is sent on whole, and again only where it reads; streams are sent on as they come."""
+    method = METHODS[path]
+    if method.client_streaming or method.server_streaming:
+        assert isinstance(handler, PassStream)
+    else:
+        assert isinstance(handler, PassReads if path.endswith(b"KV/Range") else PassUnary)
+        assert handler.idempotent == (path in READS)
+
+
+class TestWhatIsNone:
+    @pytest.mark.parametrize(
+        ("path", "text"),
+        [
+            (b"/etcdserverpb.KV/Nothing", "unknown method Nothing for service etcdserverpb.KV"),
+            (b"/no.Such/Thing", "unknown service no.Such"),
+        ],
+    )
+    def test_an_rpc_that_etcd_does_not_know_gets_its_words(self, path: bytes, text: str) -> None:
+        handler = find(THREE, path)
+        assert isinstance(handler, Refuse)
+        assert (handler.status.code, handler.status.message) == (Code.UNIMPLEMENTED, text)
+
+    def test_with_one_shard_also_an_rpc_that_esp_does_not_know_is_passed_on(self) -> None:
+        assert isinstance(find(ONE, b"/later.Service/Method"), PassStream)
+
+    @pytest.mark.parametrize("config", [ONE, THREE], ids=["one shard", "three"])
+    def test_a_shard_that_is_not_there_is_told_with_those_that_are(self, config: str) -> None:
+        handler = find(config, b"/etcdserverpb.KV/Range", (b"esp-shard", b"nowhere"))
+        names = "a, b, c" if config == THREE else "a"
+        assert isinstance(handler, Refuse)
+        assert handler.status.code == Code.INVALID_ARGUMENT
+        assert handler.status.message == f"esp: no shard is called 'nowhere'; there are {names}"
+
+    def test_what_is_not_grpc_is_a_page(self) -> None:
+        proxy = Proxy(parse(THREE, None))
+        assert isinstance(proxy._listener.find(parse_request(page(b"/health"))), Pages)
