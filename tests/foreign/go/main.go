@@ -73,11 +73,16 @@ func deadlines(client *clientv3.Client, seconds int) told {
 		}
 		close(leaseEnded)
 	}()
+	watched := make(chan struct{})
 	go func() {
-		for message := range client.Watch(context.Background(), "a") {
+		for message := range client.Watch(context.Background(), "a", clientv3.WithCreatedNotify()) {
+			if message.Created {
+				close(watched)
+			}
 			events.Add(int64(len(message.Events)))
 		}
 	}()
+	<-watched
 	done := make(chan struct{})
 	var callers sync.WaitGroup
 	var late, other atomic.Int64
