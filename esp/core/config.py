@@ -17,12 +17,14 @@ from esp.core.config_fields import unknown_field
 from esp.core.config_ranges import RangeFields
 from esp.core.config_shards import Endpoint, ShardConfig, read_shards
 from esp.core.keys import KeyRange
+from esp.core.kubernetes import COMPACT_KEY
 from esp.core.shard_map import ShardMap
 from esp.core.wire.limits import Limits, out_of_bounds
 from esp.core.yaml_lines import LineError, Place, Value, read
 
 __all__ = [
     "AcrossShards",
+    "Compaction",
     "Config",
     "ConfigError",
     "Endpoint",
@@ -80,6 +82,19 @@ class AcrossShards:
     protects_kubernetes: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What a plain revision means in a Compact over several shards.
+
+    Attributes:
+        key: it is one of the shard that owns this key; None where it means nothing, and is refused.
+        takes_any: any is; if not, only the one that is the key's value, as kube-apiserver's compactor leaves it there.
+    """
+
+    key: bytes | None = COMPACT_KEY
+    takes_any: bool = False
+
+
 _ACROSS_SHARDS = {
     "auto": AcrossShards(),
     "serve": AcrossShards(protects_kubernetes=False),
@@ -97,6 +112,7 @@ class Config:
     shards: tuple[ShardConfig, ...]
     shard_map: ShardMap
     across_shards: AcrossShards
+    compaction: Compaction
     deletes_across_shards: Literal["serve", "refuse"]
     kubernetes: tuple[bytes, ...]  # the prefixes of all keys of kube-apiservers that the file speaks of
     leases: Literal["tolerant", "strict"]
@@ -190,6 +206,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     shards: list[Any] = []
     whole: list[Any] = []
     across_shards: str | dict[str, Any] = "auto"
+    compaction: str | dict[str, Any] = "kubernetes"
     deletes_across_shards: str = "serve"
     leases: str = "tolerant"
     range_reads: str = "default"
@@ -218,6 +235,7 @@ class _FileReader(RangeFields):
             shards=shards,
             shard_map=shard_map,
             across_shards=across_shards,
+            compaction=self._compaction(file.compaction),
             kubernetes=tuple(self.kubernetes),
             deletes_across_shards=self._deletes(file.deletes_across_shards),
             leases=self._leases(file.leases),
@@ -238,6 +256,17 @@ class _FileReader(RangeFields):
         place: Place = ("across_shards", "refuse")
         subject = '"across_shards"'
         return AcrossShards(tuple(self.range_or_prefix_at(one, (*place, n), subject) for n, one in enumerate(ranges)))
+
+    def _compaction(self, value: str | dict[str, Any]) -> Compaction:
+        if value == "refuse":
+            return Compaction(None)
+        if isinstance(value, dict) and list(value) == ["revisions_of"]:
+            place: Place = ("compaction", "revisions_of")
+            return Compaction(self.key_at(value["revisions_of"], place, '"compaction"'), takes_any=True)
+        if value != "kubernetes":
+            told = f'"{value}"' if isinstance(value, str) else "a mapping of another form"
+            self.fail(("compaction",), f'"compaction" is {told}; write kubernetes, refuse or {{revisions_of: KEY}}')
+        return Compaction()
 
     def _deletes(self, value: str) -> Literal["serve", "refuse"]:
         if value == "serve":

@@ -17,7 +17,9 @@ from esp.core.config import Config, Listen
 from esp.core.heap import Heap
 from esp.core.kubernetes import assumed_roots
 from esp.core.routing import Routing
+from esp.core.samples import Samples
 from esp.core.services import kv, maintenance, watch
+from esp.core.services.compaction import Compactions
 from esp.core.services.lease import Leases
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
@@ -58,11 +60,13 @@ class Proxy:
         self.bound: list[tuple[str, int]] = []
         pages = Pages(self.routing)
         self.leases = Leases(self.routing, self.background, self.context, tolerant=config.leases == "tolerant")
+        self._samples = self._samples_for(config)
         served = {
             **kv.handlers(
                 self.routing,
                 self.background.start,
                 self.leases.retry,
+                Compactions(self.routing, config.compaction, self._samples),
                 deletes_across_shards=config.deletes_across_shards == "serve",
                 snapshots=config.range_reads == "snapshot",
                 txn_snapshots=config.txn_reads == "snapshot",
@@ -75,6 +79,16 @@ class Proxy:
         router = Router(self.routing, served, pages)
         self._listener = Listener(self.context, router.find, pages.find)
 
+    def _samples_for(self, config: Config) -> Samples | None:
+        if config.compaction.key is None or len(config.shards) == 1:
+            return None
+        return Samples(self.routing.shards, config.shard_map.owner(config.compaction.key), self.context)
+
+    async def _sample(self, samples: Samples) -> None:
+        if not self.config.compaction.takes_any:
+            await self.routing.apiservers.is_known.wait()
+        await samples.run()
+
     async def __aenter__(self) -> Proxy:
         """Starts.
 
@@ -86,6 +100,8 @@ class Proxy:
             self.background.start(shard.run())
         self.background.start(self.leases.run())
         self.background.keep("the look for kube-apiservers", self.routing.apiservers.run)
+        if self._samples is not None:
+            self.background.keep("the samples of revisions", partial(self._sample, self._samples))
         self.background.keep("the tick", self._tick)
         return self
 

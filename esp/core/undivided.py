@@ -21,6 +21,7 @@ class Undivided:
 
     Attributes:
         ranges: those that the map cuts, each with what a client is told to do; in others there is nothing to refuse.
+        on_added: called when there is one more, for who serves requests that last.
     """
 
     def __init__(
@@ -31,13 +32,16 @@ class Undivided:
         self._map = shard_map
         self._reached = reached
         self._told: set[KeyRange] = set()
+        self.on_added: Callable[[], None] | None = None
         for key_range in ranges:
             self.add(key_range, CONFIGURED)
 
     def add(self, key_range: KeyRange, cure: str) -> None:
         """Refuses in this range from now on. One that is there already keeps its cure."""
-        if self._map.sole_owner(key_range) is None:
-            self.ranges.setdefault(key_range, cure)
+        if self._map.sole_owner(key_range) is None and key_range not in self.ranges:
+            self.ranges[key_range] = cure
+            if self.on_added is not None:
+                self.on_added()
 
     def refuse(self, what: str, asked: KeyRange, *others: KeyRange) -> Status | None:
         """The refusal of a request for these keys, such as `a Range`; None when it may be served."""

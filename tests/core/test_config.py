@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from esp.core.config import (
     AcrossShards,
+    Compaction,
     Config,
     ConfigError,
     Endpoint,
@@ -68,6 +69,7 @@ def test_a_config_with_every_field() -> None:
 listen: [http://0.0.0.0:2379, "http://[::1]:2379"]
 advertise: [http://proxy-1:2379/, https://proxy.example:443]
 whole: [/locks/]
+compaction: {revisions_of: /clock}
 across_shards: {refuse: [/tenants/, {start: a, end: b}]}
 deletes_across_shards: refuse
 leases: strict
@@ -99,6 +101,7 @@ shards:
         ),
         shard_map=ShardMap.build([(0, events), (1, below), (1, above)], ("events", "main")),
         across_shards=AcrossShards((KeyRange(b"/tenants/", b"/tenants0"), KeyRange(b"a", b"b"))),
+        compaction=Compaction(b"/clock", takes_any=True),
         deletes_across_shards="refuse",
         kubernetes=(b"/registry/",),
         leases="strict",
@@ -115,6 +118,7 @@ def test_what_is_not_said_has_a_default() -> None:
     assert config.listen == (Listen("127.0.0.1", 2379),)
     assert config.advertise == ()
     assert config.across_shards == AcrossShards(refused=(), protects_kubernetes=True)
+    assert config.compaction == Compaction(b"compact_rev_key", takes_any=False)
     assert config.deletes_across_shards == "serve"
     assert config.kubernetes == ()
     assert config.leases == "tolerant"
@@ -165,6 +169,10 @@ def test_a_key_that_looks_like_a_date_or_begins_with_hex() -> None:
 )
 def test_what_becomes_of_requests_over_several_shards(text: str, expected: AcrossShards) -> None:
     assert parse(ONE + f"across_shards: {text}", PATH).across_shards == expected
+
+
+def test_compactions_at_plain_revisions_can_be_refused() -> None:
+    assert parse(ONE + "compaction: refuse", PATH).compaction == Compaction(None)
 
 
 def test_a_kubernetes_resource_is_its_key_and_all_below() -> None:
@@ -244,11 +252,12 @@ def binary(key: bytes) -> str:
 # What is refused, word for word
 
 FIELDS = (
-    "the fields here are listen, advertise, shards, whole, across_shards, deletes_across_shards, leases, range_reads, "
-    "txn_reads, drain_seconds, limits"
+    "the fields here are listen, advertise, shards, whole, across_shards, compaction, deletes_across_shards, leases, "
+    "range_reads, txn_reads, drain_seconds, limits"
 )
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
 RANGE = "a range is {prefix: ...}, {start: ..., end: ...} or {kubernetes: ...}"
+COMPACTION = "write kubernetes, refuse or {revisions_of: KEY}"
 ACROSS = "write auto, serve, refuse or {refuse: [PREFIX, ...]}"
 
 REFUSED = {
@@ -303,6 +312,9 @@ REFUSED = {
     "whole no list": (ONE + "whole: /locks/", '5: "whole" must be a list, not text'),
     "whole empty": (ONE + "whole: [{start: b, end: a}]", '5: "whole": a range holds no key; its end must be above its start'),
     "whole half": (ONE + "whole: [{start: b}]", '5: "whole": a range has no "end"; write end: "" for the last key there is'),
+    "compaction": (ONE + "compaction: never", f'5: "compaction" is "never"; {COMPACTION}'),
+    "compaction of more": (ONE + "compaction: {revisions_of: a, b: c}", f'5: "compaction" is a mapping of another form; {COMPACTION}'),
+    "compaction key": (ONE + "compaction: {revisions_of: 5}", '5: "compaction": "revisions_of" is a number to YAML; quote it'),
     "across": (ONE + "across_shards: never", f'5: "across_shards" is "never"; {ACROSS}'),
     "across empty": (ONE + "across_shards: {refuse: []}", f'5: "across_shards" is a mapping of another form; {ACROSS}'),
     "across more": (ONE + "across_shards: {refuse: [a], serve: [b]}", f'5: "across_shards" is a mapping of another form; {ACROSS}'),
@@ -446,7 +458,7 @@ values = st.recursive(
             st.sampled_from(
                 [
                     *("shards", "endpoints", "ranges", "start", "end", "prefix", "address", "endBytes", "name"),
-                    *("limits", "whole", "across_shards", "kubernetes", "etcd_prefix", "refuse"),
+                    *("limits", "whole", "across_shards", "kubernetes", "etcd_prefix", "refuse", "compaction"),
                 ]
             ),
             children,

@@ -21,7 +21,6 @@ from esp.core.services.snapshot import counting, snapshot
 from esp.core.services.stream_merge import StreamMerge
 from esp.core.shard import Shard
 from esp.core.shard_map import Segment
-from esp.core.tokens import Position
 from esp.core.wire.call import BrokenCall
 from esp.core.wire.message import prefix
 from esp.core.wire.status import OK, Code, RpcError, Status
@@ -252,32 +251,3 @@ async def delete_across(
 
 def _distinct(routing: Routing, segments: Sequence[Segment]) -> list[Shard]:
     return [routing.shards[index] for index in dict.fromkeys(segment.shard for segment in segments)]
-
-
-async def compact_across(
-    call: CoroutineCall, routing: Routing, request: rpc_pb2.CompactionRequest, position: Position
-) -> None:
-    """Compacts every shard at its revision of a token, all at once.
-
-    Raises:
-        RpcError: a shard's; that others have compacted is not undone, and asking again does no harm. That it is
-            compacted already, only if all say so.
-    """
-
-    async def compact(shard: int) -> rpc_pb2.CompactionResponse | Status:
-        asked = rpc_pb2.CompactionRequest(revision=position.revision(shard), physical=request.physical)
-        path = call.stream.head.path
-        try:
-            return await ask(call, routing, shard, path, asked, rpc_pb2.CompactionResponse, idempotent=False)
-        except RpcError as error:
-            return errors.undecided(error.status)  # an answer like any other: the rest is not cut short for it
-
-    outcomes = await all_of([compact(shard) for shard in range(len(routing.shards))])
-    failures = [outcome for outcome in outcomes if isinstance(outcome, Status)]
-    if failed := [status for status in failures if status != errors.COMPACTED]:
-        raise failed[0].error()
-    if len(failures) == len(outcomes):
-        raise errors.COMPACTED.error()
-    headers = [outcome.header for outcome in outcomes if not isinstance(outcome, Status)]
-    header = merged_header(headers, routing.identity, request.revision)
-    call.stream.respond(rpc_pb2.CompactionResponse(header=header).SerializeToString())

@@ -14,6 +14,7 @@ from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services import across, metadata, txn, validate
+from esp.core.services.compaction import Compactions
 from esp.core.services.concat import Concat, can_concat
 from esp.core.services.handlers import CoroutineCall, Spawn, parse
 from esp.core.services.lease_retry import LeaseRetry
@@ -35,6 +36,7 @@ def handlers(
     routing: Routing,
     spawn: Spawn,
     lease_retry: LeaseRetry,
+    compactions: Compactions,
     *,
     deletes_across_shards: bool,
     snapshots: bool,
@@ -47,6 +49,7 @@ def handlers(
         routing: the shards.
         spawn: starts the coroutine of a call that spans shards.
         lease_retry: takes over writes that a shard refused because it lacks their lease.
+        compactions: serves those.
         deletes_across_shards: whether a DeleteRange that spans shards is served, shard by shard.
         snapshots: whether a Range that spans shards reads a snapshot, unless its metadata says otherwise.
         txn_snapshots: the same for a transaction that only reads.
@@ -58,7 +61,7 @@ def handlers(
         PATH + b"RangeStream": RangeStream(routing, spawn, snapshots=snapshots, snapshot_tries=snapshot_tries),
         PATH + b"DeleteRange": DeleteRange(routing, spawn, served=deletes_across_shards),
         PATH + b"Txn": Txn(routing, spawn, lease_retry, snapshots=txn_snapshots, snapshot_tries=snapshot_tries),
-        PATH + b"Compact": Compact(routing, spawn),
+        PATH + b"Compact": Compact(routing, spawn, compactions),
     }
 
 
@@ -366,22 +369,24 @@ def _touched(request: rpc_pb2.TxnRequest) -> list[KeyRange]:
 
 
 class Compact(_Routed):
-    """At a token on every shard; a plain revision means another moment on each, and is refused."""
+    """At a token on every shard; at a plain revision where it is known what that means on each."""
+
+    def __init__(self, routing: Routing, spawn: Spawn, compactions: Compactions) -> None:
+        super().__init__(routing, spawn)
+        self.compactions = compactions
 
     def route(self, stream: ServerStream, message: bytes) -> None:
         """Compacts, or refuses."""
         request = parse(rpc_pb2.CompactionRequest, message)
         position = position_of(self.routing.tokens, request.revision)
         if position is None:
-            cure = (
-                "compact at the revision of an answer over all shards, let each shard compact itself (etcd's "
-                "--auto-compaction-retention), or name one in the metadata esp-shard"
-            )
-            raise errors.spans("a compaction", *self.span(KeyRange(b"", None)), cure).error()
+            call = CoroutineCall(stream)
+            call.start(self.spawn, self.compactions.at_plain(call, request))
+            return
         if position.offset > 0:
             raise errors.FUTURE_REV.error()
         missing = [shard.name for index, shard in enumerate(self.shards) if not position.revision(index)]
         if missing:
             raise errors.leaves_out("a compaction", missing).error()
         call = CoroutineCall(stream)
-        call.start(self.spawn, across.compact_across(call, self.routing, request, position))
+        call.start(self.spawn, self.compactions.at_token(call, request, position))

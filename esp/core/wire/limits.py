@@ -89,6 +89,10 @@ class Limits:
     """How often a snapshot over several shards is tried while their keys change, before it is Unavailable."""
     common_share: float = 0.875
     """The part of what clients share that anybody may take; the rest is for addresses that hold a 64th at most."""
+    max_samples: int = 1000
+    """Moments of which it is remembered which revision each shard had reached; by them plain compactions are placed."""
+    sample_seconds: float = 30.0
+    """From one such moment to the next."""
     max_connections: int = 10_000
     """Client connections open at once."""
 

@@ -35,6 +35,7 @@ class Watch(Handler):
         background: owns the tasks and timers of clients' streams.
         positions: where watchers over several shards were.
         watchers: memory for the watchers of all clients.
+        streams: the calls that are open.
     """
 
     streaming = True
@@ -46,11 +47,19 @@ class Watch(Handler):
         context = routing.shards[0].context
         self.positions = Positions(routing.tokens, context)
         self.watchers = Shares(context.limits.max_watcher_bytes, context.limits.common_share)
+        self.streams: set[WatchStream] = set()
         self._pools: dict[tuple[int, Forward], Pool] = {}
+        routing.undivided.on_added = self._end_divided
 
     def on_open(self, stream: ServerStream) -> None:
         """A client opens its stream; no shard is told before it wants to watch something."""
-        WatchStream(self, stream, _forward(stream.head))
+        self.streams.add(WatchStream(self, stream, _forward(stream.head)))
+
+    def _end_divided(self) -> None:
+        """Ends the streams with a watcher that would be refused now: their clients come again, and are told."""
+        for stream in tuple(self.streams):
+            if any(watcher.is_divided for watcher in stream.watchers.values()):
+                stream.stop()
 
     def pool(self, shard: int, forward: Forward) -> Pool:
         """The sources of a shard for calls with this head."""

@@ -445,6 +445,7 @@ class WatchStream(Sink):
 
     def _leave(self) -> None:
         self.is_over = True
+        self._service.streams.discard(self)
         self.down.sink = None
         self._lend(-self._extra)
         if self._progress is not None:

@@ -58,6 +58,7 @@ class Watcher:
     """
 
     __slots__ = (
+        "_asked",
         "_held",
         "_id_wanted",
         "_is_untranslatable",
@@ -82,6 +83,7 @@ class Watcher:
         self._wants_progress = request.progress_notify
         self._is_untranslatable = False
         self._refusal: Response | None = None
+        self._asked: KeyRange | None = None
         self.span: Span | None = None
         self._held: list[_Held] = []
 
@@ -103,6 +105,7 @@ class Watcher:
         if refusal is not None:
             self.refuse(refusal.message)
             return
+        self._asked = key_range
         by_shard: dict[int, list[Segment]] = {}
         for segment in shard_map.split(key_range):
             by_shard.setdefault(segment.shard, []).append(segment)
@@ -165,6 +168,11 @@ class Watcher:
     def spans_shards(self) -> bool:
         """Whether several shards feed it."""
         return len(self.taps) > 1
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether several shards feed it where none may any more."""
+        return self._asked is not None and self.stream.routing.undivided.refuse("a Watch", self._asked) is not None
 
     # The slot.
 

@@ -1,0 +1,113 @@
+"""The revisions of all shards now and then: what each had reached when one of them was at some revision.
+
+A revision R of one shard, the *leading* one, says nothing about the others by itself. But if it came after a sample was
+taken, all that the sample says had been reached by then. Each sample asks the leading shard last, after all others have
+answered, with a linearizable read: if that answers with a revision below R, then R did not exist yet as it was asked,
+and what the others had answered before is older than R. docs/consistency.md, "Compaction", has the argument in full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from esp.core.pb import rpc_pb2
+from esp.core.shard import Shard
+from esp.core.wire.context import WireContext
+from esp.core.wire.status import RpcError
+
+log = logging.getLogger("esp")
+
+ANSWER_SECONDS: Final = 2.0
+"""How long a shard has to answer; one that does not counts with what it said the last time."""
+
+_ASKED: Final = rpc_pb2.RangeRequest(key=b"\0", count_only=True).SerializeToString()
+
+Vector = tuple[int, ...]
+
+
+class Samples:
+    """Samples of the shards' revisions, the newest `max_samples`, oldest first.
+
+    Attributes:
+        leading: the index of the shard that is asked last, by whose revisions a sample is found again.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], leading: int, context: WireContext, now: Callable[[], float] = monotonic
+    ) -> None:
+        self.leading = leading
+        self._shards = shards
+        self._context = context
+        self._now = now
+        self._vectors: list[Vector] = []
+        self._times: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    @property
+    def age(self) -> float | None:
+        """How many seconds ago the oldest was taken; None when there is none."""
+        return self._now() - self._times[0] if self._times else None
+
+    def before(self, revision: int) -> Vector | None:
+        """The newest sample that was taken before the leading shard came to a revision; None when there is none.
+
+        It is 0 for a shard that has never answered.
+        """
+        place = bisect_left(self._vectors, revision, key=lambda vector: vector[self.leading])
+        return self._vectors[place - 1] if place else None
+
+    def add(self, revisions: Sequence[int]) -> None:
+        """Keeps a sample; 0 stands for a shard that did not answer.
+
+        One that differs in no revision of the leading shard takes the place of the last: it says more.
+        """
+        last = self._vectors[-1] if self._vectors else (0,) * len(self._shards)
+        if any(0 < revision < before for revision, before in zip(revisions, last, strict=True)):
+            log.warning("a shard's revisions have gone back: what is known of earlier ones is of another history")
+            self._vectors.clear()
+            self._times.clear()
+            last = (0,) * len(self._shards)
+        vector = tuple(revision or before for revision, before in zip(revisions, last, strict=True))
+        if self._vectors and vector[self.leading] == last[self.leading]:
+            self._vectors[-1] = vector
+            return
+        self._vectors.append(vector)
+        self._times.append(self._now())
+        if len(self._vectors) > self._context.limits.max_samples:
+            self._context.reached("max_samples")
+            del self._vectors[0], self._times[0]
+
+    async def take(self) -> None:
+        """Takes a sample. Without an answer of the leading shard there is none."""
+        others = [shard for shard in range(len(self._shards)) if shard != self.leading]
+        answers = await asyncio.gather(*map(self._ask, others))
+        leading = await self._ask(self.leading)
+        if leading:
+            found = dict(zip(others, answers, strict=True)) | {self.leading: leading}
+            self.add([found[shard] for shard in range(len(self._shards))])
+
+    async def _ask(self, shard: int) -> int:
+        """The revision of a shard, by a linearizable read; 0 when it does not say."""
+        try:
+            answer = await self._shards[shard].unary(
+                b"/etcdserverpb.KV/Range", _ASKED, idempotent=True, timeout=ANSWER_SECONDS
+            )
+            return int(rpc_pb2.RangeResponse.FromString(answer).header.revision)
+        except (RpcError, DecodeError) as error:
+            log.debug("no revision of shard %s: %s", self._shards[shard].name, error)
+            return 0
+
+    async def run(self) -> None:
+        """Takes one every `sample_seconds`, for ever."""
+        while True:
+            await self.take()
+            await asyncio.sleep(self._context.limits.sample_seconds)

@@ -1,0 +1,129 @@
+"""Compact over several shards: each shard at a revision of its own, that of a token or that of a sample.
+
+A plain revision is one shard's. kube-apiserver's compactor takes it from the answer to a transaction on its key, and
+writes it into that key before it compacts: so where the key's value is the revision that a compaction asks for, it is
+known whose revision it is. The config can say that of every compaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from esp.core import errors
+from esp.core.background import all_of
+from esp.core.config import Compaction
+from esp.core.keys import KeyRange
+from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
+from esp.core.samples import Samples
+from esp.core.services.handlers import CoroutineCall
+from esp.core.services.reading import RANGE, ask
+from esp.core.services.revision import merged_header
+from esp.core.tokens import Position
+from esp.core.wire.status import Code, RpcError, Status
+
+_Outcomes = Mapping[int, rpc_pb2.CompactionResponse | Status]
+
+
+class Compactions:
+    """Compactions over all shards."""
+
+    def __init__(self, routing: Routing, rule: Compaction, samples: Samples | None) -> None:
+        """`samples` are led by the owner of the rule's key; None where there is none."""
+        self._routing = routing
+        self._rule = rule
+        self._samples = samples
+
+    async def at_token(self, call: CoroutineCall, request: rpc_pb2.CompactionRequest, position: Position) -> None:
+        """Compacts every shard at its revision of a token, all at once.
+
+        Raises:
+            RpcError: a shard's; that others have compacted is not undone, and asking again does no harm. That it is
+                compacted already, only if all say so.
+        """
+        outcomes = await self._compact(
+            call, dict(enumerate(map(position.revision, range(len(self._routing.shards))))), request
+        )
+        self._answer(call, outcomes, request.revision)
+
+    async def at_plain(self, call: CoroutineCall, request: rpc_pb2.CompactionRequest) -> None:
+        """Compacts the shard whose revision it is there, and each other where it surely was by then.
+
+        Raises:
+            RpcError: it is not known whose revision it is, or where the others were; or as `at_token`.
+        """
+        samples, number = self._samples, request.revision
+        if samples is None or not await self._is_known(call, number):
+            raise self._refusal()
+        vector = samples.before(number)
+        if vector is None or 0 in vector:
+            raise self._unexplained(number, vector)
+        # First where the number is from: if it is not one there, nobody has compacted anything.
+        leading = await self._compact(call, {samples.leading: number}, request)
+        _raise_first(leading)
+        rest = {shard: revision for shard, revision in enumerate(vector) if shard != samples.leading}
+        outcomes = {**leading, **await self._compact(call, rest, request)}
+        own = leading[samples.leading]
+        self._answer(call, outcomes, number if isinstance(own, Status) else own.header.revision)
+
+    async def _is_known(self, call: CoroutineCall, number: int) -> bool:
+        """Whether a plain revision is one of the leading shard."""
+        key = self._rule.key
+        if key is None or self._rule.takes_any:
+            return key is not None
+        leading = self._routing.map.owner(key)
+        asked = rpc_pb2.RangeRequest(key=key)
+        answer = await ask(call, self._routing, leading, RANGE, asked, rpc_pb2.RangeResponse, idempotent=True)
+        return any(row.value == str(number).encode() for row in answer.kvs)
+
+    async def _compact(
+        self, call: CoroutineCall, revisions: Mapping[int, int], request: rpc_pb2.CompactionRequest
+    ) -> _Outcomes:
+        async def compact(shard: int, revision: int) -> rpc_pb2.CompactionResponse | Status:
+            asked = rpc_pb2.CompactionRequest(revision=revision, physical=request.physical)
+            path = call.stream.head.path
+            try:
+                return await ask(call, self._routing, shard, path, asked, rpc_pb2.CompactionResponse, idempotent=False)
+            except RpcError as error:
+                return errors.undecided(error.status)  # an answer like any other: the rest is not cut short for it
+
+        outcomes = await all_of([compact(shard, revision) for shard, revision in revisions.items()])
+        return dict(zip(revisions, outcomes, strict=True))
+
+    def _answer(self, call: CoroutineCall, outcomes: _Outcomes, revision: int) -> None:
+        _raise_first(outcomes)
+        headers = [outcome.header for outcome in outcomes.values() if not isinstance(outcome, Status)]
+        if not headers:
+            raise errors.COMPACTED.error()
+        header = merged_header(headers, self._routing.identity, revision)
+        call.stream.respond(rpc_pb2.CompactionResponse(header=header).SerializeToString())
+
+    def _refusal(self) -> RpcError:
+        shard_map = self._routing.map
+        everything = KeyRange(b"", None)
+        names = [shard_map.names[segment.shard] for segment in shard_map.split(everything)]
+        cure = (
+            "compact at the revision of an answer over all shards, let each shard compact itself (etcd's "
+            "--auto-compaction-retention), or name one in the metadata esp-shard"
+        )
+        return errors.spans("a compaction", names, shard_map.first_boundary(everything) or b"", cure).error()
+
+    def _unexplained(self, number: int, vector: tuple[int, ...] | None) -> RpcError:
+        assert self._samples is not None
+        age = self._samples.age
+        if age is None:
+            why = "this proxy has not asked the shards for their revisions yet"
+        elif vector is None:
+            why = f"the first time that this proxy asked the shards for theirs was {age:.0f} s ago, which was later"
+        else:
+            names = [self._routing.shards[shard].name for shard, revision in enumerate(vector) if not revision]
+            why = f"nothing is known of {', '.join(names)} so far"
+        text = f"esp: a compaction at revision {number} has no known place in the other shards: {why}; a later one will"
+        return Status(Code.FAILED_PRECONDITION, text).error()
+
+
+def _raise_first(outcomes: _Outcomes) -> None:
+    """Raises the first error; that it is compacted already is none here."""
+    for outcome in outcomes.values():
+        if isinstance(outcome, Status) and outcome != errors.COMPACTED:
+            raise outcome.error()

@@ -1,0 +1,148 @@
+"""Samples of the shards' revisions: what they say of the others when one shard was at some revision."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esp.core import errors
+from esp.core.pb import rpc_pb2
+from esp.core.samples import Samples
+from esp.core.wire.context import WireContext
+from esp.core.wire.limits import Limits
+
+LEADING = 1
+
+
+class Clocks:
+    """Three shards, of which only the revisions matter. `asked` is who was asked, in order; `away` do not answer."""
+
+    def __init__(self) -> None:
+        self.revisions = [1, 1, 1]
+        self.asked: list[int] = []
+        self.away: set[int] = set()
+        self.before_answer: Iterator[None] = iter(())
+
+    def shards(self) -> list[Any]:
+        return [_Shard(self, index) for index in range(3)]
+
+
+class _Shard:
+    def __init__(self, clocks: Clocks, index: int) -> None:
+        self.clocks, self.index, self.name = clocks, index, f"s{index}"
+
+    async def unary(self, path: bytes, message: bytes, **options: object) -> bytes:
+        self.clocks.asked.append(self.index)
+        await asyncio.sleep(0)
+        next(self.clocks.before_answer, None)
+        if self.index in self.clocks.away:
+            raise errors.NO_CONNECTION.error()
+        header = rpc_pb2.ResponseHeader(revision=self.clocks.revisions[self.index])
+        return rpc_pb2.RangeResponse(header=header).SerializeToString()
+
+
+def samples_of(clocks: Clocks | None = None, **limits: int) -> Samples:
+    return Samples((clocks or Clocks()).shards(), LEADING, WireContext(Limits(**limits)))  # type: ignore[arg-type]
+
+
+def test_the_newest_that_the_leading_shard_had_not_passed() -> None:
+    samples = samples_of()
+    for vector in ((5, 10, 7), (6, 20, 8), (9, 30, 8)):
+        samples.add(vector)
+    assert samples.before(10) is None, "it may have been at 10 for long when it was asked"
+    assert samples.before(11) == samples.before(20) == (5, 10, 7)
+    assert samples.before(21) == samples.before(30) == (6, 20, 8)
+    assert samples.before(1000) == (9, 30, 8)
+
+
+def test_while_the_leading_shard_rests_the_last_says_most() -> None:
+    samples = samples_of()
+    for vector in ((5, 10, 7), (6, 10, 8), (9, 10, 8)):
+        samples.add(vector)
+    assert len(samples) == 1
+    assert samples.before(11) == (9, 10, 8)
+
+
+def test_a_shard_that_does_not_answer_counts_with_what_it_said_before() -> None:
+    samples = samples_of()
+    samples.add((0, 10, 7))
+    assert samples.before(11) == (0, 10, 7)
+    samples.add((6, 20, 0))
+    assert samples.before(21) == (6, 20, 7)
+
+
+def test_a_history_that_begins_anew_is_not_mixed_with_the_old() -> None:
+    samples = samples_of()
+    samples.add((100, 100, 100))
+    samples.add((50, 200, 120))  # restored from a backup
+    assert len(samples) == 1
+    assert samples.before(150) is None
+    assert samples.before(201) == (50, 200, 120)
+
+
+def test_no_more_than_so_many_are_kept() -> None:
+    samples = samples_of(max_samples=3)
+    for number in range(1, 6):
+        samples.add((number, number, number))
+    assert len(samples) == 3
+    assert samples._context.counters.limits["max_samples"] == 2
+    assert samples.before(3) is None
+    assert samples.before(4) == (3, 3, 3)
+
+
+def test_the_leading_shard_is_asked_when_all_others_have_answered() -> None:
+    clocks = Clocks()
+    samples = samples_of(clocks)
+    asyncio.run(samples.take())
+    assert sorted(clocks.asked[:2]) == [0, 2]
+    assert clocks.asked[2:] == [LEADING]
+    assert samples.before(2) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(("away", "expected"), [({0}, (0, 1, 1)), ({LEADING}, None), ({0, 2}, (0, 1, 0))])
+def test_without_the_leading_shard_there_is_no_sample(away: set[int], expected: tuple[int, ...] | None) -> None:
+    clocks = Clocks()
+    clocks.away = away
+    samples = samples_of(clocks)
+    asyncio.run(samples.take())
+    assert samples.before(2) == expected
+
+
+@given(st.lists(st.one_of(st.just("sample"), st.lists(st.integers(0, 2), max_size=6)), max_size=30))
+def test_whatever_is_written_meanwhile_no_shard_is_said_to_have_been_further_than_it_was(steps: list[Any]) -> None:
+    """The claim of docs/consistency.md: when the leading shard came to R, each other was where `before(R)` says."""
+    clocks = Clocks()
+    samples = samples_of(clocks)
+    reached: dict[int, list[int]] = {}
+
+    def write(shards: list[int]) -> None:
+        for shard in shards:
+            clocks.revisions[shard] += 1
+            if shard == LEADING:
+                reached[clocks.revisions[shard]] = list(clocks.revisions)
+
+    async def run() -> None:
+        pending: list[list[int]] = []
+        for step in steps:
+            if step == "sample":
+                # What came since the last is written in between the questions of this one.
+                clocks.before_answer = (write(shards) for shards in pending)
+                await samples.take()
+                for _ in clocks.before_answer:
+                    pass
+                pending = []
+            else:
+                pending.append(step)
+        for shards in pending:
+            write(shards)
+
+    asyncio.run(run())
+    for revision, at_that_moment in reached.items():
+        vector = samples.before(revision)
+        if vector is not None:
+            assert all(said <= was for said, was in zip(vector, at_that_moment, strict=True))
