@@ -94,6 +94,44 @@ def test_every_call_with_a_range_that_is_cut_is_refused(
     assert not next(client.watch(**inside)).canceled
 
 
+def test_a_watch_from_a_revision_is_told_to_list_again_and_one_from_the_beginning_is_refused(
+    start_esp: Esps, empty_shards: list[LocalEtcd], client_of: Callable[[Server], Client]
+) -> None:
+    client = client_of(start_esp(empty_shards, BOUNDARIES, extra="across_shards: refuse"))
+    answers = client.watch(**LOCKS, start_revision=17)
+    created, canceled = next(answers), next(answers)
+    assert (created.created, created.canceled, created.watch_id) == (True, False, 0)
+    assert (canceled.canceled, canceled.compact_revision, canceled.cancel_reason) == (True, 1, "")
+    # Who does as that says, instead of listing, does not go round for ever.
+    refusal = next(client.watch(**LOCKS, start_revision=canceled.compact_revision))
+    assert (refusal.created, refusal.canceled, refusal.watch_id) == (True, True, -1)
+    assert refusal.cancel_reason == TEXT.format("a Watch")
+
+
+def test_its_id_can_be_canceled_and_asked_about_as_in_etcd(
+    start_esp: Esps, empty_shards: list[LocalEtcd], client_of: Callable[[Server], Client]
+) -> None:
+    client = client_of(start_esp(empty_shards, BOUNDARIES, extra="across_shards: refuse"))
+    requests: Queue[rpc_pb2.WatchRequest] = Queue()
+    requests.put(
+        rpc_pb2.WatchRequest(create_request=rpc_pb2.WatchCreateRequest(**LOCKS, start_revision=17, watch_id=5))
+    )
+    requests.put(rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest()))
+    requests.put(rpc_pb2.WatchRequest(create_request=rpc_pb2.WatchCreateRequest(key=b"a", watch_id=5)))
+    requests.put(rpc_pb2.WatchRequest(cancel_request=rpc_pb2.WatchCancelRequest(watch_id=5)))
+    requests.put(rpc_pb2.WatchRequest(create_request=rpc_pb2.WatchCreateRequest(key=b"a", watch_id=5)))
+    answers = client._watch.Watch(iter(requests.get, None), timeout=30)
+    told = [next(answers) for _ in range(5)]
+    assert [(one.watch_id, one.created, one.canceled, one.compact_revision) for one in told] == [
+        (5, True, False, 0),
+        (5, False, True, 1),
+        (-1, True, True, 0),
+        (5, False, True, 0),
+        (5, True, False, 0),
+    ]
+    assert told[2].cancel_reason == "mvcc: duplicate watch ID provided on the WatchStream"
+
+
 def test_a_watch_that_is_refused_leaves_the_others_of_its_stream(
     start_esp: Esps, empty_shards: list[LocalEtcd], client_of: Callable[[Server], Client]
 ) -> None:

@@ -289,6 +289,8 @@ ELSEWHERE = {
     "token_seconds": "test_tokens.py",
     "max_snapshot_tries": "test_snapshot.py",
     "max_resume_positions": "test_positions.py",
+    "max_samples": "test_samples.py",
+    "sample_seconds": "integration/test_kubernetes.py",
 }
 
 

@@ -15,6 +15,7 @@ from esp.core.services.watch.messages import (
     Response,
     Spec,
     canceled,
+    created,
     header_field,
     refused,
 )
@@ -63,6 +64,7 @@ class Watcher:
         "_id_wanted",
         "_is_untranslatable",
         "_refusal",
+        "_unasked",
         "_wants_progress",
         "id",
         "is_announced",
@@ -84,6 +86,7 @@ class Watcher:
         self._is_untranslatable = False
         self._refusal: Response | None = None
         self._asked: KeyRange | None = None
+        self._unasked: Response | None = None
         self.span: Span | None = None
         self._held: list[_Held] = []
 
@@ -103,7 +106,10 @@ class Watcher:
             return
         refusal = self.stream.routing.undivided.refuse("a Watch", key_range)
         if refusal is not None:
-            self.refuse(refusal.message)
+            if request.start_revision > FROM_THE_BEGINNING:
+                self._have_listed_again(request.start_revision)
+            else:
+                self.refuse(refusal.message)
             return
         self._asked = key_range
         by_shard: dict[int, list[Segment]] = {}
@@ -169,6 +175,16 @@ class Watcher:
         """Whether several shards feed it."""
         return len(self.taps) > 1
 
+    def _have_listed_again(self, start: int) -> None:
+        """Asks no shard: the client is told that the history it wants is gone, so that it lists again.
+
+        It has listed, and would try a watch that is refused again and again; kube-apiserver does, without a pause. The
+        list is refused, and with a text. Who does not list goes to revision 1, as it is told, and is refused there.
+        """
+        identity = self.stream.routing.identity
+        header = rpc_pb2.ResponseHeader(cluster_id=identity.cluster_id, member_id=identity.member_id, revision=start)
+        self._unasked = created(header_field(header))
+
     @property
     def is_divided(self) -> bool:
         """Whether several shards feed it where none may any more."""
@@ -204,12 +220,16 @@ class Watcher:
             self._pass_on(each.tap, each.responses, is_own=each.upstream is not None)
         if self.span is not None:
             self.span.is_told = True
-        if self._is_untranslatable:
+        if self._unasked is not None:
+            self._end(_untranslatable(reply, FROM_THE_BEGINNING))
+        elif self._is_untranslatable:
             self._end(self.span.compacted() if self.span is not None else _untranslatable(reply))
         elif self.span is None and not self.is_dead:
             self.taps[0].is_plain = self.taps[0].owned is None
 
     def _created(self) -> Response:
+        if self._unasked is not None:
+            return self._unasked
         replies = [tap.created for tap in self.taps if tap.created is not None]
         for tap in self.taps:
             tap.created = None
@@ -301,6 +321,8 @@ class Watcher:
     @property
     def head(self) -> bytes:
         """A header for a reply about which no shard is asked: the newest that was heard."""
+        if self._unasked is not None:
+            return self._unasked.head
         return self.taps[0].head if self.span is None else self.span.header()
 
     def leave(self, *, may_return: bool = False) -> None:
@@ -311,12 +333,15 @@ class Watcher:
             self.span.end(may_return=may_return)
 
 
-def _untranslatable(reply: Response) -> Response:
-    """The end of a watcher in one shard that was to begin at a token which is not known."""
+def _untranslatable(reply: Response, compacted: int = 0) -> Response:
+    """The end of a watcher that was to begin where nobody knows what is meant.
+
+    `compacted` is where it may begin anew; by default at the revision of its reply.
+    """
     header = rpc_pb2.ResponseHeader()
     header.CopyFrom(reply.message.header)
     header.revision = 0  # as etcd has it there
-    return canceled(header_field(header), max(reply.revision, 1))
+    return canceled(header_field(header), compacted or max(reply.revision, 1))
 
 
 def _spec(request: rpc_pb2.WatchCreateRequest, key: bytes, range_end: bytes) -> Spec:
