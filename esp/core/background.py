@@ -168,12 +168,13 @@ async def all_of(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     tasks: list[asyncio.Task[Result]] = []
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in work]
+            tasks += [group.create_task(each) for each in work]
+        return [task.result() for task in tasks]
     except* Exception as failed:
         failure = failed.exceptions[0]
-    if failure is not None:
-        raise failure
-    return [task.result() for task in tasks]
+    finally:
+        tasks.clear()  # an error holds on to this frame, and with it to what the others have answered
+    raise failure
 
 
 def name_of(work: object) -> str:

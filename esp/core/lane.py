@@ -9,10 +9,12 @@ from typing import Protocol
 
 from esp.core import errors
 from esp.core.background import Background
+from esp.core.wire.budget import Account, BufferBudget
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.shares import address_of
 from esp.core.wire.status import DEADLINE_EXCEEDED, Status
 
 
@@ -32,18 +34,21 @@ class ParkedCall(Sink):
     Attributes:
         down: the client's stream.
         message: the request of a unary call; None for a streaming call.
-        size: bytes of memory it takes, from when it waits until it no longer does.
+        peer: whose call it is.
+        place: where it is counted while it waits.
         until: the `monotonic` time at which it is refused.
     """
 
-    __slots__ = ("_chunks", "_ended", "_lane", "_sender", "down", "message", "size", "until")
+    __slots__ = ("_chunks", "_ended", "_lane", "_sender", "_size", "down", "message", "peer", "place", "until")
 
     def __init__(self, sender: Sender, lane: Lane, down: ServerStream, message: bytes | None) -> None:
         self._sender = sender
         self._lane = lane
         self.down = down
         self.message = message
-        self.size = len(message or b"")
+        self.peer = down.peer
+        self.place: Account | None = None
+        self._size = 0
         self.until = lane.patience()
         self._chunks: list[bytes] = []
         self._ended = False
@@ -51,13 +56,33 @@ class ParkedCall(Sink):
 
     def request_data(self, payload: bytes, end: bool) -> None:
         """Kept, and not given back: the client's window bounds it."""
-        self._chunks.append(payload)
-        self._ended = end
+        if self.hold(len(payload)):
+            self._chunks.append(payload)
+            self._ended = end
+        else:
+            self.down.cut()
+
+    def hold(self, size: int) -> bool:
+        """Accounts for so many bytes that wait with it."""
+        if not self.down.hold(size):
+            return False
+        self._size += size
+        return True
+
+    def release(self) -> None:
+        """It waits no longer, and so does what waited with it."""
+        self.down.release(self._size)
+        self._size = 0
 
     def cancelled(self, code: int, reason: str) -> None:
         """The client no longer waits."""
         self.down.sink = None
         self._lane.unpark(self)
+
+    def cut(self, stream: ServerStream | None = None) -> None:
+        """Others need its place, or the memory for its request."""
+        self._lane.unpark(self)
+        self.refuse(errors.TOO_MANY_REQUESTS)
 
     def go(self, connection: ClientConnection) -> None:
         """A connection is there."""
@@ -85,12 +110,22 @@ class ParkedCall(Sink):
 class _Waiter:
     """A coroutine that waits."""
 
-    __slots__ = ("future", "until")
-    size = 0
+    __slots__ = ("_lane", "future", "peer", "place", "until")
 
-    def __init__(self, until: float) -> None:
+    def __init__(self, lane: Lane, peer: str, until: float) -> None:
+        self._lane = lane
+        self.peer = peer
+        self.place: Account | None = None
         self.until = until
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def release(self) -> None:
+        """Nothing waits with it."""
+
+    def cut(self) -> None:
+        """Others need its place."""
+        self._lane.unpark(self)
+        self.refuse(errors.TOO_MANY_REQUESTS)
 
     def go(self, connection: ClientConnection) -> None:
         """A connection is there; whether it still has room when the coroutine runs is for that to see."""
@@ -126,7 +161,7 @@ class Lane:
         standing: those that wait for as long as it takes; no more than streams that clients have open.
     """
 
-    __slots__ = ("_background", "_closed", "_context", "connection", "standing", "waiting")
+    __slots__ = ("_background", "_closed", "_context", "_places", "connection", "standing", "waiting")
 
     def __init__(self, context: WireContext, background: Background) -> None:
         self.connection: ClientConnection | None = None
@@ -135,6 +170,7 @@ class Lane:
         self._context = context
         self._background = background
         self._closed = False
+        self._places = BufferBudget(context.limits.max_waiting_requests)
 
     def free(self) -> ClientConnection | None:
         """The connection, if a call can be sent on it now."""
@@ -146,32 +182,42 @@ class Lane:
         return monotonic() + self._context.limits.max_waiting_seconds
 
     def park(self, call: ParkedCall | _Waiter) -> None:
-        """Lets it wait, or refuses it."""
-        context = self._context
+        """Lets it wait, or refuses it. Where too many wait, one of the client that has most of them gives way."""
         if self._closed:
             call.refuse(errors.NO_CONNECTION)
-        elif len(self.waiting) >= context.limits.max_waiting_requests or not context.buffers.take(call.size):
-            call.refuse(errors.TOO_MANY_REQUESTS)
-        else:
+            return
+        place = self._places.of(address_of(call.peer)).of(call.peer).open(call)
+        if place.take(1):
+            call.place = place
             self.waiting[call] = None
+            if isinstance(call, ParkedCall) and not call.hold(len(call.message or b"")):
+                call.cut()
+            if self._places.used <= self._places.limit:
+                return
+            self._places.settle()
+        else:
+            call.refuse(errors.TOO_MANY_REQUESTS)
+        self._context.reached("max_waiting_requests")
 
     def unpark(self, call: ParkedCall | _Waiter) -> bool:
         """Takes it out of what waits; whether it did."""
         if call not in self.waiting:
             return False
         del self.waiting[call]
-        self._context.buffers.give(call.size)
+        if call.place is not None:
+            call.place.close()
+        call.release()
         return True
 
-    async def wait(self) -> ClientConnection:
-        """The connection, once a call can be sent on it.
+    async def wait(self, peer: str = "") -> ClientConnection:
+        """The connection, once a call can be sent on it; `peer` is the client on whose behalf.
 
         Raises:
             RpcError: not in time, or too many wait.
         """
         until = self.patience()
         while (connection := self.free()) is None:
-            waiter = _Waiter(until)
+            waiter = _Waiter(self, peer, until)
             self.park(waiter)
             try:
                 await waiter.future

@@ -19,7 +19,7 @@ import logging
 import os
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from time import monotonic
 from typing import Final, TypeVar
@@ -31,7 +31,7 @@ from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.lane import Lane, ParkedCall, StreamOpener
 from esp.core.pb import rpc_pb2
-from esp.core.wire.call import BrokenCall, MessageCall
+from esp.core.wire.call import BrokenCall, MessageCall, Reader, messages
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
@@ -47,6 +47,8 @@ log = logging.getLogger("esp.shard")
 
 NO_LEADER_TEXTS: Final = frozenset((errors.NO_LEADER.message, errors.SERVER_STOPPED.message))
 """Answers of a member that cannot serve while another perhaps can."""
+
+Read = TypeVar("Read", bound=Sized)
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
@@ -248,29 +250,50 @@ class Shard:
         *,
         idempotent: bool,
         timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
+        down: ServerStream | None = None,
     ) -> bytes:
-        """As `unary`, with a head that is encoded already."""
+        """As `unary`, with a head that is encoded already; `down` is the client's call on whose behalf."""
+        return await self.read_unary(forward, message, messages, idempotent=idempotent, timeout=timeout, down=down)
+
+    async def read_unary(
+        self,
+        forward: Forward,
+        message: bytes,
+        reader: Callable[[], Reader[Read]],
+        *,
+        idempotent: bool,
+        timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
+        down: ServerStream | None = None,
+    ) -> Read:
+        """As `forward_unary`, with the answer that a new `reader` makes; it stays held for `down`."""
         if timeout is not None and timeout <= 0:
             raise DEADLINE_EXCEEDED.error()
         body = prefix(message)
         try:
             async with asyncio.timeout(timeout) as deadline:
                 try:
-                    return await self._attempt(forward, body, deadline)
+                    return await self._attempt(forward, body, deadline, reader, down)
                 except BrokenCall as broken:
                     if not (broken.unprocessed or idempotent):
                         raise
-                return await self._attempt(forward, body, deadline)
+                return await self._attempt(forward, body, deadline, reader, down)
         except BrokenCall as broken:
             raise (errors.NO_CONNECTION if broken.unprocessed else errors.REQUEST_TIMED_OUT).error() from None
         except TimeoutError:
             raise DEADLINE_EXCEEDED.error() from None
 
-    async def _attempt(self, forward: Forward, body: bytes, deadline: asyncio.Timeout) -> bytes:
-        connection = await self._unary.wait()
+    async def _attempt(
+        self,
+        forward: Forward,
+        body: bytes,
+        deadline: asyncio.Timeout,
+        reader: Callable[[], Reader[Read]],
+        down: ServerStream | None,
+    ) -> Read:
+        connection = await self._unary.wait(down.peer if down is not None else "")
         when = deadline.when()
         timeout = b"" if when is None else format_timeout(max(0.0, when - asyncio.get_running_loop().time()))
-        call = MessageCall(connection)
+        call = MessageCall(connection, reader(), down)
         connection.call(call, forward, timeout, body, end=True)
         self.context.flush()
         try:
@@ -287,14 +310,15 @@ class Shard:
         forward: Forward,
         message: bytes,
         timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
-    ) -> MessageCall:
+        down: ServerStream | None = None,
+    ) -> MessageCall[bytes]:
         """Begins a call with one request message and a stream of answers; the caller cancels what it does not read out.
 
         Raises:
             RpcError: there is no connection.
         """
-        connection = await self._unary.wait()
-        call = MessageCall(connection)
+        connection = await self._unary.wait(down.peer if down is not None else "")
+        call = MessageCall(connection, messages(), down)
         connection.call(call, forward, format_timeout(timeout) if timeout else b"", prefix(message), end=True)
         self.context.flush()
         return call
@@ -396,7 +420,7 @@ class Shard:
         Raises:
             OSError: its revision is none that can be served.
         """
-        call = MessageCall(connection)
+        call = MessageCall(connection, messages())
         try:
             async with asyncio.timeout(FIRST_STATUS_SECONDS):
                 connection.call(call, (b"/etcdserverpb.Maintenance/Status", b""), b"", prefix(b""), end=True)

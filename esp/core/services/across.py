@@ -7,6 +7,7 @@ the revision that the token means there, and answered under that token, so that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 from esp.core import errors
 from esp.core.background import all_of
@@ -15,8 +16,9 @@ from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.merge import delete_part, merge, merge_deletes, part
-from esp.core.services.reading import TXN, Parts, ask, read_all, segments_of, show_all
+from esp.core.services.reading import TXN, Parts, ask, ask_rows, read_all, segments_of, show_all
 from esp.core.services.revision import merged_header, position_of, read_at, token
+from esp.core.services.rows import DELETE_FORM, HEADER_TAG, TXN_FORM, Answer, Rows, field, nested_head
 from esp.core.services.snapshot import counting, snapshot
 from esp.core.services.stream_merge import StreamMerge
 from esp.core.shard import Shard
@@ -55,7 +57,12 @@ async def range_across(
         answers = await read_all(call, routing, read.parts)
     revision = request.revision if request.revision > 0 else token(routing, _reached(answers))
     header = merged_header([parts.header for parts in answers.values()], routing.identity, revision)
-    call.stream.respond(read.answer(request, segments, answers, header).SerializeToString())
+    await _respond(call, header, await read.answer(request, segments, answers))
+
+
+async def _respond(call: CoroutineCall, header: rpc_pb2.ResponseHeader, rows: Rows) -> None:
+    written = field(HEADER_TAG, header.SerializeToString())
+    await call.respond(rows.size(written), rows.pieces(written, call.stream.release))
 
 
 async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.TxnRequest, snapshot_tries: int) -> None:
@@ -95,11 +102,13 @@ async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.Txn
     headers = {shard: parts.header for shard, parts in answers.items()} or headers
     revision = revision or token(routing, {shard: header.revision for shard, header in headers.items()})
     header = merged_header(list(headers.values()), routing.identity, revision)
-    response = rpc_pb2.TxnResponse(header=header, succeeded=True)
-    for one, segments in zip(asked, split, strict=True):
-        inner = rpc_pb2.ResponseHeader(revision=revision)  # etcd says no more in there
-        response.responses.add().response_range.CopyFrom(read.answer(one, segments, answers, inner))
-    call.stream.respond(response.SerializeToString())
+    results = [await read.answer(one, segments, answers) for one, segments in zip(asked, split, strict=True)]
+    front = rpc_pb2.TxnResponse(header=header, succeeded=True).SerializeToString()
+    inner = field(HEADER_TAG, rpc_pb2.ResponseHeader(revision=revision).SerializeToString())  # etcd says no more there
+    heads = [nested_head(TXN_FORM, rows.size(inner)) for rows in results]
+    size = len(front) + sum(len(head) + rows.size(inner) for head, rows in zip(heads, results, strict=True))
+    pieces = (rows.pieces(head + inner, call.stream.release) for head, rows in zip(heads, results, strict=True))
+    await call.respond(size, chain((front,), chain.from_iterable(pieces)))
 
 
 async def txn_of_nothing(call: CoroutineCall, routing: Routing, request: rpc_pb2.TxnRequest) -> None:
@@ -130,7 +139,7 @@ class _Reading:
     def __init__(self, routing: Routing) -> None:
         self.parts: dict[int, list[_Range]] = {}
         self._routing = routing
-        self._taken: dict[int, Iterator[rpc_pb2.RangeResponse]] = {}
+        self._taken: dict[int, Iterator[Rows]] = {}
 
     def add(self, request: _Range, segments: Sequence[Segment]) -> None:
         """Asks for the parts of one Range.
@@ -150,21 +159,12 @@ class _Reading:
                 asked.revision = 0  # the same in a Range, but an error in a transaction, which may carry it
             self.parts.setdefault(segment.shard, []).append(asked)
 
-    def answer(
-        self,
-        request: _Range,
-        segments: Sequence[Segment],
-        answers: Mapping[int, Parts],
-        header: rpc_pb2.ResponseHeader,
-    ) -> rpc_pb2.RangeResponse:
+    async def answer(self, request: _Range, segments: Sequence[Segment], answers: Mapping[int, Parts]) -> Rows:
         """The answer to the next of the Ranges, in the order in which they were added."""
         if not self._taken:
             self._taken = {shard: iter(parts.responses) for shard, parts in answers.items()}
         responses = [next(self._taken[segment.shard]) for segment in segments]
-        if len(responses) > 1:
-            return merge(request, responses, header)
-        responses[0].header.CopyFrom(header)
-        return responses[0]
+        return await merge(request, responses) if len(responses) > 1 else responses[0]
 
 
 def _reached(answers: Mapping[int, Parts]) -> dict[int, int]:
@@ -192,7 +192,7 @@ async def range_stream_across(
         asked = merged.next_part()
         assert asked is not None, "one part for each segment"
         shard = routing.shards[segment.shard]
-        chunks = await shard.open(stream.head.forward, asked.SerializeToString(), stream.remaining())
+        chunks = await shard.open(stream.head.forward, asked.SerializeToString(), stream.remaining(), stream)
         try:
             while (message := await chunks.read()) is not None:
                 for chunk in merged.feed(shard.parsed(rpc_pb2.RangeStreamResponse, message)):
@@ -218,23 +218,17 @@ async def delete_across(
     unreachable = [shard.name for shard in _distinct(routing, segments) if not shard.is_ready]
     if unreachable:
         raise errors.NO_CONNECTION.error()
-    answers: list[rpc_pb2.DeleteRangeResponse] = []
+    answers: list[Answer] = []
     for segment in segments:
         asked = delete_part(request, segment.range)
         try:
             answers.append(
-                await ask(
-                    call,
-                    routing,
-                    segment.shard,
-                    call.stream.head.path,
-                    asked,
-                    rpc_pb2.DeleteRangeResponse,
-                    idempotent=False,
+                await ask_rows(
+                    call, routing, segment.shard, call.stream.head.path, asked, DELETE_FORM, idempotent=False
                 )
             )
         except RpcError as error:
-            deleted = sum(answer.deleted for answer in answers)
+            deleted = sum(rows.deleted for answer in answers for rows in answer.responses)
             if not deleted:
                 raise
             name = routing.shards[segment.shard].name
@@ -246,7 +240,7 @@ async def delete_across(
     # Of a shard that owns several parts the last answer counts: it is behind all that was deleted.
     reached = {segment.shard: header.revision for segment, header in zip(segments, headers, strict=True)}
     header = merged_header(headers, routing.identity, token(routing, reached))
-    call.stream.respond(merge_deletes(answers, header).SerializeToString())
+    await _respond(call, header, merge_deletes([rows for answer in answers for rows in answer.responses]))
 
 
 def _distinct(routing: Routing, segments: Sequence[Segment]) -> list[Shard]:

@@ -206,8 +206,8 @@ class _Part(ClientStream):
     """
 
     __slots__ = (
-        "_client",
         "_concat",
+        "_down",
         "_got",
         "_shard",
         "_start",
@@ -224,7 +224,7 @@ class _Part(ClientStream):
         super().__init__(connection)
         self.index = index
         self._concat: Concat | None = concat
-        self._client = concat.down.connection
+        self._down = concat.down
         self._shard = shard
         self._start = b""
         self._tail = b""
@@ -265,16 +265,24 @@ class _Part(ClientStream):
                 return
         self._got += len(payload)
         self._tail = (self._tail + payload[-TAIL_BYTES:])[-TAIL_BYTES:]
-        if self._client.hold(len(payload)):
+        if self.hold(len(payload)):
             self.pieces.append(payload)
             concat.advance()
         else:
-            concat.fail(Status(Code.RESOURCE_EXHAUSTED, "grpc: too much data waits here for slow peers"))
+            concat.down.cut()
+
+    def hold(self, size: int) -> bool:
+        """What is kept of the answer counts for the client that has asked for it."""
+        return self._down.hold(size)
+
+    def release(self, size: int) -> None:
+        """Returns `size` bytes that `hold` gave."""
+        self._down.release(size)
 
     def take(self) -> bytes:
         """The next piece, which is its taker's from here on."""
         piece = self.pieces.popleft()
-        self._client.release(len(piece))
+        self.release(len(piece))
         return piece
 
     def stop(self) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError, Message
 
 from esp.core.shard import Shard
+from esp.core.wire.frames import MAX_FRAME_SIZE, pack_u32
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.server_stream import INTERNAL_ERROR, Handler, ServerStream, Sink
-from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wire.status import OK, Code, RpcError, Status
 
 log = logging.getLogger("esp.service")
 
 UNFLUSHED_BYTES: Final = 262144
+MOST_BYTES: Final = 2**32 - 1
+"""What a gRPC message can have."""
 
 
 class Spawn(Protocol):
@@ -90,6 +93,7 @@ class CoroutineCall(Sink):
             self._finish(INTERNAL_ERROR)
         finally:
             self.stream.sink = None
+            self.task = None  # or it would hold on to itself, and to all that its frames hold, when it is cancelled
             self.stream.connection.context.flush()
 
     def _finish(self, status: Status) -> None:
@@ -106,12 +110,33 @@ class CoroutineCall(Sink):
             if self._unflushed > UNFLUSHED_BYTES:
                 self._unflushed = 0
                 self.stream.connection.context.flush()  # only then does a full transport say so
+                await asyncio.sleep(0)  # and others have their turn
         else:
             self._waiting += len(data)
             self.stream.connection.context.flush()
             while self._waiting > 0:
                 self._room = asyncio.get_running_loop().create_future()
                 await self._room
+
+    async def respond(self, size: int, pieces: Iterable[bytes]) -> None:
+        """The whole answer of a unary call, of so many bytes: a message in pieces, asked for as they leave.
+
+        Raises:
+            RpcError: it is larger than a message can be.
+        """
+        if size > MOST_BYTES:
+            text = "esp: the answer is larger than a gRPC message can be; ask for less at once (limit)"
+            raise Status(Code.RESOURCE_EXHAUSTED, text).error()
+        self.stream.start()
+        waiting = bytearray(b"\0" + pack_u32(size))
+        for piece in pieces:
+            waiting += piece
+            while len(waiting) >= MAX_FRAME_SIZE:
+                await self.write(bytes(waiting[:MAX_FRAME_SIZE]))
+                del waiting[:MAX_FRAME_SIZE]
+        if waiting:
+            await self.write(bytes(waiting))
+        self.stream.finish(OK)
 
     def drained(self, size: int) -> None:
         """Bytes that waited have left."""

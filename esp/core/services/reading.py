@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
+from functools import partial
 from typing import Final, TypeVar
 
 from google.protobuf.message import Message
@@ -14,13 +15,16 @@ from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.metadata import call_head, load_bearing
+from esp.core.services.rows import RANGE_FORM, TXN_FORM, Answer, Form, RowReader, Rows
 from esp.core.shard_map import Segment
+from esp.core.wire.call import Reader, messages
 from esp.core.wire.status import RpcError
 
 RANGE: Final = b"/etcdserverpb.KV/Range"
 TXN: Final = b"/etcdserverpb.KV/Txn"
 
-Answer = TypeVar("Answer", bound=Message)
+Response = TypeVar("Response", bound=Message)
+Read = TypeVar("Read", bound=Sized)
 
 
 def segments_of(routing: Routing, key_range: KeyRange) -> list[Segment]:
@@ -34,13 +38,15 @@ class Parts:
     Attributes:
         header: of the first answer; its revision is the one that all parts without a revision of their own show.
         responses: one for each part.
+        held: memory that they take, of that of the client's call.
     """
 
-    __slots__ = ("header", "responses")
+    __slots__ = ("header", "held", "responses")
 
-    def __init__(self, header: rpc_pb2.ResponseHeader, responses: Sequence[rpc_pb2.RangeResponse]) -> None:
+    def __init__(self, header: rpc_pb2.ResponseHeader, responses: Sequence[Rows], held: int = 0) -> None:
         self.header = header
         self.responses = responses
+        self.held = held
 
 
 async def read_all(
@@ -57,10 +63,11 @@ async def read_all(
 
 async def _read(call: CoroutineCall, routing: Routing, shard: int, parts: Sequence[rpc_pb2.RangeRequest]) -> Parts:
     if len(parts) == 1:
-        answer = await ask(call, routing, shard, RANGE, parts[0], rpc_pb2.RangeResponse, idempotent=True)
-        return Parts(answer.header, [answer])
+        answer = await ask_rows(call, routing, shard, RANGE, parts[0], RANGE_FORM, idempotent=True)
+        return Parts(answer.header, answer.responses, answer.held)
     # One transaction is one moment. More parts than it takes follow at the revision of the first.
-    responses: list[rpc_pb2.RangeResponse] = []
+    responses: list[Rows] = []
+    held = 0
     header: rpc_pb2.ResponseHeader | None = None
     while len(responses) < len(parts):
         rest = [_at(part, header.revision) for part in parts[len(responses) :]] if header else parts
@@ -73,10 +80,11 @@ async def _read(call: CoroutineCall, routing: Routing, shard: int, parts: Sequen
         )
         if len(together.responses) != count:
             raise routing.shards[shard].blamed("is not to what it was asked")
-        responses += [operation.response_range for operation in together.responses]
+        responses += together.responses
+        held += together.held
         header = header or together.header
     assert header is not None, "there are parts"
-    return Parts(header, responses)
+    return Parts(header, responses, held)
 
 
 def _at(part: rpc_pb2.RangeRequest, revision: int) -> rpc_pb2.RangeRequest:
@@ -126,7 +134,7 @@ async def _ask_for_some(
     shard: int,
     parts: Sequence[rpc_pb2.RangeRequest],
     request: Callable[[Sequence[rpc_pb2.RangeRequest]], rpc_pb2.TxnRequest],
-) -> tuple[rpc_pb2.TxnResponse, int]:
+) -> tuple[Answer, int]:
     """The answer to one transaction of the first of these parts, and of how many: as many as the shard allows.
 
     Raises:
@@ -136,7 +144,7 @@ async def _ask_for_some(
     while True:
         some = parts[: asked_of.max_txn_ops]
         try:
-            answer = await ask(call, routing, shard, TXN, request(some), rpc_pb2.TxnResponse, idempotent=True)
+            answer = await ask_rows(call, routing, shard, TXN, request(some), TXN_FORM, idempotent=True)
             return answer, len(some)
         except RpcError as error:
             if error.status != errors.TOO_MANY_OPS or len(some) == 1:
@@ -150,19 +158,53 @@ async def ask(
     shard: int,
     path: bytes,
     request: Message,
-    answer: type[Answer],
+    answer: type[Response],
     *,
     idempotent: bool,
-) -> Answer:
+) -> Response:
     """One shard's answer to its part, with the client's metadata and what is left of its deadline.
 
     Raises:
         RpcError: the shard's, as it came.
     """
+    body = await _read_from(call, routing, shard, path, request, messages, idempotent=idempotent)
+    return routing.shards[shard].parsed(answer, body)
+
+
+async def ask_rows(
+    call: CoroutineCall,
+    routing: Routing,
+    shard: int,
+    path: bytes,
+    request: Message,
+    form: Form,
+    *,
+    idempotent: bool,
+) -> Answer:
+    """As `ask`, for an answer that consists of rows and may be large; it is held for the client's call.
+
+    Raises:
+        RpcError: the shard's, as it came.
+    """
+    garbled = partial(routing.shards[shard].blamed, f"is no {form.name}")
+    return await _read_from(
+        call, routing, shard, path, request, lambda: RowReader(form, garbled), idempotent=idempotent
+    )
+
+
+async def _read_from(
+    call: CoroutineCall,
+    routing: Routing,
+    shard: int,
+    path: bytes,
+    request: Message,
+    reader: Callable[[], Reader[Read]],
+    *,
+    idempotent: bool,
+) -> Read:
     stream = call.stream
     head = stream.head
     forward = head.forward if path == head.path else call_head(path, load_bearing(head))
-    body = await routing.shards[shard].forward_unary(
-        forward, request.SerializeToString(), idempotent=idempotent, timeout=stream.remaining()
+    return await routing.shards[shard].read_unary(
+        forward, request.SerializeToString(), reader, idempotent=idempotent, timeout=stream.remaining(), down=stream
     )
-    return routing.shards[shard].parsed(answer, body)

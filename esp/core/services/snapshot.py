@@ -16,8 +16,8 @@ The first round can be the reading itself: where nothing is written, its answers
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, NoReturn
 
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
@@ -87,9 +87,19 @@ async def snapshot(
         changed = {shard for shard, look in rounds[-1].items() if not look.is_as_before}
         if not changed:
             found = rounds[-2]
-            return Snapshot(token(routing, _revisions(found)), answers if found is first else None)
+            if found is first:
+                return Snapshot(token(routing, _revisions(found)), answers)
+            break
         if len(rounds) == 3 and len(changed | {s for s, look in rounds[1].items() if not look.is_as_before}) == 1:
-            return Snapshot(token(routing, _revisions(rounds[1])), None)
+            found = rounds[1]
+            break
+    else:
+        _fail(call, routing, changed, tries)
+    call.stream.release(sum(answer.held for answer in answers.values()))
+    return Snapshot(token(routing, _revisions(found)), None)
+
+
+def _fail(call: CoroutineCall, routing: Routing, changed: Iterable[int], tries: int) -> NoReturn:
     call.stream.connection.context.reached("max_snapshot_tries")
     names = ", ".join(sorted(routing.shards[shard].name for shard in changed))
     raise Status(

@@ -4,17 +4,47 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.message import MessageReader
 from esp.core.wire.response import ResponseHead
-from esp.core.wire.splice import NO_TRAILERS, OVERLOADED
+from esp.core.wire.server_stream import OVERLOADED
+from esp.core.wire.splice import NO_TRAILERS
 from esp.core.wire.status import Code, RpcError, Status
 
 MAX_ANSWER_BYTES = 2**31 - 1
+
+Message = TypeVar("Message", bound=Sized)
+Message_co = TypeVar("Message_co", bound=Sized, covariant=True)
+
+
+class Reader(Protocol[Message_co]):
+    """Makes messages of DATA, as `MessageReader` does. The length of one is the memory that it takes."""
+
+    @property
+    def held(self) -> int:
+        """The memory that what came of the next one takes."""
+
+    @property
+    def wanted(self) -> int:
+        """How many bytes that one lacks; 0 between messages."""
+
+    def feed(self, payload: bytes) -> Sequence[Message_co]:
+        """The messages that `payload` completes; raises RpcError."""
+
+
+class Keeper(Protocol):
+    """Whose memory it is that a call takes; a `ServerStream` is one."""
+
+    def hold(self, size: int) -> bool:
+        """Accounts for it; False when there is no room."""
+
+    def release(self, size: int) -> None:
+        """Returns what `hold` gave."""
 
 
 class BrokenCall(Exception):
@@ -31,31 +61,60 @@ class BrokenCall(Exception):
         self.unprocessed = unprocessed
 
 
-class MessageCall(ClientStream):
+def messages() -> MessageReader:
+    """Reads messages of any size as bytes."""
+    return MessageReader(MAX_ANSWER_BYTES)
+
+
+class _Nothing:
+    """Reads nothing."""
+
+    held = wanted = 0
+
+    def feed(self, payload: bytes) -> Sequence[Any]:
+        return ()
+
+
+_NOTHING: Final = _Nothing()
+
+
+class MessageCall(ClientStream, Generic[Message]):
     """A call whose answer messages are read one after the other with `read`.
 
-    Bytes are given back to the server as messages are read, so a reader that waits makes the server wait.
+    Bytes are given back to the server as messages are read, so a reader that waits makes the server wait. What has come
+    is held for the keeper, if there is one: a message until the next is read. What `read_only` gives stays held, and
+    whoever has it may release it.
     """
 
-    __slots__ = ("_ended", "_error", "_messages", "_reader", "_unread", "_waiter")
+    __slots__ = ("_ended", "_error", "_held", "_keeper", "_messages", "_read", "_reader", "_unread", "_waiter")
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: ClientConnection, reader: Reader[Message], keeper: Keeper | None = None) -> None:
         super().__init__(connection)
-        self._reader = MessageReader(MAX_ANSWER_BYTES)
-        self._messages: deque[bytes] = deque()
+        self._reader = reader
+        self._keeper = keeper
+        self._messages: deque[Message] = deque()
+        self._read = 0
+        self._held = 0
         self._unread = 0
         self._ended = False
         # What makes the error: one that was raised and is kept would hold on to its reader's frame, and so to itself.
         self._error: Callable[[], Exception] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    async def read(self) -> bytes | None:
+    async def read(self) -> Message | None:
         """The next message; None when the call has ended well.
 
         Raises:
             RpcError: it ended with another status.
             BrokenCall: it did not end but broke.
         """
+        self._read = 0
+        self._account()
+        message = await self._next()
+        self._read = 0 if message is None else len(message)
+        return message
+
+    async def _next(self) -> Message | None:
         while not self._messages:
             if self._error is not None:
                 raise self._error()
@@ -69,17 +128,41 @@ class MessageCall(ClientStream):
                 self._waiter = None
         return self._messages.popleft()
 
-    async def read_only(self) -> bytes:
+    async def read_only(self) -> Message:
         """The one message of a unary answer.
 
         Raises:
             RpcError: another status, or not exactly one message.
             BrokenCall: the call broke.
         """
-        message = await self.read()
-        if message is None or await self.read() is not None:
+        message = await self._next()
+        self._read = 0 if message is None else len(message)
+        if message is None or await self._next() is not None:
             raise Status(Code.INTERNAL, "a unary answer without exactly one message").error()
+        self._held = 0
         return message
+
+    def _account(self) -> bool:
+        """Holds what there is now, no more and no less; False when there is no room."""
+        keeper = self._keeper
+        if keeper is None:
+            return True
+        held = self._reader.held + self._read + sum(map(len, self._messages))
+        if held < self._held:
+            keeper.release(self._held - held)
+        elif held > self._held and not keeper.hold(held - self._held):
+            return False
+        self._held = held
+        return True
+
+    def cancel(self) -> None:
+        """Ends the call from here, and keeps nothing of it: errors hold on to frames, and so to calls, for a while."""
+        self._messages.clear()
+        self._reader = _NOTHING
+        held, self._held = self._held, 0
+        if held and self._keeper is not None:
+            self._keeper.release(held)
+        super().cancel()
 
     def _give_back(self) -> None:
         size, self._unread = self._unread, 0
@@ -105,8 +188,8 @@ class MessageCall(ClientStream):
             self.cancel()
         else:
             for name, value in head.fields:
-                if name == b"grpc-encoding":
-                    self._reader = MessageReader(MAX_ANSWER_BYTES, value)
+                if name == b"grpc-encoding" and isinstance(self._reader, MessageReader):
+                    self._reader.encoding = value
             return
         self._wake()
 
@@ -118,6 +201,8 @@ class MessageCall(ClientStream):
             if not self._messages:
                 self.consumed(self._unread)  # a message larger than the window: the rest must come
                 self._unread = 0
+            if not self._account():
+                raise OVERLOADED.error()
         except RpcError as error:
             self._error = error.status.error
             self.cancel()

@@ -56,7 +56,6 @@ class Connection:
 
     Attributes:
         backlog: bytes written since the transport was full; it takes them, since only DATA waits.
-        held: bytes kept for or from the peer, of `hold_limit` at most.
         out: frames to write, in order. Non-empty only while the connection stands in `context.unflushed`.
         streams: the open streams by id.
         flushes: how often `out` was emptied.
@@ -105,8 +104,6 @@ class Connection:
         "ended",
         "flushes",
         "got_settings",
-        "held",
-        "hold_limit",
         "limits",
         "max_block_bytes",
         "max_continuations",
@@ -157,8 +154,6 @@ class Connection:
         self.recv_limit = recv_limit
         self.recv_window = recv_limit
         self.tell_gone = False
-        self.held = 0
-        self.hold_limit = context.limits.max_buffered_bytes
         self._told_full = False
         self.writable = True
         self.backlog = 0
@@ -309,28 +304,29 @@ class Connection:
         return data
 
     def hold(self, size: int) -> bool:
-        """Accounts for `size` bytes kept for or from this peer; False, and nothing accounted, when there is no room."""
-        if self.held + size > self.hold_limit:
-            self.context.reached("max_buffered_bytes_per_connection")
-        elif self.context.buffers.take(size):
-            self.held += size
+        """Accounts for `size` bytes kept for nobody in particular; False, and nothing accounted, without room."""
+        if self.context.buffers.shared.take(size):
             return True
-        else:
-            self.context.reached("max_buffered_bytes")
-        if not self._told_full:
-            self._told_full = True
-            log.warning(
-                "%s: a call fails: %d bytes wait for this peer, %d in all",
-                self.peer,
-                self.held,
-                self.context.buffers.used,
-            )
+        self.on_full(0)
         return False
 
     def release(self, size: int) -> None:
         """Returns `size` bytes that `hold` gave."""
-        self.held -= size
-        self.context.buffers.give(size)
+        self.context.buffers.shared.give(size)
+
+    def on_full(self, held: int) -> None:
+        """A call on this connection, for which so many bytes are held, fails for want of memory."""
+        self.context.reached("max_buffered_bytes")
+        if not self._told_full:
+            self._told_full = True
+            log.warning(
+                "%s: a call fails: %d bytes wait for it, %d for all peers, and there is memory for %d "
+                "(max_buffered_bytes)",
+                self.peer,
+                held,
+                self.context.buffers.used,
+                self.context.buffers.limit,
+            )
 
     def hold_ack(self, ack: bytes) -> None:
         """Takes the answer to a PING that measures bandwidth (grpc-go, internal/transport/bdp_estimator.go).

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from esp.core.wire.budget import BufferBudget
 from esp.core.wire.limits import Limits
 from esp.core.wire.turns import Turns
 
@@ -35,27 +36,6 @@ class Counters:
     limits: Counter[str] = field(default_factory=Counter)
 
 
-class BufferBudget:
-    """Bytes held for peers that are slow or for messages that are not whole yet, over all connections."""
-
-    __slots__ = ("limit", "used")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-    def take(self, size: int) -> bool:
-        """Accounts for `size` more bytes; False, and nothing accounted, when that would pass the limit."""
-        if self.used + size > self.limit:
-            return False
-        self.used += size
-        return True
-
-    def give(self, size: int) -> None:
-        """Returns `size` bytes."""
-        self.used -= size
-
-
 @dataclass(slots=True)
 class WireContext:
     """Shared by every connection of a process.
@@ -66,6 +46,7 @@ class WireContext:
         turns: which connection works when.
         calls: the memory that open calls take.
         gatherers: those who make output of what has gathered; they come first, so that it leaves in the same write.
+        buffers: the memory for what waits for slow peers or is not whole yet.
     """
 
     limits: Limits
@@ -86,7 +67,9 @@ class WireContext:
         self.counters.limits[limit] += 1
 
     def flush(self) -> None:
-        """Writes what every connection has waiting."""
+        """Writes what every connection has waiting. No connection is in the middle of something then."""
+        if self.buffers.held > self.buffers.limit:
+            self.buffers.settle()
         for waiting in (self.gatherers, self.unflushed):
             while waiting:
                 one = waiting.pop()

@@ -32,9 +32,7 @@ class Limits:
     connection_window_bytes: int = 1_048_576
     """What a peer may send on one connection before it has to wait."""
     max_buffered_bytes: int = 268_435_456
-    """Request bodies being put together, plus big answers, over the whole process."""
-    max_buffered_bytes_per_connection: int = 33_554_432
-    """The part of `max_buffered_bytes` that one client's connection may take, so that it cannot have all of it."""
+    """Memory over the process for what waits for slow peers or is not whole yet; who holds most gives way first."""
     max_output_bytes: int = 1_048_576
     """Bytes queued to one connection before it is no longer read."""
     max_output_hard_bytes: int = 4_194_304

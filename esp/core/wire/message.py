@@ -25,15 +25,16 @@ class MessageReader:
     """Cuts a stream of DATA payloads into gRPC messages; a message may be split anywhere, a payload may hold several.
 
     Attributes:
+        encoding: how messages are compressed that are.
         wanted: how many bytes the message being read still lacks; 0 between messages.
     """
 
-    __slots__ = ("_buffer", "_encoding", "_max_bytes", "wanted")
+    __slots__ = ("_buffer", "_max_bytes", "encoding", "wanted")
 
     def __init__(self, max_bytes: int, encoding: bytes = b"identity") -> None:
         self._buffer = bytearray()
         self._max_bytes = max_bytes
-        self._encoding = encoding
+        self.encoding = encoding
         self.wanted = 0
 
     @property
@@ -56,14 +57,14 @@ class MessageReader:
         position = 0
         while len(buffer) - position >= PREFIX_SIZE:
             length = unpack_u32(buffer, position + 1)[0]
-            check_prefix(buffer[position], length, self._max_bytes, self._encoding)
+            check_prefix(buffer[position], length, self._max_bytes, self.encoding)
             end = position + PREFIX_SIZE + length
             if len(buffer) < end:
                 break
             with memoryview(buffer) as view:
                 message = bytes(view[position + PREFIX_SIZE : end])
             if buffer[position]:
-                message = decompress(message, self._encoding, self._max_bytes)
+                message = decompress(message, self.encoding, self._max_bytes)
             messages.append(message)
             position = end
         del buffer[:position]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
+from esp.core.wire.budget import Account
 from esp.core.wire.context import WireContext
 from esp.core.wire.frame_reader import FrameReader
 from esp.core.wire.frames import (
@@ -47,6 +48,7 @@ from esp.core.wire.request import (
     parse_request,
 )
 from esp.core.wire.server_stream import Handler, Refuse, ServerStream
+from esp.core.wire.shares import address_of
 from esp.core.wire.status import DEADLINE_EXCEEDED, OK, Code, Status
 from esp.core.wire.stream import Stream
 
@@ -77,6 +79,7 @@ class ServerConnection(FrameReader):
 
     __slots__ = (
         "_accepting",
+        "_account",
         "_calls",
         "_decoder",
         "_drain_started",
@@ -101,7 +104,7 @@ class ServerConnection(FrameReader):
         limits = context.limits
         super().__init__(context, peer, limits.connection_window_bytes)
         self.recv_initial = limits.stream_window_bytes
-        self.hold_limit = limits.max_buffered_bytes_per_connection
+        self._account: Account | None = None
         self._find = find
         self._decoder = RequestDecoder(
             self._head, limits.max_header_list_bytes, limits.max_header_fields, limits.max_header_block_bytes
@@ -241,6 +244,20 @@ class ServerConnection(FrameReader):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "not the HTTP/2 preface")
         self._preface = wanted[len(got) :]
         return len(got)
+
+    def own_account(self) -> Account:
+        """The memory that its calls hold; it counts for the address that it comes from."""
+        account = self._account
+        if account is None:
+            account = self._account = self.context.buffers.of(address_of(self.peer)).of(self.peer)
+        return account
+
+    def forget(self, stream: Stream) -> None:
+        """The stream is closed on both sides, and holds nothing any more."""
+        assert isinstance(stream, ServerStream)
+        if stream.account is not None:
+            stream.account.close()
+        super().forget(stream)
 
     def _may_open(self, stream_id: int) -> bool:
         """Whether a stream of this id is new, and there is room for it."""

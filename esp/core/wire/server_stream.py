@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from esp.core.wire.budget import Account
 from esp.core.wire.frames import (
     DATA,
     END_HEADERS,
@@ -35,10 +36,21 @@ LIVED: Final = 0.05
 LEAST_TIMEOUT: Final = 0.001
 
 
+OVERLOADED: Final = Status(
+    Code.RESOURCE_EXHAUSTED,
+    "esp: no memory for what waits in this call: read faster, ask for less at once (limit) or raise max_buffered_bytes",
+)
+
+
 class Sink:
     """Whoever serves a call: told what happens on the client's side of it."""
 
     __slots__ = ()
+
+    def cut(self, stream: ServerStream) -> None:
+        """There is no memory for what `stream` holds, or wants to: the call ends."""
+        self.cancelled(ErrorCode.CANCEL, "no memory")
+        stream.abandon(OVERLOADED, ErrorCode.ENHANCE_YOUR_CALM)
 
     def request_data(self, payload: bytes, end: bool) -> None:
         """DATA of a streaming request, as it came; say `stream.consumed` when done with it."""
@@ -111,6 +123,7 @@ class ServerStream(Stream):
         fresh: nothing of the request's one message has come yet.
         retried: it was sent upstream a second time.
         taken: the request's one message is served, though the request may go on.
+        account: the memory that it holds; None before it holds any.
     """
 
     connection: ServerConnection
@@ -120,6 +133,7 @@ class ServerStream(Stream):
         "_held",
         "_message",
         "_reader",
+        "account",
         "deadline",
         "fresh",
         "head",
@@ -154,6 +168,8 @@ class ServerStream(Stream):
         self._reader: MessageReader | None = None
         self._message: bytes | None = None
         self._held = 0
+        self.account: Account | None = None
+        self.has_sent = False
 
     # For whoever serves the call.
 
@@ -216,6 +232,57 @@ class ServerStream(Stream):
         except Exception:
             self.connection.on_bug()
 
+    # Memory.
+
+    def hold(self, size: int) -> bool:
+        """Accounts for `size` bytes kept for this call, wherever that is; False when there is no room."""
+        if self.may_hold(size) and self.account is not None:
+            return self.account.take(size)
+        self.connection.on_full(0 if self.account is None else self.account.held)
+        return False
+
+    def may_hold(self, size: int) -> bool:
+        """Whether `hold` would say yes."""
+        if self.account is None:
+            if self.connection.streams.get(self.id) is not self:
+                return False  # it is over
+            self.account = self.connection.own_account().open(self)
+        return self.account.may_take(size)
+
+    def release(self, size: int) -> None:
+        """Returns `size` bytes that `hold` gave."""
+        if self.account is not None:
+            self.account.give(size)
+
+    def cut(self) -> None:
+        """Others need the memory that this call holds, and none holds more."""
+        try:
+            self.connection.on_full(0 if self.account is None else self.account.held)
+            self.on_buffers_full()
+        except Exception:
+            self.connection.on_bug()
+
+    def on_buffers_full(self) -> None:
+        """There is no memory for what waits for the client: the call ends."""
+        if self.sink is not None:
+            self.sink.cut(self)
+        else:
+            self.abandon(OVERLOADED, ErrorCode.ENHANCE_YOUR_CALM)
+
+    def abandon(self, status: Status, code: ErrorCode) -> None:
+        """Ends the call and drops what waits: with `status`, or, where a part of a message has left, by a reset.
+
+        The call's sink has been told.
+        """
+        self.sink = None
+        self._reader = self._message = None
+        self._release()
+        self.drop()
+        if self.has_sent:
+            self.reset(code)
+        else:
+            self.finish(status)
+
     def start(self) -> None:
         """Sends the response's head, unless it was sent."""
         if not self.responded:
@@ -262,6 +329,8 @@ class ServerStream(Stream):
         self.responded = True
         self.local_open = False
         connection.streams.pop(stream_id, None)
+        if self.account is not None:
+            self.account.close()
         if connection.tell_gone:
             connection.on_stream_gone()
         return True
@@ -350,21 +419,22 @@ class ServerStream(Stream):
                 raise Status(Code.INTERNAL, "the request ended without a whole message").error()
             return self._message
         held = reader.held + len(self._message or b"")
-        if not self.connection.hold(held - self._held):
-            raise Status(Code.RESOURCE_EXHAUSTED, "grpc: too much data waits here for slow peers").error()
+        if not self.hold(held - self._held):
+            raise OVERLOADED.error()
         self._held = held
         if self._message is not None and self.head.content_length in (NO_LENGTH, self._body_size):
             self.connection.unended.append(self)
         return None
 
     def _release(self) -> None:
-        self.connection.release(self._held)
+        self.release(self._held)
         self._held = 0
 
     def on_reset(self, code: int, reason: str) -> None:
         """The client, or the connection, is gone."""
         self.local_open = self.remote_open = False
-        self._release()
+        if self.account is not None:
+            self.account.close()
         if self.sink is not None:
             self.sink.cancelled(code, reason)
 

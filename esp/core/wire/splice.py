@@ -12,12 +12,11 @@ from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import NOT_QUEUED, STREAM_WINDOW, ClientStream
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.response import ResponseHead
-from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.server_stream import OVERLOADED, ServerStream, Sink
 from esp.core.wire.status import Code, Status
 
 NO_TRAILERS = Status(Code.INTERNAL, "server closed the stream without sending trailers")
 REPLAY_BYTES = 65536
-OVERLOADED = Status(Code.RESOURCE_EXHAUSTED, "grpc: too much data waits here for slow peers")
 
 
 class SpliceOwner(Protocol):
@@ -121,7 +120,23 @@ class SplicedCall(ClientStream, Sink):
         self.cancel()
         self.down.finish(OVERLOADED)
 
+    def hold(self, size: int) -> bool:
+        """Request bytes that wait for upstream count for the client that sent them."""
+        return self.down.hold(size)
+
+    def release(self, size: int) -> None:
+        """Returns `size` bytes that `hold` gave."""
+        self.down.release(size)
+
     # From the client.
+
+    def cut(self, stream: ServerStream) -> None:
+        """A streaming call ends so that its client opens another one."""
+        if self.message is None:
+            self.cancelled(ErrorCode.CANCEL, "no memory")
+            stream.abandon(Status(Code.UNAVAILABLE, OVERLOADED.message), ErrorCode.REFUSED_STREAM)
+        else:
+            super().cut(stream)
 
     def request_data(self, payload: bytes, end: bool) -> None:
         """A piece of a streaming request."""

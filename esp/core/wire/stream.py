@@ -42,11 +42,22 @@ class Stream:
         credit: what the peer granted beyond its initial window, less what was sent.
         recv_window: what the peer may still send.
         recv_owed: bytes consumed that the peer was not yet told of.
+        has_sent: whether any DATA has left; only the server's end sets out from False.
         local_open, remote_open: which side may still send.
         pending: DATA that waits for a window; None when nothing does.
     """
 
-    __slots__ = ("connection", "credit", "id", "local_open", "pending", "recv_owed", "recv_window", "remote_open")
+    __slots__ = (
+        "connection",
+        "credit",
+        "has_sent",
+        "id",
+        "local_open",
+        "pending",
+        "recv_owed",
+        "recv_window",
+        "remote_open",
+    )
 
     def __init__(self, connection: Connection, stream_id: int, recv_window: int) -> None:
         self.connection = connection
@@ -122,6 +133,7 @@ class Stream:
         ):
             connection.send_window -= size
             self.credit -= size
+            self.has_sent = True
             connection.sent_since_ping = True
             out = connection.out
             if not out:
@@ -144,7 +156,7 @@ class Stream:
                 pending.end = end
                 self.send_pending(0)
                 return
-        if not self.connection.hold(len(payload)):
+        if not self.hold(len(payload)):
             self.drop()
             self.on_buffers_full()
             return
@@ -152,6 +164,16 @@ class Stream:
         pending.size += len(payload)
         pending.end = end
         self.connection.unblock(self)
+
+    # Memory.
+
+    def hold(self, size: int) -> bool:
+        """Accounts for `size` bytes kept for this call; False, and nothing accounted, when there is no room."""
+        return self.connection.hold(size)
+
+    def release(self, size: int) -> None:
+        """Returns `size` bytes that `hold` gave."""
+        self.connection.release(size)
 
     def on_buffers_full(self) -> None:
         """What this stream wanted to keep does not fit into the memory budget; nothing of it is kept."""
@@ -182,9 +204,10 @@ class Stream:
                 pending.chunks.popleft()
             pending.size -= size
             pending.sent += size
-            connection.release(size)
+            self.release(size)
             connection.send_window -= size
             self.credit -= size
+            self.has_sent = True
             last = not pending.chunks and pending.end and pending.trailers is None
             connection.send(pack_header(size << 8, END_STREAM if last else 0, self.id) + bytes(chunk))
             connection.sent_since_ping = True
@@ -207,7 +230,7 @@ class Stream:
     def drop(self) -> None:
         """Forgets what waits."""
         if self.pending is not None:
-            self.connection.release(self.pending.size)
+            self.release(self.pending.size)
             self.connection.blocked.pop(self.id, None)
             self.pending = None
 

@@ -384,12 +384,12 @@ def test_more_than_a_protobuf_message_can_hold_is_refused_as_etcd_does() -> None
 
 
 def test_what_waits_for_its_turn_is_counted_and_what_does_not_fit_fails_the_call() -> None:
-    scene = Scene(context=WireContext(Limits(max_buffered_bytes_per_connection=20_000)))
+    scene = Scene(context=WireContext(Limits(max_buffered_bytes=20_000)))
     scene.asks(EVERYTHING)
     scene.shards[2].says(head(), data(part(1, (b"z", b"v" * 15_000))))
     assert scene.context.buffers.used > 15_000
     scene.shards[1].says(head(), data(part(1, (b"j", b"v" * 15_000))))
-    assert b"too much data waits" in scene.client.take_output()
+    assert b"no memory for what waits" in scene.client.take_output()
     assert scene.context.buffers.used == 0
     assert not any(shard.connection.streams for shard in scene.shards)
 

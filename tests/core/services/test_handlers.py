@@ -38,9 +38,8 @@ def test_a_coroutine_that_writes_without_pause_does_not_fill_the_memory(size: in
                 await served.write(bytes(size))
             stream.finish(OK)
 
-        served.start(Background().start, work())
-        assert served.task is not None
-        while not served.task.done():
+        task = served.start(Background().start, work())
+        while not task.done():
             await asyncio.sleep(0)
             sent += in_transport
             in_transport = 0
@@ -66,12 +65,12 @@ def test_a_coroutine_is_cancelled_when_its_client_goes_away() -> None:
             while True:
                 await served.write(bytes(1000))
 
-        served.start(Background().start, work())
-        assert served.task is not None
+        task = served.start(Background().start, work())
         await asyncio.sleep(0)
         client.sends(rst(1))
-        await asyncio.wait([served.task])
-        assert served.task.cancelled()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert served.task is None
         server.holds_nothing()
 
     asyncio.run(test())

@@ -5,21 +5,28 @@ The parts are clipped to the shards' ranges, so that one etcd can answer each of
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import random
 from collections.abc import Callable
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from esp.core.keys import KeyRange
-from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.pb import rpc_pb2
 from esp.core.services.merge import delete_part, merge, merge_deletes, part, refuse_range
+from esp.core.services.rows import DELETE_FORM, HEADER_TAG, RANGE_FORM, Form, RowReader, Rows, field
 from esp.core.shard_map import ShardMap
+from esp.core.wire.message import prefix
 from esp.core.wire.status import Code
 from tests.stubs import rpc_pb2_grpc
 
 Range = rpc_pb2.RangeRequest
+Range_ = rpc_pb2.RangeResponse
 HEADER = rpc_pb2.ResponseHeader(cluster_id=1, member_id=2, revision=3, raft_term=4)
 NAMES = ["a", "b", "c"]
 
@@ -69,7 +76,27 @@ def across(
     request: rpc_pb2.RangeRequest, shards: ShardMap, ask: Callable[[rpc_pb2.RangeRequest], rpc_pb2.RangeResponse]
 ) -> rpc_pb2.RangeResponse:
     segments = shards.split(KeyRange.of_request(request.key, request.range_end))
-    return merge(request, [ask(part(request, segment.range)) for segment in segments], HEADER)
+    parts = [rows_of(ask(part(request, segment.range)), RANGE_FORM) for segment in segments]
+    return Range_.FromString(written(asyncio.run(merge(request, parts))))
+
+
+def rows_of(message: Message, form: Form) -> Rows:
+    """What a reader makes of it, whatever the pieces in which it comes."""
+    sent = prefix(message.SerializeToString())
+    reader = RowReader(form)
+    cuts = sorted({0, len(sent), *(random.randrange(len(sent)) for _ in range(random.randrange(4)))})
+    answers = [answer for at, to in itertools.pairwise(cuts) for answer in reader.feed(sent[at:to])]
+    assert len(answers) == 1
+    assert not reader.wanted
+    return answers[0].responses[0]
+
+
+def written(rows: Rows) -> bytes:
+    head = field(HEADER_TAG, HEADER.SerializeToString())
+    size = rows.size(head)
+    message = b"".join(rows.pieces(head, lambda size: None))
+    assert len(message) == size
+    return message
 
 
 def check_same(
@@ -158,7 +185,8 @@ def test_a_delete_over_shards_is_what_one_etcd_answers(judge: rpc_pb2_grpc.KVStu
                 answers.append(judge.DeleteRange(request))
             else:
                 responses = [judge.DeleteRange(delete_part(request, segment.range)) for segment in segments]
-                answers.append(merge_deletes(responses, HEADER))
+                merged = merge_deletes([rows_of(response, DELETE_FORM) for response in responses])
+                answers.append(rpc_pb2.DeleteRangeResponse.FromString(written(merged)))
             answers[-1].header.CopyFrom(HEADER)
             for kv in answers[-1].prev_kvs:  # the keys were stored anew in between
                 kv.create_revision = kv.mod_revision = 0
@@ -214,10 +242,3 @@ def test_a_part_keeps_what_is_not_about_keys() -> None:
     expected = Range(key=b"m", range_end=b"q", limit=3, revision=-1, serializable=True, keys_only=True)
     assert part(request, KeyRange(b"m", b"q")) == expected
     assert (request.key, request.range_end) == (b"a", b"\0")
-
-
-def test_merging_leaves_the_shards_answers_alone() -> None:
-    row = kv_pb2.KeyValue(key=b"a", value=b"v")
-    responses = [rpc_pb2.RangeResponse(kvs=[row], count=1), rpc_pb2.RangeResponse(count=0)]
-    merge(Range(key=b"a", range_end=b"z", keys_only=True, sort_target=Range.VALUE), responses, HEADER)
-    assert list(responses[0].kvs) == [row]

@@ -21,7 +21,7 @@ from esp.core.wire.frames import ErrorCode
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import parse_timeout
 from esp.core.wire.server import ServerConnection
-from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.server_stream import OVERLOADED, ServerStream
 from esp.core.wire.status import Code, Status
 from tests.core.front import PUT, RANGE, Front
 from tests.core.scripted_etcd import VERSION, HeardCall, ScriptedConnection, ScriptedEtcd
@@ -619,7 +619,7 @@ class TestSizes:
             front.says(window(streams[0], 2000), window(streams[2], 2000))
             connection.answers(await connection.hears(), together(b"a", b"b", b"c", size=1500))
             await front.hears_each([streams[0], streams[2]], b"a", b"c", size=1500)
-            assert (await front.answer(streams[1])).reset == ErrorCode.ENHANCE_YOUR_CALM
+            assert (await front.answer(streams[1])).fields[b"grpc-message"] == OVERLOADED.message.encode()
 
     @in_a_loop
     async def test_as_many_share_one_as_their_answers_fit_together(self) -> None:

@@ -90,7 +90,8 @@ class Shards:
         """What a snapshot of all keys shows; None when there was none."""
         monkeypatch.setattr(module, "read_all", self.read_all)
         routing = World(b"m").routing
-        call: Any = SimpleNamespace(stream=SimpleNamespace(connection=SimpleNamespace(context=routing.tokens._context)))
+        connection = SimpleNamespace(context=routing.tokens._context)
+        call: Any = SimpleNamespace(stream=SimpleNamespace(connection=connection, release=lambda size: None))
         parts = module.counting({0: [KeyRange(b"\0", b"m")], 1: [KeyRange(b"m", None)]})
         if reads:
             for asked in parts.values():

@@ -283,8 +283,15 @@ class Page(Recorder):
 class Server:
     """esp's end."""
 
-    def __init__(self, limits: Limits, find: Callable[[RequestHead], Handler] | None) -> None:
-        self.context = WireContext(limits)
+    def __init__(
+        self,
+        limits: Limits,
+        find: Callable[[RequestHead], Handler] | None,
+        *,
+        context: WireContext | None = None,
+        peer: str = "the client",
+    ) -> None:
+        self.context = context or WireContext(limits)
         self.saw: list[tuple[Any, ...]] = []
         self.echo, self.hold, self.stream, self.page = (
             Echo(self.saw),
@@ -293,7 +300,7 @@ class Server:
             Page(self.saw),
         )
         self._handlers: dict[bytes, Handler] = {ECHO: self.echo, HOLD: self.hold, STREAM: self.stream}
-        self.connection = ServerConnection(self.context, "the client", find or self._find)
+        self.connection = ServerConnection(self.context, peer, find or self._find)
         self._said = bytearray()
         self.closed = False
         self.connection.on_flush = self._said.extend
@@ -395,9 +402,11 @@ def meet(
     *,
     find: Callable[[RequestHead], Handler] | None = None,
     client_settings: dict[int, int] | None = None,
+    context: WireContext | None = None,
+    peer: str = "the client",
 ) -> tuple[Client, Server]:
-    """A client and a server that have exchanged prefaces and settings."""
-    server = Server(limits or Limits(), find)
+    """A client and a server that have exchanged prefaces and settings; a `context` is shared with other servers."""
+    server = Server(limits or Limits(), find, context=context, peer=peer)
     client = Client(server)
     client.sends(frames.PREFACE, settings(client_settings or {}), SETTINGS_ACK)
     server.says()

@@ -16,10 +16,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from esp.core.wire import frames
-from esp.core.wire.call import BrokenCall, MessageCall
+from esp.core.wire.call import BrokenCall, MessageCall, messages
 from esp.core.wire.client_stream import STREAM_WINDOW
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.limits import Limits
+from esp.core.wire.server_stream import OVERLOADED
 from esp.core.wire.status import Code, RpcError, Status
 from tests.core.wire import upstream
 from tests.core.wire.conversation import HEAD, data, goaway, headers, message, rst, split, trailers
@@ -35,8 +36,8 @@ def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(upstream, "blocks_are_known", request.param)
 
 
-def begin(esp: Caller, content: bytes = b"") -> MessageCall:
-    call = MessageCall(esp.connection)
+def begin(esp: Caller, content: bytes = b"") -> MessageCall[bytes]:
+    call = MessageCall(esp.connection, messages())
     esp.connection.call(call, forward(), b"", message(content), end=True)
     esp.context.flush()
     return call
@@ -125,7 +126,7 @@ def test_a_call_that_failed_leaves_nothing_to_the_garbage_collector(said: bytes)
 
     async def run() -> bool:
         esp = dial()
-        call = Watched(esp.connection)
+        call = Watched(esp.connection, messages())
         gone = weakref.ref(call)
         esp.connection.call(call, forward(), b"", message(), end=True)
         esp.context.flush()
@@ -312,7 +313,7 @@ def test_a_request_for_which_there_is_no_memory() -> None:
     call = begin(esp, bytes(2000))
     with pytest.raises(RpcError) as caught:
         asyncio.run(call.read())
-    assert caught.value.status == Status(Code.RESOURCE_EXHAUSTED, "grpc: too much data waits here for slow peers")
+    assert caught.value.status == OVERLOADED
     assert [frame.kind for frame in split(esp.said())] == [frames.HEADERS, frames.RST_STREAM]
     esp.holds_nothing()
 
@@ -336,3 +337,76 @@ def test_a_reader_that_is_cancelled_may_cancel_the_call() -> None:
     esp.hears(headers(1, HEAD), data(1, message(b"late")), OK)
     esp.holds_nothing()
     esp.lives()
+
+
+class Memory:
+    """Who keeps what a call takes; it has so much."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    def hold(self, size: int) -> bool:
+        if self.held + size > self.limit:
+            return False
+        self.held += size
+        return True
+
+    def release(self, size: int) -> None:
+        self.held -= size
+
+
+def begin_for(esp: Caller, memory: Memory) -> MessageCall[bytes]:
+    call = MessageCall(esp.connection, messages(), memory)
+    esp.connection.call(call, forward(), b"", message(), end=True)
+    esp.context.flush()
+    return call
+
+
+def test_a_message_is_held_until_the_next_is_read() -> None:
+    async def run() -> None:
+        esp, memory = dial(), Memory(10_000)
+        call = begin_for(esp, memory)
+        esp.hears(headers(1, HEAD), data(1, message(bytes(500))), data(1, message(bytes(300))[:200]))
+        assert memory.held == 700
+        assert await call.read() == bytes(500)
+        assert memory.held == 700
+        esp.hears(data(1, message(bytes(300))[200:]))
+        assert await call.read() == bytes(300)
+        assert memory.held == 300
+        esp.hears(OK)
+        assert await call.read() is None
+        assert memory.held == 0
+
+    asyncio.run(run())
+
+
+def test_a_unary_answer_stays_held_and_what_is_cancelled_does_not() -> None:
+    async def run() -> None:
+        esp, memory = dial(), Memory(10_000)
+        call = begin_for(esp, memory)
+        esp.hears(headers(1, HEAD), data(1, message(bytes(500))), OK)
+        assert await call.read_only() == bytes(500)
+        call.cancel()
+        assert memory.held == 500
+        other = begin_for(esp, memory)
+        esp.hears(headers(3, HEAD), data(3, message(bytes(500))[:400]))
+        assert memory.held == 900
+        other.cancel()
+        assert memory.held == 500
+
+    asyncio.run(run())
+
+
+def test_an_answer_for_which_there_is_no_memory() -> None:
+    async def run() -> None:
+        esp, memory = dial(), Memory(1000)
+        call = begin_for(esp, memory)
+        esp.hears(headers(1, HEAD), *(data(1, message(bytes(2000))[at : at + 400]) for at in range(0, 2000, 400)))
+        with pytest.raises(RpcError) as caught:
+            await call.read()
+        assert caught.value.status == OVERLOADED
+        assert memory.held == 0
+        esp.holds_nothing()
+
+    asyncio.run(run())

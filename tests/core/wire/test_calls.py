@@ -12,6 +12,7 @@ from esp.core.wire.frames import MAX_FRAME_SIZE, ErrorCode
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
+from esp.core.wire.server_stream import OVERLOADED
 from esp.core.wire.status import Code, Status
 from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
@@ -329,8 +330,7 @@ def test_requests_that_do_not_end_are_held_within_the_budget() -> None:
     client, server = meet(Limits(max_buffered_bytes=1000))
     for stream in (1, 3, 5):
         client.sends(headers(stream, call(ECHO)), data(stream, message(bytes(500))[:400]))
-    text = "grpc: too much data waits here for slow peers"
-    server.answers(refusal(5, Code.RESOURCE_EXHAUSTED, text), rst(5, ErrorCode.NO_ERROR))
+    server.answers(refusal(5, OVERLOADED.code, OVERLOADED.message), rst(5, ErrorCode.NO_ERROR))
     assert server.limits_reached == {"max_buffered_bytes": 1}
     assert server.context.buffers.used == 800
     client.sends(rst(1), data(3, bytes(105), end=True))

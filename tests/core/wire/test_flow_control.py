@@ -16,7 +16,7 @@ from esp.core.wire.frames import (
 )
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
-from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.server_stream import OVERLOADED, ServerStream
 from esp.core.wire.status import OK
 from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
@@ -292,7 +292,8 @@ def test_what_waits_is_bounded_over_all_streams() -> None:
     for stream in (1, 3, 5):
         server.hold.streams[stream].respond(bytes(9000))
     server.flush()
-    server.answers(headers(1, HEAD), headers(3, HEAD), headers(5, HEAD), rst(5, ErrorCode.ENHANCE_YOUR_CALM))
+    refused = headers(5, trailers(OVERLOADED), end=True)
+    server.answers(headers(1, HEAD), headers(3, HEAD), headers(5, HEAD), refused)
     assert server.limits_reached == {"max_buffered_bytes": 1}
     client.sends(window(1, 10_000), window(3, 10_000))
     assert sum(sizes(server)) == 18_010

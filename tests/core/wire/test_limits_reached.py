@@ -147,16 +147,6 @@ def max_buffered_bytes(clock: Clock) -> Server:
     return server
 
 
-def max_buffered_bytes_per_connection(clock: Clock) -> Server:
-    client, server = meet(
-        Limits(max_buffered_bytes_per_connection=1000), client_settings={SETTINGS_INITIAL_WINDOW_SIZE: 0}
-    )
-    client.sends(headers(1, call(HOLD)), data(1, message(), end=True))
-    server.hold.streams[1].respond(bytes(1000))
-    assert server.connection.streams == {}
-    return server
-
-
 def max_buffered_bytes_by_requests(clock: Clock) -> Server:
     client, server = meet(Limits(max_buffered_bytes=1000))
     client.sends(headers(1, call(HOLD)), data(1, message(bytes(2000))[:1001]))
@@ -258,7 +248,6 @@ REACHED: list[Reach] = [
     connection_window_bytes,
     max_buffered_bytes,
     max_buffered_bytes_by_requests,
-    max_buffered_bytes_per_connection,
     max_output_bytes,
     glitch_budget,
     preface_timeout,

@@ -14,8 +14,8 @@ from esp.core.wire.client_stream import STREAM_WINDOW
 from esp.core.wire.frames import SETTINGS_ACK, ErrorCode, settings
 from esp.core.wire.limits import Limits
 from esp.core.wire.request import RequestHead
-from esp.core.wire.server_stream import Handler, ServerStream
-from esp.core.wire.splice import OVERLOADED, REPLAY_BYTES, SplicedCall
+from esp.core.wire.server_stream import OVERLOADED, Handler, ServerStream
+from esp.core.wire.splice import REPLAY_BYTES, SplicedCall
 from esp.core.wire.status import Code, Status
 from tests.core.wire import upstream
 from tests.core.wire.conversation import (
@@ -465,7 +465,7 @@ class TestFlowControl:
         between.etcd_says(headers(1, HEAD), *[data(1, bytes(16_384)) for _ in range(6)])
         between.client.says()
         between.etcd_says(data(1, bytes(16_384)))
-        between.client.resets(1, ErrorCode.ENHANCE_YOUR_CALM)
+        between.client_hears(headers(1, trailers(OVERLOADED), end=True))
         assert rst(1, ErrorCode.CANCEL) in between.etcd.said()
         between.holds_nothing()
 
@@ -473,7 +473,8 @@ class TestFlowControl:
         between = Between(Limits(max_buffered_bytes=100), client_settings={frames.SETTINGS_INITIAL_WINDOW_SIZE: 0})
         unary(between)
         between.etcd_says(headers(1, HEAD), data(1, bytes(1000)), headers(1, trailers(), end=True))
-        between.client_hears(headers(1, HEAD), rst(1, ErrorCode.ENHANCE_YOUR_CALM))
+        ending = headers(1, trailers(OVERLOADED), end=True)
+        between.client_hears(headers(1, HEAD), ending)
         between.holds_nothing()
 
     def test_a_unary_request_for_which_there_is_no_memory(self) -> None:

@@ -20,7 +20,8 @@ from esp.core.services.watch.span_progress import SpanProgress
 from esp.core.services.watch.upstream import READ_AHEAD_BYTES, Upstream
 from esp.core.services.watch.watcher import Watcher
 from esp.core.shard import Shard
-from esp.core.wire.frames import MAX_FRAME_SIZE
+from esp.core.wire.budget import Account
+from esp.core.wire.frames import MAX_FRAME_SIZE, ErrorCode
 from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader
 from esp.core.wire.request_encoder import Forward
@@ -60,7 +61,6 @@ class WatchStream(Sink):
         "_awaits_flush",
         "_borne",
         "_context",
-        "_extra",
         "_held_own",
         "_kept",
         "_next_id",
@@ -109,7 +109,6 @@ class WatchStream(Sink):
         self._partial = 0
         self._advancing = False
         self._awaits_flush = False
-        self._extra = 0
         self._watcher_bytes = 0
         self._progress: ProgressAnswers | None = None
         self._span_progress: SpanProgress | None = None
@@ -144,6 +143,11 @@ class WatchStream(Sink):
         if upstream is None:
             upstream = self._own[pool.shard] = Upstream(pool.shard, pool.forward, self)
         return upstream
+
+    @property
+    def account(self) -> Account:
+        """The memory of the connection that it is on."""
+        return self.down.connection.own_account()
 
     @property
     def metadata(self) -> Fields:
@@ -351,7 +355,7 @@ class WatchStream(Sink):
             return
         down, queue = self.down, self.queue
         if self._kept:
-            down.connection.release(self._kept)
+            down.release(self._kept)
             self._kept = 0
         if queue and not down.responded:
             down.start()
@@ -361,11 +365,9 @@ class WatchStream(Sink):
             self.waiting -= len(data)
             self._borne = max(0, self._borne - len(data))
             down.send_data(data, False)
-        if self._extra and not queue and down.pending is None:
-            self._lend(-self._extra)
         if self.waiting and self._is_affordable(self.waiting):
             self._kept = self.waiting
-            down.connection.hold(self.waiting)
+            down.hold(self.waiting)
         if self._own and not self.is_full:
             for upstream in list(self._own.values()):
                 upstream.resume_reading()
@@ -399,23 +401,21 @@ class WatchStream(Sink):
         """Whether there is memory for that much, should it have to wait; if not, the stream ends."""
         if self.is_over:
             return False
-        connection = self.down.connection
-        share = self._context.limits.max_buffered_bytes_per_connection
-        if connection.held + size > connection.hold_limit and size > share // 2 and connection.hold_limit == share:
-            # One message may be larger than all that may wait. It came whole, and its client would come back for the
-            # same one for ever; so one at a time takes from what all connections have together.
-            self._lend(size)
-        buffers = self._context.buffers
-        if connection.held + size <= connection.hold_limit and buffers.used + size <= buffers.limit:
+        if self.down.may_hold(size):
             return True
-        connection.hold(size)  # says no, and tells
+        self.down.hold(size)  # says no, and tells
         self._end(errors.SERVER_STOPPED)
         return False
 
-    def _lend(self, size: int) -> None:
-        """Lets so many bytes more, or fewer, be kept for this client's connection."""
-        self._extra += size
-        self.down.connection.hold_limit += size
+    def cut(self, stream: ServerStream) -> None:
+        """Others need the memory that waits for this client: it resumes with another stream."""
+        if not self.is_over:
+            self._leave()
+            if stream.pending is not None and stream.pending.sent:
+                stream.reset(ErrorCode.REFUSED_STREAM)  # in the middle of a message; clients report Unavailable
+            else:
+                stream.drop()
+                stream.finish(errors.SERVER_STOPPED)
 
     def drained(self, size: int) -> None:
         """Bytes that waited have left."""
@@ -447,7 +447,6 @@ class WatchStream(Sink):
         self.is_over = True
         self._service.streams.discard(self)
         self.down.sink = None
-        self._lend(-self._extra)
         if self._progress is not None:
             self._progress.forget()
         if self._span_progress is not None:
@@ -462,6 +461,6 @@ class WatchStream(Sink):
         self._slots.clear()
         self.queue.clear()
         self.queued = self.waiting = self._borne = self._held_own = 0
-        self.down.connection.release(self._kept)
+        self.down.release(self._kept)
         self._kept = 0
         self._progress = self._span_progress = None

@@ -23,6 +23,7 @@ from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, 
 from esp.core.services.watch.peek import one_event
 from esp.core.services.watch.source import Source
 from esp.core.shard import FIRST_PAUSE, LONGEST_PAUSE, Shard
+from esp.core.wire.budget import Account
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import Code, Status
@@ -53,6 +54,10 @@ PROGRESS_PATIENCE: Final = 1.0
 
 class Reader(Protocol):
     """The one client stream that an upstream works for."""
+
+    @property
+    def account(self) -> Account:
+        """The memory of the connection that it is on."""
 
     @property
     def is_full(self) -> bool:
@@ -116,6 +121,7 @@ class Upstream:
         self._asking_next: dict[Asker, int] = {}
         self._is_asking = False
         self._asked_at = 0.0
+        self._account: Account | None = None
 
     def take_id(self) -> int:
         """A watch id for the next source. Never 0, which would leave the choice to etcd."""
@@ -195,16 +201,29 @@ class Upstream:
 
     def keep(self, size: int) -> bool:
         """Accounts for so many bytes more; without room for them the clients are sent away, and come again."""
-        if self.shard.context.buffers.take(size):
+        if self._account is None or self._account.is_closed:
+            buffers = self.shard.context.buffers
+            above = buffers.of("shards").of(self.shard.name) if self.reader is None else self.reader.account
+            self._account = above.open(self)
+        if self._account.take(size):
             return True
-        self.shard.context.reached("max_buffered_bytes")
-        log.warning("shard %s: no memory for what it says in a watch", self.shard.name)
-        self._fail(errors.SERVER_STOPPED)
+        self.cut()
         return False
 
     def give(self, size: int) -> None:
         """Returns what `keep` accounted for."""
-        self.shard.context.buffers.give(size)
+        if self._account is not None:
+            self._account.give(size)
+
+    def cut(self) -> None:
+        """There is no memory for what is not whole yet, or others need it."""
+        self.shard.context.reached("max_buffered_bytes")
+        log.warning("shard %s: no memory for what it says in a watch", self.shard.name)
+        if self._account is not None:
+            self._account.close()
+        self._fail(errors.SERVER_STOPPED)
+        self.begin_anew()  # for whoever is left, without what was kept
+        self._account = None
 
     @property
     def is_held_back(self) -> bool:
@@ -234,6 +253,8 @@ class Upstream:
         if self._call is not None:
             call, self._call = self._call, None
             call.leave()
+        if self._account is not None:
+            self._account.close()
 
     # Opening.
 

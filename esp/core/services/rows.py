@@ -1,0 +1,279 @@
+"""Answers of shards as the bytes of their rows: cut out of what comes as it comes, and put together for a client.
+
+A row is kept as it came, with its tag and its length: rows written one behind the other are the repeated field that
+they were. So an answer is held once, however large it is; nothing of its size is ever copied, parsed or serialised in
+one go; and what is held is counted (`RowReader.held`) and given back row by row as it leaves (`pieces`).
+
+What is not a row, a header or a known number, such as a field of a later etcd, is passed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from esp.core.pb import rpc_pb2
+from esp.core.services.varint import varint
+from esp.core.wire.frames import unpack_u32
+from esp.core.wire.message import PREFIX_SIZE
+from esp.core.wire.status import Code, RpcError, Status
+
+
+def field(tag: int, message: bytes) -> bytes:
+    """A message as a field of another."""
+    return bytes((tag,)) + varint(len(message)) + message
+
+
+ROW_BYTES: Final = 64
+"""Memory that a row takes, about, besides its bytes."""
+MORE: Final = 3
+COUNT: Final = 4
+DELETED: Final = 2
+"""Numbers of the fields of a RangeResponse, and of a DeleteRangeResponse."""
+HEADER_TAG: Final = 0x0A
+_VARINT, _LENGTH = 0, 2
+_NOT_ETCDS: Final = Status(Code.INTERNAL, "esp: a shard's answer is not encoded as etcd does")
+
+
+class Form(NamedTuple):
+    """Where the rows are in a message."""
+
+    name: str
+    row: int
+    """The tag of a row, in the message or in what is inside of it."""
+    inside: tuple[int, ...] = ()
+    """The tags of the messages around the one with the rows, from the outermost."""
+    numbers: tuple[int, ...] = ()
+    """The fields beside the rows that are numbers."""
+
+
+RANGE_FORM: Final = Form("RangeResponse", 0x12, (), (MORE, COUNT))
+TXN_FORM: Final = Form("TxnResponse", 0x12, (0x1A, 0x0A), (MORE, COUNT))
+DELETE_FORM: Final = Form("DeleteRangeResponse", 0x1A, (), (DELETED,))
+
+
+def nested_head(form: Form, size: int) -> bytes:
+    """What stands in front of a message of so many bytes inside of the messages around it."""
+    head = b""
+    for tag in reversed(form.inside):
+        head = bytes((tag,)) + varint(size + len(head)) + head
+    return head
+
+
+class Rows:
+    """The rows of one Range or DeleteRange.
+
+    Attributes:
+        kvs: each with tag and length.
+        numbers: what stands beside them, by the number of the field.
+        other: fields that are not known here.
+    """
+
+    __slots__ = ("kvs", "numbers", "other")
+
+    def __init__(self) -> None:
+        self.kvs: list[bytes] = []
+        self.numbers: dict[int, int] = {}
+        self.other = b""
+
+    @property
+    def count(self) -> int:
+        """How many keys there are in a Range."""
+        return self.numbers.get(COUNT, 0)
+
+    @property
+    def more(self) -> bool:
+        """Whether a Range has rows beyond its limit."""
+        return bool(self.numbers.get(MORE, 0))
+
+    @property
+    def deleted(self) -> int:
+        """How many keys a DeleteRange has deleted."""
+        return self.numbers.get(DELETED, 0)
+
+    def tail(self) -> bytes:
+        """What stands behind the rows."""
+        written = [varint(field << 3) + varint(number) for field, number in sorted(self.numbers.items()) if number]
+        return b"".join(written) + self.other
+
+    def size(self, header: bytes) -> int:
+        """How many bytes the message takes with this header, which has tag and length."""
+        return len(header) + sum(map(len, self.kvs)) + len(self.tail())
+
+    def pieces(self, header: bytes, release: Callable[[int], None]) -> Iterator[bytes]:
+        """The message, once: each row is forgotten, and what was held for it released, when the next is asked for."""
+        yield header
+        rows = self.kvs
+        for index, row in enumerate(rows):
+            rows[index] = b""
+            yield row
+            release(len(row) + ROW_BYTES)
+        yield self.tail()
+
+
+class Answer:
+    """A whole answer of a shard.
+
+    Attributes:
+        header: its header.
+        responses: one for each Range that was asked; of a DeleteRange one.
+        held: memory that it takes; also its length.
+    """
+
+    __slots__ = ("header", "held", "responses")
+
+    def __init__(self, header: rpc_pb2.ResponseHeader, responses: list[Rows], held: int) -> None:
+        self.header = header
+        self.responses = responses
+        self.held = held
+
+    def __len__(self) -> int:
+        return self.held
+
+
+class RowReader:
+    """Takes one answer as it comes, as `MessageReader` takes messages.
+
+    Attributes:
+        held: memory that what came takes.
+        wanted: how many bytes the answer still lacks; 0 before and behind it.
+    """
+
+    __slots__ = (
+        "_at",
+        "_end",
+        "_ends",
+        "_form",
+        "_garbled",
+        "_header",
+        "_missing",
+        "_pieces",
+        "_prefix",
+        "_responses",
+        "held",
+        "wanted",
+    )
+
+    def __init__(self, form: Form, garbled: Callable[[], RpcError] = _NOT_ETCDS.error) -> None:
+        """`garbled` makes the error of an answer that is not encoded as etcd does."""
+        self._form = form
+        self._garbled = garbled
+        self._prefix = b""
+        self._header = b""
+        self._responses: list[Rows] = [] if form.inside else [Rows()]
+        self._at = 0  # where in the message what comes next stands
+        self._end = -1
+        self._ends: list[int] = []  # where the messages end in which that is
+        self._pieces: list[bytes] = []  # of a field that is not whole
+        self._missing = 0
+        self.held = 0
+        self.wanted = 0
+
+    def feed(self, payload: bytes) -> list[Answer]:
+        """Takes DATA: the answer when it is whole.
+
+        Raises:
+            RpcError: it is not encoded as etcd does.
+        """
+        self.held += len(payload)
+        if self._end < 0:
+            payload = self._prefix + payload
+            if len(payload) < PREFIX_SIZE:
+                self._prefix = payload
+                self.wanted = PREFIX_SIZE - len(payload)
+                return []
+            if payload[0]:
+                raise self._garbled()
+            self._end = unpack_u32(payload, 1)[0]
+            payload = payload[PREFIX_SIZE:]
+        self._take(payload)
+        self.wanted = self._end - self._at - sum(map(len, self._pieces)) if self._pieces else self._end - self._at
+        if self.wanted < 0 or (not self.wanted and self._pieces):
+            raise self._garbled()
+        if self.wanted:
+            return []
+        try:
+            header = rpc_pb2.ResponseHeader.FromString(self._header)
+        except DecodeError:
+            raise self._garbled() from None
+        held, self.held = self.held, 0
+        return [Answer(header, self._responses, held)]
+
+    def _take(self, payload: bytes) -> None:
+        missing = self._missing
+        if missing > len(payload):
+            self._pieces.append(payload)
+            self._missing -= len(payload)
+            return
+        if self._pieces:
+            whole = b"".join((*self._pieces, payload[:missing] if missing else payload))
+            self._pieces.clear()
+            self._missing = 0
+            self._walk(whole)
+            payload = payload[missing:] if missing else b""
+        if payload:
+            self._walk(payload)
+
+    def _walk(self, data: bytes) -> None:
+        """Goes over the fields in `data`; what is left of the last one is kept."""
+        ends, inside = self._ends, self._form.inside
+        row, depth = self._form.row, len(inside)
+        size = len(data)
+        position = 0
+        while position < size:
+            here = self._at + position
+            while ends and ends[-1] <= here:
+                if ends.pop() < here:
+                    raise self._garbled()
+            start = position
+            tag = data[position]
+            position += 1
+            number = shift = 0
+            while position < size:
+                byte = data[position]
+                position += 1
+                number |= (byte & 0x7F) << shift
+                shift += 7
+                if byte < 0x80:
+                    break
+            else:
+                self._keep(data, start, 0)
+                return
+            kind = tag & 7
+            if tag > 0x7F or shift > 70 or kind not in (_VARINT, _LENGTH):
+                raise self._garbled()
+            level = len(ends)
+            if kind == _LENGTH:
+                end = position + number
+                if self._at + end > (ends[-1] if ends else self._end):
+                    raise self._garbled()
+                if level < depth and tag == inside[level]:
+                    ends.append(self._at + end)
+                    if level + 1 == depth:
+                        self._responses.append(Rows())
+                    continue
+                if end > size:
+                    self._keep(data, start, end - size)
+                    return
+                if level == depth and tag == row:
+                    self._responses[-1].kvs.append(data[start:end])
+                    self.held += ROW_BYTES
+                elif tag == HEADER_TAG:
+                    if not level:
+                        self._header = data[position:end]
+                elif level == depth:
+                    self._responses[-1].other += data[start:end]
+                position = end
+            elif level == depth:
+                if tag >> 3 in self._form.numbers:
+                    self._responses[-1].numbers[tag >> 3] = number
+                else:
+                    self._responses[-1].other += data[start:position]
+        self._at += size
+
+    def _keep(self, data: bytes, start: int, missing: int) -> None:
+        self._at += start
+        self._pieces = [data[start:]]
+        self._missing = missing

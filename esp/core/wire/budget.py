@@ -1,0 +1,174 @@
+"""A bound that all clients share, and who has to give way when it is reached: fair shares of memory, or of places.
+
+What is taken is counted for a call, for the connection that the call is on, and for the address that the connection
+comes from. Below the limit anybody may take anything. At the limit the one who holds most gives way: the call that
+holds most, of the connection that holds most, of the address that holds most. So a newcomer always gets some, however
+many connections or calls others have opened; and who asks for more is refused only where nobody holds more than that.
+
+Whoever gives way does so when `settle` is called, at a moment at which no connection is in the middle of something.
+Until then there may be an eighth more than the limit, and what was taken last.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+
+class Owner(Protocol):
+    """Whoever has an account of its own."""
+
+    def cut(self) -> None:
+        """Others need what this one holds, and none holds more: it ends, and keeps nothing."""
+
+
+class Account:
+    """What one address, connection or call has taken. Those above it in the tree count it, too.
+
+    Attributes:
+        held: how much that is.
+        is_closed: it has given all back, and takes nothing any more.
+        owner: who gives way; None for an account that consists of others, or is never asked to.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_budget",
+        "_names",
+        "_parent",
+        "_place",
+        "_ranks",
+        "_ranks_in",
+        "held",
+        "is_closed",
+        "owner",
+    )
+
+    def __init__(self, parent: Account | None, owner: Owner | None = None, *, gives_way: bool = True) -> None:
+        self.held = 0
+        self.owner = owner
+        self._parent = parent
+        self._budget: BufferBudget = parent._budget if parent is not None else self  # type: ignore[assignment]
+        self.is_closed = False
+        self._names: WeakValueDictionary[str, Account] | None = None
+        # Those below that hold something, by how much; equal within an eighth.
+        self._ranks: dict[int, dict[Account, None]] = {}
+        self._ranks_in = parent._ranks if parent is not None and gives_way else None
+        self._place = 0
+
+    def of(self, name: str) -> Account:
+        """The account below this one that has a name, such as an address; made when there is none."""
+        if self._names is None:
+            self._names = WeakValueDictionary()
+        account = self._names.get(name)
+        if account is None:
+            account = self._names[name] = Account(self)
+        return account
+
+    def open(self, owner: Owner | None) -> Account:
+        """A new account below this one, for `owner`."""
+        return Account(self, owner)
+
+    def take(self, size: int) -> bool:
+        """Accounts for `size` more; False, and nothing accounted, when there is no room."""
+        if not self.may_take(size):
+            return False
+        self._add(size)
+        return True
+
+    def may_take(self, size: int) -> bool:
+        """Whether `take` would say yes."""
+        budget = self._budget
+        return not self.is_closed and (budget.held + size <= budget.limit or budget.has_bigger_than(self, size))
+
+    def give(self, size: int) -> None:
+        """Returns `size`; nothing when the account is closed, which has returned all."""
+        if not self.is_closed:
+            self._add(-size)
+
+    def close(self) -> None:
+        """Returns all that is held; nothing can be taken any more."""
+        if not self.is_closed:
+            self._add(-self.held)
+            self.is_closed = True
+            self.owner = None  # which holds this account
+
+    def biggest(self) -> Account | None:
+        """Who holds most of those below, within an eighth; None when none holds anything."""
+        ranks = self._ranks
+        return next(iter(ranks[max(ranks)])) if ranks else None
+
+    def path(self) -> list[Account]:
+        """From below the root down to this one."""
+        parent = self._parent
+        return [] if parent is None else [*parent.path(), self]
+
+    def _add(self, size: int) -> None:
+        account: Account | None = self
+        while account is not None:
+            held = account.held = account.held + size
+            # The first four bits of the number and how many follow; it grows as the number does.
+            shift = held.bit_length() - 4
+            place = held if shift <= 0 else (shift << 4) + (held >> shift)
+            if place != account._place:
+                account._move(place)
+            account = account._parent
+
+    def _move(self, place: int) -> None:
+        ranks = self._ranks_in
+        if ranks is not None:
+            before = self._place
+            if before:
+                del ranks[before][self]
+                if not ranks[before]:
+                    del ranks[before]
+            if place:
+                ranks.setdefault(place, {})[self] = None
+        self._place = place
+
+
+class BufferBudget(Account):
+    """The whole: what all have together is `limit` at most, once settled.
+
+    Attributes:
+        limit: the bound.
+        shared: what esp takes for itself, or for several clients at once; it never gives way.
+    """
+
+    __slots__ = ("limit", "shared")
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(None)
+        self.limit = limit
+        self.shared = Account(self, gives_way=False)
+
+    @property
+    def used(self) -> int:
+        """What all hold together."""
+        return self.held
+
+    def has_bigger_than(self, account: Account, size: int) -> bool:
+        """Whether, when `account` takes so much more, another will have to give way for it."""
+        if self.held > self.limit + (self.limit >> 3):
+            return False
+        above: Account = self
+        for own in account.path():
+            biggest = above.biggest()
+            if biggest is not None and biggest is not own and biggest.held > own.held + size:
+                return True
+            above = own
+        return False
+
+    def settle(self) -> None:
+        """Lets those who hold most give way until the limit is kept."""
+        while self.held > self.limit:
+            account: Account = self
+            while (biggest := account.biggest()) is not None:
+                account = biggest
+            if account is self:
+                return  # all of it is esp's own
+            try:
+                if account.owner is not None:
+                    account.owner.cut()
+            finally:
+                account.close()
