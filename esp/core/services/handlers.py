@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from functools import partial
 from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError, Message
 
 from esp.core.shard import Shard
+from esp.core.wire.connection import Connection
 from esp.core.wire.frames import MAX_FRAME_SIZE, pack_u32
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.server_stream import INTERNAL_ERROR, Handler, ServerStream, Sink
@@ -61,6 +62,37 @@ class PassStream(Handler):
         self.shard.splice_stream(stream)
 
 
+class Timed(Coroutine[Any, Any, None]):
+    """A coroutine whose work is charged to the client that it is done for, step by step."""
+
+    __slots__ = ("_connection", "_work")
+
+    def __init__(self, work: Coroutine[Any, Any, None], connection: Connection) -> None:
+        self._work = work
+        self._connection = connection
+
+    def __await__(self) -> Generator[Any, None, None]:
+        """A task takes it as it is; nobody else does."""
+        return self._work.__await__()
+
+    def send(self, value: Any, /) -> Any:
+        """The next step."""
+        clock = self._connection.clock
+        began = clock()
+        try:
+            return self._work.send(value)
+        finally:
+            self._connection.charge(clock() - began)
+
+    def throw(self, *error: Any) -> Any:
+        """The next step, which begins with an exception."""
+        return self._work.throw(*error)
+
+    def close(self) -> None:
+        """Ends it."""
+        self._work.close()
+
+
 class CoroutineCall(Sink):
     """A call served by a coroutine; it is cancelled when the client goes away, and told as slow bytes leave."""
 
@@ -78,7 +110,8 @@ class CoroutineCall(Sink):
         self, spawn: Spawn, work: Coroutine[Any, Any, None], on_end: Callable[[], object] | None = None
     ) -> asyncio.Task[None]:
         """Runs `work`, and turns what it raises into the call's status; `on_end` is called however it ends."""
-        self.task = spawn(self._run(work), on_bug=self.stream.on_bug, on_end=partial(_ended, work, on_end))
+        timed = Timed(self._run(work), self.stream.connection)
+        self.task = spawn(timed, on_bug=self.stream.on_bug, on_end=partial(_ended, work, on_end))
         return self.task
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:

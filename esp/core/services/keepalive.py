@@ -11,8 +11,9 @@ back only as its answers leave.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from operator import is_not
 from time import monotonic
 from typing import Final
@@ -40,6 +41,8 @@ from esp.core.wire.status import OK, Code, RpcError, Status
 PATH: Final = b"/etcdserverpb.Lease/LeaseKeepAlive"
 MAX_REQUEST_BYTES: Final = 4096
 """A request is 11 bytes at most, unless it has fields that no etcd knows."""
+TAKEN_AT_ONCE: Final = 64
+"""Requests that are sent on together; the client's next ones may have to wait for its next turn."""
 IDLE_SECONDS: Final = 30.0
 """How long streams to the shards stay open without a client."""
 
@@ -136,30 +139,39 @@ class _Client(Sink):
 
     def request_data(self, payload: bytes, end: bool) -> None:
         """Some requests, or the half-close."""
-        if self.closed:
-            return
-        self._half_closed = end
-        try:
-            messages = self._reader.feed(payload)
-            now, shards = monotonic(), len(self.lanes.lanes)
-            keepalives = [Keepalive(self, message, now, shards) for message in messages]
-            if end and self._reader.wanted:
-                raise Status(Code.INTERNAL, "the request ended within a message").error()
-        except RpcError as error:
-            self._end(error.status)
-            return
-        except DecodeError as error:
-            self._end(Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}"))
-            return
-        if not keepalives:
-            self.stream.consumed(len(payload))
-        elif not self._service.admit(self.address, len(keepalives)):
-            self._end(errors.TOO_MANY_REQUESTS)
-            return
-        else:
-            keepalives[-1].size = len(payload)
-            self._send(keepalives)
-        self._answer()
+        self.stream.connection.do(self._take_requests(payload, end))
+
+    def _take_requests(self, payload: bytes, end: bool) -> Iterator[None]:
+        """Takes the requests some at a time: thousands fit one frame."""
+        left = len(payload)
+        messages = self._reader.messages(payload)
+        while not self.closed:
+            try:
+                now, shards = monotonic(), len(self.lanes.lanes)
+                keepalives = [Keepalive(self, message, now, shards) for message in islice(messages, TAKEN_AT_ONCE)]
+                is_last = len(keepalives) < TAKEN_AT_ONCE
+                if is_last and end and self._reader.wanted:
+                    raise Status(Code.INTERNAL, "the request ended within a message").error()
+            except RpcError as error:
+                self._end(error.status)
+                return
+            except DecodeError as error:
+                self._end(Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}"))
+                return
+            if keepalives:
+                if not self._service.admit(self.address, len(keepalives)):
+                    self._end(errors.TOO_MANY_REQUESTS)
+                    return
+                keepalives[-1].size = size = left if is_last else max(0, left - self._reader.held)
+                left -= size
+                self._send(keepalives)
+            if is_last:
+                if not keepalives:
+                    self.stream.consumed(left)
+                self._half_closed = end
+                self._answer()
+                return
+            yield
 
     def _send(self, keepalives: Sequence[Keepalive]) -> None:
         self._queue += keepalives

@@ -13,7 +13,7 @@ on receipt, so that one slow reader never stops its neighbours; a stream's is gi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from time import monotonic
 from typing import Final
@@ -162,7 +162,7 @@ class Connection:
         self.sent_since_ping = True
         self._tail = b""
         self._next = 0
-        self._unfinished: Callable[[], bool] | None = None
+        self._unfinished: list[Iterator[None]] | None = None
         self._block: bytearray | None = None
         self._block_stream = 0
         self._block_end = False
@@ -195,13 +195,16 @@ class Connection:
         """Whether more of what has come could be worked on: `receive(b"")` does."""
         return not self.ended and (self._next > 0 or self._unfinished is not None)
 
-    def is_late(self) -> bool:
-        """Whether this connection's turn is over, so that whoever works for it should `finish_later`."""
-        return self.clock() >= self.stop
+    def do(self, steps: Iterator[None]) -> None:
+        """Takes `steps` for as long as this turn lasts; the rest in later turns, before any other frame is read."""
+        if self._unfinished is not None:
+            self._unfinished.append(steps)
+        elif not self._take_steps(steps):
+            self._unfinished = [steps]
 
-    def finish_later(self, work: Callable[[], bool]) -> None:
-        """Has `work` called again in the next turn, before any other frame is read, until it says that it is done."""
-        self._unfinished = work
+    def _take_steps(self, steps: Iterator[None]) -> bool:
+        """Takes steps until the turn is over; whether those were all."""
+        return all(self.clock() < self.stop for _ in steps)
 
     def charge(self, seconds: float) -> None:
         """Counts work done for this peer outside of `receive`; it waits for that before it is read again."""
@@ -220,11 +223,14 @@ class Connection:
         self._next = position
 
     def _finish(self) -> bool:
-        """Goes on with what was to be finished later; whether that is done."""
-        work, self._unfinished = self._unfinished, None
-        if work is not None and not work():
-            self._unfinished = work
-        return self._unfinished is None
+        """Goes on with what was not finished; whether that is done."""
+        unfinished = self._unfinished
+        while unfinished and not self.ended:
+            if not self._take_steps(unfinished[0]):
+                return False
+            del unfinished[0]
+        self._unfinished = None
+        return True
 
     def last_stream_id(self) -> int:
         """The last stream of the peer that was or may have been processed, for GOAWAY."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 
 from esp.core.wire.frames import pack_u32, unpack_u32
@@ -52,27 +53,25 @@ class MessageReader:
         size = len(payload) - PREFIX_SIZE
         if not buffer and 0 <= size <= self._max_bytes and not payload[0] and unpack_u32(payload, 1)[0] == size:
             return [payload[PREFIX_SIZE:]]  # one whole message, as servers send it
+        return list(self.messages(payload))
+
+    def messages(self, payload: bytes) -> Iterator[bytes]:
+        """As `feed`, one message after the other; the next payload comes when this one has been gone through."""
+        buffer = self._buffer
         buffer += payload
-        messages = []
-        position = 0
-        while len(buffer) - position >= PREFIX_SIZE:
-            length = unpack_u32(buffer, position + 1)[0]
-            check_prefix(buffer[position], length, self._max_bytes, self.encoding)
-            end = position + PREFIX_SIZE + length
+        while len(buffer) >= PREFIX_SIZE:
+            length = unpack_u32(buffer, 1)[0]
+            check_prefix(buffer[0], length, self._max_bytes, self.encoding)
+            end = PREFIX_SIZE + length
             if len(buffer) < end:
-                break
+                self.wanted = end - len(buffer)
+                return
             with memoryview(buffer) as view:
-                message = bytes(view[position + PREFIX_SIZE : end])
-            if buffer[position]:
-                message = decompress(message, self.encoding, self._max_bytes)
-            messages.append(message)
-            position = end
-        del buffer[:position]
-        if len(buffer) >= PREFIX_SIZE:
-            self.wanted = PREFIX_SIZE + unpack_u32(buffer, 1)[0] - len(buffer)
-        else:
-            self.wanted = PREFIX_SIZE - len(buffer) if buffer else 0
-        return messages
+                message = bytes(view[PREFIX_SIZE:end])
+            compressed = buffer[0]
+            del buffer[:end]
+            yield decompress(message, self.encoding, self._max_bytes) if compressed else message
+        self.wanted = PREFIX_SIZE - len(buffer) if buffer else 0
 
 
 def check_prefix(flag: int, length: int, max_bytes: int, encoding: bytes) -> None:

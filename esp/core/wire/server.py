@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Final
 
@@ -178,7 +178,7 @@ class ServerConnection(FrameReader):
             known = self._decoder.memo
             recall = self._decoder.recall
             while size - position >= HEADER_SIZE:
-                if position > began and clock() >= self.stop:
+                if position > began and (clock() >= self.stop or self._unfinished is not None):
                     self._put_off(data, position)
                     return
                 word, flags, stream_id = unpack_header(data, position)
@@ -216,9 +216,6 @@ class ServerConnection(FrameReader):
                 self.on_frame(kind, flags, stream_id & MAX_WINDOW, data[start:end])
                 if self.ended:
                     return
-                if self._unfinished is not None:
-                    self._put_off(data, position)
-                    return
         except ConnectionFault as fault:
             self.fail(fault)
             return
@@ -226,16 +223,13 @@ class ServerConnection(FrameReader):
 
     def paused(self) -> None:
         """Serves what is whole, though the client has not said that it is: nothing more of it has come."""
-        if self.unended and not self._serve_unended():
-            self.finish_later(self._serve_unended)
+        if self.unended:
+            self.do(self._serve_unended())
 
-    def _serve_unended(self) -> bool:
-        unended = self.unended
-        while unended:
-            unended.pop().take_unended()
-            if unended and self.is_late():
-                return False
-        return True
+    def _serve_unended(self) -> Iterator[None]:
+        while self.unended:
+            self.unended.pop().take_unended()
+            yield
 
     def _read_preface(self, data: bytes) -> int:
         wanted = self._preface

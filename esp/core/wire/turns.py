@@ -26,6 +26,8 @@ SLICE: Final = 0.001
 """Seconds for the line between two looks at the sockets, and the most that one connection gets at once."""
 AT_ONCE: Final = 0.002
 """Seconds for all that is done as bytes come, between two looks at the line; what comes beyond stands in line."""
+MOST_SKIPPED: Final = 4
+"""Turns in which the line is not served since answers and calls that go on took as much time as it would have had."""
 LONGEST_STEP: Final = 0.25
 """What one step is counted as at most: beyond this it was the machine that stood still."""
 SECONDS_PER_BYTE: Final = 2e-10
@@ -63,7 +65,20 @@ class Turns:
         flush: writes what was made ready; set by the context.
     """
 
-    __slots__ = ("_answers", "_first", "_line", "_order", "_spent", "_virtual", "_will_run", "clock", "flush", "soon")
+    __slots__ = (
+        "_answers",
+        "_elsewhere",
+        "_first",
+        "_line",
+        "_order",
+        "_skipped",
+        "_spent",
+        "_virtual",
+        "_will_run",
+        "clock",
+        "flush",
+        "soon",
+    )
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self.clock = clock
@@ -75,6 +90,8 @@ class Turns:
         self._order = 0
         self._virtual = 0.0
         self._spent = 0.0
+        self._elsewhere = 0.0
+        self._skipped = 0
         self._will_run = False
 
     @property
@@ -118,11 +135,14 @@ class Turns:
             worker.in_line = True
             self._answers.append(worker)
             self.run_soon()
-        self._spent += self.clock() - start
+        took = self.clock() - start
+        self._spent += took
+        self._elsewhere += took
 
     def charge(self, worker: Worker, seconds: float) -> None:
         """Counts work that was done for `worker` outside of its turns."""
         worker.used = max(worker.used, self._virtual) + min(seconds, LONGEST_STEP)
+        self._elsewhere += seconds
 
     def _join(self, worker: Worker) -> None:
         worker.in_line = True
@@ -145,8 +165,14 @@ class Turns:
         if self._answers:
             self._serve_shards()
         if self._line or self._first:
-            self._serve_line()
-            self.flush()
+            # What has been asked for comes before what is asked for next, or it would pile up.
+            if self._elsewhere < SLICE or self._skipped >= MOST_SKIPPED:
+                self._skipped = 0
+                self._serve_line()
+                self.flush()
+            else:
+                self._skipped += 1
+        self._elsewhere = 0.0
         if self.waiting:
             self.run_soon()
 
@@ -161,6 +187,7 @@ class Turns:
                 worker.in_line = False
             if self.clock() >= stop:
                 break
+        self._elsewhere += self.clock() - stop + AT_ONCE
         self.flush()
 
     def _serve_line(self) -> None:

@@ -5,8 +5,9 @@ The clock goes by one second with each step of work, so a slice of `n` seconds i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -240,10 +241,27 @@ def test_answers_of_shards_come_before_the_line_in_slices(steps: Steps) -> None:
     shard.left = 70
     steps.turns.serve_answers(shard)
     assert steps.log[10:] == ["s"] * 20, "as much as may be done at once"
-    said = steps.turn()
-    assert said == ["s"] * 20 + ["c"] * 10
+    assert steps.turn() == ["s"] * 20, "and so much in the next turn, in which the line has to wait"
     steps.until_done()
     assert (client.left, shard.left) == (0, 0)
+
+
+def test_answers_come_before_new_requests_but_not_for_ever(steps: Steps) -> None:
+    client, shard = Load(steps, "c"), Load(steps, "s")
+    client.gets(100)
+    shard.left = 1000
+    steps.turns.serve_answers(shard)
+    said = [set(steps.turn()) for _ in range(20)]
+    assert said.count({"s"}) == 16
+    assert said.count({"s", "c"}) == 4
+
+
+def test_the_line_waits_for_calls_that_go_on(steps: Steps) -> None:
+    one, other = Load(steps, "a"), Load(steps, "b")
+    one.gets(100)
+    steps.turns.charge(other, 10.0)
+    assert steps.turn() == []
+    assert steps.turn() == ["a"] * 10
 
 
 # A connection stops in the middle of what it was sent.
@@ -347,37 +365,61 @@ def test_an_end_leaves_nothing_to_do() -> None:
     server.holds_nothing()
 
 
-def test_work_that_is_finished_later_comes_before_the_next_frame() -> None:
+def test_work_in_steps_comes_before_the_next_frame() -> None:
     client, server = meet()
     connection = server.connection
     did: list[str] = []
 
-    def work() -> bool:
-        did.append("piece")
-        return len(did) == 3
+    def work() -> Iterator[None]:
+        for _ in range(4):
+            did.append("piece")
+            yield
 
     class InPieces(Sink):
         def request_data(self, payload: bytes, end: bool) -> None:
-            connection.finish_later(work)
+            connection.do(work())
 
+    connection.stop = 0.0
     client.sends(headers(1, call(STREAM)))
     server.stream.streams[1].sink = InPieces()
     server.saw.clear()
     said = headers(3, call(ECHO)) + data(3, message(), end=True)
     client.sends(data(1, b"much"), said[:20])
-    assert (did, server.saw, connection.behind) == ([], [], True)
-    client.sends(said[20:])
     assert (len(did), server.saw, connection.behind) == (1, [], True)
-    client.sends(b"")
+    client.sends(said[20:])
     assert (len(did), server.saw, connection.behind) == (2, [], True)
     client.sends(b"")
-    assert (len(did), len(server.saw), connection.behind) == (3, 1, False)
+    client.sends(b"")
+    assert (len(did), server.saw, connection.behind) == (4, [], True)
+    connection.stop = inf
+    client.sends(b"")
+    assert (len(did), len(server.saw), connection.behind) == (4, 1, False)
+
+
+def test_what_is_done_while_other_work_is_left_comes_after_it() -> None:
+    _, server = meet()
+    connection = server.connection
+    did: list[str] = []
+
+    def work(name: str) -> Iterator[None]:
+        for _ in range(2):
+            did.append(name)
+            yield
+
+    connection.stop = 0.0
+    connection.do(work("a"))
+    connection.do(work("b"))
+    assert did == ["a"]
+    while connection.behind:
+        connection.receive(b"")
+    assert did == ["a", "a", "b", "b"]
 
 
 def test_work_that_was_to_be_finished_later_ends_with_the_connection() -> None:
-    client, server = meet()
-    server.connection.finish_later(lambda: False)
-    client.sends(ping())
+    _, server = meet()
+    server.connection.stop = 0.0
+    server.connection.do(iter([None, None]))
+    assert server.connection.behind
     server.connection.lost("gone")
     assert not server.connection.behind
 

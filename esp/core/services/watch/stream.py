@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
@@ -163,9 +163,14 @@ class WatchStream(Sink):
 
     def request_data(self, payload: bytes, end: bool) -> None:
         """A piece of the requests. That the client has no more of them does not end the watches."""
+        self.down.connection.do(self._take_requests(payload))
+
+    def _take_requests(self, payload: bytes) -> Iterator[None]:
+        """Takes the requests one by one: thousands of small ones fit one frame."""
         try:
-            for body in self._requests.feed(payload):
+            for body in self._requests.messages(payload):
                 self._on_request(body)
+                yield
         except RpcError as error:
             if error.status.code == Code.RESOURCE_EXHAUSTED:
                 self._context.reached("max_message_bytes")
