@@ -141,6 +141,10 @@ class _Client(Sink):
         """Some requests, or the half-close."""
         self.stream.connection.do(self._take_requests(payload, end))
 
+    def half_message(self) -> int | None:
+        """Which request has come in part only."""
+        return self._reader.count if self._reader.held else None
+
     def _take_requests(self, payload: bytes, end: bool) -> Iterator[None]:
         """Takes the requests some at a time: thousands fit one frame."""
         left = len(payload)

@@ -28,15 +28,17 @@ class MessageReader:
     Attributes:
         encoding: how messages are compressed that are.
         wanted: how many bytes the message being read still lacks; 0 between messages.
+        count: messages read one by one so far.
     """
 
-    __slots__ = ("_buffer", "_max_bytes", "encoding", "wanted")
+    __slots__ = ("_buffer", "_max_bytes", "count", "encoding", "wanted")
 
     def __init__(self, max_bytes: int, encoding: bytes = b"identity") -> None:
         self._buffer = bytearray()
         self._max_bytes = max_bytes
         self.encoding = encoding
         self.wanted = 0
+        self.count = 0
 
     @property
     def held(self) -> int:
@@ -70,6 +72,7 @@ class MessageReader:
                 message = bytes(view[PREFIX_SIZE:end])
             compressed = buffer[0]
             del buffer[:end]
+            self.count += 1
             yield decompress(message, self.encoding, self._max_bytes) if compressed else message
         self.wanted = PREFIX_SIZE - len(buffer) if buffer else 0
 

@@ -11,6 +11,7 @@ from esp.core.wire.budget import Account
 from esp.core.wire.context import WireContext
 from esp.core.wire.frame_reader import FrameReader
 from esp.core.wire.frames import (
+    CONTINUATION,
     DATA,
     DEFAULT_WINDOW,
     END_HEADERS,
@@ -85,6 +86,7 @@ class ServerConnection(FrameReader):
         "_drain_started",
         "_drain_status",
         "_find",
+        "_half_since",
         "_idle_since",
         "_incomplete",
         "_last_accepted",
@@ -120,7 +122,8 @@ class ServerConnection(FrameReader):
         self._strikes = 0
         self._said_goaway = False
         self.now = self._idle_since = monotonic()
-        self._incomplete: dict[int, float] = {}
+        self._half_since = 0.0
+        self._incomplete: dict[int, tuple[int, float]] = {}
         self.unended: list[ServerStream] = []
         self._calls = OpenCalls(context)
         values = {SETTINGS_MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes}
@@ -219,7 +222,12 @@ class ServerConnection(FrameReader):
         except ConnectionFault as fault:
             self.fail(fault)
             return
-        self._tail = data[position:] if position < size else b""
+        if position < size:
+            if position:
+                self._half_since = 0.0  # another frame than the last time
+            self._tail = data[position:]
+        else:
+            self._tail = b""
 
     def paused(self) -> None:
         """Serves what is whole, though the client has not said that it is: nothing more of it has come."""
@@ -485,6 +493,9 @@ class ServerConnection(FrameReader):
         if waits and now - self._drain_started > DRAIN_PING_SECONDS:
             self._stop_accepting()
         self._calls.shrink(len(self.streams))
+        self._expire_half_frame(now)
+        if self.ended:
+            return
         if self.streams:
             self._idle_since = now
             late = now - DEADLINE_SLACK
@@ -495,11 +506,28 @@ class ServerConnection(FrameReader):
             self._time_out("idle_timeout", "idle")
 
     def _expire_incomplete(self, now: float) -> None:
-        """Ends unary calls whose one message does not come: what came of it takes memory that others want."""
-        known = self._incomplete
-        self._incomplete = {s.id: known.get(s.id, now) for s in self.streams.values() if s.awaits_message}
-        for stream_id, since in self._incomplete.items():
-            stream = self.streams.get(stream_id)
-            if stream is not None and now - since > self.limits.request_timeout:
+        """Ends calls of whose message the rest does not come: what came of it takes memory that others want."""
+        known, waiting = self._incomplete, {}
+        for stream in self.streams.values():
+            half = stream.half_request()
+            if half is not None:
+                before = known.get(stream.id)
+                waiting[stream.id] = before if before and before[0] == half and not self.unread else (half, now)
+        self._incomplete = waiting
+        for stream_id, (_, since) in waiting.items():
+            late = self.streams.get(stream_id)
+            if late is not None and now - since > self.limits.request_timeout:
                 self.context.reached("request_timeout")
-                stream.expire(INCOMPLETE)
+                late.expire(INCOMPLETE)
+
+    def _expire_half_frame(self, now: float) -> None:
+        """Ends a connection on which a frame has begun and does not end: one of a header block as such a block."""
+        if not self._tail or self.unread or self.behind:
+            self._half_since = 0.0
+        elif not self._half_since:
+            self._half_since = now
+        else:
+            is_block = len(self._tail) > 3 and self._tail[3] in (HEADERS, CONTINUATION)
+            limit = "header_timeout" if is_block else "request_timeout"
+            if now - self._half_since > getattr(self.limits, limit):
+                self._time_out(limit, "a frame did not end in time")

@@ -16,7 +16,7 @@ from esp.core.wire.frames import (
     StreamFault,
     pack_three,
 )
-from esp.core.wire.hpack import Fields
+from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.message import MessageReader, format_timeout, prefix
 from esp.core.wire.request import NO_LENGTH, RequestHead
 from esp.core.wire.response import RESPONSE_BLOCK, trailers_block
@@ -41,6 +41,9 @@ OVERLOADED: Final = Status(
     "esp: no memory for what waits in this call: read faster, ask for less at once (limit) or raise max_buffered_bytes",
 )
 
+REQUEST_TIMEOUT_BLOCK: Final = encode([(b":status", b"408")])
+"""What is said to a request for a page that does not end."""
+
 
 class Sink:
     """Whoever serves a call: told what happens on the client's side of it."""
@@ -60,6 +63,10 @@ class Sink:
 
     def drained(self, size: int) -> None:
         """`size` bytes of the response that had to wait have been sent."""
+
+    def half_message(self) -> int | None:
+        """Which message of a streaming request, by its number, has come in part only; None when none has."""
+        return None
 
 
 class Handler:
@@ -183,6 +190,16 @@ class ServerStream(Stream):
         """Whether the one message of a unary call has not come yet."""
         return self.remote_open and self.head.unary and not self.taken
 
+    def half_request(self) -> int | None:
+        """Which of the request's messages the client owes the rest of; None when it owes nothing."""
+        if not self.remote_open:
+            return None
+        if self.head.handler.is_page:
+            return None if self.responded else 0
+        if self.head.unary:
+            return 0 if self.awaits_message else None
+        return None if self.sink is None else self.sink.half_message()
+
     def has_lived(self, now: float) -> bool:
         """Whether it was open for a while, or for about the time-out that it came with."""
         lived = now - self.opened
@@ -222,6 +239,9 @@ class ServerStream(Stream):
         self._release()
         if self.pending is not None:
             self.reset(ErrorCode.CANCEL)
+        elif self.head.handler.is_page and not self.responded:
+            self.responded = True
+            self.send_headers(REQUEST_TIMEOUT_BLOCK, True)
         else:
             self.finish(status)
 

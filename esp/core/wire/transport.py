@@ -141,6 +141,7 @@ class WireProtocol(asyncio.Protocol, Worker):
         if behind:
             self._read(False)
         elif self._afterwards is not None:
+            self.context.flush()  # what is written to a transport that is closing is lost
             self._afterwards()
         elif not self._reads and not self._is_full:
             self._read(True)

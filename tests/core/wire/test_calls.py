@@ -12,13 +12,14 @@ from esp.core.wire.frames import MAX_FRAME_SIZE, ErrorCode
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
-from esp.core.wire.server_stream import OVERLOADED
+from esp.core.wire.server_stream import OVERLOADED, Sink
 from esp.core.wire.status import Code, Status
 from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
     ECHO,
     HOLD,
     PAGE,
+    SETTINGS_ACK,
     STREAM,
     body,
     call,
@@ -29,6 +30,7 @@ from tests.core.wire.conversation import (
     meet,
     message,
     page,
+    ping,
     refusal,
     rst,
     trailers,
@@ -677,6 +679,82 @@ def test_a_call_that_is_being_served_may_take_long(clock: Clock) -> None:
     server.hold.streams[1].respond(b"at last")
     server.flush()
     server.answers(*echoed(1, b"at last"))
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+def test_a_request_for_a_page_that_does_not_end_is_ended(clock: Clock, method: bytes) -> None:
+    client, server = meet(Limits(request_timeout=60))
+    client.sends(headers(1, page(method=method)))
+    for _ in range(62):
+        client.sends(data(1, b"more of what nobody reads"))
+        server.tick(clock.passes(1))
+    server.answers(headers(1, [(b":status", b"408")], end=True), rst(1, ErrorCode.NO_ERROR))
+    assert server.limits_reached == {"request_timeout": 1}
+
+
+@pytest.mark.parametrize(
+    ("frame", "seconds"),
+    [
+        (headers(3, call(ECHO))[:-1], 10),
+        (headers(3, call(ECHO), end_headers=False) + continuation(3, b"abc")[:-1], 10),
+        (data(1, message(b"hello"))[:-1], 60),
+        (ping()[:3], 60),
+    ],
+    ids=["HEADERS", "CONTINUATION", "DATA", "a few bytes"],
+)
+def test_a_frame_that_does_not_end_ends_the_connection(clock: Clock, frame: bytes, seconds: int) -> None:
+    client, server = meet(Limits(header_timeout=10, request_timeout=60))
+    client.sends(headers(1, call(STREAM)), SETTINGS_ACK, frame)
+    for _ in range(seconds):
+        server.tick(clock.passes(1))
+    assert not server.closed
+    for _ in range(3):
+        server.tick(clock.passes(1))
+    server.closes(ErrorCode.NO_ERROR)
+
+
+def test_frames_that_come_in_pieces_may_go_on_for_ever(clock: Clock) -> None:
+    client, server = meet(Limits(header_timeout=10, request_timeout=60))
+    client.sends(headers(1, call(STREAM)), SETTINGS_ACK)
+    said = data(1, bytes(100))
+    client.sends(said[:20])
+    for _ in range(200):
+        server.tick(clock.passes(1))
+        client.sends(said[20:] + said[:20])
+    assert not server.closed
+    assert server.limits_reached == {}
+
+
+def test_bytes_that_wait_for_their_turn_are_not_late(clock: Clock) -> None:
+    client, server = meet(Limits(header_timeout=10, request_timeout=60))
+    client.sends(headers(1, call(ECHO)), SETTINGS_ACK, headers(3, call(ECHO))[:-1])
+    server.connection.unread = True
+    for _ in range(200):
+        server.tick(clock.passes(1))
+    assert not server.closed
+    assert server.limits_reached == {}
+
+
+def test_a_streaming_request_with_half_a_message_is_ended(clock: Clock) -> None:
+    client, server = meet(Limits(request_timeout=60))
+    client.sends(headers(1, call(STREAM)), headers(3, call(STREAM)), headers(5, call(STREAM)))
+    client.acknowledges()
+    halves: dict[int, int | None] = {1: None, 3: 7, 5: 0}
+
+    class Half(Sink):
+        def __init__(self, stream: int) -> None:
+            self.stream = stream
+
+        def half_message(self) -> int | None:
+            return halves[self.stream]
+
+    for number, stream in server.stream.streams.items():
+        stream.sink = Half(number)
+    for second in range(62):
+        halves[5] = second  # always a half, and never the same
+        server.tick(clock.passes(1))
+    assert list(server.connection.streams) == [1, 5]
+    assert server.limits_reached == {"request_timeout": 1}
 
 
 # Streaming calls.

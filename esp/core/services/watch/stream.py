@@ -165,6 +165,10 @@ class WatchStream(Sink):
         """A piece of the requests. That the client has no more of them does not end the watches."""
         self.down.connection.do(self._take_requests(payload))
 
+    def half_message(self) -> int | None:
+        """Which request has come in part only."""
+        return self._requests.count if self._requests.held else None
+
     def _take_requests(self, payload: bytes) -> Iterator[None]:
         """Takes the requests one by one: thousands of small ones fit one frame."""
         try:
