@@ -73,6 +73,15 @@ class Position(NamedTuple):
         revision = self.vector[shard]
         return revision + self.offset if revision else 0
 
+    def start(self, shard: int) -> int:
+        """Where a watch of several shards begins on `shard`; 0 when it means nothing there.
+
+        What a client has added skips one revision at most, since a `compact_revision` is token + 1 (`span`): who begins
+        at the one behind that loses nothing on shards that have not compacted.
+        """
+        revision = self.vector[shard]
+        return revision + min(self.offset, 1) if revision else 0
+
 
 class Tokens:
     """The tokens of this process: mints them, remembers the newest, and looks up what comes back.

@@ -100,8 +100,7 @@ class Pool:
         if response is None and not source.is_over:
             self._ask(source, tap)
         elif response is None:
-            tap.detach()
-            self.start(tap, source.spec, 0)
+            tap.restart(0)
         elif response.message.cancel_reason == DUPLICATE_ID:
             # The source may have brought what is newer than the header already: then "now" is behind that.
             head = raised(response.head, source.next - 1)

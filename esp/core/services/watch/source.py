@@ -362,8 +362,7 @@ class Source:
         self.upstream.cancel(self)  # until then the shard remembers the id
         for tap in self.everybody():
             if tap.position >= response.message.compact_revision > 0:
-                tap.detach()
-                tap.pool.start(tap, self.spec, tap.next)  # it had joined further on, and has lost nothing
+                tap.restart(tap.position)  # it had joined further on, and has lost nothing
             else:
                 _tell(tap, tap.on_canceled, response)
         self._drop_questions()

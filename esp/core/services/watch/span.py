@@ -43,9 +43,10 @@ class Span:
 
     def vector(self) -> dict[int, int]:
         """The position, by shard."""
-        return {tap.shard: self._passed(tap) for tap in self.taps}
+        return {tap.shard: self.passed(tap) for tap in self.taps}
 
-    def _passed(self, tap: Tap) -> int:
+    def passed(self, tap: Tap) -> int:
+        """The position in the shard of one part."""
         # Before the client knows of the watcher, messages are held: what the tap has passed on has not reached it.
         if self.is_told and tap.position > tap.passed:
             tap.passed = tap.position - 1
@@ -81,8 +82,8 @@ class Span:
         return Response(self.header(number), b"", rpc_pb2.WatchResponse())
 
     def compacted(self) -> Response:
-        """The end of the watcher. Who begins again from its `compact_revision` begins where history is."""
-        return canceled(self.header(0), token(self._routing, self.vector()))
+        """The end of the watcher. Who begins again from its `compact_revision` goes on behind the position."""
+        return canceled(self.header(0), token(self._routing, self.vector()) + 1)
 
     def end(self, *, may_return: bool) -> None:
         """The watcher has ended; its client may come again, unless it wanted that or was told why."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from esp.core.services.watch.messages import Response, as_one
+from esp.core.services.watch.messages import Response, Spec, as_one
 from esp.core.services.watch.source import Source
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Tap:
         shard: the index of its shard.
         passed: the highest revision up to which the watcher has passed all on to its client; -1 until "now" is known.
             Kept only where several shards feed the watcher.
-        first_key: the first that it watches.
+        spec: what it watches in its shard.
         source: where its events come from; None when it is detached.
         next: while it stands in `source.fresh`, the lowest revision it has not passed on.
         is_created: the shard has replied to the create; what replies come after that is between it and the source.
@@ -36,7 +36,6 @@ class Tap:
     __slots__ = (
         "_head",
         "created",
-        "first_key",
         "is_created",
         "is_plain",
         "next",
@@ -45,15 +44,16 @@ class Tap:
         "pool",
         "shard",
         "source",
+        "spec",
         "stream",
         "watcher",
     )
 
-    def __init__(self, watcher: Watcher, pool: Pool, shard: int, first_key: bytes) -> None:
+    def __init__(self, watcher: Watcher, pool: Pool, shard: int, spec: Spec) -> None:
         self.watcher = watcher
         self.shard = shard
         self.passed = -1
-        self.first_key = first_key
+        self.spec = spec
         self.stream: WatchStream = watcher.stream
         self.pool = pool
         self.source: Source | None = None
@@ -63,6 +63,20 @@ class Tap:
         self._head = b""
         self.is_plain = False
         self.owned: Callable[[bytes], bool] | None = None
+
+    @property
+    def first_key(self) -> bytes:
+        """The first that it watches."""
+        return self.spec.key
+
+    def start(self, revision: int) -> None:
+        """Wants what the shard has from `revision` on, 0 for now."""
+        self.pool.start(self, self.spec, revision)
+
+    def restart(self, revision: int) -> None:
+        """Wants it anew, from `revision` on."""
+        self.detach()
+        self.start(revision)
 
     @property
     def position(self) -> int:

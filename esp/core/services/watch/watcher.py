@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.services.revision import position_of
+from esp.core.services.watch.compaction import Compaction
 from esp.core.services.watch.messages import (
     DUPLICATE_ID,
     NO_ID,
@@ -60,6 +61,7 @@ class Watcher:
 
     __slots__ = (
         "_asked",
+        "_compaction",
         "_held",
         "_id_wanted",
         "_is_untranslatable",
@@ -81,6 +83,7 @@ class Watcher:
         self.id = 0
         self.is_announced = self.is_dead = False
         self.taps: list[Tap] = []
+        self._compaction: Compaction | None = None
         self._id_wanted = request.watch_id
         self._wants_progress = request.progress_notify
         self._is_untranslatable = False
@@ -99,10 +102,10 @@ class Watcher:
         sole = shard_map.sole_owner(key_range)
         if sole is not None:
             # An empty range goes there too: etcd looks at permissions before it refuses it.
-            tap = Tap(self, self.stream.pool(sole), sole, key)
+            tap = Tap(self, self.stream.pool(sole), sole, _spec(request, key, request.range_end))
             self.taps.append(tap)
             (start,) = self._starts(request, [sole])
-            tap.pool.start(tap, _spec(request, key, request.range_end), start)
+            tap.start(start)
             return
         refusal = self.stream.routing.undivided.refuse("a Watch", key_range)
         if refusal is not None:
@@ -115,21 +118,19 @@ class Watcher:
         by_shard: dict[int, list[Segment]] = {}
         for segment in shard_map.split(key_range):
             by_shard.setdefault(segment.shard, []).append(segment)
-        specs = []
         for shard, segments in by_shard.items():
             hull = KeyRange(segments[0].range.start, segments[-1].range.end)
-            specs.append(_spec(request, *hull.to_request()))
-            tap = Tap(self, self.stream.pool(shard), shard, specs[-1].key)
+            tap = Tap(self, self.stream.pool(shard), shard, _spec(request, *hull.to_request()))
             self.taps.append(tap)
             if len(segments) > 1:
                 # One watcher of the shard over all its ranges: a revision of the shard stays one message.
                 tap.owned = lambda key, shard=shard: shard_map.owner(key) == shard
         starts = self._starts(request, list(by_shard))
         self.span = Span(self.stream.routing, self.stream.positions, self._watched(request), self.taps)
-        for tap, spec, start in zip(self.taps, specs, starts, strict=True):
+        for tap, start in zip(self.taps, starts, strict=True):
             if start:
                 tap.passed = max(1, start - 1)  # in revision 1 nothing happens; 0 would say nothing about the shard
-            tap.pool.start(tap, spec, start)
+            tap.start(start)
 
     def _watched(self, request: rpc_pb2.WatchCreateRequest) -> bytes:
         """What tells watchers apart that `positions` knows: short, since it is kept when the watcher is gone."""
@@ -152,7 +153,7 @@ class Watcher:
             self._is_untranslatable = True
         else:
             if position is not None:
-                vector = [position.revision(shard) for shard in shards]
+                vector = [position.start(shard) if len(shards) > 1 else position.revision(shard) for shard in shards]
             elif len(shards) == 1 or start <= FROM_THE_BEGINNING:
                 return [start] * len(shards)
             else:
@@ -306,10 +307,19 @@ class Watcher:
             self.stream.span_progress.on_events(self)
 
     def _on_canceled(self, tap: Tap, response: Response) -> None:
-        if self.span is not None:
-            tap.passed = response.message.compact_revision
-            response = self.span.compacted()
-        self._end(response)
+        if self.span is None:
+            self._end(response)
+            return
+        is_first = self._compaction is None
+        if self._compaction is None:
+            self._compaction = Compaction(self.stream, self.span, self._on_compacted)
+        self._compaction.on_lost(tap, response.message.compact_revision)
+        if is_first:
+            self._compaction.begin()
+
+    def _on_compacted(self) -> None:
+        if not self.is_dead and self.span is not None:
+            self._end(self.span.compacted())
 
     def _end(self, response: Response) -> None:
         self.leave()
@@ -327,6 +337,8 @@ class Watcher:
 
     def leave(self, *, may_return: bool = False) -> None:
         """Wants nothing any more; `may_return` says that the client does not know, and may come again for it."""
+        if self._compaction is not None:
+            self._compaction.cancel()
         for tap in self.taps:
             tap.detach()
         if self.span is not None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
+from esp.core.services.watch import compaction
 from esp.core.services.watch.messages import DUPLICATE_ID
 from tests.core.services.watch.world import (
+    Asleep,
     Client,
     WatchResponse,
     World,
@@ -210,7 +214,7 @@ def test_any_other_plain_revision_is_answered_as_compacted() -> None:
     announced, end = client.hears()
     assert world.position(announced) == (9, 4)
     assert (end.canceled, end.header.revision) == (True, 0)
-    assert world.routing.tokens.vector(end.compact_revision) == (9, 4), "from where it can begin again"
+    assert world.routing.tokens.position(end.compact_revision) == ((9, 4), 1), "from where it can begin again"
     for etcd in world.etcds:
         etcd.all_heard()
     client.creates(key=b"a", watch_id=3)
@@ -260,12 +264,12 @@ def test_what_was_held_is_not_told_in_the_position_that_it_is_created_at() -> No
 def test_a_token_that_is_not_known_or_says_nothing_about_a_shard_is_compacted() -> None:
     world = World(b"m")
     known = world.routing.tokens.mint((9, 0))
-    for start in (known, known + 1, known + 2, known + 3):
+    for start in (known, known + 1, known + 2, known + 4):
         client = world.client()
         both_create(world, client, (9, 4), **ALL, start_revision=start)
         announced, end = client.hears()
         assert announced.created
-        assert (end.canceled, world.routing.tokens.vector(end.compact_revision)) == (True, (9, 4))
+        assert (end.canceled, world.routing.tokens.position(end.compact_revision)) == (True, ((9, 4), 1))
 
 
 def test_an_unknown_token_is_compacted_inside_one_shard_too() -> None:
@@ -333,6 +337,7 @@ def test_a_refusal_by_one_shard_is_the_answer_and_the_others_are_taken_back() ->
 
 def test_a_compaction_on_one_shard_ends_it_all() -> None:
     world = World(b"m")
+    world.compacts(7, 0)
     client = world.client()
     client.creates(**ALL, start_revision=1)
     one, [a] = world.etcds[0].hears()
@@ -342,9 +347,40 @@ def test_a_compaction_on_one_shard_ends_it_all() -> None:
     announced, end = client.hears()
     assert announced.created
     assert (end.canceled, end.header.revision) == (True, 0)
-    assert world.routing.tokens.vector(end.compact_revision) == (7, 1)
+    assert world.routing.tokens.position(end.compact_revision) == ((6, 1), 1)
     world.etcds[1].all_heard()
     assert two in world.etcds[1].ended
+
+
+@patch.object(compaction, "sleep", Asleep)
+def test_it_is_told_when_every_shard_is_known_and_fed_until_then() -> None:
+    world = World(b"m")
+    world.compacts(20, 9)
+    client = world.client()
+    (one, _), _ = both_create(world, client, (9, 4), **ALL)
+    client.hears()
+    world.etcds[0].resets(one)
+    again, [create] = world.etcds[0].hears()
+    world.etcds[0].says(again, created(create.watch_id, 30), compacted(create.watch_id, 20))
+    assert client.hears() == []
+    heard = [(call, request.create_request) for call, request in world.etcds[1].all_heard()]
+    [(call, asked)] = [(call, request) for call, request in heard if request.start_revision]
+    assert asked.start_revision == 5
+    # A member that lags behind still has it.
+    world.etcds[1].says(call, created(asked.watch_id, 6, shard=1), events(asked.watch_id, put(b"z", 6), shard=1))
+    assert [message.events[0].kv.mod_revision for message in client.hears()] == [6]
+    world.search_on()
+    heard = [(call, request.create_request) for call, request in world.etcds[1].all_heard()]
+    [(call, asked)] = [(call, request) for call, request in heard if request.start_revision]
+    assert asked.start_revision == 7
+    world.etcds[1].says(call, created(asked.watch_id, 9, shard=1), compacted(asked.watch_id, 9, shard=1))
+    [end] = client.hears()
+    assert world.routing.tokens.position(end.compact_revision) == ((19, 8), 1)
+    assert client.status is None
+    client.leaves()
+    for etcd in world.etcds:
+        etcd.all_heard()
+    world.holds_nothing()
 
 
 def test_each_part_resumes_at_its_own_revision() -> None:

@@ -17,8 +17,10 @@ import pytest
 
 from esp.core.background import Background
 from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.services.watch import compaction
 from esp.core.services.watch.messages import DUPLICATE_ID
 from tests.core.services.watch.world import (
+    Asleep,
     Client,
     Etcd,
     Timers,
@@ -188,6 +190,7 @@ class Run:
         self.chance = chance
         self.timers = timers
         self.world = World(b"m")
+        self.world.compacts(0, 0)
         self.shards = [Shard(etcd, number, chance) for number, etcd in enumerate(self.world.etcds)]
         self.clients: list[tuple[Client, list[Wanted]]] = []
         for _ in range(3):
@@ -224,8 +227,10 @@ class Run:
             shard.etcd.resets(stream)
         elif what == "pause":
             self.timers.ring()
+            self.world.search_on()
         elif what == "compact" and self.chance.random() < 0.5:
             shard.compacted = self.chance.randint(shard.compacted, shard.revision)
+            self.world.compacted[shard.number] = shard.compacted
         self._listen()
 
     def _listen(self) -> None:
@@ -267,6 +272,8 @@ class Run:
                 shard.comes()
         for _ in range(100):
             self.timers.ring()
+            self.world.search_on()
+            self._listen()
             for shard in self.shards:
                 shard.catches_up()
                 while shard.says_one():
@@ -332,7 +339,7 @@ class Run:
 def tell(seed: int) -> None:
     """One story of at most 300 steps."""
     chance = random.Random(seed)
-    with patch.object(Background, "later", Timers()) as timers:
+    with patch.object(Background, "later", Timers()) as timers, patch.object(compaction, "sleep", Asleep):
         run = Run(chance, timers)
         for _ in range(chance.randint(20, 300)):
             run.step()

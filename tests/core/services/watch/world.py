@@ -10,9 +10,12 @@ assert client.hears() == [created(0, 5)]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from esp.core import errors
 from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.keys import KeyRange
@@ -247,8 +250,42 @@ class NotRun:
         pass
 
 
+class Searching:
+    """What finds out where a compacted watcher can go on: it runs until it has to wait, and again when it is let."""
+
+    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
+        self._work = work
+        self.goes_on()
+
+    def goes_on(self) -> bool:
+        """False when it has ended."""
+        try:
+            self._work.send(None)
+        except (StopIteration, RuntimeError):
+            return False
+        return True
+
+    def cancel(self) -> None:
+        with suppress(ValueError):  # it runs, and is its own end
+            self._work.close()
+
+
+class Asleep:
+    """Until the test lets it go on."""
+
+    def __init__(self, seconds: float) -> None:
+        pass
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
 class World:
-    """esp, with one connection for all clients and one for each shard."""
+    """esp, with one connection for all clients and one for each shard.
+
+    Attributes:
+        compacted: of each shard, the lowest revision at which it can be read, if `compacts` has told.
+    """
 
     def __init__(self, *boundaries: bytes, owners: tuple[int, ...] | None = None, limits: Limits | None = None) -> None:
         self._client, self._server = meet(limits, find=lambda head: self.watch)
@@ -267,10 +304,30 @@ class World:
         self.routing = Routing(ShardMap.build(ranges, names), shards, Tokens(len(names), self.context, instance=1))
         self.watch = Watch(self.routing, self.background)
         self.etcds = [Etcd(self, shard) for shard in shards]
+        self.compacted: list[int] = []
+        self.searching: list[Searching] = []
         self._clients: dict[int, Client] = {}
         self._next = 1
 
-    def _start(self, work: Coroutine[Any, Any, None], **_: object) -> NotRun:
+    def compacts(self, *revisions: int) -> None:
+        """Each shard has compacted up to there: what searches for histories is answered so from here on."""
+        self.compacted = list(revisions)
+        for number, shard in enumerate(self.routing.shards):
+            shard.forward_unary = partial(self._reads, number)  # type: ignore[method-assign]
+
+    async def _reads(self, shard: int, head: object, body: bytes, **named: object) -> bytes:
+        if rpc_pb2.RangeRequest.FromString(body).revision < self.compacted[shard]:
+            raise errors.COMPACTED.error()
+        return b""
+
+    def search_on(self) -> None:
+        """Time passes for those that find out where compacted watchers can go on."""
+        self.searching = [one for one in self.searching if one.goes_on()]
+
+    def _start(self, work: Coroutine[Any, Any, None], **_: object) -> NotRun | Searching:
+        if self.compacted and work.__name__ == "_find":
+            self.searching.append(Searching(work))
+            return self.searching[-1]
         work.close()
         self.spawned += 1
         return NotRun()
