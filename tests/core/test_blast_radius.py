@@ -24,6 +24,7 @@ from esp.core.services import handlers, keepalive, keepalive_lane
 from esp.core.services.lease import Leases
 from esp.core.services.lease_repair import LeaseRepair
 from esp.core.services.lease_table import LeaseTable
+from esp.core.services.watch.compaction import Compaction
 from esp.core.services.watch.span_progress import SpanProgress
 from esp.core.shard import Shard
 from esp.core.tokens import Tokens
@@ -122,6 +123,13 @@ class Scene:
     async def asks_for_progress(self) -> None:
         await self.victim.watches[2].write(rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest()))
 
+    async def watches_what_is_compacted(self) -> None:
+        revision = (await self.victim.kv.Put(rpc_pb2.PutRequest(key=b"b"), timeout=20)).header.revision
+        async with grpc.aio.insecure_channel(self.etcds[0].address) as channel:
+            await rpc_pb2_grpc.KVStub(channel).Compact(rpc_pb2.CompactionRequest(revision=revision))
+        create = rpc_pb2.WatchCreateRequest(key=b"\0", range_end=b"\0", start_revision=1)
+        await self.victim.watches[2].write(rpc_pb2.WatchRequest(create_request=create))
+
     async def has_a_repair(self) -> None:
         self.proxy.leases.repair.revoke(4711, [0], [])
 
@@ -180,6 +188,8 @@ PLACES: list[tuple[object, str, Callable[[Scene], Awaitable[None]], str]] = [
     (handlers.CoroutineCall, "_finish", Scene.revokes_an_unknown_lease, "CoroutineCall._run"),
     (SpanProgress, "_run", Scene.asks_for_progress, ""),
     (SpanProgress, "_ask", Scene.asks_for_progress, "SpanProgress._run"),
+    (Compaction, "_find", Scene.watches_what_is_compacted, ""),
+    (Compaction, "_has_history", Scene.watches_what_is_compacted, "Compaction._find"),
     (LeaseRepair, "_do", Scene.has_a_repair, "lease repair on shard s0"),
     (lease_sync, "revoke", Scene.has_a_repair, "lease repair on shard s0"),
     (Shard, "_serve", Scene.loses_a_connection, "shard s0"),
