@@ -71,6 +71,10 @@ class Timed(Coroutine[Any, Any, None]):
         self._work = work
         self._connection = connection
 
+    def __getattr__(self, name: str) -> Any:
+        # It goes by the name of what it times.
+        return getattr(self._work, name)
+
     def __await__(self) -> Generator[Any, None, None]:
         """A task takes it as it is; nobody else does."""
         return self._work.__await__()

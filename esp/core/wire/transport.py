@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from heapq import nsmallest
 from time import monotonic
 from typing import Final, cast
@@ -140,12 +141,14 @@ class WireProtocol(asyncio.Protocol, Worker):
         """After a turn: when nothing is left of what was read, the next is read, or done what was to follow."""
         if behind:
             self._read(False)
-        elif self._afterwards is not None:
+            return True
+        if self._afterwards is not None:
             self.context.flush()  # what is written to a transport that is closing is lost
-            self._afterwards()
-        elif not self._reads and not self._is_full:
+            afterwards, self._afterwards = self._afterwards, None
+            afterwards()
+        if not self._reads and not self._is_full:
             self._read(True)
-        return behind
+        return False
 
     def _read(self, wanted: bool) -> None:
         """Begins or ceases to read."""
@@ -388,7 +391,7 @@ class ServerProtocol(WireProtocol):
         if isinstance(self.connection, ServerConnection):
             self.connection.drain(streaming)
         elif self.is_behind:
-            self._afterwards = self.close
+            self._afterwards = partial(self.drain, streaming)
         else:
             self.close()
 

@@ -118,7 +118,8 @@ class FakeStream:
 
     def __init__(self, forward: bytes) -> None:
         self.head = SimpleNamespace(forward=forward, fields=[], path=forward)
-        self.connection = SimpleNamespace(context=SimpleNamespace(flush=lambda: None))
+        context = SimpleNamespace(flush=lambda: None)
+        self.connection = SimpleNamespace(context=context, clock=lambda: 0.0, charge=lambda seconds: None)
         self.peer = "client"
         self.sink: object = None
         self.retried = False
