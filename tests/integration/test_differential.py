@@ -185,6 +185,25 @@ def test_what_is_listed_does_occur(plain: Clusters, difference: Difference) -> N
     assert noted[difference]
 
 
+@pytest.mark.parametrize(
+    "txn",
+    [
+        p.Txn(failure=(LIST,)),
+        p.Txn(failure=(p.Range(A), p.Range(Z))),
+        p.Txn(success=(p.Range(K),), failure=(LIST,)),
+        p.Txn(success=(p.Range(K, K),)),
+        p.Txn(success=(p.Range(Z, A), p.Range(A, A))),
+        p.Txn(success=(p.Txn(failure=(p.Range(Z, A),)),)),
+        p.Txn(),
+        p.Txn(success=(p.Txn(),)),
+    ],
+    ids=str,
+)
+def test_transactions_that_once_went_wrong(plain: Clusters, txn: p.Txn) -> None:
+    """What random programs come upon too seldom."""
+    Run(plain, Counter()).all_of([p.Put(A), p.Put(K), p.Put(K), p.Put(Z), txn])
+
+
 def test_the_list_is_whole() -> None:
     assert set(Difference) == {*EXAMPLES, Difference.WATCH_ORDER}
 
