@@ -17,6 +17,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from esp.core.background import all_of
 from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
@@ -89,7 +90,7 @@ class Samples:
     async def take(self) -> None:
         """Takes a sample. Without an answer of the leading shard there is none."""
         others = [shard for shard in range(len(self._shards)) if shard != self.leading]
-        answers = await asyncio.gather(*map(self._ask, others))
+        answers = await all_of(map(self._ask, others))
         leading = await self._ask(self.leading)
         if leading:
             found = dict(zip(others, answers, strict=True)) | {self.leading: leading}
