@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from esp.commands.output import USAGE, CommandError, Format, complain
+from esp.commands.output import USAGE, CommandError, Format, complain, flush
 
 
 class _Esp(TyperGroup):
@@ -21,7 +21,9 @@ class _Esp(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            flush()
+            return result
         except CommandError as error:
             complain(str(error))
             raise typer.Exit(error.exit_code) from None
@@ -81,7 +83,12 @@ def serve(
     local: Annotated[
         int | None,
         typer.Option(
-            "--local", metavar="N", min=1, help="Start N etcds on this machine as the shards.", show_default=False
+            "--local",
+            metavar="N",
+            min=1,
+            max=26,
+            help="Start N etcds on this machine as the shards.",
+            show_default=False,
         ),
     ] = None,
     data_dir: Annotated[
@@ -200,5 +207,6 @@ def main() -> None:
     """Run the command line; the entry point of `esp`."""
     # A key may hold characters that the terminal's encoding lacks.
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if stream is not None:  # as it is where a shell has closed it
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Container, Sequence
 from enum import StrEnum
@@ -28,13 +29,42 @@ class CommandError(Exception):
 
 
 def write(text: str) -> None:
-    """One line, or several, on stdout."""
-    sys.stdout.write(text + "\n")
+    """One line, or several, on stdout.
+
+    Raises:
+        CommandError: it cannot be written.
+    """
+    if sys.stdout is None:
+        raise CommandError("the output cannot be written: standard output is closed")
+    try:
+        sys.stdout.write(text + "\n")
+    except OSError as error:
+        raise _unwritten(error) from None
+
+
+def flush() -> None:
+    """Writes what `write` has kept back.
+
+    Raises:
+        CommandError: it cannot be written.
+    """
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            raise _unwritten(error) from None
+
+
+def _unwritten(error: OSError) -> CommandError:
+    # What is still kept back would fail once more when Python ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return CommandError(f"the output cannot be written: {(error.strerror or str(error)).lower()}")
 
 
 def complain(text: str) -> None:
     """One line on stderr, with the name of the program before it."""
-    sys.stderr.write(f"esp: {text}\n")
+    if sys.stderr is not None:
+        sys.stderr.write(f"esp: {text}\n")
 
 
 def write_json(value: object) -> None:
@@ -58,10 +88,10 @@ def json_key(key: bytes) -> dict[str, str]:
 def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]], marked: Container[int] = ()) -> None:
     """Aligned columns on stdout; nothing is cut off and nothing is drawn.
 
-    On a terminal the headers stand out, and so do the rows whose number is in `marked`; what is too wide is folded
-    inside its column.
+    On a terminal the headers stand out, and so do the rows whose number is in `marked`. What is wider than that goes on
+    in its next line: a cell stays in one piece, to be copied.
     """
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         _write_rich_table(headers, rows, marked)
         return
     lines = [headers, *rows]
@@ -79,11 +109,13 @@ def _write_rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], mar
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for header in headers:
-        table.add_column(header, overflow="fold")
+        table.add_column(header, no_wrap=True)
     for number, row in enumerate(rows):
         # Text, because in a plain string rich reads ["a", "b") as mark-up.
         table.add_row(*map(Text, row), style="red" if number in marked else None)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    widths = [max(map(_width, column)) for column in zip(headers, *rows, strict=True)]
+    console.print(table, width=max(console.width, sum(widths) + 2 * len(widths)), soft_wrap=True)
 
 
 def _width(text: str) -> int:

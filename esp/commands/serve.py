@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from esp.commands.log_summary import SummingHandler
 from esp.commands.output import CommandError
 from esp.core import config as configs
-from esp.core.config import Config, ConfigError
+from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
 from esp.core.kubernetes import assumed_roots, cuts
 from esp.core.local import CONFIG_NAME, LocalCluster, LocalEtcdError
@@ -38,7 +39,7 @@ Calls leave no cycles behind, except those over several shards that fail; each c
 
 
 def run(config: Path | None, local: int | None, data_dir: Path | None, listen: list[str]) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; a second signal cuts that short.
+    """Serves until SIGTERM, SIGINT or SIGHUP, then drains; a second signal cuts that short.
 
     Raises:
         ConfigError: the config, or an address in it, is wrong; nothing was started.
@@ -51,10 +52,13 @@ def run(config: Path | None, local: int | None, data_dir: Path | None, listen: l
             _run_loop(_serve(_prepared(found, listen), None))
         else:
             assert data_dir is not None
-            cluster = LocalCluster.open(data_dir, local)
             path = data_dir / CONFIG_NAME
-            _check_listen(path, listen)
-            cluster.write_config(path, listen or [DEFAULT_LISTEN])
+            try:
+                cluster = LocalCluster.open(data_dir, local)
+                _check_listen(path, listen)
+                cluster.write_config(path, listen or [DEFAULT_LISTEN])
+            except OSError as error:
+                raise CommandError(_cannot_use(data_dir, error)) from None
             _run_loop(_serve(_prepared(configs.load(path), listen), cluster))
     except LocalEtcdError as error:
         raise CommandError(str(error)) from None
@@ -104,20 +108,28 @@ def _log_to_stderr() -> None:
 
 
 def _prepared(config: Config, listen: list[str]) -> Config:
-    """The config with the command line's listen addresses, every host name in it looked up once."""
+    """The config with the command line's listen addresses."""
     if listen:
         config = replace(config, listen=configs.listen_of(listen))
+    configs.check_no_loop(config)
+    return config
+
+
+async def _warn_of_unknown_names(config: Config) -> None:
+    """Looks up every host name of the shards once; the shard clients go on trying."""
+    loop = asyncio.get_running_loop()
     for shard in config.shards:
         for endpoint in shard.endpoints:
             try:
-                socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+                await loop.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
             except (OSError, UnicodeError):
-                raise ConfigError(
-                    config.path,
-                    endpoint.line,
-                    f'shard "{shard.name}": the host name "{endpoint.host}" is not known; correct it or use an address',
-                ) from None
-    return config
+                where = f"{config.path}:{endpoint.line}: " if config.path and endpoint.line else ""
+                log.warning(
+                    '%sshard "%s": the host name "%s" is not known; correct it or use an address, unless it comes yet',
+                    where,
+                    shard.name,
+                    endpoint.host,
+                )
 
 
 def _run_loop(main: Coroutine[Any, Any, None]) -> None:
@@ -141,6 +153,7 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
         if cluster is not None:
             stack.push_async_callback(_stop_etcds, cluster, signals)
             if await _unless(signals.stop, _started(cluster)) is None:
+                log.warning("stopped before it was ready")
                 return
         # That each shard is connected to is in the line that says ready; only what is wrong is worth its own before.
         shard_log = logging.getLogger("esp.shard")
@@ -152,6 +165,7 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
         except OSError as error:
             raise CommandError(error.strerror or str(error)) from None
         signals.hurry = proxy.cut
+        proxy.background.start(_warn_of_unknown_names(config))
         missing = await _unless(signals.stop, proxy.connected(CONNECT_SECONDS))
         shard_log.setLevel(logging.NOTSET)
         for shard in proxy.routing.shards:
@@ -171,18 +185,26 @@ def _tell_ready(config: Config, cluster: LocalCluster | None, proxy: Proxy, miss
     urls = [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in proxy.bound]
     names = [shard.name for shard in config.shards]
     text = f"ready on {', '.join(urls)}; {'shard' if len(names) == 1 else 'shards'} {', '.join(names)}"
+    text += f"; esp {version('etcd-sharding-proxy')}, config {config.path}"
     if missing:
         log.warning("%s; not reachable yet: %s", text, "all of them" if missing == names else ", ".join(missing))
     else:
         log.info("%s", text)
-    if cluster is not None and config.path is not None:
+    if cluster is not None and config.path is not None and sys.stdout is not None:
         sys.stdout.write("\n".join(cluster.summary(config.shard_map, urls, config.path)) + "\n")
         sys.stdout.flush()
 
 
 async def _started(cluster: LocalCluster) -> bool:
-    await cluster.start()
+    try:
+        await cluster.start()
+    except OSError as error:
+        raise CommandError(_cannot_use(cluster.data_dir, error)) from None
     return True
+
+
+def _cannot_use(data_dir: Path, error: OSError) -> str:
+    return f"{error.filename or data_dir}: {(error.strerror or str(error)).lower()}; use another --data-dir"
 
 
 async def _stop_etcds(cluster: LocalCluster, signals: _Signals) -> None:
@@ -194,7 +216,7 @@ async def _stop_etcds(cluster: LocalCluster, signals: _Signals) -> None:
 
 
 class _Signals:
-    """SIGTERM and SIGINT.
+    """SIGTERM, SIGINT, and, unless it is ignored as by nohup, SIGHUP, which a terminal sends when it is closed.
 
     Attributes:
         stop: set by the first.
@@ -205,8 +227,9 @@ class _Signals:
         self.stop = asyncio.Event()
         self.hurry: Callable[[], None] = lambda: None
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._came)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, self._came)
 
     def _came(self) -> None:
         if self.stop.is_set():

@@ -30,6 +30,7 @@ __all__ = [
     "Endpoint",
     "Listen",
     "ShardConfig",
+    "check_no_loop",
     "find",
     "listen_of",
     "load",
@@ -38,6 +39,7 @@ __all__ = [
 
 MAX_FILE_BYTES = 1_048_576
 MAX_DRAIN_SECONDS = 86_400
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 - to connect to these is to connect here
 LOOKED_AT = (Path("esp.yaml"), Path(".esp/esp.yaml"), Path("/etc/esp/esp.yaml"))
 
 
@@ -192,6 +194,29 @@ def listen_of(urls: Iterable[str]) -> tuple[Listen, ...]:
         if (again := _again(addresses)) is not None:
             raise ConfigError(None, None, f"{again} is given twice; leave one out")
     return tuple(addresses)
+
+
+def check_no_loop(config: Config) -> None:
+    """Refuses a shard's endpoint that is where esp itself listens: each call would come back to it for ever.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for shard in config.shards:
+        for endpoint in shard.endpoints:
+            for listen in config.listen:
+                if endpoint.port == listen.port and _is_same(listen.host, endpoint.host):
+                    raise ConfigError(
+                        config.path,
+                        endpoint.line,
+                        f'shard "{shard.name}": endpoint {endpoint} is where esp itself listens ({listen}); '
+                        "name an etcd there, or listen elsewhere",
+                    )
+
+
+def _is_same(listen: str, host: str) -> bool:
+    """Whether who listens on `listen` answers at `host`, as far as the names tell."""
+    return host == listen or (host in _THIS_MACHINE and listen in (*_THIS_MACHINE, "0.0.0.0", "::"))  # noqa: S104
 
 
 def _again(addresses: Sequence[Listen]) -> Listen | None:

@@ -29,7 +29,7 @@ from esp.core.shard_map import ShardMap
 
 HOST = "127.0.0.1"
 CONFIG_NAME = "esp.yaml"
-CURE = "`pip install 'etcd-sharding-proxy[local]'`, or set {variable} to the path of one"
+CURE = "put one on PATH, set {variable} to its path, or `pip install '.[local]'` in a checkout of esp"
 _LETTERS = string.ascii_lowercase
 
 # Below the ports that Linux (32768) and macOS (49152) hand to outgoing connections. On one of those, a client

@@ -180,5 +180,5 @@ def _reason(error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine does not have that address"
     if error.errno == errno.EACCES:
-        return "permission denied; ports below 1024 are root's"
+        return "permission denied; ports below 1024 take root or CAP_NET_BIND_SERVICE, others are free to use"
     return text

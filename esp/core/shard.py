@@ -507,6 +507,8 @@ class Shard:
                 await greeted
         except TimeoutError:
             raise OSError(f"no answer within {seconds:g} s") from None
+        except UnicodeError:
+            raise OSError("its host name cannot be looked up") from None
 
     def _on_change(self, lane: Lane, connection: ClientConnection) -> Callable[[], None]:
         def changed() -> None:

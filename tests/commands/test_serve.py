@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import grpc
@@ -52,12 +53,16 @@ def stop_while_a_call_hangs(esp: EspProcess, slow: LocalEtcd) -> None:
         assert ended.result() == 0
 
 
+def about(esp: EspProcess) -> str:
+    return f"esp {version('etcd-sharding-proxy')}, config {esp.config}"
+
+
 class TestLines:
     def test_a_usual_run_is_three_lines(self, shards: list[LocalEtcd], start_esp: Esps) -> None:
         esp = start_esp(shards, ["i", "r"])
         assert esp.stop() == 0
         assert said(esp) == (
-            f"INFO ready on {esp.url}; shards s0, s1, s2\n"
+            f"INFO ready on {esp.url}; shards s0, s1, s2; {about(esp)}\n"
             "INFO stopping; calls in flight have 10 s, a second signal cuts them\n"
             "INFO stopped\n"
         )
@@ -68,7 +73,7 @@ class TestLines:
         esp = start_esp([etcd, dead], ["m"])
         assert said(esp) == (
             f"WARNING shard s1: cannot connect to {dead.endpoint}: connection refused\n"
-            f"WARNING ready on {esp.url}; shards s0, s1; not reachable yet: s1\n"
+            f"WARNING ready on {esp.url}; shards s0, s1; {about(esp)}; not reachable yet: s1\n"
         )
         dead.start()
         wait_until(lambda: said(esp).endswith(f"INFO shard s1: connected to {dead.endpoint}\n"))
@@ -85,27 +90,37 @@ class TestLines:
                 process.send_signal(signal.SIGTERM)
                 os.close(theirs)
         os.close(ours)
-        assert re.match(r"\d\d:\d\d:\d\d ready on http://127\.0\.0\.1:\d+; shard shard-0\r\n", line)
+        assert re.match(r"\d\d:\d\d:\d\d ready on http://127\.0\.0\.1:\d+; shard shard-0; esp .*, config .*\r\n", line)
 
-    @pytest.mark.parametrize(
-        ("shards", "line"),
-        [
-            ("  - name: a\n    endpoints:\n      - 127.0.0.1:1\n      - no-such-host.invalid:1\n", 5),
-            ("  - endpoints: [127.0.0.1:1,\n      no-such-host.invalid:1]\n    name: a\n", 3),
-        ],
-    )
-    def test_an_unknown_host_is_told_with_its_line(
-        self, start_esp: Esps, tmp_path: Path, shards: str, line: int
+    def test_an_unknown_host_is_told_with_its_line_and_the_others_are_served(
+        self, etcd: LocalEtcd, start_esp: Esps, tmp_path: Path
     ) -> None:
         path = tmp_path / "bad.yaml"
-        path.write_text(f"shards:\n{shards}    ranges: [{{start: '', end: ''}}]\n")
-        esp = start_esp.launch("-c", path)
-        assert esp.wait() == 2
-        assert esp.log() == (
-            f'esp: {path}:{line}: shard "a": the host name "no-such-host.invalid" is not known; '
-            "correct it or use an address\n"
+        path.write_text(
+            "shards:\n"
+            f"- {{name: a, endpoints: [no-such-host.invalid:1, {etcd.endpoint}], ranges: [{{start: '', end: m}}]}}\n"
+            "- {name: b, endpoints: [nor-this.invalid:1], ranges: [{start: m, end: ''}]}\n"
         )
-        assert not is_listening(esp.address)
+        esp = start_esp.launch("-c", path)
+        esp.wait_ready()
+        unknown = "is not known; correct it or use an address, unless it comes yet"
+        wait_until(lambda: f'{path}:3: shard "b": the host name "nor-this.invalid" {unknown}' in esp.log())
+        assert f'{path}:2: shard "a": the host name "no-such-host.invalid" {unknown}' in esp.log()
+        assert "not reachable yet: b\n" in esp.log()
+
+    @pytest.mark.parametrize("listen", ["127.0.0.1", "0.0.0.0", "localhost"])
+    def test_an_endpoint_that_is_esp_itself_is_refused(self, start_esp: Esps, tmp_path: Path, listen: str) -> None:
+        path = tmp_path / "loop.yaml"
+        port = free_port()
+        path.write_text(
+            f"listen: [http://{listen}:{port}]\n"
+            f"shards:\n- endpoints: [127.0.0.1:{port}]\n  ranges: [{{start: '', end: ''}}]\n"
+        )
+        command = [sys.executable, "-m", "esp", "serve", "-c", path]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2
+        said = f'esp: {path}:3: shard "shard-0": endpoint http://127.0.0.1:{port} is where esp itself listens'
+        assert done.stderr.startswith(said)
 
     @pytest.mark.parametrize(
         ("url", "reason"),

