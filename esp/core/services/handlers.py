@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError, Message
 
+from esp.core.background import name_of
 from esp.core.shard import Shard
 from esp.core.wire.connection import Connection
 from esp.core.wire.frames import MAX_FRAME_SIZE, pack_u32
@@ -63,11 +64,12 @@ class PassStream(Handler):
 
 
 class Timed(Coroutine[Any, Any, None]):
-    """A coroutine whose work is charged to the client that it is done for, step by step."""
+    """A coroutine whose work is charged to the client that it is done for, step by step; it is called as that is."""
 
-    __slots__ = ("_connection", "_work")
+    __slots__ = ("__qualname__", "_connection", "_work")
 
     def __init__(self, work: Coroutine[Any, Any, None], connection: Connection) -> None:
+        self.__qualname__ = name_of(work)
         self._work = work
         self._connection = connection
 
