@@ -195,6 +195,14 @@ class Connection:
         """Whether more of what has come could be worked on: `receive(b"")` does."""
         return not self.ended and (self._next > 0 or self._unfinished is not None)
 
+    def take(self, data: bytes, stop: float) -> bool:
+        """As `receive`, until `stop`; and what is whole is served though more may come. Whether something is left."""
+        self.stop = stop
+        self.receive(data)
+        if not self._next and self._unfinished is None and not self.ended:
+            self.paused()
+        return (self._next > 0 or self._unfinished is not None) and not self.ended
+
     def do(self, steps: Iterator[None]) -> None:
         """Takes `steps` for as long as this turn lasts; the rest in later turns, before any other frame is read."""
         if self._unfinished is not None:

@@ -114,28 +114,28 @@ class WireProtocol(asyncio.Protocol, Worker):
         """Bytes came: the connection takes them, or the first of them, then everything that has output is written."""
         self._unread = self._unread + data if self._unread else data
         self._turns.serve_answers(self)
-        self._keep_waiting()
+        if len(self._unread) >= MOST_UNREAD:
+            self._read(False)  # until its turn has come
         self.context.flush()
-
-    def _keep_waiting(self) -> None:
-        """After bytes came: no more are read while many of them wait."""
-        if self.in_line and len(self._unread) >= MOST_UNREAD:
-            self._read(False)
 
     def work(self, stop: float) -> bool:
         """Gives what has come to the connection. A bug that shows there ends this connection and no other."""
-        data, self._unread = self._unread, b""
         connection = self.connection
-        if connection is None:
-            return False
-        connection.stop = stop
+        if connection is None or self._is_full:
+            return self._work_otherwise(stop)
+        data, self._unread = self._unread, b""
         try:
-            connection.receive(data)
-            if not connection.behind:
-                connection.paused()
+            behind = connection.take(data, stop)
         except Exception:
             connection.on_bug()
-        return self._is_left(connection.behind)
+            behind = False
+        if behind or not self._reads or self._afterwards is not None:
+            return self._is_left(behind)
+        return False
+
+    def _work_otherwise(self, stop: float) -> bool:
+        """As `work`, where there is no connection, or one that is not worked for."""
+        return False
 
     def _is_left(self, behind: bool) -> bool:
         """After a turn: when nothing is left of what was read, the next is read, or done what was to follow."""
@@ -232,7 +232,8 @@ class ServerProtocol(WireProtocol):
             return
         self._unread = self._unread + data if self._unread else data
         self._turns.serve(self, len(data))
-        self._keep_waiting()
+        if len(self._unread) >= MOST_UNREAD:
+            self._read(False)  # until its turn has come
         self._listener.flush_soon()
 
     def _discard(self, size: int) -> None:
@@ -246,14 +247,14 @@ class ServerProtocol(WireProtocol):
         """Whether something that has come could be worked on."""
         return super().is_behind or (self._http1 is not None and self._http1.behind)
 
-    def work(self, stop: float) -> bool:
-        """Works on what has come. A client that does not take its answers gets no more of them."""
+    def _work_otherwise(self, stop: float) -> bool:
+        """Works on what has come of HTTP/1.1, or first of all. Who does not take its answers gets no more of them."""
         if self._is_full or self._closing_since or self.transport is None or self.transport.is_closing():
             return False
-        if self.connection is None and self._http1 is None:
+        if self._http1 is None:
             self._sniff()
-        if self.connection is not None:
-            return super().work(stop)
+            if self.connection is not None:
+                return self.work(stop)
         if self._http1 is None:
             return False
         data, self._unread = self._unread, b""
