@@ -1,10 +1,17 @@
 """`python -m esp`, and the command `esp`."""
 
+import signal
 import sys
 
 
 def main() -> None:
-    """Runs the command line. Ctrl-C before a command handles it ends it as a shell expects, without a traceback."""
+    """Runs the command line.
+
+    Ctrl-C ends the process at once, as a shell expects, until a command has a handler of its own. Python's default, an
+    exception in the middle of whatever runs, gets lost where Python cannot raise one, and the process would go on.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the parent has it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from esp.cli import main as run
 
