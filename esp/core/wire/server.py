@@ -48,7 +48,7 @@ from esp.core.wire.request import (
     malformed_method,
     parse_request,
 )
-from esp.core.wire.server_stream import Handler, Refuse, ServerStream
+from esp.core.wire.server_stream import OVERLOADED, Handler, Refuse, ServerStream
 from esp.core.wire.shares import address_of
 from esp.core.wire.status import DEADLINE_EXCEEDED, OK, Code, Status
 from esp.core.wire.stream import Stream
@@ -62,6 +62,8 @@ PING_SECONDS_IDLE: Final = 7200.0
 PING_STRIKES: Final = 2
 INCOMPLETE: Final = Status(Code.INTERNAL, "esp: the request's message did not come in time")
 """Not CANCELLED: etcd's Go client takes that for its own connection's end and repeats the call."""
+LARGE_HEAD: Final = 1024
+"""Bytes of a call's head above which they count as memory that the call holds: others have less than that."""
 DEADLINE_SLACK: Final = 0.05
 """Seconds past its deadline after which a call is ended here; the client and the server upstream end it first."""
 _ESSENTIAL: Final = frozenset((b":method", b":scheme", b":path", b":authority", b"content-type"))
@@ -304,6 +306,7 @@ class ServerConnection(FrameReader):
                 stream.fresh = stream.remote_open = False
                 head.handler.on_message(stream, data[start:end])
                 return end
+        _holds_head(stream)
         return position
 
     def _open(self, stream_id: int, request: Request, *, end: bool) -> None:
@@ -311,6 +314,8 @@ class ServerConnection(FrameReader):
         self._last_stream = stream_id
         stream = self.streams[stream_id] = ServerStream(self, stream_id, head, timeout)
         stream.remote_open = not end
+        if not _holds_head(stream):
+            return
         if timeout:
             seconds = parse_timeout(timeout)
             if not seconds:
@@ -531,3 +536,12 @@ class ServerConnection(FrameReader):
             limit = "header_timeout" if is_block else "request_timeout"
             if now - self._half_since > getattr(self.limits, limit):
                 self._time_out(limit, "a frame did not end in time")
+
+
+def _holds_head(stream: ServerStream) -> bool:
+    """Counts a large head of a call that stays open; without memory for it the call ends, and this is False."""
+    size = stream.head.size
+    if size > LARGE_HEAD and not stream.hold(size):
+        stream.finish(OVERLOADED)
+        return False
+    return True

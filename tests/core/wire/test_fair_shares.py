@@ -12,6 +12,7 @@ from tests.core.wire.conversation import (
     ECHO,
     HEAD,
     HOLD,
+    STREAM,
     Client,
     Server,
     call,
@@ -109,6 +110,29 @@ def test_half_a_request_ends_with_a_status(announced: int) -> None:
     assert most.frames(1) == Server.frames(_says(refusal(1, OVERLOADED.code, OVERLOADED.message)), 1)
     assert set(most.connection.streams) == {3}
     assert few.context.buffers.used == 58_000
+
+
+@pytest.mark.parametrize("path", [STREAM, ECHO])
+def test_large_heads_of_calls_that_stay_open_count(path: bytes) -> None:
+    (greedy, most), (newcomer, few) = meet_all("10.0.0.1:1", "10.0.0.2:1")
+    many = [(b"x-%02d" % number, b"y" * 20) for number in range(90)]
+    budget = most.context.buffers
+    for stream in range(1, 21, 2):
+        greedy.sends(headers(stream, call(path, *many, (b"x-n", b"%d" % stream))))
+    opened = len(most.connection.streams)
+    assert 5 <= opened <= 7, "a call of 90 fields takes some 15 kB"
+    assert budget.used > 80_000
+    assert most.limits_reached["max_buffered_bytes"] == 10 - opened
+    newcomer.sends(headers(1, call(path, *many)))
+    few.flush()
+    assert len(few.connection.streams) == 1, "a newcomer always gets some"
+    assert len(most.connection.streams) == opened - 1
+    newcomer.sends(headers(3, call(path)))
+    assert set(few.connection.streams) == {1, 3}, "an ordinary head costs nothing"
+    newcomer.sends(rst(1))
+    for stream in list(most.connection.streams):
+        greedy.sends(rst(stream))
+    assert budget.used == 0
 
 
 def _says(said: bytes) -> Server:
