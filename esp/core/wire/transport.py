@@ -91,6 +91,7 @@ class WireProtocol(asyncio.Protocol, Worker):
         high = self.context.limits.max_output_bytes
         self.transport.set_write_buffer_limits(high=high, low=high // 4)
         self._turns.soon = asyncio.get_running_loop().call_soon
+        self._turns.welcome(self)
         _set_user_timeout(self.transport, self.user_timeout)
 
     def attach(self, connection: Connection) -> None:

@@ -28,8 +28,12 @@ AT_ONCE: Final = 0.002
 """Seconds for all that is done as bytes come, between two looks at the line; what comes beyond stands in line."""
 MOST_SKIPPED: Final = 4
 """Turns in which the line is not served since answers and calls that go on took as much time as it would have had."""
-LONGEST_STEP: Final = 0.25
-"""What one step is counted as at most: beyond this it was the machine that stood still."""
+SAVED: Final = 0.02
+"""How far a connection that wants little may be behind the others, and so how much it may have at a time."""
+LONGEST_STEP: Final = 0.02
+"""What one step is counted as at most. It may have been the machine that stood still, or the garbage collector's turn;
+no more than `SAVED`, so that such an accident alone does not put one that wants little in line: it would wait there
+until each of the others has had as much."""
 SECONDS_PER_BYTE: Final = 2e-10
 """What it costs to read a byte from a socket, which is over when the clock starts."""
 
@@ -38,7 +42,7 @@ class Worker:
     """Somebody who has work to do in slices: the socket of a client or of a shard.
 
     Attributes:
-        used: the time it has had, on a scale of its own: one that wants nothing for a while is not owed any for that.
+        used: the time it has had, on a scale of its own: one that wants nothing for a while is owed little for that.
         in_line: stands in line, and is called when its turn has come.
     """
 
@@ -107,13 +111,14 @@ class Turns:
             self._spent = 0.0
         # Spelled out, and without calls where there is a choice: this runs once per read.
         used, virtual = worker.used, self._virtual
-        if used < virtual:
-            worker.used = used = virtual
-        if not self._line:
-            self._virtual = virtual = used
-        elif used >= virtual + SLICE:
-            self._join(worker)
-            return
+        if used < virtual - SAVED:
+            worker.used = used = virtual - SAVED
+        if used > virtual:
+            if not self._line:
+                self._virtual = virtual = used
+            elif used >= virtual + SLICE:
+                self._join(worker)
+                return
         if self._spent >= AT_ONCE:
             worker.in_line = True
             self._first.append(worker)
@@ -121,7 +126,7 @@ class Turns:
             return
         clock = self.clock
         start = clock()
-        is_left = worker.work(start + SLICE + virtual - used)
+        is_left = worker.work(start + SLICE if used <= virtual else start + SLICE + virtual - used)
         took = clock() - start + size * SECONDS_PER_BYTE
         self._spent += took
         worker.used = used + (took if took < LONGEST_STEP else LONGEST_STEP)
@@ -143,9 +148,13 @@ class Turns:
         self._spent += took
         self._elsewhere += took
 
+    def welcome(self, worker: Worker) -> None:
+        """A new `worker`: it has saved up nothing."""
+        worker.used = self._virtual
+
     def charge(self, worker: Worker, seconds: float) -> None:
         """Counts work that was done for `worker` outside of its turns."""
-        worker.used = max(worker.used, self._virtual) + min(seconds, LONGEST_STEP)
+        worker.used = max(worker.used, self._virtual - SAVED) + min(seconds, LONGEST_STEP)
         self._elsewhere += seconds
 
     def _join(self, worker: Worker) -> None:

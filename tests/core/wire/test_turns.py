@@ -43,6 +43,7 @@ class Steps:
         monkeypatch.setattr(turns, "SLICE", 10.0)
         monkeypatch.setattr(turns, "AT_ONCE", 20.0)
         monkeypatch.setattr(turns, "LONGEST_STEP", 1000.0)
+        monkeypatch.setattr(turns, "SAVED", 0.0)
         self.now = 0.0
         self.log: list[str] = []
         self.turns = Turns(lambda: self.now)
@@ -222,6 +223,53 @@ def test_a_machine_that_stood_still_is_not_put_down_to_a_client(steps: Steps) ->
     while steps.log.count("u") < 2:
         steps.turn()
     assert steps.log.count("o") - before <= turns.LONGEST_STEP + 10
+
+
+def test_an_accident_does_not_put_one_that_wants_little_in_line(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "LONGEST_STEP", 20.0)
+    monkeypatch.setattr(turns, "SAVED", 20.0)
+    for number in range(30):
+        Load(steps, str(number)).gets(2000)
+    light = Load(steps, "light")
+    for _ in range(1000):
+        steps.turn()
+    light.cost = 500.0
+    light.gets(1)
+    light.cost = 1.0
+    steps.turn()
+    for _ in range(20):
+        light.gets(1)
+        assert light.left == 0, "it stood in line"
+        for _ in range(100):
+            steps.turn()
+
+
+def test_little_is_saved_up(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "SAVED", 20.0)
+    silent, busy = Load(steps, "s"), Load(steps, "b")
+    steps.turns.welcome(silent)
+    busy.gets(3000)
+    for _ in range(100):
+        steps.turn()
+    silent.gets(1000)
+    before = len(steps.log)
+    for _ in range(20):
+        steps.turn()
+    assert steps.log[before:].count("b") >= 200 - 20 - 100
+
+
+def test_who_is_new_has_saved_up_nothing(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "SAVED", 20.0)
+    busy, new = Load(steps, "b"), Load(steps, "n")
+    busy.gets(3000)
+    for _ in range(100):
+        steps.turn()
+    steps.turns.welcome(new)
+    new.gets(100)
+    before = len(steps.log)
+    for _ in range(10):
+        steps.turn()
+    assert 40 <= steps.log[before:].count("b") <= 60
 
 
 def test_what_is_ready_leaves_before_the_line_is_served(steps: Steps) -> None:
