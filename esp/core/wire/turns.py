@@ -70,6 +70,7 @@ class Turns:
     """
 
     __slots__ = (
+        "_answered",
         "_answers",
         "_elsewhere",
         "_first",
@@ -95,6 +96,7 @@ class Turns:
         self._virtual = 0.0
         self._spent = 0.0
         self._elsewhere = 0.0
+        self._answered = 0.0
         self._skipped = 0
         self._will_run = False
 
@@ -147,6 +149,7 @@ class Turns:
         took = self.clock() - start
         self._spent += took
         self._elsewhere += took
+        self._answered += took
 
     def welcome(self, worker: Worker) -> None:
         """A new `worker`: it has saved up nothing."""
@@ -177,12 +180,13 @@ class Turns:
         self.flush()
         if self._answers:
             self._serve_shards()
-        if self._line or self._first:
+        if self._first:
+            self._serve_first()
+        if self._line:
             # What has been asked for comes before what is asked for next, or it would pile up.
             if self._elsewhere < SLICE or self._skipped >= MOST_SKIPPED:
                 self._skipped = 0
                 self._serve_line()
-                self.flush()
             else:
                 self._skipped += 1
         self._elsewhere = 0.0
@@ -200,32 +204,56 @@ class Turns:
                 worker.in_line = False
             if self.clock() >= stop:
                 break
-        self._elsewhere += self.clock() - stop + AT_ONCE
+        took = self.clock() - stop + AT_ONCE
+        self._elsewhere += took
+        self._answered += took
         self.flush()
 
-    def _serve_line(self) -> None:
-        """Each that stands in line gets one slice at most, and all together one."""
-        first, line = self._first, self._line
-        served: list[Worker] = []
+    def _serve_first(self) -> None:
+        """Those that were put off only because the turn was over: as they would have been served."""
+        first = self._first
         start = self.clock()
         stop = start + SLICE
-        while first or line:
-            if first:
-                worker = first.popleft()
-            else:
-                used, _, worker = heappop(line)
-                if worker.used > used:  # it was charged for something while it stood in line
-                    self._join(worker)
-                    continue
-                self._virtual = max(self._virtual, used)
+        while first:
+            worker = first.popleft()
             worker.in_line = False
             is_left = worker.work(stop)
             end = self.clock()
             worker.used += min(end - start, LONGEST_STEP)
             if is_left:
-                served.append(worker)
+                self._join(worker)
             start = end
             if end >= stop:
                 break
-        for worker in served:
-            self._join(worker)
+        self._elsewhere += start + SLICE - stop
+        self.flush()
+
+    def _serve_line(self) -> None:
+        """Each that stands in line gets one slice at most, and all together one.
+
+        What the shards' answers took since the last time is put down to those that are served: whose they were is not
+        known one by one, and most are of those who ask most.
+        """
+        line = self._line
+        served: list[tuple[Worker, bool]] = []
+        start = self.clock()
+        stop = start + SLICE
+        while line and (start < stop or not served):
+            used, _, worker = heappop(line)
+            if worker.used > used:  # it was charged for something while it stood in line
+                self._join(worker)
+                continue
+            self._virtual = max(self._virtual, used)
+            worker.in_line = False
+            is_left = worker.work(stop)
+            end = self.clock()
+            worker.used += min(end - start, LONGEST_STEP)
+            served.append((worker, is_left))
+            start = end
+        part = min(self._answered / max(1, len(served)), LONGEST_STEP)
+        self._answered = 0.0
+        for worker, is_left in served:
+            worker.used += part
+            if is_left:
+                self._join(worker)
+        self.flush()
