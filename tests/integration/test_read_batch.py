@@ -210,7 +210,8 @@ def test_an_etcd_that_allows_fewer_operations_is_sent_fewer(start_esp: Esps, sta
         assert {(one.status, one.body) for one in answers} == {((0, b""), alone)}
     before = transactions(etcd)
     assert {one.body for one in burst(esp, bare(*[b"a"] * 64))} == {alone}
-    assert transactions(etcd) == before + 16
+    # Four in each. A busy machine may work on the burst in several turns, and each leaves what it has.
+    assert before + 16 <= transactions(etcd) <= before + 32
 
 
 def test_large_values_come_whole(start_esp: Esps, start: Start) -> None:
