@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import os
@@ -356,6 +357,20 @@ def is_listening(address: str) -> bool:
     host, _, port = address.rpartition(":")
     with socket.socket() as probe:
         return probe.connect_ex((host, int(port))) == 0
+
+
+def freeze(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process (SIGSTOP); when this returns none of its threads runs any more, and it answers nothing."""
+    process.send_signal(signal.SIGSTOP)
+    threads = Path(f"/proc/{process.pid}/task")
+    if threads.is_dir():  # elsewhere than on Linux nobody tells
+        wait_until(lambda: all(_state(thread) in "TtX" for thread in threads.iterdir()))
+
+
+def _state(thread: Path) -> str:
+    with contextlib.suppress(OSError):
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0]
+    return "X"  # it has ended
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

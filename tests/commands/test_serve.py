@@ -22,7 +22,7 @@ from esp.core import config
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from tests.core.scripted_etcd import ScriptedEtcd
-from tests.harness import EspProcess, Esps, Etcds, connect, free_port, is_listening, wait_until
+from tests.harness import EspProcess, Esps, Etcds, connect, free_port, freeze, is_listening, wait_until
 from tests.stubs import rpc_pb2_grpc
 
 TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ", re.MULTILINE)
@@ -38,7 +38,7 @@ def said(esp: EspProcess) -> str:
 def stop_while_a_call_hangs(esp: EspProcess, slow: LocalEtcd) -> None:
     """Leaves esp draining, with a call open to a shard that is frozen."""
     assert slow.process
-    slow.process.send_signal(signal.SIGSTOP)
+    freeze(slow.process)
     with connect(esp) as channel, ThreadPoolExecutor(1) as pool:
         kv = rpc_pb2_grpc.KVStub(channel)
         pending = kv.Put.future(rpc_pb2.PutRequest(key=b"z"), timeout=60)

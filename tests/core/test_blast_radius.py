@@ -30,6 +30,7 @@ from esp.core.shard import Shard
 from esp.core.tokens import Tokens
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.transport import Listener
+from tests.harness import freeze
 from tests.stubs import rpc_pb2_grpc
 
 
@@ -149,7 +150,7 @@ class Scene:
         """A call waits, for less long or longer than calls may, while the shard's etcd stands still."""
         process = self.etcds[0].process
         assert process is not None
-        process.send_signal(signal.SIGSTOP)
+        freeze(process)
         try:
             await self.loses_a_connection()
             waits = asyncio.ensure_future(self.victim.put(b"a"))
@@ -163,7 +164,7 @@ class Scene:
     async def waits_in_vain(self) -> None:
         process = self.etcds[0].process
         assert process is not None
-        process.send_signal(signal.SIGSTOP)
+        freeze(process)
         try:
             await self.loses_a_connection()
             with pytest.raises(grpc.aio.AioRpcError):

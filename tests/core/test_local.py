@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from esp.core.local import (
     find_etcdctl,
     free_port,
 )
-from tests.harness import Etcds, Server, wait_ready, wait_until
+from tests.harness import Etcds, Server, freeze, wait_ready, wait_until
 
 LISTEN = ["http://127.0.0.1:2379"]
 
@@ -124,7 +123,7 @@ class TestOneEtcd:
         etcd = start_etcd()
         assert etcd.process
         pid = etcd.process.pid
-        etcd.process.send_signal(signal.SIGSTOP)
+        freeze(etcd.process)
         asyncio.run(etcd.stop(grace=0.1))
         assert not is_alive(pid)
 

@@ -31,7 +31,7 @@ from esp.core.wire.status import Code, RpcError, Status
 from tests.core.front import PUT, RANGE, WATCH, Front
 from tests.core.scripted_etcd import STATUS, VERSION, ScriptedEtcd
 from tests.core.wire.conversation import HEAD, data, goaway, headers, message, rst, trailers
-from tests.harness import Etcds, wait_until
+from tests.harness import Etcds, freeze, wait_until
 
 OK = (0, "")
 QUICK = Limits(connect_timeout=0.3, keepalive_time=0.3, keepalive_timeout=0.3)
@@ -76,7 +76,7 @@ def dead() -> Endpoint:
 def stop(etcd: LocalEtcd) -> None:
     """Returns when the process stands still."""
     assert etcd.process
-    etcd.process.send_signal(signal.SIGSTOP)
+    freeze(etcd.process)
     wait_until(lambda: Path(f"/proc/{etcd.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
 
 

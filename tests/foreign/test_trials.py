@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from esp.core.local import LocalEtcd
-from tests.harness import EspProcess, Esps, Server, foreign
+from tests.harness import EspProcess, Esps, Server, foreign, freeze
 
 
 def run(*command: object, seconds: float = 100) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def go(trial: str, server: Server, *arguments: object) -> dict[str, Any]:
 def stopped(etcd: LocalEtcd) -> Iterator[None]:
     """An etcd that is there and says nothing."""
     assert etcd.process is not None
-    etcd.process.send_signal(signal.SIGSTOP)
+    freeze(etcd.process)
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.wire.frames import MAX_FRAME_SIZE
 from esp.core.wire.hpack import encode
 from tests.core.wire.conversation import Fields, continuation, data, headers, message
-from tests.harness import EspProcess, Esps, Etcds
+from tests.harness import EspProcess, Esps, Etcds, freeze
 from tests.integration.raw_client import RawClient, ask, request
 from tests.integration.watch_talk import talking
 
@@ -45,7 +45,7 @@ def test_calls_that_wait_for_a_stopped_shard_are_in_nobodys_way(start_etcd: Etcd
     with RawClient(esp) as client:
         client.says(put(1, b"a"), put(3, b"z"))
         client.hears(1, 3)
-        shards[1].process.send_signal(signal.SIGSTOP)
+        freeze(shards[1].process)
         try:
             client.says(*(get(stream, b"z%d" % stream) for stream in range(5, 5005, 2)))
             puts = range(5005, 5205, 2)
@@ -100,7 +100,7 @@ def test_deadlines_that_run_out_on_a_stopped_shard_cost_nothing_else(start_etcd:
     assert shards[1].process
     with talking(esp, shards[0]) as talk:
         talk.created(key=b"a")
-        shards[1].process.send_signal(signal.SIGSTOP)
+        freeze(shards[1].process)
         try:
             for _ in range(8):
                 late = [talk.kv.Range.future(Range(key=b"z%d" % number), timeout=0.5) for number in range(300)]

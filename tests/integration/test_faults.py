@@ -11,7 +11,7 @@ import grpc
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect, outcome, wait_ready
+from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect, freeze, outcome, wait_ready
 from tests.stubs import rpc_pb2_grpc
 
 Put = rpc_pb2.PutRequest
@@ -160,7 +160,7 @@ def test_a_frozen_shard_is_not_a_dead_proxy(start_durable_etcd: Etcds, start_esp
     with connect(esp) as channel:
         kv = rpc_pb2_grpc.KVStub(channel)
         kv.Put(Put(key=b"z"))
-        shards[1].process.send_signal(signal.SIGSTOP)
+        freeze(shards[1].process)
         try:
             stuck = [kv.Range.future(Range(key=b"z"), timeout=2) for _ in range(20)]
             for number in range(50):

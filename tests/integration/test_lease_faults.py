@@ -12,7 +12,7 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import EspProcess, Esps, Etcds, Server, outcome, wait_ready, wait_until
+from tests.harness import EspProcess, Esps, Etcds, Server, freeze, outcome, wait_ready, wait_until
 from tests.integration.lease_client import EXISTS, KEYS, NOT_FOUND, Client, Grant, Put, Range, Session
 
 ClientOf = Callable[[Server], Client]
@@ -59,7 +59,7 @@ def up(*shards: LocalEtcd) -> None:
 def frozen(shard: LocalEtcd) -> Iterator[None]:
     """The shard takes everything and says nothing."""
     assert shard.process is not None
-    shard.process.send_signal(signal.SIGSTOP)
+    freeze(shard.process)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import EspProcess, Esps, Etcds, connect, wait_ready
+from tests.harness import EspProcess, Esps, Etcds, connect, freeze, wait_ready
 from tests.linearizability import NEVER, Kind, Operation, is_linearizable
 from tests.stubs.rpc_pb2_grpc import KVStub
 
@@ -178,7 +178,7 @@ def test_the_history_of_each_key_through_two_proxies_is_linearizable(shards: lis
             clients.wait_for_more()
         frozen = shards[0].process
         assert frozen is not None
-        frozen.send_signal(signal.SIGSTOP)
+        freeze(frozen)
         stack.callback(frozen.send_signal, signal.SIGCONT)
         # Its clients' calls end with their deadlines, and it still does later what it has in its sockets.
         clients.wait_for_more(lambda client: shard_of(client.key) != 0, 60)

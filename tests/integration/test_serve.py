@@ -24,6 +24,7 @@ from tests.harness import (
     Etcds,
     Server,
     connect,
+    freeze,
     is_listening,
     wait_until,
     write_config,
@@ -125,7 +126,7 @@ class TestEnd:
         with connect(esp) as channel:
             kv = rpc_pb2_grpc.KVStub(channel)
             kv.Put(rpc_pb2.PutRequest(key=b"z"))
-            slow.send_signal(signal.SIGSTOP)
+            freeze(slow)
             pending = kv.Put.future(rpc_pb2.PutRequest(key=b"z"), timeout=60)
             # It has reached esp when a later one on the same connection has been answered.
             kv.Put(rpc_pb2.PutRequest(key=b"a"), timeout=60)

@@ -13,7 +13,7 @@ import pytest
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from esp.core.tokens import MARK
-from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect
+from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect, freeze
 from tests.integration.test_watch_tokens import is_compacted
 from tests.stubs.rpc_pb2_grpc import KVStub
 from tests.watching import Watch, relaying, revision_of, watching
@@ -172,7 +172,7 @@ def test_a_watcher_that_is_canceled_meanwhile_is_gone(three: list[LocalEtcd], st
             for _ in range(3):
                 revision = put_directly(three[0], b"a")
             compact(three[0], revision)
-            three[2].process.send_signal(signal.SIGSTOP)
+            freeze(three[2].process)
             try:
                 first.mend()
                 time.sleep(1)

@@ -13,7 +13,7 @@ import pytest
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from esp.core.tokens import MARK
-from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect, wait_until
+from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect, freeze, wait_until
 from tests.stubs.rpc_pb2_grpc import KVStub
 from tests.watching import (
     History,
@@ -291,7 +291,7 @@ class TestProgress:
         with watching(esp, **EVERYTHING) as watch, connect(esp) as channel:
             kv = KVStub(channel)
             assert shards[1].process is not None
-            shards[1].process.send_signal(signal.SIGSTOP)
+            freeze(shards[1].process)
             try:
                 watch.requests.progress()
                 kv.Put(Put(key=b"a"))
