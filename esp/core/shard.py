@@ -60,6 +60,8 @@ FIRST_STATUS_SECONDS: Final = 1.0
 MANY_CALLS: Final = 1000
 SMALL_REQUEST: Final = 2048
 """Of a client with more open calls than that only smaller requests are kept to be sent again."""
+STATUS: Final = b"/etcdserverpb.Maintenance/Status", encode([])
+"""The head of what a member is asked about itself."""
 SHARD_TRAILER: Final = b"esp-shard"
 """Names the shard in the trailers of errors that esp makes itself; the text stays etcd's, clients match on it."""
 
@@ -397,12 +399,8 @@ class Shard:
         level = logging.INFO
         while True:
             try:
-                answer = await self.unary(
-                    b"/etcdserverpb.Maintenance/Status",
-                    b"",
-                    idempotent=True,
-                    timeout=self.context.limits.connect_timeout,
-                )
+                timeout = self.context.limits.connect_timeout
+                answer = await self.forward_unary(STATUS, b"", idempotent=True, timeout=timeout)
                 self._take_status(answer)
                 return
             except OSError as error:
@@ -423,7 +421,7 @@ class Shard:
         call = MessageCall(connection, messages())
         try:
             async with asyncio.timeout(FIRST_STATUS_SECONDS):
-                connection.call(call, (b"/etcdserverpb.Maintenance/Status", b""), b"", prefix(b""), end=True)
+                connection.call(call, STATUS, b"", prefix(b""), end=True)
                 self.context.flush()
                 self._take_status(await call.read_only())
         except (RpcError, BrokenCall, TimeoutError):
@@ -552,7 +550,27 @@ class Shard:
         self._retired = [connection for connection in self._retired if not connection.ended]
         for connection in self._retired:
             connection.tick(now)
+        idle = self._unary.free()
+        if idle is not None and not idle.streams and idle.is_silent(now):
+            self.background.start(self._break_silence(idle))
         self.context.flush()
+
+    async def _break_silence(self, connection: ClientConnection) -> None:
+        """Asks a member that has said nothing for long, so that a frozen one is known before a client asks it.
+
+        etcd punishes PINGs while no call is open. With this one open the keepalive does the rest: where no answer
+        comes, a PING follows, and without an answer to that the connection is given up.
+        """
+        call = MessageCall(connection, messages())
+        try:
+            connection.call(call, STATUS, b"", prefix(b""), end=True)
+            self.context.flush()
+            await call.read_only()
+        except (RpcError, BrokenCall):
+            pass  # an error is an answer, too
+        finally:
+            call.cancel()
+            self.context.flush()
 
 
 def _reason(error: OSError) -> str:

@@ -875,6 +875,31 @@ class TestRealEtcds:
             for etcd in frozen:
                 go_on(etcd)
 
+    def test_a_member_that_freezes_while_nobody_asks_it_anything(self, start_etcd: Etcds) -> None:
+        first, second = start_etcd.several(2)
+
+        @in_a_loop
+        async def run() -> None:
+            async with Front(endpoint(first), endpoint(second), limits=QUICK) as front:
+                await front.until(lambda: front.shard.version_in_use)
+                stop(first)
+                await front.until(lambda: front.shard.endpoint == endpoint(second))
+
+        @in_a_loop
+        async def run_alone() -> None:
+            async with Front(endpoint(first), limits=QUICK) as front:
+                await front.until(lambda: front.shard.version_in_use)
+                stop(first)
+                await front.until(lambda: not front.shard.is_ready)
+                go_on(first)
+                await front.until(lambda: front.shard.is_ready)
+
+        for each in (run, run_alone):
+            try:
+                each()
+            finally:
+                go_on(first)
+
     def test_a_member_that_is_frozen_from_the_start(self, start_etcd: Etcds) -> None:
         first, second = start_etcd.several(2)
         stop(first)
