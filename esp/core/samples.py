@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Final
 
-from google.protobuf.message import DecodeError
-
 from esp.core.background import all_of
 from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
@@ -98,13 +96,12 @@ class Samples:
 
     async def _ask(self, shard: int) -> int:
         """The revision of a shard, by a linearizable read; 0 when it does not say."""
+        asked = self._shards[shard]
         try:
-            answer = await self._shards[shard].unary(
-                b"/etcdserverpb.KV/Range", _ASKED, idempotent=True, timeout=ANSWER_SECONDS
-            )
-            return int(rpc_pb2.RangeResponse.FromString(answer).header.revision)
-        except (RpcError, DecodeError) as error:
-            log.debug("no revision of shard %s: %s", self._shards[shard].name, error)
+            answer = await asked.unary(b"/etcdserverpb.KV/Range", _ASKED, idempotent=True, timeout=ANSWER_SECONDS)
+            return int(asked.parsed(rpc_pb2.RangeResponse, answer).header.revision)
+        except RpcError as error:
+            log.debug("no revision of shard %s: %s", asked.name, error)
             return 0
 
     async def run(self) -> None:

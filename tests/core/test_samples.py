@@ -36,6 +36,9 @@ class _Shard:
     def __init__(self, clocks: Clocks, index: int) -> None:
         self.clocks, self.index, self.name = clocks, index, f"s{index}"
 
+    def parsed(self, answer: Any, message: bytes) -> Any:
+        return answer.FromString(message)
+
     async def unary(self, path: bytes, message: bytes, **options: object) -> bytes:
         self.clocks.asked.append(self.index)
         await asyncio.sleep(0)
