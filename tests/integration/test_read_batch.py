@@ -208,10 +208,13 @@ def test_an_etcd_that_allows_fewer_operations_is_sent_fewer(start_esp: Esps, sta
     for _ in range(5):
         answers = burst(esp, bare(*[b"a"] * 64))
         assert {(one.status, one.body) for one in answers} == {((0, b""), alone)}
-    before = transactions(etcd)
-    assert {one.body for one in burst(esp, bare(*[b"a"] * 64))} == {alone}
-    # Four in each. A busy machine may work on the burst in several turns, and each leaves what it has.
-    assert before + 16 <= transactions(etcd) <= before + 32
+    sent = []
+    for _ in range(5):
+        before = transactions(etcd)
+        assert {one.body for one in burst(esp, bare(*[b"a"] * 64))} == {alone}
+        sent.append(transactions(etcd) - before)
+    # Four in each. A busy machine may work on a burst in several turns, and each leaves what it has; not on all five.
+    assert min(sent) == 16, sent
 
 
 def test_large_values_come_whole(start_esp: Esps, start: Start) -> None:
