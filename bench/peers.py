@@ -108,11 +108,15 @@ class Esp(Peer):
         """How a user starts it."""
         return [sys.executable, "-m", "esp", "serve", "-c", config]
 
+    def environment(self) -> dict[str, str] | None:
+        """What is added to the environment of the bench."""
+        return None
+
     def start(self, backends: Backends, folder: Path) -> None:
         self.address = self._new_address()
         config = folder / "esp.yaml"
         config.write_text(esp_config(self.address, [etcd.address for etcd in backends.shards[: self.count]]))
-        self._run(self.command(config), folder)
+        self._run(self.command(config), folder, self.environment())
 
 
 class EspOneShard(Esp):
@@ -123,6 +127,29 @@ class EspOneShard(Esp):
 
     def start(self, backends: Backends, folder: Path) -> None:
         super().start(Backends([backends.sole], None), folder)
+
+
+class EspBefore(Esp):
+    name = "esp-before"
+    about = "another checkout of esp, named by ESP_BENCH_BEFORE; three shards configured, one worker"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        folder = os.environ.get("ESP_BENCH_BEFORE", "")
+        return None if folder and Path(folder, "esp").is_dir() else "ESP_BENCH_BEFORE names no checkout of esp"
+
+    @classmethod
+    def version(cls) -> str:
+        command = ["git", "-C", os.environ["ESP_BENCH_BEFORE"], "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout
+        return f"esp before: {commit.strip() or 'of no commit'}"
+
+    def command(self, config: Path) -> list[str | Path]:
+        # -P keeps the folder that the bench runs in, which holds an esp as well, from the search path.
+        return [sys.executable, "-P", "-m", "esp", "serve", "-c", config]
+
+    def environment(self) -> dict[str, str]:
+        return {"PYTHONPATH": os.environ["ESP_BENCH_BEFORE"]}
 
 
 def esp_config(listen: str, addresses: Sequence[str]) -> str:
@@ -265,6 +292,7 @@ class GrpcProxy(Peer):
 
 
 PEERS: dict[str, type[Peer]] = {
-    peer.name: peer for peer in (Direct, Esp, EspOneShard, Haproxy, HaproxyTcp, Envoy, GrpcProxy, HaproxyTwoThreads)
+    peer.name: peer
+    for peer in (Direct, Esp, EspOneShard, Haproxy, HaproxyTcp, Envoy, GrpcProxy, HaproxyTwoThreads, EspBefore)
 }
-ON_REQUEST = {HaproxyTwoThreads.name}  # only with --peers
+ON_REQUEST = {HaproxyTwoThreads.name, EspBefore.name}  # only with --peers
