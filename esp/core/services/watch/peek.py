@@ -43,6 +43,8 @@ def one_event(body: bytes) -> tuple[int, int, int, int] | None:
         if body[tail] != _EVENTS or at + size != whole:
             return None
         if body[at] == _TYPE:
+            if body[at + 1] > 0x7F:
+                return None
             at += 2
         size = body[at + 1]
         kv = at + 2

@@ -123,6 +123,7 @@ def bytes_field(tag: int, content: bytes) -> bytes:
         FRONT + bytes_field(0x5A, bytes_field(0x12, KV + b"\x18\x09")),  # another revision, which counts
         FRONT + bytes_field(0x5A, bytes_field(0x12, KV) + bytes_field(0x12, b"\x18\x09")),
         FRONT + bytes_field(0x5A, bytes_field(0x12, b"\x18\x03" + bytes_field(0x0A, b"a"))),
+        FRONT + bytes_field(0x5A, b"\x08\x80" + bytes_field(0x12, KV)),  # a type of two bytes
         FRONT + b"\x10\x05" + bytes_field(0x5A, bytes_field(0x12, KV)),
         b"\x10\x01" + bytes_field(0x5A, bytes_field(0x12, KV)) + FRONT[:-2],
     ],
