@@ -1,8 +1,9 @@
 """Whether kube-apiservers are at work through this proxy, and below which prefix; what they list is not divided then.
 
-Recognised by what is in etcd, not by what somebody asks for: a request that looks like an apiserver's only makes esp
-look there. An apiserver watches `compact_rev_key` from its start on and writes it every five minutes, and renews a
-lease object below its prefix every ten seconds.
+Recognised by the watchers of its caches, which it makes from its first second on and long before it serves anybody: of
+all objects of a resource that is built in, with `prev_kv` and `progress_notify`, below a prefix where one is expected.
+Anywhere else by what is in etcd: a request that looks like an apiserver's only makes esp look there. An apiserver
+watches `compact_rev_key`, writes it every five minutes, and renews a lease object below its prefix every ten seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from esp.core.keys import format_key
-from esp.core.kubernetes import COMPACT_KEY, Cut, cuts, objects_of
+from esp.core.kubernetes import COMPACT_KEY, Cut, cuts, is_built_in, objects_of
 from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
@@ -94,10 +95,18 @@ class ApiServers:
         self._asked = asyncio.Event()
         self._asked.set()
 
+    def saw_watcher(self, request: rpc_pb2.WatchCreateRequest) -> None:
+        """Takes note of what somebody wants to watch, before that is begun."""
+        self.saw(request.key)
+        if request.prev_kv and request.progress_notify:
+            for root in self._assumed:
+                if root not in self.roots and is_built_in(root, request.key, request.range_end):
+                    self._recognise(f'"{format_key(request.key)}" is watched as its cache does it', root)
+
     def saw(self, key: bytes) -> None:
         """Takes note of a key that somebody watches or changes in a transaction."""
         if key == COMPACT_KEY:
-            if not self.is_known.is_set():
+            if not self.is_known.is_set() or not self.roots.issuperset(self._assumed):
                 self._look_for(COMPACT_KEY)
             return
         for sign in _SIGNS:
@@ -130,10 +139,14 @@ class ApiServers:
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _found(self, key: bytes) -> None:
+        roots = self._assumed if key == COMPACT_KEY else (key.removesuffix(_NAMESPACE),)
+        self._recognise(f'the key "{format_key(key)}" is there', *roots)
+
+    def _recognise(self, sign: str, *roots: bytes) -> None:
         if not self.is_known.is_set():
             self.is_known.set()
-            log.info('a kube-apiserver is at work through this proxy: the key "%s" is there', format_key(key))
-        for root in self._assumed if key == COMPACT_KEY else (key.removesuffix(_NAMESPACE),):
+            log.info("a kube-apiserver is at work through this proxy: %s", sign)
+        for root in roots:
             if root not in self.roots:
                 self.roots.add(root)
                 for cut in cuts(self._map, root):
@@ -141,7 +154,10 @@ class ApiServers:
 
     def _on_cut(self, cut: Cut) -> None:
         consequence = ""
-        if cut.is_split and self._protects:
-            self._undivided.add(objects_of(cut.resource), _CURE)
+        if self._protects:
             consequence = "; until then such requests are refused"
+            if cut.is_split:
+                self._undivided.add(objects_of(cut.resource), _CURE)
+            else:
+                self._undivided.part(cut.resource, cut.shards, cut.boundary, _CURE)
         log.warning("%s%s", cut.explain(), consequence)

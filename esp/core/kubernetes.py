@@ -72,6 +72,8 @@ _BUILT_IN: Final = tuple(
     """.split()  # noqa: SIM905 - eighty lines otherwise
 )
 
+_LISTED: Final = frozenset(path.encode() for path in _BUILT_IN)
+
 _NAME = re.compile(r"([a-z0-9][a-z0-9.-]*/)?[a-z0-9][a-z0-9.-]*")
 
 
@@ -138,7 +140,7 @@ def cuts(shard_map: ShardMap, root: bytes) -> list[Cut]:
 
     Looked at are those that are built in, and those that a boundary seems to lie in.
     """
-    paths = dict.fromkeys(path.encode() for path in _BUILT_IN)
+    paths = dict.fromkeys(path.encode() for path in _BUILT_IN)  # in this order they are told
     for boundary in shard_map.starts[1:]:
         if boundary.startswith(root):
             first, *rest = boundary[len(root) :].split(b"/")
@@ -154,6 +156,11 @@ def cuts(shard_map: ShardMap, root: bytes) -> list[Cut]:
 def objects_of(resource: bytes) -> KeyRange:
     """The keys of all objects of a resource, given its own key."""
     return KeyRange(resource + b"/", resource + b"0")
+
+
+def is_built_in(root: bytes, key: bytes, range_end: bytes) -> bool:
+    """Whether these are all objects of a resource that is built in, below `root`, a `directory`."""
+    return range_end == key[:-1] + b"0" and key.startswith(root) and key[-1:] == b"/" and key[len(root) : -1] in _LISTED
 
 
 def _keys(resource: bytes) -> KeyRange:

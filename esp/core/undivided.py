@@ -1,13 +1,16 @@
-"""Ranges that no request may see divided: what spans shards inside them is refused, also where esp could serve it."""
+"""Ranges that no request may see divided: what spans shards inside them is refused, also where esp could serve it.
+
+And keys whose revision is taken for that of a range in another shard: to read one is refused.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from esp.core import errors
-from esp.core.keys import KeyRange
+from esp.core.keys import KeyRange, format_key
 from esp.core.shard_map import ShardMap
 from esp.core.wire.status import Status
 
@@ -21,7 +24,9 @@ class Undivided:
 
     Attributes:
         ranges: those that the map cuts, each with what a client is told to do; in others there is nothing to refuse.
-        on_added: called when there is one more, for who serves requests that last.
+        parted: the keys that must not be read, each with the refusal.
+        owner: the shard that owns a key, for who reads it; raises RpcError for one of `parted`.
+        on_added: called when there is one more of the ranges, for who serves requests that last.
     """
 
     def __init__(
@@ -29,9 +34,11 @@ class Undivided:
     ) -> None:
         """`reached` counts refusals, under the name `across_shards`."""
         self.ranges: dict[KeyRange, str] = {}
+        self.parted: dict[bytes, Status] = {}
         self._map = shard_map
         self._reached = reached
-        self._told: set[KeyRange] = set()
+        self._told: set[KeyRange | bytes] = set()
+        self.owner = shard_map.owner  # while no key is parted, nothing is looked up for each read
         self.on_added: Callable[[], None] | None = None
         for key_range in ranges:
             self.add(key_range, CONFIGURED)
@@ -42,6 +49,19 @@ class Undivided:
             self.ranges[key_range] = cure
             if self.on_added is not None:
                 self.on_added()
+
+    def part(self, key: bytes, shard_names: Sequence[str], boundary: bytes, cure: str) -> None:
+        """Refuses to read this key from now on: its shard is not that of the objects that are listed by it."""
+        if key not in self.parted:
+            self.parted[key] = errors.spans(f'a list by the key "{format_key(key)}"', shard_names, boundary, cure)
+            self.owner = self._owner_of_readable
+
+    def _owner_of_readable(self, key: bytes) -> int:
+        status = self.parted.get(key)
+        if status is not None:
+            self._count(key, status)
+            raise status.error()
+        return self._map.owner(key)
 
     def refuse(self, what: str, asked: KeyRange, *others: KeyRange) -> Status | None:
         """The refusal of a request for these keys, such as `a Range`; None when it may be served."""
@@ -58,9 +78,12 @@ class Undivided:
         hull = KeyRange(min(starts), None if None in ends else max(end for end in ends if end is not None))
         names = [self._map.names[segment.shard] for segment in self._map.split(hull)]
         status = errors.spans(what, names, self._map.first_boundary(hull) or b"", cure)
+        self._count(kept, status)
+        return status
+
+    def _count(self, kept: KeyRange | bytes, status: Status) -> None:
         if self._reached is not None:
             self._reached("across_shards")
         if kept not in self._told:
             self._told.add(kept)
             log.warning("refused, and so are others like it from now on without a word here: %s", status.message)
-        return status

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from esp.core.keys import KeyRange
-from esp.core.kubernetes import Cut, cuts, directory, resource_range
+from esp.core.kubernetes import Cut, cuts, directory, is_built_in, resource_range
 from esp.core.shard_map import ShardMap, carve
 
 ROOT = b"/registry/"
@@ -122,3 +122,24 @@ def test_it_says_what_is_wrong_and_the_cure() -> None:
         '(boundary "/registry/pods/m"): kube-apiserver can neither list nor watch them rightly; '
         'give one shard {start: "/registry/pods", end: "/registry/pods0"}, which {kubernetes: RESOURCE} stands for'
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "range_end", "known"),
+    [
+        (b"/registry/pods/", b"/registry/pods0", True),
+        (b"/registry/services/specs/", b"/registry/services/specs0", True),
+        (b"/registry/apiregistration.k8s.io/apiservices/", b"/registry/apiregistration.k8s.io/apiservices0", True),
+        (b"/registry/pods/", b"", False),
+        (b"/registry/pods/", b"\0", False),
+        (b"/registry/pods/", b"/registry/pods1", False),
+        (b"/registry/pods", b"/registry/pod0", False),
+        (b"/registry/pods/default/", b"/registry/pods/default0", False),
+        (b"/registry/mine/", b"/registry/mine0", False),
+        (b"/registry/", b"/registry0", False),
+        (b"/else/pods/", b"/else/pods0", False),
+        (b"", b"0", False),
+    ],
+)
+def test_all_objects_of_a_built_in_resource(key: bytes, range_end: bytes, known: bool) -> None:
+    assert is_built_in(ROOT, key, range_end) is known

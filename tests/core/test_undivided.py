@@ -9,7 +9,7 @@ import pytest
 from esp.core.keys import KeyRange
 from esp.core.shard_map import ShardMap
 from esp.core.undivided import Undivided
-from esp.core.wire.status import Code
+from esp.core.wire.status import Code, RpcError, Status
 
 # a owns up to /locks/m, b up to /t, c the rest.
 MAP = ShardMap.build(
@@ -75,3 +75,18 @@ def test_it_is_counted_each_time_and_logged_once_a_range(caplog: pytest.LogCaptu
             refused(undivided, (b"/s", b"/u"))
     assert counted == ["across_shards"] * 6
     assert len(caplog.records) == 2
+
+
+def test_a_parted_key_is_not_read_and_all_others_are() -> None:
+    counted: list[str] = []
+    undivided = Undivided(MAP, reached=counted.append)
+    assert undivided.owner(b"/s") == 1
+    undivided.part(b"/s", ["b", "c"], b"/t", "mend it")
+    undivided.part(b"/s", ["b", "c"], b"/t", "another cure comes too late")
+    for _ in range(2):
+        with pytest.raises(RpcError) as refused:
+            undivided.owner(b"/s")
+        text = 'esp: a list by the key "/s" spans the shards b, c (boundary "/t"); mend it'
+        assert refused.value.status == Status(Code.FAILED_PRECONDITION, text)
+    assert counted == ["across_shards"] * 2
+    assert (undivided.owner(b"/r"), undivided.owner(b"/s\0"), undivided.owner(b"/t")) == (1, 1, 2)

@@ -130,10 +130,15 @@ class ApiServer:
         request = rpc_pb2.DeleteRangeRequest(key=directory, range_end=directory[:-1] + b"0")
         return int(self.kv.DeleteRange(request).deleted)
 
-    def watch(self, resource: bytes, revision: int = 0) -> Watching:
+    def watch(self, resource: bytes, revision: int = 0, *, cached: bool = True) -> Watching:
+        """As its cache does it; not `cached`: as anybody else might, or it for its events, which it does not cache."""
         directory = self.root + resource + b"/"
         create = rpc_pb2.WatchCreateRequest(
-            key=directory, range_end=directory[:-1] + b"0", start_revision=revision, prev_kv=True, progress_notify=True
+            key=directory,
+            range_end=directory[:-1] + b"0",
+            start_revision=revision,
+            prev_kv=True,
+            progress_notify=cached,
         )
         return Watching(self._watch, create)
 

@@ -183,6 +183,39 @@ class TestTheKeyWithoutASlash:
             made = server.create(b"pods/default/%d" % number)
         assert server.revision(b"pods") < made, "what the warning is about"
 
+    TEXT = (
+        'esp: a list by the key "/registry/pods" spans the shards s2, s0 (boundary "/registry/pods/"); Kubernetes\' '
+        "resource has to be in one shard: give it {kubernetes: RESOURCE} there, or write across_shards: serve"
+    )
+
+    def test_reading_it_is_refused_once_an_apiserver_is_known(
+        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
+    ) -> None:
+        esp = serve(SLASH)
+        server = apiserver(esp)
+        made = server.create(b"pods/default/a")
+        server.watch(b"pods", made + 1).ask_progress()
+        wait_until(lambda: KNOWN in esp.log())
+        # In each form that an apiserver, or etcdctl, gives it.
+        for request in (
+            rpc_pb2.RangeRequest(key=b"/registry/pods"),
+            rpc_pb2.RangeRequest(key=b"/registry/pods", limit=1),
+            rpc_pb2.RangeRequest(key=b"/registry/pods", revision=2, serializable=True),
+        ):
+            assert outcome(lambda request=request: server.kv.Range(request)) == (REFUSED, self.TEXT)  # type: ignore[misc]
+        assert server.listed(b"pods", 500)[1] == made, "the objects are all in one shard, and are listed rightly"
+        assert server.revision(b"configmaps") > 0, "other keys are read as ever"
+        assert esp.log().count("refused, and so are others like it") == 1
+
+    def test_the_config_may_say_otherwise(
+        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
+    ) -> None:
+        esp = serve(SLASH, "across_shards: serve")
+        server = apiserver(esp)
+        assert server.watch(b"pods").next().created
+        wait_until(lambda: KNOWN in esp.log())
+        assert server.revision(b"pods") == 1
+
 
 class TestCut:
     """A boundary inside a resource."""
@@ -247,6 +280,37 @@ class TestCut:
         wait_until(lambda: KNOWN in esp.log())
         assert self.refusals(server)[0][0] == REFUSED
 
+    def test_the_first_watcher_of_a_cache_is_sign_enough_on_a_new_cluster(
+        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
+    ) -> None:
+        """Nothing has been written yet that would be a sign."""
+        server = apiserver(serve(CUT))
+        _, revision = server.listed(b"pods", 500)
+        assert server.watch(b"configmaps").next().created, "whole, so served; from now on an apiserver is known"
+        assert self.refusals(server)[0] == (REFUSED, self.TEXT.format("a Range"))
+        # From the list of before, which no revision of a shard fits: that is gone, so list again, and be refused.
+        watching = server.watch(b"pods", revision + 1)
+        assert watching.next().created
+        assert watching.next().compact_revision > 0
+        assert server.watch(b"pods").next().cancel_reason == self.TEXT.format("a Watch")
+
+    def test_the_very_watcher_that_is_cut_is_refused_too(
+        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
+    ) -> None:
+        assert apiserver(serve(CUT)).watch(b"pods").next().cancel_reason == self.TEXT.format("a Watch")
+
+    def test_other_watchers_are_no_sign(
+        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
+    ) -> None:
+        esp = serve(CUT)
+        server = apiserver(esp)
+        assert server.watch(b"pods", cached=False).next().created
+        assert server.watch(b"pods/default").next().created
+        assert server.watch(b"mine").next().created
+        assert apiserver(esp, b"/mine/").watch(b"pods").next().created
+        assert not server.listed(b"pods", 500)[0]
+        assert KNOWN not in esp.log()
+
     def test_so_does_the_lease_that_it_renews(
         self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
     ) -> None:
@@ -260,7 +324,7 @@ class TestCut:
         self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
     ) -> None:
         server = apiserver(serve(CUT))
-        divided, whole = server.watch(b"pods"), server.watch(b"events")
+        divided, whole = server.watch(b"pods", cached=False), server.watch(b"events", cached=False)
         assert divided.next().created
         assert whole.next().created
         server.compact()
@@ -319,6 +383,14 @@ class TestAnotherPrefix:
         named = "{kubernetes: events, etcd_prefix: /k8s/blue}"
         esp = serve([[named], ["{prefix: /k8s/blue/pods/}"], REST])
         assert 'for Kubernetes: the key "/k8s/blue/pods" is in another shard' in esp.log()
+
+    def test_with_a_config_that_names_it_the_first_watcher_of_a_cache_is_sign_enough(
+        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
+    ) -> None:
+        named = "{kubernetes: events, etcd_prefix: /k8s/blue}"
+        server = apiserver(serve([[named], self.CUT[0], REST]), self.ROOT)
+        assert server.watch(b"configmaps").next().created
+        assert outcome(lambda: server.listed(b"pods", 500))[0] == REFUSED
 
 
 class TestCompaction:
@@ -440,10 +512,11 @@ class TestCompaction:
         server = apiserver(serve())
         server.start()
         self.compacted(server)
-        mark = [self.revision(shard) for shard in self.shards]
         pods, events, _ = self.shards
         time.sleep(0.5)
+        server.create(b"events/default/x")  # newer than what the next one compacts at
         server.create(b"configmaps/default/x")
+        mark = [self.revision(shard) for shard in self.shards]
         server.compact()
         events.kill()
         assert outcome(server.compact)[0] == grpc.StatusCode.UNAVAILABLE

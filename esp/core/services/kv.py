@@ -148,12 +148,18 @@ class _Ranges(_Routed):
         super().__init__(routing, spawn)
         self.snapshots = snapshots
         self.snapshot_tries = snapshot_tries
+        self.keys = routing.undivided
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
         key = range_key(message, PREFIX_SIZE)
         if key is not None:
-            self.shards[self.owner(key)].splice(stream, message)
+            try:
+                owner = self.keys.owner(key)
+            except RpcError as error:
+                stream.finish(error.status)
+            else:
+                self.shards[owner].splice(stream, message)
             return
         bounds = key_range(message, PREFIX_SIZE)
         if bounds is not None:
@@ -171,6 +177,8 @@ class _Ranges(_Routed):
         position = position_of(self.routing.tokens, request.revision)
         sole = self.routing.map.sole_owner(key_range)
         if sole is not None:
+            if not request.range_end:
+                self.keys.owner(request.key)
             translate_filters(self.routing.tokens, request, sole)
             if position is None:
                 self.pass_on(stream, request, self.shards[sole])
@@ -223,10 +231,15 @@ class Range(_Ranges):
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
         key = bare_key(message, PREFIX_SIZE)
-        if key is not None:
-            self.batches[self.owner(key)].add(stream, message)
-        else:
+        if key is None:
             super().on_message(stream, message)
+            return
+        try:
+            owner = self.keys.owner(key)
+        except RpcError as error:
+            stream.finish(error.status)
+        else:
+            self.batches[owner].add(stream, message)
 
 
 class RangeStream(_Ranges):

@@ -98,7 +98,7 @@ class Watcher:
         shard_map = self.stream.routing.map
         key = request.key or b"\0"  # as etcd reads an empty one
         key_range = KeyRange.of_request(key, request.range_end)
-        self.stream.routing.apiservers.saw(key)
+        self.stream.routing.apiservers.saw_watcher(request)
         sole = shard_map.sole_owner(key_range)
         if sole is not None:
             # An empty range goes there too: etcd looks at permissions before it refuses it.
