@@ -37,6 +37,15 @@ PEERS = Path(__file__).parent.parent / ".cache" / "peers"
 EVERYTHING = {"key": b"\0", "range_end": b"\0"}
 
 
+def unknown(host: str) -> str:
+    """What esp says of a host name that has no address, as a pattern: it depends on the machine's name servers."""
+    cure = "look at /etc/resolv.conf, or use an address"
+    return (
+        f'(the host name "{host}" (is not known; correct it or use an address|cannot be looked up: .*; {cure})'
+        f'|no name server has told the address of "{host}" within .* s; {cure})'
+    )
+
+
 class Server(Protocol):
     """An etcd or esp: whatever has an address to connect to, as host:port."""
 

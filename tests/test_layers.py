@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. A package stands for all modules in it; modules of one layer may import each other.
 LAYERS = [
-    {"esp.core.addresses", "esp.core.background", "esp.core.keys", "esp.core.yaml_lines"},
+    {"esp.core.addresses", "esp.core.background", "esp.core.keys", "esp.core.lookup", "esp.core.yaml_lines"},
     {"esp.core.wire", "esp.core.pb"},
     {"esp.core.shard_map", "esp.core.config_fields", "esp.core.errors", "esp.core.descriptors", "esp.core.heap"},
     {"esp.core.config_shards", "esp.core.config_ranges", "esp.core.kubernetes"},

@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -24,6 +23,7 @@ from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
 from esp.core.kubernetes import assumed_roots, cuts
 from esp.core.local import CONFIG_NAME, LocalCluster, LocalEtcdError
+from esp.core.lookup import Lookups
 from esp.core.proxy import Proxy, check_listen
 
 log = logging.getLogger("esp")
@@ -117,19 +117,14 @@ def _prepared(config: Config, listen: list[str]) -> Config:
 
 async def _warn_of_unknown_names(config: Config) -> None:
     """Looks up every host name of the shards once; the shard clients go on trying."""
-    loop = asyncio.get_running_loop()
+    lookups = Lookups()
     for shard in config.shards:
         for endpoint in shard.endpoints:
             try:
-                await loop.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-            except (OSError, UnicodeError):
+                await lookups.addresses(endpoint.host, CONNECT_SECONDS)
+            except OSError as error:
                 where = f"{config.path}:{endpoint.line}: " if config.path and endpoint.line else ""
-                log.warning(
-                    '%sshard "%s": the host name "%s" is not known; correct it or use an address, unless it comes yet',
-                    where,
-                    shard.name,
-                    endpoint.host,
-                )
+                log.warning('%sshard "%s": %s; esp goes on trying', where, shard.name, error)
 
 
 def _run_loop(main: Coroutine[Any, Any, None]) -> None:

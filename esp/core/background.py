@@ -2,7 +2,7 @@
 
 A failure there is a bug in esp. It is logged with its traceback, counted under its name, and ends or restarts the one
 piece of work that it came out of: never the process, and never what is done for others. Nothing else in `esp.core`
-begins a task or a timer, outside the wire's own transport (`tests/core/test_background.py` holds it to that).
+begins a task, a thread or a timer, outside the wire's own transport (`tests/core/test_background.py` holds it to that).
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from functools import partial
+from threading import Thread
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -175,6 +178,23 @@ async def all_of(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     finally:
         tasks.clear()  # an error holds on to this frame, and with it to what the others have answered
     raise failure
+
+
+def in_a_thread(name: str, work: Callable[[], Result]) -> asyncio.Future[Result]:
+    """Begins work that blocks, in a thread of its own that nothing waits for, not even the process when it ends."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def run() -> None:
+        try:
+            settle = partial(future.set_result, work())
+        except Exception as error:
+            settle = partial(future.set_exception, error)
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle)
+
+    Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def name_of(work: object) -> str:

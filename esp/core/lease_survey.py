@@ -255,7 +255,8 @@ async def _connected(config: Config) -> AsyncIterator[list[Shard]]:
         for shard in shards:
             while not shard.is_ready:
                 if monotonic() > until:
-                    raise UnreachableError(f'shard "{shard.name}" cannot be reached: {shard.trouble or "no answer"}')
+                    reasons = "; ".join(f"{endpoint}: {reason}" for endpoint, reason in shard.troubles.items())
+                    raise UnreachableError(f'shard "{shard.name}" cannot be reached: {reasons or "no answer"}')
                 await asyncio.sleep(_POLL_SECONDS)
         yield shards
 

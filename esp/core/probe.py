@@ -85,17 +85,17 @@ async def _examine(endpoint: Endpoint, context: WireContext, seconds: float) -> 
         shard = Shard(str(endpoint), [endpoint], context, background)
         background.start(shard.run())
         while not shard.is_ready:
-            if shard.trouble or monotonic() > until:
-                reason = shard.trouble or f"no connection within {seconds:g} s"
+            if shard.troubles or monotonic() > until:
+                reason = shard.troubles.get(endpoint, f"no connection within {seconds:g} s")
                 return EndpointHealth(endpoint, False, refusal=Status(Code.UNAVAILABLE, reason))
             await asyncio.sleep(_POLL_SECONDS)
         return await _ask(shard, endpoint, until)
 
 
 async def _settled(shard: Shard) -> None:
-    """Waits until a shard is connected to, or has failed to be."""
+    """Waits until a shard is connected to, or each of its endpoints has failed to be."""
     while True:
-        if shard.is_ready or shard.trouble:
+        if shard.is_ready or len(shard.troubles) == len(shard.endpoints):
             return
         await asyncio.sleep(_POLL_SECONDS)
 

@@ -30,6 +30,7 @@ from esp.core import errors
 from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.lane import Lane, ParkedCall, StreamOpener
+from esp.core.lookup import Lookups
 from esp.core.pb import rpc_pb2
 from esp.core.wire.call import BrokenCall, MessageCall, Reader, messages
 from esp.core.wire.client import ClientConnection
@@ -76,7 +77,7 @@ class Shard:
         background: owns the tasks and timers of whatever is done for this shard.
         garbled: how many of its answers could not be read.
         endpoint: the one in use, None while there is none.
-        trouble: why the last attempt to connect failed, "" when it did not.
+        troubles: why the last attempt to connect to each endpoint failed; empty once one has succeeded.
         version: etcd's, as a member last told it; "" before that.
         version_in_use: that of the member in use; "" until it has told.
         implausible: why its revision keeps it from being served, "" when that is as it should be.
@@ -91,12 +92,13 @@ class Shard:
         self.background = background
         self.garbled = 0
         self.endpoint: Endpoint | None = None
-        self.trouble = ""
+        self.troubles: dict[Endpoint, str] = {}
         self.version = ""
         self.version_in_use = ""
         self.implausible = ""
         self._is_examined = False
         self.max_txn_ops = 128
+        self._lookups = Lookups()
         self._unary = Lane(context, background)
         self._streams = Lane(context, background)
         self._retired: list[ClientConnection] = []
@@ -347,9 +349,9 @@ class Shard:
                 await self._serve(endpoint)
                 held = monotonic() - began >= LONGEST_PAUSE
             except OSError as error:
-                self.trouble = _reason(error)
+                self.troubles[endpoint] = _reason(error)
                 level = logging.WARNING if failures == len(self.endpoints) - 1 else logging.DEBUG
-                log.log(level, "shard %s: cannot connect to %s: %s", self.name, endpoint, self.trouble)
+                log.log(level, "shard %s: cannot connect to %s: %s", self.name, endpoint, self.troubles[endpoint])
             turn += 1
             # One that accepts and hangs up at once is as bad as one that does not accept.
             failures = 0 if held else failures + 1
@@ -378,7 +380,7 @@ class Shard:
         if self.endpoint != endpoint:
             log.info("shard %s: connected to %s", self.name, endpoint)
         self.endpoint = endpoint
-        self.trouble = ""
+        self.troubles.clear()
         tasks = [self.background.keep(f"shard {self.name}: its streams", partial(self._dial_streams, endpoint))]
         if not self.version_in_use:
             tasks.append(self.background.keep(f"shard {self.name}: its version", self._learn_version))
@@ -500,13 +502,12 @@ class Shard:
         connection.on_change = lambda: None if greeted.done() else greeted.set_result(None)
         seconds = self.context.limits.connect_timeout
         try:
+            addresses = await self._lookups.addresses(endpoint.host, seconds)
             async with asyncio.timeout(seconds):
-                await connect(connection, endpoint.host, endpoint.port)
+                await connect(connection, addresses, endpoint.port)
                 await greeted
         except TimeoutError:
             raise OSError(f"no answer within {seconds:g} s") from None
-        except UnicodeError:
-            raise OSError("its host name cannot be looked up") from None
 
     def _on_change(self, lane: Lane, connection: ClientConnection) -> Callable[[], None]:
         def changed() -> None:

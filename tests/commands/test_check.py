@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from esp.cli import app
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
-from tests.harness import Etcds, connect, wait_until, write_config
+from tests.harness import Etcds, connect, unknown, wait_until, write_config
 from tests.stubs import rpc_pb2_grpc
 
 
@@ -193,6 +193,31 @@ Problems:
         code, told = check_json(config)
         assert code == 1
         assert json_kinds(told["problems"]) == [("unreachable", ["shard-0"], "http://no-such-host.invalid:1")]
+        assert re.fullmatch(f"cannot be reached: {unknown('no-such-host.invalid')}", told["problems"][0]["text"])
+
+    def test_an_unknown_host_leaves_the_other_endpoints_to_be_looked_at(
+        self, shards: list[LocalEtcd], tmp_path: Path
+    ) -> None:
+        config = tmp_path / "esp.yaml"
+        config.write_text(
+            "shards:\n"
+            f"- {{endpoints: [no-such-host.invalid:1, {shards[0].endpoint}], ranges: [{{start: '', end: m}}]}}\n"
+            f"- {{endpoints: [{shards[1].endpoint}], ranges: [{{start: m, end: ''}}]}}\n"
+        )
+        code, told = check_json(config)
+        assert code == 1
+        assert [[one["reachable"] for one in shard["endpoints"]] for shard in told["shards"]] == [[False, True], [True]]
+        assert json_kinds(told["problems"]) == [("unreachable", ["shard-0"], "http://no-such-host.invalid:1")]
+
+    @pytest.mark.parametrize("host", ["a..b", "a" * 70])
+    def test_a_host_that_cannot_be_one_is_refused_with_its_line(self, host: str, tmp_path: Path) -> None:
+        (tmp_path / "esp.yaml").write_text(
+            f"shards:\n- {{endpoints: ['http://{host}:2379'], ranges: [{{start: '', end: ''}}]}}\n"
+        )
+        code, out, err = check()
+        assert (code, out) == (2, "")
+        assert err.startswith('esp: esp.yaml:2: shard "shard-0": endpoint "http://a')
+        assert err.endswith("; correct it or use an address\n")
 
     def test_one_cluster_as_two_shards(self, etcd: LocalEtcd, tmp_path: Path) -> None:
         config = tmp_path / "esp.yaml"

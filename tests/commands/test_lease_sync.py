@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from esp.cli import app
 from esp.core import errors, lease_survey
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import Etcds, connect, write_config
+from tests.harness import Etcds, connect, unknown, write_config
 from tests.stubs import rpc_pb2_grpc
 
 Run = Callable[..., tuple[int, str, str]]
@@ -367,7 +368,40 @@ class TestUsage:
         path = write_config(tmp_path / "esp.yaml", etcds, ["m"])
         result = CliRunner().invoke(app, ["lease-sync", "-c", str(path)])
         assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr == 'esp: shard "s1" cannot be reached: connection refused\n'
+        assert result.stderr == f'esp: shard "s1" cannot be reached: {etcds[1].endpoint}: connection refused\n'
+
+    def test_a_shard_without_a_known_host_is_named(self, etcd: LocalEtcd, tmp_path: Path) -> None:
+        path = tmp_path / "esp.yaml"
+        path.write_text(
+            f"shards:\n- {{name: a, endpoints: [{etcd.endpoint}], ranges: [{{start: '', end: m}}]}}\n"
+            "- {name: b, endpoints: [no-such-host.invalid:1, 127.0.0.1:1], ranges: [{start: m, end: ''}]}\n"
+        )
+        result = CliRunner().invoke(app, ["lease-sync", "-c", str(path)])
+        assert (result.exit_code, result.stdout) == (1, "")
+        first = f"http://no-such-host.invalid:1: {unknown('no-such-host.invalid')}"
+        said = f'esp: shard "b" cannot be reached: {first}; http://127.0.0.1:1: connection refused\n'
+        assert re.fullmatch(said, result.stderr)
+
+    def test_an_unknown_host_leaves_the_other_endpoints_to_be_asked(
+        self, shards: list[LocalEtcd], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "esp.yaml"
+        path.write_text(
+            "shards:\n"
+            f"- {{endpoints: [no-such-host.invalid:1, {shards[0].endpoint}], ranges: [{{start: '', end: m}}]}}\n"
+            f"- {{endpoints: [{shards[1].endpoint}, nor-this.invalid:1], ranges: [{{start: m, end: ''}}]}}\n"
+        )
+        result = CliRunner().invoke(app, ["lease-sync", "-c", str(path)])
+        assert (result.exit_code, result.stderr) == (0, "")
+
+    @pytest.mark.parametrize("host", ["a..b", "a" * 70])
+    def test_a_host_that_cannot_be_one_is_refused_with_its_line(self, host: str, tmp_path: Path) -> None:
+        path = tmp_path / "esp.yaml"
+        path.write_text(f"shards:\n- {{endpoints: ['http://{host}:2379'], ranges: [{{start: '', end: ''}}]}}\n")
+        result = CliRunner().invoke(app, ["lease-sync", "-c", str(path)])
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith(f'esp: {path}:2: shard "shard-0": endpoint "http://a')
+        assert result.stderr.endswith("; correct it or use an address\n")
 
     def test_one_shard_is_always_in_step(self, start_etcd: Etcds, tmp_path: Path) -> None:
         etcd = start_etcd()

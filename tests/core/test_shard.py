@@ -124,7 +124,7 @@ class TestCalls:
                 await front.until(lambda: front.shard.implausible)
                 await front.until(lambda: len(etcd.connections) > 2)
                 assert not front.shard.is_ready
-                assert str(HIGHEST_REVISION) in front.shard.trouble
+                assert str(HIGHEST_REVISION) in front.shard.troubles[etcd.endpoint]
                 etcd.revision = HIGHEST_REVISION - 1
                 await front.until(lambda: front.shard.is_ready)
                 assert (front.shard.implausible, front.shard.version) == ("", VERSION)
@@ -725,10 +725,10 @@ class TestEndpoints:
     async def test_one_that_comes_back_is_connected_to_again(self) -> None:
         where = dead()
         async with Front(where, waits=False) as front:
-            await front.until(lambda: front.shard.trouble)
+            await front.until(lambda: front.shard.troubles)
             async with ScriptedEtcd(port=where.port):
                 await front.until(lambda: front.shard.is_ready)
-                assert front.shard.trouble == ""
+                assert front.shard.troubles == {}
 
     @in_a_loop
     async def test_one_that_hangs_up_at_once_is_not_dialled_without_a_pause(

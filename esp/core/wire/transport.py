@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import nsmallest
 from time import monotonic
@@ -543,14 +543,21 @@ class ClientProtocol(WireProtocol):
             asyncio.get_running_loop().call_later(LINGER_SECONDS, self.transport.abort)
 
 
-async def connect(connection: ClientConnection, host: str, port: int) -> None:
-    """Connects `connection` and sends its preface.
+async def connect(connection: ClientConnection, addresses: Sequence[str], port: int) -> None:
+    """Connects `connection` to the first of the addresses that accepts, and sends its preface.
 
     Raises:
-        OSError: no connection.
+        OSError: no connection; with the numbers of all that went wrong.
     """
+    failures: list[OSError] = []
     try:
-        await asyncio.get_running_loop().create_connection(lambda: ClientProtocol(connection), host, port)
+        for address in addresses:
+            try:
+                await asyncio.get_running_loop().create_connection(lambda: ClientProtocol(connection), address, port)
+                return
+            except OSError as error:
+                failures.append(error)
     except BaseException:
         connection.on_flush = None  # uvloop has closed what it began, and raises at a further write
         raise
+    raise failures[0] if len(failures) == 1 else OSError("; ".join(map(str, failures)))

@@ -1,0 +1,72 @@
+"""The addresses of host names, asked for without holding anybody up.
+
+A name server that is silent holds a lookup for ten seconds and more, and nothing can cut that short. The event loop's
+own threads are few, serve all names, and are waited for when the process ends. Here each name has one thread at most,
+which neither another name nor the end of the process waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from functools import partial
+
+from esp.core.background import in_a_thread
+
+Answer = list[str] | OSError
+
+
+class Lookups:
+    """Lookups of one client's host names: no more than there are names, whatever the name server does.
+
+    An answer that comes after its caller has given up is there for the next one.
+    """
+
+    def __init__(self) -> None:
+        self.asked: dict[str, asyncio.Future[Answer]] = {}
+
+    async def addresses(self, host: str, seconds: float) -> list[str]:
+        """The addresses of `host`, which may be one itself, in the system's order.
+
+        Raises:
+            OSError: there is none, or none within `seconds`; the text says the cure.
+        """
+        if _is_address(host):
+            return [host]
+        asked = self.asked.get(host)
+        if asked is None:
+            asked = self.asked[host] = in_a_thread(f"lookup of {host}", partial(_look_up, host))
+        await asyncio.wait((asked,), timeout=seconds)
+        if not asked.done():
+            text = f'no name server has told the address of "{host}" within {seconds:g} s; look at /etc/resolv.conf'
+            raise OSError(f"{text}, or use an address")
+        if self.asked.get(host) is asked:
+            del self.asked[host]
+        answer = asked.result()
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+
+def _look_up(host: str) -> Answer:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        return OSError(_why_unknown(host, error))
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _why_unknown(host: str, error: OSError | UnicodeError) -> str:
+    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+        text = f'the host name "{host}" cannot be looked up: {(error.strerror or str(error)).lower()}'
+        return f"{text}; look at /etc/resolv.conf, or use an address"
+    return f'the host name "{host}" is not known; correct it or use an address'
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
