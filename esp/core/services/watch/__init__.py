@@ -1,6 +1,6 @@
 """etcd's Watch service over several shards.
 
-    client stream      stream.py    one client's Watch call: its ids, what waits for it
+    client stream      stream.py    one client's Watch call: its ids; outbox.py what waits for the client to read it
       request          slots.py     what it asks for, answered in order; progress.py puts answers together
       watcher          watcher.py   one watcher of a client, in one shard or in several
         tap            tap.py       its part in one shard: where it gets that shard's events from

@@ -53,7 +53,7 @@ class Compaction:
     def begin(self) -> None:
         """Asks the shards of which nothing is known yet."""
         start, unknown = self._stream.background.start, [tap for tap in self._span.taps if tap not in self._found]
-        self._tasks = [start(self._find(tap), on_bug=self._stream.fail) for tap in unknown]
+        self._tasks = [start(self._find(tap), on_bug=self._stream.outbox.fail) for tap in unknown]
 
     def on_lost(self, tap: Tap, compact_revision: int) -> None:
         """A shard has canceled the watcher's part: this is the first revision that it has."""
@@ -77,7 +77,7 @@ class Compaction:
                 self._settle(tap)
             else:
                 await sleep(PAUSE)
-        self._stream.down.connection.context.flush()
+        self._stream.outbox.context.flush()
 
     async def _has_history(self, tap: Tap) -> bool:
         """Whether the shard has, or does not let anybody know whether it has, what the watcher needs next."""
@@ -92,7 +92,7 @@ class Compaction:
             if error.status == errors.COMPACTED:
                 if tap not in self._found:
                     tap.restart(wanted)
-                    self._stream.down.connection.context.flush()
+                    self._stream.outbox.context.flush()
                 return False
             return error.status == errors.FUTURE_REV or error.status.code not in PASSING
         return True

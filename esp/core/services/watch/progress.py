@@ -57,15 +57,15 @@ class ProgressAnswers:
             response = min((answer for answer, _ in answers), key=lambda answer: answer.revision)
             if all(_may_hear(watcher, response) for watcher in live):
                 for _ in range(min(times for _, times in answers)):
-                    self._stream.send(response.encode(NO_ID))
+                    self._stream.outbox.send(response.encode(NO_ID))
                 return
         for watcher in live:
             if _upstream(watcher) is upstream and _may_hear(watcher, response):
-                self._stream.send(response.encode(watcher.id))
+                self._stream.outbox.send(response.encode(watcher.id))
 
     def on_bug(self) -> None:
         """An exception came out of it."""
-        self._stream.on_bug()
+        self._stream.outbox.on_bug()
 
     def _live(self) -> list[Watcher]:
         return [watcher for watcher in self._stream.watchers.values() if not watcher.is_dead]

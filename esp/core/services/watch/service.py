@@ -59,7 +59,7 @@ class Watch(Handler):
         """Ends the streams with a watcher that would be refused now: their clients come again, and are told."""
         for stream in tuple(self.streams):
             if any(watcher.is_divided for watcher in stream.watchers.values()):
-                stream.stop()
+                stream.outbox.stop()
 
     def pool(self, shard: int, forward: Forward) -> Pool:
         """The sources of a shard for calls with this head."""

@@ -55,7 +55,7 @@ class Cancel:
 
     def _on_reply(self, response: Response | None) -> None:
         watcher = self._watcher
-        if watcher is None or self.is_settled or self.stream.is_over:
+        if watcher is None or self.is_settled or self.stream.outbox.is_over:
             return
         if not watcher.is_dead:
             watcher.leave()
@@ -67,7 +67,7 @@ class Cancel:
         """Says that it is canceled, as etcd says it."""
         if self._watcher is not None:
             self.stream.forget(self._watcher)
-            self.stream.send(canceled(self._head).encode(self._watch_id))
+            self.stream.outbox.send(canceled(self._head).encode(self._watch_id))
 
 
 class Progress:

@@ -208,7 +208,7 @@ class Source:
         for tap in taps:
             if self.was_live:
                 # It was granted once: a token has run out, say. The client finds out by coming again.
-                tap.stream.stop()
+                tap.outbox.stop()
             else:
                 _tell(tap, tap.on_refused, response)
         questions, self._questions = self._questions, []
@@ -228,9 +228,9 @@ class Source:
             return False
         try:
             is_own = self.upstream.reader is not None
-            tap.stream.send_alone(encoded(head, tap.watcher.id, tail), is_own=is_own)
+            tap.outbox.send_alone(encoded(head, tap.watcher.id, tail), is_own=is_own)
         except Exception:
-            tap.stream.on_bug()  # its own client's, not that of all whose watches are in this call
+            tap.outbox.on_bug()  # its own client's, not that of all whose watches are in this call
         self.next = revision + 1
         self.has_caught_up = True
         if self.shelf.shared is not self:
@@ -320,9 +320,9 @@ class Source:
                 data = encoded.get(watch_id)
                 if data is None:
                     data = encoded[watch_id] = responses[0].encode(watch_id)
-                tap.stream.send(data)
+                tap.outbox.send(data)
             except Exception:
-                tap.stream.on_bug()
+                tap.outbox.on_bug()
 
     def _feed_fresh(self, responses: tuple[Response, ...], first: int, last: int) -> None:
         """Those that the source has reached become taps like others; what is below their `next` they do not get."""
@@ -375,15 +375,15 @@ def _pass_on(tap: Tap, responses: tuple[Response, ...]) -> None:
     try:
         if tap.is_plain:
             watch_id = tap.watcher.id
-            tap.stream.send_together([response.encode(watch_id) for response in responses], is_own=tap.is_own)
+            tap.outbox.send_together([response.encode(watch_id) for response in responses], is_own=tap.is_own)
         else:
             tap.deliver(responses)
     except Exception:
-        tap.stream.on_bug()
+        tap.outbox.on_bug()
 
 
 def _tell(tap: Tap, tell: Callable[[Response], None], response: Response) -> None:
     try:
         tell(response)
     except Exception:
-        tap.stream.on_bug()
+        tap.outbox.on_bug()

@@ -100,12 +100,12 @@ class SpanProgress:
         }
         if rounds:
             self._rounds.update(rounds)
-            self._task = self._stream.background.start(self._run(rounds), on_bug=self._stream.fail)
+            self._task = self._stream.background.start(self._run(rounds), on_bug=self._stream.outbox.fail)
 
     def _begin_later(self, watcher: Watcher) -> None:
         self._overtaken[watcher] = None
         if self._later is None:
-            self._later = self._stream.background.later(self._pause, self._begin_again, self._stream.fail)
+            self._later = self._stream.background.later(self._pause, self._begin_again, self._stream.outbox.fail)
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
 
     def _begin_again(self) -> None:
@@ -122,7 +122,7 @@ class SpanProgress:
         finally:
             self._task = None
         self._begin()
-        self._stream.down.connection.context.flush()
+        self._stream.outbox.context.flush()
 
     async def _ask(self, rounds: dict[Watcher, _Round]) -> None:
         """Steps 2 and 3: the shards are asked once for all watchers together.
@@ -186,7 +186,7 @@ class SpanProgress:
 
     def on_bug(self) -> None:
         """An exception came out of it."""
-        self._stream.on_bug()
+        self._stream.outbox.on_bug()
 
     def _finish(self, watcher: Watcher, one: _Round) -> bool:
         span = watcher.span
@@ -210,7 +210,7 @@ class SpanProgress:
         self._drop(watcher, one)
         self._overtaken.pop(watcher, None)
         self._pause = PAUSE
-        self._stream.send(span.progress(number).encode(watcher.id))
+        self._stream.outbox.send(span.progress(number).encode(watcher.id))
         return True
 
     def _drop(self, watcher: Watcher, one: _Round) -> None:

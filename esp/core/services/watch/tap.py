@@ -20,6 +20,7 @@ class Tap:
     Attributes:
         watcher: whose part it is.
         stream: the client's stream.
+        outbox: the stream's way back to its client.
         pool: the sources it may join.
         shard: the index of its shard.
         passed: the highest revision up to which the watcher has passed all on to its client; -1 until "now" is known.
@@ -39,6 +40,7 @@ class Tap:
         "is_created",
         "is_plain",
         "next",
+        "outbox",
         "owned",
         "passed",
         "pool",
@@ -55,6 +57,7 @@ class Tap:
         self.passed = -1
         self.spec = spec
         self.stream: WatchStream = watcher.stream
+        self.outbox = watcher.stream.outbox
         self.pool = pool
         self.source: Source | None = None
         self.next = 0

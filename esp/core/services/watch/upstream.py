@@ -20,6 +20,7 @@ from esp.core import errors
 from esp.core.background import Timer
 from esp.core.services.watch.call import WatchCall
 from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, cancel_request
+from esp.core.services.watch.outbox import READ_AHEAD_BYTES, Outbox
 from esp.core.services.watch.peek import one_event
 from esp.core.services.watch.source import Source
 from esp.core.shard import FIRST_PAUSE, LONGEST_PAUSE, Shard
@@ -46,22 +47,8 @@ TRANSIENT: Final = frozenset(
 What overload does to a member may come as Unknown or DeadlineExceeded "context deadline exceeded".
 """
 LEFT: Final = Status(Code.UNAVAILABLE, "esp has left it")
-READ_AHEAD_BYTES: Final = 65_536
-"""What may wait for a client, or for a watcher to be announced, while the client's own upstreams are still read."""
 PROGRESS_PATIENCE: Final = 1.0
 """Seconds after which a progress request that etcd has not answered no longer keeps others waiting."""
-
-
-class Reader(Protocol):
-    """The one client stream that an upstream works for."""
-
-    @property
-    def account(self) -> Account:
-        """The memory of the connection that it is on."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it has as much to send as it should: nothing more is read until it says `resume_reading`."""
 
 
 class Asker(Protocol):
@@ -95,13 +82,13 @@ class Upstream:
 
     Attributes:
         shard: whose.
-        reader: the client stream it works for, and that holds it back; None when it is shared.
+        reader: the outbox of the one client that it works for, which holds it back; None when it is shared.
         sources: what is watched, by the watch id upstream.
         head: the last header that came, b"" before the first.
         held: bytes of events that came from here and wait for their watcher to be announced; only with a reader.
     """
 
-    def __init__(self, shard: Shard, forward: Forward, reader: Reader | None) -> None:
+    def __init__(self, shard: Shard, forward: Forward, reader: Outbox | None) -> None:
         """`forward` is the head of the call from `:path` on."""
         self.shard = shard
         self.reader = reader
@@ -389,5 +376,5 @@ class Upstream:
     def _fail(self, status: Status) -> None:
         """Ends the stream of every client that is fed from here."""
         sources = self.sources.values()
-        for stream in {tap.stream for source in sources for tap in (*source.everybody(), *source.joining)}:
-            stream.stop(status)
+        for outbox in {tap.outbox for source in sources for tap in (*source.everybody(), *source.joining)}:
+            outbox.stop(status)

@@ -205,7 +205,7 @@ class Watcher:
         if self._refusal is not None:
             # Up to etcd 3.5.21 or so some refusals bear the id that was asked for.
             has_none = self._refusal.message.watch_id == NO_ID
-            stream.send(self._refusal.encode(NO_ID if has_none else self._id_wanted))
+            stream.outbox.send(self._refusal.encode(NO_ID if has_none else self._id_wanted))
             stream.forget(self)
             return
         reply = self._created()
@@ -213,10 +213,10 @@ class Watcher:
             self.leave()
             stream.forget(self)
             refusal = refused(reply.head, DUPLICATE_ID)
-            stream.send(refusal.encode(NO_ID))
+            stream.outbox.send(refusal.encode(NO_ID))
             return
         self.is_announced = True
-        stream.send(reply.encode(self.id))
+        stream.outbox.send(reply.encode(self.id))
         for each in () if self._is_untranslatable else held:  # what it was to begin with is missing before
             self._pass_on(each.tap, each.responses, is_own=each.upstream is not None)
         if self.span is not None:
@@ -247,7 +247,7 @@ class Watcher:
         """A shard does not, and so nobody does."""
         if self.is_announced:
             # It had been granted before; the client finds out by coming again.
-            self.stream.stop()
+            self.stream.outbox.stop()
         elif self._refusal is None:
             self._refusal = response
             self.leave()
@@ -266,14 +266,14 @@ class Watcher:
         self._held.append(_Held(tap, responses, size, upstream))
         if upstream is not None:
             upstream.held += size
-        self.stream.hold(size, is_own=upstream is not None)
+        self.stream.outbox.hold(size, is_own=upstream is not None)
 
     def _release(self) -> list[_Held]:
         held, self._held = self._held, []
         for each in held:
             if each.upstream is not None:
                 each.upstream.held -= each.size
-            self.stream.hold(-each.size, is_own=each.upstream is not None)
+            self.stream.outbox.hold(-each.size, is_own=each.upstream is not None)
         return held
 
     def on_progress(self, tap: Tap, response: Response) -> None:
@@ -285,7 +285,7 @@ class Watcher:
             if self._wants_progress:
                 self.stream.span_progress.on_own_progress(self)
         elif self._wants_progress:
-            self.stream.send(response.encode(self.id))
+            self.stream.outbox.send(response.encode(self.id))
 
     def on_part_canceled(self, tap: Tap, response: Response) -> None:
         """A shard has ended its part, for which the history is compacted: so the whole is over."""
@@ -302,7 +302,7 @@ class Watcher:
             return
         if self.span is not None:
             responses = self.span.events(tap, responses)
-        self.stream.send_together([response.encode(self.id) for response in responses], is_own=is_own)
+        self.stream.outbox.send_together([response.encode(self.id) for response in responses], is_own=is_own)
         if self.span is not None:
             self.stream.span_progress.on_events(self)
 
@@ -324,7 +324,7 @@ class Watcher:
     def _end(self, response: Response) -> None:
         self.leave()
         self.is_dead = True
-        self.stream.send(response.encode(self.id))
+        self.stream.outbox.send(response.encode(self.id))
 
     # The end.
 

@@ -11,9 +11,9 @@ import pytest
 from esp.core import errors
 from esp.core.background import Background
 from esp.core.services.watch import pool, upstream
-from esp.core.services.watch import stream as stream_module
 from esp.core.services.watch.call import WatchCall
 from esp.core.services.watch.messages import DUPLICATE_ID
+from esp.core.services.watch.outbox import Outbox
 from esp.core.wire.limits import Limits
 from esp.core.wire.status import Code, Status
 from tests.core.services.watch.test_across import ALL
@@ -499,14 +499,14 @@ def test_a_bug_in_one_clients_stream_ends_that_one_and_neither_repeats_nor_loses
     world.etcds[0].all_heard()
     world.etcds[0].says(call, refused(DUPLICATE_ID, 5))
     assert [len(client.hears()) for client in clients[1:]] == [1, 1]
-    send = stream_module.WatchStream.send
+    send = Outbox.send
 
-    def fails(self: stream_module.WatchStream, body: bytes) -> None:
+    def fails(self: Outbox, body: bytes) -> None:
         if self.down.id == clients[1].stream:
             raise ValueError("a bug")
         send(self, body)
 
-    monkeypatch.setattr(stream_module.WatchStream, "send", fails)
+    monkeypatch.setattr(Outbox, "send", fails)
     with caplog.at_level(logging.ERROR):
         world.etcds[0].says(call, events(watch_id, put(b"a", 6)))
     assert "a bug" in caplog.text

@@ -6,7 +6,7 @@ import pytest
 
 from esp.core.services.watch import upstream
 from esp.core.services.watch.messages import DUPLICATE_ID, Response
-from esp.core.services.watch.stream import WatchStream
+from esp.core.services.watch.outbox import Outbox
 from esp.core.wire.limits import Limits
 from tests.core.services.watch.world import World, events, live, progress, put, refused
 
@@ -109,12 +109,12 @@ def test_it_ends_a_stream_for_which_there_is_no_memory() -> None:
 def test_a_bug_in_one_clients_stream_does_not_break_the_call_to_the_shard(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(stream: WatchStream, message: bytes) -> None:
+    def fail(outbox: Outbox, message: bytes) -> None:
         raise RuntimeError("a bug")
 
     met = []
-    monkeypatch.setattr(WatchStream, "send_alone", fail)
-    monkeypatch.setattr(WatchStream, "on_bug", lambda stream: met.append(stream))
+    monkeypatch.setattr(Outbox, "send_alone", fail)
+    monkeypatch.setattr(Outbox, "on_bug", lambda outbox: met.append(outbox))
     world = World(b"m")
     client = world.client()
     stream, watch_id = live(world, client, key=b"a")
