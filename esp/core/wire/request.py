@@ -44,9 +44,21 @@ class RequestHead:
         forward: the head for the next hop: the path, and the metadata that `encode_metadata` made.
         handler: what the server's router found for it.
         unary: whether that handler takes one whole message.
+        size: bytes of memory that the head takes, about, when it was last weighed.
     """
 
-    __slots__ = ("content_length", "encoding", "fields", "forward", "handler", "is_grpc", "method", "path", "unary")
+    __slots__ = (
+        "content_length",
+        "encoding",
+        "fields",
+        "forward",
+        "handler",
+        "is_grpc",
+        "method",
+        "path",
+        "size",
+        "unary",
+    )
 
     def __init__(self, method: bytes, path: bytes, fields: Fields, content_length: int) -> None:
         self.method = method
@@ -58,6 +70,7 @@ class RequestHead:
         self.forward: Forward = (path, b"")
         self.handler: Any = None
         self.unary = False
+        self.size = _HEAD_BYTES
 
     def field(self, name: bytes) -> bytes:
         """The first value of field `name`, or b""."""
@@ -66,11 +79,10 @@ class RequestHead:
                 return value
         return b""
 
-    @property
-    def size(self) -> int:
-        """Bytes of memory that it takes, about."""
+    def weigh(self) -> None:
+        """Sets `size`, once the fields to keep and the head for the next hop are known."""
         kept = sum([len(name) + len(value) + _FIELD_BYTES for name, value in self.fields])
-        return _HEAD_BYTES + len(self.path) + len(self.forward[1]) + kept
+        self.size = _HEAD_BYTES + len(self.path) + len(self.forward[1]) + kept
 
     def keep(self, names: frozenset[bytes]) -> None:
         """Forgets the fields but these: a call that stays open would keep them all."""

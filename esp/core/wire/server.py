@@ -160,6 +160,7 @@ class ServerConnection(FrameReader):
             handler = self._find(head)
         head.handler = handler
         head.unary = not handler.streaming and not handler.is_page
+        head.weigh()
         return head
 
     def receive(self, data: bytes) -> None:

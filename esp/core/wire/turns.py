@@ -174,7 +174,10 @@ class Turns:
             self.soon(self.run)
 
     def run(self) -> None:
-        """Writes what the sockets of this turn have led to, then serves the line for about a slice."""
+        """Writes what the sockets of this turn have led to, then serves the line for about a slice.
+
+        What that leads to is written once, at the end: a write for each step would cost more than the steps.
+        """
         self._will_run = False
         self._spent = 0.0
         self.flush()
@@ -190,6 +193,7 @@ class Turns:
             else:
                 self._skipped += 1
         self._elsewhere = 0.0
+        self.flush()
         if self.waiting:
             self.run_soon()
 
@@ -207,7 +211,6 @@ class Turns:
         took = self.clock() - stop + AT_ONCE
         self._elsewhere += took
         self._answered += took
-        self.flush()
 
     def _serve_first(self) -> None:
         """Those that were put off only because the turn was over: as they would have been served."""
@@ -226,7 +229,6 @@ class Turns:
             if end >= stop:
                 break
         self._elsewhere += start + SLICE - stop
-        self.flush()
 
     def _serve_line(self) -> None:
         """Each that stands in line gets one slice at most, and all together one.
@@ -256,4 +258,3 @@ class Turns:
             worker.used += part
             if is_left:
                 self._join(worker)
-        self.flush()
