@@ -32,8 +32,13 @@ def test_its_links_lead_somewhere(document: Path) -> None:
     assert not broken
 
 
-def test_the_index_has_every_decision() -> None:
+def test_the_index_has_every_decision_with_its_title_date_and_status() -> None:
     folder = ROOT / "docs" / "decisions"
+    rows = []
+    for path in sorted(folder.glob("2*.md")):
+        found = re.match(r"# (.+)\n\n(\d{4}-\d\d-\d\d)\. Status: (.+)\.\n", path.read_text())
+        assert found, f"{path.name} does not begin with a title, a date and a status"
+        title, date, status = found.groups()
+        rows.append(f"| {date} | [{title}]({path.name}) | {status} |")
     index = (folder / "README.md").read_text()
-    missing = [path.name for path in folder.glob("*.md") if path.name != "README.md" and f"({path.name})" not in index]
-    assert not missing
+    assert sorted(line for line in index.splitlines() if line.startswith("| 2")) == sorted(rows)
