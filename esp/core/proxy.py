@@ -20,6 +20,7 @@ from esp.core.routing import Routing
 from esp.core.samples import Samples
 from esp.core.services import kv, maintenance, watch
 from esp.core.services.compaction import Compactions
+from esp.core.services.gate import Gate
 from esp.core.services.lease import Leases
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
@@ -61,10 +62,11 @@ class Proxy:
         pages = Pages(self.routing)
         self.leases = Leases(self.routing, self.background, self.context, tolerant=config.leases == "tolerant")
         self._samples = self._samples_for(config)
+        self._gate = Gate(len(config.shards), self.context, self.background)
         served = {
             **kv.handlers(
                 self.routing,
-                self.background.start,
+                self._gate,
                 self.leases.retry,
                 Compactions(self.routing, config.compaction, self._samples),
                 deletes_across_shards=config.deletes_across_shards == "serve",
@@ -141,6 +143,7 @@ class Proxy:
             for shard in self.routing.shards:
                 guard(f"the deadlines of shard {shard.name}", partial(shard.tick, now))
             guard("the leases' deadlines", partial(self.leases.tick, now))
+            guard("the places at the shards", partial(self._gate.tick, now))
             guard("tokens", self.routing.tokens.expire)
             guard("the heap", self._heap.tick)
             self.context.flush()

@@ -299,7 +299,7 @@ class Shard:
         timeout = b"" if when is None else format_timeout(max(0.0, when - asyncio.get_running_loop().time()))
         call = MessageCall(connection, reader(), down)
         connection.call(call, forward, timeout, body, end=True)
-        self.context.flush()
+        self.context.flush_soon()
         try:
             return await call.read_only()
         except RpcError as error:
@@ -307,7 +307,7 @@ class Shard:
             raise
         finally:
             call.cancel()
-            self.context.flush()
+            self.context.flush_soon()
 
     async def open(
         self,
@@ -324,7 +324,7 @@ class Shard:
         connection = await self._unary.wait(down.peer if down is not None else "")
         call = MessageCall(connection, messages(), down)
         connection.call(call, forward, format_timeout(timeout) if timeout else b"", prefix(message), end=True)
-        self.context.flush()
+        self.context.flush_soon()
         return call
 
     # The connections.

@@ -119,7 +119,7 @@ async def txn_of_nothing(call: CoroutineCall, routing: Routing, request: rpc_pb2
     """
     answers = await all_of(
         [
-            ask(call, routing, shard, TXN, request, rpc_pb2.TxnResponse, idempotent=True)
+            call.timed(ask(call, routing, shard, TXN, request, rpc_pb2.TxnResponse, idempotent=True))
             for shard in range(len(routing.shards))
         ]
     )
@@ -192,9 +192,13 @@ async def range_stream_across(
         asked = merged.next_part()
         assert asked is not None, "one part for each segment"
         shard = routing.shards[segment.shard]
+        if call.entry is not None:
+            call.entry.enter(segment.shard)
         chunks = await shard.open(stream.head.forward, asked.SerializeToString(), stream.remaining(), stream)
         try:
             while (message := await chunks.read()) is not None:
+                if call.entry is not None:
+                    call.entry.leave(segment.shard)  # the rest comes as the client takes it
                 for chunk in merged.feed(shard.parsed(rpc_pb2.RangeStreamResponse, message)):
                     stream.start()
                     await call.write(prefix(chunk.SerializeToString()))

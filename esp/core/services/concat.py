@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError
 from esp.core import errors
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
+from esp.core.services.gate import Entry
 from esp.core.services.merge import part
 from esp.core.services.revision import merged_header, read_at, token
 from esp.core.services.varint import MOST_BYTES, varint
@@ -33,6 +34,7 @@ from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.frames import ErrorCode, pack_u32, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, prefix
+from esp.core.wire.open_calls import CALL_BYTES
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerStream, Sink
 from esp.core.wire.splice import NO_TRAILERS
@@ -58,11 +60,27 @@ def can_concat(request: rpc_pb2.RangeRequest) -> bool:
 class Concat(Sink):
     """One client's Range: begins the parts, sends them on in order, and ends the answer."""
 
-    __slots__ = ("_again", "_count", "_header", "_parts", "_revision", "_started", "_unsent", "down", "routing")
+    __slots__ = (
+        "_again",
+        "_count",
+        "_entry",
+        "_header",
+        "_parts",
+        "_revision",
+        "_started",
+        "_unsent",
+        "down",
+        "routing",
+        "small",
+    )
 
-    def __init__(self, down: ServerStream, routing: Routing, again: Callable[[], None]) -> None:
-        """`again` answers the call in another way, for when a shard's connection breaks before anything was sent."""
+    def __init__(self, down: ServerStream, routing: Routing, entry: Entry, again: Callable[[], None]) -> None:
+        """`again` answers the call in another way, for when a shard's connection breaks before anything was sent.
+
+        `entry` has the places at the shards.
+        """
         self.down = down
+        self._entry = entry
         self._again = again
         self.routing = routing
         self._parts: list[_Part] = []  # those not sent on whole, in order
@@ -71,6 +89,7 @@ class Concat(Sink):
         self._header = b""
         self._revision = 0
         self._started = False
+        self.small = 0  # bytes of a part's answer for which what the call itself is counted as has room
 
     def begin(self, request: rpc_pb2.RangeRequest, segments: Sequence[Segment], position: Position | None) -> bool:
         """Asks every shard for its part; False, and nothing done, when one of them cannot be asked at once.
@@ -95,6 +114,7 @@ class Concat(Sink):
         if request.sort_order == _Range.DESCEND:
             in_order.reverse()
         self.down.sink = self
+        self.small = CALL_BYTES // len(segments)
         for segment, request_part, connection in in_order:
             assert connection is not None
             if self.down.sink is not self:
@@ -104,6 +124,10 @@ class Concat(Sink):
             message = prefix(request_part.SerializeToString())
             connection.call(one, self.down.head.forward, self.down.remaining_timeout(), message, end=True)
         return True
+
+    def begun(self, one: _Part) -> None:
+        """A part has begun to come: what is still to come of it waits until its turn has come to be sent on."""
+        self._entry.leave(one.index)
 
     def advance(self) -> None:
         """Something came for a part, or the client has read: sends on what can be sent on."""
@@ -115,6 +139,9 @@ class Concat(Sink):
             self._start()
         while self._parts and not self._unsent:
             current = self._parts[0]
+            if not current.has_ended:
+                self._entry.enter(current.index)
+                self._entry.weigh(current.index, current.length)
             while current.pieces and not self._unsent:
                 self._send(current, current.take())
             if current.pieces or not current.has_ended:
@@ -125,6 +152,7 @@ class Concat(Sink):
                 return
             self._count += count
             self._parts.pop(0)._concat = None
+            self._entry.leave(current.index)
         if not self._parts and not self._unsent:
             self._finish()
 
@@ -149,8 +177,11 @@ class Concat(Sink):
             self._unsent.pop()
             if owner is not None:
                 owner.consumed(len(piece))
+        elif owner is not None:
+            self._entry.leave(owner.index)  # it waits for a client, which may not read at all
 
     def _finish(self) -> None:
+        self._entry.close()
         self.down.sink = None
         tail = self._header + bytes((COUNT_TAG,)) + varint(self._count, MOST_BYTES)
         self.down.send_data(tail, False)
@@ -193,6 +224,7 @@ class Concat(Sink):
 
     def _stop(self) -> None:
         """Nothing more is to come of any shard, and nothing is kept."""
+        self._entry.close()
         self.down.sink = None
         parts, self._parts = self._parts, []
         for one in parts:
@@ -209,6 +241,7 @@ class _Part(ClientStream):
         "_concat",
         "_down",
         "_got",
+        "_is_small",
         "_shard",
         "_start",
         "_tail",
@@ -229,6 +262,7 @@ class _Part(ClientStream):
         self._start = b""
         self._tail = b""
         self._got = 0
+        self._is_small = False
         self.length = 0
         self.header = rpc_pb2.ResponseHeader()
         self.is_begun = False
@@ -265,7 +299,7 @@ class _Part(ClientStream):
                 return
         self._got += len(payload)
         self._tail = (self._tail + payload[-TAIL_BYTES:])[-TAIL_BYTES:]
-        if self.hold(len(payload)):
+        if self._is_small or self.hold(len(payload)):
             self.pieces.append(payload)
             concat.advance()
         else:
@@ -282,7 +316,8 @@ class _Part(ClientStream):
     def take(self) -> bytes:
         """The next piece, which is its taker's from here on."""
         piece = self.pieces.popleft()
-        self.release(len(piece))
+        if not self._is_small:
+            self.release(len(piece))
         return piece
 
     def stop(self) -> None:
@@ -309,7 +344,9 @@ class _Part(ClientStream):
             concat.fail(Status(Code.INTERNAL, "esp: a shard's answer has no header"))
             return b""
         self.length = unpack_u32(start, 1)[0]
+        self._is_small = self.length <= concat.small
         self.is_begun = True
+        concat.begun(self)
         self.consumed(PREFIX_SIZE)
         return start[PREFIX_SIZE:]
 

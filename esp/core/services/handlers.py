@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from esp.core.background import name_of
+from esp.core.services.gate import Entry
 from esp.core.shard import Shard
 from esp.core.wire.connection import Connection
 from esp.core.wire.frames import MAX_FRAME_SIZE, pack_u32
@@ -19,6 +20,8 @@ from esp.core.wire.server_stream import INTERNAL_ERROR, Handler, ServerStream, S
 from esp.core.wire.status import OK, Code, RpcError, Status
 
 log = logging.getLogger("esp.service")
+
+Result = TypeVar("Result")
 
 UNFLUSHED_BYTES: Final = 262144
 MOST_BYTES: Final = 2**32 - 1
@@ -63,12 +66,12 @@ class PassStream(Handler):
         self.shard.splice_stream(stream)
 
 
-class Timed(Coroutine[Any, Any, None]):
+class Timed(Coroutine[Any, Any, Result]):
     """A coroutine whose work is charged to the client that it is done for, step by step; it is called as that is."""
 
     __slots__ = ("__qualname__", "_connection", "_work")
 
-    def __init__(self, work: Coroutine[Any, Any, None], connection: Connection) -> None:
+    def __init__(self, work: Coroutine[Any, Any, Result], connection: Connection) -> None:
         self.__qualname__ = name_of(work)
         self._work = work
         self._connection = connection
@@ -77,7 +80,7 @@ class Timed(Coroutine[Any, Any, None]):
         # It goes by the name of what it times.
         return getattr(self._work, name)
 
-    def __await__(self) -> Generator[Any, None, None]:
+    def __await__(self) -> Generator[Any, None, Result]:
         """A task takes it as it is; nobody else does."""
         return self._work.__await__()
 
@@ -100,12 +103,19 @@ class Timed(Coroutine[Any, Any, None]):
 
 
 class CoroutineCall(Sink):
-    """A call served by a coroutine; it is cancelled when the client goes away, and told as slow bytes leave."""
+    """A call served by a coroutine; it is cancelled when the client goes away, and told as slow bytes leave.
 
-    __slots__ = ("_room", "_unflushed", "_waiting", "stream", "task")
+    Attributes:
+        stream: the client's.
+        entry: the places at shards of one that spans them; None for a call that needs none.
+        task: what serves it.
+    """
 
-    def __init__(self, stream: ServerStream) -> None:
+    __slots__ = ("_room", "_unflushed", "_waiting", "entry", "stream", "task")
+
+    def __init__(self, stream: ServerStream, entry: Entry | None = None) -> None:
         self.stream = stream
+        self.entry = entry
         self.task: asyncio.Task[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._unflushed = 0
@@ -116,9 +126,13 @@ class CoroutineCall(Sink):
         self, spawn: Spawn, work: Coroutine[Any, Any, None], on_end: Callable[[], object] | None = None
     ) -> asyncio.Task[None]:
         """Runs `work`, and turns what it raises into the call's status; `on_end` is called however it ends."""
-        timed = Timed(self._run(work), self.stream.connection)
+        timed = self.timed(self._run(work))
         self.task = spawn(timed, on_bug=self.stream.on_bug, on_end=partial(_ended, work, on_end))
         return self.task
+
+    def timed(self, work: Coroutine[Any, Any, Result]) -> Timed[Result]:
+        """A part of the work, as a task of its own, which the client is charged for as well."""
+        return Timed(work, self.stream.connection)
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -133,7 +147,7 @@ class CoroutineCall(Sink):
         finally:
             self.stream.sink = None
             self.task = None  # or it would hold on to itself, and to all that its frames hold, when it is cancelled
-            self.stream.connection.context.flush()
+            self.stream.connection.context.flush_soon()
 
     def _finish(self, status: Status) -> None:
         self.stream.sink = None
@@ -166,6 +180,9 @@ class CoroutineCall(Sink):
         if size > MOST_BYTES:
             text = "esp: the answer is larger than a gRPC message can be; ask for less at once (limit)"
             raise Status(Code.RESOURCE_EXHAUSTED, text).error()
+        if size <= MAX_FRAME_SIZE:
+            self.stream.respond(b"".join(pieces))  # what waits for the client takes less than a task that does
+            return
         self.stream.start()
         waiting = bytearray(b"\0" + pack_u32(size))
         for piece in pieces:

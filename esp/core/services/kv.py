@@ -7,7 +7,7 @@ message's bytes (`peek`); what that does not recognise is parsed. What spans sha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from esp.core import errors
 from esp.core.keys import KeyRange
@@ -16,16 +16,17 @@ from esp.core.routing import Routing
 from esp.core.services import across, metadata, txn, validate
 from esp.core.services.compaction import Compactions
 from esp.core.services.concat import Concat, can_concat
-from esp.core.services.handlers import CoroutineCall, Spawn, parse
+from esp.core.services.gate import Entry, Gate
+from esp.core.services.handlers import CoroutineCall, parse
 from esp.core.services.lease_retry import LeaseRetry
 from esp.core.services.merge import refuse_range
 from esp.core.services.peek import bare_key, key_range, put_key, range_key
 from esp.core.services.read_batch import ReadBatches
 from esp.core.services.reading import segments_of
 from esp.core.services.revision import position_of, translate_filters, translate_txn
+from esp.core.services.routed import Routed, check
 from esp.core.services.stream_merge import refuse_range_stream
-from esp.core.shard import Shard
-from esp.core.wire.message import PREFIX_SIZE, prefix
+from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.server_stream import Handler, ServerStream
 from esp.core.wire.status import RpcError, Status
 
@@ -34,7 +35,7 @@ PATH: Final = b"/etcdserverpb.KV/"
 
 def handlers(
     routing: Routing,
-    spawn: Spawn,
+    gate: Gate,
     lease_retry: LeaseRetry,
     compactions: Compactions,
     *,
@@ -47,7 +48,7 @@ def handlers(
 
     Args:
         routing: the shards.
-        spawn: starts the coroutine of a call that spans shards.
+        gate: lets calls that span shards begin.
         lease_retry: takes over writes that a shard refused because it lacks their lease.
         compactions: serves those.
         deletes_across_shards: whether a DeleteRange that spans shards is served, shard by shard.
@@ -56,60 +57,20 @@ def handlers(
         snapshot_tries: how often one is tried while keys change.
     """
     return {
-        PATH + b"Put": Put(routing, spawn, lease_retry),
-        PATH + b"Range": Range(routing, spawn, snapshots=snapshots, snapshot_tries=snapshot_tries),
-        PATH + b"RangeStream": RangeStream(routing, spawn, snapshots=snapshots, snapshot_tries=snapshot_tries),
-        PATH + b"DeleteRange": DeleteRange(routing, spawn, served=deletes_across_shards),
-        PATH + b"Txn": Txn(routing, spawn, lease_retry, snapshots=txn_snapshots, snapshot_tries=snapshot_tries),
-        PATH + b"Compact": Compact(routing, spawn, compactions),
+        PATH + b"Put": Put(routing, gate, lease_retry),
+        PATH + b"Range": Range(routing, gate, snapshots=snapshots, snapshot_tries=snapshot_tries),
+        PATH + b"RangeStream": RangeStream(routing, gate, snapshots=snapshots, snapshot_tries=snapshot_tries),
+        PATH + b"DeleteRange": DeleteRange(routing, gate, served=deletes_across_shards),
+        PATH + b"Txn": Txn(routing, gate, lease_retry, snapshots=txn_snapshots, snapshot_tries=snapshot_tries),
+        PATH + b"Compact": Compact(routing, gate, compactions),
     }
 
 
-class _Routed(Handler):
-    """A call whose message says which keys it is about."""
-
-    def __init__(self, routing: Routing, spawn: Spawn) -> None:
-        self.routing = routing
-        self.spawn = spawn
-        self.shards = routing.shards
-        self.owner = routing.map.owner
-
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """Routes what the fast path, where a service has one, left over."""
-        try:
-            self.route(stream, message)
-        except RpcError as error:
-            stream.finish(error.status)
-
-    def route(self, stream: ServerStream, message: bytes) -> None:
-        """Sends the call where it belongs.
-
-        Raises:
-            RpcError: it is refused.
-        """
-        raise NotImplementedError
-
-    def pass_on(self, stream: ServerStream, request: Any, shard: Shard) -> None:
-        """Sends a parsed request on, written anew: what another parser might read differently is gone from it."""
-        shard.splice(stream, prefix(request.SerializeToString()))
-
-    def span(self, key_range: KeyRange) -> tuple[list[str], bytes]:
-        """The names of the shards that a range spans, and the first boundary inside it, for the text of a refusal."""
-        shard_map = self.routing.map
-        names = [shard_map.names[segment.shard] for segment in shard_map.split(key_range)]
-        return names, shard_map.first_boundary(key_range) or b""
-
-
-def _check(status: Status | None) -> None:
-    if status is not None:
-        raise status.error()
-
-
-class _MayLackLease(_Routed):
+class _MayLackLease(Routed):
     """A write that may name leases, which its shard may have missed."""
 
-    def __init__(self, routing: Routing, spawn: Spawn, lease_retry: LeaseRetry) -> None:
-        super().__init__(routing, spawn)
+    def __init__(self, routing: Routing, gate: Gate, lease_retry: LeaseRetry) -> None:
+        super().__init__(routing, gate)
         self.lease_retry = lease_retry
 
 
@@ -127,7 +88,7 @@ class Put(_MayLackLease):
     def route(self, stream: ServerStream, message: bytes) -> None:
         """Routes a Put of unusual form."""
         request = parse(rpc_pb2.PutRequest, message)
-        _check(validate.validate_put(request))
+        check(validate.validate_put(request))
         self.pass_on(stream, request, self.routing.owner(request.key))
 
     def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
@@ -138,14 +99,16 @@ class Put(_MayLackLease):
         return self.lease_retry.take(stream, message, self.owner(request.key), [request.lease], status)
 
 
-class _Ranges(_Routed):
+class _Ranges(Routed):
     """One shard's keys, or a merge of several shards'; as Range answers it, where a subclass does not say otherwise."""
 
     idempotent = True
     what = "a Range"
+    in_order = False
+    """Whether shards are asked one after the other."""
 
-    def __init__(self, routing: Routing, spawn: Spawn, *, snapshots: bool, snapshot_tries: int) -> None:
-        super().__init__(routing, spawn)
+    def __init__(self, routing: Routing, gate: Gate, *, snapshots: bool, snapshot_tries: int) -> None:
+        super().__init__(routing, gate)
         self.snapshots = snapshots
         self.snapshot_tries = snapshot_tries
         self.keys = routing.undivided
@@ -172,7 +135,7 @@ class _Ranges(_Routed):
     def route(self, stream: ServerStream, message: bytes) -> None:
         """Routes a Range of unusual form, one at a token, or one that spans shards."""
         request = parse(rpc_pb2.RangeRequest, message)
-        _check(self.validate(request))
+        check(self.validate(request))
         key_range = KeyRange.of_request(request.key, request.range_end)
         position = position_of(self.routing.tokens, request.revision)
         sole = self.routing.map.sole_owner(key_range)
@@ -184,19 +147,24 @@ class _Ranges(_Routed):
                 self.pass_on(stream, request, self.shards[sole])
                 return
         else:
-            _check(self.routing.undivided.refuse(self.what, key_range))
-            _check(self.refuse(request, *self.span(key_range), at_token=position is not None))
+            check(self.routing.undivided.refuse(self.what, key_range))
+            check(self.refuse(request, *self.span(key_range), at_token=position is not None))
         segments = segments_of(self.routing, key_range)
         wants_snapshot = position is None and self.wants_snapshot(stream)
 
-        def merge() -> None:
-            call = CoroutineCall(stream)
-            tries = self.snapshot_tries if wants_snapshot else 0
-            call.start(self.spawn, self.across(call, self.routing, request, segments, snapshot_tries=tries))
+        def begin(entry: Entry) -> None:
+            def merge() -> None:
+                call = CoroutineCall(stream, entry)
+                tries = self.snapshot_tries if wants_snapshot else 0
+                work = self.across(call, self.routing, request, segments, snapshot_tries=tries)
+                call.start(self.spawn, work, entry.close)
 
-        joins = self.joins(request) and not wants_snapshot
-        if not joins or not Concat(stream, self.routing, merge).begin(request, segments, position):
-            merge()
+            joins = self.joins(request) and not wants_snapshot
+            if not joins or not Concat(stream, self.routing, entry, merge).begin(request, segments, position):
+                merge()
+
+        asked = segments[:1] if self.in_order and not wants_snapshot else segments
+        self.gate.let_in(stream, [segment.shard for segment in asked], len(message), begin)
 
     def wants_snapshot(self, stream: ServerStream) -> bool:
         """Whether all shards are to be read at one moment."""
@@ -224,8 +192,8 @@ class _Ranges(_Routed):
 class Range(_Ranges):
     """One answer. Reads of one key that come together go to their shard together."""
 
-    def __init__(self, routing: Routing, spawn: Spawn, *, snapshots: bool, snapshot_tries: int) -> None:
-        super().__init__(routing, spawn, snapshots=snapshots, snapshot_tries=snapshot_tries)
+    def __init__(self, routing: Routing, gate: Gate, *, snapshots: bool, snapshot_tries: int) -> None:
+        super().__init__(routing, gate, snapshots=snapshots, snapshot_tries=snapshot_tries)
         self.batches = [ReadBatches(shard) for shard in self.shards]
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
@@ -245,6 +213,8 @@ class Range(_Ranges):
 class RangeStream(_Ranges):
     """As Range, with the answer in pieces (etcd 3.7)."""
 
+    in_order = True
+
     def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
         """What etcd would find wrong, wherever the keys are."""
         return validate.validate_range_stream(request)
@@ -262,11 +232,11 @@ class RangeStream(_Ranges):
     across = staticmethod(across.range_stream_across)
 
 
-class DeleteRange(_Routed):
+class DeleteRange(Routed):
     """One shard's keys at once, or several shards' one after the other."""
 
-    def __init__(self, routing: Routing, spawn: Spawn, *, served: bool) -> None:
-        super().__init__(routing, spawn)
+    def __init__(self, routing: Routing, gate: Gate, *, served: bool) -> None:
+        super().__init__(routing, gate)
         self.served = served
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
@@ -280,38 +250,45 @@ class DeleteRange(_Routed):
     def route(self, stream: ServerStream, message: bytes) -> None:
         """Routes a delete of a range."""
         request = parse(rpc_pb2.DeleteRangeRequest, message)
-        _check(validate.validate_delete(request))
+        check(validate.validate_delete(request))
         shard = self.routing.sole_owner(request.key, request.range_end)
         if shard is not None:
             self.pass_on(stream, request, shard)
             return
         key_range = KeyRange.of_request(request.key, request.range_end)
-        _check(self.routing.undivided.refuse("a DeleteRange", key_range))
+        check(self.routing.undivided.refuse("a DeleteRange", key_range))
         if not self.served:
             cure = "this proxy is configured to refuse that; delete inside one shard at a time"
             raise errors.spans("a DeleteRange", *self.span(key_range), cure).error()
-        call = CoroutineCall(stream)
-        call.start(self.spawn, across.delete_across(call, self.routing, request, self.routing.map.split(key_range)))
+        segments = self.routing.map.split(key_range)
+        self.serve_across(
+            stream,
+            (segments[0].shard,),
+            message,
+            lambda call: across.delete_across(call, self.routing, request, segments),
+        )
 
 
 class Txn(_MayLackLease):
     """All in one shard, whichever branch runs; over several, reads without a condition only."""
 
     def __init__(
-        self, routing: Routing, spawn: Spawn, lease_retry: LeaseRetry, *, snapshots: bool, snapshot_tries: int
+        self, routing: Routing, gate: Gate, lease_retry: LeaseRetry, *, snapshots: bool, snapshot_tries: int
     ) -> None:
-        super().__init__(routing, spawn, lease_retry)
+        super().__init__(routing, gate, lease_retry)
         self.snapshots = snapshots
         self.snapshot_tries = snapshot_tries
 
     def route(self, stream: ServerStream, message: bytes) -> None:
         """Routes by the union of all that the transaction touches."""
         request = parse(rpc_pb2.TxnRequest, message)
-        _check(txn.refuse_unlooked(request))
+        check(txn.refuse_unlooked(request))
         touched = _touched(request)
         if not touched:
-            call = CoroutineCall(stream)
-            call.start(self.spawn, across.txn_of_nothing(call, self.routing, request))
+            everywhere = range(len(self.shards))
+            self.serve_across(
+                stream, everywhere, message, lambda call: across.txn_of_nothing(call, self.routing, request)
+            )
             return
         first = touched[0]
         self.routing.apiservers.saw(first.start)
@@ -319,21 +296,21 @@ class Txn(_MayLackLease):
         for keys in touched:
             if owner is None or self.routing.map.sole_owner(keys) != owner:
                 if txn.is_read_only(request) and not request.compare:
-                    _check(txn.validate(request))
-                    _check(self.routing.undivided.refuse("a transaction", *touched))
-                    self._read(stream, request)
+                    check(txn.validate(request))
+                    check(self.routing.undivided.refuse("a transaction", *touched))
+                    self._read(stream, request, message)
                     return
-                _check(txn.validate(request, txn.MAX_OPS))
+                check(txn.validate(request, txn.MAX_OPS))
                 raise self._spans(first, keys)
         assert owner is not None, "a range that spans shards was refused"
         try:
             translate_txn(self.routing.tokens, request, owner)
         except RpcError:
-            _check(txn.validate(request))
+            check(txn.validate(request))
             raise
         self.pass_on(stream, request, self.shards[owner])
 
-    def _read(self, stream: ServerStream, request: rpc_pb2.TxnRequest) -> None:
+    def _read(self, stream: ServerStream, request: rpc_pb2.TxnRequest, message: bytes) -> None:
         """Reads what the first branch asks for, which is the one that etcd runs where nothing is compared."""
         for operation in request.success:
             asked = operation.request_range
@@ -343,14 +320,22 @@ class Txn(_MayLackLease):
             at_token = position_of(self.routing.tokens, asked.revision) is not None
             sole = self.routing.map.sole_owner(keys)
             if sole is None:
-                _check(refuse_range(asked, *self.span(keys), at_token=at_token))
+                check(refuse_range(asked, *self.span(keys), at_token=at_token))
             else:
                 translate_filters(self.routing.tokens, asked, sole)
         wanted = stream.head.field(metadata.READ)
         wants_snapshot = wanted in (b"snapshot", b"default") or (self.snapshots and not wanted)
-        call = CoroutineCall(stream)
         tries = self.snapshot_tries if wants_snapshot else 0
-        call.start(self.spawn, across.txn_across(call, self.routing, request, tries))
+
+        reads = [operation.request_range for operation in (*request.success, *request.failure)]
+        shards = {
+            segment.shard
+            for one in reads
+            for segment in segments_of(self.routing, KeyRange.of_request(one.key, one.range_end))
+        }
+        self.serve_across(
+            stream, sorted(shards), message, lambda call: across.txn_across(call, self.routing, request, tries)
+        )
 
     def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
         """Once more, where a lease of its puts lives but its shard lacks it."""
@@ -381,11 +366,11 @@ def _touched(request: rpc_pb2.TxnRequest) -> list[KeyRange]:
     return [keys for keys in touched if not keys.is_empty()] or touched[:1]
 
 
-class Compact(_Routed):
+class Compact(Routed):
     """At a token on every shard; at a plain revision where it is known what that means on each."""
 
-    def __init__(self, routing: Routing, spawn: Spawn, compactions: Compactions) -> None:
-        super().__init__(routing, spawn)
+    def __init__(self, routing: Routing, gate: Gate, compactions: Compactions) -> None:
+        super().__init__(routing, gate)
         self.compactions = compactions
 
     def route(self, stream: ServerStream, message: bytes) -> None:

@@ -57,7 +57,7 @@ async def read_all(
     Raises:
         RpcError: a shard's, as it came.
     """
-    answers = await all_of([_read(call, routing, shard, asked) for shard, asked in parts.items()])
+    answers = await all_of([call.timed(_read(call, routing, shard, asked)) for shard, asked in parts.items()])
     return dict(zip(parts, answers, strict=True))
 
 
@@ -107,7 +107,7 @@ async def show_all(
     Raises:
         RpcError: a shard's, as it came.
     """
-    answers = await all_of([_show(call, routing, shard, asked) for shard, asked in parts.items()])
+    answers = await all_of([call.timed(_show(call, routing, shard, asked)) for shard, asked in parts.items()])
     return dict(zip(parts, answers, strict=True))
 
 
@@ -187,8 +187,9 @@ async def ask_rows(
         RpcError: the shard's, as it came.
     """
     garbled = partial(routing.shards[shard].blamed, f"is no {form.name}")
+    told = None if call.entry is None else partial(call.entry.weigh, shard)
     return await _read_from(
-        call, routing, shard, path, request, lambda: RowReader(form, garbled), idempotent=idempotent
+        call, routing, shard, path, request, lambda: RowReader(form, garbled, told), idempotent=idempotent
     )
 
 
@@ -205,6 +206,14 @@ async def _read_from(
     stream = call.stream
     head = stream.head
     forward = head.forward if path == head.path else call_head(path, load_bearing(head))
-    return await routing.shards[shard].read_unary(
-        forward, request.SerializeToString(), reader, idempotent=idempotent, timeout=stream.remaining(), down=stream
-    )
+    body = request.SerializeToString()
+    entry = call.entry
+    if entry is not None:
+        entry.enter(shard)
+    try:
+        return await routing.shards[shard].read_unary(
+            forward, body, reader, idempotent=idempotent, timeout=stream.remaining(), down=stream
+        )
+    finally:
+        if entry is not None:
+            entry.leave(shard)

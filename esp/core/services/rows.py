@@ -152,14 +152,21 @@ class RowReader:
         "_pieces",
         "_prefix",
         "_responses",
+        "_told",
         "held",
         "wanted",
     )
 
-    def __init__(self, form: Form, garbled: Callable[[], RpcError] = _NOT_ETCDS.error) -> None:
-        """`garbled` makes the error of an answer that is not encoded as etcd does."""
+    def __init__(
+        self,
+        form: Form,
+        garbled: Callable[[], RpcError] = _NOT_ETCDS.error,
+        told: Callable[[int], object] | None = None,
+    ) -> None:
+        """`garbled` makes the error of an answer that is not encoded as etcd does; `told` is told its size first."""
         self._form = form
         self._garbled = garbled
+        self._told = told
         self._prefix = b""
         self._header = b""
         self._responses: list[Rows] = [] if form.inside else [Rows()]
@@ -187,6 +194,8 @@ class RowReader:
             if payload[0]:
                 raise self._garbled()
             self._end = unpack_u32(payload, 1)[0]
+            if self._told is not None:
+                self._told(self._end)
             payload = payload[PREFIX_SIZE:]
         self._take(payload)
         self.wanted = self._end - self._at - sum(map(len, self._pieces)) if self._pieces else self._end - self._at

@@ -168,7 +168,7 @@ class MessageCall(ClientStream, Generic[Message]):
         size, self._unread = self._unread, 0
         if size:
             self.consumed(size)
-            self.connection.context.flush()
+            self.connection.context.flush_soon()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -66,6 +66,13 @@ class WireContext:
         """Counts that the limit of this name in `Limits` was reached."""
         self.counters.limits[limit] += 1
 
+    def flush_soon(self) -> None:
+        """Has it all written when what is ready to run in this turn of the loop has run: it leaves together."""
+        if self.turns.soon is None:
+            self.flush()  # there is no loop
+        else:
+            self.turns.run_soon()
+
     def flush(self) -> None:
         """Writes what every connection has waiting. No connection is in the middle of something then."""
         if self.buffers.held > self.buffers.limit:

@@ -67,6 +67,8 @@ class Limits:
     """Requests that wait for one shard's connection."""
     max_waiting_seconds: float = 0.25
     """How long such a request waits before it is refused."""
+    max_parts_per_shard: int = 16
+    """Parts of calls that span shards at work on one shard at once; other such calls wait, each client's in turn."""
     max_batched_reads: int = 64
     """Reads of one key each that go to a shard as one transaction; 1 sends each by itself. etcd's --max-txn-ops."""
     max_keepalive_streams: int = 1000

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from esp.core.background import Background
 from esp.core.identity import Identity
 from esp.core.keys import KeyRange
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services.concat import Concat, can_concat
+from esp.core.services.gate import Entry, Gate
 from esp.core.shard_map import ShardMap
 from esp.core.tokens import Position, Tokens
 from esp.core.wire import frames
@@ -78,6 +80,7 @@ class Scene:
         self.identity = Identity.of(names)
         self.tokens = Tokens(3, self.context, instance=1)
         self.position: Position | None = None
+        self.gate = Gate(3, self.context, Background())
         scene = self
 
         class Ranges(Handler):
@@ -85,7 +88,7 @@ class Scene:
                 request = Request.FromString(message[5:])
                 assert can_concat(request)
                 segments = scene.map.split(KeyRange.of_request(request.key, request.range_end))
-                scene.begun = Concat(stream, scene, lambda: scene.again(stream)).begin(
+                scene.begun = Concat(stream, scene, scene.entry(stream), lambda: scene.again(stream)).begin(
                     request, segments, scene.position
                 )  # type: ignore[arg-type]
 
@@ -96,6 +99,9 @@ class Scene:
         self.client = ServerConnection(self.context, "client", find)
         self.client.receive(frames.PREFACE + frames.settings({4: self.window}) + b"".join(self.opening()))
         self.client.take_output()
+
+    def entry(self, stream: ServerStream) -> Entry:
+        return Entry(self.gate, stream, (0, 1, 2), 0, lambda _: None)
 
     def opening(self) -> list[bytes]:
         return [frames.window_update(0, self.connection_window)] if self.connection_window else []

@@ -118,7 +118,7 @@ class FakeStream:
 
     def __init__(self, forward: bytes) -> None:
         self.head = SimpleNamespace(forward=forward, fields=[], path=forward)
-        context = SimpleNamespace(flush=lambda: None)
+        context = SimpleNamespace(flush_soon=lambda: None)
         self.connection = SimpleNamespace(context=context, clock=lambda: 0.0, charge=lambda seconds: None)
         self.peer = "client"
         self.sink: object = None

@@ -277,6 +277,7 @@ ELSEWHERE = {
     "max_tokens": "test_tokens.py",
     "token_seconds": "test_tokens.py",
     "max_snapshot_tries": "test_snapshot.py",
+    "max_parts_per_shard": "test_gate.py",
     "max_resume_positions": "test_positions.py",
     "max_samples": "test_samples.py",
     "sample_seconds": "integration/test_kubernetes.py",

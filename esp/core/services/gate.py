@@ -1,0 +1,269 @@
+"""A gate before each shard for calls that span shards: so many of their parts are at work there at once, and no more.
+
+Such a call costs esp and the shards a multiple of what its client pays to send it. Without a bound one connection
+that sends many has all of them going on at once, and everybody else's calls stand behind them, here and in etcd.
+
+A call begins when there is a place at each shard that it is about; until then it waits, and costs little. Those of one
+connection wait in line, those of different connections begin in turn. A part gives its place back when its shard has
+answered, so a call that waits for a stopped shard holds a place there and nowhere else, and those that are not about
+that shard go on. A part with a large answer takes several places. What a call that has begun asks further is counted,
+but does not wait. A place that was held for a second is given to others: whoever has it waits for something that is no
+work, such as a shard that has stopped.
+
+How many wait is bounded by the memory for calls (`max_call_bytes`), and their requests by `max_buffered_bytes`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from time import monotonic
+from typing import Final
+
+from esp.core.background import Background
+from esp.core.wire.connection import Connection
+from esp.core.wire.context import WireContext
+from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.status import RpcError
+
+log = logging.getLogger("esp.service")
+
+SMALL_REQUEST: Final = 1024
+"""Bytes of a request up to which what an open call is counted as has room for it."""
+STUCK_SECONDS: Final = 1.0
+"""How long a part may hold a place."""
+PLACE_BYTES: Final = 65_536
+"""An answer takes one more place for each so many bytes, but no more than half of all."""
+
+
+class Entry(Sink):
+    """One call that spans shards, and the places that it has. While it waits at the gate it is the call's sink."""
+
+    __slots__ = ("_begin", "_gate", "_places", "_size", "line", "shards", "stream")
+
+    def __init__(
+        self, gate: Gate, stream: ServerStream, shards: tuple[int, ...], size: int, begin: Callable[[Entry], None]
+    ) -> None:
+        self.stream = stream
+        self.shards = shards
+        self.line: _Line | None = None
+        self._gate = gate
+        self._begin: Callable[[Entry], None] | None = begin
+        self._size = size if size > SMALL_REQUEST else 0  # of its request, while it waits
+        self._places: dict[int, int] = {}  # by shard
+
+    def wait(self, line: _Line) -> bool:
+        """Stands in line; False when there is no memory for that, and the call has ended."""
+        self.line = line
+        self.stream.sink = self
+        line.calls[self] = None
+        if not self._size or self.stream.hold(self._size):
+            return True
+        self._size = 0
+        self.stream.cut()
+        return False
+
+    def begin(self) -> None:
+        """Has its turn: places everywhere, and its work begins.
+
+        Raises:
+            RpcError: the call is refused.
+        """
+        if self.line is not None:
+            self._leave_line()
+        gate = self._gate
+        for shard in self.shards:  # as `enter`, which is spelled out: this is so for all calls
+            gate.busy[shard] += 1
+        self._places = dict.fromkeys(self.shards, 1)
+        gate.at_work[self] = monotonic()
+        begin, self._begin = self._begin, None
+        assert begin is not None, "a call begins once"
+        begin(self)
+
+    def enter(self, shard: int) -> None:
+        """Its part for this shard is at work."""
+        if shard not in self._places:
+            if not self._places:
+                self._gate.at_work[self] = monotonic()
+            self._places[shard] = 1
+            self._gate.busy[shard] += 1
+
+    def weigh(self, shard: int, size: int) -> None:
+        """The answer to a part that is at work will have so many bytes."""
+        taken = self._places.get(shard)
+        if taken is not None and size > PLACE_BYTES:
+            places = max(taken, self._gate.places_for(size))
+            self._places[shard] = places
+            self._gate.busy[shard] += places - taken
+
+    def leave(self, shard: int) -> None:
+        """Its part for this shard is not at work any more."""
+        places = self._places.pop(shard, 0)
+        if places:
+            if not self._places:
+                del self._gate.at_work[self]
+            self._gate.free(shard, places)
+
+    def close(self) -> None:
+        """None of its parts is."""
+        for shard in tuple(self._places):
+            self.leave(shard)
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client no longer waits for a call that has not begun."""
+        self._leave_line()
+        self._begin = None
+
+    def _leave_line(self) -> None:
+        line, self.line = self.line, None
+        assert line is not None, "it waits"
+        del line.calls[self]
+        if not line.calls:
+            self._gate.forget(line)
+        self.stream.sink = None
+        if self._size:
+            self.stream.release(self._size)
+
+
+class _Line:
+    """Calls of one connection that are about the same shards, in the order in which they came.
+
+    Attributes:
+        calls: those that wait.
+        queue: in which it stands; None while its first call is looked at.
+    """
+
+    __slots__ = ("calls", "key", "queue")
+
+    def __init__(self, key: tuple[Connection, tuple[int, ...]]) -> None:
+        self.key = key
+        self.calls: dict[Entry, None] = {}
+        self.queue: deque[_Line] | None = None
+
+
+class Gate:
+    """The places of all shards.
+
+    Attributes:
+        spawn: begins the task of a call that may be let in.
+        busy: how many are taken, by shard.
+        at_work: the calls that hold any, and since when, the longest first.
+    """
+
+    def __init__(self, shards: int, context: WireContext, background: Background) -> None:
+        self._context = context
+        self._background = background
+        self.spawn = background.start
+        self._limit = context.limits.max_parts_per_shard
+        self.busy = [0] * shards
+        self.at_work: dict[Entry, float] = {}
+        # Each line that has calls stands in exactly one queue: that of a shard that had no place for its first call.
+        self._lines: dict[tuple[Connection, tuple[int, ...]], _Line] = {}
+        self._queues: list[deque[_Line]] = [deque() for _ in range(shards)]
+        self._freed: set[int] = set()
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait."""
+        return sum(len(line.calls) for line in self._lines.values())
+
+    def places_for(self, size: int) -> int:
+        """How many an answer of so many bytes takes."""
+        return min(1 + size // PLACE_BYTES, max(1, self._limit // 2))
+
+    def let_in(self, stream: ServerStream, shards: Iterable[int], size: int, begin: Callable[[Entry], None]) -> None:
+        """Calls `begin`, at once or when it is the call's turn; with an `Entry`, which must be closed in the end.
+
+        Args:
+            stream: the client's call.
+            shards: those that are asked first; what is asked of others later is told to the entry.
+            size: memory that the request takes while the call waits.
+            begin: begins the work. It may raise RpcError.
+
+        Raises:
+            RpcError: it began at once, and is refused.
+        """
+        entry = Entry(self, stream, tuple(dict.fromkeys(shards)), size, begin)
+        key = stream.connection, entry.shards
+        line = self._lines.get(key)
+        if line is not None:  # those before it come first
+            self._context.reached("max_parts_per_shard")
+            entry.wait(line)
+            return
+        full = self._full(entry)
+        if full is None:
+            entry.begin()
+            return
+        self._context.reached("max_parts_per_shard")
+        line = self._lines[key] = _Line(key)
+        self._stand(line, full)
+        entry.wait(line)
+
+    def _stand(self, line: _Line, shard: int) -> None:
+        line.queue = self._queues[shard]
+        line.queue.append(line)
+
+    def forget(self, line: _Line) -> None:
+        """Nobody is left in it."""
+        if line.queue is not None:
+            line.queue.remove(line)
+            del self._lines[line.key]
+
+    def _full(self, entry: Entry) -> int | None:
+        """The first of its shards that has no place for it; None when all have."""
+        limit, busy = self._limit, self.busy
+        for shard in entry.shards:
+            if busy[shard] >= limit:
+                return shard
+        return None
+
+    def free(self, shard: int, places: int) -> None:
+        """Places at `shard` are given back: whoever waits for one begins when all else leaves."""
+        self.busy[shard] -= places
+        if self._queues[shard] and self.busy[shard] < self._limit:
+            if not self._freed:
+                self._context.gatherers.append(self)
+            self._freed.add(shard)
+
+    def flush(self) -> None:
+        """Begins what has a place now."""
+        freed = self._freed
+        while freed:
+            self._go(freed.pop())
+
+    def on_bug(self) -> None:
+        """An exception came out of `flush`, and of no call: what waits has its turn when a place becomes free."""
+        log.exception("a bug in esp; calls that span shards wait")
+
+    def _go(self, shard: int) -> None:
+        queue = self._queues[shard]
+        while queue and self.busy[shard] < self._limit:
+            line = queue.popleft()
+            line.queue = None
+            entry = next(iter(line.calls))
+            full = self._full(entry)
+            if full is None:
+                guard = self._background.guard
+                guard("a call that waited for its shards", partial(_begin, entry), entry.stream.on_bug)
+            if line.calls:
+                self._stand(line, shard if full is None else full)
+            else:
+                del self._lines[line.key]
+
+    def tick(self, now: float) -> None:
+        """Takes places from calls that have held them for long."""
+        while self.at_work:
+            entry, since = next(iter(self.at_work.items()))
+            if now - since < STUCK_SECONDS:
+                return
+            entry.close()
+
+
+def _begin(entry: Entry) -> None:
+    try:
+        entry.begin()
+    except RpcError as error:
+        entry.close()
+        entry.stream.finish(error.status)

@@ -1,0 +1,72 @@
+"""What all handlers of KV calls over several shards have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from esp.core.keys import KeyRange
+from esp.core.routing import Routing
+from esp.core.services.gate import Entry, Gate
+from esp.core.services.handlers import CoroutineCall
+from esp.core.shard import Shard
+from esp.core.wire.message import prefix
+from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.status import RpcError, Status
+
+
+class Routed(Handler):
+    """A call whose message says which keys it is about."""
+
+    def __init__(self, routing: Routing, gate: Gate) -> None:
+        self.routing = routing
+        self.gate = gate
+        self.spawn = gate.spawn
+        self.shards = routing.shards
+        self.owner = routing.map.owner
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Routes what the fast path, where a service has one, left over."""
+        try:
+            self.route(stream, message)
+        except RpcError as error:
+            stream.finish(error.status)
+
+    def route(self, stream: ServerStream, message: bytes) -> None:
+        """Sends the call where it belongs.
+
+        Raises:
+            RpcError: it is refused.
+        """
+        raise NotImplementedError
+
+    def pass_on(self, stream: ServerStream, request: Any, shard: Shard) -> None:
+        """Sends a parsed request on, written anew: what another parser might read differently is gone from it."""
+        shard.splice(stream, prefix(request.SerializeToString()))
+
+    def serve_across(
+        self,
+        stream: ServerStream,
+        shards: Iterable[int],
+        message: bytes,
+        work: Callable[[CoroutineCall], Coroutine[Any, Any, None]],
+    ) -> None:
+        """Runs `work` for a call that spans shards, when there is a place for it at those that it asks first."""
+
+        def begin(entry: Entry) -> None:
+            call = CoroutineCall(stream, entry)
+            call.start(self.spawn, work(call), entry.close)
+
+        self.gate.let_in(stream, shards, len(message), begin)
+
+    def span(self, key_range: KeyRange) -> tuple[list[str], bytes]:
+        """The names of the shards that a range spans, and the first boundary inside it, for the text of a refusal."""
+        shard_map = self.routing.map
+        names = [shard_map.names[segment.shard] for segment in shard_map.split(key_range)]
+        return names, shard_map.first_boundary(key_range) or b""
+
+
+def check(status: Status | None) -> None:
+    """Raises `status` as an RpcError, if there is one."""
+    if status is not None:
+        raise status.error()

@@ -1,0 +1,222 @@
+"""The gate before the shards, with clients in memory: which calls begin when, which wait, and what is counted."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+import pytest
+
+from esp.core.background import Background
+from esp.core.services.gate import PLACE_BYTES, STUCK_SECONDS, Entry, Gate
+from esp.core.wire.context import WireContext
+from esp.core.wire.limits import Limits
+from esp.core.wire.server_stream import OVERLOADED
+from esp.core.wire.status import Code, Status
+from tests.core.wire.conversation import STREAM, Client, Server, call, headers, meet, rst
+
+A, B, C = range(3)
+
+
+class World:
+    """Clients of one esp with three shards; `begun` are the calls that were let in, by name."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.context = WireContext(limits)
+        self.background = Background()
+        self.gate = Gate(3, self.context, self.background)
+        self.begun: dict[str, Entry] = {}
+        self.clients: dict[str, tuple[Client, Server]] = {}
+        self.streams: dict[str, tuple[str, int]] = {}
+
+    def asks(self, name: str, *shards: int, size: int = 2000) -> None:
+        """`name` begins with the client's; a client's calls have one stream each."""
+        client = name[0]
+        if client not in self.clients:
+            self.clients[client] = meet(context=self.context, peer=f"10.0.0.{len(self.clients)}:1")
+        sender, server = self.clients[client]
+        number = 1 + 2 * sum(owner == client for owner, _ in self.streams.values())
+        self.streams[name] = client, number
+        sender.sends(headers(number, call(STREAM)))
+        stream = server.stream.streams[number]
+
+        def begin(entry: Entry) -> None:
+            if "refused" in name:
+                raise Status(Code.UNAVAILABLE, "refused").error()
+            if "bug" in name:
+                raise AssertionError("a bug")
+            self.begun[name] = entry
+
+        self.gate.let_in(stream, shards, size, begin)
+
+    def leaves(self, name: str, *shards: int) -> None:
+        """Parts of it are answered."""
+        for shard in shards:
+            self.begun[name].leave(shard)
+        self.context.flush()
+
+    def resets(self, name: str) -> None:
+        client, number = self.streams[name]
+        self.clients[client][0].sends(rst(number))
+
+    def since(self, *names: str) -> set[str]:
+        """Those that have begun besides these."""
+        return set(self.begun) - set(names)
+
+    @property
+    def reached(self) -> int:
+        return self.context.counters.limits["max_parts_per_shard"]
+
+
+@pytest.fixture
+def world() -> World:
+    return World(Limits(max_parts_per_shard=2))
+
+
+def test_as_many_parts_as_the_limit_are_at_work_on_a_shard_and_the_next_waits(world: World) -> None:
+    for name in ("x1", "x2", "x3", "x4"):
+        world.asks(name, A, B)
+    assert world.since() == {"x1", "x2"}
+    assert (world.gate.busy, world.gate.waiting, world.reached) == ([2, 2, 0], 2, 2)
+    world.leaves("x1", A)
+    assert world.since() == {"x1", "x2"}, "it needs a place at both"
+    world.leaves("x1", B)
+    assert world.since() == {"x1", "x2", "x3"}
+    for name in ("x2", "x3", "x4"):
+        world.leaves(name, A, B)
+    assert (world.gate.busy, world.gate.waiting, world.gate.at_work) == ([0, 0, 0], 0, {})
+
+
+def test_the_calls_of_clients_begin_in_turn_however_many_one_has_sent(world: World) -> None:
+    for number in range(8):
+        world.asks(f"x{number}", A)
+    world.asks("y0", A)
+    world.asks("z0", A)
+    world.leaves("x0", A)
+    world.leaves("x1", A)
+    world.leaves("x2", A)
+    assert world.since("x0", "x1") == {"x2", "y0", "z0"}
+
+
+def test_calls_that_wait_for_a_stopped_shard_hold_a_place_there_and_nowhere_else(world: World) -> None:
+    for number in range(100):
+        world.asks(f"x{number}", A, B, C)
+    for name in ("x0", "x1"):
+        world.leaves(name, A, B)  # C has stopped
+    assert world.gate.busy == [0, 0, 2]
+    for number in range(100, 110):
+        world.asks(f"x{number}", A, B)
+        world.leaves(f"x{number}", A, B)
+    assert world.gate.waiting == 98
+
+
+def test_a_call_that_waits_for_one_shard_and_then_for_another_is_not_forgotten(world: World) -> None:
+    world.asks("x1", A)
+    world.asks("x2", A)
+    world.asks("y1", A, C)
+    world.asks("z1", C)
+    world.asks("z2", C)
+    world.leaves("x1", A)
+    assert "y1" not in world.begun
+    world.leaves("x2", A)
+    world.leaves("z1", C)
+    assert "y1" in world.begun
+
+
+def test_a_large_answer_takes_several_places_and_gives_them_all_back() -> None:
+    world = World(Limits(max_parts_per_shard=16))
+    world.asks("x1", A)
+    world.begun["x1"].weigh(A, PLACE_BYTES)
+    assert world.gate.busy[A] == 1, "a small one takes one"
+    world.begun["x1"].weigh(A, 3 * PLACE_BYTES)
+    assert world.gate.busy[A] == 4
+    world.begun["x1"].weigh(A, 1 << 30)
+    assert world.gate.busy[A] == 8, "two of any size are at work"
+    world.asks("y1", A)
+    world.begun["y1"].weigh(A, 1 << 30)
+    world.asks("z1", A)
+    assert (world.gate.busy[A], world.gate.waiting) == (16, 1)
+    world.leaves("x1", A)
+    assert "z1" in world.begun
+    world.begun["x1"].weigh(A, 1 << 30)
+    assert world.gate.busy[A] == 9, "what is answered takes none"
+
+
+def test_with_a_limit_of_one_a_part_of_any_size_is_let_in() -> None:
+    world = World(Limits(max_parts_per_shard=1))
+    world.asks("x1", A)
+    world.begun["x1"].weigh(A, 1 << 30)
+    world.asks("x2", A)
+    world.leaves("x1", A)
+    assert "x2" in world.begun
+
+
+def test_what_a_call_asks_further_is_counted_and_does_not_wait(world: World) -> None:
+    for name in ("x1", "x2"):
+        world.asks(name, A)
+    world.begun["x1"].enter(B)
+    world.leaves("x1", A)
+    world.asks("y1", A)
+    world.begun["x1"].enter(A)
+    assert world.gate.busy == [3, 1, 0]
+    world.begun["x1"].close()
+    world.begun["x1"].close()
+    assert world.gate.busy == [2, 0, 0]
+
+
+def test_a_place_that_is_held_for_long_is_given_to_others(world: World) -> None:
+    for name in ("x1", "x2", "y1"):
+        world.asks(name, A)
+    world.gate.tick(monotonic() + STUCK_SECONDS / 2)
+    world.context.flush()
+    assert "y1" not in world.begun
+    world.gate.tick(monotonic() + STUCK_SECONDS)
+    world.context.flush()
+    assert world.since("x1", "x2") == {"y1"}
+    world.leaves("x1", A)
+    assert world.gate.busy == [1, 0, 0], "it is given back once"
+
+
+def test_a_client_that_takes_back_what_waits_leaves_nothing(world: World) -> None:
+    for name in ("x1", "x2", "x3", "x4", "y1"):
+        world.asks(name, A)
+    held = world.context.buffers.used
+    world.resets("x3")
+    assert world.context.buffers.used == held - 2000
+    world.resets("x4")
+    world.leaves("x1", A)
+    assert world.since("x1", "x2") == {"y1"}
+    world.leaves("x2", A)
+    world.leaves("y1", A)
+    assert (world.gate.busy, world.gate.waiting, world.context.buffers.used) == ([0, 0, 0], 0, 0)
+
+
+def test_a_connection_that_ends_leaves_nothing(world: World) -> None:
+    for name in ("x1", "x2", "y1", "y2"):
+        world.asks(name, A)
+    world.clients["y"][1].connection.lost("gone")
+    assert (world.gate.waiting, world.context.buffers.used) == (0, 0)
+    world.leaves("x1", A)
+    assert world.since("x1", "x2") == set()
+
+
+def test_a_request_for_which_there_is_no_memory_is_refused() -> None:
+    world = World(Limits(max_parts_per_shard=1, max_buffered_bytes=1500))
+    world.asks("x1", A)
+    world.asks("y1", A, size=2000)
+    assert (world.gate.waiting, world.context.buffers.used) == (0, 0)
+    world.context.flush()
+    assert OVERLOADED.message.split(":")[0].encode() in world.clients["y"][1].says()
+
+
+@pytest.mark.parametrize("fault", ["refused", "bug"])
+def test_a_call_that_fails_as_it_begins_ends_alone(world: World, fault: str) -> None:
+    for name in ("x1", "x2", f"y {fault}", "z1"):
+        world.asks(name, A)
+    world.leaves("x1", A)
+    world.gate.tick(monotonic() + STUCK_SECONDS)  # of what a bug leaves, places go back then
+    world.context.flush()
+    assert world.since("x1", "x2") == {"z1"}
+    assert world.clients["y"][1].says(), "it is told"
+    world.leaves("z1", A)
+    assert world.gate.busy == [0, 0, 0]
+    assert sum(world.background.failures.values()) == (fault == "bug")
