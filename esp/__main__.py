@@ -17,7 +17,7 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(130)  # as output.INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ ConfigOption = Annotated[
         "-c",
         "--config",
         metavar="FILE",
+        readable=False,  # not looked at here, but where the reason is told
         help="Config file; else ESP_CONFIG, ./esp.yaml, ./.esp/esp.yaml or /etc/esp/esp.yaml.",
         show_default=False,
     ),

@@ -40,8 +40,8 @@ def test_the_version() -> None:
     [
         (["serve", "--local", "3", "-c", "x.yaml"], "--local makes its own config; leave out -c"),
         (["serve", "--data-dir", "x"], "--data-dir is only for --local; add --local 3 or leave it out"),
-        (["serve", "-c", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
-        (["check", "-c", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
+        (["serve", "-c", "none.yaml"], "none.yaml: cannot be read: no such file or directory"),
+        (["check", "-c", "none.yaml"], "none.yaml: cannot be read: no such file or directory"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 from esp.commands.output import USAGE, CommandError, Format, write, write_json, write_table
@@ -21,6 +22,9 @@ from esp.core.lease_survey import Action, Done, LeaseOnShard, LeaseView, Progres
 
 MAX_ROWS: Final = 100
 """Of leases that differ, in the table; a new shard lacks all of them. The JSON form has every one."""
+
+PROGRESS_SECONDS: Final = 0.1
+"""How often the line that counts is written anew."""
 
 
 @dataclass(frozen=True)
@@ -237,17 +241,29 @@ def _counted(count: int, noun: str) -> str:
 
 @contextmanager
 def _progress(what: str) -> Iterator[Progress]:
-    """A bar on stderr where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield _unseen
+    """A line on stderr that counts, where that is a terminal; it is gone at the end."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda *_: None
         return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
+    told = 0.0
+    shown = ""
 
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    def show(text: str) -> None:
+        nonlocal shown
+        sys.stderr.write(f"\r{text.ljust(len(shown))}")
+        sys.stderr.flush()
+        shown = text
 
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if monotonic() - told >= PROGRESS_SECONDS:
+            told = monotonic()
+            show(f"{what}: {done} of {total}")
 
-def _unseen(done: int, total: int) -> None:
-    """The progress where nobody looks."""
+    show(what)
+    try:
+        yield progress
+    finally:
+        show("")
+        sys.stderr.write("\r")
+        sys.stderr.flush()

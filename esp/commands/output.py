@@ -1,8 +1,9 @@
-"""How the commands speak: data on stdout, everything else on stderr, and three exit codes."""
+"""How the commands speak: data on stdout, everything else on stderr, and the exit codes."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Container, Sequence
 from enum import StrEnum
@@ -10,7 +11,10 @@ from enum import StrEnum
 DONE = 0
 FAILED = 1
 USAGE = 2
-"""Exit codes: done; failed; wrong usage or a wrong config."""
+INTERRUPTED = 130
+"""Exit codes: done; failed; wrong usage or a wrong config; ended by Ctrl-C before its work was done."""
+
+_INDENT = "    "
 
 
 class Format(StrEnum):
@@ -86,36 +90,42 @@ def json_key(key: bytes) -> dict[str, str]:
 
 
 def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]], marked: Container[int] = ()) -> None:
-    """Aligned columns on stdout; nothing is cut off and nothing is drawn.
+    """Aligned columns on stdout; no cell is cut off.
 
-    On a terminal the headers stand out, and so do the rows whose number is in `marked`. What is wider than that goes on
-    in its next line: a cell stays in one piece, to be copied.
+    On a terminal the headers are bold, and the rows whose number is in `marked` are red. A row that is wider than the
+    terminal continues, indented, in the next line; a cell stays in one piece, to be copied.
     """
-    if sys.stdout is not None and sys.stdout.isatty():
-        _write_rich_table(headers, rows, marked)
-        return
-    lines = [headers, *rows]
-    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)]
-        write("  ".join(cells).rstrip())
-
-
-def _write_rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], marked: Container[int]) -> None:
-    # As slow to import as all the rest together, so not for a pipe. It looks at NO_COLOR and TERM by itself.
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for header in headers:
-        table.add_column(header, no_wrap=True)
-    for number, row in enumerate(rows):
-        # Text, because in a plain string rich reads ["a", "b") as mark-up.
-        table.add_row(*map(Text, row), style="red" if number in marked else None)
-    console = Console(highlight=False)
     widths = [max(map(_width, column)) for column in zip(headers, *rows, strict=True)]
-    console.print(table, width=max(console.width, sum(widths) + 2 * len(widths)), soft_wrap=True)
+    groups = [slice(None)]
+    bold = red = end = ""
+    if sys.stdout is not None and sys.stdout.isatty():
+        groups = _columns_side_by_side(widths, shutil.get_terminal_size().columns)
+        if _takes_escapes():
+            bold, red, end = "\x1b[1m", "\x1b[31m", "\x1b[0m"
+    for number, row in enumerate([headers, *rows], start=-1):
+        cells = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+        style = bold if number == -1 else red if number in marked else ""
+        for group in groups:
+            line = "  ".join(cells[group]).rstrip()
+            write(f"{_INDENT if group.start else ''}{style}{line}{end if style else ''}")
+
+
+def _columns_side_by_side(widths: Sequence[int], room: int) -> list[slice]:
+    """The columns that go into each line of a row, as many as its `room` allows, and one at least."""
+    groups = []
+    first, used = 0, 0
+    for column, width in enumerate(widths):
+        if column > first and used + 2 + width > room:
+            groups.append(slice(first, column))
+            first, used = column, len(_INDENT) + width
+        else:
+            used += width + (2 if column > first else 0)
+    return [*groups, slice(first, None)]
+
+
+def _takes_escapes() -> bool:
+    """Whether the terminal may be sent bold and colours: https://no-color.org, and TERM as programs read it."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def _width(text: str) -> int:

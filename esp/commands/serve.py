@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from esp.commands.log_summary import SummingHandler
-from esp.commands.output import CommandError
+from esp.commands.output import INTERRUPTED, CommandError
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
@@ -148,6 +148,7 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
         if cluster is not None:
             stack.push_async_callback(_stop_etcds, cluster, signals)
             if await _unless(signals.stop, _started(cluster)) is None:
+                signals.refuse_if_interrupted()
                 log.warning("stopped before it was ready")
                 return
         # That each shard is connected to is in the line that says ready; only what is wrong is worth its own before.
@@ -173,6 +174,8 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
             gc.set_threshold(YOUNG_OBJECTS, 20, 50)
             await signals.stop.wait()
         log.info("stopping; calls in flight have %g s, a second signal cuts them", config.drain_seconds)
+    if missing is None:
+        signals.refuse_if_interrupted()
     log.info("stopped")
 
 
@@ -199,7 +202,8 @@ async def _started(cluster: LocalCluster) -> bool:
 
 
 def _cannot_use(data_dir: Path, error: OSError) -> str:
-    return f"{error.filename or data_dir}: {(error.strerror or str(error)).lower()}; use another --data-dir"
+    text = "it is a file" if isinstance(error, FileExistsError) else (error.strerror or str(error)).lower()
+    return f"{error.filename or data_dir}: {text}; use another --data-dir"
 
 
 async def _stop_etcds(cluster: LocalCluster, signals: _Signals) -> None:
@@ -215,21 +219,33 @@ class _Signals:
 
     Attributes:
         stop: set by the first.
+        first: which that was.
         hurry: called by each one after that.
     """
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
+        self.first: signal.Signals | None = None
         self.hurry: Callable[[], None] = lambda: None
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self._came)
+                loop.add_signal_handler(number, self._came, number)
 
-    def _came(self) -> None:
+    def _came(self, number: signal.Signals) -> None:
         if self.stop.is_set():
             self.hurry()
+        self.first = self.first or number
         self.stop.set()
+
+    def refuse_if_interrupted(self) -> None:
+        """Tells a shell that Ctrl-C came before there was anything to serve.
+
+        Raises:
+            CommandError: Ctrl-C was the first signal.
+        """
+        if self.first is signal.SIGINT:
+            raise CommandError("interrupted before it was ready", INTERRUPTED)
 
 
 Result = TypeVar("Result")

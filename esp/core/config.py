@@ -155,7 +155,7 @@ def load(path: Path) -> Config:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError(path, None, f"cannot be read: {error.strerror}") from None
+        raise ConfigError(path, None, f"cannot be read: {(error.strerror or str(error)).lower()}") from None
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(path, None, "is larger than 1 MiB; a config is a few kilobytes, is this the right file?")
     try:

@@ -44,7 +44,10 @@ PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 if os.getppid() != int(sys.argv[1]):
     os._exit(1)  # the parent ended before the kernel was told to watch it
-os.execv(sys.argv[2], sys.argv[2:])
+try:
+    os.execv(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"{sys.argv[2]} cannot be run: {error.strerror.lower()}")
 """
 
 
@@ -193,7 +196,7 @@ class LocalEtcd:
         """Start the process and return at once; its output is appended to `log_file`.
 
         Raises:
-            LocalEtcdError: one of its ports is in use.
+            LocalEtcdError: one of its ports is in use, or the program cannot be run.
         """
         if self.is_running():
             raise RuntimeError(f"etcd {self.name} is running already")
@@ -212,14 +215,19 @@ class LocalEtcd:
         }
         with self.log_file.open("ab") as log:
             self._log_start = log.tell()
-            self.process = subprocess.Popen(  # noqa: S603 - the program is the operator's choice
-                tied_to_this_process(self.command()),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
+            command = tied_to_this_process(self.command())
+            try:
+                self.process = subprocess.Popen(  # noqa: S603 - the program is the operator's choice
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                raise LocalEtcdError(f"etcd {self.name} cannot be started: {command[0]}: {reason}") from None
 
     async def wait_ready(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - the error tells more than TimeoutError
         """Return when it has a leader and serves.
@@ -274,9 +282,9 @@ class LocalEtcd:
         return answer.partition(b"\r\n")[0].endswith(b"200 OK")
 
     def _reason(self) -> str:
-        """The complaint in this run's part of the log, for an error's text; empty when there is none.
+        """Why the process ended, for an error's text: the complaint in this run's part of the log, else the exit code.
 
-        That is the last record of level error or above. A wrong flag is told before any, in plain text.
+        The complaint is the last record of level error or above. A wrong flag is told before any, in plain text.
         """
         with self.log_file.open("rb") as log:
             log.seek(self._log_start)
@@ -287,7 +295,8 @@ class LocalEtcd:
             entry = _record(line)
             if entry.get("level") in ("error", "fatal", "panic"):
                 return ": " + " ".join(filter(None, (entry.get("msg"), entry.get("error"))))
-        return ""
+        code = self.process.returncode if self.process is not None else 0
+        return f" by signal {-code}" if code < 0 else f" with exit code {code}"
 
 
 def _record(line: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from time import monotonic
 
 from esp.core import errors
@@ -183,5 +184,14 @@ def _reason(error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine does not have that address"
     if error.errno == errno.EACCES:
-        return "permission denied; ports below 1024 take root or CAP_NET_BIND_SERVICE, others are free to use"
+        return f"permission denied; {_unprivileged_ports()}"
     return text
+
+
+def _unprivileged_ports() -> str:
+    """Which ports anybody may listen on, as a sentence; Linux lets its administrators say it."""
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    except (OSError, ValueError):
+        return "a port below 1024 takes root, others do not"
+    return f"use a port from {first} (net.ipv4.ip_unprivileged_port_start) on, or give esp CAP_NET_BIND_SERVICE"

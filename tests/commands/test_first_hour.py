@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from esp.core import config
 from esp.core.local import LocalEtcd
-from tests.harness import Esps
+from tests.harness import Esps, free_port, is_listening, wait_until
 
 ESP = [sys.executable, "-m", "esp"]
 CONFIG = "shards: [{endpoints: [127.0.0.1:1], ranges: [{start: '', end: ''}]}]\n"
@@ -47,8 +49,90 @@ def test_a_data_dir_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run("esp serve --local 1 --data-dir file", tmp_path)
     assert done.returncode == 1
-    assert done.stderr == "esp: file: file exists; use another --data-dir\n"
-    assert "Traceback" not in done.stderr
+    assert done.stderr == "esp: file: it is a file; use another --data-dir\n"
+
+
+def as_nobody(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs esp as a user who may do nothing, where the tests run as root; paths are relative to `folder`."""
+    (folder / "esp.yaml").write_text(CONFIG)
+    folder.chmod(0o755)
+    return subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, *command.split()],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+AS_NOBODY = """
+import os, sys
+# That user may not be allowed to read the folder of this Python.
+import encodings.idna, uvloop, esp.cli, esp.commands.serve, esp.__main__
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+esp.__main__.main()
+"""
+
+
+def test_a_data_dir_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "dir").mkdir(mode=0o555)
+    done = as_nobody("serve --local 1 --data-dir dir/new", tmp_path)
+    assert (done.returncode, done.stderr) == (1, "esp: dir/new: permission denied; use another --data-dir\n")
+
+
+def test_a_data_dir_of_another_user(tmp_path: Path) -> None:
+    path = tmp_path / "dir" / "esp.yaml"
+    path.parent.mkdir()
+    path.write_text(f"listen: ['http://127.0.0.1:{free_port()}']\n" + CONFIG.replace(":1]", f":{free_port()}]"))
+    (path.parent / "shard-0.log").touch(mode=0o444)
+    done = as_nobody("serve --local 1 --data-dir dir", tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "esp: dir/shard-0.log: permission denied; use another --data-dir\n",
+    )
+
+
+def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "secret.yaml"
+    path.write_text(CONFIG)
+    path.chmod(0)
+    for command in ("check -c secret.yaml", "route a -c secret.yaml", "serve -c secret.yaml"):
+        done = as_nobody(command, tmp_path)
+        assert (done.returncode, done.stderr) == (2, "esp: secret.yaml: cannot be read: permission denied\n")
+
+
+def test_a_port_that_takes_a_privilege(tmp_path: Path) -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    if first < 3:
+        pytest.skip("every port is free to use here")
+    done = as_nobody("serve --listen http://127.0.0.1:2", tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"esp: cannot listen on http://127.0.0.1:2: permission denied; use a port from {first} "
+        "(net.ipv4.ip_unprivileged_port_start) on, or give esp CAP_NET_BIND_SERVICE\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("no program", ": etcd cannot be run: exec format error"),
+        ("#!/no/such\n", ": etcd cannot be run: no such file or directory"),
+        ("#!/bin/sh\nexit 3\n", " with exit code 3"),
+        ("#!/bin/sh\nkill -9 $$\n", " by signal 9"),
+    ],
+)
+def test_an_etcd_that_does_not_run(program: str, reason: str, tmp_path: Path) -> None:
+    etcd = tmp_path / "etcd"
+    etcd.write_text(program)
+    etcd.chmod(0o755)
+    done = run(f"ESP_ETCD=./etcd esp serve --local 1 --listen http://127.0.0.1:{free_port()}", tmp_path)
+    told = f"esp: etcd shard-1 ended{reason}; its log is .esp/shard-1.log\n"
+    assert (done.returncode, done.stderr) == (1, told)
 
 
 def test_more_etcds_than_letters(tmp_path: Path) -> None:
@@ -57,12 +141,14 @@ def test_more_etcds_than_letters(tmp_path: Path) -> None:
     assert "1<=x<=26" in done.stderr
 
 
+def heed() -> None:
+    """Undoes in a child that SIGINT is ignored, as it is in a suite that was started in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("after", [0.05, 0.1, 0.2, 0.4])
 def test_ctrl_c_at_the_start_leaves_no_traceback_of_esp(after: float, tmp_path: Path) -> None:
     (tmp_path / "esp.yaml").write_text(CONFIG)
-
-    def heed() -> None:  # a suite that was started in the background has it ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     command = [*ESP, "serve"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
@@ -74,6 +160,52 @@ def test_ctrl_c_at_the_start_leaves_no_traceback_of_esp(after: float, tmp_path: 
             process.kill()
     assert process.returncode in (0, 1, 130, -signal.SIGINT)  # 1: Python itself, before any code of esp's has run
     assert "esp/c" not in said
+
+
+def test_ctrl_c_while_etcds_start_is_no_success(tmp_path: Path) -> None:
+    etcd = tmp_path / "etcd"
+    etcd.write_text("#!/bin/sh\necho starts\nsleep 600\n")
+    etcd.chmod(0o755)
+    command = [*ESP, "serve", "--local", "1", "--listen", f"http://127.0.0.1:{free_port()}"]
+    env = os.environ | {"ESP_ETCD": "./etcd"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+    ) as process:
+        log = tmp_path / ".esp" / "shard-1.log"
+        wait_until(lambda: log.exists() and "starts" in log.read_text())
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "esp: interrupted before it was ready\n")
+
+
+def test_ctrl_c_before_the_shards_are_there_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "esp.yaml").write_text(CONFIG)
+    address = f"127.0.0.1:{free_port()}"
+    command = [*ESP, "serve", "--listen", f"http://{address}"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
+        wait_until(lambda: is_listening(address))
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("esp: interrupted before it was ready\n")
+
+
+def test_a_terminal_that_is_closed_takes_esp_and_its_etcds_along(tmp_path: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:  # pragma: no cover - the child
+        os.chdir(tmp_path)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # not as nohup may have left it for the suite
+        os.execv(ESP[0], [*ESP, "serve", "--local", "2", "--listen", f"http://127.0.0.1:{free_port()}"])
+    said = b""
+    while b"Ctrl-C stops all of it" not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    for log in (tmp_path / ".esp").glob("shard-*.log"):
+        assert "closed etcd server" in log.read_text()
+    endpoints = [shard.endpoints[0] for shard in config.load(tmp_path / ".esp" / "esp.yaml").shards]
+    assert not any(is_listening(f"{endpoint.host}:{endpoint.port}") for endpoint in endpoints)
 
 
 def test_a_hangup_drains(etcd: LocalEtcd, start_esp: Esps) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -16,15 +20,22 @@ CONFIG = f"shards: [{{name: main, endpoints: [{ENDPOINT}], ranges: [{{start: '',
 SGR = re.compile(r"\x1b\[[\d;]*m")
 
 
-def on_a_terminal(folder: Path, *arguments: str, **env: str) -> str:
-    """What `esp` writes on a terminal of 120 columns."""
-    (folder / "esp.yaml").write_text(CONFIG)
-    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    environment |= {"TERM": "xterm", "COLUMNS": "120"} | env
+def on_a_terminal(folder: Path, *arguments: str, columns: int = 120, config: str = CONFIG, **env: str) -> str:
+    """What `esp` writes, on stdout and stderr, on a terminal of so many columns."""
+    (folder / "esp.yaml").write_text(config)
+    own = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
+    environment = {name: value for name, value in os.environ.items() if name not in own} | {"TERM": "xterm"} | env
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     try:
         subprocess.run(
-            [sys.executable, "-m", "esp", *arguments], cwd=folder, env=environment, stdout=theirs, check=False
+            [sys.executable, "-m", "esp", *arguments],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            check=False,
         )
         return os.read(ours, 65536).decode().replace("\r\n", "\n")
     finally:
@@ -57,7 +68,38 @@ def test_a_row_with_a_problem_is_red_unless_colour_is_not_wanted(tmp_path: Path)
     assert not red.search(on_a_terminal(tmp_path, "check", NO_COLOR="1"))
 
 
-def test_a_dumb_terminal_gets_no_escapes(tmp_path: Path, piped: str) -> None:
-    shown = on_a_terminal(tmp_path, "route", "[b]a", TERM="dumb")
-    assert not SGR.search(shown)
-    assert plain(shown) == plain(piped)
+def test_a_dumb_terminal_gets_the_same_as_a_pipe(tmp_path: Path, piped: str) -> None:
+    assert on_a_terminal(tmp_path, "route", "[b]a", TERM="dumb") == piped
+
+
+@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": ""}], ids=str)
+@pytest.mark.parametrize(
+    "command",
+    ["check", "lease-sync", "route a", "--help", "serve -h", "chek", "check -o xml", "serve --listen nonsense"],
+)
+def test_no_command_sends_escapes_where_they_are_not_wanted(command: str, env: dict[str, str], tmp_path: Path) -> None:
+    shown = on_a_terminal(tmp_path, *command.split(), **env)
+    assert shown
+    assert "\x1b" not in shown
+
+
+LONG = "http://etcd-0.etcd-headless.some-namespace.svc.cluster.local.invalid:2379"
+LONG_CONFIG = CONFIG.replace("main", "a-shard-of-a-long-name").replace("[http", f"[{LONG}, http")
+
+
+@pytest.mark.parametrize("columns", [80, 20, 1, 0])
+def test_no_cell_is_cut_or_folded_on_a_narrow_terminal(columns: int, tmp_path: Path) -> None:
+    shown = on_a_terminal(tmp_path, "check", columns=columns, config=LONG_CONFIG)
+    table = SGR.sub("", shown).partition("\nProblems:")[0].rpartition("\n\n")[2].splitlines()
+    cells = [[cell for cell in re.split(" {2,}", line) if cell] for line in table]
+    row_of_each = len(table) // 3
+    headers, first, second = (
+        list(chain(*cells[start : start + row_of_each])) for start in range(0, len(table), row_of_each)
+    )
+    assert headers == [
+        "SHARD", "ENDPOINT", "REACHABLE", "LEADER", "VERSION", "DB SIZE", "REVISION", "LATENCY", "ALARMS"
+    ]  # fmt: skip
+    assert first == ["a-shard-of-a-long-name", LONG, "no", *"??????"]
+    assert second == ["a-shard-of-a-long-name", ENDPOINT, "no", *"??????"]
+    for line, of_line in zip(table, cells, strict=True):
+        assert len(line) <= (columns or 80) or len(of_line) == 1

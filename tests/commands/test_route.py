@@ -216,7 +216,7 @@ def test_json_of_an_inverted_range() -> None:
         (["a", "--hex", "--base64"], "--hex and --base64 exclude each other; give one"),
         (["a", "--prefix", "--from-key"], "--prefix, --from-key and --range-end exclude each other; give one"),
         (["a", "--range-end", "", "--prefix"], "--prefix, --from-key and --range-end exclude each other; give one"),
-        (["a", "-c", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
+        (["a", "-c", "none.yaml"], "none.yaml: cannot be read: no such file or directory"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(arguments: list[str], error: str) -> None:

@@ -484,7 +484,7 @@ def test_any_values_are_a_config_or_a_config_error_of_one_line(value: object) ->
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path / "none.yaml")
-    assert str(caught.value) == f"{tmp_path}/none.yaml: cannot be read: No such file or directory"
+    assert str(caught.value) == f"{tmp_path}/none.yaml: cannot be read: no such file or directory"
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
