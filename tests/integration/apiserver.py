@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from queue import Queue
 
 import grpc
 
+from esp.core.local import LocalEtcd
 from esp.core.pb import kv_pb2, rpc_pb2
 from tests.stubs import rpc_pb2_grpc
 
 COMPACT_KEY = b"compact_rev_key"
+# The ranges of three shards, each resource whole in one, as the config writes them.
+PODS, EVENTS, REST = ["{kubernetes: pods}"], ["{kubernetes: events}"], ['{start: "", end: ""}']
+WHOLE = [PODS, EVENTS, REST]
+
+
+def write_config(folder: Path, shards: Sequence[LocalEtcd], ranges: Sequence[Sequence[str]], extra: str = "") -> Path:
+    """A config in which each shard has its ranges, written as they are."""
+    lines = ["shards:"]
+    for number, (shard, own) in enumerate(zip(shards, ranges, strict=True)):
+        lines.append(f"- {{name: s{number}, endpoints: ['{shard.endpoint}'], ranges: [{', '.join(own)}]}}")
+    path = folder / "kubernetes.yaml"
+    path.write_text("\n".join([*lines, extra, ""]))
+    return path
 
 
 class Watching:

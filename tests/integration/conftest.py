@@ -1,4 +1,4 @@
-"""Fixtures of the tests of leases, and a watch that idles beside all tests of this folder."""
+"""Fixtures of the tests of leases and of Kubernetes, and a watch that idles beside all tests of this folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from tests.harness import EspProcess, Server, connect, program, running_esps, running_etcds, wait_until
+from tests.integration.apiserver import ApiServer
 from tests.integration.lease_client import Client
 from tests.integration.watch_talk import watchers_in
 
@@ -25,6 +26,20 @@ def client_of() -> Iterator[Callable[[Server], Client]]:
     def make(server: Server) -> Client:
         channels.append(connect(server))
         return Client(channels[-1])
+
+    yield make
+    for channel in channels:
+        channel.close()
+
+
+@pytest.fixture
+def apiserver() -> Iterator[Callable[..., ApiServer]]:
+    """Call it with a server, and a root other than /registry/, for the requests of a kube-apiserver."""
+    channels: list[grpc.Channel] = []
+
+    def make(server: Server, root: bytes = b"/registry/") -> ApiServer:
+        channels.append(connect(server))
+        return ApiServer(channels[-1], root)
 
     yield make
     for channel in channels:

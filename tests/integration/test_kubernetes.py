@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
-import re
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -15,27 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from esp.cli import app
-from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import EspProcess, Esps, Etcds, Server, connect, outcome, peer, wait_ready, wait_until
-from tests.integration.apiserver import COMPACT_KEY, ApiServer
+from tests.harness import EspProcess, Esps, Etcds, outcome, peer, wait_until
+from tests.integration.apiserver import COMPACT_KEY, EVENTS, REST, WHOLE, ApiServer, write_config
 
 REFUSED = grpc.StatusCode.FAILED_PRECONDITION
-PODS, EVENTS, REST = ["{kubernetes: pods}"], ["{kubernetes: events}"], ['{start: "", end: ""}']
-WHOLE = [PODS, EVENTS, REST]
 SLASH = [["{prefix: /registry/pods/}"], EVENTS, REST]
 CUT = [["{start: /registry/pods/m, end: /registry/pods0}"], EVENTS, REST]
 KNOWN = "a kube-apiserver is at work"
-
-
-def write(folder: Path, shards: Sequence[LocalEtcd], ranges: Sequence[Sequence[str]], extra: str = "") -> Path:
-    """A config in which each shard has its ranges, written as they are."""
-    lines = ["shards:"]
-    for number, (shard, own) in enumerate(zip(shards, ranges, strict=True)):
-        lines.append(f"- {{name: s{number}, endpoints: ['{shard.endpoint}'], ranges: [{', '.join(own)}]}}")
-    path = folder / "kubernetes.yaml"
-    path.write_text("\n".join([*lines, extra, ""]))
-    return path
 
 
 @pytest.fixture
@@ -43,25 +26,12 @@ def serve(start_esp: Esps, start_etcd: Etcds, tmp_path: Path) -> Callable[..., E
     """Call it with the ranges of three new shards, and more YAML, for an esp."""
 
     def start(ranges: Sequence[Sequence[str]], extra: str = "", binary: Path | None = None) -> EspProcess:
-        config = write(tmp_path, start_etcd.several(3, binary=binary), ranges, extra)
+        config = write_config(tmp_path, start_etcd.several(3, binary=binary), ranges, extra)
         esp = start_esp.launch("-c", config, config=config)
         esp.wait_ready()
         return esp
 
     return start
-
-
-@pytest.fixture
-def apiserver() -> Iterator[Callable[..., ApiServer]]:
-    channels: list[grpc.Channel] = []
-
-    def make(server: Server, root: bytes = b"/registry/") -> ApiServer:
-        channels.append(connect(server))
-        return ApiServer(channels[-1], root)
-
-    yield make
-    for channel in channels:
-        channel.close()
 
 
 def check(config: Path | None) -> tuple[int, list[str], list[str]]:
@@ -391,172 +361,3 @@ class TestAnotherPrefix:
         server = apiserver(serve([[named], self.CUT[0], REST]), self.ROOT)
         assert server.watch(b"configmaps").next().created
         assert outcome(lambda: server.listed(b"pods", 500))[0] == REFUSED
-
-
-class TestCompaction:
-    """What an apiserver's compactor does every five minutes."""
-
-    OFTEN = "limits: {sample_seconds: 0.1}"
-    NOT_KNOWN = re.compile(
-        r"esp: a compaction at revision \d+ has no known place in the other shards: .*; a later one will"
-    )
-
-    def write(self, server: ApiServer) -> None:
-        """Something in each shard."""
-        number = next(self.numbers)
-        for resource in (b"pods", b"events", b"configmaps"):
-            server.create(resource + b"/default/%d" % number)
-
-    def compacted(self, server: ApiServer) -> list[list[int]]:
-        """Compacts until it is done; the revisions of the shards before each try took its revision."""
-        moments: list[list[int]] = []
-        for _ in range(100):
-            self.write(server)
-            moments.append([self.revision(shard) for shard in self.shards])
-            try:
-                if server.compact():
-                    return moments
-            except grpc.RpcError as error:
-                assert self.NOT_KNOWN.fullmatch(error.details() or ""), error  # noqa: PT017 - it need not fail
-            time.sleep(0.1)
-        pytest.fail("no compaction was placed")
-
-    def revision(self, shard: LocalEtcd) -> int:
-        with connect(shard) as channel:
-            return ApiServer(channel).revision(b"nothing")
-
-    def readable(self, shard: LocalEtcd, revision: int) -> bool:
-        """Whether a shard still has that revision."""
-        with connect(shard) as channel:
-            asked = rpc_pb2.RangeRequest(key=b"x", revision=revision)
-            try:
-                ApiServer(channel).kv.Range(asked)
-            except grpc.RpcError as error:
-                assert "compacted" in str(error.details())  # noqa: PT017 - it need not fail
-                return False
-        return True
-
-    @pytest.fixture(autouse=True)
-    def three(self, start_etcd: Etcds) -> None:
-        self.shards = start_etcd.several(3)
-        self.numbers = itertools.count()
-
-    @pytest.fixture
-    def serve(self, start_esp: Esps, tmp_path: Path) -> Callable[..., EspProcess]:
-        def start(extra: str = self.OFTEN) -> EspProcess:
-            config = write(tmp_path, self.shards, WHOLE, extra)
-            esp = start_esp.launch("-c", config, config=config)
-            esp.wait_ready()
-            return esp
-
-        return start
-
-    def test_every_shard_is_compacted_and_keeps_what_came_after(
-        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
-    ) -> None:
-        server = apiserver(serve())
-        server.start()
-        moments = self.compacted(server)
-        # The last try compacts at the revision that the one before it took, of the third shard, by writing there.
-        taken = [*moments[-2][:2], moments[-2][2] + 1]
-        for shard, revision in zip(self.shards, taken, strict=True):
-            assert self.readable(shard, revision), "nothing newer than that moment is gone, on any shard"
-            assert not self.readable(shard, 1)
-        assert not self.readable(self.shards[2], taken[2] - 1)
-        before = [self.revision(shard) for shard in self.shards]
-        self.compacted(server)
-        for shard, revision in zip(self.shards, before, strict=True):
-            wait_until(lambda shard=shard, revision=revision: not self.readable(shard, revision - 3))  # type: ignore[misc]
-
-    def test_after_a_restart_the_first_is_refused_and_a_later_one_done(
-        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
-    ) -> None:
-        first = serve()
-        server = apiserver(first)
-        server.start()
-        self.compacted(server)
-        first.stop()
-        again = apiserver(serve())
-        again._compact_time, again._compact_revision = server._compact_time, server._compact_revision
-        code, text = outcome(again.compact)
-        assert code == REFUSED
-        assert self.NOT_KNOWN.fullmatch(text)
-        self.compacted(again)
-
-    def test_another_proxy_places_it_too(
-        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
-    ) -> None:
-        one, other = apiserver(serve()), apiserver(serve())
-        one.start()
-        self.compacted(one)
-        other._compact_time, other._compact_revision = one._compact_time, one._compact_revision
-        other.watch_compactions()
-        self.compacted(other)
-
-    def test_a_revision_that_no_apiserver_has_written_is_refused(
-        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
-    ) -> None:
-        server = apiserver(serve())
-        server.start()
-        self.compacted(server)
-        for revision in (2, 3, 2**40):
-            code, text = outcome(
-                lambda revision=revision: server.kv.Compact(rpc_pb2.CompactionRequest(revision=revision))
-            )  # type: ignore[misc]
-            assert code == REFUSED
-            assert text.startswith("esp: a compaction spans the shards")
-
-    def test_a_shard_that_is_away_fails_it_and_is_compacted_the_next_time(
-        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
-    ) -> None:
-        server = apiserver(serve())
-        server.start()
-        self.compacted(server)
-        pods, events, _ = self.shards
-        time.sleep(0.5)
-        server.create(b"events/default/x")  # newer than what the next one compacts at
-        server.create(b"configmaps/default/x")
-        mark = [self.revision(shard) for shard in self.shards]
-        server.compact()
-        events.kill()
-        assert outcome(server.compact)[0] == grpc.StatusCode.UNAVAILABLE
-        assert not self.readable(pods, mark[0] - 1)
-        events.start()
-        wait_ready(events)
-        assert self.readable(events, mark[1] - 1)
-
-        def done() -> bool:
-            with contextlib.suppress(grpc.RpcError):
-                server.compact()
-            return not self.readable(events, mark[1] - 1)
-
-        wait_until(done)
-
-    @pytest.mark.parametrize("extra", ["compaction: refuse", "compaction: {revisions_of: /registry/configmaps/x}"])
-    def test_the_config_may_say_otherwise(
-        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer], extra: str
-    ) -> None:
-        server = apiserver(serve(f"{self.OFTEN}\n{extra}"))
-        server.start()
-        self.write(server)
-        if extra == "compaction: refuse":
-            server.compact()
-            assert outcome(server.compact)[1].startswith("esp: a compaction spans the shards")
-            return
-        # Any revision is one of the third shard here, whose key was named.
-        time.sleep(0.5)
-        taken = server.create(b"configmaps/default/named")
-        self.write(server)
-        wait_until(lambda: compact(server, taken))
-        assert not self.readable(self.shards[2], taken - 1)
-        assert self.readable(self.shards[2], taken)
-
-
-def compact(server: ApiServer, revision: int) -> bool:
-    """Whether it is done; refused it may be for as long as no sample is old enough."""
-    try:
-        server.kv.Compact(rpc_pb2.CompactionRequest(revision=revision))
-    except grpc.RpcError as error:
-        assert error.code() == REFUSED  # noqa: PT017 - it need not fail
-        return False
-    return True
