@@ -1,7 +1,8 @@
-"""The documents: links lead somewhere, and every decision is in the index."""
+"""The documents: links lead somewhere, tests that they name exist, and every decision is in the index."""
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")]
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
+_TEST = re.compile(r"(?<=[`:/])(?:Test[A-Z]\w+|test_\w+)(?=[`:.])")
 _HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
 
 
@@ -30,6 +32,20 @@ def test_its_links_lead_somewhere(document: Path) -> None:
         if not target.exists() or fragment not in headings:
             broken.append(link)
     assert not broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_tests_that_it_names_exist(document: Path) -> None:
+    """Whatever stands in backticks and reads like a class or a function of the tests."""
+    missing = [name for name in _TEST.findall(document.read_text()) if name not in _known_tests()]
+    assert not missing
+
+
+@functools.cache
+def _known_tests() -> frozenset[str]:
+    texts = [path.read_text() for path in (ROOT / "tests").rglob("*.py")]
+    names = {name for text in texts for name in re.findall(r"^ *(?:async )?(?:class|def) (\w+)", text, re.MULTILINE)}
+    return frozenset(names | {path.stem for path in (ROOT / "tests").rglob("*.py")})
 
 
 def test_the_index_has_every_decision_with_its_title_date_and_status() -> None:

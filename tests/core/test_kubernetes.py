@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from esp.core.config import load
 from esp.core.keys import KeyRange
 from esp.core.kubernetes import Cut, cuts, directory, is_built_in, resource_range
 from esp.core.shard_map import ShardMap, carve
@@ -34,6 +38,11 @@ def a_map(*ranges: KeyRange) -> ShardMap:
         ("example.com/nodes", b"/registry/example.com/nodes"),
         ("gateway.networking.k8s.io/httproutes", b"/registry/gateway.networking.k8s.io/httproutes"),
         ("apiregistration.k8s.io/apiservices", b"/registry/apiregistration.k8s.io/apiservices"),
+        ("apiextensions.k8s.io/customresourcedefinitions", b"/registry/apiextensions.k8s.io/customresourcedefinitions"),
+        ("ingresses", b"/registry/ingress"),
+        ("replicationcontrollers", b"/registry/controllers"),
+        ("events", b"/registry/events"),
+        ("events.k8s.io/events", b"/registry/events"),
     ],
 )
 def test_a_resource_has_its_path(name: str, path: bytes) -> None:
@@ -143,3 +152,16 @@ def test_it_says_what_is_wrong_and_the_cure() -> None:
 )
 def test_all_objects_of_a_built_in_resource(key: bytes, range_end: bytes, known: bool) -> None:
     assert is_built_in(ROOT, key, range_end) is known
+
+
+def test_the_layout_in_the_docs_cuts_nothing(tmp_path: Path) -> None:
+    document = Path(__file__).parents[2] / "docs" / "kubernetes.md"
+    (layout,) = re.findall(r"^```yaml\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    path = tmp_path / "esp.yaml"
+    path.write_text(layout)
+    shard_map = load(path).shard_map
+    assert cuts(shard_map, ROOT) == []
+    owners = {
+        name: shard_map.names[shard_map.owner(b"/registry/" + name)] for name in (b"leases", b"pods", b"secrets/x")
+    }
+    assert owners == {b"leases": "events", b"pods": "pods", b"secrets/x": "main"}
