@@ -31,6 +31,7 @@ from bench.processes import BenchError, Process
 
 BAR_TIMES, BAR_MS = 2.0, 20.0
 KINDS = ("put", "get", "watch", "keepalive", "connect")
+_STEPS_SHOWN = 12
 _NICE = 5  # of the attackers: where the cores are short, they are to lack them first
 
 
@@ -168,6 +169,8 @@ def measure(
     with _neighbour(address) as client:
         _tell(client, "quiet")
         time.sleep(options.quiet_seconds)
+        if options.steps and not options.direct:
+            os.kill(server.pid, signal.SIGUSR1)  # what was in the quiet time does not count
         before, lines, cpu = server.memory_mb("VmRSS"), _lines_of(server.log), server.cpu()
         memory = _Memory(server)
         memory.start()
@@ -231,7 +234,9 @@ def _attack(name: str, connections: int, shards: Sequence[Etcd], folder: Path, o
         if options.direct:
             server, address = shards[0].process, shards[0].address
         else:
-            esp = Esp()
+            esp = SteppedEsp() if options.steps else Esp()
+            if options.steps:
+                stack.callback(_print_steps, folder / "steps")
             stack.callback(esp.stop)
             folder.mkdir()
             esp.start(Backends(shards, None), folder)
@@ -243,6 +248,25 @@ def _attack(name: str, connections: int, shards: Sequence[Etcd], folder: Path, o
             time.sleep(0.5)  # so that esp has met it
             os.kill(frozen.pid, signal.SIGSTOP)
         return measure(name, connections, server, address, options, frozen)
+
+
+class SteppedEsp(Esp):
+    """Notes its longest steps; the folder of its config has them when it has ended."""
+
+    def command(self, config: Path) -> list[str | Path]:
+        """With what notes them in front."""
+        return [sys.executable, "-m", "bench.stepped_esp", config.parent / "steps", "serve", "-c", config]
+
+
+def _print_steps(file: Path) -> None:
+    """The longest steps of a run, each with where it was last seen."""
+    if not file.exists():
+        return
+    seen = json.loads(file.read_text())
+    lengths = ", ".join(f"{count:,} of {ms} ms" for ms, count in seen["lengths"]) or "none of 1 ms"
+    print(f"  steps: {lengths}")
+    for step in seen["longest"][:_STEPS_SHOWN]:
+        print(f"  {step['ms']:8.1f} ms  {step['called']}, up to {step['ended']}: {' < '.join(step['lines'])}")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -262,6 +286,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--times", type=float, default=1.0, help="of each attack's own rate (1)")
     parser.add_argument("--direct", action="store_true", help="attack one plain etcd instead, for comparison")
+    parser.add_argument(
+        "--steps",
+        action="store_true",
+        help="below each row the longest single steps of esp's loop, in CPU time; that slows esp down",
+    )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="every row goes here, with p50s and the texts of errors"
     )
