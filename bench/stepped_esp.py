@@ -131,10 +131,10 @@ def instrument(steps: Steps) -> None:
 
     made = turns.Turns.__init__
 
-    def __init__(self: turns.Turns, clock: Callable[[], float] = steps.clock) -> None:
+    def begin(self: turns.Turns, clock: Callable[[], float] = steps.clock) -> None:
         made(self, clock)
 
-    turns.Turns.__init__ = __init__  # type: ignore[method-assign]
+    turns.Turns.__init__ = begin  # type: ignore[method-assign]
     for protocol in (transport.WireProtocol, transport.ServerProtocol, transport.ClientProtocol):
         for name in ("connection_made", "data_received", "eof_received", "resume_writing", "connection_lost"):
             if name in vars(protocol):

@@ -43,7 +43,7 @@ from esp.core.wire.stream import Pending, Stream
 log = logging.getLogger("esp.wire")
 
 PUMP_BYTES: Final = 262144
-"""Bytes that `pump` moves at most between two flushes, so that wide windows do not turn into a large write."""
+"""Bytes of what waits that a connection sends at most in one turn, so that wide windows do not keep others waiting."""
 HELD_ACK_BYTES: Final = 65536
 PING_FRAME_SIZE: Final = 17
 RECENTLY_RESET: Final = 1000
@@ -79,6 +79,7 @@ class Connection:
         "_glitch_time",
         "_held_ack",
         "_held_ack_size",
+        "_is_put_off",
         "_late",
         "_next",
         "_opened",
@@ -173,6 +174,7 @@ class Connection:
         self._pump_budget = PUMP_BYTES
         self._pumped = 0
         self._pumping = False
+        self._is_put_off = False
         self._stalled: dict[int, tuple[Pending | None, int, float]] = {}
         self._reset_ids: dict[int, None] = {}
         self._forgotten = 0
@@ -208,7 +210,7 @@ class Connection:
         if self._unfinished is not None:
             self._unfinished.append(steps)
         elif not self._take_steps(steps):
-            self._unfinished = [steps]
+            self._unfinished = [*(self._unfinished or ()), steps]  # what is left of steps that those have begun
 
     def _take_steps(self, steps: Iterator[None]) -> bool:
         """Takes steps until the turn is over; whether those were all."""
@@ -263,7 +265,7 @@ class Connection:
         self._settings_since = self._settings_since or monotonic()
 
     def flush(self) -> None:
-        """Hands the queued frames to the transport as one block of bytes, and lets what waited move up."""
+        """Hands the queued frames to the transport as one block of bytes."""
         if self.on_flush is None and not self.ended:
             return  # not connected yet: `out` is kept for the transport to come
         out = self.out
@@ -279,9 +281,6 @@ class Connection:
                 self.backlog += len(data)
             if self.on_flush is not None:
                 self.on_flush(data)
-        self._pump_budget = PUMP_BYTES
-        if self.blocked:
-            self.pump()
         if self.ended and not out and self.on_end is not None:
             on_end, self.on_end = self.on_end, None
             on_end()
@@ -393,6 +392,15 @@ class Connection:
                     blocked[stream_id] = stream
         finally:
             self._pumping = False
+        if blocked and self._pump_budget <= 0 and not self._is_put_off:
+            self._is_put_off = True
+            self.context.put_off(self)
+
+    def go_on(self) -> None:
+        """A new turn: what waits may move up."""
+        self._is_put_off = False
+        self._pump_budget = PUMP_BYTES
+        self.pump()
 
     # Streams.
 

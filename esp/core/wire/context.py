@@ -21,6 +21,13 @@ class Flushable(Protocol):
         """An exception came out of it: log it and end the connection."""
 
 
+class Resumable(Flushable, Protocol):
+    """A connection that has sent as much as it may in one turn."""
+
+    def go_on(self) -> None:
+        """The next turn has come."""
+
+
 @dataclass(slots=True)
 class Counters:
     """What the wire counts.
@@ -43,6 +50,7 @@ class WireContext:
     Attributes:
         unflushed: connections with output, in the order they got it; whoever lets a connection take bytes flushes them
             all afterwards, so that many requests leave in one write.
+        put_off_ones: connections with more to send than one turn allows.
         turns: which connection works when.
         calls: the memory that open calls take.
         gatherers: those who make output of what has gathered; they come first, so that it leaves in the same write.
@@ -52,6 +60,7 @@ class WireContext:
     limits: Limits
     unflushed: list[Flushable] = field(default_factory=list)
     gatherers: list[Flushable] = field(default_factory=list)
+    put_off_ones: list[Resumable] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
     turns: Turns = field(default_factory=Turns)
     buffers: BufferBudget = field(init=False)
@@ -61,6 +70,7 @@ class WireContext:
         self.calls = BufferBudget(self.limits.max_call_bytes)
         self.buffers = BufferBudget(self.limits.max_buffered_bytes)
         self.turns.flush = self.flush
+        self.turns.go_on = self.go_on
 
     def reached(self, limit: str) -> None:
         """Counts that the limit of this name in `Limits` was reached."""
@@ -73,14 +83,33 @@ class WireContext:
         else:
             self.turns.run_soon()
 
+    def put_off(self, one: Resumable) -> None:
+        """Lets `one` go on in the next turn; where no loop runs, with the next flush."""
+        self.put_off_ones.append(one)
+        if self.turns.soon is not None:
+            self.turns.run_soon()
+
+    def go_on(self) -> None:
+        """A new turn begins: lets those go on that were put off."""
+        waiting, self.put_off_ones = self.put_off_ones, []
+        for one in waiting:
+            try:
+                one.go_on()
+            except Exception:
+                one.on_bug()
+
     def flush(self) -> None:
         """Writes what every connection has waiting. No connection is in the middle of something then."""
         if self.buffers.held > self.buffers.limit:
             self.buffers.settle()
-        for waiting in (self.gatherers, self.unflushed):
-            while waiting:
-                one = waiting.pop()
-                try:
-                    one.flush()
-                except Exception:
-                    one.on_bug()
+        while True:
+            for waiting in (self.gatherers, self.unflushed):
+                while waiting:
+                    one = waiting.pop()
+                    try:
+                        one.flush()
+                    except Exception:
+                        one.on_bug()
+            if self.turns.soon is not None or not self.put_off_ones:
+                return
+            self.go_on()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from urllib.parse import unquote_to_bytes
 
 from esp.core.wire.frames import pack_u32, unpack_u32
@@ -13,6 +13,8 @@ MAX_GZIP_MEMBERS = 16
 """What a compressed message may consist of; clients send one. Each further one copies what is left of the message."""
 ENCODINGS = frozenset((b"identity", b"gzip"))
 """The values of `grpc-encoding` that are understood."""
+INFLATED_AT_ONCE = 65536
+"""Bytes that are taken from a compressed message, or made of it, in one step: some 0.2 ms."""
 PREFIX_SIZE = 5
 """One flag byte (0 plain, 1 compressed) and the length of the message, 32 bits."""
 
@@ -27,38 +29,51 @@ class MessageReader:
 
     Attributes:
         encoding: how messages are compressed that are.
+        prefixed: whether messages are given with a prefix, that of a plain one.
         wanted: how many bytes the message being read still lacks; 0 between messages.
         count: messages read one by one so far.
     """
 
-    __slots__ = ("_buffer", "_max_bytes", "count", "encoding", "wanted")
+    __slots__ = ("_buffer", "_inflated", "_max_bytes", "count", "encoding", "prefixed", "wanted")
 
-    def __init__(self, max_bytes: int, encoding: bytes = b"identity") -> None:
+    def __init__(self, max_bytes: int, encoding: bytes = b"identity", *, prefixed: bool = False) -> None:
         self._buffer = bytearray()
+        self._inflated = 0
         self._max_bytes = max_bytes
         self.encoding = encoding
+        self.prefixed = prefixed
         self.wanted = 0
         self.count = 0
 
     @property
     def held(self) -> int:
-        """Bytes kept of a message that is not whole yet."""
-        return len(self._buffer)
+        """Bytes kept of a message that is not whole yet, or not inflated to its end."""
+        return len(self._buffer) + self._inflated
 
     def feed(self, payload: bytes) -> list[bytes]:
-        """The messages that `payload` completes, without prefix, decompressed.
+        """The messages that `payload` completes, decompressed.
 
         Raises:
             RpcError: an oversize message (known from its prefix, before it is read) or one that cannot be decompressed.
         """
         buffer = self._buffer
         size = len(payload) - PREFIX_SIZE
-        if not buffer and 0 <= size <= self._max_bytes and not payload[0] and unpack_u32(payload, 1)[0] == size:
+        if (
+            not buffer
+            and not self.prefixed
+            and 0 <= size <= self._max_bytes
+            and not payload[0]
+            and unpack_u32(payload, 1)[0] == size
+        ):
             return [payload[PREFIX_SIZE:]]  # one whole message, as servers send it
         return list(self.messages(payload))
 
     def messages(self, payload: bytes) -> Iterator[bytes]:
         """As `feed`, one message after the other; the next payload comes when this one has been gone through."""
+        return (message for message in self.steps(payload) if message is not None)
+
+    def steps(self, payload: bytes) -> Iterator[bytes | None]:
+        """As `messages`, with a None wherever a part of a message was inflated and there is more of it."""
         buffer = self._buffer
         buffer += payload
         while len(buffer) >= PREFIX_SIZE:
@@ -68,12 +83,27 @@ class MessageReader:
             if len(buffer) < end:
                 self.wanted = end - len(buffer)
                 return
-            with memoryview(buffer) as view:
-                message = bytes(view[PREFIX_SIZE:end])
             compressed = buffer[0]
+            with memoryview(buffer) as view:
+                message = bytes(view[0 if self.prefixed and not compressed else PREFIX_SIZE : end])
             del buffer[:end]
             self.count += 1
-            yield decompress(message, self.encoding, self._max_bytes) if compressed else message
+            if compressed:
+                inflating = inflate(message, self.encoding, self._max_bytes)
+                try:
+                    while True:
+                        self._inflated = next(inflating)
+                        yield None
+                except StopIteration as end_of_it:
+                    pieces: list[bytes] = end_of_it.value
+                if self.prefixed:
+                    pieces.insert(0, b"\0" + pack_u32(sum(map(len, pieces))))
+                message = b"".join(pieces)
+                pieces.clear()
+                if self._inflated:
+                    yield None  # it was large, and so will be what is done with it
+                    self._inflated = 0
+            yield message
         self.wanted = PREFIX_SIZE - len(buffer) if buffer else 0
 
 
@@ -101,29 +131,45 @@ def unknown_encoding(encoding: bytes) -> Status:
     return Status(Code.UNIMPLEMENTED, f"grpc: Decompressor is not installed for grpc-encoding {name}")
 
 
-def decompress(message: bytes, encoding: bytes, max_bytes: int) -> bytes:
-    """A compressed message as plain bytes; `max_bytes` bounds what a small input may unfold to.
+def inflate(message: bytes, encoding: bytes, max_bytes: int) -> Generator[int, None, list[bytes]]:
+    """A compressed message as plain bytes, in pieces.
+
+    A step makes `INFLATED_AT_ONCE` at most, and tells how much there is so far. `max_bytes` bounds what a small input
+    may unfold to.
 
     Raises:
         RpcError: the bytes are not of that encoding, or unfold to more than `max_bytes`, or consist of more than
             `MAX_GZIP_MEMBERS`.
     """
     assert encoding == b"gzip", "check_prefix refuses the rest"
-    plain = b""
+    pieces: list[bytes] = []
+    size = position = 0
     for _ in range(MAX_GZIP_MEMBERS):
         inflater = zlib.decompressobj(wbits=31)
-        try:
-            plain += inflater.decompress(message, max_bytes + 1 - len(plain))
-        except zlib.error as error:
-            raise Status(Code.INTERNAL, f"grpc: failed to decompress the received message: {error}").error() from None
-        if len(plain) > max_bytes:
-            text = f"grpc: received message after decompression larger than max {max_bytes}"
-            raise Status(Code.RESOURCE_EXHAUSTED, text).error()
-        if not inflater.eof:
-            raise Status(Code.INTERNAL, "grpc: failed to decompress the received message: unexpected EOF").error()
-        message = inflater.unused_data
-        if not message:  # more is another member of the same file (RFC 1952, section 2.2)
-            return plain
+        while True:
+            packed = inflater.unconsumed_tail
+            if not packed:
+                packed = message[position : position + INFLATED_AT_ONCE]
+                position += len(packed)
+            try:
+                plain = inflater.decompress(packed, min(INFLATED_AT_ONCE, max_bytes + 1 - size))
+            except zlib.error as error:
+                text = f"grpc: failed to decompress the received message: {error}"
+                raise Status(Code.INTERNAL, text).error() from None
+            pieces.append(plain)
+            size += len(plain)
+            if size > max_bytes:
+                text = f"grpc: received message after decompression larger than max {max_bytes}"
+                raise Status(Code.RESOURCE_EXHAUSTED, text).error()
+            if inflater.eof:
+                break
+            if not packed and not plain:
+                raise Status(Code.INTERNAL, "grpc: failed to decompress the received message: unexpected EOF").error()
+            yield size
+        position -= len(inflater.unused_data)
+        if position == len(message):  # more is another member of the same file (RFC 1952, section 2.2)
+            return pieces
+        yield size
     text = f"grpc: failed to decompress the received message: more than {MAX_GZIP_MEMBERS} gzip members"
     raise Status(Code.INTERNAL, text).error()
 

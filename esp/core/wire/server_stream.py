@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +18,7 @@ from esp.core.wire.frames import (
     pack_three,
 )
 from esp.core.wire.hpack import Fields, encode
-from esp.core.wire.message import MessageReader, format_timeout, prefix
+from esp.core.wire.message import PREFIX_SIZE, MessageReader, format_timeout, prefix
 from esp.core.wire.request import NO_LENGTH, RequestHead
 from esp.core.wire.response import RESPONSE_BLOCK, trailers_block
 from esp.core.wire.status import OK, Code, RpcError, Status
@@ -393,8 +394,15 @@ class ServerStream(Stream):
 
     def _collect(self, payload: bytes, end: bool) -> None:
         self.consumed(len(payload))
+        self.connection.do(self._collected(payload, end))
+
+    def _collected(self, payload: bytes, end: bool) -> Iterator[None]:
+        """Takes a piece of the request's one message, step by step; serves the message once it has ended."""
         try:
-            message = self._read(payload, end)
+            messages = yield from self._read(payload)
+            if self.is_over:
+                return  # it was given up in between
+            message = self._ended(messages, end)
         except RpcError as error:
             self.expire(error.status)
             return
@@ -405,7 +413,7 @@ class ServerStream(Stream):
         self._release()
         self._message = self._reader = None
         self.taken = True
-        self.head.handler.on_message(self, prefix(message))
+        self.head.handler.on_message(self, message)
 
     def take_unended(self) -> None:
         """Serves a message that is whole though the request has not ended, as etcd does."""
@@ -413,38 +421,55 @@ class ServerStream(Stream):
         if self._message is not None and reader is not None and not reader.wanted and not self.is_over:
             self._take(self._message)
 
-    def _read(self, payload: bytes, end: bool) -> bytes | None:
-        """The request's one message, once it has ended. Until then what there is of it counts as buffered."""
+    def _read(self, payload: bytes) -> Generator[None, None, list[bytes]]:
+        """The messages that a piece of the request completes; what is inflated of one counts as buffered."""
         if self.taken:
             if payload:
                 raise _SECOND_MESSAGE.error()
-            return None
+            return []
         context = self.connection.context
-        limits = context.limits
         reader = self._reader
         if reader is None:
-            reader = self._reader = MessageReader(limits.max_message_bytes, self.head.encoding)
+            reader = self._reader = MessageReader(context.limits.max_message_bytes, self.head.encoding, prefixed=True)
+        messages = []
         try:
-            messages = reader.feed(payload)
+            for message in reader.steps(payload):
+                if message is not None:
+                    messages.append(message)
+                    if len(messages) + (self._message is not None) > 1:
+                        raise _SECOND_MESSAGE.error()
+                else:
+                    self._hold_all(reader.held)
+                    yield
+                    if self.is_over:
+                        break
         except RpcError as error:
-            if error.status.code == Code.RESOURCE_EXHAUSTED:
+            if error.status.code == Code.RESOURCE_EXHAUSTED and error.status is not OVERLOADED:
                 context.reached("max_message_bytes")
             raise
-        if len(messages) + (self._message is not None) > 1:
-            raise _SECOND_MESSAGE.error()
+        return messages
+
+    def _ended(self, messages: list[bytes], end: bool) -> bytes | None:
+        """The request's one message, once it has ended. Until then what there is of it counts as buffered."""
+        reader = self._reader
+        if self.taken or reader is None:
+            return None
         if messages:
             self._message = messages[0]
         if end:
             if self._message is None or reader.wanted:
                 raise Status(Code.INTERNAL, "the request ended without a whole message").error()
             return self._message
-        held = reader.held + len(self._message or b"")
-        if not self.hold(held - self._held):
-            raise OVERLOADED.error()
-        self._held = held
+        self._hold_all(reader.held + max(0, len(self._message or b"") - PREFIX_SIZE))
         if self._message is not None and self.head.content_length in (NO_LENGTH, self._body_size):
             self.connection.unended.append(self)
         return None
+
+    def _hold_all(self, held: int) -> None:
+        """Accounts for all that is kept of the request's message."""
+        if not self.hold(held - self._held):
+            raise OVERLOADED.error()
+        self._held = held
 
     def _release(self) -> None:
         self.release(self._held)

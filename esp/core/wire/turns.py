@@ -67,6 +67,7 @@ class Turns:
         soon: has something called in the next turn of the loop, after which sockets are looked at again; set by
             whoever has a loop.
         flush: writes what was made ready; set by the context.
+        go_on: lets those go on that had sent as much as fits a turn; set by the context.
     """
 
     __slots__ = (
@@ -82,6 +83,7 @@ class Turns:
         "_will_run",
         "clock",
         "flush",
+        "go_on",
         "soon",
     )
 
@@ -89,6 +91,7 @@ class Turns:
         self.clock = clock
         self.soon: Callable[[Callable[[], None]], object] | None = None
         self.flush: Callable[[], None] = lambda: None
+        self.go_on: Callable[[], None] = lambda: None
         self._line: list[tuple[float, int, Worker]] = []
         self._first: deque[Worker] = deque()
         self._answers: deque[Worker] = deque()
@@ -180,6 +183,7 @@ class Turns:
         """
         self._will_run = False
         self._spent = 0.0
+        self.go_on()
         self.flush()
         if self._answers:
             self._serve_shards()

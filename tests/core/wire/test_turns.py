@@ -5,18 +5,26 @@ The clock goes by one second with each step of work, so a slice of `n` seconds i
 
 from __future__ import annotations
 
+import gzip
+import random
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from math import inf
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from esp.core.wire import turns
-from esp.core.wire.frames import ErrorCode
+from esp.core.wire.connection import PUMP_BYTES
+from esp.core.wire.frames import MAX_FRAME_SIZE, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
 from esp.core.wire.http1 import Http1Connection, Page
-from esp.core.wire.server_stream import Sink
+from esp.core.wire.limits import Limits
+from esp.core.wire.message import INFLATED_AT_ONCE
+from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.status import DEADLINE_EXCEEDED
 from esp.core.wire.turns import Turns, Worker
 from tests.core.wire.conversation import (
     ECHO,
@@ -25,6 +33,7 @@ from tests.core.wire.conversation import (
     Server,
     call,
     data,
+    echoed,
     headers,
     meet,
     message,
@@ -411,6 +420,91 @@ def test_a_connection_takes_no_more_than_fits_its_turn() -> None:
     assert len(server.saw) <= 10
 
 
+class Inflaters:
+    """Counts what zlib is given and makes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bytes = 0
+        inflater = zlib.decompressobj
+
+        class Counted:
+            def __init__(counted, wbits: int) -> None:
+                counted._inflater = inflater(wbits=wbits)
+
+            def decompress(counted, packed: bytes, most: int) -> bytes:
+                plain = counted._inflater.decompress(packed, most)
+                self.bytes += len(plain) + len(packed) - len(counted._inflater.unconsumed_tail)
+                return plain
+
+            def __getattr__(counted, name: str) -> Any:
+                return getattr(counted._inflater, name)
+
+        monkeypatch.setattr(zlib, "decompressobj", Counted)
+
+
+@pytest.mark.parametrize("content", [bytes(1_400_000), random.Random(7).randbytes(900_000)], ids=["zeros", "noise"])
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_message_is_inflated_in_steps(monkeypatch: pytest.MonkeyPatch, content: bytes, members: int) -> None:
+    counted = Inflaters(monkeypatch)
+    third = len(content) // members + 1
+    packed = b"".join(gzip.compress(content[at : at + third], 1) for at in range(0, len(content), third))
+    _, server = meet(Limits(stream_window_bytes=2**21))
+    connection = server.connection
+    connection.stop = 0.0
+    whole = b"\1" + len(packed).to_bytes(4, "big") + packed
+    pieces = [whole[at : at + 16384] for at in range(0, len(whole), 16384)]
+    said = [data(1, piece, end=piece is pieces[-1]) for piece in pieces]
+    connection.receive(headers(1, call(HOLD, (b"grpc-encoding", b"gzip"))) + b"".join(said))
+    turns_taken, most = 0, 0
+    while connection.behind:
+        before = counted.bytes
+        connection.receive(b"")
+        most = max(most, counted.bytes - before)
+        turns_taken += 1
+        # What there is of it is held, and counts for the client.
+        assert server.context.buffers.used == 0 or server.context.buffers.used <= len(whole) + len(content)
+    assert 2 * INFLATED_AT_ONCE >= most > 0
+    assert turns_taken >= (len(content) + len(packed)) // (2 * INFLATED_AT_ONCE)
+    assert server.saw == [("message", 1, message(content))]
+    assert server.context.buffers.used == 0
+
+
+def test_what_is_inflated_is_held_and_given_up_without_memory() -> None:
+    packed = gzip.compress(bytes(1_000_000))
+    _, server = meet(Limits(max_buffered_bytes=200_000))
+    connection = server.connection
+    connection.stop = 0.0
+    said = data(1, b"\1" + len(packed).to_bytes(4, "big") + packed, end=True)
+    connection.receive(headers(1, call(HOLD, (b"grpc-encoding", b"gzip"))) + said)
+    held = [server.context.buffers.used]
+    while connection.behind:
+        connection.receive(b"")
+        held.append(server.context.buffers.used)
+    assert INFLATED_AT_ONCE in held
+    assert max(held) <= 225_000
+    server.flush()
+    assert b"no memory" in server.says()
+    assert server.saw == []
+    server.holds_nothing()
+
+
+def test_a_call_that_ends_while_its_message_is_inflated_is_not_served() -> None:
+    packed = gzip.compress(bytes(1_000_000))
+    _, server = meet()
+    connection = server.connection
+    connection.stop = 0.0
+    said = data(1, b"\1" + len(packed).to_bytes(4, "big") + packed, end=True)
+    connection.receive(headers(1, call(HOLD, (b"grpc-encoding", b"gzip"))) + said)
+    connection.receive(b"")
+    assert connection.behind
+    connection.streams[1].expire(DEADLINE_EXCEEDED)
+    while connection.behind:
+        connection.receive(b"")
+    assert server.saw == []
+    server.flush()
+    server.holds_nothing()
+
+
 def test_at_least_one_frame_is_taken_in_a_turn_that_has_passed() -> None:
     _, server = meet()
     connection = server.connection
@@ -532,3 +626,50 @@ def test_http1_does_no_more_than_fits_its_turn(said: bytes) -> None:
     answers = connection.receive(said)
     assert connection.behind
     assert answers.count(b"HTTP/1.1 200") <= 3
+
+
+# Output.
+
+
+def test_what_waits_leaves_a_part_in_each_turn() -> None:
+    client, server = meet(client_settings={SETTINGS_INITIAL_WINDOW_SIZE: 2**30})
+    client.sends(window(0, 2**30), headers(1, call(HOLD)), data(1, message(), end=True))
+    client.sends(headers(3, call(HOLD)), data(3, message(), end=True))
+    called: list[Callable[[], None]] = []
+    server.context.turns.soon = called.append
+    server.says()
+    for stream in (1, 3):
+        server.hold.streams[stream].respond(bytes(1_500_000))
+    server.flush()
+    sent, together = [len(server.says())], 0
+    while called:
+        called.pop()()
+        assert not server.context.unflushed
+        said = server.frames()
+        together += {frame.stream for frame in said} == {1, 3}
+        sent.append(sum(len(frame.payload) for frame in said))
+    assert max(sent) <= PUMP_BYTES + 2 * MAX_FRAME_SIZE
+    assert len(sent) >= 3_000_000 // PUMP_BYTES
+    assert together >= len(sent) - 3, "frames of both, in turn"
+    server.holds_nothing()
+
+
+def test_a_bug_in_what_goes_on_ends_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, server = meet(client_settings={SETTINGS_INITIAL_WINDOW_SIZE: 2**30})
+    client.sends(window(0, 2**30), headers(1, call(HOLD)), data(1, message(), end=True))
+    other_client, other = meet(context=server.context)
+    called: list[Callable[[], None]] = []
+    server.context.turns.soon = called.append
+    server.hold.streams[1].respond(bytes(1_500_000))
+    server.flush()
+
+    def bug(limit: int) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ServerStream, "send_pending", lambda self, limit: bug(limit))
+    while called:
+        called.pop()()
+    assert server.closed
+    monkeypatch.undo()
+    other_client.sends(headers(1, call(ECHO)), data(1, message(b"hi"), end=True))
+    other.answers(*echoed(1, b"hi"))

@@ -147,8 +147,9 @@ class WatchStream(Sink):
     def _take_requests(self, payload: bytes) -> Iterator[None]:
         """Takes the requests one by one: thousands of small ones fit one frame."""
         try:
-            for body in self._requests.messages(payload):
-                self._on_request(body)
+            for body in self._requests.steps(payload):
+                if body is not None:
+                    self._on_request(body)
                 yield
         except RpcError as error:
             if error.status.code == Code.RESOURCE_EXHAUSTED:
