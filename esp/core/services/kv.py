@@ -6,7 +6,8 @@ message's bytes (`peek`); what that does not recognise is parsed. What spans sha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Final
 
 from esp.core import errors
@@ -96,7 +97,7 @@ class Put(_MayLackLease):
         if status != errors.LEASE_NOT_FOUND:
             return False
         request = parse(rpc_pb2.PutRequest, message)
-        return self.lease_retry.take(stream, message, self.owner(request.key), [request.lease], status)
+        return self.lease_retry.take(stream, message, [request], status)
 
 
 class _Ranges(Routed):
@@ -279,40 +280,56 @@ class Txn(_MayLackLease):
         self.snapshots = snapshots
         self.snapshot_tries = snapshot_tries
 
-    def route(self, stream: ServerStream, message: bytes) -> None:
-        """Routes by the union of all that the transaction touches."""
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Routes by the union of all that the transaction touches: in steps, since that may be much."""
+        stream.connection.do(self._routed(stream, message))
+
+    def _routed(self, stream: ServerStream, message: bytes) -> Iterator[None]:
+        try:
+            yield from self._in_steps(stream, message)
+        except RpcError as error:
+            stream.finish(error.status)
+
+    def _in_steps(self, stream: ServerStream, message: bytes) -> Iterator[None]:
         request = parse(rpc_pb2.TxnRequest, message)
-        check(txn.refuse_unlooked(request))
-        touched = _touched(request)
+        found = yield from txn.look(request)
+        check(found.refused)
+        touched = found.touched
         if not touched:
             everywhere = range(len(self.shards))
             self.serve_across(
                 stream, everywhere, message, lambda call: across.txn_of_nothing(call, self.routing, request)
             )
             return
-        first = touched[0]
+        first, pace = touched[0], txn.Pace()
         self.routing.apiservers.saw(first.start)
         owner = self.routing.map.sole_owner(first)
         for keys in touched:
+            if pace.is_over():
+                yield
             if owner is None or self.routing.map.sole_owner(keys) != owner:
                 if txn.is_read_only(request) and not request.compare:
-                    check(txn.validate(request))
+                    check((yield from txn.validate(request)))
                     check(self.routing.undivided.refuse("a transaction", *touched))
-                    self._read(stream, request, message)
+                    yield from self._read(stream, request, message)
                     return
-                check(txn.validate(request, txn.MAX_OPS))
+                check((yield from txn.validate(request, txn.MAX_OPS)))
                 raise self._spans(first, keys)
         assert owner is not None, "a range that spans shards was refused"
         try:
-            translate_txn(self.routing.tokens, request, owner)
+            yield from translate_txn(self.routing.tokens, found, owner)
         except RpcError:
-            check(txn.validate(request))
+            check((yield from txn.validate(request)))
             raise
-        self.pass_on(stream, request, self.shards[owner])
+        if not stream.is_over:
+            self.pass_on(stream, request, self.shards[owner])
 
-    def _read(self, stream: ServerStream, request: rpc_pb2.TxnRequest, message: bytes) -> None:
+    def _read(self, stream: ServerStream, request: rpc_pb2.TxnRequest, message: bytes) -> Iterator[None]:
         """Reads what the first branch asks for, which is the one that etcd runs where nothing is compared."""
+        pace = txn.Pace()
         for operation in request.success:
+            if pace.is_over():
+                yield
             asked = operation.request_range
             if asked.revision < 0:
                 raise errors.COMPACTED.error()  # in a transaction, other than in a Range, etcd takes it for a revision
@@ -323,16 +340,18 @@ class Txn(_MayLackLease):
                 check(refuse_range(asked, *self.span(keys), at_token=at_token))
             else:
                 translate_filters(self.routing.tokens, asked, sole)
+        shards: set[int] = set()
+        for operation in chain(request.success, request.failure):
+            if pace.is_over():
+                yield
+            asked = operation.request_range
+            keys = KeyRange.of_request(asked.key, asked.range_end)
+            shards.update(segment.shard for segment in segments_of(self.routing, keys))
+        if stream.is_over:
+            return
         wanted = stream.head.field(metadata.READ)
         wants_snapshot = wanted in (b"snapshot", b"default") or (self.snapshots and not wanted)
         tries = self.snapshot_tries if wants_snapshot else 0
-
-        reads = [operation.request_range for operation in (*request.success, *request.failure)]
-        shards = {
-            segment.shard
-            for one in reads
-            for segment in segments_of(self.routing, KeyRange.of_request(one.key, one.range_end))
-        }
         self.serve_across(
             stream, sorted(shards), message, lambda call: across.txn_across(call, self.routing, request, tries)
         )
@@ -342,9 +361,7 @@ class Txn(_MayLackLease):
         if status != errors.LEASE_NOT_FOUND:
             return False
         request = parse(rpc_pb2.TxnRequest, message)
-        leases = list(txn.leases(request))
-        # All have the same owner, or it would not have been sent there.
-        return self.lease_retry.take(stream, message, self.owner(_touched(request)[0].start), leases, status)
+        return self.lease_retry.take(stream, message, txn.puts(request), status)
 
     def _spans(self, one: KeyRange, other: KeyRange) -> RpcError:
         """The refusal of a transaction that touches two ranges of different shards, or one range of several."""
@@ -358,12 +375,6 @@ class Txn(_MayLackLease):
             boundary = self.span(KeyRange(low, high + b"\0"))[1]
         cure = "keep what a transaction touches, in both branches, inside one shard"
         return errors.spans("a transaction", names, boundary, cure).error()
-
-
-def _touched(request: rpc_pb2.TxnRequest) -> list[KeyRange]:
-    """The ranges that say whose a transaction is: those with keys in them, or else the first there is."""
-    touched = list(dict.fromkeys(txn.touched(request)))
-    return [keys for keys in touched if not keys.is_empty()] or touched[:1]
 
 
 class Compact(Routed):

@@ -6,14 +6,17 @@ applied, and may be sent again.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Final
 
 from esp.core import errors
+from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall, Spawn
 from esp.core.services.lease_repair import LeaseRepair
 from esp.core.services.metadata import load_bearing
+from esp.core.services.txn import LOOKED_AT_ONCE
 from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
 from esp.core.wire.message import PREFIX_SIZE
@@ -35,21 +38,19 @@ class LeaseRetry:
         self._context = context
         self._running = 0
 
-    def take(self, stream: ServerStream, message: bytes, shard: int, leases: Iterable[int], status: Status) -> bool:
-        """Takes over a write to `shard` that ended with `status`; False when that is all there is to say.
+    def take(
+        self, stream: ServerStream, message: bytes, puts: Iterable[rpc_pb2.PutRequest | None], status: Status
+    ) -> bool:
+        """Takes over a write to one shard that ended with `status`; False when that is all there is to say.
 
         Args:
             stream: the client's call.
             message: the request, with its prefix.
-            shard: the index of the shard that refused it.
-            leases: those that the write names, each of which may be the one that lacks.
+            puts: those that it consists of, any of which may name the lease that lacks; with None for what is none.
             status: why it was refused.
         """
         table = self._repair.table
         if status != errors.LEASE_NOT_FOUND or not table.tolerant or stream.retried:
-            return False
-        lacking = [lease for lease in dict.fromkeys(leases) if lease][:MAX_LEASES]
-        if not lacking:
             return False
         if self._running >= self._context.limits.max_waiting_requests:
             self._context.reached("max_waiting_requests")
@@ -57,14 +58,16 @@ class LeaseRetry:
         stream.retried = True
         call = CoroutineCall(stream)
         self._running += 1
-        call.start(self._spawn, self._again(call, message, shard, lacking), self._ended)
+        call.start(self._spawn, self._again(call, message, puts), self._ended)
         return True
 
     def _ended(self) -> None:
         self._running -= 1
 
-    async def _again(self, call: CoroutineCall, message: bytes, index: int, leases: list[int]) -> None:
+    async def _again(self, call: CoroutineCall, message: bytes, puts: Iterable[rpc_pb2.PutRequest | None]) -> None:
         stream = call.stream
+        key, leases = await _named(puts)
+        index = self._routing.map.owner(key)  # of all its keys, or it would not have been sent to one shard
         shard: Shard = self._routing.shards[index]
         if not await self._granted(stream, index, leases):
             raise errors.LEASE_NOT_FOUND.error()
@@ -84,6 +87,21 @@ class LeaseRetry:
             except RpcError:
                 continue  # the shard's own answer still stands
         return granted
+
+
+async def _named(puts: Iterable[rpc_pb2.PutRequest | None]) -> tuple[bytes, list[int]]:
+    """The leases that puts name, no more than are looked for, and a key of theirs; others have their turn between."""
+    key = b""
+    leases: dict[int, None] = {}
+    for number, put in enumerate(puts, 1):
+        if number % LOOKED_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        if put is not None and put.lease:
+            key = put.key
+            leases[put.lease] = None
+            if len(leases) == MAX_LEASES:
+                break
+    return key, list(leases)
 
 
 def _bounded(stream: ServerStream) -> float:

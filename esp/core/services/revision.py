@@ -8,13 +8,13 @@ every client then lists again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 from esp.core import errors
 from esp.core.identity import Identity
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
-from esp.core.services.txn import with_nested
+from esp.core.services.txn import Look, Pace
 from esp.core.tokens import Position, Tokens
 
 _COMPARED = ("mod_revision", "create_revision")
@@ -102,25 +102,28 @@ def translate_filters(tokens: Tokens, request: rpc_pb2.RangeRequest, shard: int)
         RpcError: as `on_shard`.
     """
     for name in _FILTERS:
-        setattr(request, name, on_shard(tokens, getattr(request, name), shard))
+        number = getattr(request, name)
+        if tokens.is_token(number):
+            setattr(request, name, on_shard(tokens, number, shard))
 
 
-def translate_txn(tokens: Tokens, request: rpc_pb2.TxnRequest, shard: int) -> None:
-    """Writes the revisions in a transaction and in those nested in it for the one shard that it goes to.
+def translate_txn(tokens: Tokens, found: Look, shard: int) -> Generator[None, None, None]:
+    """Writes the revisions in a transaction and in those nested in it for the one shard that it goes to, in steps.
 
     Raises:
         RpcError: as `on_shard`, and as `read_at` for what it reads.
     """
-    for txn in with_nested(request):
-        for compare in txn.compare:
-            name = compare.WhichOneof("target_union")
-            if name in _COMPARED:
-                setattr(compare, name, on_shard(tokens, getattr(compare, name), shard))
-        for branch in (txn.success, txn.failure):
-            for operation in branch:
-                if operation.WhichOneof("request") == "request_range":
-                    asked = operation.request_range
-                    position = position_of(tokens, asked.revision)
-                    if position is not None:
-                        asked.revision = read_at(position, shard)
-                    translate_filters(tokens, asked, shard)
+    pace = Pace()
+    for compare in found.compares:
+        if pace.is_over():
+            yield
+        name = compare.WhichOneof("target_union")
+        if name in _COMPARED:
+            setattr(compare, name, on_shard(tokens, getattr(compare, name), shard))
+    for asked in found.reads:
+        if pace.is_over():
+            yield
+        position = position_of(tokens, asked.revision)
+        if position is not None:
+            asked.revision = read_at(position, shard)
+        translate_filters(tokens, asked, shard)

@@ -177,8 +177,9 @@ class World:
     def put_refused(self, lease_id: int) -> FakeStream | None:
         """The second shard has refused a Put for its lease; the call, if esp has something to do about that."""
         stream: Any = FakeStream(b"/etcdserverpb.KV/Put")
-        body = prefix(rpc_pb2.PutRequest(key=b"j", lease=lease_id).SerializeToString())
-        return stream if self.retry.take(stream, body, 1, [lease_id], errors.LEASE_NOT_FOUND) else None
+        put = rpc_pb2.PutRequest(key=b"j", lease=lease_id)
+        body = prefix(put.SerializeToString())
+        return stream if self.retry.take(stream, body, [None, put], errors.LEASE_NOT_FOUND) else None
 
     def _call(self, method: str) -> Any:
         return SimpleNamespace(stream=FakeStream(PATH + method.encode()))

@@ -6,6 +6,7 @@ from esp.core import errors
 from esp.core.identity import Identity
 from esp.core.pb import rpc_pb2
 from esp.core.services.revision import merged_header, on_shard, position_of, read_at, translate_txn
+from esp.core.services.txn import look
 from esp.core.tokens import Position, Tokens
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
@@ -44,6 +45,14 @@ def test_a_number_means_itself_and_a_token_what_it_stands_for(tokens: Tokens) ->
     assert (on_shard(tokens, token, 0), on_shard(tokens, token + 1, 2)) == (4, 7)
 
 
+def translate(tokens: Tokens, request: rpc_pb2.TxnRequest, shard: int) -> None:
+    looking = look(request)
+    with pytest.raises(StopIteration) as end:
+        next(looking)
+    for _ in translate_txn(tokens, end.value.value, shard):
+        raise AssertionError("so few are one step")
+
+
 def test_what_cannot_be_told_of_a_shard_is_compacted(tokens: Tokens) -> None:
     token = tokens.mint([4, 0, 6])
     for number, shard in ((token, 1), (token + 1, 1), (token + 4, 0)):
@@ -61,7 +70,7 @@ def test_behind_a_position_there_is_nothing_to_read() -> None:
 def test_behind_a_position_there_is_nothing_to_read_in_a_transaction_either(tokens: Tokens) -> None:
     asked = Op(request_range=Range(key=b"a", revision=tokens.mint([4, 5, 6]) + 1))
     with pytest.raises(RpcError) as caught:
-        translate_txn(tokens, rpc_pb2.TxnRequest(success=[asked]), 1)
+        translate(tokens, rpc_pb2.TxnRequest(success=[asked]), 1)
     assert caught.value.status == errors.COMPACTED
 
 
@@ -77,7 +86,7 @@ def test_every_revision_in_a_transaction_is_translated_also_in_those_inside_it(t
     ]
     inner = rpc_pb2.TxnRequest(compare=compares, failure=[asked])
     request = rpc_pb2.TxnRequest(compare=compares, success=[asked, Op(request_txn=inner)])
-    translate_txn(tokens, request, 1)
+    translate(tokens, request, 1)
     for txn, branch in (
         (request, request.success),
         (request.success[1].request_txn, request.success[1].request_txn.failure),

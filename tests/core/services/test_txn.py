@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -36,6 +37,29 @@ def get(key: bytes, range_end: bytes = b"", **fields: object) -> Op:
 
 def nested(success: list[Op] = [], failure: list[Op] = []) -> Op:  # noqa: B006
     return Op(request_txn=Txn(success=success, failure=failure))
+
+
+def steps_taken(steps: Generator[None, None, Any]) -> tuple[Any, int]:
+    """What a generator returns once all its steps are taken, and how many those were."""
+    count = 1
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value, count
+        count += 1
+
+
+def validated(request: Txn, max_ops: int = txn.MAX_IN_ALL) -> Status | None:
+    return steps_taken(txn.validate(request, max_ops))[0]
+
+
+def refused(request: Txn) -> Status | None:
+    return steps_taken(txn.look(request))[0].refused
+
+
+def touched(request: Txn) -> list[KeyRange]:
+    return steps_taken(txn.look(request))[0].touched
 
 
 KEY_NAMES = [b"a", b"b", b"b\0", b"c"]
@@ -86,7 +110,7 @@ def check_judged(kv: rpc_pb2_grpc.KVStub, request: Txn, max_ops: int = txn.MAX_O
     judged = answer(kv, request)
     if judged == errors.LEASE_NOT_FOUND:
         judged = OK
-    assert (txn.validate(request, max_ops) or OK) == judged
+    assert (validated(request, max_ops) or OK) == judged
 
 
 def test_etcd_refuses_the_same_writes_that_meet(judge: rpc_pb2_grpc.KVStub) -> None:
@@ -133,8 +157,8 @@ def test_unknown_sort_options_are_refused_as_etcd_3_6_does(
     # Not asked of a 3.5: an unknown target would crash it.
     request = Txn(failure=[nested([asked])]) if place == "nested" else Txn(**{place: [asked]})
     check_judged(newest_judge, request)
-    assert txn.validate(request) in (errors.INVALID_SORT_OPTION, errors.KEY_NOT_PROVIDED)
-    assert txn.refuse_unlooked(request) == txn.validate(request)
+    assert validated(request) in (errors.INVALID_SORT_OPTION, errors.KEY_NOT_PROVIDED)
+    assert refused(request) == validated(request)
 
 
 @pytest.mark.parametrize(
@@ -175,22 +199,22 @@ def test_unknown_sort_options_are_refused_as_etcd_3_6_does(
     ],
 )
 def test_the_errors_by_example(judge: rpc_pb2_grpc.KVStub, request_: Txn, status: Status | None) -> None:
-    assert txn.validate(request_, txn.MAX_OPS) == status
-    assert txn.refuse_unlooked(request_) is None
+    assert validated(request_, txn.MAX_OPS) == status
+    assert refused(request_) is None
     check_judged(judge, request_)
 
 
 def deep(levels: int) -> Txn:
     request = Txn(success=[put(b"a")])
-    for _ in range(levels - 1):
-        request = Txn(success=[Op(request_txn=request)], failure=[put(b"z")])
+    for level in range(levels - 1):
+        request = Txn(success=[Op(request_txn=request)], failure=[put(b"z%d" % level)])
     return request
 
 
 def test_the_deepest_nesting_that_the_wire_carries_is_walked() -> None:
     request = Txn.FromString(deep(49).SerializeToString())
-    assert txn.validate(request) is None
-    assert len(txn.touched(request)) == 49
+    assert validated(request) is None
+    assert len(touched(request)) == 49
     with pytest.raises(Exception, match="pars"):
         Txn.FromString(deep(51).SerializeToString())
 
@@ -210,12 +234,60 @@ def bushy(levels: int) -> list[Op]:
 def test_more_operations_than_can_be_looked_through_are_too_many() -> None:
     twice = [put(b"x"), put(b"x")]
     below, above = bushy(5), bushy(7)
-    assert txn.validate(Txn(success=below)) is None
-    assert txn.validate(Txn(success=below + twice)) == errors.DUPLICATE_KEY
-    assert len(txn.touched(Txn(success=above))) == 4**7 > txn.MAX_IN_ALL
-    assert txn.refuse_unlooked(Txn(success=below + twice)) is None
-    assert txn.refuse_unlooked(Txn(success=above)) == errors.TOO_MANY_OPS
-    assert txn.refuse_unlooked(Txn(failure=above)) == errors.TOO_MANY_OPS
+    assert validated(Txn(success=below)) is None
+    assert validated(Txn(success=below + twice)) == errors.DUPLICATE_KEY
+    assert len(touched(Txn(success=below))) == 4**5
+    assert refused(Txn(success=below + twice)) is None
+    assert refused(Txn(success=above)) == errors.TOO_MANY_OPS
+    assert refused(Txn(failure=above)) == errors.TOO_MANY_OPS
+
+
+def chained(levels: int, operations: list[Op]) -> Txn:
+    """Operations at the bottom of as many levels, with a delete of another key in each."""
+    request = Txn(success=operations)
+    for level in range(levels):
+        request = Txn(success=[delete(b"x%d" % level), Op(request_txn=request)])
+    return request
+
+
+LARGE: dict[str, Callable[[], Txn]] = {
+    "in a row": lambda: Txn(success=[put(b"%d" % number) for number in range(9_000)]),
+    "compares": lambda: Txn(compare=[rpc_pb2.Compare(key=b"%d" % number) for number in range(9_000)]),
+    "deep": lambda: chained(40, [put(b"%d" % number) for number in range(9_000)]),
+    "bushy": lambda: Txn(success=bushy(6)),
+    "deletes": lambda: chained(40, [delete(b"%05d" % number, b"%05d\0" % number) for number in range(0, 18_000, 2)]),
+    "an unknown sort": lambda: Txn(success=[get(b"%d" % n) for n in range(9_000)] + [get(b"z", sort_order=9)]),
+}
+
+
+@pytest.mark.parametrize("large", LARGE.values(), ids=LARGE.keys())
+@pytest.mark.parametrize("work", [txn.look, txn.validate], ids=["look", "validate"])
+def test_no_more_than_a_few_are_looked_at_in_one_step(
+    large: Callable[[], Txn], work: Callable[[Txn], Generator[None, None, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = 0
+    is_over = txn.Pace.is_over
+
+    def counted(pace: txn.Pace) -> bool:
+        nonlocal looked
+        looked += 1
+        return is_over(pace)
+
+    monkeypatch.setattr(txn.Pace, "is_over", counted)
+    request = large()
+    steps, most, taken = work(request), 0, 0
+    while True:
+        before = looked
+        taken += 1
+        try:
+            next(steps)
+        except StopIteration:
+            break
+        finally:
+            most = max(most, looked - before)
+    assert most <= 2 * txn.LOOKED_AT_ONCE
+    assert taken >= looked // txn.LOOKED_AT_ONCE
+    assert looked >= 4_000, "each is looked at"
 
 
 def naive_touched(request: Txn) -> list[KeyRange]:
@@ -239,7 +311,9 @@ def test_touched_is_every_compare_and_operation_of_both_branches(request: Txn) -
     def by_bounds(key_range: KeyRange) -> tuple[bytes, bytes]:
         return key_range.to_request()
 
-    assert sorted(txn.touched(request), key=by_bounds) == sorted(naive_touched(request), key=by_bounds)
+    naive = naive_touched(request)
+    wanted = {keys for keys in naive if not keys.is_empty()} or set(naive[:1])
+    assert sorted(touched(request), key=by_bounds) == sorted(wanted, key=by_bounds)
 
 
 def test_touched_by_example() -> None:
@@ -248,14 +322,14 @@ def test_touched_by_example() -> None:
         success=[put(b"d"), nested([get(b"e", b"\0")], [delete(b"f", b"g")])],
         failure=[get(b"z", b"h")],
     )
-    assert set(txn.touched(request)) == {
+    assert set(touched(request)) == {
         KeyRange(b"a", b"a\0"),
         KeyRange(b"b", b"c"),
         KeyRange(b"d", b"d\0"),
         KeyRange(b"e", None),
         KeyRange(b"f", b"g"),
-        KeyRange(b"z", b"h"),
     }
+    assert touched(Txn(failure=[get(b"z", b"h"), get(b"y", b"x")])) == [KeyRange(b"z", b"h")]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +351,7 @@ def test_nested_transactions_come_in_the_order_in_which_they_are_written() -> No
     request = Txn(
         success=[nested([get(b"a"), nested([get(b"b")])], [nested([get(b"c")])])], failure=[nested([get(b"d")])]
     )
-    assert [keys.start for keys in txn.touched(request)] == [b"a", b"b", b"c", b"d"]
+    assert [keys.start for keys in touched(request)] == [b"a", b"b", b"c", b"d"]
 
 
 def test_the_leases_are_those_of_all_puts_of_both_branches_and_nested_ones() -> None:
@@ -289,4 +363,5 @@ def test_the_leases_are_those_of_all_puts_of_both_branches_and_nested_ones() -> 
         success=[put(1), put(0), rpc_pb2.RequestOp(request_txn=nested)],
         failure=[put(2), rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=b"a"))],
     )
-    assert sorted(txn.leases(request)) == [1, 2, 3, 4]
+    assert sorted(put.lease for put in txn.puts(request) if put and put.lease) == [1, 2, 3, 4]
+    assert len(list(txn.puts(request))) == 7, "with those that are none"
