@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -117,3 +117,35 @@ def test_commands_know_no_frames(module: str) -> None:
 @pytest.mark.parametrize("module", ["esp.core.keys", "esp.core.shard_map", "esp.core.yaml_lines"])
 def test_the_bottom_stands_alone(module: str) -> None:
     assert set(own(module)) <= {"esp.core.keys"}
+
+
+# Two files may know each other: a connection and its streams, for one.
+MOST_IN_A_CIRCLE = 2
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """The sets of modules each of which imports every other, if not by itself then by way of others."""
+    reached = {module: _reached(graph, module) for module in graph}
+    found = {frozenset({module, *(other for other in reached[module] if module in reached[other])}) for module in graph}
+    return sorted(sorted(members) for members in found if len(members) > 1)
+
+
+def _reached(graph: Mapping[str, set[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = graph[waiting.pop()] - seen
+        seen |= new
+        waiting += new
+    return seen
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"f", "a"}}
+    assert circles(graph) == [["a", "b", "c"], ["d", "e"]]
+
+
+def test_no_more_than_two_files_know_one_another() -> None:
+    """Imports for types are counted: whoever reads one file of a circle has to read them all."""
+    graph = {module: {name for name in imports(module) if name in MODULES} for module in MODULES}
+    assert [circle for circle in circles(graph) if len(circle) > MOST_IN_A_CIRCLE] == []

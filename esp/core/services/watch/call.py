@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
 
+from esp.core.shard import Shard
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.message import MessageReader
@@ -15,22 +16,53 @@ from esp.core.wire.response import ResponseHead
 from esp.core.wire.splice import NO_TRAILERS
 from esp.core.wire.status import Code, RpcError, Status
 
-if TYPE_CHECKING:
-    from esp.core.services.watch.upstream import Upstream
-
 log = logging.getLogger("esp.watch")
 
 MAX_RESPONSE_BYTES: Final = 2**31 - 1
 
 
+class Caller(Protocol):
+    """The upstream that a call is made for: told what comes of it, and asked whether more may come."""
+
+    @property
+    def shard(self) -> Shard:
+        """The shard that is called."""
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether nothing more is read until `WatchCall.read_on`."""
+
+    def is_current(self, call: WatchCall) -> bool:
+        """Whether `call` is the one that counts; of any other nothing is wanted any more."""
+
+    def on_message(self, body: bytes) -> None:
+        """A WatchResponse.
+
+        Raises:
+            DecodeError: the message is none.
+        """
+
+    def keep_or_cut(self, size: int) -> bool:
+        """Accounts for `size` bytes more; without memory for them the caller leaves the call, and this is False."""
+
+    def give(self, size: int) -> None:
+        """Returns bytes that were accounted for."""
+
+    def on_end(self, call: WatchCall, status: Status) -> None:
+        """The call has ended or broken."""
+
+    def on_retired(self, call: WatchCall) -> None:
+        """The connection that the call is on takes no more calls."""
+
+
 class WatchCall(ClientStream):
-    """The stream of an upstream's call."""
+    """The stream of one Watch call to a shard."""
 
-    __slots__ = ("_ends", "_is_reading", "_kept", "_messages", "_owed", "_unread", "_unread_bytes", "_upstream")
+    __slots__ = ("_caller", "_ends", "_is_reading", "_kept", "_messages", "_owed", "_unread", "_unread_bytes")
 
-    def __init__(self, connection: ClientConnection, upstream: Upstream) -> None:
+    def __init__(self, connection: ClientConnection, caller: Caller) -> None:
         super().__init__(connection)
-        self._upstream = upstream
+        self._caller = caller
         self._messages = MessageReader(MAX_RESPONSE_BYTES)
         self._kept = 0
         self._owed = 0
@@ -59,38 +91,38 @@ class WatchCall(ClientStream):
         """Reads what has come, and lets the shard send on, as far as there is room for it."""
         if self._is_reading:
             return  # the loop below gets to it
-        upstream = self._upstream
+        caller = self._caller
         self._is_reading = True
         try:
-            while self._unread and not upstream.is_held_back:
+            while self._unread and not caller.is_held_back:
                 payload = self._unread.popleft()
                 self._unread_bytes -= len(payload)
                 self._owed += len(payload)
                 for message in self._messages.feed(payload):
-                    if not upstream.is_current(self):
+                    if not caller.is_current(self):
                         return
-                    upstream.on_message(message)
+                    caller.on_message(message)
             if self._ends and not self._unread:
                 self._end(NO_TRAILERS)
-            if not upstream.is_current(self) or not self._keeps(self._messages.held + self._unread_bytes):
+            if not caller.is_current(self) or not self._account_for(self._messages.held + self._unread_bytes):
                 return
-            if self._owed and not upstream.is_held_back:
+            if self._owed and not caller.is_held_back:
                 owed, self._owed = self._owed, 0
                 self.consumed(owed)
         except (RpcError, DecodeError) as error:
-            log.error("shard %s: what it says in a watch cannot be read: %s", upstream.shard.name, error)
+            log.error("shard %s: what it says in a watch cannot be read: %s", caller.shard.name, error)
             self._end(Status(Code.INTERNAL, str(error)))
         finally:
             self._is_reading = False
 
-    def _keeps(self, size: int) -> bool:
-        """Accounts for so many bytes of a message that is not whole yet; False when the call has ended for that."""
+    def _account_for(self, size: int) -> bool:
+        """Accounts for `size` bytes that are not read yet or are half a message; False when the call has ended."""
         if size < self._kept:
-            self._upstream.give(self._kept - size)
+            self._caller.give(self._kept - size)
             self._kept = size
-        elif size > self._kept and self._upstream.keep(size - self._kept):
+        elif size > self._kept and self._caller.keep_or_cut(size - self._kept):
             self._kept = size
-        return self._upstream.is_current(self)
+        return self._caller.is_current(self)
 
     def leave(self) -> None:
         """Ends the call from here."""
@@ -98,21 +130,21 @@ class WatchCall(ClientStream):
         self.cancel()
 
     def _release(self) -> None:
-        self._upstream.give(self._kept)
+        self._caller.give(self._kept)
         self._kept = 0
 
     def _end(self, status: Status) -> None:
         self.leave()
-        self._upstream.on_end(self, status)
+        self._caller.on_end(self, status)
 
     def on_reset(self, code: int, reason: str) -> None:
         """The call broke."""
         self._release()
-        self._upstream.on_end(self, Status(Code.UNAVAILABLE, reason or f"RST_STREAM {code}"))
+        self._caller.on_end(self, Status(Code.UNAVAILABLE, reason or f"RST_STREAM {code}"))
 
     def on_retired(self) -> None:
         """The connection takes no more calls."""
-        self._upstream.on_retired(self)
+        self._caller.on_retired(self)
 
     def on_buffers_full(self) -> None:
         """There is no memory for a request that has to wait."""

@@ -15,18 +15,15 @@ from __future__ import annotations
 import asyncio
 from asyncio import sleep
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from esp.core import errors
 from esp.core.pb import rpc_pb2
 from esp.core.services.metadata import call_head
 from esp.core.services.reading import RANGE
 from esp.core.services.watch.span import Span
-from esp.core.services.watch.tap import Tap
+from esp.core.services.watch.tap import Client, Tap
 from esp.core.wire.status import Code, RpcError
-
-if TYPE_CHECKING:
-    from esp.core.services.watch.stream import WatchStream
 
 READ_SECONDS: Final = 5.0
 """How long a shard may take to answer."""
@@ -40,11 +37,11 @@ PASSING: Final = frozenset((Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.UNKNO
 class Compaction:
     """What is found out for one watcher until its client is told."""
 
-    __slots__ = ("_found", "_on_found", "_span", "_stream", "_tasks")
+    __slots__ = ("_client", "_found", "_on_found", "_span", "_tasks")
 
-    def __init__(self, stream: WatchStream, span: Span, on_found: Callable[[], None]) -> None:
+    def __init__(self, client: Client, span: Span, on_found: Callable[[], None]) -> None:
         """`on_found` is called once, when the position in each shard is one from which it has its history."""
-        self._stream = stream
+        self._client = client
         self._span = span
         self._on_found = on_found
         self._found: set[Tap] = set()
@@ -52,8 +49,8 @@ class Compaction:
 
     def begin(self) -> None:
         """Asks the shards of which nothing is known yet."""
-        start, unknown = self._stream.background.start, [tap for tap in self._span.taps if tap not in self._found]
-        self._tasks = [start(self._find(tap), on_bug=self._stream.outbox.fail) for tap in unknown]
+        start, unknown = self._client.background.start, [tap for tap in self._span.taps if tap not in self._found]
+        self._tasks = [start(self._find(tap), on_bug=self._client.outbox.fail) for tap in unknown]
 
     def on_lost(self, tap: Tap, compact_revision: int) -> None:
         """A shard has canceled the watcher's part: this is the first revision that it has."""
@@ -77,22 +74,22 @@ class Compaction:
                 self._settle(tap)
             else:
                 await sleep(PAUSE)
-        self._stream.outbox.context.flush()
+        self._client.outbox.context.flush()
 
     async def _has_history(self, tap: Tap) -> bool:
         """Whether the shard has, or does not let anybody know whether it has, what the watcher needs next."""
         wanted = self._span.passed(tap) + 1
         request = rpc_pb2.RangeRequest(key=tap.first_key, revision=wanted, count_only=True).SerializeToString()
-        shard = self._stream.routing.shards[tap.shard]
+        shard = self._client.routing.shards[tap.shard]
         try:
             await shard.forward_unary(
-                call_head(RANGE, self._stream.metadata), request, idempotent=True, timeout=READ_SECONDS
+                call_head(RANGE, self._client.metadata), request, idempotent=True, timeout=READ_SECONDS
             )
         except RpcError as error:
             if error.status == errors.COMPACTED:
                 if tap not in self._found:
                     tap.restart(wanted)
-                    self._stream.outbox.context.flush()
+                    self._client.outbox.context.flush()
                 return False
             return error.status == errors.FUTURE_REV or error.status.code not in PASSING
         return True

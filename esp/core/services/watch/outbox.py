@@ -42,6 +42,7 @@ class Outbox:
         is_over: the call has ended, or is about to: nothing is sent any more.
         queued: bytes of the messages that wait here.
         waiting: the same together with bytes that wait elsewhere for this client, as `hold` was told.
+        wants_room: the owner has upstreams that are held back here, and is told `on_room`.
     """
 
     __slots__ = (
@@ -56,11 +57,12 @@ class Outbox:
         "is_over",
         "queued",
         "waiting",
+        "wants_room",
     )
 
     def __init__(self, down: ServerStream, owner: Owner) -> None:
         self.down = down
-        self.is_over = False
+        self.is_over = self.wants_room = False
         self.queued = 0
         self.waiting = 0
         # Of `waiting`, bytes that no bound counts, since they came as fast as they were asked for: here, and elsewhere.
@@ -176,7 +178,7 @@ class Outbox:
         if self.waiting and self._afford_or_end(self.waiting):
             self._kept = self.waiting
             down.hold(self.waiting)
-        if self._owner is not None and self.queued <= READ_AHEAD_BYTES:
+        if self.wants_room and self.queued <= READ_AHEAD_BYTES and self._owner is not None:
             self._owner.on_room()
 
     def _next_piece(self) -> bytes:

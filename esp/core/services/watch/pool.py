@@ -12,11 +12,10 @@ What may end a whole call is not shared: etcd takes a request that is too large 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from esp.core.services.watch.messages import DUPLICATE_ID, Response, Spec, created, raised
-from esp.core.services.watch.source import Source
-from esp.core.services.watch.tap import Tap
+from esp.core.services.watch.source import Follower, Source
 from esp.core.services.watch.upstream import Upstream
 from esp.core.shard import Shard
 from esp.core.wire.request_encoder import Forward
@@ -25,19 +24,11 @@ LARGEST_SHARED: Final = 65_536
 """Bytes of keys in a create that is sent in a call which other clients share. No etcd's limit is as low."""
 
 
-class Shelf:
-    """The sources for one spec.
+class Newcomer(Follower, Protocol):
+    """A tap that is to be fed."""
 
-    Attributes:
-        shared: the one that taps join, if there is one.
-        own: sources of single taps that may move there.
-    """
-
-    __slots__ = ("own", "shared")
-
-    def __init__(self) -> None:
-        self.shared: Source | None = None
-        self.own: dict[Source, None] = {}
+    def own_upstream(self) -> Upstream:
+        """Its client's own call to the shard."""
 
 
 class Pool:
@@ -46,55 +37,89 @@ class Pool:
     Attributes:
         shard: whose.
         forward: the head of its Watch calls.
+        upstream: the call that its shared sources are part of.
+        shelves: the sources by spec.
     """
 
-    __slots__ = ("_on_change", "_shelves", "_upstream", "forward", "shard")
+    __slots__ = ("_on_change", "forward", "shard", "shelves", "upstream")
 
     def __init__(self, shard: Shard, forward: Forward, on_change: Callable[[Pool], None]) -> None:
-        """`on_change` is called when there is something in it, and when there is nothing any more."""
+        """`on_change` is called when the first source comes, and when the last has gone."""
         self.shard = shard
         self.forward = forward
         self._on_change = on_change
-        self._upstream = Upstream(shard, forward, None)
-        self._shelves: dict[Spec, Shelf] = {}
+        self.upstream = Upstream(shard, forward, None)
+        self.shelves: dict[Spec, Shelf] = {}
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing in it."""
-        return not self._shelves
+        """Whether there are no sources."""
+        return not self.shelves
 
-    def start(self, tap: Tap, spec: Spec, start_revision: int) -> None:
+    def start(self, tap: Newcomer, spec: Spec, start_revision: int) -> None:
         """Feeds `tap` the events of `spec` from `start_revision` on, 0 for now."""
         if len(spec.key) + len(spec.range_end) > LARGEST_SHARED:
-            source = Source(tap.stream.upstream(self), self, spec, Shelf(), start_revision)
-            source.add(tap)
-            source.upstream.create(source)
+            Shelf(self, spec).start_own(tap, start_revision)
             return
-        shelf = self._shelves.get(spec)
+        shelf = self.shelves.get(spec)
         if shelf is None:
-            shelf = self._shelves[spec] = Shelf()
+            shelf = self.shelves[spec] = Shelf(self, spec)
             self._on_change(self)
-        if start_revision:
-            source = Source(tap.stream.upstream(self), self, spec, shelf, start_revision)
-            shelf.own[source] = None
-            source.add(tap)
-            source.upstream.create(source)
-        elif shelf.shared is None:
-            self._share(spec, shelf, 0).add(tap)
-        else:
-            tap.source = shelf.shared
-            shelf.shared.joining[tap] = None
-            self._ask(shelf.shared, tap)
+        shelf.start(tap, start_revision)
 
-    def _share(self, spec: Spec, shelf: Shelf, start_revision: int) -> Source:
-        source = shelf.shared = Source(self._upstream, self, spec, shelf, start_revision)
-        self._upstream.create(source)
+    def drop(self, shelf: Shelf) -> None:
+        """Takes away an empty shelf."""
+        if self.shelves.get(shelf.spec) is shelf:
+            del self.shelves[shelf.spec]
+            if not self.shelves:
+                self._on_change(self)
+
+
+class Shelf:
+    """The sources for one spec.
+
+    Attributes:
+        spec: what they watch.
+        shared: the one that taps join, if there is one.
+        own: sources of single taps that may move there.
+    """
+
+    __slots__ = ("_pool", "own", "shared", "spec")
+
+    def __init__(self, pool: Pool, spec: Spec) -> None:
+        self.spec = spec
+        self.shared: Source | None = None
+        self.own: dict[Source, None] = {}
+        self._pool = pool
+
+    def start(self, tap: Newcomer, start_revision: int) -> None:
+        """Feeds `tap` the events from `start_revision` on, 0 for now."""
+        if start_revision:
+            self.start_own(tap, start_revision)
+        elif self.shared is None:
+            self._share(0).add(tap)
+        else:
+            tap.source = self.shared
+            self.shared.joining[tap] = None
+            self._ask(self.shared, tap)
+
+    def start_own(self, tap: Newcomer, start_revision: int) -> None:
+        """Feeds `tap` from a source of its own, in its client's own call to the shard."""
+        source = Source(tap.own_upstream(), self.spec, self, start_revision)
+        self.own[source] = None
+        source.add(tap)
+        source.upstream.create(source)
+
+    def _share(self, start_revision: int) -> Source:
+        upstream = self._pool.upstream
+        source = self.shared = Source(upstream, self.spec, self, start_revision)
+        upstream.create(source)
         return source
 
-    def _ask(self, source: Source, tap: Tap) -> None:
+    def _ask(self, source: Source, tap: Newcomer) -> None:
         source.ask(lambda response: self._on_join_answer(source, tap, response))
 
-    def _on_join_answer(self, source: Source, tap: Tap, response: Response | None) -> None:
+    def _on_join_answer(self, source: Source, tap: Newcomer, response: Response | None) -> None:
         if tap not in source.joining:
             return
         if response is None and not source.is_over:
@@ -110,42 +135,38 @@ class Pool:
             tap.on_refused(response)
 
     def on_created(self, source: Source) -> None:
-        """The shard watches a source: taps may move."""
-        if source.shelf.shared is source:
-            for own in list(source.shelf.own):
-                _move(own, source)
+        """The shard watches: taps may move."""
+        if self.shared is source:
+            for own in list(self.own):
+                _move_if_level(own, source)
         else:
             self.on_advanced(source)
 
-    def on_advanced(self, own: Source) -> None:
-        """A tap's own source has passed something on: it may have got as far as the shared one."""
-        shelf = own.shelf
-        if own.is_over:
+    def on_advanced(self, source: Source) -> None:
+        """A tap's own source has passed something on, and may have got as far as the shared one."""
+        if source.is_over:
             return
-        if shelf.shared is not None:
-            _move(own, shelf.shared)
-        elif len(shelf.own) > 1 and own.has_caught_up:
-            others = [other.next for other in shelf.own if other.has_caught_up]
+        if self.shared is not None:
+            _move_if_level(source, self.shared)
+        elif len(self.own) > 1 and source.has_caught_up:
+            others = [other.next for other in self.own if other.has_caught_up]
             if len(others) > 1:
-                self._share(own.spec, shelf, max(others))
+                self._share(max(others))
 
     def forget(self, source: Source) -> None:
         """A source has ended."""
-        shelf = source.shelf
-        if shelf.shared is source:
-            shelf.shared = None
-        elif source in shelf.own:
-            del shelf.own[source]
-            if shelf.shared is not None and not shelf.own:
-                shelf.shared.end_if_unwanted()  # it may have been begun for them, and none came so far
-        if shelf.shared is None and not shelf.own and self._shelves.get(source.spec) is shelf:
-            del self._shelves[source.spec]
-            if not self._shelves:
-                self._on_change(self)
+        if self.shared is source:
+            self.shared = None
+        elif source in self.own:
+            del self.own[source]
+            if self.shared is not None and not self.own:
+                self.shared.end_if_unwanted()  # it may have been begun for them, and none came so far
+        if self.shared is None and not self.own:
+            self._pool.drop(self)
 
 
-def _move(own: Source, shared: Source) -> None:
-    """Lets the tap of `own` join `shared`, if that has passed on nothing that it has not."""
+def _move_if_level(own: Source, shared: Source) -> None:
+    """Lets the tap of `own` join `shared`, if `shared` has passed on nothing that the tap has not."""
     if shared.is_live and own.is_live and shared.next <= own.next:
         for tap in own.everybody():
             shared.join(tap, tap.position)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from esp.core.services.watch.messages import NO_ID, Response
+from esp.core.services.watch.span_progress import SpanProgress
 from esp.core.services.watch.upstream import Upstream
-from esp.core.services.watch.watcher import Watcher
-
-if TYPE_CHECKING:
-    from esp.core.services.watch.stream import WatchStream
+from esp.core.services.watch.watcher import Stream, Watcher
 
 
 class ProgressAnswers:
@@ -20,16 +16,17 @@ class ProgressAnswers:
     one that several shards feed a token (span_progress.py).
     """
 
-    __slots__ = ("_answers", "_asked", "_stream")
+    __slots__ = ("_answers", "_asked", "_of_spans", "_stream")
 
-    def __init__(self, stream: WatchStream) -> None:
+    def __init__(self, stream: Stream, of_spans: SpanProgress) -> None:
         self._stream = stream
+        self._of_spans = of_spans
         self._asked: set[Upstream] = set()
         self._answers: dict[Upstream, tuple[Response, int]] = {}
 
     def ask(self) -> None:
         """Passes the question on; it is answered when and if the shards say so."""
-        self._stream.span_progress.ask(watcher for watcher in self._live() if watcher.span is not None)
+        self._of_spans.ask(watcher for watcher in self._live() if watcher.span is not None)
         upstreams = {upstream for watcher in self._live() if (upstream := _upstream(watcher))}
         self._asked = {upstream for upstream in self._asked if upstream.sources} | upstreams
         # What one of them said to an earlier question may be older than what the client knows of now.

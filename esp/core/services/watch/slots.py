@@ -5,13 +5,11 @@ A create is a slot too: `Watcher`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from esp.core.services.watch.messages import Response, canceled
-from esp.core.services.watch.watcher import Watcher
-
-if TYPE_CHECKING:
-    from esp.core.services.watch.stream import WatchStream
+from esp.core.services.watch.progress import ProgressAnswers
+from esp.core.services.watch.watcher import Stream, Watcher
 
 
 class Slot(Protocol):
@@ -28,10 +26,10 @@ class Slot(Protocol):
 class Cancel:
     """A request to cancel a watcher. It begins when it is first in line: a create before it may be of that watcher."""
 
-    __slots__ = ("_begun", "_head", "_watch_id", "_watcher", "is_settled", "stream")
+    __slots__ = ("_begun", "_head", "_stream", "_watch_id", "_watcher", "is_settled")
 
-    def __init__(self, stream: WatchStream, watch_id: int) -> None:
-        self.stream = stream
+    def __init__(self, stream: Stream, watch_id: int) -> None:
+        self._stream = stream
         self.is_settled = False
         self._begun = False
         self._watch_id = watch_id
@@ -43,7 +41,7 @@ class Cancel:
         if self._begun:
             return
         self._begun = True
-        watcher = self._watcher = self.stream.watchers.get(self._watch_id)
+        watcher = self._watcher = self._stream.watchers.get(self._watch_id)
         if watcher is None:
             self.is_settled = True
         elif watcher.is_dead or watcher.spans_shards:
@@ -55,30 +53,30 @@ class Cancel:
 
     def _on_reply(self, response: Response | None) -> None:
         watcher = self._watcher
-        if watcher is None or self.is_settled or self.stream.outbox.is_over:
+        if watcher is None or self.is_settled or self._stream.outbox.is_over:
             return
         if not watcher.is_dead:
             watcher.leave()
         self._head = response.head if response is not None else watcher.head
         self.is_settled = True
-        self.stream.advance()
+        self._stream.advance()
 
     def answer(self) -> None:
         """Says that it is canceled, as etcd says it."""
         if self._watcher is not None:
-            self.stream.forget(self._watcher)
-            self.stream.outbox.send(canceled(self._head).encode(self._watch_id))
+            self._stream.forget(self._watcher)
+            self._stream.outbox.send(canceled(self._head).encode(self._watch_id))
 
 
 class Progress:
     """A request to tell how far the watchers are. It is answered when and if the shards say so."""
 
-    __slots__ = ("stream",)
+    __slots__ = ("_answers",)
     is_settled = True
 
-    def __init__(self, stream: WatchStream) -> None:
-        self.stream = stream
+    def __init__(self, answers: ProgressAnswers) -> None:
+        self._answers = answers
 
     def answer(self) -> None:
         """Passes the question on."""
-        self.stream.progress.ask()
+        self._answers.ask()

@@ -2,46 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol, TypeVar
 
+from esp.core.services.watch.fragments import Fragments
 from esp.core.services.watch.messages import Response, Spec, as_one, encoded
-
-if TYPE_CHECKING:
-    from esp.core.services.watch.pool import Pool, Shelf
-    from esp.core.services.watch.tap import Tap
-    from esp.core.services.watch.upstream import Upstream
+from esp.core.services.watch.outbox import Outbox
+from esp.core.services.watch.upstream import Upstream
 
 Answer = Callable[["Response | None"], None]
 """Told what a shard said; None when the call to it broke before it said anything."""
 
+T = TypeVar("T")
 BATCH_REVISIONS: Final = 1000
 """etcd catches up in messages of this many revisions; one with fewer events is the last of them."""
-MOST_JOINED: Final = 12 << 20
-"""Bytes of a response in fragments that are passed on as one; etcd's own tests expect that of 10 MiB."""
+
+
+class Follower(Protocol):
+    """A tap: whom a source feeds.
+
+    Attributes:
+        source: the source that feeds the tap; None when there is none.
+        next: in `Source.fresh`, the lowest revision that the tap has not passed on.
+        outbox: the way back to the tap's client.
+        plain_id: the watch id under which a message goes to the client as it came; None if only `deliver` may send it.
+    """
+
+    source: Source | None
+    next: int
+    outbox: Outbox
+    plain_id: int | None
+
+    @property
+    def position(self) -> int:
+        """The lowest revision that the tap has not passed on."""
+
+    def restart(self, revision: int) -> None:
+        """Leaves the source, and looks for another that has what comes from `revision` on."""
+
+    def on_created(self, response: Response) -> None:
+        """The shard watches."""
+
+    def on_refused(self, response: Response) -> None:
+        """The shard has refused the create."""
+
+    def deliver(self, responses: tuple[Response, ...]) -> None:
+        """Events: a message, or the fragments of one."""
+
+    def on_progress(self, response: Response) -> None:
+        """All events up to the header's revision have come."""
+
+    def on_canceled(self, response: Response) -> None:
+        """The shard has ended the watcher."""
+
+
+class Neighbours(Protocol):
+    """The sources of one spec, between which taps move as the sources get on; taps join the `shared` one."""
+
+    shared: Source | None
+
+    def on_created(self, source: Source) -> None:
+        """The shard watches."""
+
+    def on_advanced(self, source: Source) -> None:
+        """A source other than the shared one has passed something on."""
+
+    def forget(self, source: Source) -> None:
+        """A source has ended."""
 
 
 class Source:
     """One watcher of a shard.
 
     Attributes:
-        upstream: the Watch call that it is part of.
-        spec: what it watches.
-        pool, shelf: who its neighbours are.
+        upstream: the Watch call that the source is part of.
+        spec: the range and options that are watched.
+        shelf: the neighbours.
         next: the lowest revision that has not come; 0 until the shard has said which "now" is.
-        id: its watch id upstream.
-        is_live: the shard has created it in the call that is open now.
-        taps: whom it feeds.
-        fresh: taps that have joined and are ahead of it: they get what is not below their `next`.
+        id: the watch id upstream.
+        is_live: the shard has created the source in the call that is open now.
+        taps: the taps that are fed.
+        fresh: taps that have joined and are ahead of the source: they get what is not below their `next`.
         joining: taps that may join when the shard has said so.
     """
 
     __slots__ = (
         "_asked",
         "_cancel_answer",
-        "_fragment_bytes",
         "_fragments",
-        "_passed_events",
         "_questions",
         "fresh",
         "has_caught_up",
@@ -50,7 +98,6 @@ class Source:
         "is_over",
         "joining",
         "next",
-        "pool",
         "shelf",
         "spec",
         "taps",
@@ -58,33 +105,29 @@ class Source:
         "was_live",
     )
 
-    def __init__(self, upstream: Upstream, pool: Pool, spec: Spec, shelf: Shelf, start_revision: int) -> None:
+    def __init__(self, upstream: Upstream, spec: Spec, shelf: Neighbours, start_revision: int) -> None:
         self.upstream = upstream
-        self.pool = pool
         self.shelf = shelf
         self.spec = spec
         self.next = start_revision
         self.id = upstream.take_id()
-        self.is_live = self.was_live = self.is_over = False
-        self.has_caught_up = False
-        self.taps: dict[Tap, None] = {}
-        self.fresh: dict[Tap, None] = {}
-        self.joining: dict[Tap, None] = {}
-        self._fragments: list[Response] = []
-        self._fragment_bytes = 0
-        self._passed_events = 0  # of the response whose fragments come
+        self.is_live = self.was_live = self.has_caught_up = self.is_over = False
+        self.taps: dict[Follower, None] = {}
+        self.fresh: dict[Follower, None] = {}
+        self.joining: dict[Follower, None] = {}
+        self._fragments: Fragments | None = None  # of the response that is coming, if it comes in fragments
         self._questions: list[Answer] = []
         self._asked: list[Answer] = []
         self._cancel_answer: Answer | None = None
 
     # Taps.
 
-    def add(self, tap: Tap) -> None:
+    def add(self, tap: Follower) -> None:
         """Feeds `tap` all that comes from `next` on."""
         tap.source = self
         self.taps[tap] = None
 
-    def join(self, tap: Tap, revision: int) -> None:
+    def join(self, tap: Follower, revision: int) -> None:
         """Feeds `tap` what comes from `revision` on, which must not be below `next`."""
         tap.source = self
         self.joining.pop(tap, None)
@@ -94,7 +137,7 @@ class Source:
             tap.next = revision
             self.fresh[tap] = None
 
-    def remove(self, tap: Tap) -> None:
+    def remove(self, tap: Follower) -> None:
         """Feeds `tap` no more; a source that nobody wants any more ends."""
         self.taps.pop(tap, None)
         self.fresh.pop(tap, None)
@@ -102,34 +145,38 @@ class Source:
         self.end_if_unwanted()
 
     def end_if_unwanted(self) -> None:
-        """Ends it upstream when there is nobody for whom to go on."""
+        """Ends the source upstream when there is nobody for whom to go on."""
         if not (self.taps or self.fresh or self.joining or self._questions or self._asked or self.is_over):
             self.end()
 
-    def everybody(self) -> list[Tap]:
+    def everybody(self) -> list[Follower]:
         """All taps, those that are to join left out."""
         return [*self.taps, *self.fresh]
 
+    def outboxes(self) -> Iterator[Outbox]:
+        """Those of the clients of all taps, those that are to join included."""
+        return (tap.outbox for tap in (*self.taps, *self.fresh, *self.joining))
+
     @property
     def awaits_cancel(self) -> bool:
-        """Whether it has ended, but for the shard's reply."""
+        """Whether the source has ended, but for the shard's reply."""
         return self._cancel_answer is not None
 
     def end(self, answer: Answer | None = None) -> None:
-        """Ends it upstream; `answer` is told the shard's reply."""
+        """Ends the source upstream; `answer` is told the shard's reply."""
         if self.is_over:
             return
         self.is_over = True
         if answer is None:
             self._forget_fragments()
         self._cancel_answer = answer
-        self.pool.forget(self)
+        self.shelf.forget(self)
         self.upstream.cancel(self)
 
-    def cancel(self, tap: Tap, answer: Answer) -> None:
-        """The client of `tap` wants it no more; what the shard says to that goes to `answer`.
+    def cancel(self, tap: Follower, answer: Answer) -> None:
+        """Cancels for the client of `tap`, which is fed until `answer` is told the shard's reply.
 
-        Until then the tap is fed as before. The header of what the shard says has its present revision.
+        The header of that reply has the shard's present revision.
         """
         if not self.is_live:
             answer(None)
@@ -143,8 +190,8 @@ class Source:
     def ask(self, answer: Answer) -> None:
         """Asks the shard whether the same client may watch this now, and for its revision.
 
-        It is asked to create the same watcher again, under the same id. That is never granted, but refused for the id
-        alone (`DUPLICATE_ID`) where a create would have been granted, and the reply has a header.
+        The question is a create of the same watcher under the same id. A shard never grants that, but refuses it for
+        the id alone (`DUPLICATE_ID`) where a create would be granted; and the reply has a header.
         """
         self._questions.append(answer)
         self._send_questions()
@@ -171,7 +218,7 @@ class Source:
     # From upstream.
 
     def on_break(self) -> None:
-        """The call broke; the upstream will create it again at `next`."""
+        """The call broke; the upstream creates the source again at `next`."""
         self.is_live = False
         self._forget_fragments()
         self._drop_questions()
@@ -188,24 +235,23 @@ class Source:
         if response.message.canceled:
             self._on_refused(response)
             return
-        start, self.is_live = self.next, True
+        self.is_live = True
         if not self.was_live:
             self.was_live = True
-            if start == 0:
+            if self.next == 0:
                 # The header is made after the watcher is: events up to its revision may still come, and are dropped.
                 self.next = response.revision + 1
             self.has_caught_up = self.next == response.revision + 1
         for tap in list(self.taps):
             _tell(tap, tap.on_created, response)
         self._send_questions()
-        self.pool.on_created(self)
+        self.shelf.on_created(self)
 
     def _on_refused(self, response: Response) -> None:
         self.is_over = True
-        self.pool.forget(self)
+        self.shelf.forget(self)
         self.upstream.drop(self)
-        taps = self.everybody()
-        for tap in taps:
+        for tap in self.everybody():
             if self.was_live:
                 # It was granted once: a token has run out, say. The client finds out by coming again.
                 tap.outbox.stop()
@@ -216,25 +262,25 @@ class Source:
             answer(response)
 
     def pass_on(self, head: bytes, tail: bytes, revision: int) -> bool:
-        """Takes a message with one event, as what stands before and behind the watch id, if it goes on just as it came.
+        """Takes a message with one event, in its bytes before and behind the watch id, if the bytes go on as they came.
 
-        False, and nothing done, where that takes more than to know its revision: `on_response` is for that.
+        False, and nothing done, where the event's revision is not all that has to be known: for `on_response`.
         """
         taps = self.taps
-        if len(taps) != 1 or revision < self.next or self.fresh or self._fragments:
+        if len(taps) != 1 or revision < self.next or self.fresh or self._fragments is not None:
             return False
         tap = next(iter(taps))
-        if not tap.is_plain:
+        watch_id = tap.plain_id
+        if watch_id is None:
             return False
         try:
-            is_own = self.upstream.reader is not None
-            tap.outbox.send_alone(encoded(head, tap.watcher.id, tail), is_own=is_own)
+            tap.outbox.send_alone(encoded(head, watch_id, tail), is_own=self.upstream.reader is not None)
         except Exception:
             tap.outbox.on_bug()  # its own client's, not that of all whose watches are in this call
         self.next = revision + 1
         self.has_caught_up = True
         if self.shelf.shared is not self:
-            self.pool.on_advanced(self)
+            self.shelf.on_advanced(self)
         return True
 
     def on_response(self, response: Response) -> None:
@@ -242,7 +288,7 @@ class Source:
         message = response.message
         if message.canceled:
             self._on_canceled(response)
-        elif message.fragment or self._fragments or self._passed_events:
+        elif message.fragment or self._fragments is not None:
             self._on_fragment(response)
         elif response.last:
             self._on_events((response,))
@@ -250,45 +296,23 @@ class Source:
             self._on_progress(response)
 
     def _on_fragment(self, response: Response) -> None:
-        """Fragments are passed on together: clients join what comes one behind the other, whoever it is for.
-
-        What gets too large is cut between two revisions, as if etcd had sent several responses: after a break it goes
-        on there, and no client comes back for the same for ever.
-        """
-        too_large = self._fragment_bytes + response.size > MOST_JOINED
-        if self._fragments and (too_large or not self.upstream.has_room(response.size)):
-            self._pass_revisions_before(response.first)
-            if self.is_over and not self.awaits_cancel:
-                return
-        if not self.upstream.keep(response.size):
-            return
-        self._fragments.append(response)
-        self._fragment_bytes += response.size
-        if not response.fragment:
-            passed, self._passed_events = self._passed_events, 0
-            self._on_events(self._take_fragments(), passed)
-
-    def _pass_revisions_before(self, revision: int) -> None:
-        """Passes on of the fragments that have come what is whole: none but the last revision may go on in the next."""
-        fragments = self._take_fragments()
-        whole = [part for fragment in fragments if (part := fragment.before(revision))]
-        self._fragments = [part for fragment in fragments if (part := fragment.since(revision))]
-        self._fragment_bytes = sum(part.size for part in self._fragments)
-        if self._fragment_bytes and not self.upstream.keep(self._fragment_bytes):
-            self._fragments, self._fragment_bytes = [], 0
-        elif whole:
-            self._passed_events += sum(len(part.message.events) for part in whole)
-            self._on_events(as_one(whole), None)
-
-    def _take_fragments(self) -> tuple[Response, ...]:
-        fragments = as_one(self._fragments)
-        self.upstream.give(self._fragment_bytes)
-        self._fragments, self._fragment_bytes = [], 0
-        return fragments
+        fragments = self._fragments
+        if fragments is None:
+            fragments = self._fragments = Fragments(self.upstream)
+        if not fragments.has_room(response):
+            whole = fragments.take_before(response.first)
+            if whole:
+                self._on_events(whole, None)
+            if self._fragments is not fragments:
+                return  # nobody wants the rest any more, or the call broke
+        if fragments.keep_or_cut(response) and not response.fragment:
+            self._fragments = None
+            self._on_events(fragments.take(), fragments.passed_events)
 
     def _forget_fragments(self) -> None:
-        self._take_fragments()
-        self._passed_events = 0
+        fragments, self._fragments = self._fragments, None
+        if fragments is not None:
+            fragments.take()
 
     def _on_events(self, responses: tuple[Response, ...], passed: int | None = 0) -> None:
         """Events of whole revisions; `passed` is how many of the same response came before, None when more will."""
@@ -306,17 +330,17 @@ class Source:
         if not self.has_caught_up and passed is not None and passed + count < BATCH_REVISIONS:
             self.has_caught_up = True
         if self.shelf.shared is not self:
-            self.pool.on_advanced(self)
+            self.shelf.on_advanced(self)
 
     def _feed(self, responses: tuple[Response, ...]) -> None:
         # The loop over all who watch the same; what most of them get is spelled out here.
         encoded: dict[int, bytes] | None = {} if len(responses) == 1 and self.upstream.reader is None else None
         for tap in tuple(self.taps):
-            if encoded is None or not tap.is_plain:
-                _pass_on(tap, responses)
+            watch_id = tap.plain_id
+            if encoded is None or watch_id is None:
+                _tell(tap, tap.deliver, responses)
                 continue
             try:
-                watch_id = tap.watcher.id
                 data = encoded.get(watch_id)
                 if data is None:
                     data = encoded[watch_id] = responses[0].encode(watch_id)
@@ -325,13 +349,13 @@ class Source:
                 tap.outbox.on_bug()
 
     def _feed_fresh(self, responses: tuple[Response, ...], first: int, last: int) -> None:
-        """Those that the source has reached become taps like others; what is below their `next` they do not get."""
+        """Makes taps that the source has reached taps like others; events below their `next` they do not get."""
         for tap in list(self.fresh):
             if last < tap.next:
                 continue
             del self.fresh[tap]
             if first < tap.next:
-                _pass_on(tap, as_one([kept for response in responses if (kept := response.since(tap.next))]))
+                _tell(tap, tap.deliver, as_one([kept for response in responses if (kept := response.since(tap.next))]))
                 tap.next = last + 1
                 self.fresh[tap] = None
             else:
@@ -347,7 +371,7 @@ class Source:
             self.taps[tap] = None
         self.has_caught_up = True
         if self.shelf.shared is not self:
-            self.pool.on_advanced(self)
+            self.shelf.on_advanced(self)
 
     def _on_canceled(self, response: Response) -> None:
         self._forget_fragments()
@@ -358,7 +382,7 @@ class Source:
                 answer(response)
             return
         self.is_over = True
-        self.pool.forget(self)
+        self.shelf.forget(self)
         self.upstream.cancel(self)  # until then the shard remembers the id
         for tap in self.everybody():
             if tap.position >= response.message.compact_revision > 0:
@@ -368,22 +392,9 @@ class Source:
         self._drop_questions()
 
 
-# A bug that one client's stream meets is that client's: the others are told all the same, and nothing twice.
-
-
-def _pass_on(tap: Tap, responses: tuple[Response, ...]) -> None:
+def _tell(tap: Follower, tell: Callable[[T], None], told: T) -> None:
+    """Tells one tap. A bug in that is its client's only: the others are told all the same, and nothing twice."""
     try:
-        if tap.is_plain:
-            watch_id = tap.watcher.id
-            tap.outbox.send_together([response.encode(watch_id) for response in responses], is_own=tap.is_own)
-        else:
-            tap.deliver(responses)
-    except Exception:
-        tap.outbox.on_bug()
-
-
-def _tell(tap: Tap, tell: Callable[[Response], None], response: Response) -> None:
-    try:
-        tell(response)
+        tell(told)
     except Exception:
         tap.outbox.on_bug()

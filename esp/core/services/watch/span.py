@@ -7,16 +7,13 @@ bears the token of the position behind it: whoever resumes from a header goes on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
 from esp.core.services.revision import token
 from esp.core.services.watch.messages import Response, canceled, created, header_field
 from esp.core.services.watch.positions import Positions, Watched
 from esp.core.services.watch.tap import Tap
-
-if TYPE_CHECKING:
-    from esp.core.routing import Routing
 
 
 class Span:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from esp.core.background import Timer, all_of
 from esp.core.pb import rpc_pb2
@@ -33,11 +33,8 @@ from esp.core.services.watch.messages import Response
 from esp.core.services.watch.source import Source
 from esp.core.services.watch.tap import Tap
 from esp.core.services.watch.upstream import Upstream
-from esp.core.services.watch.watcher import Watcher
+from esp.core.services.watch.watcher import Stream, Watcher
 from esp.core.wire.status import RpcError
-
-if TYPE_CHECKING:
-    from esp.core.services.watch.stream import WatchStream
 
 READ_SECONDS: Final = 5.0
 """How long a shard may take to tell its revision."""
@@ -74,7 +71,7 @@ class SpanProgress:
 
     __slots__ = ("_asked", "_later", "_overtaken", "_pause", "_rounds", "_stream", "_task", "_waiting")
 
-    def __init__(self, stream: WatchStream) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._rounds: dict[Watcher, _Round] = {}
         self._waiting: dict[Watcher, None] = {}
@@ -150,7 +147,7 @@ class SpanProgress:
         return client.parsed(rpc_pb2.RangeResponse, answer).header.revision
 
     def _ask_shards(self, watcher: Watcher, one: _Round) -> None:
-        if self._finish(watcher, one):
+        if self._tell_if_reached(watcher, one):
             return
         upstreams: set[Upstream] = set()
         for tap in watcher.taps:
@@ -168,13 +165,13 @@ class SpanProgress:
             for tap, source in one.asked.items():
                 if tap.source is source and source.is_live and source.upstream is upstream:
                     one.heard[tap] = max(response.revision, one.heard.get(tap, 0))
-            self._finish(watcher, one)
+            self._tell_if_reached(watcher, one)
 
     def on_events(self, watcher: Watcher) -> None:
         """A watcher's client was sent events: they may be those that its round waits for."""
         one = self._rounds.get(watcher)
         if one is not None:
-            self._finish(watcher, one)
+            self._tell_if_reached(watcher, one)
 
     def on_own_progress(self, watcher: Watcher) -> None:
         """A shard has told a watcher's part its progress, unasked."""
@@ -188,7 +185,7 @@ class SpanProgress:
         """An exception came out of it."""
         self._stream.outbox.on_bug()
 
-    def _finish(self, watcher: Watcher, one: _Round) -> bool:
+    def _tell_if_reached(self, watcher: Watcher, one: _Round) -> bool:
         span = watcher.span
         if one.wanted is None or span is None or watcher.is_dead:
             return False

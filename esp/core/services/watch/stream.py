@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
 
 from esp.core import errors
 from esp.core.background import Background
 from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
 from esp.core.services.metadata import load_bearing
 from esp.core.services.watch.outbox import Outbox
 from esp.core.services.watch.pool import Pool
+from esp.core.services.watch.positions import Positions
 from esp.core.services.watch.progress import ProgressAnswers
 from esp.core.services.watch.slots import Cancel, Progress, Slot
 from esp.core.services.watch.span_progress import SpanProgress
@@ -24,11 +26,8 @@ from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerStream, Sink
-from esp.core.wire.shares import address_of
+from esp.core.wire.shares import Shares, address_of
 from esp.core.wire.status import Code, RpcError, Status
-
-if TYPE_CHECKING:
-    from esp.core.services.watch.service import Watch
 
 MAX_SLOTS: Final = 1000
 """Requests that wait for their reply before no more of them are taken."""
@@ -36,6 +35,33 @@ SLOT_BYTES: Final = 128
 """Memory that a request takes, about, while it waits in line."""
 WATCHER_BYTES: Final = 2048
 """Memory that a watcher takes, about, besides its keys."""
+
+
+class Service(Protocol):
+    """The Watch service, for its streams."""
+
+    @property
+    def routing(self) -> Routing:
+        """The shards."""
+
+    @property
+    def background(self) -> Background:
+        """Owner of the tasks and timers of clients' streams."""
+
+    @property
+    def positions(self) -> Positions:
+        """Where watchers over several shards were."""
+
+    @property
+    def watchers(self) -> Shares:
+        """Memory for the watchers of all clients."""
+
+    @property
+    def streams(self) -> set[WatchStream]:
+        """The calls that are open."""
+
+    def pool(self, shard: int, forward: Forward) -> Pool:
+        """The sources of a shard for calls with the head `forward`."""
 
 
 class WatchStream(Sink):
@@ -71,7 +97,7 @@ class WatchStream(Sink):
         "watchers",
     )
 
-    def __init__(self, service: Watch, down: ServerStream, forward: Forward) -> None:
+    def __init__(self, service: Service, down: ServerStream, forward: Forward) -> None:
         """`forward` is the head of the calls to shards that serve this one."""
         self.down = down
         self._address = address_of(down.peer)
@@ -101,7 +127,7 @@ class WatchStream(Sink):
     def progress(self) -> ProgressAnswers:
         """What the shards say when the client asks how far they are."""
         if self._progress is None:
-            self._progress = ProgressAnswers(self)
+            self._progress = ProgressAnswers(self, self.span_progress)
         return self._progress
 
     @property
@@ -122,6 +148,7 @@ class WatchStream(Sink):
         upstream = self._own.get(pool.shard)
         if upstream is None:
             upstream = self._own[pool.shard] = Upstream(pool.shard, pool.forward, self.outbox)
+            self.outbox.wants_room = True
         return upstream
 
     @property
@@ -187,7 +214,7 @@ class WatchStream(Sink):
         elif kind == "cancel_request":
             self._line_up(Cancel(self, request.cancel_request.watch_id))
         elif kind == "progress_request":
-            self._line_up(Progress(self))
+            self._line_up(Progress(self.progress))
         self.advance()
 
     def _line_up(self, slot: Slot) -> None:
@@ -249,13 +276,22 @@ class WatchStream(Sink):
         self.watchers[watcher.id] = watcher
         return True
 
+    # From watchers.
+
+    def on_span_events(self, watcher: Watcher) -> None:
+        """The client was sent events of a watcher over several shards."""
+        self.span_progress.on_events(watcher)
+
+    def on_span_progress(self, watcher: Watcher) -> None:
+        """A shard has told the progress of its part of a watcher over several shards, unasked."""
+        self.span_progress.on_own_progress(watcher)
+
     # From the outbox and the wire.
 
     def on_room(self) -> None:
         """Little waits for the client: what its own upstreams have is read on."""
-        if self._own:
-            for upstream in list(self._own.values()):
-                upstream.resume_reading()
+        for upstream in list(self._own.values()):
+            upstream.resume_reading()
 
     def cut(self, stream: ServerStream) -> None:
         """Others need the memory that waits for this client."""

@@ -2,25 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
+from esp.core.background import Background
+from esp.core.routing import Routing
 from esp.core.services.watch.messages import Response, Spec, as_one
+from esp.core.services.watch.outbox import Outbox
+from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.source import Source
+from esp.core.services.watch.upstream import Upstream
+from esp.core.wire.hpack import Fields
 
-if TYPE_CHECKING:
-    from esp.core.services.watch.pool import Pool
-    from esp.core.services.watch.stream import WatchStream
-    from esp.core.services.watch.watcher import Watcher
+
+class Client(Protocol):
+    """The stream of a client, for what lies below the client's watchers."""
+
+    @property
+    def outbox(self) -> Outbox:
+        """The way back to the client."""
+
+    @property
+    def routing(self) -> Routing:
+        """The shards."""
+
+    @property
+    def background(self) -> Background:
+        """Owner of the tasks and timers of the stream."""
+
+    @property
+    def metadata(self) -> Fields:
+        """The client's metadata that goes along with esp's own questions to shards."""
+
+    def upstream(self, pool: Pool) -> Upstream:
+        """The client's own upstream to the shard of `pool`."""
+
+
+class Whole(Protocol):
+    """The watcher that a tap is a part of."""
+
+    @property
+    def stream(self) -> Client:
+        """The client's stream."""
+
+    def on_part_created(self) -> None:
+        """The shard of a part watches."""
+
+    def on_part_refused(self, response: Response) -> None:
+        """A shard has refused to watch its part."""
+
+    def on_events(self, tap: Tap, responses: Sequence[Response]) -> None:
+        """Events of one shard, in the order in which it sent them: a message, or the fragments of one."""
+
+    def on_progress(self, tap: Tap, response: Response) -> None:
+        """All events of one shard up to a revision have come."""
+
+    def on_part_canceled(self, tap: Tap, response: Response) -> None:
+        """A shard has ended its part."""
 
 
 class Tap:
     """A client watcher's part in one shard.
 
     Attributes:
-        watcher: whose part it is.
-        stream: the client's stream.
-        outbox: the stream's way back to its client.
+        outbox: the way back to the client.
         pool: the sources it may join.
         shard: the index of its shard.
         passed: the highest revision up to which the watcher has passed all on to its client; -1 until "now" is known.
@@ -30,41 +75,40 @@ class Tap:
         next: while it stands in `source.fresh`, the lowest revision it has not passed on.
         is_created: the shard has replied to the create; what replies come after that is between it and the source.
         created: that reply, until the client has been told.
-        is_plain: messages go to the client just as they come: the client knows its id, and it is the only part.
+        plain_id: the watch id under which a message goes to the client as it came; None unless the client knows the
+            watcher, the part is the only one, and all events of the shard belong to it.
         owned: which events of the shard belong to the watcher; None for all.
     """
 
     __slots__ = (
         "_head",
+        "_whole",
         "created",
         "is_created",
-        "is_plain",
         "next",
         "outbox",
         "owned",
         "passed",
+        "plain_id",
         "pool",
         "shard",
         "source",
         "spec",
-        "stream",
-        "watcher",
     )
 
-    def __init__(self, watcher: Watcher, pool: Pool, shard: int, spec: Spec) -> None:
-        self.watcher = watcher
+    def __init__(self, whole: Whole, pool: Pool, shard: int, spec: Spec) -> None:
+        self._whole = whole
         self.shard = shard
         self.passed = -1
         self.spec = spec
-        self.stream: WatchStream = watcher.stream
-        self.outbox = watcher.stream.outbox
+        self.outbox = whole.stream.outbox
         self.pool = pool
         self.source: Source | None = None
         self.next = 0
         self.is_created = False
         self.created: Response | None = None
         self._head = b""
-        self.is_plain = False
+        self.plain_id: int | None = None
         self.owned: Callable[[bytes], bool] | None = None
 
     @property
@@ -75,6 +119,10 @@ class Tap:
     def start(self, revision: int) -> None:
         """Wants what the shard has from `revision` on, 0 for now."""
         self.pool.start(self, self.spec, revision)
+
+    def own_upstream(self) -> Upstream:
+        """The client's own call to the shard."""
+        return self._whole.stream.upstream(self.pool)
 
     def restart(self, revision: int) -> None:
         """Wants it anew, from `revision` on."""
@@ -104,15 +152,19 @@ class Tap:
             self.created = response
             if self.passed < 0:
                 self.passed = response.revision
-            self.watcher.on_part_created()
+            self._whole.on_part_created()
 
     def on_refused(self, response: Response) -> None:
         """The shard does not."""
         self.detach()
-        self.watcher.on_part_refused(response)
+        self._whole.on_part_refused(response)
 
     def deliver(self, responses: tuple[Response, ...]) -> None:
-        """Events came, in a message or in the fragments of one, and it is not plain."""
+        """Events came, in a message or in the fragments of one."""
+        watch_id = self.plain_id
+        if watch_id is not None:
+            self.outbox.send_together([response.encode(watch_id) for response in responses], is_own=self.is_own)
+            return
         owned = self.owned
         if owned is not None:
             mine = (response.keep(lambda event: owned(event.kv.key)) for response in responses)
@@ -120,17 +172,17 @@ class Tap:
             if not responses:
                 return
             responses = as_one(responses)
-        self.watcher.on_events(self, responses)
+        self._whole.on_events(self, responses)
 
     def on_progress(self, response: Response) -> None:
         """All events up to the header's revision have come."""
         if response.revision >= self.position - 1:
-            self.watcher.on_progress(self, response)
+            self._whole.on_progress(self, response)
 
     def on_canceled(self, response: Response) -> None:
         """The shard has ended the watcher."""
         self.detach()
-        self.watcher.on_part_canceled(self, response)
+        self._whole.on_part_canceled(self, response)
 
     def detach(self) -> None:
         """Wants no more events; `next` says where it was."""

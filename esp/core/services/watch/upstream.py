@@ -13,16 +13,17 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
+from collections.abc import Iterable
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from esp.core import errors
 from esp.core.background import Timer
 from esp.core.services.watch.call import WatchCall
-from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, cancel_request
+from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, Spec, cancel_request
 from esp.core.services.watch.outbox import READ_AHEAD_BYTES, Outbox
 from esp.core.services.watch.peek import one_event
-from esp.core.services.watch.source import Source
+from esp.core.services.watch.progress_requests import ProgressRequests
 from esp.core.shard import FIRST_PAUSE, LONGEST_PAUSE, Shard
 from esp.core.wire.budget import Account
 from esp.core.wire.client import ClientConnection
@@ -47,8 +48,6 @@ TRANSIENT: Final = frozenset(
 What overload does to a member may come as Unknown or DeadlineExceeded "context deadline exceeded".
 """
 LEFT: Final = Status(Code.UNAVAILABLE, "esp has left it")
-PROGRESS_PATIENCE: Final = 1.0
-"""Seconds after which a progress request that etcd has not answered no longer keeps others waiting."""
 
 
 class Asker(Protocol):
@@ -61,20 +60,55 @@ class Asker(Protocol):
         """An exception came out of it: log it and end the stream."""
 
 
-class _Question:
-    """A create that is not meant to be granted: `Source.ask`."""
+class ShardWatcher(Protocol):
+    """One watcher of the shard, in an upstream's call: told what the shard says to it, under its id there."""
 
-    __slots__ = ("source",)
+    @property
+    def id(self) -> int:
+        """The watch id upstream."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    @property
+    def spec(self) -> Spec:
+        """What is watched."""
+
+    @property
+    def next(self) -> int:
+        """The revision to create the watcher from."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is wanted of the shard, but perhaps the reply to the cancel."""
+
+    @property
+    def awaits_cancel(self) -> bool:
+        """Whether the shard's reply to the cancel is wanted."""
+
+    def outboxes(self) -> Iterable[Outbox]:
+        """Those of the clients that the watcher feeds, or is about to feed."""
+
+    def pass_on(self, head: bytes, tail: bytes, revision: int) -> bool:
+        """Takes a message with one event, in its bytes before and behind the watch id; False to have it parsed."""
+
+    def on_response(self, response: Response) -> None:
+        """Events, progress, or the end."""
 
     def on_created(self, response: Response) -> None:
-        if response.message.canceled:
-            self.source.on_answer(response)
-        else:
-            # Never seen. The shard would watch the same twice under one id: begin anew.
-            self.source.upstream.begin_anew()
+        """The reply to a create."""
+
+    def on_answer(self, response: Response) -> None:
+        """The reply to `Upstream.ask`."""
+
+    def on_break(self) -> None:
+        """The call broke; the watcher is created again in the next."""
+
+    def on_cancel_lost(self) -> None:
+        """The call broke; so the shard's reply to the cancel does not come."""
+
+
+class _Question(NamedTuple):
+    """A create that is not meant to be granted: `Upstream.ask`."""
+
+    source: ShardWatcher
 
 
 class Upstream:
@@ -92,7 +126,7 @@ class Upstream:
         """`forward` is the head of the call from `:path` on."""
         self.shard = shard
         self.reader = reader
-        self.sources: dict[int, Source] = {}
+        self.sources: dict[int, ShardWatcher] = {}
         self.head = b""
         self.held = 0
         self._forward = forward
@@ -102,12 +136,8 @@ class Upstream:
         self._failures = 0
         self._began = 0.0
         self._next_id = 0
-        self._replies: deque[Source | _Question] = deque()
-        # Who waits for the progress request that is out, and who has asked since; how often each.
-        self._asking: dict[Asker, int] = {}
-        self._asking_next: dict[Asker, int] = {}
-        self._is_asking = False
-        self._asked_at = 0.0
+        self._replies: deque[ShardWatcher | _Question] = deque()
+        self._progress = ProgressRequests[Asker]()
         self._account: Account | None = None
 
     def take_id(self) -> int:
@@ -117,7 +147,7 @@ class Upstream:
 
     # For sources and clients.
 
-    def create(self, source: Source) -> None:
+    def create(self, source: ShardWatcher) -> None:
         """Watches `source` from here on."""
         self.sources[source.id] = source
         if self._call is not None:
@@ -125,13 +155,13 @@ class Upstream:
         else:
             self._open()
 
-    def ask(self, source: Source) -> None:
+    def ask(self, source: ShardWatcher) -> None:
         """Creates a live source once more, to see how that is refused."""
         if self._call is not None:
             self._replies.append(_Question(source))
             self._call.request(source.spec.create_request(source.id, 0))
 
-    def cancel(self, source: Source) -> None:
+    def cancel(self, source: ShardWatcher) -> None:
         """Watches `source` no more. One that waits for the shard's reply is still told what comes until then."""
         if self.sources.get(source.id) is not source:
             return
@@ -143,7 +173,7 @@ class Upstream:
             self.drop(source)
             source.on_cancel_lost()
 
-    def drop(self, source: Source) -> None:
+    def drop(self, source: ShardWatcher) -> None:
         """Nothing is wanted of `source` any more; without any other the call ends."""
         if self.sources.get(source.id) is source:
             del self.sources[source.id]
@@ -151,42 +181,27 @@ class Upstream:
                 self.close()
 
     def ask_progress(self, asker: Asker) -> None:
-        """Asks for the revision up to which all events have come; `asker` is told if etcd answers.
-
-        etcd answers for all watchers of the call together, and not at all while one of them lags behind. One request
-        is out at a time, and whoever comes meanwhile waits for the next: the answer to this may be older than the
-        revision that it knows of.
-        """
-        is_out = self._is_asking and monotonic() - self._asked_at < PROGRESS_PATIENCE
-        waiting = self._asking_next if is_out else self._asking
-        waiting[asker] = waiting.get(asker, 0) + 1
-        if not is_out:
+        """Asks for the revision up to which all events of all watchers have come; `asker` is told if etcd answers."""
+        if self._progress.add(asker):
             self._send_progress_request()
 
     def _send_progress_request(self) -> None:
         if self._call is not None:
-            self._is_asking = True
-            self._asked_at = monotonic()
+            self._progress.on_sent()
             self._call.request(PROGRESS_REQUEST)
 
     def forget_asker(self, asker: Asker) -> None:
         """`asker` wants no progress any more."""
-        self._asking.pop(asker, None)
-        self._asking_next.pop(asker, None)
-
-    def _forget_progress(self) -> None:
-        self._asking.clear()
-        self._asking_next.clear()
-        self._is_asking = False
+        self._progress.forget(asker)
 
     # Memory for what is not whole yet.
 
     def has_room(self, size: int) -> bool:
-        """Whether `keep` would take so many bytes."""
+        """Whether `keep_or_cut` would take so many bytes."""
         buffers = self.shard.context.buffers
         return buffers.used + size <= buffers.limit
 
-    def keep(self, size: int) -> bool:
+    def keep_or_cut(self, size: int) -> bool:
         """Accounts for so many bytes more; without room for them the clients are sent away, and come again."""
         if self._account is None or self._account.is_closed:
             buffers = self.shard.context.buffers
@@ -198,7 +213,7 @@ class Upstream:
         return False
 
     def give(self, size: int) -> None:
-        """Returns what `keep` accounted for."""
+        """Returns what `keep_or_cut` accounted for."""
         if self._account is not None:
             self._account.give(size)
 
@@ -231,7 +246,7 @@ class Upstream:
         """Ends it, and every watcher in it."""
         self.sources.clear()
         self._replies.clear()
-        self._forget_progress()
+        self._progress.clear()
         self.shard.forget_opener(self)
         self._is_opening = False
         if self._pause is not None:
@@ -265,13 +280,11 @@ class Upstream:
             self._send_create(call, source)
             if self._call is not call:
                 return  # there was no memory for it, and another call is on its way or there already
-        for asker, times in self._asking_next.items():
-            self._asking[asker] = self._asking.get(asker, 0) + times
-        self._asking_next.clear()
-        if self._asking:
+        self._progress.on_open()
+        if self._progress.is_wanted:
             self._send_progress_request()
 
-    def _send_create(self, call: WatchCall, source: Source) -> None:
+    def _send_create(self, call: WatchCall, source: ShardWatcher) -> None:
         self._replies.append(source)
         call.request(source.spec.create_request(source.id, source.next))
 
@@ -301,9 +314,7 @@ class Upstream:
         message = response.message
         if message.created:
             if self._replies:
-                waiting = self._replies.popleft()
-                if not isinstance(waiting, Source) or self.sources.get(waiting.id) is waiting:
-                    waiting.on_created(response)
+                self._on_created(self._replies.popleft(), response)
         elif message.watch_id == NO_ID:
             self._on_progress(response)
         else:
@@ -311,11 +322,18 @@ class Upstream:
             if source is not None:
                 source.on_response(response)
 
+    def _on_created(self, waiting: ShardWatcher | _Question, response: Response) -> None:
+        if isinstance(waiting, _Question):
+            if response.message.canceled:
+                waiting.source.on_answer(response)
+            else:
+                self.begin_anew()  # Never seen. The shard would watch the same twice under one id.
+        elif self.sources.get(waiting.id) is waiting:
+            waiting.on_created(response)
+
     def _on_progress(self, response: Response) -> None:
-        told = self._asking
-        self._asking, self._asking_next = self._asking_next, {}
-        self._is_asking = False
-        if self._asking:
+        told = self._progress.on_answer()
+        if self._progress.is_wanted:
             self._send_progress_request()
         for asker, times in told.items():
             try:
@@ -330,7 +348,7 @@ class Upstream:
         self._call = None
         self.shard.consider_moving(call.connection, status)
         self._replies.clear()
-        self._is_asking = False
+        self._progress.on_break()
         for source in list(self.sources.values()):
             if source.is_over:
                 self.sources.pop(source.id, None)
@@ -375,6 +393,5 @@ class Upstream:
 
     def _fail(self, status: Status) -> None:
         """Ends the stream of every client that is fed from here."""
-        sources = self.sources.values()
-        for outbox in {tap.outbox for source in sources for tap in (*source.everybody(), *source.joining)}:
+        for outbox in {outbox for source in self.sources.values() for outbox in source.outboxes()}:
             outbox.stop(status)

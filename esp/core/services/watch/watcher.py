@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
@@ -20,19 +20,53 @@ from esp.core.services.watch.messages import (
     header_field,
     refused,
 )
+from esp.core.services.watch.pool import Pool
+from esp.core.services.watch.positions import Positions
 from esp.core.services.watch.span import Span
-from esp.core.services.watch.tap import Tap
+from esp.core.services.watch.tap import Client, Tap
+from esp.core.services.watch.upstream import Upstream
 from esp.core.shard_map import Segment
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import RpcError
-
-if TYPE_CHECKING:
-    from esp.core.services.watch.stream import WatchStream
-    from esp.core.services.watch.upstream import Upstream
 
 FROM_THE_BEGINNING: Final = 1
 """The one start revision that means the same on every shard."""
 FILTERS: Final = frozenset(rpc_pb2.WatchCreateRequest.FilterType.values())
 """Those that etcd knows; it does not look at others."""
+
+
+class Stream(Client, Protocol):
+    """The stream of a client, for the client's watchers and the answers to its requests."""
+
+    @property
+    def watchers(self) -> Mapping[int, Watcher]:
+        """By watch id, those the client knows."""
+
+    @property
+    def forward(self) -> Forward:
+        """The head of the calls to shards that serve the client."""
+
+    @property
+    def positions(self) -> Positions:
+        """Where watchers over several shards were."""
+
+    def pool(self, shard: int) -> Pool:
+        """The sources of a shard that the client's metadata gives access to."""
+
+    def advance(self) -> None:
+        """Answers the requests whose turn it is."""
+
+    def admit(self, watcher: Watcher, id_wanted: int) -> bool:
+        """Gives the watcher its id: the one it wants, or for 0 the next that is free. False when it is taken."""
+
+    def forget(self, watcher: Watcher) -> None:
+        """The watcher is gone, and its id with it."""
+
+    def on_span_events(self, watcher: Watcher) -> None:
+        """The client was sent events of a watcher over several shards."""
+
+    def on_span_progress(self, watcher: Watcher) -> None:
+        """A shard has told the progress of its part of a watcher over several shards, unasked."""
 
 
 class _Held(NamedTuple):
@@ -77,7 +111,7 @@ class Watcher:
         "taps",
     )
 
-    def __init__(self, stream: WatchStream, request: rpc_pb2.WatchCreateRequest) -> None:
+    def __init__(self, stream: Stream, request: rpc_pb2.WatchCreateRequest) -> None:
         self.stream = stream
         self.size = 0
         self.id = 0
@@ -134,7 +168,7 @@ class Watcher:
 
     def _watched(self, request: rpc_pb2.WatchCreateRequest) -> bytes:
         """What tells watchers apart that `positions` knows: short, since it is kept when the watcher is gone."""
-        host = self.stream.down.peer.rpartition(":")[0]
+        host = self.stream.outbox.down.peer.rpartition(":")[0]
         spec = _spec(request, request.key, request.range_end)
         return sha256(repr((host, self.stream.forward, spec)).encode()).digest()
 
@@ -226,7 +260,7 @@ class Watcher:
         elif self._is_untranslatable:
             self._end(self.span.compacted() if self.span is not None else _untranslatable(reply))
         elif self.span is None and not self.is_dead:
-            self.taps[0].is_plain = self.taps[0].owned is None
+            self.taps[0].plain_id = self.id
 
     def _created(self) -> Response:
         if self._unasked is not None:
@@ -283,7 +317,7 @@ class Watcher:
         if self.span is not None:
             tap.passed = max(tap.passed, response.revision)
             if self._wants_progress:
-                self.stream.span_progress.on_own_progress(self)
+                self.stream.on_span_progress(self)
         elif self._wants_progress:
             self.stream.outbox.send(response.encode(self.id))
 
@@ -304,7 +338,7 @@ class Watcher:
             responses = self.span.events(tap, responses)
         self.stream.outbox.send_together([response.encode(self.id) for response in responses], is_own=is_own)
         if self.span is not None:
-            self.stream.span_progress.on_events(self)
+            self.stream.on_span_events(self)
 
     def _on_canceled(self, tap: Tap, response: Response) -> None:
         if self.span is None:

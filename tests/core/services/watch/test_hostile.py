@@ -10,7 +10,7 @@ import pytest
 
 from esp.core import errors
 from esp.core.background import Background
-from esp.core.services.watch import pool, upstream
+from esp.core.services.watch import pool, progress_requests, upstream
 from esp.core.services.watch.call import WatchCall
 from esp.core.services.watch.messages import DUPLICATE_ID
 from esp.core.services.watch.outbox import Outbox
@@ -179,7 +179,7 @@ def test_a_progress_request_that_the_shard_passed_over_does_not_silence_later_on
     call, _ = live(world, client, key=b"a")
     client.asks_progress()
     world.etcds[0].hears()
-    with patch.object(upstream, "monotonic", lambda: 1e12):
+    with patch.object(progress_requests, "monotonic", lambda: 1e12):
         client.asks_progress()
     assert len(world.etcds[0].hears()[1]) == 1
     world.etcds[0].says(call, progress(-1, 9))
@@ -194,7 +194,7 @@ def test_progress_of_an_earlier_question_is_no_answer_to_a_later_one() -> None:
     client.asks_progress()
     world.etcds[0].all_heard()
     world.etcds[0].says(shared, progress(-1, 12))  # the other lags behind, and so says nothing
-    with patch.object(upstream, "monotonic", lambda: 1e12):
+    with patch.object(progress_requests, "monotonic", lambda: 1e12):
         client.asks_progress()
     world.etcds[0].says(own, progress(-1, 20))
     assert client.hears() == []

@@ -31,6 +31,7 @@ class Owned(Sink):
         self.told: list[str] = []
         down.sink = self
         self.outbox = Outbox(down, self)
+        self.outbox.wants_room = True
 
     def on_room(self) -> None:
         self.told.append("room")

@@ -1,0 +1,67 @@
+"""A response of a shard that comes in fragments, kept until all have come or no more can be kept."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from esp.core.services.watch.messages import Response, as_one
+from esp.core.services.watch.upstream import Upstream
+
+MOST_JOINED: Final = 12 << 20
+"""Bytes of a response in fragments that are passed on as one; etcd's own tests expect that of 10 MiB."""
+
+
+class Fragments:
+    """The fragments of one response that have come, in the memory of the upstream that brought them.
+
+    They are passed on together: clients join what comes one behind the other, whoever it is for. What gets too large is
+    cut between two revisions, as if etcd had sent several responses: after a break a client goes on there, and does not
+    come back for the same for ever.
+
+    Attributes:
+        passed_events: of the response, how many events were cut off and passed on already.
+    """
+
+    __slots__ = ("_bytes", "_parts", "_upstream", "passed_events")
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.passed_events = 0
+        self._upstream = upstream
+        self._parts: list[Response] = []
+        self._bytes = 0
+
+    def has_room(self, fragment: Response) -> bool:
+        """Whether another fragment can be kept without a cut; the first always can, as far as is known here."""
+        if not self._parts:
+            return True
+        return self._bytes + fragment.size <= MOST_JOINED and self._upstream.has_room(fragment.size)
+
+    def keep_or_cut(self, fragment: Response) -> bool:
+        """Keeps another fragment; False, after `Upstream.cut`, without memory for it."""
+        if not self._upstream.keep_or_cut(fragment.size):
+            return False
+        self._parts.append(fragment)
+        self._bytes += fragment.size
+        return True
+
+    def take(self) -> tuple[Response, ...]:
+        """The fragments, and their memory given back."""
+        parts = as_one(self._parts)
+        self._upstream.give(self._bytes)
+        self._parts, self._bytes = [], 0
+        return parts
+
+    def take_before(self, revision: int) -> tuple[Response, ...]:
+        """As a response of their own, the events before `revision`: only that one may go on in the next fragment.
+
+        The events of `revision` stay. Without memory for these nothing stays and nothing is returned (`Upstream.cut`).
+        """
+        parts = self.take()
+        before = [part for fragment in parts if (part := fragment.before(revision))]
+        self._parts = [part for fragment in parts if (part := fragment.since(revision))]
+        self._bytes = sum(part.size for part in self._parts)
+        if self._bytes and not self._upstream.keep_or_cut(self._bytes):
+            self._parts, self._bytes = [], 0
+            return ()
+        self.passed_events += sum(len(part.message.events) for part in before)
+        return as_one(before)
