@@ -53,12 +53,26 @@ CANCELED = Status(Code.CANCELLED, "etcdserver: request canceled")
 # So it is for requests that surely never left esp.
 NO_CONNECTION = Status(Code.UNAVAILABLE, "there is no connection available")
 
+# What an esp says to another one that takes it for an etcd.
+IS_ESP = Status(Code.FAILED_PRECONDITION, "esp: this is an esp, and no etcd that could be a shard")
+
 _NAMES_SHOWN = 8
 
 
 def is_unreachable(status: Status) -> bool:
     """Whether a shard that answers with this did not decide anything: it is away, or has no leader just now."""
     return status.code == Code.UNAVAILABLE or status == NOT_PRIMARY
+
+
+def is_esp(status: Status) -> bool:
+    """Whether who answers a Status call with this is an esp: no etcd speaks so, and a later esp may say more."""
+    return status.code == Code.FAILED_PRECONDITION and status.message.startswith("esp: ")
+
+
+def leads_to_esp(shard: str, endpoints: str) -> Status:
+    """The refusal of calls to a shard none of whose endpoints is an etcd; Unavailable, since nothing was sent."""
+    text = f"esp: shard {shard} leads to an esp, this one or another ({endpoints}); name its etcds as its endpoints"
+    return Status(Code.UNAVAILABLE, text)
 
 
 def undecided(status: Status) -> Status:

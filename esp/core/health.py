@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from esp.core.config import Endpoint
+from esp.core.errors import is_esp
 from esp.core.keys import KeyRange
 from esp.core.kubernetes import Cut
 from esp.core.wire.status import Code, Status
@@ -77,6 +78,7 @@ class Kind(StrEnum):
 
     UNREACHABLE = "unreachable"
     NO_ANSWER = "no-answer"
+    NO_ETCD = "no-etcd"
     NO_LEADER = "no-leader"
     LEARNER = "learner"
     ALARM = "alarm"
@@ -143,6 +145,9 @@ def _endpoint_problems(shard: ShardHealth, health: EndpointHealth) -> Iterator[F
     refusal = health.refusal
     if not health.reachable:
         yield finding(Kind.UNREACHABLE, f"cannot be reached: {refusal.message if refusal else 'no reason known'}")
+        return
+    if refusal is not None and is_esp(refusal):
+        yield finding(Kind.NO_ETCD, "is an esp, this one or another, and no etcd; name the etcds themselves")
         return
     leaderless = health.member is not None and not health.member.leader_id
     if leaderless:

@@ -159,14 +159,16 @@ class Lane:
         connection: the one in use.
         waiting: the calls that wait, in order, each for a while.
         standing: those that wait for as long as it takes; no more than streams that clients have open.
+        barred: why none waits, None where waiting may help.
     """
 
-    __slots__ = ("_background", "_closed", "_context", "_places", "connection", "standing", "waiting")
+    __slots__ = ("_background", "_closed", "_context", "_places", "barred", "connection", "standing", "waiting")
 
     def __init__(self, context: WireContext, background: Background) -> None:
         self.connection: ClientConnection | None = None
         self.waiting: dict[ParkedCall | _Waiter, None] = {}
         self.standing: dict[StreamOpener, None] = {}
+        self.barred: Status | None = None
         self._context = context
         self._background = background
         self._closed = False
@@ -183,8 +185,8 @@ class Lane:
 
     def park(self, call: ParkedCall | _Waiter) -> None:
         """Lets it wait, or refuses it. Where too many wait, one of the client that has most of them gives way."""
-        if self._closed:
-            call.refuse(errors.NO_CONNECTION)
+        if self._closed or self.barred is not None:
+            call.refuse(self.barred or errors.NO_CONNECTION)
             return
         place = self._places.of(address_of(call.peer)).of(call.peer).open(call)
         if place.take(1):
@@ -244,20 +246,26 @@ class Lane:
 
     def tick(self, now: float) -> None:
         """Refuses what has waited long enough, and looks at the connection's deadlines."""
-        self._refuse([call for call in self.waiting if call.until < now])
+        self._refuse([call for call in self.waiting if call.until < now], errors.NO_CONNECTION)
         if self.connection is not None:
             self.connection.tick(now)
+
+    def bar(self, why: Status | None) -> None:
+        """Refuses whatever waits for a while, now and until it is None; what waits without a limit goes on waiting."""
+        self.barred = why
+        if why is not None:
+            self._refuse(list(self.waiting), why)
 
     def close(self) -> None:
         """Ends the connection and refuses whatever waits, now and later."""
         self._closed = True
-        self._refuse(list(self.waiting))
+        self._refuse(list(self.waiting), errors.NO_CONNECTION)
         self.standing.clear()
         if self.connection is not None:
             self.connection.end(ErrorCode.NO_ERROR, "closing")
 
-    def _refuse(self, calls: list[ParkedCall | _Waiter]) -> None:
+    def _refuse(self, calls: list[ParkedCall | _Waiter], status: Status) -> None:
         for call in calls:
             if self.unpark(call):
-                refuse = partial(call.refuse, errors.NO_CONNECTION)
+                refuse = partial(call.refuse, status)
                 self._background.guard("a call that waited in vain", refuse, call.on_bug)

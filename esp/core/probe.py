@@ -14,6 +14,7 @@ from typing import Final
 
 from google.protobuf.message import Message
 
+from esp.core import errors
 from esp.core.apiservers import holds, namespace_key, roots_in_question
 from esp.core.background import Background, all_of
 from esp.core.config import Config, Endpoint, ShardConfig
@@ -85,8 +86,10 @@ async def _examine(endpoint: Endpoint, context: WireContext, seconds: float) -> 
         shard = Shard(str(endpoint), [endpoint], context, background)
         background.start(shard.run())
         while not shard.is_ready:
+            if shard.barred is not None:
+                return EndpointHealth(endpoint, True, refusal=errors.IS_ESP)
             if shard.troubles or monotonic() > until:
-                reason = shard.troubles.get(endpoint, f"no connection within {seconds:g} s")
+                reason = shard.troubles.get(endpoint, f"no answer within {seconds:g} s")
                 return EndpointHealth(endpoint, False, refusal=Status(Code.UNAVAILABLE, reason))
             await asyncio.sleep(_POLL_SECONDS)
         return await _ask(shard, endpoint, until)

@@ -8,8 +8,9 @@ are then refused with the text that makes etcd's clients try again: they were su
 A call that broke is sent again, once, if etcd surely did not act on it or if it only reads. Anything else is answered
 with "request timed out": whether it was applied is not known, and the caller must decide.
 
-A member that says it has no leader is left for the next one, as is one that hangs up or says GOAWAY. What the
-connection left still carries is finished on it.
+A member that says it has no leader is left for the next one, as is one that hangs up or says GOAWAY, or that is silent
+and does not answer when it is asked for its status. What the connection left still carries is finished on it. No
+connection is used before who answers there has told, in answer to the same question, that it is no esp (`member`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Sequence, Sized
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Final, TypeVar
@@ -31,6 +33,7 @@ from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.lane import Lane, ParkedCall, StreamOpener
 from esp.core.lookup import Lookups
+from esp.core.member import STATUS, NotAnEtcd, ask_status
 from esp.core.pb import rpc_pb2
 from esp.core.wire.call import BrokenCall, MessageCall, Reader, messages
 from esp.core.wire.client import ClientConnection
@@ -56,13 +59,9 @@ LONGEST_PAUSE: Final = 2.0
 """Seconds between rounds over the endpoints; a connection that holds this long makes the pauses start small again."""
 HIGHEST_REVISION: Final = 1 << 51
 """No etcd gets here by writing; from 2**52 on a shard's revisions would be taken for vector tokens."""
-FIRST_STATUS_SECONDS: Final = 1.0
-"""How long the first connection is kept from use until the member has told its revision."""
 MANY_CALLS: Final = 1000
 SMALL_REQUEST: Final = 2048
 """Of a client with more open calls than that only smaller requests are kept to be sent again."""
-STATUS: Final = b"/etcdserverpb.Maintenance/Status", encode([])
-"""The head of what a member is asked about itself."""
 SHARD_TRAILER: Final = b"esp-shard"
 """Names the shard in the trailers of errors that esp makes itself; the text stays etcd's, clients match on it."""
 
@@ -96,12 +95,13 @@ class Shard:
         self.version = ""
         self.version_in_use = ""
         self.implausible = ""
-        self._is_examined = False
         self.max_txn_ops = 128
         self._lookups = Lookups()
         self._unary = Lane(context, background)
         self._streams = Lane(context, background)
         self._retired: list[ClientConnection] = []
+        self._esps: set[Endpoint] = set()
+        self._is_asking = False
         self._lost = asyncio.Event()
         self._wanted_streams = asyncio.Event()
         self._moved_on = -LONGEST_PAUSE
@@ -110,6 +110,11 @@ class Shard:
     def is_ready(self) -> bool:
         """Whether a call could be sent now."""
         return self._unary.free() is not None
+
+    @property
+    def barred(self) -> Status | None:
+        """Why calls fail at once: none of its endpoints is an etcd. None when that is not so."""
+        return self._unary.barred
 
     def free_connection(self) -> ClientConnection | None:
         """The connection for a unary call, if one can be sent now."""
@@ -348,8 +353,12 @@ class Shard:
             try:
                 await self._serve(endpoint)
                 held = monotonic() - began >= LONGEST_PAUSE
+            except NotAnEtcd as error:
+                self.troubles[endpoint] = _reason(error)
+                self._found_esp(endpoint)
             except OSError as error:
                 self.troubles[endpoint] = _reason(error)
+                self._found_no_esp(endpoint)
                 level = logging.WARNING if failures == len(self.endpoints) - 1 else logging.DEBUG
                 log.log(level, "shard %s: cannot connect to %s: %s", self.name, endpoint, self.troubles[endpoint])
             turn += 1
@@ -360,6 +369,23 @@ class Shard:
             elif failures % len(self.endpoints) == 0:
                 pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, pause * 2))
                 await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
+
+    def _found_esp(self, endpoint: Endpoint) -> None:
+        """Logged once. Where no endpoint is left that may be an etcd, nothing is worth waiting for."""
+        if endpoint not in self._esps:
+            self._esps.add(endpoint)
+            log.error("shard %s: %s cannot be used: %s", self.name, endpoint, self.troubles[endpoint])
+        if self._esps.issuperset(self.endpoints):
+            self._bar(errors.leads_to_esp(self.name, ", ".join(map(str, self.endpoints))))
+
+    def _found_no_esp(self, endpoint: Endpoint) -> None:
+        self._esps.discard(endpoint)
+        self._bar(None)
+
+    def _bar(self, why: Status | None) -> None:
+        for lane in (self._unary, self._streams):
+            lane.bar(why)
+        self.context.flush()
 
     def _close(self) -> None:
         for lane in (self._unary, self._streams):
@@ -381,6 +407,7 @@ class Shard:
             log.info("shard %s: connected to %s", self.name, endpoint)
         self.endpoint = endpoint
         self.troubles.clear()
+        self._found_no_esp(endpoint)
         tasks = [self.background.keep(f"shard {self.name}: its streams", partial(self._dial_streams, endpoint))]
         if not self.version_in_use:
             tasks.append(self.background.keep(f"shard {self.name}: its version", self._learn_version))
@@ -418,19 +445,10 @@ class Shard:
         """Has the member tell its version and revision before the connection is used.
 
         Raises:
-            OSError: its revision is none that can be served.
+            OSError: its revision is none that can be served, or it is an esp, or does not answer.
         """
-        call = MessageCall(connection, messages())
-        try:
-            async with asyncio.timeout(FIRST_STATUS_SECONDS):
-                connection.call(call, STATUS, b"", prefix(b""), end=True)
-                self.context.flush()
-                self._take_status(await call.read_only())
-        except (RpcError, BrokenCall, TimeoutError):
-            pass  # it is asked again when it is in use
-        finally:
-            call.cancel()
-            self.context.flush()
+        with suppress(RpcError):  # that is an answer, too; it is asked again when it is in use
+            self._take_status(await ask_status(connection, self.context.limits.keepalive_timeout))
 
     def _take_status(self, answer: bytes) -> None:
         """What a member has told about itself.
@@ -440,9 +458,8 @@ class Shard:
             OSError: its revision is none that can be served.
         """
         status = self.parsed(rpc_pb2.StatusResponse, answer)
-        self._is_examined = status.header.revision < HIGHEST_REVISION
         self.implausible = ""
-        if not self._is_examined:
+        if status.header.revision >= HIGHEST_REVISION:
             self.implausible = (
                 f"it is at revision {status.header.revision}, and from 2^51 = {HIGHEST_REVISION} on esp cannot tell "
                 "revisions from its own tokens; restore it without --bump-revision, or by less"
@@ -463,7 +480,7 @@ class Shard:
                 except OSError as error:
                     reason = _reason(error)
                     log.warning("shard %s: cannot connect to %s for streams: %s", self.name, endpoint, reason)
-                    if self._streams.standing:
+                    if self._streams.standing or self._streams.waiting:
                         await asyncio.sleep(LONGEST_PAUSE)
                         self._wanted_streams.set()
 
@@ -477,7 +494,7 @@ class Shard:
         connection = ClientConnection(self.context, f"{host}:{endpoint.port}")
         try:
             await self._greeted(connection, endpoint)
-            if lane is self._unary and not self._is_examined and not connection.ended:
+            if not connection.ended:
                 await self._examine(connection)
             if connection.ended:
                 raise OSError("closed at once")
@@ -551,26 +568,28 @@ class Shard:
         self._retired = [connection for connection in self._retired if not connection.ended]
         for connection in self._retired:
             connection.tick(now)
-        idle = self._unary.free()
-        if idle is not None and not idle.streams and idle.is_silent(now):
-            self.background.start(self._break_silence(idle))
+        asked = self._unary.free()
+        half = self.context.limits.keepalive_time / 2
+        if asked is not None and not self._is_asking and asked.silence(now) > half:
+            self._is_asking = True
+            self.background.start(self._break_silence(asked, min(half, self.context.limits.keepalive_timeout)))
         self.context.flush()
 
-    async def _break_silence(self, connection: ClientConnection) -> None:
+    async def _break_silence(self, connection: ClientConnection, seconds: float) -> None:
         """Asks a member that has said nothing for long, so that a frozen one is known before a client asks it.
 
-        etcd punishes PINGs while no call is open. With this one open the keepalive does the rest: where no answer
-        comes, a PING follows, and without an answer to that the connection is given up.
+        etcd punishes PINGs while no call is open, and a member may answer PINGs and nothing else. One that does not
+        answer is left, for the next one or until it answers again; the calls it has may still be answered.
         """
-        call = MessageCall(connection, messages())
         try:
-            connection.call(call, STATUS, b"", prefix(b""), end=True)
-            self.context.flush()
-            await call.read_only()
-        except (RpcError, BrokenCall):
-            pass  # an error is an answer, too
+            with suppress(RpcError):  # that is an answer, too
+                await ask_status(connection, seconds)
+        except OSError as error:
+            if connection is self._unary.connection and not connection.draining:
+                log.warning("shard %s: leaving %s: %s", self.name, self.endpoint, error)
+                connection.close()
         finally:
-            call.cancel()
+            self._is_asking = False
             self.context.flush()
 
 

@@ -22,10 +22,12 @@ from esp.core.config import Endpoint
 from esp.core.pb import rpc_pb2
 from esp.core.wire import frames
 from esp.core.wire.frames import PREFACE, SETTINGS_ACK, settings
+from esp.core.wire.status import Code, Status
 from tests.core.wire.conversation import HEAD, Frame, data, headers, message, ping, split, trailers, window
 
 STATUS = b"/etcdserverpb.Maintenance/Status"
 VERSION = "3.5.99"
+UNTOLD = Status(Code.UNIMPLEMENTED, "not told")
 
 
 @dataclass
@@ -108,7 +110,9 @@ class ScriptedConnection:
             self.says(window(0, len(frame.payload)), window(frame.stream, len(frame.payload)))
         if call is not None and frame.kind in (frames.DATA, frames.HEADERS) and frame.flags & frames.END_STREAM:
             call.whole = True
-            if call.path == STATUS and self.etcd.version is not None:
+            if call.path == STATUS and self.etcd.version is None:
+                self.says(headers(call.stream, HEAD + trailers(UNTOLD), end=True))
+            elif call.path == STATUS and self.etcd.tells:
                 header = rpc_pb2.ResponseHeader(revision=self.etcd.revision)
                 status = rpc_pb2.StatusResponse(header=header, version=self.etcd.version)
                 self.answers(call, status.SerializeToString())
@@ -181,7 +185,8 @@ class ScriptedEtcd:
     Attributes:
         greeting: the settings it begins with; None: it says nothing at all.
         calls: every call heard on any connection, but for those after the version.
-        version, revision: what it says of itself; no version: it does not answer that.
+        version, revision: what it says of itself; no version: an error.
+        tells: whether it answers that at all.
         on_frame: called with every frame heard.
     """
 
@@ -190,6 +195,7 @@ class ScriptedEtcd:
         self.port = port
         self.silent = silent
         self.version: str | None = VERSION
+        self.tells = True
         self.revision = 1
         self.calls: list[HeardCall] = []
         self.connections: list[ScriptedConnection] = []

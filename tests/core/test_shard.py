@@ -151,6 +151,22 @@ class TestCalls:
                 assert front.shard.implausible == ""
 
     @in_a_loop
+    async def test_one_that_does_not_answer_when_it_is_asked_gets_no_calls(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with ScriptedEtcd() as first, ScriptedEtcd() as second:
+            first.tells = False
+            async with Front(first.endpoint, second.endpoint, limits=QUICK) as front:
+                assert front.shard.endpoint == second.endpoint
+            async with Front(first.endpoint, limits=QUICK, waits=False) as front:
+                await front.until(lambda: front.shard.troubles)
+                assert list(front.shard.troubles.values()) == ["it does not tell its status within 0.3 s"]
+                assert await front.outcome(front.put()) == told(errors.NO_CONNECTION)
+                first.tells = True
+                await front.until(lambda: front.shard.is_ready)
+            assert not first.calls
+
+    @in_a_loop
     async def test_a_deadline_goes_along_as_it_came_when_the_call_is_sent_at_once(self) -> None:
         async with ScriptedEtcd() as etcd, Front(etcd.endpoint) as front:
             connection = await etcd.accepts()
@@ -444,12 +460,13 @@ class TestBroken:
     @in_a_loop
     async def test_a_write_that_was_not_sent_whole_is_sent_again(self) -> None:
         small = {frames.SETTINGS_INITIAL_WINDOW_SIZE: 10}
-        async with ScriptedEtcd(small, silent=True) as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
+        async with ScriptedEtcd(small) as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
+            first = await etcd.accepts()
+            first.silent = True
             content = bytes(range(256)) * 10
             stream = front.put(content)
-            first = await etcd.accepts()
             assert not (await first.hears_head()).whole
-            etcd.greeting, etcd.silent = {}, False
+            etcd.greeting = {}
             first.hangs_up()
             second = await etcd.accepts()
             call = await second.hears()
@@ -476,7 +493,7 @@ class TestBroken:
 
     @pytest.mark.parametrize(
         "said",
-        [None, rst(1, ErrorCode.INTERNAL_ERROR), rst(1, ErrorCode.REFUSED_STREAM), goaway(0, ErrorCode.NO_ERROR)],
+        [None, rst(3, ErrorCode.INTERNAL_ERROR), rst(3, ErrorCode.REFUSED_STREAM), goaway(1, ErrorCode.NO_ERROR)],
     )
     @in_a_loop
     async def test_a_stream_that_breaks_ends_with_server_stopped(self, said: bytes | None) -> None:
@@ -484,7 +501,7 @@ class TestBroken:
             await etcd.accepts()
             stream = front.watch()
             connection = await etcd.accepts()
-            assert (await connection.hears_head()).stream == 1
+            assert (await connection.hears_head()).stream == 3
             if said is None:
                 connection.hangs_up()
             else:
@@ -661,6 +678,40 @@ class TestEndpoints:
             assert call.path == RANGE
             other.answers(call)
             assert await front.outcome(read) == OK
+
+    @in_a_loop
+    async def test_one_that_answers_pings_and_nothing_else_is_left_for_the_next(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Calls that it has are left to it: it may answer them yet."""
+        async with (
+            ScriptedEtcd() as first,
+            ScriptedEtcd() as second,
+            Front(first.endpoint, second.endpoint, limits=QUICK) as front,
+        ):
+            connection = await first.accepts()
+            old = front.put(b"old")
+            call = await connection.hears()
+            first.tells = False
+            await front.until(lambda: front.shard.endpoint == second.endpoint)
+            new = front.put(b"new")
+            other = await second.accepts()
+            other.answers(await other.hears())
+            assert await front.outcome(new) == OK
+            connection.answers(call)
+            assert await front.outcome(old) == OK
+            await connection.ends()
+        assert "it does not tell its status within 0.15 s" in caplog.text
+
+    @in_a_loop
+    async def test_the_only_one_is_not_called_connected_while_it_answers_nothing_but_pings(self) -> None:
+        async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=QUICK) as front:
+            etcd.tells = False
+            await front.until(lambda: not front.shard.is_ready)
+            await front.until(lambda: front.shard.troubles)
+            assert not front.shard.is_ready
+            etcd.tells = True
+            await front.until(lambda: front.shard.is_ready)
 
     @pytest.mark.parametrize("text", ["etcdserver: no leader", "etcdserver: server stopped"])
     @pytest.mark.parametrize("own", [False, True])

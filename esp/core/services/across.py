@@ -219,9 +219,9 @@ async def delete_across(
     Raises:
         RpcError: the first shard's as it came; Unavailable once a shard before has deleted.
     """
-    unreachable = [shard.name for shard in _distinct(routing, segments) if not shard.is_ready]
-    if unreachable:
-        raise errors.NO_CONNECTION.error()
+    for shard in _distinct(routing, segments):
+        if not shard.is_ready:
+            raise (shard.barred or errors.NO_CONNECTION).error()
     answers: list[Answer] = []
     for segment in segments:
         asked = delete_part(request, segment.range)

@@ -174,10 +174,13 @@ class _Upstream:
             self.lane.moved(self)
 
     def tick(self, now: float) -> None:
-        """There is no connection for long."""
-        if self._call is None and now - self.wanted > self.lane.shard.context.limits.max_waiting_seconds:
-            self.lane.shard.forget_opener(self)
-            self.ended(errors.NO_CONNECTION)
+        """There is no connection for long, or will be none."""
+        shard = self.lane.shard
+        if self._call is not None:
+            return
+        if shard.barred is not None or now - self.wanted > shard.context.limits.max_waiting_seconds:
+            shard.forget_opener(self)
+            self.ended(shard.barred or errors.NO_CONNECTION)
 
     def answers(self, payload: bytes) -> None:
         """Tells each answer to the keepalive it belongs to."""

@@ -7,6 +7,8 @@ from typing import Final
 
 from google.protobuf.descriptor import MethodDescriptor
 
+from esp.core import errors
+from esp.core.member import PROBE, STATUS_PATH
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
 from esp.core.services import metadata
@@ -75,6 +77,8 @@ class Router:
             return _other_form(head) or self._page
         if b"/" not in head.path[1:]:
             return Refuse(malformed_method(head.path))
+        if head.path == STATUS_PATH and head.field(PROBE):
+            return Refuse(errors.IS_ESP)
         if wrong := metadata.refuse(head):
             return Refuse(wrong)
         named = head.field(metadata.SHARD)

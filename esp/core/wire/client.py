@@ -421,9 +421,9 @@ class ClientConnection(FrameReader):
         if not self.streams:
             self.lost(reason)
 
-    def is_silent(self, now: float) -> bool:
-        """Whether nothing was heard for so long that it is time to ask."""
-        return now - self._heard > self.limits.keepalive_time
+    def silence(self, now: float) -> float:
+        """For how many seconds nothing was heard."""
+        return now - self._heard
 
     def close(self) -> None:
         """Ends the connection when its calls have."""
@@ -445,6 +445,6 @@ class ClientConnection(FrameReader):
                 self._ping_sent = 0.0
             elif now - self._ping_sent > self.limits.keepalive_timeout:
                 self._time_out("keepalive_timeout", "no answer to a keepalive PING")
-        elif self.streams and self.is_silent(now):
+        elif self.streams and now - self._heard > self.limits.keepalive_time:
             self._ping_sent = now
             self.send(ping(KEEPALIVE_PING))

@@ -48,6 +48,7 @@ class FakeShard:
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
         self.is_ready = True
+        self.barred: Status | None = None
         self.caller: Caller | None = dial(limits)
         self.context = self.caller.context
         self.waiting: list[StreamOpener] = []

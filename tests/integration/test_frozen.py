@@ -1,0 +1,69 @@
+"""A member that stands still while nobody asks it anything: `/readyz?verbose` says so."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import replace
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from esp.core import config
+from esp.core.local import LocalEtcd
+from esp.core.proxy import Proxy
+from esp.core.wire.limits import Limits
+from tests.harness import Etcds, freeze, write_config
+
+
+async def page(proxy: Proxy) -> str:
+    port = proxy.bound[0][1]
+
+    def read() -> str:
+        connection = HTTPConnection("127.0.0.1", port, timeout=20)
+        try:
+            connection.request("GET", "/readyz?verbose")
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+    return await asyncio.to_thread(read)
+
+
+async def says(proxy: Proxy, text: str) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            if await page(proxy) == text:
+                return
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_a_member_that_stands_still_is_not_told_as_ok_for_longer_than_keepalive_time(
+    start_etcd: Etcds, etcd: LocalEtcd, tmp_path: Path, is_asked: bool
+) -> None:
+    """The wait for a PING's answer, which would be a minute here, does not come on top."""
+    victim = start_etcd()
+    assert victim.process
+    loaded = config.load(write_config(tmp_path / "esp.yaml", [victim, etcd], ["m"]))
+    limits = Limits(keepalive_time=2.0, keepalive_timeout=60.0)
+    loaded = replace(loaded, listen=config.listen_of(["http://127.0.0.1:0"]), limits=limits)
+
+    async def run() -> None:
+        async with Proxy(loaded) as proxy:
+            await says(proxy, "[+]shard s0 ok\n[+]shard s1 ok\nok\n")
+            assert victim.process
+            freeze(victim.process)
+            if is_asked:  # then a PING is out, too
+                call = asyncio.create_task(proxy.routing.shards[0].unary(b"/a/b", b"", idempotent=False, timeout=20))
+            await says(proxy, "[-]shard s0 unreachable\n[+]shard s1 ok\nok\n")
+            victim.process.send_signal(signal.SIGCONT)
+            await says(proxy, "[+]shard s0 ok\n[+]shard s1 ok\nok\n")
+            if is_asked:
+                await asyncio.gather(call, return_exceptions=True)
+
+    try:
+        asyncio.run(run())
+    finally:
+        victim.process.send_signal(signal.SIGCONT)
