@@ -1,7 +1,7 @@
-"""The command line: names the commands and their options, and loads each command only when it is called.
+"""The command line: the commands and their options. A command is imported only when it is called.
 
-`esp --help` and shell completion must be quick, so nothing here imports more than typer. What a command raises as an
-expected failure becomes one line on stderr here; anything else is a bug and shows its traceback.
+`esp --help` and shell completion must be quick, so this module imports nothing but typer. An expected failure of a
+command becomes one line on stderr; any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from esp.commands.output import USAGE, CommandError, Format, complain, flush
 
 
 class _Esp(TyperGroup):
-    """The group of commands, with expected failures told in one line."""
+    """The group of commands. An expected failure becomes one line on stderr."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -28,7 +28,7 @@ class _Esp(TyperGroup):
             complain(str(error))
             raise typer.Exit(error.exit_code) from None
         except Exception as error:
-            # Imported by now if it is what was raised, and slow to import if not.
+            # A ConfigError means that its module is imported already; otherwise the import would only cost time.
             config = sys.modules.get("esp.core.config")
             if config is None or not isinstance(error, config.ConfigError):
                 raise
@@ -56,7 +56,7 @@ ConfigOption = Annotated[
     ),
 ]
 OutputOption = Annotated[
-    Format, typer.Option("-o", "--output", metavar="table|json", help="Form of the output.", show_default=False)
+    Format, typer.Option("-o", "--output", metavar="table|json", help="Output format.", show_default=False)
 ]
 
 
@@ -73,7 +73,7 @@ def esp(
     context: typer.Context,
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    """Several etcd clusters as one etcd v3 endpoint."""
+    """Make several etcd clusters look like one etcd v3 endpoint."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -95,7 +95,7 @@ def serve(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            "--data-dir", metavar="DIR", help="Where --local keeps its data and config (.esp).", show_default=False
+            "--data-dir", metavar="DIR", help="Folder for the data and config of --local (.esp).", show_default=False
         ),
     ] = None,
     listen: Annotated[
@@ -103,7 +103,7 @@ def serve(
         typer.Option(
             "--listen",
             metavar="URL",
-            help="Listen here instead of where the config says; may be repeated.",
+            help="Listen address, in place of the config's addresses; may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -127,17 +127,19 @@ def route(
     from_key: Annotated[bool, typer.Option("--from-key", help="All keys from KEY on.")] = False,
     range_end: Annotated[
         str | None,
-        typer.Option("--range-end", metavar="END", help="The keys from KEY up to, without, END.", show_default=False),
+        typer.Option(
+            "--range-end", metavar="END", help="The keys from KEY up to END, without END.", show_default=False
+        ),
     ] = None,
     output: OutputOption = Format.TABLE,
     hex_: Annotated[bool, typer.Option("--hex", help="KEY and END are hexadecimal.")] = False,
     base64: Annotated[bool, typer.Option("--base64", help="KEY and END are base64.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show which shards own a key or a range, without asking them.
+    """Show which shards own a key or a range. No shard is asked.
 
-    Also tells what each shard is sent, and whether a Txn over the range is possible. "" with --prefix or --from-key
-    is all keys.
+    The output also shows esp's request to each shard, and whether a Txn over the range is possible. For all keys give
+    "" with --prefix or --from-key.
     """
     if prefix + from_key + (range_end is not None) > 1:
         raise CommandError("--prefix, --from-key and --range-end exclude each other; give one", USAGE)
@@ -159,7 +161,7 @@ def route(
 
 @app.command()
 def check(config: ConfigOption = None, output: OutputOption = Format.TABLE) -> None:
-    """Ask every endpoint of every shard how it is."""
+    """Ask every endpoint of every shard, and show problems."""
     from esp.commands import check as command
 
     command.run(config, output)
@@ -167,30 +169,33 @@ def check(config: ConfigOption = None, output: OutputOption = Format.TABLE) -> N
 
 @app.command("lease-sync")
 def lease_sync(
-    apply: Annotated[bool, typer.Option("--apply", help="Grant what is missing, with the TTL that is left.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Grant missing leases, with the rest of their TTL.")] = False,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Revoke leases that only one shard has; with --only-on.")
+        bool, typer.Option("--prune", help="Revoke the leases that only one shard has; needs --only-on.")
     ] = False,
     only_on: Annotated[
         str | None,
-        typer.Option("--only-on", metavar="SHARD", help="The shard whose orphans --prune revokes.", show_default=False),
+        typer.Option(
+            "--only-on", metavar="SHARD", help="The shard on which --prune revokes leases.", show_default=False
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Revoke without a question.")] = False,
     skew: Annotated[
-        int, typer.Option("--skew", metavar="SECONDS", min=0, help="How far TTLs of one lease may be apart.")
+        int, typer.Option("--skew", metavar="SECONDS", min=0, help="Allowed difference between the TTLs of a lease.")
     ] = 5,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", metavar="N", min=1, max=1000, help="Leases worked on at once.")
+        int,
+        typer.Option("--concurrency", metavar="N", min=1, max=1000, help="Leases that are read or changed at once."),
     ] = 64,
     output: OutputOption = Format.TABLE,
     config: ConfigOption = None,
 ) -> None:
-    """Compare the leases of all shards, and put right what differs.
+    """Compare the leases of all shards, and repair differences.
 
-    Without --apply and --prune nothing is changed. Exits 1 when leases differ.
+    Without --apply and --prune the command changes nothing. It exits 1 if leases differ.
 
-    Meant for a new shard, before it gets its first key. A lease that ended on one shard looks like one that it never
-    had, and --apply grants both; its keys there are gone.
+    Run it for a new shard, before that shard gets its first key. A lease that has ended on a shard looks like a lease
+    that the shard never had: --apply grants both, but the keys of an ended lease are gone.
     """
     if apply and prune:
         raise CommandError("--apply and --prune exclude each other; give one", USAGE)
@@ -205,9 +210,9 @@ def lease_sync(
 
 
 def main() -> None:
-    """Run the command line; the entry point of `esp`."""
-    # A key may hold characters that the terminal's encoding lacks.
+    """The entry point of `esp`: runs the command line."""
+    # A key may have characters that the terminal's encoding lacks.
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # as it is where a shell has closed it
+        if stream is not None:  # None if the shell has closed the stream
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     app()

@@ -1,1 +1,1 @@
-"""The commands of the `esp` command line, one module each."""
+"""The commands of the `esp` command line, with a module for each."""

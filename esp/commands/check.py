@@ -1,4 +1,4 @@
-"""`esp check`: how every endpoint of every shard is, and what is wrong. Exit code 1 when something is."""
+"""`esp check`: the status of every endpoint of every shard, and all problems. Exit code 1 if there are problems."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from esp.core.keys import KeyRange, format_range
 from esp.core.probe import examine
 
 UNKNOWN = "?"
-"""A cell of what was not told."""
+"""The cell of an unknown value."""
 
 
 def run(config: Path | None, output: Format) -> None:
-    """Print how the shards are.
+    """Print the status and the problems of all shards.
 
     Raises:
-        ConfigError: no config, or a wrong one.
-        CommandError: something is wrong with the shards; it was printed before.
+        ConfigError: there is no config, or the config is wrong.
+        CommandError: there are problems; they have been printed.
     """
-    # What the shard clients log on the way is in the answer.
+    # The output has everything that the shard clients log here.
     logging.getLogger("esp").addHandler(logging.NullHandler())
     loaded = configs.load(configs.find(config, os.environ))
     health = asyncio.run(examine(loaded))
@@ -76,7 +76,7 @@ def _row(shard: ShardHealth, health: EndpointHealth) -> list[str]:
 
 
 def _leader(shard: ShardHealth, health: EndpointHealth) -> str:
-    """Who leads, as this member sees it: itself, another endpoint of the shard, or a member by its id."""
+    """The leader in this member's view: "itself", another endpoint of the shard, or a member's id."""
     member = health.member
     if member is None:
         return UNKNOWN
@@ -91,7 +91,7 @@ def _leader(shard: ShardHealth, health: EndpointHealth) -> str:
 
 
 def _own_alarms(health: EndpointHealth) -> list[str] | None:
-    """The alarms of this member; of its cluster where it does not tell who it is."""
+    """The alarms of this member; those of its whole cluster if the member's id is unknown. None if unknown."""
     if health.alarms is None:
         return None
     own = health.member.member_id if health.member is not None else None
@@ -109,7 +109,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _human_size(size: int) -> str:
-    """Decimal units and two digits at least, as etcdctl prints it."""
+    """The size in decimal units with at least two digits, as etcdctl prints sizes."""
     amount = float(size)
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if amount < 999.5 or unit == "TB":
@@ -121,15 +121,15 @@ def _human_size(size: int) -> str:
 def _write_json(loaded: Config, health: Health) -> None:
     """The JSON form.
 
-    `healthy` is whether the exit code is 0. `shards` are in the order of the config. In their `ranges` a key is
-    {"text", "base64"}, without `text` when it is not UTF-8; `end` is null for no upper bound.
+    `healthy` is true if the exit code is 0. `shards` are in the order of the config. In their `ranges` a key is
+    {"text", "base64"}, without `text` if the key is not UTF-8; `end` is null for no upper bound.
 
-    Of an endpoint, null is what was not told. `error` says why: it could not be reached, or the text it answered
-    with. Ids are hexadecimal text, as etcdctl shows them; `leader_id` is "0" when the member knows of no leader.
-    `db_size` is in bytes. `alarms` are those of this member.
+    In an endpoint, null stands for an unknown value. `error` is the reason: why the endpoint is unreachable, or the
+    text of its refusal. Ids are hexadecimal text, as etcdctl shows them; `leader_id` is "0" if the member knows of no
+    leader. `db_size` is in bytes. `alarms` are those of this member.
 
     `problems` and `notes` have a `kind` for programs (`esp.core.health.Kind`), the names of the `shards`, the
-    `endpoint` (null when it is about several) and a `text` for people.
+    `endpoint` (null if several are concerned) and a `text` for people.
     """
     write_json(
         {

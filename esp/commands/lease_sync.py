@@ -1,4 +1,4 @@
-"""`esp lease-sync`: the leases of all shards compared, and put right where asked. Exit code 1 when they differ."""
+"""`esp lease-sync`: a comparison of the leases of all shards, and their repair. Exit code 1 if leases differ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from esp.core.config import Config
 from esp.core.lease_survey import Action, Done, LeaseOnShard, LeaseView, Progress, UnreachableError
 
 MAX_ROWS: Final = 100
-"""Of leases that differ, in the table; a new shard lacks all of them. The JSON form has every one."""
+"""Rows in the table of leases that differ: a new shard lacks all leases. The JSON form has no limit."""
 
 PROGRESS_SECONDS: Final = 0.1
 """How often the line that counts is written anew."""
@@ -29,15 +29,15 @@ PROGRESS_SECONDS: Final = 0.1
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for.
+    """The options of the command line.
 
     Attributes:
-        apply: grant what is missing.
-        prune_only_on: revoke the leases that only this shard has; None to revoke nothing.
+        apply: grant missing leases.
+        prune_only_on: the shard whose orphans to revoke, leases that no other shard has; None to revoke nothing.
         yes: revoke without a question.
         skew: seconds by which the shards' TTLs of one lease may differ.
-        concurrency: how many leases are worked on at once.
-        output: the form of what is printed.
+        concurrency: number of leases that are read or changed at once.
+        output: format of the output.
     """
 
     apply: bool
@@ -49,18 +49,19 @@ class Options:
 
 
 def run(config: Path | None, options: Options, confirm: Callable[[str], bool]) -> None:
-    """Compare, and grant or revoke what is asked for.
+    """Compare the leases of all shards, and grant or revoke leases as `options` say.
 
     Args:
         config: the config file; None for the usual places.
-        options: what to do.
-        confirm: asks the operator a question.
+        options: the options of the command line.
+        confirm: asks the operator a question, and returns the answer.
 
     Raises:
-        ConfigError: no config, or a wrong one.
-        CommandError: leases differ, or something was not done; what was found is printed before.
+        ConfigError: there is no config, or the config is wrong.
+        CommandError: an option names no shard, a shard is unreachable, leases differ, or a lease was not granted or
+            revoked. Results so far have been printed.
     """
-    # What the shard clients log on the way is in the answer.
+    # The output has everything that the shard clients log here.
     logging.getLogger("esp").addHandler(logging.NullHandler())
     loaded = configs.load(configs.find(config, os.environ))
     names = [shard.name for shard in loaded.shards]
@@ -107,10 +108,10 @@ def _run(loaded: Config, names: list[str], options: Options, confirm: Callable[[
 
 
 def _must_be_wanted(orphans: Sequence[LeaseView], options: Options, confirm: Callable[[str], bool]) -> None:
-    """Asks before anything is revoked.
+    """Asks the operator before leases are revoked, unless --yes was given.
 
     Raises:
-        CommandError: it is not wanted, or there is nobody to ask.
+        CommandError: the operator says no, or stdin is no terminal.
     """
     if options.yes:
         return
@@ -150,7 +151,7 @@ def _write_leases(
 
 
 def _cell(here: LeaseOnShard | None) -> str:
-    """Seconds left of seconds granted, and the keys attached."""
+    """The seconds left, the seconds granted, and the number of keys of a lease on one shard."""
     return "-" if here is None else f"{here.ttl}/{here.granted_ttl} s, {_counted(here.keys, 'key')}"
 
 
@@ -186,10 +187,10 @@ def _write_json(
 ) -> None:
     """The JSON form.
 
-    `in_step` is whether no lease differed when the shards were compared. Ids are hexadecimal text, as etcdctl shows
-    them. `differences` has the leases that a shard lacks (`missing` names it), or whose TTLs are further apart than
-    --skew (`ttl_spread` in seconds); in its `shards`, null is for a shard that lacks the lease. `actions` is what was
-    done about them: `done` is a member of `esp.core.lease_survey.Done`, `error` is null unless that is "failed".
+    `in_step` is true if no lease differed at the comparison. Ids are hexadecimal text, as etcdctl shows them.
+    `differences` has the leases that a shard lacks (`missing` names the shards), or whose TTLs are further apart than
+    --skew (`ttl_spread` in seconds); in its `shards`, null stands for a shard that lacks the lease. `actions` has the
+    grants or revocations: `done` is a member of `esp.core.lease_survey.Done`, `error` is null unless that is "failed".
     """
     write_json(
         {

@@ -1,4 +1,4 @@
-"""Log lines that come again and again, told as a count: nobody fills the log, and nobody's disk, by being refused."""
+"""A summary of repeated log lines, so that no client can fill the log, and the disk, with its refusals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Final
 
 INTERVAL: Final = 10.0
-"""Seconds after which a kind of line is told of anew."""
+"""Seconds after which the count of a kind is written and the kind starts anew."""
 AT_ONCE: Final = 10
-"""Lines of one kind that are written as they come in an interval, one for each address; the rest is counted."""
+"""Lines of one kind that are written at once in an interval, one for each address; further lines are counted."""
 MAX_KINDS: Final = 50
-"""Kinds that are told apart in an interval; what comes beyond that is one kind together."""
+"""Kinds that are told apart in an interval; all further kinds count as one."""
 MAX_ADDRESSES: Final = 1000
 """Addresses that are told apart for one kind in an interval."""
 _KIND_LENGTH: Final = 120
@@ -24,7 +24,7 @@ _BEYOND: Final = (0, "")
 
 
 class _Kind:
-    """What came of one kind in this interval."""
+    """The lines of one kind in this interval."""
 
     __slots__ = ("addresses", "count", "last", "since", "written")
 
@@ -37,11 +37,11 @@ class _Kind:
 
 
 class SummingHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to stderr; of lines that differ in nothing but who caused them, the first few and then how many more.
+    """A log handler to stderr that writes the first lines of a kind, and then the number of further lines.
 
-    Lines are of one kind when level and text agree, but for numbers and for the peer that stands in front as
-    `host:port`. Each kind begins anew `INTERVAL` seconds after its first line; the count is written then, by a timer of
-    the running loop, or at the latest when logging shuts down. Without a running loop every line is written.
+    Lines are of one kind if they have the same level and text, apart from numbers and from the peer in front as
+    `host:port`. A kind starts anew `INTERVAL` seconds after its first line. Its count is written then by a timer of the
+    running loop, at the latest when logging shuts down. Without a running loop every line is written.
 
     Args:
         now: a clock in seconds that never goes back.
@@ -62,7 +62,7 @@ class SummingHandler(logging.StreamHandler):  # type: ignore[type-arg]
             return
         try:
             address, key = _address_and_kind(record)
-        except (TypeError, ValueError):  # the text and its arguments do not fit: logging tells where
+        except (TypeError, ValueError):  # text and arguments do not match: logging reports the place
             self.handleError(record)
             return
         if key not in self._kinds and len(self._kinds) >= MAX_KINDS:
@@ -89,10 +89,10 @@ class SummingHandler(logging.StreamHandler):  # type: ignore[type-arg]
             self._timer = asyncio.get_running_loop().call_later(max(0.0, INTERVAL - oldest), self._on_timer)
 
     def tell(self, age: float) -> float | None:
-        """Writes the counts of the kinds that began `age` seconds ago or earlier, and forgets them.
+        """Writes the counts of the kinds that began `age` seconds ago or earlier, and forgets these kinds.
 
         Returns:
-            Seconds since the oldest of the others began; None when there is none.
+            Age in seconds of the oldest remaining kind; None if no kind remains.
         """
         now = self._now()
         for key, kind in list(self._kinds.items()):
@@ -103,13 +103,13 @@ class SummingHandler(logging.StreamHandler):  # type: ignore[type-arg]
         return max((now - kind.since for kind in self._kinds.values()), default=None)
 
     def close(self) -> None:
-        """Writes the counts that are left."""
+        """Writes the remaining counts."""
         self.tell(0.0)
         super().close()
 
 
 def _address_and_kind(record: logging.LogRecord) -> tuple[str, tuple[int, str]]:
-    """Who caused the line, without the port, or ""; and what the line says without it."""
+    """The address of the line's peer without its port, or ""; and the kind: level and text without peer and numbers."""
     text = record.getMessage()
     peer = record.args[0] if isinstance(record.args, tuple) and record.args else None
     address = ""

@@ -18,7 +18,7 @@ _INDENT = "    "
 
 
 class Format(StrEnum):
-    """The forms that every listing has. The JSON form is a promise: fields are added, never changed."""
+    """The formats of every listing. Later versions add fields to the JSON form, and never change one."""
 
     TABLE = "table"
     JSON = "json"
@@ -33,10 +33,10 @@ class CommandError(Exception):
 
 
 def write(text: str) -> None:
-    """One line, or several, on stdout.
+    """Write one or more lines to stdout.
 
     Raises:
-        CommandError: it cannot be written.
+        CommandError: stdout is closed or cannot be written.
     """
     if sys.stdout is None:
         raise CommandError("the output cannot be written: standard output is closed")
@@ -47,10 +47,10 @@ def write(text: str) -> None:
 
 
 def flush() -> None:
-    """Writes what `write` has kept back.
+    """Write the lines that are still buffered.
 
     Raises:
-        CommandError: it cannot be written.
+        CommandError: stdout cannot be written.
     """
     if sys.stdout is not None:
         try:
@@ -60,26 +60,26 @@ def flush() -> None:
 
 
 def _unwritten(error: OSError) -> CommandError:
-    # What is still kept back would fail once more when Python ends.
+    # Without this, buffered lines would fail once more when Python ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return CommandError(f"the output cannot be written: {(error.strerror or str(error)).lower()}")
 
 
 def complain(text: str) -> None:
-    """One line on stderr, with the name of the program before it."""
+    """Write one line to stderr, with the name of the program in front."""
     if sys.stderr is not None:
         sys.stderr.write(f"esp: {text}\n")
 
 
 def write_json(value: object) -> None:
-    """The value as indented JSON on stdout, in ASCII."""
+    """Write the value to stdout as indented JSON, in ASCII."""
     import json
 
     write(json.dumps(value, indent=2))
 
 
 def json_key(key: bytes) -> dict[str, str]:
-    """A key in JSON: {"text", "base64"}, without `text` when it is not UTF-8."""
+    """A key in JSON: {"text", "base64"}, without `text` if the key is not UTF-8."""
     import base64
 
     encoded = base64.b64encode(key).decode()
@@ -129,7 +129,7 @@ def _takes_escapes() -> bool:
 
 
 def _width(text: str) -> int:
-    """How many columns of a terminal the text takes: East Asian wide characters take two, accents none."""
+    """The number of terminal columns of the text: two for East Asian wide characters, none for accents."""
     if text.isascii():
         return len(text)
     from unicodedata import combining, east_asian_width

@@ -1,4 +1,4 @@
-"""`esp route`: which shard owns a key, and how a range splits over the shards. Asks no shard."""
+"""`esp route`: the shard that owns a key, or the parts of a range and their shards. Asks no shard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from esp.core.shard_map import Segment
 
 
 class KeyEncoding(StrEnum):
-    """How a key is written on the command line."""
+    """The encoding of a key on the command line."""
 
     TEXT = "text"
     HEX = "hex"
@@ -33,18 +33,18 @@ def run(
     output: Format = Format.TABLE,
     config: Path | None = None,
 ) -> None:
-    """Print where the key or the range goes.
+    """Print the shards that own the key or the range.
 
     Raises:
-        ConfigError: no config, or a wrong one.
-        CommandError: a key is not written as it should be.
+        ConfigError: there is no config, or the config is wrong.
+        CommandError: a key is empty, or not in the given encoding.
     """
     pair = _request(key, prefix=prefix, from_key=from_key, range_end=range_end, encoding=encoding)
     loaded = config_file.load(config_file.find(config, os.environ))
     key_range = KeyRange.of_request(*pair)
     segments = loaded.shard_map.split(key_range)
     if not segments:
-        # Somebody has to answer an empty range too; it goes there whole.
+        # esp sends an empty range whole to the owner of its start.
         segments = [Segment(loaded.shard_map.owner(key_range.start), key_range)]
     if output is Format.JSON:
         _write_json(pair, key_range, segments, loaded)
@@ -55,7 +55,11 @@ def run(
 def _request(
     key: str, *, prefix: bool, from_key: bool, range_end: str | None, encoding: KeyEncoding
 ) -> tuple[bytes, bytes]:
-    """The `key` and `range_end` that etcdctl would send."""
+    """The `key` and `range_end` that etcdctl would send.
+
+    Raises:
+        CommandError: a key is empty, or not in the given encoding.
+    """
     start = _decode(key, "KEY", encoding)
     if not start:
         if prefix or from_key:
@@ -102,11 +106,11 @@ def _write_text(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[S
 def _write_json(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[Segment], loaded: Config) -> None:
     """The JSON form.
 
-    `key` and `range_end` are what a client sends; `shards` has one entry for each request that esp sends for it, in
-    key order, with that request's own `key` and `range_end`; a shard may come more than once. `empty` tells that the
-    range holds no key; the one shard listed answers it. `txn.possible` tells whether a Txn may touch the range;
-    where it may not, `txn.boundary` is the first key in it at which another shard begins, else null. A key is
-    {"text", "base64"}, without `text` when it is not UTF-8.
+    `key` and `range_end` are the fields of the client's request. `shards` has one entry for each request that esp
+    sends to a shard, in key order, with the `key` and `range_end` of that request; a shard may have several entries.
+    `empty` is true if the range holds no key; the one listed shard then answers. `txn.possible` is true if esp serves
+    any Txn over the range; else `txn.boundary` is the first key in the range at which another shard begins. A key is
+    {"text", "base64"}, without `text` if the key is not UTF-8.
     """
     boundary = loaded.shard_map.first_boundary(key_range)
     shards = []

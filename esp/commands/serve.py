@@ -1,4 +1,4 @@
-"""`esp serve`: the proxy, with etcds of its own where asked for."""
+"""`esp serve`: the proxy, and with --local its own etcds."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ log = logging.getLogger("esp")
 
 DEFAULT_LISTEN = "http://127.0.0.1:2379"
 CONNECT_SECONDS = 3.0
-"""How long to wait for the shards before telling which are missing."""
+"""Seconds to wait for the shards before the ready line names the unreachable ones."""
 YOUNG_OBJECTS = 50_000
-"""Objects made between two runs of the cyclic garbage collector.
+"""New objects between two runs of the cyclic garbage collector.
 
-Calls leave no cycles behind, except those over several shards that fail; each connection leaves a small one.
+Calls leave no reference cycles, except failed calls over several shards; each connection leaves a small cycle.
 """
 
 
 def run(config: Path | None, local: int | None, data_dir: Path | None, listen: list[str]) -> None:
-    """Serves until SIGTERM, SIGINT or SIGHUP, then drains; a second signal cuts that short.
+    """Serves until SIGTERM, SIGINT or SIGHUP, then drains; a second signal cuts the drain short.
 
     Raises:
         ConfigError: the config, or an address in it, is wrong; nothing was started.
-        CommandError: an address cannot be listened on, then nothing was started or written; or an etcd did not start.
+        CommandError: a listen address is not available, and nothing was started or written; or an etcd did not start.
     """
     _log_to_stderr()
     try:
@@ -65,7 +65,12 @@ def run(config: Path | None, local: int | None, data_dir: Path | None, listen: l
 
 
 def _check_listen(path: Path, listen: list[str]) -> None:
-    """Refuses addresses that cannot be had before a config is written and etcds are started for nothing."""
+    """Refuses unavailable listen addresses before esp writes a config and starts etcds in vain.
+
+    Raises:
+        ConfigError: an address is wrong.
+        CommandError: an address is not available.
+    """
     if listen or not path.exists():
         addresses = list(configs.listen_of(listen or [DEFAULT_LISTEN]))
     else:
@@ -77,7 +82,7 @@ def _check_listen(path: Path, listen: list[str]) -> None:
 
 
 class _ForPeople(logging.Formatter):
-    """Log lines on a terminal: the time of day, and the level only where it is not the usual one."""
+    """The format of log lines on a terminal: the time of day, and the level if above INFO."""
 
     default_time_format = "%H:%M:%S"
     default_msec_format = ""
@@ -91,7 +96,7 @@ class _ForPeople(logging.Formatter):
 
 
 class _ForFiles(logging.Formatter):
-    """Log lines that are kept: the time in UTC, as RFC 3339 writes it."""
+    """The format of log lines elsewhere: the time in UTC, in the form of RFC 3339."""
 
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
@@ -108,7 +113,11 @@ def _log_to_stderr() -> None:
 
 
 def _prepared(config: Config, listen: list[str]) -> Config:
-    """The config with the command line's listen addresses."""
+    """The config with the command line's listen addresses.
+
+    Raises:
+        ConfigError: an address is wrong, or a shard's endpoint is a listen address.
+    """
     if listen:
         config = replace(config, listen=configs.listen_of(listen))
     configs.check_no_loop(config)
@@ -151,7 +160,7 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
                 signals.refuse_if_interrupted()
                 log.warning("stopped before it was ready")
                 return
-        # That each shard is connected to is in the line that says ready; only what is wrong is worth its own before.
+        # The ready line names the connected shards, so until then only warnings of the shard clients are logged.
         shard_log = logging.getLogger("esp.shard")
         shard_log.setLevel(logging.WARNING)
         _warn_of_cuts(config)
@@ -207,7 +216,7 @@ def _cannot_use(data_dir: Path, error: OSError) -> str:
 
 
 async def _stop_etcds(cluster: LocalCluster, signals: _Signals) -> None:
-    """Stops them as they like to be stopped; a signal that comes meanwhile kills them."""
+    """Stops the etcds with SIGTERM; a signal to esp meanwhile kills them."""
     kill = asyncio.Event()
     signals.hurry = kill.set
     signals.stop.set()
@@ -215,7 +224,7 @@ async def _stop_etcds(cluster: LocalCluster, signals: _Signals) -> None:
 
 
 class _Signals:
-    """SIGTERM, SIGINT, and, unless it is ignored as by nohup, SIGHUP, which a terminal sends when it is closed.
+    """The signals SIGTERM, SIGINT and SIGHUP. A closed terminal sends SIGHUP; under nohup SIGHUP stays ignored.
 
     Attributes:
         stop: set by the first.
@@ -252,7 +261,7 @@ Result = TypeVar("Result")
 
 
 async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """What `work` returns; None when `event` came first and `work` was cancelled."""
+    """The result of `work`; None if `event` was set first and `work` was cancelled."""
     working = asyncio.ensure_future(work)
     waiting = asyncio.ensure_future(event.wait())
     try:
