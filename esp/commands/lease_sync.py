@@ -24,7 +24,7 @@ MAX_ROWS: Final = 100
 """Rows in the table of leases that differ: a new shard lacks all leases. The JSON form has no limit."""
 
 PROGRESS_SECONDS: Final = 0.1
-"""How often the line that counts is written anew."""
+"""Seconds between two updates of the progress line."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _counted(count: int, noun: str) -> str:
 
 @contextmanager
 def _progress(what: str) -> Iterator[Progress]:
-    """A line on stderr that counts, where that is a terminal; it is gone at the end."""
+    """A progress line on stderr, if stderr is a terminal; the line is removed at the end."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield lambda *_: None
         return

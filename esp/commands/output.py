@@ -1,4 +1,4 @@
-"""How the commands speak: data on stdout, everything else on stderr, and the exit codes."""
+"""The output of all commands: data on stdout, everything else on stderr, and the exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DONE = 0
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
-"""Exit codes: done; failed; wrong usage or a wrong config; ended by Ctrl-C before its work was done."""
+"""Exit codes: done; failed; wrong usage or a wrong config; ended by Ctrl-C before the work was done."""
 
 _INDENT = "    "
 
@@ -90,10 +90,10 @@ def json_key(key: bytes) -> dict[str, str]:
 
 
 def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]], marked: Container[int] = ()) -> None:
-    """Aligned columns on stdout; no cell is cut off.
+    """Write aligned columns to stdout; no cell is cut off.
 
     On a terminal the headers are bold, and the rows whose number is in `marked` are red. A row that is wider than the
-    terminal continues, indented, in the next line; a cell stays in one piece, to be copied.
+    terminal continues, indented, on the next line. A cell stays in one piece, so that it can be copied.
     """
     widths = [max(map(_width, column)) for column in zip(headers, *rows, strict=True)]
     groups = [slice(None)]
@@ -111,7 +111,7 @@ def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]], marked: C
 
 
 def _columns_side_by_side(widths: Sequence[int], room: int) -> list[slice]:
-    """The columns that go into each line of a row, as many as its `room` allows, and one at least."""
+    """The columns for each line of a row: as many as fit into `room` terminal columns, at least one."""
     groups = []
     first, used = 0, 0
     for column, width in enumerate(widths):
@@ -124,7 +124,7 @@ def _columns_side_by_side(widths: Sequence[int], room: int) -> list[slice]:
 
 
 def _takes_escapes() -> bool:
-    """Whether the terminal may be sent bold and colours: https://no-color.org, and TERM as programs read it."""
+    """Whether to send bold and colours to the terminal: by NO_COLOR (https://no-color.org) and TERM."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 

@@ -125,7 +125,7 @@ def _prepared(config: Config, listen: list[str]) -> Config:
 
 
 async def _warn_of_unknown_names(config: Config) -> None:
-    """Looks up every host name of the shards once; the shard clients go on trying."""
+    """Looks up every host name of the shards once, and warns of unknown names; the shard clients keep trying them."""
     lookups = Lookups()
     for shard in config.shards:
         for endpoint in shard.endpoints:
@@ -228,7 +228,7 @@ class _Signals:
 
     Attributes:
         stop: set by the first.
-        first: which that was.
+        first: the first signal; None before it.
         hurry: called by each one after that.
     """
 
@@ -248,7 +248,7 @@ class _Signals:
         self.stop.set()
 
     def refuse_if_interrupted(self) -> None:
-        """Tells a shell that Ctrl-C came before there was anything to serve.
+        """Ends the command with exit code 130 if Ctrl-C came before esp was ready.
 
         Raises:
             CommandError: Ctrl-C was the first signal.
