@@ -43,7 +43,7 @@ from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerStream
-from esp.core.wire.splice import SplicedCall
+from esp.core.wire.splice import REPLAY_BYTES, SplicedCall
 from esp.core.wire.status import DEADLINE_EXCEEDED, Code, RpcError, Status
 from esp.core.wire.transport import connect
 
@@ -128,7 +128,7 @@ class Shard:
         if connection is not None and connection.has_room:
             call = SplicedCall(connection, down, message, self)
             connection.call(call, down.head.forward, down.timeout, message, end=True)
-            if len(message) > SMALL_REQUEST and len(down.connection.streams) > MANY_CALLS:
+            if len(message) > SMALL_REQUEST and not _may_keep(down, message):
                 call.message = b""
         else:
             self._unary.park(ParkedCall(self, self._unary, down, message))
@@ -162,6 +162,8 @@ class Shard:
         """Sends a client's call on `connection`, which has room for it; without `message` it is a streaming one."""
         call = SplicedCall(connection, down, message, self)
         connection.call(call, down.head.forward, timeout, message, end=message is not None)
+        if message is not None and len(message) > SMALL_REQUEST and not _may_keep(down, message):
+            call.message = b""
 
     def refuse(self, down: ServerStream, status: Status) -> None:
         """Ends a client's call with an error of esp's own about this shard."""
@@ -591,6 +593,16 @@ class Shard:
         finally:
             self._is_asking = False
             self.context.flush()
+
+
+def _may_keep(down: ServerStream, message: bytes) -> bool:
+    """Counts a request that is kept to be sent again; one above REPLAY_BYTES is dropped when it has left."""
+    if len(down.connection.streams) > MANY_CALLS:
+        return False
+    if down.retried:
+        return True  # it was counted the first time
+    size = len(message)
+    return size > REPLAY_BYTES or (down.may_hold(size) and down.hold(size))
 
 
 def _reason(error: OSError) -> str:

@@ -457,6 +457,24 @@ class TestBroken:
             assert await front.outcome(stream) == told(errors.NO_CONNECTION)
             assert len(etcd.calls) == 2
 
+    @pytest.mark.parametrize("memory", [11_000, 9_000])
+    @in_a_loop
+    async def test_what_is_kept_to_be_sent_again_counts_and_is_not_kept_without_memory(self, memory: int) -> None:
+        async with (
+            ScriptedEtcd() as etcd,
+            Front(etcd.endpoint, limits=Limits(max_buffered_bytes=memory, max_waiting_seconds=20)) as front,
+        ):
+            connection = await etcd.accepts()
+            stream = front.put(bytes(9_995))
+            call = await connection.hears()
+            is_kept = memory > 10_000
+            assert front.client.context.buffers.used == (10_000 if is_kept else 0)
+            connection.says(rst(call.stream, ErrorCode.REFUSED_STREAM))
+            if is_kept:
+                connection.answers(await connection.hears())
+            assert await front.outcome(stream) == (OK if is_kept else told(errors.NO_CONNECTION))
+            assert front.client.context.buffers.used == 0
+
     @in_a_loop
     async def test_a_write_that_was_not_sent_whole_is_sent_again(self) -> None:
         small = {frames.SETTINGS_INITIAL_WINDOW_SIZE: 10}

@@ -27,6 +27,7 @@ from esp.core.services.lease_retry import LeaseRetry
 from esp.core.services.lease_table import LeaseTable, is_empty
 from esp.core.services.metadata import load_bearing
 from esp.core.services.revision import merged_header
+from esp.core.services.row_order import in_turns, sort
 from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
 from esp.core.wire.hpack import Fields
@@ -227,9 +228,11 @@ class _FanOut:
                 left.append(seconds)
         response.TTL = min(left)
         response.grantedTTL = min(answer.grantedTTL for answer in living.values())
-        response.keys.extend(
-            sorted(key for index, answer in living.items() for key in answer.keys if self._owner(key) == index)
-        )
+        keys: list[bytes] = []
+        for index, answer in living.items():
+            async for portion in in_turns(answer.keys):
+                keys += [key for key in portion if self._owner(key) == index]
+        response.keys.extend(await sort(keys, bytes, descend=False, limit=len(keys)))
         return response
 
     async def leases(self, call: CoroutineCall, request: rpc_pb2.LeaseLeasesRequest) -> rpc_pb2.LeaseLeasesResponse:
@@ -265,7 +268,13 @@ class _FanOut:
 
         async def ask(shard: Shard) -> Answer | Status:
             try:
-                message = await shard.forward_unary(stream.head.forward, body, idempotent=idempotent, timeout=timeout)
+                message = await shard.forward_unary(
+                    stream.head.forward,
+                    body,
+                    idempotent=idempotent,
+                    timeout=timeout,
+                    down=stream if idempotent else None,
+                )
                 return shard.parsed(answer, message)
             except RpcError as error:
                 return errors.undecided(error.status)

@@ -232,6 +232,11 @@ class Connection:
         self._tail = data
         self._next = position
 
+    @property
+    def unread_bytes(self) -> int:
+        """How much of what has come waits for the next turn."""
+        return len(self._tail) - self._next
+
     def _finish(self) -> bool:
         """Goes on with what was not finished; whether that is done."""
         unfinished = self._unfinished

@@ -53,6 +53,11 @@ class Http1Connection:
         """Whether a request was answered and nothing of the next has come."""
         return self._answered and self._request is None and not self._connection.trailing_data[0]
 
+    @property
+    def unread_bytes(self) -> int:
+        """How much of what has come waits until there is time for it."""
+        return len(self._connection.trailing_data[0]) if self.behind else 0
+
     def receive(self, data: bytes) -> bytes:
         """Takes bytes from the client; the bytes to answer with. After that `ended` tells whether to close."""
         out = bytearray()

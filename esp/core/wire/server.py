@@ -306,6 +306,8 @@ class ServerConnection(FrameReader):
                 self.received(length)
                 stream.fresh = stream.remote_open = False
                 head.handler.on_message(stream, data[start:end])
+                if head.size > LARGE_HEAD and stream_id in self.streams:
+                    _holds_head(stream)  # it waits for an answer, or to be sent
                 return end
         _holds_head(stream)
         return position
@@ -543,6 +545,6 @@ def _holds_head(stream: ServerStream) -> bool:
     """Counts a large head of a call that stays open; without memory for it the call ends, and this is False."""
     size = stream.head.size
     if size > LARGE_HEAD and not stream.hold(size):
-        stream.finish(OVERLOADED)
+        stream.expire(OVERLOADED)
         return False
     return True

@@ -16,6 +16,7 @@ from heapq import nsmallest
 from time import monotonic
 from typing import Final, cast
 
+from esp.core.wire.budget import Account
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
@@ -37,8 +38,8 @@ ACCEPTED_AT_ONCE: Final = 8
 """Clients that asyncio accepts in one turn (its "backlog"). Even one that is refused takes a descriptor for a while."""
 BACKLOG: Final = 1024
 """Clients that the kernel lets wait to be accepted."""
-MOST_UNREAD: Final = 65536
-"""Bytes of a connection that stands in line; with more it is not read from until its turn comes."""
+MOST_UNREAD: Final = 16384
+"""Bytes of a connection that stands in line; with more it is not read from until its turn comes, and they count."""
 MOST_DISCARDED: Final = 1_048_576
 """Bytes of a connection that was ended that are read, so that it sees the end, and thrown away."""
 TICK_SECONDS: Final = 0.5
@@ -159,6 +160,14 @@ class WireProtocol(asyncio.Protocol, Worker):
                 self.transport.resume_reading()
             else:
                 self.transport.pause_reading()
+            self._count_unread(0 if wanted else self._unread_bytes())
+
+    def _unread_bytes(self) -> int:
+        """How much has come and was not worked on."""
+        return len(self._unread) + (0 if self.connection is None else self.connection.unread_bytes)
+
+    def _count_unread(self, size: int) -> None:
+        """So much waits while nothing more is read."""
 
     def eof_received(self) -> bool:
         """The peer sends no more: the connection is closed, when all that came before was worked on."""
@@ -215,6 +224,7 @@ class ServerProtocol(WireProtocol):
         self._closing_since = 0.0
         self._waiting = 0
         self._discarded = 0
+        self._account: Account | None = None  # of what waits for its turn
         # A client that is slow to read has as long as the wire gives it.
         self.user_timeout = max(USER_TIMEOUT, listener.context.limits.blocked_write_timeout)
         self.peer = self.address = "unknown"
@@ -236,6 +246,28 @@ class ServerProtocol(WireProtocol):
         if len(self._unread) >= MOST_UNREAD:
             self._read(False)  # until its turn has come
         self._listener.flush_soon()
+
+    def _unread_bytes(self) -> int:
+        """How much has come and was not worked on."""
+        return super()._unread_bytes() + (0 if self._http1 is None else self._http1.unread_bytes)
+
+    def _count_unread(self, size: int) -> None:
+        """It is memory that this client holds."""
+        account = self._account
+        if account is None:
+            if not size:
+                return
+            buffers = self.context.buffers
+            account = self._account = buffers.of(self.address).of(self.peer).open(self)
+        account.give(account.held)
+        if size and not account.take(size):
+            self.cut()
+
+    def cut(self) -> None:
+        """There is no memory for what this client has sent and what waits for its turn: its connection ends."""
+        self.context.reached("max_buffered_bytes")
+        log.warning("%s: closing: no memory for what it has sent (max_buffered_bytes)", self.peer)
+        self._abort()
 
     def _discard(self, size: int) -> None:
         """Lingering: what still comes is of no interest, and much of it is not even read."""
@@ -327,6 +359,8 @@ class ServerProtocol(WireProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         super().connection_lost(exc)
+        if self._account is not None:
+            self._account.close()
         self._listener.closed(self)
 
     def tick(self, now: float) -> None:

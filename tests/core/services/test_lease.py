@@ -39,6 +39,8 @@ class FakeShard:
     Attributes:
         away: every call ends with NO_CONNECTION.
         frozen: what is asked is done, but no answer comes.
+        keys: those of each lease.
+        keepers: whose memory the answers were, call by call.
     """
 
     def __init__(self, name: str) -> None:
@@ -48,6 +50,8 @@ class FakeShard:
         self.away = False
         self.frozen = False
         self.asked: list[str] = []
+        self.keys: list[bytes] = []
+        self.keepers: list[object] = []
 
     parsed = Shard.parsed
 
@@ -73,7 +77,9 @@ class FakeShard:
         *,
         idempotent: bool,
         timeout: float | None = None,  # noqa: ASYNC109
+        down: object = None,
     ) -> bytes:
+        self.keepers.append(down)
         await asyncio.sleep(0)
         if self.away:
             raise errors.NO_CONNECTION.error()
@@ -104,7 +110,7 @@ class FakeShard:
         lease_id = rpc_pb2.LeaseTimeToLiveRequest.FromString(message).ID
         ttl = self.leases.get(lease_id)
         return rpc_pb2.LeaseTimeToLiveResponse(
-            header=self._header(), ID=lease_id, TTL=-1 if ttl is None else ttl, grantedTTL=ttl or 0
+            header=self._header(), ID=lease_id, TTL=-1 if ttl is None else ttl, grantedTTL=ttl or 0, keys=self.keys
         )
 
     def _Put(self, message: bytes) -> Message:
@@ -209,6 +215,31 @@ async def until(true: Callable[[], object]) -> None:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_repair, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(lease_repair, "POLL_SECONDS", 0.01)
+
+
+def test_the_keys_of_a_lease_are_merged_with_turns_for_others_and_count_as_memory_of_the_call() -> None:
+    world = World()
+    for shard, first in zip(world.shards, (b"a", b"j", b"s"), strict=True):
+        shard.leases[7] = 30
+        shard.keys = [b"%s%05d" % (first, number * 7919 % 5000) for number in range(5000)]
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def work() -> None:
+        counting = asyncio.create_task(count_turns())
+        call = world._call("LeaseTimeToLive")
+        answer = await world.fan_out.time_to_live(call, rpc_pb2.LeaseTimeToLiveRequest(ID=7, keys=True))
+        counting.cancel()
+        assert list(answer.keys) == sorted(key for shard in world.shards for key in shard.keys)
+        assert [shard.keepers for shard in world.shards] == [[call.stream]] * 3
+
+    run(work)
+    assert turns > 3 * 2 * 5000 // 256, "once over, once sorted"
 
 
 class TestIds:

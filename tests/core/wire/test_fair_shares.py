@@ -135,6 +135,21 @@ def test_large_heads_of_calls_that_stay_open_count(path: bytes) -> None:
     assert budget.used == 0
 
 
+def test_the_large_head_of_a_whole_call_that_waits_for_its_answer_counts() -> None:
+    """It came in one piece with its message, after one with the same head: the shortest way that there is."""
+    ((client, server),) = meet_all("10.0.0.1:1")
+    budget = server.context.buffers
+    many = [(b"x-%02d" % number, b"y" * 20) for number in range(25)]
+    for stream in range(1, 11, 2):
+        client.sends(headers(stream, call(HOLD, *many)) + data(stream, message(), end=True))
+    head = server.hold.streams[9].head
+    assert head.size > 1024
+    assert head is server.hold.streams[3].head
+    assert budget.used == 5 * head.size
+    client.sends(*(rst(stream) for stream in range(1, 11, 2)))
+    assert budget.used == 0
+
+
 def _says(said: bytes) -> Server:
     server = Server(Limits(), None)
     server.says()

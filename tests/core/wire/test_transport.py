@@ -753,6 +753,43 @@ def test_a_client_in_line_is_not_read_from_and_then_is_again(
     run(test)
 
 
+@pytest.mark.parametrize("first", [GREETING + many(1, 1000), GET * 2000], ids=["HTTP/2", "HTTP/1.1"])
+def test_what_has_come_of_a_client_in_line_counts_as_memory_that_it_holds(
+    run: Run, no_time: None, first: bytes
+) -> None:
+    async def test() -> None:
+        async with serving(Limits(max_concurrent_streams=100_000)) as server:
+            client = await server.client()
+            most = 0
+
+            def is_done() -> bool:
+                nonlocal most
+                most = max(most, server.context.buffers.used)
+                return most > 0 and not server.context.turns.waiting
+
+            await client.says(first)
+            await comes_true(is_done)
+            assert most > 16_384
+            assert server.context.buffers.used == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("first", [GREETING + many(1, 1000), GET * 2000], ids=["HTTP/2", "HTTP/1.1"])
+def test_a_client_in_line_for_whose_bytes_there_is_no_memory_ends(run: Run, no_time: None, first: bytes) -> None:
+    async def test() -> None:
+        async with serving(Limits(max_buffered_bytes=10_000)) as server:
+            client, other = await server.client(), await server.client()
+            await client.says(first)
+            await comes_true(lambda: server.context.counters.limits["max_buffered_bytes"] == 1)
+            await comes_true(lambda: server.context.counters.connections_open == 1)
+            assert server.context.buffers.used == 0
+            await other.says(GET)
+            await other.hears(lambda heard: heard.endswith(b"page\n"))
+
+    run(test)
+
+
 @pytest.mark.parametrize("first", [GREETING, b""], ids=["HTTP/2", "HTTP/1.1"])
 def test_what_came_before_the_end_is_served(run: Run, no_time: None, first: bytes) -> None:
     async def test() -> None:
