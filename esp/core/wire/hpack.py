@@ -1,10 +1,10 @@
-"""Header blocks: the `hpack` library behind a memo, and an encoder that keeps no state (RFC 7541).
+"""Header blocks: a decoder behind a memo, and an encoder that keeps no state (RFC 7541).
 
 What a header block means depends on the peer's dynamic table, and most blocks leave that as it is: as long as no other
 kind comes, equal bytes are equal headers, and one dictionary look-up replaces the decoding. A block that changes the
-table empties the memo. Every block not in the memo is decoded by the library; that is never skipped, since it would
-desync the table. What esp says to clients uses the static table and literals without indexing only: no client can
-influence the bytes another sees.
+table empties the memo. Every block not in the memo is decoded; that is never skipped, since it would desync the table.
+What esp says to clients uses the static table and literals without indexing only: no client can influence the bytes
+another sees.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Final, Generic, NoReturn, TypeVar
 
 from hpack import HPACKError, OversizedHeaderListError
-from hpack.hpack import Decoder, encode_integer
+from hpack.hpack import encode_integer
 from hpack.table import HeaderTable
 
+from esp.core.wire.field_decoder import FIELD_OVERHEAD, FieldDecoder
 from esp.core.wire.frames import ConnectionFault, ErrorCode, StreamFault
 
 Fields = list[tuple[bytes, bytes]]
@@ -25,8 +26,6 @@ STATIC_NAMES: Final = {field[0]: index for index, field in reversed(list(enumera
 _SENSITIVE: Final = frozenset((b"token", b"authorization", b"cookie"))
 """Never indexed on the way, so that no hop between here and the peer may put them into a table."""
 
-FIELD_OVERHEAD: Final = 32
-"""Added to the size of each field (RFC 9113, section 6.5.2)."""
 MEMO_ENTRIES: Final = 256
 MEMO_BLOCK_BYTES: Final = 1024
 MEMO_BYTES: Final = 131_072
@@ -94,7 +93,7 @@ class HeaderDecoder(Generic[Head]):
     ) -> None:
         """Above `max_list_bytes` a block is refused, above `most_bytes` it is not even decoded to its end."""
         self._build = build
-        self._decoder = Decoder(max_header_list_size=max(max_list_bytes, most_bytes))
+        self._decoder = FieldDecoder(max(max_list_bytes, most_bytes))
         self._max_list_bytes = max_list_bytes
         self._max_fields = max_fields
         self._acknowledged = False
@@ -109,7 +108,7 @@ class HeaderDecoder(Generic[Head]):
 
         One that went to 0 before it acknowledged our SETTINGS may still go back to what it was granted at first.
         """
-        return self._acknowledged and self._decoder.header_table_size == 0
+        return self._acknowledged and self._decoder.table.maxsize == 0
 
     def settings_acknowledged(self) -> None:
         """The peer has taken over SETTINGS_HEADER_TABLE_SIZE 0: from here on it may not ask for more.
@@ -128,12 +127,12 @@ class HeaderDecoder(Generic[Head]):
         _check_size_updates(block, to_zero=self._acknowledged)
         before = self._table()
         try:
-            fields = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
+            fields = self._decoder.decode(block)
         except OversizedHeaderListError:
             raise ConnectionFault(
                 ErrorCode.ENHANCE_YOUR_CALM, "header list too large", "max_header_block_bytes"
             ) from None
-        except (HPACKError, IndexError, ValueError) as error:
+        except HPACKError as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
         self._repeatable = self._table() == before
         if not self._repeatable:
@@ -147,7 +146,7 @@ class HeaderDecoder(Generic[Head]):
 
     def _table(self) -> tuple[int, list[tuple[bytes, bytes]]]:
         """All that decoding depends on, beside the block."""
-        return self._decoder.header_table_size, list(self._decoder.header_table.dynamic_entries)
+        return self._decoder.table.maxsize, list(self._decoder.table.dynamic_entries)
 
     def decode(self, block: bytes) -> Head:
         """What `build` makes of `block`; remembered when the block leaves the table as it is.

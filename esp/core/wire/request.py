@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from hpack import Decoder, HPACKError
+from hpack import HPACKError
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
+from esp.core.wire.field_decoder import FieldDecoder
 from esp.core.wire.frames import ErrorCode, StreamFault
-from esp.core.wire.hpack import MEMO_BLOCK_BYTES, Fields, HeaderDecoder, encode
+from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_BYTES, Fields, HeaderDecoder, encode
 from esp.core.wire.message import quote
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import Code, Status
@@ -321,7 +322,7 @@ _WINDOWS: Final = _symbol_windows()
 def _timeout_symbols(coded: bytes) -> bytes | None:
     """A Huffman-coded time-out as text; None when it holds anything but digits and units.
 
-    Two symbols a step: it runs once per call of a client with deadlines, and the library's decoder goes by half bytes.
+    Two symbols a step: it runs once per call of a client with deadlines.
     """
     left = len(coded) * 8
     bits = int.from_bytes(coded, "big") << _WINDOW_BITS | (1 << _WINDOW_BITS) - 1
@@ -340,12 +341,12 @@ def _timeout_symbols(coded: bytes) -> bytes | None:
 
 def _is_field_start(front: bytes) -> bool:
     """Whether `front` is whole fields and then the start of a time-out, not a value that happens to hold its bytes."""
-    probe = Decoder()
-    probe.header_table_size = 0
+    probe = FieldDecoder(MEMO_BYTES)
+    probe.table.maxsize = 0
     for mark in _TIMEOUT_MARKS:
         if front.endswith(mark):
             try:
-                probe.decode(front[: -len(mark)], raw=True)
+                probe.decode(front[: -len(mark)])
             except HPACKError:
                 return False
             return True

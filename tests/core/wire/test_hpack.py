@@ -9,9 +9,12 @@ from hpack import Decoder, Encoder, HPACKError
 from hpack.hpack import encode_integer
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
+from hpack.huffman_table import decode_huffman
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from esp.core.wire import huffman
+from esp.core.wire.field_decoder import FieldDecoder
 from esp.core.wire.frames import ConnectionFault, ErrorCode, StreamFault
 from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_BYTES, MEMO_ENTRIES, HeaderDecoder, encode
 from esp.core.wire.request import RequestDecoder
@@ -210,7 +213,7 @@ def test_what_is_refused_is_not_remembered() -> None:
 
     made = HeaderDecoder(refuse, ROOM, 100)
     made.settings_acknowledged()
-    made._decoder.header_table_size = 0
+    made._decoder.table.maxsize = 0
     for _ in range(2):
         with pytest.raises(StreamFault):
             made.decode(encode([(b"x", b"y")]))
@@ -440,3 +443,99 @@ def test_our_blocks_never_ask_for_a_table() -> None:
 def test_secrets_are_never_indexed_on_any_hop(name: bytes) -> None:
     assert encode([(name, b"secret")])[0] & 0xF0 == 0x10
     assert encode([(name, b"")])[0] & 0xF0 == 0x10
+
+
+# The decoder itself, against the library's.
+
+SHORT = [symbol for symbol in range(256) if REQUEST_CODES_LENGTH[symbol] <= 15]
+texts = st.one_of(
+    st.lists(st.sampled_from(SHORT), max_size=60).map(bytes),
+    st.binary(max_size=30),
+    st.text(st.sampled_from("ab\\cdé 01~"), max_size=60).map(str.encode),
+)
+
+
+def library_huffman(coded: bytes) -> bytes | None:
+    try:
+        return bytes(decode_huffman(coded))
+    except HPACKError:
+        return None
+
+
+def own_huffman(coded: bytes) -> bytes | None:
+    try:
+        return huffman.decode(coded)
+    except HPACKError:
+        return None
+
+
+@settings(max_examples=1000, deadline=None)
+@given(text=texts, cut=st.integers(0, 2), tail=st.lists(st.sampled_from([255, 254, 127, 63, 0]), max_size=4))
+def test_huffman_is_decoded_as_by_the_library(text: bytes, cut: int, tail: list[int]) -> None:
+    coded = HUFFMAN.encode(text)
+    assert huffman.decode(coded) == text
+    for broken in (coded[: len(coded) - cut] + bytes(tail), text):
+        assert own_huffman(broken) == library_huffman(broken)
+
+
+@pytest.mark.parametrize("length", [*range(30), 254, 255, 256, 5_000, 65_536])
+@pytest.mark.parametrize("symbol", [b"0", b"~", b"&", b"X", b"<", b"\\", b"\xff", b"\n"])
+def test_huffman_of_any_length(symbol: bytes, length: int) -> None:
+    for text in (symbol * length, b"a" * length + symbol):
+        assert huffman.decode(HUFFMAN.encode(text)) == text
+
+
+def test_usual_characters_are_never_decoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = [bytes(symbol for symbol in SHORT if symbol != rest) * 20 for rest in range(8)]
+    monkeypatch.setattr(huffman, "_decode_rare", lambda coded: b"")
+    assert [huffman.decode(HUFFMAN.encode(text)) for text in usual] == usual
+    assert set(range(32, 127)) - {ord("\\")} <= set(SHORT), "all that headers hold"
+
+
+def test_a_block_is_read_once_whatever_is_in_it() -> None:
+    """Bytes that are looked at are counted: for each field, what it takes and no more."""
+
+    class Counted(bytes):
+        copied = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            found = super().__getitem__(place)
+            if isinstance(place, slice):
+                Counted.copied += len(found)
+            return found
+
+    block = Counted(literal(b"a", b"", 0, 0) * 1000 + literal(b"b", b"x" * 90_000, 0, 0))
+    assert len(FieldDecoder(ROOM).decode(block)) == 1001
+    assert Counted.copied <= len(block) + 1000
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    blocks=st.lists(
+        st.one_of(
+            st.binary(max_size=40),
+            st.builds(literal, names, values, st.sampled_from([0, 0x10, 0x40]), st.integers(0, 3)),
+            st.lists(st.integers(0x80, 0xFF), max_size=5).map(bytes),
+            st.builds(lambda size: bytes(mark_update(size)), st.sampled_from([0, 60, 200, 4096, 5000])),
+        ),
+        max_size=12,
+    )
+)
+def test_blocks_are_decoded_as_by_the_library(blocks: list[bytes]) -> None:
+    own, library = FieldDecoder(ROOM), Decoder(ROOM)
+    for block in blocks:
+        try:
+            wanted: Any = [tuple(map(bytes, field)) for field in library.decode(block, raw=True)]
+        except (HPACKError, IndexError, ValueError):
+            with pytest.raises(HPACKError):
+                own.decode(block)
+            return
+        assert own.decode(block) == wanted
+        assert own.table.maxsize == library.header_table_size
+        assert list(own.table.dynamic_entries) == [tuple(map(bytes, e)) for e in library.header_table.dynamic_entries]
+
+
+def mark_update(size: int) -> bytearray:
+    coded = encode_integer(size, 5)
+    coded[0] |= 0x20
+    return coded

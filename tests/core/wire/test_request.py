@@ -61,7 +61,7 @@ def test_a_timeout_for_the_next_hop() -> None:
 def test_a_client_cannot_make_the_memo_of_deadlines_grow() -> None:
     decoder = RequestDecoder(parse_request, 16_384, 100)
     decoder.settings_acknowledged()
-    decoder._decoder.header_table_size = 0
+    decoder._decoder.table.maxsize = 0
     for number in range(3 * MEMO_ENTRIES):
         front = [(b"x", b"%d" % (number % 7))]
         block = encode(call(ECHO, *front, (b"grpc-timeout", b"%dm" % number), (b"y", b"%d" % number)))
