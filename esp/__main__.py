@@ -1,5 +1,6 @@
 """`python -m esp`, and the command `esp`."""
 
+import os
 import signal
 import sys
 
@@ -10,6 +11,11 @@ def main() -> None:
     Ctrl-C ends the process at once, as a shell expects, until a command has a handler of its own. Python's default, an
     exception in the middle of whatever runs, gets lost where Python cannot raise one, and the process would go on.
     """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: the next socket would have its number, and be written to as stdout or stderr
+            os.open(os.devnull, os.O_RDWR)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the parent has it ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

@@ -13,11 +13,23 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from esp.commands.output import USAGE, CommandError, Format, complain, flush
+from esp.commands.output import USAGE, CommandError, Format, complain, flush, write
 
 
 class _Esp(TyperGroup):
     """The group of commands. An expected failure becomes one line on stderr."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            return super().main(*args, **extra)
+        except OSError:  # perhaps of writing a help or a version, which do not come by `invoke`
+            try:
+                write("")
+                flush()
+            except CommandError as error:
+                complain(str(error))
+                sys.exit(error.exit_code)
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Container, Sequence
 from enum import StrEnum
+from typing import TextIO
 
 DONE = 0
 FAILED = 1
@@ -60,15 +61,23 @@ def flush() -> None:
 
 
 def _unwritten(error: OSError) -> CommandError:
-    # Without this, buffered lines would fail once more when Python ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard(sys.stdout)
     return CommandError(f"the output cannot be written: {(error.strerror or str(error)).lower()}")
 
 
 def complain(text: str) -> None:
-    """Write one line to stderr, with the name of the program in front."""
+    """Write one line to stderr, if it can be written, with the name of the program in front."""
     if sys.stderr is not None:
-        sys.stderr.write(f"esp: {text}\n")
+        try:
+            sys.stderr.write(f"esp: {text}\n")
+            sys.stderr.flush()
+        except OSError:
+            _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let a stream write to nowhere; without this, buffered lines would fail once more when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def write_json(value: object) -> None:

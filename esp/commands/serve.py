@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from esp.commands.log_summary import SummingHandler
-from esp.commands.output import INTERRUPTED, CommandError
+from esp.commands.output import INTERRUPTED, CommandError, flush, write
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
@@ -107,6 +107,9 @@ class _ForFiles(logging.Formatter):
 
 
 def _log_to_stderr() -> None:
+    if sys.stderr is None:  # a shell has closed it
+        logging.basicConfig(handlers=[logging.NullHandler()])
+        return
     handler = SummingHandler()
     handler.setFormatter(_ForPeople() if sys.stderr.isatty() else _ForFiles())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -197,9 +200,12 @@ def _tell_ready(config: Config, cluster: LocalCluster | None, proxy: Proxy, miss
         log.warning("%s; not reachable yet: %s", text, "all of them" if missing == names else ", ".join(missing))
     else:
         log.info("%s", text)
-    if cluster is not None and config.path is not None and sys.stdout is not None:
-        sys.stdout.write("\n".join(cluster.summary(config.shard_map, urls, config.path)) + "\n")
-        sys.stdout.flush()
+    if cluster is not None and config.path is not None:
+        try:
+            write("\n".join(cluster.summary(config.shard_map, urls, config.path)))
+            flush()
+        except CommandError as error:
+            log.warning("%s", error)
 
 
 async def _started(cluster: LocalCluster) -> bool:

@@ -162,7 +162,9 @@ def load(path: Path) -> Config:
         text = data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(path, line, "is not UTF-8; write other bytes as !!binary or hex:") from None
+        raise ConfigError(
+            path, line, "is not UTF-8; save it as UTF-8, and write other bytes as hex: or !!binary"
+        ) from None
     return parse(text, path)
 
 

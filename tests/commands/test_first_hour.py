@@ -45,6 +45,46 @@ def test_an_output_that_cannot_be_written(command: str, output: str, reason: str
     assert "Exception" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["--help", "--version", "check -h", "--show-completion bash"])
+def test_a_help_that_cannot_be_written(command: str, tmp_path: Path) -> None:
+    done = run(f"esp {command} >/dev/full", tmp_path)
+    assert done.stderr == "esp: the output cannot be written: no space left on device\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("closed", ["2>/dev/full", "2>&-", "<&- >&- 2>&-"])
+def test_a_failure_that_can_be_told_to_nobody_has_its_exit_code(closed: str, tmp_path: Path) -> None:
+    assert run(f"esp check -c none.yaml {closed}", tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize("closed", ["2>/dev/full", "2>&-", "<&- >&- 2>&-"])
+def test_a_log_that_can_be_told_to_nobody_keeps_nobody_from_being_served(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "esp.yaml").write_text(CONFIG)
+    address = f"127.0.0.1:{free_port()}"
+    command = f"exec {' '.join(ESP)} serve --listen http://{address} {closed}"
+    with subprocess.Popen(["bash", "-c", command], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: is_listening(address))
+        files = {descriptor: os.readlink(f"/proc/{process.pid}/fd/{descriptor}") for descriptor in (0, 1, 2)}
+        assert not any("socket" in file or "anon" in file for file in files.values())
+        time.sleep(0.1)
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"), [(">/dev/full", "no space left on device"), (">&-", "standard output is closed")]
+)
+def test_local_etcds_are_served_though_the_welcome_cannot_be_written(output: str, reason: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = f"exec {' '.join(ESP)} serve --local 1 --listen http://127.0.0.1:{free_port()} {output} 2>log"
+    with subprocess.Popen(["bash", "-c", command], cwd=tmp_path) as process:
+        wait_until(lambda: log.exists() and f"the output cannot be written: {reason}\n" in log.read_text())
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(60) == 0
+    assert "Traceback" not in log.read_text()
+
+
 def test_a_data_dir_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run("esp serve --local 1 --data-dir file", tmp_path)

@@ -492,7 +492,7 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path.write_bytes(b"a: 1\nb: \xff\n")
     with pytest.raises(ConfigError) as caught:
         load(path)
-    assert str(caught.value) == f"{path}:2: is not UTF-8; write other bytes as !!binary or hex:"
+    assert str(caught.value) == f"{path}:2: is not UTF-8; save it as UTF-8, and write other bytes as hex: or !!binary"
 
 
 def test_a_file_that_is_too_big(tmp_path: Path) -> None:
