@@ -80,6 +80,7 @@ class Shard:
         version: etcd's, as a member last told it; "" before that.
         version_in_use: that of the member in use; "" until it has told.
         implausible: why its revision keeps it from being served, "" when that is as it should be.
+        seen: the highest revision that it is known to have come to, told on the connection in use; 0 for none.
         max_txn_ops: the most operations in a transaction that esp makes for it, etcd's --max-txn-ops: the default
             of that, or less where it has refused so many.
     """
@@ -95,6 +96,7 @@ class Shard:
         self.version = ""
         self.version_in_use = ""
         self.implausible = ""
+        self.seen = 0
         self.max_txn_ops = 128
         self._lookups = Lookups()
         self._unary = Lane(context, background)
@@ -105,6 +107,10 @@ class Shard:
         self._lost = asyncio.Event()
         self._wanted_streams = asyncio.Event()
         self._moved_on = -LONGEST_PAUSE
+
+    def saw(self, revision: int) -> None:
+        """It has told a revision of its own."""
+        self.seen = max(self.seen, revision)
 
     @property
     def is_ready(self) -> bool:
@@ -468,6 +474,7 @@ class Shard:
             )
             raise OSError(self.implausible)
         self.version = self.version_in_use = status.version
+        self.saw(status.header.revision)
 
     async def _dial_streams(self, endpoint: Endpoint) -> None:
         """The connection for streams is made when the first stream wants it, and made again when it breaks."""
@@ -557,6 +564,8 @@ class Shard:
         """
         connection, lane.connection = lane.connection, None
         assert connection is not None
+        if lane is self._unary:
+            self.seen = 0  # another cluster, as one that was restored, may answer there the next time
         if not connection.ended:
             self._retired.append(connection)
             connection.close()

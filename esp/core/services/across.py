@@ -80,7 +80,7 @@ async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.Txn
         one = operation.request_range
         keys = KeyRange.of_request(one.key, one.range_end)
         unread.add(_Range(key=one.key, range_end=one.range_end), segments_of(routing, keys))
-    headers = await show_all(call, routing, unread.parts)
+    headers = await show_all(call, routing, unread.parts) if unread.parts else {}
     asked = [operation.request_range for operation in request.success]
     split = [segments_of(routing, KeyRange.of_request(one.key, one.range_end)) for one in asked]
     latest = [(one, segments) for one, segments in zip(asked, split, strict=True) if one.revision <= 0]

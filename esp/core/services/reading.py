@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from functools import partial
 from typing import Final, TypeVar
 
@@ -16,9 +17,13 @@ from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.metadata import call_head, load_bearing
 from esp.core.services.rows import RANGE_FORM, TXN_FORM, Answer, Form, RowReader, Rows
+from esp.core.shard import Shard
 from esp.core.shard_map import Segment
-from esp.core.wire.call import Reader, messages
-from esp.core.wire.status import RpcError
+from esp.core.wire.call import BrokenCall, Reader, Together, messages
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.message import format_timeout, prefix
+from esp.core.wire.request_encoder import Forward
+from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError
 
 RANGE: Final = b"/etcdserverpb.KV/Range"
 TXN: Final = b"/etcdserverpb.KV/Txn"
@@ -57,8 +62,78 @@ async def read_all(
     Raises:
         RpcError: a shard's, as it came.
     """
-    answers = await all_of([call.timed(_read(call, routing, shard, asked)) for shard, asked in parts.items()])
+    answers = await _read_at_once(call, routing, parts)
+    if answers is None:
+        answers = await all_of([call.timed(_read(call, routing, shard, asked)) for shard, asked in parts.items()])
+    for shard, answer in zip(parts, answers, strict=True):
+        routing.shards[shard].saw(answer.header.revision)
     return dict(zip(parts, answers, strict=True))
+
+
+async def _read_at_once(
+    call: CoroutineCall, routing: Routing, parts: Mapping[int, Sequence[rpc_pb2.RangeRequest]]
+) -> list[Parts] | None:
+    """The answers of all shards where one call to each, sent now, brings them: what is nearly always so.
+
+    None where a shard has to be waited for, asked again, or asked several times.
+    """
+    stream = call.stream
+    timeout = stream.remaining()
+    if timeout is not None and timeout <= 0:
+        raise DEADLINE_EXCEEDED.error()
+    connections: list[ClientConnection] = []
+    for index, some in parts.items():
+        shard = routing.shards[index]
+        connection = shard.free_connection()
+        if connection is None or len(some) > shard.max_txn_ops:
+            return None
+        connections.append(connection)
+    together: Together[Answer] = Together()
+    entry = call.entry
+    try:
+        for (index, some), connection in zip(parts.items(), connections, strict=True):
+            path, request, form = (RANGE, some[0], RANGE_FORM) if len(some) == 1 else (TXN, _reads(some), TXN_FORM)
+            ended = None
+            if entry is not None:
+                entry.enter(index)
+                ended = partial(entry.leave, index)
+            one = together.add(connection, _row_reader(call, routing, index, form), stream, ended)
+            body = prefix(request.SerializeToString())
+            connection.call(one, _head(call, path), format_timeout(timeout) if timeout else b"", body, end=True)
+        stream.connection.context.flush_soon()
+        async with asyncio.timeout(timeout):
+            answers = await together.answers()
+    except BrokenCall:
+        return None
+    except TimeoutError:
+        raise DEADLINE_EXCEEDED.error() from None
+    except RpcError as error:
+        for one, index, connection in zip(together.calls, parts, connections, strict=True):
+            if one is together.failed:
+                routing.shards[index].consider_moving(connection, error.status)
+        if error.status == errors.TOO_MANY_OPS:
+            return None
+        raise
+    finally:
+        together.cancel()
+        if entry is not None:
+            for index in parts:
+                entry.leave(index)
+        stream.connection.context.flush_soon()
+    return [
+        _checked(routing.shards[index], Parts(answer.header, answer.responses, answer.held), some)
+        for answer, (index, some) in zip(answers, parts.items(), strict=True)
+    ]
+
+
+def _checked(shard: Shard, parts: Parts, asked: Sequence[rpc_pb2.RangeRequest]) -> Parts:
+    if len(parts.responses) != len(asked):
+        raise shard.blamed("is not to what it was asked")
+    return parts
+
+
+def _reads(parts: Iterable[rpc_pb2.RangeRequest]) -> rpc_pb2.TxnRequest:
+    return rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=part) for part in parts])
 
 
 async def _read(call: CoroutineCall, routing: Routing, shard: int, parts: Sequence[rpc_pb2.RangeRequest]) -> Parts:
@@ -71,13 +146,7 @@ async def _read(call: CoroutineCall, routing: Routing, shard: int, parts: Sequen
     header: rpc_pb2.ResponseHeader | None = None
     while len(responses) < len(parts):
         rest = [_at(part, header.revision) for part in parts[len(responses) :]] if header else parts
-        together, count = await _ask_for_some(
-            call,
-            routing,
-            shard,
-            rest,
-            lambda some: rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=part) for part in some]),
-        )
+        together, count = await _ask_for_some(call, routing, shard, rest, _reads)
         if len(together.responses) != count:
             raise routing.shards[shard].blamed("is not to what it was asked")
         responses += together.responses
@@ -186,11 +255,18 @@ async def ask_rows(
     Raises:
         RpcError: the shard's, as it came.
     """
-    garbled = partial(routing.shards[shard].blamed, f"is no {form.name}")
+    reader = partial(_row_reader, call, routing, shard, form)
+    return await _read_from(call, routing, shard, path, request, reader, idempotent=idempotent)
+
+
+def _row_reader(call: CoroutineCall, routing: Routing, shard: int, form: Form) -> RowReader:
     told = None if call.entry is None else partial(call.entry.weigh, shard)
-    return await _read_from(
-        call, routing, shard, path, request, lambda: RowReader(form, garbled, told), idempotent=idempotent
-    )
+    return RowReader(form, partial(routing.shards[shard].blamed, f"is no {form.name}"), told)
+
+
+def _head(call: CoroutineCall, path: bytes) -> Forward:
+    head = call.stream.head
+    return head.forward if path == head.path else call_head(path, load_bearing(head))
 
 
 async def _read_from(
@@ -204,8 +280,7 @@ async def _read_from(
     idempotent: bool,
 ) -> Read:
     stream = call.stream
-    head = stream.head
-    forward = head.forward if path == head.path else call_head(path, load_bearing(head))
+    forward = _head(call, path)
     body = request.SerializeToString()
     entry = call.entry
     if entry is not None:

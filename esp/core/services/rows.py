@@ -28,6 +28,8 @@ def field(tag: int, message: bytes) -> bytes:
 
 ROW_BYTES: Final = 64
 """Memory that a row takes, about, besides its bytes."""
+RELEASED_BYTES: Final = 4096
+"""Memory that is given back together."""
 MORE: Final = 3
 COUNT: Final = 4
 DELETED: Final = 2
@@ -103,13 +105,18 @@ class Rows:
         return len(header) + sum(map(len, self.kvs)) + len(self.tail())
 
     def pieces(self, header: bytes, release: Callable[[int], None]) -> Iterator[bytes]:
-        """The message, once: each row is forgotten, and what was held for it released, when the next is asked for."""
+        """The message, once: each row is forgotten, and what was held for it released, when more are asked for."""
         yield header
         rows = self.kvs
+        left = 0
         for index, row in enumerate(rows):
             rows[index] = b""
             yield row
-            release(len(row) + ROW_BYTES)
+            left += len(row) + ROW_BYTES
+            if left >= RELEASED_BYTES:
+                release(left)
+                left = 0
+        release(left)
         yield self.tail()
 
 

@@ -1,47 +1,51 @@
 """A moment at which several shards can be read together, found without a clock that they share.
 
-All shards are looked at in rounds: each is asked for its revision, for how many keys it has in the ranges concerned,
-and whether one of them was written since the round before. A round begins when all have answered the last. So a shard
-that is as it was in the round before was so all the time between the two rounds. From this follow two ways to be sure:
+All shards are looked at in rounds, and a round begins when all have answered the last. A shard that is in a round as it
+was in the round before was so all the time between the two, so also when the later round began. From this follow two
+ways to be sure:
 
-- All shards are as in the round before: then all of that was true at once between the rounds.
+- All shards are as they were when the round began: then all of that was true at once, at that moment.
 - All but one are unchanged over three rounds: then what the one was found to be in the middle round, whenever in that
   round that was, was so together with the others. So a snapshot is found however often one shard is written.
 
-What a look does not show is a key that came and went between two. So where a shard has made more revisions, the keys
-are counted at each of them, too, before it counts as unchanged.
+The round before need not be one of this call: before it begins a shard is known to have come to some revision, that of
+any earlier answer (`Shard.seen`). What has not changed since then was so when the first round began. So where nothing
+is written one round is enough.
 
-The first round can be the reading itself: where nothing is written, its answers are the snapshot after one more round.
+What shows that nothing has changed, since a revision that a shard had surely come to:
+- The shard is still at that revision.
+- Of one key that is there: its mod revision is not higher. Had it gone and come back, that would be higher.
+- Of a range, or a key that is not there: there are as many keys, and none whose mod revision is higher. That does not
+  show a key that came and went meanwhile. So where the shard has made more than one revision since, the keys are
+  counted at each of those between, too.
+
+A round reads all there is to read, so that its answers can be the snapshot, unless that is much: then later rounds
+only look for changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from typing import Final, NamedTuple, NoReturn
 
+from esp.core import errors
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.reading import Parts, read_all
 from esp.core.services.revision import token
-from esp.core.wire.status import Code, Status
+from esp.core.services.row_order import parse_row
+from esp.core.wire.status import Code, RpcError, Status
 
 MOST_COUNTS: Final = 128
 """How often a shard's ranges are counted at revisions made meanwhile; where that is not enough, they have changed."""
+MOST_REREAD: Final = 16_384
+"""Bytes of what was read first up to which each round reads it again."""
 
+_Parts = Sequence[rpc_pb2.RangeRequest]
 _Ranges = Mapping[int, Sequence[KeyRange]]
-
-
-class _Look(NamedTuple):
-    """How a shard was found in a round: its revision, how many keys each range had, and whether they were as before."""
-
-    revision: int
-    counts: list[int]
-    is_as_before: bool = False
-
-
-_Round = dict[int, _Look]
 
 
 class Snapshot(NamedTuple):
@@ -49,54 +53,55 @@ class Snapshot(NamedTuple):
 
     Attributes:
         revision: the token for it.
-        answers: what was read first, where it is of that moment; else it has to be read at the token.
+        answers: what was read, where it is of that moment; else it has to be read at the token.
     """
 
     revision: int
     answers: dict[int, Parts] | None
 
 
-async def snapshot(
-    call: CoroutineCall, routing: Routing, parts: Mapping[int, Sequence[rpc_pb2.RangeRequest]], tries: int
-) -> Snapshot:
+class _Look(NamedTuple):
+    """How a shard was found in a round.
+
+    Attributes:
+        revision: its own.
+        counts: how many keys each range had.
+        mods: the mod revision of the key of each range that is one key that was there, 0 for any other range.
+        answers: what was read, if it was read since it last changed.
+    """
+
+    revision: int
+    counts: dict[KeyRange, int]
+    mods: dict[KeyRange, int]
+    answers: Parts | None
+
+
+async def snapshot(call: CoroutineCall, routing: Routing, parts: Mapping[int, _Parts], tries: int) -> Snapshot:
     """A moment at which these parts of each shard, without a revision of their own, can be read.
 
+    Args:
+        call: the client's.
+        routing: the shards.
+        parts: by the index of the shard.
+        tries: how many rounds may follow the first.
+
     Raises:
-        RpcError: a shard's, as it came; Unavailable when keys changed in each of `tries` rounds.
+        RpcError: a shard's, as it came; Unavailable when keys of several shards changed in each of the rounds.
     """
     for asked in parts.values():
         for part in asked:
             part.serializable = False  # what a member that lags behind tells is of no moment after the call began
-    answers = await read_all(call, routing, parts)
-    ranges: _Ranges = {
-        shard: list(dict.fromkeys(KeyRange.of_request(part.key, part.range_end) for part in asked))
-        for shard, asked in parts.items()
-    }
-    first: _Round = {}
-    for shard, asked in parts.items():
-        counted = {
-            KeyRange.of_request(part.key, part.range_end): response.count
-            for part, response in zip(asked, answers[shard].responses, strict=True)
-        }
-        first[shard] = _Look(answers[shard].header.revision, [counted[part] for part in ranges[shard]])
-    if len(parts) == 1:
-        return Snapshot(token(routing, _revisions(first)), answers)
-    rounds = [first]
-    for _ in range(tries):
-        rounds = [*rounds[-2:], await _round(call, routing, ranges, rounds[-1])]
-        changed = {shard for shard, look in rounds[-1].items() if not look.is_as_before}
-        if not changed:
-            found = rounds[-2]
-            if found is first:
-                return Snapshot(token(routing, _revisions(found)), answers)
-            break
-        if len(rounds) == 3 and len(changed | {s for s, look in rounds[1].items() if not look.is_as_before}) == 1:
-            found = rounds[1]
-            break
-    else:
-        _fail(call, routing, changed, tries)
-    call.stream.release(sum(answer.held for answer in answers.values()))
-    return Snapshot(token(routing, _revisions(found)), None)
+    search = _Search(call, routing, parts)
+    await search.begin()
+    for round_ in count():
+        found = search.found(round_)
+        if found is not None:
+            answers = search.keep(found)
+            return Snapshot(token(routing, {shard: look.revision for shard, look in found.items()}), answers)
+        if round_ == tries:
+            _fail(call, routing, search.changed(round_), tries)
+        await search.go_on(round_ + 1)
+    raise AssertionError("it counts for ever")
 
 
 def _fail(call: CoroutineCall, routing: Routing, changed: Iterable[int], tries: int) -> NoReturn:
@@ -114,38 +119,151 @@ def counting(ranges: _Ranges) -> dict[int, list[rpc_pb2.RangeRequest]]:
     return {shard: [_count(part) for part in asked] for shard, asked in ranges.items()}
 
 
-def _revisions(found: _Round) -> dict[int, int]:
-    return {shard: look.revision for shard, look in found.items()}
+class _Search:
+    """The rounds, numbered from 0, of which the last two are remembered.
 
+    `_since` says of each shard from the beginning of which round on it is known to have been as it was last found; one
+    that the last round has found changed is so from the beginning of the next on.
+    """
 
-async def _round(call: CoroutineCall, routing: Routing, ranges: _Ranges, before: _Round) -> _Round:
-    """Looks at every shard once more."""
-    asked = {
-        shard: [
-            *(_count(part) for part in parts),
-            *(_changed_since(part, before[shard].revision) for part in parts),
-        ]
-        for shard, parts in ranges.items()
-    }
-    looks: _Round = {}
-    between: dict[int, list[rpc_pb2.RangeRequest]] = {}
-    for shard, answer in (await read_all(call, routing, asked)).items():
-        revision, counts = before[shard].revision, before[shard].counts
-        now = [response.count for response in answer.responses[: len(counts)]]
-        is_as_before = now == counts and not any(response.kvs for response in answer.responses[len(counts) :])
-        made = range(revision + 1, answer.header.revision)
-        if is_as_before and made:
-            is_as_before = len(made) * len(counts) <= MOST_COUNTS
-            if is_as_before:
-                between[shard] = [_count(part, revision) for revision in made for part in ranges[shard]]
-        looks[shard] = _Look(answer.header.revision, now, is_as_before)
-    if between and sum(not look.is_as_before for look in looks.values()) <= 1:  # else it makes no difference
-        for shard, answer in (await read_all(call, routing, between)).items():
-            counted = [response.count for response in answer.responses]
-            counts = looks[shard].counts
+    def __init__(self, call: CoroutineCall, routing: Routing, parts: Mapping[int, _Parts]) -> None:
+        self._call = call
+        self._routing = routing
+        self._parts = parts
+        self._ranges: _Ranges = {
+            shard: list(dict.fromkeys(KeyRange.of_request(part.key, part.range_end) for part in asked))
+            for shard, asked in parts.items()
+        }
+        self._since: dict[int, int] = {}
+        self._before: dict[int, _Look] = {}
+        self._last: dict[int, _Look] = {}
+        self._held: list[Parts] = []
+        self._rereads = False
+
+    async def begin(self) -> None:
+        """The first round, which reads."""
+        seen = {shard: self._routing.shards[shard].seen for shard in self._parts}  # before anything is asked
+        answers = await read_all(self._call, self._routing, self._parts)
+        self._held = list(answers.values())
+        self._rereads = sum(answer.held for answer in self._held) <= MOST_REREAD
+        for shard, answer in answers.items():
+            look = self._last[shard] = _read(self._parts[shard], answer)
+            is_as_before = look.revision == seen[shard] or all(
+                0 < look.mods[keys] <= seen[shard] for keys in self._ranges[shard]
+            )
+            self._since[shard] = 0 if is_as_before else 1
+
+    async def go_on(self, round_: int) -> None:
+        """The round of this number, which is the next."""
+        self._before, self._last = self._last, {}
+        vague = {shard: self._vague(shard) for shard in self._parts}
+        asked = {shard: self._asked(shard, vague[shard]) for shard in self._parts}
+        for shard, answer in (await read_all(self._call, self._routing, asked)).items():
+            look, is_as_before = self._look(shard, answer, vague[shard])
+            self._last[shard] = look
+            if not is_as_before:
+                self._since[shard] = round_ + 1
+        self._forget(self._before, self._last)
+        changed = self.changed(round_)
+        if len(changed) <= 1:  # else it makes no difference
+            for shard in await self._inconstant({shard: vague[shard] for shard in vague if shard not in changed}):
+                self._since[shard] = round_ + 1
+
+    def changed(self, round_: int) -> list[int]:
+        """The shards that are not known to have been as they are when this round, the last, began."""
+        return [shard for shard, since in self._since.items() if since > round_]
+
+    def found(self, round_: int) -> dict[int, _Look] | None:
+        """What all shards were at one moment, as the rounds up to this one, the last, have it."""
+        if len(self._parts) == 1 or not self.changed(round_):
+            return self._last
+        changed = self.changed(round_ - 1)
+        if round_ and len(changed) == 1:
+            return self._last | {changed[0]: self._before[changed[0]]}
+        return None
+
+    def keep(self, found: dict[int, _Look]) -> dict[int, Parts] | None:
+        """What was read of these, if all of it was; nothing else is held any more."""
+        answers = {shard: look.answers for shard, look in found.items() if look.answers is not None}
+        if len(answers) < len(found):
+            self._forget()
+            return None
+        self._forget(found)
+        return answers
+
+    def _forget(self, *but: Mapping[int, _Look]) -> None:
+        kept = {id(look.answers) for looks in but for look in looks.values()}
+        self._call.stream.release(sum(answer.held for answer in self._held if id(answer) not in kept))
+        self._held = [answer for answer in self._held if id(answer) in kept]
+
+    def _vague(self, shard: int) -> list[KeyRange]:
+        """The ranges whose keys alone, as they are read, do not show that nothing has changed since they were read."""
+        return [keys for keys in self._ranges[shard] if not (self._rereads and self._before[shard].mods[keys])]
+
+    def _asked(self, shard: int, vague: Iterable[KeyRange]) -> list[rpc_pb2.RangeRequest]:
+        """What a shard is asked in a look: to read, or to count each range, and then for changes."""
+        first = self._parts[shard] if self._rereads else map(_count, self._ranges[shard])
+        revision = self._before[shard].revision
+        return [*first, *(_changed_since(keys, revision) for keys in vague)]
+
+    def _look(self, shard: int, answer: Parts, vague: Sequence[KeyRange]) -> tuple[_Look, bool]:
+        """What the answer to that says, and whether it was so in the round before."""
+        before = self._before[shard]
+        changes = answer.responses[len(answer.responses) - len(vague) :]
+        if self._rereads:
+            look = _read(self._parts[shard], answer)
+            self._held.append(answer)
+        else:
+            counts = {keys: rows.count for keys, rows in zip(self._ranges[shard], answer.responses, strict=False)}
+            look = _Look(answer.header.revision, counts, dict.fromkeys(counts, 0), None)
+            self._call.stream.release(answer.held)
+        is_as_before = (
+            look.counts == before.counts
+            and not any(rows.kvs for rows in changes)
+            and all(0 < mod <= before.revision for keys, mod in look.mods.items() if keys not in vague)
+        )
+        if is_as_before and look.answers is None:
+            look = look._replace(answers=before.answers)
+        return look, is_as_before
+
+    async def _inconstant(self, vague: Mapping[int, Sequence[KeyRange]]) -> list[int]:
+        """The shards where a key may have come to one of these ranges, and gone, between the last two looks."""
+        asked: dict[int, list[rpc_pb2.RangeRequest]] = {}
+        inconstant: list[int] = []
+        for shard, ranges in vague.items():
+            made = range(self._before[shard].revision + 1, self._last[shard].revision)
+            if len(made) * len(ranges) > MOST_COUNTS:
+                inconstant.append(shard)
+            elif made and ranges:
+                asked[shard] = [_count(keys, revision) for revision in made for keys in ranges]
+        if not asked:
+            return inconstant
+        try:
+            answers = await read_all(self._call, self._routing, asked)
+        except RpcError as error:
+            if error.status != errors.COMPACTED:
+                raise
+            return [*inconstant, *asked]
+        for shard, answer in answers.items():
+            counts = [self._last[shard].counts[keys] for keys in vague[shard]]
+            counted = [rows.count for rows in answer.responses]
             if counted != counts * (len(counted) // len(counts)):
-                looks[shard] = looks[shard]._replace(is_as_before=False)
-    return looks
+                inconstant.append(shard)
+            self._call.stream.release(answer.held)
+        return inconstant
+
+
+def _read(parts: _Parts, answer: Parts) -> _Look:
+    """The look that the reading itself is."""
+    counts: dict[KeyRange, int] = {}
+    mods: dict[KeyRange, int] = {}
+    for part, rows in zip(parts, answer.responses, strict=False):  # what follows is for changes
+        keys = KeyRange.of_request(part.key, part.range_end)
+        counts[keys] = rows.count
+        mods.setdefault(keys, 0)
+        if not part.range_end and len(rows.kvs) == 1 and len(rows.kvs[0]) <= MOST_REREAD:  # it is parsed whole
+            mods[keys] = parse_row(rows.kvs[0]).mod_revision
+    return _Look(answer.header.revision, counts, mods, answer)
 
 
 def _count(part: KeyRange, revision: int = 0) -> rpc_pb2.RangeRequest:

@@ -15,10 +15,13 @@ MOST_BYTES: Final = 9
 """Of a number that is not negative; enough for 63 bits."""
 
 _MASK: Final = 2**64 - 1
+_SHORT: Final = [bytes((number,)) for number in range(0x80)]
 
 
 def varint(number: int, size: int = 1) -> bytes:
     """An int64 in `size` bytes, at most MOST_BYTES, or in as many more as it takes."""
+    if size == 1 and 0 <= number < len(_SHORT):
+        return _SHORT[number]
     assert size <= MOST_BYTES, "decoders differ in what they read in a tenth byte"
     value = number & _MASK
     written = bytearray()

@@ -76,6 +76,7 @@ class _Nothing:
 
 
 _NOTHING: Final = _Nothing()
+_NOT_UNARY: Final = Status(Code.INTERNAL, "a unary answer without exactly one message")
 
 
 class MessageCall(ClientStream, Generic[Message]):
@@ -138,7 +139,7 @@ class MessageCall(ClientStream, Generic[Message]):
         message = await self._next()
         self._read = 0 if message is None else len(message)
         if message is None or await self._next() is not None:
-            raise Status(Code.INTERNAL, "a unary answer without exactly one message").error()
+            raise _NOT_UNARY.error()
         self._held = 0
         return message
 
@@ -220,3 +221,107 @@ class MessageCall(ClientStream, Generic[Message]):
         self._error = OVERLOADED.error
         self.cancel()
         self._wake()
+
+
+class Together(Generic[Message]):
+    """Unary calls that are sent in one turn and awaited together: one future for all of them.
+
+    Attributes:
+        calls: these, in the order in which they were added.
+    """
+
+    __slots__ = ("_waiter", "calls")
+
+    def __init__(self) -> None:
+        self.calls: list[TogetherCall[Message]] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def add(
+        self,
+        connection: ClientConnection,
+        reader: Reader[Message],
+        keeper: Keeper,
+        ended: Callable[[], object] | None = None,
+    ) -> TogetherCall[Message]:
+        """One more, which the caller sends; `ended` is called when it ends by itself."""
+        call = TogetherCall(connection, reader, keeper, self, ended)
+        self.calls.append(call)
+        return call
+
+    async def answers(self) -> list[Message]:
+        """The message that each call was answered with; they stay held.
+
+        Raises:
+            RpcError: one has ended with another status, or not with exactly one message. Then the others' answers are
+                not waited for.
+            BrokenCall: one broke.
+        """
+        if not self._is_over():
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        failed = self.failed
+        if failed is not None:
+            raise failed.error()
+        return [call.take() for call in self.calls]
+
+    @property
+    def failed(self) -> TogetherCall[Message] | None:
+        """The first of the calls that has no answer any more."""
+        return next((call for call in self.calls if call.has_failed), None)
+
+    def _is_over(self) -> bool:
+        return all(call.has_ended for call in self.calls) or self.failed is not None
+
+    def on_end(self) -> None:
+        """A call has ended."""
+        if self._waiter is not None and not self._waiter.done() and self._is_over():
+            self._waiter.set_result(None)
+
+    def cancel(self) -> None:
+        """Ends the calls that have not ended, and keeps nothing of what was not taken."""
+        for call in self.calls:
+            call.cancel()
+
+
+class TogetherCall(MessageCall[Message]):
+    """One of several calls, read by `Together.answers`."""
+
+    __slots__ = ("_together", "_told")
+
+    def __init__(
+        self,
+        connection: ClientConnection,
+        reader: Reader[Message],
+        keeper: Keeper,
+        together: Together[Message],
+        told: Callable[[], object] | None,
+    ) -> None:
+        super().__init__(connection, reader, keeper)
+        self._together = together
+        self._told = told
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there is an `error`."""
+        return self._error is not None or (self._ended and len(self._messages) != 1)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more comes."""
+        return self._ended
+
+    def error(self) -> Exception:
+        """Why there is no answer."""
+        return self._error() if self._error is not None else _NOT_UNARY.error()
+
+    def take(self) -> Message:
+        """The answer, where there is one."""
+        self._held = 0
+        return self._messages.popleft()
+
+    def _wake(self) -> None:
+        if self._ended or self._error is not None:
+            told, self._told = self._told, None
+            if told is not None:
+                told()
+            self._together.on_end()
