@@ -1,17 +1,23 @@
-"""The documents: links lead somewhere, tests that they name exist, and every decision is in the index."""
+"""The documents: links lead somewhere, named tests exist, defaults and kinds are complete, decisions are in the index."""
 
 from __future__ import annotations
 
 import functools
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from esp.core.health import Kind
+from esp.core.wire.limits import Limits
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")]
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _TEST = re.compile(r"(?<=[`:/])(?:Test[A-Z]\w+|test_\w+)(?=[`:.])")
+_TEST_FILE = re.compile(r"`((?:\w+/)+test_\w+\.py)((?:::\w+)*)`")
+_LIMIT = re.compile(r"^\| `(\w+)` \| ([\d.]+|none) \|", re.MULTILINE)
 _HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
 
 
@@ -46,6 +52,31 @@ def _known_tests() -> frozenset[str]:
     texts = [path.read_text() for path in (ROOT / "tests").rglob("*.py")]
     names = {name for text in texts for name in re.findall(r"^ *(?:async )?(?:class|def) (\w+)", text, re.MULTILINE)}
     return frozenset(names | {path.stem for path in (ROOT / "tests").rglob("*.py")})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_files_of_tests_that_it_names_exist(document: Path) -> None:
+    missing = []
+    for file, names in _TEST_FILE.findall(document.read_text()):
+        path = ROOT / "tests" / file.removeprefix("tests/")
+        text = path.read_text() if path.exists() else ""
+        if not all(re.search(rf"(def|class) {name}\b", text) for name in names.split("::")[1:]) or not text:
+            missing.append(file + names)
+    assert not missing
+
+
+def test_the_page_on_the_config_has_every_limit_with_its_default() -> None:
+    documented = dict(_LIMIT.findall((ROOT / "docs" / "config.md").read_text()))
+    unlimited = {"max_concurrent_streams"}
+    for field in fields(Limits):
+        told = documented.pop(field.name, "not documented")
+        assert told == "none" if field.name in unlimited else float(told) == getattr(Limits(), field.name), field.name
+    assert not documented
+
+
+def test_the_page_on_json_has_every_kind_of_finding() -> None:
+    kinds = set(re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs" / "json.md").read_text(), re.MULTILINE))
+    assert set(Kind) <= kinds
 
 
 def test_the_index_has_every_decision_with_its_title_date_and_status() -> None:
