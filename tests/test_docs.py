@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, named tests exist, defaults and kinds are complete, decisions are in the index."""
+"""The documents: links and named tests exist; defaults, kinds of findings and the index of decisions are complete."""
 
 from __future__ import annotations
 
