@@ -22,7 +22,7 @@ MAX_RESPONSE_BYTES: Final = 2**31 - 1
 
 
 class Caller(Protocol):
-    """The upstream that a call is made for: told what comes of it, and asked whether more may come."""
+    """The upstream that makes a call: told what comes in the call, and asked whether more may come."""
 
     @property
     def shard(self) -> Shard:
@@ -33,7 +33,7 @@ class Caller(Protocol):
         """Whether nothing more is read until `WatchCall.read_on`."""
 
     def is_current(self, call: WatchCall) -> bool:
-        """Whether `call` is the one that counts; of any other nothing is wanted any more."""
+        """Whether `call` is the call that is open; a call that was left is not listened to any more."""
 
     def on_message(self, body: bytes) -> None:
         """A WatchResponse.
@@ -81,16 +81,16 @@ class WatchCall(ClientStream):
             self._end(head.outcome())
 
     def on_data(self, payload: bytes, end: bool) -> None:
-        """A piece of what the shard says."""
+        """A piece of the shard's messages."""
         self._unread.append(payload)
         self._unread_bytes += len(payload)
         self._ends = end
         self.read_on()
 
     def read_on(self) -> None:
-        """Reads what has come, and lets the shard send on, as far as there is room for it."""
+        """Reads the bytes that have come, and lets the shard send on, as far as there is room."""
         if self._is_reading:
-            return  # the loop below gets to it
+            return  # the loop below gets to the bytes
         caller = self._caller
         self._is_reading = True
         try:

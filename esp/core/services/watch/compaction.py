@@ -1,13 +1,13 @@
-"""The end of a watcher over several shards, for which one of them has compacted the history.
+"""The end of a watcher over several shards, of which one has compacted the history that the watcher needs.
 
 etcd's contract: the client is told a `compact_revision`, and the next watch from there begins at once. A watcher over
-several shards has a position in each, and others may have compacted theirs as well, even where nothing tells: a watcher
-that is quiet and has caught up is not canceled. So before the client is told, each shard is asked to read at the
-position there. One that refuses, since it has compacted it, is asked to watch from there: that is canceled, with the
-revision from which it has its history. What the client is told then begins on each shard there, or where the watcher
-was: nothing that a shard still has is left out. A shard that cannot be reached is waited for.
+several shards has a position in each, and other shards may have compacted theirs as well without a word: etcd does not
+cancel a quiet watcher that has caught up. So before the client is told, esp asks each shard to read at the position
+there. A shard that has compacted the position refuses; esp then asks it to watch from there, which the shard cancels
+and names the first revision that it still has. The client's next watch begins on each shard at that revision, or where
+the watcher was: no event that a shard still has is left out. esp waits for a shard that cannot be reached.
 
-Until then the watcher is fed by the shards that have what it needs.
+Until then the other shards feed the watcher.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from esp.core.services.watch.tap import Client, Tap
 from esp.core.wire.status import Code, RpcError
 
 READ_SECONDS: Final = 5.0
-"""How long a shard may take to answer."""
+"""Seconds that a shard may take to answer."""
 PAUSE: Final = 1.0
-"""Seconds before a shard is asked again that could not answer, or whose watch was not canceled: a member that lags
-behind still has what is wanted."""
+"""Seconds before a shard is asked again that could not answer or did not cancel the watch: a member that lags behind
+still has the history."""
 PASSING: Final = frozenset((Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.UNKNOWN, Code.RESOURCE_EXHAUSTED))
-"""Refusals after which it is worth to ask again."""
+"""Refusals after which the shard is asked again."""
 
 
 class Compaction:
-    """What is found out for one watcher until its client is told."""
+    """The search, for one watcher, for the position from which each shard still has its history."""
 
     __slots__ = ("_client", "_found", "_on_found", "_span", "_tasks")
 
     def __init__(self, client: Client, span: Span, on_found: Callable[[], None]) -> None:
-        """`on_found` is called once, when the position in each shard is one from which it has its history."""
+        """`on_found` is called once, when each shard has its history from the watcher's position there on."""
         self._client = client
         self._span = span
         self._on_found = on_found
@@ -48,17 +48,17 @@ class Compaction:
         self._tasks: list[asyncio.Task[None]] = []
 
     def begin(self) -> None:
-        """Asks the shards of which nothing is known yet."""
+        """Asks the shards whose history is not known yet."""
         start, unknown = self._client.background.start, [tap for tap in self._span.taps if tap not in self._found]
         self._tasks = [start(self._find(tap), on_bug=self._client.outbox.fail) for tap in unknown]
 
     def on_lost(self, tap: Tap, compact_revision: int) -> None:
-        """A shard has canceled the watcher's part: this is the first revision that it has."""
+        """A shard has canceled the watcher's part; the shard has its history from `compact_revision` on."""
         tap.passed = max(tap.passed, compact_revision - 1)
         self._settle(tap)
 
     def cancel(self) -> None:
-        """Nobody wants to know any more."""
+        """Ends the search."""
         for task in self._tasks:
             task.cancel()
 
@@ -77,7 +77,7 @@ class Compaction:
         self._client.outbox.context.flush()
 
     async def _has_history(self, tap: Tap) -> bool:
-        """Whether the shard has, or does not let anybody know whether it has, what the watcher needs next."""
+        """Whether the shard has the history that the watcher needs next; True as well if the shard refuses to tell."""
         wanted = self._span.passed(tap) + 1
         request = rpc_pb2.RangeRequest(key=tap.first_key, revision=wanted, count_only=True).SerializeToString()
         shard = self._client.routing.shards[tap.shard]

@@ -1,12 +1,13 @@
 """Which sources are shared between the watchers of one shard that ask with the same metadata.
 
-Joining is exact or does not happen. A source may feed a tap from revision R on if it has passed on nothing from R on
-so far (`source.next <= R`); what it still brings below R the tap does not get. For a watcher from now on, R is behind
-the revision that the shard names when it is asked at that moment; the same question tells whether it permits the watch,
-which etcd decides at each create anew. A watcher from a given revision has a source of its own first. Once that has
-caught up and a second one watches the same, both move to a shared source; each as soon as it has got as far.
+Joining is exact or does not happen. A source may feed a tap from revision R on if the source has passed on nothing from
+R on so far (`source.next <= R`); events that the source still brings below R the tap does not get. For a watcher from
+now on, R is behind the revision that the shard names when asked at that moment; the same question tells whether the
+shard permits the watch, which etcd decides at each create anew. A watcher from a given revision has a source of its own
+first. Once two such sources of one spec have caught up, their taps move to a shared source, each as soon as the tap has
+got as far.
 
-What may end a whole call is not shared: etcd takes a request that is too large as the end of the call it came in.
+A create that is too large is not sent in a shared call: etcd ends the whole call for it.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ class Newcomer(Follower, Protocol):
     """A tap that is to be fed."""
 
     def own_upstream(self) -> Upstream:
-        """Its client's own call to the shard."""
+        """The call to the shard of the tap's own client."""
 
 
 class Pool:
     """The sources of one shard for one set of metadata.
 
     Attributes:
-        shard: whose.
-        forward: the head of its Watch calls.
-        upstream: the call that its shared sources are part of.
+        shard: the shard.
+        forward: the head of the Watch calls.
+        upstream: the call that the shared sources are part of.
         shelves: the sources by spec.
     """
 
@@ -79,9 +80,9 @@ class Shelf:
     """The sources for one spec.
 
     Attributes:
-        spec: what they watch.
-        shared: the one that taps join, if there is one.
-        own: sources of single taps that may move there.
+        spec: the range and options that are watched.
+        shared: the source that taps join, if there is one.
+        own: sources of single taps, which may move to the shared one.
     """
 
     __slots__ = ("_pool", "own", "shared", "spec")
@@ -160,7 +161,7 @@ class Shelf:
         elif source in self.own:
             del self.own[source]
             if self.shared is not None and not self.own:
-                self.shared.end_if_unwanted()  # it may have been begun for them, and none came so far
+                self.shared.end_if_unwanted()  # begun for taps of `own`, perhaps, none of which came so far
         if self.shared is None and not self.own:
             self._pool.drop(self)
 

@@ -1,4 +1,4 @@
-"""Progress that a client asks for: how far its watchers are."""
+"""Answers to a client's progress requests: how far the client's watchers are."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from esp.core.services.watch.watcher import Stream, Watcher
 class ProgressAnswers:
     """The answers of the shards to one client's progress requests, put together.
 
-    Clients take what is told under no id for all their watchers, so that is told only when it is true for all: they
-    are in one shard, and all its upstreams have answered. Otherwise each watcher is told its own shard's revision; and
-    one that several shards feed a token (span_progress.py).
+    A client takes an answer without a watch id for all its watchers. So esp sends such an answer only when it is true
+    for all: all watchers are in one shard, and all upstreams to that shard have answered. Otherwise each watcher is
+    told its own shard's revision, and a watcher over several shards a token (span_progress.py).
     """
 
     __slots__ = ("_answers", "_asked", "_of_spans", "_stream")
@@ -25,24 +25,24 @@ class ProgressAnswers:
         self._answers: dict[Upstream, tuple[Response, int]] = {}
 
     def ask(self) -> None:
-        """Passes the question on; it is answered when and if the shards say so."""
+        """Asks the shards. The client is answered when they are, if they answer."""
         self._of_spans.ask(watcher for watcher in self._live() if watcher.span is not None)
         upstreams = {upstream for watcher in self._live() if (upstream := _upstream(watcher))}
         self._asked = {upstream for upstream in self._asked if upstream.sources} | upstreams
-        # What one of them said to an earlier question may be older than what the client knows of now.
+        # A shard's answer to an earlier question may be older than a revision that the client knows of now.
         self._answers.clear()
         for upstream in upstreams:
             upstream.ask_progress(self)
 
     def forget(self) -> None:
-        """Wants no answers any more."""
+        """Drops the question: no answers are wanted any more."""
         for upstream in self._asked:
             upstream.forget_asker(self)
         self._asked.clear()
         self._answers.clear()
 
     def on_upstream_progress(self, upstream: Upstream, response: Response, times: int) -> None:
-        """The shard has said how far the watchers are that `upstream` feeds."""
+        """The shard of `upstream` has answered `times` requests at once."""
         live = self._live()
         if len({watcher.taps[0].pool.shard for watcher in live}) == 1 and not any(w.spans_shards for w in live):
             self._answers[upstream] = response, times
@@ -61,7 +61,7 @@ class ProgressAnswers:
                 self._stream.outbox.send(response.encode(watcher.id))
 
     def on_bug(self) -> None:
-        """An exception came out of it."""
+        """An exception came out of `on_upstream_progress`."""
         self._stream.outbox.on_bug()
 
     def _live(self) -> list[Watcher]:
@@ -69,11 +69,11 @@ class ProgressAnswers:
 
 
 def _upstream(watcher: Watcher) -> Upstream | None:
-    """Where a watcher in one shard is fed from."""
+    """The upstream that feeds a watcher in one shard; None for a watcher over several."""
     source = watcher.taps[0].source
     return None if watcher.spans_shards or source is None else source.upstream
 
 
 def _may_hear(watcher: Watcher, progress: Response) -> bool:
-    """Whether this is not behind what the watcher has seen: clients resume from what they hear last."""
+    """Whether `progress` is not behind what the watcher has seen: a client resumes from the revision it heard last."""
     return watcher.taps[0].position <= progress.revision + 1

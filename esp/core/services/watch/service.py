@@ -19,7 +19,7 @@ from esp.core.wire.shares import Shares
 
 PATH: Final = b"/etcdserverpb.Watch/Watch"
 METADATA: Final = (b"token", b"authorization", b"hasleader")
-"""What of a client's metadata means something in a watch. The rest does not go along, so that more clients share."""
+"""A client's metadata that means something in a watch. Shards get no other metadata, so that more clients share."""
 
 
 def handlers(routing: Routing, background: Background) -> Mapping[bytes, Handler]:
@@ -32,8 +32,8 @@ class Watch(Handler):
 
     Attributes:
         routing: the shards.
-        background: owns the tasks and timers of clients' streams.
-        positions: where watchers over several shards were.
+        background: owner of the tasks and timers of clients' streams.
+        positions: positions of watchers over several shards, for clients that resume.
         watchers: memory for the watchers of all clients.
         streams: the calls that are open.
     """
@@ -52,17 +52,17 @@ class Watch(Handler):
         routing.undivided.on_added = self._end_divided
 
     def on_open(self, stream: ServerStream) -> None:
-        """A client opens its stream; no shard is told before it wants to watch something."""
+        """A client opens its stream; no shard is told before the client's first create."""
         self.streams.add(WatchStream(self, stream, _forward(stream.head)))
 
     def _end_divided(self) -> None:
-        """Ends the streams with a watcher that would be refused now: their clients come again, and are told."""
+        """Ends the streams with a watcher that would be refused now: their clients come again, and are refused."""
         for stream in tuple(self.streams):
             if any(watcher.is_divided for watcher in stream.watchers.values()):
                 stream.outbox.stop()
 
     def pool(self, shard: int, forward: Forward) -> Pool:
-        """The sources of a shard for calls with this head."""
+        """The sources of a shard for calls with the head `forward`."""
         key = (shard, forward)
         pool = self._pools.get(key)
         if pool is None:

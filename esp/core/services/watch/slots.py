@@ -1,6 +1,6 @@
-"""What a client asks for, in order: each request waits in line until those before it were answered.
+"""A client's requests in order: each waits in line until the requests before it were answered.
 
-A create is a slot too: `Watcher`.
+A create is a slot, too: `Watcher`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from esp.core.services.watch.watcher import Stream, Watcher
 
 
 class Slot(Protocol):
-    """A request that is answered when those before it were."""
+    """A request that is answered when the requests before it were."""
 
     @property
     def is_settled(self) -> bool:
-        """Whether it can be answered; asked when it is first in line."""
+        """Whether the request can be answered; looked at when it is first in line."""
 
     def answer(self) -> None:
-        """Answers it."""
+        """Answers the request."""
 
 
 class Cancel:
-    """A request to cancel a watcher. It begins when it is first in line: a create before it may be of that watcher."""
+    """A request to cancel a watcher. Begins when first in line: a request before it may create that watcher."""
 
     __slots__ = ("_begun", "_head", "_stream", "_watch_id", "_watcher", "is_settled")
 
@@ -37,7 +37,7 @@ class Cancel:
         self._head = b""
 
     def begin(self) -> None:
-        """Tells the shard; nothing is said about an id that is not there."""
+        """Tells the shard. For an id that is not in use there is no answer, as in etcd."""
         if self._begun:
             return
         self._begun = True
@@ -57,19 +57,19 @@ class Cancel:
             return
         if not watcher.is_dead:
             watcher.leave()
-        self._head = response.head if response is not None else watcher.head
+        self._head = response.head if response is not None else watcher.make_header()
         self.is_settled = True
         self._stream.advance()
 
     def answer(self) -> None:
-        """Says that it is canceled, as etcd says it."""
+        """Tells the client that the watcher is canceled."""
         if self._watcher is not None:
             self._stream.forget(self._watcher)
             self._stream.outbox.send(canceled(self._head).encode(self._watch_id))
 
 
 class Progress:
-    """A request to tell how far the watchers are. It is answered when and if the shards say so."""
+    """A request to tell how far the watchers are. The answer comes when the shards give theirs, if they do."""
 
     __slots__ = ("_answers",)
     is_settled = True
@@ -78,5 +78,5 @@ class Progress:
         self._answers = answers
 
     def answer(self) -> None:
-        """Passes the question on."""
+        """Asks the shards."""
         self._answers.ask()

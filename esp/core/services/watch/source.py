@@ -11,7 +11,7 @@ from esp.core.services.watch.outbox import Outbox
 from esp.core.services.watch.upstream import Upstream
 
 Answer = Callable[["Response | None"], None]
-"""Told what a shard said; None when the call to it broke before it said anything."""
+"""Told the shard's reply; None when the call broke before the reply."""
 
 T = TypeVar("T")
 BATCH_REVISIONS: Final = 1000
@@ -150,11 +150,11 @@ class Source:
             self.end()
 
     def everybody(self) -> list[Follower]:
-        """All taps, those that are to join left out."""
+        """All taps that are fed; taps that are to join are left out."""
         return [*self.taps, *self.fresh]
 
     def outboxes(self) -> Iterator[Outbox]:
-        """Those of the clients of all taps, those that are to join included."""
+        """The outboxes of the clients of all taps, taps that are to join included."""
         return (tap.outbox for tap in (*self.taps, *self.fresh, *self.joining))
 
     @property

@@ -1,7 +1,7 @@
-"""What a watcher has that several shards feed: a position, and its name for clients, a vector token.
+"""The position of a watcher over several shards, and the vector token that names the position for clients.
 
 The position is, for each shard, the revision up to which everything has been passed on to the client. Each message
-bears the token of the position behind it: whoever resumes from a header goes on exactly there.
+bears the token of the position behind the message: a client that resumes from a header goes on exactly there.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class Span:
 
     Attributes:
         taps: the watcher's part in each shard.
-        is_told: the client knows of the watcher, and nothing is held back any more.
-        last_token: the highest that its client has been told.
+        is_told: the client knows of the watcher, and no message is held back any more.
+        last_token: the highest token that the client has been told.
     """
 
     __slots__ = ("_positions", "_routing", "_term", "_watched", "is_told", "last_token", "taps")
 
     def __init__(self, routing: Routing, positions: Positions, watched: Watched, taps: Sequence[Tap]) -> None:
-        """`watched` is what `positions` tells watchers apart by."""
+        """`watched` names the watcher's range, options and client in `positions`."""
         self.taps = taps
         self.last_token = 0
         self.is_told = False
@@ -44,13 +44,13 @@ class Span:
 
     def passed(self, tap: Tap) -> int:
         """The position in the shard of one part."""
-        # Before the client knows of the watcher, messages are held: what the tap has passed on has not reached it.
+        # Before the client knows of the watcher, messages are held: the tap has passed them on, but not to the client.
         if self.is_told and tap.position > tap.passed:
             tap.passed = tap.position - 1
         return tap.passed
 
-    def header(self, revision: int | None = None) -> bytes:
-        """A header for a message of esp's own; without a `revision` it has the token of the position."""
+    def make_header(self, revision: int | None = None) -> bytes:
+        """Makes a header for a message of esp's own, with `revision` or with a token of the position."""
         identity = self._routing.identity
         if revision is None:
             revision = self.last_token = token(self._routing, self.vector())
@@ -60,12 +60,12 @@ class Span:
         return header_field(header)
 
     def created(self, replies: Sequence[Response]) -> Response:
-        """The reply to the create, of those of the shards."""
+        """The reply to the create, made of the shards' replies."""
         self._term = max(reply.message.header.raft_term for reply in replies)
-        return created(self.header())
+        return created(self.make_header())
 
     def events(self, tap: Tap, responses: Sequence[Response]) -> list[Response]:
-        """A message of one shard, or its fragments, under the token of the position behind it."""
+        """A message of one shard, or its fragments, with the token of the position behind the message."""
         first, last = responses[0].first, responses[-1].last
         tap.passed = max(tap.passed, last)
         told = self.last_token = token(self._routing, self.vector(), of_message=True)
@@ -74,16 +74,16 @@ class Span:
         return [response.under(self._routing.identity, told) for response in responses]
 
     def progress(self, number: int) -> Response:
-        """That all events up to the position have come; `number` is its token."""
+        """The message that all events up to the position have come; `number` is the position's token."""
         self.last_token = number
-        return Response(self.header(number), b"", rpc_pb2.WatchResponse())
+        return Response(self.make_header(number), b"", rpc_pb2.WatchResponse())
 
     def compacted(self) -> Response:
-        """The end of the watcher. Who begins again from its `compact_revision` goes on behind the position."""
-        return canceled(self.header(0), token(self._routing, self.vector()) + 1)
+        """The end of the watcher. A client that watches from its `compact_revision` goes on behind the position."""
+        return canceled(self.make_header(0), token(self._routing, self.vector()) + 1)
 
     def end(self, *, may_return: bool) -> None:
-        """The watcher has ended; its client may come again, unless it wanted that or was told why."""
+        """The watcher has ended; `may_return` says that the client neither wanted that nor was told why."""
         if self._watched is not None:
             watched, self._watched = self._watched, None
             self._positions.end(watched, may_return=may_return)

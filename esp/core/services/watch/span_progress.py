@@ -1,20 +1,20 @@
-"""Progress of watchers that several shards feed.
+"""Progress of watchers over several shards.
 
-"All events up to R have come" is told under a token, and clients compare it as a number with the tokens that they have.
-So what it says has to be true for all lower tokens, whatever answer or watcher they are of. In a round
+"All events up to R have come" is told under a token, and clients compare the token as a number with tokens that they
+have. So the statement has to be true for all lower tokens, from whatever answer or watcher. In a round
 
 1. the watcher's position gets a token, as for a message: tokens minted later are higher;
-2. each shard is asked for its revision, by a linearizable read: no token minted so far stands for a later one of it;
+2. each shard is asked for its revision, by a linearizable read: no token minted so far stands for a later revision;
 3. each shard's watch is asked for its progress, until every part of the watcher has got as far as that revision;
-4. then that token is told, if no events were sent meanwhile: they had higher ones. It still is the client's position.
+4. then the token of step 1 is told, if no events were sent meanwhile, whose tokens would be higher.
 
-Should the watcher have got as far as all tokens there are, its new position is told under a new one instead, so that a
-client that resumes from it needs less of the history. A round that events overtook, and after which there are tokens
-that the watcher has not reached, is begun again. A shard that is away, or is behind, withholds the progress, as
-etcd does. The revision of a write on one shard is lower than any token, and comparing it with one says nothing.
+If the watcher has got as far as all tokens there are, its new position is told under a new token instead, so that a
+client that resumes from there needs less of the history. A round that events overtook, and after which there are tokens
+that the watcher has not reached, is begun again. A shard that cannot be reached, or is behind, withholds the progress,
+as etcd does. The revision of a write on one shard is lower than any token; comparing it with a token says nothing.
 
-etcd before 3.4.31 and 3.5.13 may tell its progress before events that came earlier (etcd issue 15220), so there the
-answer is not believed, and only what has come as events or under the watcher's own id counts.
+etcd before 3.4.31 and 3.5.13 may tell its progress before events that came earlier (etcd issue 15220). There the
+answer is not believed: only events count, and progress under the watcher's own id.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from esp.core.services.watch.watcher import Stream, Watcher
 from esp.core.wire.status import RpcError
 
 READ_SECONDS: Final = 5.0
-"""How long a shard may take to tell its revision."""
+"""Seconds that a shard may take to tell its revision."""
 PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 10.0
 """Seconds before rounds that events overtook are begun again, doubled until one is told: where events never cease, the
@@ -45,13 +45,13 @@ shards are not to be asked without end."""
 
 
 class _Round:
-    """One watcher's way to being told.
+    """The steps for one watcher until its client is told.
 
     Attributes:
-        token: of the watcher's position when it began.
-        wanted: how far each shard has to be, by its index; None until they have said so.
-        asked: what fed each part when its progress was asked for.
-        heard: what the shards answered, by the part.
+        token: the token of the watcher's position when the round began.
+        wanted: the revision that each shard has to reach, by the shard's index; None until the shards have told.
+        asked: the source that fed each part when its progress was asked for.
+        heard: the revision that the shard answered, by the part.
     """
 
     __slots__ = ("asked", "heard", "token", "wanted")
@@ -66,7 +66,7 @@ class _Round:
 class SpanProgress:
     """The rounds of the watchers of one client's stream; one for each watcher at a time, the newest.
 
-    The shards are asked for their revisions once at a time; who wants a round meanwhile waits for the next.
+    The shards are asked for their revisions once at a time; a watcher that comes meanwhile waits for the next time.
     """
 
     __slots__ = ("_asked", "_later", "_overtaken", "_pause", "_rounds", "_stream", "_task", "_waiting")
@@ -82,7 +82,7 @@ class SpanProgress:
         self._asked: set[Upstream] = set()
 
     def ask(self, watchers: Iterable[Watcher]) -> None:
-        """Begins a round for each of these watchers, which are live and span shards, as soon as may be."""
+        """Begins a round for each of these watchers, which are live and over several shards, as soon as may be."""
         self._waiting.update(dict.fromkeys(watchers))
         self._begin()
 
@@ -139,7 +139,7 @@ class SpanProgress:
                 self._ask_shards(watcher, one)
 
     async def _revision(self, shard: int, key: bytes) -> int:
-        """The shard's revision now. The key is one that the client may read, or it could not watch."""
+        """The shard's revision now, from a read of `key`, which the client may read: it watches the key."""
         request = rpc_pb2.RangeRequest(key=key, count_only=True).SerializeToString()
         head = call_head(RANGE, self._stream.metadata)
         client = self._stream.routing.shards[shard]
@@ -160,7 +160,7 @@ class SpanProgress:
             upstream.ask_progress(self)
 
     def on_upstream_progress(self, upstream: Upstream, response: Response, times: int) -> None:
-        """A shard has said how far the watchers are that `upstream` feeds."""
+        """A shard has told how far the watchers are that `upstream` feeds."""
         for watcher, one in list(self._rounds.items()):
             for tap, source in one.asked.items():
                 if tap.source is source and source.is_live and source.upstream is upstream:
@@ -168,7 +168,7 @@ class SpanProgress:
             self._tell_if_reached(watcher, one)
 
     def on_events(self, watcher: Watcher) -> None:
-        """A watcher's client was sent events: they may be those that its round waits for."""
+        """A watcher's client was sent events, for which the watcher's round may wait."""
         one = self._rounds.get(watcher)
         if one is not None:
             self._tell_if_reached(watcher, one)
@@ -182,10 +182,11 @@ class SpanProgress:
             self._ask_shards(watcher, one)  # once more: etcd does not answer everything
 
     def on_bug(self) -> None:
-        """An exception came out of it."""
+        """An exception came out of `on_upstream_progress`."""
         self._stream.outbox.on_bug()
 
     def _tell_if_reached(self, watcher: Watcher, one: _Round) -> bool:
+        """Tells the client and ends the round, if the watcher has got as far as wanted; False when not told."""
         span = watcher.span
         if one.wanted is None or span is None or watcher.is_dead:
             return False
@@ -221,7 +222,7 @@ class SpanProgress:
         self._overtaken.pop(watcher, None)
 
     def forget_all(self) -> None:
-        """So are all."""
+        """All watchers are gone: every round ends."""
         self._rounds.clear()
         self._waiting.clear()
         self._overtaken.clear()
@@ -235,6 +236,6 @@ class SpanProgress:
 
 
 def _tells_in_order(version: str) -> bool:
-    """Whether a progress that was asked for never overtakes events."""
+    """Whether etcd's answer to a progress request never overtakes events."""
     known = version_key(version)
     return known >= (3, 5, 13) or (3, 4, 31) <= known < (3, 5)

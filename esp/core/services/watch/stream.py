@@ -50,7 +50,7 @@ class Service(Protocol):
 
     @property
     def positions(self) -> Positions:
-        """Where watchers over several shards were."""
+        """Positions of watchers over several shards, for clients that resume."""
 
     @property
     def watchers(self) -> Shares:
@@ -69,10 +69,11 @@ class WatchStream(Sink):
 
     Attributes:
         down: the call.
-        outbox: what is on its way back to the client, and the end of the call.
-        watchers: by watch id, those the client knows.
+        outbox: the way back to the client, and the end of the call.
+        watchers: the watchers that the client knows, by watch id.
         forward: the head of the calls to shards that serve this one.
-        positions: where watchers over several shards were.
+        routing: the shards.
+        positions: positions of watchers over several shards, for clients that resume.
     """
 
     __slots__ = (
@@ -120,19 +121,19 @@ class WatchStream(Sink):
         self._span_progress: SpanProgress | None = None
         down.sink = self
 
-    # Both of these refer to this stream. They are made when they are needed, and let go of at the end: what refers to
-    # itself stays in memory for long.
+    # Both of these refer to this stream. They are made when they are needed, and let go of at the end: a circle of
+    # references would stay in memory for long.
 
     @property
     def progress(self) -> ProgressAnswers:
-        """What the shards say when the client asks how far they are."""
+        """The shards' answers to the client's progress requests."""
         if self._progress is None:
             self._progress = ProgressAnswers(self, self.span_progress)
         return self._progress
 
     @property
     def span_progress(self) -> SpanProgress:
-        """The same for watchers that several shards feed."""
+        """The progress of the client's watchers over several shards."""
         if self._span_progress is None:
             self._span_progress = SpanProgress(self)
         return self._span_progress
@@ -153,22 +154,22 @@ class WatchStream(Sink):
 
     @property
     def metadata(self) -> Fields:
-        """What of the client's goes along with what esp asks for it."""
+        """The client's metadata that goes along with esp's own questions to shards."""
         return load_bearing(self.down.head)
 
     @property
     def background(self) -> Background:
-        """Owns the tasks and timers of this stream."""
+        """Owner of the tasks and timers of this stream."""
         return self._service.background
 
     # From the client.
 
     def request_data(self, payload: bytes, end: bool) -> None:
-        """A piece of the requests. That the client has no more of them does not end the watches."""
+        """A piece of the requests. The end of the requests does not end the watches."""
         self.down.connection.do(self._take_requests(payload))
 
     def half_message(self) -> int | None:
-        """Which request has come in part only."""
+        """The number of the request that has come in part only; None when there is none."""
         return self._requests.count if self._requests.held else None
 
     def _take_requests(self, payload: bytes) -> Iterator[None]:
@@ -224,7 +225,7 @@ class WatchStream(Sink):
     def advance(self) -> None:
         """Answers the requests whose turn it is."""
         if self._advancing:
-            return  # the loop below gets to it
+            return  # the loop below gets to the slot
         self._advancing = True
         slots = self._slots
         try:
@@ -253,7 +254,7 @@ class WatchStream(Sink):
         return True
 
     def forget(self, watcher: Watcher) -> None:
-        """The watcher is gone, and its id with it."""
+        """The watcher is gone; its id and its memory are free."""
         if self._span_progress is not None:
             self._span_progress.forget(watcher)
         if self.watchers.get(watcher.id) is watcher:
@@ -263,7 +264,7 @@ class WatchStream(Sink):
         watcher.size = 0
 
     def admit(self, watcher: Watcher, id_wanted: int) -> bool:
-        """Gives the watcher its id: the one it wants, or for 0 the next that is free. False when it is taken."""
+        """Gives the watcher its id: `id_wanted`, or for 0 the next free id. False when `id_wanted` is taken."""
         if id_wanted:
             if id_wanted in self.watchers:
                 return False
@@ -289,7 +290,7 @@ class WatchStream(Sink):
     # From the outbox and the wire.
 
     def on_room(self) -> None:
-        """Little waits for the client: what its own upstreams have is read on."""
+        """Little waits for the client: its own upstreams are read on."""
         for upstream in list(self._own.values()):
             upstream.resume_reading()
 
@@ -308,7 +309,7 @@ class WatchStream(Sink):
     # The end.
 
     def on_over(self) -> None:
-        """The call is ending: its watchers end, and all that they have elsewhere."""
+        """The call is ending: its watchers end, and so do its upstreams and its questions to shards."""
         self._service.streams.discard(self)
         if self._progress is not None:
             self._progress.forget()

@@ -1,4 +1,4 @@
-"""A client watcher's part in one shard: where it gets that shard's events from, and how far it is."""
+"""A client watcher's part in one shard: where that shard's events come from, and how far the part is."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ class Tap:
 
     Attributes:
         outbox: the way back to the client.
-        pool: the sources it may join.
+        pool: the sources that the part may join.
         shard: the index of its shard.
         passed: the highest revision up to which the watcher has passed all on to its client; -1 until "now" is known.
             Kept only where several shards feed the watcher.
-        spec: what it watches in its shard.
-        source: where its events come from; None when it is detached.
-        next: while it stands in `source.fresh`, the lowest revision it has not passed on.
-        is_created: the shard has replied to the create; what replies come after that is between it and the source.
+        spec: the range and options that are watched in the shard.
+        source: where the events come from; None when the tap is detached.
+        next: while the tap stands in `source.fresh`, the lowest revision that the tap has not passed on.
+        is_created: the shard has replied to the create; further replies to creates concern the source only.
         created: that reply, until the client has been told.
         plain_id: the watch id under which a message goes to the client as it came; None unless the client knows the
             watcher, the part is the only one, and all events of the shard belong to it.
@@ -113,11 +113,11 @@ class Tap:
 
     @property
     def first_key(self) -> bytes:
-        """The first that it watches."""
+        """The first watched key."""
         return self.spec.key
 
     def start(self, revision: int) -> None:
-        """Wants what the shard has from `revision` on, 0 for now."""
+        """Begins to take the shard's events from `revision` on, 0 for now."""
         self.pool.start(self, self.spec, revision)
 
     def own_upstream(self) -> Upstream:
@@ -125,24 +125,24 @@ class Tap:
         return self._whole.stream.upstream(self.pool)
 
     def restart(self, revision: int) -> None:
-        """Wants it anew, from `revision` on."""
+        """Leaves the source, and begins anew from `revision` on."""
         self.detach()
         self.start(revision)
 
     @property
     def position(self) -> int:
-        """The lowest revision that it has not passed on."""
+        """The lowest revision that the tap has not passed on."""
         source = self.source
         return source.next if source is not None and self in source.taps else self.next
 
     @property
     def is_own(self) -> bool:
-        """Whether its events come in its client's own call to the shard, which is held back where they have to wait."""
+        """Whether the events come in the client's own call to the shard, which is held back where they have to wait."""
         return self.source is not None and self.source.upstream.reader is not None
 
     @property
     def head(self) -> bytes:
-        """The last header that its shard sent while it was fed; b"" before the first."""
+        """The last header that the shard sent while it fed the tap; b"" before the first."""
         return self.source.upstream.head if self.source is not None else self._head
 
     def on_created(self, response: Response) -> None:
@@ -155,12 +155,12 @@ class Tap:
             self._whole.on_part_created()
 
     def on_refused(self, response: Response) -> None:
-        """The shard does not."""
+        """The shard has refused the create."""
         self.detach()
         self._whole.on_part_refused(response)
 
     def deliver(self, responses: tuple[Response, ...]) -> None:
-        """Events came, in a message or in the fragments of one."""
+        """Events: a message, or the fragments of one."""
         watch_id = self.plain_id
         if watch_id is not None:
             self.outbox.send_together([response.encode(watch_id) for response in responses], is_own=self.is_own)
@@ -185,7 +185,7 @@ class Tap:
         self._whole.on_part_canceled(self, response)
 
     def detach(self) -> None:
-        """Wants no more events; `next` says where it was."""
+        """Leaves the source; `next` then says how far the tap was."""
         source = self.source
         if source is not None:
             self.next = self.position

@@ -3,9 +3,9 @@
     idle --create--> opening --go--> open --break--> opening, or waiting for a pause to end --> opening
     any of them --close--> closed
 
-Whatever was watched is watched again when the call is open again, from the revision that is next for each source; so a
-break, a restart or another endpoint is not seen from here on down. Only what a client has to know ends its stream: that
-a client which asked for it (`hasleader`) has no leader, and refusals that would be the same at the next attempt.
+When the call is open again, each source is created again from its next revision; so clients do not notice a break, a
+restart or another endpoint. A client's stream ends only for what the client has to know: that there is no leader, for a
+client that asked for one (`hasleader`), and refusals that would be the same at the next attempt.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ TRANSIENT: Final = frozenset(
         Code.ABORTED,
     )
 )
-"""How a Watch call ends that is worth another one: the member stops, the connection is gone, a message was cut.
+"""Codes with which a call ends that is worth another one: the member stops, the connection is gone, a message was cut.
 
-What overload does to a member may come as Unknown or DeadlineExceeded "context deadline exceeded".
+An overloaded member may answer Unknown or DeadlineExceeded "context deadline exceeded".
 """
 LEFT: Final = Status(Code.UNAVAILABLE, "esp has left it")
 
 
 class Asker(Protocol):
-    """Whoever asks for progress."""
+    """Whoever asks for the progress of an upstream's watchers."""
 
     def on_upstream_progress(self, upstream: Upstream, response: Response, times: int) -> None:
-        """The shard's answer to so many of its progress requests."""
+        """The shard's answer to `times` progress requests of this asker."""
 
     def on_bug(self) -> None:
-        """An exception came out of it: log it and end the stream."""
+        """An exception came out of `on_upstream_progress`: log it and end the client's stream."""
 
 
 class ShardWatcher(Protocol):
-    """One watcher of the shard, in an upstream's call: told what the shard says to it, under its id there."""
+    """One watcher of the shard, in an upstream's call: told what the shard sends under its watch id there."""
 
     @property
     def id(self) -> int:
@@ -77,14 +77,14 @@ class ShardWatcher(Protocol):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more is wanted of the shard, but perhaps the reply to the cancel."""
+        """Whether the watcher has ended, but perhaps for the shard's reply to the cancel."""
 
     @property
     def awaits_cancel(self) -> bool:
         """Whether the shard's reply to the cancel is wanted."""
 
     def outboxes(self) -> Iterable[Outbox]:
-        """Those of the clients that the watcher feeds, or is about to feed."""
+        """The outboxes of all clients that the watcher feeds or is about to feed."""
 
     def pass_on(self, head: bytes, tail: bytes, revision: int) -> bool:
         """Takes a message with one event, in its bytes before and behind the watch id; False to have it parsed."""
@@ -115,11 +115,11 @@ class Upstream:
     """One Watch call to a shard.
 
     Attributes:
-        shard: whose.
-        reader: the outbox of the one client that it works for, which holds it back; None when it is shared.
-        sources: what is watched, by the watch id upstream.
+        shard: the shard that is called.
+        reader: the outbox of the only client that is fed, which holds the call back; None when the call is shared.
+        sources: the watchers of the shard in this call, by the watch id upstream.
         head: the last header that came, b"" before the first.
-        held: bytes of events that came from here and wait for their watcher to be announced; only with a reader.
+        held: bytes of events that came in this call and wait for their watcher to be announced; only with a reader.
     """
 
     def __init__(self, shard: Shard, forward: Forward, reader: Outbox | None) -> None:
@@ -148,7 +148,7 @@ class Upstream:
     # For sources and clients.
 
     def create(self, source: ShardWatcher) -> None:
-        """Watches `source` from here on."""
+        """Creates `source` in the shard, now and in every call after this one."""
         self.sources[source.id] = source
         if self._call is not None:
             self._send_create(self._call, source)
@@ -156,13 +156,13 @@ class Upstream:
             self._open()
 
     def ask(self, source: ShardWatcher) -> None:
-        """Creates a live source once more, to see how that is refused."""
+        """Creates a live source once more, to see how the shard refuses that: `ShardWatcher.on_answer`."""
         if self._call is not None:
             self._replies.append(_Question(source))
             self._call.request(source.spec.create_request(source.id, 0))
 
     def cancel(self, source: ShardWatcher) -> None:
-        """Watches `source` no more. One that waits for the shard's reply is still told what comes until then."""
+        """Cancels `source` in the shard. A source that awaits the reply is still told what comes until then."""
         if self.sources.get(source.id) is not source:
             return
         if not source.awaits_cancel:
@@ -174,7 +174,7 @@ class Upstream:
             source.on_cancel_lost()
 
     def drop(self, source: ShardWatcher) -> None:
-        """Nothing is wanted of `source` any more; without any other the call ends."""
+        """Forgets `source`; without any other the call ends."""
         if self.sources.get(source.id) is source:
             del self.sources[source.id]
             if not self.sources:
@@ -194,15 +194,15 @@ class Upstream:
         """`asker` wants no progress any more."""
         self._progress.forget(asker)
 
-    # Memory for what is not whole yet.
+    # Memory for half messages and for fragments.
 
     def has_room(self, size: int) -> bool:
-        """Whether `keep_or_cut` would take so many bytes."""
+        """Whether `keep_or_cut` would take `size` bytes."""
         buffers = self.shard.context.buffers
         return buffers.used + size <= buffers.limit
 
     def keep_or_cut(self, size: int) -> bool:
-        """Accounts for so many bytes more; without room for them the clients are sent away, and come again."""
+        """Accounts for `size` bytes more; without room for them `cut`, and False."""
         if self._account is None or self._account.is_closed:
             buffers = self.shard.context.buffers
             above = buffers.of("shards").of(self.shard.name) if self.reader is None else self.reader.account
@@ -213,26 +213,29 @@ class Upstream:
         return False
 
     def give(self, size: int) -> None:
-        """Returns what `keep_or_cut` accounted for."""
+        """Returns `size` bytes that `keep_or_cut` accounted for."""
         if self._account is not None:
             self._account.give(size)
 
     def cut(self) -> None:
-        """There is no memory for what is not whole yet, or others need it."""
+        """Ends the streams of all clients that are fed, and the call: there is no memory, or others need it.
+
+        The clients come again.
+        """
         self.shard.context.reached("max_buffered_bytes")
         log.warning("shard %s: no memory for what it says in a watch", self.shard.name)
         if self._account is not None:
             self._account.close()
         self._fail(errors.SERVER_STOPPED)
-        self.begin_anew()  # for whoever is left, without what was kept
+        self.begin_anew()  # for the sources that are left, without the bytes that were kept
         self._account = None
 
     @property
     def is_held_back(self) -> bool:
-        """Whether nothing more is read: what was would have to wait here.
+        """Whether nothing more is read, since it would have to wait here.
 
-        Events of a watcher that is not announced yet hold back its own shard only: of another the reply to the create
-        may be what is missing.
+        Events of a watcher that is not announced yet hold back their own shard only: the watcher may wait for the reply
+        of another shard.
         """
         reader = self.reader
         return reader is not None and (reader.is_full or self.held > READ_AHEAD_BYTES)
@@ -243,7 +246,7 @@ class Upstream:
             self._call.read_on()
 
     def close(self) -> None:
-        """Ends it, and every watcher in it."""
+        """Ends the call, and every watcher in it."""
         self.sources.clear()
         self._replies.clear()
         self._progress.clear()
@@ -279,7 +282,7 @@ class Upstream:
         for source in list(self.sources.values()):
             self._send_create(call, source)
             if self._call is not call:
-                return  # there was no memory for it, and another call is on its way or there already
+                return  # there was no memory for the create, and another call is on its way or there already
         self._progress.on_open()
         if self._progress.is_wanted:
             self._send_progress_request()
@@ -291,14 +294,14 @@ class Upstream:
     # From the shard.
 
     def is_current(self, call: WatchCall) -> bool:
-        """Whether `call` is the one that counts."""
+        """Whether `call` is the call that is open, and not one that was left."""
         return call is self._call
 
     def on_message(self, body: bytes) -> None:
         """A WatchResponse.
 
         Raises:
-            DecodeError: it is none.
+            DecodeError: the message is none.
         """
         seen = one_event(body)
         if seen is not None:
@@ -359,7 +362,7 @@ class Upstream:
         if status == errors.NO_LEADER or status.code not in TRANSIENT:
             self._fail(status)
         if monotonic() - self._began >= LONGEST_PAUSE:
-            self._failures = 0  # it held: what it did in between does not count
+            self._failures = 0  # the call held; failures before it do not count
         if not self.sources:
             self.close()
         elif call.connection.ended or call.connection.draining:
@@ -388,10 +391,10 @@ class Upstream:
             self.begin_anew()
 
     def on_bug(self) -> None:
-        """An exception came out of opening it: the clients that it feeds come again, and to another one."""
+        """An exception came out of opening the call: the clients that are fed lose their streams, and come again."""
         self._fail(errors.SERVER_STOPPED)
 
     def _fail(self, status: Status) -> None:
-        """Ends the stream of every client that is fed from here."""
+        """Ends the stream of every client that is fed."""
         for outbox in {outbox for source in self.sources.values() for outbox in source.outboxes()}:
             outbox.stop(status)

@@ -30,9 +30,9 @@ from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import RpcError
 
 FROM_THE_BEGINNING: Final = 1
-"""The one start revision that means the same on every shard."""
+"""The only start revision that means the same on every shard."""
 FILTERS: Final = frozenset(rpc_pb2.WatchCreateRequest.FilterType.values())
-"""Those that etcd knows; it does not look at others."""
+"""The filters that etcd knows; etcd does not look at others."""
 
 
 class Stream(Client, Protocol):
@@ -40,7 +40,7 @@ class Stream(Client, Protocol):
 
     @property
     def watchers(self) -> Mapping[int, Watcher]:
-        """By watch id, those the client knows."""
+        """The watchers that the client knows, by watch id."""
 
     @property
     def forward(self) -> Forward:
@@ -48,7 +48,7 @@ class Stream(Client, Protocol):
 
     @property
     def positions(self) -> Positions:
-        """Where watchers over several shards were."""
+        """Positions of watchers over several shards, for clients that resume."""
 
     def pool(self, shard: int) -> Pool:
         """The sources of a shard that the client's metadata gives access to."""
@@ -57,10 +57,10 @@ class Stream(Client, Protocol):
         """Answers the requests whose turn it is."""
 
     def admit(self, watcher: Watcher, id_wanted: int) -> bool:
-        """Gives the watcher its id: the one it wants, or for 0 the next that is free. False when it is taken."""
+        """Gives the watcher its id: `id_wanted`, or for 0 the next free id. False when `id_wanted` is taken."""
 
     def forget(self, watcher: Watcher) -> None:
-        """The watcher is gone, and its id with it."""
+        """The watcher is gone; its id and its memory are free."""
 
     def on_span_events(self, watcher: Watcher) -> None:
         """The client was sent events of a watcher over several shards."""
@@ -70,7 +70,11 @@ class Stream(Client, Protocol):
 
 
 class _Held(NamedTuple):
-    """Events that wait until their watcher is announced; the upstream that they hold back, if there is one."""
+    """Events that wait until their watcher is announced.
+
+    Attributes:
+        upstream: the client's own upstream that the events came from and hold back; None for a shared upstream.
+    """
 
     tap: Tap
     responses: Sequence[Response]
@@ -79,18 +83,19 @@ class _Held(NamedTuple):
 
 
 class Watcher:
-    """One watcher of a client; as a slot of its stream, the create that it was made by.
+    """One watcher of a client; as a slot of its stream, the create request.
 
-    It is announced to the client when every shard concerned watches and the creates before it were answered; what comes
-    until then is held.
+    The watcher is announced to the client when every shard concerned watches and the requests before the create were
+    answered; events that come until then are held.
 
     Attributes:
         stream: the client's stream.
-        id: the watch id; NO_ID until it is announced.
-        taps: its part in each shard.
-        span: its position, where several shards feed it.
-        size: the memory that is accounted for it.
-        is_dead: its history is compacted; only its id is left, as in etcd.
+        id: the watch id; 0 until the watcher is announced.
+        taps: the watcher's part in each shard.
+        span: the watcher's position, where several shards feed it.
+        size: bytes of memory that are accounted for the watcher.
+        is_announced: the client has been told that the shards watch.
+        is_dead: the history is compacted; only the id is left, as in etcd.
     """
 
     __slots__ = (
@@ -128,7 +133,7 @@ class Watcher:
         self._held: list[_Held] = []
 
     def begin(self, request: rpc_pb2.WatchCreateRequest) -> None:
-        """Asks the shards that own what it watches, each for its part."""
+        """Asks the shards that own the watched keys, each for its part."""
         shard_map = self.stream.routing.map
         key = request.key or b"\0"  # as etcd reads an empty one
         key_range = KeyRange.of_request(key, request.range_end)
@@ -138,7 +143,7 @@ class Watcher:
             # An empty range goes there too: etcd looks at permissions before it refuses it.
             tap = Tap(self, self.stream.pool(sole), sole, _spec(request, key, request.range_end))
             self.taps.append(tap)
-            (start,) = self._starts(request, [sole])
+            (start,) = self._choose_starts(request, [sole])
             tap.start(start)
             return
         refusal = self.stream.routing.undivided.refuse("a Watch", key_range)
@@ -159,7 +164,7 @@ class Watcher:
             if len(segments) > 1:
                 # One watcher of the shard over all its ranges: a revision of the shard stays one message.
                 tap.owned = lambda key, shard=shard: shard_map.owner(key) == shard
-        starts = self._starts(request, list(by_shard))
+        starts = self._choose_starts(request, list(by_shard))
         self.span = Span(self.stream.routing, self.stream.positions, self._watched(request), self.taps)
         for tap, start in zip(self.taps, starts, strict=True):
             if start:
@@ -167,16 +172,16 @@ class Watcher:
             tap.start(start)
 
     def _watched(self, request: rpc_pb2.WatchCreateRequest) -> bytes:
-        """What tells watchers apart that `positions` knows: short, since it is kept when the watcher is gone."""
+        """The watcher's name in `positions`: range, options and client. Short, since it outlives the watcher."""
         host = self.stream.outbox.down.peer.rpartition(":")[0]
         spec = _spec(request, request.key, request.range_end)
         return sha256(repr((host, self.stream.forward, spec)).encode()).digest()
 
-    def _starts(self, request: rpc_pb2.WatchCreateRequest, shards: list[int]) -> list[int]:
-        """The revision from which each shard is watched; 0 is for now.
+    def _choose_starts(self, request: rpc_pb2.WatchCreateRequest, shards: list[int]) -> list[int]:
+        """Chooses the revision from which each shard is watched; 0 is for now.
 
-        That is taken, too, where nobody knows what the client's number means. It is then told that its history is
-        compacted, as soon as it has been told that it watches.
+        0 as well where nobody knows what the client's number means: the client is then told that the history is
+        compacted, as soon as it has been told that the shards watch.
         """
         start = request.start_revision
         routing = self.stream.routing
@@ -200,21 +205,21 @@ class Watcher:
         return vector
 
     def refuse(self, reason: str) -> None:
-        """Asks no shard: esp itself does not take it."""
+        """Refuses the create without asking a shard."""
         identity = self.stream.routing.identity
         header = rpc_pb2.ResponseHeader(cluster_id=identity.cluster_id, member_id=identity.member_id)
         self._refusal = refused(header_field(header), reason)
 
     @property
     def spans_shards(self) -> bool:
-        """Whether several shards feed it."""
+        """Whether several shards feed the watcher."""
         return len(self.taps) > 1
 
     def _have_listed_again(self, start: int) -> None:
-        """Asks no shard: the client is told that the history it wants is gone, so that it lists again.
+        """Tells the client, without asking a shard, that the history is gone, so that the client lists again.
 
-        It has listed, and would try a watch that is refused again and again; kube-apiserver does, without a pause. The
-        list is refused, and with a text. Who does not list goes to revision 1, as it is told, and is refused there.
+        A client that has listed tries a refused watch again and again; kube-apiserver does, without a pause. Its list
+        is refused with a text. A client that does not list watches from revision 1, as told, and is refused there.
         """
         identity = self.stream.routing.identity
         header = rpc_pb2.ResponseHeader(cluster_id=identity.cluster_id, member_id=identity.member_id, revision=start)
@@ -222,14 +227,14 @@ class Watcher:
 
     @property
     def is_divided(self) -> bool:
-        """Whether several shards feed it where none may any more."""
+        """Whether several shards feed the watcher although a create for its keys would be refused by now."""
         return self._asked is not None and self.stream.routing.undivided.refuse("a Watch", self._asked) is not None
 
     # The slot.
 
     @property
     def is_settled(self) -> bool:
-        """Whether its create can be answered."""
+        """Whether the create can be answered."""
         return self._refusal is not None or all(tap.is_created for tap in self.taps)
 
     def answer(self) -> None:
@@ -273,14 +278,14 @@ class Watcher:
     # From the taps.
 
     def on_part_created(self) -> None:
-        """A shard watches."""
+        """The shard of a part watches."""
         if self.is_settled:
             self.stream.advance()
 
     def on_part_refused(self, response: Response) -> None:
-        """A shard does not, and so nobody does."""
+        """A shard has refused to watch its part, and so the whole is refused."""
         if self.is_announced:
-            # It had been granted before; the client finds out by coming again.
+            # The shard had granted the watch before; the client finds out by coming again.
             self.stream.outbox.stop()
         elif self._refusal is None:
             self._refusal = response
@@ -322,7 +327,7 @@ class Watcher:
             self.stream.outbox.send(response.encode(self.id))
 
     def on_part_canceled(self, tap: Tap, response: Response) -> None:
-        """A shard has ended its part, for which the history is compacted: so the whole is over."""
+        """A shard has ended its part since the history is compacted: so the whole is over."""
         if self.is_announced:
             self._on_canceled(tap, response)
         else:
@@ -362,15 +367,14 @@ class Watcher:
 
     # The end.
 
-    @property
-    def head(self) -> bytes:
-        """A header for a reply about which no shard is asked: the newest that was heard."""
+    def make_header(self) -> bytes:
+        """A header for a reply about which no shard is asked: the newest that was heard, or a token of the position."""
         if self._unasked is not None:
             return self._unasked.head
-        return self.taps[0].head if self.span is None else self.span.header()
+        return self.taps[0].head if self.span is None else self.span.make_header()
 
     def leave(self, *, may_return: bool = False) -> None:
-        """Wants nothing any more; `may_return` says that the client does not know, and may come again for it."""
+        """Ends the watcher in the shards; `may_return` says that the client was not told, and may come again for it."""
         if self._compaction is not None:
             self._compaction.cancel()
         for tap in self.taps:
@@ -380,9 +384,9 @@ class Watcher:
 
 
 def _untranslatable(reply: Response, compacted: int = 0) -> Response:
-    """The end of a watcher that was to begin where nobody knows what is meant.
+    """The end of a watcher whose start revision nobody knows the meaning of.
 
-    `compacted` is where it may begin anew; by default at the revision of its reply.
+    `compacted` is the revision where the client may begin anew; by default the revision of the watcher's reply.
     """
     header = rpc_pb2.ResponseHeader()
     header.CopyFrom(reply.message.header)
