@@ -11,7 +11,7 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import EspProcess, Server, connect, peer, program, run_etcdctl, wait_until
+from tests.harness import EspProcess, Esps, Etcds, Server, connect, peer, program, run_etcdctl, wait_until
 from tests.stubs.rpc_pb2_grpc import KVStub
 
 PREFIX = "s/"
@@ -70,3 +70,35 @@ def test_any_mirrors_from_the_shard_itself(
     uneven: EspProcess, empty_shards: list[LocalEtcd], empty_etcd: LocalEtcd, tmp_path: Path
 ) -> None:
     check_mirror(program("etcdctl", "ESP_ETCDCTL"), empty_shards[2], uneven, empty_etcd, tmp_path / "log")
+
+
+@pytest.fixture
+def ahead(start_etcd: Etcds, start_esp: Esps) -> tuple[EspProcess, LocalEtcd]:
+    """esp over two shards, and that of PREFIX, far ahead of the owner of `foo`."""
+    shards = start_etcd.several(2)
+    esp = start_esp(shards, ["m"])
+    with connect(esp) as channel:
+        for number in range(20):
+            KVStub(channel).Put(rpc_pb2.PutRequest(key=f"{PREFIX}{number:02}".encode(), value=b"v"))
+    return esp, shards[1]
+
+
+def test_a_lower_revision_of_foo_begins_with_an_older_state(
+    ahead: tuple[EspProcess, LocalEtcd], empty_etcd: LocalEtcd, tmp_path: Path
+) -> None:
+    """The list of then is empty, and the watch behind it brings all keys."""
+    esp, _ = ahead
+    with mirroring(program("etcdctl", "ESP_ETCDCTL"), esp, empty_etcd, tmp_path / "log"):
+        wait_until(lambda: len(mirrored(empty_etcd)) == 20)
+
+
+def test_a_lower_revision_of_foo_may_be_compacted(
+    ahead: tuple[EspProcess, LocalEtcd], empty_etcd: LocalEtcd, tmp_path: Path
+) -> None:
+    esp, owner = ahead
+    with connect(owner) as channel:
+        KVStub(channel).Compact(rpc_pb2.CompactionRequest(revision=10))
+    log = tmp_path / "log"
+    with mirroring(program("etcdctl", "ESP_ETCDCTL"), esp, empty_etcd, log) as process:
+        assert process.wait(30)
+    assert "required revision has been compacted" in log.read_text()
