@@ -11,8 +11,9 @@ from esp.core.background import Background
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
-from esp.core.services import keepalive, keepalive_lane, lease_table
+from esp.core.services import keepalive, keepalive_client, keepalive_lane, lease_table
 from esp.core.services.keepalive import PATH, LeaseKeepAlive
+from esp.core.services.keepalive_client import FEW_AT_WORK, MOST_AT_WORK, MUCH_AT_WORK
 from esp.core.services.lease_repair import LeaseRepair
 from esp.core.services.lease_table import LeaseTable
 from esp.core.shard import StreamOpener
@@ -37,7 +38,7 @@ NAMES = ("s0", "s1", "s2")
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (keepalive, keepalive_lane, lease_table, client, connection, server, server_stream):
+    for module in (keepalive, keepalive_client, keepalive_lane, lease_table, client, connection, server, server_stream):
         monkeypatch.setattr(module, "monotonic", clock)
     return clock
 
@@ -286,13 +287,69 @@ class TestFaultsOfClients:
             )
 
         assert given_back() == 0
-        for shard in world.shards:
-            for start in range(0, 2000, 500):
-                shard.answers(1, *ids[start : start + 500], first=start == 0)
+        assert 0 < world.context.buffers.used <= granted, "what waits counts for its client"
+        answered = 0
+        while answered < len(ids):
+            asked = [shard.asked()[0][1] for shard in world.shards]
+            assert asked == [ids[: len(asked[0])]] * 3
+            assert len(asked[0]) <= MOST_AT_WORK
+            for shard in world.shards:
+                shard.answers(1, *asked[0], first=not answered)
+            answered += len(asked[0])
         # The client has no window for all the answers; what waits for it is owed until it has left.
         assert given_back() < granted / 2
         world.client.sends(window(0, 100_000), window(1, 100_000))
         assert granted / 2 < given_back() <= granted
+
+    def test_a_client_that_sends_many_does_not_stand_before_others(self, world: World) -> None:
+        world.opens(1)
+        world.opens(3)
+        world.asks(*range(1, 2001), stream=1)
+        world.asks(7, stream=3)
+        [(_, asked)] = world.shards[0].asked()
+        assert asked == [*range(1, MOST_AT_WORK + 1), 7]
+        world.shards[0].answers(1, *asked[: MOST_AT_WORK // 2], first=True)
+        assert world.shards[0].asked() == [], "the other shards have not answered"
+        for shard in world.shards[1:]:
+            shard.answers(1, *asked, first=True)
+        assert world.shards[0].asked() == [(1, list(range(MOST_AT_WORK + 1, MOST_AT_WORK * 3 // 2 + 1)))]
+        world.client.sends(rst(1))
+        assert world.shards[0].asked() == []
+        world.shards[0].answers(1, *asked[MOST_AT_WORK // 2 :])
+        assert world.hears(3) == [(7, 60)]
+
+    def test_many_that_send_many_have_a_few_at_work_each(self, world: World) -> None:
+        streams = range(1, 120, 2)
+        for stream in streams:
+            world.opens(stream)
+            world.asks(*range(1, 101), stream=stream)
+        heard, most = 0, 0
+        while asked := world.shards[0].asked():
+            most = max(most, len(asked[0][1]))
+            for shard in world.shards:
+                for start in range(0, len(asked[0][1]), 500):
+                    shard.answers(1, *asked[0][1][start : start + 500], first=not heard and not start)
+            heard += len(asked[0][1])
+        assert heard == 100 * len(streams)
+        assert most <= MUCH_AT_WORK + FEW_AT_WORK * len(streams) + MOST_AT_WORK
+
+    def test_what_waits_is_given_up_with_its_client(self, world: World) -> None:
+        world.opens(1)
+        world.asks(*range(1, 1001), stream=1)
+        assert world.context.buffers.used > 0
+        world.client.sends(rst(1))
+        assert world.context.buffers.used == 0
+
+    def test_the_half_close_waits_for_all_that_waits(self, world: World) -> None:
+        world.opens()
+        world.asks(*range(1, 101), end=True)
+        heard = []
+        while asked := world.shards[0].asked():
+            for shard in world.shards:
+                shard.answers(1, *asked[0][1], first=not heard)
+            heard += world.hears()
+        assert [lease for lease, _ in heard] == list(range(1, 101))
+        world.server.holds_nothing()
 
 
 class TestLimits:
@@ -345,16 +402,18 @@ class TestLimits:
         world = World(clock, Limits(max_keepalives=64))
         world.opens(1)
         world.opens(3)
-        world.asks(*range(1, 57))
+        world.opens(7)
+        world.asks(*range(1, 29))
+        world.asks(*range(29, 57), stream=7)
         world.asks(57, stream=3)
         is_over(world.server, errors.TOO_MANY_REQUESTS, 3)
         world.server.connection.peer = "10.0.0.2:1"
-        world.opens(5)
-        world.asks(1, stream=5)
+        world.opens(9)
+        world.asks(1, stream=9)
         assert world.reached() == {"max_keepalives": 1}
         for shard in world.shards:
             shard.answers(1, *range(1, 57), 1, first=True)
-        assert world.hears(5) == [(1, 60)]
+        assert world.hears(9) == [(1, 60)]
         assert world.service._waiting.used == 0
 
     def test_leases_known(self, clock: Clock) -> None:
