@@ -31,8 +31,8 @@ log = logging.getLogger("esp")
 DEFAULT_LISTEN = "http://127.0.0.1:2379"
 CONNECT_SECONDS = 3.0
 """Seconds to wait for the shards before the ready line names the unreachable ones."""
-YOUNG_OBJECTS = 50_000
-"""New objects between two runs of the cyclic garbage collector.
+YOUNG_OBJECTS = 10_000
+"""Objects that may be new before the cyclic garbage collector runs over them; so many take it about a millisecond.
 
 Calls leave no reference cycles, except failed calls over several shards; each connection leaves a small cycle.
 """
@@ -183,7 +183,7 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
             _tell_ready(config, cluster, proxy, missing)
             gc.collect()
             gc.freeze()
-            gc.set_threshold(YOUNG_OBJECTS, 20, 50)
+            gc.set_threshold(YOUNG_OBJECTS, 10, 100)
             await signals.stop.wait()
         log.info("stopping; calls in flight have %g s, a second signal cuts them", config.drain_seconds)
     if missing is None:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from esp.core import errors
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
-from esp.core.services.row_order import by_value, by_version, in_turns, sort
+from esp.core.services.row_order import by_value, by_version, bytes_of, in_turns, sort
 from esp.core.services.rows import COUNT, DELETED, MORE, Rows
 from esp.core.services.validate import has_default_order, has_revision_filter
 from esp.core.wire.status import Status
@@ -78,11 +78,20 @@ async def merge(request: rpc_pb2.RangeRequest, responses: Sequence[Rows]) -> Row
     rows = sum(len(response.kvs) for response in responses)
     if request.sort_target == _Range.KEY:
         for response in reversed(responses) if request.sort_order == _Range.DESCEND else responses:
-            merged.kvs += response.kvs[: limit - len(merged.kvs)]
+            room = limit - len(merged.kvs)
+            if len(response.kvs) <= room:
+                merged.kvs += response.kvs
+                merged.bytes += response.bytes
+            elif room:
+                chosen = response.kvs[:room]
+                merged.kvs += chosen
+                merged.bytes += await bytes_of(chosen)
     else:
         merged.kvs = await _sorted_rows(request, responses, limit)
+        merged.bytes = await bytes_of(merged.kvs)
     if request.keys_only and request.sort_target == _Range.VALUE:  # then the values came along for the sort
         merged.kvs = [row async for portion in in_turns(merged.kvs) for row in map(_without_value, portion)]
+        merged.bytes = await bytes_of(merged.kvs)
     merged.numbers[COUNT] = sum(response.count for response in responses)
     merged.numbers[MORE] = rows > limit or any(response.more for response in responses)
     merged.other = b"".join(response.other for response in responses)
@@ -101,7 +110,9 @@ def _sorted_after_choosing(request: rpc_pb2.RangeRequest) -> bool:
 
 async def _sorted_rows(request: rpc_pb2.RangeRequest, responses: Sequence[Rows], limit: int) -> list[bytes]:
     """The rows of the answer, by version or value."""
-    rows = [row for response in responses for row in response.kvs]
+    rows: list[bytes] = []
+    for response in responses:
+        rows += response.kvs
     if _sorted_after_choosing(request) and request.limit > 0:
         del rows[request.limit + 1 :]
     key = by_version if request.sort_target == _Range.VERSION else by_value
@@ -123,6 +134,8 @@ def merge_deletes(responses: Sequence[Rows]) -> Rows:
     """
     merged = Rows()
     merged.numbers[DELETED] = sum(response.deleted for response in responses)
-    merged.kvs = [row for response in responses for row in response.kvs]
+    for response in responses:
+        merged.kvs += response.kvs
+        merged.bytes += response.bytes
     merged.other = b"".join(response.other for response in responses)
     return merged

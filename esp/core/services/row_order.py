@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
 from esp.core.pb import kv_pb2, rpc_pb2
 
-RUN_ROWS: Final = 256
-RUN_BYTES: Final = 262_144
+RUN_ROWS: Final = 128
+RUN_BYTES: Final = 131_072
 """Rows that are worked on in one go."""
+COUNTED_ROWS: Final = 8192
+"""Rows whose bytes are counted in one go."""
+MERGED_RUNS: Final = 16
+"""Runs that are merged at once; to find the first of their rows some are compared in one go."""
+FIRST_COMPARED: Final = 4096
+COMPARED: Final = 65_536
+"""Bytes of long values that are compared at once."""
 HEAD_BYTES: Final = 64
 """What is kept of each value to compare it by; the rest is looked up where these are equal."""
 
@@ -24,26 +30,42 @@ def parse_row(row: bytes) -> kv_pb2.KeyValue:
 
 
 class _Rest:
-    """What follows the head of a value."""
+    """What follows the head of a value; it is found in its row when it is compared, a part at a time."""
 
-    __slots__ = ("_row",)
+    __slots__ = ("_end", "_row", "_start")
 
-    def __init__(self, row: bytes) -> None:
+    def __init__(self, row: bytes, value: bytes) -> None:
         self._row = row
+        start = row.rfind(value) if value else 0  # behind it are a few bytes at most
+        self._start = start + HEAD_BYTES
+        self._end = start + len(value)
 
-    def _value(self) -> bytes:
-        return parse_row(self._row).value[HEAD_BYTES:] if self._row else b""
+    def _compared(self, other: _Rest) -> int:
+        """Below 0 when this one comes first, above 0 when the other does."""
+        mine, others = self._start, other._start
+        size = FIRST_COMPARED
+        while mine < self._end and others < other._end:
+            here = self._row[mine : min(mine + size, self._end)]
+            there = other._row[others : min(others + size, other._end)]
+            if here != there:
+                return -1 if here < there else 1
+            mine += size
+            others += size
+            size = COMPARED
+        return (self._end - self._start) - (other._end - other._start)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Rest) and self._value() == other._value()
+        if not isinstance(other, _Rest) or self._end - self._start != other._end - other._start:
+            return False
+        return not self._compared(other)
 
     def __lt__(self, other: _Rest) -> bool:
-        return self._value() < other._value()
+        return self._compared(other) < 0
 
     __hash__ = None  # type: ignore[assignment]
 
 
-_NOTHING: Final = _Rest(b"")
+_NOTHING: Final = _Rest(b"", bytes(HEAD_BYTES))
 
 
 def by_version(row: bytes) -> int:
@@ -54,7 +76,7 @@ def by_version(row: bytes) -> int:
 def by_value(row: bytes) -> tuple[bytes, _Rest]:
     """What a row is sorted by."""
     value = parse_row(row).value
-    return value[:HEAD_BYTES], _Rest(row) if len(value) > HEAD_BYTES else _NOTHING
+    return value[:HEAD_BYTES], _Rest(row, value) if len(value) > HEAD_BYTES else _NOTHING
 
 
 async def in_turns(rows: Iterable[bytes]) -> Any:
@@ -72,15 +94,53 @@ async def in_turns(rows: Iterable[bytes]) -> Any:
         yield portion
 
 
+async def bytes_of(rows: Sequence[bytes]) -> int:
+    """How many bytes they have together."""
+    size = 0
+    for at in range(0, len(rows), COUNTED_ROWS):
+        size += sum(map(len, rows[at : at + COUNTED_ROWS]))
+        await asyncio.sleep(0)
+    return size
+
+
+_Run = list[tuple[Any, bytes]]
+_first: Final = itemgetter(0)
+_GONE: Final = (None, b"")
+
+
 async def sort(rows: Iterable[bytes], key: Any, *, descend: bool, limit: int) -> list[bytes]:
     """The first `limit` rows in the order of `key`."""
-    first = itemgetter(0)
-    runs: list[list[tuple[Any, bytes]]] = [
-        sorted(((key(row), row) for row in portion), key=first, reverse=descend) async for portion in in_turns(rows)
+    runs: list[_Run] = [
+        sorted(((key(row), row) for row in portion), key=_first, reverse=descend) async for portion in in_turns(rows)
     ]
-    merged = heapq.merge(*runs, key=first, reverse=descend)
+    while len(runs) > 1:
+        runs = [
+            await _merged(runs[at : at + MERGED_RUNS], descend=descend, limit=limit)
+            for at in range(0, len(runs), MERGED_RUNS)
+        ]
     ordered: list[bytes] = []
-    while len(ordered) < limit and (portion := list(islice(merged, min(RUN_ROWS, limit - len(ordered))))):
-        ordered += [row for _, row in portion]
-        await asyncio.sleep(0)
+    for run in runs:
+        del run[limit:]
+        for at in range(0, len(run), COUNTED_ROWS):
+            portion = slice(at, at + COUNTED_ROWS)
+            ordered += [row for _, row in run[portion]]
+            run[portion] = [_GONE] * len(run[portion])  # not all at once in the end
+            await asyncio.sleep(0)
+    return ordered
+
+
+async def _merged(runs: list[_Run], *, descend: bool, limit: int) -> _Run:
+    """One run of the first `limit` rows of several."""
+    if len(runs) == 1:
+        return runs[0]
+    ordered: _Run = []
+    done = size = 0
+    for one in heapq.merge(*runs, key=_first, reverse=descend):
+        ordered.append(one)
+        size += len(one[1])
+        if len(ordered) == limit:
+            break
+        if len(ordered) - done >= RUN_ROWS or size > RUN_BYTES:
+            done, size = len(ordered), 0
+            await asyncio.sleep(0)
     return ordered

@@ -28,8 +28,8 @@ def field(tag: int, message: bytes) -> bytes:
 
 ROW_BYTES: Final = 64
 """Memory that a row takes, about, besides its bytes."""
-RELEASED_BYTES: Final = 4096
-"""Memory that is given back together."""
+PIECE_BYTES: Final = 16_384
+"""Bytes of a message that are put together at once."""
 MORE: Final = 3
 COUNT: Final = 4
 DELETED: Final = 2
@@ -69,14 +69,16 @@ class Rows:
 
     Attributes:
         kvs: each with tag and length.
+        bytes: of all these together.
         numbers: what stands beside them, by the number of the field.
         other: fields that are not known here.
     """
 
-    __slots__ = ("kvs", "numbers", "other")
+    __slots__ = ("bytes", "kvs", "numbers", "other")
 
     def __init__(self) -> None:
         self.kvs: list[bytes] = []
+        self.bytes = 0
         self.numbers: dict[int, int] = {}
         self.other = b""
 
@@ -102,22 +104,27 @@ class Rows:
 
     def size(self, header: bytes) -> int:
         """How many bytes the message takes with this header, which has tag and length."""
-        return len(header) + sum(map(len, self.kvs)) + len(self.tail())
+        return len(header) + self.bytes + len(self.tail())
 
     def pieces(self, header: bytes, release: Callable[[int], None]) -> Iterator[bytes]:
-        """The message, once: each row is forgotten, and what was held for it released, when more are asked for."""
-        yield header
+        """The message, once, in pieces of PIECE_BYTES or a row more.
+
+        Each row is forgotten, and what was held for it released, when the next piece is asked for.
+        """
+        waiting, size, held = [header], len(header), 0
         rows = self.kvs
-        left = 0
         for index, row in enumerate(rows):
             rows[index] = b""
-            yield row
-            left += len(row) + ROW_BYTES
-            if left >= RELEASED_BYTES:
-                release(left)
-                left = 0
-        release(left)
-        yield self.tail()
+            waiting.append(row)
+            size += len(row)
+            held += len(row) + ROW_BYTES
+            if size >= PIECE_BYTES:
+                yield b"".join(waiting)
+                release(held)
+                waiting, size, held = [], 0, 0
+        waiting.append(self.tail())
+        yield b"".join(waiting)
+        release(held)
 
 
 class Answer:
@@ -274,7 +281,9 @@ class RowReader:
                     self._keep(data, start, end - size)
                     return
                 if level == depth and tag == row:
-                    self._responses[-1].kvs.append(data[start:end])
+                    rows = self._responses[-1]
+                    rows.kvs.append(data[start:end])
+                    rows.bytes += end - start
                     self.held += ROW_BYTES
                 elif tag == HEADER_TAG:
                     if not level:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import pytest
 from google.protobuf.message import Message
@@ -13,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esp.core.pb import kv_pb2, rpc_pb2
-from esp.core.services.row_order import HEAD_BYTES, RUN_ROWS, by_value, by_version, sort
+from esp.core.services.row_order import FIRST_COMPARED, HEAD_BYTES, RUN_BYTES, RUN_ROWS, by_value, by_version, sort
 from esp.core.services.rows import (
     DELETE_FORM,
     HEADER_TAG,
+    PIECE_BYTES,
     RANGE_FORM,
     ROW_BYTES,
     TXN_FORM,
@@ -83,7 +85,10 @@ def write(rows: Rows, header: rpc_pb2.ResponseHeader) -> bytes:
     head = field(HEADER_TAG, header.SerializeToString())
     released: list[int] = []
     size, held = rows.size(head), sum(len(row) + ROW_BYTES for row in rows.kvs)
-    message = b"".join(rows.pieces(head, released.append))
+    most = PIECE_BYTES + max(map(len, rows.kvs), default=0) + len(head) + len(rows.tail())
+    pieces = list(rows.pieces(head, released.append))
+    assert all(len(piece) <= most for piece in pieces)
+    message = b"".join(pieces)
     assert len(message) == size
     assert sum(released) == held
     assert not any(rows.kvs)
@@ -169,21 +174,21 @@ def row(kv: kv_pb2.KeyValue) -> bytes:
     return rpc_pb2.RangeResponse(kvs=[kv]).SerializeToString()
 
 
-VALUES = st.binary(max_size=3) | st.binary(max_size=2).map(lambda tail: bytes(HEAD_BYTES) + tail)
+VALUES = st.binary(max_size=3) | st.tuples(
+    st.sampled_from([HEAD_BYTES, HEAD_BYTES + FIRST_COMPARED, HEAD_BYTES + FIRST_COMPARED + 100]), st.binary(max_size=2)
+).map(lambda value: bytes(value[0]) + value[1])
 
 
 @given(st.lists(VALUES, max_size=40), st.booleans(), st.integers(1, 50))
 def test_rows_are_sorted_by_their_values(values: list[bytes], descend: bool, limit: int) -> None:
-    rows = [row(kv_pb2.KeyValue(key=b"k", value=value)) for value in values]
+    rows = [row(kv_pb2.KeyValue(key=b"k", value=value, lease=len(value))) for value in values]
     ordered = asyncio.run(sort(rows, by_value, descend=descend, limit=limit))
     expected = sorted(values, reverse=descend)[:limit]
     assert [rpc_pb2.RangeResponse.FromString(one).kvs[0].value for one in ordered] == expected
 
 
-@pytest.mark.parametrize("descend", [False, True])
-def test_many_rows_are_sorted_in_turns(descend: bool) -> None:
-    versions = [number * 7919 % 5003 for number in range(5000)]
-    rows = [row(kv_pb2.KeyValue(key=b"k", version=version)) for version in versions]
+def turns_beside(work: Callable[[], Coroutine[Any, Any, list[bytes]]]) -> tuple[int, list[bytes]]:
+    """How often somebody else had a turn while this was done, and what came of it."""
     turns = 0
 
     async def others() -> None:
@@ -195,11 +200,27 @@ def test_many_rows_are_sorted_in_turns(descend: bool) -> None:
     async def run() -> list[bytes]:
         beside = asyncio.create_task(others())
         try:
-            return await sort(rows, by_version, descend=descend, limit=10**9)
+            return await work()
         finally:
             beside.cancel()
 
-    ordered = asyncio.run(run())
+    done = asyncio.run(run())
+    return turns, done
+
+
+@pytest.mark.parametrize("descend", [False, True])
+def test_many_rows_are_sorted_in_turns(descend: bool) -> None:
+    versions = [number * 7919 % 5003 for number in range(5000)]
+    rows = [row(kv_pb2.KeyValue(key=b"k", version=version)) for version in versions]
+    turns, ordered = turns_beside(lambda: sort(rows, by_version, descend=descend, limit=10**9))
     got = [rpc_pb2.RangeResponse.FromString(one).kvs[0].version for one in ordered]
     assert got == sorted(versions, reverse=descend)
     assert turns >= 2 * (len(rows) // RUN_ROWS)
+
+
+def test_long_values_that_differ_at_the_end_are_sorted_in_turns() -> None:
+    values = [bytes(40_000) + b"%03d" % (number * 79 % 200) for number in range(200)]
+    rows = [row(kv_pb2.KeyValue(key=b"k", value=value)) for value in values]
+    turns, ordered = turns_beside(lambda: sort(rows, by_value, descend=False, limit=10**9))
+    assert [rpc_pb2.RangeResponse.FromString(one).kvs[0].value for one in ordered] == sorted(values)
+    assert turns >= 200 * 40_000 // RUN_BYTES
