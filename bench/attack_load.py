@@ -13,7 +13,7 @@ import resource
 import selectors
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from bench.attack_shapes import ATTACKS, Attack, Chunk
 
@@ -135,12 +135,18 @@ class Load:
         self._open.remove(connection)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description: str | None, names: Iterable[str]) -> argparse.ArgumentParser:
+    """The command line of a process that attacks, or makes another load beside the neighbour."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address", help="host:port")
-    parser.add_argument("name", choices=list(ATTACKS))
+    parser.add_argument("name", choices=list(names))
     parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=8.0)
+    return parser
+
+
+def main() -> None:
+    parser = parser_of(__doc__, ATTACKS)
     parser.add_argument("--times", type=float, default=1.0, help="of the attack's own rate")
     args = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -5,7 +5,6 @@ What fails in the load itself counts as well: one line of JSON on stdout, as `at
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import grpc.aio  # type: ignore[import-untyped]
 
+from bench.attack_load import parser_of
 from esp.core.pb import rpc_pb2
 
 FROZEN_KEY = b"u/frozen"  # of the shard that the runner stops
@@ -137,12 +137,7 @@ async def _run(address: str, name: str, connections: int, seconds: float) -> Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("address", help="host:port")
-    parser.add_argument("name", choices=list(TRIALS))
-    parser.add_argument("--connections", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=8.0)
-    args = parser.parse_args()
+    args = parser_of(__doc__, TRIALS).parse_args()
     asyncio.run(_run(args.address, args.name, args.connections, args.seconds))
 
 

@@ -376,6 +376,17 @@ def freeze(process: subprocess.Popen[bytes]) -> None:
         wait_until(lambda: all(_state(thread) in "TtX" for thread in threads.iterdir()))
 
 
+@contextmanager
+def frozen(etcd: LocalEtcd) -> Iterator[None]:
+    """An etcd that is there, takes connections and bytes, and says nothing."""
+    assert etcd.process is not None
+    freeze(etcd.process)
+    try:
+        yield
+    finally:
+        etcd.process.send_signal(signal.SIGCONT)
+
+
 def _state(thread: Path) -> str:
     with contextlib.suppress(OSError):
         return (thread / "stat").read_text().rpartition(")")[2].split()[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -41,6 +41,8 @@ MAX_FILE_BYTES = 1_048_576
 MAX_DRAIN_SECONDS = 86_400
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 - to connect to these is to connect here
 LOOKED_AT = (Path("esp.yaml"), Path(".esp/esp.yaml"), Path("/etc/esp/esp.yaml"))
+
+Word = TypeVar("Word", bound=str)
 
 
 class ConfigError(Exception):
@@ -264,10 +266,10 @@ class _FileReader(RangeFields):
             across_shards=across_shards,
             compaction=self._compaction(file.compaction),
             kubernetes=tuple(self.kubernetes),
-            deletes_across_shards=self._deletes(file.deletes_across_shards),
-            leases=self._leases(file.leases),
-            range_reads=self._range_reads(file.range_reads),
-            txn_reads=self._txn_reads(file.txn_reads),
+            deletes_across_shards=self._one_of("deletes_across_shards", file.deletes_across_shards, "serve", "refuse"),
+            leases=self._one_of("leases", file.leases, "tolerant", "strict"),
+            range_reads=self._one_of("range_reads", file.range_reads, "default", "snapshot"),
+            txn_reads=self._one_of("txn_reads", file.txn_reads, "snapshot", "each"),
             drain_seconds=self._drain(file.drain_seconds),
             limits=self._limits(file.limits),
         )
@@ -295,33 +297,11 @@ class _FileReader(RangeFields):
             self.fail(("compaction",), f'"compaction" is {told}; write kubernetes, refuse or {{revisions_of: KEY}}')
         return Compaction()
 
-    def _deletes(self, value: str) -> Literal["serve", "refuse"]:
-        if value == "serve":
-            return "serve"
-        if value != "refuse":
-            self.fail(("deletes_across_shards",), f'"deletes_across_shards" is "{value}"; write serve or refuse')
-        return "refuse"
-
-    def _leases(self, value: str) -> Literal["tolerant", "strict"]:
-        if value == "tolerant":
-            return "tolerant"
-        if value != "strict":
-            self.fail(("leases",), f'"leases" is "{value}"; write tolerant or strict')
-        return "strict"
-
-    def _range_reads(self, value: str) -> Literal["default", "snapshot"]:
-        if value == "default":
-            return "default"
-        if value != "snapshot":
-            self.fail(("range_reads",), f'"range_reads" is "{value}"; write default or snapshot')
-        return "snapshot"
-
-    def _txn_reads(self, value: str) -> Literal["snapshot", "each"]:
-        if value == "each":
-            return "each"
-        if value != "snapshot":
-            self.fail(("txn_reads",), f'"txn_reads" is "{value}"; write snapshot or each')
-        return "snapshot"
+    def _one_of(self, field: str, value: str, *words: Word) -> Word:
+        for word in words:
+            if value == word:
+                return word
+        return self.fail((field,), f'"{field}" is "{value}"; write {" or ".join(words)}')
 
     def _drain(self, value: Any) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -6,17 +6,14 @@ Each writes what came as JSON. scripts/foreign builds them; a test whose client 
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from esp.core.local import LocalEtcd
-from tests.harness import EspProcess, Esps, Server, foreign, freeze
+from tests.harness import EspProcess, Esps, Server, foreign, frozen
 
 
 def run(*command: object, seconds: float = 100) -> dict[str, Any]:
@@ -30,17 +27,6 @@ def run(*command: object, seconds: float = 100) -> dict[str, Any]:
 
 def go(trial: str, server: Server, *arguments: object) -> dict[str, Any]:
     return run(foreign("go") / "trials", trial, server.address, *arguments)
-
-
-@contextmanager
-def stopped(etcd: LocalEtcd) -> Iterator[None]:
-    """An etcd that is there and says nothing."""
-    assert etcd.process is not None
-    freeze(etcd.process)
-    try:
-        yield
-    finally:
-        etcd.process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture
@@ -69,7 +55,7 @@ class TestMoreThanAThousandWatchesEachAStream:
 
 class TestOneShardStopped:
     def test_deadlines_on_it_reach_nobody_else(self, three: EspProcess, empty_shards: list[LocalEtcd]) -> None:
-        with stopped(empty_shards[2]):
+        with frozen(empty_shards[2]):
             told = go("deadlines", three, 8)
         assert told["late"] > 300
         assert told["puts"] > 50
@@ -78,7 +64,7 @@ class TestOneShardStopped:
         assert not told["lease_ended"]
 
     def test_reads_that_wait_for_it_hold_up_nobody_else(self, three: EspProcess, empty_shards: list[LocalEtcd]) -> None:
-        with stopped(empty_shards[2]):
+        with frozen(empty_shards[2]):
             told = go("waiting", three, 1_100)
         assert told == {"puts": 32, "failed": []}
 

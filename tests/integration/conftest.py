@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 import time
@@ -19,17 +20,16 @@ from tests.integration.watch_talk import watchers_in
 
 
 @pytest.fixture
-def client_of() -> Iterator[Callable[[Server], Client]]:
+def channel_to() -> Iterator[Callable[[Server], grpc.Channel]]:
+    """Call it with a server for a channel of the test's own, which is closed at its end."""
+    with contextlib.ExitStack() as channels:
+        yield lambda server: channels.enter_context(connect(server))
+
+
+@pytest.fixture
+def client_of(channel_to: Callable[[Server], grpc.Channel]) -> Callable[[Server], Client]:
     """Call it with a server for a client of its leases."""
-    channels: list[grpc.Channel] = []
-
-    def make(server: Server) -> Client:
-        channels.append(connect(server))
-        return Client(channels[-1])
-
-    yield make
-    for channel in channels:
-        channel.close()
+    return lambda server: Client(channel_to(server))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import Esps, Etcds, Server, connect, outcome, write_config
+from tests.harness import Esps, Etcds, Server, outcome, write_config
 from tests.stubs import rpc_pb2_grpc
 
 REFUSED = grpc.StatusCode.FAILED_PRECONDITION
@@ -45,16 +45,8 @@ class Client:
 
 
 @pytest.fixture
-def client_of() -> Iterator[Callable[[Server], Client]]:
-    channels: list[grpc.Channel] = []
-
-    def make(server: Server) -> Client:
-        channels.append(connect(server))
-        return Client(channels[-1])
-
-    yield make
-    for channel in channels:
-        channel.close()
+def client_of(channel_to: Callable[[Server], grpc.Channel]) -> Callable[[Server], Client]:
+    return lambda server: Client(channel_to(server))
 
 
 def read_in_txn(*ranges: dict[str, bytes]) -> rpc_pb2.TxnRequest:

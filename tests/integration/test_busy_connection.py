@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 import grpc
 
 from esp.core.local import LocalEtcd
@@ -11,7 +9,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.wire.frames import MAX_FRAME_SIZE
 from esp.core.wire.hpack import encode
 from tests.core.wire.conversation import Fields, continuation, data, headers, message
-from tests.harness import EspProcess, Esps, Etcds, freeze
+from tests.harness import EspProcess, Esps, Etcds, frozen
 from tests.integration.raw_client import RawClient, ask, request
 from tests.integration.watch_talk import talking
 
@@ -41,20 +39,16 @@ def watch(stream: int, key: bytes) -> bytes:
 def test_calls_that_wait_for_a_stopped_shard_are_in_nobodys_way(start_etcd: Etcds, start_esp: Esps) -> None:
     shards = start_etcd.several(2)
     esp = start_esp(shards, ["m"])
-    assert shards[1].process
     with RawClient(esp) as client:
         client.says(put(1, b"a"), put(3, b"z"))
         client.hears(1, 3)
-        freeze(shards[1].process)
-        try:
+        with frozen(shards[1]):
             client.says(*(get(stream, b"z%d" % stream) for stream in range(5, 5005, 2)))
             puts = range(5005, 5205, 2)
             for stream in puts:
                 client.says(put(stream, b"a"))
                 assert client.hears(stream)[0].status == (200, 0, "")
             assert not any(stream in client.answers for stream in range(5, 5005, 2))
-        finally:
-            shards[1].process.send_signal(signal.SIGCONT)
         assert {answer.status[:2] for answer in client.hears(*range(5, 5005, 2))} == {(200, 0)}
 
 
@@ -97,18 +91,14 @@ def test_deadlines_that_run_out_on_a_stopped_shard_cost_nothing_else(start_etcd:
     """300 calls with a time-out of half a second, again and again; their client takes each back when it has run out."""
     shards = start_etcd.several(2)
     esp = start_esp(shards, ["m"])
-    assert shards[1].process
     with talking(esp, shards[0]) as talk:
         talk.created(key=b"a")
-        freeze(shards[1].process)
-        try:
+        with frozen(shards[1]):
             for _ in range(8):
                 late = [talk.kv.Range.future(Range(key=b"z%d" % number), timeout=0.5) for number in range(300)]
                 for number in range(20):
                     talk.puts(b"b%d" % number)
                 assert {call.code() for call in late} == {grpc.StatusCode.DEADLINE_EXCEEDED}
-        finally:
-            shards[1].process.send_signal(signal.SIGCONT)
         talk.puts(b"a")
         assert [event.kv.key for event in talk.hears()[0].events] == [b"a"]
     assert "ENHANCE_YOUR_CALM" not in esp.log()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import grpc
 import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import EspProcess, Esps, Etcds, Server, freeze, outcome, wait_ready, wait_until
+from tests.harness import EspProcess, Esps, Etcds, Server, frozen, outcome, wait_ready, wait_until
 from tests.integration.lease_client import EXISTS, KEYS, NOT_FOUND, Client, Grant, Put, Range, Session
 
 ClientOf = Callable[[Server], Client]
@@ -53,17 +52,6 @@ def up(*shards: LocalEtcd) -> None:
     for shard in shards:
         shard.start()
     wait_ready(*shards)
-
-
-@contextmanager
-def frozen(shard: LocalEtcd) -> Iterator[None]:
-    """The shard takes everything and says nothing."""
-    assert shard.process is not None
-    freeze(shard.process)
-    try:
-        yield
-    finally:
-        shard.process.send_signal(signal.SIGCONT)
 
 
 class TestTolerant:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ import pytest
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from esp.core.tokens import MARK
-from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect, freeze
+from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect, frozen
 from tests.integration.test_watch_tokens import is_compacted
 from tests.stubs.rpc_pb2_grpc import KVStub
 from tests.watching import Watch, relaying, revision_of, watching
@@ -166,21 +165,17 @@ def test_shards_that_compact_all_the_time_keep_no_client_from_getting_going(
 def test_a_watcher_that_is_canceled_meanwhile_is_gone(three: list[LocalEtcd], start_esp: Esps) -> None:
     with relaying(three[0]) as first:
         esp = start_esp([[first], *three[1:]], ["i", "r"])  # type: ignore[list-item]
-        assert three[2].process
         with watching(esp, **EVERYTHING) as watch:
             first.cut(stay=True)
             for _ in range(3):
                 revision = put_directly(three[0], b"a")
             compact(three[0], revision)
-            freeze(three[2].process)
-            try:
+            with frozen(three[2]):
                 first.mend()
                 time.sleep(1)
                 watch.requests.cancel(0)
                 watch.wait_for(lambda watch: bool(watch.messages) and watch.messages[-1].canceled)
                 assert not is_compacted(watch)
-            finally:
-                three[2].process.send_signal(signal.SIGCONT)
             watch.requests.create(key=b"j")
             watch.wait_for(lambda watch: watch.messages[-1].created)
             put_directly(three[1], b"j")

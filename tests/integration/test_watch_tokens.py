@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,7 +12,7 @@ import pytest
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from esp.core.tokens import MARK
-from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect, freeze, wait_until
+from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect, frozen, wait_until
 from tests.stubs.rpc_pb2_grpc import KVStub
 from tests.watching import (
     History,
@@ -290,15 +289,11 @@ class TestProgress:
         esp = start_esp(shards, BOUNDARIES)
         with watching(esp, **EVERYTHING) as watch, connect(esp) as channel:
             kv = KVStub(channel)
-            assert shards[1].process is not None
-            freeze(shards[1].process)
-            try:
+            with frozen(shards[1]):
                 watch.requests.progress()
                 kv.Put(Put(key=b"a"))
                 watch.wait_for_events(1)
                 assert self.progresses(watch) == []
-            finally:
-                shards[1].process.send_signal(signal.SIGCONT)
 
             def asked_again_and_told() -> bool:
                 watch.requests.progress()
