@@ -28,7 +28,7 @@ from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
 
 KEYS = (b"a0", b"a1", b"j0", b"j1", b"s0", b"s1")
-RATES = (0, 30, 100, 300, 1000)
+RATES = (0, 100, 300, 1000)
 """Writes in a second."""
 SECONDS = 4.0
 TXN = rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key)) for key in KEYS])

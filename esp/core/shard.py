@@ -59,6 +59,8 @@ LONGEST_PAUSE: Final = 2.0
 """Seconds between rounds over the endpoints; a connection that holds this long makes the pauses start small again."""
 HIGHEST_REVISION: Final = 1 << 51
 """No etcd gets here by writing; from 2**52 on a shard's revisions would be taken for vector tokens."""
+DEFAULT_TXN_OPS: Final = 128
+"""etcd's default of --max-txn-ops."""
 MANY_CALLS: Final = 1000
 SMALL_REQUEST: Final = 2048
 """Of a client with more open calls than that only smaller requests are kept to be sent again."""
@@ -83,6 +85,7 @@ class Shard:
         seen: the highest revision that it is known to have come to, told on the connection in use; 0 for none.
         max_txn_ops: the most operations in a transaction that esp makes for it, etcd's --max-txn-ops: the default
             of that, or less where it has refused so many.
+        allowed_ops: the most operations in a client's transaction that it is known, or taken, to allow.
     """
 
     def __init__(self, name: str, endpoints: Sequence[Endpoint], context: WireContext, background: Background) -> None:
@@ -97,7 +100,7 @@ class Shard:
         self.version_in_use = ""
         self.implausible = ""
         self.seen = 0
-        self.max_txn_ops = 128
+        self.max_txn_ops = self.allowed_ops = DEFAULT_TXN_OPS
         self._lookups = Lookups()
         self._unary = Lane(context, background)
         self._streams = Lane(context, background)
@@ -565,7 +568,8 @@ class Shard:
         connection, lane.connection = lane.connection, None
         assert connection is not None
         if lane is self._unary:
-            self.seen = 0  # another cluster, as one that was restored, may answer there the next time
+            # Another member may allow fewer; another cluster, as one that was restored, may answer there.
+            self.seen, self.allowed_ops = 0, DEFAULT_TXN_OPS
         if not connection.ended:
             self._retired.append(connection)
             connection.close()

@@ -71,10 +71,6 @@ class Difference(Enum):
         "a transaction over several shards is refused, unless it only reads and compares nothing",
         "choice 5, after etcd's own checks",
     )
-    MANY_READS = (
-        "a transaction over several shards that only reads may have more operations than --max-txn-ops",
-        "choice 5: esp asks the shards for them in transactions of its own, as large as each allows",
-    )
     COMPACT_RAW = (
         "a Compact at a revision that is no token is refused",
         "choice 6: the same number is another moment on each shard",

@@ -160,7 +160,6 @@ EXAMPLES: dict[Difference, list[p.Step]] = {
         p.Range(A, rev=p.Rev(2)),
     ],
     Difference.TXN: [p.Txn(success=(p.Put(A), p.Put(Z)))],
-    Difference.MANY_READS: [p.Txn(success=(p.Range(A), p.Range(Z)) * 65)],
     Difference.COMPACT_RAW: [p.Put(A), p.Compact(FIRST)],
     Difference.COMPACT_PART: [p.Range(A, b"m"), p.Compact(FIRST)],
     Difference.DELETE_IN_PARTS: [p.Put(A), p.Put(Z), p.Watch(**p.EVERYTHING), p.Delete(**p.EVERYTHING)],

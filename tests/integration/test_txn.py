@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import grpc
 import pytest
@@ -96,6 +97,12 @@ def uneven(session_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory) -> li
     return [session_etcds(*flags) for flags in (["--max-txn-ops=1024"], [], ["--max-txn-ops=5"])]
 
 
+@pytest.fixture(scope="module")
+def many_ops(session_etcds: Etcds) -> LocalEtcd:
+    """One more that allows 1024."""
+    return session_etcds("--max-txn-ops=1024", name="many-ops")
+
+
 @pytest.fixture
 def uneven_kv(uneven: Sequence[LocalEtcd], start_esp: Esps) -> Iterator[KVStub]:
     with connect(start_esp(uneven, ["i", "r"])) as channel:
@@ -114,16 +121,33 @@ def test_the_shard_says_how_many_operations_there_may_be(uneven_kv: KVStub, pref
     assert outcome(lambda: uneven_kv.Txn(Txn(success=[Op(request_txn=Txn(success=operations[:-1]))]))) == too_many
 
 
-def test_a_transaction_that_esp_makes_has_as_many_as_the_shard_allows(uneven_kv: KVStub) -> None:
-    """Which it learns from a refusal."""
-    keys = [b"%c%d" % (b"ajs"[number % 3], number) for number in range(600)]
-    for key in keys:
-        uneven_kv.Put(Put(key=key, value=key))
-    for _ in range(2):
-        answer = uneven_kv.Txn(Txn(success=[get(key) for key in keys]))
-        assert [op.response_range.kvs[0].value for op in answer.responses] == keys
-    shown = uneven_kv.Txn(Txn(success=[get(b"a0")], failure=[get(key) for key in keys]))
-    assert len(shown.responses) == 1
+TOO_MANY = grpc.StatusCode.INVALID_ARGUMENT, "etcdserver: too many operations in txn request"
+
+
+@pytest.mark.parametrize(("second", "most"), [(b"j", 1024), (b"s", 128)])
+def test_a_reading_one_over_shards_may_have_as_many_as_each_of_them_allows(
+    uneven: Sequence[LocalEtcd], many_ops: LocalEtcd, start_esp: Esps, second: bytes, most: int
+) -> None:
+    """However few of them are in one: one etcd counts them all, in either branch."""
+    first, other = get(b"a"), get(second)
+    with connect(start_esp([uneven[0], many_ops, uneven[1]], ["i", "r"])) as channel:
+        kv = KVStub(channel)
+        assert len(kv.Txn(Txn(success=[other, *[first] * (most - 1)])).responses) == most
+        assert kv.Txn(Txn(success=[other], failure=[first] * most)).succeeded
+        for request in (Txn(success=[other, *[first] * most]), Txn(success=[other], failure=[first] * (most + 1))):
+            for _ in range(2):
+                assert outcome(partial(kv.Txn, request)) == TOO_MANY
+
+
+def test_a_shard_that_allows_fewer_than_usual_is_found_out_when_it_refuses(uneven_kv: KVStub) -> None:
+    of_third = [get(b"s%d" % number) for number in range(6)]
+    five, six = Txn(success=[get(b"a"), *of_third[:4]]), Txn(success=[*[get(b"a")] * 5, *of_third[:1]])
+    assert len(uneven_kv.Txn(five).responses) == 5
+    assert len(uneven_kv.Txn(six).responses) == 6, "nothing has told yet"
+    assert outcome(lambda: uneven_kv.Txn(Txn(success=[get(b"a"), *of_third]))) == TOO_MANY
+    assert outcome(lambda: uneven_kv.Txn(six)) == TOO_MANY
+    assert len(uneven_kv.Txn(five).responses) == 5
+    assert outcome(lambda: uneven_kv.Txn(six)) == TOO_MANY
 
 
 def test_the_parts_of_a_shard_that_allows_few_are_read_at_one_moment(

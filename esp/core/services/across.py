@@ -16,7 +16,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.merge import delete_part, merge, merge_deletes, part
-from esp.core.services.reading import TXN, Parts, ask, ask_rows, read_all, segments_of, show_all
+from esp.core.services.reading import TXN, Parts, ask, ask_rows, check_ops, read_all, segments_of, show_all
 from esp.core.services.revision import merged_header, position_of, read_at, token
 from esp.core.services.rows import DELETE_FORM, HEADER_TAG, TXN_FORM, Answer, Rows, field, nested_head
 from esp.core.services.snapshot import counting, snapshot
@@ -80,9 +80,13 @@ async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.Txn
         one = operation.request_range
         keys = KeyRange.of_request(one.key, one.range_end)
         unread.add(_Range(key=one.key, range_end=one.range_end), segments_of(routing, keys))
-    headers = await show_all(call, routing, unread.parts) if unread.parts else {}
     asked = [operation.request_range for operation in request.success]
     split = [segments_of(routing, KeyRange.of_request(one.key, one.range_end)) for one in asked]
+    count = max(len(request.success), len(request.failure))
+    keys_of = {shard: KeyRange.of_request(some[0].key, some[0].range_end) for shard, some in unread.parts.items()}
+    keys_of |= {segment.shard: segment.range for segments in split for segment in segments}
+    await check_ops(call, routing, keys_of, count)
+    headers = await show_all(call, routing, unread.parts) if unread.parts else {}
     latest = [(one, segments) for one, segments in zip(asked, split, strict=True) if one.revision <= 0]
     revision = 0
     answers: Mapping[int, Parts] | None = None
@@ -98,6 +102,7 @@ async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.Txn
         for one, segments in zip(asked, split, strict=True):
             read.add(one, segments)
         answers = await read_all(call, routing, read.parts)
+    await check_ops(call, routing, keys_of, count)  # what was refused meanwhile has told that a shard allows fewer
     # Where nothing is read, the shards that were shown something are all that it is about.
     headers = {shard: parts.header for shard, parts in answers.items()} or headers
     revision = revision or token(routing, {shard: header.revision for shard, header in headers.items()})

@@ -197,6 +197,28 @@ async def _show(
             return answer.header
 
 
+async def check_ops(call: CoroutineCall, routing: Routing, keys_of: Mapping[int, KeyRange], count: int) -> None:
+    """Has shards, by their index, say whether a transaction about some keys of theirs may have so many operations.
+
+    Only those are asked of which that is not known. One that has not refused any is taken to allow etcd's default.
+
+    Raises:
+        RpcError: a shard's, as it came: it allows fewer.
+    """
+    unknown = [shard for shard in keys_of if count > routing.shards[shard].allowed_ops]
+    if unknown:
+        await all_of([call.timed(_check_ops(call, routing, shard, keys_of[shard], count)) for shard in unknown])
+
+
+async def _check_ops(call: CoroutineCall, routing: Routing, shard: int, keys: KeyRange, count: int) -> None:
+    key, range_end = keys.to_request()
+    # The branch that does not run is counted, too, and then only looked at for permissions.
+    operation = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key, range_end=range_end))
+    message = rpc_pb2.TxnRequest(failure=[operation]).SerializeToString() * count
+    await _read_from(call, routing, shard, TXN, message, messages, idempotent=True)
+    routing.shards[shard].allowed_ops = max(routing.shards[shard].allowed_ops, count)
+
+
 async def _ask_for_some(
     call: CoroutineCall,
     routing: Routing,
@@ -218,7 +240,7 @@ async def _ask_for_some(
         except RpcError as error:
             if error.status != errors.TOO_MANY_OPS or len(some) == 1:
                 raise
-            asked_of.max_txn_ops = min(asked_of.max_txn_ops, len(some) // 2)
+            asked_of.max_txn_ops = asked_of.allowed_ops = min(asked_of.max_txn_ops, len(some) // 2)
 
 
 async def ask(
@@ -274,14 +296,14 @@ async def _read_from(
     routing: Routing,
     shard: int,
     path: bytes,
-    request: Message,
+    request: Message | bytes,
     reader: Callable[[], Reader[Read]],
     *,
     idempotent: bool,
 ) -> Read:
     stream = call.stream
     forward = _head(call, path)
-    body = request.SerializeToString()
+    body = request if isinstance(request, bytes) else request.SerializeToString()
     entry = call.entry
     if entry is not None:
         entry.enter(shard)

@@ -85,7 +85,7 @@ class Limits:
     """How long one is; given back later, it is answered as compacted."""
     max_resume_positions: int = 100_000
     """Positions that are remembered of watchers over several shards, for clients that resume from a plain revision."""
-    max_snapshot_tries: int = 10
+    max_snapshot_tries: int = 30
     """How often a snapshot over several shards is tried while their keys change, before it is Unavailable."""
     common_share: float = 0.875
     """The part of what clients share that anybody may take; the rest is for addresses that hold a 64th at most."""
