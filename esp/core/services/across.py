@@ -65,16 +65,29 @@ async def _respond(call: CoroutineCall, header: rpc_pb2.ResponseHeader, rows: Ro
     await call.respond(rows.size(written), rows.pieces(written, call.stream.release))
 
 
-async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.TxnRequest, snapshot_tries: int) -> None:
+async def txn_across(
+    call: CoroutineCall,
+    routing: Routing,
+    request: rpc_pb2.TxnRequest,
+    owned: Mapping[int, KeyRange],
+    snapshot_tries: int,
+) -> None:
     """Answers a transaction that compares nothing and only reads: all at one moment, or each shard at its own.
 
-    `snapshot_tries` is how often one moment is tried; 0 for not at all.
+    Args:
+        call: the client's.
+        routing: the shards.
+        request: valid and not refused.
+        owned: some of the keys that it names, of each shard that owns any of them.
+        snapshot_tries: how often one moment is tried; 0 for not at all.
 
     What the branch that does not run would read is shown to its shards all the same, which look at permissions.
 
     Raises:
         RpcError: a shard's, as it came; or there was no snapshot.
     """
+    count = max(len(request.success), len(request.failure))
+    await check_ops(call, routing, owned, count)  # before anything is done for each of many
     unread = _Reading(routing)
     for operation in request.failure:
         one = operation.request_range
@@ -82,10 +95,6 @@ async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.Txn
         unread.add(_Range(key=one.key, range_end=one.range_end), segments_of(routing, keys))
     asked = [operation.request_range for operation in request.success]
     split = [segments_of(routing, KeyRange.of_request(one.key, one.range_end)) for one in asked]
-    count = max(len(request.success), len(request.failure))
-    keys_of = {shard: KeyRange.of_request(some[0].key, some[0].range_end) for shard, some in unread.parts.items()}
-    keys_of |= {segment.shard: segment.range for segments in split for segment in segments}
-    await check_ops(call, routing, keys_of, count)
     headers = await show_all(call, routing, unread.parts) if unread.parts else {}
     latest = [(one, segments) for one, segments in zip(asked, split, strict=True) if one.revision <= 0]
     revision = 0
@@ -102,7 +111,7 @@ async def txn_across(call: CoroutineCall, routing: Routing, request: rpc_pb2.Txn
         for one, segments in zip(asked, split, strict=True):
             read.add(one, segments)
         answers = await read_all(call, routing, read.parts)
-    await check_ops(call, routing, keys_of, count)  # what was refused meanwhile has told that a shard allows fewer
+    await check_ops(call, routing, owned, count)  # what was refused meanwhile has told that a shard allows fewer
     # Where nothing is read, the shards that were shown something are all that it is about.
     headers = {shard: parts.header for shard, parts in answers.items()} or headers
     revision = revision or token(routing, {shard: header.revision for shard, header in headers.items()})

@@ -340,20 +340,21 @@ class Txn(_MayLackLease):
                 check(refuse_range(asked, *self.span(keys), at_token=at_token))
             else:
                 translate_filters(self.routing.tokens, asked, sole)
-        shards: set[int] = set()
+        owned: dict[int, KeyRange] = {}
         for operation in chain(request.success, request.failure):
             if pace.is_over():
                 yield
             asked = operation.request_range
             keys = KeyRange.of_request(asked.key, asked.range_end)
-            shards.update(segment.shard for segment in segments_of(self.routing, keys))
+            for segment in segments_of(self.routing, keys):
+                owned.setdefault(segment.shard, segment.range)
         if stream.is_over:
             return
         wanted = stream.head.field(metadata.READ)
         wants_snapshot = wanted in (b"snapshot", b"default") or (self.snapshots and not wanted)
         tries = self.snapshot_tries if wants_snapshot else 0
         self.serve_across(
-            stream, sorted(shards), message, lambda call: across.txn_across(call, self.routing, request, tries)
+            stream, sorted(owned), message, lambda call: across.txn_across(call, self.routing, request, owned, tries)
         )
 
     def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
