@@ -77,6 +77,52 @@ def test_a_snapshot_shows_no_state_that_never_was(empty_shards: list[LocalEtcd],
         assert len(seen) > 3, "it was read while it was written"
 
 
+@contextmanager
+def moving(kv: KVStub) -> Iterator[None]:
+    """While a key goes from `a` on the first shard to `z` on the last and back: put there before it is deleted here."""
+    stop = threading.Event()
+
+    def move() -> None:
+        here, there = b"a", b"z"
+        while not stop.wait(0.003):
+            kv.Put(Put(key=there))
+            kv.DeleteRange(rpc_pb2.DeleteRangeRequest(key=here))
+            here, there = there, here
+
+    kv.Put(Put(key=b"a"))
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        mover.join()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        BOTH,
+        Txn(success=[Op(request_range=Range(key=b"a", range_end=b"i")), Op(request_range=Range(key=b"z"))]),
+        Txn(success=[Op(request_range=Range(key=b"a")), Op(request_range=Range(key=b"j", range_end=b"\0"))]),
+        Txn(success=[Op(request_range=Range(**EVERYTHING, keys_only=True))]),
+    ],
+    ids=["keys", "range and key", "key and range", "range"],
+)
+def test_a_snapshot_never_misses_a_key_that_moves_between_shards(
+    empty_shards: list[LocalEtcd], start_esp: Esps, request_: rpc_pb2.TxnRequest
+) -> None:
+    with connect(start_esp(empty_shards, ["i", "r"], extra="limits: {max_snapshot_tries: 1000}")) as channel:
+        kv = KVStub(channel)
+        seen = set()
+        with moving(kv):
+            for _ in range(300):
+                rows = [row.key for op in kv.Txn(request_).responses for row in op.response_range.kvs]
+                assert rows, "there always is one of them"
+                seen.add(tuple(rows))
+        assert {(b"a",), (b"z",)} <= seen, "it moved meanwhile"
+
+
 @pytest.fixture
 def held(start_etcd: Etcds, start_esp: Esps) -> Iterator[tuple[KVStub, KVStub, Relay]]:
     """KV through an esp that reaches the second of two shards by a relay, and through one that reaches it at once."""
