@@ -26,13 +26,13 @@ from bench.etcd import Etcd
 from bench.peers import PEERS, Backends, Peer
 from bench.processes import BenchError
 from esp.core.pb import rpc_pb2
-from esp.core.wire.call import MessageCall
+from esp.core.wire.call import MessageCall, messages
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.context import WireContext
-from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import MessageReader, prefix
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.transport import connect
 
@@ -94,15 +94,14 @@ class Stream(ClientStream):
         self.ended = f"the stream broke: {reason or code}"
 
 
-def _head(method: str) -> bytes:
-    path = f"/etcdserverpb.Lease/{method}".encode()
-    return encode([(b":path", path), (b"content-type", b"application/grpc"), (b"te", b"trailers")])
+def _head(method: str) -> Forward:
+    return f"/etcdserverpb.Lease/{method}".encode(), b""
 
 
 async def _connected(address: str, context: WireContext) -> ClientConnection:
     host, _, port = address.rpartition(":")
     connection = ClientConnection(context, address)
-    await connect(connection, host, int(port))
+    await connect(connection, [host], int(port))
     return connection
 
 
@@ -113,7 +112,7 @@ async def _granted(connection: ClientConnection, count: int, ttl: int) -> list[i
     for start in range(0, count, GRANTED_AT_ONCE):
         calls = []
         for _ in range(min(GRANTED_AT_ONCE, count - start)):
-            calls.append(MessageCall(connection))
+            calls.append(MessageCall(connection, messages()))
             connection.call(calls[-1], _head("LeaseGrant"), b"", body, end=True)
         connection.context.flush()
         ids += [rpc_pb2.LeaseGrantResponse.FromString(await call.read_only()).ID for call in calls]

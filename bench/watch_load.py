@@ -17,11 +17,10 @@ import time
 from typing import Any
 
 from esp.core.pb import rpc_pb2
-from esp.core.wire.call import MessageCall
+from esp.core.wire.call import MessageCall, messages
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.context import WireContext
-from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import MessageReader, prefix
 from esp.core.wire.response import ResponseHead
@@ -32,10 +31,6 @@ DIGITS = 20  # of the time in a value, nanoseconds
 VALUE_BYTES = 256
 LONGEST_OF_ONE = VALUE_BYTES * 3 // 2  # bytes of a message with one event, with some to spare
 MOST_IN_FLIGHT = 64  # puts
-
-
-def _head(path: bytes) -> bytes:
-    return encode([(b":path", path), (b"content-type", b"application/grpc"), (b"te", b"trailers")])
 
 
 class Watchers(ClientStream):
@@ -81,7 +76,7 @@ class Watchers(ClientStream):
 async def _connect(context: WireContext, address: str) -> ClientConnection:
     host, _, port = address.rpartition(":")
     connection = ClientConnection(context, address)
-    await connect(connection, host, int(port))
+    await connect(connection, [host], int(port))
     while not connection.got_settings:  # noqa: ASYNC110 - nobody signals it
         await asyncio.sleep(0.001)
     return connection
@@ -97,7 +92,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         if number % options.streams == 0:
             connection = await _connect(context, options.address)
         call = Watchers(connection, late)
-        connection.call(call, _head(b"/etcdserverpb.Watch/Watch"), b"", None, end=False)
+        connection.call(call, (b"/etcdserverpb.Watch/Watch", b""), b"", None, end=False)
         for watcher in range(number, options.watchers, count):
             call.send_data(prefix(_create(watcher, same=options.keys == "same").SerializeToString()), False)
         calls.append(call)
@@ -143,8 +138,8 @@ async def _write(
         key = PREFIX + b"%d" % (number * 7919 % options.watchers)
         stamp = b"%0*d#" % (DIGITS, time.monotonic_ns())
         put = rpc_pb2.PutRequest(key=key, value=stamp.rjust(VALUE_BYTES, b"v"))
-        answer = MessageCall(writer)
-        writer.call(answer, _head(b"/etcdserverpb.KV/Put"), b"", prefix(put.SerializeToString()), end=True)
+        answer = MessageCall(writer, messages())
+        writer.call(answer, (b"/etcdserverpb.KV/Put", b""), b"", prefix(put.SerializeToString()), end=True)
         context.flush()
         pause = start + made / options.rate - time.monotonic()
         if pause > 0 or made % 64 == 0:
