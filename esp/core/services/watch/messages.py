@@ -1,7 +1,7 @@
-"""WatchResponses: a shard's, read and passed on as the bytes they came in, and those that esp makes itself.
+"""WatchResponses: a shard's, passed on as the bytes that came, and messages that esp makes itself.
 
 etcd writes the fields of a message in the order of their numbers: the header, the watch id, then everything else. So
-the bytes on both sides of the watch id are kept, and a message for another watcher is these with another id between.
+the bytes on both sides of the watch id are kept, and a message for another watcher is both with another id between.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from esp.core.wire.frames import pack_u32
 from esp.core.wire.message import prefix
 
 NO_ID: Final = -1
-"""The watch id of replies to a create that was refused, and of progress that is told for all watchers of a stream."""
+"""The watch id of replies to refused creates, and of progress for all watchers of a stream."""
 DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
 
 _HEADER: Final = 1 << 3 | 2
@@ -29,7 +29,7 @@ _parse = rpc_pb2.WatchResponse.FromString
 
 
 class Spec(NamedTuple):
-    """What a shard is asked to watch, but for the revision to begin with. Equal specs see equal messages."""
+    """The range and options of a create, without the revision to begin with. Equal specs see equal messages."""
 
     key: bytes
     range_end: bytes
@@ -38,9 +38,9 @@ class Spec(NamedTuple):
     fragment: bool
 
     def create_request(self, watch_id: int, start_revision: int) -> bytes:
-        """The request for it, with its gRPC prefix.
+        """The create request, with its gRPC prefix.
 
-        Progress is always asked for: it moves the revision from which to resume on, so that a quiet watcher's does
+        The request always asks for progress, which moves the revision to resume from: a quiet watcher's revision does
         not fall behind a compaction.
         """
         create = rpc_pb2.WatchCreateRequest(
@@ -68,14 +68,14 @@ def cancel_request(watch_id: int) -> bytes:
 
 
 class Response:
-    """A WatchResponse: its bytes around the watch id, and what is in it.
+    """A WatchResponse: its bytes around the watch id, and the parsed message.
 
     Attributes:
         head: the header's field, as it came.
         tail: everything behind the watch id, as it came.
-        message: the same, parsed.
-        revision: of the header.
-        first, last: the lowest and the highest revision of its events; 0 without events.
+        message: the parsed message.
+        revision: the header's revision.
+        first, last: the lowest and the highest revision of the events; 0 without events.
         fragment: more of the same response follows.
     """
 
@@ -101,7 +101,7 @@ class Response:
         """The message in `body`, which has no gRPC prefix.
 
         Raises:
-            DecodeError: it is none.
+            DecodeError: the body is no WatchResponse.
         """
         message = _parse(body)
         watch_id = message.watch_id
@@ -115,7 +115,7 @@ class Response:
 
     @property
     def size(self) -> int:
-        """Its bytes, about."""
+        """Bytes of the message, about."""
         return len(self.head) + len(self.tail)
 
     def encode(self, watch_id: int) -> bytes:
@@ -128,7 +128,7 @@ class Response:
         return data
 
     def keep(self, wanted: Callable[[kv_pb2.Event], bool]) -> Response | None:
-        """The same with the wanted events only; None when there are none of them."""
+        """The message with the wanted events only; None when there are none."""
         kept = [event for event in self.message.events if wanted(event)]
         if len(kept) == len(self.message.events):
             return self
@@ -142,7 +142,7 @@ class Response:
         return Response.of(message)
 
     def marked(self, *, fragment: bool) -> Response:
-        """The same with more to follow, or with nothing: what did is another's, or comes as a response of its own."""
+        """The message with its mark that more of the response follows set or taken away."""
         if self.fragment == fragment:
             return self
         tail = self.tail
@@ -159,7 +159,7 @@ class Response:
         return marked
 
     def since(self, revision: int) -> Response | None:
-        """The same with the events of `revision` and later only; None when there are none of them."""
+        """The message with the events of `revision` and later only; None when there are none."""
         if self.first >= revision:
             return self
         if self.last < revision:
@@ -167,7 +167,7 @@ class Response:
         return self.keep(lambda event: event.kv.mod_revision >= revision)
 
     def before(self, revision: int) -> Response | None:
-        """The same with the events of earlier revisions only; None when there are none of them."""
+        """The message with the events of revisions before `revision` only; None when there are none."""
         if self.last < revision:
             return self
         if self.first >= revision:
@@ -175,9 +175,9 @@ class Response:
         return self.keep(lambda event: event.kv.mod_revision < revision)
 
     def under(self, identity: Identity, token: int) -> Response:
-        """The same with esp's own ids and a token in its header, for a watcher that several shards feed.
+        """The message with esp's own ids and a token in its header, for a watcher over several shards.
 
-        Watchers that are at the same position share it.
+        Watchers at the same position share the object.
         """
         if self._under is None or self._under[0] != token:
             header = rpc_pb2.ResponseHeader()
@@ -212,7 +212,7 @@ def _around_id(body: bytes, watch_id: int) -> tuple[bytes, bytes] | None:
 
 
 def _apart(message: rpc_pb2.WatchResponse) -> tuple[bytes, bytes]:
-    """The same for a message that is written in another way: its fields anew."""
+    """The bytes before and behind the watch id, of a message in another order: its fields written anew."""
     rest = rpc_pb2.WatchResponse()
     rest.CopyFrom(message)
     rest.ClearField("header")
@@ -227,7 +227,7 @@ def _id_field(watch_id: int) -> bytes:
 
 
 def encoded(head: bytes, watch_id: int, tail: bytes) -> bytes:
-    """The message of these bytes for the watcher `watch_id`, with its gRPC prefix."""
+    """The message of `head` and `tail` for the watcher `watch_id`, with its gRPC prefix."""
     field = _id_field(watch_id)
     return b"".join((b"\0", pack_u32(len(head) + len(field) + len(tail)), head, field, tail))
 
@@ -252,12 +252,12 @@ def created(head: bytes) -> Response:
 
 
 def refused(head: bytes, reason: str) -> Response:
-    """The reply to a create that was not."""
+    """The reply to a create that was refused."""
     return _behind(head, rpc_pb2.WatchResponse(watch_id=NO_ID, created=True, canceled=True, cancel_reason=reason))
 
 
 def canceled(head: bytes, compact_revision: int = 0) -> Response:
-    """The end of a watcher: the client wanted it so, or the history it wants is compacted."""
+    """The end of a watcher: the client has canceled it, or its history begins at `compact_revision`."""
     return _behind(head, rpc_pb2.WatchResponse(canceled=True, compact_revision=compact_revision))
 
 

@@ -1,12 +1,15 @@
-"""Where watchers over several shards were, for clients that come again with a plain revision.
+"""Positions of watchers over several shards, for clients that come again with a plain revision.
 
-etcd's own client goes on, after its stream broke, behind the mod revision of the last event it saw. That is one shard's
-number and says nothing about the others. But this proxy delivered that event: so it knows where the watcher was when it
-did. It says so only where all it ever delivered leaves no doubt. The same range was watched here, with the same
-options, as the same user and from the same host; a watcher of it has ended since and did not come again; of the last
-messages for the range there is just one position behind an event of that revision; and that event can have been no
-other, of a message before those or in the midst of one. In every other case the client is told "compacted", and lists
-again.
+After its stream broke, etcd's own client goes on behind the mod revision of the last event that it saw. That revision
+is one shard's and says nothing about the other shards. But this proxy delivered the event, and so knows the watcher's
+position at that moment. esp goes on from that position only if all messages that it ever delivered leave no doubt:
+
+- the same range was watched here, with the same options, as the same user and from the same host;
+- a watcher of the range has ended since, and its client did not come again;
+- among the last messages for the range there is just one position behind an event of that revision;
+- no event of that revision was in an earlier message, or in the midst of a message.
+
+In every other case the client is told "compacted", and lists again.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ from esp.core.tokens import Tokens, Vector
 from esp.core.wire.context import WireContext
 
 WINDOW: Final = 64
-"""Messages of a range that count. More would find clients that are further behind, but two shards that count at about
-the same pace would have used the same number among them more often."""
+"""Messages of a range that are remembered. With more, clients further behind would be found; but two shards whose
+revisions grow at about the same pace would more often have the same revision among them."""
 _AMBIGUOUS: Final = 0
 
 Watched = Hashable
-"""A range with all that tells watchers of it apart: options, and whose they are. Small: it outlives the watcher."""
+"""A range together with the options and the client of its watchers. Small: it outlives the watcher."""
 
 
 class _Forgotten:
@@ -36,12 +39,12 @@ class _Forgotten:
         self._bounds: dict[int, tuple[int, int]] = {}
 
     def add(self, shard: int, lowest: int, highest: int) -> None:
-        """Revisions of a shard."""
+        """Adds the revisions of a shard from `lowest` to `highest`."""
         low, high = self._bounds.get(shard, (lowest, highest))
         self._bounds[shard] = min(low, lowest), max(high, highest)
 
     def update(self, other: _Forgotten) -> None:
-        """All of `other`'s."""
+        """Adds the revisions in `other`."""
         for shard, bounds in other._bounds.items():
             self.add(shard, *bounds)
 
@@ -53,9 +56,10 @@ class _Range:
     """The last messages for one range.
 
     Attributes:
-        told: by the last revision in a message, the token of the position behind it, and the shards that it was of.
-        forgotten: what else was told.
-        watching: watchers there are now.
+        told: by the last revision in a message, the token of the position behind the message, and the shards that had
+            such a message.
+        forgotten: other revisions that clients may have seen last.
+        watching: watchers that there are now.
         ended: watchers that have ended and have not come again.
     """
 
@@ -72,7 +76,7 @@ class Positions:
     """The positions behind the last messages of every range that is, or lately was, watched over several shards.
 
     Attributes:
-        resumed, compacted: how often a plain revision was given back and its position was known, and was not.
+        resumed, compacted: how often a client came with a plain revision whose position was known, and was not.
     """
 
     def __init__(self, tokens: Tokens, context: WireContext) -> None:
@@ -95,7 +99,7 @@ class Positions:
     def reached(self, watched: Watched, shard: int, first: int, revision: int, token: int) -> None:
         """A message of `shard` is delivered with events from `first` to `revision`; `token` is the position behind it.
 
-        A client that stopped in its midst may come again from there, which is no position of this watcher.
+        A client that saw a part of the message may come again from there, which is no position of this watcher.
         """
         here = self._ranges[watched]
         if first < revision:
@@ -112,7 +116,7 @@ class Positions:
             return
         last, shards = before
         if last != token and (last == _AMBIGUOUS or self._tokens.vector(last) != self._tokens.vector(token)):
-            token = _AMBIGUOUS  # or else it is the same position, under a token that lasts longer
+            token = _AMBIGUOUS  # else both tokens name the same position, and the newer lasts longer
         here.told[revision] = token, shards | {shard}
 
     def end(self, watched: Watched, *, may_return: bool) -> None:
@@ -125,7 +129,7 @@ class Positions:
             self._forget(watched)
 
     def resume(self, watched: Watched, start_revision: int) -> Vector | None:
-        """The position behind which a client goes on that asks for `start_revision` on; None when that is not known."""
+        """The position behind which a client that asks for `start_revision` goes on; None when it is not known."""
         here = self._ranges.get(watched)
         vector = self._behind(here, start_revision - 1) if here is not None and here.ended else None
         if vector is None or here is None:
@@ -151,11 +155,11 @@ class Positions:
         self._forgotten.update(self._ranges.pop(watched).forgotten)
 
     def _make_room(self) -> None:
-        """Takes the range that ended first, or else began first, and forgets its first message."""
+        """Forgets the first message of the range whose watcher ended first, or else began first."""
         ranges = self._ranges
         watched = next(iter(ranges))
         while not ranges[watched].told:
-            ranges.move_to_end(watched)  # it is looked at again when all others were
+            ranges.move_to_end(watched)  # looked at again after all others
             watched = next(iter(ranges))
         here = ranges[watched]
         self._forget_first(here)
