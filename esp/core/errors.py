@@ -57,10 +57,21 @@ NO_CONNECTION = Status(Code.UNAVAILABLE, "there is no connection available")
 IS_ESP = Status(Code.FAILED_PRECONDITION, "esp: this is an esp, and no etcd that could be a shard")
 
 _NAMES_SHOWN = 8
+_ANSWER_OF = "esp: the answer of shard "
+
+
+def garbled(shard: str, fault: str) -> Status:
+    """The end of a call to which a shard has said what no etcd would say."""
+    return Status(Code.INTERNAL, f"{_ANSWER_OF}{shard} {fault}")
 
 
 def is_unreachable(status: Status) -> bool:
-    """Whether a shard that answers with this did not decide anything: it is away, or has no leader just now."""
+    """Whether a shard with this outcome is not known to have decided anything.
+
+    It is away, or has no leader just now, or says what cannot be read.
+    """
+    if status.code == Code.INTERNAL:
+        return status.message.startswith(_ANSWER_OF)
     return status.code == Code.UNAVAILABLE or status == NOT_PRIMARY
 
 

@@ -231,19 +231,22 @@ class Shard:
         """What the shard has answered, without gRPC prefix.
 
         Raises:
-            RpcError: Internal, with a text that blames the shard: it is no such message.
+            RpcError: Internal, with a text that blames the shard: it is no such message, or lacks its header.
         """
         try:
-            return answer.FromString(message)
+            parsed = answer.FromString(message)
         except DecodeError:
             raise self.blamed(f"is no {answer.DESCRIPTOR.name}") from None
+        if "header" in answer.DESCRIPTOR.fields_by_name and not parsed.HasField("header"):
+            raise self.blamed("has no header")
+        return parsed
 
     def blamed(self, fault: str) -> RpcError:
         """The error of a call that the shard has answered with what no etcd would say; counted and logged."""
         self.garbled += 1
         level = logging.WARNING if self.garbled.bit_count() == 1 else logging.DEBUG  # the 1st, 2nd, 4th, 8th ...
         log.log(level, "shard %s: an answer of %s %s (%d so far)", self.name, self.endpoint, fault, self.garbled)
-        return Status(Code.INTERNAL, f"esp: the answer of shard {self.name} {fault}").error()
+        return errors.garbled(self.name, fault).error()
 
     async def unary(
         self,
@@ -313,7 +316,7 @@ class Shard:
         connection = await self._unary.wait(down.peer if down is not None else "")
         when = deadline.when()
         timeout = b"" if when is None else format_timeout(max(0.0, when - asyncio.get_running_loop().time()))
-        call = MessageCall(connection, reader(), down)
+        call = MessageCall(connection, reader(), down, self.blamed)
         connection.call(call, forward, timeout, body, end=True)
         self.context.flush_soon()
         try:
@@ -338,7 +341,7 @@ class Shard:
             RpcError: there is no connection.
         """
         connection = await self._unary.wait(down.peer if down is not None else "")
-        call = MessageCall(connection, messages(), down)
+        call = MessageCall(connection, messages(), down, self.blamed)
         connection.call(call, forward, format_timeout(timeout) if timeout else b"", prefix(message), end=True)
         self.context.flush_soon()
         return call

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
+from google.protobuf.message import DecodeError
+
 from esp.core import errors
 from esp.core.background import all_of
 from esp.core.keys import KeyRange
@@ -18,6 +20,7 @@ from esp.core.services.handlers import CoroutineCall
 from esp.core.services.merge import delete_part, merge, merge_deletes, part
 from esp.core.services.reading import TXN, Parts, ask, ask_rows, check_ops, read_all, segments_of, show_all
 from esp.core.services.revision import merged_header, position_of, read_at, token
+from esp.core.services.row_order import parse_row
 from esp.core.services.rows import DELETE_FORM, HEADER_TAG, TXN_FORM, Answer, Rows, field, nested_head
 from esp.core.services.snapshot import counting, snapshot
 from esp.core.services.stream_merge import StreamMerge
@@ -178,7 +181,22 @@ class _Reading:
         if not self._taken:
             self._taken = {shard: iter(parts.responses) for shard, parts in answers.items()}
         responses = [next(self._taken[segment.shard]) for segment in segments]
-        return await merge(request, responses) if len(responses) > 1 else responses[0]
+        if len(responses) == 1:
+            return responses[0]
+        try:
+            return await merge(request, responses)
+        except DecodeError:
+            raise self._blamed(segments, responses) from None
+
+    def _blamed(self, segments: Sequence[Segment], responses: Sequence[Rows]) -> RpcError:
+        """The error that names the shard which has sent a row that is none."""
+        for segment, rows in zip(segments, responses, strict=True):
+            for row in rows.kvs:
+                try:
+                    parse_row(row)
+                except DecodeError:
+                    return self._routing.shards[segment.shard].blamed("has a row that is no KeyValue")
+        raise AssertionError("one of the rows cannot be parsed")
 
 
 def _reached(answers: Mapping[int, Parts]) -> dict[int, int]:
@@ -213,6 +231,8 @@ async def range_stream_across(
             while (message := await chunks.read()) is not None:
                 if call.entry is not None:
                     call.entry.leave(segment.shard)  # the rest comes as the client takes it
+                if merged.has_last_chunk:
+                    raise shard.blamed("goes on after its last chunk")
                 for chunk in merged.feed(shard.parsed(rpc_pb2.RangeStreamResponse, message)):
                     stream.start()
                     await call.write(prefix(chunk.SerializeToString()))
@@ -220,6 +240,8 @@ async def range_stream_across(
             raise errors.REQUEST_TIMED_OUT.error() from None
         finally:
             chunks.cancel()
+        if not merged.has_last_chunk:
+            raise shard.blamed("ends without its last chunk")
     if merged.next_part() is not None:
         raise AssertionError("more parts than segments")
     stream.finish(OK)

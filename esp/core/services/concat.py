@@ -37,7 +37,6 @@ from esp.core.wire.message import PREFIX_SIZE, prefix
 from esp.core.wire.open_calls import CALL_BYTES
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerStream, Sink
-from esp.core.wire.splice import NO_TRAILERS
 from esp.core.wire.status import OK, Code, Status
 
 _Range = rpc_pb2.RangeRequest
@@ -148,7 +147,7 @@ class Concat(Sink):
                 return
             count = current.count()
             if count is None:
-                self.fail(Status(Code.INTERNAL, "esp: a shard's answer is not encoded as etcd does"))
+                self.fail(current.blamed("is no RangeResponse"))
                 return
             self._count += count
             self._parts.pop(0)._concat = None
@@ -275,11 +274,13 @@ class _Part(ClientStream):
         if concat is None or (head.opens and not end):
             return
         status = head.outcome()
-        if status.code:
+        if head.lacks_status:
+            concat.fail(self.blamed("ends without a grpc-status"))
+        elif status.code:
             self._shard.consider_moving(self.connection, status)
             concat.fail(status)
         elif not end or not self.is_begun or self._got != self.length:
-            concat.fail(Status(Code.INTERNAL, "esp: a shard's answer is not one whole message"))
+            concat.fail(self.blamed("is not exactly one message"))
         else:
             self.has_ended = True
             concat.advance()
@@ -290,7 +291,7 @@ class _Part(ClientStream):
         if concat is None:
             return
         if end:
-            concat.fail(NO_TRAILERS)
+            concat.fail(self.blamed("ends without trailers"))
             return
         if not self.is_begun:
             self._start += payload
@@ -304,6 +305,10 @@ class _Part(ClientStream):
             concat.advance()
         else:
             concat.down.cut()
+
+    def blamed(self, fault: str) -> Status:
+        """What the client is told of an answer that is none."""
+        return self._shard.blamed(fault).status
 
     def hold(self, size: int) -> bool:
         """What is kept of the answer counts for the client that has asked for it."""
@@ -334,14 +339,14 @@ class _Part(ClientStream):
             return b""
         header_end = PREFIX_SIZE + 2 + start[PREFIX_SIZE + 1]
         if start[0] or start[PREFIX_SIZE] != HEADER_TAG or start[PREFIX_SIZE + 1] > 0x7F:
-            concat.fail(Status(Code.INTERNAL, "esp: a shard's answer is not encoded as etcd does"))
+            concat.fail(self.blamed("is no RangeResponse"))
             return b""
         if len(start) < header_end:
             return b""
         try:
             self.header = rpc_pb2.ResponseHeader.FromString(start[PREFIX_SIZE + 2 : header_end])
         except DecodeError:
-            concat.fail(Status(Code.INTERNAL, "esp: a shard's answer has no header"))
+            concat.fail(self.blamed("is no RangeResponse"))
             return b""
         self.length = unpack_u32(start, 1)[0]
         self._is_small = self.length <= concat.small

@@ -96,12 +96,18 @@ class _Call(ClientStream):
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The head of the answers, or the end of the stream."""
         if end:
+            if head.lacks_status:
+                self.upstream.fault("ends without a grpc-status")
+                return
             status = head.outcome()
             self.upstream.lane.shard.consider_moving(self.connection, status)
             self.upstream.ended(status)
         elif head.http_status != 200 or not head.is_grpc:
             self.cancel()
-            self.upstream.ended(head.outcome())
+            if head.lacks_status:
+                self.upstream.fault("is no gRPC")
+            else:
+                self.upstream.ended(head.outcome())
 
     def on_data(self, payload: bytes, end: bool) -> None:
         """Answers."""
@@ -165,7 +171,8 @@ class _Upstream:
 
     def on_bug(self) -> None:
         """An exception came out of it."""
-        self.fault("internal error")
+        self.close()
+        self.lane.ended(self, INTERNAL_ERROR)
 
     def move(self) -> None:
         """What it carries is sent again on another stream."""
@@ -188,7 +195,7 @@ class _Upstream:
         try:
             answers = [self._parsed(message) for message in self._reader.feed(payload)]
         except (RpcError, DecodeError):
-            self.fault("an answer that cannot be read")
+            self.fault("is no LeaseKeepAliveResponse")
             return
         if answers and not self.closed:
             self.has_answered = True
@@ -197,7 +204,7 @@ class _Upstream:
             if self.closed:
                 return
             if not in_flight or in_flight[0].id != answer.ID:
-                self.fault("an answer that nobody waits for")
+                self.fault("is to no keepalive that waits")
                 return
             in_flight.popleft().answered(lane.index, answer.TTL, header)
 
@@ -214,18 +221,23 @@ class _Upstream:
         if size and message.startswith(known) and message[size : size + 1] != b"\x0a":
             return _parse(message[size:]), header
         answer = _parse(message)
+        if not answer.HasField("header"):
+            raise DecodeError("no header")
         header = answer.header
         if len(message) > 2 and message[0] == _HEADER_TAG and message[1] < 0x80:
             self._header = message[: 2 + message[1]], header
         return answer, header
 
     def fault(self, what: str) -> None:
-        """The shard says something that cannot be."""
-        self.close()
-        self.lane.ended(self, Status(Code.INTERNAL, f"esp: {what}"))
+        """The shard says something that cannot be; `what` is a clause about its answer."""
+        if not self.closed:
+            self.close()
+            self.lane.ended(self, self.lane.shard.blamed(what).status)
 
     def ended(self, status: Status) -> None:
         """The shard has ended the stream, or it broke."""
+        if status.code == Code.OK:
+            status = errors.SERVER_STOPPED  # no member ends a stream well whose client has not
         if not self.closed:
             self.closed = True
             self.lane.ended(self, status)

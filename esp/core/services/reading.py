@@ -97,7 +97,8 @@ async def _read_at_once(
             if entry is not None:
                 entry.enter(index)
                 ended = partial(entry.leave, index)
-            one = together.add(connection, _row_reader(call, routing, index, form), stream, ended)
+            blamed = routing.shards[index].blamed
+            one = together.add(connection, _row_reader(call, routing, index, form), stream, ended, blamed)
             body = prefix(request.SerializeToString())
             connection.call(one, _head(call, path), format_timeout(timeout) if timeout else b"", body, end=True)
         stream.connection.context.flush_soon()
@@ -129,6 +130,8 @@ async def _read_at_once(
 def _checked(shard: Shard, parts: Parts, asked: Sequence[rpc_pb2.RangeRequest]) -> Parts:
     if len(parts.responses) != len(asked):
         raise shard.blamed("is not to what it was asked")
+    if not parts.header.ByteSize():
+        raise shard.blamed("has no header")
     return parts
 
 
@@ -278,7 +281,10 @@ async def ask_rows(
         RpcError: the shard's, as it came.
     """
     reader = partial(_row_reader, call, routing, shard, form)
-    return await _read_from(call, routing, shard, path, request, reader, idempotent=idempotent)
+    answer = await _read_from(call, routing, shard, path, request, reader, idempotent=idempotent)
+    if not answer.header.ByteSize():
+        raise routing.shards[shard].blamed("has no header")
+    return answer
 
 
 def _row_reader(call: CoroutineCall, routing: Routing, shard: int, form: Form) -> RowReader:

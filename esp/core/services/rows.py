@@ -265,7 +265,7 @@ class RowReader:
                 self._keep(data, start, 0)
                 return
             kind = tag & 7
-            if tag > 0x7F or shift > 70 or kind not in (_VARINT, _LENGTH):
+            if not 7 < tag < 0x80 or shift > 70 or kind not in (_VARINT, _LENGTH):
                 raise self._garbled()
             level = len(ends)
             if kind == _LENGTH:

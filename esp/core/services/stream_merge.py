@@ -70,6 +70,11 @@ class StreamMerge:
         self._waiting: list[kv_pb2.KeyValue] = []
         self._chunk_rows = FIRST_ROWS
 
+    @property
+    def has_last_chunk(self) -> bool:
+        """Whether the last chunk of the part asked for has come."""
+        return len(self._headers) == self._asked
+
     def next_part(self) -> rpc_pb2.RangeRequest | None:
         """What to ask the owner of the next segment; None when all have answered.
 

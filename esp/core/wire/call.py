@@ -13,7 +13,6 @@ from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.message import MessageReader
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import OVERLOADED
-from esp.core.wire.splice import NO_TRAILERS
 from esp.core.wire.status import Code, RpcError, Status
 
 MAX_ANSWER_BYTES = 2**31 - 1
@@ -61,6 +60,10 @@ class BrokenCall(Exception):
         self.unprocessed = unprocessed
 
 
+def _garbled(fault: str) -> RpcError:
+    return Status(Code.INTERNAL, f"the answer {fault}").error()
+
+
 def messages() -> MessageReader:
     """Reads messages of any size as bytes."""
     return MessageReader(MAX_ANSWER_BYTES)
@@ -76,7 +79,6 @@ class _Nothing:
 
 
 _NOTHING: Final = _Nothing()
-_NOT_UNARY: Final = Status(Code.INTERNAL, "a unary answer without exactly one message")
 
 
 class MessageCall(ClientStream, Generic[Message]):
@@ -85,12 +87,32 @@ class MessageCall(ClientStream, Generic[Message]):
     Bytes are given back to the server as messages are read, so a reader that waits makes the server wait. What has come
     is held for the keeper, if there is one: a message until the next is read. What `read_only` gives stays held, and
     whoever has it may release it.
+
+    `garbled` makes the error of an answer that is none, from a clause that says why.
     """
 
-    __slots__ = ("_ended", "_error", "_held", "_keeper", "_messages", "_read", "_reader", "_unread", "_waiter")
+    __slots__ = (
+        "_ended",
+        "_error",
+        "_garbled",
+        "_held",
+        "_keeper",
+        "_messages",
+        "_read",
+        "_reader",
+        "_unread",
+        "_waiter",
+    )
 
-    def __init__(self, connection: ClientConnection, reader: Reader[Message], keeper: Keeper | None = None) -> None:
+    def __init__(
+        self,
+        connection: ClientConnection,
+        reader: Reader[Message],
+        keeper: Keeper | None = None,
+        garbled: Callable[[str], RpcError] = _garbled,
+    ) -> None:
         super().__init__(connection)
+        self._garbled = garbled
         self._reader = reader
         self._keeper = keeper
         self._messages: deque[Message] = deque()
@@ -139,7 +161,7 @@ class MessageCall(ClientStream, Generic[Message]):
         message = await self._next()
         self._read = 0 if message is None else len(message)
         if message is None or await self._next() is not None:
-            raise _NOT_UNARY.error()
+            raise self._garbled("is not exactly one message")
         self._held = 0
         return message
 
@@ -180,12 +202,14 @@ class MessageCall(ClientStream, Generic[Message]):
         if end:
             status = head.outcome()
             self._ended = True
-            if status.code:
+            if head.lacks_status:
+                self._error = partial(self._garbled, "ends without a grpc-status")
+            elif status.code:
                 self._error = status.error
             elif self._reader.wanted:
-                self._error = Status(Code.INTERNAL, "the answer ended within a message").error
+                self._error = partial(self._garbled, "ends within a message")
         elif head.http_status != 200 or not head.is_grpc:
-            self._error = head.outcome().error
+            self._error = partial(self._garbled, "is no gRPC") if head.lacks_status else head.outcome().error
             self.cancel()
         else:
             for name, value in head.fields:
@@ -198,7 +222,7 @@ class MessageCall(ClientStream, Generic[Message]):
         """A piece of the answer."""
         self._unread += len(payload)
         try:
-            self._messages += self._reader.feed(payload)
+            self._messages += self._read_from(payload)
             if not self._messages:
                 self.consumed(self._unread)  # a message larger than the window: the rest must come
                 self._unread = 0
@@ -208,8 +232,16 @@ class MessageCall(ClientStream, Generic[Message]):
             self._error = error.status.error
             self.cancel()
         if end and self._error is None:
-            self._error = NO_TRAILERS.error
+            self._error = partial(self._garbled, "ends without trailers")
         self._wake()
+
+    def _read_from(self, payload: bytes) -> Sequence[Message]:
+        try:
+            return self._reader.feed(payload)
+        except RpcError as error:
+            if isinstance(self._reader, MessageReader):
+                raise self._garbled(f"cannot be read: {error.status.message}") from None
+            raise  # it says whose fault it is
 
     def on_reset(self, code: int, reason: str) -> None:
         """The stream is gone."""
@@ -242,9 +274,10 @@ class Together(Generic[Message]):
         reader: Reader[Message],
         keeper: Keeper,
         ended: Callable[[], object] | None = None,
+        garbled: Callable[[str], RpcError] = _garbled,
     ) -> TogetherCall[Message]:
         """One more, which the caller sends; `ended` is called when it ends by itself."""
-        call = TogetherCall(connection, reader, keeper, self, ended)
+        call = TogetherCall(connection, reader, keeper, self, ended, garbled)
         self.calls.append(call)
         return call
 
@@ -295,8 +328,9 @@ class TogetherCall(MessageCall[Message]):
         keeper: Keeper,
         together: Together[Message],
         told: Callable[[], object] | None,
+        garbled: Callable[[str], RpcError],
     ) -> None:
-        super().__init__(connection, reader, keeper)
+        super().__init__(connection, reader, keeper, garbled)
         self._together = together
         self._told = told
 
@@ -312,7 +346,7 @@ class TogetherCall(MessageCall[Message]):
 
     def error(self) -> Exception:
         """Why there is no answer."""
-        return self._error() if self._error is not None else _NOT_UNARY.error()
+        return self._error() if self._error is not None else self._garbled("is not exactly one message")
 
     def take(self) -> Message:
         """The answer, where there is one."""

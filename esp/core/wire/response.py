@@ -65,6 +65,11 @@ class ResponseHead:
         self.forward = encode(pseudo + _sent_on(fields))
 
     @property
+    def lacks_status(self) -> bool:
+        """Whether a call that ends with this block, in HTTP well, ends without saying how."""
+        return self.status is None and self.http_status in (0, 200)
+
+    @property
     def is_informational(self) -> bool:
         """Whether it is a 1xx block, with the real one still to come."""
         return 100 <= self.http_status < 200

@@ -202,7 +202,7 @@ def test_an_http_error() -> None:
 
 def test_an_answer_that_is_not_grpc() -> None:
     said = headers(1, [(b":status", b"200"), (b"content-type", b"text/html")])
-    assert failure(said, data(1, b"<html>", end=True)).code == Code.UNKNOWN
+    assert failure(said, data(1, b"<html>", end=True)) == Status(Code.INTERNAL, "the answer is no gRPC")
 
 
 def test_what_follows_an_http_error_is_not_wanted() -> None:
@@ -222,7 +222,7 @@ def test_data_that_ends_without_trailers() -> None:
 def test_an_answer_that_ends_within_a_message() -> None:
     messages, ended = reads(headers(1, HEAD), data(1, message(b"a") + message(b"bcd")[:-1]), OK)
     assert messages == [b"a"]
-    assert ended == Status(Code.INTERNAL, "the answer ended within a message")
+    assert ended == Status(Code.INTERNAL, "the answer ends within a message")
 
 
 @pytest.mark.parametrize("count", [0, 2])

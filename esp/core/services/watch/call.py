@@ -78,7 +78,8 @@ class WatchCall(ClientStream):
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The head or the trailers."""
         if end or not head.opens:
-            self._end(head.outcome())
+            unsaid = head.lacks_status
+            self._end(self._caller.shard.blamed("ends without a grpc-status").status if unsaid else head.outcome())
 
     def on_data(self, payload: bytes, end: bool) -> None:
         """A piece of the shard's messages."""
@@ -109,9 +110,8 @@ class WatchCall(ClientStream):
             if self._owed and not caller.is_held_back:
                 owed, self._owed = self._owed, 0
                 self.consumed(owed)
-        except (RpcError, DecodeError) as error:
-            log.error("shard %s: what it says in a watch cannot be read: %s", caller.shard.name, error)
-            self._end(Status(Code.INTERNAL, str(error)))
+        except (RpcError, DecodeError):
+            self._end(caller.shard.blamed("is no WatchResponse").status)
         finally:
             self._is_reading = False
 
