@@ -20,7 +20,7 @@ from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
-from esp.core.shard import HIGHEST_REVISION, SHARD_TRAILER, Shard
+from esp.core.shard import DEFAULT_TXN_OPS, HIGHEST_REVISION, SHARD_TRAILER, Shard
 from esp.core.tokens import MARK
 from esp.core.wire import client, frames
 from esp.core.wire.context import WireContext
@@ -141,6 +141,24 @@ class TestCalls:
             await front.until(lambda: front.shard.implausible)
             await front.until(lambda: len(etcd.connections) > 3)
             assert not front.shard.is_ready
+
+    @in_a_loop
+    async def test_what_it_has_told_is_forgotten_with_the_connection(self) -> None:
+        """Who answers there the next time may have been restored from a backup, or allow fewer operations."""
+        async with ScriptedEtcd() as etcd:
+            etcd.revision = 7
+            async with Front(etcd.endpoint) as front:
+                shard = front.shard
+                await front.until(lambda: shard.seen == 7)
+                shard.saw(9)
+                shard.saw(8)
+                assert shard.seen == 9
+                shard.allowed_ops = 1024
+                etcd.revision = 5
+                (await etcd.accepts()).hangs_up()
+                await front.until(lambda: shard.seen in (0, 5))
+                await front.until(lambda: shard.seen == 5)
+                assert shard.allowed_ops == DEFAULT_TXN_OPS
 
     @in_a_loop
     async def test_one_that_does_not_tell_is_used_all_the_same(self) -> None:
