@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esp.core.wire import turns
-from esp.core.wire.connection import PUMP_BYTES
+from esp.core.wire.connection import PUMP_BYTES, TOLD_AT_ONCE
 from esp.core.wire.frames import MAX_FRAME_SIZE, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
 from esp.core.wire.http1 import Http1Connection, Page
 from esp.core.wire.limits import Limits
@@ -673,3 +673,19 @@ def test_a_bug_in_what_goes_on_ends_one_connection(monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     other_client.sends(headers(1, call(ECHO)), data(1, message(b"hi"), end=True))
     other.answers(*echoed(1, b"hi"))
+
+
+def test_the_end_of_a_connection_is_told_to_a_few_streams_in_each_turn() -> None:
+    client, server = meet()
+    client.sends(*(headers(stream, call(STREAM)) for stream in range(1, 1001, 2)))
+    called: list[Callable[[], None]] = []
+    server.context.turns.soon = called.append
+    server.saw.clear()
+    server.connection.lost("gone")
+    told = [len(server.saw)]
+    while called:
+        called.pop()()
+        told.append(len(server.saw))
+    assert max(b - a for a, b in pairwise([0, *told])) == TOLD_AT_ONCE
+    assert [event[:2] for event in server.saw] == [("cancelled", stream) for stream in range(1, 1001, 2)]
+    server.holds_nothing()
