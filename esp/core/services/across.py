@@ -27,6 +27,7 @@ from esp.core.services.stream_merge import StreamMerge
 from esp.core.shard import Shard
 from esp.core.shard_map import Segment
 from esp.core.wire.call import BrokenCall
+from esp.core.wire.frames import MAX_FRAME_SIZE
 from esp.core.wire.message import prefix
 from esp.core.wire.status import OK, Code, RpcError, Status
 
@@ -122,10 +123,17 @@ async def txn_across(
     results = [await read.answer(one, segments, answers) for one, segments in zip(asked, split, strict=True)]
     front = rpc_pb2.TxnResponse(header=header, succeeded=True).SerializeToString()
     inner = field(HEADER_TAG, rpc_pb2.ResponseHeader(revision=revision).SerializeToString())  # etcd says no more there
-    heads = [nested_head(TXN_FORM, rows.size(inner)) for rows in results]
-    size = len(front) + sum(len(head) + rows.size(inner) for head, rows in zip(heads, results, strict=True))
-    pieces = (rows.pieces(head + inner, call.stream.release) for head, rows in zip(heads, results, strict=True))
+    sizes = [rows.size(inner) for rows in results]
+    heads = [nested_head(TXN_FORM, size) for size in sizes]
+    size = len(front) + sum(map(len, heads)) + sum(sizes)
+    # A small answer leaves whole, and the call's end gives back what was held for it.
+    release = call.stream.release if size > MAX_FRAME_SIZE else _keep
+    pieces = (rows.pieces(head + inner, release) for head, rows in zip(heads, results, strict=True))
     await call.respond(size, chain((front,), chain.from_iterable(pieces)))
+
+
+def _keep(size: int) -> None:
+    """Gives nothing back."""
 
 
 async def txn_of_nothing(call: CoroutineCall, routing: Routing, request: rpc_pb2.TxnRequest) -> None:
