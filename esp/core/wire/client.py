@@ -31,11 +31,11 @@ from esp.core.wire.frames import (
     unpack_header,
     window_update,
 )
+from esp.core.wire.header_block import BlockBounds
 from esp.core.wire.hpack import HeaderDecoder
 from esp.core.wire.request import timeout_field
 from esp.core.wire.request_encoder import Forward, RequestEncoder
 from esp.core.wire.response import ResponseHead, parse_response
-from esp.core.wire.stream import Stream
 
 log = logging.getLogger("esp.wire")
 
@@ -49,7 +49,7 @@ STREAMS_BEFORE_SETTINGS: Final = 100
 KEEPALIVE_PING: Final = b"esp-live"
 
 
-class ClientConnection(FrameReader):
+class ClientConnection(FrameReader[ClientStream]):
     """The client's end of one connection.
 
     Attributes:
@@ -57,8 +57,6 @@ class ClientConnection(FrameReader):
         draining: takes no more calls: GOAWAY came, or the stream ids are near their end.
         on_change: called when the connection became ready, stops taking calls, or has room again.
     """
-
-    streams: dict[int, ClientStream]  # type: ignore[assignment]
 
     __slots__ = (
         "_decoder",
@@ -73,11 +71,10 @@ class ClientConnection(FrameReader):
     )
 
     def __init__(self, context: WireContext, authority: str, *, first_stream_id: int = 1) -> None:
-        super().__init__(context, authority, CONNECTION_WINDOW)
         # An error's text may hold the longest path a client can send, each byte of it as three.
         max_list = max(MAX_HEADER_LIST, 4 * context.limits.max_header_list_bytes)
-        self.max_block_bytes = max_list
-        self.max_continuations = max(MAX_CONTINUATIONS, max_list // MAX_FRAME_SIZE + 1)
+        bounds = BlockBounds(max_list, max(MAX_CONTINUATIONS, max_list // MAX_FRAME_SIZE + 1))
+        super().__init__(context, authority, CONNECTION_WINDOW, bounds)
         self.authority = authority
         self.on_change: Callable[[], None] | None = None
         self.draining = False
@@ -346,12 +343,11 @@ class ClientConnection(FrameReader):
         if kind in (DATA, HEADERS) and not self.was_reset(stream_id):
             raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA or HEADERS on a closed stream")
 
-    def reset(self, stream: Stream, code: int) -> None:
+    def reset(self, stream: ClientStream, code: int) -> None:
         """Ends a stream from here. A call that has not left yet never does: who takes back at once reaches no shard.
 
         One whose block changes the server's table leaves all the same; it has no `queued_at`.
         """
-        assert isinstance(stream, ClientStream)
         flush, place = stream.queued_at
         if flush == self.flushes and not stream.headers_seen:
             self.out[place] = b""

@@ -7,9 +7,9 @@ inlined; every other frame comes through `on_frame` here.
 from __future__ import annotations
 
 from time import monotonic
-from typing import Final
+from typing import Final, TypeVar
 
-from esp.core.wire.connection import Connection
+from esp.core.wire.context import WireContext
 from esp.core.wire.frames import (
     ACK,
     CONTINUATION,
@@ -36,25 +36,70 @@ from esp.core.wire.frames import (
     StreamFault,
     parse_settings,
     ping,
+    settings,
     unpack_u32,
     unpad,
-    window_update,
 )
+from esp.core.wire.glitches import Allowance
+from esp.core.wire.header_block import BlockBounds, HeaderBlock
+from esp.core.wire.multiplexed import Multiplexed
+from esp.core.wire.settings_acks import SettingsAcks
 from esp.core.wire.stream import Stream
 
 MAX_SETTINGS: Final = 32
 BANDWIDTH_PING: Final = bytes.fromhex("02041010090e0707")
 """What grpc-go sends to measure bandwidth, up to once per message it gets. Nobody waits for the answer, so it goes with
 the next frames, at the latest with the next `tick`, and costs no write of its own."""
+DEFAULT_TABLE: Final = 4096
+"""Bytes of the header table that either peer grants until its SETTINGS say otherwise (RFC 9113, section 6.5.2)."""
 SMALL_INCREMENT: Final = 64
+"""A WINDOW_UPDATE of fewer bytes is small."""
 SMALL_DATA: Final = 5
 """DATA shorter than a gRPC prefix: no client cuts its messages so small."""
 
 
-class FrameReader(Connection):
-    """A connection that takes frames; its two ends say what those mean for them."""
+S = TypeVar("S", bound=Stream)
 
-    __slots__ = ()
+
+class FrameReader(Multiplexed[S]):
+    """A connection that takes frames; its two ends say what the frames mean for their streams.
+
+    Attributes:
+        got_settings: the peer's first SETTINGS have come.
+    """
+
+    __slots__ = (
+        "_acks",
+        "_block",
+        "_block_bounds",
+        "_free_late",
+        "_free_small",
+        "_opened",
+        "_send_top",
+        "_table_granted",
+        "got_settings",
+    )
+
+    def __init__(self, context: WireContext, peer: str, recv_limit: int, block_bounds: BlockBounds) -> None:
+        super().__init__(context, peer, recv_limit)
+        self.got_settings = False
+        self._block: HeaderBlock | None = None
+        self._block_bounds = block_bounds
+        self._acks = SettingsAcks()
+        self._free_late = Allowance()
+        self._free_small = Allowance()
+        self._opened = monotonic()
+        self._send_top = self.send_window
+        self._table_granted = DEFAULT_TABLE
+
+    def send_settings(self, values: dict[int, int]) -> None:
+        """Sends SETTINGS; `on_settings_acknowledged` tells when the peer has taken them over."""
+        self.send(settings(values))
+        self._acks.sent(monotonic())
+
+    def highest_stream_id(self) -> int:
+        """The last stream that was opened on this connection: there were half as many."""
+        return 0
 
     # What the two ends do differently.
 
@@ -82,18 +127,13 @@ class FrameReader(Connection):
 
     # Frames.
 
-    @property
-    def assembling(self) -> bool:
-        """Whether a header block has begun and not ended, so that nothing but its CONTINUATION may come."""
-        return self._block is not None
-
     def on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Any frame that a frame loop did not handle itself.
 
         Raises:
             ConnectionFault: the peer broke the protocol.
         """
-        if self._block is not None and (kind != CONTINUATION or stream_id != self._block_stream):
+        if self._block is not None and (kind != CONTINUATION or stream_id != self._block.stream_id):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame inside a header block")
         if not self.got_settings and (kind != SETTINGS or flags & ACK):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
@@ -128,25 +168,8 @@ class FrameReader(Connection):
 
     def _charge_late(self) -> None:
         """Charges for frames on closed streams beyond two per stream: what ends on both sides at once crosses."""
-        self._late += 1
-        if self._late > self.highest_stream_id() + 5:
+        if self._free_late.is_used_up(self.highest_stream_id()):
             self.glitch(0.05, "frames on closed streams")
-
-    def received(self, size: int) -> None:
-        """Accounts for `size` bytes of DATA on the connection and gives them back in time.
-
-        Raises:
-            ConnectionFault: FLOW_CONTROL_ERROR, more than was granted.
-        """
-        window = self.recv_window - size
-        if window < 0:
-            raise ConnectionFault(
-                ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection window", "connection_window_bytes"
-            )
-        if window < self.recv_limit >> 1:
-            self.send(window_update(0, self.recv_limit - window))
-            window = self.recv_limit
-        self.recv_window = window
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
@@ -183,31 +206,21 @@ class FrameReader(Connection):
             if unpack_u32(payload)[0] & MAX_WINDOW == stream_id:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
             payload = payload[5:]
-        if len(payload) > self.max_block_bytes:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large", "max_header_block_bytes")
+        self._block_bounds.check_size(len(payload))
         end = bool(flags & END_STREAM)
         if flags & END_HEADERS:
             self.on_headers(stream_id, payload, end=end)
         else:
-            self._block = bytearray(payload)
-            self._block_stream = stream_id
-            self._block_end = end
-            self._block_frames = 0
-            self._block_since = monotonic()
+            self._block = HeaderBlock(self._block_bounds, stream_id, payload, monotonic(), end=end)
 
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         block = self._block
         if block is None:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
-        self._block_frames += 1
-        if self._block_frames > self.max_continuations:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many CONTINUATION frames", "max_continuations")
-        if len(block) + len(payload) > self.max_block_bytes:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large", "max_header_block_bytes")
-        block += payload
+        block.add(payload)
         if flags & END_HEADERS:
             self._block = None
-            self.on_headers(stream_id, bytes(block), end=self._block_end)
+            self.on_headers(stream_id, bytes(block), end=block.end)
 
     def _on_window_update(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -219,8 +232,8 @@ class FrameReader(Connection):
             self.send_window += increment
             if self.send_window > MAX_WINDOW:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window above 2^31-1")
-            if self.blocked:
-                self.pump()
+            if self.pump.blocked:
+                self.send_waiting()
                 self._charge_small(increment)
             elif self.send_window > self._send_top:
                 # Nothing was sent that this gives back. (One that does is free, however small: grpc's C core
@@ -245,10 +258,8 @@ class FrameReader(Connection):
 
     def _charge_small(self, increment: int) -> None:
         """Charges for small WINDOW_UPDATEs beyond two per stream: grpc's C core sends some for each call it makes."""
-        if increment < SMALL_INCREMENT:
-            self._small_updates += 1
-            if self._small_updates > self.highest_stream_id() + 5:
-                self.glitch(0.5, "small WINDOW_UPDATEs")
+        if increment < SMALL_INCREMENT and self._free_small.is_used_up(self.highest_stream_id()):
+            self.glitch(0.5, "small WINDOW_UPDATEs")
 
     def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 8:
@@ -279,7 +290,7 @@ class FrameReader(Connection):
         stream.on_reset(unpack_u32(payload)[0], "")
         self.on_stream_reset(stream)
 
-    def on_stream_reset(self, stream: Stream) -> None:
+    def on_stream_reset(self, stream: S) -> None:
         """The peer has reset a stream; raises ConnectionFault where that is one too many."""
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -288,9 +299,7 @@ class FrameReader(Connection):
         if flags & ACK:
             if payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
-            if self._settings_due:
-                self._settings_due -= 1
-                self._settings_since = monotonic() if self._settings_due else 0.0
+            if self._acks.came(monotonic()):
                 self.on_settings_acknowledged()
             else:
                 self.glitch(1, "SETTINGS ACKs")
@@ -323,6 +332,7 @@ class FrameReader(Connection):
     def on_table_size(self, size: int) -> None:
         """The peer grants a header table of `size` bytes. esp uses none, but less than it was must be confirmed."""
         if size < self._table_granted:
+            self._table_granted = 0
             self._table_update_due = True
 
     def on_settings(self) -> None:
@@ -345,3 +355,23 @@ class FrameReader(Connection):
             self.fault_stream(stream_id, StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself"))
         else:
             self.glitch(0.1, "PRIORITY frames")
+
+    # Deadlines.
+
+    def _expire(self, now: float) -> None:
+        """Ends the connection of a peer that is late with its preface, its acknowledgement or a header block."""
+        limits = self.limits
+        block = self._block
+        if self.unread:
+            self._opened = now
+            self._acks.excuse(now)
+            if block is not None:
+                block.since = now
+        if not self.got_settings and now - self._opened > limits.preface_timeout:
+            self._time_out("preface_timeout", "no HTTP/2 preface in time")
+        elif self._acks.are_late(limits.settings_timeout, now):
+            self._time_out("settings_timeout", "SETTINGS not acknowledged in time", ErrorCode.SETTINGS_TIMEOUT)
+        elif block is not None and now - block.since > limits.header_timeout:
+            self._time_out("header_timeout", "header block not complete in time")
+        else:
+            super()._expire(now)

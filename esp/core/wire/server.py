@@ -31,11 +31,11 @@ from esp.core.wire.frames import (
     StreamFault,
     goaway,
     ping,
-    rst_stream,
     unpack_header,
     unpack_u32,
     window_update,
 )
+from esp.core.wire.header_block import BlockBounds
 from esp.core.wire.hpack import Fields, TooLarge
 from esp.core.wire.message import PREFIX_SIZE, parse_timeout
 from esp.core.wire.open_calls import OpenCalls, too_many
@@ -51,7 +51,6 @@ from esp.core.wire.request import (
 from esp.core.wire.server_stream import OVERLOADED, Handler, Refuse, ServerStream
 from esp.core.wire.shares import address_of
 from esp.core.wire.status import DEADLINE_EXCEEDED, OK, Code, Status
-from esp.core.wire.stream import Stream
 
 log = logging.getLogger("esp.wire")
 
@@ -69,7 +68,7 @@ DEADLINE_SLACK: Final = 0.05
 _ESSENTIAL: Final = frozenset((b":method", b":scheme", b":path", b":authority", b"content-type"))
 
 
-class ServerConnection(FrameReader):
+class ServerConnection(FrameReader[ServerStream]):
     """The server's end of one connection.
 
     Attributes:
@@ -77,8 +76,6 @@ class ServerConnection(FrameReader):
         recv_initial: the window each stream of the client begins with.
         unended: calls whose one message has come, but not the end of the request.
     """
-
-    streams: dict[int, ServerStream]  # type: ignore[assignment]
 
     __slots__ = (
         "_accepting",
@@ -106,7 +103,8 @@ class ServerConnection(FrameReader):
     def __init__(self, context: WireContext, peer: str, find: Callable[[RequestHead], Handler]) -> None:
         """`find` names the handler of a request; it is asked once per distinct head."""
         limits = context.limits
-        super().__init__(context, peer, limits.connection_window_bytes)
+        bounds = BlockBounds(limits.max_header_block_bytes, limits.max_continuations)
+        super().__init__(context, peer, limits.connection_window_bytes, bounds)
         self.recv_initial = limits.stream_window_bytes
         self._account: Account | None = None
         self._find = find
@@ -257,9 +255,8 @@ class ServerConnection(FrameReader):
             account = self._account = self.context.buffers.of(address_of(self.peer)).of(self.peer)
         return account
 
-    def forget(self, stream: Stream) -> None:
+    def forget(self, stream: ServerStream) -> None:
         """The stream is closed on both sides, and holds nothing any more."""
-        assert isinstance(stream, ServerStream)
         if stream.account is not None:
             stream.account.close()
         super().forget(stream)
@@ -399,8 +396,7 @@ class ServerConnection(FrameReader):
         elif self._accepting:
             self.context.reached("max_concurrent_streams")
             self.glitch(0.5, "streams above the limit")
-        self.send(rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
-        self._remember_reset(stream_id)
+        self.send_reset(stream_id, ErrorCode.REFUSED_STREAM)
 
     def on_unknown_stream(self, stream_id: int, kind: int) -> None:
         """A frame for a stream that never was, or that has ended (RFC 9113, section 5.1)."""
@@ -410,9 +406,8 @@ class ServerConnection(FrameReader):
             raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream")
         self._charge_late()
 
-    def on_stream_reset(self, stream: Stream) -> None:
+    def on_stream_reset(self, stream: ServerStream) -> None:
         """A client that takes back what it asked for makes work for nothing (CVE-2023-44487)."""
-        assert isinstance(stream, ServerStream)
         if not stream.responded and not stream.has_lived(self.now):
             self.glitch(1, "streams reset before their response")
 
@@ -435,7 +430,7 @@ class ServerConnection(FrameReader):
 
     def on_settings_acknowledged(self) -> None:
         """Once the client has taken over a table of 0 bytes, its header blocks stand for themselves."""
-        if self._shrunk and not self._settings_due:
+        if self._shrunk and self._acks.is_none_due:
             self._decoder.settings_acknowledged()
 
     def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from esp.core.wire.frames import (
     END_STREAM,
@@ -14,25 +13,10 @@ from esp.core.wire.frames import (
     pack_header,
     window_update,
 )
+from esp.core.wire.pump import Pending
 
 if TYPE_CHECKING:
-    from esp.core.wire.connection import Connection
-
-
-class Pending:
-    """DATA that waits for a window, in order; the last of it may end the stream, plainly or with trailers.
-
-    `sent` counts the bytes that have left since something began to wait.
-    """
-
-    __slots__ = ("chunks", "end", "sent", "size", "trailers")
-
-    def __init__(self) -> None:
-        self.chunks: deque[bytes | memoryview] = deque()
-        self.size = 0
-        self.sent = 0
-        self.end = False
-        self.trailers: bytes | None = None
+    from esp.core.wire.multiplexed import Multiplexed
 
 
 class Stream:
@@ -59,7 +43,7 @@ class Stream:
         "remote_open",
     )
 
-    def __init__(self, connection: Connection, stream_id: int, recv_window: int) -> None:
+    def __init__(self, connection: Multiplexed[Any], stream_id: int, recv_window: int) -> None:
         self.connection = connection
         self.id = stream_id
         self.credit = 0
@@ -231,7 +215,7 @@ class Stream:
         """Forgets what waits."""
         if self.pending is not None:
             self.release(self.pending.size)
-            self.connection.blocked.pop(self.id, None)
+            self.connection.pump.blocked.pop(self.id, None)
             self.pending = None
 
     def reset(self, code: int) -> None:

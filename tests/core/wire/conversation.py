@@ -365,7 +365,7 @@ class Server:
     def holds_nothing(self) -> None:
         """Every stream has ended and every byte was given back."""
         assert self.connection.streams == {}
-        assert self.connection.blocked == {}
+        assert self.connection.pump.blocked == {}
         assert self.context.buffers.used == 0
         assert self.context.unflushed == self.context.gatherers == []
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from esp.core.wire import frames
 from esp.core.wire.client import CONNECTION_WINDOW, KEEPALIVE_PING, LAST_STREAM_ID
 from esp.core.wire.client_stream import STREAM_WINDOW
-from esp.core.wire.connection import RECENTLY_RESET
 from esp.core.wire.frames import SETTINGS_ACK, ErrorCode, settings
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
+from esp.core.wire.recent_resets import RECENTLY_RESET
 from esp.core.wire.status import Code, Status
 from tests.core.wire import upstream
 from tests.core.wire.conftest import Clock
@@ -1169,7 +1169,7 @@ def check_books(esp: Caller, calls: list[Call]) -> None:
     waiting = sum(call.pending.size for call in calls if call.pending is not None)
     assert esp.context.buffers.used == waiting
     assert connection.recv_window > 0
-    assert set(connection.blocked) <= set(connection.streams)
+    assert set(connection.pump.blocked) <= set(connection.streams)
     assert esp.closed is connection.ended
     if connection.ended:
         assert not connection.streams

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from esp.core.wire import frames
-from esp.core.wire.connection import RECENTLY_RESET
 from esp.core.wire.frames import MAX_FRAME_SIZE, PREFACE, SETTINGS_ACK
 from esp.core.wire.hpack import MEMO_ENTRIES, encode
 from esp.core.wire.limits import Limits
+from esp.core.wire.recent_resets import RECENTLY_RESET
 from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
     ECHO,
@@ -98,7 +98,7 @@ def holds_little(server: Server) -> None:
     assert server.context.buffers.used <= limits.max_buffered_bytes
     assert len(connection._tail) <= MAX_FRAME_SIZE + frames.HEADER_SIZE
     assert connection._block is None or len(connection._block) <= limits.max_header_block_bytes
-    assert len(connection._reset_ids) <= RECENTLY_RESET
+    assert len(connection._resets) <= RECENTLY_RESET
     assert len(connection._decoder.memo) <= MEMO_ENTRIES
     assert connection._decoder._tails <= MEMO_ENTRIES
     assert server.context.unflushed == []

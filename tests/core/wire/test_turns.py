@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esp.core.wire import turns
-from esp.core.wire.connection import PUMP_BYTES, TOLD_AT_ONCE
 from esp.core.wire.frames import MAX_FRAME_SIZE, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
 from esp.core.wire.http1 import Http1Connection, Page
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import INFLATED_AT_ONCE
+from esp.core.wire.multiplexed import TOLD_AT_ONCE
+from esp.core.wire.pump import PUMP_BYTES
 from esp.core.wire.server_stream import ServerStream, Sink
 from esp.core.wire.status import DEADLINE_EXCEEDED
 from esp.core.wire.turns import Turns, Worker

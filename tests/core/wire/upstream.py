@@ -178,7 +178,7 @@ class Caller:
     def holds_nothing(self) -> None:
         """Every stream has ended and every byte was given back."""
         assert self.connection.streams == {}
-        assert self.connection.blocked == {}
+        assert self.connection.pump.blocked == {}
         assert self.context.buffers.used == 0
         assert self.context.unflushed == []
 

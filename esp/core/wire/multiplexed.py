@@ -1,0 +1,225 @@
+"""The streams of a connection: their output, how they are reset, and how they learn of the connection's end.
+
+Flow control. Sending: a stream may send while the connection's window (`send_window`) and its own allow. A stream's
+own window is `peer_initial_window + credit`, so that a SETTINGS change is one assignment however many streams are open.
+DATA that does not fit waits in the stream's `pending`, and the `pump` sends such DATA in turns. Receiving: the
+connection's window is given back on receipt, so that one slow reader never stops its neighbours; a stream's window is
+given back when its bytes have left (`Stream.consumed`), so that back-pressure reaches from one end to the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final, Generic, TypeVar
+
+from esp.core.wire.connection import Connection
+from esp.core.wire.context import WireContext
+from esp.core.wire.frames import (
+    DEFAULT_WINDOW,
+    MAX_WINDOW,
+    ConnectionFault,
+    ErrorCode,
+    StreamFault,
+    rst_stream,
+    window_update,
+)
+from esp.core.wire.pump import Pump
+from esp.core.wire.recent_resets import RecentResets
+from esp.core.wire.stalled import StalledStreams
+from esp.core.wire.stream import Stream
+
+log = logging.getLogger("esp.wire")
+
+TOLD_AT_ONCE: Final = 50
+"""Streams that are told in one turn that their connection has ended: some 20 microseconds for one of a watch."""
+
+S = TypeVar("S", bound=Stream)
+
+
+class Multiplexed(Connection, Generic[S]):
+    """A connection with streams of type S.
+
+    Attributes:
+        streams: the open streams by id.
+        tell_gone: `on_stream_gone` is called.
+        pump: sends the streams' waiting DATA.
+        send_window: bytes of DATA that the peer accepts on the connection.
+        peer_initial_window: the window that each stream begins with at the peer.
+        peer_max_streams: the streams that the peer lets esp open at a time.
+        recv_limit: the connection's window for DATA of the peer, in bytes.
+        recv_window: how much of that the peer may still send.
+        sent_since_ping: whether HEADERS or DATA have left since the peer's last PING.
+    """
+
+    __slots__ = (
+        "_end_reason",
+        "_is_put_off",
+        "_resets",
+        "_stalled",
+        "_untold",
+        "peer_initial_window",
+        "peer_max_streams",
+        "pump",
+        "recv_limit",
+        "recv_window",
+        "send_window",
+        "sent_since_ping",
+        "streams",
+        "tell_gone",
+    )
+
+    def __init__(self, context: WireContext, peer: str, recv_limit: int) -> None:
+        super().__init__(context, peer)
+        self.recv_limit = recv_limit
+        self.recv_window = recv_limit
+        self.streams: dict[int, S] = {}
+        self.tell_gone = False
+        self.pump: Pump[S] = Pump()
+        self.send_window = DEFAULT_WINDOW
+        self.peer_initial_window = DEFAULT_WINDOW
+        self.peer_max_streams = MAX_WINDOW
+        self.sent_since_ping = True
+        self._is_put_off = False
+        self._resets = RecentResets()
+        self._stalled = StalledStreams()
+        self._untold: list[S] = []
+        self._end_reason = ""
+
+    # DATA that comes.
+
+    def received(self, size: int) -> None:
+        """Accounts for `size` bytes of DATA on the connection and gives them back in time.
+
+        Raises:
+            ConnectionFault: FLOW_CONTROL_ERROR, more than was granted.
+        """
+        window = self.recv_window - size
+        if window < 0:
+            raise ConnectionFault(
+                ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection window", "connection_window_bytes"
+            )
+        if window < self.recv_limit >> 1:
+            self.send(window_update(0, self.recv_limit - window))
+            window = self.recv_limit
+        self.recv_window = window
+
+    # DATA that waits.
+
+    def take_output(self) -> bytes:
+        """The queued frames, for a caller that moves the bytes itself."""
+        data = b"".join(self.out)
+        self.out.clear()
+        self.flushes += 1
+        self.pump.new_turn()
+        if self in self.context.unflushed:
+            self.context.unflushed.remove(self)
+        return data
+
+    def resume(self) -> None:
+        """The transport has room again."""
+        super().resume()
+        self.send_waiting()
+
+    def unblock(self, stream: S) -> None:
+        """A stream that has something pending may send now, as far as the connection allows."""
+        self.pump.blocked[stream.id] = stream
+        self.send_waiting()
+
+    def send_waiting(self) -> None:
+        """Sends waiting DATA, as far as the connection's window, the transport and this turn go."""
+        if self.pump.run(self):
+            self._put_off_rest()
+
+    def _put_off_rest(self) -> None:
+        if not self._is_put_off:
+            self._is_put_off = True
+            self.context.put_off(self)
+
+    def go_on(self) -> None:
+        """A new turn: more waiting DATA may leave, or more streams are told of the end."""
+        self._is_put_off = False
+        self.pump.new_turn()
+        if self._untold:
+            self._tell_some()
+        else:
+            self.send_waiting()
+
+    # Streams that end.
+
+    def forget(self, stream: S) -> None:
+        """The stream is closed on both sides."""
+        if self.streams.pop(stream.id, None) is not None and self.tell_gone:
+            self.on_stream_gone()
+
+    def on_stream_gone(self) -> None:
+        """A stream has left `streams`, and `tell_gone` is set."""
+
+    def reset(self, stream: S, code: int) -> None:
+        """Ends a stream from here with RST_STREAM; late frames of the peer for it are ignored."""
+        self.send_reset(stream.id, code)
+        stream.drop()
+        self.forget(stream)
+
+    def send_reset(self, stream_id: int, code: int) -> None:
+        """Sends RST_STREAM, whether the stream was open or not."""
+        self.send(rst_stream(stream_id, code))
+        self._resets.add(stream_id)
+
+    def was_reset(self, stream_id: int) -> bool:
+        """Whether a stream was reset from here lately, so that frames of the peer may still be on their way."""
+        return stream_id in self._resets
+
+    def fault_stream(self, stream_id: int, fault: StreamFault) -> None:
+        """The peer broke a rule on one stream: RST_STREAM, and the stream's owner is told."""
+        self.context.counters.stream_faults += 1
+        if fault.limit:
+            self.context.reached(fault.limit)
+        log.debug("%s: stream %d: %s", self.peer, stream_id, fault)
+        self.glitch(1, "stream errors")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self.send_reset(stream_id, fault.code)
+            return
+        self.reset(stream, fault.code)
+        stream.on_reset(fault.code, fault.reason)
+
+    def lost(self, reason: str) -> None:
+        """The connection is gone: open streams are told, and everything that waits is dropped."""
+        if self.ended:
+            return
+        super().lost(reason)
+        self.pump.blocked.clear()
+        self._untold = list(self.streams.values())
+        self._untold.reverse()
+        self._end_reason = reason
+        self.streams.clear()
+        self._tell_some()
+
+    def _tell_some(self) -> None:
+        """Tells streams that the connection has ended; thousands take several turns."""
+        for _ in range(min(len(self._untold), TOLD_AT_ONCE)):
+            stream = self._untold.pop()
+            stream.drop()
+            try:
+                stream.on_reset(ErrorCode.CANCEL, self._end_reason)
+            except Exception:
+                log.exception("%s: a bug in esp; stream %d was not told of the end", self.peer, stream.id)
+        if self._untold:
+            self._put_off_rest()
+
+    # Deadlines.
+
+    def _expire(self, now: float) -> None:
+        """Ends the streams whose DATA has waited too long for a window: others want the memory that the DATA takes."""
+        super()._expire(now)
+        if self.ended:
+            return
+        self._stalled.look(self.streams.values(), self.pump, now)
+        if self.writable:
+            for stream_id in self._stalled.longer_than(self.limits.blocked_write_timeout, now):
+                stream = self.streams.get(stream_id)
+                if stream is not None:
+                    self.context.reached("blocked_write_timeout")
+                    # Not CANCEL: etcd's Go client would repeat the call, though it may have been a write.
+                    self.reset(stream, ErrorCode.INTERNAL_ERROR)
+                    stream.on_reset(ErrorCode.INTERNAL_ERROR, "the peer gives no window for what waits")
