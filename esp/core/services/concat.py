@@ -126,7 +126,7 @@ class Concat(Sink):
 
     def begun(self, one: _Part) -> None:
         """A part has begun to come: what is still to come of it waits until its turn has come to be sent on."""
-        self._entry.leave(one.index)
+        self._entry.answered(one.index, one.length)
 
     def advance(self) -> None:
         """Something came for a part, or the client has read: sends on what can be sent on."""

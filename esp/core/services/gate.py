@@ -34,7 +34,13 @@ SMALL_REQUEST: Final = 1024
 """Bytes of a request up to which what an open call is counted as has room for it."""
 STUCK_SECONDS: Final = 1.0
 """How long a part may hold a place."""
-PLACE_BYTES: Final = 65_536
+PLACES: Final = 4
+"""Places that a part takes whose answer may be of any size. Where the last answer to its client's connection was small,
+a part takes one: a gate that lets few through at a time would break up what otherwise leaves in one write."""
+SMALL_ANSWER: Final = 4096
+MOST_SMALL: Final = 10_000
+"""Connections of which is remembered that the last answer was small."""
+PLACE_BYTES: Final = 16_384
 """An answer takes one more place for each so many bytes, but no more than half of all."""
 
 
@@ -74,9 +80,10 @@ class Entry(Sink):
         if self.line is not None:
             self._leave_line()
         gate = self._gate
+        places = 1 if self.stream.peer in gate.small else PLACES
         for shard in self.shards:  # as `enter`, which is spelled out: this is so for all calls
-            gate.busy[shard] += 1
-        self._places = dict.fromkeys(self.shards, 1)
+            gate.busy[shard] += places
+        self._places = dict.fromkeys(self.shards, places)
         gate.at_work[self] = monotonic()
         begin, self._begin = self._begin, None
         assert begin is not None, "a call begins once"
@@ -87,16 +94,22 @@ class Entry(Sink):
         if shard not in self._places:
             if not self._places:
                 self._gate.at_work[self] = monotonic()
-            self._places[shard] = 1
-            self._gate.busy[shard] += 1
+            self._places[shard] = PLACES
+            self._gate.busy[shard] += PLACES
 
     def weigh(self, shard: int, size: int) -> None:
         """The answer to a part that is at work will have so many bytes."""
+        self._gate.note(self.stream.peer, size)
         taken = self._places.get(shard)
         if taken is not None and size > PLACE_BYTES:
             places = max(taken, self._gate.places_for(size))
             self._places[shard] = places
             self._gate.busy[shard] += places - taken
+
+    def answered(self, shard: int, size: int) -> None:
+        """Its part for this shard is not at work any more: the answer, of so many bytes, has begun to come."""
+        self._gate.note(self.stream.peer, size)
+        self.leave(shard)
 
     def leave(self, shard: int) -> None:
         """Its part for this shard is not at work any more."""
@@ -149,6 +162,7 @@ class Gate:
     Attributes:
         spawn: begins the task of a call that may be let in.
         busy: how many are taken, by shard.
+        small: the clients whose last answer was small.
         at_work: the calls that hold any, and since when, the longest first.
     """
 
@@ -156,7 +170,8 @@ class Gate:
         self._context = context
         self._background = background
         self.spawn = background.start
-        self._limit = context.limits.max_parts_per_shard
+        self._limit = context.limits.max_parts_per_shard * PLACES
+        self.small: dict[str, None] = {}
         self.busy = [0] * shards
         self.at_work: dict[Entry, float] = {}
         # Each line that has calls stands in exactly one queue: that of a shard that had no place for its first call.
@@ -171,7 +186,16 @@ class Gate:
 
     def places_for(self, size: int) -> int:
         """How many an answer of so many bytes takes."""
-        return min(1 + size // PLACE_BYTES, max(1, self._limit // 2))
+        return min(1 + size // PLACE_BYTES, self._limit // 2)
+
+    def note(self, peer: str, size: int) -> None:
+        """An answer to this client has so many bytes: what its next calls take from the first goes by that."""
+        if size > SMALL_ANSWER:
+            self.small.pop(peer, None)
+        elif peer not in self.small:
+            self.small[peer] = None
+            if len(self.small) > MOST_SMALL:
+                del self.small[next(iter(self.small))]
 
     def let_in(self, stream: ServerStream, shards: Iterable[int], size: int, begin: Callable[[Entry], None]) -> None:
         """Calls `begin`, at once or when it is the call's turn; with an `Entry`, which must be closed in the end.

@@ -7,7 +7,8 @@ from time import monotonic
 import pytest
 
 from esp.core.background import Background
-from esp.core.services.gate import PLACE_BYTES, STUCK_SECONDS, Entry, Gate
+from esp.core.services import gate
+from esp.core.services.gate import PLACE_BYTES, PLACES, SMALL_ANSWER, STUCK_SECONDS, Entry, Gate
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.server_stream import OVERLOADED
@@ -63,6 +64,11 @@ class World:
         return set(self.begun) - set(names)
 
     @property
+    def busy(self) -> list[float]:
+        """Parts at work, by shard, where each takes as much as an ordinary one."""
+        return [places / PLACES for places in self.gate.busy]
+
+    @property
     def reached(self) -> int:
         return self.context.counters.limits["max_parts_per_shard"]
 
@@ -76,14 +82,14 @@ def test_as_many_parts_as_the_limit_are_at_work_on_a_shard_and_the_next_waits(wo
     for name in ("x1", "x2", "x3", "x4"):
         world.asks(name, A, B)
     assert world.since() == {"x1", "x2"}
-    assert (world.gate.busy, world.gate.waiting, world.reached) == ([2, 2, 0], 2, 2)
+    assert (world.busy, world.gate.waiting, world.reached) == ([2, 2, 0], 2, 2)
     world.leaves("x1", A)
     assert world.since() == {"x1", "x2"}, "it needs a place at both"
     world.leaves("x1", B)
     assert world.since() == {"x1", "x2", "x3"}
     for name in ("x2", "x3", "x4"):
         world.leaves(name, A, B)
-    assert (world.gate.busy, world.gate.waiting, world.gate.at_work) == ([0, 0, 0], 0, {})
+    assert (world.busy, world.gate.waiting, world.gate.at_work) == ([0, 0, 0], 0, {})
 
 
 def test_the_calls_of_clients_begin_in_turn_however_many_one_has_sent(world: World) -> None:
@@ -102,7 +108,7 @@ def test_calls_that_wait_for_a_stopped_shard_hold_a_place_there_and_nowhere_else
         world.asks(f"x{number}", A, B, C)
     for name in ("x0", "x1"):
         world.leaves(name, A, B)  # C has stopped
-    assert world.gate.busy == [0, 0, 2]
+    assert world.busy == [0, 0, 2]
     for number in range(100, 110):
         world.asks(f"x{number}", A, B)
         world.leaves(f"x{number}", A, B)
@@ -125,20 +131,51 @@ def test_a_call_that_waits_for_one_shard_and_then_for_another_is_not_forgotten(w
 def test_a_large_answer_takes_several_places_and_gives_them_all_back() -> None:
     world = World(Limits(max_parts_per_shard=16))
     world.asks("x1", A)
-    world.begun["x1"].weigh(A, PLACE_BYTES)
-    assert world.gate.busy[A] == 1, "a small one takes one"
-    world.begun["x1"].weigh(A, 3 * PLACE_BYTES)
-    assert world.gate.busy[A] == 4
+    world.begun["x1"].weigh(A, PLACES * PLACE_BYTES - 1)
+    assert world.busy[A] == 1, "as one of unknown size"
+    world.begun["x1"].weigh(A, 7 * PLACE_BYTES)
+    assert world.busy[A] == 2
     world.begun["x1"].weigh(A, 1 << 30)
-    assert world.gate.busy[A] == 8, "two of any size are at work"
+    assert world.busy[A] == 8, "two of any size are at work"
     world.asks("y1", A)
     world.begun["y1"].weigh(A, 1 << 30)
     world.asks("z1", A)
-    assert (world.gate.busy[A], world.gate.waiting) == (16, 1)
+    assert (world.busy[A], world.gate.waiting) == (16, 1)
     world.leaves("x1", A)
     assert "z1" in world.begun
     world.begun["x1"].weigh(A, 1 << 30)
-    assert world.gate.busy[A] == 9, "what is answered takes none"
+    assert world.busy[A] == 9, "what is answered takes none"
+
+
+def test_small_answers_let_four_times_as_many_parts_of_their_client_through() -> None:
+    world = World(Limits(max_parts_per_shard=2))
+    for name in ("x1", "x2", "x3"):
+        world.asks(name, A)
+    assert world.since() == {"x1", "x2"}
+    world.begun["x1"].answered(A, SMALL_ANSWER)
+    world.context.flush()
+    world.leaves("x2", A)
+    for number in range(4, 20):
+        world.asks(f"x{number}", A)
+    assert len(world.begun) == 2 + 8, "eight are at work"
+    world.asks("y1", A)
+    world.leaves("x3", A)
+    assert "y1" not in world.begun, "nobody knows yet how large its answers are, and there is one place"
+    for number in range(4, 20):
+        if f"x{number}" in world.begun:
+            world.begun[f"x{number}"].answered(A, SMALL_ANSWER + 1)
+    world.context.flush()
+    assert world.gate.small == {}
+    assert "y1" in world.begun
+
+
+def test_no_more_clients_are_remembered_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "MOST_SMALL", 2)
+    world = World(Limits())
+    for name in "xyz":
+        world.asks(name, A)
+        world.begun[name].answered(A, 100)
+    assert list(world.gate.small) == [world.clients[name][1].connection.peer for name in "yz"]
 
 
 def test_with_a_limit_of_one_a_part_of_any_size_is_let_in() -> None:
@@ -157,10 +194,10 @@ def test_what_a_call_asks_further_is_counted_and_does_not_wait(world: World) -> 
     world.leaves("x1", A)
     world.asks("y1", A)
     world.begun["x1"].enter(A)
-    assert world.gate.busy == [3, 1, 0]
+    assert world.busy == [3, 1, 0]
     world.begun["x1"].close()
     world.begun["x1"].close()
-    assert world.gate.busy == [2, 0, 0]
+    assert world.busy == [2, 0, 0]
 
 
 def test_a_place_that_is_held_for_long_is_given_to_others(world: World) -> None:
@@ -173,7 +210,7 @@ def test_a_place_that_is_held_for_long_is_given_to_others(world: World) -> None:
     world.context.flush()
     assert world.since("x1", "x2") == {"y1"}
     world.leaves("x1", A)
-    assert world.gate.busy == [1, 0, 0], "it is given back once"
+    assert world.busy == [1, 0, 0], "it is given back once"
 
 
 def test_a_client_that_takes_back_what_waits_leaves_nothing(world: World) -> None:
@@ -187,7 +224,7 @@ def test_a_client_that_takes_back_what_waits_leaves_nothing(world: World) -> Non
     assert world.since("x1", "x2") == {"y1"}
     world.leaves("x2", A)
     world.leaves("y1", A)
-    assert (world.gate.busy, world.gate.waiting, world.context.buffers.used) == ([0, 0, 0], 0, 0)
+    assert (world.busy, world.gate.waiting, world.context.buffers.used) == ([0, 0, 0], 0, 0)
 
 
 def test_a_connection_that_ends_leaves_nothing(world: World) -> None:
@@ -218,5 +255,5 @@ def test_a_call_that_fails_as_it_begins_ends_alone(world: World, fault: str) -> 
     assert world.since("x1", "x2") == {"z1"}
     assert world.clients["y"][1].says(), "it is told"
     world.leaves("z1", A)
-    assert world.gate.busy == [0, 0, 0]
+    assert world.busy == [0, 0, 0]
     assert sum(world.background.failures.values()) == (fault == "bug")
