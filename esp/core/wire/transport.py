@@ -118,7 +118,8 @@ class WireProtocol(asyncio.Protocol, Worker):
         self._turns.serve_answers(self)
         if len(self._unread) >= MOST_UNREAD:
             self._read(False)  # until its turn has come
-        self.context.flush()
+        if not self._turns.waiting:  # else with what the other sockets lead to, in this turn of the loop
+            self.context.flush()
 
     def work(self, stop: float) -> bool:
         """Gives what has come to the connection. A bug that shows there ends this connection and no other."""
