@@ -139,8 +139,7 @@ class Concat(Sink):
         while self._parts and not self._unsent:
             current = self._parts[0]
             if not current.has_ended:
-                self._entry.enter(current.index)
-                self._entry.weigh(current.index, current.length)
+                self._enter(current)
             while current.pieces and not self._unsent:
                 self._send(current, current.take())
             if current.pieces or not current.has_ended:
@@ -154,6 +153,19 @@ class Concat(Sink):
             self._entry.leave(current.index)
         if not self._parts and not self._unsent:
             self._finish()
+
+    def passes(self, one: _Part) -> bool:
+        """Whether what comes of a part now can be sent on as it is, since nothing stands before it."""
+        return self._started and not self._unsent and self._parts[0] is one and self.down.sink is self
+
+    def pass_on(self, one: _Part, piece: bytes) -> None:
+        """Sends on what came of a part that `passes`."""
+        self._enter(one)
+        self._send(one, piece)
+
+    def _enter(self, one: _Part) -> None:
+        if self._entry.enter(one.index):
+            self._entry.weigh(one.index, one.length)
 
     def _start(self) -> None:
         revision = self._revision or token(self.routing, {one.index: one.header.revision for one in self._parts})
@@ -300,7 +312,9 @@ class _Part(ClientStream):
                 return
         self._got += len(payload)
         self._tail = (self._tail + payload[-TAIL_BYTES:])[-TAIL_BYTES:]
-        if self._is_small or self.hold(len(payload)):
+        if not self.pieces and concat.passes(self):
+            concat.pass_on(self, payload)
+        elif self._is_small or self.hold(len(payload)):
             self.pieces.append(payload)
             concat.advance()
         else:

@@ -89,13 +89,15 @@ class Entry(Sink):
         assert begin is not None, "a call begins once"
         begin(self)
 
-    def enter(self, shard: int) -> None:
-        """Its part for this shard is at work."""
-        if shard not in self._places:
-            if not self._places:
-                self._gate.at_work[self] = monotonic()
-            self._places[shard] = PLACES
-            self._gate.busy[shard] += PLACES
+    def enter(self, shard: int) -> bool:
+        """Its part for this shard is at work; whether it was not before."""
+        if shard in self._places:
+            return False
+        if not self._places:
+            self._gate.at_work[self] = monotonic()
+        self._places[shard] = PLACES
+        self._gate.busy[shard] += PLACES
+        return True
 
     def weigh(self, shard: int, size: int) -> None:
         """The answer to a part that is at work will have so many bytes."""
