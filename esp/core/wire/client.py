@@ -7,9 +7,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from esp.core.wire.client_stream import NOT_QUEUED, STREAM_WINDOW, ClientStream
+from esp.core.wire.client_stream import STREAM_WINDOW, ClientStream, ResponseReader
 from esp.core.wire.context import WireContext
-from esp.core.wire.frame_reader import FrameReader
 from esp.core.wire.frames import (
     DATA,
     DEFAULT_WINDOW,
@@ -25,31 +24,25 @@ from esp.core.wire.frames import (
     SETTINGS_MAX_HEADER_LIST_SIZE,
     ConnectionFault,
     ErrorCode,
-    StreamFault,
     pack_two,
     ping,
     unpack_header,
     window_update,
 )
-from esp.core.wire.header_block import BlockBounds
-from esp.core.wire.hpack import HeaderDecoder
 from esp.core.wire.request import timeout_field
 from esp.core.wire.request_encoder import Forward, RequestEncoder
-from esp.core.wire.response import ResponseHead, parse_response
+from esp.core.wire.response import ResponseHead
 
 log = logging.getLogger("esp.wire")
 
 CONNECTION_WINDOW: Final = 4194304
-MAX_HEADER_LIST: Final = 65536
-MAX_HEADER_FIELDS: Final = 200
-MAX_CONTINUATIONS: Final = 8
 LAST_STREAM_ID: Final = 1_600_000_000
 """Where a connection takes no more calls and another is opened; ids end at 2^31-1."""
 STREAMS_BEFORE_SETTINGS: Final = 100
 KEEPALIVE_PING: Final = b"esp-live"
 
 
-class ClientConnection(FrameReader[ClientStream]):
+class ClientConnection(ResponseReader):
     """The client's end of one connection.
 
     Attributes:
@@ -59,10 +52,8 @@ class ClientConnection(FrameReader[ClientStream]):
     """
 
     __slots__ = (
-        "_decoder",
         "_encoder",
         "_heard",
-        "_next_id",
         "_ping_sent",
         "_was_full",
         "authority",
@@ -71,16 +62,11 @@ class ClientConnection(FrameReader[ClientStream]):
     )
 
     def __init__(self, context: WireContext, authority: str, *, first_stream_id: int = 1) -> None:
-        # An error's text may hold the longest path a client can send, each byte of it as three.
-        max_list = max(MAX_HEADER_LIST, 4 * context.limits.max_header_list_bytes)
-        bounds = BlockBounds(max_list, max(MAX_CONTINUATIONS, max_list // MAX_FRAME_SIZE + 1))
-        super().__init__(context, authority, CONNECTION_WINDOW, bounds)
+        super().__init__(context, authority, CONNECTION_WINDOW, first_stream_id)
         self.authority = authority
         self.on_change: Callable[[], None] | None = None
         self.draining = False
-        self._decoder: HeaderDecoder[ResponseHead] = HeaderDecoder(parse_response, max_list, MAX_HEADER_FIELDS)
         self._encoder = RequestEncoder(authority.encode())
-        self._next_id = first_stream_id
         self._heard = monotonic()
         self._ping_sent = 0.0
         self._was_full = False
@@ -88,7 +74,7 @@ class ClientConnection(FrameReader[ClientStream]):
         values = {
             SETTINGS_ENABLE_PUSH: 0,
             SETTINGS_INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-            SETTINGS_MAX_HEADER_LIST_SIZE: max_list,
+            SETTINGS_MAX_HEADER_LIST_SIZE: self.max_header_list,
         }
         self.send(PREFACE)
         self.send_settings(values)
@@ -165,10 +151,6 @@ class ClientConnection(FrameReader[ClientStream]):
         stream.send_headers(block, end and data is None)
         if data is not None:
             stream.send_data(data, end)
-
-    def highest_stream_id(self) -> int:
-        """The last stream that was opened."""
-        return self._next_id
 
     # Bytes.
 
@@ -277,86 +259,6 @@ class ClientConnection(FrameReader[ClientStream]):
             self._on_stream_bug(stream)
         return end
 
-    def _on_response(self, stream: ClientStream, head: ResponseHead, end: int) -> None:
-        if stream.headers_seen:
-            if head.http_status or not end:
-                self._fault(stream, "a second response head, or trailers without END_STREAM")
-                return
-        elif head.http_status < 200:
-            if end or not head.is_informational:
-                self._fault(stream, "no response head")
-            else:
-                self.glitch(1, "informational responses")
-            return
-        stream.headers_seen = True
-        if end:
-            stream.remote_open = False
-            self._ended(stream)
-            stream.on_headers(head, True)
-        else:
-            stream.on_headers(head, False)
-
-    def _fault(self, stream: ClientStream, reason: str) -> None:
-        self.fault_stream(stream.id, StreamFault(ErrorCode.PROTOCOL_ERROR, reason))
-
-    def _ended(self, stream: ClientStream) -> None:
-        """The server has answered in full; one that did not want the whole request is sent no more of it."""
-        if stream.local_open:
-            self.reset(stream, ErrorCode.CANCEL)
-            stream.local_open = False
-        else:
-            self.forget(stream)
-
-    def on_headers(self, stream_id: int, block: bytes, *, end: bool) -> None:
-        """A header block that the frame loop did not know."""
-        stream = self.streams.get(stream_id)
-        try:
-            if stream is None:
-                self._decoder.fields(block)
-                self._on_frame_without_stream(stream_id, HEADERS)
-            else:
-                self._on_response(stream, self._decoder.decode(block), end)
-        except StreamFault as fault:
-            self.fault_stream(stream_id, fault)
-
-    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
-        stream = self.streams.get(stream_id)
-        if stream is not None and not stream.headers_seen:
-            self.received(len(payload))
-            self._fault(stream, "DATA before the response's head")
-            return
-        if stream is not None and flags & END_STREAM and stream.remote_open:
-            super()._on_data(flags, stream_id, payload)
-            stream.remote_open = False
-            if self.streams.get(stream_id) is stream:
-                self._ended(stream)
-        else:
-            super()._on_data(flags, stream_id, payload)
-
-    def _on_frame_without_stream(self, stream_id: int, kind: int) -> None:
-        """A frame for a stream that never was, or that has ended.
-
-        What comes late for calls that clients cancelled is not charged: many share this connection.
-        """
-        if stream_id >= self._next_id or not stream_id & 1:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
-        if kind in (DATA, HEADERS) and not self.was_reset(stream_id):
-            raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA or HEADERS on a closed stream")
-
-    def reset(self, stream: ClientStream, code: int) -> None:
-        """Ends a stream from here. A call that has not left yet never does: who takes back at once reaches no shard.
-
-        One whose block changes the server's table leaves all the same; it has no `queued_at`.
-        """
-        flush, place = stream.queued_at
-        if flush == self.flushes and not stream.headers_seen:
-            self.out[place] = b""
-            self.send_window -= stream.credit
-            stream.queued_at = NOT_QUEUED
-            self.forget(stream)
-        else:
-            super().reset(stream, code)
-
     def resume(self) -> None:
         """The transport has room again, and so may there be for calls."""
         was_full = self.backlog > self.limits.max_output_hard_bytes
@@ -390,10 +292,6 @@ class ClientConnection(FrameReader[ClientStream]):
             self.on_change()
 
     # Ending.
-
-    def glitch(self, cost: float, what: str) -> None:
-        """An etcd is trusted more than a client: one that is only clumsy must not cost everybody the connection."""
-        super().glitch(cost / 10, what)
 
     def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
         """The server takes no more streams; those above `last_stream_id` were not processed."""

@@ -1,16 +1,23 @@
-"""A call as the client sees it: its stream."""
+"""A call as the client sees it: its stream, and what the server's frames mean for the call."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from esp.core.wire.frames import ErrorCode
-from esp.core.wire.response import ResponseHead
+from esp.core.wire.context import WireContext
+from esp.core.wire.frame_reader import FrameReader
+from esp.core.wire.frames import DATA, END_STREAM, HEADERS, MAX_FRAME_SIZE, ConnectionFault, ErrorCode, StreamFault
+from esp.core.wire.header_block import BlockBounds
+from esp.core.wire.hpack import HeaderDecoder
+from esp.core.wire.response import ResponseHead, parse_response
 from esp.core.wire.stream import Stream
 
 if TYPE_CHECKING:
     from esp.core.wire.client import ClientConnection
 
+MAX_HEADER_LIST: Final = 65536
+MAX_HEADER_FIELDS: Final = 200
+MAX_CONTINUATIONS: Final = 8
 STREAM_WINDOW: Final = 262144
 """Bytes a server may send on one call before it has to wait."""
 NOT_QUEUED: Final = (-1, 0)
@@ -68,3 +75,109 @@ class ClientStream(Stream):
     def cancel(self) -> None:
         """Ends the call from here; nothing is told of it any more."""
         self.reset(ErrorCode.CANCEL)
+
+
+class ResponseReader(FrameReader[ClientStream]):
+    """A connection whose streams are calls to a server.
+
+    Attributes:
+        max_header_list: the size of a response's headers that is taken, in bytes after decoding.
+    """
+
+    __slots__ = ("_decoder", "_next_id", "max_header_list")
+
+    def __init__(self, context: WireContext, peer: str, recv_limit: int, first_stream_id: int) -> None:
+        # An error's text may hold the longest path that a client can send, each byte of the path as three.
+        most = self.max_header_list = max(MAX_HEADER_LIST, 4 * context.limits.max_header_list_bytes)
+        bounds = BlockBounds(most, max(MAX_CONTINUATIONS, most // MAX_FRAME_SIZE + 1))
+        super().__init__(context, peer, recv_limit, bounds)
+        self._decoder: HeaderDecoder[ResponseHead] = HeaderDecoder(parse_response, most, MAX_HEADER_FIELDS)
+        self._next_id = first_stream_id
+
+    def highest_stream_id(self) -> int:
+        """The last stream that was opened."""
+        return self._next_id
+
+    def glitch(self, cost: float, what: str) -> None:
+        """An etcd is trusted more than a client: one that is only clumsy must not cost everybody the connection."""
+        super().glitch(cost / 10, what)
+
+    def _on_response(self, stream: ClientStream, head: ResponseHead, end: int) -> None:
+        if stream.headers_seen:
+            if head.http_status or not end:
+                self._fault(stream, "a second response head, or trailers without END_STREAM")
+                return
+        elif head.http_status < 200:
+            if end or not head.is_informational:
+                self._fault(stream, "no response head")
+            else:
+                self.glitch(1, "informational responses")
+            return
+        stream.headers_seen = True
+        if end:
+            stream.remote_open = False
+            self._ended(stream)
+            stream.on_headers(head, True)
+        else:
+            stream.on_headers(head, False)
+
+    def _fault(self, stream: ClientStream, reason: str) -> None:
+        self.fault_stream(stream.id, StreamFault(ErrorCode.PROTOCOL_ERROR, reason))
+
+    def _ended(self, stream: ClientStream) -> None:
+        """The server has answered in full; one that did not want the whole request is sent no more of it."""
+        if stream.local_open:
+            self.reset(stream, ErrorCode.CANCEL)
+            stream.local_open = False
+        else:
+            self.forget(stream)
+
+    def on_headers(self, stream_id: int, block: bytes, *, end: bool) -> None:
+        """A header block that the frame loop did not know."""
+        stream = self.streams.get(stream_id)
+        try:
+            if stream is None:
+                self._decoder.fields(block)
+                self._on_frame_without_stream(stream_id, HEADERS)
+            else:
+                self._on_response(stream, self._decoder.decode(block), end)
+        except StreamFault as fault:
+            self.fault_stream(stream_id, fault)
+
+    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is not None and not stream.headers_seen:
+            self.received(len(payload))
+            self._fault(stream, "DATA before the response's head")
+            return
+        if stream is not None and flags & END_STREAM and stream.remote_open:
+            super()._on_data(flags, stream_id, payload)
+            stream.remote_open = False
+            if self.streams.get(stream_id) is stream:
+                self._ended(stream)
+        else:
+            super()._on_data(flags, stream_id, payload)
+
+    def _on_frame_without_stream(self, stream_id: int, kind: int) -> None:
+        """A frame for a stream that never was, or that has ended.
+
+        What comes late for calls that clients cancelled is not charged: many share this connection.
+        """
+        if stream_id >= self._next_id or not stream_id & 1:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
+        if kind in (DATA, HEADERS) and not self.was_reset(stream_id):
+            raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA or HEADERS on a closed stream")
+
+    def reset(self, stream: ClientStream, code: int) -> None:
+        """Ends a stream from here. A call that has not left yet never does: who takes back at once reaches no shard.
+
+        One whose block changes the server's table leaves all the same; it has no `queued_at`.
+        """
+        flush, place = stream.queued_at
+        if flush == self.flushes and not stream.headers_seen:
+            self.out[place] = b""
+            self.send_window -= stream.credit
+            stream.queued_at = NOT_QUEUED
+            self.forget(stream)
+        else:
+            super().reset(stream, code)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Final
 
-from esp.core.wire.budget import Account
+from esp.core.wire.admission import Admission
 from esp.core.wire.context import WireContext
-from esp.core.wire.frame_reader import FrameReader
 from esp.core.wire.frames import (
     CONTINUATION,
     DATA,
@@ -29,103 +28,64 @@ from esp.core.wire.frames import (
     ConnectionFault,
     ErrorCode,
     StreamFault,
-    goaway,
-    ping,
     unpack_header,
     unpack_u32,
     window_update,
 )
-from esp.core.wire.header_block import BlockBounds
+from esp.core.wire.handler import Handler
 from esp.core.wire.hpack import Fields, TooLarge
 from esp.core.wire.message import PREFIX_SIZE, parse_timeout
-from esp.core.wire.open_calls import OpenCalls, too_many
+from esp.core.wire.open_calls import too_many
+from esp.core.wire.owed_messages import OwedMessages
+from esp.core.wire.ping_policy import PingPolicy
 from esp.core.wire.request import (
     NO_LENGTH,
     Request,
     RequestDecoder,
     RequestHead,
     check_fields,
-    malformed_method,
-    parse_request,
 )
-from esp.core.wire.server_stream import OVERLOADED, Handler, Refuse, ServerStream
-from esp.core.wire.shares import address_of
-from esp.core.wire.status import DEADLINE_EXCEEDED, OK, Code, Status
+from esp.core.wire.request_heads import RequestHeads, too_large
+from esp.core.wire.server_stream import LARGE_HEAD, ServerStream
+from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
 
 log = logging.getLogger("esp.wire")
 
-DRAIN_PING: Final = bytes.fromhex("0106010800030309")
-DRAIN_PING_SECONDS: Final = 5.0
-PING_SECONDS: Final = 5.0
-PING_SECONDS_IDLE: Final = 7200.0
-PING_STRIKES: Final = 2
 INCOMPLETE: Final = Status(Code.INTERNAL, "esp: the request's message did not come in time")
 """Not CANCELLED: etcd's Go client takes that for its own connection's end and repeats the call."""
-LARGE_HEAD: Final = 1024
-"""Bytes of a call's head above which they count as memory that the call holds: others have less than that."""
 DEADLINE_SLACK: Final = 0.05
 """Seconds past its deadline after which a call is ended here; the client and the server upstream end it first."""
-_ESSENTIAL: Final = frozenset((b":method", b":scheme", b":path", b":authority", b"content-type"))
 
 
-class ServerConnection(FrameReader[ServerStream]):
-    """The server's end of one connection.
-
-    Attributes:
-        now: the `monotonic` time at which the bytes came that are being taken.
-        recv_initial: the window each stream of the client begins with.
-        unended: calls whose one message has come, but not the end of the request.
-    """
+class ServerConnection(Admission[ServerStream]):
+    """The server's end of one connection."""
 
     __slots__ = (
-        "_accepting",
-        "_account",
-        "_calls",
         "_decoder",
-        "_drain_started",
-        "_drain_status",
-        "_find",
         "_half_since",
         "_idle_since",
-        "_incomplete",
-        "_last_accepted",
-        "_last_ping",
-        "_last_stream",
+        "_owed",
+        "_pings",
         "_preface",
-        "_said_goaway",
         "_shrunk",
-        "_strikes",
-        "now",
-        "recv_initial",
-        "unended",
     )
 
     def __init__(self, context: WireContext, peer: str, find: Callable[[RequestHead], Handler]) -> None:
         """`find` names the handler of a request; it is asked once per distinct head."""
         limits = context.limits
-        bounds = BlockBounds(limits.max_header_block_bytes, limits.max_continuations)
-        super().__init__(context, peer, limits.connection_window_bytes, bounds)
-        self.recv_initial = limits.stream_window_bytes
-        self._account: Account | None = None
-        self._find = find
+        super().__init__(context, peer)
         self._decoder = RequestDecoder(
-            self._head, limits.max_header_list_bytes, limits.max_header_fields, limits.max_header_block_bytes
+            RequestHeads(find).make,
+            limits.max_header_list_bytes,
+            limits.max_header_fields,
+            limits.max_header_block_bytes,
         )
         self._preface = PREFACE
         self._shrunk = False
-        self._last_stream = 0
-        self._accepting = True
-        self._last_accepted = 0
-        self._drain_started = 0.0
-        self._drain_status = OK
-        self._last_ping = 0.0
-        self._strikes = 0
-        self._said_goaway = False
-        self.now = self._idle_since = monotonic()
+        self._pings = PingPolicy()
+        self._owed = OwedMessages()
+        self._idle_since = self.now
         self._half_since = 0.0
-        self._incomplete: dict[int, tuple[int, float]] = {}
-        self.unended: list[ServerStream] = []
-        self._calls = OpenCalls(context)
         values = {SETTINGS_MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes}
         if limits.max_concurrent_streams < MAX_STREAM_ID:
             values[SETTINGS_MAX_CONCURRENT_STREAMS] = limits.max_concurrent_streams
@@ -147,19 +107,7 @@ class ServerConnection(FrameReader[ServerStream]):
     def lost(self, reason: str) -> None:
         """The connection is gone. A cycle of objects would stay in memory for long, and with it what lies around it."""
         super().lost(reason)
-        self._calls.close()
         self._decoder.close()
-
-    def _head(self, fields: Fields) -> RequestHead:
-        head = parse_request(fields)
-        if head.is_grpc and head.path[:1] != b"/":
-            handler: Handler = Refuse(malformed_method(head.path))  # here, so that nobody ever routes such a path
-        else:
-            handler = self._find(head)
-        head.handler = handler
-        head.unary = not handler.streaming and not handler.is_page
-        head.weigh()
-        return head
 
     def receive(self, data: bytes) -> None:
         """Takes bytes from the client."""
@@ -248,27 +196,11 @@ class ServerConnection(FrameReader[ServerStream]):
         self._preface = wanted[len(got) :]
         return len(got)
 
-    def own_account(self) -> Account:
-        """The memory that its calls hold; it counts for the address that it comes from."""
-        account = self._account
-        if account is None:
-            account = self._account = self.context.buffers.of(address_of(self.peer)).of(self.peer)
-        return account
-
     def forget(self, stream: ServerStream) -> None:
         """The stream is closed on both sides, and holds nothing any more."""
         if stream.account is not None:
             stream.account.close()
         super().forget(stream)
-
-    def _may_open(self, stream_id: int) -> bool:
-        """Whether a stream of this id is new, and there is room for it."""
-        return (
-            self._last_stream < stream_id <= MAX_STREAM_ID
-            and stream_id & 1 == 1
-            and self._accepting
-            and (len(self.streams) < self._calls.room or self._calls.grow())
-        )
 
     def _begin(self, stream_id: int, request: Request, data: bytes, position: int) -> int:
         """A request without END_STREAM on its head; its DATA may stand at `position` of `data`, whole or in part.
@@ -304,9 +236,9 @@ class ServerConnection(FrameReader[ServerStream]):
                 stream.fresh = stream.remote_open = False
                 head.handler.on_message(stream, data[start:end])
                 if head.size > LARGE_HEAD and stream_id in self.streams:
-                    _holds_head(stream)  # it waits for an answer, or to be sent
+                    stream.hold_head()  # it waits for an answer, or to be sent
                 return end
-        _holds_head(stream)
+        stream.hold_head()
         return position
 
     def _open(self, stream_id: int, request: Request, *, end: bool) -> None:
@@ -314,7 +246,7 @@ class ServerConnection(FrameReader[ServerStream]):
         self._last_stream = stream_id
         stream = self.streams[stream_id] = ServerStream(self, stream_id, head, timeout)
         stream.remote_open = not end
-        if not _holds_head(stream):
+        if not stream.hold_head():
             return
         if timeout:
             seconds = parse_timeout(timeout)
@@ -360,14 +292,11 @@ class ServerConnection(FrameReader[ServerStream]):
             self.fault_stream(stream_id, fault)
 
     def _too_large(self, fault: TooLarge) -> RequestHead:
-        """The head of a request whose metadata is above a limit: it is refused, and its connection goes on."""
+        """The head of a request whose metadata is above a limit."""
         assert fault.limit is not None
         self.context.reached(fault.limit)
         self.glitch(1, "requests above the header limits")
-        head = parse_request([field for field in fault.fields if field[0] in _ESSENTIAL])
-        status = Status(Code.RESOURCE_EXHAUSTED, f"esp: {fault.text}; send less, or raise that in the config")
-        head.handler = Refuse(status, http_status=200 if head.is_grpc else 431)
-        return head
+        return too_large(fault)
 
     def _on_trailers(self, stream: ServerStream, fields: Fields, *, end: bool) -> None:
         if not stream.remote_open:
@@ -376,14 +305,6 @@ class ServerConnection(FrameReader[ServerStream]):
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "trailers without END_STREAM")
         check_fields(fields, trailers=True)
         stream.on_data(b"", True)
-
-    def _on_closed_stream(self, stream_id: int) -> None:
-        if self.was_reset(stream_id):
-            self.glitch(1, "frames on closed streams")
-        elif stream_id == self._last_stream:
-            raise ConnectionFault(ErrorCode.STREAM_CLOSED, "HEADERS on a closed stream")
-        else:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream id below an earlier one")
 
     def _refuse(self, stream_id: int, head: RequestHead, *, end: bool) -> None:
         if self._accepting and len(self.streams) < self.limits.max_concurrent_streams:
@@ -398,30 +319,15 @@ class ServerConnection(FrameReader[ServerStream]):
             self.glitch(0.5, "streams above the limit")
         self.send_reset(stream_id, ErrorCode.REFUSED_STREAM)
 
-    def on_unknown_stream(self, stream_id: int, kind: int) -> None:
-        """A frame for a stream that never was, or that has ended (RFC 9113, section 5.1)."""
-        if stream_id > self._last_stream or not stream_id & 1:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
-        if kind == DATA:
-            raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA on a closed stream")
-        self._charge_late()
-
     def on_stream_reset(self, stream: ServerStream) -> None:
         """A client that takes back what it asked for makes work for nothing (CVE-2023-44487)."""
         if not stream.responded and not stream.has_lived(self.now):
             self.glitch(1, "streams reset before their response")
 
     def on_ping(self) -> None:
-        """Etcd's keepalive policy (grpc-go, internal/transport/http2_server.go, handlePing)."""
-        now = monotonic()
-        if self.sent_since_ping:
-            self.sent_since_ping = False
-            self._strikes = 0
-        elif self._last_ping and now - self._last_ping < (PING_SECONDS if self.streams else PING_SECONDS_IDLE):
-            self._strikes += 1
-            if self._strikes > PING_STRIKES:
-                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
-        self._last_ping = now
+        """Raises ConnectionFault for a PING too many."""
+        self._pings.came(monotonic(), after_output=self.sent_since_ping, has_calls=bool(self.streams))
+        self.sent_since_ping = False
 
     def _shrink_table(self) -> None:
         """A gRPC client repeats itself: without a table of its own its header blocks are found in the memo."""
@@ -433,69 +339,20 @@ class ServerConnection(FrameReader[ServerStream]):
         if self._shrunk and self._acks.is_none_due:
             self._decoder.settings_acknowledged()
 
-    def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
-        """The client will open no more streams; those that are open go on."""
-        level = logging.INFO if code and not self._said_goaway else logging.DEBUG
-        self._said_goaway = True
-        log.log(level, "%s: client says GOAWAY %d %r", self.peer, code, debug[:128])
-
-    def last_stream_id(self) -> int:
-        """The last stream taken; GOAWAY may not name a later one than the GOAWAY before it."""
-        return self._last_stream if self._accepting else self._last_accepted
-
-    def highest_stream_id(self) -> int:
-        """The last stream that the client has opened, or tried to."""
-        return self._last_stream
-
-    # Draining: tell the client, wait until it must have heard, finish what is open.
-
-    def drain(self, streaming: Status) -> None:
-        """Takes streams until the client has heard of it, ends streaming calls with `streaming`, serves the rest."""
-        if self.ended or self._drain_started:
-            return
-        self._drain_started = monotonic()
-        self.send(goaway(MAX_STREAM_ID, ErrorCode.NO_ERROR, b"draining"))
-        self.send(ping(DRAIN_PING))
-        self._drain_status = streaming
-        self._end_streaming()
-
-    def _end_streaming(self) -> None:
+    def _end_streaming(self, status: Status) -> None:
         for stream in list(self.streams.values()):
             if stream.head.handler.streaming and not stream.head.handler.is_page:
                 if stream.sink is not None:
                     stream.sink.cancelled(ErrorCode.CANCEL, "draining")
-                stream.finish(self._drain_status)
+                stream.finish(status)
 
-    def on_ping_acknowledged(self, payload: bytes) -> None:
-        """The client has seen the GOAWAY that came before."""
-        if payload == DRAIN_PING and self._drain_started and self._accepting:
-            self._stop_accepting()
-
-    def _stop_accepting(self) -> None:
-        self._accepting = False
-        self._last_accepted = self._last_stream
-        self.tell_gone = True
-        self.send(goaway(self._last_stream, ErrorCode.NO_ERROR, b"draining"))
-        self._end_streaming()
-        self._end_when_drained()
-
-    def on_stream_gone(self) -> None:
-        """A drained connection ends with its last stream."""
-        self._end_when_drained()
-
-    def _end_when_drained(self) -> None:
-        if not self.streams and not self.ended:
-            self.lost("drained")
+    # Deadlines.
 
     def on_tick(self, now: float) -> None:
         """Deadlines of the connection and of its calls."""
         super().on_tick(now)
         if self.ended:
             return
-        waits = self._drain_started and self._accepting and not self.unread
-        if waits and now - self._drain_started > DRAIN_PING_SECONDS:
-            self._stop_accepting()
-        self._calls.shrink(len(self.streams))
         self._expire_half_frame(now)
         if self.ended:
             return
@@ -509,19 +366,13 @@ class ServerConnection(FrameReader[ServerStream]):
             self._time_out("idle_timeout", "idle")
 
     def _expire_incomplete(self, now: float) -> None:
-        """Ends calls of whose message the rest does not come: what came of it takes memory that others want."""
-        known, waiting = self._incomplete, {}
-        for stream in self.streams.values():
-            half = stream.half_request()
-            if half is not None:
-                before = known.get(stream.id)
-                waiting[stream.id] = before if before and before[0] == half and not self.unread else (half, now)
-        self._incomplete = waiting
-        for stream_id, (_, since) in waiting.items():
-            late = self.streams.get(stream_id)
-            if late is not None and now - since > self.limits.request_timeout:
+        """Ends calls whose message does not come to its end: others want the memory that the part of it takes."""
+        self._owed.look(self.streams.values(), now, excused=self.unread)
+        for stream_id in self._owed.longer_than(self.limits.request_timeout, now):
+            stream = self.streams.get(stream_id)
+            if stream is not None:
                 self.context.reached("request_timeout")
-                late.expire(INCOMPLETE)
+                stream.expire(INCOMPLETE)
 
     def _expire_half_frame(self, now: float) -> None:
         """Ends a connection on which a frame has begun and does not end: one of a header block as such a block."""
@@ -534,12 +385,3 @@ class ServerConnection(FrameReader[ServerStream]):
             limit = "header_timeout" if is_block else "request_timeout"
             if now - self._half_since > getattr(self.limits, limit):
                 self._time_out(limit, "a frame did not end in time")
-
-
-def _holds_head(stream: ServerStream) -> bool:
-    """Counts a large head of a call that stays open; without memory for it the call ends, and this is False."""
-    size = stream.head.size
-    if size > LARGE_HEAD and not stream.hold(size):
-        stream.expire(OVERLOADED)
-        return False
-    return True

@@ -1,11 +1,12 @@
-"""A call as the server sees it: its stream, and the interface of whoever serves it."""
+"""A call as the server sees it. `handler` has the interface of those who serve calls, and is re-exported here."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from esp.core.wire.admission import Admission
 from esp.core.wire.budget import Account
 from esp.core.wire.frames import (
     DATA,
@@ -17,105 +18,27 @@ from esp.core.wire.frames import (
     StreamFault,
     pack_three,
 )
+from esp.core.wire.handler import OVERLOADED, Handler, Refuse, Sink
 from esp.core.wire.hpack import Fields, encode
-from esp.core.wire.message import PREFIX_SIZE, MessageReader, format_timeout, prefix
+from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request import NO_LENGTH, RequestHead
+from esp.core.wire.request_message import SECOND_MESSAGE, RequestMessage
 from esp.core.wire.response import RESPONSE_BLOCK, trailers_block
 from esp.core.wire.status import OK, Code, RpcError, Status
 from esp.core.wire.stream import Stream
 
-if TYPE_CHECKING:
-    from esp.core.wire.server import ServerConnection
-
-_SECOND_MESSAGE: Final = Status(Code.INTERNAL, "more than one message in a unary request")
-
+__all__ = ["INTERNAL_ERROR", "LARGE_HEAD", "OVERLOADED", "Handler", "Refuse", "ServerStream", "Sink"]
 
 INTERNAL_ERROR: Final = Status(Code.INTERNAL, "esp: internal error")
 """How a call ends that a bug in esp has met."""
 LIVED: Final = 0.05
-"""Seconds after which a call was meant: who takes it back then does not do so to make work for nothing."""
+"""Seconds after which a call was meant: a client that takes it back then does not do so to make work for nothing."""
 LEAST_TIMEOUT: Final = 0.001
-
-
-OVERLOADED: Final = Status(
-    Code.RESOURCE_EXHAUSTED,
-    "esp: no memory for what waits in this call: read faster, ask for less at once (limit) or raise max_buffered_bytes",
-)
-
+"""The time-out, in seconds, that a shorter one is taken for when a client resets its call."""
 REQUEST_TIMEOUT_BLOCK: Final = encode([(b":status", b"408")])
-"""What is said to a request for a page that does not end."""
-
-
-class Sink:
-    """Whoever serves a call: told what happens on the client's side of it."""
-
-    __slots__ = ()
-
-    def cut(self, stream: ServerStream) -> None:
-        """There is no memory for what `stream` holds, or wants to: the call ends."""
-        self.cancelled(ErrorCode.CANCEL, "no memory")
-        stream.abandon(OVERLOADED, ErrorCode.ENHANCE_YOUR_CALM)
-
-    def request_data(self, payload: bytes, end: bool) -> None:
-        """DATA of a streaming request, as it came; say `stream.consumed` when done with it."""
-
-    def cancelled(self, code: int, reason: str) -> None:
-        """The client is gone, or the call was ended by the server's end of the wire."""
-
-    def drained(self, size: int) -> None:
-        """`size` bytes of the response that had to wait have been sent."""
-
-    def half_message(self) -> int | None:
-        """Which message of a streaming request, by its number, has come in part only; None when none has."""
-        return None
-
-
-class Handler:
-    """What a server does with the calls to one path.
-
-    Attributes:
-        streaming: request messages are passed on as they come, instead of as one whole message.
-        is_page: not gRPC: the body is ignored and the answer made when it has ended.
-        idempotent: sending the call twice does no harm, so one whose fate is unknown may be sent again.
-        forwards: `RequestHead.forward` is what it sends on; otherwise it makes heads of its own.
-    """
-
-    streaming: bool = False
-    is_page: bool = False
-    idempotent: bool = False
-    forwards: bool = True
-
-    def on_open(self, stream: ServerStream) -> None:
-        """A streaming call begins: put a `Sink` into `stream.sink`."""
-        raise NotImplementedError
-
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """A call's one request message, with its prefix, not compressed."""
-        raise NotImplementedError
-
-    def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
-        """The server upstream refused `message` with `status`, and nothing was answered yet.
-
-        False passes that on; with True this handler has taken the call over.
-        """
-        return False
-
-
-class Refuse(Handler):
-    """Answers every call with one status, without waiting for its messages.
-
-    `http_status` is another one than 200 for what is no gRPC call, though it comes to where those are served.
-    """
-
-    streaming = True
-
-    def __init__(self, status: Status, http_status: int = 200) -> None:
-        self.status = status
-        self._http_status = http_status
-
-    def on_open(self, stream: ServerStream) -> None:
-        """Ends the call at once."""
-        stream.finish(self.status, http_status=self._http_status)
+"""The answer to a request for a page that does not end."""
+LARGE_HEAD: Final = 1024
+"""Bytes of a call's head above which the head counts as memory that the call holds: most heads are smaller."""
 
 
 class ServerStream(Stream):
@@ -134,13 +57,11 @@ class ServerStream(Stream):
         account: the memory that it holds; None before it holds any.
     """
 
-    connection: ServerConnection
+    connection: Admission[ServerStream]
 
     __slots__ = (
         "_body_size",
-        "_held",
-        "_message",
-        "_reader",
+        "_request",
         "account",
         "deadline",
         "fresh",
@@ -153,7 +74,7 @@ class ServerStream(Stream):
         "timeout",
     )
 
-    def __init__(self, connection: ServerConnection, stream_id: int, head: RequestHead, timeout: bytes) -> None:
+    def __init__(self, connection: Admission[ServerStream], stream_id: int, head: RequestHead, timeout: bytes) -> None:
         # Spelled out instead of super().__init__(): this runs once per request.
         self.connection = connection
         self.id = stream_id
@@ -173,9 +94,7 @@ class ServerStream(Stream):
         self.taken = False
         self.fresh = head.unary
         self._body_size = 0
-        self._reader: MessageReader | None = None
-        self._message: bytes | None = None
-        self._held = 0
+        self._request: RequestMessage | None = None
         self.account: Account | None = None
         self.has_sent = False
 
@@ -262,6 +181,14 @@ class ServerStream(Stream):
         self.connection.on_full(0 if self.account is None else self.account.held)
         return False
 
+    def hold_head(self) -> bool:
+        """Counts the head of a call that stays open, if large; without memory for the head the call ends, and False."""
+        size = self.head.size
+        if size > LARGE_HEAD and not self.hold(size):
+            self.expire(OVERLOADED)
+            return False
+        return True
+
     def may_hold(self, size: int) -> bool:
         """Whether `hold` would say yes."""
         if self.account is None:
@@ -296,8 +223,8 @@ class ServerStream(Stream):
         The call's sink has been told.
         """
         self.sink = None
-        self._reader = self._message = None
         self._release()
+        self._request = None
         self.drop()
         if self.has_sent:
             self.reset(code)
@@ -397,13 +324,25 @@ class ServerStream(Stream):
         self.connection.do(self._collected(payload, end))
 
     def _collected(self, payload: bytes, end: bool) -> Iterator[None]:
-        """Takes a piece of the request's one message, step by step; serves the message once it has ended."""
+        """Takes a piece of the request's one message, step by step; serves the message once the request has ended."""
         try:
-            messages = yield from self._read(payload)
-            if self.is_over:
-                return  # it was given up in between
-            message = self._ended(messages, end)
+            if self.taken:
+                if payload:
+                    raise SECOND_MESSAGE.error()
+                return
+            request = self._request
+            if request is None:
+                most_bytes = self.connection.limits.max_message_bytes
+                request = self._request = RequestMessage(most_bytes, self.head.encoding)
+            for held in request.steps(payload):
+                self._count(request, held)
+                yield
+                if self.is_over:
+                    return  # the call was given up in between
+            message = None if self.is_over else self._ended(request, end)
         except RpcError as error:
+            if error.status.code == Code.RESOURCE_EXHAUSTED and error.status is not OVERLOADED:
+                self.connection.context.reached("max_message_bytes")
             self.expire(error.status)
             return
         if message is not None:
@@ -411,69 +350,35 @@ class ServerStream(Stream):
 
     def _take(self, message: bytes) -> None:
         self._release()
-        self._message = self._reader = None
+        self._request = None
         self.taken = True
         self.head.handler.on_message(self, message)
 
     def take_unended(self) -> None:
         """Serves a message that is whole though the request has not ended, as etcd does."""
-        reader = self._reader
-        if self._message is not None and reader is not None and not reader.wanted and not self.is_over:
-            self._take(self._message)
+        request = self._request
+        if request is not None and request.message is not None and request.is_whole and not self.is_over:
+            self._take(request.message)
 
-    def _read(self, payload: bytes) -> Generator[None, None, list[bytes]]:
-        """The messages that a piece of the request completes; what is inflated of one counts as buffered."""
-        if self.taken:
-            if payload:
-                raise _SECOND_MESSAGE.error()
-            return []
-        context = self.connection.context
-        reader = self._reader
-        if reader is None:
-            reader = self._reader = MessageReader(context.limits.max_message_bytes, self.head.encoding, prefixed=True)
-        messages = []
-        try:
-            for message in reader.steps(payload):
-                if message is not None:
-                    messages.append(message)
-                    if len(messages) + (self._message is not None) > 1:
-                        raise _SECOND_MESSAGE.error()
-                else:
-                    self._hold_all(reader.held)
-                    yield
-                    if self.is_over:
-                        break
-        except RpcError as error:
-            if error.status.code == Code.RESOURCE_EXHAUSTED and error.status is not OVERLOADED:
-                context.reached("max_message_bytes")
-            raise
-        return messages
-
-    def _ended(self, messages: list[bytes], end: bool) -> bytes | None:
-        """The request's one message, once it has ended. Until then what there is of it counts as buffered."""
-        reader = self._reader
-        if self.taken or reader is None:
-            return None
-        if messages:
-            self._message = messages[0]
+    def _ended(self, request: RequestMessage, end: bool) -> bytes | None:
+        """The request's one message, once the request has ended. Until then its pieces count as buffered."""
         if end:
-            if self._message is None or reader.wanted:
-                raise Status(Code.INTERNAL, "the request ended without a whole message").error()
-            return self._message
-        self._hold_all(reader.held + max(0, len(self._message or b"") - PREFIX_SIZE))
-        if self._message is not None and self.head.content_length in (NO_LENGTH, self._body_size):
+            return request.ended()
+        self._count(request, request.held)
+        if request.message is not None and self.head.content_length in (NO_LENGTH, self._body_size):
             self.connection.unended.append(self)
         return None
 
-    def _hold_all(self, held: int) -> None:
-        """Accounts for all that is kept of the request's message."""
-        if not self.hold(held - self._held):
+    def _count(self, request: RequestMessage, held: int) -> None:
+        """Accounts for the bytes that are kept of the request's message."""
+        if not self.hold(held - request.counted):
             raise OVERLOADED.error()
-        self._held = held
+        request.counted = held
 
     def _release(self) -> None:
-        self.release(self._held)
-        self._held = 0
+        if self._request is not None:
+            self.release(self._request.counted)
+            self._request.counted = 0
 
     def on_reset(self, code: int, reason: str) -> None:
         """The client, or the connection, is gone."""
