@@ -142,7 +142,7 @@ class Concat(Sink):
                 self._enter(current)
             while current.pieces and not self._unsent:
                 self._send(current, current.take())
-            if current.pieces or not current.has_ended:
+            if current.pieces or not current.has_ended or self.down.sink is not self:
                 return
             count = current.count()
             if count is None:
@@ -151,12 +151,12 @@ class Concat(Sink):
             self._count += count
             self._parts.pop(0)._concat = None
             self._entry.leave(current.index)
-        if not self._parts and not self._unsent:
+        if not self._parts and not self._unsent and self.down.sink is self:
             self._finish()
 
     def passes(self, one: _Part) -> bool:
         """Whether what comes of a part now can be sent on as it is, since nothing stands before it."""
-        return self._started and not self._unsent and self._parts[0] is one and self.down.sink is self
+        return self.down.sink is self and self._started and not self._unsent and self._parts[0] is one
 
     def pass_on(self, one: _Part, piece: bytes) -> None:
         """Sends on what came of a part that `passes`."""

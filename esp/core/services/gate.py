@@ -220,7 +220,11 @@ class Gate:
             return
         full = self._full(entry)
         if full is None:
-            entry.begin()
+            try:
+                entry.begin()
+            except BaseException:
+                entry.close()
+                raise
             return
         self._context.reached("max_parts_per_shard")
         line = self._lines[key] = _Line(key)
@@ -293,3 +297,6 @@ def _begin(entry: Entry) -> None:
     except RpcError as error:
         entry.close()
         entry.stream.finish(error.status)
+    except BaseException:
+        entry.close()
+        raise

@@ -36,6 +36,8 @@ DELETED: Final = 2
 """Numbers of the fields of a RangeResponse, and of a DeleteRangeResponse."""
 HEADER_TAG: Final = 0x0A
 _VARINT, _LENGTH = 0, 2
+_MOST_BITS = 70
+"""The bits of the longest varint: ten bytes of seven."""
 _NOT_ETCDS: Final = Status(Code.INTERNAL, "esp: a shard's answer is not encoded as etcd does")
 
 
@@ -261,11 +263,13 @@ class RowReader:
                 shift += 7
                 if byte < 0x80:
                     break
+                if shift == _MOST_BITS:  # what has no end would be walked anew with each piece of the answer
+                    raise self._garbled()
             else:
                 self._keep(data, start, 0)
                 return
             kind = tag & 7
-            if not 7 < tag < 0x80 or shift > 70 or kind not in (_VARINT, _LENGTH):
+            if not 7 < tag < 0x80 or kind not in (_VARINT, _LENGTH):
                 raise self._garbled()
             level = len(ends)
             if kind == _LENGTH:

@@ -408,3 +408,20 @@ def test_a_part_that_cannot_be_sent_leaves_no_other_open() -> None:
     assert not scene.client.streams
     assert not any(shard.connection.streams for shard in scene.shards)
     assert scene.context.buffers.used == 0
+
+
+@pytest.mark.parametrize("order", [(1, 2, 0), (0, 1, 2), (2, 1, 0)])
+@pytest.mark.parametrize("how", ["a shard's answer", "the client reads"])
+@pytest.mark.parametrize("window", [0, 1, 6, *range(30, 140, 3)])
+def test_without_memory_it_fails_alone_whoever_moved_last(window: int, how: str, order: tuple[int, ...]) -> None:
+    scene = Scene(context=WireContext(Limits(max_buffered_bytes=10)), window=window)
+    scene.asks(EVERYTHING)
+    for index in order:
+        scene.shards[index].says(head(), data(PARTS[index]), trailers())
+    if how == "the client reads":
+        for more in (1, 7, 60):
+            scene.client.receive(frames.window_update(1, more))
+    scene.context.flush()
+    assert not scene.client.ended
+    assert how == "the client reads" or not any(shard.connection.streams for shard in scene.shards)
+    assert not any(scene.gate.busy)

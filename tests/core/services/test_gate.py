@@ -12,7 +12,7 @@ from esp.core.services.gate import PLACE_BYTES, PLACES, SMALL_ANSWER, STUCK_SECO
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.server_stream import OVERLOADED
-from esp.core.wire.status import Code, Status
+from esp.core.wire.status import Code, RpcError, Status
 from tests.core.wire.conversation import STREAM, Client, Server, call, headers, meet, rst
 
 A, B, C = range(3)
@@ -250,10 +250,16 @@ def test_a_call_that_fails_as_it_begins_ends_alone(world: World, fault: str) -> 
     for name in ("x1", "x2", f"y {fault}", "z1"):
         world.asks(name, A)
     world.leaves("x1", A)
-    world.gate.tick(monotonic() + STUCK_SECONDS)  # of what a bug leaves, places go back then
-    world.context.flush()
     assert world.since("x1", "x2") == {"z1"}
     assert world.clients["y"][1].says(), "it is told"
     world.leaves("z1", A)
-    assert world.busy == [0, 0, 0]
+    assert world.busy == [1, 0, 0], "x2"
     assert sum(world.background.failures.values()) == (fault == "bug")
+
+
+@pytest.mark.parametrize("fault", ["refused", "bug"])
+def test_a_call_that_fails_as_it_begins_at_once_leaves_no_place_taken(world: World, fault: str) -> None:
+    with pytest.raises((RpcError, AssertionError)):
+        world.asks(f"y {fault}", A, B)
+    assert world.busy == [0, 0, 0]
+    assert not world.gate.at_work

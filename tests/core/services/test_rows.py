@@ -224,3 +224,16 @@ def test_long_values_that_differ_at_the_end_are_sorted_in_turns() -> None:
     turns, ordered = turns_beside(lambda: sort(rows, by_value, descend=False, limit=10**9))
     assert [rpc_pb2.RangeResponse.FromString(one).kvs[0].value for one in ordered] == sorted(values)
     assert turns >= 200 * 40_000 // RUN_BYTES
+
+
+def test_a_number_without_an_end_is_refused_with_its_first_piece() -> None:
+    reader = RowReader(RANGE_FORM)
+    reader.feed(b"\0" + (1 << 24).to_bytes(4, "big") + b"\x12")
+    with pytest.raises(RpcError):
+        reader.feed(b"\xff" * 16)
+
+
+def test_a_number_of_ten_bytes_may_come_in_any_pieces() -> None:
+    sent = prefix(rpc_pb2.RangeResponse(header=rpc_pb2.ResponseHeader(revision=1), count=-1).SerializeToString())
+    for cut in range(len(sent)):
+        assert read(RANGE_FORM, sent, [cut]).responses[0].numbers
