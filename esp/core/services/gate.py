@@ -3,12 +3,13 @@
 Such a call costs esp and the shards a multiple of what its client pays to send it. Without a bound one connection
 that sends many has all of them going on at once, and everybody else's calls stand behind them, here and in etcd.
 
-A call begins when there is a place at each shard that it is about; until then it waits, and costs little. Those of one
-connection wait in line, those of different connections begin in turn. A part gives its place back when its shard has
-answered, so a call that waits for a stopped shard holds a place there and nowhere else, and those that are not about
-that shard go on. A part with a large answer takes several places. What a call that has begun asks further is counted,
-but does not wait. A place that was held for a second is given to others: whoever has it waits for something that is no
-work, such as a shard that has stopped.
+A call begins when there is a place at each shard that it is about; until then it waits, and costs little. Nor does it
+begin before all is read that has come with it: a call that its client takes back in the same breath asks no shard and
+makes no task (CVE-2023-44487). Those of one connection wait in line, those of different connections begin in turn. A
+part gives its place back when its shard has answered, so a call that waits for a stopped shard holds a place there and
+nowhere else, and those that are not about that shard go on. A part with a large answer takes several places. What a
+call that has begun asks further is counted, but does not wait. A place that was held for a second is given to others:
+whoever has it waits for something that is no work, such as a shard that has stopped.
 
 How many wait is bounded by the memory for calls (`max_call_bytes`), and their requests by `max_buffered_bytes`.
 """
@@ -45,7 +46,7 @@ PLACE_BYTES: Final = 16_384
 
 
 class Entry(Sink):
-    """One call that spans shards, and the places that it has. While it waits at the gate it is the call's sink."""
+    """One call that spans shards, and the places that it has. Until it begins it is the call's sink."""
 
     __slots__ = ("_begin", "_gate", "_places", "_size", "line", "shards", "stream")
 
@@ -59,17 +60,25 @@ class Entry(Sink):
         self._begin: Callable[[Entry], None] | None = begin
         self._size = size if size > SMALL_REQUEST else 0  # of its request, while it waits
         self._places: dict[int, int] = {}  # by shard
+        stream.sink = self
 
-    def wait(self, line: _Line) -> bool:
-        """Stands in line; False when there is no memory for that, and the call has ended."""
-        self.line = line
-        self.stream.sink = self
-        line.calls[self] = None
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it has not begun, and its client has not taken it back."""
+        return self._begin is not None
+
+    def hold(self) -> bool:
+        """Counts what its request takes until it begins; False when there is no memory for that, and it has ended."""
         if not self._size or self.stream.hold(self._size):
             return True
         self._size = 0
         self.stream.cut()
         return False
+
+    def wait(self, line: _Line) -> None:
+        """Stands in line."""
+        self.line = line
+        line.calls[self] = None
 
     def begin(self) -> None:
         """Has its turn: places everywhere, and its work begins.
@@ -77,8 +86,7 @@ class Entry(Sink):
         Raises:
             RpcError: the call is refused.
         """
-        if self.line is not None:
-            self._leave_line()
+        self._leave()
         gate = self._gate
         places = 1 if self.stream.peer in gate.small else PLACES
         for shard in self.shards:  # as `enter`, which is spelled out: this is so for all calls
@@ -128,16 +136,17 @@ class Entry(Sink):
 
     def cancelled(self, code: int, reason: str) -> None:
         """The client no longer waits for a call that has not begun."""
-        self._leave_line()
+        self._leave()
         self._begin = None
 
-    def _leave_line(self) -> None:
-        line, self.line = self.line, None
-        assert line is not None, "it waits"
-        del line.calls[self]
-        if not line.calls:
-            self._gate.forget(line)
+    def _leave(self) -> None:
+        """Does not wait any more."""
         self.stream.sink = None
+        line, self.line = self.line, None
+        if line is not None:
+            del line.calls[self]
+            if not line.calls:
+                self._gate.forget(line)
         if self._size:
             self.stream.release(self._size)
 
@@ -183,7 +192,7 @@ class Gate:
 
     @property
     def waiting(self) -> int:
-        """How many calls wait."""
+        """How many calls wait for a place."""
         return sum(len(line.calls) for line in self._lines.values())
 
     def places_for(self, size: int) -> int:
@@ -200,36 +209,36 @@ class Gate:
                 del self.small[next(iter(self.small))]
 
     def let_in(self, stream: ServerStream, shards: Iterable[int], size: int, begin: Callable[[Entry], None]) -> None:
-        """Calls `begin`, at once or when it is the call's turn; with an `Entry`, which must be closed in the end.
+        """Calls `begin` when all is read that came with the call and it is its turn; not if the client takes it back.
 
         Args:
             stream: the client's call.
             shards: those that are asked first; what is asked of others later is told to the entry.
             size: memory that the request takes while the call waits.
-            begin: begins the work. It may raise RpcError.
-
-        Raises:
-            RpcError: it began at once, and is refused.
+            begin: begins the work with an `Entry`, which must be closed in the end. It may raise RpcError.
         """
         entry = Entry(self, stream, tuple(dict.fromkeys(shards)), size, begin)
-        key = stream.connection, entry.shards
+        if entry.hold():
+            stream.connection.when_read.append(partial(self._admit, entry))
+
+    def _admit(self, entry: Entry) -> None:
+        """Begins a new call, or has it stand in line."""
+        if not entry.is_wanted:
+            return
+        key = entry.stream.connection, entry.shards
         line = self._lines.get(key)
-        if line is not None:  # those before it come first
-            self._context.reached("max_parts_per_shard")
-            entry.wait(line)
-            return
-        full = self._full(entry)
-        if full is None:
-            try:
-                entry.begin()
-            except BaseException:
-                entry.close()
-                raise
-            return
+        if line is None:  # nobody comes before it
+            full = self._full(entry)
+            if full is None:
+                self._begin(entry)
+                return
+            line = self._lines[key] = _Line(key)
+            self._stand(line, full)
         self._context.reached("max_parts_per_shard")
-        line = self._lines[key] = _Line(key)
-        self._stand(line, full)
         entry.wait(line)
+
+    def _begin(self, entry: Entry) -> None:
+        self._background.guard("a call that spans shards", partial(_begin, entry), entry.stream.on_bug)
 
     def _stand(self, line: _Line, shard: int) -> None:
         line.queue = self._queues[shard]
@@ -275,8 +284,7 @@ class Gate:
             entry = next(iter(line.calls))
             full = self._full(entry)
             if full is None:
-                guard = self._background.guard
-                guard("a call that waited for its shards", partial(_begin, entry), entry.stream.on_bug)
+                self._begin(entry)
             if line.calls:
                 self._stand(line, shard if full is None else full)
             else:

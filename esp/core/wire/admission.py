@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import Final, TypeVar
 
@@ -32,6 +34,8 @@ class Admission(FrameReader[S]):
         now: the `monotonic` time at which the bytes came that are being worked on.
         recv_initial: the window with which each stream of the client begins.
         unended: calls whose one message has come, but not the end of the request.
+        when_read: called, in order, when all that has come is read, since what comes behind a call may take the call
+            back. For calls that cost a multiple of what the client pays; a callback raises nothing.
     """
 
     __slots__ = (
@@ -46,6 +50,7 @@ class Admission(FrameReader[S]):
         "now",
         "recv_initial",
         "unended",
+        "when_read",
     )
 
     def __init__(self, context: WireContext, peer: str) -> None:
@@ -55,6 +60,7 @@ class Admission(FrameReader[S]):
         self.now = monotonic()
         self.recv_initial = limits.stream_window_bytes
         self.unended: list[S] = []
+        self.when_read: deque[Callable[[], None]] = deque()
         self._account: Account | None = None
         self._calls = OpenCalls(context)
         self._last_stream = 0

@@ -107,6 +107,7 @@ class ServerConnection(Admission[ServerStream]):
     def lost(self, reason: str) -> None:
         """The connection is gone. A cycle of objects would stay in memory for long, and with it what lies around it."""
         super().lost(reason)
+        self.when_read.clear()
         self._decoder.close()
 
     def receive(self, data: bytes) -> None:
@@ -182,10 +183,17 @@ class ServerConnection(Admission[ServerStream]):
         """Serves what is whole, though the client has not said that it is: nothing more of it has come."""
         if self.unended:
             self.do(self._serve_unended())
+        if self.when_read:
+            self.do(self._begin_read())
 
     def _serve_unended(self) -> Iterator[None]:
         while self.unended:
             self.unended.pop().take_unended()
+            yield
+
+    def _begin_read(self) -> Iterator[None]:
+        while self.when_read:
+            self.when_read.popleft()()
             yield
 
     def _read_preface(self, data: bytes) -> int:

@@ -28,14 +28,14 @@ from esp.core.wire.server_stream import Handler
 from esp.core.wire.shares import Shares, address_of
 from esp.core.wire.status import Status
 from esp.core.wire.strangers import stranger
-from esp.core.wire.turns import Worker
+from esp.core.wire.turns import SLICE, Worker
 
 log = logging.getLogger("esp.wire")
 
 LINGER_SECONDS: Final = 1.0
 """How long a connection that was ended may still read the last bytes written to it."""
 ACCEPTED_AT_ONCE: Final = 8
-"""Clients that asyncio accepts in one turn (its "backlog"). Even one that is refused takes a descriptor for a while."""
+"""Clients that are accepted in one turn of the loop. Even one that is refused takes a descriptor for a while."""
 BACKLOG: Final = 1024
 """Clients that the kernel lets wait to be accepted."""
 MOST_UNREAD: Final = 16384
@@ -69,11 +69,7 @@ def peer_name(transport: asyncio.BaseTransport) -> str:
 
 
 class WireProtocol(asyncio.Protocol, Worker):
-    """Moves bytes for one HTTP/2 connection, in turns with others.
-
-    Attributes:
-        user_timeout: seconds that bytes may wait for the peer's kernel before ours gives up on it.
-    """
+    """Moves bytes for one HTTP/2 connection, in turns with others."""
 
     def __init__(self, context: WireContext) -> None:
         self.context = context
@@ -82,7 +78,6 @@ class WireProtocol(asyncio.Protocol, Worker):
         self._reads = True
         self._is_full = False
         self._afterwards: Callable[[], None] | None = None
-        self.user_timeout = USER_TIMEOUT
         self.transport: asyncio.Transport | None = None
         self.connection: Connection | None = None
 
@@ -93,16 +88,14 @@ class WireProtocol(asyncio.Protocol, Worker):
         self.transport.set_write_buffer_limits(high=high, low=high // 4)
         self._turns.soon = asyncio.get_running_loop().call_soon
         self._turns.welcome(self)
-        _set_user_timeout(self.transport, self.user_timeout)
 
     def attach(self, connection: Connection) -> None:
-        """Gives the transport to `connection`, and writes what that has waiting."""
+        """Gives the transport to `connection`."""
         assert self.transport is not None
         self.connection = connection
         connection.on_flush = self.transport.write
         connection.on_end = self.close
         connection.on_charge = self._charge
-        connection.flush()
 
     def _charge(self, seconds: float) -> None:
         self._turns.charge(self, seconds)
@@ -205,9 +198,8 @@ class WireProtocol(asyncio.Protocol, Worker):
             self.transport.close()
 
 
-def _set_user_timeout(transport: asyncio.Transport, seconds: float) -> None:
+def _set_user_timeout(sock: socket.socket | None, seconds: float) -> None:
     """A peer that vanished without a word is noticed by the kernel even when nothing but bytes wait for it."""
-    sock = transport.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
         with contextlib.suppress(OSError):  # the peer may be gone already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
@@ -226,8 +218,6 @@ class ServerProtocol(WireProtocol):
         self._waiting = 0
         self._discarded = 0
         self._account: Account | None = None  # of what waits for its turn
-        # A client that is slow to read has as long as the wire gives it.
-        self.user_timeout = max(USER_TIMEOUT, listener.context.limits.blocked_write_timeout)
         self.peer = self.address = "unknown"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -454,6 +444,8 @@ class Listener:
         self._empty = asyncio.Event()
         self._empty.set()
         self._is_full = False
+        self._unseen: list[ServerProtocol] = []  # whose deadlines this tick has not looked at yet
+        self._tick = 0.0
         self._places = Shares(context.limits.max_connections, context.limits.common_share)
 
     async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
@@ -463,12 +455,26 @@ class Listener:
             OSError: the address cannot be bound.
         """
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: ServerProtocol(self), host, port, backlog=ACCEPTED_AT_ONCE)
+        make = partial(ServerProtocol, self)
+        server = await loop.create_server(make, host, port, backlog=1, start_serving=False)
         self._servers.append(server)
+        bound = [sock.getsockname()[:2] for sock in server.sockets]
         for listening in server.sockets:
-            with socket.socket(fileno=os.dup(listening.fileno())) as same:
-                same.listen(BACKLOG)
-        return [sock.getsockname()[:2] for sock in server.sockets]
+            await self._accept_on(listening.fileno(), make)
+        return bound
+
+    async def _accept_on(self, descriptor: int, make: Callable[[], ServerProtocol]) -> None:
+        """Accepts several clients in a turn: uvloop takes one for each descriptor, so the socket has several.
+
+        With one, a client would wait as many turns as there are others before it in the kernel's queue.
+        """
+        loop = asyncio.get_running_loop()
+        for _ in range(ACCEPTED_AT_ONCE):
+            same = socket.socket(fileno=os.dup(descriptor))
+            # What is accepted inherits that. A client that is slow to read has as long as the wire gives it.
+            _set_user_timeout(same, max(USER_TIMEOUT, self.context.limits.blocked_write_timeout))
+            self._servers.append(await loop.create_server(make, sock=same, backlog=1))
+            same.listen(BACKLOG)  # "backlog" is also how many asyncio's own loop accepts on one descriptor in a turn
 
     def flush_soon(self) -> None:
         """Writes what waits when all sockets of this turn of the loop have been read: their requests leave together.
@@ -515,14 +521,39 @@ class Listener:
                 self._empty.set()
 
     def tick(self, now: float) -> None:
-        """Looks at the deadlines of every client."""
-        for protocol in list(self._protocols):
-            protocol.tick(now)
+        """Looks at the deadlines of every client: those that do not fit a slice have their turn in the loop's next."""
+        self._tick = now
+        if not self._unseen:
+            self._unseen = list(self._protocols)
+            self.go_on()
+        self.context.flush()
+
+    def go_on(self) -> None:
+        """Looks at the deadlines of some more clients."""
+        unseen, clock = self._unseen, self.context.turns.clock
+        stop = clock() + SLICE
+        try:
+            while unseen:
+                protocol = unseen.pop()
+                if protocol in self._protocols:
+                    protocol.tick(self._tick)
+                if unseen and clock() >= stop:
+                    self.context.put_off(self)
+                    return
+        except BaseException:
+            unseen.clear()  # the next tick begins anew
+            raise
         if self._places.is_scarce:
-            self._make_room(now)
+            self._make_room(self._tick)
         else:
             self._is_full = False
-        self.context.flush()
+
+    def flush(self) -> None:
+        """Has no output of its own."""
+
+    def on_bug(self) -> None:
+        """An exception came out of `go_on`: the other clients' deadlines are looked at in the next tick."""
+        log.exception("a bug in esp; some clients' deadlines were not looked at")
 
     def _make_room(self, now: float) -> None:
         """Ends connections that are idle: the longest first, and before others those of who holds much."""
@@ -569,7 +600,9 @@ class ClientProtocol(WireProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The server has accepted: the preface goes out, and what the server says first is not missed."""
         super().connection_made(transport)
+        _set_user_timeout(transport.get_extra_info("socket"), USER_TIMEOUT)
         self.attach(self._connection)
+        self._connection.flush()
 
     def close(self) -> None:
         """Writes what is queued, then closes; a server that no longer reads does not keep the socket open."""

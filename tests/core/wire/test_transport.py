@@ -21,7 +21,7 @@ from esp.core.wire.limits import Limits
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler, ServerStream
 from esp.core.wire.status import Code, Status
-from esp.core.wire.transport import Listener
+from esp.core.wire.transport import ACCEPTED_AT_ONCE, Listener
 from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
     ECHO,
@@ -480,6 +480,54 @@ def test_an_idle_http1_client_may_stay_for_a_while(run: Run) -> None:
             server.passes(101)
             await client.hears_the_end()
             assert server.limits_reached == {"preface_timeout": 1, "idle_timeout": 1}
+
+    run(test)
+
+
+def test_many_that_connect_at_once_are_accepted_in_few_turns(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            socks = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3 * ACCEPTED_AT_ONCE)]
+            counters = server.context.counters
+            accepted = []
+            while counters.connections_accepted < len(socks):
+                before = counters.connections_accepted
+                await asyncio.sleep(0)
+                accepted.append(counters.connections_accepted - before)
+            assert [count for count in accepted if count] == [ACCEPTED_AT_ONCE] * 3
+            for sock in socks:
+                sock.close()
+
+    run(test)
+
+
+def test_the_deadlines_of_many_clients_are_looked_at_in_several_turns(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transport, "SLICE", -1.0)
+    looked: list[float] = []
+
+    def look(protocol: Any, now: float) -> None:
+        looked.append(now)
+        if now == 2.0:
+            raise ZeroDivisionError
+
+    async def test() -> None:
+        async with serving() as server:
+            for _ in range(20):
+                await server.client()
+            await comes_true(lambda: server.context.counters.connections_open == 20)
+            monkeypatch.setattr(transport.ServerProtocol, "tick", look)
+            server.listener.tick(0.0)
+            assert looked == [0.0], "others have their turn"
+            server.listener.tick(1.0)  # before it is over
+            await comes_true(lambda: len(looked) == 20)
+            await asyncio.sleep(0.02)
+            assert looked == [0.0] + [1.0] * 19
+            with pytest.raises(ZeroDivisionError):
+                server.listener.tick(2.0)
+            server.listener.tick(3.0)
+            await comes_true(lambda: len(looked) == 41)
 
     run(test)
 
