@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -101,6 +103,44 @@ def test_the_wire_knows_nothing_of_etcd_and_its_protocol_nothing_of_sockets(modu
         assert {"asyncio", "socket", "ssl", "uvloop", "selectors"}.isdisjoint(
             name.partition(".")[0] for name in imports(module)
         )
+
+
+WIRE = "esp.core.wire"
+_WIRES_OWN_WORDS = ast.get_docstring(ast.parse(MODULES[WIRE].read_text())) or ""
+_FILES, _NAMES = _WIRES_OWN_WORDS.split("The names that the layers above may use")
+
+
+def listed(text: str) -> list[tuple[list[str], str]]:
+    """The indented lines of a list: what stands before the colon, and behind it."""
+    return [(before.split(", "), behind) for before, behind in re.findall(r"(?m)^    ([\w, ]+): (.+)$", text)]
+
+
+def test_the_list_of_the_wires_files_is_complete_and_goes_from_the_bottom_up() -> None:
+    lines = [{f"{WIRE}.{name}" for name in names} for names, _ in listed(_FILES)]
+    assert sorted(name for line in lines for name in line) == sorted(
+        m for m in MODULES if within(m, WIRE) and m != WIRE
+    )
+    known: set[str] = set()
+    for line in lines:
+        known |= line
+        assert {module: set(own(module)) - known for module in line} == {module: set() for module in line}
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if not within(module, WIRE)])
+def test_the_layers_above_use_the_names_of_the_wire_that_are_listed(module: str) -> None:
+    """In `esp/core/wire/__init__.py`: a name that is missing there is one that the wire may change or take away."""
+    allowed = {f"{WIRE}.{file}": set(names.split(", ")) for (file,), names in listed(_NAMES)}
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and within(str(node.module), WIRE):
+            assert {alias.name for alias in node.names} <= allowed.get(str(node.module), set()), node.module
+        elif isinstance(node, ast.Import):
+            assert not [alias.name for alias in node.names if within(alias.name, WIRE)], "import the names"
+
+
+def test_the_listed_names_of_the_wire_exist() -> None:
+    for (file,), names in listed(_NAMES):
+        module = importlib.import_module(f"{WIRE}.{file}")
+        assert [name for name in names.split(", ") if not hasattr(module, name)] == [], file
 
 
 @pytest.mark.parametrize("module", LAYERED)

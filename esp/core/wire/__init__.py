@@ -1,1 +1,51 @@
-"""HTTP/2 and gRPC, server and client, without knowledge of etcd."""
+"""HTTP/2 and gRPC for servers and clients, without knowledge of etcd.
+
+The files, from the bottom up: each imports only files of its own line and of lines above it.
+
+    status, limits: codes and errors of gRPC; every bound of the wire
+    frames: frames as bytes, error codes, the two kinds of fault
+    budget, shares: memory and places that all clients share fairly
+    turns, context: which connection works when; what all connections of a process share
+    huffman, field_decoder, hpack: header blocks
+    message, request_message: messages of gRPC in frames; the one message of a unary call, in pieces
+    request_encoder, request, response: heads of calls and answers, read and written
+    glitches, ping_policy, owed_messages: pointless frames, PINGs too many, requests that do not come to their end
+    header_block, table_update: a header block in several frames; the header table that esp does not use
+    settings_acks, held_ack, recent_resets: acknowledgements owed and held back; streams that were reset lately
+    pump, stalled: sends DATA that waits, in turns; finds DATA that stands still
+    connection: bytes in turns, output, faults, the end of a connection
+    stream, multiplexed: one stream; all streams of a connection
+    frame_reader: each frame of the peer
+    open_calls, admission: which calls of a client a connection takes, and the drain
+    handler, server_stream: the interface of those who serve calls; one call at the server
+    request_heads, server: heads of requests with their handlers; the server's end of a connection
+    client_stream, client: one call at the client; the client's end of a connection
+    splice, call: a client's call joined to a call to a server; a call to a server that coroutines await
+    http1, strangers: HTTP/1.1 on the same port; other protocols, told by their first bytes
+    transport: sockets, the listener, connecting
+
+The names that the layers above may use (tests/test_layers.py):
+
+    status: Code, Status, RpcError, OK, DEADLINE_EXCEEDED
+    limits: Limits, out_of_bounds
+    frames: ErrorCode, MAX_FRAME_SIZE, pack_u32, unpack_u32
+    budget: Account, BufferBudget
+    shares: Shares, address_of
+    context: WireContext
+    hpack: Fields, encode
+    message: MessageReader, ENCODINGS, PREFIX_SIZE, prefix, format_timeout, quote, unknown_encoding
+    request: RequestHead, is_grpc_type, malformed_method
+    request_encoder: Forward
+    response: ResponseHead
+    connection: Connection
+    open_calls: CALL_BYTES
+    server_stream: Handler, Refuse, Sink, ServerStream, INTERNAL_ERROR
+    client_stream: ClientStream, STREAM_WINDOW
+    client: ClientConnection
+    splice: SplicedCall, NO_TRAILERS, REPLAY_BYTES
+    call: MessageCall, Reader, Together, BrokenCall, messages
+    http1: Page
+    transport: Listener, TICK_SECONDS, connect
+
+Nothing is imported here: a command that needs `status` alone loads no other file.
+"""
