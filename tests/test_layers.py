@@ -20,6 +20,7 @@ LAYERS = [
     {"esp.core.config_shards", "esp.core.config_ranges", "esp.core.kubernetes"},
     {"esp.core.config", "esp.core.lane", "esp.core.member"},
     {"esp.core.shard"},
+    {"esp.core.ask"},
     {
         "esp.core.tokens",
         "esp.core.identity",
@@ -44,6 +45,7 @@ WIRE_FOR_ALL = {"esp.core.wire.status", "esp.core.wire.limits"}
 PB_READERS = (
     "esp.core.pb",
     "esp.core.shard",
+    "esp.core.ask",
     "esp.core.apiservers",
     "esp.core.samples",
     "esp.core.probe",

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from esp.core.ask import RANGE, ask
 from esp.core.keys import format_key
 from esp.core.kubernetes import COMPACT_KEY, Cut, cuts, is_built_in, objects_of
 from esp.core.pb import rpc_pb2
@@ -45,9 +46,8 @@ async def holds(shard: Shard, key: bytes) -> bool:
     Raises:
         RpcError: it does not say.
     """
-    request = rpc_pb2.RangeRequest(key=key, count_only=True).SerializeToString()
-    answer = await shard.unary(b"/etcdserverpb.KV/Range", request, idempotent=True, timeout=ANSWER_SECONDS)
-    return shard.parsed(rpc_pb2.RangeResponse, answer).count > 0
+    answer = await ask(shard, RANGE, rpc_pb2.RangeRequest(key=key, count_only=True), seconds=ANSWER_SECONDS)
+    return answer.count > 0
 
 
 def roots_in_question(shard_map: ShardMap) -> list[bytes]:

@@ -15,6 +15,7 @@ from functools import partial
 from time import monotonic
 from typing import Final
 
+from esp.core.ask import LEASE_LEASES
 from esp.core.background import Background, all_of
 from esp.core.config import Config
 from esp.core.lease_sync import Copied, CopyTtl, call, copy, each, revoke, time_to_live
@@ -233,8 +234,7 @@ class _Survey:
 
 
 async def _leases(shard: Shard) -> set[int]:
-    request = rpc_pb2.LeaseLeasesRequest()
-    answer = await call(shard, "LeaseLeases", request, rpc_pb2.LeaseLeasesResponse, idempotent=True)
+    answer = await call(shard, LEASE_LEASES, rpc_pb2.LeaseLeasesRequest())
     return {lease.ID for lease in answer.leases}
 
 

@@ -14,17 +14,16 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import Message
 
 from esp.core import errors
+from esp.core.ask import LEASE_GRANT, LEASE_REVOKE, LEASE_TIME_TO_LIVE, Answer, Method, ask
 from esp.core.background import all_of
 from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
-from esp.core.wire.hpack import Fields
+from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.status import RpcError
 
-PATH: Final = b"/etcdserverpb.Lease/"
 CALL_SECONDS: Final = 10.0
 """How long one call of the command to one shard may take; longer than the 7 s after which etcd itself gives up."""
 
-Answer = TypeVar("Answer", bound=Message)
 Item = TypeVar("Item")
 
 
@@ -49,30 +48,21 @@ class CopyTtl(StrEnum):
 
 async def call(
     shard: Shard,
-    method: str,
+    method: Method[Answer],
     request: Message,
-    answer: type[Answer],
     *,
     metadata: Fields | None = None,
     seconds: float = CALL_SECONDS,
-    idempotent: bool = False,
 ) -> Answer:
     """A shard's answer to one RPC of the Lease service.
 
     Raises:
-        RpcError: the shard's, as it came; Unavailable when it does not answer in time.
+        RpcError: the shard's status as it came; Unavailable if the shard does not answer in time.
     """
     try:
-        body = await shard.unary(
-            PATH + method.encode(),
-            request.SerializeToString(),
-            idempotent=idempotent,
-            metadata=metadata,
-            timeout=seconds,
-        )
+        return await ask(shard, method, request, metadata=encode(metadata or []), seconds=seconds)
     except RpcError as error:
         raise errors.undecided(error.status).error() from None
-    return shard.parsed(answer, body)
 
 
 async def time_to_live(
@@ -89,15 +79,7 @@ async def time_to_live(
         RpcError: as `call`.
     """
     request = rpc_pb2.LeaseTimeToLiveRequest(ID=lease_id, keys=keys)
-    return await call(
-        shard,
-        "LeaseTimeToLive",
-        request,
-        rpc_pb2.LeaseTimeToLiveResponse,
-        metadata=metadata,
-        seconds=seconds,
-        idempotent=True,
-    )
+    return await call(shard, LEASE_TIME_TO_LIVE, request, metadata=metadata, seconds=seconds)
 
 
 async def revoke(shard: Shard, lease_id: int, *, metadata: Fields | None = None, seconds: float = CALL_SECONDS) -> bool:
@@ -108,7 +90,7 @@ async def revoke(shard: Shard, lease_id: int, *, metadata: Fields | None = None,
     """
     request = rpc_pb2.LeaseRevokeRequest(ID=lease_id)
     try:
-        await call(shard, "LeaseRevoke", request, rpc_pb2.LeaseRevokeResponse, metadata=metadata, seconds=seconds)
+        await call(shard, LEASE_REVOKE, request, metadata=metadata, seconds=seconds)
     except RpcError as error:
         if error.status != errors.LEASE_NOT_FOUND:
             raise
@@ -146,7 +128,7 @@ async def copy(
         return Copied.GONE
     request = rpc_pb2.LeaseGrantRequest(ID=lease_id, TTL=found.TTL if ttl is CopyTtl.REMAINING else found.grantedTTL)
     try:
-        await call(target, "LeaseGrant", request, rpc_pb2.LeaseGrantResponse, metadata=metadata, seconds=seconds)
+        await call(target, LEASE_GRANT, request, metadata=metadata, seconds=seconds)
     except RpcError as error:
         if error.status != errors.LEASE_EXISTS:
             raise

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.message import Message
 
 from esp.core import errors
 from esp.core.apiservers import holds, namespace_key, roots_in_question
+from esp.core.ask import ALARMS, STATUS, Method, ask
 from esp.core.background import Background, all_of
 from esp.core.config import Config, Endpoint, ShardConfig
 from esp.core.health import Alarm, EndpointHealth, Health, Member, ShardHealth, judge, with_cuts
@@ -107,8 +108,8 @@ async def _ask(shard: Shard, endpoint: Endpoint, until: float) -> EndpointHealth
     alarm_request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
     (status, latency), (alarms, _) = await all_of(
         [
-            _timed(shard, "Status", rpc_pb2.StatusRequest(), rpc_pb2.StatusResponse, until),
-            _timed(shard, "Alarm", alarm_request, rpc_pb2.AlarmResponse, until),
+            _timed(shard, STATUS, rpc_pb2.StatusRequest(), until),
+            _timed(shard, ALARMS, alarm_request, until),
         ]
     )
     told_status = isinstance(status, rpc_pb2.StatusResponse)
@@ -122,17 +123,12 @@ async def _ask(shard: Shard, endpoint: Endpoint, until: float) -> EndpointHealth
     )
 
 
-async def _timed(
-    shard: Shard, method: str, request: Message, answer: type[Message], until: float
-) -> tuple[Message | Status, float]:
+async def _timed(shard: Shard, method: Method[Any], request: Message, until: float) -> tuple[Message | Status, float]:
     """The answer of one Maintenance RPC, or the status it failed with; and how many seconds it took."""
     began = monotonic()
-    path = f"/etcdserverpb.Maintenance/{method}".encode()
-    seconds = max(0.001, until - began)
     told: Message | Status
     try:
-        body = await shard.unary(path, request.SerializeToString(), idempotent=True, timeout=seconds)
-        told = shard.parsed(answer, body)
+        told = await ask(shard, method, request, seconds=max(0.001, until - began))
     except RpcError as error:
         late = error.status.code == Code.DEADLINE_EXCEEDED
         told = Status(Code.DEADLINE_EXCEEDED, "no answer in time") if late else error.status

@@ -11,22 +11,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Final
 
-from esp.core.background import all_of
+from esp.core.ask import RANGE, answers_of, ask_all, failures_of
 from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
-from esp.core.wire.status import RpcError
 
 log = logging.getLogger("esp")
 
 ANSWER_SECONDS: Final = 2.0
 """How long a shard has to answer; one that does not counts with what it said the last time."""
 
-_ASKED: Final = rpc_pb2.RangeRequest(key=b"\0", count_only=True).SerializeToString()
+_ASKED: Final = rpc_pb2.RangeRequest(key=b"\0", count_only=True)
 
 Vector = tuple[int, ...]
 
@@ -87,22 +86,20 @@ class Samples:
 
     async def take(self) -> None:
         """Takes a sample. Without an answer of the leading shard there is none."""
-        others = [shard for shard in range(len(self._shards)) if shard != self.leading]
-        answers = await all_of(map(self._ask, others))
-        leading = await self._ask(self.leading)
-        if leading:
-            found = dict(zip(others, answers, strict=True)) | {self.leading: leading}
-            self.add([found[shard] for shard in range(len(self._shards))])
+        last = self._shards[self.leading]
+        found = await self._ask([shard for shard in self._shards if shard is not last])
+        found |= await self._ask([last])
+        if found[last.name]:
+            self.add([found[shard.name] for shard in self._shards])
 
-    async def _ask(self, shard: int) -> int:
-        """The revision of a shard, by a linearizable read; 0 when it does not say."""
-        asked = self._shards[shard]
-        try:
-            answer = await asked.unary(b"/etcdserverpb.KV/Range", _ASKED, idempotent=True, timeout=ANSWER_SECONDS)
-            return int(asked.parsed(rpc_pb2.RangeResponse, answer).header.revision)
-        except RpcError as error:
-            log.debug("no revision of shard %s: %s", asked.name, error)
-            return 0
+    async def _ask(self, shards: Iterable[Shard]) -> dict[str, int]:
+        """The revision of each of these shards, by linearizable reads at once; 0 for a shard that does not answer."""
+        outcomes = await ask_all(shards, RANGE, _ASKED, seconds=ANSWER_SECONDS)
+        for name, failure in failures_of(outcomes).items():
+            log.debug("no revision of shard %s: %s", name, failure.message)
+        return dict.fromkeys(outcomes, 0) | {
+            name: int(answer.header.revision) for name, answer in answers_of(outcomes).items()
+        }
 
     async def run(self) -> None:
         """Takes one every `sample_seconds`, for ever."""

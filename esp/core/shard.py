@@ -39,7 +39,6 @@ from esp.core.wire.call import BrokenCall, MessageCall, Reader, messages
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
-from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerStream
@@ -248,24 +247,6 @@ class Shard:
         log.log(level, "shard %s: an answer of %s %s (%d so far)", self.name, self.endpoint, fault, self.garbled)
         return errors.garbled(self.name, fault).error()
 
-    async def unary(
-        self,
-        path: bytes,
-        message: bytes,
-        *,
-        idempotent: bool,
-        metadata: Fields | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
-    ) -> bytes:
-        """The answer to one call, both without gRPC prefix.
-
-        Raises:
-            RpcError: the call's status, as etcd gave it, or Unavailable as clients should see it; DeadlineExceeded
-                after `timeout` seconds.
-        """
-        forward = path, encode(metadata or [])
-        return await self.forward_unary(forward, message, idempotent=idempotent, timeout=timeout)
-
     async def forward_unary(
         self,
         forward: Forward,
@@ -275,7 +256,19 @@ class Shard:
         timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
         down: ServerStream | None = None,
     ) -> bytes:
-        """As `unary`, with a head that is encoded already; `down` is the client's call on whose behalf."""
+        """The answer to one call, message and answer without gRPC prefix.
+
+        Args:
+            forward: the head of the call.
+            message: the request.
+            idempotent: whether the call is sent again when its connection breaks and its fate is unknown.
+            timeout: seconds until the deadline; None for none.
+            down: the client's call that this call is made for, if any.
+
+        Raises:
+            RpcError: the call's status, as etcd gave it, or Unavailable as clients should see it; DeadlineExceeded
+                after `timeout` seconds.
+        """
         return await self.read_unary(forward, message, messages, idempotent=idempotent, timeout=timeout, down=down)
 
     async def read_unary(

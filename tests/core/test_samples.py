@@ -39,7 +39,7 @@ class _Shard:
     def parsed(self, answer: Any, message: bytes) -> Any:
         return answer.FromString(message)
 
-    async def unary(self, path: bytes, message: bytes, **options: object) -> bytes:
+    async def forward_unary(self, head: object, message: bytes, **options: object) -> bytes:
         self.clocks.asked.append(self.index)
         await asyncio.sleep(0)
         next(self.clocks.before_answer, None)

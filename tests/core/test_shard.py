@@ -343,7 +343,10 @@ class TestWaiting:
         async with ScriptedEtcd(one) as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
             connection = await etcd.accepts()
             await front.until(lambda: front.shard.version)
-            asked = [asyncio.create_task(front.shard.unary(PUT, b"%d" % n, idempotent=False)) for n in range(5)]
+            asked = [
+                asyncio.create_task(front.shard.forward_unary((PUT, b""), b"%d" % n, idempotent=False))
+                for n in range(5)
+            ]
             for _ in range(5):
                 call = await connection.hears()
                 assert not connection.calls
@@ -585,7 +588,7 @@ class TestEspsOwnCalls:
     async def test_a_write_that_may_have_been_applied_is_not_sent_again(self) -> None:
         async with ScriptedEtcd() as etcd, Front(etcd.endpoint) as front:
             connection = await etcd.accepts()
-            asked = asyncio.create_task(front.shard.unary(PUT, b"", idempotent=False))
+            asked = asyncio.create_task(front.shard.forward_unary((PUT, b""), b"", idempotent=False))
             await connection.hears()
             connection.hangs_up()
             with pytest.raises(RpcError) as caught:
@@ -596,7 +599,7 @@ class TestEspsOwnCalls:
     @in_a_loop
     async def test_a_read_is_sent_again_once(self) -> None:
         async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
-            asked = asyncio.create_task(front.shard.unary(RANGE, b"", idempotent=True, timeout=30))
+            asked = asyncio.create_task(front.shard.forward_unary((RANGE, b""), b"", idempotent=True, timeout=30))
             lefts = []
             for _ in range(2):
                 connection = await etcd.accepts()
@@ -613,7 +616,7 @@ class TestEspsOwnCalls:
     async def test_what_was_not_processed_is_sent_again_once(self) -> None:
         async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
             connection = await etcd.accepts()
-            asked = asyncio.create_task(front.shard.unary(PUT, b"", idempotent=False))
+            asked = asyncio.create_task(front.shard.forward_unary((PUT, b""), b"", idempotent=False))
             for _ in range(2):
                 call = await connection.hears()
                 connection.says(rst(call.stream, ErrorCode.REFUSED_STREAM))
@@ -627,7 +630,7 @@ class TestEspsOwnCalls:
         async with ScriptedEtcd() as etcd, Front(etcd.endpoint) as front:
             connection = await etcd.accepts()
             with pytest.raises(RpcError) as caught:
-                await front.shard.unary(PUT, b"", idempotent=False, timeout=0.05)
+                await front.shard.forward_unary((PUT, b""), b"", idempotent=False, timeout=0.05)
             assert caught.value.status.code == Code.DEADLINE_EXCEEDED
             call = await connection.hears()
             await connection.hears_frame(frames.RST_STREAM, call.stream)
@@ -636,16 +639,16 @@ class TestEspsOwnCalls:
     async def test_without_any_time_nothing_is_sent(self) -> None:
         async with ScriptedEtcd() as etcd, Front(etcd.endpoint) as front:
             with pytest.raises(RpcError) as caught:
-                await front.shard.unary(PUT, b"", idempotent=False, timeout=0.0)
+                await front.shard.forward_unary((PUT, b""), b"", idempotent=False, timeout=0.0)
             assert caught.value.status.code == Code.DEADLINE_EXCEEDED
-            assert await front.shard.unary(STATUS, b"", idempotent=True)
+            assert await front.shard.forward_unary((STATUS, b""), b"", idempotent=True)
             assert not etcd.calls
 
     @in_a_loop
     async def test_no_connection_in_time(self) -> None:
         async with Front(dead(), limits=Limits(max_waiting_seconds=0.05), waits=False) as front:
             with pytest.raises(RpcError) as caught:
-                await front.shard.unary(PUT, b"", idempotent=False)
+                await front.shard.forward_unary((PUT, b""), b"", idempotent=False)
             assert caught.value.status == errors.NO_CONNECTION
             with pytest.raises(RpcError) as caught:
                 await front.shard.open(b"", b"")
@@ -655,7 +658,7 @@ class TestEspsOwnCalls:
     async def test_one_that_is_cancelled_while_it_waits_is_forgotten(self) -> None:
         async with Front(dead(), limits=Limits(max_waiting_requests=1, max_waiting_seconds=20), waits=False) as front:
             for _ in range(3):
-                asked = asyncio.create_task(front.shard.unary(PUT, b"", idempotent=False))
+                asked = asyncio.create_task(front.shard.forward_unary((PUT, b""), b"", idempotent=False))
                 await asyncio.sleep(0)
                 asked.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -762,7 +765,7 @@ class TestEndpoints:
             await front.until(lambda: front.shard.version)
             error = headers(3, HEAD + trailers(Status(Code.UNAVAILABLE, text)), end=True)
             if own:
-                asked = asyncio.create_task(front.shard.unary(PUT, b"", idempotent=False))
+                asked = asyncio.create_task(front.shard.forward_unary((PUT, b""), b"", idempotent=False))
                 assert (await connection.hears()).stream == 3
                 connection.says(error)
                 with pytest.raises(RpcError, match=text):
@@ -876,14 +879,14 @@ class TestEnd:
             late = front.put()
             assert await front.outcome(late) == told(errors.NO_CONNECTION)
             with pytest.raises(RpcError):
-                await front.shard.unary(PUT, b"", idempotent=False)
+                await front.shard.forward_unary((PUT, b""), b"", idempotent=False)
 
     @in_a_loop
     async def test_calls_that_wait_are_refused(self) -> None:
         front = Front(dead(), limits=PATIENT, waits=False)
         async with front:
             streams = [front.put(b"x"), front.watch()]
-            own = asyncio.create_task(front.shard.unary(PUT, b"", idempotent=False))
+            own = asyncio.create_task(front.shard.forward_unary((PUT, b""), b"", idempotent=False))
             await asyncio.sleep(0)
             front._others.add(own)
         for stream in streams:

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from esp.core import errors
-from esp.core.background import all_of
+from esp.core.ask import COMPACT, RANGE, ask, ask_all
 from esp.core.config import Compaction
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.samples import Samples
 from esp.core.services.handlers import CoroutineCall
-from esp.core.services.reading import RANGE, ask
+from esp.core.services.metadata import load_bearing
 from esp.core.services.revision import merged_header
 from esp.core.tokens import Position
+from esp.core.wire.hpack import encode
 from esp.core.wire.status import Code, RpcError, Status
 
 _Outcomes = Mapping[int, rpc_pb2.CompactionResponse | Status]
@@ -73,22 +74,25 @@ class Compactions:
             return key is not None
         leading = self._routing.map.owner(key)
         asked = rpc_pb2.RangeRequest(key=key)
-        answer = await ask(call, self._routing, leading, RANGE, asked, rpc_pb2.RangeResponse, idempotent=True)
+        metadata = encode(load_bearing(call.stream.head))
+        remaining = call.stream.remaining()
+        shard = self._routing.shards[leading]
+        answer = await ask(shard, RANGE, asked, metadata=metadata, seconds=remaining, down=call.stream)
         return any(row.value == str(number).encode() for row in answer.kvs)
 
     async def _compact(
         self, call: CoroutineCall, revisions: Mapping[int, int], request: rpc_pb2.CompactionRequest
     ) -> _Outcomes:
-        async def compact(shard: int, revision: int) -> rpc_pb2.CompactionResponse | Status:
-            asked = rpc_pb2.CompactionRequest(revision=revision, physical=request.physical)
-            path = call.stream.head.path
-            try:
-                return await ask(call, self._routing, shard, path, asked, rpc_pb2.CompactionResponse, idempotent=False)
-            except RpcError as error:
-                return errors.undecided(error.status)  # an answer like any other: the rest is not cut short for it
-
-        outcomes = await all_of([compact(shard, revision) for shard, revision in revisions.items()])
-        return dict(zip(revisions, outcomes, strict=True))
+        by_name = {self._routing.shards[shard].name: revision for shard, revision in revisions.items()}
+        outcomes = await ask_all(
+            [self._routing.shards[shard] for shard in revisions],
+            COMPACT,
+            lambda shard: rpc_pb2.CompactionRequest(revision=by_name[shard.name], physical=request.physical),
+            metadata=call.metadata,
+            seconds=call.stream.remaining(),
+            down=call.stream,
+        )
+        return dict(zip(revisions, outcomes.values(), strict=True))
 
     def _answer(self, call: CoroutineCall, outcomes: _Outcomes, revision: int) -> None:
         _raise_first(outcomes)

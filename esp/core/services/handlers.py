@@ -130,6 +130,16 @@ class CoroutineCall(Sink):
         self.task = spawn(timed, on_bug=self.stream.on_bug, on_end=partial(_ended, work, on_end))
         return self.task
 
+    @property
+    def metadata(self) -> bytes:
+        """The client's metadata that go along to a shard, encoded."""
+        return self.stream.head.forward[1]
+
+    def seconds(self, most: float) -> float:
+        """How long the call may take from now on: what is left of the client's deadline, and no more than `most`."""
+        remaining = self.stream.remaining()
+        return most if remaining is None else min(most, remaining)
+
     def timed(self, work: Coroutine[Any, Any, Result]) -> Timed[Result]:
         """A part of the work, as a task of its own, which the client is charged for as well."""
         return Timed(work, self.stream.connection)

@@ -12,15 +12,17 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from google.protobuf.message import Message
 
 from esp.core import errors, lease_sync
+from esp.core.ask import LEASE_GRANT, LEASE_LEASES, LEASE_REVOKE, LEASE_TIME_TO_LIVE, Answer, Method, ask_all
 from esp.core.background import Background, all_of
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import AnswerUnary, CoroutineCall
+from esp.core.services.keepalive import PATH as KEEPALIVE_PATH
 from esp.core.services.keepalive import LeaseKeepAlive
 from esp.core.services.lease_repair import LeaseRepair
 from esp.core.services.lease_retry import LeaseRetry
@@ -28,20 +30,16 @@ from esp.core.services.lease_table import LeaseTable, is_empty
 from esp.core.services.metadata import load_bearing
 from esp.core.services.revision import merged_header
 from esp.core.services.row_order import in_turns, sort
-from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
 from esp.core.wire.hpack import Fields
 from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import RpcError, Status
 
-PATH: Final = lease_sync.PATH
 GRANT_SECONDS: Final = 2.0
 """How long a tolerant grant waits for a shard that says nothing, when others have granted."""
 REVOKE_SECONDS: Final = 7.0
 """How long esp waits for a shard where the client set no deadline: as long as an etcd for its cluster."""
 ID_TRIES: Final = 3
-
-Answer = TypeVar("Answer", bound=Message)
 
 
 class Leases:
@@ -70,11 +68,11 @@ class Leases:
             return AnswerUnary(self._background.start, request, work)
 
         return {
-            PATH + b"LeaseGrant": unary(rpc_pb2.LeaseGrantRequest, fan_out.grant),
-            PATH + b"LeaseRevoke": unary(rpc_pb2.LeaseRevokeRequest, fan_out.revoke),
-            PATH + b"LeaseKeepAlive": self._keepalive,
-            PATH + b"LeaseTimeToLive": unary(rpc_pb2.LeaseTimeToLiveRequest, fan_out.time_to_live),
-            PATH + b"LeaseLeases": unary(rpc_pb2.LeaseLeasesRequest, fan_out.leases),
+            LEASE_GRANT.path: unary(rpc_pb2.LeaseGrantRequest, fan_out.grant),
+            LEASE_REVOKE.path: unary(rpc_pb2.LeaseRevokeRequest, fan_out.revoke),
+            KEEPALIVE_PATH: self._keepalive,
+            LEASE_TIME_TO_LIVE.path: unary(rpc_pb2.LeaseTimeToLiveRequest, fan_out.time_to_live),
+            LEASE_LEASES.path: unary(rpc_pb2.LeaseLeasesRequest, fan_out.leases),
         }
 
     async def run(self) -> None:
@@ -132,7 +130,7 @@ class _FanOut:
             # So that the client hears of a lease that was granted without one of the shards.
             seconds = min(GRANT_SECONDS, (call.stream.remaining() or GRANT_SECONDS * 2) / 2)
         try:
-            outcomes = await self._ask_all(call, request, rpc_pb2.LeaseGrantResponse, seconds=seconds)
+            outcomes = await self._ask_all(call, LEASE_GRANT, request, seconds=seconds)
         except asyncio.CancelledError:
             if own_id:  # nobody else has ever heard of it
                 self._repair.revoke(request.ID, everywhere, metadata)
@@ -180,7 +178,7 @@ class _FanOut:
             RpcError: a shard's, as it came; "requested lease not found" only when no shard has it.
         """
         try:
-            outcomes = await self._ask_all(call, request, rpc_pb2.LeaseRevokeResponse)
+            outcomes = await self._ask_all(call, LEASE_REVOKE, request)
         except asyncio.CancelledError:
             # Some shards have revoked it by now, so it must not live on in the others.
             self._repair.revoke(request.ID, range(len(self._shards)), load_bearing(call.stream.head))
@@ -210,7 +208,7 @@ class _FanOut:
         Raises:
             RpcError: a shard's, as it came.
         """
-        outcomes = await self._ask_all(call, request, rpc_pb2.LeaseTimeToLiveResponse, idempotent=True)
+        outcomes = await self._ask_all(call, LEASE_TIME_TO_LIVE, request)
         answers = _answers(outcomes)
         living = {index: answer for index, answer in answers.items() if answer.TTL >= 0}
         refusal = _refusal(outcomes, may_miss=self._table.tolerant and bool(living) and not request.keys)
@@ -241,7 +239,7 @@ class _FanOut:
         Raises:
             RpcError: a shard's, as it came.
         """
-        outcomes = await self._ask_all(call, request, rpc_pb2.LeaseLeasesResponse, idempotent=True)
+        outcomes = await self._ask_all(call, LEASE_LEASES, request)
         refusal = _refusal(outcomes, may_miss=False)
         if refusal is not None:
             raise refusal.error()
@@ -254,32 +252,21 @@ class _FanOut:
     async def _ask_all(
         self,
         call: CoroutineCall,
+        method: Method[Answer],
         request: Message,
-        answer: type[Answer],
         *,
         seconds: float = REVOKE_SECONDS,
-        idempotent: bool = False,
     ) -> list[Answer | Status]:
         """What each shard answers, in their order; `seconds` is the longest to wait for one."""
-        stream = call.stream
-        body = request.SerializeToString()
-        remaining = stream.remaining()
-        timeout = seconds if remaining is None else min(seconds, remaining)
-
-        async def ask(shard: Shard) -> Answer | Status:
-            try:
-                message = await shard.forward_unary(
-                    stream.head.forward,
-                    body,
-                    idempotent=idempotent,
-                    timeout=timeout,
-                    down=stream if idempotent else None,
-                )
-                return shard.parsed(answer, message)
-            except RpcError as error:
-                return errors.undecided(error.status)
-
-        return await all_of(map(ask, self._shards))
+        outcomes = await ask_all(
+            self._shards,
+            method,
+            request,
+            metadata=call.metadata,
+            seconds=call.seconds(seconds),
+            down=call.stream if method.idempotent else None,
+        )
+        return list(outcomes.values())
 
     def _header(self, answers: Iterable[Any]) -> rpc_pb2.ResponseHeader:
         return merged_header([answer.header for answer in answers], self._identity)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
-from esp.core.background import all_of
-from esp.core.errors import undecided
+from esp.core.ask import STATUS, answers_of, ask_all, failures_of
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import AnswerUnary, CoroutineCall, Spawn
 from esp.core.services.revision import merged_header, token
 from esp.core.wire.server_stream import Handler
-from esp.core.wire.status import RpcError, Status
+from esp.core.wire.status import Status
 
 PATH: Final = b"/etcdserverpb.Maintenance/"
 SECONDS: Final = 2.0
@@ -31,30 +30,18 @@ def handlers(routing: Routing, spawn: Spawn) -> Mapping[bytes, Handler]:
 async def status_of_all(
     call: CoroutineCall, routing: Routing, request: rpc_pb2.StatusRequest
 ) -> rpc_pb2.StatusResponse:
-    """The status of those shards that answer; what is wrong with the others is among its errors.
+    """The status of the shards that answer; the errors in it say what is wrong with the others.
 
     Raises:
         RpcError: none answers; the first shard's.
     """
-    stream = call.stream
-    remaining = stream.remaining()
-    timeout = SECONDS if remaining is None else min(SECONDS, remaining)
-    body = request.SerializeToString()
-
-    async def ask(shard: int) -> rpc_pb2.StatusResponse | Status:
-        client = routing.shards[shard]
-        try:
-            message = await client.forward_unary(stream.head.forward, body, idempotent=True, timeout=timeout)
-            return client.parsed(rpc_pb2.StatusResponse, message)
-        except RpcError as error:
-            return undecided(error.status)
-
-    outcomes = await all_of(map(ask, range(len(routing.shards))))
-    return merge(routing, outcomes)
+    return merge(
+        routing, await ask_all(routing.shards, STATUS, request, metadata=call.metadata, seconds=call.seconds(SECONDS))
+    )
 
 
-def merge(routing: Routing, outcomes: Sequence[rpc_pb2.StatusResponse | Status]) -> rpc_pb2.StatusResponse:
-    """One status of those of the shards, in the order of the shard map.
+def merge(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | Status]) -> rpc_pb2.StatusResponse:
+    """One status made of the statuses of the shards, by their names, in the order of the shard map.
 
     Sizes are summed up, of versions the lowest counts, of the raft's numbers, which are for people, the highest. esp
     calls itself the leader where every shard has one.
@@ -62,9 +49,9 @@ def merge(routing: Routing, outcomes: Sequence[rpc_pb2.StatusResponse | Status])
     Raises:
         RpcError: there is none.
     """
-    answers = {shard: outcome for shard, outcome in enumerate(outcomes) if not isinstance(outcome, Status)}
+    answers = answers_of(outcomes)
     if not answers:
-        raise next(outcome for outcome in outcomes if isinstance(outcome, Status)).error()
+        raise next(iter(failures_of(outcomes).values())).error()
     told = list(answers.values())
     merged = rpc_pb2.StatusResponse(
         version=min((answer.version for answer in told), key=version_key),
@@ -78,8 +65,7 @@ def merge(routing: Routing, outcomes: Sequence[rpc_pb2.StatusResponse | Status])
     )
     if len(told) == len(outcomes) and all(answer.leader for answer in told):
         merged.leader = routing.identity.member_id
-    for shard, outcome in enumerate(outcomes):
-        name = routing.shards[shard].name
+    for name, outcome in outcomes.items():
         if isinstance(outcome, Status):
             merged.errors.append(f"shard {name}: {outcome.message}")
         else:
@@ -87,7 +73,8 @@ def merge(routing: Routing, outcomes: Sequence[rpc_pb2.StatusResponse | Status])
     downgrades = [answer.downgradeInfo for answer in told if answer.downgradeInfo.enabled]
     if downgrades:
         merged.downgradeInfo.CopyFrom(downgrades[0])
-    revision = token(routing, {shard: answer.header.revision for shard, answer in answers.items()})
+    names = routing.map.names
+    revision = token(routing, {names.index(name): answer.header.revision for name, answer in answers.items()})
     merged.header.CopyFrom(merged_header([answer.header for answer in told], routing.identity, revision))
     return merged
 

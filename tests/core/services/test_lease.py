@@ -18,12 +18,12 @@ from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services import lease_repair
+from esp.core.services.handlers import CoroutineCall
 from esp.core.services.lease import Leases, _FanOut
 from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
 from esp.core.tokens import Tokens
 from esp.core.wire.context import WireContext
-from esp.core.wire.hpack import Fields
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
 from esp.core.wire.server_stream import INTERNAL_ERROR
@@ -59,20 +59,9 @@ class FakeShard:
     def is_ready(self) -> bool:
         return not self.away
 
-    async def unary(
-        self,
-        path: bytes,
-        message: bytes,
-        *,
-        idempotent: bool,
-        metadata: Fields | None = None,
-        timeout: float | None,  # noqa: ASYNC109 - as the real one has it
-    ) -> bytes:
-        return await self.forward_unary(path, message, idempotent=idempotent, timeout=timeout)
-
     async def forward_unary(
         self,
-        forward: bytes,
+        forward: tuple[bytes, bytes],
         message: bytes,
         *,
         idempotent: bool,
@@ -83,7 +72,7 @@ class FakeShard:
         await asyncio.sleep(0)
         if self.away:
             raise errors.NO_CONNECTION.error()
-        method = forward.decode().rpartition("/")[2]
+        method = forward[0].decode().rpartition("/")[2]
         self.asked.append(method)
         answer: Message = getattr(self, f"_{method}")(message)
         if self.frozen:
@@ -122,8 +111,8 @@ class FakeShard:
 class FakeStream:
     """A client's call, and what it was answered."""
 
-    def __init__(self, forward: bytes) -> None:
-        self.head = SimpleNamespace(forward=forward, fields=[], path=forward)
+    def __init__(self, path: bytes) -> None:
+        self.head = SimpleNamespace(forward=(path, b""), fields=[], path=path)
         context = SimpleNamespace(flush_soon=lambda: None)
         self.connection = SimpleNamespace(context=context, clock=lambda: 0.0, charge=lambda seconds: None)
         self.peer = "client"
@@ -188,7 +177,8 @@ class World:
         return stream if self.retry.take(stream, body, [None, put], errors.LEASE_NOT_FOUND) else None
 
     def _call(self, method: str) -> Any:
-        return SimpleNamespace(stream=FakeStream(PATH + method.encode()))
+        stream: Any = FakeStream(PATH + method.encode())
+        return CoroutineCall(stream)
 
     def where(self, lease_id: int) -> list[bool]:
         return [lease_id in shard.leases for shard in self.shards]

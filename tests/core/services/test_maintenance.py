@@ -22,7 +22,10 @@ Header = rpc_pb2.ResponseHeader
 def routing() -> Any:
     """As much of a Routing as a merge looks at."""
     shards = tuple(SimpleNamespace(name=name) for name in ("a", "b"))
-    return SimpleNamespace(shards=shards, identity=Identity(7, 8), tokens=Tokens(2, WireContext(Limits()), instance=1))
+    names = SimpleNamespace(names=("a", "b"))
+    return SimpleNamespace(
+        map=names, shards=shards, identity=Identity(7, 8), tokens=Tokens(2, WireContext(Limits()), instance=1)
+    )
 
 
 ONE = Status(
@@ -50,8 +53,12 @@ OTHER = Status(
 )
 
 
+def outcomes(a: Any, b: Any) -> dict[str, Any]:
+    return {"a": a, "b": b}
+
+
 def test_sizes_add_up_and_the_lowest_version_counts(routing: Any) -> None:
-    merged = merge(routing, [ONE, OTHER])
+    merged = merge(routing, outcomes(ONE, OTHER))
     token = merged.header.revision
     assert routing.tokens.position(token).vector == (30, 5)
     assert merged == Status(
@@ -70,7 +77,7 @@ def test_sizes_add_up_and_the_lowest_version_counts(routing: Any) -> None:
 
 
 def test_a_shard_that_does_not_answer_is_an_error_and_no_failure(routing: Any) -> None:
-    merged = merge(routing, [ONE, errors.NO_CONNECTION])
+    merged = merge(routing, outcomes(ONE, errors.NO_CONNECTION))
     assert merged.leader == 0
     assert list(merged.errors) == ["shard b: there is no connection available"]
     assert routing.tokens.position(merged.header.revision).vector == (30, 0)
@@ -80,12 +87,12 @@ def test_a_shard_without_a_leader_leaves_the_whole_without_one(routing: Any) -> 
     headless = Status()
     headless.CopyFrom(OTHER)
     headless.leader = 0
-    assert merge(routing, [ONE, headless]).leader == 0
+    assert merge(routing, outcomes(ONE, headless)).leader == 0
 
 
 def test_when_no_shard_answers_the_call_fails_as_the_first(routing: Any) -> None:
     with pytest.raises(RpcError) as caught:
-        merge(routing, [errors.NO_LEADER, errors.NO_CONNECTION])
+        merge(routing, outcomes(errors.NO_LEADER, errors.NO_CONNECTION))
     assert caught.value.status == errors.NO_LEADER
 
 
@@ -94,7 +101,7 @@ def test_a_downgrade_anywhere_is_told(routing: Any) -> None:
     going.CopyFrom(OTHER)
     going.downgradeInfo.enabled = True
     going.downgradeInfo.targetVersion = "3.5.0"
-    assert cast("Status", merge(routing, [ONE, going])).downgradeInfo == going.downgradeInfo
+    assert cast("Status", merge(routing, outcomes(ONE, going))).downgradeInfo == going.downgradeInfo
 
 
 def test_versions_are_ordered_by_their_numbers() -> None:

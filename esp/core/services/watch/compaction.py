@@ -18,11 +18,11 @@ from collections.abc import Callable
 from typing import Final
 
 from esp.core import errors
+from esp.core.ask import RANGE, ask
 from esp.core.pb import rpc_pb2
-from esp.core.services.metadata import call_head
-from esp.core.services.reading import RANGE
 from esp.core.services.watch.span import Span
 from esp.core.services.watch.tap import Client, Tap
+from esp.core.wire.hpack import encode
 from esp.core.wire.status import Code, RpcError
 
 READ_SECONDS: Final = 5.0
@@ -79,12 +79,10 @@ class Compaction:
     async def _has_history(self, tap: Tap) -> bool:
         """Whether the shard has the history that the watcher needs next; True as well if the shard refuses to tell."""
         wanted = self._span.passed(tap) + 1
-        request = rpc_pb2.RangeRequest(key=tap.first_key, revision=wanted, count_only=True).SerializeToString()
+        request = rpc_pb2.RangeRequest(key=tap.first_key, revision=wanted, count_only=True)
         shard = self._client.routing.shards[tap.shard]
         try:
-            await shard.forward_unary(
-                call_head(RANGE, self._client.metadata), request, idempotent=True, timeout=READ_SECONDS
-            )
+            await ask(shard, RANGE, request, metadata=encode(self._client.metadata), seconds=READ_SECONDS)
         except RpcError as error:
             if error.status == errors.COMPACTED:
                 if tap not in self._found:

@@ -23,17 +23,17 @@ import asyncio
 from collections.abc import Iterable
 from typing import Final
 
+from esp.core.ask import RANGE, ask
 from esp.core.background import Timer, all_of
 from esp.core.pb import rpc_pb2
 from esp.core.services.maintenance import version_key
-from esp.core.services.metadata import call_head
-from esp.core.services.reading import RANGE
 from esp.core.services.revision import token
 from esp.core.services.watch.messages import Response
 from esp.core.services.watch.source import Source
 from esp.core.services.watch.tap import Tap
 from esp.core.services.watch.upstream import Upstream
 from esp.core.services.watch.watcher import Stream, Watcher
+from esp.core.wire.hpack import encode
 from esp.core.wire.status import RpcError
 
 READ_SECONDS: Final = 5.0
@@ -140,11 +140,10 @@ class SpanProgress:
 
     async def _revision(self, shard: int, key: bytes) -> int:
         """The shard's revision now, from a read of `key`, which the client may read: it watches the key."""
-        request = rpc_pb2.RangeRequest(key=key, count_only=True).SerializeToString()
-        head = call_head(RANGE, self._stream.metadata)
-        client = self._stream.routing.shards[shard]
-        answer = await client.forward_unary(head, request, idempotent=True, timeout=READ_SECONDS)
-        return client.parsed(rpc_pb2.RangeResponse, answer).header.revision
+        request = rpc_pb2.RangeRequest(key=key, count_only=True)
+        metadata = encode(self._stream.metadata)
+        answer = await ask(self._stream.routing.shards[shard], RANGE, request, metadata=metadata, seconds=READ_SECONDS)
+        return answer.header.revision
 
     def _ask_shards(self, watcher: Watcher, one: _Round) -> None:
         if self._tell_if_reached(watcher, one):

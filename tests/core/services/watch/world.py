@@ -318,7 +318,7 @@ class World:
     async def _reads(self, shard: int, head: object, body: bytes, **named: object) -> bytes:
         if rpc_pb2.RangeRequest.FromString(body).revision < self.compacted[shard]:
             raise errors.COMPACTED.error()
-        return b""
+        return rpc_pb2.RangeResponse(header=rpc_pb2.ResponseHeader(revision=1)).SerializeToString()
 
     def search_on(self) -> None:
         """Time passes for those that find out where compacted watchers can go on."""
