@@ -26,9 +26,9 @@ LAYERS = [
         "esp.core.identity",
         "esp.core.health",
         "esp.core.undivided",
-        "esp.core.apiservers",
-        "esp.core.samples",
     },
+    {"esp.core.layout"},
+    {"esp.core.apiservers", "esp.core.samples"},
     {"esp.core.routing"},
     {"esp.core.probe", "esp.core.lease_sync"},
     {"esp.core.lease_survey"},
@@ -191,3 +191,53 @@ def test_no_more_than_two_files_know_one_another() -> None:
     """Imports for types are counted: whoever reads one file of a circle has to read them all."""
     graph = {module: {name for name in imports(module) if name in MODULES} for module in MODULES}
     assert [circle for circle in circles(graph) if len(circle) > MOST_IN_A_CIRCLE] == []
+
+
+def counted_shards(tree: ast.AST) -> Iterator[str]:
+    """Expressions in which shards are known by their positions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and _is_shards(node.value) and _is_number(node.slice):
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+            inner = node.args[-1]
+            counts = node.func.id == "range" and isinstance(inner, ast.Call) and bool(inner.args)
+            if _is_shards(node.args[0]) if node.func.id == "enumerate" else counts and _is_length(inner):
+                yield ast.unparse(node)
+
+
+def _is_shards(node: ast.AST) -> bool:
+    """Whether an expression ends in `shards`, `owners` or `lanes`, or is the keys or values of such a table."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return node.func.attr in ("keys", "values", "items") and _is_shards(node.func.value)
+    name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    return name.lstrip("_") in ("shards", "owners", "lanes")
+
+
+def _is_number(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int)
+
+
+def _is_length(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "len" and _is_shards(node.args[0])
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("for i, shard in enumerate(self.routing.shards): pass", True),
+        ("for i, shard in enumerate(layout.shards.values(), 1): pass", True),
+        ("for i in range(len(self._shards)): pass", True),
+        ("x = [0 for _ in range(1, len(shards))]", True),
+        ("x = routing.shards[0]", True),
+        ("x = routing.shards[name]; y = dict.fromkeys(shards); z = enumerate(parts); w = range(len(parts))", False),
+    ],
+)
+def test_positions_of_shards_are_found(code: str, found: bool) -> None:
+    assert bool(list(counted_shards(ast.parse(code)))) == found
+
+
+@pytest.mark.parametrize("module", [module for module in LAYERED if within(module, "esp.core")])
+def test_shards_are_known_by_their_names(module: str) -> None:
+    """A position in a list means another shard in the next layout."""
+    if not within(module, "esp.core.wire"):
+        assert list(counted_shards(ast.parse(MODULES[module].read_text()))) == []

@@ -40,8 +40,7 @@ def run(config: Path | None, output: Format) -> None:
 
 
 def _write_text(loaded: Config, health: Health) -> None:
-    names = loaded.shard_map.names
-    owned = [(names[shard], format_range(part)) for shard, part in loaded.shard_map.split(KeyRange(b"", None))]
+    owned = [(shard, format_range(part)) for shard, part in loaded.shard_map.split(KeyRange(b"", None))]
     write_table(["SHARD", "KEYS"], owned)
     write("")
     troubled = {finding.endpoint for finding in health.problems} - {None}

@@ -81,8 +81,7 @@ def _run(loaded: Config, names: list[str], options: Options, confirm: Callable[[
     shown = differing
     actions: list[Action] = []
     if options.prune_only_on is not None:
-        shard = names.index(options.prune_only_on)
-        shown = [view for view in views if view.only_on == shard]
+        shown = [view for view in views if view.only_on == options.prune_only_on]
     if options.output is Format.TABLE:
         _write_leases(names, shown, views, options)
     if options.apply:
@@ -115,7 +114,7 @@ def _must_be_wanted(orphans: Sequence[LeaseView], options: Options, confirm: Cal
     """
     if options.yes:
         return
-    keys = sum(here.keys for view in orphans for here in view.on if here is not None)
+    keys = sum(here.keys for view in orphans for here in view.on.values() if here is not None)
     what = f"{_counted(len(orphans), 'lease')} and {_counted(keys, 'key')} on shard {options.prune_only_on}"
     if not sys.stdin.isatty():
         raise CommandError(f"this would delete {what}; to do so without a question, add --yes", USAGE)
@@ -128,16 +127,17 @@ def _write_leases(
 ) -> None:
     if shown:
         rows = [
-            [_hex(view.id), *map(_cell, view.on), _difference(names, view, options.skew)] for view in shown[:MAX_ROWS]
+            [_hex(view.id), *(_cell(view.on[name]) for name in names), _difference(view, options.skew)]
+            for view in shown[:MAX_ROWS]
         ]
         write_table(["LEASE", *names, "DIFFERENCE"], rows)
         if len(shown) > MAX_ROWS:
             write(f"and {len(shown) - MAX_ROWS} more; -o json lists all")
         write("")
-    totals = [
-        f"{name} {sum(here is not None for here in on)} with {_counted(sum(here.keys for here in on if here), 'key')}"
-        for name, on in zip(names, zip(*(view.on for view in views), strict=True), strict=bool(views))
-    ]
+    totals = []
+    for name in names if views else ():
+        found = [here for view in views if (here := view.on[name]) is not None]
+        totals.append(f"{name} {len(found)} with {_counted(sum(here.keys for here in found), 'key')}")
     write("; ".join([f"{_counted(len(views), 'lease')} in all", *totals]) + ".")
     if options.prune_only_on is not None:
         write(f"{_counted(len(shown), 'lease')} only on {options.prune_only_on}.")
@@ -155,12 +155,12 @@ def _cell(here: LeaseOnShard | None) -> str:
     return "-" if here is None else f"{here.ttl}/{here.granted_ttl} s, {_counted(here.keys, 'key')}"
 
 
-def _difference(names: Sequence[str], view: LeaseView, skew: int) -> str:
+def _difference(view: LeaseView, skew: int) -> str:
     found = []
     if view.only_on is not None:
-        found.append(f"only on {names[view.only_on]}")
+        found.append(f"only on {view.only_on}")
     elif view.missing:
-        found.append("missing on " + ", ".join(names[index] for index in view.missing))
+        found.append("missing on " + ", ".join(view.missing))
     if view.ttl_spread > skew:
         found.append(f"TTLs {view.ttl_spread} s apart")
     return "; ".join(found)
@@ -200,12 +200,12 @@ def _write_json(
             "shards": [
                 {
                     "name": name,
-                    "leases": sum(view.on[index] is not None for view in views),
-                    "keys": sum(here.keys for view in views if (here := view.on[index]) is not None),
+                    "leases": sum(view.on[name] is not None for view in views),
+                    "keys": sum(here.keys for view in views if (here := view.on[name]) is not None),
                 }
-                for index, name in enumerate(names)
+                for name in names
             ],
-            "differences": [_json_view(names, view) for view in differing],
+            "differences": [_json_view(view) for view in differing],
             "actions": [
                 {
                     "id": _hex(action.lease),
@@ -219,15 +219,15 @@ def _write_json(
     )
 
 
-def _json_view(names: Sequence[str], view: LeaseView) -> dict[str, Any]:
+def _json_view(view: LeaseView) -> dict[str, Any]:
     return {
         "id": _hex(view.id),
-        "missing": [names[index] for index in view.missing],
-        "only_on": None if view.only_on is None else names[view.only_on],
+        "missing": view.missing,
+        "only_on": view.only_on,
         "ttl_spread": view.ttl_spread,
         "shards": {
             name: None if here is None else {"ttl": here.ttl, "granted_ttl": here.granted_ttl, "keys": here.keys}
-            for name, here in zip(names, view.on, strict=True)
+            for name, here in view.on.items()
         },
     }
 

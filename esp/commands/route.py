@@ -89,8 +89,8 @@ def _write_text(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[S
     rows = []
     for shard, part in segments:
         start, end = part.to_request()
-        here = loaded.shards[shard]
-        rows.append([here.name, _quoted(start), _end_cell(end), ",".join(map(str, here.endpoints))])
+        here = loaded.shard(shard)
+        rows.append([shard, _quoted(start), _end_cell(end), ",".join(map(str, here.endpoints))])
     write_table(["SHARD", "KEY", "RANGE_END", "ENDPOINTS"], rows)
     write("")
     if key_range.is_empty():
@@ -116,10 +116,10 @@ def _write_json(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[S
     shards = []
     for shard, part in segments:
         start, end = part.to_request()
-        here = loaded.shards[shard]
+        here = loaded.shard(shard)
         shards.append(
             {
-                "name": here.name,
+                "name": shard,
                 "key": json_key(start),
                 "range_end": json_key(end),
                 "endpoints": [str(endpoint) for endpoint in here.endpoints],

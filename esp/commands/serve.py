@@ -176,7 +176,7 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
         proxy.background.start(_warn_of_unknown_names(config))
         missing = await _unless(signals.stop, proxy.connected(CONNECT_SECONDS))
         shard_log.setLevel(logging.NOTSET)
-        for shard in proxy.routing.shards:
+        for shard in proxy.routing.shards.values():
             if shard.implausible:
                 raise CommandError(f'shard "{shard.name}" cannot be served: {shard.implausible}')
         if missing is not None:

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from esp.core.ask import RANGE, ask
 from esp.core.keys import format_key
 from esp.core.kubernetes import COMPACT_KEY, Cut, cuts, is_built_in, objects_of
+from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
-from esp.core.undivided import Undivided
 from esp.core.wire.status import RpcError
 
 log = logging.getLogger("esp")
@@ -76,24 +76,27 @@ class ApiServers:
 
     def __init__(
         self,
-        shard_map: ShardMap,
-        shards: Sequence[Shard],
-        undivided: Undivided,
+        layout: Layout,
         roots: Iterable[bytes],
         *,
         protects: bool,
     ) -> None:
-        """`roots` are those to assume; `protects` says whether a resource that is cut is added to `undivided`."""
+        """`roots` are those to assume; `protects` says whether a resource that is cut becomes undivided."""
         self.is_known = asyncio.Event()
         self.roots: set[bytes] = set()
         self._assumed = tuple(roots)
-        self._map = shard_map
-        self._shards = shards
-        self._undivided = undivided
+        self._layout = layout
         self._protects = protects
         self._wanted: dict[bytes, None] = {COMPACT_KEY: None}
         self._asked = asyncio.Event()
         self._asked.set()
+
+    def install(self, layout: Layout) -> None:
+        """Another layout is in force: what is known of kube-apiservers holds for its map."""
+        self._layout = layout
+        self._asked.set()
+        for root in self.roots:
+            self._look_for_cuts(root)
 
     def saw_watcher(self, request: rpc_pb2.WatchCreateRequest) -> None:
         """Takes note of what somebody wants to watch, before that is begun."""
@@ -120,14 +123,16 @@ class ApiServers:
             self._asked.set()
 
     async def run(self) -> None:
-        """Looks for what was seen, for ever. With one shard there is nothing to find out."""
-        while len(self._shards) > 1:
+        """Looks for what was seen, for ever."""
+        while True:
             await self._asked.wait()
             self._asked.clear()
             await asyncio.sleep(LOOK_SECONDS)
+            if len(self._layout.shards) == 1:
+                continue  # there is nothing to find out, and nobody tells
             for key in tuple(self._wanted):
                 try:
-                    is_there = await holds(self._shards[self._map.owner(key)], key)
+                    is_there = await holds(self._layout.owner(key), key)
                 except RpcError as error:
                     log.debug("looking for %s: %s", format_key(key), error.status.message)
                     self._asked.set()
@@ -149,15 +154,18 @@ class ApiServers:
         for root in roots:
             if root not in self.roots:
                 self.roots.add(root)
-                for cut in cuts(self._map, root):
-                    self._on_cut(cut)
+                self._look_for_cuts(root)
+
+    def _look_for_cuts(self, root: bytes) -> None:
+        for cut in cuts(self._layout.map, root):
+            self._on_cut(cut)
 
     def _on_cut(self, cut: Cut) -> None:
         consequence = ""
         if self._protects:
             consequence = "; until then such requests are refused"
             if cut.is_split:
-                self._undivided.add(objects_of(cut.resource), _CURE)
+                self._layout.undivided.add(objects_of(cut.resource), _CURE)
             else:
-                self._undivided.part(cut.resource, cut.shards, cut.boundary, _CURE)
+                self._layout.undivided.part(cut.resource, cut.shards, cut.boundary, _CURE)
         log.warning("%s%s", cut.explain(), consequence)

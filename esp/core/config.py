@@ -125,6 +125,10 @@ class Config:
     drain_seconds: float
     limits: Limits
 
+    def shard(self, name: str) -> ShardConfig:
+        """The shard of this name, which is one of the map's."""
+        return next(shard for shard in self.shards if shard.name == name)
+
 
 def find(explicit: Path | None, env: Mapping[str, str]) -> Path:
     """The config file to use: `explicit` (from -c), else ESP_CONFIG, else the first file of `LOOKED_AT`.

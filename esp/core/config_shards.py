@@ -66,8 +66,7 @@ def read_shards(entries: list[Any], whole: list[Any], fields: RangeFields) -> tu
     shard_map = reader.shard_map()
     reader.check_whole(whole, shard_map)
     shards = tuple(
-        ShardConfig(name, endpoints, tuple(shard_map.ranges_of(index)))
-        for index, (name, endpoints) in enumerate(zip(reader.names, reader.endpoints, strict=True))
+        ShardConfig(name, endpoints, tuple(shard_map.ranges_of(name))) for name, endpoints in reader.endpoints.items()
     )
     return shards, shard_map
 
@@ -93,7 +92,7 @@ class _OriginalShardShape(msgspec.Struct, forbid_unknown_fields=True):
 class _Source(NamedTuple):
     """A range as it stands in the file."""
 
-    shard: int
+    shard: str
     range: KeyRange
     place: Place
 
@@ -106,8 +105,7 @@ class _ShardsReader:
         self.lines = fields.lines
         self.fail = fields.fail
         self.shaped = fields.shaped
-        self.names: list[str] = []
-        self.endpoints: list[tuple[Endpoint, ...]] = []
+        self.endpoints: dict[str, tuple[Endpoint, ...]] = {}
         self._sources: list[_Source] = []
         self._owner_of: dict[Endpoint, str] = {}
         self._original = False
@@ -118,11 +116,11 @@ class _ShardsReader:
             self.fail(("shards",), f"no shards; write {example}")
         self._original = self._is_original(entries)
         for index, entry in enumerate(entries):
-            self._name(index, entry)
+            name = self._name(index, entry)
             if self._original:
-                self._original_shard(index, entry, last=index == len(entries) - 1)
+                self._original_shard(name, index, entry, last=index == len(entries) - 1)
             else:
-                self._shard(index, entry)
+                self._shard(name, index, entry)
 
     def _is_original(self, entries: list[Any]) -> bool:
         own = original = None
@@ -140,7 +138,7 @@ class _ShardsReader:
                     )
         return original is not None
 
-    def _name(self, index: int, entry: Any) -> None:
+    def _name(self, index: int, entry: Any) -> str:
         place: Place = ("shards", index)
         name = entry.get("name") if isinstance(entry, dict) else None
         if name is None:
@@ -152,28 +150,32 @@ class _ShardsReader:
                 (*place, "name"),
                 f'shard name "{name}": use at most 63 letters, digits, ".", "_" and "-", the first a letter or a digit',
             )
-        if name in self.names:
-            first = self.lines.of(("shards", self.names.index(name)))
+        if name in self.endpoints:
+            first = self.lines.of(("shards", self._place(name)))
             self.fail((*place, "name"), f'two shards are named "{name}" (the first on line {first}); rename one')
-        self.names.append(name)
+        return str(name)
 
-    def _shard(self, index: int, entry: Any) -> None:
+    def _place(self, name: str) -> int:
+        """The place of a shard in the file."""
+        return list(self.endpoints).index(name)
+
+    def _shard(self, name: str, index: int, entry: Any) -> None:
         place: Place = ("shards", index)
-        subject = f'shard "{self.names[index]}"'
+        subject = f'shard "{name}"'
         shape = self.shaped(entry, _ShardShape, place, subject)
-        self._read_endpoints(shape.endpoints, (*place, "endpoints"), subject)
+        self._read_endpoints(name, shape.endpoints, (*place, "endpoints"), subject)
         if not shape.ranges:
             self.fail(place, f'{subject} has no ranges; write ranges: [{{start: "", end: ""}}] for all keys')
         for position, value in enumerate(shape.ranges):
             here = (*place, "ranges", position)
-            self._sources.append(_Source(index, self.fields.range_at(value, here, subject), here))
+            self._sources.append(_Source(name, self.fields.range_at(value, here, subject), here))
 
-    def _original_shard(self, index: int, entry: Any, *, last: bool) -> None:
+    def _original_shard(self, name: str, index: int, entry: Any, *, last: bool) -> None:
         place: Place = ("shards", index)
-        subject = f'shard "{self.names[index]}"'
+        subject = f'shard "{name}"'
         shape = self.shaped(entry, _OriginalShardShape, place, subject)
         addresses = [shape.address] if shape.address else []
-        self._read_endpoints(addresses, (*place, "address"), subject)
+        self._read_endpoints(name, addresses, (*place, "address"), subject)
         # The first start and the last end are ignored there, whatever they say.
         start = b""
         if index > 0:
@@ -191,7 +193,7 @@ class _ShardsReader:
                     (*place, "end"),
                     f'{subject}: only the last shard may have no "end"; write the start of the next',
                 )
-        self._sources.append(_Source(index, KeyRange(start, end), place))
+        self._sources.append(_Source(name, KeyRange(start, end), place))
 
     def _boundary(self, field: str, text: Any, data: Any, place: Place, subject: str) -> bytes:
         """The key in `start` or `end`, or where that is empty, in `startBytes` or `endBytes`."""
@@ -204,7 +206,7 @@ class _ShardsReader:
         except ValueError as error:
             self.fail((*place, field), f"{subject}: {error}")
 
-    def _read_endpoints(self, values: list[Any], place: Place, subject: str) -> None:
+    def _read_endpoints(self, name: str, values: list[Any], place: Place, subject: str) -> None:
         if not values and self._original:
             self.fail(place, f"{subject} has no address; write address: 127.0.0.1:12379")
         if not values:
@@ -218,7 +220,7 @@ class _ShardsReader:
                 )
             self._owner_of[endpoint] = subject
         lines = [self.lines.of((*place, position)) for position in range(len(endpoints))]
-        self.endpoints.append(tuple(map(_with_line, endpoints, lines)))
+        self.endpoints[name] = tuple(map(_with_line, endpoints, lines))
 
     def shard_map(self) -> ShardMap:
         """The map that all ranges make together."""
@@ -230,14 +232,14 @@ class _ShardsReader:
                 positions = [position for position, _ in parts]
                 ranges = [(self._sources[position].shard, part) for position, part in parts]
                 self._check_all_own({shard for shard, _ in ranges})
-            return ShardMap.build(ranges, self.names)
+            return ShardMap.build(ranges, list(self.endpoints))
         except ShardMapError as error:
             blamed = {position: self._sources[positions[position]] for position in error.ranges}
             line = self.lines.of(next(iter(blamed.values())).place)
 
             def label(position: int) -> str:
                 source = blamed[position]
-                text = f'{format_range(source.range)} of shard "{self.names[source.shard]}"'
+                text = f'{format_range(source.range)} of shard "{source.shard}"'
                 there = self.lines.of(source.place)
                 return text if there == line else f"{text} (line {there})"
 
@@ -254,7 +256,7 @@ class _ShardsReader:
             kept = self.fields.range_or_prefix_at(value, place, '"whole"')
             boundary = shard_map.first_boundary(kept)
             if boundary is not None:
-                names = ", ".join(dict.fromkeys(shard_map.names[part.shard] for part in shard_map.split(kept)))
+                names = ", ".join(dict.fromkeys(part.shard for part in shard_map.split(kept)))
                 source = self._source_at(boundary)
                 self.fail(
                     place,
@@ -268,11 +270,11 @@ class _ShardsReader:
         starting = [source for source in self._sources if source.range.start == boundary]
         return (starting or [source for source in self._sources if source.range.end == boundary])[0]
 
-    def _check_all_own(self, owners: set[int]) -> None:
-        for index, name in enumerate(self.names):
-            if index not in owners:
+    def _check_all_own(self, owners: set[str]) -> None:
+        for name in self.endpoints:
+            if name not in owners:
                 self.fail(
-                    ("shards", index),
+                    ("shards", self._place(name)),
                     f'shard "{name}" owns no key, narrower ranges take all of its own; widen it or remove it',
                 )
 

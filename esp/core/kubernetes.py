@@ -171,11 +171,11 @@ def _cut(shard_map: ShardMap, resource: bytes) -> Cut | None:
     objects = objects_of(resource)
     boundary = shard_map.first_boundary(objects)
     if boundary is not None:
-        names = dict.fromkeys(shard_map.names[segment.shard] for segment in shard_map.split(objects))
+        names = dict.fromkeys(segment.shard for segment in shard_map.split(objects))
         return Cut(resource, boundary, tuple(names), True)
     own, theirs = shard_map.owner(resource), shard_map.owner(objects.start)
     if own == theirs:
         return None
     between = shard_map.first_boundary(KeyRange(resource, objects.start + b"\0"))
     assert between is not None, "two owners have a boundary between them"
-    return Cut(resource, between, (shard_map.names[own], shard_map.names[theirs]), False)
+    return Cut(resource, between, (own, theirs), False)

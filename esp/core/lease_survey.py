@@ -7,7 +7,7 @@ simply repeated.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -47,31 +47,34 @@ class LeaseOnShard:
 
 @dataclass(frozen=True, slots=True)
 class LeaseView:
-    """One lease on all shards, in the order of the config; None where it does not live. It lives on one at least."""
+    """One lease on all shards, by name, in the order of the config.
+
+    None stands for a shard that lacks the lease; one shard at least has it.
+    """
 
     id: int
-    on: tuple[LeaseOnShard | None, ...]
+    on: Mapping[str, LeaseOnShard | None]
 
     @property
-    def missing(self) -> list[int]:
-        """The shards that lack it."""
-        return [index for index, here in enumerate(self.on) if here is None]
+    def missing(self) -> list[str]:
+        """The shards that lack the lease."""
+        return [name for name, here in self.on.items() if here is None]
 
     @property
-    def only_on(self) -> int | None:
-        """The one shard that has it, where there are others and they all lack it."""
-        holders = [index for index, here in enumerate(self.on) if here is not None]
+    def only_on(self) -> str | None:
+        """The one shard that has the lease, where there are others and they all lack it."""
+        holders = [name for name, here in self.on.items() if here is not None]
         return holders[0] if len(holders) == 1 and len(self.on) > 1 else None
 
     @property
     def ttl_spread(self) -> int:
         """Seconds between the shard on which it ends first and the one on which it ends last."""
-        left = [here.ttl for here in self.on if here is not None]
+        left = [here.ttl for here in self.on.values() if here is not None]
         return max(left) - min(left)
 
     def differs(self, skew: int) -> bool:
         """Whether a shard lacks it, or its ends are further apart than `skew` seconds."""
-        return None in self.on or self.ttl_spread > skew
+        return bool(self.missing) or self.ttl_spread > skew
 
 
 class Done(StrEnum):
@@ -127,12 +130,11 @@ async def grant_missing(
     actions: list[Action] = []
     async with _connected(config) as shards:
 
-        async def grant(work: tuple[LeaseView, int]) -> None:
-            view, target = work
-            sources = [shards[index] for index, here in enumerate(view.on) if here is not None]
-            name = shards[target].name
+        async def grant(work: tuple[LeaseView, str]) -> None:
+            view, name = work
+            sources = [shards[holder] for holder, here in view.on.items() if here is not None]
             try:
-                copied = await copy(view.id, sources, shards[target], CopyTtl.REMAINING)
+                copied = await copy(view.id, sources, shards[name], CopyTtl.REMAINING)
             except RpcError as error:
                 actions.append(Action(view.id, name, Done.FAILED, error.status.message))
             else:
@@ -162,7 +164,7 @@ async def revoke_orphans(
             assert view.only_on is not None
             orphaned = shards[view.only_on]
             try:
-                others = await all_of([time_to_live(s, view.id) for s in shards if s is not orphaned])
+                others = await all_of([time_to_live(s, view.id) for s in shards.values() if s is not orphaned])
                 if any(other.TTL >= 0 for other in others):
                     done = Done.KEPT
                 else:
@@ -179,7 +181,7 @@ async def revoke_orphans(
 class _Survey:
     """One comparison of all shards."""
 
-    def __init__(self, shards: Sequence[Shard], concurrency: int, progress: Progress) -> None:
+    def __init__(self, shards: Mapping[str, Shard], concurrency: int, progress: Progress) -> None:
         self._shards = shards
         self._concurrency = concurrency
         self._progress = progress
@@ -191,46 +193,45 @@ class _Survey:
         Raises:
             RpcError: a shard's.
         """
-        listed: dict[int, list[int]] = {}
-        for index, ids in enumerate(await self._lists()):
+        listed: dict[int, list[str]] = {}
+        for name, ids in (await self._lists()).items():
             for lease_id in ids:
-                listed.setdefault(lease_id, []).append(index)
+                listed.setdefault(lease_id, []).append(name)
         done = 0
 
         async def look(lease_id: int) -> None:
             nonlocal done
-            nowhere: list[LeaseOnShard | None] = [None] * len(self._shards)
-            await self._look(LeaseView(lease_id, tuple(nowhere)), listed[lease_id])
+            await self._look(LeaseView(lease_id, dict.fromkeys(self._shards)), listed[lease_id])
             done += 1
             self._progress(done, len(listed))
 
         self._progress(0, len(listed))
         await each(listed, look, self._concurrency)
         await self._look_again()
-        return sorted((view for view in self._views.values() if any(view.on)), key=lambda view: view.id)
+        return sorted((view for view in self._views.values() if any(view.on.values())), key=lambda view: view.id)
 
     async def _look_again(self) -> None:
         """What was being granted or revoked at the first look is only half there, and no difference."""
         lists = await self._lists()
 
         async def look(view: LeaseView) -> None:
-            still = [here if view.id in lists[index] else None for index, here in enumerate(view.on)]
-            new = [index for index in view.missing if view.id in lists[index]]
-            await self._look(replace(view, on=tuple(still)), new)
+            still = {name: here if view.id in lists[name] else None for name, here in view.on.items()}
+            new = [name for name in view.missing if view.id in lists[name]]
+            await self._look(replace(view, on=still), new)
 
         await each([view for view in self._views.values() if view.missing], look, self._concurrency)
 
-    async def _look(self, view: LeaseView, holders: Sequence[int]) -> None:
+    async def _look(self, view: LeaseView, holders: Sequence[str]) -> None:
         """Notes the lease as it is in `view`, and on these shards as they tell now."""
-        answers = await all_of([time_to_live(self._shards[index], view.id, keys=True) for index in holders])
-        on = list(view.on)
-        for index, answer in zip(holders, answers, strict=True):
+        answers = await all_of([time_to_live(self._shards[name], view.id, keys=True) for name in holders])
+        on = dict(view.on)
+        for name, answer in zip(holders, answers, strict=True):
             if answer.TTL >= 0:
-                on[index] = LeaseOnShard(answer.TTL, answer.grantedTTL, len(answer.keys))
-        self._views[view.id] = replace(view, on=tuple(on))
+                on[name] = LeaseOnShard(answer.TTL, answer.grantedTTL, len(answer.keys))
+        self._views[view.id] = replace(view, on=on)
 
-    async def _lists(self) -> list[set[int]]:
-        return await all_of(map(_leases, self._shards))
+    async def _lists(self) -> dict[str, set[int]]:
+        return dict(zip(self._shards, await all_of(map(_leases, self._shards.values())), strict=True))
 
 
 async def _leases(shard: Shard) -> set[int]:
@@ -239,8 +240,8 @@ async def _leases(shard: Shard) -> set[int]:
 
 
 @asynccontextmanager
-async def _connected(config: Config) -> AsyncIterator[list[Shard]]:
-    """The shards, connected, for as long as the block runs.
+async def _connected(config: Config) -> AsyncIterator[dict[str, Shard]]:
+    """The shards by name, connected, for as long as the block runs.
 
     Raises:
         UnreachableError: one cannot be connected to within CONNECT_SECONDS.
@@ -258,7 +259,7 @@ async def _connected(config: Config) -> AsyncIterator[list[Shard]]:
                     reasons = "; ".join(f"{endpoint}: {reason}" for endpoint, reason in shard.troubles.items())
                     raise UnreachableError(f'shard "{shard.name}" cannot be reached: {reasons or "no answer"}')
                 await asyncio.sleep(_POLL_SECONDS)
-        yield shards
+        yield {shard.name: shard for shard in shards}
 
 
 async def _tick(shards: Sequence[Shard]) -> None:

@@ -393,8 +393,8 @@ class LocalCluster:
         """What `esp serve --local` prints when ready: what runs, which keys live where, what to type next."""
         name_width = max(len(etcd.name) for etcd in self.etcds)
         lines = [f"{len(self.etcds)} etcds ({self.etcds[0].binary}), their data in {self.data_dir}:"]
-        for index, etcd in enumerate(self.etcds):
-            ranges = ", ".join(format_range(owned) for owned in shard_map.ranges_of(index))
+        for etcd in self.etcds:
+            ranges = ", ".join(format_range(owned) for owned in shard_map.ranges_of(etcd.name))
             lines.append(f"  {etcd.name:{name_width}}  {etcd.endpoint}  keys {ranges}")
         lines += [
             f"as one etcd on {', '.join(listen)} (config: {config_path}). Try, in another terminal:",

@@ -53,14 +53,14 @@ async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
 async def _roots_at_work(config: Config, context: WireContext, seconds: float) -> list[bytes]:
     """The directories of kube-apiservers' keys, as far as shards tell in that time; the assumed ones included."""
 
-    async def find(shards: list[Shard]) -> list[bytes]:
+    async def find(shards: dict[str, Shard]) -> list[bytes]:
         async def is_there(key: bytes) -> bool:
             try:
                 return await holds(shards[config.shard_map.owner(key)], key)
             except RpcError:
                 return False
 
-        for shard in shards:
+        for shard in shards.values():
             await _settled(shard)
         if not await is_there(COMPACT_KEY):
             return []
@@ -72,8 +72,8 @@ async def _roots_at_work(config: Config, context: WireContext, seconds: float) -
         ]
 
     async with Background() as background:
-        shards = [Shard(shard.name, shard.endpoints, context, background) for shard in config.shards]
-        for shard in shards:
+        shards = {shard.name: Shard(shard.name, shard.endpoints, context, background) for shard in config.shards}
+        for shard in shards.values():
             background.start(shard.run())
         try:
             return await asyncio.wait_for(find(shards), seconds)

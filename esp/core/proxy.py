@@ -6,7 +6,8 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -17,18 +18,23 @@ from esp.core.background import Background
 from esp.core.config import Config, Listen
 from esp.core.heap import Heap
 from esp.core.kubernetes import assumed_roots
+from esp.core.layout import Layout
 from esp.core.routing import Routing
 from esp.core.samples import Samples
-from esp.core.services import kv, maintenance, watch
+from esp.core.services import kv, maintenance
 from esp.core.services.compaction import Compactions
 from esp.core.services.gate import Gate
 from esp.core.services.lease import Leases
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
+from esp.core.services.watch import Watch
 from esp.core.shard import Shard
 from esp.core.tokens import Tokens
 from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
+from esp.core.wire.http1 import Page
+from esp.core.wire.request import RequestHead
+from esp.core.wire.server_stream import Handler, ServerStream
 from esp.core.wire.transport import TICK_SECONDS, Listener
 
 log = logging.getLogger("esp")
@@ -40,57 +46,134 @@ class Proxy:
     Entering binds the listeners and connects the shards; leaving drains: no new connections, GOAWAY, calls in flight
     finish, streams end so that clients resume elsewhere, and every task is awaited.
 
+    Handlers are built from a layout, and built anew for another (`install`). The rest outlives layouts: tokens, leases,
+    watches, samples, the gate, and the clients of shards that stay.
+
     Attributes:
-        background: owns every task and timer outside the wire; its counters tell of bugs.
+        background: owner of every task and timer outside the wire; its counters tell of bugs.
+        routing: the layout in force, and the tokens.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.context = WireContext(config.limits)
         self.background = Background()
-        self._heap = Heap()
-        shards = [Shard(shard.name, shard.endpoints, self.context, self.background) for shard in config.shards]
-        undivided = Undivided(config.shard_map, config.across_shards.refused, self.context.reached)
-        apiservers = ApiServers(
-            config.shard_map,
-            shards,
-            undivided,
-            assumed_roots(config.kubernetes),
-            protects=config.across_shards.protects_kubernetes,
-        )
-        self.routing = Routing(config.shard_map, shards, Tokens(len(shards), self.context), undivided, apiservers)
         self.bound: list[tuple[str, int]] = []
-        pages = Pages(self.routing)
-        self.leases = Leases(self.routing, self.background, self.context, tolerant=config.leases == "tolerant")
-        self._samples = self._samples_for(config)
-        self._gate = Gate(len(config.shards), self.context, self.background)
+        self._heap = Heap()
+        self._running: dict[Shard, asyncio.Task[None]] = {}
+        self._gate = Gate(self.context, self.background)
+        layout = self._layout(config, {})
+        protects = config.across_shards.protects_kubernetes
+        apiservers = ApiServers(layout, assumed_roots(config.kubernetes), protects=protects)
+        self.routing = Routing(layout, Tokens(self.context), apiservers)
+        self.leases = Leases(layout, self.background, self.context, tolerant=config.leases == "tolerant")
+        self._watch = Watch(self.routing, self.background, self.context)
+        key = config.compaction.key
+        self._samples = None if key is None else Samples(layout, key, self.context)
+        self._pages = Pages(self.routing)
+        self._router = self._router_for(self.routing)
+        self._listener = Listener(self.context, self._find, self._find_page)
+
+    # The layout.
+
+    def layout_of(self, config: Config) -> Layout:
+        """The next layout: the shard map of `config`, and its shards.
+
+        A shard whose name and endpoints are those of a shard in force has the same client.
+        """
+        return self._layout(config, self.routing.shards, self.routing.layout.epoch + 1)
+
+    def _layout(self, config: Config, kept: Mapping[str, Shard], epoch: int = 1) -> Layout:
+        shards = []
+        for shard in config.shards:
+            client = kept.get(shard.name)
+            if client is None or client.endpoints != shard.endpoints:
+                client = Shard(shard.name, shard.endpoints, self.context, self.background)
+            shards.append(client)
+        shard_map = replace(config.shard_map, epoch=epoch)
+        return Layout.of(shard_map, shards, Undivided(shard_map, config.across_shards.refused, self.context.reached))
+
+    async def prepare(self, layout: Layout, seconds: float) -> list[str]:
+        """Begins to connect the shards of the next layout; the names of those that are not reachable after `seconds`.
+
+        A layout may be installed without that. Then calls to its new shards wait as for any shard without a connection.
+        """
+        for shard in layout.shards.values():
+            self._run(shard)
+        return await _unreachable(layout, seconds)
+
+    def install(self, layout: Layout) -> None:
+        """Puts another layout in force, at once, for every request that comes from now on.
+
+        Calls in flight finish with the handlers, the map and the shard clients that they began with. The clients of
+        shards that have left end when these calls have ended, or `drain_seconds` later. Watch streams end whose keys
+        are divided otherwise now; their clients resume. All others go on.
+        """
+        calls = [call for call in self._listener.calls() if call.head.handler not in self._lasting]
+        before, self.routing = self.routing, Routing(layout, self.routing.tokens, self.routing.apiservers)
+        for shard in layout.shards.values():
+            self._run(shard)
+        self.routing.apiservers.install(layout)
+        if self._samples is not None:
+            self._samples.install(layout)
+        self._pages = Pages(self.routing)
+        self._router = self._router_for(self.routing)
+        self._listener.forget_heads()
+        self.leases.install(layout)
+        self._watch.install(self.routing)
+        left = [shard for name, shard in before.shards.items() if layout.shards.get(name) is not shard]
+        if left:
+            self.background.start(self._let_go(left, calls))
+        self.context.flush()
+        log.info("layout %d is in force: shards %s", layout.epoch, ", ".join(layout.shards))
+
+    @property
+    def _lasting(self) -> tuple[Handler, ...]:
+        """The handlers that outlive a layout."""
+        return self._watch, self.leases.keepalive
+
+    async def _let_go(self, shards: Iterable[Shard], calls: Sequence[ServerStream]) -> None:
+        """Ends the clients of shards that have left the layout, when the calls that may need them have ended."""
+        until = monotonic() + self.config.drain_seconds
+        while monotonic() < until and not all(call.is_over for call in calls):  # noqa: ASYNC110 - a tick is as good
+            await asyncio.sleep(TICK_SECONDS)
+        await self.background.end([self._running.pop(shard) for shard in shards])
+
+    def _run(self, shard: Shard) -> None:
+        if shard not in self._running:
+            self._running[shard] = self.background.start(shard.run())
+
+    def _router_for(self, routing: Routing) -> Router:
+        config = self.config
         served = {
             **kv.handlers(
-                self.routing,
+                routing,
                 self._gate,
                 self.leases.retry,
-                Compactions(self.routing, config.compaction, self._samples),
+                Compactions(routing, config.compaction, self._samples),
                 deletes_across_shards=config.deletes_across_shards == "serve",
                 snapshots=config.range_reads == "snapshot",
                 txn_snapshots=config.txn_reads == "snapshot",
                 snapshot_tries=config.limits.max_snapshot_tries,
             ),
-            **self.leases.handlers(),
-            **watch.handlers(self.routing, self.background),
-            **maintenance.handlers(self.routing, self.background.start),
+            **self.leases.handlers(routing.layout),
+            **self._watch.handlers(),
+            **maintenance.handlers(routing, self.background.start),
         }
-        router = Router(self.routing, served, pages)
-        self._listener = Listener(self.context, router.find, pages.find)
+        return Router(routing, served, self._pages)
 
-    def _samples_for(self, config: Config) -> Samples | None:
-        if config.compaction.key is None or len(config.shards) == 1:
-            return None
-        return Samples(self.routing.shards, config.shard_map.owner(config.compaction.key), self.context)
+    def _find(self, head: RequestHead) -> Handler:
+        return self._router.find(head)
+
+    def _find_page(self, method: str, target: str) -> Page:
+        return self._pages.find(method, target)
 
     async def _sample(self, samples: Samples) -> None:
         if not self.config.compaction.takes_any:
             await self.routing.apiservers.is_known.wait()
         await samples.run()
+
+    # The run.
 
     async def __aenter__(self) -> Proxy:
         """Starts.
@@ -99,9 +182,9 @@ class Proxy:
             OSError: a listen address cannot be bound; nothing was started.
         """
         await self._bind(self.config.listen)
-        for shard in self.routing.shards:
-            self.background.start(shard.run())
-        self.background.start(self.leases.run())
+        for shard in self.routing.shards.values():
+            self._run(shard)
+        self.leases.start()
         self.background.keep("the look for kube-apiservers", self.routing.apiservers.run)
         if self._samples is not None:
             self.background.keep("the samples of revisions", partial(self._sample, self._samples))
@@ -128,12 +211,7 @@ class Proxy:
 
     async def connected(self, seconds: float) -> list[str]:
         """Waits until every shard is reachable, `seconds` at most; the names of those that are not."""
-        deadline = monotonic() + seconds
-        while True:
-            missing = [shard.name for shard in self.routing.shards if not shard.is_ready]
-            if not missing or monotonic() > deadline:
-                return missing
-            await asyncio.sleep(0.01)
+        return await _unreachable(self.routing.layout, seconds)
 
     async def _tick(self) -> None:
         while True:
@@ -141,13 +219,23 @@ class Proxy:
             now = monotonic()
             guard = self.background.guard
             guard("the clients' deadlines", partial(self._listener.tick, now))
-            for shard in self.routing.shards:
+            for shard in tuple(self._running):
                 guard(f"the deadlines of shard {shard.name}", partial(shard.tick, now))
             guard("the leases' deadlines", partial(self.leases.tick, now))
             guard("the places at the shards", partial(self._gate.tick, now))
             guard("tokens", self.routing.tokens.expire)
             guard("the heap", self._heap.tick)
             self.context.flush()
+
+
+async def _unreachable(layout: Layout, seconds: float) -> list[str]:
+    """Waits until every shard is reachable, `seconds` at most; the names of those that are not."""
+    deadline = monotonic() + seconds
+    while True:
+        missing = [name for name, shard in layout.shards.items() if not shard.is_ready]
+        if not missing or monotonic() > deadline:
+            return missing
+        await asyncio.sleep(0.01)
 
 
 def check_listen(addresses: Sequence[Listen]) -> None:

@@ -1,12 +1,12 @@
-"""What services route by: the shard map, its shards, the tokens for positions in them, and what is refused."""
+"""What handlers are built from: a layout, and the parts that outlive the layout."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from esp.core.apiservers import ApiServers
 from esp.core.identity import Identity
-from esp.core.keys import KeyRange
+from esp.core.layout import Layout
 from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
 from esp.core.tokens import Tokens
@@ -14,33 +14,31 @@ from esp.core.undivided import Undivided
 
 
 class Routing:
-    """A shard map and its shards; `shards[i]` is the one the map calls `i`, and so in the vectors of `tokens`.
+    """A layout with the tokens and the knowledge of kube-apiservers. A new layout has a new `Routing`.
 
-    `undivided` is where nothing may span shards, by default nowhere; `apiservers` finds out where kube-apiservers are.
+    Attributes:
+        layout: the shard map and its shards.
+        tokens: the tokens of this process, of all layouts.
+        apiservers: finds out whether kube-apiservers use this proxy.
+        map, shards, identity, undivided: those of the layout.
     """
 
-    __slots__ = ("apiservers", "identity", "map", "shards", "tokens", "undivided")
+    __slots__ = ("apiservers", "identity", "layout", "map", "shards", "tokens", "undivided")
 
-    def __init__(
-        self,
-        shard_map: ShardMap,
-        shards: Sequence[Shard],
-        tokens: Tokens,
-        undivided: Undivided | None = None,
-        apiservers: ApiServers | None = None,
-    ) -> None:
-        self.map = shard_map
+    def __init__(self, layout: Layout, tokens: Tokens, apiservers: ApiServers | None = None) -> None:
+        """`apiservers` is by default without any assumed prefix, and protects nothing."""
+        self.layout = layout
         self.tokens = tokens
-        self.shards = tuple(shards)
-        self.undivided = undivided or Undivided(shard_map)
-        self.apiservers = apiservers or ApiServers(shard_map, self.shards, self.undivided, (), protects=False)
-        self.identity = Identity.of(shard_map.names)
+        self.apiservers = apiservers or ApiServers(layout, (), protects=False)
+        self.map: ShardMap = layout.map
+        self.shards: Mapping[str, Shard] = layout.shards
+        self.identity: Identity = layout.identity
+        self.undivided: Undivided = layout.undivided
 
     def owner(self, key: bytes) -> Shard:
         """The shard that owns `key`."""
-        return self.shards[self.map.owner(key)]
+        return self.layout.owner(key)
 
     def sole_owner(self, key: bytes, range_end: bytes) -> Shard | None:
-        """The one shard that owns everything in a range, as etcd writes it; None when it spans shards."""
-        index = self.map.sole_owner(KeyRange.of_request(key, range_end))
-        return None if index is None else self.shards[index]
+        """The one shard that owns a whole range, bounds as etcd writes them; None for a range that spans shards."""
+        return self.layout.sole_owner(key, range_end)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Final
 
 from esp.core.ask import RANGE, answers_of, ask_all, failures_of
+from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
@@ -27,70 +28,83 @@ ANSWER_SECONDS: Final = 2.0
 
 _ASKED: Final = rpc_pb2.RangeRequest(key=b"\0", count_only=True)
 
-Vector = tuple[int, ...]
+Revisions = Mapping[str, int]
+"""The revision of each shard, by name; 0 for a shard that has never answered."""
 
 
 class Samples:
     """Samples of the shards' revisions, the newest `max_samples`, oldest first.
 
     Attributes:
-        leading: the index of the shard that is asked last, by whose revisions a sample is found again.
+        leading: the name of the shard that is asked last, by whose revisions a sample is found again.
     """
 
-    def __init__(
-        self, shards: Sequence[Shard], leading: int, context: WireContext, now: Callable[[], float] = monotonic
-    ) -> None:
-        self.leading = leading
-        self._shards = shards
+    def __init__(self, layout: Layout, key: bytes, context: WireContext, now: Callable[[], float] = monotonic) -> None:
+        """`key` is a key of the leading shard."""
+        self.leading = layout.map.owner(key)
+        self._key = key
+        self._layout = layout
         self._context = context
         self._now = now
-        self._vectors: list[Vector] = []
+        self._found: list[Revisions] = []
         self._times: list[float] = []
 
     def __len__(self) -> int:
-        return len(self._vectors)
+        return len(self._found)
 
     @property
     def age(self) -> float | None:
         """How many seconds ago the oldest was taken; None when there is none."""
         return self._now() - self._times[0] if self._times else None
 
-    def before(self, revision: int) -> Vector | None:
+    def before(self, revision: int) -> Revisions | None:
         """The newest sample that was taken before the leading shard came to a revision; None when there is none.
 
         It is 0 for a shard that has never answered.
         """
-        place = bisect_left(self._vectors, revision, key=lambda vector: vector[self.leading])
-        return self._vectors[place - 1] if place else None
+        place = bisect_left(self._found, revision, key=lambda found: found[self.leading])
+        return self._found[place - 1] if place else None
 
-    def add(self, revisions: Sequence[int]) -> None:
-        """Keeps a sample; 0 stands for a shard that did not answer.
+    def add(self, revisions: Revisions) -> None:
+        """Keeps a sample, by the shards' names; 0 stands for a shard that did not answer.
 
-        One that differs in no revision of the leading shard takes the place of the last: it says more.
+        A sample with the same revision of the leading shard takes the place of the last: it says more.
         """
-        last = self._vectors[-1] if self._vectors else (0,) * len(self._shards)
-        if any(0 < revision < before for revision, before in zip(revisions, last, strict=True)):
+        last = self._found[-1] if self._found else {}
+        if any(0 < revision < last.get(shard, 0) for shard, revision in revisions.items()):
             log.warning("a shard's revisions have gone back: what is known of earlier ones is of another history")
-            self._vectors.clear()
+            self._found.clear()
             self._times.clear()
-            last = (0,) * len(self._shards)
-        vector = tuple(revision or before for revision, before in zip(revisions, last, strict=True))
-        if self._vectors and vector[self.leading] == last[self.leading]:
-            self._vectors[-1] = vector
+            last = {}
+        sample = {shard: revision or last.get(shard, 0) for shard, revision in revisions.items()}
+        if self._found and sample[self.leading] == last[self.leading]:
+            self._found[-1] = sample
             return
-        self._vectors.append(vector)
+        self._found.append(sample)
         self._times.append(self._now())
-        if len(self._vectors) > self._context.limits.max_samples:
+        if len(self._found) > self._context.limits.max_samples:
             self._context.reached("max_samples")
-            del self._vectors[0], self._times[0]
+            del self._found[0], self._times[0]
+
+    def install(self, layout: Layout) -> None:
+        """Another layout is in force. With another leading shard no sample so far can be found again."""
+        self._layout = layout
+        leading = layout.map.owner(self._key)
+        if leading != self.leading:
+            self.leading = leading
+            self._found.clear()
+            self._times.clear()
 
     async def take(self) -> None:
-        """Takes a sample. Without an answer of the leading shard there is none."""
-        last = self._shards[self.leading]
-        found = await self._ask([shard for shard in self._shards if shard is not last])
+        """Takes a sample. There is none without an answer of the leading shard, or where that is the only shard."""
+        layout = self._layout
+        if len(layout.shards) == 1:
+            return
+        last = layout.owner(self._key)
+        found = await self._ask([shard for shard in layout.shards.values() if shard is not last])
         found |= await self._ask([last])
-        if found[last.name]:
-            self.add([found[shard.name] for shard in self._shards])
+        if found[last.name] and layout is self._layout:
+            self.add(found)
 
     async def _ask(self, shards: Iterable[Shard]) -> dict[str, int]:
         """The revision of each of these shards, by linearizable reads at once; 0 for a shard that does not answer."""

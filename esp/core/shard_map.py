@@ -8,7 +8,7 @@ higher epoch.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -19,9 +19,9 @@ Fault = Literal["none", "shard", "empty", "boundary", "gap", "same", "overlap"]
 
 
 class Segment(NamedTuple):
-    """A part of a range that one shard owns; `shard` is an index into `ShardMap.names`."""
+    """A part of a range, and the name of the shard that owns the part."""
 
-    shard: int
+    shard: str
     range: KeyRange
 
 
@@ -69,29 +69,30 @@ class ShardMapError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ShardMap:
-    """The owner of every key. Immutable: nothing may change the two lists.
+    """The owner of every key: shards are known by their names. Immutable: nothing may change the two lists.
 
-    `owners[i]` is the index in `names` of the shard that owns the keys from `starts[i]` to `starts[i + 1]`.
-    The first start is the empty key, the last range has no end, and neighbours never have the same owner.
+    `owners[i]` is the name of the shard that owns the keys from `starts[i]` to `starts[i + 1]`. The first start is the
+    empty key, the last range has no end, and neighbours never have the same owner. `names` are all shards, in the order
+    of the config.
     """
 
     names: tuple[str, ...]
     epoch: int
     starts: list[bytes]
-    owners: list[int]
+    owners: list[str]
 
     @classmethod
-    def build(cls, ranges: Sequence[tuple[int, KeyRange]], names: Sequence[str], epoch: int = 1) -> ShardMap:
-        """The map in which shard `i` (an index into `names`) owns each range listed with `i`, in any order.
+    def build(cls, ranges: Sequence[tuple[str, KeyRange]], names: Sequence[str], epoch: int = 1) -> ShardMap:
+        """The map in which a shard owns each range listed with its name, in any order.
 
         Raises:
             ShardMapError: a key would have no owner or two, a range is empty, or a boundary is the single
                 zero byte, which no request could name.
         """
-        _check_each(ranges, len(names))
+        _check_each(ranges, frozenset(names))
         order = sorted(range(len(ranges)), key=lambda position: ranges[position][1].start)
         starts: list[bytes] = []
-        owners: list[int] = []
+        owners: list[str] = []
         reached: bytes | None = b""
         for rank, position in enumerate(order):
             shard, here = ranges[position]
@@ -108,7 +109,7 @@ class ShardMap:
             raise ShardMapError("gap", (order[-1],), KeyRange(reached, None))
         return cls(tuple(names), epoch, starts, owners)
 
-    def owner(self, key: bytes) -> int:
+    def owner(self, key: bytes) -> str:
         """The shard that owns `key`."""
         return self.owners[bisect_right(self.starts, key) - 1]
 
@@ -131,7 +132,7 @@ class ShardMap:
             if low is not None
         ]
 
-    def sole_owner(self, key_range: KeyRange) -> int | None:
+    def sole_owner(self, key_range: KeyRange) -> str | None:
         """The shard that owns the whole range; None when the range spans shards.
 
         An empty range belongs to the owner of its start: some shard has to answer it.
@@ -148,7 +149,7 @@ class ShardMap:
             return None
         return self.starts[bisect_right(self.starts, key_range.start)]
 
-    def ranges_of(self, shard: int) -> list[KeyRange]:
+    def ranges_of(self, shard: str) -> list[KeyRange]:
         """The ranges that the shard owns, in key order, as few as can be."""
         ends = [*self.starts[1:], None]
         return [
@@ -158,7 +159,7 @@ class ShardMap:
         ]
 
 
-def carve(ranges: Sequence[tuple[int, KeyRange]]) -> list[tuple[int, KeyRange]]:
+def carve(ranges: Sequence[tuple[str, KeyRange]]) -> list[tuple[int, KeyRange]]:
     """Cut nested ranges so that each key is left to the narrowest range around it.
 
     Returns (position in `ranges`, part) in key order. Parts do not overlap; gaps stay gaps. A range that
@@ -202,11 +203,11 @@ def carve(ranges: Sequence[tuple[int, KeyRange]]) -> list[tuple[int, KeyRange]]:
     return parts
 
 
-def _check_each(ranges: Sequence[tuple[int, KeyRange]], shards: int | None) -> None:
+def _check_each(ranges: Sequence[tuple[str, KeyRange]], names: Set[str] | None) -> None:
     if not ranges:
         raise ShardMapError("none")
     for position, (shard, here) in enumerate(ranges):
-        if shards is not None and not 0 <= shard < shards:
+        if names is not None and shard not in names:
             raise ShardMapError("shard", (position,))
         if OPEN_END in (here.start, here.end):
             raise ShardMapError("boundary", (position,))
@@ -214,7 +215,7 @@ def _check_each(ranges: Sequence[tuple[int, KeyRange]], shards: int | None) -> N
             raise ShardMapError("empty", (position,))
 
 
-def _overlap(ranges: Sequence[tuple[int, KeyRange]], one: int, other: int) -> ShardMapError:
+def _overlap(ranges: Sequence[tuple[str, KeyRange]], one: int, other: int) -> ShardMapError:
     later, earlier = max(one, other), min(one, other)
     same = ranges[one][1] == ranges[other][1]
     return ShardMapError("same" if same else "overlap", (later, earlier))

@@ -29,7 +29,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from esp.core.wire.context import WireContext
@@ -53,12 +53,25 @@ _DRAW_TICKS: Final = TICKS_PER_SECOND
 
 log = logging.getLogger("esp.tokens")
 
-Vector = tuple[int, ...]
-"""A revision of each shard, by its index in the shard map; 0 where the position says nothing about a shard."""
+
+class Vector(NamedTuple):
+    """A revision of each of several shards, which the vector names: its meaning outlives any change of the shard map.
+
+    Attributes:
+        shards: the names; all vectors of a shard map have the same tuple.
+        revisions: the revision of each shard, in the order of the names; 0 where the position says nothing about one.
+    """
+
+    shards: tuple[str, ...]
+    revisions: tuple[int, ...]
+
+    def revision(self, shard: str) -> int:
+        """The revision of a shard, by name; 0 where the vector says nothing about the shard."""
+        return self.revisions[self.shards.index(shard)] if shard in self.shards else 0
 
 
 class Position(NamedTuple):
-    """What a number that a client gave back stands for.
+    """The meaning of a number that a client gave back.
 
     Attributes:
         vector: the revisions.
@@ -68,18 +81,18 @@ class Position(NamedTuple):
     vector: Vector
     offset: int
 
-    def revision(self, shard: int) -> int:
+    def revision(self, shard: str) -> int:
         """The revision of `shard` that the number means there; 0 when it means none."""
-        revision = self.vector[shard]
+        revision = self.vector.revision(shard)
         return revision + self.offset if revision else 0
 
-    def start(self, shard: int) -> int:
-        """Where a watch of several shards begins on `shard`; 0 when it means nothing there.
+    def start(self, shard: str) -> int:
+        """The revision from which a watch of several shards begins on `shard`; 0 when the number means nothing there.
 
         What a client has added skips one revision at most, since a `compact_revision` is token + 1 (`span`): who begins
         at the one behind that loses nothing on shards that have not compacted.
         """
-        revision = self.vector[shard]
+        revision = self.vector.revision(shard)
         return revision + min(self.offset, 1) if revision else 0
 
 
@@ -88,17 +101,17 @@ class Tokens:
 
     Attributes:
         minted, known, unknown: how many were handed out, and how many that came back were in the table and were not.
+        highest: the highest revision of each shard, by name, that a token stands for: what a client may have heard of.
     """
 
     def __init__(
         self,
-        shards: int,
         context: WireContext,
         *,
         instance: int | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Of `shards` shards. `max_tokens` and `token_seconds` of the context's limits bound what is remembered."""
+        """`max_tokens` and `token_seconds` of the context's limits bound what is remembered."""
         self.minted = self.known = self.unknown = 0
         self._context = context
         self._now = now
@@ -113,7 +126,7 @@ class Tokens:
         self._forgotten = 0  # no token of a later tick was forgotten
         self._newest = 0
         self._newest_is_answers = False
-        self._highest: Vector = (0,) * shards
+        self.highest: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -125,15 +138,14 @@ class Tokens:
 
     # Minting.
 
-    def mint(self, vector: Sequence[int], *, of_message: bool = False) -> int:
+    def mint(self, vector: Vector, *, of_message: bool = False) -> int:
         """The token for a position; the last one again where that is new and stands for the same.
 
         Those of a watch's messages, which are many, are counted apart from those of answers.
         """
-        wanted = tuple(vector)
         newest = self._newest
         is_new = self._ticks() - self._last_tick < _REUSE_TICKS
-        if newest and is_new and self._vectors.get(newest) == wanted and (of_message or self._newest_is_answers):
+        if newest and is_new and self._vectors.get(newest) == vector and (of_message or self._newest_is_answers):
             return newest
         tick = max(self._ticks(), self._last_tick + 1)
         self._last_tick = tick
@@ -141,21 +153,19 @@ class Tokens:
             self._draw()
         number = self._newest = _number(tick, self._instance or 0)
         self.minted += 1
-        self._vectors[number] = wanted
+        self._vectors[number] = vector
         self._newest_is_answers = not of_message
         order = self._of_messages if of_message else self._of_answers
         order.append(number)
-        self._highest = tuple(map(max, self._highest, wanted))
+        highest = self.highest
+        for shard, revision in zip(vector.shards, vector.revisions, strict=True):
+            if revision > highest.get(shard, 0):
+                highest[shard] = revision
         self.expire()
         if len(order) > self._context.limits.max_tokens:
             self._context.reached("max_tokens")
             self._forget(order)
         return number
-
-    @property
-    def highest(self) -> Vector:
-        """The highest revision of each shard that a token stands for: what a client may have heard of."""
-        return self._highest
 
     # What comes back.
 

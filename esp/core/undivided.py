@@ -56,7 +56,7 @@ class Undivided:
             self.parted[key] = errors.spans(f'a list by the key "{format_key(key)}"', shard_names, boundary, cure)
             self.owner = self._owner_of_readable
 
-    def _owner_of_readable(self, key: bytes) -> int:
+    def _owner_of_readable(self, key: bytes) -> str:
         status = self.parted.get(key)
         if status is not None:
             self._count(key, status)
@@ -76,7 +76,7 @@ class Undivided:
         starts = [part.start for part in touched]
         ends = [part.end for part in touched]
         hull = KeyRange(min(starts), None if None in ends else max(end for end in ends if end is not None))
-        names = [self._map.names[segment.shard] for segment in self._map.split(hull)]
+        names = [segment.shard for segment in self._map.split(hull)]
         status = errors.spans(what, names, self._map.first_boundary(hull) or b"", cure)
         self._count(kept, status)
         return status

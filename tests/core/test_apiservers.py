@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from esp.core.apiservers import MAX_ROOTS, ApiServers, roots_in_question
+from esp.core.background import Background
 from esp.core.keys import KeyRange
 from esp.core.kubernetes import COMPACT_KEY
+from esp.core.layout import Layout
+from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
-from esp.core.undivided import Undivided
+from esp.core.wire.context import WireContext
+from esp.core.wire.limits import Limits
 
-MAP = ShardMap.build([(0, KeyRange(b"", b"/a/b/c")), (1, KeyRange(b"/a/b/c", None))], ["x", "y"])
+MAP = ShardMap.build([("x", KeyRange(b"", b"/a/b/c")), ("y", KeyRange(b"/a/b/c", None))], ["x", "y"])
 
 
 def wanted(*keys: bytes) -> list[bytes]:
     """What is looked for, besides the compactor's key, after these keys were seen."""
-    found = ApiServers(MAP, [], Undivided(MAP), (), protects=True)
+    context, background = WireContext(Limits()), Background()
+    layout = Layout.of(MAP, [Shard(name, [], context, background) for name in MAP.names])
+    found = ApiServers(layout, (), protects=True)
     for key in keys:
         found.saw(key)
     return [key for key in found._wanted if key != COMPACT_KEY]

@@ -132,16 +132,16 @@ class Scene:
         await self.victim.watches[2].write(rpc_pb2.WatchRequest(create_request=create))
 
     async def has_a_repair(self) -> None:
-        self.proxy.leases.repair.revoke(4711, [0], [])
+        self.proxy.leases.repair.revoke(4711, ["s0"], [])
 
     async def loses_a_connection(self) -> None:
-        connection = self.proxy.routing.shards[0]._unary.connection
+        connection = next(iter(self.proxy.routing.shards.values()))._unary.connection
         assert connection is not None
         connection.end(ErrorCode.NO_ERROR, "the test")
         self.proxy.context.flush()
 
     async def loses_a_connection_for_streams(self) -> None:
-        connection = self.proxy.routing.shards[0]._streams.connection
+        connection = next(iter(self.proxy.routing.shards.values()))._streams.connection
         assert connection is not None
         connection.end(ErrorCode.NO_ERROR, "the test")
         self.proxy.context.flush()

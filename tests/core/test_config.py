@@ -99,7 +99,7 @@ shards:
                 (below, above),
             ),
         ),
-        shard_map=ShardMap.build([(0, events), (1, below), (1, above)], ("events", "main")),
+        shard_map=ShardMap.build([("events", events), ("main", below), ("main", above)], ("events", "main")),
         across_shards=AcrossShards((KeyRange(b"/tenants/", b"/tenants0"), KeyRange(b"a", b"b"))),
         compaction=Compaction(b"/clock", takes_any=True),
         deletes_across_shards="refuse",
@@ -228,7 +228,7 @@ def test_any_map_can_be_written_and_read_back(cuts: list[bytes], data: st.DataOb
     pieces = [KeyRange(low, high) for low, high in zip([b"", *cuts], ends, strict=True)]
     owners = [data.draw(st.integers(0, 2)) for _ in pieces]
     used = sorted(set(owners))
-    layout = [(used.index(owner), piece) for owner, piece in zip(owners, pieces, strict=True)]
+    layout = [(f"shard-{used.index(owner)}", piece) for owner, piece in zip(owners, pieces, strict=True)]
     write = data.draw(st.sampled_from([lambda key: f'"hex:{key.hex()}"', binary]))
     shards = [
         "- endpoints: [h:{}]\n  ranges:\n{}".format(
@@ -236,7 +236,7 @@ def test_any_map_can_be_written_and_read_back(cuts: list[bytes], data: st.DataOb
             "".join(
                 f"  - {{start: {write(piece.start)}, end: {write(piece.end or b'')}}}\n"
                 for owner, piece in layout
-                if owner == shard
+                if owner == f"shard-{shard}"
             ),
         )
         for shard in range(len(used))

@@ -18,8 +18,9 @@ ROOT = b"/registry/"
 
 def a_map(*ranges: KeyRange) -> ShardMap:
     """Shard 0 owns all but these ranges, of which shard i owns the i-th."""
-    parts = carve([(0, KeyRange(b"", None)), *enumerate(ranges, 1)])
-    return ShardMap.build(parts, [f"s{number}" for number in range(len(ranges) + 1)])
+    names = [f"s{number}" for number in range(len(ranges) + 1)]
+    parts = carve([(name, part) for name, part in zip(names, (KeyRange(b"", None), *ranges), strict=True)])
+    return ShardMap.build([(names[number], part) for number, part in parts], names)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,5 @@ def test_the_layout_in_the_docs_cuts_nothing(tmp_path: Path) -> None:
     path.write_text(layout)
     shard_map = load(path).shard_map
     assert cuts(shard_map, ROOT) == []
-    owners = {
-        name: shard_map.names[shard_map.owner(b"/registry/" + name)] for name in (b"leases", b"pods", b"secrets/x")
-    }
+    owners = {name: shard_map.owner(b"/registry/" + name) for name in (b"leases", b"pods", b"secrets/x")}
     assert owners == {b"leases": "events", b"pods": "pods", b"secrets/x": "main"}

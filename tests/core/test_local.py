@@ -222,8 +222,8 @@ class TestCluster:
         assert [str(listen) for listen in loaded.listen] == LISTEN
         assert [shard.name for shard in loaded.shards] == ["shard-1", "shard-2"]
         assert [str(shard.endpoints[0]) for shard in loaded.shards] == [etcd.endpoint for etcd in cluster.etcds]
-        assert loaded.shard_map.ranges_of(0) == [KeyRange(b"", b"n")]
-        assert loaded.shard_map.ranges_of(1) == [KeyRange(b"n", None)]
+        assert loaded.shard_map.ranges_of(loaded.shard_map.names[0]) == [KeyRange(b"", b"n")]
+        assert loaded.shard_map.ranges_of(loaded.shard_map.names[1]) == [KeyRange(b"n", None)]
         assert path.read_text().startswith("# Made by `esp serve --local 2`")
         assert "fsync" not in " ".join(cluster.etcds[0].command())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -11,12 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esp.core import errors
+from esp.core.keys import KeyRange
+from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
 from esp.core.samples import Samples
+from esp.core.shard_map import ShardMap
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 
 LEADING = 1
+NAMES = ("s0", "s1", "s2")
+MAP = ShardMap.build([("s0", KeyRange(b"", b"i")), ("s1", KeyRange(b"i", b"r")), ("s2", KeyRange(b"r", None))], NAMES)
+
+
+def by_name(revisions: Sequence[int]) -> dict[str, int]:
+    return dict(zip(NAMES, revisions, strict=True))
 
 
 class Clocks:
@@ -50,52 +59,53 @@ class _Shard:
 
 
 def samples_of(clocks: Clocks | None = None, **limits: int) -> Samples:
-    return Samples((clocks or Clocks()).shards(), LEADING, WireContext(Limits(**limits)))  # type: ignore[arg-type]
+    layout = Layout.of(MAP, (clocks or Clocks()).shards())
+    return Samples(layout, b"k", WireContext(Limits(**limits)))  # type: ignore[arg-type]
 
 
 def test_the_newest_that_the_leading_shard_had_not_passed() -> None:
     samples = samples_of()
     for vector in ((5, 10, 7), (6, 20, 8), (9, 30, 8)):
-        samples.add(vector)
+        samples.add(by_name(vector))
     assert samples.before(10) is None, "it may have been at 10 for long when it was asked"
-    assert samples.before(11) == samples.before(20) == (5, 10, 7)
-    assert samples.before(21) == samples.before(30) == (6, 20, 8)
-    assert samples.before(1000) == (9, 30, 8)
+    assert samples.before(11) == samples.before(20) == by_name((5, 10, 7))
+    assert samples.before(21) == samples.before(30) == by_name((6, 20, 8))
+    assert samples.before(1000) == by_name((9, 30, 8))
 
 
 def test_while_the_leading_shard_rests_the_last_says_most() -> None:
     samples = samples_of()
     for vector in ((5, 10, 7), (6, 10, 8), (9, 10, 8)):
-        samples.add(vector)
+        samples.add(by_name(vector))
     assert len(samples) == 1
-    assert samples.before(11) == (9, 10, 8)
+    assert samples.before(11) == by_name((9, 10, 8))
 
 
 def test_a_shard_that_does_not_answer_counts_with_what_it_said_before() -> None:
     samples = samples_of()
-    samples.add((0, 10, 7))
-    assert samples.before(11) == (0, 10, 7)
-    samples.add((6, 20, 0))
-    assert samples.before(21) == (6, 20, 7)
+    samples.add(by_name((0, 10, 7)))
+    assert samples.before(11) == by_name((0, 10, 7))
+    samples.add(by_name((6, 20, 0)))
+    assert samples.before(21) == by_name((6, 20, 7))
 
 
 def test_a_history_that_begins_anew_is_not_mixed_with_the_old() -> None:
     samples = samples_of()
-    samples.add((100, 100, 100))
-    samples.add((50, 200, 120))  # restored from a backup
+    samples.add(by_name((100, 100, 100)))
+    samples.add(by_name((50, 200, 120)))  # restored from a backup
     assert len(samples) == 1
     assert samples.before(150) is None
-    assert samples.before(201) == (50, 200, 120)
+    assert samples.before(201) == by_name((50, 200, 120))
 
 
 def test_no_more_than_so_many_are_kept() -> None:
     samples = samples_of(max_samples=3)
     for number in range(1, 6):
-        samples.add((number, number, number))
+        samples.add(by_name((number, number, number)))
     assert len(samples) == 3
     assert samples._context.counters.limits["max_samples"] == 2
     assert samples.before(3) is None
-    assert samples.before(4) == (3, 3, 3)
+    assert samples.before(4) == by_name((3, 3, 3))
 
 
 def test_the_leading_shard_is_asked_when_all_others_have_answered() -> None:
@@ -104,7 +114,7 @@ def test_the_leading_shard_is_asked_when_all_others_have_answered() -> None:
     asyncio.run(samples.take())
     assert sorted(clocks.asked[:2]) == [0, 2]
     assert clocks.asked[2:] == [LEADING]
-    assert samples.before(2) == (1, 1, 1)
+    assert samples.before(2) == by_name((1, 1, 1))
 
 
 @pytest.mark.parametrize(("away", "expected"), [({0}, (0, 1, 1)), ({LEADING}, None), ({0, 2}, (0, 1, 0))])
@@ -113,7 +123,7 @@ def test_without_the_leading_shard_there_is_no_sample(away: set[int], expected: 
     clocks.away = away
     samples = samples_of(clocks)
     asyncio.run(samples.take())
-    assert samples.before(2) == expected
+    assert samples.before(2) == (None if expected is None else by_name(expected))
 
 
 @given(st.lists(st.one_of(st.just("sample"), st.lists(st.integers(0, 2), max_size=6)), max_size=30))
@@ -148,4 +158,4 @@ def test_whatever_is_written_meanwhile_no_shard_is_said_to_have_been_further_tha
     for revision, at_that_moment in reached.items():
         vector = samples.before(revision)
         if vector is not None:
-            assert all(said <= was for said, was in zip(vector, at_that_moment, strict=True))
+            assert all(said <= was for said, was in zip((vector[name] for name in NAMES), at_that_moment, strict=True))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esp.core.tokens import EPOCH, INSTANCES, MARK, SPAN, TICKS_PER_SECOND, Position, Tokens, claim_instance
+from esp.core.tokens import EPOCH, INSTANCES, MARK, SPAN, TICKS_PER_SECOND, Position, Tokens, Vector, claim_instance
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 
@@ -29,22 +29,26 @@ def clock() -> Clock:
 
 
 def tokens(clock: Clock, instance: int = 7, **limits: float) -> Tokens:
-    return Tokens(2, WireContext(replace(Limits(), **limits)), instance=instance, now=clock)
+    return Tokens(WireContext(replace(Limits(), **limits)), instance=instance, now=clock)
+
+
+def two(one: int, other: int) -> Vector:
+    return Vector(("a", "b"), (one, other))
 
 
 def test_what_comes_back_stands_for_what_went_out(clock: Clock) -> None:
     here = tokens(clock)
-    token = here.mint([5, 9])
-    assert here.position(token) == Position((5, 9), 0)
-    assert here.position(token + 1) == Position((5, 9), 1)
-    assert [here.position(token + 1).revision(shard) for shard in (0, 1)] == [6, 10]  # type: ignore[union-attr]
+    token = here.mint(two(5, 9))
+    assert here.position(token) == Position(two(5, 9), 0)
+    assert here.position(token + 1) == Position(two(5, 9), 1)
+    assert [here.position(token + 1).revision(shard) for shard in ("a", "b")] == [6, 10]  # type: ignore[union-attr]
 
 
 def test_what_clients_add_or_take_away_is_added_on_each_shard(clock: Clock) -> None:
     here = tokens(clock)
-    token = here.mint([5, 1])
+    token = here.mint(two(5, 1))
     means = {offset: here.position(token + offset) for offset in (-1, 0, 1, 2)}
-    revisions = {offset: [means[offset].revision(shard) for shard in (0, 1)] for offset in means}  # type: ignore[union-attr]
+    revisions = {offset: [means[offset].revision(shard) for shard in ("a", "b")] for offset in means}  # type: ignore[union-attr]
     assert revisions == {
         -1: [4, 0],
         0: [5, 1],
@@ -58,54 +62,54 @@ def test_next_to_a_token_of_another_process_there_is_none_of_ours(clock: Clock, 
     """Made in the same tick, and with the instance before or behind."""
     for theirs in {(ours + 1) % INSTANCES, (ours - 1) % INSTANCES}:
         here, there = tokens(clock, ours), tokens(clock, theirs)
-        assert here.position(here.mint([5, 9])) is not None
-        token = there.mint([7, 7])
+        assert here.position(here.mint(two(5, 9))) is not None
+        token = there.mint(two(7, 7))
         assert [here.position(token + offset) for offset in (-1, 0, 1, 2)] == [None] * 4
 
 
 def test_a_shard_that_was_not_read_has_no_revision_behind_it_either(clock: Clock) -> None:
     here = tokens(clock)
-    position = here.position(here.mint([5, 0]) + 1)
+    position = here.position(here.mint(two(5, 0)) + 1)
     assert position is not None
-    assert (position.revision(0), position.revision(1)) == (6, 0)
+    assert (position.revision("a"), position.revision("b")) == (6, 0)
 
 
 @given(st.lists(st.tuples(st.floats(-1, 10_000), st.integers(1, 5), st.integers(1, 5)), min_size=2, max_size=30))
 def test_tokens_grow_whatever_the_clock_does_and_are_no_revisions(steps: list[tuple[float, int, int]]) -> None:
     clock = Clock()
     here = tokens(clock, token_seconds=2**31 - 1)
-    seen: dict[int, tuple[int, int]] = {}
+    seen: dict[int, Vector] = {}
     last = 0
     for seconds, *vector in steps:
         clock.now += seconds
-        token = here.mint(vector)
+        token = here.mint(two(*vector))
         assert last <= token <= MOST
         assert MARK <= token < 2 * MARK
         for number in range(token - 1, token + 3):
             assert int(float(number)) == number, "JavaScript and jq have nothing but doubles"
             assert number - token == here.position(number).offset  # type: ignore[union-attr]
         if token == last:
-            assert seen[token] == tuple(vector)
-        seen[token] = (vector[0], vector[1])
+            assert seen[token] == two(*vector)
+        seen[token] = two(*vector)
         last = token
     assert {token: here.position(token).vector for token in seen} == seen  # type: ignore[union-attr]
 
 
 def test_the_same_position_asked_for_again_at_once_is_the_same_token(clock: Clock) -> None:
     here = tokens(clock)
-    first = here.mint([5, 9])
+    first = here.mint(two(5, 9))
     clock.now += 0.5
-    assert here.mint([5, 9]) == first
+    assert here.mint(two(5, 9)) == first
     assert len(here) == 1
-    assert here.mint([5, 10]) > first
-    assert here.mint([5, 9]) > first, "another one lies between: time goes on"
+    assert here.mint(two(5, 10)) > first
+    assert here.mint(two(5, 9)) > first, "another one lies between: time goes on"
     clock.now += 2
-    assert here.mint([5, 9]) != first, "it must last as long as any"
+    assert here.mint(two(5, 9)) != first, "it must last as long as any"
 
 
 def test_a_token_of_another_instance_is_not_known(clock: Clock) -> None:
     here, there = tokens(clock, 1), tokens(clock, 2)
-    mine, theirs = here.mint([5, 9]), there.mint([7, 7])
+    mine, theirs = here.mint(two(5, 9)), there.mint(two(7, 7))
     assert mine != theirs
     assert here.is_token(theirs)
     assert here.position(theirs) is None
@@ -117,13 +121,13 @@ def test_whoever_is_given_what_it_did_not_make_under_its_own_number_draws_anothe
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     here, double = tokens(clock), tokens(clock)
-    mine = here.mint([5, 9])
+    mine = here.mint(two(5, 9))
     for step in range(1, 5):
         clock.now += 1
-        assert here.position(double.mint([7, step])) is None
+        assert here.position(double.mint(two(7, step))) is None
         assert len(caplog.records) == 1, "once is enough: it has another number now"
-    assert here.position(mine) == Position((5, 9), 0), "what it has made it still knows"
-    later = here.mint([5, 10])
+    assert here.position(mine) == Position(two(5, 9), 0), "what it has made it still knows"
+    later = here.mint(two(5, 10))
     assert later > mine
     assert later >> 2 & INSTANCES - 1 != mine >> 2 & INSTANCES - 1
     here.close()
@@ -132,12 +136,12 @@ def test_whoever_is_given_what_it_did_not_make_under_its_own_number_draws_anothe
 def test_what_was_forgotten_or_is_of_an_earlier_process_is_no_double(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    earlier = tokens(clock).mint([5, 9])
+    earlier = tokens(clock).mint(two(5, 9))
     clock.now += 5
     here = tokens(clock, max_tokens=1)
-    first = here.mint([1, 1])
+    first = here.mint(two(1, 1))
     clock.now += 5
-    here.mint([2, 2])
+    here.mint(two(2, 2))
     assert (here.position(earlier), here.position(first)) == (None, None)
     assert not caplog.records
 
@@ -145,54 +149,54 @@ def test_what_was_forgotten_or_is_of_an_earlier_process_is_no_double(
 def test_after_34_years_numbers_begin_with_the_lowest_and_work_as_before(clock: Clock) -> None:
     clock.now = EPOCH + SPAN / TICKS_PER_SECOND - 5
     here = tokens(clock, token_seconds=60)
-    last = here.mint([5, 9])
+    last = here.mint(two(5, 9))
     assert last < 2 * MARK - 2**44
     clock.now += 10
-    first = here.mint([6, 9])
+    first = here.mint(two(6, 9))
     assert MARK <= first < last
-    assert here.position(last) == Position((5, 9), 0)
-    assert here.position(first) == Position((6, 9), 0)
-    assert here.mint([7, 9]) > first
+    assert here.position(last) == Position(two(5, 9), 0)
+    assert here.position(first) == Position(two(6, 9), 0)
+    assert here.mint(two(7, 9)) > first
     clock.now += 58
     here.expire()
     assert here.position(last) is None
-    assert here.position(first) == Position((6, 9), 0)
+    assert here.position(first) == Position(two(6, 9), 0)
 
 
 def test_a_clock_that_was_never_set_makes_numbers_too(clock: Clock) -> None:
     clock.now = 12.0
     here = tokens(clock)
-    first = here.mint([5, 9])
-    assert MARK <= first < here.mint([6, 9])
-    assert here.position(first) == Position((5, 9), 0)
+    first = here.mint(two(5, 9))
+    assert MARK <= first < here.mint(two(6, 9))
+    assert here.position(first) == Position(two(5, 9), 0)
     clock.now = EPOCH + 60_000_000.0
-    assert here.mint([7, 9]) > first
+    assert here.mint(two(7, 9)) > first
 
 
 def test_revisions_and_numbers_without_end_are_no_tokens(clock: Clock) -> None:
     here = tokens(clock)
     for number in (-1, 0, 1, 1 << 40, MARK - 1, 2 * MARK, 2 * MARK - 1, 2 * MARK - 2, 1 << 62, MOST, MOST - 2):
         assert not here.is_token(number), number
-    assert here.is_token(here.mint([1, 1]))
-    assert here.is_token(here.mint([1, 1]) + 1)
+    assert here.is_token(here.mint(two(1, 1)))
+    assert here.is_token(here.mint(two(1, 1)) + 1)
 
 
 def test_a_token_is_one_whatever_the_clock_has_become(clock: Clock) -> None:
     """Taken for a revision, it would be one that no shard reaches: a watch from there would be silent for ever."""
     here = tokens(clock)
     clock.now += 30 * 86_400
-    ahead = here.mint([5, 9])
+    ahead = here.mint(two(5, 9))
     clock.now -= 30 * 86_400
-    late = here.mint([6, 9])
+    late = here.mint(two(6, 9))
     for token in (ahead, ahead + 1, late, late + 1):
         assert here.is_token(token)
-    assert here.position(late) == Position((6, 9), 0)
+    assert here.position(late) == Position(two(6, 9), 0)
     assert tokens(clock, 8).is_token(ahead), "of a process that was there before the clock was put right"
 
 
 def test_no_more_are_remembered_than_may_be_and_the_oldest_goes_first(clock: Clock) -> None:
     here = tokens(clock, max_tokens=3)
-    minted = [here.mint([number, 1]) for number in range(1, 6)]
+    minted = [here.mint(two(number, 1)) for number in range(1, 6)]
     assert [here.position(token) is not None for token in minted] == [False, False, True, True, True]
     assert len(here) == 3
     assert here._context.counters.limits["max_tokens"] == 2
@@ -200,21 +204,21 @@ def test_no_more_are_remembered_than_may_be_and_the_oldest_goes_first(clock: Clo
 
 def test_the_many_tokens_of_messages_do_not_push_out_those_of_answers(clock: Clock) -> None:
     here = tokens(clock, max_tokens=2)
-    listed = here.mint([1, 1])
-    told = [here.mint([number, 1], of_message=True) for number in range(1, 9)]
+    listed = here.mint(two(1, 1))
+    told = [here.mint(two(number, 1), of_message=True) for number in range(1, 9)]
     assert told[0] == listed
     assert here.position(listed) is not None
     assert [here.position(token) is not None for token in told[1:]] == [False] * 5 + [True] * 2
-    again = here.mint([8, 1])
+    again = here.mint(two(8, 1))
     assert again > told[-1], "one that a message bears is not good enough for an answer"
-    assert here.mint([8, 1], of_message=True) == again
+    assert here.mint(two(8, 1), of_message=True) == again
 
 
 def test_a_token_is_remembered_no_longer_than_its_time(clock: Clock) -> None:
     here = tokens(clock, token_seconds=10)
-    old = here.mint([1, 1])
+    old = here.mint(two(1, 1))
     clock.now += 9
-    young = here.mint([2, 2])
+    young = here.mint(two(2, 2))
     assert here.position(old) is not None
     clock.now += 2
     assert here.position(old) is None
@@ -226,9 +230,9 @@ def test_a_token_is_remembered_no_longer_than_its_time(clock: Clock) -> None:
 
 def test_the_highest_that_clients_may_have_heard_of_is_known(clock: Clock) -> None:
     here = tokens(clock, max_tokens=1)
-    here.mint([5, 0])
-    here.mint([3, 8])
-    assert here.highest == (5, 8)
+    here.mint(two(5, 0))
+    here.mint(two(3, 8))
+    assert here.highest == {"a": 5, "b": 8}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs abstract Unix sockets")
@@ -258,7 +262,7 @@ def test_processes_of_one_machine_have_different_instances() -> None:
 
 
 def test_an_instance_is_claimed_when_the_first_token_is_minted_and_let_go_at_the_end(clock: Clock) -> None:
-    here = Tokens(1, WireContext(Limits()), now=clock)
-    token = here.mint([4])
-    assert here.position(token) == Position((4,), 0)
+    here = Tokens(WireContext(Limits()), now=clock)
+    token = here.mint(two(4, 0))
+    assert here.position(token) == Position(two(4, 0), 0)
     here.close()

@@ -57,7 +57,7 @@ def test_a_member_that_stands_still_is_not_told_as_ok_for_longer_than_keepalive_
             freeze(victim.process)
             if is_asked:  # then a PING is out, too
                 call = asyncio.create_task(
-                    proxy.routing.shards[0].forward_unary((b"/a/b", b""), b"", idempotent=False, timeout=20)
+                    proxy.routing.shards["s0"].forward_unary((b"/a/b", b""), b"", idempotent=False, timeout=20)
                 )
             await says(proxy, "[-]shard s0 unreachable\n[+]shard s1 ok\nok\n")
             victim.process.send_signal(signal.SIGCONT)

@@ -51,7 +51,7 @@ async def range_across(
     """
     read = _Reading(routing)
     read.add(request, segments)
-    answers: Mapping[int, Parts] | None = None
+    answers: Mapping[str, Parts] | None = None
     if snapshot_tries and request.revision <= 0:
         request.revision, answers = await snapshot(call, routing, read.parts, snapshot_tries)
         if answers is None:
@@ -73,7 +73,7 @@ async def txn_across(
     call: CoroutineCall,
     routing: Routing,
     request: rpc_pb2.TxnRequest,
-    owned: Mapping[int, KeyRange],
+    owned: Mapping[str, KeyRange],
     snapshot_tries: int,
 ) -> None:
     """Answers a transaction that compares nothing and only reads: all at one moment, or each shard at its own.
@@ -102,7 +102,7 @@ async def txn_across(
     headers = await show_all(call, routing, unread.parts) if unread.parts else {}
     latest = [(one, segments) for one, segments in zip(asked, split, strict=True) if one.revision <= 0]
     revision = 0
-    answers: Mapping[int, Parts] | None = None
+    answers: Mapping[str, Parts] | None = None
     if latest and snapshot_tries:
         read = _Reading(routing)
         for one, segments in latest:
@@ -145,10 +145,11 @@ async def txn_of_nothing(call: CoroutineCall, routing: Routing, request: rpc_pb2
     answers = await all_of(
         [
             call.timed(ask(call, routing, shard, TXN, request, rpc_pb2.TxnResponse, idempotent=True))
-            for shard in range(len(routing.shards))
+            for shard in routing.shards
         ]
     )
-    revision = token(routing, {shard: answer.header.revision for shard, answer in enumerate(answers)})
+    reached = [answer.header.revision for answer in answers]
+    revision = token(routing, dict(zip(routing.shards, reached, strict=True)))
     response = answers[0]  # but for the header all are the same
     response.header.CopyFrom(merged_header([answer.header for answer in answers], routing.identity, revision))
     call.stream.respond(response.SerializeToString())
@@ -162,9 +163,9 @@ class _Reading:
     """
 
     def __init__(self, routing: Routing) -> None:
-        self.parts: dict[int, list[_Range]] = {}
+        self.parts: dict[str, list[_Range]] = {}
         self._routing = routing
-        self._taken: dict[int, Iterator[Rows]] = {}
+        self._taken: dict[str, Iterator[Rows]] = {}
 
     def add(self, request: _Range, segments: Sequence[Segment]) -> None:
         """Asks for the parts of one Range.
@@ -184,7 +185,7 @@ class _Reading:
                 asked.revision = 0  # the same in a Range, but an error in a transaction, which may carry it
             self.parts.setdefault(segment.shard, []).append(asked)
 
-    async def answer(self, request: _Range, segments: Sequence[Segment], answers: Mapping[int, Parts]) -> Rows:
+    async def answer(self, request: _Range, segments: Sequence[Segment], answers: Mapping[str, Parts]) -> Rows:
         """The answer to the next of the Ranges, in the order in which they were added."""
         if not self._taken:
             self._taken = {shard: iter(parts.responses) for shard, parts in answers.items()}
@@ -207,7 +208,7 @@ class _Reading:
         raise AssertionError("one of the rows cannot be parsed")
 
 
-def _reached(answers: Mapping[int, Parts]) -> dict[int, int]:
+def _reached(answers: Mapping[str, Parts]) -> dict[str, int]:
     return {shard: parts.header.revision for shard, parts in answers.items()}
 
 
@@ -221,7 +222,7 @@ async def range_stream_across(
     """
     stream = call.stream
     if snapshot_tries and request.revision <= 0:
-        ranges: dict[int, list[KeyRange]] = {}
+        ranges: dict[str, list[KeyRange]] = {}
         for segment in segments:
             ranges.setdefault(segment.shard, []).append(segment.range)
         request.revision, _ = await snapshot(call, routing, counting(ranges), snapshot_tries)
@@ -279,10 +280,9 @@ async def delete_across(
             deleted = sum(rows.deleted for answer in answers for rows in answer.responses)
             if not deleted:
                 raise
-            name = routing.shards[segment.shard].name
             raise Status(
                 Code.UNAVAILABLE,
-                f"esp: {deleted} keys were deleted before shard {name} failed: {error.status.message}",
+                f"esp: {deleted} keys were deleted before shard {segment.shard} failed: {error.status.message}",
             ).error() from None
     headers = [answer.header for answer in answers]
     # Of a shard that owns several parts the last answer counts: it is behind all that was deleted.
@@ -292,4 +292,4 @@ async def delete_across(
 
 
 def _distinct(routing: Routing, segments: Sequence[Segment]) -> list[Shard]:
-    return [routing.shards[index] for index in dict.fromkeys(segment.shard for segment in segments)]
+    return [routing.shards[name] for name in dict.fromkeys(segment.shard for segment in segments)]

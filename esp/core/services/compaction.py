@@ -15,7 +15,7 @@ from esp.core.config import Compaction
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
-from esp.core.samples import Samples
+from esp.core.samples import Revisions, Samples
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.metadata import load_bearing
 from esp.core.services.revision import merged_header
@@ -23,7 +23,7 @@ from esp.core.tokens import Position
 from esp.core.wire.hpack import encode
 from esp.core.wire.status import Code, RpcError, Status
 
-_Outcomes = Mapping[int, rpc_pb2.CompactionResponse | Status]
+_Outcomes = Mapping[str, rpc_pb2.CompactionResponse | Status]
 
 
 class Compactions:
@@ -42,9 +42,8 @@ class Compactions:
             RpcError: a shard's; that others have compacted is not undone, and asking again does no harm. That it is
                 compacted already, only if all say so.
         """
-        outcomes = await self._compact(
-            call, dict(enumerate(map(position.revision, range(len(self._routing.shards))))), request
-        )
+        revisions = {name: position.revision(name) for name in self._routing.shards}
+        outcomes = await self._compact(call, revisions, request)
         self._answer(call, outcomes, request.revision)
 
     async def at_plain(self, call: CoroutineCall, request: rpc_pb2.CompactionRequest) -> None:
@@ -56,13 +55,13 @@ class Compactions:
         samples, number = self._samples, request.revision
         if samples is None or not await self._is_known(call, number):
             raise self._refusal()
-        vector = samples.before(number)
-        if vector is None or 0 in vector:
-            raise self._unexplained(number, vector)
+        sample = samples.before(number)
+        if sample is None or not all(sample.get(name) for name in self._routing.shards):
+            raise self._unexplained(number, sample)
         # First where the number is from: if it is not one there, nobody has compacted anything.
         leading = await self._compact(call, {samples.leading: number}, request)
         _raise_first(leading)
-        rest = {shard: revision for shard, revision in enumerate(vector) if shard != samples.leading}
+        rest = {name: sample[name] for name in self._routing.shards if name != samples.leading}
         outcomes = {**leading, **await self._compact(call, rest, request)}
         own = leading[samples.leading]
         self._answer(call, outcomes, number if isinstance(own, Status) else own.header.revision)
@@ -72,27 +71,24 @@ class Compactions:
         key = self._rule.key
         if key is None or self._rule.takes_any:
             return key is not None
-        leading = self._routing.map.owner(key)
         asked = rpc_pb2.RangeRequest(key=key)
         metadata = encode(load_bearing(call.stream.head))
         remaining = call.stream.remaining()
-        shard = self._routing.shards[leading]
+        shard = self._routing.owner(key)
         answer = await ask(shard, RANGE, asked, metadata=metadata, seconds=remaining, down=call.stream)
         return any(row.value == str(number).encode() for row in answer.kvs)
 
     async def _compact(
-        self, call: CoroutineCall, revisions: Mapping[int, int], request: rpc_pb2.CompactionRequest
+        self, call: CoroutineCall, revisions: Mapping[str, int], request: rpc_pb2.CompactionRequest
     ) -> _Outcomes:
-        by_name = {self._routing.shards[shard].name: revision for shard, revision in revisions.items()}
-        outcomes = await ask_all(
-            [self._routing.shards[shard] for shard in revisions],
+        return await ask_all(
+            [self._routing.shards[name] for name in revisions],
             COMPACT,
-            lambda shard: rpc_pb2.CompactionRequest(revision=by_name[shard.name], physical=request.physical),
+            lambda shard: rpc_pb2.CompactionRequest(revision=revisions[shard.name], physical=request.physical),
             metadata=call.metadata,
             seconds=call.stream.remaining(),
             down=call.stream,
         )
-        return dict(zip(revisions, outcomes.values(), strict=True))
 
     def _answer(self, call: CoroutineCall, outcomes: _Outcomes, revision: int) -> None:
         _raise_first(outcomes)
@@ -105,22 +101,22 @@ class Compactions:
     def _refusal(self) -> RpcError:
         shard_map = self._routing.map
         everything = KeyRange(b"", None)
-        names = [shard_map.names[segment.shard] for segment in shard_map.split(everything)]
+        names = [segment.shard for segment in shard_map.split(everything)]
         cure = (
             "compact at the revision of an answer over all shards, let each shard compact itself (etcd's "
             "--auto-compaction-retention), or name one in the metadata esp-shard"
         )
         return errors.spans("a compaction", names, shard_map.first_boundary(everything) or b"", cure).error()
 
-    def _unexplained(self, number: int, vector: tuple[int, ...] | None) -> RpcError:
+    def _unexplained(self, number: int, sample: Revisions | None) -> RpcError:
         assert self._samples is not None
         age = self._samples.age
         if age is None:
             why = "this proxy has not asked the shards for their revisions yet"
-        elif vector is None:
+        elif sample is None:
             why = f"the first time that this proxy asked the shards for theirs was {age:.0f} s ago, which was later"
         else:
-            names = [self._routing.shards[shard].name for shard, revision in enumerate(vector) if not revision]
+            names = [name for name in self._routing.shards if not sample.get(name)]
             why = f"nothing is known of {', '.join(names)} so far"
         text = f"esp: a compaction at revision {number} has no known place in the other shards: {why}; a later one will"
         return Status(Code.FAILED_PRECONDITION, text).error()

@@ -118,7 +118,7 @@ class Concat(Sink):
             assert connection is not None
             if self.down.sink is not self:
                 break  # a part could not be sent, and the call has failed
-            one = _Part(connection, self, self.routing.shards[segment.shard], segment.shard)
+            one = _Part(connection, self, self.routing.shards[segment.shard])
             self._parts.append(one)
             message = prefix(request_part.SerializeToString())
             connection.call(one, self.down.head.forward, self.down.remaining_timeout(), message, end=True)
@@ -126,7 +126,7 @@ class Concat(Sink):
 
     def begun(self, one: _Part) -> None:
         """A part has begun to come: what is still to come of it waits until its turn has come to be sent on."""
-        self._entry.answered(one.index, one.length)
+        self._entry.answered(one.name, one.length)
 
     def advance(self) -> None:
         """Something came for a part, or the client has read: sends on what can be sent on."""
@@ -150,7 +150,7 @@ class Concat(Sink):
                 return
             self._count += count
             self._parts.pop(0)._concat = None
-            self._entry.leave(current.index)
+            self._entry.leave(current.name)
         if not self._parts and not self._unsent and self.down.sink is self:
             self._finish()
 
@@ -164,11 +164,11 @@ class Concat(Sink):
         self._send(one, piece)
 
     def _enter(self, one: _Part) -> None:
-        if self._entry.enter(one.index):
-            self._entry.weigh(one.index, one.length)
+        if self._entry.enter(one.name):
+            self._entry.weigh(one.name, one.length)
 
     def _start(self) -> None:
-        revision = self._revision or token(self.routing, {one.index: one.header.revision for one in self._parts})
+        revision = self._revision or token(self.routing, {one.name: one.header.revision for one in self._parts})
         header = merged_header([one.header for one in self._parts], self.routing.identity, revision)
         encoded = rpc_pb2.RangeResponse(header=header).SerializeToString()
         length = sum(one.length for one in self._parts) + len(encoded) + TAIL_BYTES
@@ -189,7 +189,7 @@ class Concat(Sink):
             if owner is not None:
                 owner.consumed(len(piece))
         elif owner is not None:
-            self._entry.leave(owner.index)  # it waits for a client, which may not read at all
+            self._entry.leave(owner.name)  # it waits for a client, which may not read at all
 
     def _finish(self) -> None:
         self._entry.close()
@@ -258,15 +258,15 @@ class _Part(ClientStream):
         "_tail",
         "has_ended",
         "header",
-        "index",
         "is_begun",
         "length",
+        "name",
         "pieces",
     )
 
-    def __init__(self, connection: ClientConnection, concat: Concat, shard: Shard, index: int) -> None:
+    def __init__(self, connection: ClientConnection, concat: Concat, shard: Shard) -> None:
         super().__init__(connection)
-        self.index = index
+        self.name = shard.name
         self._concat: Concat | None = concat
         self._down = concat.down
         self._shard = shard

@@ -17,7 +17,7 @@ How many wait is bounded by the memory for calls (`max_call_bytes`), and their r
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
@@ -51,7 +51,7 @@ class Entry(Sink):
     __slots__ = ("_begin", "_gate", "_places", "_size", "line", "shards", "stream")
 
     def __init__(
-        self, gate: Gate, stream: ServerStream, shards: tuple[int, ...], size: int, begin: Callable[[Entry], None]
+        self, gate: Gate, stream: ServerStream, shards: tuple[str, ...], size: int, begin: Callable[[Entry], None]
     ) -> None:
         self.stream = stream
         self.shards = shards
@@ -59,7 +59,7 @@ class Entry(Sink):
         self._gate = gate
         self._begin: Callable[[Entry], None] | None = begin
         self._size = size if size > SMALL_REQUEST else 0  # of its request, while it waits
-        self._places: dict[int, int] = {}  # by shard
+        self._places: dict[str, int] = {}  # by shard
         stream.sink = self
 
     @property
@@ -97,7 +97,7 @@ class Entry(Sink):
         assert begin is not None, "a call begins once"
         begin(self)
 
-    def enter(self, shard: int) -> bool:
+    def enter(self, shard: str) -> bool:
         """Its part for this shard is at work; whether it was not before."""
         if shard in self._places:
             return False
@@ -107,7 +107,7 @@ class Entry(Sink):
         self._gate.busy[shard] += PLACES
         return True
 
-    def weigh(self, shard: int, size: int) -> None:
+    def weigh(self, shard: str, size: int) -> None:
         """The answer to a part that is at work will have so many bytes."""
         self._gate.note(self.stream.peer, size)
         taken = self._places.get(shard)
@@ -116,12 +116,12 @@ class Entry(Sink):
             self._places[shard] = places
             self._gate.busy[shard] += places - taken
 
-    def answered(self, shard: int, size: int) -> None:
+    def answered(self, shard: str, size: int) -> None:
         """Its part for this shard is not at work any more: the answer, of so many bytes, has begun to come."""
         self._gate.note(self.stream.peer, size)
         self.leave(shard)
 
-    def leave(self, shard: int) -> None:
+    def leave(self, shard: str) -> None:
         """Its part for this shard is not at work any more."""
         places = self._places.pop(shard, 0)
         if places:
@@ -161,7 +161,7 @@ class _Line:
 
     __slots__ = ("calls", "key", "queue")
 
-    def __init__(self, key: tuple[Connection, tuple[int, ...]]) -> None:
+    def __init__(self, key: tuple[Connection, tuple[str, ...]]) -> None:
         self.key = key
         self.calls: dict[Entry, None] = {}
         self.queue: deque[_Line] | None = None
@@ -177,18 +177,18 @@ class Gate:
         at_work: the calls that hold any, and since when, the longest first.
     """
 
-    def __init__(self, shards: int, context: WireContext, background: Background) -> None:
+    def __init__(self, context: WireContext, background: Background) -> None:
         self._context = context
         self._background = background
         self.spawn = background.start
         self._limit = context.limits.max_parts_per_shard * PLACES
         self.small: dict[str, None] = {}
-        self.busy = [0] * shards
+        self.busy: defaultdict[str, int] = defaultdict(int)
         self.at_work: dict[Entry, float] = {}
         # Each line that has calls stands in exactly one queue: that of a shard that had no place for its first call.
-        self._lines: dict[tuple[Connection, tuple[int, ...]], _Line] = {}
-        self._queues: list[deque[_Line]] = [deque() for _ in range(shards)]
-        self._freed: set[int] = set()
+        self._lines: dict[tuple[Connection, tuple[str, ...]], _Line] = {}
+        self._queues: defaultdict[str, deque[_Line]] = defaultdict(deque)
+        self._freed: set[str] = set()
 
     @property
     def waiting(self) -> int:
@@ -208,7 +208,7 @@ class Gate:
             if len(self.small) > MOST_SMALL:
                 del self.small[next(iter(self.small))]
 
-    def let_in(self, stream: ServerStream, shards: Iterable[int], size: int, begin: Callable[[Entry], None]) -> None:
+    def let_in(self, stream: ServerStream, shards: Iterable[str], size: int, begin: Callable[[Entry], None]) -> None:
         """Calls `begin` when all is read that came with the call and it is its turn; not if the client takes it back.
 
         Args:
@@ -240,7 +240,7 @@ class Gate:
     def _begin(self, entry: Entry) -> None:
         self._background.guard("a call that spans shards", partial(_begin, entry), entry.stream.on_bug)
 
-    def _stand(self, line: _Line, shard: int) -> None:
+    def _stand(self, line: _Line, shard: str) -> None:
         line.queue = self._queues[shard]
         line.queue.append(line)
 
@@ -250,7 +250,7 @@ class Gate:
             line.queue.remove(line)
             del self._lines[line.key]
 
-    def _full(self, entry: Entry) -> int | None:
+    def _full(self, entry: Entry) -> str | None:
         """The first of its shards that has no place for it; None when all have."""
         limit, busy = self._limit, self.busy
         for shard in entry.shards:
@@ -258,7 +258,7 @@ class Gate:
                 return shard
         return None
 
-    def free(self, shard: int, places: int) -> None:
+    def free(self, shard: str, places: int) -> None:
         """Places at `shard` are given back: whoever waits for one begins when all else leaves."""
         self.busy[shard] -= places
         if self._queues[shard] and self.busy[shard] < self._limit:
@@ -276,7 +276,7 @@ class Gate:
         """An exception came out of `flush`, and of no call: what waits has its turn when a place becomes free."""
         log.exception("a bug in esp; calls that span shards wait")
 
-    def _go(self, shard: int) -> None:
+    def _go(self, shard: str) -> None:
         queue = self._queues[shard]
         while queue and self.busy[shard] < self._limit:
             line = queue.popleft()

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from operator import is_not
 from time import monotonic
 from typing import Final
 
 from esp.core import errors
 from esp.core.background import Background
-from esp.core.identity import Identity
+from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
-from esp.core.routing import Routing
 from esp.core.services.keepalive_client import NO_ANSWER, Client, Keepalive, Lanes
 from esp.core.services.keepalive_lane import Lane
 from esp.core.services.lease_repair import LeaseRepair
@@ -48,21 +46,20 @@ class LeaseKeepAlive(Handler):
 
     def __init__(
         self,
-        routing: Routing,
+        layout: Layout,
         table: LeaseTable,
         repair: LeaseRepair,
         context: WireContext,
         background: Background,
     ) -> None:
         self.background = background
-        self._shards = routing.shards
-        self._identity: Identity = routing.identity
+        self._layout = layout
         self._table = table
         self._repair = repair
         self._context = context
         self._lanes: dict[Forward, Lanes] = {}
-        # What the last answer was made of, which is mostly the same again; nothing is equal to what it begins with.
-        self._merged: tuple[list[rpc_pb2.ResponseHeader | None], bytes] = ([rpc_pb2.ResponseHeader()], b"")
+        # The headers that the last answer was made of, which mostly come again, and the header made of them.
+        self._merged: tuple[dict[str, rpc_pb2.ResponseHeader | None], bytes] = {}, b""
         limits = context.limits
         self._places = Shares(limits.max_keepalive_streams, limits.common_share)
         self._waiting = Shares(limits.max_keepalives, limits.common_share)
@@ -77,10 +74,27 @@ class LeaseKeepAlive(Handler):
             if not self._has_room(address):
                 stream.finish(errors.TOO_MANY_REQUESTS)
                 return
-            made = [Lane(shard, index, forward) for index, shard in enumerate(self._shards)]
+            made = {name: Lane(shard, forward) for name, shard in self._layout.shards.items()}
             lanes = self._lanes[forward] = Lanes(address, metadata, made)
         lanes.clients += 1
         Client(self, stream, lanes)
+
+    def install(self, layout: Layout) -> None:
+        """Another layout is in force: each client's keepalives go to the shards that have come, and not to those gone.
+
+        A keepalive that waits for a shard that has left is answered without that shard.
+        """
+        self._layout = layout
+        self._merged = {}, b""
+        for forward, lanes in self._lanes.items():
+            for name, lane in list(lanes.lanes.items()):
+                if layout.shards.get(name) is not lane.shard:
+                    del lanes.lanes[name]
+                    for keepalive in lane.close():
+                        keepalive.spared(name)
+            for name, shard in layout.shards.items():
+                if name not in lanes.lanes:
+                    lanes.lanes[name] = Lane(shard, forward)
 
     def _has_room(self, address: str) -> bool:
         """Takes a place for one more token; those that nobody uses go first."""
@@ -95,7 +109,7 @@ class LeaseKeepAlive(Handler):
     def _drop(self, forward: Forward) -> None:
         dropped = self._lanes.pop(forward)
         self._places.give(dropped.address)
-        for lane in dropped.lanes:
+        for lane in dropped.lanes.values():
             lane.close()
 
     def admit(self, address: str, count: int) -> bool:
@@ -112,9 +126,8 @@ class LeaseKeepAlive(Handler):
     def answer(self, keepalive: Keepalive) -> bytes | Status:
         """What the client gets, now that nothing more comes from the shards: a message, or the end of its call."""
         failure = keepalive.failure
-        missed: Sequence[int] = ()
-        if failure is None and min(keepalive.ttls) > 0:
-            ttl = min(keepalive.ttls)
+        missed: Sequence[str] = ()
+        if failure is None and (ttl := min(keepalive.ttls.values())) > 0:
             for shard in list(self._table.left_out):
                 self._table.answers(shard)
         elif failure is None or self._may_miss(keepalive, failure):
@@ -129,38 +142,41 @@ class LeaseKeepAlive(Handler):
         answer = rpc_pb2.LeaseKeepAliveResponse(ID=keepalive.id, TTL=ttl).SerializeToString()
         return prefix(self._header(keepalive.headers) + answer)
 
-    def _header(self, headers: list[rpc_pb2.ResponseHeader | None]) -> bytes:
-        """An answer that is nothing but a header: what stands in front of an answer without one."""
+    def _header(self, headers: dict[str, rpc_pb2.ResponseHeader | None]) -> bytes:
+        """The header of an answer, encoded as an answer that has no other field: the fields that follow join it."""
         known, merged = self._merged
-        if any(map(is_not, known, headers)):
-            header = merged_header([header for header in headers if header is not None], self._identity)
+        if known != headers:  # compared by identity first
+            told = [header for header in headers.values() if header is not None]
+            header = merged_header(told, self._layout.identity)
             merged = rpc_pb2.LeaseKeepAliveResponse(header=header).SerializeToString()
             self._merged = headers, merged
         return merged
 
     def _may_miss(self, keepalive: Keepalive, failure: Status) -> bool:
         """Whether it is answered without the shards that have not."""
-        return self._table.tolerant and any(keepalive.headers) and errors.is_unreachable(failure)
+        return self._table.tolerant and any(keepalive.headers.values()) and errors.is_unreachable(failure)
 
-    def _judged(self, keepalive: Keepalive) -> tuple[int, Sequence[int]]:
+    def _judged(self, keepalive: Keepalive) -> tuple[int, Sequence[str]]:
         """The TTL of a lease that not every shard has, 0 when that makes it dead; the shards that should get it."""
         lease_id, table = keepalive.id, self._table
         now = monotonic()
-        lives: list[bool | None] = [None if ttl == NO_ANSWER else ttl > 0 for ttl in keepalive.ttls]
-        left = [ttl for ttl in keepalive.ttls if ttl > 0]
-        for shard, here in enumerate(lives):
+        lives: dict[str, bool | None] = {
+            shard: None if ttl == NO_ANSWER else ttl > 0 for shard, ttl in keepalive.ttls.items()
+        }
+        left = [ttl for ttl in keepalive.ttls.values() if ttl > 0]
+        for shard, here in tuple(lives.items()):
             if here is None and (seconds := table.left(lease_id, shard, now)) is not None:
                 lives[shard] = True
                 left.append(seconds)
             elif here is not None:
                 table.answers(shard)
-        empty = [shard for shard, header in enumerate(keepalive.headers) if header is not None and is_empty(header)]
+        empty = [shard for shard, header in keepalive.headers.items() if header is not None and is_empty(header)]
         judgement = table.judge(lease_id, lives, empty)
         if judgement.dead:
-            if True in lives or table.get(lease_id) is not None:
-                elsewhere = [shard for shard, here in enumerate(lives) if here is not False]
+            if True in lives.values() or table.get(lease_id) is not None:
+                elsewhere = [shard for shard, here in lives.items() if here is not False]
                 self._repair.revoke(lease_id, elsewhere, keepalive.client.metadata)
-            table.counters["half_dead"] += True in lives
+            table.counters["half_dead"] += True in lives.values()
             table.forget(lease_id)
             return 0, ()
         return min(left), judgement.missed
@@ -168,7 +184,7 @@ class LeaseKeepAlive(Handler):
     def tick(self, now: float) -> None:
         """Looks at every stream to the shards, and closes those that no client uses."""
         for forward, lanes in list(self._lanes.items()):
-            for lane in lanes.lanes:
+            for lane in lanes.lanes.values():
                 self.background.guard("keepalives to a shard", partial(lane.tick, now), lane.on_bug)
             if not lanes.clients and now - lanes.idle_since > IDLE_SECONDS:
                 self._drop(forward)

@@ -8,7 +8,7 @@ takes those of a stream one after the other, and what one client has sent would 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from time import monotonic
@@ -46,40 +46,49 @@ class Keepalive:
         body: the request, with its prefix.
         sent: when, on the monotonic clock.
         size: bytes of the client's window to give back when it is done with.
-        ttls: by shard: what it answered, NO_ANSWER before or without an answer.
+        ttls: by the shard's name: what the shard answered, NO_ANSWER before or without an answer.
+        headers: by the shard's name: the header of the answer; None before or without an answer.
         failure: why the call cannot be answered, or a shard did not answer.
         answer: what the client gets, once that is known: a message with its prefix, or the end of the call.
     """
 
     __slots__ = ("_left", "answer", "body", "client", "failure", "headers", "id", "sent", "size", "ttls")
 
-    def __init__(self, client: Client, message: bytes, sent: float, shards: int) -> None:
+    def __init__(self, client: Client, message: bytes, sent: float, shards: Iterable[str]) -> None:
         self.client = client
         self.id = _parse(message).ID
         self.body = prefix(message)
         self.sent = sent
         self.size = 0
-        self.ttls = [NO_ANSWER] * shards
-        self.headers: list[rpc_pb2.ResponseHeader | None] = [None] * shards
+        self.ttls: dict[str, int] = dict.fromkeys(shards, NO_ANSWER)
+        self.headers: dict[str, rpc_pb2.ResponseHeader | None] = dict.fromkeys(shards)
         self.failure: Status | None = None
         self.answer: bytes | Status | None = None
-        self._left = shards
+        self._left = len(self.ttls)
 
     @property
     def wanted(self) -> bool:
         """Whether the client still waits for it."""
         return not self.client.closed
 
-    def answered(self, shard: int, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
+    def answered(self, shard: str, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
         """A shard's answer."""
         self.ttls[shard] = ttl if ttl > 0 else 0
         self.headers[shard] = header
         self._one_less()
 
-    def failed(self, shard: int, status: Status) -> None:
+    def failed(self, shard: str, status: Status) -> None:
         """A shard gives none; an error that says more than that it is away goes before others."""
         if self.failure is None or errors.is_unreachable(self.failure):
             self.failure = status
+        self._one_less()
+
+    def spared(self, shard: str) -> None:
+        """The shard has left the layout before it answered: its answer is not needed any more."""
+        if len(self.ttls) == 1:  # no shard is left that could answer
+            self.failed(shard, errors.SERVER_STOPPED)
+            return
+        del self.ttls[shard], self.headers[shard]
         self._one_less()
 
     def _one_less(self) -> None:
@@ -201,7 +210,7 @@ class Client(Sink):
             payload, self._ends = self._payloads.popleft()
             self._left = len(payload)
             self._messages = self._reader.messages(payload)
-        now, shards = monotonic(), len(self.lanes.lanes)
+        now, shards = monotonic(), self.lanes.lanes
         keepalives = [Keepalive(self, message, now, shards) for message in islice(self._messages, room)]
         is_over = len(keepalives) < room
         if is_over and self._ends and self._reader.wanted:
@@ -224,7 +233,7 @@ class Client(Sink):
         self._queue += keepalives
         self.lanes.at_work += len(keepalives)
         body = b"".join([keepalive.body for keepalive in keepalives])
-        for lane in self.lanes.lanes:
+        for lane in self.lanes.lanes.values():
             lane.send(keepalives, body)
 
     def cancelled(self, code: int, reason: str) -> None:
@@ -298,11 +307,17 @@ class Client(Sink):
 
 
 class Lanes:
-    """The lanes of all clients with the same metadata; `address` is that of the first, `at_work` counts keepalives."""
+    """The lanes of all clients with the same metadata.
+
+    Attributes:
+        address: where the first of the clients comes from.
+        lanes: the lanes by the names of their shards.
+        at_work: how many keepalives have no answer yet.
+    """
 
     __slots__ = ("address", "at_work", "clients", "idle_since", "lanes", "metadata")
 
-    def __init__(self, address: str, metadata: Fields, lanes: list[Lane]) -> None:
+    def __init__(self, address: str, metadata: Fields, lanes: dict[str, Lane]) -> None:
         self.address = address
         self.metadata = metadata
         self.lanes = lanes

@@ -59,11 +59,14 @@ class Waiting(Protocol):
     def wanted(self) -> bool:
         """See above."""
 
-    def answered(self, shard: int, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
+    def answered(self, shard: str, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
         """The shard's answer. Headers that are equal are mostly the same object."""
 
-    def failed(self, shard: int, status: Status) -> None:
+    def failed(self, shard: str, status: Status) -> None:
         """There is none."""
+
+    def spared(self, shard: str) -> None:
+        """None is needed: the shard has left the layout."""
 
 
 class _Probe:
@@ -74,11 +77,14 @@ class _Probe:
     body: Final = prefix(rpc_pb2.LeaseKeepAliveRequest().SerializeToString())
     wanted: Final = True
 
-    def answered(self, shard: int, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
+    def answered(self, shard: str, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
         """It does."""
 
-    def failed(self, shard: int, status: Status) -> None:
+    def failed(self, shard: str, status: Status) -> None:
         """It does not; the lane sees that."""
+
+    def spared(self, shard: str) -> None:
+        """Nobody asks it any more."""
 
 
 _PROBE: Final = _Probe()
@@ -206,7 +212,7 @@ class _Upstream:
             if not in_flight or in_flight[0].id != answer.ID:
                 self.fault("is to no keepalive that waits")
                 return
-            in_flight.popleft().answered(lane.index, answer.TTL, header)
+            in_flight.popleft().answered(lane.name, answer.TTL, header)
 
     def _parsed(self, message: bytes) -> tuple[rpc_pb2.LeaseKeepAliveResponse, rpc_pb2.ResponseHeader]:
         """An answer, and its header.
@@ -257,18 +263,18 @@ class Lane:
 
     Args:
         shard: the shard.
-        index: its place among the shards.
         forward: the head of the stream to it.
 
     Attributes:
+        name: the name of the shard.
         heard: when the shard last answered, or was asked something after nothing.
     """
 
-    __slots__ = ("_main", "_slow", "forward", "heard", "index", "shard")
+    __slots__ = ("_main", "_slow", "forward", "heard", "name", "shard")
 
-    def __init__(self, shard: Shard, index: int, forward: Forward) -> None:
+    def __init__(self, shard: Shard, forward: Forward) -> None:
         self.shard = shard
-        self.index = index
+        self.name = shard.name
         self.forward = forward
         self.heard = 0.0
         self._main: _Upstream | None = None
@@ -300,7 +306,7 @@ class Lane:
         again = upstream.has_answered and errors.is_unreachable(status)
         if status.code == Code.PERMISSION_DENIED and left:
             # It is about the keys of one lease, the first that was not answered.
-            left.popleft().failed(self.index, status)
+            left.popleft().failed(self.name, status)
             again = True
         if again:
             self._send_again(left)
@@ -325,7 +331,7 @@ class Lane:
 
     def _fail(self, keepalives: Iterable[Waiting], status: Status) -> None:
         for keepalive in keepalives:
-            keepalive.failed(self.index, status)
+            keepalive.failed(self.name, status)
 
     def tick(self, now: float) -> None:
         """Looks whether the shard answers, and whether one keepalive holds up the others."""

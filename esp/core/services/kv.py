@@ -97,7 +97,7 @@ class Put(_MayLackLease):
         if status != errors.LEASE_NOT_FOUND:
             return False
         request = parse(rpc_pb2.PutRequest, message)
-        return self.lease_retry.take(stream, message, [request], status)
+        return self.lease_retry.take(stream, message, [request], status, self.routing.owner)
 
 
 class _Ranges(Routed):
@@ -195,7 +195,7 @@ class Range(_Ranges):
 
     def __init__(self, routing: Routing, gate: Gate, *, snapshots: bool, snapshot_tries: int) -> None:
         super().__init__(routing, gate, snapshots=snapshots, snapshot_tries=snapshot_tries)
-        self.batches = [ReadBatches(shard) for shard in self.shards]
+        self.batches = {name: ReadBatches(shard) for name, shard in self.shards.items()}
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
@@ -296,7 +296,7 @@ class Txn(_MayLackLease):
         check(found.refused)
         touched = found.touched
         if not touched:
-            everywhere = range(len(self.shards))
+            everywhere = tuple(self.shards)
             self.serve_across(
                 stream, everywhere, message, lambda call: across.txn_of_nothing(call, self.routing, request)
             )
@@ -340,7 +340,7 @@ class Txn(_MayLackLease):
                 check(refuse_range(asked, *self.span(keys), at_token=at_token))
             else:
                 translate_filters(self.routing.tokens, asked, sole)
-        owned: dict[int, KeyRange] = {}
+        owned: dict[str, KeyRange] = {}
         for operation in chain(request.success, request.failure):
             if pace.is_over():
                 yield
@@ -362,7 +362,7 @@ class Txn(_MayLackLease):
         if status != errors.LEASE_NOT_FOUND:
             return False
         request = parse(rpc_pb2.TxnRequest, message)
-        return self.lease_retry.take(stream, message, txn.puts(request), status)
+        return self.lease_retry.take(stream, message, txn.puts(request), status, self.routing.owner)
 
     def _spans(self, one: KeyRange, other: KeyRange) -> RpcError:
         """The refusal of a transaction that touches two ranges of different shards, or one range of several."""
@@ -372,7 +372,7 @@ class Txn(_MayLackLease):
                 break
         else:
             low, high = sorted((one.start, other.start))
-            names = [self.routing.owner(low).name, self.routing.owner(high).name]
+            names = [self.owner(low), self.owner(high)]
             boundary = self.span(KeyRange(low, high + b"\0"))[1]
         cure = "keep what a transaction touches, in both branches, inside one shard"
         return errors.spans("a transaction", names, boundary, cure).error()
@@ -395,7 +395,7 @@ class Compact(Routed):
             return
         if position.offset > 0:
             raise errors.FUTURE_REV.error()
-        missing = [shard.name for index, shard in enumerate(self.shards) if not position.revision(index)]
+        missing = [name for name in self.shards if not position.revision(name)]
         if missing:
             raise errors.leaves_out("a compaction", missing).error()
         call = CoroutineCall(stream)

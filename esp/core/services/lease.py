@@ -17,10 +17,20 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from esp.core import errors, lease_sync
-from esp.core.ask import LEASE_GRANT, LEASE_LEASES, LEASE_REVOKE, LEASE_TIME_TO_LIVE, Answer, Method, ask_all
+from esp.core.ask import (
+    LEASE_GRANT,
+    LEASE_LEASES,
+    LEASE_REVOKE,
+    LEASE_TIME_TO_LIVE,
+    Answer,
+    Method,
+    answers_of,
+    ask_all,
+    failures_of,
+)
 from esp.core.background import Background, all_of
+from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
-from esp.core.routing import Routing
 from esp.core.services.handlers import AnswerUnary, CoroutineCall
 from esp.core.services.keepalive import PATH as KEEPALIVE_PATH
 from esp.core.services.keepalive import LeaseKeepAlive
@@ -46,23 +56,22 @@ class Leases:
     """Everything about leases that a proxy runs: handlers, what is known of leases, and their repair.
 
     Args:
-        routing: the shards.
-        background: owns the calls' coroutines and the repairs.
+        layout: the shards.
+        background: owner of the calls' coroutines and of the repairs.
         context: limits and counters.
-        tolerant: whether a shard that is away may be left out (`leases: tolerant`).
+        tolerant: whether an unreachable shard may be left out (`leases: tolerant`).
     """
 
-    def __init__(self, routing: Routing, background: Background, context: WireContext, *, tolerant: bool) -> None:
-        self.table = LeaseTable(routing.map.names, context, tolerant=tolerant)
-        self.repair = LeaseRepair(routing, self.table, context, background)
-        self.retry = LeaseRetry(routing, self.repair, background.start, context)
-        self._keepalive = LeaseKeepAlive(routing, self.table, self.repair, context, background)
-        self._routing = routing
+    def __init__(self, layout: Layout, background: Background, context: WireContext, *, tolerant: bool) -> None:
+        self.table = LeaseTable(context, tolerant=tolerant)
+        self.repair = LeaseRepair(layout, self.table, context, background)
+        self.retry = LeaseRetry(self.repair, background.start, context)
+        self.keepalive = LeaseKeepAlive(layout, self.table, self.repair, context, background)
         self._background = background
 
-    def handlers(self) -> Mapping[bytes, Handler]:
-        """The handler of each RPC of the service, by path."""
-        fan_out = _FanOut(self._routing, self.table, self.repair)
+    def handlers(self, layout: Layout) -> Mapping[bytes, Handler]:
+        """The handler of each RPC of the service, by path, for the shards of a layout."""
+        fan_out = _FanOut(layout, self.table, self.repair)
 
         def unary(request: type[Message], work: _Work) -> Handler:
             return AnswerUnary(self._background.start, request, work)
@@ -70,18 +79,23 @@ class Leases:
         return {
             LEASE_GRANT.path: unary(rpc_pb2.LeaseGrantRequest, fan_out.grant),
             LEASE_REVOKE.path: unary(rpc_pb2.LeaseRevokeRequest, fan_out.revoke),
-            KEEPALIVE_PATH: self._keepalive,
+            KEEPALIVE_PATH: self.keepalive,
             LEASE_TIME_TO_LIVE.path: unary(rpc_pb2.LeaseTimeToLiveRequest, fan_out.time_to_live),
             LEASE_LEASES.path: unary(rpc_pb2.LeaseLeasesRequest, fan_out.leases),
         }
 
-    async def run(self) -> None:
-        """Repairs leases, until cancelled."""
-        await self.repair.run()
+    def start(self) -> None:
+        """Begins to repair leases."""
+        self.repair.start()
+
+    def install(self, layout: Layout) -> None:
+        """Another layout is in force: its shards get the keepalives of all clients, and the leases that they lack."""
+        self.repair.install(layout)
+        self.keepalive.install(layout)
 
     def tick(self, now: float) -> None:
         """Looks at every deadline, and at which shards are back."""
-        self._keepalive.tick(now)
+        self.keepalive.tick(now)
         for step in (self.repair.tick, partial(self.table.sweep, now)):
             self._background.guard("leases", step)
 
@@ -92,10 +106,10 @@ _Work = Callable[[CoroutineCall, Any], Coroutine[Any, Any, Message]]
 class _FanOut:
     """The unary RPCs, each asked of all shards at once."""
 
-    def __init__(self, routing: Routing, table: LeaseTable, repair: LeaseRepair) -> None:
-        self._shards = routing.shards
-        self._owner = routing.map.owner
-        self._identity = routing.identity
+    def __init__(self, layout: Layout, table: LeaseTable, repair: LeaseRepair) -> None:
+        self._shards = layout.shards
+        self._owner = layout.map.owner
+        self._identity = layout.identity
         self._table = table
         self._repair = repair
 
@@ -123,7 +137,6 @@ class _FanOut:
     ) -> rpc_pb2.LeaseGrantResponse:
         tolerant = self._table.tolerant
         metadata = load_bearing(call.stream.head)
-        everywhere = range(len(self._shards))
         sent = monotonic()
         seconds = REVOKE_SECONDS
         if tolerant:
@@ -133,40 +146,40 @@ class _FanOut:
             outcomes = await self._ask_all(call, LEASE_GRANT, request, seconds=seconds)
         except asyncio.CancelledError:
             if own_id:  # nobody else has ever heard of it
-                self._repair.revoke(request.ID, everywhere, metadata)
+                self._repair.revoke(request.ID, self._shards, metadata)
             raise
-        granted = _answers(outcomes)
+        granted = answers_of(outcomes)
         refusal = _refusal(outcomes, may_miss=tolerant and bool(granted))
         if refusal is not None:
             # Nobody else has heard of an id of esp's own, save the owner of an equal one.
-            ours = [index for index in everywhere if outcomes[index] != errors.LEASE_EXISTS] if own_id else granted
+            ours = [name for name, told in outcomes.items() if told != errors.LEASE_EXISTS] if own_id else granted
             await self._take_back(request.ID, ours, metadata)
             raise refusal.error()
         self._repair.drop(request.ID, granted)
-        until = [sent + granted[index].TTL if index in granted else 0.0 for index in everywhere]
+        until = {name: sent + answer.TTL for name, answer in granted.items()}
         self._table.granted(request.ID, until, metadata)
         if len(granted) < len(outcomes):
             self._table.counters["granted_without_a_shard"] += 1
-            for index in everywhere:
-                if index not in granted:
-                    self._repair.grant(request.ID, index, metadata)
+            for name in self._shards:
+                if name not in granted:
+                    self._repair.grant(request.ID, name, metadata)
         return rpc_pb2.LeaseGrantResponse(
             header=self._header(granted.values()),
             ID=request.ID,
             TTL=min(answer.TTL for answer in granted.values()),
         )
 
-    async def _take_back(self, lease_id: int, shards: Iterable[int], metadata: Fields) -> None:
+    async def _take_back(self, lease_id: int, shards: Iterable[str], metadata: Fields) -> None:
         """Revokes a lease where it was just granted; what does not answer now is done later."""
         left = set(shards)
 
-        async def revoke(index: int) -> None:
+        async def revoke(name: str) -> None:
             with suppress(RpcError):
-                await lease_sync.revoke(self._shards[index], lease_id, metadata=metadata, seconds=GRANT_SECONDS)
-                left.discard(index)
+                await lease_sync.revoke(self._shards[name], lease_id, metadata=metadata, seconds=GRANT_SECONDS)
+                left.discard(name)
 
         try:
-            await all_of([revoke(index) for index in left])
+            await all_of([revoke(name) for name in left])
         finally:
             # Not in `revoke`: when the client goes in the very turn of the loop in which these begin, none ever runs.
             self._repair.revoke(lease_id, left, metadata)
@@ -181,16 +194,15 @@ class _FanOut:
             outcomes = await self._ask_all(call, LEASE_REVOKE, request)
         except asyncio.CancelledError:
             # Some shards have revoked it by now, so it must not live on in the others.
-            self._repair.revoke(request.ID, range(len(self._shards)), load_bearing(call.stream.head))
+            self._repair.revoke(request.ID, self._shards, load_bearing(call.stream.head))
             raise
-        revoked = _answers(outcomes)
-        failures = [outcome for outcome in outcomes if isinstance(outcome, Status)]
-        others = [failure for failure in failures if failure != errors.LEASE_NOT_FOUND]
+        revoked = answers_of(outcomes)
+        others = [failure for failure in failures_of(outcomes).values() if failure != errors.LEASE_NOT_FOUND]
         if all(map(errors.is_unreachable, others)):
             self._table.forget(request.ID)
         if others:
             # The client may give up before the shard is back; the lease must not live on there for that.
-            away = [index for index, outcome in enumerate(outcomes) if _is_away(outcome)]
+            away = [name for name, failure in failures_of(outcomes).items() if errors.is_unreachable(failure)]
             self._repair.revoke(request.ID, away, load_bearing(call.stream.head))
             raise _worst(others).error()
         if not revoked:
@@ -209,27 +221,27 @@ class _FanOut:
             RpcError: a shard's, as it came.
         """
         outcomes = await self._ask_all(call, LEASE_TIME_TO_LIVE, request)
-        answers = _answers(outcomes)
-        living = {index: answer for index, answer in answers.items() if answer.TTL >= 0}
+        answers = answers_of(outcomes)
+        living = {name: answer for name, answer in answers.items() if answer.TTL >= 0}
         refusal = _refusal(outcomes, may_miss=self._table.tolerant and bool(living) and not request.keys)
         if refusal is not None:
             raise refusal.error()
         response = rpc_pb2.LeaseTimeToLiveResponse(header=self._header(answers.values()), ID=request.ID, TTL=-1)
-        lives = [index in living if index in answers else None for index in range(len(outcomes))]
-        empty = [index for index, answer in answers.items() if is_empty(answer.header)]
+        lives = {name: name in living if name in answers else None for name in outcomes}
+        empty = [name for name, answer in answers.items() if is_empty(answer.header)]
         if self._table.judge(request.ID, lives, empty).dead:
             return response
         left = [answer.TTL for answer in living.values()]
         now = monotonic()
-        for index, here in enumerate(lives):
-            if here is None and (seconds := self._table.left(request.ID, index, now)) is not None:
+        for name, here in lives.items():
+            if here is None and (seconds := self._table.left(request.ID, name, now)) is not None:
                 left.append(seconds)
         response.TTL = min(left)
         response.grantedTTL = min(answer.grantedTTL for answer in living.values())
         keys: list[bytes] = []
-        for index, answer in living.items():
+        for name, answer in living.items():
             async for portion in in_turns(answer.keys):
-                keys += [key for key in portion if self._owner(key) == index]
+                keys += [key for key in portion if self._owner(key) == name]
         response.keys.extend(await sort(keys, bytes, descend=False, limit=len(keys)))
         return response
 
@@ -243,7 +255,7 @@ class _FanOut:
         refusal = _refusal(outcomes, may_miss=False)
         if refusal is not None:
             raise refusal.error()
-        answers = _answers(outcomes)
+        answers = answers_of(outcomes)
         ids = dict.fromkeys(lease.ID for answer in answers.values() for lease in answer.leases)
         return rpc_pb2.LeaseLeasesResponse(
             header=self._header(answers.values()), leases=[rpc_pb2.LeaseStatus(ID=lease_id) for lease_id in ids]
@@ -256,34 +268,24 @@ class _FanOut:
         request: Message,
         *,
         seconds: float = REVOKE_SECONDS,
-    ) -> list[Answer | Status]:
-        """What each shard answers, in their order; `seconds` is the longest to wait for one."""
-        outcomes = await ask_all(
-            self._shards,
+    ) -> dict[str, Answer | Status]:
+        """The outcome of each shard, by name; `seconds` is the longest to wait for a shard."""
+        return await ask_all(
+            self._shards.values(),
             method,
             request,
             metadata=call.metadata,
             seconds=call.seconds(seconds),
             down=call.stream if method.idempotent else None,
         )
-        return list(outcomes.values())
 
     def _header(self, answers: Iterable[Any]) -> rpc_pb2.ResponseHeader:
         return merged_header([answer.header for answer in answers], self._identity)
 
 
-def _answers(outcomes: Sequence[Answer | Status]) -> dict[int, Answer]:
-    """The answers, by the index of the shard."""
-    return {index: outcome for index, outcome in enumerate(outcomes) if not isinstance(outcome, Status)}
-
-
-def _is_away(outcome: Message | Status) -> bool:
-    return isinstance(outcome, Status) and errors.is_unreachable(outcome)
-
-
-def _refusal(outcomes: Sequence[Message | Status], *, may_miss: bool) -> Status | None:
+def _refusal(outcomes: dict[str, Answer | Status], *, may_miss: bool) -> Status | None:
     """Why not every shard has answered as it should; None when those that did not were away, and that may be."""
-    failures = [outcome for outcome in outcomes if isinstance(outcome, Status)]
+    failures = list(failures_of(outcomes).values())
     if may_miss:
         failures = [failure for failure in failures if not errors.is_unreachable(failure)]
     return _worst(failures) if failures else None

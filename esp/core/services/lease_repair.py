@@ -16,9 +16,9 @@ from time import monotonic
 from typing import Final
 
 from esp.core import errors, lease_sync
-from esp.core.background import Background, all_of
+from esp.core.background import Background
+from esp.core.layout import Layout
 from esp.core.lease_sync import Copied, CopyTtl
-from esp.core.routing import Routing
 from esp.core.services.lease_table import ID_BITS, Lacking, LeaseTable, is_empty
 from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
@@ -48,115 +48,167 @@ class _Job:
         self.metadata = metadata
 
 
-class LeaseRepair:
-    """The repairs that wait, and who does them."""
+class _Yard:
+    """The repairs that wait for one shard.
 
-    def __init__(self, routing: Routing, table: LeaseTable, context: WireContext, background: Background) -> None:
+    Attributes:
+        shard: the shard.
+        jobs: what to do, by lease.
+        wanted: set when the worker may have something to do.
+        was_ready: whether the shard had a connection at the last look; None before the first.
+        worker: does the jobs; None until the repairs have begun.
+    """
+
+    __slots__ = ("jobs", "shard", "wanted", "was_ready", "worker")
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self.jobs: dict[int, _Job] = {}
+        self.wanted = asyncio.Event()
+        self.was_ready: bool | None = None
+        self.worker: asyncio.Task[None] | None = None
+
+
+class LeaseRepair:
+    """The repairs that wait, and their workers, one for each shard.
+
+    Attributes:
+        table: the leases that this proxy knows of.
+        waiting: number of repairs that wait or are being done.
+    """
+
+    def __init__(self, layout: Layout, table: LeaseTable, context: WireContext, background: Background) -> None:
         self.table = table
         self._background = background
-        self._shards = routing.shards
+        self._layout = layout
         self._context = context
-        self._jobs: list[dict[int, _Job]] = [{} for _ in routing.shards]
-        self._wanted = [asyncio.Event() for _ in routing.shards]
-        self._was_ready: list[bool | None] = [None] * len(routing.shards)  # None before the first look
-        self._ongoing: dict[tuple[int, int], asyncio.Future[bool | None]] = {}
+        self._yards: dict[str, _Yard] = {name: _Yard(shard) for name, shard in layout.shards.items()}
+        self._has_begun = False
+        self._ongoing: dict[tuple[str, int], asyncio.Future[bool | None]] = {}
+
+    def install(self, layout: Layout) -> None:
+        """Another layout is in force: shards that are new get a worker, and what waits for shards that left is dropped.
+
+        A shard that has come counts as one that was away: another proxy may be about to grant leases there.
+        """
+        self._layout = layout
+        for name, yard in list(self._yards.items()):
+            if layout.shards.get(name) is not yard.shard:
+                del self._yards[name]
+                self.table.drop_shard(name)
+                if yard.worker is not None:
+                    yard.worker.cancel()
+        for name, shard in layout.shards.items():
+            if name not in self._yards:
+                yard = self._yards[name] = _Yard(shard)
+                yard.was_ready = False
+                self.table.away(name)
+                if self._has_begun:
+                    self._begin(yard)
 
     @property
     def waiting(self) -> int:
         """How many repairs wait, or are being done."""
-        return sum(map(len, self._jobs))
+        return sum(len(yard.jobs) for yard in self._yards.values())
 
-    def grant(self, lease_id: int, shard: int, metadata: Fields) -> None:
+    def grant(self, lease_id: int, shard: str, metadata: Fields) -> None:
         """Grants a lease on a shard that never had it, as it lives on the others.
 
         Nothing when something waits to be done about it there already: a revocation goes first.
         """
-        if lease_id not in self._jobs[shard]:
+        yard = self._yards.get(shard)
+        if yard is not None and lease_id not in yard.jobs:
             self._add(lease_id, shard, _Job(metadata, grants=True))
 
-    def revoke(self, lease_id: int, shards: Iterable[int], metadata: Fields) -> None:
+    def revoke(self, lease_id: int, shards: Iterable[str], metadata: Fields) -> None:
         """Revokes a lease on these shards."""
         for shard in shards:
             self._add(lease_id, shard, _Job(metadata, grants=False))
 
-    def drop(self, lease_id: int, shards: Iterable[int]) -> None:
+    def drop(self, lease_id: int, shards: Iterable[str]) -> None:
         """Nothing is to be done about a lease on these shards: another one of its id has begun there."""
         for shard in shards:
-            self._jobs[shard].pop(lease_id, None)
+            if shard in self._yards:
+                self._yards[shard].jobs.pop(lease_id, None)
 
-    def _add(self, lease_id: int, shard: int, job: _Job) -> None:
-        if self.waiting >= self._context.limits.max_lease_repairs and lease_id not in self._jobs[shard]:
+    def _add(self, lease_id: int, shard: str, job: _Job) -> None:
+        yard = self._yards.get(shard)
+        if yard is None:
+            return  # the shard has left the layout
+        if self.waiting >= self._context.limits.max_lease_repairs and lease_id not in yard.jobs:
             self._context.reached("max_lease_repairs")
             return
-        self._jobs[shard][lease_id] = job
-        self._wanted[shard].set()
+        yard.jobs[lease_id] = job
+        yard.wanted.set()
 
     def tick(self) -> None:
         """Sees which shards are back, and has done there what waits for them."""
-        for index, shard in enumerate(self._shards):
-            ready = shard.is_ready
-            if ready and not self._was_ready[index] and self.table.tolerant:
-                for lease_id in self.table.missed_on(index):
+        for name, yard in self._yards.items():
+            ready = yard.shard.is_ready
+            if ready and not yard.was_ready and self.table.tolerant:
+                for lease_id in self.table.missed_on(name):
                     known = self.table.get(lease_id)
-                    self.grant(lease_id, index, known.metadata if known else [])
+                    self.grant(lease_id, name, known.metadata if known else [])
             if not ready:
-                self.table.away(index)
-            elif self._was_ready[index] is False:
-                self.table.returned(index, monotonic())
-            self._was_ready[index] = ready
-            if ready and self._jobs[index]:
-                self._wanted[index].set()
+                self.table.away(name)
+            elif yard.was_ready is False:
+                self.table.returned(name, monotonic())
+            yard.was_ready = ready
+            if ready and yard.jobs:
+                yard.wanted.set()
 
-    async def run(self) -> None:
-        """Does the repairs, until cancelled."""
-        workers = [
-            self._background.again(f"lease repair on shard {shard.name}", partial(self._work, index))
-            for index, shard in enumerate(self._shards)
-        ]
-        await all_of(workers)
+    def start(self) -> None:
+        """Begins the repairs; the workers are the supervisor's."""
+        self._has_begun = True
+        for yard in self._yards.values():
+            self._begin(yard)
 
-    async def _work(self, index: int) -> None:
-        jobs, wanted, shard = self._jobs[index], self._wanted[index], self._shards[index]
+    def _begin(self, yard: _Yard) -> None:
+        name = f"lease repair on shard {yard.shard.name}"
+        yard.worker = self._background.keep(name, partial(self._work, yard))
+
+    async def _work(self, yard: _Yard) -> None:
+        jobs, wanted, shard = yard.jobs, yard.wanted, yard.shard
         while True:
             await wanted.wait()
             if not jobs or not shard.is_ready:
                 wanted.clear()
                 continue
             try:
-                await lease_sync.each(list(islice(jobs, BATCH)), partial(self._do, index), CONCURRENCY)
+                await lease_sync.each(list(islice(jobs, BATCH)), partial(self._do, yard), CONCURRENCY)
             except RpcError as error:
                 log.info("shard %s: leases cannot be repaired now: %s", shard.name, error.status.message)
                 await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _do(self, index: int, lease_id: int) -> None:
+    async def _do(self, yard: _Yard, lease_id: int) -> None:
         """Does one job.
 
         Raises:
             RpcError: it has to wait.
         """
-        jobs = self._jobs[index]
+        jobs, shard = yard.jobs, yard.shard
         job = jobs.get(lease_id)
         if job is None:
             return
         try:
             if not job.grants:
-                await lease_sync.revoke(self._shards[index], lease_id, metadata=job.metadata, seconds=CALL_SECONDS)
+                await lease_sync.revoke(shard, lease_id, metadata=job.metadata, seconds=CALL_SECONDS)
                 self.table.counters["revoked_later"] += 1
             elif self.table.get(lease_id) is not None:
-                await self._copy(lease_id, index, job.metadata, CALL_SECONDS)
+                await self._copy(lease_id, shard, job.metadata, CALL_SECONDS)
         except RpcError as error:
             if errors.is_unreachable(error.status):
                 raise
             self.table.counters["repairs_failed"] += 1
-            name = self._shards[index].name
+            name = shard.name
             log.warning("shard %s: lease %x cannot be repaired: %s", name, lease_id & ID_BITS, error.status.message)
         except Exception as error:  # a bug: another try would meet it again, and hold up the other repairs
             self.table.counters["repairs_failed"] += 1
-            self._background.failed(f"lease repair on shard {self._shards[index].name}", error)
+            self._background.failed(f"lease repair on shard {shard.name}", error)
         if jobs.get(lease_id) is job:
             del jobs[lease_id]
 
-    async def ensure(self, lease_id: int, shard: int, metadata: Fields, seconds: float) -> bool:
+    async def ensure(self, lease_id: int, shard: Shard, metadata: Fields, seconds: float) -> bool:
         """Whether a lease that a shard did not have a moment ago is on it now, as it lives on another.
 
         It is granted there if the shard never had it, which another proxy may do as well. False when it lives nowhere,
@@ -165,25 +217,24 @@ class LeaseRepair:
         Raises:
             RpcError: a shard does not answer, or refuses.
         """
-        key = (shard, lease_id)
+        key = (shard.name, lease_id)
         while (ongoing := self._ongoing.get(key)) is not None:
             done = await asyncio.shield(ongoing)
             if done is not None:
                 return done
-        return await self._ensure(key, metadata, seconds)
+        return await self._ensure(key, shard, metadata, seconds)
 
-    async def _ensure(self, key: tuple[int, int], metadata: Fields, seconds: float) -> bool:
-        shard, lease_id = key
+    async def _ensure(self, key: tuple[str, int], shard: Shard, metadata: Fields, seconds: float) -> bool:
         self._ongoing[key] = done = asyncio.get_running_loop().create_future()
         there: bool | None = None
         try:
-            there = await self._is_there(lease_id, shard, metadata, seconds)
+            there = await self._is_there(key[1], shard, metadata, seconds)
             return there
         finally:
             del self._ongoing[key]
             done.set_result(there)
 
-    async def _is_there(self, lease_id: int, index: int, metadata: Fields, seconds: float) -> bool:
+    async def _is_there(self, lease_id: int, shard: Shard, metadata: Fields, seconds: float) -> bool:
         """As `ensure`.
 
         Raises:
@@ -192,31 +243,31 @@ class LeaseRepair:
         table = self.table
         until = monotonic() + seconds
         while True:
-            here = await lease_sync.time_to_live(self._shards[index], lease_id, metadata=metadata, seconds=seconds)
+            here = await lease_sync.time_to_live(shard, lease_id, metadata=metadata, seconds=seconds)
             if here.TTL >= 0:  # since a moment ago
-                table.seen(lease_id, index, monotonic() + SEEN_SECONDS)
+                table.seen(lease_id, shard.name, monotonic() + SEEN_SECONDS)
                 return True
-            judgement = table.judge_one(lease_id, index, empty=is_empty(here.header))
+            judgement = table.judge_one(lease_id, shard.name, empty=is_empty(here.header))
             if judgement is Lacking.MISSED:
-                return await self._copy(lease_id, index, metadata, seconds)
+                return await self._copy(lease_id, shard, metadata, seconds)
             if judgement is Lacking.ENDED or monotonic() > until:
                 return False
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _copy(self, lease_id: int, index: int, metadata: Fields, seconds: float) -> bool:
+    async def _copy(self, lease_id: int, shard: Shard, metadata: Fields, seconds: float) -> bool:
         """Whether the lease lives on the shard now.
 
         Raises:
             RpcError: as `lease_sync.copy`.
         """
-        others = [shard for shard in self._shards if shard is not self._shards[index]]
+        others = [other for other in self._layout.shards.values() if other is not shard]
         copied = await lease_sync.copy(
-            lease_id, _ready_first(others), self._shards[index], CopyTtl.GRANTED, metadata=metadata, seconds=seconds
+            lease_id, _ready_first(others), shard, CopyTtl.GRANTED, metadata=metadata, seconds=seconds
         )
         if copied is Copied.GONE:
             self.table.forget(lease_id)  # another one of its id may begin elsewhere, which this shard does not miss
             return False
-        self.table.seen(lease_id, index, monotonic() + SEEN_SECONDS)
+        self.table.seen(lease_id, shard.name, monotonic() + SEEN_SECONDS)
         if copied is Copied.GRANTED:
             self.table.counters["repaired"] += 1
         return True

@@ -7,12 +7,11 @@ applied, and may be sent again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from esp.core import errors
 from esp.core.pb import rpc_pb2
-from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall, Spawn
 from esp.core.services.lease_repair import LeaseRepair
 from esp.core.services.metadata import load_bearing
@@ -31,15 +30,19 @@ MAX_LEASES: Final = 16
 class LeaseRetry:
     """Grants the lease and sends the write again."""
 
-    def __init__(self, routing: Routing, repair: LeaseRepair, spawn: Spawn, context: WireContext) -> None:
-        self._routing = routing
+    def __init__(self, repair: LeaseRepair, spawn: Spawn, context: WireContext) -> None:
         self._repair = repair
         self._spawn = spawn
         self._context = context
         self._running = 0
 
     def take(
-        self, stream: ServerStream, message: bytes, puts: Iterable[rpc_pb2.PutRequest | None], status: Status
+        self,
+        stream: ServerStream,
+        message: bytes,
+        puts: Iterable[rpc_pb2.PutRequest | None],
+        status: Status,
+        owner: Callable[[bytes], Shard],
     ) -> bool:
         """Takes over a write to one shard that ended with `status`; False when that is all there is to say.
 
@@ -48,6 +51,7 @@ class LeaseRetry:
             message: the request, with its prefix.
             puts: those that it consists of, any of which may name the lease that lacks; with None for what is none.
             status: why it was refused.
+            owner: the shard that owns a key, in the layout that the write was routed by.
         """
         table = self._repair.table
         if status != errors.LEASE_NOT_FOUND or not table.tolerant or stream.retried:
@@ -58,18 +62,23 @@ class LeaseRetry:
         stream.retried = True
         call = CoroutineCall(stream)
         self._running += 1
-        call.start(self._spawn, self._again(call, message, puts), self._ended)
+        call.start(self._spawn, self._again(call, message, puts, owner), self._ended)
         return True
 
     def _ended(self) -> None:
         self._running -= 1
 
-    async def _again(self, call: CoroutineCall, message: bytes, puts: Iterable[rpc_pb2.PutRequest | None]) -> None:
+    async def _again(
+        self,
+        call: CoroutineCall,
+        message: bytes,
+        puts: Iterable[rpc_pb2.PutRequest | None],
+        owner: Callable[[bytes], Shard],
+    ) -> None:
         stream = call.stream
         key, leases = await _named(puts)
-        index = self._routing.map.owner(key)  # of all its keys, or it would not have been sent to one shard
-        shard: Shard = self._routing.shards[index]
-        if not await self._granted(stream, index, leases):
+        shard = owner(key)  # of all its keys, or it would not have been sent to one shard
+        if not await self._granted(stream, shard, leases):
             raise errors.LEASE_NOT_FOUND.error()
         body = await shard.forward_unary(
             stream.head.forward, message[PREFIX_SIZE:], idempotent=False, timeout=stream.remaining()
@@ -77,13 +86,13 @@ class LeaseRetry:
         self._repair.table.counters["writes_retried"] += 1
         stream.respond(body)
 
-    async def _granted(self, stream: ServerStream, index: int, leases: list[int]) -> bool:
+    async def _granted(self, stream: ServerStream, shard: Shard, leases: list[int]) -> bool:
         """Whether one of the leases, which may not be the one that the shard looked for, is on it now."""
         metadata = load_bearing(stream.head)
         granted = False
         for lease_id in leases:
             try:
-                granted |= await self._repair.ensure(lease_id, index, metadata, _bounded(stream))
+                granted |= await self._repair.ensure(lease_id, shard, metadata, _bounded(stream))
             except RpcError:
                 continue  # the shard's own answer still stands
         return granted

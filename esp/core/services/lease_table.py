@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
@@ -68,7 +68,7 @@ class Judgement:
     """
 
     dead: bool
-    missed: tuple[int, ...] = ()
+    missed: tuple[str, ...] = ()
 
 
 ALIVE: Final = Judgement(dead=False)
@@ -79,16 +79,22 @@ class Known:
     """What was seen of one lease.
 
     Attributes:
-        until: for each shard the `monotonic` time until which it surely keeps the lease; MISSED where it never was,
-            UNKNOWN where this proxy has not seen it, and does not know why.
-        metadata: of its client, for what esp does about it later.
+        until: for each shard, by name, the `monotonic` time until which the shard surely keeps the lease; MISSED where
+            the lease never was, UNKNOWN where this proxy has not seen the lease, and does not know why.
+        elsewhere: the same for a shard that is not in `until`, since the shard has joined the layout since.
+        metadata: of the lease's client, for what esp does about the lease later.
     """
 
-    __slots__ = ("metadata", "until")
+    __slots__ = ("elsewhere", "metadata", "until")
 
-    def __init__(self, until: list[float], metadata: Fields) -> None:
+    def __init__(self, until: dict[str, float], metadata: Fields, elsewhere: float) -> None:
         self.until = until
         self.metadata = metadata
+        self.elsewhere = elsewhere
+
+    def on(self, shard: str) -> float:
+        """The entry of `until` for a shard, whether or not the shard was in the layout when the lease was seen."""
+        return self.until.get(shard, self.elsewhere)
 
 
 class LeaseTable:
@@ -100,15 +106,14 @@ class LeaseTable:
         left_out: shards without which leases were answered for, and which have not answered since.
     """
 
-    def __init__(self, shard_names: Sequence[str], context: WireContext, *, tolerant: bool) -> None:
+    def __init__(self, context: WireContext, *, tolerant: bool) -> None:
         self.tolerant = tolerant
         self.counters: Counter[str] = Counter()
-        self._names = shard_names
         self._context = context
         self._known: dict[int, Known] = {}
-        self._settled_at = [0.0] * len(shard_names)
-        self._told_of: set[int] = set()
-        self.left_out: set[int] = set()
+        self._settled_at: dict[str, float] = {}
+        self._told_of: set[str] = set()
+        self.left_out: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -121,25 +126,32 @@ class LeaseTable:
         """The lease has ended."""
         self._known.pop(lease_id, None)
 
-    def granted(self, lease_id: int, until: list[float], metadata: Fields) -> None:
-        """The lease begins, on the shards with a time; what was known of another one with its id is of no use now."""
-        self._known.pop(lease_id, None)
-        self._add(lease_id, Known([when or MISSED for when in until], metadata))
+    def granted(self, lease_id: int, until: Mapping[str, float], metadata: Fields) -> None:
+        """The lease begins, on these shards and no other; what was known of another one with its id is of no use now.
 
-    def renewed(self, lease_id: int, ttls: Sequence[int], sent: float, metadata: Fields) -> None:
+        `until` has the end of the lease on each shard, by name.
+        """
+        self._known.pop(lease_id, None)
+        self._add(lease_id, Known(dict(until), metadata, MISSED))
+
+    def renewed(self, lease_id: int, ttls: Mapping[str, int], sent: float, metadata: Fields) -> None:
         """Shards have answered a keepalive that was sent at `sent`; a TTL of 0 or below means that one did not."""
         known = self._known.get(lease_id)
         if known is None:
-            self._add(lease_id, Known([sent + ttl if ttl > 0 else UNKNOWN for ttl in ttls], metadata))
+            until = {shard: sent + ttl if ttl > 0 else UNKNOWN for shard, ttl in ttls.items()}
+            self._add(lease_id, Known(until, metadata, UNKNOWN))
             return
         known.metadata = metadata
-        known.until = [sent + ttl if ttl > 0 else before for ttl, before in zip(ttls, known.until, strict=True)]
+        until = known.until
+        for shard, ttl in ttls.items():
+            if ttl > 0:
+                until[shard] = sent + ttl
 
-    def seen(self, lease_id: int, shard: int, until: float) -> None:
+    def seen(self, lease_id: int, shard: str, until: float) -> None:
         """The lease lives on that shard; nothing is noted of a lease that is not known."""
         known = self._known.get(lease_id)
         if known is not None:
-            known.until[shard] = max(known.until[shard], until)
+            known.until[shard] = max(known.on(shard), until)
 
     def _add(self, lease_id: int, known: Known) -> None:
         if len(self._known) >= self._context.limits.max_known_leases:
@@ -147,64 +159,64 @@ class LeaseTable:
             del self._known[next(iter(self._known))]
         self._known[lease_id] = known
 
-    def was_on(self, lease_id: int, shard: int) -> bool:
+    def was_on(self, lease_id: int, shard: str) -> bool:
         """Whether the lease was seen on that shard."""
         known = self._known.get(lease_id)
-        return known is not None and known.until[shard] > 0
+        return known is not None and known.on(shard) > 0
 
-    def missed(self, lease_id: int, shard: int) -> None:
+    def missed(self, lease_id: int, shard: str) -> None:
         """The lease never was on that shard; nothing is noted of a lease that is not known."""
         known = self._known.get(lease_id)
         if known is not None:
             known.until[shard] = MISSED
 
-    def missed_on(self, shard: int) -> list[int]:
+    def missed_on(self, shard: str) -> list[int]:
         """The leases that live, and never were on that shard."""
-        return [lease_id for lease_id, known in self._known.items() if known.until[shard] == MISSED]
+        return [lease_id for lease_id, known in self._known.items() if known.on(shard) == MISSED]
 
-    def away(self, shard: int) -> None:
+    def away(self, shard: str) -> None:
         """The shard has no connection."""
         self._settled_at[shard] = inf
 
-    def returned(self, shard: int, now: float) -> None:
+    def returned(self, shard: str, now: float) -> None:
         """The shard can be reached again."""
         self._told_of.discard(shard)
         self._settled_at[shard] = now + SETTLE_SECONDS
 
-    def judge(self, lease_id: int, lives: Sequence[bool | None], empty: Collection[int]) -> Judgement:
+    def judge(self, lease_id: int, lives: Mapping[str, bool | None], empty: Collection[str]) -> Judgement:
         """What holds for a lease, by what each shard has told.
 
         Args:
             lease_id: the lease.
-            lives: for each shard whether it has it; None when it does not answer.
+            lives: for each shard, by name, whether the shard has the lease; None for a shard that does not answer.
             empty: the shards that have never had a key.
         """
-        if True not in lives:
+        if True not in lives.values():
             return DEAD
         missed = []
-        for index, here in enumerate(lives):
+        for shard, here in lives.items():
             if here is False:
-                lacking = self.judge_one(lease_id, index, empty=index in empty)
+                lacking = self.judge_one(lease_id, shard, empty=shard in empty)
                 if lacking is Lacking.ENDED:
-                    self._tell_of(lease_id, index)
+                    self._tell_of(lease_id, shard)
                     return DEAD
                 if lacking is Lacking.MISSED:
-                    missed.append(index)
+                    missed.append(shard)
         return Judgement(dead=False, missed=tuple(missed)) if missed else ALIVE
 
-    def judge_one(self, lease_id: int, shard: int, *, empty: bool) -> Lacking:
+    def judge_one(self, lease_id: int, shard: str, *, empty: bool) -> Lacking:
         """Why a shard lacks a lease that lives elsewhere; `empty` says that the shard has never had a key."""
         known = self._known.get(lease_id)
-        seen = UNKNOWN if known is None else known.until[shard]
+        seen = UNKNOWN if known is None else known.on(shard)
         if not self.tolerant or seen > 0:
             return Lacking.ENDED
         if seen == MISSED or empty:
             return Lacking.MISSED
-        if monotonic() < self._settled_at[shard]:
+        if monotonic() < self._settled_at.get(shard, 0.0):
             return Lacking.UNSETTLED
         return Lacking.ENDED
 
-    def _tell_of(self, lease_id: int, shard: int) -> None:
+    def _tell_of(self, lease_id: int, shard: str) -> None:
         """A lease is dead because a shard lacks it, which it may have missed for all that is known."""
         if not self.tolerant or self.was_on(lease_id, shard):
             return
@@ -213,39 +225,45 @@ class LeaseTable:
             self._told_of.add(shard)
             log.warning(
                 "shard %s lacks lease %x, which lives elsewhere and may have ended there: it is dead; more are counted",
-                self._names[shard],
+                shard,
                 lease_id & ID_BITS,
             )
 
-    def left(self, lease_id: int, shard: int, now: float) -> int | None:
+    def left(self, lease_id: int, shard: str, now: float) -> int | None:
         """Whole seconds for which a shard that does not answer surely keeps a lease; None when it is to be left out."""
         known = self._known.get(lease_id)
-        left = int(known.until[shard] - now) if known is not None else 0
+        left = int(known.on(shard) - now) if known is not None else 0
         if left > 0:
             return left
         self.leave_out(shard)
         return None
 
-    def leave_out(self, shard: int) -> None:
+    def leave_out(self, shard: str) -> None:
         """A lease is answered for without this shard."""
         self.counters["left_out"] += 1
         if shard not in self.left_out:
             self.left_out.add(shard)
-            log.warning("shard %s does not answer: leases live on without it until it does", self._names[shard])
+            log.warning("shard %s does not answer: leases live on without it until it does", shard)
 
-    def answers(self, shard: int) -> None:
+    def answers(self, shard: str) -> None:
         """A shard that may have been left out is back."""
         if shard in self.left_out:
             self.left_out.discard(shard)
             self.returned(shard, monotonic())  # a frozen one keeps its connection
-            log.info("shard %s answers again: leases count on it", self._names[shard])
+            log.info("shard %s answers again: leases count on it", shard)
+
+    def drop_shard(self, shard: str) -> None:
+        """The shard has left the layout; what leases were on the shard is remembered, since the shard may come back."""
+        self._settled_at.pop(shard, None)
+        self._told_of.discard(shard)
+        self.left_out.discard(shard)
 
     def sweep(self, now: float) -> None:
         """Forgets leases that have ended everywhere; a part of the table at a time, so that nobody waits."""
         known = self._known
         for lease_id in list(islice(known, SWEPT_AT_ONCE)):
             entry = known.pop(lease_id)
-            if max(entry.until) + KEPT_SECONDS > now:
+            if max(entry.until.values()) + KEPT_SECONDS > now:
                 known[lease_id] = entry
 
 

@@ -35,9 +35,8 @@ async def status_of_all(
     Raises:
         RpcError: none answers; the first shard's.
     """
-    return merge(
-        routing, await ask_all(routing.shards, STATUS, request, metadata=call.metadata, seconds=call.seconds(SECONDS))
-    )
+    shards, seconds = routing.shards.values(), call.seconds(SECONDS)
+    return merge(routing, await ask_all(shards, STATUS, request, metadata=call.metadata, seconds=seconds))
 
 
 def merge(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | Status]) -> rpc_pb2.StatusResponse:
@@ -73,8 +72,7 @@ def merge(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | Status]
     downgrades = [answer.downgradeInfo for answer in told if answer.downgradeInfo.enabled]
     if downgrades:
         merged.downgradeInfo.CopyFrom(downgrades[0])
-    names = routing.map.names
-    revision = token(routing, {names.index(name): answer.header.revision for name, answer in answers.items()})
+    revision = token(routing, {name: answer.header.revision for name, answer in answers.items()})
     merged.header.CopyFrom(merged_header([answer.header for answer in told], routing.identity, revision))
     return merged
 

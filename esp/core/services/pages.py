@@ -40,7 +40,7 @@ class Pages(Handler):
         return page("verbose" in (part.partition("=")[0] for part in query.split("&")))
 
     def _version(self, verbose: bool) -> Page:
-        versions = [shard.version for shard in self._routing.shards if shard.version]
+        versions = [shard.version for shard in self._routing.shards.values() if shard.version]
         if not versions:
             return Page(503, b"no shard has told its version yet\n")
         lowest = min(versions, key=version_key)
@@ -48,7 +48,7 @@ class Pages(Handler):
         return Page(200, json.dumps({"etcdserver": lowest, "etcdcluster": cluster}).encode(), JSON)
 
     def _health(self, verbose: bool) -> Page:
-        if any(shard.is_ready for shard in self._routing.shards):
+        if any(shard.is_ready for shard in self._routing.shards.values()):
             return Page(200, b'{"health":"true","reason":""}', JSON)
         return Page(503, b'{"health":"false","reason":"no shard is reachable"}', JSON)
 
@@ -56,7 +56,7 @@ class Pages(Handler):
         return Page(200, b"ok\n")
 
     def _readyz(self, verbose: bool) -> Page:
-        states = {shard.name: shard.is_ready for shard in self._routing.shards}
+        states = {name: shard.is_ready for name, shard in self._routing.shards.items()}
         ready = any(states.values())
         lines = [f"[{'+' if up else '-'}]shard {name} {'ok' if up else 'unreachable'}" for name, up in states.items()]
         body = "ok" if ready else "no shard is reachable"

@@ -34,7 +34,7 @@ Read = TypeVar("Read", bound=Sized)
 
 def segments_of(routing: Routing, key_range: KeyRange) -> list[Segment]:
     """What each shard owns of a range. An empty one is the owner's of its start, which looks at permissions."""
-    return routing.map.split(key_range) or [Segment(routing.map.owner(key_range.start), key_range)]
+    return routing.layout.segments(key_range)
 
 
 class Parts:
@@ -55,9 +55,9 @@ class Parts:
 
 
 async def read_all(
-    call: CoroutineCall, routing: Routing, parts: Mapping[int, Sequence[rpc_pb2.RangeRequest]]
-) -> dict[int, Parts]:
-    """Reads the parts of every shard, by its index; all shards at once.
+    call: CoroutineCall, routing: Routing, parts: Mapping[str, Sequence[rpc_pb2.RangeRequest]]
+) -> dict[str, Parts]:
+    """Reads the parts of every shard, by name; all shards at once.
 
     Raises:
         RpcError: a shard's, as it came.
@@ -71,7 +71,7 @@ async def read_all(
 
 
 async def _read_at_once(
-    call: CoroutineCall, routing: Routing, parts: Mapping[int, Sequence[rpc_pb2.RangeRequest]]
+    call: CoroutineCall, routing: Routing, parts: Mapping[str, Sequence[rpc_pb2.RangeRequest]]
 ) -> list[Parts] | None:
     """The answers of all shards where one call to each, sent now, brings them: what is nearly always so.
 
@@ -82,8 +82,8 @@ async def _read_at_once(
     if timeout is not None and timeout <= 0:
         raise DEADLINE_EXCEEDED.error()
     connections: list[ClientConnection] = []
-    for index, some in parts.items():
-        shard = routing.shards[index]
+    for name, some in parts.items():
+        shard = routing.shards[name]
         connection = shard.free_connection()
         if connection is None or len(some) > shard.max_txn_ops:
             return None
@@ -91,14 +91,14 @@ async def _read_at_once(
     together: Together[Answer] = Together()
     entry = call.entry
     try:
-        for (index, some), connection in zip(parts.items(), connections, strict=True):
+        for (name, some), connection in zip(parts.items(), connections, strict=True):
             path, request, form = (RANGE, some[0], RANGE_FORM) if len(some) == 1 else (TXN, _reads(some), TXN_FORM)
             ended = None
             if entry is not None:
-                entry.enter(index)
-                ended = partial(entry.leave, index)
-            blamed = routing.shards[index].blamed
-            one = together.add(connection, _row_reader(call, routing, index, form), stream, ended, blamed)
+                entry.enter(name)
+                ended = partial(entry.leave, name)
+            blamed = routing.shards[name].blamed
+            one = together.add(connection, _row_reader(call, routing, name, form), stream, ended, blamed)
             body = prefix(request.SerializeToString())
             connection.call(one, _head(call, path), format_timeout(timeout) if timeout else b"", body, end=True)
         stream.connection.context.flush_soon()
@@ -109,21 +109,21 @@ async def _read_at_once(
     except TimeoutError:
         raise DEADLINE_EXCEEDED.error() from None
     except RpcError as error:
-        for one, index, connection in zip(together.calls, parts, connections, strict=True):
+        for one, name, connection in zip(together.calls, parts, connections, strict=True):
             if one is together.failed:
-                routing.shards[index].consider_moving(connection, error.status)
+                routing.shards[name].consider_moving(connection, error.status)
         if error.status == errors.TOO_MANY_OPS:
             return None
         raise
     finally:
         together.cancel()
         if entry is not None:
-            for index in parts:
-                entry.leave(index)
+            for name in parts:
+                entry.leave(name)
         stream.connection.context.flush_soon()
     return [
-        _checked(routing.shards[index], Parts(answer.header, answer.responses, answer.held), some)
-        for answer, (index, some) in zip(answers, parts.items(), strict=True)
+        _checked(routing.shards[name], Parts(answer.header, answer.responses, answer.held), some)
+        for answer, (name, some) in zip(answers, parts.items(), strict=True)
     ]
 
 
@@ -139,7 +139,7 @@ def _reads(parts: Iterable[rpc_pb2.RangeRequest]) -> rpc_pb2.TxnRequest:
     return rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=part) for part in parts])
 
 
-async def _read(call: CoroutineCall, routing: Routing, shard: int, parts: Sequence[rpc_pb2.RangeRequest]) -> Parts:
+async def _read(call: CoroutineCall, routing: Routing, shard: str, parts: Sequence[rpc_pb2.RangeRequest]) -> Parts:
     if len(parts) == 1:
         answer = await ask_rows(call, routing, shard, RANGE, parts[0], RANGE_FORM, idempotent=True)
         return Parts(answer.header, answer.responses, answer.held)
@@ -170,9 +170,9 @@ def _at(part: rpc_pb2.RangeRequest, revision: int) -> rpc_pb2.RangeRequest:
 
 
 async def show_all(
-    call: CoroutineCall, routing: Routing, parts: Mapping[int, Sequence[rpc_pb2.RangeRequest]]
-) -> dict[int, rpc_pb2.ResponseHeader]:
-    """Has every shard, by its index, look whether the client may read these parts, without reading them.
+    call: CoroutineCall, routing: Routing, parts: Mapping[str, Sequence[rpc_pb2.RangeRequest]]
+) -> dict[str, rpc_pb2.ResponseHeader]:
+    """Has every shard, by name, look whether the client may read these parts, without reading them.
 
     The answer is each shard's header, with its revision now.
 
@@ -184,7 +184,7 @@ async def show_all(
 
 
 async def _show(
-    call: CoroutineCall, routing: Routing, shard: int, parts: Sequence[rpc_pb2.RangeRequest]
+    call: CoroutineCall, routing: Routing, shard: str, parts: Sequence[rpc_pb2.RangeRequest]
 ) -> rpc_pb2.ResponseHeader:
     shown = 0
     while True:
@@ -200,8 +200,8 @@ async def _show(
             return answer.header
 
 
-async def check_ops(call: CoroutineCall, routing: Routing, keys_of: Mapping[int, KeyRange], count: int) -> None:
-    """Has shards, by their index, say whether a transaction about some keys of theirs may have so many operations.
+async def check_ops(call: CoroutineCall, routing: Routing, keys_of: Mapping[str, KeyRange], count: int) -> None:
+    """Has shards, by name, say whether a transaction about some keys of theirs may have so many operations.
 
     Only those are asked of which that is not known. One that has not refused any is taken to allow etcd's default.
 
@@ -213,7 +213,7 @@ async def check_ops(call: CoroutineCall, routing: Routing, keys_of: Mapping[int,
         await all_of([call.timed(_check_ops(call, routing, shard, keys_of[shard], count)) for shard in unknown])
 
 
-async def _check_ops(call: CoroutineCall, routing: Routing, shard: int, keys: KeyRange, count: int) -> None:
+async def _check_ops(call: CoroutineCall, routing: Routing, shard: str, keys: KeyRange, count: int) -> None:
     key, range_end = keys.to_request()
     # The branch that does not run is counted, too, and then only looked at for permissions.
     operation = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key, range_end=range_end))
@@ -225,7 +225,7 @@ async def _check_ops(call: CoroutineCall, routing: Routing, shard: int, keys: Ke
 async def _ask_for_some(
     call: CoroutineCall,
     routing: Routing,
-    shard: int,
+    shard: str,
     parts: Sequence[rpc_pb2.RangeRequest],
     request: Callable[[Sequence[rpc_pb2.RangeRequest]], rpc_pb2.TxnRequest],
 ) -> tuple[Answer, int]:
@@ -249,7 +249,7 @@ async def _ask_for_some(
 async def ask(
     call: CoroutineCall,
     routing: Routing,
-    shard: int,
+    shard: str,
     path: bytes,
     request: Message,
     answer: type[Response],
@@ -268,7 +268,7 @@ async def ask(
 async def ask_rows(
     call: CoroutineCall,
     routing: Routing,
-    shard: int,
+    shard: str,
     path: bytes,
     request: Message,
     form: Form,
@@ -287,7 +287,7 @@ async def ask_rows(
     return answer
 
 
-def _row_reader(call: CoroutineCall, routing: Routing, shard: int, form: Form) -> RowReader:
+def _row_reader(call: CoroutineCall, routing: Routing, shard: str, form: Form) -> RowReader:
     told = None if call.entry is None else partial(call.entry.weigh, shard)
     return RowReader(form, partial(routing.shards[shard].blamed, f"is no {form.name}"), told)
 
@@ -300,7 +300,7 @@ def _head(call: CoroutineCall, path: bytes) -> Forward:
 async def _read_from(
     call: CoroutineCall,
     routing: Routing,
-    shard: int,
+    shard: str,
     path: bytes,
     request: Message | bytes,
     reader: Callable[[], Reader[Read]],

@@ -40,10 +40,9 @@ def merged_header(
     )
 
 
-def token(routing: Routing, revisions: Mapping[int, int], *, of_message: bool = False) -> int:
-    """The token for these revisions, by the index of their shard; `of_message` as for `Tokens.mint`."""
-    vector = [revisions.get(shard, 0) for shard in range(len(routing.shards))]
-    return routing.tokens.mint(vector, of_message=of_message)
+def token(routing: Routing, revisions: Mapping[str, int], *, of_message: bool = False) -> int:
+    """The token for these revisions, by the names of their shards; `of_message` as for `Tokens.mint`."""
+    return routing.tokens.mint(routing.layout.vector(revisions), of_message=of_message)
 
 
 def position_of(tokens: Tokens, number: int) -> Position | None:
@@ -60,7 +59,7 @@ def position_of(tokens: Tokens, number: int) -> Position | None:
     return position
 
 
-def on_shard(tokens: Tokens, number: int, shard: int) -> int:
+def on_shard(tokens: Tokens, number: int, shard: str) -> int:
     """A revision that a client sent, as `shard` counts.
 
     Raises:
@@ -72,7 +71,7 @@ def on_shard(tokens: Tokens, number: int, shard: int) -> int:
     return part_of(position, shard)
 
 
-def part_of(position: Position, shard: int) -> int:
+def part_of(position: Position, shard: str) -> int:
     """The revision of `shard` that a position means.
 
     Raises:
@@ -84,7 +83,7 @@ def part_of(position: Position, shard: int) -> int:
     return revision
 
 
-def read_at(position: Position, shard: int) -> int:
+def read_at(position: Position, shard: str) -> int:
     """The revision at which `shard` is read for a position.
 
     Raises:
@@ -95,7 +94,7 @@ def read_at(position: Position, shard: int) -> int:
     return part_of(position, shard)
 
 
-def translate_filters(tokens: Tokens, request: rpc_pb2.RangeRequest, shard: int) -> None:
+def translate_filters(tokens: Tokens, request: rpc_pb2.RangeRequest, shard: str) -> None:
     """Writes the revisions by which a Range filters for the one shard that it goes to.
 
     Raises:
@@ -107,7 +106,7 @@ def translate_filters(tokens: Tokens, request: rpc_pb2.RangeRequest, shard: int)
             setattr(request, name, on_shard(tokens, number, shard))
 
 
-def translate_txn(tokens: Tokens, found: Look, shard: int) -> Generator[None, None, None]:
+def translate_txn(tokens: Tokens, found: Look, shard: str) -> Generator[None, None, None]:
     """Writes the revisions in a transaction and in those nested in it for the one shard that it goes to, in steps.
 
     Raises:

@@ -47,7 +47,7 @@ class Routed(Handler):
     def serve_across(
         self,
         stream: ServerStream,
-        shards: Iterable[int],
+        shards: Iterable[str],
         message: bytes,
         work: Callable[[CoroutineCall], Coroutine[Any, Any, None]],
     ) -> None:
@@ -62,7 +62,7 @@ class Routed(Handler):
     def span(self, key_range: KeyRange) -> tuple[list[str], bytes]:
         """The names of the shards that a range spans, and the first boundary inside it, for the text of a refusal."""
         shard_map = self.routing.map
-        names = [shard_map.names[segment.shard] for segment in shard_map.split(key_range)]
+        names = [segment.shard for segment in shard_map.split(key_range)]
         return names, shard_map.first_boundary(key_range) or b""
 
 

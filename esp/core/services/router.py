@@ -62,7 +62,7 @@ class Router:
 
     def __init__(self, routing: Routing, served: Mapping[bytes, Handler], page: Handler) -> None:
         self._page = page
-        self._to_shard = {shard.name.encode(): _PassAll(shard) for shard in routing.shards}
+        self._to_shard = {shard.name.encode(): _PassAll(shard) for shard in routing.shards.values()}
         self._only = next(iter(self._to_shard.values())) if len(routing.shards) == 1 else None
         self._served = served
 

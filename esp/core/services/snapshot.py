@@ -45,7 +45,7 @@ MOST_REREAD: Final = 16_384
 """Bytes of what was read first up to which each round reads it again."""
 
 _Parts = Sequence[rpc_pb2.RangeRequest]
-_Ranges = Mapping[int, Sequence[KeyRange]]
+_Ranges = Mapping[str, Sequence[KeyRange]]
 
 
 class Snapshot(NamedTuple):
@@ -57,7 +57,7 @@ class Snapshot(NamedTuple):
     """
 
     revision: int
-    answers: dict[int, Parts] | None
+    answers: dict[str, Parts] | None
 
 
 class _Look(NamedTuple):
@@ -76,13 +76,13 @@ class _Look(NamedTuple):
     answers: Parts | None
 
 
-async def snapshot(call: CoroutineCall, routing: Routing, parts: Mapping[int, _Parts], tries: int) -> Snapshot:
+async def snapshot(call: CoroutineCall, routing: Routing, parts: Mapping[str, _Parts], tries: int) -> Snapshot:
     """A moment at which these parts of each shard, without a revision of their own, can be read.
 
     Args:
         call: the client's.
         routing: the shards.
-        parts: by the index of the shard.
+        parts: by the name of the shard.
         tries: how many rounds may follow the first.
 
     Raises:
@@ -99,14 +99,14 @@ async def snapshot(call: CoroutineCall, routing: Routing, parts: Mapping[int, _P
             answers = search.keep(found)
             return Snapshot(token(routing, {shard: look.revision for shard, look in found.items()}), answers)
         if round_ == tries:
-            _fail(call, routing, search.changed(round_), tries)
+            _fail(call, search.changed(round_), tries)
         await search.go_on(round_ + 1)
     raise AssertionError("it counts for ever")
 
 
-def _fail(call: CoroutineCall, routing: Routing, changed: Iterable[int], tries: int) -> NoReturn:
+def _fail(call: CoroutineCall, changed: Iterable[str], tries: int) -> NoReturn:
     call.stream.connection.context.reached("max_snapshot_tries")
-    names = ", ".join(sorted(routing.shards[shard].name for shard in changed))
+    names = ", ".join(sorted(changed))
     raise Status(
         Code.UNAVAILABLE,
         f"esp: no snapshot in {tries} tries, since keys of the range kept changing on {names}; "
@@ -114,7 +114,7 @@ def _fail(call: CoroutineCall, routing: Routing, changed: Iterable[int], tries: 
     ).error()
 
 
-def counting(ranges: _Ranges) -> dict[int, list[rpc_pb2.RangeRequest]]:
+def counting(ranges: _Ranges) -> dict[str, list[rpc_pb2.RangeRequest]]:
     """Parts that only count, for a snapshot whose reading comes later."""
     return {shard: [_count(part) for part in asked] for shard, asked in ranges.items()}
 
@@ -126,7 +126,7 @@ class _Search:
     that the last round has found changed is so from the beginning of the next on.
     """
 
-    def __init__(self, call: CoroutineCall, routing: Routing, parts: Mapping[int, _Parts]) -> None:
+    def __init__(self, call: CoroutineCall, routing: Routing, parts: Mapping[str, _Parts]) -> None:
         self._call = call
         self._routing = routing
         self._parts = parts
@@ -134,9 +134,9 @@ class _Search:
             shard: list(dict.fromkeys(KeyRange.of_request(part.key, part.range_end) for part in asked))
             for shard, asked in parts.items()
         }
-        self._since: dict[int, int] = {}
-        self._before: dict[int, _Look] = {}
-        self._last: dict[int, _Look] = {}
+        self._since: dict[str, int] = {}
+        self._before: dict[str, _Look] = {}
+        self._last: dict[str, _Look] = {}
         self._held: list[Parts] = []
         self._rereads = False
 
@@ -169,11 +169,11 @@ class _Search:
             for shard in await self._inconstant({shard: vague[shard] for shard in vague if shard not in changed}):
                 self._since[shard] = round_ + 1
 
-    def changed(self, round_: int) -> list[int]:
+    def changed(self, round_: int) -> list[str]:
         """The shards that are not known to have been as they are when this round, the last, began."""
         return [shard for shard, since in self._since.items() if since > round_]
 
-    def found(self, round_: int) -> dict[int, _Look] | None:
+    def found(self, round_: int) -> dict[str, _Look] | None:
         """What all shards were at one moment, as the rounds up to this one, the last, have it."""
         if len(self._parts) == 1 or not self.changed(round_):
             return self._last
@@ -182,7 +182,7 @@ class _Search:
             return self._last | {changed[0]: self._before[changed[0]]}
         return None
 
-    def keep(self, found: dict[int, _Look]) -> dict[int, Parts] | None:
+    def keep(self, found: dict[str, _Look]) -> dict[str, Parts] | None:
         """What was read of these, if all of it was; nothing else is held any more."""
         answers = {shard: look.answers for shard, look in found.items() if look.answers is not None}
         if len(answers) < len(found):
@@ -191,22 +191,22 @@ class _Search:
         self._forget(found)
         return answers
 
-    def _forget(self, *but: Mapping[int, _Look]) -> None:
+    def _forget(self, *but: Mapping[str, _Look]) -> None:
         kept = {id(look.answers) for looks in but for look in looks.values()}
         self._call.stream.release(sum(answer.held for answer in self._held if id(answer) not in kept))
         self._held = [answer for answer in self._held if id(answer) in kept]
 
-    def _vague(self, shard: int) -> list[KeyRange]:
+    def _vague(self, shard: str) -> list[KeyRange]:
         """The ranges whose keys alone, as they are read, do not show that nothing has changed since they were read."""
         return [keys for keys in self._ranges[shard] if not (self._rereads and self._before[shard].mods[keys])]
 
-    def _asked(self, shard: int, vague: Iterable[KeyRange]) -> list[rpc_pb2.RangeRequest]:
+    def _asked(self, shard: str, vague: Iterable[KeyRange]) -> list[rpc_pb2.RangeRequest]:
         """What a shard is asked in a look: to read, or to count each range, and then for changes."""
         first = self._parts[shard] if self._rereads else map(_count, self._ranges[shard])
         revision = self._before[shard].revision
         return [*first, *(_changed_since(keys, revision) for keys in vague)]
 
-    def _look(self, shard: int, answer: Parts, vague: Sequence[KeyRange]) -> tuple[_Look, bool]:
+    def _look(self, shard: str, answer: Parts, vague: Sequence[KeyRange]) -> tuple[_Look, bool]:
         """What the answer to that says, and whether it was so in the round before."""
         before = self._before[shard]
         changes = answer.responses[len(answer.responses) - len(vague) :]
@@ -226,10 +226,10 @@ class _Search:
             look = look._replace(answers=before.answers)
         return look, is_as_before
 
-    async def _inconstant(self, vague: Mapping[int, Sequence[KeyRange]]) -> list[int]:
+    async def _inconstant(self, vague: Mapping[str, Sequence[KeyRange]]) -> list[str]:
         """The shards where a key may have come to one of these ranges, and gone, between the last two looks."""
-        asked: dict[int, list[rpc_pb2.RangeRequest]] = {}
-        inconstant: list[int] = []
+        asked: dict[str, list[rpc_pb2.RangeRequest]] = {}
+        inconstant: list[str] = []
         for shard, ranges in vague.items():
             made = range(self._before[shard].revision + 1, self._last[shard].revision)
             if len(made) * len(ranges) > MOST_COUNTS:

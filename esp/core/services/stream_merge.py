@@ -51,9 +51,9 @@ class StreamMerge:
         self,
         request: rpc_pb2.RangeRequest,
         segments: Sequence[Segment],
-        revisions: Mapping[int, int],
+        revisions: Mapping[str, int],
         identity: Identity,
-        token: Callable[[Mapping[int, int]], int],
+        token: Callable[[Mapping[str, int]], int],
     ) -> None:
         """`revisions` is where each shard is to be read, empty for now; `token` makes one for where they were read."""
         self._request = request

@@ -110,6 +110,10 @@ class ServerConnection(Admission[ServerStream]):
         self.when_read.clear()
         self._decoder.close()
 
+    def forget_heads(self) -> None:
+        """Asks `find` again for the handler of every further request."""
+        self._decoder.forget()
+
     def receive(self, data: bytes) -> None:
         """Takes bytes from the client."""
         if self.ended:

@@ -24,7 +24,7 @@ from esp.core.wire.frames import PREFACE
 from esp.core.wire.http1 import FindPage, Http1Connection
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server import ServerConnection
-from esp.core.wire.server_stream import Handler
+from esp.core.wire.server_stream import Handler, ServerStream
 from esp.core.wire.shares import Shares, address_of
 from esp.core.wire.status import Status
 from esp.core.wire.strangers import stranger
@@ -568,6 +568,21 @@ class Listener:
         if gone:
             self.context.reached("max_connections")
             log.info("connections are scarce (max_connections, common_share): %d that were idle end", len(gone))
+
+    def calls(self) -> list[ServerStream]:
+        """The calls of all clients that are open."""
+        return [
+            stream
+            for protocol in self._protocols
+            if isinstance(protocol.connection, ServerConnection)
+            for stream in protocol.connection.streams.values()
+        ]
+
+    def forget_heads(self) -> None:
+        """Asks `find` again for the handler of every further request; calls that have begun keep their handlers."""
+        for protocol in self._protocols:
+            if isinstance(protocol.connection, ServerConnection):
+                protocol.connection.forget_heads()
 
     async def drain(self, streaming: Status, seconds: float) -> bool:
         """Stops accepting and waits until every client's calls have ended: True when they did within `seconds`."""

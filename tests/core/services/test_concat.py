@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from esp.core.background import Background
-from esp.core.identity import Identity
 from esp.core.keys import KeyRange
+from esp.core.layout import Layout
 from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.routing import Routing
 from esp.core.services.concat import Concat, can_concat
 from esp.core.services.gate import Entry, Gate
 from esp.core.shard_map import ShardMap
@@ -45,6 +46,7 @@ CALL = encode(
 class Upstream:
     """A shard whose answers the test writes; `Routing` wants no more of one than this."""
 
+    name: str
     context: WireContext
     connection: ClientConnection = field(init=False)
     told: list[Status] = field(default_factory=list)
@@ -74,13 +76,13 @@ class Scene:
     def __post_init__(self) -> None:
         names = ("a", "b", "c")
         self.map = ShardMap.build(
-            [(0, KeyRange(b"", b"i")), (1, KeyRange(b"i", b"r")), (2, KeyRange(b"r", None))], names
+            [("a", KeyRange(b"", b"i")), ("b", KeyRange(b"i", b"r")), ("c", KeyRange(b"r", None))], names
         )
-        self.shards = tuple(Upstream(self.context) for _ in names)
-        self.identity = Identity.of(names)
-        self.tokens = Tokens(3, self.context, instance=1)
+        self.shards = tuple(Upstream(name, self.context) for name in names)
+        layout = Layout.of(self.map, self.shards)  # type: ignore[arg-type]
+        self.routing = Routing(layout, Tokens(self.context, instance=1))
         self.position: Position | None = None
-        self.gate = Gate(3, self.context, Background())
+        self.gate = Gate(self.context, Background())
         scene = self
 
         class Ranges(Handler):
@@ -88,7 +90,7 @@ class Scene:
                 request = Request.FromString(message[5:])
                 assert can_concat(request)
                 segments = scene.map.split(KeyRange.of_request(request.key, request.range_end))
-                scene.begun = Concat(stream, scene, scene.entry(stream), lambda: scene.again(stream)).begin(
+                scene.begun = Concat(stream, scene.routing, scene.entry(stream), lambda: scene.again(stream)).begin(
                     request, segments, scene.position
                 )  # type: ignore[arg-type]
 
@@ -101,7 +103,7 @@ class Scene:
         self.client.take_output()
 
     def entry(self, stream: ServerStream) -> Entry:
-        return Entry(self.gate, stream, (0, 1, 2), 0, lambda _: None)
+        return Entry(self.gate, stream, ("a", "b", "c"), 0, lambda _: None)
 
     def opening(self) -> list[bytes]:
         return [frames.window_update(0, self.connection_window)] if self.connection_window else []
@@ -166,11 +168,11 @@ def check(scene: Scene, keys: list[bytes] = MERGED) -> None:
     assert [kv.key for kv in answer.kvs] == keys
     assert answer.count == 3
     assert not answer.more
-    position = scene.tokens.position(answer.header.revision)
+    position = scene.routing.tokens.position(answer.header.revision)
     assert position is not None
-    assert position.vector == (5, 3, 9)
+    assert position.vector.revisions == (5, 3, 9)
     assert answer.header.raft_term == 9
-    assert answer.header.cluster_id == scene.identity.cluster_id
+    assert answer.header.cluster_id == scene.routing.identity.cluster_id
     assert seen[-1] == (frames.HEADERS, 5)
     assert not scene.client.streams
     assert not any(shard.connection.streams for shard in scene.shards)
@@ -424,4 +426,4 @@ def test_without_memory_it_fails_alone_whoever_moved_last(window: int, how: str,
     scene.context.flush()
     assert not scene.client.ended
     assert how == "the client reads" or not any(shard.connection.streams for shard in scene.shards)
-    assert not any(scene.gate.busy)
+    assert not any(scene.gate.busy.values())

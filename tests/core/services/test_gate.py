@@ -15,7 +15,7 @@ from esp.core.wire.server_stream import OVERLOADED
 from esp.core.wire.status import Code, Status
 from tests.core.wire.conversation import STREAM, Client, Server, call, headers, meet, rst
 
-A, B, C = range(3)
+A, B, C = SHARDS = "abc"
 
 
 class World:
@@ -24,12 +24,12 @@ class World:
     def __init__(self, limits: Limits) -> None:
         self.context = WireContext(limits)
         self.background = Background()
-        self.gate = Gate(3, self.context, self.background)
+        self.gate = Gate(self.context, self.background)
         self.begun: dict[str, Entry] = {}
         self.clients: dict[str, tuple[Client, Server]] = {}
         self.streams: dict[str, tuple[str, int]] = {}
 
-    def asks(self, name: str, *shards: int, size: int = 2000) -> None:
+    def asks(self, name: str, *shards: str, size: int = 2000) -> None:
         """`name` begins with the client's; a client's calls have one stream each."""
         self.opens(name)
         self.comes(name, *shards, size=size)
@@ -59,7 +59,7 @@ class World:
 
         self.gate.let_in(stream, shards, size, begin)
 
-    def leaves(self, name: str, *shards: int) -> None:
+    def leaves(self, name: str, *shards: str) -> None:
         """Parts of it are answered."""
         for shard in shards:
             self.begun[name].leave(shard)
@@ -82,7 +82,7 @@ class World:
     @property
     def busy(self) -> list[float]:
         """Parts at work, by shard, where each takes as much as an ordinary one."""
-        return [places / PLACES for places in self.gate.busy]
+        return [self.gate.busy[shard] / PLACES for shard in SHARDS]
 
     @property
     def reached(self) -> int:
@@ -148,19 +148,19 @@ def test_a_large_answer_takes_several_places_and_gives_them_all_back() -> None:
     world = World(Limits(max_parts_per_shard=16))
     world.asks("x1", A)
     world.begun["x1"].weigh(A, PLACES * PLACE_BYTES - 1)
-    assert world.busy[A] == 1, "as one of unknown size"
+    assert world.busy[0] == 1, "as one of unknown size"
     world.begun["x1"].weigh(A, 7 * PLACE_BYTES)
-    assert world.busy[A] == 2
+    assert world.busy[0] == 2
     world.begun["x1"].weigh(A, 1 << 30)
-    assert world.busy[A] == 8, "two of any size are at work"
+    assert world.busy[0] == 8, "two of any size are at work"
     world.asks("y1", A)
     world.begun["y1"].weigh(A, 1 << 30)
     world.asks("z1", A)
-    assert (world.busy[A], world.gate.waiting) == (16, 1)
+    assert (world.busy[0], world.gate.waiting) == (16, 1)
     world.leaves("x1", A)
     assert "z1" in world.begun
     world.begun["x1"].weigh(A, 1 << 30)
-    assert world.busy[A] == 9, "what is answered takes none"
+    assert world.busy[0] == 9, "what is answered takes none"
 
 
 def test_small_answers_let_four_times_as_many_parts_of_their_client_through() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from esp.core import errors
 from esp.core.background import Background
 from esp.core.keys import KeyRange
+from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
-from esp.core.routing import Routing
 from esp.core.services import keepalive, keepalive_client, keepalive_lane, lease_table
 from esp.core.services.keepalive import PATH, LeaseKeepAlive
 from esp.core.services.keepalive_client import FEW_AT_WORK, MOST_AT_WORK, MUCH_AT_WORK
@@ -18,7 +19,6 @@ from esp.core.services.lease_repair import LeaseRepair
 from esp.core.services.lease_table import LeaseTable
 from esp.core.shard import StreamOpener
 from esp.core.shard_map import ShardMap
-from esp.core.tokens import Tokens
 from esp.core.wire import client, connection, frames, server, server_stream
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.limits import Limits
@@ -113,17 +113,17 @@ class World:
     def __init__(self, clock: Clock, limits: Limits, *, tolerant: bool = True) -> None:
         self.clock = clock
         shard_map = ShardMap.build(
-            [(0, KeyRange(b"", b"i")), (1, KeyRange(b"i", b"r")), (2, KeyRange(b"r", None))], NAMES
+            [("s0", KeyRange(b"", b"i")), ("s1", KeyRange(b"i", b"r")), ("s2", KeyRange(b"r", None))], NAMES
         )
         self.shards = [FakeShard(name, limits) for name in NAMES]
         self.limits = limits
         client, self.server = meet(limits, find=self._find)
         self.client = client
         self.context = self.server.context
-        self.table = LeaseTable(NAMES, self.context, tolerant=tolerant)
-        routing = Routing(shard_map, self.shards, Tokens(3, self.context, instance=1))  # type: ignore[arg-type]
-        self.repair = LeaseRepair(routing, self.table, self.context, Background())
-        self.service = LeaseKeepAlive(routing, self.table, self.repair, self.context, Background())
+        self.table = LeaseTable(self.context, tolerant=tolerant)
+        self.layout = Layout.of(shard_map, self.shards)  # type: ignore[arg-type]
+        self.repair = LeaseRepair(self.layout, self.table, self.context, Background())
+        self.service = LeaseKeepAlive(self.layout, self.table, self.repair, self.context, Background())
         self._reader = MessageReader(10_000)
 
     def _find(self, head: RequestHead) -> Handler:
@@ -151,9 +151,28 @@ class World:
     def reached(self) -> dict[str, int]:
         return dict(self.context.counters.limits)
 
+    def joins(self, name: str) -> FakeShard:
+        """A layout with one shard more is in force."""
+        self.becomes(*self.layout.shards, name)
+        return self.shards[-1]
+
+    def leaves(self, name: str) -> None:
+        """A layout with one shard less is in force."""
+        self.becomes(*(other for other in self.layout.shards if other != name))
+
+    def becomes(self, *names: str) -> None:
+        self.shards += [FakeShard(name, self.limits) for name in names if name not in self.layout.shards]
+        shards: list[Any] = [shard for shard in self.shards if shard.name in names]
+        edges = [b"", *(name.encode() for name in names[1:]), None]
+        ranges = [(name, KeyRange(edges[i] or b"", edges[i + 1])) for i, name in enumerate(names)]
+        self.layout = Layout.of(ShardMap.build(ranges, names, self.layout.epoch + 1), shards)
+        self.repair.install(self.layout)
+        self.service.install(self.layout)
+        self.server.flush()
+
     def jobs(self) -> list[dict[int, bool]]:
         """By shard: leases that are to be granted (True) or revoked (False)."""
-        return [{id_: job.grants for id_, job in jobs.items()} for jobs in self.repair._jobs]
+        return [{id_: job.grants for id_, job in yard.jobs.items()} for yard in self.repair._yards.values()]
 
 
 @pytest.fixture
@@ -251,6 +270,55 @@ class TestOrder:
         for shard in world.shards:
             shard.answers(1, 7, 8, first=True)
         assert world.hears(3) == [(8, 60)]
+
+
+class TestAnotherLayout:
+    def test_a_shard_that_has_come_is_asked_on_the_streams_that_are_open(self, world: World) -> None:
+        world.opens()
+        world.asks(7)
+        joined = world.joins("s3")
+        world.asks(8)
+        for shard in world.shards[:3]:
+            shard.answers(1, 7, 8, first=True)
+        assert world.hears() == [(7, 60)], "it was asked by the layout before"
+        assert joined.asked() == [(1, [8])]
+        joined.answers(1, 8, ttl=50, first=True)
+        assert world.hears() == [(8, 50)]
+        assert world.table.was_on(8, "s3")
+        assert not world.table.was_on(7, "s3")
+
+    def test_what_waits_for_a_shard_that_has_left_is_answered_without_it(self, world: World) -> None:
+        world.opens()
+        world.asks(7, 8)
+        for shard in world.shards[:2]:
+            shard.answers(1, 7, 8, ttl=40, first=True)
+        world.shards[2].answers(1, 7, ttl=30, first=True)
+        assert world.hears() == [(7, 30)]
+        world.leaves("s2")
+        assert world.hears() == [(8, 40)]
+        world.asks(9)
+        assert world.shards[2].asked() == [(1, [])], "its stream has ended, and no other begins"
+        for shard in world.shards[:2]:
+            shard.answers(1, 9, ttl=20)
+        assert world.hears() == [(9, 20)]
+        assert world.table.was_on(7, "s2")
+
+    def test_where_every_shard_has_left_the_client_comes_again(self, world: World) -> None:
+        world.opens()
+        world.asks(7)
+        world.becomes("t0", "t1")
+        is_over(world.server, errors.SERVER_STOPPED)
+
+    def test_repairs_that_wait_for_a_shard_that_has_left_are_dropped(self, world: World) -> None:
+        world.repair.revoke(7, NAMES, [])
+        assert world.repair.waiting == 3
+        world.leaves("s1")
+        assert world.repair.waiting == 2
+        world.repair.grant(8, "s1", [])
+        world.repair.revoke(8, ["s1"], [])
+        world.repair.drop(8, ["s1"])
+        assert world.repair.waiting == 2
+        assert world.table.left_out == set()
 
 
 class TestFaultsOfClients:
@@ -427,8 +495,8 @@ class TestLimits:
 
     def test_repairs(self, clock: Clock) -> None:
         world = World(clock, Limits(max_lease_repairs=2))
-        world.repair.grant(1, 0, [])
-        world.repair.revoke(1, [0, 1, 2], [])
+        world.repair.grant(1, "s0", [])
+        world.repair.revoke(1, NAMES, [])
         assert world.jobs() == [{1: False}, {1: False}, {}]
         assert world.reached() == {"max_lease_repairs": 1}
 
@@ -670,7 +738,7 @@ class TestShardsThatDisagree:
         assert world.jobs() == [{7: False}, {}, {7: False}]
 
     def test_a_lease_that_was_granted_without_the_shard_is_granted_there(self, world: World) -> None:
-        world.table.granted(7, [100.0, 0.0, 100.0], [])
+        world.table.granted(7, {"s0": 100.0, "s2": 100.0}, [])
         assert self.answer(world, 60, 0, 50) == [(7, 50)]
         assert world.jobs() == [{}, {7: True}, {}]
 
@@ -680,16 +748,16 @@ class TestShardsThatDisagree:
         assert self.answer(world, 60, 0, 50, revision=2, first=False) == [(7, 50)]
 
     def test_a_shard_that_was_away_just_now_is_left_out_for_a_moment(self, world: World) -> None:
-        world.table.away(1)
-        world.table.returned(1, world.clock())
+        world.table.away("s1")
+        world.table.returned("s1", world.clock())
         assert self.answer(world, 60, 0, 50) == [(7, 50)]
         assert world.jobs() == [{}, {}, {}]
         world.clock.passes(4)
         assert self.answer(world, 60, 0, 50, first=False) == [(7, 0)]
 
     def test_in_strict_mode_it_is_dead_at_once(self, strict: World) -> None:
-        strict.table.granted(7, [100.0, 0.0, 100.0], [])
-        strict.table.away(1)
+        strict.table.granted(7, {"s0": 100.0, "s2": 100.0}, [])
+        strict.table.away("s1")
         assert self.answer(strict, 60, 0, 50, revision=1) == [(7, 0)]
         assert strict.jobs() == [{7: False}, {}, {7: False}]
 

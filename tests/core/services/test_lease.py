@@ -15,14 +15,13 @@ from google.protobuf.message import Message
 from esp.core import errors
 from esp.core.background import Background
 from esp.core.keys import KeyRange
+from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
-from esp.core.routing import Routing
 from esp.core.services import lease_repair
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.lease import Leases, _FanOut
 from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
-from esp.core.tokens import Tokens
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
@@ -139,13 +138,15 @@ class World:
     def __init__(self, limits: Limits | None = None, *, tolerant: bool = True) -> None:
         self.shards = [FakeShard(name) for name in NAMES]
         shard_map = ShardMap.build(
-            [(0, KeyRange(b"", b"i")), (1, KeyRange(b"i", b"r")), (2, KeyRange(b"r", None))], NAMES
+            [("s0", KeyRange(b"", b"i")), ("s1", KeyRange(b"i", b"r")), ("s2", KeyRange(b"r", None))], NAMES
         )
         self.context = WireContext(limits or Limits())
-        routing = Routing(shard_map, self.shards, Tokens(len(self.shards), self.context, instance=1))  # type: ignore[arg-type]
-        self.leases = Leases(routing, Background(), self.context, tolerant=tolerant)
+        layout = Layout.of(shard_map, self.shards)  # type: ignore[arg-type]
+        self.background = Background()
+        self.layout = layout
+        self.leases = Leases(layout, self.background, self.context, tolerant=tolerant)
         self.table, self.repair, self.retry = self.leases.table, self.leases.repair, self.leases.retry
-        self.fan_out = _FanOut(routing, self.table, self.repair)
+        self.fan_out = _FanOut(layout, self.table, self.repair)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -156,11 +157,11 @@ class World:
                 self.repair.tick()
                 await asyncio.sleep(0.001)
 
-        tasks = [asyncio.create_task(self.leases.run()), asyncio.create_task(ticks())]
+        self.leases.start()
+        ticking = asyncio.create_task(ticks())
         yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        ticking.cancel()
+        await self.background.close()
 
     async def grant(self, lease_id: int = 0, ttl: int = 60) -> int:
         request = rpc_pb2.LeaseGrantRequest(ID=lease_id, TTL=ttl)
@@ -174,7 +175,7 @@ class World:
         stream: Any = FakeStream(b"/etcdserverpb.KV/Put")
         put = rpc_pb2.PutRequest(key=b"j", lease=lease_id)
         body = prefix(put.SerializeToString())
-        return stream if self.retry.take(stream, body, [None, put], errors.LEASE_NOT_FOUND) else None
+        return stream if self.retry.take(stream, body, [None, put], errors.LEASE_NOT_FOUND, self.layout.owner) else None
 
     def _call(self, method: str) -> Any:
         stream: Any = FakeStream(PATH + method.encode())
@@ -185,7 +186,7 @@ class World:
 
     def jobs(self) -> list[dict[int, bool]]:
         """By shard: leases that are to be granted (True) or revoked (False)."""
-        return [{id_: job.grants for id_, job in jobs.items()} for jobs in self.repair._jobs]
+        return [{id_: job.grants for id_, job in yard.jobs.items()} for yard in self.repair._yards.values()]
 
 
 def run(work: Callable[[], Any]) -> None:
@@ -279,7 +280,7 @@ class TestRepair:
                 assert world.where(lease_id) == [True, False, True]
                 world.shards[1].away = False
                 await until(lambda: all(world.where(lease_id)))
-                await until(lambda: world.table.was_on(lease_id, 1))
+                await until(lambda: world.table.was_on(lease_id, "s1"))
                 assert world.table.counters == {"granted_without_a_shard": 1, "repaired": 1}
 
         run(work)
@@ -299,7 +300,7 @@ class TestRepair:
                     await until(lambda: not world.repair.waiting)
                 assert any(all(world.where(lease_id)) for lease_id in ids)
                 for lease_id in ids:
-                    assert await world.repair.ensure(lease_id, 1, [], 1.0)
+                    assert await world.repair.ensure(lease_id, world.layout.shards["s1"], [], 1.0)
                 assert all(all(world.where(lease_id)) for lease_id in ids)
 
         run(work)
@@ -458,7 +459,7 @@ class TestAPutToAShardThatLacksItsLease:
 
         async def work() -> None:
             world.shards[0].leases[7] = 60
-            world.table.away(1)
+            world.table.away("s1")
             stream = world.put_refused(7)
             await asyncio.sleep(0.05)
             assert stream is not None
@@ -481,7 +482,7 @@ class TestAPutToAShardThatLacksItsLease:
         world = World(Limits(max_waiting_requests=1))
 
         async def work() -> None:
-            world.table.away(1)
+            world.table.away("s1")
             first = world.put_refused(7)
             assert world.put_refused(7) is None
             assert world.context.counters.limits == {"max_waiting_requests": 1}

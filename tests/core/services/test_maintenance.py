@@ -9,7 +9,7 @@ from esp.core import errors
 from esp.core.identity import Identity
 from esp.core.pb import rpc_pb2
 from esp.core.services.maintenance import merge, version_key
-from esp.core.tokens import Tokens
+from esp.core.tokens import Tokens, Vector
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.status import RpcError
@@ -21,11 +21,9 @@ Header = rpc_pb2.ResponseHeader
 @pytest.fixture
 def routing() -> Any:
     """As much of a Routing as a merge looks at."""
-    shards = tuple(SimpleNamespace(name=name) for name in ("a", "b"))
-    names = SimpleNamespace(names=("a", "b"))
-    return SimpleNamespace(
-        map=names, shards=shards, identity=Identity(7, 8), tokens=Tokens(2, WireContext(Limits()), instance=1)
-    )
+    layout = SimpleNamespace(vector=lambda found: Vector(("a", "b"), (found.get("a", 0), found.get("b", 0))))
+    tokens = Tokens(WireContext(Limits()), instance=1)
+    return SimpleNamespace(layout=layout, identity=Identity(7, 8), tokens=tokens)
 
 
 ONE = Status(
@@ -60,7 +58,7 @@ def outcomes(a: Any, b: Any) -> dict[str, Any]:
 def test_sizes_add_up_and_the_lowest_version_counts(routing: Any) -> None:
     merged = merge(routing, outcomes(ONE, OTHER))
     token = merged.header.revision
-    assert routing.tokens.position(token).vector == (30, 5)
+    assert routing.tokens.position(token).vector.revisions == (30, 5)
     assert merged == Status(
         header=Header(cluster_id=7, member_id=8, revision=token, raft_term=9),
         version="3.5.9",
@@ -80,7 +78,7 @@ def test_a_shard_that_does_not_answer_is_an_error_and_no_failure(routing: Any) -
     merged = merge(routing, outcomes(ONE, errors.NO_CONNECTION))
     assert merged.leader == 0
     assert list(merged.errors) == ["shard b: there is no connection available"]
-    assert routing.tokens.position(merged.header.revision).vector == (30, 0)
+    assert routing.tokens.position(merged.header.revision).vector.revisions == (30, 0)
 
 
 def test_a_shard_without_a_leader_leaves_the_whole_without_one(routing: Any) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.keys import KeyRange
+from esp.core.layout import Layout
 from esp.core.routing import Routing
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
@@ -52,8 +53,8 @@ def routing() -> Routing:
     """Two shards that nobody has connected."""
     context = WireContext(Limits())
     shards = [Shard(name, [Endpoint("127.0.0.1", 1)], context, Background()) for name in ("a", "b")]
-    ranges = [(0, KeyRange(b"", b"m")), (1, KeyRange(b"m", None))]
-    return Routing(ShardMap.build(ranges, ["a", "b"]), shards, Tokens(2, context, instance=1))
+    ranges = [("a", KeyRange(b"", b"m")), ("b", KeyRange(b"m", None))]
+    return Routing(Layout.of(ShardMap.build(ranges, ["a", "b"]), shards), Tokens(context, instance=1))
 
 
 def over_http_2(method: bytes, path: bytes, content_type: bytes | None) -> dict[bytes, bytes]:

@@ -7,7 +7,7 @@ from esp.core.identity import Identity
 from esp.core.pb import rpc_pb2
 from esp.core.services.revision import merged_header, on_shard, position_of, read_at, translate_txn
 from esp.core.services.txn import look
-from esp.core.tokens import Position, Tokens
+from esp.core.tokens import Position, Tokens, Vector
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.status import RpcError
@@ -23,9 +23,13 @@ HEADERS = [
 ]
 
 
+def vector(*revisions: int) -> Vector:
+    return Vector(("a", "b", "c")[: len(revisions)], revisions)
+
+
 @pytest.fixture
 def tokens() -> Tokens:
-    return Tokens(3, WireContext(Limits()), instance=1)
+    return Tokens(WireContext(Limits()), instance=1)
 
 
 def test_the_header_of_several_shards_has_esps_ids_the_token_and_the_highest_term() -> None:
@@ -38,14 +42,14 @@ def test_without_a_token_the_lowest_revision_stands_for_all() -> None:
 
 
 def test_a_number_means_itself_and_a_token_what_it_stands_for(tokens: Tokens) -> None:
-    token = tokens.mint([4, 0, 6])
+    token = tokens.mint(vector(4, 0, 6))
     for number in (-3, 0, 1, 4000, 2**63 - 1):
-        assert on_shard(tokens, number, 0) == number
+        assert on_shard(tokens, number, "a") == number
         assert position_of(tokens, number) is None
-    assert (on_shard(tokens, token, 0), on_shard(tokens, token + 1, 2)) == (4, 7)
+    assert (on_shard(tokens, token, "a"), on_shard(tokens, token + 1, "c")) == (4, 7)
 
 
-def translate(tokens: Tokens, request: rpc_pb2.TxnRequest, shard: int) -> None:
+def translate(tokens: Tokens, request: rpc_pb2.TxnRequest, shard: str) -> None:
     looking = look(request)
     with pytest.raises(StopIteration) as end:
         next(looking)
@@ -54,28 +58,28 @@ def translate(tokens: Tokens, request: rpc_pb2.TxnRequest, shard: int) -> None:
 
 
 def test_what_cannot_be_told_of_a_shard_is_compacted(tokens: Tokens) -> None:
-    token = tokens.mint([4, 0, 6])
-    for number, shard in ((token, 1), (token + 1, 1), (token + 4, 0)):
+    token = tokens.mint(vector(4, 0, 6))
+    for number, shard in ((token, "b"), (token + 1, "b"), (token + 4, "a"), (token, "joined later")):
         with pytest.raises(RpcError) as caught:
             on_shard(tokens, number, shard)
         assert caught.value.status == errors.COMPACTED
 
 
 def test_behind_a_position_there_is_nothing_to_read() -> None:
-    assert read_at(Position((4, 5), 0), 1) == 5
+    assert read_at(Position(vector(4, 5), 0), "b") == 5
     with pytest.raises(RpcError):
-        read_at(Position((4, 5), 1), 1)
+        read_at(Position(vector(4, 5), 1), "b")
 
 
 def test_behind_a_position_there_is_nothing_to_read_in_a_transaction_either(tokens: Tokens) -> None:
-    asked = Op(request_range=Range(key=b"a", revision=tokens.mint([4, 5, 6]) + 1))
+    asked = Op(request_range=Range(key=b"a", revision=tokens.mint(vector(4, 5, 6)) + 1))
     with pytest.raises(RpcError) as caught:
-        translate(tokens, rpc_pb2.TxnRequest(success=[asked]), 1)
+        translate(tokens, rpc_pb2.TxnRequest(success=[asked]), "b")
     assert caught.value.status == errors.COMPACTED
 
 
 def test_every_revision_in_a_transaction_is_translated_also_in_those_inside_it(tokens: Tokens) -> None:
-    token = tokens.mint([4, 5, 6])
+    token = tokens.mint(vector(4, 5, 6))
     asked = Op(request_range=Range(key=b"a", revision=token, min_mod_revision=token + 1, max_create_revision=9))
     compares = [
         Compare(key=b"a", target=Compare.MOD, result=Compare.LESS, mod_revision=token + 1),
@@ -86,7 +90,7 @@ def test_every_revision_in_a_transaction_is_translated_also_in_those_inside_it(t
     ]
     inner = rpc_pb2.TxnRequest(compare=compares, failure=[asked])
     request = rpc_pb2.TxnRequest(compare=compares, success=[asked, Op(request_txn=inner)])
-    translate(tokens, request, 1)
+    translate(tokens, request, "b")
     for txn, branch in (
         (request, request.success),
         (request.success[1].request_txn, request.success[1].request_txn.failure),

@@ -28,8 +28,11 @@ Write = tuple[bytes, bool]
 KEYS = (b"a", b"b", b"y", b"z")
 
 
-def owner(key: bytes) -> int:
-    return int(key >= b"m")
+NAMES = ("s0", "s1")
+
+
+def owner(key: bytes) -> str:
+    return NAMES[int(key >= b"m")]
 
 
 class Shards:
@@ -43,7 +46,7 @@ class Shards:
     """
 
     def __init__(self, before: Sequence[Write], writes: Sequence[Sequence[Write]]) -> None:
-        self.history: list[list[State]] = [[{}, {}], [{}, {}]]
+        self.history: dict[str, list[State]] = {name: [{}, {}] for name in NAMES}
         self.moments: list[tuple[State, State]] = []
         for write in before:
             self._write(*write)
@@ -52,7 +55,7 @@ class Shards:
         self.moments = [self._now()]
 
     def _now(self) -> tuple[State, State]:
-        one, other = (states[-1] for states in self.history)
+        one, other = (states[-1] for states in self.history.values())
         return one, other
 
     def _write(self, key: bytes, is_put: bool) -> None:
@@ -68,8 +71,8 @@ class Shards:
         self.moments.append(self._now())
 
     async def read_all(
-        self, call: object, routing: object, parts: Mapping[int, Sequence[rpc_pb2.RangeRequest]]
-    ) -> dict[int, Parts]:
+        self, call: object, routing: object, parts: Mapping[str, Sequence[rpc_pb2.RangeRequest]]
+    ) -> dict[str, Parts]:
         answers = {}
         for shard in sorted(parts):
             for write in next(self._writes, ()):
@@ -81,7 +84,7 @@ class Shards:
             self.asked += 1
         return answers
 
-    def _range(self, shard: int, asked: rpc_pb2.RangeRequest) -> Rows:
+    def _range(self, shard: str, asked: rpc_pb2.RangeRequest) -> Rows:
         keys = KeyRange.of_request(asked.key, asked.range_end)
         state = self.history[shard][asked.revision or -1]
         here = {key: mod for key, mod in state.items() if keys.intersect(KeyRange(key, key + b"\0"))}
@@ -110,16 +113,16 @@ class Shards:
         monkeypatch.setattr(module, "MOST_REREAD", 1000 if rereads else -1)
         self.held = 0
         routing = World(b"m").routing
-        for shard, revision in zip(routing.shards, seen, strict=True):
+        for shard, revision in zip(routing.shards.values(), seen, strict=True):
             shard.saw(revision)
         connection = SimpleNamespace(context=routing.tokens._context)
         call: Any = SimpleNamespace(stream=SimpleNamespace(connection=connection, release=self._release))
-        parts = module.counting({0: [KeyRange(b"\0", b"m")], 1: [KeyRange(b"m", None)]})
+        parts = module.counting({"s0": [KeyRange(b"\0", b"m")], "s1": [KeyRange(b"m", None)]})
         if form == "ranges":
             for asked in parts.values():
                 asked[0].count_only = False
         elif form == "keys":
-            parts = {shard: [rpc_pb2.RangeRequest(key=key) for key in KEYS if owner(key) == shard] for shard in (0, 1)}
+            parts = {shard: [rpc_pb2.RangeRequest(key=key) for key in KEYS if owner(key) == shard] for shard in NAMES}
         try:
             found = asyncio.run(snapshot(call, routing, parts, tries))
         except RpcError:
@@ -127,9 +130,11 @@ class Shards:
         assert self.held == len(found.answers or ()), "what is not given is not held"
         vector = routing.tokens.vector(found.revision)
         assert vector is not None
-        one, other = (states[revision] for states, revision in zip(self.history, vector, strict=True))
+        one, other = (
+            states[revision] for states, revision in zip(self.history.values(), vector.revisions, strict=True)
+        )
         if found.answers is not None and form != "counts":
-            for shard, state in enumerate((one, other)):
+            for shard, state in zip(NAMES, (one, other), strict=True):
                 rows = [
                     parse_row(row) for rows in found.answers[shard].responses[: len(parts[shard])] for row in rows.kvs
                 ]
@@ -162,7 +167,7 @@ def test_what_a_snapshot_shows_was_so_at_one_moment(
 ) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         shards = Shards(before, writes)
-        one, other = (max(0, len(states) - 1 - back) for states, back in zip(shards.history, ago, strict=True))
+        one, other = (max(0, len(states) - 1 - back) for states, back in zip(shards.history.values(), ago, strict=True))
         seen = shards.snapshot(monkeypatch, form, tries=5, seen=(one, other), rereads=rereads)
     assert seen is None or seen in shards.moments
 

@@ -45,7 +45,7 @@ def split(bounds: list[bytes], key: bytes, range_end: bytes) -> list[KeyRange]:
 
 
 def stream_merge(request: Range, parts: list[KeyRange]) -> StreamMerge:
-    segments = [Segment(shard, part) for shard, part in enumerate(parts)]
+    segments = [Segment(f"s{number}", part) for number, part in enumerate(parts)]
     return StreamMerge(request, segments, {}, IDENTITY, lambda reached: min(reached.values()))
 
 
@@ -147,13 +147,17 @@ def test_rows_wait_only_until_there_are_more_than_a_chunk_and_the_last_for_the_t
 
 
 def test_a_later_part_of_a_shard_is_read_where_its_first_was() -> None:
-    reached: list[dict[int, int]] = []
+    reached: list[dict[str, int]] = []
 
-    def token(revisions: Mapping[int, int]) -> int:
+    def token(revisions: Mapping[str, int]) -> int:
         reached.append(dict(revisions))
         return TOKEN
 
-    segments = [Segment(0, KeyRange(b"a", b"g")), Segment(1, KeyRange(b"g", b"m")), Segment(0, KeyRange(b"m", b"z"))]
+    segments = [
+        Segment("s0", KeyRange(b"a", b"g")),
+        Segment("s1", KeyRange(b"g", b"m")),
+        Segment("s0", KeyRange(b"m", b"z")),
+    ]
     merge = StreamMerge(Range(key=b"a", range_end=b"z"), segments, {}, IDENTITY, token)
     asked = []
     for revision in (5, 9, 7):
@@ -162,13 +166,13 @@ def test_a_later_part_of_a_shard_is_read_where_its_first_was() -> None:
         asked.append((part.key, part.revision))
         merge.feed(Chunk(range_response=Response(header=Header(revision=revision))))
     assert asked == [(b"a", 0), (b"g", 0), (b"m", 5)]
-    assert reached == [{0: 5, 1: 9}]
+    assert reached == [{"s0": 5, "s1": 9}]
 
 
 def test_a_stream_at_a_token_reads_each_shard_there_and_ends_with_the_token() -> None:
-    segments = [Segment(0, KeyRange(b"a", b"g")), Segment(2, KeyRange(b"g", b"z"))]
+    segments = [Segment("s0", KeyRange(b"a", b"g")), Segment("s2", KeyRange(b"g", b"z"))]
     request = Range(key=b"a", range_end=b"z", revision=TOKEN, serializable=True)
-    merge = StreamMerge(request, segments, {0: 3, 2: 8}, IDENTITY, lambda reached: pytest.fail("minted another"))
+    merge = StreamMerge(request, segments, {"s0": 3, "s2": 8}, IDENTITY, lambda reached: pytest.fail("minted another"))
     parts = []
     for _ in segments:
         part = merge.next_part()

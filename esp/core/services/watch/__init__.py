@@ -21,6 +21,6 @@ a source knows its own (`Tap.next`). After a break the source is created again u
 older events are dropped. So nothing is lost and nothing comes twice, whatever breaks and whenever.
 """
 
-from esp.core.services.watch.service import handlers
+from esp.core.services.watch.service import Watch
 
-__all__ = ["handlers"]
+__all__ = ["Watch"]

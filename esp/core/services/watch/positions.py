@@ -36,9 +36,9 @@ class _Forgotten:
     __slots__ = ("_bounds",)
 
     def __init__(self) -> None:
-        self._bounds: dict[int, tuple[int, int]] = {}
+        self._bounds: dict[str, tuple[int, int]] = {}
 
-    def add(self, shard: int, lowest: int, highest: int) -> None:
+    def add(self, shard: str, lowest: int, highest: int) -> None:
         """Adds the revisions of a shard from `lowest` to `highest`."""
         low, high = self._bounds.get(shard, (lowest, highest))
         self._bounds[shard] = min(low, lowest), max(high, highest)
@@ -66,7 +66,7 @@ class _Range:
     __slots__ = ("ended", "forgotten", "told", "watching")
 
     def __init__(self) -> None:
-        self.told: OrderedDict[int, tuple[int, frozenset[int]]] = OrderedDict()
+        self.told: OrderedDict[int, tuple[int, frozenset[str]]] = OrderedDict()
         self.forgotten = _Forgotten()
         self.watching = 0
         self.ended = 0
@@ -96,7 +96,7 @@ class Positions:
             self._ranges[watched] = _Range()
         self._ranges[watched].watching += 1
 
-    def reached(self, watched: Watched, shard: int, first: int, revision: int, token: int) -> None:
+    def reached(self, watched: Watched, shard: str, first: int, revision: int, token: int) -> None:
         """A message of `shard` is delivered with events from `first` to `revision`; `token` is the position behind it.
 
         A client that saw a part of the message may come again from there, which is no position of this watcher.

@@ -12,6 +12,8 @@ from esp.core.services.metadata import call_head
 from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.positions import Positions
 from esp.core.services.watch.stream import WatchStream
+from esp.core.shard import Shard
+from esp.core.wire.context import WireContext
 from esp.core.wire.request import RequestHead
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import Handler, ServerStream
@@ -22,16 +24,11 @@ METADATA: Final = (b"token", b"authorization", b"hasleader")
 """A client's metadata that means something in a watch. Shards get no other metadata, so that more clients share."""
 
 
-def handlers(routing: Routing, background: Background) -> Mapping[bytes, Handler]:
-    """The handler of each RPC of the service, by path."""
-    return {PATH: Watch(routing, background)}
-
-
 class Watch(Handler):
-    """Serves each call with a `WatchStream`.
+    """Serves each call with a `WatchStream`; outlives layouts, as the calls do.
 
     Attributes:
-        routing: the shards.
+        routing: the shards of the layout in force.
         background: owner of the tasks and timers of clients' streams.
         positions: positions of watchers over several shards, for clients that resume.
         watchers: memory for the watchers of all clients.
@@ -41,19 +38,37 @@ class Watch(Handler):
     streaming = True
     forwards = False
 
-    def __init__(self, routing: Routing, background: Background) -> None:
+    def __init__(self, routing: Routing, background: Background, context: WireContext) -> None:
         self.routing = routing
         self.background = background
-        context = routing.shards[0].context
         self.positions = Positions(routing.tokens, context)
         self.watchers = Shares(context.limits.max_watcher_bytes, context.limits.common_share)
         self.streams: set[WatchStream] = set()
-        self._pools: dict[tuple[int, Forward], Pool] = {}
+        self._pools: dict[tuple[Shard, Forward], Pool] = {}
         routing.undivided.on_added = self._end_divided
 
     def on_open(self, stream: ServerStream) -> None:
         """A client opens its stream; no shard is told before the client's first create."""
         self.streams.add(WatchStream(self, stream, _forward(stream.head)))
+
+    def handlers(self) -> Mapping[bytes, Handler]:
+        """The handler of each RPC of the service, by path."""
+        return {PATH: self}
+
+    def install(self, routing: Routing) -> None:
+        """Another layout is in force.
+
+        A stream ends with a watcher whose keys the new layout divides otherwise: the client resumes, and is served by
+        the new layout. Other streams go on untouched.
+        """
+        before, self.routing = self.routing.layout, routing
+        before.undivided.on_added = None
+        routing.undivided.on_added = self._end_divided
+        for stream in tuple(self.streams):
+            keys = [watcher.keys for watcher in stream.all_watchers() if watcher.keys is not None]
+            if not all(before.divides_alike(key_range, routing.layout) for key_range in keys):
+                stream.outbox.stop()
+        self._end_divided()
 
     def _end_divided(self) -> None:
         """Ends the streams with a watcher that would be refused now: their clients come again, and are refused."""
@@ -61,15 +76,15 @@ class Watch(Handler):
             if any(watcher.is_divided for watcher in stream.watchers.values()):
                 stream.outbox.stop()
 
-    def pool(self, shard: int, forward: Forward) -> Pool:
+    def pool(self, shard: str, forward: Forward) -> Pool:
         """The sources of a shard for calls with the head `forward`."""
-        key = (shard, forward)
+        key = (self.routing.shards[shard], forward)
         pool = self._pools.get(key)
         if pool is None:
-            pool = Pool(self.routing.shards[shard], forward, partial(self._on_change, key))
+            pool = Pool(key[0], forward, partial(self._on_change, key))
         return pool
 
-    def _on_change(self, key: tuple[int, Forward], pool: Pool) -> None:
+    def _on_change(self, key: tuple[Shard, Forward], pool: Pool) -> None:
         if not pool.is_idle:
             self._pools.setdefault(key, pool)
         elif self._pools.get(key) is pool:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from esp.core.pb import rpc_pb2
-from esp.core.routing import Routing
 from esp.core.services.revision import token
 from esp.core.services.watch.messages import Response, canceled, created, header_field
 from esp.core.services.watch.positions import Positions, Watched
-from esp.core.services.watch.tap import Tap
+from esp.core.services.watch.tap import Client, Tap
 
 
 class Span:
@@ -25,21 +24,21 @@ class Span:
         last_token: the highest token that the client has been told.
     """
 
-    __slots__ = ("_positions", "_routing", "_term", "_watched", "is_told", "last_token", "taps")
+    __slots__ = ("_client", "_positions", "_term", "_watched", "is_told", "last_token", "taps")
 
-    def __init__(self, routing: Routing, positions: Positions, watched: Watched, taps: Sequence[Tap]) -> None:
+    def __init__(self, client: Client, positions: Positions, watched: Watched, taps: Sequence[Tap]) -> None:
         """`watched` names the watcher's range, options and client in `positions`."""
         self.taps = taps
         self.last_token = 0
         self.is_told = False
         self._term = 0
-        self._routing = routing
+        self._client = client
         self._positions = positions
         self._watched: Watched | None = watched
         positions.begin(watched)
 
-    def vector(self) -> dict[int, int]:
-        """The position, by shard."""
+    def vector(self) -> dict[str, int]:
+        """The position, by the shard's name."""
         return {tap.shard: self.passed(tap) for tap in self.taps}
 
     def passed(self, tap: Tap) -> int:
@@ -51,9 +50,9 @@ class Span:
 
     def make_header(self, revision: int | None = None) -> bytes:
         """Makes a header for a message of esp's own, with `revision` or with a token of the position."""
-        identity = self._routing.identity
+        identity = self._client.routing.identity
         if revision is None:
-            revision = self.last_token = token(self._routing, self.vector())
+            revision = self.last_token = token(self._client.routing, self.vector())
         header = rpc_pb2.ResponseHeader(
             cluster_id=identity.cluster_id, member_id=identity.member_id, revision=revision, raft_term=self._term
         )
@@ -68,10 +67,10 @@ class Span:
         """A message of one shard, or its fragments, with the token of the position behind the message."""
         first, last = responses[0].first, responses[-1].last
         tap.passed = max(tap.passed, last)
-        told = self.last_token = token(self._routing, self.vector(), of_message=True)
+        told = self.last_token = token(self._client.routing, self.vector(), of_message=True)
         if self._watched is not None:
             self._positions.reached(self._watched, tap.shard, first, last, told)
-        return [response.under(self._routing.identity, told) for response in responses]
+        return [response.under(self._client.routing.identity, told) for response in responses]
 
     def progress(self, number: int) -> Response:
         """The message that all events up to the position have come; `number` is the position's token."""
@@ -80,7 +79,7 @@ class Span:
 
     def compacted(self) -> Response:
         """The end of the watcher. A client that watches from its `compact_revision` goes on behind the position."""
-        return canceled(self.make_header(0), token(self._routing, self.vector()) + 1)
+        return canceled(self.make_header(0), token(self._client.routing, self.vector()) + 1)
 
     def end(self, *, may_return: bool) -> None:
         """The watcher has ended; `may_return` says that the client neither wanted that nor was told why."""

@@ -49,7 +49,7 @@ class _Round:
 
     Attributes:
         token: the token of the watcher's position when the round began.
-        wanted: the revision that each shard has to reach, by the shard's index; None until the shards have told.
+        wanted: the revision that each shard has to reach, by the shard's name; None until the shards have told.
         asked: the source that fed each part when its progress was asked for.
         heard: the revision that the shard answered, by the part.
     """
@@ -58,7 +58,7 @@ class _Round:
 
     def __init__(self, token: int) -> None:
         self.token = token
-        self.wanted: dict[int, int] | None = None
+        self.wanted: dict[str, int] | None = None
         self.asked: dict[Tap, Source] = {}
         self.heard: dict[Tap, int] = {}
 
@@ -127,7 +127,7 @@ class SpanProgress:
         Raises:
             RpcError: a shard does not tell its revision.
         """
-        keys: dict[int, bytes] = {}
+        keys: dict[str, bytes] = {}
         for watcher in rounds:
             for tap in watcher.taps:
                 keys.setdefault(tap.shard, tap.first_key)
@@ -138,7 +138,7 @@ class SpanProgress:
                 one.wanted = {tap.shard: revisions[tap.shard] for tap in watcher.taps}
                 self._ask_shards(watcher, one)
 
-    async def _revision(self, shard: int, key: bytes) -> int:
+    async def _revision(self, shard: str, key: bytes) -> int:
         """The shard's revision now, from a read of `key`, which the client may read: it watches the key."""
         request = rpc_pb2.RangeRequest(key=key, count_only=True)
         metadata = encode(self._stream.metadata)
@@ -199,7 +199,7 @@ class SpanProgress:
             return False
         routing = self._stream.routing
         number = one.token
-        if all(revision >= routing.tokens.highest[shard] for shard, revision in vector.items()):
+        if all(revision >= routing.tokens.highest.get(shard, 0) for shard, revision in vector.items()):
             number = token(routing, vector)
         elif span.last_token > number:
             self._begin_later(watcher)

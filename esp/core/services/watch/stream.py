@@ -60,7 +60,7 @@ class Service(Protocol):
     def streams(self) -> set[WatchStream]:
         """The calls that are open."""
 
-    def pool(self, shard: int, forward: Forward) -> Pool:
+    def pool(self, shard: str, forward: Forward) -> Pool:
         """The sources of a shard for calls with the head `forward`."""
 
 
@@ -72,7 +72,6 @@ class WatchStream(Sink):
         outbox: the way back to the client, and the end of the call.
         watchers: the watchers that the client knows, by watch id.
         forward: the head of the calls to shards that serve this one.
-        routing: the shards.
         positions: positions of watchers over several shards, for clients that resume.
     """
 
@@ -94,7 +93,6 @@ class WatchStream(Sink):
         "forward",
         "outbox",
         "positions",
-        "routing",
         "watchers",
     )
 
@@ -102,7 +100,6 @@ class WatchStream(Sink):
         """`forward` is the head of the calls to shards that serve this one."""
         self.down = down
         self._address = address_of(down.peer)
-        self.routing = service.routing
         self.watchers: dict[int, Watcher] = {}
         self.outbox = Outbox(down, self)
         self._service = service
@@ -140,7 +137,7 @@ class WatchStream(Sink):
 
     # Where watchers get their events from.
 
-    def pool(self, shard: int) -> Pool:
+    def pool(self, shard: str) -> Pool:
         """The sources of a shard that this client's metadata gives access to."""
         return self._service.pool(shard, self.forward)
 
@@ -151,6 +148,16 @@ class WatchStream(Sink):
             upstream = self._own[pool.shard] = Upstream(pool.shard, pool.forward, self.outbox)
             self.outbox.wants_room = True
         return upstream
+
+    @property
+    def routing(self) -> Routing:
+        """The shards of the layout in force."""
+        return self._service.routing
+
+    def all_watchers(self) -> Iterator[Watcher]:
+        """The watchers that the client knows, and those that it has asked for and does not know yet."""
+        yield from self.watchers.values()
+        yield from (slot for slot in self._slots if isinstance(slot, Watcher))
 
     @property
     def metadata(self) -> Fields:
@@ -317,10 +324,9 @@ class WatchStream(Sink):
             self._span_progress.forget_all()
         for upstream in self._own.values():
             upstream.close()
-        for watcher in (*self.watchers.values(), *self._slots):
-            if isinstance(watcher, Watcher):
-                watcher.leave(may_return=True)
-                self.forget(watcher)
+        for watcher in tuple(self.all_watchers()):
+            watcher.leave(may_return=True)
+            self.forget(watcher)
         self.watchers.clear()
         self._slots.clear()
         self._progress = self._span_progress = None

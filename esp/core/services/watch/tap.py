@@ -67,7 +67,7 @@ class Tap:
     Attributes:
         outbox: the way back to the client.
         pool: the sources that the part may join.
-        shard: the index of its shard.
+        shard: the name of its shard.
         passed: the highest revision up to which the watcher has passed all on to its client; -1 until "now" is known.
             Kept only where several shards feed the watcher.
         spec: the range and options that are watched in the shard.
@@ -96,7 +96,7 @@ class Tap:
         "spec",
     )
 
-    def __init__(self, whole: Whole, pool: Pool, shard: int, spec: Spec) -> None:
+    def __init__(self, whole: Whole, pool: Pool, shard: str, spec: Spec) -> None:
         self._whole = whole
         self.shard = shard
         self.passed = -1

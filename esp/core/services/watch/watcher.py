@@ -50,7 +50,7 @@ class Stream(Client, Protocol):
     def positions(self) -> Positions:
         """Positions of watchers over several shards, for clients that resume."""
 
-    def pool(self, shard: int) -> Pool:
+    def pool(self, shard: str) -> Pool:
         """The sources of a shard that the client's metadata gives access to."""
 
     def advance(self) -> None:
@@ -96,10 +96,10 @@ class Watcher:
         size: bytes of memory that are accounted for the watcher.
         is_announced: the client has been told that the shards watch.
         is_dead: the history is compacted; only the id is left, as in etcd.
+        keys: the watched range; None before the watcher has begun, and for a refused create.
     """
 
     __slots__ = (
-        "_asked",
         "_compaction",
         "_held",
         "_id_wanted",
@@ -110,6 +110,7 @@ class Watcher:
         "id",
         "is_announced",
         "is_dead",
+        "keys",
         "size",
         "span",
         "stream",
@@ -127,7 +128,7 @@ class Watcher:
         self._wants_progress = request.progress_notify
         self._is_untranslatable = False
         self._refusal: Response | None = None
-        self._asked: KeyRange | None = None
+        self.keys: KeyRange | None = None
         self._unasked: Response | None = None
         self.span: Span | None = None
         self._held: list[_Held] = []
@@ -140,6 +141,7 @@ class Watcher:
         self.stream.routing.apiservers.saw_watcher(request)
         sole = shard_map.sole_owner(key_range)
         if sole is not None:
+            self.keys = key_range
             # An empty range goes there too: etcd looks at permissions before it refuses it.
             tap = Tap(self, self.stream.pool(sole), sole, _spec(request, key, request.range_end))
             self.taps.append(tap)
@@ -153,8 +155,8 @@ class Watcher:
             else:
                 self.refuse(refusal.message)
             return
-        self._asked = key_range
-        by_shard: dict[int, list[Segment]] = {}
+        self.keys = key_range
+        by_shard: dict[str, list[Segment]] = {}
         for segment in shard_map.split(key_range):
             by_shard.setdefault(segment.shard, []).append(segment)
         for shard, segments in by_shard.items():
@@ -165,7 +167,7 @@ class Watcher:
                 # One watcher of the shard over all its ranges: a revision of the shard stays one message.
                 tap.owned = lambda key, shard=shard: shard_map.owner(key) == shard
         starts = self._choose_starts(request, list(by_shard))
-        self.span = Span(self.stream.routing, self.stream.positions, self._watched(request), self.taps)
+        self.span = Span(self.stream, self.stream.positions, self._watched(request), self.taps)
         for tap, start in zip(self.taps, starts, strict=True):
             if start:
                 tap.passed = max(1, start - 1)  # in revision 1 nothing happens; 0 would say nothing about the shard
@@ -177,7 +179,7 @@ class Watcher:
         spec = _spec(request, request.key, request.range_end)
         return sha256(repr((host, self.stream.forward, spec)).encode()).digest()
 
-    def _choose_starts(self, request: rpc_pb2.WatchCreateRequest, shards: list[int]) -> list[int]:
+    def _choose_starts(self, request: rpc_pb2.WatchCreateRequest, shards: list[str]) -> list[int]:
         """Chooses the revision from which each shard is watched; 0 is for now.
 
         0 as well where nobody knows what the client's number means: the client is then told that the history is
@@ -198,7 +200,7 @@ class Watcher:
             else:
                 known = self.stream.positions.resume(self._watched(request), start)
                 if known is not None:
-                    vector = [known[shard] and known[shard] + 1 for shard in shards]
+                    vector = [known.revision(shard) and known.revision(shard) + 1 for shard in shards]
         if vector is None or 0 in vector:
             self._is_untranslatable = True
             return [0] * len(shards)
@@ -227,8 +229,8 @@ class Watcher:
 
     @property
     def is_divided(self) -> bool:
-        """Whether several shards feed the watcher although a create for its keys would be refused by now."""
-        return self._asked is not None and self.stream.routing.undivided.refuse("a Watch", self._asked) is not None
+        """Whether a create for the watcher's keys would be refused by now, since several shards own them."""
+        return self.keys is not None and self.stream.routing.undivided.refuse("a Watch", self.keys) is not None
 
     # The slot.
 

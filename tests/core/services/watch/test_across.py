@@ -214,7 +214,7 @@ def test_any_other_plain_revision_is_answered_as_compacted() -> None:
     announced, end = client.hears()
     assert world.position(announced) == (9, 4)
     assert (end.canceled, end.header.revision) == (True, 0)
-    assert world.routing.tokens.position(end.compact_revision) == ((9, 4), 1), "from where it can begin again"
+    assert world.means(end.compact_revision) == ((9, 4), 1), "from where it can begin again"
     for etcd in world.etcds:
         etcd.all_heard()
     client.creates(key=b"a", watch_id=3)
@@ -228,7 +228,7 @@ def test_any_other_plain_revision_is_answered_as_compacted() -> None:
 
 def test_from_a_token_each_shard_is_watched_at_its_revision_and_from_behind_it_at_the_next() -> None:
     world = World(b"g", b"m")
-    token = world.routing.tokens.mint((9, 4, 6))
+    token = world.mint(9, 4, 6)
     for start, wanted in ((token, [9, 4, 6]), (token + 1, [10, 5, 7])):
         world.client().creates(**ALL, start_revision=start)
         assert [etcd.hears()[1][0].start_revision for etcd in world.etcds] == wanted
@@ -241,7 +241,7 @@ def test_from_a_token_each_shard_is_watched_at_its_revision_and_from_behind_it_a
 def test_its_first_position_is_before_the_revision_that_it_begins_with() -> None:
     world = World(b"m")
     client = world.client()
-    both_create(world, client, (90, 40), **ALL, start_revision=world.routing.tokens.mint((9, 4)) + 1)
+    both_create(world, client, (90, 40), **ALL, start_revision=world.mint(9, 4) + 1)
     assert hears(world, client) == [bare(created(0, 1), 9, 4)]
 
 
@@ -263,19 +263,19 @@ def test_what_was_held_is_not_told_in_the_position_that_it_is_created_at() -> No
 
 def test_a_token_that_is_not_known_or_says_nothing_about_a_shard_is_compacted() -> None:
     world = World(b"m")
-    known = world.routing.tokens.mint((9, 0))
+    known = world.mint(9, 0)
     for start in (known, known + 1, known + 2, known + 4):
         client = world.client()
         both_create(world, client, (9, 4), **ALL, start_revision=start)
         announced, end = client.hears()
         assert announced.created
-        assert (end.canceled, world.routing.tokens.position(end.compact_revision)) == (True, ((9, 4), 1))
+        assert (end.canceled, world.means(end.compact_revision)) == (True, ((9, 4), 1))
 
 
 def test_an_unknown_token_is_compacted_inside_one_shard_too() -> None:
     world = World(b"m")
     client = world.client()
-    client.creates(key=b"a", start_revision=world.routing.tokens.mint((9, 4)) + 4)
+    client.creates(key=b"a", start_revision=world.mint(9, 4) + 4)
     stream, [asked] = world.etcds[0].hears()
     assert asked.start_revision == 0
     world.etcds[0].says(stream, created(asked.watch_id, 12))
@@ -347,7 +347,7 @@ def test_a_compaction_on_one_shard_ends_it_all() -> None:
     announced, end = client.hears()
     assert announced.created
     assert (end.canceled, end.header.revision) == (True, 0)
-    assert world.routing.tokens.position(end.compact_revision) == ((6, 1), 1)
+    assert world.means(end.compact_revision) == ((6, 1), 1)
     world.etcds[1].all_heard()
     assert two in world.etcds[1].ended
 
@@ -375,7 +375,7 @@ def test_it_is_told_when_every_shard_is_known_and_fed_until_then() -> None:
     assert asked.start_revision == 7
     world.etcds[1].says(call, created(asked.watch_id, 9, shard=1), compacted(asked.watch_id, 9, shard=1))
     [end] = client.hears()
-    assert world.routing.tokens.position(end.compact_revision) == ((19, 8), 1)
+    assert world.means(end.compact_revision) == ((19, 8), 1)
     assert client.status is None
     client.leaves()
     for etcd in world.etcds:

@@ -5,21 +5,29 @@ from dataclasses import replace
 import pytest
 
 from esp.core.services.watch.positions import WINDOW, Positions
-from esp.core.tokens import Tokens
+from esp.core.tokens import Tokens, Vector
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
+
+NAMES = ("a", "b")
 
 
 class Scene:
     def __init__(self, **limits: float) -> None:
         self.context = WireContext(replace(Limits(), **limits))
-        self.tokens = Tokens(2, self.context, instance=1)
+        self.tokens = Tokens(self.context, instance=1)
         self.positions = Positions(self.tokens, self.context)
 
     def delivers(self, revision: int, *vector: int, watched: str = "range", first: int = 0) -> None:
         """A message of the first shard, or else of the second, that is now where the message's revision is."""
-        shard = vector.index(revision)
-        self.positions.reached(watched, shard, first or revision, revision, self.tokens.mint(vector))
+        shard = NAMES[vector.index(revision)]
+        token = self.tokens.mint(Vector(NAMES, vector))
+        self.positions.reached(watched, shard, first or revision, revision, token)
+
+    def resumes(self, watched: str, revision: int) -> tuple[int, ...] | None:
+        """Where a client goes on."""
+        found = self.positions.resume(watched, revision)
+        return None if found is None else found.revisions
 
 
 @pytest.fixture
@@ -34,15 +42,15 @@ def test_who_comes_again_behind_its_last_event_goes_on_where_it_was(scene: Scene
     scene.delivers(9, 5, 9)
     scene.delivers(6, 6, 9)
     scene.positions.end("range", may_return=True)
-    assert scene.positions.resume("range", 10) == (5, 9), "it had not seen the last message"
+    assert scene.resumes("range", 10) == (5, 9), "it had not seen the last message"
     assert (scene.positions.resumed, scene.positions.compacted) == (1, 0)
 
 
 def test_a_revision_nothing_was_delivered_at_is_not_known(scene: Scene) -> None:
     scene.delivers(5, 5, 8)
     scene.positions.end("range", may_return=True)
-    assert scene.positions.resume("range", 8) is None
-    assert scene.positions.resume("another range", 6) is None
+    assert scene.resumes("range", 8) is None
+    assert scene.resumes("another range", 6) is None
     assert (scene.positions.resumed, scene.positions.compacted) == (0, 2)
 
 
@@ -51,8 +59,8 @@ def test_a_revision_that_two_shards_had_is_not_known(scene: Scene) -> None:
     scene.delivers(4, 5, 4)
     scene.delivers(5, 5, 5)
     scene.positions.end("range", may_return=True)
-    assert scene.positions.resume("range", 6) is None
-    assert scene.positions.resume("range", 5) == (5, 4)
+    assert scene.resumes("range", 6) is None
+    assert scene.resumes("range", 5) == (5, 4)
 
 
 def test_two_watchers_that_were_at_the_same_position_are_no_doubt_and_others_are(scene: Scene) -> None:
@@ -63,31 +71,31 @@ def test_two_watchers_that_were_at_the_same_position_are_no_doubt_and_others_are
     scene.delivers(6, 6, 9)
     scene.delivers(6, 6, 8)
     scene.positions.end("range", may_return=True)
-    assert scene.positions.resume("range", 6) == (5, 8)
+    assert scene.resumes("range", 6) == (5, 8)
     scene.positions.end("range", may_return=True)
-    assert scene.positions.resume("range", 7) is None
+    assert scene.resumes("range", 7) is None
 
 
 def test_while_all_watchers_are_there_a_plain_revision_is_somebody_elses(scene: Scene) -> None:
     scene.delivers(5, 5, 8)
-    assert scene.positions.resume("range", 6) is None
+    assert scene.resumes("range", 6) is None
     scene.positions.begin("range")
     scene.positions.end("range", may_return=True)
-    assert scene.positions.resume("range", 6) == (5, 8)
-    assert scene.positions.resume("range", 6) is None, "the one that had ended is there again"
+    assert scene.resumes("range", 6) == (5, 8)
+    assert scene.resumes("range", 6) is None, "the one that had ended is there again"
 
 
 def test_who_ended_its_watch_itself_does_not_come_again(scene: Scene) -> None:
     scene.delivers(5, 5, 8)
     scene.positions.end("range", may_return=False)
-    assert scene.positions.resume("range", 6) is None
+    assert scene.resumes("range", 6) is None
 
 
 def test_a_client_that_breaks_again_before_it_saw_anything_comes_with_the_same(scene: Scene) -> None:
     scene.delivers(5, 5, 8)
     for _ in range(3):
         scene.positions.end("range", may_return=True)
-        assert scene.positions.resume("range", 6) == (5, 8)
+        assert scene.resumes("range", 6) == (5, 8)
         scene.positions.begin("range")
 
 
@@ -95,8 +103,8 @@ def test_only_the_last_messages_count(scene: Scene) -> None:
     for number in range(WINDOW + 1):
         scene.delivers(10 + number, 10 + number, 1)
     scene.positions.end("range", may_return=True)
-    assert scene.positions.resume("range", 11) is None
-    assert scene.positions.resume("range", 12) == (11, 1)
+    assert scene.resumes("range", 11) is None
+    assert scene.resumes("range", 12) == (11, 1)
     assert len(scene.positions) == WINDOW
 
 
@@ -105,16 +113,16 @@ def test_a_revision_that_another_shard_had_before_the_last_messages_is_not_known
         scene.delivers(10 + number, 3, 10 + number)
     scene.delivers(10, 10, 10 + WINDOW)
     scene.positions.end("range", may_return=True)
-    assert scene.positions.resume("range", 11) is None, "it may be the client that saw the first message last"
-    assert scene.positions.resume("range", 13) == (3, 12)
+    assert scene.resumes("range", 11) is None, "it may be the client that saw the first message last"
+    assert scene.resumes("range", 13) == (3, 12)
 
 
 def test_a_revision_in_the_midst_of_a_message_is_not_taken_for_another_shards(scene: Scene) -> None:
     scene.delivers(12, 5, 12, first=9)
     scene.delivers(10, 10, 12)
     scene.positions.end("range", may_return=True)
-    assert scene.positions.resume("range", 11) is None
-    assert scene.positions.resume("range", 13) == (5, 12)
+    assert scene.resumes("range", 11) is None
+    assert scene.resumes("range", 13) == (5, 12)
 
 
 def test_a_revision_that_was_told_before_to_others_is_not_known_either(scene: Scene) -> None:
@@ -123,7 +131,7 @@ def test_a_revision_that_was_told_before_to_others_is_not_known_either(scene: Sc
         scene.delivers(901 + number, 5, 901 + number)
     scene.delivers(5, 5, 3)  # somebody reads it all again
     scene.positions.end("range", may_return=True)
-    assert scene.positions.resume("range", 6) is None
+    assert scene.resumes("range", 6) is None
 
 
 def test_what_was_told_of_a_range_is_not_taken_for_something_else_once_the_range_is_forgotten() -> None:
@@ -136,7 +144,7 @@ def test_what_was_told_of_a_range_is_not_taken_for_something_else_once_the_range
     scene.positions.begin("range")
     scene.delivers(10, 10, 80)
     scene.positions.end("range", may_return=True)
-    assert scene.positions.resume("range", 11) is None
+    assert scene.resumes("range", 11) is None
 
 
 def test_the_positions_of_all_ranges_together_are_bounded_and_those_that_ended_first_go_first() -> None:
@@ -152,8 +160,8 @@ def test_the_positions_of_all_ranges_together_are_bounded_and_those_that_ended_f
         scene.delivers(revision, revision, 9, watched="c")
     assert len(scene.positions) == 4
     assert scene.context.counters.limits["max_resume_positions"] == 2
-    assert scene.positions.resume("b", 7) is None
-    assert scene.positions.resume("a", 9) == (8, 9)
+    assert scene.resumes("b", 7) is None
+    assert scene.resumes("a", 9) == (8, 9)
 
 
 def test_a_position_lasts_no_longer_than_its_token() -> None:
@@ -162,8 +170,8 @@ def test_a_position_lasts_no_longer_than_its_token() -> None:
     scene.delivers(5, 5, 8)
     scene.delivers(6, 6, 8)
     scene.positions.end("range", may_return=True)
-    assert scene.positions.resume("range", 6) is None
-    assert scene.positions.resume("range", 7) == (6, 8)
+    assert scene.resumes("range", 6) is None
+    assert scene.resumes("range", 7) == (6, 8)
 
 
 def test_what_was_never_told_anything_leaves_nothing(scene: Scene) -> None:

@@ -76,7 +76,7 @@ async def test_no_progress_is_above_a_token_that_the_watcher_has_not_reached(mon
     scene = Scene(monkeypatch)
     world, client = scene.world, scene.world.client()
     shared = scene.create(client)
-    own = scene.create(client, prev_kv=True, start_revision=world.routing.tokens.mint((9, 4)) + 1)
+    own = scene.create(client, prev_kv=True, start_revision=world.mint(9, 4) + 1)
     scene.revisions = [12, 6]
     client.asks_progress()
     await scene.rest()
@@ -84,7 +84,7 @@ async def test_no_progress_is_above_a_token_that_the_watcher_has_not_reached(mon
     scene.answers(own, 12, 6)
     told = {message.watch_id: message.header.revision for message in client.hears()}
     assert set(told) == {0, 1}
-    lower = [vector for token, vector in world.routing.tokens._vectors.items() if token <= told[1]]
+    lower = [vector.revisions for token, vector in world.routing.tokens._vectors.items() if token <= told[1]]
     assert max(lower) <= (12, 6), "the second watcher is there only"
 
 
@@ -165,7 +165,7 @@ class Clock:
 def overtake(scene: Scene, parts: list[tuple[int, int]], revision: int) -> None:
     """Somebody else has read further; and an event comes, under a token that is higher than that of the round."""
     (one, a), _ = parts
-    scene.world.routing.tokens.mint((revision, 99))
+    scene.world.mint(revision, 99)
     scene.world.etcds[0].says(one, events(a, put(b"a", revision)))
 
 

@@ -19,12 +19,13 @@ from esp.core import errors
 from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.keys import KeyRange
+from esp.core.layout import Layout
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.watch.service import PATH, Watch
 from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
-from esp.core.tokens import Tokens
+from esp.core.tokens import Tokens, Vector
 from esp.core.wire import frames
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.limits import Limits
@@ -295,14 +296,15 @@ class World:
         names = [f"s{number}" for number in range(max(owners) + 1)]
         edges: list[bytes | None] = [b"", *boundaries, None]
         ranges = [
-            (owner, KeyRange(start or b"", end))
+            (names[owner], KeyRange(start or b"", end))
             for owner, start, end in zip(owners, edges[:-1], edges[1:], strict=True)
         ]
         self.background = Background()
         self.background.start = self._start  # type: ignore[method-assign,assignment]
         shards = [Shard(name, [Endpoint("localhost", 2379)], self.context, self.background) for name in names]
-        self.routing = Routing(ShardMap.build(ranges, names), shards, Tokens(len(names), self.context, instance=1))
-        self.watch = Watch(self.routing, self.background)
+        layout = Layout.of(ShardMap.build(ranges, names), shards)
+        self.routing = Routing(layout, Tokens(self.context, instance=1))
+        self.watch = Watch(self.routing, self.background, self.context)
         self.etcds = [Etcd(self, shard) for shard in shards]
         self.compacted: list[int] = []
         self.searching: list[Searching] = []
@@ -312,7 +314,7 @@ class World:
     def compacts(self, *revisions: int) -> None:
         """Each shard has compacted up to there: what searches for histories is answered so from here on."""
         self.compacted = list(revisions)
-        for number, shard in enumerate(self.routing.shards):
+        for number, shard in enumerate(self.routing.shards.values()):
             shard.forward_unary = partial(self._reads, number)  # type: ignore[method-assign]
 
     async def _reads(self, shard: int, head: object, body: bytes, **named: object) -> bytes:
@@ -336,7 +338,16 @@ class World:
         """What the token in a message's header stands for."""
         vector = self.routing.tokens.vector(message.header.revision)
         assert vector is not None, message
-        return vector
+        return vector.revisions
+
+    def mint(self, *revisions: int) -> int:
+        """A token for these revisions of the shards."""
+        return self.routing.tokens.mint(Vector(self.routing.map.names, revisions))
+
+    def means(self, number: int) -> tuple[tuple[int, ...], int] | None:
+        """The revisions that a token stands for, and what was added to the token."""
+        position = self.routing.tokens.position(number)
+        return None if position is None else (position.vector.revisions, position.offset)
 
     def client(self, *metadata: tuple[bytes, bytes]) -> Client:
         """A client that opens a stream."""
