@@ -171,7 +171,7 @@ class LeaseKeepAlive(Handler):
             elif here is not None:
                 table.answers(shard)
         empty = [shard for shard, header in keepalive.headers.items() if header is not None and is_empty(header)]
-        judgement = table.judge(lease_id, lives, empty)
+        judgement = table.judge(lease_id, lives, empty, keepalive.sent)
         if judgement.dead:
             if True in lives.values() or table.get(lease_id) is not None:
                 elsewhere = [shard for shard, here in lives.items() if here is not False]

@@ -220,6 +220,7 @@ class _FanOut:
         Raises:
             RpcError: a shard's, as it came.
         """
+        asked = monotonic()
         outcomes = await self._ask_all(call, LEASE_TIME_TO_LIVE, request)
         answers = answers_of(outcomes)
         living = {name: answer for name, answer in answers.items() if answer.TTL >= 0}
@@ -229,7 +230,7 @@ class _FanOut:
         response = rpc_pb2.LeaseTimeToLiveResponse(header=self._header(answers.values()), ID=request.ID, TTL=-1)
         lives = {name: name in living if name in answers else None for name in outcomes}
         empty = [name for name, answer in answers.items() if is_empty(answer.header)]
-        if self._table.judge(request.ID, lives, empty).dead:
+        if self._table.judge(request.ID, lives, empty, asked).dead:
             return response
         left = [answer.TTL for answer in living.values()]
         now = monotonic()

@@ -243,11 +243,12 @@ class LeaseRepair:
         table = self.table
         until = monotonic() + seconds
         while True:
+            asked = monotonic()
             here = await lease_sync.time_to_live(shard, lease_id, metadata=metadata, seconds=seconds)
             if here.TTL >= 0:  # since a moment ago
                 table.seen(lease_id, shard.name, monotonic() + SEEN_SECONDS)
                 return True
-            judgement = table.judge_one(lease_id, shard.name, empty=is_empty(here.header))
+            judgement = table.judge_one(lease_id, shard.name, empty=is_empty(here.header), asked=asked)
             if judgement is Lacking.MISSED:
                 return await self._copy(lease_id, shard, metadata, seconds)
             if judgement is Lacking.ENDED or monotonic() > until:

@@ -82,15 +82,17 @@ class Known:
         until: for each shard, by name, the `monotonic` time until which the shard surely keeps the lease; MISSED where
             the lease never was, UNKNOWN where this proxy has not seen the lease, and does not know why.
         elsewhere: the same for a shard that is not in `until`, since the shard has joined the layout since.
+        since: the `monotonic` time at which the lease was brought to a shard that had missed it.
         metadata: of the lease's client, for what esp does about the lease later.
     """
 
-    __slots__ = ("elsewhere", "metadata", "until")
+    __slots__ = ("elsewhere", "metadata", "since", "until")
 
     def __init__(self, until: dict[str, float], metadata: Fields, elsewhere: float) -> None:
         self.until = until
         self.metadata = metadata
         self.elsewhere = elsewhere
+        self.since: dict[str, float] | None = None  # few leases have any
 
     def on(self, shard: str) -> float:
         """The entry of `until` for a shard, whether or not the shard was in the layout when the lease was seen."""
@@ -151,6 +153,8 @@ class LeaseTable:
         """The lease lives on that shard; nothing is noted of a lease that is not known."""
         known = self._known.get(lease_id)
         if known is not None:
+            if known.on(shard) <= 0:
+                known.since = {**(known.since or {}), shard: monotonic()}
             known.until[shard] = max(known.on(shard), until)
 
     def _add(self, lease_id: int, known: Known) -> None:
@@ -183,20 +187,23 @@ class LeaseTable:
         self._told_of.discard(shard)
         self._settled_at[shard] = now + SETTLE_SECONDS
 
-    def judge(self, lease_id: int, lives: Mapping[str, bool | None], empty: Collection[str]) -> Judgement:
+    def judge(
+        self, lease_id: int, lives: Mapping[str, bool | None], empty: Collection[str], asked: float = inf
+    ) -> Judgement:
         """What holds for a lease, by what each shard has told.
 
         Args:
             lease_id: the lease.
             lives: for each shard, by name, whether the shard has the lease; None for a shard that does not answer.
             empty: the shards that have never had a key.
+            asked: when the shards were asked, by `monotonic`; by default just now.
         """
         if True not in lives.values():
             return DEAD
         missed = []
         for shard, here in lives.items():
             if here is False:
-                lacking = self.judge_one(lease_id, shard, empty=shard in empty)
+                lacking = self.judge_one(lease_id, shard, empty=shard in empty, asked=asked)
                 if lacking is Lacking.ENDED:
                     self._tell_of(lease_id, shard)
                     return DEAD
@@ -204,10 +211,15 @@ class LeaseTable:
                     missed.append(shard)
         return Judgement(dead=False, missed=tuple(missed)) if missed else ALIVE
 
-    def judge_one(self, lease_id: int, shard: str, *, empty: bool) -> Lacking:
-        """Why a shard lacks a lease that lives elsewhere; `empty` says that the shard has never had a key."""
+    def judge_one(self, lease_id: int, shard: str, *, empty: bool, asked: float = inf) -> Lacking:
+        """Why a shard lacks a lease that lives elsewhere; `empty` says that the shard has never had a key.
+
+        Where the lease was brought to the shard after the shard was `asked`, its answer is of no use any more.
+        """
         known = self._known.get(lease_id)
         seen = UNKNOWN if known is None else known.on(shard)
+        if self.tolerant and known is not None and known.since and asked <= known.since.get(shard, -inf):
+            return Lacking.UNSETTLED
         if not self.tolerant or seen > 0:
             return Lacking.ENDED
         if seen == MISSED or empty:

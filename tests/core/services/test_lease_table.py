@@ -210,3 +210,18 @@ def test_of_a_shard_that_left_only_the_leases_are_remembered() -> None:
     assert known.left_out == set()
     assert known.was_on(7, "s1"), "had it come back without the lease, the lease would have ended there"
     assert known.judge(9, by_name((True, False, True)), ()).dead, "nothing is known of its absence any more"
+
+
+def test_the_answer_of_a_shard_that_was_asked_before_a_lease_was_brought_there_says_nothing(clock: Clock) -> None:
+    known = table()
+    known.granted(7, {"s0": 100.0, "s2": 100.0}, [])
+    asked = clock()
+    clock.passes(0.5)
+    known.seen(7, "s1", clock() + 1)
+    lacking = by_name((True, False, True))
+    assert known.judge(7, lacking, (), asked) == ALIVE
+    assert known.judge(7, lacking, (), clock.passes(0.1)).dead, "it was there, and is not any more"
+    strict = table(tolerant=False)
+    strict.granted(7, {"s0": 100.0, "s2": 100.0}, [])
+    strict.seen(7, "s1", clock() + 1)
+    assert strict.judge(7, lacking, (), asked).dead
