@@ -373,7 +373,10 @@ def _rapid_reset() -> Iterator[Chunk]:
 def _rapid_reset_whole() -> Iterator[Chunk]:
     yield opening(), 0
     cancel = struct.pack(">I", 8)
-    body = message(rpc_pb2.RangeRequest(key=b"a", range_end=b"z", sort_order=2, sort_target=4).SerializeToString())
+    whole = rpc_pb2.RangeRequest(
+        key=b"a", range_end=b"z", sort_order=rpc_pb2.RangeRequest.DESCEND, sort_target=rpc_pb2.RangeRequest.VALUE
+    )
+    body = message(whole.SerializeToString())
     for first in range(1, 1 << 30, 100):
         ids = range(first, first + 100, 2)
         calls = (frame(_HEADERS, 4, s, _RANGE_HEAD) + frame(_DATA, 1, s, body) + frame(_RST, 0, s, cancel) for s in ids)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc.aio  # type: ignore[import-untyped]
+import grpc.aio
 
 from bench.attack_load import parser_of
 from esp.core.pb import rpc_pb2
@@ -107,7 +107,8 @@ async def deadlines(channel: Any, seconds: float, told: Told) -> None:
         for _ in range(6):
             get = asyncio.ensure_future(_get(channel, FROZEN_KEY, 0.5))
             gets.add(get)
-            get.add_done_callback(lambda done: (gets.discard(done), done.exception()))
+            get.add_done_callback(gets.discard)
+            get.add_done_callback(lambda done: done.exception())  # or asyncio would complain that nobody asked
         due += 0.01
         await asyncio.sleep(max(0.0, due - time.monotonic()))
     await asyncio.gather(puts, *gets, return_exceptions=True)

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.attack_shapes import ATTACKS, BIG_KEYS, BIG_VALUE, big_key
-from bench.attack_trials import TRIALS
+from bench.attack_shapes import ATTACKS, BIG_KEYS, BIG_VALUE, Attack, big_key
+from bench.attack_trials import TRIALS, Trial
 from bench.etcd import Etcd
 from bench.peers import SHARD_STARTS, Backends, Esp
 from bench.processes import BenchError, Process
@@ -271,7 +271,8 @@ def _print_steps(file: Path) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = [*ATTACKS, *TRIALS]
-    abouts = "\n".join(f"  {one.name:22} {one.about}" for one in (*ATTACKS.values(), *TRIALS.values()))
+    rows: list[Attack | Trial] = [*ATTACKS.values(), *TRIALS.values()]
+    abouts = "\n".join(f"  {row.name:22} {row.about}" for row in rows)
     parser = argparse.ArgumentParser(
         prog="bench/attacks",
         description=__doc__,

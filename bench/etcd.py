@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 
 from bench.processes import HOST, BenchError, Process, free_port
 from esp.core.pb import rpc_pb2

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc.aio  # type: ignore[import-untyped]
+import grpc.aio
 
 from bench.attack_shapes import frame, grpc_head, message, opening
 from esp.core.pb import rpc_pb2

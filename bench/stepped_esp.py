@@ -120,13 +120,13 @@ def instrument(steps: Steps) -> None:
     """Has every callback of the loop, and every look at the clock of the turns, noted."""
 
     class SteppedLoop(uvloop.Loop):
-        def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+        def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
             return super().call_soon(steps.wrapped(callback), *args, context=context)
 
-        def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
             return super().call_at(when, steps.wrapped(callback), *args, context=context)
 
-        def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
             return super().call_later(delay, steps.wrapped(callback), *args, context=context)
 
     made = turns.Turns.__init__

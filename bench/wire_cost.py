@@ -18,7 +18,8 @@ from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
 from esp.core.wire.request import RequestHead
-from esp.core.wire.server import Handler, ServerConnection, ServerStream
+from esp.core.wire.server import ServerConnection
+from esp.core.wire.server_stream import Handler, ServerStream
 from esp.core.wire.splice import SplicedCall
 
 CONNECTIONS = 8

@@ -45,7 +45,7 @@ The names that the layers above may use (tests/test_layers.py):
     splice: SplicedCall, NO_TRAILERS, REPLAY_BYTES
     call: MessageCall, Reader, Together, BrokenCall, messages
     http1: Page
-    transport: Listener, TICK_SECONDS, connect
+    transport: Listener, ClientProtocol, TICK_SECONDS, connect
 
 Nothing is imported here: a command that needs `status` alone loads no other file.
 """
