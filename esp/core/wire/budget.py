@@ -1,4 +1,4 @@
-"""A bound that all clients share, and who has to give way when it is reached: fair shares of memory, or of places.
+"""Fair shares of memory, or of places: a bound that all clients share, and the rule for who gives way at the bound.
 
 What is taken is counted for a call, for the connection that the call is on, and for the address that the connection
 comes from. Below the limit anybody may take anything. At the limit the one who holds most gives way: the call that
@@ -16,18 +16,18 @@ from weakref import WeakValueDictionary
 
 
 class Owner(Protocol):
-    """Whoever has an account of its own."""
+    """The holder of an account."""
 
     def cut(self) -> None:
-        """Others need what this one holds, and none holds more: it ends, and keeps nothing."""
+        """Others need memory, and this owner holds most: end, and keep nothing."""
 
 
 class Account:
-    """What one address, connection or call has taken. Those above it in the tree count it, too.
+    """The memory, or places, that one address, connection or call has taken. Accounts above in the tree count it too.
 
     Attributes:
         held: how much that is.
-        is_closed: it has given all back, and takes nothing any more.
+        is_closed: the account has given all back, and takes nothing any more.
         owner: who gives way; None for an account that consists of others, or is never asked to.
     """
 
@@ -94,7 +94,7 @@ class Account:
             self.owner = None  # which holds this account
 
     def biggest(self) -> Account | None:
-        """Who holds most of those below, within an eighth; None when none holds anything."""
+        """The account below that holds most, within an eighth; None when none holds anything."""
         ranks = self._ranks
         return next(iter(ranks[max(ranks)])) if ranks else None
 
@@ -144,7 +144,7 @@ class BufferBudget(Account):
 
     @property
     def used(self) -> int:
-        """What all hold together."""
+        """The sum over all accounts."""
         return self.held
 
     def has_bigger_than(self, account: Account, size: int) -> bool:

@@ -22,11 +22,11 @@ Message_co = TypeVar("Message_co", bound=Sized, covariant=True)
 
 
 class Reader(Protocol[Message_co]):
-    """Makes messages of DATA, as `MessageReader` does. The length of one is the memory that it takes."""
+    """Makes messages of DATA, as `MessageReader` does. `len()` of a message is the memory that the message takes."""
 
     @property
     def held(self) -> int:
-        """The memory that what came of the next one takes."""
+        """Bytes of memory that the part of the next message takes."""
 
     @property
     def wanted(self) -> int:
@@ -37,10 +37,10 @@ class Reader(Protocol[Message_co]):
 
 
 class Keeper(Protocol):
-    """Whose memory it is that a call takes; a `ServerStream` is one."""
+    """The holder of the memory that a call takes, such as a `ServerStream`."""
 
     def hold(self, size: int) -> bool:
-        """Accounts for it; False when there is no room."""
+        """Accounts for `size` bytes; False when there is no room."""
 
     def release(self, size: int) -> None:
         """Returns what `hold` gave."""

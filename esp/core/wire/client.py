@@ -37,7 +37,7 @@ log = logging.getLogger("esp.wire")
 
 CONNECTION_WINDOW: Final = 4194304
 LAST_STREAM_ID: Final = 1_600_000_000
-"""Where a connection takes no more calls and another is opened; ids end at 2^31-1."""
+"""The stream id at which a connection takes no more calls and another one is opened; ids end at 2^31-1."""
 STREAMS_BEFORE_SETTINGS: Final = 100
 KEEPALIVE_PING: Final = b"esp-live"
 
@@ -47,7 +47,7 @@ class ClientConnection(ResponseReader):
 
     Attributes:
         authority: `:authority` of its requests.
-        draining: takes no more calls: GOAWAY came, or the stream ids are near their end.
+        draining: the connection takes no more calls: GOAWAY came, or the stream ids are near their end.
         on_change: called when the connection became ready, stops taking calls, or has room again.
     """
 
@@ -84,7 +84,7 @@ class ClientConnection(ResponseReader):
 
     @property
     def has_room(self) -> bool:
-        """Whether a call can be sent now; not to a server that has not read what it was sent for long."""
+        """Whether a call can be sent now: the server takes calls, and reads the bytes that it is sent."""
         if self.draining or self.ended or self.backlog > self.limits.max_output_hard_bytes:
             return False
         if len(self.streams) < self.peer_max_streams:
@@ -226,9 +226,9 @@ class ClientConnection(ResponseReader):
                 log.exception("%s: a bug in esp; a call was not told of its end", self.peer)
 
     def _take_answer(self, stream: ClientStream, head: ResponseHead, data: bytes, position: int) -> int:
-        """A unary answer that came whole, the shape of nearly every one: its DATA and its trailers stand at `position`.
+        """Takes a unary answer that came whole, as nearly all do: its DATA and trailers stand at `position`.
 
-        Returns the position behind them; 0 and nothing done when anything else stands there.
+        Returns the position behind the trailers; 0 and nothing done when other frames stand there.
         """
         size = len(data)
         body = position + HEADER_SIZE
@@ -285,7 +285,7 @@ class ClientConnection(ResponseReader):
         self._changed()
 
     def on_settings_acknowledged(self) -> None:
-        """Nothing waits for that."""
+        """The server has taken over esp's settings; no call waits for that."""
 
     def _changed(self) -> None:
         if self.on_change is not None:
@@ -294,7 +294,7 @@ class ClientConnection(ResponseReader):
     # Ending.
 
     def on_goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:
-        """The server takes no more streams; those above `last_stream_id` were not processed."""
+        """The server takes no more streams; streams above `last_stream_id` were not processed."""
         if code:
             log.warning("%s: server says GOAWAY %d %r", self.peer, code, debug[:128])
         refused = [stream for stream in self.streams.values() if stream.id > last_stream_id]
@@ -316,11 +316,11 @@ class ClientConnection(ResponseReader):
             self.lost(reason)
 
     def silence(self, now: float) -> float:
-        """For how many seconds nothing was heard."""
+        """Seconds since the last bytes came."""
         return now - self._heard
 
     def close(self) -> None:
-        """Ends the connection when its calls have."""
+        """Takes no more calls, and ends the connection when the open calls have ended."""
         self._drain("closed")
 
     def lost(self, reason: str) -> None:
@@ -330,7 +330,7 @@ class ClientConnection(ResponseReader):
             self._changed()
 
     def on_tick(self, now: float) -> None:
-        """Keepalive: a PING where calls wait and nothing is heard, no more often than etcd allows; then the end."""
+        """Keepalive: a PING when calls wait and no bytes come, as often as etcd allows; the end without an answer."""
         super().on_tick(now)
         if self.ended:
             return

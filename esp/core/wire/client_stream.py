@@ -24,12 +24,12 @@ NOT_QUEUED: Final = (-1, 0)
 
 
 class ClientStream(Stream):
-    """One call as the client sees it. Exactly one end is told: `on_headers` or `on_data` with `end`, or `on_reset`.
+    """One call as the client sees it. One event ends the call: `on_headers` or `on_data` with `end`, or `on_reset`.
 
     Attributes:
         headers_seen: the response's head has come.
         queued_at: the flush of the connection that takes the whole call along, and its place in `out`.
-        unprocessed: the server said with GOAWAY that it has not acted on it.
+        unprocessed: the server said with GOAWAY that it has not acted on the call.
     """
 
     connection: ClientConnection
@@ -70,10 +70,10 @@ class ClientStream(Stream):
         self.on_headers(trailers, True)
 
     def on_retired(self) -> None:
-        """Its connection takes no more calls and another will; this one goes on for as long as the server lets it."""
+        """The connection takes no more calls, another one will; this call goes on as long as the server lets it."""
 
     def cancel(self) -> None:
-        """Ends the call from here; nothing is told of it any more."""
+        """Ends the call from here; no event follows."""
         self.reset(ErrorCode.CANCEL)
 
 
@@ -99,7 +99,7 @@ class ResponseReader(FrameReader[ClientStream]):
         return self._next_id
 
     def glitch(self, cost: float, what: str) -> None:
-        """An etcd is trusted more than a client: one that is only clumsy must not cost everybody the connection."""
+        """A tenth of the cost: a clumsy etcd must not cost all clients the connection."""
         super().glitch(cost / 10, what)
 
     def _on_response(self, stream: ClientStream, head: ResponseHead, end: int) -> None:
@@ -125,7 +125,7 @@ class ResponseReader(FrameReader[ClientStream]):
         self.fault_stream(stream.id, StreamFault(ErrorCode.PROTOCOL_ERROR, reason))
 
     def _ended(self, stream: ClientStream) -> None:
-        """The server has answered in full; one that did not want the whole request is sent no more of it."""
+        """The server has answered in full, and gets no more of a request that is still being sent."""
         if stream.local_open:
             self.reset(stream, ErrorCode.CANCEL)
             stream.local_open = False
@@ -161,7 +161,7 @@ class ResponseReader(FrameReader[ClientStream]):
     def _on_frame_without_stream(self, stream_id: int, kind: int) -> None:
         """A frame for a stream that never was, or that has ended.
 
-        What comes late for calls that clients cancelled is not charged: many share this connection.
+        Late frames of cancelled calls are free: many clients share this connection.
         """
         if stream_id >= self._next_id or not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
@@ -169,9 +169,9 @@ class ResponseReader(FrameReader[ClientStream]):
             raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA or HEADERS on a closed stream")
 
     def reset(self, stream: ClientStream, code: int) -> None:
-        """Ends a stream from here. A call that has not left yet never does: who takes back at once reaches no shard.
+        """Ends a stream from here. A call that has not left yet never leaves: cancelled at once, it reaches no shard.
 
-        One whose block changes the server's table leaves all the same; it has no `queued_at`.
+        A call whose header block changes the server's table leaves all the same, and has no `queued_at`.
         """
         flush, place = stream.queued_at
         if flush == self.flushes and not stream.headers_seen:

@@ -12,13 +12,13 @@ from esp.core.wire.turns import Turns
 
 
 class Flushable(Protocol):
-    """A connection whose output waits to be written, or who has output for one."""
+    """A connection with output to be written, or an object that makes output for connections."""
 
     def flush(self) -> None:
-        """Hand what waits on."""
+        """Hand the waiting output on."""
 
     def on_bug(self) -> None:
-        """An exception came out of it: log it and end the connection."""
+        """`flush` or `go_on` has raised an exception: log the exception and end the connection."""
 
 
 class Resumable(Flushable, Protocol):
@@ -77,7 +77,7 @@ class WireContext:
         self.counters.limits[limit] += 1
 
     def flush_soon(self) -> None:
-        """Has it all written when what is ready to run in this turn of the loop has run: it leaves together."""
+        """Has all output written at the end of this turn of the loop: output of several callbacks leaves together."""
         if self.turns.soon is None:
             self.flush()  # there is no loop
         else:

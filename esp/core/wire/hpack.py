@@ -149,7 +149,7 @@ class HeaderDecoder(Generic[Head]):
         return self._decoder.table.maxsize, list(self._decoder.table.dynamic_entries)
 
     def decode(self, block: bytes) -> Head:
-        """What `build` makes of `block`; remembered when the block leaves the table as it is.
+        """The result of `build` for `block`; remembered when the block does not change the table.
 
         Raises:
             ConnectionFault: as `fields`.
@@ -169,13 +169,13 @@ class HeaderDecoder(Generic[Head]):
         self.memo[block] = head
 
     def _make_room(self, block: bytes, entries: int) -> None:
-        """Makes room for what `block` means, where there are so many entries."""
+        """Makes room for the meaning of `block` when the memo is full."""
         if entries >= MEMO_ENTRIES or self._memo_bytes + len(block) + self._list_bytes > MEMO_BYTES:
             self.forget()
         self._memo_bytes += len(block) + self._list_bytes
 
     def close(self) -> None:
-        """No more blocks come: what was remembered goes, and `build`, which refers to the connection, as well."""
+        """No more blocks come: the memo is emptied, and `build` dropped, which refers to the connection."""
         self.forget()
         self._build = _closed
 

@@ -14,7 +14,7 @@ MAX_GZIP_MEMBERS = 16
 ENCODINGS = frozenset((b"identity", b"gzip"))
 """The values of `grpc-encoding` that are understood."""
 INFLATED_AT_ONCE = 65536
-"""Bytes that are taken from a compressed message, or made of it, in one step: some 0.2 ms."""
+"""Bytes read from a compressed message, or inflated, in one step: some 0.2 ms."""
 PREFIX_SIZE = 5
 """One flag byte (0 plain, 1 compressed) and the length of the message, 32 bits."""
 
@@ -179,7 +179,7 @@ _TIMEOUT_UNITS = {0x48: 3600.0, 0x4D: 60.0, 0x53: 1.0, 0x6D: 1e-3, 0x75: 1e-6, 0
 
 
 def parse_timeout(value: bytes) -> float | None:
-    """Seconds of a `grpc-timeout` value; None when it is malformed."""
+    """Seconds of a `grpc-timeout` value; None for a malformed one."""
     digits = value[:-1]
     if not digits.isdigit() or len(digits) > 8:
         return None

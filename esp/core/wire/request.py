@@ -23,7 +23,7 @@ _TIMEOUT_NAME: Final = b"grpc-timeout"
 _PSEUDO: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
 _HOP_BY_HOP: Final = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 _NOT_SENT_ON: Final = frozenset((b"te", b"content-type", b"content-length", b"host", b"grpc-accept-encoding"))
-"""Ours to say to the next hop, or (accept-encoding) not wanted there: answers come back uncompressed."""
+"""Fields that esp itself sets for the next hop, or (accept-encoding) leaves out: answers come uncompressed."""
 
 NO_LENGTH: Final = -1
 _HEAD_BYTES: Final = 400
@@ -113,7 +113,7 @@ def check_characters(fields: Fields) -> None:
 
 
 def check_fields(fields: Fields, *, trailers: bool = False) -> None:
-    """Refuses what would mean something else to the next hop (RFC 9113, sections 8.2 and 8.3).
+    """Refuses fields that would mean something else to the next hop (RFC 9113, sections 8.2 and 8.3).
 
     Raises:
         StreamFault: PROTOCOL_ERROR.

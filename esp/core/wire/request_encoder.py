@@ -19,7 +19,7 @@ Forward = tuple[bytes, bytes]
 """The head of a request on its way to a server: the path, and the client's metadata as an encoded block."""
 
 TABLE_BYTES: Final = 4096
-"""What a server grants unless it says otherwise, and the most that is used of what it grants."""
+"""Bytes of the table that a server grants by default, and that esp uses at most."""
 ENTRY_BYTES: Final = 256
 """Larger entries, which is to say paths longer than any RPC's, would take the room of many."""
 _ENTRY_OVERHEAD: Final = 32  # RFC 7541, section 4.1
@@ -79,7 +79,7 @@ class RequestEncoder:
         return front, False
 
     def _size_updates(self) -> bytes:
-        """To 0, which empties the table, and up to what is granted now (RFC 7541, section 4.2)."""
+        """Table size updates: to 0, which empties the table, then to the size granted now (RFC 7541, section 4.2)."""
         if not self._update_due:
             return b""
         self._update_due = False
@@ -88,7 +88,7 @@ class RequestEncoder:
         return b"\x20" + bytes(size) if self._limit else b"\x20"
 
     def _field(self, name: bytes, value: bytes) -> bytes:
-        """A field by its index, which it is given where there is room."""
+        """A field by its index; a new field gets one while there is room."""
         field = name, value
         place = self._entries.get(field)
         if place is not None:

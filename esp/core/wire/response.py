@@ -71,7 +71,7 @@ class ResponseHead:
 
     @property
     def is_informational(self) -> bool:
-        """Whether it is a 1xx block, with the real one still to come."""
+        """Whether this is a 1xx head, with the real one still to come."""
         return 100 <= self.http_status < 200
 
     def outcome(self) -> Status:
@@ -85,7 +85,7 @@ class ResponseHead:
 
 
 def _sent_on(fields: Fields) -> Fields:
-    """`fields` for the client: what the hop means by itself left out, a long error text cut and its details dropped."""
+    """`fields` for the client: without fields of the hop, with a long error text cut and its details dropped."""
     kept = []
     for name, value in fields:
         if name == b"grpc-message":

@@ -52,9 +52,9 @@ from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
 log = logging.getLogger("esp.wire")
 
 INCOMPLETE: Final = Status(Code.INTERNAL, "esp: the request's message did not come in time")
-"""Not CANCELLED: etcd's Go client takes that for its own connection's end and repeats the call."""
+"""Not CANCELLED: etcd's Go client takes CANCELLED for the end of its own connection, and repeats the call."""
 DEADLINE_SLACK: Final = 0.05
-"""Seconds past its deadline after which a call is ended here; the client and the server upstream end it first."""
+"""Seconds that esp waits after a call's deadline: the client and the server upstream end the call first."""
 
 
 class ServerConnection(Admission[ServerStream]):
@@ -71,7 +71,7 @@ class ServerConnection(Admission[ServerStream]):
     )
 
     def __init__(self, context: WireContext, peer: str, find: Callable[[RequestHead], Handler]) -> None:
-        """`find` names the handler of a request; it is asked once per distinct head."""
+        """`find` names the handler of a request; esp calls `find` once per distinct head."""
         limits = context.limits
         super().__init__(context, peer)
         self._decoder = RequestDecoder(
@@ -105,7 +105,7 @@ class ServerConnection(Admission[ServerStream]):
         self.end(ErrorCode.NO_ERROR, "idle, and connections are scarce")
 
     def lost(self, reason: str) -> None:
-        """The connection is gone. A cycle of objects would stay in memory for long, and with it what lies around it."""
+        """The connection is gone. The decoder is emptied: in a cycle of objects it would stay in memory for long."""
         super().lost(reason)
         self.when_read.clear()
         self._decoder.close()
@@ -184,7 +184,7 @@ class ServerConnection(Admission[ServerStream]):
             self._tail = b""
 
     def paused(self) -> None:
-        """Serves what is whole, though the client has not said that it is: nothing more of it has come."""
+        """Serves messages that are whole though their requests have not ended: no more bytes are there."""
         if self.unended:
             self.do(self._serve_unended())
         if self.when_read:
@@ -332,7 +332,7 @@ class ServerConnection(Admission[ServerStream]):
         self.send_reset(stream_id, ErrorCode.REFUSED_STREAM)
 
     def on_stream_reset(self, stream: ServerStream) -> None:
-        """A client that takes back what it asked for makes work for nothing (CVE-2023-44487)."""
+        """A client that resets its calls early makes work for nothing (CVE-2023-44487)."""
         if not stream.responded and not stream.has_lived(self.now):
             self.glitch(1, "streams reset before their response")
 

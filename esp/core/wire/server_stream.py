@@ -30,9 +30,9 @@ from esp.core.wire.stream import Stream
 __all__ = ["INTERNAL_ERROR", "LARGE_HEAD", "OVERLOADED", "Handler", "Refuse", "ServerStream", "Sink"]
 
 INTERNAL_ERROR: Final = Status(Code.INTERNAL, "esp: internal error")
-"""How a call ends that a bug in esp has met."""
+"""The status of a call that a bug in esp has ended."""
 LIVED: Final = 0.05
-"""Seconds after which a call was meant: a client that takes it back then does not do so to make work for nothing."""
+"""Seconds after which a client may reset a call for free: an attack that makes work for nothing resets sooner."""
 LEAST_TIMEOUT: Final = 0.001
 """The time-out, in seconds, that a shorter one is taken for when a client resets its call."""
 REQUEST_TIMEOUT_BLOCK: Final = encode([(b":status", b"408")])
@@ -46,15 +46,15 @@ class ServerStream(Stream):
 
     Attributes:
         head: the request's head.
-        timeout: its `grpc-timeout` as it came, b"" without one.
-        deadline: the `monotonic` time at which it ends, 0.0 without one.
-        sink: who serves it, once that is known.
+        timeout: the request's `grpc-timeout` as it came, b"" without one.
+        deadline: the `monotonic` time at which the call ends, 0.0 without one.
+        sink: the object that serves the call; None before the call is served and after its end.
         responded: whether the response has begun.
-        opened: the `monotonic` time at which it came.
+        opened: the `monotonic` time at which the call came.
         fresh: nothing of the request's one message has come yet.
-        retried: it was sent upstream a second time.
+        retried: the request was sent upstream a second time.
         taken: the request's one message is served, though the request may go on.
-        account: the memory that it holds; None before it holds any.
+        account: the memory that the call holds; None before the call holds any.
     """
 
     connection: Admission[ServerStream]
@@ -102,7 +102,7 @@ class ServerStream(Stream):
 
     @property
     def peer(self) -> str:
-        """Who calls."""
+        """The client's address."""
         return self.connection.peer
 
     @property
@@ -111,7 +111,7 @@ class ServerStream(Stream):
         return self.remote_open and self.head.unary and not self.taken
 
     def half_request(self) -> int | None:
-        """Which of the request's messages the client owes the rest of; None when it owes nothing."""
+        """The number of the message that the client has sent in part; None when the client owes nothing."""
         if not self.remote_open:
             return None
         if self.head.handler.is_page:
@@ -121,7 +121,7 @@ class ServerStream(Stream):
         return None if self.sink is None else self.sink.half_message()
 
     def has_lived(self, now: float) -> bool:
-        """Whether it was open for a while, or for about the time-out that it came with."""
+        """Whether the call was open for a while, or for about its own time-out."""
         lived = now - self.opened
         if not self.deadline:
             return lived >= LIVED
@@ -147,12 +147,12 @@ class ServerStream(Stream):
 
     @property
     def is_over(self) -> bool:
-        """Whether the answer is complete, or nobody waits for it any more."""
+        """Whether the answer is complete, or the client is gone."""
         ended = not self.local_open or (self.pending is not None and self.pending.end)
         return ended or self.connection.streams.get(self.id) is not self
 
     def expire(self, status: Status) -> None:
-        """Ends the call for lack of time: whoever serves it stops, and an answer that waits for a window is dropped."""
+        """Ends the call for lack of time: the sink is told, and an answer that waits for a window is dropped."""
         sink, self.sink = self.sink, None
         if sink is not None:
             sink.cancelled(ErrorCode.CANCEL, status.message)
@@ -166,7 +166,7 @@ class ServerStream(Stream):
             self.finish(status)
 
     def on_bug(self) -> None:
-        """An exception of esp's own came out of serving this call: it ends, and its connection if even that fails."""
+        """A bug in esp has raised an exception: the call ends, and the connection if even that fails."""
         try:
             self.expire(INTERNAL_ERROR)
         except Exception:
@@ -203,7 +203,7 @@ class ServerStream(Stream):
             self.account.give(size)
 
     def cut(self) -> None:
-        """Others need the memory that this call holds, and none holds more."""
+        """Others need memory, and this call holds most: the call ends."""
         try:
             self.connection.on_full(0 if self.account is None else self.account.held)
             self.on_buffers_full()
@@ -211,14 +211,14 @@ class ServerStream(Stream):
             self.connection.on_bug()
 
     def on_buffers_full(self) -> None:
-        """There is no memory for what waits for the client: the call ends."""
+        """There is no memory for bytes that wait for the client: the call ends."""
         if self.sink is not None:
             self.sink.cut(self)
         else:
             self.abandon(OVERLOADED, ErrorCode.ENHANCE_YOUR_CALM)
 
     def abandon(self, status: Status, code: ErrorCode) -> None:
-        """Ends the call and drops what waits: with `status`, or, where a part of a message has left, by a reset.
+        """Drops waiting bytes, and ends the call with `status`, or by a reset when a part of a message has left.
 
         The call's sink has been told.
         """
@@ -389,6 +389,6 @@ class ServerStream(Stream):
             self.sink.cancelled(code, reason)
 
     def on_drained(self, size: int) -> None:
-        """Bytes that waited were sent: whoever produced them may go on."""
+        """Bytes that waited have left: their producer may go on."""
         if self.sink is not None:
             self.sink.drained(size)

@@ -1,4 +1,4 @@
-"""Places that many clients want, the last of which no single address can have.
+"""Places that many clients want; no single address can have the last of them.
 
 Behind a TCP load balancer all clients have one address, so an address may have nearly everything as long as nobody else
 wants it: only the last part of the places, those above `common_share`, is kept for addresses that hold little.

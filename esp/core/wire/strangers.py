@@ -1,4 +1,4 @@
-"""What else comes to a port that speaks HTTP/2 and HTTP/1.1: by its first bytes, for the log, with the cure."""
+"""Other protocols that come to a port of HTTP/2 and HTTP/1.1, told by their first bytes: for the log, with the cure."""
 
 from __future__ import annotations
 

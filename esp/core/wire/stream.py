@@ -56,7 +56,7 @@ class Stream:
     # Events, for subclasses.
 
     def on_data(self, payload: bytes, end: bool) -> None:
-        """DATA came. Whoever takes it says `consumed` when it is done with it."""
+        """DATA came. The taker calls `consumed` when done with the bytes."""
         raise NotImplementedError
 
     def on_reset(self, code: int, reason: str) -> None:
@@ -160,12 +160,12 @@ class Stream:
         self.connection.release(size)
 
     def on_buffers_full(self) -> None:
-        """What this stream wanted to keep does not fit into the memory budget; nothing of it is kept."""
+        """DATA of this stream does not fit into the memory budget and is not kept: the stream ends."""
         self.connection.reset(self, ErrorCode.ENHANCE_YOUR_CALM)
         self.on_reset(ErrorCode.ENHANCE_YOUR_CALM, "too much data waits for slow readers")
 
     def send_pending(self, limit: int) -> int:
-        """Sends one frame of what waits, `limit` bytes at most and as far as the stream's window goes: bytes sent.
+        """Sends one frame of waiting DATA, as far as `limit` and the stream's window go; the bytes sent.
 
         An END_STREAM without data costs no window and counts as one byte.
         """
@@ -212,13 +212,13 @@ class Stream:
             self.connection.forget(self)
 
     def drop(self) -> None:
-        """Forgets what waits."""
+        """Drops waiting DATA."""
         if self.pending is not None:
             self.release(self.pending.size)
             self.connection.pump.blocked.pop(self.id, None)
             self.pending = None
 
     def reset(self, code: int) -> None:
-        """Ends the stream from here, if it is still open."""
+        """Ends the stream from here, if still open."""
         if self.connection.streams.get(self.id) is self:
             self.connection.reset(self, code)
