@@ -1,7 +1,8 @@
 """`python -m esp`, and the command `esp`."""
 
+# What is needed of `signal`, which itself takes milliseconds, and until Ctrl-C is seen to would leave a traceback.
+import _signal  # type: ignore[import-not-found]
 import os
-import signal
 import sys
 
 
@@ -16,8 +17,8 @@ def main() -> None:
             os.fstat(descriptor)
         except OSError:  # closed: the next socket would have its number, and be written to as stdout or stderr
             os.open(os.devnull, os.O_RDWR)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the parent has it ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not where the parent has it ignored
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     try:
         from esp.cli import main as run
 

@@ -45,9 +45,11 @@ def _write_text(loaded: Config, health: Health) -> None:
     write("")
     troubled = {finding.endpoint for finding in health.problems} - {None}
     rows = [(shard, endpoint) for shard in health.shards for endpoint in shard.endpoints]
+    # A column less where there is nothing to tell: rows shall fit into 80 columns.
+    width = None if any(_tells_alarms(endpoint) for _, endpoint in rows) else -1
     write_table(
-        ["SHARD", "ENDPOINT", "REACHABLE", "LEADER", "VERSION", "DB SIZE", "REVISION", "LATENCY", "ALARMS"],
-        [_row(shard, endpoint) for shard, endpoint in rows],
+        ["SHARD", "ENDPOINT", "LEADER", "VERSION", "DB SIZE", "REVISION", "LATENCY", "ALARMS"][:width],
+        [_row(shard, endpoint)[:width] for shard, endpoint in rows],
         marked=[number for number, (_, endpoint) in enumerate(rows) if endpoint.endpoint in troubled],
     )
     for title, findings in (("Problems", health.problems), ("Notes", health.notes)):
@@ -64,29 +66,42 @@ def _row(shard: ShardHealth, health: EndpointHealth) -> list[str]:
     return [
         shard.name,
         str(health.endpoint),
-        "yes" if health.reachable else "no",
         _leader(shard, health),
         member.version if member is not None else UNKNOWN,
         _human_size(member.db_size) if member is not None else UNKNOWN,
         str(member.revision) if member is not None else UNKNOWN,
-        f"{health.latency * 1000:.1f} ms" if health.latency is not None else UNKNOWN,
+        _latency(health),
         UNKNOWN if (alarms := _own_alarms(health)) is None else ",".join(alarms) or "none",
     ]
 
 
 def _leader(shard: ShardHealth, health: EndpointHealth) -> str:
-    """The leader in this member's view: "itself", another endpoint of the shard, or a member's id."""
+    """Whether this member leads: "no" where the one that it follows is listed as the leader, and otherwise who that is.
+
+    That is an endpoint of the shard, which says something else of itself, or the id of a member, or "none".
+    """
     member = health.member
     if member is None:
         return UNKNOWN
     if not member.leader_id:
         return "none"
     if member.leader_id == member.member_id:
-        return "itself"
+        return "yes"
     for other in shard.endpoints:
         if other.member is not None and other.member.member_id == member.leader_id:
-            return str(other.endpoint)
+            return "no" if other.member.leader_id == member.leader_id else str(other.endpoint)
     return f"{member.leader_id:x}"
+
+
+def _latency(health: EndpointHealth) -> str:
+    if not health.reachable:
+        return "down"
+    return f"{health.latency * 1000:.1f} ms" if health.latency is not None else UNKNOWN
+
+
+def _tells_alarms(health: EndpointHealth) -> bool:
+    """Whether the member has alarms, or could be asked for them and did not tell."""
+    return bool(_own_alarms(health)) or (health.reachable and health.alarms is None)
 
 
 def _own_alarms(health: EndpointHealth) -> list[str] | None:

@@ -34,6 +34,8 @@ def address(
     if not isinstance(url, str):
         raise ValueError(f"{what} {text} is not text; {cure}")
     several = [one for one in re.split(r"[,\s]+", text) if one]
+    if len(several) > 1 and "," not in text and not all(map(_is_whole, several)):
+        raise ValueError(f'{what} "{url}" has a blank in it; write {_without_blanks(text, lowest_port, takes_tls)}')
     if len(several) > 1:
         each = ", ".join(nearest(one, lowest_port, takes_tls=takes_tls) for one in several)
         raise ValueError(f'{what} "{url}" is {len(several)} in one; write each as an entry of its own: {each}')
@@ -76,6 +78,18 @@ def nearest(text: str, lowest_port: int = 1, *, takes_tls: bool = False) -> str:
         host = _in_ascii(host)
     known = port.isascii() and port.isdigit() and len(port) < 9 and lowest_port <= int(port) <= 65_535
     return f"{scheme}://{host}:{port if known else DEFAULT_PORT}"
+
+
+def _is_whole(text: str) -> bool:
+    """Whether there is a port, as an address has."""
+    rest = _SCHEME.sub("", text, count=1)
+    return rest.isdigit() or bool(_split(rest.rstrip("/"))[1])
+
+
+def _without_blanks(text: str, lowest_port: int, takes_tls: bool) -> str:
+    """The one URL that a text with blanks inside was probably meant to be: a lone number at its end is the port."""
+    one = re.sub(r"(?<=[^:\s])\s+(?=[0-9]+$)", ":", text.strip())
+    return nearest(re.sub(r"\s", "", one), lowest_port, takes_tls=takes_tls)
 
 
 def _split(rest: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ Two formats are read, esp's own and the list of shards of the original Go proxy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from esp.core.addresses import TLS_LISTEN, address
-from esp.core.config_fields import unknown_field
+from esp.core.config_fields import shown, unknown_field
 from esp.core.config_ranges import RangeFields
 from esp.core.config_shards import Endpoint, ShardConfig, read_shards
 from esp.core.keys import KeyRange
@@ -325,12 +326,24 @@ class _FileReader(RangeFields):
                 self.fail(place, f"limits: {unknown_field(name, defaults)}")
             whole = isinstance(defaults[name], int)
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-                self.fail(place, f'limits: "{name}" must be a {"whole number" if whole else "number"}')
+                kind = "whole number" if whole else "number"
+                self.fail(place, f'limits: "{name}" must be a {kind}, not {shown(value)}{_in_digits(value, whole)}')
         limits = replace(Limits(), **values)
         if wrong := out_of_bounds(limits):
             name, bound = wrong
             self.fail(("limits", name), f'limits: "{name}" is {getattr(limits, name)}; it must be {bound}')
         return limits
+
+
+def _in_digits(value: object, whole: bool) -> str:
+    """The cure for a number that YAML takes for text or for a fraction, such as 1e9; "" for others."""
+    try:
+        number = float(value) if isinstance(value, str | float) else math.nan
+    except ValueError:
+        return ""
+    if not 0 < number < 1e15 or (whole and not number.is_integer()):
+        return ""
+    return f"; write {int(number) if number.is_integer() else number}"
 
 
 def _listen(url: object) -> Listen:

@@ -137,6 +137,13 @@ def explain_shape(message: str, subject: str, known: Iterable[str]) -> tuple[Pla
     return place, f"{name}: {message}"
 
 
+def shown(value: object) -> str:
+    """A value as the file has it, where that is short; else its kind."""
+    if isinstance(value, str) and len(value) <= 40:
+        return f'"{value}"'
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else _kind_of(value)
+
+
 def _kind_of(value: object) -> str:
     name = _PYTHON_KINDS.get(type(value), type(value).__name__)
     return _KINDS.get(name, name)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from esp.core import errors
 from esp.core.apiservers import ApiServers
@@ -197,7 +199,7 @@ class Proxy:
                 self.bound += await self._listener.listen(address.host, address.port)
             except OSError as error:
                 self._listener.close()
-                raise _cannot_listen(address, error) from None
+                raise _cannot_listen(address, addresses, error) from None
 
     async def __aexit__(self, *exc: object) -> None:
         if not await self._listener.drain(errors.SERVER_STOPPED, self.config.drain_seconds):
@@ -246,9 +248,9 @@ def check_listen(addresses: Sequence[Listen]) -> None:
     """
     for address in addresses:
         try:
-            for family, kind, protocol, _, bound in socket.getaddrinfo(
-                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            ):
+            if _taken_by(address, addresses) is not None:
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            for family, kind, protocol, _, bound in _resolved(address):
                 with socket.socket(family, kind, protocol) as probe:
                     # As the listener does it: connections of an earlier run in TIME_WAIT are no hindrance.
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -256,11 +258,31 @@ def check_listen(addresses: Sequence[Listen]) -> None:
                         probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                     probe.bind(bound)
         except OSError as error:
-            raise _cannot_listen(address, error) from None
+            raise _cannot_listen(address, addresses, error) from None
 
 
-def _cannot_listen(address: Listen, error: OSError) -> OSError:
-    return OSError(error.errno, f"cannot listen on {address}: {_reason(error)}")
+def _resolved(address: Listen) -> list[Any]:
+    return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+
+
+def _taken_by(address: Listen, addresses: Sequence[Listen]) -> Listen | None:
+    """Which of the addresses before this one is the same socket by another name; None when none is."""
+    for other in addresses[: addresses.index(address)]:
+        if other.port == address.port != 0:
+            for family, _, _, _, (host, *_) in _resolved(address):
+                for of_other, _, _, _, (its_host, *_) in _resolved(other):
+                    every = "::" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104
+                    if family == of_other and (host == its_host or every in (host, its_host)):
+                        return other
+    return None
+
+
+def _cannot_listen(address: Listen, addresses: Sequence[Listen], error: OSError) -> OSError:
+    if error.errno == errno.EADDRINUSE and (other := _taken_by(address, addresses)) is not None:
+        reason = f"it is the address of {other}, which is listed too; remove one"
+    else:
+        reason = _reason(error)
+    return OSError(error.errno, f"cannot listen on {address}: {reason}")
 
 
 def _reason(error: OSError) -> str:

@@ -6,6 +6,7 @@ And keys whose revision is taken for that of a range in another shard: to read o
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -36,6 +37,11 @@ class Undivided:
         self.ranges: dict[KeyRange, str] = {}
         self.parted: dict[bytes, Status] = {}
         self._map = shard_map
+        # The keys from each of `_cells` on, up to the next: whose they are, and a bit for each of `ranges` around them.
+        self._cells: list[bytes] = []
+        self._owners = shard_map.owners
+        self._within: list[int] = []
+        self._cut()
         self._reached = reached
         self._told: set[KeyRange | bytes] = set()
         self.owner = shard_map.owner  # while no key is parted, nothing is looked up for each read
@@ -47,6 +53,7 @@ class Undivided:
         """Refuses in this range from now on. One that is there already keeps its cure."""
         if self._map.sole_owner(key_range) is None and key_range not in self.ranges:
             self.ranges[key_range] = cure
+            self._cut()
             if self.on_added is not None:
                 self.on_added()
 
@@ -63,16 +70,65 @@ class Undivided:
             raise status.error()
         return self._map.owner(key)
 
-    def refuse(self, what: str, asked: KeyRange, *others: KeyRange) -> Status | None:
-        """The refusal of a request for these keys, such as `a Range`; None when it may be served."""
-        for kept, cure in self.ranges.items():
-            touched = [part for one in (asked, *others) if (part := one.intersect(kept)) is not None]
-            segments = [segment for part in touched for segment in self._map.split(part)]
-            if len({segment.shard for segment in segments}) > 1:
-                return self._refusal(what, kept, touched, cure)
-        return None
+    def refuse(self, what: str, *asked: KeyRange) -> Status | None:
+        """The refusal of a request for these keys, such as `a Range`; None when it may be served.
 
-    def _refusal(self, what: str, kept: KeyRange, touched: list[KeyRange], cure: str) -> Status:
+        The steps are as many as `asked` holds, however many ranges there are: a client may ask for thousands at once.
+        """
+        if not self.ranges:
+            return None
+        cells = self._cells
+        count = len(cells)
+        reach: dict[int, int] = {}  # from a cell that something asked for begins in, up to which cell that goes at most
+        reached = reach.get
+        for one in asked:
+            start, end = one.start, one.end
+            after = bisect_right(cells, start)
+            first = after - 1
+            if end is None:
+                after = count
+            elif end <= start:
+                continue
+            elif after < count and end > cells[after]:
+                after = bisect_left(cells, end)
+            if after > reached(first, 0):
+                reach[first] = after
+        place = self._divided(reach)
+        return None if place is None else self._refusal(what, place, asked)
+
+    def _divided(self, reach: dict[int, int]) -> int | None:
+        """The place of the first of the ranges in which these cells, each up to another, belong to several shards."""
+        of_shard = dict.fromkeys(self._map.owners, 0)
+        done = 0
+        for first in sorted(reach):
+            last = reach[first]
+            for cell in range(max(first, done), last):
+                of_shard[self._owners[cell]] |= self._within[cell]
+            done = max(done, last)
+        once = several = 0
+        for ranges in of_shard.values():
+            several |= once & ranges
+            once |= ranges
+        return (several & -several).bit_length() - 1 if several else None
+
+    def _cut(self) -> None:
+        """Cuts the keys into cells: each lies in one shard, and either whole in a range or outside of it."""
+        edges = {b""}
+        for kept in self.ranges:
+            edges.update(segment.range.start for segment in self._map.split(kept))
+            if kept.end is not None:
+                edges.add(kept.end)
+        self._cells = sorted(edges)
+        self._owners = [self._map.owner(cell) for cell in self._cells]
+        self._within = [0] * len(self._cells)
+        for place, kept in enumerate(self.ranges):
+            after = len(self._cells) if kept.end is None else bisect_left(self._cells, kept.end)
+            for cell in range(bisect_left(self._cells, kept.start), after):
+                self._within[cell] |= 1 << place
+
+    def _refusal(self, what: str, place: int, asked: Sequence[KeyRange]) -> Status:
+        kept, cure = list(self.ranges.items())[place]
+        touched = [part for one in asked if (part := one.intersect(kept)) is not None]
         starts = [part.start for part in touched]
         ends = [part.end for part in touched]
         hull = KeyRange(min(starts), None if None in ends else max(end for end in ends if end is not None))

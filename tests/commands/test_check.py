@@ -5,6 +5,7 @@ import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from esp.cli import app
+from esp.commands.check import _write_text
+from esp.core.config import parse
+from esp.core.health import Alarm, EndpointHealth, Health, Member, ShardHealth
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
 from tests.harness import Etcds, connect, unknown, wait_until, write_config
@@ -44,7 +48,7 @@ def still(text: str, *etcds: LocalEtcd) -> str:
 
 def leaders(out: str) -> list[str]:
     """The column LEADER, of one shard."""
-    return [line.split()[3] for line in out.splitlines() if line.startswith("s0 ") and "http" in line]
+    return [line.split()[2] for line in out.splitlines() if line.startswith("s0 ") and "http" in line]
 
 
 def json_kinds(findings: list[dict[str, Any]]) -> list[tuple[str, list[str], str | None]]:
@@ -75,10 +79,10 @@ s0  ["", "i")
 s1  ["i", "r")
 s2  ["r", end)
 
-SHARD  ENDPOINT  REACHABLE  LEADER  VERSION  DB SIZE  REVISION  LATENCY  ALARMS
-s0  E0  yes  itself  VERSION  N kB  1  N ms  none
-s1  E1  yes  itself  VERSION  N kB  1  N ms  none
-s2  E2  yes  itself  VERSION  N kB  1  N ms  none
+SHARD  ENDPOINT  LEADER  VERSION  DB SIZE  REVISION  LATENCY
+s0  E0  yes  VERSION  N kB  1  N ms
+s1  E1  yes  VERSION  N kB  1  N ms
+s2  E2  yes  VERSION  N kB  1  N ms
 
 Healthy: 3 shards, 3 endpoints.
 """
@@ -125,7 +129,7 @@ Healthy: 3 shards, 3 endpoints.
 
 
 class TestMembers:
-    def test_of_three_members_one_leads_and_the_others_name_it(self, members: list[LocalEtcd], tmp_path: Path) -> None:
+    def test_of_three_members_one_leads_and_the_others_do_not(self, members: list[LocalEtcd], tmp_path: Path) -> None:
         config = write_config(tmp_path / "three.yaml", [members], [])
         code, told = check_json(config)
         endpoints = told["shards"][0]["endpoints"]
@@ -134,9 +138,7 @@ class TestMembers:
         assert len({endpoint["cluster_id"] for endpoint in endpoints}) == 1
         assert (code, told["problems"]) == (0, [])
         _, out, _ = check("-c", config)
-        assert sorted(leaders(out)) == sorted(
-            ["itself" if endpoint["is_leader"] else leader["endpoint"] for endpoint in endpoints]
-        )
+        assert leaders(out) == ["yes" if endpoint["is_leader"] else "no" for endpoint in endpoints]
 
     def test_a_leader_that_is_not_an_endpoint_is_named_by_its_id(
         self, members: list[LocalEtcd], tmp_path: Path
@@ -162,13 +164,73 @@ class TestMembers:
             assert f"{endpoint['cluster_id']}: {endpoint['endpoint']}" in told["problems"][0]["text"]
 
 
+class TestShape:
+    """Rows fit into a terminal of 80 columns where names are no longer than usual."""
+
+    CONFIG = """
+shards:
+  - name: shard-1
+    endpoints: [http://10.0.0.11:2379, http://10.0.0.12:2379, http://10.0.0.13:2379]
+    ranges: [{start: '', end: m}]
+  - name: shard-2
+    endpoints: [http://10.0.0.21:2379, http://10.0.0.22:2379, http://10.0.0.23:2379]
+    ranges: [{start: m, end: ''}]
+"""
+
+    def rows(
+        self, capsys: pytest.CaptureFixture[str], alarms: tuple[Alarm, ...] | None = (), leader: int = 0
+    ) -> list[str]:
+        """The table of endpoints where shard-1 has `alarms` and its last member is of its own mind of who leads."""
+        config = parse(self.CONFIG, None)
+        shards = []
+        for number, shard in enumerate(config.shards):
+            endpoints = []
+            for place, endpoint in enumerate(shard.endpoints):
+                leads = leader if leader and (number, place) == (0, 2) else 0xA00
+                member = Member(number, 0xA00 + place, leads, False, "3.5.17", 1_234_567_890, 123_456_789)
+                told = alarms if number == 0 else ()
+                endpoints.append(EndpointHealth(endpoint, True, 0.0123, member, told))
+            shards.append(ShardHealth(shard.name, (), tuple(endpoints)))
+        shards[1] = replace(shards[1], endpoints=(*shards[1].endpoints[:2], EndpointHealth(endpoint, False)))
+        _write_text(config, Health(tuple(shards), (), ()))
+        return capsys.readouterr().out.split("\n\n")[1].splitlines()
+
+    def test_usual_names_take_a_line_each_on_80_columns(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.rows(capsys) == [
+            "SHARD    ENDPOINT               LEADER  VERSION  DB SIZE  REVISION   LATENCY",
+            "shard-1  http://10.0.0.11:2379  yes     3.5.17   1.2 GB   123456789  12.3 ms",
+            "shard-1  http://10.0.0.12:2379  no      3.5.17   1.2 GB   123456789  12.3 ms",
+            "shard-1  http://10.0.0.13:2379  no      3.5.17   1.2 GB   123456789  12.3 ms",
+            "shard-2  http://10.0.0.21:2379  yes     3.5.17   1.2 GB   123456789  12.3 ms",
+            "shard-2  http://10.0.0.22:2379  no      3.5.17   1.2 GB   123456789  12.3 ms",
+            "shard-2  http://10.0.0.23:2379  ?       ?        ?        ?          down",
+        ]
+
+    @pytest.mark.parametrize(("alarms", "shown"), [((Alarm(0xA01, "NOSPACE"),), "NOSPACE"), (None, "?")])
+    def test_alarms_have_a_column_where_there_are_some_or_may_be(
+        self, alarms: tuple[Alarm, ...] | None, shown: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        headers, *rows = self.rows(capsys, alarms)
+        assert headers.endswith("LATENCY  ALARMS")
+        assert rows[1].endswith(f"12.3 ms  {shown}")
+        assert rows[3].endswith("12.3 ms  none")
+        assert rows[5].endswith("down     ?")
+
+    @pytest.mark.parametrize(("leader", "shown"), [(0xA01, "http://10.0.0.12:2379"), (0xB00, "b00"), (0xA02, "yes")])
+    def test_a_member_of_its_own_mind_names_its_leader(
+        self, leader: int, shown: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rows = self.rows(capsys, leader=leader)
+        assert [row.split()[2] for row in rows[1:4]] == ["yes", "no", shown]
+
+
 class TestNotHealthy:
     def test_a_dead_endpoint(self, start_etcd: Etcds, etcd: LocalEtcd, tmp_path: Path) -> None:
         dead = start_etcd()
         dead.kill()
         code, out, err = check("-c", write_config(tmp_path / "esp.yaml", [etcd, dead], ["m"]))
         expected = """\
-s1  E1  no  ?  ?  ?  ?  ?  ?
+s1  E1  ?  ?  ?  ?  down
 
 Problems:
   shard "s1", E1: cannot be reached: connection refused

@@ -166,6 +166,21 @@ class TestLocal:
         )
         assert not (tmp_path / ".esp").exists()
 
+    @pytest.mark.parametrize("first", ["localhost", "0.0.0.0", "127.0.0.1"])
+    @pytest.mark.parametrize("local", [True, False])
+    def test_two_names_of_one_address_are_told(self, first: str, local: bool, start_esp: Esps, tmp_path: Path) -> None:
+        port = free_port()
+        second = "127.0.0.1" if first != "127.0.0.1" else "localhost"
+        (tmp_path / "esp.yaml").write_text("shards: [{endpoints: [127.0.0.1:1], ranges: [{start: '', end: ''}]}]\n")
+        listen = ["--listen", f"http://{first}:{port}", "--listen", f"http://{second}:{port}"]
+        esp = start_esp.launch(*(["--local", "2"] if local else ["-c", tmp_path / "esp.yaml"]), *listen)
+        assert esp.wait() == 1
+        assert esp.log() == (
+            f"esp: cannot listen on http://{second}:{port}: it is the address of http://{first}:{port}, "
+            "which is listed too; remove one\n"
+        )
+        assert not (tmp_path / ".esp").exists()
+
     def test_a_port_in_use_is_told_before_etcds_start_again(
         self, esp: EspProcess, start_esp: Esps, tmp_path: Path
     ) -> None:

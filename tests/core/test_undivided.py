@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from esp.core.keys import KeyRange
 from esp.core.shard_map import ShardMap
@@ -65,6 +68,65 @@ def test_everything_may_be_undivided() -> None:
 
 def test_a_range_that_no_boundary_cuts_is_not_kept() -> None:
     assert not Undivided(MAP, [KeyRange(b"/x/", b"/x0"), KeyRange(b"/locks/m", b"/locks0")]).ranges
+
+
+KEYS = st.sampled_from([b"", *(bytes((letter,)) + more for letter in b"abcdef" for more in (b"", b"\0", b"m"))])
+RANGES = st.builds(KeyRange, KEYS, KEYS | st.none())
+
+
+@given(st.lists(RANGES, max_size=4), st.lists(RANGES, min_size=1, max_size=5), st.sets(KEYS, min_size=1, max_size=4))
+def test_refused_is_what_touches_several_shards_inside_one_range(
+    kept: list[KeyRange], asked: list[KeyRange], boundaries: set[bytes]
+) -> None:
+    edges = [b"", *sorted(boundaries - {b""}), None]
+    parts = [KeyRange(low, high) for low, high in pairwise(edges) if low is not None]
+    shard_map = ShardMap.build([("ab"[place % 2], part) for place, part in enumerate(parts)], ["a", "b"][: len(parts)])
+
+    def divides(one: KeyRange) -> bool:
+        touched = [part for keys in asked if (part := keys.intersect(one)) is not None]
+        return len({segment.shard for part in touched for segment in shard_map.split(part)}) > 1
+
+    undivided = Undivided(shard_map)
+    for place, one in enumerate(kept):
+        undivided.add(one, f"cure {place}")
+    expected = next((cure for one, cure in undivided.ranges.items() if divides(one)), None)
+    status = undivided.refuse("a Range", *asked)
+    assert (status and status.message.rpartition("; ")[2]) == expected
+
+
+class Counted(bytes):
+    """A key that counts how often it is compared."""
+
+    compared = 0
+
+    def __lt__(self, other: bytes) -> bool:
+        Counted.compared += 1
+        return super().__lt__(other)
+
+    def __le__(self, other: bytes) -> bool:
+        Counted.compared += 1
+        return super().__le__(other)
+
+    def __gt__(self, other: bytes) -> bool:
+        Counted.compared += 1
+        return super().__gt__(other)
+
+    def __ge__(self, other: bytes) -> bool:
+        Counted.compared += 1
+        return super().__ge__(other)
+
+
+def test_many_ranges_cost_a_large_request_hardly_more_than_one() -> None:
+    def compared(ranges: int) -> int:
+        kept = [KeyRange(b"/s%02d" % place, b"/u%02d" % place) for place in range(ranges)]
+        undivided = Undivided(MAP, kept)
+        Counted.compared = 0
+        for letter in b"az":
+            keys = [Counted(b"/%c%03d" % (letter, place)) for place in range(500)]
+            assert undivided.refuse("a transaction", *(KeyRange(key, Counted(key + b"\0")) for key in keys)) is None
+        return Counted.compared
+
+    assert compared(64) < 3 * compared(1)
 
 
 def test_it_is_counted_each_time_and_logged_once_a_range(caplog: pytest.LogCaptureFixture) -> None:

@@ -17,15 +17,22 @@ READ: Final = b"esp-read"
 `snapshot` is all at one moment, `each` is each at its own, and `default` what the RPC does where nothing is configured.
 """
 
+_OWN: Final = (SHARD, READ)
 _READS: Final = (b"snapshot", b"each", b"default")
 LOAD_BEARING: Final = frozenset((b"token", b"authorization", b"hasleader", b"client-api-version"))
 
 
 def refuse(head: RequestHead) -> Status | None:
     """What is wrong with the metadata for esp, whatever the call is; None when nothing is."""
-    wanted = head.field(READ)
-    if wanted and wanted not in _READS:
-        return Status(Code.INVALID_ARGUMENT, f"esp: the metadata key {READ.decode()} takes snapshot, each or default")
+    said: dict[bytes, bytes] = {}
+    for name, value in head.fields:
+        if name in _OWN:
+            if name == READ and value not in _READS:
+                text = f"esp: the metadata key {READ.decode()} takes snapshot, each or default"
+                return Status(Code.INVALID_ARGUMENT, text)
+            if said.setdefault(name, value) != value:
+                text = f"esp: the metadata key {name.decode()} comes with two different values; send one"
+                return Status(Code.INVALID_ARGUMENT, text)
     return None
 
 

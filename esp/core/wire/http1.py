@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
@@ -67,7 +68,7 @@ class Http1Connection:
                 self._connection.receive_data(data)
             self._run(out)
         except h11.RemoteProtocolError as error:
-            self._refuse(out, error.error_status_hint or 400, str(error))
+            self._refuse(out, error.error_status_hint or 400, _plain(error))
         return bytes(out)
 
     def _run(self, out: bytearray) -> None:
@@ -119,3 +120,8 @@ class Http1Connection:
             out += self._connection.send(h11.Data(data=page.body))
         out += self._connection.send(h11.EndOfMessage())
         self._answered = True
+
+
+def _plain(error: h11.RemoteProtocolError) -> str:
+    """What was wrong with a request, without its bytes, which h11 appends as Python writes them."""
+    return re.split(r""":? (?:bytearray\(|b['"])""", str(error), maxsplit=1)[0]

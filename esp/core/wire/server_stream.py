@@ -178,7 +178,7 @@ class ServerStream(Stream):
         """Accounts for `size` bytes kept for this call, wherever that is; False when there is no room."""
         if self.may_hold(size) and self.account is not None:
             return self.account.take(size)
-        self.connection.on_full(0 if self.account is None else self.account.held)
+        self._tell_full()
         return False
 
     def hold_head(self) -> bool:
@@ -205,10 +205,17 @@ class ServerStream(Stream):
     def cut(self) -> None:
         """Others need memory, and this call holds most: the call ends."""
         try:
-            self.connection.on_full(0 if self.account is None else self.account.held)
+            self._tell_full()
             self.on_buffers_full()
         except Exception:
             self.connection.on_bug()
+
+    def _tell_full(self) -> None:
+        """Counts and logs that the call fails for want of memory; a call that is over is given none, full or not."""
+        account = self.account
+        over = self.connection.streams.get(self.id) is not self if account is None else account.is_closed
+        if not over:
+            self.connection.on_full(0 if account is None else account.held)
 
     def on_buffers_full(self) -> None:
         """There is no memory for bytes that wait for the client: the call ends."""

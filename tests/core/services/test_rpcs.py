@@ -101,6 +101,31 @@ class TestWhatIsNone:
         assert handler.status.code == Code.INVALID_ARGUMENT
         assert handler.status.message == f"esp: no shard is called 'nowhere'; there are {names}"
 
+    @pytest.mark.parametrize("config", [ONE, THREE], ids=["one shard", "three"])
+    @pytest.mark.parametrize(
+        ("key", "values", "text"),
+        [
+            (b"esp-read", (b"each", b"nonsense"), "esp: the metadata key esp-read takes snapshot, each or default"),
+            (b"esp-read", (b"",), "esp: the metadata key esp-read takes snapshot, each or default"),
+            (
+                b"esp-read",
+                (b"each", b"snapshot"),
+                "esp: the metadata key esp-read comes with two different values; send one",
+            ),
+            (b"esp-shard", (b"a", b"b"), "esp: the metadata key esp-shard comes with two different values; send one"),
+        ],
+    )
+    def test_each_value_of_what_is_said_to_esp_counts(
+        self, key: bytes, values: tuple[bytes, ...], text: str, config: str
+    ) -> None:
+        handler = find(config, b"/etcdserverpb.KV/Range", *((key, value) for value in values))
+        assert isinstance(handler, Refuse)
+        assert (handler.status.code, handler.status.message) == (Code.INVALID_ARGUMENT, text)
+
+    def test_the_same_said_twice_is_said(self) -> None:
+        path = b"/etcdserverpb.KV/Range"
+        assert not isinstance(find(THREE, path, (b"esp-read", b"each"), (b"esp-read", b"each")), Refuse)
+
     def test_what_is_not_grpc_is_a_page(self) -> None:
         proxy = Proxy(parse(THREE, None))
         assert isinstance(proxy._listener.find(parse_request(page(b"/health"))), Pages)

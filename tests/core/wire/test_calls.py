@@ -340,6 +340,23 @@ def test_requests_that_do_not_end_are_held_within_the_budget() -> None:
     server.holds_nothing()
 
 
+def test_a_call_that_is_over_is_given_no_memory_and_that_is_no_lack_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    client, server = meet()
+    client.sends(
+        *(frame for stream in (1, 3) for frame in (headers(stream, call(HOLD)), data(stream, message(), end=True)))
+    )
+    never_held, held = server.hold.streams[1], server.hold.streams[3]
+    assert held.hold(100)
+    client.sends(rst(1), rst(3))
+    server.says()
+    for stream in (never_held, held):
+        assert not stream.hold(10)
+        stream.cut()
+    assert server.limits_reached == {}
+    assert "fails" not in caplog.text
+    server.holds_nothing()
+
+
 # content-length.
 
 

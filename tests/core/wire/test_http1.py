@@ -160,6 +160,7 @@ MALFORMED = {
     "a NUL": b"GET /x HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
     "a target with a space": b"GET /x y HTTP/1.1\r\nHost: a\r\n\r\n",
     "a target beyond ASCII": b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
+    "quotes": b'GET /it\'s "x" HTTP/1.1\r\nHost: a\r\n\r\n',
     "something else": b"GET \x00\x01\x02\r\n\r\n",
 }
 
@@ -176,10 +177,20 @@ def test_a_malformed_request_is_refused_and_ends_the_connection(said: bytes, bef
     assert server.ended
 
 
+@pytest.mark.parametrize("said", MALFORMED.values(), ids=MALFORMED.keys())
+def test_why_a_request_is_malformed_is_said_in_plain_words(said: bytes) -> None:
+    answer = Http1Connection(find).receive(said.replace(b"\r\n\r\n", b"\r\nOther: " + b"x" * 5000 + b"\r\n\r\n"))
+    text = answer.partition(b"\r\n\r\n")[2].decode("ascii")
+    assert text.endswith("\n")
+    assert text[:-1].isprintable()
+    assert 10 < len(text) < 80
+    assert not set("'\"\\()") & set(text)
+
+
 def test_a_malformed_chunk_ends_the_connection() -> None:
     talk = Talk()
     said = b"POST /x HTTP/1.1\r\nHost: esp\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
-    assert talk.says(said)[0].startswith(b"HTTP/1.1 400 | ")
+    assert talk.says(said) == [b"HTTP/1.1 400 | illegal chunk header\n"]
     assert talk.server.ended
 
 
