@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -134,12 +134,15 @@ class Proxy:
         """The handlers that outlive a layout."""
         return self._watch, self.leases.keepalive
 
-    async def _let_go(self, shards: Iterable[Shard], calls: Sequence[ServerStream]) -> None:
+    async def _let_go(self, shards: Sequence[Shard], calls: Sequence[ServerStream]) -> None:
         """Ends the clients of shards that have left the layout, when the calls that may need them have ended."""
         until = monotonic() + self.config.drain_seconds
         while monotonic() < until and not all(call.is_over for call in calls):  # noqa: ASYNC110 - a tick is as good
             await asyncio.sleep(TICK_SECONDS)
         await self.background.end([self._running.pop(shard) for shard in shards])
+        for shard in shards:
+            if shard.name not in self.routing.shards:
+                self._gate.drop_shard(shard.name)
 
     def _run(self, shard: Shard) -> None:
         if shard not in self._running:

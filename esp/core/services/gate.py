@@ -190,6 +190,11 @@ class Gate:
         self._queues: defaultdict[str, deque[_Line]] = defaultdict(deque)
         self._freed: set[str] = set()
 
+    def drop_shard(self, shard: str) -> None:
+        """The shard has left the layout, and no call is about it any more."""
+        if not self.busy[shard] and not self._queues[shard]:
+            del self.busy[shard], self._queues[shard]
+
     @property
     def waiting(self) -> int:
         """How many calls wait for a place."""

@@ -1,11 +1,14 @@
-"""The Maintenance service over several shards: Status, for all of them together."""
+"""RPCs whose answer is made of the answers of all shards: Status of the Maintenance service."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final, NamedTuple
 
-from esp.core.ask import STATUS, answers_of, ask_all, failures_of
+from google.protobuf.message import Message
+
+from esp.core.ask import STATUS, Method, answers_of, ask_all, failures_of
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import AnswerUnary, CoroutineCall, Spawn
@@ -13,34 +16,37 @@ from esp.core.services.revision import merged_header, token
 from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Status
 
-PATH: Final = b"/etcdserverpb.Maintenance/"
 SECONDS: Final = 2.0
 """How long a shard may take before it counts as unreachable; etcdctl waits 5 s for all of it."""
 
 
-def handlers(routing: Routing, spawn: Spawn) -> Mapping[bytes, Handler]:
-    """The handler of each RPC that is served, by path."""
+class Merged(NamedTuple):
+    """A unary RPC that is asked of all shards.
 
-    async def status(call: CoroutineCall, request: rpc_pb2.StatusRequest) -> rpc_pb2.StatusResponse:
-        return await status_of_all(call, routing, request)
-
-    return {PATH + b"Status": AnswerUnary(spawn, rpc_pb2.StatusRequest, status)}
-
-
-async def status_of_all(
-    call: CoroutineCall, routing: Routing, request: rpc_pb2.StatusRequest
-) -> rpc_pb2.StatusResponse:
-    """The status of the shards that answer; the errors in it say what is wrong with the others.
-
-    Raises:
-        RpcError: none answers; the first shard's.
+    Attributes:
+        method: the RPC.
+        request: the type of its request.
+        merge: makes the answer of the outcomes of all shards, by name; raises RpcError where there is none.
     """
+
+    method: Method[Any]
+    request: type[Message]
+    merge: Callable[[Routing, dict[str, Any]], Message]
+
+
+def handlers(routing: Routing, spawn: Spawn) -> Mapping[bytes, Handler]:
+    """The handler of each RPC in the table `MERGED`, by path."""
+    return {each.method.path: AnswerUnary(spawn, each.request, partial(_ask_all, routing, each)) for each in MERGED}
+
+
+async def _ask_all(routing: Routing, asked: Merged, call: CoroutineCall, request: Message) -> Message:
     shards, seconds = routing.shards.values(), call.seconds(SECONDS)
-    return merge(routing, await ask_all(shards, STATUS, request, metadata=call.metadata, seconds=seconds))
+    outcomes = await ask_all(shards, asked.method, request, metadata=call.metadata, seconds=seconds)
+    return asked.merge(routing, outcomes)
 
 
 def merge(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | Status]) -> rpc_pb2.StatusResponse:
-    """One status made of the statuses of the shards, by their names, in the order of the shard map.
+    """One status made of those of the shards that answer; the errors in it say what is wrong with the others.
 
     Sizes are summed up, of versions the lowest counts, of the raft's numbers, which are for people, the highest. esp
     calls itself the leader where every shard has one.
@@ -75,6 +81,10 @@ def merge(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | Status]
     revision = token(routing, {name: answer.header.revision for name, answer in answers.items()})
     merged.header.CopyFrom(merged_header([answer.header for answer in told], routing.identity, revision))
     return merged
+
+
+MERGED: Final = (Merged(STATUS, rpc_pb2.StatusRequest, merge),)
+"""Another RPC over all shards is a method in `ask`, an entry here, and a function that merges its answers."""
 
 
 def version_key(version: str) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ class Routed(Handler):
         self.routing = routing
         self.gate = gate
         self.spawn = gate.spawn
-        self.shards = routing.shards
+        self.shards = dict(routing.shards)  # the quicker to look up
         self.owner = routing.map.owner
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
