@@ -296,32 +296,39 @@ ASKED: list[tuple[str, Message]] = [
 ]
 
 
+async def ask_garbled(
+    etcd: LocalEtcd, path: str, request_: Message, judge: Callable[[str, grpc.StatusCode, str, list[bytes]], None]
+) -> None:
+    """Asks over two shards, one of which garbles its answer in each way; a bystander goes on beside it."""
+    async with scene(etcd) as (garbler, client, proxy):
+        bystander = Bystander(proxy)
+        await bystander.begins()
+        for name, garble in GARBLES.items():
+            garbler.path, garbler.garble, garbler.met = path, garble, 0
+            code, text, got = await client.asks(path, request_)
+            assert garbler.met, name
+            judge(name, code, text, got)
+            garbler.path = ""
+            await bystander.goes_on()
+        await bystander.leaves()
+        assert not proxy.background.failures
+
+
 @pytest.mark.parametrize(("path", "request_"), ASKED, ids=[path.rpartition("/")[2] for path, _ in ASKED])
 def test_over_several_shards_the_call_blames_the_shard(
     etcd: LocalEtcd, path: str, request_: Message, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def run() -> None:
-        async with scene(etcd) as (garbler, client, proxy):
-            bystander = Bystander(proxy)
-            await bystander.begins()
-            for name, garble in GARBLES.items():
-                garbler.path, garbler.garble, garbler.met = path, garble, 0
-                code, text, got = await client.asks(path, request_)
-                assert garbler.met, name
-                if code == grpc.StatusCode.OK and path == KV + "Range":
-                    with pytest.raises(DecodeError):  # what was passed on unread, its client reads
-                        rpc_pb2.RangeResponse.FromString(got[0])
-                elif name not in STREAMED.get(path, ()) and not any(one in text for one in AS_ETCD):
-                    assert code == grpc.StatusCode.INTERNAL, (name, code, text)
-                    assert "esp: the answer of shard g " in text, (name, text)
-                else:
-                    assert "internal error" not in text, name
-                garbler.path = ""
-                await bystander.goes_on()
-            await bystander.leaves()
-            assert not proxy.background.failures
+    def judge(name: str, code: grpc.StatusCode, text: str, got: list[bytes]) -> None:
+        if code == grpc.StatusCode.OK and path == KV + "Range":
+            with pytest.raises(DecodeError):  # what was passed on unread, its client reads
+                rpc_pb2.RangeResponse.FromString(got[0])
+        elif name not in STREAMED.get(path, ()) and not any(one in text for one in AS_ETCD):
+            assert code == grpc.StatusCode.INTERNAL, (name, code, text)
+            assert "esp: the answer of shard g " in text, (name, text)
+        else:
+            assert "internal error" not in text, name
 
-    asyncio.run(run())
+    asyncio.run(ask_garbled(etcd, path, request_, judge))
     assert "Traceback" not in caplog.text
     assert "a bug in esp" not in caplog.text
 
@@ -345,22 +352,11 @@ GOES_ON: list[tuple[str, Message, Callable[[list[bytes]], bool]]] = [
 def test_over_several_shards_the_call_does_without_the_shard(
     etcd: LocalEtcd, path: str, request_: Message, is_right: Callable[[list[bytes]], bool]
 ) -> None:
-    async def run() -> None:
-        async with scene(etcd) as (garbler, client, proxy):
-            bystander = Bystander(proxy)
-            await bystander.begins()
-            for name, garble in GARBLES.items():
-                garbler.path, garbler.garble, garbler.met = path, garble, 0
-                code, text, got = await client.asks(path, request_)
-                assert garbler.met, name
-                assert code == grpc.StatusCode.OK, (name, text)
-                assert is_right(got), name
-                garbler.path = ""
-                await bystander.goes_on()
-            await bystander.leaves()
-            assert not proxy.background.failures
+    def judge(name: str, code: grpc.StatusCode, text: str, got: list[bytes]) -> None:
+        assert code == grpc.StatusCode.OK, (name, text)
+        assert is_right(got), name
 
-    asyncio.run(run())
+    asyncio.run(ask_garbled(etcd, path, request_, judge))
 
 
 def test_keepalives_of_all_clients_go_on_without_the_shard(etcd: LocalEtcd, caplog: pytest.LogCaptureFixture) -> None:
