@@ -119,6 +119,8 @@ def _head_block(http_status: int) -> bytes:
     return encode([(b":status", b"%d" % http_status), (b"content-type", b"application/grpc")])
 
 
+REQUEST_TIMEOUT_BLOCK: Final = encode([(b":status", b"408")])
+"""The answer to a request for a page that does not end."""
 RESPONSE_BLOCK: Final = _head_block(200)
 """The head of every response esp makes itself."""
 

@@ -19,11 +19,11 @@ from esp.core.wire.frames import (
     pack_three,
 )
 from esp.core.wire.handler import OVERLOADED, Handler, Refuse, Sink
-from esp.core.wire.hpack import Fields, encode
+from esp.core.wire.hpack import Fields
 from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request import NO_LENGTH, RequestHead
 from esp.core.wire.request_message import SECOND_MESSAGE, RequestMessage
-from esp.core.wire.response import RESPONSE_BLOCK, trailers_block
+from esp.core.wire.response import REQUEST_TIMEOUT_BLOCK, RESPONSE_BLOCK, trailers_block
 from esp.core.wire.status import OK, Code, RpcError, Status
 from esp.core.wire.stream import Stream
 
@@ -35,8 +35,6 @@ LIVED: Final = 0.05
 """Seconds after which a client may reset a call for free: an attack that makes work for nothing resets sooner."""
 LEAST_TIMEOUT: Final = 0.001
 """The time-out, in seconds, that a shorter one is taken for when a client resets its call."""
-REQUEST_TIMEOUT_BLOCK: Final = encode([(b":status", b"408")])
-"""The answer to a request for a page that does not end."""
 LARGE_HEAD: Final = 1024
 """Bytes of a call's head above which the head counts as memory that the call holds: most heads are smaller."""
 
