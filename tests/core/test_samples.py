@@ -159,3 +159,24 @@ def test_whatever_is_written_meanwhile_no_shard_is_said_to_have_been_further_tha
         vector = samples.before(revision)
         if vector is not None:
             assert all(said <= was for said, was in zip((vector[name] for name in NAMES), at_that_moment, strict=True))
+
+
+def test_another_layout_keeps_the_samples_while_the_same_shard_leads() -> None:
+    clocks = Clocks()
+    samples = samples_of(clocks)
+    samples.add(by_name((5, 10, 7)))
+    first, second, _ = spans = [KeyRange(b"", b"i"), KeyRange(b"i", b"r"), KeyRange(b"r", None)]
+    two = ShardMap.build([("s0", first), ("s1", second), ("s1", spans[2])], NAMES[:2])
+    samples.install(Layout.of(two, clocks.shards()))
+    clocks.revisions = [6, 20, 8]
+    asyncio.run(samples.take())
+    assert clocks.asked == [0, LEADING], "the third has left"
+    assert samples.before(11) == by_name((5, 10, 7))
+    assert samples.before(21) == {"s0": 6, "s1": 20}
+    samples.install(Layout.of(MAP, clocks.shards()))
+    samples.add(by_name((0, 30, 0)))
+    assert samples.before(31) == {"s0": 6, "s1": 30, "s2": 0}, "of the one that came back nothing is known"
+    other = ShardMap.build([("s1", first), ("s0", second), ("s2", spans[2])], NAMES)
+    samples.install(Layout.of(other, clocks.shards()))
+    assert len(samples) == 0
+    assert samples.leading == "s0"
