@@ -5,9 +5,13 @@ An answer is a parsed message. Bytes that are no such message are an error whose
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from functools import partial
+from time import monotonic
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -15,10 +19,23 @@ from esp.core import errors
 from esp.core.background import all_of
 from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
+from esp.core.wire.call import BrokenCall, Together, TogetherCall, messages
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.server_stream import ServerStream
-from esp.core.wire.status import RpcError, Status
+from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError, Status
 
 Answer = TypeVar("Answer", bound=Message)
+
+
+class Caller(Protocol):
+    """A client's call that shards are asked for; a `CoroutineCall` is one."""
+
+    def timed(self, work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+        """Charges the call's connection with the work."""
+
+    def replied(self, shard: str) -> None:
+        """A shard has answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +108,7 @@ async def ask_all(
     metadata: bytes = b"",
     seconds: float | None = None,
     down: ServerStream | None = None,
+    caller: Caller | None = None,
 ) -> dict[str, Answer | Status]:
     """The answer of each shard, or the status with which the shard refused or failed, by the shard's name.
 
@@ -104,17 +122,126 @@ async def ask_all(
         metadata: as for `ask`.
         seconds: as for `ask`.
         down: as for `ask`.
+        caller: whose work this is; None where it is esp's own.
+    """
+    return await _Question(tuple(shards), method, request, metadata, seconds, down, caller).ask()
+
+
+class _Question(Generic[Answer]):
+    """What `ask_all` asks.
+
+    Nearly always one call to each shard, sent now, brings the answers: then there is one future for all of them, and no
+    task. A shard that has to be waited for, or asked again, has a task.
     """
 
-    async def outcome(shard: Shard) -> tuple[str, Answer | Status]:
-        message: Any = request(shard) if callable(request) else request
-        try:
-            answer = await ask(shard, method, message, metadata=metadata, seconds=seconds, down=down)
-        except RpcError as error:
-            return shard.name, errors.undecided(error.status)
-        return shard.name, answer
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        method: Method[Answer],
+        request: Message | Callable[[Shard], Message],
+        metadata: bytes,
+        seconds: float | None,
+        down: ServerStream | None,
+        caller: Caller | None,
+    ) -> None:
+        self._shards = shards
+        self._method = method
+        self._request = request
+        self._forward = method.path, metadata
+        self._deadline = None if seconds is None else monotonic() + seconds
+        self._down = down
+        self._caller = caller
+        self._outcomes: dict[str, Answer | Status] = {}
 
-    return dict(await all_of(map(outcome, shards)))
+    async def ask(self) -> dict[str, Answer | Status]:
+        seconds = self._left()
+        if self._shards and (seconds is None or seconds > 0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._ask(seconds)
+        late = errors.undecided(DEADLINE_EXCEEDED)
+        return {shard.name: self._outcomes.get(shard.name, late) for shard in self._shards}
+
+    def _left(self) -> float | None:
+        return None if self._deadline is None else self._deadline - monotonic()
+
+    def _body(self, shard: Shard) -> bytes:
+        message: Any = self._request(shard) if callable(self._request) else self._request
+        body: bytes = message.SerializeToString()
+        return body
+
+    async def _ask(self, seconds: float | None) -> None:
+        connections: list[ClientConnection] = []
+        for shard in self._shards:
+            connection = shard.free_connection()
+            if connection is not None:
+                connections.append(connection)
+        again: Sequence[Shard] = self._shards
+        if len(connections) == len(again):
+            again = await self._ask_at_once(connections, b"" if seconds is None else format_timeout(seconds))
+        if again:
+            timed = (lambda work: work) if self._caller is None else self._caller.timed
+            await all_of([timed(self._ask_one(shard)) for shard in again])
+
+    async def _ask_at_once(self, connections: Sequence[ClientConnection], deadline: bytes) -> list[Shard]:
+        """Asks all; the shards that have to be asked again."""
+        again: list[Shard] = []
+        together: Together[bytes] = Together()
+        try:
+            for shard, connection in zip(self._shards, connections, strict=True):
+                one = together.add(connection, messages(), self._down, partial(self._replied, shard), shard.blamed)
+                connection.call(one, self._forward, deadline, prefix(self._body(shard)), end=True)
+            connection.context.flush_soon()
+            try:
+                await together.all_over()
+            finally:  # what has come by the time that another is given up counts
+                for one, shard, connection in zip(together.calls, self._shards, connections, strict=True):
+                    if not self._take(one, shard, connection):
+                        again.append(shard)
+        finally:
+            together.cancel()
+            connection.context.flush_soon()
+        return again
+
+    def _take(self, one: TogetherCall[bytes], shard: Shard, connection: ClientConnection) -> bool:
+        """Takes what came of a call; False when the shard has to be asked again."""
+        if not one.has_failed:
+            if one.has_ended:
+                self._settle(shard, one.take())
+            return True
+        error = one.error()
+        if isinstance(error, RpcError):
+            shard.consider_moving(connection, error.status)
+            self._outcomes[shard.name] = errors.undecided(error.status)
+            return True
+        assert isinstance(error, BrokenCall), "a call fails with its status, or breaks"
+        self._outcomes[shard.name] = errors.NO_CONNECTION if error.unprocessed else errors.REQUEST_TIMED_OUT
+        return not (error.unprocessed or self._method.idempotent)
+
+    async def _ask_one(self, shard: Shard) -> None:
+        try:
+            message = await shard.forward_unary(
+                self._forward,
+                self._body(shard),
+                idempotent=self._method.idempotent,
+                timeout=self._left(),
+                down=self._down,
+            )
+        except RpcError as error:
+            self._outcomes[shard.name] = errors.undecided(error.status)
+        else:
+            self._settle(shard, message)
+            self._replied(shard)
+
+    def _settle(self, shard: Shard, message: bytes) -> None:
+        try:
+            self._outcomes[shard.name] = shard.parsed(self._method.answer, message)
+        except RpcError as error:
+            self._outcomes[shard.name] = errors.undecided(error.status)
+
+    def _replied(self, shard: Shard) -> None:
+        if self._caller is not None:
+            self._caller.replied(shard.name)
 
 
 def answers_of(outcomes: dict[str, Answer | Status]) -> dict[str, Answer]:

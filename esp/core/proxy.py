@@ -53,6 +53,7 @@ class Proxy:
 
     Attributes:
         background: owner of every task and timer outside the wire; its counters tell of bugs.
+        gate: lets calls over several shards begin.
         routing: the layout in force, and the tokens.
     """
 
@@ -63,7 +64,7 @@ class Proxy:
         self.bound: list[tuple[str, int]] = []
         self._heap = Heap()
         self._running: dict[Shard, asyncio.Task[None]] = {}
-        self._gate = Gate(self.context, self.background)
+        self.gate = Gate(self.context, self.background)
         layout = self._layout(config, {})
         protects = config.across_shards.protects_kubernetes
         apiservers = ApiServers(layout, assumed_roots(config.kubernetes), protects=protects)
@@ -142,7 +143,7 @@ class Proxy:
         await self.background.end([self._running.pop(shard) for shard in shards])
         for shard in shards:
             if shard.name not in self.routing.shards:
-                self._gate.drop_shard(shard.name)
+                self.gate.drop_shard(shard.name)
 
     def _run(self, shard: Shard) -> None:
         if shard not in self._running:
@@ -153,7 +154,7 @@ class Proxy:
         served = {
             **kv.handlers(
                 routing,
-                self._gate,
+                self.gate,
                 self.leases.retry,
                 Compactions(routing, config.compaction, self._samples),
                 deletes_across_shards=config.deletes_across_shards == "serve",
@@ -161,9 +162,9 @@ class Proxy:
                 txn_snapshots=config.txn_reads == "snapshot",
                 snapshot_tries=config.limits.max_snapshot_tries,
             ),
-            **self.leases.handlers(routing.layout),
+            **self.leases.handlers(routing.layout, self.gate),
             **self._watch.handlers(),
-            **maintenance.handlers(routing, self.background.start),
+            **maintenance.handlers(routing, self.gate),
         }
         return Router(routing, served, self._pages)
 
@@ -227,7 +228,7 @@ class Proxy:
             for shard in tuple(self._running):
                 guard(f"the deadlines of shard {shard.name}", partial(shard.tick, now))
             guard("the leases' deadlines", partial(self.leases.tick, now))
-            guard("the places at the shards", partial(self._gate.tick, now))
+            guard("the places at the shards", partial(self.gate.tick, now))
             guard("tokens", self.routing.tokens.expire)
             guard("the heap", self._heap.tick)
             self.context.flush()

@@ -48,6 +48,9 @@ class _Shard:
     def parsed(self, answer: Any, message: bytes) -> Any:
         return answer.FromString(message)
 
+    def free_connection(self) -> None:
+        """None: each call has a task."""
+
     async def forward_unary(self, head: object, message: bytes, **options: object) -> bytes:
         self.clocks.asked.append(self.index)
         await asyncio.sleep(0)

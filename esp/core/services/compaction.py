@@ -88,6 +88,7 @@ class Compactions:
             metadata=call.metadata,
             seconds=call.stream.remaining(),
             down=call.stream,
+            caller=call,
         )
 
     def _answer(self, call: CoroutineCall, outcomes: _Outcomes, revision: int) -> None:

@@ -48,13 +48,14 @@ PLACE_BYTES: Final = 16_384
 class Entry(Sink):
     """One call that spans shards, and the places that it has. Until it begins it is the call's sink."""
 
-    __slots__ = ("_begin", "_gate", "_places", "_size", "line", "shards", "stream")
+    __slots__ = ("_begin", "_gate", "_places", "_size", "line", "passes_stopped", "shards", "stream")
 
     def __init__(
         self, gate: Gate, stream: ServerStream, shards: tuple[str, ...], size: int, begin: Callable[[Entry], None]
     ) -> None:
         self.stream = stream
         self.shards = shards
+        self.passes_stopped = False
         self.line: _Line | None = None
         self._gate = gate
         self._begin: Callable[[Entry], None] | None = begin
@@ -89,10 +90,12 @@ class Entry(Sink):
         self._leave()
         gate = self._gate
         places = 1 if self.stream.peer in gate.small else PLACES
-        for shard in self.shards:  # as `enter`, which is spelled out: this is so for all calls
+        wanted = gate.wanted(self) if self.passes_stopped else self.shards
+        for shard in wanted:  # as `enter`, which is spelled out: this is so for all calls
             gate.busy[shard] += places
-        self._places = dict.fromkeys(self.shards, places)
-        gate.at_work[self] = monotonic()
+        self._places = dict.fromkeys(wanted, places)
+        if wanted:
+            gate.at_work[self] = monotonic()
         begin, self._begin = self._begin, None
         assert begin is not None, "a call begins once"
         begin(self)
@@ -119,6 +122,11 @@ class Entry(Sink):
     def answered(self, shard: str, size: int) -> None:
         """Its part for this shard is not at work any more: the answer, of so many bytes, has begun to come."""
         self._gate.note(self.stream.peer, size)
+        self.replied(shard)
+
+    def replied(self, shard: str) -> None:
+        """As `answered`, where the answers of a call say nothing about those of others."""
+        self._gate.stopped.discard(shard)
         self.leave(shard)
 
     def leave(self, shard: str) -> None:
@@ -128,6 +136,11 @@ class Entry(Sink):
             if not self._places:
                 del self._gate.at_work[self]
             self._gate.free(shard, places)
+
+    @property
+    def held(self) -> Iterable[str]:
+        """The shards where its parts are at work."""
+        return self._places
 
     def close(self) -> None:
         """None of its parts is."""
@@ -161,7 +174,7 @@ class _Line:
 
     __slots__ = ("calls", "key", "queue")
 
-    def __init__(self, key: tuple[Connection, tuple[str, ...]]) -> None:
+    def __init__(self, key: tuple[Connection, tuple[str, ...], bool]) -> None:
         self.key = key
         self.calls: dict[Entry, None] = {}
         self.queue: deque[_Line] | None = None
@@ -175,6 +188,7 @@ class Gate:
         busy: how many are taken, by shard.
         small: the clients whose last answer was small.
         at_work: the calls that hold any, and since when, the longest first.
+        stopped: the shards where some were held for too long, until they answer.
     """
 
     def __init__(self, context: WireContext, background: Background) -> None:
@@ -185,8 +199,9 @@ class Gate:
         self.small: dict[str, None] = {}
         self.busy: defaultdict[str, int] = defaultdict(int)
         self.at_work: dict[Entry, float] = {}
+        self.stopped: set[str] = set()
         # Each line that has calls stands in exactly one queue: that of a shard that had no place for its first call.
-        self._lines: dict[tuple[Connection, tuple[str, ...]], _Line] = {}
+        self._lines: dict[tuple[Connection, tuple[str, ...], bool], _Line] = {}
         self._queues: defaultdict[str, deque[_Line]] = defaultdict(deque)
         self._freed: set[str] = set()
 
@@ -213,7 +228,15 @@ class Gate:
             if len(self.small) > MOST_SMALL:
                 del self.small[next(iter(self.small))]
 
-    def let_in(self, stream: ServerStream, shards: Iterable[str], size: int, begin: Callable[[Entry], None]) -> None:
+    def let_in(
+        self,
+        stream: ServerStream,
+        shards: Iterable[str],
+        size: int,
+        begin: Callable[[Entry], None],
+        *,
+        passes_stopped: bool = False,
+    ) -> None:
         """Calls `begin` when all is read that came with the call and it is its turn; not if the client takes it back.
 
         Args:
@@ -221,8 +244,10 @@ class Gate:
             shards: those that are asked first; what is asked of others later is told to the entry.
             size: memory that the request takes while the call waits.
             begin: begins the work with an `Entry`, which must be closed in the end. It may raise RpcError.
+            passes_stopped: no place is wanted at a shard that has stopped, since the call can do without its answer.
         """
         entry = Entry(self, stream, tuple(dict.fromkeys(shards)), size, begin)
+        entry.passes_stopped = passes_stopped
         if entry.hold():
             stream.connection.when_read.append(partial(self._admit, entry))
 
@@ -230,7 +255,7 @@ class Gate:
         """Begins a new call, or has it stand in line."""
         if not entry.is_wanted:
             return
-        key = entry.stream.connection, entry.shards
+        key = entry.stream.connection, entry.shards, entry.passes_stopped
         line = self._lines.get(key)
         if line is None:  # nobody comes before it
             full = self._full(entry)
@@ -258,10 +283,14 @@ class Gate:
     def _full(self, entry: Entry) -> str | None:
         """The first of its shards that has no place for it; None when all have."""
         limit, busy = self._limit, self.busy
-        for shard in entry.shards:
+        for shard in self.wanted(entry) if entry.passes_stopped else entry.shards:
             if busy[shard] >= limit:
                 return shard
         return None
+
+    def wanted(self, entry: Entry) -> tuple[str, ...]:
+        """The shards at which a call that passes stopped ones wants places now."""
+        return tuple(shard for shard in entry.shards if shard not in self.stopped)
 
     def free(self, shard: str, places: int) -> None:
         """Places at `shard` are given back: whoever waits for one begins when all else leaves."""
@@ -301,6 +330,7 @@ class Gate:
             entry, since = next(iter(self.at_work.items()))
             if now - since < STUCK_SECONDS:
                 return
+            self.stopped.update(entry.held)
             entry.close()
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from esp.core.background import name_of
-from esp.core.services.gate import Entry
+from esp.core.services.gate import Entry, Gate
 from esp.core.shard import Shard
 from esp.core.wire.connection import Connection
 from esp.core.wire.frames import MAX_FRAME_SIZE, pack_u32
@@ -144,6 +144,11 @@ class CoroutineCall(Sink):
         """A part of the work, as a task of its own, which the client is charged for as well."""
         return Timed(work, self.stream.connection)
 
+    def replied(self, shard: str) -> None:
+        """A shard has answered what it was asked for this call: its place there is free."""
+        if self.entry is not None:
+            self.entry.replied(shard)
+
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
@@ -223,32 +228,49 @@ def _ended(work: Coroutine[Any, Any, None], on_end: Callable[[], object] | None)
         on_end()
 
 
-class AnswerUnary(Handler):
-    """Parses a call's one request and answers with the message that a coroutine makes of it."""
+class AskAll(Handler):
+    """Parses a call's one request, which all shards are asked, and answers with the message that a coroutine makes.
+
+    The call begins when there is a place at each shard, save those that have stopped or are away.
+    """
 
     def __init__(
         self,
-        spawn: Spawn,
+        gate: Gate,
+        shards: Mapping[str, Shard],
         request: type[Message],
         work: Callable[[CoroutineCall, Any], Coroutine[Any, Any, Message]],
     ) -> None:
-        self._spawn = spawn
+        self._gate = gate
+        self._shards = shards
         self._request = request
         self._work = work
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """Starts the coroutine."""
+        """Starts the coroutine when its turn has come."""
         try:
             request = parse(self._request, message)
         except RpcError as error:
             stream.finish(error.status)
             return
-        call = CoroutineCall(stream)
-        call.start(self._spawn, self._answer(call, request))
+
+        def begin(entry: Entry) -> None:
+            call = CoroutineCall(stream, entry)
+            call.start(self._gate.spawn, self._answer(call, request), entry.close)
+
+        let_in(self._gate, stream, self._shards, len(message), begin)
 
     async def _answer(self, call: CoroutineCall, request: Message) -> None:
         answer = await self._work(call, request)
         call.stream.respond(answer.SerializeToString())
+
+
+def let_in(
+    gate: Gate, stream: ServerStream, shards: Mapping[str, Shard], size: int, begin: Callable[[Entry], None]
+) -> None:
+    """Lets in a call to all shards, each of which is asked for little: whoever is away or has stopped holds up none."""
+    ready = [name for name, shard in shards.items() if shard.is_ready]
+    gate.let_in(stream, ready, size, begin, passes_stopped=True)
 
 
 def parse(request: type[Message], message: bytes) -> Any:

@@ -6,9 +6,9 @@ message's bytes (`peek`); what that does not recognise is parsed. What spans sha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 from esp.core import errors
 from esp.core.keys import KeyRange
@@ -18,7 +18,7 @@ from esp.core.services import across, metadata, txn, validate
 from esp.core.services.compaction import Compactions
 from esp.core.services.concat import Concat, can_concat
 from esp.core.services.gate import Entry, Gate
-from esp.core.services.handlers import CoroutineCall, parse
+from esp.core.services.handlers import CoroutineCall, let_in, parse
 from esp.core.services.lease_retry import LeaseRetry
 from esp.core.services.merge import refuse_range
 from esp.core.services.peek import bare_key, key_range, put_key, range_key
@@ -390,13 +390,20 @@ class Compact(Routed):
         request = parse(rpc_pb2.CompactionRequest, message)
         position = position_of(self.routing.tokens, request.revision)
         if position is None:
-            call = CoroutineCall(stream)
-            call.start(self.spawn, self.compactions.at_plain(call, request))
+            self._begin(stream, message, lambda call: self.compactions.at_plain(call, request))
             return
         if position.offset > 0:
             raise errors.FUTURE_REV.error()
         missing = [name for name in self.shards if not position.revision(name)]
         if missing:
             raise errors.leaves_out("a compaction", missing).error()
-        call = CoroutineCall(stream)
-        call.start(self.spawn, self.compactions.at_token(call, request, position))
+        self._begin(stream, message, lambda call: self.compactions.at_token(call, request, position))
+
+    def _begin(
+        self, stream: ServerStream, message: bytes, work: Callable[[CoroutineCall], Coroutine[Any, Any, None]]
+    ) -> None:
+        def begin(entry: Entry) -> None:
+            call = CoroutineCall(stream, entry)
+            call.start(self.spawn, work(call), entry.close)
+
+        let_in(self.gate, stream, self.shards, len(message), begin)

@@ -31,7 +31,8 @@ from esp.core.ask import (
 from esp.core.background import Background, all_of
 from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
-from esp.core.services.handlers import AnswerUnary, CoroutineCall
+from esp.core.services.gate import Gate
+from esp.core.services.handlers import AskAll, CoroutineCall
 from esp.core.services.keepalive import PATH as KEEPALIVE_PATH
 from esp.core.services.keepalive import LeaseKeepAlive
 from esp.core.services.lease_repair import LeaseRepair
@@ -50,6 +51,8 @@ GRANT_SECONDS: Final = 2.0
 REVOKE_SECONDS: Final = 7.0
 """How long esp waits for a shard where the client set no deadline: as long as an etcd for its cluster."""
 ID_TRIES: Final = 3
+LEASES_AT_ONCE: Final = 1024
+"""Leases of a shard that are told on in one go."""
 
 
 class Leases:
@@ -69,12 +72,12 @@ class Leases:
         self.keepalive = LeaseKeepAlive(layout, self.table, self.repair, context, background)
         self._background = background
 
-    def handlers(self, layout: Layout) -> Mapping[bytes, Handler]:
-        """The handler of each RPC of the service, by path, for the shards of a layout."""
+    def handlers(self, layout: Layout, gate: Gate) -> Mapping[bytes, Handler]:
+        """The handler of each RPC of the service, by path, for the shards of a layout; calls begin at `gate`."""
         fan_out = _FanOut(layout, self.table, self.repair)
 
         def unary(request: type[Message], work: _Work) -> Handler:
-            return AnswerUnary(self._background.start, request, work)
+            return AskAll(gate, layout.shards, request, work)
 
         return {
             LEASE_GRANT.path: unary(rpc_pb2.LeaseGrantRequest, fan_out.grant),
@@ -153,7 +156,7 @@ class _FanOut:
         if refusal is not None:
             # Nobody else has heard of an id of esp's own, save the owner of an equal one.
             ours = [name for name, told in outcomes.items() if told != errors.LEASE_EXISTS] if own_id else granted
-            await self._take_back(request.ID, ours, metadata)
+            await self._take_back(call, request.ID, ours, metadata)
             raise refusal.error()
         self._repair.drop(request.ID, granted)
         until = {name: sent + answer.TTL for name, answer in granted.items()}
@@ -169,7 +172,7 @@ class _FanOut:
             TTL=min(answer.TTL for answer in granted.values()),
         )
 
-    async def _take_back(self, lease_id: int, shards: Iterable[str], metadata: Fields) -> None:
+    async def _take_back(self, call: CoroutineCall, lease_id: int, shards: Iterable[str], metadata: Fields) -> None:
         """Revokes a lease where it was just granted; what does not answer now is done later."""
         left = set(shards)
 
@@ -179,7 +182,7 @@ class _FanOut:
                 left.discard(name)
 
         try:
-            await all_of([revoke(name) for name in left])
+            await all_of([call.timed(revoke(name)) for name in left])
         finally:
             # Not in `revoke`: when the client goes in the very turn of the loop in which these begin, none ever runs.
             self._repair.revoke(lease_id, left, metadata)
@@ -257,10 +260,16 @@ class _FanOut:
         if refusal is not None:
             raise refusal.error()
         answers = answers_of(outcomes)
-        ids = dict.fromkeys(lease.ID for answer in answers.values() for lease in answer.leases)
-        return rpc_pb2.LeaseLeasesResponse(
-            header=self._header(answers.values()), leases=[rpc_pb2.LeaseStatus(ID=lease_id) for lease_id in ids]
-        )
+        response = rpc_pb2.LeaseLeasesResponse(header=self._header(answers.values()))
+        told: set[int] = set()
+        for answer in answers.values():
+            for at in range(0, len(answer.leases), LEASES_AT_ONCE):
+                for lease in answer.leases[at : at + LEASES_AT_ONCE]:
+                    if lease.ID not in told:
+                        told.add(lease.ID)
+                        response.leases.append(lease)
+                await asyncio.sleep(0)
+        return response
 
     async def _ask_all(
         self,
@@ -277,7 +286,9 @@ class _FanOut:
             request,
             metadata=call.metadata,
             seconds=call.seconds(seconds),
+            # Where something changes, no lack of memory may keep an answer from being heard.
             down=call.stream if method.idempotent else None,
+            caller=call,
         )
 
     def _header(self, answers: Iterable[Any]) -> rpc_pb2.ResponseHeader:

@@ -11,7 +11,8 @@ from google.protobuf.message import Message
 from esp.core.ask import STATUS, Method, answers_of, ask_all, failures_of
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
-from esp.core.services.handlers import AnswerUnary, CoroutineCall, Spawn
+from esp.core.services.gate import Gate
+from esp.core.services.handlers import AskAll, CoroutineCall
 from esp.core.services.revision import merged_header, token
 from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Status
@@ -34,14 +35,17 @@ class Merged(NamedTuple):
     merge: Callable[[Routing, dict[str, Any]], Message]
 
 
-def handlers(routing: Routing, spawn: Spawn) -> Mapping[bytes, Handler]:
+def handlers(routing: Routing, gate: Gate) -> Mapping[bytes, Handler]:
     """The handler of each RPC in the table `MERGED`, by path."""
-    return {each.method.path: AnswerUnary(spawn, each.request, partial(_ask_all, routing, each)) for each in MERGED}
+    return {
+        each.method.path: AskAll(gate, routing.shards, each.request, partial(_ask_all, routing, each))
+        for each in MERGED
+    }
 
 
 async def _ask_all(routing: Routing, asked: Merged, call: CoroutineCall, request: Message) -> Message:
     shards, seconds = routing.shards.values(), call.seconds(SECONDS)
-    outcomes = await ask_all(shards, asked.method, request, metadata=call.metadata, seconds=seconds)
+    outcomes = await ask_all(shards, asked.method, request, metadata=call.metadata, seconds=seconds, caller=call)
     return asked.merge(routing, outcomes)
 
 

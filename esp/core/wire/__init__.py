@@ -43,7 +43,7 @@ The names that the layers above may use (tests/test_layers.py):
     client_stream: ClientStream, STREAM_WINDOW
     client: ClientConnection
     splice: SplicedCall, NO_TRAILERS, REPLAY_BYTES
-    call: MessageCall, Reader, Together, BrokenCall, messages
+    call: MessageCall, Reader, Together, TogetherCall, BrokenCall, messages
     http1: Page
     transport: Listener, ClientProtocol, TICK_SECONDS, connect
 

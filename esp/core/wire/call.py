@@ -262,17 +262,18 @@ class Together(Generic[Message]):
         calls: these, in the order in which they were added.
     """
 
-    __slots__ = ("_waiter", "calls")
+    __slots__ = ("_waiter", "_waits_for_all", "calls")
 
     def __init__(self) -> None:
         self.calls: list[TogetherCall[Message]] = []
+        self._waits_for_all = False
         self._waiter: asyncio.Future[None] | None = None
 
     def add(
         self,
         connection: ClientConnection,
         reader: Reader[Message],
-        keeper: Keeper,
+        keeper: Keeper | None,
         ended: Callable[[], object] | None = None,
         garbled: Callable[[str], RpcError] = _garbled,
     ) -> TogetherCall[Message]:
@@ -289,13 +290,21 @@ class Together(Generic[Message]):
                 not waited for.
             BrokenCall: one broke.
         """
-        if not self._is_over():
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+        await self._over()
         failed = self.failed
         if failed is not None:
             raise failed.error()
         return [call.take() for call in self.calls]
+
+    async def all_over(self) -> None:
+        """Waits until each call has its answer or has failed, as it then says itself."""
+        self._waits_for_all = True
+        await self._over()
+
+    async def _over(self) -> None:
+        if not self._is_over():
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
 
     @property
     def failed(self) -> TogetherCall[Message] | None:
@@ -303,6 +312,8 @@ class Together(Generic[Message]):
         return next((call for call in self.calls if call.has_failed), None)
 
     def _is_over(self) -> bool:
+        if self._waits_for_all:
+            return all(call.has_ended or call.has_failed for call in self.calls)
         return all(call.has_ended for call in self.calls) or self.failed is not None
 
     def on_end(self) -> None:
@@ -325,7 +336,7 @@ class TogetherCall(MessageCall[Message]):
         self,
         connection: ClientConnection,
         reader: Reader[Message],
-        keeper: Keeper,
+        keeper: Keeper | None,
         together: Together[Message],
         told: Callable[[], object] | None,
         garbled: Callable[[str], RpcError],

@@ -89,6 +89,9 @@ class FakeShard:
         self.leases[request.ID] = request.TTL
         return rpc_pb2.LeaseGrantResponse(header=self._header(), ID=request.ID, TTL=request.TTL)
 
+    def free_connection(self) -> None:
+        """None: each call has a task."""
+
     def _LeaseRevoke(self, message: bytes) -> Message:
         if self.leases.pop(rpc_pb2.LeaseRevokeRequest.FromString(message).ID, None) is None:
             raise errors.LEASE_NOT_FOUND.error()
