@@ -9,6 +9,7 @@ from esp.core.services.watch.fragments import Fragments
 from esp.core.services.watch.messages import Response, Spec, as_one, encoded
 from esp.core.services.watch.outbox import Outbox
 from esp.core.services.watch.upstream import Upstream
+from esp.core.wire.status import Status
 
 Answer = Callable[["Response | None"], None]
 """Told the shard's reply; None when the call broke before the reply."""
@@ -209,11 +210,18 @@ class Source:
         self._send_questions()
         self.end_if_unwanted()
 
+    def on_granted(self, status: Status) -> None:
+        """The shard has granted the question, as no etcd does: nobody can join, and the streams of who would end."""
+        for tap in list(self.joining):
+            tap.outbox.stop(status)
+
     def _drop_questions(self) -> None:
         answers = self._asked + self._questions
         self._asked, self._questions = [], []
         for answer in answers:
             answer(None)
+        if answers:
+            self.end_if_unwanted()  # those who asked may all have left
 
     # From upstream.
 

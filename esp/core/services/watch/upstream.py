@@ -98,6 +98,9 @@ class ShardWatcher(Protocol):
     def on_answer(self, response: Response) -> None:
         """The reply to `Upstream.ask`."""
 
+    def on_granted(self, status: Status) -> None:
+        """The shard has granted what `Upstream.ask` asked, as no etcd does: those who wait for the reply get this."""
+
     def on_break(self) -> None:
         """The call broke; the watcher is created again in the next."""
 
@@ -330,7 +333,14 @@ class Upstream:
             if response.message.canceled:
                 waiting.source.on_answer(response)
             else:
-                self.begin_anew()  # Never seen. The shard would watch the same twice under one id.
+                # The events of one would go to the other. (An etcd before 3.4, or its grpc-proxy, knows no ids.)
+                waiting.source.on_granted(self.shard.blamed("watches twice under one id").status)
+                self.begin_anew()
+        elif not response.message.canceled and response.message.watch_id != waiting.id:
+            status = self.shard.blamed("gives a watch another id than was asked for").status
+            for outbox in set(waiting.outboxes()):
+                outbox.stop(status)
+            self.begin_anew()
         elif self.sources.get(waiting.id) is waiting:
             waiting.on_created(response)
 

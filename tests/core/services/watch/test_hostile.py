@@ -483,6 +483,41 @@ def test_a_call_that_fails_while_watchers_are_created_in_it_mixes_up_no_replies(
     assert client.status == errors.SERVER_STOPPED  # and not by a reply to another create
 
 
+def test_a_shard_that_watches_under_another_id_than_was_asked_for_is_blamed(caplog: pytest.LogCaptureFixture) -> None:
+    """As etcd's grpc-proxy does: the events would go to nobody, or to another client."""
+    world = World(b"m")
+    client, other = world.client(), world.client()
+    call, _ = live(world, other, shard=1, key=b"z")
+    client.creates(key=b"a")
+    stream, [create] = world.etcds[0].hears()
+    world.etcds[0].says(stream, created(create.watch_id - 1, 5), events(create.watch_id - 1, put(b"a", 6)))
+    assert client.hears() == []
+    assert client.status == errors.garbled("s0", "gives a watch another id than was asked for")
+    assert "an answer of None gives a watch another id than was asked for" in caplog.text
+    world.etcds[0].all_heard()
+    assert stream in world.etcds[0].ended
+    other.hears()
+    assert other.status is None
+
+
+def test_a_shard_that_watches_twice_under_one_id_is_blamed_and_who_watched_already_goes_on() -> None:
+    world = World(b"m")
+    first, second = world.client(), world.client()
+    stream, watch_id = live(world, first, key=b"a")
+    second.creates(key=b"a")
+    world.etcds[0].all_heard()
+    world.etcds[0].says(stream, created(watch_id, 5), events(watch_id, put(b"a", 6)))
+    second.hears()
+    assert second.status == errors.garbled("s0", "watches twice under one id")
+    again, [create] = world.etcds[0].hears()
+    assert again != stream
+    assert stream in world.etcds[0].ended
+    assert create.start_revision == 6
+    world.etcds[0].says(again, created(create.watch_id, 6), events(create.watch_id, put(b"a", 6)))
+    assert first.hears() == [events(0, put(b"a", 6))]
+    assert first.status is None
+
+
 # Bugs.
 
 

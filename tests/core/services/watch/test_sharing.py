@@ -93,6 +93,19 @@ def test_many_that_come_at_once_are_asked_for_together() -> None:
     assert client.hears() == [created(5, 7), *[events(number, put(b"a", 8)) for number in range(6)]]
 
 
+def test_a_watcher_whose_clients_left_before_their_call_broke_is_not_created_again() -> None:
+    world = World(b"m")
+    first, second = world.client(), world.client()
+    live(world, first, **SAME)
+    second.creates(**SAME)
+    first.leaves()
+    second.leaves()
+    world.etcds[0].all_heard()
+    world.etcds[0].goes()  # with the reply to the question of the second
+    world.etcds[0].comes()
+    world.etcds[0].hears_nothing()
+
+
 def test_permission_is_asked_for_anew_by_each_that_joins() -> None:
     world = World(b"m")
     first, second = world.client(), world.client()
