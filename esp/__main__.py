@@ -16,7 +16,9 @@ def main() -> None:
         try:
             os.fstat(descriptor)
         except OSError:  # closed: the next socket would have its number, and be written to as stdout or stderr
-            os.open(os.devnull, os.O_RDWR)
+            os.open(os.devnull, os.O_RDONLY if descriptor == 1 else os.O_RDWR)
+    if sys.stdout is None:  # what is written to it must fail, and not vanish
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for as long as the process runs
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not where the parent has it ignored
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     try:

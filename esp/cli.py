@@ -33,9 +33,10 @@ class _Esp(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            result = super().invoke(ctx)
-            flush()
-            return result
+            try:
+                return super().invoke(ctx)
+            finally:
+                flush()  # here, where it can be told that it fails, and not when Python ends
         except CommandError as error:
             complain(str(error))
             raise typer.Exit(error.exit_code) from None
@@ -56,13 +57,27 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _path(text: str) -> Path:
+    """A path as it is; whether it can be used is looked at where the reason is told.
+
+    Raises:
+        CommandError: it is empty, as an unset variable of a shell is; as a path that would mean the current folder.
+    """
+    if not text:
+        raise CommandError(
+            'a path is empty ("" is given to -c or --data-dir); name one, or leave the option out', USAGE
+        )
+    return Path(text)
+
+
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
         "-c",
         "--config",
         metavar="FILE",
-        readable=False,  # not looked at here, but where the reason is told
+        parser=_path,
         help="Config file; else ESP_CONFIG, ./esp.yaml, ./.esp/esp.yaml or /etc/esp/esp.yaml.",
         show_default=False,
     ),
@@ -107,7 +122,11 @@ def serve(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            "--data-dir", metavar="DIR", help="Folder for the data and config of --local (.esp).", show_default=False
+            "--data-dir",
+            metavar="DIR",
+            parser=_path,
+            help="Folder for the data and config of --local (.esp).",
+            show_default=False,
         ),
     ] = None,
     listen: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -39,8 +40,6 @@ def write(text: str) -> None:
     Raises:
         CommandError: stdout is closed or cannot be written.
     """
-    if sys.stdout is None:
-        raise CommandError("the output cannot be written: standard output is closed")
     try:
         sys.stdout.write(text + "\n")
     except OSError as error:
@@ -53,26 +52,34 @@ def flush() -> None:
     Raises:
         CommandError: stdout cannot be written.
     """
-    if sys.stdout is not None:
-        try:
-            sys.stdout.flush()
-        except OSError as error:
-            raise _unwritten(error) from None
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise _unwritten(error) from None
 
 
 def _unwritten(error: OSError) -> CommandError:
     _discard(sys.stdout)
-    return CommandError(f"the output cannot be written: {(error.strerror or str(error)).lower()}")
+    is_closed = error.errno == errno.EBADF
+    reason = "standard output is closed" if is_closed else (error.strerror or str(error)).lower()
+    return CommandError(f"the output cannot be written: {reason}")
 
 
 def complain(text: str) -> None:
     """Write one line to stderr, if it can be written, with the name of the program in front."""
     if sys.stderr is not None:
         try:
-            sys.stderr.write(f"esp: {text}\n")
+            sys.stderr.write(f"esp: {in_one_line(text)}\n")
             sys.stderr.flush()
         except OSError:
             _discard(sys.stderr)
+
+
+def in_one_line(text: str) -> str:
+    """The text with line breaks and control characters escaped. The name of a file, say, may have some."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _discard(stream: TextIO) -> None:
@@ -107,7 +114,7 @@ def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]], marked: C
     widths = [max(map(_width, column)) for column in zip(headers, *rows, strict=True)]
     groups = [slice(None)]
     bold = red = end = ""
-    if sys.stdout is not None and sys.stdout.isatty():
+    if sys.stdout.isatty():
         groups = _columns_side_by_side(widths, shutil.get_terminal_size().columns)
         if _takes_escapes():
             bold, red, end = "\x1b[1m", "\x1b[31m", "\x1b[0m"

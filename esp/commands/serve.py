@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from esp.commands.log_summary import SummingHandler
-from esp.commands.output import INTERRUPTED, CommandError, flush, write
+from esp.commands.output import INTERRUPTED, CommandError, flush, in_one_line, write
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
@@ -89,7 +89,7 @@ class _ForPeople(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
         level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        return f"{record.asctime} {level}{record.message}"
+        return f"{record.asctime} {level}{in_one_line(record.message)}"
 
     def usesTime(self) -> bool:  # noqa: N802
         return True
@@ -104,6 +104,10 @@ class _ForFiles(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
         self.converter = time.gmtime
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.message = in_one_line(record.message)
+        return super().formatMessage(record)
 
 
 def _log_to_stderr() -> None:

@@ -27,6 +27,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-c", command.replace("esp ", " ".join(ESP) + " ", 1)],
         cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},  # as for most users
         capture_output=True,
         text=True,
         timeout=60,
@@ -46,11 +47,31 @@ def test_an_output_that_cannot_be_written(command: str, output: str, reason: str
     assert "Exception" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["--help", "--version", "check -h", "--show-completion bash"])
-def test_a_help_that_cannot_be_written(command: str, tmp_path: Path) -> None:
-    done = run(f"esp {command} >/dev/full", tmp_path)
-    assert done.stderr == "esp: the output cannot be written: no space left on device\n"
+@pytest.mark.parametrize("command", ["", "--help", "--version", "check -h", "--show-completion bash"])
+@pytest.mark.parametrize(
+    ("output", "reason"), [(">/dev/full", "no space left on device"), (">&-", "standard output is closed")]
+)
+def test_a_help_that_cannot_be_written(command: str, output: str, reason: str, tmp_path: Path) -> None:
+    done = run(f"esp {command} {output}", tmp_path)
+    assert done.stderr == f"esp: the output cannot be written: {reason}\n"
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("command", ["check -c", "serve -c", "serve --local 1 --data-dir"])
+def test_a_path_that_is_empty(command: str, tmp_path: Path) -> None:
+    done = run(f"esp {command} ''", tmp_path)
+    text = 'a path is empty ("" is given to -c or --data-dir); name one, or leave the option out'
+    assert (done.returncode, done.stderr) == (2, f"esp: {text}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["esp.yaml"]
+
+
+@pytest.mark.parametrize("command", ["check -c", "serve -c", "serve --local 1 --data-dir"])
+def test_a_path_with_a_line_break_takes_one_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "one\ntwo").touch()
+    done = run(f"esp {command} $'one\\ntwo'", tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.startswith("esp: one\\ntwo")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("closed", ["2>/dev/full", "2>&-", "<&- >&- 2>&-"])

@@ -224,7 +224,9 @@ class TestApply:
         assert code == 0
         assert {action["done"] for action in answer["actions"]} == {"granted"}
         assert direct[2].ids() == ids
-        assert ask(run)[0] == 0
+        # Two thousand leases take a busy machine seconds on each shard, and their TTLs are as far apart.
+        code, answer = ask(run, "--skew", "60")
+        assert code == 0, answer["differences"]
 
 
 class TestPrune:
