@@ -25,6 +25,7 @@ from time import monotonic
 from bench.etcd import Etcd
 from bench.peers import PEERS, Backends, Peer
 from bench.processes import BenchError
+from esp.core.dial import connect
 from esp.core.pb import rpc_pb2
 from esp.core.wire.call import MessageCall, messages
 from esp.core.wire.client import ClientConnection
@@ -34,7 +35,6 @@ from esp.core.wire.limits import Limits
 from esp.core.wire.message import MessageReader, prefix
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.response import ResponseHead
-from esp.core.wire.transport import connect
 
 COMPARED = ("direct", "esp", "esp-1", "grpc-proxy")
 STEPS_PER_SECOND = 20

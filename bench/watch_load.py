@@ -16,6 +16,7 @@ import sys
 import time
 from typing import Any
 
+from esp.core.dial import connect
 from esp.core.pb import rpc_pb2
 from esp.core.wire.call import MessageCall, messages
 from esp.core.wire.client import ClientConnection
@@ -24,7 +25,6 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import MessageReader, prefix
 from esp.core.wire.response import ResponseHead
-from esp.core.wire.transport import connect
 
 PREFIX = b"bench/watch/"  # on the first shard, see peers.SHARD_STARTS
 DIGITS = 20  # of the time in a value, nanoseconds

@@ -393,6 +393,26 @@ def _state(thread: Path) -> str:
     return "X"  # it has ended
 
 
+@contextmanager
+def grpc_proxy(binary: Path, target: str) -> Iterator[str]:
+    """Runs etcd's grpc-proxy in front of an address; the address where it listens."""
+    address = f"127.0.0.1:{free_port()}"
+    command = [str(binary), "grpc-proxy", "start", f"--endpoints={target}", f"--listen-addr={address}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(tied_to_this_process(command), **quiet) as process:
+        try:
+            wait_until(lambda: _accepts(address))
+            yield address
+        finally:
+            process.kill()
+
+
+def _accepts(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as sock:
+        return sock.connect_ex((host, int(port))) == 0
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     """Ask again and again; fails the test when the answer is still no after half a minute."""
     deadline = time.monotonic() + 30

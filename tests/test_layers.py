@@ -18,7 +18,7 @@ LAYERS = [
     {"esp.core.wire", "esp.core.pb"},
     {"esp.core.shard_map", "esp.core.config_fields", "esp.core.errors", "esp.core.descriptors", "esp.core.heap"},
     {"esp.core.config_shards", "esp.core.config_ranges", "esp.core.kubernetes"},
-    {"esp.core.config", "esp.core.lane", "esp.core.member"},
+    {"esp.core.config", "esp.core.dial", "esp.core.lane", "esp.core.member"},
     {"esp.core.shard"},
     {"esp.core.ask"},
     {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
@@ -178,6 +178,44 @@ async def all_of(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     finally:
         tasks.clear()  # an error holds on to this frame, and with it to what the others have answered
     raise failure
+
+
+async def first_of(
+    work: Iterable[Callable[[], Coroutine[Any, Any, Result]]], pause: float, unwanted: Callable[[Result], object]
+) -> Result:
+    """The result of the first work that succeeds; each begins `pause` seconds after the one before, or when one fails.
+
+    The rest is cancelled; a result that came all the same is given to `unwanted`.
+
+    Raises:
+        ExceptionGroup: all have failed; the failures in the order of the work.
+    """
+    begun: list[asyncio.Task[Result]] = []
+    running: set[asyncio.Task[Result]] = set()
+    winner: asyncio.Task[Result] | None = None
+
+    def dispose(task: asyncio.Task[Result]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            unwanted(task.result())
+
+    rest = deque(work)
+    try:
+        while rest or running:
+            if rest:
+                begun.append(asyncio.get_running_loop().create_task(rest.popleft()()))
+                running.add(begun[-1])
+            timeout = pause if rest else None
+            done, running = await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            winner = next((task for task in done if task.exception() is None), None)
+            if winner is not None:
+                return winner.result()
+        failures = [error for task in begun if isinstance(error := task.exception(), Exception)]
+        raise ExceptionGroup("all have failed", failures)
+    finally:
+        for task in begun:
+            if task is not winner:
+                task.cancel()
+                task.add_done_callback(dispose)
 
 
 def in_a_thread(name: str, work: Callable[[], Result]) -> asyncio.Future[Result]:

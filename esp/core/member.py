@@ -13,15 +13,22 @@ from typing import Final
 from esp.core.errors import is_esp
 from esp.core.wire.call import BrokenCall, MessageCall, messages
 from esp.core.wire.client import ClientConnection
-from esp.core.wire.hpack import encode
 from esp.core.wire.message import prefix
-from esp.core.wire.status import RpcError
+from esp.core.wire.status import Code, RpcError
 
 STATUS_PATH: Final = b"/etcdserverpb.Maintenance/Status"
-PROBE: Final = b"esp-probe"
-"""Metadata of a Status call that is for the server asked, and for nobody behind it. An etcd takes no notice."""
-STATUS: Final = STATUS_PATH, encode([(PROBE, b"1")])
-"""The head of what a member is asked about itself."""
+STATUS: Final = STATUS_PATH, b""
+"""The head of the question."""
+PROBE: Final = b"\xda\x94\x01\x09esp-probe"
+"""The StatusRequest: a field of number 2379 that no etcd knows or takes notice of.
+
+etcd's grpc-proxy passes it on to the server behind, but no metadata; that of etcd 3.4 does not (`ask_status`).
+"""
+
+
+def is_probe(message: bytes) -> bool:
+    """Whether a StatusRequest asks as an esp does. An etcd's has no fields."""
+    return PROBE in message
 
 
 class NotAnEtcd(OSError):
@@ -37,17 +44,20 @@ async def ask_status(connection: ClientConnection, seconds: float) -> bytes:
     Raises:
         RpcError: another answer, which is one, too: an etcd's that does not tell.
         NotAnEtcd: it is an esp.
-        OSError: there is no answer within so many seconds, or it broke off.
+        OSError: there is no answer within so many seconds, or it broke off, or it says Unavailable: an etcd that stops,
+            or a proxy with nothing behind it, or with an esp that waits for just this answer.
     """
     call = MessageCall(connection, messages())
     try:
         async with asyncio.timeout(seconds):
-            connection.call(call, STATUS, b"", prefix(b""), end=True)
+            connection.call(call, STATUS, b"", prefix(PROBE), end=True)
             connection.context.flush()
             return await call.read_only()
     except RpcError as error:
         if is_esp(error.status):
             raise NotAnEtcd from None
+        if error.status.code == Code.UNAVAILABLE:
+            raise OSError(f"it does not tell its status: {error.status.message}") from None
         raise
     except BrokenCall as broken:
         raise OSError(f"it breaks off when asked for its status: {broken}") from None

@@ -31,9 +31,10 @@ from google.protobuf.message import DecodeError, Message
 from esp.core import errors
 from esp.core.background import Background
 from esp.core.config import Endpoint
+from esp.core.dial import connect
 from esp.core.lane import Lane, ParkedCall, StreamOpener
 from esp.core.lookup import Lookups
-from esp.core.member import STATUS, NotAnEtcd, ask_status
+from esp.core.member import PROBE, STATUS, NotAnEtcd, ask_status
 from esp.core.pb import rpc_pb2
 from esp.core.wire.call import BrokenCall, MessageCall, Reader, messages
 from esp.core.wire.client import ClientConnection
@@ -44,7 +45,6 @@ from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.splice import REPLAY_BYTES, SplicedCall
 from esp.core.wire.status import DEADLINE_EXCEEDED, Code, RpcError, Status
-from esp.core.wire.transport import connect
 
 log = logging.getLogger("esp.shard")
 
@@ -58,6 +58,7 @@ LONGEST_PAUSE: Final = 2.0
 """Seconds between rounds over the endpoints; a connection that holds this long makes the pauses start small again."""
 HIGHEST_REVISION: Final = 1 << 51
 """No etcd gets here by writing; from 2**52 on a shard's revisions would be taken for vector tokens."""
+LOWEST_TOKEN: Final = 1 << 52
 DEFAULT_TXN_OPS: Final = 128
 """etcd's default of --max-txn-ops."""
 MANY_CALLS: Final = 1000
@@ -436,7 +437,7 @@ class Shard:
         while True:
             try:
                 timeout = self.context.limits.connect_timeout
-                answer = await self.forward_unary(STATUS, b"", idempotent=True, timeout=timeout)
+                answer = await self.forward_unary(STATUS, PROBE, idempotent=True, timeout=timeout)
                 self._take_status(answer)
                 return
             except OSError as error:
@@ -462,10 +463,12 @@ class Shard:
 
         Raises:
             RpcError: it is no StatusResponse.
-            OSError: its revision is none that can be served.
+            OSError: its revision is none that can be served, or an esp's token.
         """
         status = self.parsed(rpc_pb2.StatusResponse, answer)
         self.implausible = ""
+        if status.header.revision >= LOWEST_TOKEN:
+            raise NotAnEtcd
         if status.header.revision >= HIGHEST_REVISION:
             self.implausible = (
                 f"it is at revision {status.header.revision}, and from 2^51 = {HIGHEST_REVISION} on esp cannot tell "
@@ -529,7 +532,7 @@ class Shard:
         try:
             addresses = await self._lookups.addresses(endpoint.host, seconds)
             async with asyncio.timeout(seconds):
-                await connect(connection, addresses, endpoint.port)
+                await connect(connection, addresses, endpoint.port, seconds)
                 await greeted
         except TimeoutError:
             raise OSError(f"no answer within {seconds:g} s") from None

@@ -111,7 +111,7 @@ class ScriptedConnection:
         if call is not None and frame.kind in (frames.DATA, frames.HEADERS) and frame.flags & frames.END_STREAM:
             call.whole = True
             if call.path == STATUS and self.etcd.version is None:
-                self.says(headers(call.stream, HEAD + trailers(UNTOLD), end=True))
+                self.says(headers(call.stream, HEAD + trailers(self.etcd.untold), end=True))
             elif call.path == STATUS and self.etcd.tells:
                 header = rpc_pb2.ResponseHeader(revision=self.etcd.revision)
                 status = rpc_pb2.StatusResponse(header=header, version=self.etcd.version)
@@ -185,7 +185,7 @@ class ScriptedEtcd:
     Attributes:
         greeting: the settings it begins with; None: it says nothing at all.
         calls: every call heard on any connection, but for those after the version.
-        version, revision: what it says of itself; no version: an error.
+        version, revision: what it says of itself; no version: `untold`, an error.
         tells: whether it answers that at all.
         on_frame: called with every frame heard.
     """
@@ -195,6 +195,7 @@ class ScriptedEtcd:
         self.port = port
         self.silent = silent
         self.version: str | None = VERSION
+        self.untold = UNTOLD
         self.tells = True
         self.revision = 1
         self.calls: list[HeardCall] = []

@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import asyncio
 import logging
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from esp.core import background as module
-from esp.core.background import Background, all_of
+from esp.core.background import Background, all_of, first_of
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -182,6 +186,84 @@ def test_the_first_failure_cancels_the_rest_and_is_raised_as_it_came() -> None:
             await all_of([waits(), fails_later(), waits()])
         assert cancelled == [True, True]
         assert await all_of([asyncio.sleep(0, number) for number in range(3)]) == [0, 1, 2]
+
+    asyncio.run(test())
+
+
+class Attempts:
+    """Work that does as it is told; what began, and what was let go of, in order."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.dropped: list[str] = []
+
+    def of(self, *names: str) -> list[Callable[[], Coroutine[Any, Any, str]]]:
+        return [partial(getattr(self, name.split()[0]), name) for name in names]
+
+    async def fails(self, name: str) -> str:
+        self.begun.append(name)
+        raise Bug(name)
+
+    async def hangs(self, name: str) -> str:
+        self.begun.append(name)
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            self.dropped.append(name)
+            raise
+        return name
+
+    async def succeeds(self, name: str) -> str:
+        self.begun.append(name)
+        return name
+
+    async def insists(self, name: str) -> str:
+        self.begun.append(name)
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(1000)
+        return name
+
+
+@pytest.mark.parametrize(
+    ("names", "pause", "begun", "dropped"),
+    [
+        (["succeeds", "hangs"], 1000.0, ["succeeds"], []),
+        (["fails", "fails too", "succeeds", "hangs"], 1000.0, ["fails", "fails too", "succeeds"], []),
+        (["hangs", "hangs too", "succeeds", "fails"], 0.01, ["hangs", "hangs too", "succeeds"], ["hangs", "hangs too"]),
+        (["insists", "hangs", "succeeds"], 0.01, ["insists", "hangs", "succeeds"], ["hangs", "insists"]),
+    ],
+)
+def test_the_first_of_several_to_succeed(names: list[str], pause: float, begun: list[str], dropped: list[str]) -> None:
+    async def test() -> None:
+        attempts = Attempts()
+        got = await first_of(attempts.of(*names), pause, attempts.dropped.append)
+        assert got == "succeeds"
+        await rest()
+        assert (attempts.begun, sorted(attempts.dropped)) == (begun, dropped)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(test())
+
+
+def test_all_that_were_to_succeed_fail() -> None:
+    async def test() -> None:
+        attempts = Attempts()
+        with pytest.raises(ExceptionGroup) as failed:
+            await first_of(attempts.of("fails", "fails too"), 1000, attempts.dropped.append)
+        assert [str(error) for error in failed.value.exceptions] == ["fails", "fails too"]
+
+    asyncio.run(test())
+
+
+def test_who_waits_for_the_first_of_several_gives_up() -> None:
+    async def test() -> None:
+        attempts = Attempts()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await first_of(attempts.of("hangs", "insists", "hangs too"), 0.001, attempts.dropped.append)
+        await rest()
+        assert sorted(attempts.dropped) == ["hangs", "hangs too", "insists"]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(test())
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from esp.core import config
 from esp.core.local import LocalEtcd
+from esp.core.member import is_probe
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.proxy import Proxy
 from esp.core.services.watch.messages import DUPLICATE_ID
@@ -151,7 +152,7 @@ class Garbler:
         call = connection.call(frame.stream)
         if call is None:
             return
-        path = "" if b"esp-probe" in call.fields else call.path.decode()
+        path = "" if is_probe(call.body) else call.path.decode()
         if path in (KEEPALIVE, WATCH):
             if frame.kind == frames.DATA:
                 self._on_stream(connection, call, path)

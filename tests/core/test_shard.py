@@ -132,6 +132,28 @@ class TestCalls:
         assert "cannot tell revisions from its own tokens" in caplog.text
 
     @in_a_loop
+    async def test_a_member_at_a_token_is_an_esp(self) -> None:
+        """Something between has passed the question on as a client's."""
+        async with ScriptedEtcd() as etcd:
+            etcd.revision = MARK
+            async with Front(etcd.endpoint, waits=False) as front:
+                await front.until(lambda: front.shard.barred)
+                assert front.shard.implausible == ""
+                assert "it is an esp" in front.shard.troubles[etcd.endpoint]
+
+    @in_a_loop
+    async def test_a_member_that_has_nothing_behind_it_gets_no_calls(self) -> None:
+        async with ScriptedEtcd() as etcd:
+            etcd.version, etcd.untold = None, errors.NO_CONNECTION
+            async with Front(etcd.endpoint, waits=False) as front:
+                await front.until(lambda: len(etcd.connections) > 2)
+                assert not front.shard.is_ready
+                told = "it does not tell its status: there is no connection available"
+                assert front.shard.troubles[etcd.endpoint] == told
+                etcd.version = VERSION
+                await front.until(lambda: front.shard.is_ready)
+
+    @in_a_loop
     async def test_one_that_gets_there_while_it_is_served_is_found_when_it_is_connected_to_again(self) -> None:
         async with ScriptedEtcd() as etcd, Front(etcd.endpoint) as front:
             first = await etcd.accepts()

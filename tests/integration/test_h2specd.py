@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from esp.core import local
+from esp.core.dial import connect
 from esp.core.local import free_port
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
-from esp.core.wire.transport import connect
 from tests.core.wire.upstream import Call, forward
 from tests.harness import is_listening, peer, wait_until
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
-from tests.harness import EspProcess, Esps, connect, outcome, wait_until
+from tests.harness import EspProcess, Esps, Etcds, connect, grpc_proxy, outcome, peer, wait_until
 from tests.stubs import rpc_pb2_grpc
 
 
@@ -192,3 +193,60 @@ def test_another_esp_is_no_shard_though_it_is_no_circle(
     front = start_esp.launch("-c", config(tmp_path / "two.yaml", [alone.url], []))
     front.wait_ready()
     assert f"({alone.url})" in wait_refused(front, b"a")
+
+
+@pytest.fixture(params=["etcd", "etcd37", "etcd34"])
+def proxy_binary(request: pytest.FixtureRequest, etcd_binary: Path) -> Path:
+    """An etcd whose grpc-proxy passes on no metadata, but messages as they are; that of 3.4 only what it knows."""
+    return {"etcd": lambda: etcd_binary, "etcd37": lambda: peer("etcd"), "etcd34": lambda: peer("etcd34")}[
+        request.param
+    ]()
+
+
+def test_a_grpc_proxy_of_etcd_that_leads_back(
+    start_esp: Esps, etcd: LocalEtcd, tmp_path: Path, proxy_binary: Path
+) -> None:
+    port = free_port()
+    with grpc_proxy(proxy_binary, f"127.0.0.1:{port}") as address:
+        path = config(tmp_path / "esp.yaml", [address], [etcd.endpoint])
+        esp = start_esp.launch("-c", path, "--listen", f"http://127.0.0.1:{port}")
+        esp.wait_ready()
+        assert f"shard a leads to an esp, this one or another (http://{address})" in wait_refused(esp, b"a")
+        with connect(esp) as channel:
+            put(channel, b"z")
+
+
+def test_a_grpc_proxy_of_etcd_that_leads_back_to_an_esp_of_one_shard(
+    request: pytest.FixtureRequest, start_esp: Esps, tmp_path: Path, proxy_binary: Path
+) -> None:
+    port = free_port()
+    with grpc_proxy(proxy_binary, f"127.0.0.1:{port}") as address:
+        path = config(tmp_path / "esp.yaml", [address], [])
+        esp = start_esp.launch("-c", path, "--listen", f"http://127.0.0.1:{port}")
+        esp.wait_ready()
+        if "etcd34" not in request.node.name:
+            assert f"shard a leads to an esp, this one or another (http://{address})" in wait_refused(esp, b"a")
+            return
+        # The probe comes through as a client's Status, which waits for the shard that is probed.
+        for _ in range(3):
+            time.sleep(1)
+            with pytest.raises(urllib.error.HTTPError, match="503"):
+                page(esp, "/readyz")
+            with connect(esp) as channel:
+                refused = grpc.StatusCode.UNAVAILABLE, "there is no connection available"
+                assert outcome(lambda: put(channel, b"a")) == refused
+
+
+def test_a_grpc_proxy_of_etcd_in_front_of_a_shard_watches_under_ids_of_its_own(
+    start_esp: Esps, etcd: LocalEtcd, start_etcd: Etcds, tmp_path: Path, proxy_binary: Path
+) -> None:
+    """Its events would go to nobody."""
+    with grpc_proxy(proxy_binary, start_etcd().address) as address:
+        esp = start_esp.launch("-c", config(tmp_path / "esp.yaml", [address], [etcd.endpoint]))
+        esp.wait_ready()
+        with connect(esp) as channel:
+            put(channel, b"a")
+            create = rpc_pb2.WatchRequest(create_request=rpc_pb2.WatchCreateRequest(key=b"a"))
+            refused = grpc.StatusCode.INTERNAL, "esp: the answer of shard a gives a watch another id than was asked for"
+            stub = rpc_pb2_grpc.WatchStub(channel)
+            assert outcome(lambda: next(stub.Watch(iter([create]), timeout=20))) == refused

@@ -8,7 +8,7 @@ from typing import Final
 from google.protobuf.descriptor import MethodDescriptor
 
 from esp.core import errors
-from esp.core.member import PROBE, STATUS_PATH
+from esp.core.member import STATUS_PATH, is_probe
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
 from esp.core.services import metadata
@@ -17,7 +17,7 @@ from esp.core.services.read_batch import PassReads
 from esp.core.shard import Shard
 from esp.core.wire.message import ENCODINGS, quote, unknown_encoding
 from esp.core.wire.request import RequestHead, is_grpc_type, malformed_method
-from esp.core.wire.server_stream import Handler, Refuse
+from esp.core.wire.server_stream import Handler, Refuse, ServerStream
 from esp.core.wire.status import Code, Status
 
 METHODS: Final[dict[bytes, MethodDescriptor]] = {
@@ -64,7 +64,9 @@ class Router:
         self._page = page
         self._to_shard = {shard.name.encode(): _PassAll(shard) for shard in routing.shards.values()}
         self._only = next(iter(self._to_shard.values())) if len(routing.shards) == 1 else None
-        self._served = served
+        self._served = dict(served)
+        if status := self._served.get(STATUS_PATH):
+            self._served[STATUS_PATH] = NoShard(status)
 
     def find(self, head: RequestHead) -> Handler:
         """The handler of `head`, which is left with `forward` made for it and the fields that are of use later."""
@@ -77,8 +79,6 @@ class Router:
             return _other_form(head) or self._page
         if b"/" not in head.path[1:]:
             return Refuse(malformed_method(head.path))
-        if head.path == STATUS_PATH and head.field(PROBE):
-            return Refuse(errors.IS_ESP)
         if wrong := metadata.refuse(head):
             return Refuse(wrong)
         named = head.field(metadata.SHARD)
@@ -103,6 +103,25 @@ _OURS: Final = frozenset((metadata.SHARD, metadata.READ))
 _READ_LATER: Final = metadata.LOAD_BEARING | {metadata.READ}
 
 
+class NoShard(Handler):
+    """Serves Status for clients, and tells an esp that asks whether this is an etcd what this is.
+
+    Attributes:
+        handler: of a client's call.
+    """
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.idempotent = handler.idempotent
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """A client's goes on; a probe goes nowhere."""
+        if is_probe(message):
+            stream.finish(errors.IS_ESP)
+        else:
+            self.handler.on_message(stream, message)
+
+
 class _PassAll:
     """Handlers that pass every RPC on to one shard."""
 
@@ -111,6 +130,7 @@ class _PassAll:
         self._read = PassUnary(shard, idempotent=True)
         self._write = PassUnary(shard, idempotent=False)
         self._stream = PassStream(shard)
+        self._status = NoShard(self._read)
 
     def handler(self, path: bytes) -> Handler:
         method = METHODS.get(path)
@@ -118,6 +138,8 @@ class _PassAll:
             return self._stream
         if path == _RANGE:
             return self._range
+        if path == STATUS_PATH:
+            return self._status
         return self._read if path in READS else self._write
 
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from heapq import nsmallest
 from time import monotonic
@@ -345,7 +345,10 @@ class ServerProtocol(WireProtocol):
         self._unread = b""
         self._read(not self._is_full)
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            try:
+                self.transport.write_eof()
+            except OSError:  # the client has gone, and the loop has not told so far
+                self._abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
@@ -624,23 +627,3 @@ class ClientProtocol(WireProtocol):
         super().close()
         if self.transport is not None and self.transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(LINGER_SECONDS, self.transport.abort)
-
-
-async def connect(connection: ClientConnection, addresses: Sequence[str], port: int) -> None:
-    """Connects `connection` to the first of the addresses that accepts, and sends its preface.
-
-    Raises:
-        OSError: no connection; with the numbers of all that went wrong.
-    """
-    failures: list[OSError] = []
-    try:
-        for address in addresses:
-            try:
-                await asyncio.get_running_loop().create_connection(lambda: ClientProtocol(connection), address, port)
-                return
-            except OSError as error:
-                failures.append(error)
-    except BaseException:
-        connection.on_flush = None  # uvloop has closed what it began, and raises at a further write
-        raise
-    raise failures[0] if len(failures) == 1 else OSError("; ".join(map(str, failures)))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from esp.core.config import parse
+from esp.core.member import STATUS_PATH
 from esp.core.proxy import Proxy
 from esp.core.services.handlers import PassStream, PassUnary
 from esp.core.services.pages import Pages
 from esp.core.services.read_batch import PassReads
-from esp.core.services.router import METHODS, READS
+from esp.core.services.router import METHODS, READS, NoShard
 from esp.core.wire.request import parse_request
 from esp.core.wire.server_stream import Handler, Refuse
 from esp.core.wire.status import Code
@@ -73,6 +74,10 @@ def assert_passed_on(handler: Handler, path: bytes) -> None:
     if method.client_streaming or method.server_streaming:
         assert isinstance(handler, PassStream)
     else:
+        assert handler.idempotent == (path in READS)
+        if isinstance(handler, NoShard):
+            assert path == STATUS_PATH
+            handler = handler.handler
         assert isinstance(handler, PassReads if path.endswith(b"KV/Range") else PassUnary)
         assert handler.idempotent == (path in READS)
 

@@ -371,6 +371,28 @@ def test_a_client_that_vanishes_cancels_its_calls(run: Run) -> None:
     run(test)
 
 
+def test_a_client_that_resets_as_it_is_closed(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """The loop has not told of the reset yet: nothing can be shut down, and that is nobody's fault."""
+
+    async def test() -> None:
+        async with serving() as server:
+            others = [await server.client() for _ in range(3)]
+            client = await server.client()
+            for one in (*others, client):
+                await one.says(GET)
+                await one.hears(lambda heard: heard.endswith(b"page\n"))
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sock.close()
+            ended = asyncio.create_task(server.listener.drain(STOPPING, 5))
+            for one in others:
+                await one.hears_the_end()
+                one.sock.close()
+            assert await ended
+
+    run(test)
+    assert "bug" not in caplog.text
+
+
 def test_connections_beyond_the_limit_are_refused(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with serving(Limits(max_connections=2)) as server:

@@ -487,7 +487,7 @@ def test_a_shard_that_watches_under_another_id_than_was_asked_for_is_blamed(capl
     """As etcd's grpc-proxy does: the events would go to nobody, or to another client."""
     world = World(b"m")
     client, other = world.client(), world.client()
-    call, _ = live(world, other, shard=1, key=b"z")
+    live(world, other, shard=1, key=b"z")
     client.creates(key=b"a")
     stream, [create] = world.etcds[0].hears()
     world.etcds[0].says(stream, created(create.watch_id - 1, 5), events(create.watch_id - 1, put(b"a", 6)))

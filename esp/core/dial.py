@@ -1,0 +1,63 @@
+"""Connecting to a server by its addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from esp.core.background import first_of
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.transport import ClientProtocol
+
+ATTEMPT_SECONDS: Final = 0.25
+"""How long an address may take before the next one is tried beside it (RFC 8305, "Connection Attempt Delay")."""
+
+
+async def connect(connection: ClientConnection, addresses: Sequence[str], port: int, seconds: float = math.inf) -> None:
+    """Connects `connection` to the first of the addresses that accepts, and sends its preface.
+
+    The addresses are tried in their order. One that does not answer does not keep the later ones from being tried.
+
+    Args:
+        connection: what speaks there.
+        addresses: one at least.
+        port: the same at each.
+        seconds: after so many the caller gives up: the last address is tried when half of that is over.
+
+    Raises:
+        OSError: no connection; with the numbers of all that went wrong.
+    """
+    attempts = [partial(_accepted, address, port) for address in addresses]
+    try:
+        pause = min(ATTEMPT_SECONDS, seconds / 2 / len(addresses))
+        sock = await first_of(attempts, pause, socket.socket.close)
+    except ExceptionGroup as failed:
+        failures = failed.exceptions
+        raise failures[0] if len(failures) == 1 else OSError("; ".join(map(str, failures))) from None
+    try:
+        await asyncio.get_running_loop().create_connection(lambda: ClientProtocol(connection), sock=sock)
+    except BaseException:
+        connection.on_flush = None  # uvloop has closed what it began, and raises at a further write
+        raise
+
+
+async def _accepted(address: str, port: int) -> socket.socket:
+    """A socket that is connected to the address.
+
+    Raises:
+        OSError: it does not accept.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    # Of a socket whose protocol is not told, asyncio does not know that TCP_NODELAY is for it.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (address, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
