@@ -193,7 +193,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Test], None]:
 
     def run(test: Test) -> None:
         async def bounded() -> None:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):  # slow readers take a busy machine half a minute
                 await test()
 
         with asyncio.Runner(loop_factory=request.param) as runner:
