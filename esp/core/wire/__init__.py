@@ -45,7 +45,7 @@ The names that the layers above may use (tests/test_layers.py):
     splice: SplicedCall, NO_TRAILERS, REPLAY_BYTES
     call: MessageCall, Reader, Together, TogetherCall, BrokenCall, messages
     http1: Page
-    transport: Listener, ClientProtocol, TICK_SECONDS, ClientProtocol
+    transport: Listener, ClientProtocol, TICK_SECONDS
 
 Nothing is imported here: a command that needs `status` alone loads no other file.
 """
