@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from google.protobuf.message import Message
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
@@ -564,3 +565,33 @@ def _watchers() -> Iterator[Chunk]:
         yield frame(_DATA, 0, 1, b"".join(parts)), 100
     while True:
         yield None
+
+
+def _call(name: str, about: str, path: bytes, request: Message, rate: float, *metadata: tuple[bytes, bytes]) -> None:
+    """The same call, again and again."""
+    body = message(request.SerializeToString())
+    _attack(name, about, rate)(lambda: _calls(grpc_head(path, *metadata), body))
+
+
+_ALL = rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0", limit=3)
+_LEASE, _KV = b"/etcdserverpb.Lease/", b"/etcdserverpb.KV/"
+_call("status", "Status", b"/etcdserverpb.Maintenance/Status", rpc_pb2.StatusRequest(), 0.3 * _MB)
+_call("lease-grant", "LeaseGrant", _LEASE + b"LeaseGrant", rpc_pb2.LeaseGrantRequest(TTL=60), 0.3 * _MB)
+_call("lease-revoke", "LeaseRevoke of no lease", _LEASE + b"LeaseRevoke", rpc_pb2.LeaseRevokeRequest(ID=5), 0.3 * _MB)
+_call("lease-list", "LeaseLeases", _LEASE + b"LeaseLeases", rpc_pb2.LeaseLeasesRequest(), 0.3 * _MB)
+_call("compact", "Compact, refused", _KV + b"Compact", rpc_pb2.CompactionRequest(revision=1), 0.3 * _MB)
+_call("snapshots", "Ranges at one moment", _KV + b"Range", _ALL, 0.3 * _MB, (b"esp-read", b"snapshot"))
+_call(
+    "empty-txns",
+    "Txns of 200,000 operations that name no key",
+    _KV + b"Txn",
+    rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest())] * 200_000),
+    4 * _MB,
+)
+_call(
+    "wide-watches",
+    "watchers over all shards, each in a stream of its own",
+    b"/etcdserverpb.Watch/Watch",
+    rpc_pb2.WatchRequest(create_request=rpc_pb2.WatchCreateRequest(key=b"\0", range_end=b"\0")),
+    0.3 * _MB,
+)

@@ -1,181 +1,121 @@
-"""Calls to all shards outside KV, over two shards that a test speaks for: how many are at work at once."""
+"""Questions to several shards: answers and failures side by side, deadlines, and an end for whoever asks no more."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
-import grpc
-import grpc.aio
 import pytest
-from google.protobuf.message import Message
 
-from esp.core import config
-from esp.core.config import Config
+from esp.core import errors
+from esp.core.ask import ALARMS, RANGE, STATUS, Method, answers_of, ask, ask_all, failures_of
 from esp.core.pb import rpc_pb2
-from esp.core.proxy import Proxy
-from esp.core.wire import frames
-from esp.core.wire.limits import Limits
-from tests.core.scripted_etcd import HeardCall, ScriptedConnection, ScriptedEtcd
-from tests.core.wire.conversation import HEAD, Frame, data, headers, message, trailers
-
-HEADER = rpc_pb2.ResponseHeader(cluster_id=7, member_id=8, revision=9, raft_term=2)
-LEASE = "/etcdserverpb.Lease/"
-ALL_SHARDS: dict[str, tuple[Message, Message]] = {
-    LEASE + "LeaseGrant": (rpc_pb2.LeaseGrantRequest(ID=5, TTL=60), rpc_pb2.LeaseGrantResponse(header=HEADER, TTL=60)),
-    LEASE + "LeaseRevoke": (rpc_pb2.LeaseRevokeRequest(ID=5), rpc_pb2.LeaseRevokeResponse(header=HEADER)),
-    LEASE + "LeaseTimeToLive": (
-        rpc_pb2.LeaseTimeToLiveRequest(ID=5),
-        rpc_pb2.LeaseTimeToLiveResponse(header=HEADER, ID=5, TTL=9, grantedTTL=60),
-    ),
-    LEASE + "LeaseLeases": (rpc_pb2.LeaseLeasesRequest(), rpc_pb2.LeaseLeasesResponse(header=HEADER)),
-    "/etcdserverpb.Maintenance/Status": (
-        rpc_pb2.StatusRequest(),
-        rpc_pb2.StatusResponse(header=HEADER, version="3.5.99", leader=8),
-    ),
-}
+from esp.core.shard import Shard
+from esp.core.wire.status import DEADLINE_EXCEEDED, Code, RpcError
 
 
-class Asked:
-    """A shard; it answers when it is told to.
+class FakeShard:
+    """A shard that answers with `body`, or with an error; `asked` has what it was asked, `cancelled` counts ends."""
 
-    Attributes:
-        open: calls that wait for their answers.
-        most: how many there have been at once.
-    """
+    parsed = Shard.parsed
+    blamed = Shard.blamed
 
-    def __init__(self, etcd: ScriptedEtcd) -> None:
-        self.etcd = etcd
-        self.open: list[tuple[ScriptedConnection, HeardCall]] = []
-        self.most = 0
-        self.answers_at_once = True
-        etcd.tells = False
-        etcd.on_frame = self._on_frame  # type: ignore[assignment]
+    def __init__(self, name: str, body: bytes | RpcError | None) -> None:
+        self.name = name
+        self.body = body
+        self.endpoint = None
+        self.garbled = 0
+        self.asked: list[tuple[Any, ...]] = []
+        self.cancelled = 0
 
-    def _on_frame(self, connection: ScriptedConnection, frame: Frame) -> None:
-        call = connection.call(frame.stream)
-        if frame.kind == frames.RST_STREAM:
-            self.open = [each for each in self.open if each[1] is not call]
-        if call is None or not call.whole or frame.kind not in (frames.DATA, frames.HEADERS):
-            return
-        self.open.append((connection, call))
-        self.most = max(self.most, len(self.open))
-        if self.answers_at_once or b"esp-probe" in call.fields:
-            self.answer(len(self.open) - 1)
+    def free_connection(self) -> None:
+        """None: each call has a task."""
 
-    def answer(self, index: int = 0) -> None:
-        connection, call = self.open.pop(index)
-        _, answer = ALL_SHARDS[call.path.decode()]
-        stream = call.stream
-        connection.says(
-            headers(stream, HEAD)
-            + data(stream, message(answer.SerializeToString()))
-            + headers(stream, trailers(), end=True)
+    async def forward_unary(
+        self,
+        head: Any,
+        message: bytes,
+        *,
+        idempotent: bool,
+        timeout: Any,  # noqa: ASYNC109
+        down: Any,
+    ) -> bytes:
+        self.asked.append((head, message, idempotent, timeout, down))
+        try:
+            await asyncio.sleep(0 if self.body is not None else 3600)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if isinstance(self.body, bytes):
+            return self.body
+        assert self.body is not None
+        raise self.body
+
+
+def status(revision: int) -> bytes:
+    return rpc_pb2.StatusResponse(header=rpc_pb2.ResponseHeader(revision=revision)).SerializeToString()
+
+
+def shards(**bodies: bytes | RpcError | None) -> list[Any]:
+    return [FakeShard(name, body) for name, body in bodies.items()]
+
+
+def test_outcomes_are_by_name_and_one_that_fails_cuts_no_other_short() -> None:
+    asked = shards(c=errors.NO_CONNECTION.error(), a=status(5), b=b"\xff")
+    outcomes = asyncio.run(ask_all(asked, STATUS, rpc_pb2.StatusRequest()))
+    assert list(outcomes) == ["c", "a", "b"], "in the order in which they were given"
+    assert {name: answer.header.revision for name, answer in answers_of(outcomes).items()} == {"a": 5}
+    failures = failures_of(outcomes)
+    assert failures["c"] == errors.NO_CONNECTION
+    assert failures["b"].code == Code.INTERNAL
+    assert failures["b"].message == "esp: the answer of shard b is no StatusResponse"
+
+
+def test_the_deadline_that_esp_sets_is_never_told_as_the_clients() -> None:
+    asked = shards(a=DEADLINE_EXCEEDED.error(), b=status(5))
+    outcomes = asyncio.run(ask_all(asked, STATUS, rpc_pb2.StatusRequest(), seconds=1.5))
+    assert outcomes["a"] == errors.REQUEST_TIMED_OUT
+    assert all(0 < shard.asked[0][3] <= 1.5 for shard in asked)
+
+
+def test_each_shard_may_be_asked_something_of_its_own_with_the_clients_metadata() -> None:
+    asked = shards(a=status(1), b=status(2))
+    client: Any = object()
+
+    async def work() -> None:
+        await ask_all(
+            asked, RANGE, lambda shard: rpc_pb2.RangeRequest(key=shard.name.encode()), metadata=b"m", down=client
         )
 
-
-@asynccontextmanager
-async def world(parts: int) -> AsyncIterator[tuple[Proxy, list[Asked], grpc.aio.Channel]]:
-    async with ScriptedEtcd() as one, ScriptedEtcd() as other:
-        shards = [Asked(one), Asked(other)]
-        ports = [etcd.endpoint.port for etcd in (one, other)]
-        async with Proxy(settings(ports, parts)) as proxy:
-            assert not await proxy.connected(10)
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{proxy.bound[0][1]}") as channel:
-                for shard in shards:
-                    shard.answers_at_once, shard.most = False, 0
-                yield proxy, shards, channel
+    asyncio.run(work())
+    for shard in asked:
+        ((head, message, idempotent, timeout, down),) = shard.asked
+        assert head == (b"/etcdserverpb.KV/Range", b"m")
+        assert rpc_pb2.RangeRequest.FromString(message).key == shard.name.encode()
+        assert (idempotent, timeout, down) == (True, None, client)
 
 
-def settings(ports: list[int], parts: int) -> Config:
-    text = (
-        f"shards:\n- {{name: a, endpoints: ['127.0.0.1:{ports[0]}'], ranges: [{{start: '', end: m}}]}}\n"
-        f"- {{name: b, endpoints: ['127.0.0.1:{ports[1]}'], ranges: [{{start: m, end: ''}}]}}\n"
-    )
-    loaded = config.parse(text, Path("esp.yaml"))
-    return replace(loaded, listen=config.listen_of(["http://127.0.0.1:0"]), limits=Limits(max_parts_per_shard=parts))
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not true():  # noqa: ASYNC110 - there is nothing that tells
-            await asyncio.sleep(0.001)
-
-
-def asks(channel: grpc.aio.Channel, path: str, seconds: float = 20) -> asyncio.Task[bytes]:
-    async def ask() -> bytes:
-        answer: bytes = await channel.unary_unary(path)(ALL_SHARDS[path][0].SerializeToString(), timeout=seconds)
-        return answer
-
-    return asyncio.create_task(ask())
-
-
-def run(work: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(40):
-            await work()
-
-    asyncio.run(bounded())
-
-
-@pytest.mark.parametrize("path", ALL_SHARDS)
-def test_so_many_calls_are_at_work_on_a_shard_and_the_others_wait_for_their_turn(path: str) -> None:
-    async def work() -> None:
-        async with world(parts=2) as (proxy, shards, channel):
-            calls = [asks(channel, path) for _ in range(20)]
-            await until(lambda: proxy.gate.waiting == 18)
-            for _ in range(20):
-                await until(lambda: all(shard.open for shard in shards))
-                for shard in shards:
-                    shard.answer()
-            await asyncio.gather(*calls)
-            assert [shard.most for shard in shards] == [2, 2]
-            assert (dict(proxy.gate.busy), proxy.gate.waiting, proxy.gate.at_work) == ({"a": 0, "b": 0}, 0, {})
-
-    run(work)
-
-
-def test_what_waits_when_its_client_goes_is_asked_of_no_shard() -> None:
-    path = LEASE + "LeaseGrant"
+def test_who_asks_no_more_ends_the_calls_to_all_shards() -> None:
+    asked = shards(a=None, b=None)
 
     async def work() -> None:
-        async with world(parts=1) as (proxy, shards, channel):
-            first = asks(channel, path)
-            await until(lambda: all(shard.open for shard in shards))
-            late = [asks(channel, path, seconds=0.2) for _ in range(5)]
-            gone = await asyncio.gather(*late, return_exceptions=True)
-            assert [getattr(each, "code", str)() for each in gone] == [grpc.StatusCode.DEADLINE_EXCEEDED] * 5
-            await until(lambda: proxy.gate.waiting == 0)
-            for shard in shards:
-                shard.answer()
-            await first
-            assert [(shard.most, shard.open) for shard in shards] == [(1, []), (1, [])]
-            assert not proxy.leases.repair.waiting
+        task = asyncio.create_task(ask_all(asked, ALARMS, rpc_pb2.AlarmRequest()))
+        while not all(shard.asked for shard in asked):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
 
-    run(work)
+    asyncio.run(work())
+    assert [shard.cancelled for shard in asked] == [1, 1]
 
 
-def test_a_shard_that_stops_holds_up_leases_for_a_second_and_no_longer() -> None:
-    path = LEASE + "LeaseGrant"
-
-    async def work() -> None:
-        async with world(parts=1) as (proxy, (one, stopped), channel):
-            one.answers_at_once = True
-            calls = [asks(channel, path) for _ in range(20)]
-            await until(lambda: proxy.gate.stopped)
-            # None of those that have waited takes a place there, or they would have to wait once more.
-            await until(lambda: len(stopped.open) == 20)
-            await asyncio.gather(*calls)
-            assert one.most == 1
-            assert (dict(proxy.gate.busy), proxy.gate.waiting, proxy.gate.at_work) == ({"a": 0, "b": 0}, 0, {})
-            stopped.answers_at_once = True
-            with suppress(IndexError):
-                while True:
-                    stopped.answer()
-            await asks(channel, path)
-            assert not proxy.gate.stopped
-
-    run(work)
+def test_one_shard_raises_what_it_says() -> None:
+    (shard,) = shards(a=b"")
+    with pytest.raises(RpcError) as caught:
+        asyncio.run(ask(shard, STATUS, rpc_pb2.StatusRequest()))
+    assert caught.value.status.message == "esp: the answer of shard a has no header"
+    write = Method(b"/x/Y", rpc_pb2.StatusResponse, idempotent=False)
+    (shard,) = shards(a=status(1))
+    assert asyncio.run(ask(shard, write, rpc_pb2.StatusRequest())).header.revision == 1
+    assert shard.asked[0][2] is False

@@ -207,6 +207,7 @@ class Gate:
 
     def drop_shard(self, shard: str) -> None:
         """The shard has left the layout, and no call is about it any more."""
+        self.stopped.discard(shard)
         if not self.busy[shard] and not self._queues[shard]:
             del self.busy[shard], self._queues[shard]
 
