@@ -111,7 +111,7 @@ class WireProtocol(asyncio.Protocol, Worker):
         self._turns.serve_answers(self)
         if len(self._unread) >= MOST_UNREAD:
             self._read(False)  # until its turn has come
-        if not self._turns.waiting:  # else with what the other sockets lead to, in this turn of the loop
+        if not self._turns.will_run:  # else with what the other sockets lead to, in this turn of the loop
             self.context.flush()
 
     def work(self, stop: float) -> bool:

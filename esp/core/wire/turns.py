@@ -67,6 +67,7 @@ class Turns:
         soon: has something called in the next turn of the loop, after which sockets are looked at again; set by
             whoever has a loop.
         flush: writes what was made ready; set by the context.
+        will_run: `run` is called when the sockets of this turn of the loop were read, and writes what they led to.
         go_on: lets those go on that had sent as much as fits a turn; set by the context.
     """
 
@@ -80,11 +81,11 @@ class Turns:
         "_skipped",
         "_spent",
         "_virtual",
-        "_will_run",
         "clock",
         "flush",
         "go_on",
         "soon",
+        "will_run",
     )
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
@@ -101,7 +102,7 @@ class Turns:
         self._elsewhere = 0.0
         self._answered = 0.0
         self._skipped = 0
-        self._will_run = False
+        self.will_run = False
 
     @property
     def waiting(self) -> int:
@@ -112,7 +113,7 @@ class Turns:
         """`size` bytes have come for a client's `worker`, which works on them at once or stands in line."""
         if worker.in_line:
             return
-        if not self._will_run:
+        if not self.will_run:
             self._spent = 0.0
         # Spelled out, and without calls where there is a choice: this runs once per read.
         used, virtual = worker.used, self._virtual
@@ -142,7 +143,7 @@ class Turns:
         """Bytes have come for a shard's `worker`: they come before what clients want, but in slices as well."""
         if worker.in_line:
             return
-        if not self._will_run:
+        if not self.will_run:
             self._spent = 0.0
         start = self.clock()
         if self._spent >= AT_ONCE or worker.work(start + AT_ONCE):
@@ -171,8 +172,8 @@ class Turns:
 
     def run_soon(self) -> None:
         """Has `run` called when the sockets of this turn of the loop were read."""
-        if not self._will_run:
-            self._will_run = True
+        if not self.will_run:
+            self.will_run = True
             assert self.soon is not None
             self.soon(self.run)
 
@@ -181,7 +182,7 @@ class Turns:
 
         What that leads to is written once, at the end: a write for each step would cost more than the steps.
         """
-        self._will_run = False
+        self.will_run = False
         self._spent = 0.0
         self.go_on()
         self.flush()
