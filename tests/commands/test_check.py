@@ -19,7 +19,7 @@ from esp.core.config import parse
 from esp.core.health import Alarm, EndpointHealth, Health, Member, ShardHealth
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
-from tests.harness import Etcds, connect, unknown, wait_until, write_config
+from tests.harness import Etcds, connect, peer, unknown, wait_until, write_config
 from tests.stubs import rpc_pb2_grpc
 
 
@@ -67,8 +67,12 @@ def members(session_etcds: Etcds) -> list[LocalEtcd]:
 
 
 class TestHealthy:
-    def test_every_endpoint_is_listed_and_the_map(self, start_etcd: Etcds, tmp_path: Path) -> None:
-        shards = start_etcd.several(3)
+    @pytest.mark.parametrize("generation", ["etcd", "etcd37", "etcd34"])
+    def test_every_endpoint_is_listed_and_the_map(
+        self, start_etcd: Etcds, tmp_path: Path, etcd_binary: Path, generation: str
+    ) -> None:
+        binary = etcd_binary if generation == "etcd" else peer("etcd" if generation == "etcd37" else generation)
+        shards = start_etcd.several(3, binary=binary)
         config = write_config(tmp_path / "esp.yaml", shards, ["i", "r"])
         code, out, err = check()
         assert config.name == "esp.yaml"

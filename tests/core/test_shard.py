@@ -1058,3 +1058,11 @@ def test_a_shard_needs_no_running_loop_to_be_made() -> None:
     shard = Shard("s0", [dead()], WireContext(Limits()), Background())
     assert not shard.is_ready
     assert shard.endpoint is None
+
+
+@in_a_loop
+async def test_etcd_34_tells_its_alarms_without_a_header() -> None:
+    shard = Shard("s0", [dead()], WireContext(Limits()), Background())
+    assert shard.parsed(rpc_pb2.AlarmResponse, b"") == rpc_pb2.AlarmResponse()
+    with pytest.raises(RpcError, match="has no header"):
+        shard.parsed(rpc_pb2.PutResponse, b"")
