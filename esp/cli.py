@@ -139,7 +139,7 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Run the proxy until SIGTERM or SIGINT."""
+    """Run the proxy until SIGTERM, SIGINT or SIGHUP."""
     if local is not None and config is not None:
         raise CommandError("--local makes its own config; leave out -c", USAGE)
     if local is None and data_dir is not None:

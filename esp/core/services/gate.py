@@ -143,7 +143,7 @@ class Entry(Sink):
         return self._places
 
     def close(self) -> None:
-        """None of its parts is."""
+        """Gives back every place that the call still holds."""
         for shard in tuple(self._places):
             self.leave(shard)
 

@@ -170,7 +170,7 @@ class _Ranges(Routed):
     def wants_snapshot(self, stream: ServerStream) -> bool:
         """Whether all shards are to be read at one moment."""
         wanted = stream.head.field(metadata.READ)
-        return wanted == b"snapshot" or (self.snapshots and not wanted)  # default is each at its own, whatever is set
+        return wanted == b"snapshot" or (self.snapshots and not wanted)  # "default" is each, always
 
     def joins(self, request: rpc_pb2.RangeRequest) -> bool:
         """Whether the shards' bytes, one behind the other, are the answer."""

@@ -1,6 +1,6 @@
 """Sockets: the asyncio protocols that move bytes between transports and sans-I/O connections, and the listener.
 
-This is the only module of the wire that knows asyncio.
+This module and `call` are the only ones of the wire that know asyncio.
 """
 
 from __future__ import annotations
