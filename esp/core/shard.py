@@ -59,6 +59,7 @@ LONGEST_PAUSE: Final = 2.0
 HIGHEST_REVISION: Final = 1 << 51
 """No etcd gets here by writing; from 2**52 on a shard's revisions would be taken for vector tokens."""
 LOWEST_TOKEN: Final = 1 << 52
+TOKENS_END: Final = 1 << 53
 DEFAULT_TXN_OPS: Final = 128
 """etcd's default of --max-txn-ops."""
 MANY_CALLS: Final = 1000
@@ -470,7 +471,7 @@ class Shard:
         """
         status = self.parsed(rpc_pb2.StatusResponse, answer)
         self.implausible = ""
-        if status.header.revision >= LOWEST_TOKEN:
+        if LOWEST_TOKEN <= status.header.revision < TOKENS_END:
             raise NotAnEtcd
         if status.header.revision >= HIGHEST_REVISION:
             self.implausible = (

@@ -68,6 +68,7 @@ def test_a_path_that_is_empty(command: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["check -c", "serve -c", "serve --local 1 --data-dir"])
 def test_a_path_with_a_line_break_takes_one_line(command: str, tmp_path: Path) -> None:
     (tmp_path / "one\ntwo").touch()
+    command = command.replace("--local 1", f"--local 1 --listen http://127.0.0.1:{free_port()}")
     done = run(f"esp {command} $'one\\ntwo'", tmp_path)
     assert done.returncode != 0
     assert done.stderr.startswith("esp: one\\ntwo")
@@ -109,7 +110,7 @@ def test_local_etcds_are_served_though_the_welcome_cannot_be_written(output: str
 
 def test_a_data_dir_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = run("esp serve --local 1 --data-dir file", tmp_path)
+    done = run(f"esp serve --local 1 --listen http://127.0.0.1:{free_port()} --data-dir file", tmp_path)
     assert done.returncode == 1
     assert done.stderr == "esp: file: it is a file; use another --data-dir\n"
 
@@ -142,7 +143,7 @@ esp.__main__.main()
 
 def test_a_data_dir_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir(mode=0o555)
-    done = as_nobody("serve --local 1 --data-dir dir/new", tmp_path)
+    done = as_nobody(f"serve --local 1 --listen http://127.0.0.1:{free_port()} --data-dir dir/new", tmp_path)
     assert (done.returncode, done.stderr) == (1, "esp: dir/new: permission denied; use another --data-dir\n")
 
 
@@ -151,7 +152,7 @@ def test_a_data_dir_of_another_user(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text(f"listen: ['http://127.0.0.1:{free_port()}']\n" + CONFIG.replace(":1]", f":{free_port()}]"))
     (path.parent / "shard-0.log").touch(mode=0o444)
-    done = as_nobody("serve --local 1 --data-dir dir", tmp_path)
+    done = as_nobody(f"serve --local 1 --listen http://127.0.0.1:{free_port()} --data-dir dir", tmp_path)
     assert (done.returncode, done.stderr) == (
         1,
         "esp: dir/shard-0.log: permission denied; use another --data-dir\n",

@@ -74,7 +74,7 @@ async def call(port: int) -> None:
     connection = ClientConnection(WireContext(Limits()), f"127.0.0.1:{port}")
     ended = asyncio.Event()
     connection.on_change = lambda: ended.set() if connection.ended else None
-    await connect(connection, "127.0.0.1", port)
+    await connect(connection, ["127.0.0.1"], port)
     connection.call(Call(connection), forward(), b"", prefix(b"hello"), end=True)
     connection.context.flush()
     async with asyncio.timeout(20):
