@@ -123,7 +123,7 @@ class ApiServers:
             self._asked.set()
 
     async def run(self) -> None:
-        """Looks for what was seen, for ever."""
+        """Asks the shards, until cancelled, for the noted keys; one that exists shows that an apiserver is at work."""
         while True:
             await self._asked.wait()
             self._asked.clear()

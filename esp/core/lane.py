@@ -202,7 +202,7 @@ class Lane:
         self._context.reached("max_waiting_requests")
 
     def unpark(self, call: ParkedCall | _Waiter) -> bool:
-        """Takes it out of what waits; whether it did."""
+        """Removes a waiting call; False if the call was not waiting."""
         if call not in self.waiting:
             return False
         del self.waiting[call]

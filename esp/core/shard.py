@@ -116,7 +116,7 @@ class Shard:
         self._moved_on = -LONGEST_PAUSE
 
     def saw(self, revision: int) -> None:
-        """It has told a revision of its own."""
+        """Notes a revision that the shard has answered with."""
         self.seen = max(self.seen, revision)
 
     @property

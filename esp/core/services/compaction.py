@@ -47,7 +47,7 @@ class Compactions:
         self._answer(call, outcomes, request.revision)
 
     async def at_plain(self, call: CoroutineCall, request: rpc_pb2.CompactionRequest) -> None:
-        """Compacts the shard whose revision it is there, and each other where it surely was by then.
+        """Compacts the leading shard at the request's revision, and each other at what it had surely reached by then.
 
         Raises:
             RpcError: it is not known whose revision it is, or where the others were; or as `at_token`.
@@ -124,7 +124,7 @@ class Compactions:
 
 
 def _raise_first(outcomes: _Outcomes) -> None:
-    """Raises the first error; that it is compacted already is none here."""
+    """Raises the first error among the outcomes. "Already compacted" does not count as an error."""
     for outcome in outcomes.values():
         if isinstance(outcome, Status) and outcome != errors.COMPACTED:
             raise outcome.error()

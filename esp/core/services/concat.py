@@ -321,7 +321,7 @@ class _Part(ClientStream):
             concat.down.cut()
 
     def blamed(self, fault: str) -> Status:
-        """What the client is told of an answer that is none."""
+        """The status for the client when the shard's answer is malformed; `fault` says how."""
         return self._shard.blamed(fault).status
 
     def hold(self, size: int) -> bool:

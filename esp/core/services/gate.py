@@ -101,7 +101,7 @@ class Entry(Sink):
         begin(self)
 
     def enter(self, shard: str) -> bool:
-        """Its part for this shard is at work; whether it was not before."""
+        """Takes places for the call's part at `shard`; False if the part has them already."""
         if shard in self._places:
             return False
         if not self._places:
@@ -221,7 +221,7 @@ class Gate:
         return min(1 + size // PLACE_BYTES, self._limit // 2)
 
     def note(self, peer: str, size: int) -> None:
-        """An answer to this client has so many bytes: what its next calls take from the first goes by that."""
+        """Remembers whether the client's last answer was small: the places that its next parts take go by that."""
         if size > SMALL_ANSWER:
             self.small.pop(peer, None)
         elif peer not in self.small:

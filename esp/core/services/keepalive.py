@@ -153,7 +153,7 @@ class LeaseKeepAlive(Handler):
         return merged
 
     def _may_miss(self, keepalive: Keepalive, failure: Status) -> bool:
-        """Whether it is answered without the shards that have not."""
+        """Whether the keepalive may be answered although some shards have not answered."""
         return self._table.tolerant and any(keepalive.headers.values()) and errors.is_unreachable(failure)
 
     def _judged(self, keepalive: Keepalive) -> tuple[int, Sequence[str]]:

@@ -63,10 +63,10 @@ class Waiting(Protocol):
         """The shard's answer. Headers that are equal are mostly the same object."""
 
     def failed(self, shard: str, status: Status) -> None:
-        """There is none."""
+        """The shard will not answer; `status` says why."""
 
     def spared(self, shard: str) -> None:
-        """None is needed: the shard has left the layout."""
+        """The shard has left the layout; its answer is not needed any more."""
 
 
 class _Probe:
@@ -78,10 +78,10 @@ class _Probe:
     wanted: Final = True
 
     def answered(self, shard: str, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
-        """It does."""
+        """The shard answers; there is nothing to do."""
 
     def failed(self, shard: str, status: Status) -> None:
-        """It does not; the lane sees that."""
+        """The shard does not answer, which the lane notices by itself."""
 
     def spared(self, shard: str) -> None:
         """Nobody asks it any more."""

@@ -112,9 +112,9 @@ class LeaseRepair:
         return sum(len(yard.jobs) for yard in self._yards.values())
 
     def grant(self, lease_id: int, shard: str, metadata: Fields) -> None:
-        """Grants a lease on a shard that never had it, as it lives on the others.
+        """Queues a grant on `shard`, which never had the lease.
 
-        Nothing when something waits to be done about it there already: a revocation goes first.
+        Does nothing while another repair of the lease waits there: a revocation goes first.
         """
         yard = self._yards.get(shard)
         if yard is not None and lease_id not in yard.jobs:
@@ -181,10 +181,10 @@ class LeaseRepair:
                 await asyncio.sleep(PAUSE_SECONDS)
 
     async def _do(self, yard: _Yard, lease_id: int) -> None:
-        """Does one job.
+        """Does the repair of one lease.
 
         Raises:
-            RpcError: it has to wait.
+            RpcError: the shard cannot be reached; the repair stays queued.
         """
         jobs, shard = yard.jobs, yard.shard
         job = jobs.get(lease_id)

@@ -69,12 +69,12 @@ _NOTHING: Final = _Rest(b"", bytes(HEAD_BYTES))
 
 
 def by_version(row: bytes) -> int:
-    """What a row is sorted by."""
+    """The sort key of a row: its version."""
     return parse_row(row).version
 
 
 def by_value(row: bytes) -> tuple[bytes, _Rest]:
-    """What a row is sorted by."""
+    """The sort key of a row: its value."""
     value = parse_row(row).value
     return value[:HEAD_BYTES], _Rest(row, value) if len(value) > HEAD_BYTES else _NOTHING
 

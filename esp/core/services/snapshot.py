@@ -207,7 +207,7 @@ class _Search:
         return [*first, *(_changed_since(keys, revision) for keys in vague)]
 
     def _look(self, shard: str, answer: Parts, vague: Sequence[KeyRange]) -> tuple[_Look, bool]:
-        """What the answer to that says, and whether it was so in the round before."""
+        """The shard's state according to `answer`, and whether the shard is unchanged since the round before."""
         before = self._before[shard]
         changes = answer.responses[len(answer.responses) - len(vague) :]
         if self._rereads:

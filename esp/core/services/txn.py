@@ -33,7 +33,7 @@ LOOKED_AT_ONCE = 100
 
 
 class Pace:
-    """Says when a step is over."""
+    """Counts work, and says when others should have their turn."""
 
     __slots__ = ("_left",)
 
@@ -41,7 +41,7 @@ class Pace:
         self._left = LOOKED_AT_ONCE
 
     def is_over(self) -> bool:
-        """One more was looked at: whether others are to have their turn."""
+        """Counts one compare or operation; True after every LOOKED_AT_ONCE."""
         self._left -= 1
         if self._left:
             return False

@@ -99,7 +99,7 @@ class ShardWatcher(Protocol):
         """The reply to `Upstream.ask`."""
 
     def on_granted(self, status: Status) -> None:
-        """The shard has granted what `Upstream.ask` asked, as no etcd does: those who wait for the reply get this."""
+        """The shard accepted the duplicate create of `Upstream.ask`, which etcd refuses; waiters get `status`."""
 
     def on_break(self) -> None:
         """The call broke; the watcher is created again in the next."""
