@@ -23,6 +23,14 @@ REFUSED = grpc.StatusCode.FAILED_PRECONDITION
 COMPACTED = (grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted")
 
 
+def in_front_of(shards: list[LocalEtcd], start_esp: Esps, folder: Path, ranges: list[list[str]] = WHOLE) -> EspProcess:
+    """An esp that is ready, by default with each resource whole in one of the shards."""
+    config = write_config(folder, shards, ranges)
+    esp = start_esp.launch("-c", config, config=config)
+    esp.wait_ready()
+    return esp
+
+
 def revision_of(shard: LocalEtcd) -> int:
     with connect(shard) as channel:
         return ApiServer(channel).revision(b"nothing")
@@ -274,9 +282,7 @@ def test_room_comes_back_by_defragmenting_each_shard_at_its_own_endpoint(
 ) -> None:
     etcdctl = peer("etcdctl")
     shards = start_etcd.several(3, binary=peer("etcd"))
-    config = write_config(tmp_path, shards, WHOLE)
-    esp = start_esp.launch("-c", config, config=config)
-    esp.wait_ready()
+    esp = in_front_of(shards, start_esp, tmp_path)
     server = apiserver(esp)
     for _ in range(20):
         server.kv.Put(rpc_pb2.PutRequest(key=b"/registry/pods/default/a", value=b"x" * 500_000))
@@ -325,9 +331,7 @@ class TestBackup:
     ) -> None:
         etcdctl = peer("etcdctl")
         shards = start_etcd.several(3, binary=peer("etcd"))
-        config = write_config(tmp_path, shards, WHOLE)
-        esp = start_esp.launch("-c", config, config=config)
-        esp.wait_ready()
+        esp = in_front_of(shards, start_esp, tmp_path)
         server = apiserver(esp)
         server.start()
         for resource in (b"pods", b"events", b"configmaps"):
@@ -349,10 +353,7 @@ class TestBackup:
             self.restore(shard, path)
             shard.start()
         wait_ready(*shards)
-        esp = start_esp.launch("-c", config, config=config)
-        esp.wait_ready()
-
-        server = apiserver(esp)
+        server = apiserver(in_front_of(shards, start_esp, tmp_path))
         pods, owners = server.listed(b"pods", 500)[0], server.listed(b"replicasets", 500)[0]
         assert pods == [b"pods/default/before"]
         assert owners == [b"replicasets/default/owner-%s" % shard.name.encode() for shard in shards[:2]]
@@ -370,12 +371,8 @@ def test_keys_do_not_move_when_a_boundary_does(
     start_etcd: Etcds, start_esp: Esps, tmp_path: Path, apiserver: Callable[..., ApiServer]
 ) -> None:
     shards = start_etcd.several(3)
-    config = write_config(tmp_path, shards, WHOLE)
-    esp = start_esp.launch("-c", config, config=config)
-    esp.wait_ready()
+    esp = in_front_of(shards, start_esp, tmp_path)
     apiserver(esp).create(b"secrets/default/a")
     esp.stop()
-    config = write_config(tmp_path, shards, [[*WHOLE[0], "{kubernetes: secrets}"], *WHOLE[1:]])
-    esp = start_esp.launch("-c", config, config=config)
-    esp.wait_ready()
+    esp = in_front_of(shards, start_esp, tmp_path, [[*WHOLE[0], "{kubernetes: secrets}"], *WHOLE[1:]])
     assert apiserver(esp).count(b"secrets") == 0
