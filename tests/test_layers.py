@@ -16,13 +16,19 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"esp.core.addresses", "esp.core.background", "esp.core.keys", "esp.core.lookup", "esp.core.yaml_lines"},
     {"esp.core.wire", "esp.core.pb"},
-    {"esp.core.shard_map", "esp.core.config_fields", "esp.core.errors", "esp.core.descriptors", "esp.core.heap"},
+    {
+        "esp.core.shard_map",
+        "esp.core.config_fields",
+        "esp.core.errors",
+        "esp.core.descriptors",
+        "esp.core.heap",
+        "esp.core.tokens",
+    },
     {"esp.core.config_shards", "esp.core.config_ranges", "esp.core.kubernetes"},
     {"esp.core.config", "esp.core.dial", "esp.core.lane", "esp.core.member"},
     {"esp.core.shard"},
     {"esp.core.ask"},
     {
-        "esp.core.tokens",
         "esp.core.identity",
         "esp.core.health",
         "esp.core.undivided",

@@ -36,6 +36,7 @@ from esp.core.lane import Lane, ParkedCall, StreamOpener
 from esp.core.lookup import Lookups
 from esp.core.member import PROBE, STATUS, NotAnEtcd, ask_status
 from esp.core.pb import rpc_pb2
+from esp.core.tokens import is_token
 from esp.core.wire.call import BrokenCall, MessageCall, Reader, messages
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
@@ -58,8 +59,6 @@ LONGEST_PAUSE: Final = 2.0
 """Seconds between rounds over the endpoints; a connection that holds this long makes the pauses start small again."""
 HIGHEST_REVISION: Final = 1 << 51
 """No etcd gets here by writing; from 2**52 on a shard's revisions would be taken for vector tokens."""
-LOWEST_TOKEN: Final = 1 << 52
-TOKENS_END: Final = 1 << 53
 DEFAULT_TXN_OPS: Final = 128
 """etcd's default of --max-txn-ops."""
 MANY_CALLS: Final = 1000
@@ -471,7 +470,7 @@ class Shard:
         """
         status = self.parsed(rpc_pb2.StatusResponse, answer)
         self.implausible = ""
-        if LOWEST_TOKEN <= status.header.revision < TOKENS_END:
+        if is_token(status.header.revision):
             raise NotAnEtcd
         if status.header.revision >= HIGHEST_REVISION:
             self.implausible = (

@@ -96,6 +96,14 @@ class Position(NamedTuple):
         return revision + min(self.offset, 1) if revision else 0
 
 
+def is_token(number: int) -> bool:
+    """Whether some proxy can have minted the number, or its successor; not whether this one has.
+
+    The clock has no say in it: it may have been wrong then, or be now.
+    """
+    return MARK <= number < _END
+
+
 class Tokens:
     """The tokens of this process: mints them, remembers the newest, and looks up what comes back.
 
@@ -169,12 +177,7 @@ class Tokens:
 
     # What comes back.
 
-    def is_token(self, number: int) -> bool:
-        """Whether a proxy can have minted it, or its successor: not whether this one has.
-
-        The clock has no say in it: it may have been wrong then, or be now.
-        """
-        return MARK <= number < _END
+    is_token = staticmethod(is_token)
 
     def position(self, number: int) -> Position | None:
         """What a token stands for; None when it is not, or no longer, known here."""
