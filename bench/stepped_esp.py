@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from esp.core.wire import transport, turns
+from esp.core.wire import accepted, transport, turns
 
 LONG = 0.001  # seconds from which on a step is noted
 MOST = 50  # that are kept
@@ -135,7 +135,7 @@ def instrument(steps: Steps) -> None:
         made(self, clock)
 
     turns.Turns.__init__ = begin  # type: ignore[method-assign]
-    for protocol in (transport.WireProtocol, transport.ServerProtocol, transport.ClientProtocol):
+    for protocol in (transport.WireProtocol, accepted.ServerProtocol, transport.ClientProtocol):
         for name in ("connection_made", "data_received", "eof_received", "resume_writing", "connection_lost"):
             if name in vars(protocol):
                 setattr(protocol, name, steps.wrapped(vars(protocol)[name], f"{protocol.__name__}.{name}"))

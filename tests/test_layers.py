@@ -45,7 +45,7 @@ LAYERS = [
     {"esp.__main__"},
 ]
 # The modules of the wire that move bytes or await; all others can be fed by hand.
-WIRE_WITH_ASYNCIO = {"esp.core.wire.transport", "esp.core.wire.call"}
+WIRE_WITH_ASYNCIO = {f"esp.core.wire.{name}" for name in ("transport", "accepted", "listener", "call")}
 # The modules of the wire that are plain values.
 WIRE_FOR_ALL = {"esp.core.wire.status", "esp.core.wire.limits"}
 PB_READERS = (

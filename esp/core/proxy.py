@@ -35,9 +35,10 @@ from esp.core.tokens import Tokens
 from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
 from esp.core.wire.http1 import Page
+from esp.core.wire.listener import Listener
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler, ServerStream
-from esp.core.wire.transport import TICK_SECONDS, Listener
+from esp.core.wire.transport import TICK_SECONDS
 
 log = logging.getLogger("esp")
 

@@ -29,7 +29,7 @@ from esp.core.services.watch.span_progress import SpanProgress
 from esp.core.shard import Shard
 from esp.core.tokens import Tokens
 from esp.core.wire.frames import ErrorCode
-from esp.core.wire.transport import Listener
+from esp.core.wire.listener import Listener
 from tests.harness import freeze
 from tests.stubs import rpc_pb2_grpc
 

@@ -22,7 +22,7 @@ The files, from the bottom up: each imports only files of its own line and of li
     client_stream, client: one call at the client; the client's end of a connection
     splice, call: a client's call joined to a call to a server; a call to a server that coroutines await
     http1, strangers: HTTP/1.1 on the same port; other protocols, told by their first bytes
-    transport: sockets, the listener
+    transport, accepted, listener: sockets; those of clients; who accepts clients and counts them
 
 The names that the layers above may use (tests/test_layers.py):
 
@@ -45,7 +45,8 @@ The names that the layers above may use (tests/test_layers.py):
     splice: SplicedCall, NO_TRAILERS, REPLAY_BYTES
     call: MessageCall, Reader, Together, TogetherCall, BrokenCall, messages
     http1: Page
-    transport: Listener, ClientProtocol, TICK_SECONDS
+    transport: ClientProtocol, TICK_SECONDS
+    listener: Listener
 
 Nothing is imported here: a command that needs `status` alone loads no other file.
 """

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from esp.core.wire import frames, transport, turns
+from esp.core.wire import accepted, frames, listener, turns
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import DATA, MAX_WINDOW, PREFACE, SETTINGS_ACK, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
 from esp.core.wire.http1 import Page
 from esp.core.wire.limits import Limits
+from esp.core.wire.listener import ACCEPTED_AT_ONCE, Listener
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler, ServerStream
 from esp.core.wire.status import Code, Status
-from esp.core.wire.transport import ACCEPTED_AT_ONCE, Listener
 from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
     ECHO,
@@ -529,7 +529,7 @@ def test_many_that_connect_at_once_are_accepted_in_few_turns(run: Run) -> None:
 def test_the_deadlines_of_many_clients_are_looked_at_in_several_turns(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(transport, "SLICE", -1.0)
+    monkeypatch.setattr(listener, "SLICE", -1.0)
     looked: list[float] = []
 
     def look(protocol: Any, now: float) -> None:
@@ -542,7 +542,7 @@ def test_the_deadlines_of_many_clients_are_looked_at_in_several_turns(
             for _ in range(20):
                 await server.client()
             await comes_true(lambda: server.context.counters.connections_open == 20)
-            monkeypatch.setattr(transport.ServerProtocol, "tick", look)
+            monkeypatch.setattr(accepted.ServerProtocol, "tick", look)
             server.listener.tick(0.0)
             assert looked == [0.0], "others have their turn"
             server.listener.tick(1.0)  # before it is over
@@ -559,7 +559,7 @@ def test_the_deadlines_of_many_clients_are_looked_at_in_several_turns(
 
 def test_a_request_after_a_long_pause_has_the_usual_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(transport, "monotonic", clock)
+    monkeypatch.setattr(accepted, "monotonic", clock)
 
     async def test() -> None:
         async with serving(Limits(preface_timeout=10, idle_timeout=100)) as server:
@@ -812,7 +812,7 @@ def test_all_is_served_in_the_end_and_in_order(run: Run, no_time: None) -> None:
 def test_a_client_in_line_is_not_read_from_and_then_is_again(
     run: Run, no_time: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "MOST_UNREAD", 1000)
+    monkeypatch.setattr(accepted, "MOST_UNREAD", 1000)
 
     async def test() -> None:
         async with serving(Limits(max_concurrent_streams=100_000)) as server:
@@ -946,7 +946,7 @@ def test_a_client_is_not_late_while_its_bytes_wait_here(run: Run, monkeypatch: p
 
 
 def test_a_client_that_is_ended_is_read_from_no_longer_than_it_needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "MOST_DISCARDED", 100_000)
+    monkeypatch.setattr(accepted, "MOST_DISCARDED", 100_000)
 
     async def test() -> None:
         async with serving() as server:

@@ -1,0 +1,287 @@
+"""The socket of a client: its first bytes tell HTTP/2 from HTTP/1.1, its deadlines are looked at, its end lingers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Final, Protocol
+
+from esp.core.wire.budget import Account
+from esp.core.wire.context import WireContext
+from esp.core.wire.frames import PREFACE
+from esp.core.wire.http1 import FindPage, Http1Connection
+from esp.core.wire.request import RequestHead
+from esp.core.wire.server import ServerConnection
+from esp.core.wire.server_stream import Handler
+from esp.core.wire.shares import address_of
+from esp.core.wire.status import Status
+from esp.core.wire.strangers import stranger
+from esp.core.wire.transport import LINGER_SECONDS, MOST_UNREAD, WireProtocol, peer_name
+
+log = logging.getLogger("esp.wire")
+
+MOST_DISCARDED: Final = 1_048_576
+"""Bytes of a connection that was ended that are read, so that it sees the end, and thrown away."""
+_HTTP1_METHODS: Final = (
+    b"GET ",
+    b"HEAD ",
+    b"POST ",
+    b"PUT ",
+    b"DELETE ",
+    b"OPTIONS ",
+    b"PATCH ",
+    b"TRACE ",
+    b"CONNECT ",
+)
+_LONGEST_METHOD: Final = max(map(len, _HTTP1_METHODS))
+
+
+class Accepting(Protocol):
+    """Whoever accepts clients: a `Listener`.
+
+    Attributes:
+        context: what all connections share.
+        find: names the handler of a request.
+        find_page: answers plain HTTP/1.1 requests.
+    """
+
+    context: WireContext
+    find: Callable[[RequestHead], Handler]
+    find_page: FindPage
+
+    def opened(self, protocol: ServerProtocol) -> None:
+        """A client has connected."""
+
+    def closed(self, protocol: ServerProtocol) -> None:
+        """A client is gone."""
+
+    def flush_soon(self) -> None:
+        """Writes what waits when all sockets of this turn of the loop have been read."""
+
+
+class ServerProtocol(WireProtocol):
+    """An accepted connection: finds out by its first bytes whether it speaks HTTP/2 or HTTP/1.1."""
+
+    def __init__(self, listener: Accepting) -> None:
+        super().__init__(listener.context)
+        self._listener = listener
+        self._first = b""
+        self._http1: Http1Connection | None = None
+        self._since = monotonic()
+        self._closing_since = 0.0
+        self._waiting = 0
+        self._discarded = 0
+        self._account: Account | None = None  # of what waits for its turn
+        self.peer = self.address = "unknown"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        super().connection_made(transport)
+        self.peer = peer_name(transport)
+        self.address = address_of(self.peer)
+        self._listener.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came: as many as this client's share of the turn allows are worked on."""
+        if self._closing_since:
+            self._discard(len(data))
+            return
+        self._unread = self._unread + data if self._unread else data
+        self._turns.serve(self, len(data))
+        if len(self._unread) >= MOST_UNREAD:
+            self._read(False)  # until its turn has come
+        self._listener.flush_soon()
+
+    def _unread_bytes(self) -> int:
+        """How much has come and was not worked on."""
+        return super()._unread_bytes() + (0 if self._http1 is None else self._http1.unread_bytes)
+
+    def _count_unread(self, size: int) -> None:
+        """It is memory that this client holds."""
+        account = self._account
+        if account is None:
+            if not size:
+                return
+            buffers = self.context.buffers
+            account = self._account = buffers.of(self.address).of(self.peer).open(self)
+        account.give(account.held)
+        if size and not account.take(size):
+            self.cut()
+
+    def cut(self) -> None:
+        """There is no memory for what this client has sent and what waits for its turn: its connection ends."""
+        self.context.reached("max_buffered_bytes")
+        log.warning("%s: closing: no memory for what it has sent (max_buffered_bytes)", self.peer)
+        self._abort()
+
+    def _discard(self, size: int) -> None:
+        """Lingering: what still comes is of no interest, and much of it is not even read."""
+        self._discarded += size
+        if self._discarded > MOST_DISCARDED:
+            self._read(False)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that has come could be worked on."""
+        return super().is_behind or (self._http1 is not None and self._http1.behind)
+
+    def _work_otherwise(self, stop: float) -> bool:
+        """Works on what has come of HTTP/1.1, or first of all. Who does not take its answers gets no more of them."""
+        if self._is_full or self._closing_since or self.transport is None or self.transport.is_closing():
+            return False
+        if self._http1 is None:
+            self._sniff()
+            if self.connection is not None:
+                return self.work(stop)
+        if self._http1 is None:
+            return False
+        data, self._unread = self._unread, b""
+        self._serve_http1(self._http1, data, stop)
+        return self._is_left(self._http1.behind)
+
+    def _sniff(self) -> None:
+        first = self._unread = self._first + self._unread
+        self._first = b""
+        if first.startswith(PREFACE[:3]):
+            self.attach(ServerConnection(self.context, self.peer, self._listener.find))
+        elif first.startswith(_HTTP1_METHODS):
+            self._http1 = Http1Connection(self._listener.find_page, self._turns.clock)
+        elif len(first) >= _LONGEST_METHOD or not _may_become_known(first):
+            log.warning("%s: closing: %s", self.peer, stranger(first))
+            self._abort()
+        else:
+            self._first, self._unread = first, b""
+
+    def _serve_http1(self, http1: Http1Connection, data: bytes, stop: float) -> None:
+        assert self.transport is not None
+        if http1.is_idle:
+            self._since = monotonic()
+        http1.stop = stop
+        try:
+            answer = http1.receive(data)
+        except Exception:
+            log.exception("%s: a bug in esp; closing the connection", self.peer)
+            self._abort()
+            return
+        if answer:
+            self.transport.write(answer)
+            self._since = monotonic()
+        if http1.ended:
+            self.close()
+
+    def pause_writing(self) -> None:
+        """A client that does not read is not read from either: what it asks for would only pile up."""
+        super().pause_writing()
+        self._is_full = True
+        self._read(False)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._is_full = False
+        super().resume_writing()
+        if self._is_full:
+            return  # what waited has filled it again
+        if self.is_behind:
+            self._turns.serve(self, 0)
+            self._listener.flush_soon()
+        elif not self._reads:
+            self._read(True)
+
+    def close(self) -> None:
+        """Half-closes and lingers, so that the kernel does not throw away what the client has not read yet."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self._closing_since:
+            return
+        self._closing_since = monotonic()
+        if self.connection is not None:
+            self.connection.on_flush = None
+        self._unread = b""
+        self._read(not self._is_full)
+        if self.transport.can_write_eof():
+            try:
+                self.transport.write_eof()
+            except OSError:  # the client has gone, and the loop has not told so far
+                self._abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        super().connection_lost(exc)
+        if self._account is not None:
+            self._account.close()
+        self._listener.closed(self)
+
+    def tick(self, now: float) -> None:
+        """Looks at every deadline of this connection."""
+        if self.transport is None or (self.transport.is_closing() and not self._closing_since):
+            return
+        before, self._waiting = self._waiting, self.transport.get_write_buffer_size()
+        if self._closing_since:
+            patience = self.context.limits.blocked_write_timeout if self._waiting else LINGER_SECONDS
+            if now - self._closing_since > patience:
+                self._abort()
+        elif self.connection is not None:
+            if self._waiting < before:
+                self.connection.blocked_since = now  # slow, but reading
+            self.connection.unread = self.is_behind
+            self.connection.tick(now)
+            self._check_output()
+        else:
+            if self.is_behind and not self._is_full:
+                self._since = now
+            self._check_time(now)
+
+    def _check_output(self) -> None:
+        if self._waiting > self.context.limits.max_output_hard_bytes:
+            self.context.reached("max_output_hard_bytes")
+            log.warning("%s: closing: %d bytes wait and are not read", self.peer, self._waiting)
+            self._abort()
+
+    def _check_time(self, now: float) -> None:
+        """The deadlines of a client that speaks HTTP/1.1, or has not spoken yet."""
+        limits = self.context.limits
+        limit, seconds = "preface_timeout", limits.preface_timeout
+        if self._waiting:
+            limit, seconds = "blocked_write_timeout", limits.blocked_write_timeout
+        elif self._http1 is not None and self._http1.is_idle:
+            limit, seconds = "idle_timeout", limits.idle_timeout
+        if now - self._since > seconds:
+            self.context.reached(limit)
+            log.info("%s: closing: %s", self.peer, limit.replace("_", " "))
+            self._abort()
+
+    def _abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when the client has asked for nothing; None while it has, and before it has said what it speaks."""
+        if self._closing_since or self.is_behind:
+            return None
+        if isinstance(self.connection, ServerConnection):
+            return self.connection.idle_since
+        return self._since if self._http1 is not None and self._http1.is_idle else None
+
+    def let_go(self) -> None:
+        """Ends this connection, which is idle."""
+        if isinstance(self.connection, ServerConnection):
+            self.connection.let_go()
+        else:
+            self.close()
+
+    def drain(self, streaming: Status) -> None:
+        """Finishes what is open and takes nothing new."""
+        if isinstance(self.connection, ServerConnection):
+            self.connection.drain(streaming)
+        elif self.is_behind:
+            self._afterwards = partial(self.drain, streaming)
+        else:
+            self.close()
+
+
+def _may_become_known(first: bytes) -> bool:
+    return PREFACE.startswith(first) or any(method.startswith(first) for method in _HTTP1_METHODS)
