@@ -26,7 +26,7 @@ def address(
     `what` names the value in messages. https is refused with the sentence `no_tls`; None takes it.
 
     Raises:
-        ValueError: it is none; with a sentence that says why, and the cure.
+        ValueError: `text` is no such address; the message is a sentence with the reason and the cure.
     """
     text = str(url)
     takes_tls = no_tls is None
@@ -63,7 +63,7 @@ def address(
 
 
 def nearest(text: str, lowest_port: int = 1, *, takes_tls: bool = False) -> str:
-    """The URL that was probably meant; it is one, whatever `text` is."""
+    """The URL that was probably meant: a valid one for every `text`."""
     text = text.strip()
     scheme = "https" if takes_tls and text.startswith("https:") else "http"
     if text.startswith("unix"):

@@ -1,9 +1,10 @@
-"""Whether kube-apiservers are at work through this proxy, and below which prefix; what they list is not divided then.
+"""Whether kube-apiservers work through this proxy, and below which prefix. Ranges that they list are then not divided.
 
-Recognised by the watchers of its caches, which it makes from its first second on and long before it serves anybody: of
-all objects of a resource that is built in, with `prev_kv` and `progress_notify`, below a prefix where one is expected.
-Anywhere else by what is in etcd: a request that looks like an apiserver's only makes esp look there. An apiserver
-watches `compact_rev_key`, writes it every five minutes, and renews a lease object below its prefix every ten seconds.
+Below an expected prefix an apiserver is recognised by the watchers of its caches: each watches all objects of a
+built-in resource, with `prev_kv` and `progress_notify`. An apiserver makes them in its first second, long before it
+serves anybody. Below any other prefix an apiserver is recognised by its keys in etcd; a request that looks like an
+apiserver's only makes esp look for these keys. An apiserver watches `compact_rev_key`, writes it every five minutes,
+and renews a lease object below its prefix every ten seconds.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ async def holds(shard: Shard, key: bytes) -> bool:
     """Whether a shard has a key.
 
     Raises:
-        RpcError: it does not say.
+        RpcError: the shard does not say.
     """
     answer = await ask(shard, RANGE, rpc_pb2.RangeRequest(key=key, count_only=True), seconds=ANSWER_SECONDS)
     return answer.count > 0
@@ -70,7 +71,7 @@ class ApiServers:
     """What is known of kube-apiservers.
 
     Attributes:
-        is_known: set once one is known to be at work.
+        is_known: set once an apiserver is known to be at work.
         roots: the directories of their keys.
     """
 
@@ -92,7 +93,7 @@ class ApiServers:
         self._asked.set()
 
     def install(self, layout: Layout) -> None:
-        """Another layout is in force: what is known of kube-apiservers holds for its map."""
+        """Another layout is in force: the known resources are protected in its map."""
         self._layout = layout
         self._asked.set()
         for root in self.roots:
@@ -123,7 +124,7 @@ class ApiServers:
             self._asked.set()
 
     async def run(self) -> None:
-        """Asks the shards, until cancelled, for the noted keys; one that exists shows that an apiserver is at work."""
+        """Asks the shards for the noted keys, until cancelled. An apiserver is at work where such a key exists."""
         while True:
             await self._asked.wait()
             self._asked.clear()

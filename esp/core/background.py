@@ -24,7 +24,7 @@ LONGEST_PAUSE: Final = 10.0
 """Seconds before work that failed is begun again, doubled from failure to failure; after work that held for the longest
 pause they start small again."""
 TOLD_SECONDS: Final = 10.0
-"""How often failures of one name are logged; those between are counted, and summed up in the next line."""
+"""How often failures of one name are logged; failures in between are counted, and summed up in the next line."""
 
 Result = TypeVar("Result")
 Work = Coroutine[Any, Any, None]
@@ -60,7 +60,7 @@ class Background:
 
     Attributes:
         failures: how often each piece of work has failed, by its name.
-        tasks, timers: what runs, and what is due.
+        tasks, timers: tasks that run, and timers that are due.
     """
 
     def __init__(self) -> None:
@@ -83,9 +83,9 @@ class Background:
         """Begins work that ends by itself.
 
         Args:
-            work: what to do. It is named in the log as its function is.
-            on_bug: called when it fails: ends what it was done for.
-            on_end: called when it has ended, however that was, even if it was cancelled before it ran.
+            work: the coroutine; the log names it by its function.
+            on_bug: called when `work` fails: ends the call, watcher or the like that needed it.
+            on_end: called when `work` has ended in any way, even if it was cancelled before it ran.
         """
         name = name_of(work)
         task = asyncio.get_running_loop().create_task(work, name=name)

@@ -47,7 +47,7 @@ Word = TypeVar("Word", bound=str)
 
 
 class ConfigError(Exception):
-    """What is wrong in a config, in one line: file, line, what, cure. The first two may be None."""
+    """A fault in a config, told in one line: file, line, fault, cure. File and line may be None."""
 
     def __init__(self, path: Path | None, line: int | None, text: str) -> None:
         # What the file says is quoted in the text, so it may hold a line break or be very long.
@@ -76,11 +76,11 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class AcrossShards:
-    """What becomes of a Range, a DeleteRange, a Watch or a reading Txn over several shards that esp could serve.
+    """Which requests over several shards are refused although esp could serve them (Range, DeleteRange, Watch, reads).
 
     Attributes:
-        refused: one whose keys in one of these ranges belong to several shards is refused.
-        protects_kubernetes: so is one that lies inside a resource of a kube-apiserver that is at work here.
+        refused: requests whose keys in one of these ranges belong to several shards are refused.
+        protects_kubernetes: requests inside a resource of a kube-apiserver that is at work here are refused as well.
     """
 
     refused: tuple[KeyRange, ...] = ()
@@ -89,11 +89,11 @@ class AcrossShards:
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """What a plain revision means in a Compact over several shards.
+    """The meaning of a plain revision in a Compact over several shards.
 
     Attributes:
-        key: it is one of the shard that owns this key; None where it means nothing, and is refused.
-        takes_any: any is; if not, only the one that is the key's value, as kube-apiserver's compactor leaves it there.
+        key: the revision counts in the shard that owns this key; with None, plain revisions are refused.
+        takes_any: any revision is taken; else only the key's value: kube-apiserver's compactor leaves it there.
     """
 
     key: bytes | None = COMPACT_KEY
@@ -156,7 +156,7 @@ def load(path: Path) -> Config:
     """Read and check the file.
 
     Raises:
-        ConfigError: it cannot be read, or something in it is wrong.
+        ConfigError: the file cannot be read, or something in it is wrong.
     """
     try:
         with path.open("rb") as file:
@@ -189,10 +189,10 @@ def parse(text: str, path: Path | None) -> Config:
 
 
 def listen_of(urls: Iterable[str]) -> tuple[Listen, ...]:
-    """Where URLs such as `http://127.0.0.1:2379` say to listen.
+    """The hosts and ports to listen on, from URLs such as `http://127.0.0.1:2379`.
 
     Raises:
-        ConfigError: one is not such a URL, or says the same as one before it.
+        ConfigError: a text is no such URL, or names the same address as an earlier one.
     """
     addresses: list[Listen] = []
     for url in urls:

@@ -116,7 +116,7 @@ def unknown_field(name: str, known: Iterable[str]) -> str:
 
 
 def explain_shape(message: str, subject: str, known: Iterable[str]) -> tuple[Place, str]:
-    """What a message of msgspec's says: the place of the value, and a sentence for people.
+    """A message of msgspec's, taken apart: the place of the value, and a sentence for people.
 
     `subject` names the value that was converted, `known` its fields.
     """

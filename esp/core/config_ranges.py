@@ -37,7 +37,7 @@ class RangeFields(Fields):
         """The range that stands at `place`.
 
         Raises:
-            LineError: it is none.
+            LineError: no range stands there.
         """
         what = f"{subject}: a range" if subject else "a range"
         shape = self.shaped(value, _RangeShape, place, what)
@@ -60,7 +60,7 @@ class RangeFields(Fields):
         """As `range_at`; a key alone is a prefix.
 
         Raises:
-            LineError: it is neither, or holds no key.
+            LineError: the value is neither a range nor a key, or the range holds no key.
         """
         if isinstance(value, dict):
             found = self.range_at(value, place, subject)
@@ -74,7 +74,7 @@ class RangeFields(Fields):
         """The key that stands at `place`; `field` names it in messages, by default the last part of the place.
 
         Raises:
-            LineError: it is none.
+            LineError: the value is no key.
         """
         try:
             return key(value, field or str(place[-1]))

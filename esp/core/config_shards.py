@@ -29,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 class Endpoint:
     """One member of a shard. `host` is a name or an address without brackets; as text it is a URL.
 
-    `line` is where it stands in the config file; it makes no difference between two endpoints.
+    `line` is the endpoint's line in the config file; endpoints that differ only in this are equal.
     """
 
     host: str
@@ -42,7 +42,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class ShardConfig:
-    """One shard. `ranges` is what it owns once narrower ranges are carved out, in key order."""
+    """One shard. `ranges` are the ranges that it owns, in key order, after narrower ranges of others were cut out."""
 
     name: str
     endpoints: tuple[Endpoint, ...]
@@ -249,7 +249,7 @@ class _ShardsReader:
         """Sees to it that no boundary lies inside a range of `whole`.
 
         Raises:
-            LineError: one does, or a value is no range.
+            LineError: a boundary lies inside, or a value is no range.
         """
         for position, value in enumerate(values):
             place: Place = ("whole", position)

@@ -13,9 +13,9 @@ from esp.core.wire.limits import Limits
 log = logging.getLogger("esp")
 
 RESERVE: Final = 64
-"""What is kept for everything but connections: log, listeners, files, and clients that are just being refused."""
+"""Descriptors kept for all but connections: log, listeners, files, and clients that are just being refused."""
 RESERVE_PER_SHARD: Final = 6
-"""One connection for unary calls and one for streams, each also being dialled anew, or finishing its last calls."""
+"""A connection for unary calls and one for streams; for each, another that is dialled or finishes its last calls."""
 
 
 def within_descriptors(limits: Limits, shards: int) -> Limits:

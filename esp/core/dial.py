@@ -20,16 +20,16 @@ ATTEMPT_SECONDS: Final = 0.25
 async def connect(connection: ClientConnection, addresses: Sequence[str], port: int, seconds: float = math.inf) -> None:
     """Connects `connection` to the first of the addresses that accepts, and sends its preface.
 
-    The addresses are tried in their order. One that does not answer does not keep the later ones from being tried.
+    The addresses are tried in their order. An address that does not answer does not keep later ones from being tried.
 
     Args:
-        connection: what speaks there.
-        addresses: one at least.
-        port: the same at each.
-        seconds: after so many the caller gives up: the last address is tried when half of that is over.
+        connection: the client end to connect.
+        addresses: the host's, at least one.
+        port: of every address.
+        seconds: the time after which the caller gives up; the last address is tried when half of it is over.
 
     Raises:
-        OSError: no connection; with the numbers of all that went wrong.
+        OSError: no address accepts; the text has the error number of each.
     """
     attempts = [partial(_accepted, address, port) for address in addresses]
     try:
@@ -49,7 +49,7 @@ async def _accepted(address: str, port: int) -> socket.socket:
     """A socket that is connected to the address.
 
     Raises:
-        OSError: it does not accept.
+        OSError: the address does not accept.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     # Of a socket whose protocol is not told, asyncio does not know that TCP_NODELAY is for it.

@@ -1,8 +1,8 @@
 """The errors of etcd's API that esp itself answers with, and esp's own refusals.
 
 The table mirrors etcd's `api/v3rpc/rpctypes/error.go`. etcd's clients recognise an error by its exact text and
-then use their own code for it, so neither may differ. What a shard answers is passed on as it came and needs no
-entry here.
+then use their own code for it, so neither may differ. Errors of shards are passed on as they came and need no entry
+here.
 """
 
 from __future__ import annotations
@@ -66,10 +66,7 @@ def garbled(shard: str, fault: str) -> Status:
 
 
 def is_unreachable(status: Status) -> bool:
-    """Whether a shard with this outcome is not known to have decided anything.
-
-    It is away, or has no leader just now, or says what cannot be read.
-    """
+    """Whether this outcome leaves open what the shard has done: unreachable, without a leader, or answering garbage."""
     if status.code == Code.INTERNAL:
         return status.message.startswith(_ANSWER_OF)
     return status.code == Code.UNAVAILABLE or status == NOT_PRIMARY
@@ -98,10 +95,10 @@ def spans(what: str, shard_names: Sequence[str], boundary: bytes, cure: str = ""
     """The refusal of a request that no single shard can answer and esp cannot answer exactly either.
 
     Args:
-        what: What spans the shards and cannot, such as "a transaction"; the text begins with it.
+        what: The kind of request, such as "a transaction"; the text begins with it.
         shard_names: The shards that own the request's keys, in key order.
-        boundary: A boundary between them; one of the keys where the request would have to be cut.
-        cure: What the client can do instead, as a clause; empty when there is nothing.
+        boundary: A boundary between these shards, where the request would have to be cut.
+        cure: A clause that says what the client can do instead; empty when nothing helps.
 
     FailedPrecondition, because no client of etcd repeats a request for that.
     """

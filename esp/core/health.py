@@ -1,4 +1,4 @@
-"""How the shards are: what each endpoint tells (asked by `probe`), and what is wrong with all of them together."""
+"""The health of the shards: the answers of each endpoint (asked by `probe`), and the findings about all shards."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ OLDEST_VERSION: Final = (3, 4)
 
 _AUTH_CODES: Final = frozenset((Code.PERMISSION_DENIED, Code.UNAUTHENTICATED))
 _NO_USER_TEXT: Final = "etcdserver: user name is empty"
-"""What a member with auth enabled says to who has no token, as InvalidArgument."""
+"""The text with which a member with auth enabled refuses a call without token, as InvalidArgument."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What a member tells of itself. Ids are etcd's; `leader_id` is 0 when it knows of none; `db_size` is in bytes."""
+    """A member's own account. Ids are etcd's; `leader_id` is 0 when the member knows none; `db_size` is in bytes."""
 
     cluster_id: int
     member_id: int
@@ -49,11 +49,11 @@ class EndpointHealth:
     """One endpoint.
 
     Attributes:
-        reachable: it speaks HTTP/2; what it says is another matter.
+        reachable: the endpoint speaks HTTP/2, whatever its answers are.
         latency: seconds that its Status took on a standing connection; None without an answer.
-        member: what it tells of itself; None when it does not.
-        alarms: all alarms of its cluster; None when it does not tell.
-        refusal: why `member` or `alarms` is missing: the reason it is unreachable, or the status it answered with.
+        member: the member's own account; None without one.
+        alarms: all alarms of its cluster; None without an answer.
+        refusal: why `member` or `alarms` is missing: why the endpoint is unreachable, or the status of its answer.
     """
 
     endpoint: Endpoint
@@ -74,7 +74,7 @@ class ShardHealth:
 
 
 class Kind(StrEnum):
-    """What a finding is about. Names are part of the JSON form: they are added to, never changed."""
+    """The kind of a finding. Names are part of the JSON form: new ones may come, none changes."""
 
     UNREACHABLE = "unreachable"
     NO_ANSWER = "no-answer"
@@ -110,7 +110,7 @@ class Health:
 
 
 def judge(shards: Iterable[ShardHealth]) -> Health:
-    """What is wrong with the shards, and what else is worth knowing."""
+    """The findings about all shards: faults, and facts worth knowing."""
     shards = tuple(shards)
     problems: list[Finding] = []
     notes: list[Finding] = []

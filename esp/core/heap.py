@@ -1,8 +1,8 @@
 """Memory that was freed goes back to the system: the C library by itself keeps most of it after a burst of connections.
 
 Everything above 512 bytes is malloc's, and glibc gives back only what lies at the end of its heap (mallopt(3),
-M_TRIM_THRESHOLD): a few survivors of a burst hold all of it. What is smaller lies in Python's arenas of 1 MiB, which
-go when nothing is left in them; tuples and lists that Python keeps for later use hold them, until a full garbage
+M_TRIM_THRESHOLD): a few survivors of a burst hold all of it. Smaller objects lie in Python's arenas of 1 MiB, which
+are freed when they are empty; tuples and lists that Python keeps for later use hold them, until a full garbage
 collection.
 """
 
@@ -18,7 +18,7 @@ WORTH_IT: Final = 8_388_608
 SETTLED: Final = 1_048_576
 """Bytes by which what is free may change between two looks when a burst is over."""
 LOOKS: Final = 4
-"""So many looks, half a second apart, must find it so: what is in use all the time is not given back all the time."""
+"""How many looks, half a second apart, must find free memory before it is given back: memory in constant use stays."""
 
 
 COLLECTED_AT_MOST: Final = 200_000

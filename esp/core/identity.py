@@ -1,4 +1,4 @@
-"""Who answers what no single shard can answer."""
+"""The member id and cluster id of answers that no single shard can give."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ OPEN_END = b"\0"
 class KeyRange:
     """The keys with start <= key < end, bytewise; `end` None means no upper bound.
 
-    A range whose end is not above its start holds no key. It is a value like any other, because etcd answers
-    it too: with no keys, but with its checks made and a header filled in.
+    A range whose end is not above its start holds no key. Such ranges are ordinary values, because etcd answers them
+    too: with no keys, but with all checks made and a header filled in.
     """
 
     start: bytes
@@ -27,7 +27,7 @@ class KeyRange:
     def of_request(cls, key: bytes, range_end: bytes) -> KeyRange:
         """The keys that a request's `key` and `range_end` stand for.
 
-        What an empty `key` means is the caller's to decide: KV refuses it, Watch reads it as the byte 0.
+        The caller decides on an empty `key`: KV refuses it, Watch reads it as the byte 0.
         """
         if not range_end:
             return cls(key, key + b"\0")

@@ -1,9 +1,9 @@
 """Where kube-apiserver keeps its resources in etcd, and which of them a shard map cuts.
 
-Read from its source, 1.37: a resource that is built in lies below PREFIX/RESOURCE/, whatever its group; one of a custom
-resource definition, and what the extension and aggregation servers keep, below PREFIX/GROUP/RESOURCE/. The revision of
-a list comes from the key PREFIX/RESOURCE itself, without the slash behind. A list, a watch and that key have to be in
-one shard.
+Read from its source, 1.37: a built-in resource lies below PREFIX/RESOURCE/, whatever its group. Resources of custom
+resource definitions, and those of the extension and aggregation servers, lie below PREFIX/GROUP/RESOURCE/. The revision
+of a list comes from the key PREFIX/RESOURCE itself, without the slash behind. A list, a watch and that key have to be
+in one shard.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class Cut(NamedTuple):
     Attributes:
         resource: its key, such as `/registry/pods`.
         boundary: a boundary that cuts it.
-        shards: those that share it, in key order.
-        is_split: whether its objects are in several shards; if not, its key is in another shard than they are.
+        shards: the shards that share the resource, in key order.
+        is_split: whether the objects are in several shards; if not, the resource's key is in another shard than they.
     """
 
     resource: bytes
@@ -113,7 +113,7 @@ def resource_range(name: str, etcd_prefix: str = DEFAULT_PREFIX) -> KeyRange:
         etcd_prefix: kube-apiserver's flag of that name.
 
     Raises:
-        ValueError: it is no such name; with the cure.
+        ValueError: `name` is no such name; the message has the cure.
     """
     if _NAME.fullmatch(name) is None:
         raise ValueError(f'"{name}" is no resource; write pods, apps/deployments or example.com/widgets')

@@ -18,7 +18,7 @@ from esp.core.undivided import Undivided
 class Layout:
     """A shard map and its shards: never changed, only replaced by the layout of another epoch.
 
-    A shard is known by its name, in the map and everywhere else. What outlives a layout is keyed by these names.
+    A shard is known by its name, in the map and everywhere else. Tables that outlive a layout are keyed by these names.
 
     Attributes:
         map: the owner of every key.

@@ -33,12 +33,12 @@ Progress = Callable[[int, int], None]
 
 
 class UnreachableError(Exception):
-    """A shard that cannot be reached, or that refuses; one clause for people."""
+    """A shard cannot be reached, or refuses; the text is a clause for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseOnShard:
-    """One lease on one shard: seconds left and seconds granted, both as etcd rounds them; how many keys it has."""
+    """One lease on one shard: seconds left and seconds granted, both as etcd rounds them; the number of its keys."""
 
     ttl: int
     granted_ttl: int
@@ -49,7 +49,7 @@ class LeaseOnShard:
 class LeaseView:
     """One lease on all shards, by name, in the order of the config.
 
-    None stands for a shard that lacks the lease; one shard at least has it.
+    None stands for a shard that lacks the lease; at least one shard has it.
     """
 
     id: int
@@ -78,22 +78,22 @@ class LeaseView:
 
 
 class Done(StrEnum):
-    """What became of one lease on one shard."""
+    """The outcome for one lease on one shard."""
 
     GRANTED = "granted"
     PRESENT = "present"
-    """It was there meanwhile."""
+    """The lease was there meanwhile."""
     GONE = "gone"
-    """It has ended everywhere meanwhile."""
+    """The lease has ended everywhere meanwhile."""
     REVOKED = "revoked"
     KEPT = "kept"
-    """It lives on another shard meanwhile."""
+    """The lease lives on another shard meanwhile."""
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One lease on one shard, and what became of it; `error` is etcd's text where that failed."""
+    """One lease on one shard, and the outcome; `error` is etcd's text where the change failed."""
 
     lease: int
     shard: str
@@ -152,7 +152,7 @@ _DONE: Final = {Copied.GRANTED: Done.GRANTED, Copied.PRESENT: Done.PRESENT, Copi
 async def revoke_orphans(
     config: Config, views: Sequence[LeaseView], concurrency: int, progress: Progress
 ) -> list[Action]:
-    """Revokes leases that live on one shard only, each after another look at the others; keys attached go with it.
+    """Revokes leases that live on one shard only, asking the others once more before each. Attached keys are deleted.
 
     Raises:
         UnreachableError: a shard cannot be connected to.
@@ -211,7 +211,7 @@ class _Survey:
         return sorted((view for view in self._views.values() if any(view.on.values())), key=lambda view: view.id)
 
     async def _look_again(self) -> None:
-        """What was being granted or revoked at the first look is only half there, and no difference."""
+        """Leases that were being granted or revoked at the first look are on some shards only: no difference."""
         lists = await self._lists()
 
         async def look(view: LeaseView) -> None:
@@ -244,7 +244,7 @@ async def _connected(config: Config) -> AsyncIterator[dict[str, Shard]]:
     """The shards by name, connected, for as long as the block runs.
 
     Raises:
-        UnreachableError: one cannot be connected to within CONNECT_SECONDS.
+        UnreachableError: a shard cannot be connected to within CONNECT_SECONDS.
     """
     context = WireContext(config.limits)
     until = monotonic() + CONNECT_SECONDS

@@ -1,8 +1,8 @@
 """Leases brought to a shard that lacks them.
 
-A lease lives on every shard, under one id. A shard that was away when it was granted, or that is new, lacks it. `esp
-lease-sync` finds these (`lease_survey`) and grants them there; a running proxy does it for the leases it knows of.
-Both do it with `copy`. Nothing here renews a lease: only its owner may.
+A lease lives on every shard, under one id. A shard that was unreachable during the grant, or that is new, lacks the
+lease. `esp lease-sync` finds such leases (`lease_survey`) and grants them there; a running proxy does the same for the
+leases it knows of. Both use `copy`. Nothing here renews a lease: only its owner may.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Copied(StrEnum):
 
 
 class CopyTtl(StrEnum):
-    """The TTL that a copied lease gets: what is left of it, or what it was granted with.
+    """The TTL that a copied lease gets: the seconds left, or those it was granted with.
 
-    What is left is right where nobody is known to renew it. Where a client is, it will go by the TTL it was granted,
-    and a shorter one here could end before its next renewal.
+    The seconds left are right where no client is known to renew the lease. A client that does goes by the TTL it was
+    granted, and a shorter TTL here could end before its next renewal.
     """
 
     REMAINING = "remaining"
@@ -73,7 +73,7 @@ async def time_to_live(
     metadata: Fields | None = None,
     seconds: float = CALL_SECONDS,
 ) -> rpc_pb2.LeaseTimeToLiveResponse:
-    """What a shard knows of a lease; its TTL is -1 when that is nothing.
+    """A shard's knowledge of a lease; TTL -1 stands for no such lease.
 
     Raises:
         RpcError: as `call`.

@@ -52,7 +52,7 @@ except OSError as error:
 
 
 class LocalEtcdError(Exception):
-    """An etcd on this machine is missing, did not start or cannot be used; one sentence, with the cure."""
+    """An etcd on this machine is missing, did not start or cannot be used; the text is a sentence with the cure."""
 
 
 def find_etcd() -> Path:
@@ -128,7 +128,7 @@ def tied_to_this_process(command: Sequence[str]) -> list[str]:
 class LocalEtcd:
     """One etcd process: a cluster of one member, unless `flags` say otherwise.
 
-    It can be started again, on the same data and ports, after `stop` or `kill`. `start` belongs on a thread
+    After `stop` or `kill` the process can be started again, on the same data and ports. `start` belongs on a thread
     that lives as long as the etcd shall (the main thread): the kernel ends the etcd with it.
     """
 
@@ -196,7 +196,7 @@ class LocalEtcd:
         """Start the process and return at once; its output is appended to `log_file`.
 
         Raises:
-            LocalEtcdError: one of its ports is in use, or the program cannot be run.
+            LocalEtcdError: a port is in use, or the program cannot be run.
         """
         if self.is_running():
             raise RuntimeError(f"etcd {self.name} is running already")
@@ -230,10 +230,10 @@ class LocalEtcd:
                 raise LocalEtcdError(f"etcd {self.name} cannot be started: {command[0]}: {reason}") from None
 
     async def wait_ready(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - the error tells more than TimeoutError
-        """Return when it has a leader and serves.
+        """Return when the etcd has a leader and serves.
 
         Raises:
-            LocalEtcdError: it ended, or `timeout` seconds went by.
+            LocalEtcdError: the process ended, or `timeout` seconds went by.
         """
         deadline = time.monotonic() + timeout
         while not (await self._is_healthy() and self.is_running()):
@@ -390,7 +390,7 @@ class LocalCluster:
         await all_of([etcd.stop() for etcd in self.etcds])
 
     def summary(self, shard_map: ShardMap, listen: Sequence[str], config_path: Path) -> list[str]:
-        """What `esp serve --local` prints when ready: what runs, which keys live where, what to type next."""
+        """The text that `esp serve --local` prints when ready: processes, keys of each shard, commands to try."""
         name_width = max(len(etcd.name) for etcd in self.etcds)
         lines = [f"{len(self.etcds)} etcds ({self.etcds[0].binary}), their data in {self.data_dir}:"]
         for etcd in self.etcds:

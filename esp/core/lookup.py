@@ -18,7 +18,7 @@ Answer = list[str] | OSError
 
 
 class Lookups:
-    """Lookups of one client's host names: no more than there are names, whatever the name server does.
+    """Lookups of a shard's host names: at most one thread for each name, even if the name server never answers.
 
     An answer that comes after its caller has given up is there for the next one.
     """

@@ -1,8 +1,8 @@
-"""What a server says when it is asked for its status: whether it is there, and that it is an etcd.
+"""The first question to a server, its status: whether somebody answers, and whether that is an etcd.
 
-No call is passed on before that. An esp that is asked so does not ask its own shards but says at once what it is, so a
-shard's endpoint that leads back to the same esp, over however many names, forwarders or other esps, is found before a
-call can go in a circle.
+No call is passed on before the answer. An esp answers this question itself, at once, and asks no shard for it. So an
+endpoint that leads back to the same esp, over any number of names, forwarders or other esps, is found before a call can
+go in a circle.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def is_probe(message: bytes) -> bool:
 
 
 class NotAnEtcd(OSError):
-    """Who answers there is an esp."""
+    """The server that answers is an esp."""
 
     def __init__(self) -> None:
         super().__init__("it is an esp, this one or another, and no etcd; name the etcds themselves")
 
 
 async def ask_status(connection: ClientConnection, seconds: float) -> bytes:
-    """The StatusResponse of who is at the other end.
+    """The StatusResponse of the server at the other end.
 
     Raises:
-        RpcError: another answer, which is one, too: an etcd's that does not tell.
-        NotAnEtcd: it is an esp.
-        OSError: there is no answer within so many seconds, or it broke off, or it says Unavailable: an etcd that stops,
-            or a proxy with nothing behind it, or with an esp that waits for just this answer.
+        RpcError: an etcd answers with an error: it is there, but does not tell.
+        NotAnEtcd: the server is an esp.
+        OSError: no answer within so many seconds; or the connection broke; or the answer is Unavailable, as of an etcd
+            that stops, or of a proxy without a server behind it, or with an esp that waits for just this answer.
     """
     call = MessageCall(connection, messages())
     try:

@@ -36,7 +36,7 @@ _POLL_SECONDS: Final = 0.01
 
 
 async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
-    """Asks all endpoints at once; takes `seconds` at most. What fails is part of the answer, nothing is raised."""
+    """Asks all endpoints at once; takes `seconds` at most. Failures are part of the answer, nothing is raised."""
     context = WireContext(config.limits)
 
     async def ask(shard: ShardConfig) -> ShardHealth:

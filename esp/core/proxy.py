@@ -246,7 +246,7 @@ async def _unreachable(layout: Layout, seconds: float) -> list[str]:
 
 
 def check_listen(addresses: Sequence[Listen]) -> None:
-    """Binds every address and lets it go: what a `Proxy` would fail on is known before anything else is started.
+    """Binds every address and frees it again, so that an address in use is known before anything else is started.
 
     Raises:
         OSError: as entering a `Proxy` does.

@@ -1,4 +1,4 @@
-"""What handlers are built from: a layout, and the parts that outlive the layout."""
+"""The material of handlers: a layout, and the parts that outlive the layout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Routing:
         layout: the shard map and its shards.
         tokens: the tokens of this process, of all layouts.
         apiservers: finds out whether kube-apiservers use this proxy.
-        map, shards, identity, undivided: those of the layout.
+        map, shards, identity, undivided: the layout's own.
     """
 
     __slots__ = ("apiservers", "identity", "layout", "map", "shards", "tokens", "undivided")

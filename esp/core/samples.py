@@ -1,4 +1,4 @@
-"""The revisions of all shards now and then: what each had reached when one of them was at some revision.
+"""Samples of the revisions of all shards: the revision of each at a moment when one of them was at a known revision.
 
 A revision R of one shard, the *leading* one, says nothing about the others by itself. But if it came after a sample was
 taken, all that the sample says had been reached by then. Each sample asks the leading shard last, after all others have
@@ -24,7 +24,7 @@ from esp.core.wire.context import WireContext
 log = logging.getLogger("esp")
 
 ANSWER_SECONDS: Final = 2.0
-"""How long a shard has to answer; one that does not counts with what it said the last time."""
+"""Seconds that a shard has to answer; a silent shard counts with its last answer."""
 
 _ASKED: Final = rpc_pb2.RangeRequest(key=b"\0", count_only=True)
 
@@ -60,7 +60,7 @@ class Samples:
     def before(self, revision: int) -> Revisions | None:
         """The newest sample that was taken before the leading shard came to a revision; None when there is none.
 
-        It is 0 for a shard that has never answered.
+        A shard that has never answered has revision 0 in it.
         """
         place = bisect_left(self._found, revision, key=lambda found: found[self.leading])
         return self._found[place - 1] if place else None
@@ -68,7 +68,7 @@ class Samples:
     def add(self, revisions: Revisions) -> None:
         """Keeps a sample, by the shards' names; 0 stands for a shard that did not answer.
 
-        A sample with the same revision of the leading shard takes the place of the last: it says more.
+        A sample with the same revision of the leading shard takes the place of the last, because it says more.
         """
         last = self._found[-1] if self._found else {}
         if any(0 < revision < last.get(shard, 0) for shard, revision in revisions.items()):

@@ -1,8 +1,7 @@
 """Which shard owns a key, and how a range splits over the shards.
 
-The map is one sorted list of boundaries with an owner beside each. It covers every key exactly once, so
-asking for the owner is one bisection and cannot fail. It never changes: a new layout is a new map with a
-higher epoch.
+A map is one sorted list of boundaries with an owner beside each. Every key is covered exactly once, so the owner is
+found by one bisection, which cannot fail. A map never changes: a new layout is a new map with a higher epoch.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class ShardMapError(ValueError):
         self.missing = missing
 
     def explain(self, label: Callable[[int], str]) -> str:
-        """One sentence: what is wrong and the cure. `label` names a range, given its position."""
+        """The fault and the cure in one sentence. `label` names a range, given its position."""
         names = [label(position) for position in self.ranges]
         match self.fault:
             case "none":

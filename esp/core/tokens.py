@@ -1,8 +1,8 @@
 """Vector tokens: one revision number that stands for a revision of each of several shards.
 
-Each shard counts revisions of its own, so no number computed from theirs can say "this moment" for all of them:
-whatever order it has, it is ahead of one shard or behind another. A token computes nothing. It is a fresh number,
-remembered here together with the vector of shard revisions that it stands for; given back, it is looked up.
+Each shard counts revisions of its own, so no number computed from theirs can say "this moment" for all of them: every
+such number is ahead of one shard or behind another. A token is not computed. Every token is a fresh number, remembered
+here together with the vector of shard revisions that it stands for, and looked up when a client gives it back.
 
 The number lies between 2**52 and 2**53: above every revision that an etcd can get to (`MARK`), and exact in a double,
 which is all that JavaScript, jq, Lua and PHP have for numbers:
@@ -13,12 +13,12 @@ which is all that JavaScript, jq, Lua and PHP have for numbers:
 
 Numbers grow with time in a process, so that clients see revisions that do not go back; after 33.7 years, in October
 2058, they begin again with the lowest. `token + 1` is the same position seen from behind: the first revision of each
-shard that is not part of it. What a client adds or takes away so, up to 2 and 1, is never another token.
+shard that is not part of it. A token plus 1 or 2, or minus 1, is never another token.
 
-The instance tells processes apart: a token that another process minted is not in this one's table, and unknown is what
-it must be. In one network namespace no two processes have the same instance (`claim_instance`). Others draw at random
-out of 64, and may take each other's tokens for their own only if they drew alike and made one in the same tick. A
-process that is given a number with its own instance which it did not make knows that, and draws anew.
+The instance tells processes apart: a token that another process minted must be unknown here. In one network namespace
+no two processes have the same instance (`claim_instance`). Processes of different namespaces draw one of 64 at random;
+only two that drew the same, and minted a token in the same tick, may take each other's tokens for their own. A process
+that meets a number with its own instance which it did not mint draws another instance.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ SPAN: Final = (1 << 44) - (1 << 37)
 upper bound."""
 INSTANCES: Final = 1 << 6
 MARK: Final = 1 << 52
-"""What every token has and no revision: a century of writes, a million a second, makes fewer."""
+"""The bit that every token has and no revision: a century with a million writes a second makes fewer."""
 _INSTANCE_SHIFT: Final = 2
 _TICK_SHIFT: Final = 8
 _STEP: Final = 3
 _END: Final = MARK | SPAN << _TICK_SHIFT
 _REUSE_TICKS: Final = TICKS_PER_SECOND
 _DRAW_TICKS: Final = TICKS_PER_SECOND
-"""An instance is kept for a second at least, whatever numbers clients send."""
+"""Seconds for which an instance is kept at least, whatever numbers clients send."""
 
 log = logging.getLogger("esp.tokens")
 
@@ -75,7 +75,7 @@ class Position(NamedTuple):
 
     Attributes:
         vector: the revisions.
-        offset: what the client has added to the token, -1 to 2: on each shard, so many revisions further on.
+        offset: the number that the client has added to the token, -1 to 2: so many revisions further on, on each shard.
     """
 
     vector: Vector
@@ -89,8 +89,8 @@ class Position(NamedTuple):
     def start(self, shard: str) -> int:
         """The revision from which a watch of several shards begins on `shard`; 0 when the number means nothing there.
 
-        What a client has added skips one revision at most, since a `compact_revision` is token + 1 (`span`): who begins
-        at the one behind that loses nothing on shards that have not compacted.
+        The offset skips one revision at most: a `compact_revision` is token + 1 (`span`), and a client that begins at
+        the revision behind it loses nothing on shards that have not compacted.
         """
         revision = self.vector.revision(shard)
         return revision + min(self.offset, 1) if revision else 0
@@ -99,7 +99,7 @@ class Position(NamedTuple):
 def is_token(number: int) -> bool:
     """Whether some proxy can have minted the number, or its successor; not whether this one has.
 
-    The clock has no say in it: it may have been wrong then, or be now.
+    The clock is not asked: it may have been wrong then, or be wrong now.
     """
     return MARK <= number < _END
 
@@ -108,8 +108,9 @@ class Tokens:
     """The tokens of this process: mints them, remembers the newest, and looks up what comes back.
 
     Attributes:
-        minted, known, unknown: how many were handed out, and how many that came back were in the table and were not.
-        highest: the highest revision of each shard, by name, that a token stands for: what a client may have heard of.
+        minted: tokens handed out.
+        known, unknown: tokens that came back and were in the table, and that were not.
+        highest: the highest revision of each shard, by name, that any token stands for, so that a client may know it.
     """
 
     def __init__(
@@ -147,9 +148,9 @@ class Tokens:
     # Minting.
 
     def mint(self, vector: Vector, *, of_message: bool = False) -> int:
-        """The token for a position; the last one again where that is new and stands for the same.
+        """The token for a position; the newest token again where it stands for the same position.
 
-        Those of a watch's messages, which are many, are counted apart from those of answers.
+        Tokens in watch messages, which are many, are counted apart from tokens in answers.
         """
         newest = self._newest
         is_new = self._ticks() - self._last_tick < _REUSE_TICKS
@@ -180,7 +181,7 @@ class Tokens:
     is_token = staticmethod(is_token)
 
     def position(self, number: int) -> Position | None:
-        """What a token stands for; None when it is not, or no longer, known here."""
+        """The meaning of a token; None when the token is not, or no longer, known here."""
         token, offset = _taken_apart(number)
         vector = self.vector(token)
         if vector is None:
@@ -256,7 +257,7 @@ def claim_instance(*, but: int | None = None) -> tuple[int, socket.socket | None
     there is no such thing, or where all are taken, the number is only drawn at random.
 
     Args:
-        but: One that is not wanted.
+        but: An instance that is not wanted.
     """
     drawn = [instance for instance in range(INSTANCES) if instance != but]
     random.SystemRandom().shuffle(drawn)

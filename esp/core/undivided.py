@@ -1,6 +1,6 @@
-"""Ranges that no request may see divided: what spans shards inside them is refused, also where esp could serve it.
+"""Undivided ranges: requests that span shards inside such a range are refused, even where esp could serve them.
 
-And keys whose revision is taken for that of a range in another shard: to read one is refused.
+Reading a key is refused as well where clients take its revision for that of a range which lies in another shard.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Undivided:
     """Refuses a request whose keys in one of these ranges belong to several shards.
 
     Attributes:
-        ranges: those that the map cuts, each with what a client is told to do; in others there is nothing to refuse.
+        ranges: the ranges that the map cuts, each with the cure that clients are told.
         parted: the keys that must not be read, each with the refusal.
-        owner: the shard that owns a key, for who reads it; raises RpcError for one of `parted`.
-        on_added: called when there is one more of the ranges, for who serves requests that last.
+        owner: the shard that owns a key to be read; raises RpcError for a key of `parted`.
+        on_added: called when a range was added, so that watches in it can be ended.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Undivided:
             self.add(key_range, CONFIGURED)
 
     def add(self, key_range: KeyRange, cure: str) -> None:
-        """Refuses in this range from now on. One that is there already keeps its cure."""
+        """Refuses requests over shards in this range from now on. A range that was added before keeps its cure."""
         if self._map.sole_owner(key_range) is None and key_range not in self.ranges:
             self.ranges[key_range] = cure
             self._cut()

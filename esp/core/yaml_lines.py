@@ -1,7 +1,7 @@
 """YAML as plain values, together with the line that each of them came from.
 
 A config error must name its line, which no YAML library keeps when it builds values. So values are built here
-from PyYAML's nodes. What a config file has no need of is refused: tags beyond the plain ones, anchors and
+from PyYAML's nodes. Features that a config file does not need are refused: tags beyond the plain ones, anchors and
 aliases (a few lines of them unfold to gigabytes), deep nesting, and one field given twice, of which YAML
 libraries silently keep the last.
 """
@@ -24,7 +24,7 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class LineError(Exception):
-    """What is wrong in the text, and the line, counted from 1."""
+    """The fault in the text, and its line, counted from 1."""
 
     def __init__(self, line: int, text: str) -> None:
         super().__init__(line, text)
@@ -53,7 +53,7 @@ def read(text: str) -> tuple[Value, Lines]:
     """The one document in `text` as plain values, and their lines. An empty text is None.
 
     Raises:
-        LineError: it is not YAML, or not of the kind that is read here; see the module's text.
+        LineError: the text is not YAML, or not of the kind that is read here; see the module's text.
     """
     lines = Lines()
     try:
