@@ -25,8 +25,8 @@ from time import monotonic
 from bench.etcd import Etcd
 from bench.peers import PEERS, Backends, Peer
 from bench.processes import BenchError
-from esp.core.dial import connect
 from esp.core.pb import rpc_pb2
+from esp.core.shard.dial import connect
 from esp.core.wire.call import MessageCall, messages
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import ClientStream

@@ -16,8 +16,8 @@ import sys
 import time
 from typing import Any
 
-from esp.core.dial import connect
 from esp.core.pb import rpc_pb2
+from esp.core.shard.dial import connect
 from esp.core.wire.call import MessageCall, messages
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import ClientStream

@@ -12,9 +12,8 @@ from typing import Any
 from esp.commands.output import CommandError, Format, json_key, write, write_json, write_table
 from esp.core import config as configs
 from esp.core.config import Config
-from esp.core.health import EndpointHealth, Finding, Health, ShardHealth
+from esp.core.health import EndpointHealth, Finding, Health, ShardHealth, examine
 from esp.core.keys import KeyRange, format_range
-from esp.core.probe import examine
 
 UNKNOWN = "?"
 """The cell of an unknown value."""

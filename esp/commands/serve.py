@@ -23,8 +23,8 @@ from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
 from esp.core.kubernetes import assumed_roots, cuts
 from esp.core.local import CONFIG_NAME, LocalCluster, LocalEtcdError
-from esp.core.lookup import Lookups
 from esp.core.proxy import Proxy, check_listen
+from esp.core.shard import Lookups
 
 log = logging.getLogger("esp")
 

@@ -14,12 +14,11 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
-from esp.core.ask import RANGE, ask
 from esp.core.keys import format_key
 from esp.core.kubernetes import COMPACT_KEY, Cut, cuts, is_built_in, objects_of
 from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
-from esp.core.shard import Shard
+from esp.core.shard import RANGE, Shard, ask
 from esp.core.shard_map import ShardMap
 from esp.core.wire.status import RpcError
 

@@ -15,12 +15,11 @@ from functools import partial
 from time import monotonic
 from typing import Final
 
-from esp.core.ask import LEASE_LEASES
 from esp.core.background import Background, all_of
 from esp.core.config import Config
 from esp.core.lease_sync import Copied, CopyTtl, call, copy, each, revoke, time_to_live
 from esp.core.pb import rpc_pb2
-from esp.core.shard import Shard
+from esp.core.shard import LEASE_LEASES, Shard
 from esp.core.wire.context import WireContext
 from esp.core.wire.status import RpcError
 from esp.core.wire.transport import TICK_SECONDS

@@ -14,10 +14,9 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import Message
 
 from esp.core import errors
-from esp.core.ask import LEASE_GRANT, LEASE_REVOKE, LEASE_TIME_TO_LIVE, Answer, Method, ask
 from esp.core.background import all_of
 from esp.core.pb import rpc_pb2
-from esp.core.shard import Shard
+from esp.core.shard import LEASE_GRANT, LEASE_REVOKE, LEASE_TIME_TO_LIVE, Answer, Method, Shard, ask
 from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.status import RpcError
 

@@ -24,8 +24,8 @@ from esp.core.layout import Layout
 from esp.core.routing import Routing
 from esp.core.samples import Samples
 from esp.core.services import kv, maintenance
-from esp.core.services.compaction import Compactions
 from esp.core.services.gate import Gate
+from esp.core.services.kv import Compactions
 from esp.core.services.lease import Leases
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router

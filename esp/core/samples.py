@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Final
 
-from esp.core.ask import RANGE, answers_of, ask_all, failures_of
 from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
-from esp.core.shard import Shard
+from esp.core.shard import RANGE, Shard, answers_of, ask_all, failures_of
 from esp.core.wire.context import WireContext
 
 log = logging.getLogger("esp")

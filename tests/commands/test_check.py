@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from esp.cli import app
 from esp.commands.check import _write_text
 from esp.core.config import parse
-from esp.core.health import Alarm, EndpointHealth, Health, Member, ShardHealth
+from esp.core.health.findings import Alarm, EndpointHealth, Health, Member, ShardHealth
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
 from tests.harness import Etcds, connect, peer, unknown, wait_until, write_config

@@ -16,17 +16,18 @@ import pytest
 
 from esp.core import lease_sync
 from esp.core.config import parse
-from esp.core.lane import Lane, ParkedCall
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from esp.core.proxy import Proxy
-from esp.core.services import handlers, keepalive, keepalive_lane
-from esp.core.services.lease import Leases
-from esp.core.services.lease_repair import LeaseRepair
-from esp.core.services.lease_table import LeaseTable
+from esp.core.services import handlers
+from esp.core.services.lease import keepalive, keepalive_lane
+from esp.core.services.lease.repair import LeaseRepair
+from esp.core.services.lease.service import Leases
+from esp.core.services.lease.table import LeaseTable
 from esp.core.services.watch.compaction import Compaction
 from esp.core.services.watch.span_progress import SpanProgress
 from esp.core.shard import Shard
+from esp.core.shard.link import Lane, ParkedCall
 from esp.core.tokens import Tokens
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.listener import Listener

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from esp.core import config
 from esp.core.local import LocalEtcd
-from esp.core.member import is_probe
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.proxy import Proxy
 from esp.core.services.watch.messages import DUPLICATE_ID
+from esp.core.shard.member import is_probe
 from esp.core.wire import frames
 from esp.core.wire.limits import Limits
 from tests.core.scripted_etcd import STATUS, HeardCall, ScriptedConnection, ScriptedEtcd

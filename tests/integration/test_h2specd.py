@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from esp.core import local
-from esp.core.dial import connect
 from esp.core.local import free_port
+from esp.core.shard.dial import connect
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits

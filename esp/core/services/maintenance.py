@@ -8,12 +8,12 @@ from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import Message
 
-from esp.core.ask import STATUS, Method, answers_of, ask_all, failures_of
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.gate import Gate
 from esp.core.services.handlers import AskAll, CoroutineCall
 from esp.core.services.revision import merged_header, token
+from esp.core.shard import STATUS, Method, answers_of, ask_all, failures_of
 from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Status
 
@@ -88,7 +88,7 @@ def merge(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | Status]
 
 
 MERGED: Final = (Merged(STATUS, rpc_pb2.StatusRequest, merge),)
-"""Another RPC over all shards is a method in `ask`, an entry here, and a function that merges its answers."""
+"""Another RPC over all shards is a method in `shard/unary.py`, an entry here, and a function that merges answers."""
 
 
 def version_key(version: str) -> tuple[int, ...]:

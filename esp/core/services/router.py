@@ -8,13 +8,12 @@ from typing import Final
 from google.protobuf.descriptor import MethodDescriptor
 
 from esp.core import errors
-from esp.core.member import STATUS_PATH, is_probe
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
 from esp.core.services import metadata
 from esp.core.services.handlers import PassStream, PassUnary
-from esp.core.services.read_batch import PassReads
-from esp.core.shard import Shard
+from esp.core.services.kv import PassReads
+from esp.core.shard import STATUS_PATH, Shard, is_probe
 from esp.core.wire.message import ENCODINGS, quote, unknown_encoding
 from esp.core.wire.request import RequestHead, is_grpc_type, malformed_method
 from esp.core.wire.server_stream import Handler, Refuse, ServerStream

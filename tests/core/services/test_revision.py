@@ -5,8 +5,9 @@ import pytest
 from esp.core import errors
 from esp.core.identity import Identity
 from esp.core.pb import rpc_pb2
-from esp.core.services.revision import merged_header, on_shard, position_of, read_at, translate_txn
-from esp.core.services.txn import look
+from esp.core.services.kv.translate import translate_txn
+from esp.core.services.kv.txn import look
+from esp.core.services.revision import merged_header, on_shard, position_of, read_at
 from esp.core.tokens import Position, Tokens, Vector
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits

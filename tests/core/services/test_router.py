@@ -9,7 +9,7 @@ from esp.core.services.router import Router
 from esp.core.wire.hpack import Fields
 from esp.core.wire.request import RequestHead, parse_request
 from esp.core.wire.server_stream import Handler
-from tests.core.services.test_paths import routing
+from tests.core.services.kv.test_paths import routing
 
 KV, WATCH = b"/etcdserverpb.KV/Range", b"/etcdserverpb.Watch/Watch"
 MANY: Fields = [(b"x-%02d" % number, b"y" * 20) for number in range(90)]
@@ -54,7 +54,7 @@ def test_what_makes_heads_of_its_own_keeps_no_metadata() -> None:
 
 
 def test_the_services_that_do_so_say_so() -> None:
-    from esp.core.services.keepalive import LeaseKeepAlive
+    from esp.core.services.lease.keepalive import LeaseKeepAlive
     from esp.core.services.watch.service import Watch
 
     assert not Watch.forwards

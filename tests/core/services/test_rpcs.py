@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from esp.core.config import parse
-from esp.core.member import STATUS_PATH
 from esp.core.proxy import Proxy
 from esp.core.services.handlers import PassStream, PassUnary
+from esp.core.services.kv.read_batch import PassReads
 from esp.core.services.pages import Pages
-from esp.core.services.read_batch import PassReads
 from esp.core.services.router import METHODS, READS, NoShard
+from esp.core.shard.member import STATUS_PATH
 from esp.core.wire.request import parse_request
 from esp.core.wire.server_stream import Handler, Refuse
 from esp.core.wire.status import Code

@@ -8,10 +8,10 @@ from google.protobuf.message import Message
 
 from esp.core.identity import Identity
 from esp.core.pb import kv_pb2, rpc_pb2
-from esp.core.services import read_txn
+from esp.core.services.kv import read_txn
 from esp.core.services.watch import messages
 from esp.core.wire.message import PREFIX_SIZE, prefix
-from tests.core.services.test_concat import EVERYTHING, Scene, data, head, part, trailers
+from tests.core.services.kv.test_concat import EVERYTHING, Scene, data, head, part, trailers
 
 COUNTS = (0, 1, 6, 127, 128, 2**31, 2**53 + 1, 2**63 - 1)
 WATCH_IDS = (1, 127, 128, 2**31 - 1, 2**31, 2**53 + 1, 2**62, 2**63 - 1, -1, -(2**63))

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import Final
 
 from esp.core import errors
-from esp.core.ask import RANGE, ask
 from esp.core.pb import rpc_pb2
 from esp.core.services.watch.span import Span
 from esp.core.services.watch.tap import Client, Tap
+from esp.core.shard import RANGE, ask
 from esp.core.wire.hpack import encode
 from esp.core.wire.status import Code, RpcError
 

@@ -23,7 +23,6 @@ import asyncio
 from collections.abc import Iterable
 from typing import Final
 
-from esp.core.ask import RANGE, ask
 from esp.core.background import Timer, all_of
 from esp.core.pb import rpc_pb2
 from esp.core.services.maintenance import version_key
@@ -33,6 +32,7 @@ from esp.core.services.watch.source import Source
 from esp.core.services.watch.tap import Tap
 from esp.core.services.watch.upstream import Upstream
 from esp.core.services.watch.watcher import Stream, Watcher
+from esp.core.shard import RANGE, ask
 from esp.core.wire.hpack import encode
 from esp.core.wire.status import RpcError
 

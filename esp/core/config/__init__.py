@@ -1,0 +1,40 @@
+"""The config file.
+
+    file         finds and reads the file, checks the whole; `Config` holds the values
+    shards       the `shards` of the file: names, endpoints, ranges
+    ranges       ranges of keys, as the file writes them
+    addresses    addresses, and the right form of a wrong one
+    fields       single values, and fields of the wrong shape
+    yaml_lines   YAML values, each with its line
+
+From the top down; each file imports only files below it.
+"""
+
+from esp.core.config.file import (
+    AcrossShards,
+    Compaction,
+    Config,
+    ConfigError,
+    Listen,
+    check_no_loop,
+    find,
+    listen_of,
+    load,
+    parse,
+)
+from esp.core.config.shards import Endpoint, ShardConfig
+
+__all__ = [
+    "AcrossShards",
+    "Compaction",
+    "Config",
+    "ConfigError",
+    "Endpoint",
+    "Listen",
+    "ShardConfig",
+    "check_no_loop",
+    "find",
+    "listen_of",
+    "load",
+    "parse",
+]

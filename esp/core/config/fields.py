@@ -1,0 +1,149 @@
+"""Single values of the config file: keys, and fields of the wrong shape.
+
+The functions raise ValueError with a sentence that says what is wrong and the cure; `Fields` adds the line.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from esp.core.config.yaml_lines import LineError, Lines, Place
+
+_T = TypeVar("_T")
+_Shape = TypeVar("_Shape", bound=msgspec.Struct)
+
+_KINDS = {
+    "array": "a list",
+    "object": "a mapping",
+    "str": "text",
+    "int": "a number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "empty",
+    "bytes": "!!binary",
+}
+_PYTHON_KINDS = {list: "array", dict: "object", type(None): "null"}
+
+
+class Fields:
+    """The fields of one file: checks that name the line of what is wrong."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.lines = lines
+
+    def fail(self, place: Place, text: str) -> NoReturn:
+        """Raise the error for the value at `place`."""
+        raise LineError(self.lines.of(place), text)
+
+    def shaped(self, value: object, shape: type[_Shape], place: Place, subject: str) -> _Shape:
+        """The value as a `shape`; `subject` names it in messages.
+
+        Raises:
+            LineError: a field is unknown or of the wrong type.
+        """
+        try:
+            return msgspec.convert(value, shape)
+        except msgspec.ValidationError as error:
+            below, text = explain_shape(str(error), subject, shape.__struct_fields__)
+            prefix = f"{subject}: " if place and not text.startswith(subject) else ""
+            self.fail((*place, *below), prefix + text)
+
+    def each(self, values: list[Any], place: Place, read: Callable[[Any], _T], subject: str = "") -> list[_T]:
+        """Every value read with `read`, whose ValueError becomes an error with a line.
+
+        Raises:
+            LineError: a value is wrong.
+        """
+        done = []
+        for position, value in enumerate(values):
+            try:
+                done.append(read(value))
+            except ValueError as error:
+                self.fail((*place, position), f"{subject}: {error}" if subject else str(error))
+        return done
+
+
+def key(value: Any, field: str) -> bytes:
+    """A key: text, text such as `hex:6162`, or YAML's !!binary."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        if value.startswith("hex:"):
+            digits = value.removeprefix("hex:")
+            if len(digits) % 2 or re.fullmatch("[0-9A-Fa-f]*", digits) is None:
+                raise ValueError(f'"{field}" is "{value}"; after hex: write two hexadecimal digits for each byte')
+            return bytes.fromhex(digits)
+        return value.encode()
+    if value is None:
+        raise ValueError(f'"{field}" is empty; write "" if that is meant')
+    if isinstance(value, bool | int | float):
+        raise ValueError(f'"{field}" is {_kind_of(value)} to YAML; quote it')
+    raise ValueError(f'"{field}" is {_kind_of(value)}; write text, hex: or !!binary')
+
+
+def key_bytes(value: Any, field: str) -> bytes:
+    """A key as Go writes a []byte: numbers in YAML, base64 text in JSON; also !!binary. None is empty."""
+    if value is None:
+        return b""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, list):
+        try:
+            return bytes(value)
+        except (TypeError, ValueError):
+            raise ValueError(f'"{field}" must be a list of numbers from 0 to 255') from None
+    if isinstance(value, str):
+        try:
+            return base64.b64decode(value, validate=True)
+        except (ValueError, binascii.Error):
+            raise ValueError(f'"{field}" is "{value}", which is not base64; text goes into "{field[:-5]}"') from None
+    raise ValueError(f'"{field}" is {_kind_of(value)}; write a list of bytes, base64 or !!binary')
+
+
+def unknown_field(name: str, known: Iterable[str]) -> str:
+    """The sentence for a field that is not known, with the one that was probably meant."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    cure = f'did you mean "{near[0]}"?' if near else f"the fields here are {', '.join(known)}"
+    return f'unknown field "{name}"; {cure}'
+
+
+def explain_shape(message: str, subject: str, known: Iterable[str]) -> tuple[Place, str]:
+    """A message of msgspec's, taken apart: the place of the value, and a sentence for people.
+
+    `subject` names the value that was converted, `known` its fields.
+    """
+    message, _, path = message.partition(" - at `$")
+    place = tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]`]+", path) if part != "...")
+    if match := re.fullmatch("Object contains unknown field `(.*)`", message, re.DOTALL):
+        return (*place, match[1]), unknown_field(match[1], known)
+    name = subject
+    if place:
+        name = f'"{place[0]}"' + "".join(f" item {part + 1}" for part in place[1:] if isinstance(part, int))
+    if match := re.fullmatch("Expected `([\\w |]+).*`, got `(\\w+)`", message):
+        wanted, got = [kind for kind in match[1].split(" | ") if kind != "null"], match[2]
+        cure = "; quote it" if "str" in wanted and got in ("int", "float", "bool") else ""
+        kinds = " or ".join(_KINDS.get(kind, kind) for kind in wanted)
+        return place, f"{name} must be {kinds}, not {_KINDS.get(got, got)}{cure}"
+    if match := re.fullmatch("Invalid enum value '?(.*?)'?", message, re.DOTALL):
+        return place, f'{name} cannot be "{match[1]}"'
+    return place, f"{name}: {message}"
+
+
+def shown(value: object) -> str:
+    """A value as the file has it, where that is short; else its kind."""
+    if isinstance(value, str) and len(value) <= 40:
+        return f'"{value}"'
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else _kind_of(value)
+
+
+def _kind_of(value: object) -> str:
+    name = _PYTHON_KINDS.get(type(value), type(value).__name__)
+    return _KINDS.get(name, name)

@@ -1,0 +1,355 @@
+"""The config file: found, read, checked, and told with file and line when something is wrong in it.
+
+Two formats are read, esp's own and the list of shards of the original Go proxy. Both become one `Config`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from esp.core.config.addresses import TLS_LISTEN, address
+from esp.core.config.fields import shown, unknown_field
+from esp.core.config.ranges import RangeFields
+from esp.core.config.shards import Endpoint, ShardConfig, read_shards
+from esp.core.config.yaml_lines import LineError, Place, Value, read
+from esp.core.keys import KeyRange
+from esp.core.kubernetes import COMPACT_KEY
+from esp.core.shard_map import ShardMap
+from esp.core.wire.limits import Limits, out_of_bounds
+
+__all__ = [
+    "AcrossShards",
+    "Compaction",
+    "Config",
+    "ConfigError",
+    "Endpoint",
+    "Listen",
+    "ShardConfig",
+    "check_no_loop",
+    "find",
+    "listen_of",
+    "load",
+    "parse",
+]
+
+MAX_FILE_BYTES = 1_048_576
+MAX_DRAIN_SECONDS = 86_400
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 - to connect to these is to connect here
+LOOKED_AT = (Path("esp.yaml"), Path(".esp/esp.yaml"), Path("/etc/esp/esp.yaml"))
+
+Word = TypeVar("Word", bound=str)
+
+
+class ConfigError(Exception):
+    """A fault in a config, told in one line: file, line, fault, cure. File and line may be None."""
+
+    def __init__(self, path: Path | None, line: int | None, text: str) -> None:
+        # What the file says is quoted in the text, so it may hold a line break or be very long.
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        text = text if len(text) <= 500 else text[:200] + " ... " + text[-200:]
+        super().__init__(path, line, text)
+        self.path = path
+        self.line = line
+        self.text = text
+
+    def __str__(self) -> str:
+        where = "" if self.path is None else f"{self.path}: " if self.line is None else f"{self.path}:{self.line}: "
+        return where + self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where esp listens. `host` is a name or an address without brackets; port 0 is any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class AcrossShards:
+    """Which requests over several shards are refused although esp could serve them (Range, DeleteRange, Watch, reads).
+
+    Attributes:
+        refused: requests whose keys in one of these ranges belong to several shards are refused.
+        protects_kubernetes: requests inside a resource of a kube-apiserver that is at work here are refused as well.
+    """
+
+    refused: tuple[KeyRange, ...] = ()
+    protects_kubernetes: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """The meaning of a plain revision in a Compact over several shards.
+
+    Attributes:
+        key: the revision counts in the shard that owns this key; with None, plain revisions are refused.
+        takes_any: any revision is taken; else only the key's value: kube-apiserver's compactor leaves it there.
+    """
+
+    key: bytes | None = COMPACT_KEY
+    takes_any: bool = False
+
+
+_ACROSS_SHARDS = {
+    "auto": AcrossShards(),
+    "serve": AcrossShards(protects_kubernetes=False),
+    "refuse": AcrossShards((KeyRange(b"", None),)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A config that has passed every check. `shards` and `shard_map.names` are in the order of the file."""
+
+    path: Path | None
+    listen: tuple[Listen, ...]
+    advertise: tuple[str, ...]
+    shards: tuple[ShardConfig, ...]
+    shard_map: ShardMap
+    across_shards: AcrossShards
+    compaction: Compaction
+    deletes_across_shards: Literal["serve", "refuse"]
+    kubernetes: tuple[bytes, ...]  # the prefixes of all keys of kube-apiservers that the file speaks of
+    leases: Literal["tolerant", "strict"]
+    range_reads: Literal["default", "snapshot"]
+    txn_reads: Literal["snapshot", "each"]
+    drain_seconds: float
+    limits: Limits
+
+    def shard(self, name: str) -> ShardConfig:
+        """The shard of this name, which is one of the map's."""
+        return next(shard for shard in self.shards if shard.name == name)
+
+
+def find(explicit: Path | None, env: Mapping[str, str]) -> Path:
+    """The config file to use: `explicit` (from -c), else ESP_CONFIG, else the first file of `LOOKED_AT`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if explicit is not None:
+        return explicit
+    if named := env.get("ESP_CONFIG"):
+        return Path(named)
+    for path in LOOKED_AT:
+        if path.is_file():
+            return path
+    places = ", ".join(str(path) for path in LOOKED_AT)
+    raise ConfigError(
+        None,
+        None,
+        f"no config file: looked at {places}; name one with -c or ESP_CONFIG, or try esp serve --local 3",
+    )
+
+
+def load(path: Path) -> Config:
+    """Read and check the file.
+
+    Raises:
+        ConfigError: the file cannot be read, or something in it is wrong.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(path, None, f"cannot be read: {(error.strerror or str(error)).lower()}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(path, None, "is larger than 1 MiB; a config is a few kilobytes, is this the right file?")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            path, line, "is not UTF-8; save it as UTF-8, and write other bytes as hex: or !!binary"
+        ) from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path | None) -> Config:
+    """Check a config's text; `path` is only for messages and for `Config.path`.
+
+    Raises:
+        ConfigError: something in it is wrong.
+    """
+    try:
+        value, lines = read(text)
+        return _FileReader(lines).read(value, path)
+    except LineError as error:
+        raise ConfigError(path, error.line, error.text) from None
+
+
+def listen_of(urls: Iterable[str]) -> tuple[Listen, ...]:
+    """The hosts and ports to listen on, from URLs such as `http://127.0.0.1:2379`.
+
+    Raises:
+        ConfigError: a text is no such URL, or names the same address as an earlier one.
+    """
+    addresses: list[Listen] = []
+    for url in urls:
+        try:
+            addresses.append(_listen(url))
+        except ValueError as error:
+            raise ConfigError(None, None, str(error)) from None
+        if (again := _again(addresses)) is not None:
+            raise ConfigError(None, None, f"{again} is given twice; leave one out")
+    return tuple(addresses)
+
+
+def check_no_loop(config: Config) -> None:
+    """Refuses a shard's endpoint that is where esp itself listens: each call would come back to it for ever.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for shard in config.shards:
+        for endpoint in shard.endpoints:
+            for listen in config.listen:
+                if endpoint.port == listen.port and _is_same(listen.host, endpoint.host):
+                    raise ConfigError(
+                        config.path,
+                        endpoint.line,
+                        f'shard "{shard.name}": endpoint {endpoint} is where esp itself listens ({listen}); '
+                        "name an etcd there, or listen elsewhere",
+                    )
+
+
+def _is_same(listen: str, host: str) -> bool:
+    """Whether who listens on `listen` answers at `host`, as far as the names tell."""
+    return host == listen or (host in _THIS_MACHINE and listen in (*_THIS_MACHINE, "0.0.0.0", "::"))  # noqa: S104
+
+
+def _again(addresses: Sequence[Listen]) -> Listen | None:
+    """The last address, if it is among those before it. Port 0 is another one each time."""
+    *before, last = addresses
+    return last if last.port and last in before else None
+
+
+class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
+    listen: list[Any] = msgspec.field(default_factory=lambda: ["http://127.0.0.1:2379"])
+    advertise: list[Any] = []
+    shards: list[Any] = []
+    whole: list[Any] = []
+    across_shards: str | dict[str, Any] = "auto"
+    compaction: str | dict[str, Any] = "kubernetes"
+    deletes_across_shards: str = "serve"
+    leases: str = "tolerant"
+    range_reads: str = "default"
+    txn_reads: str = "snapshot"
+    drain_seconds: Any = 10.0
+    limits: dict[str, Any] = {}
+
+
+class _FileReader(RangeFields):
+    """Turns the values of one file into a Config; the first thing that is wrong ends it."""
+
+    def read(self, value: Value, path: Path | None) -> Config:
+        file = self.shaped({} if value is None else value, _FileShape, (), "the file")
+        listen = self.each(file.listen, ("listen",), _listen)
+        if not listen:
+            self.fail(("listen",), '"listen" is empty; write listen: [http://127.0.0.1:2379]')
+        for number in range(1, len(listen)):
+            if (again := _again(listen[: number + 1])) is not None:
+                self.fail(("listen", number), f"listen URL {again} is listed twice; remove one")
+        shards, shard_map = read_shards(file.shards, file.whole, self)
+        across_shards = self._across_shards(file.across_shards)
+        return Config(
+            path=path,
+            listen=tuple(listen),
+            advertise=tuple(self.each(file.advertise, ("advertise",), _advertised)),
+            shards=shards,
+            shard_map=shard_map,
+            across_shards=across_shards,
+            compaction=self._compaction(file.compaction),
+            kubernetes=tuple(self.kubernetes),
+            deletes_across_shards=self._one_of("deletes_across_shards", file.deletes_across_shards, "serve", "refuse"),
+            leases=self._one_of("leases", file.leases, "tolerant", "strict"),
+            range_reads=self._one_of("range_reads", file.range_reads, "default", "snapshot"),
+            txn_reads=self._one_of("txn_reads", file.txn_reads, "snapshot", "each"),
+            drain_seconds=self._drain(file.drain_seconds),
+            limits=self._limits(file.limits),
+        )
+
+    def _across_shards(self, value: str | dict[str, Any]) -> AcrossShards:
+        if isinstance(value, str) and value in _ACROSS_SHARDS:
+            return _ACROSS_SHARDS[value]
+        ranges = value.get("refuse") if isinstance(value, dict) and len(value) == 1 else None
+        if not isinstance(ranges, list) or not ranges:
+            told = f'"{value}"' if isinstance(value, str) else "a mapping of another form"
+            cure = "write auto, serve, refuse or {refuse: [PREFIX, ...]}"
+            self.fail(("across_shards",), f'"across_shards" is {told}; {cure}')
+        place: Place = ("across_shards", "refuse")
+        subject = '"across_shards"'
+        return AcrossShards(tuple(self.range_or_prefix_at(one, (*place, n), subject) for n, one in enumerate(ranges)))
+
+    def _compaction(self, value: str | dict[str, Any]) -> Compaction:
+        if value == "refuse":
+            return Compaction(None)
+        if isinstance(value, dict) and list(value) == ["revisions_of"]:
+            place: Place = ("compaction", "revisions_of")
+            return Compaction(self.key_at(value["revisions_of"], place, '"compaction"'), takes_any=True)
+        if value != "kubernetes":
+            told = f'"{value}"' if isinstance(value, str) else "a mapping of another form"
+            self.fail(("compaction",), f'"compaction" is {told}; write kubernetes, refuse or {{revisions_of: KEY}}')
+        return Compaction()
+
+    def _one_of(self, field: str, value: str, *words: Word) -> Word:
+        for word in words:
+            if value == word:
+                return word
+        return self.fail((field,), f'"{field}" is "{value}"; write {" or ".join(words)}')
+
+    def _drain(self, value: Any) -> float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value <= MAX_DRAIN_SECONDS:
+            shown = "" if value is None else f'"{value}"'
+            self.fail(
+                ("drain_seconds",),
+                f'"drain_seconds" is {shown or "empty"}; write a number of seconds from 0 to {MAX_DRAIN_SECONDS}',
+            )
+        return float(value)
+
+    def _limits(self, values: dict[str, Any]) -> Limits:
+        defaults = {field.name: field.default for field in fields(Limits)}
+        for name, value in values.items():
+            place: Place = ("limits", name)
+            if name not in defaults:
+                self.fail(place, f"limits: {unknown_field(name, defaults)}")
+            whole = isinstance(defaults[name], int)
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                kind = "whole number" if whole else "number"
+                self.fail(place, f'limits: "{name}" must be a {kind}, not {shown(value)}{_in_digits(value, whole)}')
+        limits = replace(Limits(), **values)
+        if wrong := out_of_bounds(limits):
+            name, bound = wrong
+            self.fail(("limits", name), f'limits: "{name}" is {getattr(limits, name)}; it must be {bound}')
+        return limits
+
+
+def _in_digits(value: object, whole: bool) -> str:
+    """The cure for a number that YAML takes for text or for a fraction, such as 1e9; "" for others."""
+    try:
+        number = float(value) if isinstance(value, str | float) else math.nan
+    except ValueError:
+        return ""
+    if not 0 < number < 1e15 or (whole and not number.is_integer()):
+        return ""
+    return f"; write {int(number) if number.is_integer() else number}"
+
+
+def _listen(url: object) -> Listen:
+    return Listen(*address(url, "listen URL", TLS_LISTEN, lowest_port=0, needs_scheme=True))
+
+
+def _advertised(url: object) -> str:
+    address(url, "advertise URL", None, needs_scheme=True)
+    return str(url).removesuffix("/")

@@ -1,0 +1,287 @@
+"""The `shards` of a config file: names, endpoints and ranges, in esp's format or the original Go proxy's.
+
+In esp's own format a range may lie inside another; the narrower one wins. The original format has no such
+rule, so there an overlap is a mistake.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from esp.core.config.addresses import TLS_SHARD, address
+from esp.core.config.fields import key_bytes
+from esp.core.config.ranges import RangeFields
+from esp.core.config.yaml_lines import LineError, Place
+from esp.core.keys import KeyRange, format_key, format_range
+from esp.core.shard_map import ShardMap, ShardMapError, carve
+
+_OWN = ("endpoints", "ranges")
+_ORIGINAL = ("address", "start", "end", "startBytes", "endBytes")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One member of a shard. `host` is a name or an address without brackets; as text it is a URL.
+
+    `line` is the endpoint's line in the config file; endpoints that differ only in this are equal.
+    """
+
+    host: str
+    port: int
+    line: int | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardConfig:
+    """One shard. `ranges` are the ranges that it owns, in key order, after narrower ranges of others were cut out."""
+
+    name: str
+    endpoints: tuple[Endpoint, ...]
+    ranges: tuple[KeyRange, ...]
+
+
+def read_shards(entries: list[Any], whole: list[Any], fields: RangeFields) -> tuple[tuple[ShardConfig, ...], ShardMap]:
+    """The shards in the order of the file, and the map they make.
+
+    Args:
+        entries: The value of `shards`.
+        whole: The value of `whole`: ranges that no boundary may cut.
+        fields: The file's.
+
+    Raises:
+        LineError: something is wrong with one of them, or together they do not own every key once, or they cut what
+            must stay whole.
+    """
+    reader = _ShardsReader(fields)
+    reader.read(entries)
+    shard_map = reader.shard_map()
+    reader.check_whole(whole, shard_map)
+    shards = tuple(
+        ShardConfig(name, endpoints, tuple(shard_map.ranges_of(name))) for name, endpoints in reader.endpoints.items()
+    )
+    return shards, shard_map
+
+
+# What a key may look like is wider than msgspec's types can say, hence Any.
+
+
+class _ShardShape(msgspec.Struct, forbid_unknown_fields=True):
+    name: str | None = None
+    endpoints: list[Any] = []
+    ranges: list[Any] = []
+
+
+class _OriginalShardShape(msgspec.Struct, forbid_unknown_fields=True):
+    name: str | None = None
+    address: Any = ""
+    start: Any = None
+    end: Any = None
+    startBytes: Any = None  # noqa: N815 - the original's names
+    endBytes: Any = None  # noqa: N815
+
+
+class _Source(NamedTuple):
+    """A range as it stands in the file."""
+
+    shard: str
+    range: KeyRange
+    place: Place
+
+
+class _ShardsReader:
+    """Goes through the shards in order; the first thing that is wrong ends it."""
+
+    def __init__(self, fields: RangeFields) -> None:
+        self.fields = fields
+        self.lines = fields.lines
+        self.fail = fields.fail
+        self.shaped = fields.shaped
+        self.endpoints: dict[str, tuple[Endpoint, ...]] = {}
+        self._sources: list[_Source] = []
+        self._owner_of: dict[Endpoint, str] = {}
+        self._original = False
+
+    def read(self, entries: list[Any]) -> None:
+        if not entries:
+            example = 'shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
+            self.fail(("shards",), f"no shards; write {example}")
+        self._original = self._is_original(entries)
+        for index, entry in enumerate(entries):
+            name = self._name(index, entry)
+            if self._original:
+                self._original_shard(name, index, entry, last=index == len(entries) - 1)
+            else:
+                self._shard(name, index, entry)
+
+    def _is_original(self, entries: list[Any]) -> bool:
+        own = original = None
+        for index, entry in enumerate(entries):
+            for field in entry if isinstance(entry, dict) else ():
+                if field in _OWN:
+                    own = own or field
+                elif field in _ORIGINAL:
+                    original = original or field
+                if own and original:
+                    self.fail(
+                        ("shards", index, field),
+                        f'"{own}" and "{original}" are of two formats; '
+                        "give every shard endpoints and ranges, or every shard address, start and end",
+                    )
+        return original is not None
+
+    def _name(self, index: int, entry: Any) -> str:
+        place: Place = ("shards", index)
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if name is None:
+            name = f"shard-{index}"
+        elif not isinstance(name, str):
+            self.shaped({"name": name}, _ShardShape, place, f"shard {index + 1}")
+        elif not _NAME.fullmatch(name):
+            self.fail(
+                (*place, "name"),
+                f'shard name "{name}": use at most 63 letters, digits, ".", "_" and "-", the first a letter or a digit',
+            )
+        if name in self.endpoints:
+            first = self.lines.of(("shards", self._place(name)))
+            self.fail((*place, "name"), f'two shards are named "{name}" (the first on line {first}); rename one')
+        return str(name)
+
+    def _place(self, name: str) -> int:
+        """The place of a shard in the file."""
+        return list(self.endpoints).index(name)
+
+    def _shard(self, name: str, index: int, entry: Any) -> None:
+        place: Place = ("shards", index)
+        subject = f'shard "{name}"'
+        shape = self.shaped(entry, _ShardShape, place, subject)
+        self._read_endpoints(name, shape.endpoints, (*place, "endpoints"), subject)
+        if not shape.ranges:
+            self.fail(place, f'{subject} has no ranges; write ranges: [{{start: "", end: ""}}] for all keys')
+        for position, value in enumerate(shape.ranges):
+            here = (*place, "ranges", position)
+            self._sources.append(_Source(name, self.fields.range_at(value, here, subject), here))
+
+    def _original_shard(self, name: str, index: int, entry: Any, *, last: bool) -> None:
+        place: Place = ("shards", index)
+        subject = f'shard "{name}"'
+        shape = self.shaped(entry, _OriginalShardShape, place, subject)
+        addresses = [shape.address] if shape.address else []
+        self._read_endpoints(name, addresses, (*place, "address"), subject)
+        # The first start and the last end are ignored there, whatever they say.
+        start = b""
+        if index > 0:
+            start = self._boundary("start", shape.start, shape.startBytes, place, subject)
+            if not start:
+                self.fail(
+                    (*place, "start"),
+                    f'{subject}: only the first shard may have no "start"; write the end of the one before',
+                )
+        end = None
+        if not last:
+            end = self._boundary("end", shape.end, shape.endBytes, place, subject)
+            if not end:
+                self.fail(
+                    (*place, "end"),
+                    f'{subject}: only the last shard may have no "end"; write the start of the next',
+                )
+        self._sources.append(_Source(name, KeyRange(start, end), place))
+
+    def _boundary(self, field: str, text: Any, data: Any, place: Place, subject: str) -> bytes:
+        """The key in `start` or `end`, or where that is empty, in `startBytes` or `endBytes`."""
+        boundary = b"" if text is None else self.fields.key_at(text, (*place, field), subject)
+        if boundary:
+            return boundary
+        field += "Bytes"
+        try:
+            return key_bytes(data, field)
+        except ValueError as error:
+            self.fail((*place, field), f"{subject}: {error}")
+
+    def _read_endpoints(self, name: str, values: list[Any], place: Place, subject: str) -> None:
+        if not values and self._original:
+            self.fail(place, f"{subject} has no address; write address: 127.0.0.1:12379")
+        if not values:
+            self.fail(place, f"{subject} has no endpoints; write endpoints: [http://127.0.0.1:12379]")
+        endpoints = self.fields.each(values, place, _endpoint, subject)
+        for position, endpoint in enumerate(endpoints):
+            if other := self._owner_of.get(endpoint):
+                self.fail(
+                    (*place, position),
+                    f"{subject}: endpoint {endpoint} is listed in {other} already; remove it from one",
+                )
+            self._owner_of[endpoint] = subject
+        lines = [self.lines.of((*place, position)) for position in range(len(endpoints))]
+        self.endpoints[name] = tuple(map(_with_line, endpoints, lines))
+
+    def shard_map(self) -> ShardMap:
+        """The map that all ranges make together."""
+        ranges = [(source.shard, source.range) for source in self._sources]
+        positions = list(range(len(ranges)))  # in self._sources, of each of `ranges`
+        try:
+            if not self._original:
+                parts = carve(ranges)
+                positions = [position for position, _ in parts]
+                ranges = [(self._sources[position].shard, part) for position, part in parts]
+                self._check_all_own({shard for shard, _ in ranges})
+            return ShardMap.build(ranges, list(self.endpoints))
+        except ShardMapError as error:
+            blamed = {position: self._sources[positions[position]] for position in error.ranges}
+            line = self.lines.of(next(iter(blamed.values())).place)
+
+            def label(position: int) -> str:
+                source = blamed[position]
+                text = f'{format_range(source.range)} of shard "{source.shard}"'
+                there = self.lines.of(source.place)
+                return text if there == line else f"{text} (line {there})"
+
+            raise LineError(line, error.explain(label)) from None
+
+    def check_whole(self, values: list[Any], shard_map: ShardMap) -> None:
+        """Sees to it that no boundary lies inside a range of `whole`.
+
+        Raises:
+            LineError: a boundary lies inside, or a value is no range.
+        """
+        for position, value in enumerate(values):
+            place: Place = ("whole", position)
+            kept = self.fields.range_or_prefix_at(value, place, '"whole"')
+            boundary = shard_map.first_boundary(kept)
+            if boundary is not None:
+                names = ", ".join(dict.fromkeys(part.shard for part in shard_map.split(kept)))
+                source = self._source_at(boundary)
+                self.fail(
+                    place,
+                    f'{format_range(kept)} must be whole, but is cut at "{format_key(boundary)}" '
+                    f"(line {self.lines.of(source.place)}) between the shards {names}; "
+                    "move that boundary out of it, or give the range itself to one shard",
+                )
+
+    def _source_at(self, boundary: bytes) -> _Source:
+        """The range of the file that begins at a boundary of the map; else the one that ends there."""
+        starting = [source for source in self._sources if source.range.start == boundary]
+        return (starting or [source for source in self._sources if source.range.end == boundary])[0]
+
+    def _check_all_own(self, owners: set[str]) -> None:
+        for name in self.endpoints:
+            if name not in owners:
+                self.fail(
+                    ("shards", self._place(name)),
+                    f'shard "{name}" owns no key, narrower ranges take all of its own; widen it or remove it',
+                )
+
+
+def _endpoint(url: object) -> Endpoint:
+    return Endpoint(*address(url, "endpoint", TLS_SHARD))
+
+
+def _with_line(endpoint: Endpoint, line: int) -> Endpoint:
+    return dataclasses.replace(endpoint, line=line)

@@ -1,0 +1,10 @@
+"""How the shards are, for `esp check`.
+
+probe      asks every endpoint of every shard for its status and alarms
+findings   plain values: the endpoints' answers, and the problems in them
+"""
+
+from esp.core.health.findings import EndpointHealth, Finding, Health, Kind, ShardHealth
+from esp.core.health.probe import examine
+
+__all__ = ["EndpointHealth", "Finding", "Health", "Kind", "ShardHealth", "examine"]

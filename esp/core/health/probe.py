@@ -1,0 +1,152 @@
+"""Asking every endpoint of every shard how it is.
+
+Each endpoint is asked through a shard client of its own, the same code that the proxy runs, so what is reachable here
+is reachable for the proxy. The questions are Maintenance/Status, which a member answers from what it knows itself, and
+Maintenance/Alarm, which it answers only with a quorum behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+from esp.core import errors
+from esp.core.apiservers import holds, namespace_key, roots_in_question
+from esp.core.background import Background, all_of
+from esp.core.config import Config, Endpoint, ShardConfig
+from esp.core.health.findings import Alarm, EndpointHealth, Health, Member, ShardHealth, judge, with_cuts
+from esp.core.kubernetes import COMPACT_KEY, assumed_roots, cuts
+from esp.core.pb import rpc_pb2
+from esp.core.shard import ALARMS, STATUS, Method, Shard, ask
+from esp.core.wire.context import WireContext
+from esp.core.wire.status import Code, RpcError, Status
+
+ANSWER_SECONDS: Final = 2.0
+"""How long one endpoint may take to be connected to and to answer everything."""
+
+MAX_SUSPECTED: Final = 64
+"""Prefixes of a kube-apiserver that are looked for."""
+
+_POLL_SECONDS: Final = 0.01
+
+
+async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
+    """Asks all endpoints at once; takes `seconds` at most. Failures are part of the answer, nothing is raised."""
+    context = WireContext(config.limits)
+
+    async def ask(shard: ShardConfig) -> ShardHealth:
+        endpoints = await all_of([_examine(endpoint, context, seconds) for endpoint in shard.endpoints])
+        return ShardHealth(shard.name, shard.ranges, tuple(endpoints))
+
+    health = judge(await all_of(map(ask, config.shards)))
+    shard_map, assumed = config.shard_map, assumed_roots(config.kubernetes)
+    at_work = await _roots_at_work(config, context, seconds) if len(config.shards) > 1 else []
+    found = [cut for root in dict.fromkeys((*assumed, *at_work)) for cut in cuts(shard_map, root)]
+    return with_cuts(health, found, at_work=bool(at_work))
+
+
+async def _roots_at_work(config: Config, context: WireContext, seconds: float) -> list[bytes]:
+    """The directories of kube-apiservers' keys, as far as shards tell in that time; the assumed ones included."""
+
+    async def find(shards: dict[str, Shard]) -> list[bytes]:
+        async def is_there(key: bytes) -> bool:
+            try:
+                return await holds(shards[config.shard_map.owner(key)], key)
+            except RpcError:
+                return False
+
+        for shard in shards.values():
+            await _settled(shard)
+        if not await is_there(COMPACT_KEY):
+            return []
+        suspected = roots_in_question(config.shard_map)[:MAX_SUSPECTED]
+        seen = await all_of([is_there(namespace_key(root)) for root in suspected])
+        return [
+            *assumed_roots(config.kubernetes),
+            *(root for root, there in zip(suspected, seen, strict=True) if there),
+        ]
+
+    async with Background() as background:
+        shards = {shard.name: Shard(shard.name, shard.endpoints, context, background) for shard in config.shards}
+        for shard in shards.values():
+            background.start(shard.run())
+        try:
+            return await asyncio.wait_for(find(shards), seconds)
+        except TimeoutError:
+            return []
+
+
+async def _examine(endpoint: Endpoint, context: WireContext, seconds: float) -> EndpointHealth:
+    until = monotonic() + seconds
+    async with Background() as background:
+        shard = Shard(str(endpoint), [endpoint], context, background)
+        background.start(shard.run())
+        while not shard.is_ready:
+            if shard.barred is not None:
+                return EndpointHealth(endpoint, True, refusal=errors.IS_ESP)
+            if shard.troubles or monotonic() > until:
+                reason = shard.troubles.get(endpoint, f"no answer within {seconds:g} s")
+                return EndpointHealth(endpoint, False, refusal=Status(Code.UNAVAILABLE, reason))
+            await asyncio.sleep(_POLL_SECONDS)
+        return await _ask(shard, endpoint, until)
+
+
+async def _settled(shard: Shard) -> None:
+    """Waits until a shard is connected to, or each of its endpoints has failed to be."""
+    while True:
+        if shard.is_ready or len(shard.troubles) == len(shard.endpoints):
+            return
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _ask(shard: Shard, endpoint: Endpoint, until: float) -> EndpointHealth:
+    alarm_request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
+    (status, latency), (alarms, _) = await all_of(
+        [
+            _timed(shard, STATUS, rpc_pb2.StatusRequest(), until),
+            _timed(shard, ALARMS, alarm_request, until),
+        ]
+    )
+    told_status = isinstance(status, rpc_pb2.StatusResponse)
+    return EndpointHealth(
+        endpoint,
+        reachable=True,
+        latency=latency if told_status else None,
+        member=_member(status) if isinstance(status, rpc_pb2.StatusResponse) else None,
+        alarms=tuple(_alarms(alarms)) if isinstance(alarms, rpc_pb2.AlarmResponse) else None,
+        refusal=next((one for one in (status, alarms) if isinstance(one, Status)), None),
+    )
+
+
+async def _timed(shard: Shard, method: Method[Any], request: Message, until: float) -> tuple[Message | Status, float]:
+    """The answer of one Maintenance RPC, or the status it failed with; and how many seconds it took."""
+    began = monotonic()
+    told: Message | Status
+    try:
+        told = await ask(shard, method, request, seconds=max(0.001, until - began))
+    except RpcError as error:
+        late = error.status.code == Code.DEADLINE_EXCEEDED
+        told = Status(Code.DEADLINE_EXCEEDED, "no answer in time") if late else error.status
+    return told, monotonic() - began
+
+
+def _member(status: rpc_pb2.StatusResponse) -> Member:
+    return Member(
+        cluster_id=status.header.cluster_id,
+        member_id=status.header.member_id,
+        leader_id=status.leader,
+        is_learner=status.isLearner,
+        version=status.version,
+        db_size=status.dbSize,
+        revision=status.header.revision,
+    )
+
+
+def _alarms(response: rpc_pb2.AlarmResponse) -> Iterator[Alarm]:
+    for alarm in response.alarms:
+        known = alarm.alarm in rpc_pb2.AlarmType.values()
+        yield Alarm(alarm.memberID, rpc_pb2.AlarmType.Name(alarm.alarm) if known else str(alarm.alarm))

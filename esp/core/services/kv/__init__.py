@@ -1,0 +1,30 @@
+"""etcd's KV service over several shards.
+
+    service        the handlers of the RPCs; which calls stay in one shard, which go over several, which are refused
+    routed         the common part of the handlers
+    peek           finds the key in a request's bytes, without parsing
+    validate, txn  etcd's own checks; the keys that a transaction touches
+    translate      revisions in a request, as the shard counts that gets the request
+
+One shard:
+
+    read_batch     sends simultaneous reads of one key each as one transaction
+    read_txn       the bytes of that transaction
+
+Several shards:
+
+    concat         a Range made of the shards' bytes, without parsing
+    across         the other calls, as coroutines
+    merge          the question for each shard, and one answer made of the shards' answers
+    stream_merge   the same for a RangeStream, chunk by chunk
+    reading        reads of several shards, each at one revision
+    snapshot       finds a moment at which all shards can be read
+    rows           the rows of answers, as bytes
+    compaction     Compact, each shard at its own revision
+"""
+
+from esp.core.services.kv.compaction import Compactions
+from esp.core.services.kv.read_batch import PassReads
+from esp.core.services.kv.service import handlers
+
+__all__ = ["Compactions", "PassReads", "handlers"]

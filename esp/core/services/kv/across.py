@@ -1,0 +1,295 @@
+"""KV calls that span shards: every shard concerned is asked for its part, clipped to what it owns; parts are merged.
+
+A part that fails fails the call: an answer is whole or it is an error. What is read at a token is read on each shard at
+the revision that the token means there, and answered under that token, so that all pages of a list show one position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+
+from google.protobuf.message import DecodeError
+
+from esp.core import errors
+from esp.core.background import all_of
+from esp.core.keys import KeyRange
+from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
+from esp.core.services.handlers import CoroutineCall
+from esp.core.services.kv.merge import delete_part, merge, merge_deletes, part
+from esp.core.services.kv.reading import TXN, Parts, ask, ask_rows, check_ops, read_all, segments_of, show_all
+from esp.core.services.kv.rows import DELETE_FORM, HEADER_TAG, TXN_FORM, Answer, Rows, field, nested_head
+from esp.core.services.kv.snapshot import counting, snapshot
+from esp.core.services.kv.stream_merge import StreamMerge
+from esp.core.services.revision import merged_header, position_of, read_at, token
+from esp.core.services.row_order import parse_row
+from esp.core.shard import Shard
+from esp.core.shard_map import Segment
+from esp.core.wire.call import BrokenCall
+from esp.core.wire.frames import MAX_FRAME_SIZE
+from esp.core.wire.message import prefix
+from esp.core.wire.status import OK, Code, RpcError, Status
+
+_Range = rpc_pb2.RangeRequest
+
+
+async def range_across(
+    call: CoroutineCall, routing: Routing, request: _Range, segments: Sequence[Segment], *, snapshot_tries: int = 0
+) -> None:
+    """Answers a Range, all parts at once: at its token, at the moment of a snapshot, or each part at its own moment.
+
+    Args:
+        call: the client's.
+        routing: the shards.
+        request: valid and not refused.
+        segments: what each shard owns of it.
+        snapshot_tries: how often a snapshot is tried; 0 for none.
+
+    Raises:
+        RpcError: a shard's, as it came; or there was no snapshot.
+    """
+    read = _Reading(routing)
+    read.add(request, segments)
+    answers: Mapping[str, Parts] | None = None
+    if snapshot_tries and request.revision <= 0:
+        request.revision, answers = await snapshot(call, routing, read.parts, snapshot_tries)
+        if answers is None:
+            read = _Reading(routing)
+            read.add(request, segments)
+    if answers is None:
+        answers = await read_all(call, routing, read.parts)
+    revision = request.revision if request.revision > 0 else token(routing, _reached(answers))
+    header = merged_header([parts.header for parts in answers.values()], routing.identity, revision)
+    await _respond(call, header, await read.answer(request, segments, answers))
+
+
+async def _respond(call: CoroutineCall, header: rpc_pb2.ResponseHeader, rows: Rows) -> None:
+    written = field(HEADER_TAG, header.SerializeToString())
+    await call.respond(rows.size(written), rows.pieces(written, call.stream.release))
+
+
+async def txn_across(
+    call: CoroutineCall,
+    routing: Routing,
+    request: rpc_pb2.TxnRequest,
+    owned: Mapping[str, KeyRange],
+    snapshot_tries: int,
+) -> None:
+    """Answers a transaction that compares nothing and only reads: all at one moment, or each shard at its own.
+
+    Args:
+        call: the client's.
+        routing: the shards.
+        request: valid and not refused.
+        owned: some of the keys that it names, of each shard that owns any of them.
+        snapshot_tries: how often one moment is tried; 0 for not at all.
+
+    What the branch that does not run would read is shown to its shards all the same, which look at permissions.
+
+    Raises:
+        RpcError: a shard's, as it came; or there was no snapshot.
+    """
+    count = max(len(request.success), len(request.failure))
+    await check_ops(call, routing, owned, count)  # before anything is done for each of many
+    unread = _Reading(routing)
+    for operation in request.failure:
+        one = operation.request_range
+        keys = KeyRange.of_request(one.key, one.range_end)
+        unread.add(_Range(key=one.key, range_end=one.range_end), segments_of(routing, keys))
+    asked = [operation.request_range for operation in request.success]
+    split = [segments_of(routing, KeyRange.of_request(one.key, one.range_end)) for one in asked]
+    headers = await show_all(call, routing, unread.parts) if unread.parts else {}
+    latest = [(one, segments) for one, segments in zip(asked, split, strict=True) if one.revision <= 0]
+    revision = 0
+    answers: Mapping[str, Parts] | None = None
+    if latest and snapshot_tries:
+        read = _Reading(routing)
+        for one, segments in latest:
+            read.add(one, segments)
+        revision, answers = await snapshot(call, routing, read.parts, snapshot_tries)
+        for one, _ in latest:
+            one.revision = revision
+    if answers is None or len(latest) < len(asked):
+        read = _Reading(routing)
+        for one, segments in zip(asked, split, strict=True):
+            read.add(one, segments)
+        answers = await read_all(call, routing, read.parts)
+    await check_ops(call, routing, owned, count)  # what was refused meanwhile has told that a shard allows fewer
+    # Where nothing is read, the shards that were shown something are all that it is about.
+    headers = {shard: parts.header for shard, parts in answers.items()} or headers
+    revision = revision or token(routing, {shard: header.revision for shard, header in headers.items()})
+    header = merged_header(list(headers.values()), routing.identity, revision)
+    results = [await read.answer(one, segments, answers) for one, segments in zip(asked, split, strict=True)]
+    front = rpc_pb2.TxnResponse(header=header, succeeded=True).SerializeToString()
+    inner = field(HEADER_TAG, rpc_pb2.ResponseHeader(revision=revision).SerializeToString())  # etcd says no more there
+    sizes = [rows.size(inner) for rows in results]
+    heads = [nested_head(TXN_FORM, size) for size in sizes]
+    size = len(front) + sum(map(len, heads)) + sum(sizes)
+    # A small answer leaves whole, and the call's end gives back what was held for it.
+    release = call.stream.release if size > MAX_FRAME_SIZE else _keep
+    pieces = (rows.pieces(head + inner, release) for head, rows in zip(heads, results, strict=True))
+    await call.respond(size, chain((front,), chain.from_iterable(pieces)))
+
+
+def _keep(size: int) -> None:
+    """Gives nothing back."""
+
+
+async def txn_of_nothing(call: CoroutineCall, routing: Routing, request: rpc_pb2.TxnRequest) -> None:
+    """Answers a transaction that names no key: it is no shard's more than another's, so all run it.
+
+    Raises:
+        RpcError: a shard's, as it came.
+    """
+    answers = await all_of(
+        [
+            call.timed(ask(call, routing, shard, TXN, request, rpc_pb2.TxnResponse, idempotent=True))
+            for shard in routing.shards
+        ]
+    )
+    reached = [answer.header.revision for answer in answers]
+    revision = token(routing, dict(zip(routing.shards, reached, strict=True)))
+    response = answers[0]  # but for the header all are the same
+    response.header.CopyFrom(merged_header([answer.header for answer in answers], routing.identity, revision))
+    call.stream.respond(response.SerializeToString())
+
+
+class _Reading:
+    """The parts of one or several Ranges, by the shard they are asked of, and the way back from the answers.
+
+    Attributes:
+        parts: what each shard is asked, in the order of `add`.
+    """
+
+    def __init__(self, routing: Routing) -> None:
+        self.parts: dict[str, list[_Range]] = {}
+        self._routing = routing
+        self._taken: dict[str, Iterator[Rows]] = {}
+
+    def add(self, request: _Range, segments: Sequence[Segment]) -> None:
+        """Asks for the parts of one Range.
+
+        Raises:
+            RpcError: its token says nothing about a shard that it needs.
+        """
+        position = position_of(self._routing.tokens, request.revision)
+        for segment in segments:
+            asked = _Range()
+            # What lies in one shard that shard sorts, filters and cuts, also by its revisions.
+            asked.CopyFrom(request if len(segments) == 1 else part(request, segment.range))
+            if position is not None:
+                asked.revision = read_at(position, segment.shard)
+                asked.serializable = False  # a member that lags behind does not have it yet
+            elif asked.revision < 0:
+                asked.revision = 0  # the same in a Range, but an error in a transaction, which may carry it
+            self.parts.setdefault(segment.shard, []).append(asked)
+
+    async def answer(self, request: _Range, segments: Sequence[Segment], answers: Mapping[str, Parts]) -> Rows:
+        """The answer to the next of the Ranges, in the order in which they were added."""
+        if not self._taken:
+            self._taken = {shard: iter(parts.responses) for shard, parts in answers.items()}
+        responses = [next(self._taken[segment.shard]) for segment in segments]
+        if len(responses) == 1:
+            return responses[0]
+        try:
+            return await merge(request, responses)
+        except DecodeError:
+            raise self._blamed(segments, responses) from None
+
+    def _blamed(self, segments: Sequence[Segment], responses: Sequence[Rows]) -> RpcError:
+        """The error that names the shard which has sent a row that is none."""
+        for segment, rows in zip(segments, responses, strict=True):
+            for row in rows.kvs:
+                try:
+                    parse_row(row)
+                except DecodeError:
+                    return self._routing.shards[segment.shard].blamed("has a row that is no KeyValue")
+        raise AssertionError("one of the rows cannot be parsed")
+
+
+def _reached(answers: Mapping[str, Parts]) -> dict[str, int]:
+    return {shard: parts.header.revision for shard, parts in answers.items()}
+
+
+async def range_stream_across(
+    call: CoroutineCall, routing: Routing, request: _Range, segments: Sequence[Segment], *, snapshot_tries: int = 0
+) -> None:
+    """Answers a RangeStream: shard after shard, each chunk passed on as it comes and as the client takes it.
+
+    Raises:
+        RpcError: a shard's, as it came, also when chunks were sent already; or there was no snapshot.
+    """
+    stream = call.stream
+    if snapshot_tries and request.revision <= 0:
+        ranges: dict[str, list[KeyRange]] = {}
+        for segment in segments:
+            ranges.setdefault(segment.shard, []).append(segment.range)
+        request.revision, _ = await snapshot(call, routing, counting(ranges), snapshot_tries)
+    position = position_of(routing.tokens, request.revision)
+    revisions = {} if position is None else {one.shard: read_at(position, one.shard) for one in segments}
+    merged = StreamMerge(request, segments, revisions, routing.identity, lambda reached: token(routing, reached))
+    for segment in segments:
+        asked = merged.next_part()
+        assert asked is not None, "one part for each segment"
+        shard = routing.shards[segment.shard]
+        if call.entry is not None:
+            call.entry.enter(segment.shard)
+        chunks = await shard.open(stream.head.forward, asked.SerializeToString(), stream.remaining(), stream)
+        try:
+            while (message := await chunks.read()) is not None:
+                if call.entry is not None:
+                    call.entry.leave(segment.shard)  # the rest comes as the client takes it
+                if merged.has_last_chunk:
+                    raise shard.blamed("goes on after its last chunk")
+                for chunk in merged.feed(shard.parsed(rpc_pb2.RangeStreamResponse, message)):
+                    stream.start()
+                    await call.write(prefix(chunk.SerializeToString()))
+        except BrokenCall:
+            raise errors.REQUEST_TIMED_OUT.error() from None
+        finally:
+            chunks.cancel()
+        if not merged.has_last_chunk:
+            raise shard.blamed("ends without its last chunk")
+    if merged.next_part() is not None:
+        raise AssertionError("more parts than segments")
+    stream.finish(OK)
+
+
+async def delete_across(
+    call: CoroutineCall, routing: Routing, request: rpc_pb2.DeleteRangeRequest, segments: Sequence[Segment]
+) -> None:
+    """Answers a DeleteRange, one shard after the other: not atomic, and an error when a later one fails.
+
+    Raises:
+        RpcError: the first shard's as it came; Unavailable once a shard before has deleted.
+    """
+    for shard in _distinct(routing, segments):
+        if not shard.is_ready:
+            raise (shard.barred or errors.NO_CONNECTION).error()
+    answers: list[Answer] = []
+    for segment in segments:
+        asked = delete_part(request, segment.range)
+        try:
+            answers.append(
+                await ask_rows(
+                    call, routing, segment.shard, call.stream.head.path, asked, DELETE_FORM, idempotent=False
+                )
+            )
+        except RpcError as error:
+            deleted = sum(rows.deleted for answer in answers for rows in answer.responses)
+            if not deleted:
+                raise
+            raise Status(
+                Code.UNAVAILABLE,
+                f"esp: {deleted} keys were deleted before shard {segment.shard} failed: {error.status.message}",
+            ).error() from None
+    headers = [answer.header for answer in answers]
+    # Of a shard that owns several parts the last answer counts: it is behind all that was deleted.
+    reached = {segment.shard: header.revision for segment, header in zip(segments, headers, strict=True)}
+    header = merged_header(headers, routing.identity, token(routing, reached))
+    await _respond(call, header, merge_deletes([rows for answer in answers for rows in answer.responses]))
+
+
+def _distinct(routing: Routing, segments: Sequence[Segment]) -> list[Shard]:
+    return [routing.shards[name] for name in dict.fromkeys(segment.shard for segment in segments)]

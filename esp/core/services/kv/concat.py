@@ -1,0 +1,387 @@
+"""A Range over several shards, answered by their answers' bytes one behind the other.
+
+Written one behind the other, protobuf messages of a type are one message of that type: repeated fields add up, of a
+single field the last counts. So the answers of the shards, in key order, with a few bytes behind that hold the header
+and the count, are the merged answer: nothing is parsed, nothing waits for the whole, and a client that reads slowly
+holds back the shards instead of filling this process. It serves what needs no cutting and no sorting: no limit, in key
+order.
+
+What it knows of etcd's encoding, and checks: fields come in the order of their numbers, so that the header is first and
+the count is last. The gRPC prefix of the merged message needs the length of all parts, which stands in front of each
+part; so nothing is sent before every shard has begun to answer, and a shard that fails until then fails the call
+cleanly. One that fails later ends the stream with REFUSED_STREAM, which a client takes for Unavailable.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from esp.core import errors
+from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
+from esp.core.services.gate import Entry
+from esp.core.services.kv.merge import part
+from esp.core.services.revision import merged_header, read_at, token
+from esp.core.services.varint import MOST_BYTES, varint
+from esp.core.shard import Shard
+from esp.core.shard_map import Segment
+from esp.core.tokens import Position
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.client_stream import ClientStream
+from esp.core.wire.frames import ErrorCode, pack_u32, unpack_u32
+from esp.core.wire.message import PREFIX_SIZE, prefix
+from esp.core.wire.open_calls import CALL_BYTES
+from esp.core.wire.response import ResponseHead
+from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.status import OK, Code, Status
+
+_Range = rpc_pb2.RangeRequest
+
+HEADER_TAG: Final = 0x0A
+COUNT_TAG: Final = 0x20
+TAIL_BYTES: Final = 1 + MOST_BYTES
+"""The count, written in as many bytes as any takes, so that the length is known before the count is."""
+MOST_SEGMENTS: Final = 64
+"""Parts asked at once; a map cut finer than that is merged by parsing."""
+MOST_ANSWER_BYTES: Final = 2**31 - 1
+"""A gRPC length could be twice that, but no protobuf message can; etcd sends no more either."""
+
+
+def can_concat(request: rpc_pb2.RangeRequest) -> bool:
+    """Whether the merged answer is the parts' rows, all of them, in the order of their keys."""
+    return request.limit <= 0 and request.sort_target == _Range.KEY
+
+
+class Concat(Sink):
+    """One client's Range: begins the parts, sends them on in order, and ends the answer."""
+
+    __slots__ = (
+        "_again",
+        "_count",
+        "_entry",
+        "_header",
+        "_parts",
+        "_revision",
+        "_started",
+        "_unsent",
+        "down",
+        "routing",
+        "small",
+    )
+
+    def __init__(self, down: ServerStream, routing: Routing, entry: Entry, again: Callable[[], None]) -> None:
+        """`again` answers the call in another way, for when a shard's connection breaks before anything was sent.
+
+        `entry` has the places at the shards.
+        """
+        self.down = down
+        self._entry = entry
+        self._again = again
+        self.routing = routing
+        self._parts: list[_Part] = []  # those not sent on whole, in order
+        self._unsent: deque[tuple[_Part | None, int]] = deque()  # what waits for the client: whose, and how many bytes
+        self._count = 0
+        self._header = b""
+        self._revision = 0
+        self._started = False
+        self.small = 0  # bytes of a part's answer for which what the call itself is counted as has room
+
+    def begin(self, request: rpc_pb2.RangeRequest, segments: Sequence[Segment], position: Position | None) -> bool:
+        """Asks every shard for its part; False, and nothing done, when one of them cannot be asked at once.
+
+        Without a `position` to read at, a shard can only be asked once: two parts would be of two moments.
+
+        Raises:
+            RpcError: the position says nothing about one of them.
+        """
+        connections = [self.routing.shards[segment.shard].free_connection() for segment in segments]
+        if None in connections or len(segments) > MOST_SEGMENTS:
+            return False
+        if position is None and len({segment.shard for segment in segments}) < len(segments):
+            return False
+        asked = [part(request, segment.range) for segment in segments]
+        if position is not None:
+            self._revision = request.revision
+            for request_part, segment in zip(asked, segments, strict=True):
+                request_part.revision = read_at(position, segment.shard)
+                request_part.serializable = False
+        in_order = list(zip(segments, asked, connections, strict=True))
+        if request.sort_order == _Range.DESCEND:
+            in_order.reverse()
+        self.down.sink = self
+        self.small = CALL_BYTES // len(segments)
+        for segment, request_part, connection in in_order:
+            assert connection is not None
+            if self.down.sink is not self:
+                break  # a part could not be sent, and the call has failed
+            one = _Part(connection, self, self.routing.shards[segment.shard])
+            self._parts.append(one)
+            message = prefix(request_part.SerializeToString())
+            connection.call(one, self.down.head.forward, self.down.remaining_timeout(), message, end=True)
+        return True
+
+    def begun(self, one: _Part) -> None:
+        """A part has begun to come: what is still to come of it waits until its turn has come to be sent on."""
+        self._entry.answered(one.name, one.length)
+
+    def advance(self) -> None:
+        """Something came for a part, or the client has read: sends on what can be sent on."""
+        if self.down.sink is not self:
+            return  # it has failed, or the client is gone
+        if not self._started:
+            if not all(one.is_begun for one in self._parts):
+                return
+            self._start()
+        while self._parts and not self._unsent:
+            current = self._parts[0]
+            if not current.has_ended:
+                self._enter(current)
+            while current.pieces and not self._unsent:
+                self._send(current, current.take())
+            if current.pieces or not current.has_ended or self.down.sink is not self:
+                return
+            count = current.count()
+            if count is None:
+                self.fail(current.blamed("is no RangeResponse"))
+                return
+            self._count += count
+            self._parts.pop(0)._concat = None
+            self._entry.leave(current.name)
+        if not self._parts and not self._unsent and self.down.sink is self:
+            self._finish()
+
+    def passes(self, one: _Part) -> bool:
+        """Whether what comes of a part now can be sent on as it is, since nothing stands before it."""
+        return self.down.sink is self and self._started and not self._unsent and self._parts[0] is one
+
+    def pass_on(self, one: _Part, piece: bytes) -> None:
+        """Sends on what came of a part that `passes`."""
+        self._enter(one)
+        self._send(one, piece)
+
+    def _enter(self, one: _Part) -> None:
+        if self._entry.enter(one.name):
+            self._entry.weigh(one.name, one.length)
+
+    def _start(self) -> None:
+        revision = self._revision or token(self.routing, {one.name: one.header.revision for one in self._parts})
+        header = merged_header([one.header for one in self._parts], self.routing.identity, revision)
+        encoded = rpc_pb2.RangeResponse(header=header).SerializeToString()
+        length = sum(one.length for one in self._parts) + len(encoded) + TAIL_BYTES
+        if length > MOST_ANSWER_BYTES:
+            text = f"grpc: trying to send message larger than max ({length} vs. {MOST_ANSWER_BYTES})"
+            self.fail(Status(Code.RESOURCE_EXHAUSTED, text))
+            return
+        self._started = True
+        self._header = encoded
+        self.down.start()
+        self._send(None, b"\0" + pack_u32(length))
+
+    def _send(self, owner: _Part | None, piece: bytes) -> None:
+        """Sends bytes; when they have left, the shard they came from, if any, may send as many more."""
+        self._unsent.append((owner, len(piece)))
+        if self.down.send_data(piece, False):
+            self._unsent.pop()
+            if owner is not None:
+                owner.consumed(len(piece))
+        elif owner is not None:
+            self._entry.leave(owner.name)  # it waits for a client, which may not read at all
+
+    def _finish(self) -> None:
+        self._entry.close()
+        self.down.sink = None
+        tail = self._header + bytes((COUNT_TAG,)) + varint(self._count, MOST_BYTES)
+        self.down.send_data(tail, False)
+        self.down.finish(OK)
+
+    def fail(self, status: Status) -> None:
+        """The answer cannot be whole: the other parts are cancelled and the client is told, of the first failure."""
+        if self.down.sink is not self:
+            return
+        self._stop()
+        if self._started:
+            self.down.reset(ErrorCode.REFUSED_STREAM)
+        else:
+            self.down.finish(status)
+
+    def broken(self, status: Status) -> None:
+        """A shard's connection broke. It was only read from, so once more is no harm while nothing was sent."""
+        if self._started or self.down.retried or self.down.sink is not self:
+            self.fail(status)
+            return
+        self.cancelled(ErrorCode.CANCEL, "")
+        self.down.retried = True
+        self._again()
+
+    def drained(self, size: int) -> None:
+        """The client has read: the shard whose bytes those were may send as many more."""
+        while size:
+            owner, waiting = self._unsent.popleft()
+            left = min(size, waiting)
+            if owner is not None:
+                owner.consumed(left)
+            if waiting > left:
+                self._unsent.appendleft((owner, waiting - left))
+            size -= left
+        self.advance()
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client no longer waits."""
+        self._stop()
+
+    def _stop(self) -> None:
+        """Nothing more is to come of any shard, and nothing is kept."""
+        self._entry.close()
+        self.down.sink = None
+        parts, self._parts = self._parts, []
+        for one in parts:
+            one.stop()
+
+
+class _Part(ClientStream):
+    """One shard's answer: its prefix and header are looked at, its bytes kept until it is their turn.
+
+    No more is kept than the window of a stream.
+    """
+
+    __slots__ = (
+        "_concat",
+        "_down",
+        "_got",
+        "_is_small",
+        "_shard",
+        "_start",
+        "_tail",
+        "has_ended",
+        "header",
+        "is_begun",
+        "length",
+        "name",
+        "pieces",
+    )
+
+    def __init__(self, connection: ClientConnection, concat: Concat, shard: Shard) -> None:
+        super().__init__(connection)
+        self.name = shard.name
+        self._concat: Concat | None = concat
+        self._down = concat.down
+        self._shard = shard
+        self._start = b""
+        self._tail = b""
+        self._got = 0
+        self._is_small = False
+        self.length = 0
+        self.header = rpc_pb2.ResponseHeader()
+        self.is_begun = False
+        self.has_ended = False
+        self.pieces: deque[bytes] = deque()
+
+    def on_headers(self, head: ResponseHead, end: bool) -> None:
+        """The answer's head or trailers."""
+        concat = self._concat
+        if concat is None or (head.opens and not end):
+            return
+        status = head.outcome()
+        if head.lacks_status:
+            concat.fail(self.blamed("ends without a grpc-status"))
+        elif status.code:
+            self._shard.consider_moving(self.connection, status)
+            concat.fail(status)
+        elif not end or not self.is_begun or self._got != self.length:
+            concat.fail(self.blamed("is not exactly one message"))
+        else:
+            self.has_ended = True
+            concat.advance()
+
+    def on_data(self, payload: bytes, end: bool) -> None:
+        """A piece of the answer."""
+        concat = self._concat
+        if concat is None:
+            return
+        if end:
+            concat.fail(self.blamed("ends without trailers"))
+            return
+        if not self.is_begun:
+            self._start += payload
+            payload = self._begin(concat)
+            if not self.is_begun:
+                return
+        self._got += len(payload)
+        self._tail = (self._tail + payload[-TAIL_BYTES:])[-TAIL_BYTES:]
+        if not self.pieces and concat.passes(self):
+            concat.pass_on(self, payload)
+        elif self._is_small or self.hold(len(payload)):
+            self.pieces.append(payload)
+            concat.advance()
+        else:
+            concat.down.cut()
+
+    def blamed(self, fault: str) -> Status:
+        """The status for the client when the shard's answer is malformed; `fault` says how."""
+        return self._shard.blamed(fault).status
+
+    def hold(self, size: int) -> bool:
+        """What is kept of the answer counts for the client that has asked for it."""
+        return self._down.hold(size)
+
+    def release(self, size: int) -> None:
+        """Returns `size` bytes that `hold` gave."""
+        self._down.release(size)
+
+    def take(self) -> bytes:
+        """The next piece, which is its taker's from here on."""
+        piece = self.pieces.popleft()
+        if not self._is_small:
+            self.release(len(piece))
+        return piece
+
+    def stop(self) -> None:
+        """Ends the call, forgets what came of it, and tells nobody."""
+        self._concat = None
+        while self.pieces:
+            self.take()
+        self.cancel()
+
+    def _begin(self, concat: Concat) -> bytes:
+        """Takes prefix and header off the start; what comes behind the prefix, once all of them are there."""
+        start = self._start
+        if len(start) < PREFIX_SIZE + 2:
+            return b""
+        header_end = PREFIX_SIZE + 2 + start[PREFIX_SIZE + 1]
+        if start[0] or start[PREFIX_SIZE] != HEADER_TAG or start[PREFIX_SIZE + 1] > 0x7F:
+            concat.fail(self.blamed("is no RangeResponse"))
+            return b""
+        if len(start) < header_end:
+            return b""
+        try:
+            self.header = rpc_pb2.ResponseHeader.FromString(start[PREFIX_SIZE + 2 : header_end])
+        except DecodeError:
+            concat.fail(self.blamed("is no RangeResponse"))
+            return b""
+        self.length = unpack_u32(start, 1)[0]
+        self._is_small = self.length <= concat.small
+        self.is_begun = True
+        concat.begun(self)
+        self.consumed(PREFIX_SIZE)
+        return start[PREFIX_SIZE:]
+
+    def on_reset(self, code: int, reason: str) -> None:
+        """The shard is gone."""
+        if self._concat is not None:
+            self._concat.broken(errors.NO_CONNECTION if self.surely_unprocessed(code) else errors.REQUEST_TIMED_OUT)
+
+    def count(self) -> int | None:
+        """The count at the end of the answer; 0 when it holds nothing but a header; None when neither is there."""
+        if self.length == 2 + self.header.ByteSize():
+            return 0
+        tail = self._tail
+        start = len(tail) - 1
+        while start > 0 and tail[start - 1] > 0x7F:
+            start -= 1
+        if tail[-1] > 0x7F or start == 0 or tail[start - 1] != COUNT_TAG:
+            return None
+        return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(tail[start:]))

@@ -1,0 +1,141 @@
+"""A Range or a DeleteRange that spans shards: what each shard is asked, and one answer made of theirs.
+
+A Range comes out as one etcd that held all the keys would answer it: rows, order, limit, `more` and `count`. Two
+things remain the shards' own. Each part is read at another moment, so the answer as a whole is no snapshot. And what
+3.5 and 3.7 do differently shows as the shards do it: with keys_only, 3.7 leaves out the lease as well, unless it has
+to read the values for sorting by them.
+
+How etcd orders a Range (`server/etcdserver/txn/range.go`):
+- no order, or KEY ascending: in key order, read up to the limit;
+- no order but a target: the rows that the limit lets through and one more are chosen in key order; only then are they
+  sorted by the target, ascending, and cut at the limit;
+- anything else: all rows are sorted, then cut.
+Rows of the same version or value come in no order that etcd promises, and in none that this promises.
+
+Sorting by create or mod revision, and filtering by them, compares revisions of different shards, which are different
+clocks; and a revision to read at is one shard's, unless it is a vector token. Those are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from esp.core import errors
+from esp.core.keys import KeyRange
+from esp.core.pb import rpc_pb2
+from esp.core.services.kv.rows import COUNT, DELETED, MORE, Rows
+from esp.core.services.kv.validate import has_default_order, has_revision_filter
+from esp.core.services.row_order import by_value, by_version, bytes_of, in_turns, sort
+from esp.core.wire.status import Status
+
+_Range = rpc_pb2.RangeRequest
+_MAX_INT64 = (1 << 63) - 1
+
+
+def refuse_range(
+    request: rpc_pb2.RangeRequest, shard_names: Sequence[str], boundary: bytes, *, at_token: bool = False
+) -> Status | None:
+    """Why a valid Range cannot be answered exactly, now that it spans shards; None when it can.
+
+    `shard_names` and `boundary` are for the text: see `errors.spans`. `at_token` says that its revision is a token.
+    """
+    if request.revision > 0 and not at_token:
+        cure = "read at the revision of an answer over the same shards, without a revision, or inside one shard"
+        return errors.spans("a Range at a revision", shard_names, boundary, cure)
+    if request.count_only:  # etcd counts before it filters and sorts
+        return None
+    if has_revision_filter(request):
+        cure = "read without the filter, or inside one shard"
+        return errors.spans("a Range filtered by revision", shard_names, boundary, cure)
+    if request.sort_target in (_Range.CREATE, _Range.MOD):
+        cure = "sort by key, version or value, or read inside one shard"
+        return errors.spans("a Range sorted by revision", shard_names, boundary, cure)
+    return None
+
+
+def part(request: rpc_pb2.RangeRequest, segment_range: KeyRange) -> rpc_pb2.RangeRequest:
+    """What the owner of `segment_range` is asked, for a Range that `refuse_range` lets pass."""
+    asked = _Range()
+    asked.CopyFrom(request)
+    asked.key, asked.range_end = segment_range.to_request()
+    if _sorted_after_choosing(request):
+        # The choice is by key: so ask for it by key, sort later.
+        asked.sort_target = _Range.KEY
+        if request.limit > 0:
+            asked.limit = min(request.limit + 1, _MAX_INT64)
+    if request.sort_target == _Range.VALUE:
+        asked.keys_only = False
+    return asked
+
+
+async def merge(request: rpc_pb2.RangeRequest, responses: Sequence[Rows]) -> Rows:
+    """The answer to `request`, of the answers to each `part` in the order of their keys.
+
+    What takes long is done a few rows at a time, with others' turns in between.
+    """
+    merged = Rows()
+    limit = request.limit if request.limit > 0 else _MAX_INT64
+    rows = sum(len(response.kvs) for response in responses)
+    if request.sort_target == _Range.KEY:
+        for response in reversed(responses) if request.sort_order == _Range.DESCEND else responses:
+            room = limit - len(merged.kvs)
+            if len(response.kvs) <= room:
+                merged.kvs += response.kvs
+                merged.bytes += response.bytes
+            elif room:
+                chosen = response.kvs[:room]
+                merged.kvs += chosen
+                merged.bytes += await bytes_of(chosen)
+    else:
+        merged.kvs = await _sorted_rows(request, responses, limit)
+        merged.bytes = await bytes_of(merged.kvs)
+    if request.keys_only and request.sort_target == _Range.VALUE:  # then the values came along for the sort
+        merged.kvs = [row async for portion in in_turns(merged.kvs) for row in map(_without_value, portion)]
+        merged.bytes = await bytes_of(merged.kvs)
+    merged.numbers[COUNT] = sum(response.count for response in responses)
+    merged.numbers[MORE] = rows > limit or any(response.more for response in responses)
+    merged.other = b"".join(response.other for response in responses)
+    return merged
+
+
+def _without_value(row: bytes) -> bytes:
+    response = rpc_pb2.RangeResponse.FromString(row)
+    response.kvs[0].ClearField("value")
+    return response.SerializeToString()
+
+
+def _sorted_after_choosing(request: rpc_pb2.RangeRequest) -> bool:
+    return has_default_order(request) and request.sort_target != _Range.KEY
+
+
+async def _sorted_rows(request: rpc_pb2.RangeRequest, responses: Sequence[Rows], limit: int) -> list[bytes]:
+    """The rows of the answer, by version or value."""
+    rows: list[bytes] = []
+    for response in responses:
+        rows += response.kvs
+    if _sorted_after_choosing(request) and request.limit > 0:
+        del rows[request.limit + 1 :]
+    key = by_version if request.sort_target == _Range.VERSION else by_value
+    return await sort(rows, key, descend=request.sort_order == _Range.DESCEND, limit=limit)
+
+
+def delete_part(request: rpc_pb2.DeleteRangeRequest, segment_range: KeyRange) -> rpc_pb2.DeleteRangeRequest:
+    """What the owner of `segment_range` is asked to delete."""
+    asked = rpc_pb2.DeleteRangeRequest()
+    asked.CopyFrom(request)
+    asked.key, asked.range_end = segment_range.to_request()
+    return asked
+
+
+def merge_deletes(responses: Sequence[Rows]) -> Rows:
+    """The answer to a DeleteRange, of the answers to each `delete_part` in the order of their keys.
+
+    Only for a delete that succeeded on all shards: a smaller number of deleted keys would be a wrong answer.
+    """
+    merged = Rows()
+    merged.numbers[DELETED] = sum(response.deleted for response in responses)
+    for response in responses:
+        merged.kvs += response.kvs
+        merged.bytes += response.bytes
+    merged.other = b"".join(response.other for response in responses)
+    return merged

@@ -1,0 +1,366 @@
+"""Reads that come together go to their shard together.
+
+etcd spends most of what a Range of one key costs it on the call around the read. So those that came within one turn of
+the loop, for one shard and with the same metadata, leave as one transaction that reads all their keys (`read_txn`), and
+each gets its own answer out of that one's. One that came alone goes as it came.
+
+Nobody waits for it: a transaction leaves when its reads would have left. And nobody fails for a neighbour: whatever
+comes instead of the answer expected, each read is sent again by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Final
+
+from esp.core import errors
+from esp.core.services.kv import read_txn
+from esp.core.services.kv.peek import bare_key
+from esp.core.services.maintenance import version_key
+from esp.core.shard import Shard
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.client_stream import STREAM_WINDOW, ClientStream
+from esp.core.wire.frames import unpack_u32
+from esp.core.wire.message import PREFIX_SIZE, format_timeout
+from esp.core.wire.response import ResponseHead
+from esp.core.wire.server_stream import Handler, ServerStream, Sink
+from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
+
+log = logging.getLogger("esp.service")
+
+TXN_PATH: Final = b"/etcdserverpb.KV/Txn"
+FIRST_VERSION: Final = (3, 5, 7)
+"""Earlier, a transaction that only reads could bring etcd down when its caller went away (etcd issues 14110 and 14891),
+and raised an alarm where space had run out (etcd pull request 14884)."""
+ANSWER_BYTES: Final = 65536
+"""What the answers of one transaction should have together, judged by the last ones."""
+MOST_ANSWER_BYTES: Final = STREAM_WINDOW // 2
+"""What they may have. No window is given back meanwhile, so it has to do for what else counts, padding for one."""
+READS_ALONE: Final = 100
+"""Reads that go one by one where a transaction did not do; then it is tried again."""
+
+Read = tuple[ServerStream, bytes]
+"""A client's call, and its request with prefix."""
+
+
+class ReadBatches:
+    """The reads for one shard. It stands in `context.gatherers` while it holds any: they leave when all else does.
+
+    Attributes:
+        shard: where they go.
+        transactions: how many were sent.
+        joined: how many reads were in them.
+    """
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self.transactions = 0
+        self.joined = 0
+        self._context = shard.context
+        self._limit = self._most = shard.context.limits.max_batched_reads
+        self._alone = 0  # how many reads still go alone
+        self._refused = b""  # the metadata that were refused last
+        self._refused_alone = 0  # how many reads with these still go alone
+        self._gathered: list[Read] = []
+        self._leaving: list[Read] = []
+        self._version = ""
+        self._is_fit = False
+
+    def add(self, stream: ServerStream, message: bytes) -> None:
+        """Takes a read that `peek.bare_key` knows."""
+        if self._alone:
+            self._alone -= 1
+            self.shard.splice(stream, message)
+            return
+        if not self._gathered:
+            self._context.gatherers.append(self)
+        self._gathered.append((stream, message))
+
+    def flush(self) -> None:
+        """Sends what has gathered."""
+        self._leaving = gathered = self._gathered
+        self._gathered = []
+        if len(gathered) == 1:
+            stream, message = gathered[0]
+            if stream.local_open:  # the client has not taken it back
+                self.shard.splice(stream, message)
+        elif not self._does_transactions():
+            if self._version:  # otherwise it will be told in a moment
+                self._alone = READS_ALONE
+            self._send_alone(gathered)
+        else:
+            groups: dict[bytes, list[Read]] = {}
+            for read in gathered:
+                if not read[0].is_over:
+                    groups.setdefault(read[0].head.forward[1], []).append(read)
+            most = self._most
+            for metadata, group in groups.items():
+                if self._refused_alone > 0 and metadata == self._refused:
+                    self._refused_alone -= len(group)
+                    self._send_alone(group)
+                    continue
+                for start in range(0, len(group), most):
+                    self._send(metadata, group[start : start + most])
+        self._leaving = []
+
+    def on_bug(self) -> None:
+        """An exception came out of `flush`: its calls fail."""
+        log.exception("shard %s: a bug in esp; reads fail", self.shard.name)
+        leaving, self._leaving = self._leaving, []
+        for stream, _ in leaving:
+            if not stream.is_over:
+                _end(stream)
+
+    def learn(self, size: int, reads: int) -> None:
+        """Notes that the answer of a transaction of so many reads has `size` bytes, and fits the next ones to that."""
+        most = ANSWER_BYTES * reads // size
+        if most < 2:
+            self.pause("their answers are large")
+        self._most = max(2, min(self._limit, most, 2 * self._most))
+
+    def pause(self, reason: str) -> None:
+        """Lets the next reads go one by one."""
+        log.debug("shard %s: reads go one by one: %s", self.shard.name, reason)
+        self._alone = READS_ALONE
+
+    def refused(self, metadata: bytes) -> None:
+        """Lets the next reads with these metadata go one by one: one of them may be what its user may not read."""
+        self._refused = metadata
+        self._refused_alone = READS_ALONE
+
+    def too_many(self, reads: int) -> None:
+        """The shard's --max-txn-ops is lower than that."""
+        self._limit = self._most = min(self._limit, reads // 2)  # others are out that are larger still
+        self.shard.max_txn_ops = min(self.shard.max_txn_ops, self._limit)
+        log.info("shard %s: at most %d reads go together: its --max-txn-ops is low", self.shard.name, self._limit)
+
+    def _does_transactions(self) -> bool:
+        version = self.shard.version_in_use
+        if version is not self._version:
+            self._version = version
+            self._limit = self._most = self._context.limits.max_batched_reads
+            self._is_fit = version_key(version) >= FIRST_VERSION
+        return self._is_fit and self._limit > 1
+
+    def _send(self, metadata: bytes, reads: Sequence[Read]) -> None:
+        connection = self.shard.free_connection()
+        if len(reads) == 1 or connection is None:
+            self._send_alone(reads)
+            return
+        self.transactions += 1
+        self.joined += len(reads)
+        body = read_txn.join([message for _, message in reads])
+        call = BatchedCall(connection, self, metadata, reads)
+        connection.call(call, (TXN_PATH, metadata), _longest_timeout(reads), body, end=True)
+
+    def _send_alone(self, reads: Sequence[Read]) -> None:
+        for stream, message in reads:
+            if not stream.is_over:
+                self.shard.splice(stream, message)
+
+
+def _longest_timeout(reads: Sequence[Read]) -> bytes:
+    """The `grpc-timeout` of the last deadline. Who has an earlier one is sent away by the server's end of the wire."""
+    last = 0.0
+    for stream, _ in reads:
+        if not stream.deadline:
+            return b""
+        last = max(last, stream.deadline)
+    return format_timeout(max(0.0, last - monotonic()))
+
+
+class _Part(Sink):
+    """One client's part in a transaction."""
+
+    __slots__ = ("_call", "message", "stream")
+
+    def __init__(self, call: BatchedCall, stream: ServerStream, message: bytes) -> None:
+        self._call = call
+        self.stream: ServerStream | None = stream
+        self.message = message
+        stream.sink = self
+
+    def release(self) -> ServerStream | None:
+        """The client's call, if it still waits, for whoever ends it."""
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.sink = None
+        return stream
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client is gone."""
+        self.release()
+        self._call.on_part_gone()
+
+
+class BatchedCall(ClientStream):
+    """A transaction of several clients' reads."""
+
+    __slots__ = ("_batches", "_expected", "_head", "_metadata", "_parts", "_payloads", "_size", "_waiting")
+
+    def __init__(
+        self, connection: ClientConnection, batches: ReadBatches, metadata: bytes, reads: Sequence[Read]
+    ) -> None:
+        super().__init__(connection)
+        self._batches = batches
+        self._metadata = metadata
+        self._parts = [_Part(self, stream, message) for stream, message in reads]
+        self._waiting = len(reads)
+        self._head: ResponseHead | None = None
+        self._payloads: list[bytes] = []
+        self._size = 0
+        self._expected = 0
+
+    # From the shard.
+
+    def on_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
+        """The whole answer."""
+        answers = read_txn.split(payload, len(self._parts))
+        if answers is None:
+            self._batches.pause("etcd's answer has an unusual form")
+            self._send_alone()
+            return
+        self._batches.learn(len(payload), len(answers))
+        for part, answer in zip(self._parts, answers, strict=True):
+            stream = part.release()
+            if stream is not None:
+                try:
+                    if not stream.send_answer(head.forward, answer, trailers.forward):
+                        _send_in_pieces(stream, head.forward, answer, trailers.forward)
+                except Exception:
+                    log.exception("%s: a bug in esp; a read fails", stream.peer)
+                    _end(stream)
+
+    def on_headers(self, head: ResponseHead, end: bool) -> None:
+        """The answer's head or its trailers."""
+        if end:
+            status = head.outcome()
+            payload = b"".join(self._payloads)
+            self._forget_payloads()
+            if status.code or self._head is None:
+                self._fail(status)
+            else:
+                self.on_answer(self._head, payload, head)
+        elif head.opens:
+            self._head = head
+        else:
+            self.cancel()
+            self._fail(head.outcome())
+
+    def on_data(self, payload: bytes, end: bool) -> None:
+        """A piece of the answer. One that is too large is not waited for, nor is more than one."""
+        size = len(payload)
+        if not self._payloads and size >= PREFIX_SIZE:
+            announced = unpack_u32(payload, 1)[0]
+            if announced > MOST_ANSWER_BYTES:
+                self._batches.learn(announced, len(self._parts))
+            else:
+                self._expected = PREFIX_SIZE + announced
+        if end or self._size + size > self._expected or not self.connection.hold(size):
+            self._give_up()
+            return
+        self._payloads.append(payload)
+        self._size += size
+
+    def on_reset(self, code: int, reason: str) -> None:
+        """The stream is gone: to read once more does no harm."""
+        self._forget_payloads()
+        self._send_alone(was_sent=not self.surely_unprocessed(code))
+
+    def on_buffers_full(self) -> None:
+        """There is no memory for the request, which has to wait for the shard."""
+        self._give_up()
+
+    def _fail(self, status: Status) -> None:
+        shard = self._batches.shard
+        shard.consider_moving(self.connection, status)
+        if status.code == Code.UNAVAILABLE:  # the shard's state, the same for each of them
+            self._for_each(lambda stream, _: stream.finish(status))
+            return
+        if status == errors.TOO_MANY_OPS:
+            self._batches.too_many(len(self._parts))
+        else:
+            self._batches.refused(self._metadata)
+        self._send_alone()
+
+    def _give_up(self) -> None:
+        self._forget_payloads()
+        self.cancel()
+        self._send_alone()
+
+    def _forget_payloads(self) -> None:
+        self.connection.release(self._size)
+        self._size = 0
+        self._payloads.clear()
+
+    def _send_alone(self, *, was_sent: bool = False) -> None:
+        """Sends each by itself; with `was_sent` it has used up its second chance (`Shard.on_broken`)."""
+
+        def send(stream: ServerStream, message: bytes) -> None:
+            stream.retried = was_sent
+            if stream.remaining() == 0:
+                stream.finish(DEADLINE_EXCEEDED)
+            else:
+                self._batches.shard.send_again(stream, message)
+
+        self._for_each(send)
+
+    def _for_each(self, act: Callable[[ServerStream, bytes], None]) -> None:
+        """For each that still waits; a bug that shows there fails that one only."""
+        for part in self._parts:
+            stream = part.release()
+            if stream is not None:
+                try:
+                    act(stream, part.message)
+                except Exception:
+                    log.exception("%s: a bug in esp; a read fails", stream.peer)
+                    _end(stream)
+
+    # From the clients.
+
+    def on_part_gone(self) -> None:
+        """A client is gone; without any the shard need not go on."""
+        self._waiting -= 1
+        if not self._waiting:
+            self._forget_payloads()
+            self.cancel()
+
+
+def _end(stream: ServerStream) -> None:
+    """Ends a call that an exception has come out of; one more must not keep others from being ended."""
+    try:
+        stream.expire(Status(Code.INTERNAL, "esp: internal error"))
+    except Exception:
+        log.exception("%s: a bug in esp; a call was not told of its end", stream.peer)
+
+
+def _send_in_pieces(stream: ServerStream, head: bytes, answer: bytes, trailers: bytes) -> None:
+    """What the client's window has no room for waits for it."""
+    stream.responded = True
+    stream.send_headers(head, False)
+    stream.send_data(answer, False)
+    if not stream.is_over:  # there was memory for what has to wait
+        stream.send_headers(trailers, True)
+
+
+class PassReads(Handler):
+    """Passes Ranges on to one shard: those of one key together, any other as it came.
+
+    Attributes:
+        batches: the former.
+    """
+
+    idempotent = True
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self.batches = ReadBatches(shard)
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Sends it on."""
+        if bare_key(message, PREFIX_SIZE) is not None:
+            self.batches.add(stream, message)
+        else:
+            self._shard.splice(stream, message)

@@ -1,0 +1,322 @@
+"""Reads of several shards for one call of a client: each shard's parts at one revision of that shard."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from functools import partial
+from typing import Final, TypeVar
+
+from google.protobuf.message import Message
+
+from esp.core import errors
+from esp.core.background import all_of
+from esp.core.keys import KeyRange
+from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
+from esp.core.services.handlers import CoroutineCall
+from esp.core.services.kv.rows import RANGE_FORM, TXN_FORM, Answer, Form, RowReader, Rows
+from esp.core.services.metadata import call_head, load_bearing
+from esp.core.shard import Shard
+from esp.core.shard_map import Segment
+from esp.core.wire.call import BrokenCall, Reader, Together, messages
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.message import format_timeout, prefix
+from esp.core.wire.request_encoder import Forward
+from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError
+
+RANGE: Final = b"/etcdserverpb.KV/Range"
+TXN: Final = b"/etcdserverpb.KV/Txn"
+
+Response = TypeVar("Response", bound=Message)
+Read = TypeVar("Read", bound=Sized)
+
+
+def segments_of(routing: Routing, key_range: KeyRange) -> list[Segment]:
+    """What each shard owns of a range. An empty one is the owner's of its start, which looks at permissions."""
+    return routing.layout.segments(key_range)
+
+
+class Parts:
+    """What one shard answered.
+
+    Attributes:
+        header: of the first answer; its revision is the one that all parts without a revision of their own show.
+        responses: one for each part.
+        held: memory that they take, of that of the client's call.
+    """
+
+    __slots__ = ("header", "held", "responses")
+
+    def __init__(self, header: rpc_pb2.ResponseHeader, responses: Sequence[Rows], held: int = 0) -> None:
+        self.header = header
+        self.responses = responses
+        self.held = held
+
+
+async def read_all(
+    call: CoroutineCall, routing: Routing, parts: Mapping[str, Sequence[rpc_pb2.RangeRequest]]
+) -> dict[str, Parts]:
+    """Reads the parts of every shard, by name; all shards at once.
+
+    Raises:
+        RpcError: a shard's, as it came.
+    """
+    answers = await _read_at_once(call, routing, parts)
+    if answers is None:
+        answers = await all_of([call.timed(_read(call, routing, shard, asked)) for shard, asked in parts.items()])
+    for shard, answer in zip(parts, answers, strict=True):
+        routing.shards[shard].saw(answer.header.revision)
+    return dict(zip(parts, answers, strict=True))
+
+
+async def _read_at_once(
+    call: CoroutineCall, routing: Routing, parts: Mapping[str, Sequence[rpc_pb2.RangeRequest]]
+) -> list[Parts] | None:
+    """The answers of all shards where one call to each, sent now, brings them: what is nearly always so.
+
+    None where a shard has to be waited for, asked again, or asked several times.
+    """
+    stream = call.stream
+    timeout = stream.remaining()
+    if timeout is not None and timeout <= 0:
+        raise DEADLINE_EXCEEDED.error()
+    connections: list[ClientConnection] = []
+    for name, some in parts.items():
+        shard = routing.shards[name]
+        connection = shard.free_connection()
+        if connection is None or len(some) > shard.max_txn_ops:
+            return None
+        connections.append(connection)
+    together: Together[Answer] = Together()
+    entry = call.entry
+    try:
+        for (name, some), connection in zip(parts.items(), connections, strict=True):
+            path, request, form = (RANGE, some[0], RANGE_FORM) if len(some) == 1 else (TXN, _reads(some), TXN_FORM)
+            ended = None
+            if entry is not None:
+                entry.enter(name)
+                ended = partial(entry.leave, name)
+            blamed = routing.shards[name].blamed
+            one = together.add(connection, _row_reader(call, routing, name, form), stream, ended, blamed)
+            body = prefix(request.SerializeToString())
+            connection.call(one, _head(call, path), format_timeout(timeout) if timeout else b"", body, end=True)
+        stream.connection.context.flush_soon()
+        async with asyncio.timeout(timeout):
+            answers = await together.answers()
+    except BrokenCall:
+        return None
+    except TimeoutError:
+        raise DEADLINE_EXCEEDED.error() from None
+    except RpcError as error:
+        for one, name, connection in zip(together.calls, parts, connections, strict=True):
+            if one is together.failed:
+                routing.shards[name].consider_moving(connection, error.status)
+        if error.status == errors.TOO_MANY_OPS:
+            return None
+        raise
+    finally:
+        together.cancel()
+        if entry is not None:
+            for name in parts:
+                entry.leave(name)
+        stream.connection.context.flush_soon()
+    return [
+        _checked(routing.shards[name], Parts(answer.header, answer.responses, answer.held), some)
+        for answer, (name, some) in zip(answers, parts.items(), strict=True)
+    ]
+
+
+def _checked(shard: Shard, parts: Parts, asked: Sequence[rpc_pb2.RangeRequest]) -> Parts:
+    if len(parts.responses) != len(asked):
+        raise shard.blamed("is not to what it was asked")
+    if not parts.header.ByteSize():
+        raise shard.blamed("has no header")
+    return parts
+
+
+def _reads(parts: Iterable[rpc_pb2.RangeRequest]) -> rpc_pb2.TxnRequest:
+    return rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=part) for part in parts])
+
+
+async def _read(call: CoroutineCall, routing: Routing, shard: str, parts: Sequence[rpc_pb2.RangeRequest]) -> Parts:
+    if len(parts) == 1:
+        answer = await ask_rows(call, routing, shard, RANGE, parts[0], RANGE_FORM, idempotent=True)
+        return Parts(answer.header, answer.responses, answer.held)
+    # One transaction is one moment. More parts than it takes follow at the revision of the first.
+    responses: list[Rows] = []
+    held = 0
+    header: rpc_pb2.ResponseHeader | None = None
+    while len(responses) < len(parts):
+        rest = [_at(part, header.revision) for part in parts[len(responses) :]] if header else parts
+        together, count = await _ask_for_some(call, routing, shard, rest, _reads)
+        if len(together.responses) != count:
+            raise routing.shards[shard].blamed("is not to what it was asked")
+        responses += together.responses
+        held += together.held
+        header = header or together.header
+    assert header is not None, "there are parts"
+    return Parts(header, responses, held)
+
+
+def _at(part: rpc_pb2.RangeRequest, revision: int) -> rpc_pb2.RangeRequest:
+    """A part as it is if it has a revision of its own, else at this one."""
+    if part.revision > 0:
+        return part
+    asked = rpc_pb2.RangeRequest()
+    asked.CopyFrom(part)
+    asked.revision = revision
+    return asked
+
+
+async def show_all(
+    call: CoroutineCall, routing: Routing, parts: Mapping[str, Sequence[rpc_pb2.RangeRequest]]
+) -> dict[str, rpc_pb2.ResponseHeader]:
+    """Has every shard, by name, look whether the client may read these parts, without reading them.
+
+    The answer is each shard's header, with its revision now.
+
+    Raises:
+        RpcError: a shard's, as it came.
+    """
+    answers = await all_of([call.timed(_show(call, routing, shard, asked)) for shard, asked in parts.items()])
+    return dict(zip(parts, answers, strict=True))
+
+
+async def _show(
+    call: CoroutineCall, routing: Routing, shard: str, parts: Sequence[rpc_pb2.RangeRequest]
+) -> rpc_pb2.ResponseHeader:
+    shown = 0
+    while True:
+        answer, count = await _ask_for_some(
+            call,
+            routing,
+            shard,
+            parts[shown:],
+            lambda some: rpc_pb2.TxnRequest(failure=[rpc_pb2.RequestOp(request_range=part) for part in some]),
+        )
+        shown += count
+        if shown == len(parts):
+            return answer.header
+
+
+async def check_ops(call: CoroutineCall, routing: Routing, keys_of: Mapping[str, KeyRange], count: int) -> None:
+    """Has shards, by name, say whether a transaction about some keys of theirs may have so many operations.
+
+    Only those are asked of which that is not known. One that has not refused any is taken to allow etcd's default.
+
+    Raises:
+        RpcError: a shard's, as it came: it allows fewer.
+    """
+    unknown = [shard for shard in keys_of if count > routing.shards[shard].allowed_ops]
+    if unknown:
+        await all_of([call.timed(_check_ops(call, routing, shard, keys_of[shard], count)) for shard in unknown])
+
+
+async def _check_ops(call: CoroutineCall, routing: Routing, shard: str, keys: KeyRange, count: int) -> None:
+    key, range_end = keys.to_request()
+    # The branch that does not run is counted, too, and then only looked at for permissions.
+    operation = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key, range_end=range_end))
+    message = rpc_pb2.TxnRequest(failure=[operation]).SerializeToString() * count
+    await _read_from(call, routing, shard, TXN, message, messages, idempotent=True)
+    routing.shards[shard].allowed_ops = max(routing.shards[shard].allowed_ops, count)
+
+
+async def _ask_for_some(
+    call: CoroutineCall,
+    routing: Routing,
+    shard: str,
+    parts: Sequence[rpc_pb2.RangeRequest],
+    request: Callable[[Sequence[rpc_pb2.RangeRequest]], rpc_pb2.TxnRequest],
+) -> tuple[Answer, int]:
+    """The answer to one transaction of the first of these parts, and of how many: as many as the shard allows.
+
+    Raises:
+        RpcError: the shard's, as it came.
+    """
+    asked_of = routing.shards[shard]
+    while True:
+        some = parts[: asked_of.max_txn_ops]
+        try:
+            answer = await ask_rows(call, routing, shard, TXN, request(some), TXN_FORM, idempotent=True)
+            return answer, len(some)
+        except RpcError as error:
+            if error.status != errors.TOO_MANY_OPS or len(some) == 1:
+                raise
+            asked_of.max_txn_ops = asked_of.allowed_ops = min(asked_of.max_txn_ops, len(some) // 2)
+
+
+async def ask(
+    call: CoroutineCall,
+    routing: Routing,
+    shard: str,
+    path: bytes,
+    request: Message,
+    answer: type[Response],
+    *,
+    idempotent: bool,
+) -> Response:
+    """One shard's answer to its part, with the client's metadata and what is left of its deadline.
+
+    Raises:
+        RpcError: the shard's, as it came.
+    """
+    body = await _read_from(call, routing, shard, path, request, messages, idempotent=idempotent)
+    return routing.shards[shard].parsed(answer, body)
+
+
+async def ask_rows(
+    call: CoroutineCall,
+    routing: Routing,
+    shard: str,
+    path: bytes,
+    request: Message,
+    form: Form,
+    *,
+    idempotent: bool,
+) -> Answer:
+    """As `ask`, for an answer that consists of rows and may be large; it is held for the client's call.
+
+    Raises:
+        RpcError: the shard's, as it came.
+    """
+    reader = partial(_row_reader, call, routing, shard, form)
+    answer = await _read_from(call, routing, shard, path, request, reader, idempotent=idempotent)
+    if not answer.header.ByteSize():
+        raise routing.shards[shard].blamed("has no header")
+    return answer
+
+
+def _row_reader(call: CoroutineCall, routing: Routing, shard: str, form: Form) -> RowReader:
+    told = None if call.entry is None else partial(call.entry.weigh, shard)
+    return RowReader(form, partial(routing.shards[shard].blamed, f"is no {form.name}"), told)
+
+
+def _head(call: CoroutineCall, path: bytes) -> Forward:
+    head = call.stream.head
+    return head.forward if path == head.path else call_head(path, load_bearing(head))
+
+
+async def _read_from(
+    call: CoroutineCall,
+    routing: Routing,
+    shard: str,
+    path: bytes,
+    request: Message | bytes,
+    reader: Callable[[], Reader[Read]],
+    *,
+    idempotent: bool,
+) -> Read:
+    stream = call.stream
+    forward = _head(call, path)
+    body = request if isinstance(request, bytes) else request.SerializeToString()
+    entry = call.entry
+    if entry is not None:
+        entry.enter(shard)
+    try:
+        return await routing.shards[shard].read_unary(
+            forward, body, reader, idempotent=idempotent, timeout=stream.remaining(), down=stream
+        )
+    finally:
+        if entry is not None:
+            entry.leave(shard)

@@ -1,0 +1,412 @@
+"""The KV service over several shards: each call to the shard that owns its keys.
+
+What lies in one shard goes there as it came, and its answer comes back as it is. The fast path looks at the key in the
+message's bytes (`peek`); what that does not recognise is parsed. What spans shards is served by `across`, or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from itertools import chain
+from typing import Any, Final
+
+from esp.core import errors
+from esp.core.keys import KeyRange
+from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
+from esp.core.services import metadata
+from esp.core.services.gate import Entry, Gate
+from esp.core.services.handlers import CoroutineCall, let_in, parse
+from esp.core.services.kv import across, txn, validate
+from esp.core.services.kv.compaction import Compactions
+from esp.core.services.kv.concat import Concat, can_concat
+from esp.core.services.kv.merge import refuse_range
+from esp.core.services.kv.peek import bare_key, key_range, put_key, range_key
+from esp.core.services.kv.read_batch import ReadBatches
+from esp.core.services.kv.reading import segments_of
+from esp.core.services.kv.routed import Routed, check
+from esp.core.services.kv.stream_merge import refuse_range_stream
+from esp.core.services.kv.translate import translate_filters, translate_txn
+from esp.core.services.lease import LeaseRetry
+from esp.core.services.pace import Pace
+from esp.core.services.revision import position_of
+from esp.core.wire.message import PREFIX_SIZE
+from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.status import RpcError, Status
+
+PATH: Final = b"/etcdserverpb.KV/"
+
+
+def handlers(
+    routing: Routing,
+    gate: Gate,
+    lease_retry: LeaseRetry,
+    compactions: Compactions,
+    *,
+    deletes_across_shards: bool,
+    snapshots: bool,
+    txn_snapshots: bool,
+    snapshot_tries: int,
+) -> Mapping[bytes, Handler]:
+    """The handler of each RPC of the service, by path.
+
+    Args:
+        routing: the shards.
+        gate: lets calls that span shards begin.
+        lease_retry: takes over writes that a shard refused because it lacks their lease.
+        compactions: serves those.
+        deletes_across_shards: whether a DeleteRange that spans shards is served, shard by shard.
+        snapshots: whether a Range that spans shards reads a snapshot, unless its metadata says otherwise.
+        txn_snapshots: the same for a transaction that only reads.
+        snapshot_tries: how often one is tried while keys change.
+    """
+    return {
+        PATH + b"Put": Put(routing, gate, lease_retry),
+        PATH + b"Range": Range(routing, gate, snapshots=snapshots, snapshot_tries=snapshot_tries),
+        PATH + b"RangeStream": RangeStream(routing, gate, snapshots=snapshots, snapshot_tries=snapshot_tries),
+        PATH + b"DeleteRange": DeleteRange(routing, gate, served=deletes_across_shards),
+        PATH + b"Txn": Txn(routing, gate, lease_retry, snapshots=txn_snapshots, snapshot_tries=snapshot_tries),
+        PATH + b"Compact": Compact(routing, gate, compactions),
+    }
+
+
+class _MayLackLease(Routed):
+    """A write that may name leases, which its shard may have missed."""
+
+    def __init__(self, routing: Routing, gate: Gate, lease_retry: LeaseRetry) -> None:
+        super().__init__(routing, gate)
+        self.lease_retry = lease_retry
+
+
+class Put(_MayLackLease):
+    """One key, so always one owner."""
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Sends it to the owner of its key."""
+        key = put_key(message, PREFIX_SIZE)
+        if key is not None:
+            self.shards[self.owner(key)].splice(stream, message)
+        else:
+            super().on_message(stream, message)
+
+    def route(self, stream: ServerStream, message: bytes) -> None:
+        """Routes a Put of unusual form."""
+        request = parse(rpc_pb2.PutRequest, message)
+        check(validate.validate_put(request))
+        self.pass_on(stream, request, self.routing.owner(request.key))
+
+    def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
+        """Once more, where its lease lives but its shard lacks it."""
+        if status != errors.LEASE_NOT_FOUND:
+            return False
+        request = parse(rpc_pb2.PutRequest, message)
+        return self.lease_retry.take(stream, message, [request], status, self.routing.owner)
+
+
+class _Ranges(Routed):
+    """One shard's keys, or a merge of several shards'; as Range answers it, where a subclass does not say otherwise."""
+
+    idempotent = True
+    what = "a Range"
+    in_order = False
+    """Whether shards are asked one after the other."""
+
+    def __init__(self, routing: Routing, gate: Gate, *, snapshots: bool, snapshot_tries: int) -> None:
+        super().__init__(routing, gate)
+        self.snapshots = snapshots
+        self.snapshot_tries = snapshot_tries
+        self.keys = routing.undivided
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Sends it to the shard that owns the key or the whole range."""
+        key = range_key(message, PREFIX_SIZE)
+        if key is not None:
+            try:
+                owner = self.keys.owner(key)
+            except RpcError as error:
+                stream.finish(error.status)
+            else:
+                self.shards[owner].splice(stream, message)
+            return
+        bounds = key_range(message, PREFIX_SIZE)
+        if bounds is not None:
+            shard = self.routing.sole_owner(*bounds)
+            if shard is not None:
+                shard.splice(stream, message)
+                return
+        super().on_message(stream, message)
+
+    def route(self, stream: ServerStream, message: bytes) -> None:
+        """Routes a Range of unusual form, one at a token, or one that spans shards."""
+        request = parse(rpc_pb2.RangeRequest, message)
+        check(self.validate(request))
+        key_range = KeyRange.of_request(request.key, request.range_end)
+        position = position_of(self.routing.tokens, request.revision)
+        sole = self.routing.map.sole_owner(key_range)
+        if sole is not None:
+            if not request.range_end:
+                self.keys.owner(request.key)
+            translate_filters(self.routing.tokens, request, sole)
+            if position is None:
+                self.pass_on(stream, request, self.shards[sole])
+                return
+        else:
+            check(self.routing.undivided.refuse(self.what, key_range))
+            check(self.refuse(request, *self.span(key_range), at_token=position is not None))
+        segments = segments_of(self.routing, key_range)
+        wants_snapshot = position is None and self.wants_snapshot(stream)
+
+        def begin(entry: Entry) -> None:
+            def merge() -> None:
+                call = CoroutineCall(stream, entry)
+                tries = self.snapshot_tries if wants_snapshot else 0
+                work = self.across(call, self.routing, request, segments, snapshot_tries=tries)
+                call.start(self.spawn, work, entry.close)
+
+            joins = self.joins(request) and not wants_snapshot
+            if not joins or not Concat(stream, self.routing, entry, merge).begin(request, segments, position):
+                merge()
+
+        asked = segments[:1] if self.in_order and not wants_snapshot else segments
+        self.gate.let_in(stream, [segment.shard for segment in asked], len(message), begin)
+
+    def wants_snapshot(self, stream: ServerStream) -> bool:
+        """Whether all shards are to be read at one moment."""
+        wanted = stream.head.field(metadata.READ)
+        return wanted == b"snapshot" or (self.snapshots and not wanted)  # "default" is each, always
+
+    def joins(self, request: rpc_pb2.RangeRequest) -> bool:
+        """Whether the shards' bytes, one behind the other, are the answer."""
+        return can_concat(request)
+
+    def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
+        """What etcd would find wrong, wherever the keys are."""
+        return validate.validate_range(request)
+
+    def refuse(
+        self, request: rpc_pb2.RangeRequest, names: list[str], boundary: bytes, *, at_token: bool
+    ) -> Status | None:
+        """Why it cannot be answered exactly over several shards."""
+        return refuse_range(request, names, boundary, at_token=at_token)
+
+    across = staticmethod(across.range_across)
+    """Answers it over several shards."""
+
+
+class Range(_Ranges):
+    """One answer. Reads of one key that come together go to their shard together."""
+
+    def __init__(self, routing: Routing, gate: Gate, *, snapshots: bool, snapshot_tries: int) -> None:
+        super().__init__(routing, gate, snapshots=snapshots, snapshot_tries=snapshot_tries)
+        self.batches = {name: ReadBatches(shard) for name, shard in self.shards.items()}
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Sends it to the shard that owns the key or the whole range."""
+        key = bare_key(message, PREFIX_SIZE)
+        if key is None:
+            super().on_message(stream, message)
+            return
+        try:
+            owner = self.keys.owner(key)
+        except RpcError as error:
+            stream.finish(error.status)
+        else:
+            self.batches[owner].add(stream, message)
+
+
+class RangeStream(_Ranges):
+    """As Range, with the answer in pieces (etcd 3.7)."""
+
+    in_order = True
+
+    def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
+        """What etcd would find wrong, wherever the keys are."""
+        return validate.validate_range_stream(request)
+
+    def refuse(
+        self, request: rpc_pb2.RangeRequest, names: list[str], boundary: bytes, *, at_token: bool
+    ) -> Status | None:
+        """Why it cannot be answered exactly over several shards."""
+        return refuse_range_stream(request, names, boundary, at_token=at_token)
+
+    def joins(self, request: rpc_pb2.RangeRequest) -> bool:
+        """Never: the answer is a stream of messages."""
+        return False
+
+    across = staticmethod(across.range_stream_across)
+
+
+class DeleteRange(Routed):
+    """One shard's keys at once, or several shards' one after the other."""
+
+    def __init__(self, routing: Routing, gate: Gate, *, served: bool) -> None:
+        super().__init__(routing, gate)
+        self.served = served
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Sends the delete of one key to its owner."""
+        key = range_key(message, PREFIX_SIZE)
+        if key is not None:
+            self.shards[self.owner(key)].splice(stream, message)
+        else:
+            super().on_message(stream, message)
+
+    def route(self, stream: ServerStream, message: bytes) -> None:
+        """Routes a delete of a range."""
+        request = parse(rpc_pb2.DeleteRangeRequest, message)
+        check(validate.validate_delete(request))
+        shard = self.routing.sole_owner(request.key, request.range_end)
+        if shard is not None:
+            self.pass_on(stream, request, shard)
+            return
+        key_range = KeyRange.of_request(request.key, request.range_end)
+        check(self.routing.undivided.refuse("a DeleteRange", key_range))
+        if not self.served:
+            cure = "this proxy is configured to refuse that; delete inside one shard at a time"
+            raise errors.spans("a DeleteRange", *self.span(key_range), cure).error()
+        segments = self.routing.map.split(key_range)
+        self.serve_across(
+            stream,
+            (segments[0].shard,),
+            message,
+            lambda call: across.delete_across(call, self.routing, request, segments),
+        )
+
+
+class Txn(_MayLackLease):
+    """All in one shard, whichever branch runs; over several, reads without a condition only."""
+
+    def __init__(
+        self, routing: Routing, gate: Gate, lease_retry: LeaseRetry, *, snapshots: bool, snapshot_tries: int
+    ) -> None:
+        super().__init__(routing, gate, lease_retry)
+        self.snapshots = snapshots
+        self.snapshot_tries = snapshot_tries
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Routes by the union of all that the transaction touches: in steps, since that may be much."""
+        stream.connection.do(self._routed(stream, message))
+
+    def _routed(self, stream: ServerStream, message: bytes) -> Iterator[None]:
+        try:
+            yield from self._in_steps(stream, message)
+        except RpcError as error:
+            stream.finish(error.status)
+
+    def _in_steps(self, stream: ServerStream, message: bytes) -> Iterator[None]:
+        request = parse(rpc_pb2.TxnRequest, message)
+        found = yield from txn.look(request)
+        check(found.refused)
+        touched = found.touched
+        if not touched:
+            everywhere = tuple(self.shards)
+            self.serve_across(
+                stream, everywhere, message, lambda call: across.txn_of_nothing(call, self.routing, request)
+            )
+            return
+        first, pace = touched[0], Pace()
+        self.routing.apiservers.saw(first.start)
+        owner = self.routing.map.sole_owner(first)
+        for keys in touched:
+            if pace.is_over():
+                yield
+            if owner is None or self.routing.map.sole_owner(keys) != owner:
+                if txn.is_read_only(request) and not request.compare:
+                    check((yield from txn.validate(request)))
+                    check(self.routing.undivided.refuse("a transaction", *touched))
+                    yield from self._read(stream, request, message)
+                    return
+                check((yield from txn.validate(request, txn.MAX_OPS)))
+                raise self._spans(first, keys)
+        assert owner is not None, "a range that spans shards was refused"
+        try:
+            yield from translate_txn(self.routing.tokens, found, owner)
+        except RpcError:
+            check((yield from txn.validate(request)))
+            raise
+        if not stream.is_over:
+            self.pass_on(stream, request, self.shards[owner])
+
+    def _read(self, stream: ServerStream, request: rpc_pb2.TxnRequest, message: bytes) -> Iterator[None]:
+        """Reads what the first branch asks for, which is the one that etcd runs where nothing is compared."""
+        pace = Pace()
+        for operation in request.success:
+            if pace.is_over():
+                yield
+            asked = operation.request_range
+            if asked.revision < 0:
+                raise errors.COMPACTED.error()  # in a transaction, other than in a Range, etcd takes it for a revision
+            keys = KeyRange.of_request(asked.key, asked.range_end)
+            at_token = position_of(self.routing.tokens, asked.revision) is not None
+            sole = self.routing.map.sole_owner(keys)
+            if sole is None:
+                check(refuse_range(asked, *self.span(keys), at_token=at_token))
+            else:
+                translate_filters(self.routing.tokens, asked, sole)
+        owned: dict[str, KeyRange] = {}
+        for operation in chain(request.success, request.failure):
+            if pace.is_over():
+                yield
+            asked = operation.request_range
+            keys = KeyRange.of_request(asked.key, asked.range_end)
+            for segment in segments_of(self.routing, keys):
+                owned.setdefault(segment.shard, segment.range)
+        if stream.is_over:
+            return
+        wanted = stream.head.field(metadata.READ)
+        wants_snapshot = wanted in (b"snapshot", b"default") or (self.snapshots and not wanted)
+        tries = self.snapshot_tries if wants_snapshot else 0
+        self.serve_across(
+            stream, sorted(owned), message, lambda call: across.txn_across(call, self.routing, request, owned, tries)
+        )
+
+    def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
+        """Once more, where a lease of its puts lives but its shard lacks it."""
+        if status != errors.LEASE_NOT_FOUND:
+            return False
+        request = parse(rpc_pb2.TxnRequest, message)
+        return self.lease_retry.take(stream, message, txn.puts(request), status, self.routing.owner)
+
+    def _spans(self, one: KeyRange, other: KeyRange) -> RpcError:
+        """The refusal of a transaction that touches two ranges of different shards, or one range of several."""
+        for keys in (one, other):
+            if self.routing.map.sole_owner(keys) is None:
+                names, boundary = self.span(keys)
+                break
+        else:
+            low, high = sorted((one.start, other.start))
+            names = [self.owner(low), self.owner(high)]
+            boundary = self.span(KeyRange(low, high + b"\0"))[1]
+        cure = "keep what a transaction touches, in both branches, inside one shard"
+        return errors.spans("a transaction", names, boundary, cure).error()
+
+
+class Compact(Routed):
+    """At a token on every shard; at a plain revision where it is known what that means on each."""
+
+    def __init__(self, routing: Routing, gate: Gate, compactions: Compactions) -> None:
+        super().__init__(routing, gate)
+        self.compactions = compactions
+
+    def route(self, stream: ServerStream, message: bytes) -> None:
+        """Compacts, or refuses."""
+        request = parse(rpc_pb2.CompactionRequest, message)
+        position = position_of(self.routing.tokens, request.revision)
+        if position is None:
+            self._begin(stream, message, lambda call: self.compactions.at_plain(call, request))
+            return
+        if position.offset > 0:
+            raise errors.FUTURE_REV.error()
+        missing = [name for name in self.shards if not position.revision(name)]
+        if missing:
+            raise errors.leaves_out("a compaction", missing).error()
+        self._begin(stream, message, lambda call: self.compactions.at_token(call, request, position))
+
+    def _begin(
+        self, stream: ServerStream, message: bytes, work: Callable[[CoroutineCall], Coroutine[Any, Any, None]]
+    ) -> None:
+        def begin(entry: Entry) -> None:
+            call = CoroutineCall(stream, entry)
+            call.start(self.spawn, work(call), entry.close)
+
+        let_in(self.gate, stream, self.shards, len(message), begin)

@@ -1,0 +1,276 @@
+"""A moment at which several shards can be read together, found without a clock that they share.
+
+All shards are looked at in rounds, and a round begins when all have answered the last. A shard that is in a round as it
+was in the round before was so all the time between the two, so also when the later round began. From this follow two
+ways to be sure:
+
+- All shards are as they were when the round began: then all of that was true at once, at that moment.
+- All but one are unchanged over three rounds: then what the one was found to be in the middle round, whenever in that
+  round that was, was so together with the others. So a snapshot is found however often one shard is written.
+
+The round before need not be one of this call: before it begins a shard is known to have come to some revision, that of
+any earlier answer (`Shard.seen`). What has not changed since then was so when the first round began. So where nothing
+is written one round is enough.
+
+What shows that nothing has changed, since a revision that a shard had surely come to:
+- The shard is still at that revision.
+- Of one key that is there: its mod revision is not higher. Had it gone and come back, that would be higher.
+- Of a range, or a key that is not there: there are as many keys, and none whose mod revision is higher. That does not
+  show a key that came and went meanwhile. So where the shard has made more than one revision since, the keys are
+  counted at each of those between, too.
+
+A round reads all there is to read, so that its answers can be the snapshot, unless that is much: then later rounds
+only look for changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+from typing import Final, NamedTuple, NoReturn
+
+from esp.core import errors
+from esp.core.keys import KeyRange
+from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
+from esp.core.services.handlers import CoroutineCall
+from esp.core.services.kv.reading import Parts, read_all
+from esp.core.services.revision import token
+from esp.core.services.row_order import parse_row
+from esp.core.wire.status import Code, RpcError, Status
+
+MOST_COUNTS: Final = 128
+"""How often a shard's ranges are counted at revisions made meanwhile; where that is not enough, they have changed."""
+MOST_REREAD: Final = 16_384
+"""Bytes of what was read first up to which each round reads it again."""
+
+_Parts = Sequence[rpc_pb2.RangeRequest]
+_Ranges = Mapping[str, Sequence[KeyRange]]
+
+
+class Snapshot(NamedTuple):
+    """A moment.
+
+    Attributes:
+        revision: the token for it.
+        answers: what was read, where it is of that moment; else it has to be read at the token.
+    """
+
+    revision: int
+    answers: dict[str, Parts] | None
+
+
+class _Look(NamedTuple):
+    """How a shard was found in a round.
+
+    Attributes:
+        revision: its own.
+        counts: how many keys each range had.
+        mods: the mod revision of the key of each range that is one key that was there, 0 for any other range.
+        answers: what was read, if it was read since it last changed.
+    """
+
+    revision: int
+    counts: dict[KeyRange, int]
+    mods: dict[KeyRange, int]
+    answers: Parts | None
+
+
+async def snapshot(call: CoroutineCall, routing: Routing, parts: Mapping[str, _Parts], tries: int) -> Snapshot:
+    """A moment at which these parts of each shard, without a revision of their own, can be read.
+
+    Args:
+        call: the client's.
+        routing: the shards.
+        parts: by the name of the shard.
+        tries: how many rounds may follow the first.
+
+    Raises:
+        RpcError: a shard's, as it came; Unavailable when keys of several shards changed in each of the rounds.
+    """
+    for asked in parts.values():
+        for part in asked:
+            part.serializable = False  # what a member that lags behind tells is of no moment after the call began
+    search = _Search(call, routing, parts)
+    await search.begin()
+    for round_ in count():
+        found = search.found(round_)
+        if found is not None:
+            answers = search.keep(found)
+            return Snapshot(token(routing, {shard: look.revision for shard, look in found.items()}), answers)
+        if round_ == tries:
+            _fail(call, search.changed(round_), tries)
+        await search.go_on(round_ + 1)
+    raise AssertionError("it counts for ever")
+
+
+def _fail(call: CoroutineCall, changed: Iterable[str], tries: int) -> NoReturn:
+    call.stream.connection.context.reached("max_snapshot_tries")
+    names = ", ".join(sorted(changed))
+    raise Status(
+        Code.UNAVAILABLE,
+        f"esp: no snapshot in {tries} tries, since keys of the range kept changing on {names}; "
+        "try again, read fewer keys, or read each shard at its own moment (esp-read: each)",
+    ).error()
+
+
+def counting(ranges: _Ranges) -> dict[str, list[rpc_pb2.RangeRequest]]:
+    """Parts that only count, for a snapshot whose reading comes later."""
+    return {shard: [_count(part) for part in asked] for shard, asked in ranges.items()}
+
+
+class _Search:
+    """The rounds, numbered from 0, of which the last two are remembered.
+
+    `_since` says of each shard from the beginning of which round on it is known to have been as it was last found; one
+    that the last round has found changed is so from the beginning of the next on.
+    """
+
+    def __init__(self, call: CoroutineCall, routing: Routing, parts: Mapping[str, _Parts]) -> None:
+        self._call = call
+        self._routing = routing
+        self._parts = parts
+        self._ranges: _Ranges = {
+            shard: list(dict.fromkeys(KeyRange.of_request(part.key, part.range_end) for part in asked))
+            for shard, asked in parts.items()
+        }
+        self._since: dict[str, int] = {}
+        self._before: dict[str, _Look] = {}
+        self._last: dict[str, _Look] = {}
+        self._held: list[Parts] = []
+        self._rereads = False
+
+    async def begin(self) -> None:
+        """The first round, which reads."""
+        seen = {shard: self._routing.shards[shard].seen for shard in self._parts}  # before anything is asked
+        answers = await read_all(self._call, self._routing, self._parts)
+        self._held = list(answers.values())
+        self._rereads = sum(answer.held for answer in self._held) <= MOST_REREAD
+        for shard, answer in answers.items():
+            look = self._last[shard] = _read(self._parts[shard], answer)
+            is_as_before = look.revision == seen[shard] or all(
+                0 < look.mods[keys] <= seen[shard] for keys in self._ranges[shard]
+            )
+            self._since[shard] = 0 if is_as_before else 1
+
+    async def go_on(self, round_: int) -> None:
+        """The round of this number, which is the next."""
+        self._before, self._last = self._last, {}
+        vague = {shard: self._vague(shard) for shard in self._parts}
+        asked = {shard: self._asked(shard, vague[shard]) for shard in self._parts}
+        for shard, answer in (await read_all(self._call, self._routing, asked)).items():
+            look, is_as_before = self._look(shard, answer, vague[shard])
+            self._last[shard] = look
+            if not is_as_before:
+                self._since[shard] = round_ + 1
+        self._forget(self._before, self._last)
+        changed = self.changed(round_)
+        if len(changed) <= 1:  # else it makes no difference
+            for shard in await self._inconstant({shard: vague[shard] for shard in vague if shard not in changed}):
+                self._since[shard] = round_ + 1
+
+    def changed(self, round_: int) -> list[str]:
+        """The shards that are not known to have been as they are when this round, the last, began."""
+        return [shard for shard, since in self._since.items() if since > round_]
+
+    def found(self, round_: int) -> dict[str, _Look] | None:
+        """What all shards were at one moment, as the rounds up to this one, the last, have it."""
+        if len(self._parts) == 1 or not self.changed(round_):
+            return self._last
+        changed = self.changed(round_ - 1)
+        if round_ and len(changed) == 1:
+            return self._last | {changed[0]: self._before[changed[0]]}
+        return None
+
+    def keep(self, found: dict[str, _Look]) -> dict[str, Parts] | None:
+        """What was read of these, if all of it was; nothing else is held any more."""
+        answers = {shard: look.answers for shard, look in found.items() if look.answers is not None}
+        if len(answers) < len(found):
+            self._forget()
+            return None
+        self._forget(found)
+        return answers
+
+    def _forget(self, *but: Mapping[str, _Look]) -> None:
+        kept = {id(look.answers) for looks in but for look in looks.values()}
+        self._call.stream.release(sum(answer.held for answer in self._held if id(answer) not in kept))
+        self._held = [answer for answer in self._held if id(answer) in kept]
+
+    def _vague(self, shard: str) -> list[KeyRange]:
+        """The ranges whose keys alone, as they are read, do not show that nothing has changed since they were read."""
+        return [keys for keys in self._ranges[shard] if not (self._rereads and self._before[shard].mods[keys])]
+
+    def _asked(self, shard: str, vague: Iterable[KeyRange]) -> list[rpc_pb2.RangeRequest]:
+        """What a shard is asked in a look: to read, or to count each range, and then for changes."""
+        first = self._parts[shard] if self._rereads else map(_count, self._ranges[shard])
+        revision = self._before[shard].revision
+        return [*first, *(_changed_since(keys, revision) for keys in vague)]
+
+    def _look(self, shard: str, answer: Parts, vague: Sequence[KeyRange]) -> tuple[_Look, bool]:
+        """The shard's state according to `answer`, and whether the shard is unchanged since the round before."""
+        before = self._before[shard]
+        changes = answer.responses[len(answer.responses) - len(vague) :]
+        if self._rereads:
+            look = _read(self._parts[shard], answer)
+            self._held.append(answer)
+        else:
+            counts = {keys: rows.count for keys, rows in zip(self._ranges[shard], answer.responses, strict=False)}
+            look = _Look(answer.header.revision, counts, dict.fromkeys(counts, 0), None)
+            self._call.stream.release(answer.held)
+        is_as_before = (
+            look.counts == before.counts
+            and not any(rows.kvs for rows in changes)
+            and all(0 < mod <= before.revision for keys, mod in look.mods.items() if keys not in vague)
+        )
+        if is_as_before and look.answers is None:
+            look = look._replace(answers=before.answers)
+        return look, is_as_before
+
+    async def _inconstant(self, vague: Mapping[str, Sequence[KeyRange]]) -> list[str]:
+        """The shards where a key may have come to one of these ranges, and gone, between the last two looks."""
+        asked: dict[str, list[rpc_pb2.RangeRequest]] = {}
+        inconstant: list[str] = []
+        for shard, ranges in vague.items():
+            made = range(self._before[shard].revision + 1, self._last[shard].revision)
+            if len(made) * len(ranges) > MOST_COUNTS:
+                inconstant.append(shard)
+            elif made and ranges:
+                asked[shard] = [_count(keys, revision) for revision in made for keys in ranges]
+        if not asked:
+            return inconstant
+        try:
+            answers = await read_all(self._call, self._routing, asked)
+        except RpcError as error:
+            if error.status != errors.COMPACTED:
+                raise
+            return [*inconstant, *asked]
+        for shard, answer in answers.items():
+            counts = [self._last[shard].counts[keys] for keys in vague[shard]]
+            counted = [rows.count for rows in answer.responses]
+            if counted != counts * (len(counted) // len(counts)):
+                inconstant.append(shard)
+            self._call.stream.release(answer.held)
+        return inconstant
+
+
+def _read(parts: _Parts, answer: Parts) -> _Look:
+    """The look that the reading itself is."""
+    counts: dict[KeyRange, int] = {}
+    mods: dict[KeyRange, int] = {}
+    for part, rows in zip(parts, answer.responses, strict=False):  # what follows is for changes
+        keys = KeyRange.of_request(part.key, part.range_end)
+        counts[keys] = rows.count
+        mods.setdefault(keys, 0)
+        if not part.range_end and len(rows.kvs) == 1 and len(rows.kvs[0]) <= MOST_REREAD:  # it is parsed whole
+            mods[keys] = parse_row(rows.kvs[0]).mod_revision
+    return _Look(answer.header.revision, counts, mods, answer)
+
+
+def _count(part: KeyRange, revision: int = 0) -> rpc_pb2.RangeRequest:
+    key, range_end = part.to_request()
+    return rpc_pb2.RangeRequest(key=key, range_end=range_end, count_only=True, revision=revision)
+
+
+def _changed_since(part: KeyRange, revision: int) -> rpc_pb2.RangeRequest:
+    key, range_end = part.to_request()
+    return rpc_pb2.RangeRequest(key=key, range_end=range_end, min_mod_revision=revision + 1, keys_only=True, limit=1)

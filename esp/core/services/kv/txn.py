@@ -1,0 +1,270 @@
+"""Transactions: what etcd refuses in them, and which keys they touch.
+
+One whose keys are all in one shard goes there whole, and that shard says what is wrong with it. So nothing here takes
+it apart; it is only looked through, and checked where no shard will. The messages come from the wire, where protobuf
+allows at most 100 messages inside each other: that is 50 transactions, and bounds the recursion.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Generator, Iterable, Iterator
+from itertools import chain
+
+from esp.core import errors
+from esp.core.keys import KeyRange
+from esp.core.pb import rpc_pb2
+from esp.core.services.kv.validate import has_known_sort, validate_delete, validate_put, validate_range
+from esp.core.services.pace import LOOKED_AT_ONCE, Pace
+from esp.core.wire.status import Status
+
+MAX_OPS = 128
+"""etcd's default of --max-txn-ops. How many a shard allows, only that knows."""
+
+MAX_IN_ALL = 10_000
+"""The most compares and operations, nested ones included, that esp looks through.
+
+etcd has no such limit: nesting lets the 2 MiB of a request hold 200,000. But looking through those would take a second
+of everybody's time.
+"""
+
+
+class Look:
+    """What looking through a transaction finds, in the order in which it is written.
+
+    Attributes:
+        touched: the keys of every compare and operation, of both branches and of nested transactions, each once; those
+            without any key in them only where there are no others, and then the first.
+        compares, reads: the parts in which revisions may stand.
+        refused: why it may not even go to a shard; None when it may.
+    """
+
+    __slots__ = ("compares", "reads", "refused", "touched")
+
+    def __init__(self) -> None:
+        self.touched: list[KeyRange] = []
+        self.compares: list[rpc_pb2.Compare] = []
+        self.reads: list[rpc_pb2.RangeRequest] = []
+        self.refused: Status | None = None
+
+
+def look(request: rpc_pb2.TxnRequest) -> Generator[None, None, Look]:
+    """Looks through a transaction, `LOOKED_AT_ONCE` parts with each step.
+
+    More than MAX_IN_ALL are too many, whatever they are, and the rest is not looked at. And an unknown sort option may
+    bring a shard down: see validate.py.
+
+    Which branch will run makes no difference to what is touched: only a shard that owns all of these can decide it, and
+    etcd checks permissions on both. Where `validate` would find an error it means nothing.
+
+    This is what protobuf understood. A field that was sent twice may look different to etcd, so the shard must get
+    the transaction serialised anew and not the client's bytes.
+    """
+    found, pace = Look(), Pace()
+    seen: set[tuple[bytes, bytes]] = set()
+    without_keys: list[KeyRange] = []
+
+    def touch(key: bytes, range_end: bytes) -> None:
+        if (key, range_end) not in seen:
+            seen.add((key, range_end))
+            keys = KeyRange.of_request(key, range_end)
+            (without_keys if keys.is_empty() else found.touched).append(keys)
+
+    in_all = 0
+    knows_sorts = True
+    waiting = [request]
+    while waiting:
+        txn = waiting.pop()
+        in_all += len(txn.compare) + len(txn.success) + len(txn.failure)
+        if in_all > MAX_IN_ALL:
+            found.refused = errors.TOO_MANY_OPS
+            return found
+        for compare in txn.compare:
+            if pace.is_over():
+                yield
+            found.compares.append(compare)
+            touch(compare.key, compare.range_end)
+        nested: list[rpc_pb2.TxnRequest] = []
+        for operation in chain(txn.success, txn.failure):
+            if pace.is_over():
+                yield
+            match operation.WhichOneof("request"):
+                case "request_put":
+                    touch(operation.request_put.key, b"")
+                case "request_range":
+                    asked = operation.request_range
+                    found.reads.append(asked)
+                    knows_sorts = knows_sorts and has_known_sort(asked)
+                    touch(asked.key, asked.range_end)
+                case "request_delete_range":
+                    touch(operation.request_delete_range.key, operation.request_delete_range.range_end)
+                case "request_txn":
+                    nested.append(operation.request_txn)
+        nested.reverse()
+        waiting += nested
+    if not knows_sorts:
+        found.refused = yield from validate(request)
+    found.touched = found.touched or without_keys[:1]
+    return found
+
+
+def validate(request: rpc_pb2.TxnRequest, max_ops: int = MAX_IN_ALL) -> Generator[None, None, Status | None]:
+    """What etcd finds wrong with a transaction before it runs it; None when nothing is. In steps, as `look`.
+
+    The first error that etcd would meet, as in `Txn` of etcd's `api/v3rpc/key.go`: all operations one by one first,
+    nested ones included, then writes that meet.
+
+    Args:
+        request: The transaction.
+        max_ops: The most that compares, success and failure may each hold. A nested transaction may hold that
+            many less the longest of the three lists around it.
+    """
+    pace = Pace()
+    wrong = yield from _validate_operations(request, max_ops, pace)
+    if wrong:
+        return wrong
+    for branch in (request.success, request.failure):
+        if (yield from _writes(branch, pace)) is None:
+            return errors.DUPLICATE_KEY
+    return None
+
+
+def puts(request: rpc_pb2.TxnRequest) -> Iterator[rpc_pb2.PutRequest | None]:
+    """Its puts, of both branches and of nested transactions; None for each other operation: steps can be counted."""
+    waiting = [request]
+    while waiting:
+        txn = waiting.pop()
+        for operation in chain(txn.success, txn.failure):
+            kind = operation.WhichOneof("request")
+            if kind == "request_txn":
+                waiting.append(operation.request_txn)
+            yield operation.request_put if kind == "request_put" else None
+
+
+def is_read_only(request: rpc_pb2.TxnRequest) -> bool:
+    """Whether etcd takes the transaction for a read: each operation of both branches is a Range.
+
+    True for one without operations, and whatever it compares.
+    """
+    return all(
+        operation.WhichOneof("request") == "request_range"
+        for branch in (request.success, request.failure)
+        for operation in branch
+    )
+
+
+def _validate_operations(request: rpc_pb2.TxnRequest, max_ops: int, pace: Pace) -> Generator[None, None, Status | None]:
+    longest = max(len(request.compare), len(request.success), len(request.failure))
+    if longest > max_ops:
+        return errors.TOO_MANY_OPS
+    for compare in request.compare:
+        if pace.is_over():
+            yield
+        if not compare.key:
+            return errors.KEY_NOT_PROVIDED
+    for operation in chain(request.success, request.failure):
+        if pace.is_over():
+            yield
+        wrong: Status | None
+        match operation.WhichOneof("request"):
+            case "request_put":
+                wrong = validate_put(operation.request_put)
+            case "request_range":
+                wrong = validate_range(operation.request_range)
+            case "request_delete_range":
+                wrong = validate_delete(operation.request_delete_range)
+            case "request_txn":
+                wrong = yield from _validate_operations(operation.request_txn, max_ops - longest, pace)
+            case _:
+                wrong = errors.KEY_NOT_FOUND
+        if wrong:
+            return wrong
+    return None
+
+
+class _Writes:
+    """What a list of operations writes, nested transactions included.
+
+    The deleted ranges are sorted and disjoint: from `starts[i]` to `ends[i]`.
+    """
+
+    __slots__ = ("ends", "puts", "starts")
+
+    def __init__(self) -> None:
+        self.puts: set[bytes] = set()
+        self.starts: list[bytes] = []
+        self.ends: list[bytes] = []
+
+    def meets(self, puts: set[bytes], pace: Pace) -> Generator[None, None, bool]:
+        """Whether one of these keys is put or deleted already."""
+        if not self.puts.isdisjoint(puts):
+            return True
+        if self.starts:
+            for key in puts:
+                if pace.is_over():
+                    yield
+                if self._deletes(key):
+                    return True
+        return False
+
+    def delete(self, start: bytes, end: bytes) -> None:
+        """Add this deleted range; an empty one adds nothing."""
+        starts, ends = self.starts, self.ends
+        if end <= start:
+            return
+        first, last = bisect_left(ends, start), bisect_right(starts, end)
+        low, high = (min(start, starts[first]), max(end, ends[last - 1])) if first < last else (start, end)
+        starts[first:last] = [low]
+        ends[first:last] = [high]
+
+    def add(self, other: _Writes, pace: Pace) -> Generator[None, None, None]:
+        """Add all writes of `other`."""
+        self.puts |= other.puts
+        for start, end in zip(other.starts, other.ends, strict=True):
+            if pace.is_over():
+                yield
+            self.delete(start, end)
+
+    def _deletes(self, key: bytes) -> bool:
+        place = bisect_right(self.starts, key)
+        return place > 0 and key < self.ends[place - 1]
+
+
+def _writes(operations: Iterable[rpc_pb2.RequestOp], pace: Pace) -> Generator[None, None, _Writes | None]:
+    r"""What these operations write; None when two writes meet in a way that etcd refuses.
+
+    etcd's rule (`checkIntervals`) is not quite "no key is written twice". It looks at this list's deletes first, then
+    at its nested transactions in order, then at its puts, and refuses a put of a key that it has seen put or deleted.
+    So a nested put before a nested delete of the key passes; and the two branches of one nested transaction never
+    meet. A delete up to an open end ("\0") is seen by etcd as ending before it begins, and meets nothing.
+    """
+    puts: list[bytes] = []
+    nested: list[rpc_pb2.TxnRequest] = []
+    seen = _Writes()
+    for operation in operations:
+        if pace.is_over():
+            yield
+        match operation.WhichOneof("request"):
+            case "request_put":
+                puts.append(operation.request_put.key)
+            case "request_delete_range":
+                deleted = operation.request_delete_range
+                seen.delete(deleted.key, deleted.range_end or deleted.key + b"\0")
+            case "request_txn":
+                nested.append(operation.request_txn)
+    for txn in nested:
+        success = yield from _writes(txn.success, pace)
+        failure = yield from _writes(txn.failure, pace)
+        if success is None or failure is None:
+            return None
+        if (yield from seen.meets(success.puts, pace)) or (yield from seen.meets(failure.puts, pace)):
+            return None
+        yield from seen.add(success, pace)
+        yield from seen.add(failure, pace)
+        if len(seen.puts) >= LOOKED_AT_ONCE:
+            yield  # a set was joined to another
+    own = set(puts)
+    if len(own) < len(puts) or (yield from seen.meets(own, pace)):
+        return None
+    seen.puts |= own
+    return seen

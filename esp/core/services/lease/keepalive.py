@@ -1,0 +1,190 @@
+"""LeaseKeepAlive: one answer for each request of a client, in order, over all shards.
+
+A keepalive goes to every shard at once, on streams that all clients with the same token share (`keepalive_lane`), and
+is answered when every shard has answered or is given up: with the lowest TTL. It costs no task and no future. Nothing
+is renewed that no client has asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from time import monotonic
+from typing import Final
+
+from esp.core import errors
+from esp.core.background import Background
+from esp.core.layout import Layout
+from esp.core.pb import rpc_pb2
+from esp.core.services.lease.keepalive_client import NO_ANSWER, Client, Keepalive, Lanes
+from esp.core.services.lease.keepalive_lane import Lane
+from esp.core.services.lease.repair import LeaseRepair
+from esp.core.services.lease.table import LeaseTable, is_empty
+from esp.core.services.metadata import call_head, load_bearing
+from esp.core.services.revision import merged_header
+from esp.core.wire.context import WireContext
+from esp.core.wire.message import prefix
+from esp.core.wire.request_encoder import Forward
+from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.shares import Shares, address_of
+from esp.core.wire.status import Status
+
+PATH: Final = b"/etcdserverpb.Lease/LeaseKeepAlive"
+IDLE_SECONDS: Final = 30.0
+"""How long streams to the shards stay open without a client."""
+
+
+class LeaseKeepAlive(Handler):
+    """Serves the stream of each client.
+
+    Attributes:
+        background: tells the bugs that show in one client's answers, or in the streams to one shard.
+    """
+
+    streaming = True
+    forwards = False
+
+    def __init__(
+        self,
+        layout: Layout,
+        table: LeaseTable,
+        repair: LeaseRepair,
+        context: WireContext,
+        background: Background,
+    ) -> None:
+        self.background = background
+        self._layout = layout
+        self._table = table
+        self._repair = repair
+        self._context = context
+        self._lanes: dict[Forward, Lanes] = {}
+        # The headers that the last answer was made of, which mostly come again, and the header made of them.
+        self._merged: tuple[dict[str, rpc_pb2.ResponseHeader | None], bytes] = {}, b""
+        limits = context.limits
+        self._places = Shares(limits.max_keepalive_streams, limits.common_share)
+        self._waiting = Shares(limits.max_keepalives, limits.common_share)
+
+    def on_open(self, stream: ServerStream) -> None:
+        """A client's stream begins."""
+        metadata = load_bearing(stream.head)
+        forward = call_head(PATH, metadata)
+        lanes = self._lanes.get(forward)
+        if lanes is None:
+            address = address_of(stream.peer)
+            if not self._has_room(address):
+                stream.finish(errors.TOO_MANY_REQUESTS)
+                return
+            made = {name: Lane(shard, forward) for name, shard in self._layout.shards.items()}
+            lanes = self._lanes[forward] = Lanes(address, metadata, made)
+        lanes.clients += 1
+        Client(self, stream, lanes)
+
+    def install(self, layout: Layout) -> None:
+        """Another layout is in force: each client's keepalives go to the shards that have come, and not to those gone.
+
+        A keepalive that waits for a shard that has left is answered without that shard.
+        """
+        self._layout = layout
+        self._merged = {}, b""
+        for forward, lanes in self._lanes.items():
+            for name, lane in list(lanes.lanes.items()):
+                if layout.shards.get(name) is not lane.shard:
+                    del lanes.lanes[name]
+                    for keepalive in lane.close():
+                        keepalive.spared(name)
+            for name, shard in layout.shards.items():
+                if name not in lanes.lanes:
+                    lanes.lanes[name] = Lane(shard, forward)
+
+    def _has_room(self, address: str) -> bool:
+        """Takes a place for one more token; those that nobody uses go first."""
+        while not self._places.take(address):
+            idle = next((forward for forward, lanes in self._lanes.items() if not lanes.clients), None)
+            if idle is None:
+                self._context.reached("max_keepalive_streams")
+                return False
+            self._drop(idle)
+        return True
+
+    def _drop(self, forward: Forward) -> None:
+        dropped = self._lanes.pop(forward)
+        self._places.give(dropped.address)
+        for lane in dropped.lanes.values():
+            lane.close()
+
+    def admit(self, address: str, count: int) -> bool:
+        """Takes room for keepalives of a client that will wait; False when there is none."""
+        if not self._waiting.take(address, count):
+            self._context.reached("max_keepalives")
+            return False
+        return True
+
+    def release(self, address: str, count: int) -> None:
+        """Gives that room back."""
+        self._waiting.give(address, count)
+
+    def answer(self, keepalive: Keepalive) -> bytes | Status:
+        """What the client gets, now that nothing more comes from the shards: a message, or the end of its call."""
+        failure = keepalive.failure
+        missed: Sequence[str] = ()
+        if failure is None and (ttl := min(keepalive.ttls.values())) > 0:
+            for shard in list(self._table.left_out):
+                self._table.answers(shard)
+        elif failure is None or self._may_miss(keepalive, failure):
+            ttl, missed = self._judged(keepalive)
+        else:
+            return failure
+        if ttl:
+            self._table.renewed(keepalive.id, keepalive.ttls, keepalive.sent, keepalive.client.metadata)
+        for shard in missed:
+            self._table.missed(keepalive.id, shard)
+            self._repair.grant(keepalive.id, shard, keepalive.client.metadata)
+        answer = rpc_pb2.LeaseKeepAliveResponse(ID=keepalive.id, TTL=ttl).SerializeToString()
+        return prefix(self._header(keepalive.headers) + answer)
+
+    def _header(self, headers: dict[str, rpc_pb2.ResponseHeader | None]) -> bytes:
+        """The header of an answer, encoded as an answer that has no other field: the fields that follow join it."""
+        known, merged = self._merged
+        if known != headers:  # compared by identity first
+            told = [header for header in headers.values() if header is not None]
+            header = merged_header(told, self._layout.identity)
+            merged = rpc_pb2.LeaseKeepAliveResponse(header=header).SerializeToString()
+            self._merged = headers, merged
+        return merged
+
+    def _may_miss(self, keepalive: Keepalive, failure: Status) -> bool:
+        """Whether the keepalive may be answered although some shards have not answered."""
+        return self._table.tolerant and any(keepalive.headers.values()) and errors.is_unreachable(failure)
+
+    def _judged(self, keepalive: Keepalive) -> tuple[int, Sequence[str]]:
+        """The TTL of a lease that not every shard has, 0 when that makes it dead; the shards that should get it."""
+        lease_id, table = keepalive.id, self._table
+        now = monotonic()
+        lives: dict[str, bool | None] = {
+            shard: None if ttl == NO_ANSWER else ttl > 0 for shard, ttl in keepalive.ttls.items()
+        }
+        left = [ttl for ttl in keepalive.ttls.values() if ttl > 0]
+        for shard, here in tuple(lives.items()):
+            if here is None and (seconds := table.left(lease_id, shard, now)) is not None:
+                lives[shard] = True
+                left.append(seconds)
+            elif here is not None:
+                table.answers(shard)
+        empty = [shard for shard, header in keepalive.headers.items() if header is not None and is_empty(header)]
+        judgement = table.judge(lease_id, lives, empty, keepalive.sent)
+        if judgement.dead:
+            if True in lives.values() or table.get(lease_id) is not None:
+                elsewhere = [shard for shard, here in lives.items() if here is not False]
+                self._repair.revoke(lease_id, elsewhere, keepalive.client.metadata)
+            table.counters["half_dead"] += True in lives.values()
+            table.forget(lease_id)
+            return 0, ()
+        return min(left), judgement.missed
+
+    def tick(self, now: float) -> None:
+        """Looks at every stream to the shards, and closes those that no client uses."""
+        for forward, lanes in list(self._lanes.items()):
+            for lane in lanes.lanes.values():
+                self.background.guard("keepalives to a shard", partial(lane.tick, now), lane.on_bug)
+            if not lanes.clients and now - lanes.idle_since > IDLE_SECONDS:
+                self._drop(forward)

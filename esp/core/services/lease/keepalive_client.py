@@ -1,0 +1,326 @@
+"""One client's keepalives: taken from its stream, sent to every shard, and answered in their order.
+
+A client that does not read, or that sends faster than the shards answer, is not read from either: its bytes are given
+back only as its answers leave. Of each client a few keepalives are at work at a time, and the rest waits here: etcd
+takes those of a stream one after the other, and what one client has sent would stand before those of all others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from time import monotonic
+from typing import Final, Protocol
+
+from google.protobuf.message import DecodeError
+
+from esp.core import errors
+from esp.core.background import Background
+from esp.core.pb import rpc_pb2
+from esp.core.services.lease.keepalive_lane import Lane
+from esp.core.wire.hpack import Fields
+from esp.core.wire.message import MessageReader, prefix
+from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.shares import address_of
+from esp.core.wire.status import OK, Code, RpcError, Status
+
+MAX_REQUEST_BYTES: Final = 4096
+"""A request is 11 bytes at most, unless it has fields that no etcd knows."""
+MOST_AT_WORK: Final = 32
+"""Keepalives of one stream of a client that the shards have at a time; half of them are answered before others go."""
+FEW_AT_WORK: Final = 8
+"""The same, where others have much at work."""
+MUCH_AT_WORK: Final = 256
+"""Keepalives on one stream to a shard from which on no client gets more than a few onto it."""
+
+_parse = rpc_pb2.LeaseKeepAliveRequest.FromString
+NO_ANSWER: Final = -1
+
+
+class Keepalive:
+    """One request of a client, and what the shards answered so far.
+
+    Attributes:
+        body: the request, with its prefix.
+        sent: when, on the monotonic clock.
+        size: bytes of the client's window to give back when it is done with.
+        ttls: by the shard's name: what the shard answered, NO_ANSWER before or without an answer.
+        headers: by the shard's name: the header of the answer; None before or without an answer.
+        failure: why the call cannot be answered, or a shard did not answer.
+        answer: what the client gets, once that is known: a message with its prefix, or the end of the call.
+    """
+
+    __slots__ = ("_left", "answer", "body", "client", "failure", "headers", "id", "sent", "size", "ttls")
+
+    def __init__(self, client: Client, message: bytes, sent: float, shards: Iterable[str]) -> None:
+        self.client = client
+        self.id = _parse(message).ID
+        self.body = prefix(message)
+        self.sent = sent
+        self.size = 0
+        self.ttls: dict[str, int] = dict.fromkeys(shards, NO_ANSWER)
+        self.headers: dict[str, rpc_pb2.ResponseHeader | None] = dict.fromkeys(shards)
+        self.failure: Status | None = None
+        self.answer: bytes | Status | None = None
+        self._left = len(self.ttls)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the client still waits for it."""
+        return not self.client.closed
+
+    def answered(self, shard: str, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
+        """A shard's answer."""
+        self.ttls[shard] = ttl if ttl > 0 else 0
+        self.headers[shard] = header
+        self._one_less()
+
+    def failed(self, shard: str, status: Status) -> None:
+        """A shard gives none; an error that says more than that it is away goes before others."""
+        if self.failure is None or errors.is_unreachable(self.failure):
+            self.failure = status
+        self._one_less()
+
+    def spared(self, shard: str) -> None:
+        """The shard has left the layout before it answered: its answer is not needed any more."""
+        if len(self.ttls) == 1:  # no shard is left that could answer
+            self.failed(shard, errors.SERVER_STOPPED)
+            return
+        del self.ttls[shard], self.headers[shard]
+        self._one_less()
+
+    def _one_less(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self.client.complete(self)
+
+
+class Service(Protocol):
+    """Whoever judges what the shards have answered, and counts what waits.
+
+    Attributes:
+        background: tells the bugs that show in one client's answers.
+    """
+
+    background: Background
+
+    def admit(self, address: str, count: int) -> bool:
+        """Takes room for keepalives of a client that will wait; False when there is none."""
+
+    def release(self, address: str, count: int) -> None:
+        """Gives that room back."""
+
+    def answer(self, keepalive: Keepalive) -> bytes | Status:
+        """What the client gets, now that nothing more comes from the shards: a message, or the end of its call."""
+
+
+class Client(Sink):
+    """A client's stream.
+
+    Attributes:
+        address: where it comes from.
+        lanes: to each shard.
+        metadata: what the shards must know of the client.
+        closed: nothing is answered any more.
+    """
+
+    __slots__ = (
+        "_ends",
+        "_half_closed",
+        "_held",
+        "_left",
+        "_messages",
+        "_owed",
+        "_payloads",
+        "_queue",
+        "_reader",
+        "_service",
+        "_unread",
+        "address",
+        "closed",
+        "lanes",
+        "metadata",
+        "stream",
+    )
+
+    def __init__(self, service: Service, stream: ServerStream, lanes: Lanes) -> None:
+        self.stream = stream
+        self.address = address_of(stream.peer)
+        self.lanes = lanes
+        self.metadata = lanes.metadata
+        self.closed = False
+        self._service = service
+        self._queue: deque[Keepalive] = deque()
+        self._reader = MessageReader(MAX_REQUEST_BYTES, stream.head.encoding)
+        self._payloads: deque[tuple[bytes, bool]] = deque()  # and whether it is the last one
+        self._messages: Iterator[bytes] | None = None  # of the payload that is being gone through
+        self._ends = False  # it is the last one
+        self._left = 0  # bytes of it that no keepalive has
+        self._unread = 0
+        self._held = 0
+        self._half_closed = False
+        self._owed = 0
+        stream.sink = self
+
+    # From the client.
+
+    def request_data(self, payload: bytes, end: bool) -> None:
+        """Some requests, or the half-close."""
+        self._payloads.append((payload, end))
+        self._unread += len(payload)
+        self._take_requests()
+
+    def half_message(self) -> int | None:
+        """Which request has come in part only."""
+        return self._reader.count if self._reader.held else None
+
+    def _take_requests(self) -> None:
+        """Takes requests while few are at work; what is left waits, and is held."""
+        try:
+            while (self._messages or self._payloads) and not self.closed and (room := self._room()) > 0:
+                self._take_some(room)
+        except RpcError as error:
+            self._end(error.status)
+        except DecodeError as error:
+            self._end(Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}"))
+        if self._half_closed and not self._queue and not self.closed:
+            self._end(OK)
+        held, self._held = self._held, self._unread
+        if held > self._held:
+            self.stream.release(held - self._held)
+        elif held < self._held and not self.stream.hold(self._held - held):
+            self._held = held
+            self.stream.cut()
+
+    def _room(self) -> int:
+        """How many more keepalives may be at work, or less than none."""
+        most = MOST_AT_WORK if self.lanes.at_work < MUCH_AT_WORK else FEW_AT_WORK
+        return most - len(self._queue)
+
+    def _take_some(self, room: int) -> None:
+        """Takes `room` keepalives of one payload, or what there is.
+
+        Raises:
+            RpcError: no keepalives, or too many.
+            DecodeError: no keepalive.
+        """
+        if self._messages is None:
+            payload, self._ends = self._payloads.popleft()
+            self._left = len(payload)
+            self._messages = self._reader.messages(payload)
+        now, shards = monotonic(), self.lanes.lanes
+        keepalives = [Keepalive(self, message, now, shards) for message in islice(self._messages, room)]
+        is_over = len(keepalives) < room
+        if is_over and self._ends and self._reader.wanted:
+            raise Status(Code.INTERNAL, "the request ended within a message").error()
+        size = self._left if is_over else max(0, self._left - self._reader.held)
+        self._left -= size
+        self._unread -= size
+        if keepalives:
+            if not self._service.admit(self.address, len(keepalives)):
+                raise errors.TOO_MANY_REQUESTS.error()
+            keepalives[-1].size = size
+            self._send(keepalives)
+        else:
+            self.stream.consumed(size)
+        if is_over:
+            self._messages = None
+            self._half_closed = self._ends
+
+    def _send(self, keepalives: Sequence[Keepalive]) -> None:
+        self._queue += keepalives
+        self.lanes.at_work += len(keepalives)
+        body = b"".join([keepalive.body for keepalive in keepalives])
+        for lane in self.lanes.lanes.values():
+            lane.send(keepalives, body)
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client is gone."""
+        self.stream.sink = None
+        self._close()
+
+    def drained(self, size: int) -> None:
+        """Answers that waited have left."""
+        if self.stream.pending is None:
+            owed, self._owed = self._owed, 0
+            self.stream.consumed(owed)
+
+    # To the client.
+
+    def complete(self, keepalive: Keepalive) -> None:
+        """All shards have answered, or will not. A bug that shows here is not that of the stream to the shard."""
+        self._service.background.guard("a keepalive", partial(self._complete, keepalive), self.stream.on_bug)
+
+    def _complete(self, keepalive: Keepalive) -> None:
+        if self.closed:
+            return
+        keepalive.answer = self._service.answer(keepalive)
+        if keepalive is self._queue[0]:
+            self._answer()
+
+    def _answer(self) -> None:
+        """Sends what is known, in the order of the requests."""
+        queue, stream = self._queue, self.stream
+        done = 0
+        while queue and not self.closed:
+            answer = queue[0].answer
+            if answer is None:
+                break
+            if isinstance(answer, Status):
+                self._end(answer)
+                break
+            keepalive = queue.popleft()
+            done += 1
+            stream.start()
+            if stream.send_data(answer, False):
+                stream.consumed(keepalive.size)
+            else:
+                self._owed += keepalive.size
+        self._service.release(self.address, done)
+        self.lanes.at_work -= done
+        if not self.closed and self._room() >= len(queue):
+            clock = stream.connection.clock
+            began = clock()
+            self._take_requests()
+            stream.connection.charge(clock() - began)
+
+    def _end(self, status: Status) -> None:
+        self.stream.sink = None
+        self._close()
+        self.stream.finish(status)
+
+    def _close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._service.release(self.address, len(self._queue))
+            self.lanes.at_work -= len(self._queue)
+            self._queue.clear()
+            self._payloads.clear()
+            self._messages = None
+            self._unread = 0
+            self.stream.release(self._held)
+            self._held = 0
+            self.lanes.clients -= 1
+            self.lanes.idle_since = monotonic()
+
+
+class Lanes:
+    """The lanes of all clients with the same metadata.
+
+    Attributes:
+        address: where the first of the clients comes from.
+        lanes: the lanes by the names of their shards.
+        at_work: how many keepalives have no answer yet.
+    """
+
+    __slots__ = ("address", "at_work", "clients", "idle_since", "lanes", "metadata")
+
+    def __init__(self, address: str, metadata: Fields, lanes: dict[str, Lane]) -> None:
+        self.address = address
+        self.metadata = metadata
+        self.lanes = lanes
+        self.clients = 0
+        self.at_work = 0
+        self.idle_since = 0.0

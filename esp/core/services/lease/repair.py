@@ -1,0 +1,278 @@
+"""Leases put right on shards that missed something: granted where they lack, revoked where they live on.
+
+A grant that a shard missed while it was away, and a revocation that could not reach it, wait here for the shard. Each
+shard has a worker of its own, so one that is away holds up no other. The granting is `lease_sync.copy`, the same that
+`esp lease-sync` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from functools import partial
+from itertools import islice
+from time import monotonic
+from typing import Final
+
+from esp.core import errors, lease_sync
+from esp.core.background import Background
+from esp.core.layout import Layout
+from esp.core.lease_sync import Copied, CopyTtl
+from esp.core.services.lease.table import ID_BITS, Lacking, LeaseTable, is_empty
+from esp.core.shard import Shard
+from esp.core.wire.context import WireContext
+from esp.core.wire.hpack import Fields
+from esp.core.wire.status import RpcError
+
+log = logging.getLogger("esp.lease")
+
+CONCURRENCY: Final = 16
+BATCH: Final = 1000
+CALL_SECONDS: Final = 2.0
+PAUSE_SECONDS: Final = 1.0
+"""After a shard that is connected did not answer."""
+POLL_SECONDS: Final = 0.2
+"""Between looks at a shard where another proxy may be about to grant a lease."""
+SEEN_SECONDS: Final = 1.0
+"""For how long a lease that was just granted on a shard, or found there, surely lives on it: half of etcd's minimum."""
+
+
+class _Job:
+    """What to do with one lease on one shard: grant it, or else revoke it."""
+
+    __slots__ = ("grants", "metadata")
+
+    def __init__(self, metadata: Fields, *, grants: bool) -> None:
+        self.grants = grants
+        self.metadata = metadata
+
+
+class _Yard:
+    """The repairs that wait for one shard.
+
+    Attributes:
+        shard: the shard.
+        jobs: what to do, by lease.
+        wanted: set when the worker may have something to do.
+        was_ready: whether the shard had a connection at the last look; None before the first.
+        worker: does the jobs; None until the repairs have begun.
+    """
+
+    __slots__ = ("jobs", "shard", "wanted", "was_ready", "worker")
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self.jobs: dict[int, _Job] = {}
+        self.wanted = asyncio.Event()
+        self.was_ready: bool | None = None
+        self.worker: asyncio.Task[None] | None = None
+
+
+class LeaseRepair:
+    """The repairs that wait, and their workers, one for each shard.
+
+    Attributes:
+        table: the leases that this proxy knows of.
+        waiting: number of repairs that wait or are being done.
+    """
+
+    def __init__(self, layout: Layout, table: LeaseTable, context: WireContext, background: Background) -> None:
+        self.table = table
+        self._background = background
+        self._layout = layout
+        self._context = context
+        self._yards: dict[str, _Yard] = {name: _Yard(shard) for name, shard in layout.shards.items()}
+        self._has_begun = False
+        self._ongoing: dict[tuple[str, int], asyncio.Future[bool | None]] = {}
+
+    def install(self, layout: Layout) -> None:
+        """Another layout is in force: shards that are new get a worker, and what waits for shards that left is dropped.
+
+        A shard that has come counts as one that was away: another proxy may be about to grant leases there.
+        """
+        self._layout = layout
+        for name, yard in list(self._yards.items()):
+            if layout.shards.get(name) is not yard.shard:
+                del self._yards[name]
+                self.table.drop_shard(name)
+                if yard.worker is not None:
+                    yard.worker.cancel()
+        for name, shard in layout.shards.items():
+            if name not in self._yards:
+                yard = self._yards[name] = _Yard(shard)
+                yard.was_ready = False
+                self.table.away(name)
+                if self._has_begun:
+                    self._begin(yard)
+
+    @property
+    def waiting(self) -> int:
+        """How many repairs wait, or are being done."""
+        return sum(len(yard.jobs) for yard in self._yards.values())
+
+    def grant(self, lease_id: int, shard: str, metadata: Fields) -> None:
+        """Queues a grant on `shard`, which never had the lease.
+
+        Does nothing while another repair of the lease waits there: a revocation goes first.
+        """
+        yard = self._yards.get(shard)
+        if yard is not None and lease_id not in yard.jobs:
+            self._add(lease_id, shard, _Job(metadata, grants=True))
+
+    def revoke(self, lease_id: int, shards: Iterable[str], metadata: Fields) -> None:
+        """Revokes a lease on these shards."""
+        for shard in shards:
+            self._add(lease_id, shard, _Job(metadata, grants=False))
+
+    def drop(self, lease_id: int, shards: Iterable[str]) -> None:
+        """Nothing is to be done about a lease on these shards: another one of its id has begun there."""
+        for shard in shards:
+            if shard in self._yards:
+                self._yards[shard].jobs.pop(lease_id, None)
+
+    def _add(self, lease_id: int, shard: str, job: _Job) -> None:
+        yard = self._yards.get(shard)
+        if yard is None:
+            return  # the shard has left the layout
+        if self.waiting >= self._context.limits.max_lease_repairs and lease_id not in yard.jobs:
+            self._context.reached("max_lease_repairs")
+            return
+        yard.jobs[lease_id] = job
+        yard.wanted.set()
+
+    def tick(self) -> None:
+        """Sees which shards are back, and has done there what waits for them."""
+        for name, yard in self._yards.items():
+            ready = yard.shard.is_ready
+            if ready and not yard.was_ready and self.table.tolerant:
+                for lease_id in self.table.missed_on(name):
+                    known = self.table.get(lease_id)
+                    self.grant(lease_id, name, known.metadata if known else [])
+            if not ready:
+                self.table.away(name)
+            elif yard.was_ready is False:
+                self.table.returned(name, monotonic())
+            yard.was_ready = ready
+            if ready and yard.jobs:
+                yard.wanted.set()
+
+    def start(self) -> None:
+        """Begins the repairs; the workers are the supervisor's."""
+        self._has_begun = True
+        for yard in self._yards.values():
+            self._begin(yard)
+
+    def _begin(self, yard: _Yard) -> None:
+        name = f"lease repair on shard {yard.shard.name}"
+        yard.worker = self._background.keep(name, partial(self._work, yard))
+
+    async def _work(self, yard: _Yard) -> None:
+        jobs, wanted, shard = yard.jobs, yard.wanted, yard.shard
+        while True:
+            await wanted.wait()
+            if not jobs or not shard.is_ready:
+                wanted.clear()
+                continue
+            try:
+                await lease_sync.each(list(islice(jobs, BATCH)), partial(self._do, yard), CONCURRENCY)
+            except RpcError as error:
+                log.info("shard %s: leases cannot be repaired now: %s", shard.name, error.status.message)
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _do(self, yard: _Yard, lease_id: int) -> None:
+        """Does the repair of one lease.
+
+        Raises:
+            RpcError: the shard cannot be reached; the repair stays queued.
+        """
+        jobs, shard = yard.jobs, yard.shard
+        job = jobs.get(lease_id)
+        if job is None:
+            return
+        try:
+            if not job.grants:
+                await lease_sync.revoke(shard, lease_id, metadata=job.metadata, seconds=CALL_SECONDS)
+                self.table.counters["revoked_later"] += 1
+            elif self.table.get(lease_id) is not None:
+                await self._copy(lease_id, shard, job.metadata, CALL_SECONDS)
+        except RpcError as error:
+            if errors.is_unreachable(error.status):
+                raise
+            self.table.counters["repairs_failed"] += 1
+            name = shard.name
+            log.warning("shard %s: lease %x cannot be repaired: %s", name, lease_id & ID_BITS, error.status.message)
+        except Exception as error:  # a bug: another try would meet it again, and hold up the other repairs
+            self.table.counters["repairs_failed"] += 1
+            self._background.failed(f"lease repair on shard {shard.name}", error)
+        if jobs.get(lease_id) is job:
+            del jobs[lease_id]
+
+    async def ensure(self, lease_id: int, shard: Shard, metadata: Fields, seconds: float) -> bool:
+        """Whether a lease that a shard did not have a moment ago is on it now, as it lives on another.
+
+        It is granted there if the shard never had it, which another proxy may do as well. False when it lives nowhere,
+        or may have been on that shard: then it has ended there, and is dead.
+
+        Raises:
+            RpcError: a shard does not answer, or refuses.
+        """
+        key = (shard.name, lease_id)
+        while (ongoing := self._ongoing.get(key)) is not None:
+            done = await asyncio.shield(ongoing)
+            if done is not None:
+                return done
+        return await self._ensure(key, shard, metadata, seconds)
+
+    async def _ensure(self, key: tuple[str, int], shard: Shard, metadata: Fields, seconds: float) -> bool:
+        self._ongoing[key] = done = asyncio.get_running_loop().create_future()
+        there: bool | None = None
+        try:
+            there = await self._is_there(key[1], shard, metadata, seconds)
+            return there
+        finally:
+            del self._ongoing[key]
+            done.set_result(there)
+
+    async def _is_there(self, lease_id: int, shard: Shard, metadata: Fields, seconds: float) -> bool:
+        """As `ensure`.
+
+        Raises:
+            RpcError: a shard does not answer, or refuses.
+        """
+        table = self.table
+        until = monotonic() + seconds
+        while True:
+            asked = monotonic()
+            here = await lease_sync.time_to_live(shard, lease_id, metadata=metadata, seconds=seconds)
+            if here.TTL >= 0:  # since a moment ago
+                table.seen(lease_id, shard.name, monotonic() + SEEN_SECONDS)
+                return True
+            judgement = table.judge_one(lease_id, shard.name, empty=is_empty(here.header), asked=asked)
+            if judgement is Lacking.MISSED:
+                return await self._copy(lease_id, shard, metadata, seconds)
+            if judgement is Lacking.ENDED or monotonic() > until:
+                return False
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _copy(self, lease_id: int, shard: Shard, metadata: Fields, seconds: float) -> bool:
+        """Whether the lease lives on the shard now.
+
+        Raises:
+            RpcError: as `lease_sync.copy`.
+        """
+        others = [other for other in self._layout.shards.values() if other is not shard]
+        copied = await lease_sync.copy(
+            lease_id, _ready_first(others), shard, CopyTtl.GRANTED, metadata=metadata, seconds=seconds
+        )
+        if copied is Copied.GONE:
+            self.table.forget(lease_id)  # another one of its id may begin elsewhere, which this shard does not miss
+            return False
+        self.table.seen(lease_id, shard.name, monotonic() + SEEN_SECONDS)
+        if copied is Copied.GRANTED:
+            self.table.counters["repaired"] += 1
+        return True
+
+
+def _ready_first(shards: list[Shard]) -> list[Shard]:
+    return sorted(shards, key=lambda shard: not shard.is_ready)

@@ -1,0 +1,118 @@
+"""Writes that a shard refused because it lacks their lease: once more, when it was granted there meanwhile.
+
+etcd looks for the leases of a Put or a Txn before it changes anything, so a write that is refused for one was not
+applied, and may be sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from esp.core import errors
+from esp.core.pb import rpc_pb2
+from esp.core.services.handlers import CoroutineCall, Spawn
+from esp.core.services.lease.repair import LeaseRepair
+from esp.core.services.metadata import load_bearing
+from esp.core.services.pace import LOOKED_AT_ONCE
+from esp.core.shard import Shard
+from esp.core.wire.context import WireContext
+from esp.core.wire.message import PREFIX_SIZE
+from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.status import RpcError, Status
+
+CALL_SECONDS: Final = 2.0
+MAX_LEASES: Final = 16
+"""In one transaction, those that are looked for."""
+
+
+class LeaseRetry:
+    """Grants the lease and sends the write again."""
+
+    def __init__(self, repair: LeaseRepair, spawn: Spawn, context: WireContext) -> None:
+        self._repair = repair
+        self._spawn = spawn
+        self._context = context
+        self._running = 0
+
+    def take(
+        self,
+        stream: ServerStream,
+        message: bytes,
+        puts: Iterable[rpc_pb2.PutRequest | None],
+        status: Status,
+        owner: Callable[[bytes], Shard],
+    ) -> bool:
+        """Takes over a write to one shard that ended with `status`; False when that is all there is to say.
+
+        Args:
+            stream: the client's call.
+            message: the request, with its prefix.
+            puts: those that it consists of, any of which may name the lease that lacks; with None for what is none.
+            status: why it was refused.
+            owner: the shard that owns a key, in the layout that the write was routed by.
+        """
+        table = self._repair.table
+        if status != errors.LEASE_NOT_FOUND or not table.tolerant or stream.retried:
+            return False
+        if self._running >= self._context.limits.max_waiting_requests:
+            self._context.reached("max_waiting_requests")
+            return False
+        stream.retried = True
+        call = CoroutineCall(stream)
+        self._running += 1
+        call.start(self._spawn, self._again(call, message, puts, owner), self._ended)
+        return True
+
+    def _ended(self) -> None:
+        self._running -= 1
+
+    async def _again(
+        self,
+        call: CoroutineCall,
+        message: bytes,
+        puts: Iterable[rpc_pb2.PutRequest | None],
+        owner: Callable[[bytes], Shard],
+    ) -> None:
+        stream = call.stream
+        key, leases = await _named(puts)
+        shard = owner(key)  # of all its keys, or it would not have been sent to one shard
+        if not await self._granted(stream, shard, leases):
+            raise errors.LEASE_NOT_FOUND.error()
+        body = await shard.forward_unary(
+            stream.head.forward, message[PREFIX_SIZE:], idempotent=False, timeout=stream.remaining()
+        )
+        self._repair.table.counters["writes_retried"] += 1
+        stream.respond(body)
+
+    async def _granted(self, stream: ServerStream, shard: Shard, leases: list[int]) -> bool:
+        """Whether one of the leases, which may not be the one that the shard looked for, is on it now."""
+        metadata = load_bearing(stream.head)
+        granted = False
+        for lease_id in leases:
+            try:
+                granted |= await self._repair.ensure(lease_id, shard, metadata, _bounded(stream))
+            except RpcError:
+                continue  # the shard's own answer still stands
+        return granted
+
+
+async def _named(puts: Iterable[rpc_pb2.PutRequest | None]) -> tuple[bytes, list[int]]:
+    """The leases that puts name, no more than are looked for, and a key of theirs; others have their turn between."""
+    key = b""
+    leases: dict[int, None] = {}
+    for number, put in enumerate(puts, 1):
+        if number % LOOKED_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        if put is not None and put.lease:
+            key = put.key
+            leases[put.lease] = None
+            if len(leases) == MAX_LEASES:
+                break
+    return key, list(leases)
+
+
+def _bounded(stream: ServerStream) -> float:
+    remaining = stream.remaining()
+    return CALL_SECONDS if remaining is None else min(CALL_SECONDS, remaining)

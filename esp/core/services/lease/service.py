@@ -1,0 +1,308 @@
+"""The Lease service over several shards: a lease lives on every shard, under one id.
+
+So it is granted on all, revoked on all, and its TTL is the lowest of all. What may be left out when a shard is away
+is said at each RPC; with `leases: strict` nothing is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from time import monotonic
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+from esp.core import errors, lease_sync
+from esp.core.background import Background, all_of
+from esp.core.layout import Layout
+from esp.core.pb import rpc_pb2
+from esp.core.services.gate import Gate
+from esp.core.services.handlers import AskAll, CoroutineCall
+from esp.core.services.lease.keepalive import PATH as KEEPALIVE_PATH
+from esp.core.services.lease.keepalive import LeaseKeepAlive
+from esp.core.services.lease.repair import LeaseRepair
+from esp.core.services.lease.retry import LeaseRetry
+from esp.core.services.lease.table import LeaseTable, is_empty
+from esp.core.services.metadata import load_bearing
+from esp.core.services.revision import merged_header
+from esp.core.services.row_order import in_turns, sort
+from esp.core.shard import (
+    LEASE_GRANT,
+    LEASE_LEASES,
+    LEASE_REVOKE,
+    LEASE_TIME_TO_LIVE,
+    Answer,
+    Method,
+    answers_of,
+    ask_all,
+    failures_of,
+)
+from esp.core.wire.context import WireContext
+from esp.core.wire.hpack import Fields
+from esp.core.wire.server_stream import Handler
+from esp.core.wire.status import RpcError, Status
+
+GRANT_SECONDS: Final = 2.0
+"""How long a tolerant grant waits for a shard that says nothing, when others have granted."""
+REVOKE_SECONDS: Final = 7.0
+"""How long esp waits for a shard where the client set no deadline: as long as an etcd for its cluster."""
+ID_TRIES: Final = 3
+LEASES_AT_ONCE: Final = 1024
+"""Leases of a shard that are told on in one go."""
+
+
+class Leases:
+    """Everything about leases that a proxy runs: handlers, what is known of leases, and their repair.
+
+    Args:
+        layout: the shards.
+        background: owner of the calls' coroutines and of the repairs.
+        context: limits and counters.
+        tolerant: whether an unreachable shard may be left out (`leases: tolerant`).
+    """
+
+    def __init__(self, layout: Layout, background: Background, context: WireContext, *, tolerant: bool) -> None:
+        self.table = LeaseTable(context, tolerant=tolerant)
+        self.repair = LeaseRepair(layout, self.table, context, background)
+        self.retry = LeaseRetry(self.repair, background.start, context)
+        self.keepalive = LeaseKeepAlive(layout, self.table, self.repair, context, background)
+        self._background = background
+
+    def handlers(self, layout: Layout, gate: Gate) -> Mapping[bytes, Handler]:
+        """The handler of each RPC of the service, by path, for the shards of a layout; calls begin at `gate`."""
+        fan_out = _FanOut(layout, self.table, self.repair)
+
+        def unary(request: type[Message], work: _Work) -> Handler:
+            return AskAll(gate, layout.shards, request, work)
+
+        return {
+            LEASE_GRANT.path: unary(rpc_pb2.LeaseGrantRequest, fan_out.grant),
+            LEASE_REVOKE.path: unary(rpc_pb2.LeaseRevokeRequest, fan_out.revoke),
+            KEEPALIVE_PATH: self.keepalive,
+            LEASE_TIME_TO_LIVE.path: unary(rpc_pb2.LeaseTimeToLiveRequest, fan_out.time_to_live),
+            LEASE_LEASES.path: unary(rpc_pb2.LeaseLeasesRequest, fan_out.leases),
+        }
+
+    def start(self) -> None:
+        """Begins to repair leases."""
+        self.repair.start()
+
+    def install(self, layout: Layout) -> None:
+        """Another layout is in force: its shards get the keepalives of all clients, and the leases that they lack."""
+        self.repair.install(layout)
+        self.keepalive.install(layout)
+
+    def tick(self, now: float) -> None:
+        """Looks at every deadline, and at which shards are back."""
+        self.keepalive.tick(now)
+        for step in (self.repair.tick, partial(self.table.sweep, now)):
+            self._background.guard("leases", step)
+
+
+_Work = Callable[[CoroutineCall, Any], Coroutine[Any, Any, Message]]
+
+
+class _FanOut:
+    """The unary RPCs, each asked of all shards at once."""
+
+    def __init__(self, layout: Layout, table: LeaseTable, repair: LeaseRepair) -> None:
+        self._shards = layout.shards
+        self._owner = layout.map.owner
+        self._identity = layout.identity
+        self._table = table
+        self._repair = repair
+
+    async def grant(self, call: CoroutineCall, request: rpc_pb2.LeaseGrantRequest) -> rpc_pb2.LeaseGrantResponse:
+        """Granted when every shard did; when tolerant, every one that could be reached.
+
+        Otherwise it is taken back where it was granted, and the error is that of the shard that refused.
+
+        Raises:
+            RpcError: a shard's, as it came.
+        """
+        if request.ID:
+            return await self._grant(call, request)
+        for _ in range(ID_TRIES):
+            request.ID = secrets.randbits(63) or 1
+            try:
+                return await self._grant(call, request, own_id=True)
+            except RpcError as error:
+                if error.status != errors.LEASE_EXISTS:
+                    raise
+        raise errors.LEASE_EXISTS.error()
+
+    async def _grant(
+        self, call: CoroutineCall, request: rpc_pb2.LeaseGrantRequest, *, own_id: bool = False
+    ) -> rpc_pb2.LeaseGrantResponse:
+        tolerant = self._table.tolerant
+        metadata = load_bearing(call.stream.head)
+        sent = monotonic()
+        seconds = REVOKE_SECONDS
+        if tolerant:
+            # So that the client hears of a lease that was granted without one of the shards.
+            seconds = min(GRANT_SECONDS, (call.stream.remaining() or GRANT_SECONDS * 2) / 2)
+        try:
+            outcomes = await self._ask_all(call, LEASE_GRANT, request, seconds=seconds)
+        except asyncio.CancelledError:
+            if own_id:  # nobody else has ever heard of it
+                self._repair.revoke(request.ID, self._shards, metadata)
+            raise
+        granted = answers_of(outcomes)
+        refusal = _refusal(outcomes, may_miss=tolerant and bool(granted))
+        if refusal is not None:
+            # Nobody else has heard of an id of esp's own, save the owner of an equal one.
+            ours = [name for name, told in outcomes.items() if told != errors.LEASE_EXISTS] if own_id else granted
+            await self._take_back(call, request.ID, ours, metadata)
+            raise refusal.error()
+        self._repair.drop(request.ID, granted)
+        until = {name: sent + answer.TTL for name, answer in granted.items()}
+        self._table.granted(request.ID, until, metadata)
+        if len(granted) < len(outcomes):
+            self._table.counters["granted_without_a_shard"] += 1
+            for name in self._shards:
+                if name not in granted:
+                    self._repair.grant(request.ID, name, metadata)
+        return rpc_pb2.LeaseGrantResponse(
+            header=self._header(granted.values()),
+            ID=request.ID,
+            TTL=min(answer.TTL for answer in granted.values()),
+        )
+
+    async def _take_back(self, call: CoroutineCall, lease_id: int, shards: Iterable[str], metadata: Fields) -> None:
+        """Revokes a lease where it was just granted; what does not answer now is done later."""
+        left = set(shards)
+
+        async def revoke(name: str) -> None:
+            with suppress(RpcError):
+                await lease_sync.revoke(self._shards[name], lease_id, metadata=metadata, seconds=GRANT_SECONDS)
+                left.discard(name)
+
+        try:
+            await all_of([call.timed(revoke(name)) for name in left])
+        finally:
+            # Not in `revoke`: when the client goes in the very turn of the loop in which these begin, none ever runs.
+            self._repair.revoke(lease_id, left, metadata)
+
+    async def revoke(self, call: CoroutineCall, request: rpc_pb2.LeaseRevokeRequest) -> rpc_pb2.LeaseRevokeResponse:
+        """Revoked on every shard that has it. One that cannot be reached is an error: its keys are still there.
+
+        Raises:
+            RpcError: a shard's, as it came; "requested lease not found" only when no shard has it.
+        """
+        try:
+            outcomes = await self._ask_all(call, LEASE_REVOKE, request)
+        except asyncio.CancelledError:
+            # Some shards have revoked it by now, so it must not live on in the others.
+            self._repair.revoke(request.ID, self._shards, load_bearing(call.stream.head))
+            raise
+        revoked = answers_of(outcomes)
+        others = [failure for failure in failures_of(outcomes).values() if failure != errors.LEASE_NOT_FOUND]
+        if all(map(errors.is_unreachable, others)):
+            self._table.forget(request.ID)
+        if others:
+            # The client may give up before the shard is back; the lease must not live on there for that.
+            away = [name for name, failure in failures_of(outcomes).items() if errors.is_unreachable(failure)]
+            self._repair.revoke(request.ID, away, load_bearing(call.stream.head))
+            raise _worst(others).error()
+        if not revoked:
+            raise errors.LEASE_NOT_FOUND.error()
+        return rpc_pb2.LeaseRevokeResponse(header=self._header(revoked.values()))
+
+    async def time_to_live(
+        self, call: CoroutineCall, request: rpc_pb2.LeaseTimeToLiveRequest
+    ) -> rpc_pb2.LeaseTimeToLiveResponse:
+        """The lowest TTL, and the keys of all shards; a shard's keys that it does not own are left out.
+
+        A shard that cannot be reached is an error, unless tolerant, no keys are asked for and the lease lives
+        elsewhere; then its TTL there counts for as long as it is known.
+
+        Raises:
+            RpcError: a shard's, as it came.
+        """
+        asked = monotonic()
+        outcomes = await self._ask_all(call, LEASE_TIME_TO_LIVE, request)
+        answers = answers_of(outcomes)
+        living = {name: answer for name, answer in answers.items() if answer.TTL >= 0}
+        refusal = _refusal(outcomes, may_miss=self._table.tolerant and bool(living) and not request.keys)
+        if refusal is not None:
+            raise refusal.error()
+        response = rpc_pb2.LeaseTimeToLiveResponse(header=self._header(answers.values()), ID=request.ID, TTL=-1)
+        lives = {name: name in living if name in answers else None for name in outcomes}
+        empty = [name for name, answer in answers.items() if is_empty(answer.header)]
+        if self._table.judge(request.ID, lives, empty, asked).dead:
+            return response
+        left = [answer.TTL for answer in living.values()]
+        now = monotonic()
+        for name, here in lives.items():
+            if here is None and (seconds := self._table.left(request.ID, name, now)) is not None:
+                left.append(seconds)
+        response.TTL = min(left)
+        response.grantedTTL = min(answer.grantedTTL for answer in living.values())
+        keys: list[bytes] = []
+        for name, answer in living.items():
+            async for portion in in_turns(answer.keys):
+                keys += [key for key in portion if self._owner(key) == name]
+        response.keys.extend(await sort(keys, bytes, descend=False, limit=len(keys)))
+        return response
+
+    async def leases(self, call: CoroutineCall, request: rpc_pb2.LeaseLeasesRequest) -> rpc_pb2.LeaseLeasesResponse:
+        """The leases of all shards, each once, in the order in which etcd tells them: the next to end first.
+
+        Raises:
+            RpcError: a shard's, as it came.
+        """
+        outcomes = await self._ask_all(call, LEASE_LEASES, request)
+        refusal = _refusal(outcomes, may_miss=False)
+        if refusal is not None:
+            raise refusal.error()
+        answers = answers_of(outcomes)
+        response = rpc_pb2.LeaseLeasesResponse(header=self._header(answers.values()))
+        told: set[int] = set()
+        for answer in answers.values():
+            for at in range(0, len(answer.leases), LEASES_AT_ONCE):
+                for lease in answer.leases[at : at + LEASES_AT_ONCE]:
+                    if lease.ID not in told:
+                        told.add(lease.ID)
+                        response.leases.append(lease)
+                await asyncio.sleep(0)
+        return response
+
+    async def _ask_all(
+        self,
+        call: CoroutineCall,
+        method: Method[Answer],
+        request: Message,
+        *,
+        seconds: float = REVOKE_SECONDS,
+    ) -> dict[str, Answer | Status]:
+        """The outcome of each shard, by name; `seconds` is the longest to wait for a shard."""
+        return await ask_all(
+            self._shards.values(),
+            method,
+            request,
+            metadata=call.metadata,
+            seconds=call.seconds(seconds),
+            # Where something changes, no lack of memory may keep an answer from being heard.
+            down=call.stream if method.idempotent else None,
+            caller=call,
+        )
+
+    def _header(self, answers: Iterable[Any]) -> rpc_pb2.ResponseHeader:
+        return merged_header([answer.header for answer in answers], self._identity)
+
+
+def _refusal(outcomes: dict[str, Answer | Status], *, may_miss: bool) -> Status | None:
+    """Why not every shard has answered as it should; None when those that did not were away, and that may be."""
+    failures = list(failures_of(outcomes).values())
+    if may_miss:
+        failures = [failure for failure in failures if not errors.is_unreachable(failure)]
+    return _worst(failures) if failures else None
+
+
+def _worst(failures: Sequence[Status]) -> Status:
+    """The first that says more than that a shard is away; the first at all when none does."""
+    return next((failure for failure in failures if not errors.is_unreachable(failure)), failures[0])

@@ -1,0 +1,54 @@
+"""The client of one shard, and esp's own questions to shards.
+
+    unary    one unary RPC, asked of one shard or of several at once: parsed answers, or statuses that blame a shard
+    shard    the endpoints of a shard, the connection in use, fail-over, which calls are sent again
+    link     one connection of a shard, and the calls that wait for the connection
+    member   a server's first answer: whether the server is up, and is not an esp
+    dial     connects to the first of a host's addresses that accepts
+    lookup   looks up host names, each in at most one thread
+
+From the top down; each file imports only files below it.
+"""
+
+from esp.core.shard.lookup import Lookups
+from esp.core.shard.member import STATUS_PATH, is_probe
+from esp.core.shard.shard import FIRST_PAUSE, LONGEST_PAUSE, Shard
+from esp.core.shard.unary import (
+    ALARMS,
+    COMPACT,
+    LEASE_GRANT,
+    LEASE_LEASES,
+    LEASE_REVOKE,
+    LEASE_TIME_TO_LIVE,
+    RANGE,
+    STATUS,
+    Answer,
+    Method,
+    answers_of,
+    ask,
+    ask_all,
+    failures_of,
+)
+
+__all__ = [
+    "ALARMS",
+    "COMPACT",
+    "FIRST_PAUSE",
+    "LEASE_GRANT",
+    "LEASE_LEASES",
+    "LEASE_REVOKE",
+    "LEASE_TIME_TO_LIVE",
+    "LONGEST_PAUSE",
+    "RANGE",
+    "STATUS",
+    "STATUS_PATH",
+    "Answer",
+    "Lookups",
+    "Method",
+    "Shard",
+    "answers_of",
+    "ask",
+    "ask_all",
+    "failures_of",
+    "is_probe",
+]

@@ -1,0 +1,254 @@
+"""Questions to shards: one unary RPC, asked of one shard or of several at once.
+
+An answer is a parsed message. Bytes that are no such message are an error whose text blames the shard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from esp.core import errors
+from esp.core.background import all_of
+from esp.core.pb import rpc_pb2
+from esp.core.shard.shard import Shard
+from esp.core.wire.call import BrokenCall, Together, TogetherCall, messages
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.message import format_timeout, prefix
+from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError, Status
+
+Answer = TypeVar("Answer", bound=Message)
+
+
+class Caller(Protocol):
+    """A client's call that shards are asked for; a `CoroutineCall` is one."""
+
+    def timed(self, work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+        """Charges the call's connection with the work."""
+
+    def replied(self, shard: str) -> None:
+        """A shard has answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Answer]):
+    """A unary RPC of etcd.
+
+    Attributes:
+        path: the path of its calls.
+        answer: the type of its answers.
+        idempotent: whether a call is sent again when its connection breaks and nobody knows whether etcd has acted.
+    """
+
+    path: bytes
+    answer: type[Answer]
+    idempotent: bool
+
+
+RANGE: Final = Method(b"/etcdserverpb.KV/Range", rpc_pb2.RangeResponse, idempotent=True)
+COMPACT: Final = Method(b"/etcdserverpb.KV/Compact", rpc_pb2.CompactionResponse, idempotent=False)
+STATUS: Final = Method(b"/etcdserverpb.Maintenance/Status", rpc_pb2.StatusResponse, idempotent=True)
+ALARMS: Final = Method(b"/etcdserverpb.Maintenance/Alarm", rpc_pb2.AlarmResponse, idempotent=True)
+"""With the action GET only."""
+LEASE_GRANT: Final = Method(b"/etcdserverpb.Lease/LeaseGrant", rpc_pb2.LeaseGrantResponse, idempotent=False)
+LEASE_REVOKE: Final = Method(b"/etcdserverpb.Lease/LeaseRevoke", rpc_pb2.LeaseRevokeResponse, idempotent=False)
+LEASE_TIME_TO_LIVE: Final = Method(
+    b"/etcdserverpb.Lease/LeaseTimeToLive", rpc_pb2.LeaseTimeToLiveResponse, idempotent=True
+)
+LEASE_LEASES: Final = Method(b"/etcdserverpb.Lease/LeaseLeases", rpc_pb2.LeaseLeasesResponse, idempotent=True)
+
+
+async def ask(
+    shard: Shard,
+    method: Method[Answer],
+    request: Message,
+    *,
+    metadata: bytes = b"",
+    seconds: float | None = None,
+    down: ServerStream | None = None,
+) -> Answer:
+    """One shard's answer.
+
+    Args:
+        shard: the shard to ask.
+        method: the RPC.
+        request: the message of the call.
+        metadata: the metadata of the call, encoded as in `RequestHead.forward`.
+        seconds: the longest time to wait; etcd is told the deadline. None to wait for ever.
+        down: the client's call that the shard is asked for, whose memory holds the bytes of the answer; None where
+            they are not to be counted.
+
+    Raises:
+        RpcError: the shard's status as it came; Unavailable if the shard cannot be reached; DeadlineExceeded after
+            `seconds`; Internal for an answer that cannot be read.
+    """
+    body = await shard.forward_unary(
+        (method.path, metadata),
+        request.SerializeToString(),
+        idempotent=method.idempotent,
+        timeout=seconds,
+        down=down,
+    )
+    return shard.parsed(method.answer, body)
+
+
+async def ask_all(
+    shards: Iterable[Shard],
+    method: Method[Answer],
+    request: Message | Callable[[Shard], Message],
+    *,
+    metadata: bytes = b"",
+    seconds: float | None = None,
+    down: ServerStream | None = None,
+    caller: Caller | None = None,
+) -> dict[str, Answer | Status]:
+    """The answer of each shard, or the status with which the shard refused or failed, by the shard's name.
+
+    All shards are asked at once; the failure of one cuts no other short. A shard that takes longer than `seconds` has
+    the status "request timed out". Cancelling the caller cancels every call.
+
+    Args:
+        shards: the shards to ask; the outcomes are in their order.
+        method: the RPC.
+        request: the message of each call, or a function that makes a shard's message.
+        metadata: as for `ask`.
+        seconds: as for `ask`.
+        down: as for `ask`.
+        caller: whose work this is; None where it is esp's own.
+    """
+    return await _Question(tuple(shards), method, request, metadata, seconds, down, caller).ask()
+
+
+class _Question(Generic[Answer]):
+    """What `ask_all` asks.
+
+    Nearly always one call to each shard, sent now, brings the answers: then there is one future for all of them, and no
+    task. A shard that has to be waited for, or asked again, has a task.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        method: Method[Answer],
+        request: Message | Callable[[Shard], Message],
+        metadata: bytes,
+        seconds: float | None,
+        down: ServerStream | None,
+        caller: Caller | None,
+    ) -> None:
+        self._shards = shards
+        self._method = method
+        self._request = request
+        self._forward = method.path, metadata
+        self._deadline = None if seconds is None else monotonic() + seconds
+        self._down = down
+        self._caller = caller
+        self._outcomes: dict[str, Answer | Status] = {}
+
+    async def ask(self) -> dict[str, Answer | Status]:
+        seconds = self._left()
+        if self._shards and (seconds is None or seconds > 0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._ask(seconds)
+        late = errors.undecided(DEADLINE_EXCEEDED)
+        return {shard.name: self._outcomes.get(shard.name, late) for shard in self._shards}
+
+    def _left(self) -> float | None:
+        return None if self._deadline is None else self._deadline - monotonic()
+
+    def _body(self, shard: Shard) -> bytes:
+        message: Any = self._request(shard) if callable(self._request) else self._request
+        body: bytes = message.SerializeToString()
+        return body
+
+    async def _ask(self, seconds: float | None) -> None:
+        connections: list[ClientConnection] = []
+        for shard in self._shards:
+            connection = shard.free_connection()
+            if connection is not None:
+                connections.append(connection)
+        again: Sequence[Shard] = self._shards
+        if len(connections) == len(again):
+            again = await self._ask_at_once(connections, b"" if seconds is None else format_timeout(seconds))
+        if again:
+            timed = (lambda work: work) if self._caller is None else self._caller.timed
+            await all_of([timed(self._ask_one(shard)) for shard in again])
+
+    async def _ask_at_once(self, connections: Sequence[ClientConnection], deadline: bytes) -> list[Shard]:
+        """Asks all; the shards that have to be asked again."""
+        again: list[Shard] = []
+        together: Together[bytes] = Together()
+        try:
+            for shard, connection in zip(self._shards, connections, strict=True):
+                one = together.add(connection, messages(), self._down, partial(self._replied, shard), shard.blamed)
+                connection.call(one, self._forward, deadline, prefix(self._body(shard)), end=True)
+            connection.context.flush_soon()
+            try:
+                await together.all_over()
+            finally:  # what has come by the time that another is given up counts
+                for one, shard, connection in zip(together.calls, self._shards, connections, strict=True):
+                    if not self._take(one, shard, connection):
+                        again.append(shard)
+        finally:
+            together.cancel()
+            connection.context.flush_soon()
+        return again
+
+    def _take(self, one: TogetherCall[bytes], shard: Shard, connection: ClientConnection) -> bool:
+        """Takes what came of a call; False when the shard has to be asked again."""
+        if not one.has_failed:
+            if one.has_ended:
+                self._settle(shard, one.take())
+            return True
+        error = one.error()
+        if isinstance(error, RpcError):
+            shard.consider_moving(connection, error.status)
+            self._outcomes[shard.name] = errors.undecided(error.status)
+            return True
+        assert isinstance(error, BrokenCall), "a call fails with its status, or breaks"
+        self._outcomes[shard.name] = errors.NO_CONNECTION if error.unprocessed else errors.REQUEST_TIMED_OUT
+        return not (error.unprocessed or self._method.idempotent)
+
+    async def _ask_one(self, shard: Shard) -> None:
+        try:
+            message = await shard.forward_unary(
+                self._forward,
+                self._body(shard),
+                idempotent=self._method.idempotent,
+                timeout=self._left(),
+                down=self._down,
+            )
+        except RpcError as error:
+            self._outcomes[shard.name] = errors.undecided(error.status)
+        else:
+            self._settle(shard, message)
+            self._replied(shard)
+
+    def _settle(self, shard: Shard, message: bytes) -> None:
+        try:
+            self._outcomes[shard.name] = shard.parsed(self._method.answer, message)
+        except RpcError as error:
+            self._outcomes[shard.name] = errors.undecided(error.status)
+
+    def _replied(self, shard: Shard) -> None:
+        if self._caller is not None:
+            self._caller.replied(shard.name)
+
+
+def answers_of(outcomes: dict[str, Answer | Status]) -> dict[str, Answer]:
+    """The outcomes that are answers, by the shard's name."""
+    return {name: outcome for name, outcome in outcomes.items() if not isinstance(outcome, Status)}
+
+
+def failures_of(outcomes: dict[str, Answer | Status]) -> dict[str, Status]:
+    """The outcomes that are failures, by the shard's name."""
+    return {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Status)}

@@ -1,0 +1,497 @@
+"""Grants, revocations, repairs and retries, where a shard does what no etcd does on demand: the shards are the test."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+
+from esp.core import errors
+from esp.core.background import Background
+from esp.core.keys import KeyRange
+from esp.core.layout import Layout
+from esp.core.pb import rpc_pb2
+from esp.core.services.handlers import CoroutineCall
+from esp.core.services.lease import repair as lease_repair
+from esp.core.services.lease.service import Leases, _FanOut
+from esp.core.shard import Shard
+from esp.core.shard_map import ShardMap
+from esp.core.wire.context import WireContext
+from esp.core.wire.limits import Limits
+from esp.core.wire.message import prefix
+from esp.core.wire.server_stream import INTERNAL_ERROR
+from esp.core.wire.status import RpcError, Status
+
+NAMES = ("s0", "s1", "s2")
+PATH = b"/etcdserverpb.Lease/"
+
+
+class FakeShard:
+    """A shard's leases, by id with the TTL granted.
+
+    Attributes:
+        away: every call ends with NO_CONNECTION.
+        frozen: what is asked is done, but no answer comes.
+        keys: those of each lease.
+        keepers: whose memory the answers were, call by call.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.leases: dict[int, int] = {}
+        self.revision = 5
+        self.away = False
+        self.frozen = False
+        self.asked: list[str] = []
+        self.keys: list[bytes] = []
+        self.keepers: list[object] = []
+
+    parsed = Shard.parsed
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.away
+
+    async def forward_unary(
+        self,
+        forward: tuple[bytes, bytes],
+        message: bytes,
+        *,
+        idempotent: bool,
+        timeout: float | None = None,  # noqa: ASYNC109
+        down: object = None,
+    ) -> bytes:
+        self.keepers.append(down)
+        await asyncio.sleep(0)
+        if self.away:
+            raise errors.NO_CONNECTION.error()
+        method = forward[0].decode().rpartition("/")[2]
+        self.asked.append(method)
+        answer: Message = getattr(self, f"_{method}")(message)
+        if self.frozen:
+            await asyncio.sleep(timeout or 0)
+            raise errors.REQUEST_TIMED_OUT.error()
+        return answer.SerializeToString()
+
+    def _header(self) -> rpc_pb2.ResponseHeader:
+        return rpc_pb2.ResponseHeader(revision=self.revision)
+
+    def _LeaseGrant(self, message: bytes) -> Message:
+        request = rpc_pb2.LeaseGrantRequest.FromString(message)
+        if request.ID in self.leases:
+            raise errors.LEASE_EXISTS.error()
+        self.leases[request.ID] = request.TTL
+        return rpc_pb2.LeaseGrantResponse(header=self._header(), ID=request.ID, TTL=request.TTL)
+
+    def free_connection(self) -> None:
+        """None: each call has a task."""
+
+    def _LeaseRevoke(self, message: bytes) -> Message:
+        if self.leases.pop(rpc_pb2.LeaseRevokeRequest.FromString(message).ID, None) is None:
+            raise errors.LEASE_NOT_FOUND.error()
+        return rpc_pb2.LeaseRevokeResponse(header=self._header())
+
+    def _LeaseTimeToLive(self, message: bytes) -> Message:
+        lease_id = rpc_pb2.LeaseTimeToLiveRequest.FromString(message).ID
+        ttl = self.leases.get(lease_id)
+        return rpc_pb2.LeaseTimeToLiveResponse(
+            header=self._header(), ID=lease_id, TTL=-1 if ttl is None else ttl, grantedTTL=ttl or 0, keys=self.keys
+        )
+
+    def _Put(self, message: bytes) -> Message:
+        if rpc_pb2.PutRequest.FromString(message).lease not in self.leases:
+            raise errors.LEASE_NOT_FOUND.error()
+        return rpc_pb2.PutResponse(header=self._header())
+
+
+class FakeStream:
+    """A client's call, and what it was answered."""
+
+    def __init__(self, path: bytes) -> None:
+        self.head = SimpleNamespace(forward=(path, b""), fields=[], path=path)
+        context = SimpleNamespace(flush_soon=lambda: None)
+        self.connection = SimpleNamespace(context=context, clock=lambda: 0.0, charge=lambda seconds: None)
+        self.peer = "client"
+        self.sink: object = None
+        self.retried = False
+        self.answer: bytes | Status | None = None
+
+    def remaining(self) -> float | None:
+        return None
+
+    def respond(self, body: bytes) -> None:
+        self.answer = body
+
+    def finish(self, status: Status) -> None:
+        self.answer = status
+
+    def on_bug(self) -> None:
+        self.answer = INTERNAL_ERROR
+
+
+class World:
+    """Three shards, and esp's leases."""
+
+    def __init__(self, limits: Limits | None = None, *, tolerant: bool = True) -> None:
+        self.shards = [FakeShard(name) for name in NAMES]
+        shard_map = ShardMap.build(
+            [("s0", KeyRange(b"", b"i")), ("s1", KeyRange(b"i", b"r")), ("s2", KeyRange(b"r", None))], NAMES
+        )
+        self.context = WireContext(limits or Limits())
+        layout = Layout.of(shard_map, self.shards)  # type: ignore[arg-type]
+        self.background = Background()
+        self.layout = layout
+        self.leases = Leases(layout, self.background, self.context, tolerant=tolerant)
+        self.table, self.repair, self.retry = self.leases.table, self.leases.repair, self.leases.retry
+        self.fan_out = _FanOut(layout, self.table, self.repair)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Repairs run, and see at once which shards are back."""
+
+        async def ticks() -> None:
+            while True:
+                self.repair.tick()
+                await asyncio.sleep(0.001)
+
+        self.leases.start()
+        ticking = asyncio.create_task(ticks())
+        yield
+        ticking.cancel()
+        await self.background.close()
+
+    async def grant(self, lease_id: int = 0, ttl: int = 60) -> int:
+        request = rpc_pb2.LeaseGrantRequest(ID=lease_id, TTL=ttl)
+        return (await self.fan_out.grant(self._call("LeaseGrant"), request)).ID
+
+    async def revoke(self, lease_id: int) -> None:
+        await self.fan_out.revoke(self._call("LeaseRevoke"), rpc_pb2.LeaseRevokeRequest(ID=lease_id))
+
+    def put_refused(self, lease_id: int) -> FakeStream | None:
+        """The second shard has refused a Put for its lease; the call, if esp has something to do about that."""
+        stream: Any = FakeStream(b"/etcdserverpb.KV/Put")
+        put = rpc_pb2.PutRequest(key=b"j", lease=lease_id)
+        body = prefix(put.SerializeToString())
+        return stream if self.retry.take(stream, body, [None, put], errors.LEASE_NOT_FOUND, self.layout.owner) else None
+
+    def _call(self, method: str) -> Any:
+        stream: Any = FakeStream(PATH + method.encode())
+        return CoroutineCall(stream)
+
+    def where(self, lease_id: int) -> list[bool]:
+        return [lease_id in shard.leases for shard in self.shards]
+
+    def jobs(self) -> list[dict[int, bool]]:
+        """By shard: leases that are to be granted (True) or revoked (False)."""
+        return [{id_: job.grants for id_, job in yard.jobs.items()} for yard in self.repair._yards.values()]
+
+
+def run(work: Callable[[], Any]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await work()
+
+    asyncio.run(bounded())
+
+
+async def until(true: Callable[[], object]) -> None:
+    while not true():  # noqa: ASYNC110 - there is nothing that tells
+        await asyncio.sleep(0.001)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_repair, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(lease_repair, "POLL_SECONDS", 0.01)
+
+
+def test_the_keys_of_a_lease_are_merged_with_turns_for_others_and_count_as_memory_of_the_call() -> None:
+    world = World()
+    for shard, first in zip(world.shards, (b"a", b"j", b"s"), strict=True):
+        shard.leases[7] = 30
+        shard.keys = [b"%s%05d" % (first, number * 7919 % 5000) for number in range(5000)]
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def work() -> None:
+        counting = asyncio.create_task(count_turns())
+        call = world._call("LeaseTimeToLive")
+        answer = await world.fan_out.time_to_live(call, rpc_pb2.LeaseTimeToLiveRequest(ID=7, keys=True))
+        counting.cancel()
+        assert list(answer.keys) == sorted(key for shard in world.shards for key in shard.keys)
+        assert [shard.keepers for shard in world.shards] == [[call.stream]] * 3
+
+    run(work)
+    assert turns > 3 * 2 * 5000 // 256, "once over, once sorted"
+
+
+class TestIds:
+    def test_an_id_that_another_proxy_has_just_drawn_is_left_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        drawn = [7, 8]
+        monkeypatch.setattr(secrets, "randbits", lambda bits: drawn.pop(0))
+        world = World()
+        world.shards[1].leases[7] = 30
+
+        async def work() -> None:
+            assert await world.grant() == 8
+            assert (world.where(7), world.where(8)) == ([False, True, False], [True] * 3)
+
+        run(work)
+
+    def test_after_some_tries_it_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(secrets, "randbits", lambda bits: 7)
+        world = World()
+        world.shards[1].leases[7] = 30
+
+        async def work() -> None:
+            with pytest.raises(RpcError) as caught:
+                await world.grant()
+            assert caught.value.status == errors.LEASE_EXISTS
+            assert world.where(7) == [False, True, False]
+
+        run(work)
+
+    def test_0_is_never_drawn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(secrets, "randbits", lambda bits: 0)
+        world = World()
+
+        async def work() -> None:
+            assert await world.grant() == 1
+
+        run(work)
+
+
+class TestRepair:
+    def test_a_grant_that_a_shard_missed_is_made_up_for_when_it_is_back(self) -> None:
+        world = World()
+
+        async def work() -> None:
+            async with world.running():
+                world.shards[1].away = True
+                lease_id = await world.grant()
+                assert world.where(lease_id) == [True, False, True]
+                world.shards[1].away = False
+                await until(lambda: all(world.where(lease_id)))
+                await until(lambda: world.table.was_on(lease_id, "s1"))
+                assert world.table.counters == {"granted_without_a_shard": 1, "repaired": 1}
+
+        run(work)
+
+    def test_above_the_bound_a_missed_grant_is_left_to_the_next_time_the_shard_is_back(self) -> None:
+        world = World(Limits(max_lease_repairs=1))
+
+        async def work() -> None:
+            async with world.running():
+                world.shards[1].away = True
+                ids = [await world.grant() for _ in range(3)]
+                assert world.context.counters.limits == {"max_lease_repairs": 2}
+                for _ in range(3):
+                    world.shards[1].away = True
+                    await asyncio.sleep(0.01)
+                    world.shards[1].away = False
+                    await until(lambda: not world.repair.waiting)
+                assert any(all(world.where(lease_id)) for lease_id in ids)
+                for lease_id in ids:
+                    assert await world.repair.ensure(lease_id, world.layout.shards["s1"], [], 1.0)
+                assert all(all(world.where(lease_id)) for lease_id in ids)
+
+        run(work)
+
+    def test_what_is_revoked_meanwhile_is_not_granted(self) -> None:
+        world = World()
+
+        async def work() -> None:
+            world.shards[1].away = True
+            lease_id = await world.grant()
+            world.shards[1].away = False
+            await world.revoke(lease_id)
+            async with world.running():
+                await until(lambda: not world.repair.waiting)
+                assert world.where(lease_id) == [False] * 3
+
+        run(work)
+
+    def test_what_has_ended_everywhere_meanwhile_is_forgotten(self) -> None:
+        """So that a shard is not taken to miss a new lease of that id, which another proxy may grant."""
+        world = World()
+
+        async def work() -> None:
+            async with world.running():
+                world.shards[1].away = True
+                lease_id = await world.grant()
+                for shard in world.shards:
+                    shard.leases.clear()
+                world.shards[1].away = False
+                await until(lambda: not world.repair.waiting)
+                assert world.table.get(lease_id) is None
+
+        run(work)
+
+    def test_a_revocation_that_its_client_gave_up_is_finished(self) -> None:
+        world = World()
+
+        async def work() -> None:
+            lease_id = await world.grant()
+            world.shards[1].frozen = True
+            revoking = asyncio.create_task(world.revoke(lease_id))
+            await until(lambda: "LeaseRevoke" in world.shards[1].asked)
+            revoking.cancel()
+            await asyncio.gather(revoking, return_exceptions=True)
+            assert world.jobs() == [{lease_id: False}] * 3
+
+        run(work)
+
+    def test_a_refused_grant_is_taken_back_in_whatever_turn_of_the_loop_its_client_goes(self) -> None:
+        """One is that in which the revocations are to begin, and have not yet."""
+
+        async def given_up_after(turns: int) -> bool:
+            """Whether the client went before it was answered."""
+            world = World(tolerant=False)
+            world.shards[1].away = True
+            granting = asyncio.create_task(world.grant())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            given_up = granting.cancel()
+            await asyncio.gather(granting, return_exceptions=True)
+            world.shards[1].away = False
+            async with world.running():
+                await until(lambda: not world.repair.waiting)
+            assert [shard.leases for shard in world.shards] == [{}] * 3, turns
+            return given_up
+
+        async def work() -> None:
+            turns = 0
+            while await given_up_after(turns):
+                turns += 1
+            assert turns > 5  # it was refused in one of them, and taken back in others
+
+        run(work)
+
+    def test_a_revocation_that_still_waits_does_not_end_a_new_lease_of_that_id(self) -> None:
+        world = World()
+
+        async def work() -> None:
+            await world.grant(7)
+            world.shards[1].away = True
+            with pytest.raises(RpcError):
+                await world.revoke(7)
+            assert world.jobs() == [{}, {7: False}, {}]
+            world.shards[1].away = False
+            del world.shards[1].leases[7]  # it has ended there by itself
+            await world.grant(7)
+            assert world.jobs() == [{}, {}, {}]
+
+        run(work)
+
+    def test_one_shard_that_refuses_does_not_stop_the_other_repairs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        world = World()
+        refused = Status(errors.PERMISSION_DENIED.code, errors.PERMISSION_DENIED.message)
+
+        async def work() -> None:
+            world.shards[1].away = True
+            ids = [await world.grant() for _ in range(3)]
+            original = world.shards[1]._LeaseGrant
+
+            def grant(message: bytes) -> Message:
+                if ids[0] == rpc_pb2.LeaseGrantRequest.FromString(message).ID:
+                    raise refused.error()
+                return original(message)
+
+            monkeypatch.setattr(world.shards[1], "_LeaseGrant", grant)
+            world.shards[1].away = False
+            async with world.running():
+                await until(lambda: not world.repair.waiting)
+            assert [all(world.where(lease_id)) for lease_id in ids] == [False, True, True]
+            assert world.table.counters["repairs_failed"] == 1
+
+        run(work)
+
+
+class TestAPutToAShardThatLacksItsLease:
+    async def answered(self, stream: FakeStream | None) -> bytes | Status:
+        assert stream is not None
+        await until(lambda: stream.answer is not None)
+        assert stream.answer is not None
+        return stream.answer
+
+    def test_it_succeeds_where_the_lease_was_granted_without_the_shard(self) -> None:
+        world = World()
+
+        async def work() -> None:
+            world.shards[1].away = True
+            lease_id = await world.grant()
+            world.shards[1].away = False
+            assert isinstance(await self.answered(world.put_refused(lease_id)), bytes)
+            assert world.where(lease_id) == [True] * 3
+
+        run(work)
+
+    def test_it_fails_where_nothing_is_known_of_the_lease(self) -> None:
+        world = World()
+
+        async def work() -> None:
+            world.shards[0].leases[7] = 60
+            assert await self.answered(world.put_refused(7)) == errors.LEASE_NOT_FOUND
+            assert world.where(7) == [True, False, False]
+
+        run(work)
+
+    def test_it_succeeds_where_the_shard_has_never_had_a_key(self) -> None:
+        world = World()
+
+        async def work() -> None:
+            world.shards[0].leases[7] = 60
+            world.shards[1].revision = 1
+            assert isinstance(await self.answered(world.put_refused(7)), bytes)
+
+        run(work)
+
+    def test_it_waits_a_moment_for_another_proxy_after_the_shard_was_away(self) -> None:
+        world = World()
+
+        async def work() -> None:
+            world.shards[0].leases[7] = 60
+            world.table.away("s1")
+            stream = world.put_refused(7)
+            await asyncio.sleep(0.05)
+            assert stream is not None
+            assert stream.answer is None
+            world.shards[1].leases[7] = 60
+            assert isinstance(await self.answered(stream), bytes)
+
+        run(work)
+
+    def test_it_succeeds_where_the_lease_was_granted_between_the_refusal_and_now(self) -> None:
+        world = World()
+
+        async def work() -> None:
+            lease_id = await world.grant()
+            assert isinstance(await self.answered(world.put_refused(lease_id)), bytes)
+
+        run(work)
+
+    def test_those_that_wait_are_bounded(self) -> None:
+        world = World(Limits(max_waiting_requests=1))
+
+        async def work() -> None:
+            world.table.away("s1")
+            first = world.put_refused(7)
+            assert world.put_refused(7) is None
+            assert world.context.counters.limits == {"max_waiting_requests": 1}
+            world.shards[1].leases[7] = 60
+            await self.answered(first)
+            await asyncio.sleep(0)
+            assert world.put_refused(7) is not None
+
+        run(work)

@@ -1,0 +1,111 @@
+"""Connecting to a host of several addresses, with real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from esp.core.shard.dial import connect
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.context import WireContext
+from esp.core.wire.frames import PREFACE
+from esp.core.wire.limits import Limits
+from tests.core.wire.test_transport import Run, run
+
+__all__ = ["run"]
+
+
+class Addresses:
+    """Addresses of this machine with the same port: 127.0.0.1 accepts, .2 swallows what comes, .3 refuses."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.port: int = self.listening.getsockname()[1]
+        swallowing = stack.enter_context(socket.create_server(("127.0.0.2", self.port), backlog=0))
+        for _ in range(2):  # as many as the kernel lets wait to be accepted; it drops what comes after them
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(swallowing.getsockname())
+
+    def accepts(self) -> socket.socket:
+        self.listening.settimeout(20)
+        return self.listening.accept()[0]
+
+
+@pytest.fixture
+def addresses() -> Iterator[Addresses]:
+    with contextlib.ExitStack() as stack:
+        yield Addresses(stack)
+
+
+def connection() -> ClientConnection:
+    return ClientConnection(WireContext(Limits()), "etcd:2379")
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        ["127.0.0.1"],
+        ["127.0.0.2", "127.0.0.1"],
+        ["127.0.0.3", "127.0.0.1"],
+        ["127.0.0.3", "127.0.0.2", "127.0.0.2", "127.0.0.1"],
+        ["127.0.0.1", "127.0.0.2"],
+    ],
+)
+def test_one_that_accepts_is_connected_to_whatever_others_do(
+    run: Run, addresses: Addresses, several: list[str]
+) -> None:
+    async def test() -> None:
+        one = connection()
+        await connect(one, several, addresses.port)
+        with addresses.accepts() as accepted:
+            accepted.settimeout(20)
+            assert accepted.recv(len(PREFACE)) == PREFACE
+            sock: Any = one.on_flush.__self__.get_extra_info("socket")  # type: ignore[union-attr]
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            one.end(0, "")
+            one.context.flush()
+            accepted.settimeout(20)
+            while await asyncio.to_thread(accepted.recv, 65536):
+                pass
+
+    run(test)
+
+
+def test_the_last_of_many_addresses_is_tried_in_time(run: Run, addresses: Addresses) -> None:
+    async def test() -> None:
+        one = connection()
+        async with asyncio.timeout(2):
+            await connect(one, ["127.0.0.2"] * 19 + ["127.0.0.1"], addresses.port, 2)
+        with addresses.accepts():
+            one.end(0, "")
+            one.context.flush()
+
+    run(test)
+
+
+def test_addresses_that_all_refuse(run: Run, addresses: Addresses) -> None:
+    async def test() -> None:
+        with pytest.raises(ConnectionRefusedError):
+            await connect(connection(), ["127.0.0.3"], addresses.port)
+        with pytest.raises(OSError, match=r"111.*; .*111"):
+            await connect(connection(), ["127.0.0.3", "127.0.0.4"], addresses.port)
+
+    run(test)
+
+
+def test_who_gives_up_leaves_no_socket_behind(run: Run, addresses: Addresses, recwarn: pytest.WarningsRecorder) -> None:
+    async def test() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.6):
+                await connect(connection(), ["127.0.0.2"] * 3, addresses.port)
+        await asyncio.sleep(0.01)
+
+    run(test)
+    assert not recwarn.list
