@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 UNFLUSHED_BYTES: Final = 262144
 MOST_BYTES: Final = 2**32 - 1
-"""What a gRPC message can have."""
+"""Most bytes of a gRPC message."""
 
 
 class Spawn(Protocol):
@@ -67,7 +67,7 @@ class PassStream(Handler):
 
 
 class Timed(Coroutine[Any, Any, Result]):
-    """A coroutine whose work is charged to the client that it is done for, step by step; it is called as that is."""
+    """A coroutine whose work is charged to a client's connection step by step. The name is the wrapped coroutine's."""
 
     __slots__ = ("__qualname__", "_connection", "_work")
 
@@ -103,12 +103,12 @@ class Timed(Coroutine[Any, Any, Result]):
 
 
 class CoroutineCall(Sink):
-    """A call served by a coroutine; it is cancelled when the client goes away, and told as slow bytes leave.
+    """A call served by a coroutine, which is cancelled when the client goes away, and waits for a slow client.
 
     Attributes:
         stream: the client's.
-        entry: the places at shards of one that spans them; None for a call that needs none.
-        task: what serves it.
+        entry: the places at shards of a call that spans them; None for a call that needs none.
+        task: the coroutine's.
     """
 
     __slots__ = ("_room", "_unflushed", "_waiting", "entry", "stream", "task")
@@ -136,7 +136,7 @@ class CoroutineCall(Sink):
         return self.stream.head.forward[1]
 
     def seconds(self, most: float) -> float:
-        """How long the call may take from now on: what is left of the client's deadline, and no more than `most`."""
+        """Seconds that the call may take from now on: the rest of the client's deadline, but no more than `most`."""
         remaining = self.stream.remaining()
         return most if remaining is None else min(most, remaining)
 
@@ -171,7 +171,8 @@ class CoroutineCall(Sink):
     async def write(self, data: bytes) -> None:
         """Sends DATA, and waits while earlier DATA still waits for the client to read.
 
-        What waits is bounded by the size of one write, and what this turn of the loop has sent by UNFLUSHED_BYTES.
+        No more bytes wait than one write has, and one turn of the loop sends no more than UNFLUSHED_BYTES and one
+        write.
         """
         if self.stream.send_data(data, False):
             self._unflushed += len(data)
@@ -190,7 +191,7 @@ class CoroutineCall(Sink):
         """The whole answer of a unary call, of so many bytes: a message in pieces, asked for as they leave.
 
         Raises:
-            RpcError: it is larger than a message can be.
+            RpcError: the answer is larger than a message can be.
         """
         if size > MOST_BYTES:
             text = "esp: the answer is larger than a gRPC message can be; ask for less at once (limit)"
@@ -268,7 +269,7 @@ class AskAll(Handler):
 def let_in(
     gate: Gate, stream: ServerStream, shards: Mapping[str, Shard], size: int, begin: Callable[[Entry], None]
 ) -> None:
-    """Lets in a call to all shards, each of which is asked for little: whoever is away or has stopped holds up none."""
+    """Lets in a call with a small question to all shards. Unreachable and stopped shards hold up no call."""
     ready = [name for name, shard in shards.items() if shard.is_ready]
     gate.let_in(stream, ready, size, begin, passes_stopped=True)
 
@@ -277,7 +278,7 @@ def parse(request: type[Message], message: bytes) -> Any:
     """A prefixed message parsed.
 
     Raises:
-        RpcError: it is not one; with etcd's code, and a text that begins like etcd's.
+        RpcError: `message` is no such request; with etcd's code, and a text that begins like etcd's.
     """
     try:
         return request.FromString(message[PREFIX_SIZE:])

@@ -1,4 +1,4 @@
-"""A client's metadata: what changes the answer of etcd, for calls that esp makes in its place, and what is for esp."""
+"""A client's metadata: fields that change etcd's answer, for the calls that esp makes itself, and esp's own fields."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from esp.core.wire.status import Code, Status
 SHARD: Final = b"esp-shard"
 """Names the one shard that a call is for."""
 READ: Final = b"esp-read"
-"""Says how shards are read together, whatever the config says.
+"""The way in which several shards are read, for this call, in place of the configured one.
 
-`snapshot` is all at one moment, `each` is each at its own, and `default` what the RPC does where nothing is configured.
+`snapshot`: all at one moment; `each`: each shard at its own moment; `default`: as where nothing is configured.
 """
 
 _OWN: Final = (SHARD, READ)
@@ -23,7 +23,7 @@ LOAD_BEARING: Final = frozenset((b"token", b"authorization", b"hasleader", b"cli
 
 
 def refuse(head: RequestHead) -> Status | None:
-    """What is wrong with the metadata for esp, whatever the call is; None when nothing is."""
+    """The fault in the metadata for esp, for a call of any kind; None without one."""
     said: dict[bytes, bytes] = {}
     for name, value in head.fields:
         if name in _OWN:

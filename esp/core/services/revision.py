@@ -1,8 +1,8 @@
-"""Revisions where more than one shard is concerned: what an answer's header says, and what a client's number means.
+"""Revisions over several shards: the revision in a merged header, and the meaning of a client's number on each shard.
 
-An answer of several shards bears a vector token (`esp.core.tokens`) as its header's revision. A client that gives it
-back means, on each shard, that shard's revision in the vector; so a number of a request is translated before the shard
-sees it. One that this proxy does not know gets etcd's "compacted": it is true that this history cannot be had here, and
+An answer of several shards bears a vector token (`esp.core.tokens`) as its header's revision. In a request, the token
+means for each shard that shard's revision in the vector, so the number is translated before the shard sees it. A token
+that this proxy does not know is answered with etcd's "compacted": this history cannot be had here, which is true, and
 every client then lists again.
 """
 
@@ -20,13 +20,13 @@ from esp.core.tokens import Position, Tokens
 def merged_header(
     headers: Sequence[rpc_pb2.ResponseHeader], identity: Identity, revision: int = 0
 ) -> rpc_pb2.ResponseHeader:
-    """The header for an answer merged from answers with these headers; there must be one at least.
+    """The header for an answer merged from answers with these headers.
 
     Args:
-        headers: Those of the answers.
-        identity: Who answers.
-        revision: What it says; 0 for the lowest of theirs. That may show something twice to who watches from it, but
-            never hides a change. It is for answers that are not about keys, such as a lease's.
+        headers: Headers of the answers, at least one.
+        identity: The ids under which esp answers.
+        revision: Revision of the merged header; 0 for the lowest of `headers`, as in answers that are not about keys,
+            such as a lease's. A watch that begins at the lowest may show a change twice, but never misses one.
     """
     return rpc_pb2.ResponseHeader(
         cluster_id=identity.cluster_id,
@@ -42,10 +42,10 @@ def token(routing: Routing, revisions: Mapping[str, int], *, of_message: bool = 
 
 
 def position_of(tokens: Tokens, number: int) -> Position | None:
-    """What a revision that a client sent stands for, if it is a token; None for any other number.
+    """The meaning of a revision that a client sent, if it is a token; None for any other number.
 
     Raises:
-        RpcError: it is a token that is not known here.
+        RpcError: the token is not known here.
     """
     if not tokens.is_token(number):
         return None
@@ -59,7 +59,7 @@ def on_shard(tokens: Tokens, number: int, shard: str) -> int:
     """A revision that a client sent, as `shard` counts.
 
     Raises:
-        RpcError: it is a token that is not known here, or one that says nothing about this shard.
+        RpcError: the revision is a token that is not known here, or that says nothing about this shard.
     """
     position = position_of(tokens, number)
     if position is None:
@@ -71,7 +71,7 @@ def part_of(position: Position, shard: str) -> int:
     """The revision of `shard` that a position means.
 
     Raises:
-        RpcError: it says nothing about this shard.
+        RpcError: the position says nothing about this shard.
     """
     revision = position.revision(shard)
     if not revision:
@@ -83,7 +83,7 @@ def read_at(position: Position, shard: str) -> int:
     """The revision at which `shard` is read for a position.
 
     Raises:
-        RpcError: it says nothing about this shard; or it means what comes behind or before it, which is no moment.
+        RpcError: the position says nothing about this shard, or is a token with an offset, which is no moment.
     """
     if position.offset:
         raise errors.COMPACTED.error()

@@ -21,7 +21,7 @@ FIRST_COMPARED: Final = 4096
 COMPARED: Final = 65_536
 """Bytes of long values that are compared at once."""
 HEAD_BYTES: Final = 64
-"""What is kept of each value to compare it by; the rest is looked up where these are equal."""
+"""Leading bytes of each value that are kept for comparing; where they are equal, the rest is looked up."""
 
 
 def parse_row(row: bytes) -> kv_pb2.KeyValue:
@@ -30,7 +30,7 @@ def parse_row(row: bytes) -> kv_pb2.KeyValue:
 
 
 class _Rest:
-    """What follows the head of a value; it is found in its row when it is compared, a part at a time."""
+    """The rest of a value, behind its head: found in its row when it is compared, a part at a time."""
 
     __slots__ = ("_end", "_row", "_start")
 
@@ -130,7 +130,7 @@ async def sort(rows: Iterable[bytes], key: Any, *, descend: bool, limit: int) ->
 
 
 async def _merged(runs: list[_Run], *, descend: bool, limit: int) -> _Run:
-    """One run of the first `limit` rows of several."""
+    """The first `limit` rows of several runs, as one run."""
     if len(runs) == 1:
         return runs[0]
     ordered: _Run = []

@@ -1,10 +1,10 @@
 """Numbers in the messages that esp writes by hand, in a form that all decoders read alike.
 
-Nearly all of them is written by protobuf. What is not goes through here, in the shortest form or, where its length has
-to be known first, padded to at most MOST_BYTES. protobuf allows ten bytes, but decoders differ in what they make of a
-tenth: it holds one bit of the 64, and protobuf-java takes it for set whenever the byte is there. So ten bytes are only
-for numbers that need them, the negative ones. Of tags and lengths, which are 32 bits, no decoder has to read more than
-five bytes: they are always in the shortest form.
+protobuf writes nearly all numbers. All others are written here, in the shortest form or, where the length has to be
+known first, padded to at most MOST_BYTES. protobuf allows ten bytes, but decoders read a tenth byte differently: it
+holds one bit of the 64, which protobuf-java takes for set whenever the byte is there. So only negative numbers, which
+need ten bytes, have ten. Of tags and lengths, which are 32 bits, no decoder has to read more than five bytes: they are
+always in the shortest form.
 """
 
 from __future__ import annotations

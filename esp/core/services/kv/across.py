@@ -1,7 +1,7 @@
-"""KV calls that span shards: every shard concerned is asked for its part, clipped to what it owns; parts are merged.
+"""KV calls that span shards: each shard is asked for its part, clipped to the keys it owns; the answers are merged.
 
-A part that fails fails the call: an answer is whole or it is an error. What is read at a token is read on each shard at
-the revision that the token means there, and answered under that token, so that all pages of a list show one position.
+An answer is whole, or an error: a part that fails fails the call. A read at a token reads each shard at the revision
+that the token means there. The answer bears the same token, so that all pages of a list show one position.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def range_across(
         call: the client's.
         routing: the shards.
         request: valid and not refused.
-        segments: what each shard owns of it.
+        segments: the part of the range that each shard owns.
         snapshot_tries: how often a snapshot is tried; 0 for none.
 
     Raises:
@@ -82,10 +82,10 @@ async def txn_across(
         call: the client's.
         routing: the shards.
         request: valid and not refused.
-        owned: some of the keys that it names, of each shard that owns any of them.
+        owned: for each shard that owns any key of the transaction, some of these keys.
         snapshot_tries: how often one moment is tried; 0 for not at all.
 
-    What the branch that does not run would read is shown to its shards all the same, which look at permissions.
+    The reads of the branch that does not run are shown to their shards all the same, which check permissions.
 
     Raises:
         RpcError: a shard's, as it came; or there was no snapshot.
@@ -137,7 +137,7 @@ def _keep(size: int) -> None:
 
 
 async def txn_of_nothing(call: CoroutineCall, routing: Routing, request: rpc_pb2.TxnRequest) -> None:
-    """Answers a transaction that names no key: it is no shard's more than another's, so all run it.
+    """Answers a transaction that names no key. No shard owns such a transaction, so all shards run it.
 
     Raises:
         RpcError: a shard's, as it came.
@@ -159,7 +159,7 @@ class _Reading:
     """The parts of one or several Ranges, by the shard they are asked of, and the way back from the answers.
 
     Attributes:
-        parts: what each shard is asked, in the order of `add`.
+        parts: the Ranges that each shard is asked, in the order of `add`.
     """
 
     def __init__(self, routing: Routing) -> None:

@@ -1,19 +1,19 @@
-"""A Range or a DeleteRange that spans shards: what each shard is asked, and one answer made of theirs.
+"""A Range or a DeleteRange that spans shards: the request to each shard, and one answer made of the shards' answers.
 
 A Range comes out as one etcd that held all the keys would answer it: rows, order, limit, `more` and `count`. Two
-things remain the shards' own. Each part is read at another moment, so the answer as a whole is no snapshot. And what
-3.5 and 3.7 do differently shows as the shards do it: with keys_only, 3.7 leaves out the lease as well, unless it has
-to read the values for sorting by them.
+things remain the shards' own. Each part is read at another moment, so the answer as a whole is no snapshot. And where
+etcd 3.5 and 3.7 differ, each row is as its shard makes it: with keys_only, 3.7 leaves out the lease as well, unless it
+has to read the values for sorting by them.
 
 How etcd orders a Range (`server/etcdserver/txn/range.go`):
 - no order, or KEY ascending: in key order, read up to the limit;
 - no order but a target: the rows that the limit lets through and one more are chosen in key order; only then are they
   sorted by the target, ascending, and cut at the limit;
 - anything else: all rows are sorted, then cut.
-Rows of the same version or value come in no order that etcd promises, and in none that this promises.
+Rows of the same version or value come in no promised order, neither from etcd nor from here.
 
-Sorting by create or mod revision, and filtering by them, compares revisions of different shards, which are different
-clocks; and a revision to read at is one shard's, unless it is a vector token. Those are refused.
+Refused are: sorting and filtering by create or mod revision, which compares revisions of different shards, and thus
+different clocks; and a plain revision to read at, which is one shard's. A vector token is served.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def refuse_range(
 
 
 def part(request: rpc_pb2.RangeRequest, segment_range: KeyRange) -> rpc_pb2.RangeRequest:
-    """What the owner of `segment_range` is asked, for a Range that `refuse_range` lets pass."""
+    """The request to the owner of `segment_range`, for a Range that `refuse_range` lets pass."""
     asked = _Range()
     asked.CopyFrom(request)
     asked.key, asked.range_end = segment_range.to_request()
@@ -71,7 +71,7 @@ def part(request: rpc_pb2.RangeRequest, segment_range: KeyRange) -> rpc_pb2.Rang
 async def merge(request: rpc_pb2.RangeRequest, responses: Sequence[Rows]) -> Rows:
     """The answer to `request`, of the answers to each `part` in the order of their keys.
 
-    What takes long is done a few rows at a time, with others' turns in between.
+    Long work is done a few rows at a time, with others' turns in between.
     """
     merged = Rows()
     limit = request.limit if request.limit > 0 else _MAX_INT64
@@ -120,7 +120,7 @@ async def _sorted_rows(request: rpc_pb2.RangeRequest, responses: Sequence[Rows],
 
 
 def delete_part(request: rpc_pb2.DeleteRangeRequest, segment_range: KeyRange) -> rpc_pb2.DeleteRangeRequest:
-    """What the owner of `segment_range` is asked to delete."""
+    """The DeleteRange for the owner of `segment_range`."""
     asked = rpc_pb2.DeleteRangeRequest()
     asked.CopyFrom(request)
     asked.key, asked.range_end = segment_range.to_request()

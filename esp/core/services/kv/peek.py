@@ -70,7 +70,7 @@ def bare_key(message: bytes, offset: int) -> bytes | None:
 def range_key(message: bytes, offset: int) -> bytes | None:
     """The key of a Range for one key; None for a range, even one that holds but one key.
 
-    Serves DeleteRange too. That has fewer fields; those of Range it takes no notice of, nor does etcd.
+    Serves DeleteRange too, which has fewer fields: etcd ignores fields of Range there, and so does esp.
     """
     key = bare_key(message, offset)
     if key is not None:

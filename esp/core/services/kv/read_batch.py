@@ -1,11 +1,11 @@
 """Reads that come together go to their shard together.
 
-etcd spends most of what a Range of one key costs it on the call around the read. So those that came within one turn of
-the loop, for one shard and with the same metadata, leave as one transaction that reads all their keys (`read_txn`), and
-each gets its own answer out of that one's. One that came alone goes as it came.
+Of the cost of a Range of one key in etcd, most is the call around the read. So the reads of one key that came within
+one turn of the loop, for one shard and with the same metadata, leave as one transaction (`read_txn`), and each client
+gets its own answer cut out of the transaction's. A read that came alone goes as it came.
 
-Nobody waits for it: a transaction leaves when its reads would have left. And nobody fails for a neighbour: whatever
-comes instead of the answer expected, each read is sent again by itself.
+No read waits for others: a transaction leaves when its reads would have left. And no read fails because of another: if
+anything but the expected answer comes, most reads are sent again, each by itself (`_send_alone`).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ FIRST_VERSION: Final = (3, 5, 7)
 """Earlier, a transaction that only reads could bring etcd down when its caller went away (etcd issues 14110 and 14891),
 and raised an alarm where space had run out (etcd pull request 14884)."""
 ANSWER_BYTES: Final = 65536
-"""What the answers of one transaction should have together, judged by the last ones."""
+"""Bytes that the answers of one transaction should have together, judged by the last ones."""
 MOST_ANSWER_BYTES: Final = STREAM_WINDOW // 2
-"""What they may have. No window is given back meanwhile, so it has to do for what else counts, padding for one."""
+"""Bytes that they may have. No window is given back meanwhile, so padding and the like must fit as well."""
 READS_ALONE: Final = 100
 """Reads that go one by one where a transaction did not do; then it is tried again."""
 
@@ -46,12 +46,14 @@ Read = tuple[ServerStream, bytes]
 
 
 class ReadBatches:
-    """The reads for one shard. It stands in `context.gatherers` while it holds any: they leave when all else does.
+    """The reads that wait for one shard.
+
+    While there are any, the batches stand in `context.gatherers`, and leave with all other output.
 
     Attributes:
-        shard: where they go.
-        transactions: how many were sent.
-        joined: how many reads were in them.
+        shard: the shard that is read from.
+        transactions: transactions that were sent.
+        joined: reads that were in these transactions.
     """
 
     def __init__(self, shard: Shard) -> None:
@@ -126,7 +128,7 @@ class ReadBatches:
         self._alone = READS_ALONE
 
     def refused(self, metadata: bytes) -> None:
-        """Lets the next reads with these metadata go one by one: one of them may be what its user may not read."""
+        """Lets the next reads with these metadata go one by one, since their user may lack the permission for a key."""
         self._refused = metadata
         self._refused_alone = READS_ALONE
 
@@ -162,7 +164,7 @@ class ReadBatches:
 
 
 def _longest_timeout(reads: Sequence[Read]) -> bytes:
-    """The `grpc-timeout` of the last deadline. Who has an earlier one is sent away by the server's end of the wire."""
+    """The `grpc-timeout` of the latest deadline. The server's end of the wire ends the calls with an earlier one."""
     last = 0.0
     for stream, _ in reads:
         if not stream.deadline:
@@ -250,7 +252,7 @@ class BatchedCall(ClientStream):
             self._fail(head.outcome())
 
     def on_data(self, payload: bytes, end: bool) -> None:
-        """A piece of the answer. One that is too large is not waited for, nor is more than one."""
+        """A piece of the answer. An answer that is too large, or a second message, is not waited for."""
         size = len(payload)
         if not self._payloads and size >= PREFIX_SIZE:
             announced = unpack_u32(payload, 1)[0]
@@ -329,7 +331,7 @@ class BatchedCall(ClientStream):
 
 
 def _end(stream: ServerStream) -> None:
-    """Ends a call that an exception has come out of; one more must not keep others from being ended."""
+    """Ends a call that an exception came out of. Another exception must not keep the other calls from being ended."""
     try:
         stream.expire(Status(Code.INTERNAL, "esp: internal error"))
     except Exception:
@@ -337,7 +339,7 @@ def _end(stream: ServerStream) -> None:
 
 
 def _send_in_pieces(stream: ServerStream, head: bytes, answer: bytes, trailers: bytes) -> None:
-    """What the client's window has no room for waits for it."""
+    """Waits with the bytes for which the client's window has no room."""
     stream.responded = True
     stream.send_headers(head, False)
     stream.send_data(answer, False)
@@ -349,7 +351,7 @@ class PassReads(Handler):
     """Passes Ranges on to one shard: those of one key together, any other as it came.
 
     Attributes:
-        batches: the former.
+        batches: the reads of one key that wait.
     """
 
     idempotent = True

@@ -1,8 +1,8 @@
-"""Several reads of one key each as one transaction, and its answer as theirs: bytes in, bytes out.
+"""Several reads of one key each as one transaction, and its answer cut into theirs: bytes in, bytes out.
 
-A transaction that compares nothing and only reads is to etcd what its reads are one by one, at one moment
-(etcd server/etcdserver/v3_server.go, Range and Txn): it waits for the same agreement before it reads, checks the same
-permissions, and the header it is answered with is the one that each read would have got.
+etcd treats a transaction that compares nothing and only reads as its reads one by one, at one moment
+(etcd server/etcdserver/v3_server.go, Range and Txn): etcd waits for the same agreement before reading, checks the same
+permissions, and answers with the header that each read would have got.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RESPONSES = 3 << 3 | 2
 
 
 def _operation(size: int) -> bytes:
-    """What stands in front of a RangeRequest of `size` bytes: TxnRequest.success, RequestOp.request_range."""
+    """The bytes in front of a RangeRequest of `size` bytes: TxnRequest.success, RequestOp.request_range."""
     inner = bytes((_BYTES_1,)) + varint(size)
     return bytes((2 << 3 | 2,)) + varint(len(inner) + size) + inner
 

@@ -1,10 +1,11 @@
-"""Answers of shards as the bytes of their rows: cut out of what comes as it comes, and put together for a client.
+"""Answers of shards as the bytes of their rows: cut out of the DATA as it comes, and put together for a client.
 
-A row is kept as it came, with its tag and its length: rows written one behind the other are the repeated field that
-they were. So an answer is held once, however large it is; nothing of its size is ever copied, parsed or serialised in
-one go; and what is held is counted (`RowReader.held`) and given back row by row as it leaves (`pieces`).
+A row is kept as it came, with its tag and its length, so rows written one behind the other are the repeated field of
+the merged answer. An answer is held once, however large it is; nothing of its size is ever copied, parsed or
+serialised in one step; and held memory is counted (`RowReader.held`) and given back row by row as rows leave
+(`pieces`).
 
-What is not a row, a header or a known number, such as a field of a later etcd, is passed on.
+All other fields, such as those of a later etcd, are passed on.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ DELETE_FORM: Final = Form("DeleteRangeResponse", 0x1A, (), (DELETED,))
 
 
 def nested_head(form: Form, size: int) -> bytes:
-    """What stands in front of a message of so many bytes inside of the messages around it."""
+    """The bytes in front of a message of `size` bytes: tags and lengths of the message and of those around it."""
     head = b""
     for tag in reversed(form.inside):
         head = bytes((tag,)) + varint(size + len(head)) + head
@@ -70,9 +71,9 @@ class Rows:
     """The rows of one Range or DeleteRange.
 
     Attributes:
-        kvs: each with tag and length.
-        bytes: of all these together.
-        numbers: what stands beside them, by the number of the field.
+        kvs: the rows, each with tag and length.
+        bytes: the size of all rows together.
+        numbers: the fields with numbers, such as `count`, by the number of the field.
         other: fields that are not known here.
     """
 
@@ -100,7 +101,7 @@ class Rows:
         return self.numbers.get(DELETED, 0)
 
     def tail(self) -> bytes:
-        """What stands behind the rows."""
+        """The fields behind the rows."""
         written = [varint(field << 3) + varint(number) for field, number in sorted(self.numbers.items()) if number]
         return b"".join(written) + self.other
 
@@ -134,8 +135,8 @@ class Answer:
 
     Attributes:
         header: its header.
-        responses: one for each Range that was asked; of a DeleteRange one.
-        held: memory that it takes; also its length.
+        responses: one for each Range of the request; one for a DeleteRange.
+        held: bytes of memory that the answer takes, which is also its length.
     """
 
     __slots__ = ("header", "held", "responses")
@@ -198,7 +199,7 @@ class RowReader:
         """Takes DATA: the answer when it is whole.
 
         Raises:
-            RpcError: it is not encoded as etcd does.
+            RpcError: the answer is not encoded as etcd encodes it.
         """
         self.held += len(payload)
         if self._end < 0:
@@ -242,7 +243,7 @@ class RowReader:
             self._walk(payload)
 
     def _walk(self, data: bytes) -> None:
-        """Goes over the fields in `data`; what is left of the last one is kept."""
+        """Goes over the fields in `data`; the rest of a field that is not whole yet is kept."""
         ends, inside = self._ends, self._form.inside
         row, depth = self._form.row, len(inside)
         size = len(data)

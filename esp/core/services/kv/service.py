@@ -1,7 +1,8 @@
 """The KV service over several shards: each call to the shard that owns its keys.
 
-What lies in one shard goes there as it came, and its answer comes back as it is. The fast path looks at the key in the
-message's bytes (`peek`); what that does not recognise is parsed. What spans shards is served by `across`, or refused.
+A call for keys of one shard goes there as it came, and the answer comes back as it is. The fast path looks at the key
+in the message's bytes (`peek`); a message of unusual form is parsed. Calls that span shards are served by `across`, or
+refused.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ class _Ranges(Routed):
         return can_concat(request)
 
     def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
-        """What etcd would find wrong, wherever the keys are."""
+        """The fault that etcd would find, wherever the keys are."""
         return validate.validate_range(request)
 
     def refuse(
@@ -220,7 +221,7 @@ class RangeStream(_Ranges):
     in_order = True
 
     def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
-        """What etcd would find wrong, wherever the keys are."""
+        """The fault that etcd would find, wherever the keys are."""
         return validate.validate_range_stream(request)
 
     def refuse(

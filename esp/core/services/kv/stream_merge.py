@@ -40,11 +40,11 @@ def refuse_range_stream(
 
 
 class StreamMerge:
-    """One call: says what to ask next, takes each chunk that comes, says what to send.
+    """The chunks of one RangeStream call, made of those of the shards.
 
-    Ask each `next_part` once the one before has ended well, until there is none; hand every chunk to `feed` in the
-    order of arrival and send what it returns. A shard's stream that fails fails the call, whatever was sent. No more
-    rows wait than make a chunk, and those of one chunk of a shard.
+    Ask for each `next_part` when the stream before has ended well, until None comes. Hand every chunk to `feed` in the
+    order of arrival, and send the chunks that `feed` returns. A stream that fails fails the call, even after chunks
+    were sent. The rows that wait are fewer than one chunk's, and those of one chunk of a shard.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class StreamMerge:
         return len(self._headers) == self._asked
 
     def next_part(self) -> rpc_pb2.RangeRequest | None:
-        """What to ask the owner of the next segment; None when all have answered.
+        """The request for the owner of the next segment; None when all have answered.
 
         Raises:
-            ValueError: the stream before has not brought its last chunk; if it has ended all the same, its shard is
-                broken and the call has to fail.
+            ValueError: the stream before has not brought its last chunk. If that stream has ended, its shard is broken
+                and the call has to fail.
         """
         if len(self._headers) < self._asked:
             raise ValueError("a shard's RangeStream ended without its header")

@@ -15,14 +15,14 @@ _SORT_TARGETS = frozenset(rpc_pb2.RangeRequest.SortTarget.values())
 
 
 def validate_range(request: rpc_pb2.RangeRequest) -> Status | None:
-    """What is wrong with a Range; None when nothing is."""
+    """The fault of a Range, with etcd's text; None without one."""
     if not request.key:
         return errors.KEY_NOT_PROVIDED
     return None if has_known_sort(request) else errors.INVALID_SORT_OPTION
 
 
 def validate_range_stream(request: rpc_pb2.RangeRequest) -> Status | None:
-    """What is wrong with a RangeStream; None when nothing is."""
+    """The fault of a RangeStream, with etcd's text; None without one."""
     if wrong := validate_range(request):
         return wrong
     if not has_default_order(request):
@@ -33,7 +33,7 @@ def validate_range_stream(request: rpc_pb2.RangeRequest) -> Status | None:
 
 
 def validate_put(request: rpc_pb2.PutRequest) -> Status | None:
-    """What is wrong with a Put; None when nothing is."""
+    """The fault of a Put, with etcd's text; None without one."""
     if not request.key:
         return errors.KEY_NOT_PROVIDED
     if request.ignore_value and request.value:
@@ -44,7 +44,7 @@ def validate_put(request: rpc_pb2.PutRequest) -> Status | None:
 
 
 def validate_delete(request: rpc_pb2.DeleteRangeRequest) -> Status | None:
-    """What is wrong with a DeleteRange; None when nothing is."""
+    """The fault of a DeleteRange, with etcd's text; None without one."""
     return None if request.key else errors.KEY_NOT_PROVIDED
 
 
@@ -56,7 +56,7 @@ def has_known_sort(request: rpc_pb2.RangeRequest) -> bool:
 def has_default_order(request: rpc_pb2.RangeRequest) -> bool:
     """Whether etcd reads the rows in key order and stops at the limit, instead of reading and sorting all.
 
-    True for no order at all, whatever the target. What a target without an order means: merge.py.
+    True for no order at all, whatever the target; merge.py says how etcd treats a target without an order.
     """
     return request.sort_order == rpc_pb2.RangeRequest.NONE or (
         request.sort_order == rpc_pb2.RangeRequest.ASCEND and request.sort_target == rpc_pb2.RangeRequest.KEY

@@ -97,7 +97,7 @@ class LeaseKeepAlive(Handler):
                     lanes.lanes[name] = Lane(shard, forward)
 
     def _has_room(self, address: str) -> bool:
-        """Takes a place for one more token; those that nobody uses go first."""
+        """Takes a place for one more token; unused tokens lose theirs first."""
         while not self._places.take(address):
             idle = next((forward for forward, lanes in self._lanes.items() if not lanes.clients), None)
             if idle is None:

@@ -1,8 +1,8 @@
 """One client's keepalives: taken from its stream, sent to every shard, and answered in their order.
 
-A client that does not read, or that sends faster than the shards answer, is not read from either: its bytes are given
-back only as its answers leave. Of each client a few keepalives are at work at a time, and the rest waits here: etcd
-takes those of a stream one after the other, and what one client has sent would stand before those of all others.
+A client that does not read, or that sends faster than the shards answer, is not read from either: its window opens only
+as its answers leave. A few keepalives of each client are at work at a time, and its others wait here: etcd takes the
+keepalives of a stream one after the other, so the many of one client would stand before those of all others.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Keepalive:
 
     Attributes:
         body: the request, with its prefix.
-        sent: when, on the monotonic clock.
-        size: bytes of the client's window to give back when it is done with.
-        ttls: by the shard's name: what the shard answered, NO_ANSWER before or without an answer.
+        sent: the time of sending, on the monotonic clock.
+        size: bytes of the client's window to give back when the keepalive is over.
+        ttls: by the shard's name: the TTL that the shard answered, NO_ANSWER before or without an answer.
         headers: by the shard's name: the header of the answer; None before or without an answer.
         failure: why the call cannot be answered, or a shard did not answer.
-        answer: what the client gets, once that is known: a message with its prefix, or the end of the call.
+        answer: the client's answer, once it is known: a message with its prefix, or the end of the call.
     """
 
     __slots__ = ("_left", "answer", "body", "client", "failure", "headers", "id", "sent", "size", "ttls")
@@ -98,7 +98,7 @@ class Keepalive:
 
 
 class Service(Protocol):
-    """Whoever judges what the shards have answered, and counts what waits.
+    """The judge of the shards' answers, who also counts the keepalives that wait.
 
     Attributes:
         background: tells the bugs that show in one client's answers.
@@ -113,16 +113,16 @@ class Service(Protocol):
         """Gives that room back."""
 
     def answer(self, keepalive: Keepalive) -> bytes | Status:
-        """What the client gets, now that nothing more comes from the shards: a message, or the end of its call."""
+        """The client's answer, now that nothing more comes from the shards: a message, or the end of its call."""
 
 
 class Client(Sink):
     """A client's stream.
 
     Attributes:
-        address: where it comes from.
-        lanes: to each shard.
-        metadata: what the shards must know of the client.
+        address: the client's.
+        lanes: the lane to each shard.
+        metadata: the client's metadata that shards must know.
         closed: nothing is answered any more.
     """
 
@@ -177,7 +177,7 @@ class Client(Sink):
         return self._reader.count if self._reader.held else None
 
     def _take_requests(self) -> None:
-        """Takes requests while few are at work; what is left waits, and is held."""
+        """Takes requests while few are at work; the others wait, and are held."""
         try:
             while (self._messages or self._payloads) and not self.closed and (room := self._room()) > 0:
                 self._take_some(room)

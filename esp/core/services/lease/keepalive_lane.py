@@ -1,13 +1,12 @@
 """Keepalives on their way to one shard: those of many clients on one stream.
 
-etcd answers the keepalives of a stream in their order, so a queue of what was sent is all it takes to know whose an
-answer is. But it holds the answer back for a lease that has ended and is not revoked yet, and with it all answers
-behind. So what holds up the others for STALL_SECONDS is sent once more on a second, slow stream, where only its like
-wait behind it, and the others are sent once more on a new one. Sending a keepalive twice does no harm as long as its
-client waits for it.
+etcd answers the keepalives of a stream in their order, so a queue of those sent tells whose an answer is. But for a
+lease that has ended and is not revoked yet, etcd holds the answer back, and with it all later answers. So a keepalive
+that holds up the others for STALL_SECONDS is sent once more on a second, slow stream, among its like, and the others
+are sent once more on a new stream. Sending a keepalive twice does no harm as long as its client waits for it.
 
-A shard that answers nothing for SILENT_SECONDS is as good as unreachable. Whether it answers is known even when
-nothing but slow keepalives are under way: then it is asked about lease 0, which cannot exist.
+A shard that answers nothing for SILENT_SECONDS counts as unreachable. Silence is noticed even while only slow
+keepalives are under way: the shard is then asked about lease 0, which cannot exist.
 """
 
 from __future__ import annotations
@@ -132,14 +131,14 @@ class _Call(ClientStream):
 
 
 class _Upstream:
-    """One keepalive stream, from when it is wanted.
+    """A keepalive stream, from the moment it is wanted.
 
     Attributes:
-        in_flight: what was sent, or will be when there is a connection, and not answered, in order.
-        progress: when the last answer came, or the first of `in_flight` was added or sent, whatever was later.
-        wanted: when it was.
-        has_answered: at least once.
-        closed: it is of no use any more.
+        in_flight: keepalives without an answer, in order: sent, or waiting for a connection.
+        progress: the latest of these times: the last answer came, the first of `in_flight` was added, it was sent.
+        wanted: the time at which the stream was wanted.
+        has_answered: at least one answer has come.
+        closed: the stream is of no use any more.
     """
 
     __slots__ = ("_call", "_header", "_reader", "closed", "has_answered", "in_flight", "lane", "progress", "wanted")
@@ -181,7 +180,7 @@ class _Upstream:
         self.lane.ended(self, INTERNAL_ERROR)
 
     def move(self) -> None:
-        """What it carries is sent again on another stream."""
+        """The keepalives of this stream are sent again on another."""
         if not self.closed:
             self.close()
             self.lane.moved(self)
@@ -220,7 +219,7 @@ class _Upstream:
         The header stands in front, and is the same as in the answer before unless something was written meanwhile.
 
         Raises:
-            DecodeError: it is no answer.
+            DecodeError: `message` is no answer.
         """
         known, header = self._header
         size = len(known)
@@ -300,7 +299,7 @@ class Lane:
             self.heard = monotonic()
 
     def ended(self, upstream: _Upstream, status: Status) -> None:
-        """A stream is over: what it still carried is sent again where that may help, or fails."""
+        """A stream is over: its keepalives are sent again where that may help, or fail."""
         left = upstream.in_flight
         self._detach(upstream)
         again = upstream.has_answered and errors.is_unreachable(status)

@@ -39,7 +39,7 @@ SEEN_SECONDS: Final = 1.0
 
 
 class _Job:
-    """What to do with one lease on one shard: grant it, or else revoke it."""
+    """The repair of one lease on one shard: grant the lease, or else revoke it."""
 
     __slots__ = ("grants", "metadata")
 
@@ -53,7 +53,7 @@ class _Yard:
 
     Attributes:
         shard: the shard.
-        jobs: what to do, by lease.
+        jobs: the repairs, by lease.
         wanted: set when the worker may have something to do.
         was_ready: whether the shard had a connection at the last look; None before the first.
         worker: does the jobs; None until the repairs have begun.
@@ -211,8 +211,8 @@ class LeaseRepair:
     async def ensure(self, lease_id: int, shard: Shard, metadata: Fields, seconds: float) -> bool:
         """Whether a lease that a shard did not have a moment ago is on it now, as it lives on another.
 
-        It is granted there if the shard never had it, which another proxy may do as well. False when it lives nowhere,
-        or may have been on that shard: then it has ended there, and is dead.
+        The lease is granted there if the shard never had it; another proxy may do the same. False when the lease lives
+        nowhere, or may have been on that shard: then the lease has ended there, and is dead.
 
         Raises:
             RpcError: a shard does not answer, or refuses.

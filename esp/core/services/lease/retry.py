@@ -24,7 +24,7 @@ from esp.core.wire.status import RpcError, Status
 
 CALL_SECONDS: Final = 2.0
 MAX_LEASES: Final = 16
-"""In one transaction, those that are looked for."""
+"""Most Puts of one transaction whose leases are looked for."""
 
 
 class LeaseRetry:
@@ -44,12 +44,12 @@ class LeaseRetry:
         status: Status,
         owner: Callable[[bytes], Shard],
     ) -> bool:
-        """Takes over a write to one shard that ended with `status`; False when that is all there is to say.
+        """Takes over a write to one shard that ended with `status`; False when that status is the answer.
 
         Args:
             stream: the client's call.
             message: the request, with its prefix.
-            puts: those that it consists of, any of which may name the lease that lacks; with None for what is none.
+            puts: the request's operations; any Put may name the missing lease, None stands for another operation.
             status: why it was refused.
             owner: the shard that owns a key, in the layout that the write was routed by.
         """

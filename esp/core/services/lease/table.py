@@ -1,19 +1,19 @@
-"""What this proxy has seen of the leases that pass through it, and what follows when shards disagree about one.
+"""The leases that pass through this proxy, as far as it has seen them, and the verdict when shards disagree about one.
 
 A lease lives on every shard. When one shard says that it has no such lease while others have it, one of two things has
-happened, and they look the same from outside:
+happened, and both look the same from outside:
 
-- it has ended there: its keys on that shard are gone, so the whole lease is dead, and its owner must hear so;
-- the shard never had it: it was away when the lease was granted, or is new. Then nothing was lost, and the lease can
-  be granted there.
+- the lease has ended there: its keys on that shard are gone, so the whole lease is dead, and its owner must hear so;
+- the shard never had the lease: it was unreachable during the grant, or is new. Then nothing was lost, and the lease
+  can be granted there.
 
-It is taken for the second only where that is known: this proxy itself granted the lease without that shard, or the
-shard has never had a key. Anything else is taken for the first. A lease that is called dead wrongly ends a session; one
-that is called alive wrongly lets two clients hold a lock. So losing an entry of this table is safe.
+The verdict is the second only where that is known: this proxy itself granted the lease without that shard, or the shard
+has never had a key. In all other cases it is the first. A lease wrongly called dead ends a session; a lease wrongly
+called alive lets two clients hold a lock. So losing an entry of this table is safe.
 
 There is one delay. Another proxy may have granted a lease without a shard, and grants it there when the shard is back.
-So a shard that was away counts as away for SETTLE_SECONDS more, for leases of which this proxy does not know whether
-it had them.
+So a shard that was unreachable counts as unreachable for SETTLE_SECONDS more, for leases of which this proxy does not
+know whether the shard had them.
 
 With `leases: strict` a lease that one shard does not have is dead, whatever the reason.
 """
@@ -40,7 +40,7 @@ SWEPT_AT_ONCE: Final = 1000
 KEPT_SECONDS: Final = 600.0
 """How long an ended lease is remembered: a shard that has changed its leader keeps leases for longer than they had."""
 SETTLE_SECONDS: Final = 3.0
-"""How long other proxies have to grant what they know a shard to have missed. They begin within half a second."""
+"""Seconds that other proxies have for granting the leases that a shard missed. They begin within half a second."""
 ID_BITS: Final = (1 << 64) - 1
 """Ids are shown as etcdctl does, without a sign."""
 UNKNOWN: Final = 0.0
@@ -51,20 +51,20 @@ class Lacking(Enum):
     """Why a shard lacks a lease."""
 
     MISSED = auto()
-    """It never had it."""
+    """The shard never had the lease."""
     ENDED = auto()
-    """It had it, or may have had it."""
+    """The shard had the lease, or may have had it."""
     UNSETTLED = auto()
     """Not known, and another proxy may be about to grant it there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What holds for a lease.
+    """The verdict on a lease.
 
     Attributes:
-        dead: it does not live, or must not: the shards that still have it should lose it.
-        missed: shards that never had it and should get it.
+        dead: the lease does not live, or must not: shards that still have the lease should lose it.
+        missed: shards that never had the lease and should get it.
     """
 
     dead: bool
@@ -76,14 +76,14 @@ DEAD: Final = Judgement(dead=True)
 
 
 class Known:
-    """What was seen of one lease.
+    """One lease, as far as this proxy has seen it.
 
     Attributes:
         until: for each shard, by name, the `monotonic` time until which the shard surely keeps the lease; MISSED where
             the lease never was, UNKNOWN where this proxy has not seen the lease, and does not know why.
-        elsewhere: the same for a shard that is not in `until`, since the shard has joined the layout since.
+        elsewhere: the same for a shard that is not in `until` because it joined the layout later.
         since: the `monotonic` time at which the lease was brought to a shard that had missed it.
-        metadata: of the lease's client, for what esp does about the lease later.
+        metadata: the client's, with which esp repairs the lease later.
     """
 
     __slots__ = ("elsewhere", "metadata", "since", "until")
@@ -121,7 +121,7 @@ class LeaseTable:
         return len(self._known)
 
     def get(self, lease_id: int) -> Known | None:
-        """What is known of a lease."""
+        """The entry of a lease."""
         return self._known.get(lease_id)
 
     def forget(self, lease_id: int) -> None:
@@ -129,7 +129,7 @@ class LeaseTable:
         self._known.pop(lease_id, None)
 
     def granted(self, lease_id: int, until: Mapping[str, float], metadata: Fields) -> None:
-        """The lease begins, on these shards and no other; what was known of another one with its id is of no use now.
+        """The lease begins, on these shards and no other. An earlier lease with the same id is forgotten.
 
         `until` has the end of the lease on each shard, by name.
         """
@@ -190,13 +190,13 @@ class LeaseTable:
     def judge(
         self, lease_id: int, lives: Mapping[str, bool | None], empty: Collection[str], asked: float = inf
     ) -> Judgement:
-        """What holds for a lease, by what each shard has told.
+        """The verdict on a lease, from the shards' answers.
 
         Args:
             lease_id: the lease.
             lives: for each shard, by name, whether the shard has the lease; None for a shard that does not answer.
             empty: the shards that have never had a key.
-            asked: when the shards were asked, by `monotonic`; by default just now.
+            asked: the `monotonic` time of the question; by default just now.
         """
         if True not in lives.values():
             return DEAD
@@ -265,7 +265,7 @@ class LeaseTable:
             log.info("shard %s answers again: leases count on it", shard)
 
     def drop_shard(self, shard: str) -> None:
-        """The shard has left the layout; what leases were on the shard is remembered, since the shard may come back."""
+        """The shard has left the layout. Its leases are remembered, since the shard may come back."""
         self._settled_at.pop(shard, None)
         self._told_of.discard(shard)
         self.left_out.discard(shard)
