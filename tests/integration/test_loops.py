@@ -18,7 +18,7 @@ import pytest
 
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
-from tests.harness import EspProcess, Esps, Etcds, connect, grpc_proxy, outcome, peer, wait_until
+from tests.harness import EspProcess, Esps, Etcds, connect, etcd34, grpc_proxy, outcome, peer, wait_until
 from tests.stubs import rpc_pb2_grpc
 
 
@@ -198,9 +198,7 @@ def test_another_esp_is_no_shard_though_it_is_no_circle(
 @pytest.fixture(params=["etcd", "etcd37", "etcd34"])
 def proxy_binary(request: pytest.FixtureRequest, etcd_binary: Path) -> Path:
     """An etcd whose grpc-proxy passes on no metadata, but messages as they are; that of 3.4 only what it knows."""
-    return {"etcd": lambda: etcd_binary, "etcd37": lambda: peer("etcd"), "etcd34": lambda: peer("etcd34")}[
-        request.param
-    ]()
+    return {"etcd": lambda: etcd_binary, "etcd37": lambda: peer("etcd"), "etcd34": etcd34}[request.param]()
 
 
 def test_a_grpc_proxy_of_etcd_that_leads_back(
