@@ -27,7 +27,7 @@ from esp.core.services.lease.table import LeaseTable
 from esp.core.services.watch.compaction import Compaction
 from esp.core.services.watch.span_progress import SpanProgress
 from esp.core.shard import Shard
-from esp.core.shard.link import Lane, ParkedCall
+from esp.core.shard.link import Link, ParkedCall
 from esp.core.tokens import Tokens
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.listener import Listener
@@ -180,7 +180,7 @@ class Scene:
 PLACES: list[tuple[object, str, Callable[[Scene], Awaitable[None]], str]] = [
     (Listener, "tick", Scene.nothing, "the clients' deadlines"),
     (Shard, "tick", Scene.nothing, "the deadlines of shard s0"),
-    (Lane, "tick", Scene.nothing, "the deadlines of shard s0"),
+    (Link, "tick", Scene.nothing, "the deadlines of shard s0"),
     (Leases, "tick", Scene.nothing, "the leases' deadlines"),
     (keepalive.LeaseKeepAlive, "tick", Scene.nothing, "the leases' deadlines"),
     (keepalive_lane.Lane, "tick", Scene.nothing, "keepalives to a shard"),

@@ -1,7 +1,9 @@
 """How the shards are, for `esp check`.
 
-probe      asks every endpoint of every shard for its status and alarms
-findings   plain values: the endpoints' answers, and the problems in them
+    probe      asks every endpoint of every shard for its status and alarms
+    findings   plain values: the endpoints' answers, and the problems in them
+
+From the top down; each file imports only files below it.
 """
 
 from esp.core.health.findings import EndpointHealth, Finding, Health, Kind, ShardHealth

@@ -259,14 +259,14 @@ class AskAll(Handler):
             call = CoroutineCall(stream, entry)
             call.start(self._gate.spawn, self._answer(call, request), entry.close)
 
-        let_in(self._gate, stream, self._shards, len(message), begin)
+        let_in_to_all(self._gate, stream, self._shards, len(message), begin)
 
     async def _answer(self, call: CoroutineCall, request: Message) -> None:
         answer = await self._work(call, request)
         call.stream.respond(answer.SerializeToString())
 
 
-def let_in(
+def let_in_to_all(
     gate: Gate, stream: ServerStream, shards: Mapping[str, Shard], size: int, begin: Callable[[Entry], None]
 ) -> None:
     """Lets in a call with a small question to all shards. Unreachable and stopped shards hold up no call."""

@@ -49,7 +49,7 @@ async def _ask_all(routing: Routing, asked: Merged, call: CoroutineCall, request
     return asked.merge(routing, outcomes)
 
 
-def merge(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | Status]) -> rpc_pb2.StatusResponse:
+def merge_status(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | Status]) -> rpc_pb2.StatusResponse:
     """One status made of those of the shards that answer; the errors in it say what is wrong with the others.
 
     Sizes are summed up, of versions the lowest counts, of the raft's numbers, which are for people, the highest. esp
@@ -87,7 +87,7 @@ def merge(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | Status]
     return merged
 
 
-MERGED: Final = (Merged(STATUS, rpc_pb2.StatusRequest, merge),)
+MERGED: Final = (Merged(STATUS, rpc_pb2.StatusRequest, merge_status),)
 """Another RPC over all shards is a method in `shard/unary.py`, an entry here, and a function that merges answers."""
 
 

@@ -39,17 +39,17 @@ class ParkedCall(Sink):
         until: the `monotonic` time at which it is refused.
     """
 
-    __slots__ = ("_chunks", "_ended", "_lane", "_sender", "_size", "down", "message", "peer", "place", "until")
+    __slots__ = ("_chunks", "_ended", "_link", "_sender", "_size", "down", "message", "peer", "place", "until")
 
-    def __init__(self, sender: Sender, lane: Lane, down: ServerStream, message: bytes | None) -> None:
+    def __init__(self, sender: Sender, link: Link, down: ServerStream, message: bytes | None) -> None:
         self._sender = sender
-        self._lane = lane
+        self._link = link
         self.down = down
         self.message = message
         self.peer = down.peer
         self.place: Account | None = None
         self._size = 0
-        self.until = lane.patience()
+        self.until = link.patience()
         self._chunks: list[bytes] = []
         self._ended = False
         down.sink = self
@@ -77,11 +77,11 @@ class ParkedCall(Sink):
     def cancelled(self, code: int, reason: str) -> None:
         """The client no longer waits."""
         self.down.sink = None
-        self._lane.unpark(self)
+        self._link.unpark(self)
 
     def cut(self, stream: ServerStream | None = None) -> None:
         """Others need its place, or the memory for its request."""
-        self._lane.unpark(self)
+        self._link.unpark(self)
         self.refuse(errors.TOO_MANY_REQUESTS)
 
     def go(self, connection: ClientConnection) -> None:
@@ -110,10 +110,10 @@ class ParkedCall(Sink):
 class _Waiter:
     """A coroutine that waits."""
 
-    __slots__ = ("_lane", "future", "peer", "place", "until")
+    __slots__ = ("_link", "future", "peer", "place", "until")
 
-    def __init__(self, lane: Lane, peer: str, until: float) -> None:
-        self._lane = lane
+    def __init__(self, link: Link, peer: str, until: float) -> None:
+        self._link = link
         self.peer = peer
         self.place: Account | None = None
         self.until = until
@@ -124,7 +124,7 @@ class _Waiter:
 
     def cut(self) -> None:
         """Others need its place."""
-        self._lane.unpark(self)
+        self._link.unpark(self)
         self.refuse(errors.TOO_MANY_REQUESTS)
 
     def go(self, connection: ClientConnection) -> None:
@@ -152,7 +152,7 @@ class StreamOpener(Protocol):
         """An exception came out of `go`: what the stream was for ends."""
 
 
-class Lane:
+class Link:
     """One connection and its queues; all may be empty. A bug in one of the calls that wait ends that one.
 
     Attributes:
@@ -240,7 +240,7 @@ class Lane:
             self._background.guard("a stream that waited", partial(opener.go, connection), opener.on_bug)
 
     def stand(self, opener: StreamOpener) -> None:
-        """Lets it wait without a limit; for nothing once the lane is closed."""
+        """Lets it wait without a limit; for nothing once the link is closed."""
         if not self._closed:
             self.standing[opener] = None
 

@@ -33,7 +33,7 @@ from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.pb import rpc_pb2
 from esp.core.shard.dial import connect
-from esp.core.shard.link import Lane, ParkedCall, StreamOpener
+from esp.core.shard.link import Link, ParkedCall, StreamOpener
 from esp.core.shard.lookup import Lookups
 from esp.core.shard.member import PROBE, STATUS, NotAnEtcd, ask_status
 from esp.core.tokens import is_token
@@ -61,9 +61,10 @@ HIGHEST_REVISION: Final = 1 << 51
 """No etcd gets here by writing; from 2**52 on a shard's revisions would be taken for vector tokens."""
 DEFAULT_TXN_OPS: Final = 128
 """etcd's default of --max-txn-ops."""
+KEPT_UNCOUNTED: Final = 2048
+"""Bytes of a request up to which the request is kept to be sent again without being counted."""
 MANY_CALLS: Final = 1000
-SMALL_REQUEST: Final = 2048
-"""Of a client with more open calls than that only smaller requests are kept to be sent again."""
+"""Open calls of a client above which no larger request of the client is kept to be sent again."""
 SHARD_TRAILER: Final = b"esp-shard"
 """Names the shard in the trailers of errors that esp makes itself; the text stays etcd's, clients match on it."""
 
@@ -105,8 +106,8 @@ class Shard:
         self.seen = 0
         self.max_txn_ops = self.allowed_ops = DEFAULT_TXN_OPS
         self._lookups = Lookups()
-        self._unary = Lane(context, background)
-        self._streams = Lane(context, background)
+        self._unary = Link(context, background)
+        self._streams = Link(context, background)
         self._retired: list[ClientConnection] = []
         self._esps: set[Endpoint] = set()
         self._is_asking = False
@@ -140,7 +141,7 @@ class Shard:
         if connection is not None and connection.has_room:
             call = SplicedCall(connection, down, message, self)
             connection.call(call, down.head.forward, down.timeout, message, end=True)
-            if len(message) > SMALL_REQUEST and not _may_keep(down, message):
+            if len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
                 call.message = b""
         else:
             self._unary.park(ParkedCall(self, self._unary, down, message))
@@ -174,7 +175,7 @@ class Shard:
         """Sends a client's call on `connection`, which has room for it; without `message` it is a streaming one."""
         call = SplicedCall(connection, down, message, self)
         connection.call(call, down.head.forward, timeout, message, end=message is not None)
-        if message is not None and len(message) > SMALL_REQUEST and not _may_keep(down, message):
+        if message is not None and len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
             call.message = b""
 
     def refuse(self, down: ServerStream, status: Status) -> None:
@@ -394,13 +395,13 @@ class Shard:
         self._bar(None)
 
     def _bar(self, why: Status | None) -> None:
-        for lane in (self._unary, self._streams):
-            lane.bar(why)
+        for link in (self._unary, self._streams):
+            link.bar(why)
         self.context.flush()
 
     def _close(self) -> None:
-        for lane in (self._unary, self._streams):
-            lane.close()
+        for link in (self._unary, self._streams):
+            link.close()
         for connection in self._retired:
             connection.end(ErrorCode.NO_ERROR, "closing")
         self._retired.clear()
@@ -428,9 +429,9 @@ class Shard:
             await self.background.end(tasks)
             self.endpoint = None
             self.version_in_use = ""
-            for lane in (self._unary, self._streams):
-                if lane.connection is not None:
-                    self.background.guard(f"shard {self.name}: its connection", partial(self._retire, lane))
+            for link in (self._unary, self._streams):
+                if link.connection is not None:
+                    self.background.guard(f"shard {self.name}: its connection", partial(self._retire, link))
             self.context.flush()
         log.warning("shard %s: lost %s", self.name, endpoint)
 
@@ -498,8 +499,8 @@ class Shard:
                         await asyncio.sleep(LONGEST_PAUSE)
                         self._wanted_streams.set()
 
-    async def _dial(self, lane: Lane, endpoint: Endpoint) -> None:
-        """Connects a lane.
+    async def _dial(self, link: Link, endpoint: Endpoint) -> None:
+        """Connects a link.
 
         Raises:
             OSError: no connection, or no SETTINGS in time.
@@ -512,15 +513,15 @@ class Shard:
                 await self._examine(connection)
             if connection.ended:
                 raise OSError("closed at once")
-            if lane.connection is not None:
-                self._retire(lane, leave=False)  # full, but as good as the new one
+            if link.connection is not None:
+                self._retire(link, leave=False)  # full, but as good as the new one
         except BaseException:
             connection.end(ErrorCode.NO_ERROR, "not wanted any more")
             self.context.flush()
             raise
-        connection.on_change = self._on_change(lane, connection)
-        lane.connection = connection
-        lane.go()
+        connection.on_change = self._on_change(link, connection)
+        link.connection = connection
+        link.go()
         self.context.flush()
 
     async def _greeted(self, connection: ClientConnection, endpoint: Endpoint) -> None:
@@ -540,7 +541,7 @@ class Shard:
         except TimeoutError:
             raise OSError(f"no answer within {seconds:g} s") from None
 
-    def _on_change(self, lane: Lane, connection: ClientConnection) -> Callable[[], None]:
+    def _on_change(self, link: Link, connection: ClientConnection) -> Callable[[], None]:
         def changed() -> None:
             self.background.guard(f"shard {self.name}: its connection", look, begin_anew)
 
@@ -549,27 +550,27 @@ class Shard:
             self._wanted_streams.set()
 
         def look() -> None:
-            if lane.connection is not connection:
+            if link.connection is not connection:
                 return
             if connection.draining or connection.ended:
-                self._retire(lane)
-                if lane is self._unary:
+                self._retire(link)
+                if link is self._unary:
                     self._lost.set()
-                elif lane.waiting or lane.standing:
+                elif link.waiting or link.standing:
                     self._wanted_streams.set()
             else:
-                lane.go()
+                link.go()
 
         return changed
 
-    def _retire(self, lane: Lane, *, leave: bool = True) -> None:
-        """The lane's connection takes no more calls; it is kept until those it has are finished.
+    def _retire(self, link: Link, *, leave: bool = True) -> None:
+        """The link's connection takes no more calls; it is kept until those it has are finished.
 
         With `leave` those that can are asked to go on elsewhere.
         """
-        connection, lane.connection = lane.connection, None
+        connection, link.connection = link.connection, None
         assert connection is not None
-        if lane is self._unary:
+        if link is self._unary:
             # Another member may allow fewer; another cluster, as one that was restored, may answer there.
             self.seen, self.allowed_ops = 0, DEFAULT_TXN_OPS
         if not connection.ended:

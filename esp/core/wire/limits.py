@@ -72,7 +72,7 @@ class Limits:
     max_batched_reads: int = 64
     """Reads of one key each that go to a shard as one transaction; 1 sends each by itself. etcd's --max-txn-ops."""
     max_keepalive_streams: int = 1000
-    """Streams for keepalives to one shard; clients with the same token share one."""
+    """Streams for keepalives to one shard; clients with the same auth token share one."""
     max_keepalives: int = 100_000
     """Keepalives of leases that wait for their answers, over all clients."""
     max_known_leases: int = 200_000

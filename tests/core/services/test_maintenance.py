@@ -8,7 +8,7 @@ import pytest
 from esp.core import errors
 from esp.core.identity import Identity
 from esp.core.pb import rpc_pb2
-from esp.core.services.maintenance import merge, version_key
+from esp.core.services.maintenance import merge_status, version_key
 from esp.core.tokens import Tokens, Vector
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
@@ -56,7 +56,7 @@ def outcomes(a: Any, b: Any) -> dict[str, Any]:
 
 
 def test_sizes_add_up_and_the_lowest_version_counts(routing: Any) -> None:
-    merged = merge(routing, outcomes(ONE, OTHER))
+    merged = merge_status(routing, outcomes(ONE, OTHER))
     token = merged.header.revision
     assert routing.tokens.position(token).vector.revisions == (30, 5)
     assert merged == Status(
@@ -75,7 +75,7 @@ def test_sizes_add_up_and_the_lowest_version_counts(routing: Any) -> None:
 
 
 def test_a_shard_that_does_not_answer_is_an_error_and_no_failure(routing: Any) -> None:
-    merged = merge(routing, outcomes(ONE, errors.NO_CONNECTION))
+    merged = merge_status(routing, outcomes(ONE, errors.NO_CONNECTION))
     assert merged.leader == 0
     assert list(merged.errors) == ["shard b: there is no connection available"]
     assert routing.tokens.position(merged.header.revision).vector.revisions == (30, 0)
@@ -85,12 +85,12 @@ def test_a_shard_without_a_leader_leaves_the_whole_without_one(routing: Any) -> 
     headless = Status()
     headless.CopyFrom(OTHER)
     headless.leader = 0
-    assert merge(routing, outcomes(ONE, headless)).leader == 0
+    assert merge_status(routing, outcomes(ONE, headless)).leader == 0
 
 
 def test_when_no_shard_answers_the_call_fails_as_the_first(routing: Any) -> None:
     with pytest.raises(RpcError) as caught:
-        merge(routing, outcomes(errors.NO_LEADER, errors.NO_CONNECTION))
+        merge_status(routing, outcomes(errors.NO_LEADER, errors.NO_CONNECTION))
     assert caught.value.status == errors.NO_LEADER
 
 
@@ -99,7 +99,7 @@ def test_a_downgrade_anywhere_is_told(routing: Any) -> None:
     going.CopyFrom(OTHER)
     going.downgradeInfo.enabled = True
     going.downgradeInfo.targetVersion = "3.5.0"
-    assert cast("Status", merge(routing, outcomes(ONE, going))).downgradeInfo == going.downgradeInfo
+    assert cast("Status", merge_status(routing, outcomes(ONE, going))).downgradeInfo == going.downgradeInfo
 
 
 def test_versions_are_ordered_by_their_numbers() -> None:

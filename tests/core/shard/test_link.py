@@ -1,4 +1,4 @@
-"""What waits for a shard's connection; the rest of a lane is tested with the shard, in test_shard.py."""
+"""What waits for a shard's connection; the rest of a link is tested with the shard, in test_shard.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import weakref
 
 from esp.core import errors
 from esp.core.background import Background
-from esp.core.shard.link import Lane, ParkedCall
+from esp.core.shard.link import Link, ParkedCall
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
@@ -20,13 +20,13 @@ from tests.core.wire.conversation import HOLD, Client, Server, call, data, heade
 
 def test_a_coroutine_that_waited_in_vain_leaves_nothing_to_the_garbage_collector() -> None:
     async def run() -> bool:
-        lane = Lane(WireContext(Limits()), Background())
-        task = asyncio.create_task(lane.wait())
+        link = Link(WireContext(Limits()), Background())
+        task = asyncio.create_task(link.wait())
         await asyncio.sleep(0)
-        (waiter,) = lane.waiting
+        (waiter,) = link.waiting
         gone = weakref.ref(waiter.future)  # type: ignore[union-attr]
         del waiter
-        lane.close()
+        link.close()
         with contextlib.suppress(RpcError):
             await task
             return False
@@ -55,49 +55,49 @@ class Refusals:
         down.finish(status)
 
 
-def park(lane: Lane, sender: Refusals, client: Client, server: Server, streams: range, size: int = 0) -> None:
+def park(link: Link, sender: Refusals, client: Client, server: Server, streams: range, size: int = 0) -> None:
     for stream in streams:
         client.sends(headers(stream, call(HOLD)), data(stream, message(), end=True))
-        lane.park(ParkedCall(sender, lane, server.hold.streams[stream], bytes(size)))
+        link.park(ParkedCall(sender, link, server.hold.streams[stream], bytes(size)))
 
 
 def test_one_client_cannot_take_all_places_from_others() -> None:
     limits = Limits(max_waiting_requests=10)
     context = WireContext(limits)
-    lane, sender = Lane(context, Background()), Refusals()
+    link, sender = Link(context, Background()), Refusals()
     greedy, modest = (meet(limits, context=context, peer=f"10.0.0.{n}:1") for n in (1, 2))
-    park(lane, sender, *greedy, range(1, 41, 2))
+    park(link, sender, *greedy, range(1, 41, 2))
     assert sender.of == {"10.0.0.1:1": [errors.TOO_MANY_REQUESTS] * 10}
-    park(lane, sender, *modest, range(1, 21, 2))
+    park(link, sender, *modest, range(1, 21, 2))
     assert sender.of["10.0.0.2:1"] == [errors.TOO_MANY_REQUESTS] * 5, "half of the places are its own"
-    assert len(lane.waiting) == 10
+    assert len(link.waiting) == 10
     assert context.counters.limits["max_waiting_requests"] == 20
-    lane.close()
-    assert not lane.waiting
+    link.close()
+    assert not link.waiting
     assert context.buffers.used == 0
 
 
 def test_many_connections_of_one_address_share_its_places() -> None:
     limits = Limits(max_waiting_requests=10)
     context = WireContext(limits)
-    lane, sender = Lane(context, Background()), Refusals()
+    link, sender = Link(context, Background()), Refusals()
     for port in range(10):
-        park(lane, sender, *meet(limits, context=context, peer=f"10.0.0.1:{port}"), range(1, 2))
-    park(lane, sender, *meet(limits, context=context, peer="10.0.0.2:1"), range(1, 11, 2))
+        park(link, sender, *meet(limits, context=context, peer=f"10.0.0.1:{port}"), range(1, 2))
+    park(link, sender, *meet(limits, context=context, peer="10.0.0.2:1"), range(1, 11, 2))
     assert "10.0.0.2:1" not in sender.of
-    assert len(lane.waiting) == 10
+    assert len(link.waiting) == 10
 
 
 def test_a_call_whose_request_finds_no_memory_does_not_wait() -> None:
     limits = Limits(max_buffered_bytes=1000)
     context = WireContext(limits)
-    lane, sender = Lane(context, Background()), Refusals()
+    link, sender = Link(context, Background()), Refusals()
     client, server = meet(limits, context=context, peer="10.0.0.1:1")
-    park(lane, sender, client, server, range(1, 6, 2), size=400)
+    park(link, sender, client, server, range(1, 6, 2), size=400)
     assert sender.of == {"10.0.0.1:1": [errors.TOO_MANY_REQUESTS]}
-    assert len(lane.waiting) == 2
+    assert len(link.waiting) == 2
     assert context.buffers.used == 800
-    lane.close()
+    link.close()
     assert context.buffers.used == 0
 
 
@@ -105,15 +105,15 @@ def test_a_coroutine_gives_way_to_another_client() -> None:
     async def run() -> None:
         limits = Limits(max_waiting_requests=2)
         context = WireContext(limits)
-        lane, sender = Lane(context, Background()), Refusals()
-        waiting = [asyncio.create_task(lane.wait("10.0.0.1:1")) for _ in range(2)]
+        link, sender = Link(context, Background()), Refusals()
+        waiting = [asyncio.create_task(link.wait("10.0.0.1:1")) for _ in range(2)]
         await asyncio.sleep(0)
-        park(lane, sender, *meet(limits, context=context, peer="10.0.0.2:1"), range(1, 2))
+        park(link, sender, *meet(limits, context=context, peer="10.0.0.2:1"), range(1, 2))
         assert not sender.of
         with contextlib.suppress(RpcError):
             await waiting[0]
             raise AssertionError("it has given way")
-        lane.close()
+        link.close()
         await asyncio.gather(*waiting, return_exceptions=True)
 
     asyncio.run(run())

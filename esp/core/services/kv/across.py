@@ -17,8 +17,8 @@ from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
-from esp.core.services.kv.merge import delete_part, merge, merge_deletes, part
-from esp.core.services.kv.reading import TXN, Parts, ask, ask_rows, check_ops, read_all, segments_of, show_all
+from esp.core.services.kv.merge import delete_part, merge_deletes, merge_ranges, part
+from esp.core.services.kv.reading import TXN, Parts, ask_part, ask_rows, check_ops, read_all, segments_of, show_all
 from esp.core.services.kv.rows import DELETE_FORM, HEADER_TAG, TXN_FORM, Answer, Rows, field, nested_head
 from esp.core.services.kv.snapshot import counting, snapshot
 from esp.core.services.kv.stream_merge import StreamMerge
@@ -144,7 +144,7 @@ async def txn_of_nothing(call: CoroutineCall, routing: Routing, request: rpc_pb2
     """
     answers = await all_of(
         [
-            call.timed(ask(call, routing, shard, TXN, request, rpc_pb2.TxnResponse, idempotent=True))
+            call.timed(ask_part(call, routing, shard, TXN, request, rpc_pb2.TxnResponse, idempotent=True))
             for shard in routing.shards
         ]
     )
@@ -193,7 +193,7 @@ class _Reading:
         if len(responses) == 1:
             return responses[0]
         try:
-            return await merge(request, responses)
+            return await merge_ranges(request, responses)
         except DecodeError:
             raise self._blamed(segments, responses) from None
 

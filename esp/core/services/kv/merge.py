@@ -68,7 +68,7 @@ def part(request: rpc_pb2.RangeRequest, segment_range: KeyRange) -> rpc_pb2.Rang
     return asked
 
 
-async def merge(request: rpc_pb2.RangeRequest, responses: Sequence[Rows]) -> Rows:
+async def merge_ranges(request: rpc_pb2.RangeRequest, responses: Sequence[Rows]) -> Rows:
     """The answer to `request`, of the answers to each `part` in the order of their keys.
 
     Long work is done a few rows at a time, with others' turns in between.

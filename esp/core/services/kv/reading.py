@@ -246,7 +246,7 @@ async def _ask_for_some(
             asked_of.max_txn_ops = asked_of.allowed_ops = min(asked_of.max_txn_ops, len(some) // 2)
 
 
-async def ask(
+async def ask_part(
     call: CoroutineCall,
     routing: Routing,
     shard: str,
@@ -275,7 +275,7 @@ async def ask_rows(
     *,
     idempotent: bool,
 ) -> Answer:
-    """As `ask`, for an answer that consists of rows and may be large; it is held for the client's call.
+    """As `ask_part`, for an answer that consists of rows and may be large; it is held for the client's call.
 
     Raises:
         RpcError: the shard's, as it came.

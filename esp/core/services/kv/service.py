@@ -17,7 +17,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services import metadata
 from esp.core.services.gate import Entry, Gate
-from esp.core.services.handlers import CoroutineCall, let_in, parse
+from esp.core.services.handlers import CoroutineCall, let_in_to_all, parse
 from esp.core.services.kv import across, txn, validate
 from esp.core.services.kv.compaction import Compactions
 from esp.core.services.kv.concat import Concat, can_concat
@@ -116,14 +116,14 @@ class _Ranges(Routed):
         super().__init__(routing, gate)
         self.snapshots = snapshots
         self.snapshot_tries = snapshot_tries
-        self.keys = routing.undivided
+        self.undivided = routing.undivided
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
         key = range_key(message, PREFIX_SIZE)
         if key is not None:
             try:
-                owner = self.keys.owner(key)
+                owner = self.undivided.owner(key)
             except RpcError as error:
                 stream.finish(error.status)
             else:
@@ -146,27 +146,27 @@ class _Ranges(Routed):
         sole = self.routing.map.sole_owner(key_range)
         if sole is not None:
             if not request.range_end:
-                self.keys.owner(request.key)
+                self.undivided.owner(request.key)
             translate_filters(self.routing.tokens, request, sole)
             if position is None:
                 self.pass_on(stream, request, self.shards[sole])
                 return
         else:
-            check(self.routing.undivided.refuse(self.what, key_range))
+            check(self.undivided.refuse(self.what, key_range))
             check(self.refuse(request, *self.span(key_range), at_token=position is not None))
         segments = segments_of(self.routing, key_range)
         wants_snapshot = position is None and self.wants_snapshot(stream)
 
         def begin(entry: Entry) -> None:
-            def merge() -> None:
+            def in_a_coroutine() -> None:
                 call = CoroutineCall(stream, entry)
                 tries = self.snapshot_tries if wants_snapshot else 0
                 work = self.across(call, self.routing, request, segments, snapshot_tries=tries)
                 call.start(self.spawn, work, entry.close)
 
             joins = self.joins(request) and not wants_snapshot
-            if not joins or not Concat(stream, self.routing, entry, merge).begin(request, segments, position):
-                merge()
+            if not joins or not Concat(stream, self.routing, entry, in_a_coroutine).begin(request, segments, position):
+                in_a_coroutine()
 
         asked = segments[:1] if self.in_order and not wants_snapshot else segments
         self.gate.let_in(stream, [segment.shard for segment in asked], len(message), begin)
@@ -208,7 +208,7 @@ class Range(_Ranges):
             super().on_message(stream, message)
             return
         try:
-            owner = self.keys.owner(key)
+            owner = self.undivided.owner(key)
         except RpcError as error:
             stream.finish(error.status)
         else:
@@ -410,4 +410,4 @@ class Compact(Routed):
             call = CoroutineCall(stream, entry)
             call.start(self.spawn, work(call), entry.close)
 
-        let_in(self.gate, stream, self.shards, len(message), begin)
+        let_in_to_all(self.gate, stream, self.shards, len(message), begin)

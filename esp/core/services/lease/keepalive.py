@@ -1,8 +1,8 @@
 """LeaseKeepAlive: one answer for each request of a client, in order, over all shards.
 
-A keepalive goes to every shard at once, on streams that all clients with the same token share (`keepalive_lane`), and
-is answered when every shard has answered or is given up: with the lowest TTL. It costs no task and no future. Nothing
-is renewed that no client has asked for.
+A keepalive goes to every shard at once, on streams that all clients with the same auth token share (`keepalive_lane`).
+The answer has the lowest TTL, when every shard has answered or is given up. A keepalive costs no task and no future.
+Nothing is renewed that no client has asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from esp.core import errors
 from esp.core.background import Background
 from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
-from esp.core.services.lease.keepalive_client import NO_ANSWER, Client, Keepalive, Lanes
+from esp.core.services.lease.keepalive_call import NO_ANSWER, Keepalive, KeepaliveCall, Lanes
 from esp.core.services.lease.keepalive_lane import Lane
 from esp.core.services.lease.repair import LeaseRepair
 from esp.core.services.lease.table import LeaseTable, is_empty
@@ -77,7 +77,7 @@ class LeaseKeepAlive(Handler):
             made = {name: Lane(shard, forward) for name, shard in self._layout.shards.items()}
             lanes = self._lanes[forward] = Lanes(address, metadata, made)
         lanes.clients += 1
-        Client(self, stream, lanes)
+        KeepaliveCall(self, stream, lanes)
 
     def install(self, layout: Layout) -> None:
         """Another layout is in force: each client's keepalives go to the shards that have come, and not to those gone.
@@ -97,7 +97,7 @@ class LeaseKeepAlive(Handler):
                     lanes.lanes[name] = Lane(shard, forward)
 
     def _has_room(self, address: str) -> bool:
-        """Takes a place for one more token; unused tokens lose theirs first."""
+        """Takes a place for one more auth token; unused tokens lose theirs first."""
         while not self._places.take(address):
             idle = next((forward for forward, lanes in self._lanes.items() if not lanes.clients), None)
             if idle is None:
@@ -135,10 +135,10 @@ class LeaseKeepAlive(Handler):
         else:
             return failure
         if ttl:
-            self._table.renewed(keepalive.id, keepalive.ttls, keepalive.sent, keepalive.client.metadata)
+            self._table.renewed(keepalive.id, keepalive.ttls, keepalive.sent, keepalive.call.metadata)
         for shard in missed:
             self._table.missed(keepalive.id, shard)
-            self._repair.grant(keepalive.id, shard, keepalive.client.metadata)
+            self._repair.grant(keepalive.id, shard, keepalive.call.metadata)
         answer = rpc_pb2.LeaseKeepAliveResponse(ID=keepalive.id, TTL=ttl).SerializeToString()
         return prefix(self._header(keepalive.headers) + answer)
 
@@ -175,7 +175,7 @@ class LeaseKeepAlive(Handler):
         if judgement.dead:
             if True in lives.values() or table.get(lease_id) is not None:
                 elsewhere = [shard for shard, here in lives.items() if here is not False]
-                self._repair.revoke(lease_id, elsewhere, keepalive.client.metadata)
+                self._repair.revoke(lease_id, elsewhere, keepalive.call.metadata)
             table.counters["half_dead"] += True in lives.values()
             table.forget(lease_id)
             return 0, ()

@@ -258,7 +258,7 @@ class _Upstream:
 
 
 class Lane:
-    """The keepalives of all clients of one token to one shard.
+    """The keepalives of all clients of one auth token to one shard.
 
     Args:
         shard: the shard.

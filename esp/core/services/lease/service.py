@@ -48,7 +48,7 @@ from esp.core.wire.status import RpcError, Status
 
 GRANT_SECONDS: Final = 2.0
 """How long a tolerant grant waits for a shard that says nothing, when others have granted."""
-REVOKE_SECONDS: Final = 7.0
+DEFAULT_SECONDS: Final = 7.0
 """How long esp waits for a shard where the client set no deadline: as long as an etcd for its cluster."""
 ID_TRIES: Final = 3
 LEASES_AT_ONCE: Final = 1024
@@ -141,7 +141,7 @@ class _FanOut:
         tolerant = self._table.tolerant
         metadata = load_bearing(call.stream.head)
         sent = monotonic()
-        seconds = REVOKE_SECONDS
+        seconds = DEFAULT_SECONDS
         if tolerant:
             # So that the client hears of a lease that was granted without one of the shards.
             seconds = min(GRANT_SECONDS, (call.stream.remaining() or GRANT_SECONDS * 2) / 2)
@@ -277,7 +277,7 @@ class _FanOut:
         method: Method[Answer],
         request: Message,
         *,
-        seconds: float = REVOKE_SECONDS,
+        seconds: float = DEFAULT_SECONDS,
     ) -> dict[str, Answer | Status]:
         """The outcome of each shard, by name; `seconds` is the longest to wait for a shard."""
         return await ask_all(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
-from esp.core.services.kv.merge import delete_part, merge, merge_deletes, part, refuse_range
+from esp.core.services.kv.merge import delete_part, merge_deletes, merge_ranges, part, refuse_range
 from esp.core.services.kv.rows import DELETE_FORM, HEADER_TAG, RANGE_FORM, Form, RowReader, Rows, field
 from esp.core.shard_map import ShardMap
 from esp.core.wire.message import prefix
@@ -77,7 +77,7 @@ def across(
 ) -> rpc_pb2.RangeResponse:
     segments = shards.split(KeyRange.of_request(request.key, request.range_end))
     parts = [rows_of(ask(part(request, segment.range)), RANGE_FORM) for segment in segments]
-    return Range_.FromString(written(asyncio.run(merge(request, parts))))
+    return Range_.FromString(written(asyncio.run(merge_ranges(request, parts))))
 
 
 def rows_of(message: Message, form: Form) -> Rows:

@@ -12,10 +12,10 @@ from esp.core.background import Background
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
-from esp.core.services.lease import keepalive, keepalive_client, keepalive_lane
+from esp.core.services.lease import keepalive, keepalive_call, keepalive_lane
 from esp.core.services.lease import table as lease_table
 from esp.core.services.lease.keepalive import PATH, LeaseKeepAlive
-from esp.core.services.lease.keepalive_client import FEW_AT_WORK, MOST_AT_WORK, MUCH_AT_WORK
+from esp.core.services.lease.keepalive_call import FEW_AT_WORK, MOST_AT_WORK, MUCH_AT_WORK
 from esp.core.services.lease.repair import LeaseRepair
 from esp.core.services.lease.table import LeaseTable
 from esp.core.shard.link import StreamOpener
@@ -39,7 +39,7 @@ NAMES = ("s0", "s1", "s2")
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (keepalive, keepalive_client, keepalive_lane, lease_table, client, connection, server, server_stream):
+    for module in (keepalive, keepalive_call, keepalive_lane, lease_table, client, connection, server, server_stream):
         monkeypatch.setattr(module, "monotonic", clock)
     return clock
 

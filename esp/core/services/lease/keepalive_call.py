@@ -1,4 +1,4 @@
-"""One client's keepalives: taken from its stream, sent to every shard, and answered in their order.
+"""One client's LeaseKeepAlive call: keepalives from its stream go to every shard, and are answered in their order.
 
 A client that does not read, or that sends faster than the shards answer, is not read from either: its window opens only
 as its answers leave. A few keepalives of each client are at work at a time, and its others wait here: etcd takes the
@@ -52,10 +52,10 @@ class Keepalive:
         answer: the client's answer, once it is known: a message with its prefix, or the end of the call.
     """
 
-    __slots__ = ("_left", "answer", "body", "client", "failure", "headers", "id", "sent", "size", "ttls")
+    __slots__ = ("_left", "answer", "body", "call", "failure", "headers", "id", "sent", "size", "ttls")
 
-    def __init__(self, client: Client, message: bytes, sent: float, shards: Iterable[str]) -> None:
-        self.client = client
+    def __init__(self, call: KeepaliveCall, message: bytes, sent: float, shards: Iterable[str]) -> None:
+        self.call = call
         self.id = _parse(message).ID
         self.body = prefix(message)
         self.sent = sent
@@ -69,7 +69,7 @@ class Keepalive:
     @property
     def wanted(self) -> bool:
         """Whether the client still waits for it."""
-        return not self.client.closed
+        return not self.call.closed
 
     def answered(self, shard: str, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
         """A shard's answer."""
@@ -94,7 +94,7 @@ class Keepalive:
     def _one_less(self) -> None:
         self._left -= 1
         if not self._left:
-            self.client.complete(self)
+            self.call.complete(self)
 
 
 class Service(Protocol):
@@ -116,8 +116,8 @@ class Service(Protocol):
         """The client's answer, now that nothing more comes from the shards: a message, or the end of its call."""
 
 
-class Client(Sink):
-    """A client's stream.
+class KeepaliveCall(Sink):
+    """A client's LeaseKeepAlive call.
 
     Attributes:
         address: the client's.
