@@ -1,8 +1,10 @@
-"""The documents: links and named tests exist; defaults, kinds of findings and the index of decisions are complete."""
+"""The documents: links and named tests exist; defaults, modules, kinds of findings and decisions are complete."""
 
 from __future__ import annotations
 
+import ast
 import functools
+import itertools
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -89,3 +91,47 @@ def test_the_index_has_every_decision_with_its_title_date_and_status() -> None:
         rows.append(f"| {date} | [{title}]({path.name}) | {status} |")
     index = (folder / "README.md").read_text()
     assert sorted(line for line in index.splitlines() if line.startswith("| 2")) == sorted(rows)
+
+
+DESIGN = (ROOT / "docs" / "design.md").read_text()
+
+
+def first_column(heading: str) -> set[str]:
+    """What stands in backticks in the first column of the table with this heading."""
+    _, _, table = DESIGN.partition(f"| {heading} | job |\n")
+    rows = itertools.takewhile(lambda line: line.startswith("|"), table.splitlines())
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+
+
+def packages() -> list[Path]:
+    """The folders of the core that hold modules of their own; generated ones are not described one by one."""
+    folders = [path.parent for path in (ROOT / "esp" / "core").rglob("__init__.py")]
+    return sorted(folder for folder in folders if folder.name not in ("core", "pb"))
+
+
+@pytest.mark.parametrize("folder", packages(), ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_the_map_of_the_code_has_every_module(folder: Path) -> None:
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert first_column(f"`{folder.relative_to(ROOT)}/`") == modules
+
+
+def test_the_map_of_the_code_has_every_layer() -> None:
+    core = [
+        path for path in (ROOT / "esp" / "core").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    ]
+    layers = {f"{path.relative_to(ROOT)}{'/' if path.is_dir() else ''}" for path in core} - {"esp/core/__init__.py"}
+    assert first_column("layer, from the top") == layers | {"esp/cli.py", "esp/commands/"}
+
+
+@pytest.mark.parametrize("name", ["config", "health", "services/kv", "services/lease", "shard"])
+def test_a_folder_lists_its_files(name: str) -> None:
+    folder = ROOT / "esp" / "core" / name
+    listed = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    names = {word for line in re.findall(r"(?m)^ +(\w+(?:, \w+)*) ", listed) for word in line.split(", ")}
+    assert names == {path.stem for path in folder.glob("*.py")} - {"__init__"}
+
+
+def test_the_tests_of_the_core_have_its_folders() -> None:
+    tests = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests" / "core").rglob("test_*.py")}
+    code = {path.parent.relative_to(ROOT / "esp") for path in (ROOT / "esp" / "core").rglob("*.py")}
+    assert tests <= code
