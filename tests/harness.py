@@ -40,6 +40,14 @@ PEERS = CACHE / "peers"
 EVERYTHING = {"key": b"\0", "range_end": b"\0"}
 
 
+def an_executable(path: Path) -> Path:
+    """A program that does nothing, at `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
 def unknown(host: str) -> str:
     """What esp says of a host name that has no address, as a pattern: it depends on the machine's name servers."""
     cure = "look at /etc/resolv.conf, or use an address"

@@ -31,7 +31,7 @@ LAYERS = [
     {"esp.core.services.lease", "esp.core.services.watch"},
     {"esp.core.services.kv"},
     {"esp.core.services.router", "esp.core.services.pages"},
-    {"esp.core.proxy", "esp.core.local"},
+    {"esp.core.proxy", "esp.core.local", "esp.core.local_shards"},
     {"esp.commands"},
     {"esp.cli"},
     {"esp.__main__"},

@@ -22,7 +22,8 @@ from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
 from esp.core.kubernetes import assumed_roots, cuts
-from esp.core.local import CONFIG_NAME, LocalCluster, LocalEtcdError
+from esp.core.local import LocalEtcdError
+from esp.core.local_shards import CONFIG_NAME, LocalShards
 from esp.core.proxy import Proxy, check_listen
 from esp.core.shard import Lookups
 
@@ -54,7 +55,7 @@ def run(config: Path | None, local: int | None, data_dir: Path | None, listen: l
             assert data_dir is not None
             path = data_dir / CONFIG_NAME
             try:
-                cluster = LocalCluster.open(data_dir, local)
+                cluster = LocalShards.open(data_dir, local)
                 _check_listen(path, listen)
                 cluster.write_config(path, listen or [DEFAULT_LISTEN])
             except OSError as error:
@@ -158,7 +159,7 @@ def _warn_of_cuts(config: Config) -> None:
             log.warning("for Kubernetes: %s", cut.explain())
 
 
-async def _serve(config: Config, cluster: LocalCluster | None) -> None:
+async def _serve(config: Config, cluster: LocalShards | None) -> None:
     signals = _Signals()
     async with AsyncExitStack() as stack:
         if cluster is not None:
@@ -195,7 +196,7 @@ async def _serve(config: Config, cluster: LocalCluster | None) -> None:
     log.info("stopped")
 
 
-def _tell_ready(config: Config, cluster: LocalCluster | None, proxy: Proxy, missing: list[str]) -> None:
+def _tell_ready(config: Config, cluster: LocalShards | None, proxy: Proxy, missing: list[str]) -> None:
     urls = [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in proxy.bound]
     names = [shard.name for shard in config.shards]
     text = f"ready on {', '.join(urls)}; {'shard' if len(names) == 1 else 'shards'} {', '.join(names)}"
@@ -212,7 +213,7 @@ def _tell_ready(config: Config, cluster: LocalCluster | None, proxy: Proxy, miss
             log.warning("%s", error)
 
 
-async def _started(cluster: LocalCluster) -> bool:
+async def _started(cluster: LocalShards) -> bool:
     try:
         await cluster.start()
     except OSError as error:
@@ -225,7 +226,7 @@ def _cannot_use(data_dir: Path, error: OSError) -> str:
     return f"{error.filename or data_dir}: {text}; use another --data-dir"
 
 
-async def _stop_etcds(cluster: LocalCluster, signals: _Signals) -> None:
+async def _stop_etcds(cluster: LocalShards, signals: _Signals) -> None:
     """Stops the etcds with SIGTERM; a signal to esp meanwhile kills them."""
     kill = asyncio.Event()
     signals.hurry = kill.set

@@ -5,42 +5,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from esp.core import config
-from esp.core.keys import KeyRange
 from esp.core.local import (
-    LocalCluster,
     LocalEtcd,
     LocalEtcdError,
-    default_starts,
     embedded_program,
     find_etcd,
     find_etcdctl,
     free_port,
 )
-from tests.harness import Etcds, Server, freeze, wait_ready, wait_until
+from tests.harness import Etcds, an_executable, freeze, wait_ready, wait_until
 
 LISTEN = ["http://127.0.0.1:2379"]
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, etcd_binary: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
-    monkeypatch.setenv("ESP_ETCD", str(etcd_binary))
-    cluster = LocalCluster.open(tmp_path / ".esp", 2)
-    yield cluster
-    for etcd in cluster.etcds:
-        etcd.kill()
-
-
-def an_executable(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("#!/bin/sh\n")
-    path.chmod(0o755)
-    return path
 
 
 def is_alive(pid: int) -> bool:
@@ -202,119 +182,3 @@ class TestOneEtcd:
         assert etcdctl(members[2], "get", "a").stdout == "a\n1\n"
         listed = json.loads(etcdctl(members[1], "member", "list", "-w", "json").stdout)
         assert {member["name"] for member in listed["members"]} == {member.name for member in members}
-
-
-class TestCluster:
-    def test_three_shards_part_at_i_and_r(self) -> None:
-        assert default_starts(3) == ["", "i", "r"]
-
-    @pytest.mark.parametrize("count", range(1, 27))
-    def test_every_number_of_shards_has_rising_starts(self, count: int) -> None:
-        starts = default_starts(count)
-        assert starts == sorted(set(starts))
-        assert len(starts) == count
-        assert starts[0] == ""
-
-    def test_the_config_it_writes_is_esps_own(self, cluster: LocalCluster) -> None:
-        path = cluster.data_dir / "esp.yaml"
-        cluster.write_config(path, LISTEN)
-        loaded = config.load(path)
-        assert [str(listen) for listen in loaded.listen] == LISTEN
-        assert [shard.name for shard in loaded.shards] == ["shard-1", "shard-2"]
-        assert [str(shard.endpoints[0]) for shard in loaded.shards] == [etcd.endpoint for etcd in cluster.etcds]
-        assert loaded.shard_map.ranges_of(loaded.shard_map.names[0]) == [KeyRange(b"", b"n")]
-        assert loaded.shard_map.ranges_of(loaded.shard_map.names[1]) == [KeyRange(b"n", None)]
-        assert path.read_text().startswith("# Made by `esp serve --local 2`")
-        assert "fsync" not in " ".join(cluster.etcds[0].command())
-
-    def test_the_next_run_finds_data_ports_and_an_edited_config_again(
-        self, cluster: LocalCluster, etcdctl: Callable[..., subprocess.CompletedProcess[str]]
-    ) -> None:
-        path = cluster.data_dir / "esp.yaml"
-        cluster.write_config(path, LISTEN)
-        asyncio.run(cluster.start())
-        etcdctl(cluster.etcds[1], "put", "z", "kept")
-        asyncio.run(cluster.stop())
-        edited = path.read_text().replace('"n"', '"m"')
-        path.write_text(edited)
-
-        again = LocalCluster.open(cluster.data_dir, 2)
-        again.write_config(path, ["http://127.0.0.1:3379"])
-        assert path.read_text() == edited
-        assert [etcd.address for etcd in again.etcds] == [etcd.address for etcd in cluster.etcds]
-        try:
-            asyncio.run(again.start())
-            assert etcdctl(again.etcds[1], "get", "z").stdout == "z\nkept\n"
-        finally:
-            asyncio.run(again.stop())
-
-    def test_another_number_of_shards_is_refused(self, cluster: LocalCluster) -> None:
-        path = cluster.data_dir / "esp.yaml"
-        cluster.write_config(path, LISTEN)
-        with pytest.raises(LocalEtcdError) as caught:
-            LocalCluster.open(cluster.data_dir, 3)
-        assert str(caught.value) == (
-            f"{path} is of 2 shards, not 3: use --local 2 or another --data-dir, "
-            f"or remove {cluster.data_dir} and the keys in it"
-        )
-
-    @pytest.mark.parametrize("count", [-1, 0, 27])
-    def test_a_number_out_of_bounds_is_refused(self, tmp_path: Path, count: int) -> None:
-        with pytest.raises(LocalEtcdError, match=f"from 1 to 26, not {count}$"):
-            LocalCluster.open(tmp_path, count)
-
-    def test_data_without_its_config_is_refused_rather_than_shown_in_part(self, cluster: LocalCluster) -> None:
-        (cluster.data_dir / "shard-1").mkdir(parents=True)
-        with pytest.raises(LocalEtcdError, match=r"holds the data of shards but no esp\.yaml"):
-            LocalCluster.open(cluster.data_dir, 2)
-
-    def test_a_config_of_other_machines_is_refused(self, cluster: LocalCluster) -> None:
-        path = cluster.data_dir / "esp.yaml"
-        cluster.write_config(path, LISTEN)
-        path.write_text(path.read_text().replace(cluster.etcds[1].endpoint, "http://192.0.2.1:2379"))
-        with pytest.raises(LocalEtcdError, match=r"shard shard-2 is not one etcd at http://127\.0\.0\.1:PORT"):
-            LocalCluster.open(cluster.data_dir, 2)
-
-    def test_when_one_etcd_does_not_start_none_is_left(self, cluster: LocalCluster, etcd: Server) -> None:
-        cluster.etcds[1].client_port = int(etcd.address.rpartition(":")[2])
-        with pytest.raises(LocalEtcdError, match="which is in use"):
-            asyncio.run(cluster.start())
-        assert not any(one.is_running() for one in cluster.etcds)
-
-    def test_the_summary_says_what_runs_where_and_what_to_type(
-        self, cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        for name in ("esp", "etcdctl"):
-            an_executable(tmp_path / "bin" / name)
-        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-        monkeypatch.chdir(tmp_path)
-        path = Path(".esp/esp.yaml")
-        cluster.write_config(path, LISTEN)
-        first, second = cluster.etcds
-        assert cluster.summary(config.load(path).shard_map, LISTEN, path) == [
-            f"2 etcds ({first.binary}), their data in {cluster.data_dir}:",
-            f'  shard-1  {first.endpoint}  keys ["", "n")',
-            f'  shard-2  {second.endpoint}  keys ["n", end)',
-            "as one etcd on http://127.0.0.1:2379 (config: .esp/esp.yaml). Try, in another terminal:",
-            "  etcdctl put a 1; etcdctl put j 2; etcdctl put z 3",
-            '  etcdctl get "" --from-key',
-            "  esp route j",
-            "  esp check",
-            "Ctrl-C stops all of it; the keys stay.",
-        ]
-
-    def test_the_commands_of_the_summary_name_what_is_not_the_default(
-        self, cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        for name in ("esp", "etcdctl"):
-            an_executable(tmp_path / "bin" / name)
-        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-        path = tmp_path / "elsewhere" / "esp.yaml"
-        listen = ["http://127.0.0.1:3379"]
-        cluster.write_config(path, listen)
-        assert cluster.summary(config.load(path).shard_map, listen, path)[4:8] == [
-            "  " + "; ".join(f"etcdctl --endpoints {listen[0]} put {pair}" for pair in ("a 1", "j 2", "z 3")),
-            f'  etcdctl --endpoints {listen[0]} get "" --from-key',
-            f"  esp route j -c {path}",
-            f"  esp check -c {path}",
-        ]

@@ -1,0 +1,158 @@
+"""The shards of `esp serve --local`: an etcd each, their config file, and the text that tells how to use them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import string
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from esp.core import config
+from esp.core.background import all_of
+from esp.core.keys import format_range
+from esp.core.local import HOST, LocalEtcd, LocalEtcdError
+from esp.core.shard_map import ShardMap
+
+CONFIG_NAME = "esp.yaml"
+_LETTERS = string.ascii_lowercase
+
+
+class LocalShards:
+    """N single-node etcds with a config file beside their data, which a later run with the same N reuses."""
+
+    def __init__(self, data_dir: Path, etcds: Sequence[LocalEtcd], starts: Sequence[str]) -> None:
+        """`open` is the usual way here. `starts[i]`: the first key of `etcds[i]` in a config written anew."""
+        self.data_dir = data_dir
+        self.etcds = tuple(etcds)
+        self.starts = tuple(starts)
+
+    @classmethod
+    def open(cls, data_dir: Path, count: int, *, flags: Sequence[str] = ()) -> LocalShards:
+        """The shards that live in `data_dir`, or new ones; nothing is started and nothing written yet.
+
+        Raises:
+            LocalEtcdError: `count` is not 1 to 26, the folder holds another number of shards or a config that
+                is not of local etcds, or no etcd was found.
+            ConfigError: the folder's config cannot be read.
+        """
+        if not 1 <= count <= len(_LETTERS):
+            raise LocalEtcdError(f"--local takes a number of shards from 1 to {len(_LETTERS)}, not {count}")
+        path = data_dir / CONFIG_NAME
+        if path.exists():
+            ports: dict[str, int | None] = _ports_in(path)
+            if len(ports) != count:
+                raise LocalEtcdError(
+                    f"{path} is of {len(ports)} shards, not {count}: use --local {len(ports)} or another "
+                    f"--data-dir, or remove {data_dir} and the keys in it"
+                )
+        else:
+            ports = {f"shard-{number}": None for number in range(1, count + 1)}
+            if any(folder.is_dir() for folder in data_dir.glob("shard-*")):
+                raise LocalEtcdError(
+                    f"{data_dir} holds the data of shards but no {CONFIG_NAME} to say where each key lives: "
+                    f"put it back, use another --data-dir, or remove {data_dir} and the keys in it"
+                )
+        etcds = [LocalEtcd(name, data_dir / name, client_port=ports[name], flags=flags) for name in ports]
+        return cls(data_dir, etcds, default_starts(count))
+
+    def write_config(self, path: Path, listen: Sequence[str]) -> None:
+        """Write esp's config for these etcds, unless the file exists: then it is in use as it is."""
+        if path.exists():
+            return
+        ends = (*self.starts[1:], "")
+        shards = "".join(
+            f"  - name: {etcd.name}\n"
+            f"    endpoints: [{etcd.endpoint}]\n"
+            f"    ranges: [{{start: {json.dumps(start)}, end: {json.dumps(end)}}}]\n"
+            for etcd, start, end in zip(self.etcds, self.starts, ends, strict=True)
+        )
+        text = (
+            f"# Made by `esp serve --local {len(self.etcds)}`; its next run here uses it as it is.\n"
+            "# Each shard's data is in the folder of its name beside this file.\n"
+            "# The other commands find the file as ./.esp/esp.yaml, or with -c.\n"
+            '# A shard owns the keys from start up to, not including, end; "" is open.\n'
+            "# Moving a boundary here does not move the keys that are already stored.\n"
+            f"listen: [{', '.join(listen)}]\n"
+            f"shards:\n{shards}"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.new")
+        unfinished.write_text(text)
+        unfinished.replace(path)
+
+    async def start(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - passed on to wait_ready
+        """Start every etcd and return when all serve; when one does not, none is left running.
+
+        Raises:
+            LocalEtcdError: see `LocalEtcd.start` and `LocalEtcd.wait_ready`.
+        """
+        try:
+            for etcd in self.etcds:
+                etcd.start()
+            await all_of([etcd.wait_ready(timeout) for etcd in self.etcds])
+        except BaseException:
+            for etcd in self.etcds:
+                etcd.kill()
+            raise
+
+    async def stop(self) -> None:
+        """Stop every etcd; all at once, as each may take its time."""
+        await all_of([etcd.stop() for etcd in self.etcds])
+
+    def summary(self, shard_map: ShardMap, listen: Sequence[str], config_path: Path) -> list[str]:
+        """The text that `esp serve --local` prints when ready: processes, keys of each shard, commands to try."""
+        name_width = max(len(etcd.name) for etcd in self.etcds)
+        lines = [f"{len(self.etcds)} etcds ({self.etcds[0].binary}), their data in {self.data_dir}:"]
+        for etcd in self.etcds:
+            ranges = ", ".join(format_range(owned) for owned in shard_map.ranges_of(etcd.name))
+            lines.append(f"  {etcd.name:{name_width}}  {etcd.endpoint}  keys {ranges}")
+        lines += [
+            f"as one etcd on {', '.join(listen)} (config: {config_path}). Try, in another terminal:",
+            *(f"  {command}" for command in _next_commands(listen, config_path)),
+            "Ctrl-C stops all of it; the keys stay.",
+        ]
+        return lines
+
+
+def default_starts(count: int) -> list[str]:
+    """The first key of each of `count` shards: the alphabet in equal parts.
+
+    For three: "" and "i" and "r", so that a, j and z are on different shards.
+    """
+    return ["", *(_LETTERS[len(_LETTERS) * number // count] for number in range(1, count))]
+
+
+def _ports_in(path: Path) -> dict[str, int | None]:
+    """Name and client port of each shard of a config that `write_config` wrote and people may have edited."""
+    ports: dict[str, int | None] = {}
+    for shard in config.load(path).shards:
+        endpoint, *others = shard.endpoints
+        if others or endpoint.host != HOST:
+            raise LocalEtcdError(
+                f"{path}: shard {shard.name} is not one etcd at http://{HOST}:PORT, so --local cannot "
+                f"start it: use `esp serve -c {path}`, or another --data-dir"
+            )
+        ports[shard.name] = endpoint.port
+    return ports
+
+
+def _as_typed(program: str) -> str:
+    """How to call `program` from this folder: by its name when on PATH, else from beside this Python."""
+    if shutil.which(program):
+        return program
+    path = Path(sys.executable).parent / program
+    if not path.exists():
+        return program
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _next_commands(listen: Sequence[str], config_path: Path) -> list[str]:
+    etcdctl, esp = _as_typed("etcdctl"), _as_typed("esp")
+    # etcdctl's own default endpoint, and the place where esp looks by itself, need no words.
+    if not any(url == f"http://{HOST}:2379" for url in listen):
+        etcdctl += f" --endpoints {listen[0]}"
+    option = "" if config_path.absolute() == Path.cwd() / ".esp" / CONFIG_NAME else f" -c {config_path}"
+    puts = "; ".join(f"{etcdctl} put {pair}" for pair in ("a 1", "j 2", "z 3"))
+    return [puts, f'{etcdctl} get "" --from-key', f"{esp} route j{option}", f"{esp} check{option}"]
