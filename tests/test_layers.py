@@ -17,7 +17,14 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"esp.core.background", "esp.core.keys"},
     {"esp.core.wire", "esp.core.pb"},
-    {"esp.core.shard_map", "esp.core.errors", "esp.core.descriptors", "esp.core.heap", "esp.core.tokens"},
+    {
+        "esp.core.shard_map",
+        "esp.core.errors",
+        "esp.core.descriptors",
+        "esp.core.heap",
+        "esp.core.tokens",
+        "esp.core.auth_tokens",
+    },
     {"esp.core.kubernetes"},
     {"esp.core.config"},
     {"esp.core.shard"},

@@ -7,7 +7,7 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from esp.core.keys import format_key
 from esp.core.wire.status import Code, Status
@@ -38,6 +38,13 @@ REQUEST_TOO_LARGE = Status(Code.INVALID_ARGUMENT, "etcdserver: request is too la
 TOO_MANY_REQUESTS = Status(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
 PERMISSION_DENIED = Status(Code.PERMISSION_DENIED, "etcdserver: permission denied")
 INVALID_AUTH_TOKEN = Status(Code.UNAUTHENTICATED, "etcdserver: invalid auth token")
+AUTH_OLD_REVISION = Status(Code.INVALID_ARGUMENT, "etcdserver: revision of auth store is old")
+USER_EMPTY = Status(Code.INVALID_ARGUMENT, "etcdserver: user name is empty")
+AUTH_NOT_ENABLED = Status(Code.FAILED_PRECONDITION, "etcdserver: authentication is not enabled")
+ROOT_USER_NOT_EXIST = Status(Code.FAILED_PRECONDITION, "etcdserver: root user does not exist")
+ROOT_ROLE_NOT_EXIST = Status(Code.FAILED_PRECONDITION, "etcdserver: root user does not have root role")
+USER_NOT_FOUND = Status(Code.FAILED_PRECONDITION, "etcdserver: user name not found")
+ROLE_NOT_FOUND = Status(Code.FAILED_PRECONDITION, "etcdserver: role name not found")
 NO_LEADER = Status(Code.UNAVAILABLE, "etcdserver: no leader")
 LEADER_CHANGED = Status(Code.UNAVAILABLE, "etcdserver: leader changed")
 SERVER_STOPPED = Status(Code.UNAVAILABLE, "etcdserver: server stopped")
@@ -55,6 +62,10 @@ NO_CONNECTION = Status(Code.UNAVAILABLE, "there is no connection available")
 
 # What an esp says to another one that takes it for an etcd.
 IS_ESP = Status(Code.FAILED_PRECONDITION, "esp: this is an esp, and no etcd that could be a shard")
+
+# What makes etcd's client authenticate anew and send the call once more, writes included: true only where the call has
+# changed nothing on any shard.
+STALE_TOKEN = frozenset((INVALID_AUTH_TOKEN, AUTH_OLD_REVISION, USER_EMPTY))
 
 _NAMES_SHOWN = 8
 _ANSWER_OF = "esp: the answer of shard "
@@ -117,4 +128,11 @@ def leaves_out(what: str, shard_names: Sequence[str]) -> Status:
         f"esp: {what} at this revision leaves out the shards {shown}; take the revision of an answer over all shards, "
         "such as a count of all keys"
     )
+    return Status(Code.FAILED_PRECONDITION, text)
+
+
+def differ(what: str, groups: Iterable[Sequence[str]]) -> Status:
+    """The refusal of a question to which the shards of each of these groups give another answer."""
+    shown = " | ".join(", ".join(names[:_NAMES_SHOWN]) for names in groups)
+    text = f"esp: {what} on all shards ({shown}); esp check tells how they differ, mend it at the shards themselves"
     return Status(Code.FAILED_PRECONDITION, text)

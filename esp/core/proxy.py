@@ -23,7 +23,7 @@ from esp.core.kubernetes import assumed_roots
 from esp.core.layout import Layout
 from esp.core.routing import Routing
 from esp.core.samples import Samples
-from esp.core.services import kv, maintenance
+from esp.core.services import auth, kv, maintenance
 from esp.core.services.gate import Gate
 from esp.core.services.kv import Compactions
 from esp.core.services.lease import Leases
@@ -166,6 +166,7 @@ class Proxy:
             **self.leases.handlers(routing.layout, self.gate),
             **self._watch.handlers(),
             **maintenance.handlers(routing, self.gate),
+            **auth.handlers(routing, self.gate, self.context),
         }
         return Router(routing, served, self._pages)
 

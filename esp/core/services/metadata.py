@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from esp.core.auth_tokens import FIELDS
 from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.request import RequestHead
 from esp.core.wire.request_encoder import Forward
@@ -34,6 +35,11 @@ def refuse(head: RequestHead) -> Status | None:
                 text = f"esp: the metadata key {name.decode()} comes with two different values; send one"
                 return Status(Code.INVALID_ARGUMENT, text)
     return None
+
+
+def has_token(head: RequestHead) -> bool:
+    """Whether the call comes with an auth token, whatever that is worth."""
+    return any(name in FIELDS for name, _ in head.fields)
 
 
 def load_bearing(head: RequestHead) -> Fields:

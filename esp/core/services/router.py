@@ -8,6 +8,7 @@ from typing import Final
 from google.protobuf.descriptor import MethodDescriptor
 
 from esp.core import errors
+from esp.core.auth_tokens import TokenCheck
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
 from esp.core.services import metadata
@@ -64,6 +65,7 @@ class Router:
         self._to_shard = {shard.name.encode(): _PassAll(shard) for shard in routing.shards.values()}
         self._only = next(iter(self._to_shard.values())) if len(routing.shards) == 1 else None
         self._served = dict(served)
+        self._tokens = TokenCheck(routing.shards)
         if status := self._served.get(STATUS_PATH):
             self._served[STATUS_PATH] = NoShard(status)
 
@@ -84,6 +86,8 @@ class Router:
         if named and named not in self._to_shard:
             return Refuse(_no_such_shard(named, list(self._to_shard)))
         target = self._to_shard[named] if named else self._only
+        if target is None:
+            head.fields = self._tokens.checked(head.fields)
         handler = self._served.get(head.path) if target is None else target.handler(head.path)
         if handler is None:
             return Refuse(_unserved(head.path))

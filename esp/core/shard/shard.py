@@ -29,6 +29,7 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from esp.core import errors
+from esp.core.auth_tokens import OwnParts
 from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.pb import rpc_pb2
@@ -105,6 +106,7 @@ class Shard:
         self.implausible = ""
         self.seen = 0
         self.max_txn_ops = self.allowed_ops = DEFAULT_TXN_OPS
+        self._own_parts = OwnParts(name)
         self._lookups = Lookups()
         self._unary = Link(context, background)
         self._streams = Link(context, background)
@@ -507,6 +509,7 @@ class Shard:
         """
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         connection = ClientConnection(self.context, f"{host}:{endpoint.port}")
+        connection.own_part = self._own_parts.of
         try:
             await self._greeted(connection, endpoint)
             if not connection.ended:

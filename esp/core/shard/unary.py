@@ -64,6 +64,13 @@ LEASE_TIME_TO_LIVE: Final = Method(
     b"/etcdserverpb.Lease/LeaseTimeToLive", rpc_pb2.LeaseTimeToLiveResponse, idempotent=True
 )
 LEASE_LEASES: Final = Method(b"/etcdserverpb.Lease/LeaseLeases", rpc_pb2.LeaseLeasesResponse, idempotent=True)
+AUTHENTICATE: Final = Method(b"/etcdserverpb.Auth/Authenticate", rpc_pb2.AuthenticateResponse, idempotent=True)
+"""A second call gives a second token, which does no harm."""
+AUTH_STATUS: Final = Method(b"/etcdserverpb.Auth/AuthStatus", rpc_pb2.AuthStatusResponse, idempotent=True)
+USER_GET: Final = Method(b"/etcdserverpb.Auth/UserGet", rpc_pb2.AuthUserGetResponse, idempotent=True)
+USER_LIST: Final = Method(b"/etcdserverpb.Auth/UserList", rpc_pb2.AuthUserListResponse, idempotent=True)
+ROLE_GET: Final = Method(b"/etcdserverpb.Auth/RoleGet", rpc_pb2.AuthRoleGetResponse, idempotent=True)
+ROLE_LIST: Final = Method(b"/etcdserverpb.Auth/RoleList", rpc_pb2.AuthRoleListResponse, idempotent=True)
 
 
 async def ask(
@@ -125,6 +132,19 @@ async def ask_all(
         caller: whose work this is; None where it is esp's own.
     """
     return await _Question(tuple(shards), method, request, metadata, seconds, down, caller).ask()
+
+
+async def ask_in_turn(
+    shards: Iterable[Shard], method: Method[Answer], request: Message, *, metadata: bytes = b"", seconds: float
+) -> dict[str, Answer | Status]:
+    """As `ask_all`, but each shard is asked when the one before has answered or failed, to the last one.
+
+    So where several proxies do that at once, the first shard decides between them. `seconds` is for each shard.
+    """
+    outcomes: dict[str, Answer | Status] = {}
+    for shard in shards:
+        outcomes |= await ask_all((shard,), method, request, metadata=metadata, seconds=seconds)
+    return outcomes
 
 
 class _Question(Generic[Answer]):

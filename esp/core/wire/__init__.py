@@ -32,7 +32,7 @@ The names that the layers above may use (tests/test_layers.py):
     budget: Account, BufferBudget
     shares: Shares, address_of
     context: WireContext
-    hpack: Fields, encode
+    hpack: COMPOSITE, Fields, decode, encode
     message: MessageReader, ENCODINGS, PREFIX_SIZE, prefix, format_timeout, quote, unknown_encoding
     request: RequestHead, is_grpc_type, malformed_method
     request_encoder: Forward

@@ -49,6 +49,7 @@ class ClientConnection(ResponseReader):
         authority: `:authority` of its requests.
         draining: the connection takes no more calls: GOAWAY came, or the stream ids are near their end.
         on_change: called when the connection became ready, stops taking calls, or has room again.
+        own_part: makes of `DividedBlock` metadata those that this server gets.
     """
 
     __slots__ = (
@@ -59,12 +60,14 @@ class ClientConnection(ResponseReader):
         "authority",
         "draining",
         "on_change",
+        "own_part",
     )
 
     def __init__(self, context: WireContext, authority: str, *, first_stream_id: int = 1) -> None:
         super().__init__(context, authority, CONNECTION_WINDOW, first_stream_id)
         self.authority = authority
         self.on_change: Callable[[], None] | None = None
+        self.own_part: Callable[[bytes], bytes] = bytes
         self.draining = False
         self._encoder = RequestEncoder(authority.encode())
         self._heard = monotonic()
@@ -107,6 +110,8 @@ class ClientConnection(ResponseReader):
         self._next_id = stream_id + 2
         self.streams[stream_id] = stream
         path, metadata = forward
+        if metadata.__class__ is not bytes:
+            metadata = self.own_part(metadata)
         front = self._encoder.known.get(path)
         may_be_dropped = True
         if front is None:

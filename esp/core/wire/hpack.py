@@ -26,8 +26,11 @@ STATIC_NAMES: Final = {field[0]: index for index, field in reversed(list(enumera
 _SENSITIVE: Final = frozenset((b"token", b"authorization", b"cookie"))
 """Never indexed on the way, so that no hop between here and the peer may put them into a table."""
 
+COMPOSITE: Final = b"esp1:"
+"""How a value begins that holds a part for each of several servers, of which each gets its own only."""
+
 MEMO_ENTRIES: Final = 256
-MEMO_BLOCK_BYTES: Final = 1024
+MEMO_BLOCK_BYTES: Final = 8192
 MEMO_BYTES: Final = 131_072
 """What a connection's memos may hold: blocks, and their fields, counted as in RFC 9113 section 6.5.2."""
 
@@ -50,9 +53,21 @@ def encode_field(name: bytes, value: bytes) -> bytes:
     return head + bytes(encode_integer(len(value), 7)) + value
 
 
+class DividedBlock(bytes):
+    """A header block with a `COMPOSITE` value. Its type tells, so that nobody looks for one in other blocks."""
+
+    __slots__ = ()
+
+
 def encode(fields: Fields) -> bytes:
-    """A header block for `fields`, in order."""
-    return b"".join(encode_field(name, value) for name, value in fields)
+    """A header block for `fields`, in order; a `DividedBlock` if that is one."""
+    block = b"".join(encode_field(name, value) for name, value in fields)
+    return DividedBlock(block) if COMPOSITE in block else block
+
+
+def decode(block: bytes) -> Fields:
+    """The fields of a block that `encode` has made: without a table, so in whatever connection it was to be sent."""
+    return FieldDecoder(len(block) * 8 + MEMO_BYTES).decode(block)
 
 
 Head = TypeVar("Head")

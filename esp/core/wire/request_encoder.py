@@ -13,7 +13,7 @@ from typing import Final
 from hpack.hpack import encode_integer
 from hpack.table import HeaderTable
 
-from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_ENTRIES, STATIC, STATIC_NAMES, encode_field
+from esp.core.wire.hpack import MEMO_ENTRIES, STATIC, STATIC_NAMES, encode_field
 
 Forward = tuple[bytes, bytes]
 """The head of a request on its way to a server: the path, and the client's metadata as an encoded block."""
@@ -22,6 +22,8 @@ TABLE_BYTES: Final = 4096
 """Bytes of the table that a server grants by default, and that esp uses at most."""
 ENTRY_BYTES: Final = 256
 """Larger entries, which is to say paths longer than any RPC's, would take the room of many."""
+FRONT_BYTES: Final = 1024
+"""Longer fronts are made anew for each call: their paths are no RPC's."""
 _ENTRY_OVERHEAD: Final = 32  # RFC 7541, section 4.1
 _FIRST_INDEX: Final = len(HeaderTable.STATIC_TABLE) + 1
 
@@ -72,7 +74,7 @@ class RequestEncoder:
         if updates or len(self._entries) > before:
             self.known.clear()  # the indexes in them have moved
             return front, True
-        if len(front) <= MEMO_BLOCK_BYTES:
+        if len(front) <= FRONT_BYTES:
             if len(self.known) >= MEMO_ENTRIES:
                 self.known.clear()
             self.known[path] = front

@@ -24,6 +24,7 @@ from tests.core.wire.conversation import HEAD, Frame, data, headers, message, tr
 
 HEADER = rpc_pb2.ResponseHeader(cluster_id=7, member_id=8, revision=9, raft_term=2)
 LEASE = "/etcdserverpb.Lease/"
+AUTH = "/etcdserverpb.Auth/"
 ALL_SHARDS: dict[str, tuple[Message, Message]] = {
     LEASE + "LeaseGrant": (rpc_pb2.LeaseGrantRequest(ID=5, TTL=60), rpc_pb2.LeaseGrantResponse(header=HEADER, TTL=60)),
     LEASE + "LeaseRevoke": (rpc_pb2.LeaseRevokeRequest(ID=5), rpc_pb2.LeaseRevokeResponse(header=HEADER)),
@@ -36,6 +37,15 @@ ALL_SHARDS: dict[str, tuple[Message, Message]] = {
         rpc_pb2.StatusRequest(),
         rpc_pb2.StatusResponse(header=HEADER, version="3.5.99", leader=8),
     ),
+    AUTH + "Authenticate": (
+        rpc_pb2.AuthenticateRequest(name="a"),
+        rpc_pb2.AuthenticateResponse(header=HEADER, token="t"),
+    ),
+    AUTH + "AuthStatus": (rpc_pb2.AuthStatusRequest(), rpc_pb2.AuthStatusResponse(header=HEADER)),
+    AUTH + "UserGet": (rpc_pb2.AuthUserGetRequest(name="a"), rpc_pb2.AuthUserGetResponse(header=HEADER)),
+    AUTH + "UserList": (rpc_pb2.AuthUserListRequest(), rpc_pb2.AuthUserListResponse(header=HEADER)),
+    AUTH + "RoleGet": (rpc_pb2.AuthRoleGetRequest(role="a"), rpc_pb2.AuthRoleGetResponse(header=HEADER)),
+    AUTH + "RoleList": (rpc_pb2.AuthRoleListRequest(), rpc_pb2.AuthRoleListResponse(header=HEADER)),
 }
 
 

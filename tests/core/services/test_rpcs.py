@@ -31,6 +31,11 @@ SERVED = {
     "etcdserverpb.Watch": {"Watch"},
     "etcdserverpb.Lease": {"LeaseGrant", "LeaseRevoke", "LeaseKeepAlive", "LeaseTimeToLive", "LeaseLeases"},
     "etcdserverpb.Maintenance": {"Status"},
+    "etcdserverpb.Auth": {
+        *("AuthEnable", "AuthDisable", "AuthStatus", "Authenticate"),
+        *("UserAdd", "UserGet", "UserList", "UserDelete", "UserChangePassword", "UserGrantRole", "UserRevokeRole"),
+        *("RoleAdd", "RoleGet", "RoleList", "RoleDelete", "RoleGrantPermission", "RoleRevokePermission"),
+    },
 }
 """The RPCs that esp serves over several shards. All others of the API are refused."""
 

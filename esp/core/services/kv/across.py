@@ -22,6 +22,7 @@ from esp.core.services.kv.reading import TXN, Parts, ask_part, ask_rows, check_o
 from esp.core.services.kv.rows import DELETE_FORM, HEADER_TAG, TXN_FORM, Answer, Rows, field, nested_head
 from esp.core.services.kv.snapshot import counting, snapshot
 from esp.core.services.kv.stream_merge import StreamMerge
+from esp.core.services.metadata import has_token
 from esp.core.services.revision import merged_header, position_of, read_at, token
 from esp.core.services.row_order import parse_row
 from esp.core.shard import Shard
@@ -267,9 +268,11 @@ async def delete_across(
     for shard in _distinct(routing, segments):
         if not shard.is_ready:
             raise (shard.barred or errors.NO_CONNECTION).error()
+    asked_of = [(segment, delete_part(request, segment.range)) for segment in segments]
+    if has_token(call.stream.head):
+        await _check_permitted(call, routing, asked_of)
     answers: list[Answer] = []
-    for segment in segments:
-        asked = delete_part(request, segment.range)
+    for segment, asked in asked_of:
         try:
             answers.append(
                 await ask_rows(
@@ -289,6 +292,29 @@ async def delete_across(
     reached = {segment.shard: header.revision for segment, header in zip(segments, headers, strict=True)}
     header = merged_header(headers, routing.identity, token(routing, reached))
     await _respond(call, header, merge_deletes([rows for answer in answers for rows in answer.responses]))
+
+
+async def _check_permitted(
+    call: CoroutineCall, routing: Routing, asked_of: Sequence[tuple[Segment, rpc_pb2.DeleteRangeRequest]]
+) -> None:
+    """Has every shard say whether the client may delete its part, before any of them deletes.
+
+    Raises:
+        RpcError: a shard's, as it came: the client may not, or its token is stale.
+    """
+    # The branch that does not run is only looked at for permissions.
+    operations: dict[str, list[rpc_pb2.RequestOp]] = {}
+    for segment, asked in asked_of:
+        operations.setdefault(segment.shard, []).append(rpc_pb2.RequestOp(request_delete_range=asked))
+    questions = [
+        (shard, rpc_pb2.TxnRequest(failure=parts[first : first + routing.shards[shard].max_txn_ops]))
+        for shard, parts in operations.items()
+        for first in range(0, len(parts), routing.shards[shard].max_txn_ops)
+    ]
+    asks = (
+        ask_part(call, routing, shard, TXN, asked, rpc_pb2.TxnResponse, idempotent=True) for shard, asked in questions
+    )
+    await all_of([call.timed(each) for each in asks])
 
 
 def _distinct(routing: Routing, segments: Sequence[Segment]) -> list[Shard]:

@@ -1,0 +1,308 @@
+"""The Auth service over several shards, which all have the same users and roles.
+
+Permissions are the shards' own business: each looks at its part of a request. What is here makes one of the shards'
+tokens, and keeps the shards alike: a change goes to all of them, and an answer is given where they agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from google.protobuf.message import Message
+
+from esp.core import auth_tokens, errors
+from esp.core.keys import format_key
+from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
+from esp.core.services.gate import Gate
+from esp.core.services.handlers import AskAll, CoroutineCall
+from esp.core.services.revision import merged_header
+from esp.core.shard import (
+    AUTH_STATUS,
+    AUTHENTICATE,
+    ROLE_GET,
+    ROLE_LIST,
+    USER_GET,
+    USER_LIST,
+    Method,
+    answers_of,
+    ask_all,
+    ask_in_turn,
+    failures_of,
+)
+from esp.core.wire.context import WireContext
+from esp.core.wire.server_stream import Handler
+from esp.core.wire.status import Code, Status
+
+SECONDS: Final = 7.0
+"""How long a shard may take: as long as an etcd for its cluster."""
+OTHER_METADATA_BYTES: Final = 2048
+"""What a request's metadata beside the token may take."""
+ROOT: Final = "root"
+"""The user, and the role, without which etcd's auth cannot be enabled."""
+
+_Outcomes = Mapping[str, Any]
+
+
+class Change(NamedTuple):
+    """An RPC that changes what all shards have in common.
+
+    Attributes:
+        name: of the RPC.
+        request: the type of its request.
+        answer: the type of its answer, which has nothing but a header.
+    """
+
+    name: str
+    request: type[Message]
+    answer: type[Message]
+
+    @property
+    def method(self) -> Method[Any]:
+        """The RPC, to ask it of a shard."""
+        return Method(f"/etcdserverpb.Auth/{self.name}".encode(), self.answer, idempotent=False)
+
+
+class Told(NamedTuple):
+    """An RPC that tells what all shards have in common.
+
+    Attributes:
+        method: the RPC.
+        request: the type of its request.
+        told: what of an answer has to be the same.
+        what: says of a request what is not the same, as a clause.
+    """
+
+    method: Method[Any]
+    request: type[Message]
+    told: Callable[[Any], Hashable]
+    what: Callable[[Any], str]
+
+
+CHANGES: Final = (
+    Change("AuthDisable", rpc_pb2.AuthDisableRequest, rpc_pb2.AuthDisableResponse),
+    Change("UserAdd", rpc_pb2.AuthUserAddRequest, rpc_pb2.AuthUserAddResponse),
+    Change("UserDelete", rpc_pb2.AuthUserDeleteRequest, rpc_pb2.AuthUserDeleteResponse),
+    Change("UserChangePassword", rpc_pb2.AuthUserChangePasswordRequest, rpc_pb2.AuthUserChangePasswordResponse),
+    Change("UserGrantRole", rpc_pb2.AuthUserGrantRoleRequest, rpc_pb2.AuthUserGrantRoleResponse),
+    Change("UserRevokeRole", rpc_pb2.AuthUserRevokeRoleRequest, rpc_pb2.AuthUserRevokeRoleResponse),
+    Change("RoleAdd", rpc_pb2.AuthRoleAddRequest, rpc_pb2.AuthRoleAddResponse),
+    Change("RoleDelete", rpc_pb2.AuthRoleDeleteRequest, rpc_pb2.AuthRoleDeleteResponse),
+    Change("RoleGrantPermission", rpc_pb2.AuthRoleGrantPermissionRequest, rpc_pb2.AuthRoleGrantPermissionResponse),
+    Change("RoleRevokePermission", rpc_pb2.AuthRoleRevokePermissionRequest, rpc_pb2.AuthRoleRevokePermissionResponse),
+)
+ENABLE: Final = Change("AuthEnable", rpc_pb2.AuthEnableRequest, rpc_pb2.AuthEnableResponse)
+TOLD: Final = (
+    Told(
+        AUTH_STATUS,
+        rpc_pb2.AuthStatusRequest,
+        lambda answer: bool(answer.enabled),
+        lambda _: "authentication is not switched alike",
+    ),
+    Told(
+        USER_LIST,
+        rpc_pb2.AuthUserListRequest,
+        lambda answer: frozenset(answer.users),
+        lambda _: "there are not the same users",
+    ),
+    Told(
+        ROLE_LIST,
+        rpc_pb2.AuthRoleListRequest,
+        lambda answer: frozenset(answer.roles),
+        lambda _: "there are not the same roles",
+    ),
+    Told(
+        USER_GET,
+        rpc_pb2.AuthUserGetRequest,
+        lambda answer: frozenset(answer.roles),
+        lambda request: f'the user "{_shown(request.name)}" is not the same',
+    ),
+    Told(
+        ROLE_GET,
+        rpc_pb2.AuthRoleGetRequest,
+        lambda answer: permissions_of(answer),
+        lambda request: f'the role "{_shown(request.role)}" is not the same',
+    ),
+)
+
+
+def permissions_of(role: rpc_pb2.AuthRoleGetResponse) -> frozenset[tuple[bytes, bytes, int]]:
+    """What a role permits: ranges in etcd's encoding, and the kind of access."""
+    return frozenset((perm.key, perm.range_end, perm.permType) for perm in role.perm)
+
+
+def _shown(name: str) -> str:
+    return format_key(name.encode())[:64]
+
+
+def handlers(routing: Routing, gate: Gate, context: WireContext) -> Mapping[bytes, Handler]:
+    """The handler of each RPC of the service, by path; calls begin at `gate`."""
+    auth = _Auth(routing, gate, context)
+
+    def served(method: Method[Any], request: type[Message], work: _Work) -> tuple[bytes, Handler]:
+        return method.path, AskAll(gate, routing.shards, request, work)
+
+    return dict(
+        (
+            served(AUTHENTICATE, rpc_pb2.AuthenticateRequest, auth.authenticate),
+            served(ENABLE.method, ENABLE.request, auth.enable),
+            *(served(each.method, each.request, partial(auth.change, each)) for each in CHANGES),
+            *(served(each.method, each.request, partial(auth.tell, each)) for each in TOLD),
+        )
+    )
+
+
+_Work = Callable[[CoroutineCall, Any], Coroutine[Any, Any, Message]]
+
+
+class _Auth:
+    """The RPCs, over the shards of one layout."""
+
+    def __init__(self, routing: Routing, gate: Gate, context: WireContext) -> None:
+        self._shards = routing.shards
+        self._identity = routing.identity
+        self._spawn = gate.spawn
+        self._list_bytes = context.limits.max_header_list_bytes
+        self._one_at_a_time = asyncio.Lock()
+
+    async def authenticate(
+        self, call: CoroutineCall, request: rpc_pb2.AuthenticateRequest
+    ) -> rpc_pb2.AuthenticateResponse:
+        """A composite of the tokens of all shards.
+
+        Raises:
+            RpcError: a shard's, as it came; or auth is on at some shards only, or the token would be too long.
+        """
+        outcomes = await self._ask_all(call, AUTHENTICATE, request)
+        failures = failures_of(outcomes)
+        off = [name for name, failure in failures.items() if failure == errors.AUTH_NOT_ENABLED]
+        on = [name for name, told in outcomes.items() if name not in off and not _is_away(told)]
+        if off and on:
+            raise errors.differ("authentication is not switched alike", (on, off)).error()
+        if failures:
+            raise _worst(failures.values()).error()
+        answers = answers_of(outcomes)
+        try:
+            token = auth_tokens.join({name: answer.token for name, answer in answers.items()})
+        except auth_tokens.NoToken as error:
+            raise self._shards[error.shard].blamed("has a token that no header can carry") from None
+        most = max(self._list_bytes // 2, self._list_bytes - OTHER_METADATA_BYTES)
+        if len(token) > most:
+            text = (
+                f"esp: the tokens of all shards take {len(token)} bytes together, and a request has room for {most}; "
+                "raise max_header_list_bytes in the config, or let the shards give shorter tokens (etcd's --auth-token)"
+            )
+            raise Status(Code.FAILED_PRECONDITION, text).error()
+        return rpc_pb2.AuthenticateResponse(header=self._header(answers.values()), token=token)
+
+    async def tell(self, asked: Told, call: CoroutineCall, request: Message) -> Message:
+        """What all shards say alike.
+
+        Raises:
+            RpcError: a shard's, as it came; or they do not say the same.
+        """
+        outcomes = await self._ask_all(call, asked.method, request)
+        said: dict[Hashable, list[str]] = {}
+        for name, outcome in outcomes.items():
+            said.setdefault(outcome if isinstance(outcome, Status) else asked.told(outcome), []).append(name)
+        failures = [failure for failure in failures_of(outcomes).values() if failure not in _ABSENT]
+        if failures:
+            raise _worst(failures).error()
+        if len(said) > 1:
+            raise errors.differ(asked.what(request), said.values()).error()
+        answers = answers_of(outcomes)
+        if not answers:
+            raise next(iter(failures_of(outcomes).values())).error()
+        answer: Message = next(iter(answers.values()))
+        answer.header.CopyFrom(self._header(answers.values()))  # type: ignore[attr-defined]
+        if isinstance(answer, rpc_pb2.AuthStatusResponse):
+            answer.authRevision = min(each.authRevision for each in answers.values())
+        return answer
+
+    async def enable(self, call: CoroutineCall, request: rpc_pb2.AuthEnableRequest) -> Message:
+        """Enabled on all shards, when each has the user root with the role root.
+
+        A shard where it is enabled already refuses a caller without a user, whom the others serve; there is nothing to
+        do there, so that enabling can be finished where it was begun.
+
+        Raises:
+            RpcError: a shard's, as it came; or there is no root on one.
+        """
+        outcomes = await self._ask_all(call, USER_GET, rpc_pb2.AuthUserGetRequest(name=ROOT))
+        enabled = [name for name, told in outcomes.items() if told == errors.USER_EMPTY]
+        for name, told in outcomes.items():
+            if isinstance(told, Status):
+                if name not in enabled or len(enabled) == len(outcomes):
+                    raise (errors.ROOT_USER_NOT_EXIST if told == errors.USER_NOT_FOUND else told).error()
+            elif ROOT not in told.roles:
+                raise errors.ROOT_ROLE_NOT_EXIST.error()
+        names = [name for name in self._shards if name not in enabled]
+        return await self._change_on(names, ENABLE, call, request)
+
+    async def change(self, change: Change, call: CoroutineCall, request: Message) -> Message:
+        """Made on all shards.
+
+        None is changed where one is away, or refuses the caller.
+
+        Raises:
+            RpcError: the first shard's, as it came; others may have made the change.
+        """
+        failures = failures_of(await self._ask_all(call, ROLE_LIST, rpc_pb2.AuthRoleListRequest()))
+        if failures:
+            raise _worst(failures.values()).error()
+        return await self._change_on(list(self._shards), change, call, request)
+
+    async def _change_on(self, names: Sequence[str], change: Change, call: CoroutineCall, request: Message) -> Message:
+        """Makes a change to the last of these shards, even if the client goes away meanwhile."""
+        outcomes: dict[str, Any] = {}
+        made = self._spawn(self._make(names, change, request, call.metadata, outcomes))
+        await asyncio.shield(made)
+        failures = failures_of(outcomes)
+        answers = answers_of(outcomes)
+        if failures:
+            name, failure = next(iter(failures.items()))
+            if answers and failure in errors.STALE_TOKEN:
+                text = (
+                    f"esp: {change.name} is done on the shards {', '.join(answers)}, but shard {name} has refused: "
+                    f"{failure.message}; mend it there"
+                )
+                failure = Status(Code.FAILED_PRECONDITION, text)
+            raise failure.error()
+        return change.answer(header=self._header(answers.values()))
+
+    async def _make(
+        self, names: Sequence[str], change: Change, request: Message, metadata: bytes, outcomes: dict[str, Any]
+    ) -> None:
+        async with self._one_at_a_time:
+            shards = [self._shards[name] for name in names]
+            outcomes |= await ask_in_turn(shards, change.method, request, metadata=metadata, seconds=SECONDS)
+
+    async def _ask_all(self, call: CoroutineCall, method: Method[Any], request: Message) -> dict[str, Any]:
+        return await ask_all(
+            self._shards.values(),
+            method,
+            request,
+            metadata=call.metadata,
+            seconds=call.seconds(SECONDS),
+            caller=call,
+        )
+
+    def _header(self, answers: Iterable[Any]) -> rpc_pb2.ResponseHeader:
+        return merged_header([answer.header for answer in answers], self._identity)
+
+
+_ABSENT: Final = frozenset((errors.USER_NOT_FOUND, errors.ROLE_NOT_FOUND))
+"""Answers, too: there is none on that shard."""
+
+
+def _is_away(outcome: Message | Status) -> bool:
+    return isinstance(outcome, Status) and errors.is_unreachable(outcome)
+
+
+def _worst(failures: Iterable[Status]) -> Status:
+    """The first that says more than that a shard is away; the first at all when none does."""
+    failures = list(failures)
+    return next((failure for failure in failures if not errors.is_unreachable(failure)), failures[0])

@@ -1,0 +1,468 @@
+"""Auth over three shards: what one etcd says to the same programs, and stock clients with users."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+
+from esp.core import errors
+from esp.core.auth_tokens import join, split
+from esp.core.local import LocalEtcd
+from esp.core.pb import auth_pb2, rpc_pb2
+from tests.harness import EspProcess, Esps, Etcds, Server, connect, peer
+from tests.stubs import rpc_pb2_grpc
+
+Etcdctl = Callable[..., subprocess.CompletedProcess[str]]
+
+QUICK = "--bcrypt-cost=4"
+READ, WRITE, READWRITE = (auth_pb2.Permission.Type.Value(name) for name in ("READ", "WRITE", "READWRITE"))
+BOUNDARIES = ["i", "r"]
+STUBS = {
+    "Auth": rpc_pb2_grpc.AuthStub,
+    "KV": rpc_pb2_grpc.KVStub,
+    "Lease": rpc_pb2_grpc.LeaseStub,
+    "Maintenance": rpc_pb2_grpc.MaintenanceStub,
+}
+
+
+class Client:
+    """Users of an etcd or an esp, each with a token."""
+
+    def __init__(self, server: Server) -> None:
+        self.channel = connect(server)
+        self.tokens: dict[str, str] = {}
+        self.stubs = {name: make(self.channel) for name, make in STUBS.items()}
+
+    def call(
+        self, path: str, request: Message, user: str = "", *, token: str | None = None, field: str = "token"
+    ) -> Any:
+        """The answer to an RPC, or code and text of the refusal."""
+        service, method = path.split("/")
+        token = self.tokens.get(user) if token is None else token
+        metadata = [] if token is None else [(field, token)]
+        try:
+            return getattr(self.stubs[service], method)(request, metadata=metadata, timeout=30)
+        except grpc.RpcError as error:
+            return error.code().name, error.details()
+
+    def auth(self, method: str, by: str = "root", **fields: Any) -> Any:
+        return self.call(f"Auth/{method}", REQUESTS[method](**fields), by)
+
+    def log_in(self, user: str, password: str | None = None) -> Any:
+        request = rpc_pb2.AuthenticateRequest(name=user, password=password or user)
+        answer = self.call("Auth/Authenticate", request, token=self.tokens.get(user))
+        if isinstance(answer, Message):
+            self.tokens[user] = answer.token
+            return "token"
+        return answer
+
+
+REQUESTS: dict[str, Any] = {
+    "AuthEnable": rpc_pb2.AuthEnableRequest,
+    "AuthDisable": rpc_pb2.AuthDisableRequest,
+    "AuthStatus": rpc_pb2.AuthStatusRequest,
+    "UserAdd": rpc_pb2.AuthUserAddRequest,
+    "UserGet": rpc_pb2.AuthUserGetRequest,
+    "UserList": rpc_pb2.AuthUserListRequest,
+    "UserDelete": rpc_pb2.AuthUserDeleteRequest,
+    "UserChangePassword": rpc_pb2.AuthUserChangePasswordRequest,
+    "UserGrantRole": rpc_pb2.AuthUserGrantRoleRequest,
+    "UserRevokeRole": rpc_pb2.AuthUserRevokeRoleRequest,
+    "RoleAdd": rpc_pb2.AuthRoleAddRequest,
+    "RoleGet": rpc_pb2.AuthRoleGetRequest,
+    "RoleList": rpc_pb2.AuthRoleListRequest,
+    "RoleDelete": rpc_pb2.AuthRoleDeleteRequest,
+    "RoleGrantPermission": rpc_pb2.AuthRoleGrantPermissionRequest,
+    "RoleRevokePermission": rpc_pb2.AuthRoleRevokePermissionRequest,
+}
+
+
+def told(answer: Any) -> Any:
+    """What of an answer has to be the same everywhere."""
+    if not isinstance(answer, Message):
+        return answer
+    same = type(answer)()
+    same.CopyFrom(answer)
+    for descriptor, value in list(same.ListFields()):
+        if descriptor.name == "header":
+            same.ClearField("header")
+        if descriptor.name in ("kvs", "prev_kvs"):
+            for row in value:
+                row.create_revision = row.mod_revision = 0
+    return same
+
+
+def permission(key: str, range_end: str = "", kind: int = READWRITE) -> auth_pb2.Permission:
+    return auth_pb2.Permission(key=key.encode(), range_end=range_end.encode(), permType=kind)  # type: ignore[arg-type]
+
+
+def set_up(client: Client) -> None:
+    """Root, alice who may do anything from "c" to "m", bob who may read from "a" on, and auth."""
+    for name in ("root", "alice", "bob"):
+        client.auth("UserAdd", name=name, password=name)
+        client.auth("RoleAdd", name=name)
+        client.auth("UserGrantRole", user=name, role=name)
+    client.auth("RoleGrantPermission", name="alice", perm=permission("c", "m"))
+    client.auth("RoleGrantPermission", name="bob", perm=permission("a", "\0", READ))
+    assert isinstance(client.auth("AuthEnable"), Message)
+    for name in ("root", "alice", "bob"):
+        assert client.log_in(name) == "token"
+
+
+@pytest.fixture
+def shards(start_etcd: Etcds) -> list[LocalEtcd]:
+    return start_etcd.several(3, QUICK)
+
+
+def jwt_flag(folder: Path) -> str:
+    """Tokens that are JWTs; a few minutes old at most, and of their revision of users and roles."""
+    key = folder / "key"
+    key.write_bytes(bytes(range(64)))
+    return f"--auth-token=jwt,priv-key={key},sign-method=HS256,ttl=10m"
+
+
+@pytest.fixture
+def esp(shards: list[LocalEtcd], start_esp: Esps) -> EspProcess:
+    return start_esp(shards, BOUNDARIES)
+
+
+def program(client: Client) -> Iterator[Any]:
+    """What users and roles can do, step by step, and what comes of it."""
+    auth, log_in = client.auth, client.log_in
+
+    def kv(method: str, request: Message, user: str, **how: Any) -> Any:
+        return client.call(f"KV/{method}", request, user, **how)
+
+    def ranged(user: str, key: str, end: str = "", **how: Any) -> Any:
+        return kv("Range", rpc_pb2.RangeRequest(key=key.encode(), range_end=end.encode()), user, **how)
+
+    def put(user: str, key: str, **how: Any) -> Any:
+        return kv("Put", rpc_pb2.PutRequest(key=key.encode(), value=key.encode()), user, **how)
+
+    def delete(user: str, key: str, end: str = "", *, prev_kv: bool = False) -> Any:
+        request = rpc_pb2.DeleteRangeRequest(key=key.encode(), range_end=end.encode(), prev_kv=prev_kv)
+        return kv("DeleteRange", request, user)
+
+    # Without auth.
+    yield log_in("root")
+    yield auth("AuthStatus").enabled
+    yield auth("AuthEnable")
+    yield auth("UserAdd", name="", password="x")
+    yield auth("UserAdd", name="root", password="root")
+    yield auth("UserAdd", name="root", password="root")
+    yield auth("AuthEnable")
+    yield auth("UserGrantRole", user="root", role="nothing")
+    yield auth("RoleAdd", name="")
+    for name in ("root", "wide", "middle", "reader", "writer"):
+        yield auth("RoleAdd", name=name)
+    yield auth("RoleAdd", name="wide")
+    yield auth("UserGrantRole", user="root", role="root")
+    yield auth("UserGrantRole", user="root", role="root")
+    for name in ("ann", "mia", "rae", "will", "nobody"):
+        yield auth("UserAdd", name=name, password=name)
+    yield auth("UserAdd", name="certified", options=auth_pb2.UserAddOptions(no_password=True))
+    for name, role in (("ann", "wide"), ("mia", "middle"), ("rae", "reader"), ("will", "writer")):
+        yield auth("UserGrantRole", user=name, role=role)
+    yield auth("RoleGrantPermission", name="wide", perm=permission("\0", "\0"))
+    yield auth("RoleGrantPermission", name="middle", perm=permission("c", "t"))
+    yield auth("RoleGrantPermission", name="middle", perm=permission("x"))
+    yield auth("RoleGrantPermission", name="reader", perm=permission("c", "t", READ))
+    yield auth("RoleGrantPermission", name="writer", perm=permission("c", "t", WRITE))
+    yield auth("RoleGrantPermission", name="absent", perm=permission("c", "t", WRITE))
+    yield auth("RoleGrantPermission", name="writer")
+    yield auth("UserGet", name="ann")
+    yield auth("UserGet", name="absent")
+    yield auth("RoleGet", role="middle")
+    yield auth("RoleGet", role="absent")
+    yield auth("UserList")
+    yield auth("RoleList")
+    yield put("", "k", token="a token from before")
+    yield auth("AuthEnable")
+    # With auth.
+    yield auth("AuthStatus")[0] if isinstance(auth("AuthStatus"), tuple) else "told"
+    yield ranged("", "a")
+    yield put("", "a")
+    yield auth("UserList", by="")
+    yield auth("UserAdd", by="", name="x", password="x")
+    yield auth("AuthEnable", by="")
+    yield log_in("ann", "wrong")
+    yield log_in("absent")
+    yield log_in("certified")
+    for name in ("root", "ann", "mia", "rae", "will", "nobody"):
+        yield log_in(name)
+    for user in ("root", "ann", "mia", "rae", "will", "nobody"):
+        for key in ("a", "c", "k", "s", "t", "x", "z"):
+            yield put(user, key)
+            yield ranged(user, key)
+        for key, end in (
+            ("a", "b"),
+            ("c", "i"),
+            ("c", "t"),
+            ("c", "u"),
+            ("d", "s"),
+            ("a", "\0"),
+            ("\0", "\0"),
+            ("z", "a"),
+        ):
+            yield ranged(user, key, end)
+        for key, end in (("z", "zz"), ("s", "u"), ("h", "j"), ("q", "s"), ("d", "u"), ("a", "\0")):
+            yield delete(user, key, end)
+            yield delete(user, key, end, prev_kv=True)
+            yield ranged("root", "\0", "\0")
+        everything = rpc_pb2.RangeRequest(key=b"c", range_end=b"t")
+        reads = [rpc_pb2.RequestOp(request_range=everything)]
+        hidden = [rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=b"y", range_end=b"z"))]
+        yield kv("Txn", rpc_pb2.TxnRequest(success=reads), user).__class__
+        yield isinstance(kv("Txn", rpc_pb2.TxnRequest(success=reads, failure=hidden), user), tuple)
+        for method in ("AuthStatus", "UserList", "RoleList"):
+            answer = auth(method, by=user)
+            yield answer.enabled if isinstance(answer, rpc_pb2.AuthStatusResponse) else answer
+        yield auth("UserGet", by=user, name=user)
+        yield auth("UserGet", by=user, name="ann")
+        yield auth("RoleGet", by=user, role="middle")
+        if user != "root":
+            yield auth("UserAdd", by=user, name="x", password="x")
+            yield auth("AuthDisable", by=user)
+        lease = client.call("Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest(TTL=600), user)
+        yield lease.__class__
+        yield client.call("Lease/LeaseRevoke", rpc_pb2.LeaseRevokeRequest(ID=lease.ID), user).__class__
+    # Tokens that are none.
+    for token in ("", "x", "a.1", "esp1:", "Bearer x", "eyJhbGciOiJIUzI1NiJ9.e30.x"):
+        for field in ("token", "authorization"):
+            yield put("", "k", token=token, field=field)
+            yield ranged("", "a", "z", token=token, field=field)
+            yield client.call("Auth/UserList", rpc_pb2.AuthUserListRequest(), token=token, field=field)
+            yield client.call("Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest(TTL=9), token=token, field=field)
+    yield put("", "k", token=f"Bearer {client.tokens['ann']}", field="authorization")
+    # What changes while a token is in use.
+    yield auth("RoleRevokePermission", role="middle", key=b"c", range_end=b"t")
+    yield auth("RoleRevokePermission", role="middle", key=b"c", range_end=b"t")
+    yield ranged("mia", "c", "t")
+    yield ranged("mia", "x")
+    yield auth("UserRevokeRole", name="ann", role="wide")
+    yield auth("UserRevokeRole", name="ann", role="wide")
+    yield ranged("ann", "a", "z")
+    yield auth("UserChangePassword", name="rae", password="new")
+    yield ranged("rae", "c", "t")
+    yield log_in("rae")
+    yield log_in("rae", "new")
+    yield ranged("rae", "c", "t")
+    yield auth("UserDelete", name="will")
+    yield put("will", "k")
+    yield log_in("will")
+    yield auth("UserDelete", name="root")
+    yield auth("UserRevokeRole", name="root", role="root")
+    yield auth("RoleDelete", role="root")
+    yield auth("RoleDelete", role="reader")
+    yield ranged("rae", "c", "t")
+    yield auth("UserList")
+    yield auth("RoleList")
+    yield auth("AuthDisable")
+    yield put("", "k")
+    yield put("will", "k")
+    yield log_in("root")
+    yield auth("AuthStatus", by="").enabled
+
+
+def compare(one: LocalEtcd, esp: EspProcess) -> None:
+    expected, found = Client(one), Client(esp)
+    for step, (right, answer) in enumerate(zip(program(expected), program(found), strict=True)):
+        assert told(answer) == told(right), f"step {step}"
+
+
+@pytest.mark.parametrize("version", ["tests", "newest"])
+@pytest.mark.parametrize("kind", ["simple", "jwt"])
+def test_a_program_of_users_and_roles_goes_as_at_one_etcd(
+    start_etcd: Etcds, start_esp: Esps, tmp_path: Path, version: str, kind: str
+) -> None:
+    flags = (QUICK,) if kind == "simple" else (QUICK, jwt_flag(tmp_path))
+    one, *shards = start_etcd.several(4, *flags, binary=peer("etcd") if version == "newest" else None)
+    compare(one, start_esp(shards, BOUNDARIES))
+
+
+class TestTokens:
+    @pytest.fixture
+    def client(self, esp: EspProcess) -> Client:
+        client = Client(esp)
+        set_up(client)
+        return client
+
+    def test_any_proxy_with_these_shards_takes_it(
+        self, client: Client, shards: list[LocalEtcd], start_esp: Esps
+    ) -> None:
+        other = Client(start_esp(shards, BOUNDARIES))
+        other.tokens = client.tokens
+        everything = rpc_pb2.RangeRequest(key=b"a", range_end=b"\0")
+        assert isinstance(other.call("KV/Range", everything, "bob"), Message)
+        fewer = Client(start_esp(shards[:1]))  # names it s0, as the others do
+        assert isinstance(fewer.call("KV/Range", everything, token=client.tokens["bob"]), Message)
+
+    def test_one_that_is_not_of_all_shards_is_none_anywhere(self, client: Client) -> None:
+        parts = split(client.tokens["root"].encode())
+        assert parts is not None
+        tokens = {name: part.decode() for name, part in parts.items()}
+        without_one = join({name: token for name, token in tokens.items() if name != "s2"})
+        of_one = tokens["s0"]
+        for token in (without_one, of_one, client.tokens["root"][:-1], "x"):
+            for key, end in ((b"a", b""), (b"z", b""), (b"a", b"z")):
+                request = rpc_pb2.RangeRequest(key=key, range_end=end)
+                for field in ("token", "authorization"):
+                    refused = client.call("KV/Range", request, token=token, field=field)
+                    assert refused == ("UNAUTHENTICATED", errors.INVALID_AUTH_TOKEN.message)
+        with_another = join({**tokens, "later": "x"})
+        assert isinstance(client.call("KV/Range", request, token=with_another), Message)
+
+    def test_with_the_name_of_a_shard_its_part_and_its_own_token_go_there(self, client: Client) -> None:
+        parts = split(client.tokens["root"].encode())
+        assert parts is not None
+        for token in (client.tokens["root"], parts["s1"].decode()):
+            metadata = [("token", token), ("esp-shard", "s1")]
+            request = rpc_pb2.RangeRequest(key=b"k")
+            assert client.stubs["KV"].Range(request, metadata=metadata).header.revision
+            with pytest.raises(grpc.RpcError, match="invalid auth token"):
+                client.stubs["KV"].Range(request, metadata=[("token", parts["s0"].decode()), ("esp-shard", "s1")])
+
+    def test_a_stale_part_of_it_is_refused_before_anything_is_deleted(self, client: Client) -> None:
+        for key in (b"a", b"k", b"z"):
+            assert isinstance(client.call("KV/Put", rpc_pb2.PutRequest(key=key), "root"), Message)
+        parts = split(client.tokens["root"].encode())
+        assert parts is not None
+        stale = join({**{name: part.decode() for name, part in parts.items()}, "s2": "gone.1"})
+        request = rpc_pb2.DeleteRangeRequest(key=b"a", range_end=b"\0")
+        refused = ("UNAUTHENTICATED", errors.INVALID_AUTH_TOKEN.message)
+        assert client.call("KV/DeleteRange", request, token=stale) == refused
+        assert client.call("Auth/UserAdd", rpc_pb2.AuthUserAddRequest(name="x", password="x"), token=stale) == refused
+        assert client.call("KV/DeleteRange", request, "root").deleted == 3
+        assert isinstance(client.auth("UserAdd", name="x", password="x"), Message)
+
+    def test_two_users_read_together_what_each_may_read(self, client: Client) -> None:
+        for key in (b"k1", b"k2", b"b"):
+            client.call("KV/Put", rpc_pb2.PutRequest(key=key, value=key), "root")
+        kv = client.stubs["KV"]
+        calls = [
+            (user, key, kv.Range.future(rpc_pb2.RangeRequest(key=key), metadata=[("token", client.tokens[user])]))
+            for _ in range(50)
+            for user in ("alice", "bob", "root")
+            for key in (b"k1", b"k2", b"b")
+        ]
+        for user, key, call in calls:
+            if (user, key) == ("alice", b"b"):
+                assert call.exception().code() == grpc.StatusCode.PERMISSION_DENIED
+            else:
+                assert [row.value for row in call.result().kvs] == [key]
+
+    def test_a_token_longer_than_a_request_can_carry_is_not_given(
+        self, start_etcd: Etcds, start_esp: Esps, tmp_path: Path
+    ) -> None:
+        shards = start_etcd.several(3, QUICK, jwt_flag(tmp_path))
+        set_up(Client(start_esp(shards, BOUNDARIES)))
+        esp = start_esp(shards, BOUNDARIES, extra="limits: {max_header_list_bytes: 800}")
+        code, text = Client(esp).log_in("root")
+        assert code == "FAILED_PRECONDITION"
+        assert text.startswith("esp: the tokens of all shards take ")
+        assert "a request has room for 400; raise max_header_list_bytes" in text
+
+
+class TestWhatDiffers:
+    def test_auth_is_not_enabled_before_root_is_on_every_shard(self, shards: list[LocalEtcd], esp: EspProcess) -> None:
+        client = Client(esp)
+        client.auth("RoleAdd", name="root")
+        for shard in (shards[0], shards[2]):
+            Client(shard).auth("UserAdd", name="root", password="root")
+            Client(shard).auth("UserGrantRole", user="root", role="root")
+        assert client.auth("AuthEnable") == ("FAILED_PRECONDITION", errors.ROOT_USER_NOT_EXIST.message)
+        Client(shards[1]).auth("UserAdd", name="root", password="root")
+        assert client.auth("AuthEnable") == ("FAILED_PRECONDITION", errors.ROOT_ROLE_NOT_EXIST.message)
+        assert not any(Client(shard).auth("AuthStatus").enabled for shard in shards)
+        Client(shards[1]).auth("UserGrantRole", user="root", role="root")
+        assert isinstance(client.auth("AuthEnable"), Message)
+        assert client.log_in("root") == "token"
+
+    def test_enabling_is_finished_where_it_was_begun(self, shards: list[LocalEtcd], esp: EspProcess) -> None:
+        client = Client(esp)
+        client.auth("UserAdd", name="root", password="root")
+        client.auth("RoleAdd", name="root")
+        client.auth("UserGrantRole", user="root", role="root")
+        Client(shards[0]).auth("AuthEnable")
+        cure = "esp check tells how they differ, mend it at the shards themselves"
+        refused = (
+            "FAILED_PRECONDITION",
+            f"esp: authentication is not switched alike on all shards (s0 | s1, s2); {cure}",
+        )
+        assert client.log_in("root") == refused
+        assert isinstance(client.auth("AuthEnable"), Message)
+        assert client.log_in("root") == "token"
+        assert client.auth("AuthEnable", by="") == ("INVALID_ARGUMENT", errors.USER_EMPTY.message)
+
+    def test_what_is_not_the_same_is_not_told(self, shards: list[LocalEtcd], esp: EspProcess) -> None:
+        client, apart = Client(esp), Client(shards[1])
+        client.auth("UserAdd", name="ann", password="ann")
+        client.auth("RoleAdd", name="reader")
+        apart.auth("UserAdd", name="bob", password="bob")
+        apart.auth("RoleAdd", name="writer")
+        apart.auth("RoleGrantPermission", name="reader", perm=permission("a"))
+        apart.auth("UserGrantRole", user="ann", role="reader")
+        for answer, what in (
+            (client.auth("UserList"), "there are not the same users on all shards (s0, s2 | s1)"),
+            (client.auth("RoleList"), "there are not the same roles on all shards (s0, s2 | s1)"),
+            (client.auth("UserGet", name="ann"), 'the user "ann" is not the same on all shards (s0, s2 | s1)'),
+            (client.auth("UserGet", name="bob"), 'the user "bob" is not the same on all shards (s0, s2 | s1)'),
+            (client.auth("RoleGet", role="reader"), 'the role "reader" is not the same on all shards (s0, s2 | s1)'),
+        ):
+            assert answer[0] == "FAILED_PRECONDITION"
+            assert answer[1].startswith(f"esp: {what}; ")
+
+    def test_a_change_is_made_to_the_last_shard_and_the_first_error_told(
+        self, shards: list[LocalEtcd], esp: EspProcess
+    ) -> None:
+        client = Client(esp)
+        Client(shards[0]).auth("UserAdd", name="ann", password="ann")
+        exists = ("FAILED_PRECONDITION", "etcdserver: user name already exists")
+        assert client.auth("UserAdd", name="ann", password="ann") == exists
+        assert client.auth("UserList").users == ["ann"]
+
+    def test_nothing_is_changed_while_a_shard_is_away(self, shards: list[LocalEtcd], esp: EspProcess) -> None:
+        client = Client(esp)
+        shards[2].kill()
+        code, _ = client.auth("UserAdd", name="ann", password="ann")
+        assert code == "UNAVAILABLE"
+        assert not Client(shards[0]).auth("UserList").users
+
+
+class TestStockClients:
+    def test_etcdctl_with_a_user(self, esp: EspProcess, etcdctl: Etcdctl) -> None:
+        for command in (
+            "user add root:secret",
+            "role add root",
+            "user grant-role root root",
+            "user add ann:pass",
+            "role add middle",
+            "role grant-permission middle readwrite c t",
+            "user grant-role ann middle",
+            "auth enable",
+        ):
+            etcdctl(esp, *command.split())
+        root, ann = "--user=root:secret", "--user=ann:pass"
+        assert "Authentication Status: true" in etcdctl(esp, root, "auth", "status").stdout
+        assert etcdctl(esp, root, "user", "list").stdout.split() == ["ann", "root"]
+        for key in ("d", "k", "s"):
+            assert etcdctl(esp, ann, "put", key, "v").stdout == "OK\n"
+        assert "permission denied" in etcdctl(esp, ann, "put", "a", "v", check=False).stderr
+        assert etcdctl(esp, ann, "get", "c", "t", "--keys-only").stdout.split() == ["d", "k", "s"]
+        assert "permission denied" in etcdctl(esp, ann, "get", "c", "u", check=False).stderr
+        assert "permission denied" in etcdctl(esp, ann, "del", "c", "u", check=False).stderr
+        assert etcdctl(esp, ann, "del", "c", "t").stdout == "3\n"
+        assert "user name is empty" in etcdctl(esp, "get", "c", check=False).stderr
+        assert "authentication failed" in etcdctl(esp, "--user=ann:wrong", "get", "c", check=False).stderr
+        lease = etcdctl(esp, ann, "lease", "grant", "60").stdout.split()[1]
+        assert etcdctl(esp, ann, "put", "k", "v", f"--lease={lease}").stdout == "OK\n"
+        assert "TTL(60)" in etcdctl(esp, ann, "lease", "keep-alive", "--once", lease).stdout
+        assert "revoked" in etcdctl(esp, ann, "lease", "revoke", lease).stdout
+        etcdctl(esp, root, "auth", "disable")
+        assert etcdctl(esp, "put", "a", "v").stdout == "OK\n"
