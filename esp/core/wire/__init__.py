@@ -39,6 +39,7 @@ The names that the layers above may use (tests/test_layers.py):
     response: ResponseHead
     connection: Connection
     open_calls: CALL_BYTES
+    admission: Admission
     server_stream: Handler, Refuse, Sink, ServerStream, INTERNAL_ERROR
     client_stream: ClientStream, STREAM_WINDOW
     client: ClientConnection

@@ -33,6 +33,7 @@ class Connection:
         on_flush: called with the bytes to write; set by the transport.
         on_end: called once, when the connection has ended and all its bytes went to `on_flush`; set by the transport.
         on_charge: called with the seconds of work that a call made outside of `receive`; set by the transport.
+        on_behind: called when there are steps to take that did not come up in `receive`; set by the transport.
         stop: when `receive` has to stop before the end of its bytes, on the clock of `context.turns`.
         unread: bytes of the peer wait for their turn in esp. Whatever the peer owes may be among them and is not late.
         writable: the transport has room.
@@ -53,6 +54,7 @@ class Connection:
         "ended",
         "flushes",
         "limits",
+        "on_behind",
         "on_charge",
         "on_end",
         "on_flush",
@@ -71,6 +73,7 @@ class Connection:
         self.on_flush: Callable[[bytes], None] | None = None
         self.on_end: Callable[[], None] | None = None
         self.on_charge: Callable[[float], None] | None = None
+        self.on_behind: Callable[[], None] | None = None
         self.clock = context.turns.clock
         self.stop = inf
         self.unread = False
@@ -115,6 +118,19 @@ class Connection:
             self._unfinished.append(steps)
         elif not self._take_steps(steps):
             self._unfinished = [*(self._unfinished or ()), steps]  # first the rest of the steps that those have begun
+
+    def do_later(self, steps: Iterator[None]) -> None:
+        """Takes `steps`, which did not come up in `receive`, in the next turns; at once where there is no transport."""
+        if self.ended:
+            return
+        if self._unfinished is not None:
+            self._unfinished.append(steps)
+        elif self.on_behind is not None:
+            self._unfinished = [steps]
+            self.on_behind()
+        else:
+            for _ in steps:
+                pass
 
     def _take_steps(self, steps: Iterator[None]) -> bool:
         """Takes steps until the turn is over; whether those were all."""

@@ -60,9 +60,28 @@ class WireProtocol(asyncio.Protocol, Worker):
         connection.on_flush = self.transport.write
         connection.on_end = self.close
         connection.on_charge = self._charge
+        connection.on_behind = self._want_turn
 
     def _charge(self, seconds: float) -> None:
         self._turns.charge(self, seconds)
+
+    def _want_turn(self) -> None:
+        self.context.put_off(self)  # the connection may be at work right now
+
+    def flush(self) -> None:
+        """Hands on what the connection has queued."""
+        if self.connection is not None:
+            self.connection.flush()
+
+    def go_on(self) -> None:
+        """Stands in line for what did not come from the socket."""
+        if self.is_behind:
+            self._turns.stand_in_line(self)
+
+    def on_bug(self) -> None:
+        """An exception came out of `go_on`."""
+        if self.connection is not None:
+            self.connection.on_bug()
 
     @property
     def is_behind(self) -> bool:
@@ -152,6 +171,7 @@ class WireProtocol(asyncio.Protocol, Worker):
             self.connection.on_flush = None
             self.connection.on_end = None
             self.connection.on_charge = None
+            self.connection.on_behind = None
             self._unread = b""
             self.connection.lost("connection lost" if exc is None else str(exc))
             self.context.flush()

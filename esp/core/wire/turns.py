@@ -164,6 +164,12 @@ class Turns:
         worker.used = max(worker.used, self._virtual - SAVED) + min(seconds, LONGEST_STEP)
         self._elsewhere += seconds
 
+    def stand_in_line(self, worker: Worker) -> None:
+        """A client's `worker` has work that came up elsewhere."""
+        if not worker.in_line:
+            worker.used = max(worker.used, self._virtual - SAVED)
+            self._join(worker)
+
     def _join(self, worker: Worker) -> None:
         worker.in_line = True
         self._order += 1

@@ -264,6 +264,7 @@ ELSEWHERE = {
     "common_share": "test_shares.py",
     "max_watch_buffer_bytes": "services/watch/test_outbox.py",
     "max_watcher_bytes": "services/watch/test_hostile.py",
+    "max_shared_watchers": "services/watch/test_crowd.py",
     "connect_timeout": "the shard's tests",
     "keepalive_time": "test_client.py",
     "keepalive_timeout": "test_client.py",

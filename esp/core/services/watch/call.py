@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
@@ -11,6 +12,7 @@ from google.protobuf.message import DecodeError
 from esp.core.shard import Shard
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import ClientStream
+from esp.core.wire.connection import Connection
 from esp.core.wire.message import MessageReader
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.splice import NO_TRAILERS
@@ -27,6 +29,13 @@ class Caller(Protocol):
     @property
     def shard(self) -> Shard:
         """The shard that is called."""
+
+    @property
+    def crowd(self) -> Connection | None:
+        """The client's connection in whose turns the call is read; None for a call that is read as its bytes come."""
+
+    def take_steps(self) -> Iterator[Iterator[None]]:
+        """What messages have led to and is still to be done; for a call that is read in turns."""
 
     @property
     def is_held_back(self) -> bool:
@@ -90,30 +99,62 @@ class WatchCall(ClientStream):
 
     def read_on(self) -> None:
         """Reads the bytes that have come, and lets the shard send on, as far as there is room."""
-        if self._is_reading:
-            return  # the loop below gets to the bytes
         caller = self._caller
+        if caller.crowd is not None and not self._account_for(self._messages.held + self._unread_bytes):
+            return
+        if self._is_reading:
+            return  # whoever reads gets to the bytes
+        if caller.crowd is not None:
+            self._is_reading = True
+            caller.crowd.do_later(self._in_turns())
+            return
         self._is_reading = True
         try:
             while self._unread and not caller.is_held_back:
-                payload = self._unread.popleft()
-                self._unread_bytes -= len(payload)
-                self._owed += len(payload)
-                for message in self._messages.feed(payload):
+                for message in self._messages.feed(self._next_payload()):
                     if not caller.is_current(self):
                         return
                     caller.on_message(message)
-            if self._ends and not self._unread:
-                self._end(NO_TRAILERS)
-            if not caller.is_current(self) or not self._account_for(self._messages.held + self._unread_bytes):
-                return
-            if self._owed and not caller.is_held_back:
-                owed, self._owed = self._owed, 0
-                self.consumed(owed)
+            self._have_read()
         except (RpcError, DecodeError):
             self._end(caller.shard.blamed("is no WatchResponse").status)
         finally:
             self._is_reading = False
+
+    def _in_turns(self) -> Iterator[None]:
+        """Reads in steps: a message is looked at when all is done that those before it lead to, in other calls too."""
+        caller = self._caller
+        try:
+            while self._unread:
+                for message in self._messages.feed(self._next_payload()):
+                    if not caller.is_current(self):
+                        return
+                    caller.on_message(message)
+                    yield
+                    for steps in caller.take_steps():
+                        yield from steps
+            self._have_read()
+        except (RpcError, DecodeError):
+            self._end(caller.shard.blamed("is no WatchResponse").status)
+        finally:
+            self._is_reading = False
+
+    def _next_payload(self) -> bytes:
+        payload = self._unread.popleft()
+        self._unread_bytes -= len(payload)
+        self._owed += len(payload)
+        return payload
+
+    def _have_read(self) -> None:
+        """Lets the shard send on, as far as there is room, or takes notice of the end."""
+        caller = self._caller
+        if self._ends and not self._unread:
+            self._end(NO_TRAILERS)
+        if not caller.is_current(self) or not self._account_for(self._messages.held + self._unread_bytes):
+            return
+        if self._owed and not caller.is_held_back:
+            owed, self._owed = self._owed, 0
+            self.consumed(owed)
 
     def _account_for(self, size: int) -> bool:
         """Accounts for `size` bytes that are not read yet or are half a message; False when the call has ended."""

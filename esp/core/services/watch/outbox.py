@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from esp.core import errors
+from esp.core.wire.admission import Admission
 from esp.core.wire.budget import Account
 from esp.core.wire.frames import MAX_FRAME_SIZE, ErrorCode
 from esp.core.wire.server_stream import ServerStream
@@ -17,6 +18,8 @@ log = logging.getLogger("esp.watch")
 
 READ_AHEAD_BYTES: Final = 65_536
 """Bytes that may wait for a client, or for a watcher to be announced, while the client's own upstreams are read on."""
+
+ClientsConnection = Admission[ServerStream]
 
 
 class Owner(Protocol):
@@ -73,6 +76,11 @@ class Outbox:
         self._awaits_flush = False
         self.context = down.connection.context
         self._owner: Owner | None = owner  # until the end: a circle of references would stay in memory for long
+
+    @property
+    def connection(self) -> ClientsConnection:
+        """The connection that the client's call is on."""
+        return self.down.connection
 
     @property
     def account(self) -> Account:

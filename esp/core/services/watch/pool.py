@@ -8,15 +8,22 @@ first. Once two such sources of one spec have caught up, their taps move to a sh
 got as far.
 
 A create that is too large is not sent in a shared call: etcd ends the whole call for it.
+
+Of one connection only `max_shared_watchers` watchers of a spec share with other connections. Further ones, its
+crowd, share among themselves, in a call that is read in that connection's turns: passing one event on to thousands of
+watchers takes long, and nobody else is to wait for that. What the connection does not get to stays with the shard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, Protocol
 
 from esp.core.services.watch.messages import DUPLICATE_ID, Response, Spec, created, raised
-from esp.core.services.watch.source import Follower, Source
+from esp.core.services.watch.outbox import ClientsConnection, Outbox
+from esp.core.services.watch.source import Member, Source
 from esp.core.services.watch.upstream import Upstream
 from esp.core.shard import Shard
 from esp.core.wire.request_encoder import Forward
@@ -25,7 +32,7 @@ LARGEST_SHARED: Final = 65_536
 """Bytes of keys in a create that is sent in a call which other clients share. No etcd's limit is as low."""
 
 
-class Newcomer(Follower, Protocol):
+class Newcomer(Member, Protocol):
     """A tap that is to be fed."""
 
     def own_upstream(self) -> Upstream:
@@ -40,22 +47,43 @@ class Pool:
         forward: the head of the Watch calls.
         upstream: the call that the shared sources are part of.
         shelves: the sources by spec.
+        crowd: the connection whose crowd has this pool to itself; None for a pool of all.
+        crowds: the pools of crowds.
     """
 
-    __slots__ = ("_on_change", "forward", "shard", "shelves", "upstream")
+    __slots__ = ("_on_change", "crowd", "crowds", "forward", "shard", "shelves", "upstream")
 
-    def __init__(self, shard: Shard, forward: Forward, on_change: Callable[[Pool], None]) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        forward: Forward,
+        on_change: Callable[[Pool], None],
+        crowd: ClientsConnection | None = None,
+    ) -> None:
         """`on_change` is called when the first source comes, and when the last has gone."""
         self.shard = shard
         self.forward = forward
         self._on_change = on_change
-        self.upstream = Upstream(shard, forward, None)
+        self.crowd = crowd
+        self.upstream = Upstream(shard, forward, None, crowd)
         self.shelves: dict[Spec, Shelf] = {}
+        self.crowds: dict[ClientsConnection, Pool] = {}
 
     @property
     def is_idle(self) -> bool:
         """Whether there are no sources."""
-        return not self.shelves
+        return not self.shelves and not self.crowds
+
+    def of(self, crowd: ClientsConnection) -> Pool:
+        """The pool of a connection's crowd."""
+        pool = self.crowds.get(crowd)
+        return pool if pool is not None else Pool(self.shard, self.forward, partial(self._on_crowd, crowd), crowd)
+
+    def _on_crowd(self, crowd: ClientsConnection, pool: Pool) -> None:
+        if not pool.is_idle:
+            self.crowds[crowd] = pool
+        elif self.crowds.pop(crowd, None) is not None:
+            self._on_change(self)
 
     def start(self, tap: Newcomer, spec: Spec, start_revision: int) -> None:
         """Feeds `tap` the events of `spec` from `start_revision` on, 0 for now."""
@@ -66,6 +94,10 @@ class Pool:
         if shelf is None:
             shelf = self.shelves[spec] = Shelf(self, spec)
             self._on_change(self)
+        elif self.crowd is None and shelf.has_many_of(tap.outbox.connection):
+            tap.outbox.context.reached("max_shared_watchers")
+            self.of(tap.outbox.connection).start(tap, spec, start_revision)
+            return
         shelf.start(tap, start_revision)
 
     def drop(self, shelf: Shelf) -> None:
@@ -85,16 +117,32 @@ class Shelf:
         own: sources of single taps, which may move to the shared one.
     """
 
-    __slots__ = ("_pool", "own", "shared", "spec")
+    __slots__ = ("_by_connection", "_pool", "own", "shared", "spec")
 
     def __init__(self, pool: Pool, spec: Spec) -> None:
         self.spec = spec
         self.shared: Source | None = None
         self.own: dict[Source, None] = {}
         self._pool = pool
+        self._by_connection: Counter[ClientsConnection] | None = None  # of the taps; for a crowd's shelf nobody asks
+
+    def has_many_of(self, connection: ClientsConnection) -> bool:
+        """Whether `max_shared_watchers` of the taps are of this connection's clients."""
+        most = connection.limits.max_shared_watchers
+        if self._by_connection is None:
+            if len(self.own) + (self.shared.count if self.shared is not None else 0) < most:
+                return False  # as nearly always
+            self._by_connection = Counter(outbox.connection for outbox in self._outboxes())
+        return self._by_connection[connection] >= most
+
+    def _outboxes(self) -> Iterator[Outbox]:
+        for source in (*self.own, *((self.shared,) if self.shared is not None else ())):
+            yield from source.outboxes()
 
     def start(self, tap: Newcomer, start_revision: int) -> None:
         """Feeds `tap` the events from `start_revision` on, 0 for now."""
+        if self._by_connection is not None:
+            self._by_connection[tap.outbox.connection] += 1
         if start_revision:
             self.start_own(tap, start_revision)
         elif self.shared is None:
@@ -153,6 +201,15 @@ class Shelf:
             others = [other.next for other in self.own if other.has_caught_up]
             if len(others) > 1:
                 self._share(max(others))
+
+    def on_left(self, tap: Member) -> None:
+        """A tap has left, and is in no other source."""
+        counts = self._by_connection
+        if counts is not None:
+            connection = tap.outbox.connection
+            counts[connection] -= 1
+            if not counts[connection]:
+                del counts[connection]
 
     def forget(self, source: Source) -> None:
         """A source has ended."""

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Protocol
 
+from esp.core.services.watch.feed import Feed, Follower, tell
 from esp.core.services.watch.fragments import Fragments
 from esp.core.services.watch.messages import Response, Spec, as_one, encoded
-from esp.core.services.watch.outbox import Outbox
 from esp.core.services.watch.upstream import Upstream
 from esp.core.wire.status import Status
 
 Answer = Callable[["Response | None"], None]
 """Told the shard's reply; None when the call broke before the reply."""
 
-T = TypeVar("T")
 BATCH_REVISIONS: Final = 1000
 """etcd catches up in messages of this many revisions; one with fewer events is the last of them."""
 
 
-class Follower(Protocol):
-    """A tap: whom a source feeds.
+class Member(Follower, Protocol):
+    """A tap that a source feeds.
 
     Attributes:
         source: the source that feeds the tap; None when there is none.
-        next: in `Source.fresh`, the lowest revision that the tap has not passed on.
-        outbox: the way back to the tap's client.
-        plain_id: the watch id under which a message goes to the client as it came; None if only `deliver` may send it.
     """
 
     source: Source | None
-    next: int
-    outbox: Outbox
-    plain_id: int | None
 
     @property
     def position(self) -> int:
@@ -46,9 +39,6 @@ class Follower(Protocol):
 
     def on_refused(self, response: Response) -> None:
         """The shard has refused the create."""
-
-    def deliver(self, responses: tuple[Response, ...]) -> None:
-        """Events: a message, or the fragments of one."""
 
     def on_progress(self, response: Response) -> None:
         """All events up to the header's revision have come."""
@@ -71,20 +61,19 @@ class Neighbours(Protocol):
     def forget(self, source: Source) -> None:
         """A source has ended."""
 
+    def on_left(self, tap: Member) -> None:
+        """A tap has left a source, and joins no other."""
 
-class Source:
+
+class Source(Feed[Member]):
     """One watcher of a shard.
 
     Attributes:
         upstream: the Watch call that the source is part of.
         spec: the range and options that are watched.
         shelf: the neighbours.
-        next: the lowest revision that has not come; 0 until the shard has said which "now" is.
         id: the watch id upstream.
         is_live: the shard has created the source in the call that is open now.
-        taps: the taps that are fed.
-        fresh: taps that have joined and are ahead of the source: they get what is not below their `next`.
-        joining: taps that may join when the shard has said so.
     """
 
     __slots__ = (
@@ -92,30 +81,23 @@ class Source:
         "_cancel_answer",
         "_fragments",
         "_questions",
-        "fresh",
         "has_caught_up",
         "id",
         "is_live",
         "is_over",
-        "joining",
-        "next",
         "shelf",
         "spec",
-        "taps",
         "upstream",
         "was_live",
     )
 
     def __init__(self, upstream: Upstream, spec: Spec, shelf: Neighbours, start_revision: int) -> None:
+        super().__init__(start_revision)
         self.upstream = upstream
         self.shelf = shelf
         self.spec = spec
-        self.next = start_revision
         self.id = upstream.take_id()
         self.is_live = self.was_live = self.has_caught_up = self.is_over = False
-        self.taps: dict[Follower, None] = {}
-        self.fresh: dict[Follower, None] = {}
-        self.joining: dict[Follower, None] = {}
         self._fragments: Fragments | None = None  # of the response that is coming, if it comes in fragments
         self._questions: list[Answer] = []
         self._asked: list[Answer] = []
@@ -123,40 +105,27 @@ class Source:
 
     # Taps.
 
-    def add(self, tap: Follower) -> None:
+    def add(self, tap: Member) -> None:
         """Feeds `tap` all that comes from `next` on."""
         tap.source = self
         self.taps[tap] = None
 
-    def join(self, tap: Follower, revision: int) -> None:
+    def join(self, tap: Member, revision: int) -> None:
         """Feeds `tap` what comes from `revision` on, which must not be below `next`."""
         tap.source = self
-        self.joining.pop(tap, None)
-        if revision == self.next:
-            self.taps[tap] = None
-        else:
-            tap.next = revision
-            self.fresh[tap] = None
+        self.take_in(tap, revision)
 
-    def remove(self, tap: Follower) -> None:
+    def remove(self, tap: Member) -> None:
         """Feeds `tap` no more; a source that nobody wants any more ends."""
-        self.taps.pop(tap, None)
-        self.fresh.pop(tap, None)
-        self.joining.pop(tap, None)
+        self.let_go(tap)
+        if tap.source is None:
+            self.shelf.on_left(tap)
         self.end_if_unwanted()
 
     def end_if_unwanted(self) -> None:
         """Ends the source upstream when there is nobody for whom to go on."""
-        if not (self.taps or self.fresh or self.joining or self._questions or self._asked or self.is_over):
+        if not (self.count or self._questions or self._asked or self.is_over):
             self.end()
-
-    def everybody(self) -> list[Follower]:
-        """All taps that are fed; taps that are to join are left out."""
-        return [*self.taps, *self.fresh]
-
-    def outboxes(self) -> Iterator[Outbox]:
-        """The outboxes of the clients of all taps, taps that are to join included."""
-        return (tap.outbox for tap in (*self.taps, *self.fresh, *self.joining))
 
     @property
     def awaits_cancel(self) -> bool:
@@ -174,14 +143,14 @@ class Source:
         self.shelf.forget(self)
         self.upstream.cancel(self)
 
-    def cancel(self, tap: Follower, answer: Answer) -> None:
+    def cancel(self, tap: Member, answer: Answer) -> None:
         """Cancels for the client of `tap`, which is fed until `answer` is told the shard's reply.
 
         The header of that reply has the shard's present revision.
         """
         if not self.is_live:
             answer(None)
-        elif len(self.taps) + len(self.fresh) == 1 and not self._questions and not self._asked:
+        elif self.count - len(self.joining) == 1 and not self._questions and not self._asked:
             self.end(answer)
         else:
             self.ask(answer)
@@ -205,8 +174,12 @@ class Source:
     def on_answer(self, response: Response) -> None:
         """The shard has replied to the question."""
         asked, self._asked = self._asked, []
+        self.upstream.do(self._answer(asked, response))
+
+    def _answer(self, asked: Sequence[Answer], response: Response) -> Iterator[None]:
         for answer in asked:
             answer(response)
+            yield
         self._send_questions()
         self.end_if_unwanted()
 
@@ -251,7 +224,7 @@ class Source:
                 self.next = response.revision + 1
             self.has_caught_up = self.next == response.revision + 1
         for tap in list(self.taps):
-            _tell(tap, tap.on_created, response)
+            tell(tap, tap.on_created, response)
         self._send_questions()
         self.shelf.on_created(self)
 
@@ -264,12 +237,12 @@ class Source:
                 # It was granted once: a token has run out, say. The client finds out by coming again.
                 tap.outbox.stop()
             else:
-                _tell(tap, tap.on_refused, response)
+                tell(tap, tap.on_refused, response)
         questions, self._questions = self._questions, []
         for answer in questions:
             answer(response)
 
-    def pass_on(self, head: bytes, tail: bytes, revision: int) -> bool:
+    def pass_on_one(self, head: bytes, tail: bytes, revision: int) -> bool:
         """Takes a message with one event, in its bytes before and behind the watch id, if the bytes go on as they came.
 
         False, and nothing done, where the event's revision is not all that has to be known: for `on_response`.
@@ -299,9 +272,9 @@ class Source:
         elif message.fragment or self._fragments is not None:
             self._on_fragment(response)
         elif response.last:
-            self._on_events((response,))
+            self.upstream.do(self._on_events((response,)))
         else:
-            self._on_progress(response)
+            self.upstream.do(self._on_progress(response))
 
     def _on_fragment(self, response: Response) -> None:
         fragments = self._fragments
@@ -310,73 +283,40 @@ class Source:
         if not fragments.has_room(response):
             whole = fragments.take_before(response.first)
             if whole:
-                self._on_events(whole, None)
+                self.upstream.do(self._on_events(whole, None))
             if self._fragments is not fragments:
                 return  # nobody wants the rest any more, or the call broke
         if fragments.keep_or_cut(response) and not response.fragment:
             self._fragments = None
-            self._on_events(fragments.take(), fragments.passed_events)
+            self.upstream.do(self._on_events(fragments.take(), fragments.passed_events))
 
     def _forget_fragments(self) -> None:
         fragments, self._fragments = self._fragments, None
         if fragments is not None:
             fragments.take()
 
-    def _on_events(self, responses: tuple[Response, ...], passed: int | None = 0) -> None:
+    def _on_events(self, responses: tuple[Response, ...], passed: int | None = 0) -> Iterator[None]:
         """Events of whole revisions; `passed` is how many of the same response came before, None when more will."""
-        first, last = responses[0].first, responses[-1].last
         count = sum(len(response.message.events) for response in responses)
-        if first < self.next:
+        if responses[0].first < self.next:
             responses = as_one([kept for response in responses if (kept := response.since(self.next))])
             if not responses:
                 return
-            first = responses[0].first
-        if self.fresh:
-            self._feed_fresh(responses, first, last)
-        self._feed(responses)
-        self.next = last + 1
-        if not self.has_caught_up and passed is not None and passed + count < BATCH_REVISIONS:
+        if self.upstream.crowd is not None and len(self.taps) > 1:
+            yield from self.pass_on_in_steps(responses)
+        else:
+            self.pass_on(responses, to_only_one=self.upstream.reader is not None)
+        if passed is not None and passed + count < BATCH_REVISIONS:
             self.has_caught_up = True
         if self.shelf.shared is not self:
             self.shelf.on_advanced(self)
 
-    def _feed(self, responses: tuple[Response, ...]) -> None:
-        # The loop over all who watch the same; what most of them get is spelled out here.
-        encoded: dict[int, bytes] | None = {} if len(responses) == 1 and self.upstream.reader is None else None
-        for tap in tuple(self.taps):
-            watch_id = tap.plain_id
-            if encoded is None or watch_id is None:
-                _tell(tap, tap.deliver, responses)
-                continue
-            try:
-                data = encoded.get(watch_id)
-                if data is None:
-                    data = encoded[watch_id] = responses[0].encode(watch_id)
-                tap.outbox.send(data)
-            except Exception:
-                tap.outbox.on_bug()
-
-    def _feed_fresh(self, responses: tuple[Response, ...], first: int, last: int) -> None:
-        """Makes taps that the source has reached taps like others; events below their `next` they do not get."""
-        for tap in list(self.fresh):
-            if last < tap.next:
-                continue
-            del self.fresh[tap]
-            if first < tap.next:
-                _tell(tap, tap.deliver, as_one([kept for response in responses if (kept := response.since(tap.next))]))
-                tap.next = last + 1
-                self.fresh[tap] = None
-            else:
-                self.taps[tap] = None
-
-    def _on_progress(self, response: Response) -> None:
+    def _on_progress(self, response: Response) -> Iterator[None]:
         for tap in self.everybody():
-            _tell(tap, tap.on_progress, response)
-        if response.revision >= self.next:
-            self.next = response.revision + 1
-        for tap in [tap for tap in self.fresh if tap.next <= self.next]:
-            del self.fresh[tap]
-            self.taps[tap] = None
+            if self.feeds(tap):
+                tell(tap, tap.on_progress, response)
+            yield
+        self.reach(response.revision)
         self.has_caught_up = True
         if self.shelf.shared is not self:
             self.shelf.on_advanced(self)
@@ -392,17 +332,15 @@ class Source:
         self.is_over = True
         self.shelf.forget(self)
         self.upstream.cancel(self)  # until then the shard remembers the id
+        self.upstream.do(self._tell_canceled(response))
+
+    def _tell_canceled(self, response: Response) -> Iterator[None]:
         for tap in self.everybody():
+            if not self.feeds(tap):
+                continue
             if tap.position >= response.message.compact_revision > 0:
                 tap.restart(tap.position)  # it had joined further on, and has lost nothing
             else:
-                _tell(tap, tap.on_canceled, response)
+                tell(tap, tap.on_canceled, response)
+            yield
         self._drop_questions()
-
-
-def _tell(tap: Follower, tell: Callable[[T], None], told: T) -> None:
-    """Tells one tap. A bug in that is its client's only: the others are told all the same, and nothing twice."""
-    try:
-        tell(told)
-    except Exception:
-        tap.outbox.on_bug()

@@ -288,7 +288,8 @@ class WatchStream(Sink):
 
     def on_span_events(self, watcher: Watcher) -> None:
         """The client was sent events of a watcher over several shards."""
-        self.span_progress.on_events(watcher)
+        if self._span_progress is not None:
+            self._span_progress.on_events(watcher)
 
     def on_span_progress(self, watcher: Watcher) -> None:
         """A shard has told the progress of its part of a watcher over several shards, unasked."""

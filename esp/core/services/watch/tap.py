@@ -72,7 +72,7 @@ class Tap:
             Kept only where several shards feed the watcher.
         spec: the range and options that are watched in the shard.
         source: where the events come from; None when the tap is detached.
-        next: while the tap stands in `source.fresh`, the lowest revision that the tap has not passed on.
+        next: while the tap does not stand in `source.taps`, the lowest revision that the tap has not passed on.
         is_created: the shard has replied to the create; further replies to creates concern the source only.
         created: that reply, until the client has been told.
         plain_id: the watch id under which a message goes to the client as it came; None unless the client knows the

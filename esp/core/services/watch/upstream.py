@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from time import monotonic
 from typing import Final, NamedTuple, Protocol
 
@@ -21,7 +21,7 @@ from esp.core import errors
 from esp.core.background import Timer
 from esp.core.services.watch.call import WatchCall
 from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, Spec, cancel_request
-from esp.core.services.watch.outbox import READ_AHEAD_BYTES, Outbox
+from esp.core.services.watch.outbox import READ_AHEAD_BYTES, ClientsConnection, Outbox
 from esp.core.services.watch.peek import one_event
 from esp.core.services.watch.progress_requests import ProgressRequests
 from esp.core.shard import FIRST_PAUSE, LONGEST_PAUSE, Shard
@@ -86,7 +86,7 @@ class ShardWatcher(Protocol):
     def outboxes(self) -> Iterable[Outbox]:
         """The outboxes of all clients that the watcher feeds or is about to feed."""
 
-    def pass_on(self, head: bytes, tail: bytes, revision: int) -> bool:
+    def pass_on_one(self, head: bytes, tail: bytes, revision: int) -> bool:
         """Takes a message with one event, in its bytes before and behind the watch id; False to have it parsed."""
 
     def on_response(self, response: Response) -> None:
@@ -120,15 +120,19 @@ class Upstream:
     Attributes:
         shard: the shard that is called.
         reader: the outbox of the only client that is fed, which holds the call back; None when the call is shared.
+        crowd: the connection of all clients that are fed, in whose turns the call is read; None if that is not so.
         sources: the watchers of the shard in this call, by the watch id upstream.
         head: the last header that came, b"" before the first.
         held: bytes of events that came in this call and wait for their watcher to be announced; only with a reader.
     """
 
-    def __init__(self, shard: Shard, forward: Forward, reader: Outbox | None) -> None:
+    def __init__(
+        self, shard: Shard, forward: Forward, reader: Outbox | None, crowd: ClientsConnection | None = None
+    ) -> None:
         """`forward` is the head of the call from `:path` on."""
         self.shard = shard
         self.reader = reader
+        self.crowd = crowd
         self.sources: dict[int, ShardWatcher] = {}
         self.head = b""
         self.held = 0
@@ -142,6 +146,7 @@ class Upstream:
         self._replies: deque[ShardWatcher | _Question] = deque()
         self._progress = ProgressRequests[Asker]()
         self._account: Account | None = None
+        self._steps: deque[Iterator[None]] = deque()
 
     def take_id(self) -> int:
         """A watch id for the next source. Never 0, which would leave the choice to etcd."""
@@ -197,6 +202,21 @@ class Upstream:
         """`asker` wants no progress any more."""
         self._progress.forget(asker)
 
+    # The turns of a crowd.
+
+    def do(self, steps: Iterator[None]) -> None:
+        """Takes `steps`, which a message leads to: at once, or in turns where the call is read in turns."""
+        if self.crowd is not None:
+            self._steps.append(steps)
+        else:
+            for _ in steps:
+                pass
+
+    def take_steps(self) -> Iterator[Iterator[None]]:
+        """The steps that messages of this call have led to, in their order."""
+        while self._steps:
+            yield self._steps.popleft()
+
     # Memory for half messages and for fragments.
 
     def has_room(self, size: int) -> bool:
@@ -207,13 +227,18 @@ class Upstream:
     def keep_or_cut(self, size: int) -> bool:
         """Accounts for `size` bytes more; without room for them `cut`, and False."""
         if self._account is None or self._account.is_closed:
-            buffers = self.shard.context.buffers
-            above = buffers.of("shards").of(self.shard.name) if self.reader is None else self.reader.account
-            self._account = above.open(self)
+            self._account = self._payer().open(self)
         if self._account.take(size):
             return True
         self.cut()
         return False
+
+    def _payer(self) -> Account:
+        if self.reader is not None:
+            return self.reader.account
+        if self.crowd is not None:
+            return self.crowd.own_account()
+        return self.shard.context.buffers.of("shards").of(self.shard.name)
 
     def give(self, size: int) -> None:
         """Returns `size` bytes that `keep_or_cut` accounted for."""
@@ -312,7 +337,7 @@ class Upstream:
             source = self.sources.get(watch_id)
             if source is not None:
                 self.head = body[:head]
-                if source.pass_on(self.head, body[tail:], revision):
+                if source.pass_on_one(self.head, body[tail:], revision):
                     return
         response = Response.parse(body)
         if response.revision:
@@ -348,11 +373,15 @@ class Upstream:
         told = self._progress.on_answer()
         if self._progress.is_wanted:
             self._send_progress_request()
+        self.do(self._tell_progress(told, response))
+
+    def _tell_progress(self, told: Mapping[Asker, int], response: Response) -> Iterator[None]:
         for asker, times in told.items():
             try:
                 asker.on_upstream_progress(self, response, times)
             except Exception:
                 asker.on_bug()
+            yield
 
     def on_end(self, call: WatchCall, status: Status) -> None:
         """The call has ended or broken."""

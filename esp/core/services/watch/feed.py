@@ -1,0 +1,158 @@
+"""The taps that get one run of events, and how far each of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from esp.core.services.watch.messages import Response, as_one
+from esp.core.services.watch.outbox import Outbox
+
+
+class Follower(Protocol):
+    """A tap that is fed.
+
+    Attributes:
+        next: the lowest revision that the tap has not passed on, where that is not the feed's own `next`.
+        outbox: the way back to the tap's client.
+        plain_id: the watch id under which a message goes to the client as it came; None if only `deliver` may send it.
+    """
+
+    next: int
+    outbox: Outbox
+    plain_id: int | None
+
+    def deliver(self, responses: tuple[Response, ...]) -> None:
+        """Events: a message, or the fragments of one."""
+
+
+F = TypeVar("F", bound=Follower)
+T = TypeVar("T")
+
+
+class Feed(Generic[F]):
+    """Taps and what they have got. The events come in the order of their revisions, each of them once.
+
+    Attributes:
+        next: the lowest revision that has not come; 0 until the shard has said which "now" is.
+        taps: the taps that have got everything below `next` and nothing else.
+        fed: while a message is passed on in steps, the taps that have got the message: each has a `next` behind it.
+        fresh: taps that have joined and are ahead of `next`: they get what is not below their own `next`.
+        joining: taps that may join when the shard has said so.
+    """
+
+    __slots__ = ("fed", "fresh", "joining", "next", "taps")
+
+    def __init__(self, start_revision: int) -> None:
+        self.next = start_revision
+        self.taps: dict[F, None] = {}
+        self.fed: dict[F, None] = {}
+        self.fresh: dict[F, None] = {}
+        self.joining: dict[F, None] = {}
+
+    def everybody(self) -> list[F]:
+        """All taps that are fed; taps that are to join are left out."""
+        return [*self.taps, *self.fed, *self.fresh]
+
+    def feeds(self, tap: F) -> bool:
+        """Whether `tap` is one of `everybody`."""
+        return tap in self.taps or tap in self.fed or tap in self.fresh
+
+    def outboxes(self) -> Iterator[Outbox]:
+        """The outboxes of the clients of all taps, taps that are to join included."""
+        return (tap.outbox for tap in (*self.taps, *self.fed, *self.fresh, *self.joining))
+
+    @property
+    def count(self) -> int:
+        """How many taps there are, taps that are to join included."""
+        return len(self.taps) + len(self.fed) + len(self.fresh) + len(self.joining)
+
+    def take_in(self, tap: F, revision: int) -> None:
+        """Feeds `tap` what comes from `revision` on, which must not be below `next`."""
+        self.joining.pop(tap, None)
+        if revision == self.next:
+            self.taps[tap] = None
+        else:
+            tap.next = revision
+            self.fresh[tap] = None
+
+    def let_go(self, tap: F) -> None:
+        """Feeds `tap` no more."""
+        self.taps.pop(tap, None)
+        self.fed.pop(tap, None)
+        self.fresh.pop(tap, None)
+        self.joining.pop(tap, None)
+
+    def pass_on(self, responses: tuple[Response, ...], *, to_only_one: bool) -> None:
+        """Passes on events of whole revisions, none of which is below `next`: a message, or the fragments of one.
+
+        `to_only_one` says that they came in a call that feeds one client only.
+        """
+        first, last = responses[0].first, responses[-1].last
+        if self.fresh:
+            self._feed_fresh(responses, first, last)
+        # The loop over all who watch the same; what most of them get is spelled out here.
+        encoded: dict[int, bytes] | None = {} if len(responses) == 1 and not to_only_one else None
+        for tap in tuple(self.taps):
+            watch_id = tap.plain_id
+            if encoded is None or watch_id is None:
+                tell(tap, tap.deliver, responses)
+                continue
+            try:
+                data = encoded.get(watch_id)
+                if data is None:
+                    data = encoded[watch_id] = responses[0].encode(watch_id)
+                tap.outbox.send(data)
+            except Exception:
+                tap.outbox.on_bug()
+        self.next = last + 1
+
+    def pass_on_in_steps(self, responses: tuple[Response, ...]) -> Iterator[None]:
+        """As `pass_on`, with a step for each tap, and what it gets is sent: meanwhile taps may come and go."""
+        first, last = responses[0].first, responses[-1].last
+        if self.fresh:
+            self._feed_fresh(responses, first, last)
+        while self.taps:
+            tap = next(iter(self.taps))
+            del self.taps[tap]
+            tap.next = last + 1
+            self.fed[tap] = None
+            tell(tap, tap.deliver, responses)
+            tap.outbox.flush()
+            yield
+        self.next = last + 1
+        self.taps, self.fed = self.fed, self.taps
+        for tap in [tap for tap in self.fresh if tap.next <= last + 1]:  # those that have come meanwhile
+            del self.fresh[tap]
+            self.taps[tap] = None
+            if tap.next <= last:
+                tell(tap, tap.deliver, as_one([kept for each in responses if (kept := each.since(tap.next))]))
+
+    def _feed_fresh(self, responses: tuple[Response, ...], first: int, last: int) -> None:
+        """Makes taps that the feed has reached taps like others; events below their `next` they do not get."""
+        for tap in list(self.fresh):
+            if last < tap.next:
+                continue
+            del self.fresh[tap]
+            if first < tap.next:
+                tell(tap, tap.deliver, as_one([kept for each in responses if (kept := each.since(tap.next))]))
+                tap.next = last + 1
+                self.fresh[tap] = None
+            else:
+                self.taps[tap] = None
+
+    def reach(self, revision: int) -> None:
+        """No event up to `revision` is still to come."""
+        if revision >= self.next:
+            self.next = revision + 1
+        for tap in [tap for tap in self.fresh if tap.next <= self.next]:
+            del self.fresh[tap]
+            self.taps[tap] = None
+
+
+def tell(tap: Follower, on_told: Callable[[T], None], told: T) -> None:
+    """Tells one tap. A bug in that is its client's only: the others are told all the same, and nothing twice."""
+    try:
+        on_told(told)
+    except Exception:
+        tap.outbox.on_bug()
