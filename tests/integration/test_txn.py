@@ -190,3 +190,88 @@ def test_the_branch_that_does_not_run_is_shown_to_its_shards(start_etcd: Etcds, 
         assert kv.Txn(Txn(success=[get(b"a")], failure=[get(b"b")])).succeeded
         code, text = outcome(lambda: kv.Txn(Txn(success=[get(b"a")], failure=[get(b"z")])))
         assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, "etcdserver: user name is empty")
+
+
+@pytest.fixture(scope="module")
+def large(session_etcds: Etcds) -> list[LocalEtcd]:
+    """Shards that allow 50,000 operations."""
+    return [session_etcds("--max-txn-ops=50000", name=f"large-{number}") for number in range(2)]
+
+
+@pytest.fixture
+def large_kv(large: Sequence[LocalEtcd], start_esp: Esps) -> Iterator[KVStub]:
+    with connect(start_esp(large, ["m"])) as channel:
+        kv = KVStub(channel)
+        kv.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+        yield kv
+
+
+class TestLarge:
+    """More than 10,000 compares and operations: looked through in bytes, never parsed."""
+
+    def test_one_of_one_shard_passes_as_with_one_etcd(self, large_kv: KVStub) -> None:
+        puts = [put(b"a%d" % number) for number in range(12_000)]
+        assert len(large_kv.Txn(Txn(success=puts)).responses) == 12_000
+        assert large_kv.Range(Range(key=b"a", range_end=b"b", count_only=True)).count == 12_000
+        twice = Txn(success=[*puts, put(b"a7")])
+        code = grpc.StatusCode.INVALID_ARGUMENT
+        assert outcome(lambda: large_kv.Txn(twice)) == (code, "etcdserver: duplicate key given in txn request")
+        without_key = Txn(success=[get(b"")] * 12_000)
+        assert outcome(lambda: large_kv.Txn(without_key)) == (code, "etcdserver: key is not provided")
+        assert outcome(lambda: large_kv.Txn(Txn(success=[get(b"a")] * 50_001))) == TOO_MANY
+
+    def test_its_tokens_are_those_of_its_shard(self, large_kv: KVStub) -> None:
+        large_kv.Put(Put(key=b"z", value=b"v"))
+        large_kv.Put(Put(key=b"a", value=b"then"))
+        token = large_kv.Range(Range(key=b"\0", range_end=b"\0")).header.revision
+        large_kv.Put(Put(key=b"a", value=b"now"))
+        reads = [Op(request_range=Range(key=b"a", revision=token))] * 11_000
+        compare = Compare(key=b"a", target=Compare.MOD, result=Compare.GREATER, mod_revision=token)
+        got = large_kv.Txn(Txn(compare=[compare], success=reads))
+        assert got.succeeded
+        assert {op.response_range.kvs[0].value for op in got.responses} == {b"then"}
+        unknown = Txn(success=[*reads, Op(request_range=Range(key=b"a", revision=MARK + (1 << 40)))])
+        compacted = grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted"
+        assert outcome(lambda: large_kv.Txn(unknown)) == compacted
+
+    def test_one_that_spans_shards_is_refused(self, large_kv: KVStub) -> None:
+        assert outcome(lambda: large_kv.Txn(Txn(success=[*[get(b"a")] * 12_000, get(b"z")]))) == TOO_MANY
+        code, text = outcome(lambda: large_kv.Txn(Txn(success=[*[put(b"a")] * 12_000, put(b"z")])))
+        assert code == grpc.StatusCode.FAILED_PRECONDITION
+        assert text.startswith("esp: a transaction spans the shards")
+
+    def test_an_unknown_sort_is_refused_before_a_shard_sees_it(self, large_kv: KVStub) -> None:
+        odd = Op(request_range=Range(key=b"a", sort_target=7))
+        code = grpc.StatusCode.INVALID_ARGUMENT
+        assert outcome(lambda: large_kv.Txn(Txn(success=[*[get(b"a")] * 12_000, odd]))) == (
+            code,
+            "etcdserver: invalid sort option",
+        )
+
+    def test_one_that_names_nothing_is_all_shards(self, large_kv: KVStub) -> None:
+        code = grpc.StatusCode.INVALID_ARGUMENT
+        assert outcome(lambda: large_kv.Txn(Txn(success=[Op()] * 12_000))) == (code, "etcdserver: key not found")
+
+    def test_what_is_written_twice_is_what_esp_has_understood(
+        self, large: Sequence[LocalEtcd], start_esp: Esps
+    ) -> None:
+        """An etcd must not take another key of it than that by which it was routed."""
+        twice = b"\x12\x0b\x12\x09\x0a\x01z\x0a\x01a\x12\x01v"  # a Put of z, or of a
+        with connect(start_esp(large, ["m"])) as channel:
+            raw = channel.unary_unary("/etcdserverpb.KV/Txn", response_deserializer=rpc_pb2.TxnResponse.FromString)
+            kv = KVStub(channel)
+            kv.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+            assert raw(twice).succeeded
+            assert [row.key for row in kv.Range(Range(key=b"\0", range_end=b"\0")).kvs] == [b"a"]
+            code, text = outcome(lambda: raw(Txn(success=[get(b"a")] * 12_000).SerializeToString() + twice))
+            assert code == grpc.StatusCode.INVALID_ARGUMENT
+            assert text.startswith("esp: the transaction cannot be looked through; write it as protobuf libraries do")
+
+    def test_what_is_parsed_is_counted(self, large: Sequence[LocalEtcd], start_esp: Esps) -> None:
+        reads = Txn(success=[*[get(b"a")] * 9_000, get(b"z")])
+        with connect(start_esp(large, ["m"])) as channel:
+            assert len(KVStub(channel).Txn(reads).responses) == 9_001
+        with connect(start_esp(large, ["m"], extra=f"limits: {{max_buffered_bytes: {1 << 20}}}")) as channel:
+            code, text = outcome(lambda: KVStub(channel).Txn(reads))
+            assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "no memory for what waits in this call" in text

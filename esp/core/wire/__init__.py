@@ -40,7 +40,7 @@ The names that the layers above may use (tests/test_layers.py):
     connection: Connection
     open_calls: CALL_BYTES
     admission: Admission
-    server_stream: Handler, Refuse, Sink, ServerStream, INTERNAL_ERROR
+    server_stream: Handler, OVERLOADED, Refuse, Sink, ServerStream, INTERNAL_ERROR
     client_stream: ClientStream, STREAM_WINDOW
     client: ClientConnection
     splice: SplicedCall, NO_TRAILERS, REPLAY_BYTES

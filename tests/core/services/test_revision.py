@@ -4,15 +4,19 @@ import pytest
 
 from esp.core import errors
 from esp.core.identity import Identity
+from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.services.kv.translate import translate_txn
-from esp.core.services.kv.txn import look
+from esp.core.services.kv.txn_look import look
 from esp.core.services.revision import merged_header, on_shard, position_of, read_at
+from esp.core.shard_map import ShardMap
 from esp.core.tokens import Position, Tokens, Vector
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.status import RpcError
+from tests.core.services.kv.test_txn import steps_taken
 
+MAP = ShardMap.build([("b", KeyRange(b"", None))], ["b"])
 Header = rpc_pb2.ResponseHeader
 Range = rpc_pb2.RangeRequest
 Compare = rpc_pb2.Compare
@@ -50,12 +54,20 @@ def test_a_number_means_itself_and_a_token_what_it_stands_for(tokens: Tokens) ->
     assert (on_shard(tokens, token, "a"), on_shard(tokens, token + 1, "c")) == (4, 7)
 
 
-def translate(tokens: Tokens, request: rpc_pb2.TxnRequest, shard: str) -> None:
-    looking = look(request)
-    with pytest.raises(StopIteration) as end:
-        next(looking)
-    for _ in translate_txn(tokens, end.value.value, shard):
-        raise AssertionError("so few are one step")
+def translate(tokens: Tokens, request: rpc_pb2.TxnRequest, shard: str) -> rpc_pb2.TxnRequest:
+    message = request.SerializeToString()
+    found = steps_taken(look(message, 0, MAP))[0]
+    written, steps = steps_taken(translate_txn(tokens, message, found, shard))
+    assert steps == 1, "so few are one step"
+    assert len(written) == len(message)
+    return rpc_pb2.TxnRequest.FromString(written)
+
+
+def test_many_tokens_are_translated_in_steps(tokens: Tokens) -> None:
+    asked = Op(request_range=Range(key=b"a", revision=tokens.mint(vector(4, 5))))
+    message = rpc_pb2.TxnRequest(success=[asked] * 1_000).SerializeToString()
+    _, steps = steps_taken(translate_txn(tokens, message, steps_taken(look(message, 0, MAP))[0], "b"))
+    assert steps == 11
 
 
 def test_what_cannot_be_told_of_a_shard_is_compacted(tokens: Tokens) -> None:
@@ -91,7 +103,7 @@ def test_every_revision_in_a_transaction_is_translated_also_in_those_inside_it(t
     ]
     inner = rpc_pb2.TxnRequest(compare=compares, failure=[asked])
     request = rpc_pb2.TxnRequest(compare=compares, success=[asked, Op(request_txn=inner)])
-    translate(tokens, request, "b")
+    request = translate(tokens, request, "b")
     for txn, branch in (
         (request, request.success),
         (request.success[1].request_txn, request.success[1].request_txn.failure),

@@ -3,7 +3,9 @@
     service        the handlers of the RPCs; which calls stay in one shard, which go over several, which are refused
     routed         the common part of the handlers
     peek           finds the key in a request's bytes, without parsing
-    validate, txn  etcd's own checks; the keys that a transaction touches
+    txn_handler    the handler of Txn
+    txn_look       the keys and tokens of a transaction, found in its bytes, in steps
+    validate, txn  etcd's own checks
     translate      revisions in a request, as the shard counts that gets the request
 
 One shard:

@@ -137,8 +137,8 @@ def _keep(size: int) -> None:
     """Gives nothing back."""
 
 
-async def txn_of_nothing(call: CoroutineCall, routing: Routing, request: rpc_pb2.TxnRequest) -> None:
-    """Answers a transaction that names no key. No shard owns such a transaction, so all shards run it.
+async def txn_of_nothing(call: CoroutineCall, routing: Routing, request: bytes) -> None:
+    """Answers a transaction, not parsed, that names no key. No shard owns such a transaction, so all shards run it.
 
     Raises:
         RpcError: a shard's, as it came.

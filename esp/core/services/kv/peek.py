@@ -19,8 +19,8 @@ _SECOND = 2 << 3 | 2  # Put's value, the others' range_end
 # The fields after these two are numbers: by tag, the first value too large for its single byte. An _INT64 may go on.
 _BOOL = 2
 _INT64 = 0x80
-_PUT_FIELDS = {3 << 3: _INT64, 4 << 3: _BOOL, 5 << 3: _BOOL, 6 << 3: _BOOL}  # lease, prev_kv, ignore_value and _lease
-_RANGE_FIELDS = {
+PUT_FIELDS = {3 << 3: _INT64, 4 << 3: _BOOL, 5 << 3: _BOOL, 6 << 3: _BOOL}  # lease, prev_kv, ignore_value and _lease
+RANGE_FIELDS = {
     3 << 3: _INT64,  # limit
     4 << 3: _INT64,  # revision
     5 << 3: 3,  # sort_order
@@ -33,7 +33,10 @@ _RANGE_FIELDS = {
     12 << 3: _INT64,
     13 << 3: _INT64,
 }
-_REVISIONS = frozenset((4 << 3, 10 << 3, 11 << 3, 12 << 3, 13 << 3))  # of a Range
+DELETE_FIELDS = {3 << 3: _BOOL}  # prev_kv
+_REVISIONS = frozenset((4 << 3, 10 << 3, 11 << 3, 12 << 3, 13 << 3, 5 << 3, 6 << 3))  # of a Range, and of a Compare
+_RESULT, _TARGET, _COMPARED_KEY = 1 << 3, 2 << 3, 3 << 3 | 2  # of a Compare
+_COMPARED = {tag: {tag: _INT64} for tag in (4 << 3, 5 << 3, 6 << 3, 8 << 3)}  # version, create and mod_revision, lease
 _BIT_52 = 0x08  # in the last byte of a number of eight
 
 
@@ -53,7 +56,7 @@ def put_key(message: bytes, offset: int) -> bytes | None:
                 high = message[after + 2]
                 if 0 < high < 0x80 and after + 3 + (size & 0x7F | high << 7) == end:
                     return message[start:after]
-    fields = _look(message, offset, _PUT_FIELDS)
+    fields = look(message, offset, len(message), PUT_FIELDS)
     return message[fields[0]] if fields else None
 
 
@@ -75,7 +78,7 @@ def range_key(message: bytes, offset: int) -> bytes | None:
     key = bare_key(message, offset)
     if key is not None:
         return key
-    fields = _look(message, offset, _RANGE_FIELDS)
+    fields = look(message, offset, len(message), RANGE_FIELDS)
     return message[fields[0]] if fields and fields[1] is None else None
 
 
@@ -84,33 +87,45 @@ def key_range(message: bytes, offset: int) -> tuple[bytes, bytes] | None:
 
     None for a range_end that is there but empty, too: etcd reads that as an open end, and protobuf as none.
     """
-    fields = _look(message, offset, _RANGE_FIELDS)
+    fields = look(message, offset, len(message), RANGE_FIELDS)
     if fields is None or fields[1] is None:
         return None
     range_end = message[fields[1]]
     return (message[fields[0]], range_end) if range_end else None
 
 
-def _look(message: bytes, offset: int, limits: dict[int, int]) -> tuple[slice, slice | None] | None:
+def look(message: bytes, offset: int, end: int, limits: dict[int, int]) -> tuple[slice, slice | None] | None:
     """Where the key and the field after it are; the latter may be missing. None when anything is unusual."""
-    end = len(message)
     if offset >= end or message[offset] != _KEY:
         return None
-    key = _bytes_at(message, offset + 1)
+    key = _bytes_at(message, offset + 1, end)
     if key is None or key.start == key.stop:
         return None
     second, rest = None, key.stop
     if rest < end and message[rest] == _SECOND:
-        second = _bytes_at(message, rest + 1)
+        second = _bytes_at(message, rest + 1, end)
         if second is None:
             return None
         rest = second.stop
-    return (key, second) if rest == end or _are_numbers(message, rest, limits) else None
+    return (key, second) if rest == end or _are_numbers(message, rest, end, limits) else None
 
 
-def _bytes_at(message: bytes, offset: int) -> slice | None:
+def compared_key(message: bytes, offset: int, end: int) -> slice | None:
+    """Where the key of a Compare is that compares it with one number, no token, or with nothing."""
+    if offset + 1 < end and message[offset] == _RESULT and message[offset + 1] < 0x80:
+        offset += 2
+    if offset + 1 < end and message[offset] == _TARGET and message[offset + 1] < 0x80:
+        offset += 2
+    if offset >= end or message[offset] != _COMPARED_KEY:
+        return None
+    key = _bytes_at(message, offset + 1, end)
+    if key is None or key.start == key.stop or (key.stop < end and message[key.stop] not in _COMPARED):
+        return None
+    return key if key.stop == end or _are_numbers(message, key.stop, end, _COMPARED[message[key.stop]]) else None
+
+
+def _bytes_at(message: bytes, offset: int, end: int) -> slice | None:
     """Where the bytes are whose length stands at `offset`."""
-    end = len(message)
     if offset >= end:
         return None
     size = message[offset]
@@ -131,9 +146,8 @@ def _bytes_at(message: bytes, offset: int) -> slice | None:
     return slice(offset, offset + size) if offset + size <= end else None
 
 
-def _are_numbers(message: bytes, offset: int, limits: dict[int, int]) -> bool:
+def _are_numbers(message: bytes, offset: int, end: int, limits: dict[int, int]) -> bool:
     """Whether from `offset` on there are only the fields of `limits`, in order."""
-    end = len(message)
     last = 0
     while offset + 1 < end:
         tag = message[offset]

@@ -251,7 +251,7 @@ async def ask_part(
     routing: Routing,
     shard: str,
     path: bytes,
-    request: Message,
+    request: Message | bytes,
     answer: type[Response],
     *,
     idempotent: bool,

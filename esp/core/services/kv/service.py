@@ -7,8 +7,7 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from esp.core import errors
@@ -18,7 +17,7 @@ from esp.core.routing import Routing
 from esp.core.services import metadata
 from esp.core.services.gate import Entry, Gate
 from esp.core.services.handlers import CoroutineCall, let_in_to_all, parse
-from esp.core.services.kv import across, txn, validate
+from esp.core.services.kv import across, validate
 from esp.core.services.kv.compaction import Compactions
 from esp.core.services.kv.concat import Concat, can_concat
 from esp.core.services.kv.merge import refuse_range
@@ -27,9 +26,9 @@ from esp.core.services.kv.read_batch import ReadBatches
 from esp.core.services.kv.reading import segments_of
 from esp.core.services.kv.routed import Routed, check
 from esp.core.services.kv.stream_merge import refuse_range_stream
-from esp.core.services.kv.translate import translate_filters, translate_txn
+from esp.core.services.kv.translate import translate_filters
+from esp.core.services.kv.txn_handler import Txn
 from esp.core.services.lease import LeaseRetry
-from esp.core.services.pace import Pace
 from esp.core.services.revision import position_of
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.server_stream import Handler, ServerStream
@@ -71,16 +70,12 @@ def handlers(
     }
 
 
-class _MayLackLease(Routed):
-    """A write that may name leases, which its shard may have missed."""
+class Put(Routed):
+    """One key, so always one owner."""
 
     def __init__(self, routing: Routing, gate: Gate, lease_retry: LeaseRetry) -> None:
         super().__init__(routing, gate)
         self.lease_retry = lease_retry
-
-
-class Put(_MayLackLease):
-    """One key, so always one owner."""
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it to the owner of its key."""
@@ -272,114 +267,6 @@ class DeleteRange(Routed):
             message,
             lambda call: across.delete_across(call, self.routing, request, segments),
         )
-
-
-class Txn(_MayLackLease):
-    """All in one shard, whichever branch runs; over several, reads without a condition only."""
-
-    def __init__(
-        self, routing: Routing, gate: Gate, lease_retry: LeaseRetry, *, snapshots: bool, snapshot_tries: int
-    ) -> None:
-        super().__init__(routing, gate, lease_retry)
-        self.snapshots = snapshots
-        self.snapshot_tries = snapshot_tries
-
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """Routes by the union of all that the transaction touches: in steps, since that may be much."""
-        stream.connection.do(self._routed(stream, message))
-
-    def _routed(self, stream: ServerStream, message: bytes) -> Iterator[None]:
-        try:
-            yield from self._in_steps(stream, message)
-        except RpcError as error:
-            stream.finish(error.status)
-
-    def _in_steps(self, stream: ServerStream, message: bytes) -> Iterator[None]:
-        request = parse(rpc_pb2.TxnRequest, message)
-        found = yield from txn.look(request)
-        check(found.refused)
-        touched = found.touched
-        if not touched:
-            everywhere = tuple(self.shards)
-            self.serve_across(
-                stream, everywhere, message, lambda call: across.txn_of_nothing(call, self.routing, request)
-            )
-            return
-        first, pace = touched[0], Pace()
-        self.routing.apiservers.saw(first.start)
-        owner = self.routing.map.sole_owner(first)
-        for keys in touched:
-            if pace.is_over():
-                yield
-            if owner is None or self.routing.map.sole_owner(keys) != owner:
-                if txn.is_read_only(request) and not request.compare:
-                    check((yield from txn.validate(request)))
-                    check(self.routing.undivided.refuse("a transaction", *touched))
-                    yield from self._read(stream, request, message)
-                    return
-                check((yield from txn.validate(request, txn.MAX_OPS)))
-                raise self._spans(first, keys)
-        assert owner is not None, "a range that spans shards was refused"
-        try:
-            yield from translate_txn(self.routing.tokens, found, owner)
-        except RpcError:
-            check((yield from txn.validate(request)))
-            raise
-        if not stream.is_over:
-            self.pass_on(stream, request, self.shards[owner])
-
-    def _read(self, stream: ServerStream, request: rpc_pb2.TxnRequest, message: bytes) -> Iterator[None]:
-        """Reads what the first branch asks for, which is the one that etcd runs where nothing is compared."""
-        pace = Pace()
-        for operation in request.success:
-            if pace.is_over():
-                yield
-            asked = operation.request_range
-            if asked.revision < 0:
-                raise errors.COMPACTED.error()  # in a transaction, other than in a Range, etcd takes it for a revision
-            keys = KeyRange.of_request(asked.key, asked.range_end)
-            at_token = position_of(self.routing.tokens, asked.revision) is not None
-            sole = self.routing.map.sole_owner(keys)
-            if sole is None:
-                check(refuse_range(asked, *self.span(keys), at_token=at_token))
-            else:
-                translate_filters(self.routing.tokens, asked, sole)
-        owned: dict[str, KeyRange] = {}
-        for operation in chain(request.success, request.failure):
-            if pace.is_over():
-                yield
-            asked = operation.request_range
-            keys = KeyRange.of_request(asked.key, asked.range_end)
-            for segment in segments_of(self.routing, keys):
-                owned.setdefault(segment.shard, segment.range)
-        if stream.is_over:
-            return
-        wanted = stream.head.field(metadata.READ)
-        wants_snapshot = wanted in (b"snapshot", b"default") or (self.snapshots and not wanted)
-        tries = self.snapshot_tries if wants_snapshot else 0
-        self.serve_across(
-            stream, sorted(owned), message, lambda call: across.txn_across(call, self.routing, request, owned, tries)
-        )
-
-    def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
-        """Once more, where a lease of its puts lives but its shard lacks it."""
-        if status != errors.LEASE_NOT_FOUND:
-            return False
-        request = parse(rpc_pb2.TxnRequest, message)
-        return self.lease_retry.take(stream, message, txn.puts(request), status, self.routing.owner)
-
-    def _spans(self, one: KeyRange, other: KeyRange) -> RpcError:
-        """The refusal of a transaction that touches two ranges of different shards, or one range of several."""
-        for keys in (one, other):
-            if self.routing.map.sole_owner(keys) is None:
-                names, boundary = self.span(keys)
-                break
-        else:
-            low, high = sorted((one.start, other.start))
-            names = [self.owner(low), self.owner(high)]
-            boundary = self.span(KeyRange(low, high + b"\0"))[1]
-        cure = "keep what a transaction touches, in both branches, inside one shard"
-        return errors.spans("a transaction", names, boundary, cure).error()
 
 
 class Compact(Routed):

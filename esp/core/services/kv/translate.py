@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Final
 
 from esp.core.pb import rpc_pb2
-from esp.core.services.kv.txn import Look
+from esp.core.services.kv.txn_look import Look
 from esp.core.services.pace import Pace
-from esp.core.services.revision import on_shard, position_of, read_at
+from esp.core.services.revision import on_shard, part_of, position_of, read_at
+from esp.core.services.varint import varint
 from esp.core.tokens import Tokens
 
-_COMPARED = ("mod_revision", "create_revision")
+TOKEN_BYTES: Final = 8
+"""What a token takes in a message."""
 _FILTERS = ("min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision")
 
 
@@ -26,23 +29,22 @@ def translate_filters(tokens: Tokens, request: rpc_pb2.RangeRequest, shard: str)
             setattr(request, name, on_shard(tokens, number, shard))
 
 
-def translate_txn(tokens: Tokens, found: Look, shard: str) -> Generator[None, None, None]:
-    """Writes the revisions in a transaction and in those nested in it for the one shard that it goes to, in steps.
+def translate_txn(tokens: Tokens, message: bytes, found: Look, shard: str) -> Generator[None, None, bytes]:
+    """A transaction with the revisions in it written for the one shard that it goes to, in steps.
 
     Raises:
         RpcError: as `on_shard`, and as `read_at` for what it reads.
     """
-    pace = Pace()
-    for compare in found.compares:
+    if not found.tokens:
+        return message
+    written, pace = bytearray(message), Pace()
+    for noted in found.tokens:
         if pace.is_over():
             yield
-        name = compare.WhichOneof("target_union")
-        if name in _COMPARED:
-            setattr(compare, name, on_shard(tokens, getattr(compare, name), shard))
-    for asked in found.reads:
-        if pace.is_over():
-            yield
-        position = position_of(tokens, asked.revision)
-        if position is not None:
-            asked.revision = read_at(position, shard)
-        translate_filters(tokens, asked, shard)
+        place = slice(noted >> 1, (noted >> 1) + TOKEN_BYTES)
+        number = sum((byte & 0x7F) << 7 * index for index, byte in enumerate(message[place]))
+        position = position_of(tokens, number)
+        assert position is not None, "only tokens are noted"
+        revision = read_at(position, shard) if noted & 1 else part_of(position, shard)
+        written[place] = varint(revision, TOKEN_BYTES)  # in as many bytes, so that no length changes
+    return bytes(written)

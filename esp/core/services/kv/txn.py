@@ -1,8 +1,10 @@
 """Transactions: what etcd refuses in them, and which keys they touch.
 
-One whose keys are all in one shard goes there whole, and that shard says what is wrong with it. So nothing here takes
-it apart; it is only looked through, and checked where no shard will. The messages come from the wire, where protobuf
-allows at most 100 messages inside each other: that is 50 transactions, and bounds the recursion.
+One whose keys are all in one shard goes there as it came, and that shard says what is wrong with it, so its bytes are
+only looked through, in steps. It is parsed where it spans shards, since no shard will check it then, and where it is
+not written as every protobuf library writes it, since a shard might read something else in it than esp. The messages
+that are parsed come from the wire, where protobuf allows at most 100 messages inside each other: that is 50
+transactions, and bounds the recursion.
 """
 
 from __future__ import annotations
@@ -10,105 +12,31 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
+from typing import Final
 
 from esp.core import errors
-from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
-from esp.core.services.kv.validate import has_known_sort, validate_delete, validate_put, validate_range
+from esp.core.services.kv.validate import validate_delete, validate_put, validate_range
 from esp.core.services.pace import LOOKED_AT_ONCE, Pace
-from esp.core.wire.status import Status
+from esp.core.wire.status import Code, Status
 
 MAX_OPS = 128
 """etcd's default of --max-txn-ops. How many a shard allows, only that knows."""
 
-MAX_IN_ALL = 10_000
-"""The most compares and operations, nested ones included, that esp looks through.
-
-etcd has no such limit: nesting lets the 2 MiB of a request hold 200,000. But looking through those would take a second
-of everybody's time.
-"""
-
-
-class Look:
-    """What looking through a transaction finds, in the order in which it is written.
-
-    Attributes:
-        touched: the keys of every compare and operation, of both branches and of nested transactions, each once; those
-            without any key in them only where there are no others, and then the first.
-        compares, reads: the parts in which revisions may stand.
-        refused: why it may not even go to a shard; None when it may.
-    """
-
-    __slots__ = ("compares", "reads", "refused", "touched")
-
-    def __init__(self) -> None:
-        self.touched: list[KeyRange] = []
-        self.compares: list[rpc_pb2.Compare] = []
-        self.reads: list[rpc_pb2.RangeRequest] = []
-        self.refused: Status | None = None
+MAX_PARSED: Final = 10_000
+"""The most compares and operations, nested ones included, of a transaction that is parsed: that is 2 ms in one step."""
+PARSED_BYTES: Final = 256
+"""Memory that each of them takes when it is parsed, about, besides its bytes."""
+READ_BYTES: Final = 1024
+"""Memory that each of them takes, about, until all are read over several shards, besides what is read."""
+TOO_ODD: Final = Status(
+    Code.INVALID_ARGUMENT,
+    "esp: the transaction cannot be looked through; write it as protobuf libraries do, each field once and none that "
+    f"etcd 3.7 lacks, or no more than {MAX_PARSED:,} operations in one",
+)
 
 
-def look(request: rpc_pb2.TxnRequest) -> Generator[None, None, Look]:
-    """Looks through a transaction, `LOOKED_AT_ONCE` parts with each step.
-
-    More than MAX_IN_ALL are too many, whatever they are, and the rest is not looked at. And an unknown sort option may
-    bring a shard down: see validate.py.
-
-    Which branch will run makes no difference to what is touched: only a shard that owns all of these can decide it, and
-    etcd checks permissions on both. Where `validate` would find an error it means nothing.
-
-    This is what protobuf understood. A field that was sent twice may look different to etcd, so the shard must get
-    the transaction serialised anew and not the client's bytes.
-    """
-    found, pace = Look(), Pace()
-    seen: set[tuple[bytes, bytes]] = set()
-    without_keys: list[KeyRange] = []
-
-    def touch(key: bytes, range_end: bytes) -> None:
-        if (key, range_end) not in seen:
-            seen.add((key, range_end))
-            keys = KeyRange.of_request(key, range_end)
-            (without_keys if keys.is_empty() else found.touched).append(keys)
-
-    in_all = 0
-    knows_sorts = True
-    waiting = [request]
-    while waiting:
-        txn = waiting.pop()
-        in_all += len(txn.compare) + len(txn.success) + len(txn.failure)
-        if in_all > MAX_IN_ALL:
-            found.refused = errors.TOO_MANY_OPS
-            return found
-        for compare in txn.compare:
-            if pace.is_over():
-                yield
-            found.compares.append(compare)
-            touch(compare.key, compare.range_end)
-        nested: list[rpc_pb2.TxnRequest] = []
-        for operation in chain(txn.success, txn.failure):
-            if pace.is_over():
-                yield
-            match operation.WhichOneof("request"):
-                case "request_put":
-                    touch(operation.request_put.key, b"")
-                case "request_range":
-                    asked = operation.request_range
-                    found.reads.append(asked)
-                    knows_sorts = knows_sorts and has_known_sort(asked)
-                    touch(asked.key, asked.range_end)
-                case "request_delete_range":
-                    touch(operation.request_delete_range.key, operation.request_delete_range.range_end)
-                case "request_txn":
-                    nested.append(operation.request_txn)
-        nested.reverse()
-        waiting += nested
-    if not knows_sorts:
-        found.refused = yield from validate(request)
-    found.touched = found.touched or without_keys[:1]
-    return found
-
-
-def validate(request: rpc_pb2.TxnRequest, max_ops: int = MAX_IN_ALL) -> Generator[None, None, Status | None]:
+def validate(request: rpc_pb2.TxnRequest, max_ops: int = MAX_PARSED) -> Generator[None, None, Status | None]:
     """What etcd finds wrong with a transaction before it runs it; None when nothing is. In steps, as `look`.
 
     The first error that etcd would meet, as in `Txn` of etcd's `api/v3rpc/key.go`: all operations one by one first,
@@ -139,18 +67,6 @@ def puts(request: rpc_pb2.TxnRequest) -> Iterator[rpc_pb2.PutRequest | None]:
             if kind == "request_txn":
                 waiting.append(operation.request_txn)
             yield operation.request_put if kind == "request_put" else None
-
-
-def is_read_only(request: rpc_pb2.TxnRequest) -> bool:
-    """Whether etcd takes the transaction for a read: each operation of both branches is a Range.
-
-    True for one without operations, and whatever it compares.
-    """
-    return all(
-        operation.WhichOneof("request") == "request_range"
-        for branch in (request.success, request.failure)
-        for operation in branch
-    )
 
 
 def _validate_operations(request: rpc_pb2.TxnRequest, max_ops: int, pace: Pace) -> Generator[None, None, Status | None]:

@@ -1,0 +1,309 @@
+"""A look through the bytes of a transaction, in steps: whose its keys are, and where it names tokens.
+
+Nothing is parsed, copied or kept but a few keys, so a transaction of any size takes its own memory and no more, and no
+step of it takes long. A `message` is a gRPC message with its prefix; the protobuf bytes start at `offset`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Generator
+from enum import IntEnum
+from typing import Final
+
+from esp.core.keys import KeyRange
+from esp.core.services.kv import peek
+from esp.core.services.pace import Pace
+from esp.core.shard_map import ShardMap
+from esp.core.tokens import is_token
+
+MOST_DEPTH: Final = 98
+"""Messages inside each other; protobuf reads 100."""
+MOST_FIELDS: Final = 64
+"""Fields of a compare or of an operation, several times those that there are in etcd 3.7: all are read in one step."""
+_COMPARE, _SUCCESS, _FAILURE = 0x0A, 0x12, 0x1A
+_RANGE, _PUT, _DELETE, _TXN = 0x0A, 0x12, 0x1A, 0x22
+_LENGTH: Final = 2
+
+
+class _Is(IntEnum):
+    """What a field is to esp."""
+
+    KEY = 0
+    RANGE_END = 1
+    BYTES = 2  # the last one that has a length
+    NUMBER = 3
+    ORDER = 4
+    TARGET = 5
+    REVISION = 6
+    READ_AT = 7
+
+
+_RANGE_FIELDS: Final = {
+    1: _Is.KEY,
+    2: _Is.RANGE_END,
+    3: _Is.NUMBER,
+    4: _Is.READ_AT,
+    5: _Is.ORDER,
+    6: _Is.TARGET,
+    **dict.fromkeys((7, 8, 9), _Is.NUMBER),
+    **dict.fromkeys((10, 11, 12, 13), _Is.REVISION),
+}
+_PUT_FIELDS: Final = {1: _Is.KEY, 2: _Is.BYTES, **dict.fromkeys((3, 4, 5, 6), _Is.NUMBER)}
+_DELETE_FIELDS: Final = {1: _Is.KEY, 2: _Is.RANGE_END, 3: _Is.NUMBER}
+_COMPARE_FIELDS: Final = {
+    1: _Is.NUMBER,
+    2: _Is.NUMBER,
+    3: _Is.KEY,
+    4: _Is.NUMBER,
+    5: _Is.REVISION,
+    6: _Is.REVISION,
+    7: _Is.BYTES,
+    8: _Is.NUMBER,
+    64: _Is.RANGE_END,
+}
+_ONE_OF: Final = range(4, 9)  # of the fields of a compare there is one at most
+_USUAL: Final = {_RANGE: peek.RANGE_FIELDS, _PUT: peek.PUT_FIELDS, _DELETE: peek.DELETE_FIELDS}
+_UNUSUAL: Final = {_RANGE: _RANGE_FIELDS, _PUT: _PUT_FIELDS, _DELETE: _DELETE_FIELDS}
+_ORDERS, _TARGETS = 3, 5
+
+
+class Look:
+    """What the look finds, in the order in which the transaction is written.
+
+    Attributes:
+        parts: how many compares and operations there are, nested ones included; at least, where `is_lost`.
+        first: the first keys that are touched by a compare or an operation, of either branch or of a nested
+            transaction; keys of a range without any key in it only where there are no others. None where none are.
+        owner: the shard that owns all that is touched; None where that spans shards, or nothing is touched.
+        other: the first keys that `first`'s owner does not own alone; None where there are none.
+        only_reads: each operation of both branches is a Range, and nothing is compared: etcd takes it for a read.
+        knows_sorts: etcd knows all sort options; an unknown one may bring a shard down: see validate.py.
+        is_odd: something is not written as every protobuf library writes it, so etcd might read something else in it.
+        is_lost: the rest could not be looked at, and nothing that was found counts.
+    """
+
+    __slots__ = ("first", "is_lost", "is_odd", "knows_sorts", "only_reads", "other", "owner", "parts", "tokens")
+
+    def __init__(self) -> None:
+        self.parts = 0
+        self.first: KeyRange | None = None
+        self.owner: str | None = None
+        self.other: KeyRange | None = None
+        self.only_reads = True
+        self.knows_sorts = True
+        self.is_odd = False
+        self.is_lost = False
+        self.tokens = array("Q")  # twice the place of each, and 1 more where something is read at it
+
+
+class _Lost(Exception):
+    """What comes next cannot be made out."""
+
+
+def look(message: bytes, offset: int, shard_map: ShardMap) -> Generator[None, None, Look]:
+    """Looks through a transaction, `LOOKED_AT_ONCE` parts with each step.
+
+    Which branch will run makes no difference to what is touched: only a shard that owns all of these can decide it, and
+    etcd checks permissions on both.
+    """
+    parts = _Parts(message, shard_map)
+    found = parts.found
+    try:
+        yield from _walk(message, offset, parts)
+    except (_Lost, IndexError):
+        found.is_odd = found.is_lost = True
+        found.parts = len(message) // 2  # there cannot be more
+    if found.first is None and parts.empty is not None:
+        found.first = parts.empty
+        found.owner = shard_map.owner(parts.empty.start)
+    elif found.other is not None:
+        found.owner = None
+    return found
+
+
+def _walk(message: bytes, position: int, parts: _Parts) -> Generator[None, None, None]:
+    """Goes through the transaction and what is nested in it; operations and transactions alternate in `ends`."""
+    found, pace = parts.found, Pace()
+    ends = [len(message)]
+    while ends:
+        end = ends[-1]
+        if position == end:
+            ends.pop()
+            continue
+        if pace.is_over():
+            yield
+        tag, size = message[position], message[position + 1]
+        if tag & 7 != _LENGTH or tag > 0x7F:
+            found.parts += 1
+            position = parts.skip(position, end)
+            continue
+        if size < 0x80:
+            start = position + 2
+            after = start + size
+        else:
+            size, start = parts.number(position + 1, end)
+            after = start + size
+        if after > end:
+            raise _Lost
+        position = after
+        if len(ends) & 1:
+            found.parts += 1
+            if tag == _COMPARE:
+                found.only_reads = False
+                compared = peek.compared_key(message, start, after)
+                if compared is None:
+                    parts.read(start, after, _COMPARE_FIELDS)
+                else:
+                    parts.touch(message[compared])
+            elif tag in (_SUCCESS, _FAILURE):
+                if not size:
+                    found.only_reads = False
+                ends.append(after)
+                position = start
+            else:
+                found.is_odd = True
+        else:
+            if after != end:
+                found.is_odd = True  # there is another one in the operation
+            if tag != _RANGE:
+                found.only_reads = False
+            if tag == _TXN:
+                if len(ends) >= MOST_DEPTH:
+                    raise _Lost
+                ends.append(after)
+                position = start
+            elif tag in _USUAL:
+                usual = peek.look(message, start, after, _USUAL[tag])
+                if usual is None:
+                    parts.read(start, after, _UNUSUAL[tag])
+                elif usual[1] is None or tag == _PUT:
+                    parts.touch(message[usual[0]])
+                elif range_end := message[usual[1]]:
+                    parts.touch(message[usual[0]], range_end)
+                else:
+                    parts.read(start, after, _UNUSUAL[tag])
+            else:
+                found.is_odd = True
+
+
+class _Parts:
+    """Reads single compares and operations.
+
+    Attributes:
+        found: what was found in these.
+        empty: the first range without any key in it.
+    """
+
+    __slots__ = ("_last", "_map", "_message", "empty", "found")
+
+    def __init__(self, message: bytes, shard_map: ShardMap) -> None:
+        self.found = Look()
+        self.empty: KeyRange | None = None
+        self._message = message
+        self._map = shard_map
+        self._last: bytes | None = None  # which nearly all transactions name again and again
+
+    def touch(self, key: bytes, range_end: bytes = b"") -> None:
+        """These keys are touched."""
+        found = self.found
+        if range_end:
+            keys = KeyRange.of_request(key, range_end)
+            if keys.is_empty():
+                self.empty = self.empty or keys
+                return
+            owner = self._map.sole_owner(keys)
+        elif key == self._last:
+            return
+        else:
+            self._last = key
+            owner = self._map.owner(key)
+        if found.first is None:
+            found.first = KeyRange.of_request(key, range_end)
+            found.owner = owner
+            if owner is None:
+                found.other = found.first
+        elif owner != found.owner and found.other is None:
+            found.other = KeyRange.of_request(key, range_end)
+
+    def read(self, position: int, end: int, fields: dict[int, _Is]) -> None:
+        """Reads a compare or an operation that is not written as nearly all are."""
+        found, message = self.found, self._message
+        key = range_end = b""
+        seen = 0
+        for _ in range(MOST_FIELDS):
+            if position == end:
+                break
+            start = position
+            tag, position = self.number(position, end)
+            field = tag >> 3
+            what = fields.get(field)
+            if what is None or tag & 7 != (_LENGTH if what <= _Is.BYTES else 0):
+                position = self.skip(start, end)
+                continue
+            bit = 1 << (4 if fields is _COMPARE_FIELDS and field in _ONE_OF else field)
+            if seen & bit:
+                found.is_odd = True
+            seen |= bit
+            place = position
+            number, position = self.number(position, end)
+            if what <= _Is.BYTES:
+                place, position = position, position + number
+                if position > end:
+                    raise _Lost
+                if what == _Is.KEY:
+                    key = message[place:position]
+                elif what == _Is.RANGE_END:
+                    range_end = message[place:position]
+                    if not range_end:
+                        found.is_odd = True  # etcd takes an empty one that is there for an open end
+            elif what >= _Is.REVISION:
+                if is_token(number):
+                    found.tokens.append(place << 1 | (what == _Is.READ_AT))
+            elif what != _Is.NUMBER and number >= (_ORDERS if what == _Is.ORDER else _TARGETS):
+                found.knows_sorts = False
+        if position != end:
+            raise _Lost
+        self.touch(key, range_end)
+
+    def number(self, position: int, end: int) -> tuple[int, int]:
+        """The number that stands at `position`, and where what follows begins."""
+        number = shift = 0
+        while position < end and shift < 70:
+            byte = self._message[position]
+            position += 1
+            number |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if not byte and shift:
+                    self.found.is_odd = True  # it is longer than need be
+                return number, position
+            shift += 7
+        raise _Lost
+
+    def skip(self, position: int, end: int) -> int:
+        """Where the field ends that stands at `position`, and is none of etcd's."""
+        self.found.is_odd = True
+        depth, start = 0, position
+        for _ in range(MOST_FIELDS):
+            tag, position = self.number(position, end)
+            if tag < 0x80 and position - start > 1 and not depth:
+                raise _Lost  # protobuf takes it for the field that it is written for, with all that is in it
+            match tag & 7:
+                case 0:
+                    _, position = self.number(position, end)
+                case 1:
+                    position += 8
+                case 2:
+                    size, position = self.number(position, end)
+                    position += size
+                case 3:
+                    depth += 1
+                case 4:
+                    depth -= 1
+                case 5:
+                    position += 4
+            if position > end or depth < 0:
+                break
+            if not depth:
+                return position
+        raise _Lost
