@@ -151,7 +151,7 @@ def fast_flags(binary: Path) -> tuple[str, ...]:
 
 
 # An etcd that is its own whole cluster waits for up to one election time-out before it serves.
-ALONE = ("--heartbeat-interval=20", "--election-timeout=100")
+ALONE = ("--heartbeat-interval=40", "--election-timeout=200")
 
 
 def progress_flag(binary: Path, milliseconds: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import grpc
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import Esps, Etcds, connect, wipe
+from tests.harness import EspProcess, Esps, Etcds, connect, running_esps, wipe
 from tests.stubs.rpc_pb2_grpc import KVStub
 
 Request = rpc_pb2.RangeRequest
@@ -41,10 +42,18 @@ class Both(NamedTuple):
     one: KVStub
 
 
+@pytest.fixture(scope="module")
+def proxy(
+    shards: list[LocalEtcd], tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path
+) -> Iterator[EspProcess]:
+    with running_esps(tmp_path_factory.mktemp("across"), etcd_binary) as esps:
+        yield esps(shards, BOUNDARIES)
+
+
 @pytest.fixture
-def both(empty_shards: list[LocalEtcd], empty_etcd: LocalEtcd, start_esp: Esps) -> Iterator[Both]:
+def both(empty_shards: list[LocalEtcd], empty_etcd: LocalEtcd, proxy: EspProcess) -> Iterator[Both]:
     """The same keys behind esp and in one etcd: values and versions all different, and not in the order of the keys."""
-    with connect(start_esp(empty_shards, BOUNDARIES)) as across, connect(empty_etcd) as one:
+    with connect(proxy) as across, connect(empty_etcd) as one:
         stubs = Both(KVStub(across), KVStub(one))
         for number, key in enumerate(KEYS):
             for _ in range(1 + number * 5 % len(KEYS)):

@@ -478,7 +478,7 @@ def test_huffman_is_decoded_as_by_the_library(text: bytes, cut: int, tail: list[
         assert own_huffman(broken) == library_huffman(broken)
 
 
-@pytest.mark.parametrize("length", [*range(30), 254, 255, 256, 5_000, 65_536])
+@pytest.mark.parametrize("length", [*range(30), 254, 255, 256, 5_000, 20_000])
 @pytest.mark.parametrize("symbol", [b"0", b"~", b"&", b"X", b"<", b"\\", b"\xff", b"\n"])
 def test_huffman_of_any_length(symbol: bytes, length: int) -> None:
     for text in (symbol * length, b"a" * length + symbol):
