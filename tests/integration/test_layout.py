@@ -255,7 +255,7 @@ def test_calls_in_flight_end_by_the_map_they_began_with(etcds: list[LocalEtcd], 
                     thaw()
                     await asyncio.gather(*calls)
                     async with asyncio.timeout(20):
-                        assert (await keepalives.read()).TTL == 600
+                        assert (await keepalives.read()).TTL > 580, "what is left of 600 by what the owner said before"
                 keepalives.cancel()
                 assert value_on(owner, b"y") == value
             await until(lambda: len(proxy._running) == 2)

@@ -43,9 +43,7 @@ class Both(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def proxy(
-    shards: list[LocalEtcd], tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path
-) -> Iterator[EspProcess]:
+def proxy(shards: list[LocalEtcd], tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> Iterator[EspProcess]:
     with running_esps(tmp_path_factory.mktemp("across"), etcd_binary) as esps:
         yield esps(shards, BOUNDARIES)
 
