@@ -173,8 +173,8 @@ def _longest_timeout(reads: Sequence[Read]) -> bytes:
     return format_timeout(max(0.0, last - monotonic()))
 
 
-class _Part(Sink):
-    """One client's part in a transaction."""
+class _BatchedRead(Sink):
+    """One client's read in a transaction."""
 
     __slots__ = ("_call", "message", "stream")
 
@@ -194,13 +194,13 @@ class _Part(Sink):
     def cancelled(self, code: int, reason: str) -> None:
         """The client is gone."""
         self.release()
-        self._call.on_part_gone()
+        self._call.on_read_gone()
 
 
 class BatchedCall(ClientStream):
     """A transaction of several clients' reads."""
 
-    __slots__ = ("_batches", "_expected", "_head", "_metadata", "_parts", "_payloads", "_size", "_waiting")
+    __slots__ = ("_batches", "_expected", "_head", "_metadata", "_payloads", "_reads", "_size", "_waiting")
 
     def __init__(
         self, connection: ClientConnection, batches: ReadBatches, metadata: bytes, reads: Sequence[Read]
@@ -208,7 +208,7 @@ class BatchedCall(ClientStream):
         super().__init__(connection)
         self._batches = batches
         self._metadata = metadata
-        self._parts = [_Part(self, stream, message) for stream, message in reads]
+        self._reads = [_BatchedRead(self, stream, message) for stream, message in reads]
         self._waiting = len(reads)
         self._head: ResponseHead | None = None
         self._payloads: list[bytes] = []
@@ -219,14 +219,14 @@ class BatchedCall(ClientStream):
 
     def on_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
         """The whole answer."""
-        answers = read_txn.split(payload, len(self._parts))
+        answers = read_txn.split(payload, len(self._reads))
         if answers is None:
             self._batches.pause("etcd's answer has an unusual form")
             self._send_alone()
             return
         self._batches.learn(len(payload), len(answers))
-        for part, answer in zip(self._parts, answers, strict=True):
-            stream = part.release()
+        for read, answer in zip(self._reads, answers, strict=True):
+            stream = read.release()
             if stream is not None:
                 try:
                     if not stream.send_answer(head.forward, answer, trailers.forward):
@@ -257,7 +257,7 @@ class BatchedCall(ClientStream):
         if not self._payloads and size >= PREFIX_SIZE:
             announced = unpack_u32(payload, 1)[0]
             if announced > MOST_ANSWER_BYTES:
-                self._batches.learn(announced, len(self._parts))
+                self._batches.learn(announced, len(self._reads))
             else:
                 self._expected = PREFIX_SIZE + announced
         if end or self._size + size > self._expected or not self.connection.hold(size):
@@ -282,7 +282,7 @@ class BatchedCall(ClientStream):
             self._for_each(lambda stream, _: stream.finish(status))
             return
         if status == errors.TOO_MANY_OPS:
-            self._batches.too_many(len(self._parts))
+            self._batches.too_many(len(self._reads))
         else:
             self._batches.refused(self._metadata)
         self._send_alone()
@@ -311,18 +311,18 @@ class BatchedCall(ClientStream):
 
     def _for_each(self, act: Callable[[ServerStream, bytes], None]) -> None:
         """For each that still waits; a bug that shows there fails that one only."""
-        for part in self._parts:
-            stream = part.release()
+        for read in self._reads:
+            stream = read.release()
             if stream is not None:
                 try:
-                    act(stream, part.message)
+                    act(stream, read.message)
                 except Exception:
                     log.exception("%s: a bug in esp; a read fails", stream.peer)
                     _end(stream)
 
     # From the clients.
 
-    def on_part_gone(self) -> None:
+    def on_read_gone(self) -> None:
         """A client is gone; without any the shard need not go on."""
         self._waiting -= 1
         if not self._waiting:

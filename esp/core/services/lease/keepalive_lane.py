@@ -90,47 +90,47 @@ _PROBE: Final = _Probe()
 
 
 class _Call(ClientStream):
-    """The call of an `_Upstream`, once there is a connection for it."""
+    """The call of a `_KeepaliveStream`, once there is a connection for it."""
 
-    __slots__ = ("upstream",)
+    __slots__ = ("stream",)
 
-    def __init__(self, connection: ClientConnection, upstream: _Upstream) -> None:
+    def __init__(self, connection: ClientConnection, stream: _KeepaliveStream) -> None:
         super().__init__(connection)
-        self.upstream = upstream
+        self.stream = stream
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The head of the answers, or the end of the stream."""
         if end:
             if head.lacks_status:
-                self.upstream.fault("ends without a grpc-status")
+                self.stream.fault("ends without a grpc-status")
                 return
             status = head.outcome()
-            self.upstream.lane.shard.consider_moving(self.connection, status)
-            self.upstream.ended(status)
+            self.stream.lane.shard.consider_moving(self.connection, status)
+            self.stream.ended(status)
         elif head.http_status != 200 or not head.is_grpc:
             self.cancel()
             if head.lacks_status:
-                self.upstream.fault("is no gRPC")
+                self.stream.fault("is no gRPC")
             else:
-                self.upstream.ended(head.outcome())
+                self.stream.ended(head.outcome())
 
     def on_data(self, payload: bytes, end: bool) -> None:
         """Answers."""
         self.consumed(len(payload))
-        self.upstream.answers(payload)
+        self.stream.answers(payload)
         if end:
-            self.upstream.ended(errors.SERVER_STOPPED)
+            self.stream.ended(errors.SERVER_STOPPED)
 
     def on_reset(self, code: int, reason: str) -> None:
         """The stream broke."""
-        self.upstream.ended(errors.SERVER_STOPPED)
+        self.stream.ended(errors.SERVER_STOPPED)
 
     def on_retired(self) -> None:
         """The shard has moved on to another connection, perhaps away from a member without a leader."""
-        self.upstream.move()
+        self.stream.move()
 
 
-class _Upstream:
+class _KeepaliveStream:
     """A keepalive stream, from the moment it is wanted.
 
     Attributes:
@@ -276,33 +276,33 @@ class Lane:
         self.name = shard.name
         self.forward = forward
         self.heard = 0.0
-        self._main: _Upstream | None = None
-        self._slow: _Upstream | None = None
+        self._main: _KeepaliveStream | None = None
+        self._slow: _KeepaliveStream | None = None
 
     def send(self, keepalives: Iterable[Waiting], body: bytes) -> None:
         """Sends keepalives, whose bodies one after the other are `body`."""
         main = self._main
         if main is None:
-            main = self._main = _Upstream(self)
+            main = self._main = _KeepaliveStream(self)
             self._begin(main, keepalives, body)
         else:
             self._mark_busy()
             main.send(keepalives, body)
 
-    def _begin(self, upstream: _Upstream, keepalives: Iterable[Waiting], body: bytes) -> None:
+    def _begin(self, stream: _KeepaliveStream, keepalives: Iterable[Waiting], body: bytes) -> None:
         self._mark_busy()
-        upstream.send(keepalives, body)
-        self.shard.open_stream(upstream)
+        stream.send(keepalives, body)
+        self.shard.open_stream(stream)
 
     def _mark_busy(self) -> None:
-        if not any(upstream.in_flight for upstream in (self._main, self._slow) if upstream is not None):
+        if not any(stream.in_flight for stream in (self._main, self._slow) if stream is not None):
             self.heard = monotonic()
 
-    def ended(self, upstream: _Upstream, status: Status) -> None:
+    def ended(self, stream: _KeepaliveStream, status: Status) -> None:
         """A stream is over: its keepalives are sent again where that may help, or fail."""
-        left = upstream.in_flight
-        self._detach(upstream)
-        again = upstream.has_answered and errors.is_unreachable(status)
+        left = stream.in_flight
+        self._detach(stream)
+        again = stream.has_answered and errors.is_unreachable(status)
         if status.code == Code.PERMISSION_DENIED and left:
             # It is about the keys of one lease, the first that was not answered.
             left.popleft().failed(self.name, status)
@@ -312,20 +312,20 @@ class Lane:
         else:
             self._fail(left, status)
 
-    def moved(self, upstream: _Upstream) -> None:
+    def moved(self, stream: _KeepaliveStream) -> None:
         """A stream was given up for one on another connection."""
-        self._detach(upstream)
-        self._send_again(upstream.in_flight)
+        self._detach(stream)
+        self._send_again(stream.in_flight)
 
     def _send_again(self, keepalives: Iterable[Waiting]) -> None:
         wanted = [keepalive for keepalive in keepalives if keepalive.wanted]
         if wanted:
             self.send(wanted, b"".join([keepalive.body for keepalive in wanted]))
 
-    def _detach(self, upstream: _Upstream) -> None:
-        if upstream is self._main:
+    def _detach(self, stream: _KeepaliveStream) -> None:
+        if stream is self._main:
             self._main = None
-        elif upstream is self._slow:
+        elif stream is self._slow:
             self._slow = None
 
     def _fail(self, keepalives: Iterable[Waiting], status: Status) -> None:
@@ -334,9 +334,9 @@ class Lane:
 
     def tick(self, now: float) -> None:
         """Looks whether the shard answers, and whether one keepalive holds up the others."""
-        for upstream in (self._main, self._slow):
-            if upstream is not None:
-                upstream.tick(now)
+        for stream in (self._main, self._slow):
+            if stream is not None:
+                stream.tick(now)
         main, slow = self._main, self._slow
         busy = main is not None and bool(main.in_flight)
         late = slow is not None and bool(slow.in_flight)
@@ -354,7 +354,7 @@ class Lane:
         """An exception came out of it: its streams begin anew."""
         self._fail(self.close(), INTERNAL_ERROR)
 
-    def _overtake(self, main: _Upstream) -> None:
+    def _overtake(self, main: _KeepaliveStream) -> None:
         """The first on the stream waits in the slow one from here on; the others get a stream without it."""
         heard = self.heard
         main.close()
@@ -362,7 +362,7 @@ class Lane:
         stalled = main.in_flight.popleft()
         if stalled.wanted:
             if self._slow is None:
-                self._slow = _Upstream(self)
+                self._slow = _KeepaliveStream(self)
                 self._begin(self._slow, [stalled], stalled.body)
             else:
                 self._slow.send([stalled], stalled.body)
@@ -372,9 +372,9 @@ class Lane:
     def close(self) -> list[Waiting]:
         """Ends the streams; what waited on them."""
         left: list[Waiting] = []
-        for upstream in (self._main, self._slow):
-            if upstream is not None:
-                upstream.close()
-                left += upstream.in_flight
+        for stream in (self._main, self._slow):
+            if stream is not None:
+                stream.close()
+                left += stream.in_flight
         self._main = self._slow = None
         return left
