@@ -1,7 +1,9 @@
 """The client of one shard, and esp's own questions to shards.
 
     unary    one unary RPC, asked of one shard or of several at once: parsed answers, or statuses that blame a shard
-    shard    the endpoints of a shard, the connection in use, fail-over, which calls are sent again
+    shard    one shard, as its callers see it: clients' calls passed on, esp's own calls
+    connected  the connections of a shard: kept up to one endpoint, fail-over to the next
+    fate     what becomes of a call that broke: when it is sent again
     link     one connection of a shard, and the calls that wait for the connection
     member   a server's first answer: whether the server is up, and is not an esp
     dial     connects to the first of a host's addresses that accepts
@@ -10,9 +12,11 @@
 From the top down; each file imports only files below it.
 """
 
+from esp.core.shard.connected import FIRST_PAUSE, LONGEST_PAUSE
+from esp.core.shard.fate import outcome
 from esp.core.shard.lookup import Lookups
 from esp.core.shard.member import STATUS_PATH, is_probe
-from esp.core.shard.shard import FIRST_PAUSE, LONGEST_PAUSE, Shard
+from esp.core.shard.shard import Shard
 from esp.core.shard.unary import (
     ALARMS,
     AUTH_STATUS,
@@ -65,4 +69,5 @@ __all__ = [
     "ask_in_turn",
     "failures_of",
     "is_probe",
+    "outcome",
 ]

@@ -31,7 +31,11 @@ def is_probe(message: bytes) -> bool:
     return PROBE in message
 
 
-class NotAnEtcd(OSError):
+class UnfitError(OSError):
+    """The server answers, but cannot serve a shard; the text says why."""
+
+
+class NotAnEtcd(UnfitError):
     """The server that answers is an esp."""
 
     def __init__(self) -> None:

@@ -1,67 +1,31 @@
-"""One shard: the endpoints of one etcd cluster, the connection in use, and fail-over between them.
+"""One shard, as its callers see it: clients' calls are passed on, and esp's own calls are made.
 
-A shard keeps one connection for unary calls and, once it is needed, one for long-lived streams, both to the same
-endpoint; watches then never take the turn of a Put. When the connection breaks, the next endpoint is tried at once;
-when all have failed, again after a growing pause. Calls that come meanwhile wait a moment (`max_waiting_seconds`) and
-are then refused with the text that makes etcd's clients try again: they were surely not sent.
-
-A call that broke is sent again, once, if etcd surely did not act on it or if it only reads. Anything else is answered
-with "request timed out": whether it was applied is not known, and the caller must decide.
-
-A member that says it has no leader is left for the next one, as is one that hangs up or says GOAWAY, or that is silent
-and does not answer when it is asked for its status. What the connection left still carries is finished on it. No
-connection is used before who answers there has told, in answer to the same question, that it is no esp (`member`).
+A call that broke may be sent again: `fate` says when.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import random
-import re
-from collections.abc import Callable, Sequence, Sized
-from contextlib import suppress
-from functools import partial
-from time import monotonic
+from collections.abc import Callable, Sized
 from typing import Final, TypeVar
 
-from google.protobuf.message import DecodeError, Message
-
 from esp.core import errors
-from esp.core.auth_tokens import OwnParts
-from esp.core.background import Background
-from esp.core.config import Endpoint
-from esp.core.pb import rpc_pb2
-from esp.core.shard.dial import connect
-from esp.core.shard.link import Link, ParkedCall, StreamOpener
-from esp.core.shard.lookup import Lookups
-from esp.core.shard.member import PROBE, STATUS, NotAnEtcd, ask_status
-from esp.core.tokens import is_token
+from esp.core.shard.connected import Connected
+from esp.core.shard.fate import outcome
+from esp.core.shard.link import ParkedCall, StreamOpener
 from esp.core.wire.call import BrokenCall, MessageCall, Reader, messages
 from esp.core.wire.client import ClientConnection
-from esp.core.wire.context import WireContext
-from esp.core.wire.frames import ErrorCode
 from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.splice import REPLAY_BYTES, SplicedCall
-from esp.core.wire.status import DEADLINE_EXCEEDED, Code, RpcError, Status
+from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError, Status
 
 log = logging.getLogger("esp.shard")
 
-NO_LEADER_TEXTS: Final = frozenset((errors.NO_LEADER.message, errors.SERVER_STOPPED.message))
-"""Answers of a member that cannot serve while another perhaps can."""
-
 Read = TypeVar("Read", bound=Sized)
 
-FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 2.0
-"""Seconds between rounds over the endpoints; a connection that holds this long makes the pauses start small again."""
-HIGHEST_REVISION: Final = 1 << 51
-"""No etcd gets here by writing; from 2**52 on a shard's revisions would be taken for vector tokens."""
-DEFAULT_TXN_OPS: Final = 128
-"""etcd's default of --max-txn-ops."""
 KEPT_UNCOUNTED: Final = 2048
 """Bytes of a request up to which the request is kept to be sent again without being counted."""
 MANY_CALLS: Final = 1000
@@ -69,71 +33,9 @@ MANY_CALLS: Final = 1000
 SHARD_TRAILER: Final = b"esp-shard"
 """Names the shard in the trailers of errors that esp makes itself; the text stays etcd's, clients match on it."""
 
-HEADLESS: Final = frozenset((rpc_pb2.AlarmResponse, rpc_pb2.DefragmentResponse))
-"""Answers that etcd 3.4 gives without a header (v3rpc/maintenance.go fills it in from 3.5 on)."""
 
-Answer = TypeVar("Answer", bound=Message)
-
-
-class Shard:
-    """The client of one etcd cluster.
-
-    Attributes:
-        name: as in the config.
-        background: owns the tasks and timers of whatever is done for this shard.
-        garbled: how many of its answers could not be read.
-        endpoint: the one in use, None while there is none.
-        troubles: why the last attempt to connect to each endpoint failed; empty once one has succeeded.
-        version: etcd's, as a member last told it; "" before that.
-        version_in_use: that of the member in use; "" until it has told.
-        implausible: why its revision keeps it from being served, "" when that is as it should be.
-        seen: the highest revision that it is known to have come to, told on the connection in use; 0 for none.
-        max_txn_ops: the most operations in a transaction that esp makes for it, etcd's --max-txn-ops: the default
-            of that, or less where it has refused so many.
-        allowed_ops: the most operations in a client's transaction that it is known, or taken, to allow.
-    """
-
-    def __init__(self, name: str, endpoints: Sequence[Endpoint], context: WireContext, background: Background) -> None:
-        self.name = name
-        self.endpoints = tuple(endpoints)
-        self.context = context
-        self.background = background
-        self.garbled = 0
-        self.endpoint: Endpoint | None = None
-        self.troubles: dict[Endpoint, str] = {}
-        self.version = ""
-        self.version_in_use = ""
-        self.implausible = ""
-        self.seen = 0
-        self.max_txn_ops = self.allowed_ops = DEFAULT_TXN_OPS
-        self._own_parts = OwnParts(name)
-        self._lookups = Lookups()
-        self._unary = Link(context, background)
-        self._streams = Link(context, background)
-        self._retired: list[ClientConnection] = []
-        self._esps: set[Endpoint] = set()
-        self._is_asking = False
-        self._lost = asyncio.Event()
-        self._wanted_streams = asyncio.Event()
-        self._moved_on = -LONGEST_PAUSE
-
-    def saw(self, revision: int) -> None:
-        """Notes a revision that the shard has answered with."""
-        self.seen = max(self.seen, revision)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether a call could be sent now."""
-        return self._unary.free() is not None
-
-    @property
-    def barred(self) -> Status | None:
-        """Why calls fail at once: none of its endpoints is an etcd. None when that is not so."""
-        return self._unary.barred
-
-    def free_connection(self) -> ClientConnection | None:
-        """The connection for a unary call, if one can be sent now."""
-        return self._unary.free()
+class Shard(Connected):
+    """The client of one etcd cluster."""
 
     # Calls of clients, passed on.
 
@@ -185,21 +87,26 @@ class Shard:
         down.finish(status, [(SHARD_TRAILER, self.name.encode())])
 
     def on_broken(self, call: SplicedCall, code: int, reason: str) -> None:
-        """A call broke before its answer was whole: once more, where that does no harm, or an error that is true."""
+        """A call broke before its answer was whole: it is sent again, or ends with an error that is true."""
         down = call.down
-        unprocessed = call.surely_unprocessed(code)
         if call.message is None:
             self.refuse(down, errors.SERVER_STOPPED)
-        elif down.remaining() == 0:
+            return
+        if down.remaining() == 0:
             down.finish(DEADLINE_EXCEEDED)
-        elif call.message and not down.responded and not down.retried and (unprocessed or down.head.handler.idempotent):
+            return
+        status = outcome(
+            unprocessed=call.surely_unprocessed(code),
+            reads=down.head.handler.idempotent,
+            repeatable=bool(call.message) and not down.responded and not down.retried,
+        )
+        if status is None:
             down.retried = True
             self.send_again(down, call.message)
-        elif unprocessed:
-            self.refuse(down, errors.NO_CONNECTION)
-        else:
+            return
+        if status is errors.REQUEST_TIMED_OUT:
             log.info("shard %s: a call broke: %s", self.name, reason or f"RST_STREAM {code}")
-            self.refuse(down, errors.REQUEST_TIMED_OUT)
+        self.refuse(down, status)
 
     def send_again(self, down: ServerStream, message: bytes) -> None:
         """Passes a call on that was sent before: of its deadline there is less left."""
@@ -218,41 +125,7 @@ class Shard:
         down = call.down
         return bool(call.message) and not down.responded and down.head.handler.recover(down, call.message, status)
 
-    def consider_moving(self, connection: ClientConnection, status: Status) -> None:
-        """A call on `connection` ended with `status`: one that says the member cannot serve makes it try the next."""
-        unary = self._unary.connection
-        if status.code != Code.UNAVAILABLE or status.message not in NO_LEADER_TEXTS or len(self.endpoints) == 1:
-            return
-        now = monotonic()
-        # Without any leader all members say so: each is kept for a while, since it still serves serializable reads.
-        current = connection in (unary, self._streams.connection)
-        if unary is not None and current and now - self._moved_on >= LONGEST_PAUSE:
-            self._moved_on = now
-            log.warning("shard %s: %s says %r; trying the next endpoint", self.name, self.endpoint, status.message)
-            unary.close()
-
     # Calls of esp's own.
-
-    def parsed(self, answer: type[Answer], message: bytes) -> Answer:
-        """What the shard has answered, without gRPC prefix.
-
-        Raises:
-            RpcError: Internal, with a text that blames the shard: it is no such message, or lacks its header.
-        """
-        try:
-            parsed = answer.FromString(message)
-        except DecodeError:
-            raise self.blamed(f"is no {answer.DESCRIPTOR.name}") from None
-        if answer not in HEADLESS and "header" in answer.DESCRIPTOR.fields_by_name and not parsed.HasField("header"):
-            raise self.blamed("has no header")
-        return parsed
-
-    def blamed(self, fault: str) -> RpcError:
-        """The error of a call that the shard has answered with what no etcd would say; counted and logged."""
-        self.garbled += 1
-        level = logging.WARNING if self.garbled.bit_count() == 1 else logging.DEBUG  # the 1st, 2nd, 4th, 8th ...
-        log.log(level, "shard %s: an answer of %s %s (%d so far)", self.name, self.endpoint, fault, self.garbled)
-        return errors.garbled(self.name, fault).error()
 
     async def forward_unary(
         self,
@@ -292,16 +165,17 @@ class Shard:
         if timeout is not None and timeout <= 0:
             raise DEADLINE_EXCEEDED.error()
         body = prefix(message)
+        repeatable = True
         try:
             async with asyncio.timeout(timeout) as deadline:
-                try:
-                    return await self._attempt(forward, body, deadline, reader, down)
-                except BrokenCall as broken:
-                    if not (broken.unprocessed or idempotent):
-                        raise
-                return await self._attempt(forward, body, deadline, reader, down)
-        except BrokenCall as broken:
-            raise (errors.NO_CONNECTION if broken.unprocessed else errors.REQUEST_TIMED_OUT).error() from None
+                while True:
+                    try:
+                        return await self._attempt(forward, body, deadline, reader, down)
+                    except BrokenCall as broken:
+                        status = outcome(unprocessed=broken.unprocessed, reads=idempotent, repeatable=repeatable)
+                    if status is not None:
+                        raise status.error()
+                    repeatable = False
         except TimeoutError:
             raise DEADLINE_EXCEEDED.error() from None
 
@@ -346,273 +220,6 @@ class Shard:
         self.context.flush_soon()
         return call
 
-    # The connections.
-
-    async def run(self) -> None:
-        """Keeps the shard connected, until cancelled; then whatever waits is refused and the connections are closed."""
-        try:
-            await self.background.again(f"shard {self.name}", self._stay_connected)
-        finally:
-            self._close()
-            await asyncio.sleep(0)  # the transports close in the loop's next turn
-
-    async def _stay_connected(self) -> None:
-        pause = 0.0
-        turn = 0
-        failures = 0
-        while True:
-            endpoint = self.endpoints[turn % len(self.endpoints)]
-            began = monotonic()
-            held = False
-            try:
-                await self._serve(endpoint)
-                held = monotonic() - began >= LONGEST_PAUSE
-            except NotAnEtcd as error:
-                self.troubles[endpoint] = _reason(error)
-                self._found_esp(endpoint)
-            except OSError as error:
-                self.troubles[endpoint] = _reason(error)
-                self._found_no_esp(endpoint)
-                level = logging.WARNING if failures == len(self.endpoints) - 1 else logging.DEBUG
-                log.log(level, "shard %s: cannot connect to %s: %s", self.name, endpoint, self.troubles[endpoint])
-            turn += 1
-            # One that accepts and hangs up at once is as bad as one that does not accept.
-            failures = 0 if held else failures + 1
-            if failures == 0:
-                pause = 0.0
-            elif failures % len(self.endpoints) == 0:
-                pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, pause * 2))
-                await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
-
-    def _found_esp(self, endpoint: Endpoint) -> None:
-        """Logged once. Where no endpoint is left that may be an etcd, nothing is worth waiting for."""
-        if endpoint not in self._esps:
-            self._esps.add(endpoint)
-            log.error("shard %s: %s cannot be used: %s", self.name, endpoint, self.troubles[endpoint])
-        if self._esps.issuperset(self.endpoints):
-            self._bar(errors.leads_to_esp(self.name, ", ".join(map(str, self.endpoints))))
-
-    def _found_no_esp(self, endpoint: Endpoint) -> None:
-        self._esps.discard(endpoint)
-        self._bar(None)
-
-    def _bar(self, why: Status | None) -> None:
-        for link in (self._unary, self._streams):
-            link.bar(why)
-        self.context.flush()
-
-    def _close(self) -> None:
-        for link in (self._unary, self._streams):
-            link.close()
-        for connection in self._retired:
-            connection.end(ErrorCode.NO_ERROR, "closing")
-        self._retired.clear()
-        self.context.flush()
-
-    async def _serve(self, endpoint: Endpoint) -> None:
-        """Connects to `endpoint` and returns when that connection takes no more calls.
-
-        Raises:
-            OSError: it cannot be connected to.
-        """
-        self._lost.clear()
-        await self._dial(self._unary, endpoint)
-        if self.endpoint != endpoint:
-            log.info("shard %s: connected to %s", self.name, endpoint)
-        self.endpoint = endpoint
-        self.troubles.clear()
-        self._found_no_esp(endpoint)
-        tasks = [self.background.keep(f"shard {self.name}: its streams", partial(self._dial_streams, endpoint))]
-        if not self.version_in_use:
-            tasks.append(self.background.keep(f"shard {self.name}: its version", self._learn_version))
-        try:
-            await self._lost.wait()
-        finally:
-            await self.background.end(tasks)
-            self.endpoint = None
-            self.version_in_use = ""
-            for link in (self._unary, self._streams):
-                if link.connection is not None:
-                    self.background.guard(f"shard {self.name}: its connection", partial(self._retire, link))
-            self.context.flush()
-        log.warning("shard %s: lost %s", self.name, endpoint)
-
-    async def _learn_version(self) -> None:
-        """Asks until it is told: what depends on the version has to do without it meanwhile."""
-        level = logging.INFO
-        while True:
-            try:
-                timeout = self.context.limits.connect_timeout
-                answer = await self.forward_unary(STATUS, PROBE, idempotent=True, timeout=timeout)
-                self._take_status(answer)
-                return
-            except OSError as error:
-                log.error("shard %s: %s", self.name, error)
-                self._lost.set()
-                return
-            except RpcError as error:
-                log.log(level, "shard %s: does not tell its version: %s", self.name, error)
-            level = logging.DEBUG
-            await asyncio.sleep(LONGEST_PAUSE)
-
-    async def _examine(self, connection: ClientConnection) -> None:
-        """Has the member tell its version and revision before the connection is used.
-
-        Raises:
-            OSError: its revision is none that can be served, or it is an esp, or does not answer.
-        """
-        with suppress(RpcError):  # that is an answer, too; it is asked again when it is in use
-            self._take_status(await ask_status(connection, self.context.limits.keepalive_timeout))
-
-    def _take_status(self, answer: bytes) -> None:
-        """What a member has told about itself.
-
-        Raises:
-            RpcError: it is no StatusResponse.
-            OSError: its revision is none that can be served, or an esp's token.
-        """
-        status = self.parsed(rpc_pb2.StatusResponse, answer)
-        self.implausible = ""
-        if is_token(status.header.revision):
-            raise NotAnEtcd
-        if status.header.revision >= HIGHEST_REVISION:
-            self.implausible = (
-                f"it is at revision {status.header.revision}, and from 2^51 = {HIGHEST_REVISION} on esp cannot tell "
-                "revisions from its own tokens; restore it without --bump-revision, or by less"
-            )
-            raise OSError(self.implausible)
-        self.version = self.version_in_use = status.version
-        self.saw(status.header.revision)
-
-    async def _dial_streams(self, endpoint: Endpoint) -> None:
-        """The connection for streams is made when the first stream wants it, and made again when it breaks."""
-        if self._streams.standing:
-            self._wanted_streams.set()  # an attempt may have been cut short
-        while True:
-            await self._wanted_streams.wait()
-            self._wanted_streams.clear()
-            if self._streams.free() is None:
-                try:
-                    await self._dial(self._streams, endpoint)
-                except OSError as error:
-                    reason = _reason(error)
-                    log.warning("shard %s: cannot connect to %s for streams: %s", self.name, endpoint, reason)
-                    if self._streams.standing or self._streams.waiting:
-                        await asyncio.sleep(LONGEST_PAUSE)
-                        self._wanted_streams.set()
-
-    async def _dial(self, link: Link, endpoint: Endpoint) -> None:
-        """Connects a link.
-
-        Raises:
-            OSError: no connection, or no SETTINGS in time.
-        """
-        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        connection = ClientConnection(self.context, f"{host}:{endpoint.port}")
-        connection.own_part = self._own_parts.of
-        try:
-            await self._greeted(connection, endpoint)
-            if not connection.ended:
-                await self._examine(connection)
-            if connection.ended:
-                raise OSError("closed at once")
-            if link.connection is not None:
-                self._retire(link, leave=False)  # full, but as good as the new one
-        except BaseException:
-            connection.end(ErrorCode.NO_ERROR, "not wanted any more")
-            self.context.flush()
-            raise
-        connection.on_change = self._on_change(link, connection)
-        link.connection = connection
-        link.go()
-        self.context.flush()
-
-    async def _greeted(self, connection: ClientConnection, endpoint: Endpoint) -> None:
-        """Connects, and waits until etcd has said its SETTINGS: a frozen member accepts, but says nothing.
-
-        Raises:
-            OSError: no connection, or no SETTINGS in time.
-        """
-        greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        connection.on_change = lambda: None if greeted.done() else greeted.set_result(None)
-        seconds = self.context.limits.connect_timeout
-        try:
-            addresses = await self._lookups.addresses(endpoint.host, seconds)
-            async with asyncio.timeout(seconds):
-                await connect(connection, addresses, endpoint.port, seconds)
-                await greeted
-        except TimeoutError:
-            raise OSError(f"no answer within {seconds:g} s") from None
-
-    def _on_change(self, link: Link, connection: ClientConnection) -> Callable[[], None]:
-        def changed() -> None:
-            self.background.guard(f"shard {self.name}: its connection", look, begin_anew)
-
-        def begin_anew() -> None:
-            self._lost.set()
-            self._wanted_streams.set()
-
-        def look() -> None:
-            if link.connection is not connection:
-                return
-            if connection.draining or connection.ended:
-                self._retire(link)
-                if link is self._unary:
-                    self._lost.set()
-                elif link.waiting or link.standing:
-                    self._wanted_streams.set()
-            else:
-                link.go()
-
-        return changed
-
-    def _retire(self, link: Link, *, leave: bool = True) -> None:
-        """The link's connection takes no more calls; it is kept until those it has are finished.
-
-        With `leave` those that can are asked to go on elsewhere.
-        """
-        connection, link.connection = link.connection, None
-        assert connection is not None
-        if link is self._unary:
-            # Another member may allow fewer; another cluster, as one that was restored, may answer there.
-            self.seen, self.allowed_ops = 0, DEFAULT_TXN_OPS
-        if not connection.ended:
-            self._retired.append(connection)
-            connection.close()
-            for stream in list(connection.streams.values()) if leave else ():
-                self.background.guard("a stream that should move", stream.on_retired, stream.cancel)
-
-    def tick(self, now: float) -> None:
-        """Looks at every deadline: calls that wait, keepalive."""
-        self._unary.tick(now)
-        self._streams.tick(now)
-        self._retired = [connection for connection in self._retired if not connection.ended]
-        for connection in self._retired:
-            connection.tick(now)
-        asked = self._unary.free()
-        half = self.context.limits.keepalive_time / 2
-        if asked is not None and not self._is_asking and asked.silence(now) > half:
-            self._is_asking = True
-            self.background.start(self._break_silence(asked, min(half, self.context.limits.keepalive_timeout)))
-        self.context.flush()
-
-    async def _break_silence(self, connection: ClientConnection, seconds: float) -> None:
-        """Asks a member that has said nothing for long, so that a frozen one is known before a client asks it.
-
-        etcd punishes PINGs while no call is open, and a member may answer PINGs and nothing else. One that does not
-        answer is left, for the next one or until it answers again; the calls it has may still be answered.
-        """
-        try:
-            with suppress(RpcError):  # that is an answer, too
-                await ask_status(connection, seconds)
-        except OSError as error:
-            if connection is self._unary.connection and not connection.draining:
-                log.warning("shard %s: leaving %s: %s", self.name, self.endpoint, error)
-                connection.close()
-        finally:
-            self._is_asking = False
-            self.context.flush()
-
 
 def _may_keep(down: ServerStream, message: bytes) -> bool:
     """Counts a request that is kept to be sent again; one above REPLAY_BYTES is dropped when it has left."""
@@ -622,11 +229,3 @@ def _may_keep(down: ServerStream, message: bytes) -> bool:
         return True  # it was counted the first time
     size = len(message)
     return size > REPLAY_BYTES or (down.may_hold(size) and down.hold(size))
-
-
-def _reason(error: OSError) -> str:
-    """Why connecting failed, for people: the system's words without its numbers and tuples."""
-    codes = {int(code) for code in re.findall(r"\[Errno (\d+)\]", str(error))}  # one per address of the host
-    if error.errno is not None and error.errno > 0:
-        codes = {error.errno}
-    return ", ".join(os.strerror(code).lower() for code in sorted(codes)) or (error.strerror or str(error)).lower()

@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from esp.core import errors
 from esp.core.background import all_of
 from esp.core.pb import rpc_pb2
+from esp.core.shard.fate import failure, outcome
 from esp.core.shard.shard import Shard
 from esp.core.wire.call import BrokenCall, Together, TogetherCall, messages
 from esp.core.wire.client import ClientConnection
@@ -235,8 +236,9 @@ class _Question(Generic[Answer]):
             self._outcomes[shard.name] = errors.undecided(error.status)
             return True
         assert isinstance(error, BrokenCall), "a call fails with its status, or breaks"
-        self._outcomes[shard.name] = errors.NO_CONNECTION if error.unprocessed else errors.REQUEST_TIMED_OUT
-        return not (error.unprocessed or self._method.idempotent)
+        self._outcomes[shard.name] = failure(error.unprocessed)  # which stands if no time is left for another try
+        reads = self._method.idempotent
+        return outcome(unprocessed=error.unprocessed, reads=reads, repeatable=True) is not None
 
     async def _ask_one(self, shard: Shard) -> None:
         try:

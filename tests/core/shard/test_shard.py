@@ -20,7 +20,8 @@ from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
-from esp.core.shard.shard import DEFAULT_TXN_OPS, HIGHEST_REVISION, SHARD_TRAILER, Shard
+from esp.core.shard.connected import DEFAULT_TXN_OPS, HIGHEST_REVISION
+from esp.core.shard.shard import SHARD_TRAILER, Shard
 from esp.core.tokens import MARK
 from esp.core.wire import client, frames
 from esp.core.wire.context import WireContext
@@ -855,7 +856,7 @@ class TestEndpoints:
                 seconds = 0
             await sleep(seconds)
 
-        monkeypatch.setattr("esp.core.shard.shard.asyncio.sleep", noted)
+        monkeypatch.setattr("esp.core.shard.connected.asyncio.sleep", noted)
         async with ScriptedEtcd() as etcd, Front(etcd.endpoint, waits=False):
             for _ in range(12):
                 (await etcd.accepts()).hangs_up()

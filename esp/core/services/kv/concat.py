@@ -20,14 +20,13 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from esp.core import errors
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.gate import Entry
 from esp.core.services.kv.merge import part
 from esp.core.services.revision import merged_header, read_at, token
 from esp.core.services.varint import MOST_BYTES, varint
-from esp.core.shard import Shard
+from esp.core.shard import Shard, outcome
 from esp.core.shard_map import Segment
 from esp.core.tokens import Position
 from esp.core.wire.client import ClientConnection
@@ -208,9 +207,13 @@ class Concat(Sink):
         else:
             self.down.finish(status)
 
-    def broken(self, status: Status) -> None:
-        """A shard's connection broke. It was only read from, so once more is no harm while nothing was sent."""
-        if self._started or self.down.retried or self.down.sink is not self:
+    def broken(self, *, unprocessed: bool) -> None:
+        """A shard's connection broke: all shards are read again, or the call fails."""
+        if self.down.sink is not self:
+            return
+        repeatable = not self._started and not self.down.retried
+        status = outcome(unprocessed=unprocessed, reads=True, repeatable=repeatable)
+        if status is not None:
             self.fail(status)
             return
         self.cancelled(ErrorCode.CANCEL, "")
@@ -372,7 +375,7 @@ class _Part(ClientStream):
     def on_reset(self, code: int, reason: str) -> None:
         """The shard is gone."""
         if self._concat is not None:
-            self._concat.broken(errors.NO_CONNECTION if self.surely_unprocessed(code) else errors.REQUEST_TIMED_OUT)
+            self._concat.broken(unprocessed=self.surely_unprocessed(code))
 
     def count(self) -> int | None:
         """The count at the end of the answer; 0 when it holds nothing but a header; None when neither is there."""

@@ -298,7 +298,7 @@ class BatchedCall(ClientStream):
         self._payloads.clear()
 
     def _send_alone(self, *, was_sent: bool = False) -> None:
-        """Sends each by itself; with `was_sent` it has used up its second chance (`Shard.on_broken`)."""
+        """Sends each read by itself; with `was_sent` none of them is repeatable any more (`shard/fate`)."""
 
         def send(stream: ServerStream, message: bytes) -> None:
             stream.retried = was_sent

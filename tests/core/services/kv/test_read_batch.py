@@ -656,7 +656,7 @@ class TestSizes:
 class TestVersions:
     @in_a_loop
     async def test_one_that_does_not_tell_its_version_is_asked_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("esp.core.shard.shard.LONGEST_PAUSE", 0.01)
+        monkeypatch.setattr("esp.core.shard.connected.LONGEST_PAUSE", 0.01)
         async with ScriptedEtcd() as etcd:
             etcd.version = None
             async with Reader(etcd, limits=Limits(connect_timeout=0.3)) as front:
