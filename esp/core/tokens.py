@@ -43,6 +43,8 @@ upper bound."""
 INSTANCES: Final = 1 << 6
 MARK: Final = 1 << 52
 """The bit that every token has and no revision: a century with a million writes a second makes fewer."""
+MOST_SHARDS: Final = 1024
+"""Names of shards of which the highest revision is remembered, those that have left included."""
 _INSTANCE_SHIFT: Final = 2
 _TICK_SHIFT: Final = 8
 _STEP: Final = 3
@@ -111,6 +113,7 @@ class Tokens:
         minted: tokens handed out.
         known, unknown: tokens that came back and were in the table, and that were not.
         highest: the highest revision of each shard, by name, that any token stands for, so that a client may know it.
+        forgotten_shards: shards of which that is no longer remembered, since there were more than MOST_SHARDS.
     """
 
     def __init__(
@@ -121,7 +124,7 @@ class Tokens:
         now: Callable[[], float] = time.time,
     ) -> None:
         """`max_tokens` and `token_seconds` of the context's limits bound what is remembered."""
-        self.minted = self.known = self.unknown = 0
+        self.minted = self.known = self.unknown = self.forgotten_shards = 0
         self._context = context
         self._now = now
         self._claim: socket.socket | None = None
@@ -170,6 +173,9 @@ class Tokens:
         for shard, revision in zip(vector.shards, vector.revisions, strict=True):
             if revision > highest.get(shard, 0):
                 highest[shard] = revision
+        if len(highest) > MOST_SHARDS:
+            self.highest = {shard: highest[shard] for shard in vector.shards if shard in highest}
+            self.forgotten_shards += len(highest) - len(self.highest)
         self.expire()
         if len(order) > self._context.limits.max_tokens:
             self._context.reached("max_tokens")

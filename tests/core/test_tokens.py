@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esp.core.tokens import EPOCH, INSTANCES, MARK, SPAN, TICKS_PER_SECOND, Position, Tokens, Vector, claim_instance
+from esp.core.tokens import (
+    EPOCH,
+    INSTANCES,
+    MARK,
+    MOST_SHARDS,
+    SPAN,
+    TICKS_PER_SECOND,
+    Position,
+    Tokens,
+    Vector,
+    claim_instance,
+)
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 
@@ -233,6 +244,15 @@ def test_the_highest_that_clients_may_have_heard_of_is_known(clock: Clock) -> No
     here.mint(two(5, 0))
     here.mint(two(3, 8))
     assert here.highest == {"a": 5, "b": 8}
+
+
+def test_of_shards_that_have_left_no_more_than_some_are_remembered(clock: Clock) -> None:
+    here = tokens(clock, max_tokens=1)
+    for number in range(MOST_SHARDS):
+        here.mint(Vector((f"left-{number}",), (7,)))
+    here.mint(two(5, 9))
+    assert here.highest == {"a": 5, "b": 9}
+    assert here.forgotten_shards == MOST_SHARDS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs abstract Unix sockets")

@@ -17,8 +17,8 @@ from esp.core.shard import STATUS, Method, answers_of, ask_all, failures_of
 from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Status
 
-SECONDS: Final = 2.0
-"""How long a shard may take before it counts as unreachable; etcdctl waits 5 s for all of it."""
+STATUS_SECONDS: Final = 2.0
+"""How long a shard may take to tell its status; etcdctl waits 5 s for all of it."""
 
 
 class Merged(NamedTuple):
@@ -28,24 +28,34 @@ class Merged(NamedTuple):
         method: the RPC.
         request: the type of its request.
         merge: makes the answer of the outcomes of all shards, by name; raises RpcError where there is none.
+        seconds: how long a shard may take before it counts as unreachable.
     """
 
     method: Method[Any]
     request: type[Message]
     merge: Callable[[Routing, dict[str, Any]], Message]
+    seconds: float
 
 
 def handlers(routing: Routing, gate: Gate) -> Mapping[bytes, Handler]:
     """The handler of each RPC in the table `MERGED`, by path."""
     return {
-        each.method.path: AskAll(gate, routing.shards, each.request, partial(_ask_all, routing, each))
-        for each in MERGED
+        each.method.path: AskAll(gate, routing.shards, each.request, partial(ask_for, routing, each)) for each in MERGED
     }
 
 
-async def _ask_all(routing: Routing, asked: Merged, call: CoroutineCall, request: Message) -> Message:
-    shards, seconds = routing.shards.values(), call.seconds(SECONDS)
-    outcomes = await ask_all(shards, asked.method, request, metadata=call.metadata, seconds=seconds, caller=call)
+async def ask_for(routing: Routing, asked: Merged, call: CoroutineCall, request: Message) -> Message:
+    """The answer to a client's call, merged of those of all shards."""
+    outcomes = await ask_all(
+        routing.shards.values(),
+        asked.method,
+        request,
+        metadata=call.metadata,
+        seconds=call.seconds(asked.seconds),
+        # Where something changes, no lack of memory may keep an answer from being heard.
+        down=call.stream if asked.method.idempotent else None,
+        caller=call,
+    )
     return asked.merge(routing, outcomes)
 
 
@@ -87,7 +97,7 @@ def merge_status(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | 
     return merged
 
 
-MERGED: Final = (Merged(STATUS, rpc_pb2.StatusRequest, merge_status),)
+MERGED: Final = (Merged(STATUS, rpc_pb2.StatusRequest, merge_status, STATUS_SECONDS),)
 """Another RPC over all shards is a method in `shard/unary.py`, an entry here, and a function that merges answers."""
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,7 +9,9 @@ import pytest
 from esp.core import errors
 from esp.core.identity import Identity
 from esp.core.pb import rpc_pb2
+from esp.core.services import maintenance
 from esp.core.services.maintenance import merge_status, version_key
+from esp.core.shard import Method
 from esp.core.tokens import Tokens, Vector
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
@@ -106,3 +109,24 @@ def test_versions_are_ordered_by_their_numbers() -> None:
     ordered = ["", "3.4.31", "3.5.9", "3.5.21", "3.6.0-rc.1", "3.10.0"]
     shuffled = [ordered[place] for place in (3, 0, 5, 2, 4, 1)]
     assert sorted(shuffled, key=version_key) == ordered
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_each_rpc_has_a_time_out_of_its_own_and_reads_are_counted(
+    routing: Any, monkeypatch: pytest.MonkeyPatch, idempotent: bool
+) -> None:
+    asked: dict[str, Any] = {}
+
+    async def ask_all(*_: object, **how: Any) -> dict[str, Any]:
+        asked.update(how)
+        return {}
+
+    monkeypatch.setattr(maintenance, "ask_all", ask_all)
+    method = Method(b"/some.Service/Call", Status, idempotent=idempotent)
+    merged = maintenance.Merged(method, rpc_pb2.StatusRequest, lambda *_: ONE, 7.5)
+    call = SimpleNamespace(metadata=b"m", stream=object(), seconds=lambda most: most)
+    routing.shards = {}
+    assert asyncio.run(maintenance.ask_for(routing, merged, cast("Any", call), rpc_pb2.StatusRequest())) == ONE
+    assert asked["seconds"] == 7.5
+    assert asked["down"] is (call.stream if idempotent else None)
+    assert asked["caller"] is call

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from esp.core import shard as shard_package
 from esp.core.config import parse
 from esp.core.proxy import Proxy
 from esp.core.services.handlers import PassStream, PassUnary
 from esp.core.services.kv.read_batch import PassReads
 from esp.core.services.pages import Pages
 from esp.core.services.router import METHODS, READS, NoShard
+from esp.core.shard import Method
 from esp.core.shard.member import STATUS_PATH
 from esp.core.wire.request import parse_request
 from esp.core.wire.server_stream import Handler, Refuse
@@ -85,6 +89,18 @@ def assert_passed_on(handler: Handler, path: bytes) -> None:
             handler = handler.handler
         assert isinstance(handler, PassReads if path.endswith(b"KV/Range") else PassUnary)
         assert handler.idempotent == (path in READS)
+
+
+READS_IN_PART = {b"/etcdserverpb.Maintenance/Alarm"}
+"""RPCs of which esp's own questions, and only some of clients', change nothing."""
+HARMLESS = {b"/etcdserverpb.Auth/Authenticate"}
+
+
+@pytest.mark.parametrize("method", [one for one in vars(shard_package).values() if isinstance(one, Method)], ids=str)
+def test_what_may_be_asked_again_is_the_same_whoever_asks(method: Method[Any]) -> None:
+    assert method.path in METHODS
+    if method.path not in READS_IN_PART | HARMLESS:
+        assert method.idempotent == (method.path in READS)
 
 
 class TestWhatIsNone:
