@@ -131,8 +131,8 @@ def instrument(steps: Steps) -> None:
 
     made = turns.Turns.__init__
 
-    def begin(self: turns.Turns, clock: Callable[[], float] = steps.clock) -> None:
-        made(self, clock)
+    def begin(self: turns.Turns, clock: Callable[[], float] | None = None) -> None:
+        made(self, clock or steps.clock)
 
     turns.Turns.__init__ = begin  # type: ignore[method-assign]
     for protocol in (transport.WireProtocol, accepted.ServerProtocol, transport.ClientProtocol):

@@ -42,7 +42,8 @@ class Shard(Connected):
     def splice(self, down: ServerStream, message: bytes) -> None:
         """Passes a unary-request call on: `message` (with its prefix) goes out, whatever comes back goes to `down`."""
         connection = self._unary.connection
-        if connection is not None and connection.has_room:
+        # As nearly always there is room: `has_room`, which is spelled out, since it is so for each request.
+        if connection is not None and (len(connection.streams) < connection.room or connection.has_room):
             call = SplicedCall(connection, down, message, self)
             connection.call(call, down.head.forward, down.timeout, message, end=True)
             if len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):

@@ -14,6 +14,7 @@ from esp.core.wire.frame_reader import FrameReader
 from esp.core.wire.frames import DATA, MAX_STREAM_ID, ConnectionFault, ErrorCode, goaway, ping
 from esp.core.wire.header_block import BlockBounds
 from esp.core.wire.open_calls import OpenCalls
+from esp.core.wire.ping_policy import PingPolicy
 from esp.core.wire.shares import address_of
 from esp.core.wire.status import OK, Status
 from esp.core.wire.stream import Stream
@@ -44,8 +45,10 @@ class Admission(FrameReader[S]):
         "_calls",
         "_drain_started",
         "_drain_status",
+        "_idle_since",
         "_last_accepted",
         "_last_stream",
+        "_pings",
         "_said_goaway",
         "now",
         "recv_initial",
@@ -57,7 +60,7 @@ class Admission(FrameReader[S]):
         limits = context.limits
         bounds = BlockBounds(limits.max_header_block_bytes, limits.max_continuations)
         super().__init__(context, peer, limits.connection_window_bytes, bounds)
-        self.now = monotonic()
+        self.now = self._idle_since = monotonic()
         self.recv_initial = limits.stream_window_bytes
         self.unended: list[S] = []
         self.when_read: deque[Callable[[], None]] = deque()
@@ -69,6 +72,7 @@ class Admission(FrameReader[S]):
         self._drain_started = 0.0
         self._drain_status = OK
         self._said_goaway = False
+        self._pings = PingPolicy()
 
     def own_account(self) -> Account:
         """The memory that the connection's calls hold, as a part of what their address holds."""
@@ -118,6 +122,22 @@ class Admission(FrameReader[S]):
         level = logging.INFO if code and not self._said_goaway else logging.DEBUG
         self._said_goaway = True
         log.log(level, "%s: client says GOAWAY %d %r", self.peer, code, debug[:128])
+
+    def on_ping(self) -> None:
+        """Raises ConnectionFault for a PING too many."""
+        self._pings.came(monotonic(), after_output=self.sent_since_ping, has_calls=bool(self.streams))
+        self.sent_since_ping = False
+
+    # Idle connections give way.
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when there is no call, on the `monotonic` clock and half a second exact; None when there is one."""
+        return None if self.streams or self.ended else self._idle_since
+
+    def let_go(self) -> None:
+        """Ends a connection without calls because others need its place: the client connects anew when it has one."""
+        self.end(ErrorCode.NO_ERROR, "idle, and connections are scarce")
 
     # The drain: tell the client, wait until the client must have heard, finish the open calls.
 

@@ -96,20 +96,15 @@ class Connection:
         """Takes bytes from the peer, and works on them and on the rest of earlier ones until `stop`."""
         raise NotImplementedError
 
-    def paused(self) -> None:
-        """All bytes that have come are worked on, and more are not there yet."""
-
     @property
     def behind(self) -> bool:
         """Whether `receive(b"")` could work on more of the bytes that have come."""
         return not self.ended and (self._next > 0 or self._unfinished is not None)
 
     def take(self, data: bytes, stop: float) -> bool:
-        """As `receive`, until `stop`; also serves a call that is whole though more may come. Whether work is left."""
+        """As `receive`, until `stop`; whether work is left."""
         self.stop = stop
         self.receive(data)
-        if not self._next and self._unfinished is None and not self.ended:
-            self.paused()
         return (self._next > 0 or self._unfinished is not None) and not self.ended
 
     def do(self, steps: Iterator[None]) -> None:
@@ -191,11 +186,15 @@ class Connection:
                 data = self._with_table_update(data)
             if not self.writable:
                 self.backlog += len(data)
+                self.on_backlog()
             if self.on_flush is not None:
                 self.on_flush(data)
         if self.ended and not out and self.on_end is not None:
             on_end, self.on_end = self.on_end, None
             on_end()
+
+    def on_backlog(self) -> None:
+        """`backlog` has grown."""
 
     def _with_table_update(self, data: bytes) -> bytes:
         updated = with_table_update(data)

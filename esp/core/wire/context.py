@@ -91,6 +91,8 @@ class WireContext:
 
     def go_on(self) -> None:
         """A new turn begins: lets those go on that were put off."""
+        if not self.put_off_ones:
+            return
         waiting, self.put_off_ones = self.put_off_ones, []
         for one in waiting:
             try:
@@ -100,16 +102,25 @@ class WireContext:
 
     def flush(self) -> None:
         """Writes what every connection has waiting. No connection is in the middle of something then."""
-        if self.buffers.held > self.buffers.limit:
-            self.buffers.settle()
+        buffers, gatherers, unflushed = self.buffers, self.gatherers, self.unflushed
+        if buffers.held > buffers.limit:
+            buffers.settle()
         while True:
-            for waiting in (self.gatherers, self.unflushed):
-                while waiting:
-                    one = waiting.pop()
-                    try:
-                        one.flush()
-                    except Exception:
-                        one.on_bug()
-            if self.turns.soon is not None or not self.put_off_ones:
+            while gatherers:
+                _flush(gatherers.pop())
+            while unflushed:
+                one = unflushed.pop()
+                try:  # as `_flush`, which is spelled out: this is so for each write
+                    one.flush()
+                except Exception:
+                    one.on_bug()
+            if not self.put_off_ones or self.turns.soon is not None:
                 return
             self.go_on()
+
+
+def _flush(one: Flushable) -> None:
+    try:
+        one.flush()
+    except Exception:
+        one.on_bug()

@@ -90,7 +90,7 @@ class Listener:
         """
         if len(self._protocols) == 1:
             self.context.flush()
-        else:
+        elif not self.context.turns.will_run:
             self.context.turns.run_soon()
 
     def close(self) -> None:

@@ -37,7 +37,6 @@ from esp.core.wire.hpack import Fields, TooLarge
 from esp.core.wire.message import PREFIX_SIZE, parse_timeout
 from esp.core.wire.open_calls import too_many
 from esp.core.wire.owed_messages import OwedMessages
-from esp.core.wire.ping_policy import PingPolicy
 from esp.core.wire.request import (
     NO_LENGTH,
     Request,
@@ -53,6 +52,9 @@ log = logging.getLogger("esp.wire")
 
 INCOMPLETE: Final = Status(Code.INTERNAL, "esp: the request's message did not come in time")
 """Not CANCELLED: etcd's Go client takes CANCELLED for the end of its own connection, and repeats the call."""
+CHEAP_BYTES: Final = 1024
+"""Bytes of usual requests that are worked on without a look at the clock: some 100 microseconds at most. After any
+other frame the clock is looked at."""
 DEADLINE_SLACK: Final = 0.05
 """Seconds that esp waits after a call's deadline: the client and the server upstream end the call first."""
 
@@ -63,9 +65,7 @@ class ServerConnection(Admission[ServerStream]):
     __slots__ = (
         "_decoder",
         "_half_since",
-        "_idle_since",
         "_owed",
-        "_pings",
         "_preface",
         "_shrunk",
     )
@@ -82,9 +82,7 @@ class ServerConnection(Admission[ServerStream]):
         )
         self._preface = PREFACE
         self._shrunk = False
-        self._pings = PingPolicy()
         self._owed = OwedMessages()
-        self._idle_since = self.now
         self._half_since = 0.0
         values = {SETTINGS_MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes}
         if limits.max_concurrent_streams < MAX_STREAM_ID:
@@ -94,15 +92,6 @@ class ServerConnection(Admission[ServerStream]):
         self.send_settings(values)
         if self.recv_limit > DEFAULT_WINDOW:
             self.send(window_update(0, self.recv_limit - DEFAULT_WINDOW))
-
-    @property
-    def idle_since(self) -> float | None:
-        """Since when there is no call, on the `monotonic` clock and half a second exact; None when there is one."""
-        return None if self.streams or self.ended else self._idle_since
-
-    def let_go(self) -> None:
-        """Ends a connection without calls because others need its place: the client connects anew when it has one."""
-        self.end(ErrorCode.NO_ERROR, "idle, and connections are scarce")
 
     def lost(self, reason: str) -> None:
         """The connection is gone. The decoder is emptied: in a cycle of objects it would stay in memory for long."""
@@ -125,19 +114,21 @@ class ServerConnection(Admission[ServerStream]):
             if self._unfinished is not None and (not self._finish() or self.ended):
                 self._put_off(data, position)
                 return
-        began = position
-        clock = self.clock
         size = len(data)
+        half = self.recv_limit >> 1
         try:
             if self._preface:
                 position = self._read_preface(data)
+            look = position + CHEAP_BYTES  # where the clock is looked at
             streams = self.streams
             known = self._decoder.memo
             recall = self._decoder.recall
             while size - position >= HEADER_SIZE:
-                if position > began and (clock() >= self.stop or self._unfinished is not None):
-                    self._put_off(data, position)
-                    return
+                if position >= look:
+                    if self._unfinished is not None or self.clock() >= self.stop:
+                        self._put_off(data, position)
+                        return
+                    look = position + CHEAP_BYTES
                 word, flags, stream_id = unpack_header(data, position)
                 start = position + HEADER_SIZE
                 length = word >> 8
@@ -160,16 +151,25 @@ class ServerConnection(Admission[ServerStream]):
                             and unpack_u32(data, start + 1)[0] == length - PREFIX_SIZE
                             and stream.head.content_length in (NO_LENGTH, length)
                         ):
-                            self.received(length)
+                            window = self.recv_window - length
+                            if window < half:
+                                self.received(length)
+                            else:  # as nearly always; spelled out, since it is so for each request
+                                self.recv_window = window
                             stream.fresh = stream.remote_open = False
                             stream.head.handler.on_message(stream, data[start:end])
+                            if self._unfinished is not None:
+                                look = 0
                             continue
                     elif kind == HEADERS and flags == END_HEADERS:
                         block = data[start:end]
                         request = known.get(block) or recall(block)
                         if request is not None and self._may_open(stream_id):
                             position = self._begin(stream_id, request, data, end)
+                            if self._unfinished is not None:
+                                look = 0
                             continue
+                look = 0
                 self.on_frame(kind, flags, stream_id & MAX_WINDOW, data[start:end])
                 if self.ended:
                     return
@@ -182,6 +182,17 @@ class ServerConnection(Admission[ServerStream]):
             self._tail = data[position:]
         else:
             self._tail = b""
+
+    def take(self, data: bytes, stop: float) -> bool:
+        """As `receive`, until `stop`; serves also what waited until all is read. Whether work is left."""
+        self.stop = stop
+        self.receive(data)
+        if self._next or self._unfinished is not None:
+            return not self.ended
+        if (self.unended or self.when_read) and not self.ended:
+            self.paused()
+            return self._unfinished is not None
+        return False
 
     def paused(self) -> None:
         """Serves messages that are whole though their requests have not ended: no more bytes are there."""
@@ -250,7 +261,8 @@ class ServerConnection(Admission[ServerStream]):
                 if head.size > LARGE_HEAD and stream_id in self.streams:
                     stream.hold_head()  # it waits for an answer, or to be sent
                 return end
-        stream.hold_head()
+        if head.size > LARGE_HEAD:
+            stream.hold_head()
         return position
 
     def _open(self, stream_id: int, request: Request, *, end: bool) -> None:
@@ -335,11 +347,6 @@ class ServerConnection(Admission[ServerStream]):
         """A client that resets its calls early makes work for nothing (CVE-2023-44487)."""
         if not stream.responded and not stream.has_lived(self.now):
             self.glitch(1, "streams reset before their response")
-
-    def on_ping(self) -> None:
-        """Raises ConnectionFault for a PING too many."""
-        self._pings.came(monotonic(), after_output=self.sent_since_ping, has_calls=bool(self.streams))
-        self.sent_since_ping = False
 
     def _shrink_table(self) -> None:
         """A gRPC client repeats itself: without a table of its own its header blocks are found in the memo."""

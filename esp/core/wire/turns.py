@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Final
 
 SLICE: Final = 0.001
@@ -31,11 +31,39 @@ MOST_SKIPPED: Final = 4
 SAVED: Final = 0.02
 """How far a connection that wants little may be behind the others, and so how much it may have at a time."""
 LONGEST_STEP: Final = 0.02
-"""What one step is counted as at most. It may have been the machine that stood still, or the garbage collector's turn;
+"""What one step is counted as at most. It may have been the garbage collector's turn;
 no more than `SAVED`, so that such an accident alone does not put one that wants little in line: it would wait there
 until each of the others has had as much."""
+UNSEEN: Final = 0.0005
+"""Seconds that may pass between two looks at the thread's own clock. Such a look takes as long as ten at the other."""
 SECONDS_PER_BYTE: Final = 2e-10
 """What it costs to read a byte from a socket, which is over when the clock starts."""
+
+
+class RunningTime:
+    """The clock of the time that this thread has run, about: `UNSEEN` at most of what it has not run may be in it.
+
+    The thread's own clock is a system call. So the time is taken from the machine's, and what the thread has not run
+    is taken off when that may be much.
+    """
+
+    __slots__ = ("_before", "_off", "_seen", "_trusted")
+
+    def __init__(self) -> None:
+        self._seen = monotonic()
+        self._before = self._seen - thread_time()
+        self._off = 0.0
+        self._trusted = self._seen + UNSEEN
+
+    def now(self) -> float:
+        """Seconds; never less than before."""
+        now = monotonic()
+        if now >= self._trusted:
+            not_run = now - thread_time() - self._before
+            self._off = max(self._off, min(not_run, now - (self._seen - self._off)))
+            self._trusted = now + UNSEEN
+        self._seen = now
+        return now - self._off
 
 
 class Worker:
@@ -61,7 +89,7 @@ class Turns:
     """Who works when.
 
     Args:
-        clock: seconds, as `monotonic`.
+        clock: seconds; by default those that this thread has run.
 
     Attributes:
         soon: has something called in the next turn of the loop, after which sockets are looked at again; set by
@@ -88,8 +116,8 @@ class Turns:
         "will_run",
     )
 
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
-        self.clock = clock
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self.clock = RunningTime().now if clock is None else clock
         self.soon: Callable[[Callable[[], None]], object] | None = None
         self.flush: Callable[[], None] = lambda: None
         self.go_on: Callable[[], None] = lambda: None
@@ -192,6 +220,9 @@ class Turns:
         self._spent = 0.0
         self.go_on()
         self.flush()
+        if not (self._line or self._first or self._answers):
+            self._elsewhere = 0.0
+            return
         if self._answers:
             self._serve_shards()
         if self._first:
