@@ -173,33 +173,38 @@ def test_a_burst_over_all_shards_gives_each_its_own(start_esp: Esps, start: Star
 
 
 def test_a_key_that_one_user_may_not_read_hides_no_other(start_esp: Esps, start: Start) -> None:
-    etcd = start()
-    esp = esp_that_joins(start_esp, [etcd, start()], ["n"])
-    with connect(etcd) as channel:
-        auth, kv = rpc_pb2_grpc.AuthStub(channel), rpc_pb2_grpc.KVStub(channel)
-        for key in (b"a", b"b"):
-            kv.Put(Put(key=key, value=key))
-        for user, key in (("root", b""), ("alice", b"a"), ("bob", b"b")):
-            auth.UserAdd(rpc_pb2.AuthUserAddRequest(name=user, password="p"))
-            auth.RoleAdd(rpc_pb2.AuthRoleAddRequest(name=user))
-            auth.UserGrantRole(rpc_pb2.AuthUserGrantRoleRequest(user=user, role=user))
-            if key:
-                permission = {"permType": 0, "key": key}
-                auth.RoleGrantPermission(rpc_pb2.AuthRoleGrantPermissionRequest(name=user, perm=permission))
-        auth.AuthEnable(rpc_pb2.AuthEnableRequest())
-        tokens = {
-            user: auth.Authenticate(rpc_pb2.AuthenticateRequest(name=user, password="p")).token
-            for user in ("alice", "bob")
-        }
-    as_ = {user: ((b"token", token.encode()),) for user, token in tokens.items()} | {"nobody": ()}
-    requests = [
-        (Range(key=key), as_[user]) for user in ("alice", "bob", "nobody") for key in (b"a", b"b", b"a", b"c") * 3
-    ]
-    through, direct = burst(esp, requests), burst(etcd, requests)
+    etcd, other_etcd = start(), start()
+    esp = esp_that_joins(start_esp, [etcd, other_etcd], ["n"])
+    for each in (etcd, other_etcd):
+        with connect(each) as channel:
+            auth, kv = rpc_pb2_grpc.AuthStub(channel), rpc_pb2_grpc.KVStub(channel)
+            for key in (b"a", b"b"):
+                kv.Put(Put(key=key, value=key))
+            for user, key in (("root", b""), ("alice", b"a"), ("bob", b"b")):
+                auth.UserAdd(rpc_pb2.AuthUserAddRequest(name=user, password="p"))
+                auth.RoleAdd(rpc_pb2.AuthRoleAddRequest(name=user))
+                auth.UserGrantRole(rpc_pb2.AuthUserGrantRoleRequest(user=user, role=user))
+                if key:
+                    permission = {"permType": 0, "key": key}
+                    auth.RoleGrantPermission(rpc_pb2.AuthRoleGrantPermissionRequest(name=user, perm=permission))
+            auth.AuthEnable(rpc_pb2.AuthEnableRequest())
+
+    def asked(of: Server) -> list[tuple[Message, Sequence[Field]]]:
+        with connect(of) as channel:
+            auth = rpc_pb2_grpc.AuthStub(channel)
+            as_: dict[str, Sequence[Field]] = {"nobody": ()}
+            for user in ("alice", "bob"):
+                token = auth.Authenticate(rpc_pb2.AuthenticateRequest(name=user, password="p")).token
+                as_[user] = ((b"token", token.encode()),)
+        return [(Range(key=key), as_[user]) for user in as_ for key in (b"a", b"b", b"a", b"c") * 3]
+
+    requests = asked(esp)
+    through, direct = burst(esp, requests), burst(etcd, asked(etcd))
     assert [(one.status, one.body) for one in through] == [(one.status, one.body) for one in direct]
     assert {one.status[0] for one in through} == {0, 3, 7}  # etcd's codes for no user and for no permission
     before = transactions(etcd)
-    other = (*as_["alice"], (b"x", b"y"))
+    alice = next(metadata for _, metadata in requests if metadata)
+    other = (*alice, (b"x", b"y"))
     assert {one.status for one in burst(esp, [(Range(key=b"a"), other)] * 10)} == {(0, b"")}
     assert transactions(etcd) == before + 1  # what was refused keeps no other from sharing one
 
