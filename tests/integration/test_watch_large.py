@@ -133,3 +133,47 @@ def test_a_client_that_does_not_read_is_let_go_and_gets_on_with_each_stream(
                 messages = again.hears(len(made) - len(came))
         assert came == made
     assert "reads a watch too slowly" in esp.log()
+
+
+def test_a_history_for_which_there_is_no_memory_comes_to_clients_that_want_no_fragments(
+    start_durable_etcd: Etcds, start_esp: Esps
+) -> None:
+    """etcd sends them 1000 revisions as one message, of 30 MiB here."""
+    shards = start_durable_etcd.several(2)
+    esp = start_esp(shards, ["m"], extra=f"limits: {{max_buffered_bytes: {8 * MIB}}}")
+    made = write(esp, "a", 30, MIB)
+    for keys in (EVERYTHING, {"key": b"a", "range_end": b"b"}):
+        came: Events = []
+        with talking(esp, shards[0]) as talk:
+            talk.created(**keys, start_revision=1)
+            while len(came) < len(made):
+                [message] = talk.hears()
+                assert message.events
+                assert not message.fragment
+                came += [(event.kv.key, event.kv.mod_revision) for event in message.events]
+        assert came == made
+    assert "asking for it in fragments" in esp.log()
+
+
+def test_a_revision_for_which_there_is_no_memory_is_told_as_compacted(
+    start_durable_etcd: Etcds, start_esp: Esps
+) -> None:
+    shards = start_durable_etcd.several(2)
+    esp = start_esp(shards, ["m"], extra=f"limits: {{max_buffered_bytes: {16 * MIB}}}")
+    write(esp, "a", 30, MIB)
+    with connect(esp) as channel:
+        deleted = KVStub(channel).DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"a", range_end=b"b")).header.revision
+    for keys, start in ((EVERYTHING, 1), ({"key": b"a", "range_end": b"b"}, deleted)):
+        with talking(esp, shards[0]) as talk:
+            talk.created(**keys, start_revision=start, prev_kv=True)
+            came = 0
+            while not (message := talk.hears()[0]).canceled:
+                came += len(message.events)
+            assert came == (30 if start == 1 else 0)
+            assert message.compact_revision == deleted + 1 or keys is EVERYTHING
+            talk.created(**keys, start_revision=message.compact_revision, prev_kv=True)
+            behind = talk.puts(b"a", b"behind it")
+            while not message.events or message.events[-1].kv.mod_revision < behind:
+                [message] = talk.hears()
+                assert all(event.kv.mod_revision > deleted for event in message.events)
+    assert f"no memory for revision {deleted}: its watchers are told it is compacted" in esp.log()

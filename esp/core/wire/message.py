@@ -50,6 +50,11 @@ class MessageReader:
         """Bytes kept of a message that is not whole yet, or not inflated to its end."""
         return len(self._buffer) + self._inflated
 
+    def begun(self, size: int) -> bytes:
+        """The first bytes, `size` at most, of the message that has come in part; b"" if they are not plain."""
+        buffer = self._buffer
+        return b"" if self.prefixed or buffer[:1] != b"\0" else bytes(buffer[PREFIX_SIZE : PREFIX_SIZE + size])
+
     def feed(self, payload: bytes) -> list[bytes]:
         """The messages that `payload` completes, decompressed.
 

@@ -21,6 +21,8 @@ from esp.core.wire.status import Code, RpcError, Status
 log = logging.getLogger("esp.watch")
 
 MAX_RESPONSE_BYTES: Final = 2**31 - 1
+LONGEST_HEAD: Final = 160
+"""Bytes of a message within which the watch id stands, behind the header."""
 
 
 class Caller(Protocol):
@@ -111,7 +113,7 @@ class WatchCall(ClientStream):
         self._is_reading = True
         try:
             while self._unread and not caller.is_held_back:
-                for message in self._messages.feed(self._next_payload()):
+                for message in self._next_messages():
                     if not caller.is_current(self):
                         return
                     caller.on_message(message)
@@ -126,7 +128,7 @@ class WatchCall(ClientStream):
         caller = self._caller
         try:
             while self._unread:
-                for message in self._messages.feed(self._next_payload()):
+                for message in self._next_messages():
                     if not caller.is_current(self):
                         return
                     caller.on_message(message)
@@ -139,11 +141,14 @@ class WatchCall(ClientStream):
         finally:
             self._is_reading = False
 
-    def _next_payload(self) -> bytes:
+    def _next_messages(self) -> list[bytes]:
         payload = self._unread.popleft()
         self._unread_bytes -= len(payload)
         self._owed += len(payload)
-        return payload
+        messages = self._messages.feed(payload)
+        if messages and self._kept:
+            self._account_for(self._messages.held + self._unread_bytes)  # who takes them over counts what is kept
+        return messages
 
     def _have_read(self) -> None:
         """Lets the shard send on, as far as there is room, or takes notice of the end."""
@@ -155,6 +160,11 @@ class WatchCall(ClientStream):
         if self._owed and not caller.is_held_back:
             owed, self._owed = self._owed, 0
             self.consumed(owed)
+
+    @property
+    def half_message(self) -> tuple[int, bytes]:
+        """How many bytes have come of a message that is not whole, and its first bytes."""
+        return self._messages.held, self._messages.begun(LONGEST_HEAD)
 
     def _account_for(self, size: int) -> bool:
         """Accounts for `size` bytes that are not read yet or are half a message; False when the call has ended."""

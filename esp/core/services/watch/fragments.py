@@ -22,10 +22,12 @@ class Fragments:
         passed_events: of the response, how many events were cut off and passed on already.
     """
 
-    __slots__ = ("_bytes", "_parts", "_upstream", "passed_events")
+    __slots__ = ("_bytes", "_is_joined", "_parts", "_upstream", "passed_events")
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, *, is_joined: bool) -> None:
+        """`is_joined` says that clients get the fragments as one message, which needs memory while it leaves."""
         self.passed_events = 0
+        self._is_joined = is_joined
         self._upstream = upstream
         self._parts: list[Response] = []
         self._bytes = 0
@@ -34,11 +36,23 @@ class Fragments:
         """Whether another fragment can be kept without a cut; the first always can, as far as is known here."""
         if not self._parts:
             return True
-        return self._bytes + fragment.size <= MOST_JOINED and self._upstream.has_room(fragment.size)
+        size = self._bytes + fragment.size
+        room = 2 * fragment.size + (size if self._is_joined else 0)  # also for the next one, and for the whole to leave
+        return size <= MOST_JOINED and self._upstream.has_room(room)
 
-    def keep_or_cut(self, fragment: Response) -> bool:
-        """Keeps another fragment; False, after `Upstream.cut`, without memory for it."""
-        if not self._upstream.keep_or_cut(fragment.size):
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether one revision is so large that there will hardly ever be memory for it."""
+        return self._bytes > self._upstream.shard.context.buffers.limit // 3
+
+    @property
+    def last(self) -> Response | None:
+        """The last of the fragments that are kept."""
+        return self._parts[-1] if self._parts else None
+
+    def keep(self, fragment: Response) -> bool:
+        """Keeps another fragment; False without memory for it."""
+        if not self._upstream.keep(fragment.size):
             return False
         self._parts.append(fragment)
         self._bytes += fragment.size
@@ -65,3 +79,8 @@ class Fragments:
             return ()
         self.passed_events += sum(len(part.message.events) for part in before)
         return as_one(before)
+
+    def take_whole(self) -> tuple[Response, ...]:
+        """As a response of their own, the events of all revisions but the last; nothing is kept."""
+        parts = self.take()
+        return as_one([part for fragment in parts if (part := fragment.before(parts[-1].last))])

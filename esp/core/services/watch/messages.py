@@ -196,6 +196,27 @@ def as_one(responses: Sequence[Response]) -> tuple[Response, ...]:
     return tuple(response.marked(fragment=at < last) for at, response in enumerate(responses))
 
 
+def joined(responses: Sequence[Response]) -> Response:
+    """The fragments of one response as that response, under the last one's header."""
+    parts = [response.marked(fragment=False) for response in responses]
+    if len(parts) == 1:
+        return parts[0]
+    message = rpc_pb2.WatchResponse()
+    message.CopyFrom(parts[0].message)
+    message.fragment = False
+    for part in parts[1:]:
+        message.events.extend(part.message.events)
+    return Response(parts[-1].head, b"".join([part.tail for part in parts]), message)
+
+
+def compacted(response: Response) -> Response:
+    """The end of a watcher of whose history the events of `response` are the last that it does not get."""
+    header = rpc_pb2.ResponseHeader()
+    header.CopyFrom(response.message.header)
+    header.revision = 0  # as etcd has it there
+    return canceled(header_field(header), response.last + 1)
+
+
 def _around_id(body: bytes, watch_id: int) -> tuple[bytes, bytes] | None:
     """The bytes before and behind the watch id; None when the fields do not stand in their order."""
     at = 0

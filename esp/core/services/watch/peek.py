@@ -91,6 +91,17 @@ def one_event(body: bytes) -> tuple[int, int, int, int] | None:
     return (watch_id, head, tail, revision) if watch_id and revision else None
 
 
+def watch_id_of(begun: bytes) -> int | None:
+    """The watch id of a message whose first bytes these are; None where it has none there."""
+    try:
+        at = begun[1] + 2
+        if begun[0] != _HEADER or at > 0x81 or begun[at] != _WATCH_ID:
+            return None
+        return _number(begun, at + 1)[0]
+    except IndexError:
+        return None
+
+
 def _number(body: bytes, at: int) -> tuple[int, int]:
     """The number that stands at `at`, and the place behind it.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from esp.core.services.watch.feed import Feed, Follower, tell
 from esp.core.services.watch.fragments import Fragments
-from esp.core.services.watch.messages import Response, Spec, as_one, encoded
+from esp.core.services.watch.messages import Response, Spec, as_one, compacted, encoded, joined
 from esp.core.services.watch.upstream import Upstream
 from esp.core.wire.status import Status
+
+log = logging.getLogger("esp.watch")
 
 Answer = Callable[["Response | None"], None]
 """Told the shard's reply; None when the call broke before the reply."""
@@ -71,6 +74,7 @@ class Source(Feed[Member]):
     Attributes:
         upstream: the Watch call that the source is part of.
         spec: the range and options that are watched.
+        asked: the same, as the shard is asked: perhaps for fragments that clients have not asked for.
         shelf: the neighbours.
         id: the watch id upstream.
         is_live: the shard has created the source in the call that is open now.
@@ -81,6 +85,7 @@ class Source(Feed[Member]):
         "_cancel_answer",
         "_fragments",
         "_questions",
+        "asked",
         "has_caught_up",
         "id",
         "is_live",
@@ -95,7 +100,7 @@ class Source(Feed[Member]):
         super().__init__(start_revision)
         self.upstream = upstream
         self.shelf = shelf
-        self.spec = spec
+        self.spec = self.asked = spec
         self.id = upstream.take_id()
         self.is_live = self.was_live = self.has_caught_up = self.is_over = False
         self._fragments: Fragments | None = None  # of the response that is coming, if it comes in fragments
@@ -264,6 +269,13 @@ class Source(Feed[Member]):
             self.shelf.on_advanced(self)
         return True
 
+    def ask_for_fragments(self) -> bool:
+        """Has the next create ask for fragments; False if this one did."""
+        if self.asked.fragment:
+            return False
+        self.asked = self.spec._replace(fragment=True)
+        return True
+
     def on_response(self, response: Response) -> None:
         """Events, progress, or the end."""
         message = response.message
@@ -279,16 +291,41 @@ class Source(Feed[Member]):
     def _on_fragment(self, response: Response) -> None:
         fragments = self._fragments
         if fragments is None:
-            fragments = self._fragments = Fragments(self.upstream)
+            fragments = self._fragments = Fragments(self.upstream, is_joined=not self.spec.fragment)
         if not fragments.has_room(response):
             whole = fragments.take_before(response.first)
             if whole:
-                self.upstream.do(self._on_events(whole, None))
+                self.upstream.do(self._on_events(self._wanted(whole), None))
             if self._fragments is not fragments:
                 return  # nobody wants the rest any more, or the call broke
-        if fragments.keep_or_cut(response) and not response.fragment:
+        if not fragments.keep(response):
+            self.upstream.cut()
+        elif not response.fragment:
             self._fragments = None
-            self.upstream.do(self._on_events(fragments.take(), fragments.passed_events))
+            self.upstream.do(self._on_events(self._wanted(fragments.take()), fragments.passed_events))
+
+    def _wanted(self, fragments: tuple[Response, ...]) -> tuple[Response, ...]:
+        """In the form that the clients have asked for."""
+        return fragments if self.spec.fragment else (joined(fragments),)
+
+    def get_past_fragments(self) -> bool:
+        """Does without the fragments that are kept, for which there is no memory; False if they have to come again.
+
+        Whole revisions are passed on. A single one that is too large ends the watchers as if it were compacted: clients
+        would come again and again for it. So they list, and watch from behind it.
+        """
+        fragments = self._fragments
+        if fragments is None or fragments.last is None:
+            return False
+        last, is_hopeless = fragments.last, fragments.is_hopeless
+        whole = fragments.take_whole()
+        if whole:
+            self.upstream.do(self._on_events(self._wanted(whole), None))
+        elif is_hopeless:
+            shard = self.upstream.shard.name
+            log.warning("shard %s: no memory for revision %d: its watchers are told it is compacted", shard, last.last)
+            self._on_canceled(compacted(last))
+        return bool(whole) or is_hopeless
 
     def _forget_fragments(self) -> None:
         fragments, self._fragments = self._fragments, None

@@ -22,7 +22,7 @@ from esp.core.background import Timer
 from esp.core.services.watch.call import WatchCall
 from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, Spec, cancel_request
 from esp.core.services.watch.outbox import READ_AHEAD_BYTES, ClientsConnection, Outbox
-from esp.core.services.watch.peek import one_event
+from esp.core.services.watch.peek import one_event, watch_id_of
 from esp.core.services.watch.progress_requests import ProgressRequests
 from esp.core.shard import FIRST_PAUSE, LONGEST_PAUSE, Shard
 from esp.core.wire.budget import Account
@@ -68,8 +68,14 @@ class ShardWatcher(Protocol):
         """The watch id upstream."""
 
     @property
-    def spec(self) -> Spec:
-        """What is watched."""
+    def asked(self) -> Spec:
+        """What the shard is asked for."""
+
+    def ask_for_fragments(self) -> bool:
+        """Has `asked` want fragments; False if that is so already."""
+
+    def get_past_fragments(self) -> bool:
+        """Does without the fragments that are kept, for which there is no memory; False if they have to come again."""
 
     @property
     def next(self) -> int:
@@ -167,7 +173,7 @@ class Upstream:
         """Creates a live source once more, to see how the shard refuses that: `ShardWatcher.on_answer`."""
         if self._call is not None:
             self._replies.append(_Question(source))
-            self._call.request(source.spec.create_request(source.id, 0))
+            self._call.request(source.asked.create_request(source.id, 0))
 
     def cancel(self, source: ShardWatcher) -> None:
         """Cancels `source` in the shard. A source that awaits the reply is still told what comes until then."""
@@ -220,15 +226,19 @@ class Upstream:
     # Memory for half messages and for fragments.
 
     def has_room(self, size: int) -> bool:
-        """Whether `keep_or_cut` would take `size` bytes."""
+        """Whether `keep` would take `size` bytes, and nobody else would have to give way."""
         buffers = self.shard.context.buffers
         return buffers.used + size <= buffers.limit
 
-    def keep_or_cut(self, size: int) -> bool:
-        """Accounts for `size` bytes more; without room for them `cut`, and False."""
+    def keep(self, size: int) -> bool:
+        """Accounts for `size` bytes more; False without room for them."""
         if self._account is None or self._account.is_closed:
             self._account = self._payer().open(self)
-        if self._account.take(size):
+        return self._account.take(size)
+
+    def keep_or_cut(self, size: int) -> bool:
+        """As `keep`; without room `cut`, and False."""
+        if self.keep(size):
             return True
         self.cut()
         return False
@@ -241,22 +251,35 @@ class Upstream:
         return self.shard.context.buffers.of("shards").of(self.shard.name)
 
     def give(self, size: int) -> None:
-        """Returns `size` bytes that `keep_or_cut` accounted for."""
+        """Returns `size` bytes that `keep` accounted for."""
         if self._account is not None:
             self._account.give(size)
 
     def cut(self) -> None:
-        """Ends the streams of all clients that are fed, and the call: there is no memory, or others need it.
+        """Ends the call, and the streams of all clients that are fed: there is no memory, or others need it.
 
-        The clients come again.
+        The clients come again. But where most of the memory is one message that is not whole, the shard is asked for
+        that in fragments, which can be passed on as they come; and where it is fragments, the sources get past them.
         """
         self.shard.context.reached("max_buffered_bytes")
-        log.warning("shard %s: no memory for what it says in a watch", self.shard.name)
+        half_heard = self._half_heard()
         if self._account is not None:
             self._account.close()
-        self._fail(errors.SERVER_STOPPED)
+        if half_heard is not None and half_heard.ask_for_fragments():
+            log.warning("shard %s: no memory for a watch's message; asking for it in fragments", self.shard.name)
+        elif not [source for source in list(self.sources.values()) if source.get_past_fragments()]:
+            log.warning("shard %s: no memory for what it says in a watch", self.shard.name)
+            self._fail(errors.SERVER_STOPPED)
         self.begin_anew()  # for the sources that are left, without the bytes that were kept
         self._account = None
+
+    def _half_heard(self) -> ShardWatcher | None:
+        """The source whose message takes most of the memory and is not whole yet; None when there is none."""
+        size, begun = (0, b"") if self._call is None else self._call.half_message
+        if self._account is None or size < self._account.held // 2:
+            return None
+        watch_id = watch_id_of(begun)
+        return None if watch_id is None else self.sources.get(watch_id)
 
     @property
     def is_held_back(self) -> bool:
@@ -317,7 +340,7 @@ class Upstream:
 
     def _send_create(self, call: WatchCall, source: ShardWatcher) -> None:
         self._replies.append(source)
-        call.request(source.spec.create_request(source.id, source.next))
+        call.request(source.asked.create_request(source.id, source.next))
 
     # From the shard.
 

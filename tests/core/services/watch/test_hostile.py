@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from itertools import product
 from unittest.mock import patch
 
 import pytest
@@ -19,11 +20,13 @@ from esp.core.wire.status import Code, Status
 from tests.core.services.watch.test_across import ALL
 from tests.core.services.watch.world import (
     Timers,
+    WatchResponse,
     World,
     canceled,
     compacted,
     created,
     events,
+    header,
     live,
     progress,
     put,
@@ -283,10 +286,10 @@ def test_a_message_larger_than_what_may_wait_is_delivered() -> None:
 
 
 @pytest.mark.parametrize("start", [0, 3])
-def test_a_message_that_is_not_whole_counts_and_without_room_its_clients_come_again(start: int) -> None:
+def test_one_event_that_is_not_whole_counts_and_without_room_its_clients_come_again(start: int) -> None:
     world = World(b"m", limits=Limits(max_buffered_bytes=50_000))
     client, other = world.client(), world.client()
-    call, watch_id = live(world, client, key=b"a", start_revision=start)
+    call, watch_id = live(world, client, key=b"a", start_revision=start, fragment=True)
     live(world, other, shard=1, key=b"z")
     body = message(events(watch_id, put(b"a", 6, b"v" * 100_000)).SerializeToString())
     world.etcds[0]._caller.hears(data(call, body[:16_000]), data(call, body[16_000:32_000]))
@@ -302,20 +305,85 @@ def test_a_message_that_is_not_whole_counts_and_without_room_its_clients_come_ag
     world.holds_nothing()
 
 
-@pytest.mark.parametrize("start", [0, 3])
-def test_fragments_that_wait_for_the_last_count_and_without_room_their_clients_come_again(start: int) -> None:
-    world = World(b"m", limits=Limits(max_buffered_bytes=50_000))
+@pytest.mark.parametrize(("start", "fragment"), [*product([0, 3], [True, False])])
+def test_a_message_without_room_is_asked_for_in_fragments(
+    start: int, fragment: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As etcd sends it: first as one, where nobody has asked for fragments."""
+    world = World(b"m", limits=Limits(max_buffered_bytes=100_000))
+    client, other = world.client(), world.client()
+    call, watch_id = live(world, client, key=b"a", start_revision=start, fragment=fragment)
+    live(world, other, key=b"b", start_revision=start)
+    sent = [put(b"a", revision, BIG) for revision in (6, 7, 7, 8, 8, 9, 10, 10, 11, 12, 12, 12, 13, 14, 15, 15)]
+    pieces = [sent[at : at + 2] for at in range(0, 16, 2)]
+    if not fragment:
+        body = message(events(watch_id, *sent, revision=30).SerializeToString())
+        for at in range(0, 112_000, 16_000):
+            world.etcds[0]._caller.hears(data(call, body[at : at + 16_000]))
+        asked = [(stream, request.create_request) for stream, request in world.etcds[0].all_heard()]
+        assert "asking for it in fragments" in caplog.text
+        [again] = [create for stream, create in asked if stream != call and create.key == b"a"]
+        assert (again.fragment, again.start_revision) == (True, start or 6)
+        call = max(stream for stream, _ in asked)
+        world.etcds[0].says(call, created(watch_id, 30))
+    heard = []
+    for number, piece in enumerate(pieces):
+        world.etcds[0].says(call, events(watch_id, *piece, revision=30, fragment=number < len(pieces) - 1))
+        heard += client.hears()
+        client.reads(200_000)
+    heard += client.hears()
+    assert [event for each in heard for event in each.events] == sent
+    assert any(each.fragment for each in heard) == fragment
+    for each in heard:
+        each.ClearField("events")
+        each.fragment = False
+        assert each == WatchResponse(header=header(30), watch_id=0)
+    assert (client.status, other.status) == (None, None)
+    assert world.context.counters.limits == ({} if fragment else {"max_buffered_bytes": 1})
+    assert world.context.buffers.used == 0
+
+
+def test_fragments_for_which_there_is_no_room_at_the_moment_end_the_streams_of_their_clients() -> None:
+    """They come again, and others may hold less by then."""
+    world = World(b"m", b"t", b"x", limits=Limits(max_buffered_bytes=50_000))
     client = world.client()
-    call, watch_id = live(world, client, key=b"a", start_revision=start, fragment=True)
-    for _ in range(3):
-        world.etcds[0].says(call, events(watch_id, put(b"a", 6, BIG), fragment=True))
-    assert world.context.buffers.used >= 30_000
-    for _ in range(3):
-        if client.status is None:
-            world.etcds[0].says(call, events(watch_id, put(b"a", 6, BIG), fragment=True))
-            client.hears()
+    call, watch_id = live(world, client, key=b"a", fragment=True)
+    for shard, key in ((1, b"n"), (2, b"u"), (3, b"y")):
+        stream, other = live(world, world.client(), shard=shard, key=key)
+        half = message(events(other, put(key, 6, b"v" * 40_000)).SerializeToString())[:13_600]
+        world.etcds[shard]._caller.hears(data(stream, half))
+    for _ in range(2):
+        world.etcds[0].says(call, events(watch_id, put(b"a", 6, BIG[:8_000]), fragment=True))
+    client.hears()
     assert client.status == errors.SERVER_STOPPED
     assert world.context.counters.limits == {"max_buffered_bytes": 1}
+    assert world.context.buffers.used == 3 * 13_600
+
+
+@pytest.mark.parametrize(("start", "fragment"), [*product([0, 3], [True, False])])
+def test_a_revision_for_which_there_will_never_be_room_ends_its_watchers_as_compacted(
+    start: int, fragment: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or they would come again for it without end."""
+    world = World(b"m", limits=Limits(max_buffered_bytes=50_000))
+    client = world.client()
+    call, watch_id = live(world, client, key=b"a", start_revision=start, fragment=fragment)
+    client.creates(key=b"b", start_revision=start)
+    for stream, request in world.etcds[0].all_heard():
+        beside = stream, request.create_request.watch_id
+    world.etcds[0].says(beside[0], created(beside[1], 5))
+    client.hears()
+    while call not in world.etcds[0].ended:
+        world.etcds[0].says(call, events(watch_id, put(b"a", 6, BIG), fragment=True))
+        heard = [(stream, request.create_request.watch_id) for stream, request in world.etcds[0].all_heard()]
+    assert client.hears() == [compacted(0, 7)]
+    beside = next(each for each in heard if each[1] == beside[1])
+    world.etcds[0].says(beside[0], created(beside[1], 9))
+    assert "no memory for revision 6: its watchers are told it is compacted" in caplog.text
+    assert world.context.counters.limits == {"max_buffered_bytes": 1}
+    world.etcds[0].says(beside[0], events(beside[1], put(b"b", 7)))
+    assert client.hears() == [events(1, put(b"b", 7))]
+    client.leaves()
     world.etcds[0].all_heard()
     world.holds_nothing()
 
