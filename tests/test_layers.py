@@ -28,7 +28,7 @@ LAYERS = [
     {"esp.core.kubernetes"},
     {"esp.core.config"},
     {"esp.core.shard"},
-    {"esp.core.identity", "esp.core.undivided"},
+    {"esp.core.advertise", "esp.core.identity", "esp.core.undivided"},
     {"esp.core.layout"},
     {"esp.core.apiservers", "esp.core.samples"},
     {"esp.core.routing"},

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from esp.commands.log_summary import SummingHandler
 from esp.commands.output import INTERRUPTED, CommandError, flush, in_one_line, write
+from esp.core import advertise
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
@@ -144,6 +145,13 @@ async def _warn_of_unknown_names(config: Config) -> None:
                 log.warning('%sshard "%s": %s; esp goes on trying', where, shard.name, error)
 
 
+async def _warn_of_advertised(proxy: Proxy) -> None:
+    """Warns of URLs under which clients will not reach this proxy. With one shard, that shard's members are told."""
+    if len(proxy.config.shards) > 1:
+        for fault in await advertise.faults(proxy.advertised(), proxy.bound):
+            log.warning("%s%s", f"{proxy.config.path}: " if proxy.config.path else "", fault)
+
+
 def _run_loop(main: Coroutine[Any, Any, None]) -> None:
     try:
         import uvloop
@@ -179,6 +187,7 @@ async def _serve(config: Config, cluster: LocalShards | None) -> None:
             raise CommandError(error.strerror or str(error)) from None
         signals.hurry = proxy.cut
         proxy.background.start(_warn_of_unknown_names(config))
+        proxy.background.start(_warn_of_advertised(proxy))
         missing = await _unless(signals.stop, proxy.connected(CONNECT_SECONDS))
         shard_log.setLevel(logging.NOTSET)
         for shard in proxy.routing.shards.values():

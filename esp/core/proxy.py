@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from esp.core import errors
+from esp.core import advertise, errors
 from esp.core.apiservers import ApiServers
 from esp.core.background import Background
 from esp.core.config import Config, Listen
@@ -23,8 +23,12 @@ from esp.core.kubernetes import assumed_roots
 from esp.core.layout import Layout
 from esp.core.routing import Routing
 from esp.core.samples import Samples
-from esp.core.services import auth, kv, maintenance
+from esp.core.services import auth, cluster, elsewhere, kv, maintenance
+from esp.core.services.alarm import Alarms
+from esp.core.services.defragment import PATH as DEFRAGMENT
+from esp.core.services.defragment import Defragment
 from esp.core.services.gate import Gate
+from esp.core.services.health import Health
 from esp.core.services.kv import Compactions
 from esp.core.services.lease import Leases
 from esp.core.services.pages import Pages
@@ -34,7 +38,7 @@ from esp.core.shard import Shard
 from esp.core.tokens import Tokens
 from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
-from esp.core.wire.http1 import Page
+from esp.core.wire.http1 import AnswerPage
 from esp.core.wire.listener import Listener
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler, ServerStream
@@ -74,7 +78,8 @@ class Proxy:
         self._watch = Watch(self.routing, self.background, self.context)
         key = config.compaction.key
         self._samples = None if key is None else Samples(layout, key, self.context)
-        self._pages = Pages(self.routing)
+        self._health = Health(lambda: any(shard.is_ready for shard in self.routing.shards.values()))
+        self._pages = Pages(self.routing, self.background)
         self._router = self._router_for(self.routing)
         self._listener = Listener(self.context, self._find, self._find_page)
 
@@ -120,7 +125,7 @@ class Proxy:
         self.routing.apiservers.install(layout)
         if self._samples is not None:
             self._samples.install(layout)
-        self._pages = Pages(self.routing)
+        self._pages = Pages(self.routing, self.background)
         self._router = self._router_for(self.routing)
         self._listener.forget_heads()
         self.leases.install(layout)
@@ -134,7 +139,7 @@ class Proxy:
     @property
     def _lasting(self) -> tuple[Handler, ...]:
         """The handlers that outlive a layout."""
-        return self._watch, self.leases.keepalive
+        return self._watch, self.leases.keepalive, self._health.watch
 
     async def _let_go(self, shards: Sequence[Shard], calls: Sequence[ServerStream]) -> None:
         """Ends the clients of shards that have left the layout, when the calls that may need them have ended."""
@@ -165,16 +170,26 @@ class Proxy:
             ),
             **self.leases.handlers(routing.layout, self.gate),
             **self._watch.handlers(),
+            **elsewhere.refusals(routing.shards, {DEFRAGMENT: "write defragment: sequential in esp's config"}),
             **maintenance.handlers(routing, self.gate),
             **auth.handlers(routing, self.gate, self.context),
+            **Alarms(routing).handlers(self.gate),
+            **cluster.handlers(routing.identity, self.advertised),
+            **self._health.handlers(),
         }
+        if config.defragment == "sequential":
+            served |= Defragment(routing.shards).handlers(self.gate)
         return Router(routing, served, self._pages)
 
     def _find(self, head: RequestHead) -> Handler:
         return self._router.find(head)
 
-    def _find_page(self, method: str, target: str) -> Page:
-        return self._pages.find(method, target)
+    def _find_page(self, method: str, target: str, answer: AnswerPage) -> None:
+        self._pages.find(method, target, answer)
+
+    def advertised(self) -> tuple[str, ...]:
+        """The URLs under which clients reach this proxy; none where it listens on a wildcard and nobody has told."""
+        return self.config.advertise or advertise.urls_of(self.bound)
 
     async def _sample(self, samples: Samples) -> None:
         if not self.config.compaction.takes_any:
@@ -208,6 +223,7 @@ class Proxy:
                 raise _cannot_listen(address, addresses, error) from None
 
     async def __aexit__(self, *exc: object) -> None:
+        self._health.stop()
         if not await self._listener.drain(errors.SERVER_STOPPED, self.config.drain_seconds):
             log.warning("some calls were still open after %g s and were cut", self.config.drain_seconds)
         await self.background.close()
@@ -232,6 +248,7 @@ class Proxy:
             guard("the leases' deadlines", partial(self.leases.tick, now))
             guard("the places at the shards", partial(self.gate.tick, now))
             guard("tokens", self.routing.tokens.expire)
+            guard("those who watch the health", self._health.tick)
             guard("the heap", self._heap.tick)
             self.context.flush()
 

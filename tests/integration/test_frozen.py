@@ -34,7 +34,7 @@ async def page(proxy: Proxy) -> str:
 async def says(proxy: Proxy, text: str) -> None:
     async with asyncio.timeout(30):
         while True:
-            if await page(proxy) == text:
+            if text in await page(proxy):
                 return
             await asyncio.sleep(0.05)
 
@@ -59,7 +59,7 @@ def test_a_member_that_stands_still_is_not_told_as_ok_for_longer_than_keepalive_
                 call = asyncio.create_task(
                     proxy.routing.shards["s0"].forward_unary((b"/a/b", b""), b"", idempotent=False, timeout=20)
                 )
-            await says(proxy, "[-]shard s0 unreachable\n[+]shard s1 ok\nok\n")
+            await says(proxy, "[-]shard s0 failed: serializable_read: ")
             victim.process.send_signal(signal.SIGCONT)
             await says(proxy, "[+]shard s0 ok\n[+]shard s1 ok\nok\n")
             if is_asked:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -239,7 +240,9 @@ def ask(server: Server, method: str, path: str, body: bytes | None = None) -> tu
 class TestPages:
     def test_version_is_that_of_the_shards(self, esp: EspProcess, shards: list[LocalEtcd]) -> None:
         status, body = ask(esp, "GET", "/version")
-        assert (status, json.loads(body)) == (200, json.loads(ask(shards[0], "GET", "/version")[1]))
+        told = json.loads(body)
+        assert told.pop("esp") == version("etcd-sharding-proxy")
+        assert (status, told) == (200, json.loads(ask(shards[0], "GET", "/version")[1]))
 
     def test_health_is_said_as_etcd_says_it(self, esp: EspProcess) -> None:
         status, body = ask(esp, "GET", "/health")

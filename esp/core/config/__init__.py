@@ -10,6 +10,7 @@
 From the top down; each file imports only files below it.
 """
 
+from esp.core.config.addresses import is_wildcard
 from esp.core.config.file import (
     AcrossShards,
     Compaction,
@@ -34,6 +35,7 @@ __all__ = [
     "ShardConfig",
     "check_no_loop",
     "find",
+    "is_wildcard",
     "listen_of",
     "load",
     "parse",

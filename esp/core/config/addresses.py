@@ -147,6 +147,14 @@ def _fault_of(host: str) -> str:
     return ""
 
 
+def is_wildcard(host: str) -> bool:
+    """Whether a server listens on all addresses of its machine under this one, at which no client reaches it."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def _is_ipv6(host: str) -> bool:
     try:
         ipaddress.IPv6Address(host)

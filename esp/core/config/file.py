@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from esp.core.config.addresses import TLS_LISTEN, address
+from esp.core.config.addresses import TLS_LISTEN, address, is_wildcard
 from esp.core.config.fields import shown, unknown_field
 from esp.core.config.ranges import RangeFields
 from esp.core.config.shards import Endpoint, ShardConfig, read_shards
@@ -119,6 +119,7 @@ class Config:
     across_shards: AcrossShards
     compaction: Compaction
     deletes_across_shards: Literal["serve", "refuse"]
+    defragment: Literal["refuse", "sequential"]
     kubernetes: tuple[bytes, ...]  # the prefixes of all keys of kube-apiservers that the file speaks of
     leases: Literal["tolerant", "strict"]
     range_reads: Literal["default", "snapshot"]
@@ -242,6 +243,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     across_shards: str | dict[str, Any] = "auto"
     compaction: str | dict[str, Any] = "kubernetes"
     deletes_across_shards: str = "serve"
+    defragment: str = "refuse"
     leases: str = "tolerant"
     range_reads: str = "default"
     txn_reads: str = "snapshot"
@@ -260,18 +262,23 @@ class _FileReader(RangeFields):
         for number in range(1, len(listen)):
             if (again := _again(listen[: number + 1])) is not None:
                 self.fail(("listen", number), f"listen URL {again} is listed twice; remove one")
+        advertise = self.each(file.advertise, ("advertise",), _advertised)
+        for number, url in enumerate(advertise):
+            if url in advertise[:number]:
+                self.fail(("advertise", number), f"advertise URL {url} is listed twice; remove one")
         shards, shard_map = read_shards(file.shards, file.whole, self)
         across_shards = self._across_shards(file.across_shards)
         return Config(
             path=path,
             listen=tuple(listen),
-            advertise=tuple(self.each(file.advertise, ("advertise",), _advertised)),
+            advertise=tuple(advertise),
             shards=shards,
             shard_map=shard_map,
             across_shards=across_shards,
             compaction=self._compaction(file.compaction),
             kubernetes=tuple(self.kubernetes),
             deletes_across_shards=self._one_of("deletes_across_shards", file.deletes_across_shards, "serve", "refuse"),
+            defragment=self._one_of("defragment", file.defragment, "refuse", "sequential"),
             leases=self._one_of("leases", file.leases, "tolerant", "strict"),
             range_reads=self._one_of("range_reads", file.range_reads, "default", "snapshot"),
             txn_reads=self._one_of("txn_reads", file.txn_reads, "snapshot", "each"),
@@ -351,5 +358,10 @@ def _listen(url: object) -> Listen:
 
 
 def _advertised(url: object) -> str:
-    address(url, "advertise URL", None, needs_scheme=True)
+    host, _ = address(url, "advertise URL", None, needs_scheme=True)
+    if is_wildcard(host):
+        raise ValueError(
+            f'advertise URL "{url}" is where a server listens, and no client can connect to it; '
+            "write the name or an address of this machine, as clients know it"
+        )
     return str(url).removesuffix("/")

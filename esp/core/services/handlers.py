@@ -66,6 +66,26 @@ class PassStream(Handler):
         self.shard.splice_stream(stream)
 
 
+class Local(Handler):
+    """Parses a call's one request, and answers with the message that a function makes at once, of what esp knows.
+
+    The function may raise RpcError.
+    """
+
+    forwards = False
+
+    def __init__(self, request: type[Message], answer: Callable[[Any], Message]) -> None:
+        self._request = request
+        self._answer = answer
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Answers."""
+        try:
+            stream.respond(self._answer(parse(self._request, message)).SerializeToString())
+        except RpcError as error:
+            stream.finish(error.status)
+
+
 class Timed(Coroutine[Any, Any, Result]):
     """A coroutine whose work is charged to a client's connection step by step. The name is the wrapped coroutine's."""
 

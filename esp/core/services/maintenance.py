@@ -72,12 +72,13 @@ def merge_status(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | 
     if not answers:
         raise next(iter(failures_of(outcomes).values())).error()
     told = list(answers.values())
+    quotas = [answer.dbSizeQuota for answer in told]  # etcd tells them from 3.6 on
     merged = rpc_pb2.StatusResponse(
         version=min((answer.version for answer in told), key=version_key),
         storageVersion=min((answer.storageVersion for answer in told), key=version_key),
         dbSize=sum(answer.dbSize for answer in told),
         dbSizeInUse=sum(answer.dbSizeInUse for answer in told),
-        dbSizeQuota=sum(answer.dbSizeQuota for answer in told),
+        dbSizeQuota=sum(quotas) if all(quotas) else 0,
         raftIndex=max(answer.raftIndex for answer in told),
         raftTerm=max(answer.raftTerm for answer in told),
         raftAppliedIndex=max(answer.raftAppliedIndex for answer in told),

@@ -1,81 +1,223 @@
-"""The plain HTTP pages: what probes and people ask for, over HTTP/1.1 and HTTP/2 alike."""
+"""The plain HTTP pages: what probes and people ask for, over HTTP/1.1 and HTTP/2 alike.
+
+Names, bodies and queries are etcd's (`server/etcdserver/api/etcdhttp`). With one shard a page says of the shard
+what etcd says of itself. With several, esp is healthy while any of them is: a load balancer that took the proxy out for
+one shard would take the others' keys away as well. `/readyz?verbose` and `/readyz/shard/NAME` tell of each shard.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib.metadata import version
+from typing import Final
+from urllib.parse import parse_qs
 
+from esp.core.background import Background
 from esp.core.routing import Routing
+from esp.core.services.checks import Checks, Round, Verdict
 from esp.core.services.maintenance import version_key
 from esp.core.wire.hpack import encode
-from esp.core.wire.http1 import Page
+from esp.core.wire.http1 import AnswerPage, Page
 from esp.core.wire.server_stream import Handler, ServerStream
 
-JSON = "application/json"
-_ABSOLUTE = re.compile(r"^https?://[^/?]*", re.IGNORECASE)
+JSON: Final = "application/json"
+_NO_SNIFF: Final = (("X-Content-Type-Options", "nosniff"),)
+_NOT_FOUND: Final = Page(404, b"404 page not found\n", headers=_NO_SNIFF)
+_WRONG_METHOD: Final = Page(405, b"Method Not Allowed\n", headers=(("Allow", "GET"), *_NO_SNIFF))
+_VERSION: Final = version("etcd-sharding-proxy")
+_ABSOLUTE: Final = re.compile(r"^https?://[^/?]*", re.IGNORECASE)
 """What stands in front of the path where a request names all of its URL (RFC 9112, section 3.2.2)."""
+_SHARD: Final = "shard/"
+
+Query = Mapping[str, list[str]]
+Check = Callable[[Verdict], str]
+"""Why a shard does not pass; "" where it does."""
+
+
+def _data_corruption(verdict: Verdict) -> str:
+    return "alarm activated: CORRUPT" if "CORRUPT" in verdict.alarms else ""
+
+
+def _non_learner(verdict: Verdict) -> str:
+    return "not supported for learner" if verdict.is_learner else ""
+
+
+READY_CHECKS: Final[dict[str, Check]] = {
+    "data_corruption": _data_corruption,
+    "serializable_read": lambda verdict: verdict.serializable_read,
+    "linearizable_read": lambda verdict: verdict.linearizable_read,
+    "non_learner": _non_learner,
+}
+"""The checks of /readyz, by etcd's names."""
+LIVE_CHECKS: Final[dict[str, Check]] = {"serializable_read": READY_CHECKS["serializable_read"]}
+"""Those of /livez that are asked for by name; esp itself lives while it answers, whatever its shards do."""
 
 
 class Pages(Handler):
-    """`/version`, `/health`, `/livez`, `/readyz`; everything else is not found.
-
-    esp is healthy while any shard is: a load balancer that took the proxy out for one dead shard would take the others'
-    keys away as well. `?verbose` names the state of each.
-    """
+    """`/version`, `/health`, `/livez`, `/readyz` and the pages of their checks; everything else is not found."""
 
     is_page = True
 
-    def __init__(self, routing: Routing) -> None:
+    def __init__(self, routing: Routing, background: Background) -> None:
         self._routing = routing
+        self._checks = Checks(routing.shards, background)
+        self._names = list(routing.shards)
 
-    def find(self, method: str, target: str) -> Page:
-        """The page for an HTTP request."""
+    def find(self, method: str, target: str, answer: AnswerPage) -> None:
+        """Gives `answer` the page for an HTTP request: at once, or when shards have been asked."""
         path, _, query = _ABSOLUTE.sub("", target).partition("?")
-        pages = {"/version": self._version, "/health": self._health, "/livez": self._livez, "/readyz": self._readyz}
-        page = pages.get(path)
-        if page is None:
-            return Page(404, b"404 page not found\n")
-        if method not in ("GET", "HEAD"):
-            return Page(405, b"Method Not Allowed\n", headers=(("Allow", "GET"),))
-        return page("verbose" in (part.partition("=")[0] for part in query.split("&")))
+        make = self._page(path)
+        if make is None:
+            answer(_NOT_FOUND)
+        elif method not in ("GET", "HEAD"):
+            answer(_WRONG_METHOD)
+        else:
+            make(parse_qs(query, keep_blank_values=True), answer)
 
-    def _version(self, verbose: bool) -> Page:
-        versions = [shard.version for shard in self._routing.shards.values() if shard.version]
-        if not versions:
-            return Page(503, b"no shard has told its version yet\n")
-        lowest = min(versions, key=version_key)
-        cluster = ".".join([*lowest.split(".")[:2], "0"])
-        return Page(200, json.dumps({"etcdserver": lowest, "etcdcluster": cluster}).encode(), JSON)
+    def _page(self, path: str) -> Callable[[Query, AnswerPage], None] | None:
+        if path == "/version":
+            return self._version
+        if path == "/health":
+            return self._health
+        if path == "/livez":
+            return _livez
+        if path == "/readyz":
+            return partial(self._ready, READY_CHECKS, self._names)
+        _, root, name = [*path.split("/", 2), "", ""][:3]
+        checks = {"livez": LIVE_CHECKS, "readyz": READY_CHECKS}.get(root, {})
+        if name in checks:
+            return partial(self._ready, {name: checks[name]}, self._names)
+        if root == "readyz" and name.removeprefix(_SHARD) in self._names and name.startswith(_SHARD):
+            return partial(self._ready, READY_CHECKS, [name.removeprefix(_SHARD)])
+        return None
 
-    def _health(self, verbose: bool) -> Page:
-        if any(shard.is_ready for shard in self._routing.shards.values()):
-            return Page(200, b'{"health":"true","reason":""}', JSON)
-        return Page(503, b'{"health":"false","reason":"no shard is reachable"}', JSON)
+    def _version(self, query: Query, answer: AnswerPage) -> None:
+        shards = self._routing.shards.values()
+        known = [shard for shard in shards if shard.version]
+        if not known:
+            answer(Page(503, b"no shard has told its version yet\n", headers=_NO_SNIFF))
+            return
+        lowest = min((shard.version for shard in known), key=version_key)
+        told = {"etcdserver": lowest, "etcdcluster": ".".join([*lowest.split(".")[:2], "0"])}
+        storage = min((shard.storage_version for shard in known), key=version_key)
+        if storage:
+            told["storage"] = storage
+        answer(Page(200, _json(told | {"esp": _VERSION}), JSON))
 
-    def _livez(self, verbose: bool) -> Page:
-        return Page(200, b"ok\n")
+    def _health(self, query: Query, answer: AnswerPage) -> None:
+        excluded = frozenset(query.get("exclude", ()))
+        serializable = query.get("serializable", [""])[0] == "true"
 
-    def _readyz(self, verbose: bool) -> Page:
-        states = {name: shard.is_ready for name, shard in self._routing.shards.items()}
-        ready = any(states.values())
-        lines = [f"[{'+' if up else '-'}]shard {name} {'ok' if up else 'unreachable'}" for name, up in states.items()]
-        body = "ok" if ready else "no shard is reachable"
-        if verbose or not ready:
-            body = "\n".join([*lines, body])
-        return Page(200 if ready else 503, f"{body}\n".encode())
+        def look(found: Round) -> bool:
+            verdicts = self._known(self._names, found)
+            reasons = {name: _sickness(one, excluded, serializable) for name, one in verdicts.items()}
+            if "" in reasons.values():
+                answer(Page(200, b'{"health":"true","reason":""}'))
+                return True
+            if found.is_over:
+                reason = _one_or_each(reasons, ", ")
+                answer(Page(503, _json({"health": "false", "reason": reason}) + b"\n", headers=_NO_SNIFF))
+            return found.is_over
+
+        self._checks.ask(look)
+
+    def _ready(self, checks: Mapping[str, Check], names: list[str], query: Query, answer: AnswerPage) -> None:
+        """Ready is who has a shard, among `names`, that passes all checks which the query does not exclude."""
+        excluded = frozenset(query.get("exclude", ()))
+        checks = {name: check for name, check in checks.items() if name not in excluded}
+        verbose = "verbose" in query
+
+        def look(found: Round) -> bool:
+            verdicts = self._known(names, found)
+            is_over = len(verdicts) == len(names)
+            ready = any(not any(check(one) for check in checks.values()) for one in verdicts.values())
+            if not is_over and (verbose or not ready):
+                return False
+            lines = "".join(_lines(checks, verdicts)) if verbose or not ready else ""
+            if ready:
+                answer(Page(200, f"{lines}ok\n".encode(), headers=_NO_SNIFF))
+            else:
+                answer(Page(503, f"{lines}\n".encode(), headers=_NO_SNIFF))
+            return True
+
+        self._checks.ask(look)
+
+    def _known(self, names: Iterable[str], found: Round) -> dict[str, Verdict]:
+        """The verdicts that are there, in the order of the shards."""
+        return {name: found.verdicts[name] for name in names if name in found.verdicts}
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Answers a request that came over HTTP/2."""
         head = stream.head
-        page = self.find(head.method.decode("ascii", "replace"), head.path.decode("ascii", "replace"))
-        fields = [
-            (b":status", b"%d" % page.status),
-            (b"content-type", page.content_type.encode()),
-            (b"content-length", b"%d" % len(page.body)),
-            *((name.lower().encode(), value.encode()) for name, value in page.headers),
-        ]
-        stream.responded = True
-        has_body = bool(page.body) and head.method != b"HEAD"
-        stream.send_headers(encode(fields), not has_body)
-        if has_body:
-            stream.send_data(page.body, True)
+        method, path = head.method.decode("ascii", "replace"), head.path.decode("ascii", "replace")
+        self.find(method, path, partial(_send, stream))
+
+
+def _livez(query: Query, answer: AnswerPage) -> None:
+    answer(
+        Page(
+            200,
+            b"[+]ping ok\nok\n" if "verbose" in query and "ping" not in query.get("exclude", ()) else b"ok\n",
+            headers=_NO_SNIFF,
+        )
+    )
+
+
+def _sickness(verdict: Verdict, excluded: frozenset[str], serializable: bool) -> str:
+    """Why etcd would say that this shard is not healthy; "" where it is."""
+    alarm = next((alarm for alarm in verdict.alarms if alarm not in excluded), None)
+    if alarm is not None:
+        return f"ALARM {alarm if alarm in ('NOSPACE', 'CORRUPT') else 'UNKNOWN'}"
+    if not serializable and not verdict.has_leader:
+        return "RAFT NO LEADER"
+    failure = verdict.serializable_read if serializable else verdict.linearizable_read
+    return f"RANGE ERROR:{failure}" if failure else ""
+
+
+def _lines(checks: Mapping[str, Check], verdicts: Mapping[str, Verdict]) -> Iterable[str]:
+    """A line for each check, then, of several shards, one for each."""
+    for name, check in checks.items():
+        reasons = {shard: check(verdict) for shard, verdict in verdicts.items()}
+        if "" in reasons.values():
+            yield f"[+]{name} ok\n"
+        else:
+            yield f"[-]{name} failed: {_one_or_each(reasons, ', ')}\n"
+    if len(verdicts) > 1:
+        for shard, verdict in verdicts.items():
+            failed = {name: why for name, check in checks.items() if (why := check(verdict))}
+            if failed:
+                name, why = next(iter(failed.items()))
+                yield f"[-]shard {shard} failed: {name}: {why}\n"
+            else:
+                yield f"[+]shard {shard} ok\n"
+
+
+def _one_or_each(reasons: Mapping[str, str], between: str) -> str:
+    """The reason, with the shard's name where there are several shards."""
+    if len(reasons) == 1:
+        return next(iter(reasons.values()))
+    return between.join(f"shard {name}: {reason}" for name, reason in reasons.items())
+
+
+def _json(value: Mapping[str, str]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _send(stream: ServerStream, page: Page) -> None:
+    if stream.is_over:
+        return
+    fields = [
+        (b":status", b"%d" % page.status),
+        (b"content-type", page.content_type.encode()),
+        (b"content-length", b"%d" % len(page.body)),
+        *((name.lower().encode(), value.encode()) for name, value in page.headers),
+    ]
+    stream.responded = True
+    has_body = bool(page.body) and stream.head.method != b"HEAD"
+    stream.send_headers(encode(fields), not has_body)
+    if has_body:
+        stream.send_data(page.body, True)
+    stream.connection.context.flush_soon()

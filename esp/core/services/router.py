@@ -9,7 +9,7 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from esp.core import errors
 from esp.core.auth_tokens import TokenCheck
-from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
+from esp.core.pb import health_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
 from esp.core.services import metadata
 from esp.core.services.handlers import PassStream, PassUnary
@@ -22,11 +22,11 @@ from esp.core.wire.status import Code, Status
 
 METHODS: Final[dict[bytes, MethodDescriptor]] = {
     f"/{service.full_name}/{method.name}".encode(): method
-    for module in (rpc_pb2, v3lock_pb2, v3election_pb2)
+    for module in (rpc_pb2, v3lock_pb2, v3election_pb2, health_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
-"""Every RPC of etcd's client API, by path."""
+"""Every RPC of etcd's client port, by path."""
 
 READS: Final = frozenset(
     name.encode()
@@ -44,6 +44,8 @@ READS: Final = frozenset(
         "/etcdserverpb.Auth/UserList",
         "/etcdserverpb.Auth/RoleGet",
         "/etcdserverpb.Auth/RoleList",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/List",
     )
 )
 """RPCs that change nothing, so that one whose fate is unknown may be sent again."""
@@ -176,5 +178,9 @@ def _unserved(path: bytes) -> Status:
         )
     service, _, method = text[1:].rpartition("/")
     if service.encode() in _SERVICES:
-        return Status(Code.UNIMPLEMENTED, f"unknown method {method} for service {service}")
+        return Status(
+            Code.UNIMPLEMENTED,
+            f"unknown method {method} for service {service}; if a newer etcd has it, "
+            f"name one shard in the metadata key {metadata.SHARD.decode()}",
+        )
     return Status(Code.UNIMPLEMENTED, f"unknown service {service}")

@@ -68,6 +68,7 @@ class Connected:
         endpoint: the one in use, None while there is none.
         troubles: why the last attempt to connect to each endpoint failed; empty once one has succeeded.
         version: etcd's, as a member last told it; "" before that.
+        storage_version: of the same member's file, since etcd 3.6; else "".
         version_in_use: that of the member in use; "" until it has told.
         implausible: why its revision keeps it from being served, "" when that is as it should be.
         seen: the highest revision that it is known to have come to, told on the connection in use; 0 for none.
@@ -85,6 +86,7 @@ class Connected:
         self.endpoint: Endpoint | None = None
         self.troubles: dict[Endpoint, str] = {}
         self.version = ""
+        self.storage_version = ""
         self.version_in_use = ""
         self.implausible = ""
         self.seen = 0
@@ -286,6 +288,7 @@ class Connected:
             )
             raise UnfitError(self.implausible)
         self.version = self.version_in_use = status.version
+        self.storage_version = status.storageVersion
         self.saw(status.header.revision)
 
     async def _dial_streams(self, endpoint: Endpoint) -> None:

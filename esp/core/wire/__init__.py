@@ -45,7 +45,7 @@ The names that the layers above may use (tests/test_layers.py):
     client: ClientConnection
     splice: SplicedCall, NO_TRAILERS, REPLAY_BYTES
     call: MessageCall, Reader, Together, TogetherCall, BrokenCall, messages
-    http1: Page
+    http1: AnswerPage, Page
     transport: ClientProtocol, TICK_SECONDS
     listener: Listener
 

@@ -125,8 +125,8 @@ class ServerProtocol(WireProtocol):
 
     @property
     def is_behind(self) -> bool:
-        """Whether something that has come could be worked on."""
-        return super().is_behind or (self._http1 is not None and self._http1.behind)
+        """Whether something that has come could be worked on, or waits for a page that is not there yet."""
+        return super().is_behind or (self._http1 is not None and (self._http1.behind or self._http1.waits))
 
     def _work_otherwise(self, stop: float) -> bool:
         """Works on what has come of HTTP/1.1, or first of all. Who does not take its answers gets no more of them."""
@@ -140,6 +140,9 @@ class ServerProtocol(WireProtocol):
             return False
         data, self._unread = self._unread, b""
         self._serve_http1(self._http1, data, stop)
+        if self._http1.waits:
+            self._read(False)
+            return False
         return self._is_left(self._http1.behind)
 
     def _sniff(self) -> None:
@@ -149,6 +152,7 @@ class ServerProtocol(WireProtocol):
             self.attach(ServerConnection(self.context, self.peer, self._listener.find))
         elif first.startswith(_HTTP1_METHODS):
             self._http1 = Http1Connection(self._listener.find_page, self._turns.clock)
+            self._http1.on_late = self._on_late
         elif len(first) >= _LONGEST_METHOD or not _may_become_known(first):
             log.warning("%s: closing: %s", self.peer, stranger(first))
             self._abort()
@@ -171,6 +175,18 @@ class ServerProtocol(WireProtocol):
             self._since = monotonic()
         if http1.ended:
             self.close()
+
+    def _on_late(self, answer: bytes) -> None:
+        """The page is there that the client waits for."""
+        if self._http1 is None or self._closing_since or self.transport is None or self.transport.is_closing():
+            return
+        self.transport.write(answer)
+        self._since = monotonic()
+        if self._http1.ended:
+            self.close()
+        else:
+            self._turns.serve(self, 0)  # with what has come meanwhile
+            self._listener.flush_soon()
 
     def pause_writing(self) -> None:
         """A client that does not read is not read from either: what it asks for would only pile up."""

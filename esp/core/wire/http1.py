@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from time import monotonic
 
@@ -23,8 +24,9 @@ class Page:
     headers: tuple[tuple[str, str], ...] = field(default=())
 
 
-FindPage = Callable[[str, str], Page]
-"""`(method, target) -> Page`."""
+AnswerPage = Callable[[Page], None]
+FindPage = Callable[[str, str, AnswerPage], None]
+"""`(method, target, answer)`: calls `answer` with the page, at once or later, and once only."""
 
 
 class Http1Connection:
@@ -33,10 +35,25 @@ class Http1Connection:
     Attributes:
         stop: when `receive` has to stop on `clock`, though there is more.
         behind: it has stopped for that; `receive(b"")` goes on.
+        waits: a page was asked for that is not there yet. Until then nothing else is worked on.
+        on_late: called with the bytes to answer with when the page is there. `behind` and `ended` are set by then.
         ended: whether to close.
     """
 
-    __slots__ = ("_answered", "_body", "_clock", "_connection", "_find", "_request", "behind", "ended", "stop")
+    __slots__ = (
+        "_answered",
+        "_body",
+        "_clock",
+        "_connection",
+        "_find",
+        "_page",
+        "_request",
+        "behind",
+        "ended",
+        "on_late",
+        "stop",
+        "waits",
+    )
 
     def __init__(self, find: FindPage, clock: Callable[[], float] = monotonic) -> None:
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
@@ -47,6 +64,9 @@ class Http1Connection:
         self._request: h11.Request | None = None
         self._body = 0
         self._answered = False
+        self._page: Page | None = None  # that was found while `receive` runs
+        self.waits = False
+        self.on_late: Callable[[bytes], None] = _drop
         self.ended = False
 
     @property
@@ -57,7 +77,7 @@ class Http1Connection:
     @property
     def unread_bytes(self) -> int:
         """How much of what has come waits until there is time for it."""
-        return len(self._connection.trailing_data[0]) if self.behind else 0
+        return len(self._connection.trailing_data[0]) if self.behind or self.waits else 0
 
     def receive(self, data: bytes) -> bytes:
         """Takes bytes from the client; the bytes to answer with. After that `ended` tells whether to close."""
@@ -66,7 +86,8 @@ class Http1Connection:
         try:
             if data:  # without any, h11 takes it for the end
                 self._connection.receive_data(data)
-            self._run(out)
+            if not self.waits:
+                self._run(out)
         except h11.RemoteProtocolError as error:
             self._refuse(out, error.error_status_hint or 400, _plain(error))
         return bytes(out)
@@ -92,13 +113,11 @@ class Http1Connection:
                     self._refuse(out, 413, "request body too large")
             elif isinstance(event, h11.EndOfMessage):
                 assert self._request is not None
-                target = self._request.target.decode("ascii", "replace")
-                self._answer(out, self._find(self._request.method.decode("ascii", "replace"), target))
-                if connection.our_state is h11.MUST_CLOSE or connection.their_state is h11.MUST_CLOSE:
-                    self.ended = True
-                else:
-                    connection.start_next_cycle()
-                    self._request = None
+                page = self._ask(self._request)
+                if page is None:
+                    self.waits = True
+                    return
+                self._give(out, page)
             elif isinstance(event, h11.ConnectionClosed) or event is h11.PAUSED:
                 self.ended = True
             else:
@@ -106,6 +125,34 @@ class Http1Connection:
             if self._clock() >= self.stop and not self.ended:
                 self.behind = True
                 return
+
+    def _ask(self, request: h11.Request) -> Page | None:
+        """The page for a request; None when it comes later."""
+        self._page = None
+        method, target = request.method.decode("ascii", "replace"), request.target.decode("ascii", "replace")
+        self._find(method, target, partial(self._found, request))
+        page, self._page = self._page, None
+        return page
+
+    def _found(self, request: h11.Request, page: Page) -> None:
+        if not self.waits:
+            self._page = page
+        elif request is self._request and not self.ended:
+            out = bytearray()
+            self.waits = False
+            self._give(out, page)
+            self.behind = bool(self._connection.trailing_data[0]) and not self.ended
+            self.on_late(bytes(out))
+
+    def _give(self, out: bytearray, page: Page) -> None:
+        """Answers the request, and is ready for the next."""
+        self._answer(out, page)
+        connection = self._connection
+        if connection.our_state is h11.MUST_CLOSE or connection.their_state is h11.MUST_CLOSE:
+            self.ended = True
+        else:
+            connection.start_next_cycle()
+            self._request = None
 
     def _refuse(self, out: bytearray, status: int, text: str) -> None:
         if self._connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -120,6 +167,10 @@ class Http1Connection:
             out += self._connection.send(h11.Data(data=page.body))
         out += self._connection.send(h11.EndOfMessage())
         self._answered = True
+
+
+def _drop(answer: bytes) -> None:
+    """Nobody is there any more."""
 
 
 def _plain(error: h11.RemoteProtocolError) -> str:

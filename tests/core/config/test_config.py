@@ -72,6 +72,7 @@ whole: [/locks/]
 compaction: {revisions_of: /clock}
 across_shards: {refuse: [/tenants/, {start: a, end: b}]}
 deletes_across_shards: refuse
+defragment: sequential
 leases: strict
 range_reads: snapshot
 txn_reads: each
@@ -103,6 +104,7 @@ shards:
         across_shards=AcrossShards((KeyRange(b"/tenants/", b"/tenants0"), KeyRange(b"a", b"b"))),
         compaction=Compaction(b"/clock", takes_any=True),
         deletes_across_shards="refuse",
+        defragment="sequential",
         kubernetes=(b"/registry/",),
         leases="strict",
         range_reads="snapshot",
@@ -120,6 +122,7 @@ def test_what_is_not_said_has_a_default() -> None:
     assert config.across_shards == AcrossShards(refused=(), protects_kubernetes=True)
     assert config.compaction == Compaction(b"compact_rev_key", takes_any=False)
     assert config.deletes_across_shards == "serve"
+    assert config.defragment == "refuse"
     assert config.kubernetes == ()
     assert config.leases == "tolerant"
     assert config.range_reads == "default"
@@ -252,8 +255,8 @@ def binary(key: bytes) -> str:
 # What is refused, word for word
 
 FIELDS = (
-    "the fields here are listen, advertise, shards, whole, across_shards, compaction, deletes_across_shards, leases, "
-    "range_reads, txn_reads, drain_seconds, limits"
+    "the fields here are listen, advertise, shards, whole, across_shards, compaction, deletes_across_shards, "
+    "defragment, leases, range_reads, txn_reads, drain_seconds, limits"
 )
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
 RANGE = "a range is {prefix: ...}, {start: ..., end: ...} or {kubernetes: ...}"
@@ -359,6 +362,21 @@ REFUSED = {
     "listen several with a comma": (ONE + "listen: ['http://a, b:1']", '5: listen URL "http://a, b:1" is 2 in one; write each as an entry of its own: http://a:2379, http://b:1'),
     "listen unix": (ONE + "listen: ['unix:///x']", '5: listen URL "unix:///x": unix sockets come in a later release; write http://127.0.0.1:2379'),
     "listen no scheme": (ONE + "listen: ['h:1']", '5: listen URL "h:1" has no scheme; write http://h:1'),
+    "advertise wildcard": (
+        ONE + "advertise: ['http://0.0.0.0:2379']",
+        '5: advertise URL "http://0.0.0.0:2379" is where a server listens, and no client can connect to it; '
+        "write the name or an address of this machine, as clients know it",
+    ),
+    "advertise wildcard of IPv6": (
+        ONE + "advertise:\n- http://a:1\n- http://[::]:2379",
+        '7: advertise URL "http://[::]:2379" is where a server listens, and no client can connect to it; '
+        "write the name or an address of this machine, as clients know it",
+    ),
+    "advertise twice": (
+        ONE + "advertise:\n- http://a:1\n- http://a:1/",
+        "7: advertise URL http://a:1 is listed twice; remove one",
+    ),
+    "defragment": (ONE + "defragment: all", '5: "defragment" is "all"; write refuse or sequential'),
     "advertise no scheme": (ONE + "advertise:\n- h:1", '6: advertise URL "h:1" has no scheme; write http://h:1'),
     "advertise port": (ONE + "advertise: ['http://h:65536']", '5: advertise URL "http://h:65536": there is no port 65536; write one from 1 to 65535'),
     "endpoint no port": (ONE.replace(":12379", ""), '3: shard "main": endpoint "127.0.0.1" has no port; write http://127.0.0.1:2379'),

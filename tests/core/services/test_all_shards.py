@@ -33,6 +33,7 @@ ALL_SHARDS: dict[str, tuple[Message, Message]] = {
         rpc_pb2.LeaseTimeToLiveResponse(header=HEADER, ID=5, TTL=9, grantedTTL=60),
     ),
     LEASE + "LeaseLeases": (rpc_pb2.LeaseLeasesRequest(), rpc_pb2.LeaseLeasesResponse(header=HEADER)),
+    "/etcdserverpb.Maintenance/Alarm": (rpc_pb2.AlarmRequest(), rpc_pb2.AlarmResponse(header=HEADER)),
     "/etcdserverpb.Maintenance/Status": (
         rpc_pb2.StatusRequest(),
         rpc_pb2.StatusResponse(header=HEADER, version="3.5.99", leader=8),

@@ -68,13 +68,20 @@ def test_sizes_add_up_and_the_lowest_version_counts(routing: Any) -> None:
         storageVersion="",
         dbSize=111,
         dbSizeInUse=70,
-        dbSizeQuota=1000,
+        dbSizeQuota=0,
         leader=8,
         raftIndex=50,
         raftTerm=9,
         raftAppliedIndex=49,
         errors=["shard b: memberID:4 alarm:NOSPACE"],
     )
+
+
+def test_quotas_add_up_where_all_tell_them(routing: Any) -> None:
+    other = Status()
+    other.CopyFrom(OTHER)
+    other.dbSizeQuota = 7
+    assert merge_status(routing, outcomes(ONE, other)).dbSizeQuota == 1007
 
 
 def test_a_shard_that_does_not_answer_is_an_error_and_no_failure(routing: Any) -> None:

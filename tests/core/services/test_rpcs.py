@@ -34,14 +34,29 @@ SERVED = {
     "etcdserverpb.KV": {"Range", "RangeStream", "Put", "DeleteRange", "Txn", "Compact"},
     "etcdserverpb.Watch": {"Watch"},
     "etcdserverpb.Lease": {"LeaseGrant", "LeaseRevoke", "LeaseKeepAlive", "LeaseTimeToLive", "LeaseLeases"},
-    "etcdserverpb.Maintenance": {"Status"},
     "etcdserverpb.Auth": {
         *("AuthEnable", "AuthDisable", "AuthStatus", "Authenticate"),
         *("UserAdd", "UserGet", "UserList", "UserDelete", "UserChangePassword", "UserGrantRole", "UserRevokeRole"),
         *("RoleAdd", "RoleGet", "RoleList", "RoleDelete", "RoleGrantPermission", "RoleRevokePermission"),
     },
+    "etcdserverpb.Maintenance": {"Status", "Alarm"},
+    "etcdserverpb.Cluster": {"MemberList"},
+    "grpc.health.v1.Health": {"Check", "List", "Watch"},
 }
 """The RPCs that esp serves over several shards. All others of the API are refused."""
+ELSEWHERE = {
+    "MemberAdd": "member add NAME --peer-urls=URL",
+    "MemberRemove": "member remove ID",
+    "MemberUpdate": "member update ID --peer-urls=URL",
+    "MemberPromote": "member promote ID",
+    "Defragment": "defrag",
+    "Hash": "endpoint hashkv",
+    "HashKV": "endpoint hashkv",
+    "Snapshot": "snapshot save FILE",
+    "MoveLeader": "move-leader ID",
+    "Downgrade": "downgrade enable VERSION",
+}
+"""The refused RPCs that concern one cluster, each with the arguments of etcdctl that make the call."""
 
 
 def find(config: str, path: bytes, *extra: tuple[bytes, bytes]) -> Handler:
@@ -62,6 +77,17 @@ class TestEveryRpc:
         if method in SERVED.get(service, ()):
             assert not isinstance(handler, Refuse)
             assert handler.streaming == METHODS[path].client_streaming or method == "RangeStream"
+            return
+        if method in ELSEWHERE:
+            assert isinstance(handler, Refuse)
+            assert handler.status.code == Code.UNIMPLEMENTED
+            text = handler.status.message
+            assert text.startswith(f"esp: {method} concerns one etcd cluster, and this proxy stands for several; ")
+            for port, name in enumerate("abc", 1):
+                command = f"etcdctl --endpoints=http://127.0.0.1:{port} {ELSEWHERE[method]} (shard {name})"
+                assert f": {command};" in text or f"; {command};" in text
+            assert "name a shard in the metadata key esp-shard" in text
+            assert ("defragment: sequential" in text) == (method == "Defragment")
             return
         assert isinstance(handler, Refuse)
         assert handler.status.code == Code.UNIMPLEMENTED
@@ -107,7 +133,11 @@ class TestWhatIsNone:
     @pytest.mark.parametrize(
         ("path", "text"),
         [
-            (b"/etcdserverpb.KV/Nothing", "unknown method Nothing for service etcdserverpb.KV"),
+            (
+                b"/etcdserverpb.KV/Nothing",
+                "unknown method Nothing for service etcdserverpb.KV; if a newer etcd has it, "
+                "name one shard in the metadata key esp-shard",
+            ),
             (b"/no.Such/Thing", "unknown service no.Such"),
         ],
     )
@@ -115,6 +145,13 @@ class TestWhatIsNone:
         handler = find(THREE, path)
         assert isinstance(handler, Refuse)
         assert (handler.status.code, handler.status.message) == (Code.UNIMPLEMENTED, text)
+
+    def test_defragment_is_served_where_the_config_says_so(self) -> None:
+        path = b"/etcdserverpb.Maintenance/Defragment"
+        handler = find(THREE + "defragment: sequential", path)
+        assert not isinstance(handler, Refuse)
+        assert not handler.idempotent
+        assert_passed_on(find(ONE + "defragment: sequential", path), path)
 
     def test_with_one_shard_also_an_rpc_that_esp_does_not_know_is_passed_on(self) -> None:
         assert isinstance(find(ONE, b"/later.Service/Method"), PassStream)

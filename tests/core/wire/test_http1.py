@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from esp.core.wire.http1 import MAX_BODY_BYTES, Http1Connection, Page
+from esp.core.wire.http1 import MAX_BODY_BYTES, AnswerPage, Http1Connection, Page
 
 CLOSE = b"Connection: close\r\n"
 
 
-def find(method: str, target: str) -> Page:
+def find(method: str, target: str, answer: AnswerPage) -> None:
+    answer(page(method, target))
+
+
+def page(method: str, target: str) -> Page:
     if target == "/health":
         return Page(200, b'{"health":"true"}', "application/json")
     if target == "/empty":
@@ -220,3 +224,69 @@ def test_it_is_idle_between_requests_only() -> None:
     assert talk.server.is_idle
     talk.says(b"POST /x HTTP/1.1\r\nHost: esp\r\nContent-Length: 3\r\n\r\n")
     assert not talk.server.is_idle
+
+
+class Late:
+    """A connection whose pages come when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, AnswerPage]] = []
+        self.said = b""
+        self.server = Http1Connection(lambda method, target, answer: self.asked.append((target, answer)))
+        self.server.on_late = self._on_late
+
+    def _on_late(self, answer: bytes) -> None:
+        self.said += answer
+
+    def answers(self, text: bytes) -> None:
+        _, answer = self.asked.pop()
+        answer(Page(200, text))
+
+
+def test_a_page_may_come_later_and_what_was_sent_ahead_is_answered_after_it() -> None:
+    late = Late()
+    assert late.server.receive(GET + GET.replace(b"/health", b"/next")) == b""
+    assert (late.server.waits, late.server.is_idle, late.server.behind) == (True, False, False)
+    assert late.server.unread_bytes == len(GET) - 2
+    assert late.server.receive(b"") == b""
+    assert [target for target, _ in late.asked] == ["/health"]
+    late.answers(b"one")
+    assert late.said.endswith(b"\r\n\r\none")
+    assert (late.server.waits, late.server.behind) == (False, True)
+    assert late.server.receive(b"") == b""
+    assert [target for target, _ in late.asked] == ["/next"]
+    late.answers(b"two")
+    assert late.said.endswith(b"\r\n\r\ntwo")
+    assert late.server.is_idle
+
+
+def test_what_comes_while_a_page_is_awaited_is_kept() -> None:
+    late = Late()
+    assert late.server.receive(GET) == b""
+    assert late.server.receive(GET[:20]) == late.server.receive(GET[20:]) == b""
+    late.answers(b"one")
+    assert late.server.receive(b"") == b""
+    late.answers(b"two")
+    assert late.said.count(b"HTTP/1.1 200") == 2
+
+
+def test_a_late_page_ends_the_connection_where_the_client_wants_it() -> None:
+    late = Late()
+    late.server.receive(b"GET /health HTTP/1.0\r\n\r\n")
+    assert not late.server.ended
+    late.answers(b"one")
+    assert late.said.endswith(b"one")
+    assert late.server.ended
+
+
+def test_a_page_is_given_once() -> None:
+    late = Late()
+    late.server.receive(GET)
+    _, answer = late.asked[0]
+    for _ in range(3):
+        answer(Page(200, b"one"))
+    assert late.said.count(b"HTTP/1.1 200") == 1
+    assert late.server.receive(GET) == b""
+    answer(Page(200, b"one"))
+    assert late.said.count(b"HTTP/1.1 200") == 1
+    assert late.server.waits

@@ -16,7 +16,7 @@ import pytest
 from esp.core.wire import accepted, frames, listener, turns
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import DATA, MAX_WINDOW, PREFACE, SETTINGS_ACK, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
-from esp.core.wire.http1 import Page
+from esp.core.wire.http1 import AnswerPage, Page
 from esp.core.wire.limits import Limits
 from esp.core.wire.listener import ACCEPTED_AT_ONCE, Listener
 from esp.core.wire.request import RequestHead
@@ -87,16 +87,20 @@ class Serving:
             b"/small": Small(),
         }
         self.listener = Listener(self.context, self._find, self._page)
+        self.late: list[AnswerPage] = []
         self.port = 0
         self.clients: list[Client] = []
 
     def _find(self, head: RequestHead) -> Handler:
         return self.handlers[head.path]
 
-    def _page(self, method: str, target: str) -> Page:
+    def _page(self, method: str, target: str, answer: AnswerPage) -> None:
         if target == "/broken":
             raise ZeroDivisionError
-        return Page(200 if target == "/health" else 404, b"page\n" * (200_000 if target == "/large" else 1))
+        if target == "/late":
+            self.late.append(answer)
+            return
+        answer(Page(200 if target == "/health" else 404, b"page\n" * (200_000 if target == "/large" else 1)))
 
     @property
     def limits_reached(self) -> dict[str, int]:
@@ -291,6 +295,64 @@ def test_a_post_to_a_grpc_path_over_http1_gets_a_page(run: Run) -> None:
             await client.says(b"POST " + ECHO + b" HTTP/1.1\r\nHost: esp\r\nContent-Length: 5\r\n\r\n\0\0\0\0\0")
             assert (await client.hears(lambda heard: heard.endswith(b"page\n"))).startswith(b"HTTP/1.1 404 ")
             assert server.saw == []
+
+    run(test)
+
+
+LATE = b"GET /late HTTP/1.1\r\nHost: esp\r\n\r\n"
+
+
+async def asked(server: Serving, client: Client, *said: bytes) -> None:
+    await client.says(LATE, *said)
+    while not server.late:  # noqa: ASYNC110 - there is nothing that tells
+        await asyncio.sleep(0.001)
+
+
+def test_a_page_that_comes_later_goes_before_what_was_asked_for_meanwhile(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            client, other = await server.client(), await server.client()
+            await asked(server, client, GET)
+            await client.says(GET)
+            await other.says(GET)
+            await other.hears(lambda heard: heard.endswith(b"page\n"))
+            server.passes(3600)  # a client that waits is not idle, and owes nothing
+            server.late.pop()(Page(200, b"late\n"))
+            heard = await client.hears(lambda heard: heard.count(b"page\n") == 2)
+            assert heard.index(b"late\n") < heard.index(b"page\n")
+
+    run(test)
+
+
+@pytest.mark.parametrize("how", ["half-close", "drain", "gone", "flood"])
+def test_a_page_that_comes_later_reaches_who_still_wants_it(run: Run, how: str) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client()
+            await asked(server, client)
+            if how == "half-close":
+                client.sock.shutdown(socket.SHUT_WR)
+            elif how == "drain":
+                [protocol] = server.listener._protocols
+                protocol.drain(STOPPING)
+            elif how == "gone":
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sock.close()
+            else:  # it is not read from, and what it sends waits in the kernel
+                client.sock.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    for _ in range(200):
+                        client.sock.send(GET * 1000)
+                        await asyncio.sleep(0.001)
+            await asyncio.sleep(0.05)
+            if how == "flood":
+                [protocol] = server.listener._protocols
+                assert protocol._unread_bytes() <= 512 * 1024
+            server.late.pop()(Page(200, b"late\n"))
+            if how in ("half-close", "drain"):
+                assert (await client.hears_the_end()).endswith(b"late\n")
+            elif how == "flood":
+                await client.hears(lambda heard: b"late\n" in heard)
 
     run(test)
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from esp.core.wire import turns
 from esp.core.wire.frames import MAX_FRAME_SIZE, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
-from esp.core.wire.http1 import Http1Connection, Page
+from esp.core.wire.http1 import AnswerPage, Http1Connection, Page
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import INFLATED_AT_ONCE
 from esp.core.wire.multiplexed import TOLD_AT_ONCE
@@ -680,8 +680,8 @@ def test_work_that_was_to_be_finished_later_ends_with_the_connection() -> None:
 # HTTP/1.1.
 
 
-def found(method: str, target: str) -> Page:
-    return Page(200, target.encode())
+def found(method: str, target: str, answer: AnswerPage) -> None:
+    answer(Page(200, target.encode()))
 
 
 CHUNKED = b"POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 20 + b"0\r\n\r\n"

@@ -1,0 +1,89 @@
+"""The Alarm RPC over several shards: the alarms of all, and the end of one on the shard whose member has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from esp.core.pb import rpc_pb2
+from esp.core.routing import Routing
+from esp.core.services.gate import Gate
+from esp.core.services.handlers import AskAll, CoroutineCall
+from esp.core.services.metadata import SHARD
+from esp.core.services.revision import merged_header
+from esp.core.shard import ALARMS, Method, Shard, answers_of, ask_all, failures_of
+from esp.core.wire.server_stream import Handler
+from esp.core.wire.status import Code, Status
+
+SECONDS: Final = 7.0
+"""How long a shard may take where the client sets no deadline: as long as an etcd takes for its own members."""
+_DEACTIVATE: Final = Method(ALARMS.path, rpc_pb2.AlarmResponse, idempotent=False)
+_ACTIVATE: Final = Status(
+    Code.UNIMPLEMENTED,
+    "esp: an alarm is raised by a member of one shard; to raise one there, name the shard in the metadata key "
+    f"{SHARD.decode()}",
+)
+
+Response = rpc_pb2.AlarmResponse
+
+
+class Alarms:
+    """Serves the calls; `routing` is the layout's."""
+
+    def __init__(self, routing: Routing) -> None:
+        self._shards = routing.shards
+        self._identity = routing.identity
+
+    def handlers(self, gate: Gate) -> Mapping[bytes, Handler]:
+        """The handler of the RPC, by path; calls begin at `gate`."""
+        return {ALARMS.path: AskAll(gate, self._shards, rpc_pb2.AlarmRequest, self.serve)}
+
+    async def serve(self, call: CoroutineCall, request: rpc_pb2.AlarmRequest) -> Response:
+        """The answer to one call.
+
+        Raises:
+            RpcError: a shard's, as it came; Unimplemented or InvalidArgument for an action that is not served.
+        """
+        if request.action == rpc_pb2.AlarmRequest.GET:
+            return self._merged(await self._ask(call, ALARMS, request, self._shards.values()))
+        if request.action == rpc_pb2.AlarmRequest.DEACTIVATE:
+            return await self._deactivate(call, request)
+        if request.action == rpc_pb2.AlarmRequest.ACTIVATE:
+            raise _ACTIVATE.error()
+        # An etcd that is asked for another action ends with a nil pointer.
+        raise Status(Code.INVALID_ARGUMENT, f"esp: there is no alarm action {request.action}").error()
+
+    async def _deactivate(self, call: CoroutineCall, request: rpc_pb2.AlarmRequest) -> Response:
+        """Ends an alarm where it is; an alarm that no shard has is asked of all, as etcd answers that with none."""
+        question = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
+        outcomes = await self._ask(call, ALARMS, question, self._shards.values())
+        wanted = rpc_pb2.AlarmMember(memberID=request.memberID, alarm=request.alarm)
+        holders = [name for name, answer in answers_of(outcomes).items() if wanted in answer.alarms]
+        if not holders:
+            _raise_first(outcomes)
+        asked = [self._shards[name] for name in holders or self._shards]
+        return self._merged(await self._ask(call, _DEACTIVATE, request, asked))
+
+    async def _ask(
+        self,
+        call: CoroutineCall,
+        method: Method[Response],
+        request: rpc_pb2.AlarmRequest,
+        shards: Iterable[Shard],
+    ) -> dict[str, Response | Status]:
+        seconds = call.seconds(SECONDS)
+        return await ask_all(shards, method, request, metadata=call.metadata, seconds=seconds, caller=call)
+
+    def _merged(self, outcomes: dict[str, Response | Status]) -> Response:
+        """The alarms of all; there is no place in the answer for what is missing, so all shards must have answered."""
+        _raise_first(outcomes)
+        answers = answers_of(outcomes).values()
+        merged = Response(header=merged_header([answer.header for answer in answers], self._identity))
+        for answer in answers:
+            merged.alarms.extend(answer.alarms)
+        return merged
+
+
+def _raise_first(outcomes: dict[str, Response | Status]) -> None:
+    for status in failures_of(outcomes).values():
+        raise status.error()

@@ -1,0 +1,71 @@
+"""The Defragment RPC over several shards: one after the other, where the config says `defragment: sequential`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from esp.core import errors
+from esp.core.pb import rpc_pb2
+from esp.core.services.gate import Gate
+from esp.core.services.handlers import AskAll, CoroutineCall
+from esp.core.shard import Shard
+from esp.core.wire.server_stream import Handler
+from esp.core.wire.status import Code, RpcError, Status
+
+log = logging.getLogger("esp.service")
+
+PATH: Final = b"/etcdserverpb.Maintenance/Defragment"
+_AUTH_CODES: Final = frozenset((Code.UNAUTHENTICATED, Code.PERMISSION_DENIED))
+
+
+class Defragment:
+    """Serves the calls, one at a time: a member that defragments answers nothing else.
+
+    Of each shard one member defragments, the one that esp is connected to; the files of the others stay as they are.
+    """
+
+    def __init__(self, shards: Mapping[str, Shard]) -> None:
+        self._shards = shards
+        self._turn = asyncio.Lock()
+
+    def handlers(self, gate: Gate) -> Mapping[bytes, Handler]:
+        """The handler of the RPC, by path; calls begin at `gate`."""
+        return {PATH: AskAll(gate, self._shards, rpc_pb2.DefragmentRequest, self.serve)}
+
+    async def serve(self, call: CoroutineCall, request: rpc_pb2.DefragmentRequest) -> rpc_pb2.DefragmentResponse:
+        """The answer to one call: empty, as etcd's, once all shards are done.
+
+        A client that gives up ends it after the shard that is at work.
+
+        Raises:
+            RpcError: that of the first shard that fails; the shards before it are done, those after it are not asked.
+        """
+        if call.entry is not None:
+            call.entry.close()  # the places are for calls that shards answer at once
+        async with self._turn:
+            done: list[str] = []
+            for shard in self._shards.values():
+                try:
+                    await shard.forward_unary(
+                        (PATH, call.metadata),
+                        request.SerializeToString(),
+                        idempotent=False,
+                        timeout=call.stream.remaining(),
+                    )
+                except RpcError as error:
+                    raise self._failed(shard, errors.undecided(error.status), done).error() from None
+                log.info("shard %s: defragmented %s", shard.name, shard.endpoint)
+                done.append(shard.name)
+        return rpc_pb2.DefragmentResponse()
+
+    def _failed(self, shard: Shard, status: Status, done: list[str]) -> Status:
+        """The shard's status as it came where nothing was done, or where clients look at its text."""
+        if not done or status.code in _AUTH_CODES:
+            return status
+        names = list(self._shards)
+        left = names[names.index(shard.name) + 1 :]
+        text = f"esp: shard {shard.name} failed: {status.message}; defragmented before: {', '.join(done)}"
+        return Status(status.code, text + (f"; not asked: {', '.join(left)}" if left else ""))

@@ -1,0 +1,143 @@
+"""The health service of gRPC, `grpc.health.v1`, over several shards: esp serves while any shard can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from google.protobuf.message import Message
+
+from esp.core import errors
+from esp.core.pb import health_pb2
+from esp.core.services.handlers import Local, parse
+from esp.core.wire.message import prefix
+from esp.core.wire.server_stream import Handler, ServerStream, Sink
+from esp.core.wire.status import Code, RpcError, Status
+
+_SERVICE: Final = b"/grpc.health.v1.Health/"
+UNKNOWN_SERVICE: Final = Status(Code.NOT_FOUND, "unknown service")
+
+Response = health_pb2.HealthCheckResponse
+
+
+class Health:
+    """Serves the calls of all clients; outlives layouts, as the calls of Watch do.
+
+    A server has one health, under the name "". Other names are unknown, as they are to etcd.
+
+    Args:
+        is_serving: tells whether any shard can be asked.
+
+    Attributes:
+        watching: the calls of Watch that are open.
+    """
+
+    def __init__(self, is_serving: Callable[[], bool]) -> None:
+        self._is_serving = is_serving
+        self._stopped = False
+        self._told = self.status("")
+        self.watching: dict[HealthWatch, None] = {}
+        self.watch = _Watch(self)
+
+    def handlers(self) -> Mapping[bytes, Handler]:
+        """The handler of each RPC of the service, by path."""
+        return {
+            _SERVICE + b"Check": Local(health_pb2.HealthCheckRequest, self._check),
+            _SERVICE + b"List": Local(health_pb2.HealthListRequest, self._list),
+            _SERVICE + b"Watch": self.watch,
+        }
+
+    def status(self, service: str) -> Response.ServingStatus:
+        """What a Watch of this service is told now."""
+        if service:
+            return Response.SERVICE_UNKNOWN
+        return Response.SERVING if not self._stopped and self._is_serving() else Response.NOT_SERVING
+
+    def _check(self, request: health_pb2.HealthCheckRequest) -> Message:
+        status = self.status(request.service)
+        if status == Response.SERVICE_UNKNOWN:
+            raise UNKNOWN_SERVICE.error()
+        return Response(status=status)
+
+    def _list(self, request: health_pb2.HealthListRequest) -> Message:
+        return health_pb2.HealthListResponse(statuses={"": Response(status=self.status(""))})
+
+    def open(self, stream: ServerStream, service: str) -> None:
+        """A client watches: it is told the status now, and each change of it."""
+        if self._stopped:
+            stream.finish(errors.SERVER_STOPPED)
+            return
+        stream.start()
+        HealthWatch(self, stream, service).tell()
+
+    def tick(self) -> None:
+        """Tells those who watch of a change."""
+        status = self.status("")
+        if status != self._told:
+            self._told = status
+            for watch in tuple(self.watching):
+                watch.tell()
+
+    def stop(self) -> None:
+        """The proxy stops: from now on it does not serve, and whoever watches asks another one."""
+        self._stopped = True
+        for watch in tuple(self.watching):
+            watch.stop()
+
+
+class HealthWatch(Sink):
+    """One call of Watch. A client that does not read has at most one status waiting, and then gets the last one."""
+
+    __slots__ = ("_health", "_service", "_stream", "_told", "_waits")
+
+    def __init__(self, health: Health, stream: ServerStream, service: str) -> None:
+        self._health = health
+        self._stream = stream
+        self._service = service
+        self._told = -1
+        self._waits = False
+        stream.sink = self
+        health.watching[self] = None
+
+    def tell(self) -> None:
+        """Sends the present status, unless the client has it or has not read the one before."""
+        status = self._health.status(self._service)
+        if status != self._told and not self._waits:
+            self._told = status
+            self._waits = not self._stream.send_data(prefix(Response(status=status).SerializeToString()), False)
+
+    def stop(self) -> None:
+        """Ends the call."""
+        self._forget()
+        self._stream.finish(errors.SERVER_STOPPED)
+
+    def drained(self, size: int) -> None:
+        """What waited has left, or a part of it."""
+        self._waits = self._stream.pending is not None
+        self.tell()
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client does not watch any more."""
+        self._forget()
+
+    def _forget(self) -> None:
+        self._stream.sink = None
+        self._health.watching.pop(self, None)
+
+
+class _Watch(Handler):
+    """The handler of Watch."""
+
+    forwards = False
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """The call's one request has come."""
+        try:
+            request = parse(health_pb2.HealthCheckRequest, message)
+        except RpcError as error:
+            stream.finish(error.status)
+            return
+        self._health.open(stream, request.service)
