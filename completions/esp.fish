@@ -28,7 +28,7 @@ complete -c esp -n '__fish_seen_subcommand_from check' -s h -l help -d 'Show the
 complete -c esp -n '__fish_seen_subcommand_from lease-sync' -l apply -d 'Grant missing leases, with the rest of their TTL.'
 complete -c esp -n '__fish_seen_subcommand_from lease-sync' -l prune -d 'Revoke the leases that only one shard has; needs --only-on.'
 complete -c esp -n '__fish_seen_subcommand_from lease-sync' -l only-on -x -d 'The shard on which --prune revokes leases.'
-complete -c esp -n '__fish_seen_subcommand_from lease-sync' -l yes -d 'Revoke without a question.'
+complete -c esp -n '__fish_seen_subcommand_from lease-sync' -l yes -d 'Revoke without asking first.'
 complete -c esp -n '__fish_seen_subcommand_from lease-sync' -l skew -x -d 'Allowed difference between the TTLs of a lease.'
 complete -c esp -n '__fish_seen_subcommand_from lease-sync' -l concurrency -x -d 'Leases that are read or changed at once.'
 complete -c esp -n '__fish_seen_subcommand_from lease-sync' -s o -l output -x -a 'table json' -d 'Output format.'

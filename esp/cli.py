@@ -1,4 +1,4 @@
-"""The command line: the commands and their options. A command is imported only when it is called.
+"""The command line: the commands and their options. A command's module is imported only when the command is called.
 
 `esp --help` and shell completion must be quick, so this module imports nothing but typer. An expected failure of a
 command becomes one line on stderr; any other exception is a bug and shows its traceback.
@@ -22,7 +22,7 @@ class _Esp(TyperGroup):
     def main(self, *args: Any, **extra: Any) -> Any:
         try:
             return super().main(*args, **extra)
-        except OSError:  # perhaps of writing a help or a version, which do not come by `invoke`
+        except OSError:  # perhaps from writing a help or a version, which does not pass through `invoke`
             try:
                 write("")
                 flush()
@@ -36,7 +36,7 @@ class _Esp(TyperGroup):
             try:
                 return super().invoke(ctx)
             finally:
-                flush()  # here, where it can be told that it fails, and not when Python ends
+                flush()  # here, where a failure can be reported, and not when Python ends
         except CommandError as error:
             complain(str(error))
             raise typer.Exit(error.exit_code) from None
@@ -59,10 +59,11 @@ app = typer.Typer(
 
 
 def _path(text: str) -> Path:
-    """A path as it is; whether it can be used is looked at where the reason is told.
+    """The path as given. The commands check later whether the path can be used, and say why if it cannot.
 
     Raises:
-        CommandError: it is empty, as an unset variable of a shell is; as a path that would mean the current folder.
+        CommandError: the text is empty, as after an unset variable of a shell; as a path "" would mean the current
+            folder.
     """
     if not text:
         raise CommandError(
@@ -210,7 +211,7 @@ def lease_sync(
             "--only-on", metavar="SHARD", help="The shard on which --prune revokes leases.", show_default=False
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Revoke without a question.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Revoke without asking first.")] = False,
     skew: Annotated[
         int, typer.Option("--skew", metavar="SECONDS", min=0, help="Allowed difference between the TTLs of a lease.")
     ] = 5,
@@ -225,8 +226,8 @@ def lease_sync(
 
     Without --apply and --prune the command changes nothing. It exits 1 if leases differ.
 
-    Run it for a new shard, before that shard gets its first key. A lease that has ended on a shard looks like a lease
-    that the shard never had: --apply grants both, but the keys of an ended lease are gone.
+    Run --apply for a new shard, before that shard gets its first key. A lease that has ended on a shard looks like a
+    lease that the shard never had: --apply grants both, but the keys of an ended lease are gone.
     """
     if apply and prune:
         raise CommandError("--apply and --prune exclude each other; give one", USAGE)
