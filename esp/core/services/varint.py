@@ -16,6 +16,8 @@ MOST_BYTES: Final = 9
 
 _MASK: Final = 2**64 - 1
 _SHORT: Final = [bytes((number,)) for number in range(0x80)]
+_PADDING: Final = [b"", *(b"\x80" * more + b"\0" for more in range(MOST_BYTES - 1))]
+"""By its length."""
 
 
 def varint(number: int, size: int = 1) -> bytes:
@@ -25,8 +27,12 @@ def varint(number: int, size: int = 1) -> bytes:
     assert size <= MOST_BYTES, "decoders differ in what they read in a tenth byte"
     value = number & _MASK
     written = bytearray()
-    while value > 0x7F or len(written) + 1 < size:
+    while value > 0x7F:
         written.append(value & 0x7F | 0x80)
         value >>= 7
+    missing = size - len(written) - 1
+    if missing > 0:
+        written.append(value | 0x80)
+        return bytes(written) + _PADDING[missing]
     written.append(value)
     return bytes(written)

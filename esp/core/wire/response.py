@@ -8,7 +8,7 @@ from esp.core.wire.frames import ErrorCode, StreamFault
 from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.message import cut_status_text, decode_status_text, encode_status_text, without_outer_blanks
 from esp.core.wire.request import check_characters
-from esp.core.wire.status import Code, Status
+from esp.core.wire.status import OK, Code, Status
 
 _HTTP_TO_CODE: Final = {
     400: Code.INTERNAL,
@@ -123,10 +123,14 @@ REQUEST_TIMEOUT_BLOCK: Final = encode([(b":status", b"408")])
 """The answer to a request for a page that does not end."""
 RESPONSE_BLOCK: Final = _head_block(200)
 """The head of every response esp makes itself."""
+OK_BLOCK: Final = encode([(b"grpc-status", b"0")])
+"""The trailers of every call that esp itself has answered."""
 
 
 def trailers_block(status: Status, extra: Fields | None = None, *, http_status: int) -> bytes:
     """Trailers for `status`; with an `http_status` they are the response's only block, its head in front of them."""
+    if status is OK and not extra and not http_status:
+        return OK_BLOCK
     fields: Fields = [(b"grpc-status", b"%d" % status.code)]
     if status.message:
         fields.append((b"grpc-message", encode_status_text(status.message, MAX_STATUS_TEXT)))

@@ -66,6 +66,7 @@ class Concat(Sink):
         "_parts",
         "_revision",
         "_started",
+        "_to_begin",
         "_unsent",
         "down",
         "routing",
@@ -87,6 +88,7 @@ class Concat(Sink):
         self._header = b""
         self._revision = 0
         self._started = False
+        self._to_begin = 0  # parts whose answer has not begun to come
         self.small = 0  # bytes of a part's answer for which what the call itself is counted as has room
 
     def begin(self, request: rpc_pb2.RangeRequest, segments: Sequence[Segment], position: Position | None) -> bool:
@@ -112,6 +114,7 @@ class Concat(Sink):
         if request.sort_order == _Range.DESCEND:
             in_order.reverse()
         self.down.sink = self
+        self._to_begin = len(segments)
         self.small = CALL_BYTES // len(segments)
         for segment, request_part, connection in in_order:
             assert connection is not None
@@ -125,6 +128,7 @@ class Concat(Sink):
 
     def begun(self, one: _Part) -> None:
         """A part has begun to come: what is still to come of it waits until its turn has come to be sent on."""
+        self._to_begin -= 1
         self._entry.answered(one.name, one.length)
 
     def advance(self) -> None:
@@ -132,7 +136,7 @@ class Concat(Sink):
         if self.down.sink is not self:
             return  # it has failed, or the client is gone
         if not self._started:
-            if not all(one.is_begun for one in self._parts):
+            if self._to_begin:
                 return
             self._start()
         while self._parts and not self._unsent:

@@ -82,16 +82,18 @@ def range_key(message: bytes, offset: int) -> bytes | None:
     return message[fields[0]] if fields and fields[1] is None else None
 
 
-def key_range(message: bytes, offset: int) -> tuple[bytes, bytes] | None:
-    """The key and range_end of a Range or a DeleteRange for a range; None for one key.
+def asked_range(message: bytes, offset: int) -> tuple[bytes, bytes | None] | None:
+    """The key and range_end of a Range or a DeleteRange; None for the range_end of one key.
 
     None for a range_end that is there but empty, too: etcd reads that as an open end, and protobuf as none.
     """
     fields = look(message, offset, len(message), RANGE_FIELDS)
-    if fields is None or fields[1] is None:
+    if fields is None:
         return None
-    range_end = message[fields[1]]
-    return (message[fields[0]], range_end) if range_end else None
+    key, end = fields
+    if end is None:
+        return message[key], None
+    return (message[key], message[end]) if end.start < end.stop else None
 
 
 def look(message: bytes, offset: int, end: int, limits: dict[int, int]) -> tuple[slice, slice | None] | None:

@@ -21,7 +21,7 @@ from esp.core.services.kv import across, validate
 from esp.core.services.kv.compaction import Compactions
 from esp.core.services.kv.concat import Concat, can_concat
 from esp.core.services.kv.merge import refuse_range
-from esp.core.services.kv.peek import bare_key, key_range, put_key, range_key
+from esp.core.services.kv.peek import asked_range, bare_key, put_key, range_key
 from esp.core.services.kv.read_batch import ReadBatches
 from esp.core.services.kv.reading import segments_of
 from esp.core.services.kv.routed import Routed, check
@@ -115,18 +115,18 @@ class _Ranges(Routed):
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
-        key = range_key(message, PREFIX_SIZE)
-        if key is not None:
-            try:
-                owner = self.undivided.owner(key)
-            except RpcError as error:
-                stream.finish(error.status)
-            else:
-                self.shards[owner].splice(stream, message)
-            return
-        bounds = key_range(message, PREFIX_SIZE)
-        if bounds is not None:
-            shard = self.routing.sole_owner(*bounds)
+        asked = asked_range(message, PREFIX_SIZE)
+        if asked is not None:
+            key, range_end = asked
+            if range_end is None:
+                try:
+                    owner = self.undivided.owner(key)
+                except RpcError as error:
+                    stream.finish(error.status)
+                else:
+                    self.shards[owner].splice(stream, message)
+                return
+            shard = self.routing.sole_owner(key, range_end)
             if shard is not None:
                 shard.splice(stream, message)
                 return
@@ -148,8 +148,10 @@ class _Ranges(Routed):
                 return
         else:
             check(self.undivided.refuse(self.what, key_range))
-            check(self.refuse(request, *self.span(key_range), at_token=position is not None))
         segments = segments_of(self.routing, key_range)
+        if sole is None:
+            names, boundary = [segment.shard for segment in segments], segments[1].range.start
+            check(self.refuse(request, names, boundary, at_token=position is not None))
         wants_snapshot = position is None and self.wants_snapshot(stream)
 
         def begin(entry: Entry) -> None:

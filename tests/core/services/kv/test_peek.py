@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from esp.core.pb import rpc_pb2
-from esp.core.services.kv.peek import key_range, put_key, range_key
+from esp.core.services.kv.peek import asked_range, put_key, range_key
 from esp.core.services.kv.validate import validate_range
 
 PREFIX = bytes(5)
@@ -74,12 +74,12 @@ def check_agrees(kind: type[Message], body: bytes) -> None:
             assert key
             assert rpc_pb2.PutRequest.FromString(body).key == key
         return
-    key, bounds = range_key(message, 5), key_range(message, 5)
-    assert key is None or bounds is None
-    if key is None and bounds is None:
+    key, found = range_key(message, 5), asked_range(message, 5)
+    assert key == (found[0] if found is not None and found[1] is None else None)
+    if found is None:
         return
     parsed = kind.FromString(body)
-    assert (parsed.key, parsed.range_end) == (bounds or (key, b""))
+    assert found == (parsed.key, parsed.range_end or None)
     if kind is rpc_pb2.RangeRequest:
         assert validate_range(parsed) is None
 
@@ -111,9 +111,8 @@ def test_what_protobuf_writes_is_always_recognised(
     plain = validate_range(request) is None and not any(number >> 52 in range(1, 16) for number in revisions)
     for asked, valid in ((request, plain), (delete, bool(delete.key))):
         message = PREFIX + asked.SerializeToString()
-        single, bounds = range_key(message, 5), key_range(message, 5)
-        assert single == (asked.key if valid and not asked.range_end else None)
-        assert bounds == ((asked.key, asked.range_end) if valid and asked.range_end else None)
+        assert range_key(message, 5) == (asked.key if valid and not asked.range_end else None)
+        assert asked_range(message, 5) == ((asked.key, asked.range_end or None) if valid else None)
 
 
 @pytest.mark.parametrize(
@@ -169,9 +168,8 @@ def test_bytes_before_the_offset_are_not_looked_at(prefix: bytes, put: rpc_pb2.P
         pytest.param(range_key, b"\x0a\x01a\x30\x05", id="an unknown sort target"),
         pytest.param(range_key, b"\x0a\x01a\x30\x80\x80\x80\x80\x10", id="a sort target far off"),
         pytest.param(range_key, b"\x0a\x01a\x70\x01", id="a field Range does not have"),
-        pytest.param(key_range, b"\x0a\x01a", id="no range_end"),
-        pytest.param(key_range, b"\x0a\x01a\x12\x00", id="a range_end of no bytes"),
-        pytest.param(key_range, b"\x12\x01b", id="no key"),
+        pytest.param(asked_range, b"\x0a\x01a\x12\x00", id="a range_end of no bytes"),
+        pytest.param(asked_range, b"\x12\x01b", id="no key"),
     ],
 )
 def test_the_unusual_is_left_to_protobuf(look: Callable[[bytes, int], object], body: bytes) -> None:
@@ -182,7 +180,7 @@ def test_an_endless_number_is_not_followed() -> None:
     # 2 MiB of continuation bytes: what matters is that this returns, and that no number of 2 MiB is built.
     endless = b"\xff" * (2 << 20)
     for start in (b"\x0a", b"\x0a\x01a\x12", b"\x0a\x01a\x18"):
-        for look in (put_key, range_key, key_range):
+        for look in (put_key, range_key, asked_range):
             assert look(PREFIX + start + endless, 5) is None
     with pytest.raises(DecodeError):
         rpc_pb2.PutRequest.FromString(b"\x0a" + endless)
