@@ -61,6 +61,7 @@ PB_READERS = (
     "esp.core.shard",
     "esp.core.apiservers",
     "esp.core.samples",
+    "esp.core.health.accounts",
     "esp.core.health.probe",
     "esp.core.lease_sync",
     "esp.core.lease_survey",

@@ -18,7 +18,7 @@ from esp.core.keys import format_key
 from esp.core.kubernetes import COMPACT_KEY, Cut, cuts, is_built_in, objects_of
 from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
-from esp.core.shard import RANGE, Shard, ask
+from esp.core.shard import RANGE, Shard, ask_for_esp
 from esp.core.shard_map import ShardMap
 from esp.core.wire.status import RpcError
 
@@ -46,7 +46,7 @@ async def holds(shard: Shard, key: bytes) -> bool:
     Raises:
         RpcError: the shard does not say.
     """
-    answer = await ask(shard, RANGE, rpc_pb2.RangeRequest(key=key, count_only=True), seconds=ANSWER_SECONDS)
+    answer = await ask_for_esp(shard, RANGE, rpc_pb2.RangeRequest(key=key, count_only=True), seconds=ANSWER_SECONDS)
     return answer.count > 0
 
 

@@ -36,6 +36,16 @@ _KEPT: Final = "!#$&'()*+/:;?@[]^`{|}"  # beside letters, digits and "_.-~"; "%"
 Value = TypeVar("Value", bytes, bool)
 
 
+class _Own(bytes):
+    """A block that stands for a token of esp's own; no bytes of a client are ever of this type."""
+
+    __slots__ = ()
+
+
+OWN: Final = _Own()
+"""The metadata of a call that esp makes for itself: in their place a shard gets the token of esp's own user there."""
+
+
 class NoToken(ValueError):
     """A shard's token cannot be sent in a header."""
 
@@ -119,17 +129,19 @@ class OwnParts:
 
     Attributes:
         memo: what was made of encoded metadata.
+        own: what the shard gets in place of `OWN`.
     """
 
-    __slots__ = ("_shard", "memo")
+    __slots__ = ("_shard", "memo", "own")
 
     def __init__(self, shard: str) -> None:
         self._shard = shard
         self.memo = _Memo(self._of)
+        self.own = b""
 
     def of(self, metadata: bytes) -> bytes:
         """What this shard gets of metadata, both encoded as in `RequestHead.forward`."""
-        return self.memo.get(metadata)
+        return self.own if metadata is OWN else self.memo.get(metadata)
 
     def _of(self, metadata: bytes) -> bytes:
         return encode([(name, self._part(value) if name in FIELDS else value) for name, value in decode(metadata)])

@@ -248,7 +248,7 @@ async def _connected(config: Config) -> AsyncIterator[dict[str, Shard]]:
     context = WireContext(config.limits)
     until = monotonic() + CONNECT_SECONDS
     async with Background() as background:
-        shards = [Shard(shard.name, shard.endpoints, context, background) for shard in config.shards]
+        shards = [Shard(shard.name, shard.endpoints, context, background, shard.user) for shard in config.shards]
         for shard in shards:
             background.start(shard.run())
         background.keep("the shards' deadlines", partial(_tick, shards))

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from esp.core import errors
 from esp.core.background import all_of
 from esp.core.pb import rpc_pb2
-from esp.core.shard import LEASE_GRANT, LEASE_REVOKE, LEASE_TIME_TO_LIVE, Answer, Method, Shard, ask
+from esp.core.shard import LEASE_GRANT, LEASE_REVOKE, LEASE_TIME_TO_LIVE, Answer, Method, Shard, ask, ask_for_esp
 from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.status import RpcError
 
@@ -53,13 +53,15 @@ async def call(
     metadata: Fields | None = None,
     seconds: float = CALL_SECONDS,
 ) -> Answer:
-    """A shard's answer to one RPC of the Lease service.
+    """A shard's answer to one RPC of the Lease service; without `metadata`, of a client, esp asks as its own user.
 
     Raises:
         RpcError: the shard's status as it came; Unavailable if the shard does not answer in time.
     """
     try:
-        return await ask(shard, method, request, metadata=encode(metadata or []), seconds=seconds)
+        if metadata is None:
+            return await ask_for_esp(shard, method, request, seconds=seconds)
+        return await ask(shard, method, request, metadata=encode(metadata), seconds=seconds)
     except RpcError as error:
         raise errors.undecided(error.status).error() from None
 

@@ -96,8 +96,8 @@ class Proxy:
         shards = []
         for shard in config.shards:
             client = kept.get(shard.name)
-            if client is None or client.endpoints != shard.endpoints:
-                client = Shard(shard.name, shard.endpoints, self.context, self.background)
+            if client is None or (client.endpoints, client.user) != (shard.endpoints, shard.user):
+                client = Shard(shard.name, shard.endpoints, self.context, self.background, shard.user)
             shards.append(client)
         shard_map = replace(config.shard_map, epoch=epoch)
         return Layout.of(shard_map, shards, Undivided(shard_map, config.across_shards.refused, self.context.reached))

@@ -17,7 +17,7 @@ from typing import Final
 
 from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
-from esp.core.shard import RANGE, Shard, answers_of, ask_all, failures_of
+from esp.core.shard import RANGE, Shard, answers_of, ask_all_for_esp, failures_of
 from esp.core.wire.context import WireContext
 
 log = logging.getLogger("esp")
@@ -107,7 +107,7 @@ class Samples:
 
     async def _ask(self, shards: Iterable[Shard]) -> dict[str, int]:
         """The revision of each of these shards, by linearizable reads at once; 0 for a shard that does not answer."""
-        outcomes = await ask_all(shards, RANGE, _ASKED, seconds=ANSWER_SECONDS)
+        outcomes = await ask_all_for_esp(shards, RANGE, _ASKED, seconds=ANSWER_SECONDS)
         for name, failure in failures_of(outcomes).items():
             log.debug("no revision of shard %s: %s", name, failure.message)
         return dict.fromkeys(outcomes, 0) | {

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -15,7 +19,7 @@ from esp.core import errors
 from esp.core.auth_tokens import join, split
 from esp.core.local import LocalEtcd
 from esp.core.pb import auth_pb2, rpc_pb2
-from tests.harness import EspProcess, Esps, Etcds, Server, connect, peer
+from tests.harness import EspProcess, Esps, Etcds, Server, connect, peer, wait_until
 from tests.stubs import rpc_pb2_grpc
 
 Etcdctl = Callable[..., subprocess.CompletedProcess[str]]
@@ -466,3 +470,191 @@ class TestStockClients:
         assert "revoked" in etcdctl(esp, ann, "lease", "revoke", lease).stdout
         etcdctl(esp, root, "auth", "disable")
         assert etcdctl(esp, "put", "a", "v").stdout == "OK\n"
+
+
+class TestEspsOwnUser:
+    @pytest.fixture
+    def own(self, tmp_path: Path) -> str:
+        """What a config says of it."""
+        (tmp_path / "password").write_text("esp's secret\n")
+        return "auth: {user: esp, password_file: password}"
+
+    def test_check_tells_what_differs_and_esps_own_user_sees_it(
+        self, shards: list[LocalEtcd], start_esp: Esps, own: str
+    ) -> None:
+        esp = start_esp(shards, BOUNDARIES, extra=own)
+        client = Client(esp)
+        code, report = check(esp)
+        assert (code, report["problems"], report["notes"]) == (0, [], [])
+        client.auth("UserAdd", name="esp", password="esp's secret")
+        client.auth("RoleAdd", name="root")
+        client.auth("UserGrantRole", user="esp", role="root")
+        set_up(client)
+        code, report = check(esp)
+        assert (code, report["problems"], report["notes"]) == (0, [], [])
+        apart = Client(shards[1])
+        assert apart.log_in("root") == "token"
+        apart.auth("UserRevokeRole", name="bob", role="bob")
+        apart.auth("RoleGrantPermission", name="alice", perm=permission("x", "y", READ))
+        code, report = check(esp)
+        assert code == 1
+        assert [(problem["kind"], problem["text"]) for problem in report["problems"]] == [
+            ("accounts", 'the user "bob" is not the same (s0, s2: roles bob; s1: roles none)'),
+            ("accounts", 'the role "alice" is not the same (s0, s2: nothing more; s1: read ["x", "y"))'),
+        ]
+        apart.auth("AuthDisable")
+        code, report = check(esp)
+        assert code == 1
+        text = "auth is on at s0, s2 and off at s1: clients cannot authenticate; "
+        assert report["problems"][0]["text"].startswith(text)
+
+    def test_check_without_a_user_says_that_it_needs_one(self, shards: list[LocalEtcd], esp: EspProcess) -> None:
+        set_up(Client(esp))
+        code, report = check(esp)
+        assert (code, report["problems"]) == (0, [])
+        told = "does not tell its users and roles: etcdserver: user name is empty; give esp a user"
+        shown = [note["shards"] for note in report["notes"] if note["text"].startswith(told)]
+        assert shown == [["s0"], ["s1"], ["s2"]]
+
+    def test_a_wrong_password_is_told_without_it(
+        self, shards: list[LocalEtcd], start_esp: Esps, own: str, tmp_path: Path
+    ) -> None:
+        esp = start_esp(shards, BOUNDARIES, extra=own)
+        client = Client(esp)
+        client.auth("UserAdd", name="esp", password="another")
+        set_up(client)
+        code, report = check(esp)
+        assert code == 1
+        told = 'esp cannot authenticate: as "esp": etcdserver: authentication failed, invalid user ID or password'
+        assert told in [problem["text"] for problem in report["problems"]]
+        assert "esp's secret" not in json.dumps(report) + esp.log()
+
+    def test_leases_that_a_shard_missed_are_granted_though_the_clients_token_has_ended(
+        self, start_durable_etcd: Etcds, start_esp: Esps, own: str
+    ) -> None:
+        shards = start_durable_etcd.several(3, QUICK)
+        esp = start_esp(shards, BOUNDARIES, extra=own)
+        client = Client(esp)
+        client.auth("UserAdd", name="esp", password="esp's secret")
+        client.auth("RoleAdd", name="root")
+        client.auth("UserGrantRole", user="esp", role="root")
+        set_up(client)
+        shards[2].kill()
+        parts = split(client.tokens["alice"].encode())
+        assert parts is not None
+        ended = join({**{name: part.decode() for name, part in parts.items()}, "s2": "ended.1"})
+        lease = client.call("Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest(TTL=600), token=ended)
+        assert isinstance(lease, Message), lease
+        shards[2].start()
+        own_user = Client(shards[2])
+
+        def has_it() -> bool:
+            if own_user.log_in("root") != "token":
+                return False
+            answer = own_user.call("Lease/LeaseTimeToLive", rpc_pb2.LeaseTimeToLiveRequest(ID=lease.ID), "root")
+            return isinstance(answer, Message) and answer.TTL > 0
+
+        wait_until(has_it)
+
+    def test_lease_sync_asks_as_esps_own_user(self, shards: list[LocalEtcd], start_esp: Esps, own: str) -> None:
+        esp = start_esp(shards, BOUNDARIES, extra=own)
+        client = Client(esp)
+        client.auth("UserAdd", name="esp", password="esp's secret")
+        client.auth("RoleAdd", name="root")
+        client.auth("UserGrantRole", user="esp", role="root")
+        set_up(client)
+        lease = client.call("Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest(TTL=600), "alice")
+        client.call("KV/Put", rpc_pb2.PutRequest(key=b"k", lease=lease.ID), "alice")
+        done = command(esp, "lease-sync", "-o", "json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["leases"] == 1
+
+
+def command(esp: EspProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`esp` with the config of a running one."""
+    assert esp.config is not None
+    return subprocess.run(
+        [sys.executable, "-m", "esp", *arguments, "-c", str(esp.config)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def check(esp: EspProcess) -> tuple[int, Any]:
+    done = command(esp, "check", "-o", "json")
+    return done.returncode, json.loads(done.stdout)
+
+
+class TestWatches:
+    def test_one_that_runs_when_auth_is_enabled_goes_on_and_a_new_one_needs_a_user(
+        self, shards: list[LocalEtcd], esp: EspProcess
+    ) -> None:
+        client = Client(esp)
+        with watching(client, "a", "\0") as events, watching(client, "k", "l") as inside:
+            assert next(events).created
+            assert next(inside).created
+            set_up(client)
+            for key in (b"b", b"k", b"z"):
+                assert isinstance(client.call("KV/Put", rpc_pb2.PutRequest(key=key), "root"), Message)
+            seen = sorted(event.kv.key for _ in range(3) for event in next(events).events)
+            assert seen == [b"b", b"k", b"z"]
+            assert next(inside).events[0].kv.key == b"k"
+            for key, end in (("k", "l"), ("a", "\0")):
+                with watching(client, key, end) as refused:
+                    answer = next(refused)
+                    assert (answer.created, answer.canceled) == (True, True)
+                    assert answer.cancel_reason == reason_at(shards[1])
+
+    def test_each_user_sees_what_it_may_read(self, esp: EspProcess) -> None:
+        client = Client(esp)
+        set_up(client)
+        denied = "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
+        for user, key, end, allowed in (
+            ("root", "a", "\0", True),
+            ("bob", "a", "\0", True),
+            ("alice", "a", "\0", False),
+            ("alice", "c", "m", True),
+            ("alice", "c", "n", False),
+        ):
+            with watching(client, key, end, user) as answers:
+                answer = next(answers)
+                assert (answer.created, answer.canceled) == (True, not allowed), (user, key, end)
+                assert answer.cancel_reason == ("" if allowed else denied)
+
+    def test_a_stale_token_is_refused_with_etcds_words(self, shards: list[LocalEtcd], esp: EspProcess) -> None:
+        client = Client(esp)
+        set_up(client)
+        client.tokens["stale"] = "x.1"
+        for key, end in (("k", "l"), ("a", "\0")):
+            with watching(client, key, end, "stale") as answers:
+                answer = next(answers)
+                assert answer.canceled
+                assert answer.cancel_reason == reason_at(shards[1], "x.1")
+
+
+def reason_at(shard: LocalEtcd, token: str = "") -> str:
+    """Why a shard itself refuses a watch with this token; its words depend on its version."""
+    client = Client(shard)
+    if token:
+        client.tokens["it"] = token
+    with watching(client, "k", "l", "it") as answers:
+        return next(answers).cancel_reason
+
+
+@contextmanager
+def watching(client: Client, key: str, end: str, user: str = "") -> Iterator[Iterator[rpc_pb2.WatchResponse]]:
+    """The responses to a watch of a range."""
+    requests: SimpleQueue[rpc_pb2.WatchRequest | None] = SimpleQueue()
+    create = rpc_pb2.WatchCreateRequest(key=key.encode(), range_end=end.encode())
+    requests.put(rpc_pb2.WatchRequest(create_request=create))
+    token = client.tokens.get(user)
+    metadata = [] if token is None else [("token", token)]
+    watch = rpc_pb2_grpc.WatchStub(client.channel).Watch
+    answers = watch(iter(requests.get, None), metadata=metadata, timeout=60)
+    try:
+        yield answers
+    finally:
+        answers.cancel()
+        requests.put(None)

@@ -4,6 +4,7 @@
     shards       the `shards` of the file: names, endpoints, ranges
     ranges       ranges of keys, as the file writes them
     addresses    addresses, and the right form of a wrong one
+    user         the user as whom esp asks shards
     fields       single values, and fields of the wrong shape
     yaml_lines   YAML values, each with its line
 
@@ -24,6 +25,7 @@ from esp.core.config.file import (
     parse,
 )
 from esp.core.config.shards import Endpoint, ShardConfig
+from esp.core.config.user import User, read_password
 
 __all__ = [
     "AcrossShards",
@@ -33,10 +35,12 @@ __all__ = [
     "Endpoint",
     "Listen",
     "ShardConfig",
+    "User",
     "check_no_loop",
     "find",
     "is_wildcard",
     "listen_of",
     "load",
     "parse",
+    "read_password",
 ]

@@ -239,6 +239,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     listen: list[Any] = msgspec.field(default_factory=lambda: ["http://127.0.0.1:2379"])
     advertise: list[Any] = []
     shards: list[Any] = []
+    auth: dict[str, Any] | None = None
     whole: list[Any] = []
     across_shards: str | dict[str, Any] = "auto"
     compaction: str | dict[str, Any] = "kubernetes"
@@ -266,7 +267,7 @@ class _FileReader(RangeFields):
         for number, url in enumerate(advertise):
             if url in advertise[:number]:
                 self.fail(("advertise", number), f"advertise URL {url} is listed twice; remove one")
-        shards, shard_map = read_shards(file.shards, file.whole, self)
+        shards, shard_map = read_shards(file.shards, file.whole, self, file.auth, path and path.parent)
         across_shards = self._across_shards(file.across_shards)
         return Config(
             path=path,

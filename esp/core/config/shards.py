@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,11 +17,12 @@ import msgspec
 from esp.core.config.addresses import TLS_SHARD, address
 from esp.core.config.fields import key_bytes
 from esp.core.config.ranges import RangeFields
+from esp.core.config.user import User, user_at
 from esp.core.config.yaml_lines import LineError, Place
 from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.shard_map import ShardMap, ShardMapError, carve
 
-_OWN = ("endpoints", "ranges")
+_OWN = ("endpoints", "ranges", "auth")
 _ORIGINAL = ("address", "start", "end", "startBytes", "endBytes")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -42,31 +44,45 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class ShardConfig:
-    """One shard. `ranges` are the ranges that it owns, in key order, after narrower ranges of others were cut out."""
+    """One shard. `ranges` are the ranges that it owns, in key order, after narrower ranges of others were cut out.
+
+    `user` is esp's own there, None where esp has none.
+    """
 
     name: str
     endpoints: tuple[Endpoint, ...]
     ranges: tuple[KeyRange, ...]
+    user: User | None = None
 
 
-def read_shards(entries: list[Any], whole: list[Any], fields: RangeFields) -> tuple[tuple[ShardConfig, ...], ShardMap]:
+def read_shards(
+    entries: list[Any],
+    whole: list[Any],
+    fields: RangeFields,
+    auth: dict[str, Any] | None = None,
+    folder: Path | None = None,
+) -> tuple[tuple[ShardConfig, ...], ShardMap]:
     """The shards in the order of the file, and the map they make.
 
     Args:
         entries: The value of `shards`.
         whole: The value of `whole`: ranges that no boundary may cut.
         fields: The file's.
+        auth: The value of `auth`, for the shards without one of their own.
+        folder: The folder of the file.
 
     Raises:
         LineError: something is wrong with one of them, or together they do not own every key once, or they cut what
             must stay whole.
     """
-    reader = _ShardsReader(fields)
+    reader = _ShardsReader(fields, folder)
+    user = None if auth is None else user_at(auth, ("auth",), fields, folder)
     reader.read(entries)
     shard_map = reader.shard_map()
     reader.check_whole(whole, shard_map)
     shards = tuple(
-        ShardConfig(name, endpoints, tuple(shard_map.ranges_of(name))) for name, endpoints in reader.endpoints.items()
+        ShardConfig(name, endpoints, tuple(shard_map.ranges_of(name)), reader.users.get(name, user))
+        for name, endpoints in reader.endpoints.items()
     )
     return shards, shard_map
 
@@ -78,6 +94,7 @@ class _ShardShape(msgspec.Struct, forbid_unknown_fields=True):
     name: str | None = None
     endpoints: list[Any] = []
     ranges: list[Any] = []
+    auth: dict[str, Any] | None = None
 
 
 class _OriginalShardShape(msgspec.Struct, forbid_unknown_fields=True):
@@ -100,8 +117,10 @@ class _Source(NamedTuple):
 class _ShardsReader:
     """Goes through the shards in order; the first thing that is wrong ends it."""
 
-    def __init__(self, fields: RangeFields) -> None:
+    def __init__(self, fields: RangeFields, folder: Path | None) -> None:
         self.fields = fields
+        self.users: dict[str, User] = {}
+        self._folder = folder
         self.lines = fields.lines
         self.fail = fields.fail
         self.shaped = fields.shaped
@@ -164,6 +183,8 @@ class _ShardsReader:
         subject = f'shard "{name}"'
         shape = self.shaped(entry, _ShardShape, place, subject)
         self._read_endpoints(name, shape.endpoints, (*place, "endpoints"), subject)
+        if shape.auth is not None:
+            self.users[name] = user_at(shape.auth, (*place, "auth"), self.fields, self._folder)
         if not shape.ranges:
             self.fail(place, f'{subject} has no ranges; write ranges: [{{start: "", end: ""}}] for all keys')
         for position, value in enumerate(shape.ranges):

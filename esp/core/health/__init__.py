@@ -1,6 +1,7 @@
 """How the shards are, for `esp check`.
 
     probe      asks every endpoint of every shard for its status and alarms
+    accounts   asks every shard for its users and roles, and compares them
     findings   plain values: the endpoints' answers, and the problems in them
 
 From the top down; each file imports only files below it.

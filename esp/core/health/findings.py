@@ -88,6 +88,7 @@ class Kind(StrEnum):
     OLD_VERSION = "old-version"
     MIXED_VERSIONS = "mixed-versions"
     KUBERNETES = "kubernetes"
+    ACCOUNTS = "accounts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,11 @@ def with_cuts(health: Health, cuts: Iterable[Cut], *, at_work: bool) -> Health:
     if at_work:
         return replace(health, problems=health.problems + findings)
     return replace(health, notes=health.notes + findings)
+
+
+def with_findings(health: Health, problems: Iterable[Finding], notes: Iterable[Finding]) -> Health:
+    """Adds what was found out elsewhere."""
+    return replace(health, problems=(*health.problems, *problems), notes=(*health.notes, *notes))
 
 
 def _is_auth(refusal: Status) -> bool:

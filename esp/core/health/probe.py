@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
@@ -17,16 +18,20 @@ from google.protobuf.message import Message
 from esp.core import errors
 from esp.core.apiservers import holds, namespace_key, roots_in_question
 from esp.core.background import Background, all_of
-from esp.core.config import Config, Endpoint, ShardConfig
-from esp.core.health.findings import Alarm, EndpointHealth, Health, Member, ShardHealth, judge, with_cuts
+from esp.core.config import Config, Endpoint, ShardConfig, User
+from esp.core.health.accounts import Accounts, accounts_of, compare
+from esp.core.health.findings import Alarm, EndpointHealth, Health, Member, ShardHealth, judge, with_cuts, with_findings
 from esp.core.kubernetes import COMPACT_KEY, assumed_roots, cuts
 from esp.core.pb import rpc_pb2
-from esp.core.shard import ALARMS, STATUS, Method, Shard, ask
+from esp.core.shard import ALARMS, STATUS, Method, Shard, ask_for_esp
 from esp.core.wire.context import WireContext
 from esp.core.wire.status import Code, RpcError, Status
 
 ANSWER_SECONDS: Final = 2.0
 """How long one endpoint may take to be connected to and to answer everything."""
+
+ACCOUNTS_SECONDS: Final = 10.0
+"""How long the users and roles of all shards may take to be told."""
 
 MAX_SUSPECTED: Final = 64
 """Prefixes of a kube-apiserver that are looked for."""
@@ -39,14 +44,36 @@ async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
     context = WireContext(config.limits)
 
     async def ask(shard: ShardConfig) -> ShardHealth:
-        endpoints = await all_of([_examine(endpoint, context, seconds) for endpoint in shard.endpoints])
+        endpoints = await all_of([_examine(endpoint, shard.user, context, seconds) for endpoint in shard.endpoints])
         return ShardHealth(shard.name, shard.ranges, tuple(endpoints))
 
-    health = judge(await all_of(map(ask, config.shards)))
+    told: list[Any] = await all_of([all_of(map(ask, config.shards)), _accounts(config, context, seconds)])
+    health = with_findings(judge(told[0]), *compare(told[1]))
     shard_map, assumed = config.shard_map, assumed_roots(config.kubernetes)
     at_work = await _roots_at_work(config, context, seconds) if len(config.shards) > 1 else []
     found = [cut for root in dict.fromkeys((*assumed, *at_work)) for cut in cuts(shard_map, root)]
     return with_cuts(health, found, at_work=bool(at_work))
+
+
+async def _accounts(config: Config, context: WireContext, seconds: float) -> dict[str, Accounts]:
+    """What several shards tell about auth, by name; a shard that is away tells nothing."""
+    if len(config.shards) == 1:
+        return {}
+    async with Background() as background:
+        shards = {
+            shard.name: Shard(shard.name, shard.endpoints, context, background, shard.user) for shard in config.shards
+        }
+        for shard in shards.values():
+            background.start(shard.run())
+        found = {name: Accounts(refusal="it does not answer") for name in shards}
+
+        async def find(name: str, shard: Shard) -> None:
+            await _settled(shard)
+            found[name] = await accounts_of(shard, seconds)
+
+        with suppress(TimeoutError):
+            await asyncio.wait_for(all_of([find(*each) for each in shards.items()]), ACCOUNTS_SECONDS)
+        return found
 
 
 async def _roots_at_work(config: Config, context: WireContext, seconds: float) -> list[bytes]:
@@ -71,7 +98,9 @@ async def _roots_at_work(config: Config, context: WireContext, seconds: float) -
         ]
 
     async with Background() as background:
-        shards = {shard.name: Shard(shard.name, shard.endpoints, context, background) for shard in config.shards}
+        shards = {
+            shard.name: Shard(shard.name, shard.endpoints, context, background, shard.user) for shard in config.shards
+        }
         for shard in shards.values():
             background.start(shard.run())
         try:
@@ -80,10 +109,10 @@ async def _roots_at_work(config: Config, context: WireContext, seconds: float) -
             return []
 
 
-async def _examine(endpoint: Endpoint, context: WireContext, seconds: float) -> EndpointHealth:
+async def _examine(endpoint: Endpoint, user: User | None, context: WireContext, seconds: float) -> EndpointHealth:
     until = monotonic() + seconds
     async with Background() as background:
-        shard = Shard(str(endpoint), [endpoint], context, background)
+        shard = Shard(str(endpoint), [endpoint], context, background, user)
         background.start(shard.run())
         while not shard.is_ready:
             if shard.barred is not None:
@@ -127,7 +156,7 @@ async def _timed(shard: Shard, method: Method[Any], request: Message, until: flo
     began = monotonic()
     told: Message | Status
     try:
-        told = await ask(shard, method, request, seconds=max(0.001, until - began))
+        told = await ask_for_esp(shard, method, request, seconds=max(0.001, until - began))
     except RpcError as error:
         late = error.status.code == Code.DEADLINE_EXCEEDED
         told = Status(Code.DEADLINE_EXCEEDED, "no answer in time") if late else error.status

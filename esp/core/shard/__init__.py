@@ -5,6 +5,7 @@
     connected  the connections of a shard: kept up to one endpoint, fail-over to the next
     fate     what becomes of a call that broke: when it is sent again
     link     one connection of a shard, and the calls that wait for the connection
+    login    esp's own user: the token that goes with esp's own questions
     member   a server's first answer: whether the server is up, and is not an esp
     dial     connects to the first of a host's addresses that accepts
     lookup   looks up host names, each in at most one thread
@@ -37,6 +38,8 @@ from esp.core.shard.unary import (
     answers_of,
     ask,
     ask_all,
+    ask_all_for_esp,
+    ask_for_esp,
     ask_in_turn,
     failures_of,
 )
@@ -66,6 +69,8 @@ __all__ = [
     "answers_of",
     "ask",
     "ask_all",
+    "ask_all_for_esp",
+    "ask_for_esp",
     "ask_in_turn",
     "failures_of",
     "is_probe",

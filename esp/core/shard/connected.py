@@ -29,16 +29,18 @@ from google.protobuf.message import DecodeError, Message
 from esp.core import errors
 from esp.core.auth_tokens import OwnParts
 from esp.core.background import Background
-from esp.core.config import Endpoint
+from esp.core.config import Endpoint, User
 from esp.core.pb import rpc_pb2
 from esp.core.shard.dial import connect
 from esp.core.shard.link import Link
+from esp.core.shard.login import Login
 from esp.core.shard.lookup import Lookups
-from esp.core.shard.member import NotAnEtcd, UnfitError, ask_status
+from esp.core.shard.member import NotAnEtcd, UnfitError, ask_once, ask_status
 from esp.core.tokens import is_token
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import Code, RpcError, Status
 
 log = logging.getLogger("esp.shard")
@@ -52,6 +54,8 @@ HIGHEST_REVISION: Final = 1 << 51
 """No etcd gets here by writing; from 2**52 on a shard's revisions would be taken for vector tokens."""
 DEFAULT_TXN_OPS: Final = 128
 """etcd's default of --max-txn-ops."""
+LOGIN_SECONDS: Final = 7.0
+"""How long a shard may take to look at esp's own password."""
 HEADLESS: Final = frozenset((rpc_pb2.AlarmResponse, rpc_pb2.DefragmentResponse))
 """Answers that etcd 3.4 gives without a header (v3rpc/maintenance.go fills it in from 3.5 on)."""
 
@@ -75,11 +79,20 @@ class Connected:
         max_txn_ops: the most operations in a transaction that esp makes for it, etcd's --max-txn-ops: the default
             of that, or less where it has refused so many.
         allowed_ops: the most operations in a client's transaction that it is known, or taken, to allow.
+        user: as whom esp asks it questions of its own; None where esp has no user there.
     """
 
-    def __init__(self, name: str, endpoints: Sequence[Endpoint], context: WireContext, background: Background) -> None:
+    def __init__(
+        self,
+        name: str,
+        endpoints: Sequence[Endpoint],
+        context: WireContext,
+        background: Background,
+        user: User | None = None,
+    ) -> None:
         self.name = name
         self.endpoints = tuple(endpoints)
+        self.user = user
         self.context = context
         self.background = background
         self.garbled = 0
@@ -92,6 +105,7 @@ class Connected:
         self.seen = 0
         self.max_txn_ops = self.allowed_ops = DEFAULT_TXN_OPS
         self._own_parts = OwnParts(name)
+        self._login = None if user is None else Login(name, user, self._own_parts, self._ask_once)
         self._lookups = Lookups()
         self._unary = Link(context, background)
         self._streams = Link(context, background)
@@ -153,6 +167,30 @@ class Connected:
         level = logging.WARNING if self.garbled.bit_count() == 1 else logging.DEBUG  # the 1st, 2nd, 4th, 8th ...
         log.log(level, "shard %s: an answer of %s %s (%d so far)", self.name, self.endpoint, fault, self.garbled)
         return errors.garbled(self.name, fault).error()
+
+    async def log_in(self, since: float) -> bool:
+        """Has the shard's refusal of esp's own token mended; False if the same question would be refused again.
+
+        `since` is the `monotonic` time at which the question was asked.
+        """
+        return self._login is not None and await self._login.renew(since)
+
+    @property
+    def login_trouble(self) -> str:
+        """Why esp cannot authenticate here, for people; "" when it can, or has not been asked to."""
+        return "" if self._login is None else self._login.trouble
+
+    async def _ask_once(self, forward: Forward, message: bytes) -> bytes:
+        """The answer of the member in use to esp's password.
+
+        Raises:
+            RpcError: there is no connection, or another answer.
+            OSError, BrokenCall: there is no answer.
+        """
+        connection = self._unary.free()
+        if connection is None:
+            raise errors.NO_CONNECTION.error()
+        return await ask_once(connection, forward, message, LOGIN_SECONDS)
 
     async def run(self) -> None:
         """Keeps the shard connected, until cancelled; then whatever waits is refused and the connections are closed."""
@@ -247,6 +285,7 @@ class Connected:
         """Asks until it is told: what depends on the version has to do without it meanwhile."""
         level = logging.INFO
         while True:
+            asked = monotonic()
             connection = self._unary.free()
             if connection is not None:
                 try:
@@ -257,6 +296,9 @@ class Connected:
                     self._lost.set()
                     return
                 except (RpcError, OSError) as error:
+                    stale = isinstance(error, RpcError) and error.status in errors.STALE_TOKEN
+                    if stale and await self.log_in(asked):
+                        continue
                     log.log(level, "shard %s: does not tell its version: %s", self.name, error)
             level = logging.DEBUG
             await asyncio.sleep(LONGEST_PAUSE)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from esp.core.auth_tokens import OWN
 from esp.core.errors import is_esp
 from esp.core.wire.call import BrokenCall, MessageCall, messages
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.message import prefix
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import Code, RpcError
 
 STATUS_PATH: Final = b"/etcdserverpb.Maintenance/Status"
-STATUS: Final = STATUS_PATH, b""
+STATUS: Final = STATUS_PATH, OWN
 """The head of the question."""
 PROBE: Final = b"\xda\x94\x01\x09esp-probe"
 """The StatusRequest: a field of number 2379 that no etcd knows or takes notice of.
@@ -51,12 +53,8 @@ async def ask_status(connection: ClientConnection, seconds: float) -> bytes:
         OSError: no answer within so many seconds; or the connection broke; or the answer is Unavailable, as of an etcd
             that stops, or of a proxy without a server behind it, or with an esp that waits for just this answer.
     """
-    call = MessageCall(connection, messages())
     try:
-        async with asyncio.timeout(seconds):
-            connection.call(call, STATUS, b"", prefix(PROBE), end=True)
-            connection.context.flush()
-            return await call.read_only()
+        return await ask_once(connection, STATUS, PROBE, seconds)
     except RpcError as error:
         if is_esp(error.status):
             raise NotAnEtcd from None
@@ -67,6 +65,21 @@ async def ask_status(connection: ClientConnection, seconds: float) -> bytes:
         raise OSError(f"it breaks off when asked for its status: {broken}") from None
     except TimeoutError:
         raise OSError(f"it does not tell its status within {seconds:g} s") from None
+
+
+async def ask_once(connection: ClientConnection, forward: Forward, message: bytes, seconds: float) -> bytes:
+    """The answer of the server at the other end, message and answer without prefix.
+
+    Raises:
+        RpcError: the server answers with an error.
+        BrokenCall, TimeoutError: there is no answer.
+    """
+    call = MessageCall(connection, messages())
+    try:
+        async with asyncio.timeout(seconds):
+            connection.call(call, forward, b"", prefix(message), end=True)
+            connection.context.flush()
+            return await call.read_only()
     finally:
         call.cancel()
         connection.context.flush()

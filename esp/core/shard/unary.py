@@ -16,6 +16,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from google.protobuf.message import Message
 
 from esp.core import errors
+from esp.core.auth_tokens import OWN
 from esp.core.background import all_of
 from esp.core.pb import rpc_pb2
 from esp.core.shard.fate import failure, outcome
@@ -106,6 +107,38 @@ async def ask(
         down=down,
     )
     return shard.parsed(method.answer, body)
+
+
+async def ask_for_esp(
+    shard: Shard, method: Method[Answer], request: Message, *, seconds: float | None = None
+) -> Answer:
+    """One shard's answer to a question of esp's own: as esp's user there, if the config names one.
+
+    Raises:
+        RpcError: as `ask`.
+    """
+    asked = monotonic()
+    try:
+        return await ask(shard, method, request, metadata=OWN, seconds=seconds)
+    except RpcError as error:
+        if error.status not in errors.STALE_TOKEN or not await shard.log_in(asked):
+            raise
+    left = None if seconds is None else max(0.001, asked + seconds - monotonic())
+    return await ask(shard, method, request, metadata=OWN, seconds=left)
+
+
+async def ask_all_for_esp(
+    shards: Iterable[Shard], method: Method[Answer], request: Message, *, seconds: float
+) -> dict[str, Answer | Status]:
+    """As `ask_all`, for a question of esp's own: as esp's user at each shard where the config names one."""
+    shards = tuple(shards)
+    asked = monotonic()
+    outcomes = await ask_all(shards, method, request, metadata=OWN, seconds=seconds)
+    for shard in shards:
+        outcome = outcomes[shard.name]
+        if isinstance(outcome, Status) and outcome in errors.STALE_TOKEN and await shard.log_in(asked):
+            outcomes |= await ask_all((shard,), method, request, metadata=OWN, seconds=seconds)
+    return outcomes
 
 
 async def ask_all(

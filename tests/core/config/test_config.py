@@ -255,7 +255,7 @@ def binary(key: bytes) -> str:
 # What is refused, word for word
 
 FIELDS = (
-    "the fields here are listen, advertise, shards, whole, across_shards, compaction, deletes_across_shards, "
+    "the fields here are listen, advertise, shards, auth, whole, across_shards, compaction, deletes_across_shards, "
     "defragment, leases, range_reads, txn_reads, drain_seconds, limits"
 )
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'

@@ -244,7 +244,7 @@ class LeaseRepair:
         until = monotonic() + seconds
         while True:
             asked = monotonic()
-            here = await lease_sync.time_to_live(shard, lease_id, metadata=metadata, seconds=seconds)
+            here = await lease_sync.time_to_live(shard, lease_id, metadata=self._asking(metadata), seconds=seconds)
             if here.TTL >= 0:  # since a moment ago
                 table.seen(lease_id, shard.name, monotonic() + SEEN_SECONDS)
                 return True
@@ -255,6 +255,14 @@ class LeaseRepair:
                 return False
             await asyncio.sleep(POLL_SECONDS)
 
+    def _asking(self, metadata: Fields) -> Fields | None:
+        """As whom esp asks for a lease and grants it, which any user may: itself, or where it has no user, the client.
+
+        The client's token may have ended by then. What is revoked is revoked as the client only, who may not be
+        permitted to delete the lease's keys.
+        """
+        return None if all(shard.user for shard in self._layout.shards.values()) else metadata
+
     async def _copy(self, lease_id: int, shard: Shard, metadata: Fields, seconds: float) -> bool:
         """Whether the lease lives on the shard now.
 
@@ -263,7 +271,7 @@ class LeaseRepair:
         """
         others = [other for other in self._layout.shards.values() if other is not shard]
         copied = await lease_sync.copy(
-            lease_id, _ready_first(others), shard, CopyTtl.GRANTED, metadata=metadata, seconds=seconds
+            lease_id, _ready_first(others), shard, CopyTtl.GRANTED, metadata=self._asking(metadata), seconds=seconds
         )
         if copied is Copied.GONE:
             self.table.forget(lease_id)  # another one of its id may begin elsewhere, which this shard does not miss

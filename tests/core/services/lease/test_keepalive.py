@@ -49,6 +49,7 @@ class FakeShard:
 
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
+        self.user = None
         self.is_ready = True
         self.barred: Status | None = None
         self.caller: Caller | None = dial(limits)

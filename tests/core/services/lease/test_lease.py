@@ -44,6 +44,7 @@ class FakeShard:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.user = None
         self.leases: dict[int, int] = {}
         self.revision = 5
         self.away = False

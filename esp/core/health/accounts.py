@@ -1,0 +1,167 @@
+"""Users, roles and permissions of all shards side by side: esp serves Auth as if there were one set of them.
+
+Passwords are not compared: nobody can ask for them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from esp.core import errors
+from esp.core.background import all_of
+from esp.core.health.findings import Finding, Kind
+from esp.core.keys import KeyRange, format_key, format_range
+from esp.core.pb import auth_pb2, rpc_pb2
+from esp.core.shard import AUTH_STATUS, ROLE_GET, ROLE_LIST, USER_GET, USER_LIST, Shard, ask_for_esp
+from esp.core.wire.status import RpcError
+
+AT_ONCE: Final = 16
+"""Questions that a shard is asked at once."""
+MAX_FINDINGS: Final = 20
+"""Differences that are told one by one."""
+
+T = TypeVar("T", bound=Hashable)
+
+Permission = tuple[bytes, bytes, int]
+"""Range in etcd's encoding, and the kind of access."""
+
+
+@dataclass(slots=True)
+class Accounts:
+    """What one shard tells about auth.
+
+    Attributes:
+        enabled: whether auth is on; None if unknown.
+        users: the roles of each user.
+        roles: the permissions of each role.
+        refusal: why the rest is unknown; "" if everything is known.
+        login_trouble: why esp could not authenticate; "" if it could, or did not have to.
+    """
+
+    enabled: bool | None = None
+    users: dict[str, frozenset[str]] = field(default_factory=dict)
+    roles: dict[str, frozenset[Permission]] = field(default_factory=dict)
+    refusal: str = ""
+    login_trouble: str = ""
+
+
+async def accounts_of(shard: Shard, seconds: float) -> Accounts:
+    """What a shard tells; each question may take so long."""
+    found = Accounts()
+    try:
+        await _fill(found, shard, seconds)
+    except RpcError as error:
+        found.refusal = error.status.message
+        if found.enabled is None and (error.status in errors.STALE_TOKEN or error.status == errors.PERMISSION_DENIED):
+            found.enabled = True  # without auth nothing is refused for want of a user
+    found.login_trouble = shard.login_trouble
+    return found
+
+
+async def _fill(found: Accounts, shard: Shard, seconds: float) -> None:
+    status = await ask_for_esp(shard, AUTH_STATUS, rpc_pb2.AuthStatusRequest(), seconds=seconds)
+    found.enabled = status.enabled
+    users = list((await ask_for_esp(shard, USER_LIST, rpc_pb2.AuthUserListRequest(), seconds=seconds)).users)
+    roles = list((await ask_for_esp(shard, ROLE_LIST, rpc_pb2.AuthRoleListRequest(), seconds=seconds)).roles)
+
+    async def add_user(name: str) -> None:
+        user = await ask_for_esp(shard, USER_GET, rpc_pb2.AuthUserGetRequest(name=name), seconds=seconds)
+        found.users[name] = frozenset(user.roles)
+
+    async def add_role(name: str) -> None:
+        role = await ask_for_esp(shard, ROLE_GET, rpc_pb2.AuthRoleGetRequest(role=name), seconds=seconds)
+        found.roles[name] = frozenset((perm.key, perm.range_end, perm.permType) for perm in role.perm)
+
+    for names, add in ((users, add_user), (roles, add_role)):
+        for first in range(0, len(names), AT_ONCE):
+            await all_of([add(name) for name in names[first : first + AT_ONCE]])
+
+
+def compare(accounts: Mapping[str, Accounts]) -> tuple[list[Finding], list[Finding]]:
+    """The problems and the notes that the accounts of all shards give rise to, by the shards' names."""
+    problems = [*_switches(accounts), *_logins(accounts)]
+    known = {name: each for name, each in accounts.items() if not each.refusal}
+    if len(known) > 1:
+        differences = [*_users(known), *_roles(known)]
+        problems += differences[:MAX_FINDINGS]
+        if len(differences) > MAX_FINDINGS:
+            text = f"{len(differences) - MAX_FINDINGS} more users or roles differ"
+            problems.append(Finding(Kind.ACCOUNTS, tuple(known), None, text))
+    return problems, list(_untold(accounts))
+
+
+def _switches(accounts: Mapping[str, Accounts]) -> Iterator[Finding]:
+    on = [name for name, each in accounts.items() if each.enabled]
+    off = [name for name, each in accounts.items() if each.enabled is False]
+    if on and off:
+        text = (
+            f"auth is on at {', '.join(on)} and off at {', '.join(off)}: clients cannot authenticate; "
+            "run etcdctl auth enable or disable at the endpoints of those that are wrong"
+        )
+        yield Finding(Kind.AUTH, (*on, *off), None, text)
+
+
+def _logins(accounts: Mapping[str, Accounts]) -> Iterator[Finding]:
+    for name, each in accounts.items():
+        if each.login_trouble:
+            yield Finding(Kind.AUTH, (name,), None, f"esp cannot authenticate: {each.login_trouble}")
+
+
+def _untold(accounts: Mapping[str, Accounts]) -> Iterator[Finding]:
+    for name, each in accounts.items():
+        if each.enabled and each.refusal and not each.login_trouble:
+            cure = "give esp a user with the role root (auth in the config)"
+            yield Finding(Kind.AUTH, (name,), None, f"does not tell its users and roles: {each.refusal}; {cure}")
+
+
+def _users(accounts: Mapping[str, Accounts]) -> Iterator[Finding]:
+    for user in _names(each.users for each in accounts.values()):
+        groups = _groups({name: each.users.get(user) for name, each in accounts.items()})
+        if len(groups) > 1:
+            told = "; ".join(
+                f"{', '.join(names)}: "
+                + ("no such user" if roles is None else f"roles {', '.join(sorted(roles)) or 'none'}")
+                for roles, names in groups.items()
+            )
+            yield Finding(Kind.ACCOUNTS, tuple(accounts), None, f'the user "{_shown(user)}" is not the same ({told})')
+
+
+def _roles(accounts: Mapping[str, Accounts]) -> Iterator[Finding]:
+    for role in _names(each.roles for each in accounts.values()):
+        groups = _groups({name: each.roles.get(role) for name, each in accounts.items()})
+        if len(groups) > 1:
+            everywhere = frozenset.intersection(*(perms or frozenset() for perms in groups))
+            told = "; ".join(
+                f"{', '.join(names)}: " + ("no such role" if perms is None else _permissions(perms - everywhere))
+                for perms, names in groups.items()
+            )
+            yield Finding(Kind.ACCOUNTS, tuple(accounts), None, f'the role "{_shown(role)}" is not the same ({told})')
+
+
+def _permissions(perms: frozenset[Permission]) -> str:
+    """Permissions that not all shards have, a few of them."""
+    shown = [
+        f"{auth_pb2.Permission.Type.Name(kind).lower() if kind in auth_pb2.Permission.Type.values() else kind} "
+        + (format_range(KeyRange.of_request(key, range_end)) if range_end else f'"{format_key(key)}"')
+        for key, range_end, kind in sorted(perms)[:3]
+    ]
+    more = f" and {len(perms) - 3} more" if len(perms) > 3 else ""
+    return ", ".join(shown) + more if shown else "nothing more"
+
+
+def _names(maps: Iterable[Mapping[str, object]]) -> list[str]:
+    return sorted({name for each in maps for name in each})
+
+
+def _groups(told: Mapping[str, T]) -> dict[T, list[str]]:
+    groups: dict[T, list[str]] = defaultdict(list)
+    for name, value in told.items():
+        groups[value].append(name)
+    return groups
+
+
+def _shown(name: str) -> str:
+    return format_key(name.encode())[:64]

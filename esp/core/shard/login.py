@@ -1,0 +1,90 @@
+"""esp's own user at a shard: the token that goes with the questions that esp asks for itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from esp.core import errors
+from esp.core.auth_tokens import OwnParts
+from esp.core.background import in_a_thread
+from esp.core.config import User, read_password
+from esp.core.pb import rpc_pb2
+from esp.core.wire.call import BrokenCall
+from esp.core.wire.hpack import encode
+from esp.core.wire.request_encoder import Forward
+from esp.core.wire.status import RpcError
+
+log = logging.getLogger("esp.shard")
+
+AUTHENTICATE_PATH: Final = b"/etcdserverpb.Auth/Authenticate"
+PAUSE_SECONDS: Final = 2.0
+"""How long esp waits after an attempt, even if the attempt has brought a token, which the shard refuses: an etcd takes
+a tenth of a second of CPU time to look at a password."""
+
+
+class Login:
+    """Authenticates at one shard when the shard asks for it. The password is read anew each time, and not kept.
+
+    Attributes:
+        trouble: why esp has no token of this shard, for people; "" while nothing is wrong.
+    """
+
+    def __init__(
+        self, shard: str, user: User, parts: OwnParts, call: Callable[[Forward, bytes], Awaitable[bytes]]
+    ) -> None:
+        """`parts` gets the token; `call` makes a unary call to the shard, message and answer without prefix."""
+        self.trouble = ""
+        self._shard = shard
+        self._user = user
+        self._parts = parts
+        self._call = call
+        self._one_at_a_time = asyncio.Lock()
+        self._renewed = self._tried = -PAUSE_SECONDS
+
+    async def renew(self, since: float) -> bool:
+        """Whether there is a token that is newer than the `monotonic` time `since`."""
+        async with self._one_at_a_time:
+            if self._renewed > since:
+                return True
+            if monotonic() - self._tried < PAUSE_SECONDS:
+                return False
+            trouble = await self._authenticate()
+            self._tried = monotonic()
+            if trouble:
+                if trouble != self.trouble:
+                    log.warning("shard %s: esp cannot authenticate: %s", self._shard, trouble)
+            else:
+                self._renewed = monotonic()
+            self.trouble = trouble
+            return not trouble
+
+    async def _authenticate(self) -> str:
+        """Gets a token; what is wrong if there is none."""
+        try:
+            password = await in_a_thread("the password", lambda: read_password(self._user.password_file))
+        except ValueError as error:
+            return str(error)
+        except OSError as error:
+            return f"{self._user.password_file} cannot be read: {(error.strerror or str(error)).lower()}"
+        request = rpc_pb2.AuthenticateRequest(name=self._user.name, password=password)
+        try:
+            answer = await self._call((AUTHENTICATE_PATH, b""), request.SerializeToString())
+            token = rpc_pb2.AuthenticateResponse.FromString(answer).token
+        except DecodeError:
+            return "the shard's answer is no AuthenticateResponse"
+        except BrokenCall as broken:
+            return f"the shard breaks off: {broken}"
+        except TimeoutError:
+            return "the shard does not answer"
+        except RpcError as error:
+            if error.status == errors.AUTH_NOT_ENABLED:
+                self._parts.own = b""
+            return f'as "{self._user.name}": {error.status.message}'
+        self._parts.own = encode([(b"token", token.encode())])
+        return ""
