@@ -36,9 +36,13 @@ def watch(stream: int, key: bytes) -> bytes:
     return headers(stream, request(WATCH)) + data(stream, message(asked))
 
 
+PATIENT = "limits: {keepalive_time: 100}"
+"""esp does not give up a stopped shard while the test goes on, however busy the machine is."""
+
+
 def test_calls_that_wait_for_a_stopped_shard_are_in_nobodys_way(start_etcd: Etcds, start_esp: Esps) -> None:
     shards = start_etcd.several(2)
-    esp = start_esp(shards, ["m"])
+    esp = start_esp(shards, ["m"], extra=PATIENT)
     with RawClient(esp) as client:
         client.says(put(1, b"a"), put(3, b"z"))
         client.hears(1, 3)
@@ -90,7 +94,7 @@ def test_metadata_that_is_too_large_costs_only_its_own_call(esp: EspProcess, etc
 def test_deadlines_that_run_out_on_a_stopped_shard_cost_nothing_else(start_etcd: Etcds, start_esp: Esps) -> None:
     """300 calls with a time-out of half a second, again and again; their client takes each back when it has run out."""
     shards = start_etcd.several(2)
-    esp = start_esp(shards, ["m"])
+    esp = start_esp(shards, ["m"], extra=PATIENT)
     with talking(esp, shards[0]) as talk:
         talk.created(key=b"a")
         with frozen(shards[1]):
