@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from esp.core import local
 from esp.core.local import LocalEtcd
+from tests.examples import tries
 from tests.harness import (
     EspProcess,
     Esps,
@@ -31,7 +32,7 @@ from tests.harness import (
 from tests.stubs import rpc_pb2_grpc
 
 # How long an example takes says how busy the machine is, and nothing else.
-settings.register_profile("esp", deadline=None)
+settings.register_profile("esp", deadline=None, max_examples=tries(100))
 settings.load_profile("esp")
 
 # Before anything imports it, so that its assertions tell what differs.

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
+from tests.examples import tries
 from tests.harness import EspProcess, Esps, Etcds, connect, running_esps, wipe
 from tests.stubs.rpc_pb2_grpc import KVStub
 
@@ -81,7 +82,7 @@ requests = st.builds(
 
 
 def test_every_form_of_range_is_as_of_one_etcd(both: Both) -> None:
-    @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=tries(400), deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(requests)
     def run(request: rpc_pb2.RangeRequest) -> None:
         answer = both.across.Range(request)

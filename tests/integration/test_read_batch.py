@@ -22,6 +22,7 @@ from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from esp.core.wire import frames
 from tests.core.wire.conversation import call, data, headers, message, split, window
+from tests.examples import tries
 from tests.harness import EspProcess, Esps, Etcds, Server, connect, peer, wait_until
 from tests.stubs import rpc_pb2_grpc
 
@@ -135,7 +136,7 @@ def test_a_burst_is_answered_with_the_bytes_of_etcd(start_esp: Esps, start: Star
             kv.Put(Put(key=b"ja", value=b""))
     before = transactions(etcd)
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=tries(60), deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(REQUESTS, METADATA), min_size=1, max_size=100))
     def same(requests: list[tuple[Message, Sequence[Field]]]) -> None:
         through, direct = burst(esp, requests), burst(etcd, requests)

@@ -25,6 +25,7 @@ from esp.core.config import (
 from esp.core.keys import KeyRange
 from esp.core.shard_map import ShardMap
 from esp.core.wire.limits import Limits
+from tests.examples import tries
 
 PATH = Path("esp.yaml")
 
@@ -224,7 +225,7 @@ def test_the_original_format_prefers_text_to_bytes() -> None:
 boundaries = st.sets(st.binary(min_size=1, max_size=5).filter(lambda key: key != b"\0"), max_size=6).map(sorted)
 
 
-@settings(max_examples=50)
+@settings(max_examples=tries(50))
 @given(boundaries, st.data())
 def test_any_map_can_be_written_and_read_back(cuts: list[bytes], data: st.DataObject) -> None:
     ends = [*cuts, None]
@@ -470,7 +471,7 @@ def test_a_long_value_does_not_make_a_long_message() -> None:
     assert len(str(caught.value)) < 600
 
 
-@settings(max_examples=200)
+@settings(max_examples=tries(200))
 @given(st.text(max_size=40) | st.text("-?:,[]{}#&*!|>'\"%@` \nabc1=~<", max_size=40))
 def test_any_text_is_a_config_or_a_config_error_of_one_line(text: str) -> None:
     try:
@@ -498,7 +499,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=tries(200))
 @given(values)
 def test_any_values_are_a_config_or_a_config_error_of_one_line(value: object) -> None:
     try:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esp.core.wire.budget import Account, BufferBudget
+from tests.examples import tries
 
 ADDRESSES, CONNECTIONS, CALLS = 3, 2, 2
 
@@ -114,7 +115,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=tries(300), deadline=None)
 @given(steps)
 def test_it_does_as_the_model_does(steps: Iterable[tuple[str, tuple[int, int, int], int]]) -> None:
     model = Model(1000)

@@ -25,6 +25,7 @@ from esp.core.wire.status import Code, RpcError, Status
 from tests.core.wire import upstream
 from tests.core.wire.conversation import HEAD, data, goaway, headers, message, rst, split, trailers
 from tests.core.wire.upstream import Caller, dial, forward
+from tests.examples import tries
 
 T = TypeVar("T")
 OK = headers(1, trailers(), end=True)
@@ -102,7 +103,7 @@ def test_messages_come_one_by_one_and_then_none(before: bool) -> None:
     assert reads(*said, before=before) == ([b"a", b"bc", b""], None)
 
 
-@examples(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=tries(100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=50), max_size=6), st.data())
 def test_messages_may_be_split_over_frames_anywhere(messages: list[bytes], draw: st.DataObject) -> None:
     whole = b"".join(message(m) for m in messages)

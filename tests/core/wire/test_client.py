@@ -39,6 +39,7 @@ from tests.core.wire.conversation import (
     window,
 )
 from tests.core.wire.upstream import PREFACE_SAID, Call, Caller, dial, forward, head_of, request
+from tests.examples import tries
 
 GOING_AWAY = ("reset", ErrorCode.REFUSED_STREAM, "the server is going away")
 MAX_STREAM_ID = 2**31 - 1
@@ -1177,7 +1178,9 @@ def check_books(esp: Caller, calls: list[Call]) -> None:
 
 
 @examples(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=tries(300),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(FRAMES, max_size=25), st.integers(1, 200), st.integers(0, 100))
 @example([settings({4: 0}), headers(1, HEAD), data(1, b"", end=True)], 200, 100)
@@ -1196,7 +1199,9 @@ def test_nothing_a_server_says_escapes_or_leaks(said: list[bytes], piece: int, w
 
 
 @examples(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=tries(200),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(st.data())
 def test_nothing_a_mutated_conversation_says_escapes_or_leaks(draw: st.DataObject) -> None:

@@ -17,6 +17,7 @@ from esp.core.wire.client_stream import STREAM_WINDOW
 from esp.core.wire.hpack import encode
 from tests.core.wire.conversation import message
 from tests.core.wire.upstream import FRONT, Call, Caller
+from tests.examples import tries
 
 HEAD = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 TRAILERS = [(b"grpc-status", b"0"), (b"grpc-message", b"fine")]
@@ -214,7 +215,9 @@ ACTIONS = (
 SIZES = st.one_of(st.integers(0, 300), st.sampled_from([16384, 16385, 40_000, 65_535, 65_536, 100_000]))
 
 
-@examples(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@examples(
+    max_examples=tries(300), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(
     st.lists(st.tuples(st.sampled_from(ACTIONS), SIZES, st.integers(0, 255), st.booleans()), max_size=40),
     st.sampled_from([1_000_000, 16_384, 1000, 37]),

@@ -35,6 +35,7 @@ from tests.core.wire.conversation import (
     window,
 )
 from tests.core.wire.conversation import settings as settings_frame
+from tests.examples import tries
 
 TIGHT = Limits(
     max_concurrent_streams=20,
@@ -109,7 +110,7 @@ def holds_little(server: Server) -> None:
     server.holds_nothing()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=tries(300), deadline=None)
 @given(st.binary(max_size=500))
 def test_random_bytes_end_nothing_but_the_connection(said: bytes) -> None:
     for server in (Server(TIGHT, None), listening()):
@@ -117,7 +118,7 @@ def test_random_bytes_end_nothing_but_the_connection(said: bytes) -> None:
         holds_little(server)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=tries(800), deadline=None)
 @given(conversations)
 def test_random_frames_end_nothing_but_the_connection(said: list[bytes]) -> None:
     server = listening()
@@ -126,7 +127,7 @@ def test_random_frames_end_nothing_but_the_connection(said: list[bytes]) -> None
     holds_little(server)
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(conversations, st.lists(st.integers(0, 5000), max_size=8), st.booleans())
 def test_the_same_bytes_mean_the_same_wherever_they_are_cut(
     clock: Clock, said: list[bytes], cuts: list[int], has_table: bool

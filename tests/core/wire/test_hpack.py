@@ -18,6 +18,7 @@ from esp.core.wire.field_decoder import FieldDecoder
 from esp.core.wire.frames import ConnectionFault, ErrorCode, StreamFault
 from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_BYTES, MEMO_ENTRIES, HeaderDecoder, encode
 from esp.core.wire.request import RequestDecoder
+from tests.examples import tries
 
 Fields = list[tuple[bytes, bytes]]
 HUFFMAN = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
@@ -322,7 +323,7 @@ def as_the_frame_loop_does(decoder: RequestDecoder, block: bytes) -> Any:
         return "refused"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=tries(400), deadline=None)
 @given(pool=st.lists(field_lists, min_size=1, max_size=4), script=steps)
 @example(
     pool=[[(b"x", b"y")]],
@@ -398,7 +399,7 @@ def test_every_block_means_what_the_library_says_whatever_the_peers_table_does(
         assert found == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tries(150), deadline=None)
 @given(
     lists=st.lists(st.lists(st.tuples(names, values), max_size=8), min_size=1, max_size=20),
     sizes=st.lists(st.sampled_from([0, 40, 64, 100, 256, 1000, 4096]), min_size=1, max_size=20),
@@ -414,7 +415,7 @@ def test_lists_of_headers_survive_tables_of_every_size(lists: list[Fields], size
 # Our own blocks.
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=tries(200), deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -469,7 +470,7 @@ def own_huffman(coded: bytes) -> bytes | None:
         return None
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=tries(1000), deadline=None)
 @given(text=texts, cut=st.integers(0, 2), tail=st.lists(st.sampled_from([255, 254, 127, 63, 0]), max_size=4))
 def test_huffman_is_decoded_as_by_the_library(text: bytes, cut: int, tail: list[int]) -> None:
     coded = HUFFMAN.encode(text)
@@ -509,7 +510,7 @@ def test_a_block_is_read_once_whatever_is_in_it() -> None:
     assert Counted.copied <= len(block) + 1000
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=tries(500), deadline=None)
 @given(
     blocks=st.lists(
         st.one_of(

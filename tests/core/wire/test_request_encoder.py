@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from esp.core.wire.hpack import MEMO_ENTRIES
 from esp.core.wire.request_encoder import ENTRY_BYTES, TABLE_BYTES, RequestEncoder
+from tests.examples import tries
 
 AUTHORITY = b"etcd:2379"
 OWN = [(b":authority", AUTHORITY), (b"content-type", b"application/grpc"), (b"te", b"trailers")]
@@ -110,7 +111,7 @@ STEPS = st.one_of(
 )
 
 
-@examples(max_examples=300, deadline=None)
+@examples(max_examples=tries(300), deadline=None)
 @given(st.lists(STEPS, max_size=200))
 def test_every_block_is_understood_whatever_the_server_grants(steps: list[tuple[str, int]]) -> None:
     server = Server()

@@ -20,6 +20,7 @@ from esp.core.wire.limits import Limits
 from esp.core.wire.server_stream import Handler, ServerStream, Sink
 from esp.core.wire.status import OK
 from tests.core.wire.conversation import ECHO, STREAM, Echo, Server, call, message
+from tests.examples import tries
 
 ROOMY = Limits(max_header_list_bytes=65_536, max_header_block_bytes=65_536, glitch_budget=2**31 - 1)
 
@@ -215,7 +216,7 @@ actions = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=tries(100), deadline=None)
 @given(script=st.lists(actions, max_size=30), eager=st.booleans(), has_table=st.booleans())
 def test_every_complete_request_gets_its_complete_answer(
     script: list[tuple[Any, ...]], eager: bool, has_table: bool

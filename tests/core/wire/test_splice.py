@@ -37,6 +37,7 @@ from tests.core.wire.conversation import (
     window,
 )
 from tests.core.wire.upstream import dial, head_of, request
+from tests.examples import tries
 
 BROKEN = Status(Code.UNAVAILABLE, "broken")
 
@@ -523,7 +524,9 @@ STEPS = st.one_of(
 
 
 @examples(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=tries(150),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(STEPS, max_size=60))
 def test_whatever_the_windows_do_bytes_arrive_in_order_and_are_given_back(steps: list[tuple[str, int]]) -> None:

@@ -23,6 +23,7 @@ from esp.core.services.kv.rows import DELETE_FORM, HEADER_TAG, RANGE_FORM, Form,
 from esp.core.shard_map import ShardMap
 from esp.core.wire.message import prefix
 from esp.core.wire.status import Code
+from tests.examples import tries
 from tests.stubs import rpc_pb2_grpc
 
 Range = rpc_pb2.RangeRequest
@@ -120,7 +121,7 @@ def check_same(
 
 
 def test_a_range_over_shards_is_what_one_etcd_answers(judge: rpc_pb2_grpc.KVStub) -> None:
-    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=tries(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(stored=STORED, shards=shard_maps(), requests=st.lists(RANGES, min_size=1, max_size=8))
     def check(stored: dict[bytes, list[bytes]], shards: ShardMap, requests: list[rpc_pb2.RangeRequest]) -> None:
         store(judge, stored)
@@ -174,7 +175,7 @@ def test_at_the_boundary_no_key_is_lost_or_doubled(
 
 
 def test_a_delete_over_shards_is_what_one_etcd_answers(judge: rpc_pb2_grpc.KVStub) -> None:
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=tries(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(stored=STORED, shards=shard_maps(), key=KEYS, range_end=RANGE_ENDS, prev_kv=st.booleans())
     def check(stored: dict[bytes, list[bytes]], shards: ShardMap, key: bytes, range_end: bytes, prev_kv: bool) -> None:
         request = rpc_pb2.DeleteRangeRequest(key=key, range_end=range_end, prev_kv=prev_kv)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from esp.core.pb import rpc_pb2
 from esp.core.services.kv.peek import asked_range, put_key, range_key
 from esp.core.services.kv.validate import validate_range
+from tests.examples import tries
 
 PREFIX = bytes(5)
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -86,7 +87,7 @@ def check_agrees(kind: type[Message], body: bytes) -> None:
 
 @pytest.mark.parametrize(("kind", "messages"), MESSAGES, ids=lambda value: getattr(value, "__name__", ""))
 def test_what_is_found_in_any_bytes_is_what_protobuf_finds(kind: type[Message], messages: st.SearchStrategy) -> None:
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=tries(400), deadline=None)
     @given(st.one_of(damaged(messages), TINY, st.binary(max_size=24)))
     @example(b"")
     @example(b"\x0a")
@@ -100,7 +101,7 @@ def test_what_is_found_in_any_bytes_is_what_protobuf_finds(kind: type[Message], 
     check()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tries(150), deadline=None)
 @given(put=PUTS, request=RANGES, delete=DELETES)
 def test_what_protobuf_writes_is_always_recognised(
     put: rpc_pb2.PutRequest, request: rpc_pb2.RangeRequest, delete: rpc_pb2.DeleteRangeRequest
@@ -134,7 +135,7 @@ def test_what_may_be_a_token_is_left_to_the_slow_path(field: str) -> None:
     assert put_key(PREFIX + rpc_pb2.PutRequest(key=b"a", lease=1 << 52).SerializeToString(), 5) == b"a"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=tries(100), deadline=None)
 @given(prefix=st.binary(max_size=9), put=PUTS)
 def test_bytes_before_the_offset_are_not_looked_at(prefix: bytes, put: rpc_pb2.PutRequest) -> None:
     assert put_key(prefix + put.SerializeToString(), len(prefix)) == (put.key or None)

@@ -31,6 +31,7 @@ from esp.core.services.kv.rows import (
 from esp.core.services.row_order import FIRST_COMPARED, HEAD_BYTES, RUN_BYTES, RUN_ROWS, by_value, by_version, sort
 from esp.core.wire.message import prefix
 from esp.core.wire.status import RpcError
+from tests.examples import tries
 
 HEADERS = st.builds(
     rpc_pb2.ResponseHeader,
@@ -140,7 +141,7 @@ def test_fields_of_a_later_etcd_are_passed_on(response: rpc_pb2.RangeResponse, c
     assert later in write(answer.responses[0], answer.header)
 
 
-@settings(max_examples=300)
+@settings(max_examples=tries(300))
 @given(st.sampled_from([RANGE_FORM, TXN_FORM, DELETE_FORM]), st.binary(max_size=60), CUTS)
 def test_what_is_garbled_is_refused_or_read_as_protobuf_reads_it(form: Form, sent: bytes, cuts: list[int]) -> None:
     """Never with rows that are not whole, and never for ever."""

@@ -20,6 +20,7 @@ from esp.core.services.kv.snapshot import snapshot
 from esp.core.services.row_order import parse_row
 from esp.core.wire.status import RpcError
 from tests.core.services.watch.world import World
+from tests.examples import tries
 
 State = dict[bytes, int]
 """The mod revision of each key that is there."""
@@ -161,7 +162,7 @@ def test_a_key_that_comes_and_goes_between_the_rounds_is_no_rest(monkeypatch: py
     st.tuples(st.integers(0, 3), st.integers(0, 3)),
     st.booleans(),
 )
-@settings(max_examples=300)
+@settings(max_examples=tries(300))
 def test_what_a_snapshot_shows_was_so_at_one_moment(
     before: list[Write], writes: list[list[Write]], form: str, ago: tuple[int, int], rereads: bool
 ) -> None:

@@ -17,6 +17,7 @@ from esp.core.services.kv.stream_merge import StreamMerge, refuse_range_stream
 from esp.core.services.kv.validate import validate_range_stream
 from esp.core.shard_map import Segment
 from esp.core.wire.status import Code
+from tests.examples import tries
 from tests.stubs import rpc_pb2_grpc
 
 Range = rpc_pb2.RangeRequest
@@ -73,7 +74,7 @@ NUMBERED = st.integers(0, KEY_COUNT).map(lambda number: b"k%02d" % number)
 
 
 def test_the_chunks_are_those_of_one_etcd(streaming: rpc_pb2_grpc.KVStub) -> None:
-    @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=tries(80), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(
         bounds=st.sets(NUMBERED, min_size=1, max_size=4).map(sorted),
         key=NUMBERED,

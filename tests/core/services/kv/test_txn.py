@@ -14,6 +14,7 @@ from esp.core import errors
 from esp.core.pb import rpc_pb2
 from esp.core.services.kv import txn
 from esp.core.wire.status import OK, Status
+from tests.examples import tries
 from tests.harness import Etcds, connect
 from tests.stubs import rpc_pb2_grpc
 
@@ -105,7 +106,7 @@ def check_judged(kv: rpc_pb2_grpc.KVStub, request: Txn, max_ops: int = txn.MAX_O
 
 
 def test_etcd_refuses_the_same_writes_that_meet(judge: rpc_pb2_grpc.KVStub) -> None:
-    @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=tries(250), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(transactions(WRITES, st.just([])))
     def check(request: Txn) -> None:
         check_judged(judge, request)
@@ -114,7 +115,7 @@ def test_etcd_refuses_the_same_writes_that_meet(judge: rpc_pb2_grpc.KVStub) -> N
 
 
 def test_etcd_refuses_the_same_flaws_with_the_same_words(judge: rpc_pb2_grpc.KVStub) -> None:
-    @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=tries(250), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(transactions(st.one_of(WRITES, FLAWED), COMPARES))
     def check(request: Txn) -> None:
         check_judged(judge, request)
@@ -123,7 +124,7 @@ def test_etcd_refuses_the_same_flaws_with_the_same_words(judge: rpc_pb2_grpc.KVS
 
 
 def test_etcd_refuses_the_same_numbers_of_operations(strict_judge: rpc_pb2_grpc.KVStub) -> None:
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=tries(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(transactions(st.builds(get, ANY_KEY), COMPARES))
     def check(request: Txn) -> None:
         check_judged(strict_judge, request, FEW_OPS)

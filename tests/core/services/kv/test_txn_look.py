@@ -34,6 +34,7 @@ from tests.core.services.kv.test_txn import (
     steps_taken,
     transactions,
 )
+from tests.examples import tries
 
 Compare = rpc_pb2.Compare
 
@@ -121,7 +122,7 @@ ANY = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=tries(400), deadline=None)
 @given(ANY)
 def test_what_protobuf_writes_is_read_as_protobuf_reads_it(request: Txn) -> None:
     message = request.SerializeToString()
@@ -135,7 +136,7 @@ def unknown_in(part: Compare | Op | Txn) -> bool:
     return bool(len(UnknownFieldSet(part)) or (inside is not None and len(UnknownFieldSet(inside))))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=tries(600), deadline=None)
 @given(ANY, st.data())
 def test_what_is_not_odd_is_read_alike_by_all(request: Txn, data: st.DataObject) -> None:
     message = bytearray(request.SerializeToString())

@@ -12,6 +12,7 @@ from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services.watch.messages import Response, Spec, canceled, created, header_field, raised, refused
 from esp.core.wire.message import prefix
 from tests.core.services.watch.world import WatchResponse, events, header, put
+from tests.examples import tries
 
 INT64 = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(-2, 300))
 HEADERS = st.builds(
@@ -69,7 +70,7 @@ def test_fields_in_another_order_are_read_all_the_same(
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=300)
+@settings(max_examples=tries(300))
 def test_noise_is_refused_or_read_as_protobuf_reads_it(body: bytes) -> None:
     try:
         expected = WatchResponse.FromString(body)

@@ -11,6 +11,7 @@ from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services.watch.messages import encoded
 from esp.core.services.watch.peek import one_event
 from tests.core.services.watch.world import WatchResponse, events, put
+from tests.examples import tries
 
 NUMBERS = st.one_of(st.integers(1, 300), st.integers(1, 2**63 - 1))
 SIZES = st.sampled_from([0, 1, 127, 128, 300, 16_384])
@@ -63,7 +64,7 @@ def test_one_event_is_seen(response: WatchResponse) -> None:
 
 
 @given(RESPONSES, st.data())
-@settings(max_examples=400)
+@settings(max_examples=tries(400))
 def test_bytes_that_were_changed_are_seen_as_protobuf_sees_them_or_not_at_all(
     response: WatchResponse, data: st.DataObject
 ) -> None:
