@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from time import monotonic
 from typing import Final
@@ -138,7 +138,7 @@ class Entry(Sink):
             self._gate.free(shard, places)
 
     @property
-    def held(self) -> Iterable[str]:
+    def held(self) -> Collection[str]:
         """The shards where its parts are at work."""
         return self._places
 

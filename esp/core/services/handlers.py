@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from enum import Enum
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -122,20 +123,31 @@ class Timed(Coroutine[Any, Any, Result]):
         self._work.close()
 
 
+class Keeps(Enum):
+    """The places that a call keeps when shards have answered."""
+
+    NOTHING = 0
+    LAST = 1
+    """That at the shard which answers last. No other call of the kind begins before this one goes on."""
+    ALL = 2
+
+
 class CoroutineCall(Sink):
     """A call served by a coroutine, which is cancelled when the client goes away, and waits for a slow client.
 
     Attributes:
         stream: the client's.
         entry: the places at shards of a call that spans them; None for a call that needs none.
+        keeps: the places that are not given back when shards have answered, since they are asked again then.
         task: the coroutine's.
     """
 
-    __slots__ = ("_room", "_unflushed", "_waiting", "entry", "stream", "task")
+    __slots__ = ("_room", "_unflushed", "_waiting", "entry", "keeps", "stream", "task")
 
     def __init__(self, stream: ServerStream, entry: Entry | None = None) -> None:
         self.stream = stream
         self.entry = entry
+        self.keeps = Keeps.NOTHING
         self.task: asyncio.Task[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._unflushed = 0
@@ -163,6 +175,27 @@ class CoroutineCall(Sink):
     def timed(self, work: Coroutine[Any, Any, Result]) -> Timed[Result]:
         """A part of the work, as a task of its own, which the client is charged for as well."""
         return Timed(work, self.stream.connection)
+
+    def enter(self, shard: str) -> None:
+        """A shard is asked: the call takes places there, if it has none."""
+        if self.entry is not None:
+            self.entry.enter(shard)
+
+    def enter_anew(self, shards: Iterable[str]) -> None:
+        """All these shards have answered and are asked once more: the time to hold places for begins anew."""
+        entry = self.entry
+        if entry is not None:
+            for shard in tuple(entry.held):
+                entry.leave(shard)
+            for shard in shards:
+                entry.enter(shard)
+
+    def leave(self, shard: str) -> None:
+        """A shard has answered, or is not asked any more: the place there is free, unless the call keeps it."""
+        entry = self.entry
+        if entry is None or self.keeps is Keeps.ALL or (self.keeps is Keeps.LAST and len(entry.held) == 1):
+            return
+        entry.leave(shard)
 
     def replied(self, shard: str) -> None:
         """A shard has answered what it was asked for this call: its place there is free."""

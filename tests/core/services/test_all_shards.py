@@ -79,25 +79,26 @@ class Asked:
 
     def answer(self, index: int = 0) -> None:
         connection, call = self.open.pop(index)
-        _, answer = ALL_SHARDS[call.path.decode()]
         stream = call.stream
         connection.says(
-            headers(stream, HEAD)
-            + data(stream, message(answer.SerializeToString()))
-            + headers(stream, trailers(), end=True)
+            headers(stream, HEAD) + data(stream, message(self.answer_to(call))) + headers(stream, trailers(), end=True)
         )
+
+    def answer_to(self, call: HeardCall) -> bytes:
+        _, answer = ALL_SHARDS[call.path.decode()]
+        return answer.SerializeToString()
 
 
 @asynccontextmanager
-async def world(parts: int) -> AsyncIterator[tuple[Proxy, list[Asked], grpc.aio.Channel]]:
+async def world(parts: int, shard: type[Asked] = Asked) -> AsyncIterator[tuple[Proxy, list[Asked], grpc.aio.Channel]]:
     async with ScriptedEtcd() as one, ScriptedEtcd() as other:
-        shards = [Asked(one), Asked(other)]
+        shards = [shard(one), shard(other)]
         ports = [etcd.endpoint.port for etcd in (one, other)]
         async with Proxy(settings(ports, parts)) as proxy:
             assert not await proxy.connected(10)
             async with grpc.aio.insecure_channel(f"127.0.0.1:{proxy.bound[0][1]}") as channel:
-                for shard in shards:
-                    shard.answers_at_once, shard.most = False, 0
+                for each in shards:
+                    each.answers_at_once, each.most = False, 0
                 yield proxy, shards, channel
 
 

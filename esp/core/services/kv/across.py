@@ -234,13 +234,11 @@ async def range_stream_across(
         asked = merged.next_part()
         assert asked is not None, "one part for each segment"
         shard = routing.shards[segment.shard]
-        if call.entry is not None:
-            call.entry.enter(segment.shard)
+        call.enter(segment.shard)
         chunks = await shard.open(stream.head.forward, asked.SerializeToString(), stream.remaining(), stream)
         try:
             while (message := await chunks.read()) is not None:
-                if call.entry is not None:
-                    call.entry.leave(segment.shard)  # the rest comes as the client takes it
+                call.leave(segment.shard)  # the rest comes as the client takes it
                 if merged.has_last_chunk:
                     raise shard.blamed("goes on after its last chunk")
                 for chunk in merged.feed(shard.parsed(rpc_pb2.RangeStreamResponse, message)):

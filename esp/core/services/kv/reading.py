@@ -89,14 +89,11 @@ async def _read_at_once(
             return None
         connections.append(connection)
     together: Together[Answer] = Together()
-    entry = call.entry
     try:
         for (name, some), connection in zip(parts.items(), connections, strict=True):
             path, request, form = (RANGE, some[0], RANGE_FORM) if len(some) == 1 else (TXN, _reads(some), TXN_FORM)
-            ended = None
-            if entry is not None:
-                entry.enter(name)
-                ended = partial(entry.leave, name)
+            call.enter(name)
+            ended = partial(call.leave, name)
             blamed = routing.shards[name].blamed
             one = together.add(connection, _row_reader(call, routing, name, form), stream, ended, blamed)
             body = prefix(request.SerializeToString())
@@ -117,9 +114,8 @@ async def _read_at_once(
         raise
     finally:
         together.cancel()
-        if entry is not None:
-            for name in parts:
-                entry.leave(name)
+        for name in parts:
+            call.leave(name)
         stream.connection.context.flush_soon()
     return [
         _checked(routing.shards[name], Parts(answer.header, answer.responses, answer.held), some)
@@ -310,13 +306,10 @@ async def _read_from(
     stream = call.stream
     forward = _head(call, path)
     body = request if isinstance(request, bytes) else request.SerializeToString()
-    entry = call.entry
-    if entry is not None:
-        entry.enter(shard)
+    call.enter(shard)
     try:
         return await routing.shards[shard].read_unary(
             forward, body, reader, idempotent=idempotent, timeout=stream.remaining(), down=stream
         )
     finally:
-        if entry is not None:
-            entry.leave(shard)
+        call.leave(shard)

@@ -33,7 +33,7 @@ from esp.core import errors
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
-from esp.core.services.handlers import CoroutineCall
+from esp.core.services.handlers import CoroutineCall, Keeps
 from esp.core.services.kv.reading import Parts, read_all
 from esp.core.services.revision import token
 from esp.core.services.row_order import parse_row
@@ -92,15 +92,25 @@ async def snapshot(call: CoroutineCall, routing: Routing, parts: Mapping[str, _P
         for part in asked:
             part.serializable = False  # what a member that lags behind tells is of no moment after the call began
     search = _Search(call, routing, parts)
-    await search.begin()
-    for round_ in count():
-        found = search.found(round_)
-        if found is not None:
-            answers = search.keep(found)
-            return Snapshot(token(routing, {shard: look.revision for shard, look in found.items()}), answers)
-        if round_ == tries:
-            _fail(call, search.changed(round_), tries)
-        await search.go_on(round_ + 1)
+    try:
+        # Were all places given back between two rounds, another call would begin with each of them, and as many would
+        # be at work as are sent.
+        call.keeps = Keeps.LAST  # a shard that has stopped must not cost places at others
+        await search.begin()
+        call.keeps = Keeps.ALL
+        for round_ in count():
+            found = search.found(round_)
+            if found is not None:
+                answers = search.keep(found)
+                return Snapshot(token(routing, {shard: look.revision for shard, look in found.items()}), answers)
+            if round_ == tries:
+                _fail(call, search.changed(round_), tries)
+            call.enter_anew(parts)
+            await search.go_on(round_ + 1)
+    finally:
+        call.keeps = Keeps.NOTHING
+        for shard in parts:
+            call.leave(shard)
     raise AssertionError("it counts for ever")
 
 

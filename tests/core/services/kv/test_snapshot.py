@@ -117,7 +117,8 @@ class Shards:
         for shard, revision in zip(routing.shards.values(), seen, strict=True):
             shard.saw(revision)
         connection = SimpleNamespace(context=routing.tokens._context)
-        call: Any = SimpleNamespace(stream=SimpleNamespace(connection=connection, release=self._release))
+        stream = SimpleNamespace(connection=connection, release=self._release)
+        call: Any = SimpleNamespace(stream=stream, leave=lambda shard: None, enter_anew=lambda shards: None)
         parts = module.counting({"s0": [KeyRange(b"\0", b"m")], "s1": [KeyRange(b"m", None)]})
         if form == "ranges":
             for asked in parts.values():
