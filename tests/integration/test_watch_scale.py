@@ -30,14 +30,13 @@ def test_watchers_of_the_same_are_one_watcher_to_the_shard(start_etcd: Etcds, st
         talk.puts(b"a")
         assert len({message.watch_id for message in talk.hears(100)}) == 100
         assert len({message.watch_id for message in other.hears(100)}) == 100
-        # Both connections have many: what is beyond `max_shared_watchers` each of them has to itself.
-        wait_until(lambda: watchers_in(shards[0]) == 3)
+        wait_until(lambda: watchers_in(shards[0]) == 1)
         for different in ({"prev_kv": True}, {"fragment": True}, {"filters": [Create.NOPUT]}, {"range_end": b"d"}):
             talk.created(**(same | different))
-        assert watchers_in(shards[0]) == 7
+        assert watchers_in(shards[0]) == 5
         with talking(esp, shards[0], ("hasleader", "true")) as demanding:
             demanding.created(**same)
-            assert watchers_in(shards[0]) == 8
+            assert watchers_in(shards[0]) == 6
     wait_until(lambda: watchers_in(shards[0]) == 0)
 
 

@@ -41,7 +41,7 @@ class Limits:
     """Watch events that wait for one slow client before its stream is ended; it resumes with a new one."""
     max_watcher_bytes: int = 1_073_741_824
     """Watchers over all clients, 2 KiB and its keys for each; a client's stream gets a quarter of it at most."""
-    max_shared_watchers: int = 8
+    max_shared_watchers: int = 256
     """Watchers of one range and connection that share with other connections; further ones get events in turns."""
     glitch_budget: int = 1200
     """Cheap abuse (resets, pings, empty frames) that one connection may have saved up before it is closed."""

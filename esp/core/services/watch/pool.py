@@ -17,12 +17,12 @@ watchers takes long, and nobody else is to wait for that. What the connection do
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
 from esp.core.services.watch.messages import DUPLICATE_ID, Response, Spec, created, raised
-from esp.core.services.watch.outbox import ClientsConnection, Outbox
+from esp.core.services.watch.outbox import ClientsConnection
 from esp.core.services.watch.source import Member, Source
 from esp.core.services.watch.upstream import Upstream
 from esp.core.shard import Shard
@@ -30,6 +30,8 @@ from esp.core.wire.request_encoder import Forward
 
 LARGEST_SHARED: Final = 65_536
 """Bytes of keys in a create that is sent in a call which other clients share. No etcd's limit is as low."""
+PART_WEIGHT: Final = 32
+"""How many watchers in one shard one over several shards counts as, by what an event for it costs."""
 
 
 class Newcomer(Member, Protocol):
@@ -117,32 +119,33 @@ class Shelf:
         own: sources of single taps, which may move to the shared one.
     """
 
-    __slots__ = ("_by_connection", "_pool", "own", "shared", "spec")
+    __slots__ = ("_pool", "_weights", "own", "shared", "spec")
 
     def __init__(self, pool: Pool, spec: Spec) -> None:
         self.spec = spec
         self.shared: Source | None = None
         self.own: dict[Source, None] = {}
         self._pool = pool
-        self._by_connection: Counter[ClientsConnection] | None = None  # of the taps; for a crowd's shelf nobody asks
+        # The weight of each connection's taps, once somebody may have many; for a crowd's shelf nobody asks.
+        self._weights: Counter[ClientsConnection] | None = None
 
     def has_many_of(self, connection: ClientsConnection) -> bool:
-        """Whether `max_shared_watchers` of the taps are of this connection's clients."""
+        """Whether as many of the taps are of this connection's clients as may share with others."""
         most = connection.limits.max_shared_watchers
-        if self._by_connection is None:
-            if len(self.own) + (self.shared.count if self.shared is not None else 0) < most:
+        if self._weights is None:
+            sources = [*self.own, self.shared] if self.shared is not None else [*self.own]
+            if sum(source.count for source in sources) * PART_WEIGHT < most:
                 return False  # as nearly always
-            self._by_connection = Counter(outbox.connection for outbox in self._outboxes())
-        return self._by_connection[connection] >= most
-
-    def _outboxes(self) -> Iterator[Outbox]:
-        for source in (*self.own, *((self.shared,) if self.shared is not None else ())):
-            yield from source.outboxes()
+            self._weights = Counter()
+            for source in sources:
+                for tap in (*source.everybody(), *source.joining):
+                    self._weights[tap.outbox.connection] += _weight(tap)
+        return self._weights[connection] >= most
 
     def start(self, tap: Newcomer, start_revision: int) -> None:
         """Feeds `tap` the events from `start_revision` on, 0 for now."""
-        if self._by_connection is not None:
-            self._by_connection[tap.outbox.connection] += 1
+        if self._weights is not None:
+            self._weights[tap.outbox.connection] += _weight(tap)
         if start_revision:
             self.start_own(tap, start_revision)
         elif self.shared is None:
@@ -204,12 +207,11 @@ class Shelf:
 
     def on_left(self, tap: Member) -> None:
         """A tap has left, and is in no other source."""
-        counts = self._by_connection
-        if counts is not None:
-            connection = tap.outbox.connection
-            counts[connection] -= 1
-            if not counts[connection]:
-                del counts[connection]
+        weights, connection = self._weights, tap.outbox.connection
+        if weights is not None:
+            weights[connection] -= _weight(tap)
+            if not weights[connection]:
+                del weights[connection]
 
     def forget(self, source: Source) -> None:
         """A source has ended."""
@@ -221,6 +223,10 @@ class Shelf:
                 self.shared.end_if_unwanted()  # begun for taps of `own`, perhaps, none of which came so far
         if self.shared is None and not self.own:
             self._pool.drop(self)
+
+
+def _weight(tap: Member) -> int:
+    return PART_WEIGHT if tap.is_part else 1
 
 
 def _move_if_level(own: Source, shared: Source) -> None:

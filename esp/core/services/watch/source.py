@@ -26,9 +26,11 @@ class Member(Follower, Protocol):
 
     Attributes:
         source: the source that feeds the tap; None when there is none.
+        is_part: several shards feed the tap's watcher.
     """
 
     source: Source | None
+    is_part: bool
 
     @property
     def position(self) -> int:

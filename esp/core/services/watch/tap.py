@@ -78,6 +78,7 @@ class Tap:
         plain_id: the watch id under which a message goes to the client as it came; None unless the client knows the
             watcher, the part is the only one, and all events of the shard belong to it.
         owned: which events of the shard belong to the watcher; None for all.
+        is_part: several shards feed the watcher.
     """
 
     __slots__ = (
@@ -85,6 +86,7 @@ class Tap:
         "_whole",
         "created",
         "is_created",
+        "is_part",
         "next",
         "outbox",
         "owned",
@@ -96,7 +98,7 @@ class Tap:
         "spec",
     )
 
-    def __init__(self, whole: Whole, pool: Pool, shard: str, spec: Spec) -> None:
+    def __init__(self, whole: Whole, pool: Pool, shard: str, spec: Spec, *, is_part: bool) -> None:
         self._whole = whole
         self.shard = shard
         self.passed = -1
@@ -105,6 +107,7 @@ class Tap:
         self.pool = pool
         self.source: Source | None = None
         self.next = 0
+        self.is_part = is_part
         self.is_created = False
         self.created: Response | None = None
         self._head = b""

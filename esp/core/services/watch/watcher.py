@@ -143,7 +143,7 @@ class Watcher:
         if sole is not None:
             self.keys = key_range
             # An empty range goes there too: etcd looks at permissions before it refuses it.
-            tap = Tap(self, self.stream.pool(sole), sole, _spec(request, key, request.range_end))
+            tap = Tap(self, self.stream.pool(sole), sole, _spec(request, key, request.range_end), is_part=False)
             self.taps.append(tap)
             (start,) = self._choose_starts(request, [sole])
             tap.start(start)
@@ -161,7 +161,7 @@ class Watcher:
             by_shard.setdefault(segment.shard, []).append(segment)
         for shard, segments in by_shard.items():
             hull = KeyRange(segments[0].range.start, segments[-1].range.end)
-            tap = Tap(self, self.stream.pool(shard), shard, _spec(request, *hull.to_request()))
+            tap = Tap(self, self.stream.pool(shard), shard, _spec(request, *hull.to_request()), is_part=True)
             self.taps.append(tap)
             if len(segments) > 1:
                 # One watcher of the shard over all its ranges: a revision of the shard stays one message.

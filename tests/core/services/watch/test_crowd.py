@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+from esp.core.services.watch import feed
 from esp.core.services.watch.messages import DUPLICATE_ID
+from esp.core.services.watch.pool import PART_WEIGHT
 from esp.core.wire.limits import Limits
+from tests.core.services.watch.test_across import ALL
 from tests.core.services.watch.world import (
     Client,
     World,
@@ -18,6 +23,11 @@ from tests.core.services.watch.world import (
 )
 
 SAME = {"key": b"a", "range_end": b"c"}
+
+
+@pytest.fixture(autouse=True)
+def one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "PLAIN_AT_ONCE", 1)
 
 
 class Turns:
@@ -84,6 +94,20 @@ def test_few_of_a_connection_share_with_others_and_the_rest_among_themselves() -
     world.holds_nothing()
 
 
+def test_one_over_several_shards_counts_as_many() -> None:
+    world = world_of(2 * PART_WEIGHT)
+    clients = [world.client() for _ in range(3)]
+    for client in clients:
+        client.creates(**ALL)
+    for etcd in world.etcds:
+        asked = etcd.all_heard()
+        assert [stream for stream, _ in asked] == [1, 3], "the third begins a call for the crowd"
+        for number, (stream, request) in enumerate(asked):
+            etcd.says(stream, created(request.create_request.watch_id, 5), *[refused(DUPLICATE_ID, 5)] * (not number))
+    assert [len(client.hears()) for client in clients] == [1, 1, 1]
+    assert world.context.counters.limits == {"max_shared_watchers": 2}  # once for each shard
+
+
 def test_who_leaves_makes_room_among_those_that_share_with_others() -> None:
     world = world_of()
     clients, shared, _ = crowded(world, 2)
@@ -104,10 +128,13 @@ def test_a_crowd_is_fed_in_its_connections_turns_and_nobody_else_waits_for_that(
     assert [len(client.hears()) for client in clients] == [1, 1, 0, 0, 0, 0, 0, 0]
     assert turns.wanted == 1
     assert turns.take(4)
-    assert sum(len(client.hears()) for client in clients) in (2, 3)
+    heard = {client: client.hears() for client in clients[2:]}
+    assert sum(map(len, heard.values())) in (2, 3)
     while turns.take(1):
         pass
-    assert [message.events[0].kv.mod_revision for message in clients[-1].hears()] == [6, 7]
+    for client in clients[2:]:
+        heard[client] += client.hears()
+        assert [message.events[0].kv.mod_revision for message in heard[client]] == [6, 7]
     assert world.etcds[0].window_given() == 0  # little has come so far
 
 

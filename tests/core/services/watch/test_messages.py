@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from esp.core.identity import Identity
 from esp.core.pb import kv_pb2, rpc_pb2
-from esp.core.services.watch.messages import Response, Spec, canceled, created, header_field, raised, refused
+from esp.core.services.watch.messages import Response, Spec, canceled, created, header_field, joined, raised, refused
 from esp.core.wire.message import prefix
 from tests.core.services.watch.world import WatchResponse, events, header, put
 from tests.examples import tries
@@ -143,3 +143,16 @@ def test_a_create_always_asks_for_progress_and_names_its_id() -> None:
         watch_id=5,
         fragment=True,
     )
+
+
+def test_fragments_of_one_response_are_joined_under_the_last_header() -> None:
+    parts = [
+        events(3, put(b"a", 6), put(b"b", 7), fragment=True, revision=9),
+        events(3, put(b"c", 7), fragment=True, revision=9),
+        events(3, put(b"d", 8), revision=10),
+    ]
+    whole = joined([Response.parse(part.SerializeToString()) for part in parts])
+    assert WatchResponse.FromString(whole.encode(4)[5:]) == events(
+        4, put(b"a", 6), put(b"b", 7), put(b"c", 7), put(b"d", 8), revision=10
+    )
+    assert (whole.first, whole.last, len(whole.message.events), whole.fragment) == (6, 8, 4, False)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services.watch.messages import encoded
-from esp.core.services.watch.peek import one_event
+from esp.core.services.watch.peek import one_event, watch_id_of
 from tests.core.services.watch.world import WatchResponse, events, put
 from tests.examples import tries
 
@@ -148,3 +148,15 @@ def test_a_watch_id_that_is_longer_than_need_be_is_left_to_protobuf(size: int) -
     longer = body[:at] + b"\x81" + b"\x80" * (size - 2) + b"\0" + body[at + 1 :]
     assert WatchResponse.FromString(longer).watch_id == 1
     assert one_event(longer) is None
+
+
+@given(RESPONSES, st.integers(0, 60))
+def test_the_watch_id_of_a_message_that_has_come_in_part(response: WatchResponse, size: int) -> None:
+    body = response.SerializeToString()
+    assert watch_id_of(body) == response.watch_id
+    assert watch_id_of(body[:size]) in (None, response.watch_id)
+
+
+@pytest.mark.parametrize("body", [b"", b"\x0a", b"\x0a\xff\x01", b"\x12\0\x10\1", b"\x0a\0\x58\1", b"\x0a\0\x10\x80"])
+def test_no_watch_id_where_there_is_none(body: bytes) -> None:
+    assert watch_id_of(body) is None
