@@ -1,18 +1,20 @@
 """The client of one shard, and esp's own questions to shards.
 
-    unary    one unary RPC, asked of one shard or of several at once: parsed answers, or statuses that blame a shard
-    shard    one shard, as its callers see it: clients' calls passed on, esp's own calls
+    unary      one unary RPC, asked of one shard or of several at once: parsed answers, or statuses that blame a shard
+    at_once    one call to each of several shards, in one turn of the loop
+    shard      one shard, as its callers see it: clients' calls passed on, esp's own calls
     connected  the connections of a shard: kept up to one endpoint, fail-over to the next
-    fate     what becomes of a call that broke: when it is sent again
-    link     one connection of a shard, and the calls that wait for the connection
-    login    esp's own user: the token that goes with esp's own questions
-    member   a server's first answer: whether the server is up, and is not an esp
-    dial     connects to the first of a host's addresses that accepts
-    lookup   looks up host names, each in at most one thread
+    fate       what becomes of a call that broke: when it is sent again
+    link       one connection of a shard, and the calls that wait for the connection
+    login      esp's own user: the token that goes with esp's own questions
+    member     a server's first answer: whether the server is up, and is not an esp
+    dial       connects to the first of a host's addresses that accepts
+    lookup     looks up host names, each in at most one thread
 
 From the top down; each file imports only files below it.
 """
 
+from esp.core.shard.at_once import AtOnce, are_ready
 from esp.core.shard.connected import FIRST_PAUSE, LONGEST_PAUSE
 from esp.core.shard.fate import outcome
 from esp.core.shard.lookup import Lookups
@@ -63,10 +65,12 @@ __all__ = [
     "USER_GET",
     "USER_LIST",
     "Answer",
+    "AtOnce",
     "Lookups",
     "Method",
     "Shard",
     "answers_of",
+    "are_ready",
     "ask",
     "ask_all",
     "ask_all_for_esp",

@@ -19,11 +19,10 @@ from esp.core import errors
 from esp.core.auth_tokens import OWN
 from esp.core.background import all_of
 from esp.core.pb import rpc_pb2
+from esp.core.shard.at_once import AtOnce, are_ready
 from esp.core.shard.fate import failure, outcome
 from esp.core.shard.shard import Shard
-from esp.core.wire.call import BrokenCall, Together, TogetherCall, messages
-from esp.core.wire.client import ClientConnection
-from esp.core.wire.message import format_timeout, prefix
+from esp.core.wire.call import BrokenCall, TogetherCall, messages
 from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError, Status
 
@@ -225,47 +224,34 @@ class _Question(Generic[Answer]):
         return body
 
     async def _ask(self, seconds: float | None) -> None:
-        connections: list[ClientConnection] = []
-        for shard in self._shards:
-            connection = shard.free_connection()
-            if connection is not None:
-                connections.append(connection)
         again: Sequence[Shard] = self._shards
-        if len(connections) == len(again):
-            again = await self._ask_at_once(connections, b"" if seconds is None else format_timeout(seconds))
+        if are_ready(again):
+            again = await self._ask_at_once(seconds)
         if again:
             timed = (lambda work: work) if self._caller is None else self._caller.timed
             await all_of([timed(self._ask_one(shard)) for shard in again])
 
-    async def _ask_at_once(self, connections: Sequence[ClientConnection], deadline: bytes) -> list[Shard]:
+    async def _ask_at_once(self, seconds: float | None) -> list[Shard]:
         """Asks all; the shards that have to be asked again."""
-        again: list[Shard] = []
-        together: Together[bytes] = Together()
-        try:
-            for shard, connection in zip(self._shards, connections, strict=True):
-                one = together.add(connection, messages(), self._down, partial(self._replied, shard), shard.blamed)
-                connection.call(one, self._forward, deadline, prefix(self._body(shard)), end=True)
-            connection.context.flush_soon()
+        at_once: AtOnce[bytes] = AtOnce(self._down, seconds)
+        with at_once:
+            for shard in self._shards:
+                at_once.send(shard, self._forward, self._body(shard), messages(), partial(self._replied, shard))
             try:
-                await together.all_over()
+                await at_once.all_over()
             finally:  # what has come by the time that another is given up counts
-                for one, shard, connection in zip(together.calls, self._shards, connections, strict=True):
-                    if not self._take(one, shard, connection):
-                        again.append(shard)
-        finally:
-            together.cancel()
-            connection.context.flush_soon()
+                again = [shard for shard, call in at_once.calls if not self._take(shard, call)]
         return again
 
-    def _take(self, one: TogetherCall[bytes], shard: Shard, connection: ClientConnection) -> bool:
+    def _take(self, shard: Shard, call: TogetherCall[bytes]) -> bool:
         """Takes what came of a call; False when the shard has to be asked again."""
-        if not one.has_failed:
-            if one.has_ended:
-                self._settle(shard, one.take())
+        if not call.has_failed:
+            if call.has_ended:
+                self._settle(shard, call.take())
             return True
-        error = one.error()
+        error = call.error()
         if isinstance(error, RpcError):
-            shard.consider_moving(connection, error.status)
+            shard.consider_moving(call.connection, error.status)
             self._outcomes[shard.name] = errors.undecided(error.status)
             return True
         assert isinstance(error, BrokenCall), "a call fails with its status, or breaks"

@@ -17,11 +17,9 @@ from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.kv.rows import RANGE_FORM, TXN_FORM, Answer, Form, RowReader, Rows
 from esp.core.services.metadata import call_head, load_bearing
-from esp.core.shard import Shard
+from esp.core.shard import AtOnce, Shard, are_ready
 from esp.core.shard_map import Segment
-from esp.core.wire.call import BrokenCall, Reader, Together, messages
-from esp.core.wire.client import ClientConnection
-from esp.core.wire.message import format_timeout, prefix
+from esp.core.wire.call import BrokenCall, Reader, messages
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError
 
@@ -81,42 +79,33 @@ async def _read_at_once(
     timeout = stream.remaining()
     if timeout is not None and timeout <= 0:
         raise DEADLINE_EXCEEDED.error()
-    connections: list[ClientConnection] = []
-    for name, some in parts.items():
-        shard = routing.shards[name]
-        connection = shard.free_connection()
-        if connection is None or len(some) > shard.max_txn_ops:
-            return None
-        connections.append(connection)
-    together: Together[Answer] = Together()
+    shards = [routing.shards[name] for name in parts]
+    if not are_ready(shards) or any(
+        len(some) > shard.max_txn_ops for shard, some in zip(shards, parts.values(), strict=True)
+    ):
+        return None
+    at_once: AtOnce[Answer] = AtOnce(stream, timeout)
     try:
-        for (name, some), connection in zip(parts.items(), connections, strict=True):
-            path, request, form = (RANGE, some[0], RANGE_FORM) if len(some) == 1 else (TXN, _reads(some), TXN_FORM)
-            call.enter(name)
-            ended = partial(call.leave, name)
-            blamed = routing.shards[name].blamed
-            one = together.add(connection, _row_reader(call, routing, name, form), stream, ended, blamed)
-            body = prefix(request.SerializeToString())
-            connection.call(one, _head(call, path), format_timeout(timeout) if timeout else b"", body, end=True)
-        stream.connection.context.flush_soon()
-        async with asyncio.timeout(timeout):
-            answers = await together.answers()
+        with at_once:
+            for shard, some in zip(shards, parts.values(), strict=True):
+                path, request, form = (RANGE, some[0], RANGE_FORM) if len(some) == 1 else (TXN, _reads(some), TXN_FORM)
+                call.enter(shard.name)
+                ended = partial(call.leave, shard.name)
+                reader = _row_reader(call, routing, shard.name, form)
+                at_once.send(shard, _head(call, path), request.SerializeToString(), reader, ended)
+            async with asyncio.timeout(timeout):
+                answers = await at_once.answers()
     except BrokenCall:
         return None
     except TimeoutError:
         raise DEADLINE_EXCEEDED.error() from None
     except RpcError as error:
-        for one, name, connection in zip(together.calls, parts, connections, strict=True):
-            if one is together.failed:
-                routing.shards[name].consider_moving(connection, error.status)
         if error.status == errors.TOO_MANY_OPS:
             return None
         raise
     finally:
-        together.cancel()
         for name in parts:
             call.leave(name)
-        stream.connection.context.flush_soon()
     return [
         _checked(routing.shards[name], Parts(answer.header, answer.responses, answer.held), some)
         for answer, (name, some) in zip(answers, parts.items(), strict=True)
