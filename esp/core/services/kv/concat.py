@@ -46,6 +46,8 @@ TAIL_BYTES: Final = 1 + MOST_BYTES
 """The count, written in as many bytes as any takes, so that the length is known before the count is."""
 MOST_SEGMENTS: Final = 64
 """Parts asked at once; a map cut finer than that is merged by parsing."""
+RESERVED: Final = 65_536
+"""Bytes of a part that are accounted for at a time."""
 MOST_ANSWER_BYTES: Final = 2**31 - 1
 """A gRPC length could be twice that, but no protobuf message can; etcd sends no more either."""
 
@@ -260,6 +262,8 @@ class _Part(ClientStream):
         "_down",
         "_got",
         "_is_small",
+        "_kept",
+        "_reserved",
         "_shard",
         "_start",
         "_tail",
@@ -280,6 +284,8 @@ class _Part(ClientStream):
         self._start = b""
         self._tail = b""
         self._got = 0
+        self._kept = 0
+        self._reserved = 0
         self._is_small = False
         self.length = 0
         self.header = rpc_pb2.ResponseHeader()
@@ -321,7 +327,7 @@ class _Part(ClientStream):
         self._tail = (self._tail + payload[-TAIL_BYTES:])[-TAIL_BYTES:]
         if not self.pieces and concat.passes(self):
             concat.pass_on(self, payload)
-        elif self._is_small or self.hold(len(payload)):
+        elif self._is_small or self._keep(len(payload)):
             self.pieces.append(payload)
             concat.advance()
         else:
@@ -342,9 +348,29 @@ class _Part(ClientStream):
     def take(self) -> bytes:
         """The next piece, which is its taker's from here on."""
         piece = self.pieces.popleft()
-        if not self._is_small:
-            self.release(len(piece))
+        if self._reserved:
+            self._kept -= len(piece)
+            if not self.pieces or self._reserved - self._kept >= 2 * RESERVED:
+                self.release(self._reserved - self._kept)
+                self._reserved = self._kept
         return piece
+
+    def _keep(self, size: int) -> bool:
+        """Accounts for so many bytes of the answer, together with some of those that will follow; False without room.
+
+        To account for each piece took a tenth of all that a large answer costs.
+        """
+        kept = self._kept + size
+        if kept > self._reserved:
+            missing = kept - self._reserved
+            more = max(missing, min(RESERVED, missing + self.length - self._got))
+            if not self._down.may_hold(more):
+                more = missing
+            if not self.hold(more):
+                return False
+            self._reserved += more
+        self._kept = kept
+        return True
 
     def stop(self) -> None:
         """Ends the call, forgets what came of it, and tells nobody."""

@@ -12,7 +12,7 @@ from esp.core.layout import Layout
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.gate import Entry, Gate
-from esp.core.services.kv.concat import Concat, can_concat
+from esp.core.services.kv.concat import RESERVED, Concat, can_concat
 from esp.core.shard_map import ShardMap
 from esp.core.tokens import Position, Tokens
 from esp.core.wire import frames
@@ -389,6 +389,46 @@ def test_more_than_a_protobuf_message_can_hold_is_refused_as_etcd_does() -> None
     assert b"grpc: trying to send message larger than max (" in answered
     assert b" vs. 2147483647)" in answered
     assert not any(shard.connection.streams for shard in scene.shards)
+
+
+def test_what_waits_for_its_turn_is_accounted_for_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    scene.asks(EVERYTHING)
+    used, steps = scene.context.buffers, []
+    hold, release = ServerStream.hold, ServerStream.release
+
+    def holds(self: ServerStream, size: int) -> bool:
+        steps.append(size)
+        return hold(self, size)
+
+    def releases(self: ServerStream, size: int) -> None:
+        steps.append(-size)
+        release(self, size)
+
+    monkeypatch.setattr(ServerStream, "hold", holds)
+    monkeypatch.setattr(ServerStream, "release", releases)
+    answer = part(9, (b"z", b"v" * 200_000))
+    scene.shards[2].says(head())
+    for at in range(0, len(answer), 2_000):
+        scene.shards[2].says(data(answer[at : at + 2_000]))
+        kept = min(at + 2_000, len(answer)) - 5
+        assert kept <= used.used <= min(kept + RESERVED, len(answer))
+    scene.shards[2].says(trailers())
+    for shard, whole in zip(scene.shards[:2], PARTS, strict=False):
+        shard.says(head(), data(whole), trailers())
+    assert message(scene.answer()[0]).kvs[-1].key == b"z"
+    assert used.used == 0
+    assert len(steps) <= 2 * (len(answer) // RESERVED + 2)
+    assert sum(steps) == 0
+
+
+def test_what_fits_without_its_neighbours_is_kept() -> None:
+    scene = Scene(context=WireContext(Limits(max_buffered_bytes=20_000)))
+    scene.asks(EVERYTHING)
+    answer = part(9, (b"z", b"v" * 60_000))
+    scene.shards[2].says(head(), data(answer[:15_000]))
+    assert 14_000 < scene.context.buffers.used <= 20_000
+    assert scene.client.streams
 
 
 def test_what_waits_for_its_turn_is_counted_and_what_does_not_fit_fails_the_call() -> None:
