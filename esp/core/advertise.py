@@ -1,4 +1,4 @@
-"""The URLs under which clients reach this proxy: what the listeners say, and what is wrong with the advertised ones."""
+"""The URLs under which clients reach this proxy: from the listeners, and the faults of those in the config."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from esp.core.config import is_wildcard
 from esp.core.shard import Lookups
 
 SECONDS: Final = 3.0
-"""How long the look-up of a host, and a connection to it, may take."""
+"""Seconds that the look-up of a host may take, and a connection to the host."""
 
 
 def urls_of(bound: Iterable[tuple[str, int]]) -> tuple[str, ...]:
-    """The URLs of the addresses that are listened on, without wildcards.
+    """The URLs of the addresses on which esp listens, without wildcards.
 
-    An address of this machine alone counts only where there is no other: a client elsewhere would find itself there.
+    A loopback address counts only if there is no other address: a client on another machine would reach itself there.
     """
     reached = [(host, port) for host, port in bound if not is_wildcard(host)]
     if any(not _is_loopback(host) for host, _ in bound):
@@ -27,11 +27,11 @@ def urls_of(bound: Iterable[tuple[str, int]]) -> tuple[str, ...]:
 
 
 async def faults(urls: Sequence[str], bound: Sequence[tuple[str, int]]) -> list[str]:
-    """What is wrong with what a proxy advertises, each with its cure.
+    """The faults of the advertised URLs, as sentences with the cure.
 
     Args:
-        urls: what it advertises.
-        bound: the addresses on which it listens.
+        urls: the advertised URLs.
+        bound: the addresses on which the proxy listens.
     """
     if not urls:
         return [
@@ -58,7 +58,7 @@ async def _fault(url: str, lookups: Lookups, bound: Sequence[tuple[str, int]]) -
 
 
 async def _unreachable(addresses: Sequence[str], port: int) -> str:
-    """Why none of the addresses takes a connection; "" when one does."""
+    """The reason why no address takes a connection; "" when an address does."""
     reason = ""
     for address in addresses:
         try:

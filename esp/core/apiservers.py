@@ -1,4 +1,4 @@
-"""Whether kube-apiservers work through this proxy, and below which prefix. Ranges that they list are then not divided.
+"""Finds out whether kube-apiservers use this proxy, and below which prefix: then the ranges they list stay undivided.
 
 Below an expected prefix an apiserver is recognised by the watchers of its caches: each watches all objects of a
 built-in resource, with `prev_kv` and `progress_notify`. An apiserver makes them in its first second, long before it
@@ -25,13 +25,13 @@ from esp.core.wire.status import RpcError
 log = logging.getLogger("esp")
 
 MAX_ROOTS: Final = 8
-"""Prefixes of apiservers that are looked after, and that are looked for at a time."""
+"""The most prefixes of apiservers: known prefixes, and prefixes that esp looks for at the moment, together."""
 LOOK_SECONDS: Final = 1.0
-"""Between two looks; longer than a write takes that was seen on its way."""
+"""Seconds between two looks: longer than the write takes that made esp look."""
 RETRY_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 2.0
 
-# A namespace that every apiserver makes when it starts.
+# The key of a namespace that every apiserver makes when it starts.
 _NAMESPACE: Final = b"namespaces/kube-system"
 _SIGNS: Final = (b"masterleases/", b"leases/kube-system/apiserver-")
 
@@ -51,7 +51,7 @@ async def holds(shard: Shard, key: bytes) -> bool:
 
 
 def roots_in_question(shard_map: ShardMap) -> list[bytes]:
-    """The directories that some boundary lies in, the widest first: an apiserver may keep its keys below one."""
+    """The directories that contain a boundary, the widest first: an apiserver may keep its keys below any of them."""
     parts = {
         boundary[: place + 1]
         for boundary in shard_map.starts[1:]
@@ -62,12 +62,12 @@ def roots_in_question(shard_map: ShardMap) -> list[bytes]:
 
 
 def namespace_key(root: bytes) -> bytes:
-    """The key that is there when an apiserver keeps its keys below this directory."""
+    """A key that exists if an apiserver keeps its keys below this directory."""
     return root + _NAMESPACE
 
 
 class ApiServers:
-    """What is known of kube-apiservers.
+    """The kube-apiservers that esp knows of.
 
     Attributes:
         is_known: set once an apiserver is known to be at work.
@@ -81,7 +81,7 @@ class ApiServers:
         *,
         protects: bool,
     ) -> None:
-        """`roots` are those to assume; `protects` says whether a resource that is cut becomes undivided."""
+        """`roots` are the expected prefixes; with `protects` a resource that the map divides becomes undivided."""
         self.is_known = asyncio.Event()
         self.roots: set[bytes] = set()
         self._assumed = tuple(roots)
@@ -99,7 +99,7 @@ class ApiServers:
             self._look_for_cuts(root)
 
     def saw_watcher(self, request: rpc_pb2.WatchCreateRequest) -> None:
-        """Takes note of what somebody wants to watch, before that is begun."""
+        """Takes note of a Watch create, before the watch begins."""
         self.saw(request.key)
         if request.prev_kv and request.progress_notify:
             for root in self._assumed:
@@ -107,7 +107,7 @@ class ApiServers:
                     self._recognise(f'"{format_key(request.key)}" is watched as its cache does it', root)
 
     def saw(self, key: bytes) -> None:
-        """Takes note of a key that somebody watches or changes in a transaction."""
+        """Takes note of a key that a client watches, or changes in a transaction."""
         if key == COMPACT_KEY:
             if not self.is_known.is_set() or not self.roots.issuperset(self._assumed):
                 self._look_for(COMPACT_KEY)
@@ -129,7 +129,7 @@ class ApiServers:
             self._asked.clear()
             await asyncio.sleep(LOOK_SECONDS)
             if len(self._layout.shards) == 1:
-                continue  # there is nothing to find out, and nobody tells
+                continue  # one shard divides nothing
             for key in tuple(self._wanted):
                 try:
                     is_there = await holds(self._layout.owner(key), key)

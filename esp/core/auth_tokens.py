@@ -1,14 +1,14 @@
 """Auth tokens over several shards: one token of a client stands for a token of each shard.
 
 A shard's token means something in that shard only. So a client that authenticates gets a *composite* token, which
-holds the tokens of all shards by name: `esp1:CHECKSUM:NAME=TOKEN,NAME=TOKEN`, in the order of the names. Nothing is
-remembered of it, so any proxy with these shards takes it apart, and a token outlives its proxy. It is as secret as its
-parts.
+holds the tokens of all shards by name: `esp1:CHECKSUM:NAME=TOKEN,NAME=TOKEN`, in the order of the names. No proxy
+remembers a composite token, so any proxy with these shards can take the token apart, and the token outlives its proxy.
+A composite token is as secret as its parts.
 
-A shard gets its own part only. That is seen to where a call's head leaves for a shard (`OwnParts`), so that no way of
-asking a shard can pass by it. A composite token that is none of all shards in force is not taken apart: all shards get
-`INVALID` in its place (`TokenCheck`), which each refuses as it refuses a token that it does not know, where its auth is
-on, and takes no notice of where it is off.
+A shard gets its own part only. `OwnParts` takes the token apart at the one place where heads of calls leave for a
+shard, so no code that asks a shard can leave this out. If a composite token lacks a part for one of the shards in
+force, all shards get `INVALID` in its place (`TokenCheck`). A shard whose auth is on refuses `INVALID`, as any token
+that it does not know. A shard whose auth is off ignores it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from zlib import crc32
 from esp.core.wire.hpack import COMPOSITE, Fields, decode, encode
 
 INVALID: Final = b"esp-no-token-of-these-shards"
-"""What shards get in place of a token that esp cannot take apart; neither a simple token nor a JWT looks like it."""
+"""The token that shards get in place of one that esp cannot take apart; no simple token and no JWT looks like this."""
 FIELDS: Final = frozenset((b"token", b"authorization"))
 """The metadata in which etcd looks for a token, in this order."""
 MEMO_ENTRIES: Final = 1024
 MEMO_BYTES: Final = 4_194_304
-"""What a memo may hold: entries, and bytes of what they are found by and of what they hold."""
+"""The bounds of a memo: its entries, and the bytes of their keys and values together."""
 
 _BEARER: Final = b"Bearer "
-_PLAIN: Final = re.compile(rb"[!-~]+")  # printable, and no blank: what a header field carries as it is
+_PLAIN: Final = re.compile(rb"[!-~]+")  # printable without blanks: a header field carries these bytes unchanged
 _KEPT: Final = "!#$&'()*+/:;?@[]^`{|}"  # beside letters, digits and "_.-~"; "%", "=", "," and the rest are quoted
 
 Value = TypeVar("Value", bytes, bool)
@@ -58,7 +58,7 @@ def join(tokens: Mapping[str, str]) -> str:
     """The composite token of these tokens, by the names of their shards.
 
     Raises:
-        NoToken: one cannot be sent in a header.
+        NoToken: a header field cannot carry one of the tokens.
     """
     for shard, token in tokens.items():
         if not _PLAIN.fullmatch(token.encode()):
@@ -68,9 +68,9 @@ def join(tokens: Mapping[str, str]) -> str:
 
 
 def split(token: bytes) -> dict[str, bytes] | None:
-    """The shards' tokens that a composite token holds, by name; None for what is none, or not whole.
+    """The shards' tokens in a composite token, by name; None if `token` is not composite, or damaged.
 
-    The inverse of `join`: each set of tokens has one form, and no other is taken.
+    The inverse of `join`. Each set of tokens has exactly one form; any other form is None.
     """
     head, _, body = token.removeprefix(COMPOSITE).partition(b":")
     if not token.startswith(COMPOSITE) or head != b"%08x" % crc32(body):
@@ -87,15 +87,15 @@ def split(token: bytes) -> dict[str, bytes] | None:
 
 
 def _composite(value: bytes) -> dict[str, bytes] | None:
-    """The shards' tokens in the value of a field: as `split`, whatever kind of token the field says it is."""
+    """The shards' tokens in the value of a field, with or without "Bearer" in front; None as for `split`."""
     return split(value.removeprefix(_BEARER))
 
 
 class _Memo(Generic[Value]):
-    """What was made of a few byte strings that come again and again; starts anew when it is full.
+    """A memo of a function of byte strings that come again and again. A full memo is emptied.
 
     Attributes:
-        made: how often something was made, because it was not known.
+        made: how often the function was called, because the memo did not have the result.
     """
 
     __slots__ = ("_bytes", "_known", "_make", "made")
@@ -128,8 +128,8 @@ class OwnParts:
     """Clients' metadata as one shard gets them: in place of a composite token, that shard's part of the token.
 
     Attributes:
-        memo: what was made of encoded metadata.
-        own: what the shard gets in place of `OWN`.
+        memo: the results, by encoded metadata.
+        own: the metadata that the shard gets in place of `OWN`.
     """
 
     __slots__ = ("_shard", "memo", "own")
@@ -140,7 +140,7 @@ class OwnParts:
         self.own = b""
 
     def of(self, metadata: bytes) -> bytes:
-        """What this shard gets of metadata, both encoded as in `RequestHead.forward`."""
+        """The metadata for this shard, made of a client's; both are encoded as in `RequestHead.forward`."""
         return self.own if metadata is OWN else self.memo.get(metadata)
 
     def _of(self, metadata: bytes) -> bytes:
@@ -152,15 +152,15 @@ class OwnParts:
         parts = _composite(value)
         if parts is None or self._shard not in parts:
             return INVALID
-        # Not every etcd takes a token after that word.
+        # Older etcds do not take a token behind "Bearer", so the word stays only where the client sent it.
         return value[: -len(value.removeprefix(_BEARER))] + parts[self._shard]
 
 
 class TokenCheck:
-    """Which tokens of clients hold a part for each of these shards.
+    """Tells the tokens that hold a part for each of these shards from other tokens.
 
     Attributes:
-        memo: what was found out about tokens.
+        memo: the verdicts, by token.
     """
 
     __slots__ = ("_shards", "memo")
@@ -170,7 +170,7 @@ class TokenCheck:
         self.memo = _Memo(self._holds_all)
 
     def checked(self, fields: Fields) -> Fields:
-        """A request's fields, with `INVALID` in place of a token that is none of all these shards."""
+        """A request's fields, with `INVALID` in place of a token that lacks a part for one of these shards."""
         return [
             (name, INVALID) if name in FIELDS and not self.memo.get(value) else (name, value) for name, value in fields
         ]

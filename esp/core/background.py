@@ -1,8 +1,9 @@
-"""The supervisor of everything that runs beside the handling of bytes: tasks, timers, and the steps of the tick.
+"""The supervisor of all work beside the handling of bytes: tasks, timers, and the steps of the tick.
 
-A failure there is a bug in esp. It is logged with its traceback, counted under its name, and ends or restarts the one
-piece of work that it came out of: never the process, and never what is done for others. Nothing else in `esp.core`
-begins a task, a thread or a timer, outside the wire's own transport (`tests/core/test_background.py` holds it to that).
+An exception that escapes such work is a bug in esp. The supervisor logs the bug with its traceback and counts it under
+the name of the work. The bug ends or restarts this one piece of work: never the process, and never the work for other
+clients. No other module of `esp.core` begins a task, a thread or a timer, except the wire's own transport
+(`tests/core/test_background.py` holds this).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ log = logging.getLogger("esp")
 
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 10.0
-"""Seconds before work that failed is begun again, doubled from failure to failure; after work that held for the longest
-pause they start small again."""
+"""The first and the longest pause, in seconds, before failed work begins again; each pause doubles the last one. After
+work that has run for LONGEST_PAUSE without failing, the next pause is FIRST_PAUSE again."""
 TOLD_SECONDS: Final = 10.0
 """How often failures of one name are logged; failures in between are counted, and summed up in the next line."""
 
@@ -32,9 +33,9 @@ Callback = Callable[[], object]
 
 
 class Timer:
-    """A callback that is due later.
+    """A callback that runs later.
 
-    A bug that shows in it is the supervisor's to tell.
+    The supervisor logs and counts a bug in the callback.
     """
 
     __slots__ = ("_background", "_callback", "_handle", "_on_bug")
@@ -50,7 +51,7 @@ class Timer:
         self._background.guard(name_of(self._callback), self._callback, self._on_bug)
 
     def cancel(self) -> None:
-        """Takes it back."""
+        """Stops the timer: the callback will not run."""
         self._background.timers.discard(self)
         self._handle.cancel()
 
@@ -102,18 +103,18 @@ class Background:
         return task
 
     def keep(self, name: str, work: Callable[[], Work]) -> asyncio.Task[None]:
-        """Begins work that is begun again whenever it fails; see `again`."""
+        """Begins work that the supervisor begins again whenever it fails; see `again`."""
         return self.start(self.again(name, work))
 
     async def again(self, name: str, work: Callable[[], Work]) -> None:
-        """Does `work` until it returns; when it fails once more, after a growing pause."""
+        """Does `work` until it returns. After a failure the work begins again, after a pause that grows."""
         pause = 0.0
         while True:
             began = monotonic()
             try:
                 await work()
                 return
-            except Exception as error:  # cancelling is none
+            except Exception as error:  # CancelledError is not an Exception
                 self.failed(name, error)
             if monotonic() - began >= LONGEST_PAUSE:
                 pause = 0.0
@@ -129,7 +130,7 @@ class Background:
             await asyncio.wait(tasks)
 
     async def close(self) -> None:
-        """Ends all there is, and what that begins while it ends."""
+        """Ends all tasks and timers, and those that they begin while they end."""
         while self.tasks or self.timers:
             for timer in list(self.timers):
                 timer.cancel()
@@ -138,13 +139,13 @@ class Background:
     # Timers and steps.
 
     def later(self, seconds: float, callback: Callback, on_bug: Callback | None = None) -> Timer:
-        """Calls `callback` after so many seconds, unless cancelled; `on_bug` when that fails."""
+        """Calls `callback` after so many seconds, unless the timer is cancelled; calls `on_bug` if `callback` fails."""
         timer = Timer(self, seconds, callback, on_bug)
         self.timers.add(timer)
         return timer
 
     def guard(self, name: str, step: Callback, on_bug: Callback | None = None) -> None:
-        """Calls `step` now; `on_bug` when that fails, so that what comes after it is done all the same."""
+        """Calls `step` now, and `on_bug` if `step` fails. Raises nothing, so the caller's next step is done as well."""
         try:
             step()
         except Exception as error:
@@ -153,7 +154,7 @@ class Background:
     # Failures.
 
     def failed(self, name: str, error: BaseException, on_bug: Callback | None = None) -> None:
-        """Tells and counts a bug, and calls `on_bug`, whose own bugs are told as well."""
+        """Logs and counts a bug, and calls `on_bug`. A bug in `on_bug` is logged and counted as well."""
         self.failures[name] += 1
         since, told = self._told.get(name, (-TOLD_SECONDS, 0))
         now, count = monotonic(), self.failures[name]
@@ -176,16 +177,17 @@ async def all_of(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     except* Exception as failed:
         failure = failed.exceptions[0]
     finally:
-        tasks.clear()  # an error holds on to this frame, and with it to what the others have answered
+        tasks.clear()  # a kept error refers to this frame, and would keep the results of the others in memory
     raise failure
 
 
 async def first_of(
     work: Iterable[Callable[[], Coroutine[Any, Any, Result]]], pause: float, unwanted: Callable[[Result], object]
 ) -> Result:
-    """The result of the first work that succeeds; each begins `pause` seconds after the one before, or when one fails.
+    """The result of the first work that succeeds.
 
-    The rest is cancelled; a result that came all the same is given to `unwanted`.
+    The works begin in order: each `pause` seconds after the one before, or earlier, when a work fails. After the first
+    success the others are cancelled; a result that one of them had already is given to `unwanted`.
 
     Raises:
         ExceptionGroup: all have failed; the failures in the order of the work.
@@ -219,7 +221,7 @@ async def first_of(
 
 
 def in_a_thread(name: str, work: Callable[[], Result]) -> asyncio.Future[Result]:
-    """Begins work that blocks, in a thread of its own that nothing waits for, not even the process when it ends."""
+    """Begins work that blocks, in a thread of its own. Even the process's end does not wait for this thread."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result] = loop.create_future()
 
@@ -236,5 +238,5 @@ def in_a_thread(name: str, work: Callable[[], Result]) -> asyncio.Future[Result]
 
 
 def name_of(work: object) -> str:
-    """How a coroutine or a callback is called in the code."""
+    """The name that a coroutine or a callback has in the code."""
     return str(getattr(work, "__qualname__", None) or type(work).__name__)

@@ -1,4 +1,4 @@
-"""How many file descriptors the process may have open, and so how many clients."""
+"""The number of file descriptors that the process may have open, and the number of clients that follows."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from esp.core.wire.limits import Limits
 log = logging.getLogger("esp")
 
 RESERVE: Final = 64
-"""Descriptors kept for all but connections: log, listeners, files, and clients that are just being refused."""
+"""Descriptors kept for other purposes than connections: log, listeners, files, clients that esp is about to refuse."""
 RESERVE_PER_SHARD: Final = 6
-"""A connection for unary calls and one for streams; for each, another that is dialled or finishes its last calls."""
+"""Descriptors for each shard: two connections, and for each of them others that esp dials or that finish calls."""
 
 
 def within_descriptors(limits: Limits, shards: int) -> Limits:
-    """Raises the process's soft limit of open files to its hard one; `limits` with the clients that has room for.
+    """`limits`, with no more clients than the process has descriptors for.
 
-    Without room even for the reserve one client is served.
+    The soft limit of open files is raised to the hard one. esp serves one client even where the reserve does not fit.
     """
     most = _raised()
     room = max(1, most - RESERVE - RESERVE_PER_SHARD * shards)
@@ -39,6 +39,6 @@ def within_descriptors(limits: Limits, shards: int) -> Limits:
 def _raised() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with contextlib.suppress(OSError, ValueError):  # macOS names no bound, but has one
+        with contextlib.suppress(OSError, ValueError):  # macOS has a bound although it tells none
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

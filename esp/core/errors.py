@@ -1,8 +1,8 @@
 """The errors of etcd's API that esp itself answers with, and esp's own refusals.
 
-The table mirrors etcd's `api/v3rpc/rpctypes/error.go`. etcd's clients recognise an error by its exact text and
-then use their own code for it, so neither may differ. Errors of shards are passed on as they came and need no entry
-here.
+The table mirrors etcd's `api/v3rpc/rpctypes/error.go`. etcd's clients recognise an error by its exact text, and then
+use their own code for this text. So text and code must be etcd's. Errors of shards are passed on unchanged and need no
+entry here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FUTURE_REV = Status(Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a
 NO_SPACE = Status(Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
 LEASE_NOT_FOUND = Status(Code.NOT_FOUND, "etcdserver: requested lease not found")
 LEASE_EXISTS = Status(Code.FAILED_PRECONDITION, "etcdserver: lease already exists")
-# What a member says to a keepalive when it stops being the leader meanwhile; not in the table of etcd.
+# A member's answer to a keepalive if it stops being the leader meanwhile; this text is not in etcd's table.
 NOT_PRIMARY = Status(Code.UNKNOWN, "not a primary lessor")
 STREAM_SORT = Status(Code.UNIMPLEMENTED, "RangeStream does not support custom sort orders")
 STREAM_FILTER = Status(Code.UNIMPLEMENTED, "RangeStream does not support revision filters")
@@ -56,15 +56,15 @@ TIMED_OUT_CONNECTION_LOST = Status(Code.UNAVAILABLE, "etcdserver: request timed 
 UNHEALTHY = Status(Code.UNAVAILABLE, "etcdserver: unhealthy cluster")
 CANCELED = Status(Code.CANCELLED, "etcdserver: request canceled")
 
-# Not an etcd server's text but one of etcd's client: with it, and with no other, the client sends a write again.
-# So it is for requests that surely never left esp.
+# A text of etcd's client, not of its server. This is the only text after which the client sends a write again, so it is
+# only for requests that surely never left esp.
 NO_CONNECTION = Status(Code.UNAVAILABLE, "there is no connection available")
 
-# What an esp says to another one that takes it for an etcd.
+# The answer of an esp to another esp that takes it for an etcd.
 IS_ESP = Status(Code.FAILED_PRECONDITION, "esp: this is an esp, and no etcd that could be a shard")
 
-# What makes etcd's client authenticate anew and send the call once more, writes included: true only where the call has
-# changed nothing on any shard.
+# After these, etcd's client authenticates anew and sends the call once more, writes included. So esp may use them only
+# if the call has changed nothing on any shard.
 STALE_TOKEN = frozenset((INVALID_AUTH_TOKEN, AUTH_OLD_REVISION, USER_EMPTY))
 
 _NAMES_SHOWN = 8
@@ -72,38 +72,39 @@ _ANSWER_OF = "esp: the answer of shard "
 
 
 def garbled(shard: str, fault: str) -> Status:
-    """The end of a call to which a shard has said what no etcd would say."""
+    """The status of a call to which a shard gave an answer that no etcd would give."""
     return Status(Code.INTERNAL, f"{_ANSWER_OF}{shard} {fault}")
 
 
 def is_unreachable(status: Status) -> bool:
-    """Whether this outcome leaves open what the shard has done: unreachable, without a leader, or answering garbage."""
+    """Whether `status` leaves open what the shard has done: it is unreachable, has no leader, or answers garbage."""
     if status.code == Code.INTERNAL:
         return status.message.startswith(_ANSWER_OF)
     return status.code == Code.UNAVAILABLE or status == NOT_PRIMARY
 
 
 def is_esp(status: Status) -> bool:
-    """Whether who answers a Status call with this is an esp: no etcd speaks so, and a later esp may say more."""
+    """Whether the answer to a Status call is that of an esp, perhaps of a later version with a longer text."""
     return status.code == Code.FAILED_PRECONDITION and status.message.startswith("esp: ")
 
 
 def leads_to_esp(shard: str, endpoints: str) -> Status:
-    """The refusal of calls to a shard none of whose endpoints is an etcd; Unavailable, since nothing was sent."""
+    """The refusal of calls to a shard whose endpoints are all esps; Unavailable, because nothing was sent."""
     text = f"esp: shard {shard} leads to an esp, this one or another ({endpoints}); name its etcds as its endpoints"
     return Status(Code.UNAVAILABLE, text)
 
 
 def undecided(status: Status) -> Status:
-    """A shard's status, where a deadline that esp set itself must not look as if the client's had passed.
+    """A shard's status, with "request timed out" in place of DeadlineExceeded.
 
-    Clients send any request again on DeadlineExceeded, writes included.
+    For a deadline that esp has set, not the client. On DeadlineExceeded etcd's clients send any request again, writes
+    included.
     """
     return REQUEST_TIMED_OUT if status.code == Code.DEADLINE_EXCEEDED else status
 
 
 def spans(what: str, shard_names: Sequence[str], boundary: bytes, cure: str = "") -> Status:
-    """The refusal of a request that no single shard can answer and esp cannot answer exactly either.
+    """The refusal of a request over several shards that esp cannot answer exactly.
 
     Args:
         what: The kind of request, such as "a transaction"; the text begins with it.
@@ -111,7 +112,7 @@ def spans(what: str, shard_names: Sequence[str], boundary: bytes, cure: str = ""
         boundary: A boundary between these shards, where the request would have to be cut.
         cure: A clause that says what the client can do instead; empty when nothing helps.
 
-    FailedPrecondition, because no client of etcd repeats a request for that.
+    The code is FailedPrecondition, because after that no client of etcd repeats the request.
     """
     names = list(dict.fromkeys(shard_names))
     shown = ", ".join(names[:_NAMES_SHOWN])
@@ -122,7 +123,7 @@ def spans(what: str, shard_names: Sequence[str], boundary: bytes, cure: str = ""
 
 
 def leaves_out(what: str, shard_names: Sequence[str]) -> Status:
-    """The refusal of a request for all shards at a token that says nothing about some of them."""
+    """The refusal of a request for all shards at a token that has no revision for some of them."""
     shown = ", ".join(shard_names[:_NAMES_SHOWN])
     text = (
         f"esp: {what} at this revision leaves out the shards {shown}; take the revision of an answer over all shards, "
@@ -132,7 +133,7 @@ def leaves_out(what: str, shard_names: Sequence[str]) -> Status:
 
 
 def differ(what: str, groups: Iterable[Sequence[str]]) -> Status:
-    """The refusal of a question to which the shards of each of these groups give another answer."""
+    """The refusal of a question to which the shards give different answers; the shards of a group agree."""
     shown = " | ".join(", ".join(names[:_NAMES_SHOWN]) for names in groups)
     text = f"esp: {what} on all shards ({shown}); esp check tells how they differ, mend it at the shards themselves"
     return Status(Code.FAILED_PRECONDITION, text)

@@ -1,9 +1,8 @@
-"""Memory that was freed goes back to the system: the C library by itself keeps most of it after a burst of connections.
+"""Gives freed memory back to the system. After a burst of connections the C library by itself keeps most of it.
 
-Everything above 512 bytes is malloc's, and glibc gives back only what lies at the end of its heap (mallopt(3),
-M_TRIM_THRESHOLD): a few survivors of a burst hold all of it. Smaller objects lie in Python's arenas of 1 MiB, which
-are freed when they are empty; tuples and lists that Python keeps for later use hold them, until a full garbage
-collection.
+Objects above 512 bytes come from malloc. glibc gives back only the free end of its heap (mallopt(3), M_TRIM_THRESHOLD),
+so a few survivors of a burst keep the whole heap. Smaller objects lie in Python's arenas of 1 MiB, which are freed when
+they are empty; tuples and lists that Python keeps for later use hold them, until a full garbage collection.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from time import monotonic
 from typing import Any, Final
 
 WORTH_IT: Final = 8_388_608
-"""Bytes that must have become free since the last time; giving back takes about 0.1 ms for each MB."""
+"""Bytes that must have become free since the last time; to give memory back takes about 0.1 ms for each MB."""
 SETTLED: Final = 1_048_576
-"""Bytes by which what is free may change between two looks when a burst is over."""
+"""A burst is over when the free bytes change by no more than this between two looks."""
 LOOKS: Final = 4
-"""How many looks, half a second apart, must find free memory before it is given back: memory in constant use stays."""
+"""Looks in a row, half a second apart, that must find the memory free: memory in constant use is not given back."""
 
 
 COLLECTED_AT_MOST: Final = 200_000
-"""Objects up to which a garbage collection does not keep anybody waiting: 20 ms, about."""
+"""The most objects for a full garbage collection: it then takes about 20 ms, which keeps nobody waiting for long."""
 COLLECT_SECONDS: Final = 30.0
 
 
@@ -34,7 +33,7 @@ class _Mallinfo2(ctypes.Structure):
 
 
 class Heap:
-    """The C library's heap. Where that is not glibc 2.33 or newer, nothing is done."""
+    """The C library's heap. With another library than glibc 2.33 or newer, `tick` does nothing."""
 
     def __init__(self) -> None:
         libc: Any = ctypes.CDLL(None)
@@ -48,17 +47,17 @@ class Heap:
 
     @property
     def is_known(self) -> bool:
-        """Whether this C library can be asked."""
+        """Whether this C library tells how much of its heap is free."""
         return self._mallinfo is not None and self._trim is not None
 
     def _free(self) -> int:
         return int(self._mallinfo().field8)
 
     def tick(self) -> bool:
-        """Gives memory back where much has become free, and that is over; whether it did."""
+        """Gives memory back if much has become free and no more becomes free. True if memory was given back."""
         if not self.is_known:
             return False
-        # What was given back still counts as free, until it is used again.
+        # glibc counts memory that was given back as free, until the memory is used again.
         free = self._free()
         self._given_back = min(self._given_back, free)
         self._still = self._still + 1 if abs(free - self._before) < SETTLED else 0

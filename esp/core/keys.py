@@ -1,7 +1,8 @@
 """Key ranges, as etcd writes them in requests and as people read them.
 
-etcd compares keys bytewise. A request names its keys with a pair: an empty `range_end` is the one key, the
-single byte 0 is every key from `key` on, anything else is the keys from `key` up to but without `range_end`.
+etcd compares keys bytewise. A request names its keys with the pair `key` and `range_end`. An empty `range_end` means
+the one key `key`. The single byte 0 means all keys from `key` on. Any other `range_end` means the keys from `key` up
+to `range_end`, without `range_end` itself.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ OPEN_END = b"\0"
 class KeyRange:
     """The keys with start <= key < end, bytewise; `end` None means no upper bound.
 
-    A range whose end is not above its start holds no key. Such ranges are ordinary values, because etcd answers them
-    too: with no keys, but with all checks made and a header filled in.
+    A range whose end is not above its start holds no key. An empty range is an ordinary value, because etcd answers a
+    request for it too: without keys, but after all checks and with a header.
     """
 
     start: bytes
@@ -38,8 +39,8 @@ class KeyRange:
     def to_request(self) -> tuple[bytes, bytes]:
         """The pair (key, range_end) that stands for these keys in a request.
 
-        etcd refuses an empty key, so a range from the very first key on is written as starting at the byte 0;
-        no key lies between the two. A range of one key is written without a range_end.
+        etcd refuses an empty key. So a range from the very first key on is written with the byte 0 as its start; no key
+        lies between the two. A range of one key is written without a range_end.
         """
         start = self.start
         if self.end is None:
@@ -82,7 +83,7 @@ def prefix_end(prefix: bytes) -> bytes | None:
 def format_key(key: bytes) -> str:
     r"""The key for people: printable UTF-8 characters as they are, a backslash doubled, other bytes as \xNN.
 
-    Two different keys never look the same. No quotes are put around it.
+    Two different keys never look the same. The text has no quotes around it.
     """
     text = key.decode("utf-8", "surrogateescape")
     if text.isprintable() and "\\" not in text:

@@ -1,9 +1,9 @@
-"""Where kube-apiserver keeps its resources in etcd, and which of them a shard map cuts.
+"""The keys in which kube-apiserver keeps its resources, and the resources that a shard map divides.
 
-Read from its source, 1.37: a built-in resource lies below PREFIX/RESOURCE/, whatever its group. Resources of custom
-resource definitions, and those of the extension and aggregation servers, lie below PREFIX/GROUP/RESOURCE/. The revision
-of a list comes from the key PREFIX/RESOURCE itself, without the slash behind. A list, a watch and that key have to be
-in one shard.
+As in the source of kube-apiserver 1.37, a built-in resource lies below PREFIX/RESOURCE/, without its group. Resources
+of custom resource definitions, and those of the extension and aggregation servers, lie below PREFIX/GROUP/RESOURCE/.
+The revision of a list comes from the key PREFIX/RESOURCE itself, without the slash behind. A list, a watch and that
+key have to be in one shard.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from esp.core.shard_map import ShardMap
 DEFAULT_PREFIX: Final = "/registry"
 """The default of kube-apiserver's --etcd-prefix."""
 COMPACT_KEY: Final = b"compact_rev_key"
-"""The key by which kube-apiservers agree who compacts; its value is the revision that was compacted last."""
+"""The key by which kube-apiservers agree which of them compacts; its value is the last compacted revision."""
 
 _GROUPS: Final = frozenset(
     (
@@ -44,7 +44,7 @@ _GROUPS: Final = frozenset(
         "storagemigration.k8s.io",
     )
 )
-"""The groups that are built in, and whose names are not in the path."""
+"""The built-in groups; their names are not in the path."""
 
 _SPECIAL: Final = {
     "replicationcontrollers": "controllers",
@@ -53,7 +53,7 @@ _SPECIAL: Final = {
     "services": "services/specs",
     "ingresses": "ingress",
 }
-"""Resources that are kept under another name."""
+"""Resources whose path has another name than the API."""
 
 _BUILT_IN: Final = tuple(
     """
@@ -84,7 +84,8 @@ class Cut(NamedTuple):
         resource: its key, such as `/registry/pods`.
         boundary: a boundary that cuts it.
         shards: the shards that share the resource, in key order.
-        is_split: whether the objects are in several shards; if not, the resource's key is in another shard than they.
+        is_split: whether the objects are in several shards; if not, the resource's key is in another shard than the
+            objects.
     """
 
     resource: bytes
@@ -93,7 +94,7 @@ class Cut(NamedTuple):
     is_split: bool
 
     def explain(self) -> str:
-        """One sentence: what is wrong, and the cure."""
+        """The fault and the cure, in one sentence."""
         name, shards = format_key(self.resource), ", ".join(self.shards)
         if self.is_split:
             text = f'the objects below "{name}/" are in several shards, {shards}'
@@ -120,7 +121,7 @@ def resource_range(name: str, etcd_prefix: str = DEFAULT_PREFIX) -> KeyRange:
     group, _, resource = name.rpartition("/")
     path = _SPECIAL.get(resource, resource)
     if group == "services" or (group and group not in _GROUPS):
-        path = name  # services/specs as it is in the path already, or a group's own
+        path = name  # services/specs, as the path has it already, or a resource of a group that is not built in
     return _keys(directory(etcd_prefix) + path.encode())
 
 
@@ -131,16 +132,16 @@ def directory(etcd_prefix: str) -> bytes:
 
 
 def assumed_roots(configured: Iterable[bytes]) -> tuple[bytes, ...]:
-    """The directories in which an apiserver is expected: the default, and those that a config speaks of."""
+    """The directories in which an apiserver is expected: the default, and the directories in a config."""
     return tuple(dict.fromkeys((directory(DEFAULT_PREFIX), *configured)))
 
 
 def cuts(shard_map: ShardMap, root: bytes) -> list[Cut]:
     """The resources below `root`, a `directory`, that are not whole in one shard.
 
-    Looked at are those that are built in, and those that a boundary seems to lie in.
+    The search covers the built-in resources, and any resource that a boundary seems to lie in.
     """
-    paths = dict.fromkeys(path.encode() for path in _BUILT_IN)  # in this order they are told
+    paths = dict.fromkeys(path.encode() for path in _BUILT_IN)  # the order in which they are reported
     for boundary in shard_map.starts[1:]:
         if boundary.startswith(root):
             first, *rest = boundary[len(root) :].split(b"/")
@@ -159,7 +160,7 @@ def objects_of(resource: bytes) -> KeyRange:
 
 
 def is_built_in(root: bytes, key: bytes, range_end: bytes) -> bool:
-    """Whether these are all objects of a resource that is built in, below `root`, a `directory`."""
+    """Whether these keys are all objects of a built-in resource below `root`, a `directory`."""
     return range_end == key[:-1] + b"0" and key.startswith(root) and key[-1:] == b"/" and key[len(root) : -1] in _LISTED
 
 

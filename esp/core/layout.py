@@ -58,7 +58,7 @@ class Layout:
         return None if name is None else self.shards[name]
 
     def segments(self, key_range: KeyRange) -> list[Segment]:
-        """The parts of a range and their shards; an empty range is the owner's of its start."""
+        """The parts of a range and their shards; an empty range is one part, of the shard that owns its start."""
         return self.map.split(key_range) or [Segment(self.map.owner(key_range.start), key_range)]
 
     def divides_alike(self, key_range: KeyRange, other: Layout) -> bool:
@@ -71,7 +71,7 @@ class Layout:
     def vector(self, revisions: Mapping[str, int]) -> Vector:
         """The vector of these revisions, by the shards' names, over all shards.
 
-        Where one of these shards is not in this layout, the vector is over the shards of the revisions alone.
+        If one of the shards is not in this layout, the vector has only the shards of `revisions`.
         """
         if revisions.keys() <= self.shards.keys():
             names = self.map.names

@@ -1,7 +1,7 @@
-"""The leases of all shards side by side, for `esp lease-sync`: compared, granted where they lack, revoked as orphans.
+"""The leases of all shards side by side, for `esp lease-sync`: compared, granted where missing, revoked as orphans.
 
-The shards are asked by the shard client that the proxy uses. Nothing is kept between runs, so one that was cut short is
-simply repeated.
+The survey asks the shards with the shard client that the proxy uses. Nothing is kept between runs, so a run that was
+cut short can simply be repeated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONNECT_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 0.01
 
 Progress = Callable[[int, int], None]
-"""Told how many of how many leases are done."""
+"""Called with the number of leases that are done, and the number of all."""
 
 
 class UnreachableError(Exception):
@@ -61,18 +61,18 @@ class LeaseView:
 
     @property
     def only_on(self) -> str | None:
-        """The one shard that has the lease, where there are others and they all lack it."""
+        """The only shard that has the lease; None if several have the lease, or if there is only one shard."""
         holders = [name for name, here in self.on.items() if here is not None]
         return holders[0] if len(holders) == 1 and len(self.on) > 1 else None
 
     @property
     def ttl_spread(self) -> int:
-        """Seconds between the shard on which it ends first and the one on which it ends last."""
+        """Seconds between the first and the last end of the lease on its shards."""
         left = [here.ttl for here in self.on.values() if here is not None]
         return max(left) - min(left)
 
     def differs(self, skew: int) -> bool:
-        """Whether a shard lacks it, or its ends are further apart than `skew` seconds."""
+        """Whether a shard lacks the lease, or the ends on two shards are more than `skew` seconds apart."""
         return bool(self.missing) or self.ttl_spread > skew
 
 
@@ -105,11 +105,11 @@ async def compare(config: Config, concurrency: int, progress: Progress) -> list[
 
     Args:
         config: names the shards.
-        concurrency: how many leases are looked at at once.
-        progress: told as it goes.
+        concurrency: the number of leases that are read at the same time.
+        progress: called after each lease.
 
     Raises:
-        UnreachableError: without all shards nothing can be said.
+        UnreachableError: a shard is unreachable, so nothing can be said about any lease.
     """
     async with _connected(config) as shards:
         try:
@@ -121,7 +121,7 @@ async def compare(config: Config, concurrency: int, progress: Progress) -> list[
 async def grant_missing(
     config: Config, views: Sequence[LeaseView], concurrency: int, progress: Progress
 ) -> list[Action]:
-    """Grants each lease with what is left of its TTL where it lacks; failures are part of the answer.
+    """Grants each lease, with the rest of its TTL, on the shards that lack it; failures are part of the answer.
 
     Raises:
         UnreachableError: a shard cannot be connected to.
@@ -151,7 +151,7 @@ _DONE: Final = {Copied.GRANTED: Done.GRANTED, Copied.PRESENT: Done.PRESENT, Copi
 async def revoke_orphans(
     config: Config, views: Sequence[LeaseView], concurrency: int, progress: Progress
 ) -> list[Action]:
-    """Revokes leases that live on one shard only, asking the others once more before each. Attached keys are deleted.
+    """Revokes leases that live on one shard only, and so deletes their keys. Asks the other shards again before each.
 
     Raises:
         UnreachableError: a shard cannot be connected to.
@@ -187,7 +187,7 @@ class _Survey:
         self._views: dict[int, LeaseView] = {}
 
     async def run(self) -> list[LeaseView]:
-        """Looks at all leases, and once more at those that differ.
+        """Reads all leases, and reads the leases that differ once more.
 
         Raises:
             RpcError: a shard's.
@@ -210,7 +210,7 @@ class _Survey:
         return sorted((view for view in self._views.values() if any(view.on.values())), key=lambda view: view.id)
 
     async def _look_again(self) -> None:
-        """Leases that were being granted or revoked at the first look are on some shards only: no difference."""
+        """Reads differing leases again: a lease that was being granted or revoked was on some shards only."""
         lists = await self._lists()
 
         async def look(view: LeaseView) -> None:
@@ -221,7 +221,7 @@ class _Survey:
         await each([view for view in self._views.values() if view.missing], look, self._concurrency)
 
     async def _look(self, view: LeaseView, holders: Sequence[str]) -> None:
-        """Notes the lease as it is in `view`, and on these shards as they tell now."""
+        """Notes the lease as in `view`, but for these shards as they answer now."""
         answers = await all_of([time_to_live(self._shards[name], view.id, keys=True) for name in holders])
         on = dict(view.on)
         for name, answer in zip(holders, answers, strict=True):

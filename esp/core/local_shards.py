@@ -1,4 +1,4 @@
-"""The shards of `esp serve --local`: an etcd each, their config file, and the text that tells how to use them."""
+"""The shards of `esp serve --local`: one etcd for each, their config file, and the text that says how to use them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LocalShards:
     """N single-node etcds with a config file beside their data, which a later run with the same N reuses."""
 
     def __init__(self, data_dir: Path, etcds: Sequence[LocalEtcd], starts: Sequence[str]) -> None:
-        """`open` is the usual way here. `starts[i]`: the first key of `etcds[i]` in a config written anew."""
+        """Usually called by `open`. `starts[i]` is the first key of `etcds[i]` in a new config."""
         self.data_dir = data_dir
         self.etcds = tuple(etcds)
         self.starts = tuple(starts)
@@ -58,7 +58,7 @@ class LocalShards:
         return cls(data_dir, etcds, default_starts(count))
 
     def write_config(self, path: Path, listen: Sequence[str]) -> None:
-        """Write esp's config for these etcds, unless the file exists: then it is in use as it is."""
+        """Writes esp's config for these etcds, unless the file exists: then esp uses the file unchanged."""
         if path.exists():
             return
         ends = (*self.starts[1:], "")
@@ -83,7 +83,7 @@ class LocalShards:
         unfinished.replace(path)
 
     async def start(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - passed on to wait_ready
-        """Start every etcd and return when all serve; when one does not, none is left running.
+        """Starts every etcd and returns when all serve. If an etcd fails, all are stopped.
 
         Raises:
             LocalEtcdError: see `LocalEtcd.start` and `LocalEtcd.wait_ready`.
@@ -98,7 +98,7 @@ class LocalShards:
             raise
 
     async def stop(self) -> None:
-        """Stop every etcd; all at once, as each may take its time."""
+        """Stops every etcd, all at the same time, because each may take a while."""
         await all_of([etcd.stop() for etcd in self.etcds])
 
     def summary(self, shard_map: ShardMap, listen: Sequence[str], config_path: Path) -> list[str]:
@@ -139,7 +139,7 @@ def _ports_in(path: Path) -> dict[str, int | None]:
 
 
 def _as_typed(program: str) -> str:
-    """How to call `program` from this folder: by its name when on PATH, else from beside this Python."""
+    """The way to call `program` from this folder: its name if it is on PATH, else its path beside this Python."""
     if shutil.which(program):
         return program
     path = Path(sys.executable).parent / program
@@ -150,7 +150,7 @@ def _as_typed(program: str) -> str:
 
 def _next_commands(listen: Sequence[str], config_path: Path) -> list[str]:
     etcdctl, esp = _as_typed("etcdctl"), _as_typed("esp")
-    # etcdctl's own default endpoint, and the place where esp looks by itself, need no words.
+    # Options are left out if they say etcdctl's default endpoint, or the place where esp looks by itself.
     if not any(url == f"http://{HOST}:2379" for url in listen):
         etcdctl += f" --endpoints {listen[0]}"
     option = "" if config_path.absolute() == Path.cwd() / ".esp" / CONFIG_NAME else f" -c {config_path}"

@@ -57,7 +57,7 @@ class Proxy:
     watches, samples, the gate, and the clients of shards that stay.
 
     Attributes:
-        background: owner of every task and timer outside the wire; its counters tell of bugs.
+        background: owner of every task and timer outside the wire; counts bugs.
         gate: lets calls over several shards begin.
         routing: the layout in force, and the tokens.
     """
@@ -88,7 +88,7 @@ class Proxy:
     def layout_of(self, config: Config) -> Layout:
         """The next layout: the shard map of `config`, and its shards.
 
-        A shard whose name and endpoints are those of a shard in force has the same client.
+        A shard with the name and endpoints of a shard in force keeps that shard's client.
         """
         return self._layout(config, self.routing.shards, self.routing.layout.epoch + 1)
 
@@ -103,9 +103,10 @@ class Proxy:
         return Layout.of(shard_map, shards, Undivided(shard_map, config.across_shards.refused, self.context.reached))
 
     async def prepare(self, layout: Layout, seconds: float) -> list[str]:
-        """Begins to connect the shards of the next layout; the names of those that are not reachable after `seconds`.
+        """Begins to connect the shards of the next layout; the names of those that are unreachable after `seconds`.
 
-        A layout may be installed without that. Then calls to its new shards wait as for any shard without a connection.
+        A layout may be installed without this. Then calls to its new shards wait, as for any shard that is not
+        connected.
         """
         for shard in layout.shards.values():
             self._run(shard)
@@ -115,8 +116,8 @@ class Proxy:
         """Puts another layout in force, at once, for every request that comes from now on.
 
         Calls in flight finish with the handlers, the map and the shard clients that they began with. The clients of
-        shards that have left end when these calls have ended, or `drain_seconds` later. Watch streams end whose keys
-        are divided otherwise now; their clients resume. All others go on.
+        shards that have left end when these calls have ended, or `drain_seconds` later. A watch stream ends if its keys
+        are divided differently now; its client resumes. All other streams go on.
         """
         calls = [call for call in self._listener.calls() if call.head.handler not in self._lasting]
         before, self.routing = self.routing, Routing(layout, self.routing.tokens, self.routing.apiservers)
@@ -188,7 +189,7 @@ class Proxy:
         self._pages.find(method, target, answer)
 
     def advertised(self) -> tuple[str, ...]:
-        """The URLs under which clients reach this proxy; none where it listens on a wildcard and nobody has told."""
+        """The URLs under which clients reach this proxy; none if it listens on a wildcard and advertises nothing."""
         return self.config.advertise or advertise.urls_of(self.bound)
 
     async def _sample(self, samples: Samples) -> None:
@@ -230,11 +231,11 @@ class Proxy:
         self.routing.tokens.close()
 
     def cut(self) -> None:
-        """Ends the calls that leaving still waits for."""
+        """Ends the drain: cuts the calls for which it still waits."""
         self._listener.abort()
 
     async def connected(self, seconds: float) -> list[str]:
-        """Waits until every shard is reachable, `seconds` at most; the names of those that are not."""
+        """Waits until every shard is reachable, `seconds` at most; the names of the shards that are not."""
         return await _unreachable(self.routing.layout, seconds)
 
     async def _tick(self) -> None:
@@ -264,7 +265,7 @@ async def _unreachable(layout: Layout, seconds: float) -> list[str]:
 
 
 def check_listen(addresses: Sequence[Listen]) -> None:
-    """Binds every address and frees it again, so that an address in use is known before anything else is started.
+    """Binds every address and frees it again: an address in use is an error before anything else has started.
 
     Raises:
         OSError: as entering a `Proxy` does.
@@ -289,7 +290,7 @@ def _resolved(address: Listen) -> list[Any]:
 
 
 def _taken_by(address: Listen, addresses: Sequence[Listen]) -> Listen | None:
-    """Which of the addresses before this one is the same socket by another name; None when none is."""
+    """The earlier address that is the same socket as `address` under another name; None if there is none."""
     for other in addresses[: addresses.index(address)]:
         if other.port == address.port != 0:
             for family, _, _, _, (host, *_) in _resolved(address):
@@ -322,7 +323,7 @@ def _reason(error: OSError) -> str:
 
 
 def _unprivileged_ports() -> str:
-    """Which ports anybody may listen on, as a sentence; Linux lets its administrators say it."""
+    """The ports that need no privilege, as a sentence; on Linux the administrator sets them."""
     try:
         first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     except (OSError, ValueError):

@@ -26,7 +26,7 @@ class Routing:
     __slots__ = ("apiservers", "identity", "layout", "map", "shards", "tokens", "undivided")
 
     def __init__(self, layout: Layout, tokens: Tokens, apiservers: ApiServers | None = None) -> None:
-        """`apiservers` is by default without any assumed prefix, and protects nothing."""
+        """Without `apiservers` no prefix of a kube-apiserver is expected, and nothing is protected."""
         self.layout = layout
         self.tokens = tokens
         self.apiservers = apiservers or ApiServers(layout, (), protects=False)

@@ -1,9 +1,10 @@
-"""Samples of the revisions of all shards: the revision of each at a moment when one of them was at a known revision.
+"""Samples of the revisions of all shards. A sample says which revision each shard had reached before a plain revision.
 
-A revision R of one shard, the *leading* one, says nothing about the others by itself. But if it came after a sample was
-taken, all that the sample says had been reached by then. Each sample asks the leading shard last, after all others have
-answered, with a linearizable read: if that answers with a revision below R, then R did not exist yet as it was asked,
-and what the others had answered before is older than R. docs/consistency.md, "Compaction", has the argument in full.
+A revision R of one shard, the *leading* shard, says nothing about the other shards by itself. But a sample that is
+older than R does: each shard had reached its revision in the sample before R existed. For a sample, all other shards
+answer first, and the leading shard is asked last, with a linearizable read. If the leading shard answers with a
+revision below R, then R did not exist when it was asked, and the other shards had answered before that.
+docs/consistency.md, "Compaction", has the argument in full.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Samples:
     """Samples of the shards' revisions, the newest `max_samples`, oldest first.
 
     Attributes:
-        leading: the name of the shard that is asked last, by whose revisions a sample is found again.
+        leading: the name of the shard that is asked last; samples are found by its revisions.
     """
 
     def __init__(self, layout: Layout, key: bytes, context: WireContext, now: Callable[[], float] = monotonic) -> None:
@@ -53,13 +54,13 @@ class Samples:
 
     @property
     def age(self) -> float | None:
-        """How many seconds ago the oldest was taken; None when there is none."""
+        """The age of the oldest sample in seconds; None if there is no sample."""
         return self._now() - self._times[0] if self._times else None
 
     def before(self, revision: int) -> Revisions | None:
-        """The newest sample that was taken before the leading shard came to a revision; None when there is none.
+        """The newest sample that was taken before the leading shard reached `revision`; None if there is none.
 
-        A shard that has never answered has revision 0 in it.
+        A shard that has never answered has revision 0 in the sample.
         """
         place = bisect_left(self._found, revision, key=lambda found: found[self.leading])
         return self._found[place - 1] if place else None
@@ -67,7 +68,8 @@ class Samples:
     def add(self, revisions: Revisions) -> None:
         """Keeps a sample, by the shards' names; 0 stands for a shard that did not answer.
 
-        A sample with the same revision of the leading shard takes the place of the last, because it says more.
+        If the leading shard's revision is the same as in the last sample, the new sample replaces the last: it says
+        more.
         """
         last = self._found[-1] if self._found else {}
         if any(0 < revision < last.get(shard, 0) for shard, revision in revisions.items()):
@@ -86,7 +88,7 @@ class Samples:
             del self._found[0], self._times[0]
 
     def install(self, layout: Layout) -> None:
-        """Another layout is in force. With another leading shard no sample so far can be found again."""
+        """Another layout is in force. If it has another leading shard, all samples are dropped: none could be found."""
         self._layout = layout
         leading = layout.map.owner(self._key)
         if leading != self.leading:
@@ -95,7 +97,7 @@ class Samples:
             self._times.clear()
 
     async def take(self) -> None:
-        """Takes a sample. There is none without an answer of the leading shard, or where that is the only shard."""
+        """Takes a sample, unless the leading shard does not answer or is the only shard."""
         layout = self._layout
         if len(layout.shards) == 1:
             return
@@ -115,7 +117,7 @@ class Samples:
         }
 
     async def run(self) -> None:
-        """Takes one every `sample_seconds`, for ever."""
+        """Takes a sample every `sample_seconds`, for ever."""
         while True:
             await self.take()
             await asyncio.sleep(self._context.limits.sample_seconds)

@@ -1,4 +1,4 @@
-"""Which shard owns a key, and how a range splits over the shards.
+"""The shard map: the owner of each key, and the parts of a range that belong to different shards.
 
 A map is one sorted list of boundaries with an owner beside each. Every key is covered exactly once, so the owner is
 found by one bisection, which cannot fail. A map never changes: a new layout is a new map with a higher epoch.
@@ -27,9 +27,9 @@ class Segment(NamedTuple):
 class ShardMapError(ValueError):
     """The ranges do not give every key exactly one owner.
 
-    `ranges` holds the positions, in the list that was given, of the ranges that are to blame: for an overlap
-    the later one first, for a gap its neighbours in key order (only one at either end of the key space).
-    `missing` is the part of a gap that nobody owns.
+    `ranges` holds the positions, in the given list, of the ranges to blame. For an overlap the later range comes first.
+    For a gap they are its neighbours in key order; a gap at either end of the key space has one neighbour. `missing` is
+    the gap.
     """
 
     def __init__(self, fault: Fault, ranges: tuple[int, ...] = (), missing: KeyRange | None = None) -> None:
@@ -39,7 +39,7 @@ class ShardMapError(ValueError):
         self.missing = missing
 
     def explain(self, label: Callable[[int], str]) -> str:
-        """The fault and the cure in one sentence. `label` names a range, given its position."""
+        """The fault and the cure in one sentence. `label` makes a name for the range at a position."""
         names = [label(position) for position in self.ranges]
         match self.fault:
             case "none":
@@ -82,7 +82,7 @@ class ShardMap:
 
     @classmethod
     def build(cls, ranges: Sequence[tuple[str, KeyRange]], names: Sequence[str], epoch: int = 1) -> ShardMap:
-        """The map in which a shard owns each range listed with its name, in any order.
+        """The map in which each range belongs to the shard that it is listed with; the order does not matter.
 
         Raises:
             ShardMapError: a key would have no owner or two, a range is empty, or a boundary is the single
@@ -159,17 +159,17 @@ class ShardMap:
 
 
 def carve(ranges: Sequence[tuple[str, KeyRange]]) -> list[tuple[int, KeyRange]]:
-    """Cut nested ranges so that each key is left to the narrowest range around it.
+    """Cuts nested ranges so that each key belongs to the narrowest range around it.
 
-    Returns (position in `ranges`, part) in key order. Parts do not overlap; gaps stay gaps. A range that
-    narrower ones cover entirely is not in the answer.
+    The result is pairs (position in `ranges`, part), in key order. Parts do not overlap; gaps stay gaps. A range that
+    narrower ranges cover entirely has no part.
 
     Raises:
         ShardMapError: two ranges are the same or overlap without one lying inside the other, or a range is
             empty or has the single zero byte as a boundary.
     """
     _check_each(ranges, None)
-    # Sorted by start, and the wider first where two begin alike: a range comes after all that it lies in.
+    # Sorted by start, and for the same start the wider range first: a range comes after all ranges around it.
     order = sorted(range(len(ranges)), key=lambda position: _height(ranges[position][1].end), reverse=True)
     order.sort(key=lambda position: ranges[position][1].start)
     parts: list[tuple[int, KeyRange]] = []
@@ -177,7 +177,7 @@ def carve(ranges: Sequence[tuple[str, KeyRange]]) -> list[tuple[int, KeyRange]]:
     reached: bytes | None = b""
 
     def advance(limit: bytes | None) -> None:
-        """Give out the keys up to `limit`, and leave the ranges that end there or before."""
+        """Assigns the keys up to `limit`, and leaves the ranges that end there or before."""
         nonlocal reached
         while around:
             end = ranges[around[-1]][1].end
@@ -221,5 +221,5 @@ def _overlap(ranges: Sequence[tuple[str, KeyRange]], one: int, other: int) -> Sh
 
 
 def _height(end: bytes | None) -> tuple[bool, bytes]:
-    """Orders ends: no upper bound is above every key."""
+    """A sort key for ends of ranges: no upper bound comes after every key."""
     return end is None, end or b""

@@ -1,24 +1,25 @@
 """Vector tokens: one revision number that stands for a revision of each of several shards.
 
-Each shard counts revisions of its own, so no number computed from theirs can say "this moment" for all of them: every
-such number is ahead of one shard or behind another. A token is not computed. Every token is a fresh number, remembered
-here together with the vector of shard revisions that it stands for, and looked up when a client gives it back.
+Each shard counts its own revisions. No number computed from them can mean "this moment" for all shards: every such
+number would be ahead of one shard or behind another. So a token is not computed. Every token is a fresh number.
+`Tokens` remembers the number with the vector of shard revisions that it stands for, and looks it up when a client sends
+it back.
 
-The number lies between 2**52 and 2**53: above every revision that an etcd can get to (`MARK`), and exact in a double,
-which is all that JavaScript, jq, Lua and PHP have for numbers:
+The number lies between 2**52 and 2**53. So it is above every revision that an etcd can reach (`MARK`), and exact as a
+double, the only kind of number in JavaScript, jq, Lua and PHP:
 
     bit 52      51 .. 8                       7 .. 2      1 .. 0
        1        ticks of 1/16384 s            instance    0: the position; 1 and 2: "+ 1" and "+ 2", behind it
                 since 2025-01-01, modulo SPAN             3: "- 1" of the next number
 
-Numbers grow with time in a process, so that clients see revisions that do not go back; after 33.7 years, in October
-2058, they begin again with the lowest. `token + 1` is the same position seen from behind: the first revision of each
-shard that is not part of it. A token plus 1 or 2, or minus 1, is never another token.
+Numbers grow with time in a process, so that clients see revisions that do not go back. After 33.7 years, in October
+2058, the numbers begin again with the lowest. `token + 1` is the position behind the token: on each shard the first
+revision after the token's. A token plus 1 or 2, or minus 1, is never another token.
 
 The instance tells processes apart: a token that another process minted must be unknown here. In one network namespace
-no two processes have the same instance (`claim_instance`). Processes of different namespaces draw one of 64 at random;
-only two that drew the same, and minted a token in the same tick, may take each other's tokens for their own. A process
-that meets a number with its own instance which it did not mint draws another instance.
+no two processes have the same instance (`claim_instance`). Processes of different namespaces draw one of 64 instances
+at random. Two of them may take each other's tokens for their own only if they drew the same instance and minted a token
+in the same tick. A process draws another instance when it meets a number with its own instance that it has not minted.
 """
 
 from __future__ import annotations
@@ -38,82 +39,82 @@ EPOCH: Final = 1735689600
 """2025-01-01 in Unix time."""
 TICKS_PER_SECOND: Final = 1 << 14
 SPAN: Final = (1 << 44) - (1 << 37)
-"""Ticks after which numbers begin anew: 34 years but for 97 days, since JavaScript's clients write 2**53 - 1 for no
-upper bound."""
+"""Ticks after which numbers begin anew. The 97 days below 34 years keep out 2**53 - 1, which JavaScript's clients write
+for no upper bound."""
 INSTANCES: Final = 1 << 6
 MARK: Final = 1 << 52
-"""The bit that every token has and no revision: a century with a million writes a second makes fewer."""
+"""The bit that every token has and no revision has: a million writes a second take more than a century to get there."""
 MOST_SHARDS: Final = 1024
-"""Names of shards of which the highest revision is remembered, those that have left included."""
+"""The most shards, present and former ones, whose highest revision is remembered."""
 _INSTANCE_SHIFT: Final = 2
 _TICK_SHIFT: Final = 8
 _STEP: Final = 3
 _END: Final = MARK | SPAN << _TICK_SHIFT
 _REUSE_TICKS: Final = TICKS_PER_SECOND
 _DRAW_TICKS: Final = TICKS_PER_SECOND
-"""Seconds for which an instance is kept at least, whatever numbers clients send."""
+"""Ticks for which a process keeps an instance at least, whatever numbers clients send: a second."""
 
 log = logging.getLogger("esp.tokens")
 
 
 class Vector(NamedTuple):
-    """A revision of each of several shards, which the vector names: its meaning outlives any change of the shard map.
+    """A revision of each of several shards. The vector names the shards, so its meaning outlives changes of the map.
 
     Attributes:
         shards: the names; all vectors of a shard map have the same tuple.
-        revisions: the revision of each shard, in the order of the names; 0 where the position says nothing about one.
+        revisions: the revision of each shard, in the order of the names; 0 for a shard without a revision here.
     """
 
     shards: tuple[str, ...]
     revisions: tuple[int, ...]
 
     def revision(self, shard: str) -> int:
-        """The revision of a shard, by name; 0 where the vector says nothing about the shard."""
+        """The revision of a shard, by name; 0 if the vector has none."""
         return self.revisions[self.shards.index(shard)] if shard in self.shards else 0
 
 
 class Position(NamedTuple):
-    """The meaning of a number that a client gave back.
+    """The meaning of a number that a client sent.
 
     Attributes:
         vector: the revisions.
-        offset: the number that the client has added to the token, -1 to 2: so many revisions further on, on each shard.
+        offset: the client's number minus the token, -1 to 2: the number of revisions to add on each shard.
     """
 
     vector: Vector
     offset: int
 
     def revision(self, shard: str) -> int:
-        """The revision of `shard` that the number means there; 0 when it means none."""
+        """The revision of `shard` that the number stands for; 0 if there is none."""
         revision = self.vector.revision(shard)
         return revision + self.offset if revision else 0
 
     def start(self, shard: str) -> int:
-        """The revision from which a watch of several shards begins on `shard`; 0 when the number means nothing there.
+        """The revision from which a watch of several shards begins on `shard`; 0 if the number has no meaning there.
 
-        The offset skips one revision at most: a `compact_revision` is token + 1 (`span`), and a client that begins at
-        the revision behind it loses nothing on shards that have not compacted.
+        The offset skips one revision at most. A `compact_revision` is token + 1 (`span`), and some clients begin at the
+        revision behind it; they must lose nothing on shards that have not compacted.
         """
         revision = self.vector.revision(shard)
         return revision + min(self.offset, 1) if revision else 0
 
 
 def is_token(number: int) -> bool:
-    """Whether some proxy can have minted the number, or its successor; not whether this one has.
+    """Whether any proxy can have minted the number, or the number below it. This proxy need not know the token.
 
-    The clock is not asked: it may have been wrong then, or be wrong now.
+    The answer does not depend on the clock, which may have been wrong then, or may be wrong now.
     """
     return MARK <= number < _END
 
 
 class Tokens:
-    """The tokens of this process: mints them, remembers the newest, and looks up what comes back.
+    """The tokens of this process: mints tokens, remembers the newest, and looks up those that clients send.
 
     Attributes:
         minted: tokens handed out.
-        known, unknown: tokens that came back and were in the table, and that were not.
-        highest: the highest revision of each shard, by name, that any token stands for, so that a client may know it.
-        forgotten_shards: shards of which that is no longer remembered, since there were more than MOST_SHARDS.
+        known, unknown: looked-up tokens that were in the table, and that were not.
+        highest: the highest revision of each shard, by name, in any token: clients may know of it.
+        forgotten_shards: shards dropped from `highest`, because there were more than MOST_SHARDS.
     """
 
     def __init__(
@@ -130,12 +131,12 @@ class Tokens:
         self._claim: socket.socket | None = None
         self._instance = instance  # claimed when it is first needed
         self._vectors: dict[int, Vector] = {}
-        # Apart, so that a busy watch does not make a client's list forgotten between two of its pages.
+        # In separate tables: tokens of a busy watch must not push out the token of a client that reads a list in pages.
         self._of_answers: deque[int] = deque()
         self._of_messages: deque[int] = deque()
         self._claimed_at = 0
         self._last_tick = 0
-        self._forgotten = 0  # no token of a later tick was forgotten
+        self._forgotten = 0  # the latest tick of which a token was forgotten
         self._newest = 0
         self._newest_is_answers = False
         self.highest: dict[str, int] = {}
@@ -144,16 +145,16 @@ class Tokens:
         return len(self._vectors)
 
     def close(self) -> None:
-        """Lets go of the instance number; nothing is minted any more."""
+        """Gives the instance number back. No token is minted after this."""
         if self._claim is not None:
             self._claim.close()
 
     # Minting.
 
     def mint(self, vector: Vector, *, of_message: bool = False) -> int:
-        """The token for a position; the newest token again where it stands for the same position.
+        """The token for a position: the newest token if it stands for the same position, else a new one.
 
-        Tokens in watch messages, which are many, are counted apart from tokens in answers.
+        Watch messages bring many tokens, so these are counted apart from tokens in answers.
         """
         newest = self._newest
         is_new = self._ticks() - self._last_tick < _REUSE_TICKS
@@ -187,7 +188,7 @@ class Tokens:
     is_token = staticmethod(is_token)
 
     def position(self, number: int) -> Position | None:
-        """The meaning of a token; None when the token is not, or no longer, known here."""
+        """The meaning of a token; None if this process never knew the token, or has forgotten it."""
         token, offset = _taken_apart(number)
         vector = self.vector(token)
         if vector is None:
@@ -198,13 +199,13 @@ class Tokens:
         return Position(vector, offset)
 
     def vector(self, token: int) -> Vector | None:
-        """The vector of a token of this process, for a look that is not a client's; None when it is forgotten."""
+        """The vector of a token of this process, for esp's own use; None if the token is forgotten."""
         if self._age(token) > self._lifetime():
             return None
         return self._vectors.get(token)
 
     def _look_for_a_double(self, token: int) -> None:
-        """Draws another instance when a token with this one's came that only another process can have made."""
+        """Draws another instance if `token` has this one, but only another process can have minted the token."""
         age = self._age(token)
         if token >> _INSTANCE_SHIFT & INSTANCES - 1 != self._instance or age > self._lifetime():
             return
@@ -223,7 +224,7 @@ class Tokens:
     # Bounds.
 
     def expire(self) -> None:
-        """Forgets what is older than `token_seconds`."""
+        """Forgets tokens that are older than `token_seconds`."""
         for order in (self._of_answers, self._of_messages):
             while order and self._age(order[0]) > self._lifetime():
                 self._context.reached("token_seconds")
@@ -238,7 +239,7 @@ class Tokens:
         return int(self._context.limits.token_seconds * TICKS_PER_SECOND)
 
     def _age(self, token: int) -> int:
-        """Ticks since it was made, by the clock; below 0 for one of the future."""
+        """Ticks since the token was made, by the clock; below 0 for a token of the future."""
         age = (self._ticks() - ((token ^ MARK) >> _TICK_SHIFT)) % SPAN
         return age if age <= SPAN // 2 else age - SPAN
 
@@ -251,7 +252,7 @@ def _number(tick: int, instance: int) -> int:
 
 
 def _taken_apart(number: int) -> tuple[int, int]:
-    """The token that a number is made of, and what was added to it."""
+    """The token in a number that a client sent, and the offset that the client has added."""
     step = number & _STEP
     return (number + 1, -1) if step == _STEP else (number - step, step)
 
@@ -259,11 +260,11 @@ def _taken_apart(number: int) -> tuple[int, int]:
 def claim_instance(*, but: int | None = None) -> tuple[int, socket.socket | None]:
     """An instance number that no other process of this network namespace has for as long as the socket is open.
 
-    The claim is a name in the abstract namespace of Unix sockets, which the kernel frees when its owner is gone. Where
-    there is no such thing, or where all are taken, the number is only drawn at random.
+    The claim is a name in the abstract namespace of Unix sockets, which the kernel frees when its owner is gone. If the
+    system has no abstract namespace, or if all numbers are taken, the number is only drawn at random.
 
     Args:
-        but: An instance that is not wanted.
+        but: an instance that must not be drawn.
     """
     drawn = [instance for instance in range(INSTANCES) if instance != but]
     random.SystemRandom().shuffle(drawn)

@@ -1,6 +1,7 @@
 """Undivided ranges: requests that span shards inside such a range are refused, even where esp could serve them.
 
-Reading a key is refused as well where clients take its revision for that of a range which lies in another shard.
+esp also refuses to read certain keys: clients take the key's revision as that of a range, but the range is in another
+shard.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class Undivided:
     """Refuses a request whose keys in one of these ranges belong to several shards.
 
     Attributes:
-        ranges: the ranges that the map cuts, each with the cure that clients are told.
-        parted: the keys that must not be read, each with the refusal.
+        ranges: the ranges that the map divides, each with the cure for the refusal's text.
+        parted: the keys that must not be read, and the refusal for each key.
         owner: the shard that owns a key to be read; raises RpcError for a key of `parted`.
-        on_added: called when a range was added, so that watches in it can be ended.
+        on_added: called when a range was added; ends the watches in it.
     """
 
     def __init__(
@@ -37,14 +38,15 @@ class Undivided:
         self.ranges: dict[KeyRange, str] = {}
         self.parted: dict[bytes, Status] = {}
         self._map = shard_map
-        # The keys from each of `_cells` on, up to the next: whose they are, and a bit for each of `ranges` around them.
+        # A cell is the keys from an entry of `_cells` up to the next. For each cell: its owner, and a bit for each of
+        # `ranges` around it.
         self._cells: list[bytes] = []
         self._owners = shard_map.owners
         self._within: list[int] = []
         self._cut()
         self._reached = reached
         self._told: set[KeyRange | bytes] = set()
-        self.owner = shard_map.owner  # while no key is parted, nothing is looked up for each read
+        self.owner = shard_map.owner  # replaced when the first key is parted: until then a read costs no look-up
         self.on_added: Callable[[], None] | None = None
         for key_range in ranges:
             self.add(key_range, CONFIGURED)
@@ -58,7 +60,7 @@ class Undivided:
                 self.on_added()
 
     def part(self, key: bytes, shard_names: Sequence[str], boundary: bytes, cure: str) -> None:
-        """Refuses to read this key from now on: its shard is not that of the objects that are listed by it."""
+        """Refuses to read this key from now on: the objects that clients list by this key are in another shard."""
         if key not in self.parted:
             self.parted[key] = errors.spans(f'a list by the key "{format_key(key)}"', shard_names, boundary, cure)
             self.owner = self._owner_of_readable
@@ -73,13 +75,14 @@ class Undivided:
     def refuse(self, what: str, *asked: KeyRange) -> Status | None:
         """The refusal of a request for these keys, such as `a Range`; None when it may be served.
 
-        The steps are as many as `asked` holds, however many ranges there are: a client may ask for thousands at once.
+        The work grows with the number of keys asked for, not with the number of ranges: a client may ask for thousands
+        at once.
         """
         if not self.ranges:
             return None
         cells = self._cells
         count = len(cells)
-        reach: dict[int, int] = {}  # from a cell that something asked for begins in, up to which cell that goes at most
+        reach: dict[int, int] = {}  # by the cell of a start in `asked`: the cell behind the furthest end
         reached = reach.get
         for one in asked:
             start, end = one.start, one.end
@@ -97,7 +100,7 @@ class Undivided:
         return None if place is None else self._refusal(what, place, asked)
 
     def _divided(self, reach: dict[int, int]) -> int | None:
-        """The place of the first of the ranges in which these cells, each up to another, belong to several shards."""
+        """The place of the first range whose cells, as far as in `reach`, belong to several shards; None if none."""
         of_shard = dict.fromkeys(self._map.owners, 0)
         done = 0
         for first in sorted(reach):
@@ -112,7 +115,7 @@ class Undivided:
         return (several & -several).bit_length() - 1 if several else None
 
     def _cut(self) -> None:
-        """Cuts the keys into cells: each lies in one shard, and either whole in a range or outside of it."""
+        """Cuts the keys into cells. A cell lies in one shard, and for each range either inside or outside."""
         edges = {b""}
         for kept in self.ranges:
             edges.update(segment.range.start for segment in self._map.split(kept))

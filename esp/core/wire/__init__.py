@@ -22,7 +22,7 @@ The files, from the bottom up: each imports only files of its own line and of li
     client_stream, client: one call at the client; the client's end of a connection
     splice, call: a client's call joined to a call to a server; a call to a server that coroutines await
     http1, strangers: HTTP/1.1 on the same port; other protocols, told by their first bytes
-    transport, accepted, listener: sockets; those of clients; who accepts clients and counts them
+    transport, accepted, listener: sockets; the sockets of clients; accepting and counting clients
 
 The names that the layers above may use (tests/test_layers.py):
 

@@ -1,4 +1,4 @@
-"""The socket of a client: its first bytes tell HTTP/2 from HTTP/1.1, its deadlines are looked at, its end lingers."""
+"""The socket of a client: HTTP/2 or HTTP/1.1 by its first bytes, deadlines, and an end that the client gets to see."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from esp.core.wire.transport import LINGER_SECONDS, MOST_UNREAD, WireProtocol, p
 log = logging.getLogger("esp.wire")
 
 MOST_DISCARDED: Final = 1_048_576
-"""Bytes of a connection that was ended that are read, so that it sees the end, and thrown away."""
+"""The most bytes that esp still reads, and throws away, after it has ended a connection: so the client sees the end."""
 _HTTP1_METHODS: Final = (
     b"GET ",
     b"HEAD ",
@@ -40,10 +40,10 @@ _LONGEST_METHOD: Final = max(map(len, _HTTP1_METHODS))
 
 
 class Accepting(Protocol):
-    """Whoever accepts clients: a `Listener`.
+    """The acceptor of clients: a `Listener`.
 
     Attributes:
-        context: what all connections share.
+        context: the state that all connections share.
         find: names the handler of a request.
         find_page: answers plain HTTP/1.1 requests.
     """
@@ -59,7 +59,7 @@ class Accepting(Protocol):
         """A client is gone."""
 
     def flush_soon(self) -> None:
-        """Writes what waits when all sockets of this turn of the loop have been read."""
+        """Writes waiting output when all sockets of this turn of the loop have been read."""
 
 
 class ServerProtocol(WireProtocol):
@@ -74,7 +74,7 @@ class ServerProtocol(WireProtocol):
         self._closing_since = 0.0
         self._waiting = 0
         self._discarded = 0
-        self._account: Account | None = None  # of what waits for its turn
+        self._account: Account | None = None  # of the bytes that wait for their turn
         self.peer = self.address = "unknown"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -85,7 +85,7 @@ class ServerProtocol(WireProtocol):
         self._listener.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came: as many as this client's share of the turn allows are worked on."""
+        """Works on bytes that came, as far as this client's share of the turn allows; the rest waits."""
         if self._closing_since:
             self._discard(len(data))
             return
@@ -96,11 +96,11 @@ class ServerProtocol(WireProtocol):
         self._listener.flush_soon()
 
     def _unread_bytes(self) -> int:
-        """How much has come and was not worked on."""
+        """The bytes that have come and wait to be worked on."""
         return super()._unread_bytes() + (0 if self._http1 is None else self._http1.unread_bytes)
 
     def _count_unread(self, size: int) -> None:
-        """It is memory that this client holds."""
+        """Accounts for `size` unread bytes as memory that this client holds; without memory the connection ends."""
         account = self._account
         if account is None:
             if not size:
@@ -112,24 +112,24 @@ class ServerProtocol(WireProtocol):
             self.cut()
 
     def cut(self) -> None:
-        """There is no memory for what this client has sent and what waits for its turn: its connection ends."""
+        """Ends the connection: there is no memory for this client's bytes that wait for their turn."""
         self.context.reached("max_buffered_bytes")
         log.warning("%s: closing: no memory for what it has sent (max_buffered_bytes)", self.peer)
         self._abort()
 
     def _discard(self, size: int) -> None:
-        """Lingering: what still comes is of no interest, and much of it is not even read."""
+        """Throws away bytes that come after the end; above MOST_DISCARDED esp stops to read."""
         self._discarded += size
         if self._discarded > MOST_DISCARDED:
             self._read(False)
 
     @property
     def is_behind(self) -> bool:
-        """Whether something that has come could be worked on, or waits for a page that is not there yet."""
+        """Whether bytes that have come could be worked on, or wait for a page that is not ready yet."""
         return super().is_behind or (self._http1 is not None and (self._http1.behind or self._http1.waits))
 
     def _work_otherwise(self, stop: float) -> bool:
-        """Works on what has come of HTTP/1.1, or first of all. Who does not take its answers gets no more of them."""
+        """Works on the first bytes, or on HTTP/1.1. A client that does not take its answers gets no further ones."""
         if self._is_full or self._closing_since or self.transport is None or self.transport.is_closing():
             return False
         if self._http1 is None:
@@ -177,7 +177,7 @@ class ServerProtocol(WireProtocol):
             self.close()
 
     def _on_late(self, answer: bytes) -> None:
-        """The page is there that the client waits for."""
+        """Sends the page for which the client waits."""
         if self._http1 is None or self._closing_since or self.transport is None or self.transport.is_closing():
             return
         self.transport.write(answer)
@@ -185,11 +185,11 @@ class ServerProtocol(WireProtocol):
         if self._http1.ended:
             self.close()
         else:
-            self._turns.serve(self, 0)  # with what has come meanwhile
+            self._turns.serve(self, 0)  # works on bytes that have come meanwhile
             self._listener.flush_soon()
 
     def pause_writing(self) -> None:
-        """A client that does not read is not read from either: what it asks for would only pile up."""
+        """Stops to read from a client that does not read: the answers to more requests would only pile up."""
         super().pause_writing()
         self._is_full = True
         self._read(False)
@@ -199,7 +199,7 @@ class ServerProtocol(WireProtocol):
         self._is_full = False
         super().resume_writing()
         if self._is_full:
-            return  # what waited has filled it again
+            return  # waiting output has filled the transport again
         if self.is_behind:
             self._turns.serve(self, 0)
             self._listener.flush_soon()
@@ -207,7 +207,7 @@ class ServerProtocol(WireProtocol):
             self._read(True)
 
     def close(self) -> None:
-        """Half-closes and lingers, so that the kernel does not throw away what the client has not read yet."""
+        """Half-closes, and closes later: otherwise the kernel would throw away bytes that the client has not read."""
         if self.transport is None or self.transport.is_closing():
             return
         if self._closing_since:
@@ -220,7 +220,7 @@ class ServerProtocol(WireProtocol):
         if self.transport.can_write_eof():
             try:
                 self.transport.write_eof()
-            except OSError:  # the client has gone, and the loop has not told so far
+            except OSError:  # the client has gone, and the loop has not reported it yet
                 self._abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -257,7 +257,7 @@ class ServerProtocol(WireProtocol):
             self._abort()
 
     def _check_time(self, now: float) -> None:
-        """The deadlines of a client that speaks HTTP/1.1, or has not spoken yet."""
+        """Looks at the deadlines of a client that speaks HTTP/1.1, or has sent nothing yet."""
         limits = self.context.limits
         limit, seconds = "preface_timeout", limits.preface_timeout
         if self._waiting:
@@ -275,7 +275,7 @@ class ServerProtocol(WireProtocol):
 
     @property
     def idle_since(self) -> float | None:
-        """Since when the client has asked for nothing; None while it has, and before it has said what it speaks."""
+        """The time since which the client has no open request; None if it has, or if its protocol is not known yet."""
         if self._closing_since or self.is_behind:
             return None
         if isinstance(self.connection, ServerConnection):
@@ -283,14 +283,14 @@ class ServerProtocol(WireProtocol):
         return self._since if self._http1 is not None and self._http1.is_idle else None
 
     def let_go(self) -> None:
-        """Ends this connection, which is idle."""
+        """Ends this idle connection."""
         if isinstance(self.connection, ServerConnection):
             self.connection.let_go()
         else:
             self.close()
 
     def drain(self, streaming: Status) -> None:
-        """Finishes what is open and takes nothing new."""
+        """Finishes open calls and takes no new ones."""
         if isinstance(self.connection, ServerConnection):
             self.connection.drain(streaming)
         elif self.is_behind:

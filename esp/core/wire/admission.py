@@ -1,4 +1,4 @@
-"""Which calls of a client a connection takes: stream ids, places, memory, and the drain that ends the taking."""
+"""Decides which calls of a client a connection takes: by stream id, place and memory; during the drain none."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Admission(FrameReader[S]):
     """A connection whose streams are calls of a client.
 
     Attributes:
-        now: the `monotonic` time at which the bytes came that are being worked on.
+        now: the `monotonic` time at which the bytes that are being worked on came.
         recv_initial: the window with which each stream of the client begins.
-        unended: calls whose one message has come, but not the end of the request.
-        when_read: called, in order, when all that has come is read, since what comes behind a call may take the call
-            back. For calls that cost a multiple of what the client pays; a callback raises nothing.
+        unended: calls whose one message has come whole, while the end of the request has not.
+        when_read: called, in order, when all bytes that have come are read: a reset among them may take a call back.
+            For calls that cost much more than the client pays to send them; a callback raises nothing.
     """
 
     __slots__ = (
@@ -75,7 +75,7 @@ class Admission(FrameReader[S]):
         self._pings = PingPolicy()
 
     def own_account(self) -> Account:
-        """The memory that the connection's calls hold, as a part of what their address holds."""
+        """The account of the memory that the connection's calls hold, a part of their address's account."""
         account = self._account
         if account is None:
             account = self._account = self.context.buffers.of(address_of(self.peer)).of(self.peer)
@@ -132,17 +132,17 @@ class Admission(FrameReader[S]):
 
     @property
     def idle_since(self) -> float | None:
-        """Since when there is no call, on the `monotonic` clock and half a second exact; None when there is one."""
+        """The `monotonic` time since which there is no call, exact to half a second; None if there is a call."""
         return None if self.streams or self.ended else self._idle_since
 
     def let_go(self) -> None:
-        """Ends a connection without calls because others need its place: the client connects anew when it has one."""
+        """Ends a connection without calls because others need its place. The client connects anew for its next call."""
         self.end(ErrorCode.NO_ERROR, "idle, and connections are scarce")
 
-    # The drain: tell the client, wait until the client must have heard, finish the open calls.
+    # The drain: GOAWAY, then a wait until the client must have seen it, then the open calls finish.
 
     def drain(self, streaming: Status) -> None:
-        """Takes streams until the client has heard of it, ends streaming calls with `streaming`, serves the rest."""
+        """Begins the drain: takes calls until the client knows of it, ends streaming calls with `streaming`."""
         if self.ended or self._drain_started:
             return
         self._drain_started = monotonic()
@@ -156,7 +156,7 @@ class Admission(FrameReader[S]):
         raise NotImplementedError
 
     def on_ping_acknowledged(self, payload: bytes) -> None:
-        """The client has seen the GOAWAY that came before the PING."""
+        """Notes that the client has seen the GOAWAY before the PING."""
         if payload == DRAIN_PING and self._drain_started and self._accepting:
             self._stop_accepting()
 

@@ -1,12 +1,13 @@
-"""Fair shares of memory, or of places: a bound that all clients share, and the rule for who gives way at the bound.
+"""Fair shares of memory, or of places: a bound that all clients share, and the rule which call gives way at the bound.
 
-What is taken is counted for a call, for the connection that the call is on, and for the address that the connection
-comes from. Below the limit anybody may take anything. At the limit the one who holds most gives way: the call that
-holds most, of the connection that holds most, of the address that holds most. So a newcomer always gets some, however
-many connections or calls others have opened; and who asks for more is refused only where nobody holds more than that.
+Memory that a call takes is counted for the call, for its connection, and for the address of the connection. Below the
+limit any call may take any amount. At the limit a call gives way: of the address that holds most, the connection that
+holds most, and of that the call that holds most. So a newcomer always gets some memory, however many connections or
+calls others have opened. A call that asks for more is refused only if no other would hold more than this call then
+does.
 
-Whoever gives way does so when `settle` is called, at a moment at which no connection is in the middle of something.
-Until then there may be an eighth more than the limit, and what was taken last.
+A call gives way when `settle` is called, at a moment when no connection is in the middle of a step. Until then the sum
+may exceed the limit by an eighth, and by the last amount taken.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ class Account:
     """The memory, or places, that one address, connection or call has taken. Accounts above in the tree count it too.
 
     Attributes:
-        held: how much that is.
+        held: the memory, in bytes, or the number of places.
         is_closed: the account has given all back, and takes nothing any more.
-        owner: who gives way; None for an account that consists of others, or is never asked to.
+        owner: ends if the account has to give way; None for an account that consists of others, or never gives way.
     """
 
     __slots__ = (
@@ -51,7 +52,7 @@ class Account:
         self._budget: BufferBudget = parent._budget if parent is not None else self  # type: ignore[assignment]
         self.is_closed = False
         self._names: WeakValueDictionary[str, Account] | None = None
-        # Those below that hold something, by how much; equal within an eighth.
+        # The accounts below that hold something, by size; sizes within an eighth share a rank.
         self._ranks: dict[int, dict[Account, None]] = {}
         self._ranks_in = parent._ranks if parent is not None and gives_way else None
         self._place = 0
@@ -70,7 +71,7 @@ class Account:
         return Account(self, owner)
 
     def take(self, size: int) -> bool:
-        """Accounts for `size` more; False, and nothing accounted, when there is no room."""
+        """Accounts for `size` more; False, without any change, if there is no room."""
         if not self.may_take(size):
             return False
         self._add(size)
@@ -82,7 +83,7 @@ class Account:
         return not self.is_closed and (budget.held + size <= budget.limit or budget.has_bigger_than(self, size))
 
     def give(self, size: int) -> None:
-        """Returns `size`; nothing when the account is closed, which has returned all."""
+        """Returns `size`. A closed account has returned all, and returns nothing."""
         if not self.is_closed:
             self._add(-size)
 
@@ -91,7 +92,7 @@ class Account:
         if not self.is_closed:
             self._add(-self.held)
             self.is_closed = True
-            self.owner = None  # which holds this account
+            self.owner = None  # the owner refers to this account
 
     def biggest(self) -> Account | None:
         """The account below that holds most, within an eighth; None when none holds anything."""
@@ -99,7 +100,7 @@ class Account:
         return next(iter(ranks[max(ranks)])) if ranks else None
 
     def path(self) -> list[Account]:
-        """From below the root down to this one."""
+        """The accounts from below the root down to this one."""
         parent = self._parent
         return [] if parent is None else [*parent.path(), self]
 
@@ -107,7 +108,7 @@ class Account:
         account: Account | None = self
         while account is not None:
             held = account.held = account.held + size
-            # The first four bits of the number and how many follow; it grows as the number does.
+            # The first four bits of the number, and the count of bits behind them: grows with the number.
             shift = held.bit_length() - 4
             place = held if shift <= 0 else (shift << 4) + (held >> shift)
             if place != account._place:
@@ -128,11 +129,11 @@ class Account:
 
 
 class BufferBudget(Account):
-    """The whole: what all have together is `limit` at most, once settled.
+    """The root account: after `settle` all accounts together hold at most `limit`.
 
     Attributes:
         limit: the bound.
-        shared: what esp takes for itself, or for several clients at once; it never gives way.
+        shared: the account of memory for esp itself, or for several clients at once; never gives way.
     """
 
     __slots__ = ("limit", "shared")
@@ -148,7 +149,7 @@ class BufferBudget(Account):
         return self.held
 
     def has_bigger_than(self, account: Account, size: int) -> bool:
-        """Whether, when `account` takes so much more, another will have to give way for it."""
+        """Whether another account will have to give way if `account` takes `size` more."""
         if self.held > self.limit + (self.limit >> 3):
             return False
         above: Account = self
@@ -160,7 +161,7 @@ class BufferBudget(Account):
         return False
 
     def settle(self) -> None:
-        """Lets those who hold most give way until the limit is kept."""
+        """Lets the accounts that hold most give way until the sum is within the limit."""
         while self.held > self.limit:
             account: Account = self
             while (biggest := account.biggest()) is not None:

@@ -30,7 +30,7 @@ class Reader(Protocol[Message_co]):
 
     @property
     def wanted(self) -> int:
-        """How many bytes that one lacks; 0 between messages."""
+        """The bytes that the next message still lacks; 0 between messages."""
 
     def feed(self, payload: bytes) -> Sequence[Message_co]:
         """The messages that `payload` completes; raises RpcError."""
@@ -50,7 +50,7 @@ class BrokenCall(Exception):
     """The call's stream broke before its answer was whole.
 
     Attributes:
-        unprocessed: the server has surely not acted on it, as `ClientStream.surely_unprocessed` has it.
+        unprocessed: the server has surely not acted on the call (`ClientStream.surely_unprocessed`).
         code: the HTTP/2 error code.
     """
 
@@ -84,11 +84,11 @@ _NOTHING: Final = _Nothing()
 class MessageCall(ClientStream, Generic[Message]):
     """A call whose answer messages are read one after the other with `read`.
 
-    Bytes are given back to the server as messages are read, so a reader that waits makes the server wait. What has come
-    is held for the keeper, if there is one: a message until the next is read. What `read_only` gives stays held, and
-    whoever has it may release it.
+    The server's window grows as messages are read, so a reader that waits makes the server wait. If there is a keeper,
+    it holds the memory of what has come: a message until the next one is read. The result of `read_only` stays held
+    until the caller releases it.
 
-    `garbled` makes the error of an answer that is none, from a clause that says why.
+    `garbled` makes the error for an answer that no server should give, from a clause that says why.
     """
 
     __slots__ = (
@@ -120,7 +120,7 @@ class MessageCall(ClientStream, Generic[Message]):
         self._held = 0
         self._unread = 0
         self._ended = False
-        # What makes the error: one that was raised and is kept would hold on to its reader's frame, and so to itself.
+        # A function that makes the error: a kept error that was raised refers to its reader's frame, and so to itself.
         self._error: Callable[[], Exception] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -128,8 +128,8 @@ class MessageCall(ClientStream, Generic[Message]):
         """The next message; None when the call has ended well.
 
         Raises:
-            RpcError: it ended with another status.
-            BrokenCall: it did not end but broke.
+            RpcError: the call ended with another status.
+            BrokenCall: the call broke before its end.
         """
         self._read = 0
         self._account()
@@ -166,7 +166,7 @@ class MessageCall(ClientStream, Generic[Message]):
         return message
 
     def _account(self) -> bool:
-        """Holds what there is now, no more and no less; False when there is no room."""
+        """Accounts for exactly the bytes that there are now; False if there is no room."""
         keeper = self._keeper
         if keeper is None:
             return True
@@ -179,7 +179,7 @@ class MessageCall(ClientStream, Generic[Message]):
         return True
 
     def cancel(self) -> None:
-        """Ends the call from here, and keeps nothing of it: errors hold on to frames, and so to calls, for a while."""
+        """Ends the call from here, and drops its messages: errors refer to frames, and so keep calls for a while."""
         self._messages.clear()
         self._reader = _NOTHING
         held, self._held = self._held, 0
@@ -241,7 +241,7 @@ class MessageCall(ClientStream, Generic[Message]):
         except RpcError as error:
             if isinstance(self._reader, MessageReader):
                 raise self._garbled(f"cannot be read: {error.status.message}") from None
-            raise  # it says whose fault it is
+            raise  # its text blames the server already
 
     def on_reset(self, code: int, reason: str) -> None:
         """The stream is gone."""
@@ -249,7 +249,7 @@ class MessageCall(ClientStream, Generic[Message]):
         self._wake()
 
     def on_buffers_full(self) -> None:
-        """There is no memory for the request, which has to wait for the server."""
+        """Ends the call: there is no memory for the request, which has to wait for the server."""
         self._error = OVERLOADED.error
         self.cancel()
         self._wake()
@@ -259,7 +259,7 @@ class Together(Generic[Message]):
     """Unary calls that are sent in one turn and awaited together: one future for all of them.
 
     Attributes:
-        calls: these, in the order in which they were added.
+        calls: the calls, in the order in which they were added.
     """
 
     __slots__ = ("_waiter", "_waits_for_all", "calls")
@@ -277,18 +277,18 @@ class Together(Generic[Message]):
         ended: Callable[[], object] | None = None,
         garbled: Callable[[str], RpcError] = _garbled,
     ) -> TogetherCall[Message]:
-        """One more, which the caller sends; `ended` is called when it ends by itself."""
+        """A new call, for the caller to send; `ended` is called when the call ends by itself."""
         call = TogetherCall(connection, reader, keeper, self, ended, garbled)
         self.calls.append(call)
         return call
 
     async def answers(self) -> list[Message]:
-        """The message that each call was answered with; they stay held.
+        """The message of each call's answer; the messages stay held.
 
         Raises:
-            RpcError: one has ended with another status, or not with exactly one message. Then the others' answers are
+            RpcError: a call has ended with another status, or without exactly one message. The other answers are then
                 not waited for.
-            BrokenCall: one broke.
+            BrokenCall: a call broke.
         """
         await self._over()
         failed = self.failed
@@ -297,7 +297,7 @@ class Together(Generic[Message]):
         return [call.take() for call in self.calls]
 
     async def all_over(self) -> None:
-        """Waits until each call has its answer or has failed, as it then says itself."""
+        """Waits until each call has its answer or has failed (`TogetherCall.has_failed`)."""
         self._waits_for_all = True
         await self._over()
 
@@ -322,7 +322,7 @@ class Together(Generic[Message]):
             self._waiter.set_result(None)
 
     def cancel(self) -> None:
-        """Ends the calls that have not ended, and keeps nothing of what was not taken."""
+        """Ends the calls that have not ended, and drops the answers that were not taken."""
         for call in self.calls:
             call.cancel()
 

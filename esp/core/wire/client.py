@@ -41,8 +41,8 @@ LAST_STREAM_ID: Final = 1_600_000_000
 STREAMS_BEFORE_SETTINGS: Final = 100
 KEEPALIVE_PING: Final = b"esp-live"
 CHEAP_BYTES: Final = 1024
-"""Bytes of answers that came whole that are worked on without a look at the clock: some 100 microseconds at most. After
-any other frame the clock is looked at."""
+"""Bytes of whole answers that esp works on between two looks at the clock: some 100 microseconds at most. After any
+other frame esp looks at the clock."""
 
 
 class ClientConnection(ResponseReader):
@@ -52,8 +52,8 @@ class ClientConnection(ResponseReader):
         authority: `:authority` of its requests.
         draining: the connection takes no more calls: GOAWAY came, or the stream ids are near their end.
         on_change: called when the connection became ready, stops taking calls, or has room again.
-        own_part: makes of `DividedBlock` metadata those that this server gets.
-        room: how many calls may be open at once; 0 while the server takes none, or does not read what it is sent.
+        own_part: makes the metadata for this server from those in a `DividedBlock`.
+        room: the most calls that may be open; 0 while the server takes none, or does not read the bytes it is sent.
     """
 
     __slots__ = (
@@ -92,7 +92,7 @@ class ClientConnection(ResponseReader):
 
     @property
     def has_room(self) -> bool:
-        """Whether a call can be sent now: the server takes calls, and reads the bytes that it is sent."""
+        """Whether a call can be sent now: the server takes calls and reads its bytes."""
         if len(self.streams) < self.room:
             return True
         if not self.room:
@@ -101,10 +101,10 @@ class ClientConnection(ResponseReader):
         return False
 
     def call(self, stream: ClientStream, forward: Forward, timeout: bytes, data: bytes | None, *, end: bool) -> None:
-        """Sends a call's head, and `data` with it. The caller has seen `has_room`.
+        """Sends a call's head, and `data` with it. The caller has checked `has_room`.
 
         Args:
-            stream: told of what comes back.
+            stream: gets the frames that come back.
             forward: the head, as `RequestHead.forward`.
             timeout: the `grpc-timeout` to send, b"" for none.
             data: body to send at once, None for none yet.
@@ -230,7 +230,7 @@ class ClientConnection(ResponseReader):
         self._tail = data[position:] if position < size else b""
 
     def _on_stream_bug(self, stream: ClientStream | None) -> None:
-        """An exception came out of one call: that call fails, those of everybody else on this connection go on."""
+        """Ends a call that an exception came out of. The other calls on this connection go on."""
         log.exception("%s: a bug in esp; a call fails", self.peer)
         if stream is not None:
             stream.cancel()
@@ -242,7 +242,7 @@ class ClientConnection(ResponseReader):
     def _take_answer(self, stream: ClientStream, head: ResponseHead, data: bytes, position: int) -> int:
         """Takes a unary answer that came whole, as nearly all do: its DATA and trailers stand at `position`.
 
-        Returns the position behind the trailers; 0 and nothing done when other frames stand there.
+        Returns the position behind the trailers. Returns 0, and does nothing, if other frames stand there.
         """
         size = len(data)
         body = position + HEADER_SIZE
@@ -264,7 +264,7 @@ class ClientConnection(ResponseReader):
         window = self.recv_window - length
         if window < self.recv_limit >> 1:
             self.received(length)
-        else:  # as nearly always; spelled out, since it is so for each request
+        else:  # nearly always; spelled out, because this runs once per request
             self.recv_window = window
         stream.remote_open = False
         stream.headers_seen = True
@@ -278,7 +278,7 @@ class ClientConnection(ResponseReader):
         return end
 
     def resume(self) -> None:
-        """The transport has room again, and so may there be for calls."""
+        """The transport has room again, and perhaps there is room for calls."""
         was_full = self.backlog > self.limits.max_output_hard_bytes
         super().resume()
         self._set_room()
@@ -287,7 +287,7 @@ class ClientConnection(ResponseReader):
             self._changed()
 
     def on_stream_gone(self) -> None:
-        """Room for a call that waits, or the end of a drained connection."""
+        """Tells that there is room for a call that waits; ends a drained connection without calls."""
         if self.draining and not self.streams:
             self.lost("drained")
         elif self._was_full:
@@ -296,7 +296,7 @@ class ClientConnection(ResponseReader):
             self._changed()
 
     def on_table_size(self, size: int) -> None:
-        """The server grants its table's size anew."""
+        """The server grants a header table of another size."""
         self._encoder.limit(size)
 
     def on_settings(self) -> None:
@@ -330,7 +330,7 @@ class ClientConnection(ResponseReader):
             del self.streams[stream.id]
             stream.unprocessed = True
             stream.drop()
-        # First of all no more room here: whoever is told may send its call again.
+        # First there must be no more room here: a call that is told may be sent again at once.
         self._drain("the server is going away")
         for stream in refused:
             stream.on_reset(ErrorCode.REFUSED_STREAM, "the server is going away")

@@ -1,4 +1,4 @@
-"""A call as the client sees it: its stream, and what the server's frames mean for the call."""
+"""A call as the client sees it: its stream, and the meaning of the server's frames for the call."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ClientStream(Stream):
 
     Attributes:
         headers_seen: the response's head has come.
-        queued_at: the flush of the connection that takes the whole call along, and its place in `out`.
+        queued_at: the flush of the connection with which the whole call leaves, and the call's place in `out`.
         unprocessed: the server said with GOAWAY that it has not acted on the call.
     """
 
@@ -53,7 +53,7 @@ class ClientStream(Stream):
     def surely_unprocessed(self, code: int) -> bool:
         """Whether the server has surely not acted on this call, which has one request message and broke with `code`.
 
-        It refused the stream, or said so with GOAWAY (RFC 9113, section 8.7), or was not sent the whole message.
+        The server refused the stream, or said so with GOAWAY (RFC 9113, section 8.7), or did not get the whole message.
         """
         if self.headers_seen:
             return False
@@ -70,7 +70,7 @@ class ClientStream(Stream):
         self.on_headers(trailers, True)
 
     def on_retired(self) -> None:
-        """The connection takes no more calls, another one will; this call goes on as long as the server lets it."""
+        """Another connection takes new calls from now on. This call goes on as long as the server lets it."""
 
     def cancel(self) -> None:
         """Ends the call from here; no event follows."""
@@ -81,7 +81,7 @@ class ResponseReader(FrameReader[ClientStream]):
     """A connection whose streams are calls to a server.
 
     Attributes:
-        max_header_list: the size of a response's headers that is taken, in bytes after decoding.
+        max_header_list: the most bytes of a response's headers, after decoding.
     """
 
     __slots__ = ("_decoder", "_next_id", "max_header_list")
@@ -99,7 +99,7 @@ class ResponseReader(FrameReader[ClientStream]):
         return self._next_id
 
     def glitch(self, cost: float, what: str) -> None:
-        """A tenth of the cost: a clumsy etcd must not cost all clients the connection."""
+        """Charges a tenth of the cost: a clumsy etcd must not cost all clients the connection."""
         super().glitch(cost / 10, what)
 
     def _on_response(self, stream: ClientStream, head: ResponseHead, end: int) -> None:
@@ -125,7 +125,7 @@ class ResponseReader(FrameReader[ClientStream]):
         self.fault_stream(stream.id, StreamFault(ErrorCode.PROTOCOL_ERROR, reason))
 
     def _ended(self, stream: ClientStream) -> None:
-        """The server has answered in full, and gets no more of a request that is still being sent."""
+        """Stops to send the rest of a request whose answer is complete."""
         if stream.local_open:
             self.reset(stream, ErrorCode.CANCEL)
             stream.local_open = False
@@ -169,9 +169,10 @@ class ResponseReader(FrameReader[ClientStream]):
             raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA or HEADERS on a closed stream")
 
     def reset(self, stream: ClientStream, code: int) -> None:
-        """Ends a stream from here. A call that has not left yet never leaves: cancelled at once, it reaches no shard.
+        """Ends a stream from here. A call that is cancelled before it has left never reaches the server.
 
-        A call whose header block changes the server's table leaves all the same, and has no `queued_at`.
+        There is an exception: a call whose header block changes the server's table leaves anyway, and has no
+        `queued_at`.
         """
         flush, place = stream.queued_at
         if flush == self.flushes and not stream.headers_seen:

@@ -24,7 +24,7 @@ class Connection:
     """One end of an HTTP/2 connection.
 
     Attributes:
-        backlog: bytes written since the transport was full. The transport takes these bytes, since only DATA waits.
+        backlog: bytes written since the transport became full. The transport still takes them, because only DATA waits.
         blocked_since: when the transport became full, on the `monotonic` clock.
         out: frames to write, in order. Non-empty only while the connection stands in `context.unflushed`.
         flushes: how often `out` was emptied.
@@ -33,9 +33,10 @@ class Connection:
         on_flush: called with the bytes to write; set by the transport.
         on_end: called once, when the connection has ended and all its bytes went to `on_flush`; set by the transport.
         on_charge: called with the seconds of work that a call made outside of `receive`; set by the transport.
-        on_behind: called when there are steps to take that did not come up in `receive`; set by the transport.
+        on_behind: called when there are steps to take that did not begin in `receive`; set by the transport.
         stop: when `receive` has to stop before the end of its bytes, on the clock of `context.turns`.
-        unread: bytes of the peer wait for their turn in esp. Whatever the peer owes may be among them and is not late.
+        unread: bytes of the peer wait for their turn in esp. A frame that the peer owes may be among them, and is not
+            late.
         writable: the transport has room.
     """
 
@@ -102,7 +103,7 @@ class Connection:
         return not self.ended and (self._next > 0 or self._unfinished is not None)
 
     def take(self, data: bytes, stop: float) -> bool:
-        """As `receive`, until `stop`; whether work is left."""
+        """As `receive`, until `stop`; True if work is left."""
         self.stop = stop
         self.receive(data)
         return (self._next > 0 or self._unfinished is not None) and not self.ended
@@ -112,10 +113,10 @@ class Connection:
         if self._unfinished is not None:
             self._unfinished.append(steps)
         elif not self._take_steps(steps):
-            self._unfinished = [*(self._unfinished or ()), steps]  # first the rest of the steps that those have begun
+            self._unfinished = [*(self._unfinished or ()), steps]  # behind the steps that `steps` have begun
 
     def do_later(self, steps: Iterator[None]) -> None:
-        """Takes `steps`, which did not come up in `receive`, in the next turns; at once where there is no transport."""
+        """Takes `steps`, which did not begin in `receive`, in the next turns; at once without a transport."""
         if self.ended:
             return
         if self._unfinished is not None:
@@ -128,11 +129,11 @@ class Connection:
                 pass
 
     def _take_steps(self, steps: Iterator[None]) -> bool:
-        """Takes steps until the turn is over; whether those were all."""
+        """Takes steps until the turn is over; True if no step is left."""
         return all(self.clock() < self.stop for _ in steps)
 
     def charge(self, seconds: float) -> None:
-        """Counts work done for this peer outside of `receive`; the peer's next bytes wait for that long."""
+        """Charges work that was done for this peer outside of `receive`: its next bytes wait for as long."""
         if self.on_charge is not None:
             self.on_charge(seconds)
 
@@ -149,11 +150,11 @@ class Connection:
 
     @property
     def unread_bytes(self) -> int:
-        """How many of the bytes that have come wait for the next turn."""
+        """The bytes that have come and wait for the next turn."""
         return len(self._tail) - self._next
 
     def _finish(self) -> bool:
-        """Goes on with unfinished steps; whether all are done."""
+        """Goes on with unfinished steps; True if all are done."""
         unfinished = self._unfinished
         while unfinished and not self.ended:
             if not self._take_steps(unfinished[0]):
@@ -224,7 +225,7 @@ class Connection:
     # Memory.
 
     def hold(self, size: int) -> bool:
-        """Accounts for `size` bytes kept for nobody in particular; False, and nothing accounted, without room."""
+        """Accounts for `size` bytes that belong to no single client; False, without any change, if there is no room."""
         if self.context.buffers.shared.take(size):
             return True
         self.on_full(0)
@@ -251,7 +252,7 @@ class Connection:
     # Faults and the end.
 
     def glitch(self, cost: float, what: str) -> None:
-        """Charges for something legal but pointless.
+        """Charges for a frame that is legal but pointless.
 
         Raises:
             ConnectionFault: ENHANCE_YOUR_CALM, the budget is spent.
@@ -278,7 +279,7 @@ class Connection:
             self.lost(reason)
 
     def on_bug(self) -> None:
-        """An exception of esp's own came out of this connection: the connection ends, and no other does."""
+        """Ends this connection, and no other: an exception came out of it, which is a bug in esp."""
         log.exception("%s: a bug in esp; closing the connection", self.peer)
         self.end(ErrorCode.INTERNAL_ERROR, "internal error")
 

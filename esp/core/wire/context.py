@@ -1,4 +1,4 @@
-"""What all connections of a process share: limits, the bytes waiting to be written, the memory budget, counters."""
+"""The state that all connections of a process share: limits, output that waits, the memory budget, counters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Resumable(Flushable, Protocol):
 
 @dataclass(slots=True)
 class Counters:
-    """What the wire counts.
+    """The counters of the wire.
 
     Attributes:
         limits: how often each limit was reached, by its name in `Limits`.
@@ -48,13 +48,14 @@ class WireContext:
     """Shared by every connection of a process.
 
     Attributes:
-        unflushed: connections with output, in the order they got it; whoever lets a connection take bytes flushes them
-            all afterwards, so that many requests leave in one write.
+        unflushed: connections with output, in the order in which they got it. Code that lets a connection take bytes
+            flushes them all afterwards, so that many requests leave in one write.
         put_off_ones: connections with more to send than one turn allows.
-        turns: which connection works when.
+        turns: decides which connection works when.
         calls: the memory that open calls take.
-        gatherers: those who make output of what has gathered; they come first, so that it leaves in the same write.
-        buffers: the memory for what waits for slow peers or is not whole yet.
+        gatherers: objects that turn gathered requests into output. They are flushed first, so that it leaves in the
+            same write.
+        buffers: the memory for bytes that wait for slow peers, or for the rest of a message.
     """
 
     limits: Limits
@@ -79,7 +80,7 @@ class WireContext:
     def flush_soon(self) -> None:
         """Has all output written at the end of this turn of the loop: output of several callbacks leaves together."""
         if self.turns.soon is None:
-            self.flush()  # there is no loop
+            self.flush()  # without a loop there is no later
         else:
             self.turns.run_soon()
 
@@ -90,7 +91,7 @@ class WireContext:
             self.turns.run_soon()
 
     def go_on(self) -> None:
-        """A new turn begins: lets those go on that were put off."""
+        """Begins a new turn: the objects that were put off go on."""
         if not self.put_off_ones:
             return
         waiting, self.put_off_ones = self.put_off_ones, []
@@ -101,7 +102,7 @@ class WireContext:
                 one.on_bug()
 
     def flush(self) -> None:
-        """Writes what every connection has waiting. No connection is in the middle of something then."""
+        """Writes the waiting output of all connections. Called when no connection is in the middle of a step."""
         buffers, gatherers, unflushed = self.buffers, self.gatherers, self.unflushed
         if buffers.held > buffers.limit:
             buffers.settle()
@@ -110,7 +111,7 @@ class WireContext:
                 _flush(gatherers.pop())
             while unflushed:
                 one = unflushed.pop()
-                try:  # as `_flush`, which is spelled out: this is so for each write
+                try:  # `_flush`, spelled out, because this runs once per write
                     one.flush()
                 except Exception:
                     one.on_bug()

@@ -1,7 +1,7 @@
 """Header fields out of a header block (RFC 7541, section 6), with the peer's table.
 
-The `hpack` library has the table; its decoder copies what is left of a block several times for each field, so that a
-block of many small fields and one large one took 15 ms.
+The table is that of the `hpack` library. Its decoder is not used: for each field it copies the rest of the block
+several times, and a block of many small fields and a large one took 15 ms.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class FieldDecoder:
         """The fields of `block`, the table updated.
 
         Raises:
-            HPACKError: it is no header block; OversizedHeaderListError when it means more than `max_list_bytes`. The
-                table is of no use from then on.
+            HPACKError: `block` is no header block; OversizedHeaderListError if its fields take more than
+                `max_list_bytes`. The table is unusable from then on.
         """
         table = self.table
         fields: list[tuple[bytes, bytes]] = []
@@ -74,7 +74,7 @@ class FieldDecoder:
 
 
 def _integer(block: bytes, position: int, mask: int) -> tuple[int, int]:
-    """An integer whose first bits are those of `mask` at `position`, and the position behind it."""
+    """The integer at `position`, whose first byte has it in the bits of `mask`, and the position behind the integer."""
     if position >= len(block):
         raise HPACKDecodingError("cut short")
     number = block[position] & mask
@@ -90,7 +90,7 @@ def _integer(block: bytes, position: int, mask: int) -> tuple[int, int]:
 
 
 def _string(block: bytes, position: int) -> tuple[bytes, int]:
-    """The string at `position`, and the position behind it."""
+    """The string at `position`, and the position behind the string."""
     length, start = _integer(block, position, 0x7F)
     end = start + length
     if end > len(block):

@@ -1,4 +1,4 @@
-"""What each frame of the peer does (RFC 9113, section 6), alike for both ends of a connection.
+"""The effect of each frame of the peer (RFC 9113, section 6), the same for both ends of a connection.
 
 `ServerConnection` and `ClientConnection` each have a frame loop with the few frames that make up almost all traffic
 inlined; every other frame comes through `on_frame` here.
@@ -48,8 +48,8 @@ from esp.core.wire.stream import Stream
 
 MAX_SETTINGS: Final = 32
 BANDWIDTH_PING: Final = bytes.fromhex("02041010090e0707")
-"""What grpc-go sends to measure bandwidth, up to once per message it gets. Nobody waits for the answer, so it goes with
-the next frames, at the latest with the next `tick`, and costs no write of its own."""
+"""The PING with which grpc-go measures bandwidth, up to once per message it gets. Nobody waits for the answer, so the
+answer leaves with the next frames, at the latest with the next `tick`, and costs no write of its own."""
 DEFAULT_TABLE: Final = 4096
 """Bytes of the header table that either peer grants until its SETTINGS say otherwise (RFC 9113, section 6.5.2)."""
 SMALL_INCREMENT: Final = 64
@@ -98,7 +98,7 @@ class FrameReader(Multiplexed[S]):
         self._acks.sent(monotonic())
 
     def highest_stream_id(self) -> int:
-        """The last stream that was opened on this connection: there were half as many."""
+        """The id of the last stream that was opened on this connection; ids rise by two."""
         return 0
 
     # What the two ends do differently.
@@ -120,7 +120,7 @@ class FrameReader(Multiplexed[S]):
         raise NotImplementedError
 
     def on_ping(self) -> None:
-        """The peer sent a PING; raises ConnectionFault where that is one too many."""
+        """The peer sent a PING; raises ConnectionFault if there were too many."""
 
     def on_ping_acknowledged(self, payload: bytes) -> None:
         """The peer answered our PING."""
@@ -167,7 +167,7 @@ class FrameReader(Multiplexed[S]):
             self.on_unknown_stream(stream_id, kind)
 
     def _charge_late(self) -> None:
-        """Charges for frames on closed streams beyond two per stream: what ends on both sides at once crosses."""
+        """Charges for frames on closed streams beyond two per stream: two may cross when both sides end a call."""
         if self._free_late.is_used_up(self.highest_stream_id()):
             self.glitch(0.05, "frames on closed streams")
 
@@ -236,8 +236,8 @@ class FrameReader(Multiplexed[S]):
                 self.send_waiting()
                 self._charge_small(increment)
             elif self.send_window > self._send_top:
-                # Nothing was sent that this gives back. (One that does is free, however small: grpc's C core
-                # gives back each message at once.)
+                # No bytes were sent that the peer could give back. (If there were, a frame of any size is free: grpc's
+                # C core gives back each message at once.)
                 self._send_top = self.send_window
                 self._charge_small(increment)
             return
@@ -291,7 +291,7 @@ class FrameReader(Multiplexed[S]):
         self.on_stream_reset(stream)
 
     def on_stream_reset(self, stream: S) -> None:
-        """The peer has reset a stream; raises ConnectionFault where that is one too many."""
+        """The peer has reset a stream; raises ConnectionFault if there were too many resets."""
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -330,7 +330,7 @@ class FrameReader(Multiplexed[S]):
                 self.unblock(stream)
 
     def on_table_size(self, size: int) -> None:
-        """The peer grants a header table of `size` bytes. esp uses none, but less than it was must be confirmed."""
+        """The peer grants a header table of `size` bytes. esp uses none, but has to confirm a smaller one."""
         if size < self._table_granted:
             self._table_granted = 0
             self._table_update_due = True

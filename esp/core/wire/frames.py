@@ -63,7 +63,7 @@ class ErrorCode(IntEnum):
 class ConnectionFault(Exception):
     """The peer broke the protocol: the connection ends with GOAWAY `code`; `reason` goes to the peer and the log.
 
-    `limit` is the name in `Limits` of what the peer ran into, if it did.
+    `limit` is the name, in `Limits`, of the limit that the peer has reached, if any.
     """
 
     def __init__(self, code: ErrorCode, reason: str, limit: str = "") -> None:
@@ -100,7 +100,7 @@ _SETTING = struct.Struct(">HI")
 def pack_two(first: int, second: int) -> Callable[..., bytes]:
     """Packs two whole frames of these payload lengths; for each: `length << 8 | type`, flags, stream id, payload.
 
-    One call of a prepared struct costs half of what two headers and three joins do, and shapes repeat.
+    The call of a prepared struct costs half as much as two headers and three joins, and the same lengths come again.
     """
     return struct.Struct(f">IBI{first}sIBI{second}s").pack
 
@@ -145,7 +145,7 @@ def goaway(last_stream_id: int, code: int, debug: bytes = b"") -> bytes:
 
 
 def header_block(stream_id: int, block: bytes, *, end_stream: bool) -> bytes:
-    """HEADERS, and CONTINUATION frames where the block is longer than one frame."""
+    """HEADERS, and CONTINUATION frames if the block is longer than one frame."""
     flags = END_STREAM if end_stream else 0
     if len(block) <= MAX_FRAME_SIZE:
         return frame(HEADERS, flags | END_HEADERS, stream_id, block)

@@ -1,4 +1,4 @@
-"""Legal but pointless frames, and how many of them one connection may send."""
+"""The budget of a connection for legal but pointless frames."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Allowance:
         self._used = 0
 
     def is_used_up(self, highest_stream_id: int) -> bool:
-        """Counts an event; True when there were more than the streams explain.
+        """Counts an event; True if there were more than two for each stream.
 
-        Stream ids rise by two, so the highest is two for each stream already.
+        Stream ids rise by two, so the highest id is already twice the number of streams.
         """
         self._used += 1
         return self._used > highest_stream_id + ALLOWED

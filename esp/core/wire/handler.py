@@ -1,4 +1,4 @@
-"""The interface of those who serve calls: a `Handler` for each path, a `Sink` for each call that is being served."""
+"""The interface of code that serves calls: a `Handler` for each path, a `Sink` for each call that is being served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Sink:
     __slots__ = ()
 
     def cut(self, stream: ServerStream) -> None:
-        """There is no memory for the bytes that `stream` holds or wants to hold: the call ends."""
+        """Ends the call: there is no memory for the bytes that `stream` holds or wants to hold."""
         self.cancelled(ErrorCode.CANCEL, "no memory")
         stream.abandon(OVERLOADED, ErrorCode.ENHANCE_YOUR_CALM)
 
@@ -36,7 +36,7 @@ class Sink:
         """`size` bytes of the response that had to wait have left."""
 
     def half_message(self) -> int | None:
-        """The number of the streaming request's message that has come in part only; None when none has."""
+        """The number of the streaming request's message that has come only in part; None if there is none."""
         return None
 
 
@@ -44,8 +44,8 @@ class Handler:
     """The server of all calls to one path.
 
     Attributes:
-        streaming: request messages are passed on as they come, instead of as one whole message.
-        is_page: not gRPC: the body is ignored, and the answer made when the body has ended.
+        streaming: request messages are passed on as they come, not as one whole message.
+        is_page: not gRPC: the body is ignored, and the answer is made when the body has ended.
         idempotent: sending the call twice does no harm, so a call with an unknown fate may be sent again.
         forwards: the handler sends `RequestHead.forward` on; otherwise it makes heads of its own.
     """

@@ -9,7 +9,7 @@ from esp.core.wire.frames import ConnectionFault, ErrorCode
 
 @dataclass(frozen=True, slots=True)
 class BlockBounds:
-    """What a header block may take.
+    """The bounds of a header block.
 
     Attributes:
         size: bytes, before decoding.

@@ -9,10 +9,11 @@ PING_FRAME_SIZE: Final = 17
 
 
 class HeldAck:
-    """An answer that waits until enough else has left for there to be something to measure.
+    """An answer that waits until enough other output has left to be measured.
 
     grpc-go (internal/transport/bdp_estimator.go) sends another such PING, in a packet of its own, with the first DATA
-    behind each answer. A second PING shows that the peer does not wait for the answer to the first: both leave.
+    behind each answer. A second PING shows that the peer does not wait for the answer to the first; then both answers
+    leave.
 
     Attributes:
         frames: the answer, or the answers.

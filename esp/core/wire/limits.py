@@ -12,41 +12,41 @@ class Limits:
     """Every bound of the wire and of the shard clients. Sizes are in bytes, times in seconds."""
 
     max_concurrent_streams: int = _MOST
-    """Streams that a client may have open on one connection; told in SETTINGS, unless it is the largest there can be.
+    """Streams that a client may have open on one connection; in SETTINGS, unless it is the largest possible number.
 
-    Some clients open one for each watch, and wait in silence at a limit that they are told (etcd's issue 8238)."""
+    Some clients open a stream for each watch, and wait silently at an announced limit (etcd's issue 8238)."""
     max_call_bytes: int = 536_870_912
-    """Open calls over all clients, 4 KiB each; a connection gets a quarter of it at most, and 100 calls for free."""
+    """Open calls over all clients, 4 KiB each; a connection has a quarter of them at most, and 100 calls for free."""
     max_header_list_bytes: int = 65_536
     """Size of a request's headers after decoding, counted as in RFC 9113 section 6.5.2; told in SETTINGS."""
     max_header_fields: int = 100
     """Header fields in one request."""
     max_header_block_bytes: int = 131_072
-    """Size of a request's headers, before and after decoding, above which its whole connection ends."""
+    """Size of a request's headers, before and after decoding; above this the whole connection ends."""
     max_continuations: int = 8
     """CONTINUATION frames after one HEADERS frame."""
     max_message_bytes: int = 2_097_152
     """A request message; 2 MiB is what an etcd server accepts by default."""
     stream_window_bytes: int = 65_535
-    """What a peer may send on one stream before it has to wait."""
+    """Bytes that a peer may send on one stream before it has to wait."""
     connection_window_bytes: int = 1_048_576
-    """What a peer may send on one connection before it has to wait."""
+    """Bytes that a peer may send on one connection before it has to wait."""
     max_buffered_bytes: int = 268_435_456
-    """Memory over the process for what waits for slow peers or is not whole yet; who holds most gives way first."""
+    """Memory of the process for data that waits for slow peers or is incomplete; the call that holds most gives way."""
     max_output_bytes: int = 1_048_576
     """Bytes queued to one connection before it is no longer read."""
     max_output_hard_bytes: int = 4_194_304
     """Bytes queued to one connection before it is closed."""
     max_watch_buffer_bytes: int = 8_388_608
-    """Watch events that wait for one slow client before its stream is ended; it resumes with a new one."""
+    """Bytes of watch events that wait for a slow client before its stream ends; the client resumes with a new one."""
     max_watcher_bytes: int = 1_073_741_824
-    """Watchers over all clients, 2 KiB and its keys for each; a client's stream gets a quarter of it at most."""
+    """Watchers over all clients, 2 KiB and the keys for each; a client's stream has a quarter of them at most."""
     max_shared_watchers: int = 256
-    """Watchers of one range and connection that share with other connections; further ones get events in turns."""
+    """Watchers of one range and connection that share with other connections; further watchers get events in turns."""
     glitch_budget: int = 1200
     """Cheap abuse (resets, pings, empty frames) that one connection may have saved up before it is closed."""
     glitch_refill_per_second: float = 100
-    """How fast that budget comes back."""
+    """Points of that budget that come back per second."""
     preface_timeout: float = 10.0
     """From accepting a connection to its first complete request line or HTTP/2 preface."""
     header_timeout: float = 10.0
@@ -56,7 +56,7 @@ class Limits:
     settings_timeout: float = 30.0
     """Until a peer acknowledges SETTINGS."""
     blocked_write_timeout: float = 60.0
-    """How long a peer may take nothing of what is queued for it."""
+    """How long a peer may take none of the output that is queued for it."""
     idle_timeout: float = 1800.0
     """How long a client's connection may have no stream."""
     connect_timeout: float = 1.0
@@ -68,33 +68,33 @@ class Limits:
     max_waiting_requests: int = 1000
     """Requests that wait for one shard's connection."""
     max_waiting_seconds: float = 0.25
-    """How long such a request waits before it is refused."""
+    """Seconds that such a request waits before esp refuses it."""
     max_parts_per_shard: int = 16
-    """Parts of calls that span shards at work on one shard at once; other such calls wait, each client's in turn."""
+    """Parts of calls over several shards that a shard works on at once; further calls wait, and clients take turns."""
     max_batched_reads: int = 64
-    """Reads of one key each that go to a shard as one transaction; 1 sends each by itself. etcd's --max-txn-ops."""
+    """Reads of one key each in a transaction to a shard; 1 sends each by itself. etcd's own bound is --max-txn-ops."""
     max_keepalive_streams: int = 1000
-    """Streams for keepalives to one shard; clients with the same auth token share one."""
+    """Streams for keepalives to one shard; clients with the same auth token share a stream."""
     max_keepalives: int = 100_000
     """Keepalives of leases that wait for their answers, over all clients."""
     max_known_leases: int = 200_000
-    """Leases of which is remembered where they live."""
+    """Leases of which esp remembers the shards that have them."""
     max_lease_repairs: int = 100_000
-    """Leases that wait to be granted or revoked on a shard that missed it."""
+    """Leases that wait to be granted or revoked on a shard that missed the call."""
     max_tokens: int = 200_000
-    """Vector tokens that are remembered: revisions of answers of several shards; and as many of a watch's messages."""
+    """Tokens of answers over several shards that esp remembers, and as many tokens of watch messages."""
     token_seconds: float = 3600.0
-    """How long one is; given back later, it is answered as compacted."""
+    """Seconds that esp remembers a token; after that the token is answered as compacted."""
     max_resume_positions: int = 100_000
-    """Positions that are remembered of watchers over several shards, for clients that resume from a plain revision."""
+    """Positions of watchers over several shards that esp remembers, for clients that resume from a plain revision."""
     max_snapshot_tries: int = 30
-    """How often a snapshot over several shards is tried while their keys change, before it is Unavailable."""
+    """Attempts at a snapshot over several shards while their keys change; then the answer is Unavailable."""
     common_share: float = 0.875
-    """The part of what clients share that anybody may take; the rest is for addresses that hold a 64th at most."""
+    """The part of shared places that any client may take; the rest is for addresses that hold a 64th at most."""
     max_samples: int = 1000
-    """Moments of which it is remembered which revision each shard had reached; by them plain compactions are placed."""
+    """Samples of all shards' revisions that esp remembers: the places for compactions at a plain revision."""
     sample_seconds: float = 30.0
-    """From one such moment to the next."""
+    """Seconds from one sample to the next."""
     max_connections: int = 10_000
     """Client connections open at once."""
 
@@ -111,9 +111,9 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 
 
 def out_of_bounds(limits: Limits) -> tuple[str, str] | None:
-    """The first field whose value makes no sense: its name, and which values do. None when all are sane.
+    """The first field whose value makes no sense: its name, and the values that do. None if all make sense.
 
-    What a config file may set is checked with this; tests may build tighter limits.
+    The values in a config file are checked with this; tests may build tighter limits.
     """
     for field in fields(limits):
         low, high = _BOUNDS.get(field.name, (0, _MOST))
