@@ -79,10 +79,9 @@ class Asked:
 
     def answer(self, index: int = 0) -> None:
         connection, call = self.open.pop(index)
-        stream = call.stream
-        connection.says(
-            headers(stream, HEAD) + data(stream, message(self.answer_to(call))) + headers(stream, trailers(), end=True)
-        )
+        stream, answer = call.stream, message(self.answer_to(call))
+        pieces = [data(stream, answer[at : at + 16_384]) for at in range(0, len(answer), 16_384)]
+        connection.says(headers(stream, HEAD) + b"".join(pieces) + headers(stream, trailers(), end=True))
 
     def answer_to(self, call: HeardCall) -> bytes:
         _, answer = ALL_SHARDS[call.path.decode()]

@@ -260,10 +260,12 @@ class _FanOut:
         if refusal is not None:
             raise refusal.error()
         answers = answers_of(outcomes)
+        sizes = {name: answer.ByteSize() for name, answer in answers.items()}
         response = rpc_pb2.LeaseLeasesResponse(header=self._header(answers.values()))
         told: set[int] = set()
         for answer in answers.values():
             for at in range(0, len(answer.leases), LEASES_AT_ONCE):
+                call.work_on(sizes)
                 for lease in answer.leases[at : at + LEASES_AT_ONCE]:
                     if lease.ID not in told:
                         told.add(lease.ID)
