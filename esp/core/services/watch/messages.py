@@ -20,6 +20,9 @@ NO_ID: Final = -1
 """The watch id of replies to refused creates, and of progress for all watchers of a stream."""
 DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
 
+FILTERS: Final = frozenset(rpc_pb2.WatchCreateRequest.FilterType.values())
+"""The filters that etcd knows."""
+
 _HEADER: Final = 1 << 3 | 2
 _WATCH_ID: Final = bytes((2 << 3,))
 _CREATED: Final = bytes((3 << 3, 1))
@@ -36,6 +39,12 @@ class Spec(NamedTuple):
     filters: tuple[int, ...]
     prev_kv: bool
     fragment: bool
+
+    @classmethod
+    def of(cls, request: rpc_pb2.WatchCreateRequest, key: bytes, range_end: bytes) -> Spec:
+        """A client's request, for another range perhaps. etcd does not look at filters that it does not know."""
+        filters = tuple(sorted({each for each in request.filters if each in FILTERS}))
+        return cls(key, range_end, filters, request.prev_kv, request.fragment)
 
     def create_request(self, watch_id: int, start_revision: int) -> bytes:
         """The create request, with its gRPC prefix.
@@ -209,12 +218,12 @@ def joined(responses: Sequence[Response]) -> Response:
     return Response(parts[-1].head, b"".join([part.tail for part in parts]), message)
 
 
-def compacted(response: Response) -> Response:
-    """The end of a watcher of whose history the events of `response` are the last that it does not get."""
+def compacted(response: Response, compact_revision: int) -> Response:
+    """The end of a watcher, under the header of what it was told or sent last: history begins at `compact_revision`."""
     header = rpc_pb2.ResponseHeader()
     header.CopyFrom(response.message.header)
     header.revision = 0  # as etcd has it there
-    return canceled(header_field(header), response.last + 1)
+    return canceled(header_field(header), compact_revision)
 
 
 def _around_id(body: bytes, watch_id: int) -> tuple[bytes, bytes] | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from esp.core.services.watch.exchange import Exchange
 from esp.core.services.watch.messages import NO_ID, Response
 from esp.core.services.watch.span_progress import SpanProgress
-from esp.core.services.watch.upstream import Upstream
 from esp.core.services.watch.watcher import Stream, Watcher
 
 
@@ -21,8 +21,8 @@ class ProgressAnswers:
     def __init__(self, stream: Stream, of_spans: SpanProgress) -> None:
         self._stream = stream
         self._of_spans = of_spans
-        self._asked: set[Upstream] = set()
-        self._answers: dict[Upstream, tuple[Response, int]] = {}
+        self._asked: set[Exchange] = set()
+        self._answers: dict[Exchange, tuple[Response, int]] = {}
 
     def ask(self) -> None:
         """Asks the shards. The client is answered when they are, if they answer."""
@@ -41,7 +41,7 @@ class ProgressAnswers:
         self._asked.clear()
         self._answers.clear()
 
-    def on_upstream_progress(self, upstream: Upstream, response: Response, times: int) -> None:
+    def on_upstream_progress(self, upstream: Exchange, response: Response, times: int) -> None:
         """The shard of `upstream` has answered `times` requests at once."""
         live = self._live()
         if len({watcher.taps[0].pool.shard for watcher in live}) == 1 and not any(w.spans_shards for w in live):
@@ -68,7 +68,7 @@ class ProgressAnswers:
         return [watcher for watcher in self._stream.watchers.values() if not watcher.is_dead]
 
 
-def _upstream(watcher: Watcher) -> Upstream | None:
+def _upstream(watcher: Watcher) -> Exchange | None:
     """The upstream that feeds a watcher in one shard; None for a watcher over several."""
     source = watcher.taps[0].source
     return None if watcher.spans_shards or source is None else source.upstream

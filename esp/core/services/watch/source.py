@@ -326,7 +326,7 @@ class Source(Feed[Member]):
         elif is_hopeless:
             shard = self.upstream.shard.name
             log.warning("shard %s: no memory for revision %d: its watchers are told it is compacted", shard, last.last)
-            self._on_canceled(compacted(last))
+            self._on_canceled(compacted(last, last.last + 1))
         return bool(whole) or is_hopeless
 
     def _forget_fragments(self) -> None:

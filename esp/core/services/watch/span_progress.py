@@ -27,10 +27,10 @@ from esp.core.background import Timer, all_of
 from esp.core.pb import rpc_pb2
 from esp.core.services.maintenance import version_key
 from esp.core.services.revision import token
+from esp.core.services.watch.exchange import Exchange
 from esp.core.services.watch.messages import Response
 from esp.core.services.watch.source import Source
 from esp.core.services.watch.tap import Tap
-from esp.core.services.watch.upstream import Upstream
 from esp.core.services.watch.watcher import Stream, Watcher
 from esp.core.shard import RANGE, ask
 from esp.core.wire.hpack import encode
@@ -79,7 +79,7 @@ class SpanProgress:
         self._later: Timer | None = None
         self._pause = PAUSE
         self._task: asyncio.Task[None] | None = None
-        self._asked: set[Upstream] = set()
+        self._asked: set[Exchange] = set()
 
     def ask(self, watchers: Iterable[Watcher]) -> None:
         """Begins a round for each of these watchers, which are live and over several shards, as soon as may be."""
@@ -148,7 +148,7 @@ class SpanProgress:
     def _ask_shards(self, watcher: Watcher, one: _Round) -> None:
         if self._tell_if_reached(watcher, one):
             return
-        upstreams: set[Upstream] = set()
+        upstreams: set[Exchange] = set()
         for tap in watcher.taps:
             source = tap.source
             if source is not None and source.is_live and _tells_in_order(source.upstream.shard.version_in_use):
@@ -158,7 +158,7 @@ class SpanProgress:
         for upstream in upstreams:
             upstream.ask_progress(self)
 
-    def on_upstream_progress(self, upstream: Upstream, response: Response, times: int) -> None:
+    def on_upstream_progress(self, upstream: Exchange, response: Response, times: int) -> None:
         """A shard has told how far the watchers are that `upstream` feeds."""
         for watcher, one in list(self._rounds.items()):
             for tap, source in one.asked.items():

@@ -15,7 +15,7 @@ from esp.core.services.watch.messages import (
     NO_ID,
     Response,
     Spec,
-    canceled,
+    compacted,
     created,
     header_field,
     refused,
@@ -31,8 +31,6 @@ from esp.core.wire.status import RpcError
 
 FROM_THE_BEGINNING: Final = 1
 """The only start revision that means the same on every shard."""
-FILTERS: Final = frozenset(rpc_pb2.WatchCreateRequest.FilterType.values())
-"""The filters that etcd knows; etcd does not look at others."""
 
 
 class Stream(Client, Protocol):
@@ -143,7 +141,7 @@ class Watcher:
         if sole is not None:
             self.keys = key_range
             # An empty range goes there too: etcd looks at permissions before it refuses it.
-            tap = Tap(self, self.stream.pool(sole), sole, _spec(request, key, request.range_end), is_part=False)
+            tap = Tap(self, self.stream.pool(sole), sole, Spec.of(request, key, request.range_end), is_part=False)
             self.taps.append(tap)
             (start,) = self._choose_starts(request, [sole])
             tap.start(start)
@@ -161,7 +159,7 @@ class Watcher:
             by_shard.setdefault(segment.shard, []).append(segment)
         for shard, segments in by_shard.items():
             hull = KeyRange(segments[0].range.start, segments[-1].range.end)
-            tap = Tap(self, self.stream.pool(shard), shard, _spec(request, *hull.to_request()), is_part=True)
+            tap = Tap(self, self.stream.pool(shard), shard, Spec.of(request, *hull.to_request()), is_part=True)
             self.taps.append(tap)
             if len(segments) > 1:
                 # One watcher of the shard over all its ranges: a revision of the shard stays one message.
@@ -176,7 +174,7 @@ class Watcher:
     def _watched(self, request: rpc_pb2.WatchCreateRequest) -> bytes:
         """The watcher's name in `positions`: range, options and client. Short, since it outlives the watcher."""
         host = self.stream.outbox.down.peer.rpartition(":")[0]
-        spec = _spec(request, request.key, request.range_end)
+        spec = Spec.of(request, request.key, request.range_end)
         return sha256(repr((host, self.stream.forward, spec)).encode()).digest()
 
     def _choose_starts(self, request: rpc_pb2.WatchCreateRequest, shards: list[str]) -> list[int]:
@@ -263,9 +261,9 @@ class Watcher:
         if self.span is not None:
             self.span.is_told = True
         if self._unasked is not None:
-            self._end(_untranslatable(reply, FROM_THE_BEGINNING))
+            self._end(compacted(reply, FROM_THE_BEGINNING))
         elif self._is_untranslatable:
-            self._end(self.span.compacted() if self.span is not None else _untranslatable(reply))
+            self._end(self.span.compacted() if self.span is not None else compacted(reply, max(reply.revision, 1)))
         elif self.span is None and not self.is_dead:
             self.taps[0].plain_id = self.id
 
@@ -383,19 +381,3 @@ class Watcher:
             tap.detach()
         if self.span is not None:
             self.span.end(may_return=may_return)
-
-
-def _untranslatable(reply: Response, compacted: int = 0) -> Response:
-    """The end of a watcher whose start revision nobody knows the meaning of.
-
-    `compacted` is the revision where the client may begin anew; by default the revision of the watcher's reply.
-    """
-    header = rpc_pb2.ResponseHeader()
-    header.CopyFrom(reply.message.header)
-    header.revision = 0  # as etcd has it there
-    return canceled(header_field(header), compacted or max(reply.revision, 1))
-
-
-def _spec(request: rpc_pb2.WatchCreateRequest, key: bytes, range_end: bytes) -> Spec:
-    filters = tuple(sorted({each for each in request.filters if each in FILTERS}))
-    return Spec(key, range_end, filters, request.prev_kv, request.fragment)

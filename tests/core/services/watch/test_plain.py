@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from esp.core.services.watch import upstream
+from esp.core.services.watch import exchange
 from esp.core.services.watch.messages import DUPLICATE_ID, Response
 from esp.core.services.watch.outbox import Outbox
 from esp.core.wire.limits import Limits
@@ -24,7 +24,7 @@ class Parsed(list[bytes]):
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> Parsed:
     made = Parsed()
-    monkeypatch.setattr(upstream, "Response", made)
+    monkeypatch.setattr(exchange, "Response", made)
     return made
 
 
