@@ -60,6 +60,9 @@ CANCELED = Status(Code.CANCELLED, "etcdserver: request canceled")
 # only for requests that surely never left esp.
 NO_CONNECTION = Status(Code.UNAVAILABLE, "there is no connection available")
 
+# The answer of gRPC's health service about a service other than "".
+UNKNOWN_SERVICE = Status(Code.NOT_FOUND, "unknown service")
+
 # The answer of an esp to another esp that takes it for an etcd.
 IS_ESP = Status(Code.FAILED_PRECONDITION, "esp: this is an esp, and no etcd that could be a shard")
 

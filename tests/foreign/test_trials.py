@@ -72,3 +72,9 @@ class TestOneShardStopped:
 class TestFragments:
     def test_a_watch_gets_all_of_60_mib(self, server: Server) -> None:
         assert go("fragments", server, 60, 1024 * 1024)["events"] == 60
+
+
+class TestEndpointsFromMemberList:
+    def test_go_stays_at_the_proxy(self, three: EspProcess) -> None:
+        told = go("sync", three)
+        assert told == {"synced": [three.url], "endpoints": [three.url], "keys": ["a", "j", "z"]}

@@ -1,15 +1,19 @@
-"""Fixtures of the tests of leases and of Kubernetes."""
+"""Fixtures of the tests of leases and of Kubernetes, and etcdctl of each generation."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.harness import Server, connect
+from tests.harness import Server, connect, peer, program, run_etcdctl
 from tests.integration.apiserver import ApiServer
 from tests.integration.lease_client import Client
 
@@ -45,3 +49,16 @@ def apiserver() -> Iterator[Callable[..., ApiServer]]:
 def new_id() -> int:
     """An id that no test has used: esp remembers for a while where it saw a lease."""
     return random.randrange(1, 2**62)
+
+
+@pytest.fixture(params=["3.4", "3.5", "3.7"])
+def any_etcdctl(request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """etcdctl of each generation; called as `etcdctl`."""
+    if request.param == "3.4":
+        path = shutil.which("etcdctl") or pytest.skip("no etcdctl on PATH")
+        told = subprocess.run([path, "version"], capture_output=True, text=True, check=True).stdout
+        if " 3.4." not in told:
+            pytest.skip(f"the etcdctl on PATH is not 3.4: {told}")
+        return functools.partial(run_etcdctl, Path(path))
+    binary = program("etcdctl", "ESP_ETCDCTL") if request.param == "3.5" else peer("etcdctl")
+    return functools.partial(run_etcdctl, binary)

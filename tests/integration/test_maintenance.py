@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.client
 import json
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +22,6 @@ from tests.harness import (
     connect,
     frozen,
     outcome,
-    peer,
-    program,
-    run_etcdctl,
     running_esps,
     running_etcds,
     wait_until,
@@ -67,19 +63,6 @@ def calm(whole: list[LocalEtcd]) -> Iterator[None]:
     yield
     for shard in whole:
         change(shard, *[Alarm(action=Alarm.DEACTIVATE, memberID=m, alarm=a) for m, a in alarms_of(shard)])
-
-
-@pytest.fixture(params=["3.4", "3.5", "3.7"])
-def any_etcdctl(request: pytest.FixtureRequest) -> Etcdctl:
-    """etcdctl of each generation."""
-    if request.param == "3.4":
-        path = shutil.which("etcdctl") or pytest.skip("no etcdctl on PATH")
-        told = subprocess.run([path, "version"], capture_output=True, text=True, check=True).stdout
-        if " 3.4." not in told:
-            pytest.skip(f"the etcdctl on PATH is not 3.4: {told}")
-        return functools.partial(run_etcdctl, Path(path))
-    binary = program("etcdctl", "ESP_ETCDCTL") if request.param == "3.5" else peer("etcdctl")
-    return functools.partial(run_etcdctl, binary)
 
 
 def ask(server: Server, request: rpc_pb2.AlarmRequest) -> rpc_pb2.AlarmResponse:

@@ -18,7 +18,7 @@ from esp.core import errors
 from esp.core.background import Background, all_of
 from esp.core.pb import rpc_pb2
 from esp.core.shard import RANGE, STATUS, Method, Shard, ask
-from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wire.status import RpcError, Status
 
 SECONDS: Final = 2.0
 """How long a shard may take for a check."""
@@ -27,7 +27,6 @@ FRESH_SECONDS: Final = 1.0
 _KEY: Final = b"health"
 """The key that `etcdctl endpoint health` reads."""
 _ALARM: Final = re.compile(r"alarm:(\w+)")
-_NO_USER: Final = "etcdserver: user name is empty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +141,6 @@ async def _outcome(shard: Shard, method: Method[Any], request: Message) -> Messa
 
 def _failure(outcome: Message | Status) -> str:
     """Why a read has failed. A refusal for want of permission is no failure: the member comes to it by reading."""
-    if not isinstance(outcome, Status) or outcome.code == Code.PERMISSION_DENIED or outcome.message == _NO_USER:
+    if not isinstance(outcome, Status) or outcome in (errors.PERMISSION_DENIED, errors.USER_EMPTY):
         return ""
     return outcome.message or f"code {outcome.code}"

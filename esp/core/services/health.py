@@ -12,10 +12,10 @@ from esp.core.pb import health_pb2
 from esp.core.services.handlers import Local, parse
 from esp.core.wire.message import prefix
 from esp.core.wire.server_stream import Handler, ServerStream, Sink
-from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wire.status import RpcError
 
 _SERVICE: Final = b"/grpc.health.v1.Health/"
-UNKNOWN_SERVICE: Final = Status(Code.NOT_FOUND, "unknown service")
+
 
 Response = health_pb2.HealthCheckResponse
 
@@ -56,7 +56,7 @@ class Health:
     def _check(self, request: health_pb2.HealthCheckRequest) -> Message:
         status = self.status(request.service)
         if status == Response.SERVICE_UNKNOWN:
-            raise UNKNOWN_SERVICE.error()
+            raise errors.UNKNOWN_SERVICE.error()
         return Response(status=status)
 
     def _list(self, request: health_pb2.HealthListRequest) -> Message:
@@ -67,6 +67,7 @@ class Health:
         if self._stopped:
             stream.finish(errors.SERVER_STOPPED)
             return
+        self.tick()  # so that the next change is one from what this client is told now
         stream.start()
         HealthWatch(self, stream, service).tell()
 

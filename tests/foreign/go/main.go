@@ -8,6 +8,7 @@
 //	                                    puts ten values of 1 MiB below "foo", then watches them from before, as etcd's
 //	                                    TestWatchFragment... do: what the first response holds. FRAGMENT is true or
 //	                                    false, LIMIT the bytes that the client takes as one message, 0 for any
+//	trials sync ENDPOINT                takes the endpoints from MemberList, at once and again and again, then uses them
 package main
 
 import (
@@ -183,10 +184,30 @@ func response(client *clientv3.Client, fragment bool) told {
 	return what
 }
 
+func syncs(client *clientv3.Client) told {
+	check(client.Sync(context.Background()))
+	synced := client.Endpoints()
+	time.Sleep(700 * time.Millisecond) // AutoSync has done it a few times
+	found := []string{}
+	for _, key := range []string{"a", "j", "z"} {
+		_, err := client.Put(context.Background(), key, key)
+		check(err)
+	}
+	all, err := client.Get(context.Background(), "", clientv3.WithFromKey())
+	check(err)
+	for _, pair := range all.Kvs {
+		found = append(found, string(pair.Key))
+	}
+	return told{"synced": synced, "endpoints": client.Endpoints(), "keys": found}
+}
+
 func main() {
 	config := clientv3.Config{Endpoints: []string{os.Args[2]}, DialTimeout: 5 * time.Second}
 	if os.Args[1] == "response" {
 		config.MaxCallRecvMsgSize = number(os.Args[4])
+	}
+	if os.Args[1] == "sync" {
+		config.AutoSyncInterval = 200 * time.Millisecond
 	}
 	client, err := clientv3.New(config)
 	check(err)
@@ -200,6 +221,8 @@ func main() {
 		what = fragments(client, number(os.Args[3]), number(os.Args[4]))
 	case "response":
 		what = response(client, os.Args[3] == "true")
+	case "sync":
+		what = syncs(client)
 	default:
 		check(fmt.Errorf("no trial %s", os.Args[1]))
 	}
