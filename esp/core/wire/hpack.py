@@ -1,10 +1,10 @@
 """Header blocks: a decoder behind a memo, and an encoder that keeps no state (RFC 7541).
 
-What a header block means depends on the peer's dynamic table, and most blocks leave that as it is: as long as no other
-kind comes, equal bytes are equal headers, and one dictionary look-up replaces the decoding. A block that changes the
-table empties the memo. Every block not in the memo is decoded; that is never skipped, since it would desync the table.
-What esp says to clients uses the static table and literals without indexing only: no client can influence the bytes
-another sees.
+The meaning of a header block depends on the peer's dynamic table. Most blocks do not change the table. Until a block
+does, equal bytes are equal headers, and one dictionary look-up replaces the decoding. A block that changes the table
+empties the memo. A block that is not in the memo is always decoded, to keep the table in step with the peer. esp's
+blocks to clients use only the static table and literals without indexing, so no client has a part in the bytes that
+another client sees.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Fields = list[tuple[bytes, bytes]]
 STATIC: Final = {field: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
 STATIC_NAMES: Final = {field[0]: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
 _SENSITIVE: Final = frozenset((b"token", b"authorization", b"cookie"))
-"""Never indexed on the way, so that no hop between here and the peer may put them into a table."""
+"""Marked as never indexed, so that no hop between here and the peer puts them into a table."""
 
 COMPOSITE: Final = b"esp1:"
-"""How a value begins that holds a part for each of several servers, of which each gets its own only."""
+"""The beginning of a value that holds a part for each of several servers; a server gets only its own part."""
 
 MEMO_ENTRIES: Final = 256
 MEMO_BLOCK_BYTES: Final = 8192
 MEMO_BYTES: Final = 131_072
-"""What a connection's memos may hold: blocks, and their fields, counted as in RFC 9113 section 6.5.2."""
+"""Bytes in a connection's memos: blocks, and their fields, counted as in RFC 9113 section 6.5.2."""
 
 
 def encode_field(name: bytes, value: bytes) -> bytes:
@@ -54,19 +54,19 @@ def encode_field(name: bytes, value: bytes) -> bytes:
 
 
 class DividedBlock(bytes):
-    """A header block with a `COMPOSITE` value. Its type tells, so that nobody looks for one in other blocks."""
+    """A header block with a `COMPOSITE` value. The type says so; other blocks need not be searched for such a value."""
 
     __slots__ = ()
 
 
 def encode(fields: Fields) -> bytes:
-    """A header block for `fields`, in order; a `DividedBlock` if that is one."""
+    """A header block for `fields`, in order; a `DividedBlock` if a value is `COMPOSITE`."""
     block = b"".join(encode_field(name, value) for name, value in fields)
     return DividedBlock(block) if COMPOSITE in block else block
 
 
 def decode(block: bytes) -> Fields:
-    """The fields of a block that `encode` has made: without a table, so in whatever connection it was to be sent."""
+    """The fields of a block that `encode` has made. Such a block uses no table, so the connection does not matter."""
     return FieldDecoder(len(block) * 8 + MEMO_BYTES).decode(block)
 
 
@@ -84,11 +84,10 @@ class TooLarge(StreamFault):
 
 
 class HeaderDecoder(Generic[Head]):
-    """One connection's decoder: blocks in, whatever `build` makes of their fields out.
+    """One connection's decoder: makes heads of blocks; `build` makes the head of a block's fields.
 
     Attributes:
-        memo: blocks that stand for the same as long as it holds them; looked up directly by the connections' frame
-            loops.
+        memo: the heads of blocks whose meaning has not changed; the connections' frame loops look here directly.
     """
 
     __slots__ = (
@@ -106,7 +105,7 @@ class HeaderDecoder(Generic[Head]):
     def __init__(
         self, build: Callable[[Fields], Head], max_list_bytes: int, max_fields: int, most_bytes: int = 0
     ) -> None:
-        """Above `max_list_bytes` a block is refused, above `most_bytes` it is not even decoded to its end."""
+        """A block above `max_list_bytes` is refused; a block above `most_bytes` is not even decoded to its end."""
         self._build = build
         self._decoder = FieldDecoder(max(max_list_bytes, most_bytes))
         self._max_list_bytes = max_list_bytes
@@ -121,14 +120,14 @@ class HeaderDecoder(Generic[Head]):
     def stateless(self) -> bool:
         """Whether the peer's table is at 0 bytes for good, so that a block's meaning is in its bytes alone.
 
-        One that went to 0 before it acknowledged our SETTINGS may still go back to what it was granted at first.
+        A peer that went to 0 before it acknowledged esp's SETTINGS may still go back to the size first granted.
         """
         return self._acknowledged and self._decoder.table.maxsize == 0
 
     def settings_acknowledged(self) -> None:
-        """The peer has taken over SETTINGS_HEADER_TABLE_SIZE 0: from here on it may not ask for more.
+        """The peer has taken over SETTINGS_HEADER_TABLE_SIZE 0: from now on it may not ask for a larger table.
 
-        One that goes on with the table it had is borne with: it costs the peer the memo, and nothing else.
+        A peer that keeps its table is tolerated. Its blocks are decoded each time, without the memo.
         """
         self._acknowledged = True
 
@@ -137,7 +136,7 @@ class HeaderDecoder(Generic[Head]):
 
         Raises:
             ConnectionFault: the block is not HPACK, or larger than allowed; the table is unusable from here on.
-            TooLarge: it is above a limit, but was decoded.
+            TooLarge: the block is above a limit, but was decoded.
         """
         _check_size_updates(block, to_zero=self._acknowledged)
         before = self._table()
@@ -160,7 +159,7 @@ class HeaderDecoder(Generic[Head]):
         return fields
 
     def _table(self) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """All that decoding depends on, beside the block."""
+        """The state of the table; the meaning of a block depends on nothing else."""
         return self._decoder.table.maxsize, list(self._decoder.table.dynamic_entries)
 
     def decode(self, block: bytes) -> Head:
@@ -179,7 +178,7 @@ class HeaderDecoder(Generic[Head]):
         return head
 
     def remember(self, block: bytes, head: Head) -> None:
-        """Puts `head`, which was just made of `block`, into the memo, which starts anew when it is full."""
+        """Puts `head`, just made of `block`, into the memo. A full memo is emptied first."""
         self._make_room(block, len(self.memo))
         self.memo[block] = head
 
@@ -190,7 +189,7 @@ class HeaderDecoder(Generic[Head]):
         self._memo_bytes += len(block) + self._list_bytes
 
     def close(self) -> None:
-        """No more blocks come: the memo is emptied, and `build` dropped, which refers to the connection."""
+        """Empties the memo, and drops `build`, which refers to the connection: no more blocks come."""
         self.forget()
         self._build = _closed
 
@@ -207,7 +206,7 @@ def _closed(_: Fields) -> NoReturn:
 def _check_size_updates(block: bytes, *, to_zero: bool) -> None:
     """Refuses a block that begins with more than two dynamic table size updates (RFC 7541, section 4.2).
 
-    With `to_zero` also one that goes above 0 (section 6.3).
+    With `to_zero`, also refuses a block with an update above 0 (section 6.3).
     """
     position = updates = 0
     while position < len(block) and block[position] & 0xE0 == 0x20:

@@ -33,11 +33,11 @@ class Http1Connection:
     """One HTTP/1.1 connection, sans-I/O: bytes in, bytes out.
 
     Attributes:
-        stop: when `receive` has to stop on `clock`, though there is more.
-        behind: it has stopped for that; `receive(b"")` goes on.
-        waits: a page was asked for that is not there yet. Until then nothing else is worked on.
-        on_late: called with the bytes to answer with when the page is there. `behind` and `ended` are set by then.
-        ended: whether to close.
+        stop: the time on `clock` at which `receive` has to stop, even if there is more to do.
+        behind: `receive` has stopped for that reason; `receive(b"")` goes on.
+        waits: a requested page is not ready yet; until then no other request is worked on.
+        on_late: called with the bytes of the answer when such a page is ready; `behind` and `ended` are set before.
+        ended: the caller has to close.
     """
 
     __slots__ = (
@@ -64,27 +64,27 @@ class Http1Connection:
         self._request: h11.Request | None = None
         self._body = 0
         self._answered = False
-        self._page: Page | None = None  # that was found while `receive` runs
+        self._page: Page | None = None  # found while `receive` runs
         self.waits = False
         self.on_late: Callable[[bytes], None] = _drop
         self.ended = False
 
     @property
     def is_idle(self) -> bool:
-        """Whether a request was answered and nothing of the next has come."""
+        """Whether the last request was answered, and no byte of the next has come."""
         return self._answered and self._request is None and not self._connection.trailing_data[0]
 
     @property
     def unread_bytes(self) -> int:
-        """How much of what has come waits until there is time for it."""
+        """The bytes that have come and wait for their turn."""
         return len(self._connection.trailing_data[0]) if self.behind or self.waits else 0
 
     def receive(self, data: bytes) -> bytes:
-        """Takes bytes from the client; the bytes to answer with. After that `ended` tells whether to close."""
+        """Takes bytes from the client, and returns the bytes of the answers. `ended` then says whether to close."""
         out = bytearray()
         self.behind = False
         try:
-            if data:  # without any, h11 takes it for the end
+            if data:  # h11 takes b"" for the end
                 self._connection.receive_data(data)
             if not self.waits:
                 self._run(out)
@@ -103,7 +103,7 @@ class Http1Connection:
                 if event.http_version not in (b"1.0", b"1.1"):
                     self._refuse(out, 505, "this server speaks HTTP/1.1 and HTTP/2")
                 elif {b"content-length", b"transfer-encoding"} <= names:
-                    # Whoever believes the one reads another request than who believes the other.
+                    # A program that believes one of them reads another request than a program that believes the other.
                     self._refuse(out, 400, "both Content-Length and Transfer-Encoding")
                 elif connection.they_are_waiting_for_100_continue:
                     out += connection.send(h11.InformationalResponse(status_code=100, headers=[]))
@@ -127,7 +127,7 @@ class Http1Connection:
                 return
 
     def _ask(self, request: h11.Request) -> Page | None:
-        """The page for a request; None when it comes later."""
+        """The page for a request; None if the page comes later."""
         self._page = None
         method, target = request.method.decode("ascii", "replace"), request.target.decode("ascii", "replace")
         self._find(method, target, partial(self._found, request))
@@ -145,7 +145,7 @@ class Http1Connection:
             self.on_late(bytes(out))
 
     def _give(self, out: bytearray, page: Page) -> None:
-        """Answers the request, and is ready for the next."""
+        """Answers the request, and gets ready for the next."""
         self._answer(out, page)
         connection = self._connection
         if connection.our_state is h11.MUST_CLOSE or connection.their_state is h11.MUST_CLOSE:
@@ -170,9 +170,9 @@ class Http1Connection:
 
 
 def _drop(answer: bytes) -> None:
-    """Nobody is there any more."""
+    """Drops an answer whose client has gone."""
 
 
 def _plain(error: h11.RemoteProtocolError) -> str:
-    """What was wrong with a request, without its bytes, which h11 appends as Python writes them."""
+    """The fault of a request, without the request's bytes, which h11 appends as Python writes them."""
     return re.split(r""":? (?:bytearray\(|b['"])""", str(error), maxsplit=1)[0]

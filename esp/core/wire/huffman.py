@@ -1,9 +1,10 @@
-"""Huffman codes of header fields (RFC 7541, section 5.2), decoded by zlib where that can.
+"""Huffman codes of header fields (RFC 7541, section 5.2), decoded by zlib where possible.
 
-The code is canonical, as those of deflate are. No code of deflate is longer than 15 bits; 15 ones begin all codes that
-are, those of characters which hardly any header holds, and end a block of deflate here. So a string of all others, its
-bits in the order that deflate has them, is a block of deflate behind the right preamble. The padding, which is ones, is
-a part of that end.
+HPACK's Huffman code is canonical, like the codes of deflate, but deflate allows codes of at most 15 bits. HPACK's codes
+above 15 bits all begin with 15 ones. They stand for rare characters that hardly any header holds. In the block of
+deflate that is made here, 15 ones are the end of the block. So a string without rare characters, with its bits in
+deflate's order, is a block of deflate behind the right preamble. The padding of the string is ones, and becomes a part
+of that end.
 
 A string with a rare character is decoded byte by byte, at a twentieth of the speed.
 """
@@ -21,12 +22,12 @@ _LONGEST: Final = 15  # bits of a code in deflate
 _LENGTHS: Final = [length if length <= _LONGEST else 0 for length in REQUEST_CODES_LENGTH[:_EOS]]
 _LENGTH_OF: Final = bytes(_LENGTHS)
 _MIRRORED: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-_END: Final = b"\xff\xff"  # 15 ones and more, wherever in a byte they begin
+_END: Final = b"\xff\xff"  # at least 15 ones, at any offset in a byte
 
 
 def _preamble() -> bytes:
-    """What says in deflate that a block with this code follows (RFC 1951, section 3.2.7); whole bytes."""
-    bits = "0100000000" * 3  # empty blocks that bring what follows to the end of a byte
+    """The bytes with which deflate announces a block with this code (RFC 1951, section 3.2.7); whole bytes."""
+    bits = "0100000000" * 3  # empty blocks, so that the next block ends with a whole byte
     bits += (
         "101" + "00000" + "00000" + "1111"
     )  # last block, its own codes: 257 of symbols, 1 of distances, 19 of lengths
@@ -45,13 +46,14 @@ def decode(coded: bytes) -> bytes:
     """The text of a Huffman-coded string.
 
     Raises:
-        HPACKDecodingError: it is none.
+        HPACKDecodingError: `coded` is no such string.
     """
     inflater = _INFLATER.copy()
     text = inflater.decompress(coded.translate(_MIRRORED) + _END)
     if inflater.eof:
-        # The end of the block took 15 bits of these bytes, so the text took one of eight numbers of bits: which one its
-        # codes' lengths say, summed up modulo 255, as bytes are that are digits of a number.
+        # The end of the block took 15 bits of these bytes, so there are eight possible numbers of bits for the text.
+        # The sum of the lengths of the text's codes decides, modulo 255. (Modulo 255 a number is the sum of its bytes,
+        # so `from_bytes` adds up the lengths.)
         least = 8 * (len(coded) + len(_END) - len(inflater.unused_data)) - 7 - _LONGEST
         taken = least + (int.from_bytes(text.translate(_LENGTH_OF), "big") - least) % 255
         padding = 8 * len(coded) - taken
@@ -76,9 +78,9 @@ def _tree() -> list[list[int]]:
 
 
 class _Steps(dict[int, list[tuple[bytes, int]]]):
-    """For each node of the tree, and each byte there: the symbols that it completes, and the node after it.
+    """For each node of the tree, and each byte there: the symbols that the byte completes, and the node after it.
 
-    Made as they are needed; 256 nodes are all there are.
+    A node's row is made when it is first needed. There are 256 nodes at most.
     """
 
     nodes: Final = _tree()

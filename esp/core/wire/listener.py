@@ -25,13 +25,13 @@ from esp.core.wire.turns import SLICE
 log = logging.getLogger("esp.wire")
 
 ACCEPTED_AT_ONCE: Final = 8
-"""Clients that are accepted in one turn of the loop. Even one that is refused takes a descriptor for a while."""
+"""The most clients accepted in one turn of the loop. Even a refused client takes a descriptor for a while."""
 BACKLOG: Final = 1024
-"""Clients that the kernel lets wait to be accepted."""
+"""The most clients that wait in the kernel to be accepted."""
 SCARCE_IDLE_SECONDS: Final = 10.0
-"""How long a connection has had no call that ends when connections are scarce."""
+"""When connections are scarce, a connection may end if it has had no call for so many seconds."""
 ROOM_PART: Final = 16
-"""The part of all connections for which room is made at a time."""
+"""Room is made for this part of all connections at a time: a sixteenth."""
 
 
 class Listener:
@@ -51,7 +51,7 @@ class Listener:
         self._empty = asyncio.Event()
         self._empty.set()
         self._is_full = False
-        self._unseen: list[ServerProtocol] = []  # whose deadlines this tick has not looked at yet
+        self._unseen: list[ServerProtocol] = []  # clients whose deadlines this tick has yet to look at
         self._tick = 0.0
         self._places = Shares(context.limits.max_connections, context.limits.common_share)
 
@@ -71,22 +71,23 @@ class Listener:
         return bound
 
     async def _accept_on(self, descriptor: int, make: Callable[[], ServerProtocol]) -> None:
-        """Accepts several clients in a turn: uvloop takes one for each descriptor, so the socket has several.
+        """Accepts several clients in a turn: uvloop accepts one on each descriptor, so the socket has several.
 
-        With one, a client would wait as many turns as there are others before it in the kernel's queue.
+        With one descriptor, a client would wait a turn for each client before it in the kernel's queue.
         """
         loop = asyncio.get_running_loop()
         for _ in range(ACCEPTED_AT_ONCE):
             same = socket.socket(fileno=os.dup(descriptor))
-            # What is accepted inherits that. A client that is slow to read has as long as the wire gives it.
+            # Accepted sockets inherit this option. The wire itself decides how long a client that reads slowly may
+            # take.
             set_user_timeout(same, max(USER_TIMEOUT, self.context.limits.blocked_write_timeout))
             self._servers.append(await loop.create_server(make, sock=same, backlog=1))
-            same.listen(BACKLOG)  # "backlog" is also how many asyncio's own loop accepts on one descriptor in a turn
+            same.listen(BACKLOG)  # asyncio's own loop accepts as many on one descriptor in a turn, not one
 
     def flush_soon(self) -> None:
-        """Writes what waits when all sockets of this turn of the loop have been read: their requests leave together.
+        """Writes waiting output when all sockets of this turn of the loop have been read: requests leave together.
 
-        A client that is alone has nobody to wait for.
+        With a single client, the output is written at once.
         """
         if len(self._protocols) == 1:
             self.context.flush()
@@ -128,7 +129,7 @@ class Listener:
                 self._empty.set()
 
     def tick(self, now: float) -> None:
-        """Looks at the deadlines of every client: those that do not fit a slice have their turn in the loop's next."""
+        """Looks at the deadlines of every client; clients for which the slice is too short follow in the next turns."""
         self._tick = now
         if not self._unseen:
             self._unseen = list(self._protocols)
@@ -159,11 +160,11 @@ class Listener:
         """Has no output of its own."""
 
     def on_bug(self) -> None:
-        """An exception came out of `go_on`: the other clients' deadlines are looked at in the next tick."""
+        """An exception came out of `go_on`. The next tick looks at the deadlines of the other clients."""
         log.exception("a bug in esp; some clients' deadlines were not looked at")
 
     def _make_room(self, now: float) -> None:
-        """Ends connections that are idle: the longest first, and before others those of who holds much."""
+        """Ends idle connections: those of addresses that hold much before others, and the longest idle first."""
         idle = [
             (self._places.holds_little(protocol.address), since, number, protocol)
             for number, protocol in enumerate(self._protocols)
@@ -177,7 +178,7 @@ class Listener:
             log.info("connections are scarce (max_connections, common_share): %d that were idle end", len(gone))
 
     def calls(self) -> list[ServerStream]:
-        """The calls of all clients that are open."""
+        """The open calls of all clients."""
         return [
             stream
             for protocol in self._protocols
@@ -192,7 +193,7 @@ class Listener:
                 protocol.connection.forget_heads()
 
     async def drain(self, streaming: Status, seconds: float) -> bool:
-        """Stops accepting and waits until every client's calls have ended: True when they did within `seconds`."""
+        """Stops accepting, and waits until every client's calls have ended; True if they did within `seconds`."""
         self.close()
         for protocol in list(self._protocols):
             protocol.drain(streaming)

@@ -10,9 +10,9 @@ from esp.core.wire.frames import pack_u32, unpack_u32
 from esp.core.wire.status import Code, Status
 
 MAX_GZIP_MEMBERS = 16
-"""What a compressed message may consist of; clients send one. Each further one copies what is left of the message."""
+"""The most gzip members in a message; clients send one. Each further member costs a copy of the rest of the message."""
 ENCODINGS = frozenset((b"identity", b"gzip"))
-"""The values of `grpc-encoding` that are understood."""
+"""The values of `grpc-encoding` that esp understands."""
 INFLATED_AT_ONCE = 65536
 """Bytes read from a compressed message, or inflated, in one step: some 0.2 ms."""
 PREFIX_SIZE = 5
@@ -28,8 +28,8 @@ class MessageReader:
     """Cuts a stream of DATA payloads into gRPC messages; a message may be split anywhere, a payload may hold several.
 
     Attributes:
-        encoding: how messages are compressed that are.
-        prefixed: whether messages are given with a prefix, that of a plain one.
+        encoding: the compression of messages that are compressed.
+        prefixed: whether the results have a prefix, that of an uncompressed message.
         wanted: how many bytes the message being read still lacks; 0 between messages.
         count: messages read one by one so far.
     """
@@ -47,11 +47,11 @@ class MessageReader:
 
     @property
     def held(self) -> int:
-        """Bytes kept of a message that is not whole yet, or not inflated to its end."""
+        """Bytes kept of a message that is incomplete, or not inflated to its end."""
         return len(self._buffer) + self._inflated
 
     def begun(self, size: int) -> bytes:
-        """The first bytes, `size` at most, of the message that has come in part; b"" if they are not plain."""
+        """The first bytes, `size` at most, of the incomplete message; b"" if the message is compressed."""
         buffer = self._buffer
         return b"" if self.prefixed or buffer[:1] != b"\0" else bytes(buffer[PREFIX_SIZE : PREFIX_SIZE + size])
 
@@ -74,11 +74,11 @@ class MessageReader:
         return list(self.messages(payload))
 
     def messages(self, payload: bytes) -> Iterator[bytes]:
-        """As `feed`, one message after the other; the next payload comes when this one has been gone through."""
+        """As `feed`, one message after the other. The caller takes all messages before it gives the next payload."""
         return (message for message in self.steps(payload) if message is not None)
 
     def steps(self, payload: bytes) -> Iterator[bytes | None]:
-        """As `messages`, with a None wherever a part of a message was inflated and there is more of it."""
+        """As `messages`, with a None after each step in which only a part of a message was inflated."""
         buffer = self._buffer
         buffer += payload
         while len(buffer) >= PREFIX_SIZE:
@@ -106,7 +106,7 @@ class MessageReader:
                 message = b"".join(pieces)
                 pieces.clear()
                 if self._inflated:
-                    yield None  # it was large, and so will be what is done with it
+                    yield None  # the message was large, and so will be the work with it
                     self._inflated = 0
             yield message
         self.wanted = PREFIX_SIZE - len(buffer) if buffer else 0
@@ -131,7 +131,7 @@ def check_prefix(flag: int, length: int, max_bytes: int, encoding: bytes) -> Non
 
 
 def unknown_encoding(encoding: bytes) -> Status:
-    """The refusal of a call whose messages cannot be decompressed, or could not if they were compressed."""
+    """The refusal of a call with an encoding that esp does not understand, even if no message is compressed."""
     name = quote(encoding)
     return Status(Code.UNIMPLEMENTED, f"grpc: Decompressor is not installed for grpc-encoding {name}")
 
@@ -139,8 +139,8 @@ def unknown_encoding(encoding: bytes) -> Status:
 def inflate(message: bytes, encoding: bytes, max_bytes: int) -> Generator[int, None, list[bytes]]:
     """A compressed message as plain bytes, in pieces.
 
-    A step makes `INFLATED_AT_ONCE` at most, and tells how much there is so far. `max_bytes` bounds what a small input
-    may unfold to.
+    A step makes `INFLATED_AT_ONCE` bytes at most, and yields the number of bytes so far. `max_bytes` bounds the result,
+    because a small input can unfold to very much.
 
     Raises:
         RpcError: the bytes are not of that encoding, or unfold to more than `max_bytes`, or consist of more than
@@ -172,7 +172,7 @@ def inflate(message: bytes, encoding: bytes, max_bytes: int) -> Generator[int, N
                 raise Status(Code.INTERNAL, "grpc: failed to decompress the received message: unexpected EOF").error()
             yield size
         position -= len(inflater.unused_data)
-        if position == len(message):  # more is another member of the same file (RFC 1952, section 2.2)
+        if position == len(message):  # further bytes are another member (RFC 1952, section 2.2)
             return pieces
         yield size
     text = f"grpc: failed to decompress the received message: more than {MAX_GZIP_MEMBERS} gzip members"
@@ -216,7 +216,7 @@ def encode_status_text(text: str, max_bytes: int) -> bytes:
 def without_outer_blanks(value: bytes) -> bytes:
     """A `grpc-message` value with a blank at either end percent-encoded: no field may have one there.
 
-    The text stays what it is. Strict peers refuse the blank (RFC 9113, section 8.2.1), and grpc-go sends some.
+    The text does not change. grpc-go sends such values, and strict peers refuse them (RFC 9113, section 8.2.1).
     """
     if value[:1] in _BLANKS:
         value = b"%%%02X" % value[0] + value[1:]
@@ -234,7 +234,7 @@ def cut_status_text(value: bytes, max_bytes: int) -> bytes:
 
 
 def quote(value: bytes) -> str:
-    """`value` in double quotes, as Go's `%q` writes it, which etcd's texts are made with."""
+    """`value` in double quotes, as Go's `%q` writes it: etcd uses `%q` for its texts."""
     text = value.decode("utf-8", "surrogateescape")
     return '"' + "".join(map(_quoted, text)) + '"'
 

@@ -1,10 +1,10 @@
 """The streams of a connection: their output, how they are reset, and how they learn of the connection's end.
 
-Flow control. Sending: a stream may send while the connection's window (`send_window`) and its own allow. A stream's
-own window is `peer_initial_window + credit`, so that a SETTINGS change is one assignment however many streams are open.
-DATA that does not fit waits in the stream's `pending`, and the `pump` sends such DATA in turns. Receiving: the
-connection's window is given back on receipt, so that one slow reader never stops its neighbours; a stream's window is
-given back when its bytes have left (`Stream.consumed`), so that back-pressure reaches from one end to the other.
+Flow control, sending: a stream may send as much as the connection's window (`send_window`) and its own window allow. A
+stream's own window is `peer_initial_window + credit`; so a SETTINGS change is one assignment for any number of open
+streams. DATA that does not fit waits in the stream's `pending`, and the `pump` sends such DATA in turns. Receiving: the
+connection's window is given back on receipt, so a slow reader never stops its neighbours. A stream's window is given
+back when its bytes have left on the other side (`Stream.consumed`), so a slow reader stops the sender.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from esp.core.wire.stream import Stream
 log = logging.getLogger("esp.wire")
 
 TOLD_AT_ONCE: Final = 50
-"""Streams that are told in one turn that their connection has ended: some 20 microseconds for one of a watch."""
+"""Streams that learn in one turn that their connection has ended; a stream of a watch takes some 20 microseconds."""
 
 S = TypeVar("S", bound=Stream)
 
@@ -41,13 +41,13 @@ class Multiplexed(Connection, Generic[S]):
 
     Attributes:
         streams: the open streams by id.
-        tell_gone: `on_stream_gone` is called.
+        tell_gone: whether `on_stream_gone` is called.
         pump: sends the streams' waiting DATA.
         send_window: bytes of DATA that the peer accepts on the connection.
         peer_initial_window: the window that each stream begins with at the peer.
         peer_max_streams: the streams that the peer lets esp open at a time.
         recv_limit: the connection's window for DATA of the peer, in bytes.
-        recv_window: how much of that the peer may still send.
+        recv_window: the bytes of that window that the peer may still send.
         sent_since_ping: whether HEADERS or DATA have left since the peer's last PING.
     """
 
@@ -121,7 +121,7 @@ class Multiplexed(Connection, Generic[S]):
         self.send_waiting()
 
     def unblock(self, stream: S) -> None:
-        """A stream that has something pending may send now, as far as the connection allows."""
+        """Lets a stream with waiting DATA send, as far as the connection allows."""
         self.pump.blocked[stream.id] = stream
         self.send_waiting()
 
@@ -136,7 +136,7 @@ class Multiplexed(Connection, Generic[S]):
             self.context.put_off(self)
 
     def go_on(self) -> None:
-        """A new turn: more waiting DATA may leave, or more streams are told of the end."""
+        """Begins a new turn: more waiting DATA may leave, or more streams learn of the end."""
         self._is_put_off = False
         self.pump.new_turn()
         if self._untold:
@@ -166,11 +166,11 @@ class Multiplexed(Connection, Generic[S]):
         self._resets.add(stream_id)
 
     def was_reset(self, stream_id: int) -> bool:
-        """Whether a stream was reset from here lately, so that frames of the peer may still be on their way."""
+        """Whether esp has reset the stream lately: then frames of the peer may still be on their way."""
         return stream_id in self._resets
 
     def fault_stream(self, stream_id: int, fault: StreamFault) -> None:
-        """The peer broke a rule on one stream: RST_STREAM, and the stream's owner is told."""
+        """Resets a stream on which the peer broke a rule, and tells the stream's owner."""
         self.context.counters.stream_faults += 1
         if fault.limit:
             self.context.reached(fault.limit)
@@ -184,7 +184,7 @@ class Multiplexed(Connection, Generic[S]):
         stream.on_reset(fault.code, fault.reason)
 
     def lost(self, reason: str) -> None:
-        """The connection is gone: open streams are told, and everything that waits is dropped."""
+        """The connection is gone: tells open streams, and drops all waiting output."""
         if self.ended:
             return
         super().lost(reason)
@@ -210,7 +210,7 @@ class Multiplexed(Connection, Generic[S]):
     # Deadlines.
 
     def _expire(self, now: float) -> None:
-        """Ends the streams whose DATA has waited too long for a window: others want the memory that the DATA takes."""
+        """Ends the streams whose DATA has waited too long for a window: others need the memory of that DATA."""
         super()._expire(now)
         if self.ended:
             return

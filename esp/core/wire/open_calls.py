@@ -1,4 +1,4 @@
-"""How many calls a client may have open on one connection: as many as there is memory for."""
+"""The number of calls that a client may have open on one connection: as many as there is memory for."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.status import Code, Status
 
 CALL_BYTES: Final = 4096
-"""What an open call is counted as, whatever it is and who serves it; what waits in it is counted apart."""
+"""Bytes for which an open call of any kind counts. Data that waits in the call is counted separately."""
 FREE_CALLS: Final = 100
-"""Calls on each connection that are not counted, so that a newcomer always gets some."""
+"""Calls on each connection that are not counted: a newcomer always gets some calls."""
 CALLS_AT_ONCE: Final = 256
-"""Calls beyond those that are counted together, before they are there."""
+"""Further calls are counted in advance, so many at a time."""
 CONNECTION_SHARE: Final = 4
 """The part of all open calls that one connection may have: a quarter."""
 
@@ -21,7 +21,7 @@ class OpenCalls:
     """The calls of one connection that are accounted for.
 
     Attributes:
-        room: how many may be open before `grow` has to be asked for more.
+        room: the number of calls that may be open; for more the caller asks `grow`.
     """
 
     __slots__ = ("_context", "_most", "room")
@@ -33,7 +33,7 @@ class OpenCalls:
         self.room = min(FREE_CALLS, limits.max_concurrent_streams)
 
     def grow(self) -> bool:
-        """Accounts for more calls; False when there is no memory for them, or they were too many."""
+        """Accounts for more calls; False if there is no memory for them, or the connection has too many."""
         more = min(CALLS_AT_ONCE, self._most - self.room)
         if more <= 0 or not self._context.calls.take(more * CALL_BYTES):
             return False
@@ -41,7 +41,7 @@ class OpenCalls:
         return True
 
     def shrink(self, still_open: int) -> None:
-        """Gives back what is no longer wanted by so many calls."""
+        """Gives back room that `still_open` calls do not need."""
         if self.room > still_open + 2 * CALLS_AT_ONCE:
             self._leave(still_open + CALLS_AT_ONCE)
 
@@ -57,6 +57,6 @@ class OpenCalls:
 
 
 def too_many(calls: int) -> Status:
-    """The refusal of a call for which there is no memory, since so many are open."""
+    """The refusal of a call for which there is no memory because `calls` are open."""
     text = f"esp: no memory for another call on this connection, {calls} are open; end some, or raise max_call_bytes"
     return Status(Code.RESOURCE_EXHAUSTED, text)

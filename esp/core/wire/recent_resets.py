@@ -10,7 +10,7 @@ RECENTLY_RESET: Final = 1000
 class RecentResets:
     """Ids of streams that were reset: the last `RECENTLY_RESET`, and every id up to the highest older one.
 
-    So a burst of calls that end never ends their connection, for a frame that was sent before the reset arrived.
+    So a burst of resets does not end the connection when frames arrive that the peer sent before it saw the resets.
     """
 
     __slots__ = ("_forgotten", "_ids")

@@ -23,29 +23,29 @@ _TIMEOUT_NAME: Final = b"grpc-timeout"
 _PSEUDO: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
 _HOP_BY_HOP: Final = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 _NOT_SENT_ON: Final = frozenset((b"te", b"content-type", b"content-length", b"host", b"grpc-accept-encoding"))
-"""Fields that esp itself sets for the next hop, or (accept-encoding) leaves out: answers come uncompressed."""
+"""Fields that esp sets itself for the next hop. It leaves out accept-encoding, so that answers come uncompressed."""
 
 NO_LENGTH: Final = -1
 _HEAD_BYTES: Final = 400
 _FIELD_BYTES: Final = 140
-"""A list's item, a tuple and the heads of two byte strings."""
+"""Bytes of memory for a list's item, a tuple, and the heads of two byte strings."""
 
 
 class RequestHead:
-    """What the header block of a request says.
+    """The content of the header block of a request.
 
     Attributes:
         method: the HTTP method.
         path: `/package.Service/Method` of a gRPC call, if it is well-formed; any path otherwise.
-        fields: the regular fields, in order, without `grpc-timeout`: equal heads may have different deadlines. Once
-            `keep` was called, those of them that are still of use.
+        fields: the regular fields, in order, without `grpc-timeout`: equal heads may have different deadlines. After
+            `keep` only the fields that it names.
         is_grpc: whether it is a POST of `application/grpc`.
         encoding: the `grpc-encoding` of its messages.
         content_length: bytes of body promised, or NO_LENGTH.
         forward: the head for the next hop: the path, and the metadata that `encode_metadata` made.
-        handler: what the server's router found for it.
-        unary: whether that handler takes one whole message.
-        size: bytes of memory that the head takes, about, when it was last weighed.
+        handler: the handler that the server's router found.
+        unary: whether the handler takes one whole message.
+        size: about the bytes of memory that the head took at the last `weigh`.
     """
 
     __slots__ = (
@@ -86,21 +86,21 @@ class RequestHead:
         self.size = _HEAD_BYTES + len(self.path) + len(self.forward[1]) + kept
 
     def keep(self, names: frozenset[bytes]) -> None:
-        """Forgets the fields but these: a call that stays open would keep them all."""
+        """Forgets all fields but these: a call that stays open would keep all of them in memory."""
         self.fields = [field for field in self.fields if field[0] in names]
 
     def encode_metadata(self, *, dropping: frozenset[bytes] = frozenset()) -> bytes:
-        """The client's metadata in its order, without what belongs to the hop, for the block sent on."""
+        """The client's metadata in its order, without fields of the hop, encoded for the next hop."""
         return encode([f for f in self.fields if f[0] not in _NOT_SENT_ON and f[0] not in dropping])
 
 
 def is_grpc_type(content_type: bytes) -> bool:
-    """Whether that is the content-type of a gRPC call."""
+    """Whether `content_type` is that of a gRPC call."""
     return content_type == b"application/grpc" or content_type.startswith((b"application/grpc+", b"application/grpc;"))
 
 
 def check_characters(fields: Fields) -> None:
-    """Refuses names and values that could be read as something else further on (RFC 9113, section 8.2.1).
+    """Refuses names and values that a later hop could read in another way (RFC 9113, section 8.2.1).
 
     Raises:
         StreamFault: PROTOCOL_ERROR.
@@ -113,7 +113,7 @@ def check_characters(fields: Fields) -> None:
 
 
 def check_fields(fields: Fields, *, trailers: bool = False) -> None:
-    """Refuses fields that would mean something else to the next hop (RFC 9113, sections 8.2 and 8.3).
+    """Refuses fields that would have another meaning for the next hop (RFC 9113, sections 8.2 and 8.3).
 
     Raises:
         StreamFault: PROTOCOL_ERROR.
@@ -185,7 +185,7 @@ _TIMEOUT_MARKS: Final = (
     b"\0" + bytes((0x80 | len(_HUFFMAN_NAME),)) + _HUFFMAN_NAME,
     b"\0" + bytes((len(_TIMEOUT_NAME),)) + _TIMEOUT_NAME,
 )
-"""How a literal `grpc-timeout` field begins, name Huffman-coded or not."""
+"""The beginnings of a literal `grpc-timeout` field, with the name Huffman-coded or plain."""
 
 
 def timeout_field(value: bytes) -> bytes:
@@ -200,9 +200,9 @@ Request = tuple[RequestHead, bytes]
 class RequestDecoder(HeaderDecoder[Request]):
     """Header blocks to requests, with a second memo for clients whose `grpc-timeout` differs in every call.
 
-    A block that carries a deadline is cut at the time-out's value: what stands before and what stands behind are looked
-    up, the value alone is decoded. The cut is sound because decoding runs from left to right without state: a front
-    that was once proven to end where a `grpc-timeout` value begins does so in every block that starts with it.
+    A block with a deadline is cut at the time-out's value. The parts in front of the value and behind it are looked up;
+    only the value is decoded. The cut is sound, because decoding runs from left to right without state: if a front was
+    once proven to end where a `grpc-timeout` value begins, then it does so in every block that starts with this front.
     """
 
     __slots__ = ("_fronts", "_last_front", "_tails")
@@ -216,10 +216,10 @@ class RequestDecoder(HeaderDecoder[Request]):
         self._last_front = b""
 
     def recall(self, block: bytes) -> Request | None:
-        """The request of a block that differs from an earlier one in its time-out only; None for any other."""
+        """The request of a block that differs from an earlier block only in the time-out; None for any other block."""
         front = self._last_front
         if not front:
-            return None  # and where there is one, the peer has no table, for good
+            return None  # an entry also means that the peer has given up its table for good
         if not block.startswith(front):
             cut = _cut_at_timeout(block)
             if cut is None or cut[0] not in self._fronts:
@@ -274,7 +274,7 @@ def _timeout(fields: Fields) -> bytes:
 
 
 def _cut_at_timeout(block: bytes) -> tuple[bytes, bytes, bytes] | None:
-    """`block` up to the first time-out's value, that value decoded, and the rest; None where that cannot be told."""
+    """`block` up to the first time-out's value, the decoded value, and the rest; None if the place is not clear."""
     for mark in _TIMEOUT_MARKS:
         start = block.find(mark)
         if start >= 0:
@@ -283,11 +283,11 @@ def _cut_at_timeout(block: bytes) -> tuple[bytes, bytes, bytes] | None:
 
 
 def _value_at(block: bytes, start: int) -> tuple[bytes, bytes, bytes] | None:
-    """As `_cut_at_timeout`, the place of the value being known."""
+    """As `_cut_at_timeout`, for a value that begins at `start`."""
     length = block[start] if start < len(block) else 0x7F
     end = start + 1 + (length & 0x7F)
     if length & 0x7F in (0, 0x7F) or end > len(block):
-        return None  # nothing, or a length of several bytes, is no time-out
+        return None  # an empty value, or one with a length of several bytes, is no time-out
     value: bytes | None = block[start + 1 : end]
     if length & 0x80:
         value = _timeout_symbols(block[start + 1 : end])
@@ -298,7 +298,7 @@ _WINDOW_BITS: Final = 12
 
 
 def _symbol_windows() -> list[tuple[bytes, int]]:
-    """For every 12 bits of Huffman code: the symbols of a time-out they begin with, one or two, and their bits."""
+    """For every 12 bits of Huffman code: the one or two symbols of a time-out with which they begin, and their bits."""
     codes = [(bytes((symbol,)), REQUEST_CODES[symbol], REQUEST_CODES_LENGTH[symbol]) for symbol in b"0123456789HMSmun"]
     windows = [(b"", 0)] * (1 << _WINDOW_BITS)
 
@@ -322,7 +322,7 @@ _WINDOWS: Final = _symbol_windows()
 def _timeout_symbols(coded: bytes) -> bytes | None:
     """A Huffman-coded time-out as text; None when it holds anything but digits and units.
 
-    Two symbols a step: it runs once per call of a client with deadlines.
+    Takes two symbols in a step, because this runs once per call of a client with deadlines.
     """
     left = len(coded) * 8
     bits = int.from_bytes(coded, "big") << _WINDOW_BITS | (1 << _WINDOW_BITS) - 1
@@ -340,7 +340,7 @@ def _timeout_symbols(coded: bytes) -> bytes | None:
 
 
 def _is_field_start(front: bytes) -> bool:
-    """Whether `front` is whole fields and then the start of a time-out, not a value that happens to hold its bytes."""
+    """Whether `front` is whole fields and then the start of a time-out, not a value that holds the same bytes."""
     probe = FieldDecoder(MEMO_BYTES)
     probe.table.maxsize = 0
     for mark in _TIMEOUT_MARKS:

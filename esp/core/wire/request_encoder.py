@@ -1,9 +1,9 @@
-"""The heads of requests to one server, whose dynamic table keeps what they have in common (RFC 7541).
+"""The heads of requests to one server; the server's dynamic table holds the fields that they share (RFC 7541).
 
-Written out, a head is some 120 bytes, which the server makes into the same strings for each call. What goes into the
-table is what esp says itself: `:authority`, `:path` and gRPC's own fields. Clients' metadata never does: nothing secret
-stays behind, and no client has a part in the bytes of another. Entries are never evicted; what no longer fits beside
-them is written out each time. So an index changes only when an entry is added, about once for each path.
+Written out, a head is some 120 bytes, and the server makes the same strings of them for each call. The table holds the
+fields that esp itself writes: `:authority`, `:path` and gRPC's own fields. Clients' metadata never go into the table:
+no secret stays behind, and no client has a part in the bytes of another client. Entries are never evicted; a field that
+does not fit is written out each time. So indexes change only when an entry is added, about once for each path.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Forward = tuple[bytes, bytes]
 TABLE_BYTES: Final = 4096
 """Bytes of the table that a server grants by default, and that esp uses at most."""
 ENTRY_BYTES: Final = 256
-"""Larger entries, which is to say paths longer than any RPC's, would take the room of many."""
+"""The largest entry, in bytes. A larger one, with a path longer than any RPC's, would take the room of many."""
 FRONT_BYTES: Final = 1024
-"""Longer fronts are made anew for each call: their paths are no RPC's."""
+"""The longest front that is kept, in bytes. Longer ones have a path that is no RPC's, and are made for each call."""
 _ENTRY_OVERHEAD: Final = 32  # RFC 7541, section 4.1
 _FIRST_INDEX: Final = len(HeaderTable.STATIC_TABLE) + 1
 
@@ -32,7 +32,7 @@ class RequestEncoder:
     """The encoder of one connection.
 
     Attributes:
-        known: the fronts of heads, by path, that leave the server's table as it is; looked up by the connection.
+        known: by path, the fronts of heads that do not change the server's table; the connection looks here.
     """
 
     __slots__ = ("_authority", "_entries", "_limit", "_update_due", "_used", "known")
@@ -56,9 +56,9 @@ class RequestEncoder:
             self.known.clear()
 
     def front(self, path: bytes) -> tuple[bytes, bool]:
-        """The fields of a head that stand before the metadata, and whether they change the server's table.
+        """The fields of a head in front of the metadata, and whether they change the server's table.
 
-        A block that does has to be sent, and in its turn.
+        A block that changes the table has to be sent, in its turn.
         """
         before = len(self._entries)
         updates = self._size_updates()

@@ -1,4 +1,4 @@
-"""Heads of requests, each with its handler: what the memo of header blocks keeps."""
+"""Heads of requests, each with its handler: the entries of the memo of header blocks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RequestHeads:
         """
         head = parse_request(fields)
         if head.is_grpc and head.path[:1] != b"/":
-            handler: Handler = Refuse(malformed_method(head.path))  # here, so that nobody ever routes such a path
+            handler: Handler = Refuse(malformed_method(head.path))  # here, so that no router sees such a path
         else:
             handler = self._find(head)
         head.handler = handler

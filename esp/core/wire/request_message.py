@@ -42,7 +42,7 @@ class RequestMessage:
         return self._reader.held + max(0, len(self.message or b"") - PREFIX_SIZE)
 
     def steps(self, payload: bytes) -> Iterator[int]:
-        """Takes a piece in steps; each step yields the bytes that the pieces take until then.
+        """Takes a piece in steps; each step yields the bytes that the pieces take so far.
 
         Raises:
             RpcError: more than one message, a message above the bound, or one that cannot be inflated.

@@ -20,24 +20,24 @@ _HTTP_TO_CODE: Final = {
     503: Code.UNAVAILABLE,
     504: Code.UNAVAILABLE,
 }
-"""What a response without `grpc-status` means (grpc/doc/http-grpc-status-mapping.md)."""
+"""The meaning of a response without `grpc-status`, by HTTP status (grpc/doc/http-grpc-status-mapping.md)."""
 
 _HOP_BY_HOP: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"content-length")
 )
 
 MAX_STATUS_TEXT: Final = 4096
-"""Bytes of `grpc-message` sent to a client; some refuse header lists above 8 KiB."""
+"""The most bytes of `grpc-message` for a client; some clients refuse header lists above 8 KiB."""
 
 
 class ResponseHead:
-    """A header block of a response: its first, or its trailers, or both in one (trailers-only).
+    """A header block of a response: the head, or the trailers, or both in one (trailers-only).
 
     Attributes:
         http_status: `:status`, 0 in trailers.
         status: the call's outcome where the block carries one, else None.
-        opens: whether it is the head of a gRPC answer with messages to follow.
-        succeeds: whether it is the trailers of a call that ended well.
+        opens: whether the block is the head of a gRPC answer with messages to follow.
+        succeeds: whether the block is the trailers of a call that ended well.
         forward: the block to send on, encoded without state.
         fields: the regular fields, in order.
     """
@@ -66,12 +66,12 @@ class ResponseHead:
 
     @property
     def lacks_status(self) -> bool:
-        """Whether a call that ends with this block, in HTTP well, ends without saying how."""
+        """Whether a call that ends with this block has no gRPC status, although HTTP reports no error."""
         return self.status is None and self.http_status in (0, 200)
 
     @property
     def is_informational(self) -> bool:
-        """Whether this is a 1xx head, with the real one still to come."""
+        """Whether this is a 1xx head, before the real head."""
         return 100 <= self.http_status < 200
 
     def outcome(self) -> Status:
@@ -85,7 +85,7 @@ class ResponseHead:
 
 
 def _sent_on(fields: Fields) -> Fields:
-    """`fields` for the client: without fields of the hop, with a long error text cut and its details dropped."""
+    """`fields` for the client: without fields of the hop, a long error text cut, and its details dropped."""
     kept = []
     for name, value in fields:
         if name == b"grpc-message":
@@ -120,7 +120,7 @@ def _head_block(http_status: int) -> bytes:
 
 
 REQUEST_TIMEOUT_BLOCK: Final = encode([(b":status", b"408")])
-"""The answer to a request for a page that does not end."""
+"""The answer to a request for a page, if the request does not come to its end."""
 RESPONSE_BLOCK: Final = _head_block(200)
 """The head of every response esp makes itself."""
 OK_BLOCK: Final = encode([(b"grpc-status", b"0")])

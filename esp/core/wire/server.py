@@ -53,8 +53,8 @@ log = logging.getLogger("esp.wire")
 INCOMPLETE: Final = Status(Code.INTERNAL, "esp: the request's message did not come in time")
 """Not CANCELLED: etcd's Go client takes CANCELLED for the end of its own connection, and repeats the call."""
 CHEAP_BYTES: Final = 1024
-"""Bytes of usual requests that are worked on without a look at the clock: some 100 microseconds at most. After any
-other frame the clock is looked at."""
+"""Bytes of usual requests that esp works on between two looks at the clock: some 100 microseconds at most. After any
+other frame esp looks at the clock."""
 DEADLINE_SLACK: Final = 0.05
 """Seconds that esp waits after a call's deadline: the client and the server upstream end the call first."""
 
@@ -94,7 +94,7 @@ class ServerConnection(Admission[ServerStream]):
             self.send(window_update(0, self.recv_limit - DEFAULT_WINDOW))
 
     def lost(self, reason: str) -> None:
-        """The connection is gone. The decoder is emptied: in a cycle of objects it would stay in memory for long."""
+        """The connection is gone. Empties the decoder, which is in a cycle of objects and would stay in memory."""
         super().lost(reason)
         self.when_read.clear()
         self._decoder.close()
@@ -141,7 +141,7 @@ class ServerConnection(Admission[ServerStream]):
                 kind = word & 0xFF
                 if self._block is None:
                     if kind == DATA and flags == END_STREAM:
-                        # One whole message in one frame, the shape of nearly every request.
+                        # One whole message in one frame, as in nearly every request.
                         stream = streams.get(stream_id)
                         if (
                             stream is not None
@@ -195,7 +195,7 @@ class ServerConnection(Admission[ServerStream]):
         return False
 
     def paused(self) -> None:
-        """Serves messages that are whole though their requests have not ended: no more bytes are there."""
+        """Serves messages that are whole although their requests have not ended: all bytes have been read."""
         if self.unended:
             self.do(self._serve_unended())
         if self.when_read:
@@ -220,7 +220,7 @@ class ServerConnection(Admission[ServerStream]):
         return len(got)
 
     def forget(self, stream: ServerStream) -> None:
-        """The stream is closed on both sides, and holds nothing any more."""
+        """The stream is closed on both sides: gives back the memory that it holds."""
         if stream.account is not None:
             stream.account.close()
         super().forget(stream)
@@ -259,7 +259,7 @@ class ServerConnection(Admission[ServerStream]):
                 stream.fresh = stream.remote_open = False
                 head.handler.on_message(stream, data[start:end])
                 if head.size > LARGE_HEAD and stream_id in self.streams:
-                    stream.hold_head()  # it waits for an answer, or to be sent
+                    stream.hold_head()  # the call waits for an answer, or to be sent
                 return end
         if head.size > LARGE_HEAD:
             stream.hold_head()
@@ -289,7 +289,7 @@ class ServerConnection(Admission[ServerStream]):
             stream.on_data(b"", True)
 
     def on_headers(self, stream_id: int, block: bytes, *, end: bool) -> None:
-        """A header block: a new request, or the trailers of one, which carry nothing that is sent on."""
+        """A header block: a new request, or the trailers of a request, which are not sent on."""
         if not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a request on a stream id of the server")
         stream = self.streams.get(stream_id)
@@ -344,17 +344,17 @@ class ServerConnection(Admission[ServerStream]):
         self.send_reset(stream_id, ErrorCode.REFUSED_STREAM)
 
     def on_stream_reset(self, stream: ServerStream) -> None:
-        """A client that resets its calls early makes work for nothing (CVE-2023-44487)."""
+        """Charges for calls that the client resets early: they make work for nothing (CVE-2023-44487)."""
         if not stream.responded and not stream.has_lived(self.now):
             self.glitch(1, "streams reset before their response")
 
     def _shrink_table(self) -> None:
-        """A gRPC client repeats itself: without a table of its own its header blocks are found in the memo."""
+        """Asks the client for a table of 0 bytes: a gRPC client's header blocks then repeat, and the memo has them."""
         self._shrunk = True
         self.send_settings({SETTINGS_HEADER_TABLE_SIZE: 0})
 
     def on_settings_acknowledged(self) -> None:
-        """Once the client has taken over a table of 0 bytes, its header blocks stand for themselves."""
+        """The client has taken over a table of 0 bytes: from now on the meaning of a header block is in its bytes."""
         if self._shrunk and self._acks.is_none_due:
             self._decoder.settings_acknowledged()
 
@@ -385,7 +385,7 @@ class ServerConnection(Admission[ServerStream]):
             self._time_out("idle_timeout", "idle")
 
     def _expire_incomplete(self, now: float) -> None:
-        """Ends calls whose message does not come to its end: others want the memory that the part of it takes."""
+        """Ends calls whose message has been incomplete for too long: others need the memory of the first part."""
         self._owed.look(self.streams.values(), now, excused=self.unread)
         for stream_id in self._owed.longer_than(self.limits.request_timeout, now):
             stream = self.streams.get(stream_id)
@@ -394,7 +394,7 @@ class ServerConnection(Admission[ServerStream]):
                 stream.expire(INCOMPLETE)
 
     def _expire_half_frame(self, now: float) -> None:
-        """Ends a connection on which a frame has begun and does not end: one of a header block as such a block."""
+        """Ends a connection whose last frame is incomplete for too long: a frame of a header block, or any other."""
         if not self._tail or self.unread or self.behind:
             self._half_since = 0.0
         elif not self._half_since:

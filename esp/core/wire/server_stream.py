@@ -1,4 +1,4 @@
-"""A call as the server sees it. `handler` has the interface of those who serve calls, and is re-exported here."""
+"""A call as the server sees it. The names of `handler`, the interface of code that serves calls, are exported too."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ __all__ = ["INTERNAL_ERROR", "LARGE_HEAD", "OVERLOADED", "Handler", "Refuse", "S
 INTERNAL_ERROR: Final = Status(Code.INTERNAL, "esp: internal error")
 """The status of a call that a bug in esp has ended."""
 LIVED: Final = 0.05
-"""Seconds after which a client may reset a call for free: an attack that makes work for nothing resets sooner."""
+"""Seconds after which a client may reset a call for free: an attacker who wants to make work resets sooner."""
 LEAST_TIMEOUT: Final = 0.001
-"""The time-out, in seconds, that a shorter one is taken for when a client resets its call."""
+"""When a client resets its call, a time-out of fewer seconds counts as this."""
 LARGE_HEAD: Final = 1024
-"""Bytes of a call's head above which the head counts as memory that the call holds: most heads are smaller."""
+"""A head of more bytes counts as memory that the call holds; most heads are smaller."""
 
 
 class ServerStream(Stream):
@@ -49,7 +49,7 @@ class ServerStream(Stream):
         sink: the object that serves the call; None before the call is served and after its end.
         responded: whether the response has begun.
         opened: the `monotonic` time at which the call came.
-        fresh: nothing of the request's one message has come yet.
+        fresh: no byte of the request's one message has come yet.
         retried: the request was sent upstream a second time.
         taken: the request's one message is served, though the request may go on.
         account: the memory that the call holds; None before the call holds any.
@@ -123,7 +123,8 @@ class ServerStream(Stream):
         lived = now - self.opened
         if not self.deadline:
             return lived >= LIVED
-        # Nine tenths, because the client's clock began earlier; and no time-out is so short that it makes resets free.
+        # Nine tenths, because the client's clock began earlier. LEAST_TIMEOUT, because a tiny time-out must not make
+        # resets free.
         return lived >= min(LIVED, max(LEAST_TIMEOUT, (self.deadline - self.opened) * 0.9))
 
     def remaining(self) -> float | None:
@@ -136,7 +137,7 @@ class ServerStream(Stream):
         return b"" if remaining is None else format_timeout(remaining)
 
     def respond(self, message: bytes) -> None:
-        """The whole answer of a unary call: one message (without prefix) and status OK. Nothing when that is over."""
+        """Sends the whole answer of a unary call, unless it is over: one message (without prefix) and status OK."""
         if self.is_over:
             return
         self.start()
@@ -150,7 +151,7 @@ class ServerStream(Stream):
         return ended or self.connection.streams.get(self.id) is not self
 
     def expire(self, status: Status) -> None:
-        """Ends the call for lack of time: the sink is told, and an answer that waits for a window is dropped."""
+        """Ends the call for lack of time: tells the sink, and drops an answer that waits for a window."""
         sink, self.sink = self.sink, None
         if sink is not None:
             sink.cancelled(ErrorCode.CANCEL, status.message)
@@ -164,7 +165,7 @@ class ServerStream(Stream):
             self.finish(status)
 
     def on_bug(self) -> None:
-        """A bug in esp has raised an exception: the call ends, and the connection if even that fails."""
+        """Ends the call after a bug in esp; ends the connection if even that fails."""
         try:
             self.expire(INTERNAL_ERROR)
         except Exception:
@@ -173,14 +174,14 @@ class ServerStream(Stream):
     # Memory.
 
     def hold(self, size: int) -> bool:
-        """Accounts for `size` bytes kept for this call, wherever that is; False when there is no room."""
+        """Accounts for `size` bytes that are kept for this call anywhere; False if there is no room."""
         if self.may_hold(size) and self.account is not None:
             return self.account.take(size)
         self._tell_full()
         return False
 
     def hold_head(self) -> bool:
-        """Counts the head of a call that stays open, if large; without memory for the head the call ends, and False."""
+        """Counts the head of a call that stays open, if the head is large. Without memory the call ends; then False."""
         size = self.head.size
         if size > LARGE_HEAD and not self.hold(size):
             self.expire(OVERLOADED)
@@ -201,7 +202,7 @@ class ServerStream(Stream):
             self.account.give(size)
 
     def cut(self) -> None:
-        """Others need memory, and this call holds most: the call ends."""
+        """Ends the call: others need memory, and this call holds most."""
         try:
             self._tell_full()
             self.on_buffers_full()
@@ -209,21 +210,21 @@ class ServerStream(Stream):
             self.connection.on_bug()
 
     def _tell_full(self) -> None:
-        """Counts and logs that the call fails for want of memory; a call that is over is given none, full or not."""
+        """Counts and logs that the call fails for lack of memory. A call that is over fails for another reason."""
         account = self.account
         over = self.connection.streams.get(self.id) is not self if account is None else account.is_closed
         if not over:
             self.connection.on_full(0 if account is None else account.held)
 
     def on_buffers_full(self) -> None:
-        """There is no memory for bytes that wait for the client: the call ends."""
+        """Ends the call: there is no memory for bytes that wait for the client."""
         if self.sink is not None:
             self.sink.cut(self)
         else:
             self.abandon(OVERLOADED, ErrorCode.ENHANCE_YOUR_CALM)
 
     def abandon(self, status: Status, code: ErrorCode) -> None:
-        """Drops waiting bytes, and ends the call with `status`, or by a reset when a part of a message has left.
+        """Drops waiting bytes, and ends the call with `status`, or with a reset if a part of a message has left.
 
         The call's sink has been told.
         """
@@ -298,14 +299,14 @@ class ServerStream(Stream):
     # Events.
 
     def on_local_end(self) -> None:
-        """The answer is complete. A client that still sends is told that nobody listens."""
+        """The answer is complete. If the client still sends its request, tells it to stop."""
         if self.remote_open:
             self.connection.reset(self, ErrorCode.NO_ERROR)
         else:
             self.connection.forget(self)
 
     def on_data(self, payload: bytes, end: bool) -> None:
-        """DATA that is not the plain case of one whole message in one frame."""
+        """Takes DATA, except for the usual case of one whole message in one frame."""
         self.fresh = False
         self._body_size += len(payload)
         expected = self.head.content_length
@@ -360,7 +361,7 @@ class ServerStream(Stream):
         self.head.handler.on_message(self, message)
 
     def take_unended(self) -> None:
-        """Serves a message that is whole though the request has not ended, as etcd does."""
+        """Serves a message that is whole although the request has not ended, as etcd does."""
         request = self._request
         if request is not None and request.message is not None and request.is_whole and not self.is_over:
             self._take(request.message)
@@ -375,7 +376,7 @@ class ServerStream(Stream):
         return None
 
     def _count(self, request: RequestMessage, held: int) -> None:
-        """Accounts for the bytes that are kept of the request's message."""
+        """Accounts for the kept bytes of the request's message."""
         if not self.hold(held - request.counted):
             raise OVERLOADED.error()
         request.counted = held

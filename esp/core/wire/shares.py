@@ -1,7 +1,7 @@
-"""Places that many clients want; no single address can have the last of them.
+"""Places that many clients share; no single address can have the last of them.
 
-Behind a TCP load balancer all clients have one address, so an address may have nearly everything as long as nobody else
-wants it: only the last part of the places, those above `common_share`, is kept for addresses that hold little.
+Behind a TCP load balancer all clients have one address. So an address may take nearly all places. Only the last part of
+the places, above `common_share`, is kept for addresses that hold little.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 LITTLE: Final = 64
-"""Who holds less than this part of all places holds little."""
+"""An address holds little if it holds less than this part of all places: a 64th."""
 
 
 def address_of(peer: str) -> str:
@@ -21,11 +21,11 @@ class Shares:
     """Places, or bytes, and how many of them each address has.
 
     Args:
-        limit: how many there are.
-        common: the part of them that anybody may take, between 0 and 1.
+        limit: the number of places.
+        common: the part of the places that any address may take, between 0 and 1.
 
     Attributes:
-        used: how many are taken.
+        used: the places that are taken.
     """
 
     __slots__ = ("_common", "_held", "_little", "limit", "used")
@@ -39,15 +39,15 @@ class Shares:
 
     @property
     def is_scarce(self) -> bool:
-        """Whether only those who hold little get more."""
+        """Whether only addresses that hold little get more places."""
         return self.used >= self._common
 
     def holds_little(self, address: str) -> bool:
-        """Whether an address would get places though they are scarce."""
+        """Whether an address would get places even while they are scarce."""
         return self._held.get(address, 0) <= self._little
 
     def take(self, address: str, size: int = 1) -> bool:
-        """Takes places; False, and nothing taken, when there are none for that address."""
+        """Takes places; False, without taking any, if there are none for that address."""
         used = self.used + size
         held = self._held.get(address, 0) + size
         if used > self.limit or (used > self._common and held > self._little):

@@ -1,7 +1,7 @@
 """A call passed on: one stream of a client joined to one stream of a server upstream.
 
-Frames go by untouched in both directions. Bytes are given back to the side they came from only when they have left on
-the other (`consumed`), so neither side can make this process hold more than a window per stream.
+Frames pass untouched in both directions. A side's window is given back only when its bytes have left on the other side
+(`consumed`), so neither side can make this process hold more than a window per stream.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ REPLAY_BYTES = 65536
 
 
 class SpliceOwner(Protocol):
-    """Whoever sent a call upstream: told when it went wrong there."""
+    """The sender of a call upstream; learns of the call's failure there."""
 
     def on_broken(self, call: SplicedCall, code: int, reason: str) -> None:
         """The call's stream broke before its answer was whole. The owner ends `call.down`, or sends the call again."""
 
     def on_status(self, call: SplicedCall, status: Status) -> bool:
-        """The call ended with an error. False passes it on; with True the owner has taken `call.down` over."""
+        """The call ended with an error. False passes the error on; with True the owner has taken over `call.down`."""
 
 
 class SplicedCall(ClientStream, Sink):
@@ -34,8 +34,8 @@ class SplicedCall(ClientStream, Sink):
 
     Attributes:
         down: the client's stream.
-        message: the request of a unary call, kept so that it can be sent again, or b"" where it is too large for that
-            and has left; None for a streaming call.
+        message: the request of a unary call, kept to be sent again; b"" if it was too large to be kept, and has left;
+            None for a streaming call.
         owner: told when the call breaks.
     """
 
@@ -64,7 +64,7 @@ class SplicedCall(ClientStream, Sink):
     # From upstream.
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
-        """The answer's head or trailers: passed on as they are where they are gRPC's."""
+        """The answer's head or trailers: passes them on unchanged if they are gRPC's."""
         down = self.down
         status = head.status
         if end:
@@ -85,7 +85,7 @@ class SplicedCall(ClientStream, Sink):
             down.finish(head.outcome())
 
     def on_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
-        """A whole answer: goes on in one piece where the client's window has room for it."""
+        """A whole answer: passes it on in one piece if the client's window has room."""
         down = self.down
         down.sink = None
         if not down.send_answer(head.forward, payload, trailers.forward):
@@ -115,13 +115,13 @@ class SplicedCall(ClientStream, Sink):
             self.message = b""
 
     def on_buffers_full(self) -> None:
-        """There is no memory for the request, which has to wait for upstream."""
+        """Ends the call: there is no memory for the request, which has to wait for upstream."""
         self.down.sink = None
         self.cancel()
         self.down.finish(OVERLOADED)
 
     def hold(self, size: int) -> bool:
-        """Request bytes that wait for upstream count for the client that sent them."""
+        """Accounts for request bytes that wait for upstream: they count for the client that sent them."""
         return self.down.hold(size)
 
     def release(self, size: int) -> None:
@@ -131,7 +131,7 @@ class SplicedCall(ClientStream, Sink):
     # From the client.
 
     def cut(self, stream: ServerStream) -> None:
-        """A streaming call ends so that its client opens another one."""
+        """Ends a streaming call with Unavailable, so that its client opens another; any other call as `Sink` does."""
         if self.message is None:
             self.cancelled(ErrorCode.CANCEL, "no memory")
             stream.abandon(Status(Code.UNAVAILABLE, OVERLOADED.message), ErrorCode.REFUSED_STREAM)

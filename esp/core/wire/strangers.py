@@ -13,7 +13,7 @@ _KNOWN: Final = (
 
 
 def stranger(first: bytes) -> str:
-    """What a connection speaks that begins with `first`, which is neither HTTP/2 nor HTTP/1.1."""
+    """The protocol of a connection whose first bytes, `first`, are neither HTTP/2 nor HTTP/1.1."""
     for beginning, what in _KNOWN:
         if first.startswith(beginning):
             return what

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """The state both ends keep for a stream; subclasses say what its events mean.
+    """The state that both ends keep for a stream; subclasses define what its events do.
 
     Attributes:
-        credit: what the peer granted beyond its initial window, less what was sent.
-        recv_window: what the peer may still send.
-        recv_owed: bytes consumed that the peer was not yet told of.
-        has_sent: whether any DATA has left; only the server's end sets out from False.
-        local_open, remote_open: which side may still send.
+        credit: bytes that the peer granted beyond its initial window, minus the bytes sent.
+        recv_window: bytes that the peer may still send.
+        recv_owed: consumed bytes whose window the peer has yet to get back.
+        has_sent: whether any DATA has left; only the server's end sets this to False at first.
+        local_open, remote_open: whether esp, and the peer, may still send.
         pending: DATA that waits for a window; None when nothing does.
     """
 
@@ -60,7 +60,7 @@ class Stream:
         raise NotImplementedError
 
     def on_reset(self, code: int, reason: str) -> None:
-        """The stream is gone: RST_STREAM came, or the connection ended. It has left `connection.streams`."""
+        """The stream is gone, and has left `connection.streams`: RST_STREAM came, or the connection ended."""
         raise NotImplementedError
 
     def on_drained(self, size: int) -> None:

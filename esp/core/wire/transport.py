@@ -1,7 +1,7 @@
 """Sockets: the asyncio protocols that move bytes between transports and sans-I/O connections.
 
-`accepted` is the protocol of a client's connection, `ClientProtocol` here that of a connection to a server. These two
-modules, `listener` and `call` are the only ones of the wire that know asyncio.
+`accepted` has the protocol for a client's connection; `ClientProtocol` here is that for a connection to a server. Of
+the wire, only these two modules, `listener` and `call` import asyncio.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.turns import Worker
 
 LINGER_SECONDS: Final = 1.0
-"""How long a connection that was ended may still read the last bytes written to it."""
+"""Seconds that the peer of an ended connection has to read the last bytes."""
 MOST_UNREAD: Final = 16384
-"""Bytes of a connection that stands in line; with more it is not read from until its turn comes, and they count."""
+"""Unread bytes of a connection above which esp stops to read from it until its turn, and counts the bytes."""
 TICK_SECONDS: Final = 0.5
 USER_TIMEOUT: Final = 20.0
 """Seconds that sent bytes may stay unacknowledged by the peer's kernel."""
 
 
 def peer_name(transport: asyncio.BaseTransport) -> str:
-    """Who is at the other end, for the log."""
+    """The name of the other end, for the log."""
     address = transport.get_extra_info("peername")
     return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address or "unknown")
 
@@ -69,12 +69,12 @@ class WireProtocol(asyncio.Protocol, Worker):
         self.context.put_off(self)  # the connection may be at work right now
 
     def flush(self) -> None:
-        """Hands on what the connection has queued."""
+        """Hands on the connection's queued output."""
         if self.connection is not None:
             self.connection.flush()
 
     def go_on(self) -> None:
-        """Stands in line for what did not come from the socket."""
+        """Puts the connection in line for work that did not come from the socket."""
         if self.is_behind:
             self._turns.stand_in_line(self)
 
@@ -85,20 +85,20 @@ class WireProtocol(asyncio.Protocol, Worker):
 
     @property
     def is_behind(self) -> bool:
-        """Whether something that has come could be worked on."""
+        """Whether there is work: bytes that have come, or steps."""
         return bool(self._unread) or (self.connection is not None and self.connection.behind)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came: the connection takes them, or the first of them, then everything that has output is written."""
+        """Gives bytes that came to the connection, as far as the turn allows, and then has all output written."""
         self._unread = self._unread + data if self._unread else data
         self._turns.serve_answers(self)
         if len(self._unread) >= MOST_UNREAD:
             self._read(False)  # until its turn has come
-        if not self._turns.will_run:  # else with what the other sockets lead to, in this turn of the loop
+        if not self._turns.will_run:  # else the output leaves with that of the other sockets of this turn of the loop
             self.context.flush()
 
     def work(self, stop: float) -> bool:
-        """Gives what has come to the connection. A bug that shows there ends this connection and no other."""
+        """Gives the bytes that have come to the connection. A bug in that ends this connection and no other."""
         connection = self.connection
         if connection is None or self._is_full:
             return self._work_otherwise(stop)
@@ -113,11 +113,11 @@ class WireProtocol(asyncio.Protocol, Worker):
         return False
 
     def _work_otherwise(self, stop: float) -> bool:
-        """As `work`, where there is no connection, or one that is not worked for."""
+        """As `work`, for a protocol without a connection, or with one whose output is full."""
         return False
 
     def _is_left(self, behind: bool) -> bool:
-        """After a turn: when nothing is left of what was read, the next is read, or done what was to follow."""
+        """Ends a turn. If no bytes are left, goes on to read, or does the step that was put off until now."""
         if behind:
             self._read(False)
             return True
@@ -130,7 +130,7 @@ class WireProtocol(asyncio.Protocol, Worker):
         return False
 
     def _read(self, wanted: bool) -> None:
-        """Begins or ceases to read."""
+        """Begins or stops to read from the socket."""
         if wanted is not self._reads and self.transport is not None and not self.transport.is_closing():
             self._reads = wanted
             if wanted:
@@ -140,14 +140,14 @@ class WireProtocol(asyncio.Protocol, Worker):
             self._count_unread(0 if wanted else self._unread_bytes())
 
     def _unread_bytes(self) -> int:
-        """How much has come and was not worked on."""
+        """The bytes that have come and wait to be worked on."""
         return len(self._unread) + (0 if self.connection is None else self.connection.unread_bytes)
 
     def _count_unread(self, size: int) -> None:
-        """So much waits while nothing more is read."""
+        """Accounts for `size` bytes that wait while esp does not read from the socket."""
 
     def eof_received(self) -> bool:
-        """The peer sends no more: the connection is closed, when all that came before was worked on."""
+        """The peer sends no more: closes the connection when all earlier bytes have been worked on."""
         assert self.transport is not None
         if self.is_behind:
             self._afterwards = self.transport.close
@@ -183,7 +183,7 @@ class WireProtocol(asyncio.Protocol, Worker):
 
 
 def set_user_timeout(sock: socket.socket | None, seconds: float) -> None:
-    """A peer that vanished without a word is noticed by the kernel even when nothing but bytes wait for it."""
+    """Lets the kernel end a connection whose peer has not acknowledged sent bytes for `seconds`."""
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
         with contextlib.suppress(OSError):  # the peer may be gone already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
@@ -197,7 +197,7 @@ class ClientProtocol(WireProtocol):
         self._connection = connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The server has accepted: the preface goes out, and what the server says first is not missed."""
+        """The server has accepted: sends the preface, and is ready for the server's first bytes."""
         super().connection_made(transport)
         set_user_timeout(transport.get_extra_info("socket"), USER_TIMEOUT)
         self.attach(self._connection)

@@ -1,17 +1,18 @@
-"""Turns: how much of each turn of the event loop goes to which connection, so that none keeps the others waiting.
+"""Turns: divide the event loop's time among the connections, so that no connection keeps the others waiting.
 
-All connections share one loop, and what a client sends may be costly in ways that nobody has thought of. So work is
-not weighed by what it is but by the time it took, on a clock read around each slice:
+All connections share one loop, and a client's bytes may be costly in ways that nobody has thought of. So work is
+weighed by the time that it took, not by its kind; a clock is read around each slice.
 
-- Bytes that come are worked on at once, but for no longer than a slice: a connection stops in the middle of what it
-  was sent, keeps the rest, and stands in line.
-- The line is served between two looks at the sockets, for about a slice in all, however many stand in it. Whoever had
-  the least of the loop's time comes first (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996). A step
-  that cannot be divided is paid for by its connection, which then waits until the others have had as much.
-- Whoever is less than a slice ahead of those in line is still served at once, when its bytes come. So those that
-  want little wait for nobody but the slice that is being served.
+- A connection works on bytes as they come, but for no longer than a slice. Then it stops, keeps the rest, and stands in
+  line.
+- The line is served between two looks at the sockets, for about a slice in all, however long the line is. The
+  connection that has had the least of the loop's time comes first (start-time fair queueing: Goyal, Vin and Cheng,
+  SIGCOMM 1996). A connection pays for a step that cannot be divided: it then waits until the others have had as much
+  time.
+- A connection that has had no more time than those in line, or less than a slice more, is still served at once when its
+  bytes come. So a connection that needs little time waits only for the slice that is being served.
 
-Nobody in line means that nobody waits, and whoever has work may do it.
+While the line is empty, a connection with work may work.
 """
 
 from __future__ import annotations
@@ -23,28 +24,27 @@ from time import monotonic, thread_time
 from typing import Final
 
 SLICE: Final = 0.001
-"""Seconds for the line between two looks at the sockets, and the most that one connection gets at once."""
+"""Seconds for the line between two looks at the sockets, and the most seconds that a connection gets at once."""
 AT_ONCE: Final = 0.002
-"""Seconds for all that is done as bytes come, between two looks at the line; what comes beyond stands in line."""
+"""Seconds for all work that is done as bytes come, between two looks at the line; further work stands in line."""
 MOST_SKIPPED: Final = 4
-"""Turns in which the line is not served since answers and calls that go on took as much time as it would have had."""
+"""The most turns in a row in which the line is not served, because answers and calls took the line's time."""
 SAVED: Final = 0.02
-"""How far a connection that wants little may be behind the others, and so how much it may have at a time."""
+"""The most seconds that a connection which needs little time saves up, and so may have at a time."""
 LONGEST_STEP: Final = 0.02
-"""What one step is counted as at most. It may have been the garbage collector's turn;
-no more than `SAVED`, so that such an accident alone does not put one that wants little in line: it would wait there
-until each of the others has had as much."""
+"""The most seconds that a step counts for, because the garbage collector may have run in it. No more than `SAVED`, so
+that such an accident alone does not put a connection that needs little time in line."""
 UNSEEN: Final = 0.0005
 """Seconds that may pass between two looks at the thread's own clock. Such a look takes as long as ten at the other."""
 SECONDS_PER_BYTE: Final = 2e-10
-"""What it costs to read a byte from a socket, which is over when the clock starts."""
+"""Seconds to read a byte from a socket: the read is over when the clock starts."""
 
 
 class RunningTime:
-    """The clock of the time that this thread has run, about: `UNSEEN` at most of what it has not run may be in it.
+    """A clock of the time that this thread has run; at most `UNSEEN` seconds in which it did not run may be included.
 
-    The thread's own clock is a system call. So the time is taken from the machine's, and what the thread has not run
-    is taken off when that may be much.
+    The thread's own clock is a system call. So this clock reads the machine's clock, and now and then subtracts the
+    time in which the thread did not run.
     """
 
     __slots__ = ("_before", "_off", "_seen", "_trusted")
@@ -56,7 +56,7 @@ class RunningTime:
         self._trusted = self._seen + UNSEEN
 
     def now(self) -> float:
-        """Seconds; never less than before."""
+        """The time in seconds; never less than before."""
         now = monotonic()
         if now >= self._trusted:
             not_run = now - thread_time() - self._before
@@ -67,36 +67,36 @@ class RunningTime:
 
 
 class Worker:
-    """Somebody who has work to do in slices: the socket of a client or of a shard.
+    """An object with work to do in slices: the socket of a client or of a shard.
 
     Attributes:
-        used: the time it has had, on a scale of its own: one that wants nothing for a while is owed little for that.
-        in_line: stands in line, and is called when its turn has come.
+        used: the seconds it has had, on a scale of its own: a worker without work for a while saves up only `SAVED`.
+        in_line: the worker stands in line, and is called when its turn has come.
     """
 
     used: float = 0.0
     in_line: bool = False
 
     def work(self, stop: float) -> bool:
-        """Does what there is to do, but begins nothing when the clock is at `stop`; whether more is left.
+        """Does work, but begins no further step once the clock is at `stop`; True if work is left.
 
-        It does something even if that time has come already, and raises nothing.
+        Does at least one step, even if `stop` has passed. Raises nothing.
         """
         raise NotImplementedError
 
 
 class Turns:
-    """Who works when.
+    """Decides which worker works when.
 
     Args:
-        clock: seconds; by default those that this thread has run.
+        clock: seconds; by default the seconds that this thread has run.
 
     Attributes:
-        soon: has something called in the next turn of the loop, after which sockets are looked at again; set by
-            whoever has a loop.
-        flush: writes what was made ready; set by the context.
-        will_run: `run` is called when the sockets of this turn of the loop were read, and writes what they led to.
-        go_on: lets those go on that had sent as much as fits a turn; set by the context.
+        soon: calls a function in the next turn of the loop, before the sockets are looked at again; set by the owner of
+            a loop.
+        flush: writes output that is ready; set by the context.
+        will_run: `run` will be called when the sockets of this turn of the loop have been read, and writes the output.
+        go_on: lets connections go on that have sent as much as fits a turn; set by the context.
     """
 
     __slots__ = (
@@ -134,7 +134,7 @@ class Turns:
 
     @property
     def waiting(self) -> int:
-        """How many stand in line."""
+        """The number of workers in line."""
         return len(self._line) + len(self._first) + len(self._answers)
 
     def serve(self, worker: Worker, size: int) -> None:
@@ -168,7 +168,7 @@ class Turns:
             self._join(worker)
 
     def serve_answers(self, worker: Worker) -> None:
-        """Bytes have come for a shard's `worker`: they come before what clients want, but in slices as well."""
+        """Bytes have come for a shard's `worker`: it works before clients' workers, but in slices as well."""
         if worker.in_line:
             return
         if not self.will_run:
@@ -184,7 +184,7 @@ class Turns:
         self._answered += took
 
     def welcome(self, worker: Worker) -> None:
-        """A new `worker`: it has saved up nothing."""
+        """Takes in a new `worker`, which has saved up nothing."""
         worker.used = self._virtual
 
     def charge(self, worker: Worker, seconds: float) -> None:
@@ -193,7 +193,7 @@ class Turns:
         self._elsewhere += seconds
 
     def stand_in_line(self, worker: Worker) -> None:
-        """A client's `worker` has work that came up elsewhere."""
+        """Puts a client's `worker` in line for work that did not come as bytes."""
         if not worker.in_line:
             worker.used = max(worker.used, self._virtual - SAVED)
             self._join(worker)
@@ -205,16 +205,16 @@ class Turns:
         self.run_soon()
 
     def run_soon(self) -> None:
-        """Has `run` called when the sockets of this turn of the loop were read."""
+        """Has `run` called when the sockets of this turn of the loop have been read."""
         if not self.will_run:
             self.will_run = True
             assert self.soon is not None
             self.soon(self.run)
 
     def run(self) -> None:
-        """Writes what the sockets of this turn have led to, then serves the line for about a slice.
+        """Writes the output that the sockets of this turn have caused, then serves the line for about a slice.
 
-        What that leads to is written once, at the end: a write for each step would cost more than the steps.
+        The output of the line is written once, at the end: a write for each step would cost more than the steps.
         """
         self.will_run = False
         self._spent = 0.0
@@ -228,7 +228,7 @@ class Turns:
         if self._first:
             self._serve_first()
         if self._line:
-            # What has been asked for comes before what is asked for next, or it would pile up.
+            # Answers and calls that have begun come before new requests; otherwise they would pile up.
             if self._elsewhere < SLICE or self._skipped >= MOST_SKIPPED:
                 self._skipped = 0
                 self._serve_line()
@@ -255,7 +255,7 @@ class Turns:
         self._answered += took
 
     def _serve_first(self) -> None:
-        """Those that were put off only because the turn was over: as they would have been served."""
+        """Serves the workers that were put off only because the turn was over, as it would have served them then."""
         first = self._first
         start = self.clock()
         stop = start + SLICE
@@ -273,10 +273,10 @@ class Turns:
         self._elsewhere += start + SLICE - stop
 
     def _serve_line(self) -> None:
-        """Each that stands in line gets one slice at most, and all together one.
+        """Serves the line: for one slice at most in all.
 
-        What the shards' answers took since the last time is put down to those that are served: whose they were is not
-        known one by one, and most are of those who ask most.
+        The time that the shards' answers took since the last call is charged to the workers served now. Whose answers
+        they were is not known one by one, but most belong to the clients that ask most.
         """
         line = self._line
         served: list[tuple[Worker, bool]] = []
@@ -284,7 +284,7 @@ class Turns:
         stop = start + SLICE
         while line and (start < stop or not served):
             used, _, worker = heappop(line)
-            if worker.used > used:  # it was charged for something while it stood in line
+            if worker.used > used:  # the worker was charged while it stood in line
                 self._join(worker)
                 continue
             self._virtual = max(self._virtual, used)
