@@ -146,3 +146,38 @@ def test_a_shard_of_another_version_is_merged_alike(
         answer = kv.Range(Request(key=b"\0", range_end=b"\0"))
     assert [kv.key for kv in answer.kvs] == sorted(KEYS)
     assert answer.count == len(KEYS)
+
+
+class TestPages:
+    """A limit of 100 and more: the shard whose keys come first is asked before the others."""
+
+    @pytest.fixture
+    def many(self, both: Both) -> Both:
+        for stub in both:
+            for letter in b"a", b"h", b"q":
+                operations = [
+                    rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=b"%s%03d" % (letter, number), value=b"v"))
+                    for number in range(120)
+                ]
+                stub.Txn(rpc_pb2.TxnRequest(success=operations))
+        return both
+
+    @pytest.mark.parametrize("order", Request.SortOrder.values(), ids=Request.SortOrder.keys())
+    def test_a_page_is_that_of_one_etcd_wherever_the_limit_falls(
+        self, many: Both, order: Request.SortOrder.ValueType
+    ) -> None:
+        total = many.one.Range(Request(key=b"\0", range_end=b"\0", count_only=True)).count
+        for start in (b"\0", b"a119", b"b"):
+            for limit in (100, 123, 124, 125, 126, 127, 250, 254, 255, 256, total - 1, total, total + 1):
+                for keys_only in (False, True):
+                    request = Request(key=start, range_end=b"\0", limit=limit, sort_order=order, keys_only=keys_only)
+                    assert comparable(many.across.Range(request)) == comparable(many.one.Range(request))
+
+    def test_the_pages_of_a_list_are_all_of_it(self, many: Both) -> None:
+        got: list[bytes] = []
+        start, token, more = b"\0", 0, True
+        while more:
+            answer = many.across.Range(Request(key=start, range_end=b"\0", limit=100, revision=token))
+            got += [row.key for row in answer.kvs]
+            start, token, more = got[-1] + b"\0", answer.header.revision, answer.more
+        assert got == [row.key for row in many.one.Range(Request(key=b"\0", range_end=b"\0")).kvs]
