@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import grpc
+import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
@@ -90,12 +91,19 @@ def test_kill_9_and_restart_of_shards_is_hidden(start_durable_etcd: Etcds, start
         resumable(esp, watch, wanted(watch, history_of(shards[1]), watches[0][1][1]))
 
 
-def test_a_connection_that_is_cut_again_and_again_is_hidden(start_durable_etcd: Etcds, start_esp: Esps) -> None:
+@pytest.mark.parametrize("shared", [256, 1])
+def test_a_connection_that_is_cut_again_and_again_is_hidden(
+    shared: int, start_durable_etcd: Etcds, start_esp: Esps
+) -> None:
+    """With 1 nearly all watchers of the same, which are on one connection here, are its crowd."""
     shards = start_durable_etcd.several(3, _progress(start_durable_etcd))
     with ExitStack() as stack:
         relays = [stack.enter_context(relaying(shard)) for shard in shards]
-        esp = start_esp([[relay] for relay in relays], BOUNDARIES)  # type: ignore[list-item]
+        limits = f"limits: {{max_shared_watchers: {shared}}}"
+        esp = start_esp([[relay] for relay in relays], BOUNDARIES, extra=limits)  # type: ignore[list-item]
         watches = stack.enter_context(all_kinds(esp, shards))
+        if shared == 1:
+            watches += stack.enter_context(all_kinds(esp, shards))
         with Writers(shards, PREFIXES, pause=0.001) as writers:
             for _ in range(10):
                 for relay in relays:
