@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from esp.core import errors
 from esp.core.background import Background, all_of
 from esp.core.pb import rpc_pb2
-from esp.core.shard import RANGE, STATUS, Method, Shard, ask
+from esp.core.shard import RANGE, STATUS, Method, Shard, ask_for_esp
 from esp.core.wire.status import RpcError, Status
 
 SECONDS: Final = 2.0
@@ -133,7 +133,7 @@ async def _check(begun: Round, shard: Shard) -> None:
 
 async def _outcome(shard: Shard, method: Method[Any], request: Message) -> Message | Status:
     try:
-        answer: Message = await ask(shard, method, request, seconds=SECONDS)
+        answer: Message = await ask_for_esp(shard, method, request, seconds=SECONDS)
     except RpcError as error:
         return errors.undecided(error.status)
     return answer

@@ -105,7 +105,7 @@ class Connected:
         self.seen = 0
         self.max_txn_ops = self.allowed_ops = DEFAULT_TXN_OPS
         self._own_parts = OwnParts(name)
-        self._login = None if user is None else Login(name, user, self._own_parts, self._ask_once)
+        self._login = None if user is None else Login(name, user, self._own_parts, self._ask_once, background)
         self._lookups = Lookups()
         self._unary = Link(context, background)
         self._streams = Link(context, background)
@@ -168,12 +168,14 @@ class Connected:
         log.log(level, "shard %s: an answer of %s %s (%d so far)", self.name, self.endpoint, fault, self.garbled)
         return errors.garbled(self.name, fault).error()
 
-    async def log_in(self, since: float) -> bool:
+    async def log_in(self, since: float, seconds: float | None = None) -> bool:
         """Has the shard's refusal of esp's own token mended; False if the same question would be refused again.
 
-        `since` is the `monotonic` time at which the question was asked.
+        Args:
+            since: the `monotonic` time at which the question was asked.
+            seconds: the longest time to wait.
         """
-        return self._login is not None and await self._login.renew(since)
+        return self._login is not None and await self._login.renew(since, seconds)
 
     @property
     def login_trouble(self) -> str:

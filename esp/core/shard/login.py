@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from esp.core import errors
 from esp.core.auth_tokens import OwnParts
-from esp.core.background import in_a_thread
+from esp.core.background import Background, in_a_thread
 from esp.core.config import User, read_password
 from esp.core.pb import rpc_pb2
 from esp.core.wire.call import BrokenCall
@@ -36,7 +36,12 @@ class Login:
     """
 
     def __init__(
-        self, shard: str, user: User, parts: OwnParts, call: Callable[[Forward, bytes], Awaitable[bytes]]
+        self,
+        shard: str,
+        user: User,
+        parts: OwnParts,
+        call: Callable[[Forward, bytes], Awaitable[bytes]],
+        background: Background,
     ) -> None:
         """`parts` gets the token; `call` makes a unary call to the shard, message and answer without prefix."""
         self.trouble = ""
@@ -44,25 +49,35 @@ class Login:
         self._user = user
         self._parts = parts
         self._call = call
-        self._one_at_a_time = asyncio.Lock()
+        self._background = background
+        self._trying: asyncio.Task[None] | None = None
         self._renewed = self._tried = -PAUSE_SECONDS
 
-    async def renew(self, since: float) -> bool:
-        """Whether there is a token that is newer than the `monotonic` time `since`."""
-        async with self._one_at_a_time:
-            if self._renewed > since:
-                return True
+    async def renew(self, since: float, seconds: float | None = None) -> bool:
+        """Whether there is a token that is newer than the `monotonic` time `since`, after `seconds` at most.
+
+        An attempt goes on for whoever asks next.
+        """
+        if self._renewed > since:
+            return True
+        if self._trying is None:
             if monotonic() - self._tried < PAUSE_SECONDS:
                 return False
-            trouble = await self._authenticate()
-            self._tried = monotonic()
-            if trouble:
-                if trouble != self.trouble:
-                    log.warning("shard %s: esp cannot authenticate: %s", self._shard, trouble)
-            else:
-                self._renewed = monotonic()
-            self.trouble = trouble
-            return not trouble
+            self._trying = self._background.start(self._try(), on_end=self._over)
+        await asyncio.wait((self._trying,), timeout=seconds)
+        return self._renewed > since
+
+    def _over(self) -> None:
+        self._trying = None
+
+    async def _try(self) -> None:
+        trouble = await self._authenticate()
+        self._tried = monotonic()
+        if not trouble:
+            self._renewed = self._tried
+        elif trouble != self.trouble:
+            log.warning("shard %s: esp cannot authenticate: %s", self._shard, trouble)
+        self.trouble = trouble
 
     async def _authenticate(self) -> str:
         """Gets a token; what is wrong if there is none."""

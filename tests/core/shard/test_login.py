@@ -13,6 +13,7 @@ import pytest
 
 from esp.core import errors
 from esp.core.auth_tokens import OWN, OwnParts
+from esp.core.background import Background
 from esp.core.config import ConfigError, User, parse, read_password
 from esp.core.pb import rpc_pb2
 from esp.core.shard import login
@@ -52,7 +53,7 @@ def password(tmp_path: Path) -> Path:
 @pytest.fixture
 def world(password: Path) -> tuple[Etcd, OwnParts, Login]:
     etcd, parts = Etcd(), OwnParts("a")
-    return etcd, parts, Login("a", User("esp", password), parts, etcd.call)
+    return etcd, parts, Login("a", User("esp", password), parts, etcd.call, Background())
 
 
 World = tuple[Etcd, OwnParts, Login]
@@ -84,6 +85,18 @@ def test_many_that_were_refused_at_once_authenticate_once(world: World) -> None:
 
     async def work() -> None:
         assert all(await asyncio.gather(*(own.renew(0.0) for _ in range(50))))
+
+    run(work)
+    assert len(etcd.asked) == 1
+
+
+def test_who_cannot_wait_leaves_the_attempt_to_the_next(world: World) -> None:
+    etcd, _, own = world
+    etcd.pause = 0.05
+
+    async def work() -> None:
+        assert not await own.renew(0.0, seconds=0.001)
+        assert await own.renew(0.0, seconds=10)
 
     run(work)
     assert len(etcd.asked) == 1

@@ -9,6 +9,9 @@
 //	                                    TestWatchFragment... do: what the first response holds. FRAGMENT is true or
 //	                                    false, LIMIT the bytes that the client takes as one message, 0 for any
 //	trials sync ENDPOINT                takes the endpoints from MemberList, at once and again and again, then uses them
+//	trials auth ENDPOINT USER PASSWORD ROUNDS SECONDS
+//	                                    ROUNDS times, with SECONDS between them: puts "a", "k" and "z" as a user, reads
+//	                                    and deletes them all; a watch of all keys beside it
 package main
 
 import (
@@ -201,6 +204,64 @@ func syncs(client *clientv3.Client) told {
 	return told{"synced": synced, "endpoints": client.Endpoints(), "keys": found}
 }
 
+func withUser(client *clientv3.Client, rounds, seconds int) told {
+	failed := []string{}
+	note := func(err error) {
+		if err != nil {
+			failed = append(failed, err.Error())
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var puts, deletes atomic.Int64
+	watched := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for message := range client.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithCreatedNotify()) {
+			if message.Created {
+				close(watched)
+			}
+			note(message.Err())
+			for _, event := range message.Events {
+				if event.Type == clientv3.EventTypePut {
+					puts.Add(1)
+				} else {
+					deletes.Add(1)
+				}
+			}
+		}
+	}()
+	<-watched
+	read, deleted := 0, int64(0)
+	for range rounds {
+		for _, key := range []string{"a", "k", "z"} {
+			_, err := client.Put(ctx, key, "v")
+			note(err)
+		}
+		if all, err := client.Get(ctx, "", clientv3.WithPrefix()); err != nil {
+			note(err)
+		} else {
+			read += len(all.Kvs)
+		}
+		time.Sleep(time.Duration(seconds) * time.Second)
+		if all, err := client.Delete(ctx, "", clientv3.WithPrefix()); err != nil {
+			note(err)
+		} else {
+			deleted += all.Deleted
+		}
+	}
+	for range 100 {
+		if deletes.Load() >= deleted {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	cancel()
+	<-ended
+	return told{"failed": failed, "read": read, "deleted": deleted, "events": []int64{puts.Load(), deletes.Load()}}
+}
+
 func main() {
 	config := clientv3.Config{Endpoints: []string{os.Args[2]}, DialTimeout: 5 * time.Second}
 	if os.Args[1] == "response" {
@@ -208,6 +269,9 @@ func main() {
 	}
 	if os.Args[1] == "sync" {
 		config.AutoSyncInterval = 200 * time.Millisecond
+	}
+	if os.Args[1] == "auth" {
+		config.Username, config.Password = os.Args[3], os.Args[4]
 	}
 	client, err := clientv3.New(config)
 	check(err)
@@ -219,6 +283,8 @@ func main() {
 		what = waiting(client, number(os.Args[3]))
 	case "fragments":
 		what = fragments(client, number(os.Args[3]), number(os.Args[4]))
+	case "auth":
+		what = withUser(client, number(os.Args[5]), number(os.Args[6]))
 	case "response":
 		what = response(client, os.Args[3] == "true")
 	case "sync":

@@ -4,7 +4,7 @@ After its stream broke, etcd's own client goes on behind the mod revision of the
 is one shard's and says nothing about the other shards. But this proxy delivered the event, and so knows the watcher's
 position at that moment. esp goes on from that position only if all messages that it ever delivered leave no doubt:
 
-- the same range was watched here, with the same options, as the same user and from the same host;
+- the same range was watched here, with the same options and from the same host;
 - a watcher of the range has ended since, and its client did not come again;
 - among the last messages for the range there is just one position behind an event of that revision;
 - no event of that revision was in an earlier message, or in the midst of a message.

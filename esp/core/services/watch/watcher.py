@@ -172,10 +172,15 @@ class Watcher:
             tap.start(start)
 
     def _watched(self, request: rpc_pb2.WatchCreateRequest) -> bytes:
-        """The watcher's name in `positions`: range, options and client. Short, since it outlives the watcher."""
+        """The watcher's name in `positions`: range, options and client. Short, since it outlives the watcher.
+
+        The client's token is no part of the name: a client that comes again has mostly a new one. All who may watch a
+        range see the same in it, and the shards decide who may.
+        """
         host = self.stream.outbox.down.peer.rpartition(":")[0]
         spec = Spec.of(request, request.key, request.range_end)
-        return sha256(repr((host, self.stream.forward, spec)).encode()).digest()
+        leader = [value for name, value in self.stream.metadata if name == b"hasleader"]
+        return sha256(repr((host, leader, spec)).encode()).digest()
 
     def _choose_starts(self, request: rpc_pb2.WatchCreateRequest, shards: list[str]) -> list[int]:
         """Chooses the revision from which each shard is watched; 0 is for now.
