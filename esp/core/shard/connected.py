@@ -1,14 +1,13 @@
 """The connections of one shard: kept up to one of its endpoints, with fail-over to the next.
 
 A shard keeps one connection for unary calls and, once it is needed, one for long-lived streams, both to the same
-endpoint; watches then never take the turn of a Put. When the connection breaks, the next endpoint is tried at once;
-when all have failed, again after a growing pause. Calls that come meanwhile wait a moment (`max_waiting_seconds`) and
-are then refused with the text that makes etcd's clients try again: they were surely not sent.
+endpoint. So watches never hold up a Put. When the connection breaks, the next endpoint is tried at once. When all
+endpoints have failed, there is a pause that grows. Calls that come meanwhile wait for `max_waiting_seconds`. Then they
+are refused, with the text after which etcd's clients try again: the calls were surely not sent.
 
-A shard leaves a member for the next one when that member says that it has no leader, hangs up, says GOAWAY, or is
-silent and does not answer when it is asked for its status. Calls that are open on the old connection are finished on
-it. No connection is used before the server there has answered the same question and thus shown that it is no esp
-(`member`).
+esp leaves a member for the next one when the member says that it has no leader, hangs up, sends GOAWAY, or is silent
+and does not answer a Status call. Calls that are open on the old connection finish there. esp uses a connection only
+after the server has answered a Status call, and so has shown that it is not an esp (`member`).
 """
 
 from __future__ import annotations
@@ -46,12 +45,13 @@ from esp.core.wire.status import Code, RpcError, Status
 log = logging.getLogger("esp.shard")
 
 NO_LEADER_TEXTS: Final = frozenset((errors.NO_LEADER.message, errors.SERVER_STOPPED.message))
-"""Answers of a member that cannot serve while another perhaps can."""
+"""Answers of a member that cannot serve, while another member perhaps can."""
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
-"""Seconds between rounds over the endpoints; a connection that holds this long makes the pauses start small again."""
+"""The first and the longest pause, in seconds, between rounds over the endpoints. After a connection that has lasted
+for LONGEST_PAUSE, the next pause is FIRST_PAUSE again."""
 HIGHEST_REVISION: Final = 1 << 51
-"""No etcd gets here by writing; from 2**52 on a shard's revisions would be taken for vector tokens."""
+"""The bound on a shard's revision. No etcd gets here by writing; from 2**52 on revisions would look like tokens."""
 DEFAULT_TXN_OPS: Final = 128
 """etcd's default of --max-txn-ops."""
 LOGIN_SECONDS: Final = 7.0
@@ -63,22 +63,22 @@ Answer = TypeVar("Answer", bound=Message)
 
 
 class Connected:
-    """The connections to one etcd cluster, and what the cluster has told on them.
+    """The connections to one etcd cluster, and the facts that the cluster has told on them.
 
     Attributes:
         name: as in the config.
-        background: owns the tasks and timers of whatever is done for this shard.
-        garbled: how many of its answers could not be read.
-        endpoint: the one in use, None while there is none.
-        troubles: why the last attempt to connect to each endpoint failed; empty once one has succeeded.
-        version: etcd's, as a member last told it; "" before that.
+        background: owns the tasks and timers of all work for this shard.
+        garbled: the number of answers that could not be read.
+        endpoint: the endpoint in use; None while there is none.
+        troubles: the reason of each endpoint's last failure to connect; empty once an attempt has succeeded.
+        version: etcd's version, as a member told it last; "" before that.
         storage_version: of the same member's file, since etcd 3.6; else "".
-        version_in_use: that of the member in use; "" until it has told.
-        implausible: why its revision keeps it from being served, "" when that is as it should be.
-        seen: the highest revision that it is known to have come to, told on the connection in use; 0 for none.
-        max_txn_ops: the most operations in a transaction that esp makes for it, etcd's --max-txn-ops: the default
-            of that, or less where it has refused so many.
-        allowed_ops: the most operations in a client's transaction that it is known, or taken, to allow.
+        version_in_use: the version of the member in use; "" until the member has told it.
+        implausible: why esp cannot serve the shard at its revision; "" if it can.
+        seen: the highest revision in answers on the connection in use; 0 for none.
+        max_txn_ops: the most operations in esp's own transactions for this shard: the default of etcd's --max-txn-ops,
+            or less after a refusal.
+        allowed_ops: the most operations in a client's transaction that the shard allows, as far as esp knows.
         user: as whom esp asks it questions of its own; None where esp has no user there.
     """
 
@@ -117,7 +117,7 @@ class Connected:
         self._moved_on = -LONGEST_PAUSE
 
     def saw(self, revision: int) -> None:
-        """Notes a revision that the shard has answered with."""
+        """Notes the revision of an answer of the shard."""
         self.seen = max(self.seen, revision)
 
     @property
@@ -127,20 +127,21 @@ class Connected:
 
     @property
     def barred(self) -> Status | None:
-        """Why calls fail at once: none of its endpoints is an etcd. None when that is not so."""
+        """The status with which calls fail at once if all endpoints are esps; None if one may be an etcd."""
         return self._unary.barred
 
     def free_connection(self) -> ClientConnection | None:
-        """The connection for a unary call, if one can be sent now."""
+        """The connection for a unary call, if a call can be sent on it now."""
         return self._unary.free()
 
     def consider_moving(self, connection: ClientConnection, status: Status) -> None:
-        """A call on `connection` ended with `status`: one that says the member cannot serve makes it try the next."""
+        """Tries the next endpoint if `status`, of a call on `connection`, says that the member cannot serve."""
         unary = self._unary.connection
         if status.code != Code.UNAVAILABLE or status.message not in NO_LEADER_TEXTS or len(self.endpoints) == 1:
             return
         now = monotonic()
-        # Without any leader all members say so: each is kept for a while, since it still serves serializable reads.
+        # If the cluster has no leader, all members say so. Each is kept for a while: it still serves serializable
+        # reads.
         current = connection in (unary, self._streams.connection)
         if unary is not None and current and now - self._moved_on >= LONGEST_PAUSE:
             self._moved_on = now
@@ -148,10 +149,10 @@ class Connected:
             unary.close()
 
     def parsed(self, answer: type[Answer], message: bytes) -> Answer:
-        """What the shard has answered, without gRPC prefix.
+        """The message in a shard's answer, which comes without gRPC prefix.
 
         Raises:
-            RpcError: Internal, with a text that blames the shard: it is no such message, or lacks its header.
+            RpcError: Internal, with a text that blames the shard: the answer is no such message, or lacks its header.
         """
         try:
             parsed = answer.FromString(message)
@@ -162,7 +163,7 @@ class Connected:
         return parsed
 
     def blamed(self, fault: str) -> RpcError:
-        """The error of a call that the shard has answered with what no etcd would say; counted and logged."""
+        """The error of a call to which the shard gave an answer that no etcd would give; counted and logged."""
         self.garbled += 1
         level = logging.WARNING if self.garbled.bit_count() == 1 else logging.DEBUG  # the 1st, 2nd, 4th, 8th ...
         log.log(level, "shard %s: an answer of %s %s (%d so far)", self.name, self.endpoint, fault, self.garbled)
@@ -195,7 +196,7 @@ class Connected:
         return await ask_once(connection, forward, message, LOGIN_SECONDS)
 
     async def run(self) -> None:
-        """Keeps the shard connected, until cancelled; then whatever waits is refused and the connections are closed."""
+        """Keeps the shard connected, until cancelled; then refuses all waiting calls and closes the connections."""
         try:
             await self.background.again(f"shard {self.name}", self._stay_connected)
         finally:
@@ -222,7 +223,7 @@ class Connected:
                 level = logging.WARNING if failures == len(self.endpoints) - 1 else logging.DEBUG
                 log.log(level, "shard %s: cannot connect to %s: %s", self.name, endpoint, self.troubles[endpoint])
             turn += 1
-            # One that accepts and hangs up at once is as bad as one that does not accept.
+            # An endpoint that accepts and hangs up at once counts like one that does not accept.
             failures = 0 if held else failures + 1
             if failures == 0:
                 pause = 0.0
@@ -231,7 +232,7 @@ class Connected:
                 await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
 
     def _found_esp(self, endpoint: Endpoint) -> None:
-        """Logged once. Where no endpoint is left that may be an etcd, nothing is worth waiting for."""
+        """Notes, and logs once, that an endpoint is an esp. If all endpoints are, calls need not wait."""
         if endpoint not in self._esps:
             self._esps.add(endpoint)
             log.error("shard %s: %s cannot be used: %s", self.name, endpoint, self.troubles[endpoint])
@@ -259,7 +260,7 @@ class Connected:
         """Connects to `endpoint` and returns when that connection takes no more calls.
 
         Raises:
-            OSError: it cannot be connected to.
+            OSError: the endpoint takes no connection.
         """
         self._lost.clear()
         await self._dial(self._unary, endpoint)
@@ -284,7 +285,7 @@ class Connected:
         log.warning("shard %s: lost %s", self.name, endpoint)
 
     async def _learn_version(self) -> None:
-        """Asks until it is told: what depends on the version has to do without it meanwhile."""
+        """Asks the member in use for its version until it answers."""
         level = logging.INFO
         while True:
             asked = monotonic()
@@ -306,20 +307,20 @@ class Connected:
             await asyncio.sleep(LONGEST_PAUSE)
 
     async def _examine(self, connection: ClientConnection) -> None:
-        """Has the member tell its version and revision before the connection is used.
+        """Asks the member for its version and revision, before the connection is used.
 
         Raises:
-            OSError: its revision is none that can be served, or it is an esp, or does not answer.
+            OSError: the revision is too high to be served; or the member is an esp, or does not answer.
         """
-        with suppress(RpcError):  # that is an answer, too; it is asked again when it is in use
+        with suppress(RpcError):  # an error is an answer, too; `_learn_version` asks again
             self._take_status(await ask_status(connection, self.context.limits.keepalive_timeout))
 
     def _take_status(self, answer: bytes) -> None:
-        """What a member has told about itself.
+        """Takes note of a member's answer to Status.
 
         Raises:
-            RpcError: it is no StatusResponse.
-            UnfitError: its revision is none that can be served, or an esp's token.
+            RpcError: `answer` is no StatusResponse.
+            UnfitError: the revision is too high to be served, or is an esp's token.
         """
         status = self.parsed(rpc_pb2.StatusResponse, answer)
         self.implausible = ""
@@ -336,7 +337,7 @@ class Connected:
         self.saw(status.header.revision)
 
     async def _dial_streams(self, endpoint: Endpoint) -> None:
-        """The connection for streams is made when the first stream wants it, and made again when it breaks."""
+        """Makes the connection for streams when the first stream needs it, and again when it breaks."""
         if self._streams.standing:
             self._wanted_streams.set()  # an attempt may have been cut short
         while True:
@@ -379,7 +380,7 @@ class Connected:
         self.context.flush()
 
     async def _greeted(self, connection: ClientConnection, endpoint: Endpoint) -> None:
-        """Connects, and waits until etcd has said its SETTINGS: a frozen member accepts, but says nothing.
+        """Connects, and waits for etcd's SETTINGS: a frozen member accepts, but sends nothing.
 
         Raises:
             OSError: no connection, or no SETTINGS in time.
@@ -418,14 +419,14 @@ class Connected:
         return changed
 
     def _retire(self, link: Link, *, leave: bool = True) -> None:
-        """The link's connection takes no more calls; it is kept until those it has are finished.
+        """Takes the link's connection out of use; it stays open until its calls have finished.
 
-        With `leave` those that can are asked to go on elsewhere.
+        With `leave`, calls that can go on elsewhere are asked to do so.
         """
         connection, link.connection = link.connection, None
         assert connection is not None
         if link is self._unary:
-            # Another member may allow fewer; another cluster, as one that was restored, may answer there.
+            # Another member may allow fewer operations. And another cluster may answer there, such as a restored one.
             self.seen, self.allowed_ops = 0, DEFAULT_TXN_OPS
         if not connection.ended:
             self._retired.append(connection)
@@ -448,10 +449,11 @@ class Connected:
         self.context.flush()
 
     async def _break_silence(self, connection: ClientConnection, seconds: float) -> None:
-        """Asks a member that has said nothing for long, so that a frozen one is known before a client asks it.
+        """Asks a member that has sent nothing for long, so that esp knows of a frozen member before a client's call.
 
-        etcd punishes PINGs while no call is open, and a member may answer PINGs and nothing else. One that does not
-        answer is left, for the next one or until it answers again; the calls it has may still be answered.
+        Not with a PING: etcd punishes PINGs while no call is open, and a member may answer PINGs and nothing else. esp
+        leaves a member that does not answer, for the next one or until it answers again. Calls that the member has may
+        still be answered.
         """
         try:
             with suppress(RpcError):  # that is an answer, too
@@ -466,8 +468,8 @@ class Connected:
 
 
 def _reason(error: OSError) -> str:
-    """Why connecting failed, for people: the system's words without its numbers and tuples."""
-    codes = {int(code) for code in re.findall(r"\[Errno (\d+)\]", str(error))}  # one per address of the host
+    """The reason why connecting failed, for people: the system's words without its numbers and tuples."""
+    codes = {int(code) for code in re.findall(r"\[Errno (\d+)\]", str(error))}  # one for each address of the host
     if error.errno is not None and error.errno > 0:
         codes = {error.errno}
     return ", ".join(os.strerror(code).lower() for code in sorted(codes)) or (error.strerror or str(error)).lower()

@@ -14,18 +14,18 @@ from esp.core.wire.client import ClientConnection
 from esp.core.wire.transport import ClientProtocol
 
 ATTEMPT_SECONDS: Final = 0.25
-"""How long an address may take before the next one is tried beside it (RFC 8305, "Connection Attempt Delay")."""
+"""Seconds that an address may take before the next one is tried beside it (RFC 8305, "Connection Attempt Delay")."""
 
 
 async def connect(connection: ClientConnection, addresses: Sequence[str], port: int, seconds: float = math.inf) -> None:
     """Connects `connection` to the first of the addresses that accepts, and sends its preface.
 
-    The addresses are tried in their order. An address that does not answer does not keep later ones from being tried.
+    The addresses are tried in their order. A silent address does not hold up the next one for long.
 
     Args:
         connection: the client end to connect.
-        addresses: the host's, at least one.
-        port: of every address.
+        addresses: the addresses of the host, at least one.
+        port: the port at every address.
         seconds: the time after which the caller gives up; the last address is tried when half of it is over.
 
     Raises:
@@ -41,7 +41,7 @@ async def connect(connection: ClientConnection, addresses: Sequence[str], port: 
     try:
         await asyncio.get_running_loop().create_connection(lambda: ClientProtocol(connection), sock=sock)
     except BaseException:
-        connection.on_flush = None  # uvloop has closed what it began, and raises at a further write
+        connection.on_flush = None  # uvloop has closed the transport, and raises at a further write
         raise
 
 
@@ -52,7 +52,7 @@ async def _accepted(address: str, port: int) -> socket.socket:
         OSError: the address does not accept.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # Of a socket whose protocol is not told, asyncio does not know that TCP_NODELAY is for it.
+    # asyncio sets TCP_NODELAY only on a socket that names its protocol.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setblocking(False)

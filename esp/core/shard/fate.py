@@ -1,9 +1,9 @@
-"""What becomes of a unary call whose stream broke before the answer was whole: the one place that decides it.
+"""The fate of a unary call whose stream broke before the answer was whole. No other module decides this.
 
 | the shard has surely not acted | the call only reads | it may be repeated | outcome |
 |---|---|---|---|
-| yes | yes or no | yes | it is sent again |
-| no | yes | yes | it is sent again |
+| yes | yes or no | yes | esp sends the call again |
+| no | yes | yes | esp sends the call again |
 | yes | yes or no | no | `NO_CONNECTION`, with the text that makes clients try again |
 | no | yes or no | no | `REQUEST_TIMED_OUT`: nobody knows whether the call was applied, and the caller must decide |
 | no | no | yes | `REQUEST_TIMED_OUT`, too |
@@ -22,7 +22,7 @@ def outcome(*, unprocessed: bool, reads: bool, repeatable: bool) -> Status | Non
 
     Args:
         unprocessed: the shard has surely not acted on the call (`ClientStream.surely_unprocessed`).
-        reads: the call changes nothing, so that acting on it twice does no harm.
+        reads: the call changes nothing, so it does no harm if the shard acts on it twice.
         repeatable: the call was not repeated before, its request is at hand, and no answer has begun.
     """
     return None if repeatable and (unprocessed or reads) else failure(unprocessed)

@@ -19,7 +19,7 @@ from esp.core.wire.status import DEADLINE_EXCEEDED, Status
 
 
 class Sender(Protocol):
-    """The shard, to a call that waits."""
+    """The shard, as a waiting call sees it."""
 
     def send(self, connection: ClientConnection, down: ServerStream, message: bytes | None, timeout: bytes) -> None:
         """Sends a client's call on `connection`, which has room for it."""
@@ -34,9 +34,9 @@ class ParkedCall(Sink):
     Attributes:
         down: the client's stream.
         message: the request of a unary call; None for a streaming call.
-        peer: whose call it is.
-        place: where it is counted while it waits.
-        until: the `monotonic` time at which it is refused.
+        peer: the client's address.
+        place: the account that counts the call while it waits.
+        until: the `monotonic` time at which the call is refused.
     """
 
     __slots__ = ("_chunks", "_ended", "_link", "_sender", "_size", "down", "message", "peer", "place", "until")
@@ -55,7 +55,7 @@ class ParkedCall(Sink):
         down.sink = self
 
     def request_data(self, payload: bytes, end: bool) -> None:
-        """Kept, and not given back: the client's window bounds it."""
+        """Keeps a piece of the request. The client's window bounds the pieces, because it is not given back."""
         if self.hold(len(payload)):
             self._chunks.append(payload)
             self._ended = end
@@ -63,14 +63,14 @@ class ParkedCall(Sink):
             self.down.cut()
 
     def hold(self, size: int) -> bool:
-        """Accounts for so many bytes that wait with it."""
+        """Accounts for `size` bytes of the request that wait with the call."""
         if not self.down.hold(size):
             return False
         self._size += size
         return True
 
     def release(self) -> None:
-        """It waits no longer, and so does what waited with it."""
+        """The call and its bytes wait no longer: returns the memory."""
         self.down.release(self._size)
         self._size = 0
 
@@ -80,12 +80,12 @@ class ParkedCall(Sink):
         self._link.unpark(self)
 
     def cut(self, stream: ServerStream | None = None) -> None:
-        """Others need its place, or the memory for its request."""
+        """Refuses the call: others need its place, or the memory for its request."""
         self._link.unpark(self)
         self.refuse(errors.TOO_MANY_REQUESTS)
 
     def go(self, connection: ClientConnection) -> None:
-        """A connection is there."""
+        """Sends the call on `connection`."""
         down = self.down
         down.sink = None
         if down.remaining() == 0:
@@ -94,16 +94,16 @@ class ParkedCall(Sink):
         self._sender.send(connection, down, self.message, down.remaining_timeout())
         sink = down.sink
         for number, chunk in enumerate(self._chunks, 1):
-            if down.sink is not None and down.sink is sink:  # it breaks when there is no memory for what it must queue
+            if down.sink is not None and down.sink is sink:  # a piece ends the call if it finds no memory
                 sink.request_data(chunk, self._ended and number == len(self._chunks))
 
     def refuse(self, status: Status) -> None:
-        """There is none in time."""
+        """Ends the call with `status`: there is no connection in time."""
         self.down.sink = None
         self._sender.refuse(self.down, status)
 
     def on_bug(self) -> None:
-        """An exception came out of it: it ends."""
+        """Ends the call: an exception came out of it."""
         self.down.on_bug()
 
 
@@ -120,46 +120,46 @@ class _Waiter:
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def release(self) -> None:
-        """Nothing waits with it."""
+        """Does nothing: a coroutine keeps no bytes here."""
 
     def cut(self) -> None:
-        """Others need its place."""
+        """Refuses the coroutine: others need its place."""
         self._link.unpark(self)
         self.refuse(errors.TOO_MANY_REQUESTS)
 
     def go(self, connection: ClientConnection) -> None:
-        """A connection is there; whether it still has room when the coroutine runs is for that to see."""
+        """Wakes the coroutine, which then checks whether the connection still has room."""
         if not self.future.done():
             self.future.set_result(None)
 
     def refuse(self, status: Status) -> None:
-        """There is none in time."""
+        """Raises `status` in the coroutine: there is no connection in time."""
         if not self.future.done():
             self.future.set_exception(status.error())
 
     def on_bug(self) -> None:
-        """An exception came out of it: it need not wait any more."""
+        """Cancels the wait: an exception came out of it."""
         self.future.cancel()
 
 
 class StreamOpener(Protocol):
-    """Whoever wants a long-lived stream of its own, and waits for it as long as that takes."""
+    """An object that wants a long-lived stream of its own, and waits for the connection without a limit."""
 
     def go(self, connection: ClientConnection) -> None:
-        """A connection is there and has room: the call can be sent."""
+        """Sends the call on `connection`, which has room for it."""
 
     def on_bug(self) -> None:
-        """An exception came out of `go`: what the stream was for ends."""
+        """Ends the work for which the stream was wanted: an exception came out of `go`."""
 
 
 class Link:
-    """One connection and its queues; all may be empty. A bug in one of the calls that wait ends that one.
+    """One connection and its queues; all may be empty. A bug in a waiting call ends that call only.
 
     Attributes:
-        connection: the one in use.
-        waiting: the calls that wait, in order, each for a while.
-        standing: those that wait for as long as it takes; no more than streams that clients have open.
-        barred: why none waits, None where waiting may help.
+        connection: the connection in use; None while there is none.
+        waiting: the calls that wait for a limited time, in order.
+        standing: the openers that wait without a limit; no more than clients have streams open.
+        barred: the status with which calls are refused at once; None if waiting may help.
     """
 
     __slots__ = ("_background", "_closed", "_context", "_places", "barred", "connection", "standing", "waiting")
@@ -180,11 +180,11 @@ class Link:
         return connection if connection is not None and connection.has_room else None
 
     def patience(self) -> float:
-        """Until when a call that begins to wait now may wait."""
+        """The `monotonic` time until which a call that begins to wait now may wait."""
         return monotonic() + self._context.limits.max_waiting_seconds
 
     def park(self, call: ParkedCall | _Waiter) -> None:
-        """Lets it wait, or refuses it. Where too many wait, one of the client that has most of them gives way."""
+        """Lets a call wait, or refuses it. If too many wait, a call of the client that has most of them is refused."""
         if self._closed or self.barred is not None:
             call.refuse(self.barred or errors.NO_CONNECTION)
             return
@@ -212,10 +212,10 @@ class Link:
         return True
 
     async def wait(self, peer: str = "") -> ClientConnection:
-        """The connection, once a call can be sent on it; `peer` is the client on whose behalf.
+        """The connection, once a call can be sent on it; `peer` is the client for whom the caller waits.
 
         Raises:
-            RpcError: not in time, or too many wait.
+            RpcError: there is no connection in time, or too many calls wait.
         """
         until = self.patience()
         while (connection := self.free()) is None:
@@ -225,11 +225,11 @@ class Link:
                 await waiter.future
             finally:
                 self.unpark(waiter)
-                del waiter  # its error holds on to this frame
+                del waiter  # its error refers to this frame
         return connection
 
     def go(self) -> None:
-        """Sends what waits, as far as the connection takes it."""
+        """Sends waiting calls, as far as the connection takes them."""
         while self.waiting and (connection := self.free()) is not None:
             call = next(iter(self.waiting))
             self.unpark(call)
@@ -240,24 +240,24 @@ class Link:
             self._background.guard("a stream that waited", partial(opener.go, connection), opener.on_bug)
 
     def stand(self, opener: StreamOpener) -> None:
-        """Lets it wait without a limit; for nothing once the link is closed."""
+        """Lets `opener` wait without a limit. Does nothing once the link is closed."""
         if not self._closed:
             self.standing[opener] = None
 
     def tick(self, now: float) -> None:
-        """Refuses what has waited long enough, and looks at the connection's deadlines."""
+        """Refuses calls that have waited long enough, and looks at the connection's deadlines."""
         self._refuse([call for call in self.waiting if call.until < now], errors.NO_CONNECTION)
         if self.connection is not None:
             self.connection.tick(now)
 
     def bar(self, why: Status | None) -> None:
-        """Refuses whatever waits for a while, now and until it is None; what waits without a limit goes on waiting."""
+        """Refuses all calls with `why`, now and later, until `why` is None. Openers go on waiting."""
         self.barred = why
         if why is not None:
             self._refuse(list(self.waiting), why)
 
     def close(self) -> None:
-        """Ends the connection and refuses whatever waits, now and later."""
+        """Ends the connection, and refuses all calls, now and later."""
         self._closed = True
         self._refuse(list(self.waiting), errors.NO_CONNECTION)
         self.standing.clear()

@@ -1,8 +1,8 @@
-"""The addresses of host names, asked for without holding anybody up.
+"""Looks up the addresses of host names, so that a silent name server holds up nothing else.
 
-A name server that is silent holds a lookup for ten seconds and more, and nothing can cut that short. The event loop's
-own threads are few, serve all names, and are waited for when the process ends. Here each name has one thread at most,
-which neither another name nor the end of the process waits for.
+With a silent name server a lookup takes ten seconds and more, and nothing can cut it short. The event loop's own
+threads are few, serve all names, and must end before the process ends. So each name has a thread of its own here, one
+at most. Neither another name nor the end of the process waits for that thread.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Answer = list[str] | OSError
 class Lookups:
     """Lookups of a shard's host names: at most one thread for each name, even if the name server never answers.
 
-    An answer that comes after its caller has given up is there for the next one.
+    If an answer comes after its caller has given up, the next caller gets it.
     """
 
     def __init__(self) -> None:
         self.asked: dict[str, asyncio.Future[Answer]] = {}
 
     async def addresses(self, host: str, seconds: float) -> list[str]:
-        """The addresses of `host`, which may be one itself, in the system's order.
+        """The addresses of `host` in the system's order. `host` may be an address itself.
 
         Raises:
-            OSError: there is none, or none within `seconds`; the text says the cure.
+            OSError: there is no address, or none within `seconds`; the text says the cure.
         """
         if _is_address(host):
             return [host]

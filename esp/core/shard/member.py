@@ -1,6 +1,6 @@
-"""The first question to a server, its status: whether somebody answers, and whether that is an etcd.
+"""The first call to a server, Status: it shows whether a server answers, and whether the server is an etcd.
 
-No call is passed on before the answer. An esp answers this question itself, at once, and asks no shard for it. So an
+esp sends no other call before the answer. An esp answers this Status call itself, at once, and asks no shard. So an
 endpoint that leads back to the same esp, over any number of names, forwarders or other esps, is found before a call can
 go in a circle.
 """
@@ -20,16 +20,17 @@ from esp.core.wire.status import Code, RpcError
 
 STATUS_PATH: Final = b"/etcdserverpb.Maintenance/Status"
 STATUS: Final = STATUS_PATH, OWN
-"""The head of the question."""
+"""The head of the call."""
 PROBE: Final = b"\xda\x94\x01\x09esp-probe"
-"""The StatusRequest: a field of number 2379 that no etcd knows or takes notice of.
+"""The StatusRequest: a field with number 2379, which every etcd ignores.
 
-etcd's grpc-proxy passes it on to the server behind, but no metadata; that of etcd 3.4 does not (`ask_status`).
+etcd's grpc-proxy drops metadata, but passes this field on to the server behind it. The grpc-proxy of etcd 3.4 drops the
+field as well (`ask_status`).
 """
 
 
 def is_probe(message: bytes) -> bool:
-    """Whether a StatusRequest asks as an esp does. An etcd's has no fields."""
+    """Whether a StatusRequest comes from an esp. Those of etcd's clients have no fields."""
     return PROBE in message
 
 
@@ -48,10 +49,11 @@ async def ask_status(connection: ClientConnection, seconds: float) -> bytes:
     """The StatusResponse of the server at the other end.
 
     Raises:
-        RpcError: an etcd answers with an error: it is there, but does not tell.
+        RpcError: an etcd answers with an error instead of its status.
         NotAnEtcd: the server is an esp.
-        OSError: no answer within so many seconds; or the connection broke; or the answer is Unavailable, as of an etcd
-            that stops, or of a proxy without a server behind it, or with an esp that waits for just this answer.
+        OSError: no answer came within `seconds`, or the connection broke, or the answer is Unavailable. So answer an
+            etcd that stops, a proxy without a server behind it, and a proxy in front of an esp that itself waits for
+            this answer.
     """
     try:
         return await ask_once(connection, STATUS, PROBE, seconds)

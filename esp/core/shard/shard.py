@@ -1,6 +1,6 @@
-"""One shard, as its callers see it: clients' calls are passed on, and esp's own calls are made.
+"""One shard, as its callers see it: passes on clients' calls, and makes esp's own calls.
 
-A call that broke may be sent again: `fate` says when.
+A call that broke may be sent again: `fate` decides.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ log = logging.getLogger("esp.shard")
 Read = TypeVar("Read", bound=Sized)
 
 KEPT_UNCOUNTED: Final = 2048
-"""Bytes of a request up to which the request is kept to be sent again without being counted."""
+"""A request of at most so many bytes is kept to be sent again, without being counted as memory."""
 MANY_CALLS: Final = 1000
-"""Open calls of a client above which no larger request of the client is kept to be sent again."""
+"""If a client has more open calls, none of its larger requests is kept to be sent again."""
 SHARD_TRAILER: Final = b"esp-shard"
-"""Names the shard in the trailers of errors that esp makes itself; the text stays etcd's, clients match on it."""
+"""The trailer that names the shard, in errors that esp makes itself. Their text stays etcd's: clients match on it."""
 
 
 class Shard(Connected):
@@ -40,7 +40,7 @@ class Shard(Connected):
     # Calls of clients, passed on.
 
     def splice(self, down: ServerStream, message: bytes) -> None:
-        """Passes a unary-request call on: `message` (with its prefix) goes out, whatever comes back goes to `down`."""
+        """Passes on a call with one request: sends `message` (with its prefix); `down` gets whatever comes back."""
         connection = self._unary.connection
         # As nearly always there is room: `has_room`, which is spelled out, since it is so for each request.
         if connection is not None and (len(connection.streams) < connection.room or connection.has_room):
@@ -61,9 +61,9 @@ class Shard(Connected):
             self._streams.park(ParkedCall(self, self._streams, down, None))
 
     def open_stream(self, opener: StreamOpener) -> None:
-        """Lets `opener` send a long-lived call, at once or as soon as there is a connection that takes it.
+        """Lets `opener` send a long-lived call, at once or as soon as a connection can take it.
 
-        The call's `on_retired` says when the shard has moved on to another connection.
+        `on_retired` of the call is called when the shard moves on to another connection.
         """
         connection = self._streams.free()
         if connection is not None:
@@ -77,7 +77,7 @@ class Shard(Connected):
         self._streams.standing.pop(opener, None)
 
     def send(self, connection: ClientConnection, down: ServerStream, message: bytes | None, timeout: bytes) -> None:
-        """Sends a client's call on `connection`, which has room for it; without `message` it is a streaming one."""
+        """Sends a client's call on `connection`, which has room for it; a streaming call has no `message`."""
         call = SplicedCall(connection, down, message, self)
         connection.call(call, down.head.forward, timeout, message, end=message is not None)
         if message is not None and len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
@@ -88,7 +88,7 @@ class Shard(Connected):
         down.finish(status, [(SHARD_TRAILER, self.name.encode())])
 
     def on_broken(self, call: SplicedCall, code: int, reason: str) -> None:
-        """A call broke before its answer was whole: it is sent again, or ends with an error that is true."""
+        """Sends a call again that broke before its answer was whole, or ends it with the error that is true."""
         down = call.down
         if call.message is None:
             self.refuse(down, errors.SERVER_STOPPED)
@@ -110,7 +110,7 @@ class Shard(Connected):
         self.refuse(down, status)
 
     def send_again(self, down: ServerStream, message: bytes) -> None:
-        """Passes a call on that was sent before: of its deadline there is less left."""
+        """Sends a client's call once more, with the rest of its deadline."""
         connection = self._unary.free()
         if connection is not None:
             self.send(connection, down, message, down.remaining_timeout())
@@ -118,9 +118,9 @@ class Shard(Connected):
             self._unary.park(ParkedCall(self, self._unary, down, message))
 
     def on_status(self, call: SplicedCall, status: Status) -> bool:
-        """An error came; one that says the member cannot serve makes the shard try the next.
+        """Takes the error of a call. Tries the next endpoint if the error says that the member cannot serve.
 
-        True when the call's handler has something better to do than to pass it on.
+        True if the call's handler takes the call over, instead of passing the error on.
         """
         self.consider_moving(call.connection, status)
         down = call.down
@@ -143,8 +143,8 @@ class Shard(Connected):
             forward: the head of the call.
             message: the request.
             idempotent: whether the call is sent again when its connection breaks and its fate is unknown.
-            timeout: seconds until the deadline; None for none.
-            down: the client's call that this call is made for, if any.
+            timeout: seconds until the deadline; None for no deadline.
+            down: the client's call for which this call is made, if there is one.
 
         Raises:
             RpcError: the call's status, as etcd gave it, or Unavailable as clients should see it; DeadlineExceeded
@@ -162,7 +162,7 @@ class Shard(Connected):
         timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
         down: ServerStream | None = None,
     ) -> Read:
-        """As `forward_unary`, with the answer that a new `reader` makes; it stays held for `down`."""
+        """As `forward_unary`, but a new `reader` makes the answer, which stays held for `down`."""
         if timeout is not None and timeout <= 0:
             raise DEADLINE_EXCEEDED.error()
         body = prefix(message)
@@ -210,7 +210,7 @@ class Shard(Connected):
         timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
         down: ServerStream | None = None,
     ) -> MessageCall[bytes]:
-        """Begins a call with one request message and a stream of answers; the caller cancels what it does not read out.
+        """Begins a call with one request message and a stream of answers. The caller reads to the end, or cancels.
 
         Raises:
             RpcError: there is no connection.
@@ -223,7 +223,8 @@ class Shard(Connected):
 
 
 def _may_keep(down: ServerStream, message: bytes) -> bool:
-    """Counts a request that is kept to be sent again; one above REPLAY_BYTES is dropped when it has left."""
+    """Whether a request is kept to be sent again. Counts it as memory; not above REPLAY_BYTES, when it is dropped
+    soon."""
     if len(down.connection.streams) > MANY_CALLS:
         return False
     if down.retried:

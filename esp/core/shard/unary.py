@@ -1,6 +1,6 @@
-"""Questions to shards: one unary RPC, asked of one shard or of several at once.
+"""esp's own calls of unary RPCs, to one shard or to several at once.
 
-An answer is a parsed message. Bytes that are no such message are an error whose text blames the shard.
+An answer is a parsed message. An answer that cannot be read is an error whose text blames the shard.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Answer = TypeVar("Answer", bound=Message)
 
 
 class Caller(Protocol):
-    """A client's call that shards are asked for; a `CoroutineCall` is one."""
+    """The client's call for which shards are asked, such as a `CoroutineCall`."""
 
     def timed(self, work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
-        """Charges the call's connection with the work."""
+        """`work`, with its time charged to the client's connection."""
 
     def replied(self, shard: str) -> None:
         """A shard has answered."""
@@ -91,8 +91,8 @@ async def ask(
         request: the message of the call.
         metadata: the metadata of the call, encoded as in `RequestHead.forward`.
         seconds: the longest time to wait; etcd is told the deadline. None to wait for ever.
-        down: the client's call that the shard is asked for, whose memory holds the bytes of the answer; None where
-            they are not to be counted.
+        down: the client's call for which the shard is asked; the bytes of the answer count as its memory. None to count
+            nothing.
 
     Raises:
         RpcError: the shard's status as it came; Unavailable if the shard cannot be reached; DeadlineExceeded after
@@ -152,8 +152,8 @@ async def ask_all(
 ) -> dict[str, Answer | Status]:
     """The answer of each shard, or the status with which the shard refused or failed, by the shard's name.
 
-    All shards are asked at once; the failure of one cuts no other short. A shard that takes longer than `seconds` has
-    the status "request timed out". Cancelling the caller cancels every call.
+    All shards are asked at once. A failure of one shard does not end the calls to the others. A shard that takes longer
+    than `seconds` has the status "request timed out". If the caller is cancelled, all calls are.
 
     Args:
         shards: the shards to ask; the outcomes are in their order.
@@ -162,7 +162,7 @@ async def ask_all(
         metadata: as for `ask`.
         seconds: as for `ask`.
         down: as for `ask`.
-        caller: whose work this is; None where it is esp's own.
+        caller: the client's call that causes this work; None for esp's own work.
     """
     return await _Question(tuple(shards), method, request, metadata, seconds, down, caller).ask()
 
@@ -170,9 +170,9 @@ async def ask_all(
 async def ask_in_turn(
     shards: Iterable[Shard], method: Method[Answer], request: Message, *, metadata: bytes = b"", seconds: float
 ) -> dict[str, Answer | Status]:
-    """As `ask_all`, but each shard is asked when the one before has answered or failed, to the last one.
+    """As `ask_all`, but one shard after the other: each is asked when the one before has answered or failed.
 
-    So where several proxies do that at once, the first shard decides between them. `seconds` is for each shard.
+    So if several proxies do the same at once, the first shard decides between them. `seconds` is for each shard.
     """
     outcomes: dict[str, Answer | Status] = {}
     for shard in shards:
@@ -181,10 +181,10 @@ async def ask_in_turn(
 
 
 class _Question(Generic[Answer]):
-    """What `ask_all` asks.
+    """The work of `ask_all`.
 
-    Nearly always one call to each shard, sent now, brings the answers: then there is one future for all of them, and no
-    task. A shard that has to be waited for, or asked again, has a task.
+    Nearly always one call to each shard can be sent now and brings the answer. Then there is one future for all calls,
+    and no task. A shard without a connection, or one that has to be asked again, gets a task.
     """
 
     def __init__(
@@ -232,19 +232,19 @@ class _Question(Generic[Answer]):
             await all_of([timed(self._ask_one(shard)) for shard in again])
 
     async def _ask_at_once(self, seconds: float | None) -> list[Shard]:
-        """Asks all; the shards that have to be asked again."""
+        """Asks all shards at once; returns those that have to be asked again."""
         at_once: AtOnce[bytes] = AtOnce(self._down, seconds)
         with at_once:
             for shard in self._shards:
                 at_once.send(shard, self._forward, self._body(shard), messages(), partial(self._replied, shard))
             try:
                 await at_once.all_over()
-            finally:  # what has come by the time that another is given up counts
+            finally:  # answers that have come count, even if the wait for another is given up
                 again = [shard for shard, call in at_once.calls if not self._take(shard, call)]
         return again
 
     def _take(self, shard: Shard, call: TogetherCall[bytes]) -> bool:
-        """Takes what came of a call; False when the shard has to be asked again."""
+        """Takes the outcome of a call; False if the shard has to be asked again."""
         if not call.has_failed:
             if call.has_ended:
                 self._settle(shard, call.take())
@@ -255,7 +255,7 @@ class _Question(Generic[Answer]):
             self._outcomes[shard.name] = errors.undecided(error.status)
             return True
         assert isinstance(error, BrokenCall), "a call fails with its status, or breaks"
-        self._outcomes[shard.name] = failure(error.unprocessed)  # which stands if no time is left for another try
+        self._outcomes[shard.name] = failure(error.unprocessed)  # stays the outcome if no time is left for another try
         reads = self._method.idempotent
         return outcome(unprocessed=error.unprocessed, reads=reads, repeatable=True) is not None
 
