@@ -1,6 +1,6 @@
-"""Addresses as the config file and the command line write them, and what to write instead of those that are none.
+"""Addresses as the config file and the command line write them; for a text that is none, the address to write instead.
 
-The hint of every error is a URL that is taken as it stands.
+The hint of every error is a valid URL.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def address(
 ) -> tuple[str, int]:
     """Host and port of `http://host:port` or, unless it `needs_scheme`, `host:port`; an IPv6 host loses its brackets.
 
-    `what` names the value in messages. https is refused with the sentence `no_tls`; None takes it.
+    `what` names the value in messages. https is refused with the sentence `no_tls`, and accepted if that is None.
 
     Raises:
         ValueError: `text` is no such address; the message is a sentence with the reason and the cure.
@@ -81,13 +81,13 @@ def nearest(text: str, lowest_port: int = 1, *, takes_tls: bool = False) -> str:
 
 
 def _is_whole(text: str) -> bool:
-    """Whether there is a port, as an address has."""
+    """Whether the text has a port, as an address must."""
     rest = _SCHEME.sub("", text, count=1)
     return rest.isdigit() or bool(_split(rest.rstrip("/"))[1])
 
 
 def _without_blanks(text: str, lowest_port: int, takes_tls: bool) -> str:
-    """The one URL that a text with blanks inside was probably meant to be: a lone number at its end is the port."""
+    """The URL that was probably meant by a text with blanks inside; a lone number at the end is the port."""
     one = re.sub(r"(?<=[^:\s])\s+(?=[0-9]+$)", ":", text.strip())
     return nearest(re.sub(r"\s", "", one), lowest_port, takes_tls=takes_tls)
 
@@ -121,7 +121,7 @@ def _why_none(rest: str) -> str:
 
 
 def _fault_of(host: str) -> str:
-    """Why a host can be no host's name, as a clause with its cure; "" when it may be one."""
+    """The reason why no host can have this name, as a clause with its cure; "" if the name is possible."""
     if host.startswith("["):
         if _is_ipv6(host[1:-1]):
             return ""
@@ -148,7 +148,7 @@ def _fault_of(host: str) -> str:
 
 
 def is_wildcard(host: str) -> bool:
-    """Whether a server listens on all addresses of its machine under this one, at which no client reaches it."""
+    """Whether a server at `host` listens on all addresses of its machine; no client can connect to such a host."""
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
@@ -164,7 +164,7 @@ def _is_ipv6(host: str) -> bool:
 
 
 def _in_ascii(host: str) -> str:
-    """An international name as DNS has it; "host" where it cannot be one."""
+    """An international name as DNS has it; "host" if DNS cannot have it."""
     try:
         name = host.encode("idna").decode()
     except UnicodeError:

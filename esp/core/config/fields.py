@@ -1,6 +1,6 @@
 """Single values of the config file: keys, and fields of the wrong shape.
 
-The functions raise ValueError with a sentence that says what is wrong and the cure; `Fields` adds the line.
+The functions raise ValueError with a sentence that has the fault and the cure; `Fields` adds the line.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _PYTHON_KINDS = {list: "array", dict: "object", type(None): "null"}
 
 
 class Fields:
-    """The fields of one file: checks that name the line of what is wrong."""
+    """The fields of one file. Its errors name the line of the fault."""
 
     def __init__(self, lines: Lines) -> None:
         self.lines = lines
 
     def fail(self, place: Place, text: str) -> NoReturn:
-        """Raise the error for the value at `place`."""
+        """Raises the error for the value at `place`."""
         raise LineError(self.lines.of(place), text)
 
     def shaped(self, value: object, shape: type[_Shape], place: Place, subject: str) -> _Shape:
@@ -56,7 +56,7 @@ class Fields:
             self.fail((*place, *below), prefix + text)
 
     def each(self, values: list[Any], place: Place, read: Callable[[Any], _T], subject: str = "") -> list[_T]:
-        """Every value read with `read`, whose ValueError becomes an error with a line.
+        """The values, each read with `read`; its ValueError becomes an error with a line.
 
         Raises:
             LineError: a value is wrong.
@@ -116,7 +116,7 @@ def unknown_field(name: str, known: Iterable[str]) -> str:
 
 
 def explain_shape(message: str, subject: str, known: Iterable[str]) -> tuple[Place, str]:
-    """A message of msgspec's, taken apart: the place of the value, and a sentence for people.
+    """The place of the value in a message of msgspec, and a sentence for people.
 
     `subject` names the value that was converted, `known` its fields.
     """
@@ -138,7 +138,7 @@ def explain_shape(message: str, subject: str, known: Iterable[str]) -> tuple[Pla
 
 
 def shown(value: object) -> str:
-    """A value as the file has it, where that is short; else its kind."""
+    """A value as the file has it, if that is short; else its kind."""
     if isinstance(value, str) and len(value) <= 40:
         return f'"{value}"'
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else _kind_of(value)

@@ -1,6 +1,6 @@
-"""The config file: found, read, checked, and told with file and line when something is wrong in it.
+"""Finds, reads and checks the config file. A fault is reported with file and line.
 
-Two formats are read, esp's own and the list of shards of the original Go proxy. Both become one `Config`.
+esp reads two formats: its own, and the list of shards of the original Go proxy. Both become a `Config`.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ Word = TypeVar("Word", bound=str)
 
 
 class ConfigError(Exception):
-    """A fault in a config, told in one line: file, line, fault, cure. File and line may be None."""
+    """A fault in a config. The text is one line: file, line, fault, cure. File and line may be None."""
 
     def __init__(self, path: Path | None, line: int | None, text: str) -> None:
-        # What the file says is quoted in the text, so it may hold a line break or be very long.
+        # The text quotes the file, so it may have a line break or be very long.
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
         text = text if len(text) <= 500 else text[:200] + " ... " + text[-200:]
         super().__init__(path, line, text)
@@ -65,7 +65,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where esp listens. `host` is a name or an address without brackets; port 0 is any free one."""
+    """An address on which esp listens. `host` is a name or an address without brackets; port 0 is any free port."""
 
     host: str
     port: int
@@ -76,7 +76,7 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class AcrossShards:
-    """Which requests over several shards are refused although esp could serve them (Range, DeleteRange, Watch, reads).
+    """The requests over several shards that esp refuses although it could serve them: Range, DeleteRange, Watch, reads.
 
     Attributes:
         refused: requests whose keys in one of these ranges belong to several shards are refused.
@@ -93,7 +93,7 @@ class Compaction:
 
     Attributes:
         key: the revision counts in the shard that owns this key; with None, plain revisions are refused.
-        takes_any: any revision is taken; else only the key's value: kube-apiserver's compactor leaves it there.
+        takes_any: any revision is accepted; else only the value of the key, where kube-apiserver's compactor leaves it.
     """
 
     key: bytes | None = COMPACT_KEY
@@ -120,7 +120,7 @@ class Config:
     compaction: Compaction
     deletes_across_shards: Literal["serve", "refuse"]
     defragment: Literal["refuse", "sequential"]
-    kubernetes: tuple[bytes, ...]  # the prefixes of all keys of kube-apiservers that the file speaks of
+    kubernetes: tuple[bytes, ...]  # the prefixes of kube-apiservers' keys that the file names
     leases: Literal["tolerant", "strict"]
     range_reads: Literal["default", "snapshot"]
     txn_reads: Literal["snapshot", "each"]
@@ -128,7 +128,7 @@ class Config:
     limits: Limits
 
     def shard(self, name: str) -> ShardConfig:
-        """The shard of this name, which is one of the map's."""
+        """The shard of this name; the map must have the name."""
         return next(shard for shard in self.shards if shard.name == name)
 
 
@@ -136,7 +136,8 @@ def find(explicit: Path | None, env: Mapping[str, str]) -> Path:
     """The config file to use: `explicit` (from -c), else ESP_CONFIG, else the first file of `LOOKED_AT`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no file was found.
+
     """
     if explicit is not None:
         return explicit
@@ -154,7 +155,7 @@ def find(explicit: Path | None, env: Mapping[str, str]) -> Path:
 
 
 def load(path: Path) -> Config:
-    """Read and check the file.
+    """Reads and checks the file.
 
     Raises:
         ConfigError: the file cannot be read, or something in it is wrong.
@@ -177,7 +178,7 @@ def load(path: Path) -> Config:
 
 
 def parse(text: str, path: Path | None) -> Config:
-    """Check a config's text; `path` is only for messages and for `Config.path`.
+    """Checks a config's text; `path` is only for messages and for `Config.path`.
 
     Raises:
         ConfigError: something in it is wrong.
@@ -207,10 +208,10 @@ def listen_of(urls: Iterable[str]) -> tuple[Listen, ...]:
 
 
 def check_no_loop(config: Config) -> None:
-    """Refuses a shard's endpoint that is where esp itself listens: each call would come back to it for ever.
+    """Refuses a shard's endpoint at which esp itself listens: each call would come back to esp for ever.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: there is such an endpoint.
     """
     for shard in config.shards:
         for endpoint in shard.endpoints:
@@ -225,12 +226,12 @@ def check_no_loop(config: Config) -> None:
 
 
 def _is_same(listen: str, host: str) -> bool:
-    """Whether who listens on `listen` answers at `host`, as far as the names tell."""
+    """Whether a server that listens on `listen` answers at `host`, as far as the names show."""
     return host == listen or (host in _THIS_MACHINE and listen in (*_THIS_MACHINE, "0.0.0.0", "::"))  # noqa: S104
 
 
 def _again(addresses: Sequence[Listen]) -> Listen | None:
-    """The last address, if it is among those before it. Port 0 is another one each time."""
+    """The last address, if an earlier one is the same. Port 0 is a different port each time."""
     *before, last = addresses
     return last if last.port and last in before else None
 
@@ -253,7 +254,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _FileReader(RangeFields):
-    """Turns the values of one file into a Config; the first thing that is wrong ends it."""
+    """Turns the values of one file into a Config. The first fault ends the work."""
 
     def read(self, value: Value, path: Path | None) -> Config:
         file = self.shaped({} if value is None else value, _FileShape, (), "the file")
@@ -344,7 +345,7 @@ class _FileReader(RangeFields):
 
 
 def _in_digits(value: object, whole: bool) -> str:
-    """The cure for a number that YAML takes for text or for a fraction, such as 1e9; "" for others."""
+    """The cure for a number that YAML takes for text or for a fraction, such as 1e9; "" for other values."""
     try:
         number = float(value) if isinstance(value, str | float) else math.nan
     except ValueError:

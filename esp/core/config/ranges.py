@@ -11,7 +11,7 @@ from esp.core.config.yaml_lines import Lines, Place
 from esp.core.keys import KeyRange, prefix_end
 from esp.core.kubernetes import DEFAULT_PREFIX, directory, resource_range
 
-# What a key may look like is wider than msgspec's types can say, hence Any.
+# Any, because msgspec's types cannot express all forms of a key.
 
 
 class _RangeShape(msgspec.Struct, forbid_unknown_fields=True):
@@ -34,10 +34,10 @@ class RangeFields(Fields):
         self.kubernetes: dict[bytes, None] = {}
 
     def range_at(self, value: Any, place: Place, subject: str = "") -> KeyRange:
-        """The range that stands at `place`.
+        """The range at `place`.
 
         Raises:
-            LineError: no range stands there.
+            LineError: the value is no range.
         """
         what = f"{subject}: a range" if subject else "a range"
         shape = self.shaped(value, _RangeShape, place, what)
@@ -71,7 +71,7 @@ class RangeFields(Fields):
         return KeyRange(prefix, prefix_end(prefix))
 
     def key_at(self, value: Any, place: Place, subject: str, field: str = "") -> bytes:
-        """The key that stands at `place`; `field` names it in messages, by default the last part of the place.
+        """The key at `place`; `field` names it in messages, by default the last part of the place.
 
         Raises:
             LineError: the value is no key.

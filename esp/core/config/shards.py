@@ -1,7 +1,7 @@
 """The `shards` of a config file: names, endpoints and ranges, in esp's format or the original Go proxy's.
 
-In esp's own format a range may lie inside another; the narrower one wins. The original format has no such
-rule, so there an overlap is a mistake.
+In esp's own format a range may lie inside another range; then the narrower range wins. The original format has no such
+rule, so an overlap there is a mistake.
 """
 
 from __future__ import annotations
@@ -62,18 +62,17 @@ def read_shards(
     auth: dict[str, Any] | None = None,
     folder: Path | None = None,
 ) -> tuple[tuple[ShardConfig, ...], ShardMap]:
-    """The shards in the order of the file, and the map they make.
+    """The shards in the order of the file, and the map that they make.
 
     Args:
-        entries: The value of `shards`.
-        whole: The value of `whole`: ranges that no boundary may cut.
-        fields: The file's.
+        entries: the value of `shards`.
+        whole: the value of `whole`: ranges that no boundary may divide.
+        fields: the fields of the file.
         auth: The value of `auth`, for the shards without one of their own.
         folder: The folder of the file.
 
     Raises:
-        LineError: something is wrong with one of them, or together they do not own every key once, or they cut what
-            must stay whole.
+        LineError: there is a fault in a shard; or a key has no owner, or two; or a boundary divides a range of `whole`.
     """
     reader = _ShardsReader(fields, folder)
     user = None if auth is None else user_at(auth, ("auth",), fields, folder)
@@ -87,7 +86,7 @@ def read_shards(
     return shards, shard_map
 
 
-# What a key may look like is wider than msgspec's types can say, hence Any.
+# Any, because msgspec's types cannot express all forms of a key.
 
 
 class _ShardShape(msgspec.Struct, forbid_unknown_fields=True):
@@ -107,7 +106,7 @@ class _OriginalShardShape(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Source(NamedTuple):
-    """A range as it stands in the file."""
+    """A range as the file has it."""
 
     shard: str
     range: KeyRange
@@ -115,7 +114,7 @@ class _Source(NamedTuple):
 
 
 class _ShardsReader:
-    """Goes through the shards in order; the first thing that is wrong ends it."""
+    """Reads the shards in order. The first fault ends the work."""
 
     def __init__(self, fields: RangeFields, folder: Path | None) -> None:
         self.fields = fields
@@ -197,7 +196,7 @@ class _ShardsReader:
         shape = self.shaped(entry, _OriginalShardShape, place, subject)
         addresses = [shape.address] if shape.address else []
         self._read_endpoints(name, addresses, (*place, "address"), subject)
-        # The first start and the last end are ignored there, whatever they say.
+        # The first start and the last end are ignored in that format, whatever they are.
         start = b""
         if index > 0:
             start = self._boundary("start", shape.start, shape.startBytes, place, subject)
@@ -217,7 +216,7 @@ class _ShardsReader:
         self._sources.append(_Source(name, KeyRange(start, end), place))
 
     def _boundary(self, field: str, text: Any, data: Any, place: Place, subject: str) -> bytes:
-        """The key in `start` or `end`, or where that is empty, in `startBytes` or `endBytes`."""
+        """The key in `start` or `end`; if that is empty, the key in `startBytes` or `endBytes`."""
         boundary = b"" if text is None else self.fields.key_at(text, (*place, field), subject)
         if boundary:
             return boundary
@@ -244,7 +243,7 @@ class _ShardsReader:
         self.endpoints[name] = tuple(map(_with_line, endpoints, lines))
 
     def shard_map(self) -> ShardMap:
-        """The map that all ranges make together."""
+        """The map made of all ranges."""
         ranges = [(source.shard, source.range) for source in self._sources]
         positions = list(range(len(ranges)))  # in self._sources, of each of `ranges`
         try:
@@ -267,7 +266,7 @@ class _ShardsReader:
             raise LineError(line, error.explain(label)) from None
 
     def check_whole(self, values: list[Any], shard_map: ShardMap) -> None:
-        """Sees to it that no boundary lies inside a range of `whole`.
+        """Checks that no boundary lies inside a range of `whole`.
 
         Raises:
             LineError: a boundary lies inside, or a value is no range.
@@ -287,7 +286,7 @@ class _ShardsReader:
                 )
 
     def _source_at(self, boundary: bytes) -> _Source:
-        """The range of the file that begins at a boundary of the map; else the one that ends there."""
+        """The range of the file that begins at a boundary of the map; else the range that ends there."""
         starting = [source for source in self._sources if source.range.start == boundary]
         return (starting or [source for source in self._sources if source.range.end == boundary])[0]
 

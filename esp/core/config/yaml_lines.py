@@ -1,9 +1,9 @@
-"""YAML as plain values, together with the line that each of them came from.
+"""YAML as plain values, and the line of each value.
 
-A config error must name its line, which no YAML library keeps when it builds values. So values are built here
+A config error must name its line, but YAML libraries forget the lines when they build values. So values are built here
 from PyYAML's nodes. Features that a config file does not need are refused: tags beyond the plain ones, anchors and
-aliases (a few lines of them unfold to gigabytes), deep nesting, and one field given twice, of which YAML
-libraries silently keep the last.
+aliases (a few lines of them unfold to gigabytes), deep nesting, and a field given twice (YAML libraries silently keep
+the last).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 
 Value: TypeAlias = "bool | int | float | str | bytes | list[Value] | dict[str, Value] | None"
 Place: TypeAlias = tuple[str | int, ...]
-"""Where a value stands: the field names and list positions that lead to it."""
+"""The place of a value: the field names and list positions that lead to the value."""
 
 MAX_DEPTH = 20
 MAX_VALUES = 100_000
@@ -39,11 +39,11 @@ class Lines:
         self._lines: dict[Place, int] = {}
 
     def record(self, place: Place, line: int) -> None:
-        """Remember the line, counted from 1, of the value at `place`; the first one told stays."""
+        """Remembers the line, counted from 1, of the value at `place`. The first line recorded for a place stays."""
         self._lines.setdefault(place, line)
 
     def of(self, place: Place) -> int:
-        """The line of the value there; of the nearest one around it where there is none."""
+        """The line of the value at `place`; if none is recorded, that of the nearest value around it."""
         while place and place not in self._lines:
             place = place[:-1]
         return self._lines.get(place, 1)
@@ -53,7 +53,7 @@ def read(text: str) -> tuple[Value, Lines]:
     """The one document in `text` as plain values, and their lines. An empty text is None.
 
     Raises:
-        LineError: the text is not YAML, or not of the kind that is read here; see the module's text.
+        LineError: the text is not YAML, or has features that are refused here; see the module's text.
     """
     lines = Lines()
     try:
@@ -77,7 +77,7 @@ def read(text: str) -> tuple[Value, Lines]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without aliases and without bottomless nesting; dates stay text."""
+    """PyYAML's safe loader, without aliases and with a bound on nesting; dates stay text."""
 
     depth = 0
     values = 0
@@ -135,7 +135,7 @@ def _value(node: yaml.Node, place: Place, lines: Lines) -> Value:
 
 
 def _text(node: yaml.ScalarNode, line: int) -> str:
-    """The node's text. JSON writes one character as two escapes, which YAML knows nothing of."""
+    """The node's text. JSON may write a character as two escapes, which YAML does not join."""
     text = str(node.value)
     try:
         return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16")

@@ -1,4 +1,4 @@
-"""How the shards are, for `esp check`.
+"""The health of the shards, for `esp check`.
 
     probe      asks every endpoint of every shard for its status and alarms
     accounts   asks every shard for its users and roles, and compares them

@@ -50,10 +50,11 @@ class EndpointHealth:
 
     Attributes:
         reachable: the endpoint speaks HTTP/2, whatever its answers are.
-        latency: seconds that its Status took on a standing connection; None without an answer.
+        latency: seconds that its Status took, without connecting; None without an answer.
         member: the member's own account; None without one.
         alarms: all alarms of its cluster; None without an answer.
-        refusal: why `member` or `alarms` is missing: why the endpoint is unreachable, or the status of its answer.
+        refusal: the reason why `member` or `alarms` is missing: why the endpoint is unreachable, or the status of its
+            answer.
     """
 
     endpoint: Endpoint
@@ -74,7 +75,7 @@ class ShardHealth:
 
 
 class Kind(StrEnum):
-    """The kind of a finding. Names are part of the JSON form: new ones may come, none changes."""
+    """The kind of a finding. The names are part of the JSON form: there may be new names, but none changes."""
 
     UNREACHABLE = "unreachable"
     NO_ANSWER = "no-answer"
@@ -93,7 +94,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something to know about the shards, in a clause for people. `endpoint` is None when it is about several."""
+    """A finding about the shards, as a clause for people. `endpoint` is None if it concerns several endpoints."""
 
     kind: Kind
     shards: tuple[str, ...]
@@ -128,7 +129,7 @@ def judge(shards: Iterable[ShardHealth]) -> Health:
 
 
 def with_cuts(health: Health, cuts: Iterable[Cut], *, at_work: bool) -> Health:
-    """Adds the resources of Kubernetes that are cut: a problem where a kube-apiserver is at work, else a note."""
+    """`health`, with the divided resources of Kubernetes: problems if a kube-apiserver is at work, else notes."""
     findings = tuple(Finding(Kind.KUBERNETES, cut.shards, None, cut.explain()) for cut in cuts)
     if at_work:
         return replace(health, problems=health.problems + findings)
@@ -169,7 +170,7 @@ def _endpoint_problems(shard: ShardHealth, health: EndpointHealth) -> Iterator[F
 
 
 def _several_clusters(shard: ShardHealth) -> Iterator[Finding]:
-    """Endpoints of one shard that belong to different clusters: a key's value depends on which one is in use."""
+    """Endpoints of one shard that belong to different clusters: a key's value then depends on the endpoint in use."""
     members: dict[int, list[str]] = defaultdict(list)
     for health in shard.endpoints:
         if health.member is not None:
@@ -182,7 +183,7 @@ def _several_clusters(shard: ShardHealth) -> Iterator[Finding]:
 
 def _alarm_problems(shard: ShardHealth) -> Iterator[Finding]:
     endpoint_of = {health.member.member_id: health.endpoint for health in shard.endpoints if health.member is not None}
-    # Every member tells the alarms of all.
+    # Every member reports the alarms of all members.
     for alarm in dict.fromkeys(alarm for health in shard.endpoints for alarm in health.alarms or ()):
         endpoint = endpoint_of.get(alarm.member_id)
         cure = {
@@ -196,10 +197,10 @@ def _alarm_problems(shard: ShardHealth) -> Iterator[Finding]:
 
 
 def _same_clusters(shards: Iterable[ShardHealth]) -> Iterator[Finding]:
-    """Shards that are one cluster: each shows the other's keys, and a delete on one takes them.
+    """Shards that are one cluster: each shows the other's keys, and a delete on one deletes them on both.
 
-    The id of a cluster comes from the flags it was started with, so clusters started alike have the same one; that
-    cannot be told apart from here, and is a danger of its own: such clusters let each other's members in.
+    The id of a cluster comes from its start flags, so clusters with the same flags have the same id. esp cannot tell
+    the two cases apart. The second is a danger as well: such clusters let each other's members in.
     """
     names: dict[int, list[str]] = defaultdict(list)
     for shard in shards:

@@ -1,8 +1,8 @@
-"""Asking every endpoint of every shard how it is.
+"""Asks every endpoint of every shard for its health.
 
-Each endpoint is asked through a shard client of its own, the same code that the proxy runs, so what is reachable here
-is reachable for the proxy. The questions are Maintenance/Status, which a member answers from what it knows itself, and
-Maintenance/Alarm, which it answers only with a quorum behind it.
+Each endpoint is asked through a shard client of its own, the code that the proxy runs, so an endpoint that is reachable
+here is reachable for the proxy. The calls are Maintenance/Status, which a member answers from its own knowledge, and
+Maintenance/Alarm, which a member answers only with a quorum.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.status import Code, RpcError, Status
 
 ANSWER_SECONDS: Final = 2.0
-"""How long one endpoint may take to be connected to and to answer everything."""
+"""Seconds for one endpoint: to connect, and to get all answers."""
 
 ACCOUNTS_SECONDS: Final = 10.0
 """How long the users and roles of all shards may take to be told."""
 
 MAX_SUSPECTED: Final = 64
-"""Prefixes of a kube-apiserver that are looked for."""
+"""The most prefixes below which a kube-apiserver's keys are looked for."""
 
 _POLL_SECONDS: Final = 0.01
 
 
 async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
-    """Asks all endpoints at once; takes `seconds` at most. Failures are part of the answer, nothing is raised."""
+    """The health of all endpoints, asked at once, in `seconds` at most. Raises nothing: failures are in the answer."""
     context = WireContext(config.limits)
 
     async def ask(shard: ShardConfig) -> ShardHealth:
@@ -77,7 +77,7 @@ async def _accounts(config: Config, context: WireContext, seconds: float) -> dic
 
 
 async def _roots_at_work(config: Config, context: WireContext, seconds: float) -> list[bytes]:
-    """The directories of kube-apiservers' keys, as far as shards tell in that time; the assumed ones included."""
+    """The directories of kube-apiservers' keys: found within `seconds`, or expected. Empty without a kube-apiserver."""
 
     async def find(shards: dict[str, Shard]) -> list[bytes]:
         async def is_there(key: bytes) -> bool:
@@ -125,7 +125,7 @@ async def _examine(endpoint: Endpoint, user: User | None, context: WireContext, 
 
 
 async def _settled(shard: Shard) -> None:
-    """Waits until a shard is connected to, or each of its endpoints has failed to be."""
+    """Waits until a shard is connected, or all of its endpoints have failed."""
     while True:
         if shard.is_ready or len(shard.troubles) == len(shard.endpoints):
             return
@@ -152,7 +152,7 @@ async def _ask(shard: Shard, endpoint: Endpoint, until: float) -> EndpointHealth
 
 
 async def _timed(shard: Shard, method: Method[Any], request: Message, until: float) -> tuple[Message | Status, float]:
-    """The answer of one Maintenance RPC, or the status it failed with; and how many seconds it took."""
+    """The answer of a Maintenance RPC, or the status of its failure; and the seconds that the call took."""
     began = monotonic()
     told: Message | Status
     try:

@@ -223,8 +223,7 @@ class Shard(Connected):
 
 
 def _may_keep(down: ServerStream, message: bytes) -> bool:
-    """Whether a request is kept to be sent again. Counts it as memory; not above REPLAY_BYTES, when it is dropped
-    soon."""
+    """Whether a request is kept to be sent again. Counts it as memory up to REPLAY_BYTES; a larger one goes soon."""
     if len(down.connection.streams) > MANY_CALLS:
         return False
     if down.retried:
