@@ -90,10 +90,12 @@ class ServerProtocol(WireProtocol):
             self._discard(len(data))
             return
         self._unread = self._unread + data if self._unread else data
-        self._turns.serve(self, len(data))
-        if len(self._unread) >= MOST_UNREAD:
+        turns = self._turns
+        turns.serve(self, len(data))
+        if self._unread and len(self._unread) >= MOST_UNREAD:
             self._read(False)  # until its turn has come
-        self._listener.flush_soon()
+        if not turns.will_run:  # else with what the other sockets lead to
+            self._listener.flush_soon()
 
     def _unread_bytes(self) -> int:
         """The bytes that have come and wait to be worked on."""

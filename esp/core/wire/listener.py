@@ -91,7 +91,7 @@ class Listener:
         """
         if len(self._protocols) == 1:
             self.context.flush()
-        elif not self.context.turns.will_run:
+        else:
             self.context.turns.run_soon()
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from esp.core.wire.frames import (
     END_STREAM,
@@ -17,6 +17,10 @@ from esp.core.wire.pump import Pending
 
 if TYPE_CHECKING:
     from esp.core.wire.multiplexed import Multiplexed
+
+
+COPIED: Final = 1024
+"""Bytes of DATA that are put behind their frame's head at once; more are copied once only, with all output."""
 
 
 class Stream:
@@ -122,7 +126,10 @@ class Stream:
             out = connection.out
             if not out:
                 connection.context.unflushed.append(connection)
-            out.append(pack_header(size << 8, 1 if end else 0, self.id) + payload)
+            if size > COPIED:
+                out += pack_header(size << 8, 1 if end else 0, self.id), payload
+            else:
+                out.append(pack_header(size << 8, 1 if end else 0, self.id) + payload)
             if end:
                 self.local_open = False
                 self.on_local_end()
@@ -193,7 +200,8 @@ class Stream:
             self.credit -= size
             self.has_sent = True
             last = not pending.chunks and pending.end and pending.trailers is None
-            connection.send(pack_header(size << 8, END_STREAM if last else 0, self.id) + bytes(chunk))
+            connection.send(pack_header(size << 8, END_STREAM if last else 0, self.id))
+            connection.out.append(bytes(chunk))
             connection.sent_since_ping = True
         if not pending.chunks:
             self.pending = None

@@ -91,10 +91,11 @@ class WireProtocol(asyncio.Protocol, Worker):
     def data_received(self, data: bytes) -> None:
         """Gives bytes that came to the connection, as far as the turn allows, and then has all output written."""
         self._unread = self._unread + data if self._unread else data
-        self._turns.serve_answers(self)
-        if len(self._unread) >= MOST_UNREAD:
+        turns = self._turns
+        turns.serve_answers(self)
+        if self._unread and len(self._unread) >= MOST_UNREAD:
             self._read(False)  # until its turn has come
-        if not self._turns.will_run:  # else the output leaves with that of the other sockets of this turn of the loop
+        if not turns.will_run:  # else the output leaves with that of the other sockets of this turn of the loop
             self.context.flush()
 
     def work(self, stop: float) -> bool:

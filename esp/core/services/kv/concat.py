@@ -46,7 +46,7 @@ TAIL_BYTES: Final = 1 + MOST_BYTES
 """The count, written in as many bytes as any takes, so that the length is known before the count is."""
 MOST_SEGMENTS: Final = 64
 """Parts asked at once; a map cut finer than that is merged by parsing."""
-RESERVED: Final = 65_536
+RESERVED: Final = 131_072
 """Bytes of a part that are accounted for at a time."""
 MOST_ANSWER_BYTES: Final = 2**31 - 1
 """A gRPC length could be twice that, but no protobuf message can; etcd sends no more either."""
@@ -324,7 +324,8 @@ class _Part(ClientStream):
             if not self.is_begun:
                 return
         self._got += len(payload)
-        self._tail = (self._tail + payload[-TAIL_BYTES:])[-TAIL_BYTES:]
+        tail = payload[-TAIL_BYTES:]
+        self._tail = tail if len(tail) == TAIL_BYTES else (self._tail + tail)[-TAIL_BYTES:]
         if not self.pieces and concat.passes(self):
             concat.pass_on(self, payload)
         elif self._is_small or self._keep(len(payload)):

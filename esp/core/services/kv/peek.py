@@ -42,20 +42,22 @@ _BIT_52 = 0x08  # in the last byte of a number of eight
 
 def put_key(message: bytes, offset: int) -> bytes | None:
     """The key of a Put."""
-    end = len(message)
-    if end - offset > 3 and message[offset] == _KEY:
-        size = message[offset + 1]
-        start = offset + 2
-        after = start + size
-        if 0 < size < 0x80 and after + 1 < end and message[after] == _SECOND:
-            size = message[after + 1]
-            if size < 0x80:
-                if after + 2 + size == end:
-                    return message[start:after]
-            elif after + 2 < end:
-                high = message[after + 2]
-                if 0 < high < 0x80 and after + 3 + (size & 0x7F | high << 7) == end:
-                    return message[start:after]
+    try:
+        if message[offset] == _KEY:
+            size = message[offset + 1]
+            start = offset + 2
+            after = start + size
+            if 0 < size < 0x80 and message[after] == _SECOND:
+                size = message[after + 1]
+                if size < 0x80:
+                    if after + 2 + size == len(message):
+                        return message[start:after]
+                else:
+                    high = message[after + 2]
+                    if 0 < high < 0x80 and after + 3 + (size & 0x7F | high << 7) == len(message):
+                        return message[start:after]
+    except IndexError:  # it ends behind its key, or is cut short
+        pass
     fields = look(message, offset, len(message), PUT_FIELDS)
     return message[fields[0]] if fields else None
 
