@@ -180,7 +180,7 @@ class Proxy:
         }
         if config.defragment == "sequential":
             served |= Defragment(routing.shards).handlers(self.gate)
-        return Router(routing, served, self._pages)
+        return Router(routing, self.gate, served, self._pages)
 
     def _find(self, head: RequestHead) -> Handler:
         return self._router.find(head)

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from esp.core.background import name_of
-from esp.core.services.gate import Entry, Gate
+from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
 from esp.core.shard import Shard
 from esp.core.wire.connection import Connection
 from esp.core.wire.frames import MAX_FRAME_SIZE, pack_u32
@@ -25,6 +25,8 @@ log = logging.getLogger("esp.service")
 Result = TypeVar("Result")
 
 UNFLUSHED_BYTES: Final = 262144
+SMALL_CALL: Final = 4
+"""Places that a call to all shards takes, which asks each for little."""
 MOST_BYTES: Final = 2**32 - 1
 """Most bytes of a gRPC message."""
 
@@ -52,6 +54,25 @@ class PassUnary(Handler):
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it on as it came."""
         self.shard.splice(stream, message)
+
+
+class PassCounted(PassUnary):
+    """As `PassUnary`, where a call that may cost the shard much waits for a place there."""
+
+    def __init__(self, shard: Shard, gate: Gate, *, idempotent: bool) -> None:
+        super().__init__(shard, idempotent=idempotent)
+        self.gate = gate
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Sends it on as it came."""
+        if stream.connection.weight or len(message) > LARGE_REQUEST:
+            self.gate.pass_on(stream, self.shard, message, reads=True)
+        else:
+            self.shard.splice(stream, message)
+
+    def on_large_answer(self, stream: ServerStream, size: int) -> None:
+        """The client's next calls wait for places."""
+        self.gate.note_large(stream, size)
 
 
 class PassStream(Handler):
@@ -207,6 +228,11 @@ class CoroutineCall(Sink):
             for shard, size in sizes.items():
                 self.entry.weigh(shard, size)
 
+    def heard(self, shard: str) -> None:
+        """A shard has answered, and so has not stopped."""
+        if self.entry is not None:
+            self.entry.heard(shard)
+
     def replied(self, shard: str) -> None:
         """A shard has answered what it was asked for this call: its place there is free."""
         if self.entry is not None:
@@ -334,7 +360,7 @@ def let_in_to_all(
 ) -> None:
     """Lets in a call with a small question to all shards. Unreachable and stopped shards hold up no call."""
     ready = [name for name, shard in shards.items() if shard.is_ready]
-    gate.let_in(stream, ready, size, begin, passes_stopped=True)
+    gate.let_in(stream, ready, size, begin, False, SMALL_CALL, passes_stopped=True)
 
 
 def parse(request: type[Message], message: bytes) -> Any:

@@ -12,7 +12,8 @@ from esp.core.auth_tokens import TokenCheck
 from esp.core.pb import health_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
 from esp.core.services import metadata
-from esp.core.services.handlers import PassStream, PassUnary
+from esp.core.services.gate import Gate
+from esp.core.services.handlers import PassCounted, PassStream
 from esp.core.services.kv import PassReads
 from esp.core.shard import STATUS_PATH, Shard, is_probe
 from esp.core.wire.message import ENCODINGS, quote, unknown_encoding
@@ -58,13 +59,14 @@ class Router:
 
     Args:
         routing: the shards.
+        gate: the places at them.
         served: handlers of the RPCs esp serves over several shards; with one shard everything is passed on.
         page: the handler of requests that are not gRPC.
     """
 
-    def __init__(self, routing: Routing, served: Mapping[bytes, Handler], page: Handler) -> None:
+    def __init__(self, routing: Routing, gate: Gate, served: Mapping[bytes, Handler], page: Handler) -> None:
         self._page = page
-        self._to_shard = {shard.name.encode(): _PassAll(shard) for shard in routing.shards.values()}
+        self._to_shard = {shard.name.encode(): _PassAll(shard, gate) for shard in routing.shards.values()}
         self._only = next(iter(self._to_shard.values())) if len(routing.shards) == 1 else None
         self._served = dict(served)
         self._tokens = TokenCheck(routing.shards)
@@ -130,10 +132,10 @@ class NoShard(Handler):
 class _PassAll:
     """Handlers that pass every RPC on to one shard."""
 
-    def __init__(self, shard: Shard) -> None:
-        self._range = PassReads(shard)
-        self._read = PassUnary(shard, idempotent=True)
-        self._write = PassUnary(shard, idempotent=False)
+    def __init__(self, shard: Shard, gate: Gate) -> None:
+        self._range = PassReads(shard, gate)
+        self._read = PassCounted(shard, gate, idempotent=True)
+        self._write = PassCounted(shard, gate, idempotent=False)
         self._stream = PassStream(shard)
         self._status = NoShard(self._read)
 

@@ -19,7 +19,7 @@ from esp.core.wire.client import ClientConnection
 from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerStream
-from esp.core.wire.splice import REPLAY_BYTES, SplicedCall
+from esp.core.wire.splice import REPLAY_BYTES, CountedCall, Place, SplicedCall
 from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError, Status
 
 log = logging.getLogger("esp.shard")
@@ -49,6 +49,21 @@ class Shard(Connected):
             if len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
                 call.message = b""
         else:
+            self._unary.park(ParkedCall(self, self._unary, down, message))
+
+    def splice_counted(self, down: ServerStream, message: bytes, place: Place) -> None:
+        """As `splice`, for a call that may have waited, and has a place here until the shard has answered."""
+        connection = self._unary.free()
+        if down.remaining() == 0:
+            place.close()
+            down.finish(DEADLINE_EXCEEDED)
+        elif connection is not None:
+            call = CountedCall(connection, down, message, self, place)
+            connection.call(call, down.head.forward, down.remaining_timeout(), message, end=True)
+            if len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
+                call.message = b""
+        else:
+            place.close()
             self._unary.park(ParkedCall(self, self._unary, down, message))
 
     def splice_stream(self, down: ServerStream) -> None:

@@ -43,7 +43,7 @@ The names that the layers above may use (tests/test_layers.py):
     server_stream: Handler, OVERLOADED, Refuse, Sink, ServerStream, INTERNAL_ERROR
     client_stream: ClientStream, STREAM_WINDOW
     client: ClientConnection
-    splice: SplicedCall, NO_TRAILERS, REPLAY_BYTES
+    splice: SplicedCall, CountedCall, Place, NO_TRAILERS, REPLAY_BYTES
     call: MessageCall, Reader, Together, TogetherCall, BrokenCall, messages
     http1: AnswerPage, Page
     transport: ClientProtocol, TICK_SECONDS

@@ -35,6 +35,8 @@ class Admission(FrameReader[S]):
         now: the `monotonic` time at which the bytes that are being worked on came.
         recv_initial: the window with which each stream of the client begins.
         unended: calls whose one message has come whole, while the end of the request has not.
+        weight: places at a shard that the client's next read takes there (services/gate.py), by its last answers; -1
+            before any answer, and 0 where answers are small, so that a read of one shard needs none.
         when_read: called, in order, when all bytes that have come are read: a reset among them may take a call back.
             For calls that cost much more than the client pays to send them; a callback raises nothing.
     """
@@ -53,6 +55,7 @@ class Admission(FrameReader[S]):
         "now",
         "recv_initial",
         "unended",
+        "weight",
         "when_read",
     )
 
@@ -63,6 +66,7 @@ class Admission(FrameReader[S]):
         self.now = self._idle_since = monotonic()
         self.recv_initial = limits.stream_window_bytes
         self.unended: list[S] = []
+        self.weight = -1
         self.when_read: deque[Callable[[], None]] = deque()
         self._account: Account | None = None
         self._calls = OpenCalls(context)

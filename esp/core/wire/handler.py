@@ -70,6 +70,9 @@ class Handler:
         """
         return False
 
+    def on_large_answer(self, stream: ServerStream, size: int) -> None:
+        """The answer to a call that was passed on begins to come, and has so many bytes, more than a frame."""
+
 
 class Refuse(Handler):
     """Answers every call with one status, without waiting for the call's messages.

@@ -10,13 +10,26 @@ from typing import Protocol
 
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import NOT_QUEUED, STREAM_WINDOW, ClientStream
-from esp.core.wire.frames import ErrorCode
+from esp.core.wire.frames import MAX_FRAME_SIZE, ErrorCode, unpack_u32
+from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import OVERLOADED, ServerStream, Sink
 from esp.core.wire.status import Code, Status
 
 NO_TRAILERS = Status(Code.INTERNAL, "server closed the stream without sending trailers")
 REPLAY_BYTES = 65536
+SMALL_ANSWER = MAX_FRAME_SIZE
+"""Bytes of an answer up to which nobody is told of it; a whole answer that is no larger comes by `on_answer`."""
+
+
+class Place(Protocol):
+    """What a call has at its shard while the shard works on it."""
+
+    def comes(self, size: int) -> None:
+        """The answer has begun to come, and has so many bytes."""
+
+    def close(self) -> None:
+        """The shard does not work on the call any more, or waits for the client."""
 
 
 class SpliceOwner(Protocol):
@@ -97,11 +110,19 @@ class SplicedCall(ClientStream, Sink):
 
     def on_data(self, payload: bytes, end: bool) -> None:
         """A piece of the answer."""
-        if self.down.send_data(payload, False):
+        down = self.down
+        if not down.has_sent and down.pending is None and self.message is not None:
+            self.on_size(announced(payload))
+        if down.send_data(payload, False):
             self.consumed(len(payload))
         if end:
-            self.down.sink = None
-            self.down.finish(NO_TRAILERS)
+            down.sink = None
+            down.finish(NO_TRAILERS)
+
+    def on_size(self, size: int) -> None:
+        """The answer of a unary-request call has begun to come, and its message has so many bytes."""
+        if size > SMALL_ANSWER:
+            self.down.head.handler.on_large_answer(self.down, size)
 
     def on_reset(self, code: int, reason: str) -> None:
         """The upstream stream is gone."""
@@ -151,3 +172,64 @@ class SplicedCall(ClientStream, Sink):
     def drained(self, size: int) -> None:
         """Response bytes that waited have left."""
         self.consumed(size)
+
+
+class CountedCall(SplicedCall):
+    """A spliced call that has a place at its shard until the answer is whole, or waits for a client that is slow."""
+
+    __slots__ = ("_place",)
+
+    def __init__(
+        self, connection: ClientConnection, down: ServerStream, message: bytes, owner: SpliceOwner, place: Place
+    ) -> None:
+        super().__init__(connection, down, message, owner)
+        self._place = place
+
+    def on_headers(self, head: ResponseHead, end: bool) -> None:
+        """The answer's head or trailers."""
+        if end:
+            if not self.down.responded:
+                self._place.comes(0)
+            self._place.close()
+        super().on_headers(head, end)
+
+    def on_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
+        """A whole answer."""
+        self._place.comes(len(payload))
+        self._place.close()
+        super().on_answer(head, payload, trailers)
+
+    def on_size(self, size: int) -> None:
+        """The answer has begun to come."""
+        self._place.comes(size)
+
+    def on_data(self, payload: bytes, end: bool) -> None:
+        """A piece of the answer."""
+        super().on_data(payload, end)
+        if end or self.down.pending is not None:
+            self._place.close()
+
+    def on_reset(self, code: int, reason: str) -> None:
+        """The upstream stream is gone."""
+        self._place.close()
+        super().on_reset(code, reason)
+
+    def on_buffers_full(self) -> None:
+        """There is no memory for the request."""
+        self._place.close()
+        super().on_buffers_full()
+
+    def cancel(self) -> None:
+        """Ends the call from here."""
+        self._place.close()
+        super().cancel()
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client is gone."""
+        self._place.close()
+        super().cancelled(code, reason)
+
+
+def announced(payload: bytes) -> int:
+    """The size of the message that begins in `payload`, or what is known of that."""
+    return unpack_u32(payload, 1)[0] if len(payload) >= PREFIX_SIZE else 0

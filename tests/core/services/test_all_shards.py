@@ -17,6 +17,8 @@ from esp.core import config
 from esp.core.config import Config
 from esp.core.pb import rpc_pb2
 from esp.core.proxy import Proxy
+from esp.core.services.entry import PLACES
+from esp.core.services.handlers import SMALL_CALL
 from esp.core.wire import frames
 from esp.core.wire.limits import Limits
 from tests.core.scripted_etcd import HeardCall, ScriptedConnection, ScriptedEtcd
@@ -72,6 +74,8 @@ class Asked:
             self.open = [each for each in self.open if each[1] is not call]
         if call is None or not call.whole or frame.kind not in (frames.DATA, frames.HEADERS):
             return
+        if b"compact_rev_key" in call.body:
+            return  # esp itself asks for that
         self.open.append((connection, call))
         self.most = max(self.most, len(self.open))
         if self.answers_at_once or b"esp-probe" in call.fields:
@@ -86,6 +90,10 @@ class Asked:
     def answer_to(self, call: HeardCall) -> bytes:
         _, answer = ALL_SHARDS[call.path.decode()]
         return answer.SerializeToString()
+
+
+AT_ONCE = PLACES // SMALL_CALL
+"""Calls of one connection at work at a time."""
 
 
 @asynccontextmanager
@@ -135,16 +143,16 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 @pytest.mark.parametrize("path", ALL_SHARDS)
 def test_so_many_calls_are_at_work_on_a_shard_and_the_others_wait_for_their_turn(path: str) -> None:
     async def work() -> None:
-        async with world(parts=2) as (proxy, shards, channel):
+        async with world(parts=1) as (proxy, shards, channel):
             calls = [asks(channel, path) for _ in range(20)]
-            await until(lambda: proxy.gate.waiting == 18)
+            await until(lambda: proxy.gate.waiting == 20 - AT_ONCE)
             for _ in range(20):
                 await until(lambda: all(shard.open for shard in shards))
                 for shard in shards:
                     shard.answer()
             await asyncio.gather(*calls)
-            assert [shard.most for shard in shards] == [2, 2]
-            assert (dict(proxy.gate.busy), proxy.gate.waiting, proxy.gate.at_work) == ({"a": 0, "b": 0}, 0, {})
+            assert [shard.most for shard in shards] == [AT_ONCE, AT_ONCE]
+            assert (any(proxy.gate.busy.values()), proxy.gate.waiting, proxy.gate.at_work) == (False, 0, {})
 
     run(work)
 
@@ -154,16 +162,17 @@ def test_what_waits_when_its_client_goes_is_asked_of_no_shard() -> None:
 
     async def work() -> None:
         async with world(parts=1) as (proxy, shards, channel):
-            first = asks(channel, path)
-            await until(lambda: all(shard.open for shard in shards))
+            first = [asks(channel, path) for _ in range(AT_ONCE)]
+            await until(lambda: all(len(shard.open) == AT_ONCE for shard in shards))
             late = [asks(channel, path, seconds=0.2) for _ in range(5)]
             gone = await asyncio.gather(*late, return_exceptions=True)
             assert [getattr(each, "code", str)() for each in gone] == [grpc.StatusCode.DEADLINE_EXCEEDED] * 5
             await until(lambda: proxy.gate.waiting == 0)
             for shard in shards:
-                shard.answer()
-            await first
-            assert [(shard.most, shard.open) for shard in shards] == [(1, []), (1, [])]
+                for _ in range(AT_ONCE):
+                    shard.answer()
+            await asyncio.gather(*first)
+            assert [(shard.most, shard.open) for shard in shards] == [(AT_ONCE, []), (AT_ONCE, [])]
             assert not proxy.leases.repair.waiting
 
     run(work)
@@ -180,8 +189,8 @@ def test_a_shard_that_stops_holds_up_leases_for_a_second_and_no_longer() -> None
             # None of those that have waited takes a place there, or they would have to wait once more.
             await until(lambda: len(stopped.open) == 20)
             await asyncio.gather(*calls)
-            assert one.most == 1
-            assert (dict(proxy.gate.busy), proxy.gate.waiting, proxy.gate.at_work) == ({"a": 0, "b": 0}, 0, {})
+            assert one.most <= AT_ONCE
+            assert (any(proxy.gate.busy.values()), proxy.gate.waiting, proxy.gate.at_work) == (False, 0, {})
             stopped.answers_at_once = True
             with suppress(IndexError):
                 while True:

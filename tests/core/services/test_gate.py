@@ -7,8 +7,8 @@ from time import monotonic
 import pytest
 
 from esp.core.background import Background
-from esp.core.services import gate
-from esp.core.services.gate import PLACE_BYTES, PLACES, SMALL_ANSWER, STUCK_SECONDS, Entry, Gate
+from esp.core.services.entry import LARGE_ANSWER, PLACE_BYTES, PLACES, Entry
+from esp.core.services.gate import STUCK_SECONDS, Gate
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.server_stream import OVERLOADED
@@ -19,9 +19,14 @@ A, B, C = SHARDS = "abc"
 
 
 class World:
-    """Clients of one esp with three shards; `begun` are the calls that were let in, by name."""
+    """Clients of one esp with three shards; `begun` are the calls that were let in, by name.
 
-    def __init__(self, limits: Limits) -> None:
+    Calls take half a part's places each, or, if they are `reads`, what the gate finds right.
+    """
+
+    def __init__(self, limits: Limits, *, weight: int = PLACES // 2, reads: bool = False) -> None:
+        self.weight = weight
+        self.reads = reads
         self.context = WireContext(limits)
         self.background = Background()
         self.gate = Gate(self.context, self.background)
@@ -57,12 +62,23 @@ class World:
                 raise AssertionError("a bug")
             self.begun[name] = entry
 
-        self.gate.let_in(stream, shards, size, begin)
+        self.gate.let_in(stream, shards, size, begin, self.reads, self.weight if not self.reads else 1)
 
     def leaves(self, name: str, *shards: str) -> None:
         """Parts of it are answered."""
         for shard in shards:
             self.begun[name].leave(shard)
+        self.context.flush()
+
+    def comes_to(self, name: str, shard: str, size: int) -> None:
+        """The answer to a part of it begins to come."""
+        self.begun[name].weigh(shard, size)
+        self.context.flush()
+
+    def is_answered(self, name: str, shard: str, size: int) -> None:
+        """The answer is whole."""
+        self.begun[name].weigh(shard, size)
+        self.begun[name].close()
         self.context.flush()
 
     def pauses(self, name: str) -> None:
@@ -81,8 +97,8 @@ class World:
 
     @property
     def busy(self) -> list[float]:
-        """Parts at work, by shard, where each takes as much as an ordinary one."""
-        return [self.gate.busy[shard] / PLACES for shard in SHARDS]
+        """Calls at work, by shard."""
+        return [sum(self.gate.busy[shard, large] for large in (False, True)) / (PLACES // 2) for shard in SHARDS]
 
     @property
     def reached(self) -> int:
@@ -91,7 +107,8 @@ class World:
 
 @pytest.fixture
 def world() -> World:
-    return World(Limits(max_parts_per_shard=2))
+    """One in which two calls are at work at a time at a shard."""
+    return World(Limits(max_parts_per_shard=1))
 
 
 def test_as_many_parts_as_the_limit_are_at_work_on_a_shard_and_the_next_waits(world: World) -> None:
@@ -115,7 +132,8 @@ def test_the_calls_of_clients_begin_in_turn_however_many_one_has_sent(world: Wor
     world.asks("z0", A)
     world.leaves("x0", A)
     world.leaves("x1", A)
-    world.leaves("x2", A)
+    assert world.since("x0", "x1") == {"y0", "z0"}
+    world.leaves("y0", A)
     assert world.since("x0", "x1") == {"x2", "y0", "z0"}
 
 
@@ -144,58 +162,125 @@ def test_a_call_that_waits_for_one_shard_and_then_for_another_is_not_forgotten(w
     assert "y1" in world.begun
 
 
-def test_a_large_answer_takes_several_places_and_gives_them_all_back() -> None:
-    world = World(Limits(max_parts_per_shard=16))
-    world.asks("x1", A)
-    world.begun["x1"].weigh(A, PLACES * PLACE_BYTES - 1)
-    assert world.busy[0] == 1, "as one of unknown size"
-    world.begun["x1"].weigh(A, 7 * PLACE_BYTES)
-    assert world.busy[0] == 2
-    world.begun["x1"].weigh(A, 1 << 30)
-    assert world.busy[0] == 8, "two of any size are at work"
-    world.asks("y1", A)
-    world.begun["y1"].weigh(A, 1 << 30)
-    world.asks("z1", A)
-    assert (world.busy[0], world.gate.waiting) == (16, 1)
-    world.leaves("x1", A)
-    assert "z1" in world.begun
-    world.begun["x1"].weigh(A, 1 << 30)
-    assert world.busy[0] == 9, "what is answered takes none"
-
-
-def test_small_answers_let_four_times_as_many_parts_of_their_client_through() -> None:
-    world = World(Limits(max_parts_per_shard=2))
-    for name in ("x1", "x2", "x3"):
-        world.asks(name, A)
-    assert world.since() == {"x1", "x2"}
-    world.begun["x1"].answered(A, SMALL_ANSWER)
-    world.context.flush()
-    world.leaves("x2", A)
-    for number in range(4, 20):
+def test_one_read_whose_client_has_had_no_answer_is_at_work_and_then_its_others_are() -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True)
+    for number in range(64):
         world.asks(f"x{number}", A)
-    assert len(world.begun) == 2 + 8, "eight are at work"
-    world.asks("y1", A)
-    world.leaves("x3", A)
-    assert "y1" not in world.begun, "nobody knows yet how large its answers are, and there is one place"
-    for number in range(4, 20):
-        if f"x{number}" in world.begun:
-            world.begun[f"x{number}"].answered(A, SMALL_ANSWER + 1)
-    world.context.flush()
-    assert world.gate.small == {}
-    assert "y1" in world.begun
+    assert world.since() == {"x0"}, "nobody knows how large its answers are"
+    world.is_answered("x0", A, PLACE_BYTES)
+    assert len(world.since("x0")) == 16, "a quarter of the places, of which each takes one"
+    world.asks("y0", A)
+    assert "y0" in world.begun, "another client waits for none of them"
 
 
-def test_no_more_clients_are_remembered_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "MOST_SMALL", 2)
-    world = World(Limits())
-    for name in "xyz":
+def test_a_client_with_large_answers_has_one_read_at_work_at_a_shard_and_holds_up_nobody() -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True)
+    for number in range(20):
+        world.asks(f"x{number}", A)
+    for number in range(10):
+        world.comes_to(f"x{number}", A, LARGE_ANSWER)
+        assert (world.gate.busy[A, True], world.gate.busy[A, False]) == (PLACES, 0), "known by now to be large"
+        assert world.since(*(f"x{before}" for before in range(number + 1))) == set()
+        world.leaves(f"x{number}", A)
+    for client in "bcde":
+        world.asks(f"{client}0", A)
+    assert world.since(*(f"x{number}" for number in range(11))) == {"b0", "c0", "d0", "e0"}, "as without it"
+
+
+def test_those_whose_answers_are_large_are_at_work_one_at_a_time_and_in_turn() -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True)
+    for client in "xyz":
+        for number in range(3):
+            world.asks(f"{client}{number}", A)
+    assert world.since() == {"x0", "y0", "z0"}, "of unknown size"
+    for client in "xyz":
+        world.is_answered(f"{client}0", A, 1 << 30)
+    assert world.gate.busy[A, True] == PLACES
+    for _ in range(5):
+        (name,) = [name for name, entry in world.begun.items() if entry.held]
+        world.is_answered(name, A, 1 << 30)
+    assert [name[0] for name in world.begun][3:6] in (["x", "y", "z"], ["x", "z", "y"])
+
+
+def test_with_more_parts_more_large_ones_are_at_work() -> None:
+    world = World(Limits(max_parts_per_shard=16), reads=True)
+    for client in "tuvwxyz":
+        world.asks(f"{client}0", A)
+        world.comes_to(f"{client}0", A, 1 << 30)
+    for client in "tuvwxyz":
+        world.leaves(f"{client}0", A)
+    for client in "tuvwxyz":
+        world.asks(f"{client}1", A)
+    assert world.since(*(f"{client}0" for client in "tuvwxyz")) == {"t1", "u1", "v1", "w1"}
+
+
+def test_small_answers_open_the_way_again() -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True)
+    world.asks("x", A, B)
+    world.comes_to("x", A, 1 << 30)
+    connection = world.clients["x"][1].connection
+    assert connection.weight == PLACES
+    world.comes_to("x", B, 100)
+    world.begun["x"].close()
+    assert connection.weight == PLACES, "the largest part of an answer counts"
+    seen = []
+    for number in range(6):
+        world.asks(f"x{number}", A)
+        world.is_answered(f"x{number}", A, 100)
+        seen.append(connection.weight)
+    assert seen == [8, 4, 2, 1, 0, 0]
+    world.asks("x6", A)
+    world.is_answered("x6", A, 3 * PLACE_BYTES)
+    assert connection.weight == 4
+
+
+def test_where_many_clients_are_new_more_of_them_go_at_a_time_as_long_as_answers_are_small() -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True)
+    names = [f"{chr(0x100 + number)}0" for number in range(200)]
+    for name in names:
         world.asks(name, A)
-        world.begun[name].answered(A, 100)
-    assert list(world.gate.small) == [world.clients[name][1].connection.peer for name in "yz"]
+    begun = []
+    while world.gate.waiting:
+        at_work = [name for name, entry in world.begun.items() if entry.held]
+        begun.append(len(at_work))
+        for name in at_work:
+            world.is_answered(name, A, 100)
+    assert begun[:3] == [4, 30, 64]
+    assert max(begun) <= 64
+    for name in names:
+        world.is_answered(name, A, 100)
+    world.asks("z0", A)
+    world.comes_to("z0", A, 1 << 30)
+    world.leaves("z0", A)
+    for name in "tuvwxy":
+        world.asks(f"{name}0", A)
+    assert sum(bool(entry.held) for entry in world.begun.values()) == 4
+
+
+def test_a_large_request_takes_places_of_large_ones_whatever_the_answers_were() -> None:
+    world = World(Limits(max_parts_per_shard=4), weight=PLACES)
+    for name in ("x1", "x2", "y1"):
+        world.asks(name, A)
+    assert (world.since(), world.gate.busy[A, True]) == ({"x1"}, PLACES)
+    world.is_answered("x1", A, 100)
+    world.leaves("x1", A)
+    assert world.clients["x"][1].connection.weight < 0, "the answer to a write says nothing about those of reads"
+    assert len(world.begun) == 2
+
+
+def test_a_shard_that_answers_has_not_stopped() -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True)
+    for answers in ("answered", "comes_to"):
+        name = f"{answers[0]}1"
+        world.asks(name, A)
+        world.gate.tick(monotonic() + STUCK_SECONDS)
+        assert world.gate.stopped == {A}
+        world.is_answered(name, A, 100) if answers == "answered" else world.comes_to(name, A, 100)
+        assert world.gate.stopped == set()
 
 
 def test_with_a_limit_of_one_a_part_of_any_size_is_let_in() -> None:
-    world = World(Limits(max_parts_per_shard=1))
+    world = World(Limits(max_parts_per_shard=1), reads=True)
     world.asks("x1", A)
     world.begun["x1"].weigh(A, 1 << 30)
     world.asks("x2", A)
@@ -270,7 +355,7 @@ def test_a_connection_that_ends_leaves_nothing(world: World) -> None:
 
 
 def test_a_request_for_which_there_is_no_memory_is_refused() -> None:
-    world = World(Limits(max_parts_per_shard=1, max_buffered_bytes=1500))
+    world = World(Limits(max_parts_per_shard=1, max_buffered_bytes=1500), weight=PLACES - 1)
     world.asks("x1", A)
     world.asks("y1", A, size=2000)
     assert (world.gate.waiting, world.context.buffers.used) == (0, 0)

@@ -9,7 +9,7 @@ from esp.core.services.router import Router
 from esp.core.wire.hpack import Fields
 from esp.core.wire.request import RequestHead, parse_request
 from esp.core.wire.server_stream import Handler
-from tests.core.services.kv.test_paths import routing
+from tests.core.services.kv.test_paths import gate_of, routing
 
 KV, WATCH = b"/etcdserverpb.KV/Range", b"/etcdserverpb.Watch/Watch"
 MANY: Fields = [(b"x-%02d" % number, b"y" * 20) for number in range(90)]
@@ -18,6 +18,11 @@ OURS: Fields = [(b"token", b"secret"), (b"hasleader", b"true"), (b"esp-read", b"
 
 class _Own(Handler):
     forwards = False
+
+
+def router_for(served: dict[bytes, Handler]) -> Router:
+    world = routing()
+    return Router(world, gate_of(world), served, Handler())
 
 
 def head(path: bytes, fields: Fields) -> RequestHead:
@@ -30,7 +35,7 @@ def test_the_fields_that_nobody_asks_for_later_are_forgotten(path: bytes) -> Non
     found = head(path, MANY + OURS)
     found.weigh()
     big = found.size
-    Router(routing(), {KV: Handler(), WATCH: _Own()}, Handler()).find(found)
+    router_for({KV: Handler(), WATCH: _Own()}).find(found)
     found.weigh()
     assert found.fields == OURS
     assert found.field(b"token") == b"secret"
@@ -39,7 +44,7 @@ def test_the_fields_that_nobody_asks_for_later_are_forgotten(path: bytes) -> Non
 
 def test_metadata_is_kept_once_and_in_the_form_it_is_sent_on_in() -> None:
     found = head(KV, MANY)
-    Router(routing(), {KV: Handler()}, Handler()).find(found)
+    router_for({KV: Handler()}).find(found)
     found.weigh()
     assert found.forward == (KV, head(KV, MANY).encode_metadata())
     assert found.size < 4_000
@@ -47,7 +52,7 @@ def test_metadata_is_kept_once_and_in_the_form_it_is_sent_on_in() -> None:
 
 def test_what_makes_heads_of_its_own_keeps_no_metadata() -> None:
     found = head(WATCH, MANY)
-    Router(routing(), {WATCH: _Own()}, Handler()).find(found)
+    router_for({WATCH: _Own()}).find(found)
     found.weigh()
     assert found.forward == (WATCH, b"")
     assert found.size < 500

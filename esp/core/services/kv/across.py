@@ -282,7 +282,7 @@ async def range_stream_across(
         chunks = await shard.open(stream.head.forward, asked.SerializeToString(), stream.remaining(), stream)
         try:
             while (message := await chunks.read()) is not None:
-                call.leave(segment.shard)  # the rest comes as the client takes it
+                call.replied(segment.shard)  # the rest comes as the client takes it
                 if merged.has_last_chunk:
                     raise shard.blamed("goes on after its last chunk")
                 for chunk in merged.feed(shard.parsed(rpc_pb2.RangeStreamResponse, message)):

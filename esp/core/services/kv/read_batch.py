@@ -16,6 +16,8 @@ from time import monotonic
 from typing import Final
 
 from esp.core import errors
+from esp.core.services.gate import Gate
+from esp.core.services.handlers import PassCounted
 from esp.core.services.kv import read_txn
 from esp.core.services.kv.peek import bare_key
 from esp.core.services.maintenance import version_key
@@ -25,7 +27,7 @@ from esp.core.wire.client_stream import STREAM_WINDOW, ClientStream
 from esp.core.wire.frames import unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, format_timeout
 from esp.core.wire.response import ResponseHead
-from esp.core.wire.server_stream import Handler, ServerStream, Sink
+from esp.core.wire.server_stream import ServerStream, Sink
 from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
 
 log = logging.getLogger("esp.service")
@@ -56,8 +58,9 @@ class ReadBatches:
         joined: reads that were in these transactions.
     """
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, gate: Gate) -> None:
         self.shard = shard
+        self.gate = gate
         self.transactions = 0
         self.joined = 0
         self._context = shard.context
@@ -257,7 +260,7 @@ class BatchedCall(ClientStream):
         if not self._payloads and size >= PREFIX_SIZE:
             announced = unpack_u32(payload, 1)[0]
             if announced > MOST_ANSWER_BYTES:
-                self._batches.learn(announced, len(self._reads))
+                self._learn(announced)
             else:
                 self._expected = PREFIX_SIZE + announced
         if end or self._size + size > self._expected or not self.connection.hold(size):
@@ -287,6 +290,14 @@ class BatchedCall(ClientStream):
             self._batches.refused(self._metadata)
         self._send_alone()
 
+    def _learn(self, announced: int) -> None:
+        """The answer will have so many bytes, which is too many."""
+        size = announced // len(self._reads)
+        self._batches.learn(announced, len(self._reads))
+        for read in self._reads:
+            if read.stream is not None:
+                self._batches.gate.note_large(read.stream, size)
+
     def _give_up(self) -> None:
         self._forget_payloads()
         self.cancel()
@@ -304,6 +315,8 @@ class BatchedCall(ClientStream):
             stream.retried = was_sent
             if stream.remaining() == 0:
                 stream.finish(DEADLINE_EXCEEDED)
+            elif stream.connection.weight:
+                self._batches.gate.pass_on(stream, self._batches.shard, message, reads=True, at_once=True)
             else:
                 self._batches.shard.send_again(stream, message)
 
@@ -347,22 +360,20 @@ def _send_in_pieces(stream: ServerStream, head: bytes, answer: bytes, trailers: 
         stream.send_headers(trailers, True)
 
 
-class PassReads(Handler):
+class PassReads(PassCounted):
     """Passes Ranges on to one shard: those of one key together, any other as it came.
 
     Attributes:
         batches: the reads of one key that wait.
     """
 
-    idempotent = True
-
-    def __init__(self, shard: Shard) -> None:
-        self._shard = shard
-        self.batches = ReadBatches(shard)
+    def __init__(self, shard: Shard, gate: Gate) -> None:
+        super().__init__(shard, gate, idempotent=True)
+        self.batches = ReadBatches(shard, gate)
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it on."""
-        if bare_key(message, PREFIX_SIZE) is not None:
+        if not stream.connection.weight and bare_key(message, PREFIX_SIZE) is not None:
             self.batches.add(stream, message)
         else:
-            self._shard.splice(stream, message)
+            super().on_message(stream, message)

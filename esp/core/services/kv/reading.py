@@ -297,8 +297,10 @@ async def _read_from(
     body = request if isinstance(request, bytes) else request.SerializeToString()
     call.enter(shard)
     try:
-        return await routing.shards[shard].read_unary(
+        answer = await routing.shards[shard].read_unary(
             forward, body, reader, idempotent=idempotent, timeout=stream.remaining(), down=stream
         )
+        call.heard(shard)
+        return answer
     finally:
         call.leave(shard)

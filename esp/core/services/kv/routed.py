@@ -7,7 +7,7 @@ from typing import Any
 
 from esp.core.keys import KeyRange
 from esp.core.routing import Routing
-from esp.core.services.gate import Entry, Gate
+from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
 from esp.core.services.handlers import CoroutineCall
 from esp.core.shard import Shard
 from esp.core.wire.message import prefix
@@ -16,7 +16,13 @@ from esp.core.wire.status import RpcError, Status
 
 
 class Routed(Handler):
-    """A call whose message says which keys it is about."""
+    """A call whose message says which keys it is about.
+
+    Attributes:
+        reads: its answer may be large.
+    """
+
+    reads = True
 
     def __init__(self, routing: Routing, gate: Gate) -> None:
         self.routing = routing
@@ -42,7 +48,19 @@ class Routed(Handler):
 
     def pass_on(self, stream: ServerStream, request: Any, shard: Shard) -> None:
         """Sends a parsed request on, written anew: what another parser might read differently is gone from it."""
-        shard.splice(stream, prefix(request.SerializeToString()))
+        self.send(stream, prefix(request.SerializeToString()), shard)
+
+    def send(self, stream: ServerStream, message: bytes, shard: Shard) -> None:
+        """Sends a call on to the one shard that it is about: at once, unless it may cost that one much."""
+        if (self.reads and stream.connection.weight) or len(message) > LARGE_REQUEST:
+            self.gate.pass_on(stream, shard, message, reads=self.reads)
+        else:
+            shard.splice(stream, message)
+
+    def on_large_answer(self, stream: ServerStream, size: int) -> None:
+        """The client's next reads wait for places."""
+        if self.reads:
+            self.gate.note_large(stream, size)
 
     def serve_across(
         self,

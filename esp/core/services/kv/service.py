@@ -15,7 +15,7 @@ from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services import metadata
-from esp.core.services.gate import Entry, Gate
+from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
 from esp.core.services.handlers import CoroutineCall, let_in_to_all, parse
 from esp.core.services.kv import across, validate
 from esp.core.services.kv.compaction import Compactions
@@ -73,6 +73,8 @@ def handlers(
 class Put(Routed):
     """One key, so always one owner."""
 
+    reads = False
+
     def __init__(self, routing: Routing, gate: Gate, lease_retry: LeaseRetry) -> None:
         super().__init__(routing, gate)
         self.lease_retry = lease_retry
@@ -81,7 +83,11 @@ class Put(Routed):
         """Sends it to the owner of its key."""
         key = put_key(message, PREFIX_SIZE)
         if key is not None:
-            self.shards[self.owner(key)].splice(stream, message)
+            shard = self.shards[self.owner(key)]
+            if len(message) > LARGE_REQUEST:
+                self.send(stream, message, shard)
+            else:
+                shard.splice(stream, message)
         else:
             super().on_message(stream, message)
 
@@ -124,11 +130,11 @@ class _Ranges(Routed):
                 except RpcError as error:
                     stream.finish(error.status)
                 else:
-                    self.shards[owner].splice(stream, message)
+                    self.send(stream, message, self.shards[owner])
                 return
             shard = self.routing.sole_owner(key, range_end)
             if shard is not None:
-                shard.splice(stream, message)
+                self.send(stream, message, shard)
                 return
         super().on_message(stream, message)
 
@@ -196,7 +202,7 @@ class Range(_Ranges):
 
     def __init__(self, routing: Routing, gate: Gate, *, snapshots: bool, snapshot_tries: int) -> None:
         super().__init__(routing, gate, snapshots=snapshots, snapshot_tries=snapshot_tries)
-        self.batches = {name: ReadBatches(shard) for name, shard in self.shards.items()}
+        self.batches = {name: ReadBatches(shard, gate) for name, shard in self.shards.items()}
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
@@ -209,13 +215,17 @@ class Range(_Ranges):
         except RpcError as error:
             stream.finish(error.status)
         else:
-            self.batches[owner].add(stream, message)
+            if stream.connection.weight:
+                self.send(stream, message, self.shards[owner])
+            else:
+                self.batches[owner].add(stream, message)
 
 
 class RangeStream(_Ranges):
     """As Range, with the answer in pieces (etcd 3.7)."""
 
     in_order = True
+    reads = False
 
     def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
         """The fault that etcd would find, wherever the keys are."""
@@ -236,6 +246,8 @@ class RangeStream(_Ranges):
 
 class DeleteRange(Routed):
     """One shard's keys at once, or several shards' one after the other."""
+
+    reads = False
 
     def __init__(self, routing: Routing, gate: Gate, *, served: bool) -> None:
         super().__init__(routing, gate)

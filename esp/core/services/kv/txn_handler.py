@@ -92,7 +92,7 @@ class Txn(Routed):
         except RpcError:
             yield from self._validate(stream, message, found)
             raise
-        return partial(self.shards[found.owner].splice, stream, message)
+        return partial(self.send, stream, message, self.shards[found.owner])
 
     def _parsed(
         self, stream: ServerStream, message: bytes, found: Look, bytes_each: int = txn.PARSED_BYTES

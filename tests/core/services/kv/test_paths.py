@@ -14,6 +14,7 @@ from esp.core.config import Endpoint
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
 from esp.core.routing import Routing
+from esp.core.services.gate import Gate
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
 from esp.core.shard import Shard
@@ -57,11 +58,17 @@ def routing() -> Routing:
     return Routing(Layout.of(ShardMap.build(ranges, ["a", "b"]), shards), Tokens(context, instance=1))
 
 
+def gate_of(world: Routing) -> Gate:
+    """The places at those."""
+    shard = world.shards["a"]
+    return Gate(shard.context, shard.background)
+
+
 def over_http_2(method: bytes, path: bytes, content_type: bytes | None) -> dict[bytes, bytes]:
     """The head of the answer."""
     world = routing()
     pages = Pages(world, Background())
-    client, server = meet(find=Router(world, {}, pages).find)
+    client, server = meet(find=Router(world, gate_of(world), {}, pages).find)
     fields = [(b":method", method), (b":scheme", b"http"), (b":path", path), (b":authority", b"esp")]
     if content_type is not None:
         fields.append((b"content-type", content_type))

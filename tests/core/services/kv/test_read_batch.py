@@ -12,6 +12,8 @@ import pytest
 
 from esp.core import errors
 from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.services.entry import PLACES
+from esp.core.services.gate import Gate
 from esp.core.services.kv import read_txn
 from esp.core.services.kv.read_batch import READS_ALONE, PassReads
 from esp.core.shard import Shard
@@ -79,8 +81,10 @@ class Reader(Front):
 
     def __init__(self, *etcds: ScriptedEtcd, limits: Limits | None = None) -> None:
         super().__init__(*(etcd.endpoint for etcd in etcds), limits=limits)
-        handler = PassReads(self.shard)
+        handler = PassReads(self.shard, Gate(self.client.context, self.shard.background))
+        self.handler = handler
         self.batches = handler.batches
+        self.client.connection.weight = 0  # it has had small answers, and reads without a place
         self._handlers[RANGE] = handler
 
     def reads(self, *keys: bytes) -> list[int]:
@@ -650,7 +654,24 @@ class TestSizes:
             _announces_too_much(connection, await connection.hears())
             await serve_alone(connection, b"a", b"b")
             await front.hears_each(streams, b"a", b"b")
+            front.client.connection.weight = 0  # its answers have been small for a while
             await go_alone_for_a_while(connection, front)
+
+    @in_a_loop
+    async def test_those_that_turn_out_to_be_large_are_read_again_one_at_a_time(self) -> None:
+        async with reading() as (connection, front):
+            keys = [b"%d" % number for number in range(20)]
+            streams = front.reads(*keys)
+            said = message(bytes(20_000_000))
+            heard = await connection.hears()
+            connection.says(headers(heard.stream, HEAD), data(heard.stream, said[:16384]))
+            for key in keys:
+                heard = await connection.hears()
+                assert key_of(heard) == key
+                connection.says(headers(heard.stream, HEAD), data(heard.stream, message(bytes(1_000_000))[:16384]))
+                await front.until(lambda: front.handler.gate.busy["s0", True] == PLACES)
+                assert connection.calls == [], "no other is at work there"
+                front.cancels(streams[keys.index(key)])
 
 
 class TestVersions:

@@ -1,0 +1,202 @@
+"""One call that waits before the gate (`gate`), and then has places at shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from esp.core.wire.server_stream import ServerStream, Sink
+
+if TYPE_CHECKING:
+    from esp.core.services.gate import Gate, Line
+
+PLACES: Final = 16
+"""Places that a part takes at most; and one whose answer may be of any size, since its client has had none yet."""
+PLACE_BYTES: Final = 16_384
+"""Bytes of an answer or a request for each place that the call takes."""
+LARGE_ANSWER: Final = (PLACES - 1) * PLACE_BYTES
+"""Bytes from which on an answer or a request takes as many places as any."""
+SMALL_REQUEST: Final = 1024
+"""Bytes of a request up to which what an open call is counted as has room for it."""
+
+
+class Entry(Sink):
+    """One call, and the places that it has. Until it begins it is the call's sink.
+
+    Attributes:
+        stream: the client's.
+        shards: those at which it wants places.
+        reads: whether the size of its answer says something about those of the client's next reads.
+        passes_stopped: it wants no place at a shard that has stopped.
+        line: in which it waits.
+    """
+
+    __slots__ = (
+        "_begin",
+        "_gate",
+        "_largest",
+        "_places",
+        "_size",
+        "_weight",
+        "line",
+        "passes_stopped",
+        "reads",
+        "shards",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        gate: Gate,
+        stream: ServerStream,
+        shards: tuple[str, ...],
+        size: int,
+        begin: Callable[[Entry], None],
+        *,
+        reads: bool = True,
+        weight: int = 1,
+        passes_stopped: bool = False,
+    ) -> None:
+        self.stream = stream
+        self.shards = shards
+        self.reads = reads
+        self.passes_stopped = passes_stopped
+        self.line: Line | None = None
+        self._gate = gate
+        self._begin: Callable[[Entry], None] | None = begin
+        self._size = size if size > SMALL_REQUEST else 0  # of its request, while it waits
+        self._weight = weight  # of its request
+        self._largest = -1  # of the answers of its parts
+        self._places: dict[str, tuple[int, bool]] = {}  # by shard; and whether they are those of large calls
+        stream.sink = self
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it has not begun, and its client has not taken it back."""
+        return self._begin is not None
+
+    def weight(self, shard: str) -> int:
+        """How many places a part of it takes at `shard`."""
+        if not self.reads:
+            return self._weight
+        weight = self.stream.connection.weight
+        if weight < 0:
+            weight = self._gate.unknown(shard)
+        return max(weight, self._weight)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether that is known to be as many as a part takes at most."""
+        return self._weight >= PLACES or (self.reads and self.stream.connection.weight >= PLACES)
+
+    def hold(self) -> bool:
+        """Counts what its request takes until it begins; False when there is no memory for that, and it has ended."""
+        if not self._size or self.stream.hold(self._size):
+            return True
+        self._size = 0
+        self.stream.cut()
+        return False
+
+    def wait(self, line: Line) -> None:
+        """Stands in line."""
+        self.line = line
+        line.calls[self] = None
+
+    def begin(self) -> None:
+        """Has its turn: places everywhere, and its work begins.
+
+        Raises:
+            RpcError: the call is refused.
+        """
+        self._leave_line()
+        for shard in self._gate.wanted(self):
+            self.enter(shard)
+        begin, self._begin = self._begin, None
+        assert begin is not None, "a call begins once"
+        begin(self)
+
+    def enter(self, shard: str) -> bool:
+        """Takes places for the call's part at `shard`; False if the part has them already."""
+        if shard in self._places:
+            return False
+        gate = self._gate
+        if not self._places:
+            gate.at_work[self] = monotonic()
+        weight = self.weight(shard)
+        large = self.is_large
+        self._places[shard] = weight, large
+        gate.take(self.stream.connection, shard, weight, large)
+        return True
+
+    def weigh(self, shard: str, size: int) -> None:
+        """The answer to a part begins to come, and will have so many bytes."""
+        gate = self._gate
+        self.heard(shard)
+        if self.reads and size > self._largest:
+            self._largest = size
+            gate.note_large(self.stream, size)
+        taken = self._places.get(shard)
+        if taken is not None:
+            places = max(taken[0], gate.places_for(size))
+            now = places, taken[1] or size >= LARGE_ANSWER
+            if now != taken:
+                self._places[shard] = now
+                gate.take(self.stream.connection, shard, *now)
+                gate.free(self.stream.connection, shard, *taken)
+
+    def comes(self, size: int) -> None:
+        """As `weigh`, for a call about one shard."""
+        for shard in self.shards:
+            self.weigh(shard, size)
+
+    def answered(self, shard: str, size: int) -> None:
+        """Its part for this shard is not at work any more: the answer, of so many bytes, has begun to come."""
+        self.weigh(shard, size)
+        self.leave(shard)
+
+    def replied(self, shard: str) -> None:
+        """As `answered`, where the answers of a call say nothing about those of others."""
+        self.heard(shard)
+        self.leave(shard)
+
+    def heard(self, shard: str) -> None:
+        """The shard has answered, and so has not stopped."""
+        self._gate.stopped.discard(shard)
+
+    def leave(self, shard: str) -> None:
+        """Its part for this shard is not at work any more, answered or not."""
+        taken = self._places.pop(shard, None)
+        if taken is not None:
+            if not self._places:
+                del self._gate.at_work[self]
+            self._gate.free(self.stream.connection, shard, *taken)
+
+    @property
+    def held(self) -> Collection[str]:
+        """The shards where its parts are at work."""
+        return self._places
+
+    def close(self) -> None:
+        """Gives back every place that the call still holds."""
+        largest, self._largest = self._largest, -1
+        if largest >= 0:
+            self._gate.note_small(self, largest)
+        for shard in tuple(self._places):
+            self.leave(shard)
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client no longer waits for a call that has not begun."""
+        self._leave_line()
+        self._begin = None
+
+    def _leave_line(self) -> None:
+        """Does not wait any more."""
+        self.stream.sink = None
+        line, self.line = self.line, None
+        if line is not None:
+            del line.calls[self]
+            if not line.calls:
+                self._gate.forget(line)
+        if self._size:
+            self.stream.release(self._size)

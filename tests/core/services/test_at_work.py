@@ -1,0 +1,274 @@
+"""How many calls are at work at a shard at a time, counted at scripted shards, which answer when they are told to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+
+from esp.core import config
+from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.proxy import Proxy
+from esp.core.services.entry import LARGE_ANSWER
+from esp.core.services.gate import LARGE_REQUEST
+from esp.core.wire import frames
+from esp.core.wire.limits import Limits
+from tests.core.scripted_etcd import HeardCall, ScriptedConnection, ScriptedEtcd
+from tests.core.wire.conversation import HEAD, Frame, data, headers, message, trailers
+
+KV = "/etcdserverpb.KV/"
+HEADER = rpc_pb2.ResponseHeader(cluster_id=1, member_id=1, revision=7, raft_term=1)
+LARGE = LARGE_ANSWER + 1000
+PARTS = Limits().max_parts_per_shard
+
+
+class Shard:
+    """One etcd; `open` are the calls that it works on."""
+
+    def __init__(self, etcd: ScriptedEtcd) -> None:
+        etcd.on_frame = self._on
+        self.open: list[tuple[ScriptedConnection, HeardCall]] = []
+        self.heard = 0
+        self.most: list[int] = []  # how many there were as each came
+
+    def _on(self, connection: ScriptedConnection, frame: Frame) -> None:
+        call = connection.call(frame.stream)
+        if frame.kind == frames.RST_STREAM:
+            self.open = [each for each in self.open if each[1] is not call]
+        elif call is None or not call.path.startswith(KV.encode()) or not call.whole or not frame.flags & 1:
+            return
+        elif b"compact_rev_key" not in call.body:  # which esp itself asks for
+            self.heard += 1
+            self.open.append((connection, call))
+            self.most.append(len(self.open))
+
+    def answers(self, size: int = 10, at: int = 0) -> None:
+        """One of its calls, with a value of so many bytes; a transaction with as many answers as it reads keys."""
+        connection, call = self.open.pop(at)
+        content: bytes
+        if call.path == KV.encode() + b"Range":
+            content = self._found(size).SerializeToString()
+        elif call.path == KV.encode() + b"Txn":
+            asked = rpc_pb2.TxnRequest.FromString(bytes(call.body[5:]))
+            answer = rpc_pb2.TxnResponse(header=HEADER, succeeded=True)
+            for _ in asked.success:
+                found = self._found(size)
+                found.header.CopyFrom(rpc_pb2.ResponseHeader(revision=HEADER.revision))
+                answer.responses.add(response_range=found)
+            content = answer.SerializeToString()
+        else:
+            content = rpc_pb2.PutResponse(header=HEADER).SerializeToString()
+        said = message(content)
+        pieces = [data(call.stream, said[at : at + 16384]) for at in range(0, len(said), 16384)]
+        connection.says(headers(call.stream, HEAD), *pieces, headers(call.stream, trailers(), end=True))
+
+    @staticmethod
+    def _found(size: int) -> rpc_pb2.RangeResponse:
+        pair = kv_pb2.KeyValue(key=b"a", value=bytes(size), create_revision=1, mod_revision=1, version=1)
+        return rpc_pb2.RangeResponse(header=HEADER, kvs=[pair], count=1)
+
+
+class World:
+    """esp, its two shards, and clients with a connection each."""
+
+    def __init__(self, proxy: Proxy, one: Shard, other: Shard) -> None:
+        self.proxy = proxy
+        self.one = one
+        self.other = other
+        self._channels: list[grpc.aio.Channel] = []
+
+    def client(self) -> Client:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        self._channels.append(grpc.aio.insecure_channel(f"127.0.0.1:{self.proxy.bound[0][1]}", options))
+        return Client(self._channels[-1])
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close()
+
+    async def answered(self, calls: list[asyncio.Task[bytes]], size: int = 10) -> None:
+        """Waits for these; the shards answer one call after the other."""
+        while not all(call.done() for call in calls):
+            for shard in (self.one, self.other):
+                if shard.open:
+                    shard.answers(size)
+            await asyncio.sleep(0.0005)
+
+    @property
+    def is_free(self) -> bool:
+        gate = self.proxy.gate
+        return not any(gate.busy.values()) and not gate.waiting and not gate.at_work
+
+
+class Client:
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    def _asks(self, method: str, request: bytes) -> asyncio.Task[bytes]:
+        async def ask() -> bytes:
+            answer: bytes = await self._channel.unary_unary(KV + method)(request, timeout=30)
+            return answer
+
+        return asyncio.create_task(ask())
+
+    def gets(self, key: bytes = b"a") -> asyncio.Task[bytes]:
+        return self._asks("Range", rpc_pb2.RangeRequest(key=key).SerializeToString())
+
+    def spans(self) -> asyncio.Task[bytes]:
+        return self._asks("Range", rpc_pb2.RangeRequest(key=b"a", range_end=b"z", limit=5).SerializeToString())
+
+    def puts(self, size: int, key: bytes = b"a") -> asyncio.Task[bytes]:
+        return self._asks("Put", rpc_pb2.PutRequest(key=key, value=bytes(size)).SerializeToString())
+
+
+@asynccontextmanager
+async def world() -> AsyncIterator[World]:
+    async with ScriptedEtcd() as one, ScriptedEtcd() as other:
+        shards = Shard(one), Shard(other)
+        text = (
+            f"shards:\n- {{name: a, endpoints: ['127.0.0.1:{one.endpoint.port}'], ranges: [{{start: '', end: m}}]}}\n"
+            f"- {{name: b, endpoints: ['127.0.0.1:{other.endpoint.port}'], ranges: [{{start: m, end: ''}}]}}\n"
+        )
+        loaded = replace(config.parse(text, Path("esp.yaml")), listen=config.listen_of(["http://127.0.0.1:0"]))
+        async with Proxy(loaded) as proxy:
+            assert not await proxy.connected(10)
+            made = World(proxy, *shards)
+            for shard in shards:
+                shard.open.clear()
+                shard.heard = 0
+                shard.most.clear()
+            try:
+                yield made
+            finally:
+                await made.close()
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110 - there is nothing that tells
+            await asyncio.sleep(0.001)
+
+
+def run(work: Callable[[World], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(40), world() as made:
+            await work(made)
+
+    asyncio.run(bounded())
+
+
+def test_after_a_first_small_answer_all_reads_of_a_client_are_at_work_at_once() -> None:
+    async def work(world: World) -> None:
+        client = world.client()
+        calls = [client.gets() for _ in range(64)]
+        await until(lambda: world.proxy.gate.waiting == 63 and world.one.open)
+        assert len(world.one.open) == 1, "how large its answers are is not known"
+        world.one.answers()
+        await until(lambda: len(world.one.open) == 63)
+        assert not world.proxy.gate.waiting
+        calls += [client.gets() for _ in range(10)]
+        await until(lambda: world.one.heard > 64)  # these pass by the gate
+        await world.answered(calls)
+        assert world.is_free
+
+    run(work)
+
+
+def test_large_reads_of_ten_clients_are_at_work_one_at_a_time_and_hold_up_nobody() -> None:
+    async def work(world: World) -> None:
+        honest = world.client()
+        await world.answered([honest.gets()])
+        clients = [world.client() for _ in range(10)]
+        calls = [client.gets() for client in clients for _ in range(20)]
+        await until(lambda: world.proxy.gate.waiting == 200 - PARTS and len(world.one.open) == PARTS)
+        for _ in range(200 - PARTS):
+            world.one.answers(LARGE)
+            await until(lambda: world.one.open)
+        assert set(world.one.most[PARTS + len(clients) :]) == {1}, "known to be large"
+        for _ in range(10):
+            mine = honest.gets()
+            await until(lambda: len(world.one.open) == 2)
+            world.one.answers(at=1)
+            await mine
+        new = world.client().gets()
+        await until(lambda: len(world.one.open) == 2)
+        world.one.answers(at=1)
+        await world.answered([*calls, new], LARGE)
+        assert world.is_free
+        assert world.proxy.context.counters.limits["max_parts_per_shard"] >= 190
+
+    run(work)
+
+
+def test_large_requests_of_a_client_are_at_work_one_at_a_time_and_its_small_ones_pass() -> None:
+    async def work(world: World) -> None:
+        client = world.client()
+        large = [client.puts(1_000_000) for _ in range(5)]
+        await until(lambda: world.proxy.gate.waiting == 4 and len(world.one.open) == 1)
+        held = world.proxy.context.buffers.used
+        assert held >= 4_000_000, "what waits is counted"
+        small = [client.puts(LARGE_REQUEST // 2) for _ in range(8)]
+        elsewhere = client.puts(1_000_000, key=b"x")
+        await until(lambda: len(world.one.open) == 9 and len(world.other.open) == 1)
+        await world.answered([*large, *small, elsewhere])
+        assert world.is_free
+        assert not world.proxy.context.buffers.used
+
+    run(work)
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "reset", "failed"])
+def test_however_a_call_ends_its_place_is_free(ends: str) -> None:
+    async def work(world: World) -> None:
+        client = world.client()
+        first, second = client.gets(), client.gets()
+        await until(lambda: world.one.open)
+        connection, call = world.one.open[0]
+        if ends == "cancelled":
+            first.cancel()
+        elif ends == "reset":
+            world.one.open.pop()
+            connection.says(frames.frame(frames.RST_STREAM, 0, call.stream, b"\0\0\0\x0b"))
+        else:
+            world.one.open.pop()
+            connection.says(headers(call.stream, [*HEAD, (b"grpc-status", b"9")], end=True))
+        await world.answered([first, second])
+        await until(lambda: world.is_free)
+
+    run(work)
+
+
+def test_reads_that_wait_for_a_stopped_shard_hold_up_no_other_shard() -> None:
+    async def work(world: World) -> None:
+        client = world.client()
+        stuck = [client.gets() for _ in range(1100)]
+        await until(lambda: world.one.open)
+        for _ in range(3):
+            there = [client.gets(b"x"), client.puts(10, key=b"y"), client.puts(1_000_000, key=b"z")]
+            for _ in there:
+                await until(lambda: world.other.open)
+                world.other.answers()
+            await asyncio.gather(*there)
+        for call in stuck:
+            call.cancel()
+        await asyncio.gather(*stuck, return_exceptions=True)
+        await until(lambda: world.is_free)
+
+    run(work)
+
+
+def test_calls_over_shards_whose_answers_are_large_are_at_work_one_at_a_time() -> None:
+    async def work(world: World) -> None:
+        client = world.client()
+        calls = [client.spans() for _ in range(20)]
+        await until(lambda: world.proxy.gate.waiting == 19)
+        await world.answered(calls, LARGE)
+        assert max(world.one.most + world.other.most) == 1
+        assert world.is_free
+
+    run(work)
