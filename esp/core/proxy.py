@@ -23,7 +23,7 @@ from esp.core.kubernetes import assumed_roots
 from esp.core.layout import Layout
 from esp.core.routing import Routing
 from esp.core.samples import Samples
-from esp.core.services import auth, cluster, elsewhere, kv, maintenance
+from esp.core.services import auth, cluster, elsewhere, kv, maintenance, reflection
 from esp.core.services.alarm import Alarms
 from esp.core.services.defragment import PATH as DEFRAGMENT
 from esp.core.services.defragment import Defragment
@@ -177,6 +177,7 @@ class Proxy:
             **Alarms(routing).handlers(self.gate),
             **cluster.handlers(routing.identity, self.advertised),
             **self._health.handlers(),
+            **reflection.handlers(),
         }
         if config.defragment == "sequential":
             served |= Defragment(routing.shards).handlers(self.gate)

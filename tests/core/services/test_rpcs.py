@@ -153,6 +153,13 @@ class TestWhatIsNone:
         assert not handler.idempotent
         assert_passed_on(find(ONE + "defragment: sequential", path), path)
 
+    @pytest.mark.parametrize("version", ["v1", "v1alpha"])
+    def test_reflection_is_served_over_several_shards(self, version: str) -> None:
+        path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo".encode()
+        assert not isinstance(find(THREE, path), Refuse)
+        assert isinstance(find(ONE, path), PassStream)
+        assert isinstance(find(THREE, path, (b"esp-shard", b"b")), PassStream)
+
     def test_with_one_shard_also_an_rpc_that_esp_does_not_know_is_passed_on(self) -> None:
         assert isinstance(find(ONE, b"/later.Service/Method"), PassStream)
 
