@@ -166,7 +166,7 @@ class _Auth:
         self._identity = routing.identity
         self._spawn = gate.spawn
         self._list_bytes = context.limits.max_header_list_bytes
-        self._one_at_a_time = asyncio.Lock()
+        self._turn = asyncio.Lock()  # of the one change that is made
 
     async def authenticate(
         self, call: CoroutineCall, request: rpc_pb2.AuthenticateRequest
@@ -256,9 +256,10 @@ class _Auth:
         return await self._change_on(list(self._shards), change, call, request)
 
     async def _change_on(self, names: Sequence[str], change: Change, call: CoroutineCall, request: Message) -> Message:
-        """Makes a change to the last of these shards, even if the client goes away meanwhile."""
+        """Makes a change to the last of these shards, even if the client goes away once it has begun."""
         outcomes: dict[str, Any] = {}
-        made = self._spawn(self._make(names, change, request, call.metadata, outcomes))
+        await self._turn.acquire()
+        made = self._spawn(self._make(names, change, request, call.metadata, outcomes), on_end=self._turn.release)
         await asyncio.shield(made)
         failures = failures_of(outcomes)
         answers = answers_of(outcomes)
@@ -276,9 +277,8 @@ class _Auth:
     async def _make(
         self, names: Sequence[str], change: Change, request: Message, metadata: bytes, outcomes: dict[str, Any]
     ) -> None:
-        async with self._one_at_a_time:
-            shards = [self._shards[name] for name in names]
-            outcomes |= await ask_in_turn(shards, change.method, request, metadata=metadata, seconds=SECONDS)
+        shards = [self._shards[name] for name in names]
+        outcomes |= await ask_in_turn(shards, change.method, request, metadata=metadata, seconds=SECONDS)
 
     async def _ask_all(self, call: CoroutineCall, method: Method[Any], request: Message) -> dict[str, Any]:
         return await ask_all(

@@ -62,7 +62,7 @@ class DividedBlock(bytes):
 def encode(fields: Fields) -> bytes:
     """A header block for `fields`, in order; a `DividedBlock` if a value is `COMPOSITE`."""
     block = b"".join(encode_field(name, value) for name, value in fields)
-    return DividedBlock(block) if COMPOSITE in block else block
+    return DividedBlock(block) if block.find(COMPOSITE) >= 0 else block
 
 
 def decode(block: bytes) -> Fields:

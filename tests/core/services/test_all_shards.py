@@ -62,6 +62,7 @@ class Asked:
 
     def __init__(self, etcd: ScriptedEtcd) -> None:
         self.etcd = etcd
+        self.table = ALL_SHARDS
         self.open: list[tuple[ScriptedConnection, HeardCall]] = []
         self.most = 0
         self.answers_at_once = True
@@ -88,7 +89,7 @@ class Asked:
         connection.says(headers(stream, HEAD) + b"".join(pieces) + headers(stream, trailers(), end=True))
 
     def answer_to(self, call: HeardCall) -> bytes:
-        _, answer = ALL_SHARDS[call.path.decode()]
+        _, answer = self.table[call.path.decode()]
         return answer.SerializeToString()
 
 
