@@ -1,4 +1,4 @@
-"""The Alarm RPC over several shards: the alarms of all, and the end of one on the shard whose member has it."""
+"""The Alarm RPC over several shards: lists the alarms of all shards, and ends an alarm on the shards that have it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Code, Status
 
 SECONDS: Final = 7.0
-"""How long a shard may take where the client sets no deadline: as long as an etcd takes for its own members."""
+"""Seconds that a shard may take if the client sets no deadline: as long as an etcd takes for its own members."""
 _DEACTIVATE: Final = Method(ALARMS.path, rpc_pb2.AlarmResponse, idempotent=False)
 _ACTIVATE: Final = Status(
     Code.UNIMPLEMENTED,
@@ -50,11 +50,11 @@ class Alarms:
             return await self._deactivate(call, request)
         if request.action == rpc_pb2.AlarmRequest.ACTIVATE:
             raise _ACTIVATE.error()
-        # An etcd that is asked for another action ends with a nil pointer.
+        # Any other action crashes an etcd, with a nil pointer.
         raise Status(Code.INVALID_ARGUMENT, f"esp: there is no alarm action {request.action}").error()
 
     async def _deactivate(self, call: CoroutineCall, request: rpc_pb2.AlarmRequest) -> Response:
-        """Ends an alarm where it is; an alarm that no shard has is asked of all, as etcd answers that with none."""
+        """Ends an alarm on the shards that have it. If none has, asks all shards: etcd then answers with no alarms."""
         question = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
         outcomes = await self._ask(call, ALARMS, question, self._shards.values())
         wanted = rpc_pb2.AlarmMember(memberID=request.memberID, alarm=request.alarm)
@@ -75,7 +75,7 @@ class Alarms:
         return await ask_all(shards, method, request, metadata=call.metadata, seconds=seconds, caller=call)
 
     def _merged(self, outcomes: dict[str, Response | Status]) -> Response:
-        """The alarms of all; there is no place in the answer for what is missing, so all shards must have answered."""
+        """The alarms of all shards. The answer cannot say that a shard is missing, so all must have answered."""
         _raise_first(outcomes)
         answers = answers_of(outcomes).values()
         merged = Response(header=merged_header([answer.header for answer in answers], self._identity))

@@ -1,7 +1,7 @@
 """The Auth service over several shards, which all have the same users and roles.
 
-Permissions are the shards' own business: each looks at its part of a request. What is here makes one of the shards'
-tokens, and keeps the shards alike: a change goes to all of them, and an answer is given where they agree.
+Each shard checks permissions for its part of a request. This module joins the shards' tokens, and keeps the shards
+alike: a change goes to all shards, and a client gets an answer only if all shards agree.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Code, Status
 
 SECONDS: Final = 7.0
-"""How long a shard may take: as long as an etcd for its cluster."""
+"""Seconds that a shard may take: as long as an etcd takes for its cluster."""
 OTHER_METADATA_BYTES: Final = 2048
-"""What a request's metadata beside the token may take."""
+"""Bytes that a request's metadata may take besides the token."""
 ROOT: Final = "root"
 """The user, and the role, without which etcd's auth cannot be enabled."""
 
@@ -48,10 +48,10 @@ _Outcomes = Mapping[str, Any]
 
 
 class Change(NamedTuple):
-    """An RPC that changes what all shards have in common.
+    """An RPC that changes users, roles or the like on all shards.
 
     Attributes:
-        name: of the RPC.
+        name: the name of the RPC.
         request: the type of its request.
         answer: the type of its answer, which has nothing but a header.
     """
@@ -62,18 +62,18 @@ class Change(NamedTuple):
 
     @property
     def method(self) -> Method[Any]:
-        """The RPC, to ask it of a shard."""
+        """The RPC as a call to a shard."""
         return Method(f"/etcdserverpb.Auth/{self.name}".encode(), self.answer, idempotent=False)
 
 
 class Told(NamedTuple):
-    """An RPC that tells what all shards have in common.
+    """An RPC that reads users, roles or the like, which all shards have in common.
 
     Attributes:
         method: the RPC.
         request: the type of its request.
-        told: what of an answer has to be the same.
-        what: says of a request what is not the same, as a clause.
+        told: takes from an answer the part that must be the same on all shards.
+        what: makes of a request a clause that names the difference.
     """
 
     method: Method[Any]
@@ -130,7 +130,7 @@ TOLD: Final = (
 
 
 def permissions_of(role: rpc_pb2.AuthRoleGetResponse) -> frozenset[tuple[bytes, bytes, int]]:
-    """What a role permits: ranges in etcd's encoding, and the kind of access."""
+    """The permissions of a role: ranges in etcd's encoding, and the kind of access."""
     return frozenset((perm.key, perm.range_end, perm.permType) for perm in role.perm)
 
 
@@ -171,7 +171,7 @@ class _Auth:
     async def authenticate(
         self, call: CoroutineCall, request: rpc_pb2.AuthenticateRequest
     ) -> rpc_pb2.AuthenticateResponse:
-        """A composite of the tokens of all shards.
+        """Authenticates on all shards, and answers with a composite of their tokens.
 
         Raises:
             RpcError: a shard's, as it came; or auth is on at some shards only, or the token would be too long.
@@ -199,10 +199,10 @@ class _Auth:
         return rpc_pb2.AuthenticateResponse(header=self._header(answers.values()), token=token)
 
     async def tell(self, asked: Told, call: CoroutineCall, request: Message) -> Message:
-        """What all shards say alike.
+        """The answer on which all shards agree.
 
         Raises:
-            RpcError: a shard's, as it came; or they do not say the same.
+            RpcError: a shard's, as it came; or the shards do not agree.
         """
         outcomes = await self._ask_all(call, asked.method, request)
         said: dict[Hashable, list[str]] = {}
@@ -223,13 +223,13 @@ class _Auth:
         return answer
 
     async def enable(self, call: CoroutineCall, request: rpc_pb2.AuthEnableRequest) -> Message:
-        """Enabled on all shards, when each has the user root with the role root.
+        """Enables auth on all shards, if each has the user root with the role root.
 
-        A shard where it is enabled already refuses a caller without a user, whom the others serve; there is nothing to
-        do there, so that enabling can be finished where it was begun.
+        A shard with auth enabled refuses a caller without a user; the other shards serve such a caller. That shard
+        needs no change, so a call that broke off halfway can be finished.
 
         Raises:
-            RpcError: a shard's, as it came; or there is no root on one.
+            RpcError: a shard's, as it came; or a shard has no root.
         """
         outcomes = await self._ask_all(call, USER_GET, rpc_pb2.AuthUserGetRequest(name=ROOT))
         enabled = [name for name, told in outcomes.items() if told == errors.USER_EMPTY]
@@ -243,9 +243,9 @@ class _Auth:
         return await self._change_on(names, ENABLE, call, request)
 
     async def change(self, change: Change, call: CoroutineCall, request: Message) -> Message:
-        """Made on all shards.
+        """Makes a change on all shards.
 
-        None is changed where one is away, or refuses the caller.
+        If a shard is unreachable or refuses the caller, no shard is changed.
 
         Raises:
             RpcError: the first shard's, as it came; others may have made the change.
@@ -295,7 +295,7 @@ class _Auth:
 
 
 _ABSENT: Final = frozenset((errors.USER_NOT_FOUND, errors.ROLE_NOT_FOUND))
-"""Answers, too: there is none on that shard."""
+"""Errors that count as answers: the shard has no such user or role."""
 
 
 def _is_away(outcome: Message | Status) -> bool:
@@ -303,6 +303,6 @@ def _is_away(outcome: Message | Status) -> bool:
 
 
 def _worst(failures: Iterable[Status]) -> Status:
-    """The first that says more than that a shard is away; the first at all when none does."""
+    """The first failure that is not just an unreachable shard; if all are, the first."""
     failures = list(failures)
     return next((failure for failure in failures if not errors.is_unreachable(failure)), failures[0])

@@ -1,6 +1,6 @@
-"""The checks behind the HTTP pages: each shard is asked for its status, a local read and a read that takes a quorum.
+"""The checks behind the HTTP pages: each shard's status, a local read, and a read that needs a quorum.
 
-Nobody is asked before a page is. However many pages are asked for, a shard has one round of checks in a second.
+Shards are asked only for a page. For any number of pages, a shard is asked at most once a second.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from esp.core.shard import RANGE, STATUS, Method, Shard, ask_for_esp
 from esp.core.wire.status import RpcError, Status
 
 SECONDS: Final = 2.0
-"""How long a shard may take for a check."""
+"""Seconds that a shard may take for a check."""
 FRESH_SECONDS: Final = 1.0
-"""How long the outcome of a round serves further pages, from the round's beginning on."""
+"""Seconds from the beginning of a round in which its outcome serves further pages."""
 _KEY: Final = b"health"
 """The key that `etcdctl endpoint health` reads."""
 _ALARM: Final = re.compile(r"alarm:(\w+)")
@@ -34,9 +34,9 @@ class Verdict:
     """The outcome of one shard's checks.
 
     Attributes:
-        alarms: the names of the alarms that are raised, such as NOSPACE.
-        has_leader, is_learner: as the member says; taken for well where it does not tell.
-        serializable_read, linearizable_read: why such a read fails; "" where it does not.
+        alarms: the names of the raised alarms, such as NOSPACE.
+        has_leader, is_learner: as the member says; taken as good if it does not say.
+        serializable_read, linearizable_read: why such a read fails; "" if it succeeds.
     """
 
     alarms: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Round:
 
     Attributes:
         began: the `monotonic` time.
-        verdicts: those that are known, by the shard's name.
+        verdicts: the verdicts known so far, by the shard's name.
     """
 
     def __init__(self, count: int, background: Background) -> None:
@@ -71,12 +71,12 @@ class Round:
         return len(self.verdicts) == self._count
 
     def follow(self, look: Look) -> None:
-        """Calls `look` now, and with each verdict, until it says that it has seen enough."""
+        """Calls `look` now and after each verdict, until `look` says that it has seen enough."""
         self._looking.append(look)
         self._tell()
 
     def judge(self, shard: str, verdict: Verdict) -> None:
-        """The verdict on a shard is known."""
+        """Takes the verdict on a shard."""
         self.verdicts.setdefault(shard, verdict)
         self._tell()
 
@@ -102,7 +102,7 @@ class Checks:
         self._round: Round | None = None
 
     def ask(self, look: Look) -> None:
-        """Gives `look` the verdicts of a round that is not over, or began within `FRESH_SECONDS`; else of a new one."""
+        """Gives `look` the verdicts of the last round if it is open or fresh (`FRESH_SECONDS`); else of a new one."""
         found = self._round
         if found is None or (found.is_over and monotonic() - found.began > FRESH_SECONDS):
             found = self._round = self._begin()
@@ -140,7 +140,7 @@ async def _outcome(shard: Shard, method: Method[Any], request: Message) -> Messa
 
 
 def _failure(outcome: Message | Status) -> str:
-    """Why a read has failed. A refusal for want of permission is no failure: the member comes to it by reading."""
+    """The reason why a read has failed. A missing permission is no failure: the member reads before it refuses."""
     if not isinstance(outcome, Status) or outcome in (errors.PERMISSION_DENIED, errors.USER_EMPTY):
         return ""
     return outcome.message or f"code {outcome.code}"

@@ -16,7 +16,7 @@ from esp.core.wire.status import Code, Status
 
 MEMBER_LIST: Final = b"/etcdserverpb.Cluster/MemberList"
 NAME: Final = "esp"
-"""The member's name; clients leave out members without one, which are those that have not started."""
+"""The member's name. Clients leave out a member without a name, as one that has not started."""
 NOT_ADVERTISED: Final = Status(
     Code.FAILED_PRECONDITION,
     "esp: this proxy does not know under which URL clients reach it, since it listens on a wildcard address; "
@@ -27,12 +27,12 @@ NOT_ADVERTISED: Final = Status(
 def handlers(identity: Identity, advertised: Callable[[], Sequence[str]]) -> Mapping[bytes, Handler]:
     """The handler of MemberList, by path.
 
-    All proxies in front of the same shards answer under one member id. So they are one member here, whose client URLs
-    are the advertised ones. Each call is answered from the config, with or without `linearizable`.
+    All proxies in front of the same shards answer under one member id. So they are one member here, with the advertised
+    URLs as its client URLs. Each call is answered from the config, with or without `linearizable`.
 
     Args:
         identity: the ids under which esp answers.
-        advertised: gives the URLs under which clients reach this proxy; none where nobody has told.
+        advertised: gives the URLs under which clients reach this proxy; none if they are not known.
     """
 
     def answer(_: rpc_pb2.MemberListRequest) -> rpc_pb2.MemberListResponse:

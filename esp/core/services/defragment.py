@@ -1,4 +1,4 @@
-"""The Defragment RPC over several shards: one after the other, where the config says `defragment: sequential`."""
+"""The Defragment RPC over several shards, one after the other, if the config says `defragment: sequential`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _AUTH_CODES: Final = frozenset((Code.UNAUTHENTICATED, Code.PERMISSION_DENIED))
 class Defragment:
     """Serves the calls, one at a time: a member that defragments answers nothing else.
 
-    Of each shard one member defragments, the one that esp is connected to; the files of the others stay as they are.
+    In each shard one member defragments: the member that esp is connected to. The files of the other members stay as
+    they are.
     """
 
     def __init__(self, shards: Mapping[str, Shard]) -> None:
@@ -38,13 +39,14 @@ class Defragment:
     async def serve(self, call: CoroutineCall, request: rpc_pb2.DefragmentRequest) -> rpc_pb2.DefragmentResponse:
         """The answer to one call: empty, as etcd's, once all shards are done.
 
-        A client that gives up ends it after the shard that is at work.
+        If the client gives up, the shard that is at work finishes, and no further shard is asked.
 
         Raises:
-            RpcError: that of the first shard that fails; the shards before it are done, those after it are not asked.
+            RpcError: the error of the first shard that fails. The shards before it are done, the shards after it are
+                not asked.
         """
         if call.entry is not None:
-            call.entry.close()  # the places are for calls that shards answer at once
+            call.entry.close()  # this call needs no places: they are for calls that shards answer quickly
         async with self._turn:
             done: list[str] = []
             for shard in self._shards.values():
@@ -62,7 +64,7 @@ class Defragment:
         return rpc_pb2.DefragmentResponse()
 
     def _failed(self, shard: Shard, status: Status, done: list[str]) -> Status:
-        """The shard's status as it came where nothing was done, or where clients look at its text."""
+        """The error of a failed shard: its status as it came, if nothing was done yet or clients look at the text."""
         if not done or status.code in _AUTH_CODES:
             return status
         names = list(self._shards)

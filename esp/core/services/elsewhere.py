@@ -1,4 +1,4 @@
-"""RPCs that concern one etcd cluster: over several shards esp refuses each, and names what to run on the shards."""
+"""RPCs that concern one etcd cluster. Over several shards esp refuses them, and names the commands for each shard."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ COMMANDS: Final[dict[bytes, str]] = {
         (_MAINTENANCE + "Downgrade", "downgrade enable VERSION"),
     )
 }
-"""The arguments of etcdctl that make the call, by path."""
+"""The arguments with which etcdctl makes the call, by path."""
 
 _ONE_ENDPOINT: Final = frozenset((b"/etcdserverpb.Maintenance/Snapshot",))
-"""RPCs for which etcdctl takes one endpoint only."""
+"""RPCs for which etcdctl takes only one endpoint."""
 _ENDPOINTS_SHOWN: Final = 5
 _MOST_CHARACTERS: Final = 1200
-"""How long a text may become: clients take some kilobytes of metadata in an answer."""
+"""The most characters of a text: clients take only some kilobytes of metadata in an answer."""
 
 
 def refusals(shards: Mapping[str, Shard], cures: Mapping[bytes, str]) -> dict[bytes, Refuse]:
@@ -41,7 +41,7 @@ def refusals(shards: Mapping[str, Shard], cures: Mapping[bytes, str]) -> dict[by
 
     Args:
         shards: the shards of the layout, by name.
-        cures: what a config can say to have esp serve an RPC all the same, by path.
+        cures: the config that makes esp serve the RPC, by path.
     """
     return {path: Refuse(_refusal(path, shards.values(), cures.get(path, ""))) for path in COMMANDS}
 

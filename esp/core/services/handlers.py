@@ -28,11 +28,11 @@ UNFLUSHED_BYTES: Final = 262144
 SMALL_CALL: Final = 4
 """Places that a call to all shards takes, which asks each for little."""
 MOST_BYTES: Final = 2**32 - 1
-"""Most bytes of a gRPC message."""
+"""The most bytes of a gRPC message."""
 
 
 class Spawn(Protocol):
-    """Starts a task that somebody else owns and awaits: `Background.start`."""
+    """Starts a task that another object owns and awaits: `Background.start`."""
 
     def __call__(
         self,
@@ -41,7 +41,7 @@ class Spawn(Protocol):
         on_bug: Callable[[], object] | None = None,
         on_end: Callable[[], object] | None = None,
     ) -> asyncio.Task[None]:
-        """See there."""
+        """As `Background.start`."""
 
 
 class PassUnary(Handler):
@@ -52,7 +52,7 @@ class PassUnary(Handler):
         self.idempotent = idempotent
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """Sends it on as it came."""
+        """Sends the message on unchanged."""
         self.shard.splice(stream, message)
 
 
@@ -76,7 +76,7 @@ class PassCounted(PassUnary):
 
 
 class PassStream(Handler):
-    """Passes streaming calls, and calls esp does not know, on to one shard, in both directions."""
+    """Passes streaming calls, and calls that esp does not know, on to one shard, in both directions."""
 
     streaming = True
 
@@ -89,7 +89,7 @@ class PassStream(Handler):
 
 
 class Local(Handler):
-    """Parses a call's one request, and answers with the message that a function makes at once, of what esp knows.
+    """Parses a call's one request, and answers at once with the message that a function makes of esp's own knowledge.
 
     The function may raise RpcError.
     """
@@ -109,7 +109,7 @@ class Local(Handler):
 
 
 class Timed(Coroutine[Any, Any, Result]):
-    """A coroutine whose work is charged to a client's connection step by step. The name is the wrapped coroutine's."""
+    """A coroutine whose steps are charged to a client's connection."""
 
     __slots__ = ("__qualname__", "_connection", "_work")
 
@@ -119,15 +119,15 @@ class Timed(Coroutine[Any, Any, Result]):
         self._connection = connection
 
     def __getattr__(self, name: str) -> Any:
-        # It goes by the name of what it times.
+        # The name of the wrapped coroutine.
         return getattr(self._work, name)
 
     def __await__(self) -> Generator[Any, None, Result]:
-        """A task takes it as it is; nobody else does."""
+        """Not called: a task takes the coroutine itself."""
         return self._work.__await__()
 
     def send(self, value: Any, /) -> Any:
-        """The next step."""
+        """Does the next step."""
         clock = self._connection.clock
         began = clock()
         try:
@@ -136,7 +136,7 @@ class Timed(Coroutine[Any, Any, Result]):
             self._connection.charge(clock() - began)
 
     def throw(self, *error: Any) -> Any:
-        """The next step, which begins with an exception."""
+        """Does the next step, which begins with an exception."""
         return self._work.throw(*error)
 
     def close(self) -> None:
@@ -157,10 +157,10 @@ class CoroutineCall(Sink):
     """A call served by a coroutine, which is cancelled when the client goes away, and waits for a slow client.
 
     Attributes:
-        stream: the client's.
-        entry: the places at shards of a call that spans them; None for a call that needs none.
-        keeps: the places that are not given back when shards have answered, since they are asked again then.
-        task: the coroutine's.
+        stream: the client's stream.
+        entry: the places at shards, if the call spans shards; None if it needs no places.
+        keeps: the places that the call keeps when shards have answered, because it will ask them again.
+        task: the task of the coroutine.
     """
 
     __slots__ = ("_room", "_unflushed", "_waiting", "entry", "keeps", "stream", "task")
@@ -178,14 +178,14 @@ class CoroutineCall(Sink):
     def start(
         self, spawn: Spawn, work: Coroutine[Any, Any, None], on_end: Callable[[], object] | None = None
     ) -> asyncio.Task[None]:
-        """Runs `work`, and turns what it raises into the call's status; `on_end` is called however it ends."""
+        """Runs `work`, and turns its exceptions into the call's status. `on_end` is called in any case, at the end."""
         timed = self.timed(self._run(work))
         self.task = spawn(timed, on_bug=self.stream.on_bug, on_end=partial(_ended, work, on_end))
         return self.task
 
     @property
     def metadata(self) -> bytes:
-        """The client's metadata that go along to a shard, encoded."""
+        """The client's metadata for shards, encoded."""
         return self.stream.head.forward[1]
 
     def seconds(self, most: float) -> float:
@@ -194,7 +194,7 @@ class CoroutineCall(Sink):
         return most if remaining is None else min(most, remaining)
 
     def timed(self, work: Coroutine[Any, Any, Result]) -> Timed[Result]:
-        """A part of the work, as a task of its own, which the client is charged for as well."""
+        """`work`, for a task of its own, with its time charged to the client as well."""
         return Timed(work, self.stream.connection)
 
     def enter(self, shard: str) -> None:
@@ -203,7 +203,7 @@ class CoroutineCall(Sink):
             self.entry.enter(shard)
 
     def enter_anew(self, shards: Iterable[str]) -> None:
-        """All these shards have answered and are asked once more: the time to hold places for begins anew."""
+        """All these shards have answered and are asked once more: the time to hold places begins anew."""
         entry = self.entry
         if entry is not None:
             for shard in tuple(entry.held):
@@ -219,9 +219,10 @@ class CoroutineCall(Sink):
         entry.leave(shard)
 
     def work_on(self, sizes: Mapping[str, int]) -> None:
-        """The shards' answers, of so many bytes, are work to the end of the call, which takes places, too.
+        """Takes places for the work with the shards' answers, of so many bytes, until the end of the call.
 
-        To be called again within a second of work: who holds places for longer seems to wait for a stopped shard.
+        Call this again within each second of work. A call that holds places for longer seems to wait for a stopped
+        shard.
         """
         if self.entry is not None:
             self.enter_anew(sizes)
@@ -234,7 +235,7 @@ class CoroutineCall(Sink):
             self.entry.heard(shard)
 
     def replied(self, shard: str) -> None:
-        """A shard has answered what it was asked for this call: its place there is free."""
+        """A shard has answered for this call: frees the call's place there."""
         if self.entry is not None:
             self.entry.replied(shard)
 
@@ -250,7 +251,7 @@ class CoroutineCall(Sink):
             self._finish(INTERNAL_ERROR)
         finally:
             self.stream.sink = None
-            self.task = None  # or it would hold on to itself, and to all that its frames hold, when it is cancelled
+            self.task = None  # otherwise a cancelled task would refer to itself, and keep all objects of its frames
             self.stream.connection.context.flush_soon()
 
     def _finish(self, status: Status) -> None:
@@ -260,15 +261,14 @@ class CoroutineCall(Sink):
     async def write(self, data: bytes) -> None:
         """Sends DATA, and waits while earlier DATA still waits for the client to read.
 
-        No more bytes wait than one write has, and one turn of the loop sends no more than UNFLUSHED_BYTES and one
-        write.
+        At most the bytes of one write wait. A turn of the loop sends at most UNFLUSHED_BYTES and one write.
         """
         if self.stream.send_data(data, False):
             self._unflushed += len(data)
             if self._unflushed > UNFLUSHED_BYTES:
                 self._unflushed = 0
-                self.stream.connection.context.flush()  # only then does a full transport say so
-                await asyncio.sleep(0)  # and others have their turn
+                self.stream.connection.context.flush()  # only a flush shows that the transport is full
+                await asyncio.sleep(0)  # the others' turn
         else:
             self._waiting += len(data)
             self.stream.connection.context.flush()
@@ -277,7 +277,7 @@ class CoroutineCall(Sink):
                 await self._room
 
     async def respond(self, size: int, pieces: Iterable[bytes]) -> None:
-        """The whole answer of a unary call, of so many bytes: a message in pieces, asked for as they leave.
+        """Sends the whole answer of a unary call: a message of `size` bytes, in pieces that are made as they leave.
 
         Raises:
             RpcError: the answer is larger than a message can be.
@@ -286,7 +286,7 @@ class CoroutineCall(Sink):
             text = "esp: the answer is larger than a gRPC message can be; ask for less at once (limit)"
             raise Status(Code.RESOURCE_EXHAUSTED, text).error()
         if size <= MAX_FRAME_SIZE:
-            self.stream.respond(b"".join(pieces))  # what waits for the client takes less than a task that does
+            self.stream.respond(b"".join(pieces))  # waiting bytes take less memory than a waiting task
             return
         self.stream.start()
         waiting = bytearray(b"\0" + pack_u32(size))
@@ -313,15 +313,15 @@ class CoroutineCall(Sink):
 
 
 def _ended(work: Coroutine[Any, Any, None], on_end: Callable[[], object] | None) -> None:
-    work.close()  # it never began where its client was gone in the same turn of the loop
+    work.close()  # the work has not begun if its client was gone in the same turn of the loop
     if on_end is not None:
         on_end()
 
 
 class AskAll(Handler):
-    """Parses a call's one request, which all shards are asked, and answers with the message that a coroutine makes.
+    """Parses a call's one request, and answers with the message of a coroutine that asks all shards.
 
-    The call begins when there is a place at each shard, save those that have stopped or are away.
+    The call begins when there is a place at each shard, except shards that have stopped or are unreachable.
     """
 
     def __init__(
@@ -337,7 +337,7 @@ class AskAll(Handler):
         self._work = work
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """Starts the coroutine when its turn has come."""
+        """Starts the coroutine when the call's turn has come."""
         try:
             request = parse(self._request, message)
         except RpcError as error:
@@ -364,10 +364,10 @@ def let_in_to_all(
 
 
 def parse(request: type[Message], message: bytes) -> Any:
-    """A prefixed message parsed.
+    """The request in a message with prefix.
 
     Raises:
-        RpcError: `message` is no such request; with etcd's code, and a text that begins like etcd's.
+        RpcError: `message` is no such request. Code and beginning of the text are etcd's.
     """
     try:
         return request.FromString(message[PREFIX_SIZE:])

@@ -1,4 +1,4 @@
-"""The health service of gRPC, `grpc.health.v1`, over several shards: esp serves while any shard can be asked."""
+"""The health service of gRPC, `grpc.health.v1`, over several shards: SERVING while esp has a connection to any."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Response = health_pb2.HealthCheckResponse
 class Health:
     """Serves the calls of all clients; outlives layouts, as the calls of Watch do.
 
-    A server has one health, under the name "". Other names are unknown, as they are to etcd.
+    A server has one health, under the name "". Other names are unknown, as in etcd.
 
     Args:
-        is_serving: tells whether any shard can be asked.
+        is_serving: tells whether esp has a connection to any shard.
 
     Attributes:
-        watching: the calls of Watch that are open.
+        watching: the open calls of Watch.
     """
 
     def __init__(self, is_serving: Callable[[], bool]) -> None:
@@ -48,7 +48,7 @@ class Health:
         }
 
     def status(self, service: str) -> Response.ServingStatus:
-        """What a Watch of this service is told now."""
+        """The present status of a service, for Watch."""
         if service:
             return Response.SERVICE_UNKNOWN
         return Response.SERVING if not self._stopped and self._is_serving() else Response.NOT_SERVING
@@ -63,7 +63,7 @@ class Health:
         return health_pb2.HealthListResponse(statuses={"": Response(status=self.status(""))})
 
     def open(self, stream: ServerStream, service: str) -> None:
-        """A client watches: it is told the status now, and each change of it."""
+        """Begins a Watch: the client gets the status now, and after each change."""
         if self._stopped:
             stream.finish(errors.SERVER_STOPPED)
             return
@@ -72,7 +72,7 @@ class Health:
         HealthWatch(self, stream, service).tell()
 
     def tick(self) -> None:
-        """Tells those who watch of a change."""
+        """Tells the watching clients of a change."""
         status = self.status("")
         if status != self._told:
             self._told = status
@@ -80,7 +80,7 @@ class Health:
                 watch.tell()
 
     def stop(self) -> None:
-        """The proxy stops: from now on it does not serve, and whoever watches asks another one."""
+        """The proxy stops: ends the calls of Watch. From now on the status is NOT_SERVING."""
         self._stopped = True
         for watch in tuple(self.watching):
             watch.stop()
@@ -113,7 +113,7 @@ class HealthWatch(Sink):
         self._stream.finish(errors.SERVER_STOPPED)
 
     def drained(self, size: int) -> None:
-        """What waited has left, or a part of it."""
+        """Waiting bytes have left."""
         self._waits = self._stream.pending is not None
         self.tell()
 
@@ -135,7 +135,7 @@ class _Watch(Handler):
         self._health = health
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """The call's one request has come."""
+        """Begins the watch that the request names."""
         try:
             request = parse(health_pb2.HealthCheckRequest, message)
         except RpcError as error:

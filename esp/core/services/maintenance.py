@@ -1,4 +1,4 @@
-"""RPCs whose answer is made of the answers of all shards: Status of the Maintenance service."""
+"""RPCs whose answer is made of all shards' answers: Status of the Maintenance service."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Status
 
 STATUS_SECONDS: Final = 2.0
-"""How long a shard may take to tell its status; etcdctl waits 5 s for all of it."""
+"""Seconds that a shard may take for its status; etcdctl waits 5 s for the whole call."""
 
 
 class Merged(NamedTuple):
-    """A unary RPC that is asked of all shards.
+    """A unary RPC that esp sends to all shards.
 
     Attributes:
         method: the RPC.
         request: the type of its request.
-        merge: makes the answer of the outcomes of all shards, by name; raises RpcError where there is none.
-        seconds: how long a shard may take before it counts as unreachable.
+        merge: makes the answer from the outcomes of all shards, by name; raises RpcError if there can be no answer.
+        seconds: the time that a shard may take before it counts as unreachable.
     """
 
     method: Method[Any]
@@ -45,14 +45,14 @@ def handlers(routing: Routing, gate: Gate) -> Mapping[bytes, Handler]:
 
 
 async def ask_for(routing: Routing, asked: Merged, call: CoroutineCall, request: Message) -> Message:
-    """The answer to a client's call, merged of those of all shards."""
+    """The answer to a client's call, merged from the answers of all shards."""
     outcomes = await ask_all(
         routing.shards.values(),
         asked.method,
         request,
         metadata=call.metadata,
         seconds=call.seconds(asked.seconds),
-        # Where something changes, no lack of memory may keep an answer from being heard.
+        # A call that changes something takes its answers even without memory for them: their outcome must be known.
         down=call.stream if asked.method.idempotent else None,
         caller=call,
     )
@@ -60,19 +60,19 @@ async def ask_for(routing: Routing, asked: Merged, call: CoroutineCall, request:
 
 
 def merge_status(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | Status]) -> rpc_pb2.StatusResponse:
-    """One status made of those of the shards that answer; the errors in it say what is wrong with the others.
+    """One status, made from those of the shards that answer. Its `errors` name the faults of the other shards.
 
-    Sizes are summed up, of versions the lowest counts, of the raft's numbers, which are for people, the highest. esp
-    calls itself the leader where every shard has one.
+    Sizes are added up. The version is the lowest. The numbers of raft, which are for people, are the highest. esp calls
+    itself the leader if every shard has a leader.
 
     Raises:
-        RpcError: there is none.
+        RpcError: no shard answers.
     """
     answers = answers_of(outcomes)
     if not answers:
         raise next(iter(failures_of(outcomes).values())).error()
     told = list(answers.values())
-    quotas = [answer.dbSizeQuota for answer in told]  # etcd tells them from 3.6 on
+    quotas = [answer.dbSizeQuota for answer in told]  # in etcd's answer from 3.6 on
     merged = rpc_pb2.StatusResponse(
         version=min((answer.version for answer in told), key=version_key),
         storageVersion=min((answer.storageVersion for answer in told), key=version_key),
@@ -99,9 +99,9 @@ def merge_status(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | 
 
 
 MERGED: Final = (Merged(STATUS, rpc_pb2.StatusRequest, merge_status, STATUS_SECONDS),)
-"""Another RPC over all shards is a method in `shard/unary.py`, an entry here, and a function that merges answers."""
+"""A further RPC over all shards needs a method in `shard/unary.py`, an entry here, and a function to merge answers."""
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """Orders versions such as 3.5.21 or 3.6.0-rc.1; "" comes first."""
+    """A sort key for versions such as 3.5.21 or 3.6.0-rc.1; "" comes first."""
     return tuple(int(part) for part in version.split("-")[0].split(".") if part.isdecimal())

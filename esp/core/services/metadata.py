@@ -11,11 +11,11 @@ from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import Code, Status
 
 SHARD: Final = b"esp-shard"
-"""Names the one shard that a call is for."""
+"""The metadata key that sends a call to the shard it names."""
 READ: Final = b"esp-read"
-"""The way in which several shards are read, for this call, in place of the configured one.
+"""The metadata key that says how this call reads several shards, whatever the config says.
 
-`snapshot`: all at one moment; `each`: each shard at its own moment; `default`: as where nothing is configured.
+`snapshot`: all shards at one moment; `each`: each shard at its own moment; `default`: as without any config.
 """
 
 _OWN: Final = (SHARD, READ)
@@ -24,7 +24,7 @@ LOAD_BEARING: Final = frozenset((b"token", b"authorization", b"hasleader", b"cli
 
 
 def refuse(head: RequestHead) -> Status | None:
-    """The fault in the metadata for esp, for a call of any kind; None without one."""
+    """The refusal of a call with a fault in esp's own metadata keys; None if there is no fault."""
     said: dict[bytes, bytes] = {}
     for name, value in head.fields:
         if name in _OWN:
@@ -38,12 +38,12 @@ def refuse(head: RequestHead) -> Status | None:
 
 
 def has_token(head: RequestHead) -> bool:
-    """Whether the call comes with an auth token, whatever that is worth."""
+    """Whether the call has an auth token, valid or not."""
     return any(name in FIELDS for name, _ in head.fields)
 
 
 def load_bearing(head: RequestHead) -> Fields:
-    """Whose call it is, and what it asks of etcd besides its message. Calls with the same may share a stream."""
+    """The metadata that change etcd's answer: token and options. Calls with the same ones may share a stream."""
     return [field for field in head.fields if field[0] in LOAD_BEARING]
 
 

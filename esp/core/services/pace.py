@@ -1,9 +1,9 @@
-"""The steps in which a large request is looked through, so that others have their turn in between."""
+"""The steps in which esp looks through a large request, so that others have their turn in between."""
 
 from __future__ import annotations
 
 LOOKED_AT_ONCE = 100
-"""Compares and operations that are looked at in one step; that takes some 0.3 ms."""
+"""Compares and operations in one step, which takes some 0.3 ms."""
 
 
 class Pace:

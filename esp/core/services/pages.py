@@ -1,8 +1,9 @@
-"""The plain HTTP pages: what probes and people ask for, over HTTP/1.1 and HTTP/2 alike.
+"""The plain HTTP pages for probes and people, the same over HTTP/1.1 and HTTP/2.
 
-Names, bodies and queries are etcd's (`server/etcdserver/api/etcdhttp`). With one shard a page says of the shard
-what etcd says of itself. With several, esp is healthy while any of them is: a load balancer that took the proxy out for
-one shard would take the others' keys away as well. `/readyz?verbose` and `/readyz/shard/NAME` tell of each shard.
+Names, bodies and queries are etcd's (`server/etcdserver/api/etcdhttp`). With one shard, a page says of the shard what
+etcd says of itself. With several shards, esp is healthy while any shard is. Otherwise a load balancer would take the
+proxy out for one shard, and the keys of all other shards with it. `/readyz?verbose` and `/readyz/shard/NAME` report on
+each shard.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ _NOT_FOUND: Final = Page(404, b"404 page not found\n", headers=_NO_SNIFF)
 _WRONG_METHOD: Final = Page(405, b"Method Not Allowed\n", headers=(("Allow", "GET"), *_NO_SNIFF))
 _VERSION: Final = version("etcd-sharding-proxy")
 _ABSOLUTE: Final = re.compile(r"^https?://[^/?]*", re.IGNORECASE)
-"""What stands in front of the path where a request names all of its URL (RFC 9112, section 3.2.2)."""
+"""The part in front of the path, if a request has its whole URL (RFC 9112, section 3.2.2)."""
 _SHARD: Final = "shard/"
 
 Query = Mapping[str, list[str]]
 Check = Callable[[Verdict], str]
-"""Why a shard does not pass; "" where it does."""
+"""The reason why a shard does not pass; "" if it does."""
 
 
 def _data_corruption(verdict: Verdict) -> str:
@@ -53,7 +54,7 @@ READY_CHECKS: Final[dict[str, Check]] = {
 }
 """The checks of /readyz, by etcd's names."""
 LIVE_CHECKS: Final[dict[str, Check]] = {"serializable_read": READY_CHECKS["serializable_read"]}
-"""Those of /livez that are asked for by name; esp itself lives while it answers, whatever its shards do."""
+"""The checks of /livez, for requests that name one. esp itself lives while it answers, whatever its shards do."""
 
 
 class Pages(Handler):
@@ -67,7 +68,7 @@ class Pages(Handler):
         self._names = list(routing.shards)
 
     def find(self, method: str, target: str, answer: AnswerPage) -> None:
-        """Gives `answer` the page for an HTTP request: at once, or when shards have been asked."""
+        """Gives `answer` the page for an HTTP request: at once, or when shards have answered."""
         path, _, query = _ABSOLUTE.sub("", target).partition("?")
         make = self._page(path)
         if make is None:
@@ -125,7 +126,7 @@ class Pages(Handler):
         self._checks.ask(look)
 
     def _ready(self, checks: Mapping[str, Check], names: list[str], query: Query, answer: AnswerPage) -> None:
-        """Ready is who has a shard, among `names`, that passes all checks which the query does not exclude."""
+        """The page of /readyz: ready if a shard in `names` passes all checks that the query does not exclude."""
         excluded = frozenset(query.get("exclude", ()))
         checks = {name: check for name, check in checks.items() if name not in excluded}
         verbose = "verbose" in query
@@ -146,7 +147,7 @@ class Pages(Handler):
         self._checks.ask(look)
 
     def _known(self, names: Iterable[str], found: Round) -> dict[str, Verdict]:
-        """The verdicts that are there, in the order of the shards."""
+        """The verdicts known so far, in the order of the shards."""
         return {name: found.verdicts[name] for name in names if name in found.verdicts}
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
@@ -167,7 +168,7 @@ def _livez(query: Query, answer: AnswerPage) -> None:
 
 
 def _sickness(verdict: Verdict, excluded: frozenset[str], serializable: bool) -> str:
-    """Why etcd would say that this shard is not healthy; "" where it is."""
+    """The reason why etcd would call this shard unhealthy; "" if it is healthy."""
     alarm = next((alarm for alarm in verdict.alarms if alarm not in excluded), None)
     if alarm is not None:
         return f"ALARM {alarm if alarm in ('NOSPACE', 'CORRUPT') else 'UNKNOWN'}"
@@ -178,7 +179,7 @@ def _sickness(verdict: Verdict, excluded: frozenset[str], serializable: bool) ->
 
 
 def _lines(checks: Mapping[str, Check], verdicts: Mapping[str, Verdict]) -> Iterable[str]:
-    """A line for each check, then, of several shards, one for each."""
+    """A line for each check; and with several shards, a line for each shard."""
     for name, check in checks.items():
         reasons = {shard: check(verdict) for shard, verdict in verdicts.items()}
         if "" in reasons.values():
@@ -196,7 +197,7 @@ def _lines(checks: Mapping[str, Check], verdicts: Mapping[str, Verdict]) -> Iter
 
 
 def _one_or_each(reasons: Mapping[str, str], between: str) -> str:
-    """The reason, with the shard's name where there are several shards."""
+    """The reasons; each with its shard's name if there are several shards."""
     if len(reasons) == 1:
         return next(iter(reasons.values()))
     return between.join(f"shard {name}: {reason}" for name, reason in reasons.items())

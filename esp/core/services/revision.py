@@ -1,9 +1,9 @@
 """Revisions over several shards: the revision in a merged header, and the meaning of a client's number on each shard.
 
-An answer of several shards bears a vector token (`esp.core.tokens`) as its header's revision. In a request, the token
-means for each shard that shard's revision in the vector, so the number is translated before the shard sees it. A token
-that this proxy does not know is answered with etcd's "compacted": this history cannot be had here, which is true, and
-every client then lists again.
+An answer of several shards has a vector token (`esp.core.tokens`) as its header's revision. In a request, a token means
+for each shard that shard's revision in the vector, so esp translates the number before the shard gets it. A token that
+this proxy does not know gets etcd's "compacted". That is true, because this history is not available here; and every
+client then lists again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def position_of(tokens: Tokens, number: int) -> Position | None:
     """The meaning of a revision that a client sent, if it is a token; None for any other number.
 
     Raises:
-        RpcError: the token is not known here.
+        RpcError: this proxy does not know the token.
     """
     if not tokens.is_token(number):
         return None
@@ -59,7 +59,7 @@ def on_shard(tokens: Tokens, number: int, shard: str) -> int:
     """A revision that a client sent, as `shard` counts.
 
     Raises:
-        RpcError: the revision is a token that is not known here, or that says nothing about this shard.
+        RpcError: the revision is a token that this proxy does not know, or that has no revision for this shard.
     """
     position = position_of(tokens, number)
     if position is None:
@@ -68,10 +68,10 @@ def on_shard(tokens: Tokens, number: int, shard: str) -> int:
 
 
 def part_of(position: Position, shard: str) -> int:
-    """The revision of `shard` that a position means.
+    """The revision of `shard` at a position.
 
     Raises:
-        RpcError: the position says nothing about this shard.
+        RpcError: the position has no revision for this shard.
     """
     revision = position.revision(shard)
     if not revision:
@@ -83,7 +83,7 @@ def read_at(position: Position, shard: str) -> int:
     """The revision at which `shard` is read for a position.
 
     Raises:
-        RpcError: the position says nothing about this shard, or is a token with an offset, which is no moment.
+        RpcError: the position has no revision for this shard, or is a token with an offset, which is no moment.
     """
     if position.offset:
         raise errors.COMPACTED.error()

@@ -1,4 +1,4 @@
-"""Which handler serves which call."""
+"""Finds the handler of each call."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ READS: Final = frozenset(
         "/grpc.health.v1.Health/List",
     )
 )
-"""RPCs that change nothing, so that one whose fate is unknown may be sent again."""
+"""RPCs that change nothing, so a call with an unknown fate may be sent again."""
 
 _SERVICES: Final = frozenset(path.split(b"/")[1] for path in METHODS)
 
@@ -59,8 +59,8 @@ class Router:
 
     Args:
         routing: the shards.
-        gate: the places at them.
-        served: handlers of the RPCs esp serves over several shards; with one shard everything is passed on.
+        gate: the places at the shards.
+        served: handlers of the RPCs that esp serves over several shards; with one shard esp passes on everything.
         page: the handler of requests that are not gRPC.
     """
 
@@ -74,7 +74,7 @@ class Router:
             self._served[STATUS_PATH] = NoShard(status)
 
     def find(self, head: RequestHead) -> Handler:
-        """The handler of `head`, which is left with `forward` made for it and the fields that are of use later."""
+        """The handler of `head`. Also makes `head.forward`, and drops the fields that nobody needs later."""
         handler = self._handler(head)
         head.keep(_READ_LATER)
         return handler
@@ -99,7 +99,7 @@ class Router:
             return Refuse(unknown_encoding(head.encoding))
         if not handler.forwards:
             return handler
-        # A message of a unary call is decompressed before it is looked at, so its encoding does not go along.
+        # esp decompresses the message of a unary call, so the encoding is not sent on.
         dropping = _OURS if handler.streaming else _OURS | {b"grpc-encoding"}
         head.forward = head.path, head.encode_metadata(dropping=dropping)
         return handler
@@ -111,10 +111,10 @@ _READ_LATER: Final = metadata.LOAD_BEARING | {metadata.READ}
 
 
 class NoShard(Handler):
-    """Serves Status for clients, and tells an esp that asks whether this is an etcd what this is.
+    """Serves Status for clients, and tells another esp that this is an esp, not an etcd.
 
     Attributes:
-        handler: of a client's call.
+        handler: the handler of clients' calls.
     """
 
     def __init__(self, handler: Handler) -> None:
@@ -122,7 +122,7 @@ class NoShard(Handler):
         self.idempotent = handler.idempotent
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """A client's goes on; a probe goes nowhere."""
+        """Gives a client's call to `handler`; answers the probe of an esp itself."""
         if is_probe(message):
             stream.finish(errors.IS_ESP)
         else:

@@ -1,4 +1,4 @@
-"""Sorting rows a few at a time, so that nobody waits for a large answer to be sorted."""
+"""Sorts rows a few at a time, so that no other client waits while a large answer is sorted."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from esp.core.pb import kv_pb2, rpc_pb2
 
 RUN_ROWS: Final = 128
 RUN_BYTES: Final = 131_072
-"""Rows that are worked on in one go."""
+"""Bytes of rows that are worked on in one step."""
 COUNTED_ROWS: Final = 8192
-"""Rows whose bytes are counted in one go."""
+"""Rows whose bytes are counted in one step."""
 MERGED_RUNS: Final = 16
-"""Runs that are merged at once; to find the first of their rows some are compared in one go."""
+"""Runs that are merged at once. To find the first of their rows, some rows are compared in one step."""
 FIRST_COMPARED: Final = 4096
 COMPARED: Final = 65_536
 """Bytes of long values that are compared at once."""
 HEAD_BYTES: Final = 64
-"""Leading bytes of each value that are kept for comparing; where they are equal, the rest is looked up."""
+"""Leading bytes of each value that are kept to compare; only if they are equal, the rest is looked up."""
 
 
 def parse_row(row: bytes) -> kv_pb2.KeyValue:
@@ -30,18 +30,18 @@ def parse_row(row: bytes) -> kv_pb2.KeyValue:
 
 
 class _Rest:
-    """The rest of a value, behind its head: found in its row when it is compared, a part at a time."""
+    """The rest of a value behind its head. To compare it, a part at a time is taken from the row."""
 
     __slots__ = ("_end", "_row", "_start")
 
     def __init__(self, row: bytes, value: bytes) -> None:
         self._row = row
-        start = row.rfind(value) if value else 0  # behind it are a few bytes at most
+        start = row.rfind(value) if value else 0  # only a few bytes follow the value
         self._start = start + HEAD_BYTES
         self._end = start + len(value)
 
     def _compared(self, other: _Rest) -> int:
-        """Below 0 when this one comes first, above 0 when the other does."""
+        """Below 0 if this rest comes first, above 0 if the other does."""
         mine, others = self._start, other._start
         size = FIRST_COMPARED
         while mine < self._end and others < other._end:
@@ -80,7 +80,7 @@ def by_value(row: bytes) -> tuple[bytes, _Rest]:
 
 
 async def in_turns(rows: Iterable[bytes]) -> Any:
-    """The rows in portions that may be worked on in one go, with a turn of the loop for everybody else between two."""
+    """The rows in portions, each small enough for one step, with a turn of the loop for others after each."""
     portion: list[bytes] = []
     size = 0
     for row in rows:
@@ -95,7 +95,7 @@ async def in_turns(rows: Iterable[bytes]) -> Any:
 
 
 async def bytes_of(rows: Sequence[bytes]) -> int:
-    """How many bytes they have together."""
+    """The bytes of all rows together."""
     size = 0
     for at in range(0, len(rows), COUNTED_ROWS):
         size += sum(map(len, rows[at : at + COUNTED_ROWS]))
@@ -124,7 +124,7 @@ async def sort(rows: Iterable[bytes], key: Any, *, descend: bool, limit: int) ->
         for at in range(0, len(run), COUNTED_ROWS):
             portion = slice(at, at + COUNTED_ROWS)
             ordered += [row for _, row in run[portion]]
-            run[portion] = [_GONE] * len(run[portion])  # not all at once in the end
+            run[portion] = [_GONE] * len(run[portion])  # frees the rows step by step, not all at once in the end
             await asyncio.sleep(0)
     return ordered
 

@@ -1,10 +1,10 @@
 """Numbers in the messages that esp writes by hand, in a form that all decoders read alike.
 
-protobuf writes nearly all numbers. All others are written here, in the shortest form or, where the length has to be
-known first, padded to at most MOST_BYTES. protobuf allows ten bytes, but decoders read a tenth byte differently: it
-holds one bit of the 64, which protobuf-java takes for set whenever the byte is there. So only negative numbers, which
-need ten bytes, have ten. Of tags and lengths, which are 32 bits, no decoder has to read more than five bytes: they are
-always in the shortest form.
+protobuf writes nearly all numbers; `varint` writes all others. They have the shortest form, or are padded to at most
+MOST_BYTES if the length has to be known first. protobuf allows ten bytes, but decoders read a tenth byte differently.
+The tenth byte holds one bit of the 64; protobuf-java takes this bit as set whenever the byte is there. So only negative
+numbers have ten bytes, because they need them. Tags and lengths have 32 bits, and a decoder need not read more than
+five bytes for them. So they always have the shortest form.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from __future__ import annotations
 from typing import Final
 
 MOST_BYTES: Final = 9
-"""Of a number that is not negative; enough for 63 bits."""
+"""The most bytes of a number that is not negative: enough for 63 bits."""
 
 _MASK: Final = 2**64 - 1
 _SHORT: Final = [bytes((number,)) for number in range(0x80)]
 _PADDING: Final = [b"", *(b"\x80" * more + b"\0" for more in range(MOST_BYTES - 1))]
-"""By its length."""
+"""The bytes that lengthen a number, by their count."""
 
 
 def varint(number: int, size: int = 1) -> bytes:
-    """An int64 in `size` bytes, at most MOST_BYTES, or in as many more as it takes."""
+    """An int64 in `size` bytes, which is at most MOST_BYTES; in more bytes if it needs more."""
     if size == 1 and 0 <= number < len(_SHORT):
         return _SHORT[number]
     assert size <= MOST_BYTES, "decoders differ in what they read in a tenth byte"
