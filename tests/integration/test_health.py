@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import shutil
 import signal
 import subprocess
@@ -184,3 +185,25 @@ def test_who_watches_hears_when_no_shard_is_left_and_when_one_is_back(start_etcd
         assert next(told).status == Response.SERVING
         esp.process.send_signal(signal.SIGTERM)
         assert outcome(lambda: next(told)) == (grpc.StatusCode.UNAVAILABLE, "etcdserver: server stopped")
+
+
+# Reflection.
+
+
+def test_grpcurl_calls_without_proto_files(esp: EspProcess, empty_shards: list[LocalEtcd]) -> None:
+    grpcurl = shutil.which("grpcurl") or pytest.skip("no grpcurl on PATH")
+
+    def run(*arguments: str) -> str:
+        command = [grpcurl, "-plaintext", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert {"etcdserverpb.KV", SERVICE} <= set(run(esp.address, "list").split())
+    for key in ("YQ==", "eg=="):  # a, z
+        run("-d", f'{{"key":"{key}"}}', esp.address, "etcdserverpb.KV/Put")
+    everything = '{"key":"AA==","range_end":"AA=="}'
+    assert json.loads(run("-d", everything, esp.address, "etcdserverpb.KV/Range"))["count"] == "2"
+    one = ("-rpc-header", "esp-shard: s2", "-d", everything, esp.address, "etcdserverpb.KV/Range")
+    assert json.loads(run(*one))["count"] == "1"
+    assert "message RangeRequest {" in run(esp.address, "describe", "etcdserverpb.RangeRequest")

@@ -28,6 +28,9 @@ JSON: Final = "application/json"
 _NO_SNIFF: Final = (("X-Content-Type-Options", "nosniff"),)
 _NOT_FOUND: Final = Page(404, b"404 page not found\n", headers=_NO_SNIFF)
 _WRONG_METHOD: Final = Page(405, b"Method Not Allowed\n", headers=(("Allow", "GET"), *_NO_SNIFF))
+_TOO_LONG: Final = Page(414, b"esp: the query is longer than 2048 characters\n", headers=_NO_SNIFF)
+MAX_QUERY: Final = 2048
+"""Characters of a query; those that mean something are far shorter, and a long one takes long to take apart."""
 _VERSION: Final = version("etcd-sharding-proxy")
 _ABSOLUTE: Final = re.compile(r"^https?://[^/?]*", re.IGNORECASE)
 """The part in front of the path, if a request has its whole URL (RFC 9112, section 3.2.2)."""
@@ -75,6 +78,8 @@ class Pages(Handler):
             answer(_NOT_FOUND)
         elif method not in ("GET", "HEAD"):
             answer(_WRONG_METHOD)
+        elif len(query) > MAX_QUERY:
+            answer(_TOO_LONG)
         else:
             make(parse_qs(query, keep_blank_values=True), answer)
 

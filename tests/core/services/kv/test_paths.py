@@ -15,7 +15,7 @@ from esp.core.keys import KeyRange
 from esp.core.layout import Layout
 from esp.core.routing import Routing
 from esp.core.services.gate import Gate
-from esp.core.services.pages import Pages
+from esp.core.services.pages import MAX_QUERY, Pages
 from esp.core.services.router import Router
 from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
@@ -121,6 +121,11 @@ def page(target: str) -> Page:
 @pytest.mark.parametrize("target", ["/livez", "/livez?", "/livez?x", "http://esp/livez", "HTTP://esp:80/livez?verbose"])
 def test_a_page_by_all_its_names(target: str) -> None:
     assert page(target).status == 200
+
+
+def test_a_query_that_takes_long_to_take_apart_is_refused() -> None:
+    assert page("/livez?" + "&" * MAX_QUERY).status == 200
+    assert page("/livez?" + "&" * (MAX_QUERY + 1)).status == 414
 
 
 @pytest.mark.parametrize(
