@@ -180,9 +180,5 @@ def _unserved(path: bytes) -> Status:
         )
     service, _, method = text[1:].rpartition("/")
     if service.encode() in _SERVICES:
-        return Status(
-            Code.UNIMPLEMENTED,
-            f"unknown method {method} for service {service}; if a newer etcd has it, "
-            f"name one shard in the metadata key {metadata.SHARD.decode()}",
-        )
+        return Status(Code.UNIMPLEMENTED, f"unknown method {method} for service {service}")
     return Status(Code.UNIMPLEMENTED, f"unknown service {service}")

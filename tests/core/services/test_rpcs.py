@@ -133,11 +133,8 @@ class TestWhatIsNone:
     @pytest.mark.parametrize(
         ("path", "text"),
         [
-            (
-                b"/etcdserverpb.KV/Nothing",
-                "unknown method Nothing for service etcdserverpb.KV; if a newer etcd has it, "
-                "name one shard in the metadata key esp-shard",
-            ),
+            (b"/etcdserverpb.KV/Nothing", "unknown method Nothing for service etcdserverpb.KV"),
+            (b"/grpc.health.v1.Health/Nothing", "unknown method Nothing for service grpc.health.v1.Health"),
             (b"/no.Such/Thing", "unknown service no.Such"),
         ],
     )
