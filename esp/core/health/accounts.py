@@ -48,17 +48,17 @@ class Accounts:
     login_trouble: str = ""
 
 
-async def accounts_of(shard: Shard, seconds: float) -> Accounts:
-    """What a shard tells; each question may take so long."""
-    found = Accounts()
+async def find(found: Accounts, shard: Shard, seconds: float) -> None:
+    """Fills in what a shard tells; each question may take so long. Cut short, it leaves `refusal` as it was."""
     try:
         await _fill(found, shard, seconds)
+        found.refusal = ""
     except RpcError as error:
         found.refusal = error.status.message
         if found.enabled is None and (error.status in errors.STALE_TOKEN or error.status == errors.PERMISSION_DENIED):
             found.enabled = True  # without auth nothing is refused for want of a user
-    found.login_trouble = shard.login_trouble
-    return found
+    finally:
+        found.login_trouble = shard.login_trouble
 
 
 async def _fill(found: Accounts, shard: Shard, seconds: float) -> None:
@@ -112,9 +112,9 @@ def _logins(accounts: Mapping[str, Accounts]) -> Iterator[Finding]:
 
 def _untold(accounts: Mapping[str, Accounts]) -> Iterator[Finding]:
     for name, each in accounts.items():
-        if each.enabled and each.refusal and not each.login_trouble:
-            cure = "give esp a user with the role root (auth in the config)"
-            yield Finding(Kind.AUTH, (name,), None, f"does not tell its users and roles: {each.refusal}; {cure}")
+        if each.enabled is not None and each.refusal and not each.login_trouble:
+            cure = "; give esp a user with the role root (auth in the config)" if each.enabled else ""
+            yield Finding(Kind.AUTH, (name,), None, f"does not tell its users and roles: {each.refusal}{cure}")
 
 
 def _users(accounts: Mapping[str, Accounts]) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from esp.core import errors
 from esp.core.apiservers import holds, namespace_key, roots_in_question
 from esp.core.background import Background, all_of
 from esp.core.config import Config, Endpoint, ShardConfig, User
-from esp.core.health.accounts import Accounts, accounts_of, compare
+from esp.core.health.accounts import Accounts, compare, find
 from esp.core.health.findings import Alarm, EndpointHealth, Health, Member, ShardHealth, judge, with_cuts, with_findings
 from esp.core.kubernetes import COMPACT_KEY, assumed_roots, cuts
 from esp.core.pb import rpc_pb2
@@ -56,8 +56,11 @@ async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
 
 
 async def _accounts(config: Config, context: WireContext, seconds: float) -> dict[str, Accounts]:
-    """What several shards tell about auth, by name; a shard that is away tells nothing."""
-    if len(config.shards) == 1:
+    """What the shards tell about auth, by name; a shard that is away tells nothing.
+
+    Of a single shard it matters only whether esp can authenticate.
+    """
+    if len(config.shards) == 1 and not any(shard.user for shard in config.shards):
         return {}
     async with Background() as background:
         shards = {
@@ -65,14 +68,14 @@ async def _accounts(config: Config, context: WireContext, seconds: float) -> dic
         }
         for shard in shards.values():
             background.start(shard.run())
-        found = {name: Accounts(refusal="it does not answer") for name in shards}
+        found = {name: Accounts(refusal=f"not within {ACCOUNTS_SECONDS:g} s") for name in shards}
 
-        async def find(name: str, shard: Shard) -> None:
+        async def ask(name: str, shard: Shard) -> None:
             await _settled(shard)
-            found[name] = await accounts_of(shard, seconds)
+            await find(found[name], shard, seconds)
 
         with suppress(TimeoutError):
-            await asyncio.wait_for(all_of([find(*each) for each in shards.items()]), ACCOUNTS_SECONDS)
+            await asyncio.wait_for(all_of([ask(*each) for each in shards.items()]), ACCOUNTS_SECONDS)
         return found
 
 

@@ -73,6 +73,15 @@ def test_a_shard_that_is_away_differs_from_none() -> None:
     assert compare({"a": accounts(), "b": Accounts(refusal="it does not answer")}) == ([], [])
 
 
+def test_a_shard_that_does_not_tell_all_in_time_is_noted_whether_auth_is_on_or_off() -> None:
+    late = "not within 10 s"
+    problems, notes = compare({"a": accounts(), "b": Accounts(enabled=False, refusal=late)})
+    assert [finding.kind for finding in problems] == [Kind.AUTH]
+    assert [finding.text for finding in notes] == [f"does not tell its users and roles: {late}"]
+    _, notes = compare({"a": accounts(), "b": Accounts(enabled=True, refusal=late)})
+    assert [finding.text.startswith(f"does not tell its users and roles: {late}; ") for finding in notes] == [True]
+
+
 def test_a_user_of_esps_own_that_is_refused_is_a_problem() -> None:
     refused = Accounts(enabled=True, refusal="etcdserver: user name is empty", login_trouble='as "esp": wrong')
     problems, notes = compare({"a": accounts(), "b": refused})
