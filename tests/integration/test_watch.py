@@ -400,7 +400,7 @@ def token(etcd: Server, name: str) -> tuple[str, str]:
 @pytest.mark.needs_etcd(3, 5)  # 3.4 tells who comes with a token that it does not know that it has no permission
 def test_permission_is_asked_for_at_each_create(start_etcd: Etcds, start_esp: Esps, etcdctl: Etcdctl) -> None:
     """And refused as etcd refuses it, though another watches the same already."""
-    shard, other = start_etcd.several(2)
+    shard, other, without_auth = start_etcd.several(3)
     esp = start_esp([shard, other], ["m"])
     for command in (
         ["user", "add", "root:secret"],
@@ -412,15 +412,23 @@ def test_permission_is_asked_for_at_each_create(start_etcd: Etcds, start_esp: Es
         ["auth", "enable"],
     ):
         etcdctl(shard, *command)
-    some = token(shard, "some")
-    for metadata in ([], [("token", "no such token")], [some]):
+        etcdctl(other, *command)
+    some, through_some = token(shard, "some"), token(esp, "some")
+    for metadata, through_metadata in (
+        ([], []),
+        ([("token", "no such token")], [("token", "no such token")]),
+        ([some], [through_some]),
+    ):
         for create in ({"key": b"b"}, {"key": b"a", "range_end": b"c"}, {"key": b"b", "start_revision": 1}):
-            with talking(shard, other, *metadata) as direct, talking(esp, other, *metadata) as through:
+            with (
+                talking(shard, without_auth, *metadata) as direct,
+                talking(esp, without_auth, *through_metadata) as through,
+            ):
                 refusal = through.created(**create)
                 assert refusal == direct.created(**create)
                 assert refusal.canceled
                 assert refusal.cancel_reason.startswith("rpc error: code = ")
-    with talking(esp, other, some) as first, talking(esp, other, some) as second:
+    with talking(esp, without_auth, through_some) as first, talking(esp, without_auth, through_some) as second:
         assert not first.created(key=b"a").canceled
         assert not second.created(key=b"a").canceled
         etcdctl(shard, "--user", "root:secret", "role", "revoke-permission", "reader", "a")
