@@ -1,8 +1,8 @@
 """LeaseKeepAlive: one answer for each request of a client, in order, over all shards.
 
 A keepalive goes to every shard at once, on streams that all clients with the same auth token share (`keepalive_lane`).
-The answer has the lowest TTL, when every shard has answered or is given up. A keepalive costs no task and no future.
-Nothing is renewed that no client has asked for.
+When every shard has answered or is given up, the client gets the lowest TTL. A keepalive costs no task and no future.
+esp never renews a lease by itself.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from esp.core.wire.status import Status
 
 PATH: Final = b"/etcdserverpb.Lease/LeaseKeepAlive"
 IDLE_SECONDS: Final = 30.0
-"""How long streams to the shards stay open without a client."""
+"""Seconds that streams to the shards stay open without a client."""
 
 
 class LeaseKeepAlive(Handler):
     """Serves the stream of each client.
 
     Attributes:
-        background: tells the bugs that show in one client's answers, or in the streams to one shard.
+        background: logs and counts bugs in one client's answers, or in the streams to one shard.
     """
 
     streaming = True
@@ -58,7 +58,7 @@ class LeaseKeepAlive(Handler):
         self._repair = repair
         self._context = context
         self._lanes: dict[Forward, Lanes] = {}
-        # The headers that the last answer was made of, which mostly come again, and the header made of them.
+        # The headers of the shards' last answers, which mostly come again, and the header made of them.
         self._merged: tuple[dict[str, rpc_pb2.ResponseHeader | None], bytes] = {}, b""
         limits = context.limits
         self._places = Shares(limits.max_keepalive_streams, limits.common_share)
@@ -80,7 +80,7 @@ class LeaseKeepAlive(Handler):
         KeepaliveCall(self, stream, lanes)
 
     def install(self, layout: Layout) -> None:
-        """Another layout is in force: each client's keepalives go to the shards that have come, and not to those gone.
+        """Another layout is in force: clients' keepalives go to the new shards, and no longer to the shards that left.
 
         A keepalive that waits for a shard that has left is answered without that shard.
         """
@@ -97,7 +97,7 @@ class LeaseKeepAlive(Handler):
                     lanes.lanes[name] = Lane(shard, forward)
 
     def _has_room(self, address: str) -> bool:
-        """Takes a place for one more auth token; unused tokens lose theirs first."""
+        """Takes a place for one more auth token; drops unused tokens first. False if there is no place."""
         while not self._places.take(address):
             idle = next((forward for forward, lanes in self._lanes.items() if not lanes.clients), None)
             if idle is None:
@@ -113,18 +113,18 @@ class LeaseKeepAlive(Handler):
             lane.close()
 
     def admit(self, address: str, count: int) -> bool:
-        """Takes room for keepalives of a client that will wait; False when there is none."""
+        """Takes room for `count` keepalives of a client that will wait; False if there is no room."""
         if not self._waiting.take(address, count):
             self._context.reached("max_keepalives")
             return False
         return True
 
     def release(self, address: str, count: int) -> None:
-        """Gives that room back."""
+        """Gives back the room of `count` keepalives."""
         self._waiting.give(address, count)
 
     def answer(self, keepalive: Keepalive) -> bytes | Status:
-        """What the client gets, now that nothing more comes from the shards: a message, or the end of its call."""
+        """The client's answer, once no more answers come from the shards: a message, or the end of its call."""
         failure = keepalive.failure
         missed: Sequence[str] = ()
         if failure is None and (ttl := min(keepalive.ttls.values())) > 0:
@@ -143,7 +143,7 @@ class LeaseKeepAlive(Handler):
         return prefix(self._header(keepalive.headers) + answer)
 
     def _header(self, headers: dict[str, rpc_pb2.ResponseHeader | None]) -> bytes:
-        """The header of an answer, encoded as an answer that has no other field: the fields that follow join it."""
+        """The header of an answer, encoded as an answer with no other field; the other fields are written behind it."""
         known, merged = self._merged
         if known != headers:  # compared by identity first
             told = [header for header in headers.values() if header is not None]
@@ -157,7 +157,7 @@ class LeaseKeepAlive(Handler):
         return self._table.tolerant and any(keepalive.headers.values()) and errors.is_unreachable(failure)
 
     def _judged(self, keepalive: Keepalive) -> tuple[int, Sequence[str]]:
-        """The TTL of a lease that not every shard has, 0 when that makes it dead; the shards that should get it."""
+        """The TTL of a lease that not every shard has, 0 for a dead lease; and the shards that should get the lease."""
         lease_id, table = keepalive.id, self._table
         now = monotonic()
         lives: dict[str, bool | None] = {

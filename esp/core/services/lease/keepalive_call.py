@@ -1,8 +1,9 @@
 """One client's LeaseKeepAlive call: keepalives from its stream go to every shard, and are answered in their order.
 
-A client that does not read, or that sends faster than the shards answer, is not read from either: its window opens only
-as its answers leave. A few keepalives of each client are at work at a time, and its others wait here: etcd takes the
-keepalives of a stream one after the other, so the many of one client would stand before those of all others.
+A client's window opens only as its answers leave. So esp does not read from a client that does not read, or that sends
+faster than the shards answer. Only a few keepalives of each client are at the shards at a time, and its others wait
+here. The reason: etcd takes the keepalives of a stream one after the other, so a client with many would hold up all
+others.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from esp.core.wire.shares import address_of
 from esp.core.wire.status import OK, Code, RpcError, Status
 
 MAX_REQUEST_BYTES: Final = 4096
-"""A request is 11 bytes at most, unless it has fields that no etcd knows."""
+"""The most bytes of a request. A request without unknown fields has 11 bytes at most."""
 MOST_AT_WORK: Final = 32
-"""Keepalives of one stream of a client that the shards have at a time; half of them are answered before others go."""
+"""The most keepalives of a client's stream at the shards; half of them must be answered before further ones go."""
 FEW_AT_WORK: Final = 8
-"""The same, where others have much at work."""
+"""The same, if others have many keepalives at the shards."""
 MUCH_AT_WORK: Final = 256
-"""Keepalives on one stream to a shard from which on no client gets more than a few onto it."""
+"""With so many keepalives on one stream to a shard, no client may have more than a few on it."""
 
 _parse = rpc_pb2.LeaseKeepAliveRequest.FromString
 NO_ANSWER: Final = -1
 
 
 class Keepalive:
-    """One request of a client, and what the shards answered so far.
+    """One request of a client, and the shards' answers so far.
 
     Attributes:
         body: the request, with its prefix.
@@ -48,8 +49,8 @@ class Keepalive:
         size: bytes of the client's window to give back when the keepalive is over.
         ttls: by the shard's name: the TTL that the shard answered, NO_ANSWER before or without an answer.
         headers: by the shard's name: the header of the answer; None before or without an answer.
-        failure: why the call cannot be answered, or a shard did not answer.
-        answer: the client's answer, once it is known: a message with its prefix, or the end of the call.
+        failure: why esp cannot answer the call, or why a shard did not answer.
+        answer: the client's answer, once known: a message with its prefix, or the end of the call.
     """
 
     __slots__ = ("_left", "answer", "body", "call", "failure", "headers", "id", "sent", "size", "ttls")
@@ -68,17 +69,17 @@ class Keepalive:
 
     @property
     def wanted(self) -> bool:
-        """Whether the client still waits for it."""
+        """Whether the client still waits for the answer."""
         return not self.call.closed
 
     def answered(self, shard: str, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
-        """A shard's answer."""
+        """Takes a shard's answer."""
         self.ttls[shard] = ttl if ttl > 0 else 0
         self.headers[shard] = header
         self._one_less()
 
     def failed(self, shard: str, status: Status) -> None:
-        """A shard gives none; an error that says more than that it is away goes before others."""
+        """Takes a shard's failure. An error of another kind counts more than an unreachable shard."""
         if self.failure is None or errors.is_unreachable(self.failure):
             self.failure = status
         self._one_less()
@@ -98,32 +99,32 @@ class Keepalive:
 
 
 class Service(Protocol):
-    """The judge of the shards' answers, who also counts the keepalives that wait.
+    """The service, as a call sees it: judges the shards' answers, and counts the keepalives that wait.
 
     Attributes:
-        background: tells the bugs that show in one client's answers.
+        background: logs and counts bugs in one client's answers.
     """
 
     background: Background
 
     def admit(self, address: str, count: int) -> bool:
-        """Takes room for keepalives of a client that will wait; False when there is none."""
+        """Takes room for `count` keepalives of a client that will wait; False if there is no room."""
 
     def release(self, address: str, count: int) -> None:
-        """Gives that room back."""
+        """Gives back the room of `count` keepalives."""
 
     def answer(self, keepalive: Keepalive) -> bytes | Status:
-        """The client's answer, now that nothing more comes from the shards: a message, or the end of its call."""
+        """The client's answer, once no more answers come from the shards: a message, or the end of its call."""
 
 
 class KeepaliveCall(Sink):
     """A client's LeaseKeepAlive call.
 
     Attributes:
-        address: the client's.
+        address: the client's address.
         lanes: the lane to each shard.
-        metadata: the client's metadata that shards must know.
-        closed: nothing is answered any more.
+        metadata: the client's metadata for the shards.
+        closed: no more answers are sent.
     """
 
     __slots__ = (
@@ -154,10 +155,10 @@ class KeepaliveCall(Sink):
         self._service = service
         self._queue: deque[Keepalive] = deque()
         self._reader = MessageReader(MAX_REQUEST_BYTES, stream.head.encoding)
-        self._payloads: deque[tuple[bytes, bool]] = deque()  # and whether it is the last one
-        self._messages: Iterator[bytes] | None = None  # of the payload that is being gone through
-        self._ends = False  # it is the last one
-        self._left = 0  # bytes of it that no keepalive has
+        self._payloads: deque[tuple[bytes, bool]] = deque()  # each with True if it is the last
+        self._messages: Iterator[bytes] | None = None  # of the payload that is read at present
+        self._ends = False  # that payload is the last
+        self._left = 0  # bytes of that payload that no keepalive counts yet
         self._unread = 0
         self._held = 0
         self._half_closed = False
@@ -167,17 +168,17 @@ class KeepaliveCall(Sink):
     # From the client.
 
     def request_data(self, payload: bytes, end: bool) -> None:
-        """Some requests, or the half-close."""
+        """Takes some requests, or the half-close."""
         self._payloads.append((payload, end))
         self._unread += len(payload)
         self._take_requests()
 
     def half_message(self) -> int | None:
-        """Which request has come in part only."""
+        """The number of the request that has come only in part; None if there is none."""
         return self._reader.count if self._reader.held else None
 
     def _take_requests(self) -> None:
-        """Takes requests while few are at work; the others wait, and are held."""
+        """Takes requests while few are at work; further requests wait, and count as held memory."""
         try:
             while (self._messages or self._payloads) and not self.closed and (room := self._room()) > 0:
                 self._take_some(room)
@@ -195,16 +196,16 @@ class KeepaliveCall(Sink):
             self.stream.cut()
 
     def _room(self) -> int:
-        """How many more keepalives may be at work, or less than none."""
+        """The number of keepalives that may still be sent; below 0 if too many are at work."""
         most = MOST_AT_WORK if self.lanes.at_work < MUCH_AT_WORK else FEW_AT_WORK
         return most - len(self._queue)
 
     def _take_some(self, room: int) -> None:
-        """Takes `room` keepalives of one payload, or what there is.
+        """Takes `room` keepalives of one payload, or all that it has.
 
         Raises:
-            RpcError: no keepalives, or too many.
-            DecodeError: no keepalive.
+            RpcError: the payload is malformed, or too many keepalives wait.
+            DecodeError: a message is no keepalive.
         """
         if self._messages is None:
             payload, self._ends = self._payloads.popleft()
@@ -250,7 +251,7 @@ class KeepaliveCall(Sink):
     # To the client.
 
     def complete(self, keepalive: Keepalive) -> None:
-        """All shards have answered, or will not. A bug that shows here is not that of the stream to the shard."""
+        """All shards have answered, or will not: answers the client. A bug here ends no stream to a shard."""
         self._service.background.guard("a keepalive", partial(self._complete, keepalive), self.stream.on_bug)
 
     def _complete(self, keepalive: Keepalive) -> None:
@@ -261,7 +262,7 @@ class KeepaliveCall(Sink):
             self._answer()
 
     def _answer(self) -> None:
-        """Sends what is known, in the order of the requests."""
+        """Sends the answers that are known, in the order of the requests."""
         queue, stream = self._queue, self.stream
         done = 0
         while queue and not self.closed:
@@ -310,9 +311,9 @@ class Lanes:
     """The lanes of all clients with the same metadata.
 
     Attributes:
-        address: where the first of the clients comes from.
+        address: the address of the first of the clients.
         lanes: the lanes by the names of their shards.
-        at_work: how many keepalives have no answer yet.
+        at_work: the number of keepalives without an answer.
     """
 
     __slots__ = ("address", "at_work", "clients", "idle_since", "lanes", "metadata")

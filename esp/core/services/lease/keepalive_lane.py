@@ -1,12 +1,13 @@
-"""Keepalives on their way to one shard: those of many clients on one stream.
+"""Keepalives on their way to one shard, on a stream that many clients share.
 
-etcd answers the keepalives of a stream in their order, so a queue of those sent tells whose an answer is. But for a
-lease that has ended and is not revoked yet, etcd holds the answer back, and with it all later answers. So a keepalive
-that holds up the others for STALL_SECONDS is sent once more on a second, slow stream, among its like, and the others
-are sent once more on a new stream. Sending a keepalive twice does no harm as long as its client waits for it.
+etcd answers the keepalives of a stream in their order, so a queue of sent keepalives says which client gets an answer.
+But for a lease that has ended and is not revoked yet, etcd holds back the answer, and all later answers with it. If a
+keepalive holds up the others for STALL_SECONDS, esp sends it once more on a second stream, for slow keepalives, and
+sends the others once more on a new stream. To send a keepalive twice does no harm as long as its client waits for the
+answer.
 
-A shard that answers nothing for SILENT_SECONDS counts as unreachable. Silence is noticed even while only slow
-keepalives are under way: the shard is then asked about lease 0, which cannot exist.
+A shard that answers nothing for SILENT_SECONDS counts as unreachable. While only slow keepalives are under way, esp
+asks the shard about lease 0, which cannot exist, so that it notices silence then, too.
 """
 
 from __future__ import annotations
@@ -48,28 +49,28 @@ class Waiting(Protocol):
 
     @property
     def id(self) -> int:
-        """See above."""
+        """The lease."""
 
     @property
     def body(self) -> bytes:
-        """See above."""
+        """The request, with its gRPC prefix."""
 
     @property
     def wanted(self) -> bool:
-        """See above."""
+        """Whether the client still waits."""
 
     def answered(self, shard: str, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
-        """The shard's answer. Headers that are equal are mostly the same object."""
+        """Takes the shard's answer. Equal headers are mostly the same object."""
 
     def failed(self, shard: str, status: Status) -> None:
-        """The shard will not answer; `status` says why."""
+        """Takes the reason, `status`, why the shard will not answer."""
 
     def spared(self, shard: str) -> None:
         """The shard has left the layout; its answer is not needed any more."""
 
 
 class _Probe:
-    """Asks whether the shard answers at all."""
+    """A keepalive of esp's own that shows whether the shard answers at all."""
 
     __slots__ = ()
     id: Final = 0
@@ -77,13 +78,13 @@ class _Probe:
     wanted: Final = True
 
     def answered(self, shard: str, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
-        """The shard answers; there is nothing to do."""
+        """Does nothing: the shard answers."""
 
     def failed(self, shard: str, status: Status) -> None:
-        """The shard does not answer, which the lane notices by itself."""
+        """Does nothing: the lane itself notices that the shard does not answer."""
 
     def spared(self, shard: str) -> None:
-        """Nobody asks it any more."""
+        """Does nothing: the shard has left the layout."""
 
 
 _PROBE: Final = _Probe()
@@ -131,14 +132,14 @@ class _Call(ClientStream):
 
 
 class _KeepaliveStream:
-    """A keepalive stream, from the moment it is wanted.
+    """A keepalive stream, from the moment when it is wanted.
 
     Attributes:
         in_flight: keepalives without an answer, in order: sent, or waiting for a connection.
-        progress: the latest of these times: the last answer came, the first of `in_flight` was added, it was sent.
+        progress: the latest of these times: the last answer came; the first of `in_flight` was added; it was sent.
         wanted: the time at which the stream was wanted.
         has_answered: at least one answer has come.
-        closed: the stream is of no use any more.
+        closed: the stream is not used any more.
     """
 
     __slots__ = ("_call", "_header", "_reader", "closed", "has_answered", "in_flight", "lane", "progress", "wanted")
@@ -155,7 +156,7 @@ class _KeepaliveStream:
         self._reader = MessageReader(MAX_ANSWER_BYTES)
 
     def is_stalled(self, now: float) -> bool:
-        """Whether what it carries was sent, and waits for long."""
+        """Whether the keepalives were sent, and have waited for long."""
         return self._call is not None and now - self.progress > STALL_SECONDS
 
     def send(self, keepalives: Iterable[Waiting], body: bytes) -> None:
@@ -167,7 +168,7 @@ class _KeepaliveStream:
             self._call.send_data(body, False)
 
     def go(self, connection: ClientConnection) -> None:
-        """There is a connection."""
+        """Opens the call on `connection`, and sends the keepalives that wait."""
         if not self.closed:
             self._call = call = _Call(connection, self)
             self.progress = monotonic()
@@ -175,18 +176,18 @@ class _KeepaliveStream:
             connection.call(call, self.lane.forward, b"", body, end=False)
 
     def on_bug(self) -> None:
-        """An exception came out of it."""
+        """Ends the stream: an exception came out of it."""
         self.close()
         self.lane.ended(self, INTERNAL_ERROR)
 
     def move(self) -> None:
-        """The keepalives of this stream are sent again on another."""
+        """Ends the stream, and sends its keepalives again on another."""
         if not self.closed:
             self.close()
             self.lane.moved(self)
 
     def tick(self, now: float) -> None:
-        """There is no connection for long, or will be none."""
+        """Ends a stream that has waited too long for a connection, or will never get one."""
         shard = self.lane.shard
         if self._call is not None:
             return
@@ -195,7 +196,7 @@ class _KeepaliveStream:
             self.ended(shard.barred or errors.NO_CONNECTION)
 
     def answers(self, payload: bytes) -> None:
-        """Tells each answer to the keepalive it belongs to."""
+        """Gives each answer to the keepalive that it belongs to."""
         lane, in_flight = self.lane, self.in_flight
         try:
             answers = [self._parsed(message) for message in self._reader.feed(payload)]
@@ -216,7 +217,7 @@ class _KeepaliveStream:
     def _parsed(self, message: bytes) -> tuple[rpc_pb2.LeaseKeepAliveResponse, rpc_pb2.ResponseHeader]:
         """An answer, and its header.
 
-        The header stands in front, and is the same as in the answer before unless something was written meanwhile.
+        The header comes first. It is the same as in the last answer unless a key was written meanwhile.
 
         Raises:
             DecodeError: `message` is no answer.
@@ -234,15 +235,15 @@ class _KeepaliveStream:
         return answer, header
 
     def fault(self, what: str) -> None:
-        """The shard says something that cannot be; `what` is a clause about its answer."""
+        """Ends the stream after an answer that no etcd would give; `what` is a clause about the answer."""
         if not self.closed:
             self.close()
             self.lane.ended(self, self.lane.shard.blamed(what).status)
 
     def ended(self, status: Status) -> None:
-        """The shard has ended the stream, or it broke."""
+        """The stream has ended or broken: tells the lane."""
         if status.code == Code.OK:
-            status = errors.SERVER_STOPPED  # no member ends a stream well whose client has not
+            status = errors.SERVER_STOPPED  # a member never ends a stream with OK before its client does
         if not self.closed:
             self.closed = True
             self.lane.ended(self, status)
@@ -266,7 +267,7 @@ class Lane:
 
     Attributes:
         name: the name of the shard.
-        heard: when the shard last answered, or was asked something after nothing.
+        heard: the time when the shard last answered, or got a keepalive while it had none.
     """
 
     __slots__ = ("_main", "_slow", "forward", "heard", "name", "shard")
@@ -280,7 +281,7 @@ class Lane:
         self._slow: _KeepaliveStream | None = None
 
     def send(self, keepalives: Iterable[Waiting], body: bytes) -> None:
-        """Sends keepalives, whose bodies one after the other are `body`."""
+        """Sends keepalives; `body` is their bodies one after the other."""
         main = self._main
         if main is None:
             main = self._main = _KeepaliveStream(self)
@@ -299,12 +300,12 @@ class Lane:
             self.heard = monotonic()
 
     def ended(self, stream: _KeepaliveStream, status: Status) -> None:
-        """A stream is over: its keepalives are sent again where that may help, or fail."""
+        """A stream is over: sends its keepalives again if that may help, else fails them."""
         left = stream.in_flight
         self._detach(stream)
         again = stream.has_answered and errors.is_unreachable(status)
         if status.code == Code.PERMISSION_DENIED and left:
-            # It is about the keys of one lease, the first that was not answered.
+            # The refusal is about the keys of one lease: that of the first keepalive without an answer.
             left.popleft().failed(self.name, status)
             again = True
         if again:
@@ -313,7 +314,7 @@ class Lane:
             self._fail(left, status)
 
     def moved(self, stream: _KeepaliveStream) -> None:
-        """A stream was given up for one on another connection."""
+        """A stream was given up for a stream on another connection."""
         self._detach(stream)
         self._send_again(stream.in_flight)
 
@@ -333,7 +334,7 @@ class Lane:
             keepalive.failed(self.name, status)
 
     def tick(self, now: float) -> None:
-        """Looks whether the shard answers, and whether one keepalive holds up the others."""
+        """Checks whether the shard answers, and whether a keepalive holds up the others."""
         for stream in (self._main, self._slow):
             if stream is not None:
                 stream.tick(now)
@@ -351,11 +352,11 @@ class Lane:
             self._overtake(main)
 
     def on_bug(self) -> None:
-        """An exception came out of it: its streams begin anew."""
+        """Begins new streams: an exception came out of the lane."""
         self._fail(self.close(), INTERNAL_ERROR)
 
     def _overtake(self, main: _KeepaliveStream) -> None:
-        """The first on the stream waits in the slow one from here on; the others get a stream without it."""
+        """Moves the first keepalive to the slow stream, and the others to a new stream."""
         heard = self.heard
         main.close()
         self._main = None
@@ -370,7 +371,7 @@ class Lane:
         self.heard = heard
 
     def close(self) -> list[Waiting]:
-        """Ends the streams; what waited on them."""
+        """Ends the streams; returns the keepalives that waited on them."""
         left: list[Waiting] = []
         for stream in (self._main, self._slow):
             if stream is not None:

@@ -1,8 +1,8 @@
-"""Leases put right on shards that missed something: granted where they lack, revoked where they live on.
+"""Repairs leases on shards that missed a call: grants missing leases, and revokes leases that live on.
 
-A grant that a shard missed while it was away, and a revocation that could not reach it, wait here for the shard. Each
-shard has a worker of its own, so one that is away holds up no other. The granting is `lease_sync.copy`, the same that
-`esp lease-sync` does.
+If a shard missed a grant because it was unreachable, or a revocation could not reach it, the repair waits here for the
+shard. Each shard has a worker of its own, so an unreachable shard holds up no other. A lease is granted with
+`lease_sync.copy`, which `esp lease-sync` uses as well.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ CONCURRENCY: Final = 16
 BATCH: Final = 1000
 CALL_SECONDS: Final = 2.0
 PAUSE_SECONDS: Final = 1.0
-"""After a shard that is connected did not answer."""
+"""Seconds to the next try after a connected shard did not answer."""
 POLL_SECONDS: Final = 0.2
-"""Between looks at a shard where another proxy may be about to grant a lease."""
+"""Seconds between two looks at a shard where another proxy may be about to grant a lease."""
 SEEN_SECONDS: Final = 1.0
-"""For how long a lease that was just granted on a shard, or found there, surely lives on it: half of etcd's minimum."""
+"""Seconds that a lease surely lives on a shard after it was granted or found there: half of etcd's least TTL."""
 
 
 class _Job:
-    """The repair of one lease on one shard: grant the lease, or else revoke it."""
+    """The repair of one lease on one shard: grants the lease, or revokes it."""
 
     __slots__ = ("grants", "metadata")
 
@@ -74,7 +74,7 @@ class LeaseRepair:
 
     Attributes:
         table: the leases that this proxy knows of.
-        waiting: number of repairs that wait or are being done.
+        waiting: the number of repairs that wait or are at work.
     """
 
     def __init__(self, layout: Layout, table: LeaseTable, context: WireContext, background: Background) -> None:
@@ -87,9 +87,9 @@ class LeaseRepair:
         self._ongoing: dict[tuple[str, int], asyncio.Future[bool | None]] = {}
 
     def install(self, layout: Layout) -> None:
-        """Another layout is in force: shards that are new get a worker, and what waits for shards that left is dropped.
+        """Another layout is in force: new shards get a worker, and the repairs of shards that left are dropped.
 
-        A shard that has come counts as one that was away: another proxy may be about to grant leases there.
+        A new shard counts as one that was unreachable: another proxy may be about to grant leases there.
         """
         self._layout = layout
         for name, yard in list(self._yards.items()):
@@ -108,7 +108,7 @@ class LeaseRepair:
 
     @property
     def waiting(self) -> int:
-        """How many repairs wait, or are being done."""
+        """The number of repairs that wait or are at work."""
         return sum(len(yard.jobs) for yard in self._yards.values())
 
     def grant(self, lease_id: int, shard: str, metadata: Fields) -> None:
@@ -126,7 +126,7 @@ class LeaseRepair:
             self._add(lease_id, shard, _Job(metadata, grants=False))
 
     def drop(self, lease_id: int, shards: Iterable[str]) -> None:
-        """Nothing is to be done about a lease on these shards: another one of its id has begun there."""
+        """Drops the repairs of a lease on these shards: another lease with its id has begun there."""
         for shard in shards:
             if shard in self._yards:
                 self._yards[shard].jobs.pop(lease_id, None)
@@ -142,7 +142,7 @@ class LeaseRepair:
         yard.wanted.set()
 
     def tick(self) -> None:
-        """Sees which shards are back, and has done there what waits for them."""
+        """Notices shards that are reachable again, and wakes their workers."""
         for name, yard in self._yards.items():
             ready = yard.shard.is_ready
             if ready and not yard.was_ready and self.table.tolerant:
@@ -158,7 +158,7 @@ class LeaseRepair:
                 yard.wanted.set()
 
     def start(self) -> None:
-        """Begins the repairs; the workers are the supervisor's."""
+        """Starts the workers; the supervisor owns them."""
         self._has_begun = True
         for yard in self._yards.values():
             self._begin(yard)
@@ -202,17 +202,17 @@ class LeaseRepair:
             self.table.counters["repairs_failed"] += 1
             name = shard.name
             log.warning("shard %s: lease %x cannot be repaired: %s", name, lease_id & ID_BITS, error.status.message)
-        except Exception as error:  # a bug: another try would meet it again, and hold up the other repairs
+        except Exception as error:  # a bug: another try would fail again, and hold up the other repairs
             self.table.counters["repairs_failed"] += 1
             self._background.failed(f"lease repair on shard {shard.name}", error)
         if jobs.get(lease_id) is job:
             del jobs[lease_id]
 
     async def ensure(self, lease_id: int, shard: Shard, metadata: Fields, seconds: float) -> bool:
-        """Whether a lease that a shard did not have a moment ago is on it now, as it lives on another.
+        """Grants a lease on a shard that lacks it, if the lease is alive; whether it is on the shard now.
 
-        The lease is granted there if the shard never had it; another proxy may do the same. False when the lease lives
-        nowhere, or may have been on that shard: then the lease has ended there, and is dead.
+        The lease is granted if the shard never had it; another proxy may do the same. False if the lease lives on no
+        shard, or may have been on this one: then it has ended there, and is dead.
 
         Raises:
             RpcError: a shard does not answer, or refuses.
@@ -245,7 +245,7 @@ class LeaseRepair:
         while True:
             asked = monotonic()
             here = await lease_sync.time_to_live(shard, lease_id, metadata=self._asking(metadata), seconds=seconds)
-            if here.TTL >= 0:  # since a moment ago
+            if here.TTL >= 0:  # it has come meanwhile
                 table.seen(lease_id, shard.name, monotonic() + SEEN_SECONDS)
                 return True
             judgement = table.judge_one(lease_id, shard.name, empty=is_empty(here.header), asked=asked)
@@ -274,7 +274,7 @@ class LeaseRepair:
             lease_id, _ready_first(others), shard, CopyTtl.GRANTED, metadata=self._asking(metadata), seconds=seconds
         )
         if copied is Copied.GONE:
-            self.table.forget(lease_id)  # another one of its id may begin elsewhere, which this shard does not miss
+            self.table.forget(lease_id)  # a later lease with this id may begin elsewhere, not missed here
             return False
         self.table.seen(lease_id, shard.name, monotonic() + SEEN_SECONDS)
         if copied is Copied.GRANTED:

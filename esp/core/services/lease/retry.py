@@ -1,6 +1,6 @@
-"""Writes that a shard refused because it lacks their lease: once more, when it was granted there meanwhile.
+"""Sends a write again that a shard refused because it lacks the lease, after granting the lease there.
 
-etcd looks for the leases of a Put or a Txn before it changes anything, so a write that is refused for one was not
+etcd looks for the leases of a Put or a Txn before it changes anything. So a write that is refused for its lease was not
 applied, and may be sent again.
 """
 
@@ -24,7 +24,7 @@ from esp.core.wire.status import RpcError, Status
 
 CALL_SECONDS: Final = 2.0
 MAX_LEASES: Final = 16
-"""Most Puts of one transaction whose leases are looked for."""
+"""The most leases of one transaction that esp looks for."""
 
 
 class LeaseRetry:
@@ -50,7 +50,7 @@ class LeaseRetry:
             stream: the client's call.
             message: the request, with its prefix.
             puts: the request's operations; any Put may name the missing lease, None stands for another operation.
-            status: why it was refused.
+            status: the refusal.
             owner: the shard that owns a key, in the layout that the write was routed by.
         """
         table = self._repair.table
@@ -77,7 +77,7 @@ class LeaseRetry:
     ) -> None:
         stream = call.stream
         key, leases = await _named(puts)
-        shard = owner(key)  # of all its keys, or it would not have been sent to one shard
+        shard = owner(key)  # the owner of all its keys: otherwise the write would not have gone to one shard
         if not await self._granted(stream, shard, leases):
             raise errors.LEASE_NOT_FOUND.error()
         body = await shard.forward_unary(
@@ -87,7 +87,7 @@ class LeaseRetry:
         stream.respond(body)
 
     async def _granted(self, stream: ServerStream, shard: Shard, leases: list[int]) -> bool:
-        """Whether one of the leases, which may not be the one that the shard looked for, is on it now."""
+        """Whether any of the leases is on the shard now; it need not be the lease that the shard did not find."""
         metadata = load_bearing(stream.head)
         granted = False
         for lease_id in leases:
@@ -99,7 +99,7 @@ class LeaseRetry:
 
 
 async def _named(puts: Iterable[rpc_pb2.PutRequest | None]) -> tuple[bytes, list[int]]:
-    """The leases that puts name, no more than are looked for, and a key of theirs; others have their turn between."""
+    """A key of the puts, and their leases, MAX_LEASES at most. Works in steps, with others' turns in between."""
     key = b""
     leases: dict[int, None] = {}
     for number, put in enumerate(puts, 1):

@@ -1,7 +1,7 @@
 """The Lease service over several shards: a lease lives on every shard, under one id.
 
-So it is granted on all, revoked on all, and its TTL is the lowest of all. What may be left out when a shard is away
-is said at each RPC; with `leases: strict` nothing is.
+So a lease is granted on all shards and revoked on all, and its TTL is the lowest of all. Each RPC says below what it
+may leave out if a shard is unreachable. With `leases: strict` no shard is left out.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import RpcError, Status
 
 GRANT_SECONDS: Final = 2.0
-"""How long a tolerant grant waits for a shard that says nothing, when others have granted."""
+"""Seconds that a tolerant grant waits for a silent shard."""
 DEFAULT_SECONDS: Final = 7.0
-"""How long esp waits for a shard where the client set no deadline: as long as an etcd for its cluster."""
+"""Seconds that esp waits for a shard if the client sets no deadline: as long as an etcd waits for its cluster."""
 ID_TRIES: Final = 3
 LEASES_AT_ONCE: Final = 1024
 """Leases of a shard that are told on in one go."""
 
 
 class Leases:
-    """Everything about leases that a proxy runs: handlers, what is known of leases, and their repair.
+    """The leases of a proxy: the handlers, the table of known leases, and the repairs.
 
     Args:
         layout: the shards.
@@ -97,7 +97,7 @@ class Leases:
         self.keepalive.install(layout)
 
     def tick(self, now: float) -> None:
-        """Looks at every deadline, and at which shards are back."""
+        """Looks at every deadline, and for shards that are reachable again."""
         self.keepalive.tick(now)
         for step in (self.repair.tick, partial(self.table.sweep, now)):
             self._background.guard("leases", step)
@@ -107,7 +107,7 @@ _Work = Callable[[CoroutineCall, Any], Coroutine[Any, Any, Message]]
 
 
 class _FanOut:
-    """The unary RPCs, each asked of all shards at once."""
+    """The unary RPCs, each sent to all shards at once."""
 
     def __init__(self, layout: Layout, table: LeaseTable, repair: LeaseRepair) -> None:
         self._shards = layout.shards
@@ -117,9 +117,9 @@ class _FanOut:
         self._repair = repair
 
     async def grant(self, call: CoroutineCall, request: rpc_pb2.LeaseGrantRequest) -> rpc_pb2.LeaseGrantResponse:
-        """Granted when every shard did; when tolerant, every one that could be reached.
+        """Grants a lease on every shard; if tolerant, on every reachable shard.
 
-        Otherwise it is taken back where it was granted, and the error is that of the shard that refused.
+        If a shard refuses, the lease is taken back where it was granted, and the answer is that shard's error.
 
         Raises:
             RpcError: a shard's, as it came.
@@ -143,18 +143,18 @@ class _FanOut:
         sent = monotonic()
         seconds = DEFAULT_SECONDS
         if tolerant:
-            # So that the client hears of a lease that was granted without one of the shards.
+            # Half of the client's time at most: the client must hear of a lease that was granted without a shard.
             seconds = min(GRANT_SECONDS, (call.stream.remaining() or GRANT_SECONDS * 2) / 2)
         try:
             outcomes = await self._ask_all(call, LEASE_GRANT, request, seconds=seconds)
         except asyncio.CancelledError:
-            if own_id:  # nobody else has ever heard of it
+            if own_id:  # no client has heard of this id
                 self._repair.revoke(request.ID, self._shards, metadata)
             raise
         granted = answers_of(outcomes)
         refusal = _refusal(outcomes, may_miss=tolerant and bool(granted))
         if refusal is not None:
-            # Nobody else has heard of an id of esp's own, save the owner of an equal one.
+            # No client has heard of an id that esp has drawn, except the owner of a lease with an equal id.
             ours = [name for name, told in outcomes.items() if told != errors.LEASE_EXISTS] if own_id else granted
             await self._take_back(call, request.ID, ours, metadata)
             raise refusal.error()
@@ -173,7 +173,7 @@ class _FanOut:
         )
 
     async def _take_back(self, call: CoroutineCall, lease_id: int, shards: Iterable[str], metadata: Fields) -> None:
-        """Revokes a lease where it was just granted; what does not answer now is done later."""
+        """Revokes a lease where it was just granted; on shards that do not answer now, later."""
         left = set(shards)
 
         async def revoke(name: str) -> None:
@@ -184,11 +184,11 @@ class _FanOut:
         try:
             await all_of([call.timed(revoke(name)) for name in left])
         finally:
-            # Not in `revoke`: when the client goes in the very turn of the loop in which these begin, none ever runs.
+            # Not in `revoke`: if the client goes in the turn of the loop in which these tasks begin, none of them runs.
             self._repair.revoke(lease_id, left, metadata)
 
     async def revoke(self, call: CoroutineCall, request: rpc_pb2.LeaseRevokeRequest) -> rpc_pb2.LeaseRevokeResponse:
-        """Revoked on every shard that has it. One that cannot be reached is an error: its keys are still there.
+        """Revokes a lease on every shard that has it. An unreachable shard is an error: the keys there still exist.
 
         Raises:
             RpcError: a shard's, as it came; "requested lease not found" only when no shard has it.
@@ -196,7 +196,7 @@ class _FanOut:
         try:
             outcomes = await self._ask_all(call, LEASE_REVOKE, request)
         except asyncio.CancelledError:
-            # Some shards have revoked it by now, so it must not live on in the others.
+            # Some shards may have revoked the lease by now, so it must not live on in the others.
             self._repair.revoke(request.ID, self._shards, load_bearing(call.stream.head))
             raise
         revoked = answers_of(outcomes)
@@ -204,7 +204,7 @@ class _FanOut:
         if all(map(errors.is_unreachable, others)):
             self._table.forget(request.ID)
         if others:
-            # The client may give up before the shard is back; the lease must not live on there for that.
+            # The lease must not live on there if the client gives up before the shard is reachable again.
             away = [name for name, failure in failures_of(outcomes).items() if errors.is_unreachable(failure)]
             self._repair.revoke(request.ID, away, load_bearing(call.stream.head))
             raise _worst(others).error()
@@ -215,10 +215,10 @@ class _FanOut:
     async def time_to_live(
         self, call: CoroutineCall, request: rpc_pb2.LeaseTimeToLiveRequest
     ) -> rpc_pb2.LeaseTimeToLiveResponse:
-        """The lowest TTL, and the keys of all shards; a shard's keys that it does not own are left out.
+        """The lowest TTL, and the keys of all shards, without keys on a shard that does not own them.
 
-        A shard that cannot be reached is an error, unless tolerant, no keys are asked for and the lease lives
-        elsewhere; then its TTL there counts for as long as it is known.
+        An unreachable shard is an error, with one exception: if tolerant, without a question for keys, and if the lease
+        lives on another shard. Then the known rest of the TTL on that shard counts, as long as there is any.
 
         Raises:
             RpcError: a shard's, as it came.
@@ -250,7 +250,7 @@ class _FanOut:
         return response
 
     async def leases(self, call: CoroutineCall, request: rpc_pb2.LeaseLeasesRequest) -> rpc_pb2.LeaseLeasesResponse:
-        """The leases of all shards, each once, in the order in which etcd tells them: the next to end first.
+        """The leases of all shards, each once, shard after shard. A shard lists the lease that ends next first.
 
         Raises:
             RpcError: a shard's, as it came.
@@ -288,7 +288,7 @@ class _FanOut:
             request,
             metadata=call.metadata,
             seconds=call.seconds(seconds),
-            # Where something changes, no lack of memory may keep an answer from being heard.
+            # A call that changes something takes its answers even without memory for them: their outcome must be known.
             down=call.stream if method.idempotent else None,
             caller=call,
         )
@@ -298,7 +298,7 @@ class _FanOut:
 
 
 def _refusal(outcomes: dict[str, Answer | Status], *, may_miss: bool) -> Status | None:
-    """Why not every shard has answered as it should; None when those that did not were away, and that may be."""
+    """The refusal if a shard has failed; None if all have answered, or only unreachable ones failed and `may_miss`."""
     failures = list(failures_of(outcomes).values())
     if may_miss:
         failures = [failure for failure in failures if not errors.is_unreachable(failure)]
@@ -306,5 +306,5 @@ def _refusal(outcomes: dict[str, Answer | Status], *, may_miss: bool) -> Status 
 
 
 def _worst(failures: Sequence[Status]) -> Status:
-    """The first that says more than that a shard is away; the first at all when none does."""
+    """The first failure that is not just an unreachable shard; if all are, the first."""
     return next((failure for failure in failures if not errors.is_unreachable(failure)), failures[0])

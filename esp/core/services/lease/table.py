@@ -1,15 +1,15 @@
-"""The leases that pass through this proxy, as far as it has seen them, and the verdict when shards disagree about one.
+"""The leases that this proxy has seen, and the verdict on a lease if shards disagree about it.
 
-A lease lives on every shard. When one shard says that it has no such lease while others have it, one of two things has
-happened, and both look the same from outside:
+A lease lives on every shard. If one shard says that it has no such lease while others have it, one of two things has
+happened. Both look the same from outside:
 
-- the lease has ended there: its keys on that shard are gone, so the whole lease is dead, and its owner must hear so;
-- the shard never had the lease: it was unreachable during the grant, or is new. Then nothing was lost, and the lease
-  can be granted there.
+- The lease has ended there. Its keys on that shard are gone, so the whole lease is dead, and its owner must learn that.
+- The shard never had the lease: the shard was unreachable during the grant, or is new. Then nothing was lost, and the
+  lease can be granted there.
 
-The verdict is the second only where that is known: this proxy itself granted the lease without that shard, or the shard
-has never had a key. In all other cases it is the first. A lease wrongly called dead ends a session; a lease wrongly
-called alive lets two clients hold a lock. So losing an entry of this table is safe.
+The verdict is "never had" only if esp knows that: this proxy itself granted the lease without that shard, or the shard
+has never had a key. In all other cases the verdict is "ended". A lease that is wrongly called dead ends a session; a
+lease that is wrongly called alive lets two clients hold a lock. So it is safe to lose an entry of this table.
 
 There is one delay. Another proxy may have granted a lease without a shard, and grants it there when the shard is back.
 So a shard that was unreachable counts as unreachable for SETTLE_SECONDS more, for leases of which this proxy does not
@@ -38,11 +38,11 @@ log = logging.getLogger("esp.lease")
 
 SWEPT_AT_ONCE: Final = 1000
 KEPT_SECONDS: Final = 600.0
-"""How long an ended lease is remembered: a shard that has changed its leader keeps leases for longer than they had."""
+"""Seconds that an ended lease is remembered: after a change of leader a shard keeps leases longer than their TTL."""
 SETTLE_SECONDS: Final = 3.0
-"""Seconds that other proxies have for granting the leases that a shard missed. They begin within half a second."""
+"""Seconds that other proxies have to grant the leases that a shard missed. They begin within half a second."""
 ID_BITS: Final = (1 << 64) - 1
-"""Ids are shown as etcdctl does, without a sign."""
+"""A mask to show ids as etcdctl does, without a sign."""
 UNKNOWN: Final = 0.0
 MISSED: Final = -1.0
 
@@ -55,7 +55,7 @@ class Lacking(Enum):
     ENDED = auto()
     """The shard had the lease, or may have had it."""
     UNSETTLED = auto()
-    """Not known, and another proxy may be about to grant it there."""
+    """The reason is not known, and another proxy may be about to grant the lease there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Judgement:
     """The verdict on a lease.
 
     Attributes:
-        dead: the lease does not live, or must not: shards that still have the lease should lose it.
+        dead: the lease is dead; shards that still have it should lose it.
         missed: shards that never had the lease and should get it.
     """
 
@@ -79,11 +79,11 @@ class Known:
     """One lease, as far as this proxy has seen it.
 
     Attributes:
-        until: for each shard, by name, the `monotonic` time until which the shard surely keeps the lease; MISSED where
-            the lease never was, UNKNOWN where this proxy has not seen the lease, and does not know why.
+        until: for each shard, by name, the `monotonic` time until which the shard surely keeps the lease; MISSED for a
+            shard that never had it; UNKNOWN if this proxy has not seen the lease there, for an unknown reason.
         elsewhere: the same for a shard that is not in `until` because it joined the layout later.
         since: the `monotonic` time at which the lease was brought to a shard that had missed it.
-        metadata: the client's, with which esp repairs the lease later.
+        metadata: the client's metadata, with which esp repairs the lease later.
     """
 
     __slots__ = ("elsewhere", "metadata", "since", "until")
@@ -92,7 +92,7 @@ class Known:
         self.until = until
         self.metadata = metadata
         self.elsewhere = elsewhere
-        self.since: dict[str, float] | None = None  # few leases have any
+        self.since: dict[str, float] | None = None  # None for most leases
 
     def on(self, shard: str) -> float:
         """The entry of `until` for a shard, whether or not the shard was in the layout when the lease was seen."""
@@ -100,12 +100,12 @@ class Known:
 
 
 class LeaseTable:
-    """The leases this proxy knows of.
+    """The leases that this proxy knows of.
 
     Attributes:
-        tolerant: whether a shard that is away, or lacks a lease, may be left out.
-        counters: how often something out of the ordinary was done, by name.
-        left_out: shards without which leases were answered for, and which have not answered since.
+        tolerant: whether a shard that is unreachable, or lacks a lease, may be left out.
+        counters: the number of unusual events, by name.
+        left_out: shards that answers about leases left out, and that have not answered since.
     """
 
     def __init__(self, context: WireContext, *, tolerant: bool) -> None:
@@ -129,7 +129,7 @@ class LeaseTable:
         self._known.pop(lease_id, None)
 
     def granted(self, lease_id: int, until: Mapping[str, float], metadata: Fields) -> None:
-        """The lease begins, on these shards and no other. An earlier lease with the same id is forgotten.
+        """Notes a new lease, on these shards and no other. Forgets an earlier lease with the same id.
 
         `until` has the end of the lease on each shard, by name.
         """
@@ -137,7 +137,7 @@ class LeaseTable:
         self._add(lease_id, Known(dict(until), metadata, MISSED))
 
     def renewed(self, lease_id: int, ttls: Mapping[str, int], sent: float, metadata: Fields) -> None:
-        """Shards have answered a keepalive that was sent at `sent`; a TTL of 0 or below means that one did not."""
+        """Notes the shards' answers to a keepalive that was sent at `sent`. A TTL of 0 or below is no renewal."""
         known = self._known.get(lease_id)
         if known is None:
             until = {shard: sent + ttl if ttl > 0 else UNKNOWN for shard, ttl in ttls.items()}
@@ -150,7 +150,7 @@ class LeaseTable:
                 until[shard] = sent + ttl
 
     def seen(self, lease_id: int, shard: str, until: float) -> None:
-        """The lease lives on that shard; nothing is noted of a lease that is not known."""
+        """Notes that the lease lives on that shard, if the lease is in the table."""
         known = self._known.get(lease_id)
         if known is not None:
             if known.on(shard) <= 0:
@@ -169,13 +169,13 @@ class LeaseTable:
         return known is not None and known.on(shard) > 0
 
     def missed(self, lease_id: int, shard: str) -> None:
-        """The lease never was on that shard; nothing is noted of a lease that is not known."""
+        """Notes that the lease never was on that shard, if the lease is in the table."""
         known = self._known.get(lease_id)
         if known is not None:
             known.until[shard] = MISSED
 
     def missed_on(self, shard: str) -> list[int]:
-        """The leases that live, and never were on that shard."""
+        """The live leases that never were on that shard."""
         return [lease_id for lease_id, known in self._known.items() if known.on(shard) == MISSED]
 
     def away(self, shard: str) -> None:
@@ -183,7 +183,7 @@ class LeaseTable:
         self._settled_at[shard] = inf
 
     def returned(self, shard: str, now: float) -> None:
-        """The shard can be reached again."""
+        """The shard is reachable again."""
         self._told_of.discard(shard)
         self._settled_at[shard] = now + SETTLE_SECONDS
 
@@ -212,9 +212,9 @@ class LeaseTable:
         return Judgement(dead=False, missed=tuple(missed)) if missed else ALIVE
 
     def judge_one(self, lease_id: int, shard: str, *, empty: bool, asked: float = inf) -> Lacking:
-        """Why a shard lacks a lease that lives elsewhere; `empty` says that the shard has never had a key.
+        """The reason why a shard lacks a lease that lives elsewhere; with `empty` the shard has never had a key.
 
-        Where the lease was brought to the shard after the shard was `asked`, its answer is of no use any more.
+        If the lease came to the shard after the time `asked`, the shard's answer is out of date.
         """
         known = self._known.get(lease_id)
         seen = UNKNOWN if known is None else known.on(shard)
@@ -229,7 +229,7 @@ class LeaseTable:
         return Lacking.ENDED
 
     def _tell_of(self, lease_id: int, shard: str) -> None:
-        """A lease is dead because a shard lacks it, which it may have missed for all that is known."""
+        """Logs that a lease is dead because a shard lacks it, although the shard may just have missed the lease."""
         if not self.tolerant or self.was_on(lease_id, shard):
             return
         self.counters["unknown_taken_for_ended"] += 1
@@ -242,7 +242,7 @@ class LeaseTable:
             )
 
     def left(self, lease_id: int, shard: str, now: float) -> int | None:
-        """Whole seconds for which a shard that does not answer surely keeps a lease; None when it is to be left out."""
+        """Whole seconds for which a silent shard surely keeps a lease; None if the shard is to be left out."""
         known = self._known.get(lease_id)
         left = int(known.on(shard) - now) if known is not None else 0
         if left > 0:
@@ -251,27 +251,27 @@ class LeaseTable:
         return None
 
     def leave_out(self, shard: str) -> None:
-        """A lease is answered for without this shard."""
+        """Notes, and logs once, that an answer about a lease leaves out this shard."""
         self.counters["left_out"] += 1
         if shard not in self.left_out:
             self.left_out.add(shard)
             log.warning("shard %s does not answer: leases live on without it until it does", shard)
 
     def answers(self, shard: str) -> None:
-        """A shard that may have been left out is back."""
+        """Notes an answer of a shard that may have been left out."""
         if shard in self.left_out:
             self.left_out.discard(shard)
-            self.returned(shard, monotonic())  # a frozen one keeps its connection
+            self.returned(shard, monotonic())  # of a frozen shard, which has kept its connection
             log.info("shard %s answers again: leases count on it", shard)
 
     def drop_shard(self, shard: str) -> None:
-        """The shard has left the layout. Its leases are remembered, since the shard may come back."""
+        """The shard has left the layout. The table keeps its entries: the shard may come back."""
         self._settled_at.pop(shard, None)
         self._told_of.discard(shard)
         self.left_out.discard(shard)
 
     def sweep(self, now: float) -> None:
-        """Forgets leases that have ended everywhere; a part of the table at a time, so that nobody waits."""
+        """Forgets leases that have ended on all shards. Looks at a part of the table at a time: nobody has to wait."""
         known = self._known
         for lease_id in list(islice(known, SWEPT_AT_ONCE)):
             entry = known.pop(lease_id)
@@ -280,5 +280,5 @@ class LeaseTable:
 
 
 def is_empty(header: rpc_pb2.ResponseHeader) -> bool:
-    """Whether the shard that wrote this header has never had a key: then no lease ever lost one there."""
+    """Whether the shard that wrote this header has never had a key: then no lease has lost a key there."""
     return header.revision == 1
