@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Generic, TypeVar
-from urllib.parse import quote, unquote_to_bytes
 from zlib import crc32
 
 from esp.core.wire.hpack import COMPOSITE, Fields, decode, encode
@@ -25,13 +24,14 @@ INVALID: Final = b"esp-no-token-of-these-shards"
 """The token that shards get in place of one that esp cannot take apart; no simple token and no JWT looks like this."""
 FIELDS: Final = frozenset((b"token", b"authorization"))
 """The metadata in which etcd looks for a token, in this order."""
+MAX_PARTS: Final = 2048
+"""Shards whose tokens one token can hold."""
 MEMO_ENTRIES: Final = 1024
 MEMO_BYTES: Final = 4_194_304
 """The bounds of a memo: its entries, and the bytes of their keys and values together."""
 
 _BEARER: Final = b"Bearer "
-_PLAIN: Final = re.compile(rb"[!-~]+")  # printable without blanks: a header field carries these bytes unchanged
-_KEPT: Final = "!#$&'()*+/:;?@[]^`{|}"  # beside letters, digits and "_.-~"; "%", "=", "," and the rest are quoted
+_PART: Final = re.compile(rb"[!-+\--~]+")  # printable, without blank and comma; so are simple tokens and JWTs
 
 Value = TypeVar("Value", bytes, bool)
 
@@ -47,7 +47,7 @@ OWN: Final = _Own()
 
 
 class NoToken(ValueError):
-    """A shard's token cannot be sent in a header."""
+    """A shard's token is of a form that no etcd gives, and cannot be part of a composite token."""
 
     def __init__(self, shard: str) -> None:
         super().__init__(shard)
@@ -58,32 +58,36 @@ def join(tokens: Mapping[str, str]) -> str:
     """The composite token of these tokens, by the names of their shards.
 
     Raises:
-        NoToken: a header field cannot carry one of the tokens.
+        NoToken: one cannot be part of it.
     """
     for shard, token in tokens.items():
-        if not _PLAIN.fullmatch(token.encode()):
+        if not _PART.fullmatch(token.encode()):
             raise NoToken(shard)
-    body = ",".join(f"{name}={quote(tokens[name], safe=_KEPT)}" for name in sorted(tokens))
+    body = ",".join(f"{name}={tokens[name]}" for name in sorted(tokens))
     return f"{COMPOSITE.decode()}{crc32(body.encode()):08x}:{body}"
 
 
 def split(token: bytes) -> dict[str, bytes] | None:
-    """The shards' tokens in a composite token, by name; None if `token` is not composite, or damaged.
+    """The shards' tokens that a composite token holds, by name; None for what is none, or not whole.
 
-    The inverse of `join`. Each set of tokens has exactly one form; any other form is None.
+    The inverse of `join`: each set of tokens has one form, and no other is taken. What it costs is bounded, since
+    anybody can write a checksum.
     """
     head, _, body = token.removeprefix(COMPOSITE).partition(b":")
     if not token.startswith(COMPOSITE) or head != b"%08x" % crc32(body):
         return None
+    parts = body.split(b",", MAX_PARTS)
+    if len(parts) > MAX_PARTS:
+        return None
     tokens: dict[str, bytes] = {}
-    for part in body.split(b","):
-        name, _, quoted = part.partition(b"=")
-        value = unquote_to_bytes(quoted)
-        if not name or not name.isascii() or not _PLAIN.fullmatch(value):
+    last = b""
+    for part in parts:
+        name, _, value = part.partition(b"=")
+        if name <= last or not name.isascii() or not _PART.fullmatch(value):
             return None
+        last = name
         tokens[name.decode()] = value
-    same = join({name: value.decode() for name, value in tokens.items()})
-    return tokens if same.encode() == token else None
+    return tokens
 
 
 def _composite(value: bytes) -> dict[str, bytes] | None:

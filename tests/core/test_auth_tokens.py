@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esp.core.auth_tokens import FIELDS, INVALID, MEMO_BYTES, MEMO_ENTRIES, NoToken, OwnParts, TokenCheck, join, split
+from esp.core.auth_tokens import (
+    FIELDS,
+    INVALID,
+    MAX_PARTS,
+    MEMO_BYTES,
+    MEMO_ENTRIES,
+    NoToken,
+    OwnParts,
+    TokenCheck,
+    join,
+    split,
+)
 from esp.core.wire import frames
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
@@ -21,7 +32,7 @@ from tests.core.wire.upstream import Call, Caller
 SIMPLE = "fQzQpLvHnCaXxGkY.17"
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJyZXZpc2lvbiI6MX0.c2lnbmF0dXJl-_"
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True)
-TOKENS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1)
+TOKENS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters=","), min_size=1)
 MAPS = st.dictionaries(NAMES, TOKENS, min_size=1)
 
 
@@ -77,14 +88,12 @@ def test_any_bytes_are_taken_apart_or_refused(body: bytes) -> None:
         b"a=x,",
         b"a=x,a=y",
         b"b=x,a=y",
-        b"a=%0d%0ax:%20y",
-        b"a=%61",
-        b"a=%zz",
-        b"a=x%",
+        b"a=x\r\ny: z",
         b"a=\xc3\xa4",
         b"\xc3\xa4=x",
-        b"a=x=y",
         b"a=x y",
+        b"a=x,,b=y",
+        b",".join(b"%05d=x" % number for number in range(MAX_PARTS + 1)),
     ],
 )
 def test_what_has_a_right_checksum_and_a_wrong_form_is_none(body: bytes) -> None:
@@ -92,8 +101,8 @@ def test_what_has_a_right_checksum_and_a_wrong_form_is_none(body: bytes) -> None
     assert TokenCheck(["a"]).checked([(b"token", checked(body))]) == [(b"token", INVALID)]
 
 
-@pytest.mark.parametrize("token", ["", " ", "a b", "a\nb", "ä", "a\0"])
-def test_a_shards_token_that_no_header_carries_is_told_with_its_shard(token: str) -> None:
+@pytest.mark.parametrize("token", ["", " ", "a b", "a\nb", "ä", "a\0", "a,b"])
+def test_a_shards_token_that_is_no_etcds_is_told_with_its_shard(token: str) -> None:
     with pytest.raises(NoToken) as caught:
         join({"a": SIMPLE, "b": token})
     assert caught.value.shard == "b"

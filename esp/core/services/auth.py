@@ -188,9 +188,9 @@ class _Auth:
         try:
             token = auth_tokens.join({name: answer.token for name, answer in answers.items()})
         except auth_tokens.NoToken as error:
-            raise self._shards[error.shard].blamed("has a token that no header can carry") from None
+            raise self._shards[error.shard].blamed("has a token of another form than etcd's") from None
         most = max(self._list_bytes // 2, self._list_bytes - OTHER_METADATA_BYTES)
-        if len(token) > most:
+        if len(token) > most or len(answers) > auth_tokens.MAX_PARTS:
             text = (
                 f"esp: the tokens of all shards take {len(token)} bytes together, and a request has room for {most}; "
                 "raise max_header_list_bytes in the config, or let the shards give shorter tokens (etcd's --auth-token)"
