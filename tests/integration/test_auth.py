@@ -345,6 +345,27 @@ class TestTokens:
         assert client.call("KV/DeleteRange", request, "root").deleted == 3
         assert isinstance(client.auth("UserAdd", name="x", password="x"), Message)
 
+    def test_what_goes_to_all_shards_at_once_goes_with_each_ones_part(self, client: Client) -> None:
+        for key in (b"a", b"k", b"z"):
+            client.call("KV/Put", rpc_pb2.PutRequest(key=key), "root")
+        everything = rpc_pb2.RangeRequest(key=b"a", range_end=b"\0")
+        revision = client.call("KV/Range", everything, "root").header.revision
+        for path, request in (
+            ("KV/Compact", rpc_pb2.CompactionRequest(revision=revision)),
+            ("Maintenance/Status", rpc_pb2.StatusRequest()),
+            ("Maintenance/Alarm", rpc_pb2.AlarmRequest()),
+            ("Lease/LeaseLeases", rpc_pb2.LeaseLeasesRequest()),
+        ):
+            answer = client.call(path, request, "root")
+            assert isinstance(answer, Message), (path, answer)
+        lease = client.call("Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest(TTL=600), "alice")
+        client.call("KV/Put", rpc_pb2.PutRequest(key=b"k", lease=lease.ID), "alice")
+        asked = rpc_pb2.LeaseTimeToLiveRequest(ID=lease.ID, keys=True)
+        assert client.call("Lease/LeaseTimeToLive", asked, "alice").keys == [b"k"]
+        keepalive = iter([rpc_pb2.LeaseKeepAliveRequest(ID=lease.ID)])
+        metadata = [("token", client.tokens["alice"])]
+        assert [answer.TTL for answer in client.stubs["Lease"].LeaseKeepAlive(keepalive, metadata=metadata)] == [600]
+
     def test_two_users_read_together_what_each_may_read(self, client: Client) -> None:
         for key in (b"k1", b"k2", b"b"):
             client.call("KV/Put", rpc_pb2.PutRequest(key=key, value=key), "root")
