@@ -1,4 +1,4 @@
-"""One call that waits before the gate (`gate`), and then has places at shards."""
+"""A call that waits before the gate (`gate`), and then has places at shards."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
     from esp.core.services.gate import Gate, Line
 
 PLACES: Final = 16
-"""Places that a part takes at most; and one whose answer may be of any size, since its client has had none yet."""
+"""The most places that a part takes. A part takes so many, too, if its client has had no answer yet."""
 PLACE_BYTES: Final = 16_384
-"""Bytes of an answer or a request for each place that the call takes."""
+"""Bytes of an answer, or of a request, for one place."""
 LARGE_ANSWER: Final = (PLACES - 1) * PLACE_BYTES
-"""Bytes from which on an answer or a request takes as many places as any."""
+"""An answer or a request of at least so many bytes takes all places that a part may take."""
 SMALL_REQUEST: Final = 1024
-"""Bytes of a request up to which what an open call is counted as has room for it."""
+"""A request of at most so many bytes is covered by the memory that every open call counts for."""
 
 
 class Entry(Sink):
-    """One call, and the places that it has. Until it begins it is the call's sink.
+    """A call, and the places that it has. The entry is the sink of the call's stream until the call begins.
 
     Attributes:
-        stream: the client's.
-        shards: those at which it wants places.
-        reads: whether the size of its answer says something about those of the client's next reads.
-        passes_stopped: it wants no place at a shard that has stopped.
-        line: in which it waits.
+        stream: the client's stream.
+        shards: the shards at which the call wants places.
+        reads: whether the size of the call's answer predicts those of the client's next reads.
+        passes_stopped: whether the call needs no place at a shard that has stopped.
+        line: the line in which the call waits; None if it does not wait.
     """
 
     __slots__ = (
@@ -65,19 +65,19 @@ class Entry(Sink):
         self.line: Line | None = None
         self._gate = gate
         self._begin: Callable[[Entry], None] | None = begin
-        self._size = size if size > SMALL_REQUEST else 0  # of its request, while it waits
-        self._weight = weight  # of its request
-        self._largest = -1  # of the answers of its parts
-        self._places: dict[str, tuple[int, bool]] = {}  # by shard; and whether they are those of large calls
+        self._size = size if size > SMALL_REQUEST else 0  # of its request, counted while the call waits
+        self._weight = weight  # places for its request
+        self._largest = -1  # bytes of the largest answer to one of its parts; -1 before the first
+        self._places: dict[str, tuple[int, bool]] = {}  # by shard; True: for large calls
         stream.sink = self
 
     @property
     def is_wanted(self) -> bool:
-        """Whether it has not begun, and its client has not taken it back."""
+        """Whether the call has yet to begin, and its client has not taken it back."""
         return self._begin is not None
 
     def weight(self, shard: str) -> int:
-        """How many places a part of it takes at `shard`."""
+        """The places that the call's part takes at `shard`."""
         if not self.reads:
             return self._weight
         weight = self.stream.connection.weight
@@ -87,11 +87,11 @@ class Entry(Sink):
 
     @property
     def is_large(self) -> bool:
-        """Whether that is known to be as many as a part takes at most."""
+        """Whether the call is known to be large: its parts take PLACES."""
         return self._weight >= PLACES or (self.reads and self.stream.connection.weight >= PLACES)
 
     def hold(self) -> bool:
-        """Counts what its request takes until it begins; False when there is no memory for that, and it has ended."""
+        """Counts the request as memory until the call begins. Without memory the call ends; then False."""
         if not self._size or self.stream.hold(self._size):
             return True
         self._size = 0
@@ -99,12 +99,12 @@ class Entry(Sink):
         return False
 
     def wait(self, line: Line) -> None:
-        """Stands in line."""
+        """Puts the call in line."""
         self.line = line
         line.calls[self] = None
 
     def begin(self) -> None:
-        """Has its turn: places everywhere, and its work begins.
+        """Takes places at all wanted shards, and begins the call's work.
 
         Raises:
             RpcError: the call is refused.
@@ -130,7 +130,7 @@ class Entry(Sink):
         return True
 
     def weigh(self, shard: str, size: int) -> None:
-        """The answer to a part begins to come, and will have so many bytes."""
+        """Notes that the answer to a part begins to come, and that it will have `size` bytes."""
         gate = self._gate
         self.heard(shard)
         if self.reads and size > self._largest:
@@ -146,26 +146,26 @@ class Entry(Sink):
                 gate.free(self.stream.connection, shard, *taken)
 
     def comes(self, size: int) -> None:
-        """As `weigh`, for a call about one shard."""
+        """As `weigh`, for a call to one shard."""
         for shard in self.shards:
             self.weigh(shard, size)
 
     def answered(self, shard: str, size: int) -> None:
-        """Its part for this shard is not at work any more: the answer, of so many bytes, has begun to come."""
+        """Frees the places at a shard whose answer, of `size` bytes, has begun to come."""
         self.weigh(shard, size)
         self.leave(shard)
 
     def replied(self, shard: str) -> None:
-        """As `answered`, where the answers of a call say nothing about those of others."""
+        """As `answered`, for an answer whose size predicts nothing."""
         self.heard(shard)
         self.leave(shard)
 
     def heard(self, shard: str) -> None:
-        """The shard has answered, and so has not stopped."""
+        """Notes that the shard has answered, and so has not stopped."""
         self._gate.stopped.discard(shard)
 
     def leave(self, shard: str) -> None:
-        """Its part for this shard is not at work any more, answered or not."""
+        """Frees the places at a shard where the call's part is not at work any more."""
         taken = self._places.pop(shard, None)
         if taken is not None:
             if not self._places:
@@ -174,7 +174,7 @@ class Entry(Sink):
 
     @property
     def held(self) -> Collection[str]:
-        """The shards where its parts are at work."""
+        """The shards where the call's parts are at work."""
         return self._places
 
     def close(self) -> None:
@@ -191,7 +191,7 @@ class Entry(Sink):
         self._begin = None
 
     def _leave_line(self) -> None:
-        """Does not wait any more."""
+        """Takes the call out of its line, and gives back the memory of its request."""
         self.stream.sink = None
         line, self.line = self.line, None
         if line is not None:

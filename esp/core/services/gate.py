@@ -1,23 +1,24 @@
-"""A gate before each shard for calls that may cost it much: so many are at work there at once, and no more.
+"""A gate before each shard: bounds how many calls that may cost the shard much are at work there at once.
 
-Such are calls that span shards, which cost esp and the shards a multiple of what their clients pay to send them; reads
-of one shard whose answers may be large; and large requests. Without a bound one connection that sends many has all of
-them going on at once, and everybody else's calls stand behind them, here and in etcd.
+Three kinds of call go through the gate: calls that span shards, which cost esp and the shards much more than their
+clients pay to send them; reads of one shard whose answers may be large; and large requests. Without the gate, one
+connection could have very many of these at work at once, and all other calls would wait behind them, here and in etcd.
 
-What a call takes at a shard is counted in places: for a read by the size of the last answers to its connection
-(`Admission.weight`), for a request by its own. Who has had small answers only needs no place for a read of one shard:
-that is the fast path, which passes by here. Calls that are known to be large have places of their own, so that nobody
-else waits for them, and one connection has no more than a quarter of all places.
+A call takes places at a shard. For a read, their number follows from the size of the last answers to its connection
+(`Admission.weight`); for a request, from its own size. If a client has had only small answers, its reads of one shard
+need no places: that is the fast path, which does not come here. Calls that are known to be large have places of their
+own, so that other calls do not wait for them. One connection has at most a quarter of all places.
 
-A call begins when there is a place at each shard that it is about; until then it waits, and costs little. Nor does it
-begin before all is read that has come with it: a call that its client takes back in the same breath asks no shard and
-makes no task (CVE-2023-44487). Those of one connection wait in line, those of different connections begin in turn. A
-part gives its places back when its shard has answered, so a call that waits for a stopped shard holds places there and
-nowhere else, and those that are not about that shard go on. What a call that has begun asks further is counted, but
-does not wait. Places that were held for a second are given to others: whoever has them waits for something that is no
-work, such as a shard that has stopped, or a client that does not read.
+A call begins when there is a place at each of its shards. Until then it waits, and costs little. A call also does not
+begin before all bytes that came with it have been read. So a call that its client takes back at once asks no shard and
+makes no task (CVE-2023-44487). Calls of one connection wait in line; calls of different connections begin in turn. A
+part gives its places back when its shard has answered. So a call that waits for a stopped shard holds places only
+there, and calls to other shards go on. Further questions of a call that has begun are counted, but do not wait. After a
+second a call loses its places to others: it waits for something that is no work, such as a stopped shard, or a client
+that does not read.
 
-How many wait is bounded by the memory for calls (`max_call_bytes`), and their requests by `max_buffered_bytes`.
+The number of waiting calls is bounded by the memory for calls (`max_call_bytes`); their requests are bounded by
+`max_buffered_bytes`.
 """
 
 from __future__ import annotations
@@ -41,24 +42,24 @@ __all__ = ["LARGE_REQUEST", "STUCK_SECONDS", "Entry", "Gate", "Line"]
 log = logging.getLogger("esp.service")
 
 STUCK_SECONDS: Final = 1.0
-"""How long a part may hold places."""
+"""Seconds that a part may hold places."""
 LARGE_REQUEST: Final = 65_536
-"""Bytes of a request to one shard from which on it takes places."""
+"""A request to one shard takes places if it has more bytes."""
 
 Pool = tuple[str, bool]
-"""Places of a shard: those of calls that are known to be large, or those of others."""
+"""The places of a shard for calls that are known to be large (True), or for other calls (False)."""
 Share = tuple[str, Connection]
-"""Places of a shard that one connection has."""
+"""The places of a shard that one connection has."""
 _Key = tuple[Connection, tuple[str, ...], bool, bool]
 
 
 class Line:
-    """Calls of one connection that are about the same shards, in the order in which they came.
+    """The waiting calls of one connection to the same shards, in the order in which they came.
 
     Attributes:
-        calls: those that wait.
-        queue: in which it stands; None while its first call is looked at.
-        lacks: of which queue that is.
+        calls: the waiting calls.
+        queue: the queue in which the line stands; None while its first call is looked at.
+        lacks: the places for which that queue waits.
     """
 
     __slots__ = ("calls", "key", "lacks", "queue")
@@ -75,9 +76,9 @@ class Gate:
 
     Attributes:
         spawn: begins the task of a call that may be let in.
-        busy: how many are taken, by shard, by calls that are known to be large, or by others.
-        at_work: the calls that hold any, and since when, the longest first.
-        stopped: the shards where some were held for too long, until they answer.
+        busy: the places taken, by shard and kind of call.
+        at_work: the calls that hold places, each with the time since when; the longest first.
+        stopped: the shards where calls have held places for too long; until the shard answers.
     """
 
     def __init__(self, context: WireContext, background: Background) -> None:
@@ -85,20 +86,20 @@ class Gate:
         self._background = background
         self.spawn = background.start
         self._limit = context.limits.max_parts_per_shard * PLACES
-        self._quarter = max(PLACES, self._limit // 4)  # for one connection, and for all large calls
+        self._quarter = max(PLACES, self._limit // 4)  # the bound for one connection, and for all large calls
         self.busy: defaultdict[Pool, int] = defaultdict(int)
         self._held: defaultdict[Share, int] = defaultdict(int)
         self._unknown: dict[str, int] = {}
         self.at_work: dict[Entry, float] = {}
         self.stopped: set[str] = set()
-        # Each line that has calls stands in exactly one queue: that for what its first call lacks.
+        # Each line with calls stands in exactly one queue: that of the places which its first call lacks.
         self._lines: dict[_Key, Line] = {}
         self._queues: dict[Pool | Share, deque[Line]] = {}
         self._freed: set[Pool] = set()
         self._freed_shares: set[Share] = set()
 
     def drop_shard(self, shard: str) -> None:
-        """The shard has left the layout, and no call is about it any more."""
+        """The shard has left the layout, and no call is sent to it any more."""
         self.stopped.discard(shard)
         self._unknown.pop(shard, None)
         for pool in ((shard, False), (shard, True)):
@@ -107,35 +108,35 @@ class Gate:
 
     @property
     def waiting(self) -> int:
-        """How many calls wait for a place."""
+        """The number of calls that wait for a place."""
         return sum(len(line.calls) for line in self._lines.values())
 
-    # What a call takes.
+    # The places of a call.
 
     def places_for(self, size: int) -> int:
-        """How many an answer, or a request, of so many bytes takes."""
+        """The places for an answer, or a request, of `size` bytes."""
         return min(1 + size // PLACE_BYTES, PLACES) if size > PLACE_BYTES else 1
 
     def unknown(self, shard: str) -> int:
-        """How many places a read takes there whose client has had no answer yet."""
+        """The places for a read at `shard` whose client has had no answer yet."""
         return self._unknown.get(shard, PLACES)
 
     def note_large(self, stream: ServerStream, size: int) -> None:
-        """A read is answered with so many bytes: if many, the client's next reads take as many places."""
+        """Notes an answer of `size` bytes to a read. After a large one, the client's next reads take as many places."""
         if size > PLACE_BYTES:
             connection = stream.connection
             connection.weight = max(self.places_for(size), connection.weight >> 1)
             self._unknown.clear()
 
     def note_small(self, entry: Entry, size: int) -> None:
-        """A read has had so large an answer in all: if a small one, the client's next reads take fewer places."""
+        """Notes the largest answer to a read, `size` bytes. After a small one the next reads take fewer places."""
         connection = entry.stream.connection
         if size > PLACE_BYTES:
             return
         if connection.weight < 0:
             connection.weight = 0
             for shard in entry.shards:
-                # Many clients are new at once, and wait: as long as their answers are small, more of them go at a time.
+                # If many new clients wait at once, more of them begin at a time, as long as their answers are small.
                 if (shard, False) in self._queues:
                     self._unknown[shard] = max(1, self.unknown(shard) >> 1)
         else:
@@ -146,14 +147,14 @@ class Gate:
     def pass_on(
         self, stream: ServerStream, shard: Shard, message: bytes, *, reads: bool, at_once: bool = False
     ) -> None:
-        """Sends a call to the shard that it is about, as soon as there is a place for it.
+        """Sends a call to its one shard, as soon as there is a place for it.
 
         Args:
             stream: the client's call.
-            shard: to which it goes.
+            shard: the shard.
             message: the request, with its prefix.
-            reads: whether its answer may be large.
-            at_once: it came a while ago, so that all is read that came with it.
+            reads: whether the answer may be large.
+            at_once: the call came a while ago, so all bytes that came with it have been read.
         """
         size = len(message)
         begin = partial(shard.splice_counted, stream, message)
@@ -177,16 +178,16 @@ class Gate:
         *,
         passes_stopped: bool = False,
     ) -> None:
-        """Calls `begin` when all is read that came with the call and it is its turn; not if the client takes it back.
+        """Calls `begin` at the call's turn, when all bytes that came with it are read; not if the client takes it back.
 
         Args:
             stream: the client's call.
-            shards: those that are asked first; what is asked of others later is told to the entry.
+            shards: the shards that the call asks first. When the call asks others later, it tells the entry.
             size: memory that the request takes while the call waits.
-            begin: begins the work with an `Entry`, which must be closed in the end. It may raise RpcError.
-            reads: whether it takes places by the size of the client's last answers.
-            weight: the places that it takes at least.
-            passes_stopped: no place is wanted at a shard that has stopped, since the call can do without its answer.
+            begin: begins the work with an `Entry`, which the work must close in the end. May raise RpcError.
+            reads: whether the size of the client's last answers decides how many places the call takes.
+            weight: the least places that the call takes.
+            passes_stopped: the call needs no place at a stopped shard, because it can do without that shard's answer.
         """
         names = tuple(dict.fromkeys(shards))
         entry = Entry(self, stream, names, size, begin, reads=reads, weight=weight, passes_stopped=passes_stopped)
@@ -194,12 +195,12 @@ class Gate:
             stream.connection.when_read.append(partial(self._admit, entry))
 
     def _admit(self, entry: Entry) -> None:
-        """Begins a new call, or has it stand in line."""
+        """Begins a new call, or puts it in line."""
         if not entry.is_wanted:
             return
         key = entry.stream.connection, entry.shards, entry.passes_stopped, entry.reads
         line = self._lines.get(key)
-        if line is None:  # nobody comes before it
+        if line is None:  # no call comes before it
             lacks = self._lacks(entry)
             if lacks is None:
                 self._begin(entry)
@@ -220,7 +221,7 @@ class Gate:
         line.queue, line.lacks = queue, lacks
 
     def forget(self, line: Line) -> None:
-        """Nobody is left in it."""
+        """Drops a line without calls."""
         if line.queue is not None:
             line.queue.remove(line)
             self._tidy(line.lacks)
@@ -231,7 +232,7 @@ class Gate:
             del self._queues[lacks]
 
     def _lacks(self, entry: Entry) -> Pool | Share | None:
-        """The first that has no place for it; None when all have."""
+        """The first places that the call lacks; None if it lacks none."""
         connection = entry.stream.connection
         for shard in self.wanted(entry):
             for where in ((shard, connection), (shard, entry.is_large)):
@@ -251,12 +252,12 @@ class Gate:
         return tuple(shard for shard in entry.shards if shard not in self.stopped)
 
     def take(self, connection: Connection, shard: str, places: int, large: bool) -> None:
-        """A call takes places."""
+        """Counts places that a call takes."""
         self.busy[shard, large] += places
         self._held[shard, connection] += places
 
     def free(self, connection: Connection, shard: str, places: int, large: bool) -> None:
-        """Places are given back: whoever waits for one begins when all else leaves."""
+        """Gives places back. Calls that wait for them begin at the next flush."""
         pool, share = (shard, large), (shard, connection)
         self.busy[pool] -= places
         left = self._held[share] - places
@@ -271,13 +272,13 @@ class Gate:
             self._freed_shares.add(share)
 
     def flush(self) -> None:
-        """Begins what has a place now: first those who waited for others, then those who waited for their own."""
+        """Begins calls that have places now: those that waited for other clients first, then those behind their own."""
         pools, shares = self._freed, self._freed_shares
         while pools or shares:
             self._go(pools.pop() if pools else shares.pop())
 
     def on_bug(self) -> None:
-        """An exception came out of `flush`, and of no call: what waits has its turn when a place becomes free."""
+        """An exception came out of `flush`, not of a single call. Waiting calls begin when further places are free."""
         log.exception("a bug in esp; calls that wait for places wait on")
 
     def _go(self, where: Pool | Share) -> None:

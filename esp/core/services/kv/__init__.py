@@ -1,6 +1,6 @@
 """etcd's KV service over several shards.
 
-    service        the handlers of the RPCs; which calls stay in one shard, which go over several, which are refused
+    service        the handlers of the RPCs: a call goes to one shard, over several, or is refused
     routed         the common part of the handlers
     peek           finds the key in a request's bytes, without parsing
     txn_handler    the handler of Txn

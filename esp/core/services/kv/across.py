@@ -1,7 +1,7 @@
 """KV calls that span shards: each shard is asked for its part, clipped to the keys it owns; the answers are merged.
 
-An answer is whole, or an error: a part that fails fails the call. A read at a token reads each shard at the revision
-that the token means there. The answer bears the same token, so that all pages of a list show one position.
+An answer is whole, or it is an error: if a part fails, the call fails. A read at a token reads each shard at the
+revision that the token stands for there. The answer has the same token, so that all pages of a list show one position.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from esp.core.wire.status import OK, Code, RpcError, Status
 
 _Range = rpc_pb2.RangeRequest
 MANY_ROWS: Final = 100
-"""The limit from which on a Range is read in two rounds."""
+"""A Range with at least this limit is read in two rounds."""
 
 
 async def range_across(
     call: CoroutineCall, routing: Routing, request: _Range, segments: Sequence[Segment], *, snapshot_tries: int = 0
 ) -> None:
-    """Answers a Range, all parts at once: at its token, at the moment of a snapshot, or each part at its own moment.
+    """Answers a Range. All shards are read at its token, at the moment of a snapshot, or each at its own moment.
 
     Args:
-        call: the client's.
+        call: the client's call.
         routing: the shards.
         request: valid and not refused.
         segments: the part of the range that each shard owns.
-        snapshot_tries: how often a snapshot is tried; 0 for none.
+        snapshot_tries: the most attempts at a snapshot; 0 for no snapshot.
 
     Raises:
         RpcError: a shard's, as it came; or there was no snapshot.
@@ -72,9 +72,9 @@ async def range_across(
 
 
 def _is_page(request: _Range) -> bool:
-    """Whether the shards whose keys come first may hold all rows of the answer, so many that it pays to ask them first.
+    """Whether it may pay to read the first shard before the others, because it may hold all rows of the answer.
 
-    A round to the shards costs about as much as 100 rows that are read for nothing.
+    A further round to the shards costs about as much as reading 100 rows in vain.
     """
     return request.limit >= MANY_ROWS and request.sort_target == _Range.KEY and not request.count_only
 
@@ -86,7 +86,7 @@ async def _read_page(
     segments: Sequence[Segment],
     parts: Mapping[str, Sequence[_Range]],
 ) -> dict[str, Parts]:
-    """Reads the part whose rows come first, then of all others what the limit leaves; of each shard one part.
+    """Reads the part whose rows come first; then, from all others, the rows that the limit leaves. One part a shard.
 
     Raises:
         RpcError: a shard's, as it came.
@@ -121,22 +121,22 @@ async def txn_across(
     owned: Mapping[str, KeyRange],
     snapshot_tries: int,
 ) -> None:
-    """Answers a transaction that compares nothing and only reads: all at one moment, or each shard at its own.
+    """Answers a transaction that compares nothing and only reads: all shards at one moment, or each at its own.
 
     Args:
-        call: the client's.
+        call: the client's call.
         routing: the shards.
         request: valid and not refused.
         owned: for each shard that owns any key of the transaction, some of these keys.
-        snapshot_tries: how often one moment is tried; 0 for not at all.
+        snapshot_tries: the most attempts at a snapshot; 0 for no snapshot.
 
-    The reads of the branch that does not run are shown to their shards all the same, which check permissions.
+    The reads of the branch that does not run go to their shards as well, which check the permissions for them.
 
     Raises:
         RpcError: a shard's, as it came; or there was no snapshot.
     """
     count = max(len(request.success), len(request.failure))
-    await check_ops(call, routing, owned, count)  # before anything is done for each of many
+    await check_ops(call, routing, owned, count)  # first, because all other work grows with the number of operations
     unread = _Reading(routing)
     for operation in request.failure:
         one = operation.request_range
@@ -160,29 +160,29 @@ async def txn_across(
         for one, segments in zip(asked, split, strict=True):
             read.add(one, segments)
         answers = await read_all(call, routing, read.parts)
-    await check_ops(call, routing, owned, count)  # what was refused meanwhile has told that a shard allows fewer
-    # Where nothing is read, the shards that were shown something are all that it is about.
+    await check_ops(call, routing, owned, count)  # again: a refusal may have shown a lower limit
+    # If nothing is read, the answer is about the shards that checked permissions.
     headers = {shard: parts.header for shard, parts in answers.items()} or headers
     revision = revision or token(routing, {shard: header.revision for shard, header in headers.items()})
     header = merged_header(list(headers.values()), routing.identity, revision)
     results = [await read.answer(one, segments, answers) for one, segments in zip(asked, split, strict=True)]
     front = rpc_pb2.TxnResponse(header=header, succeeded=True).SerializeToString()
-    inner = field(HEADER_TAG, rpc_pb2.ResponseHeader(revision=revision).SerializeToString())  # etcd says no more there
+    inner = field(HEADER_TAG, rpc_pb2.ResponseHeader(revision=revision).SerializeToString())  # as etcd does
     sizes = [rows.size(inner) for rows in results]
     heads = [nested_head(TXN_FORM, size) for size in sizes]
     size = len(front) + sum(map(len, heads)) + sum(sizes)
-    # A small answer leaves whole, and the call's end gives back what was held for it.
+    # A small answer leaves whole; its memory is given back at the end of the call.
     release = call.stream.release if size > MAX_FRAME_SIZE else _keep
     pieces = (rows.pieces(head + inner, release) for head, rows in zip(heads, results, strict=True))
     await call.respond(size, chain((front,), chain.from_iterable(pieces)))
 
 
 def _keep(size: int) -> None:
-    """Gives nothing back."""
+    """Does nothing, where memory would be given back."""
 
 
 async def txn_of_nothing(call: CoroutineCall, routing: Routing, request: bytes) -> None:
-    """Answers a transaction, not parsed, that names no key. No shard owns such a transaction, so all shards run it.
+    """Answers a transaction without any key, unparsed. No shard owns such a transaction, so all shards run it.
 
     Raises:
         RpcError: a shard's, as it came.
@@ -195,16 +195,16 @@ async def txn_of_nothing(call: CoroutineCall, routing: Routing, request: bytes) 
     )
     reached = [answer.header.revision for answer in answers]
     revision = token(routing, dict(zip(routing.shards, reached, strict=True)))
-    response = answers[0]  # but for the header all are the same
+    response = answers[0]  # the answers differ only in the header
     response.header.CopyFrom(merged_header([answer.header for answer in answers], routing.identity, revision))
     call.stream.respond(response.SerializeToString())
 
 
 class _Reading:
-    """The parts of one or several Ranges, by the shard they are asked of, and the way back from the answers.
+    """The parts of one or several Ranges, by shard, and the way back from the shards' answers.
 
     Attributes:
-        parts: the Ranges that each shard is asked, in the order of `add`.
+        parts: the Ranges for each shard, in the order of `add`.
     """
 
     def __init__(self, routing: Routing) -> None:
@@ -213,25 +213,25 @@ class _Reading:
         self._taken: dict[str, Iterator[Rows]] = {}
 
     def add(self, request: _Range, segments: Sequence[Segment]) -> None:
-        """Asks for the parts of one Range.
+        """Adds the parts of one Range.
 
         Raises:
-            RpcError: its token says nothing about a shard that it needs.
+            RpcError: the Range's token has no revision for one of its shards.
         """
         position = position_of(self._routing.tokens, request.revision)
         for segment in segments:
             asked = _Range()
-            # What lies in one shard that shard sorts, filters and cuts, also by its revisions.
+            # If one shard owns the whole range, it sorts, filters and cuts the rows itself, also by its revisions.
             asked.CopyFrom(request if len(segments) == 1 else part(request, segment.range))
             if position is not None:
                 asked.revision = read_at(position, segment.shard)
-                asked.serializable = False  # a member that lags behind does not have it yet
+                asked.serializable = False  # a member that lags behind may not have the revision yet
             elif asked.revision < 0:
-                asked.revision = 0  # the same in a Range, but an error in a transaction, which may carry it
+                asked.revision = 0  # the same in a Range; in a transaction a negative one is an error
             self.parts.setdefault(segment.shard, []).append(asked)
 
     async def answer(self, request: _Range, segments: Sequence[Segment], answers: Mapping[str, Parts]) -> Rows:
-        """The answer to the next of the Ranges, in the order in which they were added."""
+        """The answer to the next Range, in the order in which the Ranges were added."""
         if not self._taken:
             self._taken = {shard: iter(parts.responses) for shard, parts in answers.items()}
         responses = [next(self._taken[segment.shard]) for segment in segments]
@@ -243,7 +243,7 @@ class _Reading:
             raise self._blamed(segments, responses) from None
 
     def _blamed(self, segments: Sequence[Segment], responses: Sequence[Rows]) -> RpcError:
-        """The error that names the shard which has sent a row that is none."""
+        """The error that names the shard with a malformed row."""
         for segment, rows in zip(segments, responses, strict=True):
             for row in rows.kvs:
                 try:
@@ -260,10 +260,10 @@ def _reached(answers: Mapping[str, Parts]) -> dict[str, int]:
 async def range_stream_across(
     call: CoroutineCall, routing: Routing, request: _Range, segments: Sequence[Segment], *, snapshot_tries: int = 0
 ) -> None:
-    """Answers a RangeStream: shard after shard, each chunk passed on as it comes and as the client takes it.
+    """Answers a RangeStream, shard after shard. Each chunk is passed on when it has come and the client takes it.
 
     Raises:
-        RpcError: a shard's, as it came, also when chunks were sent already; or there was no snapshot.
+        RpcError: a shard's, as it came, even after chunks were sent; or there was no snapshot.
     """
     stream = call.stream
     if snapshot_tries and request.revision <= 0:
@@ -282,7 +282,7 @@ async def range_stream_across(
         chunks = await shard.open(stream.head.forward, asked.SerializeToString(), stream.remaining(), stream)
         try:
             while (message := await chunks.read()) is not None:
-                call.replied(segment.shard)  # the rest comes as the client takes it
+                call.replied(segment.shard)  # the rest comes at the pace of the client
                 if merged.has_last_chunk:
                     raise shard.blamed("goes on after its last chunk")
                 for chunk in merged.feed(shard.parsed(rpc_pb2.RangeStreamResponse, message)):
@@ -302,10 +302,10 @@ async def range_stream_across(
 async def delete_across(
     call: CoroutineCall, routing: Routing, request: rpc_pb2.DeleteRangeRequest, segments: Sequence[Segment]
 ) -> None:
-    """Answers a DeleteRange, one shard after the other: not atomic, and an error when a later one fails.
+    """Answers a DeleteRange, one shard after the other. Not atomic: a later shard may fail.
 
     Raises:
-        RpcError: the first shard's as it came; Unavailable once a shard before has deleted.
+        RpcError: the first shard's, as it came; Unavailable if shards before the failed one have deleted.
     """
     for shard in _distinct(routing, segments):
         if not shard.is_ready:
@@ -330,7 +330,7 @@ async def delete_across(
                 f"esp: {deleted} keys were deleted before shard {segment.shard} failed: {error.status.message}",
             ).error() from None
     headers = [answer.header for answer in answers]
-    # Of a shard that owns several parts the last answer counts: it is behind all that was deleted.
+    # If a shard owns several parts, the revision of its last answer counts: that is behind all deletions.
     reached = {segment.shard: header.revision for segment, header in zip(segments, headers, strict=True)}
     header = merged_header(headers, routing.identity, token(routing, reached))
     await _respond(call, header, merge_deletes([rows for answer in answers for rows in answer.responses]))
@@ -339,12 +339,12 @@ async def delete_across(
 async def _check_permitted(
     call: CoroutineCall, routing: Routing, asked_of: Sequence[tuple[Segment, rpc_pb2.DeleteRangeRequest]]
 ) -> None:
-    """Has every shard say whether the client may delete its part, before any of them deletes.
+    """Asks every shard whether the client may delete its part, before any shard deletes.
 
     Raises:
-        RpcError: a shard's, as it came: the client may not, or its token is stale.
+        RpcError: a shard's, as it came: the permission is missing, or the client's token is stale.
     """
-    # The branch that does not run is only looked at for permissions.
+    # etcd only checks permissions for the branch that does not run.
     operations: dict[str, list[rpc_pb2.RequestOp]] = {}
     for segment, asked in asked_of:
         operations.setdefault(segment.shard, []).append(rpc_pb2.RequestOp(request_delete_range=asked))

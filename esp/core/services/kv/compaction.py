@@ -1,8 +1,8 @@
 """Compact over several shards: each shard at a revision of its own, that of a token or that of a sample.
 
-A plain revision is one shard's. kube-apiserver's compactor takes it from the answer to a transaction on its key, and
-writes it into that key before it compacts: so where the key's value is the revision that a compaction asks for, it is
-known whose revision it is. The config can say that of every compaction.
+A plain revision is a revision of one shard. kube-apiserver's compactor takes it from the answer to a transaction on its
+key, and writes it into that key before it compacts. So if the key's value is the revision of a Compact, the revision is
+one of the shard that owns this key. With `compaction: {revisions_of: KEY}` the config says this of every Compact.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Compactions:
     """Compactions over all shards."""
 
     def __init__(self, routing: Routing, rule: Compaction, samples: Samples | None) -> None:
-        """`samples` are led by the owner of the rule's key; None where there is none."""
+        """The leading shard of `samples` is the owner of the rule's key. Without such a key `samples` is None."""
         self._routing = routing
         self._rule = rule
         self._samples = samples
@@ -39,18 +39,18 @@ class Compactions:
         """Compacts every shard at its revision of a token, all at once.
 
         Raises:
-            RpcError: a shard's; that others have compacted is not undone, and asking again does no harm. That it is
-                compacted already, only if all say so.
+            RpcError: a shard's. Other shards may have compacted; to ask again does no harm. "Compacted" only if all
+                shards answer that.
         """
         revisions = {name: position.revision(name) for name in self._routing.shards}
         outcomes = await self._compact(call, revisions, request)
         self._answer(call, outcomes, request.revision)
 
     async def at_plain(self, call: CoroutineCall, request: rpc_pb2.CompactionRequest) -> None:
-        """Compacts the leading shard at the request's revision, and each other at what it had surely reached by then.
+        """Compacts the leading shard at the request's revision, each other shard at a revision surely reached by then.
 
         Raises:
-            RpcError: it is not known whose revision it is, or where the others were; or as `at_token`.
+            RpcError: the revision may be of another shard, or no sample is older; or as `at_token`.
         """
         samples, number = self._samples, request.revision
         if samples is None or not await self._is_known(call, number):
@@ -58,7 +58,7 @@ class Compactions:
         sample = samples.before(number)
         if sample is None or not all(sample.get(name) for name in self._routing.shards):
             raise self._unexplained(number, sample)
-        # First where the number is from: if it is not one there, nobody has compacted anything.
+        # The leading shard first: if the number is no revision there, no shard has compacted.
         leading = await self._compact(call, {samples.leading: number}, request)
         _raise_first(leading)
         rest = {name: sample[name] for name in self._routing.shards if name != samples.leading}
@@ -67,7 +67,7 @@ class Compactions:
         self._answer(call, outcomes, number if isinstance(own, Status) else own.header.revision)
 
     async def _is_known(self, call: CoroutineCall, number: int) -> bool:
-        """Whether a plain revision is one of the leading shard."""
+        """Whether a plain revision is known to be one of the leading shard."""
         key = self._rule.key
         if key is None or self._rule.takes_any:
             return key is not None

@@ -1,15 +1,15 @@
-"""A Range over several shards, answered by their answers' bytes one behind the other.
+"""A Range over several shards, answered with the bytes of their answers, one after the other.
 
-Written one behind the other, protobuf messages of a type are one message of that type: repeated fields add up, of a
-single field the last counts. So the answers of the shards, in key order, with a few bytes behind that hold the header
-and the count, are the merged answer: nothing is parsed, nothing waits for the whole, and a client that reads slowly
-holds back the shards instead of filling this process. It serves what needs no cutting and no sorting: no limit, in key
-order.
+Concatenated protobuf messages of a type are one message of that type: repeated fields add up, and of a single field the
+last one counts. So the merged answer is the shards' answers in key order, and a few bytes with the header and the count
+behind them. Nothing is parsed, and no part waits for the whole. A client that reads slowly holds back the shards, and
+fills no memory here. This serves Ranges that need no cutting and no sorting: without limit, in key order.
 
-What it knows of etcd's encoding, and checks: fields come in the order of their numbers, so that the header is first and
-the count is last. The gRPC prefix of the merged message needs the length of all parts, which stands in front of each
-part; so nothing is sent before every shard has begun to answer, and a shard that fails until then fails the call
-cleanly. One that fails later ends the stream with REFUSED_STREAM, which a client takes for Unavailable.
+The code relies on one fact about etcd's encoding, and checks it: fields come in the order of their numbers, so the
+header is first and the count is last. The gRPC prefix of the merged message needs the sum of the parts' lengths, and
+each length comes in front of its part. So nothing is sent before every shard has begun to answer. If a shard fails
+before that, the call fails cleanly. If a shard fails later, the stream ends with REFUSED_STREAM, which clients report
+as Unavailable.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ _Range = rpc_pb2.RangeRequest
 HEADER_TAG: Final = 0x0A
 COUNT_TAG: Final = 0x20
 TAIL_BYTES: Final = 1 + MOST_BYTES
-"""The count, written in as many bytes as any takes, so that the length is known before the count is."""
+"""Bytes of the count, the same for any count: the length of the answer is known before the count."""
 MOST_SEGMENTS: Final = 64
-"""Parts asked at once; a map cut finer than that is merged by parsing."""
+"""The most parts; a range in more parts is merged by parsing."""
 RESERVED: Final = 131_072
-"""Bytes of a part that are accounted for at a time."""
+"""Bytes of a part that are accounted for in one go."""
 MOST_ANSWER_BYTES: Final = 2**31 - 1
-"""A gRPC length could be twice that, but no protobuf message can; etcd sends no more either."""
+"""The most bytes of an answer. gRPC allows twice as much, but protobuf does not; etcd sends no more either."""
 
 
 def can_concat(request: rpc_pb2.RangeRequest) -> bool:
-    """Whether the merged answer is the parts' rows, all of them, in the order of their keys."""
+    """Whether the merged answer has all rows of the parts, in the order of their keys."""
     return request.limit <= 0 and request.sort_target == _Range.KEY
 
 
@@ -76,7 +76,7 @@ class Concat(Sink):
     )
 
     def __init__(self, down: ServerStream, routing: Routing, entry: Entry, again: Callable[[], None]) -> None:
-        """`again` answers the call in another way, for when a shard's connection breaks before anything was sent.
+        """`again` answers the call in another way if a shard's connection breaks before anything was sent.
 
         `entry` has the places at the shards.
         """
@@ -84,22 +84,22 @@ class Concat(Sink):
         self._entry = entry
         self._again = again
         self.routing = routing
-        self._parts: list[_Part] = []  # those not sent on whole, in order
-        self._unsent: deque[tuple[_Part | None, int]] = deque()  # what waits for the client: whose, and how many bytes
+        self._parts: list[_Part] = []  # the parts that were not sent on whole, in order
+        self._unsent: deque[tuple[_Part | None, int]] = deque()  # by piece that waits: part, and bytes
         self._count = 0
         self._header = b""
         self._revision = 0
         self._started = False
         self._to_begin = 0  # parts whose answer has not begun to come
-        self.small = 0  # bytes of a part's answer for which what the call itself is counted as has room
+        self.small = 0  # a part's answer of at most so many bytes is covered by the memory that every call counts for
 
     def begin(self, request: rpc_pb2.RangeRequest, segments: Sequence[Segment], position: Position | None) -> bool:
-        """Asks every shard for its part; False, and nothing done, when one of them cannot be asked at once.
+        """Asks every shard for its part. False, without any effect, if a shard cannot be asked at once.
 
-        Without a `position` to read at, a shard can only be asked once: two parts would be of two moments.
+        Without a `position` to read at, a shard can be asked only once: two parts would be of two moments.
 
         Raises:
-            RpcError: the position says nothing about one of them.
+            RpcError: the position has no revision for one of the shards.
         """
         connections = [self.routing.shards[segment.shard].free_connection() for segment in segments]
         if None in connections or len(segments) > MOST_SEGMENTS:
@@ -129,14 +129,14 @@ class Concat(Sink):
         return True
 
     def begun(self, one: _Part) -> None:
-        """A part has begun to come: what is still to come of it waits until its turn has come to be sent on."""
+        """A part has begun to come. Its bytes wait until the parts before it have been sent on."""
         self._to_begin -= 1
         self._entry.answered(one.name, one.length)
 
     def advance(self) -> None:
-        """Something came for a part, or the client has read: sends on what can be sent on."""
+        """Sends on all bytes that can be sent on: called when bytes have come, or the client has read."""
         if self.down.sink is not self:
-            return  # it has failed, or the client is gone
+            return  # the call has failed, or the client is gone
         if not self._started:
             if self._to_begin:
                 return
@@ -160,11 +160,11 @@ class Concat(Sink):
             self._finish()
 
     def passes(self, one: _Part) -> bool:
-        """Whether what comes of a part now can be sent on as it is, since nothing stands before it."""
+        """Whether new bytes of a part can be sent on at once, because nothing waits before them."""
         return self.down.sink is self and self._started and not self._unsent and self._parts[0] is one
 
     def pass_on(self, one: _Part, piece: bytes) -> None:
-        """Sends on what came of a part that `passes`."""
+        """Sends on new bytes of a part that `passes`."""
         self._enter(one)
         self._send(one, piece)
 
@@ -187,14 +187,14 @@ class Concat(Sink):
         self._send(None, b"\0" + pack_u32(length))
 
     def _send(self, owner: _Part | None, piece: bytes) -> None:
-        """Sends bytes; when they have left, the shard they came from, if any, may send as many more."""
+        """Sends bytes. When they have left, their shard, if any, may send as many more."""
         self._unsent.append((owner, len(piece)))
         if self.down.send_data(piece, False):
             self._unsent.pop()
             if owner is not None:
                 owner.consumed(len(piece))
         elif owner is not None:
-            self._entry.leave(owner.name)  # it waits for a client, which may not read at all
+            self._entry.leave(owner.name)  # the part now waits for a client that may not read at all
 
     def _finish(self) -> None:
         self._entry.close()
@@ -204,7 +204,7 @@ class Concat(Sink):
         self.down.finish(OK)
 
     def fail(self, status: Status) -> None:
-        """The answer cannot be whole: the other parts are cancelled and the client is told, of the first failure."""
+        """Ends the call after a first failure, because the answer cannot be whole: cancels the other parts."""
         if self.down.sink is not self:
             return
         self._stop()
@@ -214,7 +214,7 @@ class Concat(Sink):
             self.down.finish(status)
 
     def broken(self, *, unprocessed: bool) -> None:
-        """A shard's connection broke: all shards are read again, or the call fails."""
+        """A shard's connection broke: reads all shards again, or fails the call."""
         if self.down.sink is not self:
             return
         repeatable = not self._started and not self.down.retried
@@ -227,7 +227,7 @@ class Concat(Sink):
         self._again()
 
     def drained(self, size: int) -> None:
-        """The client has read: the shard whose bytes those were may send as many more."""
+        """The client has read: the shards of these bytes may send as many more."""
         while size:
             owner, waiting = self._unsent.popleft()
             left = min(size, waiting)
@@ -243,7 +243,7 @@ class Concat(Sink):
         self._stop()
 
     def _stop(self) -> None:
-        """Nothing more is to come of any shard, and nothing is kept."""
+        """Ends all parts and drops their bytes."""
         self._entry.close()
         self.down.sink = None
         parts, self._parts = self._parts, []
@@ -252,9 +252,9 @@ class Concat(Sink):
 
 
 class _Part(ClientStream):
-    """One shard's answer: its prefix and header are looked at, its bytes kept until it is their turn.
+    """One shard's answer. Takes off prefix and header, and keeps the other bytes until their turn.
 
-    No more is kept than the window of a stream.
+    Keeps no more than the window of a stream.
     """
 
     __slots__ = (
@@ -335,11 +335,11 @@ class _Part(ClientStream):
             concat.down.cut()
 
     def blamed(self, fault: str) -> Status:
-        """The status for the client when the shard's answer is malformed; `fault` says how."""
+        """The status for the client if the shard's answer is malformed; `fault` names the fault."""
         return self._shard.blamed(fault).status
 
     def hold(self, size: int) -> bool:
-        """What is kept of the answer counts for the client that has asked for it."""
+        """Accounts for `size` bytes of the answer that are kept, as memory of the client's call."""
         return self._down.hold(size)
 
     def release(self, size: int) -> None:
@@ -347,7 +347,7 @@ class _Part(ClientStream):
         self._down.release(size)
 
     def take(self) -> bytes:
-        """The next piece, which is its taker's from here on."""
+        """The next piece, and its memory given back."""
         piece = self.pieces.popleft()
         if self._reserved:
             self._kept -= len(piece)
@@ -357,9 +357,9 @@ class _Part(ClientStream):
         return piece
 
     def _keep(self, size: int) -> bool:
-        """Accounts for so many bytes of the answer, together with some of those that will follow; False without room.
+        """Accounts for `size` bytes of the answer, and for some of the bytes to follow; False if there is no room.
 
-        To account for each piece took a tenth of all that a large answer costs.
+        To account for each piece alone took a tenth of the time of a large answer.
         """
         kept = self._kept + size
         if kept > self._reserved:
@@ -374,14 +374,14 @@ class _Part(ClientStream):
         return True
 
     def stop(self) -> None:
-        """Ends the call, forgets what came of it, and tells nobody."""
+        """Ends the call and drops its bytes, without telling `Concat`."""
         self._concat = None
         while self.pieces:
             self.take()
         self.cancel()
 
     def _begin(self, concat: Concat) -> bytes:
-        """Takes prefix and header off the start; what comes behind the prefix, once all of them are there."""
+        """Takes prefix and header off the start. The bytes behind the header, once the header is whole; else b""."""
         start = self._start
         if len(start) < PREFIX_SIZE + 2:
             return b""
@@ -409,7 +409,7 @@ class _Part(ClientStream):
             self._concat.broken(unprocessed=self.surely_unprocessed(code))
 
     def count(self) -> int | None:
-        """The count at the end of the answer; 0 when it holds nothing but a header; None when neither is there."""
+        """The count at the end of the answer; 0 if the answer has only a header; None if it has neither."""
         if self.length == 2 + self.header.ByteSize():
             return 0
         tail = self._tail

@@ -1,19 +1,20 @@
 """A Range or a DeleteRange that spans shards: the request to each shard, and one answer made of the shards' answers.
 
-A Range comes out as one etcd that held all the keys would answer it: rows, order, limit, `more` and `count`. Two
-things remain the shards' own. Each part is read at another moment, so the answer as a whole is no snapshot. And where
-etcd 3.5 and 3.7 differ, each row is as its shard makes it: with keys_only, 3.7 leaves out the lease as well, unless it
-has to read the values for sorting by them.
+The answer to a Range is that of one etcd that holds all the keys: rows, order, limit, `more` and `count`. Two things
+remain the shards' own. Each part is read at its own moment, so the answer as a whole is no snapshot. And where etcd 3.5
+and 3.7 differ, each row is as its shard makes it: with keys_only, 3.7 leaves out the lease as well, unless it reads the
+values to sort by them.
 
 How etcd orders a Range (`server/etcdserver/txn/range.go`):
 - no order, or KEY ascending: in key order, read up to the limit;
-- no order but a target: the rows that the limit lets through and one more are chosen in key order; only then are they
-  sorted by the target, ascending, and cut at the limit;
+- a target but no order: etcd first takes, in key order, one row more than the limit; then it sorts these rows by the
+  target, ascending, and cuts them at the limit;
 - anything else: all rows are sorted, then cut.
-Rows of the same version or value come in no promised order, neither from etcd nor from here.
+For rows of the same version or value neither etcd nor esp promises an order.
 
-Refused are: sorting and filtering by create or mod revision, which compares revisions of different shards, and thus
-different clocks; and a plain revision to read at, which is one shard's. A vector token is served.
+esp refuses to sort and to filter by create or mod revision: that would compare revisions of different shards, which are
+different clocks. esp also refuses a plain revision to read at, because it is a revision of one shard. esp serves a read
+at a vector token.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ _MAX_INT64 = (1 << 63) - 1
 def refuse_range(
     request: rpc_pb2.RangeRequest, shard_names: Sequence[str], boundary: bytes, *, at_token: bool = False
 ) -> Status | None:
-    """Why a valid Range cannot be answered exactly, now that it spans shards; None when it can.
+    """The refusal of a valid Range over several shards that has no exact answer; None if it has one.
 
-    `shard_names` and `boundary` are for the text: see `errors.spans`. `at_token` says that its revision is a token.
+    `shard_names` and `boundary` are for the text: see `errors.spans`. `at_token` says that the revision is a token.
     """
     if request.revision > 0 and not at_token:
         cure = "read at the revision of an answer over the same shards, without a revision, or inside one shard"
@@ -59,7 +60,7 @@ def part(request: rpc_pb2.RangeRequest, segment_range: KeyRange) -> rpc_pb2.Rang
     asked.CopyFrom(request)
     asked.key, asked.range_end = segment_range.to_request()
     if _sorted_after_choosing(request):
-        # The choice is by key: so ask for it by key, sort later.
+        # etcd chooses these rows by key. So ask the shard for them by key, and sort later.
         asked.sort_target = _Range.KEY
         if request.limit > 0:
             asked.limit = min(request.limit + 1, _MAX_INT64)
@@ -69,9 +70,9 @@ def part(request: rpc_pb2.RangeRequest, segment_range: KeyRange) -> rpc_pb2.Rang
 
 
 async def merge_ranges(request: rpc_pb2.RangeRequest, responses: Sequence[Rows]) -> Rows:
-    """The answer to `request`, of the answers to each `part` in the order of their keys.
+    """The answer to `request`, made of the answers to each `part`, in the order of their keys.
 
-    Long work is done a few rows at a time, with others' turns in between.
+    Long work goes a few rows at a time, with others' turns in between.
     """
     merged = Rows()
     limit = request.limit if request.limit > 0 else _MAX_INT64
@@ -89,7 +90,7 @@ async def merge_ranges(request: rpc_pb2.RangeRequest, responses: Sequence[Rows])
     else:
         merged.kvs = await _sorted_rows(request, responses, limit)
         merged.bytes = await bytes_of(merged.kvs)
-    if request.keys_only and request.sort_target == _Range.VALUE:  # then the values came along for the sort
+    if request.keys_only and request.sort_target == _Range.VALUE:  # the shards sent values for the sort
         merged.kvs = [row async for portion in in_turns(merged.kvs) for row in map(_without_value, portion)]
         merged.bytes = await bytes_of(merged.kvs)
     merged.numbers[COUNT] = sum(response.count for response in responses)
@@ -128,9 +129,9 @@ def delete_part(request: rpc_pb2.DeleteRangeRequest, segment_range: KeyRange) ->
 
 
 def merge_deletes(responses: Sequence[Rows]) -> Rows:
-    """The answer to a DeleteRange, of the answers to each `delete_part` in the order of their keys.
+    """The answer to a DeleteRange, made of the answers to each `delete_part`, in the order of their keys.
 
-    Only for a delete that succeeded on all shards: a smaller number of deleted keys would be a wrong answer.
+    Only for a delete that succeeded on all shards: otherwise the number of deleted keys would be too small.
     """
     merged = Rows()
     merged.numbers[DELETED] = sum(response.deleted for response in responses)

@@ -1,18 +1,18 @@
-"""The fast path's look at the keys of a request, in the bytes that came, without parsing them.
+"""Finds the keys of a request in its bytes, without parsing, for the fast path.
 
-An answer means: the message is one that protobuf would parse, with this key (and range end), written in the form in
-which every protobuf library writes it: each field at most once, in the order of the field numbers, with the numbers in
-their shortest form, no field unknown, nothing cut off or left over. So every parser reads the same in it, and the bytes
-may go to a shard as they are. None means nothing more than that the fast path has to step aside: anything unusual,
-an empty key, a sort option that etcd does not know and a number that may be a vector token included.
+A result means: protobuf would parse the message, with this key (and range end), and the message has the form that every
+protobuf library writes. In this form each field comes at most once, in the order of the field numbers; numbers have
+their shortest form; no field is unknown, and no byte is missing or left over. So every parser reads the same in the
+message, and its bytes may go to a shard unchanged. None means only that the fast path cannot take the message: it is
+unusual in some way, or has an empty key, a sort option that etcd does not know, or a number that may be a vector token.
 
-`put_key` and `bare_key` know the shape that nearly all requests have, decided in a few steps.
-A `message` is a gRPC message with its prefix; the protobuf bytes start at `offset`.
+`put_key` and `bare_key` recognise, in a few steps, the form that nearly all requests have. A `message` is a gRPC
+message with its prefix; the protobuf bytes start at `offset`.
 """
 
 from __future__ import annotations
 
-# Tags, as the one byte they take: the field's number and whether bytes (2) or a number (0) follow.
+# Tags of one byte: the number of the field, and its kind: bytes (2) or a number (0).
 _KEY = 1 << 3 | 2
 _SECOND = 2 << 3 | 2  # Put's value, the others' range_end
 
@@ -63,7 +63,7 @@ def put_key(message: bytes, offset: int) -> bytes | None:
 
 
 def bare_key(message: bytes, offset: int) -> bytes | None:
-    """The key of a Range that says nothing but its one key, of at most 127 bytes, as nearly all do."""
+    """The key of a Range with no other field than its one key, of at most 127 bytes, as in nearly all Ranges."""
     end = len(message)
     if end - offset > 2 and message[offset] == _KEY:
         size = message[offset + 1]
@@ -73,9 +73,9 @@ def bare_key(message: bytes, offset: int) -> bytes | None:
 
 
 def range_key(message: bytes, offset: int) -> bytes | None:
-    """The key of a Range for one key; None for a range, even one that holds but one key.
+    """The key of a Range for one key; None for any range, even a range that holds only one key.
 
-    Serves DeleteRange too, which has fewer fields: etcd ignores fields of Range there, and so does esp.
+    Also for DeleteRange, which has fewer fields: etcd ignores fields of Range there, and so does esp.
     """
     key = bare_key(message, offset)
     if key is not None:
@@ -87,7 +87,7 @@ def range_key(message: bytes, offset: int) -> bytes | None:
 def asked_range(message: bytes, offset: int) -> tuple[bytes, bytes | None] | None:
     """The key and range_end of a Range or a DeleteRange; None for the range_end of one key.
 
-    None for a range_end that is there but empty, too: etcd reads that as an open end, and protobuf as none.
+    None also for a message with an empty range_end: etcd reads it as an open end, but protobuf as no range_end.
     """
     fields = look(message, offset, len(message), RANGE_FIELDS)
     if fields is None:
@@ -99,7 +99,7 @@ def asked_range(message: bytes, offset: int) -> tuple[bytes, bytes | None] | Non
 
 
 def look(message: bytes, offset: int, end: int, limits: dict[int, int]) -> tuple[slice, slice | None] | None:
-    """Where the key and the field after it are; the latter may be missing. None when anything is unusual."""
+    """The places of the key and of the field after it, which may be missing; None if anything is unusual."""
     if offset >= end or message[offset] != _KEY:
         return None
     key = _bytes_at(message, offset + 1, end)
@@ -115,7 +115,7 @@ def look(message: bytes, offset: int, end: int, limits: dict[int, int]) -> tuple
 
 
 def compared_key(message: bytes, offset: int, end: int) -> slice | None:
-    """Where the key of a Compare is that compares it with one number, no token, or with nothing."""
+    """The place of the key of a Compare with one number that is no token, or without any; None for any other."""
     if offset + 1 < end and message[offset] == _RESULT and message[offset + 1] < 0x80:
         offset += 2
     if offset + 1 < end and message[offset] == _TARGET and message[offset + 1] < 0x80:
@@ -129,7 +129,7 @@ def compared_key(message: bytes, offset: int, end: int) -> slice | None:
 
 
 def _bytes_at(message: bytes, offset: int, end: int) -> slice | None:
-    """Where the bytes are whose length stands at `offset`."""
+    """The place of the bytes whose length is at `offset`; None if the length is unusual."""
     if offset >= end:
         return None
     size = message[offset]
@@ -145,13 +145,13 @@ def _bytes_at(message: bytes, offset: int, end: int) -> slice | None:
             size |= (byte & 0x7F) << shift
             if byte < 0x80:
                 break
-        if not 0 < byte < 0x80:  # longer than need be, or than any message
+        if not 0 < byte < 0x80:  # not the shortest form, or longer than any message
             return None
     return slice(offset, offset + size) if offset + size <= end else None
 
 
 def _are_numbers(message: bytes, offset: int, end: int, limits: dict[int, int]) -> bool:
-    """Whether from `offset` on there are only the fields of `limits`, in order."""
+    """Whether only the fields of `limits` follow from `offset` on, in order."""
     last = 0
     while offset + 1 < end:
         tag = message[offset]
@@ -172,8 +172,8 @@ def _are_numbers(message: bytes, offset: int, end: int, limits: dict[int, int]) 
             byte = message[offset]
             offset += 1
             length += 1
-        if not byte or (length == 10 and byte > 1):  # longer than need be, or than 64 bits
+        if not byte or (length == 10 and byte > 1):  # not the shortest form, or more than 64 bits
             return False
-        if length == 8 and byte >= _BIT_52 and tag in _REVISIONS:  # a token means something else on every shard
+        if length == 8 and byte >= _BIT_52 and tag in _REVISIONS:  # a token: another revision on each shard
             return False
     return offset == end

@@ -1,11 +1,11 @@
-"""Reads that come together go to their shard together.
+"""Joins reads that come at the same time into one transaction.
 
-Of the cost of a Range of one key in etcd, most is the call around the read. So the reads of one key that came within
-one turn of the loop, for one shard and with the same metadata, leave as one transaction (`read_txn`), and each client
-gets its own answer cut out of the transaction's. A read that came alone goes as it came.
+For a Range of one key, most of etcd's cost is the call around the read. So esp joins the reads of one key that came in
+the same turn of the loop, for the same shard and with the same metadata, into one transaction (`read_txn`). Each client
+gets its own answer, cut out of the transaction's answer. A read that came alone goes unchanged.
 
-No read waits for others: a transaction leaves when its reads would have left. And no read fails because of another: if
-anything but the expected answer comes, most reads are sent again, each by itself (`_send_alone`).
+No read waits for others: a transaction leaves when its reads would have left. And no read fails because of another:
+after any unexpected answer, most reads are sent again, each by itself (`_send_alone`).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ log = logging.getLogger("esp.service")
 
 TXN_PATH: Final = b"/etcdserverpb.KV/Txn"
 FIRST_VERSION: Final = (3, 5, 7)
-"""Earlier, a transaction that only reads could bring etcd down when its caller went away (etcd issues 14110 and 14891),
-and raised an alarm where space had run out (etcd pull request 14884)."""
+"""The first etcd that gets such transactions. Before, a transaction that only reads could crash etcd if its caller left
+(etcd issues 14110 and 14891), and raised an alarm in an etcd without space (etcd pull request 14884)."""
 ANSWER_BYTES: Final = 65536
-"""Bytes that the answers of one transaction should have together, judged by the last ones."""
+"""Bytes that the answers in a transaction should have together, judged by the last transactions."""
 MOST_ANSWER_BYTES: Final = STREAM_WINDOW // 2
-"""Bytes that they may have. No window is given back meanwhile, so padding and the like must fit as well."""
+"""The most bytes of a transaction's answer. The window is given back only afterwards, so padding must fit as well."""
 READS_ALONE: Final = 100
-"""Reads that go one by one where a transaction did not do; then it is tried again."""
+"""After an unfit transaction so many reads go one by one; then esp joins reads again."""
 
 Read = tuple[ServerStream, bytes]
 """A client's call, and its request with prefix."""
@@ -65,9 +65,9 @@ class ReadBatches:
         self.joined = 0
         self._context = shard.context
         self._limit = self._most = shard.context.limits.max_batched_reads
-        self._alone = 0  # how many reads still go alone
-        self._refused = b""  # the metadata that were refused last
-        self._refused_alone = 0  # how many reads with these still go alone
+        self._alone = 0  # the number of reads that still go alone
+        self._refused = b""  # the metadata of the last refusal
+        self._refused_alone = 0  # the number of reads with this metadata that still go alone
         self._gathered: list[Read] = []
         self._leaving: list[Read] = []
         self._version = ""
@@ -84,7 +84,7 @@ class ReadBatches:
         self._gathered.append((stream, message))
 
     def flush(self) -> None:
-        """Sends what has gathered."""
+        """Sends the reads that have gathered."""
         self._leaving = gathered = self._gathered
         self._gathered = []
         if len(gathered) == 1:
@@ -92,7 +92,7 @@ class ReadBatches:
             if stream.local_open:  # the client has not taken it back
                 self.shard.splice(stream, message)
         elif not self._does_transactions():
-            if self._version:  # otherwise it will be told in a moment
+            if self._version:  # if not, the member will tell its version in a moment
                 self._alone = READS_ALONE
             self._send_alone(gathered)
         else:
@@ -111,7 +111,7 @@ class ReadBatches:
         self._leaving = []
 
     def on_bug(self) -> None:
-        """An exception came out of `flush`: its calls fail."""
+        """Fails the calls of a `flush` that an exception came out of."""
         log.exception("shard %s: a bug in esp; reads fail", self.shard.name)
         leaving, self._leaving = self._leaving, []
         for stream, _ in leaving:
@@ -119,7 +119,7 @@ class ReadBatches:
                 _end(stream)
 
     def learn(self, size: int, reads: int) -> None:
-        """Notes that the answer of a transaction of so many reads has `size` bytes, and fits the next ones to that."""
+        """Fits the number of reads in the next transactions to the last answer: `size` bytes for `reads` reads."""
         most = ANSWER_BYTES * reads // size
         if most < 2:
             self.pause("their answers are large")
@@ -131,13 +131,13 @@ class ReadBatches:
         self._alone = READS_ALONE
 
     def refused(self, metadata: bytes) -> None:
-        """Lets the next reads with these metadata go one by one, since their user may lack the permission for a key."""
+        """Lets the next reads with this metadata go one by one: the user may lack the permission for a key."""
         self._refused = metadata
         self._refused_alone = READS_ALONE
 
     def too_many(self, reads: int) -> None:
-        """The shard's --max-txn-ops is lower than that."""
-        self._limit = self._most = min(self._limit, reads // 2)  # others are out that are larger still
+        """Joins at most half as many from now on: the shard's --max-txn-ops is below `reads`."""
+        self._limit = self._most = min(self._limit, reads // 2)  # larger transactions may be under way
         self.shard.max_txn_ops = min(self.shard.max_txn_ops, self._limit)
         log.info("shard %s: at most %d reads go together: its --max-txn-ops is low", self.shard.name, self._limit)
 
@@ -167,7 +167,7 @@ class ReadBatches:
 
 
 def _longest_timeout(reads: Sequence[Read]) -> bytes:
-    """The `grpc-timeout` of the latest deadline. The server's end of the wire ends the calls with an earlier one."""
+    """The `grpc-timeout` of the latest deadline. The server's end of the wire ends calls with an earlier deadline."""
     last = 0.0
     for stream, _ in reads:
         if not stream.deadline:
@@ -188,7 +188,7 @@ class _BatchedRead(Sink):
         stream.sink = self
 
     def release(self) -> ServerStream | None:
-        """The client's call, if it still waits, for whoever ends it."""
+        """The client's call if it still waits; the caller ends it."""
         stream, self.stream = self.stream, None
         if stream is not None:
             stream.sink = None
@@ -255,7 +255,7 @@ class BatchedCall(ClientStream):
             self._fail(head.outcome())
 
     def on_data(self, payload: bytes, end: bool) -> None:
-        """A piece of the answer. An answer that is too large, or a second message, is not waited for."""
+        """A piece of the answer. If the answer is too large, or a second message comes, gives the transaction up."""
         size = len(payload)
         if not self._payloads and size >= PREFIX_SIZE:
             announced = unpack_u32(payload, 1)[0]
@@ -270,18 +270,18 @@ class BatchedCall(ClientStream):
         self._size += size
 
     def on_reset(self, code: int, reason: str) -> None:
-        """The stream is gone: to read once more does no harm."""
+        """The stream is gone: reads once more, which does no harm."""
         self._forget_payloads()
         self._send_alone(was_sent=not self.surely_unprocessed(code))
 
     def on_buffers_full(self) -> None:
-        """There is no memory for the request, which has to wait for the shard."""
+        """Gives the transaction up: there is no memory for the request, which has to wait for the shard."""
         self._give_up()
 
     def _fail(self, status: Status) -> None:
         shard = self._batches.shard
         shard.consider_moving(self.connection, status)
-        if status.code == Code.UNAVAILABLE:  # the shard's state, the same for each of them
+        if status.code == Code.UNAVAILABLE:  # about the shard, so the same for each read
             self._for_each(lambda stream, _: stream.finish(status))
             return
         if status == errors.TOO_MANY_OPS:
@@ -309,7 +309,7 @@ class BatchedCall(ClientStream):
         self._payloads.clear()
 
     def _send_alone(self, *, was_sent: bool = False) -> None:
-        """Sends each read by itself; with `was_sent` none of them is repeatable any more (`shard/fate`)."""
+        """Sends each read by itself; with `was_sent` no read may be repeated after that (`shard/fate`)."""
 
         def send(stream: ServerStream, message: bytes) -> None:
             stream.retried = was_sent
@@ -323,7 +323,7 @@ class BatchedCall(ClientStream):
         self._for_each(send)
 
     def _for_each(self, act: Callable[[ServerStream, bytes], None]) -> None:
-        """For each that still waits; a bug that shows there fails that one only."""
+        """Calls `act` for each read that still waits. A bug in that fails only this read."""
         for read in self._reads:
             stream = read.release()
             if stream is not None:
@@ -336,7 +336,7 @@ class BatchedCall(ClientStream):
     # From the clients.
 
     def on_read_gone(self) -> None:
-        """A client is gone; without any the shard need not go on."""
+        """A client is gone. Without any client, cancels the transaction."""
         self._waiting -= 1
         if not self._waiting:
             self._forget_payloads()
@@ -344,7 +344,7 @@ class BatchedCall(ClientStream):
 
 
 def _end(stream: ServerStream) -> None:
-    """Ends a call that an exception came out of. Another exception must not keep the other calls from being ended."""
+    """Ends a call that an exception came out of. Raises nothing, so the caller can end the other calls."""
     try:
         stream.expire(Status(Code.INTERNAL, "esp: internal error"))
     except Exception:
@@ -352,7 +352,7 @@ def _end(stream: ServerStream) -> None:
 
 
 def _send_in_pieces(stream: ServerStream, head: bytes, answer: bytes, trailers: bytes) -> None:
-    """Waits with the bytes for which the client's window has no room."""
+    """Sends an answer for which the client's window has no room: the rest waits in the stream."""
     stream.responded = True
     stream.send_headers(head, False)
     stream.send_data(answer, False)
@@ -361,7 +361,7 @@ def _send_in_pieces(stream: ServerStream, head: bytes, answer: bytes, trailers: 
 
 
 class PassReads(PassCounted):
-    """Passes Ranges on to one shard: those of one key together, any other as it came.
+    """Passes Ranges on to one shard: joins Ranges of one key, and sends any other unchanged.
 
     Attributes:
         batches: the reads of one key that wait.
@@ -372,7 +372,7 @@ class PassReads(PassCounted):
         self.batches = ReadBatches(shard, gate)
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """Sends it on."""
+        """Sends the Range on."""
         if not stream.connection.weight and bare_key(message, PREFIX_SIZE) is not None:
             self.batches.add(stream, message)
         else:

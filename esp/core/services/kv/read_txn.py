@@ -1,7 +1,7 @@
-"""Several reads of one key each as one transaction, and its answer cut into theirs: bytes in, bytes out.
+"""The bytes of a transaction for several reads of one key each, and the transaction's answer cut into their answers.
 
-etcd treats a transaction that compares nothing and only reads as its reads one by one, at one moment
-(etcd server/etcdserver/v3_server.go, Range and Txn): etcd waits for the same agreement before reading, checks the same
+To etcd, a transaction without compares that only reads is the same as its reads one by one, at one moment (etcd
+server/etcdserver/v3_server.go, Range and Txn). etcd waits for the same agreement before it reads, checks the same
 permissions, and answers with the header that each read would have got.
 """
 
@@ -14,7 +14,7 @@ from esp.core.services.varint import varint
 from esp.core.wire.frames import pack_u32, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, prefix
 
-_BYTES_1 = 1 << 3 | 2  # tags, as the one byte they take: field 1 with bytes
+_BYTES_1 = 1 << 3 | 2  # tags of one byte: field 1 with bytes
 _SUCCEEDED = 2 << 3
 _REVISION = 3 << 3
 _RESPONSES = 3 << 3 | 2
@@ -27,11 +27,11 @@ def _operation(size: int) -> bytes:
 
 
 _OPERATIONS = [_operation(size) for size in range(0x82)]
-"""By the size of a read, which is at most 127 bytes of key behind its tag and length."""
+"""The results, by the size of a read: at most 127 bytes of key, behind tag and length."""
 
 
 def join(messages: Sequence[bytes]) -> bytes:
-    """The transaction that reads what `messages`, as `peek.bare_key` knows them, read; all with gRPC prefix."""
+    """The transaction for the reads in `messages`, which `peek.bare_key` has recognised; all with gRPC prefix."""
     parts = []
     for message in messages:
         parts.append(_OPERATIONS[len(message) - PREFIX_SIZE])
@@ -40,13 +40,14 @@ def join(messages: Sequence[bytes]) -> bytes:
 
 
 def split(answer: bytes, count: int) -> list[bytes] | None:
-    """The RangeResponses that `count` reads get, as gRPC messages, out of the TxnResponse, all with gRPC prefix.
+    """The RangeResponses for `count` reads, as gRPC messages, cut out of a TxnResponse; all with gRPC prefix.
 
-    None unless `answer` is what etcd writes: a header, success, and `count` answers that were read at its revision.
+    None unless `answer` has etcd's form: a header, success, and `count` answers that were read at the header's
+    revision.
     """
     try:
         return _split(answer, count)
-    except (IndexError, struct.error):  # it is cut off
+    except (IndexError, struct.error):  # the answer is cut off
         return None
 
 
@@ -80,7 +81,7 @@ def _split(answer: bytes, count: int) -> list[bytes] | None:
 
 
 def _inner_header(answer: bytes, position: int, end: int) -> bytes:
-    """The header of an answer inside a transaction, of which etcd fills in the revision only: the one of all."""
+    """The header of an answer inside the transaction. etcd fills in only the revision, the same as outside."""
     while answer[position] != _REVISION:
         position += 1
         while answer[position] > 0x7F:
@@ -97,7 +98,7 @@ def _inner_header(answer: bytes, position: int, end: int) -> bytes:
 
 
 def _size_at(answer: bytes, position: int) -> tuple[int, int]:
-    """The length that stands at `position`, and where what it measures begins."""
+    """The length at `position`, and the position behind it."""
     size = answer[position]
     position += 1
     if size > 0x7F:

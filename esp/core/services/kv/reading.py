@@ -31,17 +31,17 @@ Read = TypeVar("Read", bound=Sized)
 
 
 def segments_of(routing: Routing, key_range: KeyRange) -> list[Segment]:
-    """What each shard owns of a range. An empty one is the owner's of its start, which looks at permissions."""
+    """The parts of a range by shard. An empty range is one part: the owner of its start checks permissions."""
     return routing.layout.segments(key_range)
 
 
 class Parts:
-    """What one shard answered.
+    """The answer of one shard.
 
     Attributes:
-        header: of the first answer; its revision is the one that all parts without a revision of their own show.
+        header: the header of the first answer. Parts without a revision of their own are read at its revision.
         responses: one for each part.
-        held: memory that they take, of that of the client's call.
+        held: bytes of memory of the client's call that the responses take.
     """
 
     __slots__ = ("header", "held", "responses")
@@ -55,7 +55,7 @@ class Parts:
 async def read_all(
     call: CoroutineCall, routing: Routing, parts: Mapping[str, Sequence[rpc_pb2.RangeRequest]]
 ) -> dict[str, Parts]:
-    """Reads the parts of every shard, by name; all shards at once.
+    """The answers of all shards, by name, to their parts; all are asked at once.
 
     Raises:
         RpcError: a shard's, as it came.
@@ -71,9 +71,9 @@ async def read_all(
 async def _read_at_once(
     call: CoroutineCall, routing: Routing, parts: Mapping[str, Sequence[rpc_pb2.RangeRequest]]
 ) -> list[Parts] | None:
-    """The answers of all shards where one call to each, sent now, brings them: what is nearly always so.
+    """The answers of all shards, if one call to each, sent now, brings them, as nearly always.
 
-    None where a shard has to be waited for, asked again, or asked several times.
+    None if a shard has no connection, or has to be asked again or several times.
     """
     stream = call.stream
     timeout = stream.remaining()
@@ -128,7 +128,7 @@ async def _read(call: CoroutineCall, routing: Routing, shard: str, parts: Sequen
     if len(parts) == 1:
         answer = await ask_rows(call, routing, shard, RANGE, parts[0], RANGE_FORM, idempotent=True)
         return Parts(answer.header, answer.responses, answer.held)
-    # One transaction is one moment. More parts than it takes follow at the revision of the first.
+    # One transaction is one moment. Parts for which it has no room follow, at the revision of the first.
     responses: list[Rows] = []
     held = 0
     header: rpc_pb2.ResponseHeader | None = None
@@ -145,7 +145,7 @@ async def _read(call: CoroutineCall, routing: Routing, shard: str, parts: Sequen
 
 
 def _at(part: rpc_pb2.RangeRequest, revision: int) -> rpc_pb2.RangeRequest:
-    """A part as it is if it has a revision of its own, else at this one."""
+    """The part unchanged if it has a revision of its own; else the part at `revision`."""
     if part.revision > 0:
         return part
     asked = rpc_pb2.RangeRequest()
@@ -157,9 +157,9 @@ def _at(part: rpc_pb2.RangeRequest, revision: int) -> rpc_pb2.RangeRequest:
 async def show_all(
     call: CoroutineCall, routing: Routing, parts: Mapping[str, Sequence[rpc_pb2.RangeRequest]]
 ) -> dict[str, rpc_pb2.ResponseHeader]:
-    """Has every shard, by name, look whether the client may read these parts, without reading them.
+    """Asks every shard, by name, whether the client may read these parts, without reading them.
 
-    The answer is each shard's header, with its revision now.
+    The result is each shard's header, with its present revision.
 
     Raises:
         RpcError: a shard's, as it came.
@@ -186,12 +186,12 @@ async def _show(
 
 
 async def check_ops(call: CoroutineCall, routing: Routing, keys_of: Mapping[str, KeyRange], count: int) -> None:
-    """Has shards, by name, say whether a transaction about some keys of theirs may have so many operations.
+    """Checks that shards, by name, allow `count` operations in a transaction on some keys of theirs.
 
-    Only those are asked of which that is not known. One that has not refused any is taken to allow etcd's default.
+    Asks only shards of which that is not known. A shard that has never refused is assumed to allow etcd's default.
 
     Raises:
-        RpcError: a shard's, as it came: it allows fewer.
+        RpcError: a shard's, as it came: the shard allows fewer operations.
     """
     unknown = [shard for shard in keys_of if count > routing.shards[shard].allowed_ops]
     if unknown:
@@ -200,7 +200,7 @@ async def check_ops(call: CoroutineCall, routing: Routing, keys_of: Mapping[str,
 
 async def _check_ops(call: CoroutineCall, routing: Routing, shard: str, keys: KeyRange, count: int) -> None:
     key, range_end = keys.to_request()
-    # The branch that does not run is counted, too, and then only looked at for permissions.
+    # etcd counts the branch that does not run as well, and then only checks its permissions.
     operation = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key, range_end=range_end))
     message = rpc_pb2.TxnRequest(failure=[operation]).SerializeToString() * count
     await _read_from(call, routing, shard, TXN, message, messages, idempotent=True)
@@ -214,7 +214,7 @@ async def _ask_for_some(
     parts: Sequence[rpc_pb2.RangeRequest],
     request: Callable[[Sequence[rpc_pb2.RangeRequest]], rpc_pb2.TxnRequest],
 ) -> tuple[Answer, int]:
-    """The answer to one transaction of the first of these parts, and of how many: as many as the shard allows.
+    """The answer to one transaction of the first parts, as many as the shard allows; and their number.
 
     Raises:
         RpcError: the shard's, as it came.
@@ -241,7 +241,7 @@ async def ask_part(
     *,
     idempotent: bool,
 ) -> Response:
-    """One shard's answer to its part, with the client's metadata and what is left of its deadline.
+    """One shard's answer to its part. The call has the client's metadata and the rest of the client's deadline.
 
     Raises:
         RpcError: the shard's, as it came.
@@ -260,7 +260,7 @@ async def ask_rows(
     *,
     idempotent: bool,
 ) -> Answer:
-    """As `ask_part`, for an answer that consists of rows and may be large; it is held for the client's call.
+    """As `ask_part`, for an answer of rows that may be large; its memory is held for the client's call.
 
     Raises:
         RpcError: the shard's, as it came.

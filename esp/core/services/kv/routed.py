@@ -1,4 +1,4 @@
-"""What all handlers of KV calls over several shards have in common."""
+"""The common part of all handlers of KV calls over several shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from esp.core.wire.status import RpcError, Status
 
 
 class Routed(Handler):
-    """A call whose message says which keys it is about.
+    """A handler of calls whose message names keys.
 
     Attributes:
         reads: its answer may be large.
@@ -28,30 +28,30 @@ class Routed(Handler):
         self.routing = routing
         self.gate = gate
         self.spawn = gate.spawn
-        self.shards = dict(routing.shards)  # the quicker to look up
+        self.shards = dict(routing.shards)  # a plain dict is quicker to look up
         self.owner = routing.map.owner
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """Routes what the fast path, where a service has one, left over."""
+        """Routes a message that no fast path of a subclass has taken."""
         try:
             self.route(stream, message)
         except RpcError as error:
             stream.finish(error.status)
 
     def route(self, stream: ServerStream, message: bytes) -> None:
-        """Sends the call where it belongs.
+        """Sends the call to its shard or shards.
 
         Raises:
-            RpcError: it is refused.
+            RpcError: the call is refused.
         """
         raise NotImplementedError
 
     def pass_on(self, stream: ServerStream, request: Any, shard: Shard) -> None:
-        """Sends a parsed request on, written anew: what another parser might read differently is gone from it."""
+        """Sends a parsed request on, serialised anew: so the shard reads the same in it as esp has."""
         self.send(stream, prefix(request.SerializeToString()), shard)
 
     def send(self, stream: ServerStream, message: bytes, shard: Shard) -> None:
-        """Sends a call on to the one shard that it is about: at once, unless it may cost that one much."""
+        """Sends a call on to its one shard: at once, unless the call may cost that shard much."""
         if (self.reads and stream.connection.weight) or len(message) > LARGE_REQUEST:
             self.gate.pass_on(stream, shard, message, reads=self.reads)
         else:
@@ -69,7 +69,7 @@ class Routed(Handler):
         message: bytes,
         work: Callable[[CoroutineCall], Coroutine[Any, Any, None]],
     ) -> None:
-        """Runs `work` for a call that spans shards, when there is a place for it at those that it asks first."""
+        """Runs `work` for a call that spans shards, when there are places for it at `shards`, which it asks first."""
 
         def begin(entry: Entry) -> None:
             call = CoroutineCall(stream, entry)
@@ -78,7 +78,7 @@ class Routed(Handler):
         self.gate.let_in(stream, shards, len(message), begin)
 
     def span(self, key_range: KeyRange) -> tuple[list[str], bytes]:
-        """The names of the shards that a range spans, and the first boundary inside it, for the text of a refusal."""
+        """The names of the shards that a range spans, and the first boundary inside the range, for a refusal's text."""
         shard_map = self.routing.map
         names = [segment.shard for segment in shard_map.split(key_range)]
         return names, shard_map.first_boundary(key_range) or b""

@@ -1,9 +1,8 @@
-"""Answers of shards as the bytes of their rows: cut out of the DATA as it comes, and put together for a client.
+"""The rows of shards' answers as bytes: cut out of the DATA as it comes, and put together for a client.
 
-A row is kept as it came, with its tag and its length, so rows written one behind the other are the repeated field of
-the merged answer. An answer is held once, however large it is; nothing of its size is ever copied, parsed or
-serialised in one step; and held memory is counted (`RowReader.held`) and given back row by row as rows leave
-(`pieces`).
+A row is kept unchanged, with its tag and its length, so rows one after the other are the repeated field of the merged
+answer. An answer of any size is held once, and is never copied, parsed or serialised as a whole in one step. Held
+memory is counted (`RowReader.held`), and given back row by row as the rows leave (`pieces`).
 
 All other fields, such as those of a later etcd, are passed on.
 """
@@ -23,18 +22,18 @@ from esp.core.wire.status import Code, RpcError, Status
 
 
 def field(tag: int, message: bytes) -> bytes:
-    """A message as a field of another."""
+    """A message as a field of another message."""
     return bytes((tag,)) + varint(len(message)) + message
 
 
 ROW_BYTES: Final = 64
-"""Memory that a row takes, about, besides its bytes."""
+"""About the memory that a row takes besides its bytes."""
 PIECE_BYTES: Final = 16_384
 """Bytes of a message that are put together at once."""
 MORE: Final = 3
 COUNT: Final = 4
 DELETED: Final = 2
-"""Numbers of the fields of a RangeResponse, and of a DeleteRangeResponse."""
+"""The numbers of fields in a RangeResponse and a DeleteRangeResponse."""
 HEADER_TAG: Final = 0x0A
 _VARINT, _LENGTH = 0, 2
 _MOST_BITS = 70
@@ -43,11 +42,11 @@ _NOT_ETCDS: Final = Status(Code.INTERNAL, "esp: a shard's answer is not encoded 
 
 
 class Form(NamedTuple):
-    """Where the rows are in a message."""
+    """The form of a message: where its rows are."""
 
     name: str
     row: int
-    """The tag of a row, in the message or in what is inside of it."""
+    """The tag of a row, in the message or in a message inside it."""
     inside: tuple[int, ...] = ()
     """The tags of the messages around the one with the rows, from the outermost."""
     numbers: tuple[int, ...] = ()
@@ -73,8 +72,8 @@ class Rows:
     Attributes:
         kvs: the rows, each with tag and length.
         bytes: the size of all rows together.
-        numbers: the fields with numbers, such as `count`, by the number of the field.
-        other: fields that are not known here.
+        numbers: the values of fields such as `count`, by the number of the field.
+        other: fields that esp does not know.
     """
 
     __slots__ = ("bytes", "kvs", "numbers", "other")
@@ -87,7 +86,7 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """How many keys there are in a Range."""
+        """The number of keys in the range."""
         return self.numbers.get(COUNT, 0)
 
     @property
@@ -97,7 +96,7 @@ class Rows:
 
     @property
     def deleted(self) -> int:
-        """How many keys a DeleteRange has deleted."""
+        """The number of keys that a DeleteRange has deleted."""
         return self.numbers.get(DELETED, 0)
 
     def tail(self) -> bytes:
@@ -106,13 +105,13 @@ class Rows:
         return b"".join(written) + self.other
 
     def size(self, header: bytes) -> int:
-        """How many bytes the message takes with this header, which has tag and length."""
+        """The bytes of the message with this header; the header has tag and length."""
         return len(header) + self.bytes + len(self.tail())
 
     def pieces(self, header: bytes, release: Callable[[int], None]) -> Iterator[bytes]:
-        """The message, once, in pieces of PIECE_BYTES or a row more.
+        """The message in pieces of PIECE_BYTES, or up to a row more. Can be called once.
 
-        Each row is forgotten, and what was held for it released, when the next piece is asked for.
+        The rows of a piece are dropped, and their memory released, when the next piece is taken.
         """
         waiting, size, held = [header], len(header), 0
         rows = self.kvs
@@ -134,9 +133,9 @@ class Answer:
     """A whole answer of a shard.
 
     Attributes:
-        header: its header.
+        header: the header of the answer.
         responses: one for each Range of the request; one for a DeleteRange.
-        held: bytes of memory that the answer takes, which is also its length.
+        held: bytes of memory that the answer takes; also its `len()`.
     """
 
     __slots__ = ("header", "held", "responses")
@@ -151,11 +150,11 @@ class Answer:
 
 
 class RowReader:
-    """Takes one answer as it comes, as `MessageReader` takes messages.
+    """Reads one answer as it comes, as `MessageReader` reads messages.
 
     Attributes:
-        held: memory that what came takes.
-        wanted: how many bytes the answer still lacks; 0 before and behind it.
+        held: bytes of memory that the part that has come takes.
+        wanted: the bytes that the answer still lacks; 0 before its beginning and after its end.
     """
 
     __slots__ = (
@@ -180,23 +179,23 @@ class RowReader:
         garbled: Callable[[], RpcError] = _NOT_ETCDS.error,
         told: Callable[[int], object] | None = None,
     ) -> None:
-        """`garbled` makes the error of an answer that is not encoded as etcd does; `told` is told its size first."""
+        """`garbled` makes the error of an answer without etcd's encoding; `told` is called first, with the size."""
         self._form = form
         self._garbled = garbled
         self._told = told
         self._prefix = b""
         self._header = b""
         self._responses: list[Rows] = [] if form.inside else [Rows()]
-        self._at = 0  # where in the message what comes next stands
+        self._at = 0  # the place in the message of the next byte to come
         self._end = -1
-        self._ends: list[int] = []  # where the messages end in which that is
-        self._pieces: list[bytes] = []  # of a field that is not whole
+        self._ends: list[int] = []  # the ends of the messages around that place
+        self._pieces: list[bytes] = []  # of an incomplete field
         self._missing = 0
         self.held = 0
         self.wanted = 0
 
     def feed(self, payload: bytes) -> list[Answer]:
-        """Takes DATA: the answer when it is whole.
+        """Takes DATA; returns the answer once it is whole.
 
         Raises:
             RpcError: the answer is not encoded as etcd encodes it.
@@ -243,7 +242,7 @@ class RowReader:
             self._walk(payload)
 
     def _walk(self, data: bytes) -> None:
-        """Goes over the fields in `data`; the rest of a field that is not whole yet is kept."""
+        """Goes over the fields in `data`, and keeps the bytes of an incomplete last field."""
         ends, inside = self._ends, self._form.inside
         row, depth = self._form.row, len(inside)
         size = len(data)
@@ -264,7 +263,7 @@ class RowReader:
                 shift += 7
                 if byte < 0x80:
                     break
-                if shift == _MOST_BITS:  # what has no end would be walked anew with each piece of the answer
+                if shift == _MOST_BITS:  # a number without an end would be read anew with each piece of the answer
                     raise self._garbled()
             else:
                 self._keep(data, start, 0)

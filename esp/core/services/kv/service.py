@@ -1,7 +1,7 @@
-"""The KV service over several shards: each call to the shard that owns its keys.
+"""The KV service over several shards: sends each call to the shard that owns its keys.
 
-A call for keys of one shard goes there as it came, and the answer comes back as it is. The fast path looks at the key
-in the message's bytes (`peek`); a message of unusual form is parsed. Calls that span shards are served by `across`, or
+A call for keys of one shard goes there unchanged, and so does the answer come back. The fast path finds the key in the
+message's bytes (`peek`); a message of unusual form is parsed. A call that spans shards is served by `across`, or
 refused.
 """
 
@@ -54,11 +54,11 @@ def handlers(
         routing: the shards.
         gate: lets calls that span shards begin.
         lease_retry: takes over writes that a shard refused because it lacks their lease.
-        compactions: serves those.
+        compactions: serves Compact.
         deletes_across_shards: whether a DeleteRange that spans shards is served, shard by shard.
         snapshots: whether a Range that spans shards reads a snapshot, unless its metadata says otherwise.
         txn_snapshots: the same for a transaction that only reads.
-        snapshot_tries: how often one is tried while keys change.
+        snapshot_tries: the most attempts at a snapshot while keys change.
     """
     return {
         PATH + b"Put": Put(routing, gate, lease_retry),
@@ -71,7 +71,7 @@ def handlers(
 
 
 class Put(Routed):
-    """One key, so always one owner."""
+    """The handler of Put, which has one key and so one owner."""
 
     reads = False
 
@@ -80,7 +80,7 @@ class Put(Routed):
         self.lease_retry = lease_retry
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """Sends it to the owner of its key."""
+        """Sends the Put to the owner of its key."""
         key = put_key(message, PREFIX_SIZE)
         if key is not None:
             shard = self.shards[self.owner(key)]
@@ -98,7 +98,7 @@ class Put(Routed):
         self.pass_on(stream, request, self.routing.owner(request.key))
 
     def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
-        """Once more, where its lease lives but its shard lacks it."""
+        """Sends the Put once more if its shard lacks the lease, but the lease is alive."""
         if status != errors.LEASE_NOT_FOUND:
             return False
         request = parse(rpc_pb2.PutRequest, message)
@@ -106,7 +106,7 @@ class Put(Routed):
 
 
 class _Ranges(Routed):
-    """One shard's keys, or a merge of several shards'; as Range answers it, where a subclass does not say otherwise."""
+    """Reads a range of one shard, or merges those of several; as Range does, unless a subclass says otherwise."""
 
     idempotent = True
     what = "a Range"
@@ -175,12 +175,12 @@ class _Ranges(Routed):
         self.gate.let_in(stream, [segment.shard for segment in asked], len(message), begin)
 
     def wants_snapshot(self, stream: ServerStream) -> bool:
-        """Whether all shards are to be read at one moment."""
+        """Whether the call reads all shards at one moment."""
         wanted = stream.head.field(metadata.READ)
-        return wanted == b"snapshot" or (self.snapshots and not wanted)  # "default" is each, always
+        return wanted == b"snapshot" or (self.snapshots and not wanted)  # "default": each at its own
 
     def joins(self, request: rpc_pb2.RangeRequest) -> bool:
-        """Whether the shards' bytes, one behind the other, are the answer."""
+        """Whether the shards' bytes, one after the other, are the answer."""
         return can_concat(request)
 
     def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
@@ -194,11 +194,11 @@ class _Ranges(Routed):
         return refuse_range(request, names, boundary, at_token=at_token)
 
     across = staticmethod(across.range_across)
-    """Answers it over several shards."""
+    """Answers the call over several shards."""
 
 
 class Range(_Ranges):
-    """One answer. Reads of one key that come together go to their shard together."""
+    """The handler of Range. Joins reads of one key that come at the same time into one transaction."""
 
     def __init__(self, routing: Routing, gate: Gate, *, snapshots: bool, snapshot_tries: int) -> None:
         super().__init__(routing, gate, snapshots=snapshots, snapshot_tries=snapshot_tries)
@@ -222,7 +222,7 @@ class Range(_Ranges):
 
 
 class RangeStream(_Ranges):
-    """As Range, with the answer in pieces (etcd 3.7)."""
+    """The handler of RangeStream: as Range, with the answer in pieces (etcd 3.7)."""
 
     in_order = True
     reads = False
@@ -238,14 +238,14 @@ class RangeStream(_Ranges):
         return refuse_range_stream(request, names, boundary, at_token=at_token)
 
     def joins(self, request: rpc_pb2.RangeRequest) -> bool:
-        """Never: the answer is a stream of messages."""
+        """False: the answer is a stream of messages."""
         return False
 
     across = staticmethod(across.range_stream_across)
 
 
 class DeleteRange(Routed):
-    """One shard's keys at once, or several shards' one after the other."""
+    """The handler of DeleteRange: deletes in one shard, or in several shards one after the other."""
 
     reads = False
 
@@ -284,7 +284,7 @@ class DeleteRange(Routed):
 
 
 class Compact(Routed):
-    """At a token on every shard; at a plain revision where it is known what that means on each."""
+    """The handler of Compact: at a token on every shard; at a plain revision if its meaning on each shard is known."""
 
     def __init__(self, routing: Routing, gate: Gate, compactions: Compactions) -> None:
         super().__init__(routing, gate)

@@ -1,26 +1,26 @@
-"""A moment at which several shards can be read together, found without a clock that they share.
+"""Finds a moment at which several shards can be read together, without a clock that they share.
 
-All shards are looked at in rounds, and a round begins when all have answered the last. A shard that is in a round as it
-was in the round before was so all the time between the two, so also when the later round began. From this follow two
-ways to be sure:
+esp looks at all shards in rounds. A round begins when all shards have answered the one before. If a shard's state is
+the same in two rounds, it was the same all the time between, and so also when the later round began. So there are two
+proofs of a common moment:
 
-- All shards are as they were when the round began: then all of that was true at once, at that moment.
-- All but one are unchanged over three rounds: then what the one was found to be in the middle round, whenever in that
-  round that was, was so together with the others. So a snapshot is found however often one shard is written.
+- No shard has changed since the round began. Then all states were true together, at that moment.
+- All shards but one are unchanged over three rounds. Then the state of that one shard in the middle round, at whatever
+  time in the round, was true together with the others. So writes to one shard never prevent a snapshot.
 
-The round before need not be one of this call: before it begins a shard is known to have come to some revision, that of
-any earlier answer (`Shard.seen`). What has not changed since then was so when the first round began. So where nothing
-is written one round is enough.
+The first round has a state to compare with, too: each shard had reached some revision before the call, that of any
+earlier answer (`Shard.seen`). Keys that have not changed since then were the same when the first round began. So
+without writes one round is enough.
 
-What shows that nothing has changed, since a revision that a shard had surely come to:
+The proof that nothing has changed since a revision that a shard had surely reached:
 - The shard is still at that revision.
-- Of one key that is there: its mod revision is not higher. Had it gone and come back, that would be higher.
-- Of a range, or a key that is not there: there are as many keys, and none whose mod revision is higher. That does not
-  show a key that came and went meanwhile. So where the shard has made more than one revision since, the keys are
-  counted at each of those between, too.
+- Or, for one key that exists: its mod revision is not higher. If it had gone and come back, that would be higher.
+- Or, for a range, or a key that does not exist: there are as many keys, and none with a higher mod revision. This does
+  not exclude a key that came and went meanwhile. So if the shard has made more than one revision since, esp counts the
+  keys at each revision between, too.
 
-A round reads all there is to read, so that its answers can be the snapshot, unless that is much: then later rounds
-only look for changes.
+Each round reads all parts, so that its answers can be the snapshot. If they are large, later rounds only look for
+changes.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from esp.core.services.row_order import parse_row
 from esp.core.wire.status import Code, RpcError, Status
 
 MOST_COUNTS: Final = 128
-"""How often a shard's ranges are counted at revisions made meanwhile; where that is not enough, they have changed."""
+"""The most counts of a shard's ranges at revisions between two rounds; beyond, the ranges count as changed."""
 MOST_REREAD: Final = 16_384
-"""Bytes of what was read first up to which each round reads it again."""
+"""If the first round's answers have at most so many bytes, each round reads them again."""
 
 _Parts = Sequence[rpc_pb2.RangeRequest]
 _Ranges = Mapping[str, Sequence[KeyRange]]
 
 
 class Snapshot(NamedTuple):
-    """A moment.
+    """A moment at which all shards can be read.
 
     Attributes:
-        revision: the token for it.
-        answers: what was read, where it is of that moment; else it has to be read at the token.
+        revision: the token for the moment.
+        answers: the shards' answers, if they are of that moment; None if the parts have to be read at the token.
     """
 
     revision: int
@@ -61,13 +61,13 @@ class Snapshot(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """How a shard was found in a round.
+    """The state of a shard in a round.
 
     Attributes:
-        revision: its own.
-        counts: how many keys each range had.
-        mods: the mod revision of the key of each range that is one key that was there, 0 for any other range.
-        answers: what was read, if it was read since it last changed.
+        revision: the shard's revision.
+        counts: the number of keys in each range.
+        mods: by range, the mod revision of its key, if the range is one key that exists; 0 for any other range.
+        answers: the answers for the parts, if they were read since the last change; else None.
     """
 
     revision: int
@@ -77,20 +77,20 @@ class _Look(NamedTuple):
 
 
 async def snapshot(call: CoroutineCall, routing: Routing, parts: Mapping[str, _Parts], tries: int) -> Snapshot:
-    """A moment at which these parts of each shard, without a revision of their own, can be read.
+    """A moment at which all parts can be read; no part has a revision of its own.
 
     Args:
-        call: the client's.
+        call: the client's call.
         routing: the shards.
-        parts: by the name of the shard.
-        tries: how many rounds may follow the first.
+        parts: the parts to read, by the shard's name.
+        tries: the most rounds after the first.
 
     Raises:
         RpcError: a shard's, as it came; Unavailable when keys of several shards changed in each of the rounds.
     """
     for asked in parts.values():
         for part in asked:
-            part.serializable = False  # what a member that lags behind tells is of no moment after the call began
+            part.serializable = False  # a member that lags behind would show a state from before the call began
     search = _Search(call, routing, parts)
     try:
         # Were all places given back between two rounds, another call would begin with each of them, and as many would
@@ -125,15 +125,15 @@ def _fail(call: CoroutineCall, changed: Iterable[str], tries: int) -> NoReturn:
 
 
 def counting(ranges: _Ranges) -> dict[str, list[rpc_pb2.RangeRequest]]:
-    """Parts that only count, for a snapshot whose reading comes later."""
+    """Parts that only count keys, for a snapshot that is read later."""
     return {shard: [_count(part) for part in asked] for shard, asked in ranges.items()}
 
 
 class _Search:
-    """The rounds, numbered from 0, of which the last two are remembered.
+    """The rounds, numbered from 0. The last two are remembered.
 
-    `_since` says of each shard from the beginning of which round on it is known to have been as it was last found; one
-    that the last round has found changed is so from the beginning of the next on.
+    `_since` has, for each shard, a round: from the beginning of that round on the shard surely had its present state.
+    For a shard that the last round found changed, that is the next round.
     """
 
     def __init__(self, call: CoroutineCall, routing: Routing, parts: Mapping[str, _Parts]) -> None:
@@ -151,8 +151,8 @@ class _Search:
         self._rereads = False
 
     async def begin(self) -> None:
-        """The first round, which reads."""
-        seen = {shard: self._routing.shards[shard].seen for shard in self._parts}  # before anything is asked
+        """Does the first round, which reads all parts."""
+        seen = {shard: self._routing.shards[shard].seen for shard in self._parts}  # before the shards are asked
         answers = await read_all(self._call, self._routing, self._parts)
         self._held = list(answers.values())
         self._rereads = sum(answer.held for answer in self._held) <= MOST_REREAD
@@ -164,7 +164,7 @@ class _Search:
             self._since[shard] = 0 if is_as_before else 1
 
     async def go_on(self, round_: int) -> None:
-        """The round of this number, which is the next."""
+        """Does the next round, which has this number."""
         self._before, self._last = self._last, {}
         vague = {shard: self._vague(shard) for shard in self._parts}
         asked = {shard: self._asked(shard, vague[shard]) for shard in self._parts}
@@ -175,16 +175,16 @@ class _Search:
                 self._since[shard] = round_ + 1
         self._forget(self._before, self._last)
         changed = self.changed(round_)
-        if len(changed) <= 1:  # else it makes no difference
+        if len(changed) <= 1:  # with more there is no snapshot yet anyway
             for shard in await self._inconstant({shard: vague[shard] for shard in vague if shard not in changed}):
                 self._since[shard] = round_ + 1
 
     def changed(self, round_: int) -> list[str]:
-        """The shards that are not known to have been as they are when this round, the last, began."""
+        """The shards that may have changed since this round began; the round is the last."""
         return [shard for shard, since in self._since.items() if since > round_]
 
     def found(self, round_: int) -> dict[str, _Look] | None:
-        """What all shards were at one moment, as the rounds up to this one, the last, have it."""
+        """The states of all shards at one moment, if the rounds up to this last one prove a moment; else None."""
         if len(self._parts) == 1 or not self.changed(round_):
             return self._last
         changed = self.changed(round_ - 1)
@@ -193,7 +193,7 @@ class _Search:
         return None
 
     def keep(self, found: dict[str, _Look]) -> dict[str, Parts] | None:
-        """What was read of these, if all of it was; nothing else is held any more."""
+        """The answers for these states, if all were read; else None. Drops all other answers."""
         answers = {shard: look.answers for shard, look in found.items() if look.answers is not None}
         if len(answers) < len(found):
             self._forget()
@@ -207,11 +207,11 @@ class _Search:
         self._held = [answer for answer in self._held if id(answer) in kept]
 
     def _vague(self, shard: str) -> list[KeyRange]:
-        """The ranges whose keys alone, as they are read, do not show that nothing has changed since they were read."""
+        """The ranges whose rows alone do not show whether they have changed: esp has to ask for changes, too."""
         return [keys for keys in self._ranges[shard] if not (self._rereads and self._before[shard].mods[keys])]
 
     def _asked(self, shard: str, vague: Iterable[KeyRange]) -> list[rpc_pb2.RangeRequest]:
-        """What a shard is asked in a look: to read, or to count each range, and then for changes."""
+        """The questions to a shard in a round: to read the parts, or to count each range; and then for changes."""
         first = self._parts[shard] if self._rereads else map(_count, self._ranges[shard])
         revision = self._before[shard].revision
         return [*first, *(_changed_since(keys, revision) for keys in vague)]
@@ -237,7 +237,7 @@ class _Search:
         return look, is_as_before
 
     async def _inconstant(self, vague: Mapping[str, Sequence[KeyRange]]) -> list[str]:
-        """The shards where a key may have come to one of these ranges, and gone, between the last two looks."""
+        """The shards where a key may have come to one of these ranges, and gone, between the last two rounds."""
         asked: dict[str, list[rpc_pb2.RangeRequest]] = {}
         inconstant: list[str] = []
         for shard, ranges in vague.items():
@@ -264,14 +264,14 @@ class _Search:
 
 
 def _read(parts: _Parts, answer: Parts) -> _Look:
-    """The look that the reading itself is."""
+    """The state of a shard, from the answers to its parts."""
     counts: dict[KeyRange, int] = {}
     mods: dict[KeyRange, int] = {}
-    for part, rows in zip(parts, answer.responses, strict=False):  # what follows is for changes
+    for part, rows in zip(parts, answer.responses, strict=False):  # further answers are about changes
         keys = KeyRange.of_request(part.key, part.range_end)
         counts[keys] = rows.count
         mods.setdefault(keys, 0)
-        if not part.range_end and len(rows.kvs) == 1 and len(rows.kvs[0]) <= MOST_REREAD:  # it is parsed whole
+        if not part.range_end and len(rows.kvs) == 1 and len(rows.kvs[0]) <= MOST_REREAD:  # for one step
             mods[keys] = parse_row(rows.kvs[0]).mod_revision
     return _Look(answer.header.revision, counts, mods, answer)
 

@@ -1,11 +1,11 @@
 """A RangeStream that spans shards: shard after shard, in key order.
 
-etcd sends rows in chunks, and header, `more` and `count` with the last of them (`rangeStream` in
+etcd sends rows in chunks, and header, `more` and `count` with the last chunk (`rangeStream` in
 server/etcdserver/v3_server.go of 3.7). Clients rely on that form: kube-apiserver takes the revision from the chunk that
-reaches its limit. So what the shards send is cut anew, as one etcd would cut it: FIRST_ROWS rows, and then twice as
-many or half as many as before, so that a chunk comes near CHUNK_BYTES; and the last rows wait for the totals of all
-shards. When the limit is reached the remaining shards are still asked, for their count. (etcd offers RangeStream from
-3.7 on; an older shard answers Unimplemented, and so does the whole call.)
+reaches its limit. So esp cuts the shards' rows anew, as one etcd would cut them. The first chunk has FIRST_ROWS rows.
+Each further chunk has twice or half as many rows as the one before, so that it comes near CHUNK_BYTES. The last rows
+wait for the totals of all shards. When the limit is reached, esp still asks the remaining shards for their count. (etcd
+has RangeStream from 3.7 on; an older shard answers Unimplemented, and then the whole call does.)
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ CHUNK_BYTES: Final = 1_572_864
 def refuse_range_stream(
     request: rpc_pb2.RangeRequest, shard_names: Sequence[str], boundary: bytes, *, at_token: bool = False
 ) -> Status | None:
-    """Why a valid RangeStream cannot be answered exactly, now that it spans shards; None when it can.
+    """The refusal of a valid RangeStream over several shards that has no exact answer; None if it has one.
 
-    etcd lets a sort target without an order pass and then sorts each chunk by itself, which loses and repeats rows
-    even on one etcd. Across shards there is no answer to equal, so it is refused like any other sort.
+    etcd accepts a sort target without an order, and then sorts each chunk by itself, which loses and repeats rows even
+    on one etcd. Over several shards there is no answer to reproduce, so esp refuses this sort like any other.
     """
     if request.sort_target != rpc_pb2.RangeRequest.KEY and not request.count_only:
         return errors.STREAM_SORT
@@ -40,11 +40,11 @@ def refuse_range_stream(
 
 
 class StreamMerge:
-    """The chunks of one RangeStream call, made of those of the shards.
+    """The chunks of one RangeStream call, made of the shards' chunks.
 
-    Ask for each `next_part` when the stream before has ended well, until None comes. Hand every chunk to `feed` in the
-    order of arrival, and send the chunks that `feed` returns. A stream that fails fails the call, even after chunks
-    were sent. The rows that wait are fewer than one chunk's, and those of one chunk of a shard.
+    Ask for each `next_part` when the stream before has ended well, until None comes. Give every chunk to `feed` in the
+    order of arrival, and send the chunks that `feed` returns. If a stream fails, the call fails, even after chunks were
+    sent. The waiting rows are fewer than those of a chunk to the client and of a chunk of a shard together.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class StreamMerge:
         identity: Identity,
         token: Callable[[Mapping[str, int]], int],
     ) -> None:
-        """`revisions` is where each shard is to be read, empty for now; `token` makes one for where they were read."""
+        """`revisions` has each shard's revision to read at, and is empty for "now"; `token` makes a token."""
         self._request = request
         self._segments = segments
         self._at_token = bool(revisions)
@@ -72,15 +72,15 @@ class StreamMerge:
 
     @property
     def has_last_chunk(self) -> bool:
-        """Whether the last chunk of the part asked for has come."""
+        """Whether the last chunk of the present part has come."""
         return len(self._headers) == self._asked
 
     def next_part(self) -> rpc_pb2.RangeRequest | None:
-        """The request for the owner of the next segment; None when all have answered.
+        """The request to the owner of the next segment; None if all have answered.
 
         Raises:
-            ValueError: the stream before has not brought its last chunk. If that stream has ended, its shard is broken
-                and the call has to fail.
+            ValueError: the last chunk of the stream before has not come. If that stream has ended, its shard is faulty
+                and the call must fail.
         """
         if len(self._headers) < self._asked:
             raise ValueError("a shard's RangeStream ended without its header")
@@ -88,7 +88,7 @@ class StreamMerge:
             return None
         segment = self._segments[self._asked]
         asked = part(self._request, segment.range)
-        if segment.shard in self._revisions:  # of a token, or at which an earlier part of the shard was read
+        if segment.shard in self._revisions:  # from a token, or from an earlier part of the same shard
             asked.revision = self._revisions[segment.shard]
             asked.serializable = False
         self._asked += 1
@@ -98,7 +98,7 @@ class StreamMerge:
         return asked
 
     def feed(self, chunk: rpc_pb2.RangeStreamResponse) -> list[rpc_pb2.RangeStreamResponse]:
-        """The chunks to send to the client now that this one of a shard has come.
+        """The chunks to send to the client after this chunk of a shard.
 
         Raises:
             ValueError: the shard sends more after its last chunk.
@@ -121,7 +121,7 @@ class StreamMerge:
         return send
 
     def _cut(self) -> rpc_pb2.RangeStreamResponse:
-        """The next chunk, behind which there are more rows."""
+        """The next chunk; more rows follow."""
         rows = self._chunk_rows
         response = rpc_pb2.RangeResponse(kvs=self._waiting[:rows])
         del self._waiting[:rows]
@@ -143,5 +143,5 @@ class StreamMerge:
         return rpc_pb2.RangeStreamResponse(range_response=response)
 
     def _is_past_limit(self, response: rpc_pb2.RangeResponse) -> bool:
-        """Whether this shard was only counted, because the limit was reached before, and does have keys."""
+        """Whether this shard has keys, but was only counted, because the limit was reached before."""
         return response.count > 0 and 0 < self._request.limit <= self._rows - len(response.kvs)

@@ -1,4 +1,4 @@
-"""Tokens in a request that goes to one shard: each becomes the revision that it stands for on that shard."""
+"""Replaces each token in a request to one shard by the revision that the token stands for on that shard."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from esp.core.services.varint import varint
 from esp.core.tokens import Tokens
 
 TOKEN_BYTES: Final = 8
-"""What a token takes in a message."""
+"""The bytes of a token in a message."""
 _FILTERS = ("min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision")
 
 
 def translate_filters(tokens: Tokens, request: rpc_pb2.RangeRequest, shard: str) -> None:
-    """Writes the revisions by which a Range filters for the one shard that it goes to.
+    """Replaces the tokens in the revision filters of a Range to one shard.
 
     Raises:
         RpcError: as `on_shard`.
@@ -30,10 +30,10 @@ def translate_filters(tokens: Tokens, request: rpc_pb2.RangeRequest, shard: str)
 
 
 def translate_txn(tokens: Tokens, message: bytes, found: Look, shard: str) -> Generator[None, None, bytes]:
-    """A transaction with the revisions in it written for the one shard that it goes to, in steps.
+    """The message of a transaction to one shard, with its tokens replaced, in steps.
 
     Raises:
-        RpcError: as `on_shard`, and as `read_at` for what it reads.
+        RpcError: as `on_shard`, and as `read_at` for revisions to read at.
     """
     if not found.tokens:
         return message
@@ -46,5 +46,5 @@ def translate_txn(tokens: Tokens, message: bytes, found: Look, shard: str) -> Ge
         position = position_of(tokens, number)
         assert position is not None, "only tokens are noted"
         revision = read_at(position, shard) if noted & 1 else part_of(position, shard)
-        written[place] = varint(revision, TOKEN_BYTES)  # in as many bytes, so that no length changes
+        written[place] = varint(revision, TOKEN_BYTES)  # in as many bytes as the token, so that no length changes
     return bytes(written)

@@ -1,10 +1,9 @@
-"""Transactions: what etcd refuses in them, and which keys they touch.
+"""etcd's checks of a transaction, made on the parsed message.
 
-One whose keys are all in one shard goes there as it came, and that shard says what is wrong with it, so its bytes are
-only looked through, in steps. It is parsed where it spans shards, since no shard will check it then, and where it is
-not written as every protobuf library writes it, since a shard might read something else in it than esp. The messages
-that are parsed come from the wire, where protobuf allows at most 100 messages inside each other: that is 50
-transactions, and bounds the recursion.
+A transaction whose keys are all in one shard goes there unchanged, and that shard checks it. So esp only looks through
+its bytes, in steps. esp parses a transaction in two cases: it spans shards, so no shard will check it; or it has not
+the form that every protobuf library writes, so a shard might read something else in it than esp. protobuf allows at
+most 100 messages inside each other. That is 50 transactions, and bounds the recursion here.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from esp.core.services.pace import LOOKED_AT_ONCE, Pace
 from esp.core.wire.status import Code, Status
 
 MAX_OPS = 128
-"""etcd's default of --max-txn-ops. How many a shard allows, only that knows."""
+"""etcd's default of --max-txn-ops. Only the shard itself knows how many it allows."""
 
 MAX_PARSED: Final = 10_000
-"""The most compares and operations, nested ones included, of a transaction that is parsed: that is 2 ms in one step."""
+"""The most compares and operations, with nested ones, in a transaction that esp parses: that takes a step of 2 ms."""
 PARSED_BYTES: Final = 256
-"""Memory that each of them takes when it is parsed, about, besides its bytes."""
+"""About the memory that a parsed compare or operation takes besides its bytes."""
 READ_BYTES: Final = 1024
-"""Memory that each of them takes, about, until all are read over several shards, besides what is read."""
+"""About the memory that an operation takes, besides its rows, until all are read over several shards."""
 TOO_ODD: Final = Status(
     Code.INVALID_ARGUMENT,
     "esp: the transaction cannot be looked through; write it as protobuf libraries do, each field once and none that "
@@ -37,15 +36,15 @@ TOO_ODD: Final = Status(
 
 
 def validate(request: rpc_pb2.TxnRequest, max_ops: int = MAX_PARSED) -> Generator[None, None, Status | None]:
-    """What etcd finds wrong with a transaction before it runs it; None when nothing is. In steps, as `look`.
+    """The error with which etcd refuses a transaction before it runs it; None if it is valid. In steps, as `look`.
 
-    The first error that etcd would meet, as in `Txn` of etcd's `api/v3rpc/key.go`: all operations one by one first,
-    nested ones included, then writes that meet.
+    The first error that etcd finds, as in `Txn` of etcd's `api/v3rpc/key.go`. etcd first checks all operations one by
+    one, with nested ones, and then looks for writes of the same key.
 
     Args:
-        request: The transaction.
-        max_ops: The most that compares, success and failure may each hold. A nested transaction may hold that
-            many less the longest of the three lists around it.
+        request: the transaction.
+        max_ops: the most entries in each of compares, success and failure. For a nested transaction, the longest of the
+            three lists around it is subtracted.
     """
     pace = Pace()
     wrong = yield from _validate_operations(request, max_ops, pace)
@@ -58,7 +57,7 @@ def validate(request: rpc_pb2.TxnRequest, max_ops: int = MAX_PARSED) -> Generato
 
 
 def puts(request: rpc_pb2.TxnRequest) -> Iterator[rpc_pb2.PutRequest | None]:
-    """Its puts, of both branches and of nested transactions; None for each other operation: steps can be counted."""
+    """The puts of both branches and of nested transactions; None for any other operation, to count steps."""
     waiting = [request]
     while waiting:
         txn = waiting.pop()
@@ -99,7 +98,7 @@ def _validate_operations(request: rpc_pb2.TxnRequest, max_ops: int, pace: Pace) 
 
 
 class _Writes:
-    """What a list of operations writes, nested transactions included.
+    """The keys that a list of operations writes, with nested transactions.
 
     The deleted ranges are sorted and disjoint: from `starts[i]` to `ends[i]`.
     """
@@ -112,7 +111,7 @@ class _Writes:
         self.ends: list[bytes] = []
 
     def meets(self, puts: set[bytes], pace: Pace) -> Generator[None, None, bool]:
-        """Whether one of these keys is put or deleted already."""
+        """Whether one of these keys was put or deleted before."""
         if not self.puts.isdisjoint(puts):
             return True
         if self.starts:
@@ -124,7 +123,7 @@ class _Writes:
         return False
 
     def delete(self, start: bytes, end: bytes) -> None:
-        """Add this deleted range; an empty one adds nothing."""
+        """Adds a deleted range; an empty range adds nothing."""
         starts, ends = self.starts, self.ends
         if end <= start:
             return
@@ -134,7 +133,7 @@ class _Writes:
         ends[first:last] = [high]
 
     def add(self, other: _Writes, pace: Pace) -> Generator[None, None, None]:
-        """Add all writes of `other`."""
+        """Adds all writes of `other`."""
         self.puts |= other.puts
         for start, end in zip(other.starts, other.ends, strict=True):
             if pace.is_over():
@@ -147,12 +146,13 @@ class _Writes:
 
 
 def _writes(operations: Iterable[rpc_pb2.RequestOp], pace: Pace) -> Generator[None, None, _Writes | None]:
-    r"""What these operations write; None when two writes meet in a way that etcd refuses.
+    r"""The keys that these operations write; None if etcd refuses them because of two writes of a key.
 
-    etcd's rule (`checkIntervals`) is not quite "no key is written twice". It looks at this list's deletes first, then
-    at its nested transactions in order, then at its puts, and refuses a put of a key that it has seen put or deleted.
-    So a nested put before a nested delete of the key passes; and the two branches of one nested transaction never
-    meet. A delete up to an open end ("\0") is seen by etcd as ending before it begins, and meets nothing.
+    etcd's rule (`checkIntervals`) is not quite "no key is written twice". etcd looks first at this list's deletes, then
+    at its nested transactions in order, then at its puts. It refuses a put of a key that it has seen put or deleted. So
+    a nested put before a nested delete of the key is allowed, and the two branches of one nested transaction do not
+    count against each other. etcd reads a delete up to an open end ("\0") as ending before its start, so it covers no
+    key.
     """
     puts: list[bytes] = []
     nested: list[rpc_pb2.TxnRequest] = []
@@ -178,7 +178,7 @@ def _writes(operations: Iterable[rpc_pb2.RequestOp], pace: Pace) -> Generator[No
         yield from seen.add(success, pace)
         yield from seen.add(failure, pace)
         if len(seen.puts) >= LOOKED_AT_ONCE:
-            yield  # a set was joined to another
+            yield  # a whole set was added in one step
     own = set(puts)
     if len(own) < len(puts) or (yield from seen.meets(own, pace)):
         return None

@@ -1,4 +1,4 @@
-"""The handler of Txn: all keys in one shard, or reads without a condition over several."""
+"""The handler of Txn: a transaction in one shard, or reads without compares over several."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from esp.core.wire.server_stream import OVERLOADED, ServerStream
 from esp.core.wire.status import RpcError, Status
 
 LARGE: Final = 16_384
-"""Bytes of a transaction from which on it is counted while it is looked through."""
+"""A transaction of more bytes counts as memory while esp looks through it."""
 
 
 class Txn(Routed):
-    """All in one shard, whichever branch runs; over several, reads without a condition only."""
+    """Serves a transaction if all keys of both branches are in one shard; over several only reads without compares."""
 
     def __init__(
         self, routing: Routing, gate: Gate, lease_retry: LeaseRetry, *, snapshots: bool, snapshot_tries: int
@@ -43,7 +43,7 @@ class Txn(Routed):
         self.snapshot_tries = snapshot_tries
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """Routes by the union of all that the transaction touches: in steps, since that may be much."""
+        """Routes a transaction by all keys that it touches; in steps, because they may be many."""
         stream.connection.do(self._routed(stream, message))
 
     def _routed(self, stream: ServerStream, message: bytes) -> Iterator[None]:
@@ -53,21 +53,21 @@ class Txn(Routed):
             return
         try:
             go_on = yield from self._in_steps(stream, message)
-            stream.release(size)  # whoever has the message next counts it anew
+            stream.release(size)  # the next holder of the message counts it anew
             if not stream.is_over:
                 go_on()
         except RpcError as error:
             stream.finish(error.status)
 
     def _in_steps(self, stream: ServerStream, message: bytes) -> Generator[None, None, Callable[[], None]]:
-        """What is to be done with it.
+        """Looks through the transaction, and returns the next step as a function.
 
         Raises:
-            RpcError: it is refused.
+            RpcError: the transaction is refused.
         """
         found = yield from look(message, PREFIX_SIZE, self.routing.map)
         if found.is_odd:
-            # A shard must not read another thing in it than esp: it gets what protobuf understood, written anew.
+            # The shard must read the same in it as esp: so the shard gets the parsed message, serialised anew.
             message = prefix(self._parsed(stream, message, found).SerializeToString())
             found = yield from look(message, PREFIX_SIZE, self.routing.map)
             if found.is_lost:
@@ -97,10 +97,10 @@ class Txn(Routed):
     def _parsed(
         self, stream: ServerStream, message: bytes, found: Look, bytes_each: int = txn.PARSED_BYTES
     ) -> rpc_pb2.TxnRequest:
-        """The message parsed; what that takes, `bytes_each` for each part, is held until the call ends.
+        """The parsed message. Its memory, `bytes_each` for each part, is held until the call ends.
 
         Raises:
-            RpcError: there is no memory for that; or it is malformed, or too large to be parsed in one step.
+            RpcError: there is no memory for that; or the message is malformed, or too large to be parsed in one step.
         """
         if found.parts > txn.MAX_PARSED:
             raise txn.TOO_ODD.error()
@@ -112,15 +112,15 @@ class Txn(Routed):
     def _validate(
         self, stream: ServerStream, message: bytes, found: Look, most: int = txn.MAX_PARSED
     ) -> Generator[None, None, None]:
-        """Raises what etcd would find wrong first in a transaction that is refused anyway, unless that takes long."""
+        """Raises etcd's own error for a transaction that will be refused anyway, unless the check takes long."""
         if found.parts <= txn.MAX_PARSED:
             check((yield from txn.validate(self._parsed(stream, message, found), most)))
 
     def _read(self, stream: ServerStream, message: bytes, found: Look) -> Generator[None, None, Callable[[], None]]:
-        """Reads over shards what the first branch asks for, which is the one that etcd runs where nothing is compared.
+        """The step that reads, over shards, the first branch: etcd runs that branch if nothing is compared.
 
         Raises:
-            RpcError: that cannot be answered exactly.
+            RpcError: there is no exact answer.
         """
         if found.parts > txn.MAX_PARSED:
             raise errors.TOO_MANY_OPS.error()
@@ -138,7 +138,7 @@ class Txn(Routed):
                 yield
             asked = operation.request_range
             if asked.revision < 0:
-                raise errors.COMPACTED.error()  # in a transaction, other than in a Range, etcd takes it for a revision
+                raise errors.COMPACTED.error()  # a revision to etcd, in a transaction but not in a Range
             keys = KeyRange.of_request(asked.key, asked.range_end)
             at_token = position_of(self.routing.tokens, asked.revision) is not None
             sole = self.routing.map.sole_owner(keys)
@@ -160,14 +160,14 @@ class Txn(Routed):
         )
 
     def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
-        """Once more, where a lease of its puts lives but its shard lacks it."""
+        """Sends the transaction once more if its shard lacks the lease of a put, but the lease is alive."""
         if status != errors.LEASE_NOT_FOUND:
             return False
         request = parse(rpc_pb2.TxnRequest, message)
         return self.lease_retry.take(stream, message, txn.puts(request), status, self.routing.owner)
 
     def _spans(self, one: KeyRange, other: KeyRange) -> RpcError:
-        """The refusal of a transaction that touches two ranges of different shards, or one range of several."""
+        """The refusal of a transaction with two ranges in different shards, or with a range over several shards."""
         for keys in (one, other):
             if self.routing.map.sole_owner(keys) is None:
                 names, boundary = self.span(keys)

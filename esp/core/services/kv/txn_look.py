@@ -1,7 +1,7 @@
-"""A look through the bytes of a transaction, in steps: whose its keys are, and where it names tokens.
+"""Finds the owners of a transaction's keys, and the places of its tokens, in its bytes, in steps.
 
-Nothing is parsed, copied or kept but a few keys, so a transaction of any size takes its own memory and no more, and no
-step of it takes long. A `message` is a gRPC message with its prefix; the protobuf bytes start at `offset`.
+Only a few keys are copied and kept, and nothing is parsed. So a transaction of any size takes no memory besides its
+own, and no step takes long. A `message` is a gRPC message with its prefix; the protobuf bytes start at `offset`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from esp.core.shard_map import ShardMap
 from esp.core.tokens import is_token
 
 MOST_DEPTH: Final = 98
-"""Messages inside each other; protobuf reads 100."""
+"""The most messages inside each other; protobuf reads 100."""
 MOST_FIELDS: Final = 64
-"""Fields of a compare or of an operation, several times those that there are in etcd 3.7: all are read in one step."""
+"""The most fields of a compare or an operation, which are read in one step; etcd 3.7 has far fewer."""
 _COMPARE, _SUCCESS, _FAILURE = 0x0A, 0x12, 0x1A
 _RANGE, _PUT, _DELETE, _TXN = 0x0A, 0x12, 0x1A, 0x22
 _LENGTH: Final = 2
 
 
 class _Is(IntEnum):
-    """What a field is to esp."""
+    """The meaning of a field for esp."""
 
     KEY = 0
     RANGE_END = 1
-    BYTES = 2  # the last one that has a length
+    BYTES = 2  # the last kind that has a length
     NUMBER = 3
     ORDER = 4
     TARGET = 5
@@ -62,25 +62,25 @@ _COMPARE_FIELDS: Final = {
     8: _Is.NUMBER,
     64: _Is.RANGE_END,
 }
-_ONE_OF: Final = range(4, 9)  # of the fields of a compare there is one at most
+_ONE_OF: Final = range(4, 9)  # a compare has at most one of these fields
 _USUAL: Final = {_RANGE: peek.RANGE_FIELDS, _PUT: peek.PUT_FIELDS, _DELETE: peek.DELETE_FIELDS}
 _UNUSUAL: Final = {_RANGE: _RANGE_FIELDS, _PUT: _PUT_FIELDS, _DELETE: _DELETE_FIELDS}
 _ORDERS, _TARGETS = 3, 5
 
 
 class Look:
-    """What the look finds, in the order in which the transaction is written.
+    """The findings about a transaction, in the order of its bytes.
 
     Attributes:
-        parts: how many compares and operations there are, nested ones included; at least, where `is_lost`.
-        first: the first keys that are touched by a compare or an operation, of either branch or of a nested
-            transaction; keys of a range without any key in it only where there are no others. None where none are.
-        owner: the shard that owns all that is touched; None where that spans shards, or nothing is touched.
-        other: the first keys that `first`'s owner does not own alone; None where there are none.
-        only_reads: each operation of both branches is a Range, and nothing is compared: etcd takes it for a read.
-        knows_sorts: etcd knows all sort options; an unknown one may bring a shard down: see validate.py.
-        is_odd: something is not written as every protobuf library writes it, so etcd might read something else in it.
-        is_lost: the rest could not be looked at, and nothing that was found counts.
+        parts: the number of compares and operations, with nested ones; with `is_lost` an upper bound.
+        first: the first keys of a compare or an operation, in either branch or in a nested transaction. An empty range
+            counts only if there are no other keys. None if there are no keys at all.
+        owner: the shard that owns all keys; None if they span shards, or if there are none.
+        other: the first keys that the owner of `first` does not own alone; None if there are none.
+        only_reads: each operation of both branches is a Range, and nothing is compared: etcd treats that as a read.
+        knows_sorts: etcd knows all sort options; an unknown one may crash a shard, see validate.py.
+        is_odd: the form is not the one that every protobuf library writes, so etcd might read something else in it.
+        is_lost: the look could not go through to the end, so no other finding counts.
     """
 
     __slots__ = ("first", "is_lost", "is_odd", "knows_sorts", "only_reads", "other", "owner", "parts", "tokens")
@@ -94,18 +94,18 @@ class Look:
         self.knows_sorts = True
         self.is_odd = False
         self.is_lost = False
-        self.tokens = array("Q")  # twice the place of each, and 1 more where something is read at it
+        self.tokens = array("Q")  # for each token twice its place, plus 1 for a revision to read at
 
 
 class _Lost(Exception):
-    """What comes next cannot be made out."""
+    """The next bytes cannot be understood."""
 
 
 def look(message: bytes, offset: int, shard_map: ShardMap) -> Generator[None, None, Look]:
     """Looks through a transaction, `LOOKED_AT_ONCE` parts with each step.
 
-    Which branch will run makes no difference to what is touched: only a shard that owns all of these can decide it, and
-    etcd checks permissions on both.
+    The keys of both branches count. Only a shard that owns all of them can decide which branch runs, and etcd checks
+    the permissions for both.
     """
     parts = _Parts(message, shard_map)
     found = parts.found
@@ -113,7 +113,7 @@ def look(message: bytes, offset: int, shard_map: ShardMap) -> Generator[None, No
         yield from _walk(message, offset, parts)
     except (_Lost, IndexError):
         found.is_odd = found.is_lost = True
-        found.parts = len(message) // 2  # there cannot be more
+        found.parts = len(message) // 2  # an upper bound
     if found.first is None and parts.empty is not None:
         found.first = parts.empty
         found.owner = shard_map.owner(parts.empty.start)
@@ -123,7 +123,7 @@ def look(message: bytes, offset: int, shard_map: ShardMap) -> Generator[None, No
 
 
 def _walk(message: bytes, position: int, parts: _Parts) -> Generator[None, None, None]:
-    """Goes through the transaction and what is nested in it; operations and transactions alternate in `ends`."""
+    """Goes through the transaction and those nested in it. In `ends` transactions and operations alternate."""
     found, pace = parts.found, Pace()
     ends = [len(message)]
     while ends:
@@ -165,7 +165,7 @@ def _walk(message: bytes, position: int, parts: _Parts) -> Generator[None, None,
                 found.is_odd = True
         else:
             if after != end:
-                found.is_odd = True  # there is another one in the operation
+                found.is_odd = True  # the operation has another field as well
             if tag != _RANGE:
                 found.only_reads = False
             if tag == _TXN:
@@ -191,8 +191,8 @@ class _Parts:
     """Reads single compares and operations.
 
     Attributes:
-        found: what was found in these.
-        empty: the first range without any key in it.
+        found: the findings so far.
+        empty: the first empty range.
     """
 
     __slots__ = ("_last", "_map", "_message", "empty", "found")
@@ -202,10 +202,10 @@ class _Parts:
         self.empty: KeyRange | None = None
         self._message = message
         self._map = shard_map
-        self._last: bytes | None = None  # which nearly all transactions name again and again
+        self._last: bytes | None = None  # the last key, which nearly all transactions name several times
 
     def touch(self, key: bytes, range_end: bytes = b"") -> None:
-        """These keys are touched."""
+        """Notes keys of the transaction."""
         found = self.found
         if range_end:
             keys = KeyRange.of_request(key, range_end)
@@ -227,7 +227,7 @@ class _Parts:
             found.other = KeyRange.of_request(key, range_end)
 
     def read(self, position: int, end: int, fields: dict[int, _Is]) -> None:
-        """Reads a compare or an operation that is not written as nearly all are."""
+        """Reads a compare or an operation of an unusual form."""
         found, message = self.found, self._message
         key = range_end = b""
         seen = 0
@@ -256,7 +256,7 @@ class _Parts:
                 elif what == _Is.RANGE_END:
                     range_end = message[place:position]
                     if not range_end:
-                        found.is_odd = True  # etcd takes an empty one that is there for an open end
+                        found.is_odd = True  # etcd reads an empty range_end as an open end
             elif what >= _Is.REVISION:
                 if is_token(number):
                     found.tokens.append(place << 1 | (what == _Is.READ_AT))
@@ -267,7 +267,7 @@ class _Parts:
         self.touch(key, range_end)
 
     def number(self, position: int, end: int) -> tuple[int, int]:
-        """The number that stands at `position`, and where what follows begins."""
+        """The number at `position`, and the position behind it."""
         number = shift = 0
         while position < end and shift < 70:
             byte = self._message[position]
@@ -275,19 +275,19 @@ class _Parts:
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 if not byte and shift:
-                    self.found.is_odd = True  # it is longer than need be
+                    self.found.is_odd = True  # not the shortest form
                 return number, position
             shift += 7
         raise _Lost
 
     def skip(self, position: int, end: int) -> int:
-        """Where the field ends that stands at `position`, and is none of etcd's."""
+        """The end of the field at `position`, which etcd does not know."""
         self.found.is_odd = True
         depth, start = 0, position
         for _ in range(MOST_FIELDS):
             tag, position = self.number(position, end)
             if tag < 0x80 and position - start > 1 and not depth:
-                raise _Lost  # protobuf takes it for the field that it is written for, with all that is in it
+                raise _Lost  # a known field whose tag is too long: protobuf would read it
             match tag & 7:
                 case 0:
                     _, position = self.number(position, end)

@@ -1,7 +1,7 @@
-"""The checks that etcd makes on a single KV request before it does anything, with etcd's errors.
+"""etcd's checks on a single KV request before it is run, with etcd's errors.
 
-Taken from `api/v3rpc/key.go` of etcd 3.7. etcd 3.5 lets unknown sort options pass, and a member of 3.5 crashes on an
-unknown sort target: so esp checks them whatever the shards run. Transactions: txn.py.
+As in `api/v3rpc/key.go` of etcd 3.7. etcd 3.5 does not check sort options, and a member of 3.5 crashes on an unknown
+sort target. So esp checks them for shards of any version. Transactions: txn.py.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def has_known_sort(request: rpc_pb2.RangeRequest) -> bool:
 def has_default_order(request: rpc_pb2.RangeRequest) -> bool:
     """Whether etcd reads the rows in key order and stops at the limit, instead of reading and sorting all.
 
-    True for no order at all, whatever the target; merge.py says how etcd treats a target without an order.
+    True without an order, for any target; merge.py says how etcd treats a target without an order.
     """
     return request.sort_order == rpc_pb2.RangeRequest.NONE or (
         request.sort_order == rpc_pb2.RangeRequest.ASCEND and request.sort_target == rpc_pb2.RangeRequest.KEY
@@ -64,7 +64,7 @@ def has_default_order(request: rpc_pb2.RangeRequest) -> bool:
 
 
 def has_revision_filter(request: rpc_pb2.RangeRequest) -> bool:
-    """Whether only keys created or modified within some revisions are asked for."""
+    """Whether the Range asks only for keys that were created or modified within certain revisions."""
     return bool(
         request.min_mod_revision
         or request.max_mod_revision

@@ -12,13 +12,13 @@ From the top down; each file imports only files below it:
     outbox             outbox.py    the way back to one client: messages that wait, and the end of the client's call
 
 A watcher from now on joins the shared source for its range. A watcher from a revision gets a source of its own, on an
-upstream of its client's own that the client's windows hold back, so that reading a long history delays nobody; when
-the source has caught up and others watch the same, the watcher joins a shared source. Messages are passed on as the
-bytes that came, with the watch id exchanged (messages.py).
+upstream that belongs to its client. The client's windows hold back this upstream, so that a long history delays no
+other client. When the source has caught up, and others watch the same range, the watcher joins a shared source. esp
+passes messages on as the bytes that came, with another watch id (messages.py).
 
 Resuming. A source knows the lowest revision that it has not passed on (`Source.next`), and a tap that has just joined
 a source knows its own (`Tap.next`). After a break the source is created again upstream at exactly that revision, and
-older events are dropped. So nothing is lost and nothing comes twice, whatever breaks and whenever.
+older events are dropped. So after any break no event is lost, and none comes twice.
 """
 
 from esp.core.services.watch.service import Watch

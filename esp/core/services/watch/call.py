@@ -22,11 +22,11 @@ log = logging.getLogger("esp.watch")
 
 MAX_RESPONSE_BYTES: Final = 2**31 - 1
 LONGEST_HEAD: Final = 160
-"""Bytes of a message within which the watch id stands, behind the header."""
+"""The watch id of a message, behind the header, is within so many bytes."""
 
 
 class Caller(Protocol):
-    """The upstream that makes a call: told what comes in the call, and asked whether more may come."""
+    """The upstream that makes a call: gets the messages of the call, and says whether more may come."""
 
     @property
     def shard(self) -> Shard:
@@ -37,20 +37,20 @@ class Caller(Protocol):
         """The client's connection in whose turns the call is read; None for a call that is read as its bytes come."""
 
     def take_steps(self) -> Iterator[Iterator[None]]:
-        """What messages have led to and is still to be done; for a call that is read in turns."""
+        """The steps that messages have caused and that are not done yet; for a call that is read in turns."""
 
     @property
     def is_held_back(self) -> bool:
-        """Whether nothing more is read until `WatchCall.read_on`."""
+        """Whether the call has to stop reading until `WatchCall.read_on`."""
 
     def is_current(self, call: WatchCall) -> bool:
-        """Whether `call` is the call that is open; a call that was left is not listened to any more."""
+        """Whether `call` is the open call; messages of an earlier call are ignored."""
 
     def on_message(self, body: bytes) -> None:
-        """A WatchResponse.
+        """Takes a WatchResponse.
 
         Raises:
-            DecodeError: the message is none.
+            DecodeError: `body` is no WatchResponse.
         """
 
     def keep_or_cut(self, size: int) -> bool:
@@ -105,7 +105,7 @@ class WatchCall(ClientStream):
         if caller.crowd is not None and not self._account_for(self._messages.held + self._unread_bytes):
             return
         if self._is_reading:
-            return  # whoever reads gets to the bytes
+            return  # the reader at work gets to these bytes
         if caller.crowd is not None:
             self._is_reading = True
             caller.crowd.do_later(self._in_turns())
@@ -124,7 +124,7 @@ class WatchCall(ClientStream):
             self._is_reading = False
 
     def _in_turns(self) -> Iterator[None]:
-        """Reads in steps: a message is looked at when all is done that those before it lead to, in other calls too."""
+        """Reads in steps. Before each message, does all steps that earlier messages have caused, in other calls too."""
         caller = self._caller
         try:
             while self._unread:
@@ -147,11 +147,11 @@ class WatchCall(ClientStream):
         self._owed += len(payload)
         messages = self._messages.feed(payload)
         if messages and self._kept:
-            self._account_for(self._messages.held + self._unread_bytes)  # who takes them over counts what is kept
+            self._account_for(self._messages.held + self._unread_bytes)  # the taker counts what it keeps
         return messages
 
     def _have_read(self) -> None:
-        """Lets the shard send on, as far as there is room, or takes notice of the end."""
+        """Lets the shard send on, as far as there is room; or handles the end of the call."""
         caller = self._caller
         if self._ends and not self._unread:
             self._end(NO_TRAILERS)
@@ -163,11 +163,11 @@ class WatchCall(ClientStream):
 
     @property
     def half_message(self) -> tuple[int, bytes]:
-        """How many bytes have come of a message that is not whole, and its first bytes."""
+        """The bytes that have come of an incomplete message: their number, and the first of them."""
         return self._messages.held, self._messages.begun(LONGEST_HEAD)
 
     def _account_for(self, size: int) -> bool:
-        """Accounts for `size` bytes that are not read yet or are half a message; False when the call has ended."""
+        """Accounts for `size` bytes that are unread, or of an incomplete message; False if the call has ended."""
         if size < self._kept:
             self._caller.give(self._kept - size)
             self._kept = size
@@ -198,5 +198,5 @@ class WatchCall(ClientStream):
         self._caller.on_retired(self)
 
     def on_buffers_full(self) -> None:
-        """There is no memory for a request that has to wait."""
+        """Ends the call: there is no memory for a request that has to wait."""
         self._end(Status(Code.UNAVAILABLE, "no memory for a request"))

@@ -1,11 +1,12 @@
-"""The end of a watcher over several shards, of which one has compacted the history that the watcher needs.
+"""Ends a watcher over several shards if a shard has compacted history that the watcher needs.
 
-etcd's contract: the client is told a `compact_revision`, and the next watch from there begins at once. A watcher over
-several shards has a position in each, and other shards may have compacted theirs as well without a word: etcd does not
-cancel a quiet watcher that has caught up. So before the client is told, esp asks each shard to read at the position
-there. A shard that has compacted the position refuses; esp then asks it to watch from there, which the shard cancels
-and names the first revision that it still has. The client's next watch begins on each shard at that revision, or where
-the watcher was: no event that a shard still has is left out. esp waits for a shard that cannot be reached.
+etcd's contract: the client gets a `compact_revision`, and a watch from there begins at once. A watcher over several
+shards has a position in each shard. Other shards may have compacted their position as well, without a message: etcd
+does not cancel a quiet watcher that has caught up. So before esp tells the client, it asks each shard to read at the
+position there. A shard that has compacted the position refuses. Then esp asks it to watch from there; the shard cancels
+that watch, and names the first revision that it still has. The client's next watch begins on each shard at that
+revision, or at the watcher's position. So no event that a shard still has is left out. esp waits for a shard that
+cannot be reached.
 
 Until then the other shards feed the watcher.
 """
@@ -28,7 +29,7 @@ from esp.core.wire.status import Code, RpcError
 READ_SECONDS: Final = 5.0
 """Seconds that a shard may take to answer."""
 PAUSE: Final = 1.0
-"""Seconds before a shard is asked again that could not answer or did not cancel the watch: a member that lags behind
+"""Seconds to the next question to a shard that could not answer or did not cancel the watch: a member that lags behind
 still has the history."""
 PASSING: Final = frozenset((Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.UNKNOWN, Code.RESOURCE_EXHAUSTED))
 """Refusals after which the shard is asked again."""
@@ -40,7 +41,7 @@ class Compaction:
     __slots__ = ("_client", "_found", "_on_found", "_span", "_tasks")
 
     def __init__(self, client: Client, span: Span, on_found: Callable[[], None]) -> None:
-        """`on_found` is called once, when each shard has its history from the watcher's position there on."""
+        """`on_found` is called once, when each shard has all history from the watcher's position there on."""
         self._client = client
         self._span = span
         self._on_found = on_found
@@ -77,7 +78,7 @@ class Compaction:
         self._client.outbox.context.flush()
 
     async def _has_history(self, tap: Tap) -> bool:
-        """Whether the shard has the history that the watcher needs next; True as well if the shard refuses to tell."""
+        """Whether the shard has the history that the watcher needs next. True, too, if the shard refuses to answer."""
         wanted = self._span.passed(tap) + 1
         request = rpc_pb2.RangeRequest(key=tap.first_key, revision=wanted, count_only=True)
         shard = self._client.routing.shards[tap.shard]

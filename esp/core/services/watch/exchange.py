@@ -1,6 +1,6 @@
-"""What is asked and answered in one Watch call to a shard.
+"""The requests and replies of one Watch call to a shard.
 
-Replies to creates come in the order of the creates; events and the ends of watchers bear the watch id; the answer to a
+Replies to creates come in the order of the creates. Events and the ends of watchers have the watch id. The answer to a
 progress request is about all watchers of the call.
 """
 
@@ -20,7 +20,7 @@ from esp.core.wire.status import Status
 
 
 class Asker(Protocol):
-    """Whoever asks for the progress of a call's watchers."""
+    """An object that asks for the progress of a call's watchers."""
 
     def on_upstream_progress(self, upstream: Exchange, response: Response, times: int) -> None:
         """The shard's answer to `times` progress requests of this asker."""
@@ -30,7 +30,7 @@ class Asker(Protocol):
 
 
 class ShardWatcher(Protocol):
-    """One watcher of the shard, in an upstream's call: told what the shard sends under its watch id there."""
+    """A watcher of the shard, in an upstream's call: gets the messages with its watch id there."""
 
     @property
     def id(self) -> int:
@@ -38,13 +38,13 @@ class ShardWatcher(Protocol):
 
     @property
     def asked(self) -> Spec:
-        """What the shard is asked for."""
+        """The range and options of the create."""
 
     def ask_for_fragments(self) -> bool:
-        """Has `asked` want fragments; False if that is so already."""
+        """Makes `asked` want fragments; False if it does already."""
 
     def get_past_fragments(self) -> bool:
-        """Does without the fragments that are kept, for which there is no memory; False if they have to come again."""
+        """Drops the kept fragments, for which there is no memory; False if they must come again."""
 
     @property
     def next(self) -> int:
@@ -52,7 +52,7 @@ class ShardWatcher(Protocol):
 
     @property
     def is_over(self) -> bool:
-        """Whether the watcher has ended, but perhaps for the shard's reply to the cancel."""
+        """Whether the watcher has ended; the shard's reply to the cancel may still come."""
 
     @property
     def awaits_cancel(self) -> bool:
@@ -74,7 +74,7 @@ class ShardWatcher(Protocol):
         """The reply to `Exchange.ask`."""
 
     def on_granted(self, status: Status) -> None:
-        """The shard accepted the duplicate create of `Exchange.ask`, which etcd refuses; waiters get `status`."""
+        """The shard granted the duplicate create of `Exchange.ask`, which an etcd refuses; the waiters get `status`."""
 
     def on_break(self) -> None:
         """The call broke; the watcher is created again in the next."""
@@ -90,11 +90,11 @@ class _Question(NamedTuple):
 
 
 class Exchange:
-    """The requests and replies of the call that is open.
+    """The requests and replies of the open call.
 
     Attributes:
         shard: the shard that is called.
-        crowd: the connection of all clients that are fed, in whose turns the call is read; None if that is not so.
+        crowd: the one connection that is fed, in whose turns the call is read; None if several connections are fed.
         sources: the watchers of the shard in this call, by the watch id upstream.
         head: the last header that came, b"" before the first.
     """
@@ -111,11 +111,11 @@ class Exchange:
         self._steps: deque[Iterator[None]] = deque()
 
     def begin_anew(self) -> None:
-        """Leaves the call that is open for another one."""
+        """Leaves the open call, for another one."""
         raise NotImplementedError
 
     def take_id(self) -> int:
-        """A watch id for the next source. Never 0, which would leave the choice to etcd."""
+        """A watch id for the next source. Never 0, because etcd would then choose an id itself."""
         self._next_id += 1
         return self._next_id
 
@@ -126,7 +126,7 @@ class Exchange:
         call.request(source.asked.create_request(source.id, source.next))
 
     def ask(self, source: ShardWatcher) -> None:
-        """Creates a live source once more, to see how the shard refuses that: `ShardWatcher.on_answer`."""
+        """Creates a live source once more. The shard's refusal goes to `ShardWatcher.on_answer`."""
         if self._call is not None:
             self._replies.append(_Question(source))
             self._call.request(source.asked.create_request(source.id, 0))
@@ -148,7 +148,7 @@ class Exchange:
     # The turns of a crowd.
 
     def do(self, steps: Iterator[None]) -> None:
-        """Takes `steps`, which a message leads to: at once, or in turns where the call is read in turns."""
+        """Does the `steps` that a message causes: at once, or in turns if the call is read in turns."""
         if self.crowd is not None:
             self._steps.append(steps)
         else:
@@ -156,7 +156,7 @@ class Exchange:
                 pass
 
     def take_steps(self) -> Iterator[Iterator[None]]:
-        """The steps that messages of this call have led to, in their order."""
+        """The steps that messages of this call have caused, in their order."""
         while self._steps:
             yield self._steps.popleft()
 
@@ -199,7 +199,8 @@ class Exchange:
             if response.message.canceled:
                 waiting.source.on_answer(response)
             else:
-                # The events of one would go to the other. (An etcd before 3.4, or its grpc-proxy, knows no ids.)
+                # The events of this watcher would go to another. (An etcd before 3.4, or its grpc-proxy, chooses ids
+                # itself.)
                 waiting.source.on_granted(self.shard.blamed("watches twice under one id").status)
                 self.begin_anew()
         elif not response.message.canceled and response.message.watch_id != waiting.id:

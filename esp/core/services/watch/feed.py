@@ -1,4 +1,4 @@
-"""The taps that get one run of events, and how far each of them is."""
+"""The taps that get the same events, and the position of each."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ class Follower(Protocol):
 
 
 PLAIN_AT_ONCE: Final = 8
-"""Taps in a step that get a message as it came, which costs little."""
+"""Taps in a step, if they get the message unchanged, which costs little."""
 
 F = TypeVar("F", bound=Follower)
 T = TypeVar("T")
 
 
 class Feed(Generic[F]):
-    """Taps and what they have got. The events come in the order of their revisions, each of them once.
+    """Taps, and the events that they have got. Events come in the order of their revisions, each of them once.
 
     Attributes:
-        next: the lowest revision that has not come; 0 until the shard has said which "now" is.
+        next: the lowest revision that has not come; 0 until the shard has told the revision of "now".
         taps: the taps that have got everything below `next` and nothing else.
         fed: while a message is passed on in steps, the taps that have got the message: each has a `next` behind it.
-        fresh: taps that have joined and are ahead of `next`: they get what is not below their own `next`.
-        joining: taps that may join when the shard has said so.
+        fresh: taps that have joined and are ahead of `next`: they get only events from their own `next` on.
+        joining: taps that wait for the shard's permission to join.
     """
 
     __slots__ = ("fed", "fresh", "joining", "next", "taps")
@@ -67,11 +67,11 @@ class Feed(Generic[F]):
 
     @property
     def count(self) -> int:
-        """How many taps there are, taps that are to join included."""
+        """The number of taps, with taps that are to join."""
         return len(self.taps) + len(self.fed) + len(self.fresh) + len(self.joining)
 
     def take_in(self, tap: F, revision: int) -> None:
-        """Feeds `tap` what comes from `revision` on, which must not be below `next`."""
+        """Feeds `tap` all events from `revision` on, which must not be below `next`."""
         self.joining.pop(tap, None)
         if revision == self.next:
             self.taps[tap] = None
@@ -80,7 +80,7 @@ class Feed(Generic[F]):
             self.fresh[tap] = None
 
     def let_go(self, tap: F) -> None:
-        """Feeds `tap` no more."""
+        """Stops feeding `tap`."""
         self.taps.pop(tap, None)
         self.fed.pop(tap, None)
         self.fresh.pop(tap, None)
@@ -89,12 +89,12 @@ class Feed(Generic[F]):
     def pass_on(self, responses: tuple[Response, ...], *, to_only_one: bool) -> None:
         """Passes on events of whole revisions, none of which is below `next`: a message, or the fragments of one.
 
-        `to_only_one` says that they came in a call that feeds one client only.
+        `to_only_one` says that the events came in a call that feeds only one client.
         """
         first, last = responses[0].first, responses[-1].last
         if self.fresh:
             self._feed_fresh(responses, first, last)
-        # The loop over all who watch the same; what most of them get is spelled out here.
+        # The loop over all taps of the same range. The usual case is spelled out here.
         encoded: dict[int, bytes] | None = {} if len(responses) == 1 and not to_only_one else None
         for tap in tuple(self.taps):
             watch_id = tap.plain_id
@@ -138,14 +138,14 @@ class Feed(Generic[F]):
                 yield
         self.next = last + 1
         self.taps, self.fed = self.fed, self.taps
-        for tap in [tap for tap in self.fresh if tap.next <= last + 1]:  # those that have come meanwhile
+        for tap in [tap for tap in self.fresh if tap.next <= last + 1]:  # also taps that have come meanwhile
             del self.fresh[tap]
             self.taps[tap] = None
             if tap.next <= last:
                 tell(tap, tap.deliver, as_one([kept for each in responses if (kept := each.since(tap.next))]))
 
     def _feed_fresh(self, responses: tuple[Response, ...], first: int, last: int) -> None:
-        """Makes taps that the feed has reached taps like others; events below their `next` they do not get."""
+        """Takes fresh taps that the feed has reached into `taps`. They do not get events below their `next`."""
         for tap in list(self.fresh):
             if last < tap.next:
                 continue
@@ -158,7 +158,7 @@ class Feed(Generic[F]):
                 self.taps[tap] = None
 
     def reach(self, revision: int) -> None:
-        """No event up to `revision` is still to come."""
+        """Notes that all events up to `revision` have come."""
         if revision >= self.next:
             self.next = revision + 1
         for tap in [tap for tap in self.fresh if tap.next <= self.next]:
@@ -167,7 +167,7 @@ class Feed(Generic[F]):
 
 
 def tell(tap: Follower, on_told: Callable[[T], None], told: T) -> None:
-    """Tells one tap. A bug in that is its client's only: the others are told all the same, and nothing twice."""
+    """Calls `on_told` for one tap. A bug in it ends only this client's stream; other taps are told, and only once."""
     try:
         on_told(told)
     except Exception:

@@ -1,4 +1,4 @@
-"""A response of a shard that comes in fragments, kept until all have come or no more can be kept."""
+"""Keeps the fragments of a shard's response, until all have come or there is no memory for more."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from esp.core.services.watch.messages import Response, as_one
 from esp.core.services.watch.upstream import Upstream
 
 MOST_JOINED: Final = 12 << 20
-"""Bytes of a response in fragments that are passed on as one; etcd's own tests expect that of 10 MiB."""
+"""The most bytes of a response in fragments that esp passes on as one; etcd's own tests expect that of 10 MiB."""
 
 
 class Fragments:
     """The fragments of one response that have come, in the memory of the upstream that brought them.
 
-    They are passed on together: clients join what comes one behind the other, whoever it is for. What gets too large is
-    cut between two revisions, as if etcd had sent several responses: after a break a client goes on there, and does not
-    come back for the same for ever.
+    esp passes fragments on together: a client joins consecutive fragments, even those of different watchers. A response
+    that gets too large is cut between two revisions, as if etcd had sent several responses. So after a break a client
+    goes on there, and does not come back for the same response for ever.
 
     Attributes:
-        passed_events: of the response, how many events were cut off and passed on already.
+        passed_events: the number of events of the response that were cut off and passed on already.
     """
 
     __slots__ = ("_bytes", "_is_joined", "_parts", "_upstream", "passed_events")
@@ -33,11 +33,11 @@ class Fragments:
         self._bytes = 0
 
     def has_room(self, fragment: Response) -> bool:
-        """Whether another fragment can be kept without a cut; the first always can, as far as is known here."""
+        """Whether another fragment can be kept without a cut. True for the first fragment."""
         if not self._parts:
             return True
         size = self._bytes + fragment.size
-        room = 2 * fragment.size + (size if self._is_joined else 0)  # also for the next one, and for the whole to leave
+        room = 2 * fragment.size + (size if self._is_joined else 0)  # also for the next, and for the whole to leave
         return size <= MOST_JOINED and self._upstream.has_room(room)
 
     @property
@@ -66,9 +66,10 @@ class Fragments:
         return parts
 
     def take_before(self, revision: int) -> tuple[Response, ...]:
-        """As a response of their own, the events before `revision`: only that one may go on in the next fragment.
+        """The events before `revision`, as a response of their own. Only `revision` may go on in the next fragment.
 
-        The events of `revision` stay. Without memory for these nothing stays and nothing is returned (`Upstream.cut`).
+        The events of `revision` stay. If there is no memory for them, nothing stays and nothing is returned
+        (`Upstream.cut`).
         """
         parts = self.take()
         before = [part for fragment in parts if (part := fragment.before(revision))]
@@ -81,6 +82,6 @@ class Fragments:
         return as_one(before)
 
     def take_whole(self) -> tuple[Response, ...]:
-        """As a response of their own, the events of all revisions but the last; nothing is kept."""
+        """The events of all revisions but the last, as a response of their own. Keeps nothing."""
         parts = self.take()
         return as_one([part for fragment in parts if (part := fragment.before(parts[-1].last))])

@@ -1,7 +1,8 @@
-"""WatchResponses: a shard's, passed on as the bytes that came, and messages that esp makes itself.
+"""WatchResponses: those of a shard, passed on as the bytes that came, and messages that esp makes itself.
 
-etcd writes the fields of a message in the order of their numbers: the header, the watch id, then everything else. So
-the bytes on both sides of the watch id are kept, and a message for another watcher is both with another id between.
+etcd writes the fields of a message in the order of their numbers: the header, the watch id, then all others. So esp
+keeps the bytes on both sides of the watch id. The message for another watcher is the same bytes with another id
+between.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Spec(NamedTuple):
 
     @classmethod
     def of(cls, request: rpc_pb2.WatchCreateRequest, key: bytes, range_end: bytes) -> Spec:
-        """A client's request, for another range perhaps. etcd does not look at filters that it does not know."""
+        """The spec of a client's request, perhaps for another range. etcd ignores filters that it does not know."""
         filters = tuple(sorted({each for each in request.filters if each in FILTERS}))
         return cls(key, range_end, filters, request.prev_kv, request.fragment)
 
@@ -151,7 +152,7 @@ class Response:
         return Response.of(message)
 
     def marked(self, *, fragment: bool) -> Response:
-        """The message with its mark that more of the response follows set or taken away."""
+        """The message, with the mark `fragment` (more of the response follows) set or removed."""
         if self.fragment == fragment:
             return self
         tail = self.tail
@@ -219,7 +220,7 @@ def joined(responses: Sequence[Response]) -> Response:
 
 
 def compacted(response: Response, compact_revision: int) -> Response:
-    """The end of a watcher, under the header of what it was told or sent last: history begins at `compact_revision`."""
+    """The end of a watcher, with the header of its last message: history begins at `compact_revision`."""
     header = rpc_pb2.ResponseHeader()
     header.CopyFrom(response.message.header)
     header.revision = 0  # as etcd has it there
@@ -227,7 +228,7 @@ def compacted(response: Response, compact_revision: int) -> Response:
 
 
 def _around_id(body: bytes, watch_id: int) -> tuple[bytes, bytes] | None:
-    """The bytes before and behind the watch id; None when the fields do not stand in their order."""
+    """The bytes before and behind the watch id; None if the fields are not in the order of their numbers."""
     at = 0
     if body and body[0] == _HEADER:
         if len(body) < 2 or body[1] > 0x7F:
@@ -242,7 +243,7 @@ def _around_id(body: bytes, watch_id: int) -> tuple[bytes, bytes] | None:
 
 
 def _apart(message: rpc_pb2.WatchResponse) -> tuple[bytes, bytes]:
-    """The bytes before and behind the watch id, of a message in another order: its fields written anew."""
+    """The bytes before and behind the watch id, for a message in another order: serialises the fields anew."""
     rest = rpc_pb2.WatchResponse()
     rest.CopyFrom(message)
     rest.ClearField("header")

@@ -35,17 +35,17 @@ class Owner(Protocol):
 class Outbox:
     """The messages that wait for one client, the bounds on them, and the end of the client's call.
 
-    A client that does not read as fast as shards speak costs memory. What came in the client's own calls to shards
-    waits without a bound of its own: those calls are not read on before it has left. For all else the bound is
-    `max_watch_buffer_bytes`, beyond which the call ends; the client resumes with another.
+    A client that reads more slowly than the shards send costs memory. Messages from the client's own calls to shards
+    need no bound here: esp does not read on in those calls before they have left. For all other messages the bound is
+    `max_watch_buffer_bytes`. Above it the call ends, and the client resumes with another.
 
     Attributes:
         down: the client's call.
         context: shared by all connections of the process.
         is_over: the call has ended, or is about to: nothing is sent any more.
         queued: bytes of the messages that wait here.
-        waiting: the same together with bytes that wait elsewhere for this client, as `hold` was told.
-        wants_room: the owner has upstreams that are held back here, and is told `on_room`.
+        waiting: `queued`, and the bytes that wait elsewhere for this client (`hold`).
+        wants_room: the owner has upstreams that are held back, so `on_room` will be called.
     """
 
     __slots__ = (
@@ -68,14 +68,15 @@ class Outbox:
         self.is_over = self.wants_room = False
         self.queued = 0
         self.waiting = 0
-        # Of `waiting`, bytes that no bound counts, since they came as fast as they were asked for: here, and elsewhere.
+        # The part of `waiting` that no bound counts, because esp reads it only as fast as the client: here, and
+        # elsewhere.
         self._queued_own = 0
         self._held_own = 0
         self._kept = 0  # bytes that the call's account was last charged for
         self._queue: deque[bytes] = deque()
         self._awaits_flush = False
         self.context = down.connection.context
-        self._owner: Owner | None = owner  # until the end: a circle of references would stay in memory for long
+        self._owner: Owner | None = owner  # None after the end: a cycle of references would stay in memory for long
 
     @property
     def connection(self) -> ClientsConnection:
@@ -89,7 +90,7 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether as much waits as should: the client's own upstreams are not read on before `Owner.on_room`."""
+        """Whether enough waits: then the client's own upstreams are not read on before `Owner.on_room`."""
         return self.queued > READ_AHEAD_BYTES
 
     # Messages.
@@ -98,7 +99,7 @@ class Outbox:
         """As `send_together`, for a message likely to be the only one of this turn: sent at once if nothing waits."""
         down = self.down
         if (
-            len(message) > MAX_FRAME_SIZE  # a part of it would have to wait
+            len(message) > MAX_FRAME_SIZE  # a larger message would have to wait in part
             or self.waiting
             or self._awaits_flush
             or down.pending is not None
@@ -110,12 +111,12 @@ class Outbox:
             down.send_data(message, False)
 
     def send_together(self, messages: Sequence[bytes], *, is_own: bool) -> None:
-        """Sends messages with nothing in between: all, or none where the call ends.
+        """Sends messages with nothing between them: all, or none if the call ends.
 
         Args:
-            messages: The messages, each with its prefix.
-            is_own: The messages came in this client's own call to a shard, which is not read on before they have left:
-                however many wait, the client's slowness is not the reason.
+            messages: the messages, each with its prefix.
+            is_own: the messages came in this client's own call to a shard. That call is not read on before they have
+                left, so they do not count against a slow client.
         """
         limit = self.context.limits.max_watch_buffer_bytes
         if self.is_over or (not is_own and self.waiting > limit and not self._make_room_or_end()):
@@ -127,7 +128,7 @@ class Outbox:
         self.queued += size
         self.waiting += size
         if is_own:
-            self._queued_own = self.queued  # with what stands before it, which is little
+            self._queued_own = self.queued  # also the messages before it, which are few
 
     def send(self, message: bytes) -> None:
         """Sends a message, with its prefix, as soon as the client reads."""
@@ -142,7 +143,7 @@ class Outbox:
         self.waiting += len(message)
 
     def hold(self, size: int, *, is_own: bool = False) -> None:
-        """Counts `size` bytes more, or fewer, that wait elsewhere and are not on their way to the client yet.
+        """Counts `size` bytes more (or fewer, below 0) that wait elsewhere for this client.
 
         `is_own` as in `send_together`.
         """
@@ -164,9 +165,10 @@ class Outbox:
             self.context.unflushed.append(self)
 
     def flush(self) -> None:
-        """Sends what the client's windows take: called when a connection was read, and when the client has read.
+        """Sends as much as the client's windows take: called when a connection was read, and when the client has read.
 
-        Only what the wire cannot send at once stays with the wire; the rest stays here, where it can still be dropped.
+        The wire keeps only the bytes of the last piece that it cannot send at once. All else stays here, where it can
+        be dropped.
         """
         self._awaits_flush = False
         if self.is_over:
@@ -210,7 +212,7 @@ class Outbox:
     # Bounds.
 
     def _make_room_or_end(self) -> bool:
-        """Sends what the client takes; if more than may wait is left, the client is too slow and its call ends (False).
+        """Sends as much as the client takes. If too much is left, the client is too slow: its call ends, then False.
 
         The client resumes with another call.
         """
@@ -225,37 +227,37 @@ class Outbox:
         return not self.is_over
 
     def _afford_or_end(self, size: int) -> bool:
-        """Finds out whether there is memory for `size` bytes that may have to wait; if not, the call ends (False)."""
+        """Whether there is memory for `size` bytes that may have to wait. If not, the call ends."""
         if self.is_over:
             return False
         if self.down.may_hold(size):
             return True
-        self.down.hold(size)  # says no, and tells
+        self.down.hold(size)  # refuses, and logs that
         self.end(errors.SERVER_STOPPED)
         return False
 
     # The end.
 
     def stop(self, status: Status = errors.SERVER_STOPPED) -> None:
-        """Ends the call behind what waits; by default with the status after which clients go on with another call."""
+        """Ends the call after the waiting messages; by default with the status at which clients open another call."""
         if not self.is_over:
             if self.waiting <= self.context.limits.max_watch_buffer_bytes:
                 self.flush()
             self.end(status)
 
     def end(self, status: Status) -> None:
-        """Ends the call with `status`; what waits is dropped."""
+        """Ends the call with `status`, and drops the waiting messages."""
         if not self.is_over:
             self._close()
             self.down.finish(status)
 
     def on_bug(self) -> None:
-        """An exception came out of what was done for this client: its call ends, and nobody else's."""
+        """Ends this client's call, and no other: an exception came out of work for this client."""
         log.exception("%s: a bug in esp; a watch stream ends", self.down.peer)
         self.fail()
 
     def fail(self) -> None:
-        """Ends the call after a bug that was told already."""
+        """Ends the call after a bug that was logged already."""
         try:
             self.end(errors.SERVER_STOPPED)
         except Exception:

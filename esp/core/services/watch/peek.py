@@ -1,14 +1,14 @@
-"""A look at a WatchResponse with one event, as nearly all are, in the bytes that came, without parsing them.
+"""Finds the watch id and the revision of a WatchResponse with one event, as nearly all have, without parsing.
 
-An answer means: behind the header stand a watch id and one event and nothing else, each field at most once and in the
-order of the field numbers, as every protobuf library writes them. So a parser reads the same in it. None means nothing
-more than that the message has to be parsed. What nothing here depends on is passed over by its length and goes on as it
-came: the header, the key, the value, the pair that was there before.
+A result means: behind the header come a watch id and one event and nothing else, each field at most once and in the
+order of the field numbers, as every protobuf library writes them. So a parser reads the same in the message. None means
+only that the message has to be parsed. The header, the key, the value and the previous pair are skipped by their
+lengths, and go on unchanged.
 """
 
 from __future__ import annotations
 
-# Tags, as the one byte they take: the field's number and whether bytes (2) or a number (0) follow.
+# Tags of one byte: the number of the field, and its kind: bytes (2) or a number (0).
 _HEADER = 1 << 3 | 2
 _WATCH_ID = 2 << 3
 _EVENTS = 11 << 3 | 2
@@ -26,7 +26,7 @@ _MOST_SHIFT = 56  # of the ninth byte, the last of a number below 2**63
 
 
 def one_event(body: bytes) -> tuple[int, int, int, int] | None:
-    """The watch id, where the header ends, where what stands behind the id begins, and the event's revision."""
+    """The watch id, the end of the header, the beginning of the bytes behind the id, and the event's revision."""
     whole = len(body)
     try:
         head = body[1] + 2
@@ -66,7 +66,7 @@ def one_event(body: bytes) -> tuple[int, int, int, int] | None:
         if body[at] != _MOD_REVISION:
             return None
         revision, at = _number(body, at + 1)
-        # Nothing may follow that says otherwise.
+        # No further field may change the meaning.
         if at < end and body[at] == _VERSION:
             at += 1
             while body[at] > 0x7F:
@@ -92,7 +92,7 @@ def one_event(body: bytes) -> tuple[int, int, int, int] | None:
 
 
 def watch_id_of(begun: bytes) -> int | None:
-    """The watch id of a message whose first bytes these are; None where it has none there."""
+    """The watch id of a message with these first bytes; None if they have none."""
     try:
         at = begun[1] + 2
         if begun[0] != _HEADER or at > 0x81 or begun[at] != _WATCH_ID:
@@ -103,9 +103,9 @@ def watch_id_of(begun: bytes) -> int | None:
 
 
 def _number(body: bytes, at: int) -> tuple[int, int]:
-    """The number that stands at `at`, and the place behind it.
+    """The number at `at`, and the place behind it.
 
-    IndexError for one that is cut off, or longer than need be or than any number.
+    IndexError for a number that is cut off, has not the shortest form, or is longer than any number.
     """
     value = body[at]
     if value < 0x80:

@@ -1,17 +1,16 @@
-"""Which sources are shared between the watchers of one shard that ask with the same metadata.
+"""Decides which sources the watchers of one shard share, if they ask with the same metadata.
 
-Joining is exact or does not happen. A source may feed a tap from revision R on if the source has passed on nothing from
-R on so far (`source.next <= R`); events that the source still brings below R the tap does not get. For a watcher from
-now on, R is behind the revision that the shard names when asked at that moment; the same question tells whether the
-shard permits the watch, which etcd decides at each create anew. A watcher from a given revision has a source of its own
-first. Once two such sources of one spec have caught up, their taps move to a shared source, each as soon as the tap has
-got as far.
+A tap joins a source only if that is exact. A source may feed a tap from revision R on if the source has passed on
+nothing from R on so far (`source.next <= R`); the tap does not get events below R. For a watcher from now on, esp asks
+the shard at that moment, and R is behind the revision in the answer. The answer also shows whether the shard permits
+the watch, which etcd decides anew at each create. A watcher from a given revision first has a source of its own. When
+two such sources of one spec have caught up, their taps move to a shared source, each as soon as it has got as far.
 
-A create that is too large is not sent in a shared call: etcd ends the whole call for it.
+A create that is too large is not sent in a shared call, because etcd would end the whole call.
 
-Of one connection only `max_shared_watchers` watchers of a spec share with other connections. Further ones, its
-crowd, share among themselves, in a call that is read in that connection's turns: passing one event on to thousands of
-watchers takes long, and nobody else is to wait for that. What the connection does not get to stays with the shard.
+Of one connection only `max_shared_watchers` watchers of a spec share with other connections. Further ones, its crowd,
+share among themselves, in a call that is read in that connection's turns: to pass one event on to thousands of watchers
+takes long, and no other client must wait for that. Messages for which the connection has no time stay with the shard.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from esp.core.shard import Shard
 from esp.core.wire.request_encoder import Forward
 
 LARGEST_SHARED: Final = 65_536
-"""Bytes of keys in a create that is sent in a call which other clients share. No etcd's limit is as low."""
+"""The most bytes of keys in a create in a shared call. Every etcd's limit is higher."""
 PART_WEIGHT: Final = 32
 """How many watchers in one shard one over several shards counts as, by what an event for it costs."""
 
@@ -135,7 +134,7 @@ class Shelf:
         if self._weights is None:
             sources = [*self.own, self.shared] if self.shared is not None else [*self.own]
             if sum(source.count for source in sources) * PART_WEIGHT < most:
-                return False  # as nearly always
+                return False  # nearly always
             self._weights = Counter()
             for source in sources:
                 for tap in (*source.everybody(), *source.joining):
@@ -179,7 +178,7 @@ class Shelf:
         elif response is None:
             tap.restart(0)
         elif response.message.cancel_reason == DUPLICATE_ID:
-            # The source may have brought what is newer than the header already: then "now" is behind that.
+            # The source may have brought events that are newer than the header already: then "now" is behind these.
             head = raised(response.head, source.next - 1)
             source.join(tap, max(response.revision + 1, source.next))
             tap.on_created(created(head))
@@ -195,7 +194,7 @@ class Shelf:
             self.on_advanced(source)
 
     def on_advanced(self, source: Source) -> None:
-        """A tap's own source has passed something on, and may have got as far as the shared one."""
+        """A tap's own source has passed on events, and may have got as far as the shared source."""
         if source.is_over:
             return
         if self.shared is not None:
@@ -220,7 +219,7 @@ class Shelf:
         elif source in self.own:
             del self.own[source]
             if self.shared is not None and not self.own:
-                self.shared.end_if_unwanted()  # begun for taps of `own`, perhaps, none of which came so far
+                self.shared.end_if_unwanted()  # begun perhaps for taps of `own`, none of which got as far
         if self.shared is None and not self.own:
             self._pool.drop(self)
 

@@ -1,15 +1,16 @@
 """Positions of watchers over several shards, for clients that come again with a plain revision.
 
-After its stream broke, etcd's own client goes on behind the mod revision of the last event that it saw. That revision
-is one shard's and says nothing about the other shards. But this proxy delivered the event, and so knows the watcher's
-position at that moment. esp goes on from that position only if all messages that it ever delivered leave no doubt:
+After its stream broke, etcd's own client goes on behind the mod revision of the last event that it saw. That is a
+revision of one shard, and says nothing about the other shards. But this proxy delivered the event, and so knows the
+watcher's position at that moment. esp goes on from that position only if all messages that it ever delivered leave no
+doubt:
 
 - the same range was watched here, with the same options and from the same host;
 - a watcher of the range has ended since, and its client did not come again;
 - among the last messages for the range there is just one position behind an event of that revision;
 - no event of that revision was in an earlier message, or in the midst of a message.
 
-In every other case the client is told "compacted", and lists again.
+In every other case the client gets "compacted", and lists again.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from esp.core.tokens import Tokens, Vector
 from esp.core.wire.context import WireContext
 
 WINDOW: Final = 64
-"""Messages of a range that are remembered. With more, clients further behind would be found; but two shards whose
-revisions grow at about the same pace would more often have the same revision among them."""
+"""Messages of a range that esp remembers. With more messages, esp could resume clients that are further behind; but two
+shards whose revisions grow at the same pace would more often have an equal revision among them."""
 _AMBIGUOUS: Final = 0
 
 Watched = Hashable
@@ -31,7 +32,7 @@ Watched = Hashable
 
 
 class _Forgotten:
-    """Revisions that clients may have seen last and that are not remembered: the lowest and highest of each shard."""
+    """Forgotten revisions that clients may have seen last: for each shard the lowest and the highest."""
 
     __slots__ = ("_bounds",)
 
@@ -76,7 +77,7 @@ class Positions:
     """The positions behind the last messages of every range that is, or lately was, watched over several shards.
 
     Attributes:
-        resumed, compacted: how often a client came with a plain revision whose position was known, and was not.
+        resumed, compacted: how often a client came with a plain revision whose position esp knew, and did not know.
     """
 
     def __init__(self, tokens: Tokens, context: WireContext) -> None:
@@ -84,7 +85,7 @@ class Positions:
         self._tokens = tokens
         self._context = context
         self._ranges: OrderedDict[Watched, _Range] = OrderedDict()
-        self._forgotten = _Forgotten()  # of ranges that are forgotten themselves
+        self._forgotten = _Forgotten()  # of forgotten ranges
         self._count = 0
 
     def __len__(self) -> int:
@@ -116,7 +117,7 @@ class Positions:
             return
         last, shards = before
         if last != token and (last == _AMBIGUOUS or self._tokens.vector(last) != self._tokens.vector(token)):
-            token = _AMBIGUOUS  # else both tokens name the same position, and the newer lasts longer
+            token = _AMBIGUOUS  # otherwise both name the same position, and the newer one lasts longer
         here.told[revision] = token, shards | {shard}
 
     def end(self, watched: Watched, *, may_return: bool) -> None:
@@ -129,7 +130,7 @@ class Positions:
             self._forget(watched)
 
     def resume(self, watched: Watched, start_revision: int) -> Vector | None:
-        """The position behind which a client that asks for `start_revision` goes on; None when it is not known."""
+        """The position from which a client that asks for `start_revision` goes on; None if esp does not know it."""
         here = self._ranges.get(watched)
         vector = self._behind(here, start_revision - 1) if here is not None and here.ended else None
         if vector is None or here is None:

@@ -1,4 +1,4 @@
-"""Answers to a client's progress requests: how far the client's watchers are."""
+"""Answers to a client's progress requests: the revisions that the client's watchers have reached."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from esp.core.services.watch.watcher import Stream, Watcher
 class ProgressAnswers:
     """The answers of the shards to one client's progress requests, put together.
 
-    A client takes an answer without a watch id for all its watchers. So esp sends such an answer only when it is true
-    for all: all watchers are in one shard, and all upstreams to that shard have answered. Otherwise each watcher is
-    told its own shard's revision, and a watcher over several shards a token (span_progress.py).
+    To a client, an answer without a watch id is about all its watchers. So esp sends such an answer only if it is true
+    for all: all watchers are in one shard, and all upstreams to that shard have answered. Otherwise each watcher gets
+    an answer with its own shard's revision, and a watcher over several shards with a token (span_progress.py).
     """
 
     __slots__ = ("_answers", "_asked", "_of_spans", "_stream")
@@ -25,11 +25,11 @@ class ProgressAnswers:
         self._answers: dict[Exchange, tuple[Response, int]] = {}
 
     def ask(self) -> None:
-        """Asks the shards. The client is answered when they are, if they answer."""
+        """Asks the shards. The client gets its answer when all have answered, if they do."""
         self._of_spans.ask(watcher for watcher in self._live() if watcher.span is not None)
         upstreams = {upstream for watcher in self._live() if (upstream := _upstream(watcher))}
         self._asked = {upstream for upstream in self._asked if upstream.sources} | upstreams
-        # A shard's answer to an earlier question may be older than a revision that the client knows of now.
+        # A shard's answer to an earlier question may be older than a revision that the client knows now.
         self._answers.clear()
         for upstream in upstreams:
             upstream.ask_progress(self)
@@ -75,5 +75,5 @@ def _upstream(watcher: Watcher) -> Exchange | None:
 
 
 def _may_hear(watcher: Watcher, progress: Response) -> bool:
-    """Whether `progress` is not behind what the watcher has seen: a client resumes from the revision it heard last."""
+    """Whether the watcher has seen nothing newer than `progress`: a client resumes from the last revision it got."""
     return watcher.taps[0].position <= progress.revision + 1

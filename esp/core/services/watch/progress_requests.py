@@ -1,4 +1,4 @@
-"""The progress requests of one Watch call to a shard: one is out at a time."""
+"""The progress requests of one Watch call to a shard: one is under way at a time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Final, Generic, TypeVar
 A = TypeVar("A")
 
 PATIENCE: Final = 1.0
-"""Seconds after which a progress request that etcd has not answered no longer keeps others waiting."""
+"""Seconds after which a progress request without an answer no longer holds up the next one."""
 
 
 class ProgressRequests(Generic[A]):
-    """Who waits for the answer to the request that is out, and who for the next; how often each has asked.
+    """The askers that wait for the answer to the present request, and for the next; and how often each has asked.
 
-    Whoever asks while a request is out waits for the next one: the answer to the one that is out may be older than the
-    revision that the asker knows of. etcd does not answer at all while one of the call's watchers lags behind.
+    An asker that comes while a request is under way waits for the next one: the answer to the present request may be
+    older than a revision that the asker knows. etcd does not answer at all while one of the call's watchers lags
+    behind.
     """
 
     __slots__ = ("_asking", "_asking_next", "_is_out", "_sent_at")
@@ -28,11 +29,11 @@ class ProgressRequests(Generic[A]):
 
     @property
     def is_wanted(self) -> bool:
-        """Whether anybody waits for the request that is out, or is to be sent."""
+        """Whether an asker waits for the present request, or for the next."""
         return bool(self._asking)
 
     def add(self, asker: A) -> bool:
-        """Notes that `asker` asks; False when its request has to wait until the one that is out is answered."""
+        """Adds `asker`; False if its request has to wait until the present one is answered."""
         is_out = self._is_out and monotonic() - self._sent_at < PATIENCE
         waiting = self._asking_next if is_out else self._asking
         waiting[asker] = waiting.get(asker, 0) + 1
@@ -44,18 +45,18 @@ class ProgressRequests(Generic[A]):
         self._sent_at = monotonic()
 
     def on_answer(self) -> dict[A, int]:
-        """The request that is out was answered: whom to tell, and how many requests of each that answers."""
+        """The present request was answered: the askers, and the number of requests of each that this answers."""
         told = self._asking
         self._asking, self._asking_next = self._asking_next, {}
         self._is_out = False
         return told
 
     def on_break(self) -> None:
-        """The call broke, and the request that was out went with it; whoever waits for it waits on."""
+        """The call broke, and the present request with it. Its askers wait for the next one."""
         self._is_out = False
 
     def on_open(self) -> None:
-        """Another call is open: one request is to be sent for all who wait."""
+        """Another call is open: one request has to be sent for all askers that wait."""
         for asker, times in self._asking_next.items():
             self._asking[asker] = self._asking.get(asker, 0) + times
         self._asking_next.clear()
@@ -66,7 +67,7 @@ class ProgressRequests(Generic[A]):
         self._asking_next.pop(asker, None)
 
     def clear(self) -> None:
-        """Nobody wants an answer any more."""
+        """Drops all askers."""
         self._asking.clear()
         self._asking_next.clear()
         self._is_out = False

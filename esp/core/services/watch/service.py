@@ -21,7 +21,7 @@ from esp.core.wire.shares import Shares
 
 PATH: Final = b"/etcdserverpb.Watch/Watch"
 METADATA: Final = (b"token", b"authorization", b"hasleader")
-"""A client's metadata that means something in a watch. Shards get no other metadata, so that more clients share."""
+"""The metadata that have a meaning in a watch. Shards get no other metadata, so that more clients can share."""
 
 
 class Watch(Handler):
@@ -58,8 +58,8 @@ class Watch(Handler):
     def install(self, routing: Routing) -> None:
         """Another layout is in force.
 
-        A stream ends with a watcher whose keys the new layout divides otherwise: the client resumes, and is served by
-        the new layout. Other streams go on untouched.
+        A stream ends if the new layout divides the keys of one of its watchers differently. The client resumes, and is
+        served by the new layout. Other streams go on untouched.
         """
         before, self.routing = self.routing.layout, routing
         before.undivided.on_added = None
@@ -71,7 +71,7 @@ class Watch(Handler):
         self._end_divided()
 
     def _end_divided(self) -> None:
-        """Ends the streams with a watcher that would be refused now: their clients come again, and are refused."""
+        """Ends the streams with a watcher that esp would refuse now. Their clients come again, and are refused."""
         for stream in tuple(self.streams):
             if any(watcher.is_divided for watcher in stream.watchers.values()):
                 stream.outbox.stop()

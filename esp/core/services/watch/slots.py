@@ -1,4 +1,4 @@
-"""A client's requests in order: each waits in line until the requests before it were answered.
+"""A client's requests in order: each waits until the requests before it have been answered.
 
 A create is a slot, too: `Watcher`.
 """
@@ -13,7 +13,7 @@ from esp.core.services.watch.watcher import Stream, Watcher
 
 
 class Slot(Protocol):
-    """A request that is answered when the requests before it were."""
+    """A request that is answered after the requests before it."""
 
     @property
     def is_settled(self) -> bool:
@@ -37,7 +37,7 @@ class Cancel:
         self._head = b""
 
     def begin(self) -> None:
-        """Tells the shard. For an id that is not in use there is no answer, as in etcd."""
+        """Cancels in the shard. For an id that is not in use there is no answer, as in etcd."""
         if self._begun:
             return
         self._begun = True
@@ -69,7 +69,7 @@ class Cancel:
 
 
 class Progress:
-    """A request to tell how far the watchers are. The answer comes when the shards give theirs, if they do."""
+    """A request for the watchers' progress. The answer comes when the shards give theirs, if they do."""
 
     __slots__ = ("_answers",)
     is_settled = True

@@ -15,10 +15,10 @@ from esp.core.wire.status import Status
 log = logging.getLogger("esp.watch")
 
 Answer = Callable[["Response | None"], None]
-"""Told the shard's reply; None when the call broke before the reply."""
+"""Called with the shard's reply; with None if the call broke before the reply."""
 
 BATCH_REVISIONS: Final = 1000
-"""etcd catches up in messages of this many revisions; one with fewer events is the last of them."""
+"""While etcd catches up, each message has so many revisions; a message with fewer events is the last."""
 
 
 class Member(Follower, Protocol):
@@ -37,7 +37,7 @@ class Member(Follower, Protocol):
         """The lowest revision that the tap has not passed on."""
 
     def restart(self, revision: int) -> None:
-        """Leaves the source, and looks for another that has what comes from `revision` on."""
+        """Leaves the source, and looks for another with the events from `revision` on."""
 
     def on_created(self, response: Response) -> None:
         """The shard watches."""
@@ -53,7 +53,7 @@ class Member(Follower, Protocol):
 
 
 class Neighbours(Protocol):
-    """The sources of one spec, between which taps move as the sources get on; taps join the `shared` one."""
+    """The sources of one spec. Taps move to the `shared` source when they have got as far."""
 
     shared: Source | None
 
@@ -61,7 +61,7 @@ class Neighbours(Protocol):
         """The shard watches."""
 
     def on_advanced(self, source: Source) -> None:
-        """A source other than the shared one has passed something on."""
+        """A source other than the shared one has passed on events."""
 
     def forget(self, source: Source) -> None:
         """A source has ended."""
@@ -105,7 +105,7 @@ class Source(Feed[Member]):
         self.spec = self.asked = spec
         self.id = upstream.take_id()
         self.is_live = self.was_live = self.has_caught_up = self.is_over = False
-        self._fragments: Fragments | None = None  # of the response that is coming, if it comes in fragments
+        self._fragments: Fragments | None = None  # of the present response, if it comes in fragments
         self._questions: list[Answer] = []
         self._asked: list[Answer] = []
         self._cancel_answer: Answer | None = None
@@ -113,34 +113,34 @@ class Source(Feed[Member]):
     # Taps.
 
     def add(self, tap: Member) -> None:
-        """Feeds `tap` all that comes from `next` on."""
+        """Feeds `tap` all events from `next` on."""
         tap.source = self
         self.taps[tap] = None
 
     def join(self, tap: Member, revision: int) -> None:
-        """Feeds `tap` what comes from `revision` on, which must not be below `next`."""
+        """Feeds `tap` all events from `revision` on, which must not be below `next`."""
         tap.source = self
         self.take_in(tap, revision)
 
     def remove(self, tap: Member) -> None:
-        """Feeds `tap` no more; a source that nobody wants any more ends."""
+        """Stops feeding `tap`; ends the source if no tap is left."""
         self.let_go(tap)
         if tap.source is None:
             self.shelf.on_left(tap)
         self.end_if_unwanted()
 
     def end_if_unwanted(self) -> None:
-        """Ends the source upstream when there is nobody for whom to go on."""
+        """Ends the source upstream if it has no taps and no questions."""
         if not (self.count or self._questions or self._asked or self.is_over):
             self.end()
 
     @property
     def awaits_cancel(self) -> bool:
-        """Whether the source has ended, but for the shard's reply."""
+        """Whether the source has ended, and waits only for the shard's reply."""
         return self._cancel_answer is not None
 
     def end(self, answer: Answer | None = None) -> None:
-        """Ends the source upstream; `answer` is told the shard's reply."""
+        """Ends the source upstream; `answer` gets the shard's reply."""
         if self.is_over:
             return
         self.is_over = True
@@ -151,7 +151,7 @@ class Source(Feed[Member]):
         self.upstream.cancel(self)
 
     def cancel(self, tap: Member, answer: Answer) -> None:
-        """Cancels for the client of `tap`, which is fed until `answer` is told the shard's reply.
+        """Cancels for the client of `tap`, which is fed until `answer` gets the shard's reply.
 
         The header of that reply has the shard's present revision.
         """
@@ -165,10 +165,10 @@ class Source(Feed[Member]):
     # Questions.
 
     def ask(self, answer: Answer) -> None:
-        """Asks the shard whether the same client may watch this now, and for its revision.
+        """Asks the shard whether the same client may watch this now, and for the shard's revision.
 
-        The question is a create of the same watcher under the same id. A shard never grants that, but refuses it for
-        the id alone (`DUPLICATE_ID`) where a create would be granted; and the reply has a header.
+        The question is a create of the same watcher under the same id. A shard never grants that. If it would grant
+        another create, the reason is the id alone (`DUPLICATE_ID`). The reply has a header, and so the revision.
         """
         self._questions.append(answer)
         self._send_questions()
@@ -191,7 +191,7 @@ class Source(Feed[Member]):
         self.end_if_unwanted()
 
     def on_granted(self, status: Status) -> None:
-        """The shard has granted the question, as no etcd does: nobody can join, and the streams of who would end."""
+        """The shard has granted the duplicate create, as no etcd does: ends the streams of the taps that would join."""
         for tap in list(self.joining):
             tap.outbox.stop(status)
 
@@ -201,7 +201,7 @@ class Source(Feed[Member]):
         for answer in answers:
             answer(None)
         if answers:
-            self.end_if_unwanted()  # those who asked may all have left
+            self.end_if_unwanted()  # the taps that asked may all have left
 
     # From upstream.
 
@@ -227,7 +227,7 @@ class Source(Feed[Member]):
         if not self.was_live:
             self.was_live = True
             if self.next == 0:
-                # The header is made after the watcher is: events up to its revision may still come, and are dropped.
+                # etcd makes the header after the watcher: events up to its revision may still come, and are dropped.
                 self.next = response.revision + 1
             self.has_caught_up = self.next == response.revision + 1
         for tap in list(self.taps):
@@ -241,7 +241,8 @@ class Source(Feed[Member]):
         self.upstream.drop(self)
         for tap in self.everybody():
             if self.was_live:
-                # It was granted once: a token has run out, say. The client finds out by coming again.
+                # The shard had granted it before: perhaps a token has expired. The client finds out when it comes
+                # again.
                 tap.outbox.stop()
             else:
                 tell(tap, tap.on_refused, response)
@@ -250,9 +251,9 @@ class Source(Feed[Member]):
             answer(response)
 
     def pass_on_one(self, head: bytes, tail: bytes, revision: int) -> bool:
-        """Takes a message with one event, in its bytes before and behind the watch id, if the bytes go on as they came.
+        """Takes a message with one event as its bytes before and behind the watch id, if they can go on unchanged.
 
-        False, and nothing done, where the event's revision is not all that has to be known: for `on_response`.
+        False, without any effect, if more than the event's revision has to be known: then `on_response` takes it.
         """
         taps = self.taps
         if len(taps) != 1 or revision < self.next or self.fresh or self._fragments is not None:
@@ -264,7 +265,7 @@ class Source(Feed[Member]):
         try:
             tap.outbox.send_alone(encoded(head, watch_id, tail), is_own=self.upstream.reader is not None)
         except Exception:
-            tap.outbox.on_bug()  # its own client's, not that of all whose watches are in this call
+            tap.outbox.on_bug()  # ends this client's stream only, not those of all clients in this call
         self.next = revision + 1
         self.has_caught_up = True
         if self.shelf.shared is not self:
@@ -272,7 +273,7 @@ class Source(Feed[Member]):
         return True
 
     def ask_for_fragments(self) -> bool:
-        """Has the next create ask for fragments; False if this one did."""
+        """Makes the next create ask for fragments; False if the last one did already."""
         if self.asked.fragment:
             return False
         self.asked = self.spec._replace(fragment=True)
@@ -299,7 +300,7 @@ class Source(Feed[Member]):
             if whole:
                 self.upstream.do(self._on_events(self._wanted(whole), None))
             if self._fragments is not fragments:
-                return  # nobody wants the rest any more, or the call broke
+                return  # no tap wants the rest, or the call broke
         if not fragments.keep(response):
             self.upstream.cut()
         elif not response.fragment:
@@ -307,14 +308,14 @@ class Source(Feed[Member]):
             self.upstream.do(self._on_events(self._wanted(fragments.take()), fragments.passed_events))
 
     def _wanted(self, fragments: tuple[Response, ...]) -> tuple[Response, ...]:
-        """In the form that the clients have asked for."""
+        """The fragments in the form that the clients have asked for."""
         return fragments if self.spec.fragment else (joined(fragments),)
 
     def get_past_fragments(self) -> bool:
-        """Does without the fragments that are kept, for which there is no memory; False if they have to come again.
+        """Drops the kept fragments, for which there is no memory; False if they must come again.
 
-        Whole revisions are passed on. A single one that is too large ends the watchers as if it were compacted: clients
-        would come again and again for it. So they list, and watch from behind it.
+        Whole revisions are passed on before. A single revision that is too large ends the watchers as if it were
+        compacted, because clients would come back for it again and again. So they list, and watch from behind it.
         """
         fragments = self._fragments
         if fragments is None or fragments.last is None:
@@ -370,7 +371,7 @@ class Source(Feed[Member]):
             return
         self.is_over = True
         self.shelf.forget(self)
-        self.upstream.cancel(self)  # until then the shard remembers the id
+        self.upstream.cancel(self)  # the shard remembers the id until it is cancelled
         self.upstream.do(self._tell_canceled(response))
 
     def _tell_canceled(self, response: Response) -> Iterator[None]:
@@ -378,7 +379,7 @@ class Source(Feed[Member]):
             if not self.feeds(tap):
                 continue
             if tap.position >= response.message.compact_revision > 0:
-                tap.restart(tap.position)  # it had joined further on, and has lost nothing
+                tap.restart(tap.position)  # the tap is further on, and has lost nothing
             else:
                 tell(tap, tap.on_canceled, response)
             yield

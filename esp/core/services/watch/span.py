@@ -1,7 +1,7 @@
 """The position of a watcher over several shards, and the vector token that names the position for clients.
 
-The position is, for each shard, the revision up to which everything has been passed on to the client. Each message
-bears the token of the position behind the message: a client that resumes from a header goes on exactly there.
+The position is, for each shard, the revision up to which all events have been passed on to the client. Each message has
+the token of the position behind the message. So a client that resumes from a header goes on exactly there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Span:
     Attributes:
         taps: the watcher's part in each shard.
         is_told: the client knows of the watcher, and no message is held back any more.
-        last_token: the highest token that the client has been told.
+        last_token: the highest token that the client has got.
     """
 
     __slots__ = ("_client", "_positions", "_term", "_watched", "is_told", "last_token", "taps")
@@ -43,7 +43,8 @@ class Span:
 
     def passed(self, tap: Tap) -> int:
         """The position in the shard of one part."""
-        # Before the client knows of the watcher, messages are held: the tap has passed them on, but not to the client.
+        # Before the client knows of the watcher, messages are held: the tap has passed them on, but the client has not
+        # got them.
         if self.is_told and tap.position > tap.passed:
             tap.passed = tap.position - 1
         return tap.passed
@@ -82,7 +83,7 @@ class Span:
         return canceled(self.make_header(0), token(self._client.routing, self.vector()) + 1)
 
     def end(self, *, may_return: bool) -> None:
-        """The watcher has ended; `may_return` says that the client neither wanted that nor was told why."""
+        """The watcher has ended; with `may_return` the client did not ask for that and was not told why."""
         if self._watched is not None:
             watched, self._watched = self._watched, None
             self._positions.end(watched, may_return=may_return)

@@ -1,20 +1,20 @@
 """Progress of watchers over several shards.
 
-"All events up to R have come" is told under a token, and clients compare the token as a number with tokens that they
-have. So the statement has to be true for all lower tokens, from whatever answer or watcher. In a round
+Progress means "all events up to R have come", where R is a token. Clients compare this token as a number with other
+tokens that they have. So the statement must be true for all lower tokens, of any answer or watcher. In a round
 
 1. the watcher's position gets a token, as for a message: tokens minted later are higher;
 2. each shard is asked for its revision, by a linearizable read: no token minted so far stands for a later revision;
-3. each shard's watch is asked for its progress, until every part of the watcher has got as far as that revision;
-4. then the token of step 1 is told, if no events were sent meanwhile, whose tokens would be higher.
+3. each shard's watch is asked for its progress, until every part of the watcher has reached that revision;
+4. then the client gets the token of step 1, unless events were sent meanwhile: their tokens would be higher.
 
-If the watcher has got as far as all tokens there are, its new position is told under a new token instead, so that a
-client that resumes from there needs less of the history. A round that events overtook, and after which there are tokens
-that the watcher has not reached, is begun again. A shard that cannot be reached, or is behind, withholds the progress,
-as etcd does. The revision of a write on one shard is lower than any token; comparing it with a token says nothing.
+If the watcher has reached all tokens that exist, the client gets a new token for its new position instead, so that a
+client that resumes from there needs less of the history. If events overtook a round, and there are tokens that the
+watcher has not reached, the round begins again. A shard that is unreachable or behind holds up the progress, as in
+etcd. The revision of a write on one shard is lower than any token; comparing it with a token says nothing.
 
-etcd before 3.4.31 and 3.5.13 may tell its progress before events that came earlier (etcd issue 15220). There the
-answer is not believed: only events count, and progress under the watcher's own id.
+etcd before 3.4.31 and 3.5.13 may send its progress before earlier events (etcd issue 15220). esp does not trust such an
+answer: only events count, and progress under the watcher's own id.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from esp.core.wire.hpack import encode
 from esp.core.wire.status import RpcError
 
 READ_SECONDS: Final = 5.0
-"""Seconds that a shard may take to tell its revision."""
+"""Seconds that a shard may take to answer with its revision."""
 PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 10.0
-"""Seconds before rounds that events overtook are begun again, doubled until one is told: where events never cease, the
-shards are not to be asked without end."""
+"""The first and the longest pause, in seconds, before a round that events overtook begins again. Doubled each time:
+while events never cease, the shards are not asked without end."""
 
 
 class _Round:
@@ -64,9 +64,10 @@ class _Round:
 
 
 class SpanProgress:
-    """The rounds of the watchers of one client's stream; one for each watcher at a time, the newest.
+    """The rounds of the watchers of one client's stream: one for each watcher at a time, the newest.
 
-    The shards are asked for their revisions once at a time; a watcher that comes meanwhile waits for the next time.
+    The shards are asked for their revisions for all watchers together; a watcher that comes meanwhile waits for the
+    next time.
     """
 
     __slots__ = ("_asked", "_later", "_overtaken", "_pause", "_rounds", "_stream", "_task", "_waiting")
@@ -82,7 +83,7 @@ class SpanProgress:
         self._asked: set[Exchange] = set()
 
     def ask(self, watchers: Iterable[Watcher]) -> None:
-        """Begins a round for each of these watchers, which are live and over several shards, as soon as may be."""
+        """Begins a round for each of these watchers, as soon as possible. They are live, and over several shards."""
         self._waiting.update(dict.fromkeys(watchers))
         self._begin()
 
@@ -139,7 +140,7 @@ class SpanProgress:
                 self._ask_shards(watcher, one)
 
     async def _revision(self, shard: str, key: bytes) -> int:
-        """The shard's revision now, from a read of `key`, which the client may read: it watches the key."""
+        """The shard's present revision, from a read of `key`. The client may read the key, because it watches it."""
         request = rpc_pb2.RangeRequest(key=key, count_only=True)
         metadata = encode(self._stream.metadata)
         answer = await ask(self._stream.routing.shards[shard], RANGE, request, metadata=metadata, seconds=READ_SECONDS)
@@ -159,7 +160,7 @@ class SpanProgress:
             upstream.ask_progress(self)
 
     def on_upstream_progress(self, upstream: Exchange, response: Response, times: int) -> None:
-        """A shard has told how far the watchers are that `upstream` feeds."""
+        """A shard has answered with the progress of the watchers that `upstream` feeds."""
         for watcher, one in list(self._rounds.items()):
             for tap, source in one.asked.items():
                 if tap.source is source and source.is_live and source.upstream is upstream:
@@ -178,14 +179,14 @@ class SpanProgress:
         if one is None or (span is not None and span.last_token > one.token):
             self.ask([watcher])
         elif one.wanted is not None:
-            self._ask_shards(watcher, one)  # once more: etcd does not answer everything
+            self._ask_shards(watcher, one)  # asks again: etcd does not answer every request
 
     def on_bug(self) -> None:
         """An exception came out of `on_upstream_progress`."""
         self._stream.outbox.on_bug()
 
     def _tell_if_reached(self, watcher: Watcher, one: _Round) -> bool:
-        """Tells the client and ends the round, if the watcher has got as far as wanted; False when not told."""
+        """Tells the client and ends the round, if the watcher has reached the wanted revisions; else False."""
         span = watcher.span
         if one.wanted is None or span is None or watcher.is_dead:
             return False

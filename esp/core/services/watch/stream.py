@@ -30,15 +30,15 @@ from esp.core.wire.shares import Shares, address_of
 from esp.core.wire.status import Code, RpcError, Status
 
 MAX_SLOTS: Final = 1000
-"""Requests that wait for their reply before no more of them are taken."""
+"""The most requests that wait for their reply; then esp takes no more."""
 SLOT_BYTES: Final = 128
-"""Memory that a request takes, about, while it waits in line."""
+"""About the memory that a waiting request takes."""
 WATCHER_BYTES: Final = 2048
-"""Memory that a watcher takes, about, besides its keys."""
+"""About the memory that a watcher takes besides its keys."""
 
 
 class Service(Protocol):
-    """The Watch service, for its streams."""
+    """The Watch service, as its streams see it."""
 
     @property
     def routing(self) -> Routing:
@@ -71,7 +71,7 @@ class WatchStream(Sink):
         down: the call.
         outbox: the way back to the client, and the end of the call.
         watchers: the watchers that the client knows, by watch id.
-        forward: the head of the calls to shards that serve this one.
+        forward: the head of the calls to shards for this call.
         positions: positions of watchers over several shards, for clients that resume.
     """
 
@@ -118,8 +118,8 @@ class WatchStream(Sink):
         self._span_progress: SpanProgress | None = None
         down.sink = self
 
-    # Both of these refer to this stream. They are made when they are needed, and let go of at the end: a circle of
-    # references would stay in memory for long.
+    # Both refer to this stream. They are made when they are needed, and dropped at the end: a cycle of references would
+    # stay in memory for long.
 
     @property
     def progress(self) -> ProgressAnswers:
@@ -155,7 +155,7 @@ class WatchStream(Sink):
         return self._service.routing
 
     def all_watchers(self) -> Iterator[Watcher]:
-        """The watchers that the client knows, and those that it has asked for and does not know yet."""
+        """All watchers of the client: announced ones, and those of creates that wait."""
         yield from self.watchers.values()
         yield from (slot for slot in self._slots if isinstance(slot, Watcher))
 
@@ -176,7 +176,7 @@ class WatchStream(Sink):
         self.down.connection.do(self._take_requests(payload))
 
     def half_message(self) -> int | None:
-        """The number of the request that has come in part only; None when there is none."""
+        """The number of the request that has come only in part; None if there is none."""
         return self._requests.count if self._requests.held else None
 
     def _take_requests(self, payload: bytes) -> Iterator[None]:
@@ -232,7 +232,7 @@ class WatchStream(Sink):
     def advance(self) -> None:
         """Answers the requests whose turn it is."""
         if self._advancing:
-            return  # the loop below gets to the slot
+            return  # the loop at work gets to the slot
         self._advancing = True
         slots = self._slots
         try:

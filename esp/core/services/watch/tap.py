@@ -1,4 +1,4 @@
-"""A client watcher's part in one shard: where that shard's events come from, and how far the part is."""
+"""A client watcher's part in one shard: the source of that shard's events, and the part's position."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from esp.core.wire.hpack import Fields
 
 
 class Client(Protocol):
-    """The stream of a client, for what lies below the client's watchers."""
+    """The stream of a client, as the files below the watchers see it."""
 
     @property
     def outbox(self) -> Outbox:
@@ -68,16 +68,16 @@ class Tap:
         outbox: the way back to the client.
         pool: the sources that the part may join.
         shard: the name of its shard.
-        passed: the highest revision up to which the watcher has passed all on to its client; -1 until "now" is known.
-            Kept only where several shards feed the watcher.
+        passed: the highest revision up to which the watcher has passed on all events to its client; -1 until "now" is
+            known. Kept only if several shards feed the watcher.
         spec: the range and options that are watched in the shard.
-        source: where the events come from; None when the tap is detached.
+        source: the source of the events; None when the tap is detached.
         next: while the tap does not stand in `source.taps`, the lowest revision that the tap has not passed on.
         is_created: the shard has replied to the create; further replies to creates concern the source only.
-        created: that reply, until the client has been told.
+        created: that reply, until the client has got it.
         plain_id: the watch id under which a message goes to the client as it came; None unless the client knows the
             watcher, the part is the only one, and all events of the shard belong to it.
-        owned: which events of the shard belong to the watcher; None for all.
+        owned: selects the events of the shard that belong to the watcher; None for all.
         is_part: several shards feed the watcher.
     """
 
@@ -140,7 +140,7 @@ class Tap:
 
     @property
     def is_own(self) -> bool:
-        """Whether the events come in the client's own call to the shard, which is held back where they have to wait."""
+        """Whether the events come in the client's own call to the shard, which esp holds back while they wait."""
         return self.source is not None and self.source.upstream.reader is not None
 
     @property
@@ -188,7 +188,7 @@ class Tap:
         self._whole.on_part_canceled(self, response)
 
     def detach(self) -> None:
-        """Leaves the source; `next` then says how far the tap was."""
+        """Leaves the source; `next` then has the tap's position."""
         source = self.source
         if source is not None:
             self.next = self.position

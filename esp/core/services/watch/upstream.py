@@ -3,9 +3,9 @@
     idle --create--> opening --go--> open --break--> opening, or waiting for a pause to end --> opening
     any of them --close--> closed
 
-When the call is open again, each source is created again from its next revision; so clients do not notice a break, a
-restart or another endpoint. A client's stream ends only for what the client has to know: that there is no leader, for a
-client that asked for one (`hasleader`), and refusals that would be the same at the next attempt.
+When the call is open again, each source is created again from its next revision. So clients do not notice a break, a
+restart or another endpoint. A client's stream ends only for two reasons: there is no leader, and the client asked for
+one (`hasleader`); or a refusal would be the same at the next attempt.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TRANSIENT: Final = frozenset(
         Code.ABORTED,
     )
 )
-"""Codes with which a call ends that is worth another one: the member stops, the connection is gone, a message was cut.
+"""Codes after which esp opens another call: the member stops, the connection is gone, a message was cut.
 
 An overloaded member may answer Unknown or DeadlineExceeded "context deadline exceeded".
 """
@@ -52,8 +52,8 @@ class Upstream(Exchange):
     """One Watch call to a shard, opened again and again.
 
     Attributes:
-        reader: the outbox of the only client that is fed, which holds the call back; None when the call is shared.
-        held: bytes of events that came in this call and wait for their watcher to be announced; only with a reader.
+        reader: the outbox of the only client that is fed; it holds the call back. None if the call is shared.
+        held: bytes of events in this call whose watcher is not announced yet; only with a reader.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Upstream(Exchange):
             self._open()
 
     def cancel(self, source: ShardWatcher) -> None:
-        """Cancels `source` in the shard. A source that awaits the reply is still told what comes until then."""
+        """Cancels `source` in the shard. A source that awaits the reply still gets events until then."""
         if self.sources.get(source.id) is not source:
             return
         if not source.awaits_cancel:
@@ -93,7 +93,7 @@ class Upstream(Exchange):
             source.on_cancel_lost()
 
     def drop(self, source: ShardWatcher) -> None:
-        """Forgets `source`; without any other the call ends."""
+        """Forgets `source`; ends the call if there is no other."""
         if self.sources.get(source.id) is source:
             del self.sources[source.id]
             if not self.sources:
@@ -102,7 +102,7 @@ class Upstream(Exchange):
     # Memory for half messages and for fragments.
 
     def has_room(self, size: int) -> bool:
-        """Whether `keep` would take `size` bytes, and nobody else would have to give way."""
+        """Whether `keep` would take `size` bytes without another call giving way."""
         buffers = self.shard.context.buffers
         return buffers.used + size <= buffers.limit
 
@@ -113,7 +113,7 @@ class Upstream(Exchange):
         return self._account.take(size)
 
     def keep_or_cut(self, size: int) -> bool:
-        """As `keep`; without room `cut`, and False."""
+        """As `keep`; if there is no room, calls `cut`, then False."""
         if self.keep(size):
             return True
         self.cut()
@@ -134,8 +134,9 @@ class Upstream(Exchange):
     def cut(self) -> None:
         """Ends the call, and the streams of all clients that are fed: there is no memory, or others need it.
 
-        The clients come again. But where most of the memory is one message that is not whole, the shard is asked for
-        that in fragments, which can be passed on as they come; and where it is fragments, the sources get past them.
+        The clients come again. There are two exceptions. If most of the memory is one incomplete message, esp asks the
+        shard for that message in fragments, which can be passed on as they come. If most of the memory is fragments,
+        the sources pass on or drop them.
         """
         self.shard.context.reached("max_buffered_bytes")
         half_heard = self._half_heard()
@@ -146,11 +147,11 @@ class Upstream(Exchange):
         elif not [source for source in list(self.sources.values()) if source.get_past_fragments()]:
             log.warning("shard %s: no memory for what it says in a watch", self.shard.name)
             self._fail(errors.SERVER_STOPPED)
-        self.begin_anew()  # for the sources that are left, without the bytes that were kept
+        self.begin_anew()  # for the remaining sources, without the kept bytes
         self._account = None
 
     def _half_heard(self) -> ShardWatcher | None:
-        """The source whose message takes most of the memory and is not whole yet; None when there is none."""
+        """The source whose incomplete message takes most of the memory; None if there is none."""
         size, begun = (0, b"") if self._call is None else self._call.half_message
         if self._account is None or size < self._account.held // 2:
             return None
@@ -159,9 +160,9 @@ class Upstream(Exchange):
 
     @property
     def is_held_back(self) -> bool:
-        """Whether nothing more is read, since it would have to wait here.
+        """Whether esp does not read on, because further bytes would have to wait here.
 
-        Events of a watcher that is not announced yet hold back their own shard only: the watcher may wait for the reply
+        Events of a watcher that is not announced yet hold back only their own shard: the watcher may wait for the reply
         of another shard.
         """
         reader = self.reader
@@ -209,7 +210,7 @@ class Upstream(Exchange):
         for source in list(self.sources.values()):
             self._send_create(call, source)
             if self._call is not call:
-                return  # there was no memory for the create, and another call is on its way or there already
+                return  # there was no memory for the create, and another call is open or will be
         self._progress.on_open()
         if self._progress.is_wanted:
             self._send_progress_request()
@@ -232,11 +233,11 @@ class Upstream(Exchange):
         if status == errors.NO_LEADER or status.code not in TRANSIENT:
             self._fail(status)
         if monotonic() - self._began >= LONGEST_PAUSE:
-            self._failures = 0  # the call held; failures before it do not count
+            self._failures = 0  # the call lasted; failures before it do not count
         if not self.sources:
             self.close()
         elif call.connection.ended or call.connection.draining:
-            self._open()  # (the shard takes its time with connections itself)
+            self._open()  # (the shard makes the pauses between connections itself)
         elif self._failures == 0:
             self._failures = 1
             self._open()
@@ -261,7 +262,7 @@ class Upstream(Exchange):
             self.begin_anew()
 
     def on_bug(self) -> None:
-        """An exception came out of opening the call: the clients that are fed lose their streams, and come again."""
+        """Ends the streams of the clients that are fed: an exception came out of opening the call. They come again."""
         self._fail(errors.SERVER_STOPPED)
 
     def _fail(self, status: Status) -> None:

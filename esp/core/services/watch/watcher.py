@@ -30,7 +30,7 @@ from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import RpcError
 
 FROM_THE_BEGINNING: Final = 1
-"""The only start revision that means the same on every shard."""
+"""The only start revision with the same meaning on every shard."""
 
 
 class Stream(Client, Protocol):
@@ -42,7 +42,7 @@ class Stream(Client, Protocol):
 
     @property
     def forward(self) -> Forward:
-        """The head of the calls to shards that serve the client."""
+        """The head of the calls to shards for the client."""
 
     @property
     def positions(self) -> Positions:
@@ -83,16 +83,16 @@ class _Held(NamedTuple):
 class Watcher:
     """One watcher of a client; as a slot of its stream, the create request.
 
-    The watcher is announced to the client when every shard concerned watches and the requests before the create were
-    answered; events that come until then are held.
+    esp announces the watcher to the client when all its shards watch, and the requests before the create have been
+    answered. Events that come before that are held.
 
     Attributes:
         stream: the client's stream.
         id: the watch id; 0 until the watcher is announced.
         taps: the watcher's part in each shard.
-        span: the watcher's position, where several shards feed it.
+        span: the watcher's position, if several shards feed it.
         size: bytes of memory that are accounted for the watcher.
-        is_announced: the client has been told that the shards watch.
+        is_announced: the client has got `created`.
         is_dead: the history is compacted; only the id is left, as in etcd.
         keys: the watched range; None before the watcher has begun, and for a refused create.
     """
@@ -140,7 +140,7 @@ class Watcher:
         sole = shard_map.sole_owner(key_range)
         if sole is not None:
             self.keys = key_range
-            # An empty range goes there too: etcd looks at permissions before it refuses it.
+            # An empty range goes there too: etcd checks permissions before it refuses the range.
             tap = Tap(self, self.stream.pool(sole), sole, Spec.of(request, key, request.range_end), is_part=False)
             self.taps.append(tap)
             (start,) = self._choose_starts(request, [sole])
@@ -168,14 +168,14 @@ class Watcher:
         self.span = Span(self.stream, self.stream.positions, self._watched(request), self.taps)
         for tap, start in zip(self.taps, starts, strict=True):
             if start:
-                tap.passed = max(1, start - 1)  # in revision 1 nothing happens; 0 would say nothing about the shard
+                tap.passed = max(1, start - 1)  # revision 1 has no events; 0 would mean no revision for the shard
             tap.start(start)
 
     def _watched(self, request: rpc_pb2.WatchCreateRequest) -> bytes:
         """The watcher's name in `positions`: range, options and client. Short, since it outlives the watcher.
 
-        The client's token is no part of the name: a client that comes again has mostly a new one. All who may watch a
-        range see the same in it, and the shards decide who may.
+        The client's token is no part of the name: a client that comes again mostly has a new token. All clients that
+        may watch a range see the same events, and the shards decide who may.
         """
         host = self.stream.outbox.down.peer.rpartition(":")[0]
         spec = Spec.of(request, request.key, request.range_end)
@@ -183,10 +183,10 @@ class Watcher:
         return sha256(repr((host, leader, spec)).encode()).digest()
 
     def _choose_starts(self, request: rpc_pb2.WatchCreateRequest, shards: list[str]) -> list[int]:
-        """Chooses the revision from which each shard is watched; 0 is for now.
+        """Chooses the revision from which each shard is watched; 0 means now.
 
-        0 as well where nobody knows what the client's number means: the client is then told that the history is
-        compacted, as soon as it has been told that the shards watch.
+        Also 0 if esp does not know the meaning of the client's number. Then the client gets `created`, and after that
+        the end: the history is compacted.
         """
         start = request.start_revision
         routing = self.stream.routing
@@ -221,10 +221,11 @@ class Watcher:
         return len(self.taps) > 1
 
     def _have_listed_again(self, start: int) -> None:
-        """Tells the client, without asking a shard, that the history is gone, so that the client lists again.
+        """Answers "compacted", without asking a shard, so that the client lists again.
 
-        A client that has listed tries a refused watch again and again; kube-apiserver does, without a pause. Its list
-        is refused with a text. A client that does not list watches from revision 1, as told, and is refused there.
+        A client that has listed would try a refused watch again and again; kube-apiserver does, without a pause. Its
+        list is then refused with a text. A client that does not list watches from revision 1, as the answer says, and
+        is refused.
         """
         identity = self.stream.routing.identity
         header = rpc_pb2.ResponseHeader(cluster_id=identity.cluster_id, member_id=identity.member_id, revision=start)
@@ -232,7 +233,7 @@ class Watcher:
 
     @property
     def is_divided(self) -> bool:
-        """Whether a create for the watcher's keys would be refused by now, since several shards own them."""
+        """Whether esp would now refuse a create for the watcher's keys, because several shards own them."""
         return self.keys is not None and self.stream.routing.undivided.refuse("a Watch", self.keys) is not None
 
     # The slot.
@@ -247,7 +248,7 @@ class Watcher:
         stream = self.stream
         held = self._release()
         if self._refusal is not None:
-            # Up to etcd 3.5.21 or so some refusals bear the id that was asked for.
+            # Up to about etcd 3.5.21 some refusals have the id that was asked for.
             has_none = self._refusal.message.watch_id == NO_ID
             stream.outbox.send(self._refusal.encode(NO_ID if has_none else self._id_wanted))
             stream.forget(self)
@@ -261,7 +262,7 @@ class Watcher:
             return
         self.is_announced = True
         stream.outbox.send(reply.encode(self.id))
-        for each in () if self._is_untranslatable else held:  # what it was to begin with is missing before
+        for each in () if self._is_untranslatable else held:  # the events before these are missing, so none is sent
             self._pass_on(each.tap, each.responses, is_own=each.upstream is not None)
         if self.span is not None:
             self.span.is_told = True
@@ -288,9 +289,9 @@ class Watcher:
             self.stream.advance()
 
     def on_part_refused(self, response: Response) -> None:
-        """A shard has refused to watch its part, and so the whole is refused."""
+        """A shard has refused to watch its part: refuses the whole watcher."""
         if self.is_announced:
-            # The shard had granted the watch before; the client finds out by coming again.
+            # The shard had granted the watch before. The client finds out when it comes again.
             self.stream.outbox.stop()
         elif self._refusal is None:
             self._refusal = response
@@ -332,7 +333,7 @@ class Watcher:
             self.stream.outbox.send(response.encode(self.id))
 
     def on_part_canceled(self, tap: Tap, response: Response) -> None:
-        """A shard has ended its part since the history is compacted: so the whole is over."""
+        """A shard has ended its part, because the history is compacted: ends the whole watcher."""
         if self.is_announced:
             self._on_canceled(tap, response)
         else:
@@ -373,13 +374,13 @@ class Watcher:
     # The end.
 
     def make_header(self) -> bytes:
-        """A header for a reply about which no shard is asked: the newest that was heard, or a token of the position."""
+        """A header for a reply without asking a shard: the newest header that came, or a token of the position."""
         if self._unasked is not None:
             return self._unasked.head
         return self.taps[0].head if self.span is None else self.span.make_header()
 
     def leave(self, *, may_return: bool = False) -> None:
-        """Ends the watcher in the shards; `may_return` says that the client was not told, and may come again for it."""
+        """Ends the watcher in the shards. With `may_return` the client was not told, and may come again for it."""
         if self._compaction is not None:
             self._compaction.cancel()
         for tap in self.taps:
