@@ -20,6 +20,7 @@ from esp.core.wire.shares import address_of
 from esp.core.wire.status import Status
 from esp.core.wire.strangers import stranger
 from esp.core.wire.transport import LINGER_SECONDS, MOST_UNREAD, WireProtocol, peer_name
+from esp.core.wire.turns import LITTLE
 
 log = logging.getLogger("esp.wire")
 
@@ -89,13 +90,25 @@ class ServerProtocol(WireProtocol):
         if self._closing_since:
             self._discard(len(data))
             return
-        self._unread = self._unread + data if self._unread else data
         turns = self._turns
-        turns.serve(self, len(data))
-        if self._unread and len(self._unread) >= MOST_UNREAD:
-            self._read(False)  # until its turn has come
+        if len(data) > LITTLE or self._unread or not self._take_little(data):
+            self._unread = self._unread + data if self._unread else data
+            turns.serve(self, len(data))
+            if self._unread and len(self._unread) >= MOST_UNREAD:
+                self._read(False)  # until its turn has come
         if not turns.will_run:  # else with what the other sockets lead to
             self._listener.flush_soon()
+
+    def _take_little(self, data: bytes) -> bool:
+        """Works on a few bytes, if nothing is in the way; else returns False."""
+        connection = self.connection
+        if connection is None or self._is_full:
+            return False
+        try:
+            return self._turns.serve_little(self, connection.take, data)
+        except Exception:
+            connection.on_bug()
+            return True
 
     def _unread_bytes(self) -> int:
         """The bytes that have come and wait to be worked on."""

@@ -48,6 +48,7 @@ class Admission(FrameReader[S]):
         "_drain_started",
         "_drain_status",
         "_idle_since",
+        "_ids_end",
         "_last_accepted",
         "_last_stream",
         "_pings",
@@ -72,6 +73,7 @@ class Admission(FrameReader[S]):
         self._calls = OpenCalls(context)
         self._last_stream = 0
         self._accepting = True
+        self._ids_end = MAX_STREAM_ID + 1  # of those that are taken
         self._last_accepted = 0
         self._drain_started = 0.0
         self._drain_status = OK
@@ -90,9 +92,8 @@ class Admission(FrameReader[S]):
     def _may_open(self, stream_id: int) -> bool:
         """Whether a stream of this id is new, and there is room for the stream."""
         return (
-            self._last_stream < stream_id <= MAX_STREAM_ID
+            self._last_stream < stream_id < self._ids_end
             and stream_id & 1 == 1
-            and self._accepting
             and (len(self.streams) < self._calls.room or self._calls.grow())
         )
 
@@ -166,6 +167,7 @@ class Admission(FrameReader[S]):
 
     def _stop_accepting(self) -> None:
         self._accepting = False
+        self._ids_end = 0
         self._last_accepted = self._last_stream
         self.tell_gone = True
         self.send(goaway(self._last_stream, ErrorCode.NO_ERROR, b"draining"))

@@ -36,6 +36,8 @@ from esp.core.wire.response import ResponseHead
 log = logging.getLogger("esp.wire")
 
 CONNECTION_WINDOW: Final = 4194304
+LOW_WINDOW: Final = CONNECTION_WINDOW >> 1
+"""Bytes of the window below which some are given back (`received`)."""
 LAST_STREAM_ID: Final = 1_600_000_000
 """The stream id at which a connection takes no more calls and another one is opened; ids end at 2^31-1."""
 STREAMS_BEFORE_SETTINGS: Final = 100
@@ -262,13 +264,13 @@ class ClientConnection(ResponseReader):
         if trailers is None or not trailers.succeeds:
             return 0
         window = self.recv_window - length
-        if window < self.recv_limit >> 1:
+        if window < LOW_WINDOW:
             self.received(length)
         else:  # nearly always; spelled out, because this runs once per request
             self.recv_window = window
         stream.remote_open = False
         stream.headers_seen = True
-        self.streams.pop(stream_id, None)
+        del self.streams[stream_id]
         if self.tell_gone:
             self.on_stream_gone()
         try:

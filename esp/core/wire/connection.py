@@ -173,7 +173,8 @@ class Connection:
 
     def flush(self) -> None:
         """Hands the queued frames to the transport as one block of bytes."""
-        if self.on_flush is None and not self.ended:
+        on_flush = self.on_flush
+        if on_flush is None and not self.ended:
             return  # not connected yet: `out` is kept for the transport to come
         out = self.out
         if out:
@@ -188,8 +189,8 @@ class Connection:
             if not self.writable:
                 self.backlog += len(data)
                 self.on_backlog()
-            if self.on_flush is not None:
-                self.on_flush(data)
+            if on_flush is not None:
+                on_flush(data)
         if self.ended and not out and self.on_end is not None:
             on_end, self.on_end = self.on_end, None
             on_end()

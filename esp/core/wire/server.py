@@ -164,7 +164,15 @@ class ServerConnection(Admission[ServerStream]):
                     elif kind == HEADERS and flags == END_HEADERS:
                         block = data[start:end]
                         request = known.get(block) or recall(block)
-                        if request is not None and self._may_open(stream_id):
+                        # `_may_open`, which is spelled out for what is nearly always so.
+                        if request is not None and (
+                            (
+                                self._last_stream < stream_id < self._ids_end
+                                and stream_id & 1
+                                and len(streams) < self._calls.room
+                            )
+                            or self._may_open(stream_id)
+                        ):
                             position = self._begin(stream_id, request, data, end)
                             if self._unfinished is not None:
                                 look = 0
@@ -255,7 +263,11 @@ class ServerConnection(Admission[ServerStream]):
                 and head.content_length in (NO_LENGTH, length)
             ):
                 # The whole request came at once, as nearly every one of a gRPC client does.
-                self.received(length)
+                window = self.recv_window - length
+                if window < self.recv_limit >> 1:
+                    self.received(length)
+                else:
+                    self.recv_window = window
                 stream.fresh = stream.remote_open = False
                 head.handler.on_message(stream, data[start:end])
                 if head.size > LARGE_HEAD and stream_id in self.streams:

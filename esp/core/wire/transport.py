@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from math import inf
 from typing import Final, cast
 
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
-from esp.core.wire.turns import Worker
+from esp.core.wire.turns import LITTLE, Worker
 
 LINGER_SECONDS: Final = 1.0
 """Seconds that the peer of an ended connection has to read the last bytes."""
@@ -90,11 +91,18 @@ class WireProtocol(asyncio.Protocol, Worker):
 
     def data_received(self, data: bytes) -> None:
         """Gives bytes that came to the connection, as far as the turn allows, and then has all output written."""
-        self._unread = self._unread + data if self._unread else data
-        turns = self._turns
-        turns.serve_answers(self)
-        if self._unread and len(self._unread) >= MOST_UNREAD:
-            self._read(False)  # until its turn has come
+        turns, connection = self._turns, self.connection
+        if len(data) <= LITTLE and connection is not None and not self._unread and not self.in_line:
+            try:
+                connection.stop = inf
+                turns.serve_little_answers(connection.receive, data)
+            except Exception:
+                connection.on_bug()
+        else:
+            self._unread = self._unread + data if self._unread else data
+            turns.serve_answers(self)
+            if self._unread and len(self._unread) >= MOST_UNREAD:
+                self._read(False)  # until its turn has come
         if not turns.will_run:  # else the output leaves with that of the other sockets of this turn of the loop
             self.context.flush()
 

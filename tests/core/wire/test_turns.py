@@ -109,6 +109,11 @@ class Load(Worker):
             self.steps.log.append(self.name)
         return self.left > 0
 
+    def gets_little(self, count: int = 1) -> bool:
+        """So many steps more, which a few bytes have brought; False if they have to be served otherwise."""
+        self.left += count
+        return self.steps.turns.serve_little(self, lambda _, stop: self.work(stop), b"")
+
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
@@ -208,6 +213,64 @@ def test_nobody_else_there_a_slice_is_done_at_once_and_one_with_each_turn(steps:
     assert [len(steps.turn()) for _ in range(3)] == [10, 10, 5]
     assert steps.turn() == []
     assert steps.turns.waiting == 0
+
+
+def test_a_few_bytes_are_served_in_fewer_steps_and_paid_for_alike(steps: Steps) -> None:
+    one, other = Load(steps, "a"), Load(steps, "b")
+    assert one.gets_little()
+    other.gets(1)
+    assert steps.log == ["a", "b"]
+    assert (one.used, other.used) == (1.0, 2.0), "who has had nothing so far begins where the others are"
+    assert steps.turns.waiting == 0
+
+
+def test_much_that_a_few_bytes_lead_to_is_served_like_anything_else(steps: Steps) -> None:
+    one, other = Load(steps, "a"), Load(steps, "b")
+    assert one.gets_little(100)
+    assert steps.log == ["a"] * 11, "one step, and a slice"
+    assert one.in_line
+    other.gets(1)
+    assert steps.log[11:] == ["b"]
+    assert len(steps.turn()) == 10
+
+
+def test_a_few_bytes_do_not_pass_those_in_line(steps: Steps) -> None:
+    one, other = Load(steps, "a"), Load(steps, "b")
+    one.gets(100)
+    assert not other.gets_little()
+    assert "b" not in steps.log
+    assert not one.gets_little()
+
+
+def test_a_few_bytes_of_many_stand_in_line_when_the_turn_is_over(steps: Steps) -> None:
+    loads = [Load(steps, str(number)) for number in range(30)]
+    steps.turns.run_soon()  # as the first of several clients has it
+    served = [load.gets_little() for load in loads]
+    assert served == [True] * 20 + [False] * 10, "no more than is done as bytes come"
+
+
+def test_who_was_alone_for_long_owes_nothing(steps: Steps) -> None:
+    one, other = Load(steps, "a"), Load(steps, "b")
+    for _ in range(1000):
+        assert one.gets_little()
+    other.gets(100)
+    before = len(steps.log)
+    one.gets(1)
+    assert steps.log[before:] == ["a"]
+
+
+def test_what_few_bytes_of_a_shard_take_counts_as_answers(steps: Steps) -> None:
+    load, shard = Load(steps, "a"), Load(steps, "shard")
+    load.gets(100)
+    shard.left = 12
+
+    def receive(_: bytes) -> None:
+        shard.work(inf)
+
+    steps.turns.serve_little_answers(receive, b"")
+    assert steps.log.count("shard") == 12
+    assert steps.turn() == [], "the line waits for as much"
+    assert steps.turn() == ["a"] * 10
 
 
 def test_the_line_gets_a_slice_in_all_however_many_stand_in_it(steps: Steps) -> None:
