@@ -71,8 +71,15 @@ class Alarms:
         request: rpc_pb2.AlarmRequest,
         shards: Iterable[Shard],
     ) -> dict[str, Response | Status]:
-        seconds = call.seconds(SECONDS)
-        return await ask_all(shards, method, request, metadata=call.metadata, seconds=seconds, caller=call)
+        return await ask_all(
+            shards,
+            method,
+            request,
+            metadata=call.metadata,
+            seconds=call.seconds(SECONDS),
+            down=call.stream if method.idempotent else None,  # as in `maintenance.ask_for`
+            caller=call,
+        )
 
     def _merged(self, outcomes: dict[str, Response | Status]) -> Response:
         """The alarms of all shards. The answer cannot say that a shard is missing, so all must have answered."""
