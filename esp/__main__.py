@@ -1,6 +1,6 @@
 """`python -m esp`, and the command `esp`."""
 
-# What is needed of `signal`, which itself takes milliseconds, and until Ctrl-C is seen to would leave a traceback.
+# The needed part of `signal`. The module itself takes milliseconds to import, in which Ctrl-C would leave a traceback.
 import _signal  # type: ignore[import-not-found]
 import os
 import sys
@@ -9,17 +9,18 @@ import sys
 def main() -> None:
     """Runs the command line.
 
-    Ctrl-C ends the process at once, as a shell expects, until a command has a handler of its own. Python's default, an
-    exception in the middle of whatever runs, gets lost where Python cannot raise one, and the process would go on.
+    Ctrl-C ends the process at once, as a shell expects, until a command has a handler of its own. Python's default is
+    an exception in the middle of the code that runs. It gets lost where Python cannot raise one, and the process would
+    go on.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed: the next socket would have its number, and be written to as stdout or stderr
+        except OSError:  # closed: the next socket would get its number, and output for stdout or stderr would go there
             os.open(os.devnull, os.O_RDONLY if descriptor == 1 else os.O_RDWR)
-    if sys.stdout is None:  # what is written to it must fail, and not vanish
+    if sys.stdout is None:  # a write to it must fail, not vanish
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for as long as the process runs
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not where the parent has it ignored
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not if the parent process ignores it
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     try:
         from esp.cli import main as run

@@ -44,7 +44,7 @@ def _write_text(loaded: Config, health: Health) -> None:
     write("")
     troubled = {finding.endpoint for finding in health.problems} - {None}
     rows = [(shard, endpoint) for shard in health.shards for endpoint in shard.endpoints]
-    # A column less where there is nothing to tell: rows shall fit into 80 columns.
+    # No column without content: rows shall fit into 80 columns.
     width = None if any(_tells_alarms(endpoint) for _, endpoint in rows) else -1
     write_table(
         ["SHARD", "ENDPOINT", "LEADER", "VERSION", "DB SIZE", "REVISION", "LATENCY", "ALARMS"][:width],
@@ -75,9 +75,10 @@ def _row(shard: ShardHealth, health: EndpointHealth) -> list[str]:
 
 
 def _leader(shard: ShardHealth, health: EndpointHealth) -> str:
-    """Whether this member leads: "no" where the one that it follows is listed as the leader, and otherwise who that is.
+    """The cell LEADER of a member: "yes" if it leads, "no" if the leader that it names is listed and agrees.
 
-    That is an endpoint of the shard, which says something else of itself, or the id of a member, or "none".
+    Otherwise the leader that the member names: an endpoint of the shard that does not agree, the id of a member, or
+    "none".
     """
     member = health.member
     if member is None:
@@ -99,7 +100,7 @@ def _latency(health: EndpointHealth) -> str:
 
 
 def _tells_alarms(health: EndpointHealth) -> bool:
-    """Whether the member has alarms, or could be asked for them and did not tell."""
+    """Whether the member has alarms, or is reachable and does not tell them."""
     return bool(_own_alarms(health)) or (health.reachable and health.alarms is None)
 
 

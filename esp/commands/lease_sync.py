@@ -34,9 +34,9 @@ class Options:
     Attributes:
         apply: grant missing leases.
         prune_only_on: the shard whose orphans to revoke, leases that no other shard has; None to revoke nothing.
-        yes: revoke without a question.
+        yes: revoke without asking first.
         skew: seconds by which the shards' TTLs of one lease may differ.
-        concurrency: number of leases that are read or changed at once.
+        concurrency: the number of leases that are read or changed at once.
         output: format of the output.
     """
 

@@ -34,7 +34,7 @@ DEFAULT_LISTEN = "http://127.0.0.1:2379"
 CONNECT_SECONDS = 3.0
 """Seconds to wait for the shards before the ready line names the unreachable ones."""
 YOUNG_OBJECTS = 10_000
-"""Objects that may be new before the cyclic garbage collector runs over them; so many take it about a millisecond.
+"""New objects after which the cyclic garbage collector runs; it takes about a millisecond for so many.
 
 Calls leave no reference cycles, except failed calls over several shards; each connection leaves a small cycle.
 """
@@ -146,7 +146,7 @@ async def _warn_of_unknown_names(config: Config) -> None:
 
 
 async def _warn_of_advertised(proxy: Proxy) -> None:
-    """Warns of URLs under which clients will not reach this proxy. With one shard, that shard's members are told."""
+    """Warns of URLs that do not lead clients to this proxy. Not with one shard: MemberList then names its members."""
     if len(proxy.config.shards) > 1:
         for fault in await advertise.faults(proxy.advertised(), proxy.bound):
             log.warning("%s%s", f"{proxy.config.path}: " if proxy.config.path else "", fault)
@@ -247,9 +247,9 @@ class _Signals:
     """The signals SIGTERM, SIGINT and SIGHUP. A closed terminal sends SIGHUP; under nohup SIGHUP stays ignored.
 
     Attributes:
-        stop: set by the first.
+        stop: set by the first signal.
         first: the first signal; None before it.
-        hurry: called by each one after that.
+        hurry: called at each later signal.
     """
 
     def __init__(self) -> None:

@@ -58,7 +58,7 @@ def join(tokens: Mapping[str, str]) -> str:
     """The composite token of these tokens, by the names of their shards.
 
     Raises:
-        NoToken: one cannot be part of it.
+        NoToken: one of the tokens cannot be a part of a composite token.
     """
     for shard, token in tokens.items():
         if not _PART.fullmatch(token.encode()):
@@ -68,10 +68,10 @@ def join(tokens: Mapping[str, str]) -> str:
 
 
 def split(token: bytes) -> dict[str, bytes] | None:
-    """The shards' tokens that a composite token holds, by name; None for what is none, or not whole.
+    """The shards' tokens in a composite token, by name; None if `token` is not composite, or damaged.
 
-    The inverse of `join`: each set of tokens has one form, and no other is taken. What it costs is bounded, since
-    anybody can write a checksum.
+    The inverse of `join`. Each set of tokens has exactly one form; any other form is None. The work is bounded, because
+    any client can write a valid checksum.
     """
     head, _, body = token.removeprefix(COMPOSITE).partition(b":")
     if not token.startswith(COMPOSITE) or head != b"%08x" % crc32(body):

@@ -124,7 +124,7 @@ class Tokens:
         instance: int | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`max_tokens` and `token_seconds` of the context's limits bound what is remembered."""
+        """`max_tokens` and `token_seconds`, of the limits of `context`, bound the memory of tokens."""
         self.minted = self.known = self.unknown = self.forgotten_shards = 0
         self._context = context
         self._now = now
@@ -183,7 +183,7 @@ class Tokens:
             self._forget(order)
         return number
 
-    # What comes back.
+    # Looking up.
 
     is_token = staticmethod(is_token)
 

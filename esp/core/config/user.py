@@ -1,4 +1,4 @@
-"""The user as whom esp asks shards questions of its own: a name, and the file that has the password."""
+"""The user for esp's own calls to shards: a name, and the file with the password."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_PASSWORD_BYTES: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user of etcd. The password stays in its file until it is sent."""
+    """A user of etcd. The password stays in its file until esp sends it."""
 
     name: str
     password_file: Path
@@ -28,7 +28,7 @@ class _UserShape(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def user_at(value: dict[str, Any], place: Place, fields: Fields, folder: Path | None) -> User:
-    """The user that an `auth` describes; a relative path is one from `folder`.
+    """The user that an `auth` describes; a relative path begins at `folder`.
 
     Raises:
         LineError: a field is wrong, or the file has no password.
@@ -55,7 +55,7 @@ def read_password(path: Path) -> str:
     """The password in a file: its text without line breaks at the end.
 
     Raises:
-        ValueError: there is none; the message names the file, and tells nothing of what is in it.
+        ValueError: the file has no password; the message names the file, and shows nothing of its content.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:

@@ -1,6 +1,6 @@
-"""Users, roles and permissions of all shards side by side: esp serves Auth as if there were one set of them.
+"""Compares the users, roles and permissions of all shards: they must be the same, because esp serves Auth over all.
 
-Passwords are not compared: nobody can ask for them.
+Passwords are not compared: etcd tells them to no client.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from esp.core.shard import AUTH_STATUS, ROLE_GET, ROLE_LIST, USER_GET, USER_LIST
 from esp.core.wire.status import RpcError
 
 AT_ONCE: Final = 16
-"""Questions that a shard is asked at once."""
+"""The most calls to a shard at the same time."""
 MAX_FINDINGS: Final = 20
-"""Differences that are told one by one."""
+"""The most differences that are reported one by one."""
 
 T = TypeVar("T", bound=Hashable)
 
 Permission = tuple[bytes, bytes, int]
-"""Range in etcd's encoding, and the kind of access."""
+"""A range in etcd's encoding, and the kind of access."""
 
 
 @dataclass(slots=True)
 class Accounts:
-    """What one shard tells about auth.
+    """The auth of one shard, as far as the shard tells.
 
     Attributes:
         enabled: whether auth is on; None if unknown.
@@ -49,14 +49,14 @@ class Accounts:
 
 
 async def find(found: Accounts, shard: Shard, seconds: float) -> None:
-    """Fills in what a shard tells; each question may take so long. Cut short, it leaves `refusal` as it was."""
+    """Fills in the answers of a shard; each call may take `seconds`. If it is cancelled, `refusal` stays as it was."""
     try:
         await _fill(found, shard, seconds)
         found.refusal = ""
     except RpcError as error:
         found.refusal = error.status.message
         if found.enabled is None and (error.status in errors.STALE_TOKEN or error.status == errors.PERMISSION_DENIED):
-            found.enabled = True  # without auth nothing is refused for want of a user
+            found.enabled = True  # a shard without auth never refuses for lack of a user
     finally:
         found.login_trouble = shard.login_trouble
 
@@ -81,7 +81,7 @@ async def _fill(found: Accounts, shard: Shard, seconds: float) -> None:
 
 
 def compare(accounts: Mapping[str, Accounts]) -> tuple[list[Finding], list[Finding]]:
-    """The problems and the notes that the accounts of all shards give rise to, by the shards' names."""
+    """The problems and the notes about the accounts of all shards, by the shards' names."""
     problems = [*_switches(accounts), *_logins(accounts)]
     known = {name: each for name, each in accounts.items() if not each.refusal}
     if len(known) > 1:

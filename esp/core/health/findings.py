@@ -137,7 +137,7 @@ def with_cuts(health: Health, cuts: Iterable[Cut], *, at_work: bool) -> Health:
 
 
 def with_findings(health: Health, problems: Iterable[Finding], notes: Iterable[Finding]) -> Health:
-    """Adds what was found out elsewhere."""
+    """`health`, with further problems and notes."""
     return replace(health, problems=(*health.problems, *problems), notes=(*health.notes, *notes))
 
 

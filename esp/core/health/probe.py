@@ -56,9 +56,9 @@ async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
 
 
 async def _accounts(config: Config, context: WireContext, seconds: float) -> dict[str, Accounts]:
-    """What the shards tell about auth, by name; a shard that is away tells nothing.
+    """The auth of each shard, by name, as far as the shard tells.
 
-    Of a single shard it matters only whether esp can authenticate.
+    With a single shard it only matters whether esp can authenticate.
     """
     if len(config.shards) == 1 and not any(shard.user for shard in config.shards):
         return {}

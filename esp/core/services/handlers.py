@@ -149,7 +149,7 @@ class Keeps(Enum):
 
     NOTHING = 0
     LAST = 1
-    """That at the shard which answers last. No other call of the kind begins before this one goes on."""
+    """The place at the shard that answers last. So no other such call begins before this call goes on."""
     ALL = 2
 
 

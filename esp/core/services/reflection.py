@@ -1,6 +1,6 @@
-"""gRPC server reflection over several shards: the services of esp's port, for tools such as grpcurl.
+"""gRPC server reflection over several shards: describes the services of esp's port, for tools such as grpcurl.
 
-With one shard the call goes to the shard, as every call does; etcd has no reflection.
+With one shard the call goes to that shard, like every call; etcd has no reflection.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from esp.core.wire.server_stream import Handler, ServerStream, Sink
 from esp.core.wire.status import OK, Code, RpcError, Status
 
 MAX_REQUEST_BYTES: Final = 4096
-"""The largest request; each holds little more than a name."""
+"""The most bytes of a request, which has little more than a name."""
 PATHS: Final = tuple(
     f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha")
 )
-"""The RPC in both versions, whose messages are alike."""
+"""The paths of the RPC in both versions; their messages are the same."""
 
 Request = reflection_pb2.ServerReflectionRequest
 Response = reflection_pb2.ServerReflectionResponse
@@ -34,7 +34,7 @@ _SERVED: Final[tuple[FileDescriptor, ...]] = tuple(
 
 
 def _with_imports(files: Iterable[FileDescriptor]) -> Iterator[FileDescriptor]:
-    """Each file, and what it imports, directly or not; some more than once."""
+    """The files and all files that they import, directly or not; a file may come more than once."""
     for file in files:
         yield file
         yield from _with_imports(file.dependencies)
@@ -64,7 +64,7 @@ class _Reflection(Handler):
 class ReflectionCall(Sink):
     """One client's call: each request has one answer.
 
-    A client that does not read its answers is not read from: one answer waits at most, and as many requests as a
+    esp does not read from a client that does not read its answers: at most one answer waits, and as many requests as a
     stream's window holds.
     """
 
@@ -74,16 +74,16 @@ class ReflectionCall(Sink):
         self._stream = stream
         self._reader = MessageReader(MAX_REQUEST_BYTES, stream.head.encoding)
         self._payloads: deque[bytes] = deque()
-        self._messages: Iterator[bytes] | None = None  # of the payload that is being gone through
+        self._messages: Iterator[bytes] | None = None  # of the present payload
         self._size = 0  # of that payload
-        self._has_ended = False  # the client's half of the call
+        self._has_ended = False  # the client has sent its last request
         self._works = False
-        self._sent: set[str] = set()  # the files that this client has
+        self._sent: set[str] = set()  # the files that this client has got
         stream.sink = self
         stream.start()
 
     def request_data(self, payload: bytes, end: bool) -> None:
-        """Some requests, or the half-close."""
+        """Takes some requests, or the half-close."""
         self._has_ended = end
         if not self._stream.hold(len(payload)):
             self._stream.cut()
@@ -93,7 +93,7 @@ class ReflectionCall(Sink):
             self._stream.connection.do(self._work())
 
     def half_message(self) -> int | None:
-        """The number of the request that has come in part only."""
+        """The number of the request that has come only in part; None if there is none."""
         return self._reader.count if self._reader.held else None
 
     def drained(self, size: int) -> None:
@@ -128,7 +128,7 @@ class ReflectionCall(Sink):
             self._works = False
 
     def _next(self) -> bytes | None:
-        """The next request; None when there is none so far."""
+        """The next request; None if none has come yet."""
         while True:
             if self._messages is not None:
                 message = next(self._messages, None)
@@ -152,7 +152,7 @@ class ReflectionCall(Sink):
         """The answer to one request.
 
         Raises:
-            RpcError: the request is none.
+            RpcError: the message is no request.
         """
         try:
             request = Request.FromString(message)
@@ -167,11 +167,11 @@ class ReflectionCall(Sink):
         return answer.SerializeToString()
 
     def _fill(self, answer: Response, request: Request) -> None:
-        """Writes what was asked for into the answer.
+        """Fills the answer to a request.
 
         Raises:
-            KeyError: that is not known here.
-            RpcError: nothing was asked for.
+            KeyError: esp does not know the requested symbol or file.
+            RpcError: the request asks for nothing.
         """
         asked = request.WhichOneof("message_request")
         if asked == "list_services":
@@ -203,10 +203,10 @@ def _file_of(symbol: str) -> FileDescriptor:
     """The file with a type, a service, a method or a field.
 
     Raises:
-        KeyError: there is none among those of this port.
+        KeyError: no file of this port has the symbol.
     """
     service, _, method = symbol.rpartition(".")
-    for file in _SERVED:  # a pool does not look for methods
+    for file in _SERVED:  # a pool does not find methods
         for each in file.services_by_name.values():
             if each.full_name == service and method in each.methods_by_name:
                 return file

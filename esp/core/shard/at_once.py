@@ -17,7 +17,7 @@ Read = TypeVar("Read", bound=Sized)
 
 
 class AtOnce(Generic[Read]):
-    """A unary call to each of several shards that `are_ready`. A context, at whose end open calls are cancelled.
+    """A unary call to each of several shards that `are_ready`. A context manager: at its end, open calls are cancelled.
 
     Attributes:
         calls: each shard with its call, in the order of `send`.
@@ -26,7 +26,7 @@ class AtOnce(Generic[Read]):
     __slots__ = ("_down", "_timeout", "_together", "calls")
 
     def __init__(self, down: ServerStream | None, seconds: float | None) -> None:
-        """`down` is the client's call that these calls are for, if any; `seconds` the time until its deadline."""
+        """`down` is the client's call that causes these calls, if any; `seconds` is the time until its deadline."""
         self._down = down
         self._timeout = b"" if seconds is None else format_timeout(seconds)
         self._together: Together[Read] = Together()
@@ -51,7 +51,7 @@ class AtOnce(Generic[Read]):
         reader: Reader[Read],
         ended: Callable[[], object] | None = None,
     ) -> None:
-        """Sends a call; `message` has no gRPC prefix, `reader` makes the answer, `ended` is called when it has come."""
+        """Sends a call. `message` has no gRPC prefix; `reader` makes the answer; `ended` is called when it has come."""
         connection = shard.free_connection()
         assert connection is not None, "are_ready comes first, in the same turn"
         call = self._together.add(connection, reader, self._down, ended, shard.blamed)
@@ -59,10 +59,10 @@ class AtOnce(Generic[Read]):
         connection.call(call, forward, self._timeout, prefix(message), end=True)
 
     async def answers(self) -> list[Read]:
-        """The answer to each call; they stay held for the client's call.
+        """The answer to each call. The answers stay held for the client's call.
 
         Raises:
-            RpcError: the status of the first call that ended with another one than OK; the others are not waited for.
+            RpcError: the status of the first call that did not end with OK. The other answers are not waited for.
             BrokenCall: the stream of a call broke.
         """
         self._flush()

@@ -79,7 +79,7 @@ class Connected:
         max_txn_ops: the most operations in esp's own transactions for this shard: the default of etcd's --max-txn-ops,
             or less after a refusal.
         allowed_ops: the most operations in a client's transaction that the shard allows, as far as esp knows.
-        user: as whom esp asks it questions of its own; None where esp has no user there.
+        user: the user for esp's own calls; None if esp has no user at this shard.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""esp's own user at a shard: the token that goes with the questions that esp asks for itself."""
+"""esp's own user at a shard: gets the token for esp's own calls."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ log = logging.getLogger("esp.shard")
 
 AUTHENTICATE_PATH: Final = b"/etcdserverpb.Auth/Authenticate"
 PAUSE_SECONDS: Final = 2.0
-"""How long esp waits after an attempt, even if the attempt has brought a token, which the shard refuses: an etcd takes
-a tenth of a second of CPU time to look at a password."""
+"""Seconds between two attempts, even if an attempt has brought a token that the shard then refuses: an etcd takes a
+tenth of a second of CPU time to check a password."""
 
 
 class Login:
-    """Authenticates at one shard when the shard asks for it. The password is read anew each time, and not kept.
+    """Authenticates at one shard when the shard requires it. Reads the password anew each time, and does not keep it.
 
     Attributes:
-        trouble: why esp has no token of this shard, for people; "" while nothing is wrong.
+        trouble: the reason why esp has no token of this shard, for people; "" if there is none.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Login:
     async def renew(self, since: float, seconds: float | None = None) -> bool:
         """Whether there is a token that is newer than the `monotonic` time `since`, after `seconds` at most.
 
-        An attempt goes on for whoever asks next.
+        An attempt that takes longer goes on, for the next caller.
         """
         if self._renewed > since:
             return True
@@ -80,7 +80,7 @@ class Login:
         self.trouble = trouble
 
     async def _authenticate(self) -> str:
-        """Gets a token; what is wrong if there is none."""
+        """Gets a token. The reason if there is none; "" if there is one."""
         try:
             password = await in_a_thread("the password", lambda: read_password(self._user.password_file))
         except ValueError as error:

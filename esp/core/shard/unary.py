@@ -111,7 +111,7 @@ async def ask(
 async def ask_for_esp(
     shard: Shard, method: Method[Answer], request: Message, *, seconds: float | None = None
 ) -> Answer:
-    """One shard's answer to a question of esp's own: as esp's user there, if the config names one.
+    """One shard's answer to a call of esp's own, made as esp's user at the shard if the config names one.
 
     Raises:
         RpcError: as `ask`.
@@ -129,7 +129,7 @@ async def ask_for_esp(
 async def ask_all_for_esp(
     shards: Iterable[Shard], method: Method[Answer], request: Message, *, seconds: float
 ) -> dict[str, Answer | Status]:
-    """As `ask_all`, for a question of esp's own: as esp's user at each shard where the config names one."""
+    """As `ask_all`, for calls of esp's own, made as esp's user at each shard for which the config names one."""
     shards = tuple(shards)
     asked = monotonic()
     outcomes = await ask_all(shards, method, request, metadata=OWN, seconds=seconds)

@@ -96,7 +96,7 @@ class ServerProtocol(WireProtocol):
             turns.serve(self, len(data))
             if self._unread and len(self._unread) >= MOST_UNREAD:
                 self._read(False)  # until its turn has come
-        if not turns.will_run:  # else with what the other sockets lead to
+        if not turns.will_run:  # else it leaves with the output of the other sockets
             self._listener.flush_soon()
 
     def _take_little(self, data: bytes) -> bool:

@@ -101,7 +101,7 @@ class FrameReader(Multiplexed[S]):
         """The id of the last stream that was opened on this connection; ids rise by two."""
         return 0
 
-    # What the two ends do differently.
+    # Differences between the two ends.
 
     def on_headers(self, stream_id: int, block: bytes, *, end: bool) -> None:
         """A whole header block has come."""

@@ -236,7 +236,7 @@ class ServerConnection(Admission[ServerStream]):
     def _begin(self, stream_id: int, request: Request, data: bytes, position: int) -> int:
         """A request without END_STREAM on its head; its DATA may stand at `position` of `data`, whole or in part.
 
-        Returns the position behind what was taken.
+        Returns the position behind the bytes that it took.
         """
         head, timeout = request
         seconds = parse_timeout(timeout) if timeout else 0.0

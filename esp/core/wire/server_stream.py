@@ -96,7 +96,7 @@ class ServerStream(Stream):
         self.account: Account | None = None
         self.has_sent = False
 
-    # For whoever serves the call.
+    # For the code that serves the call.
 
     @property
     def peer(self) -> str:

@@ -19,17 +19,17 @@ from esp.core.wire.status import Code, Status
 NO_TRAILERS = Status(Code.INTERNAL, "server closed the stream without sending trailers")
 REPLAY_BYTES = 65536
 SMALL_ANSWER = MAX_FRAME_SIZE
-"""Bytes of an answer up to which nobody is told of it; a whole answer that is no larger comes by `on_answer`."""
+"""An answer of at most so many bytes is not reported to `on_size`; if it is whole, it comes by `on_answer`."""
 
 
 class Place(Protocol):
-    """What a call has at its shard while the shard works on it."""
+    """The place of a call at its shard, while the shard works on the call."""
 
     def comes(self, size: int) -> None:
-        """The answer has begun to come, and has so many bytes."""
+        """The answer has begun to come, and has `size` bytes."""
 
     def close(self) -> None:
-        """The shard does not work on the call any more, or waits for the client."""
+        """Gives the place back: the shard has finished its work on the call, or waits for the client."""
 
 
 class SpliceOwner(Protocol):
@@ -120,7 +120,7 @@ class SplicedCall(ClientStream, Sink):
             down.finish(NO_TRAILERS)
 
     def on_size(self, size: int) -> None:
-        """The answer of a unary-request call has begun to come, and its message has so many bytes."""
+        """The answer of a unary-request call has begun to come; its message has `size` bytes."""
         if size > SMALL_ANSWER:
             self.down.head.handler.on_large_answer(self.down, size)
 
@@ -175,7 +175,7 @@ class SplicedCall(ClientStream, Sink):
 
 
 class CountedCall(SplicedCall):
-    """A spliced call that has a place at its shard until the answer is whole, or waits for a client that is slow."""
+    """A spliced call with a place at its shard, until the answer is whole or waits for a slow client."""
 
     __slots__ = ("_place",)
 
@@ -231,5 +231,5 @@ class CountedCall(SplicedCall):
 
 
 def announced(payload: bytes) -> int:
-    """The size of the message that begins in `payload`, or what is known of that."""
+    """The size of the message that begins in `payload`, as far as `payload` shows it."""
     return unpack_u32(payload, 1)[0] if len(payload) >= PREFIX_SIZE else 0

@@ -131,7 +131,7 @@ class WireProtocol(asyncio.Protocol, Worker):
             self._read(False)
             return True
         if self._afterwards is not None:
-            self.context.flush()  # what is written to a transport that is closing is lost
+            self.context.flush()  # a closing transport would lose the bytes
             afterwards, self._afterwards = self._afterwards, None
             afterwards()
         if not self._reads and not self._is_full:
@@ -186,7 +186,7 @@ class WireProtocol(asyncio.Protocol, Worker):
             self.context.flush()
 
     def close(self) -> None:
-        """Writes what is queued, then closes."""
+        """Writes the queued bytes, then closes."""
         if self.transport is not None:
             self.transport.close()
 
@@ -213,7 +213,7 @@ class ClientProtocol(WireProtocol):
         self._connection.flush()
 
     def close(self) -> None:
-        """Writes what is queued, then closes; a server that no longer reads does not keep the socket open."""
+        """Writes the queued bytes, then closes. A server that no longer reads cannot keep the socket open."""
         super().close()
         if self.transport is not None and self.transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(LINGER_SECONDS, self.transport.abort)

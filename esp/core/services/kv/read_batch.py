@@ -356,7 +356,7 @@ def _send_in_pieces(stream: ServerStream, head: bytes, answer: bytes, trailers: 
     stream.responded = True
     stream.send_headers(head, False)
     stream.send_data(answer, False)
-    if not stream.is_over:  # there was memory for what has to wait
+    if not stream.is_over:  # there was memory for the bytes that have to wait
         stream.send_headers(trailers, True)
 
 

@@ -256,10 +256,10 @@ class LeaseRepair:
             await asyncio.sleep(POLL_SECONDS)
 
     def _asking(self, metadata: Fields) -> Fields | None:
-        """As whom esp asks for a lease and grants it, which any user may: itself, or where it has no user, the client.
+        """The metadata with which esp asks for a lease and grants it: of esp's own user, or else of the client.
 
-        The client's token may have ended by then. What is revoked is revoked as the client only, who may not be
-        permitted to delete the lease's keys.
+        Any user may do this, and the client's token may have ended by then. But esp revokes a lease only as the client,
+        who may lack the permission to delete the lease's keys.
         """
         return None if all(shard.user for shard in self._layout.shards.values()) else metadata
 

@@ -8,7 +8,8 @@ From the top down; each file imports only files below it:
         tap            tap.py       a watcher's part in one shard: where that shard's events come from
     pool               pool.py      which sources are shared, and which taps may join them
     source             source.py    one watcher of a shard, which feeds one tap or many
-      upstream         upstream.py  one Watch call to a shard, opened again whenever it breaks; call.py its stream
+      upstream         upstream.py  one Watch call to a shard, opened again whenever it breaks
+      exchange         exchange.py  the requests and replies of that call; call.py its stream
     outbox             outbox.py    the way back to one client: messages that wait, and the end of the client's call
 
 A watcher from now on joins the shared source for its range. A watcher from a revision gets a source of its own, on an

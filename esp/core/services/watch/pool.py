@@ -125,7 +125,7 @@ class Shelf:
         self.shared: Source | None = None
         self.own: dict[Source, None] = {}
         self._pool = pool
-        # The weight of each connection's taps, once somebody may have many; for a crowd's shelf nobody asks.
+        # The weight of each connection's taps, once a connection may have many. Not needed for a crowd's shelf.
         self._weights: Counter[ClientsConnection] | None = None
 
     def has_many_of(self, connection: ClientsConnection) -> bool:
