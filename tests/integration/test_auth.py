@@ -96,8 +96,8 @@ def told(answer: Any) -> Any:
     for descriptor, value in list(same.ListFields()):
         if descriptor.name == "header":
             same.ClearField("header")
-        if descriptor.name in ("kvs", "prev_kvs"):
-            for row in value:
+        if descriptor.name in ("kvs", "prev_kvs", "prev_kv"):
+            for row in [value] if descriptor.name == "prev_kv" else value:
                 row.create_revision = row.mod_revision = 0
     return same
 
@@ -665,10 +665,13 @@ def reason_at(shard: LocalEtcd, token: str = "") -> str:
 
 
 @contextmanager
-def watching(client: Client, key: str, end: str, user: str = "") -> Iterator[Iterator[rpc_pb2.WatchResponse]]:
+def watching(
+    client: Client, key: str | bytes, end: str | bytes, user: str = ""
+) -> Iterator[Iterator[rpc_pb2.WatchResponse]]:
     """The responses to a watch of a range."""
     requests: SimpleQueue[rpc_pb2.WatchRequest | None] = SimpleQueue()
-    create = rpc_pb2.WatchCreateRequest(key=key.encode(), range_end=end.encode())
+    keys = [each.encode() if isinstance(each, str) else each for each in (key, end)]
+    create = rpc_pb2.WatchCreateRequest(key=keys[0], range_end=keys[1])
     requests.put(rpc_pb2.WatchRequest(create_request=create))
     token = client.tokens.get(user)
     metadata = [] if token is None else [("token", token)]
