@@ -36,6 +36,7 @@ from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
 from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.status import RpcError
+from esp.core.wire.turns import SLICE
 
 __all__ = ["LARGE_REQUEST", "STUCK_SECONDS", "Entry", "Gate", "Line"]
 
@@ -145,7 +146,14 @@ class Gate:
     # Letting in.
 
     def pass_on(
-        self, stream: ServerStream, shard: Shard, message: bytes, *, reads: bool, at_once: bool = False
+        self,
+        stream: ServerStream,
+        shard: Shard,
+        message: bytes,
+        *,
+        reads: bool,
+        at_once: bool = False,
+        small: Callable[[ServerStream, bytes], None] | None = None,
     ) -> None:
         """Sends a call to its one shard, as soon as there is a place for it.
 
@@ -155,9 +163,17 @@ class Gate:
             message: the request, with its prefix.
             reads: whether the answer may be large.
             at_once: the call came a while ago, so all bytes that came with it have been read.
+            small: sends a call that needs no place when its turn comes; by default such calls go like all others.
         """
         size = len(message)
-        begin = partial(shard.splice_counted, stream, message)
+
+        def begin(entry: Entry) -> None:
+            if small is not None and not stream.connection.weight:
+                entry.close()
+                small(stream, message)
+            else:
+                shard.splice_counted(stream, message, entry)
+
         weight = self.places_for(size) if size > LARGE_REQUEST else 0
         entry = Entry(self, stream, (shard.name,), size, begin, reads=reads, weight=weight)
         if not entry.hold():
@@ -272,16 +288,36 @@ class Gate:
             self._freed_shares.add(share)
 
     def flush(self) -> None:
-        """Begins calls that have places now: those that waited for other clients first, then those behind their own."""
+        """Begins calls that have places now: those that waited for other clients first, then those behind their own.
+
+        Calls that do not fit a slice begin in the loop's next turns: many may wait for one answer.
+        """
         pools, shares = self._freed, self._freed_shares
-        while pools or shares:
-            self._go(pools.pop() if pools else shares.pop())
+        stop = self._context.turns.clock() + SLICE
+        try:
+            while pools or shares:
+                where = next(iter(pools)) if pools else next(iter(shares))
+                if self._is_left(where, stop):
+                    self._context.put_off(self)
+                    return
+                pools.discard(where)
+                shares.discard(where)
+        except BaseException:
+            pools.clear()  # or no place that becomes free would have anybody begin
+            shares.clear()
+            raise
+
+    def go_on(self) -> None:
+        """Goes on where the last turn has stopped."""
+        self.flush()
 
     def on_bug(self) -> None:
         """An exception came out of `flush`, not of a single call. Waiting calls begin when further places are free."""
         log.exception("a bug in esp; calls that wait for places wait on")
 
-    def _go(self, where: Pool | Share) -> None:
+    def _is_left(self, where: Pool | Share, stop: float) -> bool:
+        """Begins calls that wait for these places, while places are free; True when the slice ended before the calls did."""
+        clock = self._context.turns.clock
         queue = self._queues.get(where, ())
         while queue and self._has_room(*where):
             line = queue.popleft()
@@ -294,7 +330,10 @@ class Gate:
                 self._stand(line, where if lacks is None else lacks)
             else:
                 del self._lines[line.key]
+            if clock() >= stop:
+                return bool(queue)
         self._tidy(where)
+        return False
 
     def tick(self, now: float) -> None:
         """Takes places from calls that have held them for long."""

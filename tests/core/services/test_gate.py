@@ -7,6 +7,7 @@ from time import monotonic
 import pytest
 
 from esp.core.background import Background
+from esp.core.services import gate
 from esp.core.services.entry import LARGE_ANSWER, PLACE_BYTES, PLACES, Entry
 from esp.core.services.gate import STUCK_SECONDS, Gate
 from esp.core.wire.context import WireContext
@@ -381,3 +382,19 @@ def test_a_call_that_fails_as_it_begins_at_once_leaves_no_place_taken(world: Wor
     assert world.clients["y"][1].says(), "it is told"
     assert world.busy == [0, 0, 0]
     assert not world.gate.at_work
+
+
+def test_many_that_waited_for_one_answer_begin_over_several_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(Limits(), reads=True)
+    names = [f"x{number}" for number in range(1 + PLACES)]
+    for name in names:
+        world.asks(name, A)
+    assert world.since() == {"x0"}
+    monkeypatch.setattr(gate, "SLICE", -1.0)  # so that each call takes as long as all may
+    world.context.turns.soon = lambda _: None  # as where a loop runs
+    world.is_answered("x0", A, 100)
+    for begun in range(2, 2 + PLACES):
+        assert len(world.begun) == begun
+        world.context.go_on()
+        world.context.flush()
+    assert not world.gate.waiting

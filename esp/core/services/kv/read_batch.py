@@ -74,7 +74,10 @@ class ReadBatches:
         self._is_fit = False
 
     def add(self, stream: ServerStream, message: bytes) -> None:
-        """Takes a read that `peek.bare_key` knows."""
+        """Takes a read that `peek.bare_key` knows. A client that may read much waits for a place first."""
+        if stream.connection.weight:
+            self.gate.pass_on(stream, self.shard, message, reads=True, small=self.add)
+            return
         if self._alone:
             self._alone -= 1
             self.shard.splice(stream, message)
@@ -373,7 +376,7 @@ class PassReads(PassCounted):
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends the Range on."""
-        if not stream.connection.weight and bare_key(message, PREFIX_SIZE) is not None:
+        if bare_key(message, PREFIX_SIZE) is not None:
             self.batches.add(stream, message)
         else:
             super().on_message(stream, message)

@@ -75,7 +75,9 @@ class Routed(Handler):
             call = CoroutineCall(stream, entry)
             call.start(self.spawn, work(call), entry.close)
 
-        self.gate.let_in(stream, shards, len(message), begin)
+        size = len(message)
+        weight = self.gate.places_for(size) if size > LARGE_REQUEST else 1
+        self.gate.let_in(stream, shards, size, begin, weight=weight)
 
     def span(self, key_range: KeyRange) -> tuple[list[str], bytes]:
         """The names of the shards that a range spans, and the first boundary inside the range, for a refusal's text."""

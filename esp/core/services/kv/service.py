@@ -215,10 +215,7 @@ class Range(_Ranges):
         except RpcError as error:
             stream.finish(error.status)
         else:
-            if stream.connection.weight:
-                self.send(stream, message, self.shards[owner])
-            else:
-                self.batches[owner].add(stream, message)
+            self.batches[owner].add(stream, message)
 
 
 class RangeStream(_Ranges):
