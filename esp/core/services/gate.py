@@ -316,7 +316,7 @@ class Gate:
         log.exception("a bug in esp; calls that wait for places wait on")
 
     def _is_left(self, where: Pool | Share, stop: float) -> bool:
-        """Begins calls that wait for these places, while places are free; True when the slice ended before the calls did."""
+        """Begins calls that wait for these places while there is room; True when the slice ended before that."""
         clock = self._context.turns.clock
         queue = self._queues.get(where, ())
         while queue and self._has_room(*where):

@@ -31,6 +31,7 @@ The names that the layers above may use (tests/test_layers.py):
     frames: ErrorCode, MAX_FRAME_SIZE, pack_u32, unpack_u32
     budget: Account, BufferBudget
     shares: Shares, address_of
+    turns: SLICE
     context: WireContext
     hpack: COMPOSITE, Fields, decode, encode
     message: MessageReader, ENCODINGS, PREFIX_SIZE, prefix, format_timeout, quote, unknown_encoding
