@@ -127,7 +127,7 @@ class Turns:
         self.flush: Callable[[], None] = lambda: None
         self.go_on: Callable[[], None] = lambda: None
         self._line: list[tuple[float, int, Worker]] = []
-        self._first: deque[Worker] = deque()
+        self._first: list[tuple[float, int, Worker]] = []
         self._answers: deque[Worker] = deque()
         self._order = 0
         self._virtual = 0.0
@@ -160,7 +160,8 @@ class Turns:
                 return
         if self._spent >= AT_ONCE:
             worker.in_line = True
-            self._first.append(worker)
+            self._order += 1
+            heappush(self._first, (used, self._order, worker))
             self.run_soon()
             return
         clock = self.clock
@@ -292,12 +293,15 @@ class Turns:
         self._answered += took
 
     def _serve_first(self) -> None:
-        """Serves the workers that were put off only because the turn was over, as it would have served them then."""
+        """Serves the workers that were put off only because the turn was over, as it would have served them then.
+
+        Those that have saved up most come first: a crowd of new clients does not hold up the others.
+        """
         first = self._first
         start = self.clock()
         stop = start + SLICE
         while first:
-            worker = first.popleft()
+            _, _, worker = heappop(first)
             worker.in_line = False
             is_left = worker.work(stop)
             end = self.clock()

@@ -432,6 +432,21 @@ def test_who_is_new_has_saved_up_nothing(steps: Steps, monkeypatch: pytest.Monke
     assert 40 <= steps.log[before:].count("b") <= 60
 
 
+def test_a_crowd_that_is_new_does_not_hold_up_who_wants_little(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "SAVED", 20.0)
+    busy, honest = Load(steps, "b"), Load(steps, "h")
+    busy.gets(1000)
+    steps.until_done()
+    steps.turns.run_soon()  # as whoever reads a socket
+    for _ in range(100):
+        new = Load(steps, "n", cost=5)
+        steps.turns.welcome(new)
+        new.gets(1)
+    honest.gets(1)
+    assert "h" not in steps.log, "the turn is over"
+    assert steps.turn()[0] == "h"
+
+
 def test_what_is_ready_leaves_before_the_line_is_served(steps: Steps) -> None:
     Load(steps, "x").gets(30)
     steps.log.clear()
