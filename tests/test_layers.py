@@ -36,7 +36,7 @@ LAYERS = [
     {"esp.core.lease_survey"},
     {"esp.core.services"},
     {"esp.core.services.lease", "esp.core.services.watch"},
-    {"esp.core.services.kv"},
+    {"esp.core.services.kv", "esp.core.services.lock"},
     {"esp.core.services.router", "esp.core.services.pages"},
     {"esp.core.proxy", "esp.core.local", "esp.core.local_shards"},
     {"esp.commands"},

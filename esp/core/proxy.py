@@ -23,7 +23,7 @@ from esp.core.kubernetes import assumed_roots
 from esp.core.layout import Layout
 from esp.core.routing import Routing
 from esp.core.samples import Samples
-from esp.core.services import auth, cluster, elsewhere, kv, maintenance, reflection
+from esp.core.services import auth, cluster, elsewhere, kv, lock, maintenance, reflection
 from esp.core.services.alarm import Alarms
 from esp.core.services.defragment import PATH as DEFRAGMENT
 from esp.core.services.defragment import Defragment
@@ -170,6 +170,7 @@ class Proxy:
                 snapshot_tries=config.limits.max_snapshot_tries,
             ),
             **self.leases.handlers(routing.layout, self.gate),
+            **lock.handlers(routing, self.gate, self.leases),
             **self._watch.handlers(),
             **elsewhere.refusals(routing.shards, {DEFRAGMENT: "write defragment: sequential in esp's config"}),
             **maintenance.handlers(routing, self.gate),

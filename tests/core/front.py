@@ -18,7 +18,7 @@ from hpack import Decoder
 
 from esp.core.background import Background
 from esp.core.config import Endpoint
-from esp.core.services.handlers import PassStream, PassUnary
+from esp.core.services.handlers import PassStream, PassUnary, PassWaiting
 from esp.core.shard import Shard
 from esp.core.wire import frames
 from esp.core.wire.frames import PREFACE, SETTINGS_ACK, settings
@@ -31,6 +31,7 @@ from tests.core.wire.conversation import Server, call, data, headers, message, r
 PUT = b"/etcdserverpb.KV/Put"
 RANGE = b"/etcdserverpb.KV/Range"
 WATCH = b"/etcdserverpb.Watch/Watch"
+LOCK = b"/v3lockpb.Lock/Lock"
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Front:
             PUT: PassUnary(self.shard, idempotent=False),
             RANGE: PassUnary(self.shard, idempotent=True),
             WATCH: PassStream(self.shard),
+            LOCK: PassWaiting(self.shard, idempotent=False),
         }
         self._next = 1
         self.says(PREFACE, settings({}), SETTINGS_ACK)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of leases and of Kubernetes, and etcdctl of each generation."""
+"""Fixtures of the tests of leases, of locks and of Kubernetes, and etcdctl of each generation."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from tests.harness import Server, connect, peer, program, run_etcdctl
 from tests.integration.apiserver import ApiServer
 from tests.integration.lease_client import Client
+from tests.integration.lock_client import Locks
 
 
 @pytest.fixture
@@ -43,6 +44,20 @@ def apiserver() -> Iterator[Callable[..., ApiServer]]:
     yield make
     for channel in channels:
         channel.close()
+
+
+@pytest.fixture
+def locks_of() -> Iterator[Callable[[Server], Locks]]:
+    """Call it with a server for a client of its locks and elections."""
+    made: list[Locks] = []
+
+    def make(server: Server) -> Locks:
+        made.append(Locks(server))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
 @pytest.fixture

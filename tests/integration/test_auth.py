@@ -18,9 +18,9 @@ from google.protobuf.message import Message
 from esp.core import errors
 from esp.core.auth_tokens import join, split
 from esp.core.local import LocalEtcd
-from esp.core.pb import auth_pb2, rpc_pb2
+from esp.core.pb import auth_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
 from tests.harness import EspProcess, Esps, Etcds, Server, connect, peer, wait_until
-from tests.stubs import rpc_pb2_grpc
+from tests.stubs import rpc_pb2_grpc, v3election_pb2_grpc, v3lock_pb2_grpc
 
 Etcdctl = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -31,6 +31,8 @@ STUBS = {
     "Auth": rpc_pb2_grpc.AuthStub,
     "KV": rpc_pb2_grpc.KVStub,
     "Lease": rpc_pb2_grpc.LeaseStub,
+    "Lock": v3lock_pb2_grpc.LockStub,
+    "Election": v3election_pb2_grpc.ElectionStub,
     "Maintenance": rpc_pb2_grpc.MaintenanceStub,
 }
 
@@ -682,3 +684,25 @@ def watching(
     finally:
         answers.cancel()
         requests.put(None)
+
+
+def test_locks_and_elections_are_for_those_who_may_write_their_keys(esp: EspProcess, start_etcd: Etcds) -> None:
+    def outcomes(client: Client) -> Iterator[Any]:
+        for user in ("root", "alice", "bob", "", "wrong"):
+            token = "wrong" if user == "wrong" else None
+            for name in (b"d", b"x"):
+                locked = client.call("Lock/Lock", v3lock_pb2.LockRequest(name=name), user, token=token)
+                yield user, name, "locked" if isinstance(locked, Message) else locked
+                if isinstance(locked, Message):
+                    client.call("Lock/Unlock", v3lock_pb2.UnlockRequest(key=locked.key), user)
+                asked = v3election_pb2.LeaderRequest(name=name)
+                yield user, name, client.call("Election/Leader", asked, user, token=token)
+
+    said = []
+    for server in (esp, start_etcd(QUICK)):
+        client = Client(server)
+        set_up(client)
+        said.append(list(outcomes(client)))
+        client.channel.close()
+    assert said[0] == said[1]
+    assert ("alice", b"d", "locked") in said[0]

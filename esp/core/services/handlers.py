@@ -75,6 +75,16 @@ class PassCounted(PassUnary):
         self.gate.note_large(stream, size)
 
 
+class PassWaiting(PassUnary):
+    """Passes calls with one request message on that may wait for hours."""
+
+    waits = True
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Sends it on as it came."""
+        self.shard.splice_waiting(stream, message)
+
+
 class PassStream(Handler):
     """Passes streaming calls, and calls that esp does not know, on to one shard, in both directions."""
 
@@ -250,7 +260,8 @@ class CoroutineCall(Sink):
             log.exception("%s: %s: a bug in esp", self.stream.peer, self.stream.head.path.decode("ascii", "replace"))
             self._finish(INTERNAL_ERROR)
         finally:
-            self.stream.sink = None
+            if self.stream.sink is self:  # the work may have passed the call on
+                self.stream.sink = None
             self.task = None  # otherwise a cancelled task would refer to itself, and keep all objects of its frames
             self.stream.connection.context.flush_soon()
 

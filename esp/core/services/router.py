@@ -13,7 +13,7 @@ from esp.core.pb import health_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
 from esp.core.services import metadata
 from esp.core.services.gate import Gate
-from esp.core.services.handlers import PassCounted, PassStream
+from esp.core.services.handlers import PassCounted, PassStream, PassWaiting
 from esp.core.services.kv import PassReads
 from esp.core.shard import STATUS_PATH, Shard, is_probe
 from esp.core.wire.message import ENCODINGS, quote, unknown_encoding
@@ -45,11 +45,15 @@ READS: Final = frozenset(
         "/etcdserverpb.Auth/UserList",
         "/etcdserverpb.Auth/RoleGet",
         "/etcdserverpb.Auth/RoleList",
+        "/v3electionpb.Election/Leader",
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/List",
     )
 )
 """RPCs that change nothing, so a call with an unknown fate may be sent again."""
+
+WAITING: Final = frozenset((b"/v3lockpb.Lock/Lock", b"/v3electionpb.Election/Campaign"))
+"""RPCs with one answer that may come after hours."""
 
 _SERVICES: Final = frozenset(path.split(b"/")[1] for path in METHODS)
 
@@ -136,6 +140,7 @@ class _PassAll:
         self._range = PassReads(shard, gate)
         self._read = PassCounted(shard, gate, idempotent=True)
         self._write = PassCounted(shard, gate, idempotent=False)
+        self._waiting = PassWaiting(shard, idempotent=False)
         self._stream = PassStream(shard)
         self._status = NoShard(self._read)
 
@@ -147,6 +152,8 @@ class _PassAll:
             return self._range
         if path == STATUS_PATH:
             return self._status
+        if path in WAITING:
+            return self._waiting
         return self._read if path in READS else self._write
 
 
@@ -172,12 +179,6 @@ def _no_such_shard(named: bytes, names: list[bytes]) -> Status:
 
 def _unserved(path: bytes) -> Status:
     text = path.decode("utf-8", "replace")
-    if path in METHODS:
-        return Status(
-            Code.UNIMPLEMENTED,
-            f"esp: {text[1:]} is not served over several shards yet; "
-            f"to ask one shard, name it in the metadata key {metadata.SHARD.decode()}",
-        )
     service, _, method = text[1:].rpartition("/")
     if service.encode() in _SERVICES:
         return Status(Code.UNIMPLEMENTED, f"unknown method {method} for service {service}")

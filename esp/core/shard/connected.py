@@ -352,6 +352,9 @@ class Connected:
                     if self._streams.standing or self._streams.waiting:
                         await asyncio.sleep(LONGEST_PAUSE)
                         self._wanted_streams.set()
+                else:
+                    if self._streams.is_short:
+                        self._wanted_streams.set()
 
     async def _dial(self, link: Link, endpoint: Endpoint) -> None:
         """Connects a link.

@@ -179,6 +179,13 @@ class Link:
         connection = self.connection
         return connection if connection is not None and connection.has_room else None
 
+    @property
+    def is_short(self) -> bool:
+        """Whether calls wait although the connection has taken as many as it can."""
+        connection = self.connection
+        waits = self.waiting or self.standing
+        return bool(waits and connection is not None and connection.streams and not connection.has_room)
+
     def patience(self) -> float:
         """The `monotonic` time until which a call that begins to wait now may wait."""
         return monotonic() + self._context.limits.max_waiting_seconds

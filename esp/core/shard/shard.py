@@ -66,6 +66,17 @@ class Shard(Connected):
             place.close()
             self._unary.park(ParkedCall(self, self._unary, down, message))
 
+    def splice_waiting(self, down: ServerStream, message: bytes) -> None:
+        """As `splice`, for a call that may wait for hours: such calls use up no stream that short calls need."""
+        connection = self._streams.free()
+        if down.remaining() == 0:
+            down.finish(DEADLINE_EXCEEDED)
+        elif connection is not None:
+            self.send(connection, down, message, down.remaining_timeout())
+        else:
+            self._wanted_streams.set()
+            self._streams.park(ParkedCall(self, self._streams, down, message))
+
     def splice_stream(self, down: ServerStream) -> None:
         """Passes a streaming call on, in both directions."""
         connection = self._streams.free()
@@ -126,6 +137,9 @@ class Shard(Connected):
 
     def send_again(self, down: ServerStream, message: bytes) -> None:
         """Sends a client's call once more, with the rest of its deadline."""
+        if down.head.handler.waits:
+            self.splice_waiting(down, message)
+            return
         connection = self._unary.free()
         if connection is not None:
             self.send(connection, down, message, down.remaining_timeout())

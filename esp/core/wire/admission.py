@@ -147,7 +147,7 @@ class Admission(FrameReader[S]):
     # The drain: GOAWAY, then a wait until the client must have seen it, then the open calls finish.
 
     def drain(self, streaming: Status) -> None:
-        """Begins the drain: takes calls until the client knows of it, ends streaming calls with `streaming`."""
+        """Begins the drain: takes calls until the client knows of it, ends calls of any length with `streaming`."""
         if self.ended or self._drain_started:
             return
         self._drain_started = monotonic()
@@ -157,7 +157,7 @@ class Admission(FrameReader[S]):
         self._end_streaming(streaming)
 
     def _end_streaming(self, status: Status) -> None:
-        """Ends the streaming calls."""
+        """Ends the streaming calls, and the calls that may wait for hours."""
         raise NotImplementedError
 
     def on_ping_acknowledged(self, payload: bytes) -> None:

@@ -48,12 +48,14 @@ class Handler:
         is_page: not gRPC: the body is ignored, and the answer is made when the body has ended.
         idempotent: sending the call twice does no harm, so a call with an unknown fate may be sent again.
         forwards: the handler sends `RequestHead.forward` on; otherwise it makes heads of its own.
+        waits: a call with one message may stay open for hours, so a drain ends the call as it ends streaming calls.
     """
 
     streaming: bool = False
     is_page: bool = False
     idempotent: bool = False
     forwards: bool = True
+    waits: bool = False
 
     def on_open(self, stream: ServerStream) -> None:
         """A streaming call begins: put a `Sink` into `stream.sink`."""

@@ -372,7 +372,8 @@ class ServerConnection(Admission[ServerStream]):
 
     def _end_streaming(self, status: Status) -> None:
         for stream in list(self.streams.values()):
-            if stream.head.handler.streaming and not stream.head.handler.is_page:
+            handler = stream.head.handler
+            if (handler.streaming or handler.waits) and not handler.is_page:
                 if stream.sink is not None:
                     stream.sink.cancelled(ErrorCode.CANCEL, "draining")
                 stream.finish(status)

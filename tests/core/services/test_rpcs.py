@@ -11,8 +11,9 @@ from esp.core.config import parse
 from esp.core.proxy import Proxy
 from esp.core.services.handlers import PassStream, PassUnary
 from esp.core.services.kv.read_batch import PassReads
+from esp.core.services.lock import ToOwner
 from esp.core.services.pages import Pages
-from esp.core.services.router import METHODS, READS, NoShard
+from esp.core.services.router import METHODS, READS, WAITING, NoShard
 from esp.core.shard import Method
 from esp.core.shard.member import STATUS_PATH
 from esp.core.wire.request import parse_request
@@ -41,6 +42,8 @@ SERVED = {
     },
     "etcdserverpb.Maintenance": {"Status", "Alarm"},
     "etcdserverpb.Cluster": {"MemberList"},
+    "v3lockpb.Lock": {"Lock", "Unlock"},
+    "v3electionpb.Election": {"Campaign", "Proclaim", "Leader", "Observe", "Resign"},
     "grpc.health.v1.Health": {"Check", "List", "Watch"},
 }
 """The RPCs that esp serves over several shards. All others of the API are refused."""
@@ -76,6 +79,8 @@ class TestEveryRpc:
         handler = find(THREE, path)
         if method in SERVED.get(service, ()):
             assert not isinstance(handler, Refuse)
+            assert handler.waits == (path in WAITING or method == "Observe")
+            assert handler.idempotent or path not in READS or not isinstance(handler, ToOwner)
             assert handler.streaming == METHODS[path].client_streaming or method == "RangeStream"
             return
         if method in ELSEWHERE:
@@ -89,12 +94,7 @@ class TestEveryRpc:
             assert "name a shard in the metadata key esp-shard" in text
             assert ("defragment: sequential" in text) == (method == "Defragment")
             return
-        assert isinstance(handler, Refuse)
-        assert handler.status.code == Code.UNIMPLEMENTED
-        assert handler.status.message == (
-            f"esp: {service}/{method} is not served over several shards yet; "
-            "to ask one shard, name it in the metadata key esp-shard"
-        )
+        pytest.fail(f"{method} is neither served nor refused")
 
     def test_with_one_shard_it_is_passed_on(self, path: bytes) -> None:
         assert_passed_on(find(ONE, path), path)
@@ -110,6 +110,7 @@ def assert_passed_on(handler: Handler, path: bytes) -> None:
         assert isinstance(handler, PassStream)
     else:
         assert handler.idempotent == (path in READS)
+        assert handler.waits == (path in WAITING)
         if isinstance(handler, NoShard):
             assert path == STATUS_PATH
             handler = handler.handler

@@ -29,7 +29,7 @@ from esp.core.wire.frames import ErrorCode, settings
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import parse_timeout
 from esp.core.wire.status import Code, RpcError, Status
-from tests.core.front import PUT, RANGE, WATCH, Front
+from tests.core.front import LOCK, PUT, RANGE, WATCH, Front
 from tests.core.scripted_etcd import STATUS, VERSION, ScriptedEtcd
 from tests.core.wire.conversation import HEAD, data, goaway, headers, message, rst, trailers
 from tests.harness import Etcds, freeze, wait_until
@@ -377,6 +377,22 @@ class TestWaiting:
             assert sorted(await asyncio.gather(*asked)) == [b"%d" % n for n in range(5)]
 
     @in_a_loop
+    async def test_calls_that_wait_take_no_stream_from_short_calls(self) -> None:
+        two = {frames.SETTINGS_MAX_CONCURRENT_STREAMS: 2}
+        async with ScriptedEtcd(two) as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
+            first = await etcd.accepts()
+            waiting = [front.unary(LOCK, b"%d" % n) for n in range(4)]
+            await front.until(lambda: len(etcd.calls) == 4)
+            assert not first.calls
+            put = front.put(b"a")
+            first.answers(await first.hears())
+            assert await front.outcome(put) == OK
+            for connection in etcd.connections[1:]:
+                while connection.calls:
+                    connection.answers(connection.calls.pop(0), b"mine")
+            assert [await front.outcome(stream) for stream in waiting] == [OK] * 4
+
+    @in_a_loop
     async def test_a_full_connection_for_streams_makes_room_with_another(self) -> None:
         two = {frames.SETTINGS_MAX_CONCURRENT_STREAMS: 2}
         async with ScriptedEtcd(two) as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
@@ -588,6 +604,21 @@ class TestBroken:
             await etcd.accepts()
             await front.until(lambda: len([c for c in etcd.calls if c.path == WATCH]) == 2)
             front.cancels(watch)
+
+    @in_a_loop
+    async def test_a_call_that_waits_is_sent_again_only_if_it_surely_was_not_acted_on(self) -> None:
+        """A shard deletes the key of a lock whose call broke, and another call may have got the lock with it."""
+        async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
+            await etcd.accepts()
+            lock = front.unary(LOCK, b"m")
+            streams = await etcd.accepts()
+            refused = await streams.hears()
+            streams.says(rst(refused.stream, ErrorCode.REFUSED_STREAM))
+            again = await streams.hears()
+            assert again.body == refused.body
+            streams.hangs_up()
+            assert await front.outcome(lock) == told(errors.REQUEST_TIMED_OUT)
+            assert len(etcd.calls) == 2
 
     @in_a_loop
     async def test_streams_that_waited_for_room_on_it_get_another_connection(self) -> None:

@@ -10,6 +10,7 @@ from tests.core.wire.conversation import (
     HOLD,
     STREAM,
     Client,
+    Notes,
     Server,
     call,
     data,
@@ -114,6 +115,19 @@ def test_streaming_calls_are_ended_at_once_so_that_clients_resume_elsewhere() ->
         headers(1, trailers(STOPPING), end=True),
         rst(1, ErrorCode.NO_ERROR),
     )
+
+
+def test_calls_that_may_wait_for_hours_are_ended_as_streams_are() -> None:
+    client, server = meet()
+    server.hold.waits = True
+    client.sends(*(headers(s, call(HOLD)) + data(s, message(), end=True) for s in (1, 3)))
+    server.hold.streams[1].sink = Notes(server.stream, server.hold.streams[1])
+    drained(server)
+    assert server.saw[2:] == [("cancelled", 1, ErrorCode.CANCEL, "draining")]
+    server.answers(*NOTICE, *(refusal(s, Code.UNAVAILABLE, "server is shutting down") for s in (1, 3)))
+    answered(client)
+    assert server.closed
+    server.holds_nothing()
 
 
 def test_streaming_calls_begun_in_between_are_ended_too() -> None:

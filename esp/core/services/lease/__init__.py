@@ -12,6 +12,6 @@ From the top down; each file imports only files below it.
 """
 
 from esp.core.services.lease.retry import LeaseRetry
-from esp.core.services.lease.service import Leases
+from esp.core.services.lease.service import Grant, Leases
 
-__all__ = ["LeaseRetry", "Leases"]
+__all__ = ["Grant", "LeaseRetry", "Leases"]

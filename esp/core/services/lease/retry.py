@@ -1,14 +1,14 @@
 """Sends a write again that a shard refused because it lacks the lease, after granting the lease there.
 
 etcd looks for the leases of a Put or a Txn before it changes anything. So a write that is refused for its lease was not
-applied, and may be sent again.
+applied, and may be sent again. So may a Lock, Campaign or Proclaim: each begins with such a Txn.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final
 
 from esp.core import errors
 from esp.core.pb import rpc_pb2
@@ -53,8 +53,21 @@ class LeaseRetry:
             status: the refusal.
             owner: the shard that owns a key, in the layout that the write was routed by.
         """
-        table = self._repair.table
-        if status != errors.LEASE_NOT_FOUND or not table.tolerant or stream.retried:
+        if status != errors.LEASE_NOT_FOUND:
+            return False
+        return self._begin(stream, lambda call: self._again(call, message, puts, owner))
+
+    def take_call(
+        self, stream: ServerStream, lease_id: int, status: Status, shard: Shard, again: Callable[[], None]
+    ) -> bool:
+        """Takes over a call that `shard` refused with `status` for the one lease that the call names; `again` sends it.
+
+        False when `status` is the answer.
+        """
+        return self._begin(stream, lambda call: self._again_by(call, lease_id, status, shard, again))
+
+    def _begin(self, stream: ServerStream, work: Callable[[CoroutineCall], Coroutine[Any, Any, None]]) -> bool:
+        if not self._repair.table.tolerant or stream.retried:
             return False
         if self._running >= self._context.limits.max_waiting_requests:
             self._context.reached("max_waiting_requests")
@@ -62,7 +75,7 @@ class LeaseRetry:
         stream.retried = True
         call = CoroutineCall(stream)
         self._running += 1
-        call.start(self._spawn, self._again(call, message, puts, owner), self._ended)
+        call.start(self._spawn, work(call), self._ended)
         return True
 
     def _ended(self) -> None:
@@ -85,6 +98,14 @@ class LeaseRetry:
         )
         self._repair.table.counters["writes_retried"] += 1
         stream.respond(body)
+
+    async def _again_by(
+        self, call: CoroutineCall, lease_id: int, status: Status, shard: Shard, again: Callable[[], None]
+    ) -> None:
+        if not await self._granted(call.stream, shard, [lease_id]):
+            raise status.error()
+        self._repair.table.counters["writes_retried"] += 1
+        again()
 
     async def _granted(self, stream: ServerStream, shard: Shard, leases: list[int]) -> bool:
         """Whether any of the leases is on the shard now; it need not be the lease that the shard did not find."""

@@ -55,6 +55,10 @@ LEASES_AT_ONCE: Final = 1024
 """Leases of a shard that are told on in one go."""
 
 
+Grant = Callable[[CoroutineCall, rpc_pb2.LeaseGrantRequest], Coroutine[Any, Any, rpc_pb2.LeaseGrantResponse]]
+"""Grants a lease for a client's call; raises RpcError."""
+
+
 class Leases:
     """The leases of a proxy: the handlers, the table of known leases, and the repairs.
 
@@ -86,6 +90,10 @@ class Leases:
             LEASE_TIME_TO_LIVE.path: unary(rpc_pb2.LeaseTimeToLiveRequest, fan_out.time_to_live),
             LEASE_LEASES.path: unary(rpc_pb2.LeaseLeasesRequest, fan_out.leases),
         }
+
+    def granting(self, layout: Layout) -> Grant:
+        """Grants leases on the shards of a layout, as LeaseGrant does, for the calls of other services."""
+        return _FanOut(layout, self.table, self.repair).grant
 
     def start(self) -> None:
         """Begins to repair leases."""
