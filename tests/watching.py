@@ -1,10 +1,10 @@
-"""A checker for watches: writers with a known history, watchers that note all they are told, and etcd's guarantees.
+"""A checker for watches: writers with a known history, watchers that note all messages, and etcd's guarantees.
 
     with Writers(shards) as writers, watching(esp, key=b"\\0", range_end=b"\\0") as watch:
-        ...                                        # whatever should not be noticed
+        ...                                        # a fault that clients must not notice
     check(watch, histories(shards), owner)
 
-The truth is read afterwards from each shard's own history, past esp. The guarantees are those that etcd publishes
+The truth is read afterwards from each shard's own history, without esp. The guarantees are those that etcd publishes
 (https://etcd.io/docs/v3.5/learning/api_guarantees/): `ordered`, `unique`, `reliable`, `atomic`, `resumable` and
 `bookmarkable`, each a function of its own.
 """
@@ -34,7 +34,7 @@ Owner = Callable[[bytes], int]
 
 
 class Requests:
-    """The client's half of a Watch call: what is sent is up to the test, and when."""
+    """The client's half of a Watch call: the test decides what is sent, and when."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[rpc_pb2.WatchRequest | None] = SimpleQueue()
@@ -60,13 +60,13 @@ class Requests:
 
 @dataclass
 class Watch:
-    """One watcher alone on a stream, and what it was told; it does not resume, so a break that shows fails the test.
+    """A single watcher on a stream, and its messages. The watcher does not resume, so a visible break fails the test.
 
     Attributes:
-        create: what was asked.
+        create: the request.
         messages: in order, fragments joined; without `created`.
         created: the reply to the create.
-        ended: how the stream ended by itself, when it did.
+        ended: the end of the stream, if it ended by itself.
     """
 
     create: dict[str, Any]
@@ -107,11 +107,11 @@ class Watch:
             time.sleep(0.01)
 
     def wait_for_events(self, count: int) -> None:
-        """Until it was told of so many, or more."""
+        """Waits until at least `count` events have come."""
         self.wait_for(lambda watch: len(watch.events()) >= count)
 
     def covers(self, key: bytes) -> bool:
-        """Whether it watches `key`."""
+        """Whether the watcher covers `key`."""
         start, end = self.create["key"], self.create.get("range_end", b"")
         if not end:
             return bool(key == start)
@@ -120,7 +120,7 @@ class Watch:
 
 @contextmanager
 def watching(server: Server, metadata: Sequence[tuple[str, str]] = (), **create: Any) -> Iterator[Watch]:
-    """A watcher that is there when the block begins, and is ended with it."""
+    """A watcher that exists when the block begins, and ends with the block."""
     watch = Watch(create)
     watch.requests.create(**create)
     with connect(server) as channel:
@@ -138,7 +138,7 @@ def watching(server: Server, metadata: Sequence[tuple[str, str]] = (), **create:
 
 
 class Writers:
-    """One writer for each shard, past esp: puts, deletes and transactions over a few keys, one after the other."""
+    """A writer for each shard, without esp: puts, deletes and transactions over a few keys, one after the other."""
 
     def __init__(self, shards: Sequence[Server], prefixes: Sequence[str], pause: float = 0.0) -> None:
         self.written = [0] * len(shards)
@@ -168,10 +168,10 @@ class Writers:
                     kv.Txn(_random_txn(chance, prefix, self.written[number]), timeout=5)
                     self.written[number] += 1
                 except grpc.RpcError:
-                    self._stopping.wait(0.02)  # applied or not: the shard's history tells
+                    self._stopping.wait(0.02)  # applied or not: the shard's history decides
 
     def wait_for_more(self, count: int = 100, shards: Sequence[int] | None = None) -> None:
-        """Returns when each, or each of `shards`, has written that often again."""
+        """Waits until each writer, or each of those of `shards`, has written `count` times more."""
         goals = {number: self.written[number] + count for number in shards or range(len(self.written))}
         deadline = time.monotonic() + 60
         while any(self.written[number] < goal for number, goal in goals.items()):
@@ -180,7 +180,7 @@ class Writers:
 
 
 def _random_txn(chance: random.Random, prefix: str, number: int) -> rpc_pb2.TxnRequest:
-    """Changes one key or several, each once; now and then with one that is deleted."""
+    """A transaction that changes one key or several, each once; sometimes it deletes one."""
     keys = chance.sample([f"{prefix}{name}".encode() for name in range(8)], chance.choice((1, 1, 1, 2, 4)))
     operations = []
     for key in keys:
@@ -200,7 +200,7 @@ def revision_of(shard: Server) -> int:
 
 
 def history_of(shard: Server, start: int = 1) -> History:
-    """What a shard itself remembers, from a revision that must not be compacted on."""
+    """A shard's own history from `start` on, a revision that must not be compacted."""
     last = revision_of(shard)
     history: History = {}
     requests = Requests()
@@ -209,7 +209,7 @@ def history_of(shard: Server, start: int = 1) -> History:
         answers = rpc_pb2_grpc.WatchStub(channel).Watch(iter(requests), timeout=60)
         while max(history, default=start - 1) < last:
             answer = next(answers)
-            # Waiting on would end with this call's own deadline, for which etcd's word is Unknown.
+            # A longer wait would end with this call's own deadline, for which etcd answers Unknown.
             assert not answer.canceled, f"the truth before revision {answer.compact_revision} is compacted"
             for event in answer.events:
                 history.setdefault(event.kv.mod_revision, []).append(event)
@@ -218,7 +218,7 @@ def history_of(shard: Server, start: int = 1) -> History:
 
 
 def wanted(watch: Watch, history: History, start: int) -> History:
-    """The part of `history` that `watch` should have been told of."""
+    """The part of `history` that `watch` must have got."""
     no_put = rpc_pb2.WatchCreateRequest.NOPUT in watch.create.get("filters", ())
     no_delete = rpc_pb2.WatchCreateRequest.NODELETE in watch.create.get("filters", ())
     seen: History = {}
@@ -240,7 +240,7 @@ def wanted(watch: Watch, history: History, start: int) -> History:
 
 
 def by_shard(watch: Watch, owner: Owner) -> dict[int, list[rpc_pb2.WatchResponse]]:
-    """The messages with events, by the shard they came from. None may hold events of two."""
+    """The messages with events, by their shard. No message may have events of two shards."""
     messages: dict[int, list[rpc_pb2.WatchResponse]] = {}
     for message in watch.messages:
         shards = {owner(event.kv.key) for event in message.events}
@@ -254,7 +254,7 @@ def by_shard(watch: Watch, owner: Owner) -> dict[int, list[rpc_pb2.WatchResponse
 
 
 def ordered(messages: Sequence[rpc_pb2.WatchResponse]) -> None:
-    """Events are ordered by revision; an event never appears if it precedes one that was told already."""
+    """Checks that events are ordered by revision: no event comes after a later one."""
     revisions = [event.kv.mod_revision for message in messages for event in message.events]
     assert revisions == sorted(revisions)
     for message in messages:
@@ -262,13 +262,13 @@ def ordered(messages: Sequence[rpc_pb2.WatchResponse]) -> None:
 
 
 def unique(messages: Sequence[rpc_pb2.WatchResponse]) -> None:
-    """An event never appears twice."""
+    """Checks that no event comes twice."""
     events = [(event.kv.mod_revision, event.kv.key) for message in messages for event in message.events]
     assert len(events) == len(set(events))
 
 
 def reliable(messages: Sequence[rpc_pb2.WatchResponse], truth: History) -> None:
-    """No event is missing, and none is made up."""
+    """Checks that no event is missing, and none is invented."""
     told: History = {}
     for message in messages:
         for event in message.events:
@@ -279,7 +279,7 @@ def reliable(messages: Sequence[rpc_pb2.WatchResponse], truth: History) -> None:
 
 
 def atomic(messages: Sequence[rpc_pb2.WatchResponse]) -> None:
-    """The events of one revision come in one message."""
+    """Checks that the events of one revision come in one message."""
     home: dict[int, int] = {}
     for number, message in enumerate(messages):
         for event in message.events:
@@ -287,7 +287,7 @@ def atomic(messages: Sequence[rpc_pb2.WatchResponse]) -> None:
 
 
 def bookmarkable(watch: Watch, truth: History) -> None:
-    """A progress message with revision R says that all events up to R were told before it."""
+    """Checks that all events up to R have come before a progress message with revision R."""
     told = 0
     for message in watch.messages:
         if message.events:
@@ -297,7 +297,7 @@ def bookmarkable(watch: Watch, truth: History) -> None:
 
 
 def resumable(server: Server, watch: Watch, truth: History) -> None:
-    """From the revision after any that was told, a new watcher is told the rest."""
+    """Checks that a new watcher, from the revision after any event, gets the rest."""
     revisions = sorted(truth)
     for revision in (revisions[0], revisions[len(revisions) // 2], revisions[-1]):
         create = {**watch.create, "start_revision": revision}
@@ -309,19 +309,19 @@ def resumable(server: Server, watch: Watch, truth: History) -> None:
 
 
 def wait_until_told(watch: Watch, truths: dict[int, History], owner: Owner) -> None:
-    """Returns when the last event of each shard has come."""
+    """Waits until the last event of each shard has come."""
     last = {(shard, max(truth)) for shard, truth in truths.items() if truth}
     watch.wait_for(lambda watch: last <= {(owner(e.kv.key), e.kv.mod_revision) for e in watch.events()})
 
 
 def check(watch: Watch, shards: Sequence[Server], owner: Owner, starts: dict[int, int]) -> None:
-    """All guarantees but `resumable`, for a watcher that must have been told everything from `starts` on.
+    """Checks all guarantees but `resumable`, for a watcher that must have got all events from `starts` on.
 
     Args:
-        watch: what it was told; it is still open.
-        shards: where the truth is.
-        owner: the shard of a key, an index into `shards`.
-        starts: for each shard concerned, the first revision that the watcher must have been told of.
+        watch: the watcher, which is still open.
+        shards: the shards, whose own histories are the truth.
+        owner: the shard of a key, as an index into `shards`.
+        starts: for each shard concerned, the first revision that the watcher must have got.
     """
     truths = {shard: wanted(watch, history_of(shards[shard], start), start) for shard, start in starts.items()}
     wait_until_told(watch, truths, owner)
@@ -338,7 +338,7 @@ def check(watch: Watch, shards: Sequence[Server], owner: Owner, starts: dict[int
 
 
 class Relay:
-    """Stands between esp and a shard. It can be cut, and what was on its way is lost; or hold requests back."""
+    """A relay between esp and a shard. It can be cut, which loses the bytes on their way; or hold requests back."""
 
     def __init__(self, server: Server) -> None:
         self._target = server.address
@@ -377,7 +377,7 @@ class Relay:
         self._flows.clear()
 
     def wait_until_it_holds(self, seconds: float = 30) -> None:
-        """Until something has come that it holds back."""
+        """Waits until the relay holds back some bytes."""
         assert self._holds_some.wait(seconds)
 
     def release(self) -> None:

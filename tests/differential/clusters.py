@@ -17,7 +17,7 @@ from tests.harness import EVERYTHING, Server, connect
 from tests.watching import Requests
 
 SECONDS = 30
-"""After which a call or a wait is a failure of the test."""
+"""Seconds after which a call or a wait fails the test."""
 
 
 class Failure(NamedTuple):
@@ -29,7 +29,7 @@ Outcome = bytes | Failure
 
 
 def ask(channel: grpc.Channel, method: str, request: Message, metadata: Sequence[tuple[str, str]] = ()) -> Outcome:
-    """The bytes of the answer, or how the call failed. A call without an answer fails the test."""
+    """The bytes of the answer, or the failure of the call. A call without an answer fails the test."""
     try:
         return bytes(
             channel.unary_unary(f"/etcdserverpb.{method}")(
@@ -41,7 +41,7 @@ def ask(channel: grpc.Channel, method: str, request: Message, metadata: Sequence
 
 
 def stream_range(channel: grpc.Channel, request: rpc_pb2.RangeRequest) -> Outcome:
-    """The chunks of a RangeStream, put together to the answer of a Range. Only the last may have a header."""
+    """The chunks of a RangeStream, joined to the answer of a Range. Only the last chunk may have a header."""
     call = channel.unary_stream("/etcdserverpb.KV/RangeStream")
     whole = rpc_pb2.RangeResponse()
     try:
@@ -90,7 +90,7 @@ class Talk:
             for message in self._call:
                 self._hear(message)
         except grpc.RpcError:
-            pass  # it is cancelled at the end; before, whoever waits finds out
+            pass  # the call is cancelled at the end; an earlier end shows in `wait_for`
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -106,7 +106,7 @@ class Talk:
         return [rpc_pb2.WatchResponse.FromString(message) for message in heard]
 
     def wait_for(self, condition: Callable[[], bool], what: Callable[[], object]) -> None:
-        """Returns when the condition holds, which is looked at after each message."""
+        """Waits until the condition holds; checks it after each message."""
         with self._changed:
             met = self._changed.wait_for(lambda: condition() or self._ended, SECONDS)
         is_there = met and condition()
@@ -120,7 +120,7 @@ class Talk:
 
 
 class Observer:
-    """What changed at each revision of an etcd, from now on."""
+    """The changes at each revision of an etcd, from now on."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.events: dict[int, list[kv_pb2.Event]] = {}
@@ -130,7 +130,7 @@ class Observer:
         self._talk.wait_for(lambda: bool(self._talk.heard), lambda: "created")
 
     def at(self, revision: int) -> list[kv_pb2.Event]:
-        """The events of a revision, which may be on their way."""
+        """The events of a revision; waits for them if they are on their way."""
         self._talk.wait_for(lambda: self._has(revision), lambda: f"revision {revision}")
         return self.events[revision]
 
@@ -146,12 +146,12 @@ class Observer:
 
 
 class Clusters:
-    """One etcd, some shards, and esp before them, between which nobody else writes.
+    """A single etcd, some shards, and esp in front of the shards. Only the test writes to them.
 
     Attributes:
-        alone, shards, across: channels to the etcd, to each shard past esp, and to esp.
-        exact: there is one shard, of the same ids as the etcd and with the same revisions: all bytes are to be equal.
-        streams: they are new enough for RangeStream.
+        alone, shards, across: channels to the etcd, to each shard without esp, and to esp.
+        exact: there is one shard, with the etcd's ids and revisions, so all bytes must be equal.
+        streams: all etcds are new enough for RangeStream.
     """
 
     def __init__(
@@ -187,18 +187,18 @@ class Clusters:
         return rpc_pb2.RangeResponse.FromString(answer).header
 
     def revisions(self) -> tuple[int, ...]:
-        """Of each shard, as it says itself."""
+        """The present revision of each shard, from the shard itself."""
         return tuple(self._header(shard).revision for shard in self.shards)
 
     def new_lease(self) -> int:
-        """An id that no lease had before."""
+        """The id for a new lease."""
         self.leases_chosen += 1
         return self.leases_chosen
 
     def begin(self, *, wiped: bool = True) -> Mapping:
-        """No keys, no leases, and no history but that of before this moment, which is compacted.
+        """Deletes all keys and leases, and compacts all history; the mapping from then on.
 
-        Or, not `wiped`, for etcds that were never written to: as they are, with all of their history.
+        Without `wiped`, for etcds that were never written to: leaves them as they are, with their whole history.
         """
         if wiped:
             list(self._pool.map(_wipe, [self.alone, *self.shards]))
@@ -213,7 +213,7 @@ def _wipe(channel: grpc.Channel) -> None:
     deleted = ask(channel, "KV/DeleteRange", rpc_pb2.DeleteRangeRequest(**EVERYTHING))
     assert isinstance(deleted, bytes)
     revision = rpc_pb2.DeleteRangeResponse.FromString(deleted).header.revision
-    # When nothing was written since, this fails, and is done already.
+    # This fails if nothing was written since the last compaction; then there is nothing to do.
     ask(channel, "KV/Compact", rpc_pb2.CompactionRequest(revision=revision))
 
 

@@ -1,8 +1,8 @@
-"""The list: every way in which esp over several shards may answer otherwise than one etcd. There is no other.
+"""The list of all differences between the answers of esp over several shards and those of one etcd.
 
-Each is checked where it occurs: what esp says instead is predicted, field by field, and must be exactly that. The
-run notes each occurrence, and a fixed program for each shows that it does occur (test_differential.py). What a choice
-says: docs/design.md, "Over several shards"; docs/errors.md has the texts.
+The run checks each difference where it occurs: it predicts esp's answer, field by field, and the answer must be exactly
+that. The run notes each occurrence, and a fixed program for each difference shows that it does occur
+(test_differential.py). The reasons: docs/design.md, "Over several shards"; the texts: docs/errors.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Difference(Enum):
-    """What differs, and why."""
+    """A difference, and its reason."""
 
     HEADER_IDS = (
         "cluster_id, member_id and raft_term of a header are the shard's that answered, or esp's own for several",

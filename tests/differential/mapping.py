@@ -1,8 +1,8 @@
-"""One etcd's revisions beside those of shards that hold the same keys: which write is which, and which moment.
+"""The mapping between the revisions of a single etcd and those of shards with the same keys.
 
-Every write to the one etcd (`alone`) is a revision there, and is known here with the keys it changed. From that follows
-what each shard must count: one more when a key of its own changed. So nothing is guessed from esp's answers; each of
-their revisions has exactly one right value.
+Every write to the single etcd (`alone`) is a revision there, and the mapping knows the keys that it changed. The
+revisions of each shard follow from that: one more for each change of a key of its own. So the mapping guesses nothing
+from esp's answers; each revision in them has exactly one right value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Vector = tuple[int, ...]
 
 
 class Layout:
-    """Which shard owns which keys: part i is the keys from `starts[i]` on and belongs to shard `owners[i]`."""
+    """The owners of keys: part i is the keys from `starts[i]` on, and belongs to shard `owners[i]`."""
 
     def __init__(self, boundaries: Sequence[bytes], owners: Sequence[int]) -> None:
         assert len(owners) == len(boundaries) + 1
@@ -32,7 +32,7 @@ class Layout:
         return self.owners[self.part(key)]
 
     def shards_of(self, keys: KeyRange) -> set[int]:
-        """The shards that own keys of the range; of an empty range, the one that owns its start."""
+        """The shards that own keys of the range; for an empty range, the owner of its start."""
         if keys.is_empty():
             return {self.owner(keys.start)}
         ends = [*self.starts[1:], None]
@@ -40,24 +40,24 @@ class Layout:
         return {owner for start, end, owner in parts if keys.intersect(KeyRange(start, end)) is not None}
 
     def sole(self, keys: KeyRange) -> int | None:
-        """The shard that owns the whole range, in one piece; None when it is cut."""
+        """The shard that owns the whole range, in one piece; None if a boundary divides the range."""
         last = keys.end
         if keys.is_empty():
             return self.owner(keys.start)
         first = self.part(keys.start)
         behind = self.starts[first + 1] if first + 1 < len(self.starts) else None
-        # Neighbours of one owner do not occur here, so a cut is a change of owner.
+        # Here neighbouring parts never have the same owner, so a boundary is always a change of owner.
         if behind is None or (last is not None and last <= behind):
             return self.owners[first]
         return None
 
 
 class Moment(NamedTuple):
-    """A revision of the one etcd.
+    """A revision of the single etcd.
 
     Attributes:
-        vector: each shard's revision when it was done.
-        written: the revision of a shard for each part of the layout that it changed.
+        vector: the revision of each shard after the write.
+        written: for each part of the layout that the write changed, the revision of the part's shard.
     """
 
     vector: Vector
@@ -65,7 +65,7 @@ class Moment(NamedTuple):
 
 
 class Mapping:
-    """The moments from a first one on, before which all is compacted (or nothing ever was)."""
+    """The moments from a first one on. Earlier history is compacted, or there is none."""
 
     def __init__(self, layout: Layout, first: int, vector: Vector, *, compacted: bool) -> None:
         self.layout = layout
@@ -76,15 +76,15 @@ class Mapping:
 
     @property
     def now(self) -> int:
-        """The one etcd's revision."""
+        """The present revision of the single etcd."""
         return self.first + len(self._moments) - 1
 
     def vector(self, revision: int | None = None) -> Vector:
-        """Each shard's revision, when the one etcd has this one; now."""
+        """The revision of each shard at this revision of the single etcd; by default now."""
         return self._moments[(self.now if revision is None else revision) - self.first].vector
 
     def wrote(self, keys: Iterable[bytes], *, in_parts: bool) -> None:
-        """The next revision changed these keys: all at once in each shard, or one part after the other."""
+        """Notes that the next revision changes these keys: all at once in each shard, or one part after the other."""
         vector = list(self.vector())
         written: dict[int, int] = {}
         done: set[int] = set()
@@ -100,21 +100,21 @@ class Mapping:
             column.append(revision)
 
     def write(self, revision: int, key: bytes) -> int:
-        """The shard's revision of the write to `key` that is this revision of the one etcd; 0 is 0."""
+        """The shard's revision of the write to `key` that is this revision of the single etcd; 0 for 0."""
         return self._moments[revision - self.first].written[self.layout.part(key)] if revision else 0
 
     def width(self, revision: int) -> int:
-        """How many revisions of shards this one is."""
+        """The number of revisions, on all shards, that this revision of the single etcd stands for."""
         return len(set(self._moments[revision - self.first].written.items()))
 
-    # What a number that a shard is given means to the one etcd.
+    # The meaning for the single etcd of a number that goes to a shard.
 
     def first_at(self, shard: int, number: int) -> int:
-        """The first moment at which the shard had got to `number`: the write that made it so."""
+        """The first moment at which the shard had reached `number`: the write with that revision."""
         return self._find(shard, number, bisect_left(self._columns[shard], number))
 
     def last_at(self, shard: int, number: int) -> int:
-        """The last moment at which the shard had not got behind `number`."""
+        """The last moment at which the shard was not past `number`."""
         return self._find(shard, number, bisect_right(self._columns[shard], number) - 1)
 
     def _find(self, shard: int, number: int, place: int) -> int:
@@ -128,10 +128,10 @@ class Mapping:
         return self.first + place
 
     def is_moment(self, shard: int, number: int) -> bool:
-        """False for what is inside a delete in parts: the one etcd was never there."""
+        """Whether the single etcd was ever in this state; False inside a delete that goes in parts."""
         column = self._columns[shard]
         return not column[0] <= number <= column[-1] or column[bisect_left(column, number)] == number
 
     def last_like(self, revision: int, shards: Collection[int]) -> int:
-        """The last moment at which these shards were as at this one."""
+        """The last moment at which these shards had the same state as at this moment."""
         return min(self.last_at(shard, self.vector(revision)[shard]) for shard in shards)

@@ -1,6 +1,7 @@
 """Random programs for an etcd: steps as plain values, printed as they are written, and the strategies that make them.
 
-A revision or a lease is named by where it was seen: what it is in numbers differs between one etcd and esp.
+A program names a revision or a lease by the answer in which it came, because the numbers differ between one etcd and
+esp.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ EDGES = (*KEYS, b"\0", b"k\0", b"i", b"r", b"k2", b"zz", b"\xff\xff")
 VALUES = (b"", b"1", b"2", b"3", b"a long value " * 20)
 HUGE = 2**63 - 1
 NO_TOKEN_OF_OURS = 2**52 + 2**20
-"""A number in the form of a token, of the first days of such."""
+"""A number in the form of a token, from the first days of 2025, that no esp here has minted."""
 
 
 @dataclass(frozen=True)
 class Rev:
-    """A revision: the `back`th last that was seen in an answer, and `plus`; or, without `back`, just a number."""
+    """A revision: the `back`th last in an answer, plus `plus`; without `back` the number `plus`."""
 
     back: int | None = None
     plus: int = 0
@@ -33,7 +34,7 @@ LATEST = Rev()
 
 @dataclass(frozen=True)
 class LeaseRef:
-    """The `back`th last lease that was granted; for None one that never was."""
+    """The `back`th last granted lease; for None, a lease that was never granted."""
 
     back: int | None
 
@@ -94,7 +95,7 @@ class Txn:
 
 
 class Many(tuple[Any, ...]):
-    """The same few operations again and again, printed as such."""
+    """The same few operations repeated, with a short printed form."""
 
     __slots__ = ()
 
@@ -104,7 +105,7 @@ class Many(tuple[Any, ...]):
 
 @dataclass(frozen=True)
 class Pages:
-    """A list by pages at the revision of the first, with writes between them."""
+    """A list in pages, at the revision of the first page, with writes between the pages."""
 
     key: bytes
     end: bytes
@@ -159,7 +160,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Of the `back`th last watcher, when there is one; of an id that was never given for None."""
+    """A cancel of the `back`th last watcher, if there is one; for None, of an id that was never given."""
 
     back: int | None
 
@@ -229,7 +230,7 @@ def _compares(draw: st.DrawFn, key: st.SearchStrategy[bytes], end: st.SearchStra
 
 
 def _txns(key: st.SearchStrategy[bytes], end: st.SearchStrategy[bytes], depth: int) -> st.SearchStrategy[Txn]:
-    """Transactions over these keys, with others in them down to a depth."""
+    """Transactions over these keys, with nested transactions down to `depth`."""
 
     def elsewhere(one: Any, key: bytes, end: bytes) -> Any:
         changes = {"key": key} if isinstance(one, Put) else {"key": key, "end": end}
@@ -243,7 +244,7 @@ def _txns(key: st.SearchStrategy[bytes], end: st.SearchStrategy[bytes], depth: i
 
 
 def _many(operation: st.SearchStrategy[Any]) -> st.SearchStrategy[Txn]:
-    """As many operations as etcd allows, or some more."""
+    """Transactions with as many operations as etcd allows, or a few more."""
     several = st.tuples(st.lists(operation, min_size=1, max_size=3), st.sampled_from([1, 60, 100, 127, 129, 200]))
     return st.builds(Txn, success=several.map(lambda of: Many((of[0] * of[1])[: of[1]])))
 
@@ -330,7 +331,7 @@ _weights: list[tuple[st.SearchStrategy[Step], int]] = [
     (watches, 3),
     (cancels, 1),
 ]
-# Not one_of, which would choose between all that is in them, and so mostly between the many kinds of some.
+# Not one_of: it would flatten these strategies, and so mostly choose from those with many kinds.
 steps: st.SearchStrategy[Step] = st.sampled_from([kind for kind, weight in _weights for _ in range(weight)]).flatmap(
     lambda kind: kind
 )

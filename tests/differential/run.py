@@ -1,9 +1,9 @@
-"""A program run step by step against one etcd and against esp, all answers compared.
+"""Runs a program step by step against a single etcd and against esp, and compares all answers.
 
-What esp must answer is made of what the one etcd answers, with every revision translated (mapping.py), or is one of the
-listed differences, predicted from the request. Revisions in requests are translated the other way: the one etcd is
-first asked with the very numbers that it gave, and where that answer is another one, with the moment that the number
-means on the shard concerned; then that was a listed difference.
+esp's right answer is the single etcd's answer with every revision translated (mapping.py), or it is a listed
+difference, predicted from the request. Revisions in requests are translated the other way. The single etcd is first
+asked with the numbers that it gave itself. If its answer is another one, it is asked for the moment that the number
+means on the shard concerned; then this was a listed difference.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ Answer = TypeVar("Answer", bound=Message)
 
 
 def refusal(text: str) -> Failure:
-    """How esp's refusals begin."""
+    """A failure with the beginning of one of esp's refusals."""
     return Failure(grpc.StatusCode.FAILED_PRECONDITION, f"esp: {text}")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A revision in an answer: what the one etcd said and what esp did; of a token also which shards it is of."""
+    """A revision in an answer: that of the single etcd and that of esp; for a token also its shards."""
 
     alone: int
     esp: int
@@ -58,11 +58,11 @@ class Number(NamedTuple):
     """A revision for a request.
 
     Attributes:
-        alone, esp: what each side is asked.
-        covers: of a token.
-        at: the one etcd's revision at the token.
-        offset: 1 for token + 1, -1 for token - 1: so many revisions further on each shard.
-        is_unknown: it looks like a token, and is none.
+        alone, esp: the number for each side.
+        covers: the shards of a token.
+        at: the single etcd's revision at the token.
+        offset: 1 for token + 1, -1 for token - 1: the revisions to add on each shard.
+        is_unknown: the number looks like a token, but is none.
     """
 
     alone: int
@@ -78,21 +78,21 @@ class Number(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Why esp must fail a request that the one etcd may answer."""
+    """A reason why esp must fail a request that the single etcd may answer."""
 
     failure: Failure
     difference: Difference
 
 
 class Unanswerable(Exception):
-    """The one etcd was never in the state that is asked about: inside a delete in parts."""
+    """The single etcd was never in the requested state, which is inside a delete that goes in parts."""
 
 
 class Run:
-    """One program.
+    """The run of one program.
 
     Attributes:
-        noted: which differences occurred, and how often.
+        noted: the differences that occurred, and how often.
     """
 
     def __init__(self, clusters: Clusters, noted: Counter[Difference], *, wiped: bool = True) -> None:
@@ -108,7 +108,7 @@ class Run:
         self.watchers = Watchers(self)
 
     def all_of(self, program: Sequence[p.Step]) -> None:
-        """Runs it, and looks at the end whether the shards are where they must be."""
+        """Runs the program, and checks at the end that the shards are at the right revisions."""
         try:
             for step in [*program, p.Range(**p.EVERYTHING)]:
                 self.step = step
@@ -123,7 +123,7 @@ class Run:
             self.watchers.close()
 
     def take(self, step: p.Step) -> None:
-        """Runs a step. What it says of earlier answers is about those before it."""
+        """Runs a step. Its references to earlier answers are to those before the step."""
         self._seen_before = list(self.seen)
         self._steps[type(step)](self, step)
 
@@ -135,12 +135,12 @@ class Run:
     def both(
         self, method: str, alone: Message, esp: Message, metadata: Sequence[tuple[str, str]] = ()
     ) -> tuple[Outcome, Outcome]:
-        """The one etcd's answer, then esp's."""
+        """The answers of the single etcd and of esp."""
         first = ask(self.clusters.alone, method, alone)
         return first, ask(self.clusters.across, method, esp, metadata)
 
     def must_fail(self, outcome: Outcome, problems: Sequence[Problem]) -> None:
-        """It must be the failure of one of these problems: which comes first is esp's business."""
+        """Checks that `outcome` is the failure for one of these problems; esp may choose which."""
         assert isinstance(outcome, Failure), f"it was answered, in spite of {problems}"
         for failure, difference in problems:
             is_own = failure.text.startswith("esp: ")
@@ -152,7 +152,7 @@ class Run:
         raise AssertionError(f"{outcome}, but there is {problems}")
 
     def same(self, alone: Outcome, esp: Outcome, answer: type[Answer], expected: Callable[[Answer], Answer]) -> bool:
-        """Both failed alike, or esp's answer is the expected one; False for a failure. With one shard, by the byte."""
+        """Checks that both failed alike, or that esp's answer is the expected one; False for a failure."""
         if isinstance(alone, Failure) or isinstance(esp, Failure):
             assert esp == alone
             return False
@@ -163,7 +163,7 @@ class Run:
         return True
 
     def wrote(self, revision: int, *, in_parts: bool = False) -> None:
-        """The one etcd is at this revision now: if it is new, the shards have something new as well."""
+        """Notes the single etcd's present revision: if it is new, the shards have new revisions as well."""
         if revision > self.mapping.now:
             assert revision == self.mapping.now + 1
             self.mapping.wrote((event.kv.key for event in self.clusters.observer.at(revision)), in_parts=in_parts)
@@ -171,7 +171,7 @@ class Run:
     # Revisions.
 
     def number(self, rev: p.Rev) -> Number:
-        """What a revision is on each side."""
+        """The number of a revision on each side."""
         before = self._seen_before
         if rev.back is None or not before:
             number = rev.plus if rev.back is None else 0
@@ -183,13 +183,13 @@ class Run:
         return Number(alone, esp, seen.covers, seen.alone, offset=rev.plus)
 
     def on_shard(self, number: Number, shard: int) -> int:
-        """What it means on a shard that it says something about."""
+        """The revision that the number means on a shard that it covers."""
         if number.covers is None:
             return number.esp
         return self.mapping.vector(number.at)[shard] + number.offset
 
     def unknown_on(self, number: Number, shards: Collection[int]) -> list[Problem]:
-        """Why it means nothing on one of these shards."""
+        """The problems, if the number has no meaning on one of these shards."""
         if number.is_unknown:
             return [Problem(COMPACTED, Difference.UNKNOWN_TOKEN)]
         if number.covers is not None and not number.covers.issuperset(shards):
@@ -202,16 +202,16 @@ class Run:
         self.seen.append(Seen(alone, esp, None if covers is None else frozenset(covers)))
 
     def saw_rows(self, alone: Sequence[kv_pb2.KeyValue]) -> None:
-        """The revisions of the first rows, which clients compare with later."""
+        """Notes the revisions of the first rows: later compares use them."""
         for row in alone[:2]:
             self.saw(row.mod_revision, self.mapping.write(row.mod_revision, row.key))
 
     def new_token(self, number: int, shards: Collection[int]) -> None:
-        """esp has answered with this token, for where these shards are now; it must be in order with the others."""
+        """Notes a token of esp for the present revisions of these shards; checks its order among the others."""
         here = Seen(self.mapping.now, number, frozenset(shards))
         assert number >= MARK, "it is no token"
         known = self._tokens.setdefault(number, here)
-        # The same number again must mean the same.
+        # An equal number must have the same meaning.
         assert known.covers == here.covers
         vectors = self.mapping.vector(known.alone), self.mapping.vector()
         assert [vectors[0][shard] for shard in shards] == [vectors[1][shard] for shard in shards]
@@ -222,7 +222,7 @@ class Run:
     # Headers and rows.
 
     def header_of(self, shard: int, revision: int) -> rpc_pb2.ResponseHeader:
-        """The shard's header for one of the one etcd with this revision."""
+        """The shard's header in place of a header of the single etcd with this revision."""
         header = rpc_pb2.ResponseHeader()
         header.CopyFrom(self.clusters.headers[shard])
         header.revision = self.mapping.vector(revision)[shard] if revision else 0
@@ -238,13 +238,13 @@ class Run:
         )
 
     def row(self, row: kv_pb2.KeyValue) -> None:
-        """Translates it."""
+        """Translates a row."""
         row.create_revision = self.mapping.write(row.create_revision, row.key)
         row.mod_revision = self.mapping.write(row.mod_revision, row.key)
         row.lease = dict(self.leases).get(row.lease, row.lease)
 
     def rows(self, answer: Any, header: rpc_pb2.ResponseHeader | None) -> Any:
-        """An answer translated that holds rows, or a transaction's answer of such, which has only inner headers."""
+        """Translates an answer with rows, or such an answer inside a transaction, which has only an inner header."""
         if header is not None:
             answer.header.CopyFrom(header)
         match answer:
@@ -295,7 +295,7 @@ class Run:
             self.wrote(answer.FromString(alone).header.revision, in_parts=in_parts)
 
     def _of_one_shard(self, alone: Outcome, esp: Outcome, answer: type[Any], shard: int) -> None:
-        """The shard's answer, which is the one etcd's with the revisions translated."""
+        """Compares a shard's answer: that of the single etcd, with its revisions translated."""
 
         def expected(of: Any) -> Any:
             return self.rows(of, self.header_of(shard, of.header.revision))
@@ -328,7 +328,7 @@ class Run:
     # Range.
 
     def range_request(self, step: p.Range, number: Callable[[p.Rev, str], int]) -> rpc_pb2.RangeRequest:
-        """`number` tells what a revision is, by the name of the step's field."""
+        """The request of a step; `number` gives the number for a revision, by the name of the step's field."""
         return _RANGE(
             key=step.key,
             range_end=step.end,
@@ -343,10 +343,10 @@ class Run:
         )
 
     def meant(self, step: p.Range) -> rpc_pb2.RangeRequest:
-        """What the one etcd is asked for what esp's numbers mean, where there is no problem with them.
+        """The request to the single etcd for the meaning of esp's numbers, if they have no problem.
 
         Raises:
-            Unanswerable: it has no such moment.
+            Unanswerable: the single etcd has no such moment.
         """
         keys = KeyRange.of_request(step.key, step.end)
         shards = self.layout.shards_of(keys)
@@ -368,7 +368,7 @@ class Run:
         return self.range_request(step, number)
 
     def range_problems(self, step: p.Range) -> list[Problem]:
-        """Why esp must fail it."""
+        """The problems for which esp must fail the step."""
         keys = KeyRange.of_request(step.key, step.end)
         shards = self.layout.shards_of(keys)
         sole = self.layout.sole(keys)
@@ -428,7 +428,7 @@ class Run:
             self.note(self._why(step, alone))
 
     def _why(self, step: p.Range, natural: Outcome) -> Difference:
-        """Which difference it is that the numbers mean another moment than the one etcd's own."""
+        """The difference because of which the numbers mean another moment than the single etcd's own."""
         if any(self.number(getattr(step, name)).is_token for name in _FILTERS):
             return Difference.TOKEN_COMPARED
         if self.number(step.rev).is_token:
@@ -437,7 +437,7 @@ class Run:
         return Difference.OWN_COUNT
 
     def _saw_token(self, step: p.Range, number: int) -> None:
-        """Takes in the revision of the header, if it is one of several shards' now."""
+        """Notes the revision of the header, if it is a token of several shards' present revisions."""
         keys = KeyRange.of_request(step.key, step.end)
         if self.layout.sole(keys) is None and not self.number(step.rev).is_token:
             self.new_token(number, self.layout.shards_of(keys))
@@ -470,7 +470,7 @@ class Run:
         self.saw_rows(rows)
 
     def same_rows(self, step: p.Range, expected: rpc_pb2.RangeResponse, got: rpc_pb2.RangeResponse) -> None:
-        """The same answer, or of several shards one that only orders ties otherwise."""
+        """Compares the rows; over several shards, rows of equal rank may be in another order."""
         sorted_by = step.target if step.order or step.target else _RANGE.KEY
         is_cut = self.layout.sole(KeyRange.of_request(step.key, step.end)) is None
         if got == expected or not is_cut or sorted_by not in (_RANGE.VERSION, _RANGE.VALUE):
@@ -504,7 +504,7 @@ class Run:
         self.note(Difference.TIES)
 
     def _all_rows(self, step: p.Range) -> dict[bytes, kv_pb2.KeyValue]:
-        """All rows of the one etcd that the step may choose from, translated."""
+        """All rows of the single etcd from which the step may choose, translated."""
         request = self.meant(p.Range(step.key, step.end, step.rev))
         answer = ask(self.clusters.alone, "KV/Range", request)
         assert isinstance(answer, bytes)
@@ -512,7 +512,7 @@ class Run:
         return {row.key: row for row in translated.kvs}
 
     def pages(self, step: p.Pages) -> None:
-        """Reads a list to its end, at the revision of its first page; in between others write."""
+        """Reads a list to its end, at the revision of its first page, with writes between the pages."""
         writes = list(step.writes)
         key, rev = step.key, p.LATEST
         while True:
@@ -538,7 +538,7 @@ class Run:
     # Txn.
 
     def txn_request(self, step: p.Txn, side: int, ranges: Callable[[p.Range], _RANGE], compared: Any) -> Any:
-        """For the one etcd (side 0) or esp (1), with the revisions that the functions say."""
+        """The request for the single etcd (side 0) or esp (1), with the revisions that the functions give."""
         request = rpc_pb2.TxnRequest()
         for one in step.compare:
             compare = request.compare.add(key=one.key, range_end=one.end, result=one.result, target=one.target)
@@ -639,14 +639,14 @@ class Run:
             self.saw(self.mapping.now, self.mapping.vector()[sole])
 
     def _has_tokens(self, step: p.Txn) -> bool:
-        """Whether it names a token, or what looks like one."""
+        """Whether the step has a token, or a number that looks like one."""
         reads = [one for txn in txns_of(step) for one in (*txn.success, *txn.failure) if isinstance(one, p.Range)]
         revs = [getattr(one, name) for one in reads for name in ("rev", *_FILTERS)]
         revs += [compare.rev for txn in txns_of(step) for compare in txn.compare]
         return any(self.number(rev).is_token or self.number(rev).is_unknown for rev in revs)
 
     def _is_read_across(self, step: p.Txn) -> bool:
-        """Whether it only reads, compares nothing, and is not one shard's."""
+        """Whether the step only reads, compares nothing, and spans shards."""
         ranges = list(touched_by(step))
         touched = [keys for keys in ranges if not keys.is_empty()] or ranges[:1]
         soles = {self.layout.sole(keys) for keys in touched}
@@ -654,7 +654,7 @@ class Run:
         return only_reads and not step.compare and not self.clusters.exact and (len(soles) > 1 or soles == {None})
 
     def _txn_of_nothing(self, natural: rpc_pb2.TxnRequest, request: rpc_pb2.TxnRequest) -> None:
-        """No key, so no shard's more than another's."""
+        """Runs a transaction without keys, which belongs to no shard."""
         alone, esp = self.both("KV/Txn", natural, request)
         everywhere = range(len(self.clusters.shards))
         if isinstance(esp, bytes):
@@ -667,7 +667,7 @@ class Run:
         self.same(alone, esp, rpc_pb2.TxnResponse, expected)
 
     def _meant_on(self, step: p.Range, sole: int) -> _RANGE:
-        """As `meant`, for a range inside a transaction of one shard: an empty one may be elsewhere by itself."""
+        """As `meant`, for a range inside a transaction of one shard; an empty range may be in another shard."""
 
         def number(rev: p.Rev, name: str) -> int:
             number = self.number(rev)
@@ -682,7 +682,7 @@ class Run:
         return self.range_request(step, number)
 
     def _txn_problems(self, step: p.Txn, sole: int) -> list[Problem]:
-        """Why esp must fail a transaction in one shard: numbers that mean nothing there."""
+        """The problems for which esp must fail a transaction in one shard: numbers without a meaning there."""
         if self.clusters.exact:
             return []
         problems: list[Problem] = []
@@ -701,7 +701,7 @@ class Run:
         return problems
 
     def _txn_of_reads(self, step: p.Txn, natural: rpc_pb2.TxnRequest, request: rpc_pb2.TxnRequest) -> None:
-        """Reads of several shards at one moment; those that name a moment of their own, at that."""
+        """Runs reads of several shards at one moment; a read with a revision of its own is at that revision."""
         esp = ask(self.clusters.across, "KV/Txn", request)
         asked = [one for one in step.success if isinstance(one, p.Range)]
         problems = [problem for one in asked for problem in self.range_problems(one)]
@@ -844,7 +844,7 @@ class Run:
     # Compact.
 
     def compact(self, step: p.Compact) -> None:
-        self.watchers.collect()  # what is compacted before it was told would never come
+        self.watchers.collect()  # events that are compacted before they were sent would never come
         number = self.number(step.rev)
         if number.offset < 0 and not self.clusters.exact:
             return  # one revision less on each shard is no moment of the one etcd
@@ -900,7 +900,7 @@ class Run:
 
 
 def equal(got: Message, expected: Message, without: str = "") -> None:
-    """Field by field, but for one."""
+    """Compares two messages field by field, except the field `without`."""
     if without:
         copies = []
         for message in (got, expected):
@@ -913,7 +913,7 @@ def equal(got: Message, expected: Message, without: str = "") -> None:
 
 
 def txns_of(step: p.Txn) -> Iterator[p.Txn]:
-    """It and those nested in it."""
+    """The transaction, and all nested ones."""
     yield step
     for one in (*step.success, *step.failure):
         if isinstance(one, p.Txn):

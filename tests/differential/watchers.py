@@ -22,18 +22,18 @@ Event = kv_pb2.Event
 
 @dataclass
 class Watcher:
-    """One that both sides have.
+    """A watcher that both sides have.
 
     Attributes:
-        step: what was asked.
-        keys: what it watches.
-        shards: who owns those.
-        begins: from which revision of each shard on esp tells events.
-        begins_alone: from which of its revisions on the one etcd does.
-        now: the one etcd's revision when it was created.
-        is_live: it was not created for the past.
-        ended, ended_alone: it was canceled as compacted.
-        ignored: its events on the one etcd are not compared, since esp has ended it.
+        step: the create.
+        keys: the watched keys.
+        shards: the owners of these keys.
+        begins: for each shard, the first revision whose events esp sends.
+        begins_alone: the first revision whose events the single etcd sends.
+        now: the single etcd's revision at the create.
+        is_live: the watcher does not begin in the past.
+        ended, ended_alone: the watcher was canceled as compacted.
+        ignored: the events of the single etcd are not compared, because esp has ended the watcher.
     """
 
     id: int
@@ -52,27 +52,27 @@ class Watcher:
 
 
 class Watchers:
-    """Those of one run."""
+    """The watchers of one run."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._talks: tuple[Talk, Talk] | None = None
         self._live: list[Watcher] = []
-        self._replies = 0  # to creates and cancels, that were looked at
+        self._replies = 0  # replies to creates and cancels that were checked
 
     def close(self) -> None:
         for talk in self._talks or ():
             talk.close()
 
     def talks(self) -> tuple[Talk, Talk]:
-        """The one etcd's, and esp's."""
+        """The calls to the single etcd and to esp."""
         if self._talks is None:
             clusters = self._run.clusters
             self._talks = Talk(clusters.alone), Talk(clusters.across)
         return self._talks
 
     def _next_replies(self) -> tuple[Response, Response]:
-        """The reply of each side to the next create or cancel. What ends a watcher unasked is none."""
+        """The reply of each side to the next create or cancel. The unasked end of a watcher is no reply."""
         replies = []
         for side, talk in enumerate(self.talks()):
 
@@ -92,7 +92,7 @@ class Watchers:
         sole, shards = run.layout.sole(keys), run.layout.shards_of(keys)
         number = run.number(step.start)
         if sole is None and number.covers is None and number.esp > 1:
-            # Where this esp has told that very revision it may resume; for others it must not.
+            # esp may resume at a revision that it has sent itself, but at no other.
             number = run.number(p.Rev(None, 2**40))
         meaning = self._meaning(keys, number)
         if meaning is None:
@@ -133,15 +133,15 @@ class Watchers:
         self.collect()
 
     def _compacted(self, shard: int) -> int:
-        """The revision at which a shard was compacted; 0 when it was not."""
+        """The revision at which a shard was compacted; 0 if it was not."""
         mapping = self._run.mapping
         return mapping.vector(mapping.compacted)[shard] if mapping.compacted else 0
 
     def _meaning(self, keys: KeyRange, number: Number) -> tuple[dict[int, int] | None, int] | None:
-        """From where on each shard must tell events, and from where the one etcd is to, to tell those too.
+        """The revisions from which each shard, and the single etcd, must send events.
 
-        No shards where esp must end it as compacted, whatever the one etcd does; None altogether just at the compacted
-        revision: what an etcd tells of that depends on whether it has been removed yet.
+        Without shards if esp must end the watcher as compacted, whatever the single etcd does. None exactly at the
+        compacted revision: there an etcd's answer depends on whether the revision has been removed yet.
         """
         run, mapping = self._run, self._run.mapping
         shards, sole = run.layout.shards_of(keys), run.layout.sole(keys)
@@ -183,7 +183,7 @@ class Watchers:
         assert esp == expected, f"esp says\n{esp}\nand should say\n{expected}"
 
     def _compacted_at_once(self, watcher: Watcher) -> None:
-        """It was created, and is canceled for what it wants is compacted; esp may be alone in that."""
+        """Checks that a watcher was created, and then canceled as compacted, perhaps by esp only."""
         run = self._run
         alone, esp = self.talks()
         sides = (esp,) if watcher.ignored else (alone, esp)
@@ -222,13 +222,13 @@ class Watchers:
         if step.back is None or not self._live:
             if self._talks is not None:
                 for talk in self._talks:
-                    talk.requests.cancel(99)  # nothing is said to that: it would be taken for the next reply
+                    talk.requests.cancel(99)  # this must get no reply: a reply would be taken for the next one
             return
         self.collect()
         self._cancel(self._live[-1 - step.back % len(self._live)])
 
     def cancel_all(self) -> None:
-        """Ends what is left, and sees that nothing else was said."""
+        """Ends the remaining watchers, and checks that no other message has come."""
         for watcher in list(self._live):
             self._cancel(watcher)
         for talk in self._talks or ():
@@ -249,7 +249,7 @@ class Watchers:
         if sole is not None and not watcher.ended:
             expected.header.CopyFrom(run.header_of(sole, alone.header.revision))
         else:
-            # Said without asking the shards: where they were when they were last heard.
+            # Answered without asking the shards: with their last known revisions.
             if sole is None:
                 run.note(Difference.WATCH_HEADER)
                 expected.header.CopyFrom(run.merged_header(watcher.shards, 0))
@@ -261,14 +261,14 @@ class Watchers:
     # Events.
 
     def collect(self) -> None:
-        """Waits for the events that every watcher must have been told by now, and compares all that it was told."""
+        """Waits for the events that every watcher must have got by now, and compares all of its messages."""
         for watcher in self._live:
             if watcher.ended:
                 continue
             self._collect(watcher)
 
     def _wanted(self, watcher: Watcher) -> list[Event]:
-        """What the one etcd must have told, without prev_kv."""
+        """The events that the single etcd must have sent, without prev_kv."""
         kept = []
         for revision in range(watcher.begins_alone, self._run.mapping.now + 1):
             for event in self._run.clusters.observer.events.get(revision, ()):
@@ -295,7 +295,7 @@ class Watchers:
         theirs = _of(alone, watcher.id)
         happened = [event for message in theirs for event in message.events]
         if run.clusters.exact:
-            # One from the past is told in pieces as etcd comes round to it.
+            # etcd sends past events in pieces, when it gets to them.
             assert mine == theirs if watcher.is_live else [each for one in mine for each in one.events] == happened
             return
         assert [_name(event) for event in happened] == [_name(event) for event in wanted], "the one etcd's own"
@@ -312,7 +312,7 @@ class Watchers:
         self._same_messages(watcher, mine)
 
     def _is_told(self, watcher: Watcher, event: Event) -> bool:
-        """Whether it is behind where the watcher begins in its shard."""
+        """Whether the event is at or after the watcher's beginning in its shard."""
         key = event.kv.key
         begin = watcher.begins[self._run.layout.owner(key)]
         return self._run.mapping.write(event.kv.mod_revision, key) >= begin
@@ -332,7 +332,7 @@ class Watchers:
         )
 
     def _same_messages(self, watcher: Watcher, messages: list[Response]) -> None:
-        """Each is of one shard, a revision is in one, and the header is right."""
+        """Checks that each message is of one shard, that no revision is in two, and that the header is right."""
         run = self._run
         sole = run.layout.sole(watcher.keys)
         home: dict[tuple[int, int], int] = {}
@@ -358,17 +358,17 @@ class Watchers:
 
 
 def _is_reply(message: Response) -> bool:
-    """To a create or a cancel."""
+    """Whether the message is the reply to a create or a cancel."""
     return message.created or (message.canceled and not _is_end(message))
 
 
 def _is_end(message: Response) -> bool:
-    """That it is compacted, which nobody asked for."""
+    """Whether the message is the unasked end of a watcher: compacted."""
     return message.canceled and not message.created and message.compact_revision != 0
 
 
 def _of(talk: Talk, watch_id: int) -> list[Response]:
-    """The messages with events for the watcher that has this id last."""
+    """The messages with events for the last watcher with this id."""
     kept: list[Response] = []
     for message in talk.messages():
         if message.watch_id == watch_id:

@@ -40,7 +40,7 @@ CLUSTER = 0xC0FFEE
 
 
 def header(revision: int, shard: int = 0) -> rpc_pb2.ResponseHeader:
-    """As every member of a shard's cluster writes it."""
+    """The header that every member of a shard's cluster writes."""
     return rpc_pb2.ResponseHeader(cluster_id=CLUSTER + shard, member_id=7, revision=revision, raft_term=2)
 
 
@@ -71,13 +71,13 @@ def put(key: bytes, revision: int, value: bytes = b"v") -> kv_pb2.Event:
 def events(
     watch_id: int, *several: kv_pb2.Event, revision: int | None = None, fragment: bool = False, shard: int = 0
 ) -> WatchResponse:
-    """A message with events; live, unless the header's revision is given."""
+    """A message with events; of live events unless the header's revision is given."""
     now = several[-1].kv.mod_revision if revision is None else revision
     return WatchResponse(header=header(now, shard), watch_id=watch_id, events=several, fragment=fragment)
 
 
 class Timers:
-    """Stands in for the event loop's; nothing rings by itself."""
+    """Timers in place of the event loop's; no timer rings by itself."""
 
     def __init__(self) -> None:
         self._waiting: dict[Timer, None] = {}
@@ -91,7 +91,7 @@ class Timers:
         self._waiting.pop(timer, None)
 
     def ring(self) -> None:
-        """Time passes until all that were set have rung."""
+        """Lets time pass until all set timers have rung."""
         for timer in list(self._waiting):
             self.drop(timer)
             timer.callback()
@@ -139,7 +139,7 @@ class Client:
         self.world.sends(rst(self.stream))
 
     def reads(self, size: int) -> None:
-        """Makes room for so many bytes more."""
+        """Gives window for `size` more bytes."""
         self.world.sends(window(self.stream, size), window(0, size))
 
     def take(self, frame: Frame) -> None:
@@ -152,14 +152,14 @@ class Client:
             self.status = Status(int(fields[b"grpc-status"]), fields.get(b"grpc-message", b"").decode())
 
     def hears(self) -> list[WatchResponse]:
-        """What has come since the last time."""
+        """The messages that have come since the last call."""
         self.world.listen()
         heard, self._heard = self._heard, []
         return heard
 
 
 class Etcd:
-    """One shard; what it says is up to the test."""
+    """A shard that the test plays: it sends only the test's messages."""
 
     def __init__(self, world: World, shard: Shard) -> None:
         self.world = world
@@ -170,7 +170,7 @@ class Etcd:
         self.comes()
 
     def comes(self) -> None:
-        """Takes connections."""
+        """Begins to take connections."""
         self._caller = dial(context=self.world.context)
         self.shard._streams.connection = self._caller.connection
         self._readers.clear()
@@ -179,13 +179,13 @@ class Etcd:
         self.world.context.flush()
 
     def goes(self) -> None:
-        """Is gone, and its connections with it."""
+        """Goes away, and its connections with it."""
         self.shard._streams.connection = None
         self._caller.connection.lost("gone")
         self.world.context.flush()
 
     def moves(self) -> None:
-        """esp has chosen another member, which it is not connected to yet."""
+        """Makes esp choose another member, to which it has no connection yet."""
         self.shard._retire(self.shard._streams)
         self.world.context.flush()
 
@@ -204,7 +204,7 @@ class Etcd:
         return heard
 
     def hears(self) -> tuple[int, list[Any]]:
-        """What was asked in one call since the last time: creates, cancels and progress requests."""
+        """The requests in one call since the last time: creates, cancels and progress requests."""
         heard = self.all_heard()
         calls = {stream for stream, _ in heard}
         assert len(calls) == 1, heard
@@ -214,7 +214,7 @@ class Etcd:
         assert self.all_heard() == []
 
     def says(self, stream: int, *responses: WatchResponse) -> None:
-        """All in one piece."""
+        """Sends messages, all in one piece."""
         parts = [] if stream not in self._caller.connection.streams else [b""]
         assert parts, f"call {stream} is over"
         if not self._caller.connection.streams[stream].headers_seen:
@@ -232,7 +232,7 @@ class Etcd:
         self._caller.hears(rst(stream, ErrorCode.INTERNAL_ERROR))
 
     def window_given(self) -> int:
-        """Bytes that it was allowed to send on beyond what it was, on streams, since the last time. Hears the rest."""
+        """The bytes of window that streams have got since the last time. Drops the other frames that came."""
         said = list(split(self._caller.said()))
         return sum(
             int.from_bytes(frame.payload, "big")
@@ -242,7 +242,7 @@ class Etcd:
 
 
 class NotRun:
-    """A coroutine's task, here, where nothing awaits: what it would do is shown with real shards."""
+    """A task that never runs, because nothing awaits here. Tests with real shards show its work."""
 
     def add_done_callback(self, callback: Callable[[object], object]) -> None:
         pass
@@ -252,14 +252,14 @@ class NotRun:
 
 
 class Searching:
-    """What finds out where a compacted watcher can go on: it runs until it has to wait, and again when it is let."""
+    """The search for the position of a compacted watcher: runs until it has to wait, and on when the test lets it."""
 
     def __init__(self, work: Coroutine[Any, Any, None]) -> None:
         self._work = work
         self.goes_on()
 
     def goes_on(self) -> bool:
-        """False when it has ended."""
+        """Runs on; False if the search has ended."""
         try:
             self._work.send(None)
         except (StopIteration, RuntimeError):
@@ -267,12 +267,12 @@ class Searching:
         return True
 
     def cancel(self) -> None:
-        with suppress(ValueError):  # it runs, and is its own end
+        with suppress(ValueError):  # the search ends itself while it runs
             self._work.close()
 
 
 class Asleep:
-    """Until the test lets it go on."""
+    """A wait that ends when the test says so."""
 
     def __init__(self, seconds: float) -> None:
         pass
@@ -312,7 +312,7 @@ class World:
         self._next = 1
 
     def compacts(self, *revisions: int) -> None:
-        """Each shard has compacted up to there: what searches for histories is answered so from here on."""
+        """Notes that each shard has compacted up to its revision: searches for history get that answer from now on."""
         self.compacted = list(revisions)
         for number, shard in enumerate(self.routing.shards.values()):
             shard.forward_unary = partial(self._reads, number)  # type: ignore[method-assign]
@@ -323,7 +323,7 @@ class World:
         return rpc_pb2.RangeResponse(header=rpc_pb2.ResponseHeader(revision=1)).SerializeToString()
 
     def search_on(self) -> None:
-        """Time passes for those that find out where compacted watchers can go on."""
+        """Lets the searches for positions of compacted watchers go on."""
         self.searching = [one for one in self.searching if one.goes_on()]
 
     def _start(self, work: Coroutine[Any, Any, None], **_: object) -> NotRun | Searching:
@@ -335,7 +335,7 @@ class World:
         return NotRun()
 
     def position(self, message: WatchResponse) -> tuple[int, ...]:
-        """What the token in a message's header stands for."""
+        """The revisions for which the token in a message's header stands."""
         vector = self.routing.tokens.vector(message.header.revision)
         assert vector is not None, message
         return vector.revisions
@@ -374,7 +374,7 @@ class World:
         return list(Decoder(2**20).decode(block, raw=True))
 
     def holds_nothing(self) -> None:
-        """Every byte was given back, and no shard watches anything."""
+        """Checks that all memory was given back, and that no shard has a watcher left."""
         assert self.context.buffers.used == 0
         assert self.watch.watchers.used == 0
         assert self.watch._pools == {}
@@ -384,7 +384,7 @@ class World:
 
 
 def live(world: World, client: Client, shard: int = 0, revision: int = 5, **create: Any) -> tuple[int, int]:
-    """A watcher that the shard has created: the shard's call and its id there. The client has heard of it."""
+    """Makes a watcher, of which the client knows; gives the shard's call and the watcher's id there."""
     client.creates(**create)
     stream, [asked] = world.etcds[shard].hears()
     world.etcds[shard].says(stream, created(asked.watch_id, revision, shard=shard))
