@@ -16,7 +16,7 @@ from esp.core.health.findings import Finding, Kind
 from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.pb import auth_pb2, rpc_pb2
 from esp.core.shard import AUTH_STATUS, ROLE_GET, ROLE_LIST, USER_GET, USER_LIST, Shard, ask_for_esp
-from esp.core.wire.status import RpcError
+from esp.core.wire.status import Code, RpcError
 
 AT_ONCE: Final = 16
 """The most calls to a shard at the same time."""
@@ -62,9 +62,15 @@ async def find(found: Accounts, shard: Shard, seconds: float) -> None:
 
 
 async def _fill(found: Accounts, shard: Shard, seconds: float) -> None:
-    status = await ask_for_esp(shard, AUTH_STATUS, rpc_pb2.AuthStatusRequest(), seconds=seconds)
-    found.enabled = status.enabled
+    try:
+        status = await ask_for_esp(shard, AUTH_STATUS, rpc_pb2.AuthStatusRequest(), seconds=seconds)
+        found.enabled = status.enabled
+    except RpcError as error:
+        if error.status.code != Code.UNIMPLEMENTED:  # as by etcd 3.4
+            raise
     users = list((await ask_for_esp(shard, USER_LIST, rpc_pb2.AuthUserListRequest(), seconds=seconds)).users)
+    if found.enabled is None:
+        found.enabled = shard.is_logged_in  # which the shard has asked for
     roles = list((await ask_for_esp(shard, ROLE_LIST, rpc_pb2.AuthRoleListRequest(), seconds=seconds)).roles)
 
     async def add_user(name: str) -> None:

@@ -253,6 +253,8 @@ class _Auth:
         failures = failures_of(await self._ask_all(call, ROLE_LIST, rpc_pb2.AuthRoleListRequest()))
         if failures:
             raise _worst(failures.values()).error()
+        if isinstance(request, rpc_pb2.AuthRoleGrantPermissionRequest) and not request.HasField("perm"):
+            raise errors.PERMISSION_NOT_GIVEN.error()  # an etcd 3.4 crashes
         return await self._change_on(list(self._shards), change, call, request)
 
     async def _change_on(self, names: Sequence[str], change: Change, call: CoroutineCall, request: Message) -> Message:

@@ -179,6 +179,11 @@ class Connected:
         return self._login is not None and await self._login.renew(since, seconds)
 
     @property
+    def is_logged_in(self) -> bool:
+        """Whether the shard has wanted a user, and has got esp's own."""
+        return bool(self._own_parts.own)
+
+    @property
     def login_trouble(self) -> str:
         """Why esp cannot authenticate here, for people; "" when it can, or has not been asked to."""
         return "" if self._login is None else self._login.trouble
