@@ -132,9 +132,13 @@ class Entry(Sink):
     def weigh(self, shard: str, size: int) -> None:
         """Notes that the answer to a part begins to come, and that it will have `size` bytes."""
         gate = self._gate
-        self.heard(shard)
-        if self.reads and size > self._largest:
+        gate.stopped.discard(shard)  # as `heard`
+        is_largest = self.reads and size > self._largest
+        if is_largest:
             self._largest = size
+        if size <= PLACE_BYTES:
+            return  # as nearly all: that needs no more places than the call has
+        if is_largest:
             gate.note_large(self.stream, size)
         taken = self._places.get(shard)
         if taken is not None:

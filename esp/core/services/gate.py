@@ -249,11 +249,15 @@ class Gate:
 
     def _lacks(self, entry: Entry) -> Pool | Share | None:
         """The first places that the call lacks; None if it lacks none."""
-        connection = entry.stream.connection
+        # As `_has_room`, which is spelled out: this is so for each call.
+        connection, large = entry.stream.connection, entry.is_large
+        quarter = self._quarter
+        most = quarter if large else self._limit
         for shard in self.wanted(entry):
-            for where in ((shard, connection), (shard, entry.is_large)):
-                if not self._has_room(*where) and entry.weight(shard):
-                    return where
+            if self._held.get((shard, connection), 0) >= quarter and entry.weight(shard):
+                return shard, connection
+            if self.busy[shard, large] >= most and entry.weight(shard):
+                return shard, large
         return None
 
     def _has_room(self, shard: str, part: bool | Connection) -> bool:

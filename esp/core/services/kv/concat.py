@@ -169,7 +169,7 @@ class Concat(Sink):
         self._send(one, piece)
 
     def _enter(self, one: _Part) -> None:
-        if self._entry.enter(one.name):
+        if one._got < one.length and self._entry.enter(one.name):
             self._entry.weigh(one.name, one.length)
 
     def _start(self) -> None:
