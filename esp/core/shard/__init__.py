@@ -4,6 +4,7 @@
     at_once    one call to each of several shards, in one turn of the loop
     shard      one shard, as its callers see it: clients' calls passed on, esp's own calls
     connected  the connections of a shard: kept up to one endpoint, fail-over to the next
+    cluster    one etcd cluster as its answers show it: version, revision, limits
     fate       what becomes of a call that broke: when it is sent again
     link       one connection of a shard, and the calls that wait for the connection
     login      esp's own user: the token that goes with esp's own questions

@@ -21,21 +21,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import Final, TypeVar
-
-from google.protobuf.message import DecodeError, Message
+from typing import Final
 
 from esp.core import errors
 from esp.core.auth_tokens import OwnParts
 from esp.core.background import Background
 from esp.core.config import Endpoint, User
-from esp.core.pb import rpc_pb2
+from esp.core.shard.cluster import Cluster
 from esp.core.shard.dial import connect
 from esp.core.shard.link import Link
 from esp.core.shard.login import Login
 from esp.core.shard.lookup import Lookups
 from esp.core.shard.member import NotAnEtcd, UnfitError, ask_once, ask_status
-from esp.core.tokens import is_token
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
@@ -50,35 +47,16 @@ FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
 """The first and the longest pause, in seconds, between rounds over the endpoints. After a connection that has lasted
 for LONGEST_PAUSE, the next pause is FIRST_PAUSE again."""
-HIGHEST_REVISION: Final = 1 << 51
-"""The bound on a shard's revision. No etcd gets here by writing; from 2**52 on revisions would look like tokens."""
-DEFAULT_TXN_OPS: Final = 128
-"""etcd's default of --max-txn-ops."""
 LOGIN_SECONDS: Final = 7.0
 """How long a shard may take to look at esp's own password."""
-HEADLESS: Final = frozenset((rpc_pb2.AlarmResponse, rpc_pb2.DefragmentResponse))
-"""Answers that etcd 3.4 gives without a header (v3rpc/maintenance.go fills it in from 3.5 on)."""
-
-Answer = TypeVar("Answer", bound=Message)
 
 
-class Connected:
-    """The connections to one etcd cluster, and the facts that the cluster has told on them.
+class Connected(Cluster):
+    """The connections to one etcd cluster.
 
     Attributes:
-        name: as in the config.
-        background: owns the tasks and timers of all work for this shard.
-        garbled: the number of answers that could not be read.
-        endpoint: the endpoint in use; None while there is none.
+        endpoints: all endpoints, in the order of the config.
         troubles: the reason of each endpoint's last failure to connect; empty once an attempt has succeeded.
-        version: etcd's version, as a member told it last; "" before that.
-        storage_version: of the same member's file, since etcd 3.6; else "".
-        version_in_use: the version of the member in use; "" until the member has told it.
-        implausible: why esp cannot serve the shard at its revision; "" if it can.
-        seen: the highest revision in answers on the connection in use; 0 for none.
-        max_txn_ops: the most operations in esp's own transactions for this shard: the default of etcd's --max-txn-ops,
-            or less after a refusal.
-        allowed_ops: the most operations in a client's transaction that the shard allows, as far as esp knows.
         user: the user for esp's own calls; None if esp has no user at this shard.
     """
 
@@ -90,20 +68,12 @@ class Connected:
         background: Background,
         user: User | None = None,
     ) -> None:
-        self.name = name
+        super().__init__(name)
         self.endpoints = tuple(endpoints)
         self.user = user
         self.context = context
         self.background = background
-        self.garbled = 0
-        self.endpoint: Endpoint | None = None
         self.troubles: dict[Endpoint, str] = {}
-        self.version = ""
-        self.storage_version = ""
-        self.version_in_use = ""
-        self.implausible = ""
-        self.seen = 0
-        self.max_txn_ops = self.allowed_ops = DEFAULT_TXN_OPS
         self._own_parts = OwnParts(name)
         self._login = None if user is None else Login(name, user, self._own_parts, self._ask_once, background)
         self._lookups = Lookups()
@@ -115,10 +85,6 @@ class Connected:
         self._lost = asyncio.Event()
         self._wanted_streams = asyncio.Event()
         self._moved_on = -LONGEST_PAUSE
-
-    def saw(self, revision: int) -> None:
-        """Notes the revision of an answer of the shard."""
-        self.seen = max(self.seen, revision)
 
     @property
     def is_ready(self) -> bool:
@@ -147,27 +113,6 @@ class Connected:
             self._moved_on = now
             log.warning("shard %s: %s says %r; trying the next endpoint", self.name, self.endpoint, status.message)
             unary.close()
-
-    def parsed(self, answer: type[Answer], message: bytes) -> Answer:
-        """The message in a shard's answer, which comes without gRPC prefix.
-
-        Raises:
-            RpcError: Internal, with a text that blames the shard: the answer is no such message, or lacks its header.
-        """
-        try:
-            parsed = answer.FromString(message)
-        except DecodeError:
-            raise self.blamed(f"is no {answer.DESCRIPTOR.name}") from None
-        if answer not in HEADLESS and "header" in answer.DESCRIPTOR.fields_by_name and not parsed.HasField("header"):
-            raise self.blamed("has no header")
-        return parsed
-
-    def blamed(self, fault: str) -> RpcError:
-        """The error of a call to which the shard gave an answer that no etcd would give; counted and logged."""
-        self.garbled += 1
-        level = logging.WARNING if self.garbled.bit_count() == 1 else logging.DEBUG  # the 1st, 2nd, 4th, 8th ...
-        log.log(level, "shard %s: an answer of %s %s (%d so far)", self.name, self.endpoint, fault, self.garbled)
-        return errors.garbled(self.name, fault).error()
 
     async def log_in(self, since: float, seconds: float | None = None) -> bool:
         """Has the shard's refusal of esp's own token mended; False if the same question would be refused again.
@@ -297,7 +242,7 @@ class Connected:
             connection = self._unary.free()
             if connection is not None:
                 try:
-                    self._take_status(await ask_status(connection, self.context.limits.connect_timeout))
+                    self.take_status(await ask_status(connection, self.context.limits.connect_timeout))
                     return
                 except UnfitError as error:
                     log.error("shard %s: %s", self.name, error)
@@ -318,28 +263,7 @@ class Connected:
             OSError: the revision is too high to be served; or the member is an esp, or does not answer.
         """
         with suppress(RpcError):  # an error is an answer, too; `_learn_version` asks again
-            self._take_status(await ask_status(connection, self.context.limits.keepalive_timeout))
-
-    def _take_status(self, answer: bytes) -> None:
-        """Takes note of a member's answer to Status.
-
-        Raises:
-            RpcError: `answer` is no StatusResponse.
-            UnfitError: the revision is too high to be served, or is an esp's token.
-        """
-        status = self.parsed(rpc_pb2.StatusResponse, answer)
-        self.implausible = ""
-        if is_token(status.header.revision):
-            raise NotAnEtcd
-        if status.header.revision >= HIGHEST_REVISION:
-            self.implausible = (
-                f"it is at revision {status.header.revision}, and from 2^51 = {HIGHEST_REVISION} on esp cannot tell "
-                "revisions from its own tokens; restore it without --bump-revision, or by less"
-            )
-            raise UnfitError(self.implausible)
-        self.version = self.version_in_use = status.version
-        self.storage_version = status.storageVersion
-        self.saw(status.header.revision)
+            self.take_status(await ask_status(connection, self.context.limits.keepalive_timeout))
 
     async def _dial_streams(self, endpoint: Endpoint) -> None:
         """Makes the connection for streams when the first stream needs it, and again when it breaks."""
@@ -434,8 +358,7 @@ class Connected:
         connection, link.connection = link.connection, None
         assert connection is not None
         if link is self._unary:
-            # Another member may allow fewer operations. And another cluster may answer there, such as a restored one.
-            self.seen, self.allowed_ops = 0, DEFAULT_TXN_OPS
+            self.forget_member()
         if not connection.ended:
             self._retired.append(connection)
             connection.close()

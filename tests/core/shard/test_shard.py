@@ -20,7 +20,7 @@ from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
-from esp.core.shard.connected import DEFAULT_TXN_OPS, HIGHEST_REVISION
+from esp.core.shard.cluster import DEFAULT_TXN_OPS, HIGHEST_REVISION
 from esp.core.shard.shard import SHARD_TRAILER, Shard
 from esp.core.tokens import MARK
 from esp.core.wire import client, frames
