@@ -16,6 +16,7 @@ One shard:
 Several shards:
 
     concat         a Range made of the shards' bytes, without parsing
+    concat_part    one shard's part of it
     across         the other calls, as coroutines
     merge          the question for each shard, and one answer made of the shards' answers
     stream_merge   the same for a RangeStream, chunk by chunk

@@ -18,36 +18,26 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from google.protobuf.message import DecodeError
-
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.gate import Entry
+from esp.core.services.kv.concat_part import COUNT_TAG, TAIL_BYTES, Part
 from esp.core.services.kv.merge import part
 from esp.core.services.revision import merged_header, read_at, token
 from esp.core.services.varint import MOST_BYTES, varint
-from esp.core.shard import Shard, outcome
+from esp.core.shard import outcome
 from esp.core.shard_map import Segment
 from esp.core.tokens import Position
-from esp.core.wire.client import ClientConnection
-from esp.core.wire.client_stream import ClientStream
-from esp.core.wire.frames import ErrorCode, pack_u32, unpack_u32
-from esp.core.wire.message import PREFIX_SIZE, prefix
+from esp.core.wire.frames import ErrorCode, pack_u32
+from esp.core.wire.message import prefix
 from esp.core.wire.open_calls import CALL_BYTES
-from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerStream, Sink
 from esp.core.wire.status import OK, Code, Status
 
 _Range = rpc_pb2.RangeRequest
 
-HEADER_TAG: Final = 0x0A
-COUNT_TAG: Final = 0x20
-TAIL_BYTES: Final = 1 + MOST_BYTES
-"""Bytes of the count, the same for any count: the length of the answer is known before the count."""
 MOST_SEGMENTS: Final = 64
 """The most parts; a range in more parts is merged by parsing."""
-RESERVED: Final = 131_072
-"""Bytes of a part that are accounted for in one go."""
 MOST_ANSWER_BYTES: Final = 2**31 - 1
 """The most bytes of an answer. gRPC allows twice as much, but protobuf does not; etcd sends no more either."""
 
@@ -84,8 +74,8 @@ class Concat(Sink):
         self._entry = entry
         self._again = again
         self.routing = routing
-        self._parts: list[_Part] = []  # the parts that were not sent on whole, in order
-        self._unsent: deque[tuple[_Part | None, int]] = deque()  # by piece that waits: part, and bytes
+        self._parts: list[Part] = []  # the parts that were not sent on whole, in order
+        self._unsent: deque[tuple[Part | None, int]] = deque()  # by piece that waits: part, and bytes
         self._count = 0
         self._header = b""
         self._revision = 0
@@ -122,13 +112,13 @@ class Concat(Sink):
             assert connection is not None
             if self.down.sink is not self:
                 break  # a part could not be sent, and the call has failed
-            one = _Part(connection, self, self.routing.shards[segment.shard])
+            one = Part(connection, self, self.routing.shards[segment.shard])
             self._parts.append(one)
             message = prefix(request_part.SerializeToString())
             connection.call(one, self.down.head.forward, self.down.remaining_timeout(), message, end=True)
         return True
 
-    def begun(self, one: _Part) -> None:
+    def begun(self, one: Part) -> None:
         """A part has begun to come. Its bytes wait until the parts before it have been sent on."""
         self._to_begin -= 1
         self._entry.answered(one.name, one.length)
@@ -154,22 +144,22 @@ class Concat(Sink):
                 self.fail(current.blamed("is no RangeResponse"))
                 return
             self._count += count
-            self._parts.pop(0)._concat = None
+            self._parts.pop(0).forget()
             self._entry.leave(current.name)
         if not self._parts and not self._unsent and self.down.sink is self:
             self._finish()
 
-    def passes(self, one: _Part) -> bool:
+    def passes(self, one: Part) -> bool:
         """Whether new bytes of a part can be sent on at once, because nothing waits before them."""
         return self.down.sink is self and self._started and not self._unsent and self._parts[0] is one
 
-    def pass_on(self, one: _Part, piece: bytes) -> None:
+    def pass_on(self, one: Part, piece: bytes) -> None:
         """Sends on new bytes of a part that `passes`."""
         self._enter(one)
         self._send(one, piece)
 
-    def _enter(self, one: _Part) -> None:
-        if one._got < one.length and self._entry.enter(one.name):
+    def _enter(self, one: Part) -> None:
+        if not one.is_whole and self._entry.enter(one.name):
             self._entry.weigh(one.name, one.length)
 
     def _start(self) -> None:
@@ -186,7 +176,7 @@ class Concat(Sink):
         self.down.start()
         self._send(None, b"\0" + pack_u32(length))
 
-    def _send(self, owner: _Part | None, piece: bytes) -> None:
+    def _send(self, owner: Part | None, piece: bytes) -> None:
         """Sends bytes. When they have left, their shard, if any, may send as many more."""
         self._unsent.append((owner, len(piece)))
         if self.down.send_data(piece, False):
@@ -249,173 +239,3 @@ class Concat(Sink):
         parts, self._parts = self._parts, []
         for one in parts:
             one.stop()
-
-
-class _Part(ClientStream):
-    """One shard's answer. Takes off prefix and header, and keeps the other bytes until their turn.
-
-    Keeps no more than the window of a stream.
-    """
-
-    __slots__ = (
-        "_concat",
-        "_down",
-        "_got",
-        "_is_small",
-        "_kept",
-        "_reserved",
-        "_shard",
-        "_start",
-        "_tail",
-        "has_ended",
-        "header",
-        "is_begun",
-        "length",
-        "name",
-        "pieces",
-    )
-
-    def __init__(self, connection: ClientConnection, concat: Concat, shard: Shard) -> None:
-        super().__init__(connection)
-        self.name = shard.name
-        self._concat: Concat | None = concat
-        self._down = concat.down
-        self._shard = shard
-        self._start = b""
-        self._tail = b""
-        self._got = 0
-        self._kept = 0
-        self._reserved = 0
-        self._is_small = False
-        self.length = 0
-        self.header = rpc_pb2.ResponseHeader()
-        self.is_begun = False
-        self.has_ended = False
-        self.pieces: deque[bytes] = deque()
-
-    def on_headers(self, head: ResponseHead, end: bool) -> None:
-        """The answer's head or trailers."""
-        concat = self._concat
-        if concat is None or (head.opens and not end):
-            return
-        status = head.outcome()
-        if head.lacks_status:
-            concat.fail(self.blamed("ends without a grpc-status"))
-        elif status.code:
-            self._shard.consider_moving(self.connection, status)
-            concat.fail(status)
-        elif not end or not self.is_begun or self._got != self.length:
-            concat.fail(self.blamed("is not exactly one message"))
-        else:
-            self.has_ended = True
-            concat.advance()
-
-    def on_data(self, payload: bytes, end: bool) -> None:
-        """A piece of the answer."""
-        concat = self._concat
-        if concat is None:
-            return
-        if end:
-            concat.fail(self.blamed("ends without trailers"))
-            return
-        if not self.is_begun:
-            self._start += payload
-            payload = self._begin(concat)
-            if not self.is_begun:
-                return
-        self._got += len(payload)
-        tail = payload[-TAIL_BYTES:]
-        self._tail = tail if len(tail) == TAIL_BYTES else (self._tail + tail)[-TAIL_BYTES:]
-        if not self.pieces and concat.passes(self):
-            concat.pass_on(self, payload)
-        elif self._is_small or self._keep(len(payload)):
-            self.pieces.append(payload)
-            concat.advance()
-        else:
-            concat.down.cut()
-
-    def blamed(self, fault: str) -> Status:
-        """The status for the client if the shard's answer is malformed; `fault` names the fault."""
-        return self._shard.blamed(fault).status
-
-    def hold(self, size: int) -> bool:
-        """Accounts for `size` bytes of the answer that are kept, as memory of the client's call."""
-        return self._down.hold(size)
-
-    def release(self, size: int) -> None:
-        """Returns `size` bytes that `hold` gave."""
-        self._down.release(size)
-
-    def take(self) -> bytes:
-        """The next piece, and its memory given back."""
-        piece = self.pieces.popleft()
-        if self._reserved:
-            self._kept -= len(piece)
-            if not self.pieces or self._reserved - self._kept >= 2 * RESERVED:
-                self.release(self._reserved - self._kept)
-                self._reserved = self._kept
-        return piece
-
-    def _keep(self, size: int) -> bool:
-        """Accounts for `size` bytes of the answer, and for some of the bytes to follow; False if there is no room.
-
-        To account for each piece alone took a tenth of the time of a large answer.
-        """
-        kept = self._kept + size
-        if kept > self._reserved:
-            missing = kept - self._reserved
-            more = max(missing, min(RESERVED, missing + self.length - self._got))
-            if not self._down.may_hold(more):
-                more = missing
-            if not self.hold(more):
-                return False
-            self._reserved += more
-        self._kept = kept
-        return True
-
-    def stop(self) -> None:
-        """Ends the call and drops its bytes, without telling `Concat`."""
-        self._concat = None
-        while self.pieces:
-            self.take()
-        self.cancel()
-
-    def _begin(self, concat: Concat) -> bytes:
-        """Takes prefix and header off the start. The bytes behind the header, once the header is whole; else b""."""
-        start = self._start
-        if len(start) < PREFIX_SIZE + 2:
-            return b""
-        header_end = PREFIX_SIZE + 2 + start[PREFIX_SIZE + 1]
-        if start[0] or start[PREFIX_SIZE] != HEADER_TAG or start[PREFIX_SIZE + 1] > 0x7F:
-            concat.fail(self.blamed("is no RangeResponse"))
-            return b""
-        if len(start) < header_end:
-            return b""
-        try:
-            self.header = rpc_pb2.ResponseHeader.FromString(start[PREFIX_SIZE + 2 : header_end])
-        except DecodeError:
-            concat.fail(self.blamed("is no RangeResponse"))
-            return b""
-        self.length = unpack_u32(start, 1)[0]
-        self._is_small = self.length <= concat.small
-        self.is_begun = True
-        concat.begun(self)
-        self.consumed(PREFIX_SIZE)
-        return start[PREFIX_SIZE:]
-
-    def on_reset(self, code: int, reason: str) -> None:
-        """The shard is gone."""
-        if self._concat is not None:
-            self._concat.broken(unprocessed=self.surely_unprocessed(code))
-
-    def count(self) -> int | None:
-        """The count at the end of the answer; 0 if the answer has only a header; None if it has neither."""
-        if self.length == 2 + self.header.ByteSize():
-            return 0
-        tail = self._tail
-        start = len(tail) - 1
-        while start > 0 and tail[start - 1] > 0x7F:
-            start -= 1
-        if tail[-1] > 0x7F or start == 0 or tail[start - 1] != COUNT_TAG:
-            return None
-        return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(tail[start:]))

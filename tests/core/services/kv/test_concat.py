@@ -12,7 +12,8 @@ from esp.core.layout import Layout
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.gate import Entry, Gate
-from esp.core.services.kv.concat import RESERVED, Concat, can_concat
+from esp.core.services.kv.concat import Concat, can_concat
+from esp.core.services.kv.concat_part import RESERVED
 from esp.core.shard_map import ShardMap
 from esp.core.tokens import Position, Tokens
 from esp.core.wire import frames
