@@ -1,4 +1,4 @@
-"""Imports point downwards only: docs/design.md, "Layers", held to by reading every import in the package."""
+"""The layers of docs/design.md: imports point downwards only, checked for every import in the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the attackers of `bench/attacks` send is what its name says: whole frames, and heads that differ."""
+"""The bytes that the attackers of `bench/attacks` send are as their names say: whole frames, and different heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong for a plain reason is told in one line, whatever the command; never with a traceback."""
+"""A plain failure of any command is one line, never a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`esp lease-sync` on real shards: what it tells, what it changes, and what it leaves alone."""
+"""`esp lease-sync` on real shards: its output, its changes, and the leases that it leaves alone."""
 
 from __future__ import annotations
 

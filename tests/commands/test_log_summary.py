@@ -1,4 +1,4 @@
-"""A log that is flooded stays readable: what comes again is counted."""
+"""A flooded log stays readable: repeated lines are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `esp serve` says to whoever starts it, and how it takes signals; serving is tested in tests/integration."""
+"""The messages of `esp serve` at its start, and its handling of signals; tests/integration tests the serving."""
 
 from __future__ import annotations
 

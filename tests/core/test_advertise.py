@@ -1,4 +1,4 @@
-"""Which URLs a proxy advertises by itself."""
+"""The URLs that a proxy advertises by itself."""
 
 from __future__ import annotations
 

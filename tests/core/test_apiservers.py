@@ -1,4 +1,4 @@
-"""What of a kube-apiserver is looked for, and how much of it; how one is found is in integration/test_kubernetes.py."""
+"""The search for kube-apiservers, and its bounds; integration/test_kubernetes.py shows how one is found."""
 
 from __future__ import annotations
 

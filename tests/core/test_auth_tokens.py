@@ -1,4 +1,4 @@
-"""Tokens made of several shards' tokens: their form, who gets which part, and what is none."""
+"""Composite tokens: their form, the part that each shard gets, and invalid ones."""
 
 from __future__ import annotations
 

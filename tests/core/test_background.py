@@ -1,4 +1,4 @@
-"""The supervisor: what fails in the background is told and counted, and takes nothing else along."""
+"""The supervisor: a bug in background work is logged and counted, and ends no other work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exception of esp's own, in whatever runs beside the handling of bytes, ends that one piece and nobody else's work.
+"""A bug in work beside the handling of bytes ends that piece of work, and no other client's work.
 
 tests/core/wire/test_blast_radius.py shows the same for the wire.
 """

@@ -1,4 +1,4 @@
-"""How many clients the process's open files leave room for."""
+"""The number of clients for which the process has descriptors."""
 
 from __future__ import annotations
 

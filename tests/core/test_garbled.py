@@ -1,4 +1,4 @@
-"""A shard that answers with what no etcd would say: the call says so and names the shard, and all else goes on.
+"""A shard with answers that no etcd would give: the call's error names the shard, and all other work goes on.
 
 Every RPC that esp parses an answer of is asked over two shards, of which one garbles it; a client with keys on the
 other, a watch and a lease goes on meanwhile. With one shard the bytes pass through, and are its client's to read.

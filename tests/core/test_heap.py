@@ -1,4 +1,4 @@
-"""What is freed goes back to the system, though something that lives lies behind it."""
+"""Freed memory goes back to the system, even if live objects lie behind it."""
 
 from __future__ import annotations
 

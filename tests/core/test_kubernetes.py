@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - a table reads best with one case on each line
-"""Where kube-apiserver keeps resources, and which ones a shard map cuts."""
+"""The keys in which kube-apiserver keeps resources, and the resources that a shard map divides."""
 
 from __future__ import annotations
 

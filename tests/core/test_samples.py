@@ -1,4 +1,4 @@
-"""Samples of the shards' revisions: what they say of the others when one shard was at some revision."""
+"""Samples of the shards' revisions: the revisions that the other shards had reached before one shard's revision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused though esp could serve it: requests that span shards inside ranges which nothing may see divided."""
+"""Undivided ranges: esp refuses requests that span shards there, although it could serve them."""
 
 from __future__ import annotations
 

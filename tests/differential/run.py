@@ -152,7 +152,10 @@ class Run:
         raise AssertionError(f"{outcome}, but there is {problems}")
 
     def same(self, alone: Outcome, esp: Outcome, answer: type[Answer], expected: Callable[[Answer], Answer]) -> bool:
-        """Checks that both failed alike, or that esp's answer is the expected one; False for a failure."""
+        """Checks that both failed alike, or that esp's answer is the expected one; False if both failed.
+
+        With one shard the bytes must be equal.
+        """
         if isinstance(alone, Failure) or isinstance(esp, Failure):
             assert esp == alone
             return False

@@ -1,6 +1,6 @@
-"""What esp writes by hand, read by protobufs of other languages as upb reads it.
+"""Bytes that esp writes by hand: protobufs of other languages must read them as upb does.
 
-scripts/foreign builds those that are not Python; a test whose decoder is not there skips.
+scripts/foreign builds the decoders of other languages; a test without its decoder skips.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What clients of other languages met: many streams on one connection, deadlines, large answers.
+"""Clients of other languages: many streams on one connection, deadlines, large answers.
 
-Each writes what came as JSON. scripts/foreign builds them; a test whose client is not there skips.
+Each client writes its results as JSON. scripts/foreign builds the clients; a test without its client skips.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Watches of other languages' clients through esp: revisions in JavaScript, large responses in Go.
 
-scripts/foreign builds the clients; a test whose client is not there skips.
+scripts/foreign builds the clients; a test without its client skips.
 """
 
 from __future__ import annotations

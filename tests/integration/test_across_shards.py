@@ -1,7 +1,7 @@
 """`across_shards: refuse`, for all keys or some: a range that a boundary cuts is refused in every call that has one.
 
-The program that needs it most is a lock that sorts by create_revision itself, as some clients do: over a boundary it
-compares the clocks of two shards, and two clients hold the lock.
+It matters most for a lock whose client sorts by create_revision itself. Over a boundary such a client compares the
+clocks of two shards, and two clients hold the lock.
 """
 
 from __future__ import annotations

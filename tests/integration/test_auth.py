@@ -1,4 +1,4 @@
-"""Auth over three shards: what one etcd says to the same programs, and stock clients with users."""
+"""Auth over three shards: compared with the answers of one etcd to the same programs, and stock clients with users."""
 
 from __future__ import annotations
 

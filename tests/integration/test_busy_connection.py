@@ -1,4 +1,4 @@
-"""Much at once over one connection, as honest clients have it: a shard in trouble costs only the calls to it."""
+"""Many calls at once over one honest connection: a shard in trouble affects only the calls to that shard."""
 
 from __future__ import annotations
 

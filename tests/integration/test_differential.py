@@ -1,4 +1,4 @@
-"""Random programs against one etcd and against esp: every answer is the same, but for what is on a written list.
+"""Random programs against one etcd and against esp: every answer is the same, except for a list of differences.
 
 tests/differential/ has the parts: the list (differences.py), the programs, how revisions are translated (mapping.py),
 and how both sides are run and compared. With one shard every byte is the same.

@@ -1,4 +1,4 @@
-"""What a newcomer does with etcdctl, through esp over three shards: below "i", from "i", from "r"."""
+"""A newcomer's first steps with etcdctl, through esp over three shards: below "i", from "i", from "r"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A shard dies under load and comes back: its keys alone suffer, and nothing acknowledged is lost."""
+"""A shard dies under load and comes back: only its keys are affected, and no acknowledged write is lost."""
 
 from __future__ import annotations
 

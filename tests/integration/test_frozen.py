@@ -1,4 +1,4 @@
-"""A member that stands still while nobody asks it anything: `/readyz?verbose` says so."""
+"""A member that freezes while it has no calls: `/readyz?verbose` reports it."""
 
 from __future__ import annotations
 

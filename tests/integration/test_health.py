@@ -1,4 +1,4 @@
-"""Health as probes ask for it, over HTTP/1.1, HTTP/2 and gRPC, beside what etcd 3.7 says of itself."""
+"""Health for probes, over HTTP/1.1, HTTP/2 and gRPC, compared with the answers of etcd 3.7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a kube-apiserver needs of esp: docs/kubernetes.md says which test shows what. A real one: scripts/kubernetes."""
+"""The needs of a kube-apiserver; docs/kubernetes.md names the test of each. With a real one: scripts/kubernetes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Upkeep of several etcd clusters under Kubernetes: docs/kubernetes.md says which test shows what."""
+"""Upkeep of several etcd clusters under Kubernetes; docs/kubernetes.md names the test of each statement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A shard map with one shard more is put in place of another, and taken back, while clients are at work."""
+"""A shard map with one shard more replaces another, and is taken back, while clients are at work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What etcdctl does with leases, through esp over three shards."""
+"""Leases with etcdctl, through esp over three shards."""
 
 from __future__ import annotations
 

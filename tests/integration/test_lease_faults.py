@@ -1,4 +1,4 @@
-"""Leases while a shard is away: sessions live on without it, and what it missed is put right when it is back."""
+"""Leases while a shard is unreachable: sessions live on, and the shard gets the missed calls when it is back."""
 
 from __future__ import annotations
 

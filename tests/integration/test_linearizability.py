@@ -1,4 +1,4 @@
-"""Each key is one register for all clients of all proxies, whatever is killed or frozen meanwhile."""
+"""Each key is one register for all clients of all proxies, even while etcds and proxies are killed or frozen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A shard whose endpoint leads to an esp: to the one that asks, over whatever way, or to another. It gets no calls."""
+"""A shard whose endpoint leads to an esp, the same over any way, or another: the endpoint gets no calls."""
 
 from __future__ import annotations
 

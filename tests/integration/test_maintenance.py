@@ -1,4 +1,4 @@
-"""Maintenance over several shards: alarms, Defragment, and what concerns one cluster; etcdctl of three generations."""
+"""Maintenance over several shards: alarms, Defragment, RPCs of one cluster; with etcdctl of three generations."""
 
 from __future__ import annotations
 

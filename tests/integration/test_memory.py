@@ -1,4 +1,4 @@
-"""Memory while clients do not read what they asked for, or do not end what they began: others go on."""
+"""Memory while clients do not read their answers, or do not finish their requests: other clients go on."""
 
 from __future__ import annotations
 

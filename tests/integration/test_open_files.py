@@ -1,4 +1,4 @@
-"""esp with few open files: too many clients cost nothing but themselves."""
+"""esp with few open files: too many clients do no harm to the others."""
 
 from __future__ import annotations
 

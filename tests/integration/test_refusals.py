@@ -1,4 +1,4 @@
-"""Calls that no library would make, compared with what a real etcd answers to them."""
+"""Calls that no library would make, compared with a real etcd's answers."""
 
 from __future__ import annotations
 

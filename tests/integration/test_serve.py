@@ -1,4 +1,4 @@
-"""`esp serve` as a process: how it starts, what it says, how it ends, and what strangers at its door get."""
+"""`esp serve` as a process: its start, its output, its end, and its answers to other protocols."""
 
 from __future__ import annotations
 

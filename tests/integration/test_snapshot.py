@@ -1,4 +1,4 @@
-"""Reads of several shards at one moment, and what the ones without may show."""
+"""Reads of several shards at one moment, and the states that reads without a snapshot may show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Revisions of answers that several shards gave: what they are good for when a client gives them back."""
+"""Tokens, the revisions of answers of several shards: their use in later requests."""
 
 from __future__ import annotations
 

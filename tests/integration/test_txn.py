@@ -1,4 +1,4 @@
-"""Transactions through esp over three shards: whose they are, and how many operations they may have."""
+"""Transactions through esp over three shards: the shard that owns them, and the number of their operations."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Watches over shards that have compacted their history: etcd's contract is that a client which resumes at the
-`compact_revision` that it is told gets going at the first try, and misses only what is compacted."""
+"""Watches over shards that have compacted their history.
+
+etcd's contract: a client that resumes at the `compact_revision` in the answer starts at the first try, and misses only
+compacted events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watches go on, as if nothing had been, whatever breaks between esp and the shards: nothing lost, nothing twice."""
+"""Watches go on after any break between esp and the shards: no event is lost, none comes twice."""
 
 from __future__ import annotations
 

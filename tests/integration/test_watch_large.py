@@ -1,4 +1,4 @@
-"""Watches over a history that is larger than what may wait here for a client: each gets all of it, however it reads."""
+"""Watches over a history that is larger than esp may hold for a client: every client gets all of it, fast or slow."""
 
 from __future__ import annotations
 

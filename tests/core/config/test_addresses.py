@@ -1,4 +1,4 @@
-"""Addresses that people write, and the hints they get: what a hint says to write is taken as it stands."""
+"""Addresses that people write, and the hints in errors: the address in a hint is always valid."""
 
 from __future__ import annotations
 

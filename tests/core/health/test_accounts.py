@@ -1,4 +1,4 @@
-"""What is found where shards have not the same users and roles."""
+"""The findings if shards do not have the same users and roles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is made of the members' answers; where the answers come from is tested with real etcds in test_check.py."""
+"""The findings from the members' answers; test_check.py tests with real etcds how the answers come."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks of shards behind the pages: how often shards are asked, and who waits for whom."""
+"""The checks of shards behind the pages: how often shards are asked, and which page waits for which shard."""
 
 from __future__ import annotations
 

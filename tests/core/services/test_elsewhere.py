@@ -1,4 +1,4 @@
-"""What is said of RPCs that concern one cluster: the command for each shard, and never more than a client takes."""
+"""The refusals of RPCs that concern one cluster: a command for each shard, and no longer than a client takes."""
 
 from __future__ import annotations
 

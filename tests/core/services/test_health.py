@@ -1,4 +1,4 @@
-"""grpc.health.v1: who watches is told of each change, and has one message waiting at most while it does not read."""
+"""grpc.health.v1: a watching client gets each change; for one that does not read, one message waits at most."""
 
 from __future__ import annotations
 

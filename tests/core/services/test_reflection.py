@@ -1,4 +1,4 @@
-"""gRPC server reflection: each request has its answer, and who does not read keeps little waiting."""
+"""gRPC server reflection: each request has its answer, and little waits for a client that does not read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the router leaves of a head: no more than somebody will ask for, since a call may stay open for days."""
+"""The fields that the router keeps of a head: only those needed later, because a call may stay open for days."""
 
 from __future__ import annotations
 

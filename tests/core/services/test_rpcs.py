@@ -1,4 +1,4 @@
-"""Which handler serves which call: every RPC of etcd's API, and what is none."""
+"""The handler of every RPC of etcd's API, and of calls that are none."""
 
 from __future__ import annotations
 

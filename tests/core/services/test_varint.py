@@ -1,4 +1,4 @@
-"""The form of what esp writes without protobuf: docs/design.md, "Bytes written by hand"."""
+"""The form of bytes that esp writes without protobuf: docs/design.md, "Bytes written by hand"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits for a shard's connection; the rest of a link is tested with the shard, in test_shard.py."""
+"""Calls that wait for a shard's connection; test_shard.py tests the rest of a link, with the shard."""
 
 from __future__ import annotations
 

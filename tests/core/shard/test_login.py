@@ -1,4 +1,4 @@
-"""esp's own user at a shard: when it authenticates, what it says of its password, and where that may be seen."""
+"""esp's own user at a shard: when esp authenticates, its errors about the password, and the secrecy of the password."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Host names that a name server does not tell, or tells late: nobody else waits for them."""
+"""Host names for which the name server answers late, or never: no other work waits for them."""
 
 from __future__ import annotations
 

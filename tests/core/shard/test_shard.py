@@ -1,4 +1,4 @@
-"""One shard's client: fail-over, waiting, what is sent again and what clients are told."""
+"""One shard's client: fail-over, waiting calls, calls that are sent again, and errors for clients."""
 
 from __future__ import annotations
 

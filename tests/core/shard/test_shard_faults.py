@@ -1,4 +1,4 @@
-"""A shard's connection breaks at every frame of a call: a write is applied once, or the client knows it may not be.
+"""A shard's connection breaks at every frame of a call: a write is applied once, or its error leaves that open.
 
 The etcd here keeps count of what it applied: a request that it heard whole, and did not disown. It breaks its first
 connection at the frame it is told to, in one of several ways, and serves well on every later one.

@@ -1,4 +1,4 @@
-"""Questions to several shards: answers and failures side by side, deadlines, and an end for whoever asks no more."""
+"""Calls to several shards: answers and failures side by side, deadlines, and cancellation."""
 
 from __future__ import annotations
 

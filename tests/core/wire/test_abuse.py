@@ -1,6 +1,6 @@
-"""What is legal, or nearly, and only there to make work: each kind is cut short, and leaves nothing behind.
+"""Frames that are legal, or nearly, and only make work: esp cuts each kind short, and keeps nothing.
 
-The well-behaved peers that look similar are here too: what real clients do must stay free.
+Well-behaved peers that look similar are here too: they must pay nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a client owes, how often it may PING, and the heads and messages of its requests."""
+"""The parts of messages that a client owes, its PINGs, and the heads and messages of its requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exception of esp's own ends the call or the connection it came from, and nothing of anybody else."""
+"""A bug in esp ends the call or the connection that it came from, and no other."""
 
 from __future__ import annotations
 

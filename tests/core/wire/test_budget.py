@@ -1,4 +1,4 @@
-"""Who may take how much, and who gives way."""
+"""The budget: how much an account may take, and which account gives way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of coroutines: what `read` gives for what the server says."""
+"""Calls of coroutines: the results of `read` for the server's frames."""
 
 from __future__ import annotations
 

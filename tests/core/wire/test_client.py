@@ -1,4 +1,4 @@
-"""esp as the client of an etcd: what it says, and what its calls are told."""
+"""esp as the client of an etcd: the frames that it sends, and the events of its calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""esp's client and the `h2` library as its server, joined in memory: whatever they do, they understand each other."""
+"""esp's client and the `h2` library as its server, joined in memory: no sequence of steps is an error for either."""
 
 from __future__ import annotations
 

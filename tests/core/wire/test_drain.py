@@ -1,4 +1,4 @@
-"""How the server's end takes leave: GOAWAY, a PING to know that it was heard, GOAWAY with the last stream, the end."""
+"""The drain of the server's end: GOAWAY, a PING that shows its arrival, GOAWAY with the last stream, the end."""
 
 from __future__ import annotations
 

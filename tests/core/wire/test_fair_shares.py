@@ -1,4 +1,4 @@
-"""Who ends, and how, when the calls of several connections want more memory than there is."""
+"""The call that ends, and how, when the calls of several connections want more memory than there is."""
 
 from __future__ import annotations
 

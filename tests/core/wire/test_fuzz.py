@@ -1,4 +1,4 @@
-"""Whatever bytes a client sends: only the connection itself may end, nothing grows, nothing depends on the cuts."""
+"""Any bytes from a client: only its connection may end, no memory grows, and the cuts between reads do not matter."""
 
 from __future__ import annotations
 

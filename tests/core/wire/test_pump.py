@@ -1,4 +1,4 @@
-"""The pump: who sends, in which order, how much in one turn; and who stands still."""
+"""The pump: which streams send, in which order, how much in a turn; and which stand still."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request says, and what of it goes to the next hop."""
+"""The content of a request, and the part that goes to the next hop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads of requests as a server's decoder sees them, its table and esp's picture of it being the same."""
+"""Heads of requests as a server's decoder reads them, with the server's table as esp expects it."""
 
 from __future__ import annotations
 

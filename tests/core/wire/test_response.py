@@ -1,4 +1,4 @@
-"""What a response says, and what of it goes to the client."""
+"""The content of a response, and the part that goes to the client."""
 
 from __future__ import annotations
 

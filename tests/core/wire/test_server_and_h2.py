@@ -1,6 +1,6 @@
 """The server's end against the h2 library's client, joined in memory.
 
-Whatever the client does in whatever order, h2 finds nothing wrong, and every complete request gets its complete answer.
+For any steps of the client in any order, h2 finds no error, and every complete request gets its complete answer.
 """
 
 from __future__ import annotations

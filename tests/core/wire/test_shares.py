@@ -1,4 +1,4 @@
-"""What all clients share: one address may have nearly all of it, but not the last."""
+"""Shared places: one address may have nearly all of them, but not the last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The listener with real sockets: who speaks what on one port, how connections end, and what slow readers cost."""
+"""The listener with real sockets: the protocols on one port, the end of connections, the cost of slow readers."""
 
 from __future__ import annotations
 

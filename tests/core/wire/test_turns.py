@@ -1,4 +1,4 @@
-"""How the loop's time is shared: what is done for one connection in one turn is counted here, never timed.
+"""The sharing of the loop's time: the tests count the work for a connection in a turn, and never measure time.
 
 The clock goes by one second with each step of work, so a slice of `n` seconds is `n` steps.
 """

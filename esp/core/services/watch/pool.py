@@ -30,7 +30,7 @@ from esp.core.wire.request_encoder import Forward
 LARGEST_SHARED: Final = 65_536
 """The most bytes of keys in a create in a shared call. Every etcd's limit is higher."""
 PART_WEIGHT: Final = 32
-"""How many watchers in one shard one over several shards counts as, by what an event for it costs."""
+"""A watcher over several shards counts as so many watchers in one shard, by the cost of an event."""
 
 
 class Newcomer(Member, Protocol):
@@ -129,7 +129,7 @@ class Shelf:
         self._weights: Counter[ClientsConnection] | None = None
 
     def has_many_of(self, connection: ClientsConnection) -> bool:
-        """Whether as many of the taps are of this connection's clients as may share with others."""
+        """Whether the connection has as many taps here as may share with other connections."""
         most = connection.limits.max_shared_watchers
         if self._weights is None:
             sources = [*self.own, self.shared] if self.shared is not None else [*self.own]

@@ -1,4 +1,4 @@
-"""What shards are asked for a page of a Range over them, which a test answers."""
+"""The requests to shards for a page of a Range; the test plays the shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever path is asked for, over HTTP/1.1 or HTTP/2: an answer with a status, and never a bug."""
+"""Any path, over HTTP/1.1 or HTTP/2, gets an answer with a status, and never shows a bug."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The look into the bytes, compared with what protobuf parses; and which messages it leaves to protobuf."""
+"""`peek`, compared with protobuf; and the messages that it leaves to protobuf."""
 
 from __future__ import annotations
 

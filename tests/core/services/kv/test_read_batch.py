@@ -1,4 +1,4 @@
-"""Reads that come together, and what becomes of them whatever the shard says; it is scripted, for what no etcd does."""
+"""Joined reads, and their outcome for any answer of the shard; a scripted shard does what no etcd does."""
 
 from __future__ import annotations
 

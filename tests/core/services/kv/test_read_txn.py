@@ -1,4 +1,4 @@
-"""Reads joined to a transaction and its answer taken apart, compared with what protobuf makes of the same."""
+"""Reads joined to a transaction, and its answer cut into theirs, compared with protobuf."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows cut out of shards' answers, whatever the pieces in which these come; sorted; and written again."""
+"""Rows cut out of shards' answers, which come in any pieces; sorted; and written again."""
 
 from __future__ import annotations
 

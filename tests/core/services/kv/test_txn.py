@@ -1,4 +1,4 @@
-"""Transactions: what etcd refuses, with a real etcd as the judge, and which keys they touch."""
+"""Transactions: those that etcd refuses, with a real etcd as the judge, and the keys that they touch."""
 
 from __future__ import annotations
 

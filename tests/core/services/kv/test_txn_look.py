@@ -1,4 +1,4 @@
-"""The look through a transaction's bytes: what protobuf makes of them is the judge."""
+"""The look through a transaction's bytes, compared with protobuf's reading of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grants, revocations, repairs and retries, where a shard does what no etcd does on demand: the shards are the test."""
+"""Grants, revocations, repairs and retries. The test plays the shards, to do what no etcd does on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows when shards disagree about a lease."""
+"""The verdict on a lease when shards disagree about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A watcher over several shards: one to its client, and no shard's numbers mixed with another's."""
+"""A watcher over several shards: its client sees one watcher, and shards' revisions are never mixed."""
 
 from __future__ import annotations
 

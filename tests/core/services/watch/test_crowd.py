@@ -1,4 +1,4 @@
-"""Many watchers of one range on one connection: others do not wait for them, and each hears everything once."""
+"""Many watchers of one range on one connection: others do not wait for them, and each gets every event once."""
 
 from __future__ import annotations
 

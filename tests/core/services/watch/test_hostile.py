@@ -1,4 +1,4 @@
-"""Clients that ask for too much, shards that never stop failing, and bugs: who pays for it, and how much."""
+"""Clients that ask for too much, shards that always fail, and bugs: which clients are affected, and how much."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards as unlucky as etcd can be, and any order of everything: each watcher is still told exactly what it should be.
+"""Shards with all the bad luck that etcd allows, in any order of steps: each watcher still gets exactly its events.
 
 The shard here follows etcd's server (v3rpc/watch.go, mvcc/watchable_store.go) in what may come before what. Replies to
 requests and messages of watchers are two queues, in order each, and either may overtake the other. The revision in a

@@ -1,4 +1,4 @@
-"""What waits for a client: when it leaves, how much may, and how the call ends."""
+"""Messages that wait for a client: when they leave, how many may wait, and how the call ends."""
 
 from __future__ import annotations
 

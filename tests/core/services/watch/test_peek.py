@@ -1,4 +1,4 @@
-"""What is read in the bytes of a message with one event is what protobuf reads in it; all else is left to protobuf."""
+"""`peek` reads in a message with one event the same as protobuf does; any other message it leaves to protobuf."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events that go on without being parsed: the bytes that came, and in their order whatever else waits."""
+"""Events that esp passes on unparsed: the bytes that came, in their order with other messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress requests of one call to a shard: one is out at a time."""
+"""Progress requests of one call to a shard: one is under way at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever breaks upstream is watched again from exactly the next revision, and clients do not notice."""
+"""After any break upstream, esp watches again from exactly the next revision, and clients do not notice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watchers of the same share one watcher of the shard, but only where nobody could tell."""
+"""Watchers of the same range share one watcher of the shard, but only if no client can notice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One client's stream: replies in the order of the requests, ids, what is held, and what a slow client costs."""
+"""One client's stream: replies in the order of the requests, ids, held events, and the cost of a slow client."""
 
 from __future__ import annotations
 
