@@ -48,7 +48,7 @@ LONGEST_PAUSE: Final = 2.0
 """The first and the longest pause, in seconds, between rounds over the endpoints. After a connection that has lasted
 for LONGEST_PAUSE, the next pause is FIRST_PAUSE again."""
 LOGIN_SECONDS: Final = 7.0
-"""How long a shard may take to look at esp's own password."""
+"""Seconds that a shard may take to check esp's own password."""
 
 
 class Connected(Cluster):

@@ -31,7 +31,7 @@ class Whole(Protocol):
 
     Attributes:
         down: the client's stream.
-        small: bytes of a part's answer up to which the part is not counted by itself.
+        small: a part's answer of at most so many bytes is covered by the memory that every call counts for.
     """
 
     down: ServerStream
@@ -57,7 +57,7 @@ class Whole(Protocol):
 
 
 class Part(ClientStream):
-    """One shard's answer. Takes off prefix and header, and keeps the other bytes until their turn.
+    """One shard's answer. Reads prefix and header, and keeps the bytes behind the prefix until their turn.
 
     Keeps no more than the window of a stream.
     """
@@ -184,7 +184,7 @@ class Part(ClientStream):
         return True
 
     def forget(self) -> None:
-        """Tells nobody of what else comes: the part has been sent on."""
+        """Cuts the link to the merged answer, because the part has been sent on."""
         self._concat = None
 
     def stop(self) -> None:
@@ -195,7 +195,7 @@ class Part(ClientStream):
         self.cancel()
 
     def _begin(self, concat: Whole) -> bytes:
-        """Takes prefix and header off the start. The bytes behind the header, once the header is whole; else b""."""
+        """Reads prefix and header. The bytes behind the prefix, once the header is whole; else b""."""
         start = self._start
         if len(start) < PREFIX_SIZE + 2:
             return b""
