@@ -1,14 +1,16 @@
 """The Lock and Election services over several shards: each call goes whole to the shard that owns its keys.
 
-The keys of a lock or an election NAME are those that begin with NAME/. The one with the lowest create_revision holds
-the lock, so all must be in one shard; esp refuses a call whose prefix a boundary divides. Unlock, Proclaim and Resign
-name a key, and go to that key's owner. Answers come back as they are: header and revisions are that shard's.
+The keys of a lock or an election NAME begin with NAME/. The key with the lowest create_revision holds the lock, so all
+of them must be in one shard. esp refuses a call if a boundary divides its prefix. Unlock, Proclaim and Resign name a
+key, and go to the owner of that key. Answers come back unchanged: header and revisions are that shard's.
 
-- A lease that the shard has missed is granted there, and the call sent again (`LeaseRetry`). For lease 0 etcd grants a
-  lease of 60 s itself. esp grants it instead, on all shards, so that clients can renew and revoke it like any other.
-- Lock and Campaign may wait for hours, so they go over the shard's connection for streams, and hold no place anywhere.
-- A Lock or Campaign that breaks while it waits is not sent again, though its lease makes its key the same: etcd deletes
-  the key of a call that broke, and might do so after the second call has got the lock. The client gets an error.
+- If the shard has missed the lease, esp grants the lease there and sends the call again (`LeaseRetry`). For lease 0
+  etcd would grant a lease of 60 s itself. esp grants such a lease instead, on all shards, so that clients can renew and
+  revoke it like any other.
+- Lock and Campaign may wait for hours. So they go over the shard's connection for streams, and hold no places.
+- If a Lock or Campaign breaks while it waits, esp does not send it again, and the client gets an error. etcd deletes
+  the key of a broken call. A second call with the same lease has the same key, and etcd might delete it after that call
+  has got the lock.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def handlers(routing: Routing, gate: Gate, leases: Leases) -> Mapping[bytes, Han
 
     Args:
         routing: the shards.
-        gate: lets calls begin that cost shards much, and grants of leases.
+        gate: lets calls that may cost shards much begin, and grants of leases.
         leases: grants leases, and repairs those that a shard has missed.
     """
     of_lock, of_election = (partial(_owner_of_name, routing, what) for what in ("a lock", "an election"))
@@ -83,7 +85,7 @@ def _owner_of_name(routing: Routing, what: str, request: Any) -> Shard:
 
 
 def _owner_of_leader(routing: Routing, request: Any) -> Shard:
-    """The owner of the key that the request's leader has won with."""
+    """The owner of the leader's key in the request."""
     if not request.HasField("leader"):
         raise NO_LEADER_KEY.error()
     return routing.owner(request.leader.key)
@@ -101,7 +103,7 @@ class ToOwner(Handler):
     """Sends a call to one shard, serialised anew, so that no two parsers read it differently.
 
     Args:
-        gate: lets calls begin that cost the shard much.
+        gate: lets calls that may cost the shard much begin.
         request: the type of the request.
         owner: finds the shard.
         reads: the call changes nothing, and its answer may be large.
@@ -123,10 +125,10 @@ class ToOwner(Handler):
             self.go(stream, request, shard)
 
     def _read(self, message: bytes) -> tuple[Any, Shard]:
-        """The request, and the shard that it is for.
+        """The request, and its shard.
 
         Raises:
-            RpcError: it is refused.
+            RpcError: the request is refused.
         """
         request = parse(self._request, message)
         return request, self._owner(request)
@@ -196,7 +198,7 @@ class Leased(ToOwner):
         gate, request, owner: as for `ToOwner`.
         bearer: the message in a request that has the field `lease`.
         grants: the lease of a call without one, and the lease that a shard has missed.
-        waits: whether the call waits until others give way.
+        waits: whether the call may wait until another client gives up the lock.
     """
 
     def __init__(
@@ -234,8 +236,8 @@ class Leased(ToOwner):
             super().send(stream, body, shard, late=late)
 
     def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
-        """Once more, where its lease lives but its shard lacks it."""
-        if status.message != errors.LEASE_NOT_FOUND.message:  # these services tell etcd's texts with the code Unknown
+        """Sends the call once more if its shard lacks the lease, but the lease is alive."""
+        if status.message != errors.LEASE_NOT_FOUND.message:  # these services send etcd's texts with the code Unknown
             return False
         request, shard = self._read(message)
         again = partial(self.send, stream, message, shard, late=True)

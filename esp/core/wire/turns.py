@@ -38,7 +38,7 @@ that such an accident alone does not put a connection that needs little time in 
 UNSEEN: Final = 0.0005
 """Seconds that may pass between two looks at the thread's own clock. Such a look takes as long as ten at the other."""
 LITTLE: Final = 1024
-"""Bytes of a read up to which fewer steps serve it (`serve_little`, `serve_little_answers`)."""
+"""A read of at most so many bytes is served in fewer steps (`serve_little`, `serve_little_answers`)."""
 SECONDS_PER_BYTE: Final = 2e-10
 """Seconds to read a byte from a socket: the read is over when the clock starts."""
 
@@ -174,12 +174,12 @@ class Turns:
             self._join(worker)
 
     def serve_little(self, worker: Worker, take: Callable[[bytes, float], bool], data: bytes) -> bool:
-        """As `serve`, for a few bytes that have come while nobody stands in line, which is so for nearly all reads.
+        """As `serve`, in fewer steps, for a few bytes that come while the line is empty, as nearly all reads do.
 
-        Fewer steps lead to the same: `take` works on the bytes until it would look at the clock, and returns whether
-        some are left. They are then served as any others.
+        `take` works on the bytes until it would look at the clock, and returns whether some are left. These are then
+        served as any others.
 
-        Returns False, with nothing done, if it is not so.
+        Returns False, without any effect, if the line is not empty or the time is used up.
         """
         if not self.will_run:
             self._spent = 0.0
@@ -213,7 +213,7 @@ class Turns:
         self._answered += took
 
     def serve_little_answers(self, receive: Callable[[bytes], None], data: bytes) -> None:
-        """As `serve_answers`, for a few bytes, which `receive` works on at once and whole."""
+        """As `serve_answers`, for a few bytes, all of which `receive` works on at once."""
         start = self._wall()
         receive(data)
         took = self._wall() - start
