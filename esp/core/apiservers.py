@@ -1,4 +1,4 @@
-"""Finds out whether kube-apiservers use this proxy, and below which prefix: then the ranges they list stay undivided.
+"""Finds out whether kube-apiservers use this proxy, and below which prefix: there esp must not divide a resource.
 
 Below an expected prefix an apiserver is recognised by the watchers of its caches: each watches all objects of a
 built-in resource, with `prev_kv` and `progress_notify`. An apiserver makes them in its first second, long before it

@@ -53,7 +53,7 @@ async def call(
     metadata: Fields | None = None,
     seconds: float = CALL_SECONDS,
 ) -> Answer:
-    """A shard's answer to one RPC of the Lease service; without `metadata`, of a client, esp asks as its own user.
+    """A shard's answer to one RPC of the Lease service. With a client's `metadata` in its name, else as esp's own user.
 
     Raises:
         RpcError: the shard's status as it came; Unavailable if the shard does not answer in time.

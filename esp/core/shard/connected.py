@@ -115,10 +115,10 @@ class Connected(Cluster):
             unary.close()
 
     async def log_in(self, since: float, seconds: float | None = None) -> bool:
-        """Has the shard's refusal of esp's own token mended; False if the same question would be refused again.
+        """Gets a new token after the shard has refused esp's own. False if the shard would refuse the same call again.
 
         Args:
-            since: the `monotonic` time at which the question was asked.
+            since: the `monotonic` time of the refused call.
             seconds: the longest time to wait.
         """
         return self._login is not None and await self._login.renew(since, seconds)
