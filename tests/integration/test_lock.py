@@ -10,12 +10,13 @@ import grpc
 import pytest
 
 from esp.core.local import LocalEtcd
-from esp.core.pb import v3election_pb2, v3lock_pb2
+from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from tests.harness import (
     EspProcess,
     Esps,
     Etcds,
     Server,
+    connect,
     newest_etcd,
     outcome,
     running_esps,
@@ -24,6 +25,7 @@ from tests.harness import (
     wipe,
 )
 from tests.integration.lock_client import LOST, Locks
+from tests.stubs import rpc_pb2_grpc
 
 Answer = TypeVar("Answer")
 LocksOf = Callable[[Server], Locks]
@@ -61,6 +63,8 @@ def server(
 ) -> EspProcess | LocalEtcd:
     """Each test passes with one etcd, or it would ask something else of esp."""
     for etcd in (*whole, judged):
+        with connect(etcd) as channel:  # so that esp cannot know that no lease ever was there
+            rpc_pb2_grpc.KVStub(channel).Put(rpc_pb2.PutRequest(key=b"once"), timeout=30)
         wipe(etcd)
     return proxy if request.param == "esp" else judged
 
@@ -114,10 +118,13 @@ class TestLock:
             locks.revoke(first)
         assert waiting.result().key == b"m/%x" % second
 
-    def test_who_gives_up_leaves_no_key(self, locks: Locks) -> None:
+    @pytest.mark.parametrize("has_lease", [True, False])
+    def test_who_gives_up_leaves_no_key(self, locks: Locks, has_lease: bool) -> None:
         first, second, third = (locks.grant() for _ in range(3))
         had = locks.lock(b"m", first)
-        given_up, waiting = locks.waiting(b"m", second), locks.waiting(b"m", third)
+        given_up = locks.locking(b"m", second if has_lease else 0)
+        wait_until(lambda: len(locks.under(b"m")) == 2)
+        waiting = locks.waiting(b"m", third)
         given_up.cancel()
         wait_until(lambda: len(locks.under(b"m")) == 2)
         locks.unlock(had.key)
