@@ -10,8 +10,10 @@ import grpc
 import pytest
 
 from esp.core.local import LocalEtcd
-from tests.harness import EspProcess, Esps, Etcds, Server, frozen, outcome, peer, wait_ready, wait_until
+from esp.core.pb import rpc_pb2
+from tests.harness import EspProcess, Esps, Etcds, Server, connect, frozen, outcome, peer, wait_ready, wait_until
 from tests.integration.lock_client import Locks
+from tests.stubs import rpc_pb2_grpc
 
 LocksOf = Callable[[Server], Locks]
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -84,6 +86,35 @@ def test_of_one_etcd_that_is_killed_who_waits_is_told_as_well(start_durable_etcd
     etcd.kill()
     assert ended(waiting)[0] == UNAVAILABLE
     assert outcome(lambda: next(seen))[0] == UNAVAILABLE
+
+
+def test_who_waits_outlives_a_change_of_leader_and_is_told_of_the_end_of_the_member_in_use(
+    start_durable_etcd: Etcds, start_esp: Esps, locks_of: LocksOf
+) -> None:
+    members = start_durable_etcd.members(3)
+    in_use, other, leader = sorted(members, key=is_leader)
+    esp = start_esp([[in_use, other, leader], start_durable_etcd()], ["r"])
+    locks = locks_of(esp)
+    first, second, third = (locks.grant(600) for _ in range(3))
+    had, waiting = locks.lock(b"m", first), locks.waiting(b"m", second)
+    won = locks.campaign(b"n", first, b"one").leader
+    seen = locks.observe(b"n")
+    assert next(seen).kv.value == b"one"
+    leader.kill()
+    wait_until(lambda: told(lambda: locks.unlock(had.key)) is None)
+    had = waiting.result()
+    waiting = locks.waiting(b"m", third)
+    locks.proclaim(won, b"uno")
+    assert next(seen).kv.value == b"uno"
+    leader.start()
+    wait_ready(leader)
+    in_use.kill()
+    assert ended(waiting) == TIMED_OUT
+    assert outcome(lambda: next(seen)) == STOPPED
+    wait_until(lambda: told(lambda: locks.leader(b"n")) is None)
+    again = locks.waiting(b"m", third)
+    locks.unlock(had.key)
+    assert again.result().key == b"m/%x" % third
 
 
 def test_a_frozen_owner_holds_up_its_own_locks_only(locks: Locks, shards: list[LocalEtcd]) -> None:
@@ -171,3 +202,9 @@ def told(ask: Callable[[], object]) -> grpc.StatusCode | None:
     except grpc.RpcError as error:
         return error.code()
     return None
+
+
+def is_leader(member: LocalEtcd) -> bool:
+    with connect(member) as channel:
+        status = rpc_pb2_grpc.MaintenanceStub(channel).Status(rpc_pb2.StatusRequest(), timeout=30)
+    return status.leader == status.header.member_id
