@@ -19,6 +19,7 @@ from esp.core.apiservers import ApiServers
 from esp.core.background import Background
 from esp.core.config import Config, Listen
 from esp.core.heap import Heap
+from esp.core.keys import KeyRange
 from esp.core.kubernetes import assumed_roots
 from esp.core.layout import Layout
 from esp.core.routing import Routing
@@ -117,7 +118,8 @@ class Proxy:
 
         Calls in flight finish with the handlers, the map and the shard clients that they began with. The clients of
         shards that have left end when these calls have ended, or `drain_seconds` later. A watch stream ends if its keys
-        are divided differently now; its client resumes. All other streams go on.
+        are divided differently now; its client resumes. If any keys have another owner now, calls end that may wait for
+        hours: a lock that a shard grants later would be worth nothing. All other streams go on.
         """
         calls = [call for call in self._listener.calls() if call.head.handler not in self._lasting]
         before, self.routing = self.routing, Routing(layout, self.routing.tokens, self.routing.apiservers)
@@ -131,6 +133,10 @@ class Proxy:
         self._listener.forget_heads()
         self.leases.install(layout)
         self._watch.install(self.routing)
+        if not before.layout.divides_alike(KeyRange(b"", None), layout):
+            for call in calls:
+                if call.head.handler.waits:
+                    call.expire(errors.SERVER_STOPPED)
         left = [shard for name, shard in before.shards.items() if layout.shards.get(name) is not shard]
         if left:
             self.background.start(self._let_go(left, calls))

@@ -17,10 +17,10 @@ import pytest
 from esp.core import config
 from esp.core.config import Config
 from esp.core.local import LocalEtcd
-from esp.core.pb import rpc_pb2
+from esp.core.pb import rpc_pb2, v3lock_pb2
 from esp.core.proxy import Proxy
 from tests.harness import Etcds, connect, freeze, write_config
-from tests.stubs import rpc_pb2_grpc
+from tests.stubs import rpc_pb2_grpc, v3lock_pb2_grpc
 
 Put, Range, Txn, Op = rpc_pb2.PutRequest, rpc_pb2.RangeRequest, rpc_pb2.TxnRequest, rpc_pb2.RequestOp
 ALL = {"key": b"\0", "range_end": b"\0"}
@@ -148,6 +148,13 @@ def value_on(etcd: LocalEtcd, key: bytes) -> bytes | None:
         return kvs[0].value if kvs else None
 
 
+def keys_on(etcd: LocalEtcd, name: bytes) -> list[bytes]:
+    """The keys of a lock."""
+    with connect(etcd) as channel:
+        asked = Range(key=name + b"/", range_end=name + b"0")
+        return [row.key for row in rpc_pb2_grpc.KVStub(channel).Range(asked, timeout=20).kvs]
+
+
 def ttl_on(etcd: LocalEtcd, lease_id: int) -> int:
     with connect(etcd) as channel:
         answer = rpc_pb2_grpc.LeaseStub(channel).LeaseTimeToLive(
@@ -219,6 +226,36 @@ def test_a_map_with_one_shard_more_is_put_in_place_and_taken_back_under_load(
             await client.put(b"y", b"back")
             assert (value_on(etcds[1], b"y"), value_on(etcds[2], b"y")) == (b"back", b"leased")
             assert dict(proxy.routing.shards) == kept
+
+    asyncio.run(run())
+
+
+def test_who_waits_for_a_lock_is_told_if_keys_get_another_owner(
+    etcds: list[LocalEtcd], configs: tuple[Config, Config]
+) -> None:
+    two, three = configs
+    stopped = (grpc.StatusCode.UNAVAILABLE, "etcdserver: server stopped")
+
+    async def run() -> None:
+        async with serving(two) as (proxy, client):
+            locks: Any = v3lock_pb2_grpc.LockStub(client.channel)
+            had = await locks.Lock(v3lock_pb2.LockRequest(name=b"y"), timeout=20)
+            waiting = locks.Lock(v3lock_pb2.LockRequest(name=b"y"), timeout=20)
+
+            async def both_are_there() -> bool:
+                return len((await client.get(key=b"y/", range_end=b"y0")).kvs) == 2
+
+            async with asyncio.timeout(20):
+                while not await both_are_there():
+                    pass
+            proxy.install(proxy.layout_of(two))
+            assert await both_are_there()
+            assert not waiting.done()
+            proxy.install(proxy.layout_of(three))
+            with pytest.raises(grpc.aio.AioRpcError) as told:
+                await waiting
+            assert (told.value.code(), told.value.details()) == stopped
+            await until(lambda: keys_on(etcds[1], b"y") == [had.key])
 
     asyncio.run(run())
 
