@@ -47,6 +47,8 @@ class Spawn(Protocol):
 class PassUnary(Handler):
     """Passes calls with one request message on to one shard."""
 
+    quick = True
+
     def __init__(self, shard: Shard, *, idempotent: bool) -> None:
         self.shard = shard
         self.idempotent = idempotent

@@ -49,12 +49,15 @@ class Handler:
         idempotent: sending the call twice does no harm, so a call with an unknown fate may be sent again.
         forwards: the handler sends `RequestHead.forward` on; otherwise it makes heads of its own.
         waits: a call with one message may stay open for hours, so a drain ends the call as it ends streaming calls.
+        quick: `on_message` takes a few microseconds, and begins nothing that is done in steps (`Connection.do`). After
+            other messages the clock of the turns is looked at.
     """
 
     streaming: bool = False
     is_page: bool = False
     idempotent: bool = False
     forwards: bool = True
+    quick: bool = False
     waits: bool = False
 
     def on_open(self, stream: ServerStream) -> None:

@@ -157,8 +157,9 @@ class ServerConnection(Admission[ServerStream]):
                             else:  # as nearly always; spelled out, since it is so for each request
                                 self.recv_window = window
                             stream.fresh = stream.remote_open = False
-                            stream.head.handler.on_message(stream, data[start:end])
-                            if self._unfinished is not None:
+                            handler = stream.head.handler
+                            handler.on_message(stream, data[start:end])
+                            if not handler.quick:
                                 look = 0
                             continue
                     elif kind == HEADERS and flags == END_HEADERS:
@@ -174,7 +175,7 @@ class ServerConnection(Admission[ServerStream]):
                             or self._may_open(stream_id)
                         ):
                             position = self._begin(stream_id, request, data, end)
-                            if self._unfinished is not None:
+                            if not request[0].handler.quick:
                                 look = 0
                             continue
                 look = 0

@@ -74,6 +74,7 @@ class Put(Routed):
     """The handler of Put, which has one key and so one owner."""
 
     reads = False
+    quick = True
 
     def __init__(self, routing: Routing, gate: Gate, lease_retry: LeaseRetry) -> None:
         super().__init__(routing, gate)
@@ -199,6 +200,8 @@ class _Ranges(Routed):
 
 class Range(_Ranges):
     """The handler of Range. Joins reads of one key that come at the same time into one transaction."""
+
+    quick = True
 
     def __init__(self, routing: Routing, gate: Gate, *, snapshots: bool, snapshot_tries: int) -> None:
         super().__init__(routing, gate, snapshots=snapshots, snapshot_tries=snapshot_tries)
