@@ -59,7 +59,7 @@ class PassUnary(Handler):
 
 
 class PassCounted(PassUnary):
-    """As `PassUnary`, where a call that may cost the shard much waits for a place there."""
+    """As `PassUnary`, where a call that may cost the shard much waits for a place there: reads, and large requests."""
 
     def __init__(self, shard: Shard, gate: Gate, *, idempotent: bool) -> None:
         super().__init__(shard, idempotent=idempotent)
@@ -67,14 +67,15 @@ class PassCounted(PassUnary):
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it on as it came."""
-        if stream.connection.weight or len(message) > LARGE_REQUEST:
-            self.gate.pass_on(stream, self.shard, message, reads=True)
+        if (self.idempotent and stream.connection.weight) or len(message) > LARGE_REQUEST:
+            self.gate.pass_on(stream, self.shard, message, reads=self.idempotent)
         else:
             self.shard.splice(stream, message)
 
     def on_large_answer(self, stream: ServerStream, size: int) -> None:
-        """The client's next calls wait for places."""
-        self.gate.note_large(stream, size)
+        """The client's next reads wait for places."""
+        if self.idempotent:
+            self.gate.note_large(stream, size)
 
 
 class PassWaiting(PassUnary):

@@ -1,4 +1,4 @@
-"""The fate of a unary call whose stream broke before the answer was whole. No other module decides this.
+"""The fate of a unary call whose stream broke before the answer was whole: the table, for all ways of calling a shard.
 
 | the shard has surely not acted | the call only reads | it may be repeated | outcome |
 |---|---|---|---|

@@ -163,6 +163,7 @@ class Shard(Connected):
         message: bytes,
         *,
         idempotent: bool,
+        repeatable: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
         down: ServerStream | None = None,
     ) -> bytes:
@@ -172,6 +173,7 @@ class Shard(Connected):
             forward: the head of the call.
             message: the request.
             idempotent: whether the call is sent again when its connection breaks and its fate is unknown.
+            repeatable: False for a call that was sent before, and broke.
             timeout: seconds until the deadline; None for no deadline.
             down: the client's call for which this call is made, if there is one.
 
@@ -179,7 +181,9 @@ class Shard(Connected):
             RpcError: the call's status, as etcd gave it, or Unavailable as clients should see it; DeadlineExceeded
                 after `timeout` seconds.
         """
-        return await self.read_unary(forward, message, messages, idempotent=idempotent, timeout=timeout, down=down)
+        return await self.read_unary(
+            forward, message, messages, idempotent=idempotent, repeatable=repeatable, timeout=timeout, down=down
+        )
 
     async def read_unary(
         self,
@@ -188,6 +192,7 @@ class Shard(Connected):
         reader: Callable[[], Reader[Read]],
         *,
         idempotent: bool,
+        repeatable: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
         down: ServerStream | None = None,
     ) -> Read:
@@ -195,7 +200,6 @@ class Shard(Connected):
         if timeout is not None and timeout <= 0:
             raise DEADLINE_EXCEEDED.error()
         body = prefix(message)
-        repeatable = True
         try:
             async with asyncio.timeout(timeout) as deadline:
                 while True:

@@ -225,11 +225,13 @@ class _Question(Generic[Answer]):
 
     async def _ask(self, seconds: float | None) -> None:
         again: Sequence[Shard] = self._shards
+        repeatable = True
         if are_ready(again):
             again = await self._ask_at_once(seconds)
+            repeatable = False  # the calls to these have been sent once, and broke
         if again:
             timed = (lambda work: work) if self._caller is None else self._caller.timed
-            await all_of([timed(self._ask_one(shard)) for shard in again])
+            await all_of([timed(self._ask_one(shard, repeatable)) for shard in again])
 
     async def _ask_at_once(self, seconds: float | None) -> list[Shard]:
         """Asks all shards at once; returns those that have to be asked again."""
@@ -259,12 +261,13 @@ class _Question(Generic[Answer]):
         reads = self._method.idempotent
         return outcome(unprocessed=error.unprocessed, reads=reads, repeatable=True) is not None
 
-    async def _ask_one(self, shard: Shard) -> None:
+    async def _ask_one(self, shard: Shard, repeatable: bool) -> None:
         try:
             message = await shard.forward_unary(
                 self._forward,
                 self._body(shard),
                 idempotent=self._method.idempotent,
+                repeatable=repeatable,
                 timeout=self._left(),
                 down=self._down,
             )

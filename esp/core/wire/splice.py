@@ -6,7 +6,7 @@ Frames pass untouched in both directions. A side's window is given back only whe
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import NOT_QUEUED, STREAM_WINDOW, ClientStream
@@ -17,9 +17,9 @@ from esp.core.wire.server_stream import OVERLOADED, ServerStream, Sink
 from esp.core.wire.status import Code, Status
 
 NO_TRAILERS = Status(Code.INTERNAL, "server closed the stream without sending trailers")
-REPLAY_BYTES = 65536
-SMALL_ANSWER = MAX_FRAME_SIZE
-"""An answer of at most so many bytes is not reported to `on_size`; if it is whole, it comes by `on_answer`."""
+REPLAY_BYTES: Final = 65536
+SMALL_ANSWER: Final = MAX_FRAME_SIZE
+"""The handler hears of answers with more bytes only; a whole answer of at most so many comes by `on_answer`."""
 
 
 class Place(Protocol):

@@ -31,6 +31,7 @@ class Shard:
     """One etcd; `open` are the calls that it works on."""
 
     def __init__(self, etcd: ScriptedEtcd) -> None:
+        self.etcd = etcd
         etcd.on_frame = self._on
         self.open: list[tuple[ScriptedConnection, HeardCall]] = []
         self.heard = 0
@@ -115,12 +116,12 @@ class Client:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
 
-    def _asks(self, method: str, request: bytes) -> asyncio.Task[bytes]:
-        async def ask() -> bytes:
-            answer: bytes = await self._channel.unary_unary(KV + method)(request, timeout=30)
-            return answer
+    async def asks(self, path: str, request: bytes) -> bytes:
+        answer: bytes = await self._channel.unary_unary(path)(request, timeout=30)
+        return answer
 
-        return asyncio.create_task(ask())
+    def _asks(self, method: str, request: bytes) -> asyncio.Task[bytes]:
+        return asyncio.create_task(self.asks(KV + method, request))
 
     def gets(self, key: bytes = b"a") -> asyncio.Task[bytes]:
         return self._asks("Range", rpc_pb2.RangeRequest(key=key).SerializeToString())

@@ -39,6 +39,7 @@ class FakeShard:
         idempotent: bool,
         timeout: Any,  # noqa: ASYNC109
         down: Any,
+        repeatable: bool = True,
     ) -> bytes:
         self.asked.append((head, message, idempotent, timeout, down))
         try:

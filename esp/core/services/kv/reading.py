@@ -17,7 +17,7 @@ from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.kv.rows import RANGE_FORM, TXN_FORM, Answer, Form, RowReader, Rows
 from esp.core.services.metadata import call_head, load_bearing
-from esp.core.shard import AtOnce, Shard, are_ready
+from esp.core.shard import AtOnce, Shard, are_ready, outcome
 from esp.core.shard_map import Segment
 from esp.core.wire.call import BrokenCall, Reader, messages
 from esp.core.wire.request_encoder import Forward
@@ -60,9 +60,18 @@ async def read_all(
     Raises:
         RpcError: a shard's, as it came.
     """
-    answers = await _read_at_once(call, routing, parts)
+    repeatable = not call.stream.retried
+    try:
+        answers = await _read_at_once(call, routing, parts)
+    except BrokenCall as broken:
+        status = outcome(unprocessed=broken.unprocessed, reads=True, repeatable=repeatable)
+        if status is not None:
+            raise status.error() from None
+        answers, repeatable = None, False
     if answers is None:
-        answers = await all_of([call.timed(_read(call, routing, shard, asked)) for shard, asked in parts.items()])
+        answers = await all_of(
+            [call.timed(_read(call, routing, shard, asked, repeatable)) for shard, asked in parts.items()]
+        )
     for shard, answer in zip(parts, answers, strict=True):
         routing.shards[shard].saw(answer.header.revision)
     return dict(zip(parts, answers, strict=True))
@@ -73,7 +82,11 @@ async def _read_at_once(
 ) -> list[Parts] | None:
     """The answers of all shards, if one call to each, sent now, brings them, as nearly always.
 
-    None if a shard has no connection, or has to be asked again or several times.
+    None if a shard has no connection, or has to be asked several times.
+
+    Raises:
+        BrokenCall: a call broke.
+        RpcError: a shard's, as it came.
     """
     stream = call.stream
     timeout = stream.remaining()
@@ -95,8 +108,6 @@ async def _read_at_once(
                 at_once.send(shard, _head(call, path), request.SerializeToString(), reader, ended)
             async with asyncio.timeout(timeout):
                 answers = await at_once.answers()
-    except BrokenCall:
-        return None
     except TimeoutError:
         raise DEADLINE_EXCEEDED.error() from None
     except RpcError as error:
@@ -124,9 +135,13 @@ def _reads(parts: Iterable[rpc_pb2.RangeRequest]) -> rpc_pb2.TxnRequest:
     return rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=part) for part in parts])
 
 
-async def _read(call: CoroutineCall, routing: Routing, shard: str, parts: Sequence[rpc_pb2.RangeRequest]) -> Parts:
+async def _read(
+    call: CoroutineCall, routing: Routing, shard: str, parts: Sequence[rpc_pb2.RangeRequest], repeatable: bool
+) -> Parts:
     if len(parts) == 1:
-        answer = await ask_rows(call, routing, shard, RANGE, parts[0], RANGE_FORM, idempotent=True)
+        answer = await ask_rows(
+            call, routing, shard, RANGE, parts[0], RANGE_FORM, idempotent=True, repeatable=repeatable
+        )
         return Parts(answer.header, answer.responses, answer.held)
     # One transaction is one moment. Parts for which it has no room follow, at the revision of the first.
     responses: list[Rows] = []
@@ -134,7 +149,7 @@ async def _read(call: CoroutineCall, routing: Routing, shard: str, parts: Sequen
     header: rpc_pb2.ResponseHeader | None = None
     while len(responses) < len(parts):
         rest = [_at(part, header.revision) for part in parts[len(responses) :]] if header else parts
-        together, count = await _ask_for_some(call, routing, shard, rest, _reads)
+        together, count = await _ask_for_some(call, routing, shard, rest, _reads, repeatable)
         if len(together.responses) != count:
             raise routing.shards[shard].blamed("is not to what it was asked")
         responses += together.responses
@@ -213,6 +228,7 @@ async def _ask_for_some(
     shard: str,
     parts: Sequence[rpc_pb2.RangeRequest],
     request: Callable[[Sequence[rpc_pb2.RangeRequest]], rpc_pb2.TxnRequest],
+    repeatable: bool = True,
 ) -> tuple[Answer, int]:
     """The answer to one transaction of the first parts, as many as the shard allows; and their number.
 
@@ -223,7 +239,9 @@ async def _ask_for_some(
     while True:
         some = parts[: asked_of.max_txn_ops]
         try:
-            answer = await ask_rows(call, routing, shard, TXN, request(some), TXN_FORM, idempotent=True)
+            answer = await ask_rows(
+                call, routing, shard, TXN, request(some), TXN_FORM, idempotent=True, repeatable=repeatable
+            )
             return answer, len(some)
         except RpcError as error:
             if error.status != errors.TOO_MANY_OPS or len(some) == 1:
@@ -259,6 +277,7 @@ async def ask_rows(
     form: Form,
     *,
     idempotent: bool,
+    repeatable: bool = True,
 ) -> Answer:
     """As `ask_part`, for an answer of rows that may be large; its memory is held for the client's call.
 
@@ -266,7 +285,7 @@ async def ask_rows(
         RpcError: the shard's, as it came.
     """
     reader = partial(_row_reader, call, routing, shard, form)
-    answer = await _read_from(call, routing, shard, path, request, reader, idempotent=idempotent)
+    answer = await _read_from(call, routing, shard, path, request, reader, idempotent=idempotent, repeatable=repeatable)
     if not answer.header.ByteSize():
         raise routing.shards[shard].blamed("has no header")
     return answer
@@ -291,6 +310,7 @@ async def _read_from(
     reader: Callable[[], Reader[Read]],
     *,
     idempotent: bool,
+    repeatable: bool = True,
 ) -> Read:
     stream = call.stream
     forward = _head(call, path)
@@ -298,7 +318,13 @@ async def _read_from(
     call.enter(shard)
     try:
         answer = await routing.shards[shard].read_unary(
-            forward, body, reader, idempotent=idempotent, timeout=stream.remaining(), down=stream
+            forward,
+            body,
+            reader,
+            idempotent=idempotent,
+            repeatable=repeatable,
+            timeout=stream.remaining(),
+            down=stream,
         )
         call.heard(shard)
         return answer

@@ -257,7 +257,7 @@ class DeleteRange(Routed):
         """Sends the delete of one key to its owner."""
         key = range_key(message, PREFIX_SIZE)
         if key is not None:
-            self.shards[self.owner(key)].splice(stream, message)
+            self.send(stream, message, self.shards[self.owner(key)])
         else:
             super().on_message(stream, message)
 

@@ -65,6 +65,7 @@ class FakeShard:
         message: bytes,
         *,
         idempotent: bool,
+        repeatable: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109
         down: object = None,
     ) -> bytes:

@@ -1,0 +1,48 @@
+"""A call that breaks again and again goes to its shard twice, and no more, whatever way the shard is asked."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from esp.core.pb import rpc_pb2
+from esp.core.wire import frames
+from tests.core.scripted_etcd import ScriptedConnection
+from tests.core.services.test_at_work import World, run
+from tests.core.wire.conversation import Frame, rst
+
+RANGE = rpc_pb2.RangeRequest(key=b"a", range_end=b"z", sort_target=rpc_pb2.RangeRequest.VALUE, sort_order=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "request_"),
+    [
+        pytest.param("/etcdserverpb.KV/Range", RANGE, id="reads of several shards"),
+        pytest.param("/etcdserverpb.KV/Range", rpc_pb2.RangeRequest(key=b"a", range_end=b"z"), id="concatenated"),
+        pytest.param("/etcdserverpb.KV/Range", rpc_pb2.RangeRequest(key=b"a"), id="passed on"),
+        pytest.param("/etcdserverpb.Maintenance/Alarm", rpc_pb2.AlarmRequest(), id="asked of all shards"),
+    ],
+)
+def test_a_call_that_breaks_again_and_again_is_sent_twice(path: str, request_: rpc_pb2.RangeRequest) -> None:
+    async def work(world: World) -> None:
+        heard: list[int] = []
+
+        def resets(connection: ScriptedConnection, frame: Frame) -> None:
+            call = connection.call(frame.stream)
+            if call is not None and call.whole and frame.flags & 1 and call.path == path.encode():
+                heard.append(frame.stream)
+                connection.says(rst(frame.stream, frames.ErrorCode.INTERNAL_ERROR))
+
+        for shard in (world.one, world.other):
+            shard.etcd.on_frame = resets
+        client = world.client()
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await asyncio.wait_for(client.asks(path, request_.SerializeToString()), 20)
+        assert error.value.details() == "etcdserver: request timed out"
+        shards = 1 if request_.ByteSize() and request_ == rpc_pb2.RangeRequest(key=b"a") else 2
+        assert len(heard) <= 2 * shards
+        assert len(heard) >= 2
+
+    run(work)
