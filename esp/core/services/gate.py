@@ -194,7 +194,9 @@ class Gate:
         *,
         passes_stopped: bool = False,
     ) -> None:
-        """Calls `begin` at the call's turn, when all bytes that came with it are read; not if the client takes it back.
+        """Calls `begin` when it is the call's turn and all bytes that came with the call are read.
+
+        A call that its client takes back before never begins.
 
         Args:
             stream: the client's call.

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 UNFLUSHED_BYTES: Final = 262144
 SMALL_CALL: Final = 4
-"""Places that a call to all shards takes, which asks each for little."""
+"""Places that a small question takes at each shard."""
 MOST_BYTES: Final = 2**32 - 1
 """The most bytes of a gRPC message."""
 

@@ -70,7 +70,7 @@ class Limits:
     max_waiting_seconds: float = 0.25
     """Seconds that such a request waits before esp refuses it."""
     max_parts_per_shard: int = 4
-    """Parts of calls that may cost a shard much at work on one shard at once; others wait, each client's in turn."""
+    """Parts of expensive calls that one shard works on at the same time. Further parts wait, and clients take turns."""
     max_batched_reads: int = 64
     """Reads of one key each in a transaction to a shard; 1 sends each by itself. etcd's own bound is --max-txn-ops."""
     max_keepalive_streams: int = 1000

@@ -193,7 +193,10 @@ class ServerConnection(Admission[ServerStream]):
             self._tail = b""
 
     def take(self, data: bytes, stop: float) -> bool:
-        """As `receive`, until `stop`; serves also what waited until all is read. Whether work is left."""
+        """As `receive`, but stops at the time `stop`. When all is read, serves calls that waited for that.
+
+        True if work is left.
+        """
         self.stop = stop
         self.receive(data)
         if self._next or self._unfinished is not None:

@@ -52,7 +52,7 @@ DEFAULT_SECONDS: Final = 7.0
 """Seconds that esp waits for a shard if the client sets no deadline: as long as an etcd waits for its cluster."""
 ID_TRIES: Final = 3
 LEASES_AT_ONCE: Final = 1024
-"""Leases of a shard that are told on in one go."""
+"""Leases of one shard that are copied to the answer between two turns of the loop."""
 
 
 Grant = Callable[[CoroutineCall, rpc_pb2.LeaseGrantRequest], Coroutine[Any, Any, rpc_pb2.LeaseGrantResponse]]
