@@ -279,7 +279,11 @@ def test_a_terminal_that_is_closed_takes_esp_and_its_etcds_along(tmp_path: Path)
 
 
 def test_a_hangup_drains(etcd: LocalEtcd, start_esp: Esps) -> None:
-    esp = start_esp([etcd])
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # not as nohup may have left it for the suite
+    try:
+        esp = start_esp([etcd])
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert esp.stop(signal.SIGHUP) == 0
     assert "stopping; calls in flight have" in esp.log()
     assert esp.log().endswith("stopped\n")

@@ -185,6 +185,7 @@ def test_who_watches_hears_when_no_shard_is_left_and_when_one_is_back(start_etcd
         assert next(told).status == Response.SERVING
         esp.process.send_signal(signal.SIGTERM)
         assert outcome(lambda: next(told)) == (grpc.StatusCode.UNAVAILABLE, "etcdserver: server stopped")
+    assert esp.wait() == 0  # a second SIGTERM could come as the process has no handler any more
 
 
 # Reflection.

@@ -7,7 +7,8 @@ alike: a change goes to all shards, and a client gets an answer only if all shar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -231,16 +232,17 @@ class _Auth:
         Raises:
             RpcError: a shard's, as it came; or a shard has no root.
         """
-        outcomes = await self._ask_all(call, USER_GET, rpc_pb2.AuthUserGetRequest(name=ROOT))
-        enabled = [name for name, told in outcomes.items() if told == errors.USER_EMPTY]
-        for name, told in outcomes.items():
-            if isinstance(told, Status):
-                if name not in enabled or len(enabled) == len(outcomes):
-                    raise (errors.ROOT_USER_NOT_EXIST if told == errors.USER_NOT_FOUND else told).error()
-            elif ROOT not in told.roles:
-                raise errors.ROOT_ROLE_NOT_EXIST.error()
-        names = [name for name in self._shards if name not in enabled]
-        return await self._change_on(names, ENABLE, call, request)
+        async with self._turn_until_begun() as turn:
+            outcomes = await self._ask_all(call, USER_GET, rpc_pb2.AuthUserGetRequest(name=ROOT))
+            enabled = [name for name, told in outcomes.items() if told == errors.USER_EMPTY]
+            for name, told in outcomes.items():
+                if isinstance(told, Status):
+                    if name not in enabled or len(enabled) == len(outcomes):
+                        raise (errors.ROOT_USER_NOT_EXIST if told == errors.USER_NOT_FOUND else told).error()
+                elif ROOT not in told.roles:
+                    raise errors.ROOT_ROLE_NOT_EXIST.error()
+            names = [name for name in self._shards if name not in enabled]
+            return await self._change_on(names, ENABLE, call, request, turn)
 
     async def change(self, change: Change, call: CoroutineCall, request: Message) -> Message:
         """Makes a change on all shards.
@@ -250,18 +252,32 @@ class _Auth:
         Raises:
             RpcError: the first shard's, as it came; others may have made the change.
         """
-        failures = failures_of(await self._ask_all(call, ROLE_LIST, rpc_pb2.AuthRoleListRequest()))
-        if failures:
-            raise _worst(failures.values()).error()
-        if isinstance(request, rpc_pb2.AuthRoleGrantPermissionRequest) and not request.HasField("perm"):
-            raise errors.PERMISSION_NOT_GIVEN.error()  # an etcd 3.4 crashes
-        return await self._change_on(list(self._shards), change, call, request)
+        async with self._turn_until_begun() as turn:
+            failures = failures_of(await self._ask_all(call, ROLE_LIST, rpc_pb2.AuthRoleListRequest()))
+            if failures:
+                raise _worst(failures.values()).error()
+            if isinstance(request, rpc_pb2.AuthRoleGrantPermissionRequest) and not request.HasField("perm"):
+                raise errors.PERMISSION_NOT_GIVEN.error()  # an etcd 3.4 crashes
+            return await self._change_on(list(self._shards), change, call, request, turn)
 
-    async def _change_on(self, names: Sequence[str], change: Change, call: CoroutineCall, request: Message) -> Message:
+    @asynccontextmanager
+    async def _turn_until_begun(self) -> AsyncIterator[ExitStack]:
+        """The turn of one change: what is looked at before the change is true when the change begins.
+
+        A change that has begun takes the turn over (`ExitStack.pop_all`), since it may outlive its client.
+        """
+        await self._turn.acquire()
+        with ExitStack() as turn:
+            turn.callback(self._turn.release)
+            yield turn
+
+    async def _change_on(
+        self, names: Sequence[str], change: Change, call: CoroutineCall, request: Message, turn: ExitStack
+    ) -> Message:
         """Makes a change to the last of these shards, even if the client goes away once it has begun."""
         outcomes: dict[str, Any] = {}
-        await self._turn.acquire()
-        made = self._spawn(self._make(names, change, request, call.metadata, outcomes), on_end=self._turn.release)
+        making = self._make(names, change, request, call.metadata, outcomes)
+        made = self._spawn(making, on_end=turn.pop_all().close)
         await asyncio.shield(made)
         failures = failures_of(outcomes)
         answers = answers_of(outcomes)

@@ -72,15 +72,11 @@ class Round:
 
     def follow(self, look: Look) -> None:
         """Calls `look` now and after each verdict, until `look` says that it has seen enough."""
-        self._looking.append(look)
-        self._tell()
+        self._background.guard("a page", partial(self._show, look))
 
     def judge(self, shard: str, verdict: Verdict) -> None:
         """Takes the verdict on a shard."""
         self.verdicts.setdefault(shard, verdict)
-        self._tell()
-
-    def _tell(self) -> None:
         looking, self._looking = self._looking, []
         for look in looking:
             self._background.guard("a page", partial(self._show, look))

@@ -64,6 +64,7 @@ class Cluster:
         Another member may allow fewer operations. And another cluster may answer there, such as a restored one.
         """
         self.seen, self.allowed_ops = 0, DEFAULT_TXN_OPS
+        self.version_in_use = ""
 
     def take_status(self, answer: bytes) -> None:
         """Takes note of a member's answer to Status.

@@ -305,6 +305,8 @@ class Connected(Cluster):
         except BaseException:
             connection.end(ErrorCode.NO_ERROR, "not wanted any more")
             self.context.flush()
+            if link is self._unary:
+                self.forget_member()  # it may have told its status before the attempt failed
             raise
         connection.on_change = self._on_change(link, connection)
         link.connection = connection

@@ -116,6 +116,8 @@ class Shard(Connected):
     def on_broken(self, call: SplicedCall, code: int, reason: str) -> None:
         """Sends a call again that broke before its answer was whole, or ends it with the error that is true."""
         down = call.down
+        if down.is_over:
+            return  # the client has taken the call back since the connection broke
         if call.message is None:
             self.refuse(down, errors.SERVER_STOPPED)
             return

@@ -259,7 +259,7 @@ class Turns:
         self.go_on()
         self.flush()
         if not (self._line or self._first or self._answers):
-            self._elsewhere = 0.0
+            self._elsewhere = self._answered = 0.0  # nobody has to wait for it
             return
         if self._answers:
             self._serve_shards()

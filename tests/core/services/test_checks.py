@@ -211,6 +211,26 @@ def test_alarms_and_learners_are_found_as_every_etcd_writes_them() -> None:
     run(work)
 
 
+def test_a_page_that_comes_while_others_wait_has_none_of_them_looked_at_again() -> None:
+    async def work(world: World) -> None:
+        looks = 0
+
+        def look(seen: checks.Round) -> bool:
+            nonlocal looks
+            looks += 1
+            return seen.is_over
+
+        asked = checks.Checks(world.shards, world.background)  # type: ignore[arg-type]
+        for _ in range(300):
+            asked.ask(look)
+        assert looks == 300
+        await world.answers("a", "b")
+        await world.settles()
+        assert looks <= 900, "once for each shard's verdict at most"
+
+    run(work)
+
+
 def test_a_page_that_cannot_be_given_keeps_no_other_waiting() -> None:
     async def work(world: World) -> None:
         def broken(page: Page) -> None:

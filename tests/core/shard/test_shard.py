@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1098,3 +1099,19 @@ async def test_etcd_34_tells_its_alarms_without_a_header() -> None:
     assert shard.parsed(rpc_pb2.AlarmResponse, b"") == rpc_pb2.AlarmResponse()
     with pytest.raises(RpcError, match="has no header"):
         shard.parsed(rpc_pb2.PutResponse, b"")
+
+
+def test_a_call_whose_client_is_gone_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many calls of a connection that broke are told of that over several turns; a client may leave meanwhile."""
+    sent: list[object] = []
+    monkeypatch.setattr(Shard, "send_again", lambda _, down, message: sent.append(message))
+    handler = SimpleNamespace(idempotent=True)
+    down = SimpleNamespace(is_over=False, remaining=lambda: None, responded=False, retried=False)
+    down.head = SimpleNamespace(handler=handler)
+    call: Any = SimpleNamespace(down=down, message=b"x", surely_unprocessed=lambda code: False)
+    shard = Shard.__new__(Shard)
+    shard.on_broken(call, 0, "gone")
+    assert sent == [b"x"]
+    down.is_over, down.retried = True, False
+    shard.on_broken(call, 0, "gone")
+    assert sent == [b"x"]

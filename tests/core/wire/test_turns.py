@@ -491,6 +491,19 @@ def test_what_answers_took_is_put_down_to_those_in_line(steps: Steps) -> None:
     assert other.left < 25, "whose answers these were not is served at once"
 
 
+def test_what_answers_took_before_anybody_waited_is_put_down_to_nobody(steps: Steps) -> None:
+    shard, client, other = Load(steps, "s", cost=5), Load(steps, "c"), Load(steps, "o")
+    shard.left = 3
+    steps.turns.serve_answers(shard)
+    steps.turns.run_soon()
+    steps.turn()
+    client.gets(30)
+    steps.turn()
+    other.gets(30)
+    assert client.used < 30, "its own steps"
+    steps.until_done()
+
+
 def test_those_put_off_do_not_wait_for_answers(steps: Steps) -> None:
     one, late, shard = Load(steps, "a"), Load(steps, "l"), Load(steps, "s")
     one.gets(300)
