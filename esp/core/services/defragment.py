@@ -58,7 +58,10 @@ class Defragment:
                         timeout=call.stream.remaining(),
                     )
                 except RpcError as error:
-                    raise self._failed(shard, errors.undecided(error.status), done).error() from None
+                    # The deadline is the client's own, so it keeps its code.
+                    late = error.status.code == Code.DEADLINE_EXCEEDED
+                    status = error.status if late else errors.undecided(error.status)
+                    raise self._failed(shard, status, done).error() from None
                 log.info("shard %s: defragmented %s", shard.name, shard.endpoint)
                 done.append(shard.name)
         return rpc_pb2.DefragmentResponse()
