@@ -58,24 +58,50 @@ class PassUnary(Handler):
         self.shard.splice(stream, message)
 
 
-class PassCounted(PassUnary):
-    """As `PassUnary`, where a call that may cost the shard much waits for a place there: reads, and large requests."""
+class Counted(Handler):
+    """A handler whose calls to one shard may have to wait for places there.
 
-    def __init__(self, shard: Shard, gate: Gate, *, idempotent: bool) -> None:
-        super().__init__(shard, idempotent=idempotent)
+    Attributes:
+        gate: gives the places.
+        reads: the answers may be large, so the calls count by the client's last answers.
+    """
+
+    reads = False
+
+    def __init__(self, gate: Gate) -> None:
         self.gate = gate
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
-        """Sends it on as it came."""
-        if (self.idempotent and stream.connection.weight) or len(message) > LARGE_REQUEST:
-            self.gate.pass_on(stream, self.shard, message, reads=self.idempotent)
+    def send(self, stream: ServerStream, message: bytes, shard: Shard, *, late: bool = False) -> None:
+        """Sends a call on to its one shard: at once, unless the call may cost that shard much.
+
+        `late`: the call came in an earlier turn of the loop, so that less is left of its deadline.
+        """
+        if (self.reads and stream.connection.weight) or len(message) > LARGE_REQUEST:
+            self.gate.pass_on(stream, shard, message, reads=self.reads, at_once=late)
+        elif late:
+            shard.send_again(stream, message)
         else:
-            self.shard.splice(stream, message)
+            shard.splice(stream, message)
 
     def on_large_answer(self, stream: ServerStream, size: int) -> None:
         """The client's next reads wait for places."""
-        if self.idempotent:
+        if self.reads:
             self.gate.note_large(stream, size)
+
+
+class PassCounted(Counted):
+    """As `PassUnary`, where a call that may cost the shard much waits for a place there: reads, and large requests."""
+
+    quick = True
+
+    def __init__(self, shard: Shard, gate: Gate, *, idempotent: bool) -> None:
+        super().__init__(gate)
+        self.shard = shard
+        self.idempotent = self.reads = idempotent
+
+    def on_message(self, stream: ServerStream, message: bytes) -> None:
+        """Sends the message on unchanged."""
+        self.send(stream, message, self.shard)
 
 
 class PassWaiting(PassUnary):

@@ -25,8 +25,8 @@ from esp.core import errors
 from esp.core.keys import KeyRange, prefix_end
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
-from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
-from esp.core.services.handlers import CoroutineCall, let_in_to_all, parse
+from esp.core.services.gate import Entry, Gate
+from esp.core.services.handlers import CoroutineCall, Counted, let_in_to_all, parse
 from esp.core.services.lease import Grant, LeaseRetry, Leases
 from esp.core.shard import Shard
 from esp.core.wire.message import prefix
@@ -99,7 +99,7 @@ def _leader(request: Any) -> Any:
     return request.leader
 
 
-class ToOwner(Handler):
+class ToOwner(Counted):
     """Sends a call to one shard, serialised anew, so that no two parsers read it differently.
 
     Args:
@@ -110,8 +110,8 @@ class ToOwner(Handler):
     """
 
     def __init__(self, gate: Gate, request: type[Message], owner: Owner, *, reads: bool = False) -> None:
-        self.idempotent = reads
-        self._gate = gate
+        super().__init__(gate)
+        self.idempotent = self.reads = reads
         self._request = request
         self._owner = owner
 
@@ -137,32 +137,17 @@ class ToOwner(Handler):
         """Sends the request."""
         self.send(stream, prefix(request.SerializeToString()), shard)
 
-    def send(self, stream: ServerStream, body: bytes, shard: Shard, *, late: bool = False) -> None:
-        """Sends the request's bytes, with their prefix; `late` if the call came in an earlier turn of the loop."""
-        reads = self.idempotent
-        if (reads and stream.connection.weight) or len(body) > LARGE_REQUEST:
-            self._gate.pass_on(stream, shard, body, reads=reads, at_once=late)
-        elif late:
-            shard.send_again(stream, body)
-        else:
-            shard.splice(stream, body)
-
-    def on_large_answer(self, stream: ServerStream, size: int) -> None:
-        """The client's next reads wait for places."""
-        if self.idempotent:
-            self._gate.note_large(stream, size)
-
 
 class Observe(ToOwner):
     """A stream of leaders. If it breaks, the client opens another, which begins with the present leader."""
 
     waits = True
 
-    def send(self, stream: ServerStream, body: bytes, shard: Shard, *, late: bool = False) -> None:
+    def send(self, stream: ServerStream, message: bytes, shard: Shard, *, late: bool = False) -> None:
         """Sends the request as a streaming call with one message."""
         shard.splice_stream(stream)
         if stream.sink is not None:
-            stream.sink.request_data(body, True)
+            stream.sink.request_data(message, True)
 
 
 class Grants:
@@ -228,12 +213,12 @@ class Leased(ToOwner):
 
         self._grants.begin(stream, request.ByteSize(), go_on)
 
-    def send(self, stream: ServerStream, body: bytes, shard: Shard, *, late: bool = False) -> None:
+    def send(self, stream: ServerStream, message: bytes, shard: Shard, *, late: bool = False) -> None:
         """Sends the request's bytes. A call that may wait goes without a place at the gate, however large it is."""
         if self.waits:
-            shard.splice_waiting(stream, body)
+            shard.splice_waiting(stream, message)
         else:
-            super().send(stream, body, shard, late=late)
+            super().send(stream, message, shard, late=late)
 
     def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
         """Sends the call once more if its shard lacks the lease, but the lease is alive."""

@@ -8,25 +8,21 @@ from typing import Any
 from esp.core.keys import KeyRange
 from esp.core.routing import Routing
 from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
-from esp.core.services.handlers import CoroutineCall
+from esp.core.services.handlers import CoroutineCall, Counted
 from esp.core.shard import Shard
 from esp.core.wire.message import prefix
-from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.status import RpcError, Status
 
 
-class Routed(Handler):
-    """A handler of calls whose message names keys.
-
-    Attributes:
-        reads: its answer may be large.
-    """
+class Routed(Counted):
+    """A handler of calls whose message names keys."""
 
     reads = True
 
     def __init__(self, routing: Routing, gate: Gate) -> None:
+        super().__init__(gate)
         self.routing = routing
-        self.gate = gate
         self.spawn = gate.spawn
         self.shards = dict(routing.shards)  # a plain dict is quicker to look up
         self.owner = routing.map.owner
@@ -49,18 +45,6 @@ class Routed(Handler):
     def pass_on(self, stream: ServerStream, request: Any, shard: Shard) -> None:
         """Sends a parsed request on, serialised anew: so the shard reads the same in it as esp has."""
         self.send(stream, prefix(request.SerializeToString()), shard)
-
-    def send(self, stream: ServerStream, message: bytes, shard: Shard) -> None:
-        """Sends a call on to its one shard: at once, unless the call may cost that shard much."""
-        if (self.reads and stream.connection.weight) or len(message) > LARGE_REQUEST:
-            self.gate.pass_on(stream, shard, message, reads=self.reads)
-        else:
-            shard.splice(stream, message)
-
-    def on_large_answer(self, stream: ServerStream, size: int) -> None:
-        """The client's next reads wait for places."""
-        if self.reads:
-            self.gate.note_large(stream, size)
 
     def serve_across(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Generic, Protocol, TypeVar
 
 from esp.core.services.watch.messages import Response, as_one
@@ -94,20 +94,7 @@ class Feed(Generic[F]):
         first, last = responses[0].first, responses[-1].last
         if self.fresh:
             self._feed_fresh(responses, first, last)
-        # The loop over all taps of the same range. The usual case is spelled out here.
-        encoded: dict[int, bytes] | None = {} if len(responses) == 1 and not to_only_one else None
-        for tap in tuple(self.taps):
-            watch_id = tap.plain_id
-            if encoded is None or watch_id is None:
-                tell(tap, tap.deliver, responses)
-                continue
-            try:
-                data = encoded.get(watch_id)
-                if data is None:
-                    data = encoded[watch_id] = responses[0].encode(watch_id)
-                tap.outbox.send(data)
-            except Exception:
-                tap.outbox.on_bug()
+        _tell_all(tuple(self.taps), responses, {} if len(responses) == 1 and not to_only_one else None)
         self.next = last + 1
 
     def pass_on_in_steps(self, responses: tuple[Response, ...]) -> Iterator[None]:
@@ -116,26 +103,17 @@ class Feed(Generic[F]):
         if self.fresh:
             self._feed_fresh(responses, first, last)
         encoded: dict[int, bytes] | None = {} if len(responses) == 1 else None
-        count = 0
         while self.taps:
-            tap, _ = self.taps.popitem()
-            tap.next = last + 1
-            self.fed[tap] = None
-            watch_id = tap.plain_id
-            if encoded is None or watch_id is None:
-                tell(tap, tap.deliver, responses)
-                yield
-                continue
-            try:
-                data = encoded.get(watch_id)
-                if data is None:
-                    data = encoded[watch_id] = responses[0].encode(watch_id)
-                tap.outbox.send(data)
-            except Exception:
-                tap.outbox.on_bug()
-            count += 1
-            if not count % PLAIN_AT_ONCE:
-                yield
+            some: list[F] = []
+            while self.taps and len(some) < PLAIN_AT_ONCE:
+                tap, _ = self.taps.popitem()
+                tap.next = last + 1
+                self.fed[tap] = None
+                some.append(tap)
+                if encoded is None or tap.plain_id is None:
+                    break  # this one takes long
+            _tell_all(some, responses, encoded)
+            yield
         self.next = last + 1
         self.taps, self.fed = self.fed, self.taps
         for tap in [tap for tap in self.fresh if tap.next <= last + 1]:  # also taps that have come meanwhile
@@ -172,3 +150,22 @@ def tell(tap: Follower, on_told: Callable[[T], None], told: T) -> None:
         on_told(told)
     except Exception:
         tap.outbox.on_bug()
+
+
+def _tell_all(taps: Iterable[Follower], responses: tuple[Response, ...], encoded: dict[int, bytes] | None) -> None:
+    """Passes events on to taps. The loop over all taps of the same range: the usual case is spelled out here.
+
+    `encoded` keeps the message by watch id, for taps that get the message as it came; None if no tap does.
+    """
+    for tap in taps:
+        watch_id = tap.plain_id
+        if encoded is None or watch_id is None:
+            tell(tap, tap.deliver, responses)
+            continue
+        try:
+            data = encoded.get(watch_id)
+            if data is None:
+                data = encoded[watch_id] = responses[0].encode(watch_id)
+            tap.outbox.send(data)
+        except Exception:
+            tap.outbox.on_bug()
