@@ -29,7 +29,7 @@ from esp.core.services.alarm import Alarms
 from esp.core.services.defragment import PATH as DEFRAGMENT
 from esp.core.services.defragment import Defragment
 from esp.core.services.gate import Gate
-from esp.core.services.health import Health
+from esp.core.services.health import HealthService
 from esp.core.services.kv import Compactions
 from esp.core.services.lease import Leases
 from esp.core.services.pages import Pages
@@ -79,7 +79,7 @@ class Proxy:
         self._watch = Watch(self.routing, self.background, self.context)
         key = config.compaction.key
         self._samples = None if key is None else Samples(layout, key, self.context)
-        self._health = Health(lambda: any(shard.is_ready for shard in self.routing.shards.values()))
+        self._health = HealthService(lambda: any(shard.is_ready for shard in self.routing.shards.values()))
         self._pages = Pages(self.routing, self.background)
         self._router = self._router_for(self.routing)
         self._listener = Listener(self.context, self._find, self._find_page)

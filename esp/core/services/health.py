@@ -20,7 +20,7 @@ _SERVICE: Final = b"/grpc.health.v1.Health/"
 Response = health_pb2.HealthCheckResponse
 
 
-class Health:
+class HealthService:
     """Serves the calls of all clients; outlives layouts, as the calls of Watch do.
 
     A server has one health, under the name "". Other names are unknown, as in etcd.
@@ -91,7 +91,7 @@ class HealthWatch(Sink):
 
     __slots__ = ("_health", "_service", "_stream", "_told", "_waits")
 
-    def __init__(self, health: Health, stream: ServerStream, service: str) -> None:
+    def __init__(self, health: HealthService, stream: ServerStream, service: str) -> None:
         self._health = health
         self._stream = stream
         self._service = service
@@ -131,7 +131,7 @@ class _Watch(Handler):
 
     forwards = False
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: HealthService) -> None:
         self._health = health
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:

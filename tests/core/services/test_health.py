@@ -6,7 +6,7 @@ import pytest
 
 from esp.core import errors
 from esp.core.pb import health_pb2
-from esp.core.services.health import Health
+from esp.core.services.health import HealthService
 from esp.core.wire import frames
 from tests.core.wire.conversation import (
     Frame,
@@ -33,7 +33,7 @@ class World:
 
     def __init__(self, window_size: int = 65_535) -> None:
         self.serves = True
-        self.health = Health(lambda: self.serves)
+        self.health = HealthService(lambda: self.serves)
         handlers = self.health.handlers()
         self.client, self.server = meet(
             find=lambda head: handlers[head.path],

@@ -26,7 +26,7 @@ RESERVED: Final = 131_072
 """Bytes of a part that are accounted for in one go."""
 
 
-class Whole(Protocol):
+class Concatenation(Protocol):
     """The merged answer, as its parts see it.
 
     Attributes:
@@ -80,10 +80,10 @@ class Part(ClientStream):
         "pieces",
     )
 
-    def __init__(self, connection: ClientConnection, concat: Whole, shard: Shard) -> None:
+    def __init__(self, connection: ClientConnection, concat: Concatenation, shard: Shard) -> None:
         super().__init__(connection)
         self.name = shard.name
-        self._concat: Whole | None = concat
+        self._concat: Concatenation | None = concat
         self._down = concat.down
         self._shard = shard
         self._start = b""
@@ -194,7 +194,7 @@ class Part(ClientStream):
             self.take()
         self.cancel()
 
-    def _begin(self, concat: Whole) -> bytes:
+    def _begin(self, concat: Concatenation) -> bytes:
         """Reads prefix and header. The bytes behind the prefix, once the header is whole; else b""."""
         start = self._start
         if len(start) < PREFIX_SIZE + 2:

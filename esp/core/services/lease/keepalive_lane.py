@@ -38,7 +38,7 @@ _parse = rpc_pb2.LeaseKeepAliveResponse.FromString
 _HEADER_TAG: Final = 1 << 3 | 2
 
 
-class Waiting(Protocol):
+class LaneKeepalive(Protocol):
     """A keepalive that waits for a shard's answer.
 
     Attributes:
@@ -146,7 +146,7 @@ class _KeepaliveStream:
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
-        self.in_flight: deque[Waiting] = deque()
+        self.in_flight: deque[LaneKeepalive] = deque()
         self.progress = 0.0
         self.has_answered = False
         self.closed = False
@@ -159,7 +159,7 @@ class _KeepaliveStream:
         """Whether the keepalives were sent, and have waited for long."""
         return self._call is not None and now - self.progress > STALL_SECONDS
 
-    def send(self, keepalives: Iterable[Waiting], body: bytes) -> None:
+    def send(self, keepalives: Iterable[LaneKeepalive], body: bytes) -> None:
         """Sends keepalives, or keeps them until there is a connection."""
         if not self.in_flight:
             self.progress = monotonic()
@@ -280,7 +280,7 @@ class Lane:
         self._main: _KeepaliveStream | None = None
         self._slow: _KeepaliveStream | None = None
 
-    def send(self, keepalives: Iterable[Waiting], body: bytes) -> None:
+    def send(self, keepalives: Iterable[LaneKeepalive], body: bytes) -> None:
         """Sends keepalives; `body` is their bodies one after the other."""
         main = self._main
         if main is None:
@@ -290,7 +290,7 @@ class Lane:
             self._mark_busy()
             main.send(keepalives, body)
 
-    def _begin(self, stream: _KeepaliveStream, keepalives: Iterable[Waiting], body: bytes) -> None:
+    def _begin(self, stream: _KeepaliveStream, keepalives: Iterable[LaneKeepalive], body: bytes) -> None:
         self._mark_busy()
         stream.send(keepalives, body)
         self.shard.open_stream(stream)
@@ -318,7 +318,7 @@ class Lane:
         self._detach(stream)
         self._send_again(stream.in_flight)
 
-    def _send_again(self, keepalives: Iterable[Waiting]) -> None:
+    def _send_again(self, keepalives: Iterable[LaneKeepalive]) -> None:
         wanted = [keepalive for keepalive in keepalives if keepalive.wanted]
         if wanted:
             self.send(wanted, b"".join([keepalive.body for keepalive in wanted]))
@@ -329,7 +329,7 @@ class Lane:
         elif stream is self._slow:
             self._slow = None
 
-    def _fail(self, keepalives: Iterable[Waiting], status: Status) -> None:
+    def _fail(self, keepalives: Iterable[LaneKeepalive], status: Status) -> None:
         for keepalive in keepalives:
             keepalive.failed(self.name, status)
 
@@ -370,9 +370,9 @@ class Lane:
         self._send_again(main.in_flight)
         self.heard = heard
 
-    def close(self) -> list[Waiting]:
+    def close(self) -> list[LaneKeepalive]:
         """Ends the streams; returns the keepalives that waited on them."""
-        left: list[Waiting] = []
+        left: list[LaneKeepalive] = []
         for stream in (self._main, self._slow):
             if stream is not None:
                 stream.close()

@@ -35,7 +35,7 @@ PASSING: Final = frozenset((Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.UNKNO
 """Refusals after which the shard is asked again."""
 
 
-class Compaction:
+class OldestRevisions:
     """The search, for one watcher, for the position from which each shard still has its history."""
 
     __slots__ = ("_client", "_found", "_on_found", "_span", "_tasks")

@@ -22,7 +22,7 @@ from typing import Final, Protocol
 
 from esp.core.services.watch.messages import DUPLICATE_ID, Response, Spec, created, raised
 from esp.core.services.watch.outbox import ClientsConnection
-from esp.core.services.watch.source import Member, Source
+from esp.core.services.watch.source import Source, SourceTap
 from esp.core.services.watch.upstream import Upstream
 from esp.core.shard import Shard
 from esp.core.wire.request_encoder import Forward
@@ -33,7 +33,7 @@ PART_WEIGHT: Final = 32
 """A watcher over several shards counts as so many watchers in one shard, by the cost of an event."""
 
 
-class Newcomer(Member, Protocol):
+class Newcomer(SourceTap, Protocol):
     """A tap that is to be fed."""
 
     def own_upstream(self) -> Upstream:
@@ -204,7 +204,7 @@ class Shelf:
             if len(others) > 1:
                 self._share(max(others))
 
-    def on_left(self, tap: Member) -> None:
+    def on_left(self, tap: SourceTap) -> None:
         """A tap has left, and is in no other source."""
         weights, connection = self._weights, tap.outbox.connection
         if weights is not None:
@@ -224,7 +224,7 @@ class Shelf:
             self._pool.drop(self)
 
 
-def _weight(tap: Member) -> int:
+def _weight(tap: SourceTap) -> int:
     return PART_WEIGHT if tap.is_part else 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from esp.core.services.watch.exchange import Exchange
 from esp.core.services.watch.messages import NO_ID, Response
 from esp.core.services.watch.span_progress import SpanProgress
-from esp.core.services.watch.watcher import Stream, Watcher
+from esp.core.services.watch.watcher import Watcher, WatcherStream
 
 
 class ProgressAnswers:
@@ -18,7 +18,7 @@ class ProgressAnswers:
 
     __slots__ = ("_answers", "_asked", "_of_spans", "_stream")
 
-    def __init__(self, stream: Stream, of_spans: SpanProgress) -> None:
+    def __init__(self, stream: WatcherStream, of_spans: SpanProgress) -> None:
         self._stream = stream
         self._of_spans = of_spans
         self._asked: set[Exchange] = set()

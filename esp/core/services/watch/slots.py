@@ -9,7 +9,7 @@ from typing import Protocol
 
 from esp.core.services.watch.messages import Response, canceled
 from esp.core.services.watch.progress import ProgressAnswers
-from esp.core.services.watch.watcher import Stream, Watcher
+from esp.core.services.watch.watcher import Watcher, WatcherStream
 
 
 class Slot(Protocol):
@@ -28,7 +28,7 @@ class Cancel:
 
     __slots__ = ("_begun", "_head", "_stream", "_watch_id", "_watcher", "is_settled")
 
-    def __init__(self, stream: Stream, watch_id: int) -> None:
+    def __init__(self, stream: WatcherStream, watch_id: int) -> None:
         self._stream = stream
         self.is_settled = False
         self._begun = False

@@ -21,7 +21,7 @@ BATCH_REVISIONS: Final = 1000
 """While etcd catches up, each message has so many revisions; a message with fewer events is the last."""
 
 
-class Member(Follower, Protocol):
+class SourceTap(Follower, Protocol):
     """A tap that a source feeds.
 
     Attributes:
@@ -66,11 +66,11 @@ class Neighbours(Protocol):
     def forget(self, source: Source) -> None:
         """A source has ended."""
 
-    def on_left(self, tap: Member) -> None:
+    def on_left(self, tap: SourceTap) -> None:
         """A tap has left a source, and joins no other."""
 
 
-class Source(Feed[Member]):
+class Source(Feed[SourceTap]):
     """One watcher of a shard.
 
     Attributes:
@@ -112,17 +112,17 @@ class Source(Feed[Member]):
 
     # Taps.
 
-    def add(self, tap: Member) -> None:
+    def add(self, tap: SourceTap) -> None:
         """Feeds `tap` all events from `next` on."""
         tap.source = self
         self.taps[tap] = None
 
-    def join(self, tap: Member, revision: int) -> None:
+    def join(self, tap: SourceTap, revision: int) -> None:
         """Feeds `tap` all events from `revision` on, which must not be below `next`."""
         tap.source = self
         self.take_in(tap, revision)
 
-    def remove(self, tap: Member) -> None:
+    def remove(self, tap: SourceTap) -> None:
         """Stops feeding `tap`; ends the source if no tap is left."""
         self.let_go(tap)
         if tap.source is None:
@@ -150,7 +150,7 @@ class Source(Feed[Member]):
         self.shelf.forget(self)
         self.upstream.cancel(self)
 
-    def cancel(self, tap: Member, answer: Answer) -> None:
+    def cancel(self, tap: SourceTap, answer: Answer) -> None:
         """Cancels for the client of `tap`, which is fed until `answer` gets the shard's reply.
 
         The header of that reply has the shard's present revision.

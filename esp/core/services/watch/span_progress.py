@@ -31,7 +31,7 @@ from esp.core.services.watch.exchange import Exchange
 from esp.core.services.watch.messages import Response
 from esp.core.services.watch.source import Source
 from esp.core.services.watch.tap import Tap
-from esp.core.services.watch.watcher import Stream, Watcher
+from esp.core.services.watch.watcher import Watcher, WatcherStream
 from esp.core.shard import RANGE, ask
 from esp.core.wire.hpack import encode
 from esp.core.wire.status import RpcError
@@ -72,7 +72,7 @@ class SpanProgress:
 
     __slots__ = ("_asked", "_later", "_overtaken", "_pause", "_rounds", "_stream", "_task", "_waiting")
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: WatcherStream) -> None:
         self._stream = stream
         self._rounds: dict[Watcher, _Round] = {}
         self._waiting: dict[Watcher, None] = {}

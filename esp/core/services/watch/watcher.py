@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Protocol
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.services.revision import position_of
-from esp.core.services.watch.compaction import Compaction
+from esp.core.services.watch.compaction import OldestRevisions
 from esp.core.services.watch.messages import (
     DUPLICATE_ID,
     NO_ID,
@@ -33,7 +33,7 @@ FROM_THE_BEGINNING: Final = 1
 """The only start revision with the same meaning on every shard."""
 
 
-class Stream(Client, Protocol):
+class WatcherStream(Client, Protocol):
     """The stream of a client, for the client's watchers and the answers to its requests."""
 
     @property
@@ -98,10 +98,10 @@ class Watcher:
     """
 
     __slots__ = (
-        "_compaction",
         "_held",
         "_id_wanted",
         "_is_untranslatable",
+        "_oldest",
         "_refusal",
         "_unasked",
         "_wants_progress",
@@ -115,13 +115,13 @@ class Watcher:
         "taps",
     )
 
-    def __init__(self, stream: Stream, request: rpc_pb2.WatchCreateRequest) -> None:
+    def __init__(self, stream: WatcherStream, request: rpc_pb2.WatchCreateRequest) -> None:
         self.stream = stream
         self.size = 0
         self.id = 0
         self.is_announced = self.is_dead = False
         self.taps: list[Tap] = []
-        self._compaction: Compaction | None = None
+        self._oldest: OldestRevisions | None = None
         self._id_wanted = request.watch_id
         self._wants_progress = request.progress_notify
         self._is_untranslatable = False
@@ -355,12 +355,12 @@ class Watcher:
         if self.span is None:
             self._end(response)
             return
-        is_first = self._compaction is None
-        if self._compaction is None:
-            self._compaction = Compaction(self.stream, self.span, self._on_compacted)
-        self._compaction.on_lost(tap, response.message.compact_revision)
+        is_first = self._oldest is None
+        if self._oldest is None:
+            self._oldest = OldestRevisions(self.stream, self.span, self._on_compacted)
+        self._oldest.on_lost(tap, response.message.compact_revision)
         if is_first:
-            self._compaction.begin()
+            self._oldest.begin()
 
     def _on_compacted(self) -> None:
         if not self.is_dead and self.span is not None:
@@ -381,8 +381,8 @@ class Watcher:
 
     def leave(self, *, may_return: bool = False) -> None:
         """Ends the watcher in the shards. With `may_return` the client was not told, and may come again for it."""
-        if self._compaction is not None:
-            self._compaction.cancel()
+        if self._oldest is not None:
+            self._oldest.cancel()
         for tap in self.taps:
             tap.detach()
         if self.span is not None:
