@@ -24,7 +24,7 @@ from esp.core.services.lease import keepalive, keepalive_lane
 from esp.core.services.lease.repair import LeaseRepair
 from esp.core.services.lease.service import Leases
 from esp.core.services.lease.table import LeaseTable
-from esp.core.services.watch.compaction import Compaction
+from esp.core.services.watch.compaction import OldestRevisions
 from esp.core.services.watch.span_progress import SpanProgress
 from esp.core.shard import Shard
 from esp.core.shard.link import Link, ParkedCall
@@ -190,8 +190,8 @@ PLACES: list[tuple[object, str, Callable[[Scene], Awaitable[None]], str]] = [
     (handlers.CoroutineCall, "_finish", Scene.revokes_an_unknown_lease, "CoroutineCall._run"),
     (SpanProgress, "_run", Scene.asks_for_progress, ""),
     (SpanProgress, "_ask", Scene.asks_for_progress, "SpanProgress._run"),
-    (Compaction, "_find", Scene.watches_what_is_compacted, ""),
-    (Compaction, "_has_history", Scene.watches_what_is_compacted, "Compaction._find"),
+    (OldestRevisions, "_find", Scene.watches_what_is_compacted, ""),
+    (OldestRevisions, "_has_history", Scene.watches_what_is_compacted, "OldestRevisions._find"),
     (LeaseRepair, "_do", Scene.has_a_repair, "lease repair on shard s0"),
     (lease_sync, "revoke", Scene.has_a_repair, "lease repair on shard s0"),
     (Shard, "_serve", Scene.loses_a_connection, "shard s0"),

@@ -89,15 +89,13 @@ class Counted(Handler):
             self.gate.note_large(stream, size)
 
 
-class PassCounted(Counted):
+class PassCounted(Counted, PassUnary):
     """As `PassUnary`, where a call that may cost the shard much waits for a place there: reads, and large requests."""
 
-    quick = True
-
     def __init__(self, shard: Shard, gate: Gate, *, idempotent: bool) -> None:
-        super().__init__(gate)
-        self.shard = shard
-        self.idempotent = self.reads = idempotent
+        Counted.__init__(self, gate)
+        PassUnary.__init__(self, shard, idempotent=idempotent)
+        self.reads = idempotent
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends the message on unchanged."""
