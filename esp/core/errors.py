@@ -98,6 +98,11 @@ def leads_to_esp(shard: str, endpoints: str) -> Status:
     return Status(Code.UNAVAILABLE, text)
 
 
+def lease_unsettled(what: str) -> Status:
+    """The answer to a write if its shard lacks the lease, and the lease may live; Unavailable: nothing was written."""
+    return Status(Code.UNAVAILABLE, f"esp: {what}; nothing was written, send the call again")
+
+
 def undecided(status: Status) -> Status:
     """A shard's status, with "request timed out" in place of DeadlineExceeded.
 

@@ -339,6 +339,20 @@ class TestTwoProxies:
         wait_until(put)
 
 
+def test_a_put_too_large_to_be_kept_is_not_told_that_its_lease_is_dead(client: Client, shards: list[LocalEtcd]) -> None:
+    client.put(b"j", 0)
+    down(shards[1])
+    lease_id = client.grant(60)
+    up(shards[1])
+
+    def put() -> bool:
+        code = outcome_or_none(lambda: client.kv.Put(Put(key=b"j", value=bytes(100_000), lease=lease_id), timeout=10))
+        assert code != grpc.StatusCode.NOT_FOUND
+        return code is None
+
+    wait_until(put)
+
+
 def test_an_id_revoked_while_a_shard_was_away_may_be_granted_again(
     client: Client, shards: list[LocalEtcd], client_of: ClientOf, new_id: int
 ) -> None:

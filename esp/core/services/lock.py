@@ -224,6 +224,8 @@ class Leased(ToOwner):
         """Sends the call once more if its shard lacks the lease, but the lease is alive."""
         if status.message != errors.LEASE_NOT_FOUND.message:  # these services send etcd's texts with the code Unknown
             return False
+        if not message:
+            return self._grants.retry.take_unkept(stream, errors.LEASE_NOT_FOUND)
         request, shard = self._read(message)
         again = partial(self.send, stream, message, shard, late=True)
         return self._grants.retry.take_call(stream, self._bearer(request).lease, status, shard, again)

@@ -155,7 +155,7 @@ class Shard(Connected):
         """
         self.consider_moving(call.connection, status)
         down = call.down
-        return bool(call.message) and not down.responded and down.head.handler.recover(down, call.message, status)
+        return not down.responded and down.head.handler.recover(down, call.message or b"", status)
 
     # Calls of esp's own.
 

@@ -71,6 +71,7 @@ class Handler:
     def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
         """The server upstream refused `message` with `status`, and nothing was answered yet.
 
+        `message` is empty if it was too large to be kept.
         False passes the status on; with True this handler has taken the call over.
         """
         return False

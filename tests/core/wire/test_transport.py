@@ -816,7 +816,10 @@ def test_a_slow_reader_is_left_only_when_it_does_not_read_at_all(run: Run, clock
                     assert piece
                     read += len(piece)
                 server.listener.tick(clock.passes(50))
-            await asyncio.sleep(0.01)
+            [protocol] = server.listener._protocols
+            connection = protocol.connection
+            assert connection is not None
+            await comes_true(lambda: not connection.writable)
             assert server.context.counters.connections_open == 1
             server.listener.tick(clock.passes(1))
             server.listener.tick(clock.passes(61))

@@ -102,6 +102,8 @@ class Put(Routed):
         """Sends the Put once more if its shard lacks the lease, but the lease is alive."""
         if status != errors.LEASE_NOT_FOUND:
             return False
+        if not message:
+            return self.lease_retry.take_unkept(stream, status)
         request = parse(rpc_pb2.PutRequest, message)
         return self.lease_retry.take(stream, message, [request], status, self.routing.owner)
 

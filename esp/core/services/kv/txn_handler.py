@@ -163,6 +163,8 @@ class Txn(Routed):
         """Sends the transaction once more if its shard lacks the lease of a put, but the lease is alive."""
         if status != errors.LEASE_NOT_FOUND:
             return False
+        if not message:
+            return self.lease_retry.take_unkept(stream, status)
         request = parse(rpc_pb2.TxnRequest, message)
         return self.lease_retry.take(stream, message, txn.puts(request), status, self.routing.owner)
 

@@ -215,7 +215,8 @@ class LeaseRepair:
         shard, or may have been on this one: then it has ended there, and is dead.
 
         Raises:
-            RpcError: a shard does not answer, or refuses.
+            RpcError: a shard does not answer, or refuses; or `seconds` have passed while another proxy may still be
+                about to grant the lease there.
         """
         key = (shard.name, lease_id)
         while (ongoing := self._ongoing.get(key)) is not None:
@@ -251,8 +252,11 @@ class LeaseRepair:
             judgement = table.judge_one(lease_id, shard.name, empty=is_empty(here.header), asked=asked)
             if judgement is Lacking.MISSED:
                 return await self._copy(lease_id, shard, metadata, seconds)
-            if judgement is Lacking.ENDED or monotonic() > until:
+            if judgement is Lacking.ENDED:
                 return False
+            if monotonic() > until:
+                text = f"shard {shard.name} has been away and lacks the lease, which may still be granted there"
+                raise errors.lease_unsettled(text).error()
             await asyncio.sleep(POLL_SECONDS)
 
     def _asking(self, metadata: Fields) -> Fields | None:

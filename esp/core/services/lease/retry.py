@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from time import monotonic
 from typing import Any, Final
 
 from esp.core import errors
@@ -20,7 +21,7 @@ from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.server_stream import ServerStream
-from esp.core.wire.status import RpcError, Status
+from esp.core.wire.status import Code, RpcError, Status
 
 CALL_SECONDS: Final = 2.0
 MAX_LEASES: Final = 16
@@ -57,6 +58,18 @@ class LeaseRetry:
             return False
         return self._begin(stream, lambda call: self._again(call, message, puts, owner))
 
+    def take_unkept(self, stream: ServerStream, status: Status) -> bool:
+        """As `take`, for a write that esp cannot send again, since it has not kept the bytes or has sent them twice.
+
+        The answer is the refusal, unless a shard may lack a lease that lives: then it is Unavailable.
+        """
+        table = self._repair.table
+        if status != errors.LEASE_NOT_FOUND or not table.tolerant or table.is_settled(monotonic()):
+            return False
+        text = "the shard lacks the lease, which may live: shards that missed leases get them now"
+        stream.finish(errors.lease_unsettled(text))
+        return True
+
     def take_call(
         self, stream: ServerStream, lease_id: int, status: Status, shard: Shard, again: Callable[[], None]
     ) -> bool:
@@ -67,11 +80,14 @@ class LeaseRetry:
         return self._begin(stream, lambda call: self._again_by(call, lease_id, status, shard, again))
 
     def _begin(self, stream: ServerStream, work: Callable[[CoroutineCall], Coroutine[Any, Any, None]]) -> bool:
-        if not self._repair.table.tolerant or stream.retried:
+        if not self._repair.table.tolerant:
             return False
+        if stream.retried:
+            return self.take_unkept(stream, errors.LEASE_NOT_FOUND)
         if self._running >= self._context.limits.max_waiting_requests:
             self._context.reached("max_waiting_requests")
-            return False
+            stream.finish(errors.TOO_MANY_REQUESTS)
+            return True
         stream.retried = True
         call = CoroutineCall(stream)
         self._running += 1
@@ -108,14 +124,23 @@ class LeaseRetry:
         again()
 
     async def _granted(self, stream: ServerStream, shard: Shard, leases: list[int]) -> bool:
-        """Whether any of the leases is on the shard now; it need not be the lease that the shard did not find."""
+        """Whether any of the leases is on the shard now; it need not be the lease that the shard did not find.
+
+        Raises:
+            RpcError: a lease may live, but it cannot be found out now.
+        """
         metadata = load_bearing(stream.head)
         granted = False
+        unsettled: RpcError | None = None
         for lease_id in leases:
             try:
                 granted |= await self._repair.ensure(lease_id, shard, metadata, _bounded(stream))
-            except RpcError:
-                continue  # the shard's own answer still stands
+            except RpcError as error:
+                if errors.is_unreachable(error.status) or error.status.code == Code.DEADLINE_EXCEEDED:
+                    unsettled = RpcError(errors.undecided(error.status))
+                # else a refusal: the shard's own answer still stands
+        if unsettled is not None and not granted:
+            raise unsettled
         return granted
 
 

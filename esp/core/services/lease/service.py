@@ -173,6 +173,7 @@ class _FanOut:
             self._table.counters["granted_without_a_shard"] += 1
             for name in self._shards:
                 if name not in granted:
+                    self._table.missed(request.ID, name)
                     self._repair.grant(request.ID, name, metadata)
         return rpc_pb2.LeaseGrantResponse(
             header=self._header(granted.values()),

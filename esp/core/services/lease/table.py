@@ -39,6 +39,8 @@ log = logging.getLogger("esp.lease")
 SWEPT_AT_ONCE: Final = 1000
 KEPT_SECONDS: Final = 600.0
 """Seconds that an ended lease is remembered: after a change of leader a shard keeps leases longer than their TTL."""
+MISSED_SECONDS: Final = 60.0
+"""Seconds that esp remembers that shards lacked leases: longer than a call that was refused for that is under way."""
 SETTLE_SECONDS: Final = 3.0
 """Seconds that other proxies have to grant the leases that a shard missed. They begin within half a second."""
 ID_BITS: Final = (1 << 64) - 1
@@ -114,6 +116,7 @@ class LeaseTable:
         self._context = context
         self._known: dict[int, Known] = {}
         self._settled_at: dict[str, float] = {}
+        self._missed_at = -inf
         self._told_of: set[str] = set()
         self.left_out: set[str] = set()
 
@@ -154,6 +157,7 @@ class LeaseTable:
         known = self._known.get(lease_id)
         if known is not None:
             if known.on(shard) <= 0:
+                self._missed_at = monotonic()
                 known.since = {**(known.since or {}), shard: monotonic()}
             known.until[shard] = max(known.on(shard), until)
 
@@ -173,10 +177,15 @@ class LeaseTable:
         known = self._known.get(lease_id)
         if known is not None:
             known.until[shard] = MISSED
+            self._missed_at = monotonic()
 
     def missed_on(self, shard: str) -> list[int]:
         """The live leases that never were on that shard."""
         return [lease_id for lease_id, known in self._known.items() if known.on(shard) == MISSED]
+
+    def is_settled(self, now: float) -> bool:
+        """Whether, as far as this proxy knows, no shard lacks a lease that lives, and none did in the last minute."""
+        return now >= max(self._settled_at.values(), default=0.0) and now >= self._missed_at + MISSED_SECONDS
 
     def away(self, shard: str) -> None:
         """The shard has no connection."""

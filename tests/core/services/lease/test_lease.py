@@ -19,6 +19,8 @@ from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.lease import repair as lease_repair
+from esp.core.services.lease import retry as lease_retry
+from esp.core.services.lease import table as lease_table
 from esp.core.services.lease.service import Leases, _FanOut
 from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
@@ -26,7 +28,7 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
 from esp.core.wire.server_stream import INTERNAL_ERROR
-from esp.core.wire.status import RpcError, Status
+from esp.core.wire.status import Code, RpcError, Status
 
 NAMES = ("s0", "s1", "s2")
 PATH = b"/etcdserverpb.Lease/"
@@ -483,13 +485,74 @@ class TestAPutToAShardThatLacksItsLease:
 
         run(work)
 
+    def test_the_lease_is_not_called_dead_while_another_proxy_may_still_grant_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lease_retry, "CALL_SECONDS", 0.05)
+        world = World()
+
+        async def work() -> None:
+            world.shards[0].leases[7] = 60
+            world.table.away("s1")
+            answer = await self.answered(world.put_refused(7))
+            assert isinstance(answer, Status)
+            assert answer.code == Code.UNAVAILABLE
+            assert "shard s1 has been away and lacks the lease" in answer.message
+
+        run(work)
+
+    def test_the_lease_is_not_called_dead_while_the_shard_does_not_answer(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lease_retry, "CALL_SECONDS", 0.05)
+        world = World()
+
+        async def work() -> None:
+            world.shards[0].leases[7] = 60
+            world.shards[1].frozen = True
+            assert await self.answered(world.put_refused(7)) == errors.REQUEST_TIMED_OUT
+
+        run(work)
+
+    @pytest.mark.parametrize("retried", [False, True])
+    def test_what_cannot_be_sent_again_is_not_told_that_the_lease_is_dead_if_shards_missed_leases(
+        self, retried: bool
+    ) -> None:
+        world = World()
+
+        def refused() -> Any:
+            stream: Any = FakeStream(b"/etcdserverpb.KV/Put")
+            if not retried:
+                return stream if world.retry.take_unkept(stream, errors.LEASE_NOT_FOUND) else None
+            stream.retried = True
+            put = rpc_pb2.PutRequest(key=b"j", lease=7)
+            body = prefix(put.SerializeToString())
+            owner = world.layout.owner
+            return stream if world.retry.take(stream, body, [put], errors.LEASE_NOT_FOUND, owner) else None
+
+        async def work() -> None:
+            assert refused() is None
+            world.shards[1].away = True
+            await world.grant()
+            world.shards[1].away = False
+            assert refused().answer.code == Code.UNAVAILABLE
+            async with world.running():
+                await until(lambda: world.table.counters["repaired"] == 1)
+            assert refused().answer.code == Code.UNAVAILABLE  # it may have been refused before that
+            now = lease_table.monotonic() + lease_table.MISSED_SECONDS
+            assert world.table.is_settled(now)
+
+        run(work)
+
     def test_those_that_wait_are_bounded(self) -> None:
         world = World(Limits(max_waiting_requests=1))
 
         async def work() -> None:
             world.table.away("s1")
             first = world.put_refused(7)
-            assert world.put_refused(7) is None
+            second = world.put_refused(7)
+            assert second is not None
+            assert second.answer == errors.TOO_MANY_REQUESTS
             assert world.context.counters.limits == {"max_waiting_requests": 1}
             world.shards[1].leases[7] = 60
             await self.answered(first)
