@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from esp import __version__
 from esp.commands.output import USAGE, CommandError, Format, complain, flush, write
 
 
@@ -90,9 +91,7 @@ OutputOption = Annotated[
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        typer.echo(f"esp {version('etcd-sharding-proxy')}")
+        typer.echo(f"esp {__version__}")
         raise typer.Exit()
 
 

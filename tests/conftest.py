@@ -59,8 +59,29 @@ def pytest_configure(config: pytest.Config) -> None:
         local._PORTS = local._PORTS[number * each : (number + 1) * each]
 
 
-# Long files begin first, so that no worker has a long file left when the others have finished.
-_LONG = {"test_watch_clients.py"}
+# Long files begin first, the longest in front, so that no worker has one left when the others have finished.
+_LONG = [
+    f"{name}.py"
+    for name in (
+        "integration/test_watch_clients",
+        "integration/test_lease_faults",
+        "core/shard/test_shard",
+        "integration/test_differential",
+        "commands/test_first_hour",
+        "integration/test_loops",
+        "integration/test_auth",
+        "commands/test_serve",
+        "integration/test_watch_faults",
+        "integration/test_watch_compacted",
+        "integration/test_watch_large",
+        "core/services/kv/test_txn",
+        "integration/test_serve",
+        "foreign/test_users",
+        "integration/test_maintenance",
+        "integration/test_lock",
+        "integration/test_kubernetes",
+    )
+]
 _FOLDERS = ["integration", "foreign", "commands", "core/services", "core", "bench"]
 
 
@@ -68,10 +89,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files with long tests first; the order within a file stays."""
     here = Path(__file__).parent
 
-    def place(item: pytest.Item) -> tuple[bool, int]:
+    def place(item: pytest.Item) -> tuple[int, int]:
         file = item.path.relative_to(here).as_posix()
         folder = next((number for number, name in enumerate(_FOLDERS) if file.startswith(name)), len(_FOLDERS))
-        return item.path.name not in _LONG, folder
+        return _LONG.index(file) if file in _LONG else len(_LONG), folder
 
     items.sort(key=place)
 

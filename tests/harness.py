@@ -38,6 +38,8 @@ from tests.stubs import rpc_pb2_grpc
 CACHE = Path(__file__).parent.parent / ".cache"
 PEERS = CACHE / "peers"
 EVERYTHING = {"key": b"\0", "range_end": b"\0"}
+PATIENCE = 60 * float(os.environ.get("ESP_TEST_PATIENCE", "1"))
+"""Seconds after which a test no longer waits for what must happen: nothing is shown by how long that took."""
 
 
 def an_executable(path: Path) -> Path:
@@ -163,7 +165,7 @@ def progress_flag(binary: Path, milliseconds: int) -> str:
 
 def wait_ready(*etcds: LocalEtcd) -> None:
     async def all_ready() -> None:
-        await asyncio.gather(*(etcd.wait_ready(60) for etcd in etcds))
+        await asyncio.gather(*(etcd.wait_ready(PATIENCE) for etcd in etcds))
 
     asyncio.run(all_ready())
 
@@ -295,7 +297,7 @@ class EspProcess:
     def is_ready(self) -> bool:
         return any(re.search(r"\bready\b", line) for line in self.log().splitlines())
 
-    def wait_ready(self, seconds: float = 60) -> None:
+    def wait_ready(self, seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         while not self.is_ready():
             if self.process.poll() is not None:
@@ -304,7 +306,7 @@ class EspProcess:
                 pytest.fail(f"esp was not ready within {seconds} s:\n{self.log()}")
             time.sleep(0.02)
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """Waits for the end; the exit code. Fails the test if the process does not end."""
         try:
             return self.process.wait(seconds)
@@ -379,7 +381,7 @@ def run_etcdctl(
     *arguments: str,
     check: bool = True,
     text: str | None = None,
-    seconds: float = 60,
+    seconds: float = PATIENCE,
 ) -> subprocess.CompletedProcess[str]:
     """Run etcdctl against `server` or an endpoint; `text` is its standard input. With `check` it must exit 0."""
     endpoint = server if isinstance(server, str) else server.address
@@ -471,8 +473,8 @@ def _accepts(address: str) -> bool:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Waits until the condition holds; fails the test after half a minute."""
-    deadline = time.monotonic() + 30
+    """Waits until the condition holds; fails the test after `PATIENCE` seconds."""
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

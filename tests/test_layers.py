@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A package stands for all modules in it that have no entry of their own; modules of one layer may
 # import each other.
 LAYERS = [
-    {"esp.core.background", "esp.core.keys", "esp.core.namespace"},
+    {"esp.core.background", "esp.core.keys"},
     {"esp.core.wire", "esp.core.pb"},
     {
         "esp.core.shard_map",
@@ -35,7 +36,7 @@ LAYERS = [
     {"esp.core.health", "esp.core.lease_sync"},
     {"esp.core.lease_survey"},
     {"esp.core.services"},
-    {"esp.core.services.lease", "esp.core.services.watch", "esp.core.services.namespace"},
+    {"esp.core.services.lease", "esp.core.services.watch"},
     {"esp.core.services.kv", "esp.core.services.lock"},
     {"esp.core.services.router", "esp.core.services.pages"},
     {"esp.core.proxy", "esp.core.local", "esp.core.local_shards"},
@@ -49,7 +50,6 @@ CLOSED = (
     "esp.core.health",
     "esp.core.services.kv",
     "esp.core.services.lease",
-    "esp.core.services.namespace",
     "esp.core.services.watch",
     "esp.core.shard",
 )
@@ -76,16 +76,29 @@ MODULES = {
 }
 
 
-def imports(module: str) -> Iterator[str]:
+@functools.cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
+@functools.cache
+def import_nodes(module: str) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(tree_of(module)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+@functools.cache
+def imports(module: str) -> list[str]:
     """The modules that it imports, wherever in the file; names are resolved to modules where they are some."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    found: list[str] = []
+    for node in import_nodes(module):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+            found += [alias.name for alias in node.names]
+        else:
             assert node.level == 0, f"{module} imports relatively"
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
-                yield name if name in MODULES else str(node.module)
+                found.append(name if name in MODULES else str(node.module))
+    return found
 
 
 def within(module: str, package: str) -> bool:
@@ -108,19 +121,21 @@ def own(module: str) -> list[str]:
 LAYERED = [module for module in MODULES if module not in ("esp", "esp.core")]
 
 
-@pytest.mark.parametrize("module", LAYERED)
-def test_imports_point_downwards(module: str) -> None:
-    upwards = [name for name in own(module) if layer(name) > layer(module)]
-    assert upwards == []
+def breaches(modules: Iterable[str], of: Callable[[str], Iterable[str]]) -> dict[str, list[str]]:
+    """What `of` finds in each of these modules; those in which there is nothing are left out."""
+    return {module: found for module in modules if (found := list(of(module)))}
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if within(module, "esp.core.wire")])
-def test_the_wire_knows_nothing_of_etcd_and_its_protocol_nothing_of_sockets(module: str) -> None:
-    assert [name for name in own(module) if not within(name, "esp.core.wire")] == []
-    if module not in WIRE_WITH_ASYNCIO:
-        assert {"asyncio", "socket", "ssl", "uvloop", "selectors"}.isdisjoint(
-            name.partition(".")[0] for name in imports(module)
-        )
+def test_imports_point_downwards() -> None:
+    assert breaches(LAYERED, lambda module: (name for name in own(module) if layer(name) > layer(module))) == {}
+
+
+def test_the_wire_knows_nothing_of_etcd_and_its_protocol_nothing_of_sockets() -> None:
+    wires = [module for module in MODULES if within(module, "esp.core.wire")]
+    assert breaches(wires, lambda module: (name for name in own(module) if not within(name, "esp.core.wire"))) == {}
+    sockets = {"asyncio", "socket", "ssl", "uvloop", "selectors"}
+    without = [module for module in wires if module not in WIRE_WITH_ASYNCIO]
+    assert breaches(without, lambda module: (n for n in imports(module) if n.partition(".")[0] in sockets)) == {}
 
 
 WIRE = "esp.core.wire"
@@ -144,15 +159,18 @@ def test_the_list_of_the_wires_files_is_complete_and_goes_from_the_bottom_up() -
         assert {module: set(own(module)) - known for module in line} == {module: set() for module in line}
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if not within(module, WIRE)])
-def test_the_layers_above_use_the_names_of_the_wire_that_are_listed(module: str) -> None:
+def test_the_layers_above_use_the_names_of_the_wire_that_are_listed() -> None:
     """In `esp/core/wire/__init__.py`: a name that is missing there is one that the wire may change or take away."""
     allowed = {f"{WIRE}.{file}": set(names.split(", ")) for (file,), names in listed(_NAMES)}
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.ImportFrom) and within(str(node.module), WIRE):
-            assert {alias.name for alias in node.names} <= allowed.get(str(node.module), set()), node.module
-        elif isinstance(node, ast.Import):
-            assert not [alias.name for alias in node.names if within(alias.name, WIRE)], "import the names"
+
+    def not_listed(module: str) -> Iterator[str]:
+        for node in import_nodes(module):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names if within(alias.name, WIRE))
+            elif within(str(node.module), WIRE):
+                yield from {alias.name for alias in node.names} - allowed.get(str(node.module), set())
+
+    assert breaches((module for module in MODULES if not within(module, WIRE)), not_listed) == {}
 
 
 def test_the_listed_names_of_the_wire_exist() -> None:
@@ -161,40 +179,42 @@ def test_the_listed_names_of_the_wire_exist() -> None:
         assert [name for name in names.split(", ") if not hasattr(module, name)] == [], file
 
 
-@pytest.mark.parametrize("module", LAYERED)
-def test_of_a_closed_package_others_import_what_it_exports(module: str) -> None:
+def test_of_a_closed_package_others_import_what_it_exports() -> None:
     for package in CLOSED:
-        if not within(module, package):
-            exported = set(importlib.import_module(package).__all__)
-            assert [name for name in imports(module) if name.startswith(package + ".")] == []
-            assert names_from(module, package) <= exported
+        exported = set(importlib.import_module(package).__all__)
+
+        def others(module: str, package: str = package, exported: set[str] = exported) -> Iterator[str]:
+            yield from (name for name in imports(module) if name.startswith(package + "."))
+            yield from names_from(module, package) - exported
+
+        assert breaches((module for module in LAYERED if not within(module, package)), others) == {}
 
 
 def names_from(module: str, package: str) -> set[str]:
     """The names that a module imports from a package."""
-    nodes = ast.walk(ast.parse(MODULES[module].read_text()))
     return {
         alias.name
-        for node in nodes
+        for node in import_nodes(module)
         if isinstance(node, ast.ImportFrom) and node.module == package
         for alias in node.names
     }
 
 
-@pytest.mark.parametrize("module", LAYERED)
-def test_generated_messages_are_read_where_etcd_is_known(module: str) -> None:
-    if not any(within(module, reader) for reader in PB_READERS):
-        assert [name for name in own(module) if within(name, "esp.core.pb")] == []
+def test_generated_messages_are_read_where_etcd_is_known() -> None:
+    others = [module for module in LAYERED if not any(within(module, reader) for reader in PB_READERS)]
+    assert breaches(others, lambda module: (name for name in own(module) if within(name, "esp.core.pb"))) == {}
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module in ("esp.cli",) or "commands" in module])
-def test_commands_know_no_frames(module: str) -> None:
-    assert [name for name in own(module) if within(name, "esp.core.wire") and name not in WIRE_FOR_ALL] == []
+def test_commands_know_no_frames() -> None:
+    def frames(module: str) -> Iterator[str]:
+        return (name for name in own(module) if within(name, "esp.core.wire") and name not in WIRE_FOR_ALL)
+
+    assert breaches((module for module in MODULES if module == "esp.cli" or "commands" in module), frames) == {}
 
 
-@pytest.mark.parametrize("module", ["esp.core.keys", "esp.core.shard_map", "esp.core.config.yaml_lines"])
-def test_the_bottom_stands_alone(module: str) -> None:
-    assert set(own(module)) <= {"esp.core.keys"}
+def test_the_bottom_stands_alone() -> None:
+    bottom = ("esp.core.keys", "esp.core.shard_map", "esp.core.config.yaml_lines")
+    assert breaches(bottom, lambda module: set(own(module)) - {"esp.core.keys"}) == {}
 
 
 # Two files may know each other: a connection and its streams, for one.
@@ -272,8 +292,7 @@ def test_positions_of_shards_are_found(code: str, found: bool) -> None:
     assert bool(list(counted_shards(ast.parse(code)))) == found
 
 
-@pytest.mark.parametrize("module", [module for module in LAYERED if within(module, "esp.core")])
-def test_shards_are_known_by_their_names(module: str) -> None:
+def test_shards_are_known_by_their_names() -> None:
     """A position in a list means another shard in the next layout."""
-    if not within(module, "esp.core.wire"):
-        assert list(counted_shards(ast.parse(MODULES[module].read_text()))) == []
+    concerned = [module for module in LAYERED if within(module, "esp.core") and not within(module, "esp.core.wire")]
+    assert breaches(concerned, lambda module: counted_shards(tree_of(module))) == {}

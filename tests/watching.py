@@ -24,7 +24,7 @@ from typing import Any
 import grpc
 
 from esp.core.pb import kv_pb2, rpc_pb2
-from tests.harness import EVERYTHING, Server, connect
+from tests.harness import EVERYTHING, PATIENCE, Server, connect
 from tests.stubs import rpc_pb2_grpc
 
 History = dict[int, list[kv_pb2.Event]]
@@ -99,7 +99,7 @@ class Watch:
     def events(self) -> list[kv_pb2.Event]:
         return [event for message in list(self.messages) for event in message.events]
 
-    def wait_for(self, condition: Callable[[Watch], bool], seconds: float = 60) -> None:
+    def wait_for(self, condition: Callable[[Watch], bool], seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         while not condition(self):
             assert self.ended is None, self.ended
@@ -173,7 +173,7 @@ class Writers:
     def wait_for_more(self, count: int = 100, shards: Sequence[int] | None = None) -> None:
         """Waits until each writer, or each of those of `shards`, has written `count` times more."""
         goals = {number: self.written[number] + count for number in shards or range(len(self.written))}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while any(self.written[number] < goal for number, goal in goals.items()):
             assert time.monotonic() < deadline, "a writer stands still"
             time.sleep(0.01)
@@ -376,7 +376,7 @@ class Relay:
         self._holds_some.clear()
         self._flows.clear()
 
-    def wait_until_it_holds(self, seconds: float = 30) -> None:
+    def wait_until_it_holds(self, seconds: float = PATIENCE) -> None:
         """Waits until the relay holds back some bytes."""
         assert self._holds_some.wait(seconds)
 

@@ -12,17 +12,17 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from esp import __version__
 from esp.commands.log_summary import SummingHandler
 from esp.commands.output import INTERRUPTED, CommandError, flush, in_one_line, write
 from esp.core import advertise
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
-from esp.core.kubernetes import cuts
+from esp.core.kubernetes import assumed_roots, cuts
 from esp.core.local import LocalEtcdError
 from esp.core.local_shards import CONFIG_NAME, LocalShards
 from esp.core.proxy import Proxy, check_listen
@@ -162,7 +162,7 @@ def _run_loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 def _warn_of_cuts(config: Config) -> None:
-    for root in config.apiserver_roots:
+    for root in assumed_roots(config.kubernetes):
         for cut in cuts(config.shard_map, root):
             log.warning("for Kubernetes: %s", cut.explain())
 
@@ -209,7 +209,7 @@ def _tell_ready(config: Config, cluster: LocalShards | None, proxy: Proxy, missi
     urls = [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in proxy.bound]
     names = [shard.name for shard in config.shards]
     text = f"ready on {', '.join(urls)}; {'shard' if len(names) == 1 else 'shards'} {', '.join(names)}"
-    text += f"; esp {version('etcd-sharding-proxy')}, config {config.path}"
+    text += f"; esp {__version__}, config {config.path}"
     if missing:
         log.warning("%s; not reachable yet: %s", text, "all of them" if missing == names else ", ".join(missing))
     else:

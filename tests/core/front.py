@@ -27,6 +27,7 @@ from esp.core.wire.message import decode_status_text
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler
 from tests.core.wire.conversation import Server, call, data, headers, message, rst, split, window
+from tests.harness import PATIENCE
 
 PUT = b"/etcdserverpb.KV/Put"
 RANGE = b"/etcdserverpb.KV/Range"
@@ -103,11 +104,11 @@ class Front:
 
     async def until(self, true: object) -> None:
         """Waits for it; fails the test when that takes too long."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             for turn in count():
                 if true():  # type: ignore[operator]
                     return
-                await asyncio.sleep(0 if turn < 20 else 0.002)
+                await asyncio.sleep(0 if turn < 20 else 0.002 if turn < 50 else 0.01)
 
     # What the client says.
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 from esp.core.local import LocalEtcd
 from tests.differential import programs as p
@@ -85,7 +84,7 @@ def plain(etcds: list[LocalEtcd], esps: Esps) -> Iterator[Clusters]:
         yield both
 
 
-def explore(both: Clusters, count: int, programs: st.SearchStrategy[list[p.Step]] = p.programs) -> Counter[Difference]:
+def explore(both: Clusters, count: int) -> Counter[Difference]:
     """Runs so many programs; what differed, and how often."""
     noted: Counter[Difference] = Counter()
 
@@ -98,7 +97,7 @@ def explore(both: Clusters, count: int, programs: st.SearchStrategy[list[p.Step]
         phases=list(Phase) if SMALLEST else [Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(programs)
+    @given(p.programs)
     def run(program: list[p.Step]) -> None:
         Run(both, noted).all_of(program)
 
@@ -120,7 +119,7 @@ def test_esp_over_three_shards_is_one_etcd_but_for_what_is_listed(
 ) -> None:
     layout = LAYOUTS[name]
     with clusters(etcds[0], etcds[1:], start(esps, etcds[1:], layout), layout) as both:
-        explored(both, 40)
+        explored(both, 20)
 
 
 @pytest.mark.timeout(0 if PROGRAMS else 300)
@@ -128,7 +127,7 @@ def test_so_it_is_over_shards_of_the_newest_etcd(session_etcds: Etcds, esps: Esp
     etcds = session_etcds.several(4, binary=peer("etcd"))
     layout = LAYOUTS["at keys"]
     with clusters(etcds[0], etcds[1:], start(esps, etcds[1:], layout), layout, streams=True) as both:
-        explored(both, 30)
+        explored(both, 20)
 
 
 A, K, Z = b"a", b"k", b"z"
@@ -263,4 +262,4 @@ def test_with_one_shard_every_byte_is_the_same(twins: tuple[LocalEtcd, LocalEtcd
     alone, shard = twins
     with clusters(alone, [shard], start(start_esp, [shard], Layout([], [0])), Layout([], [0])) as both:
         Run(both, Counter(), wiped=False).all_of([p.Put(A), LIST, p.Watch(**p.EVERYTHING, start=p.Rev(None, 1))])
-        explored(both, 40)
+        explored(both, 25)

@@ -1,7 +1,7 @@
 """List, then watch, while everything fails: the copy that a client builds is what the shards hold.
 
 Two clients list by page and watch from there, one resuming from the header of the last message, one, as etcd's own
-client, from behind the last event. Meanwhile 100,000 writes go to the shards, each shard is killed and restarted, and
+client, from behind the last event. Meanwhile 40,000 writes go to the shards, each shard is killed and restarted, and
 the proxy is killed and replaced. The only thing a client may notice is that its connection broke, and that its position
 is compacted; then it lists again.
 """
@@ -21,9 +21,9 @@ from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect, wait_rea
 from tests.stubs.rpc_pb2_grpc import KVStub, WatchStub
 from tests.watching import Requests
 
-WRITES = 100_000
+WRITES = 40_000
 IN_A_TXN = 25
-BREAK_AFTER = 2000
+BREAK_AFTER = 1000
 """Events after which a client breaks its own stream, to resume."""
 KEYS = 150
 """Of each shard; they are written in turn, so that each is written many times, and some are deleted."""

@@ -41,7 +41,7 @@ def test_watchers_of_the_same_are_one_watcher_to_the_shard(start_etcd: Etcds, st
 
 
 def test_many_watchers_on_one_stream(esp: EspProcess, empty_shards: list[LocalEtcd]) -> None:
-    count = 5000
+    count = 3000
     with talking(esp, empty_shards[0]) as talk:
         for number in range(count):
             talk.requests.create(key=b"%s%d" % (b"ajz"[number % 3 :][:1], number))

@@ -130,7 +130,6 @@ class _Watch(Handler):
     """The handler of Watch."""
 
     forwards = False
-    lasts = True
 
     def __init__(self, health: HealthService) -> None:
         self._health = health

@@ -12,10 +12,10 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from importlib.metadata import version
 from typing import Final
 from urllib.parse import parse_qs
 
+from esp import __version__
 from esp.core.background import Background
 from esp.core.routing import Routing
 from esp.core.services.checks import Checks, Round, Verdict
@@ -31,7 +31,6 @@ _WRONG_METHOD: Final = Page(405, b"Method Not Allowed\n", headers=(("Allow", "GE
 _TOO_LONG: Final = Page(414, b"esp: the query is longer than 2048 characters\n", headers=_NO_SNIFF)
 MAX_QUERY: Final = 2048
 """Characters of a query; those that mean something are far shorter, and a long one takes long to take apart."""
-_VERSION: Final = version("etcd-sharding-proxy")
 _ABSOLUTE: Final = re.compile(r"^https?://[^/?]*", re.IGNORECASE)
 """The part in front of the path, if a request has its whole URL (RFC 9112, section 3.2.2)."""
 _SHARD: Final = "shard/"
@@ -111,7 +110,7 @@ class Pages(Handler):
         storage = min((shard.storage_version for shard in known), key=version_key)
         if storage:
             told["storage"] = storage
-        answer(Page(200, _json(told | {"esp": _VERSION}), JSON))
+        answer(Page(200, _json(told | {"esp": __version__}), JSON))
 
     def _health(self, query: Query, answer: AnswerPage) -> None:
         excluded = frozenset(query.get("exclude", ()))

@@ -479,11 +479,11 @@ def test_huffman_is_decoded_as_by_the_library(text: bytes, cut: int, tail: list[
         assert own_huffman(broken) == library_huffman(broken)
 
 
-@pytest.mark.parametrize("length", [*range(30), 254, 255, 256, 5_000, 20_000])
 @pytest.mark.parametrize("symbol", [b"0", b"~", b"&", b"X", b"<", b"\\", b"\xff", b"\n"])
-def test_huffman_of_any_length(symbol: bytes, length: int) -> None:
-    for text in (symbol * length, b"a" * length + symbol):
-        assert huffman.decode(HUFFMAN.encode(text)) == text
+def test_huffman_of_any_length(symbol: bytes) -> None:
+    for length in (*range(30), 254, 255, 256, 5_000):
+        for text in (symbol * length, b"a" * length + symbol):
+            assert huffman.decode(HUFFMAN.encode(text)) == text, length
 
 
 def test_usual_characters_are_never_decoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,6 @@ class LeaseKeepAlive(Handler):
 
     streaming = True
     forwards = False
-    lasts = True
 
     def __init__(
         self,

@@ -455,8 +455,12 @@ def test_a_part_that_cannot_be_sent_leaves_no_other_open() -> None:
 
 @pytest.mark.parametrize("order", [(1, 2, 0), (0, 1, 2), (2, 1, 0)])
 @pytest.mark.parametrize("how", ["a shard's answer", "the client reads"])
-@pytest.mark.parametrize("window", [0, 1, 6, *range(30, 140, 3)])
-def test_without_memory_it_fails_alone_whoever_moved_last(window: int, how: str, order: tuple[int, ...]) -> None:
+def test_without_memory_it_fails_alone_whoever_moved_last(how: str, order: tuple[int, ...]) -> None:
+    for window in (0, 1, 6, *range(30, 140, 3)):
+        without_memory(window, how, order)
+
+
+def without_memory(window: int, how: str, order: tuple[int, ...]) -> None:
     scene = Scene(context=WireContext(Limits(max_buffered_bytes=10)), window=window)
     scene.asks(EVERYTHING)
     for index in order:
