@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A package stands for all modules in it that have no entry of their own; modules of one layer may
 # import each other.
 LAYERS = [
-    {"esp.core.background", "esp.core.keys"},
+    {"esp.core.background", "esp.core.keys", "esp.core.namespace"},
     {"esp.core.wire", "esp.core.pb"},
     {
         "esp.core.shard_map",
@@ -36,7 +36,7 @@ LAYERS = [
     {"esp.core.health", "esp.core.lease_sync"},
     {"esp.core.lease_survey"},
     {"esp.core.services"},
-    {"esp.core.services.lease", "esp.core.services.watch"},
+    {"esp.core.services.lease", "esp.core.services.watch", "esp.core.services.namespace"},
     {"esp.core.services.kv", "esp.core.services.lock"},
     {"esp.core.services.router", "esp.core.services.pages"},
     {"esp.core.proxy", "esp.core.local", "esp.core.local_shards"},
@@ -50,6 +50,7 @@ CLOSED = (
     "esp.core.health",
     "esp.core.services.kv",
     "esp.core.services.lease",
+    "esp.core.services.namespace",
     "esp.core.services.watch",
     "esp.core.shard",
 )

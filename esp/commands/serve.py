@@ -22,7 +22,7 @@ from esp.core import advertise
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
-from esp.core.kubernetes import assumed_roots, cuts
+from esp.core.kubernetes import cuts
 from esp.core.local import LocalEtcdError
 from esp.core.local_shards import CONFIG_NAME, LocalShards
 from esp.core.proxy import Proxy, check_listen
@@ -162,7 +162,7 @@ def _run_loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 def _warn_of_cuts(config: Config) -> None:
-    for root in assumed_roots(config.kubernetes):
+    for root in config.apiserver_roots:
         for cut in cuts(config.shard_map, root):
             log.warning("for Kubernetes: %s", cut.explain())
 

@@ -80,14 +80,19 @@ class ApiServers:
         roots: Iterable[bytes],
         *,
         protects: bool,
+        compact_key: bytes = COMPACT_KEY,
     ) -> None:
-        """`roots` are the expected prefixes; with `protects` a resource that the map divides becomes undivided."""
+        """`roots` are the expected prefixes; with `protects` a resource that the map divides becomes undivided.
+
+        `compact_key` is `COMPACT_KEY` in the namespace of the proxy.
+        """
         self.is_known = asyncio.Event()
         self.roots: set[bytes] = set()
         self._assumed = tuple(roots)
         self._layout = layout
         self._protects = protects
-        self._wanted: dict[bytes, None] = {COMPACT_KEY: None}
+        self._compact_key = compact_key
+        self._wanted: dict[bytes, None] = {compact_key: None}
         self._asked = asyncio.Event()
         self._asked.set()
 
@@ -108,9 +113,9 @@ class ApiServers:
 
     def saw(self, key: bytes) -> None:
         """Takes note of a key that a client watches, or changes in a transaction."""
-        if key == COMPACT_KEY:
+        if key == self._compact_key:
             if not self.is_known.is_set() or not self.roots.issuperset(self._assumed):
-                self._look_for(COMPACT_KEY)
+                self._look_for(key)
             return
         for sign in _SIGNS:
             place = key.find(b"/" + sign)
@@ -144,7 +149,7 @@ class ApiServers:
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _found(self, key: bytes) -> None:
-        roots = self._assumed if key == COMPACT_KEY else (key.removesuffix(_NAMESPACE),)
+        roots = self._assumed if key == self._compact_key else (key.removesuffix(_NAMESPACE),)
         self._recognise(f'the key "{format_key(key)}" is there', *roots)
 
     def _recognise(self, sign: str, *roots: bytes) -> None:

@@ -131,9 +131,9 @@ def directory(etcd_prefix: str) -> bytes:
     return f"/{inner}/".encode() if inner else b"/"
 
 
-def assumed_roots(configured: Iterable[bytes]) -> tuple[bytes, ...]:
-    """The directories in which an apiserver is expected: the default, and the directories in a config."""
-    return tuple(dict.fromkeys((directory(DEFAULT_PREFIX), *configured)))
+def assumed_roots(configured: Iterable[bytes], namespace: bytes = b"") -> tuple[bytes, ...]:
+    """The directories in which an apiserver is expected: the default in the namespace, and those in a config."""
+    return tuple(dict.fromkeys((namespace + directory(DEFAULT_PREFIX), *configured)))
 
 
 def cuts(shard_map: ShardMap, root: bytes) -> list[Cut]:

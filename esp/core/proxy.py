@@ -20,7 +20,6 @@ from esp.core.background import Background
 from esp.core.config import Config, Listen
 from esp.core.heap import Heap
 from esp.core.keys import KeyRange
-from esp.core.kubernetes import assumed_roots
 from esp.core.layout import Layout
 from esp.core.routing import Routing
 from esp.core.samples import Samples
@@ -32,6 +31,7 @@ from esp.core.services.gate import Gate
 from esp.core.services.health import HealthService
 from esp.core.services.kv import Compactions
 from esp.core.services.lease import Leases
+from esp.core.services.namespace import InNamespace
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
 from esp.core.services.watch import Watch
@@ -73,7 +73,7 @@ class Proxy:
         self.gate = Gate(self.context, self.background)
         layout = self._layout(config, {})
         protects = config.across_shards.protects_kubernetes
-        apiservers = ApiServers(layout, assumed_roots(config.kubernetes), protects=protects)
+        apiservers = ApiServers(layout, config.apiserver_roots, protects=protects, compact_key=config.compact_key)
         self.routing = Routing(layout, Tokens(self.context), apiservers)
         self.leases = Leases(layout, self.background, self.context, tolerant=config.leases == "tolerant")
         self._watch = Watch(self.routing, self.background, self.context)
@@ -81,6 +81,7 @@ class Proxy:
         self._samples = None if key is None else Samples(layout, key, self.context)
         self._health = HealthService(lambda: any(shard.is_ready for shard in self.routing.shards.values()))
         self._pages = Pages(self.routing, self.background)
+        self._namespace = None if config.namespace is None else InNamespace(config.namespace)
         self._router = self._router_for(self.routing)
         self._listener = Listener(self.context, self._find, self._find_page)
 
@@ -121,7 +122,7 @@ class Proxy:
         are divided differently now; its client resumes. If any keys have another owner now, calls end that may wait for
         hours: a lock that a shard grants later would be worth nothing. All other streams go on.
         """
-        calls = [call for call in self._listener.calls() if call.head.handler not in self._lasting]
+        calls = [call for call in self._listener.calls() if not call.head.handler.lasts]
         before, self.routing = self.routing, Routing(layout, self.routing.tokens, self.routing.apiservers)
         for shard in layout.shards.values():
             self._run(shard)
@@ -142,11 +143,6 @@ class Proxy:
             self.background.start(self._let_go(left, calls))
         self.context.flush()
         log.info("layout %d is in force: shards %s", layout.epoch, ", ".join(layout.shards))
-
-    @property
-    def _lasting(self) -> tuple[Handler, ...]:
-        """The handlers that outlive a layout."""
-        return self._watch, self.leases.keepalive, self._health.watch
 
     async def _let_go(self, shards: Sequence[Shard], calls: Sequence[ServerStream]) -> None:
         """Ends the clients of shards that have left the layout, when the calls that may need them have ended."""
@@ -188,7 +184,7 @@ class Proxy:
         }
         if config.defragment == "sequential":
             served |= Defragment(routing.shards).handlers(self.gate)
-        return Router(routing, self.gate, served, self._pages)
+        return Router(routing, self.gate, served, self._pages, self._namespace)
 
     def _find(self, head: RequestHead) -> Handler:
         return self._router.find(head)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -217,13 +217,22 @@ def _wipe(channel: grpc.Channel) -> None:
     ask(channel, "KV/Compact", rpc_pb2.CompactionRequest(revision=revision))
 
 
+AnyClusters = TypeVar("AnyClusters", bound=Clusters)
+
+
 @contextmanager
 def clusters(
-    alone: Server, shards: Sequence[Server], esp: Server, layout: Layout, *, streams: bool = False
-) -> Iterator[Clusters]:
+    alone: Server,
+    shards: Sequence[Server],
+    esp: Server,
+    layout: Layout,
+    *,
+    streams: bool = False,
+    kind: type[AnyClusters] = Clusters,  # type: ignore[assignment]
+) -> Iterator[AnyClusters]:
     servers = [alone, *shards, esp]
     channels = [connect(server) for server in servers]
-    both = Clusters(channels[0], channels[1:-1], channels[-1], layout, streams=streams)
+    both = kind(channels[0], channels[1:-1], channels[-1], layout, streams=streams)
     try:
         yield both
     finally:

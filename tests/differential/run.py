@@ -157,7 +157,7 @@ class Run:
         With one shard the bytes must be equal.
         """
         if isinstance(alone, Failure) or isinstance(esp, Failure):
-            assert esp == alone
+            assert esp == alone, f"{esp!r} is not {alone!r}"
             return False
         if self.clusters.exact:
             assert esp == alone, f"{answer.FromString(esp)} is not {answer.FromString(alone)}"

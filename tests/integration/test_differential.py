@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from esp.core.local import LocalEtcd
 from tests.differential import programs as p
@@ -84,7 +85,7 @@ def plain(etcds: list[LocalEtcd], esps: Esps) -> Iterator[Clusters]:
         yield both
 
 
-def explore(both: Clusters, count: int) -> Counter[Difference]:
+def explore(both: Clusters, count: int, programs: st.SearchStrategy[list[p.Step]] = p.programs) -> Counter[Difference]:
     """Runs so many programs; what differed, and how often."""
     noted: Counter[Difference] = Counter()
 
@@ -97,7 +98,7 @@ def explore(both: Clusters, count: int) -> Counter[Difference]:
         phases=list(Phase) if SMALLEST else [Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(p.programs)
+    @given(programs)
     def run(program: list[p.Step]) -> None:
         Run(both, noted).all_of(program)
 

@@ -19,7 +19,8 @@ from esp.core.config.ranges import RangeFields
 from esp.core.config.shards import Endpoint, ShardConfig, read_shards
 from esp.core.config.yaml_lines import LineError, Place, Value, read
 from esp.core.keys import KeyRange
-from esp.core.kubernetes import COMPACT_KEY
+from esp.core.kubernetes import COMPACT_KEY, assumed_roots
+from esp.core.namespace import Namespace
 from esp.core.shard_map import ShardMap
 from esp.core.wire.limits import Limits, out_of_bounds
 
@@ -109,7 +110,10 @@ _ACROSS_SHARDS = {
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A config that has passed every check. `shards` and `shard_map.names` are in the order of the file."""
+    """A config that has passed every check. `shards` and `shard_map.names` are in the order of the file.
+
+    All keys are those of the shards, with the prefix of the namespace.
+    """
 
     path: Path | None
     listen: tuple[Listen, ...]
@@ -126,6 +130,17 @@ class Config:
     txn_reads: Literal["snapshot", "each"]
     drain_seconds: float
     limits: Limits
+    namespace: Namespace | None = None
+
+    @property
+    def apiserver_roots(self) -> tuple[bytes, ...]:
+        """The directories in which the keys of a kube-apiserver are expected."""
+        return assumed_roots(self.kubernetes, self.namespace.prefix if self.namespace else b"")
+
+    @property
+    def compact_key(self) -> bytes:
+        """The key by which kube-apiservers agree which of them compacts."""
+        return self.namespace.key(COMPACT_KEY) if self.namespace else COMPACT_KEY
 
     def shard(self, name: str) -> ShardConfig:
         """The shard of this name; the map must have the name."""
@@ -239,6 +254,7 @@ def _again(addresses: Sequence[Listen]) -> Listen | None:
 class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     listen: list[Any] = msgspec.field(default_factory=lambda: ["http://127.0.0.1:2379"])
     advertise: list[Any] = []
+    namespace: Any = None
     shards: list[Any] = []
     auth: dict[str, Any] | None = None
     whole: list[Any] = []
@@ -270,6 +286,7 @@ class _FileReader(RangeFields):
                 self.fail(("advertise", number), f"advertise URL {url} is listed twice; remove one")
         shards, shard_map = read_shards(file.shards, file.whole, self, file.auth, path and path.parent)
         across_shards = self._across_shards(file.across_shards)
+        namespace = self._namespace(file.namespace)
         return Config(
             path=path,
             listen=tuple(listen),
@@ -277,7 +294,7 @@ class _FileReader(RangeFields):
             shards=shards,
             shard_map=shard_map,
             across_shards=across_shards,
-            compaction=self._compaction(file.compaction),
+            compaction=self._compaction(file.compaction, namespace),
             kubernetes=tuple(self.kubernetes),
             deletes_across_shards=self._one_of("deletes_across_shards", file.deletes_across_shards, "serve", "refuse"),
             defragment=self._one_of("defragment", file.defragment, "refuse", "sequential"),
@@ -286,7 +303,16 @@ class _FileReader(RangeFields):
             txn_reads=self._one_of("txn_reads", file.txn_reads, "snapshot", "each"),
             drain_seconds=self._drain(file.drain_seconds),
             limits=self._limits(file.limits),
+            namespace=namespace,
         )
+
+    def _namespace(self, value: Any) -> Namespace | None:
+        if value is None:
+            return None
+        prefix = self.key_at(value, ("namespace",), "", "namespace")
+        if not prefix:
+            self.fail(("namespace",), '"namespace" is empty; write a prefix, such as team-a/, or leave it out')
+        return Namespace.of(prefix)
 
     def _across_shards(self, value: str | dict[str, Any]) -> AcrossShards:
         if isinstance(value, str) and value in _ACROSS_SHARDS:
@@ -300,7 +326,7 @@ class _FileReader(RangeFields):
         subject = '"across_shards"'
         return AcrossShards(tuple(self.range_or_prefix_at(one, (*place, n), subject) for n, one in enumerate(ranges)))
 
-    def _compaction(self, value: str | dict[str, Any]) -> Compaction:
+    def _compaction(self, value: str | dict[str, Any], namespace: Namespace | None) -> Compaction:
         if value == "refuse":
             return Compaction(None)
         if isinstance(value, dict) and list(value) == ["revisions_of"]:
@@ -309,7 +335,7 @@ class _FileReader(RangeFields):
         if value != "kubernetes":
             told = f'"{value}"' if isinstance(value, str) else "a mapping of another form"
             self.fail(("compaction",), f'"compaction" is {told}; write kubernetes, refuse or {{revisions_of: KEY}}')
-        return Compaction()
+        return Compaction(namespace.key(COMPACT_KEY) if namespace else COMPACT_KEY)
 
     def _one_of(self, field: str, value: str, *words: Word) -> Word:
         for word in words:

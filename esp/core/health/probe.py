@@ -21,7 +21,7 @@ from esp.core.background import Background, all_of
 from esp.core.config import Config, Endpoint, ShardConfig, User
 from esp.core.health.accounts import Accounts, compare, find
 from esp.core.health.findings import Alarm, EndpointHealth, Health, Member, ShardHealth, judge, with_cuts, with_findings
-from esp.core.kubernetes import COMPACT_KEY, assumed_roots, cuts
+from esp.core.kubernetes import cuts
 from esp.core.pb import rpc_pb2
 from esp.core.shard import ALARMS, STATUS, Method, Shard, ask_for_esp
 from esp.core.wire.context import WireContext
@@ -49,7 +49,7 @@ async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
 
     told: list[Any] = await all_of([all_of(map(ask, config.shards)), _accounts(config, context, seconds)])
     health = with_findings(judge(told[0]), *compare(told[1]))
-    shard_map, assumed = config.shard_map, assumed_roots(config.kubernetes)
+    shard_map, assumed = config.shard_map, config.apiserver_roots
     at_work = await _roots_at_work(config, context, seconds) if len(config.shards) > 1 else []
     found = [cut for root in dict.fromkeys((*assumed, *at_work)) for cut in cuts(shard_map, root)]
     return with_cuts(health, found, at_work=bool(at_work))
@@ -91,12 +91,12 @@ async def _roots_at_work(config: Config, context: WireContext, seconds: float) -
 
         for shard in shards.values():
             await _settled(shard)
-        if not await is_there(COMPACT_KEY):
+        if not await is_there(config.compact_key):
             return []
         suspected = roots_in_question(config.shard_map)[:MAX_SUSPECTED]
         seen = await all_of([is_there(namespace_key(root)) for root in suspected])
         return [
-            *assumed_roots(config.kubernetes),
+            *config.apiserver_roots,
             *(root for root, there in zip(suspected, seen, strict=True) if there),
         ]
 

@@ -130,6 +130,7 @@ class _Watch(Handler):
     """The handler of Watch."""
 
     forwards = False
+    lasts = True
 
     def __init__(self, health: HealthService) -> None:
         self._health = health

@@ -15,6 +15,7 @@ from esp.core.services import metadata
 from esp.core.services.gate import Gate
 from esp.core.services.handlers import PassCounted, PassStream, PassWaiting
 from esp.core.services.kv import PassReads
+from esp.core.services.namespace import InNamespace
 from esp.core.shard import STATUS_PATH, Shard, is_probe
 from esp.core.wire.message import ENCODINGS, quote, unknown_encoding
 from esp.core.wire.request import RequestHead, is_grpc_type, malformed_method
@@ -66,10 +67,19 @@ class Router:
         gate: the places at the shards.
         served: handlers of the RPCs that esp serves over several shards; with one shard esp passes on everything.
         page: the handler of requests that are not gRPC.
+        namespace: the namespace of clients' keys; None for none.
     """
 
-    def __init__(self, routing: Routing, gate: Gate, served: Mapping[bytes, Handler], page: Handler) -> None:
+    def __init__(
+        self,
+        routing: Routing,
+        gate: Gate,
+        served: Mapping[bytes, Handler],
+        page: Handler,
+        namespace: InNamespace | None = None,
+    ) -> None:
         self._page = page
+        self._namespace = namespace
         self._to_shard = {shard.name.encode(): _PassAll(shard, gate) for shard in routing.shards.values()}
         self._only = next(iter(self._to_shard.values())) if len(routing.shards) == 1 else None
         self._served = dict(served)
@@ -101,6 +111,8 @@ class Router:
             return Refuse(_unserved(head.path))
         if head.encoding not in ENCODINGS and head.path in METHODS:
             return Refuse(unknown_encoding(head.encoding))
+        if self._namespace is not None:
+            handler = self._namespace.around(head.path, METHODS.get(head.path), handler, is_own=target is None)
         if not handler.forwards:
             return handler
         # esp decompresses the message of a unary call, so the encoding is not sent on.

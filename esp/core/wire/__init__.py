@@ -47,6 +47,7 @@ The names that the layers above may use (tests/test_layers.py):
     splice: SplicedCall, CountedCall, Place, NO_TRAILERS, REPLAY_BYTES
     call: MessageCall, Reader, Together, TogetherCall, BrokenCall, messages
     http1: AnswerPage, Page
+    pump: Pending
     transport: ClientProtocol, TICK_SECONDS
     listener: Listener
 

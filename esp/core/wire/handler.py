@@ -51,6 +51,7 @@ class Handler:
         waits: a call with one message may stay open for hours, so a drain ends the call as it ends streaming calls.
         quick: `on_message` takes a few microseconds, and begins nothing that is done in steps (`Connection.do`). After
             other messages the clock of the turns is looked at.
+        lasts: the handler serves calls of later layouts too, so its calls are not those of a layout.
     """
 
     streaming: bool = False
@@ -59,6 +60,7 @@ class Handler:
     forwards: bool = True
     quick: bool = False
     waits: bool = False
+    lasts: bool = False
 
     def on_open(self, stream: ServerStream) -> None:
         """A streaming call begins: put a `Sink` into `stream.sink`."""

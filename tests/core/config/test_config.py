@@ -23,6 +23,7 @@ from esp.core.config import (
     parse,
 )
 from esp.core.keys import KeyRange
+from esp.core.namespace import Namespace
 from esp.core.shard_map import ShardMap
 from esp.core.wire.limits import Limits
 from tests.examples import tries
@@ -179,6 +180,18 @@ def test_compactions_at_plain_revisions_can_be_refused() -> None:
     assert parse(ONE + "compaction: refuse", PATH).compaction == Compaction(None)
 
 
+def test_a_namespace_is_a_prefix_and_the_place_of_kubernetes_defaults() -> None:
+    config = parse(ONE + "namespace: /team/", PATH)
+    assert config.namespace == Namespace.of(b"/team/")
+    assert config.compaction == Compaction(b"/team/compact_rev_key")
+    assert config.compact_key == b"/team/compact_rev_key"
+    assert config.apiserver_roots == (b"/team//registry/",)
+    assert parse(ONE + "namespace: hex:ff", PATH).namespace == Namespace(b"\xff", b"\0")
+    assert parse(ONE, PATH).namespace is None
+    named = parse(ONE + "namespace: n/\ncompaction: {revisions_of: k}", PATH)
+    assert named.compaction == Compaction(b"k", takes_any=True), "keys in the file are those of the shards"
+
+
 def test_a_kubernetes_resource_is_its_key_and_all_below() -> None:
     config = parse(three("{kubernetes: pods}", "{kubernetes: nodes, etcd_prefix: k8s/}", ALL), PATH)
     assert config.shards[0].ranges == (KeyRange(b"/registry/pods", b"/registry/pods0"),)
@@ -256,7 +269,7 @@ def binary(key: bytes) -> str:
 # What is refused, word for word
 
 FIELDS = (
-    "the fields here are listen, advertise, shards, auth, whole, across_shards, compaction, deletes_across_shards, "
+    "the fields here are listen, advertise, namespace, shards, auth, whole, across_shards, compaction, deletes_across_shards, "
     "defragment, leases, range_reads, txn_reads, drain_seconds, limits"
 )
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
@@ -265,6 +278,8 @@ COMPACTION = "write kubernetes, refuse or {revisions_of: KEY}"
 ACROSS = "write auto, serve, refuse or {refuse: [PREFIX, ...]}"
 
 REFUSED = {
+    "empty namespace": (ONE + 'namespace: ""', '5: "namespace" is empty; write a prefix, such as team-a/, or leave it out'),
+    "a number as namespace": (ONE + "namespace: 5", '5: "namespace" is a number to YAML; quote it'),
     # The file as YAML
     "not closed": ("a: [1", "1: not YAML: while parsing a flow sequence expected ',' or ']', but got '<stream end>'"),
     "nul": ("a: 1\nb: \0", "2: not YAML: the character '\\x00' is not allowed"),

@@ -12,6 +12,8 @@ from esp.core.proxy import Proxy
 from esp.core.services.handlers import PassStream, PassUnary
 from esp.core.services.kv.read_batch import PassReads
 from esp.core.services.lock import ToOwner
+from esp.core.services.namespace.fields import holds_keys
+from esp.core.services.namespace.handler import Translated
 from esp.core.services.pages import Pages
 from esp.core.services.router import METHODS, READS, WAITING, NoShard
 from esp.core.shard import Method
@@ -62,6 +64,9 @@ ELSEWHERE = {
 """The refused RPCs that concern one cluster, each with the arguments of etcdctl that make the call."""
 
 
+SNAPSHOT = b"/etcdserverpb.Maintenance/Snapshot"
+
+
 def find(config: str, path: bytes, *extra: tuple[bytes, bytes]) -> Handler:
     proxy = Proxy(parse(config, None))
     return proxy._listener.find(parse_request(call(path, *extra)))
@@ -101,6 +106,26 @@ class TestEveryRpc:
 
     def test_with_the_name_of_a_shard_it_is_passed_on(self, path: bytes) -> None:
         assert_passed_on(find(THREE, path, (b"esp-shard", b"b")), path)
+
+    def test_in_a_namespace_nothing_with_keys_goes_past_the_translation(self, path: bytes) -> None:
+        """Whichever way the call takes; and what has no keys is served as without a namespace."""
+        method = METHODS[path]
+        has_keys = path == SNAPSHOT or any(
+            message.full_name.partition(".")[0] in ("v3lockpb", "v3electionpb") or holds_keys(message)
+            for message in (method.input_type, method.output_type)
+        )
+        for config, extra in ((THREE, ()), (ONE, ()), (THREE, ((b"esp-shard", b"b"),))):
+            plain, handler = find(config, path, *extra), find(config + "namespace: x/", path, *extra)
+            if not has_keys:
+                assert type(handler) is type(plain)
+            elif path == SNAPSHOT:
+                assert isinstance(handler, Refuse)
+                assert handler.status.code == Code.UNIMPLEMENTED
+            else:
+                assert isinstance(handler, Translated)
+                assert type(handler.inner) is type(plain)
+                assert (handler.streaming, handler.waits) == (plain.streaming, plain.waits)
+                assert (handler.idempotent, handler.lasts) == (plain.idempotent, plain.lasts)
 
 
 def assert_passed_on(handler: Handler, path: bytes) -> None:

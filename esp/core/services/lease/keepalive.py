@@ -43,6 +43,7 @@ class LeaseKeepAlive(Handler):
 
     streaming = True
     forwards = False
+    lasts = True
 
     def __init__(
         self,

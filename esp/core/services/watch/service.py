@@ -37,6 +37,7 @@ class Watch(Handler):
 
     streaming = True
     forwards = False
+    lasts = True
 
     def __init__(self, routing: Routing, background: Background, context: WireContext) -> None:
         self.routing = routing
