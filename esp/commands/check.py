@@ -13,7 +13,8 @@ from esp.commands.output import CommandError, Format, json_key, write, write_jso
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.health import EndpointHealth, Finding, Health, ShardHealth, examine
-from esp.core.keys import KeyRange, format_range
+from esp.core.keys import KeyRange, format_key, format_range
+from esp.core.namespace import Namespace
 
 UNKNOWN = "?"
 """The cell of an unknown value."""
@@ -42,6 +43,11 @@ def _write_text(loaded: Config, health: Health) -> None:
     owned = [(shard, format_range(part)) for shard, part in loaded.shard_map.split(KeyRange(b"", None))]
     write_table(["SHARD", "KEYS"], owned)
     write("")
+    if loaded.namespace is not None:
+        keys, prefix = format_range(loaded.namespace.keys), format_key(loaded.namespace.prefix)
+        write(f'Namespace: clients see the keys {keys}, without "{prefix}".')
+        write(f"The shards of these keys: {', '.join(_owners(loaded, loaded.namespace))}.")
+        write("")
     troubled = {finding.endpoint for finding in health.problems} - {None}
     rows = [(shard, endpoint) for shard in health.shards for endpoint in shard.endpoints]
     # No column without content: rows shall fit into 80 columns.
@@ -58,6 +64,11 @@ def _write_text(loaded: Config, health: Health) -> None:
                 write(f"  {_subject(finding)}: {finding.text}")
     if not health.problems:
         write(f"\nHealthy: {_counted(len(health.shards), 'shard')}, {_counted(len(rows), 'endpoint')}.")
+
+
+def _owners(loaded: Config, namespace: Namespace) -> list[str]:
+    """The shards that own keys of the namespace, in key order."""
+    return list(dict.fromkeys(segment.shard for segment in loaded.shard_map.split(namespace.keys)))
 
 
 def _row(shard: ShardHealth, health: EndpointHealth) -> list[str]:
@@ -135,7 +146,8 @@ def _human_size(size: int) -> str:
 def _write_json(loaded: Config, health: Health) -> None:
     """The JSON form.
 
-    `healthy` is true if the exit code is 0. `shards` are in the order of the config. In their `ranges` a key is
+    `healthy` is true if the exit code is 0. `namespace` is null, or has the `prefix` of clients' keys, and the names of
+    the `shards` that own keys with that prefix. `shards` are in the order of the config. In their `ranges` a key is
     {"text", "base64"}, without `text` if the key is not UTF-8; `end` is null for no upper bound.
 
     In an endpoint, null stands for an unknown value. `error` is the reason: why the endpoint is unreachable, or the
@@ -149,6 +161,9 @@ def _write_json(loaded: Config, health: Health) -> None:
         {
             "healthy": not health.problems,
             "config": str(loaded.path),
+            "namespace": None
+            if loaded.namespace is None
+            else {"prefix": json_key(loaded.namespace.prefix), "shards": _owners(loaded, loaded.namespace)},
             "shards": [
                 {
                     "name": shard.name,

@@ -41,7 +41,9 @@ def run(
     """
     pair = _request(key, prefix=prefix, from_key=from_key, range_end=range_end, encoding=encoding)
     loaded = config_file.load(config_file.find(config, os.environ))
-    key_range = KeyRange.of_request(*pair)
+    namespace = loaded.namespace
+    real = pair if namespace is None else (namespace.key(pair[0]), namespace.range_end(pair[1]))
+    key_range = KeyRange.of_request(*real)
     segments = loaded.shard_map.split(key_range)
     if not segments:
         # esp sends an empty range whole to the owner of its start.
@@ -93,6 +95,9 @@ def _write_text(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[S
         rows.append([shard, _quoted(start), _end_cell(end), ",".join(map(str, here.endpoints))])
     write_table(["SHARD", "KEY", "RANGE_END", "ENDPOINTS"], rows)
     write("")
+    if loaded.namespace is not None:
+        prefix = _quoted(loaded.namespace.prefix)
+        write(f"These are the keys in the shards, with the prefix of the namespace: {prefix}.")
     if key_range.is_empty():
         write(f'The range holds no key: its end is not above its start. Shard "{rows[0][0]}" answers it.')
     what = "range" if pair[1] else "key"
@@ -106,7 +111,8 @@ def _write_text(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[S
 def _write_json(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[Segment], loaded: Config) -> None:
     """The JSON form.
 
-    `key` and `range_end` are the fields of the client's request. `shards` has one entry for each request that esp
+    `key` and `range_end` are the fields of the client's request, and `namespace` is the prefix that esp puts before
+    them, or null; all other keys have it. `shards` has one entry for each request that esp
     sends to a shard, in key order, with the `key` and `range_end` of that request; a shard may have several entries.
     `empty` is true if the range holds no key; the one listed shard then answers. `txn.possible` is true if esp serves
     any Txn over the range; else `txn.boundary` is the first key in the range at which another shard begins. A key is
@@ -129,6 +135,7 @@ def _write_json(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[S
         {
             "key": json_key(pair[0]),
             "range_end": json_key(pair[1]),
+            "namespace": None if loaded.namespace is None else json_key(loaded.namespace.prefix),
             "empty": key_range.is_empty(),
             "shards": shards,
             "txn": {"possible": boundary is None, "boundary": None if boundary is None else json_key(boundary)},

@@ -114,7 +114,13 @@ Healthy: 3 shards, 3 endpoints.
             "alarms": [],
         }
         assert shard == {"name": "s0", "ranges": [{"start": {"text": "", "base64": ""}, "end": None}]}
-        assert told == {"healthy": True, "config": str(tmp_path / "one.yaml"), "problems": [], "notes": []}
+        assert told == {
+            "healthy": True,
+            "config": str(tmp_path / "one.yaml"),
+            "namespace": None,
+            "problems": [],
+            "notes": [],
+        }
         assert code == 0
 
     def test_a_shard_that_owns_several_ranges_is_shown_with_each(self, shards: list[LocalEtcd], tmp_path: Path) -> None:
@@ -133,6 +139,16 @@ Healthy: 3 shards, 3 endpoints.
 
 
 class TestMembers:
+    def test_a_namespace_is_shown_with_the_shards_that_own_its_keys(
+        self, shards: list[LocalEtcd], tmp_path: Path
+    ) -> None:
+        config = write_config(tmp_path / "esp.yaml", shards, ["i", "ns/k"], "namespace: ns/")
+        code, out, _ = check("-c", config)
+        assert code == 0
+        assert 'Namespace: clients see the keys ["ns/\\x00", "ns0"), without "ns/".\nThe shards of these keys: s1, s2.\n\n' in out
+        code, told = check_json(config)
+        assert told["namespace"] == {"prefix": {"text": "ns/", "base64": "bnMv"}, "shards": ["s1", "s2"]}
+
     def test_of_three_members_one_leads_and_the_others_do_not(self, members: list[LocalEtcd], tmp_path: Path) -> None:
         config = write_config(tmp_path / "three.yaml", [members], [])
         code, told = check_json(config)

@@ -49,6 +49,34 @@ A Txn over this key is possible: shard "events" owns all of it.
     assert route("/registry/events/x1") == (0, expected, "")
 
 
+class TestNamespace:
+    @pytest.fixture(autouse=True)
+    def in_namespace(self, config: Path) -> None:
+        config.write_text(CONFIG + "namespace: /registry/\n")
+
+    def test_a_clients_key_is_shown_as_it_is_in_the_shards(self) -> None:
+        expected = f"""\
+SHARD   KEY                    RANGE_END  ENDPOINTS
+events  "/registry/events/x1"  (one key)  {EVENTS}
+
+These are the keys in the shards, with the prefix of the namespace: "/registry/".
+A Txn over this key is possible: shard "events" owns all of it.
+"""
+        assert route("events/x1") == (0, expected, "")
+
+    def test_all_keys_end_with_the_namespace(self) -> None:
+        code, out, _ = route("", "--from-key", "-o", "json")
+        told = json.loads(out)
+        assert code == 0
+        assert (told["key"]["text"], told["range_end"]["text"]) == ("\0", "\0")
+        assert told["namespace"]["text"] == "/registry/"
+        assert [(part["name"], part["key"]["text"], part["range_end"]["text"]) for part in told["shards"]] == [
+            ("main", "/registry/\0", "/registry/events/"),
+            ("events", "/registry/events/", "/registry/events0"),
+            ("main", "/registry/events0", "/registry0"),
+        ]
+
+
 def test_a_prefix_inside_one_shard() -> None:
     expected = f"""\
 SHARD  KEY                RANGE_END          ENDPOINTS
@@ -137,6 +165,7 @@ def test_json_of_a_range_over_boundaries() -> None:
     assert json.loads(out) == {
         "key": key("/registry/"),
         "range_end": key("/registry/events/m"),
+        "namespace": None,
         "empty": False,
         "shards": [
             {
@@ -169,6 +198,7 @@ def test_json_of_a_key_that_is_not_text() -> None:
     "text": "",
     "base64": ""
   },
+  "namespace": null,
   "empty": false,
   "shards": [
     {
