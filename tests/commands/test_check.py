@@ -145,7 +145,10 @@ class TestMembers:
         config = write_config(tmp_path / "esp.yaml", shards, ["i", "ns/k"], "namespace: ns/")
         code, out, _ = check("-c", config)
         assert code == 0
-        assert 'Namespace: clients see the keys ["ns/\\x00", "ns0"), without "ns/".\nThe shards of these keys: s1, s2.\n\n' in out
+        assert (
+            'Namespace: clients see the keys ["ns/\\x00", "ns0"), without "ns/".\nThe shards of these keys: s1, s2.\n\n'
+            in out
+        )
         code, told = check_json(config)
         assert told["namespace"] == {"prefix": {"text": "ns/", "base64": "bnMv"}, "shards": ["s1", "s2"]}
 

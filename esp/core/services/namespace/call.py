@@ -161,7 +161,12 @@ class InnerCall(ServerStream, Sink):
         return self._is_ending or self._outer.is_over
 
     def consumed(self, size: int) -> None:
-        """Gives back the window of `size` bytes of requests, of which the client has sent fewer."""
+        """Gives back the window of `size` bytes of requests, of which the client has sent fewer.
+
+        The window of a call with one message was given back when the message had come.
+        """
+        if self._form is None:
+            return
         surplus = min(size, self._surplus)
         self._surplus -= surplus
         self._outer.consumed(size - surplus)

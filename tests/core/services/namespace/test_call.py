@@ -100,6 +100,15 @@ class TestRequests:
         [(_, _, got)] = world.saw
         assert got == prefix(rpc_pb2.PutRequest(key=b"team/a", value=b"v" * 5 * STEP_BYTES).SerializeToString())
 
+    def test_the_handler_may_say_when_its_bytes_have_left(self) -> None:
+        """Their window was given back when they came."""
+        world = World()
+        stream = world.asks(PUT, rpc_pb2.PutRequest(key=b"a", value=b"v" * 50_000).SerializeToString())
+        world.server.says()
+        stream.consumed(50_020)
+        world.server.flush()
+        world.server.says_nothing()
+
     def test_one_that_protobuf_does_not_read_has_etcds_error(self) -> None:
         world = World()
         world.client.sends(headers(1, call(RANGE)), data(1, message(b"\x0a\x05a"), end=True))
