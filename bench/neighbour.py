@@ -22,7 +22,7 @@ from esp.core.pb import rpc_pb2
 
 LEASE_SECONDS = 6
 PATIENCE = 5.0  # seconds, a call's deadline
-_PACE = {"put": 0.02, "get": 0.02, "keepalive": 0.1, "connect": 0.1}  # seconds between two of a kind
+_PACE = {"put": 0.02, "get": 0.02, "keepalive": 0.04, "connect": 0.04}  # seconds between two of a kind
 _PREFIXES = (b"a/neighbour/", b"n/neighbour/")  # on two of the three shards
 
 

@@ -26,6 +26,9 @@ from typing import Final
 
 SLICE: Final = 0.001
 """Seconds for the line between two looks at the sockets, and the most seconds that a connection gets at once."""
+FIRST_SLICE: Final = 0.0004
+"""Seconds that a connection gets which was put off only because the turn was over: enough for a new client's first call.
+If many clients connect at once, each is served after so little of the others' work."""
 AT_ONCE: Final = 0.002
 """Seconds for all work that is done as bytes come, between two looks at the line; further work stands in line."""
 MOST_SKIPPED: Final = 4
@@ -64,7 +67,8 @@ class RunningTime:
         if now >= self._trusted:
             not_run = now - thread_time() - self._before
             self._off = max(self._off, min(not_run, now - (self._seen - self._off)))
-            self._trusted = now + UNSEEN
+            # What cannot be subtracted yet, because the time would go back, must not add up.
+            self._trusted = now + UNSEEN if self._off >= not_run else now
         self._seen = now
         return now - self._off
 
@@ -295,7 +299,8 @@ class Turns:
     def _serve_first(self) -> None:
         """Serves the workers that were put off only because the turn was over, as it would have served them then.
 
-        Those that have saved up most come first: a crowd of new clients does not hold up the others.
+        Those that have saved up most come first: a crowd of new clients does not hold up the others. Among new clients,
+        those that need little do not wait for those that need much: each gets FIRST_SLICE, then joins the line.
         """
         first = self._first
         start = self.clock()
@@ -303,7 +308,7 @@ class Turns:
         while first:
             _, _, worker = heappop(first)
             worker.in_line = False
-            is_left = worker.work(stop)
+            is_left = worker.work(min(start + FIRST_SLICE, stop))
             end = self.clock()
             worker.used += min(end - start, LONGEST_STEP)
             if is_left:

@@ -14,7 +14,7 @@ from math import inf
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from esp.core.wire import turns
@@ -52,6 +52,7 @@ class Steps:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(turns, "SLICE", 10.0)
+        monkeypatch.setattr(turns, "FIRST_SLICE", 4.0)
         monkeypatch.setattr(turns, "AT_ONCE", 20.0)
         monkeypatch.setattr(turns, "LONGEST_STEP", 1000.0)
         monkeypatch.setattr(turns, "SAVED", 0.0)
@@ -155,6 +156,7 @@ def test_what_the_thread_has_not_run_is_no_time(monkeypatch: pytest.MonkeyPatch)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 0.01))))
+@example([(False, 0.00028847650100407803), (False, 0.0078125), (False, 0.00028847650100407803)])
 def test_time_never_goes_back_and_at_most_a_little_of_it_was_not_run(steps: list[tuple[bool, float]]) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         machine = Machine(monkeypatch)
@@ -445,6 +447,21 @@ def test_a_crowd_that_is_new_does_not_hold_up_who_wants_little(steps: Steps, mon
     honest.gets(1)
     assert "h" not in steps.log, "the turn is over"
     assert steps.turn()[0] == "h"
+
+
+def test_who_is_new_and_wants_little_does_not_wait_for_a_slice_of_each_of_a_new_crowd(steps: Steps) -> None:
+    Load(steps, "x").gets(20)
+    steps.turns.run_soon()
+    crowd = [Load(steps, "n") for _ in range(12)]
+    for one in crowd:
+        one.gets(100)
+    little = Load(steps, "h")
+    little.gets(3)
+    steps.log.clear()
+    while little.left:
+        steps.turn()
+    done = steps.log.count("n")
+    assert done <= 12 * 4 + 4 * 10, "of each what fits a first slice, and of the line what four turns have for it"
 
 
 def test_what_is_ready_leaves_before_the_line_is_served(steps: Steps) -> None:
