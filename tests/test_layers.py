@@ -22,6 +22,7 @@ LAYERS = [
         "esp.core.shard_map",
         "esp.core.errors",
         "esp.core.descriptors",
+        "esp.core.garbage",
         "esp.core.heap",
         "esp.core.tokens",
         "esp.core.auth_tokens",

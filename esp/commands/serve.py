@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 from esp import __version__
 from esp.commands.log_summary import SummingHandler
 from esp.commands.output import INTERRUPTED, CommandError, flush, in_one_line, write
-from esp.core import advertise
+from esp.core import advertise, garbage
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
@@ -33,11 +32,6 @@ log = logging.getLogger("esp")
 DEFAULT_LISTEN = "http://127.0.0.1:2379"
 CONNECT_SECONDS = 3.0
 """Seconds to wait for the shards before the ready line names the unreachable ones."""
-YOUNG_OBJECTS = 10_000
-"""New objects after which the cyclic garbage collector runs; it takes about a millisecond for so many.
-
-Calls leave no reference cycles, except failed calls over several shards; each connection leaves a small cycle.
-"""
 
 
 def run(config: Path | None, local: int | None, data_dir: Path | None, listen: list[str]) -> None:
@@ -195,9 +189,7 @@ async def _serve(config: Config, cluster: LocalShards | None) -> None:
                 raise CommandError(f'shard "{shard.name}" cannot be served: {shard.implausible}')
         if missing is not None:
             _tell_ready(config, cluster, proxy, missing)
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(YOUNG_OBJECTS, 10, 100)
+            garbage.in_short_steps()
             await signals.stop.wait()
         log.info("stopping; calls in flight have %g s, a second signal cuts them", config.drain_seconds)
     if missing is None:

@@ -8,9 +8,10 @@ they are empty; tuples and lists that Python keeps for later use hold them, unti
 from __future__ import annotations
 
 import ctypes
-import gc
 from time import monotonic
 from typing import Any, Final
+
+from esp.core.garbage import Garbage
 
 WORTH_IT: Final = 8_388_608
 """Bytes that must have become free since the last time; to give memory back takes about 0.1 ms for each MB."""
@@ -18,11 +19,6 @@ SETTLED: Final = 1_048_576
 """A burst is over when the free bytes change by no more than this between two looks."""
 LOOKS: Final = 4
 """Looks in a row, half a second apart, that must find the memory free: memory in constant use is not given back."""
-
-
-COLLECTED_AT_MOST: Final = 200_000
-"""The most objects for a full garbage collection: it then takes about 20 ms, which keeps nobody waiting for long."""
-COLLECT_SECONDS: Final = 30.0
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -35,7 +31,8 @@ class _Mallinfo2(ctypes.Structure):
 class Heap:
     """The C library's heap. With another library than glibc 2.33 or newer, `tick` does nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, garbage: Garbage) -> None:
+        self._garbage = garbage
         libc: Any = ctypes.CDLL(None)
         self._mallinfo: Any = getattr(libc, "mallinfo2", None)
         self._trim: Any = getattr(libc, "malloc_trim", None)
@@ -43,7 +40,6 @@ class Heap:
             self._mallinfo.restype = _Mallinfo2
         self._given_back = self._before = self._free() if self.is_known else 0
         self._still = 0
-        self._collected = -COLLECT_SECONDS
 
     @property
     def is_known(self) -> bool:
@@ -64,10 +60,7 @@ class Heap:
         self._before = free
         if free - self._given_back < WORTH_IT or self._still < LOOKS:
             return False
-        now = monotonic()
-        if now - self._collected >= COLLECT_SECONDS and len(gc.get_objects()) <= COLLECTED_AT_MOST:
-            self._collected = now
-            gc.collect()
+        self._garbage.collect(monotonic())
         self._trim(0)
         self._given_back = self._free()
         return True

@@ -18,6 +18,7 @@ from esp.core import advertise, errors
 from esp.core.apiservers import ApiServers
 from esp.core.background import Background
 from esp.core.config import Config, Listen
+from esp.core.garbage import Garbage
 from esp.core.heap import Heap
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
@@ -68,7 +69,8 @@ class Proxy:
         self.context = WireContext(config.limits)
         self.background = Background()
         self.bound: list[tuple[str, int]] = []
-        self._heap = Heap()
+        self._garbage = Garbage()
+        self._heap = Heap(self._garbage)
         self._running: dict[Shard, asyncio.Task[None]] = {}
         self.gate = Gate(self.context, self.background)
         layout = self._layout(config, {})
@@ -254,6 +256,7 @@ class Proxy:
             guard("the places at the shards", partial(self.gate.tick, now))
             guard("tokens", self.routing.tokens.expire)
             guard("those who watch the health", self._health.tick)
+            guard("old garbage", partial(self._garbage.tick, now))
             guard("the heap", self._heap.tick)
             self.context.flush()
 

@@ -27,8 +27,8 @@ from typing import Final
 SLICE: Final = 0.001
 """Seconds for the line between two looks at the sockets, and the most seconds that a connection gets at once."""
 FIRST_SLICE: Final = 0.0004
-"""Seconds that a connection gets which was put off only because the turn was over: enough for a new client's first call.
-If many clients connect at once, each is served after so little of the others' work."""
+"""Seconds for a connection that was put off only because the turn was over: enough for a new client's first call. If
+many clients connect at once, each is served after so little of the others' work."""
 AT_ONCE: Final = 0.002
 """Seconds for all work that is done as bytes come, between two looks at the line; further work stands in line."""
 MOST_SKIPPED: Final = 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 import struct
@@ -724,6 +725,38 @@ def test_the_end_of_a_drain_waits_for_a_slow_reader(run: Run) -> None:
             assert [len(body(split(heard), s)) for s in range(1, 17, 2)] == [1_000_005] * 8
 
     run(test)
+
+
+def test_connections_that_end_leave_nothing_for_the_garbage_collector(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+
+            async def one() -> None:
+                client = await server.client()
+                await client.says(GREETING, headers(1, call()), data(1, message(b"hi"), end=True))
+                await client.hears_frames(ended(1))
+                client.sock.close()
+
+            for times in (3, 20):
+                for _ in range(times):
+                    await one()
+                await comes_true(lambda: server.context.counters.connections_open == 0)
+                server.clients.clear()
+                if times == 3:  # what is made once has been made
+                    gc.collect()
+                    gc.disable()
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            found = [one for one in gc.garbage if type(one).__module__.startswith("esp.")]
+            gc.set_debug(0)
+            gc.garbage.clear()
+            assert not found
+
+    try:
+        run(test)
+    finally:
+        gc.set_debug(0)
+        gc.enable()
 
 
 # Slow readers.
