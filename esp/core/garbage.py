@@ -10,7 +10,6 @@ Garbage in cycles is rare in esp: neither calls nor HTTP/2 connections leave any
 from __future__ import annotations
 
 import gc
-from math import inf
 from typing import Final
 
 YOUNG: Final = 1000
@@ -20,12 +19,12 @@ MIDDLE: Final = 3
 NEVER: Final = 1_000_000_000
 GROWN_OLD: Final = 50
 """After so many of these second looks the old objects are worth a look."""
-AT_MOST: Final = 200_000
-"""The most objects for a full collection at any time: it takes about 20 ms, which keeps nobody waiting for long."""
+AT_MOST: Final = 50_000
+"""The most objects for a full collection at any time: it takes some 5 ms, which keeps nobody waiting for long."""
 SECONDS: Final = 30.0
 """The least seconds between two full collections."""
 SECONDS_IF_MORE: Final = 900.0
-"""The least seconds between two full collections of more than AT_MOST objects, 0.1 s for a million."""
+"""The least seconds between two full collections of more than AT_MOST objects, which take 0.1 s for a million."""
 
 
 def in_short_steps() -> None:
@@ -36,13 +35,13 @@ def in_short_steps() -> None:
 
 
 class Garbage:
-    """Decides when old objects are looked at."""
+    """Decides when old objects are looked at. Times are in seconds, as `monotonic` has them."""
 
-    def __init__(self) -> None:
-        self._looked = self._collected = -inf
+    def __init__(self, now: float) -> None:
+        self._looked = self._collected = now
 
     def tick(self, now: float) -> bool:
-        """Looks at the old objects if enough have grown old; `now` in seconds. True if they were looked at."""
+        """Looks at the old objects if enough have grown old. True if they were looked at."""
         return gc.get_count()[2] >= GROWN_OLD and self.collect(now)
 
     def collect(self, now: float) -> bool:

@@ -69,7 +69,7 @@ class Proxy:
         self.context = WireContext(config.limits)
         self.background = Background()
         self.bound: list[tuple[str, int]] = []
-        self._garbage = Garbage()
+        self._garbage = Garbage(monotonic())
         self._heap = Heap(self._garbage)
         self._running: dict[Shard, asyncio.Task[None]] = {}
         self.gate = Gate(self.context, self.background)

@@ -21,11 +21,14 @@ class Flushable(Protocol):
         """`flush` or `go_on` has raised an exception: log the exception and end the connection."""
 
 
-class Resumable(Flushable, Protocol):
-    """A connection that has sent as much as it may in one turn."""
+class Resumable(Protocol):
+    """An object with work to do that does not fit one turn."""
 
     def go_on(self) -> None:
         """The next turn has come."""
+
+    def on_bug(self) -> None:
+        """An exception came out of `go_on`."""
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator
 from typing import Final, Protocol
@@ -28,6 +29,9 @@ from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerStream, Sink
 from esp.core.wire.shares import Shares, address_of
 from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wire.turns import SLICE
+
+log = logging.getLogger("esp.watch")
 
 MAX_SLOTS: Final = 1000
 """The most requests that wait for their reply; then esp takes no more."""
@@ -79,6 +83,7 @@ class WatchStream(Sink):
         "_address",
         "_advancing",
         "_context",
+        "_leaving",
         "_next_id",
         "_owed",
         "_own",
@@ -108,6 +113,7 @@ class WatchStream(Sink):
         self._context = down.connection.context
         self._requests = MessageReader(self._context.limits.max_message_bytes, down.head.encoding)
         self._slots: deque[Slot] = deque()
+        self._leaving: list[Watcher] = []
         self._next_id = 0
         self._own: dict[Shard, Upstream] = {}
         self._owed = 0
@@ -325,9 +331,24 @@ class WatchStream(Sink):
             self._span_progress.forget_all()
         for upstream in self._own.values():
             upstream.close()
-        for watcher in tuple(self.all_watchers()):
+        self._leaving = list(self.all_watchers())
+        self._slots.clear()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Ends some more watchers of a call that is over; those that do not fit a slice follow in the next turns."""
+        leaving, clock = self._leaving, self._context.turns.clock
+        stop = clock() + SLICE
+        while leaving:
+            watcher = leaving.pop()
             watcher.leave(may_return=True)
             self.forget(watcher)
-        self.watchers.clear()
-        self._slots.clear()
+            if leaving and clock() >= stop:
+                self._context.put_off(self)
+                return
         self._progress = self._span_progress = None
+
+    def on_bug(self) -> None:
+        """An exception came out of `go_on`: goes on with the other watchers."""
+        log.exception("%s: a bug in esp; a watcher may live on at a shard", self.down.peer)
+        self._context.put_off(self)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
 from esp.core import errors
+from esp.core.services.watch import stream as watch_stream
 from esp.core.services.watch.messages import DUPLICATE_ID
 from esp.core.wire.client_stream import STREAM_WINDOW
 from esp.core.wire.limits import Limits
@@ -96,6 +101,30 @@ def test_a_cancel_is_answered_though_the_shard_is_away() -> None:
     world.etcds[1].says(other, created(create.watch_id, 3, shard=1))
     world.etcds[0].goes()
     assert client.hears() == [events(0, put(b"a", 8)), canceled(0, 8), created(1, 3, shard=1)]
+
+
+def test_the_watchers_of_a_call_that_is_over_end_a_few_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_stream, "SLICE", 0.0)
+    world = World(b"m")
+    client, other = world.client(), world.client()
+    made = [live(world, client, key=b"a%d" % number) for number in range(5)]
+    stream, kept = live(world, other, key=b"k")
+    assert {stream} == {call for call, _ in made}
+    soon: list[Callable[[], None]] = []
+    world.context.turns.soon = soon.append
+    client.leaves()
+    left = [[asked.watch_id for asked in world.etcds[0].hears()[1]]]
+    while soon:
+        world.etcds[0].says(stream, *(events(watch_id, put(b"a", 6)) for _, watch_id in made))  # to nobody
+        soon.pop(0)()
+        left.append([asked.watch_id for asked in world.etcds[0].hears()[1]])
+    assert [len(one) for one in left] == [1] * 5
+    assert sorted(watch_id for one in left for watch_id in one) == [watch_id for _, watch_id in made]
+    world.etcds[0].says(stream, events(kept, put(b"k", 7)))
+    assert other.hears() == [events(0, put(b"k", 7))]
+    world.context.turns.soon = None
+    other.leaves()
+    world.holds_nothing()
 
 
 def test_nothing_is_said_about_ids_that_are_not_there() -> None:
