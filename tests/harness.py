@@ -453,10 +453,10 @@ def _state(thread: Path) -> str:
 
 
 @contextmanager
-def grpc_proxy(binary: Path, target: str) -> Iterator[str]:
+def grpc_proxy(binary: Path, target: str, *flags: str) -> Iterator[str]:
     """Runs etcd's grpc-proxy in front of an address; gives the address on which it listens."""
     address = f"127.0.0.1:{free_port()}"
-    command = [str(binary), "grpc-proxy", "start", f"--endpoints={target}", f"--listen-addr={address}"]
+    command = [str(binary), "grpc-proxy", "start", f"--endpoints={target}", f"--listen-addr={address}", *flags]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(tied_to_this_process(command), **quiet) as process:
         try:

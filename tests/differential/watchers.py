@@ -212,7 +212,7 @@ class Watchers:
             run.note(Difference.WATCH_HEADER)
             assert got.compact_revision >= MARK
         else:
-            assert got.compact_revision == self._compacted(sole)
+            assert got.compact_revision == self._compacted(sole), (got, self._compacted(sole))
         header = run.header_of(sole, 0) if sole is not None else run.merged_header(watcher.shards, 0)
         assert got.header in (header, rpc_pb2.ResponseHeader(cluster_id=header.cluster_id, member_id=header.member_id))
 

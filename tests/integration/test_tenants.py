@@ -5,9 +5,11 @@ A boundary is inside of each namespace.
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -15,7 +17,19 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import EVERYTHING, EspProcess, Esps, Server, connect, outcome, running_esps, wait_until, wipe
+from tests.harness import (
+    EVERYTHING,
+    EspProcess,
+    Esps,
+    Server,
+    connect,
+    grpc_proxy,
+    newest_etcd,
+    outcome,
+    running_esps,
+    wait_until,
+    wipe,
+)
 from tests.integration.lock_client import Locks
 from tests.stubs import rpc_pb2_grpc
 from tests.watching import watching
@@ -177,7 +191,33 @@ def test_the_metadata_that_names_a_shard_does_not_lead_past_the_namespace(
         )
 
 
-def test_large_answers(clients: list[Locks], start_esp: Esps, shards: list[LocalEtcd]) -> None:
+BOUNDS = (b"\0", b"k", b"k\0", b"z", b"\xff", b"\0\0")
+
+
+def test_ranges_with_odd_bounds_are_those_of_grpc_proxy(
+    shards: list[LocalEtcd], start_esp: Esps, etcd_binary: Path
+) -> None:
+    """Of the same shard, with the same namespace; keys of others are around."""
+    one = start_esp(shards[:1], extra="namespace: a/")
+    with grpc_proxy(newest_etcd() or etcd_binary, shards[0].address, "--namespace=a/") as address, ExitStack() as stack:
+        here, there = (
+            rpc_pb2_grpc.KVStub(stack.enter_context(grpc.insecure_channel(each))) for each in (one.address, address)
+        )
+        for key in (b"a", b"a/", b"a0", b"a0\0", b"a/k", b"a/\0", b"a/k\0", b"a/z", b"a/\xff"):
+            with connect(shards[0]) as channel:
+                rpc_pb2_grpc.KVStub(channel).Put(rpc_pb2.PutRequest(key=key, value=b"v"))
+        for key, range_end in itertools.product(BOUNDS, (b"", *BOUNDS)):
+            asked = rpc_pb2.RangeRequest(key=key, range_end=range_end)
+            compared = rpc_pb2.Compare(key=key, range_end=range_end, target="VALUE", value=b"v")
+            txn = rpc_pb2.TxnRequest(compare=[compared], success=[rpc_pb2.RequestOp(request_range=asked)])
+            seen = []
+            for kv in (here, there):
+                rows, done = kv.Range(asked, timeout=30).kvs, kv.Txn(txn, timeout=30)
+                seen.append(([row.key for row in rows], done.succeeded, [str(each) for each in done.responses]))
+            assert seen[0] == seen[1], asked
+
+
+def test_large_answers(clients: list[Locks]) -> None:
     """Of one shard, of several, and one for which there is no memory; and a watch that begins with all of them."""
     one, other, _ = clients
     for number in range(12):

@@ -225,7 +225,7 @@ class InnerCall(ServerStream, Sink):
         if not self._answers.is_between:
             self.finish(HALF)
             return True
-        return self._outer.send_answer(head, b"".join(pieces), trailers)
+        return self._outer.send_answer(head, pieces[0] if len(pieces) == 1 else b"".join(pieces), trailers)
 
     def finish(self, status: Status, extra: Fields | None = None, *, http_status: int = 200) -> None:
         """Ends the call behind all that waits, unless it is over."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
@@ -49,12 +50,11 @@ class InNamespace:
             return Refuse(self._refusal(path, "is unknown to esp, which cannot translate its keys"))
         if not holds_keys(method.input_type) and not holds_keys(method.output_type):
             return handler
-        return Translated(handler, method, self._requests.form(method.input_type), self)
-
-    def reader(self, method: MethodDescriptor) -> AnswerReader:
-        """Takes the prefix from the answers of one call."""
-        form = self._answers.form(method.output_type)
-        return WatchReader(form, self._remembered) if method.full_name == _WATCH else AnswerReader(form)
+        answers = self._answers.form(method.output_type)
+        reader: Callable[[], AnswerReader] = partial(AnswerReader, answers)
+        if method.full_name == _WATCH:
+            reader = partial(WatchReader, answers, self._remembered)
+        return Translated(handler, method.input_type, self._requests.form(method.input_type), reader)
 
     def _refusal(self, path: bytes, why: str) -> Status:
         name, prefix = path[1:].decode("utf-8", "replace"), format_key(self.namespace.prefix)
@@ -62,9 +62,16 @@ class InNamespace:
 
 
 class Translated(Handler):
-    """Serves calls in a namespace with the handler `inner`."""
+    """Serves calls in a namespace with the handler `inner`.
 
-    def __init__(self, inner: Handler, method: MethodDescriptor, requests: Form, namespace: InNamespace) -> None:
+    Args:
+        inner: the handler.
+        request: the type of the requests.
+        requests: their form.
+        reader: makes the object that takes the prefix from the answers of one call.
+    """
+
+    def __init__(self, inner: Handler, request: Descriptor, requests: Form, reader: Callable[[], AnswerReader]) -> None:
         self.inner = inner
         self.streaming = inner.streaming
         self.is_page = inner.is_page
@@ -72,13 +79,13 @@ class Translated(Handler):
         self.forwards = inner.forwards
         self.waits = inner.waits
         self.lasts = inner.lasts
-        self._method = method
+        self._request = request
         self._requests = requests
-        self._namespace = namespace
+        self._reader = reader
 
     def on_open(self, stream: ServerStream) -> None:
         """A streaming call begins."""
-        self.inner.on_open(InnerCall(stream, self._requests, self._namespace.reader(self._method)))
+        self.inner.on_open(InnerCall(stream, self._requests, self._reader()))
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """The request message of a call: gives it the prefix; a large one in steps."""
@@ -111,11 +118,11 @@ class Translated(Handler):
             self._go_on(stream, translated)
 
     def _go_on(self, stream: ServerStream, translated: bytes) -> None:
-        self.inner.on_message(InnerCall(stream, None, self._namespace.reader(self._method)), translated)
+        self.inner.on_message(InnerCall(stream, None, self._reader()), translated)
 
     def _malformed(self, message: bytes) -> Status:
         """The status of a request that cannot be rewritten: etcd's own if protobuf does not read it either."""
-        request: type[Message] = GetMessageClass(self._method.input_type)
+        request: type[Message] = GetMessageClass(self._request)
         try:
             parse(request, message)
         except RpcError as error:

@@ -28,6 +28,7 @@ STEP_BYTES: Final = 16_384
 """Bytes that are rewritten in one step."""
 MOST_DEPTH: Final = 100
 """The most messages inside each other, as protobuf reads."""
+_MOST_TAG: Final = 0xFFFFFFFF
 _MOST_SHIFT: Final = 63
 """The shift of the last byte of a number."""
 _KEY_TAG: Final = 0x0A
@@ -56,14 +57,16 @@ class Form:
             an entry is left out.
         needed: the field that must not be missing, and its tag: 0 if there is none.
         default: this field, if it is missing.
+        is_flat: the keys are all in fields of this message, or of its rows.
     """
 
-    __slots__ = ("actions", "default", "needed")
+    __slots__ = ("actions", "default", "is_flat", "needed")
 
     def __init__(self) -> None:
         self.actions: dict[int, Form | Leaf | None] = {}
         self.needed = 0
         self.default = b""
+        self.is_flat = True
 
 
 class Forms:
@@ -138,6 +141,7 @@ class Forms:
                 form.default = varint(tag) + varint(len(content)) + content
         elif inner is not None and holds_keys(inner):
             form.actions[tag] = self.form(inner)
+            form.is_flat = False
         else:
             form.actions[tag] = None
             if field.is_repeated:
@@ -319,7 +323,7 @@ class Rewriter:
             except IndexError:
                 self._keep(data, start, 0)
                 return
-            if at + position > one.end or not 7 < tag <= 0xFFFFFFFF:
+            if at + position > one.end or not 7 < tag <= _MOST_TAG:
                 raise Malformed
             action = one.form.actions.get(tag, _UNKNOWN)
             if len(opened) > MOST_DEPTH:
@@ -384,13 +388,68 @@ def rewritten(form: Form, message: bytes) -> bytes:
     Raises:
         Malformed, Outside: as `Rewriter.take`.
     """
-    rewriter = Rewriter(form, len(message))
-    if message:
-        rewriter.take(message)
-    if not rewriter.is_whole:
-        raise Malformed
-    new = b"".join(rewriter.pieces)
+    if form.is_flat:
+        new = _rewritten_flat(form, message)
+    else:
+        rewriter = Rewriter(form, len(message))
+        if message:
+            rewriter.take(message)
+        if not rewriter.is_whole:
+            raise Malformed
+        new = b"".join(rewriter.pieces)
     return b"\0" + pack_u32(len(new)) + new
+
+
+def _rewritten_flat(form: Form, message: bytes) -> bytes:
+    """As `Rewriter` does it, in fewer steps, for a whole message in a form that is flat: nearly every Put and Range."""
+    pieces: list[bytes] = []
+    actions, lacks = form.actions, form.needed > 0
+    copied = position = 0
+    size = len(message)
+    try:
+        while position < size:
+            start = position
+            tag = message[position]
+            position += 1
+            if tag > 0x7F:
+                tag, position = number(message, start)
+            kind = tag & 7
+            if kind == 2:
+                length = message[position]
+                begin = position + 1
+                if length > 0x7F:
+                    length, begin = number(message, position)
+                position = begin + length
+                if position > size:
+                    raise Malformed
+            elif kind == 0:
+                _, position = number(message, position)
+            elif kind in (1, 5):
+                position += 8 if kind == 1 else 4
+            else:
+                raise Malformed
+            if not 7 < tag <= _MOST_TAG:
+                raise Malformed
+            action = actions.get(tag, _UNKNOWN)
+            if action is None:
+                continue
+            if copied < start:
+                pieces.append(message[copied:start])
+            copied = position
+            if callable(action):
+                content = action(message[begin:position])
+                if content is not None:
+                    pieces += varint(tag), varint(len(content)), content
+                lacks = lacks and tag != form.needed
+    except IndexError:
+        raise Malformed from None
+    if position > size:
+        raise Malformed
+    if copied < size:
+        pieces.append(message[copied:])
+    if lacks:
+        pieces.append(form.default)
+    return b"".join(pieces)
 
 
 def steps(form: Form, message: bytes, offset: int) -> Iterator[bytes]:
