@@ -41,7 +41,12 @@ pytest.register_assert_rewrite("tests.core.wire.conversation")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--etcd", choices=["3.4", "3.5", "3.7"], help="which etcd the shards are, where a test does not say it"
+        "--etcd", choices=["3.4", "3.5", "3.6", "3.7"], help="which etcd the shards are, where a test does not say it"
+    )
+    parser.addoption(
+        "--etcdctl",
+        choices=["3.4", "3.5", "3.7", "all"],
+        help="which etcdctl tests/integration/test_etcdctl_matrix.py runs",
     )
 
 

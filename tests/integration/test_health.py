@@ -15,7 +15,7 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import health_pb2, rpc_pb2
-from tests.harness import EspProcess, Esps, Etcds, Server, connect, outcome, raw, running_esps, wait_until
+from tests.harness import EspProcess, Esps, Etcds, Server, connect, outcome, peer, raw, running_esps, wait_until
 from tests.stubs import rpc_pb2_grpc
 
 SERVICE = "grpc.health.v1.Health"
@@ -192,7 +192,7 @@ def test_who_watches_hears_when_no_shard_is_left_and_when_one_is_back(start_etcd
 
 
 def test_grpcurl_calls_without_proto_files(esp: EspProcess, empty_shards: list[LocalEtcd]) -> None:
-    grpcurl = shutil.which("grpcurl") or pytest.skip("no grpcurl on PATH")
+    grpcurl = shutil.which("grpcurl") or str(peer("grpcurl"))
 
     def run(*arguments: str) -> str:
         command = [grpcurl, "-plaintext", *arguments]

@@ -241,29 +241,6 @@ def test_etcdctl_calls_esp_healthy_and_shows_the_sums(
 
 # What concerns one cluster.
 
-ELSEWHERE = {
-    "snapshot save": "snapshot save FILE",
-    "defrag": "defrag",
-    "endpoint hashkv": "endpoint hashkv",
-    "move-leader 1234": "move-leader ID",
-    "member add n --peer-urls=http://127.0.0.1:1": "member add NAME --peer-urls=URL",
-    "member remove 1234": "member remove ID",
-    "member update 1234 --peer-urls=http://127.0.0.1:1": "member update ID --peer-urls=URL",
-    "member promote 1234": "member promote ID",
-}
-
-
-@pytest.mark.parametrize("command", ELSEWHERE)
-def test_who_asks_for_what_concerns_one_cluster_is_told_what_to_run_there(
-    proxy: EspProcess, whole: list[LocalEtcd], any_etcdctl: Etcdctl, command: str, tmp_path: Path
-) -> None:
-    arguments = command.split() + ([str(tmp_path / "db")] if command == "snapshot save" else [])
-    done = any_etcdctl(proxy, *arguments, check=False)
-    assert done.returncode != 0
-    for number, shard in enumerate(whole):
-        assert f"etcdctl --endpoints={shard.endpoint} {ELSEWHERE[command]} (shard s{number})" in done.stderr
-    assert not (tmp_path / "db").exists()
-
 
 @pytest.mark.parametrize("number", range(3))
 def test_the_command_that_is_told_works(

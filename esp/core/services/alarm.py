@@ -85,7 +85,9 @@ class Alarms:
         """The alarms of all shards. The answer cannot say that a shard is missing, so all must have answered."""
         _raise_first(outcomes)
         answers = answers_of(outcomes).values()
-        merged = Response(header=merged_header([answer.header for answer in answers], self._identity))
+        merged = Response()
+        if headers := [answer.header for answer in answers if answer.HasField("header")]:  # none in etcd 3.4
+            merged.header.CopyFrom(merged_header(headers, self._identity))
         for answer in answers:
             merged.alarms.extend(answer.alarms)
         return merged

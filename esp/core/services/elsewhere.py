@@ -24,7 +24,7 @@ COMMANDS: Final[dict[bytes, str]] = {
         (_MAINTENANCE + "HashKV", "endpoint hashkv"),
         (_MAINTENANCE + "Snapshot", "snapshot save FILE"),
         (_MAINTENANCE + "MoveLeader", "move-leader ID"),
-        (_MAINTENANCE + "Downgrade", "downgrade enable VERSION"),
+        (_MAINTENANCE + "Downgrade", "downgrade ACTION VERSION"),
     )
 }
 """The arguments with which etcdctl makes the call, by path."""

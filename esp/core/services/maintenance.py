@@ -90,9 +90,9 @@ def merge_status(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | 
             merged.errors.append(f"shard {name}: {outcome.message}")
         else:
             merged.errors.extend(f"shard {name}: {error}" for error in outcome.errors)
-    downgrades = [answer.downgradeInfo for answer in told if answer.downgradeInfo.enabled]
+    downgrades = [answer.downgradeInfo for answer in told if answer.HasField("downgradeInfo")]  # from etcd 3.6 on
     if downgrades:
-        merged.downgradeInfo.CopyFrom(downgrades[0])
+        merged.downgradeInfo.CopyFrom(max(downgrades, key=lambda each: each.enabled))
     revision = token(routing, {name: answer.header.revision for name, answer in answers.items()})
     merged.header.CopyFrom(merged_header([answer.header for answer in told], routing.identity, revision))
     return merged

@@ -112,6 +112,16 @@ def test_a_downgrade_anywhere_is_told(routing: Any) -> None:
     assert cast("Status", merge_status(routing, outcomes(ONE, going))).downgradeInfo == going.downgradeInfo
 
 
+def test_that_there_is_no_downgrade_is_told_by_those_that_know_downgrades(routing: Any) -> None:
+    assert not merge_status(routing, outcomes(ONE, OTHER)).HasField("downgradeInfo")
+    newer, going = Status(), Status()
+    newer.downgradeInfo.SetInParent()
+    going.downgradeInfo.enabled = True
+    assert merge_status(routing, outcomes(ONE, newer)).HasField("downgradeInfo")
+    assert merge_status(routing, outcomes(newer, going)).downgradeInfo.enabled
+    assert merge_status(routing, outcomes(going, newer)).downgradeInfo.enabled
+
+
 def test_versions_are_ordered_by_their_numbers() -> None:
     ordered = ["", "3.4.31", "3.5.9", "3.5.21", "3.6.0-rc.1", "3.10.0"]
     shuffled = [ordered[place] for place in (3, 0, 5, 2, 4, 1)]

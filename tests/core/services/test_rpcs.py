@@ -59,7 +59,7 @@ ELSEWHERE = {
     "HashKV": "endpoint hashkv",
     "Snapshot": "snapshot save FILE",
     "MoveLeader": "move-leader ID",
-    "Downgrade": "downgrade enable VERSION",
+    "Downgrade": "downgrade ACTION VERSION",
 }
 """The refused RPCs that concern one cluster, each with the arguments of etcdctl that make the call."""
 
