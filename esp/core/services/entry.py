@@ -11,6 +11,14 @@ from esp.core.wire.server_stream import ServerStream, Sink
 if TYPE_CHECKING:
     from esp.core.services.gate import Gate, Line
 
+Kind = int
+NEW: Final = 0
+"""The kind of a read whose client has had no answer yet."""
+LARGE: Final = 1
+"""The kind of a call that is known to be large: its parts take PLACES."""
+ORDINARY: Final = 2
+"""The kind of any other call."""
+
 PLACES: Final = 16
 """The most places that a part takes. A part takes so many, too, if its client has had no answer yet."""
 PLACE_BYTES: Final = 16_384
@@ -68,7 +76,7 @@ class Entry(Sink):
         self._size = size if size > SMALL_REQUEST else 0  # of its request, counted while the call waits
         self._weight = weight  # places for its request
         self._largest = -1  # bytes of the largest answer to one of its parts; -1 before the first
-        self._places: dict[str, tuple[int, bool]] = {}  # by shard; True: for large calls
+        self._places: dict[str, tuple[int, Kind]] = {}  # by shard
         stream.sink = self
 
     @property
@@ -86,9 +94,14 @@ class Entry(Sink):
         return max(weight, self._weight)
 
     @property
-    def is_large(self) -> bool:
-        """Whether the call is known to be large: its parts take PLACES."""
-        return self._weight >= PLACES or (self.reads and self.stream.connection.weight >= PLACES)
+    def kind(self) -> Kind:
+        """The kind of the call, as far as it is known now."""
+        if self._weight >= PLACES:
+            return LARGE
+        if not self.reads:
+            return ORDINARY
+        weight = self.stream.connection.weight
+        return NEW if weight < 0 else LARGE if weight >= PLACES else ORDINARY
 
     def hold(self) -> bool:
         """Counts the request as memory until the call begins. Without memory the call ends; then False."""
@@ -124,9 +137,9 @@ class Entry(Sink):
         if not self._places:
             gate.at_work[self] = monotonic()
         weight = self.weight(shard)
-        large = self.is_large
-        self._places[shard] = weight, large
-        gate.take(self.stream.connection, shard, weight, large)
+        kind = self.kind
+        self._places[shard] = weight, kind
+        gate.take(self.stream.connection, shard, weight, kind)
         return True
 
     def weigh(self, shard: str, size: int) -> None:
@@ -143,7 +156,7 @@ class Entry(Sink):
         taken = self._places.get(shard)
         if taken is not None:
             places = max(taken[0], gate.places_for(size))
-            now = places, taken[1] or size >= LARGE_ANSWER
+            now = places, LARGE if size >= LARGE_ANSWER else taken[1]
             if now != taken:
                 self._places[shard] = now
                 gate.take(self.stream.connection, shard, *now)

@@ -7,7 +7,8 @@ connection could have very many of these at work at once, and all other calls wo
 A call takes places at a shard. For a read, their number follows from the size of the last answers to its connection
 (`Admission.weight`); for a request, from its own size. If a client has had only small answers, its reads of one shard
 need no places: that is the fast path, which does not come here. Calls that are known to be large have places of their
-own, so that other calls do not wait for them. One connection has at most a quarter of all places.
+own, so that other calls do not wait for them. So have the first reads of new connections, of which nothing is known.
+One connection has at most a quarter of all places.
 
 A call begins when there is a place at each of its shards. Until then it waits, and costs little. A call also does not
 begin before all bytes that came with it have been read. So a call that its client takes back at once asks no shard and
@@ -30,7 +31,7 @@ from functools import partial
 from typing import Final
 
 from esp.core.background import Background
-from esp.core.services.entry import PLACE_BYTES, PLACES, Entry
+from esp.core.services.entry import LARGE, NEW, ORDINARY, PLACE_BYTES, PLACES, Entry, Kind
 from esp.core.shard import Shard
 from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
@@ -47,8 +48,8 @@ STUCK_SECONDS: Final = 1.0
 LARGE_REQUEST: Final = 65_536
 """A request to one shard takes places if it has more bytes."""
 
-Pool = tuple[str, bool]
-"""The places of a shard for calls that are known to be large (True), or for other calls (False)."""
+Pool = tuple[str, Kind]
+"""The places of a shard for one kind of call."""
 Share = tuple[str, Connection]
 """The places of a shard that one connection has."""
 _Key = tuple[Connection, tuple[str, ...], bool, bool]
@@ -103,9 +104,9 @@ class Gate:
         """The shard has left the layout, and no call is sent to it any more."""
         self.stopped.discard(shard)
         self._unknown.pop(shard, None)
-        for pool in ((shard, False), (shard, True)):
-            if not self.busy[pool]:
-                del self.busy[pool]
+        for kind in (NEW, ORDINARY, LARGE):
+            if not self.busy[shard, kind]:
+                del self.busy[shard, kind]
 
     @property
     def waiting(self) -> int:
@@ -138,7 +139,7 @@ class Gate:
             connection.weight = 0
             for shard in entry.shards:
                 # If many new clients wait at once, more of them begin at a time, as long as their answers are small.
-                if (shard, False) in self._queues:
+                if (shard, NEW) in self._queues:
                     self._unknown[shard] = max(1, self.unknown(shard) >> 1)
         else:
             connection.weight >>= 1
@@ -252,19 +253,19 @@ class Gate:
     def _lacks(self, entry: Entry) -> Pool | Share | None:
         """The first places that the call lacks; None if it lacks none."""
         # As `_has_room`, which is spelled out: this is so for each call.
-        connection, large = entry.stream.connection, entry.is_large
+        connection, kind = entry.stream.connection, entry.kind
         quarter = self._quarter
-        most = quarter if large else self._limit
+        most = quarter if kind is LARGE else self._limit
         for shard in self.wanted(entry):
             if self._held.get((shard, connection), 0) >= quarter and entry.weight(shard):
                 return shard, connection
-            if self.busy[shard, large] >= most and entry.weight(shard):
-                return shard, large
+            if self.busy[shard, kind] >= most and entry.weight(shard):
+                return shard, kind
         return None
 
-    def _has_room(self, shard: str, part: bool | Connection) -> bool:
-        if isinstance(part, bool):
-            return self.busy[shard, part] < (self._quarter if part else self._limit)
+    def _has_room(self, shard: str, part: Kind | Connection) -> bool:
+        if isinstance(part, int):
+            return self.busy[shard, part] < (self._quarter if part is LARGE else self._limit)
         return self._held.get((shard, part), 0) < self._quarter
 
     def wanted(self, entry: Entry) -> tuple[str, ...]:
@@ -273,14 +274,14 @@ class Gate:
             return entry.shards
         return tuple(shard for shard in entry.shards if shard not in self.stopped)
 
-    def take(self, connection: Connection, shard: str, places: int, large: bool) -> None:
+    def take(self, connection: Connection, shard: str, places: int, kind: Kind) -> None:
         """Counts places that a call takes."""
-        self.busy[shard, large] += places
+        self.busy[shard, kind] += places
         self._held[shard, connection] += places
 
-    def free(self, connection: Connection, shard: str, places: int, large: bool) -> None:
+    def free(self, connection: Connection, shard: str, places: int, kind: Kind) -> None:
         """Gives places back. Calls that wait for them begin at the next flush."""
-        pool, share = (shard, large), (shard, connection)
+        pool, share = (shard, kind), (shard, connection)
         self.busy[pool] -= places
         left = self._held[share] - places
         if left:

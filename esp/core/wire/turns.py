@@ -79,10 +79,12 @@ class Worker:
     Attributes:
         used: the seconds it has had, on a scale of its own: a worker without work for a while saves up only `SAVED`.
         in_line: the worker stands in line, and is called when its turn has come.
+        is_new: the worker has had no turn yet.
     """
 
     used: float = 0.0
     in_line: bool = False
+    is_new: bool = True
 
     def work(self, stop: float) -> bool:
         """Does work, but begins no further step once the clock is at `stop`; True if work is left.
@@ -131,7 +133,7 @@ class Turns:
         self.flush: Callable[[], None] = lambda: None
         self.go_on: Callable[[], None] = lambda: None
         self._line: list[tuple[float, int, Worker]] = []
-        self._first: list[tuple[float, int, Worker]] = []
+        self._first: list[tuple[bool, float, int, Worker]] = []
         self._answers: deque[Worker] = deque()
         self._order = 0
         self._virtual = 0.0
@@ -165,13 +167,14 @@ class Turns:
         if self._spent >= AT_ONCE:
             worker.in_line = True
             self._order += 1
-            heappush(self._first, (used, self._order, worker))
+            heappush(self._first, (worker.is_new, used, self._order, worker))
             self.run_soon()
             return
         clock = self.clock
         start = clock()
         is_left = worker.work(start + SLICE if used <= virtual else start + SLICE + virtual - used)
         took = clock() - start + size * SECONDS_PER_BYTE
+        worker.is_new = False
         self._spent += took
         worker.used = used + (took if took < LONGEST_STEP else LONGEST_STEP)
         if is_left:
@@ -299,15 +302,16 @@ class Turns:
     def _serve_first(self) -> None:
         """Serves the workers that were put off only because the turn was over, as it would have served them then.
 
-        Those that have saved up most come first: a crowd of new clients does not hold up the others. Among new clients,
-        those that need little do not wait for those that need much: each gets FIRST_SLICE, then joins the line.
+        New ones come last, and those that have saved up most come first: a crowd of new clients does not hold up the
+        others. Among new clients, those that need little do not wait for those that need much: each gets FIRST_SLICE,
+        then joins the line.
         """
         first = self._first
         start = self.clock()
         stop = start + SLICE
         while first:
-            _, _, worker = heappop(first)
-            worker.in_line = False
+            _, _, _, worker = heappop(first)
+            worker.in_line = worker.is_new = False
             is_left = worker.work(min(start + FIRST_SLICE, stop))
             end = self.clock()
             worker.used += min(end - start, LONGEST_STEP)

@@ -8,7 +8,7 @@ import pytest
 
 from esp.core.background import Background
 from esp.core.services import gate
-from esp.core.services.entry import LARGE_ANSWER, PLACE_BYTES, PLACES, Entry
+from esp.core.services.entry import LARGE, LARGE_ANSWER, NEW, ORDINARY, PLACE_BYTES, PLACES, Entry
 from esp.core.services.gate import STUCK_SECONDS, Gate
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
@@ -99,7 +99,7 @@ class World:
     @property
     def busy(self) -> list[float]:
         """Calls at work, by shard."""
-        return [sum(self.gate.busy[shard, large] for large in (False, True)) / (PLACES // 2) for shard in SHARDS]
+        return [sum(self.gate.busy[shard, kind] for kind in (NEW, ORDINARY, LARGE)) / (PLACES // 2) for shard in SHARDS]
 
     @property
     def reached(self) -> int:
@@ -180,7 +180,7 @@ def test_a_client_with_large_answers_has_one_read_at_work_at_a_shard_and_holds_u
         world.asks(f"x{number}", A)
     for number in range(10):
         world.comes_to(f"x{number}", A, LARGE_ANSWER)
-        assert (world.gate.busy[A, True], world.gate.busy[A, False]) == (PLACES, 0), "known by now to be large"
+        assert (world.gate.busy[A, LARGE], world.gate.busy[A, ORDINARY]) == (PLACES, 0), "known by now to be large"
         assert world.since(*(f"x{before}" for before in range(number + 1))) == set()
         world.leaves(f"x{number}", A)
     for client in "bcde":
@@ -196,7 +196,7 @@ def test_those_whose_answers_are_large_are_at_work_one_at_a_time_and_in_turn() -
     assert world.since() == {"x0", "y0", "z0"}, "of unknown size"
     for client in "xyz":
         world.is_answered(f"{client}0", A, 1 << 30)
-    assert world.gate.busy[A, True] == PLACES
+    assert world.gate.busy[A, LARGE] == PLACES
     for _ in range(5):
         (name,) = [name for name, entry in world.begun.items() if entry.held]
         world.is_answered(name, A, 1 << 30)
@@ -258,11 +258,26 @@ def test_where_many_clients_are_new_more_of_them_go_at_a_time_as_long_as_answers
     assert sum(bool(entry.held) for entry in world.begun.values()) == 4
 
 
+def test_the_first_read_of_a_client_does_not_wait_behind_others_whose_answers_are_large() -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True)
+    crowd = "stuvwxyz"
+    for client in crowd:
+        world.asks(f"{client}0", A)
+        world.is_answered(f"{client}0", A, (PLACES - 2) * PLACE_BYTES)
+    for client in crowd:
+        for number in range(1, 6):
+            world.asks(f"{client}{number}", A)
+    assert world.gate.busy[A, ORDINARY] >= 4 * PLACES
+    assert world.gate.waiting
+    world.asks("h0", A)
+    assert "h0" in world.begun
+
+
 def test_a_large_request_takes_places_of_large_ones_whatever_the_answers_were() -> None:
     world = World(Limits(max_parts_per_shard=4), weight=PLACES)
     for name in ("x1", "x2", "y1"):
         world.asks(name, A)
-    assert (world.since(), world.gate.busy[A, True]) == ({"x1"}, PLACES)
+    assert (world.since(), world.gate.busy[A, LARGE]) == ({"x1"}, PLACES)
     world.is_answered("x1", A, 100)
     world.leaves("x1", A)
     assert world.clients["x"][1].connection.weight < 0, "the answer to a write says nothing about those of reads"

@@ -449,6 +449,24 @@ def test_a_crowd_that_is_new_does_not_hold_up_who_wants_little(steps: Steps, mon
     assert steps.turn()[0] == "h"
 
 
+def test_a_crowd_that_has_just_connected_does_not_hold_up_who_was_there_before(steps: Steps) -> None:
+    honest = Load(steps, "h")
+    honest.gets(1)
+    steps.until_done()
+    for _ in range(100):
+        steps.turns.run_soon()
+        Load(steps, "x").gets(20)
+        crowd = [Load(steps, "n") for _ in range(20)]
+        for one in crowd:
+            steps.turns.welcome(one)
+            one.gets(3)
+        honest.gets(1)
+        steps.log.clear()
+        steps.turn()
+        assert not honest.left
+        steps.until_done()
+
+
 def test_who_is_new_and_wants_little_does_not_wait_for_a_slice_of_each_of_a_new_crowd(steps: Steps) -> None:
     Load(steps, "x").gets(20)
     steps.turns.run_soon()
