@@ -147,6 +147,7 @@ def test_so_many_calls_are_at_work_on_a_shard_and_the_others_wait_for_their_turn
         async with world(parts=1) as (proxy, shards, channel):
             calls = [asks(channel, path) for _ in range(20)]
             await until(lambda: proxy.gate.waiting == 20 - AT_ONCE)
+            await until(lambda: all(len(shard.open) == AT_ONCE for shard in shards))
             for _ in range(20):
                 await until(lambda: all(shard.open for shard in shards))
                 for shard in shards:
