@@ -40,6 +40,7 @@ LAYERS = [
     {"esp.core.services.lease", "esp.core.services.watch", "esp.core.services.namespace"},
     {"esp.core.services.kv", "esp.core.services.lock"},
     {"esp.core.services.router", "esp.core.services.pages"},
+    {"esp.core.gateway"},
     {"esp.core.proxy", "esp.core.local", "esp.core.local_shards"},
     {"esp.commands"},
     {"esp.cli"},
@@ -69,6 +70,7 @@ PB_READERS = (
     "esp.core.lease_sync",
     "esp.core.lease_survey",
     "esp.core.services",
+    "esp.core.gateway",
     "esp.commands",
 )
 

@@ -19,6 +19,7 @@ from esp.core.apiservers import ApiServers
 from esp.core.background import Background
 from esp.core.config import Config, Listen
 from esp.core.garbage import Garbage
+from esp.core.gateway import Site
 from esp.core.heap import Heap
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
@@ -85,7 +86,13 @@ class Proxy:
         self._pages = Pages(self.routing, self.background)
         self._namespace = None if config.namespace is None else InNamespace(config.namespace)
         self._router = self._router_for(self.routing)
-        self._listener = Listener(self.context, self._find, self._find_page)
+        site = Site(
+            self._find_page,
+            cors=config.cors,
+            hosts=config.host_whitelist,
+            most_bytes=config.limits.max_json_bytes,
+        )
+        self._listener = Listener(self.context, self._find, site)
 
     # The layout.
 

@@ -6,6 +6,7 @@ esp reads two formats: its own, and the list of shards of the original Go proxy.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -43,6 +44,8 @@ MAX_FILE_BYTES = 1_048_576
 MAX_DRAIN_SECONDS = 86_400
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 - to connect to these is to connect here
 LOOKED_AT = (Path("esp.yaml"), Path(".esp/esp.yaml"), Path("/etc/esp/esp.yaml"))
+
+_WORD = re.compile(r"[!-~]+")
 
 Word = TypeVar("Word", bound=str)
 
@@ -118,6 +121,8 @@ class Config:
     path: Path | None
     listen: tuple[Listen, ...]
     advertise: tuple[str, ...]
+    cors: tuple[str, ...]
+    host_whitelist: tuple[str, ...]
     shards: tuple[ShardConfig, ...]
     shard_map: ShardMap
     across_shards: AcrossShards
@@ -255,6 +260,8 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     listen: list[Any] = msgspec.field(default_factory=lambda: ["http://127.0.0.1:2379"])
     advertise: list[Any] = []
     namespace: Any = None
+    cors: list[Any] = msgspec.field(default_factory=lambda: ["*"])
+    host_whitelist: list[Any] = msgspec.field(default_factory=lambda: ["*"])
     shards: list[Any] = []
     auth: dict[str, Any] | None = None
     whole: list[Any] = []
@@ -291,6 +298,8 @@ class _FileReader(RangeFields):
             path=path,
             listen=tuple(listen),
             advertise=tuple(advertise),
+            cors=self._words("cors", file.cors, 'an origin such as http://example.com, or "*" for any'),
+            host_whitelist=self._words("host_whitelist", file.host_whitelist, 'a host name, or "*" for any'),
             shards=shards,
             shard_map=shard_map,
             across_shards=across_shards,
@@ -313,6 +322,12 @@ class _FileReader(RangeFields):
         if not prefix:
             self.fail(("namespace",), '"namespace" is empty; write a prefix, such as team-a/, or leave it out')
         return Namespace.of(prefix)
+
+    def _words(self, field: str, values: list[Any], cure: str) -> tuple[str, ...]:
+        for number, value in enumerate(values):
+            if not isinstance(value, str) or not _WORD.fullmatch(value):
+                self.fail((field, number), f'"{field}" has {shown(value)}; write {cure}')
+        return tuple(values)
 
     def _across_shards(self, value: str | dict[str, Any]) -> AcrossShards:
         if isinstance(value, str) and value in _ACROSS_SHARDS:

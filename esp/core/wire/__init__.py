@@ -21,6 +21,7 @@ The files, from the bottom up: each imports only files of its own line and of li
     request_heads, server: heads of requests with their handlers; the server's end of a connection
     client_stream, client: one call at the client; the client's end of a connection
     splice, call: a client's call joined to a call to a server; a call to a server that coroutines await
+    local_calls: calls to this very process, of clients that speak another protocol
     http1, strangers: HTTP/1.1 on the same port; other protocols, told by their first bytes
     transport, accepted, listener: sockets; the sockets of clients; accepting and counting clients
 
@@ -46,8 +47,9 @@ The names that the layers above may use (tests/test_layers.py):
     client: ClientConnection
     splice: SplicedCall, CountedCall, Place, NO_TRAILERS, REPLAY_BYTES
     call: MessageCall, Reader, Together, TogetherCall, BrokenCall, messages
-    http1: AnswerPage, Page
     pump: Pending
+    local_calls: LocalCalls
+    http1: AfterBody, AnswerPage, Exchange, FindPage, Http1Connection, HttpRequest, Page, Serve
     transport: ClientProtocol, TICK_SECONDS
     listener: Listener
 

@@ -12,7 +12,8 @@ from typing import Final, Protocol
 from esp.core.wire.budget import Account
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import PREFACE
-from esp.core.wire.http1 import FindPage, Http1Connection
+from esp.core.wire.http1 import Http1Connection, Serve
+from esp.core.wire.local_calls import LocalCalls
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server import ServerConnection
 from esp.core.wire.server_stream import Handler
@@ -46,12 +47,12 @@ class Accepting(Protocol):
     Attributes:
         context: the state that all connections share.
         find: names the handler of a request.
-        find_page: answers plain HTTP/1.1 requests.
+        serve: answers plain HTTP/1.1 requests.
     """
 
     context: WireContext
     find: Callable[[RequestHead], Handler]
-    find_page: FindPage
+    serve: Serve
 
     def opened(self, protocol: ServerProtocol) -> None:
         """A client has connected."""
@@ -71,6 +72,8 @@ class ServerProtocol(WireProtocol):
         self._listener = listener
         self._first = b""
         self._http1: Http1Connection | None = None
+        self._calls: LocalCalls | None = None  # of a client that speaks HTTP/1.1
+        self._owed: tuple[int, int] | None = None  # by such a client, at the last tick
         self._since = monotonic()
         self._closing_since = 0.0
         self._waiting = 0
@@ -140,8 +143,25 @@ class ServerProtocol(WireProtocol):
 
     @property
     def is_behind(self) -> bool:
-        """Whether bytes that have come could be worked on, or wait for a page that is not ready yet."""
-        return super().is_behind or (self._http1 is not None and (self._http1.behind or self._http1.waits))
+        """Whether bytes that have come could be worked on, or wait for an answer that is not whole yet."""
+        return super().is_behind or (self._http1 is not None and (self._http1.behind or self._http1.is_served))
+
+    @property
+    def server(self) -> ServerConnection | None:
+        """The connection that has the client's calls; None if it has no calls."""
+        if isinstance(self.connection, ServerConnection):
+            return self.connection
+        return None if self._calls is None else self._calls.server
+
+    def local_calls(self) -> LocalCalls:
+        """The calls of a client that speaks HTTP/1.1, to this process."""
+        calls = self._calls
+        if calls is None or not calls.is_usable:
+            if calls is not None:
+                calls.close("replaced")
+            calls = LocalCalls(self.context, self.peer, self._listener.find, self._charge, self._want_turn)
+            self._calls = calls
+        return calls
 
     def _work_otherwise(self, stop: float) -> bool:
         """Works on the first bytes, or on HTTP/1.1. A client that does not take its answers gets no further ones."""
@@ -153,12 +173,17 @@ class ServerProtocol(WireProtocol):
                 return self.work(stop)
         if self._http1 is None:
             return False
+        http1 = self._http1
         data, self._unread = self._unread, b""
-        self._serve_http1(self._http1, data, stop)
-        if self._http1.waits:
-            self._read(False)
+        is_left = self._calls is not None and self._calls.run(stop)
+        self._serve_http1(http1, data, stop)
+        if self._calls is not None and self._calls.run(stop):
+            is_left = True
+        if http1.is_served and not http1.behind and not is_left:
+            # Reads on, so as to see the client's end; but keeps no more than a bit of what is of no use now.
+            self._read(http1.wants_bytes or http1.unread_bytes < MOST_UNREAD)
             return False
-        return self._is_left(self._http1.behind)
+        return self._is_left(http1.behind or is_left)
 
     def _sniff(self) -> None:
         first = self._unread = self._first + self._unread
@@ -166,8 +191,10 @@ class ServerProtocol(WireProtocol):
         if first.startswith(PREFACE[:3]):
             self.attach(ServerConnection(self.context, self.peer, self._listener.find))
         elif first.startswith(_HTTP1_METHODS):
-            self._http1 = Http1Connection(self._listener.find_page, self._turns.clock)
+            self._http1 = Http1Connection(self._listener.serve, self._turns.clock, self.context.limits)
             self._http1.on_late = self._on_late
+            self._http1.on_behind = self._want_turn
+            self._http1.local_calls = self.local_calls
         elif len(first) >= _LONGEST_METHOD or not _may_become_known(first):
             log.warning("%s: closing: %s", self.peer, stranger(first))
             self._abort()
@@ -192,14 +219,16 @@ class ServerProtocol(WireProtocol):
             self.close()
 
     def _on_late(self, answer: bytes) -> None:
-        """Sends the page for which the client waits."""
-        if self._http1 is None or self._closing_since or self.transport is None or self.transport.is_closing():
+        """Sends bytes of the answer for which the client waits."""
+        http1 = self._http1
+        if http1 is None or self._closing_since or self.transport is None or self.transport.is_closing():
             return
-        self.transport.write(answer)
-        self._since = monotonic()
-        if self._http1.ended:
+        if answer:
+            self.transport.write(answer)
+            self._since = monotonic()
+        if http1.ended:
             self.close()
-        else:
+        elif not http1.is_served:
             self._turns.serve(self, 0)  # works on bytes that have come meanwhile
             self._listener.flush_soon()
 
@@ -207,12 +236,20 @@ class ServerProtocol(WireProtocol):
         """Stops to read from a client that does not read: the answers to more requests would only pile up."""
         super().pause_writing()
         self._is_full = True
+        if self._http1 is not None:
+            self._http1.is_full = True
+        if self._calls is not None:
+            self._calls.server.pause()
         self._read(False)
 
     def resume_writing(self) -> None:
         """The client reads again."""
         self._is_full = False
         super().resume_writing()
+        if self._calls is not None:
+            self._calls.server.resume()
+        if self._http1 is not None:
+            self._http1.resumed()
         if self._is_full:
             return  # waiting output has filled the transport again
         if self.is_behind:
@@ -241,9 +278,31 @@ class ServerProtocol(WireProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         super().connection_lost(exc)
+        if self._http1 is not None:
+            self._end_http1(self._http1)
         if self._account is not None:
             self._account.close()
         self._listener.closed(self)
+
+    def _end_http1(self, http1: Http1Connection) -> None:
+        try:
+            http1.lost()
+            if self._calls is not None:
+                self._calls.close("connection lost")
+        except Exception:
+            log.exception("%s: a bug in esp; a call was not told of its client's end", self.peer)
+        self.context.flush()
+
+    def eof_received(self) -> bool:
+        """The client sends no more, and is gone or waits for the rest of its answers."""
+        if self._http1 is not None:
+            try:
+                self._http1.end_of_client()
+            except Exception:
+                log.exception("%s: a bug in esp; closing the connection", self.peer)
+                self._abort()
+            self._listener.flush_soon()
+        return super().eof_received()
 
     def tick(self, now: float) -> None:
         """Looks at every deadline of this connection."""
@@ -261,8 +320,13 @@ class ServerProtocol(WireProtocol):
             self.connection.tick(now)
             self._check_output()
         else:
-            if self.is_behind and not self._is_full:
-                self._since = now
+            if self._waiting < before:
+                self._since = now  # slow, but reading
+            if self._calls is not None:
+                self._calls.server.unread = bool(self._unread)
+                if self._waiting < before:
+                    self._calls.server.blocked_since = now
+                self._calls.tick(now)
             self._check_time(now)
 
     def _check_output(self) -> None:
@@ -273,12 +337,20 @@ class ServerProtocol(WireProtocol):
 
     def _check_time(self, now: float) -> None:
         """Looks at the deadlines of a client that speaks HTTP/1.1, or has sent nothing yet."""
-        limits = self.context.limits
+        limits, http1 = self.context.limits, self._http1
         limit, seconds = "preface_timeout", limits.preface_timeout
         if self._waiting:
             limit, seconds = "blocked_write_timeout", limits.blocked_write_timeout
-        elif self._http1 is not None and self._http1.is_idle:
+        elif http1 is not None and http1.is_idle:
             limit, seconds = "idle_timeout", limits.idle_timeout
+        elif http1 is not None and http1.is_served:
+            limit, seconds = "request_timeout", limits.request_timeout
+            owed = http1.owed()
+            if owed is None or owed != self._owed or self._unread or http1.behind:
+                self._since = now  # esp owes the next step, or the client has taken one
+            self._owed = owed
+        elif self.is_behind:
+            self._since = now
         if now - self._since > seconds:
             self.context.reached(limit)
             log.info("%s: closing: %s", self.peer, limit.replace("_", " "))
@@ -306,9 +378,12 @@ class ServerProtocol(WireProtocol):
 
     def drain(self, streaming: Status) -> None:
         """Finishes open calls and takes no new ones."""
-        if isinstance(self.connection, ServerConnection):
-            self.connection.drain(streaming)
-        elif self.is_behind:
+        server = self.server
+        if server is not None:
+            server.drain(streaming)
+        if self.connection is not None:
+            return
+        if self.is_behind:
             self._afterwards = partial(self.drain, streaming)
         else:
             self.close()

@@ -1,27 +1,41 @@
-"""HTTP/1.1 on the same port: small pages for probes and people, through the h11 library."""
+"""HTTP/1.1 on the same port, through the h11 library: requests in, answers out."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from http.client import responses
 from math import inf
 from time import monotonic
+from typing import Final
 
 import h11
 
-MAX_BODY_BYTES = 65536
+from esp.core.wire.limits import Limits
+from esp.core.wire.local_calls import LocalCalls
+
+MAX_BODY_BYTES: Final = 65536
+"""The most bytes of a body that nobody reads."""
+
+_DEFAULT_LIMITS: Final = Limits()
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """An HTTP answer, whole."""
+    """An HTTP answer, whole.
+
+    Attributes:
+        lines: further header lines, as bytes that end each line with CRLF.
+    """
 
     status: int
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     headers: tuple[tuple[str, str], ...] = field(default=())
+    lines: bytes = b""
 
 
 AnswerPage = Callable[[Page], None]
@@ -29,45 +43,193 @@ FindPage = Callable[[str, str, AnswerPage], None]
 """`(method, target, answer)`: calls `answer` with the page, at once or later, and once only."""
 
 
+class HttpRequest:
+    """The head of a request.
+
+    Attributes:
+        method, target: as they came.
+        headers: the fields in order, their names in lower case.
+    """
+
+    __slots__ = ("headers", "method", "target")
+
+    def __init__(self, method: str, target: str, headers: Headers) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+
+    def field(self, name: bytes) -> bytes:
+        """The first value of field `name`, b"" without one."""
+        for candidate, value in self.headers:
+            if candidate == name:
+                return value
+        return b""
+
+
+class Exchange:
+    """The server of one request: told of the request's body, and of the client.
+
+    Attributes:
+        behind: there is work to do in the client's turns.
+        is_full: no more of the body is wanted now.
+    """
+
+    behind: bool = False
+    is_full: bool = False
+
+    def body(self, data: bytes) -> None:
+        """A piece of the body has come."""
+        raise NotImplementedError
+
+    def body_ended(self) -> None:
+        """The body has ended."""
+        raise NotImplementedError
+
+    def work(self, stop: float) -> None:
+        """Works until the time `stop`; does at least one step."""
+
+    def resumed(self) -> None:
+        """The client has taken the answer's bytes that waited."""
+
+    def sends_no_more(self) -> None:
+        """The client has closed its side of the connection, and may be gone."""
+
+    def gone(self) -> None:
+        """The client is gone."""
+
+    def owed(self) -> int | None:
+        """The number of the part of the body that has come only in part; None if the client owes nothing."""
+        return None
+
+
+class Serve:
+    """Serves requests."""
+
+    def exchange(self, request: HttpRequest, reply: Http1Connection) -> Exchange:
+        """The server of a request; answers through `reply`."""
+        raise NotImplementedError
+
+
+class AfterBody(Exchange):
+    """Ignores the request's body, and then answers with a page.
+
+    Args:
+        ask: gives the page to the function that it is called with, at once or later.
+    """
+
+    def __init__(self, reply: Http1Connection, ask: Callable[[AnswerPage], None]) -> None:
+        self._reply = reply
+        self._ask = ask
+        self._size = 0
+        self._is_whole = False
+        self._is_over = False
+
+    def body(self, data: bytes) -> None:
+        """Counts."""
+        self._size += len(data)
+        if self._size > MAX_BODY_BYTES:
+            self._is_over = True
+            self._reply.refuse(413, "request body too large")
+
+    def body_ended(self) -> None:
+        """Asks for the page."""
+        self._is_whole = True
+        self._ask(self._give)
+
+    def gone(self) -> None:
+        """Nobody waits for the page any more."""
+        self._is_over = True
+
+    def owed(self) -> int | None:
+        """The body, until it has come."""
+        return None if self._is_whole else 0
+
+    def _give(self, page: Page) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._reply.answer(page)
+
+
+class ServePages(Serve):
+    """Serves pages only."""
+
+    def __init__(self, find: FindPage) -> None:
+        self._find = find
+
+    def exchange(self, request: HttpRequest, reply: Http1Connection) -> Exchange:
+        """Gives the page."""
+        return AfterBody(reply, lambda answer: self._find(request.method, request.target, answer))
+
+
 class Http1Connection:
     """One HTTP/1.1 connection, sans-I/O: bytes in, bytes out.
 
     Attributes:
+        clock: gives the time in seconds.
         stop: the time on `clock` at which `receive` has to stop, even if there is more to do.
         behind: `receive` has stopped for that reason; `receive(b"")` goes on.
-        waits: a requested page is not ready yet; until then no other request is worked on.
-        on_late: called with the bytes of the answer when such a page is ready; `behind` and `ended` are set before.
+        waits: a request is being served whose body has ended; until its answer is whole, no other is worked on.
+        on_late: called with bytes of an answer that are made outside of `receive`; `behind` and `ended` are set before.
+        on_behind: called when there is work for `receive` that did not begin in it.
+        is_full: the client does not take the answers' bytes.
+        local_calls: gives the client's calls to this process.
         ended: the caller has to close.
+        requests: the number of requests so far.
     """
 
     __slots__ = (
         "_answered",
-        "_body",
-        "_clock",
+        "_body_ended",
+        "_closes",
         "_connection",
-        "_find",
-        "_page",
+        "_exchange",
+        "_in_receive",
+        "_is_head",
+        "_limits",
+        "_out",
         "_request",
+        "_serve",
         "behind",
+        "clock",
         "ended",
+        "is_full",
+        "local_calls",
+        "on_behind",
         "on_late",
+        "requests",
+        "sends_no_more",
         "stop",
-        "waits",
     )
 
-    def __init__(self, find: FindPage, clock: Callable[[], float] = monotonic) -> None:
-        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
-        self._find = find
-        self._clock = clock
+    def __init__(self, serve: Serve, clock: Callable[[], float] = monotonic, limits: Limits = _DEFAULT_LIMITS) -> None:
+        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.max_header_list_bytes)
+        self._serve = serve
+        self._limits = limits
+        self.clock = clock
         self.stop = inf
         self.behind = False
         self._request: h11.Request | None = None
-        self._body = 0
+        self._exchange: Exchange | None = None
+        self._body_ended = False
         self._answered = False
-        self._page: Page | None = None  # found while `receive` runs
-        self.waits = False
+        self._closes = False
+        self._is_head = False
+        self._in_receive = False
+        self._out = bytearray()
+        self.is_full = False
         self.on_late: Callable[[bytes], None] = _drop
+        self.on_behind: Callable[[], None] = _nothing
+        self.local_calls: Callable[[], LocalCalls] = _no_calls
+        self.sends_no_more = False
         self.ended = False
+        self.requests = 0
+
+    # The client's side.
+
+    @property
+    def waits(self) -> bool:
+        """Whether a request is being served whose body has ended."""
+        return self._exchange is not None and self._body_ended
 
     @property
     def is_idle(self) -> bool:
@@ -77,100 +239,234 @@ class Http1Connection:
     @property
     def unread_bytes(self) -> int:
         """The bytes that have come and wait for their turn."""
-        return len(self._connection.trailing_data[0]) if self.behind or self.waits else 0
+        return len(self._connection.trailing_data[0]) if self.behind or self._exchange is not None else 0
+
+    @property
+    def wants_bytes(self) -> bool:
+        """Whether further bytes of the client are of use now: those of the body, or any between two requests."""
+        exchange = self._exchange
+        return exchange is None or not (self._body_ended or exchange.is_full)
+
+    def owed(self) -> tuple[int, int] | None:
+        """What the client owes: the number of the request, and of the part of it; None if it owes nothing."""
+        exchange = self._exchange
+        if exchange is None:
+            return self.requests, -1
+        part = exchange.owed()
+        return None if part is None else (self.requests, part)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a request is being served."""
+        return self._exchange is not None
 
     def receive(self, data: bytes) -> bytes:
         """Takes bytes from the client, and returns the bytes of the answers. `ended` then says whether to close."""
-        out = bytearray()
         self.behind = False
+        self._in_receive = True
         try:
             if data:  # h11 takes b"" for the end
                 self._connection.receive_data(data)
-            if not self.waits:
-                self._run(out)
+            self._run()
         except h11.RemoteProtocolError as error:
-            self._refuse(out, error.error_status_hint or 400, _plain(error))
-        return bytes(out)
+            self._fault(error)
+        finally:
+            self._in_receive = False
+        return self._taken()
 
-    def _run(self, out: bytearray) -> None:
+    def end_of_client(self) -> None:
+        """The client sends no more."""
+        self.sends_no_more = True
+        if self._exchange is None:
+            return
+        if self._body_ended:
+            self._exchange.sends_no_more()
+        else:
+            self.go_on()  # perhaps the rest of the body has come and waits for its turn
+
+    def resumed(self) -> None:
+        """The client takes bytes again."""
+        self.is_full = False
+        if self._exchange is not None:
+            self._exchange.resumed()
+
+    def lost(self) -> None:
+        """The client is gone."""
+        self.ended = True
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.gone()
+
+    def close_soon(self) -> None:
+        """The connection ends with the present answer."""
+        self._closes = True
+
+    def go_on(self) -> None:
+        """There is work for `receive`, or the exchange wants more of the body."""
+        if not self._in_receive and not self.ended and not self.behind:
+            self.behind = True
+            self.on_behind()
+
+    def _fault(self, error: h11.RemoteProtocolError) -> None:
+        """The client breaks the protocol: its request is not served."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.gone()
+        self.refuse(error.error_status_hint or 400, _plain(error))
+
+    def _run(self) -> None:
         connection = self._connection
         while not self.ended:
+            exchange = self._exchange
+            if exchange is not None:
+                if exchange.behind:
+                    exchange.work(self.stop)
+                    if exchange.behind and self._exchange is exchange:
+                        self.behind = True
+                        return
+                    if self.clock() >= self.stop:
+                        self.behind = not self.ended
+                        return
+                    continue
+                if self._body_ended or exchange.is_full:
+                    return
             event = connection.next_event()
             if isinstance(event, h11.Request):
-                self._request = event
-                self._body = 0
-                names = {name for name, _ in event.headers}
-                if event.http_version not in (b"1.0", b"1.1"):
-                    self._refuse(out, 505, "this server speaks HTTP/1.1 and HTTP/2")
-                elif {b"content-length", b"transfer-encoding"} <= names:
-                    # A program that believes one of them reads another request than a program that believes the other.
-                    self._refuse(out, 400, "both Content-Length and Transfer-Encoding")
-                elif connection.they_are_waiting_for_100_continue:
-                    out += connection.send(h11.InformationalResponse(status_code=100, headers=[]))
+                self._begin(event)
             elif isinstance(event, h11.Data):
-                self._body += len(event.data)
-                if self._body > MAX_BODY_BYTES:
-                    self._refuse(out, 413, "request body too large")
+                if exchange is not None:
+                    exchange.body(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
-                assert self._request is not None
-                page = self._ask(self._request)
-                if page is None:
-                    self.waits = True
-                    return
-                self._give(out, page)
+                self._body_ended = True
+                if exchange is not None:
+                    exchange.body_ended()
+                    if self.sends_no_more and self._exchange is exchange:
+                        exchange.sends_no_more()
             elif isinstance(event, h11.ConnectionClosed) or event is h11.PAUSED:
                 self.ended = True
             else:
+                if exchange is not None and self.sends_no_more:
+                    self.lost()
                 return
-            if self._clock() >= self.stop and not self.ended:
+            if self.clock() >= self.stop and not self.ended:
                 self.behind = True
                 return
 
-    def _ask(self, request: h11.Request) -> Page | None:
-        """The page for a request; None if the page comes later."""
-        self._page = None
-        method, target = request.method.decode("ascii", "replace"), request.target.decode("ascii", "replace")
-        self._find(method, target, partial(self._found, request))
-        page, self._page = self._page, None
-        return page
+    def _begin(self, event: h11.Request) -> None:
+        self._request = event
+        self._body_ended = False
+        self.requests += 1
+        headers = event.headers
+        names = {name for name, _ in headers}
+        self._is_head = event.method == b"HEAD"
+        if event.http_version not in (b"1.0", b"1.1"):
+            self.refuse(505, "this server speaks HTTP/1.1 and HTTP/2")
+        elif len(headers) > self._limits.max_header_fields:
+            self.refuse(431, "too many header fields")
+        elif {b"content-length", b"transfer-encoding"} <= names:
+            # A program that believes one of them reads another request than a program that believes the other.
+            self.refuse(400, "both Content-Length and Transfer-Encoding")
+        elif any(name == b"expect" and value.lower() != b"100-continue" for name, value in headers):
+            self.refuse(417, "this server knows no other expectation than 100-continue")
+        else:
+            if self._connection.they_are_waiting_for_100_continue:
+                self._out += self._connection.send(
+                    h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+                )
+            method, target = event.method.decode("ascii", "replace"), event.target.decode("ascii", "replace")
+            self._exchange = self._serve.exchange(HttpRequest(method, target, headers), self)
 
-    def _found(self, request: h11.Request, page: Page) -> None:
-        if not self.waits:
-            self._page = page
-        elif request is self._request and not self.ended:
-            out = bytearray()
-            self.waits = False
-            self._give(out, page)
-            self.behind = bool(self._connection.trailing_data[0]) and not self.ended
-            self.on_late(bytes(out))
+    # The server's side: the exchange calls these.
 
-    def _give(self, out: bytearray, page: Page) -> None:
-        """Answers the request, and gets ready for the next."""
-        self._answer(out, page)
+    def answer(self, page: Page) -> None:
+        """Answers the request, whole."""
+        self._head(page.status, (*_type(page), ("Content-Length", str(len(page.body))), *page.headers), page.lines)
+        if page.body and not self._is_head:
+            self._out += self._connection.send(h11.Data(data=page.body))
+        self._finish()
+
+    def begin(self, status: int, headers: Sequence[tuple[str, str]] = (), lines: bytes = b"") -> None:
+        """Begins an answer whose size is not known yet."""
+        self._head(status, headers, lines)
+        self._emit()
+
+    def send(self, data: bytes) -> None:
+        """Sends a piece of the answer."""
+        if data and not self.ended:
+            self._out += self._connection.send(h11.Data(data=data))
+            self._emit()
+
+    def finish(self) -> None:
+        """Ends the answer, and gets ready for the next request."""
+        if not self.ended:
+            self._finish()
+
+    def abort(self) -> None:
+        """Ends the connection in the middle of an answer, so that the client sees that it is not whole."""
+        self._exchange = None
+        self.ended = True
+        self._emit()
+
+    def refuse(self, status: int, text: str) -> None:
+        """Answers with a fault of the request, if it still can, and ends the connection."""
+        self._exchange = None
+        if self._connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.answer(Page(status, f"{text}\n".encode(), headers=(("Connection", "close"),)))
+        self.ended = True
+
+    def _head(self, status: int, headers: Sequence[tuple[str, str]], lines: bytes) -> None:
+        if self._closes:
+            headers = (*headers, ("Connection", "close"))
+        reason = responses.get(status, "")
+        head = self._connection.send(h11.Response(status_code=status, headers=list(headers), reason=reason))
+        if lines:
+            at = head.index(b"\r\n") + 2
+            self._out += head[:at]
+            self._out += lines
+            self._out += head[at:]
+        else:
+            self._out += head
+
+    def _finish(self) -> None:
         connection = self._connection
-        if connection.our_state is h11.MUST_CLOSE or connection.their_state is h11.MUST_CLOSE:
+        self._out += connection.send(h11.EndOfMessage())
+        self._answered = True
+        self._is_head = False
+        self._exchange = None
+        if self._closes or connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
             self.ended = True
         else:
             connection.start_next_cycle()
             self._request = None
+            if not self._in_receive:
+                self.behind = bool(connection.trailing_data[0])
+        self._emit()
 
-    def _refuse(self, out: bytearray, status: int, text: str) -> None:
-        if self._connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._answer(out, Page(status, f"{text}\n".encode(), headers=(("Connection", "close"),)))
-        self.ended = True
+    def _emit(self) -> None:
+        """Hands on bytes that were made outside of `receive`."""
+        if not self._in_receive:
+            self.on_late(self._taken())
 
-    def _answer(self, out: bytearray, page: Page) -> None:
-        headers = [("Content-Type", page.content_type), ("Content-Length", str(len(page.body))), *page.headers]
-        out += self._connection.send(h11.Response(status_code=page.status, headers=headers))
-        is_head = self._request is not None and self._request.method == b"HEAD"
-        if page.body and not is_head:
-            out += self._connection.send(h11.Data(data=page.body))
-        out += self._connection.send(h11.EndOfMessage())
-        self._answered = True
+    def _taken(self) -> bytes:
+        data = bytes(self._out)
+        self._out.clear()
+        return data
+
+
+def _type(page: Page) -> Sequence[tuple[str, str]]:
+    return (("Content-Type", page.content_type),) if page.content_type else ()
 
 
 def _drop(answer: bytes) -> None:
     """Drops an answer whose client has gone."""
+
+
+def _nothing() -> None:
+    """There is nobody to tell."""
+
+
+def _no_calls() -> LocalCalls:
+    raise NotImplementedError
 
 
 def _plain(error: h11.RemoteProtocolError) -> str:

@@ -27,6 +27,8 @@ class Limits:
     """CONTINUATION frames after one HEADERS frame."""
     max_message_bytes: int = 2_097_152
     """A request message; 2 MiB is what an etcd server accepts by default."""
+    max_json_bytes: int = 4_194_304
+    """A JSON value in a request over HTTP/1.1; base64 makes 2.7 MiB of a message of 2 MiB."""
     stream_window_bytes: int = 65_535
     """Bytes that a peer may send on one stream before it has to wait."""
     connection_window_bytes: int = 1_048_576

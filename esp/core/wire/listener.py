@@ -13,9 +13,8 @@ from typing import Final
 
 from esp.core.wire.accepted import ServerProtocol
 from esp.core.wire.context import WireContext
-from esp.core.wire.http1 import FindPage
+from esp.core.wire.http1 import Serve
 from esp.core.wire.request import RequestHead
-from esp.core.wire.server import ServerConnection
 from esp.core.wire.server_stream import Handler, ServerStream
 from esp.core.wire.shares import Shares
 from esp.core.wire.status import Status
@@ -39,13 +38,13 @@ class Listener:
 
     Args:
         find: names the handler of a request.
-        find_page: answers plain HTTP/1.1 requests.
+        serve: answers plain HTTP/1.1 requests.
     """
 
-    def __init__(self, context: WireContext, find: Callable[[RequestHead], Handler], find_page: FindPage) -> None:
+    def __init__(self, context: WireContext, find: Callable[[RequestHead], Handler], serve: Serve) -> None:
         self.context = context
         self.find = find
-        self.find_page = find_page
+        self.serve = serve
         self._protocols: set[ServerProtocol] = set()
         self._servers: list[asyncio.Server] = []
         self._empty = asyncio.Event()
@@ -182,15 +181,15 @@ class Listener:
         return [
             stream
             for protocol in self._protocols
-            if isinstance(protocol.connection, ServerConnection)
-            for stream in protocol.connection.streams.values()
+            if (server := protocol.server) is not None
+            for stream in server.streams.values()
         ]
 
     def forget_heads(self) -> None:
         """Asks `find` again for the handler of every further request; calls that have begun keep their handlers."""
         for protocol in self._protocols:
-            if isinstance(protocol.connection, ServerConnection):
-                protocol.connection.forget_heads()
+            if (server := protocol.server) is not None:
+                server.forget_heads()
 
     async def drain(self, streaming: Status, seconds: float) -> bool:
         """Stops accepting, and waits until every client's calls have ended; True if they did within `seconds`."""

@@ -239,8 +239,13 @@ def quote(value: bytes) -> str:
     return '"' + "".join(map(_quoted, text)) + '"'
 
 
+_SHORT_ESCAPES = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
+
+
 def _quoted(character: str) -> str:
     code = ord(character)
+    if character in _SHORT_ESCAPES:
+        return _SHORT_ESCAPES[character]
     if character in '"\\':
         return "\\" + character
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8

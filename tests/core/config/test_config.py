@@ -70,6 +70,8 @@ def test_a_config_with_every_field() -> None:
     text = """\
 listen: [http://0.0.0.0:2379, "http://[::1]:2379"]
 advertise: [http://proxy-1:2379/, https://proxy.example:443]
+cors: [http://a.example, http://b.example:8080]
+host_whitelist: [a.example]
 whole: [/locks/]
 compaction: {revisions_of: /clock}
 across_shards: {refuse: [/tenants/, {start: a, end: b}]}
@@ -94,6 +96,8 @@ shards:
         path=PATH,
         listen=(Listen("0.0.0.0", 2379), Listen("::1", 2379)),
         advertise=("http://proxy-1:2379", "https://proxy.example:443"),
+        cors=("http://a.example", "http://b.example:8080"),
+        host_whitelist=("a.example",),
         shards=(
             ShardConfig("events", (Endpoint("127.0.0.1", 12379),), (events,)),
             ShardConfig(
@@ -121,6 +125,7 @@ def test_what_is_not_said_has_a_default() -> None:
     assert config.path is None
     assert config.listen == (Listen("127.0.0.1", 2379),)
     assert config.advertise == ()
+    assert config.cors == config.host_whitelist == ("*",)
     assert config.across_shards == AcrossShards(refused=(), protects_kubernetes=True)
     assert config.compaction == Compaction(b"compact_rev_key", takes_any=False)
     assert config.deletes_across_shards == "serve"
@@ -269,8 +274,8 @@ def binary(key: bytes) -> str:
 # What is refused, word for word
 
 FIELDS = (
-    "the fields here are listen, advertise, namespace, shards, auth, whole, across_shards, compaction, deletes_across_shards, "
-    "defragment, leases, range_reads, txn_reads, drain_seconds, limits"
+    "the fields here are listen, advertise, namespace, cors, host_whitelist, shards, auth, whole, across_shards, compaction, "
+    "deletes_across_shards, defragment, leases, range_reads, txn_reads, drain_seconds, limits"
 )
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
 RANGE = "a range is {prefix: ...}, {start: ..., end: ...} or {kubernetes: ...}"
@@ -303,7 +308,7 @@ REFUSED = {
     "list": ("[]", "1: the file must be a mapping, not a list"),
     "shards no list": ("shards: 5", '1: "shards" must be a list, not a number'),
     "shard no mapping": ("shards: [5]", '1: shard "shard-0" must be a mapping, not a number'),
-    "unknown field": (ONE + "colour: red", f'5: unknown field "colour"; {FIELDS}'),
+    "unknown field": (ONE + "paint: red", f'5: unknown field "paint"; {FIELDS}'),
     "misspelt field": (ONE + "drain_second: 1", '5: unknown field "drain_second"; did you mean "drain_seconds"?'),
     "misspelt shard field": ("shards: [{nam: x}]", '1: shard "shard-0": unknown field "nam"; did you mean "name"?'),
     "misspelt range field": (three("{prefx: a}"), '3: shard "a": a range: unknown field "prefx"; did you mean "prefix"?'),
@@ -378,6 +383,14 @@ REFUSED = {
     "listen several with a comma": (ONE + "listen: ['http://a, b:1']", '5: listen URL "http://a, b:1" is 2 in one; write each as an entry of its own: http://a:2379, http://b:1'),
     "listen unix": (ONE + "listen: ['unix:///x']", '5: listen URL "unix:///x": unix sockets come in a later release; write http://127.0.0.1:2379'),
     "listen no scheme": (ONE + "listen: ['h:1']", '5: listen URL "h:1" has no scheme; write http://h:1'),
+    "an origin that is none": (
+        ONE + "cors: [http://a, 5]",
+        '5: "cors" has 5; write an origin such as http://example.com, or "*" for any',
+    ),
+    "a host that is none": (
+        ONE + "host_whitelist: ['a b']",
+        '5: "host_whitelist" has "a b"; write a host name, or "*" for any',
+    ),
     "advertise wildcard": (
         ONE + "advertise: ['http://0.0.0.0:2379']",
         '5: advertise URL "http://0.0.0.0:2379" is where a server listens, and no client can connect to it; '

@@ -258,6 +258,7 @@ REACHED: list[Reach] = [
     idle_timeout,
 ]
 ELSEWHERE = {
+    "max_json_bytes": "gateway/test_call.py",
     "glitch_refill_per_second": "test_abuse.py",
     "max_output_hard_bytes": "test_transport.py",
     "max_connections": "test_transport.py",

@@ -17,7 +17,7 @@ import pytest
 from esp.core.wire import accepted, frames, listener, turns
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import DATA, MAX_WINDOW, PREFACE, SETTINGS_ACK, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
-from esp.core.wire.http1 import AnswerPage, Page
+from esp.core.wire.http1 import AnswerPage, Page, ServePages
 from esp.core.wire.limits import Limits
 from esp.core.wire.listener import ACCEPTED_AT_ONCE, Listener
 from esp.core.wire.request import RequestHead
@@ -87,7 +87,7 @@ class Serving:
             b"/large": Large(),
             b"/small": Small(),
         }
-        self.listener = Listener(self.context, self._find, self._page)
+        self.listener = Listener(self.context, self._find, ServePages(self._page))
         self.late: list[AnswerPage] = []
         self.port = 0
         self.clients: list[Client] = []

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from esp.core.wire import turns
 from esp.core.wire.frames import MAX_FRAME_SIZE, SETTINGS_ACK, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
-from esp.core.wire.http1 import AnswerPage, Http1Connection, Page
+from esp.core.wire.http1 import AnswerPage, Http1Connection, Page, ServePages
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import INFLATED_AT_ONCE
 from esp.core.wire.multiplexed import TOLD_AT_ONCE
@@ -822,9 +822,9 @@ PIPELINED = b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number 
 
 @given(length=st.integers(1, 12), cut=st.integers(0, len(PIPELINED)))
 def test_http1_answers_alike_whatever_the_slices(length: int, cut: int) -> None:
-    whole = Http1Connection(found).receive(PIPELINED)
+    whole = Http1Connection(ServePages(found)).receive(PIPELINED)
     clock = Ticking()
-    sliced = Http1Connection(found, clock)
+    sliced = Http1Connection(ServePages(found), clock)
     said = b""
     for piece in (PIPELINED[:cut], PIPELINED[cut:]):
         sliced.stop = clock.now + length
@@ -839,7 +839,7 @@ def test_http1_answers_alike_whatever_the_slices(length: int, cut: int) -> None:
 @pytest.mark.parametrize("said", [PIPELINED, CHUNKED * 3], ids=["requests", "chunks"])
 def test_http1_does_no_more_than_fits_its_turn(said: bytes) -> None:
     clock = Ticking()
-    connection = Http1Connection(found, clock)
+    connection = Http1Connection(ServePages(found), clock)
     connection.stop = clock.now + 3
     answers = connection.receive(said)
     assert connection.behind

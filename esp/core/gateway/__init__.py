@@ -1,0 +1,19 @@
+"""etcd's JSON gateway: HTTP/1.1 requests with JSON bodies, served as gRPC calls to this very process.
+
+The files, from the bottom up: each imports only files of its own line and of lines above it.
+
+    paths: the paths under /v3/, and the RPC of each
+    shapes: what reading and printing need to know of each type of message
+    values, reading: JSON values cut from a body, as Go's encoding/json does; a JSON value as a message in bytes
+    printing: a message in bytes as JSON, in steps
+    answers: HTTP status codes and error bodies
+    call: one request: its JSON to a gRPC call, the call's answer to JSON
+    site: hosts, CORS and redirects as etcd has them; which requests are the gateway's, and which are pages
+
+A request goes through the same handlers, limits and deadlines as any gRPC call of the same client: `LocalCalls` in the
+wire joins a client's end to a server's end in memory.
+"""
+
+from esp.core.gateway.site import Site
+
+__all__ = ["Site"]

@@ -1,0 +1,447 @@
+"""A JSON value as a message in bytes, as Go's protojson reads it with `DiscardUnknown`; refusals have its words.
+
+There are two ways. Nearly all requests are small and plain, and Python's own scanner reads them in C (`_plain`). A
+value that is large or in any way unusual is read by `read`, token by token, so that the work can be divided. `read`
+decides, and finds the words for a refusal; `_plain` gives up where the two might differ.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from binascii import Error as Base64Error
+from binascii import a2b_base64
+from collections.abc import Callable, Generator
+from typing import Any, Final
+
+from esp.core.gateway.shapes import BOUNDS, Field, Kind, Shape
+from esp.core.services.varint import varint
+from esp.core.wire.message import quote
+
+SMALL: Final = 16384
+"""Bytes of a value that is read at once: less than a millisecond, whatever stands in it."""
+MAX_DEPTH: Final = 100
+"""The deepest nesting of messages; protobuf's own bound when it reads bytes. Go's is 10000."""
+TOKENS: Final = 100
+"""Tokens that are read in a step."""
+SHOWN: Final = 1024
+"""The most bytes of a value that a refusal shows."""
+
+_TOKEN: Final = re.compile(rb'[ \t\r\n]*("[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s{}\[\],:"]+)', re.DOTALL)
+_NUMBER: Final = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
+_WHOLE: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
+_STANDARD: Final = re.compile(r"[A-Za-z0-9+/]*(={0,2})")
+_FROM_URL: Final = str.maketrans("-_+/", "+/??")
+_MOST_DIGITS: Final = 20
+_LONE: Final = re.compile(r"[\ud800-\udfff]")
+_ESCAPE: Final = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_SECOND_HALF: Final = re.compile(rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+
+Written = tuple[int, bytes]
+"""A field's number, and the field in bytes."""
+Steps = Generator[None, None, Any]
+
+
+class NotTheMessage(Exception):
+    """A JSON value that is not the wanted message; the text is Go's."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"proto: {text}")
+
+
+class _Unusual(Exception):
+    """A value that `_plain` leaves to `read`."""
+
+
+def read_small(shape: Shape, value: bytes) -> bytes | None:
+    """The message in a JSON value; None if the value is for `read`."""
+    if len(value) > SMALL or b"\\u" in value:
+        return None
+    try:
+        return _plain(shape, _decode(value.decode()))
+    except (_Unusual, ValueError, RecursionError, OverflowError):
+        return None
+
+
+# The plain way.
+
+
+def _refuse(_: str) -> Any:
+    raise _Unusual
+
+
+_decode: Final[Callable[[str], Any]] = json.JSONDecoder(
+    object_pairs_hook=tuple, parse_float=_refuse, parse_constant=_refuse
+).decode
+"""Objects become tuples of pairs, so that repeated names are seen."""
+
+
+def _plain(shape: Shape, value: Any) -> bytes:
+    if type(value) is not tuple:
+        raise _Unusual
+    written: list[Written] = []
+    seen = set()
+    for name, inner in value:
+        field = shape.by_name.get(name)
+        if field is None:
+            continue
+        mark = field.oneof or field.number
+        if mark in seen:
+            raise _Unusual
+        seen.add(mark)
+        if inner is None:
+            if field.oneof:
+                raise _Unusual
+            continue
+        if field.repeated:
+            data = _plain_list(field, inner)
+        elif field.kind is Kind.MESSAGE:
+            assert field.shape is not None
+            data = _delimited(field, _plain(field.shape, inner))
+        else:
+            data = _scalar(field, _plain_scalar(field, inner))
+        if data:
+            written.append((field.number, data))
+    return _joined(written)
+
+
+def _plain_list(field: Field, value: Any) -> bytes:
+    if type(value) is not list:
+        raise _Unusual
+    if field.kind is Kind.MESSAGE:
+        assert field.shape is not None
+        shape = field.shape
+        return b"".join([_delimited(field, _plain(shape, inner)) for inner in value])
+    return _list(field, [_plain_scalar(field, inner) for inner in value])
+
+
+def _plain_scalar(field: Field, value: Any) -> Any:
+    kind = field.kind
+    if kind is Kind.BYTES:
+        if type(value) is str:
+            try:
+                return a2b_base64(value, strict_mode=True)
+            except Base64Error:
+                value = from_base64(value)
+                if value is not _Unusual:
+                    return value
+    elif kind is Kind.STRING:
+        if type(value) is str:
+            return value.encode()
+    elif kind is Kind.BOOL:
+        if type(value) is bool:
+            return value
+    elif kind is Kind.ENUM:
+        if type(value) is str:
+            return field.names.get(value)
+        if type(value) is int:
+            return _bounded(kind, value)
+    elif type(value) is int:
+        return _bounded(kind, value)
+    elif type(value) is str and _WHOLE.fullmatch(value):
+        return _bounded(kind, int(value))
+    raise _Unusual
+
+
+def _bounded(kind: Kind, number: int) -> int:
+    low, high = BOUNDS[kind]
+    if not low <= number <= high:
+        raise _Unusual
+    return number
+
+
+# Fields in bytes. A value of None is an enum's unknown name, which is left out.
+
+
+def _delimited(field: Field, data: bytes) -> bytes:
+    return field.tag + varint(len(data)) + data
+
+
+def _scalar(field: Field, value: Any) -> bytes:
+    if value is None or (not value and not field.oneof):
+        return b""
+    if field.kind in (Kind.BYTES, Kind.STRING):
+        return _delimited(field, value)
+    return field.tag + varint(value)
+
+
+def _list(field: Field, values: list[Any]) -> bytes:
+    values = [value for value in values if value is not None]
+    if field.kind in (Kind.BYTES, Kind.STRING):
+        return b"".join([_delimited(field, value) for value in values])
+    return _delimited(field, b"".join(map(varint, values))) if values else b""
+
+
+def _joined(written: list[Written]) -> bytes:
+    """The fields in the order of their numbers, as every library writes them."""
+    if len(written) == 1:
+        return written[0][1]
+    written.sort()
+    return b"".join([data for _, data in written])
+
+
+# The thorough way.
+
+
+def read(shape: Shape, value: bytes) -> Generator[None, None, bytes]:
+    """The message in a JSON value, which is valid JSON; in steps of `TOKENS` tokens.
+
+    Raises:
+        NotTheMessage: the value is not that message.
+    """
+    message: bytes = yield from _Reader(value).message(shape, 1)
+    return message
+
+
+class _Reader:
+    """Reads a value token by token. A token is its first and last position."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+        self._count = 0
+
+    def _next(self) -> tuple[int, int]:
+        token = _TOKEN.match(self._data, self._at)
+        assert token is not None, "the value is valid JSON"
+        self._at = token.end()
+        self._count += 1
+        return token.span(1)
+
+    def _peek(self) -> int:
+        """The next token's first byte."""
+        token = _TOKEN.match(self._data, self._at)
+        assert token is not None
+        return self._data[token.start(1)]
+
+    def _skip(self, wanted: bytes) -> bool:
+        """Skips the next token if it is `wanted`, a comma or a bracket."""
+        if self._peek() != wanted[0]:
+            return False
+        self._next()
+        return True
+
+    # Faults.
+
+    def _where(self, at: int) -> str:
+        before = self._data[:at]
+        line = before.count(b"\n") + 1
+        column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8", "surrogateescape")) + 1
+        return f"(line {line}:{column})"
+
+    def _raw(self, token: tuple[int, int]) -> str:
+        start, end = token
+        if end - start > SHOWN:
+            return self._data[start : start + SHOWN].decode("utf-8", "replace") + "..."
+        return self._data[start:end].decode("utf-8", "replace")
+
+    def _unexpected(self, token: tuple[int, int]) -> NotTheMessage:
+        return self._syntax(token[0], f"unexpected token {self._raw(token)}")
+
+    def _syntax(self, at: int, text: str) -> NotTheMessage:
+        return NotTheMessage(f"syntax error {self._where(at)}: {text}")
+
+    def _fault(self, token: tuple[int, int], text: str) -> NotTheMessage:
+        return NotTheMessage(f"{self._where(token[0])}: {text}")
+
+    # Values.
+
+    def message(self, shape: Shape, depth: int) -> Steps:
+        """The next value, as a message."""
+        if depth > MAX_DEPTH:
+            raise NotTheMessage("exceeded max recursion depth")
+        data = self._data
+        token = self._next()
+        if data[token[0]] != 0x7B:
+            if data[token[0]] == 0x22:
+                self._text(token)
+            raise self._unexpected(token)
+        written: list[Written] = []
+        seen: set[int] = set()
+        oneofs: set[str] = set()
+        if self._skip(b"}"):
+            return b""
+        while True:
+            if self._count > TOKENS:
+                self._count = 0
+                yield
+            token = self._next()
+            field = shape.by_name.get(self._text(token))
+            self._next()  # the colon
+            if field is None:
+                yield from self._ignore()
+            else:
+                if field.number in seen:
+                    raise self._fault(token, f"duplicate field {self._raw(token)}")
+                seen.add(field.number)
+                if self._peek() == 0x6E:
+                    self._next()
+                else:
+                    if field.oneof and not field.repeated:
+                        if field.oneof in oneofs:
+                            text = f"error parsing {self._raw(token)}, oneof {field.oneof} is already set"
+                            raise self._fault(token, text)
+                        oneofs.add(field.oneof)
+                    value = yield from self._field(field, depth)
+                    if value:
+                        written.append((field.number, value))
+            if self._skip(b"}"):
+                return _joined(written)
+            self._next()  # the comma
+
+    def _field(self, field: Field, depth: int) -> Steps:
+        if not field.repeated:
+            if field.kind is Kind.MESSAGE:
+                inner = yield from self.message(_shape(field), depth + 1)
+                return _delimited(field, inner)
+            return _scalar(field, self._value(field))
+        token = self._next()
+        if self._data[token[0]] != 0x5B:
+            if self._data[token[0]] == 0x22:
+                self._text(token)
+            raise self._unexpected(token)
+        values: list[Any] = []
+        while not self._skip(b"]"):
+            if values:
+                self._next()  # the comma
+            if field.kind is Kind.MESSAGE:
+                inner = yield from self.message(_shape(field), depth + 1)
+                values.append(_delimited(field, inner))
+            else:
+                values.append(self._value(field))
+            if self._count > TOKENS:
+                self._count = 0
+                yield
+        return b"".join(values) if field.kind is Kind.MESSAGE else _list(field, values)
+
+    def _ignore(self) -> Steps:
+        """Skips a value; its strings have to be valid all the same."""
+        depth = 0
+        while True:
+            token = self._next()
+            first = self._data[token[0]]
+            if first == 0x22:
+                self._text(token)
+            elif first in b"{[":
+                depth += 1
+            elif first in b"}]":
+                depth -= 1
+            if not depth:
+                return
+            if self._count > TOKENS:
+                self._count = 0
+                yield
+
+    def _value(self, field: Field) -> Any:
+        """The next token as a value of a field that is no message."""
+        token = self._next()
+        first = self._data[token[0]]
+        text = self._text(token) if first == 0x22 else None
+        value = _from_text(field, text) if text is not None else self._from_word(field, token)
+        if value is _Unusual:
+            name = field.kind.name.lower()
+            raise self._fault(token, f"invalid value for {name} field {field.json_name}: {self._raw(token)}")
+        return value
+
+    def _from_word(self, field: Field, token: tuple[int, int]) -> Any:
+        word = self._data[token[0] : token[1]]
+        if field.kind is Kind.BOOL:
+            return {b"true": True, b"false": False}.get(word, _Unusual)
+        if field.kind in BOUNDS and word[:1] in b"-0123456789":
+            return _number(field.kind, word.decode())
+        return _Unusual
+
+    def _text(self, token: tuple[int, int]) -> str:
+        """The text of a string."""
+        start, end = token
+        raw = self._data[start:end]
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            raise self._syntax(start, "invalid UTF-8 in string") from None
+        if "\\" not in text:
+            return text[1:-1]
+        plain: str = json.loads(text)
+        if _LONE.search(plain):
+            rest = _lone_escape(self._data, start)
+            if len(rest) < 6:
+                raise NotTheMessage("unexpected EOF")
+            raise self._syntax(start, f"invalid escape code {quote(rest)} in string")
+        return plain
+
+
+def _shape(field: Field) -> Shape:
+    assert field.shape is not None
+    return field.shape
+
+
+def _lone_escape(data: bytes, start: int) -> bytes:
+    """The six bytes behind the first half of a pair that has no other half, in the string that begins at `start`."""
+    at = start
+    while (found := _ESCAPE.search(data, at)) is not None:
+        at = found.end()
+        code = found.group()
+        if code[1:2] != b"u" or not 0xD800 <= int(code[2:], 16) <= 0xDFFF:
+            continue
+        rest = data[at : at + 6]
+        if int(code[2:], 16) >= 0xDC00 or _SECOND_HALF.fullmatch(rest) is None:
+            return rest
+        at += 6
+    return b""
+
+
+def _from_text(field: Field, text: str) -> Any:
+    """A string's text as a value; `_Unusual` if it is none."""
+    kind = field.kind
+    if kind is Kind.STRING:
+        return text.encode()
+    if kind is Kind.BYTES:
+        return from_base64(text)
+    if kind is Kind.ENUM:
+        return field.names.get(text)
+    if kind is Kind.BOOL:
+        return _Unusual
+    return _number(kind, text)
+
+
+def _number(kind: Kind, text: str) -> Any:
+    """A whole number, however it is written; `_Unusual` if it is none of this kind."""
+    parts = _NUMBER.fullmatch(text)
+    if parts is None:
+        return _Unusual
+    sign, whole, fraction, power = parts.groups("")
+    whole, fraction = "" if whole == "0" else whole, fraction.rstrip("0")
+    digits = "0"
+    if whole or fraction:
+        if len(power) > _MOST_DIGITS and power.lstrip("+-0"):
+            return _Unusual
+        exponent = int(power or "0")
+        if not -(2**31) <= exponent < 2**31 or len(fraction) > max(exponent, 0):
+            return _Unusual
+        if exponent >= 0:
+            if len(whole) + exponent > _MOST_DIGITS:
+                return _Unusual
+            digits = (whole + fraction).ljust(len(whole) + exponent, "0")
+        else:
+            place = len(whole) + exponent
+            if place < 0 or whole[place:].strip("0"):
+                return _Unusual
+            digits = whole[:place]
+    if not digits or len(digits) > _MOST_DIGITS:
+        return _Unusual
+    number = int(sign + digits)
+    low, high = BOUNDS[kind]
+    return number if low <= number <= high else _Unusual
+
+
+def from_base64(text: str) -> Any:
+    """Bytes in base64, in either alphabet, padded or not; `_Unusual` if they are not."""
+    padded = not len(text) % 4
+    if "-" in text or "_" in text:
+        text = text.translate(_FROM_URL)
+    if "\n" in text or "\r" in text:
+        text = text.replace("\n", "").replace("\r", "")
+    found = _STANDARD.fullmatch(text)
+    if found is None or (found.group(1) and not padded) or len(text) % 4 == 1 or (padded and len(text) % 4):
+        return _Unusual
+    return a2b_base64(text + "=" * (-len(text) % 4))
