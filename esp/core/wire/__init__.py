@@ -49,7 +49,7 @@ The names that the layers above may use (tests/test_layers.py):
     call: MessageCall, Reader, Together, TogetherCall, BrokenCall, messages
     pump: Pending
     local_calls: LocalCalls
-    http1: AfterBody, AnswerPage, Exchange, FindPage, Http1Connection, HttpRequest, Page, Serve
+    http1: AfterBody, AnswerPage, AtOnce, Exchange, FindPage, Http1Connection, HttpRequest, Page, Serve
     transport: ClientProtocol, TICK_SECONDS
     listener: Listener
 

@@ -18,6 +18,8 @@ from esp.core.wire.local_calls import LocalCalls
 MAX_BODY_BYTES: Final = 65536
 """The most bytes of a body that nobody reads."""
 
+_BODY: Final = frozenset((b"content-length", b"transfer-encoding"))
+"""The fields of a request that has a body."""
 _DEFAULT_LIMITS: Final = Limits()
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -148,6 +150,27 @@ class AfterBody(Exchange):
         if not self._is_over:
             self._is_over = True
             self._reply.answer(page)
+
+
+class AtOnce(Exchange):
+    """Answers with a page without a look at the body, and ends the connection."""
+
+    behind = True
+
+    def __init__(self, reply: Http1Connection, page: Page) -> None:
+        self._reply = reply
+        self._page = page
+
+    def body(self, data: bytes) -> None:
+        """Does nothing."""
+
+    def body_ended(self) -> None:
+        """Does nothing."""
+
+    def work(self, stop: float) -> None:
+        """Answers."""
+        self._reply.close_soon()
+        self._reply.answer(self._page)
 
 
 class ServePages(Serve):
@@ -369,12 +392,11 @@ class Http1Connection:
         elif any(name == b"expect" and value.lower() != b"100-continue" for name, value in headers):
             self.refuse(417, "this server knows no other expectation than 100-continue")
         else:
-            if self._connection.they_are_waiting_for_100_continue:
-                self._out += self._connection.send(
-                    h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
-                )
             method, target = event.method.decode("ascii", "replace"), event.target.decode("ascii", "replace")
             self._exchange = self._serve.exchange(HttpRequest(method, target, headers), self)
+            if self._connection.they_are_waiting_for_100_continue and names & _BODY and not self._exchange.behind:
+                continues = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+                self._out += self._connection.send(continues)
 
     # The server's side: the exchange calls these.
 
