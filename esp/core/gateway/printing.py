@@ -1,9 +1,11 @@
 """A message in bytes as JSON, as Go's protojson prints it with `UseProtoNames`, without a blank.
 
 Small messages are parsed and printed at once. Of a large one, the parts are printed as their bytes come: only a value
-has to be whole, never the message. So an answer of any size takes little memory and no long step. Fields that are not
-repeated are printed behind the others, because they may come again: of several shards' answers the last one counts
-(services/kv/concat.py).
+has to be whole, never the message. So an answer of any size takes little memory and no long step.
+
+Fields that are not repeated may come again: of several shards' answers the last one counts (services/kv/concat.py). So
+values are printed at the end of their message. Messages, such as a header, are printed where they stand; if another one
+came later, that is an error.
 """
 
 from __future__ import annotations
@@ -98,10 +100,11 @@ class _Open:
     Attributes:
         end: its last position.
         field: the repeated field that is open.
-        single: the fields that are printed at the end, in bytes.
+        single: all fields so far that are not repeated, in bytes.
+        printed: the messages among them that are printed, by the names of their fields.
     """
 
-    __slots__ = ("end", "field", "seen", "shape", "single")
+    __slots__ = ("end", "field", "printed", "seen", "shape", "single")
 
     def __init__(self, shape: Shape, end: int) -> None:
         self.shape = shape
@@ -109,6 +112,7 @@ class _Open:
         self.field: Field | None = None
         self.seen: set[int] = set()
         self.single = bytearray()
+        self.printed: dict[str, Message] = {}
 
 
 class Printer:
@@ -247,6 +251,11 @@ class Printer:
             return end
         if not field.repeated:
             top.single += buffer[:end]
+            if field.kind is Kind.MESSAGE and field.name not in top.printed:
+                message = getattr(_parsed(top.shape, bytes(buffer[:end])), field.name)
+                top.printed[field.name] = message
+                self._name(top, field)
+                self._write(_value(field, message))
             return end
         for inner in getattr(_parsed(top.shape, bytes(buffer[:end])), field.name):
             self._name(top, field)
@@ -272,8 +281,11 @@ class Printer:
         if top.single:
             for descriptor, value in _parsed(top.shape, bytes(top.single)).ListFields():
                 field = top.shape.by_number[descriptor.number]
-                self._name(top, field)
-                self._write(_value(field, value))
+                if field.name not in top.printed:
+                    self._name(top, field)
+                    self._write(_value(field, value))
+                elif top.printed[field.name] != value:
+                    raise Garbled(f"two of field {field.name}")
         self._write("]}" if top.field is not None else "}")
         del self._open[-1]
 

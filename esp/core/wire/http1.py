@@ -18,8 +18,6 @@ from esp.core.wire.local_calls import LocalCalls
 MAX_BODY_BYTES: Final = 65536
 """The most bytes of a body that nobody reads."""
 
-_BODY: Final = frozenset((b"content-length", b"transfer-encoding"))
-"""The fields of a request that has a body."""
 _DEFAULT_LIMITS: Final = Limits()
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -394,7 +392,7 @@ class Http1Connection:
         else:
             method, target = event.method.decode("ascii", "replace"), event.target.decode("ascii", "replace")
             self._exchange = self._serve.exchange(HttpRequest(method, target, headers), self)
-            if self._connection.they_are_waiting_for_100_continue and names & _BODY and not self._exchange.behind:
+            if self._connection.they_are_waiting_for_100_continue and _has_body(headers) and not self._exchange.behind:
                 continues = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
                 self._out += self._connection.send(continues)
 
@@ -473,6 +471,10 @@ class Http1Connection:
         data = bytes(self._out)
         self._out.clear()
         return data
+
+
+def _has_body(headers: Headers) -> bool:
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
 
 
 def _type(page: Page) -> Sequence[tuple[str, str]]:

@@ -79,6 +79,9 @@ def test_messages_are_printed_as_protobuf_does(message: Message, small: int, mon
     monkeypatch.setattr(printing, "SMALL", small)
     for piece in (1, 7, 16384):
         assert json.loads(printed(message, piece=piece)) == as_protobuf_does(message)
+        assert len(printed(message, piece=piece)) == len(
+            text_of(shape_of(message.DESCRIPTOR), message.SerializeToString())
+        )
         if small == SMALL:
             assert printed(message, piece=piece) == text_of(shape_of(message.DESCRIPTOR), message.SerializeToString())
 
@@ -149,16 +152,25 @@ def test_fields_that_esp_does_not_know_are_left_out() -> None:
 @pytest.mark.parametrize("piece", [1, 100, 16384])
 def test_of_several_answers_in_one_the_last_header_and_count_count(piece: int) -> None:
     """So are the answers of several shards to one Range."""
-    last = rpc_pb2.RangeResponse(header=rpc_pb2.ResponseHeader(revision=77), count=5)
-    data = b"".join(part.SerializeToString() for part in (answer(300), answer(500), last))
-    value = json.loads("".join(pieces(last.DESCRIPTOR, prefix(data), piece)))
-    assert len(value["kvs"]) == 800
-    assert (value["count"], value["more"], value["header"]["revision"], value["header"]["member_id"]) == (
-        "5",
-        True,
-        "77",
-        "7",
+    last = rpc_pb2.RangeResponse(
+        header=rpc_pb2.ResponseHeader(cluster_id=1, member_id=2, revision=77, raft_term=4), count=5
     )
+    first = rpc_pb2.RangeResponse(header=last.header)
+    data = b"".join(part.SerializeToString() for part in (first, answer(300), answer(500), last))
+    text = "".join(pieces(last.DESCRIPTOR, prefix(data), piece))
+    assert text.startswith('{"header":{"cluster_id":"1",')
+    value = json.loads(text)
+    assert len(value["kvs"]) == 800
+    assert (value["count"], value["more"], value["header"]["revision"]) == ("5", True, "77")
+
+
+def test_a_header_that_is_not_the_last_one_is_not_printed_as_if_it_were() -> None:
+    data = b"".join(
+        part.SerializeToString()
+        for part in (answer(500), rpc_pb2.RangeResponse(header=rpc_pb2.ResponseHeader(revision=9)))
+    )
+    with pytest.raises(Garbled, match="two of field header"):
+        pieces(rpc_pb2.RangeResponse.DESCRIPTOR, prefix(data), 16384)
 
 
 LARGE = answer(1000).SerializeToString()
