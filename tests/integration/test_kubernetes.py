@@ -131,6 +131,41 @@ class TestWhole:
             server.create(b"pods/default/a")
 
 
+class TestInANamespace:
+    """The apiserver knows nothing of it; the ranges in the config are keys of the shards."""
+
+    OTHERS = ("{kubernetes: events, etcd_prefix: /t/registry}",), REST
+
+    def test_a_resource_that_is_whole(
+        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
+    ) -> None:
+        whole = ["{kubernetes: pods, etcd_prefix: /t/registry}"]
+        esp = serve([whole, *self.OTHERS], "namespace: /t")
+        server = apiserver(esp)
+        server.start()
+        server.compact()
+        wait_until(lambda: KNOWN in esp.log())
+        made = server.create(b"pods/default/a")
+        assert server.listed(b"pods", limit=7) == ([b"pods/default/a"], made)
+        assert server.revision(b"pods") == made
+        assert "WARNING" not in esp.log()
+        assert check(esp.config) == (0, [], [])
+
+    def test_a_resource_that_is_cut(
+        self, serve: Callable[..., EspProcess], apiserver: Callable[..., ApiServer]
+    ) -> None:
+        cut = ["{start: /t/registry/pods/m, end: /t/registry/pods0}"]
+        esp = serve([cut, *self.OTHERS], "namespace: /t")
+        assert 'for Kubernetes: the objects below "/t/registry/pods/" are in several shards, s2, s0' in esp.log()
+        server = apiserver(esp)
+        server.create(b"pods/z/1")
+        server.compact()
+        wait_until(lambda: "until then such requests are refused" in esp.log())
+        code, text = outcome(lambda: server.listed(b"pods", 500))
+        assert code == REFUSED
+        assert text.startswith('esp: a Range spans the shards s2, s0 (boundary "/t/registry/pods/m"); ')
+
+
 class TestTheKeyWithoutASlash:
     """`{prefix: /registry/pods/}` leaves `/registry/pods` to another shard."""
 

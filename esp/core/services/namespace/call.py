@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from esp.core.services.namespace.answer import AnswerReader
-from esp.core.services.namespace.rewrite import Form, Malformed, Outside, steps
+from esp.core.services.namespace.rewrite import STEP_BYTES, Form, Malformed, Outside, steps
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader
@@ -18,8 +18,10 @@ from esp.core.wire.status import Code, RpcError, Status
 
 log = logging.getLogger("esp.service")
 
-AT_ONCE_BYTES: Final = 262_144
-"""Bytes of answers that are rewritten, or sent, in one turn of the loop."""
+SENT_AT_ONCE: Final = 262_144
+"""Bytes of answers that are sent in one turn of the loop."""
+SLICE: Final = 0.001
+"""Seconds of a turn in which DATA that waits is rewritten; a step of STEP_BYTES may take as long again."""
 MALFORMED_REQUEST: Final = Status(
     Code.INTERNAL,
     "grpc: error unmarshalling request: esp: not in the form that protobuf libraries write",
@@ -43,7 +45,7 @@ class _Backlog:
     __slots__ = ("ending", "owed", "queue", "queued", "raw")
 
     def __init__(self) -> None:
-        self.raw: deque[bytes] = deque()
+        self.raw: deque[memoryview] = deque()
         self.owed = 0
         self.queue: deque[bytes] = deque()
         self.queued = 0
@@ -201,17 +203,15 @@ class InnerCall(ServerStream, Sink):
         if self._outer.is_over:
             return True
         backlog = self._backlog
-        if backlog is None and len(payload) <= AT_ONCE_BYTES:
+        if backlog is None and len(payload) <= STEP_BYTES:
             self._read(payload)
             if self._backlog is None:
                 return True
             self._backlog.owed += len(payload)
             return False
         if self._hold_all(len(payload)):
-            if backlog is None:
-                backlog = self._begin_backlog()
-                self._soon()
-            backlog.raw.append(payload)
+            backlog = backlog or self._begin_backlog()
+            backlog.raw.append(memoryview(payload))
             backlog.owed += len(payload)
         return False
 
@@ -329,7 +329,7 @@ class InnerCall(ServerStream, Sink):
     def drained(self, size: int) -> None:
         """Bytes that the client's stream had to keep have left."""
         if self._outer.pending is None and not self._is_on:
-            self._go_on()
+            self._go_on(0.0)
 
     # The answers.
 
@@ -340,38 +340,26 @@ class InnerCall(ServerStream, Sink):
         except (Malformed, Outside) as error:
             self._refuse(error)
             return
+        outer, backlog = self._outer, self._backlog
         if pieces:
-            outer = self._outer
-            if self._backlog is None and sum(map(len, pieces)) <= AT_ONCE_BYTES:
+            size = sum(map(len, pieces))
+            if backlog is None and size <= SENT_AT_ONCE:
                 outer.send_data(pieces[0] if len(pieces) == 1 else b"".join(pieces), False)
                 if outer.pending is not None and not outer.is_over:
                     self._begin_backlog()
             else:
-                backlog = self._backlog or self._begin_backlog()
+                backlog = backlog or self._begin_backlog()
                 backlog.queue.extend(pieces)
-                backlog.queued += sum(map(len, pieces))
-                self._send(backlog)
+                backlog.queued += size
         if self._held or not self._answers.is_between or self._backlog is not None:
             self._hold_all(0)
 
     def _begin_backlog(self) -> _Backlog:
         backlog = self._backlog = _Backlog()
         self._outer.sink = self
-        return backlog
-
-    def _send(self, backlog: _Backlog) -> None:
-        """Sends as much of the queue as the client takes, AT_ONCE_BYTES at most."""
-        outer, queue, sent = self._outer, backlog.queue, 0
-        while queue and outer.pending is None and not outer.is_over:
-            if sent >= AT_ONCE_BYTES:
-                self._soon()
-                return
-            piece = queue.popleft()
-            backlog.queued -= len(piece)
-            sent += len(piece)
-            outer.send_data(piece, False)
-        if not queue and outer.pending is None and not outer.is_over:
+        if self._outer.pending is None:
             self._soon()
+        return backlog
 
     def _soon(self) -> None:
         if not self._is_on:
@@ -383,32 +371,41 @@ class InnerCall(ServerStream, Sink):
         self._is_on = False
         clock = self.connection.clock
         began = clock()
-        self._go_on()
+        self._go_on(began + SLICE)
         self.connection.charge(clock() - began)
 
     def flush(self) -> None:
         """Does nothing: `go_on` does the work."""
 
-    def _go_on(self) -> None:
-        """Sends what waits, then reads on, and ends the call when all has left."""
-        outer, backlog = self._outer, self._backlog
-        if backlog is None or outer.is_over:
-            return
-        if backlog.queue:
-            self._send(backlog)
-        elif outer.pending is None and backlog.raw:
-            payload = backlog.raw.popleft()
-            if len(payload) > AT_ONCE_BYTES:
-                backlog.raw.appendleft(payload[AT_ONCE_BYTES:])
-                payload = payload[:AT_ONCE_BYTES]
-            self._read(payload)
-            if self._backlog is backlog and outer.pending is None:
+    def _go_on(self, until: float) -> None:
+        """Sends what waits, or rewrites DATA until this time, and ends the call when all has left."""
+        outer, backlog, clock = self._outer, self._backlog, self.connection.clock
+        while backlog is not None and not outer.is_over:
+            is_enough = bool(backlog.queue)
+            if is_enough:
+                self._send(backlog)
+            elif outer.pending is None and backlog.raw:
+                data = backlog.raw.popleft()
+                if len(data) > STEP_BYTES:
+                    backlog.raw.appendleft(data[STEP_BYTES:])
+                self._read(bytes(data[:STEP_BYTES]))
+            if outer.is_over or self._backlog is not backlog or not self._hold_all(0) or outer.pending is not None:
+                return
+            if not backlog.queue and not backlog.raw:
+                self._end_backlog(backlog)
+                return
+            if is_enough or clock() >= until:
                 self._soon()
-        if outer.is_over or self._backlog is not backlog:
-            return
-        self._hold_all(0)
-        if not backlog.queue and not backlog.raw and outer.pending is None and not self._is_on:
-            self._end_backlog(backlog)
+                return
+
+    def _send(self, backlog: _Backlog) -> None:
+        """Sends as much of the queue as the client takes, SENT_AT_ONCE at most."""
+        outer, queue, sent = self._outer, backlog.queue, 0
+        while queue and sent < SENT_AT_ONCE and outer.pending is None and not outer.is_over:
+            piece = queue.popleft()
+            backlog.queued -= len(piece)
+            sent += len(piece)
+            outer.send_data(piece, False)
 
     def _end_backlog(self, backlog: _Backlog) -> None:
         """All has left: the handler goes on, or the call ends."""

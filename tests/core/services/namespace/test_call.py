@@ -9,7 +9,7 @@ import pytest
 from esp.core.namespace import Namespace
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services.namespace import InNamespace
-from esp.core.services.namespace.call import AT_ONCE_BYTES, HALF, OUTSIDE
+from esp.core.services.namespace.call import HALF, OUTSIDE, SENT_AT_ONCE, InnerCall
 from esp.core.services.namespace.rewrite import STEP_BYTES
 from esp.core.services.router import METHODS
 from esp.core.wire import frames
@@ -21,6 +21,7 @@ from esp.core.wire.message import prefix
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler, Refuse, ServerStream
 from esp.core.wire.status import OK, Code, Status
+from esp.core.wire.stream import Stream
 from tests.core.wire.conversation import (
     HEAD,
     Client,
@@ -192,7 +193,7 @@ class TestAnswers:
         world = World(window=window)
         stream = world.asks(RANGE)
         content = rows(20_000)
-        assert len(content) > 4 * AT_ONCE_BYTES
+        assert len(content) > 4 * SENT_AT_ONCE
         stream.respond(content)
         assert stream.is_over
         world.server.flush()
@@ -331,6 +332,25 @@ class TestAround:
         assert around.recover(stream, b"m", OK)
         around.on_large_answer(stream, 5)
         assert told == [(stream, b"m", OK), (stream, 5)]
+
+
+def test_each_name_of_a_stream_is_one_of_the_call_or_needs_no_slot() -> None:
+    """A new one in the wire must not act on the slots that the call lacks, or send past the namespace."""
+    on_others = {
+        *("peer", "remaining", "remaining_timeout", "respond", "start", "hold_head", "awaits_message", "has_lived"),
+        *("half_request",),
+    }
+    """Made of other names."""
+    of_the_wire = {
+        *("on_data", "on_reset", "on_drained", "on_local_end", "on_buffers_full", "received", "take_unended"),
+        *("send_pending", "_collect", "_collected", "_take", "_ended", "_count", "_release", "_tell_full", "_queue"),
+    }
+    """Called by the wire only, which knows the client's stream."""
+    copied = {"connection", "id", "head", "timeout", "opened", "deadline"}
+    lacking = {"account", "credit", "fresh", "recv_owed", "recv_window", "taken", "_body_size", "_request"}
+    """Slots that only the wire uses."""
+    names = {name for kind in (Stream, ServerStream) for name in vars(kind) if not name.startswith("__")}
+    assert names - vars(InnerCall).keys() == on_others | of_the_wire | copied | lacking
 
 
 def test_reset_from_inside() -> None:
