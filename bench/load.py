@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from google.protobuf.json_format import MessageToJson
 
 from bench.processes import BenchError
+from esp.core.pb import rpc_pb2
 
 TIMEOUT = 120.0  # seconds; nothing here takes a tenth of it
 
@@ -54,13 +57,33 @@ def h2load(address: str, call: Call, requests: int, *, metadata: Sequence[str] =
     p50 and p99 come from its per-request log, in microseconds. Writing it costs h2load some CPU (see README.md), the
     same for every peer.
     """
+    fields = ("content-type: application/grpc", "te: trailers", *metadata)
+    return _h2load(f"http://{address}{call.path}", call, requests, fields, ("-m", str(call.streams)), call.message)
+
+
+_JSON: dict[str, tuple[Any, str]] = {
+    "Put": (rpc_pb2.PutRequest, "/v3/kv/put"),
+    "Range": (rpc_pb2.RangeRequest, "/v3/kv/range"),
+}
+
+
+def h2load_json(address: str, call: Call, requests: int) -> Load:
+    """As `h2load`, to the JSON gateway: HTTP/1.1, one request at a time on each connection."""
+    kind, path = _JSON[call.method]
+    body = call.message.with_suffix(".json")
+    body.write_text(MessageToJson(kind.FromString(call.message.read_bytes()[5:]), indent=None))
+    seen = _h2load(f"http://{address}{path}", call, requests, ("content-type: application/json",), ("--h1",), body)
+    return replace(seen, data_bytes=None)  # not the size that the protobuf answer has
+
+
+def _h2load(url: str, call: Call, requests: int, fields: Sequence[str], options: Sequence[str], message: Path) -> Load:
     log = call.message.with_suffix(".h2load")
     log.unlink(missing_ok=True)
-    command = ["h2load", "-c", str(call.connections), "-m", str(call.streams), "-n", str(requests), "-t", "1"]
-    for field in ("content-type: application/grpc", "te: trailers", *metadata):
+    command = ["h2load", "-c", str(call.connections), "-n", str(requests), "-t", "1", *options]
+    for field in fields:
         command += ["-H", field]
-    command += ["-d", str(call.message)]
-    told = _run([*command, f"--log-file={log}", f"http://{address}{call.path}"])
+    command += ["-d", str(message)]
+    told = _run([*command, f"--log-file={log}", url])
     latencies, failed = [], 0
     first, last = float("inf"), 0
     with log.open() as rows:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.gateway import JSON
 from bench.load import missing_generators
 from bench.measure import Amount, Sample, Subject, message_file, running_backends
 from bench.peers import Esp, EspOneShard
@@ -19,6 +20,7 @@ from bench.processes import BenchError
 from bench.profiled_esp import Place
 from bench.workloads import WORKLOADS, Workload
 
+KNOWN = WORKLOADS | JSON
 ROOT = Path(__file__).parent.parent
 
 
@@ -26,10 +28,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="bench/profile",
         description="Profiles esp under one workload and prints where the CPU time went.",
-        epilog=f"workloads: {', '.join(WORKLOADS)}",
+        epilog=f"workloads: {', '.join(KNOWN)}",
     )
     parser.add_argument("--requests", type=int, help="exactly so many, instead of --seconds at esp's own pace")
-    parser.add_argument("workload", choices=list(WORKLOADS), metavar="WORKLOAD")
+    parser.add_argument("workload", choices=list(KNOWN), metavar="WORKLOAD")
     parser.add_argument("--how", choices=["sample", "cprofile"], default="sample", help="sample: little distortion")
     parser.add_argument(
         "--seconds", type=float, default=8.0, help="of load (8); the kernel samples every 1 to 4 ms of CPU time"
@@ -43,7 +45,7 @@ def main() -> int:
     try:
         if reason := missing_generators():
             raise BenchError(reason)
-        sample = _run(WORKLOADS[options.workload], options, folder)
+        sample = _run(KNOWN[options.workload], options, folder)
         _print(sample, folder / "profile", options)
         if options.keep:
             shutil.copy(folder / "profile", options.keep)
