@@ -228,7 +228,7 @@ class ServerProtocol(WireProtocol):
             self._since = monotonic()
         if http1.ended:
             self.close()
-        elif not http1.is_served:
+        elif not http1.is_served and (self.is_behind or not self._reads or self._afterwards is not None):
             self._turns.serve(self, 0)  # works on bytes that have come meanwhile
             self._listener.flush_soon()
 

@@ -14,6 +14,7 @@ import h11
 
 from esp.core.wire.limits import Limits
 from esp.core.wire.local_calls import LocalCalls
+from esp.core.wire.plain import LAST_CHUNK, HttpRequest, PlainHeads, answer_head, chunk, head_in
 
 MAX_BODY_BYTES: Final = 65536
 """The most bytes of a body that nobody reads."""
@@ -41,29 +42,6 @@ class Page:
 AnswerPage = Callable[[Page], None]
 FindPage = Callable[[str, str, AnswerPage], None]
 """`(method, target, answer)`: calls `answer` with the page, at once or later, and once only."""
-
-
-class HttpRequest:
-    """The head of a request.
-
-    Attributes:
-        method, target: as they came.
-        headers: the fields in order, their names in lower case.
-    """
-
-    __slots__ = ("headers", "method", "target")
-
-    def __init__(self, method: str, target: str, headers: Headers) -> None:
-        self.method = method
-        self.target = target
-        self.headers = headers
-
-    def field(self, name: bytes) -> bytes:
-        """The first value of field `name`, b"" without one."""
-        for candidate, value in self.headers:
-            if candidate == name:
-                return value
-        return b""
 
 
 class Exchange:
@@ -103,7 +81,14 @@ class Exchange:
 
 
 class Serve:
-    """Serves requests."""
+    """Serves requests.
+
+    Attributes:
+        heads: of requests that were served.
+    """
+
+    def __init__(self) -> None:
+        self.heads = PlainHeads()
 
     def exchange(self, request: HttpRequest, reply: Http1Connection) -> Exchange:
         """The server of a request; answers through `reply`."""
@@ -150,31 +135,11 @@ class AfterBody(Exchange):
             self._reply.answer(page)
 
 
-class AtOnce(Exchange):
-    """Answers with a page without a look at the body, and ends the connection."""
-
-    behind = True
-
-    def __init__(self, reply: Http1Connection, page: Page) -> None:
-        self._reply = reply
-        self._page = page
-
-    def body(self, data: bytes) -> None:
-        """Does nothing."""
-
-    def body_ended(self) -> None:
-        """Does nothing."""
-
-    def work(self, stop: float) -> None:
-        """Answers."""
-        self._reply.close_soon()
-        self._reply.answer(self._page)
-
-
 class ServePages(Serve):
     """Serves pages only."""
 
     def __init__(self, find: FindPage) -> None:
+        super().__init__()
         self._find = find
 
     def exchange(self, request: HttpRequest, reply: Http1Connection) -> Exchange:
@@ -205,7 +170,11 @@ class Http1Connection:
         "_connection",
         "_exchange",
         "_in_receive",
+        "_is_begun",
+        "_is_clean",
         "_is_head",
+        "_is_plain",
+        "_learning",
         "_limits",
         "_out",
         "_request",
@@ -235,6 +204,10 @@ class Http1Connection:
         self._answered = False
         self._closes = False
         self._is_head = False
+        self._is_clean = True  # h11 has no bytes, and is between two requests
+        self._is_plain = False  # the request, of which h11 knows nothing
+        self._is_begun = False  # the answer to such a request
+        self._learning: tuple[bytes, int] | None = None  # a head for h11, and the bytes that came behind it
         self._in_receive = False
         self._out = bytearray()
         self.is_full = False
@@ -255,12 +228,14 @@ class Http1Connection:
     @property
     def is_idle(self) -> bool:
         """Whether the last request was answered, and no byte of the next has come."""
-        return self._answered and self._request is None and not self._connection.trailing_data[0]
+        return self._answered and self._exchange is None and self._request is None and self._is_clean
 
     @property
     def unread_bytes(self) -> int:
         """The bytes that have come and wait for their turn."""
-        return len(self._connection.trailing_data[0]) if self.behind or self._exchange is not None else 0
+        if self._is_clean or not (self.behind or self._exchange is not None):
+            return 0
+        return len(self._connection.trailing_data[0])
 
     @property
     def wants_bytes(self) -> bool:
@@ -286,7 +261,8 @@ class Http1Connection:
         self.behind = False
         self._in_receive = True
         try:
-            if data:  # h11 takes b"" for the end
+            if data and not self._take_plain(data):  # h11 takes b"" for the end
+                self._is_clean = False
                 self._connection.receive_data(data)
             self._run()
         except h11.RemoteProtocolError as error:
@@ -335,6 +311,32 @@ class Http1Connection:
             exchange.gone()
         self.refuse(error.error_status_hint or 400, _plain(error))
 
+    def _take_plain(self, data: bytes) -> bool:
+        """Serves a request whose head is known, if its body is all the rest of `data`; else returns False."""
+        if not self._is_clean or self._exchange is not None or self.ended:
+            return False
+        head = head_in(data)
+        heads = self._serve.heads
+        known = heads.find(head) if head else None
+        if known is None or known[1] != len(data):
+            self._learning = (head, len(data) - len(head)) if head and known is None else None
+            return False
+        self.requests += 1
+        self._is_plain = True
+        self._is_begun = self._body_ended = False
+        exchange = self._exchange = self._serve.exchange(known[0], self)
+        if len(data) > len(head):
+            exchange.body(data[len(head) :])
+        if self._exchange is exchange:
+            self._end_body(exchange)
+        return True
+
+    def _end_body(self, exchange: Exchange) -> None:
+        self._body_ended = True
+        exchange.body_ended()
+        if self.sends_no_more and self._exchange is exchange:
+            exchange.sends_no_more()
+
     def _run(self) -> None:
         connection = self._connection
         while not self.ended:
@@ -351,6 +353,8 @@ class Http1Connection:
                     continue
                 if self._body_ended or exchange.is_full:
                     return
+            if self._is_clean:
+                return
             event = connection.next_event()
             if isinstance(event, h11.Request):
                 self._begin(event)
@@ -360,9 +364,7 @@ class Http1Connection:
             elif isinstance(event, h11.EndOfMessage):
                 self._body_ended = True
                 if exchange is not None:
-                    exchange.body_ended()
-                    if self.sends_no_more and self._exchange is exchange:
-                        exchange.sends_no_more()
+                    self._end_body(exchange)
             elif isinstance(event, h11.ConnectionClosed) or event is h11.PAUSED:
                 self.ended = True
             else:
@@ -391,29 +393,47 @@ class Http1Connection:
             self.refuse(417, "this server knows no other expectation than 100-continue")
         else:
             method, target = event.method.decode("ascii", "replace"), event.target.decode("ascii", "replace")
-            self._exchange = self._serve.exchange(HttpRequest(method, target, headers), self)
+            request = HttpRequest(method, target, list(headers))
+            self._learn(request, event.http_version)
+            self._exchange = self._serve.exchange(request, self)
             if self._connection.they_are_waiting_for_100_continue and _has_body(headers) and not self._exchange.behind:
                 continues = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
                 self._out += self._connection.send(continues)
+
+    def _learn(self, request: HttpRequest, version: bytes) -> None:
+        learning, self._learning = self._learning, None
+        # h11 takes a line feed for the end of a line as well, so its head may be a shorter one.
+        if learning and version == b"1.1" and len(self._connection.trailing_data[0]) == learning[1]:
+            self._serve.heads.learn(learning[0], request)
 
     # The server's side: the exchange calls these.
 
     def answer(self, page: Page) -> None:
         """Answers the request, whole."""
-        self._head(page.status, (*_type(page), ("Content-Length", str(len(page.body))), *page.headers), page.lines)
+        headers = (*_type(page), ("Content-Length", str(len(page.body))), *page.headers)
+        if self._is_plain:
+            self._out += answer_head(page.status, page.lines, (*headers, *self._closing()))
+            self._out += page.body
+            self._finish()
+            return
+        self._head(page.status, headers, page.lines)
         if page.body and not self._is_head:
             self._out += self._connection.send(h11.Data(data=page.body))
         self._finish()
 
     def begin(self, status: int, headers: Sequence[tuple[str, str]] = (), lines: bytes = b"") -> None:
         """Begins an answer whose size is not known yet."""
-        self._head(status, headers, lines)
+        if self._is_plain:
+            self._is_begun = True
+            self._out += answer_head(status, lines, (*headers, *self._closing(), ("Transfer-Encoding", "chunked")))
+        else:
+            self._head(status, headers, lines)
         self._emit()
 
     def send(self, data: bytes) -> None:
         """Sends a piece of the answer."""
         if data and not self.ended:
-            self._out += self._connection.send(h11.Data(data=data))
+            self._out += chunk(data) if self._is_plain else self._connection.send(h11.Data(data=data))
             self._emit()
 
     def finish(self) -> None:
@@ -430,13 +450,15 @@ class Http1Connection:
     def refuse(self, status: int, text: str) -> None:
         """Answers with a fault of the request, if it still can, and ends the connection."""
         self._exchange = None
-        if self._connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        if not self._is_begun and self._connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.answer(Page(status, f"{text}\n".encode(), headers=(("Connection", "close"),)))
         self.ended = True
 
+    def _closing(self) -> Sequence[tuple[str, str]]:
+        return (("Connection", "close"),) if self._closes else ()
+
     def _head(self, status: int, headers: Sequence[tuple[str, str]], lines: bytes) -> None:
-        if self._closes:
-            headers = (*headers, ("Connection", "close"))
+        headers = (*headers, *self._closing())
         reason = responses.get(status, "")
         head = self._connection.send(h11.Response(status_code=status, headers=list(headers), reason=reason))
         if lines:
@@ -449,17 +471,26 @@ class Http1Connection:
 
     def _finish(self) -> None:
         connection = self._connection
-        self._out += connection.send(h11.EndOfMessage())
+        is_plain, self._is_plain = self._is_plain, False
+        if not is_plain:
+            self._out += connection.send(h11.EndOfMessage())
+        elif self._is_begun:
+            self._out += LAST_CHUNK
         self._answered = True
-        self._is_head = False
+        self._is_head = self._is_begun = False
         self._exchange = None
-        if self._closes or connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
+        if is_plain:
+            self.ended = self._closes
+            if not self._in_receive:
+                self.behind = not self._is_clean and not self.ended
+        elif self._closes or connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
             self.ended = True
         else:
             connection.start_next_cycle()
             self._request = None
+            self._is_clean = not connection.trailing_data[0]
             if not self._in_receive:
-                self.behind = bool(connection.trailing_data[0])
+                self.behind = not self._is_clean
         self._emit()
 
     def _emit(self) -> None:
