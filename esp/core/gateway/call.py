@@ -29,6 +29,8 @@ from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import INTERNAL_ERROR, OVERLOADED
 from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
 
+log = logging.getLogger("esp.gateway")
+
 TOKENS_AT_ONCE: Final = 200
 """Tokens of a body that are looked at in one step."""
 SENT_AT_ONCE: Final = 16384
@@ -70,7 +72,6 @@ _UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e
 _MOST_TIMEOUT: Final = 2**63 // 10**9
 _CLOSED: Final = Status(Code.UNAVAILABLE, "esp: the call was broken off, try again")
 _BROKEN: Final = {int(ErrorCode.INTERNAL_ERROR): INTERNAL_ERROR, int(ErrorCode.ENHANCE_YOUR_CALM): OVERLOADED}
-log = logging.getLogger("esp.gateway")
 _NO_ANSWER: Final = Status(Code.INTERNAL, "the call ended without an answer")
 
 
@@ -260,7 +261,7 @@ class GatewayCall(Exchange):
 
     def _read_values(self) -> None:
         """Sends the values that have come, in steps."""
-        if self._stream is None:
+        if not self._is_begun:
             self._open(None, end=False)
         if self._reading is None and not self._is_over:
             self._reading = self._read_stream()
@@ -289,7 +290,7 @@ class GatewayCall(Exchange):
 
     def owed(self) -> int | None:
         """The body of a call with one request, or the rest of a value."""
-        if self._is_whole:
+        if self._is_whole or self.is_full or self._reading is not None:
             return None
         if self._values is None:
             return 0

@@ -379,12 +379,50 @@ def test_a_client_that_sends_requests_faster_than_they_are_taken_is_not_read() -
         if not client.http.wants_bytes:
             break
     assert not client.http.wants_bytes
+    assert client.http.owed() is None
     assert len(handler.said) < 100_000
     handler.reads = True
     handler.streams[0].consumed(len(handler.said))
     client.works()
     client.works()
     assert client.http.wants_bytes
+
+
+def test_requests_behind_the_end_of_their_call_begin_no_other() -> None:
+    handler = Streaming()
+    client = browser(WATCH, handler)
+    client.says(b"POST /v3/watch HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    client.says(b'15\r\n{"create_request":{}}\r\n')
+    client.http.is_full = True
+    handler.send(created())
+    handler.streams[0].finish(STOPPED)
+    client.works()
+    client.says(b'15\r\n{"create_request":{}}\r\n')
+    client.http.resumed()
+    client.works()
+    assert len(handler.streams) == 1
+    assert [list(line) for line in client.hears().lines] == [["result"], ["error"]]
+    assert client.http.ended
+
+
+def test_what_a_client_owes() -> None:
+    handler = Streaming()
+    client = browser(WATCH, handler)
+    client.handlers[PUT] = gives(rpc_pb2.PutResponse())
+    client.says(b"POST /v3/kv/put HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
+    assert client.http.owed() == (1, 0)
+    client.says(b"{}")
+    client.hears()
+    client.says(b"POST /v3/watch HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert client.http.owed() is None
+    client.says(b"1\r\n{\r\n")
+    assert client.http.owed() == (2, 0)
+    client.says(b'14\r\n"create_request":{}}\r\n')
+    assert client.http.owed() is None
+    client.says(b"2\r\n{ \r\n")
+    assert client.http.owed() == (2, 1)
+    client.says(b"1\r\n}\r\n0\r\n\r\n")
+    assert client.http.owed() is None
 
 
 # Slow clients, and clients that leave.
