@@ -230,7 +230,7 @@ class Names:
 
     def __init__(self, base: int | None = None) -> None:
         self._base = base
-        self._ids: dict[str, str] = {}
+        self._ids: dict[int, str] = {}
 
     def said(self, done: Done) -> Said:
         # Lines that are JSON are the log of etcd's client.
@@ -254,12 +254,15 @@ class Names:
         return match[1] + ("R" if self._base is None else f"+{int(match[2]) - self._base}")
 
     def _id(self, match: re.Match[str]) -> str:
-        return self._ids.setdefault(_number(match[0]), f"ID{len(self._ids)}")
+        numbers = _numbers(match[0])
+        known = next((number for number in numbers if number in self._ids), numbers[-1])
+        return self._ids.setdefault(known, f"ID{len(self._ids)}")
 
 
-def _number(shown: str) -> str:
-    """The same id is shown in hex or decimal."""
-    return str(int(shown, 10 if re.fullmatch(r"\d{17,20}", shown) else 16))
+def _numbers(shown: str) -> list[int]:
+    """What an id may be, which is shown in hex here and in decimal there: a small one in decimal looks like hex."""
+    decimal = [int(shown)] if shown.isdecimal() else []
+    return decimal + [int(shown, 16)] * (len(shown) <= 16)
 
 
 def revision_of(server: Server) -> int:
