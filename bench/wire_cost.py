@@ -50,6 +50,8 @@ ANSWER = prefix(
 class Pass(Handler):
     """Splices every call onto one connection."""
 
+    quick = True  # as esp's own handlers of Put and Range
+
     def __init__(self, upstream: ClientConnection, owner: Shard) -> None:
         self.upstream = upstream
         self.owner = owner

@@ -10,6 +10,8 @@ Garbage in cycles is rare in esp: neither calls nor HTTP/2 connections leave any
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from time import thread_time
 from typing import Final
 
 YOUNG: Final = 1000
@@ -37,8 +39,25 @@ def in_short_steps() -> None:
 class Garbage:
     """Decides when old objects are looked at. Times are in seconds, as `monotonic` has them."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, leave_out: Callable[[float], None]) -> None:
+        """`leave_out` is told the running time of each of the collector's runs, between `start` and `stop`."""
         self._looked = self._collected = now
+        self._leave_out = leave_out
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Begins to time the collector, which runs in the middle of anybody's work: nobody is to pay for it."""
+        gc.callbacks.append(self._on_run)
+
+    def stop(self) -> None:
+        """Undoes `start`."""
+        gc.callbacks.remove(self._on_run)
+
+    def _on_run(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._began = thread_time()
+        else:
+            self._leave_out(thread_time() - self._began)
 
     def tick(self, now: float) -> bool:
         """Looks at the old objects if enough have grown old. True if they were looked at."""

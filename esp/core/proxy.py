@@ -70,10 +70,10 @@ class Proxy:
         self.context = WireContext(config.limits)
         self.background = Background()
         self.bound: list[tuple[str, int]] = []
-        self._garbage = Garbage(monotonic())
+        self._garbage = Garbage(monotonic(), self.context.turns.time.leave_out)
         self._heap = Heap(self._garbage)
         self._running: dict[Shard, asyncio.Task[None]] = {}
-        self.gate = Gate(self.context, self.background, self._calls_sent)
+        self.gate = Gate(self.context, self.background)
         layout = self._layout(config, {})
         protects = config.across_shards.protects_kubernetes
         apiservers = ApiServers(layout, config.apiserver_roots, protects=protects, compact_key=config.compact_key)
@@ -221,6 +221,7 @@ class Proxy:
         await self._bind(self.config.listen)
         for shard in self.routing.shards.values():
             self._run(shard)
+        self._garbage.start()
         self.leases.start()
         self.background.keep("the look for kube-apiservers", self.routing.apiservers.run)
         if self._samples is not None:
@@ -237,6 +238,7 @@ class Proxy:
                 raise _cannot_listen(address, addresses, error) from None
 
     async def __aexit__(self, *exc: object) -> None:
+        self._garbage.stop()
         self._health.stop()
         if not await self._listener.drain(errors.SERVER_STOPPED, self.config.drain_seconds):
             log.warning("some calls were still open after %g s and were cut", self.config.drain_seconds)
@@ -250,9 +252,6 @@ class Proxy:
     async def connected(self, seconds: float) -> list[str]:
         """Waits until every shard is reachable, `seconds` at most; the names of the shards that are not."""
         return await _unreachable(self.routing.layout, seconds)
-
-    def _calls_sent(self) -> dict[str, int]:
-        return {name: shard.calls_sent for name, shard in self.routing.shards.items()}
 
     async def _tick(self) -> None:
         while True:

@@ -53,7 +53,7 @@ def test_new_objects_are_looked_at_a_few_at_a_time_and_old_ones_never() -> None:
 
 def test_old_garbage_goes_when_enough_has_grown_old() -> None:
     garbage.in_short_steps()
-    looks = Garbage(0.0)
+    looks = Garbage(0.0, lambda seconds: None)
     old = Cycle()
     gc.collect(1)  # now it is old
     gone = weakref.ref(old)
@@ -69,10 +69,22 @@ def test_old_garbage_goes_when_enough_has_grown_old() -> None:
 
 def test_it_is_not_done_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(garbage, "AT_MOST", 10_000_000)
-    looks = Garbage(0.0)
+    looks = Garbage(0.0, lambda seconds: None)
     assert looks.collect(1000.0)
     assert not looks.collect(1000.0 + SECONDS - 1)
     assert looks.collect(1000.0 + SECONDS)
     monkeypatch.setattr(garbage, "AT_MOST", 0)
     assert not looks.collect(1000.0 + 2 * SECONDS), "it would take long"
     assert looks.collect(1000.0 + SECONDS + SECONDS_IF_MORE)
+
+
+def test_the_time_of_the_collector_is_told_while_it_is_wanted() -> None:
+    told: list[float] = []
+    watched = Garbage(0.0, told.append)
+    gc.collect()
+    watched.start()
+    gc.collect()
+    watched.stop()
+    gc.collect()
+    assert len(told) == 1
+    assert told[0] > 0

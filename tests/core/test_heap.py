@@ -25,7 +25,7 @@ def looks(watched: Heap) -> list[bool]:
 
 
 def test_what_is_in_use_all_the_time_is_not_given_back() -> None:
-    watched = Heap(Garbage(0.0))
+    watched = Heap(Garbage(0.0, lambda seconds: None))
     for _ in range(10):
         burst = [bytearray(2000) for _ in range(20_000)]
         assert not watched.tick()
@@ -34,7 +34,7 @@ def test_what_is_in_use_all_the_time_is_not_given_back() -> None:
 
 
 def test_a_burst_leaves_nothing_behind() -> None:
-    watched = Heap(Garbage(0.0))
+    watched = Heap(Garbage(0.0, lambda seconds: None))
     if not watched.is_known:
         pytest.skip("another C library")
     before = resident()
@@ -55,6 +55,6 @@ def test_a_burst_leaves_nothing_behind() -> None:
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: object())
-    watched = Heap(Garbage(0.0))
+    watched = Heap(Garbage(0.0, lambda seconds: None))
     assert not watched.is_known
     assert not watched.tick()

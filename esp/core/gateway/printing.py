@@ -21,7 +21,7 @@ from esp.core.gateway.shapes import Field, Kind, Shape
 from esp.core.wire.frames import unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
 
-SMALL: Final = 4096
+SMALL: Final = 8192
 """Bytes of a message, or of a part of one, that is printed at once: about a millisecond."""
 MOST_VARINT: Final = 10
 MAX_DEPTH: Final = 100

@@ -266,6 +266,11 @@ class CoroutineCall(Sink):
             for shard, size in sizes.items():
                 self.entry.weigh(shard, size)
 
+    def weigh(self, shard: str, size: int) -> None:
+        """A shard has answered with `size` bytes."""
+        if self.entry is not None:
+            self.entry.weigh(shard, size)
+
     def heard(self, shard: str) -> None:
         """A shard has answered, and so has not stopped."""
         if self.entry is not None:

@@ -135,27 +135,6 @@ class AfterBody(Exchange):
             self._reply.answer(page)
 
 
-class AtOnce(Exchange):
-    """Answers with a page without a look at the body, and ends the connection."""
-
-    behind = True
-
-    def __init__(self, reply: Http1Connection, page: Page) -> None:
-        self._reply = reply
-        self._page = page
-
-    def body(self, data: bytes) -> None:
-        """Does nothing."""
-
-    def body_ended(self) -> None:
-        """Does nothing."""
-
-    def work(self, stop: float) -> None:
-        """Answers."""
-        self._reply.close_soon()
-        self._reply.answer(self._page)
-
-
 class ServePages(Serve):
     """Serves pages only."""
 

@@ -10,7 +10,8 @@ weighed by the time that it took, not by its kind; a clock is read around each s
   SIGCOMM 1996). A connection pays for a step that cannot be divided: it then waits until the others have had as much
   time.
 - A connection that has had no more time than those in line, or less than a slice more, is still served at once when its
-  bytes come. So a connection that needs little time waits only for the slice that is being served.
+  bytes come. So is one that takes no more than OWN_SHARE of all time. So a connection that needs little time waits only
+  for the slice that is being served.
 
 While the line is empty, a connection with work may work.
 """
@@ -35,6 +36,10 @@ MOST_SKIPPED: Final = 4
 """The most turns in a row in which the line is not served, because answers and calls took the line's time."""
 SAVED: Final = 0.02
 """The most seconds that a connection which needs little time saves up, and so may have at a time."""
+OWN_SHARE: Final = 0.03
+"""The part of the loop's time that every connection may have at once, however many others want the time. With thirty
+connections that want all they can get, a fair share alone is 0.03 of what answers leave over, and less than a client
+needs that does a hundred calls a second."""
 LONGEST_STEP: Final = 0.02
 """The most seconds that a step counts for, because the garbage collector may have run in it. No more than `SAVED`, so
 that such an accident alone does not put a connection that needs little time in line."""
@@ -72,17 +77,24 @@ class RunningTime:
         self._seen = now
         return now - self._off
 
+    def leave_out(self, seconds: float) -> None:
+        """Takes so many seconds, which the thread has just run, for time in which it did not run."""
+        self._before -= seconds
+        self._trusted = -inf
+
 
 class Worker:
     """An object with work to do in slices: the socket of a client or of a shard.
 
     Attributes:
         used: the seconds it has had, on a scale of its own: a worker without work for a while saves up only `SAVED`.
+        credited: the time on the clock up to which the worker has been given its OWN_SHARE.
         in_line: the worker stands in line, and is called when its turn has come.
-        is_new: the worker has had no turn yet.
+        is_new: the worker has had no turn yet. Much of the first turn goes by to set up the connection.
     """
 
     used: float = 0.0
+    credited: float = 0.0
     in_line: bool = False
     is_new: bool = True
 
@@ -101,6 +113,7 @@ class Turns:
         clock: seconds; by default the seconds that this thread has run.
 
     Attributes:
+        time: the seconds that this thread has run.
         soon: calls a function in the next turn of the loop, before the sockets are looked at again; set by the owner of
             a loop.
         flush: writes output that is ready; set by the context.
@@ -123,11 +136,13 @@ class Turns:
         "flush",
         "go_on",
         "soon",
+        "time",
         "will_run",
     )
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
-        self.clock = RunningTime().now if clock is None else clock
+        self.time = RunningTime()
+        self.clock = self.time.now if clock is None else clock
         self._wall = clock or monotonic  # for times that are short, or count as `LONGEST_STEP` at most
         self.soon: Callable[[Callable[[], None]], object] | None = None
         self.flush: Callable[[], None] = lambda: None
@@ -162,23 +177,33 @@ class Turns:
             if not self._line:
                 self._virtual = virtual = used
             elif used >= virtual + SLICE:
-                self._join(worker)
-                return
+                used = self._credited(worker)
+                if used >= virtual + SLICE:
+                    self._join(worker)
+                    return
         if self._spent >= AT_ONCE:
-            worker.in_line = True
-            self._order += 1
-            heappush(self._first, (worker.is_new, used, self._order, worker))
-            self.run_soon()
+            self._put_off(worker)
             return
         clock = self.clock
         start = clock()
         is_left = worker.work(start + SLICE if used <= virtual else start + SLICE + virtual - used)
         took = clock() - start + size * SECONDS_PER_BYTE
-        worker.is_new = False
         self._spent += took
+        if worker.is_new:
+            worker.used = used  # as `_served_first` counts
+            self._served_first(worker, took, is_left)
+            return
         worker.used = used + (took if took < LONGEST_STEP else LONGEST_STEP)
         if is_left:
             self._join(worker)
+
+    def _credited(self, worker: Worker) -> float:
+        """What the worker has used, less its own share of the time since this was last taken off; SAVED at most."""
+        now = self.clock()
+        share = min((now - worker.credited) * OWN_SHARE, SAVED)
+        worker.credited = now
+        worker.used = max(worker.used - share, self._virtual - SAVED)
+        return worker.used
 
     def serve_little(self, worker: Worker, take: Callable[[bytes, float], bool], data: bytes) -> bool:
         """As `serve`, in fewer steps, for a few bytes that come while the line is empty, as nearly all reads do.
@@ -231,6 +256,7 @@ class Turns:
     def welcome(self, worker: Worker) -> None:
         """Takes in a new `worker`, which has saved up nothing."""
         worker.used = self._virtual
+        worker.credited = self.clock()
 
     def charge(self, worker: Worker, seconds: float) -> None:
         """Counts work that was done for `worker` outside of its turns."""
@@ -241,6 +267,27 @@ class Turns:
         """Puts a client's `worker` in line for work that did not come as bytes."""
         if not worker.in_line:
             worker.used = max(worker.used, self._virtual - SAVED)
+            self._join(worker)
+
+    def _put_off(self, worker: Worker) -> None:
+        worker.in_line = True
+        self._order += 1
+        heappush(self._first, (worker.is_new, worker.used, self._order, worker))
+        self.run_soon()
+
+    def _served_first(self, worker: Worker, took: float, is_left: bool) -> None:
+        """Counts the `took` seconds of a turn that was no turn of the line; work that is left waits for another.
+
+        The first turn of a worker counts for little, and the rest of its work does not have to stand in line yet.
+        """
+        if worker.is_new:
+            worker.is_new = False
+            worker.used += min(took, FIRST_SLICE)
+            if is_left:
+                self._put_off(worker)
+            return
+        worker.used += min(took, LONGEST_STEP)
+        if is_left:
             self._join(worker)
 
     def _join(self, worker: Worker) -> None:
@@ -311,12 +358,10 @@ class Turns:
         stop = start + SLICE
         while first:
             _, _, _, worker = heappop(first)
-            worker.in_line = worker.is_new = False
+            worker.in_line = False
             is_left = worker.work(min(start + FIRST_SLICE, stop))
             end = self.clock()
-            worker.used += min(end - start, LONGEST_STEP)
-            if is_left:
-                self._join(worker)
+            self._served_first(worker, end - start, is_left)
             start = end
             if end >= stop:
                 break

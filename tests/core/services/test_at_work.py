@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 
 from esp.core import config
 from esp.core.pb import kv_pb2, rpc_pb2
@@ -18,6 +19,7 @@ from esp.core.services.entry import LARGE_ANSWER
 from esp.core.services.gate import LARGE_REQUEST
 from esp.core.wire import frames
 from esp.core.wire.limits import Limits
+from esp.core.wire.server import ServerConnection
 from tests.core.scripted_etcd import HeardCall, ScriptedConnection, ScriptedEtcd
 from tests.core.wire.conversation import HEAD, Frame, data, headers, message, trailers
 
@@ -122,6 +124,14 @@ class Client:
 
     def _asks(self, method: str, request: bytes) -> asyncio.Task[bytes]:
         return asyncio.create_task(self.asks(KV + method, request))
+
+    def asks_with(self, metadata: tuple[tuple[str, str], ...], method: str, request: Message) -> asyncio.Task[bytes]:
+        async def ask() -> bytes:
+            call = self._channel.unary_unary(KV + method)
+            answer: bytes = await call(request.SerializeToString(), timeout=30, metadata=metadata)
+            return answer
+
+        return asyncio.create_task(ask())
 
     def gets(self, key: bytes = b"a") -> asyncio.Task[bytes]:
         return self._asks("Range", rpc_pb2.RangeRequest(key=key).SerializeToString())
@@ -278,6 +288,33 @@ def test_calls_over_shards_whose_answers_are_large_are_at_work_one_at_a_time() -
         await until(lambda: world.proxy.gate.waiting == 19)
         await world.answered(calls, LARGE)
         assert max(world.one.most + world.other.most) == 1
+        assert world.is_free
+
+    run(work)
+
+
+_ALL = rpc_pb2.RangeRequest(key=b"a", range_end=b"z")
+_PAGE = rpc_pb2.RangeRequest(key=b"a", range_end=b"z", limit=5)
+_SORTED = rpc_pb2.RangeRequest(key=b"a", range_end=b"z", sort_target="VALUE", sort_order="DESCEND")
+_TXN = rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=_ALL)])
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "how"),
+    [
+        ("Range", rpc_pb2.RangeRequest(key=b"a"), "each"),
+        *(("Range", request, how) for request in (_ALL, _PAGE, _SORTED) for how in ("default", "snapshot")),
+        *(("Txn", _TXN, how) for how in ("default", "snapshot")),
+    ],
+)
+def test_after_one_answer_a_client_is_not_new(method: str, request_: Message, how: str) -> None:
+    async def work(world: World) -> None:
+        client = world.client()
+        metadata = (("esp-read", how),) if how != "each" else ()
+        await world.answered([client.asks_with(metadata, method, request_)])
+        [protocol] = world.proxy._listener._protocols
+        assert isinstance(protocol.connection, ServerConnection)
+        assert protocol.connection.weight == 0
         assert world.is_free
 
     run(work)

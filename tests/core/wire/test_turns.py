@@ -95,6 +95,7 @@ class Load(Worker):
         self.name = name
         self.cost = cost
         self.left = 0
+        self.is_new = False
 
     def gets(self, count: int) -> None:
         """So many steps more to do."""
@@ -131,7 +132,8 @@ class Machine:
         self.now, self.ran, self.looks = 1000.0, 3.0, 0
         monkeypatch.setattr(turns, "monotonic", lambda: self.now)
         monkeypatch.setattr(turns, "thread_time", self._thread_time)
-        self.clock = RunningTime().now
+        self.time = RunningTime()
+        self.clock = self.time.now
 
     def _thread_time(self) -> float:
         self.looks += 1
@@ -170,6 +172,18 @@ def test_time_never_goes_back_and_at_most_a_little_of_it_was_not_run(steps: list
             assert -1e-6 <= now - began - (machine.ran - ran) <= UNSEEN + 1e-6
 
 
+def test_what_is_to_be_left_out_is_no_running_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    before = machine.clock()
+    machine.run(0.03)
+    machine.time.leave_out(0.02)
+    assert machine.clock() == pytest.approx(before + 0.01)
+    machine.time.leave_out(0.02)  # more than since the last look: the time does not go back
+    assert machine.clock() == pytest.approx(before + 0.01)
+    machine.run(0.03)
+    assert machine.clock() == pytest.approx(before + 0.02)
+
+
 def test_the_threads_own_clock_is_seldom_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     for _ in range(1000):
@@ -182,6 +196,7 @@ def test_who_was_served_when_the_machine_stood_still_does_not_wait_for_that(monk
     machine = Machine(monkeypatch)
 
     class Work(Worker):
+        is_new = False
         done = left = 0
 
         def work(self, stop: float) -> bool:
@@ -458,6 +473,7 @@ def test_a_crowd_that_has_just_connected_does_not_hold_up_who_was_there_before(s
         Load(steps, "x").gets(20)
         crowd = [Load(steps, "n") for _ in range(20)]
         for one in crowd:
+            one.is_new = True
             steps.turns.welcome(one)
             one.gets(3)
         honest.gets(1)
@@ -465,6 +481,36 @@ def test_a_crowd_that_has_just_connected_does_not_hold_up_who_was_there_before(s
         steps.turn()
         assert not honest.left
         steps.until_done()
+
+
+def test_a_small_share_of_all_time_is_served_at_once_though_it_is_more_than_a_fair_one(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "SAVED", 200.0)
+    crowd, shard, honest = [Load(steps, "b") for _ in range(60)], Load(steps, "s"), Load(steps, "h", cost=1)
+    for one in crowd:
+        one.gets(100_000)
+    late = 0
+    due = steps.now
+    while steps.now < 20_000:
+        shard.left += 15
+        steps.turns.serve_answers(shard)
+        while due < steps.now:
+            due += 40  # 0.025 of the time, where the crowd leaves 0.016 for each
+            honest.gets(1)
+        steps.turn()
+        late += honest.left > 2
+    assert not late
+
+
+def test_the_first_turn_of_a_worker_counts_for_little_however_long_it_took(steps: Steps) -> None:
+    new = Load(steps, "n", cost=500)
+    new.is_new = True
+    steps.turns.welcome(new)
+    new.gets(2)
+    assert (new.left, new.used) == (1, 4)
+    steps.until_done()
+    assert new.used == 504
 
 
 def test_who_is_new_and_wants_little_does_not_wait_for_a_slice_of_each_of_a_new_crowd(steps: Steps) -> None:

@@ -326,7 +326,10 @@ async def _read_from(
             timeout=stream.remaining(),
             down=stream,
         )
-        call.heard(shard)
+        if isinstance(answer, bytes):
+            call.weigh(shard, len(answer))
+        else:
+            call.heard(shard)  # the reader has told the size as soon as it was known
         return answer
     finally:
         call.leave(shard)
