@@ -73,7 +73,7 @@ class Proxy:
         self._garbage = Garbage(monotonic(), self.context.turns.time.leave_out)
         self._heap = Heap(self._garbage)
         self._running: dict[Shard, asyncio.Task[None]] = {}
-        self.gate = Gate(self.context, self.background)
+        self.gate = Gate(self.context, self.background, self._calls_sent)
         layout = self._layout(config, {})
         protects = config.across_shards.protects_kubernetes
         apiservers = ApiServers(layout, config.apiserver_roots, protects=protects, compact_key=config.compact_key)
@@ -252,6 +252,9 @@ class Proxy:
     async def connected(self, seconds: float) -> list[str]:
         """Waits until every shard is reachable, `seconds` at most; the names of the shards that are not."""
         return await _unreachable(self.routing.layout, seconds)
+
+    def _calls_sent(self) -> dict[str, int]:
+        return {name: shard.calls_sent for name, shard in self.routing.shards.items()}
 
     async def _tick(self) -> None:
         while True:

@@ -88,7 +88,7 @@ ROWS: Final[dict[str, str]] = {
         get "" --from-key --order=ASCEND --sort-by=VERSION
         get "" --from-key --order=DESCEND --sort-by=VERSION --limit=1 --keys-only
         get "" --from-key --order=ASCEND --sort-by=CREATE => esp: a Range sorted by revision spans the shards s0, s1, s2
-        get "" --from-key --order=DESCEND --sort-by=MODIFY => sort by key, version or value, or read inside one shard
+        get "" --from-key --order=DESCEND --sort-by=MODIFY => esp: a Range sorted by revision ... sort by key
         get a c --order=DESCEND --sort-by=MODIFY
         get a c --sort-by=CREATE --limit=1
         get "" --from-key --order=UP
@@ -110,7 +110,7 @@ ROWS: Final[dict[str, str]] = {
         get j -w json
         get "" --from-key --rev=$REV => esp: a Range at a revision spans the shards s0, s1, s2 (boundary
         3.7: get "" --from-key --min-mod-rev=1 => esp: a Range filtered by revision spans the shards s0, s1, s2
-        3.7: get "" --from-key --max-create-rev=1 => read without the filter, or inside one shard
+        3.7: get "" --from-key --max-create-rev=1 => esp: a Range filtered by revision ... read without the filter
         3.7: get j --min-mod-rev=$MOD
         3.7: get j --max-mod-rev=1
     """,
@@ -156,9 +156,8 @@ ROWS: Final[dict[str, str]] = {
         ! nonsense\\n| txn
         ! \\nput a 1\\nput a 2\\n\\n\\n| txn
         ! \\nput a 1\\nput z 3\\n\\n\\n| txn => esp: a transaction spans the shards s0, s2 (boundary
-        ! value("a") = "1"\\n\\nput z 3\\n\\n\\n| txn => keep what a transaction touches, in both branches, inside one
+        ! value("a") = "1"\\n\\nput z 3\\n\\n\\n| txn => esp: a transaction spans ... keep what a transaction touches
         ! \\ndel "" --from-key\\n\\n\\n| txn => esp: a transaction spans the shards s0, s1, s2
-        get "" --from-key =~ z
     """,
     "compaction": """
         put a 1
@@ -173,8 +172,8 @@ ROWS: Final[dict[str, str]] = {
         compaction $REV --physical
         compaction
         compaction x
-        compaction 99999999999 => esp: a compaction
-        compaction 2 => compact at the revision of an answer over all shards ... esp-shard
+        compaction 99999999999 => esp: a compaction spans the shards s0, s1, s2
+        compaction 2 => esp: a compaction spans ... compact at the revision of an answer over all shards
     """,
     "watch": """
         get "" --from-key -w json
@@ -277,14 +276,14 @@ ROWS: Final[dict[str, str]] = {
         member list -w fields =~ "Name" : "esp"
         --hex member list -w json =~ .*"name":"esp".*
         3.7: member list --consistency=s =~ .*, started, esp, .*
-        member add one --learner --peer-urls=http://127.0.0.1:1 => esp: MemberAdd concerns one ... URL (shard s1)
+        member add one --learner --peer-urls=http://127.0.0.1:1 => esp: MemberAdd concerns one etcd cluster
         member add one
         member add two --peer-urls=nonsense
         member add two --peer-urls=http://127.0.0.1:1 --learner => esp: MemberAdd concerns one etcd cluster
         member list =~ .*, started, esp, .*
-        member update $ID --peer-urls=http://127.0.0.1:2 => esp: MemberUpdate concerns one ... update ID --peer-urls=URL
-        member promote $ID => esp: MemberPromote concerns one ... member promote ID (shard s1)
-        member remove $ID => esp: MemberRemove concerns one ... member remove ID (shard s1)
+        member update $ID --peer-urls=http://127.0.0.1:2 => esp: MemberUpdate concerns one etcd cluster ... update ID
+        member promote $ID => esp: MemberPromote concerns one etcd cluster ... member promote ID (shard s1)
+        member remove $ID => esp: MemberRemove concerns one etcd cluster ... member remove ID (shard s1)
         member remove 1234 => esp: MemberRemove concerns one etcd cluster
         member update 1234 --peer-urls=http://127.0.0.1:1 => esp: MemberUpdate concerns one etcd cluster
         member promote 1234 => esp: MemberPromote concerns one etcd cluster

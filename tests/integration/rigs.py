@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
+import subprocess
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -10,7 +13,7 @@ import grpc
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import Server, connect, etcd_of, running_esps, running_etcds, wipe
+from tests.harness import CACHE, Server, connect, etcd_of, running_esps, running_etcds, wipe
 from tests.stubs import rpc_pb2_grpc
 
 KEYS: Final = {"a": "1", "b": "2", "j": "3", "z": "4"}
@@ -23,11 +26,13 @@ class Rig(NamedTuple):
     """Etcds of one version, and what stands in front of them.
 
     Attributes:
+        version: that of the etcds, such as 3.4.23.
         judge: an etcd to which clients speak without esp.
         one: esp in front of `shard`.
         several: esp in front of `shards`.
     """
 
+    version: str
     judge: LocalEtcd
     shard: LocalEtcd
     shards: list[LocalEtcd]
@@ -54,7 +59,7 @@ class Rigs:
             etcds = self._running.enter_context(running_etcds(folder, binary))
             esps = self._running.enter_context(running_esps(folder, binary))
             judge, shard, *shards = etcds.several(5, "--bcrypt-cost=4")
-            self._rig = Rig(judge, shard, shards, esps([shard]), esps(shards, BOUNDARIES))
+            self._rig = Rig(version_of(binary), judge, shard, shards, esps([shard]), esps(shards, BOUNDARIES))
             self._version = version
         reset(self._rig)
         return self._rig
@@ -63,6 +68,22 @@ class Rigs:
         """Stops the rig that runs; each esp must end well."""
         self._rig = None
         self._running.close()
+
+
+def write_record(name: str, record: object) -> None:
+    """Leaves for scripts/compatibility what a run has seen."""
+    file = CACHE / "compatibility" / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def version_of(program: Path) -> str:
+    """The version of an etcd or an etcdctl, such as 3.4.23."""
+    flag = "--version" if "etcdctl" not in program.name else "version"
+    told = subprocess.run([program, flag], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"version: (\S+)", told, re.IGNORECASE)
+    assert found, told
+    return found[1]
 
 
 def reset(rig: Rig) -> None:

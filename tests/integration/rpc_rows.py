@@ -13,19 +13,22 @@ from tests.harness import EVERYTHING
 from tests.integration.talk import Talk
 
 EXACT: Final = "exact"
-"""The answers are etcd's, but for revisions."""
 NOT_ATOMIC: Final = "exact, not atomic"
-"""The same, but each shard does its part at its own moment."""
 REFUSED: Final = "refused"
-"""FailedPrecondition, with a text that begins with `esp: ` and says the cure."""
 COMPACTED: Final = "compacted"
-"""As a revision that is compacted: clients list again."""
 OWN: Final = "esp's own"
-"""The answer is about the proxy."""
 CURE: Final = "unimplemented"
-"""Unimplemented, with a text that begins with `esp: ` and says the cure."""
 ABSENT: Final = "not in etcd"
-"""Unimplemented, as the etcd of that version itself answers."""
+WORDS: Final = {
+    EXACT: "the answers are an etcd's; over several shards revisions are tokens, or each shard's own",
+    NOT_ATOMIC: "the same, but each shard does its part at its own moment",
+    REFUSED: "FailedPrecondition; the text begins with `esp: `, and names the shards, the boundary and the cure",
+    COMPACTED: "the answer is that of a compacted revision: the client lists again",
+    OWN: "an answer about the proxy, or made of all shards' answers",
+    CURE: "Unimplemented; the text begins with `esp: `, and says how to ask a shard itself",
+    ABSENT: "Unimplemented; this version of etcd itself answers so",
+}
+"""The words of docs/compatibility.md."""
 
 
 class Row(NamedTuple):
@@ -44,6 +47,10 @@ class Row(NamedTuple):
     calls: Callable[[Talk], object]
     case: str = ""
     see: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.rpc} {self.case}".strip()
 
 
 KV, LEASE, MAINTENANCE = "etcdserverpb.KV", "etcdserverpb.Lease", "etcdserverpb.Maintenance"

@@ -10,16 +10,20 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from esp.core.services.reflection import PATHS
 from esp.core.services.router import METHODS
-from tests.harness import CACHE, Server, etcd_of, version_of
-from tests.integration.rigs import Rig
+from tests.harness import Server
+from tests.integration.rigs import Rig, write_record
 from tests.integration.rpc_rows import ABSENT, COMPACTED, CURE, EXACT, NOT_ATOMIC, OWN, REFUSED, ROWS, Row
 from tests.integration.talk import Heard, Talk
 
+ROOT = Path(__file__).parent.parent.parent
+CLIENTS = {name: metadata.version(name) for name in ("grpcio", "etcd3", "aetcd")}
 Seen = dict[str, dict[str, dict[str, str]]]
 """By version of etcd, and RPC with case: what one shard and several do."""
 
@@ -27,7 +31,7 @@ Seen = dict[str, dict[str, dict[str, str]]]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "rig" in metafunc.fixturenames:
         metafunc.parametrize("rig", [metafunc.config.getoption("--etcd") or "3.7"], indirect=True)
-        metafunc.parametrize("row", ROWS, ids=[f"{row.rpc} {row.case}".strip() for row in ROWS])
+        metafunc.parametrize("row", ROWS, ids=[row.title for row in ROWS])
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +41,16 @@ def seen() -> Iterator[Seen]:
     yield seen
     for version, rows in seen.items():
         if len(rows) == len(ROWS):
-            file = CACHE / "compatibility" / f"etcd-{version}.json"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(rows, indent=1) + "\n")
+            write_record(f"etcd-{version}", {"etcd": version, "clients": CLIENTS, "rpcs": rows})
 
 
-def test_an_rpc_does_as_the_document_says(rig: Rig, row: Row, seen: Seen, request: pytest.FixtureRequest) -> None:
-    version = ".".join(map(str, version_of(etcd_of(request.node.callspec.params["rig"]))))
+def test_an_rpc_does_as_the_document_says(rig: Rig, row: Row, seen: Seen) -> None:
     right, one, several = (hear(row, server) for server in (rig.judge, rig.one, rig.several))
     assert one.heard == right.heard
     said = word(row, right.heard_loosely, several.heard_loosely)
     absent = all(is_absent(each) for each in right.heard)
     assert said in ({ABSENT, OWN, row.several} if absent else {row.several}), (several.heard, right.heard)
-    seen[version][f"{row.rpc} {row.case}".strip()] = {"one": ABSENT if absent else EXACT, "several": said}
+    seen[rig.version][row.title] = {"one": ABSENT if absent else EXACT, "several": said}
 
 
 def hear(row: Row, server: Server) -> Talk:
@@ -81,3 +82,20 @@ def test_the_table_has_every_rpc() -> None:
     paths = {*METHODS, *(path.encode() for path in PATHS)}
     assert {f"/{row.rpc}".encode() for row in ROWS} == paths
     assert len({(row.rpc, row.case) for row in ROWS}) == len(ROWS)
+
+
+def test_the_document_has_every_rpc_with_what_it_does_at_each_etcd() -> None:
+    records = [json.loads(file.read_text()) for file in (ROOT / "tests" / "compatibility").glob("etcd-*.json")]
+    assert {record["etcd"].rpartition(".")[0] for record in records} >= {"3.4", "3.5", "3.7"}
+    for record in records:
+        seen = record["rpcs"]
+        assert set(seen) == {row.title for row in ROWS}, record["etcd"]
+        for row in ROWS:
+            assert seen[row.title]["one"] in (EXACT, ABSENT)
+            assert seen[row.title]["several"] in (
+                row.several,
+                *((ABSENT, OWN) if seen[row.title]["one"] == ABSENT else ()),
+            )
+    document = (ROOT / "docs" / "compatibility.md").read_text()
+    for row in ROWS:
+        assert f"\n| {row.rpc.partition('/')[2]}{', ' + row.case if row.case else ''} | " in document

@@ -13,7 +13,8 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -27,7 +28,7 @@ from tests.harness import (
     etcdctl_of,
 )
 from tests.integration.etcdctl_rows import FEW, ROWS
-from tests.integration.rigs import Rig
+from tests.integration.rigs import Rig, version_of, write_record
 from tests.stubs import rpc_pb2_grpc
 
 GENERATIONS: Final = ("3.4", "3.5", "3.7")
@@ -50,6 +51,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             f"{script}-etcdctl{etcdctl_version}-etcd{etcd_version}" for etcd_version, etcdctl_version, script in pairs
         ],
     )
+
+
+Seen = dict[tuple[str, str], dict[str, dict[str, int]]]
+"""By etcd and etcdctl, and script: how many commands do over several shards as at an etcd, or something else."""
+
+
+@pytest.fixture(scope="module")
+def seen() -> Iterator[Seen]:
+    """What was seen. Written to the cache for each pair with which all scripts were tried."""
+    seen: Seen = defaultdict(dict)
+    yield seen
+    for (etcd, etcdctl), scripts in seen.items():
+        if len(scripts) == len(ROWS):
+            record = {"etcd": etcd, "etcdctl": etcdctl, "scripts": scripts}
+            write_record(f"etcdctl-{etcdctl}-etcd-{etcd}", record)
 
 
 class Line(NamedTuple):
@@ -214,7 +230,7 @@ class Names:
 
     def __init__(self, base: int | None = None) -> None:
         self._base = base
-        self._ids: dict[str, str] = {}
+        self._ids: dict[int, str] = {}
 
     def said(self, done: Done) -> Said:
         # Lines that are JSON are the log of etcd's client.
@@ -238,12 +254,15 @@ class Names:
         return match[1] + ("R" if self._base is None else f"+{int(match[2]) - self._base}")
 
     def _id(self, match: re.Match[str]) -> str:
-        return self._ids.setdefault(_number(match[0]), f"ID{len(self._ids)}")
+        numbers = _numbers(match[0])
+        known = next((number for number in numbers if number in self._ids), numbers[-1])
+        return self._ids.setdefault(known, f"ID{len(self._ids)}")
 
 
-def _number(shown: str) -> str:
-    """The same id is shown in hex or decimal."""
-    return str(int(shown, 10 if re.fullmatch(r"\d{17,20}", shown) else 16))
+def _numbers(shown: str) -> list[int]:
+    """What an id may be, which is shown in hex here and in decimal there: a small one in decimal looks like hex."""
+    decimal = [int(shown)] if shown.isdecimal() else []
+    return decimal + [int(shown, 16)] * (len(shown) <= 16)
 
 
 def revision_of(server: Server) -> int:
@@ -251,12 +270,13 @@ def revision_of(server: Server) -> int:
         return rpc_pb2_grpc.KVStub(channel).Range(rpc_pb2.RangeRequest(key=b"a"), timeout=30).header.revision
 
 
-def test_a_script_goes_as_at_an_etcd(rig: Rig, etcdctl_version: str, script: str, tmp_path: Path) -> None:
+def test_a_script_goes_as_at_an_etcd(rig: Rig, etcdctl_version: str, script: str, tmp_path: Path, seen: Seen) -> None:
     etcdctl = etcdctl_of(etcdctl_version)
     people = [Person(etcdctl, server, tmp_path / str(n)) for n, server in enumerate((rig.judge, rig.one, rig.several))]
     exact, exact_of_one = Names(revision_of(rig.judge)), Names(revision_of(rig.shard))
     loose, loose_of_several = Names(), Names()
     wrong = []
+    counts = Counter[str]()
     for line in parse(ROWS[script]):
         if tuple(map(int, etcdctl_version.split("."))) < line.since:
             continue
@@ -268,7 +288,9 @@ def test_a_script_goes_as_at_an_etcd(rig: Rig, etcdctl_version: str, script: str
             wrong.append(f"one shard, {line.command}\n   {by_one}\n   {right}")
         if not as_expected(line, by_several, loose_of_several.said(by_several), loose.said(right)):
             wrong.append(f"several, {line.command}\n   {by_several}\n   {line.refused or line.own or right}")
+        counts["refused" if line.refused else "own" if line.own else "same"] += 1
     assert not wrong, "\n".join(wrong)
+    seen[rig.version, version_of(etcdctl)][script] = counts
 
 
 def as_expected(line: Line, done: Done, said: Said, right: Said) -> bool:

@@ -36,6 +36,12 @@ CANCELED: Final = Status(Code.CANCELLED, "context canceled")
 JSON_LINE: Final = b"Content-Type: application/json\r\n"
 
 
+def too_large(most_bytes: int) -> Status:
+    """The refusal of JSON above `max_json_bytes`."""
+    text = f"esp: the JSON of the request has more than {most_bytes} bytes; raise max_json_bytes"
+    return Status(Code.RESOURCE_EXHAUSTED, text)
+
+
 def http_status(status: Status) -> int:
     """The HTTP status code for an outcome."""
     return _HTTP.get(status.code, 500)  # type: ignore[call-overload,no-any-return]

@@ -9,9 +9,10 @@ from binascii import Error as Base64Error
 from collections import deque
 from collections.abc import Iterator, Sequence
 from math import inf
+from time import monotonic
 from typing import Final
 
-from esp.core.gateway.answers import CANCELED, JSON_LINE, error_line, error_page, http_status
+from esp.core.gateway.answers import CANCELED, JSON_LINE, error_line, error_page, http_status, too_large
 from esp.core.gateway.paths import WATCH, Rpc
 from esp.core.gateway.printing import SMALL, Garbled, Printer, for_html, text_of
 from esp.core.gateway.reading import NotTheMessage, read, read_small
@@ -26,14 +27,20 @@ from esp.core.wire.local_calls import LocalCalls
 from esp.core.wire.message import PREFIX_SIZE, format_timeout, prefix
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import INTERNAL_ERROR, OVERLOADED
-from esp.core.wire.status import Code, Status
+from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
+
+log = logging.getLogger("esp.gateway")
 
 TOKENS_AT_ONCE: Final = 200
 """Tokens of a body that are looked at in one step."""
 SENT_AT_ONCE: Final = 16384
 """Bytes of printed text that leave together."""
+LARGEST_CHUNK: Final = 4_194_304
+"""Bytes of a stream's message that leave together: some clients take a chunk for a message, as it is in etcd."""
 SMALL_DATA: Final = 2048
 """Bytes of an answer that are printed as soon as they come; more wait for the client's turn."""
+DEADLINE_SLACK: Final = 0.005
+"""Seconds before its deadline in which an error is taken for the deadline's."""
 COUNTED: Final = 4096
 """Bytes that a call may hold uncounted, like the rest of what a call takes."""
 
@@ -65,16 +72,19 @@ _UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e
 _MOST_TIMEOUT: Final = 2**63 // 10**9
 _CLOSED: Final = Status(Code.UNAVAILABLE, "esp: the call was broken off, try again")
 _BROKEN: Final = {int(ErrorCode.INTERNAL_ERROR): INTERNAL_ERROR, int(ErrorCode.ENHANCE_YOUR_CALM): OVERLOADED}
-log = logging.getLogger("esp.gateway")
 _NO_ANSWER: Final = Status(Code.INTERNAL, "the call ended without an answer")
 
 
 class BadHeader(Exception):
-    """A header from which no call can be made; the text is grpc-gateway's."""
+    """A header from which no call can be made; the text is grpc-gateway's, or that of Go's gRPC client."""
+
+    def __init__(self, text: str, code: Code = Code.INVALID_ARGUMENT) -> None:
+        super().__init__(text)
+        self.status = Status(code, text)
 
 
-def metadata_of(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
-    """The metadata of a call, encoded, and its `grpc-timeout`; b"" for none.
+def metadata_of(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, float | None]:
+    """The metadata of a call, encoded, and the seconds until its deadline; None without a deadline.
 
     Raises:
         BadHeader: a header is malformed.
@@ -83,6 +93,9 @@ def metadata_of(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
     timeout = b""
     for name, value in headers:
         if name == b"authorization":
+            if not _is_text(value):
+                text = 'header key "authorization" contains value with non-printable ASCII characters'
+                raise BadHeader(text, Code.INTERNAL)
             fields.append((name, value))
         elif name == b"grpc-timeout":
             timeout = timeout or value
@@ -92,7 +105,7 @@ def metadata_of(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
                 _check_binary(name, value)
             if _NAME.fullmatch(short) and short not in _NOT_METADATA and _is_text(value):
                 fields.append((short, value))
-    return (encode(fields) if fields else b""), (_timeout(timeout) if timeout else b"")
+    return (encode(fields) if fields else b""), (_timeout(timeout) if timeout else None)
 
 
 def _is_text(value: bytes) -> bool:
@@ -109,17 +122,15 @@ def _check_binary(name: bytes, value: bytes) -> None:
         raise BadHeader(text) from None
 
 
-def _timeout(value: bytes) -> bytes:
-    """A `Grpc-Timeout` as gRPC sends it: none if it is 0, and one that is over if it is negative."""
+def _timeout(value: bytes) -> float | None:
+    """The seconds of a `Grpc-Timeout`; None if they are 0, and 0 if they are negative."""
     text = value.decode("ascii", "replace")
     unit, digits = _UNITS.get(text[-1:]), text[:-1]
     number = digits[1:] if digits[:1] in ("+", "-") else digits
     if unit is None or not number.isdecimal() or not number.isascii() or len(number) > 18:
         raise BadHeader(f"invalid grpc-timeout: {text}")
     seconds = int(digits) * unit
-    if not seconds:
-        return b""
-    return format_timeout(min(max(seconds, 0.0), _MOST_TIMEOUT))
+    return min(max(seconds, 0.0), _MOST_TIMEOUT) if seconds else None
 
 
 class Plan:
@@ -128,12 +139,13 @@ class Plan:
     Attributes:
         request, answer: the shapes of the messages.
         lines: the header lines that every answer has.
-        metadata, timeout: of the call, encoded.
+        metadata: of the call, encoded.
+        seconds: until the call's deadline, None for none.
         fault: why there can be no call, None if there can.
         most_bytes: the largest JSON value in the request.
     """
 
-    __slots__ = ("answer", "fault", "lines", "metadata", "most_bytes", "request", "rpc", "timeout")
+    __slots__ = ("answer", "fault", "lines", "metadata", "most_bytes", "request", "rpc", "seconds")
 
     def __init__(self, rpc: Rpc, headers: Sequence[tuple[bytes, bytes]], lines: bytes, most_bytes: int) -> None:
         self.rpc = rpc
@@ -141,12 +153,13 @@ class Plan:
         self.most_bytes = most_bytes
         self.request = shape_of(rpc.method.input_type)
         self.answer = shape_of(rpc.method.output_type)
-        self.metadata = self.timeout = b""
+        self.metadata = b""
+        self.seconds: float | None = None
         self.fault: Status | None = None
         try:
-            self.metadata, self.timeout = metadata_of(headers)
+            self.metadata, self.seconds = metadata_of(headers)
         except BadHeader as error:
-            self.fault = Status(Code.INVALID_ARGUMENT, str(error))
+            self.fault = error.status
 
 
 class GatewayCall(Exchange):
@@ -164,7 +177,8 @@ class GatewayCall(Exchange):
         self._account: Account | None = None
         self._held = 0
         # The request.
-        self._metadata, self._timeout = plan.metadata, plan.timeout
+        self._metadata, self._seconds = plan.metadata, plan.seconds
+        self._deadline = inf
         self._values: Values | None = Values() if plan.rpc.method.client_streaming else None
         self._pieces: list[bytes] = []
         self._size = 0
@@ -204,8 +218,7 @@ class GatewayCall(Exchange):
     def _check_size(self, size: int) -> None:
         if size > self._most_bytes:
             self._reply.local_calls().context.reached("max_json_bytes")
-            text = f"esp: the JSON of the request has more than {self._most_bytes} bytes; raise max_json_bytes"
-            self._refuse(Status(Code.RESOURCE_EXHAUSTED, text), 413)
+            self._refuse(too_large(self._most_bytes), 413)
         else:
             self._hold()
 
@@ -248,7 +261,7 @@ class GatewayCall(Exchange):
 
     def _read_values(self) -> None:
         """Sends the values that have come, in steps."""
-        if self._stream is None:
+        if not self._is_begun:
             self._open(None, end=False)
         if self._reading is None and not self._is_over:
             self._reading = self._read_stream()
@@ -277,7 +290,7 @@ class GatewayCall(Exchange):
 
     def owed(self) -> int | None:
         """The body of a call with one request, or the rest of a value."""
-        if self._is_whole:
+        if self._is_whole or self.is_full or self._reading is not None:
             return None
         if self._values is None:
             return 0
@@ -290,8 +303,12 @@ class GatewayCall(Exchange):
         calls = self._calls = self._reply.local_calls()
         stream = self._stream = _Stream(calls, self)
         data = None if message is None else prefix(message)
+        timeout = b""
+        if self._seconds is not None:
+            timeout = format_timeout(self._seconds)
+            self._deadline = monotonic() + self._seconds
         self._hold()
-        calls.call(stream, (self._rpc.path, self._metadata), self._timeout, data, end=end)
+        calls.call(stream, (self._rpc.path, self._metadata), timeout, data, end=end)
 
     def _send(self, data: bytes, *, end: bool) -> None:
         stream = self._stream
@@ -319,6 +336,8 @@ class GatewayCall(Exchange):
     def ended(self, status: Status) -> None:
         """The call has ended."""
         self._stream = None
+        if status.code != Code.OK and monotonic() >= self._deadline - DEADLINE_SLACK:
+            status = DEADLINE_EXCEEDED  # whatever the end of a call at its deadline looks like to a server
         self._status = status = self._fault or status
         if not self._data and self._printing is None:
             self._conclude(status)
@@ -382,12 +401,10 @@ class GatewayCall(Exchange):
                     self._printer.feed(self._data[0])
                     self._printing = self._printer.steps()
                 for _ in self._printing:
-                    if self._text_size >= SENT_AT_ONCE:
+                    if self._text_size >= (LARGEST_CHUNK if self._streams else SENT_AT_ONCE):
                         self._flush()
-                        if self._reply.is_full:
-                            return
-                    if clock() >= stop:
-                        self._flush()
+                    if self._reply.is_full or clock() >= stop:
+                        self._hold()
                         return
                 self._printing = None
                 data = self._data.popleft()
@@ -396,7 +413,8 @@ class GatewayCall(Exchange):
                 self._hold()
                 if self._is_over:
                     return
-            self._flush()
+            if not self._streams:
+                self._flush()
         except Garbled as error:
             log.warning("%s: an answer that cannot be read: %s", self._rpc.path.decode(), error)
             self._printing = None
@@ -419,6 +437,7 @@ class GatewayCall(Exchange):
     def _end_answer(self) -> None:
         if self._streams:
             self._write("}\n")
+            self._flush()
 
     def _write(self, text: str) -> None:
         self._text.append(text)
@@ -464,8 +483,9 @@ class GatewayCall(Exchange):
             status = _NO_ANSWER
         if status.code == Code.OK:
             text = "".join(self._text).encode()
-            if self._streams:
-                self._start(200, _GRPC)
+            if self._streams and not self._began:
+                self._began = True
+                self._reply.begin(200, lines=self._lines.removesuffix(JSON_LINE))
             self._finish()
             if self._began:
                 self._reply.send(text)
@@ -558,7 +578,7 @@ class GatewayCall(Exchange):
             held += self._values.held
         if self._printer is not None:
             held += self._printer.held
-        held += sum(map(len, self._data))
+        held += sum(map(len, self._data)) + self._text_size
         if held <= COUNTED and self._account is None:
             return
         if self._account is None:

@@ -21,7 +21,7 @@ from esp.core.gateway.shapes import Field, Kind, Shape
 from esp.core.wire.frames import unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
 
-SMALL: Final = 8192
+SMALL: Final = 4096
 """Bytes of a message, or of a part of one, that is printed at once: about a millisecond."""
 MOST_VARINT: Final = 10
 MAX_DEPTH: Final = 100
@@ -68,9 +68,7 @@ def _object(shape: Shape, message: Message) -> str:
     printed = []
     for descriptor, value in message.ListFields():
         field = fields[descriptor.number]
-        if field.whole:  # most of them
-            printed.append(field.whole % value)
-        elif field.repeated:
+        if field.repeated:
             printed.append(f'"{field.name}":[{",".join([_value(field, inner) for inner in value])}]')
         else:
             printed.append(f'"{field.name}":{_value(field, value)}')

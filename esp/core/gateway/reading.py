@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Callable, Generator
 from typing import Any, Final
@@ -27,7 +26,12 @@ TOKENS: Final = 100
 SHOWN: Final = 1024
 """The most bytes of a value that a refusal shows."""
 
-_TOKEN: Final = re.compile(rb'[ \t\r\n]*("[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s{}\[\],:"]+)', re.DOTALL)
+MAX_DIGITS: Final = 1000
+"""The most characters of a number."""
+
+_BLANKS: Final = re.compile(rb"[ \t\r\n]*")
+_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_WORD: Final = re.compile(rb'[{}\[\],:]|[^\s{}\[\],:"]+')
 _NUMBER: Final = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
 _WHOLE: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
 _STANDARD: Final = re.compile(r"[A-Za-z0-9+/]*(={0,2})")
@@ -36,6 +40,8 @@ _MOST_DIGITS: Final = 20
 _LONE: Final = re.compile(r"[\ud800-\udfff]")
 _ESCAPE: Final = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _SECOND_HALF: Final = re.compile(rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+
+_QUOTE, _BACKSLASH = b'"\\'
 
 Written = tuple[int, bytes]
 """A field's number, and the field in bytes."""
@@ -119,12 +125,9 @@ def _plain_scalar(field: Field, value: Any) -> Any:
     kind = field.kind
     if kind is Kind.BYTES:
         if type(value) is str:
-            try:
-                return a2b_base64(value, strict_mode=True)
-            except Base64Error:
-                value = from_base64(value)
-                if value is not _Unusual:
-                    return value
+            value = from_base64(value)
+            if value is not _Unusual:
+                return value
     elif kind is Kind.STRING:
         if type(value) is str:
             return value.encode()
@@ -202,17 +205,31 @@ class _Reader:
         self._count = 0
 
     def _next(self) -> tuple[int, int]:
-        token = _TOKEN.match(self._data, self._at)
-        assert token is not None, "the value is valid JSON"
-        self._at = token.end()
+        data, start = self._data, self._begin()
         self._count += 1
-        return token.span(1)
+        if data[start] == _QUOTE:
+            end = data.index(_QUOTE, start + 1) + 1
+            if data.find(_BACKSLASH, start, end) >= 0:
+                string = _STRING.match(data, start)
+                assert string is not None
+                end = string.end()
+        else:
+            word = _WORD.match(data, start)
+            assert word is not None, "the value is valid JSON"
+            end = word.end()
+        self._at = end
+        return start, end
+
+    def _begin(self) -> int:
+        """Where the next token begins."""
+        blanks = _BLANKS.match(self._data, self._at)
+        assert blanks is not None
+        self._at = blanks.end()
+        return self._at
 
     def _peek(self) -> int:
         """The next token's first byte."""
-        token = _TOKEN.match(self._data, self._at)
-        assert token is not None
-        return self._data[token.start(1)]
+        return self._data[self._begin()]
 
     def _skip(self, wanted: bytes) -> bool:
         """Skips the next token if it is `wanted`, a comma or a bracket."""
@@ -348,7 +365,7 @@ class _Reader:
         if field.kind is Kind.BOOL:
             return {b"true": True, b"false": False}.get(word, _Unusual)
         if field.kind in BOUNDS and word[:1] in b"-0123456789":
-            return _number(field.kind, word.decode())
+            return _number(field.kind, word[: MAX_DIGITS + 1].decode())
         return _Unusual
 
     def _text(self, token: tuple[int, int]) -> str:
@@ -406,7 +423,7 @@ def _from_text(field: Field, text: str) -> Any:
 
 def _number(kind: Kind, text: str) -> Any:
     """A whole number, however it is written; `_Unusual` if it is none of this kind."""
-    parts = _NUMBER.fullmatch(text)
+    parts = _NUMBER.fullmatch(text) if len(text) <= MAX_DIGITS else None
     if parts is None:
         return _Unusual
     sign, whole, fraction, power = parts.groups("")
@@ -436,6 +453,10 @@ def _number(kind: Kind, text: str) -> Any:
 
 def from_base64(text: str) -> Any:
     """Bytes in base64, in either alphabet, padded or not; `_Unusual` if they are not."""
+    try:
+        return a2b_base64(text, strict_mode=True)  # nearly all
+    except ValueError:
+        pass
     padded = not len(text) % 4
     if "-" in text or "_" in text:
         text = text.translate(_FROM_URL)

@@ -14,10 +14,10 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
-from esp.core.gateway.answers import JSON_LINE, METHOD_NOT_ALLOWED, NOT_FOUND, error_page
+from esp.core.gateway.answers import JSON_LINE, METHOD_NOT_ALLOWED, NOT_FOUND, error_page, too_large
 from esp.core.gateway.call import GatewayCall, Plan
 from esp.core.gateway.paths import RPCS
-from esp.core.wire.http1 import AfterBody, AnswerPage, Exchange, FindPage, Http1Connection, Page, Serve
+from esp.core.wire.http1 import AfterBody, AnswerPage, AtOnce, Exchange, FindPage, Http1Connection, Page, Serve
 from esp.core.wire.plain import HttpRequest
 from esp.core.wire.status import Code, Status
 
@@ -29,6 +29,10 @@ _BAD_ESCAPE: Final = re.compile(r"%(?![0-9a-fA-F]{2})")
 _SAFE: Final = "/:@!$&'()*+,;=%-._~"
 """Characters that stay as they are in the path of a URL."""
 _NO_SNIFF: Final = (("X-Content-Type-Options", "nosniff"),)
+_HOST: Final = re.compile(r"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")
+"""The characters of a host that Go takes."""
+_BAD_REQUEST: Final = Page(400, b"400 Bad Request")
+_BAD_HOST: Final = Page(400, b"400 Bad Request: malformed Host header")
 _EMPTY: Final = Page(200, b"", "")
 _WEBSOCKET: Final = Status(Code.UNIMPLEMENTED, "esp: no WebSocket here; POST the JSON, answers come line by line")
 _FORM: Final = b"application/x-www-form-urlencoded"
@@ -86,9 +90,10 @@ class Site(Serve):
             host, target = found.group(1), target[found.end() :]
             target = target if target.startswith("/") else f"/{target}"
         escaped, mark, query = target.partition("?")
-        if _BAD_ESCAPE.search(escaped):
-            reply.close_soon()
-            return _whole(reply, Page(400, b"400 Bad Request"))
+        if _BAD_ESCAPE.search(escaped) or (escaped[:1] != "/" and method != "CONNECT"):
+            return AtOnce(reply, _BAD_REQUEST)
+        if not _HOST.fullmatch(host):
+            return AtOnce(reply, _BAD_HOST)
         path = unquote_to_bytes(escaped).decode("utf-8", "replace") if "%" in escaped else escaped
         if path.startswith(_OLD_PREFIX):
             path = escaped = _PREFIX + path.removeprefix(_OLD_PREFIX)
@@ -123,6 +128,10 @@ class Site(Serve):
             return _whole(reply, error_page(NOT_FOUND, lines + JSON_LINE))
         if method != "POST":
             return _whole(reply, error_page(METHOD_NOT_ALLOWED, lines + JSON_LINE))
+        length = request.field(b"content-length")
+        if not rpc.method.client_streaming and length.isdigit() and int(length) > self._most_bytes:
+            reply.local_calls().context.reached("max_json_bytes")
+            return AtOnce(reply, error_page(too_large(self._most_bytes), lines + JSON_LINE, 413))
         plan = request.plan = Plan(rpc, request.headers, lines, self._most_bytes)
         return GatewayCall(plan, reply)
 

@@ -9,6 +9,8 @@ from esp.core.wire.message import quote
 
 MAX_DEPTH: Final = 10_000
 """The deepest nesting that encoding/json reads."""
+MAX_ESCAPES: Final = 100_000
+"""The most escapes in a string: a string is read in one step, and an escape takes as long as some hundred bytes."""
 
 _BLANKS: Final = re.compile(rb"[ \t\r\n]*")
 _PLAIN: Final = re.compile(rb'[^"\\\x00-\x1f]*')
@@ -38,7 +40,7 @@ _ENDS_NUMBER: Final = frozenset((_ZERO, _INTEGER, _FRACTION, _EXPONENT))
 
 
 class NotJson(Exception):
-    """A body that is no JSON; the text is Go's."""
+    """A body that is no JSON; the text is Go's, or begins with `esp:`."""
 
 
 class Values:
@@ -48,7 +50,7 @@ class Values:
         held: the bytes that have come and are in no value yet.
     """
 
-    __slots__ = ("_at", "_buffer", "_in_key", "_left", "_stack", "_state")
+    __slots__ = ("_at", "_buffer", "_escapes", "_in_key", "_left", "_stack", "_state")
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -56,6 +58,7 @@ class Values:
         self._state = _VALUE
         self._stack = bytearray()
         self._in_key = False
+        self._escapes = 0  # in this string
         self._left = b""  # of a literal, or of an escape
 
     @property
@@ -180,6 +183,7 @@ class Values:
         byte = self._buffer[at]
         self._at = at + 1
         if byte == _QUOTE:
+            self._escapes = 0
             if self._in_key:
                 self._state = _COLON
                 return False
@@ -187,6 +191,9 @@ class Values:
         if byte != _BACKSLASH:
             raise _fault(byte, _BEHIND[_STRING])
         self._state, self._left = _ESCAPE, b""
+        self._escapes += 1
+        if self._escapes > MAX_ESCAPES:
+            raise NotJson(f"esp: more than {MAX_ESCAPES} escapes in a string")
         return False
 
     def _escape(self) -> bool:

@@ -139,6 +139,8 @@ class Entry(Sink):
         weight = self.weight(shard)
         kind = self.kind
         self._places[shard] = weight, kind
+        if kind is LARGE:
+            gate.alone.asked[shard] += 1
         gate.take(self.stream.connection, shard, weight, kind)
         return True
 

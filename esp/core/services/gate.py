@@ -7,8 +7,9 @@ connection could have very many of these at work at once, and all other calls wo
 A call takes places at a shard. For a read, their number follows from the size of the last answers to its connection
 (`Admission.weight`); for a request, from its own size. If a client has had only small answers, its reads of one shard
 need no places: that is the fast path, which does not come here. Calls that are known to be large have places of their
-own, so that other calls do not wait for them. So have the first reads of new connections, of which nothing is known.
-One connection has at most a quarter of all places.
+own, so that other calls do not wait for them: a quarter of all places, or as many as there are while nobody else uses
+the shard. So have the first reads of new connections, of which nothing is known. One connection has at most a quarter
+of all places.
 
 A call begins when there is a place at each of its shards. Until then it waits, and costs little. A call also does not
 begin before all bytes that came with it have been read. So a call that its client takes back at once asks no shard and
@@ -26,11 +27,12 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final
 
 from esp.core.background import Background
+from esp.core.services.alone import Alone
 from esp.core.services.entry import LARGE, NEW, ORDINARY, PLACE_BYTES, PLACES, Entry, Kind
 from esp.core.shard import Shard
 from esp.core.wire.connection import Connection
@@ -81,9 +83,13 @@ class Gate:
         busy: the places taken, by shard and kind of call.
         at_work: the calls that hold places, each with the time since when; the longest first.
         stopped: the shards where calls have held places for too long; until the shard answers.
+        alone: the shards where only large calls are at work. They then have all places there.
     """
 
-    def __init__(self, context: WireContext, background: Background) -> None:
+    def __init__(
+        self, context: WireContext, background: Background, calls_sent: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
+        """`calls_sent` tells how many calls were sent to each shard on its present connection."""
         self._context = context
         self._background = background
         self.spawn = background.start
@@ -92,6 +98,7 @@ class Gate:
         self.busy: defaultdict[Pool, int] = defaultdict(int)
         self._held: defaultdict[Share, int] = defaultdict(int)
         self._unknown: dict[str, int] = {}
+        self.alone = Alone(calls_sent)
         self.at_work: dict[Entry, float] = {}
         self.stopped: set[str] = set()
         # Each line with calls stands in exactly one queue: that of the places which its first call lacks.
@@ -255,17 +262,19 @@ class Gate:
         # As `_has_room`, which is spelled out: this is so for each call.
         connection, kind = entry.stream.connection, entry.kind
         quarter = self._quarter
-        most = quarter if kind is LARGE else self._limit
         for shard in self.wanted(entry):
             if self._held.get((shard, connection), 0) >= quarter and entry.weight(shard):
                 return shard, connection
+            most = quarter if kind is LARGE and shard not in self.alone else self._limit
             if self.busy[shard, kind] >= most and entry.weight(shard):
                 return shard, kind
         return None
 
     def _has_room(self, shard: str, part: Kind | Connection) -> bool:
         if isinstance(part, int):
-            return self.busy[shard, part] < (self._quarter if part is LARGE else self._limit)
+            return self.busy[shard, part] < (
+                self._quarter if part is LARGE and shard not in self.alone else self._limit
+            )
         return self._held.get((shard, part), 0) < self._quarter
 
     def wanted(self, entry: Entry) -> tuple[str, ...]:
@@ -343,7 +352,8 @@ class Gate:
         return False
 
     def tick(self, now: float) -> None:
-        """Takes places from calls that have held them for long."""
+        """Takes places from calls that have held them for long, and looks which shards have only large calls."""
+        self.alone.look()
         while self.at_work:
             entry, since = next(iter(self.at_work.items()))
             if now - since < STUCK_SECONDS:

@@ -56,7 +56,8 @@ READS: Final = frozenset(
 WAITING: Final = frozenset((b"/v3lockpb.Lock/Lock", b"/v3electionpb.Election/Campaign"))
 """RPCs with one answer that may come after hours."""
 
-_SERVICES: Final = frozenset(path.split(b"/")[1] for path in METHODS)
+_PACKAGES: Final = frozenset(method.containing_service.file.package for method in METHODS.values())
+"""A service that esp does not know, but whose package is etcd's, may be of a newer etcd."""
 
 
 class Router:
@@ -192,6 +193,7 @@ def _no_such_shard(named: bytes, names: list[bytes]) -> Status:
 def _unserved(path: bytes) -> Status:
     text = path.decode("utf-8", "replace")
     service, _, method = text[1:].rpartition("/")
-    if service.encode() in _SERVICES:
+    package, _, name = service.rpartition(".")
+    if package in _PACKAGES and "/" not in name:
         return Status(Code.UNIMPLEMENTED, f"unknown method {method} for service {service}")
     return Status(Code.UNIMPLEMENTED, f"unknown service {service}")

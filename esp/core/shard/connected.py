@@ -87,6 +87,12 @@ class Connected(Cluster):
         self._moved_on = -LONGEST_PAUSE
 
     @property
+    def calls_sent(self) -> int:
+        """The unary calls that were sent on the present connection, streams' aside."""
+        connection = self._unary.connection
+        return 0 if connection is None else connection.highest_stream_id() // 2
+
+    @property
     def is_ready(self) -> bool:
         """Whether a call could be sent now."""
         return self._unary.free() is not None

@@ -51,7 +51,7 @@ The names that the layers above may use (tests/test_layers.py):
     pump: Pending
     local_calls: LocalCalls
     plain: HttpRequest
-    http1: AfterBody, AnswerPage, Exchange, FindPage, Http1Connection, Page, Serve
+    http1: AfterBody, AnswerPage, AtOnce, Exchange, FindPage, Http1Connection, Page, Serve
     transport: ClientProtocol, TICK_SECONDS
     listener: Listener
 

@@ -24,7 +24,7 @@ _DEFAULT_LIMITS: Final = Limits()
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-@dataclass(slots=True)  # frozen, each would take three times as long to make
+@dataclass(frozen=True, slots=True)
 class Page:
     """An HTTP answer, whole.
 
@@ -133,6 +133,27 @@ class AfterBody(Exchange):
         if not self._is_over:
             self._is_over = True
             self._reply.answer(page)
+
+
+class AtOnce(Exchange):
+    """Answers with a page without a look at the body, and ends the connection."""
+
+    behind = True
+
+    def __init__(self, reply: Http1Connection, page: Page) -> None:
+        self._reply = reply
+        self._page = page
+
+    def body(self, data: bytes) -> None:
+        """Does nothing."""
+
+    def body_ended(self) -> None:
+        """Does nothing."""
+
+    def work(self, stop: float) -> None:
+        """Answers."""
+        self._reply.close_soon()
+        self._reply.answer(self._page)
 
 
 class ServePages(Serve):

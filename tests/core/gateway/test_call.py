@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from time import sleep
 from typing import Any
 
 import pytest
@@ -145,9 +146,21 @@ def test_max_json_bytes() -> None:
 
 def test_a_body_above_max_json_bytes_is_not_read_to_its_end() -> None:
     client = browser(PUT, gives(rows(0)), Limits(max_json_bytes=1000))
-    client.says(b"POST /v3/kv/put HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + b" " * 1001)
+    client.says(b"POST /v3/kv/put HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    client.says(b"10000\r\n" + b" " * 1001)
     assert client.hears().status == 413
     assert client.http.ended
+
+
+@pytest.mark.parametrize("length", [b"1001", b"9" * 20])
+def test_a_length_above_max_json_bytes_is_refused_at_once(length: bytes) -> None:
+    client = browser(PUT, gives(rows(0)), Limits(max_json_bytes=1000))
+    expect = b"Expect: 100-continue\r\n"
+    client.says(b"POST /v3/kv/put HTTP/1.1\r\nHost: a\r\n" + expect + b"Content-Length: " + length + b"\r\n\r\n")
+    answer = client.hears()
+    assert (answer.status, answer.json["code"], answer.headers["Connection"]) == (413, 8, "close")
+    assert client.http.ended
+    assert client.context.counters.limits["max_json_bytes"] == 1
 
 
 def test_a_message_above_max_message_bytes_gets_etcds_answer() -> None:
@@ -212,6 +225,30 @@ def test_a_binary_header_that_is_no_base64() -> None:
     assert (answer.status, answer.json) == (400, {"code": 3, "message": text})
 
 
+def test_a_token_that_go_would_not_send() -> None:
+    client = browser(RANGE, Unary())
+    client.says(b"POST /v3/kv/range HTTP/1.1\r\nHost: a\r\nAuthorization: t\xc3\xb6ken\r\nContent-Length: 2\r\n\r\n{}")
+    answer = client.hears()
+    text = 'header key "authorization" contains value with non-printable ASCII characters'
+    assert (answer.status, answer.json) == (500, {"code": 13, "message": text})
+
+
+def test_an_error_at_the_deadline_is_the_deadlines() -> None:
+    """A shard's stream ends in another way at its deadline; Go's clients do not wait for that."""
+    handler = Streaming()
+    client = browser(OBSERVE, handler)
+    client.posts("/v3/election/observe", {}, "Grpc-Timeout: 1m")
+    sleep(0.002)
+    handler.streams[0].finish(STOPPED)
+    client.works()
+    answer = client.hears()
+    assert (answer.status, answer.json) == (504, {"error": {"code": 4, "message": "context deadline exceeded"}})
+    client.posts("/v3/election/observe", {}, "Grpc-Timeout: 1M")
+    handler.streams[1].finish(STOPPED)
+    client.works()
+    assert client.hears().status == 503
+
+
 # Streams.
 
 
@@ -264,6 +301,27 @@ def test_a_stream_that_ends_without_an_answer() -> None:
     client = browser(OBSERVE, Unary(lambda stream, _: stream.finish(OK)))
     answer = client.asks("/v3/election/observe", {"name": "AA=="})
     assert (answer.status, answer.body) == (200, b"")
+    assert "Content-Type" not in answer.headers
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_each_message_of_a_stream_is_a_chunk(size: int) -> None:
+    """etcd3gw takes a chunk for a message."""
+    handler = Streaming()
+    client = browser(WATCH, handler)
+    client.posts("/v3/watch", {"create_request": {}})
+    event = rpc_pb2.WatchResponse(events=[kv_pb2.Event(kv=kv_pb2.KeyValue(value=bytes(size)))])
+    handler.send(event, event, event)
+    client.works()
+    _, _, chunks = bytes(client.said).partition(b"\r\n\r\n")
+    sizes = []
+    while chunks:
+        head, _, rest = chunks.partition(b"\r\n")
+        sizes.append(int(head, 16))
+        assert rest[: sizes[-1]].endswith(b"}}\n")
+        chunks = rest[sizes[-1] + 2 :]
+    assert len(sizes) == 3
+    assert min(sizes) > size
 
 
 def test_requests_may_follow_while_answers_come() -> None:
@@ -321,12 +379,50 @@ def test_a_client_that_sends_requests_faster_than_they_are_taken_is_not_read() -
         if not client.http.wants_bytes:
             break
     assert not client.http.wants_bytes
+    assert client.http.owed() is None
     assert len(handler.said) < 100_000
     handler.reads = True
     handler.streams[0].consumed(len(handler.said))
     client.works()
     client.works()
     assert client.http.wants_bytes
+
+
+def test_requests_behind_the_end_of_their_call_begin_no_other() -> None:
+    handler = Streaming()
+    client = browser(WATCH, handler)
+    client.says(b"POST /v3/watch HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    client.says(b'15\r\n{"create_request":{}}\r\n')
+    client.http.is_full = True
+    handler.send(created())
+    handler.streams[0].finish(STOPPED)
+    client.works()
+    client.says(b'15\r\n{"create_request":{}}\r\n')
+    client.http.resumed()
+    client.works()
+    assert len(handler.streams) == 1
+    assert [list(line) for line in client.hears().lines] == [["result"], ["error"]]
+    assert client.http.ended
+
+
+def test_what_a_client_owes() -> None:
+    handler = Streaming()
+    client = browser(WATCH, handler)
+    client.handlers[PUT] = gives(rpc_pb2.PutResponse())
+    client.says(b"POST /v3/kv/put HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
+    assert client.http.owed() == (1, 0)
+    client.says(b"{}")
+    client.hears()
+    client.says(b"POST /v3/watch HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert client.http.owed() is None
+    client.says(b"1\r\n{\r\n")
+    assert client.http.owed() == (2, 0)
+    client.says(b'14\r\n"create_request":{}}\r\n')
+    assert client.http.owed() is None
+    client.says(b"2\r\n{ \r\n")
+    assert client.http.owed() == (2, 1)
+    client.says(b"1\r\n}\r\n0\r\n\r\n")
+    assert client.http.owed() is None
 
 
 # Slow clients, and clients that leave.

@@ -181,6 +181,12 @@ def test_refusals(message: type[Message], text: str | bytes, fault: str) -> None
     assert read_small(shape_of(message.DESCRIPTOR), value) is None
 
 
+def test_a_number_of_many_digits() -> None:
+    with pytest.raises(NotTheMessage, match=r"invalid value for int64 field limit: 1.0+\.\.\."):
+        thoroughly(RANGE, '{"limit":1.' + "0" * 2000 + "}")
+    assert read_as(RANGE, '{"limit":1.' + "0" * 900 + "}").limit == 1
+
+
 def test_messages_nested_too_deep() -> None:
     def nested(depth: int) -> str:
         return '{"success":[{"request_txn":' * depth + "{}" + "}]}" * depth

@@ -63,10 +63,24 @@ def test_options_for_the_server_as_a_whole() -> None:
     assert (answer.status, answer.headers) == (200, {"Content-Length": "0"})
 
 
-def test_a_path_that_is_no_path() -> None:
+@pytest.mark.parametrize("target", ["/v3/kv/ra%nge", "v3/kv/range", "*"])
+def test_a_path_that_is_no_path(target: str) -> None:
     browser = client()
-    assert browser.asks("/v3/kv/ra%nge", {}).status == 400
+    answer = browser.asks(target, {})
+    assert (answer.status, answer.body, answer.headers["Connection"]) == (400, b"400 Bad Request", "close")
     assert browser.http.ended
+
+
+@pytest.mark.parametrize("host", ["a b", "x/y", "a@b"])
+def test_a_host_that_is_no_host(host: str) -> None:
+    answer = client().asks("/v3/kv/range", {}, host=host)
+    assert (answer.status, answer.body) == (400, b"400 Bad Request: malformed Host header")
+
+
+def test_no_body_is_asked_for_where_there_is_none() -> None:
+    browser = client()
+    browser.says(b"POST /v3/kv/range HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n")
+    assert told(browser.hears()) == COUNT
 
 
 def test_head_has_the_head_of_get() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esp.core.gateway.values import MAX_DEPTH, NotJson, Values
+from esp.core.gateway.values import MAX_DEPTH, MAX_ESCAPES, NotJson, Values
 
 
 def cut(*pieces: bytes, most: int = 1000) -> list[bytes]:
@@ -110,6 +110,13 @@ def test_what_it_takes_python_takes_too(body: bytes) -> None:
         return
     for value in values:
         json.loads(value.decode("latin-1"))
+
+
+def test_a_string_of_too_many_escapes() -> None:
+    enough = b'"' + b"\\n" * MAX_ESCAPES + b'"'
+    assert cut(enough + enough, most=10**6) == [enough, enough]
+    with pytest.raises(NotJson, match="esp: more than 100000 escapes in a string"):
+        cut(b'"' + b"\\n" + enough[1:], most=10**6)
 
 
 def test_a_long_string_in_pieces_is_looked_at_once() -> None:

@@ -30,7 +30,8 @@ class World:
         self.reads = reads
         self.context = WireContext(limits)
         self.background = Background()
-        self.gate = Gate(self.context, self.background)
+        self.sent = 0
+        self.gate = Gate(self.context, self.background, lambda: {A: self.sent})
         self.begun: dict[str, Entry] = {}
         self.clients: dict[str, tuple[Client, Server]] = {}
         self.streams: dict[str, tuple[str, int]] = {}
@@ -271,6 +272,27 @@ def test_the_first_read_of_a_client_does_not_wait_behind_others_whose_answers_ar
     assert world.gate.waiting
     world.asks("h0", A)
     assert "h0" in world.begun
+
+
+def test_large_calls_have_all_places_while_nobody_else_uses_the_shard() -> None:
+    world = World(Limits(max_parts_per_shard=4), weight=PLACES)
+
+    def at_work() -> int:
+        return sum(bool(entry.held) for entry in world.begun.values())
+
+    for client in "stuvwxyz":
+        for number in range(3):
+            world.asks(f"{client}{number}", A)
+    assert at_work() == 1
+    for others, most in ((0, 1), (0, 4), (9, 1), (0, 4)):
+        world.sent += others
+        world.gate.tick(0.0)
+        before = len(world.begun)
+        for _ in range(4):  # so that those of before have gone
+            first = next(name for name, entry in world.begun.items() if entry.held)
+            world.is_answered(first, A, 100)
+        world.sent += len(world.begun) - before
+        assert at_work() == most
 
 
 def test_a_large_request_takes_places_of_large_ones_whatever_the_answers_were() -> None:

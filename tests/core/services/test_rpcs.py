@@ -161,7 +161,9 @@ class TestWhatIsNone:
         [
             (b"/etcdserverpb.KV/Nothing", "unknown method Nothing for service etcdserverpb.KV"),
             (b"/grpc.health.v1.Health/Nothing", "unknown method Nothing for service grpc.health.v1.Health"),
+            (b"/etcdserverpb.Later/Thing", "unknown method Thing for service etcdserverpb.Later"),
             (b"/no.Such/Thing", "unknown service no.Such"),
+            (b"/Thing/Thing", "unknown service Thing"),
         ],
     )
     def test_an_rpc_that_etcd_does_not_know_gets_its_words(self, path: bytes, text: str) -> None:
