@@ -68,7 +68,9 @@ def _object(shape: Shape, message: Message) -> str:
     printed = []
     for descriptor, value in message.ListFields():
         field = fields[descriptor.number]
-        if field.repeated:
+        if field.whole:  # most of them
+            printed.append(field.whole % value)
+        elif field.repeated:
             printed.append(f'"{field.name}":[{",".join([_value(field, inner) for inner in value])}]')
         else:
             printed.append(f'"{field.name}":{_value(field, value)}')

@@ -46,9 +46,22 @@ class Field:
         oneof: the full name of the oneof that the field is in, "" for none. In there, zero is a value like any other.
         names, numbers: of an enum, the number of each name, and the name of each number.
         shape: of a message.
+        whole: of a whole number of 64 bits, how it is printed with its name, for `%`; "" of other fields.
     """
 
-    __slots__ = ("json_name", "kind", "name", "names", "number", "numbers", "oneof", "repeated", "shape", "tag")
+    __slots__ = (
+        "json_name",
+        "kind",
+        "name",
+        "names",
+        "number",
+        "numbers",
+        "oneof",
+        "repeated",
+        "shape",
+        "tag",
+        "whole",
+    )
 
     def __init__(self, field: FieldDescriptor) -> None:
         self.number: int = field.number
@@ -64,6 +77,8 @@ class Field:
             self.names = {value.name: value.number for value in field.enum_type.values}
             self.numbers = {value.number: value.name for value in field.enum_type.values}
         self.shape: Shape | None = None
+        is_whole = not self.repeated and self.kind in (Kind.INT64, Kind.UINT64)
+        self.whole = f'"{field.name}":"%d"' if is_whole else ""
 
 
 class Shape:
