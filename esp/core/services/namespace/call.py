@@ -323,8 +323,8 @@ class InnerCall(ServerStream, Sink):
         """The client is gone, or the wire has ended the call."""
         if self._inner is not None:
             self._inner.cancelled(code, reason)
-            self._inner = None
         self._drop()
+        self.sink = None  # both refer to each other, and would stay in memory for long
 
     def drained(self, size: int) -> None:
         """Bytes that the client's stream had to keep have left."""

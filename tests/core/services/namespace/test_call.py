@@ -9,6 +9,7 @@ import pytest
 from esp.core.namespace import Namespace
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services.namespace import InNamespace
+from esp.core.services.namespace.answer import AnswerReader
 from esp.core.services.namespace.call import HALF, OUTSIDE, SENT_AT_ONCE, InnerCall
 from esp.core.services.namespace.rewrite import STEP_BYTES
 from esp.core.services.router import METHODS
@@ -241,6 +242,18 @@ class TestAnswers:
         assert OUTSIDE.message.encode() in said
         assert "outside of this proxy's namespace" in caplog.text
         world.server.holds_nothing()
+
+    def test_it_is_read_in_short_steps_whatever_its_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fed: list[int] = []
+        feed = AnswerReader.feed
+        monkeypatch.setattr(AnswerReader, "feed", lambda self, data: fed.append(len(data)) or feed(self, data))
+        world = World(window=2**31 - 1)
+        content = rows(5000, size=1)
+        world.asks(RANGE).respond(content)
+        world.server.flush()
+        assert max(fed) == STEP_BYTES
+        assert sum(fed) == len(message(content))
+        assert world.heard() == message(rows(5000, size=1, before=b""))
 
     def test_half_an_answer_is_none(self) -> None:
         world = World()
