@@ -5,7 +5,9 @@ A boundary is inside of each namespace.
 
 from __future__ import annotations
 
+import http.client
 import itertools
+import json
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +33,7 @@ from tests.harness import (
     wipe,
 )
 from tests.integration.lock_client import Locks
+from tests.integration.test_json_gateway import b64, post
 from tests.stubs import rpc_pb2_grpc
 from tests.watching import watching
 
@@ -189,6 +192,42 @@ def test_the_metadata_that_names_a_shard_does_not_lead_past_the_namespace(
             'esp: this proxy has the namespace "a/", and etcdserverpb.KV/Newest is unknown to esp, '
             "which cannot translate its keys",
         )
+
+
+def test_json(esps: Sequence[EspProcess], clients: list[Locks]) -> None:
+    """The gateway's calls take the same way."""
+    one, other = esps[0], clients[1]
+    everything = {"key": b64("\0"), "range_end": b64("\0")}
+    other.put(b"k", 0)
+    watch = {"create_request": everything}
+    connection = http.client.HTTPConnection(one.address, timeout=30)
+    connection.request("POST", "/v3/watch", json.dumps(watch))
+    told = connection.getresponse()
+    assert json.loads(told.readline())["result"]["created"] is True
+    lease = clients[0].grant()
+    assert post(one, "/v3/kv/put", {"key": b64("k"), "value": b64("v"), "lease": str(lease)})[0] == 200
+    other.put(b"k", lease)
+    assert post(one, "/v3/kv/put", {"key": b64("z"), "value": b64("w")})[0] == 200
+    keys = [json.loads(told.readline())["result"]["events"][0]["kv"]["key"] for _ in range(2)]
+    connection.close()
+    assert keys == [b64("k"), b64("z")]
+    status, answer = post(one, "/v3/kv/range", everything)
+    assert (status, [row["key"] for row in answer["kvs"]], answer["count"]) == (200, [b64("k"), b64("z")], "2")
+    status, answer = post(one, "/v3/lease/timetolive", {"ID": str(lease), "keys": True})
+    assert (status, answer["keys"]) == (200, [b64("k")])
+    branch = [{"request_range": {"key": b64("k")}}, {"request_delete_range": {"key": b64("k"), "prev_kv": True}}]
+    compare = [{"key": b64("k"), "target": "VALUE", "value": b64("v")}]
+    status, answer = post(one, "/v3/kv/txn", {"compare": compare, "success": branch})
+    assert answer["succeeded"] is True
+    assert answer["responses"][0]["response_range"]["kvs"][0]["key"] == b64("k")
+    assert answer["responses"][1]["response_delete_range"]["prev_kvs"][0]["key"] == b64("k")
+    status, answer = post(one, "/v3/lock/lock", {"name": b64("l"), "lease": str(lease)})
+    assert (status, answer["key"]) == (200, b64(f"l/{lease:x}"))
+    status, answer = post(one, "/v3/election/campaign", {"name": b64("e"), "lease": str(lease), "value": b64("me")})
+    assert (answer["leader"]["name"], answer["leader"]["key"]) == (b64("e"), b64(f"e/{lease:x}"))
+    status, answer = post(one, "/v3/election/leader", {"name": b64("e")})
+    assert answer["kv"]["key"] == b64(f"e/{lease:x}")
+    assert other.keys() == [b"k"]
 
 
 BOUNDS = (b"\0", b"k", b"k\0", b"z", b"\xff", b"\0\0")
