@@ -94,12 +94,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files with long tests first; the order within a file stays."""
     here = Path(__file__).parent
 
-    def place(item: pytest.Item) -> tuple[int, int]:
-        file = item.path.relative_to(here).as_posix()
+    @functools.cache
+    def place(path: Path) -> tuple[int, int]:
+        file = path.relative_to(here).as_posix()
         folder = next((number for number, name in enumerate(_FOLDERS) if file.startswith(name)), len(_FOLDERS))
         return _LONG.index(file) if file in _LONG else len(_LONG), folder
 
-    items.sort(key=place)
+    items.sort(key=lambda item: place(item.path))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
