@@ -208,6 +208,37 @@ def _h1_fields() -> Iterator[Chunk]:
     return _repeat(b"", b"GET /health HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n")
 
 
+def _json(path: bytes, body: bytes) -> bytes:
+    return b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (path, len(body), body)
+
+
+@_attack("json-ranges", "JSON gateway: pipelined reads of a key", 1.1 * _MB)
+def _json_ranges() -> Iterator[Chunk]:
+    return _repeat(b"", _json(b"/v3/kv/range", b'{"key":"YXR0YWNr"}'))
+
+
+@_attack("json-tokens", "JSON gateway: 4 MB of ignored arrays", 1.1 * _MB)
+def _json_tokens() -> Iterator[Chunk]:
+    body = b'{"ignored":[' + b"[]," * 1_300_000 + b"[]]}"
+    request = _json(b"/v3/kv/range", body)
+    while True:
+        for start in range(0, len(request), _CHUNK):
+            yield request[start : start + _CHUNK], 1
+
+
+@_attack("json-halves", "JSON gateway: watches, each with a string that does not end", 60 * _MB, connections=100)
+def _json_halves() -> Iterator[Chunk]:
+    head = b"POST /v3/watch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return _hold(head + b'1\r\n"\r\n', *[b"4000\r\n" + b"x" * 16_384 + b"\r\n"] * 200)
+
+
+@_attack(
+    "json-no-reading", "JSON gateway: reads of 60 MB, not read", 0.01 * _MB, reads=False, connections=20, big_keys=True
+)
+def _json_no_reading() -> Iterator[Chunk]:
+    return _hold(_json(b"/v3/kv/range", b'{"key":"AA==","range_end":"AA=="}'))
+
+
 # Costly requests
 
 

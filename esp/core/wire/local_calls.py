@@ -115,7 +115,11 @@ class LocalCalls:
             server.on_behind()
 
     def _to_client(self, data: bytes) -> None:
+        """Gives the client's end its answers; what it does with them is work for the client."""
+        clock = self.server.clock
+        began = clock()
         self.client.receive(data)
+        self.server.charge(clock() - began)
 
     def _end_client(self) -> None:
         self.client.lost("the server's end is closed")
