@@ -411,5 +411,5 @@ ROWS: Final[dict[str, str]] = {
     """,
 }
 
-FEW: Final = ("get", "txn", "lease", "alarm", "member")
+FEW: Final = ("txn", "lease", "alarm", "member")
 """The scripts that CI runs with older etcds and their etcdctl, too."""
