@@ -107,6 +107,8 @@ class Translated(Handler):
         translated = b""
         try:
             for step in steps(self._requests, message, PREFIX_SIZE):
+                if stream.is_over:
+                    return
                 translated = step
                 yield
         except Malformed:

@@ -102,6 +102,24 @@ class TestRequests:
         [(_, _, got)] = world.saw
         assert got == prefix(rpc_pb2.PutRequest(key=b"team/a", value=b"v" * 5 * STEP_BYTES).SerializeToString())
 
+    def test_a_large_one_whose_time_is_over_meanwhile_does_not_begin(self) -> None:
+        world = World()
+        connection = world.server.connection
+        connection.clock, connection.stop = (lambda: 1.0), 0.0  # each look at the clock ends the turn
+        request = rpc_pb2.PutRequest(key=b"a", value=b"v" * 5 * STEP_BYTES).SerializeToString()
+        world.client.sends(headers(1, call(PUT)), *in_frames(1, message(request)))
+        turns = 0
+        while world.server.context.buffers.used < 2 * len(request):  # until it is whole, and its steps begin
+            connection.take(b"", 0.0)
+            turns += 1
+            assert turns < 100
+        connection.streams[1].expire(OVERLOADED)
+        while connection.take(b"", 0.0):
+            pass
+        world.server.flush()
+        assert world.saw == []
+        world.server.holds_nothing()
+
     def test_the_handler_may_say_when_its_bytes_have_left(self) -> None:
         """Their window was given back when they came."""
         world = World()
