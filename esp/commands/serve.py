@@ -21,6 +21,7 @@ from esp.core import advertise, garbage
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
+from esp.core.keys import format_key, format_range
 from esp.core.kubernetes import cuts
 from esp.core.local import LocalEtcdError
 from esp.core.local_shards import CONFIG_NAME, LocalShards
@@ -174,6 +175,9 @@ async def _serve(config: Config, cluster: LocalShards | None) -> None:
         shard_log = logging.getLogger("esp.shard")
         shard_log.setLevel(logging.WARNING)
         _warn_of_cuts(config)
+        if config.namespace is not None:
+            keys, prefix = format_range(config.namespace.keys), format_key(config.namespace.prefix)
+            log.info('namespace: clients see the keys %s, without "%s"', keys, prefix)
         config = replace(config, limits=within_descriptors(config.limits, len(config.shards)))
         try:
             proxy = await stack.enter_async_context(Proxy(config))

@@ -71,6 +71,8 @@ def clients(esps: Sequence[EspProcess]) -> Iterator[list[Locks]]:
 def test_etcdctl(esps: Sequence[EspProcess], any_etcdctl: Etcdctl) -> None:
     """Of each generation."""
     one, other, plain = esps
+    assert 'namespace: clients see the keys ["a/\\x00", "a0"), without "a/"' in one.log()
+    assert "namespace" not in plain.log()
     for key, value in (("k", "1"), ("z", "2")):
         assert any_etcdctl(one, "put", key, value).stdout == "OK\n"
         assert any_etcdctl(other, "put", key, f"other {value}").stdout == "OK\n"
