@@ -123,6 +123,8 @@ class Router:
 
 
 _RANGE: Final = b"/etcdserverpb.KV/Range"
+_JSON: Final = (b"/v3/", b"/v3beta/")
+"""Paths of the JSON gateway, which speaks HTTP/1.1 only."""
 _OURS: Final = frozenset((metadata.SHARD, metadata.READ))
 _READ_LATER: Final = metadata.LOAD_BEARING | {metadata.READ}
 
@@ -177,7 +179,7 @@ def _other_form(head: RequestHead) -> Refuse | None:
         method = head.method.decode("ascii", "replace")
         text = f'Received a HEADERS frame with :method "{method}" which should be POST'
         return Refuse(Status(Code.INTERNAL, text), http_status=405)
-    if head.path in METHODS:
+    if head.path in METHODS or head.path.startswith(_JSON):
         text = f"invalid gRPC request content-type {quote(content_type)}"
         return Refuse(Status(Code.INVALID_ARGUMENT, text), http_status=415)
     return None

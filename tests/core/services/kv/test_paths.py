@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from esp.core.background import Background
 from esp.core.config import Endpoint
+from esp.core.gateway import Site
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
 from esp.core.routing import Routing
@@ -104,10 +105,10 @@ def test_odd_paths_are_answered_over_http_2(path: bytes) -> None:
 @example(b"GET", b"http://[")
 @example(b"GET", b"http://")
 def test_any_target_is_answered_over_http_1(method: bytes, target: bytes) -> None:
-    server = Http1Connection(Pages(routing(), Background()).find)
+    server = Http1Connection(Site(Pages(routing(), Background()).find, most_bytes=1000))
     said = server.receive(method + b" " + target + b" HTTP/1.1\r\nHost: esp\r\n\r\n")
     assert said.startswith(b"HTTP/1.1 ")
-    assert int(said[9:12]) in (200, 400, 404, 405, 503)
+    assert int(said[9:12]) in (200, 307, 400, 404, 405, 417, 501, 503)
 
 
 def page(target: str) -> Page:
@@ -146,6 +147,14 @@ REFUSALS = {
     ),
     "a call without a type": (
         (b"POST", b"/etcdserverpb.KV/Range", None),
+        (415, 3, 'invalid gRPC request content-type ""'),
+    ),
+    "a request for the JSON gateway": (
+        (b"POST", b"/v3/kv/range", b"application/json"),
+        (415, 3, 'invalid gRPC request content-type "application/json"'),
+    ),
+    "a request for the JSON gateway under its older path": (
+        (b"POST", b"/v3beta/kv/range", None),
         (415, 3, 'invalid gRPC request content-type ""'),
     ),
 }
