@@ -120,6 +120,7 @@ def _headers() -> Iterator[Case]:
     yield with_headers(
         "upgrade to h2c", Connection="Upgrade, HTTP2-Settings", Upgrade="h2c", HTTP2_Settings="AAMAAABkAAQAAP__"
     )
+    yield Case("headers of 1.2 MB", get, good, headers={f"X-{number}": "x" * 60_000 for number in range(20)})
     yield with_headers("upgrade to an unknown protocol", Connection="Upgrade", Upgrade="foo/2")
     yield with_headers("upgrade without saying so", Upgrade="foo/2")
     yield with_headers("keep alive", Connection="keep-alive", Keep_Alive="timeout=5")
