@@ -70,7 +70,7 @@ _BASE64: Final = re.compile(rb"[A-Za-z0-9+/]*")
 _NAME: Final = re.compile(rb"[0-9a-z_.-]+")
 _UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _MOST_TIMEOUT: Final = 2**63 // 10**9
-_CLOSED: Final = Status(Code.UNAVAILABLE, "esp: the call was broken off, try again")
+_CLOSED: Final = Status(Code.UNAVAILABLE, "esp: the call broke off, and may have been served")
 _BROKEN: Final = {int(ErrorCode.INTERNAL_ERROR): INTERNAL_ERROR, int(ErrorCode.ENHANCE_YOUR_CALM): OVERLOADED}
 _NO_ANSWER: Final = Status(Code.INTERNAL, "the call ended without an answer")
 

@@ -10,6 +10,7 @@ import pytest
 
 from esp.core.gateway.printing import SMALL
 from esp.core.pb import kv_pb2, rpc_pb2, v3election_pb2
+from esp.core.wire.frames import ErrorCode
 from esp.core.wire.http1 import Http1Connection
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
@@ -529,6 +530,17 @@ def test_garbage_is_an_error(data: bytes) -> None:
     answer = browser(RANGE, Unary(lambda stream, _: stream.respond(data))).asks("/v3/kv/range", {})
     assert (answer.status, answer.json["code"]) == (500, 13)
     assert answer.json["message"].startswith("esp: the answer cannot be read: ")
+
+
+def test_a_call_that_breaks_off_is_an_error() -> None:
+    handler = Unary()
+    client = browser(RANGE, handler)
+    client.posts("/v3/kv/range", {})
+    handler.streams[0].reset(ErrorCode.CANCEL)
+    client.works()
+    answer = client.hears()
+    text = "esp: the call broke off, and may have been served"
+    assert (answer.status, answer.json) == (503, {"code": 14, "message": text})
 
 
 def test_a_call_without_an_answer_is_an_error() -> None:
