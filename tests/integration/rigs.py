@@ -18,6 +18,9 @@ from tests.stubs import rpc_pb2_grpc
 
 KEYS: Final = {"a": "1", "b": "2", "j": "3", "z": "4"}
 """The keys of an empty rig: two in the first shard, one in each of the others."""
+MIXED: Final = "mixed"
+"""An upgrade that goes from shard to shard. The judge has the lowest version, which is what esp says of the whole."""
+_MIX: Final = ("3.4", "3.5", "3.7")
 BOUNDARIES: Final = ["i/m", "r"]
 """Between the shards. The first divides the keys under `i/`."""
 
@@ -26,7 +29,7 @@ class Rig(NamedTuple):
     """Etcds of one version, and what stands in front of them.
 
     Attributes:
-        version: that of the etcds, such as 3.4.23.
+        version: that of the etcds, such as 3.4.23, or `MIXED`.
         judge: an etcd to which clients speak without esp.
         one: esp in front of `shard`.
         several: esp in front of `shards`.
@@ -50,16 +53,20 @@ class Rigs:
         self._rig: Rig | None = None
 
     def __call__(self, version: str) -> Rig:
-        """The rig of an etcd that `etcd_of` knows, reset."""
+        """The rig of an etcd that `etcd_of` knows, reset. In `MIXED` each of the three shards has another version."""
         if self._rig is None or version != self._version:
             self.close()
-            binary = etcd_of(version)
+            first, *others = _MIX if version == MIXED else [version] * 3
+            binary = etcd_of(first)
             folder = self._folder / version
             folder.mkdir()
             etcds = self._running.enter_context(running_etcds(folder, binary))
             esps = self._running.enter_context(running_esps(folder, binary))
-            judge, shard, *shards = etcds.several(5, "--bcrypt-cost=4")
-            self._rig = Rig(version_of(binary), judge, shard, shards, esps([shard]), esps(shards, BOUNDARIES))
+            cheap = "--bcrypt-cost=4"
+            judge, shard, *shards = etcds.several(3, cheap)
+            shards += [etcds(cheap, binary=etcd_of(other)) for other in others]
+            name = MIXED if version == MIXED else version_of(binary)
+            self._rig = Rig(name, judge, shard, shards, esps([shard]), esps(shards, BOUNDARIES))
             self._version = version
         reset(self._rig)
         return self._rig

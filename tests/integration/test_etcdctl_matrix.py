@@ -1,7 +1,7 @@
 """etcdctl of each generation through esp over one shard, and over three, of each generation of etcd.
 
 The judge is the same etcdctl at an etcd without esp. Ids, sizes and times differ; revisions count from the beginning of
-a script. CI runs all scripts with the newest etcdctl and etcd, and a few with older ones.
+a script. CI runs all scripts with the newest etcdctl and etcd, a few with older ones and with shards of three versions.
 `scripts/test --etcd 3.4 --etcdctl all` runs all of them with that etcd and each etcdctl.
 """
 
@@ -27,11 +27,12 @@ from tests.harness import (
     connect,
     etcdctl_of,
 )
-from tests.integration.etcdctl_rows import FEW, ROWS
-from tests.integration.rigs import Rig, version_of, write_record
+from tests.integration.etcdctl_rows import FEW, FEW_MIXED, ROWS
+from tests.integration.rigs import MIXED, Rig, version_of, write_record
 from tests.stubs import rpc_pb2_grpc
 
 GENERATIONS: Final = ("3.4", "3.5", "3.7")
+IN_CI: Final = {"3.4": FEW, "3.5": FEW, "3.7": ROWS, MIXED: FEW_MIXED}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -39,9 +40,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     etcd, etcdctl = (metafunc.config.getoption(name) for name in ("--etcd", "--etcdctl"))
     pairs = [
         (etcd_version, etcdctl_version, script)
-        for etcd_version in ([etcd] if etcd else GENERATIONS)
-        for etcdctl_version in (GENERATIONS if etcdctl == "all" else [etcdctl or ("3.7" if etcd else etcd_version)])
-        for script in (ROWS if etcd or etcdctl or etcd_version == "3.7" else FEW)
+        for etcd_version in ([etcd] if etcd else [*GENERATIONS, MIXED])
+        for etcdctl_version in (
+            GENERATIONS if etcdctl == "all" else [etcdctl or ("3.7" if etcd or etcd_version == MIXED else etcd_version)]
+        )
+        for script in (ROWS if etcd or etcdctl else IN_CI[etcd_version])
     ]
     metafunc.parametrize(
         ("rig", "etcdctl_version", "script"),

@@ -86,8 +86,8 @@ class Alarms:
         _raise_first(outcomes)
         answers = answers_of(outcomes).values()
         merged = Response()
-        if headers := [answer.header for answer in answers if answer.HasField("header")]:  # none in etcd 3.4
-            merged.header.CopyFrom(merged_header(headers, self._identity))
+        if all(answer.HasField("header") for answer in answers):  # not in etcd 3.4
+            merged.header.CopyFrom(merged_header([answer.header for answer in answers], self._identity))
         for answer in answers:
             merged.alarms.extend(answer.alarms)
         return merged

@@ -91,7 +91,7 @@ def merge_status(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | 
         else:
             merged.errors.extend(f"shard {name}: {error}" for error in outcome.errors)
     downgrades = [answer.downgradeInfo for answer in told if answer.HasField("downgradeInfo")]  # from etcd 3.6 on
-    if downgrades:
+    if len(downgrades) == len(told) or any(each.enabled for each in downgrades):
         merged.downgradeInfo.CopyFrom(max(downgrades, key=lambda each: each.enabled))
     revision = token(routing, {name: answer.header.revision for name, answer in answers.items()})
     merged.header.CopyFrom(merged_header([answer.header for answer in told], routing.identity, revision))

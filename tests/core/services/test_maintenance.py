@@ -112,12 +112,13 @@ def test_a_downgrade_anywhere_is_told(routing: Any) -> None:
     assert cast("Status", merge_status(routing, outcomes(ONE, going))).downgradeInfo == going.downgradeInfo
 
 
-def test_that_there_is_no_downgrade_is_told_by_those_that_know_downgrades(routing: Any) -> None:
+def test_that_there_is_no_downgrade_is_told_if_all_shards_know_downgrades(routing: Any) -> None:
     assert not merge_status(routing, outcomes(ONE, OTHER)).HasField("downgradeInfo")
     newer, going = Status(), Status()
     newer.downgradeInfo.SetInParent()
     going.downgradeInfo.enabled = True
-    assert merge_status(routing, outcomes(ONE, newer)).HasField("downgradeInfo")
+    assert not merge_status(routing, outcomes(ONE, newer)).HasField("downgradeInfo")  # as of the lowest version
+    assert merge_status(routing, outcomes(newer, newer)).HasField("downgradeInfo")
     assert merge_status(routing, outcomes(newer, going)).downgradeInfo.enabled
     assert merge_status(routing, outcomes(going, newer)).downgradeInfo.enabled
 
