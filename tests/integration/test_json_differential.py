@@ -25,6 +25,7 @@ from tests.integration.json_case import Case
 from tests.integration.json_programs import (
     ONE_SHARD,
     PROGRAMS,
+    a_call_with_auth,
     a_wrong_number_after_a_watch,
     wrong_json_after_a_renewal,
     wrong_json_after_a_watch,
@@ -65,11 +66,16 @@ DIFFERENT: dict[str, str] = {
 
 @dataclass
 class Side:
-    """A server, and a client that is there all the time."""
+    """A server, and a client that is there all the time.
+
+    Attributes:
+        inner: another esp over the same etcds, with a namespace.
+    """
 
     server: Server
     etcds: list[LocalEtcd]
     is_sharded: bool = False
+    inner: Server | None = None
     neighbour: Conversation = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,7 +115,7 @@ def sides(session_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory, etcd_b
         judge, *shards = session_etcds.several(5, "--bcrypt-cost=4", binary=peer("etcd"))
         sides = [
             Side(judge, [judge]),
-            Side(esps(shards[:1]), shards[:1]),
+            Side(esps(shards[:1]), shards[:1], inner=esps(shards[:1], extra="namespace: inner/")),
             Side(esps(shards[1:], ["i", "r"]), shards[1:], is_sharded=True),
         ]
         for side in sides:
@@ -153,6 +159,9 @@ def test_a_program_hears_what_etcd_says(sides: list[Side], program: Callable[[Cl
     etcd, one, three = sides
     expected = heard_by(program, etcd.server)
     assert heard_by(program, one.server) == expected
+    if program is not a_call_with_auth:  # permissions are for keys with their prefix
+        assert one.inner is not None
+        assert heard_by(program, one.inner) == expected
     if program not in ONE_SHARD:
         assert masked(heard_by(program, three.server)) == masked(expected)
     for side in sides:
