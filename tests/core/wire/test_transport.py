@@ -584,6 +584,38 @@ def test_an_idle_http1_client_may_stay_for_a_while(run: Run) -> None:
     run(test)
 
 
+def test_a_body_that_does_not_come_is_not_awaited_for_ever(run: Run) -> None:
+    async def test() -> None:
+        async with serving(Limits(preface_timeout=10, request_timeout=60)) as server:
+            client = await server.client()
+            await client.says(b"POST /health HTTP/1.1\r\nHost: esp\r\nContent-Length: 10\r\n\r\nhalf")
+            await asyncio.sleep(0.02)
+            server.passes(0)
+            server.passes(59)
+            await asyncio.sleep(0.01)
+            assert server.context.counters.connections_open == 1
+            server.passes(61)
+            await client.hears_the_end()
+            assert server.limits_reached == {"request_timeout": 1}
+
+    run(test)
+
+
+def test_a_client_that_waits_for_esp_is_not_late(run: Run) -> None:
+    async def test() -> None:
+        async with serving(Limits(idle_timeout=100)) as server:
+            client = await server.client()
+            await client.says(GET.replace(b"/health", b"/late"))
+            await asyncio.sleep(0.02)
+            for seconds in (0, 50, 100, 1000):
+                server.passes(seconds)
+            server.late.pop()(Page(200, b"late\n"))
+            await client.hears(lambda heard: heard.endswith(b"late\n"))
+            assert not server.limits_reached
+
+    run(test)
+
+
 def test_many_that_connect_at_once_are_accepted_in_few_turns(run: Run) -> None:
     async def test() -> None:
         async with serving() as server:
