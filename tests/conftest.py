@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,7 +55,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Gives each of several pytests that run side by side a range of ports of its own.
 
     A server that a test stops for a while must find its port free when it starts again.
+
+    What a shell starts in the background ignores SIGINT, and so would all programs that tests start and interrupt.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     worker: dict[str, str] | None = getattr(config, "workerinput", None)
     if first := os.environ.get("ESP_TEST_PORTS"):  # scripts/pythons, beside the workers of scripts/test
         local._PORTS = range(int(first), int(first) + 900)
