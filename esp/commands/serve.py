@@ -141,8 +141,8 @@ async def _warn_of_unknown_names(config: Config) -> None:
 
 
 async def _warn_of_advertised(proxy: Proxy) -> None:
-    """Warns of URLs that do not lead clients to this proxy. Not with one shard: MemberList then names its members."""
-    if len(proxy.config.shards) > 1:
+    """Warns of URLs that do not lead clients to this proxy. With one shard MemberList may name the shard's members."""
+    if len(proxy.config.shards) > 1 or proxy.config.namespace is not None:
         for fault in await advertise.faults(proxy.advertised(), proxy.bound):
             log.warning("%s%s", f"{proxy.config.path}: " if proxy.config.path else "", fault)
 

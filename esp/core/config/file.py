@@ -45,7 +45,8 @@ MAX_DRAIN_SECONDS = 86_400
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 - to connect to these is to connect here
 LOOKED_AT = (Path("esp.yaml"), Path(".esp/esp.yaml"), Path("/etc/esp/esp.yaml"))
 
-_WORD = re.compile(r"[!-~]+")
+_ORIGIN = re.compile(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[!-.0-~]+")
+_HOST = re.compile(r"(?![^:]*:[0-9]+$)[!-.0-~]+")
 
 Word = TypeVar("Word", bound=str)
 
@@ -298,8 +299,8 @@ class _FileReader(RangeFields):
             path=path,
             listen=tuple(listen),
             advertise=tuple(advertise),
-            cors=self._words("cors", file.cors, 'an origin such as http://example.com, or "*" for any'),
-            host_whitelist=self._words("host_whitelist", file.host_whitelist, 'a host name, or "*" for any'),
+            cors=self._words("cors", file.cors, _ORIGIN, 'an origin such as http://example.com, or "*" for any'),
+            host_whitelist=self._words("host_whitelist", file.host_whitelist, _HOST, 'a name without port, or "*"'),
             shards=shards,
             shard_map=shard_map,
             across_shards=across_shards,
@@ -323,9 +324,9 @@ class _FileReader(RangeFields):
             self.fail(("namespace",), '"namespace" is empty; write a prefix, such as team-a/, or leave it out')
         return Namespace.of(prefix)
 
-    def _words(self, field: str, values: list[Any], cure: str) -> tuple[str, ...]:
+    def _words(self, field: str, values: list[Any], form: re.Pattern[str], cure: str) -> tuple[str, ...]:
         for number, value in enumerate(values):
-            if not isinstance(value, str) or not _WORD.fullmatch(value):
+            if not isinstance(value, str) or not form.fullmatch(value):
                 self.fail((field, number), f'"{field}" has {shown(value)}; write {cure}')
         return tuple(values)
 

@@ -12,6 +12,7 @@ from esp.core.auth_tokens import TokenCheck
 from esp.core.pb import health_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
 from esp.core.services import metadata
+from esp.core.services.cluster import MEMBER_LIST
 from esp.core.services.gate import Gate
 from esp.core.services.handlers import PassCounted, PassStream, PassWaiting
 from esp.core.services.kv import PassReads
@@ -66,7 +67,8 @@ class Router:
     Args:
         routing: the shards.
         gate: the places at the shards.
-        served: handlers of the RPCs that esp serves over several shards; with one shard esp passes on everything.
+        served: handlers of the RPCs that esp serves over several shards; with one shard esp passes on
+            everything, save MemberList in a namespace.
         page: the handler of requests that are not gRPC.
         namespace: the namespace of clients' keys; None for none.
     """
@@ -107,6 +109,8 @@ class Router:
         target = self._to_shard[named] if named else self._only
         if target is None:
             head.fields = self._tokens.checked(head.fields)
+        elif head.path == MEMBER_LIST and self._namespace is not None and not named:
+            target = None  # clients that went to the shard's members would leave the namespace
         handler = self._served.get(head.path) if target is None else target.handler(head.path)
         if handler is None:
             return Refuse(_unserved(head.path))

@@ -387,9 +387,25 @@ REFUSED = {
         ONE + "cors: [http://a, 5]",
         '5: "cors" has 5; write an origin such as http://example.com, or "*" for any',
     ),
+    "an origin without a scheme": (
+        ONE + "cors: [a.example]",
+        '5: "cors" has "a.example"; write an origin such as http://example.com, or "*" for any',
+    ),
+    "an origin with a path": (
+        ONE + "cors: [http://a.example/]",
+        '5: "cors" has "http://a.example/"; write an origin such as http://example.com, or "*" for any',
+    ),
     "a host that is none": (
         ONE + "host_whitelist: ['a b']",
-        '5: "host_whitelist" has "a b"; write a host name, or "*" for any',
+        '5: "host_whitelist" has "a b"; write a name without port, or "*"',
+    ),
+    "a host with a port": (
+        ONE + "host_whitelist: ['::1', 'a.example:80']",
+        '5: "host_whitelist" has "a.example:80"; write a name without port, or "*"',
+    ),
+    "a URL for a host": (
+        ONE + "host_whitelist: [http://a.example]",
+        '5: "host_whitelist" has "http://a.example"; write a name without port, or "*"',
     ),
     "advertise wildcard": (
         ONE + "advertise: ['http://0.0.0.0:2379']",

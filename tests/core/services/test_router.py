@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 
 from esp.core.auth_tokens import join
+from esp.core.keys import KeyRange
+from esp.core.layout import Layout
+from esp.core.namespace import Namespace
+from esp.core.routing import Routing
 from esp.core.services import router
+from esp.core.services.cluster import MEMBER_LIST
+from esp.core.services.namespace import InNamespace
 from esp.core.services.router import Router
+from esp.core.shard_map import ShardMap
 from esp.core.wire.hpack import Fields
 from esp.core.wire.request import RequestHead, parse_request
 from esp.core.wire.server_stream import Handler
@@ -67,3 +74,14 @@ def test_the_services_that_do_so_say_so() -> None:
     assert not Watch.forwards
     assert not LeaseKeepAlive.forwards
     assert router.METHODS[WATCH].client_streaming
+
+
+@pytest.mark.parametrize("namespace", [None, InNamespace(Namespace.of(b"team/"))])
+def test_in_a_namespace_the_members_are_proxies_with_one_shard_too(namespace: InNamespace | None) -> None:
+    """Clients that took the shard's members for their endpoints would leave the namespace."""
+    world = routing()
+    one = Layout.of(ShardMap.build([("a", KeyRange(b"", None))], ["a"]), [world.shards["a"]])
+    own = _Own()
+    found = Router(Routing(one, world.tokens), gate_of(world), {MEMBER_LIST: own}, Handler(), namespace).find
+    assert (found(head(MEMBER_LIST, [])) is own) == (namespace is not None)
+    assert found(head(MEMBER_LIST, [(b"esp-shard", b"a")])) is not own
