@@ -413,5 +413,5 @@ ROWS: Final[dict[str, str]] = {
 
 FEW: Final = ("txn", "lease", "alarm", "member")
 """The scripts that CI runs with older etcds and their etcdctl, too."""
-FEW_MIXED: Final = ("alarm", "endpoint", "stream", "auth")
+FEW_MIXED: Final = ("alarm", "endpoint", "stream")
 """Those with which CI tries shards of different versions: esp merges their answers."""
