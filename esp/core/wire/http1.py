@@ -410,6 +410,8 @@ class Http1Connection:
         elif {b"content-length", b"transfer-encoding"} <= names:
             # A program that believes one of them reads another request than a program that believes the other.
             self.refuse(400, "both Content-Length and Transfer-Encoding")
+        elif event.http_version == b"1.0" and b"transfer-encoding" in names:
+            self.refuse(400, "Transfer-Encoding in HTTP/1.0")  # which does not know it: to others this has no body
         elif any(name == b"expect" and value.lower() != b"100-continue" for name, value in headers):
             self.refuse(417, "this server knows no other expectation than 100-continue")
         else:
