@@ -80,6 +80,8 @@ _LONG = [
         "commands/test_first_hour",
         "integration/test_loops",
         "integration/test_auth",
+        "integration/test_etcdctl_matrix",
+        "integration/test_json_differential",
         "commands/test_serve",
         "integration/test_watch_faults",
         "integration/test_watch_compacted",
