@@ -193,7 +193,10 @@ class Proxy:
         }
         if config.defragment == "sequential":
             served |= Defragment(routing.shards).handlers(self.gate)
-        return Router(routing, self.gate, served, self._pages, self._namespace)
+        own = set(reflection.PATHS)  # etcd has none
+        if self._namespace is not None or config.advertise:
+            own.add(cluster.MEMBER_LIST)  # clients that went to the shard's own members would leave the namespace
+        return Router(routing, self.gate, served, self._pages, self._namespace, own)
 
     def _find(self, head: RequestHead) -> Handler:
         return self._router.find(head)

@@ -40,6 +40,7 @@ class Row(NamedTuple):
         calls: makes the calls.
         case: what is asked, if not all uses of the RPC have the same outcome.
         see: where the docs say more: a page and its section.
+        one: what comes over one shard, if not the shard's own answer.
     """
 
     rpc: str
@@ -47,6 +48,7 @@ class Row(NamedTuple):
     calls: Callable[[Talk], object]
     case: str = ""
     see: str = ""
+    one: str = ""
 
     @property
     def title(self) -> str:
@@ -452,5 +454,8 @@ ROWS: Final = (
         f"{HEALTH}/Watch", EXACT,
         lambda t: [t.stream(f"{HEALTH}/Watch", Check(service=name), first=1) for name in ("", "no")],
     ),
-    *(Row(f"grpc.reflection.{v}.ServerReflection/ServerReflectionInfo", OWN, reflect(v)) for v in ("v1", "v1alpha")),
+    *(
+        Row(f"grpc.reflection.{v}.ServerReflection/ServerReflectionInfo", OWN, reflect(v), one=OWN)
+        for v in ("v1", "v1alpha")
+    ),
 )  # fmt: skip

@@ -92,6 +92,17 @@ def test_a_loopback_url_is_said_to_lead_others_to_themselves(shards: list[LocalE
     wait_until(lambda: f"advertise URL http://localhost:{port} leads clients on other machines to" in proxy.log())
 
 
+@pytest.mark.parametrize("advertised", [True, False])
+def test_with_one_shard_what_is_advertised_is_told_too(
+    shards: list[LocalEtcd], start_esp: Esps, advertised: bool
+) -> None:
+    port = free_port()
+    extra = f"advertise: [http://localhost:{port}]" if advertised else ""
+    proxy = start_esp(shards[:1], [], "--listen", f"http://127.0.0.1:{port}", extra=extra)
+    [member] = members(proxy, linearizable=True).members
+    assert list(member.clientURLs) == [f"http://localhost:{port}" if advertised else f"http://{shards[0].address}"]
+
+
 def test_members_are_told_while_shards_are_away(esp: EspProcess, shards: list[LocalEtcd]) -> None:
     with frozen(shards[0]), frozen(shards[1]), frozen(shards[2]):
         assert len(members(esp, linearizable=True).members) == 1

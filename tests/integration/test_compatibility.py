@@ -46,11 +46,14 @@ def seen() -> Iterator[Seen]:
 
 def test_an_rpc_does_as_the_document_says(rig: Rig, row: Row, seen: Seen) -> None:
     right, one, several = (hear(row, server) for server in (rig.judge, rig.one, rig.several))
-    assert one.heard == right.heard
+    if row.one:
+        assert word(row, right.heard_loosely, one.heard_loosely) == row.one
+    else:
+        assert one.heard == right.heard
     said = word(row, right.heard_loosely, several.heard_loosely)
     absent = all(is_absent(each) for each in right.heard)
     assert said in ({ABSENT, OWN, row.several} if absent else {row.several}), (several.heard, right.heard)
-    seen[rig.version][row.title] = {"one": ABSENT if absent else EXACT, "several": said}
+    seen[rig.version][row.title] = {"one": row.one or (ABSENT if absent else EXACT), "several": said}
 
 
 def hear(row: Row, server: Server) -> Talk:
@@ -79,7 +82,7 @@ def is_absent(outcome: object) -> bool:
 
 
 def test_the_table_has_every_rpc() -> None:
-    paths = {*METHODS, *(path.encode() for path in PATHS)}
+    paths = {*METHODS, *PATHS}
     assert {f"/{row.rpc}".encode() for row in ROWS} == paths
     assert len({(row.rpc, row.case) for row in ROWS}) == len(ROWS)
 

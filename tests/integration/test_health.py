@@ -191,15 +191,21 @@ def test_who_watches_hears_when_no_shard_is_left_and_when_one_is_back(start_etcd
 # Reflection.
 
 
+def grpcurl(*arguments: str) -> str:
+    command = [shutil.which("grpcurl") or str(peer("grpcurl")), "-plaintext", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_grpcurl_calls_one_shard_without_proto_files(start_esp: Esps, empty_shards: list[LocalEtcd]) -> None:
+    proxy = start_esp(empty_shards[:1], [])
+    assert {"etcdserverpb.KV", SERVICE} <= set(grpcurl(proxy.address, "list").split())
+    grpcurl("-d", '{"key":"YQ=="}', proxy.address, "etcdserverpb.KV/Put")
+
+
 def test_grpcurl_calls_without_proto_files(esp: EspProcess, empty_shards: list[LocalEtcd]) -> None:
-    grpcurl = shutil.which("grpcurl") or str(peer("grpcurl"))
-
-    def run(*arguments: str) -> str:
-        command = [grpcurl, "-plaintext", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
+    run = grpcurl
     assert {"etcdserverpb.KV", SERVICE} <= set(run(esp.address, "list").split())
     for key in ("YQ==", "eg=="):  # a, z
         run("-d", f'{{"key":"{key}"}}', esp.address, "etcdserverpb.KV/Put")

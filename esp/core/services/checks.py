@@ -37,6 +37,7 @@ class Verdict:
         alarms: the names of the raised alarms, such as NOSPACE.
         has_leader, is_learner: as the member says; taken as good if it does not say.
         serializable_read, linearizable_read: why such a read fails; "" if it succeeds.
+        silence: why the shard has not told its alarms and the like; "" if it has.
     """
 
     alarms: tuple[str, ...] = ()
@@ -44,10 +45,11 @@ class Verdict:
     is_learner: bool = False
     serializable_read: str = ""
     linearizable_read: str = ""
+    silence: str = ""
 
 
 def _unread(why: str) -> Verdict:
-    return Verdict(serializable_read=why, linearizable_read=why)
+    return Verdict(serializable_read=why, linearizable_read=why, silence=why)
 
 
 class Round:
@@ -120,7 +122,9 @@ async def _check(begun: Round, shard: Shard) -> None:
     local = rpc_pb2.RangeRequest(key=_KEY, keys_only=True, serializable=True)
     calls = ((STATUS, rpc_pb2.StatusRequest()), (RANGE, question), (RANGE, local))
     status, linearizable, serializable = await all_of([_outcome(shard, *each) for each in calls])
-    verdict = Verdict(serializable_read=_failure(serializable), linearizable_read=_failure(linearizable))
+    verdict = Verdict(
+        serializable_read=_failure(serializable), linearizable_read=_failure(linearizable), silence=_failure(status)
+    )
     if isinstance(status, rpc_pb2.StatusResponse):
         alarms = tuple(name for error in status.errors for name in _ALARM.findall(error))
         verdict = replace(verdict, alarms=alarms, has_leader=bool(status.leader), is_learner=status.isLearner)

@@ -41,11 +41,11 @@ Check = Callable[[Verdict], str]
 
 
 def _data_corruption(verdict: Verdict) -> str:
-    return "alarm activated: CORRUPT" if "CORRUPT" in verdict.alarms else ""
+    return "alarm activated: CORRUPT" if "CORRUPT" in verdict.alarms else verdict.silence
 
 
 def _non_learner(verdict: Verdict) -> str:
-    return "not supported for learner" if verdict.is_learner else ""
+    return "not supported for learner" if verdict.is_learner else verdict.silence
 
 
 READY_CHECKS: Final[dict[str, Check]] = {
@@ -194,8 +194,9 @@ def _lines(checks: Mapping[str, Check], verdicts: Mapping[str, Verdict]) -> Iter
         for shard, verdict in verdicts.items():
             failed = {name: why for name, check in checks.items() if (why := check(verdict))}
             if failed:
-                name, why = next(iter(failed.items()))
-                yield f"[-]shard {shard} failed: {name}: {why}\n"
+                # A shard that is away fails all checks; that it cannot be read says most.
+                name = "serializable_read" if verdict.silence and "serializable_read" in failed else next(iter(failed))
+                yield f"[-]shard {shard} failed: {name}: {failed[name]}\n"
             else:
                 yield f"[+]shard {shard} ok\n"
 

@@ -1,7 +1,4 @@
-"""gRPC server reflection over several shards: describes the services of esp's port, for tools such as grpcurl.
-
-With one shard the call goes to that shard, like every call; etcd has no reflection.
-"""
+"""gRPC server reflection: describes the services of esp's port, for tools such as grpcurl. etcd has no reflection."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from esp.core.wire.status import OK, Code, RpcError, Status
 MAX_REQUEST_BYTES: Final = 4096
 """The most bytes of a request, which has little more than a name."""
 PATHS: Final = tuple(
-    f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha")
+    f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo".encode() for version in ("v1", "v1alpha")
 )
 """The paths of the RPC in both versions; their messages are the same."""
 
@@ -47,7 +44,7 @@ _SERVICES: Final = sorted(service.full_name for file in _SERVED for service in f
 def handlers() -> Mapping[bytes, Handler]:
     """The handler of the RPC, by path."""
     handler = _Reflection()
-    return {path.encode(): handler for path in PATHS}
+    return dict.fromkeys(PATHS, handler)
 
 
 class _Reflection(Handler):

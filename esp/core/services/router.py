@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from google.protobuf.descriptor import MethodDescriptor
@@ -12,7 +12,6 @@ from esp.core.auth_tokens import TokenCheck
 from esp.core.pb import health_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
 from esp.core.services import metadata
-from esp.core.services.cluster import MEMBER_LIST
 from esp.core.services.gate import Gate
 from esp.core.services.handlers import PassCounted, PassStream, PassWaiting
 from esp.core.services.kv import PassReads
@@ -67,10 +66,10 @@ class Router:
     Args:
         routing: the shards.
         gate: the places at the shards.
-        served: handlers of the RPCs that esp serves over several shards; with one shard esp passes on
-            everything, save MemberList in a namespace.
+        served: handlers of the RPCs that esp serves over several shards.
         page: the handler of requests that are not gRPC.
         namespace: the namespace of clients' keys; None for none.
+        own: the RPCs that esp serves with one shard, too; it passes on all others then.
     """
 
     def __init__(
@@ -80,7 +79,9 @@ class Router:
         served: Mapping[bytes, Handler],
         page: Handler,
         namespace: InNamespace | None = None,
+        own: Collection[bytes] = (),
     ) -> None:
+        self._own = frozenset(own)
         self._page = page
         self._namespace = namespace
         self._to_shard = {shard.name.encode(): _PassAll(shard, gate) for shard in routing.shards.values()}
@@ -109,8 +110,8 @@ class Router:
         target = self._to_shard[named] if named else self._only
         if target is None:
             head.fields = self._tokens.checked(head.fields)
-        elif head.path == MEMBER_LIST and self._namespace is not None and not named:
-            target = None  # clients that went to the shard's members would leave the namespace
+        elif head.path in self._own and not named:
+            target = None
         handler = self._served.get(head.path) if target is None else target.handler(head.path)
         if handler is None:
             return Refuse(_unserved(head.path))

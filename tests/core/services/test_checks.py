@@ -21,7 +21,9 @@ from esp.core.wire.status import Code, Status
 
 OK = Verdict()
 AWAY = Verdict(
-    serializable_read="there is no connection available", linearizable_read="there is no connection available"
+    serializable_read="there is no connection available",
+    linearizable_read="there is no connection available",
+    silence="there is no connection available",
 )
 
 
@@ -140,6 +142,18 @@ def test_who_has_no_connection_is_not_asked_and_the_others_decide() -> None:
             "[-]shard a failed: serializable_read: there is no connection available\n[+]shard b ok\nok\n"
         )
         assert world.shards["a"].calls == []
+
+    run(work)
+
+
+def test_of_a_shard_that_is_away_nothing_is_said_to_be_well() -> None:
+    async def work(world: World) -> None:
+        world.shards["a"].is_ready = False
+        await world.answers("b")
+        await world.asks("/readyz/shard/a")
+        why = "failed: there is no connection available"
+        checks = ("data_corruption", "serializable_read", "linearizable_read", "non_learner")
+        assert world.takes() == (503, "".join(f"[-]{name} {why}\n" for name in checks) + "\n")
 
     run(work)
 

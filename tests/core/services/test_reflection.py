@@ -33,13 +33,13 @@ SERVICES = [
 class World:
     """A client that asks on stream 1."""
 
-    def __init__(self, path: str = PATHS[0], window_size: int = 1 << 20) -> None:
+    def __init__(self, path: bytes = PATHS[0], window_size: int = 1 << 20) -> None:
         handlers = reflection.handlers()
         self.client, self.server = meet(
             find=lambda head: handlers[head.path],
             client_settings={frames.SETTINGS_INITIAL_WINDOW_SIZE: window_size},
         )
-        self.client.sends(window(0, 1 << 24), headers(1, call(path.encode())))
+        self.client.sends(window(0, 1 << 24), headers(1, call(path)))
         self.heard = b""
         self.ending: dict[bytes, bytes] = {}
 
@@ -73,7 +73,7 @@ def files(answer: Response) -> list[FileDescriptorProto]:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_services_are_listed_in_both_versions(path: str) -> None:
+def test_the_services_are_listed_in_both_versions(path: bytes) -> None:
     world = World(path)
     request = Request(host="h", list_services="*")
     [answer] = world.asks(request)

@@ -7,11 +7,9 @@ import pytest
 from esp.core.auth_tokens import join
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
-from esp.core.namespace import Namespace
 from esp.core.routing import Routing
 from esp.core.services import router
 from esp.core.services.cluster import MEMBER_LIST
-from esp.core.services.namespace import InNamespace
 from esp.core.services.router import Router
 from esp.core.shard_map import ShardMap
 from esp.core.wire.hpack import Fields
@@ -76,12 +74,11 @@ def test_the_services_that_do_so_say_so() -> None:
     assert router.METHODS[WATCH].client_streaming
 
 
-@pytest.mark.parametrize("namespace", [None, InNamespace(Namespace.of(b"team/"))])
-def test_in_a_namespace_the_members_are_proxies_with_one_shard_too(namespace: InNamespace | None) -> None:
-    """Clients that took the shard's members for their endpoints would leave the namespace."""
+@pytest.mark.parametrize("served_by_esp", [False, True])
+def test_what_esp_serves_with_one_shard_too_is_not_passed_on_unless_the_shard_is_named(served_by_esp: bool) -> None:
     world = routing()
     one = Layout.of(ShardMap.build([("a", KeyRange(b"", None))], ["a"]), [world.shards["a"]])
-    own = _Own()
-    found = Router(Routing(one, world.tokens), gate_of(world), {MEMBER_LIST: own}, Handler(), namespace).find
-    assert (found(head(MEMBER_LIST, [])) is own) == (namespace is not None)
+    own, paths = _Own(), [MEMBER_LIST] if served_by_esp else []
+    found = Router(Routing(one, world.tokens), gate_of(world), {MEMBER_LIST: own}, Handler(), own=paths).find
+    assert (found(head(MEMBER_LIST, [])) is own) == served_by_esp
     assert found(head(MEMBER_LIST, [(b"esp-shard", b"a")])) is not own
