@@ -139,7 +139,7 @@ class Entry(Sink):
         weight = self.weight(shard)
         kind = self.kind
         self._places[shard] = weight, kind
-        if kind is LARGE:
+        if kind is not ORDINARY:  # a client's first read counts as large until its answer comes
             gate.alone.asked[shard] += 1
         gate.take(self.stream.connection, shard, weight, kind)
         return True
@@ -151,6 +151,8 @@ class Entry(Sink):
         is_largest = self.reads and size > self._largest
         if is_largest:
             self._largest = size
+        if size < LARGE_ANSWER and self._places.get(shard, (0, ORDINARY))[1] is NEW:
+            gate.alone.asked[shard] -= 1
         if size <= PLACE_BYTES:
             return  # as nearly all: that needs no more places than the call has
         if is_largest:

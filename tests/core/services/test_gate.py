@@ -295,6 +295,18 @@ def test_large_calls_have_all_places_while_nobody_else_uses_the_shard() -> None:
         assert at_work() == most
 
 
+@pytest.mark.parametrize(("size", "is_alone"), [(LARGE_ANSWER, True), (100, False)])
+def test_first_reads_count_as_large_calls_until_their_answers_come(size: int, is_alone: bool) -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True)
+    world.gate.tick(0.0)
+    for client in "uvwxyz":
+        world.asks(f"{client}0", A)
+        world.sent += 1
+        world.is_answered(f"{client}0", A, size)
+    world.gate.tick(0.0)
+    assert (A in world.gate.alone) == is_alone
+
+
 def test_a_large_request_takes_places_of_large_ones_whatever_the_answers_were() -> None:
     world = World(Limits(max_parts_per_shard=4), weight=PLACES)
     for name in ("x1", "x2", "y1"):

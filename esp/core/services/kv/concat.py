@@ -2,9 +2,9 @@
 
 Concatenated protobuf messages of a type are one message of that type: repeated fields add up, and of a single field the
 last one counts. So the merged answer is the shards' answers in key order, and a few bytes with the header and the count
-behind them. The header stands in front as well, for readers who print an answer while it comes. Nothing is parsed, and
-no part waits for the whole. A client that reads slowly holds back the shards, and fills no memory here. This serves
-Ranges that need no cutting and no sorting: without limit, in key order.
+behind them. The header of a large answer stands in front as well, for readers who print an answer while it comes.
+Nothing is parsed, and no part waits for the whole. A client that reads slowly holds back the shards, and fills no
+memory here. This serves Ranges that need no cutting and no sorting: without limit, in key order.
 
 The code relies on one fact about etcd's encoding, and checks it: fields come in the order of their numbers, so the
 header is first and the count is last. The gRPC prefix of the merged message needs the sum of the parts' lengths, and
@@ -39,6 +39,8 @@ _Range = rpc_pb2.RangeRequest
 
 MOST_SEGMENTS: Final = 64
 """The most parts; a range in more parts is merged by parsing."""
+SHORT_ANSWER: Final = 4096
+"""The most bytes of an answer without its header in front: such an answer is short enough to be read as a whole."""
 MOST_ANSWER_BYTES: Final = 2**31 - 1
 """The most bytes of an answer. gRPC allows twice as much, but protobuf does not; etcd sends no more either."""
 
@@ -167,7 +169,9 @@ class Concat(Sink):
         revision = self._revision or token(self.routing, {one.name: one.header.revision for one in self._parts})
         header = merged_header([one.header for one in self._parts], self.routing.identity, revision)
         encoded = rpc_pb2.RangeResponse(header=header).SerializeToString()
-        length = sum(one.length for one in self._parts) + 2 * len(encoded) + TAIL_BYTES
+        length = sum(one.length for one in self._parts) + len(encoded) + TAIL_BYTES
+        front = encoded if length > SHORT_ANSWER else b""
+        length += len(front)
         if length > MOST_ANSWER_BYTES:
             text = f"grpc: trying to send message larger than max ({length} vs. {MOST_ANSWER_BYTES})"
             self.fail(Status(Code.RESOURCE_EXHAUSTED, text))
@@ -175,7 +179,7 @@ class Concat(Sink):
         self._started = True
         self._header = encoded
         self.down.start()
-        self._send(None, b"\0" + pack_u32(length) + encoded)
+        self._send(None, b"\0" + pack_u32(length) + front)
 
     def _send(self, owner: Part | None, piece: bytes) -> None:
         """Sends bytes. When they have left, their shard, if any, may send as many more."""
