@@ -332,8 +332,9 @@ class TestTwoProxies:
         up(shards[1])
 
         def put() -> bool:
-            # NotFound may come: this proxy may not have seen that the shard was away, if that was between two ticks.
-            return outcome_or_none(lambda: other.put(b"j", lease_id)) is None
+            code = outcome_or_none(lambda: other.put(b"j", lease_id))
+            assert code != grpc.StatusCode.NOT_FOUND
+            return code is None
 
         wait_until(put)
 

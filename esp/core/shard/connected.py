@@ -58,6 +58,8 @@ class Connected(Cluster):
         endpoints: all endpoints, in the order of the config.
         troubles: the reason of each endpoint's last failure to connect; empty once an attempt has succeeded.
         user: the user for esp's own calls; None if esp has no user at this shard.
+        dialled: the number of times that esp began to connect, at the start and whenever a connection was lost. Who has
+            seen the number change knows of an outage, however short.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Connected(Cluster):
         self.context = context
         self.background = background
         self.troubles: dict[Endpoint, str] = {}
+        self.dialled = 0
         self._own_parts = OwnParts(name)
         self._login = None if user is None else Login(name, user, self._own_parts, self._ask_once, background)
         self._lookups = Lookups()
@@ -219,6 +222,7 @@ class Connected(Cluster):
             OSError: the endpoint takes no connection.
         """
         self._lost.clear()
+        self.dialled += 1
         await self._dial(self._unary, endpoint)
         if self.endpoint != endpoint:
             log.info("shard %s: connected to %s", self.name, endpoint)

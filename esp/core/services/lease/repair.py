@@ -56,16 +56,18 @@ class _Yard:
         jobs: the repairs, by lease.
         wanted: set when the worker may have something to do.
         was_ready: whether the shard had a connection at the last look; None before the first.
+        dialled: the shard's `dialled` at the last look.
         worker: does the jobs; None until the repairs have begun.
     """
 
-    __slots__ = ("jobs", "shard", "wanted", "was_ready", "worker")
+    __slots__ = ("dialled", "jobs", "shard", "wanted", "was_ready", "worker")
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
         self.jobs: dict[int, _Job] = {}
         self.wanted = asyncio.Event()
         self.was_ready: bool | None = None
+        self.dialled = shard.dialled
         self.worker: asyncio.Task[None] | None = None
 
 
@@ -79,6 +81,7 @@ class LeaseRepair:
 
     def __init__(self, layout: Layout, table: LeaseTable, context: WireContext, background: Background) -> None:
         self.table = table
+        table.look = self._look
         self._background = background
         self._layout = layout
         self._context = context
@@ -143,19 +146,27 @@ class LeaseRepair:
 
     def tick(self) -> None:
         """Notices shards that are reachable again, and wakes their workers."""
+        self._look()
+        for yard in self._yards.values():
+            if yard.jobs and yard.shard.is_ready:
+                yard.wanted.set()
+
+    def _look(self) -> None:
+        """Notices which shards are away, or have been since the last look, however shortly."""
         for name, yard in self._yards.items():
-            ready = yard.shard.is_ready
-            if ready and not yard.was_ready and self.table.tolerant:
+            shard = yard.shard
+            ready = shard.is_ready
+            was_away = yard.was_ready is False or (yard.was_ready is True and shard.dialled != yard.dialled)
+            if ready and (was_away or yard.was_ready is None) and self.table.tolerant:
                 for lease_id in self.table.missed_on(name):
                     known = self.table.get(lease_id)
                     self.grant(lease_id, name, known.metadata if known else [])
             if not ready:
                 self.table.away(name)
-            elif yard.was_ready is False:
+            elif was_away:
                 self.table.returned(name, monotonic())
             yard.was_ready = ready
-            if ready and yard.jobs:
-                yard.wanted.set()
+            yard.dialled = shard.dialled
 
     def start(self) -> None:
         """Starts the workers; the supervisor owns them."""

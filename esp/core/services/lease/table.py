@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
@@ -109,6 +109,7 @@ class LeaseTable:
         tolerant: whether a shard that is unreachable, or lacks a lease, may be left out.
         counters: the number of unusual events, by name.
         left_out: shards that answers about leases left out, and that have not answered since.
+        look: called before a verdict that depends on who is away, or was just now; set by the repairs.
     """
 
     def __init__(self, context: WireContext, *, tolerant: bool) -> None:
@@ -120,6 +121,7 @@ class LeaseTable:
         self._missed_at = -inf
         self._told_of: set[str] = set()
         self.left_out: set[str] = set()
+        self.look: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         return len(self._known)
@@ -186,6 +188,7 @@ class LeaseTable:
 
     def is_settled(self, now: float) -> bool:
         """Whether, as far as this proxy knows, no shard lacks a lease that lives, and none did in the last minute."""
+        self.look()
         return now >= max(self._settled_at.values(), default=0.0) and now >= self._missed_at + MISSED_SECONDS
 
     def away(self, shard: str) -> None:
@@ -234,6 +237,7 @@ class LeaseTable:
             return Lacking.ENDED
         if seen == MISSED or empty:
             return Lacking.MISSED
+        self.look()
         if monotonic() < self._settled_at.get(shard, 0.0):
             return Lacking.UNSETTLED
         return Lacking.ENDED

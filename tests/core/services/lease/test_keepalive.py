@@ -51,6 +51,7 @@ class FakeShard:
         self.name = name
         self.user = None
         self.is_ready = True
+        self.dialled = 1
         self.barred: Status | None = None
         self.caller: Caller | None = dial(limits)
         self.context = self.caller.context

@@ -49,6 +49,7 @@ class FakeShard:
         self.user = None
         self.leases: dict[int, int] = {}
         self.revision = 5
+        self.dialled = 1
         self.away = False
         self.frozen = False
         self.asked: list[str] = []
@@ -498,6 +499,23 @@ class TestAPutToAShardThatLacksItsLease:
             assert isinstance(answer, Status)
             assert answer.code == Code.UNAVAILABLE
             assert "shard s1 has been away and lacks the lease" in answer.message
+
+        run(work)
+
+    def test_an_outage_between_two_ticks_is_one_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lease_retry, "CALL_SECONDS", 0.05)
+        world = World()
+
+        async def work() -> None:
+            world.shards[0].leases[7] = 60
+            world.repair.tick()
+            assert await self.answered(world.put_refused(7)) == errors.LEASE_NOT_FOUND
+            world.shards[1].dialled += 1
+            answer = await self.answered(world.put_refused(7))
+            assert isinstance(answer, Status)
+            assert answer.code == Code.UNAVAILABLE
+            world.shards[1].leases[7] = 60
+            assert isinstance(await self.answered(world.put_refused(7)), bytes)
 
         run(work)
 
