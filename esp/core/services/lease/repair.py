@@ -56,7 +56,7 @@ class _Yard:
         jobs: the repairs, by lease.
         wanted: set when the worker may have something to do.
         was_ready: whether the shard had a connection at the last look; None before the first.
-        dialled: the shard's `dialled` at the last look.
+        dialled: the shard's `dialled` at the last look; before the first that of a shard that was never lost.
         worker: does the jobs; None until the repairs have begun.
     """
 
@@ -67,7 +67,7 @@ class _Yard:
         self.jobs: dict[int, _Job] = {}
         self.wanted = asyncio.Event()
         self.was_ready: bool | None = None
-        self.dialled = shard.dialled
+        self.dialled = max(1, shard.dialled)
         self.worker: asyncio.Task[None] | None = None
 
 
@@ -156,7 +156,7 @@ class LeaseRepair:
         for name, yard in self._yards.items():
             shard = yard.shard
             ready = shard.is_ready
-            was_away = yard.was_ready is False or (yard.was_ready is True and shard.dialled != yard.dialled)
+            was_away = yard.was_ready is False or shard.dialled != yard.dialled
             if ready and (was_away or yard.was_ready is None) and self.table.tolerant:
                 for lease_id in self.table.missed_on(name):
                     known = self.table.get(lease_id)

@@ -502,14 +502,18 @@ class TestAPutToAShardThatLacksItsLease:
 
         run(work)
 
-    def test_an_outage_between_two_ticks_is_one_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("is_first", [True, False])
+    def test_an_outage_between_two_ticks_or_before_the_first_is_one_too(
+        self, monkeypatch: pytest.MonkeyPatch, is_first: bool
+    ) -> None:
         monkeypatch.setattr(lease_retry, "CALL_SECONDS", 0.05)
         world = World()
 
         async def work() -> None:
             world.shards[0].leases[7] = 60
-            world.repair.tick()
-            assert await self.answered(world.put_refused(7)) == errors.LEASE_NOT_FOUND
+            if not is_first:
+                world.repair.tick()
+                assert await self.answered(world.put_refused(7)) == errors.LEASE_NOT_FOUND
             world.shards[1].dialled += 1
             answer = await self.answered(world.put_refused(7))
             assert isinstance(answer, Status)
