@@ -195,7 +195,7 @@ class Proxy:
             served |= Defragment(routing.shards).handlers(self.gate)
         own = set(reflection.PATHS)  # etcd has none
         if self._namespace is not None or config.advertise:
-            own.add(cluster.MEMBER_LIST)  # clients that went to the shard's own members would leave the namespace
+            own.add(cluster.MEMBER_LIST)  # the shard's own members lead past this proxy, out of the namespace
         return Router(routing, self.gate, served, self._pages, self._namespace, own)
 
     def _find(self, head: RequestHead) -> Handler:

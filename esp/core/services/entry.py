@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NewType
 
 from esp.core.wire.server_stream import ServerStream, Sink
 
 if TYPE_CHECKING:
     from esp.core.services.gate import Gate, Line
 
-Kind = int
-NEW: Final = 0
-"""The kind of a read whose client has had no answer yet."""
-LARGE: Final = 1
-"""The kind of a call that is known to be large: its parts take PLACES."""
-ORDINARY: Final = 2
-"""The kind of any other call."""
+Kind = NewType("Kind", int)
+"""A kind of call, with places of its own at each shard."""
+NEW: Final = Kind(0)
+"""A read whose client has had no answer yet."""
+LARGE: Final = Kind(1)
+"""A call that is known to be large: its parts take PLACES."""
+ORDINARY: Final = Kind(2)
+"""Any other call."""
 
 PLACES: Final = 16
 """The most places that a part takes. A part takes so many, too, if its client has had no answer yet."""
@@ -139,7 +140,7 @@ class Entry(Sink):
         weight = self.weight(shard)
         kind = self.kind
         self._places[shard] = weight, kind
-        if kind is not ORDINARY:  # a client's first read counts as large until its answer comes
+        if kind != ORDINARY:  # a client's first read counts as large until its answer comes
             gate.alone.asked[shard] += 1
         gate.take(self.stream.connection, shard, weight, kind)
         return True
@@ -151,7 +152,7 @@ class Entry(Sink):
         is_largest = self.reads and size > self._largest
         if is_largest:
             self._largest = size
-        if size < LARGE_ANSWER and self._places.get(shard, (0, ORDINARY))[1] is NEW:
+        if size < LARGE_ANSWER and self._places.get(shard, (0, ORDINARY))[1] == NEW:
             gate.alone.asked[shard] -= 1
         if size <= PLACE_BYTES:
             return  # as nearly all: that needs no more places than the call has

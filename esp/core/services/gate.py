@@ -54,6 +54,8 @@ Pool = tuple[str, Kind]
 """The places of a shard for one kind of call."""
 Share = tuple[str, Connection]
 """The places of a shard that one connection has."""
+Places = tuple[str, Kind | Connection]
+"""Either of these."""
 _Key = tuple[Connection, tuple[str, ...], bool, bool]
 
 
@@ -72,7 +74,7 @@ class Line:
         self.key = key
         self.calls: dict[Entry, None] = {}
         self.queue: deque[Line] | None = None
-        self.lacks: Pool | Share | None = None
+        self.lacks: Places | None = None
 
 
 class Gate:
@@ -103,7 +105,7 @@ class Gate:
         self.stopped: set[str] = set()
         # Each line with calls stands in exactly one queue: that of the places which its first call lacks.
         self._lines: dict[_Key, Line] = {}
-        self._queues: dict[Pool | Share, deque[Line]] = {}
+        self._queues: dict[Places, deque[Line]] = {}
         self._freed: set[Pool] = set()
         self._freed_shares: set[Share] = set()
 
@@ -239,7 +241,7 @@ class Gate:
     def _begin(self, entry: Entry) -> None:
         self._background.guard("a call that takes places", partial(_let_begin, entry), entry.stream.on_bug)
 
-    def _stand(self, line: Line, lacks: Pool | Share) -> None:
+    def _stand(self, line: Line, lacks: Places) -> None:
         queue = self._queues.get(lacks)
         if queue is None:
             queue = self._queues[lacks] = deque()
@@ -253,29 +255,25 @@ class Gate:
             self._tidy(line.lacks)
             del self._lines[line.key]
 
-    def _tidy(self, lacks: Pool | Share | None) -> None:
+    def _tidy(self, lacks: Places | None) -> None:
         if lacks is not None and not self._queues.get(lacks, True):
             del self._queues[lacks]
 
-    def _lacks(self, entry: Entry) -> Pool | Share | None:
+    def _lacks(self, entry: Entry) -> Places | None:
         """The first places that the call lacks; None if it lacks none."""
-        # As `_has_room`, which is spelled out: this is so for each call.
-        connection, kind = entry.stream.connection, entry.kind
-        quarter = self._quarter
+        parts: tuple[Connection | Kind, ...] = entry.stream.connection, entry.kind
         for shard in self.wanted(entry):
-            if self._held.get((shard, connection), 0) >= quarter and entry.weight(shard):
-                return shard, connection
-            most = quarter if kind is LARGE and shard not in self.alone else self._limit
-            if self.busy[shard, kind] >= most and entry.weight(shard):
-                return shard, kind
+            if entry.weight(shard):
+                for part in parts:
+                    if not self._has_room(shard, part):
+                        return shard, part
         return None
 
     def _has_room(self, shard: str, part: Kind | Connection) -> bool:
-        if isinstance(part, int):
-            return self.busy[shard, part] < (
-                self._quarter if part is LARGE and shard not in self.alone else self._limit
-            )
-        return self._held.get((shard, part), 0) < self._quarter
+        if not isinstance(part, int):
+            return self._held.get((shard, part), 0) < self._quarter
+        most = self._quarter if part == LARGE and shard not in self.alone else self._limit
+        return self.busy[shard, part] < most
 
     def wanted(self, entry: Entry) -> tuple[str, ...]:
         """The shards at which a call wants places now."""
@@ -331,7 +329,7 @@ class Gate:
         """An exception came out of `flush`, not of a single call. Waiting calls begin when further places are free."""
         log.exception("a bug in esp; calls that wait for places wait on")
 
-    def _is_left(self, where: Pool | Share, stop: float) -> bool:
+    def _is_left(self, where: Places, stop: float) -> bool:
         """Begins calls that wait for these places while there is room; True when the slice ended before that."""
         clock = self._context.turns.clock
         queue = self._queues.get(where, ())

@@ -41,8 +41,9 @@ OWN_SHARE: Final = 0.03
 connections that want all they can get, a fair share alone is 0.03 of what answers leave over, and less than a client
 needs that does a hundred calls a second."""
 LONGEST_STEP: Final = 0.02
-"""The most seconds that a step counts for, because the garbage collector may have run in it. No more than `SAVED`, so
-that such an accident alone does not put a connection that needs little time in line."""
+"""The most seconds that a step counts for, because the machine may have done something else meanwhile, or the garbage
+collector may have run, where only the machine's clock is looked at. No more than `SAVED`, so that such an accident
+alone does not put a connection that needs little time in line."""
 UNSEEN: Final = 0.0005
 """Seconds that may pass between two looks at the thread's own clock. Such a look takes as long as ten at the other."""
 LITTLE: Final = 1024
@@ -189,16 +190,10 @@ class Turns:
         is_left = worker.work(start + SLICE if used <= virtual else start + SLICE + virtual - used)
         took = clock() - start + size * SECONDS_PER_BYTE
         self._spent += took
-        if worker.is_new:
-            worker.used = used  # as `_served_first` counts
-            self._served_first(worker, took, is_left)
-            return
-        worker.used = used + (took if took < LONGEST_STEP else LONGEST_STEP)
-        if is_left:
-            self._join(worker)
+        self._served(worker, took, is_left)
 
     def _credited(self, worker: Worker) -> float:
-        """What the worker has used, less its own share of the time since this was last taken off; SAVED at most."""
+        """The worker's `used`, less its own share of the time since that was last taken off; SAVED at most."""
         now = self.clock()
         share = min((now - worker.credited) * OWN_SHARE, SAVED)
         worker.credited = now
@@ -275,19 +270,16 @@ class Turns:
         heappush(self._first, (worker.is_new, worker.used, self._order, worker))
         self.run_soon()
 
-    def _served_first(self, worker: Worker, took: float, is_left: bool) -> None:
+    def _served(self, worker: Worker, took: float, is_left: bool) -> None:
         """Counts the `took` seconds of a turn that was no turn of the line; work that is left waits for another.
 
         The first turn of a worker counts for little, and the rest of its work does not have to stand in line yet.
         """
-        if worker.is_new:
-            worker.is_new = False
-            worker.used += min(took, FIRST_SLICE)
-            if is_left:
-                self._put_off(worker)
-            return
-        worker.used += min(took, LONGEST_STEP)
-        if is_left:
+        was_new, worker.is_new = worker.is_new, False
+        worker.used += min(took, FIRST_SLICE if was_new else LONGEST_STEP)
+        if is_left and was_new:
+            self._put_off(worker)
+        elif is_left:
             self._join(worker)
 
     def _join(self, worker: Worker) -> None:
@@ -350,8 +342,8 @@ class Turns:
         """Serves the workers that were put off only because the turn was over, as it would have served them then.
 
         New ones come last, and those that have saved up most come first: a crowd of new clients does not hold up the
-        others. Among new clients, those that need little do not wait for those that need much: each gets FIRST_SLICE,
-        then joins the line.
+        others. Among new clients, those that need little do not wait for those that need much: each gets FIRST_SLICE
+        at a time.
         """
         first = self._first
         start = self.clock()
@@ -361,7 +353,7 @@ class Turns:
             worker.in_line = False
             is_left = worker.work(min(start + FIRST_SLICE, stop))
             end = self.clock()
-            self._served_first(worker, end - start, is_left)
+            self._served(worker, end - start, is_left)
             start = end
             if end >= stop:
                 break
