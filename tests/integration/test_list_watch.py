@@ -23,7 +23,7 @@ from tests.watching import Requests
 
 WRITES = 40_000
 IN_A_TXN = 25
-BREAK_AFTER = 1000
+BREAK_AFTER = 100
 """Events after which a client breaks its own stream, to resume."""
 KEYS = 150
 """Of each shard; they are written in turn, so that each is written many times, and some are deleted."""
