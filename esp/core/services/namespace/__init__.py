@@ -1,7 +1,8 @@
 """The namespace of a proxy, between the wire and the handlers of all RPCs.
 
     fields     which fields of etcd's messages hold keys
-    rewrite    a message with its keys changed, made of its bytes as they come
+    forms      the changes to the fields of a message, made of its descriptor
+    rewrite    a message with its keys changed by its form, made of its bytes as they come
     answer     one client's answers: rewritten, and sent as the client reads
     call       a call as the handlers inside see it: requests with the prefix, answers from which it is taken
     handler    the handler around another one

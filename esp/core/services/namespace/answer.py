@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from esp.core.services.namespace.rewrite import Form, Malformed, Rewriter, number, rewritten
+from esp.core.services.namespace.forms import Form, Malformed, number
+from esp.core.services.namespace.rewrite import Rewriter, rewritten
 from esp.core.wire.frames import pack_u32, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from esp.core.services.namespace.answer import AnswerReader
-from esp.core.services.namespace.rewrite import STEP_BYTES, Form, Malformed, Outside, steps
+from esp.core.services.namespace.forms import Form, Malformed, Outside
+from esp.core.services.namespace.rewrite import STEP_BYTES, steps
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader
@@ -32,7 +33,7 @@ HALF: Final = Status(Code.INTERNAL, "esp: a shard's answer ended in the middle o
 
 
 class _Backlog:
-    """What waits for the client to read.
+    """Answers that wait for the client to read.
 
     Attributes:
         raw: DATA of answers that is not rewritten yet.
@@ -143,7 +144,7 @@ class InnerCall(ServerStream, Sink):
 
     @property
     def pending(self) -> Pending | None:  # type: ignore[override]
-        """What waits for the client, here or in the client's stream; None when nothing does."""
+        """The DATA that waits for the client, here or in the client's stream; None if there is none."""
         backlog = self._backlog
         if backlog is None:
             return self._outer.pending

@@ -16,7 +16,8 @@ from esp.core.services.handlers import parse
 from esp.core.services.namespace.answer import AnswerReader, Remembered, WatchReader
 from esp.core.services.namespace.call import MALFORMED_REQUEST, InnerCall
 from esp.core.services.namespace.fields import HOLDS_ALL, holds_keys
-from esp.core.services.namespace.rewrite import STEP_BYTES, Form, Forms, Malformed, rewritten, steps
+from esp.core.services.namespace.forms import Form, Forms, Malformed
+from esp.core.services.namespace.rewrite import STEP_BYTES, rewritten, steps
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.server_stream import OVERLOADED, Handler, Refuse, ServerStream
 from esp.core.wire.status import Code, RpcError, Status

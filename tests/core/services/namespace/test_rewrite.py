@@ -19,7 +19,8 @@ from esp.core.pb import kv_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.services.namespace import HOLDS_ALL, KEYS, NO_KEYS
 from esp.core.services.namespace.answer import AnswerReader, Remembered, WatchReader
 from esp.core.services.namespace.fields import holds_keys
-from esp.core.services.namespace.rewrite import MOST_DEPTH, Forms, Malformed, Outside, Rewriter, rewritten, steps
+from esp.core.services.namespace.forms import Forms, Malformed, Outside
+from esp.core.services.namespace.rewrite import MOST_DEPTH, Rewriter, rewritten, steps
 from esp.core.services.router import METHODS
 from esp.core.services.varint import varint
 from esp.core.wire.message import PREFIX_SIZE, prefix
