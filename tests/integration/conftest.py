@@ -1,4 +1,4 @@
-"""Fixtures of the tests of leases, of locks and of Kubernetes, and etcdctl of each generation."""
+"""Fixtures of the tests of leases, of locks, of Kubernetes and of random programs; etcdctl of each generation."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import functools
 import random
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.harness import Server, connect, etcdctl_of, run_etcdctl
+from esp.core.local import LocalEtcd
+from tests.harness import Esps, Etcds, Server, connect, etcdctl_of, run_etcdctl, running_esps
 from tests.integration.apiserver import ApiServer
 from tests.integration.lease_client import Client
 from tests.integration.lock_client import Locks
@@ -76,6 +78,28 @@ def rigs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rigs]:
 def rig(rigs: Rigs, request: pytest.FixtureRequest) -> Rig:
     """The rig of the version of etcd that is the fixture's parameter."""
     return rigs(request.param)
+
+
+@pytest.fixture(scope="module")
+def module_esps(tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> Iterator[Esps]:
+    """Starts esps, which run until the end of the module."""
+    with running_esps(tmp_path_factory.mktemp("esps"), etcd_binary) as esps:
+        yield esps
+
+
+@pytest.fixture(scope="module")
+def four_etcds(session_etcds: Etcds) -> list[LocalEtcd]:
+    """One etcd, and three for the shards."""
+    return session_etcds.several(4)
+
+
+@pytest.fixture
+def twins(start_etcd: Etcds) -> tuple[LocalEtcd, LocalEtcd]:
+    """Two etcds that say the same to the same: of one name, address and token, from which their ids come."""
+    name = "http://127.0.0.1:1"
+    flags = ("--name=twin", f"--initial-advertise-peer-urls={name}", f"--initial-cluster=twin={name}")
+    one, other = start_etcd.several(2, *flags, "--initial-cluster-token=twins")
+    return one, other
 
 
 @pytest.fixture(params=["3.4", "3.5", "3.7"])

@@ -1,35 +1,26 @@
 """Random programs against one etcd and against esp: every answer is the same, except for a list of differences.
 
 tests/differential/ has the parts: the list (differences.py), the programs, how revisions are translated (mapping.py),
-and how both sides are run and compared. With one shard every byte is the same.
-
-The programs are the same in each run. ESP_TEST_PROGRAMS=5000 runs so many of each kind instead, new ones each time;
-with ESP_TEST_SMALLEST=1 as well, a program that fails is made as small as can be.
+how both sides are run and compared, and how many programs, and which (explore.py). With one shard every byte is the
+same.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 from esp.core.local import LocalEtcd
 from tests.differential import programs as p
 from tests.differential.clusters import Clusters, clusters
 from tests.differential.differences import Difference
+from tests.differential.explore import PROGRAMS, explore, start
 from tests.differential.mapping import Layout
 from tests.differential.run import Run
-from tests.harness import EspProcess, Esps, Etcds, peer, running_esps
-
-PROGRAMS = int(os.environ.get("ESP_TEST_PROGRAMS", "0"))
-SMALLEST = bool(os.environ.get("ESP_TEST_SMALLEST"))
+from tests.harness import Esps, Etcds, peer
 
 LAYOUTS = {
     "between the keys": Layout([b"i", b"r"], [0, 1, 2]),
@@ -40,70 +31,11 @@ LAYOUTS = {
 }
 
 
-def configured(path: Path, shards: Sequence[LocalEtcd], layout: Layout) -> Path:
-    """A config of this layout."""
-
-    def text(key: bytes) -> str:
-        return json.dumps(f"hex:{key.hex()}" if key else "")
-
-    ends = [*layout.starts[1:], b""]
-    lines = ["shards:"]
-    for number, shard in enumerate(shards):
-        ranges = [
-            f"{{start: {text(start)}, end: {text(end)}}}"
-            for start, end, owner in zip(layout.starts, ends, layout.owners, strict=True)
-            if owner == number
-        ]
-        lines.append(f"  - {{name: s{number}, endpoints: [{shard.endpoint}], ranges: [{', '.join(ranges)}]}}")
-    path.write_text("\n".join([*lines, ""]))
-    return path
-
-
-def start(esps: Esps, shards: Sequence[LocalEtcd], layout: Layout) -> EspProcess:
-    path = configured(esps.folder / f"layout-{len(esps.started)}.yaml", shards, layout)
-    esp = esps.launch("-c", path, config=path)
-    esp.wait_ready()
-    return esp
-
-
 @pytest.fixture(scope="module")
-def esps(tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> Iterator[Esps]:
-    with running_esps(tmp_path_factory.mktemp("differential"), etcd_binary) as esps:
-        yield esps
-
-
-@pytest.fixture(scope="module")
-def etcds(session_etcds: Etcds) -> list[LocalEtcd]:
-    """One etcd, and the shards."""
-    return session_etcds.several(4)
-
-
-@pytest.fixture(scope="module")
-def plain(etcds: list[LocalEtcd], esps: Esps) -> Iterator[Clusters]:
+def plain(four_etcds: list[LocalEtcd], module_esps: Esps) -> Iterator[Clusters]:
     layout = LAYOUTS["between the keys"]
-    with clusters(etcds[0], etcds[1:], start(esps, etcds[1:], layout), layout) as both:
+    with clusters(four_etcds[0], four_etcds[1:], start(module_esps, four_etcds[1:], layout), layout) as both:
         yield both
-
-
-def explore(both: Clusters, count: int, programs: st.SearchStrategy[list[p.Step]] = p.programs) -> Counter[Difference]:
-    """Runs so many programs; what differed, and how often."""
-    noted: Counter[Difference] = Counter()
-
-    @settings(
-        max_examples=PROGRAMS or count,
-        derandomize=not PROGRAMS,
-        deadline=None,
-        database=None,
-        # The step that failed is told; making the program smaller would take minutes.
-        phases=list(Phase) if SMALLEST else [Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(programs)
-    def run(program: list[p.Step]) -> None:
-        Run(both, noted).all_of(program)
-
-    run()
-    return noted
 
 
 def explored(both: Clusters, count: int) -> None:
@@ -116,18 +48,18 @@ def explored(both: Clusters, count: int) -> None:
 @pytest.mark.timeout(0 if PROGRAMS else 300)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_esp_over_three_shards_is_one_etcd_but_for_what_is_listed(
-    etcds: list[LocalEtcd], esps: Esps, name: str
+    four_etcds: list[LocalEtcd], module_esps: Esps, name: str
 ) -> None:
     layout = LAYOUTS[name]
-    with clusters(etcds[0], etcds[1:], start(esps, etcds[1:], layout), layout) as both:
+    with clusters(four_etcds[0], four_etcds[1:], start(module_esps, four_etcds[1:], layout), layout) as both:
         explored(both, 20)
 
 
 @pytest.mark.timeout(0 if PROGRAMS else 300)
-def test_so_it_is_over_shards_of_the_newest_etcd(session_etcds: Etcds, esps: Esps) -> None:
+def test_so_it_is_over_shards_of_the_newest_etcd(session_etcds: Etcds, module_esps: Esps) -> None:
     etcds = session_etcds.several(4, binary=peer("etcd"))
     layout = LAYOUTS["at keys"]
-    with clusters(etcds[0], etcds[1:], start(esps, etcds[1:], layout), layout, streams=True) as both:
+    with clusters(etcds[0], etcds[1:], start(module_esps, etcds[1:], layout), layout, streams=True) as both:
         explored(both, 20)
 
 
@@ -242,20 +174,13 @@ def test_a_watcher_from_the_beginning_hears_each_shard_in_order(session_etcds: E
     ],
     ids=["header", "revision", "token", "refusal"],
 )
-def test_the_comparison_finds_a_proxy_that_is_wrong(etcds: list[LocalEtcd], esps: Esps, program: list[p.Step]) -> None:
+def test_the_comparison_finds_a_proxy_that_is_wrong(
+    four_etcds: list[LocalEtcd], module_esps: Esps, program: list[p.Step]
+) -> None:
     """One that has its boundaries elsewhere."""
-    esp = start(esps, etcds[1:], LAYOUTS["at keys"])
-    with clusters(etcds[0], etcds[1:], esp, LAYOUTS["around one key"]) as both, pytest.raises(AssertionError):
+    esp = start(module_esps, four_etcds[1:], LAYOUTS["at keys"])
+    with clusters(four_etcds[0], four_etcds[1:], esp, LAYOUTS["around one key"]) as both, pytest.raises(AssertionError):
         Run(both, Counter()).all_of(program)
-
-
-@pytest.fixture
-def twins(start_etcd: Etcds) -> tuple[LocalEtcd, LocalEtcd]:
-    """Two etcds that say the same to the same: of one name, address and token, from which their ids come."""
-    name = "http://127.0.0.1:1"
-    flags = ("--name=twin", f"--initial-advertise-peer-urls={name}", f"--initial-cluster=twin={name}")
-    one, other = start_etcd.several(2, *flags, "--initial-cluster-token=twins")
-    return one, other
 
 
 @pytest.mark.timeout(0 if PROGRAMS else 300)

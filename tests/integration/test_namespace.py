@@ -6,9 +6,8 @@ namespace (tests/differential/).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import grpc
 import pytest
@@ -18,9 +17,9 @@ from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from tests.differential import programs as p
 from tests.differential.clusters import Clusters, ask, clusters
+from tests.differential.explore import PROGRAMS, explore, start
 from tests.differential.mapping import Layout, Mapping
-from tests.harness import EspProcess, Esps, Etcds, peer, running_esps
-from tests.integration.test_differential import PROGRAMS, configured, explore
+from tests.harness import EspProcess, Esps, Etcds, peer
 
 PREFIX = b"team/"
 ODD = b"\xffa\xff"
@@ -87,69 +86,40 @@ class Neighboured(Clusters):
         assert isinstance(ask(channel, "KV/Put", rpc_pb2.PutRequest(key=key, value=b"of others")), bytes)
 
 
-def start(esps: Esps, shards: Sequence[LocalEtcd], layout: Layout, prefix: bytes = PREFIX) -> EspProcess:
+def start_in(esps: Esps, shards: Sequence[LocalEtcd], layout: Layout, prefix: bytes = PREFIX) -> EspProcess:
     """esp over shards whose boundaries are those of the layout, in the namespace."""
     real = Layout([prefix + boundary for boundary in layout.starts[1:]], layout.owners)
-    path = configured(esps.folder / f"namespace-{len(esps.started)}.yaml", shards, real)
-    with path.open("a") as file:
-        file.write(f"namespace: hex:{prefix.hex()}\n")
-    esp = esps.launch("-c", path, config=path)
-    esp.wait_ready()
-    return esp
-
-
-@pytest.fixture(scope="module")
-def esps(tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> Iterator[Esps]:
-    with running_esps(tmp_path_factory.mktemp("namespace"), etcd_binary) as esps:
-        yield esps
-
-
-@pytest.fixture(scope="module")
-def etcds(session_etcds: Etcds) -> list[LocalEtcd]:
-    """One etcd, and the shards."""
-    return session_etcds.several(4)
+    return start(esps, shards, real, f"namespace: hex:{prefix.hex()}\n")
 
 
 @pytest.mark.timeout(0 if PROGRAMS else 300)
 @pytest.mark.parametrize("prefix", [PREFIX, ODD])
 def test_over_three_shards_it_is_one_etcd_with_the_keys_of_the_namespace(
-    etcds: list[LocalEtcd], esps: Esps, prefix: bytes
+    four_etcds: list[LocalEtcd], module_esps: Esps, prefix: bytes
 ) -> None:
     layout = Layout([b"i", b"r"], [0, 1, 2])
-    esp = start(esps, etcds[1:], layout, prefix)
-    with clusters(etcds[0], etcds[1:], esp, layout, kind=Neighboured) as both:
+    esp = start_in(module_esps, four_etcds[1:], layout, prefix)
+    with clusters(four_etcds[0], four_etcds[1:], esp, layout, kind=Neighboured) as both:
         both.prefix = prefix
         explore(both, 20, STEPS)
 
 
 @pytest.mark.timeout(0 if PROGRAMS else 300)
 def test_so_it_is_over_shards_of_the_newest_etcd_with_boundaries_among_the_keys_of_others(
-    session_etcds: Etcds, esps: Esps
+    session_etcds: Etcds, module_esps: Esps
 ) -> None:
     alone, *shards = session_etcds.several(4, binary=peer("etcd"))
     within = Layout([b"b\0", b"k"], [0, 1, 2])
     boundaries = [b"b", PREFIX, *(PREFIX + boundary for boundary in within.starts[1:]), b"u"]
-    path = configured(esps.folder / "others.yaml", shards, Layout(boundaries, [1, 2, 0, 1, 2, 0]))
-    with path.open("a") as file:
-        file.write(f"namespace: {PREFIX.decode()}\n")
-    esp = esps.launch("-c", path, config=path)
-    esp.wait_ready()
+    others = Layout(boundaries, [1, 2, 0, 1, 2, 0])
+    esp = start(module_esps, shards, others, f"namespace: {PREFIX.decode()}\n")
     with clusters(alone, shards, esp, within, streams=True, kind=Neighboured) as both:
         explore(both, 20, STEPS)
 
 
-@pytest.fixture
-def twins(start_etcd: Etcds) -> tuple[LocalEtcd, LocalEtcd]:
-    """Two etcds that say the same to the same: of one name, address and token, from which their ids come."""
-    name = "http://127.0.0.1:1"
-    flags = ("--name=twin", f"--initial-advertise-peer-urls={name}", f"--initial-cluster=twin={name}")
-    one, other = start_etcd.several(2, *flags, "--initial-cluster-token=twins")
-    return one, other
-
-
 @pytest.mark.timeout(0 if PROGRAMS else 300)
-def test_with_one_shard_every_byte_is_the_same(twins: tuple[LocalEtcd, LocalEtcd], esps: Esps) -> None:
+def test_with_one_shard_every_byte_is_the_same(twins: tuple[LocalEtcd, LocalEtcd], module_esps: Esps) -> None:
     alone, shard = twins
     layout = Layout([], [0])
-    with clusters(alone, [shard], start(esps, [shard], layout), layout, kind=Neighboured) as both:
+    with clusters(alone, [shard], start_in(module_esps, [shard], layout), layout, kind=Neighboured) as both:
         explore(both, 25, STEPS)

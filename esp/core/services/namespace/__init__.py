@@ -3,7 +3,9 @@
     fields     which fields of etcd's messages hold keys
     forms      the changes to the fields of a message, made of its descriptor
     rewrite    a message with its keys changed by its form, made of its bytes as they come
-    answer     one client's answers: rewritten, and sent as the client reads
+    request    the requests of one streaming call, message by message
+    answer     the answers of one call, message by message
+    backlog    the answers of one call that wait for the client to read
     call       a call as the handlers inside see it: requests with the prefix, answers from which it is taken
     handler    the handler around another one
 

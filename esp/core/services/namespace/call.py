@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
 from esp.core.services.namespace.answer import AnswerReader
+from esp.core.services.namespace.backlog import SENT_AT_ONCE, Backlog
 from esp.core.services.namespace.forms import Form, Malformed, Outside
-from esp.core.services.namespace.rewrite import STEP_BYTES, steps
+from esp.core.services.namespace.request import RequestReader
+from esp.core.services.namespace.rewrite import STEP_BYTES
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields
-from esp.core.wire.message import MessageReader
 from esp.core.wire.pump import Pending
 from esp.core.wire.server_stream import OVERLOADED, ServerStream, Sink
 from esp.core.wire.status import Code, RpcError, Status
 
 log = logging.getLogger("esp.service")
 
-SENT_AT_ONCE: Final = 262_144
-"""Bytes of answers that are sent in one turn of the loop."""
 SLICE: Final = 0.001
 """Seconds of a turn in which DATA that waits is rewritten; a step of STEP_BYTES may take as long again."""
 MALFORMED_REQUEST: Final = Status(
@@ -30,27 +28,6 @@ MALFORMED_REQUEST: Final = Status(
 MALFORMED_ANSWER: Final = Status(Code.INTERNAL, "esp: a shard's answer is not encoded as etcd does")
 OUTSIDE: Final = Status(Code.INTERNAL, "esp: a shard's answer has a key outside of this proxy's namespace")
 HALF: Final = Status(Code.INTERNAL, "esp: a shard's answer ended in the middle of a message")
-
-
-class _Backlog:
-    """Answers that wait for the client to read.
-
-    Attributes:
-        raw: DATA of answers that is not rewritten yet.
-        owed: bytes of DATA that the handler's sink has not been told about.
-        queue: DATA for the client.
-        queued: the bytes of `queue`.
-        ending: the end of the call, which comes behind: a status with its trailers, or a header block.
-    """
-
-    __slots__ = ("ending", "owed", "queue", "queued", "raw")
-
-    def __init__(self) -> None:
-        self.raw: deque[memoryview] = deque()
-        self.owed = 0
-        self.queue: deque[bytes] = deque()
-        self.queued = 0
-        self.ending: tuple[Status, Fields | None, int] | bytes | None = None
 
 
 class InnerCall(ServerStream, Sink):
@@ -67,14 +44,12 @@ class InnerCall(ServerStream, Sink):
     __slots__ = (
         "_answers",
         "_backlog",
-        "_form",
         "_held",
         "_inner",
         "_is_on",
         "_outer",
         "_requests",
         "_sent",
-        "_surplus",
     )
 
     def __init__(self, outer: ServerStream, requests: Form | None, answers: AnswerReader) -> None:
@@ -87,15 +62,14 @@ class InnerCall(ServerStream, Sink):
         self.deadline = outer.deadline
         self._outer = outer
         self._inner: Sink | None = None
-        self._form = requests
+        self._requests: RequestReader | None = None
+        if requests is not None:
+            self._requests = RequestReader(requests, outer.connection.limits.max_message_bytes, outer.head.encoding)
         self._answers = answers
-        self._backlog: _Backlog | None = None
+        self._backlog: Backlog | None = None
         self._held = 0  # of the account, for the incomplete answer and the backlog
         self._is_on = False  # among those that go on in the next turn
         self._sent = False
-        if requests is not None:
-            self._requests = MessageReader(outer.connection.limits.max_message_bytes, outer.head.encoding)
-            self._surplus = 0  # bytes of the handler's requests that the client has not sent
 
     # The stream that the handler sees.
 
@@ -145,14 +119,8 @@ class InnerCall(ServerStream, Sink):
     @property
     def pending(self) -> Pending | None:  # type: ignore[override]
         """The DATA that waits for the client, here or in the client's stream; None if there is none."""
-        backlog = self._backlog
-        if backlog is None:
-            return self._outer.pending
-        waiting = Pending()
-        waiting.size = backlog.queued
-        waiting.sent = int(self._outer.has_sent)
-        waiting.end = backlog.ending is not None
-        return waiting
+        backlog, outer = self._backlog, self._outer
+        return outer.pending if backlog is None else backlog.pending(outer)
 
     @property
     def _is_ending(self) -> bool:
@@ -168,11 +136,8 @@ class InnerCall(ServerStream, Sink):
 
         The window of a call with one message was given back when the message had come.
         """
-        if self._form is None:
-            return
-        surplus = min(size, self._surplus)
-        self._surplus -= surplus
-        self._outer.consumed(size - surplus)
+        if self._requests is not None:
+            self._outer.consumed(self._requests.consumed(size))
 
     def hold(self, size: int) -> bool:
         """Accounts for `size` bytes that are kept for this call anywhere; False if there is no room."""
@@ -211,9 +176,7 @@ class InnerCall(ServerStream, Sink):
             self._backlog.owed += len(payload)
             return False
         if self._hold_all(len(payload)):
-            backlog = backlog or self._begin_backlog()
-            backlog.raw.append(memoryview(payload))
-            backlog.owed += len(payload)
+            (backlog or self._begin_backlog()).add_raw(payload)
         return False
 
     def send_answer(self, head: bytes, payload: bytes, trailers: bytes) -> bool:
@@ -280,21 +243,15 @@ class InnerCall(ServerStream, Sink):
         self.connection.do(self._translate(payload, end))
 
     def _translate(self, payload: bytes, end: bool) -> Iterator[None]:
-        form = self._form
-        assert form is not None, "a streaming call"
-        unused = len(payload)
-        held = self._requests.held
+        requests = self._requests
+        assert requests is not None, "a streaming call"
+        held = requests.held
         try:
-            for body in self._requests.steps(payload):
-                for message in () if body is None else steps(form, body, 0):
-                    if not message:
-                        yield
-                    elif self._inner is not None:
-                        taken = min(unused, len(message))
-                        unused -= taken
-                        self._surplus += len(message) - taken
-                        self._inner.request_data(message, False)
-                yield
+            for message in requests.steps(payload):
+                if not message:
+                    yield
+                elif self._inner is not None:
+                    self._inner.request_data(message, False)
         except RpcError as error:
             if error.status.code == Code.RESOURCE_EXHAUSTED:
                 self.connection.context.reached("max_message_bytes")
@@ -305,10 +262,10 @@ class InnerCall(ServerStream, Sink):
             return
         if self._inner is None or self._outer.is_over:
             return
-        self._outer.consumed(unused)
-        if self._requests.held <= held:
-            self._outer.release(held - self._requests.held)
-        elif not self._outer.hold(self._requests.held - held):
+        self._outer.consumed(requests.unused)
+        if requests.held <= held:
+            self._outer.release(held - requests.held)
+        elif not self._outer.hold(requests.held - held):
             self._outer.on_buffers_full()
             return
         if end:
@@ -316,9 +273,7 @@ class InnerCall(ServerStream, Sink):
 
     def half_message(self) -> int | None:
         """The number of the request that has come only in part; None if there is none."""
-        if self._form is None:
-            return None
-        return self._requests.count if self._requests.held else None
+        return None if self._requests is None else self._requests.half_message()
 
     def cancelled(self, code: int, reason: str) -> None:
         """The client is gone, or the wire has ended the call."""
@@ -349,14 +304,12 @@ class InnerCall(ServerStream, Sink):
                 if outer.pending is not None and not outer.is_over:
                     self._begin_backlog()
             else:
-                backlog = backlog or self._begin_backlog()
-                backlog.queue.extend(pieces)
-                backlog.queued += size
+                (backlog or self._begin_backlog()).add(pieces, size)
         if self._held or not self._answers.is_between or self._backlog is not None:
             self._hold_all(0)
 
-    def _begin_backlog(self) -> _Backlog:
-        backlog = self._backlog = _Backlog()
+    def _begin_backlog(self) -> Backlog:
+        backlog = self._backlog = Backlog()
         self._outer.sink = self
         if self._outer.pending is None:
             self._soon()
@@ -384,12 +337,9 @@ class InnerCall(ServerStream, Sink):
         while backlog is not None and not outer.is_over:
             is_enough = bool(backlog.queue)
             if is_enough:
-                self._send(backlog)
+                backlog.send(outer)
             elif outer.pending is None and backlog.raw:
-                data = backlog.raw.popleft()
-                if len(data) > STEP_BYTES:
-                    backlog.raw.appendleft(data[STEP_BYTES:])
-                self._read(bytes(data[:STEP_BYTES]))
+                self._read(backlog.step_of_raw())
             if outer.is_over or self._backlog is not backlog or not self._hold_all(0) or outer.pending is not None:
                 return
             if not backlog.queue and not backlog.raw:
@@ -399,16 +349,7 @@ class InnerCall(ServerStream, Sink):
                 self._soon()
                 return
 
-    def _send(self, backlog: _Backlog) -> None:
-        """Sends as much of the queue as the client takes, SENT_AT_ONCE at most."""
-        outer, queue, sent = self._outer, backlog.queue, 0
-        while queue and sent < SENT_AT_ONCE and outer.pending is None and not outer.is_over:
-            piece = queue.popleft()
-            backlog.queued -= len(piece)
-            sent += len(piece)
-            outer.send_data(piece, False)
-
-    def _end_backlog(self, backlog: _Backlog) -> None:
+    def _end_backlog(self, backlog: Backlog) -> None:
         """All has left: the handler goes on, or the call ends."""
         self._backlog = None
         ending = backlog.ending
@@ -427,7 +368,7 @@ class InnerCall(ServerStream, Sink):
         """Accounts for all that is kept here, and for `more`; without memory the call ends, and the result is False."""
         held = self._answers.held + more
         if self._backlog is not None:
-            held += self._backlog.queued + sum(map(len, self._backlog.raw))
+            held += self._backlog.held
         if held > self._held:
             if not self._outer.hold(held - self._held):
                 if not self._outer.is_over:

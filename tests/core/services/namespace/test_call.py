@@ -10,7 +10,8 @@ from esp.core.namespace import Namespace
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services.namespace import InNamespace
 from esp.core.services.namespace.answer import AnswerReader
-from esp.core.services.namespace.call import HALF, OUTSIDE, SENT_AT_ONCE, InnerCall
+from esp.core.services.namespace.backlog import SENT_AT_ONCE
+from esp.core.services.namespace.call import HALF, OUTSIDE, InnerCall
 from esp.core.services.namespace.rewrite import STEP_BYTES
 from esp.core.services.router import METHODS
 from esp.core.wire import frames
