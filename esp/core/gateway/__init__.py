@@ -7,6 +7,7 @@ The files, from the bottom up: each imports only files of its own line and of li
     values, reading: JSON values cut from a body, as Go's encoding/json does; a JSON value as a message in bytes
     printing: a message in bytes as JSON, in steps
     answers: HTTP status codes and error bodies
+    plan: the head of a request as the plan of a call
     call: one request: its JSON to a gRPC call, the call's answer to JSON
     site: hosts, CORS and redirects as etcd has them; which requests are the gateway's, and which are pages
 

@@ -15,8 +15,9 @@ from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from esp.core.gateway.answers import JSON_LINE, METHOD_NOT_ALLOWED, NOT_FOUND, error_page, too_large
-from esp.core.gateway.call import GatewayCall, Plan
+from esp.core.gateway.call import GatewayCall
 from esp.core.gateway.paths import RPCS
+from esp.core.gateway.plan import Plan
 from esp.core.wire.http1 import AfterBody, AnswerPage, AtOnce, Exchange, FindPage, Http1Connection, Page, Serve
 from esp.core.wire.plain import HttpRequest
 from esp.core.wire.status import Code, Status
