@@ -41,7 +41,7 @@ from esp.core.shard import Shard
 from esp.core.tokens import Tokens
 from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
-from esp.core.wire.http1 import AnswerPage
+from esp.core.wire.exchange import AnswerPage
 from esp.core.wire.listener import Listener
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler, ServerStream

@@ -4,11 +4,13 @@ The files, from the bottom up: each imports only files of its own line and of li
 
     paths: the paths under /v3/, and the RPC of each
     shapes: what reading and printing need to know of each type of message
-    values, reading: JSON values cut from a body, as Go's encoding/json does; a JSON value as a message in bytes
+    values: JSON values cut from a body, as Go's encoding/json does
+    fields, reading: values of fields in bytes; a JSON value as a message in bytes
     printing: a message in bytes as JSON, in steps
-    answers: HTTP status codes and error bodies
+    errors: HTTP status codes and error bodies
     plan: the head of a request as the plan of a call
-    call: one request: its JSON to a gRPC call, the call's answer to JSON
+    body, answer: the body of a request as messages; the messages of an answer as its JSON
+    call: one request: its gRPC call to this process, between body and answer
     site: hosts, CORS and redirects as etcd has them; which requests are the gateway's, and which are pages
 
 A request goes through the same handlers, limits and deadlines as any gRPC call of the same client: `LocalCalls` in the

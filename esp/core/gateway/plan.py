@@ -8,7 +8,7 @@ from binascii import Error as Base64Error
 from collections.abc import Sequence
 from typing import Final
 
-from esp.core.gateway.answers import JSON_LINE
+from esp.core.gateway.errors import JSON_LINE
 from esp.core.gateway.paths import Rpc
 from esp.core.gateway.shapes import shape_of
 from esp.core.wire.hpack import encode

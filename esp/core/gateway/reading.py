@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import json
 import re
-from binascii import a2b_base64
 from collections.abc import Callable, Generator
 from typing import Any, Final
 
+from esp.core.gateway.fields import (
+    MAX_DIGITS,
+    NotOfTheKind,
+    Written,
+    bounded,
+    delimited,
+    from_base64,
+    from_text,
+    joined,
+    listed,
+    scalar,
+    whole_number,
+)
 from esp.core.gateway.shapes import BOUNDS, Field, Kind, Shape
-from esp.core.services.varint import varint
 from esp.core.wire.message import quote
 
 SMALL: Final = 16384
@@ -26,25 +37,16 @@ TOKENS: Final = 100
 SHOWN: Final = 1024
 """The most bytes of a value that a refusal shows."""
 
-MAX_DIGITS: Final = 1000
-"""The most characters of a number."""
-
 _BLANKS: Final = re.compile(rb"[ \t\r\n]*")
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _WORD: Final = re.compile(rb'[{}\[\],:]|[^\s{}\[\],:"]+')
-_NUMBER: Final = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
 _WHOLE: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
-_STANDARD: Final = re.compile(r"[A-Za-z0-9+/]*(={0,2})")
-_FROM_URL: Final = str.maketrans("-_+/", "+/??")
-_MOST_DIGITS: Final = 20
 _LONE: Final = re.compile(r"[\ud800-\udfff]")
 _ESCAPE: Final = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _SECOND_HALF: Final = re.compile(rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
 _QUOTE, _BACKSLASH = b'"\\'
 
-Written = tuple[int, bytes]
-"""A field's number, and the field in bytes."""
 Steps = Generator[None, None, Any]
 
 
@@ -65,7 +67,7 @@ def read_small(shape: Shape, value: bytes) -> bytes | None:
         return None
     try:
         return _plain(shape, _decode(value.decode()))
-    except (_Unusual, ValueError, RecursionError, OverflowError):
+    except (_Unusual, NotOfTheKind, ValueError, RecursionError, OverflowError):
         return None
 
 
@@ -103,12 +105,12 @@ def _plain(shape: Shape, value: Any) -> bytes:
             data = _plain_list(field, inner)
         elif field.kind is Kind.MESSAGE:
             assert field.shape is not None
-            data = _delimited(field, _plain(field.shape, inner))
+            data = delimited(field, _plain(field.shape, inner))
         else:
-            data = _scalar(field, _plain_scalar(field, inner))
+            data = scalar(field, _plain_scalar(field, inner))
         if data:
             written.append((field.number, data))
-    return _joined(written)
+    return joined(written)
 
 
 def _plain_list(field: Field, value: Any) -> bytes:
@@ -117,17 +119,15 @@ def _plain_list(field: Field, value: Any) -> bytes:
     if field.kind is Kind.MESSAGE:
         assert field.shape is not None
         shape = field.shape
-        return b"".join([_delimited(field, _plain(shape, inner)) for inner in value])
-    return _list(field, [_plain_scalar(field, inner) for inner in value])
+        return b"".join([delimited(field, _plain(shape, inner)) for inner in value])
+    return listed(field, [_plain_scalar(field, inner) for inner in value])
 
 
 def _plain_scalar(field: Field, value: Any) -> Any:
     kind = field.kind
     if kind is Kind.BYTES:
         if type(value) is str:
-            value = from_base64(value)
-            if value is not _Unusual:
-                return value
+            return from_base64(value)
     elif kind is Kind.STRING:
         if type(value) is str:
             return value.encode()
@@ -138,49 +138,12 @@ def _plain_scalar(field: Field, value: Any) -> Any:
         if type(value) is str:
             return field.names.get(value)
         if type(value) is int:
-            return _bounded(kind, value)
+            return bounded(kind, value)
     elif type(value) is int:
-        return _bounded(kind, value)
+        return bounded(kind, value)
     elif type(value) is str and _WHOLE.fullmatch(value):
-        return _bounded(kind, int(value))
+        return bounded(kind, int(value))
     raise _Unusual
-
-
-def _bounded(kind: Kind, number: int) -> int:
-    low, high = BOUNDS[kind]
-    if not low <= number <= high:
-        raise _Unusual
-    return number
-
-
-# Fields in bytes. A value of None is an enum's unknown name, which is left out.
-
-
-def _delimited(field: Field, data: bytes) -> bytes:
-    return field.tag + varint(len(data)) + data
-
-
-def _scalar(field: Field, value: Any) -> bytes:
-    if value is None or (not value and not field.oneof):
-        return b""
-    if field.kind in (Kind.BYTES, Kind.STRING):
-        return _delimited(field, value)
-    return field.tag + varint(value)
-
-
-def _list(field: Field, values: list[Any]) -> bytes:
-    values = [value for value in values if value is not None]
-    if field.kind in (Kind.BYTES, Kind.STRING):
-        return b"".join([_delimited(field, value) for value in values])
-    return _delimited(field, b"".join(map(varint, values))) if values else b""
-
-
-def _joined(written: list[Written]) -> bytes:
-    """The fields in the order of their numbers, as every library writes them."""
-    if len(written) == 1:
-        return written[0][1]
-    written.sort()
-    return b"".join([data for _, data in written])
 
 
 # The thorough way.
@@ -303,15 +266,15 @@ class _Reader:
                     if value:
                         written.append((field.number, value))
             if self._skip(b"}"):
-                return _joined(written)
+                return joined(written)
             self._next()  # the comma
 
     def _field(self, field: Field, depth: int) -> Steps:
         if not field.repeated:
             if field.kind is Kind.MESSAGE:
                 inner = yield from self.message(_shape(field), depth + 1)
-                return _delimited(field, inner)
-            return _scalar(field, self._value(field))
+                return delimited(field, inner)
+            return scalar(field, self._value(field))
         token = self._next()
         if self._data[token[0]] != 0x5B:
             if self._data[token[0]] == 0x22:
@@ -323,13 +286,13 @@ class _Reader:
                 self._next()  # the comma
             if field.kind is Kind.MESSAGE:
                 inner = yield from self.message(_shape(field), depth + 1)
-                values.append(_delimited(field, inner))
+                values.append(delimited(field, inner))
             else:
                 values.append(self._value(field))
             if self._count > TOKENS:
                 self._count = 0
                 yield
-        return b"".join(values) if field.kind is Kind.MESSAGE else _list(field, values)
+        return b"".join(values) if field.kind is Kind.MESSAGE else listed(field, values)
 
     def _ignore(self) -> Steps:
         """Skips a value; its strings have to be valid all the same."""
@@ -354,19 +317,20 @@ class _Reader:
         token = self._next()
         first = self._data[token[0]]
         text = self._text(token) if first == 0x22 else None
-        value = _from_text(field, text) if text is not None else self._from_word(field, token)
-        if value is _Unusual:
+        try:
+            return from_text(field, text) if text is not None else self._from_word(field, token)
+        except NotOfTheKind:
             name = field.kind.name.lower()
-            raise self._fault(token, f"invalid value for {name} field {field.json_name}: {self._raw(token)}")
-        return value
+            text = f"invalid value for {name} field {field.json_name}: {self._raw(token)}"
+            raise self._fault(token, text) from None
 
     def _from_word(self, field: Field, token: tuple[int, int]) -> Any:
         word = self._data[token[0] : token[1]]
-        if field.kind is Kind.BOOL:
-            return {b"true": True, b"false": False}.get(word, _Unusual)
+        if field.kind is Kind.BOOL and word in (b"true", b"false"):
+            return word == b"true"
         if field.kind in BOUNDS and word[:1] in b"-0123456789":
-            return _number(field.kind, word[: MAX_DIGITS + 1].decode())
-        return _Unusual
+            return whole_number(field.kind, word[: MAX_DIGITS + 1].decode())
+        raise NotOfTheKind
 
     def _text(self, token: tuple[int, int]) -> str:
         """The text of a string."""
@@ -405,64 +369,3 @@ def _lone_escape(data: bytes, start: int) -> bytes:
             return rest
         at += 6
     return b""
-
-
-def _from_text(field: Field, text: str) -> Any:
-    """A string's text as a value; `_Unusual` if it is none."""
-    kind = field.kind
-    if kind is Kind.STRING:
-        return text.encode()
-    if kind is Kind.BYTES:
-        return from_base64(text)
-    if kind is Kind.ENUM:
-        return field.names.get(text)
-    if kind is Kind.BOOL:
-        return _Unusual
-    return _number(kind, text)
-
-
-def _number(kind: Kind, text: str) -> Any:
-    """A whole number, however it is written; `_Unusual` if it is none of this kind."""
-    parts = _NUMBER.fullmatch(text) if len(text) <= MAX_DIGITS else None
-    if parts is None:
-        return _Unusual
-    sign, whole, fraction, power = parts.groups("")
-    whole, fraction = "" if whole == "0" else whole, fraction.rstrip("0")
-    digits = "0"
-    if whole or fraction:
-        if len(power) > _MOST_DIGITS and power.lstrip("+-0"):
-            return _Unusual
-        exponent = int(power or "0")
-        if not -(2**31) <= exponent < 2**31 or len(fraction) > max(exponent, 0):
-            return _Unusual
-        if exponent >= 0:
-            if len(whole) + exponent > _MOST_DIGITS:
-                return _Unusual
-            digits = (whole + fraction).ljust(len(whole) + exponent, "0")
-        else:
-            place = len(whole) + exponent
-            if place < 0 or whole[place:].strip("0"):
-                return _Unusual
-            digits = whole[:place]
-    if not digits or len(digits) > _MOST_DIGITS:
-        return _Unusual
-    number = int(sign + digits)
-    low, high = BOUNDS[kind]
-    return number if low <= number <= high else _Unusual
-
-
-def from_base64(text: str) -> Any:
-    """Bytes in base64, in either alphabet, padded or not; `_Unusual` if they are not."""
-    try:
-        return a2b_base64(text, strict_mode=True)  # nearly all
-    except ValueError:
-        pass
-    padded = not len(text) % 4
-    if "-" in text or "_" in text:
-        text = text.translate(_FROM_URL)
-    if "\n" in text or "\r" in text:
-        text = text.replace("\n", "").replace("\r", "")
-    found = _STANDARD.fullmatch(text)
-    if found is None or (found.group(1) and not padded) or len(text) % 4 == 1 or (padded and len(text) % 4):
-        return _Unusual
-    return a2b_base64(text + "=" * (-len(text) % 4))

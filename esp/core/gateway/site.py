@@ -14,11 +14,11 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
-from esp.core.gateway.answers import JSON_LINE, METHOD_NOT_ALLOWED, NOT_FOUND, error_page, too_large
 from esp.core.gateway.call import GatewayCall
+from esp.core.gateway.errors import JSON_LINE, METHOD_NOT_ALLOWED, NOT_FOUND, error_page, too_large
 from esp.core.gateway.paths import RPCS
 from esp.core.gateway.plan import Plan
-from esp.core.wire.http1 import AfterBody, AnswerPage, AtOnce, Exchange, FindPage, Http1Connection, Page, Serve
+from esp.core.wire.exchange import AfterBody, AnswerPage, AtOnce, Exchange, FindPage, Page, Reply, Serve
 from esp.core.wire.plain import HttpRequest
 from esp.core.wire.status import Code, Status
 
@@ -77,7 +77,7 @@ class Site(Serve):
         self._most_bytes = most_bytes
         self._any_origin = cors_lines(ANY) if ANY in self._cors else b""
 
-    def exchange(self, request: HttpRequest, reply: Http1Connection) -> Exchange:
+    def exchange(self, request: HttpRequest, reply: Reply) -> Exchange:
         """The server of a request."""
         plan = request.plan
         if type(plan) is Plan:
@@ -119,7 +119,7 @@ class Site(Serve):
 
         self._find_page(method, target, give)
 
-    def _gateway(self, method: str, path: str, request: HttpRequest, reply: Http1Connection, lines: bytes) -> Exchange:
+    def _gateway(self, method: str, path: str, request: HttpRequest, reply: Reply, lines: bytes) -> Exchange:
         if is_websocket(request):
             return _whole(reply, error_page(_WEBSOCKET, lines + JSON_LINE))
         rpc = RPCS.get(path)
@@ -163,7 +163,7 @@ def is_websocket(request: HttpRequest) -> bool:
     return any(b"websocket" in value for value in wanted) and any(b"upgrade" in value for value in hops)
 
 
-def _whole(reply: Http1Connection, page: Page) -> Exchange:
+def _whole(reply: Reply, page: Page) -> Exchange:
     def give(answer: AnswerPage) -> None:
         answer(page)
 

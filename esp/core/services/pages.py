@@ -20,8 +20,8 @@ from esp.core.background import Background
 from esp.core.routing import Routing
 from esp.core.services.checks import Checks, Round, Verdict
 from esp.core.services.maintenance import version_key
+from esp.core.wire.exchange import AnswerPage, Page
 from esp.core.wire.hpack import encode
-from esp.core.wire.http1 import AnswerPage, Page
 from esp.core.wire.server_stream import Handler, ServerStream
 
 JSON: Final = "application/json"

@@ -11,8 +11,9 @@ from typing import Final, Protocol
 
 from esp.core.wire.budget import Account
 from esp.core.wire.context import WireContext
+from esp.core.wire.exchange import Serve
 from esp.core.wire.frames import PREFACE
-from esp.core.wire.http1 import Http1Connection, Serve
+from esp.core.wire.http1 import Http1Connection
 from esp.core.wire.local_calls import LocalCalls
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server import ServerConnection

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from http.client import responses
 from math import inf
 from time import monotonic
@@ -12,160 +11,14 @@ from typing import Final
 
 import h11
 
+from esp.core.wire.exchange import Exchange, Page, Serve
 from esp.core.wire.limits import Limits
 from esp.core.wire.local_calls import LocalCalls
-from esp.core.wire.plain import LAST_CHUNK, HttpRequest, PlainHeads, answer_head, chunk, head_in
-
-MAX_BODY_BYTES: Final = 65536
-"""The most bytes of a body that nobody reads."""
+from esp.core.wire.plain import LAST_CHUNK, HttpRequest, answer_head, chunk, head_in
 
 _DEFAULT_LIMITS: Final = Limits()
 
 Headers = Sequence[tuple[bytes, bytes]]
-
-
-@dataclass(slots=True)  # frozen, each would take three times as long to make
-class Page:
-    """An HTTP answer, whole.
-
-    Attributes:
-        lines: further header lines, as bytes that end each line with CRLF.
-    """
-
-    status: int
-    body: bytes
-    content_type: str = "text/plain; charset=utf-8"
-    headers: tuple[tuple[str, str], ...] = field(default=())
-    lines: bytes = b""
-
-
-AnswerPage = Callable[[Page], None]
-FindPage = Callable[[str, str, AnswerPage], None]
-"""`(method, target, answer)`: calls `answer` with the page, at once or later, and once only."""
-
-
-class Exchange:
-    """The server of one request: told of the request's body, and of the client.
-
-    Attributes:
-        behind: there is work to do in the client's turns.
-        is_full: no more of the body is wanted now.
-    """
-
-    behind: bool = False
-    is_full: bool = False
-
-    def body(self, data: bytes) -> None:
-        """A piece of the body has come."""
-        raise NotImplementedError
-
-    def body_ended(self) -> None:
-        """The body has ended."""
-        raise NotImplementedError
-
-    def work(self, stop: float) -> None:
-        """Works until the time `stop`; does at least one step."""
-
-    def resumed(self) -> None:
-        """The client has taken the answer's bytes that waited."""
-
-    def sends_no_more(self) -> None:
-        """The client has closed its side of the connection, and may be gone."""
-
-    def gone(self) -> None:
-        """The client is gone."""
-
-    def owed(self) -> int | None:
-        """The number of the part of the body that has come only in part; None if the client owes nothing."""
-        return None
-
-
-class Serve:
-    """Serves requests.
-
-    Attributes:
-        heads: of requests that were served.
-    """
-
-    def __init__(self) -> None:
-        self.heads = PlainHeads()
-
-    def exchange(self, request: HttpRequest, reply: Http1Connection) -> Exchange:
-        """The server of a request; answers through `reply`."""
-        raise NotImplementedError
-
-
-class AfterBody(Exchange):
-    """Ignores the request's body, and then answers with a page.
-
-    Args:
-        ask: gives the page to the function that it is called with, at once or later.
-    """
-
-    def __init__(self, reply: Http1Connection, ask: Callable[[AnswerPage], None]) -> None:
-        self._reply = reply
-        self._ask = ask
-        self._size = 0
-        self._is_whole = False
-        self._is_over = False
-
-    def body(self, data: bytes) -> None:
-        """Counts."""
-        self._size += len(data)
-        if self._size > MAX_BODY_BYTES:
-            self._is_over = True
-            self._reply.refuse(413, "request body too large")
-
-    def body_ended(self) -> None:
-        """Asks for the page."""
-        self._is_whole = True
-        self._ask(self._give)
-
-    def gone(self) -> None:
-        """Nobody waits for the page any more."""
-        self._is_over = True
-
-    def owed(self) -> int | None:
-        """The body, until it has come."""
-        return None if self._is_whole else 0
-
-    def _give(self, page: Page) -> None:
-        if not self._is_over:
-            self._is_over = True
-            self._reply.answer(page)
-
-
-class AtOnce(Exchange):
-    """Answers with a page without a look at the body, and ends the connection."""
-
-    behind = True
-
-    def __init__(self, reply: Http1Connection, page: Page) -> None:
-        self._reply = reply
-        self._page = page
-
-    def body(self, data: bytes) -> None:
-        """Does nothing."""
-
-    def body_ended(self) -> None:
-        """Does nothing."""
-
-    def work(self, stop: float) -> None:
-        """Answers."""
-        self._reply.close_soon()
-        self._reply.answer(self._page)
-
-
-class ServePages(Serve):
-    """Serves pages only."""
-
-    def __init__(self, find: FindPage) -> None:
-        super().__init__()
-        self._find = find
-
-    def exchange(self, request: HttpRequest, reply: Http1Connection) -> Exchange:
-        """Gives the page."""
-        return AfterBody(reply, lambda answer: self._find(request.method, request.target, answer))
 
 
 class Http1Connection:
@@ -265,7 +118,7 @@ class Http1Connection:
         return exchange is None or not (self._body_ended or exchange.is_full)
 
     def owed(self) -> tuple[int, int] | None:
-        """What the client owes: the number of the request, and of the part of it; None if it owes nothing."""
+        """The debt of the client: the number of the request, and of the part of it; None if it owes nothing."""
         exchange = self._exchange
         if exchange is None:
             return self.requests, -1

@@ -13,7 +13,7 @@ from typing import Final
 
 from esp.core.wire.accepted import ServerProtocol
 from esp.core.wire.context import WireContext
-from esp.core.wire.http1 import Serve
+from esp.core.wire.exchange import Serve
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler, ServerStream
 from esp.core.wire.shares import Shares

@@ -13,7 +13,8 @@ from google.protobuf.message import Message
 
 from esp.core.gateway import Site
 from esp.core.wire.context import WireContext
-from esp.core.wire.http1 import AnswerPage, Http1Connection, Page
+from esp.core.wire.exchange import AnswerPage, Page
+from esp.core.wire.http1 import Http1Connection
 from esp.core.wire.limits import Limits
 from esp.core.wire.local_calls import LocalCalls
 from esp.core.wire.message import prefix

@@ -153,6 +153,16 @@ def test_a_body_above_max_json_bytes_is_not_read_to_its_end() -> None:
     assert client.http.ended
 
 
+def test_a_stream_that_begins_above_max_json_bytes_begins_no_call() -> None:
+    handler = Streaming()
+    client = browser(WATCH, handler, Limits(max_json_bytes=1000))
+    client.says(b"POST /v3/watch HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    client.says(b"7d0\r\n" + b'{"create_request":{"key":"'.ljust(2000, b"A"))
+    assert client.hears().status == 413
+    client.works()
+    assert not handler.streams
+
+
 @pytest.mark.parametrize("length", [b"1001", b"9" * 20])
 def test_a_length_above_max_json_bytes_is_refused_at_once(length: bytes) -> None:
     client = browser(PUT, gives(rows(0)), Limits(max_json_bytes=1000))
@@ -387,6 +397,21 @@ def test_a_client_that_sends_requests_faster_than_they_are_taken_is_not_read() -
     client.works()
     client.works()
     assert client.http.wants_bytes
+
+
+def test_requests_that_came_together_are_all_taken_by_a_slow_handler() -> None:
+    handler = Streaming()
+    handler.reads = False
+    client = browser(WATCH, handler)
+    one = rpc_pb2.WatchRequest(create_request=rpc_pb2.WatchCreateRequest(key=bytes(3000)))
+    client.posts("/v3/watch", b'{"create_request":{"key":"%s"}}' % (b"AAAA" * 1000) * 100)
+    assert len(handler.said) < 100_000
+    handler.reads = True
+    handler.streams[0].consumed(len(handler.said))
+    client.works()
+    client.works()
+    assert len(handler.said) == 100 * len(prefix(one.SerializeToString()))
+    assert handler.is_whole
 
 
 def test_requests_behind_the_end_of_their_call_begin_no_other() -> None:

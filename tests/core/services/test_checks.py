@@ -16,7 +16,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.services import checks
 from esp.core.services.checks import Verdict
 from esp.core.services.pages import Pages
-from esp.core.wire.http1 import Page
+from esp.core.wire.exchange import Page
 from esp.core.wire.status import Code, Status
 
 OK = Verdict()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from esp.core.wire.http1 import MAX_BODY_BYTES, AnswerPage, Http1Connection, Page, ServePages
+from esp.core.wire.exchange import MAX_BODY_BYTES, AnswerPage, Page, ServePages
+from esp.core.wire.http1 import Http1Connection
 from esp.core.wire.limits import Limits
 
 CLOSE = b"Connection: close\r\n"

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esp.core.wire.http1 import Exchange, Http1Connection, Page, Serve
+from esp.core.wire.exchange import Exchange, Page, Serve
+from esp.core.wire.http1 import Http1Connection
 from esp.core.wire.plain import LARGEST_HEAD, MOST_HEADS, HttpRequest, PlainHeads, head_in
 from tests.core.wire.test_http1 import GET, HEALTHY, Talk
 

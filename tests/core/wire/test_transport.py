@@ -16,8 +16,8 @@ import pytest
 
 from esp.core.wire import accepted, frames, listener, turns
 from esp.core.wire.context import WireContext
+from esp.core.wire.exchange import AnswerPage, Page, ServePages
 from esp.core.wire.frames import DATA, MAX_WINDOW, PREFACE, SETTINGS_ACK, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
-from esp.core.wire.http1 import AnswerPage, Page, ServePages
 from esp.core.wire.limits import Limits
 from esp.core.wire.listener import ACCEPTED_AT_ONCE, Listener
 from esp.core.wire.request import RequestHead

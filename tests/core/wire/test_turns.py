@@ -18,8 +18,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from esp.core.wire import turns
+from esp.core.wire.exchange import AnswerPage, Page, ServePages
 from esp.core.wire.frames import MAX_FRAME_SIZE, SETTINGS_ACK, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
-from esp.core.wire.http1 import AnswerPage, Http1Connection, Page, ServePages
+from esp.core.wire.http1 import Http1Connection
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import INFLATED_AT_ONCE
 from esp.core.wire.multiplexed import TOLD_AT_ONCE

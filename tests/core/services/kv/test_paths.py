@@ -23,7 +23,8 @@ from esp.core.shard_map import ShardMap
 from esp.core.tokens import Tokens
 from esp.core.wire import frames
 from esp.core.wire.context import WireContext
-from esp.core.wire.http1 import Http1Connection, Page
+from esp.core.wire.exchange import Page
+from esp.core.wire.http1 import Http1Connection
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import decode_status_text
 from tests.core.wire.conversation import data, headers, meet, message

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from esp.core.gateway.printing import for_html, string
-from esp.core.wire.http1 import Page
+from esp.core.wire.exchange import Page
 from esp.core.wire.status import Code, Status
 
 _HTTP: Final = {
