@@ -89,7 +89,8 @@ class Difference(Enum):
         "choice 3: shards are watched side by side",
     )
     WATCH_HEADER = (
-        "header.revision and compact_revision of a watcher over several shards are tokens for its position",
+        "header.revision and compact_revision of a watcher over several shards are tokens for its position; "
+        "that of created is for the position before the first event",
         "choice 3: no revision of one shard says where it is in the others",
     )
     WATCH_RAW = (

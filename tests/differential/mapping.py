@@ -8,10 +8,11 @@ from esp's answers; each revision in them has exactly one right value.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from esp.core.keys import KeyRange
+from tests.differential.numbers import Revisions
 
 Vector = tuple[int, ...]
 
@@ -132,6 +133,13 @@ class Mapping:
         column = self._columns[shard]
         return not column[0] <= number <= column[-1] or column[bisect_left(column, number)] == number
 
-    def last_like(self, revision: int, shards: Collection[int]) -> int:
-        """The last moment at which these shards had the same state as at this moment."""
-        return min(self.last_at(shard, self.vector(revision)[shard]) for shard in shards)
+    def last_like(self, revisions: Revisions) -> int | None:
+        """The last moment at which these shards, by number, had these revisions; None if there was none.
+
+        If the history of one of them is compacted, a moment whose history is compacted as well.
+        """
+        moment = min(self.last_at(shard, revision) for shard, revision in revisions.items())
+        if moment < self.compacted:
+            return moment
+        vector = self.vector(moment)
+        return moment if all(vector[shard] == revision for shard, revision in revisions.items()) else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import grpc
@@ -23,6 +23,7 @@ from tests.differential import programs as p
 from tests.differential.clusters import Clusters, Failure, Outcome, ask, keep_alive, stream_range
 from tests.differential.differences import Difference
 from tests.differential.mapping import Mapping
+from tests.differential.numbers import Number, Revisions, Seen
 from tests.differential.watchers import Watchers
 
 _RANGE = rpc_pb2.RangeRequest
@@ -43,38 +44,6 @@ Answer = TypeVar("Answer", bound=Message)
 def refusal(text: str) -> Failure:
     """A failure with the beginning of one of esp's refusals."""
     return Failure(grpc.StatusCode.FAILED_PRECONDITION, f"esp: {text}")
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A revision in an answer: that of the single etcd and that of esp; for a token also its shards."""
-
-    alone: int
-    esp: int
-    covers: frozenset[int] | None = None
-
-
-class Number(NamedTuple):
-    """A revision for a request.
-
-    Attributes:
-        alone, esp: the number for each side.
-        covers: the shards of a token.
-        at: the single etcd's revision at the token.
-        offset: 1 for token + 1, -1 for token - 1: the revisions to add on each shard.
-        is_unknown: the number looks like a token, but is none.
-    """
-
-    alone: int
-    esp: int
-    covers: frozenset[int] | None = None
-    at: int = 0
-    offset: int = 0
-    is_unknown: bool = False
-
-    @property
-    def is_token(self) -> bool:
-        return self.covers is not None
 
 
 class Problem(NamedTuple):
@@ -181,28 +150,22 @@ class Run:
             return Number(number, number, is_unknown=number == p.NO_TOKEN_OF_OURS and not self.clusters.exact)
         seen = before[-1 - rev.back % len(before)]
         alone, esp = seen.alone + rev.plus, seen.esp + rev.plus
-        if seen.covers is None:
+        if seen.revisions is None:
             return Number(alone, esp)
-        return Number(alone, esp, seen.covers, seen.alone, offset=rev.plus)
-
-    def on_shard(self, number: Number, shard: int) -> int:
-        """The revision that the number means on a shard that it covers."""
-        if number.covers is None:
-            return number.esp
-        return self.mapping.vector(number.at)[shard] + number.offset
+        return Number(alone, esp, seen.revisions, seen.is_apart, offset=rev.plus)
 
     def unknown_on(self, number: Number, shards: Collection[int]) -> list[Problem]:
         """The problems, if the number has no meaning on one of these shards."""
         if number.is_unknown:
             return [Problem(COMPACTED, Difference.UNKNOWN_TOKEN)]
-        if number.covers is not None and not number.covers.issuperset(shards):
+        if number.revisions is not None and not number.revisions.keys() >= set(shards):
             return [Problem(COMPACTED, Difference.UNCOVERED)]
-        if number.covers is not None and not all(self.on_shard(number, shard) for shard in shards):
+        if number.revisions is not None and not all(number.on_shard(shard) for shard in shards):
             return [Problem(COMPACTED, Difference.BEHIND_TOKEN)]  # before the first revision; 0 would be no revision
         return []
 
-    def saw(self, alone: int, esp: int, covers: Collection[int] | None = None) -> None:
-        self.seen.append(Seen(alone, esp, None if covers is None else frozenset(covers)))
+    def saw(self, alone: int, esp: int) -> None:
+        self.seen.append(Seen(alone, esp))
 
     def saw_rows(self, alone: Sequence[kv_pb2.KeyValue]) -> None:
         """Notes the revisions of the first rows: later compares use them."""
@@ -210,14 +173,16 @@ class Run:
             self.saw(row.mod_revision, self.mapping.write(row.mod_revision, row.key))
 
     def new_token(self, number: int, shards: Collection[int]) -> None:
-        """Notes a token of esp for the present revisions of these shards; checks its order among the others."""
-        here = Seen(self.mapping.now, number, frozenset(shards))
+        """Notes a token of esp for the present revisions of these shards."""
+        vector = self.mapping.vector()
+        self.token_for(number, {shard: vector[shard] for shard in shards})
+
+    def token_for(self, number: int, revisions: Revisions) -> None:
+        """Notes a token of esp for these revisions; checks its order among the others."""
+        moment = self.mapping.last_like(revisions)
+        here = Seen(moment or self.mapping.now, number, revisions, is_apart=moment is None)
         assert number >= MARK, "it is no token"
-        known = self._tokens.setdefault(number, here)
-        # An equal number must have the same meaning.
-        assert known.covers == here.covers
-        vectors = self.mapping.vector(known.alone), self.mapping.vector()
-        assert [vectors[0][shard] for shard in shards] == [vectors[1][shard] for shard in shards]
+        assert self._tokens.setdefault(number, here).revisions == revisions, "an equal number has another meaning"
         assert number == max(self._tokens), "tokens go back"
         self.note(Difference.TOKEN)
         self.seen.append(here)
@@ -360,8 +325,12 @@ class Run:
             if number.esp <= 0 or (sole is None and name != "rev"):
                 return number.esp
             if sole is None:
-                return self.mapping.last_like(number.at, shards)
-            here = self.on_shard(number, sole)
+                assert number.revisions is not None, "esp refuses any other"
+                moment = self.mapping.last_like({shard: number.revisions[shard] for shard in shards})
+                if moment is None:
+                    raise Unanswerable
+                return moment
+            here = number.on_shard(sole)
             if name == "rev":
                 if not self.mapping.is_moment(sole, here):
                     raise Unanswerable
@@ -404,13 +373,18 @@ class Run:
             metadata = [("esp-read", "snapshot")] if step.snapshot else []
             return ask(channel, "KV/Range", request, metadata)
 
+        problems = self.range_problems(step)
         natural = self.range_request(step, lambda rev, _: self.number(rev).alone)
+        if not problems and self._is_apart(step):
+            try:
+                natural = self.meant(step)
+            except Unanswerable:
+                return
         esp = call(self.clusters.across, self.range_request(step, lambda rev, _: self.number(rev).esp))
         alone = call(self.clusters.alone, natural)
         if stream and isinstance(alone, Failure) and alone.code == grpc.StatusCode.UNIMPLEMENTED:
             assert esp == alone
             return
-        problems = self.range_problems(step)
         if problems:
             self.must_fail(esp, problems)
             return
@@ -429,6 +403,10 @@ class Run:
                 raise
             self._same_range(step, call(self.clusters.alone, meant), esp)
             self.note(self._why(step, alone))
+
+    def _is_apart(self, step: p.Range) -> bool:
+        """Whether the single etcd was never in a state that the step names, so that it cannot be asked for the step."""
+        return any(self.number(getattr(step, name)).is_apart for name in ("rev", *_FILTERS))
 
     def _why(self, step: p.Range, natural: Outcome) -> Difference:
         """The difference because of which the numbers mean another moment than the single etcd's own."""
@@ -621,7 +599,7 @@ class Run:
                     step,
                     0,
                     lambda one: self._meant_on(one, sole),
-                    lambda rev: self.mapping.first_at(sole, self.on_shard(self.number(rev), sole)),
+                    lambda rev: self.mapping.first_at(sole, self.number(rev).on_shard(sole)),
                 )
             except Unanswerable:
                 return
@@ -676,7 +654,7 @@ class Run:
             number = self.number(rev)
             if number.esp <= 0:
                 return number.esp
-            here = self.on_shard(number, sole)
+            here = number.on_shard(sole)
             if name == "rev" and not self.mapping.is_moment(sole, here):
                 raise Unanswerable
             is_first = name.startswith("min")
@@ -713,6 +691,11 @@ class Run:
             if esp not in (COMPACTED, FUTURE):
                 self.must_fail(esp, problems)
             return
+        if any(map(self._is_apart, asked)):
+            try:
+                natural = self.txn_request(step, 0, self.meant, None)
+            except Unanswerable:
+                return
         alone = ask(self.clusters.alone, "KV/Txn", natural)
         if isinstance(alone, Failure) and isinstance(esp, Failure):
             assert {alone, esp} <= {COMPACTED, FUTURE}  # of two reads the one or the other
@@ -849,8 +832,8 @@ class Run:
     def compact(self, step: p.Compact) -> None:
         self.watchers.collect()  # events that are compacted before they were sent would never come
         number = self.number(step.rev)
-        if number.offset < 0 and not self.clusters.exact:
-            return  # one revision less on each shard is no moment of the one etcd
+        if (number.offset < 0 or number.is_apart) and not self.clusters.exact:
+            return  # the one etcd has no such moment: one revision less on each shard is none either
         request = rpc_pb2.CompactionRequest(revision=number.esp, physical=step.physical)
         problem: Problem | None = None
         everywhere = range(len(self.clusters.shards))
@@ -858,11 +841,11 @@ class Run:
             pass
         elif number.is_unknown:
             problem = Problem(COMPACTED, Difference.UNKNOWN_TOKEN)
-        elif number.covers is None:
+        elif number.revisions is None:
             problem = Problem(refusal("a compaction spans the shards"), Difference.COMPACT_RAW)
         elif number.offset > 0:
             problem = Problem(FUTURE, Difference.BEHIND_TOKEN)
-        elif not number.covers.issuperset(everywhere):
+        elif not number.revisions.keys() >= set(everywhere):
             problem = Problem(refusal("a compaction at this revision leaves out"), Difference.COMPACT_PART)
         if problem is not None:
             self.must_fail(ask(self.clusters.across, "KV/Compact", request), [problem])

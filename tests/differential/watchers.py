@@ -13,7 +13,8 @@ from tests.differential.clusters import Talk
 from tests.differential.differences import Difference
 
 if TYPE_CHECKING:
-    from tests.differential.run import Number, Run
+    from tests.differential.numbers import Number
+    from tests.differential.run import Run
 
 
 Response = rpc_pb2.WatchResponse
@@ -91,7 +92,7 @@ class Watchers:
         keys = KeyRange.of_request(step.key or b"\0", step.end)
         sole, shards = run.layout.sole(keys), run.layout.shards_of(keys)
         number = run.number(step.start)
-        if sole is None and number.covers is None and number.esp > 1:
+        if sole is None and not number.is_token and number.esp > 1:
             # esp may resume at a revision that it has sent itself, but at no other.
             number = run.number(p.Rev(None, 2**40))
         meaning = self._meaning(keys, number)
@@ -110,7 +111,7 @@ class Watchers:
                 watch_id=step.watch_id,
             )
         alone, esp = self._next_replies()
-        self._same_created(alone, esp, keys, dead=begins is None)
+        self._same_created(alone, esp, keys, begins)
         if alone.canceled:
             return
         watcher = Watcher(
@@ -151,7 +152,7 @@ class Watchers:
         if number.esp <= 0:
             return {shard: mapping.vector()[shard] + 1 for shard in shards}, 0
         if number.is_token and not run.unknown_on(number, shards):
-            begins = {shard: run.on_shard(number, shard) for shard in shards}
+            begins = {shard: number.on_shard(shard) for shard in shards}
         elif sole is not None and not number.is_unknown and not number.is_token:
             begins = {sole: number.esp}
         elif number.esp == 1:
@@ -163,7 +164,7 @@ class Watchers:
         first = min(mapping.first_at(shard, begin) for shard, begin in begins.items())
         return begins, min(first, mapping.now + 1)
 
-    def _same_created(self, alone: Response, esp: Response, keys: KeyRange, *, dead: bool) -> None:
+    def _same_created(self, alone: Response, esp: Response, keys: KeyRange, begins: dict[int, int] | None) -> None:
         run = self._run
         if run.clusters.exact:
             assert esp == alone
@@ -176,8 +177,8 @@ class Watchers:
         else:
             shards = run.layout.shards_of(keys)
             revision = esp.header.revision
-            if not alone.canceled and not dead:
-                run.new_token(revision, shards)
+            if not alone.canceled and begins is not None:
+                run.token_for(revision, {shard: max(begin - 1, 1) for shard, begin in begins.items()})
             run.note(Difference.WATCH_HEADER)
             expected.header.CopyFrom(run.merged_header(shards, revision))
         assert esp == expected, f"esp says\n{esp}\nand should say\n{expected}"

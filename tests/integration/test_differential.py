@@ -136,6 +136,32 @@ def test_transactions_that_once_went_wrong(plain: Clusters, txn: p.Txn) -> None:
     Run(plain, Counter()).all_of([p.Put(A), p.Put(K), p.Put(K), p.Put(Z), txn])
 
 
+WATCHED = {"prev_kv": True, **p.EVERYTHING}
+
+
+@pytest.mark.parametrize(
+    "start",
+    [p.Rev(None, 1), p.Rev(3), p.Rev(3, 1), p.Rev(5), p.Rev(5, 1), p.Rev(5, -1)],
+    ids=["beginning", "token", "token + 1", "older token", "older token + 1", "older token - 1"],
+)
+def test_the_token_of_created_is_the_position_before_the_first_event(plain: Clusters, start: p.Rev) -> None:
+    """Random programs seldom read at it."""
+    token = p.Range(**p.EVERYTHING, count_only=True)
+    first, behind = p.Rev(0), p.Rev(0, 1)
+    writes = [p.Put(A, b"1"), p.Put(K), p.Put(Z, b"1")]
+    earlier = [*writes, token, p.Put(A, b"2"), token, *writes]
+    for after in (
+        [p.Range(**p.EVERYTHING, rev=first)],
+        [p.Range(A, b"b", rev=first)],
+        [p.Range(A, b"m", rev=first)],
+        [p.Txn(success=(p.Range(A, Z, rev=first),))],
+        [p.Watch(**WATCHED, start=first), p.Delete(Z)],
+        [p.Watch(**WATCHED, start=behind), p.Delete(Z)],
+        [p.Compact(first), p.Range(**p.EVERYTHING, rev=first)],
+    ):
+        Run(plain, Counter()).all_of([*earlier, p.Watch(**WATCHED, start=start), *after])
+
+
 def test_the_list_is_whole() -> None:
     assert set(Difference) == {*EXAMPLES, Difference.WATCH_ORDER}
 
