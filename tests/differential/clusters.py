@@ -40,12 +40,14 @@ def ask(channel: grpc.Channel, method: str, request: Message, metadata: Sequence
         return _failure(error)
 
 
-def stream_range(channel: grpc.Channel, request: rpc_pb2.RangeRequest) -> Outcome:
+def stream_range(
+    channel: grpc.Channel, request: rpc_pb2.RangeRequest, metadata: Sequence[tuple[str, str]] = ()
+) -> Outcome:
     """The chunks of a RangeStream, joined to the answer of a Range. Only the last chunk may have a header."""
     call = channel.unary_stream("/etcdserverpb.KV/RangeStream")
     whole = rpc_pb2.RangeResponse()
     try:
-        for chunk in call(request.SerializeToString(), timeout=SECONDS):
+        for chunk in call(request.SerializeToString(), timeout=SECONDS, metadata=list(metadata)):
             assert not whole.HasField("header")
             whole.MergeFrom(rpc_pb2.RangeStreamResponse.FromString(chunk).range_response)
     except grpc.RpcError as error:

@@ -165,7 +165,29 @@ class Cancel:
     back: int | None
 
 
-Step = Put | Range | Delete | Txn | Pages | Grant | Revoke | TimeToLive | KeepAlive | Leases | Compact | Watch | Cancel
+@dataclass(frozen=True)
+class Resume:
+    """A watch from behind the last message of the `back`th last watcher that was told anything, with its options."""
+
+    back: int
+
+
+Step = (
+    Put
+    | Range
+    | Delete
+    | Txn
+    | Pages
+    | Grant
+    | Revoke
+    | TimeToLive
+    | KeepAlive
+    | Leases
+    | Compact
+    | Watch
+    | Cancel
+    | Resume
+)
 EVERYTHING: dict[str, Any] = {"key": b"\0", "end": b"\0"}
 
 _keys = st.sampled_from(KEYS)
@@ -316,6 +338,7 @@ leases = st.one_of(
     st.just(Leases()),
 )
 cancels = st.builds(Cancel, st.one_of(st.integers(0, 2), st.integers(0, 2), st.none()))
+resumes = st.builds(Resume, st.integers(0, 2))
 compactions = st.builds(Compact, st.one_of(_seen, _seen, _seen, _odd), _flag)
 # A token of all shards, for what follows to begin at.
 lists = st.builds(Range, st.just(b"\0"), st.just(b"\0"), limit=st.integers(0, 2))
@@ -330,6 +353,7 @@ _weights: list[tuple[st.SearchStrategy[Step], int]] = [
     (compactions, 1),
     (watches, 3),
     (cancels, 1),
+    (resumes, 1),
 ]
 # Not one_of: it would flatten these strategies, and so mostly choose from those with many kinds.
 steps: st.SearchStrategy[Step] = st.sampled_from([kind for kind, weight in _weights for _ in range(weight)]).flatmap(

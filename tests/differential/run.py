@@ -367,10 +367,11 @@ class Run:
         if stream and step.order == _RANGE.NONE:
             step = replace(step, target=_RANGE.KEY)  # 3.7 sorts each chunk by itself
 
+        metadata = [("esp-read", "snapshot")] if step.snapshot else []
+
         def call(channel: grpc.Channel, request: rpc_pb2.RangeRequest) -> Outcome:
             if stream:
-                return stream_range(channel, request)
-            metadata = [("esp-read", "snapshot")] if step.snapshot else []
+                return stream_range(channel, request, metadata)
             return ask(channel, "KV/Range", request, metadata)
 
         problems = self.range_problems(step)
@@ -868,6 +869,9 @@ class Run:
     def cancel(self, step: p.Cancel) -> None:
         self.watchers.cancel(step)
 
+    def resume(self, step: p.Resume) -> None:
+        self.watchers.resume(step)
+
     _steps: ClassVar[dict[type, Callable[[Run, Any], None]]] = {
         p.Put: put,
         p.Delete: delete,
@@ -882,6 +886,7 @@ class Run:
         p.Compact: compact,
         p.Watch: watch,
         p.Cancel: cancel,
+        p.Resume: resume,
     }
 
 

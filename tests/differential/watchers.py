@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from esp.core.keys import KeyRange
@@ -13,7 +13,7 @@ from tests.differential.clusters import Talk
 from tests.differential.differences import Difference
 
 if TYPE_CHECKING:
-    from tests.differential.numbers import Number
+    from tests.differential.numbers import Number, Revisions
     from tests.differential.run import Run
 
 
@@ -90,7 +90,7 @@ class Watchers:
     def create(self, step: p.Watch) -> None:
         run = self._run
         keys = KeyRange.of_request(step.key or b"\0", step.end)
-        sole, shards = run.layout.sole(keys), run.layout.shards_of(keys)
+        sole = run.layout.sole(keys)
         number = run.number(step.start)
         if sole is None and not number.is_token and number.esp > 1:
             # esp may resume at a revision that it has sent itself, but at no other.
@@ -99,39 +99,84 @@ class Watchers:
         if meaning is None:
             return
         begins, begins_alone = meaning
-        talks = self.talks()
-        for talk, start in zip(talks, (begins_alone, number.esp), strict=True):
-            talk.requests.create(
-                key=step.key,
-                range_end=step.end,
-                start_revision=start,
-                filters=step.filters,
-                prev_kv=step.prev_kv,
-                fragment=step.fragment,
-                watch_id=step.watch_id,
-            )
-        alone, esp = self._next_replies()
-        self._same_created(alone, esp, keys, begins)
-        if alone.canceled:
+        before = None if begins is None else {shard: max(begin - 1, 1) for shard, begin in begins.items()}
+        watcher = self._create(step, number.esp, begins_alone, begins, before)
+        if watcher is None:
             return
-        watcher = Watcher(
-            alone.watch_id,
-            step,
-            keys,
-            shards,
-            begins or {},
-            begins_alone or run.mapping.now + 1,
-            run.mapping.now,
-            is_live=number.esp <= 0,
-            ignored=begins is None,
-        )
-        self._live.append(watcher)
         is_compacted = begins is None or (
             number.esp > 0 and any(begin < self._compacted(shard) for shard, begin in watcher.begins.items())
         )
         if is_compacted:
             self._compacted_at_once(watcher)
         self.collect()
+
+    def resume(self, step: p.Resume) -> None:
+        """Watches from behind the last message of a watcher: nothing comes again, and nothing is missing."""
+        self.collect()
+        run = self._run
+        live = [watcher for watcher in self._live if not watcher.ended and not watcher.ignored]
+        told = [watcher for watcher in live if _of(self.talks()[1], watcher.id)]
+        if not told:
+            return
+        watcher = told[-1 - step.back % len(told)]
+        messages = _of(self.talks()[1], watcher.id)
+        passed = {shard: begin - 1 for shard, begin in watcher.begins.items()}
+        for message in messages:
+            for event in message.events:
+                passed[run.layout.owner(event.kv.key)] = event.kv.mod_revision
+        if any(revision < self._compacted(shard) for shard, revision in passed.items()):
+            return  # the message may stand for a later position of this shard, or else it is compacted
+        begins = {shard: run.mapping.vector()[shard] + 1 for shard in watcher.shards}
+        create = replace(watcher.step, watch_id=0)
+        self._create(create, messages[-1].header.revision + 1, run.mapping.now + 1, begins, None)
+
+    def _create(
+        self,
+        step: p.Watch,
+        start: int,
+        begins_alone: int,
+        begins: dict[int, int] | None,
+        before: Revisions | None,
+    ) -> Watcher | None:
+        """Creates a watcher on both sides; None if both refuse it.
+
+        Args:
+            step: the options.
+            start: the start revision for esp.
+            begins_alone: that for the single etcd.
+            begins: for each shard, the first revision whose events esp sends; None if it ends the watcher.
+            before: the meaning of the token of `created` for several shards, if it has one that is known.
+        """
+        run = self._run
+        keys = KeyRange.of_request(step.key or b"\0", step.end)
+        talks = self.talks()
+        for talk, number in zip(talks, (begins_alone, start), strict=True):
+            talk.requests.create(
+                key=step.key,
+                range_end=step.end,
+                start_revision=number,
+                filters=step.filters,
+                prev_kv=step.prev_kv,
+                fragment=step.fragment,
+                watch_id=step.watch_id,
+            )
+        alone, esp = self._next_replies()
+        self._same_created(alone, esp, keys, before)
+        if alone.canceled:
+            return None
+        watcher = Watcher(
+            alone.watch_id,
+            step,
+            keys,
+            run.layout.shards_of(keys),
+            begins or {},
+            begins_alone or run.mapping.now + 1,
+            run.mapping.now,
+            is_live=start <= 0,
+            ignored=begins is None,
+        )
+        self._live.append(watcher)
+        return watcher
 
     def _compacted(self, shard: int) -> int:
         """The revision at which a shard was compacted; 0 if it was not."""
@@ -164,7 +209,7 @@ class Watchers:
         first = min(mapping.first_at(shard, begin) for shard, begin in begins.items())
         return begins, min(first, mapping.now + 1)
 
-    def _same_created(self, alone: Response, esp: Response, keys: KeyRange, begins: dict[int, int] | None) -> None:
+    def _same_created(self, alone: Response, esp: Response, keys: KeyRange, before: Revisions | None) -> None:
         run = self._run
         if run.clusters.exact:
             assert esp == alone
@@ -177,8 +222,8 @@ class Watchers:
         else:
             shards = run.layout.shards_of(keys)
             revision = esp.header.revision
-            if not alone.canceled and begins is not None:
-                run.token_for(revision, {shard: max(begin - 1, 1) for shard, begin in begins.items()})
+            if not alone.canceled and before is not None:
+                run.token_for(revision, before)
             run.note(Difference.WATCH_HEADER)
             expected.header.CopyFrom(run.merged_header(shards, revision))
         assert esp == expected, f"esp says\n{esp}\nand should say\n{expected}"

@@ -162,6 +162,18 @@ def test_the_token_of_created_is_the_position_before_the_first_event(plain: Clus
         Run(plain, Counter()).all_of([*earlier, p.Watch(**WATCHED, start=start), *after])
 
 
+@pytest.mark.parametrize("start", [p.LATEST, p.Rev(3)], ids=["now", "token"])
+@pytest.mark.parametrize("end", [b"\0", b"b"], ids=["three shards", "one shard"])
+def test_a_watch_from_behind_the_last_message_of_another_misses_and_repeats_nothing(
+    plain: Clusters, start: p.Rev, end: bytes
+) -> None:
+    writes = [p.Put(A, b"1"), p.Put(K), p.Put(A), p.Put(Z, b"1"), p.Put(Z)]
+    token = p.Range(**p.EVERYTHING, count_only=True)
+    before = [p.Put(A), p.Put(K), p.Put(Z), token, *writes[:3]]
+    program = [*before, p.Watch(A, end, start=start, prev_kv=True), *writes, p.Resume(0), *writes]
+    Run(plain, Counter()).all_of([*program, p.Resume(0), p.Delete(**p.EVERYTHING), p.Resume(1), *writes])
+
+
 def test_the_list_is_whole() -> None:
     assert set(Difference) == {*EXAMPLES, Difference.WATCH_ORDER}
 
