@@ -105,12 +105,13 @@ class Many(tuple[Any, ...]):
 
 @dataclass(frozen=True)
 class Pages:
-    """A list in pages, at the revision of the first page, with writes between the pages."""
+    """A list in pages, at the revision of the first page, with writes and compactions between the pages."""
 
     key: bytes
     end: bytes
     limit: int
-    writes: tuple[Put | Delete, ...] = ()
+    between: tuple[Put | Delete | Compact, ...] = ()
+    stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -315,7 +316,8 @@ pages = st.builds(
     st.sampled_from([b"\0", b"b"]),
     st.sampled_from([b"\0", b"z"]),
     st.integers(1, 4),
-    st.lists(st.one_of(puts, deletes), max_size=3).map(tuple),
+    st.lists(st.one_of(puts, deletes, st.builds(Compact, _seen)), max_size=3).map(tuple),
+    _flag,
 )
 watches = st.builds(
     Watch,

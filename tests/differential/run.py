@@ -494,11 +494,11 @@ class Run:
         return {row.key: row for row in translated.kvs}
 
     def pages(self, step: p.Pages) -> None:
-        """Reads a list to its end, at the revision of its first page, with writes between the pages."""
-        writes = list(step.writes)
+        """Reads a list to its end, at the revision of its first page, with other steps between the pages."""
+        between = list(step.between)
         key, rev = step.key, p.LATEST
         while True:
-            one = p.Range(key, step.end, rev, step.limit)
+            one = p.Range(key, step.end, rev, step.limit, stream=step.stream)
             before = len(self.seen)
             self.take(one)
             if len(self.seen) == before:
@@ -512,9 +512,8 @@ class Run:
             if isinstance(answer, Failure) or not (page := rpc_pb2.RangeResponse.FromString(answer)).more:
                 return
             key = page.kvs[-1].key + b"\0"
-            if writes:
-                write = writes.pop()
-                self.take(write)
+            if between:
+                self.take(between.pop())
                 self.seen.append(first)
 
     # Txn.
