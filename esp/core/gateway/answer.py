@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from esp.core.gateway.errors import JSON_LINE, error_line, error_page, http_status
+from esp.core.gateway.errors import GRPC_LINE, JSON_LINE, error_line, error_page, http_status
 from esp.core.gateway.plan import Plan
 from esp.core.gateway.printing import Garbled, Printer, for_html
 from esp.core.wire.exchange import Page, Reply
@@ -19,9 +19,6 @@ SENT_AT_ONCE: Final = 16384
 """Bytes of printed text that leave together."""
 LARGEST_CHUNK: Final = 4_194_304
 """Bytes of a stream's message that leave together: some clients take a chunk for a message, as it is in etcd."""
-
-GRPC: Final = b"Grpc-Metadata-Content-Type: application/grpc\r\n"
-"""The header line that only answers with a message have."""
 
 
 class Answer:
@@ -54,7 +51,7 @@ class Answer:
     def __init__(self, plan: Plan, reply: Reply, on_piece: Callable[[int], bool]) -> None:
         self._reply = reply
         self._lines = plan.lines
-        self._streams = plan.rpc.method.server_streaming
+        self._streams = plan.rpc.gives_stream
         self._on_piece = on_piece
         self._pieces: deque[bytes] = deque()
         self._printer = Printer(plan.answer, self._write, self._begin_message, self._end_message)
@@ -113,12 +110,12 @@ class Answer:
     def _begin_message(self, is_whole: bool) -> None:
         self.messages += 1
         if self._streams:
-            self._begin(200, GRPC)
+            self._begin(200, GRPC_LINE)
             self._write('{"result":')
         elif self.messages > 1:
             raise Garbled("more than one answer")
         elif not is_whole:
-            self._begin(200, GRPC)
+            self._begin(200, GRPC_LINE)
 
     def _end_message(self) -> None:
         if self._streams:
@@ -154,7 +151,7 @@ class Answer:
             self._reply.send(text)
             self._reply.finish()
         else:
-            self._reply.answer(Page(200, text, "", lines=self._lines + GRPC))
+            self._reply.answer(Page(200, text, "", lines=self._lines + GRPC_LINE))
 
     def fail(self, status: Status, code: int, *, is_begun: bool) -> None:
         """The call has failed.

@@ -27,7 +27,7 @@ class Body:
 
     def __init__(self, plan: Plan) -> None:
         self._shape = plan.request
-        self.is_stream = plan.rpc.method.client_streaming
+        self.is_stream = plan.rpc.takes_stream
         self._values: Values | None = Values() if self.is_stream else None
         self._pieces: list[bytes] = []
         self._size = 0

@@ -7,13 +7,13 @@ from math import inf
 from time import monotonic
 from typing import Final
 
-from esp.core.gateway.answer import GRPC, Answer
+from esp.core.gateway.answer import Answer
 from esp.core.gateway.body import Body
 from esp.core.gateway.errors import CANCELED, too_large
 from esp.core.gateway.paths import WATCH
 from esp.core.gateway.plan import Plan
 from esp.core.gateway.printing import SMALL, Garbled, text_of
-from esp.core.gateway.reading import NotTheMessage
+from esp.core.gateway.reading import NotTheMessage, read_small
 from esp.core.gateway.values import NotJson
 from esp.core.wire.budget import Account
 from esp.core.wire.client_stream import ClientStream
@@ -50,7 +50,7 @@ class GatewayCall(Exchange):
         self._account: Account | None = None
         self._held = 0
         # The request.
-        self._body = Body(plan)
+        self._body: Body | None = None  # None if nothing has come, or all was read at once
         # The call.
         self._deadline = inf
         self._stream: _Stream | None = None
@@ -63,9 +63,20 @@ class GatewayCall(Exchange):
 
     # The request.
 
+    def takes_whole(self, data: bytes) -> bool:
+        """The JSON has come whole: begins the call at once if that is little work."""
+        plan = self._plan
+        if self._fault is not None or plan.rpc.takes_stream or len(data) > min(COUNTED, plan.most_bytes):
+            return False
+        message = read_small(plan.request, data) if data else b""
+        if message is None:
+            return False
+        self._open(message)
+        return True
+
     def body(self, data: bytes) -> None:
         """A piece of the JSON."""
-        body = self._body
+        body = self._body_begun()
         if self._is_over or (body.is_stream and self._fault is not None):
             return
         body.add(data)
@@ -75,11 +86,11 @@ class GatewayCall(Exchange):
             return
         self._hold()
         if body.is_stream:
-            self._read_stream()
+            self._read_stream(body)
 
     def body_ended(self) -> None:
         """Begins the call, or ends the stream of its requests."""
-        body = self._body
+        body = self._body_begun()
         body.is_whole = True
         if self._is_over:
             return
@@ -87,7 +98,7 @@ class GatewayCall(Exchange):
             if not self._is_begun:
                 self._conclude(self._fault)
         elif body.is_stream:
-            self._read_stream()
+            self._read_stream(body)
         else:
             message = body.read_at_once()
             if message is None:
@@ -95,18 +106,26 @@ class GatewayCall(Exchange):
             else:
                 self._open(message)
 
-    def _read_stream(self) -> None:
+    def _body_begun(self) -> Body:
+        body = self._body
+        if body is None:
+            body = self._body = Body(self._plan)
+        return body
+
+    def _read_stream(self, body: Body) -> None:
         """Sends the requests that have come, in the client's turns."""
         if self._is_over:
             return
         if not self._is_begun:
             self._open(None)
-        self._body.read_stream()
+        body.read_stream()
         self.behind = True
 
     def owed(self) -> int | None:
         """The body of a call with one request, or the rest of a value."""
-        body = self._body
+        if self._is_begun and not self._rpc.takes_stream:
+            return None
+        body = self._body_begun()
         if body.is_whole or self.is_full or body.steps is not None:
             return None
         if not body.is_stream:
@@ -126,10 +145,11 @@ class GatewayCall(Exchange):
         if seconds is not None:
             timeout = format_timeout(seconds)
             self._deadline = monotonic() + seconds
-        self._hold()
-        if self._is_over:
-            return
-        calls.call(stream, (self._rpc.path, self._plan.metadata), timeout, data, end=data is not None)
+        if self._body is not None:
+            self._hold()
+            if self._is_over:
+                return
+        calls.call(stream, self._plan.forward, timeout, data, end=data is not None)
 
     def _send(self, data: bytes, *, end: bool) -> None:
         stream = self._stream
@@ -143,7 +163,7 @@ class GatewayCall(Exchange):
         stream = self._stream
         if stream is not None and stream.pending is None and self.is_full:
             self.is_full = False
-            self.behind = self.behind or self._body.steps is not None
+            self.behind = self.behind or (self._body is not None and self._body.steps is not None)
             self._reply.go_on()
 
     def answered(self, data: bytes) -> None:
@@ -174,7 +194,8 @@ class GatewayCall(Exchange):
     def work(self, stop: float) -> None:
         """Reads and prints."""
         self.behind = False
-        if self._body.steps is not None and not self.is_full and not self._read(stop):
+        body = self._body
+        if body is not None and body.steps is not None and not self.is_full and not self._read(body, stop):
             self.behind = True
             return
         answer = self._answer
@@ -184,9 +205,9 @@ class GatewayCall(Exchange):
         if answer.waits and not self._reply.is_full and not self._is_over:
             self.behind = True
 
-    def _read(self, stop: float) -> bool:
+    def _read(self, body: Body, stop: float) -> bool:
         """Goes on to read; False if the time `stop` has come."""
-        body, clock = self._body, self._reply.clock
+        clock = self._reply.clock
         assert body.steps is not None
         try:
             for message in body.steps:
@@ -206,14 +227,14 @@ class GatewayCall(Exchange):
         return True
 
     def _ask(self, message: bytes) -> None:
-        if self._body.is_stream:
+        if self._rpc.takes_stream:
             self._send(prefix(message), end=False)
             self._hold()
         else:
             self._open(message)
 
     def _not_json(self, text: str) -> None:
-        if not self._body.is_stream:
+        if not self._rpc.takes_stream:
             self._conclude(Status(Code.INVALID_ARGUMENT, text))
             return
         # etcd only notes this text in its log, and takes the requests for complete. A watch would then go on for ever.
@@ -253,14 +274,16 @@ class GatewayCall(Exchange):
         self._hold()
         return not self._is_over
 
-    def takes_whole(self, data: bytes) -> bool:
-        """Whether `data` is the only answer, and small."""
+    def whole_answer(self, data: bytes) -> bool:
+        """The call has ended well with `data`; False, and nothing done, if that is not one small message."""
         size = len(data) - PREFIX_SIZE
-        is_only = self._answer is None and not self._rpc.method.server_streaming
-        return is_only and 0 <= size <= SMALL and unpack_u32(data, 1)[0] == size
-
-    def whole_answer(self, data: bytes) -> None:
-        """The call has ended well with one small message: `data`, with its prefix."""
+        if (
+            self._answer is not None
+            or self._rpc.gives_stream
+            or not 0 <= size <= SMALL
+            or unpack_u32(data, 1)[0] != size
+        ):
+            return False
         self._stream = None
         try:
             if data[0]:
@@ -268,9 +291,10 @@ class GatewayCall(Exchange):
             text = text_of(self._plan.answer, data[PREFIX_SIZE:])
         except Garbled as error:
             self._conclude(Status(Code.INTERNAL, f"esp: the answer cannot be read: {error}"))
-            return
+            return True
         self._finish()
-        self._reply.answer(Page(200, text.encode(), "", lines=self._plan.lines + GRPC))
+        self._reply.answer(Page(200, text.encode(), "", (), self._plan.good_lines))
+        return True
 
     def _conclude(self, status: Status, code: int = 0) -> None:
         """Ends the answer."""
@@ -278,7 +302,7 @@ class GatewayCall(Exchange):
             return
         self._cancel()
         answer = self._answer_begun()
-        if status.code == Code.OK and not answer.messages and not self._rpc.method.server_streaming:
+        if status.code == Code.OK and not answer.messages and not self._rpc.gives_stream:
             status = _NO_ANSWER
         self._finish()
         if status.code == Code.OK:
@@ -332,7 +356,8 @@ class GatewayCall(Exchange):
     def _finish(self) -> None:
         self._is_over = True
         self.behind = False
-        self._body.drop()
+        if self._body is not None:
+            self._body.drop()
         if self._answer is not None:
             self._answer.drop()
         if self._account is not None:
@@ -341,7 +366,7 @@ class GatewayCall(Exchange):
 
     def _hold(self) -> None:
         """Counts what the call keeps."""
-        held = self._body.held
+        held = 0 if self._body is None else self._body.held
         if self._answer is not None:
             held += self._answer.held
         if held <= COUNTED and self._account is None:
@@ -374,9 +399,7 @@ class _Stream(ClientStream):
 
     def on_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
         """A whole answer."""
-        if self._gateway.takes_whole(payload):
-            self._gateway.whole_answer(payload)
-        else:
+        if not self._gateway.whole_answer(payload):
             super().on_answer(head, payload, trailers)
 
     def on_data(self, payload: bytes, end: bool) -> None:

@@ -34,6 +34,8 @@ CANCELED: Final = Status(Code.CANCELLED, "context canceled")
 
 
 JSON_LINE: Final = b"Content-Type: application/json\r\n"
+GRPC_LINE: Final = b"Grpc-Metadata-Content-Type: application/grpc\r\n"
+"""The header line that only answers with a message have."""
 
 
 def too_large(most_bytes: int) -> Status:

@@ -90,15 +90,18 @@ class Rpc:
     Attributes:
         path: the path in gRPC.
         method: the descriptor.
+        takes_stream, gives_stream: whether the client sends several requests, and gets several answers.
         lasts: a call may stay open for hours, so it ends when its client sends no more.
     """
 
-    __slots__ = ("lasts", "method", "path")
+    __slots__ = ("gives_stream", "lasts", "method", "path", "takes_stream")
 
     def __init__(self, path: bytes) -> None:
         self.path = path
         self.method: MethodDescriptor = METHODS[path]
-        self.lasts = self.method.client_streaming or self.method.server_streaming or path in WAITING
+        self.takes_stream: bool = self.method.client_streaming
+        self.gives_stream: bool = self.method.server_streaming
+        self.lasts = self.takes_stream or self.gives_stream or path in WAITING
 
 
 RPCS: Final = {path: Rpc(name) for path, name in PATHS.items()}

@@ -8,10 +8,11 @@ from binascii import Error as Base64Error
 from collections.abc import Sequence
 from typing import Final
 
-from esp.core.gateway.errors import JSON_LINE
+from esp.core.gateway.errors import GRPC_LINE, JSON_LINE
 from esp.core.gateway.paths import Rpc
 from esp.core.gateway.shapes import shape_of
 from esp.core.wire.hpack import encode
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import Code, Status
 
 _PREFIX: Final = b"grpc-metadata-"
@@ -48,27 +49,30 @@ class Plan:
         rpc: the RPC.
         request, answer: the shapes of the messages.
         lines: the header lines that every answer has.
-        metadata: of the call, encoded.
+        good_lines: the header lines of an answer with a message.
+        forward: the head of the call: its path, and its metadata, encoded.
         seconds: until the call's deadline, None for none.
         fault: why there can be no call, None if there can.
         most_bytes: the largest JSON value in the request.
     """
 
-    __slots__ = ("answer", "fault", "lines", "metadata", "most_bytes", "request", "rpc", "seconds")
+    __slots__ = ("answer", "fault", "forward", "good_lines", "lines", "most_bytes", "request", "rpc", "seconds")
 
     def __init__(self, rpc: Rpc, headers: Sequence[tuple[bytes, bytes]], lines: bytes, most_bytes: int) -> None:
         self.rpc = rpc
         self.lines = lines + JSON_LINE
+        self.good_lines = self.lines + GRPC_LINE
         self.most_bytes = most_bytes
         self.request = shape_of(rpc.method.input_type)
         self.answer = shape_of(rpc.method.output_type)
-        self.metadata = b""
+        metadata = b""
         self.seconds: float | None = None
         self.fault: Status | None = None
         try:
-            self.metadata, self.seconds = _metadata_of(headers)
+            metadata, self.seconds = _metadata_of(headers)
         except _BadHeader as error:
             self.fault = error.status
+        self.forward: Forward = rpc.path, metadata
 
 
 class _BadHeader(Exception):

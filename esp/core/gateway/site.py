@@ -130,7 +130,7 @@ class Site(Serve):
         if method != "POST":
             return _whole(reply, error_page(METHOD_NOT_ALLOWED, lines + JSON_LINE))
         length = request.field(b"content-length")
-        if not rpc.method.client_streaming and length.isdigit() and int(length) > self._most_bytes:
+        if not rpc.takes_stream and length.isdigit() and int(length) > self._most_bytes:
             reply.local_calls().context.reached("max_json_bytes")
             return AtOnce(reply, error_page(too_large(self._most_bytes), lines + JSON_LINE, 413))
         plan = request.plan = Plan(rpc, request.headers, lines, self._most_bytes)

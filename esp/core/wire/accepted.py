@@ -106,13 +106,20 @@ class ServerProtocol(WireProtocol):
     def _take_little(self, data: bytes) -> bool:
         """Works on a few bytes, if nothing is in the way; else returns False."""
         connection = self.connection
-        if connection is None or self._is_full:
+        if self._is_full:
             return False
+        if connection is None:
+            return self._http1 is not None and self._turns.serve_little(self, self._take_http1, data)
         try:
             return self._turns.serve_little(self, connection.take, data)
         except Exception:
             connection.on_bug()
             return True
+
+    def _take_http1(self, data: bytes, stop: float) -> bool:
+        """Works on bytes of HTTP/1.1 until the time `stop`; True if work is left."""
+        self._unread = data
+        return self._work_otherwise(stop)
 
     def _unread_bytes(self) -> int:
         """The bytes that have come and wait to be worked on."""
@@ -182,7 +189,9 @@ class ServerProtocol(WireProtocol):
             is_left = True
         if http1.is_served and not http1.behind and not is_left:
             # Reads on, so as to see the client's end; but keeps no more than a bit of what is of no use now.
-            self._read(http1.wants_bytes or http1.unread_bytes < MOST_UNREAD)
+            wants_bytes = http1.unread_bytes < MOST_UNREAD or http1.wants_bytes
+            if wants_bytes is not self._reads:
+                self._read(wants_bytes)
             return False
         return self._is_left(http1.behind or is_left)
 
@@ -229,7 +238,7 @@ class ServerProtocol(WireProtocol):
             self._since = monotonic()
         if http1.ended:
             self.close()
-        elif not http1.is_served and (self.is_behind or not self._reads or self._afterwards is not None):
+        elif not http1.is_served and (self._unread or http1.behind or not self._reads or self._afterwards is not None):
             self._turns.serve(self, 0)  # works on bytes that have come meanwhile
             self._listener.flush_soon()
 

@@ -90,6 +90,10 @@ class Exchange:
         """The body has ended."""
         raise NotImplementedError
 
+    def takes_whole(self, data: bytes) -> bool:
+        """The body has come whole; False, and nothing is done, if it is wanted by `body` and `body_ended` instead."""
+        return False
+
     def work(self, stop: float) -> None:
         """Works until the time `stop`; does at least one step."""
 

@@ -14,7 +14,7 @@ import h11
 from esp.core.wire.exchange import Exchange, Page, Serve
 from esp.core.wire.limits import Limits
 from esp.core.wire.local_calls import LocalCalls
-from esp.core.wire.plain import LAST_CHUNK, HttpRequest, answer_head, chunk, head_in
+from esp.core.wire.plain import LAST_CHUNK, HttpRequest, answer_head, chunk, front, head_in
 
 _DEFAULT_LIMITS: Final = Limits()
 
@@ -135,7 +135,11 @@ class Http1Connection:
         self.behind = False
         self._in_receive = True
         try:
-            if data and not self._take_plain(data):  # h11 takes b"" for the end
+            if data and self._take_plain(data):
+                exchange = self._exchange
+                if exchange is None or not exchange.behind:
+                    return self._taken() if self._out else b""
+            elif data:  # h11 takes b"" for the end
                 self._is_clean = False
                 self._connection.receive_data(data)
             self._run()
@@ -197,19 +201,18 @@ class Http1Connection:
             return False
         self.requests += 1
         self._is_plain = True
-        self._is_begun = self._body_ended = False
-        exchange = self._exchange = self._serve.exchange(known[0], self)
-        if len(data) > len(head):
-            exchange.body(data[len(head) :])
-        if self._exchange is exchange:
-            self._end_body(exchange)
-        return True
-
-    def _end_body(self, exchange: Exchange) -> None:
+        self._is_begun = False
         self._body_ended = True
-        exchange.body_ended()
+        exchange = self._exchange = self._serve.exchange(known[0], self)
+        body = data[len(head) :]
+        if not exchange.takes_whole(body):
+            if body:
+                exchange.body(body)
+            if self._exchange is exchange:
+                exchange.body_ended()
         if self.sends_no_more and self._exchange is exchange:
             exchange.sends_no_more()
+        return True
 
     def _run(self) -> None:
         connection = self._connection
@@ -238,7 +241,9 @@ class Http1Connection:
             elif isinstance(event, h11.EndOfMessage):
                 self._body_ended = True
                 if exchange is not None:
-                    self._end_body(exchange)
+                    exchange.body_ended()
+                    if self.sends_no_more and self._exchange is exchange:
+                        exchange.sends_no_more()
             elif isinstance(event, h11.ConnectionClosed) or event is h11.PAUSED:
                 self.ended = True
             else:
@@ -286,6 +291,10 @@ class Http1Connection:
 
     def answer(self, page: Page) -> None:
         """Answers the request, whole."""
+        if self._is_plain and not (page.headers or page.content_type or self._closes):
+            self._out += b"%bContent-Length: %d\r\n\r\n%b" % (front(page.status, page.lines), len(page.body), page.body)
+            self._finish()
+            return
         headers = (*_type(page), ("Content-Length", str(len(page.body))), *page.headers)
         if self._is_plain:
             self._out += answer_head(page.status, page.lines, (*headers, *self._closing()))

@@ -102,10 +102,16 @@ def head_in(data: bytes) -> bytes:
     return data[: end + len(_END)] if end > 0 else b""
 
 
+def front(status: int, lines: bytes) -> bytes:
+    """The beginning of the head of an answer, as `answer_head` has it."""
+    return (_FIRST.get(status) or b"HTTP/1.1 %d \r\n" % status) + lines
+
+
 def answer_head(status: int, lines: bytes, headers: Sequence[tuple[str, str]]) -> bytes:
     """The head of an answer: `lines` are header lines that each end with CRLF, `headers` are further fields."""
-    first = _FIRST.get(status) or b"HTTP/1.1 %d \r\n" % status
-    return first + lines + "".join([f"{name}: {value}\r\n" for name, value in headers]).encode("latin-1") + b"\r\n"
+    return (
+        front(status, lines) + "".join([f"{name}: {value}\r\n" for name, value in headers]).encode("latin-1") + b"\r\n"
+    )
 
 
 def chunk(data: bytes) -> bytes:
