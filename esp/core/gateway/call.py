@@ -16,6 +16,7 @@ from esp.core.gateway.printing import SMALL, Garbled, text_of
 from esp.core.gateway.reading import NotTheMessage, read_small
 from esp.core.gateway.values import NotJson
 from esp.core.wire.budget import Account
+from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.exchange import Exchange, Page, Reply
 from esp.core.wire.frames import ErrorCode, unpack_u32
@@ -42,24 +43,22 @@ _NO_ANSWER: Final = Status(Code.INTERNAL, "the call ended without an answer")
 class GatewayCall(Exchange):
     """The server of one request."""
 
+    # Defaults in the class: most calls need no others, and each assignment would be one for each request.
+    _calls: LocalCalls | None = None
+    _account: Account | None = None
+    _body: Body | None = None  # None if nothing has come, or all was read at once
+    _stream: _Stream | None = None
+    _is_begun = False
+    _deadline = inf
+    _answer: Answer | None = None
+    _status: Status | None = None
+    _is_over = False
+
     def __init__(self, plan: Plan, reply: Reply) -> None:
         self._plan = plan
         self._rpc = plan.rpc
         self._reply = reply
-        self._calls: LocalCalls | None = None
-        self._account: Account | None = None
-        self._held = 0
-        # The request.
-        self._body: Body | None = None  # None if nothing has come, or all was read at once
-        # The call.
-        self._deadline = inf
-        self._stream: _Stream | None = None
-        self._is_begun = False
-        self._fault: Status | None = plan.fault  # of the request
-        # The answer.
-        self._answer: Answer | None = None
-        self._status: Status | None = None
-        self._is_over = False
+        self._fault = plan.fault  # of the request
 
     # The request.
 
@@ -82,7 +81,9 @@ class GatewayCall(Exchange):
         body.add(data)
         if body.held > self._plan.most_bytes:
             self._reply.local_calls().context.reached("max_json_bytes")
-            self._refuse(too_large(self._plan.most_bytes), 413)
+            self._reply.close_soon()
+            self._fault = self._fault or too_large(self._plan.most_bytes)
+            self._conclude(too_large(self._plan.most_bytes), 413)
             return
         self._hold()
         if body.is_stream:
@@ -138,7 +139,7 @@ class GatewayCall(Exchange):
         """Begins the call, with its only request if there is one."""
         self._is_begun = True
         calls = self._calls = self._reply.local_calls()
-        stream = self._stream = _Stream(calls, self)
+        stream = self._stream = _Stream(calls.client, self)
         data = None if message is None else prefix(message)
         timeout = b""
         seconds = self._plan.seconds
@@ -153,9 +154,7 @@ class GatewayCall(Exchange):
 
     def _send(self, data: bytes, *, end: bool) -> None:
         stream = self._stream
-        if stream is None or not stream.local_open:
-            return
-        if not stream.send_data(data, end):
+        if stream is not None and stream.local_open and not stream.send_data(data, end):
             self.is_full = bool(data)
 
     def request_left(self) -> None:
@@ -211,8 +210,11 @@ class GatewayCall(Exchange):
         assert body.steps is not None
         try:
             for message in body.steps:
-                if message is not None:
-                    self._ask(message)
+                if message is not None and body.is_stream:
+                    self._send(prefix(message), end=False)
+                    self._hold()
+                elif message is not None:
+                    self._open(message)
                 if self.is_full or self._is_over:
                     return True
                 if clock() >= stop:
@@ -225,13 +227,6 @@ class GatewayCall(Exchange):
         if body.is_stream and body.is_whole:
             self._send(b"", end=True)
         return True
-
-    def _ask(self, message: bytes) -> None:
-        if self._rpc.takes_stream:
-            self._send(prefix(message), end=False)
-            self._hold()
-        else:
-            self._open(message)
 
     def _not_json(self, text: str) -> None:
         if not self._rpc.takes_stream:
@@ -277,12 +272,8 @@ class GatewayCall(Exchange):
     def whole_answer(self, data: bytes) -> bool:
         """The call has ended well with `data`; False, and nothing done, if that is not one small message."""
         size = len(data) - PREFIX_SIZE
-        if (
-            self._answer is not None
-            or self._rpc.gives_stream
-            or not 0 <= size <= SMALL
-            or unpack_u32(data, 1)[0] != size
-        ):
+        is_only = self._answer is None and not self._rpc.gives_stream
+        if not is_only or not 0 <= size <= SMALL or unpack_u32(data, 1)[0] != size:
             return False
         self._stream = None
         try:
@@ -319,12 +310,6 @@ class GatewayCall(Exchange):
         else:
             self._conclude(status)
 
-    def _refuse(self, status: Status, code: int) -> None:
-        """Answers before the body has ended, and ends the connection."""
-        self._reply.close_soon()
-        self._fault = self._fault or status
-        self._conclude(status, code)
-
     # The end.
 
     def resumed(self) -> None:
@@ -345,7 +330,6 @@ class GatewayCall(Exchange):
     def cut(self) -> None:
         """There is no memory for what the call holds."""
         self._account = None
-        self._held = 0
         self._break(OVERLOADED)
 
     def _cancel(self) -> None:
@@ -382,11 +366,10 @@ class GatewayCall(Exchange):
 class _Stream(ClientStream):
     """The call, as the client's end has it."""
 
-    __slots__ = ("_calls", "_gateway")
+    __slots__ = ("_gateway",)
 
-    def __init__(self, calls: LocalCalls, gateway: GatewayCall) -> None:
-        super().__init__(calls.client)
-        self._calls = calls
+    def __init__(self, client: ClientConnection, gateway: GatewayCall) -> None:
+        super().__init__(client)
         self._gateway = gateway
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:

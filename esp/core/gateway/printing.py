@@ -64,6 +64,10 @@ def for_html(text: str) -> str:
 
 
 def _object(shape: Shape, message: Message) -> str:
+    if shape.numbers is not None:
+        numbers = shape.numbers(message)
+        if 0 not in numbers:
+            return shape.all_numbers % numbers
     fields = shape.by_number
     printed = []
     for descriptor, value in message.ListFields():

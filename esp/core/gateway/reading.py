@@ -37,6 +37,7 @@ TOKENS: Final = 100
 SHOWN: Final = 1024
 """The most bytes of a value that a refusal shows."""
 
+_BLANK: Final = " \t\r\n"
 _BLANKS: Final = re.compile(rb"[ \t\r\n]*")
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _WORD: Final = re.compile(rb'[{}\[\],:]|[^\s{}\[\],:"]+')
@@ -66,8 +67,10 @@ def read_small(shape: Shape, value: bytes) -> bytes | None:
     if len(value) > SMALL or b"\\u" in value:
         return None
     try:
-        return _plain(shape, _decode(value.decode()))
-    except (_Unusual, NotOfTheKind, ValueError, RecursionError, OverflowError):
+        text = value.decode().strip(_BLANK)
+        decoded, end = _scan(text, 0)
+        return _plain(shape, decoded) if end == len(text) else None
+    except (_Unusual, NotOfTheKind, ValueError, StopIteration, RecursionError, OverflowError):
         return None
 
 
@@ -78,10 +81,11 @@ def _refuse(_: str) -> Any:
     raise _Unusual
 
 
-_decode: Final[Callable[[str], Any]] = json.JSONDecoder(
+_scan: Final[Callable[[str, int], tuple[Any, int]]] = json.JSONDecoder(
     object_pairs_hook=tuple, parse_float=_refuse, parse_constant=_refuse
-).decode
-"""Objects become tuples of pairs, so that repeated names are seen."""
+).scan_once  # type: ignore[attr-defined]
+"""The value at a place in a text, and the place behind it. Objects become tuples of pairs, so that repeated names are
+seen."""
 
 
 def _plain(shape: Shape, value: Any) -> bytes:

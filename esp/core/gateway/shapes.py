@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
+from operator import attrgetter
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -88,9 +90,12 @@ class Shape:
         message: the class of parsed messages.
         by_name: the fields by either of their names.
         by_number: the fields.
+        numbers: gives the values of all fields; None if not all of them are whole numbers of 64 bits, as those of the
+            header that every answer has are.
+        all_numbers: how such a message is printed if none of its fields is 0, for `%`.
     """
 
-    __slots__ = ("by_name", "by_number", "message")
+    __slots__ = ("all_numbers", "by_name", "by_number", "message", "numbers")
 
     def __init__(self, descriptor: Descriptor) -> None:
         self.message: type[Message] = GetMessageClass(descriptor)
@@ -98,6 +103,12 @@ class Shape:
         self.by_number: dict[int, Field] = {field.number: field for field in fields}
         self.by_name: dict[str, Field] = {field.name: field for field in fields}
         self.by_name |= {field.json_name: field for field in fields}
+        self.numbers: Callable[[Message], tuple[int, ...]] | None = None
+        self.all_numbers = ""
+        if len(fields) > 1 and all(field.whole and not field.oneof for field in fields):
+            fields.sort(key=lambda field: field.number)
+            self.numbers = attrgetter(*[field.name for field in fields])
+            self.all_numbers = f"{{{','.join([field.whole for field in fields])}}}"
 
 
 _SHAPES: dict[str, Shape] = {}

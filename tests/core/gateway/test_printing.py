@@ -199,3 +199,13 @@ def test_strings(text: str) -> None:
     assert json.loads(string(text)) == text
     assert json.loads(for_html(string(text))) == text
     assert not set("<>&\u2028\u2029") & set(for_html(string(text)))
+
+
+@pytest.mark.parametrize("field", ["cluster_id", "revision", "raft_term"])
+def test_a_header_with_a_zero(field: str) -> None:
+    header = rpc_pb2.ResponseHeader(cluster_id=1, member_id=2, revision=3, raft_term=4)
+    header.ClearField(field)
+    names = {"cluster_id": 1, "member_id": 2, "revision": 3, "raft_term": 4}
+    wanted = ",".join(f'"{name}":"{value}"' for name, value in names.items() if name != field)
+    message = rpc_pb2.PutResponse(header=header)
+    assert text_of(shape_of(message.DESCRIPTOR), message.SerializeToString()) == f'{{"header":{{{wanted}}}}}'

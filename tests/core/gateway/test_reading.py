@@ -265,3 +265,14 @@ def test_both_ways_agree_on_any_json(text: str, message: type[Message]) -> None:
         assert small is None
     else:
         assert small in (None, whole)
+
+
+@pytest.mark.parametrize("blanks", [" ", "\t", "\r\n", " \n\t\r "])
+def test_blanks_around_a_value_are_plain(blanks: str) -> None:
+    value = f'{blanks}{{"key":"Zm9v"}}{blanks}'.encode()
+    assert read_small(shape_of(RANGE.DESCRIPTOR), value) == RANGE(key=b"foo").SerializeToString()
+
+
+@pytest.mark.parametrize("behind", ["x", "{}", "\x00", "\u00a0", "\x0b", ","])
+def test_what_stands_behind_a_value_is_not_plain(behind: str) -> None:
+    assert read_small(shape_of(RANGE.DESCRIPTOR), b'{"key":"Zm9v"}' + behind.encode()) is None
