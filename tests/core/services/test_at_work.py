@@ -305,6 +305,8 @@ _TXN = rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=_ALL)])
         ("Range", rpc_pb2.RangeRequest(key=b"a"), "each"),
         *(("Range", request, how) for request in (_ALL, _PAGE, _SORTED) for how in ("default", "snapshot")),
         *(("Txn", _TXN, how) for how in ("default", "snapshot")),
+        ("Txn", rpc_pb2.TxnRequest(), "each"),
+        ("DeleteRange", rpc_pb2.DeleteRangeRequest(key=b"a", range_end=b"z"), "each"),
     ],
 )
 def test_after_one_answer_a_client_is_not_new(method: str, request_: Message, how: str) -> None:

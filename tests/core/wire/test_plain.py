@@ -25,6 +25,7 @@ class Echo(Exchange):
         self.request = request
         self.reply = reply
         self.heard = b""
+        self.is_gone = False
 
     def body(self, data: bytes) -> None:
         self.heard += data
@@ -34,6 +35,9 @@ class Echo(Exchange):
     def body_ended(self) -> None:
         if not self.request.target.startswith("/late"):
             self.give()
+
+    def gone(self) -> None:
+        self.is_gone = True
 
     def give(self) -> None:
         told = f"{self.request.method} {self.request.target} ".encode() + self.heard
@@ -159,6 +163,18 @@ def test_nobody_can_tell_whether_a_head_was_known(connections: list[list[bytes]]
     assert answers(Echoes()) == answers(Echoes(remembers=False))
 
 
+@pytest.mark.parametrize("said", [POST + GET, POST + POST, POST + b"G", POST[:-1], POST[:-4]], ids=range(5))
+def test_a_known_head_with_more_or_less_than_its_body_is_read_as_any_other(said: bytes) -> None:
+    def told(serve: Serve) -> tuple[object, ...]:
+        Http1Connection(serve).receive(POST)
+        connection = Http1Connection(serve)
+        return connection.receive(said), connection.requests, connection.is_idle, connection.receive(b"ET / HTTP")
+
+    known = Echoes()
+    assert told(known) == told(Echoes(remembers=False))
+    assert known.heads.find(POST[:-4]) is not None
+
+
 def test_an_answer_may_come_later() -> None:
     serve = Echoes()
     late: list[bytes] = []
@@ -183,12 +199,16 @@ def test_an_answer_may_come_later() -> None:
 
 def test_a_client_that_goes_leaves_no_answer() -> None:
     serve = Echoes()
-    connection = Http1Connection(serve)
-    for _ in range(2):
+    for _ in range(2):  # at first h11 reads the head
+        late: list[bytes] = []
         connection = Http1Connection(serve)
-        connection.receive(POST.replace(b"/echo", b"/late"))
-    connection.lost()
-    assert connection.ended
+        connection.on_late = late.append
+        assert connection.receive(POST.replace(b"/echo", b"/late")) == b""
+        connection.lost()
+        assert connection.ended
+        assert not connection.is_served
+        assert serve.served[-1].is_gone
+        assert late == []
 
 
 def test_the_memory_is_bounded_and_keeps_what_is_used() -> None:

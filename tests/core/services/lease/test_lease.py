@@ -430,6 +430,18 @@ class TestAPutToAShardThatLacksItsLease:
         assert stream.answer is not None
         return stream.answer
 
+    async def unsettled(self, stream: FakeStream | None) -> str:
+        """The text with which the call ends: it is not known whether the lease lives."""
+        answer = await self.answered(stream)
+        assert isinstance(answer, Status)
+        assert answer.code == Code.UNAVAILABLE
+        return answer.message
+
+    @pytest.fixture
+    def _short_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who waits for another proxy, or for an answer, does so for a moment."""
+        monkeypatch.setattr(lease_retry, "CALL_SECONDS", 0.05)
+
     def test_it_succeeds_where_the_lease_was_granted_without_the_shard(self) -> None:
         world = World()
 
@@ -486,27 +498,21 @@ class TestAPutToAShardThatLacksItsLease:
 
         run(work)
 
-    def test_the_lease_is_not_called_dead_while_another_proxy_may_still_grant_it(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(lease_retry, "CALL_SECONDS", 0.05)
+    @pytest.mark.usefixtures("_short_waits")
+    def test_the_lease_is_not_called_dead_while_another_proxy_may_still_grant_it(self) -> None:
         world = World()
 
         async def work() -> None:
             world.shards[0].leases[7] = 60
             world.table.away("s1")
-            answer = await self.answered(world.put_refused(7))
-            assert isinstance(answer, Status)
-            assert answer.code == Code.UNAVAILABLE
-            assert "shard s1 has been away and lacks the lease" in answer.message
+            text = await self.unsettled(world.put_refused(7))
+            assert "shard s1 has been away and lacks the lease" in text
 
         run(work)
 
+    @pytest.mark.usefixtures("_short_waits")
     @pytest.mark.parametrize("is_first", [True, False])
-    def test_an_outage_between_two_ticks_or_before_the_first_is_one_too(
-        self, monkeypatch: pytest.MonkeyPatch, is_first: bool
-    ) -> None:
-        monkeypatch.setattr(lease_retry, "CALL_SECONDS", 0.05)
+    def test_an_outage_between_two_ticks_or_before_the_first_is_one_too(self, is_first: bool) -> None:
         world = World()
 
         async def work() -> None:
@@ -515,18 +521,14 @@ class TestAPutToAShardThatLacksItsLease:
                 world.repair.tick()
                 assert await self.answered(world.put_refused(7)) == errors.LEASE_NOT_FOUND
             world.shards[1].dialled += 1
-            answer = await self.answered(world.put_refused(7))
-            assert isinstance(answer, Status)
-            assert answer.code == Code.UNAVAILABLE
+            await self.unsettled(world.put_refused(7))
             world.shards[1].leases[7] = 60
             assert isinstance(await self.answered(world.put_refused(7)), bytes)
 
         run(work)
 
-    def test_the_lease_is_not_called_dead_while_the_shard_does_not_answer(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(lease_retry, "CALL_SECONDS", 0.05)
+    @pytest.mark.usefixtures("_short_waits")
+    def test_the_lease_is_not_called_dead_while_the_shard_does_not_answer(self) -> None:
         world = World()
 
         async def work() -> None:

@@ -302,10 +302,12 @@ class TestAnswers:
         if waits:
             told = rpc_pb2.WatchResponse(watch_id=1, created=True, cancel_reason="long enough").SerializeToString()
             assert not stream.send_data(prefix(told), False)
+        outer = world.server.connection.streams[1]
+        assert outer.sink is stream
         world.client.sends(rst(1))
         assert [event for event, *_ in world.saw] == ["open", "cancelled"]
         assert stream.is_over
-        assert stream.sink is None
+        assert stream.sink is outer.sink is None, "they refer to each other no more"
         assert stream.send_data(prefix(rows(1)), False)
         world.server.holds_nothing()
 
