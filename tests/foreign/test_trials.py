@@ -43,9 +43,9 @@ def server(request: pytest.FixtureRequest) -> Server:
 
 
 class TestMoreThanAThousandWatchesEachAStream:
-    def test_java(self, three: EspProcess) -> None:
+    def test_java(self, server: Server) -> None:
         java = foreign("java")
-        told = run("java", "-cp", f"{java}/classes:{java}/lib/*", "Watches", f"http://{three.address}", 1_200)
+        told = run("java", "-cp", f"{java}/classes:{java}/lib/*", "Watches", f"http://{server.address}", 1_200)
         assert (told["failed"], told["told"]) == (0, 1_200)
 
     def test_rust(self, server: Server) -> None:

@@ -44,7 +44,6 @@ class Writer:
                     self.stopping.wait(0.02)
                 else:
                     self.acknowledged[key] = number
-                    self.stopping.wait(0.004)  # the load is that of many writers, not of a machine that is full
 
     def total(self) -> int:
         return max(self.acknowledged.values(), default=0)

@@ -74,7 +74,7 @@ class Client:
                 with connect(proxy) as channel:
                     kv = KVStub(channel)
                     # Another one in its place listens elsewhere.
-                    while not self._stopping.wait(0.02) and proxy is self._proxies[self.place]:
+                    while not self._stopping.wait(0.01) and proxy is self._proxies[self.place]:
                         self._ask(kv)
         except BaseException as failure:
             self.failure = failure

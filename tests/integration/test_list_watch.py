@@ -21,7 +21,7 @@ from tests.harness import EVERYTHING, EspProcess, Esps, Etcds, connect, wait_rea
 from tests.stubs.rpc_pb2_grpc import KVStub, WatchStub
 from tests.watching import Requests
 
-WRITES = 40_000
+WRITES = 40_000  # so many that each client breaks off some hundred times, which more would only repeat
 IN_A_TXN = 25
 BREAK_AFTER = 100
 """Events after which a client breaks its own stream, to resume."""

@@ -72,7 +72,7 @@ STARTS = ["beginning", "token", "behind", "plain"]
 @pytest.mark.parametrize(
     ("compacted", "start", "plus"),
     [
-        (compacted, start, (row + column) % 2)  # every pair of two of them
+        (compacted, start, (row + column) % 2)  # every pair of two of them: all forty would take a minute
         for row, compacted in enumerate(COMPACTED)
         for column, start in enumerate(STARTS)
     ],

@@ -9,6 +9,7 @@ import grpc
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
+from esp.core.services.watch.stream import MAX_SLOTS
 from tests.harness import EspProcess, Esps, Etcds, connect, wait_until
 from tests.integration.watch_talk import EVERYTHING, STOPPED, Conversation, Create, Put, talking, watchers_in
 from tests.stubs import rpc_pb2_grpc
@@ -41,7 +42,7 @@ def test_watchers_of_the_same_are_one_watcher_to_the_shard(start_etcd: Etcds, st
 
 
 def test_many_watchers_on_one_stream(esp: EspProcess, empty_shards: list[LocalEtcd]) -> None:
-    count = 3000
+    count = 3 * MAX_SLOTS  # more than may wait for their reply at a time
     with talking(esp, empty_shards[0]) as talk:
         for number in range(count):
             talk.requests.create(key=b"%s%d" % (b"ajz"[number % 3 :][:1], number))
