@@ -7,14 +7,13 @@ to `range_end`, without `range_end` itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 OPEN_END = b"\0"
 """The `range_end` that etcd reads as "no upper bound"."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyRange:
+class KeyRange(NamedTuple):
     """The keys with start <= key < end, bytewise; `end` None means no upper bound.
 
     A range whose end is not above its start holds no key. An empty range is an ordinary value, because etcd answers a

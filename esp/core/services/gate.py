@@ -290,11 +290,12 @@ class Gate:
         """Gives places back. Calls that wait for them begin at the next flush."""
         pool, share = (shard, kind), (shard, connection)
         self.busy[pool] -= places
-        left = self._held[share] - places
+        held = self._held
+        left = held[share] - places
         if left:
-            self._held[share] = left
+            held[share] = left
         else:
-            del self._held[share]
+            del held[share]
         if self._queues:
             if not self._freed and not self._freed_shares:
                 self._context.gatherers.append(self)

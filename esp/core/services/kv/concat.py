@@ -22,8 +22,8 @@ from typing import Final
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.gate import Entry
-from esp.core.services.kv.concat_part import COUNT_TAG, TAIL_BYTES, Part
-from esp.core.services.kv.merge import part
+from esp.core.services.kv.concat_part import COUNT_TAG, HEADER_TAG, TAIL_BYTES, Part
+from esp.core.services.kv.rows import field
 from esp.core.services.revision import merged_header, read_at, token
 from esp.core.services.varint import MOST_BYTES, varint
 from esp.core.shard import outcome
@@ -37,6 +37,8 @@ from esp.core.wire.status import OK, Code, Status
 
 _Range = rpc_pb2.RangeRequest
 
+KEY_TAG: Final = 0x0A
+RANGE_END_TAG: Final = 0x12
 MOST_SEGMENTS: Final = 64
 """The most parts; a range in more parts is merged by parsing."""
 SHORT_ANSWER: Final = 4096
@@ -99,27 +101,47 @@ class Concat(Sink):
             return False
         if position is None and len({segment.shard for segment in segments}) < len(segments):
             return False
-        asked = [part(request, segment.range) for segment in segments]
-        if position is not None:
-            self._revision = request.revision
-            for request_part, segment in zip(asked, segments, strict=True):
-                request_part.revision = read_at(position, segment.shard)
-                request_part.serializable = False
-        in_order = list(zip(segments, asked, connections, strict=True))
+        messages = self._messages(request, segments, position)
+        in_order = list(zip(segments, messages, connections, strict=True))
         if request.sort_order == _Range.DESCEND:
             in_order.reverse()
         self.down.sink = self
         self._to_begin = len(segments)
         self.small = CALL_BYTES // len(segments)
-        for segment, request_part, connection in in_order:
+        forward, timeout = self.down.head.forward, self.down.remaining_timeout()
+        for segment, message, connection in in_order:
             assert connection is not None
             if self.down.sink is not self:
                 break  # a part could not be sent, and the call has failed
             one = Part(connection, self, self.routing.shards[segment.shard])
             self._parts.append(one)
-            message = prefix(request_part.SerializeToString())
-            connection.call(one, self.down.head.forward, self.down.remaining_timeout(), message, end=True)
+            connection.call(one, forward, timeout, message, end=True)
         return True
+
+    def _messages(
+        self, request: rpc_pb2.RangeRequest, segments: Sequence[Segment], position: Position | None
+    ) -> list[bytes]:
+        """The requests for the parts, with their prefixes: `request` with other keys, at the shard's revision.
+
+        Raises:
+            RpcError: the position has no revision for one of the shards.
+        """
+        rest = _Range()
+        rest.CopyFrom(request)
+        rest.ClearField("key")
+        rest.ClearField("range_end")
+        messages = []
+        fields = rest.SerializeToString()
+        for segment in segments:
+            if position is not None:
+                self._revision = request.revision
+                rest.revision = read_at(position, segment.shard)
+                rest.serializable = False
+                fields = rest.SerializeToString()
+            key, range_end = segment.range.to_request()
+            end = field(RANGE_END_TAG, range_end) if range_end else b""
+            messages.append(prefix(field(KEY_TAG, key) + end + fields))
+        return messages
 
     def begun(self, one: Part) -> None:
         """A part has begun to come. Its bytes wait until the parts before it have been sent on."""
@@ -168,7 +190,7 @@ class Concat(Sink):
     def _start(self) -> None:
         revision = self._revision or token(self.routing, {one.name: one.header.revision for one in self._parts})
         header = merged_header([one.header for one in self._parts], self.routing.identity, revision)
-        encoded = rpc_pb2.RangeResponse(header=header).SerializeToString()
+        encoded = field(HEADER_TAG, header.SerializeToString())
         length = sum(one.length for one in self._parts) + len(encoded) + TAIL_BYTES
         front = encoded if length > SHORT_ANSWER else b""
         length += len(front)
