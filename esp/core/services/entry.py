@@ -124,8 +124,9 @@ class Entry(Sink):
             RpcError: the call is refused.
         """
         self._leave_line()
+        kind = self.kind
         for shard in self._gate.wanted(self):
-            self.enter(shard)
+            self._take(shard, kind)
         begin, self._begin = self._begin, None
         assert begin is not None, "a call begins once"
         begin(self)
@@ -134,31 +135,34 @@ class Entry(Sink):
         """Takes places for the call's part at `shard`; False if the part has them already."""
         if shard in self._places:
             return False
-        gate = self._gate
-        if not self._places:
+        self._take(shard, self.kind)
+        return True
+
+    def _take(self, shard: str, kind: Kind) -> None:
+        gate, places = self._gate, self._places
+        if not places:
             gate.at_work[self] = monotonic()
         weight = self.weight(shard)
-        kind = self.kind
-        self._places[shard] = weight, kind
+        places[shard] = weight, kind
         if kind != ORDINARY:  # a client's first read counts as large until its answer comes
             gate.alone.asked[shard] += 1
         gate.take(self.stream.connection, shard, weight, kind)
-        return True
 
     def weigh(self, shard: str, size: int) -> None:
         """Notes that the answer to a part begins to come, and that it will have `size` bytes."""
         gate = self._gate
-        gate.stopped.discard(shard)  # as `heard`
+        if gate.stopped:
+            gate.stopped.discard(shard)  # as `heard`
         is_largest = self.reads and size > self._largest
         if is_largest:
             self._largest = size
-        if size < LARGE_ANSWER and self._places.get(shard, (0, ORDINARY))[1] == NEW:
+        taken = self._places.get(shard)
+        if taken is not None and taken[1] == NEW and size < LARGE_ANSWER:
             gate.alone.asked[shard] -= 1
         if size <= PLACE_BYTES:
             return  # as nearly all: that needs no more places than the call has
         if is_largest:
             gate.note_large(self.stream, size)
-        taken = self._places.get(shard)
         if taken is not None:
             places = max(taken[0], gate.places_for(size))
             now = places, LARGE if size >= LARGE_ANSWER else taken[1]
@@ -190,9 +194,10 @@ class Entry(Sink):
         """Frees the places at a shard where the call's part is not at work any more."""
         taken = self._places.pop(shard, None)
         if taken is not None:
+            gate = self._gate
             if not self._places:
-                del self._gate.at_work[self]
-            self._gate.free(self.stream.connection, shard, *taken)
+                del gate.at_work[self]
+            gate.free(self.stream.connection, shard, *taken)
 
     @property
     def held(self) -> Collection[str]:

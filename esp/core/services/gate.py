@@ -7,9 +7,9 @@ connection could have very many of these at work at once, and all other calls wo
 A call takes places at a shard. For a read, their number follows from the size of the last answers to its connection
 (`Admission.weight`); for a request, from its own size. If a client has had only small answers, its reads of one shard
 need no places: that is the fast path, which does not come here. Calls that are known to be large have places of their
-own, so that other calls do not wait for them: a quarter of all places, or as many as there are while nobody else uses
-the shard. So have the first reads of new connections, of which nothing is known. One connection has at most a quarter
-of all places.
+own, so that other calls do not wait for them: a quarter of all places. So have the first reads of new connections, of
+which nothing is known. One connection has at most a quarter of all places. While only large calls use a shard, they
+have all places there, and so has each connection.
 
 A call begins when there is a place at each of its shards. Until then it waits, and costs little. A call also does not
 begin before all bytes that came with it have been read. So a call that its client takes back at once asks no shard and
@@ -85,7 +85,7 @@ class Gate:
         busy: the places taken, by shard and kind of call.
         at_work: the calls that hold places, each with the time since when; the longest first.
         stopped: the shards where calls have held places for too long; until the shard answers.
-        alone: the shards where only large calls are at work. They then have all places there.
+        alone: the shards where only large calls are at work. These, and each connection, then have all places there.
     """
 
     def __init__(
@@ -261,19 +261,20 @@ class Gate:
 
     def _lacks(self, entry: Entry) -> Places | None:
         """The first places that the call lacks; None if it lacks none."""
-        parts: tuple[Connection | Kind, ...] = entry.stream.connection, entry.kind
+        connection, kind = entry.stream.connection, entry.kind
         for shard in self.wanted(entry):
             if entry.weight(shard):
-                for part in parts:
-                    if not self._has_room(shard, part):
-                        return shard, part
+                if not self._has_room(shard, connection):
+                    return shard, connection
+                if not self._has_room(shard, kind):
+                    return shard, kind
         return None
 
     def _has_room(self, shard: str, part: Kind | Connection) -> bool:
+        quarter = self._limit if shard in self.alone else self._quarter
         if not isinstance(part, int):
-            return self._held.get((shard, part), 0) < self._quarter
-        most = self._quarter if part == LARGE and shard not in self.alone else self._limit
-        return self.busy[shard, part] < most
+            return self._held.get((shard, part), 0) < quarter
+        return self.busy[shard, part] < (quarter if part == LARGE else self._limit)
 
     def wanted(self, entry: Entry) -> tuple[str, ...]:
         """The shards at which a call wants places now."""

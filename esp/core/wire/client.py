@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Final
 
@@ -178,12 +179,16 @@ class ClientConnection(ResponseReader):
         streams = self.streams
         known = self._decoder.memo
         look = position + CHEAP_BYTES  # where the clock is looked at
+        wall, sure = self.wall, -inf  # until when the turn is surely not over, on the quicker clock
         try:
             while size - position >= HEADER_SIZE:
                 if position >= look:
-                    if self.clock() >= self.stop:
-                        self._put_off(data, position)
-                        return
+                    if wall() >= sure:
+                        left = self.stop - self.clock()
+                        if left <= 0:
+                            self._put_off(data, position)
+                            return
+                        sure = wall() + left
                     look = position + CHEAP_BYTES
                 word, flags, stream_id = unpack_header(data, position)
                 start = position + HEADER_SIZE

@@ -63,6 +63,7 @@ class Connection:
         "peer",
         "stop",
         "unread",
+        "wall",
         "writable",
     )
 
@@ -76,6 +77,7 @@ class Connection:
         self.on_charge: Callable[[float], None] | None = None
         self.on_behind: Callable[[], None] | None = None
         self.clock = context.turns.clock
+        self.wall = context.turns.wall
         self.stop = inf
         self.unread = False
         self.ended = False

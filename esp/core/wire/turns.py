@@ -115,6 +115,8 @@ class Turns:
 
     Attributes:
         time: the seconds that this thread has run.
+        wall: a quicker clock than `clock`, but also of time in which this thread does not run. So a turn is surely not
+            over before as much time has gone by on this one.
         soon: calls a function in the next turn of the loop, before the sockets are looked at again; set by the owner of
             a loop.
         flush: writes output that is ready; set by the context.
@@ -132,19 +134,19 @@ class Turns:
         "_skipped",
         "_spent",
         "_virtual",
-        "_wall",
         "clock",
         "flush",
         "go_on",
         "soon",
         "time",
+        "wall",
         "will_run",
     )
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self.time = RunningTime()
         self.clock = self.time.now if clock is None else clock
-        self._wall = clock or monotonic  # for times that are short, or count as `LONGEST_STEP` at most
+        self.wall = clock or monotonic  # for times that are short, or count as `LONGEST_STEP` at most
         self.soon: Callable[[Callable[[], None]], object] | None = None
         self.flush: Callable[[], None] = lambda: None
         self.go_on: Callable[[], None] = lambda: None
@@ -212,9 +214,9 @@ class Turns:
             self._spent = 0.0
         if self._line or worker.in_line or self._spent >= AT_ONCE:
             return False
-        start = self._wall()
+        start = self.wall()
         is_left = take(data, -inf)
-        took = self._wall() - start
+        took = self.wall() - start
         self._spent += took
         used = worker.used = worker.used + (took if took < LONGEST_STEP else LONGEST_STEP)
         if used > self._virtual:
@@ -241,9 +243,9 @@ class Turns:
 
     def serve_little_answers(self, receive: Callable[[bytes], None], data: bytes) -> None:
         """As `serve_answers`, for a few bytes, all of which `receive` works on at once."""
-        start = self._wall()
+        start = self.wall()
         receive(data)
-        took = self._wall() - start
+        took = self.wall() - start
         self._spent += took
         self._elsewhere += took
         self._answered += took

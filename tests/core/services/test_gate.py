@@ -274,14 +274,15 @@ def test_the_first_read_of_a_client_does_not_wait_behind_others_whose_answers_ar
     assert "h0" in world.begun
 
 
-def test_large_calls_have_all_places_while_nobody_else_uses_the_shard() -> None:
+@pytest.mark.parametrize("clients", ["stuvwxyz", "z"])
+def test_large_calls_have_all_places_while_nobody_else_uses_the_shard(clients: str) -> None:
     world = World(Limits(max_parts_per_shard=4), weight=PLACES)
 
     def at_work() -> int:
         return sum(bool(entry.held) for entry in world.begun.values())
 
-    for client in "stuvwxyz":
-        for number in range(3):
+    for client in clients:
+        for number in range(24 // len(clients)):
             world.asks(f"{client}{number}", A)
     assert at_work() == 1
     for others, most in ((0, 1), (0, 4), (9, 1), (0, 4)):

@@ -155,6 +155,9 @@ class Concat(Sink):
         if not self._started:
             if self._to_begin:
                 return
+            if all(one.has_ended and one.is_small for one in self._parts):
+                self._answer()
+                return
             self._start()
         while self._parts and not self._unsent:
             current = self._parts[0]
@@ -187,10 +190,33 @@ class Concat(Sink):
         if not one.is_whole and self._entry.enter(one.name):
             self._entry.weigh(one.name, one.length)
 
-    def _start(self) -> None:
+    def _merged_header(self) -> bytes:
         revision = self._revision or token(self.routing, {one.name: one.header.revision for one in self._parts})
         header = merged_header([one.header for one in self._parts], self.routing.identity, revision)
-        encoded = field(HEADER_TAG, header.SerializeToString())
+        return field(HEADER_TAG, header.SerializeToString())
+
+    def _answer(self) -> None:
+        """Answers in one step from small parts that have all come whole, as nearly all do."""
+        pieces: list[bytes] = []
+        for one in self._parts:
+            count = one.count()
+            if count is None:
+                self.fail(one.blamed("is no RangeResponse"))
+                return
+            self._count += count
+            pieces += one.pieces
+        message = b"".join(pieces) + self._tail(self._merged_header())
+        for one in self._parts:
+            one.forget()
+        self._entry.close()
+        self.down.sink = None
+        self.down.respond(message)
+
+    def _tail(self, header: bytes) -> bytes:
+        return header + bytes((COUNT_TAG,)) + varint(self._count, MOST_BYTES)
+
+    def _start(self) -> None:
+        encoded = self._merged_header()
         length = sum(one.length for one in self._parts) + len(encoded) + TAIL_BYTES
         front = encoded if length > SHORT_ANSWER else b""
         length += len(front)
@@ -216,8 +242,7 @@ class Concat(Sink):
     def _finish(self) -> None:
         self._entry.close()
         self.down.sink = None
-        tail = self._header + bytes((COUNT_TAG,)) + varint(self._count, MOST_BYTES)
-        self.down.send_data(tail, False)
+        self.down.send_data(self._tail(self._header), False)
         self.down.finish(OK)
 
     def fail(self, status: Status) -> None:

@@ -60,6 +60,9 @@ class Part(ClientStream):
     """One shard's answer. Reads prefix and header, and keeps the bytes behind the prefix until their turn.
 
     Keeps no more than the window of a stream.
+
+    Attributes:
+        is_small: the answer is covered by the memory that every call counts for; known once `is_begun`.
     """
 
     __slots__ = (
@@ -67,7 +70,6 @@ class Part(ClientStream):
         "_down",
         "_got",
         "_header_bytes",
-        "_is_small",
         "_kept",
         "_reserved",
         "_shard",
@@ -76,6 +78,7 @@ class Part(ClientStream):
         "has_ended",
         "header",
         "is_begun",
+        "is_small",
         "length",
         "name",
         "pieces",
@@ -93,7 +96,7 @@ class Part(ClientStream):
         self._header_bytes = 0
         self._kept = 0
         self._reserved = 0
-        self._is_small = False
+        self.is_small = False
         self.length = 0
         self.header = rpc_pb2.ResponseHeader()
         self.is_begun = False
@@ -135,7 +138,7 @@ class Part(ClientStream):
         self._tail = tail if len(tail) == TAIL_BYTES else (self._tail + tail)[-TAIL_BYTES:]
         if not self.pieces and concat.passes(self):
             concat.pass_on(self, payload)
-        elif self._is_small or self._keep(len(payload)):
+        elif self.is_small or self._keep(len(payload)):
             self.pieces.append(payload)
             concat.advance()
         else:
@@ -153,7 +156,7 @@ class Part(ClientStream):
         self._got = len(body)
         if not self.is_begun or self._got != self.length:
             concat.fail(self.blamed("is not exactly one message"))
-        elif self._is_small or self._keep(self._got):
+        elif self.is_small or self._keep(self._got):
             self._tail = body[-TAIL_BYTES:]
             self.has_ended = True
             self.pieces.append(body)
@@ -234,7 +237,7 @@ class Part(ClientStream):
             return b""
         self.length = unpack_u32(start, 1)[0]
         self._header_bytes = header_end - PREFIX_SIZE
-        self._is_small = self.length <= concat.small
+        self.is_small = self.length <= concat.small
         self.is_begun = True
         concat.begun(self)
         self.consumed(PREFIX_SIZE)

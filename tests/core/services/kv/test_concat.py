@@ -25,7 +25,7 @@ from esp.core.wire.message import MessageReader, prefix
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server import ServerConnection
 from esp.core.wire.server_stream import Handler, ServerStream
-from esp.core.wire.status import Code, Status
+from esp.core.wire.status import Code, RpcError, Status
 
 Request = rpc_pb2.RangeRequest
 HEAD = encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
@@ -51,6 +51,7 @@ class Upstream:
     context: WireContext
     connection: ClientConnection = field(init=False)
     told: list[Status] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.connection = ClientConnection(self.context, "shard")
@@ -61,6 +62,10 @@ class Upstream:
 
     def consider_moving(self, connection: object, status: Status) -> None:
         self.told.append(status)
+
+    def blamed(self, fault: str) -> RpcError:
+        self.faults.append(fault)
+        return Status(Code.INTERNAL, fault).error()
 
     def says(self, *pieces: bytes) -> None:
         self.connection.receive(b"".join(pieces))
@@ -279,6 +284,67 @@ def test_an_answer_without_a_count_at_its_end_is_refused() -> None:
     for index, answer in enumerate((PARTS[0], strange, PARTS[2])):
         scene.shards[index].says(head(), data(answer), trailers())
     assert scene.answer()[1][-1][0] == frames.RST_STREAM
+    assert scene.shards[1].faults == ["is no RangeResponse"]
+
+
+def known(*answers: bytes) -> tuple[Scene, bytes, list[tuple[int, int]]]:
+    """The answer made of these by connections that know the heads from an earlier call, so take each in one step."""
+    scene = Scene()
+    for stream_id, payloads in ((1, PARTS), (3, answers)):
+        scene.asks(EVERYTHING, stream_id)
+        for shard, payload in zip(scene.shards, payloads, strict=True):
+            shard.says(
+                frames.frame(frames.HEADERS, 4, stream_id, HEAD),
+                frames.frame(frames.DATA, 0, stream_id, payload),
+                frames.frame(frames.HEADERS, 5, stream_id, GOOD),
+            )
+        body, seen = scene.answer(stream_id)
+    assert not scene.client.streams
+    assert not any(shard.connection.streams for shard in scene.shards)
+    assert not scene.gate.at_work
+    assert scene.context.buffers.used == 0
+    return scene, body, seen
+
+
+def test_small_answers_that_come_whole_leave_in_one_message() -> None:
+    _, body, seen = known(*PARTS)
+    assert [row.key for row in message(body).kvs] == MERGED
+    assert message(body).count == 3
+    assert seen == [(frames.HEADERS, 4), (frames.DATA, 0), (frames.HEADERS, 5)]
+
+
+@pytest.mark.parametrize("count", [1, 127, 128, 300, 2**31, 2**63 - 1])
+def test_counts_of_small_answers_add_up(count: int) -> None:
+    _, body, _ = known(part(1, count=count), part(1, count=0), part(1))
+    assert message(body).count == count
+
+
+def test_large_answers_that_come_whole_leave_in_pieces() -> None:
+    large = part(3, (b"j", b"v" * 5000))
+    _, body, seen = known(PARTS[0], large, PARTS[2])
+    assert [len(row.value) for row in message(body).kvs] == [1, 5000]
+    assert len(seen) > 3
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        part(3, (b"j", b"2"), count=0),
+        PARTS[1][:-1],
+        PARTS[1] + b"\0",
+        PARTS[1][:3],
+        prefix(b"\x12\x02no"),
+        prefix(b"\x0a\x01\x08"),
+    ],
+)
+@pytest.mark.parametrize("place", range(3))
+def test_a_strange_answer_that_comes_whole_is_blamed_on_its_shard(strange: bytes, place: int) -> None:
+    answers = list(PARTS)
+    answers[place] = strange
+    scene, body, seen = known(*answers)
+    assert not body
+    assert seen == [(frames.HEADERS, 5)]
+    assert [len(shard.faults) for shard in scene.shards] == [int(number == place) for number in range(3)]
 
 
 def test_a_client_that_does_not_read_holds_back_the_shards() -> None:
