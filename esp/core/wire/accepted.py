@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import Final, Protocol
 
@@ -193,7 +194,10 @@ class ServerProtocol(WireProtocol):
             if wants_bytes is not self._reads:
                 self._read(wants_bytes)
             return False
-        return self._is_left(http1.behind or is_left)
+        if http1.behind or is_left:
+            # At once it goes on in a turn (`serve_little`), without a pause in between.
+            return True if stop == -inf else self._is_left(True)
+        return self._is_left(False)
 
     def _sniff(self) -> None:
         first = self._unread = self._first + self._unread

@@ -66,9 +66,9 @@ class Http1Connection:
     )
 
     def __init__(self, serve: Serve, clock: Callable[[], float] = monotonic, limits: Limits = _DEFAULT_LIMITS) -> None:
-        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.max_header_list_bytes)
         self._serve = serve
         self._limits = limits
+        self._connection = self._new_connection()
         self.clock = clock
         self.stop = inf
         self.behind = False
@@ -91,6 +91,9 @@ class Http1Connection:
         self.sends_no_more = False
         self.ended = False
         self.requests = 0
+
+    def _new_connection(self) -> h11.Connection:
+        return h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.max_header_list_bytes)
 
     # The client's side.
 
@@ -200,11 +203,15 @@ class Http1Connection:
             self._learning = (head, len(data) - len(head)) if head and known is None else None
             return False
         self.requests += 1
+        self._serve_plain(known[0], data[len(head) :])
+        return True
+
+    def _serve_plain(self, request: HttpRequest, body: bytes) -> None:
+        """Serves a request that has come whole, and of which h11 knows nothing."""
         self._is_plain = True
         self._is_begun = False
         self._body_ended = True
-        exchange = self._exchange = self._serve.exchange(known[0], self)
-        body = data[len(head) :]
+        exchange = self._exchange = self._serve.exchange(request, self)
         if not exchange.takes_whole(body):
             if body:
                 exchange.body(body)
@@ -212,7 +219,6 @@ class Http1Connection:
                 exchange.body_ended()
         if self.sends_no_more and self._exchange is exchange:
             exchange.sends_no_more()
-        return True
 
     def _run(self) -> None:
         connection = self._connection
@@ -235,6 +241,9 @@ class Http1Connection:
             event = connection.next_event()
             if isinstance(event, h11.Request):
                 self._begin(event)
+                exchange = self._exchange
+                if self._is_clean and (exchange is None or not exchange.behind):
+                    return
             elif isinstance(event, h11.Data):
                 if exchange is not None:
                     exchange.body(bytes(event.data))
@@ -275,17 +284,28 @@ class Http1Connection:
         else:
             method, target = event.method.decode("ascii", "replace"), event.target.decode("ascii", "replace")
             request = HttpRequest(method, target, list(headers))
-            self._learn(request, event.http_version)
+            body = self._learn(request, event.http_version)
+            if body is not None:
+                self._request = None
+                self._is_clean = True
+                self._connection = self._new_connection()
+                self._serve_plain(request, body)
+                return
             self._exchange = self._serve.exchange(request, self)
             if self._connection.they_are_waiting_for_100_continue and _has_body(headers) and not self._exchange.behind:
                 continues = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
                 self._out += self._connection.send(continues)
 
-    def _learn(self, request: HttpRequest, version: bytes) -> None:
+    def _learn(self, request: HttpRequest, version: bytes) -> bytes | None:
+        """Remembers the head, if it is plain; returns the body, if that is whole and all that has come."""
         learning, self._learning = self._learning, None
+        if not learning or version != b"1.1":
+            return None
+        head, size = learning
+        body = self._connection.trailing_data[0]
         # h11 takes a line feed for the end of a line as well, so its head may be a shorter one.
-        if learning and version == b"1.1" and len(self._connection.trailing_data[0]) == learning[1]:
-            self._serve.heads.learn(learning[0], request)
+        is_whole = len(body) == size and self._serve.heads.learn(head, request) == len(head) + size
+        return bytes(body) if is_whole else None
 
     # The server's side: the exchange calls these.
 

@@ -78,16 +78,19 @@ class PlainHeads:
                 self._remember(head, known)
         return known
 
-    def learn(self, head: bytes, request: HttpRequest) -> None:
-        """Remembers a head of HTTP/1.1 as h11 has read it, if it is plain."""
+    def learn(self, head: bytes, request: HttpRequest) -> int:
+        """Remembers a head of HTTP/1.1 as h11 has read it, if it is plain; the bytes of it and its body, or 0."""
         lengths = [b"0"] if request.method == "GET" else []
         for name, value in request.headers:
             if name in _SPECIAL or (name == b"connection" and value.lower() != b"keep-alive"):
-                return
+                return 0
             if name == b"content-length":
                 lengths.append(value)
-        if request.method in _METHODS and len(lengths) == 1:
-            self._remember(head, (request, len(head) + int(lengths[0])))
+        if request.method not in _METHODS or len(lengths) != 1:
+            return 0
+        size = len(head) + int(lengths[0])
+        self._remember(head, (request, size))
+        return size
 
     def _remember(self, head: bytes, known: Known) -> None:
         if len(self._new) >= MOST_HEADS:

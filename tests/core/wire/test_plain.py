@@ -57,8 +57,8 @@ class Forgetful(PlainHeads):
 
     __slots__ = ()
 
-    def learn(self, head: bytes, request: HttpRequest) -> None:
-        pass
+    def learn(self, head: bytes, request: HttpRequest) -> int:
+        return 0
 
 
 class Echoes(Serve):
@@ -99,6 +99,23 @@ def test_a_head_is_read_once(reads: Callable[[], int]) -> None:
     assert all(connection.is_idle and connection.requests == 3 for connection in connections)
     plans = {id(one.request) for one in serve.served}
     assert len(plans) == 1  # so that what a server has found out from a head is found by the next
+
+
+def test_of_a_plain_request_h11_reads_the_head_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = []
+    ask = h11.Connection.next_event
+
+    def asked(self: Any) -> Any:
+        events.append(ask(self))
+        return events[-1]
+
+    monkeypatch.setattr(h11.Connection, "next_event", asked)
+    monkeypatch.setattr(h11.Connection, "send", lambda *_: pytest.fail("h11 is asked for an answer"))
+    connection = Http1Connection(Echoes())
+    for number in range(3):
+        assert b"200 OK" in connection.receive(POST.replace(b"Host: esp", b"Host: esp%d" % number))
+    assert [type(event) for event in events] == [h11.Request] * 3
+    assert connection.is_idle
 
 
 @pytest.mark.parametrize(

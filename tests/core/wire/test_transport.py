@@ -312,6 +312,23 @@ def test_a_post_to_a_grpc_path_over_http1_gets_a_page(run: Run) -> None:
     run(test)
 
 
+def test_a_short_request_of_http1_that_takes_some_steps_is_served_without_a_pause(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused: list[bool] = []
+    monkeypatch.setattr(accepted.ServerProtocol, "_read", lambda _, wanted: paused.append(wanted))
+
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client()
+            for _ in range(3):
+                await client.says(GET.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"))
+                await client.hears(lambda heard: heard.endswith(b"page\n"))
+        assert not paused
+
+    run(test)
+
+
 LATE = b"GET /late HTTP/1.1\r\nHost: esp\r\n\r\n"
 
 
