@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -494,6 +495,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def metric(etcd: Server, name: str) -> float:
+    """A metric without labels of an etcd."""
+    with urllib.request.urlopen(f"http://{etcd.address}/metrics", timeout=PATIENCE) as page:
+        text = page.read().decode()
+    line = next(line for line in text.splitlines() if line.startswith(f"{name} "))
+    return float(line.split()[1])
 
 
 def outcome(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from esp.core.pb import kv_pb2, rpc_pb2
 from tests.differential.mapping import Layout, Mapping
-from tests.harness import EVERYTHING, Server, connect
+from tests.harness import EVERYTHING, Server, connect, metric, wait_until
 from tests.watching import Requests
 
 SECONDS = 30
@@ -152,6 +152,7 @@ class Clusters:
 
     Attributes:
         alone, shards, across: channels to the etcd, to each shard without esp, and to esp.
+        etcds: the single etcd and the shards.
         exact: there is one shard, with the etcd's ids and revisions, so all bytes must be equal.
         streams: all etcds are new enough for RangeStream.
     """
@@ -162,6 +163,7 @@ class Clusters:
         shards: Sequence[grpc.Channel],
         across: grpc.Channel,
         layout: Layout,
+        etcds: Sequence[Server],
         *,
         streams: bool = False,
     ) -> None:
@@ -169,6 +171,7 @@ class Clusters:
         self.shards = list(shards)
         self.across = across
         self.layout = layout
+        self.etcds = etcds
         self.exact = len(shards) == 1
         self.streams = streams
         self.leases_chosen = 1 << 40
@@ -191,6 +194,14 @@ class Clusters:
     def revisions(self) -> tuple[int, ...]:
         """The present revision of each shard, from the shard itself."""
         return tuple(self._header(shard).revision for shard in self.shards)
+
+    def catch_up(self) -> None:
+        """Waits until the watchers of every etcd have got past the present revision.
+
+        etcd ends a watcher that has not as compacted, even if the compaction takes no event that the watcher wants.
+        """
+        for etcd in self.etcds:
+            wait_until(lambda etcd=etcd: not metric(etcd, "etcd_debugging_mvcc_slow_watcher_total"))  # type: ignore[misc]
 
     def new_lease(self) -> int:
         """The id for a new lease."""
@@ -234,7 +245,7 @@ def clusters(
 ) -> Iterator[AnyClusters]:
     servers = [alone, *shards, esp]
     channels = [connect(server) for server in servers]
-    both = kind(channels[0], channels[1:-1], channels[-1], layout, streams=streams)
+    both = kind(channels[0], channels[1:-1], channels[-1], layout, servers[:-1], streams=streams)
     try:
         yield both
     finally:

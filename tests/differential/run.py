@@ -830,7 +830,7 @@ class Run:
     # Compact.
 
     def compact(self, step: p.Compact) -> None:
-        self.watchers.collect()  # events that are compacted before they were sent would never come
+        self.watchers.let_compact()
         number = self.number(step.rev)
         if (number.offset < 0 or number.is_apart) and not self.clusters.exact:
             return  # the one etcd has no such moment: one revision less on each shard is none either

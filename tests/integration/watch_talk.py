@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import grpc
 
 from esp.core.pb import rpc_pb2
-from tests.harness import Server, connect
+from tests.harness import Server, connect, metric
 from tests.stubs import rpc_pb2_grpc
 from tests.watching import Requests, revision_of
 
@@ -79,10 +78,4 @@ def talking(server: Server, etcd: Server, *metadata: tuple[str, str]) -> Iterato
 
 def watchers_in(etcd: Server) -> int:
     """How many watchers an etcd has."""
-    host, _, port = etcd.address.rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=30)
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
-    connection.close()
-    line = next(line for line in text.splitlines() if line.startswith("etcd_debugging_mvcc_watcher_total "))
-    return int(float(line.split()[1]))
+    return int(metric(etcd, "etcd_debugging_mvcc_watcher_total"))
