@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 Kind = NewType("Kind", int)
 """A kind of call, with places of its own at each shard."""
 NEW: Final = Kind(0)
-"""A read whose client has had no answer yet."""
-LARGE: Final = Kind(1)
+"""A read of one key whose client has had no answer yet."""
+NEW_RANGE: Final = Kind(1)
+"""Any other read whose client has had no answer yet. Its answer may be much larger, so reads of one key do not wait for
+it."""
+LARGE: Final = Kind(2)
 """A call that is known to be large: its parts take PLACES."""
-ORDINARY: Final = Kind(2)
+ORDINARY: Final = Kind(3)
 """Any other call."""
+KINDS: Final = (NEW, NEW_RANGE, LARGE, ORDINARY)
 
 PLACES: Final = 16
 """The most places that a part takes. A part takes so many, too, if its client has had no answer yet."""
@@ -37,6 +41,7 @@ class Entry(Sink):
         stream: the client's stream.
         shards: the shards at which the call wants places.
         reads: whether the size of the call's answer predicts those of the client's next reads.
+        one_key: whether the call reads one key.
         passes_stopped: whether the call needs no place at a shard that has stopped.
         line: the line in which the call waits; None if it does not wait.
     """
@@ -49,6 +54,7 @@ class Entry(Sink):
         "_size",
         "_weight",
         "line",
+        "one_key",
         "passes_stopped",
         "reads",
         "shards",
@@ -66,11 +72,13 @@ class Entry(Sink):
         reads: bool = True,
         weight: int = 1,
         passes_stopped: bool = False,
+        one_key: bool = False,
     ) -> None:
         self.stream = stream
         self.shards = shards
         self.reads = reads
         self.passes_stopped = passes_stopped
+        self.one_key = one_key
         self.line: Line | None = None
         self._gate = gate
         self._begin: Callable[[Entry], None] | None = begin
@@ -102,7 +110,9 @@ class Entry(Sink):
         if not self.reads:
             return ORDINARY
         weight = self.stream.connection.weight
-        return NEW if weight < 0 else LARGE if weight >= PLACES else ORDINARY
+        if weight < 0:
+            return NEW if self.one_key else NEW_RANGE
+        return LARGE if weight >= PLACES else ORDINARY
 
     def hold(self) -> bool:
         """Counts the request as memory until the call begins. Without memory the call ends; then False."""
@@ -157,7 +167,7 @@ class Entry(Sink):
         if is_largest:
             self._largest = size
         taken = self._places.get(shard)
-        if taken is not None and taken[1] == NEW and size < LARGE_ANSWER:
+        if taken is not None and taken[1] in (NEW, NEW_RANGE) and size < LARGE_ANSWER:
             gate.alone.asked[shard] -= 1
         if size <= PLACE_BYTES:
             return  # as nearly all: that needs no more places than the call has

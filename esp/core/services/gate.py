@@ -8,8 +8,8 @@ A call takes places at a shard. For a read, their number follows from the size o
 (`Admission.weight`); for a request, from its own size. If a client has had only small answers, its reads of one shard
 need no places: that is the fast path, which does not come here. Calls that are known to be large have places of their
 own, so that other calls do not wait for them: a quarter of all places. So have the first reads of new connections, of
-which nothing is known. One connection has at most a quarter of all places. While only large calls use a shard, they
-have all places there, and so has each connection.
+which nothing is known: those of one key, and apart from them all others. One connection has at most a quarter of all
+places. While only large calls use a shard, they have all places there, and so has each connection.
 
 A call begins when there is a place at each of its shards. Until then it waits, and costs little. A call also does not
 begin before all bytes that came with it have been read. So a call that its client takes back at once asks no shard and
@@ -33,7 +33,7 @@ from typing import Final
 
 from esp.core.background import Background
 from esp.core.services.alone import Alone
-from esp.core.services.entry import LARGE, NEW, ORDINARY, PLACE_BYTES, PLACES, Entry, Kind
+from esp.core.services.entry import KINDS, LARGE, NEW, NEW_RANGE, PLACE_BYTES, PLACES, Entry, Kind
 from esp.core.shard import Shard
 from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
@@ -56,7 +56,7 @@ Share = tuple[str, Connection]
 """The places of a shard that one connection has."""
 Places = tuple[str, Kind | Connection]
 """Either of these."""
-_Key = tuple[Connection, tuple[str, ...], bool, bool]
+_Key = tuple[Connection, tuple[str, ...], bool, bool, bool]
 
 
 class Line:
@@ -113,7 +113,7 @@ class Gate:
         """The shard has left the layout, and no call is sent to it any more."""
         self.stopped.discard(shard)
         self._unknown.pop(shard, None)
-        for kind in (NEW, ORDINARY, LARGE):
+        for kind in KINDS:
             if not self.busy[shard, kind]:
                 del self.busy[shard, kind]
 
@@ -148,7 +148,7 @@ class Gate:
             connection.weight = 0
             for shard in entry.shards:
                 # If many new clients wait at once, more of them begin at a time, as long as their answers are small.
-                if (shard, NEW) in self._queues:
+                if (shard, NEW) in self._queues or (shard, NEW_RANGE) in self._queues:
                     self._unknown[shard] = max(1, self.unknown(shard) >> 1)
         else:
             connection.weight >>= 1
@@ -163,6 +163,7 @@ class Gate:
         *,
         reads: bool,
         at_once: bool = False,
+        one_key: bool = False,
         small: Callable[[ServerStream, bytes], None] | None = None,
     ) -> None:
         """Sends a call to its one shard, as soon as there is a place for it.
@@ -173,6 +174,7 @@ class Gate:
             message: the request, with its prefix.
             reads: whether the answer may be large.
             at_once: the call came a while ago, so all bytes that came with it have been read.
+            one_key: the call reads one key.
             small: sends a call that needs no place when its turn comes; by default such calls go like all others.
         """
         size = len(message)
@@ -185,7 +187,7 @@ class Gate:
                 shard.splice_counted(stream, message, entry)
 
         weight = self.places_for(size) if size > LARGE_REQUEST else 0
-        entry = Entry(self, stream, (shard.name,), size, begin, reads=reads, weight=weight)
+        entry = Entry(self, stream, (shard.name,), size, begin, reads=reads, weight=weight, one_key=one_key)
         if not entry.hold():
             return
         if at_once:
@@ -226,7 +228,7 @@ class Gate:
         """Begins a new call, or puts it in line."""
         if not entry.is_wanted:
             return
-        key = entry.stream.connection, entry.shards, entry.passes_stopped, entry.reads
+        key = entry.stream.connection, entry.shards, entry.passes_stopped, entry.reads, entry.one_key
         line = self._lines.get(key)
         if line is None:  # no call comes before it
             lacks = self._lacks(entry)

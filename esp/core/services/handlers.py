@@ -77,11 +77,16 @@ class Counted(Handler):
         `late`: the call came in an earlier turn of the loop, so that less is left of its deadline.
         """
         if (self.reads and stream.connection.weight) or len(message) > LARGE_REQUEST:
-            self.gate.pass_on(stream, shard, message, reads=self.reads, at_once=late)
+            one_key = self.reads_one_key(message)
+            self.gate.pass_on(stream, shard, message, reads=self.reads, at_once=late, one_key=one_key)
         elif late:
             shard.send_again(stream, message)
         else:
             shard.splice(stream, message)
+
+    def reads_one_key(self, message: bytes) -> bool:
+        """Whether the call surely reads one key."""
+        return False
 
     def on_large_answer(self, stream: ServerStream, size: int) -> None:
         """The client's next reads wait for places."""
@@ -373,11 +378,14 @@ class AskAll(Handler):
         shards: Mapping[str, Shard],
         request: type[Message],
         work: Callable[[CoroutineCall, Any], Coroutine[Any, Any, Message]],
+        weight: int = SMALL_CALL,
     ) -> None:
+        """`weight`: the places that the question takes at each shard."""
         self._gate = gate
         self._shards = shards
         self._request = request
         self._work = work
+        self._weight = weight
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Starts the coroutine when the call's turn has come."""
@@ -391,7 +399,7 @@ class AskAll(Handler):
             call = CoroutineCall(stream, entry)
             call.start(self._gate.spawn, self._answer(call, request), entry.close)
 
-        let_in_to_all(self._gate, stream, self._shards, len(message), begin)
+        let_in_to_all(self._gate, stream, self._shards, len(message), begin, self._weight)
 
     async def _answer(self, call: CoroutineCall, request: Message) -> None:
         answer = await self._work(call, request)
@@ -399,11 +407,16 @@ class AskAll(Handler):
 
 
 def let_in_to_all(
-    gate: Gate, stream: ServerStream, shards: Mapping[str, Shard], size: int, begin: Callable[[Entry], None]
+    gate: Gate,
+    stream: ServerStream,
+    shards: Mapping[str, Shard],
+    size: int,
+    begin: Callable[[Entry], None],
+    weight: int = SMALL_CALL,
 ) -> None:
-    """Lets in a call with a small question to all shards. Unreachable and stopped shards hold up no call."""
+    """Lets in a call with a question to all shards. Unreachable and stopped shards hold up no call."""
     ready = [name for name, shard in shards.items() if shard.is_ready]
-    gate.let_in(stream, ready, size, begin, False, SMALL_CALL, passes_stopped=True)
+    gate.let_in(stream, ready, size, begin, False, weight, passes_stopped=True)
 
 
 def parse(request: type[Message], message: bytes) -> Any:

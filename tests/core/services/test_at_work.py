@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from esp.core import config
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.proxy import Proxy
+from esp.core.services.alone import Alone
 from esp.core.services.entry import LARGE_ANSWER
 from esp.core.services.gate import LARGE_REQUEST
 from esp.core.wire import frames
@@ -154,6 +155,7 @@ async def world() -> AsyncIterator[World]:
         loaded = replace(config.parse(text, Path("esp.yaml")), listen=config.listen_of(["http://127.0.0.1:0"]))
         async with Proxy(loaded) as proxy:
             assert not await proxy.connected(10)
+            proxy.gate.alone = Alone(dict)  # however long these tests take: large calls are never alone
             made = World(proxy, *shards)
             for shard in shards:
                 shard.open.clear()
@@ -220,6 +222,26 @@ def test_large_reads_of_ten_clients_are_at_work_one_at_a_time_and_hold_up_nobody
         await world.answered([*calls, new], LARGE)
         assert world.is_free
         assert world.proxy.context.counters.limits["max_parts_per_shard"] >= 55
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    "request_", [rpc_pb2.RangeRequest(key=b"b"), rpc_pb2.RangeRequest(key=b"b", serializable=True)]
+)
+def test_a_first_read_of_one_key_does_not_wait_behind_first_reads_of_ranges(request_: Message) -> None:
+    async def work(world: World) -> None:
+        inside = rpc_pb2.RangeRequest(key=b"a", range_end=b"b")
+        calls = [world.client().asks_with((), "Range", inside) for _ in range(3 * PARTS)]
+        calls += [world.client().spans() for _ in range(3 * PARTS)]
+        await until(lambda: world.proxy.gate.waiting == 5 * PARTS and len(world.one.open) == PARTS)
+        mine = world.client().asks_with((), "Range", request_)
+        await until(lambda: len(world.one.open) == PARTS + 1)
+        world.one.answers(at=PARTS)
+        await mine
+        assert world.proxy.gate.waiting == 5 * PARTS
+        await world.answered(calls, LARGE)
+        assert world.is_free
 
     run(work)
 

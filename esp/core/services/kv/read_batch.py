@@ -19,7 +19,7 @@ from esp.core import errors
 from esp.core.services.gate import Gate
 from esp.core.services.handlers import PassCounted
 from esp.core.services.kv import read_txn
-from esp.core.services.kv.peek import bare_key
+from esp.core.services.kv.peek import bare_key, range_key
 from esp.core.services.maintenance import version_key
 from esp.core.shard import Shard
 from esp.core.wire.client import ClientConnection
@@ -76,7 +76,7 @@ class ReadBatches:
     def add(self, stream: ServerStream, message: bytes) -> None:
         """Takes a read that `peek.bare_key` knows. A client that may read much waits for a place first."""
         if stream.connection.weight:
-            self.gate.pass_on(stream, self.shard, message, reads=True, small=self.add)
+            self.gate.pass_on(stream, self.shard, message, reads=True, one_key=True, small=self.add)
             return
         if self._alone:
             self._alone -= 1
@@ -319,7 +319,7 @@ class BatchedCall(ClientStream):
             if stream.remaining() == 0:
                 stream.finish(DEADLINE_EXCEEDED)
             elif stream.connection.weight:
-                self._batches.gate.pass_on(stream, self._batches.shard, message, reads=True, at_once=True)
+                self._batches.gate.pass_on(stream, self._batches.shard, message, reads=True, at_once=True, one_key=True)
             else:
                 self._batches.shard.send_again(stream, message)
 
@@ -380,3 +380,7 @@ class PassReads(PassCounted):
             self.batches.add(stream, message)
         else:
             super().on_message(stream, message)
+
+    def reads_one_key(self, message: bytes) -> bool:
+        """Whether the message is in the usual form, and without a range_end."""
+        return range_key(message, PREFIX_SIZE) is not None

@@ -141,6 +141,10 @@ class _Ranges(Routed):
                 return
         super().on_message(stream, message)
 
+    def reads_one_key(self, message: bytes) -> bool:
+        """Whether the message is in the usual form, and without a range_end."""
+        return range_key(message, PREFIX_SIZE) is not None
+
     def route(self, stream: ServerStream, message: bytes) -> None:
         """Routes a Range of unusual form, one at a token, or one that spans shards."""
         request = parse(rpc_pb2.RangeRequest, message)

@@ -20,8 +20,9 @@ from esp.core import errors, lease_sync
 from esp.core.background import Background, all_of
 from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
+from esp.core.services.entry import PLACES
 from esp.core.services.gate import Gate
-from esp.core.services.handlers import AskAll, CoroutineCall
+from esp.core.services.handlers import SMALL_CALL, AskAll, CoroutineCall
 from esp.core.services.lease.keepalive import PATH as KEEPALIVE_PATH
 from esp.core.services.lease.keepalive import LeaseKeepAlive
 from esp.core.services.lease.repair import LeaseRepair
@@ -80,15 +81,15 @@ class Leases:
         """The handler of each RPC of the service, by path, for the shards of a layout; calls begin at `gate`."""
         fan_out = _FanOut(layout, self.table, self.repair)
 
-        def unary(request: type[Message], work: _Work) -> Handler:
-            return AskAll(gate, layout.shards, request, work)
+        def unary(request: type[Message], work: _Work, weight: int = SMALL_CALL) -> Handler:
+            return AskAll(gate, layout.shards, request, work, weight)
 
         return {
             LEASE_GRANT.path: unary(rpc_pb2.LeaseGrantRequest, fan_out.grant),
             LEASE_REVOKE.path: unary(rpc_pb2.LeaseRevokeRequest, fan_out.revoke),
             KEEPALIVE_PATH: self.keepalive,
             LEASE_TIME_TO_LIVE.path: unary(rpc_pb2.LeaseTimeToLiveRequest, fan_out.time_to_live),
-            LEASE_LEASES.path: unary(rpc_pb2.LeaseLeasesRequest, fan_out.leases),
+            LEASE_LEASES.path: unary(rpc_pb2.LeaseLeasesRequest, fan_out.leases, PLACES),  # of all leases
         }
 
     def granting(self, layout: Layout) -> Grant:
