@@ -219,15 +219,22 @@ class Clusters:
 
 
 def _wipe(channel: grpc.Channel) -> None:
+    """Deletes all keys and leases, and compacts all history; there is some, even in a new etcd."""
     leases = ask(channel, "Lease/LeaseLeases", rpc_pb2.LeaseLeasesRequest())
     assert isinstance(leases, bytes)
     for lease in sorted(status.ID for status in rpc_pb2.LeaseLeasesResponse.FromString(leases).leases):
         ask(channel, "Lease/LeaseRevoke", rpc_pb2.LeaseRevokeRequest(ID=lease))
-    deleted = ask(channel, "KV/DeleteRange", rpc_pb2.DeleteRangeRequest(**EVERYTHING))
-    assert isinstance(deleted, bytes)
-    revision = rpc_pb2.DeleteRangeResponse.FromString(deleted).header.revision
+    while (revision := _delete_all(channel)) == 1:
+        ask(channel, "KV/Put", rpc_pb2.PutRequest(key=b"a"))
     # This fails if nothing was written since the last compaction; then there is nothing to do.
     ask(channel, "KV/Compact", rpc_pb2.CompactionRequest(revision=revision))
+
+
+def _delete_all(channel: grpc.Channel) -> int:
+    """Deletes all keys; the revision after that."""
+    deleted = ask(channel, "KV/DeleteRange", rpc_pb2.DeleteRangeRequest(**EVERYTHING))
+    assert isinstance(deleted, bytes)
+    return rpc_pb2.DeleteRangeResponse.FromString(deleted).header.revision
 
 
 AnyClusters = TypeVar("AnyClusters", bound=Clusters)
