@@ -22,7 +22,8 @@ The files, from the bottom up: each imports only files of its own line and of li
     client_stream, client: one call at the client; the client's end of a connection
     splice, call: a client's call joined to a call to a server; a call to a server that coroutines await
     local_calls: calls to this very process, of clients that speak another protocol
-    plain, exchange, http1: heads that were read before; one request with its answer; HTTP/1.1 on the same port
+    plain, exchange: heads of HTTP/1.1 that were read before; one request with its answer
+    http1_faults, http1: requests that are refused for their heads; HTTP/1.1 on the same port
     strangers: other protocols, told by their first bytes
     transport, accepted, listener: sockets; the sockets of clients; accepting and counting clients
 

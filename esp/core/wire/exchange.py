@@ -27,6 +27,12 @@ class Page:
     headers: tuple[tuple[str, str], ...] = field(default=())
     lines: bytes = b""
 
+    @property
+    def fields(self) -> Sequence[tuple[str, str]]:
+        """The header fields of the answer, with the length of its body."""
+        content_type = (("Content-Type", self.content_type),) if self.content_type else ()
+        return (*content_type, ("Content-Length", str(len(self.body))), *self.headers)
+
 
 AnswerPage = Callable[[Page], None]
 FindPage = Callable[[str, str, AnswerPage], None]

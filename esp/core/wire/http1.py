@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from http.client import responses
 from math import inf
@@ -12,13 +11,12 @@ from typing import Final
 import h11
 
 from esp.core.wire.exchange import Exchange, Page, Serve
+from esp.core.wire.http1_faults import has_body, in_words, refused
 from esp.core.wire.limits import Limits
 from esp.core.wire.local_calls import LocalCalls
 from esp.core.wire.plain import LAST_CHUNK, HttpRequest, answer_head, chunk, front, head_in
 
 _DEFAULT_LIMITS: Final = Limits()
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Http1Connection:
@@ -190,7 +188,7 @@ class Http1Connection:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.gone()
-        self.refuse(error.error_status_hint or 400, _plain(error))
+        self.refuse(error.error_status_hint or 400, in_words(error))
 
     def _take_plain(self, data: bytes) -> bool:
         """Serves a request whose head is known, if its body is all the rest of `data`; else returns False."""
@@ -267,34 +265,24 @@ class Http1Connection:
         self._request = event
         self._body_ended = False
         self.requests += 1
-        headers = event.headers
-        names = {name for name, _ in headers}
         self._is_head = event.method == b"HEAD"
-        if event.http_version not in (b"1.0", b"1.1"):
-            self.refuse(505, "this server speaks HTTP/1.1 and HTTP/2")
-        elif len(headers) > self._limits.max_header_fields:
-            self.refuse(431, "too many header fields")
-        elif {b"content-length", b"transfer-encoding"} <= names:
-            # A program that believes one of them reads another request than a program that believes the other.
-            self.refuse(400, "both Content-Length and Transfer-Encoding")
-        elif event.http_version == b"1.0" and b"transfer-encoding" in names:
-            self.refuse(400, "Transfer-Encoding in HTTP/1.0")  # which does not know it: to others this has no body
-        elif any(name == b"expect" and value.lower() != b"100-continue" for name, value in headers):
-            self.refuse(417, "this server knows no other expectation than 100-continue")
-        else:
-            method, target = event.method.decode("ascii", "replace"), event.target.decode("ascii", "replace")
-            request = HttpRequest(method, target, list(headers))
-            body = self._learn(request, event.http_version)
-            if body is not None:
-                self._request = None
-                self._is_clean = True
-                self._connection = self._new_connection()
-                self._serve_plain(request, body)
-                return
-            self._exchange = self._serve.exchange(request, self)
-            if self._connection.they_are_waiting_for_100_continue and _has_body(headers) and not self._exchange.behind:
-                continues = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
-                self._out += self._connection.send(continues)
+        refusal = refused(event, self._limits.max_header_fields)
+        if refusal is not None:
+            self.refuse(*refusal)
+            return
+        method, target = event.method.decode("ascii", "replace"), event.target.decode("ascii", "replace")
+        request = HttpRequest(method, target, list(event.headers))
+        body = self._learn(request, event.http_version)
+        if body is not None:
+            self._request = None
+            self._is_clean = True
+            self._connection = self._new_connection()
+            self._serve_plain(request, body)
+            return
+        self._exchange = self._serve.exchange(request, self)
+        if self._connection.they_are_waiting_for_100_continue and has_body(event) and not self._exchange.behind:
+            continues = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+            self._out += self._connection.send(continues)
 
     def _learn(self, request: HttpRequest, version: bytes) -> bytes | None:
         """Remembers the head, if it is plain; returns the body, if that is whole and all that has come."""
@@ -312,16 +300,13 @@ class Http1Connection:
     def answer(self, page: Page) -> None:
         """Answers the request, whole."""
         if self._is_plain and not (page.headers or page.content_type or self._closes):
-            self._out += b"%bContent-Length: %d\r\n\r\n%b" % (front(page.status, page.lines), len(page.body), page.body)
-            self._finish()
+            head = front(page.status, page.lines)
+            self._finish(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(page.body), page.body))
             return
-        headers = (*_type(page), ("Content-Length", str(len(page.body))), *page.headers)
         if self._is_plain:
-            self._out += answer_head(page.status, page.lines, (*headers, *self._closing()))
-            self._out += page.body
-            self._finish()
+            self._finish(answer_head(page.status, page.lines, (*page.fields, *self._closing())) + page.body)
             return
-        self._head(page.status, headers, page.lines)
+        self._head(page.status, page.fields, page.lines)
         if page.body and not self._is_head:
             self._out += self._connection.send(h11.Data(data=page.body))
         self._finish()
@@ -330,16 +315,16 @@ class Http1Connection:
         """Begins an answer whose size is not known yet."""
         if self._is_plain:
             self._is_begun = True
-            self._out += answer_head(status, lines, (*headers, *self._closing(), ("Transfer-Encoding", "chunked")))
+            chunked = "Transfer-Encoding", "chunked"
+            self._emit(answer_head(status, lines, (*headers, *self._closing(), chunked)))
         else:
             self._head(status, headers, lines)
-        self._emit()
+            self._emit()
 
     def send(self, data: bytes) -> None:
         """Sends a piece of the answer."""
         if data and not self.ended:
-            self._out += chunk(data) if self._is_plain else self._connection.send(h11.Data(data=data))
-            self._emit()
+            self._emit(chunk(data) if self._is_plain else self._connection.send(h11.Data(data=data)))
 
     def finish(self) -> None:
         """Ends the answer, and gets ready for the next request."""
@@ -374,13 +359,14 @@ class Http1Connection:
         else:
             self._out += head
 
-    def _finish(self) -> None:
+    def _finish(self, data: bytes = b"") -> None:
+        """Ends the answer with `data`, if h11 does not know of it."""
         connection = self._connection
         is_plain, self._is_plain = self._is_plain, False
         if not is_plain:
             self._out += connection.send(h11.EndOfMessage())
         elif self._is_begun:
-            self._out += LAST_CHUNK
+            data = LAST_CHUNK
         self._answered = True
         self._is_head = self._is_begun = False
         self._exchange = None
@@ -396,25 +382,19 @@ class Http1Connection:
             self._is_clean = not connection.trailing_data[0]
             if not self._in_receive:
                 self.behind = not self._is_clean
-        self._emit()
+        self._emit(data)
 
-    def _emit(self) -> None:
-        """Hands on bytes that were made outside of `receive`."""
-        if not self._in_receive:
-            self.on_late(self._taken())
+    def _emit(self, data: bytes = b"") -> None:
+        """Hands on what was made outside of `receive`, and `data` behind it."""
+        if self._in_receive:
+            self._out += data
+        else:
+            self.on_late(self._taken() + data if self._out else data)
 
     def _taken(self) -> bytes:
         data = bytes(self._out)
         self._out.clear()
         return data
-
-
-def _has_body(headers: Headers) -> bool:
-    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
-
-
-def _type(page: Page) -> Sequence[tuple[str, str]]:
-    return (("Content-Type", page.content_type),) if page.content_type else ()
 
 
 def _drop(answer: bytes) -> None:
@@ -427,8 +407,3 @@ def _nothing() -> None:
 
 def _no_calls() -> LocalCalls:
     raise NotImplementedError
-
-
-def _plain(error: h11.RemoteProtocolError) -> str:
-    """The fault of a request, without the request's bytes, which h11 appends as Python writes them."""
-    return re.split(r""":? (?:bytearray\(|b['"])""", str(error), maxsplit=1)[0]
