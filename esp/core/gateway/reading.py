@@ -107,6 +107,9 @@ def _plain(shape: Shape, value: Any) -> bytes:
             continue
         if field.repeated:
             data = _plain_list(field, inner)
+        elif field.kind is Kind.BYTES and type(inner) is str:  # nearly always
+            content = from_base64(inner)
+            data = delimited(field, content) if content or field.oneof else b""
         elif field.kind is Kind.MESSAGE:
             assert field.shape is not None
             data = delimited(field, _plain(field.shape, inner))

@@ -47,7 +47,7 @@ class _ClientEnd(ClientConnection):
         """
         path, metadata = forward
         front = self._encoder.known.get(path)
-        request = None if front is None or metadata.__class__ is not bytes else known.get(front + metadata)
+        request = None if front is None else known.get(front + metadata)
         stream_id = self._next_id
         if (
             request is None
@@ -200,7 +200,12 @@ class _WholeCall(ServerStream):
         connection.answers.append((self.call, opening, payload, ending))
         self.responded = True
         self.local_open = False
-        connection.forget(self)
+        # `connection.forget`, spelled out: this runs once per request.
+        connection.streams.pop(self.id, None)
+        if self.account is not None:
+            self.account.close()
+        if connection.tell_gone:
+            connection.on_stream_gone()
         return True
 
 

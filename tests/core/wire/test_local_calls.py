@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ConnectionFault, ErrorCode
-from esp.core.wire.hpack import encode
+from esp.core.wire.hpack import COMPOSITE, encode
 from esp.core.wire.limits import Limits
 from esp.core.wire.local_calls import LocalCalls
 from esp.core.wire.message import prefix
@@ -228,6 +228,17 @@ def test_an_answer_and_the_end_in_one_step(pair: Pair) -> None:
     pair.calls.server.end(ErrorCode.NO_ERROR, "bye")
     pair.works()
     assert call.told == ["head", prefix(b"last"), "OK"]
+
+
+def test_metadata_for_several_servers(pair: Pair) -> None:
+    forward = UNARY[0], encode([(b"authorization", COMPOSITE + b"a.b")])
+    assert forward[1].__class__ is not bytes
+    for frames in (1, 0):
+        pair.frames = 0
+        pair.asks(forward=forward)
+        pair.works()
+        assert pair.frames == frames
+        assert pair.handler.streams[-1].head.field(b"authorization") == COMPOSITE + b"a.b"
 
 
 def test_a_client_that_is_gone(pair: Pair) -> None:
