@@ -64,7 +64,7 @@ class Range:
     max_mod: Rev = LATEST
     min_create: Rev = LATEST
     max_create: Rev = LATEST
-    snapshot: bool = False
+    read: str = ""
     stream: bool = False
 
 
@@ -92,6 +92,7 @@ class Txn:
     compare: tuple[Compare, ...] = ()
     success: tuple[Put | Range | Delete | Txn, ...] = ()
     failure: tuple[Put | Range | Delete | Txn, ...] = ()
+    read: str = ""
 
 
 class Many(tuple[Any, ...]):
@@ -228,11 +229,12 @@ _sorted_ranges = st.builds(
     min_create=_mostly_off,
     max_create=_mostly_off,
 )
+_reads = st.sampled_from(["", "", "snapshot", "each", "default"])
 _ranges_in_txn = st.one_of(_plain_ranges, _sorted_ranges)
 ranges = st.builds(
-    lambda one, snapshot, stream: Range(**{**one.__dict__, "snapshot": snapshot, "stream": stream}),
+    lambda one, read, stream: Range(**{**one.__dict__, "read": read, "stream": stream}),
     _ranges_in_txn,
-    _flag,
+    _reads,
     _flag,
 )
 deletes = st.builds(Delete, _edges, _ends, _flag)
@@ -291,11 +293,12 @@ txns = st.one_of(
         lambda at: _txns(st.sampled_from(KEYS[at : at + 2]), st.just(b""), 1)
     ),
     _txns(_edges, _ends, 1),
-    st.builds(Txn, success=st.lists(_ranges_in_txn, max_size=3).map(tuple)),
+    st.builds(Txn, success=st.lists(_ranges_in_txn, max_size=3).map(tuple), read=_reads),
     st.builds(
         Txn,
         success=st.lists(_ranges_in_txn, max_size=1).map(tuple),
         failure=st.lists(_ranges_in_txn, max_size=2).map(tuple),
+        read=_reads,
     ),
     st.builds(
         lambda txn, nested: replace(txn, success=(*txn.success, nested)) if nested else txn,

@@ -367,7 +367,7 @@ class Run:
         if stream and step.order == _RANGE.NONE:
             step = replace(step, target=_RANGE.KEY)  # 3.7 sorts each chunk by itself
 
-        metadata = [("esp-read", "snapshot")] if step.snapshot else []
+        metadata = reading(step)
 
         def call(channel: grpc.Channel, request: rpc_pb2.RangeRequest) -> Outcome:
             if stream:
@@ -564,7 +564,7 @@ class Run:
         checked = rpc_pb2.TxnRequest(compare=[never], success=[rpc_pb2.RequestOp(request_txn=natural)])
         wrong = ask(self.clusters.alone, "KV/Txn", checked)
         if isinstance(wrong, Failure):
-            esp = ask(self.clusters.across, "KV/Txn", request)
+            esp = ask(self.clusters.across, "KV/Txn", request, reading(step))
             if wrong == TOO_MANY_OPS and self._is_read_across(step):
                 assert isinstance(esp, Failure)  # which may come before it is asked how many there may be
                 return
@@ -585,11 +585,11 @@ class Run:
                 self._txn_of_reads(step, natural, request)
             else:
                 problem = Problem(refusal("a transaction spans the shards"), Difference.TXN)
-                self.must_fail(ask(self.clusters.across, "KV/Txn", request), [problem])
+                self.must_fail(ask(self.clusters.across, "KV/Txn", request, reading(step)), [problem])
             return
         problems = self._txn_problems(step, sole)
         if problems:
-            self.must_fail(ask(self.clusters.across, "KV/Txn", request), problems)
+            self.must_fail(ask(self.clusters.across, "KV/Txn", request, reading(step)), problems)
             return
         if self.clusters.exact:
             meant = natural
@@ -603,7 +603,7 @@ class Run:
                 )
             except Unanswerable:
                 return
-        alone, esp = self.both("KV/Txn", meant, request)
+        alone, esp = self.both("KV/Txn", meant, request, reading(step))
         self._changed(alone, rpc_pb2.TxnResponse)
 
         def expected(of: rpc_pb2.TxnResponse) -> rpc_pb2.TxnResponse:
@@ -683,7 +683,7 @@ class Run:
 
     def _txn_of_reads(self, step: p.Txn, natural: rpc_pb2.TxnRequest, request: rpc_pb2.TxnRequest) -> None:
         """Runs reads of several shards at one moment; a read with a revision of its own is at that revision."""
-        esp = ask(self.clusters.across, "KV/Txn", request)
+        esp = ask(self.clusters.across, "KV/Txn", request, reading(step))
         asked = [one for one in step.success if isinstance(one, p.Range)]
         problems = [problem for one in asked for problem in self.range_problems(one)]
         if problems:
@@ -693,7 +693,7 @@ class Run:
             return
         if any(map(self._is_apart, asked)):
             try:
-                natural = self.txn_request(step, 0, self.meant, None)
+                natural = self._meant_reads(step)
             except Unanswerable:
                 return
         alone = ask(self.clusters.alone, "KV/Txn", natural)
@@ -711,12 +711,21 @@ class Run:
             self._same_reads(asked, alone, esp, self.merged_header(shards, token))
         except AssertionError:
             try:
-                meant = self.txn_request(step, 0, self.meant, None)
+                meant = self._meant_reads(step)
             except Unanswerable:
                 return
             if meant == natural:
                 raise
             self._same_reads(asked, ask(self.clusters.alone, "KV/Txn", meant), esp, self.merged_header(shards, token))
+
+    def _meant_reads(self, step: p.Txn) -> rpc_pb2.TxnRequest:
+        """The request to the single etcd for the meaning of esp's numbers; without the branch that does not run.
+
+        Raises:
+            Unanswerable: the single etcd has no such moment.
+        """
+        meant: rpc_pb2.TxnRequest = self.txn_request(replace(step, failure=()), 0, self.meant, None)
+        return meant
 
     def shards_of(self, step: p.Range) -> set[int]:
         return self.layout.shards_of(KeyRange.of_request(step.key, step.end))
@@ -887,6 +896,11 @@ class Run:
         p.Cancel: cancel,
         p.Resume: resume,
     }
+
+
+def reading(step: p.Range | p.Txn) -> list[tuple[str, str]]:
+    """The metadata with which clients choose between a snapshot and a read of each shard at its own moment."""
+    return [("esp-read", step.read)] if step.read else []
 
 
 def equal(got: Message, expected: Message, without: str = "") -> None:

@@ -56,9 +56,10 @@ def test_esp_over_three_shards_is_one_etcd_but_for_what_is_listed(
 
 
 @pytest.mark.timeout(0 if PROGRAMS else 300)
-def test_so_it_is_over_shards_of_the_newest_etcd(session_etcds: Etcds, module_esps: Esps) -> None:
+@pytest.mark.parametrize("name", ["at keys", "islands"])
+def test_so_it_is_over_shards_of_the_newest_etcd(session_etcds: Etcds, module_esps: Esps, name: str) -> None:
     etcds = session_etcds.several(4, binary=peer("etcd"))
-    layout = LAYOUTS["at keys"]
+    layout = LAYOUTS[name]
     with clusters(etcds[0], etcds[1:], start(module_esps, etcds[1:], layout), layout, streams=True) as both:
         explored(both, 30)
 
