@@ -126,7 +126,7 @@ def the_future(client: Client) -> None:
 
 
 def a_deadline(client: Client) -> None:
-    watch = client.watch(create("fe"), headers="Grpc-Timeout: 300m\r\n")
+    watch = client.watch(create("fe"), headers="Grpc-Timeout: 2S\r\n")
     client.hear(watch)
     client.hear_the_end(watch)
 
@@ -183,6 +183,7 @@ def a_lock_that_is_waited_for(client: Client) -> None:
     held = client.ask("/v3/lock/lock", {"name": b64("fh"), "lease": 7205})["key"]
     with Conversation(client.server) as second:
         second.says(post("/v3/lock/lock", {"name": b64("fh"), "lease": 7206}))
+        client.waits_for_keys("fh/", "fh0", 2)  # of both: their revisions are heard
         client.heard.append(second.is_over())
         client.ask("/v3/lock/unlock", {"key": held})
         client.heard.append(comparable(second.hears()))

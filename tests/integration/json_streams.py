@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from tests.harness import Server
+from tests.harness import Server, wait_until
 from tests.integration.json_talk import Answer, Body, Conversation, as_bytes, b64, comparable, comparable_body, post
 
 Heard = list[object]
@@ -99,6 +99,16 @@ class Client:
         return self._conversation.ask(
             post(path, body, {name.replace("_", "-"): told for name, told in headers.items()})
         )
+
+    def waits_for_keys(self, key: str, end: str, count: int) -> None:
+        """Until a range has so many keys; nothing of this is heard."""
+        request = {"key": b64(key), "range_end": b64(end), "count_only": True}
+
+        def are_there() -> bool:
+            answer = self._asked("/v3/kv/range", request, {})
+            return answer is not None and answer.json().get("count") == str(count)
+
+        wait_until(are_there)
 
     def put(self, key: str, value: str = "v") -> Any:
         return self.ask("/v3/kv/put", {"key": b64(key), "value": b64(value)})

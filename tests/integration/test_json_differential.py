@@ -378,7 +378,7 @@ CURL = [
     ["-L", "-d", '{"key":"aGg="}', "--post301", "/v3//kv/range"],
     ["-X", "OPTIONS", "-w", "%{http_code} %{size_download}", "/v3/kv/range"],
     ["-d", "{}", "-w", "%{http_code} %{num_connects}", "/v3/kv/range", "/v3/nothing", "/v3/kv/put"],
-    ["-d", '{"create_request":{"key":"aGg="}}', "-m", "0.5", "-w", "%{http_code}", "/v3/watch"],
+    ["-d", '{"create_request":{"key":"aGg="}}', "-m", "3", "-w", "%{http_code}", "/v3/watch"],  # ends by itself never
 ]
 
 

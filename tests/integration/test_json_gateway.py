@@ -14,7 +14,7 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import EspProcess, Esps
+from tests.harness import EspProcess, Esps, wait_until
 from tests.stubs import rpc_pb2_grpc
 
 
@@ -103,7 +103,10 @@ def test_a_client_that_leaves_gives_up_its_place_in_the_lines_of_a_lock(
     _, first = post(esp, "/v3/lock/lock", {"name": b64("a")})
     waiting = http.client.HTTPConnection(esp.address, timeout=30)
     waiting.request("POST", "/v3/lock/lock", json.dumps({"name": b64("a")}))
+    line = rpc_pb2.RangeRequest(key=b"a/", range_end=b"a0", count_only=True)
+    wait_until(lambda: kv.Range(line).count == 2)
     waiting.close()
+    wait_until(lambda: kv.Range(line).count == 1)
     assert post(esp, "/v3/lock/unlock", {"key": first["key"]})[0] == 200
     assert post(esp, "/v3/lock/lock", {"name": b64("a")})[0] == 200
 

@@ -173,6 +173,12 @@ def test_a_header_that_is_not_the_last_one_is_not_printed_as_if_it_were() -> Non
         pieces(rpc_pb2.RangeResponse.DESCRIPTOR, prefix(data), 16384)
 
 
+def test_rows_around_a_header_are_not_printed_in_two_places() -> None:
+    rows = rpc_pb2.RangeResponse(kvs=answer(500).kvs).SerializeToString()
+    with pytest.raises(Garbled, match="field kvs in two places"):
+        pieces(rpc_pb2.RangeResponse.DESCRIPTOR, prefix(rows + answer(0).SerializeToString() + rows), 16384)
+
+
 LARGE = answer(1000).SerializeToString()
 
 

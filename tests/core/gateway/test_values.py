@@ -79,6 +79,8 @@ def test_the_values_of_a_body(body: bytes, values: list[bytes]) -> None:
         (b'"abc', "unexpected EOF"),
         (b"tru", "unexpected EOF"),
         (b"1.", "unexpected EOF"),
+        (b"[1", "unexpected EOF"),
+        (b'{"a":1', "unexpected EOF"),
         (b"[" * (MAX_DEPTH + 1), "invalid character '[' exceeded max depth"),
     ],
 )
