@@ -33,8 +33,11 @@ def test_what_is_in_use_all_the_time_is_not_given_back() -> None:
         assert not watched.tick()
 
 
-def test_a_burst_leaves_nothing_behind() -> None:
-    watched = Heap(Garbage(0.0, lambda seconds: None))
+def test_a_burst_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    collected: list[float] = []
+    garbage = Garbage(0.0, lambda seconds: None)
+    monkeypatch.setattr(garbage, "collect", collected.append)
+    watched = Heap(garbage)
     if not watched.is_known:
         pytest.skip("another C library")
     before = resident()
@@ -42,6 +45,7 @@ def test_a_burst_leaves_nothing_behind() -> None:
     survivors = burst[::1000]
     assert resident() - before > 150 * MB
     assert not any(looks(watched)), "nothing is free yet"
+    assert not collected
     del burst
     assert looks(watched) == [False] * LOOKS + [True], "more may follow for a while"
     assert resident() - before < 50 * MB
@@ -50,6 +54,7 @@ def test_a_burst_leaves_nothing_behind() -> None:
     assert not any(looks(watched))
     del again
     assert looks(watched)[-1], "what was taken again is given back again"
+    assert len(collected) == 2, "old garbage goes first, each time"
     assert len(survivors) == 100
 
 
