@@ -23,6 +23,8 @@ from esp.core.wire.message import PREFIX_SIZE
 
 SMALL: Final = 4096
 """Bytes of a message, or of a part of one, that is printed at once: about a millisecond."""
+PIECE: Final = 49_152
+"""Bytes of a value that are printed in one step; a multiple of 3, so that the pieces' base64 is that of the value."""
 MOST_VARINT: Final = 10
 MAX_DEPTH: Final = 100
 """The deepest nesting of messages, as in protobuf."""
@@ -107,10 +109,11 @@ class _Open:
         end: its last position.
         field: the repeated field that is open.
         single: all fields so far that are not repeated, in bytes.
+        left: the bytes of those fields while they are printed.
         printed: the messages among them that are printed, by the names of their fields.
     """
 
-    __slots__ = ("end", "field", "printed", "seen", "shape", "single")
+    __slots__ = ("end", "field", "left", "printed", "seen", "shape", "single")
 
     def __init__(self, shape: Shape, end: int) -> None:
         self.shape = shape
@@ -118,6 +121,7 @@ class _Open:
         self.field: Field | None = None
         self.seen: set[int] = set()
         self.single = bytearray()
+        self.left = 0
         self.printed: dict[str, Message] = {}
 
 
@@ -151,7 +155,7 @@ class Printer:
     @property
     def held(self) -> int:
         """Bytes that have come and are not printed yet."""
-        return len(self._buffer) + sum([len(one.single) for one in self._open])
+        return len(self._buffer) + sum([len(one.single) + one.left for one in self._open])
 
     @property
     def is_within(self) -> bool:
@@ -194,24 +198,23 @@ class Printer:
                 self._passed = 0
                 self._open.append(_Open(self._shape, self._size))
             while self._open:
-                used = self._field()
+                top = self._open[-1]
+                if top.end == self._passed:
+                    yield from self._close(top)
+                    continue
+                used = self._field(top)
                 if used < 0:
                     return
-                if used:
-                    del buffer[:used]
-                    self._passed += used
+                del buffer[:used]
+                self._passed += used
                 yield
             self._size = -1
             self._ended()
 
-    def _field(self) -> int:
-        """Prints the next field, or the beginning or the end of one; the bytes used, or -1 if more have to come."""
-        top = self._open[-1]
+    def _field(self, top: _Open) -> int:
+        """Prints the next field, or the beginning of one; the bytes used, or -1 if more have to come."""
         buffer = self._buffer
         left = top.end - self._passed
-        if not left:
-            self._close(top)
-            return 0
         tag, at = _varint(buffer, 0, left)
         if at < 0:
             return -1
@@ -283,17 +286,30 @@ class Printer:
         top.field = field if field.repeated else None
         self._write(f'"{field.name}":[' if field.repeated else f'"{field.name}":')
 
-    def _close(self, top: _Open) -> None:
+    def _close(self, top: _Open) -> Iterator[None]:
+        """Prints the end of a message, in steps: the fields that are not repeated."""
         if top.single:
-            for descriptor, value in _parsed(top.shape, bytes(top.single)).ListFields():
+            fields = _parsed(top.shape, bytes(top.single)).ListFields()
+            top.left = len(top.single)
+            top.single = bytearray()
+            for descriptor, value in fields:
                 field = top.shape.by_number[descriptor.number]
-                if field.name not in top.printed:
-                    self._name(top, field)
+                if field.name in top.printed:
+                    if top.printed[field.name] != value:
+                        raise Garbled(f"two of field {field.name}")
+                    continue
+                self._name(top, field)
+                if field.kind is Kind.BYTES and len(value) > PIECE:
+                    self._write('"')
+                    for at in range(0, len(value), PIECE):
+                        self._write(b2a_base64(value[at : at + PIECE], newline=False).decode())
+                        yield
+                    self._write('"')
+                else:
                     self._write(_value(field, value))
-                elif top.printed[field.name] != value:
-                    raise Garbled(f"two of field {field.name}")
         self._write("]}" if top.field is not None else "}")
         del self._open[-1]
+        yield
 
 
 def _varint(buffer: bytearray, at: int, most: int) -> tuple[int, int]:

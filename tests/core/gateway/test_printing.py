@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esp.core.gateway import printing
-from esp.core.gateway.printing import SMALL, Garbled, Printer, for_html, string, text_of
+from esp.core.gateway.printing import PIECE, SMALL, Garbled, Printer, for_html, string, text_of
 from esp.core.gateway.shapes import shape_of
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.wire.message import prefix
@@ -116,6 +116,23 @@ def test_a_large_answer_inside_of_an_answer() -> None:
 def test_a_large_value_is_printed_when_it_is_whole() -> None:
     message = answer(3, b"x" * 100_000)
     assert json.loads(printed(message)) == as_protobuf_does(message)
+
+
+@pytest.mark.parametrize("size", [PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 1_500_001])
+def test_a_large_value_is_printed_in_steps_and_counts_until_its_end(size: int) -> None:
+    message = answer(1, bytes(number % 251 for number in range(size)))
+    texts: list[str] = []
+    printer = Printer(shape_of(message.DESCRIPTOR), texts.append, lambda _: None, lambda: None)
+    printer.feed(prefix(message.SerializeToString()))
+    before = longest = 0
+    for _ in printer.steps():
+        text = sum(map(len, texts))
+        longest, before = max(longest, text - before), text
+        if text < size:  # base64 has more
+            assert printer.held >= size
+    assert longest < PIECE * 4 // 3 + 300
+    assert not printer.held
+    assert json.loads("".join(texts)) == as_protobuf_does(message)
 
 
 def test_of_a_large_answer_no_more_is_kept_than_what_is_not_whole() -> None:
