@@ -49,6 +49,12 @@ def test_a_refusal_is_etcds(fields: list[tuple[bytes, bytes]], esp: EspProcess, 
     assert text == text.strip()
 
 
+def test_a_service_that_a_later_etcd_may_have_is_refused_in_other_words(esp: EspProcess, etcd37: LocalEtcd) -> None:
+    said = headers(1, request(b"/etcdserverpb.kv/Range")), data(1, A, end=True)
+    assert ask(etcd37, *said).status == (200, 12, "unknown service etcdserverpb.kv")
+    assert ask(esp, *said).status == (200, 12, "unknown method Range for service etcdserverpb.kv")
+
+
 @pytest.mark.parametrize("path", [b"/", b"//", b"/nope/x", b"/etcdserverpb.KV/"])
 def test_with_one_shard_too(path: bytes, etcd37: LocalEtcd, start_esp: Esps) -> None:
     said = headers(1, request(path)), data(1, A, end=True)
