@@ -169,9 +169,14 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Resume:
-    """A watch from behind the last message of the `back`th last watcher that was told anything, with its options."""
+    """A watch from behind the last message, or the last progress, of the `back`th last watcher, with its options."""
 
     back: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A request for the progress of all watchers; only for etcds that answer it in order."""
 
 
 Step = (
@@ -189,6 +194,7 @@ Step = (
     | Watch
     | Cancel
     | Resume
+    | Progress
 )
 EVERYTHING: dict[str, Any] = {"key": b"\0", "end": b"\0"}
 
@@ -359,6 +365,7 @@ _weights: list[tuple[st.SearchStrategy[Step], int]] = [
     (watches, 3),
     (cancels, 1),
     (resumes, 1),
+    (st.just(Progress()), 1),
 ]
 # Not one_of: it would flatten these strategies, and so mostly choose from those with many kinds.
 steps: st.SearchStrategy[Step] = st.sampled_from([kind for kind, weight in _weights for _ in range(weight)]).flatmap(

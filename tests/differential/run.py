@@ -880,6 +880,9 @@ class Run:
     def resume(self, step: p.Resume) -> None:
         self.watchers.resume(step)
 
+    def progress(self, step: p.Progress) -> None:
+        self.watchers.progress()
+
     _steps: ClassVar[dict[type, Callable[[Run, Any], None]]] = {
         p.Put: put,
         p.Delete: delete,
@@ -895,6 +898,7 @@ class Run:
         p.Watch: watch,
         p.Cancel: cancel,
         p.Resume: resume,
+        p.Progress: progress,
     }
 
 

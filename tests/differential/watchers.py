@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from esp.core.keys import KeyRange
-from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.pb import rpc_pb2
 from esp.core.tokens import MARK
 from tests.differential import programs as p
 from tests.differential.clusters import Talk
 from tests.differential.differences import Difference
+from tests.differential.told import NO_ID, Event, Response, Watcher, events_of, is_end, is_reply, name, progress_of
 
 if TYPE_CHECKING:
     from tests.differential.numbers import Number, Revisions
     from tests.differential.run import Run
-
-
-Response = rpc_pb2.WatchResponse
-Event = kv_pb2.Event
-
-
-@dataclass
-class Watcher:
-    """A watcher that both sides have.
-
-    Attributes:
-        step: the create.
-        keys: the watched keys.
-        shards: the owners of these keys.
-        begins: for each shard, the first revision whose events esp sends.
-        begins_alone: the first revision whose events the single etcd sends.
-        now: the single etcd's revision at the create.
-        is_live: the watcher does not begin in the past.
-        ended, ended_alone: the watcher was canceled as compacted.
-        ignored: the events of the single etcd are not compared, because esp has ended the watcher.
-    """
-
-    id: int
-    step: p.Watch
-    keys: KeyRange
-    shards: set[int]
-    begins: dict[int, int]
-    begins_alone: int
-    now: int
-    is_live: bool
-    ended: bool = False
-    ignored: bool = False
-    last_token: int = 0
-    checked: int = 0
-    vectors: dict[int, int] = field(default_factory=dict)
 
 
 class Watchers:
@@ -78,7 +44,7 @@ class Watchers:
         for side, talk in enumerate(self.talks()):
 
             def found(talk: Talk = talk, side: int = side) -> list[Response]:
-                return [message for message in talk.messages() if _is_reply(message)]
+                return [message for message in talk.messages() if is_reply(message)]
 
             talk.wait_for(lambda found=found: len(found()) > self._replies, lambda: "a reply")  # type: ignore[misc]
             replies.append(found()[self._replies])
@@ -114,12 +80,11 @@ class Watchers:
         """Watches from behind the last message of a watcher: nothing comes again, and nothing is missing."""
         self.collect()
         run = self._run
-        live = [watcher for watcher in self._live if not watcher.ended and not watcher.ignored]
-        told = [watcher for watcher in live if _of(self.talks()[1], watcher.id)]
+        told = [each for each in self._alive() if each.progress or events_of(self.talks()[1], each.id)]
         if not told:
             return
         watcher = told[-1 - step.back % len(told)]
-        messages = _of(self.talks()[1], watcher.id)
+        messages = events_of(self.talks()[1], watcher.id)
         passed = {shard: begin - 1 for shard, begin in watcher.begins.items()}
         for message in messages:
             for event in message.events:
@@ -128,7 +93,8 @@ class Watchers:
             return  # the message may stand for a later position of this shard, or else it is compacted
         begins = {shard: run.mapping.vector()[shard] + 1 for shard in watcher.shards}
         create = replace(watcher.step, watch_id=0)
-        self._create(create, messages[-1].header.revision + 1, run.mapping.now + 1, begins, None)
+        last = max([watcher.progress, *(message.header.revision for message in messages[-1:])])
+        self._create(create, last + 1, run.mapping.now + 1, begins, None)
 
     def _create(
         self,
@@ -237,7 +203,7 @@ class Watchers:
         for talk in sides:
 
             def found(talk: Talk = talk) -> list[Response]:
-                return [each for each in talk.messages() if _is_end(each) and each.watch_id == watcher.id][-1:]
+                return [each for each in talk.messages() if is_end(each) and each.watch_id == watcher.id][-1:]
 
             talk.wait_for(lambda found=found: bool(found()), lambda: f"the end of {watcher}")  # type: ignore[misc]
             ends += found()
@@ -278,7 +244,7 @@ class Watchers:
         for watcher in list(self._live):
             self._cancel(watcher)
         for talk in self._talks or ():
-            assert sum(map(_is_reply, talk.messages())) == self._replies
+            assert sum(map(is_reply, talk.messages())) == self._replies
 
     def _cancel(self, watcher: Watcher) -> None:
         run = self._run
@@ -303,6 +269,42 @@ class Watchers:
                 expected.header.CopyFrom(run.header_of(sole, 0))
             expected.header.revision = esp.header.revision
         assert esp == expected, f"esp says\n{esp}\nand should say\n{expected}"
+
+    # Progress.
+
+    def _alive(self) -> list[Watcher]:
+        return [watcher for watcher in self._live if not watcher.ended and not watcher.ignored]
+
+    def progress(self) -> None:
+        """Asks for progress, and checks that esp tells each watcher, or all at once, the present revision."""
+        self.collect()
+        run, alive = self._run, self._alive()
+        if not alive or not run.clusters.streams:
+            return
+        run.clusters.catch_up()
+        _, esp = self.talks()
+        soles = {run.layout.sole(watcher.keys) for watcher in alive}
+        is_for_all = len(soles) == 1 and None not in soles
+        told = [(NO_ID, alive)] if is_for_all else [(watcher.id, [watcher]) for watcher in alive]
+        before = {watch_id: len(progress_of(esp, watch_id)) for watch_id, _ in told}
+        esp.requests.progress()
+        for watch_id, watchers in told:
+
+            def has_come(watch_id: int = watch_id) -> bool:
+                return len(progress_of(esp, watch_id)) > before[watch_id]
+
+            esp.wait_for(has_come, lambda: f"the progress of {watchers}")  # noqa: B023
+            message = progress_of(esp, watch_id)[-1]
+            sole = run.layout.sole(watchers[0].keys)
+            if sole is not None:
+                header = run.header_of(sole, run.mapping.now)
+            else:
+                vector, shards = run.mapping.vector(), watchers[0].shards
+                run.token_for(message.header.revision, {shard: vector[shard] for shard in shards})
+                header = run.merged_header(shards, message.header.revision)
+            assert message == Response(header=header, watch_id=watch_id)
+            for watcher in watchers:
+                watcher.progress = watcher.last_token = message.header.revision
 
     # Events.
 
@@ -343,14 +345,14 @@ class Watchers:
                 self._wait(talk, watcher, count)
         if watcher.ignored:
             return
-        mine = _of(esp, watcher.id)
-        theirs = _of(alone, watcher.id)
+        mine = events_of(esp, watcher.id)
+        theirs = events_of(alone, watcher.id)
         happened = [event for message in theirs for event in message.events]
         if run.clusters.exact:
             # etcd sends past events in pieces, when it gets to them.
             assert mine == theirs if watcher.is_live else [each for one in mine for each in one.events] == happened
             return
-        assert [_name(event) for event in happened] == [_name(event) for event in wanted], "the one etcd's own"
+        assert [name(event) for event in happened] == [name(event) for event in wanted], "the one etcd's own"
         expected = [self._translated(event) for event in happened if self._is_told(watcher, event)]
         got = [event for message in mine for event in message.events]
         if got != expected:
@@ -379,7 +381,7 @@ class Watchers:
 
     def _wait(self, talk: Talk, watcher: Watcher, count: int) -> None:
         talk.wait_for(
-            lambda: sum(len(message.events) for message in _of(talk, watcher.id)) >= count,
+            lambda: sum(len(message.events) for message in events_of(talk, watcher.id)) >= count,
             lambda: f"what {watcher} must be told: {count} events",
         )
 
@@ -407,29 +409,3 @@ class Watchers:
             else:
                 assert last <= header.revision <= run.mapping.vector()[shard]
         watcher.checked = len(messages)
-
-
-def _is_reply(message: Response) -> bool:
-    """Whether the message is the reply to a create or a cancel."""
-    return message.created or (message.canceled and not _is_end(message))
-
-
-def _is_end(message: Response) -> bool:
-    """Whether the message is the unasked end of a watcher: compacted."""
-    return message.canceled and not message.created and message.compact_revision != 0
-
-
-def _of(talk: Talk, watch_id: int) -> list[Response]:
-    """The messages with events for the last watcher with this id."""
-    kept: list[Response] = []
-    for message in talk.messages():
-        if message.watch_id == watch_id:
-            if message.created and not message.canceled:
-                kept = []
-            elif message.events:
-                kept.append(message)
-    return kept
-
-
-def _name(event: Event) -> tuple[int, bytes, int]:
-    return event.kv.mod_revision, event.kv.key, event.type

@@ -175,6 +175,22 @@ def test_a_watch_from_behind_the_last_message_of_another_misses_and_repeats_noth
     Run(plain, Counter()).all_of([*program, p.Resume(0), p.Delete(**p.EVERYTHING), p.Resume(1), *writes])
 
 
+@pytest.fixture(scope="module")
+def newest(session_etcds: Etcds, module_esps: Esps) -> Iterator[Clusters]:
+    etcds = session_etcds.several(4, binary=peer("etcd"))
+    layout = LAYOUTS["between the keys"]
+    with clusters(etcds[0], etcds[1:], start(module_esps, etcds[1:], layout), layout, streams=True) as both:
+        yield both
+
+
+@pytest.mark.parametrize("ends", [[b"\0"], [b"b"], [b"b", b"c"], [b"\0", b"b", b"z"]], ids=repr)
+def test_progress_is_the_present_position_and_a_watch_goes_on_from_there(newest: Clusters, ends: list[bytes]) -> None:
+    writes = [p.Put(A, b"1"), p.Put(Z), p.Put(K), p.Put(Z)]
+    watches = [p.Watch(A, end) for end in ends]
+    program = [*watches, p.Put(Z), p.Progress(), p.Resume(0), *writes, p.Progress(), p.Delete(**p.EVERYTHING)]
+    Run(newest, Counter()).all_of([*writes, *program, p.Resume(1), p.Range(A, b"c", rev=p.Rev(0)), *writes])
+
+
 def test_the_list_is_whole() -> None:
     assert set(Difference) == {*EXAMPLES, Difference.WATCH_ORDER}
 
