@@ -276,33 +276,38 @@ class Watchers:
         return [watcher for watcher in self._live if not watcher.ended and not watcher.ignored]
 
     def progress(self) -> None:
-        """Asks for progress, and checks that esp tells each watcher, or all at once, the present revision."""
+        """Asks for progress, and checks that esp tells each watcher, or all at once, the present revision.
+
+        etcd tells none while a watcher waits for the revision from which it was asked for.
+        """
         self.collect()
         run, alive = self._run, self._alive()
-        if not alive or not run.clusters.streams:
+        vector = run.mapping.vector()
+        dated = [watcher for watcher in alive if not watcher.is_live and run.layout.sole(watcher.keys) is not None]
+        waits = any(begin > vector[shard] for watcher in dated for shard, begin in watcher.begins.items())
+        if not alive or waits or not run.clusters.streams:
             return
         run.clusters.catch_up()
         _, esp = self.talks()
         soles = {run.layout.sole(watcher.keys) for watcher in alive}
         is_for_all = len(soles) == 1 and None not in soles
-        told = [(NO_ID, alive)] if is_for_all else [(watcher.id, [watcher]) for watcher in alive]
-        before = {watch_id: len(progress_of(esp, watch_id)) for watch_id, _ in told}
+        told = {NO_ID: alive} if is_for_all else {watcher.id: [watcher] for watcher in alive}
+        before = {watch_id: len(progress_of(esp, watch_id)) for watch_id in told}
         esp.requests.progress()
-        for watch_id, watchers in told:
-
-            def has_come(watch_id: int = watch_id) -> bool:
-                return len(progress_of(esp, watch_id)) > before[watch_id]
-
-            esp.wait_for(has_come, lambda: f"the progress of {watchers}")  # noqa: B023
-            message = progress_of(esp, watch_id)[-1]
-            sole = run.layout.sole(watchers[0].keys)
+        esp.wait_for(
+            lambda: all(len(progress_of(esp, watch_id)) > before[watch_id] for watch_id in told),
+            lambda: f"the progress of {told}",
+        )
+        messages = [progress_of(esp, watch_id)[-1] for watch_id in told]
+        for message in sorted(messages, key=lambda message: message.header.revision):
+            watchers = told[message.watch_id]
+            sole, shards = run.layout.sole(watchers[0].keys), watchers[0].shards
             if sole is not None:
                 header = run.header_of(sole, run.mapping.now)
             else:
-                vector, shards = run.mapping.vector(), watchers[0].shards
                 run.token_for(message.header.revision, {shard: vector[shard] for shard in shards})
                 header = run.merged_header(shards, message.header.revision)
-            assert message == Response(header=header, watch_id=watch_id)
+            assert message == Response(header=header, watch_id=message.watch_id)
             for watcher in watchers:
                 watcher.progress = watcher.last_token = message.header.revision
 
