@@ -205,12 +205,13 @@ class Concat(Sink):
                 return
             self._count += count
             pieces += one.pieces
-        message = b"".join(pieces) + self._tail(self._merged_header())
+        header = self._merged_header()
+        message = b"".join(pieces) + self._tail(header)
         for one in self._parts:
             one.forget()
         self._entry.close()
         self.down.sink = None
-        self.down.respond(message)
+        self.down.respond(_front(header, len(message)) + message)
 
     def _tail(self, header: bytes) -> bytes:
         return header + bytes((COUNT_TAG,)) + varint(self._count, MOST_BYTES)
@@ -218,7 +219,7 @@ class Concat(Sink):
     def _start(self) -> None:
         encoded = self._merged_header()
         length = sum(one.length for one in self._parts) + len(encoded) + TAIL_BYTES
-        front = encoded if length > SHORT_ANSWER else b""
+        front = _front(encoded, length)
         length += len(front)
         if length > MOST_ANSWER_BYTES:
             text = f"grpc: trying to send message larger than max ({length} vs. {MOST_ANSWER_BYTES})"
@@ -291,3 +292,8 @@ class Concat(Sink):
         parts, self._parts = self._parts, []
         for one in parts:
             one.stop()
+
+
+def _front(header: bytes, length: int) -> bytes:
+    """The bytes in front of the parts: the header, if the answer has too many bytes (`length`) without them."""
+    return header if length > SHORT_ANSWER else b""

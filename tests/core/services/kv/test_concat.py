@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from esp.core.background import Background
+from esp.core.gateway.printing import Printer
+from esp.core.gateway.shapes import shape_of
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
 from esp.core.pb import kv_pb2, rpc_pb2
@@ -317,6 +319,18 @@ def test_small_answers_that_come_whole_leave_in_one_message() -> None:
 def test_counts_of_small_answers_add_up(count: int) -> None:
     _, body, _ = known(part(1, count=count), part(1, count=0), part(1))
     assert message(body).count == count
+
+
+@pytest.mark.parametrize("size", [1300, 1320, 1321, 1325, 1330])
+def test_an_answer_that_is_printed_while_it_comes_has_the_merged_header_in_front(size: int) -> None:
+    _, body, seen = known(*[part(5, (key, b"v" * size)) for key in MERGED])
+    printed: list[str] = []
+    printer = Printer(shape_of(rpc_pb2.RangeResponse.DESCRIPTOR), printed.append, lambda is_whole: None, lambda: None)
+    printer.feed(body)
+    for _ in printer.steps():
+        pass
+    assert f'"revision":"{message(body).header.revision}"' in "".join(printed)
+    assert len(seen) == 3, "in one message"
 
 
 def test_large_answers_that_come_whole_leave_in_pieces() -> None:
