@@ -278,12 +278,13 @@ class Watchers:
     def progress(self) -> None:
         """Asks for progress, and checks that esp tells each watcher, or all at once, the present revision.
 
-        etcd tells none while a watcher waits for the revision from which it was asked for.
+        etcd tells none in a call while one of its watchers waits for the revision from which it was asked for: so no
+        shard may tell any, where a part of a watcher waits.
         """
         self.collect()
         run, alive = self._run, self._alive()
         vector = run.mapping.vector()
-        dated = [watcher for watcher in alive if not watcher.is_live and run.layout.sole(watcher.keys) is not None]
+        dated = [watcher for watcher in alive if not watcher.is_live]
         waits = any(begin > vector[shard] for watcher in dated for shard, begin in watcher.begins.items())
         if not alive or waits or not run.clusters.streams:
             return
