@@ -80,6 +80,7 @@ class Side:
 
     def __post_init__(self) -> None:
         self.neighbour = Conversation(self.server)
+        self.has_a_neighbour_served()  # or esp ends the connection if the next server takes long to start
 
     def has_a_neighbour_served(self) -> None:
         answer = self.neighbour.ask(FOLLOWING)

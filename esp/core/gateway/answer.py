@@ -5,15 +5,19 @@ A small answer that comes whole goes out at once (`GatewayCall.whole_answer`), a
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from esp.core.gateway.errors import GRPC_LINE, JSON_LINE, error_line, error_page, http_status
+from esp.core.gateway.paths import Rpc
 from esp.core.gateway.plan import Plan
 from esp.core.gateway.printing import Garbled, Printer, for_html
 from esp.core.wire.exchange import Page, Reply
-from esp.core.wire.status import Status
+from esp.core.wire.status import Code, Status
+
+log = logging.getLogger("esp.gateway")
 
 SENT_AT_ONCE: Final = 16384
 """Bytes of printed text that leave together."""
@@ -169,3 +173,9 @@ class Answer:
             self._reply.finish()
         else:
             self._reply.answer(error_page(status, self._lines, code))
+
+
+def unreadable(rpc: Rpc, error: Garbled) -> Status:
+    """The outcome of a call whose answer is no such message, which is logged."""
+    log.warning("%s: an answer that cannot be read: %s", rpc.path.decode(), error)
+    return Status(Code.INTERNAL, f"esp: the answer cannot be read: {error}")

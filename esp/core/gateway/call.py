@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from math import inf
 from time import monotonic
 from typing import Final
 
-from esp.core.gateway.answer import Answer
+from esp.core.gateway.answer import Answer, unreadable
 from esp.core.gateway.body import Body
 from esp.core.gateway.errors import CANCELED, too_large
 from esp.core.gateway.paths import WATCH
@@ -25,8 +24,6 @@ from esp.core.wire.message import PREFIX_SIZE, format_timeout, prefix
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import INTERNAL_ERROR, OVERLOADED
 from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
-
-log = logging.getLogger("esp.gateway")
 
 SMALL_DATA: Final = 2048
 """Bytes of an answer that are printed as soon as they come; more wait for the client's turn."""
@@ -138,6 +135,10 @@ class GatewayCall(Exchange):
     def _open(self, message: bytes | None) -> None:
         """Begins the call, with its only request if there is one."""
         self._is_begun = True
+        if self._body is not None:
+            self._hold()
+            if self._is_over:
+                return
         calls = self._calls = self._reply.local_calls()
         stream = self._stream = _Stream(calls.client, self)
         data = None if message is None else prefix(message)
@@ -146,10 +147,6 @@ class GatewayCall(Exchange):
         if seconds is not None:
             timeout = format_timeout(seconds)
             self._deadline = monotonic() + seconds
-        if self._body is not None:
-            self._hold()
-            if self._is_over:
-                return
         calls.call(stream, self._plan.forward, timeout, data, end=data is not None)
 
     def _send(self, data: bytes, *, end: bool) -> None:
@@ -252,9 +249,8 @@ class GatewayCall(Exchange):
         try:
             answer.print(stop)
         except Garbled as error:
-            log.warning("%s: an answer that cannot be read: %s", self._rpc.path.decode(), error)
             answer.drop()
-            self._break(Status(Code.INTERNAL, f"esp: the answer cannot be read: {error}"))
+            self._break(unreadable(self._rpc, error))
             return
         if self._is_over:
             return
@@ -281,7 +277,7 @@ class GatewayCall(Exchange):
                 raise Garbled("a compressed message")
             text = text_of(self._plan.answer, data[PREFIX_SIZE:])
         except Garbled as error:
-            self._conclude(Status(Code.INTERNAL, f"esp: the answer cannot be read: {error}"))
+            self._conclude(unreadable(self._rpc, error))
             return True
         self._finish()
         self._reply.answer(Page(200, text.encode(), "", (), self._plan.good_lines))
