@@ -30,6 +30,8 @@ PLACE_BYTES: Final = 16_384
 """Bytes of an answer, or of a request, for one place."""
 LARGE_ANSWER: Final = (PLACES - 1) * PLACE_BYTES
 """An answer or a request of at least so many bytes takes all places that a part may take."""
+WAITING_PART: Final = 4
+"""An answer that waits for its client counts as this part of its places: a quarter."""
 SMALL_REQUEST: Final = 1024
 """A request of at most so many bytes is covered by the memory that every open call counts for."""
 
@@ -48,7 +50,9 @@ class Entry(Sink):
 
     __slots__ = (
         "_begin",
+        "_coming",
         "_gate",
+        "_kept",
         "_largest",
         "_places",
         "_size",
@@ -86,6 +90,8 @@ class Entry(Sink):
         self._weight = weight  # places for its request
         self._largest = -1  # bytes of the largest answer to one of its parts; -1 before the first
         self._places: dict[str, tuple[int, Kind]] = {}  # by shard
+        self._coming: set[str] | None = None  # the shards whose large answers have begun to come
+        self._kept: dict[str, int] | None = None  # what answers that wait for the client still count for, by shard
         stream.sink = self
 
     @property
@@ -150,6 +156,8 @@ class Entry(Sink):
 
     def _take(self, shard: str, kind: Kind) -> None:
         gate, places = self._gate, self._places
+        if self._kept:
+            self._release(shard)
         if not places:
             gate.at_work[self] = monotonic()
         weight = self.weight(shard)
@@ -171,6 +179,9 @@ class Entry(Sink):
             gate.alone.asked[shard] -= 1
         if size <= PLACE_BYTES:
             return  # as nearly all: that needs no more places than the call has
+        if self._coming is None:
+            self._coming = set()
+        self._coming.add(shard)
         if is_largest:
             gate.note_large(self.stream, size)
         if taken is not None:
@@ -200,8 +211,35 @@ class Entry(Sink):
         """Notes that the shard has answered, and so has not stopped."""
         self._gate.stopped.discard(shard)
 
+    def give_way(self, shard: str) -> bool:
+        """Frees the places at a shard, where the call's part is not at work, but has not ended.
+
+        Returns whether a large answer has begun to come. Such an answer waits for the client, and still counts for its
+        connection, as less than before, until the part enters again or leaves.
+        """
+        taken = self._places.pop(shard, None)
+        is_coming = self._coming is not None and shard in self._coming
+        if taken is not None:
+            gate = self._gate
+            if not self._places:
+                del gate.at_work[self]
+            kept = taken[0] // WAITING_PART if is_coming else 0
+            if kept:
+                self._kept = self._kept or {}
+                self._kept[shard] = kept
+            gate.free(self.stream.connection, shard, *taken, kept)
+        return is_coming
+
+    def _release(self, shard: str) -> None:
+        """Ends what an answer that has waited for its client counts for."""
+        kept = self._kept.pop(shard, 0) if self._kept else 0
+        if kept:
+            self._gate.release(self.stream.connection, shard, kept)
+
     def leave(self, shard: str) -> None:
         """Frees the places at a shard where the call's part is not at work any more."""
+        if self._kept:
+            self._release(shard)
         taken = self._places.pop(shard, None)
         if taken is not None:
             gate = self._gate
@@ -219,7 +257,7 @@ class Entry(Sink):
         largest, self._largest = self._largest, -1
         if largest >= 0:
             self._gate.note_small(self, largest)
-        for shard in tuple(self._places):
+        for shard in (*self._places, *(self._kept or ())):
             self.leave(shard)
 
     def cancelled(self, code: int, reason: str) -> None:

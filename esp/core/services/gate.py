@@ -8,16 +8,18 @@ A call takes places at a shard. For a read, their number follows from the size o
 (`Admission.weight`); for a request, from its own size. If a client has had only small answers, its reads of one shard
 need no places: that is the fast path, which does not come here. Calls that are known to be large have places of their
 own, so that other calls do not wait for them: a quarter of all places. So have the first reads of new connections, of
-which nothing is known: those of one key, and apart from them all others. One connection has at most a quarter of all
-places. While only large calls use a shard, they have all places there, and so has each connection.
+which nothing is known: first reads of one key as many as all other calls have, and all other first reads a quarter. One
+connection has at most a quarter of all places. While only large calls use a shard, they have all places there, and so
+has each connection.
 
 A call begins when there is a place at each of its shards. Until then it waits, and costs little. A call also does not
 begin before all bytes that came with it have been read. So a call that its client takes back at once asks no shard and
 makes no task (CVE-2023-44487). Calls of one connection wait in line; calls of different connections begin in turn. A
 part gives its places back when its shard has answered. So a call that waits for a stopped shard holds places only
-there, and calls to other shards go on. Further questions of a call that has begun are counted, but do not wait. After a
-second a call loses its places to others: it waits for something that is no work, such as a stopped shard, or a client
-that does not read.
+there, and calls to other shards go on. Further questions of a call that has begun are counted, but do not wait. A call
+loses its places to others when it waits for something that is no work: for its client to read, or, after a second, for
+a stopped shard. A large answer that waits for its client still counts for that client's connection, as a quarter of the
+places it had: the shard keeps the whole answer in memory, so one connection has few of these.
 
 The number of waiting calls is bounded by the memory for calls (`max_call_bytes`); their requests are bounded by
 `max_buffered_bytes`.
@@ -276,7 +278,7 @@ class Gate:
         quarter = self._limit if shard in self.alone else self._quarter
         if not isinstance(part, int):
             return self._held.get((shard, part), 0) < quarter
-        return self.busy[shard, part] < (quarter if part == LARGE else self._limit)
+        return self.busy[shard, part] < (quarter if part in (NEW_RANGE, LARGE) else self._limit)
 
     def wanted(self, entry: Entry) -> tuple[str, ...]:
         """The shards at which a call wants places now."""
@@ -289,10 +291,17 @@ class Gate:
         self.busy[shard, kind] += places
         self._held[shard, connection] += places
 
-    def free(self, connection: Connection, shard: str, places: int, kind: Kind) -> None:
-        """Gives places back. Calls that wait for them begin at the next flush."""
-        pool, share = (shard, kind), (shard, connection)
+    def free(self, connection: Connection, shard: str, places: int, kind: Kind, kept: int = 0) -> None:
+        """Gives places back; `kept` of them still count for the connection. Waiting calls begin at the next flush."""
+        pool = shard, kind
         self.busy[pool] -= places
+        self.release(connection, shard, places - kept)
+        if self._queues:
+            self._freed.add(pool)
+
+    def release(self, connection: Connection, shard: str, places: int) -> None:
+        """Lets places no longer count for the connection. Calls of it that wait for them begin at the next flush."""
+        share = shard, connection
         held = self._held
         left = held[share] - places
         if left:
@@ -302,7 +311,6 @@ class Gate:
         if self._queues:
             if not self._freed and not self._freed_shares:
                 self._context.gatherers.append(self)
-            self._freed.add(pool)
             self._freed_shares.add(share)
 
     def flush(self) -> None:
@@ -360,8 +368,9 @@ class Gate:
             entry, since = next(iter(self.at_work.items()))
             if now - since < STUCK_SECONDS:
                 return
-            self.stopped.update(entry.held)
-            entry.close()
+            for shard in tuple(entry.held):
+                if not entry.give_way(shard):
+                    self.stopped.add(shard)
 
 
 def _let_begin(entry: Entry) -> None:

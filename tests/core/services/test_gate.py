@@ -8,7 +8,7 @@ import pytest
 
 from esp.core.background import Background
 from esp.core.services import gate
-from esp.core.services.entry import LARGE, LARGE_ANSWER, NEW, ORDINARY, PLACE_BYTES, PLACES, Entry
+from esp.core.services.entry import LARGE, LARGE_ANSWER, NEW, ORDINARY, PLACE_BYTES, PLACES, WAITING_PART, Entry
 from esp.core.services.gate import STUCK_SECONDS, Gate
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
@@ -22,11 +22,12 @@ A, B, C = SHARDS = "abc"
 class World:
     """Clients of one esp with three shards; `begun` are the calls that were let in, by name.
 
-    Calls take half a part's places each, or, if they are `reads`, what the gate finds right.
+    Calls take half a part's places each, or, if they are `reads`, what the gate finds right: `one_key` reads.
     """
 
-    def __init__(self, limits: Limits, *, weight: int = PLACES // 2, reads: bool = False) -> None:
+    def __init__(self, limits: Limits, *, weight: int = PLACES // 2, reads: bool = False, one_key: bool = True) -> None:
         self.weight = weight
+        self.one_key = one_key
         self.reads = reads
         self.context = WireContext(limits)
         self.background = Background()
@@ -65,6 +66,8 @@ class World:
             self.begun[name] = entry
 
         self.gate.let_in(stream, shards, size, begin, self.reads, self.weight if not self.reads else 1)
+        if isinstance(stream.sink, Entry):
+            stream.sink.one_key = self.one_key
 
     def leaves(self, name: str, *shards: str) -> None:
         """Parts of it are answered."""
@@ -328,6 +331,65 @@ def test_a_shard_that_answers_has_not_stopped() -> None:
         assert world.gate.stopped == {A}
         world.is_answered(name, A, 100) if answers == "answered" else world.comes_to(name, A, 100)
         assert world.gate.stopped == set()
+
+
+def test_first_reads_of_ranges_begin_few_at_a_time_until_answers_are_small() -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True, one_key=False)
+    for number in range(40):
+        world.asks(f"{chr(0x100 + number)}0", A)
+    at_work = []
+    while world.gate.waiting:
+        names = [name for name, entry in world.begun.items() if entry.held]
+        at_work.append(len(names))
+        for name in names:
+            world.is_answered(name, A, 100)
+    assert at_work == [1, 2, 6, 16]
+
+
+def test_so_many_large_answers_of_a_connection_wait_for_it_and_further_calls_wait_for_these() -> None:
+    world = World(Limits(max_parts_per_shard=4), weight=PLACES)
+    for number in range(7):
+        world.asks(f"x{number}", A, B)
+    for number in range(WAITING_PART):
+        assert world.since() == {f"x{before}" for before in range(number + 1)}
+        world.begun[f"x{number}"].weigh(A, LARGE_ANSWER)
+        assert world.begun[f"x{number}"].give_way(A)
+        world.leaves(f"x{number}", B)
+    assert len(world.begun) == WAITING_PART
+    world.asks("y0", A)
+    assert "y0" in world.begun, "another client's"
+    world.leaves("y0", A)
+    world.asks("xb", B)
+    assert "xb" in world.begun, "another shard's"
+    world.begun["xb"].close()
+    world.begun["x0"].enter(A)
+    assert world.busy[0] == 2, "the client reads"
+    world.begun["x0"].close()
+    world.context.flush()
+    assert world.since() == {"x0", "x1", "x2", "x3", "y0", "xb", "x4"}
+    for name in ("x1", "x2", "x3", "x4", "x5", "x6"):
+        world.begun[name].close()
+        world.context.flush()
+    assert world.busy == [0, 0, 0]
+    assert not world.gate._held
+
+
+@pytest.mark.parametrize("is_coming", [True, False])
+def test_a_call_that_is_held_up_by_its_client_does_not_stop_the_shard(is_coming: bool) -> None:
+    world = World(Limits(max_parts_per_shard=4), weight=PLACES)
+    for number in range(9):
+        world.asks(f"x{number}", A)
+    begun = []
+    for _ in range(9):
+        begun.append(len(world.begun))
+        if is_coming:
+            world.begun[f"x{begun[-1] - 1}"].weigh(A, LARGE_ANSWER)
+        world.sent += 9  # by others: these calls are not alone
+        world.gate.tick(monotonic() + STUCK_SECONDS)
+        world.context.flush()
+    assert world.gate.stopped == (set() if is_coming else {A})
+    assert begun == ([1, 2, 3, 4, 4, 4, 4, 4, 4] if is_coming else list(range(1, 10)))
+    assert not world.gate.at_work
 
 
 def test_with_a_limit_of_one_a_part_of_any_size_is_let_in() -> None:

@@ -238,7 +238,7 @@ class Concat(Sink):
             if owner is not None:
                 owner.consumed(len(piece))
         elif owner is not None:
-            self._entry.leave(owner.name)  # the part now waits for a client that may not read at all
+            self._entry.give_way(owner.name)  # the part now waits for a client that may not read at all
 
     def _finish(self) -> None:
         self._entry.close()

@@ -13,6 +13,7 @@ from esp.core.keys import KeyRange
 from esp.core.layout import Layout
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.routing import Routing
+from esp.core.services.entry import LARGE_ANSWER, PLACES, WAITING_PART
 from esp.core.services.gate import Entry, Gate
 from esp.core.services.kv.concat import Concat, can_concat
 from esp.core.services.kv.concat_part import RESERVED
@@ -381,6 +382,32 @@ def test_a_client_that_does_not_read_holds_back_the_shards() -> None:
     assert [len(kv.value) for kv in message(body).kvs] == [200_000] * 3
     assert scene.context.buffers.used == 0
     assert granted < 20_000, "window updates are small; nobody was granted a window for what nobody read"
+
+
+@pytest.mark.parametrize("how", ["reads", "leaves"])
+def test_a_large_answer_that_waits_for_its_client_counts_for_the_connection_until_it_ends(how: str) -> None:
+    scene = Scene(window=1000)
+    scene.asks(EVERYTHING)
+    large = part(1, (b"a", b"v" * LARGE_ANSWER))
+    pieces = [data(large[i : i + 16384]) for i in range(0, len(large), 16384)]
+    scene.shards[0].says(head(), *pieces[:4])
+    for shard in scene.shards[1:]:
+        shard.says(head(), data(part(1)), trailers())
+    scene.answer()
+    assert not scene.gate.at_work
+    assert scene.gate._held == {("a", scene.client): PLACES // WAITING_PART}
+    if how == "leaves":
+        scene.client.receive(frames.rst_stream(1, frames.ErrorCode.CANCEL))
+    else:
+        scene.client.receive(frames.window_update(1, 1 << 20))
+        scene.shards[0].says(pieces[4])
+        assert scene.gate._held == {("a", scene.client): PLACES}
+        assert len(scene.gate.at_work) == 1
+        scene.shards[0].says(*pieces[5:], trailers())
+        assert not scene.client.streams
+    assert not scene.gate._held
+    assert not scene.gate.at_work
+    assert not any(scene.gate.busy.values())
 
 
 def test_a_client_that_goes_away_cancels_the_parts() -> None:

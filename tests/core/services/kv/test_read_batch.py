@@ -12,7 +12,7 @@ import pytest
 
 from esp.core import errors
 from esp.core.pb import kv_pb2, rpc_pb2
-from esp.core.services.entry import PLACES
+from esp.core.services.entry import LARGE, PLACES
 from esp.core.services.gate import Gate
 from esp.core.services.kv import read_txn
 from esp.core.services.kv.read_batch import READS_ALONE, PassReads
@@ -669,7 +669,7 @@ class TestSizes:
                 heard = await connection.hears()
                 assert key_of(heard) == key
                 connection.says(headers(heard.stream, HEAD), data(heard.stream, message(bytes(1_000_000))[:16384]))
-                await front.until(lambda: front.handler.gate.busy["s0", True] == PLACES)
+                await front.until(lambda: front.handler.gate.busy["s0", LARGE] == PLACES)
                 assert connection.calls == [], "no other is at work there"
                 front.cancels(streams[keys.index(key)])
 
