@@ -48,6 +48,7 @@ class Admission(FrameReader[S]):
         "_drain_started",
         "_drain_status",
         "_idle_since",
+        "_idle_stream",
         "_ids_end",
         "_last_accepted",
         "_last_stream",
@@ -71,7 +72,7 @@ class Admission(FrameReader[S]):
         self.when_read: deque[Callable[[], None]] = deque()
         self._account: Account | None = None
         self._calls = OpenCalls(context)
-        self._last_stream = 0
+        self._last_stream = self._idle_stream = 0
         self._accepting = True
         self._ids_end = MAX_STREAM_ID + 1  # of those that are taken
         self._last_accepted = 0
@@ -198,3 +199,6 @@ class Admission(FrameReader[S]):
         if waits and now - self._drain_started > DRAIN_PING_SECONDS:
             self._stop_accepting()
         self._calls.shrink(len(self.streams))
+        if self.streams or self._last_stream != self._idle_stream:  # calls may come and end between two ticks
+            self._idle_since = now
+            self._idle_stream = self._last_stream

@@ -393,7 +393,6 @@ class ServerConnection(Admission[ServerStream]):
         if self.ended:
             return
         if self.streams:
-            self._idle_since = now
             late = now - DEADLINE_SLACK
             for stream in [s for s in self.streams.values() if s.deadline and s.deadline < late]:
                 stream.expire(DEADLINE_EXCEEDED)

@@ -15,6 +15,7 @@ from esp.core.wire.open_calls import CALL_BYTES, CONNECTION_SHARE, FREE_CALLS
 from esp.core.wire.status import Code
 from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
+    ECHO,
     HOLD,
     STREAM,
     Server,
@@ -231,6 +232,19 @@ def idle_timeout(clock: Clock) -> Server:
     server.tick(clock.passes(0.1))
     server.closes(ErrorCode.NO_ERROR, "idle")
     return server
+
+
+def test_a_connection_is_not_idle_while_calls_come_and_end_between_two_ticks(clock: Clock) -> None:
+    client, server = meet(Limits(idle_timeout=100))
+    for stream in (1, 3, 5):
+        client.sends(headers(stream, call(ECHO)), data(stream, message(), end=True))
+        client.acknowledges()
+        server.tick(clock.passes(60))
+        assert server.connection.idle_since == clock.now
+    server.tick(clock.passes(100))
+    assert not server.closed
+    server.tick(clock.passes(0.1))
+    server.closes(ErrorCode.NO_ERROR, "idle")
 
 
 REACHED: list[Reach] = [
