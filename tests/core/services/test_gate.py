@@ -8,7 +8,7 @@ import pytest
 
 from esp.core.background import Background
 from esp.core.services import gate
-from esp.core.services.entry import LARGE, LARGE_ANSWER, NEW, ORDINARY, PLACE_BYTES, PLACES, WAITING_PART, Entry
+from esp.core.services.entry import KINDS, LARGE, LARGE_ANSWER, ORDINARY, PLACE_BYTES, PLACES, WAITING_PART, Entry
 from esp.core.services.gate import STUCK_SECONDS, Gate
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
@@ -103,7 +103,7 @@ class World:
     @property
     def busy(self) -> list[float]:
         """Calls at work, by shard."""
-        return [sum(self.gate.busy[shard, kind] for kind in (NEW, ORDINARY, LARGE)) / (PLACES // 2) for shard in SHARDS]
+        return [sum(self.gate.busy[shard, kind] for kind in KINDS) / (PLACES // 2) for shard in SHARDS]
 
     @property
     def reached(self) -> int:
