@@ -51,6 +51,22 @@ def test_a_refusal_of_esps_own(esp: EspProcess, kv: rpc_pb2_grpc.KVStub) -> None
     assert answer["message"].startswith("esp: a transaction spans the shards s0, s2")
 
 
+def test_each_of_very_many_requests_sent_ahead_is_answered(esp: EspProcess) -> None:
+    """Those that esp itself answers at once, and those that go to a shard."""
+    for body, status in (('{"key":"YQ==","sort_order":77}', 400), ('{"key":"YQ=="}', 200)):
+        request = b"POST /v3/kv/range HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body.encode())
+        with socket.socket() as client:
+            client.settimeout(30)
+            host, _, port = esp.address.rpartition(":")
+            client.connect((host, int(port)))
+            client.sendall(request * 500)
+            client.shutdown(socket.SHUT_WR)
+            heard = b""
+            while more := client.recv(1 << 16):
+                heard += more
+        assert heard.count(b"HTTP/1.1 %d " % status) == 500
+
+
 def test_a_large_answer_streams_to_a_slow_reader(esp: EspProcess, kv: rpc_pb2_grpc.KVStub) -> None:
     value = bytes(range(256)) * 400
     for number in range(60):

@@ -243,8 +243,8 @@ class ServerProtocol(WireProtocol):
         if http1.ended:
             self.close()
         elif not http1.is_served and (self._unread or http1.behind or not self._reads or self._afterwards is not None):
-            self._turns.serve(self, 0)  # works on bytes that have come meanwhile
-            self._listener.flush_soon()
+            # For bytes that have come meanwhile. Not at once: each answer would stand on the stack of the one before.
+            self._turns.stand_in_line(self)
 
     def pause_writing(self) -> None:
         """Stops to read from a client that does not read: the answers to more requests would only pile up."""
