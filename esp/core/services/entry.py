@@ -230,6 +230,11 @@ class Entry(Sink):
             gate.free(self.stream.connection, shard, *taken, kept)
         return is_coming
 
+    def wait_for_client(self) -> None:
+        """Frees all places: answers that have begun to come wait for the client."""
+        for shard in tuple(self._places):
+            self.give_way(shard)
+
     def _release(self, shard: str) -> None:
         """Ends what an answer that has waited for its client counts for."""
         kept = self._kept.pop(shard, 0) if self._kept else 0

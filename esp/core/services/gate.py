@@ -18,9 +18,8 @@ makes no task (CVE-2023-44487). Calls of one connection wait in line; calls of d
 part gives its places back when its shard has answered. So a call that waits for a stopped shard holds places only
 there, and calls to other shards go on. Further questions of a call that has begun are counted, but do not wait. A call
 loses its places to others when it waits for something that is no work: for its client to read, or, after a second, for
-a stopped shard. In a Range over several shards, a shard's large answer that waits for the client still counts for that
-client's connection, as a quarter of the places it had: the shard keeps the whole answer in memory, so one connection
-has few of these.
+a stopped shard. A large answer that waits for its client still counts for that client's connection, as a quarter of the
+places it had: the shard keeps the whole answer in memory, so one connection has few of these.
 
 The number of waiting calls is bounded by the memory for calls (`max_call_bytes`); their requests are bounded by
 `max_buffered_bytes`.

@@ -28,8 +28,11 @@ class Place(Protocol):
     def comes(self, size: int) -> None:
         """The answer has begun to come, and has `size` bytes."""
 
+    def wait_for_client(self) -> None:
+        """Gives the place back: the client does not take the answer as fast as it comes."""
+
     def close(self) -> None:
-        """Gives the place back: the shard has finished its work on the call, or waits for the client."""
+        """Gives the place back: the shard has finished its work on the call."""
 
 
 class SpliceOwner(Protocol):
@@ -175,7 +178,7 @@ class SplicedCall(ClientStream, Sink):
 
 
 class CountedCall(SplicedCall):
-    """A spliced call with a place at its shard, until the answer is whole or waits for a slow client."""
+    """A spliced call with a place at its shard, until the answer is whole."""
 
     __slots__ = ("_place",)
 
@@ -206,8 +209,10 @@ class CountedCall(SplicedCall):
     def on_data(self, payload: bytes, end: bool) -> None:
         """A piece of the answer."""
         super().on_data(payload, end)
-        if end or self.down.pending is not None:
+        if end:
             self._place.close()
+        elif self.down.pending is not None:
+            self._place.wait_for_client()
 
     def on_reset(self, code: int, reason: str) -> None:
         """The upstream stream is gone."""

@@ -16,9 +16,10 @@ from esp.core import config
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.proxy import Proxy
 from esp.core.services.alone import Alone
-from esp.core.services.entry import LARGE_ANSWER
+from esp.core.services.entry import LARGE_ANSWER, WAITING_PART
 from esp.core.services.gate import LARGE_REQUEST
 from esp.core.wire import frames
+from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
 from esp.core.wire.server import ServerConnection
 from tests.core.scripted_etcd import HeardCall, ScriptedConnection, ScriptedEtcd
@@ -27,6 +28,7 @@ from tests.core.wire.conversation import HEAD, Frame, data, headers, message, tr
 KV = "/etcdserverpb.KV/"
 HEADER = rpc_pb2.ResponseHeader(cluster_id=1, member_id=1, revision=7, raft_term=1)
 LARGE = LARGE_ANSWER + 1000
+GRPC_FIELDS = ((b":authority", b"esp"), (b"content-type", b"application/grpc"), (b"te", b"trailers"))
 PARTS = Limits().max_parts_per_shard
 
 
@@ -76,6 +78,14 @@ class Shard:
         said = message(content)
         pieces = [data(call.stream, said[at : at + 16384]) for at in range(0, len(said), 16384)]
         connection.says(headers(call.stream, HEAD), *pieces, headers(call.stream, trailers(), end=True))
+
+    def begins_to_answer(self, at: int = 0) -> Callable[[], None]:
+        """One of its reads, of 600 kB, as far as esp grants a window; what is returned says the rest."""
+        connection, call = self.open.pop(at)
+        said = message(self._found(600_000).SerializeToString())
+        pieces = [data(call.stream, said[at : at + 16384]) for at in range(0, len(said), 16384)]
+        connection.says(headers(call.stream, HEAD), *pieces[:15])
+        return lambda: connection.says(*pieces[15:], headers(call.stream, trailers(), end=True))
 
     @staticmethod
     def _found(size: int) -> rpc_pb2.RangeResponse:
@@ -242,6 +252,39 @@ def test_a_first_read_of_one_key_does_not_wait_behind_first_reads_of_ranges(requ
         assert world.proxy.gate.waiting == 5 * PARTS
         await world.answered(calls, LARGE)
         assert world.is_free
+
+    run(work)
+
+
+@pytest.mark.parametrize("end", [b"b", b"z"])
+def test_a_client_that_does_not_read_has_few_large_answers_made(end: bytes) -> None:
+    """`end`: of a range in one shard, or over two."""
+    head = encode([(b":method", b"POST"), (b":scheme", b"http"), (b":path", KV.encode() + b"Range"), *GRPC_FIELDS])
+    asked = message(rpc_pb2.RangeRequest(key=b"a", range_end=end).SerializeToString())
+
+    async def work(world: World) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.bound[0][1])
+        writer.write(frames.PREFACE + frames.settings({4: 1000}) + frames.window_update(0, 1 << 24))
+        for number in range(10):
+            writer.write(frames.frame(frames.HEADERS, 4, 2 * number + 1, head) + data(2 * number + 1, asked, end=True))
+        rests = []
+        for heard in range(1, WAITING_PART + 1):
+            await until(lambda heard=heard: world.one.heard == heard)  # type: ignore[misc]
+            rests.append(world.one.begins_to_answer())
+            if end == b"z":
+                await until(lambda: world.other.open)
+                world.other.answers()
+        honest = world.client()
+        await world.answered([honest.gets(), honest.gets()])
+        assert world.proxy.gate.waiting == 10 - WAITING_PART
+        heard = world.one.heard
+        writer.write(frames.window_update(1, 1 << 20))  # the client takes the first answer
+        await reader.readexactly(200_000)
+        rests[0]()
+        await until(lambda: world.one.heard == heard + 1)
+        assert world.proxy.gate.waiting == 10 - WAITING_PART - 1
+        writer.close()
+        await until(lambda: world.is_free and not world.proxy.gate._held)
 
     run(work)
 
