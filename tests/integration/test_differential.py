@@ -52,7 +52,7 @@ def test_esp_over_three_shards_is_one_etcd_but_for_what_is_listed(
 ) -> None:
     layout = LAYOUTS[name]
     with clusters(four_etcds[0], four_etcds[1:], start(module_esps, four_etcds[1:], layout), layout) as both:
-        explored(both, 40)
+        explored(both, 20)
 
 
 @pytest.mark.timeout(0 if PROGRAMS else 300)
@@ -61,7 +61,7 @@ def test_so_it_is_over_shards_of_the_newest_etcd(session_etcds: Etcds, module_es
     etcds = session_etcds.several(4, binary=peer("etcd"))
     layout = LAYOUTS[name]
     with clusters(etcds[0], etcds[1:], start(module_esps, etcds[1:], layout), layout, streams=True) as both:
-        explored(both, 30)
+        explored(both, 15)
 
 
 A, K, Z = b"a", b"k", b"z"
@@ -243,4 +243,4 @@ def test_with_one_shard_every_byte_is_the_same(twins: tuple[LocalEtcd, LocalEtcd
     alone, shard = twins
     with clusters(alone, [shard], start(start_esp, [shard], Layout([], [0])), Layout([], [0])) as both:
         Run(both, Counter(), wiped=False).all_of([p.Put(A), LIST, p.Watch(**p.EVERYTHING, start=p.Rev(None, 1))])
-        explored(both, 40)
+        explored(both, 20)

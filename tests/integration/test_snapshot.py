@@ -66,7 +66,7 @@ def test_a_snapshot_shows_no_state_that_never_was(empty_shards: list[LocalEtcd],
         kv = KVStub(channel)
         with Writer(kv) as writer:
             seen = set()
-            for _ in range(200):
+            for _ in range(60):
                 if form == "transaction":
                     a, z = (int(each.response_range.kvs[0].value) for each in kv.Txn(BOTH).responses)
                 else:
@@ -117,7 +117,7 @@ def test_a_snapshot_never_misses_a_key_that_moves_between_shards(
         kv = KVStub(channel)
         seen = set()
         with moving(kv):
-            for _ in range(300):
+            for _ in range(80):
                 rows = [row.key for op in kv.Txn(request_).responses for row in op.response_range.kvs]
                 assert rows, "there always is one of them"
                 seen.add(tuple(rows))
@@ -258,7 +258,7 @@ def test_a_transaction_may_read_each_shard_at_its_own_moment(
         for key in (b"a", b"j", b"z"):
             kv.Put(Put(key=key, value=b"v"))
         with written(empty_shards):
-            for _ in range(200):
+            for _ in range(60):
                 whole, last = (op.response_range for op in kv.Txn(reads, metadata=metadata).responses)
                 assert [row.key for row in whole.kvs] == [b"a", b"j", b"z"]
                 assert whole.kvs[2] == last.kvs[0], "what is read in one shard is of one moment"
@@ -279,7 +279,7 @@ def test_one_shard_that_is_written_all_the_time_does_not_keep_a_snapshot_from_be
         for key in (b"a", b"j", b"z"):
             kv.Put(Put(key=key, value=b"v"))
         with written(empty_shards[:1]):
-            for _ in range(300):
+            for _ in range(80):
                 assert kv.Range(Range(**EVERYTHING), metadata=SNAPSHOT).count == 3
                 assert len(kv.Txn(BOTH).responses) == 2
 

@@ -74,10 +74,10 @@ def all_kinds(esp: EspProcess, shards: list[LocalEtcd]) -> Iterator[list[tuple[W
 def test_kill_9_and_restart_of_shards_is_hidden(start_durable_etcd: Etcds, start_esp: Esps) -> None:
     shards = start_durable_etcd.several(3, "--unsafe-no-fsync=false", _progress(start_durable_etcd))
     esp = start_esp(shards, BOUNDARIES)
-    with Writers(shards, PREFIXES, pause=0.001) as writers:
+    with Writers(shards, PREFIXES, pause=0.004) as writers:
         writers.wait_for_more(20)
     with all_kinds(esp, shards) as watches:
-        with Writers(shards, PREFIXES, pause=0.001) as writers:
+        with Writers(shards, PREFIXES, pause=0.004) as writers:
             writers.wait_for_more()
             for victim in (1, 1, 2):
                 shards[victim].kill()
@@ -104,7 +104,7 @@ def test_a_connection_that_is_cut_again_and_again_is_hidden(
         watches = stack.enter_context(all_kinds(esp, shards))
         if shared == 1:
             watches += stack.enter_context(all_kinds(esp, shards))
-        with Writers(shards, PREFIXES, pause=0.001) as writers:
+        with Writers(shards, PREFIXES, pause=0.004) as writers:
             for _ in range(10):
                 for relay in relays:
                     writers.wait_for_more(15)
@@ -128,7 +128,7 @@ def test_another_endpoint_of_a_shard_takes_over(start_durable_etcd: Etcds, start
         ]
         for number, member in enumerate(members):
             survivor = members[(number + 1) % 3]
-            with Writers([survivor, other], ["a-", "z-"], pause=0.001) as writers:
+            with Writers([survivor, other], ["a-", "z-"], pause=0.004) as writers:
                 writers.wait_for_more(50)
                 member.kill()
                 writers.wait_for_more(50)

@@ -27,7 +27,7 @@ def write(server: Server, prefix: str, count: int, size: int) -> Events:
         return made
 
 
-@pytest.mark.parametrize("size", [1, 9, 15, 60], ids=lambda size: f"{size}MiB")
+@pytest.mark.parametrize("size", [1, 9, 15, 40], ids=lambda size: f"{size}MiB")
 def test_it_comes_once_and_whole(size: int, start_durable_etcd: Etcds, start_esp: Esps) -> None:
     """So many MiB on the first of three shards, in values of 15 KiB; a little on the others."""
     shards = start_durable_etcd.several(3)

@@ -213,7 +213,7 @@ def test_resuming_from_the_last_event_is_exact_or_compacted(
     client = Client(start_esp(shards, BOUNDARIES))
     starts = [revision_of(shard) + 1 for shard in shards]
     with Writers(shards, PREFIXES, pause=0.005):
-        for number in range(40):
+        for number in range(24):
             if not client.watch(5 + number % 7):
                 client.list_again()
                 client.watch(5)
@@ -224,7 +224,7 @@ def test_resuming_from_the_last_event_is_exact_or_compacted(
     record_property("resumed exactly", client.exact)
     record_property("compacted", client.compacted)
     sys.stderr.write(f"{apart}: {client.exact} resumed exactly, {client.compacted} compacted\n")
-    assert client.exact > (30 if apart == "far" else 0)
+    assert client.exact > (18 if apart == "far" else 0)
 
 
 def _as_watch(client: Client) -> Watch:
