@@ -86,6 +86,16 @@ class World:
         self.begun[name].close()
         self.context.flush()
 
+    def all_begin(self, size: int) -> list[int]:
+        """Shard A answers all that is at work with `size` bytes each, until no call waits. How many calls each time."""
+        numbers = []
+        while self.gate.waiting:
+            names = [name for name, entry in self.begun.items() if entry.held]
+            numbers.append(len(names))
+            for name in names:
+                self.is_answered(name, A, size)
+        return numbers
+
     def pauses(self, name: str) -> None:
         """All is read that has come with it."""
         self.clients[name[0]][1].connection.paused()
@@ -244,12 +254,7 @@ def test_where_many_clients_are_new_more_of_them_go_at_a_time_as_long_as_answers
     names = [f"{chr(0x100 + number)}0" for number in range(200)]
     for name in names:
         world.asks(name, A)
-    begun = []
-    while world.gate.waiting:
-        at_work = [name for name, entry in world.begun.items() if entry.held]
-        begun.append(len(at_work))
-        for name in at_work:
-            world.is_answered(name, A, 100)
+    begun = world.all_begin(100)
     assert begun[:3] == [4, 30, 64]
     assert max(begun) <= 64
     for name in names:
@@ -337,13 +342,7 @@ def test_first_reads_of_ranges_begin_few_at_a_time_until_answers_are_small() -> 
     world = World(Limits(max_parts_per_shard=4), reads=True, one_key=False)
     for number in range(40):
         world.asks(f"{chr(0x100 + number)}0", A)
-    at_work = []
-    while world.gate.waiting:
-        names = [name for name, entry in world.begun.items() if entry.held]
-        at_work.append(len(names))
-        for name in names:
-            world.is_answered(name, A, 100)
-    assert at_work == [1, 2, 6, 16]
+    assert world.all_begin(100) == [1, 2, 6, 16]
 
 
 def test_so_many_large_answers_of_a_connection_wait_for_it_and_further_calls_wait_for_these() -> None:
