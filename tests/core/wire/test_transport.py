@@ -23,6 +23,7 @@ from esp.core.wire.listener import ACCEPTED_AT_ONCE, Listener
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler, ServerStream
 from esp.core.wire.status import Code, Status
+from esp.core.wire.turns import Turns
 from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
     ECHO,
@@ -75,8 +76,8 @@ class Small(Handler):
 class Serving:
     """A listener with its handlers, and clients for it."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.context = WireContext(limits)
+    def __init__(self, limits: Limits, turns: Turns) -> None:
+        self.context = WireContext(limits, turns=turns)
         self.saw: list[tuple[Any, ...]] = []
         self.hold = Recorder(self.saw)
         self.handlers: dict[bytes, Handler] = {
@@ -183,8 +184,8 @@ def ended(stream: int) -> Callable[[list[Frame]], bool]:
 
 
 @contextlib.asynccontextmanager
-async def serving(limits: Limits | None = None) -> AsyncIterator[Serving]:
-    server = Serving(limits or Limits())
+async def serving(limits: Limits | None = None, turns: Turns | None = None) -> AsyncIterator[Serving]:
+    server = Serving(limits or Limits(), turns or Turns())
     [(_, server.port)] = await server.listener.listen("127.0.0.1", 0)
     try:
         yield server
@@ -319,7 +320,7 @@ def test_a_short_request_of_http1_that_takes_some_steps_is_served_without_a_paus
     monkeypatch.setattr(accepted.ServerProtocol, "_read", lambda _, wanted: paused.append(wanted))
 
     async def test() -> None:
-        async with serving() as server:
+        async with serving(turns=Turns(lambda: 0.0)) as server:  # no step takes so long that the turn is over
             client = await server.client()
             for _ in range(3):
                 await client.says(GET.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"))
