@@ -30,7 +30,7 @@ LAYERS = [
     {"esp.core.kubernetes"},
     {"esp.core.config"},
     {"esp.core.shard"},
-    {"esp.core.advertise", "esp.core.identity", "esp.core.undivided"},
+    {"esp.core.advertise", "esp.core.identity", "esp.core.sockets", "esp.core.undivided"},
     {"esp.core.layout"},
     {"esp.core.apiservers", "esp.core.samples"},
     {"esp.core.routing"},

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from esp import __version__
 from esp.commands.log_summary import SummingHandler
 from esp.commands.output import INTERRUPTED, CommandError, flush, in_one_line, write
-from esp.core import advertise, garbage
+from esp.core import advertise, garbage, sockets
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
@@ -25,7 +25,7 @@ from esp.core.keys import format_key, format_range
 from esp.core.kubernetes import cuts
 from esp.core.local import LocalEtcdError
 from esp.core.local_shards import CONFIG_NAME, LocalShards
-from esp.core.proxy import Proxy, check_listen
+from esp.core.proxy import Proxy
 from esp.core.shard import Lookups
 
 log = logging.getLogger("esp")
@@ -73,7 +73,7 @@ def _check_listen(path: Path, listen: list[str]) -> None:
     else:
         addresses = list(configs.load(path).listen)
     try:
-        check_listen(addresses)
+        sockets.check(addresses)
     except OSError as error:
         raise CommandError(error.strerror or str(error)) from None
 

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from time import monotonic
-from typing import Any
 
-from esp.core import advertise, errors
+from esp.core import advertise, errors, sockets
 from esp.core.apiservers import ApiServers
 from esp.core.background import Background
-from esp.core.config import Config, Listen
+from esp.core.config import Config
 from esp.core.garbage import Garbage
 from esp.core.gateway import Site
 from esp.core.heap import Heap
@@ -38,6 +33,7 @@ from esp.core.services.pages import Pages
 from esp.core.services.router import Router
 from esp.core.services.watch import Watch
 from esp.core.shard import Shard
+from esp.core.sockets import Bound
 from esp.core.tokens import Tokens
 from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
@@ -59,14 +55,19 @@ class Proxy:
     Handlers are built from a layout, and built anew for another (`install`). The rest outlives layouts: tokens, leases,
     watches, samples, the gate, and the clients of shards that stay.
 
+    Args:
+        config: the shards, and how to serve them.
+        bound: the listening sockets, which this proxy closes when it drains; by default it binds those of the config.
+
     Attributes:
         background: owner of every task and timer outside the wire; counts bugs.
         gate: lets calls over several shards begin.
         routing: the layout in force, and the tokens.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, bound: Sequence[Bound] | None = None) -> None:
         self.config = config
+        self._bound = bound
         self.context = WireContext(config.limits)
         self.background = Background()
         self.bound: list[tuple[str, int]] = []
@@ -221,7 +222,15 @@ class Proxy:
         Raises:
             OSError: a listen address cannot be bound; nothing was started.
         """
-        await self._bind(self.config.listen)
+        bound = sockets.bind(self.config.listen) if self._bound is None else self._bound
+        self.bound = [one.address for one in bound]
+        for one in bound:
+            try:
+                await self._listener.listen(one.sock)
+            except OSError as error:  # another process has bound the same address, and was first to listen
+                self._listener.close()
+                sockets.close(bound)
+                raise sockets.cannot_listen(one.listen, self.config.listen, error) from None
         for shard in self.routing.shards.values():
             self._run(shard)
         self._garbage.start()
@@ -231,14 +240,6 @@ class Proxy:
             self.background.keep("the samples of revisions", partial(self._sample, self._samples))
         self.background.keep("the tick", self._tick)
         return self
-
-    async def _bind(self, addresses: Sequence[Listen]) -> None:
-        for address in addresses:
-            try:
-                self.bound += await self._listener.listen(address.host, address.port)
-            except OSError as error:
-                self._listener.close()
-                raise _cannot_listen(address, addresses, error) from None
 
     async def __aexit__(self, *exc: object) -> None:
         self._garbage.stop()
@@ -284,70 +285,3 @@ async def _unreachable(layout: Layout, seconds: float) -> list[str]:
         if not missing or monotonic() > deadline:
             return missing
         await asyncio.sleep(0.01)
-
-
-def check_listen(addresses: Sequence[Listen]) -> None:
-    """Binds every address and frees it again: an address in use is an error before anything else has started.
-
-    Raises:
-        OSError: as entering a `Proxy` does.
-    """
-    for address in addresses:
-        try:
-            if _taken_by(address, addresses) is not None:
-                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-            for family, kind, protocol, _, bound in _resolved(address):
-                with socket.socket(family, kind, protocol) as probe:
-                    # As the listener does it: connections of an earlier run in TIME_WAIT are no hindrance.
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    if family == socket.AF_INET6:
-                        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                    probe.bind(bound)
-        except OSError as error:
-            raise _cannot_listen(address, addresses, error) from None
-
-
-def _resolved(address: Listen) -> list[Any]:
-    return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-
-
-def _taken_by(address: Listen, addresses: Sequence[Listen]) -> Listen | None:
-    """The earlier address that is the same socket as `address` under another name; None if there is none."""
-    for other in addresses[: addresses.index(address)]:
-        if other.port == address.port != 0:
-            for family, _, _, _, (host, *_) in _resolved(address):
-                for of_other, _, _, _, (its_host, *_) in _resolved(other):
-                    every = "::" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104
-                    if family == of_other and (host == its_host or every in (host, its_host)):
-                        return other
-    return None
-
-
-def _cannot_listen(address: Listen, addresses: Sequence[Listen], error: OSError) -> OSError:
-    if error.errno == errno.EADDRINUSE and (other := _taken_by(address, addresses)) is not None:
-        reason = f"it is the address of {other}, which is listed too; remove one"
-    else:
-        reason = _reason(error)
-    return OSError(error.errno, f"cannot listen on {address}: {reason}")
-
-
-def _reason(error: OSError) -> str:
-    text = (error.strerror or str(error)).lower()
-    if isinstance(error, socket.gaierror):
-        return "the host name is not known; use an address of this machine"
-    if error.errno == errno.EADDRINUSE:
-        return "the port is in use; stop what listens there or name another with --listen"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return "this machine does not have that address"
-    if error.errno == errno.EACCES:
-        return f"permission denied; {_unprivileged_ports()}"
-    return text
-
-
-def _unprivileged_ports() -> str:
-    """The ports that need no privilege, as a sentence; on Linux the administrator sets them."""
-    try:
-        first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
-    except (OSError, ValueError):
-        return "a port below 1024 takes root, others do not"
-    return f"use a port from {first} (net.ipv4.ip_unprivileged_port_start) on, or give esp CAP_NET_BIND_SERVICE"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -46,6 +45,7 @@ class Listener:
         self.find = find
         self.serve = serve
         self._protocols: set[ServerProtocol] = set()
+        self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
         self._empty = asyncio.Event()
         self._empty.set()
@@ -54,32 +54,23 @@ class Listener:
         self._tick = 0.0
         self._places = Shares(context.limits.max_connections, context.limits.common_share)
 
-    async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
-        """Begins to accept on `host`:`port`; the addresses bound.
+    async def listen(self, sock: socket.socket) -> None:
+        """Begins to accept on a bound socket, which the listener closes when it closes.
+
+        Several clients are accepted in a turn: uvloop accepts one on each descriptor, so the socket has several. With
+        one descriptor, a client would wait a turn for each client before it in the kernel's queue.
 
         Raises:
-            OSError: the address cannot be bound.
+            OSError: another process listens at the address.
         """
+        self._sockets.append(sock)
+        sock.listen(BACKLOG)
         loop = asyncio.get_running_loop()
         make = partial(ServerProtocol, self)
-        server = await loop.create_server(make, host, port, backlog=1, start_serving=False)
-        self._servers.append(server)
-        bound = [sock.getsockname()[:2] for sock in server.sockets]
-        for listening in server.sockets:
-            await self._accept_on(listening.fileno(), make)
-        return bound
-
-    async def _accept_on(self, descriptor: int, make: Callable[[], ServerProtocol]) -> None:
-        """Accepts several clients in a turn: uvloop accepts one on each descriptor, so the socket has several.
-
-        With one descriptor, a client would wait a turn for each client before it in the kernel's queue.
-        """
-        loop = asyncio.get_running_loop()
+        # Accepted sockets inherit this option. The wire itself decides how long a client that reads slowly may take.
+        set_user_timeout(sock, max(USER_TIMEOUT, self.context.limits.blocked_write_timeout))
         for _ in range(ACCEPTED_AT_ONCE):
-            same = socket.socket(fileno=os.dup(descriptor))
-            # Accepted sockets inherit this option. The wire itself decides how long a client that reads slowly may
-            # take.
-            set_user_timeout(same, max(USER_TIMEOUT, self.context.limits.blocked_write_timeout))
+            same = sock.dup()
             self._servers.append(await loop.create_server(make, sock=same, backlog=1))
             same.listen(BACKLOG)  # asyncio's own loop accepts as many on one descriptor in a turn, not one
 
@@ -95,6 +86,8 @@ class Listener:
 
     def close(self) -> None:
         """Stops accepting."""
+        for sock in self._sockets:
+            sock.close()
         for server in self._servers:
             server.close()
 

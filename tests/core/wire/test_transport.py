@@ -186,7 +186,9 @@ def ended(stream: int) -> Callable[[list[Frame]], bool]:
 @contextlib.asynccontextmanager
 async def serving(limits: Limits | None = None, turns: Turns | None = None) -> AsyncIterator[Serving]:
     server = Serving(limits or Limits(), turns or Turns())
-    [(_, server.port)] = await server.listener.listen("127.0.0.1", 0)
+    sock = socket.create_server(("127.0.0.1", 0))
+    server.port = sock.getsockname()[1]
+    await server.listener.listen(sock)
     try:
         yield server
     finally:

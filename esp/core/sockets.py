@@ -1,0 +1,122 @@
+"""The listening sockets: bound to the addresses of the config before the first client is accepted.
+
+Whoever has bound sockets can hand them to a `Proxy`, or to another process; so accepting is apart (`wire.listener`).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from esp.core.config import Listen
+
+
+class Bound(NamedTuple):
+    """A bound socket, and the address of the config for which it was bound. Nobody accepts on it yet."""
+
+    sock: socket.socket
+    listen: Listen
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host and the port; the port is never 0."""
+        host, port, *_ = self.sock.getsockname()
+        return host, port
+
+
+def bind(addresses: Sequence[Listen]) -> list[Bound]:
+    """Binds sockets to the addresses: one for each address of a host name.
+
+    Raises:
+        OSError: an address cannot be bound; `strerror` is a sentence with the cure, and no socket is left open.
+    """
+    bound: list[Bound] = []
+    for address in addresses:
+        try:
+            if _taken_by(address, addresses) is not None:
+                raise OSError(errno.EADDRINUSE, "")
+            bound.extend(Bound(_bound(*resolved), address) for resolved in _resolved(address))
+        except OSError as error:
+            close(bound)
+            raise cannot_listen(address, addresses, error) from None
+    return bound
+
+
+def close(bound: Iterable[Bound]) -> None:
+    """Closes the sockets."""
+    for sock, _ in bound:
+        sock.close()
+
+
+def check(addresses: Sequence[Listen]) -> None:
+    """Binds every address and frees it again: an address in use is an error before anything else has started.
+
+    Raises:
+        OSError: as `bind` does.
+    """
+    close(bind(addresses))
+
+
+def _bound(family: int, kind: int, protocol: int, _: str, address: Any) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        # Connections of an earlier run in TIME_WAIT are no hindrance.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _resolved(address: Listen) -> list[Any]:
+    return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+
+
+def _taken_by(address: Listen, addresses: Sequence[Listen]) -> Listen | None:
+    """The earlier address that is the same socket as `address` under another name; None if there is none."""
+    for other in addresses[: addresses.index(address)]:
+        if other.port == address.port != 0:
+            for family, _, _, _, (host, *_) in _resolved(address):
+                for of_other, _, _, _, (its_host, *_) in _resolved(other):
+                    every = "::" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104
+                    if family == of_other and (host == its_host or every in (host, its_host)):
+                        return other
+    return None
+
+
+def cannot_listen(address: Listen, addresses: Sequence[Listen], error: OSError) -> OSError:
+    """The error for an address, one of `addresses`, on which nobody can listen: a sentence with the cure."""
+    if error.errno == errno.EADDRINUSE and (other := _taken_by(address, addresses)) is not None:
+        reason = f"it is the address of {other}, which is listed too; remove one"
+    else:
+        reason = _reason(error)
+    return OSError(error.errno, f"cannot listen on {address}: {reason}")
+
+
+def _reason(error: OSError) -> str:
+    text = (error.strerror or str(error)).lower()
+    if isinstance(error, socket.gaierror):
+        return "the host name is not known; use an address of this machine"
+    if error.errno == errno.EADDRINUSE:
+        return "the port is in use; stop what listens there or name another with --listen"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have that address"
+    if error.errno == errno.EACCES:
+        return f"permission denied; {_unprivileged_ports()}"
+    return text
+
+
+def _unprivileged_ports() -> str:
+    """The ports that need no privilege, as a sentence; on Linux the administrator sets them."""
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    except (OSError, ValueError):
+        return "a port below 1024 takes root, others do not"
+    return f"use a port from {first} (net.ipv4.ip_unprivileged_port_start) on, or give esp CAP_NET_BIND_SERVICE"
