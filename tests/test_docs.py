@@ -123,7 +123,7 @@ def test_the_map_of_the_code_has_every_layer() -> None:
     assert first_column("layer, from the top") == layers | {"esp/cli.py", "esp/commands/"}
 
 
-@pytest.mark.parametrize("name", ["config", "health", "services/kv", "services/lease", "shard"])
+@pytest.mark.parametrize("name", ["config", "health", "log", "services/kv", "services/lease", "shard"])
 def test_a_folder_lists_its_files(name: str) -> None:
     folder = ROOT / "esp" / "core" / name
     listed = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A package stands for all modules in it that have no entry of their own; modules of one layer may
 # import each other.
 LAYERS = [
-    {"esp.core.background", "esp.core.keys", "esp.core.namespace"},
+    {"esp.core.background", "esp.core.keys", "esp.core.log", "esp.core.namespace"},
     {"esp.core.wire", "esp.core.pb"},
     {
         "esp.core.shard_map",

@@ -10,6 +10,8 @@ from collections.abc import Container, Sequence
 from enum import StrEnum
 from typing import TextIO
 
+from esp.core.log.text import in_one_line
+
 DONE = 0
 FAILED = 1
 USAGE = 2
@@ -73,13 +75,6 @@ def complain(text: str) -> None:
             sys.stderr.flush()
         except OSError:
             _discard(sys.stderr)
-
-
-def in_one_line(text: str) -> str:
-    """The text with line breaks and control characters escaped. The name of a file, say, may have some."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _discard(stream: TextIO) -> None:

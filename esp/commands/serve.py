@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from esp import __version__
 from esp.commands.log_summary import SummingHandler
-from esp.commands.output import INTERRUPTED, CommandError, flush, in_one_line, write
+from esp.commands.output import INTERRUPTED, CommandError, flush, write
 from esp.core import advertise, garbage, sockets
 from esp.core import config as configs
 from esp.core.config import Config
@@ -25,6 +25,7 @@ from esp.core.keys import format_key, format_range
 from esp.core.kubernetes import cuts
 from esp.core.local import LocalEtcdError
 from esp.core.local_shards import CONFIG_NAME, LocalShards
+from esp.core.log.text import few, in_one_line
 from esp.core.proxy import Proxy
 from esp.core.shard import Lookups
 
@@ -204,10 +205,10 @@ async def _serve(config: Config, cluster: LocalShards | None) -> None:
 def _tell_ready(config: Config, cluster: LocalShards | None, proxy: Proxy, missing: list[str]) -> None:
     urls = [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in proxy.bound]
     names = [shard.name for shard in config.shards]
-    text = f"ready on {', '.join(urls)}; {'shard' if len(names) == 1 else 'shards'} {', '.join(names)}"
-    text += f"; esp {__version__}, config {config.path}"
+    text = f"ready on {', '.join(urls)}; {'shard' if len(names) == 1 else 'shards'} {few(names)}"
+    text += f"; esp {__version__}, config {config.path}, map {config.shard_map.fingerprint}"
     if missing:
-        log.warning("%s; not reachable yet: %s", text, "all of them" if missing == names else ", ".join(missing))
+        log.warning("%s; not reachable yet: %s", text, "all of them" if missing == names else few(missing))
     else:
         log.info("%s", text)
     if cluster is not None and config.path is not None:

@@ -18,6 +18,7 @@ from esp.core.gateway import Site
 from esp.core.heap import Heap
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
+from esp.core.log.text import few
 from esp.core.routing import Routing
 from esp.core.samples import Samples
 from esp.core.services import auth, cluster, elsewhere, kv, lock, maintenance, reflection
@@ -152,7 +153,9 @@ class Proxy:
         if left:
             self.background.start(self._let_go(left, calls))
         self.context.flush()
-        log.info("layout %d is in force: shards %s", layout.epoch, ", ".join(layout.shards))
+        log.info(
+            "layout %d is in force: shards %s; map %s", layout.epoch, few(list(layout.shards)), layout.map.fingerprint
+        )
 
     async def _let_go(self, shards: Sequence[Shard], calls: Sequence[ServerStream]) -> None:
         """Ends the clients of shards that have left the layout, when the calls that may need them have ended."""

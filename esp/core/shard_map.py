@@ -6,9 +6,10 @@ found by one bisection, which cannot fail. A map never changes: a new layout is 
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -72,13 +73,18 @@ class ShardMap:
 
     `owners[i]` is the name of the shard that owns the keys from `starts[i]` to `starts[i + 1]`. The first start is the
     empty key, the last range has no end, and neighbours never have the same owner. `names` are all shards, in the order
-    of the config.
+    of the config. `fingerprint` has 12 hexadecimal digits, the same ones for the same shards and owners of all keys,
+    whatever the order of the file and the epoch, and others for any other map.
     """
 
     names: tuple[str, ...]
     epoch: int
     starts: list[bytes]
     owners: list[str]
+    fingerprint: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fingerprint", _fingerprint(self.names, self.starts, self.owners))
 
     @classmethod
     def build(cls, ranges: Sequence[tuple[str, KeyRange]], names: Sequence[str], epoch: int = 1) -> ShardMap:
@@ -156,6 +162,17 @@ class ShardMap:
             for start, end, owner in zip(self.starts, ends, self.owners, strict=True)
             if owner == shard
         ]
+
+
+def _fingerprint(names: Sequence[str], starts: Sequence[bytes], owners: Sequence[str]) -> str:
+    """48 bits of a hash over the shards' names and the boundaries with their owners, as 12 hexadecimal digits."""
+    parts = [*(name.encode() for name in sorted(names)), b""]
+    for start, owner in zip(starts, owners, strict=True):
+        parts += start, owner.encode()
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(b"%d:" % len(part) + part)  # with its length, so that no two lists look the same
+    return digest.hexdigest()[:12]
 
 
 def carve(ranges: Sequence[tuple[str, KeyRange]]) -> list[tuple[int, KeyRange]]:

@@ -54,7 +54,9 @@ def stop_while_a_call_hangs(esp: EspProcess, slow: LocalEtcd) -> None:
 
 
 def about(esp: EspProcess) -> str:
-    return f"esp {version('etcd-sharding-proxy')}, config {esp.config}"
+    assert esp.config
+    fingerprint = config.load(esp.config).shard_map.fingerprint
+    return f"esp {version('etcd-sharding-proxy')}, config {esp.config}, map {fingerprint}"
 
 
 class TestLines:
@@ -90,7 +92,10 @@ class TestLines:
                 process.send_signal(signal.SIGTERM)
                 os.close(theirs)
         os.close(ours)
-        assert re.match(r"\d\d:\d\d:\d\d ready on http://127\.0\.0\.1:\d+; shard shard-0; esp .*, config .*\r\n", line)
+        assert re.match(
+            r"\d\d:\d\d:\d\d ready on http://127\.0\.0\.1:\d+; shard shard-0; esp .*, config .*, map [0-9a-f]{12}\r\n",
+            line,
+        )
 
     def test_an_unknown_host_is_told_with_its_line_and_the_others_are_served(
         self, etcd: LocalEtcd, start_esp: Esps, tmp_path: Path

@@ -203,3 +203,27 @@ def test_carving_two_levels_deep() -> None:
         (2, KeyRange(b"rf", b"s")),
         (1, KeyRange(b"s", None)),
     ]
+
+
+class TestFingerprint:
+    def test_order_epoch_and_needless_boundaries_do_not_count(self) -> None:
+        known = ShardMap.build(THREE, NAMES).fingerprint
+        assert known == "ff80cb915ad8", "it is the same in every process and every release"
+        cut = [*THREE[1:], ("left", KeyRange(b"", b"c")), ("left", KeyRange(b"c", b"i"))]
+        assert ShardMap.build(cut, NAMES[::-1], epoch=7).fingerprint == known
+
+    @given(layouts(), layouts())
+    def test_maps_differ_in_it_exactly_if_an_owner_differs(
+        self, one: list[tuple[str, KeyRange]], other: list[tuple[str, KeyRange]]
+    ) -> None:
+        first, second = ShardMap.build(one, NAMES), ShardMap.build(other, NAMES)
+        is_same = (first.starts, first.owners) == (second.starts, second.owners)
+        assert (first.fingerprint == second.fingerprint) == is_same
+
+    def test_names_count(self) -> None:
+        everything = [("left", KeyRange(b"", None))]
+        prints = [
+            ShardMap.build(everything, names).fingerprint for names in (("left",), NAMES, ("left", "middleright"))
+        ]
+        prints.append(ShardMap.build([("right", KeyRange(b"", None))], NAMES).fingerprint)
+        assert len(set(prints)) == 4

@@ -241,7 +241,9 @@ class TestPages:
     def test_version_is_that_of_the_shards(self, esp: EspProcess, shards: list[LocalEtcd]) -> None:
         status, body = ask(esp, "GET", "/version")
         told = json.loads(body)
-        assert told.pop("esp") == version("etcd-sharding-proxy")
+        assert esp.config
+        about = version("etcd-sharding-proxy"), config.load(esp.config).shard_map.fingerprint, "1"
+        assert (told.pop("esp"), told.pop("map"), told.pop("epoch")) == about
         assert (status, told) == (200, json.loads(ask(shards[0], "GET", "/version")[1]))
 
     def test_health_is_said_as_etcd_says_it(self, esp: EspProcess) -> None:

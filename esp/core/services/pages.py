@@ -110,7 +110,9 @@ class Pages(Handler):
         storage = min((shard.storage_version for shard in known), key=version_key)
         if storage:
             told["storage"] = storage
-        answer(Page(200, _json(told | {"esp": __version__}), JSON))
+        layout = self._routing.layout
+        told |= {"esp": __version__, "map": layout.map.fingerprint, "epoch": str(layout.epoch)}
+        answer(Page(200, _json(told), JSON))
 
     def _health(self, query: Query, answer: AnswerPage) -> None:
         excluded = frozenset(query.get("exclude", ()))
