@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 # import each other.
 LAYERS = [
     {"esp.core.background", "esp.core.keys", "esp.core.log", "esp.core.namespace"},
-    {"esp.core.wire", "esp.core.pb"},
+    {"esp.core.wire", "esp.core.pb", "esp.core.control"},
     {
         "esp.core.shard_map",
         "esp.core.errors",
@@ -49,6 +49,7 @@ LAYERS = [
 # Packages of which others import only the names in `__all__`.
 CLOSED = (
     "esp.core.config",
+    "esp.core.control",
     "esp.core.health",
     "esp.core.services.kv",
     "esp.core.services.lease",
