@@ -270,7 +270,7 @@ Problems:
             code, told = check_json(config)
         assert code == 1
         assert json_kinds(told["problems"]) == [("unreachable", ["shard-0"], url)]
-        assert told["problems"][0]["text"] == "cannot be reached: no answer within 0.2 s"
+        assert told["problems"][0]["text"] == "cannot be reached: it accepts connections, but says nothing within 0.2 s"
 
     def test_an_unknown_host_is_unreachable(self, tmp_path: Path) -> None:
         config = tmp_path / "esp.yaml"

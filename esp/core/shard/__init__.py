@@ -9,7 +9,9 @@
     link       one connection of a shard, and the calls that wait for the connection
     login      esp's own user: the token that goes with esp's own questions
     member     a server's first answer: whether the server is up, and is not an esp
+    dialler    connects to an endpoint as far as that calls can be sent
     dial       connects to the first of a host's addresses that accepts
+    endpoint_state  the state of one endpoint: connectivity, trouble, round trips
     lookup     looks up host names, each in at most one thread
 
 From the top down; each file imports only files below it.
@@ -17,6 +19,7 @@ From the top down; each file imports only files below it.
 
 from esp.core.shard.at_once import AtOnce, are_ready
 from esp.core.shard.connected import FIRST_PAUSE, LONGEST_PAUSE
+from esp.core.shard.endpoint_state import Connectivity, EndpointState
 from esp.core.shard.fate import outcome
 from esp.core.shard.lookup import Lookups
 from esp.core.shard.member import STATUS_PATH, is_probe
@@ -67,6 +70,8 @@ __all__ = [
     "USER_LIST",
     "Answer",
     "AtOnce",
+    "Connectivity",
+    "EndpointState",
     "Lookups",
     "Method",
     "Shard",

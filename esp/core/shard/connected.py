@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -28,10 +26,10 @@ from esp.core.auth_tokens import OwnParts
 from esp.core.background import Background
 from esp.core.config import Endpoint, User
 from esp.core.shard.cluster import Cluster
-from esp.core.shard.dial import connect
+from esp.core.shard.dialler import Dialler, reason_of
+from esp.core.shard.endpoint_state import EndpointState
 from esp.core.shard.link import Link
 from esp.core.shard.login import Login
-from esp.core.shard.lookup import Lookups
 from esp.core.shard.member import NotAnEtcd, UnfitError, ask_once, ask_status
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
@@ -56,7 +54,7 @@ class Connected(Cluster):
 
     Attributes:
         endpoints: all endpoints, in the order of the config.
-        troubles: the reason of each endpoint's last failure to connect; empty once an attempt has succeeded.
+        states: the state of each endpoint, for metrics and logs.
         user: the user for esp's own calls; None if esp has no user at this shard.
         dialled: the number of times that esp began to connect, at the start and whenever a connection was lost. Who has
             seen the number change knows of an outage, however short.
@@ -75,11 +73,11 @@ class Connected(Cluster):
         self.user = user
         self.context = context
         self.background = background
-        self.troubles: dict[Endpoint, str] = {}
+        self.states = {endpoint: EndpointState() for endpoint in self.endpoints}
         self.dialled = 0
         self._own_parts = OwnParts(name)
         self._login = None if user is None else Login(name, user, self._own_parts, self._ask_once, background)
-        self._lookups = Lookups()
+        self._dialler = Dialler(context, self._own_parts.of, self.take_status)
         self._unary = Link(context, background)
         self._streams = Link(context, background)
         self._retired: list[ClientConnection] = []
@@ -88,6 +86,13 @@ class Connected(Cluster):
         self._lost = asyncio.Event()
         self._wanted_streams = asyncio.Event()
         self._moved_on = -LONGEST_PAUSE
+
+    @property
+    def troubles(self) -> dict[Endpoint, str]:
+        """Why esp cannot use the endpoints, as far as they were tried; empty while the shard is connected."""
+        if self.endpoint is not None:
+            return {}
+        return {endpoint: state.trouble for endpoint, state in self.states.items() if state.trouble}
 
     @property
     def calls_sent(self) -> int:
@@ -174,13 +179,14 @@ class Connected(Cluster):
                 await self._serve(endpoint)
                 held = monotonic() - began >= LONGEST_PAUSE
             except NotAnEtcd as error:
-                self.troubles[endpoint] = _reason(error)
+                self.states[endpoint].failed(reason_of(error))
                 self._found_esp(endpoint)
             except OSError as error:
-                self.troubles[endpoint] = _reason(error)
+                why = reason_of(error)
+                self.states[endpoint].failed(why)
                 self._found_no_esp(endpoint)
                 level = logging.WARNING if failures == len(self.endpoints) - 1 else logging.DEBUG
-                log.log(level, "shard %s: cannot connect to %s: %s", self.name, endpoint, self.troubles[endpoint])
+                log.log(level, "shard %s: cannot connect to %s: %s", self.name, endpoint, why)
             turn += 1
             # An endpoint that accepts and hangs up at once counts like one that does not accept.
             failures = 0 if held else failures + 1
@@ -194,7 +200,7 @@ class Connected(Cluster):
         """Notes, and logs once, that an endpoint is an esp. If all endpoints are, calls need not wait."""
         if endpoint not in self._esps:
             self._esps.add(endpoint)
-            log.error("shard %s: %s cannot be used: %s", self.name, endpoint, self.troubles[endpoint])
+            log.error("shard %s: %s cannot be used: %s", self.name, endpoint, self.states[endpoint].trouble)
         if self._esps.issuperset(self.endpoints):
             self._bar(errors.leads_to_esp(self.name, ", ".join(map(str, self.endpoints))))
 
@@ -223,11 +229,13 @@ class Connected(Cluster):
         """
         self._lost.clear()
         self.dialled += 1
+        state = self.states[endpoint]
+        state.connecting()
         await self._dial(self._unary, endpoint)
         if self.endpoint != endpoint:
             log.info("shard %s: connected to %s", self.name, endpoint)
         self.endpoint = endpoint
-        self.troubles.clear()
+        state.ready()
         self._found_no_esp(endpoint)
         tasks = [self.background.keep(f"shard {self.name}: its streams", partial(self._dial_streams, endpoint))]
         if not self.version_in_use:
@@ -237,6 +245,7 @@ class Connected(Cluster):
         finally:
             await self.background.end(tasks)
             self.endpoint = None
+            state.failed("connection lost")
             self.version_in_use = ""
             for link in (self._unary, self._streams):
                 if link.connection is not None:
@@ -266,15 +275,6 @@ class Connected(Cluster):
             level = logging.DEBUG
             await asyncio.sleep(LONGEST_PAUSE)
 
-    async def _examine(self, connection: ClientConnection) -> None:
-        """Asks the member for its version and revision, before the connection is used.
-
-        Raises:
-            OSError: the revision is too high to be served; or the member is an esp, or does not answer.
-        """
-        with suppress(RpcError):  # an error is an answer, too; `_learn_version` asks again
-            self.take_status(await ask_status(connection, self.context.limits.keepalive_timeout))
-
     async def _dial_streams(self, endpoint: Endpoint) -> None:
         """Makes the connection for streams when the first stream needs it, and again when it breaks."""
         if self._streams.standing:
@@ -286,7 +286,7 @@ class Connected(Cluster):
                 try:
                     await self._dial(self._streams, endpoint)
                 except OSError as error:
-                    reason = _reason(error)
+                    reason = reason_of(error)
                     log.warning("shard %s: cannot connect to %s for streams: %s", self.name, endpoint, reason)
                     if self._streams.standing or self._streams.waiting:
                         await asyncio.sleep(LONGEST_PAUSE)
@@ -299,46 +299,20 @@ class Connected(Cluster):
         """Connects a link.
 
         Raises:
-            OSError: no connection, or no SETTINGS in time.
+            OSError: as `Dialler.dial`.
         """
-        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        connection = ClientConnection(self.context, f"{host}:{endpoint.port}")
-        connection.own_part = self._own_parts.of
         try:
-            await self._greeted(connection, endpoint)
-            if not connection.ended:
-                await self._examine(connection)
-            if connection.ended:
-                raise OSError("closed at once")
-            if link.connection is not None:
-                self._retire(link, leave=False)  # full, but as good as the new one
+            connection = await self._dialler.dial(endpoint, self.states[endpoint])
         except BaseException:
-            connection.end(ErrorCode.NO_ERROR, "not wanted any more")
-            self.context.flush()
             if link is self._unary:
                 self.forget_member()  # it may have told its status before the attempt failed
             raise
+        if link.connection is not None:
+            self._retire(link, leave=False)  # full, but as good as the new one
         connection.on_change = self._on_change(link, connection)
         link.connection = connection
         link.go()
         self.context.flush()
-
-    async def _greeted(self, connection: ClientConnection, endpoint: Endpoint) -> None:
-        """Connects, and waits for etcd's SETTINGS: a frozen member accepts, but sends nothing.
-
-        Raises:
-            OSError: no connection, or no SETTINGS in time.
-        """
-        greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        connection.on_change = lambda: None if greeted.done() else greeted.set_result(None)
-        seconds = self.context.limits.connect_timeout
-        try:
-            addresses = await self._lookups.addresses(endpoint.host, seconds)
-            async with asyncio.timeout(seconds):
-                await connect(connection, addresses, endpoint.port, seconds)
-                await greeted
-        except TimeoutError:
-            raise OSError(f"no answer within {seconds:g} s") from None
 
     def _on_change(self, link: Link, connection: ClientConnection) -> Callable[[], None]:
         def changed() -> None:
@@ -408,11 +382,3 @@ class Connected(Cluster):
         finally:
             self._is_asking = False
             self.context.flush()
-
-
-def _reason(error: OSError) -> str:
-    """The reason why connecting failed, for people: the system's words without its numbers and tuples."""
-    codes = {int(code) for code in re.findall(r"\[Errno (\d+)\]", str(error))}  # one for each address of the host
-    if error.errno is not None and error.errno > 0:
-        codes = {error.errno}
-    return ", ".join(os.strerror(code).lower() for code in sorted(codes)) or (error.strerror or str(error)).lower()

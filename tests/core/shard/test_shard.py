@@ -21,6 +21,7 @@ from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
+from esp.core.shard import Connectivity
 from esp.core.shard.cluster import DEFAULT_TXN_OPS, HIGHEST_REVISION
 from esp.core.shard.shard import SHARD_TRAILER, Shard
 from esp.core.tokens import MARK
@@ -731,6 +732,23 @@ class TestEndpoints:
             assert await front.outcome(stream) == OK
 
     @in_a_loop
+    async def test_the_state_of_each_is_known(self) -> None:
+        dead_one, idle = dead(), dead()
+        async with ScriptedEtcd() as etcd, Front(dead_one, etcd.endpoint, idle) as front:
+            states = front.shard.states
+            assert [state.connectivity for state in states.values()] == [
+                Connectivity.TRANSIENT_FAILURE,
+                Connectivity.READY,
+                Connectivity.IDLE,
+            ]
+            assert (states[dead_one].trouble, states[dead_one].failures) == ("connection refused", 1)
+            assert (states[etcd.endpoint].trouble, states[etcd.endpoint].failures) == ("", 0)
+            assert states[etcd.endpoint].answers == 1
+            assert (states[etcd.endpoint].round_trip or 0) > 0
+            assert states[idle].round_trip is None
+            assert front.shard.troubles == {}, "none while there is a connection"
+
+    @in_a_loop
     async def test_one_that_accepts_and_says_nothing_is_passed_over(self) -> None:
         async with (
             ScriptedEtcd(None, silent=True) as frozen,
@@ -738,6 +756,8 @@ class TestEndpoints:
             Front(frozen.endpoint, etcd.endpoint, limits=QUICK) as front,
         ):
             assert front.shard.endpoint == etcd.endpoint
+            told = "it accepts connections, but says nothing within 0.3 s"
+            assert front.shard.states[frozen.endpoint].trouble == told
             await (await frozen.accepts()).ends()
 
     @in_a_loop
