@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A package stands for all modules in it that have no entry of their own; modules of one layer may
 # import each other.
 LAYERS = [
-    {"esp.core.background", "esp.core.keys", "esp.core.log", "esp.core.namespace"},
+    {"esp.core.background", "esp.core.keys", "esp.core.log", "esp.core.namespace", "esp.core.notify"},
     {"esp.core.wire", "esp.core.pb", "esp.core.control"},
     {
         "esp.core.shard_map",
@@ -33,6 +33,7 @@ LAYERS = [
     {"esp.core.config"},
     {"esp.core.shard"},
     {"esp.core.advertise", "esp.core.identity", "esp.core.sockets", "esp.core.undivided"},
+    {"esp.core.activation"},
     {"esp.core.layout"},
     {"esp.core.apiservers", "esp.core.samples"},
     {"esp.core.routing"},

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from esp import __version__
 from esp.commands.log_summary import SummingHandler
 from esp.commands.output import INTERRUPTED, CommandError, flush, write
+from esp.commands.service import Service
 from esp.core import advertise, garbage, sockets
 from esp.core import config as configs
 from esp.core.config import Config
@@ -44,12 +45,14 @@ def run(config: Path | None, local: int | None, data_dir: Path | None, listen: l
         CommandError: a listen address is not available, and nothing was started or written; or an etcd did not start.
     """
     _log_to_stderr()
+    service = Service(os.environ)
     try:
         if local is None:
             found = configs.load(configs.find(config, os.environ))
-            _run_loop(_serve(_prepared(found, listen), None))
+            _run_loop(_serve(_prepared(found, listen), None, service))
         else:
             assert data_dir is not None
+            service.refuse_sockets()
             path = data_dir / CONFIG_NAME
             try:
                 cluster = LocalShards.open(data_dir, local)
@@ -57,7 +60,7 @@ def run(config: Path | None, local: int | None, data_dir: Path | None, listen: l
                 cluster.write_config(path, listen or [DEFAULT_LISTEN])
             except OSError as error:
                 raise CommandError(_cannot_use(data_dir, error)) from None
-            _run_loop(_serve(_prepared(configs.load(path), listen), cluster))
+            _run_loop(_serve(_prepared(configs.load(path), listen), cluster, service))
     except LocalEtcdError as error:
         raise CommandError(str(error)) from None
 
@@ -163,7 +166,7 @@ def _warn_of_cuts(config: Config) -> None:
             log.warning("for Kubernetes: %s", cut.explain())
 
 
-async def _serve(config: Config, cluster: LocalShards | None) -> None:
+async def _serve(config: Config, cluster: LocalShards | None, service: Service) -> None:
     signals = _Signals()
     async with AsyncExitStack() as stack:
         if cluster is not None:
@@ -181,7 +184,7 @@ async def _serve(config: Config, cluster: LocalShards | None) -> None:
             log.info('namespace: clients see the keys %s, without "%s"', keys, prefix)
         config = replace(config, limits=within_descriptors(config.limits, len(config.shards)))
         try:
-            proxy = await stack.enter_async_context(Proxy(config))
+            proxy = await stack.enter_async_context(Proxy(config, service.bind(config.listen)))
         except OSError as error:
             raise CommandError(error.strerror or str(error)) from None
         signals.hurry = proxy.cut
@@ -194,8 +197,10 @@ async def _serve(config: Config, cluster: LocalShards | None) -> None:
                 raise CommandError(f'shard "{shard.name}" cannot be served: {shard.implausible}')
         if missing is not None:
             _tell_ready(config, cluster, proxy, missing)
+            service.serves(proxy)
             garbage.in_short_steps()
             await signals.stop.wait()
+        service.stops(proxy)
         log.info("stopping; calls in flight have %g s, a second signal cuts them", config.drain_seconds)
     if missing is None:
         signals.refuse_if_interrupted()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -63,6 +63,7 @@ class Proxy:
     Attributes:
         background: owner of every task and timer outside the wire; counts bugs.
         gate: lets calls over several shards begin.
+        on_tick: further steps of each tick, by their names; they get the time, and run only while the loop works.
         routing: the layout in force, and the tokens.
     """
 
@@ -72,6 +73,7 @@ class Proxy:
         self.context = WireContext(config.limits)
         self.background = Background()
         self.bound: list[tuple[str, int]] = []
+        self.on_tick: dict[str, Callable[[float], object]] = {}
         self._garbage = Garbage(monotonic(), self.context.turns.time.leave_out)
         self._heap = Heap(self._garbage)
         self._running: dict[Shard, asyncio.Task[None]] = {}
@@ -278,6 +280,8 @@ class Proxy:
             guard("old garbage", partial(self._garbage.tick, now))
             guard("the heap", self._heap.tick)
             self.context.flush()
+            for name, step in tuple(self.on_tick.items()):
+                guard(name, partial(step, now))
 
 
 async def _unreachable(layout: Layout, seconds: float) -> list[str]:
