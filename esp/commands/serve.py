@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from esp import __version__
 from esp.commands.log_summary import SummingHandler
+from esp.commands.operating import commanded
 from esp.commands.output import INTERRUPTED, CommandError, flush, write
 from esp.commands.service import Service
 from esp.core import advertise, garbage, sockets
@@ -188,6 +189,7 @@ async def _serve(config: Config, cluster: LocalShards | None, service: Service) 
         except OSError as error:
             raise CommandError(error.strerror or str(error)) from None
         signals.hurry = proxy.cut
+        await stack.enter_async_context(commanded(config, proxy.background, {}))
         proxy.background.start(_warn_of_unknown_names(config))
         proxy.background.start(_warn_of_advertised(proxy))
         missing = await _unless(signals.stop, proxy.connected(CONNECT_SECONDS))

@@ -4,6 +4,7 @@
     shards       the `shards` of the file: names, endpoints, ranges
     ranges       ranges of keys, as the file writes them
     addresses    addresses, and the right form of a wrong one
+    control      where the operator's socket is
     user         the user as whom esp asks shards
     fields       single values, and fields of the wrong shape
     yaml_lines   YAML values, each with its line
@@ -12,6 +13,7 @@ From the top down; each file imports only files below it.
 """
 
 from esp.core.config.addresses import is_wildcard
+from esp.core.config.control import Control
 from esp.core.config.file import (
     AcrossShards,
     Compaction,
@@ -32,6 +34,7 @@ __all__ = [
     "Compaction",
     "Config",
     "ConfigError",
+    "Control",
     "Endpoint",
     "Listen",
     "ShardConfig",

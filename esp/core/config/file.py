@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from esp.core.config.addresses import TLS_LISTEN, address, is_wildcard
+from esp.core.config.control import Control, control_at
 from esp.core.config.fields import shown, unknown_field
 from esp.core.config.ranges import RangeFields
 from esp.core.config.shards import Endpoint, ShardConfig, read_shards
@@ -137,6 +138,8 @@ class Config:
     drain_seconds: float
     limits: Limits
     namespace: Namespace | None = None
+    control: Control = "auto"
+    watch_config: bool = False
 
     @property
     def apiserver_roots(self) -> tuple[bytes, ...]:
@@ -275,6 +278,8 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     txn_reads: str = "snapshot"
     drain_seconds: Any = 10.0
     limits: dict[str, Any] = {}
+    control: Any = "auto"
+    watch_config: bool = False
 
 
 class _FileReader(RangeFields):
@@ -314,6 +319,8 @@ class _FileReader(RangeFields):
             drain_seconds=self._drain(file.drain_seconds),
             limits=self._limits(file.limits),
             namespace=namespace,
+            control=control_at(file.control, self, path and path.parent),
+            watch_config=file.watch_config,
         )
 
     def _namespace(self, value: Any) -> Namespace | None:

@@ -22,6 +22,8 @@ from esp.core.config import (
     load,
     parse,
 )
+from esp.core.config import control as field_control
+from esp.core.control import place
 from esp.core.keys import KeyRange
 from esp.core.namespace import Namespace
 from esp.core.shard_map import ShardMap
@@ -82,6 +84,8 @@ range_reads: snapshot
 txn_reads: each
 drain_seconds: 2.5
 limits: {max_connections: 20, connect_timeout: 0.5, keepalive_time: 12}
+control: run/esp.sock
+watch_config: true
 shards:
   - name: events
     endpoints: [http://127.0.0.1:12379]
@@ -117,6 +121,8 @@ shards:
         txn_reads="each",
         drain_seconds=2.5,
         limits=Limits(max_connections=20, connect_timeout=0.5, keepalive_time=12),
+        control=PATH.parent / "run" / "esp.sock",
+        watch_config=True,
     )
 
 
@@ -136,6 +142,20 @@ def test_what_is_not_said_has_a_default() -> None:
     assert config.txn_reads == "snapshot"
     assert config.drain_seconds == 10
     assert config.limits == Limits()
+    assert config.control == "auto"
+    assert config.watch_config is False
+
+
+@pytest.mark.parametrize(
+    ("text", "control"),
+    [("off", None), ("'off'", None), ("auto", "auto"), ("/run/x.sock", Path("/run/x.sock"))],
+)
+def test_the_control_socket_is_a_path_or_derived_or_none(text: str, control: object) -> None:
+    assert parse(ONE + f"control: {text}", PATH).control == control
+
+
+def test_both_modules_agree_on_the_longest_path_of_a_socket() -> None:
+    assert field_control.MAX_PATH_BYTES == place.MAX_PATH_BYTES
 
 
 def test_shards_without_a_name_are_numbered() -> None:
@@ -275,7 +295,7 @@ def binary(key: bytes) -> str:
 
 FIELDS = (
     "the fields here are listen, advertise, namespace, cors, host_whitelist, shards, auth, whole, across_shards, compaction, "
-    "deletes_across_shards, defragment, leases, range_reads, txn_reads, drain_seconds, limits"
+    "deletes_across_shards, defragment, leases, range_reads, txn_reads, drain_seconds, limits, control, watch_config"
 )
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
 RANGE = "a range is {prefix: ...}, {start: ..., end: ...} or {kubernetes: ...}"
@@ -352,6 +372,10 @@ REFUSED = {
     "deletes": (ONE + "deletes_across_shards: no way", '5: "deletes_across_shards" is "no way"; write serve or refuse'),
     "range_reads": (ONE + "range_reads: exact", '5: "range_reads" is "exact"; write default or snapshot'),
     "txn_reads": (ONE + "txn_reads: exact", '5: "txn_reads" is "exact"; write snapshot or each'),
+    "control empty": (ONE + "control: ''", '5: "control" is ""; write auto, off or the path of a socket'),
+    "control true": (ONE + "control: on", '5: "control" is true or false; write auto, off or the path of a socket'),
+    "control long": (ONE + f"control: /{'x' * 100}", f'5: "control": /{"x" * 100} is longer than 100 bytes, the most for a socket; write a shorter path'),
+    "watch_config": (ONE + "watch_config: 1", '5: "watch_config" must be true or false, not a number'),
     "leases": (ONE + "leases: lax", '5: "leases" is "lax"; write tolerant or strict'),
     "deletes a truth": (ONE + "deletes_across_shards: no", '5: "deletes_across_shards" must be text, not true or false; quote it'),
     "drain": (ONE + "drain_seconds: .inf", '5: "drain_seconds" is "inf"; write a number of seconds from 0 to 86400'),
