@@ -15,6 +15,8 @@ _esp() {
         "serve --local") COMPREPLY=(); return ;;
         "serve --data-dir") _esp_paths -d; return ;;
         "serve --listen") COMPREPLY=(); return ;;
+        "serve --log-format") mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$current"); return ;;
+        "serve --log-level") mapfile -t COMPREPLY < <(compgen -W 'debug info warning error' -- "$current"); return ;;
         "route --range-end") COMPREPLY=(); return ;;
         "route -o" | "route --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "route -c" | "route --config") _esp_paths -f; return ;;
@@ -27,7 +29,7 @@ _esp() {
         "lease-sync -c" | "lease-sync --config") _esp_paths -f; return ;;
     esac
     case $command in
-        serve) words='-c --config --local --data-dir --listen -h --help' ;;
+        serve) words='-c --config --local --data-dir --listen --log-format --log-level -h --help' ;;
         route) words='--prefix --from-key --range-end -o --output --hex --base64 -c --config -h --help' ;;
         check) words='-c --config -o --output -h --help' ;;
         lease-sync) words='--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -h --help' ;;

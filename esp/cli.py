@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from esp import __version__
-from esp.commands.output import USAGE, CommandError, Format, complain, flush, write
+from esp.commands.output import USAGE, CommandError, Format, LogFormat, LogLevel, complain, flush, write
 
 
 class _Esp(TyperGroup):
@@ -138,6 +138,24 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            "--log-format",
+            metavar="text|json",
+            help="Form of the log, in place of the config's log.format.",
+            show_default=False,
+        ),
+    ] = None,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(
+            "--log-level",
+            metavar="debug|info|warning|error",
+            help="Lowest level that is logged, in place of the config's log.level.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run the proxy until SIGTERM, SIGINT or SIGHUP."""
     if local is not None and config is not None:
@@ -145,10 +163,12 @@ def serve(
     if local is None and data_dir is not None:
         raise CommandError("--data-dir is only for --local; add --local 3 or leave it out", USAGE)
     from esp.commands import serve as command
+    from esp.commands.logged import logged
 
     if local is not None and data_dir is None:
         data_dir = Path(".esp")
-    command.run(config, local, data_dir, listen or [])
+    with logged(log_format, log_level) as lines:
+        command.run(config, local, data_dir, listen or [], lines)
 
 
 @app.command()

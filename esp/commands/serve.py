@@ -6,8 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
-import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -15,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from esp import __version__
-from esp.commands.log_summary import SummingHandler
 from esp.commands.operating import commanded
 from esp.commands.output import INTERRUPTED, CommandError, flush, write
 from esp.commands.service import Service
@@ -27,7 +24,9 @@ from esp.core.keys import format_key, format_range
 from esp.core.kubernetes import cuts
 from esp.core.local import LocalEtcdError
 from esp.core.local_shards import CONFIG_NAME, LocalShards
-from esp.core.log.text import few, in_one_line
+from esp.core.log.lines import fields
+from esp.core.log.setup import Log
+from esp.core.log.text import few
 from esp.core.proxy import Proxy
 from esp.core.shard import Lookups
 
@@ -38,19 +37,20 @@ CONNECT_SECONDS = 3.0
 """Seconds to wait for the shards before the ready line names the unreachable ones."""
 
 
-def run(config: Path | None, local: int | None, data_dir: Path | None, listen: list[str]) -> None:
+def run(config: Path | None, local: int | None, data_dir: Path | None, listen: list[str], lines: Log) -> None:
     """Serves until SIGTERM, SIGINT or SIGHUP, then drains; a second signal cuts the drain short.
+
+    `lines` is the log of the process: it gets the form and the level of the config.
 
     Raises:
         ConfigError: the config, or an address in it, is wrong; nothing was started.
         CommandError: a listen address is not available, and nothing was started or written; or an etcd did not start.
     """
-    _log_to_stderr()
     service = Service(os.environ)
     try:
         if local is None:
             found = configs.load(configs.find(config, os.environ))
-            _run_loop(_serve(_prepared(found, listen), None, service))
+            _run_loop(_serve(_prepared(found, listen, lines), None, service))
         else:
             assert data_dir is not None
             service.refuse_sockets()
@@ -61,7 +61,7 @@ def run(config: Path | None, local: int | None, data_dir: Path | None, listen: l
                 cluster.write_config(path, listen or [DEFAULT_LISTEN])
             except OSError as error:
                 raise CommandError(_cannot_use(data_dir, error)) from None
-            _run_loop(_serve(_prepared(configs.load(path), listen), cluster, service))
+            _run_loop(_serve(_prepared(configs.load(path), listen, lines), cluster, service))
     except LocalEtcdError as error:
         raise CommandError(str(error)) from None
 
@@ -83,50 +83,13 @@ def _check_listen(path: Path, listen: list[str]) -> None:
         raise CommandError(error.strerror or str(error)) from None
 
 
-class _ForPeople(logging.Formatter):
-    """The format of log lines on a terminal: the time of day, and the level if above INFO."""
-
-    default_time_format = "%H:%M:%S"
-    default_msec_format = ""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
-        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        return f"{record.asctime} {level}{in_one_line(record.message)}"
-
-    def usesTime(self) -> bool:  # noqa: N802
-        return True
-
-
-class _ForFiles(logging.Formatter):
-    """The format of log lines elsewhere: the time in UTC, in the form of RFC 3339."""
-
-    default_time_format = "%Y-%m-%dT%H:%M:%S"
-    default_msec_format = "%s.%03dZ"
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
-        self.converter = time.gmtime
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        record.message = in_one_line(record.message)
-        return super().formatMessage(record)
-
-
-def _log_to_stderr() -> None:
-    if sys.stderr is None:  # a shell has closed it
-        logging.basicConfig(handlers=[logging.NullHandler()])
-        return
-    handler = SummingHandler()
-    handler.setFormatter(_ForPeople() if sys.stderr.isatty() else _ForFiles())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-def _prepared(config: Config, listen: list[str]) -> Config:
-    """The config with the command line's listen addresses.
+def _prepared(config: Config, listen: list[str], lines: Log) -> Config:
+    """The config with the command line's listen addresses; the log is as the config says from here on.
 
     Raises:
         ConfigError: an address is wrong, or a shard's endpoint is a listen address.
     """
+    lines.use(config.log.format, config.log.level)
     if listen:
         config = replace(config, listen=configs.listen_of(listen))
     configs.check_no_loop(config)
@@ -178,7 +141,8 @@ async def _serve(config: Config, cluster: LocalShards | None, service: Service) 
                 return
         # The ready line names the connected shards, so until then only warnings of the shard clients are logged.
         shard_log = logging.getLogger("esp.shard")
-        shard_log.setLevel(logging.WARNING)
+        if log.getEffectiveLevel() == logging.INFO:
+            shard_log.setLevel(logging.WARNING)
         _warn_of_cuts(config)
         if config.namespace is not None:
             keys, prefix = format_range(config.namespace.keys), format_key(config.namespace.prefix)
@@ -212,12 +176,21 @@ async def _serve(config: Config, cluster: LocalShards | None, service: Service) 
 def _tell_ready(config: Config, cluster: LocalShards | None, proxy: Proxy, missing: list[str]) -> None:
     urls = [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in proxy.bound]
     names = [shard.name for shard in config.shards]
+    shard_map = config.shard_map
     text = f"ready on {', '.join(urls)}; {'shard' if len(names) == 1 else 'shards'} {few(names)}"
-    text += f"; esp {__version__}, config {config.path}, map {config.shard_map.fingerprint}"
+    text += f"; esp {__version__}, config {config.path}, map {shard_map.fingerprint}"
     if missing:
-        log.warning("%s; not reachable yet: %s", text, "all of them" if missing == names else few(missing))
-    else:
-        log.info("%s", text)
+        text += f"; not reachable yet: {'all of them' if missing == names else few(missing)}"
+    about = fields(
+        listen=urls,
+        shards=len(names),
+        unreachable=len(missing),
+        version=__version__,
+        config=None if config.path is None else str(config.path),
+        map=shard_map.fingerprint,
+        epoch=shard_map.epoch,
+    )
+    log.log(logging.WARNING if missing else logging.INFO, "%s", text, extra=about)
     if cluster is not None and config.path is not None:
         try:
             write("\n".join(cluster.summary(config.shard_map, urls, config.path)))

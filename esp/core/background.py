@@ -166,6 +166,18 @@ class Background:
             self.guard(f"{name}: its end", on_bug)
 
 
+def later_in_loop(seconds: float, callback: Callback) -> bool:
+    """Calls `callback` so many seconds later in the loop that runs; False if none runs.
+
+    Only for the log of the process, which begins before any supervisor and ends after all.
+    """
+    try:
+        asyncio.get_running_loop().call_later(seconds, callback)
+    except RuntimeError:
+        return False
+    return True
+
+
 async def all_of(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     """The results of work done side by side, in its order; the first failure cancels the rest, and is raised."""
     failure: BaseException | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import pty
 import re
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +24,18 @@ from esp.core import config
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from tests.core.scripted_etcd import ScriptedEtcd
-from tests.harness import EspProcess, Esps, Etcds, connect, free_port, freeze, is_listening, unknown, wait_until
+from tests.harness import (
+    PATIENCE,
+    EspProcess,
+    Esps,
+    Etcds,
+    connect,
+    free_port,
+    freeze,
+    is_listening,
+    unknown,
+    wait_until,
+)
 from tests.stubs import rpc_pb2_grpc
 
 TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ", re.MULTILINE)
@@ -257,3 +270,87 @@ class TestFlooded:
         (told,) = [line for line in lines if "more like this" in line]
         assert re.search(r"WARNING \d+ more like this in the last \d+ s from 1 address, the last: 127", told)
         assert len(lines) < 10
+
+
+class TestFormats:
+    def test_in_json_every_line_of_a_run_is_an_object(
+        self, etcd: LocalEtcd, start_etcd: Etcds, start_esp: Esps
+    ) -> None:
+        dead = start_etcd()
+        dead.kill()
+        esp = start_esp([etcd, dead], ["m"], extra="log: {format: json}")
+        assert esp.stop() == 0
+        lines = [json.loads(line) for line in esp.log().splitlines()]
+        assert [line["level"] for line in lines] == ["warning", "warning", "info", "info"]
+        assert lines[0]["shard"] == "s1"
+        names = ("version", "config", "map", "epoch", "shards", "unreachable", "listen")
+        ready = {name: lines[1][name] for name in names}
+        assert esp.config
+        assert ready == {
+            "version": version("etcd-sharding-proxy"),
+            "config": str(esp.config),
+            "map": config.load(esp.config).shard_map.fingerprint,
+            "epoch": 1,
+            "shards": 2,
+            "unreachable": 1,
+            "listen": [esp.url],
+        }
+        assert [line["msg"].partition(";")[0] for line in lines[2:]] == ["stopping", "stopped"]
+
+    def test_in_json_the_reason_of_a_refused_start_is_an_object_too(
+        self, esp: EspProcess, start_esp: Esps, tmp_path: Path
+    ) -> None:
+        assert esp.config
+        second = start_esp.launch("-c", esp.config, "--listen", esp.url, "--log-format", "json")
+        assert second.wait() == 1
+        (line,) = map(json.loads, second.log().splitlines())
+        assert line["level"] == "error"
+        assert line["msg"].startswith(f"cannot listen on {esp.url}: the port is in use")
+        path = tmp_path / "bad.yaml"
+        path.write_text("shards: []\n")
+        third = start_esp.launch("-c", path, "--log-format", "json")
+        assert third.wait() == 2
+        assert json.loads(third.log())["msg"].startswith(f"{path}:1: ")
+
+    def test_the_command_line_goes_before_the_file(self, etcd: LocalEtcd, start_esp: Esps, tmp_path: Path) -> None:
+        path = tmp_path / "esp.yaml"
+        shards = f"shards: [{{endpoints: [{etcd.endpoint}], ranges: [{{start: '', end: ''}}]}}]\n"
+        path.write_text(shards + "log: {format: json, level: error}\n")
+        esp = start_esp.launch("-c", path, "--log-format", "text", "--log-level", "debug")
+        esp.wait_ready()
+        assert "INFO shard shard-0: connected to" in said(esp), "which the ready line says as well, but this is debug"
+        quiet = start_esp.launch("-c", path)
+        wait_until(lambda: is_listening(quiet.address))
+        assert quiet.stop() == 0
+        assert quiet.log() == ""
+
+
+class TestStuck:
+    def test_a_log_that_nobody_reads_stops_no_call(self, etcd: LocalEtcd, tmp_path: Path) -> None:
+        """As with `esp serve 2>&1 | less`, when less is asked for no more."""
+        path = tmp_path / "esp.yaml"
+        path.write_text(f"shards: [{{endpoints: [{etcd.endpoint}], ranges: [{{start: '', end: ''}}]}}]\n")
+        port = free_port()
+        command = [sys.executable, "-m", "esp", "serve", "-c", path, "--listen", f"http://127.0.0.1:{port}"]
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(write, b"\n" * 65536):
+                pass
+        os.set_blocking(write, True)
+        with subprocess.Popen(command, stderr=write) as process:
+            os.close(write)
+            try:
+                wait_until(lambda: is_listening(f"127.0.0.1:{port}"))
+                for _ in range(3):
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=PATIENCE) as page:
+                        assert page.read() == b"ok\n"
+            finally:
+                process.send_signal(signal.SIGTERM)
+                text = b""
+                while part := os.read(read, 65536):
+                    text += part
+                os.close(read)
+            assert process.wait(PATIENCE) == 0
+        lines = text.decode().strip("\n").splitlines()
+        assert [line.split()[2].rstrip(";") for line in lines[-2:]] == ["stopping", "stopped"]

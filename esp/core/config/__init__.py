@@ -5,6 +5,7 @@
     ranges       ranges of keys, as the file writes them
     addresses    addresses, and the right form of a wrong one
     control      where the operator's socket is
+    log          the form of the log, and what it tells
     user         the user as whom esp asks shards
     fields       single values, and fields of the wrong shape
     yaml_lines   YAML values, each with its line
@@ -20,6 +21,7 @@ from esp.core.config.file import (
     Config,
     ConfigError,
     Listen,
+    LogConfig,
     check_no_loop,
     find,
     listen_of,
@@ -37,6 +39,7 @@ __all__ = [
     "Control",
     "Endpoint",
     "Listen",
+    "LogConfig",
     "ShardConfig",
     "User",
     "check_no_loop",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,11 +17,13 @@ import msgspec
 from esp.core.config.addresses import TLS_LISTEN, address, is_wildcard
 from esp.core.config.control import Control, control_at
 from esp.core.config.fields import shown, unknown_field
+from esp.core.config.log import LogConfig, log_of
 from esp.core.config.ranges import RangeFields
 from esp.core.config.shards import Endpoint, ShardConfig, read_shards
 from esp.core.config.yaml_lines import LineError, Place, Value, read
 from esp.core.keys import KeyRange
 from esp.core.kubernetes import COMPACT_KEY, assumed_roots
+from esp.core.log.text import in_one_line
 from esp.core.namespace import Namespace
 from esp.core.shard_map import ShardMap
 from esp.core.wire.limits import Limits, out_of_bounds
@@ -33,6 +35,7 @@ __all__ = [
     "ConfigError",
     "Endpoint",
     "Listen",
+    "LogConfig",
     "ShardConfig",
     "check_no_loop",
     "find",
@@ -57,7 +60,7 @@ class ConfigError(Exception):
 
     def __init__(self, path: Path | None, line: int | None, text: str) -> None:
         # The text quotes the file, so it may have a line break or be very long.
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        text = in_one_line(text)
         text = text if len(text) <= 500 else text[:200] + " ... " + text[-200:]
         super().__init__(path, line, text)
         self.path = path
@@ -140,6 +143,7 @@ class Config:
     namespace: Namespace | None = None
     control: Control = "auto"
     watch_config: bool = False
+    log: LogConfig = field(default_factory=LogConfig)
 
     @property
     def apiserver_roots(self) -> tuple[bytes, ...]:
@@ -280,6 +284,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     limits: dict[str, Any] = {}
     control: Any = "auto"
     watch_config: bool = False
+    log: dict[str, Any] = {}
 
 
 class _FileReader(RangeFields):
@@ -321,6 +326,7 @@ class _FileReader(RangeFields):
             namespace=namespace,
             control=control_at(file.control, self, path and path.parent),
             watch_config=file.watch_config,
+            log=log_of(file.log, self),
         )
 
     def _namespace(self, value: Any) -> Namespace | None:
@@ -377,7 +383,7 @@ class _FileReader(RangeFields):
         return float(value)
 
     def _limits(self, values: dict[str, Any]) -> Limits:
-        defaults = {field.name: field.default for field in fields(Limits)}
+        defaults = {limit.name: limit.default for limit in fields(Limits)}
         for name, value in values.items():
             place: Place = ("limits", name)
             if name not in defaults:

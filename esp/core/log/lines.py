@@ -1,0 +1,157 @@
+"""Log records as lines: for people at a terminal, as text for files, as JSON for programs.
+
+Each record becomes one line, whatever its text holds; only at a terminal a traceback has lines of its own. A record may
+have fields, for JSON: `log.info("...", extra=fields(shard=name))`. A text that begins with `shard %s` or with the peer,
+`%s: `, has the fields `shard` or `peer` without that.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from esp.core.log.text import in_one_line
+
+MAX_TEXT: Final = 4000
+"""Characters of a line's text, or of a field; of a longer one the end is left out, and its length told."""
+MAX_FRAMES: Final = 12
+"""The innermost frames of a traceback that a line of text has."""
+PEER: Final = re.compile(r"(.+):\d{1,5}")
+"""A peer as host:port, and its host."""
+_ROOT: Final = str(Path(__file__).parents[3]) + "/"
+
+Value = str | int | float | bool | list[str] | None
+
+
+def fields(**values: Value) -> dict[str, dict[str, Value]]:
+    """What `extra` of a logger's method takes, so that the JSON line has these fields."""
+    return {"fields": values}
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Value]:
+    """The fields of a record: its own, and the shard or the peer with which its text begins."""
+    found: dict[str, Value] = {}
+    first = record.args[0] if isinstance(record.args, tuple) and record.args else None
+    if isinstance(first, str) and isinstance(record.msg, str):
+        if record.msg.startswith("shard %s"):
+            found["shard"] = first
+        elif record.msg.startswith("%s: ") and PEER.fullmatch(first):
+            found["peer"] = first
+    own: Mapping[str, Value] = getattr(record, "fields", {})
+    found.update(own)
+    return found
+
+
+def plain(text: str) -> str:
+    """The text in one line, without control characters, and no longer than `MAX_TEXT` and its length."""
+    if len(text) > MAX_TEXT:
+        text = f"{text[:MAX_TEXT]}... ({len(text) - MAX_TEXT:,} more characters)"
+    return in_one_line(text)
+
+
+class _Seconds:
+    """Times in UTC in the form of RFC 3339, with milliseconds."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._text = ""
+
+    def __call__(self, created: float) -> str:
+        milliseconds = int(created * 1000)
+        second, rest = divmod(milliseconds, 1000)
+        if second != self._second:
+            self._second, self._text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._text}.{rest:03d}Z"
+
+
+class ForPeople(logging.Formatter):
+    """The lines at a terminal: the time of day, and the level if above INFO; a traceback follows line by line.
+
+    Args:
+        coloured: whether the terminal takes colours.
+    """
+
+    _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31"}
+
+    def __init__(self, coloured: bool = False) -> None:
+        super().__init__()
+        self._coloured = coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and the lines of a traceback, without the last line break."""
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        if level and self._coloured:
+            level = f"\x1b[{self._COLOURS.get(record.levelno, '0')}m{level[:-1]}\x1b[0m "
+        time_of_day = time.strftime("%H:%M:%S", time.localtime(record.created))
+        lines = [f"{time_of_day} {level}{plain(record.getMessage())}"]
+        if record.exc_info and record.exc_info[1]:
+            lines += map(in_one_line, "".join(traceback.format_exception(record.exc_info[1])).splitlines())
+        return "\n".join(lines)
+
+
+class ForFiles(logging.Formatter):
+    """The lines of text elsewhere: the time in UTC, the level, the text.
+
+    In place of a traceback a line has the error and its places in the code.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seconds = _Seconds()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its line break."""
+        text = record.getMessage()
+        if record.exc_info and record.exc_info[1]:
+            text += f"; {_error(record.exc_info[1])}; at {_places(record.exc_info[1])}"
+        return f"{self._seconds(record.created)} {record.levelname} {plain(text)}"
+
+
+class AsJson(logging.Formatter):
+    """The lines as JSON: an object with `time`, `level`, `logger`, `msg`, and the record's own fields.
+
+    A bug has `error` and `traceback` as well.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seconds = _Seconds()
+        self._encode = msgspec.json.Encoder().encode
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its line break."""
+        line: dict[str, Any] = {
+            "time": self._seconds(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "msg": plain(record.getMessage()),
+        }
+        for name, value in fields_of(record).items():
+            if name not in line:
+                line[name] = plain(value) if isinstance(value, str) else value
+        if record.exc_info and record.exc_info[1]:
+            line["error"] = plain(_error(record.exc_info[1]))
+            # In JSON a line break is no break of the line.
+            lines = "".join(traceback.format_exception(record.exc_info[1])).splitlines()
+            line["traceback"] = "\n".join(map(plain, lines[-4 * MAX_FRAMES :]))
+        return self._encode(line).decode()
+
+
+def _error(error: BaseException) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _places(error: BaseException) -> str:
+    """The places of a traceback in one line, the innermost first."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return " < ".join(
+        f"{frame.filename.removeprefix(_ROOT)}:{frame.lineno} {frame.name}" for frame in frames[: -MAX_FRAMES - 1 : -1]
+    )

@@ -1,0 +1,84 @@
+"""The log of the process: what esp logs goes to stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from typing import Final, Literal, TextIO
+
+from esp.core.background import later_in_loop
+from esp.core.log.floods import Floods
+from esp.core.log.lines import AsJson, ForFiles, ForPeople, fields
+from esp.core.log.output import Output
+
+Format = Literal["text", "json"]
+Level = Literal["debug", "info", "warning", "error"]
+FORMATS: Final = ("text", "json")
+LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+class Log:
+    """Every line of the process: written to stderr, in the format and from the level in force.
+
+    A process has one; `use` may be called at any time.
+
+    Args:
+        form, level: chosen on the command line, whatever `use` says; None leaves them to `use`.
+
+    Attributes:
+        floods: counts repeated lines.
+        output: writes the lines; None if the process has no stderr.
+        form: the format in force.
+    """
+
+    def __init__(self, form: Format | None = None, level: Level | None = None) -> None:
+        self._chosen = form, level
+        stream = sys.stderr  # None if a shell has closed it
+        self.output = None
+        if stream is not None:
+            self.output = Output(_descriptor(stream), later_in_loop, self._missing, stream.encoding)
+        self.floods = Floods(self._write, later_in_loop)
+        self._is_terminal = stream is not None and stream.isatty()
+        self.form: Format = "text"
+        self.use("text", "info")
+        logging.getLogger().addHandler(self.floods)
+
+    def use(self, form: Format, level: Level) -> None:
+        """Puts a format and a level in force. Of code that is not esp's own only warnings are logged."""
+        chosen_form, chosen_level = self._chosen
+        self.form = form = chosen_form or form
+        coloured = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+        lines = AsJson() if form == "json" else ForPeople(coloured) if self._is_terminal else ForFiles()
+        self.floods.setFormatter(lines)
+        logging.getLogger("esp").setLevel(LEVELS[chosen_level or level])
+
+    def close(self) -> None:
+        """Writes what is counted or waits, and ends the log."""
+        logging.getLogger().removeHandler(self.floods)
+        self.floods.close()
+        if self.output is not None:
+            self.output.close()
+
+    def _write(self, line: str) -> None:
+        if self.output is not None:
+            self.output.write(line)
+
+    def _missing(self, number: int) -> str:
+        record = logging.LogRecord("esp", logging.WARNING, "", 0, "%d lines are missing here", (number,), None)
+        record.created = time.time()
+        record.fields = fields(missing=number)["fields"]
+        return self.floods.format(record)
+
+
+def _descriptor(stream: TextIO) -> int:
+    try:
+        return stream.fileno()
+    except OSError:  # a stream in memory, in which a test runs the command
+        return 2
