@@ -21,6 +21,7 @@ LAYERS = [
     {
         "esp.core.shard_map",
         "esp.core.errors",
+        "esp.core.metrics.calls",
         "esp.core.descriptors",
         "esp.core.garbage",
         "esp.core.heap",
@@ -43,7 +44,7 @@ LAYERS = [
     {"esp.core.services.lease", "esp.core.services.watch", "esp.core.services.namespace"},
     {"esp.core.services.kv", "esp.core.services.lock"},
     {"esp.core.services.router", "esp.core.services.pages"},
-    {"esp.core.gateway"},
+    {"esp.core.gateway", "esp.core.metrics"},
     {"esp.core.proxy", "esp.core.local", "esp.core.local_shards", "esp.core.local_tls"},
     {"esp.commands"},
     {"esp.cli"},

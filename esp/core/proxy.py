@@ -19,6 +19,7 @@ from esp.core.heap import Heap
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
 from esp.core.log.text import few
+from esp.core.metrics.calls import Calls
 from esp.core.routing import Routing
 from esp.core.samples import Samples
 from esp.core.services import auth, cluster, elsewhere, kv, lock, maintenance, reflection
@@ -31,7 +32,7 @@ from esp.core.services.kv import Compactions
 from esp.core.services.lease import Leases
 from esp.core.services.namespace import InNamespace
 from esp.core.services.pages import Pages
-from esp.core.services.router import Router
+from esp.core.services.router import METHODS, Router
 from esp.core.services.watch import Watch
 from esp.core.shard import Shard
 from esp.core.sockets import Bound
@@ -62,6 +63,7 @@ class Proxy:
 
     Attributes:
         background: owner of every task and timer outside the wire; counts bugs.
+        calls: counts the calls that have ended.
         gate: lets calls over several shards begin.
         on_tick: further steps of each tick, by their names; they get the time, and run only while the loop works.
         routing: the layout in force, and the tokens.
@@ -78,6 +80,7 @@ class Proxy:
         self._heap = Heap(self._garbage)
         self._running: dict[Shard, asyncio.Task[None]] = {}
         self.gate = Gate(self.context, self.background, self._calls_sent)
+        self.calls = Calls(self.context, METHODS.keys() | set(reflection.PATHS))
         layout = self._layout(config, {})
         protects = config.across_shards.protects_kubernetes
         apiservers = ApiServers(layout, config.apiserver_roots, protects=protects, compact_key=config.compact_key)
@@ -168,6 +171,7 @@ class Proxy:
         for shard in shards:
             if shard.name not in self.routing.shards:
                 self.gate.drop_shard(shard.name)
+                self.calls.forget(shard.name)
 
     def _run(self, shard: Shard) -> None:
         if shard not in self._running:
@@ -276,6 +280,7 @@ class Proxy:
             guard("the leases' deadlines", partial(self.leases.tick, now))
             guard("the places at the shards", partial(self.gate.tick, now))
             guard("tokens", self.routing.tokens.expire)
+            guard("calls that have ended", self.calls.tick)
             guard("those who watch the health", self._health.tick)
             guard("old garbage", partial(self._garbage.tick, now))
             guard("the heap", self._heap.tick)

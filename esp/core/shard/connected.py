@@ -56,6 +56,7 @@ class Connected(Cluster):
         endpoints: all endpoints, in the order of the config.
         states: the state of each endpoint, for metrics and logs.
         user: the user for esp's own calls; None if esp has no user at this shard.
+        passed: the calls of clients that are passed on here; None if nobody wants to know how they end.
         dialled: the number of times that esp began to connect, at the start and whenever a connection was lost. Who has
             seen the number change knows of an outage, however short.
     """
@@ -76,6 +77,7 @@ class Connected(Cluster):
         self.states = {endpoint: EndpointState() for endpoint in self.endpoints}
         self.dialled = 0
         self._own_parts = OwnParts(name)
+        self.passed = None if context.observer is None else context.observer.passed_to(name)
         self._login = None if user is None else Login(name, user, self._own_parts, self._ask_once, background)
         self._dialler = Dialler(context, self._own_parts.of, self.take_status)
         self._unary = Link(context, background)
@@ -309,6 +311,8 @@ class Connected(Cluster):
             raise
         if link.connection is not None:
             self._retire(link, leave=False)  # full, but as good as the new one
+        if self.passed is not None:
+            connection.observe(self.passed)
         connection.on_change = self._on_change(link, connection)
         link.connection = connection
         link.go()

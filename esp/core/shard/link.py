@@ -12,6 +12,7 @@ from esp.core.background import Background
 from esp.core.wire.budget import Account, BufferBudget
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
+from esp.core.wire.ended import Passed
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.server_stream import ServerStream, Sink
 from esp.core.wire.shares import address_of
@@ -19,7 +20,13 @@ from esp.core.wire.status import DEADLINE_EXCEEDED, Status
 
 
 class Sender(Protocol):
-    """The shard, as a waiting call sees it."""
+    """The shard, as a waiting call sees it.
+
+    Attributes:
+        passed: the calls that are passed on to the shard; None if nobody wants to know how they end.
+    """
+
+    passed: Passed | None
 
     def send(self, connection: ClientConnection, down: ServerStream, message: bytes | None, timeout: bytes) -> None:
         """Sends a client's call on `connection`, which has room for it."""
@@ -73,6 +80,10 @@ class ParkedCall(Sink):
         """The call and its bytes wait no longer: returns the memory."""
         self.down.release(self._size)
         self._size = 0
+
+    def sent_to(self) -> tuple[Passed | None, float, bytes]:
+        """The shard for which the call waits."""
+        return self._sender.passed, 0.0, self.message or b""
 
     def cancelled(self, code: int, reason: str) -> None:
         """The client no longer waits."""

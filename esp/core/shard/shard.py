@@ -19,7 +19,7 @@ from esp.core.wire.client import ClientConnection
 from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerStream
-from esp.core.wire.splice import REPLAY_BYTES, CountedCall, Place, SplicedCall
+from esp.core.wire.splice import REPLAY_BYTES, CountedCall, LateCall, Place, SplicedCall
 from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError, Status
 
 log = logging.getLogger("esp.shard")
@@ -104,13 +104,15 @@ class Shard(Connected):
 
     def send(self, connection: ClientConnection, down: ServerStream, message: bytes | None, timeout: bytes) -> None:
         """Sends a client's call on `connection`, which has room for it; a streaming call has no `message`."""
-        call = SplicedCall(connection, down, message, self)
+        call = LateCall(connection, down, message, self)
         connection.call(call, down.head.forward, timeout, message, end=message is not None)
         if message is not None and len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
             call.message = b""
 
     def refuse(self, down: ServerStream, status: Status) -> None:
         """Ends a client's call with an error of esp's own about this shard."""
+        if self.passed is not None:
+            down.tell(status.code, self.passed)
         down.finish(status, [(SHARD_TRAILER, self.name.encode())])
 
     def on_broken(self, call: SplicedCall, code: int, reason: str) -> None:

@@ -5,6 +5,7 @@ The files, from the bottom up: each imports only files of its own line and of li
     status, limits: codes and errors of gRPC; every bound of the wire
     frames: frames as bytes, error codes, the two kinds of fault
     budget, shares: memory and places that all clients share fairly
+    ended: calls that have ended, for metrics and logs
     turns, context: which connection works when; what all connections of a process share
     huffman, field_decoder, hpack: header blocks
     message, request_message: messages of gRPC in frames; the one message of a unary call, in pieces
@@ -35,6 +36,7 @@ The names that the layers above may use (tests/test_layers.py):
     budget: Account, BufferBudget
     shares: Shares, address_of
     turns: SLICE
+    ended: EndedCall, Observer, Passed, Took, UNKNOWN
     context: WireContext
     hpack: COMPOSITE, Fields, decode, encode
     message: MessageReader, ENCODINGS, PREFIX_SIZE, prefix, format_timeout, quote, unknown_encoding
@@ -47,7 +49,7 @@ The names that the layers above may use (tests/test_layers.py):
     server_stream: Handler, OVERLOADED, Refuse, Sink, ServerStream, INTERNAL_ERROR
     client_stream: ClientStream, STREAM_WINDOW
     client: ClientConnection
-    splice: SplicedCall, CountedCall, Place, NO_TRAILERS, REPLAY_BYTES
+    splice: SplicedCall, LateCall, CountedCall, Place, NO_TRAILERS, REPLAY_BYTES
     call: MessageCall, Reader, Together, TogetherCall, BrokenCall, messages
     pump: Pending
     local_calls: LocalCalls

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from time import monotonic
 from typing import Final
 
 from esp.core.wire.client_stream import STREAM_WINDOW, ClientStream, ResponseReader
 from esp.core.wire.context import WireContext
+from esp.core.wire.ended import Passed
 from esp.core.wire.frames import (
     DATA,
     DEFAULT_WINDOW,
@@ -54,21 +55,27 @@ class ClientConnection(ResponseReader):
     Attributes:
         authority: `:authority` of its requests.
         draining: the connection takes no more calls: GOAWAY came, or the stream ids are near their end.
+        heard: the `monotonic` time of the last bytes that came.
         on_change: called when the connection became ready, stops taking calls, or has room again.
         own_part: makes the metadata for this server from those in a `DividedBlock`.
+        passed: the calls of clients that were passed on to this server; None if nobody wants to know how they end.
         room: the most calls that may be open; 0 while the server takes none, or does not read the bytes it is sent.
+        slow, took: of `passed`, which spares each call a step.
     """
 
     __slots__ = (
         "_encoder",
-        "_heard",
         "_ping_sent",
         "_was_full",
         "authority",
         "draining",
+        "heard",
         "on_change",
         "own_part",
+        "passed",
         "room",
+        "slow",
+        "took",
     )
 
     def __init__(self, context: WireContext, authority: str, *, first_stream_id: int = 1) -> None:
@@ -76,9 +83,12 @@ class ClientConnection(ResponseReader):
         self.authority = authority
         self.on_change: Callable[[], None] | None = None
         self.own_part: Callable[[bytes], bytes] = bytes
+        self.passed: Passed | None = None
+        self.slow = 0.0
+        self.took: Mapping[bytes, Callable[[float], None]] = {}
         self.draining = False
         self._encoder = RequestEncoder(authority.encode())
-        self._heard = monotonic()
+        self.heard = monotonic()
         self._ping_sent = 0.0
         self._was_full = False
         self.peer_max_streams = self.room = STREAMS_BEFORE_SETTINGS
@@ -90,6 +100,12 @@ class ClientConnection(ResponseReader):
         self.send(PREFACE)
         self.send_settings(values)
         self.send(window_update(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
+
+    def observe(self, passed: Passed) -> None:
+        """Lets the ends of clients' calls be known."""
+        self.passed = passed
+        self.slow = passed.slow
+        self.took = passed.took
 
     # Calls.
 
@@ -171,7 +187,7 @@ class ClientConnection(ResponseReader):
         """Takes bytes from the server."""
         if self.ended:
             return
-        self._heard = monotonic()
+        self.heard = monotonic()
         position = 0
         if self._tail:
             data, position = self._take_up(data)
@@ -353,7 +369,7 @@ class ClientConnection(ResponseReader):
 
     def silence(self, now: float) -> float:
         """Seconds since the last bytes came."""
-        return now - self._heard
+        return now - self.heard
 
     def close(self) -> None:
         """Takes no more calls, and ends the connection when the open calls have ended."""
@@ -372,10 +388,10 @@ class ClientConnection(ResponseReader):
         if self.ended:
             return
         if self._ping_sent:
-            if self._heard >= self._ping_sent:
+            if self.heard >= self._ping_sent:
                 self._ping_sent = 0.0
             elif now - self._ping_sent > self.limits.keepalive_timeout:
                 self._time_out("keepalive_timeout", "no answer to a keepalive PING")
-        elif self.streams and now - self._heard > self.limits.keepalive_time:
+        elif self.streams and now - self.heard > self.limits.keepalive_time:
             self._ping_sent = now
             self.send(ping(KEEPALIVE_PING))

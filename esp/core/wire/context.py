@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from esp.core.wire.budget import BufferBudget
+from esp.core.wire.ended import Observer
 from esp.core.wire.limits import Limits
 from esp.core.wire.turns import Turns
 
@@ -58,6 +59,7 @@ class WireContext:
         calls: the memory that open calls take.
         gatherers: objects that turn gathered requests into output. They are flushed first, so that it leaves in the
             same write.
+        observer: learns of clients' calls that have ended; None if nobody wants to know.
         buffers: the memory for bytes that wait for slow peers, or for the rest of a message.
     """
 
@@ -67,6 +69,7 @@ class WireContext:
     put_off_ones: list[Resumable] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
     turns: Turns = field(default_factory=Turns)
+    observer: Observer | None = None
     buffers: BufferBudget = field(init=False)
     calls: BufferBudget = field(init=False)
 

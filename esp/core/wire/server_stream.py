@@ -8,6 +8,7 @@ from typing import Final
 
 from esp.core.wire.admission import Admission
 from esp.core.wire.budget import Account
+from esp.core.wire.ended import EndedCall, Passed
 from esp.core.wire.frames import (
     DATA,
     END_HEADERS,
@@ -35,6 +36,13 @@ LIVED: Final = 0.05
 """Seconds after which a client may reset a call for free: an attacker who wants to make work resets sooner."""
 LEAST_TIMEOUT: Final = 0.001
 """When a client resets its call, a time-out of fewer seconds counts as this."""
+_RESETS: Final[dict[int, Code]] = {
+    ErrorCode.NO_ERROR: Code.CANCELLED,
+    ErrorCode.CANCEL: Code.CANCELLED,
+    ErrorCode.REFUSED_STREAM: Code.UNAVAILABLE,
+    ErrorCode.ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED,
+}
+"""The status of a call that ends with RST_STREAM, by its code (gRPC over HTTP/2, Errors); INTERNAL for other codes."""
 LARGE_HEAD: Final = 1024
 """A head of more bytes counts as memory that the call holds; most heads are smaller."""
 
@@ -51,6 +59,7 @@ class ServerStream(Stream):
         opened: the `monotonic` time at which the call came.
         fresh: no byte of the request's one message has come yet.
         retried: the request was sent upstream a second time.
+        told: the observer has been told of the call's end.
         taken: the request's one message is served, though the request may go on.
         account: the memory that the call holds; None before the call holds any.
     """
@@ -70,6 +79,7 @@ class ServerStream(Stream):
         "sink",
         "taken",
         "timeout",
+        "told",
     )
 
     def __init__(self, connection: Admission[ServerStream], stream_id: int, head: RequestHead, timeout: bytes) -> None:
@@ -90,6 +100,7 @@ class ServerStream(Stream):
         self.responded = False
         self.retried = False
         self.taken = False
+        self.told = False
         self.fresh = head.unary
         self._body_size = 0
         self._request: RequestMessage | None = None
@@ -152,6 +163,8 @@ class ServerStream(Stream):
 
     def expire(self, status: Status) -> None:
         """Ends the call for lack of time: tells the sink, and drops an answer that waits for a window."""
+        if not self.is_over:
+            self.tell(status.code)  # now, while the sink is known
         sink, self.sink = self.sink, None
         if sink is not None:
             sink.cancelled(ErrorCode.CANCEL, status.message)
@@ -233,6 +246,7 @@ class ServerStream(Stream):
         self._request = None
         self.drop()
         if self.has_sent:
+            self.tell(status.code)
             self.reset(code)
         else:
             self.finish(status)
@@ -294,7 +308,34 @@ class ServerStream(Stream):
         if not self.is_over:
             block = trailers_block(status, extra, http_status=0 if self.responded else http_status)
             self.responded = True
+            self.tell(status.code)
             self.send_headers(block, True)
+
+    def tell(self, code: int, server: Passed | None = None, sent: float = 0.0, message: bytes = b"") -> None:
+        """Tells the observer, once, that the call has ended; the arguments are as in `EndedCall`, or the sink's.
+
+        Whoever ends a call with frames of its own calls this; `finish` and `reset` do.
+        """
+        observer = self.connection.context.observer
+        if observer is not None and not self.told and self.head.is_grpc:
+            self.told = True
+            if server is None and self.sink is not None:
+                server, sent, message = self.sink.sent_to()
+            name = "" if server is None else server.name
+            observer.ended(EndedCall(self.head.path, self.peer, code, self.opened, monotonic(), name, sent, message))
+
+    def _tell_reset(self, code: int) -> None:
+        if not self.told:
+            status = _RESETS.get(code, Code.INTERNAL)
+            if status == Code.CANCELLED and self.deadline and monotonic() >= self.deadline:
+                status = Code.DEADLINE_EXCEEDED
+            self.tell(status)
+
+    def reset(self, code: int) -> None:
+        """Ends the stream from here, if still open."""
+        if self.connection.streams.get(self.id) is self:
+            self._tell_reset(code)
+            self.connection.reset(self, code)
 
     # Events.
 
@@ -389,6 +430,7 @@ class ServerStream(Stream):
     def on_reset(self, code: int, reason: str) -> None:
         """The client, or the connection, is gone."""
         self.local_open = self.remote_open = False
+        self._tell_reset(code)
         if self.account is not None:
             self.account.close()
         if self.sink is not None:

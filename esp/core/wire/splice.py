@@ -6,10 +6,12 @@ Frames pass untouched in both directions. A side's window is given back only whe
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Final, Protocol
 
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import NOT_QUEUED, STREAM_WINDOW, ClientStream
+from esp.core.wire.ended import Passed
 from esp.core.wire.frames import MAX_FRAME_SIZE, ErrorCode, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.response import ResponseHead
@@ -86,11 +88,14 @@ class SplicedCall(ClientStream, Sink):
         if end:
             down.sink = None
             if status is None:
-                down.finish(head.outcome())
+                outcome = head.outcome()
+                self.tell(outcome.code)
+                down.finish(outcome)
                 return
             if status.code and self.owner.on_status(self, status):
                 return
             down.responded = True
+            self.tell(status.code)
             down.send_headers(head.forward, True)
         elif head.http_status == 200 and head.is_grpc:
             down.responded = True
@@ -98,18 +103,45 @@ class SplicedCall(ClientStream, Sink):
         else:
             down.sink = None
             self.cancel()
-            down.finish(head.outcome())
+            outcome = head.outcome()
+            self.tell(outcome.code)
+            down.finish(outcome)
 
     def on_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
         """A whole answer: passes it on in one piece if the client's window has room."""
         down = self.down
         down.sink = None
-        if not down.send_answer(head.forward, payload, trailers.forward):
+        if down.send_answer(head.forward, payload, trailers.forward):
+            connection = self.connection
+            took = connection.heard - down.opened
+            if took < connection.slow:
+                connection.took[down.head.path](took)
+            else:
+                self.tell(Code.OK)
+        else:
+            self._answer_in_pieces(head, payload, trailers)
+
+    def _answer_in_pieces(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
+        down = self.down
+        if not down.is_over:
             down.sink = self
             self.on_headers(head, False)
             self.on_data(payload, False)
             if down.sink is self:  # there was memory for what has to wait
                 self.on_headers(trailers, True)
+
+    @property
+    def sent(self) -> float:
+        """The `monotonic` time at which the call was sent upstream."""
+        return self.down.opened
+
+    def sent_to(self) -> tuple[Passed | None, float, bytes]:
+        """The server upstream, and what it got."""
+        return self.connection.passed, self.sent, self.message or b""
+
+    def tell(self, code: int) -> None:
+        """Tells the observer that the server upstream has ended the call."""
+        self.down.tell(code, *self.sent_to())
 
     def on_data(self, payload: bytes, end: bool) -> None:
         """A piece of the answer."""
@@ -120,6 +152,7 @@ class SplicedCall(ClientStream, Sink):
             self.consumed(len(payload))
         if end:
             down.sink = None
+            self.tell(NO_TRAILERS.code)
             down.finish(NO_TRAILERS)
 
     def on_size(self, size: int) -> None:
@@ -177,7 +210,32 @@ class SplicedCall(ClientStream, Sink):
         self.consumed(size)
 
 
-class CountedCall(SplicedCall):
+class LateCall(SplicedCall):
+    """A spliced call that is sent some time after it came."""
+
+    __slots__ = ("_sent",)
+
+    def __init__(
+        self, connection: ClientConnection, down: ServerStream, message: bytes | None, owner: SpliceOwner
+    ) -> None:
+        super().__init__(connection, down, message, owner)
+        self._sent = monotonic()
+
+    @property
+    def sent(self) -> float:
+        """The `monotonic` time at which the call was sent upstream."""
+        return self._sent
+
+    def on_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
+        """A whole answer."""
+        self.down.sink = None
+        if self.down.send_answer(head.forward, payload, trailers.forward):
+            self.tell(Code.OK)
+        else:
+            self._answer_in_pieces(head, payload, trailers)
+
+
+class CountedCall(LateCall):
     """A spliced call with a place at its shard, until the answer is whole."""
 
     __slots__ = ("_place",)

@@ -24,6 +24,7 @@ from esp.core.services.maintenance import version_key
 from esp.core.shard import Shard
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import STREAM_WINDOW, ClientStream
+from esp.core.wire.ended import Passed
 from esp.core.wire.frames import unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, format_timeout
 from esp.core.wire.response import ResponseHead
@@ -64,6 +65,8 @@ class ReadBatches:
         self.transactions = 0
         self.joined = 0
         self._context = shard.context
+        observer = shard.context.observer
+        self.passed = None if observer is None else observer.joined_to(shard.name)
         self._limit = self._most = shard.context.limits.max_batched_reads
         self._alone = 0  # the number of reads that still go alone
         self._refused = b""  # the metadata of the last refusal
@@ -197,6 +200,10 @@ class _BatchedRead(Sink):
             stream.sink = None
         return stream
 
+    def sent_to(self) -> tuple[Passed | None, float, bytes]:
+        """The shard, and the read."""
+        return self._call.connection.passed, 0.0, self.message
+
     def cancelled(self, code: int, reason: str) -> None:
         """The client is gone."""
         self.release()
@@ -231,11 +238,18 @@ class BatchedCall(ClientStream):
             self._send_alone()
             return
         self._batches.learn(len(payload), len(answers))
+        joined, heard = self._batches.passed, self.connection.heard
         for read, answer in zip(self._reads, answers, strict=True):
             stream = read.release()
             if stream is not None:
                 try:
-                    if not stream.send_answer(head.forward, answer, trailers.forward):
+                    if stream.send_answer(head.forward, answer, trailers.forward):
+                        took = heard - stream.opened
+                        if joined is not None and took < joined.slow:
+                            joined.took[stream.head.path](took)
+                        else:
+                            stream.tell(Code.OK, joined, stream.opened, read.message)
+                    else:
                         _send_in_pieces(stream, head.forward, answer, trailers.forward)
                 except Exception:
                     log.exception("%s: a bug in esp; a read fails", stream.peer)
@@ -356,10 +370,13 @@ def _end(stream: ServerStream) -> None:
 
 def _send_in_pieces(stream: ServerStream, head: bytes, answer: bytes, trailers: bytes) -> None:
     """Sends an answer for which the client's window has no room: the rest waits in the stream."""
+    if stream.is_over:
+        return
     stream.responded = True
     stream.send_headers(head, False)
     stream.send_data(answer, False)
     if not stream.is_over:  # there was memory for the bytes that have to wait
+        stream.tell(Code.OK)
         stream.send_headers(trailers, True)
 
 

@@ -11,6 +11,7 @@ from esp.core.services.namespace.backlog import SENT_AT_ONCE, Backlog
 from esp.core.services.namespace.forms import Form, Malformed, Outside
 from esp.core.services.namespace.request import RequestReader
 from esp.core.services.namespace.rewrite import STEP_BYTES
+from esp.core.wire.ended import Passed
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields
 from esp.core.wire.pump import Pending
@@ -180,15 +181,15 @@ class InnerCall(ServerStream, Sink):
         return False
 
     def send_answer(self, head: bytes, payload: bytes, trailers: bytes) -> bool:
-        """Sends a whole answer; False when it cannot go at once."""
+        """Sends a whole answer; False when it cannot go at once, or the call has ended for it."""
         try:
             pieces = self._answers.feed(payload)
         except (Malformed, Outside) as error:
             self._refuse(error)
-            return True
+            return False
         if not self._answers.is_between:
             self.finish(HALF)
-            return True
+            return False
         return self._outer.send_answer(head, pieces[0] if len(pieces) == 1 else b"".join(pieces), trailers)
 
     def finish(self, status: Status, extra: Fields | None = None, *, http_status: int = 200) -> None:
@@ -206,6 +207,10 @@ class InnerCall(ServerStream, Sink):
     def expire(self, status: Status) -> None:
         """Ends the call at once."""
         self._outer.expire(status)
+
+    def tell(self, code: int, server: Passed | None = None, sent: float = 0.0, message: bytes = b"") -> None:
+        """Tells the observer, once, that the call has ended."""
+        self._outer.tell(code, server, sent, message)
 
     def on_bug(self) -> None:
         """Ends the call after a bug in esp."""
@@ -270,6 +275,10 @@ class InnerCall(ServerStream, Sink):
             return
         if end:
             self._inner.request_data(b"", True)
+
+    def sent_to(self) -> tuple[Passed | None, float, bytes]:
+        """The one server upstream that works on the call, if any."""
+        return super().sent_to() if self._inner is None else self._inner.sent_to()
 
     def half_message(self) -> int | None:
         """The number of the request that has come only in part; None if there is none."""

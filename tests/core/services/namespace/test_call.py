@@ -254,7 +254,8 @@ class TestAnswers:
     def test_a_key_of_others_ends_the_call(self, caplog: pytest.LogCaptureFixture) -> None:
         world = World()
         stream = world.asks(RANGE)
-        assert stream.send_answer(encode(HEAD), prefix(rows(1, before=b"theirs")), encode(trailers()))
+        assert not stream.send_answer(encode(HEAD), prefix(rows(1, before=b"theirs")), encode(trailers()))
+        assert stream.is_over
         world.server.flush()
         said = world.server.says()
         assert b"theirs" not in said
@@ -378,10 +379,11 @@ def test_each_name_of_a_stream_is_one_of_the_call_or_needs_no_slot() -> None:
     of_the_wire = {
         *("on_data", "on_reset", "on_drained", "on_local_end", "on_buffers_full", "received", "take_unended"),
         *("send_pending", "_collect", "_collected", "_take", "_ended", "_count", "_release", "_tell_full", "_queue"),
+        "_tell_reset",
     }
     """Called by the wire only, which knows the client's stream."""
     copied = {"connection", "id", "head", "timeout", "opened", "deadline"}
-    lacking = {"account", "credit", "fresh", "recv_owed", "recv_window", "taken", "_body_size", "_request"}
+    lacking = {"account", "credit", "fresh", "recv_owed", "recv_window", "taken", "told", "_body_size", "_request"}
     """Slots that only the wire uses."""
     names = {name for kind in (Stream, ServerStream) for name in vars(kind) if not name.startswith("__")}
     assert names - vars(InnerCall).keys() == on_others | of_the_wire | copied | lacking

@@ -1,0 +1,4 @@
+"""What esp tells of itself in numbers.
+
+calls     counts clients' calls when they have ended, and their seconds
+"""
