@@ -17,6 +17,7 @@ _esp() {
         "serve --listen") COMPREPLY=(); return ;;
         "serve --log-format") mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$current"); return ;;
         "serve --log-level") mapfile -t COMPREPLY < <(compgen -W 'debug info warning error' -- "$current"); return ;;
+        "serve --workers") COMPREPLY=(); return ;;
         "route --range-end") COMPREPLY=(); return ;;
         "route -o" | "route --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "route -c" | "route --config") _esp_paths -f; return ;;
@@ -29,7 +30,7 @@ _esp() {
         "lease-sync -c" | "lease-sync --config") _esp_paths -f; return ;;
     esac
     case $command in
-        serve) words='-c --config --local --data-dir --listen --log-format --log-level -h --help' ;;
+        serve) words='-c --config --local --data-dir --listen --log-format --log-level --workers -h --help' ;;
         route) words='--prefix --from-key --range-end -o --output --hex --base64 -c --config -h --help' ;;
         check) words='-c --config -o --output -h --help' ;;
         lease-sync) words='--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -h --help' ;;

@@ -156,19 +156,30 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            help="Processes that serve, in place of the config's number; auto: one a processor.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run the proxy until SIGTERM, SIGINT or SIGHUP."""
     if local is not None and config is not None:
         raise CommandError("--local makes its own config; leave out -c", USAGE)
     if local is None and data_dir is not None:
         raise CommandError("--data-dir is only for --local; add --local 3 or leave it out", USAGE)
+    if local is not None and workers is not None:
+        raise CommandError("--local serves with one process; leave out --workers", USAGE)
     from esp.commands import serve as command
     from esp.commands.logged import logged
 
     if local is not None and data_dir is None:
         data_dir = Path(".esp")
     with logged(log_format, log_level) as lines:
-        command.run(config, local, data_dir, listen or [], lines)
+        command.run(config, local, data_dir, listen or [], lines, workers)
 
 
 @app.command()

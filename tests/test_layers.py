@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 # import each other.
 LAYERS = [
     {"esp.core.background", "esp.core.keys", "esp.core.log", "esp.core.namespace", "esp.core.notify"},
-    {"esp.core.wire", "esp.core.pb", "esp.core.control"},
+    {"esp.core.wire", "esp.core.pb", "esp.core.control", "esp.core.workers"},
     {
         "esp.core.shard_map",
         "esp.core.errors",
@@ -54,6 +54,7 @@ LAYERS = [
 CLOSED = (
     "esp.core.config",
     "esp.core.control",
+    "esp.core.workers",
     "esp.core.health",
     "esp.core.services.kv",
     "esp.core.services.lease",

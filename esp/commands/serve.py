@@ -10,11 +10,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from esp import __version__
-from esp.commands.operating import commanded
-from esp.commands.output import INTERRUPTED, CommandError, flush, write
+from esp.commands.output import INTERRUPTED, USAGE, CommandError, flush, write
 from esp.commands.service import Service
 from esp.core import advertise, garbage, sockets
 from esp.core import config as configs
@@ -30,6 +29,9 @@ from esp.core.log.text import few
 from esp.core.proxy import Proxy
 from esp.core.shard import Lookups
 
+if TYPE_CHECKING:
+    from esp.commands.workers import Here
+
 log = logging.getLogger("esp")
 
 DEFAULT_LISTEN = "http://127.0.0.1:2379"
@@ -37,7 +39,14 @@ CONNECT_SECONDS = 3.0
 """Seconds to wait for the shards before the ready line names the unreachable ones."""
 
 
-def run(config: Path | None, local: int | None, data_dir: Path | None, listen: list[str], lines: Log) -> None:
+def run(
+    config: Path | None,
+    local: int | None,
+    data_dir: Path | None,
+    listen: list[str],
+    lines: Log,
+    workers: str | None = None,
+) -> None:
     """Serves until SIGTERM, SIGINT or SIGHUP, then drains; a second signal cuts the drain short.
 
     `lines` is the log of the process: it gets the form and the level of the config.
@@ -49,8 +58,13 @@ def run(config: Path | None, local: int | None, data_dir: Path | None, listen: l
     service = Service(os.environ)
     try:
         if local is None:
-            found = configs.load(configs.find(config, os.environ))
-            _run_loop(_serve(_prepared(found, listen, lines), None, service))
+            found = _prepared(configs.load(configs.find(config, os.environ)), listen, lines, workers)
+            if found.workers > 1:
+                from esp.commands import workers as several  # a single process does not need it
+
+                several.run(found, service, lines, _serve_as_worker, _run_loop, _tell_ready)
+            else:
+                _run_loop(_serve(found, None, service))
         else:
             assert data_dir is not None
             service.refuse_sockets()
@@ -83,13 +97,19 @@ def _check_listen(path: Path, listen: list[str]) -> None:
         raise CommandError(error.strerror or str(error)) from None
 
 
-def _prepared(config: Config, listen: list[str], lines: Log) -> Config:
-    """The config with the command line's listen addresses; the log is as the config says from here on.
+def _prepared(config: Config, listen: list[str], lines: Log, workers: str | None = None) -> Config:
+    """The config with the command line's listen addresses and workers; the log is as the config says from here on.
 
     Raises:
         ConfigError: an address is wrong, or a shard's endpoint is a listen address.
+        CommandError: the number of workers is wrong.
     """
     lines.use(config.log.format, config.log.level)
+    if workers is not None:
+        try:
+            config = replace(config, workers=configs.workers_of(workers))
+        except ValueError as error:
+            raise CommandError(str(error), USAGE) from None
     if listen:
         config = replace(config, listen=configs.listen_of(listen))
     configs.check_no_loop(config)
@@ -130,8 +150,14 @@ def _warn_of_cuts(config: Config) -> None:
             log.warning("for Kubernetes: %s", cut.explain())
 
 
-async def _serve(config: Config, cluster: LocalShards | None, service: Service) -> None:
-    signals = _Signals()
+async def _serve_as_worker(config: Config, here: Here) -> None:
+    await _serve(config, None, here, here)
+
+
+async def _serve(
+    config: Config, cluster: LocalShards | None, service: Service | Here, signals: _Signals | Here | None = None
+) -> None:
+    signals = signals or _Signals()
     async with AsyncExitStack() as stack:
         if cluster is not None:
             stack.push_async_callback(_stop_etcds, cluster, signals)
@@ -143,8 +169,9 @@ async def _serve(config: Config, cluster: LocalShards | None, service: Service) 
         shard_log = logging.getLogger("esp.shard")
         if log.getEffectiveLevel() == logging.INFO:
             shard_log.setLevel(logging.WARNING)
-        _warn_of_cuts(config)
-        if config.namespace is not None:
+        if service.tells:
+            _warn_of_cuts(config)
+        if service.tells and config.namespace is not None:
             keys, prefix = format_range(config.namespace.keys), format_key(config.namespace.prefix)
             log.info('namespace: clients see the keys %s, without "%s"', keys, prefix)
         config = replace(config, limits=within_descriptors(config.limits, len(config.shards)))
@@ -153,32 +180,38 @@ async def _serve(config: Config, cluster: LocalShards | None, service: Service) 
         except OSError as error:
             raise CommandError(error.strerror or str(error)) from None
         signals.hurry = proxy.cut
-        await stack.enter_async_context(commanded(config, proxy.background, {}))
-        proxy.background.start(_warn_of_unknown_names(config))
-        proxy.background.start(_warn_of_advertised(proxy))
+        await stack.enter_async_context(service.commanded(config, proxy))
+        if service.tells:
+            proxy.background.start(_warn_of_unknown_names(config))
+            proxy.background.start(_warn_of_advertised(proxy))
         missing = await _unless(signals.stop, proxy.connected(CONNECT_SECONDS))
         shard_log.setLevel(logging.NOTSET)
         for shard in proxy.routing.shards.values():
             if shard.implausible:
                 raise CommandError(f'shard "{shard.name}" cannot be served: {shard.implausible}')
         if missing is not None:
-            _tell_ready(config, cluster, proxy, missing)
-            service.serves(proxy)
+            if isinstance(service, Service):
+                _tell_ready(config, proxy.bound, missing, cluster)
+            service.serves(proxy, missing)
             garbage.in_short_steps()
             await signals.stop.wait()
         service.stops(proxy)
-        log.info("stopping; calls in flight have %g s, a second signal cuts them", config.drain_seconds)
+        service.say("stopping; calls in flight have %g s, a second signal cuts them", config.drain_seconds)
     if missing is None:
         signals.refuse_if_interrupted()
-    log.info("stopped")
+    service.say("stopped")
 
 
-def _tell_ready(config: Config, cluster: LocalShards | None, proxy: Proxy, missing: list[str]) -> None:
-    urls = [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in proxy.bound]
+def _tell_ready(
+    config: Config, bound: list[tuple[str, int]], missing: list[str], cluster: LocalShards | None = None
+) -> None:
+    urls = [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in bound]
     names = [shard.name for shard in config.shards]
     shard_map = config.shard_map
     text = f"ready on {', '.join(urls)}; {'shard' if len(names) == 1 else 'shards'} {few(names)}"
     text += f"; esp {__version__}, config {config.path}, map {shard_map.fingerprint}"
+    if config.workers > 1:
+        text += f"; {config.workers} workers"
     if missing:
         text += f"; not reachable yet: {'all of them' if missing == names else few(missing)}"
     about = fields(
@@ -212,7 +245,7 @@ def _cannot_use(data_dir: Path, error: OSError) -> str:
     return f"{error.filename or data_dir}: {text}; use another --data-dir"
 
 
-async def _stop_etcds(cluster: LocalShards, signals: _Signals) -> None:
+async def _stop_etcds(cluster: LocalShards, signals: _Signals | Here) -> None:
     """Stops the etcds with SIGTERM; a signal to esp meanwhile kills them."""
     kill = asyncio.Event()
     signals.hurry = kill.set

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import sys
 from collections.abc import MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
 
+from esp.commands.operating import commanded
 from esp.commands.output import USAGE, CommandError
 from esp.core import activation
-from esp.core.config import Listen
+from esp.core.config import Config, Listen
+from esp.core.control import Control
 from esp.core.notify import ServiceManager
 from esp.core.proxy import Proxy
 from esp.core.sockets import Bound
+
+log = logging.getLogger("esp")
 
 REST_SECONDS: Final = 30.0
 """Seconds for all that a stop takes beside the drain; the etcds of --local have 10 of them."""
@@ -23,9 +29,14 @@ STEP: Final = "the service manager"
 class Service:
     """What the environment says of the service manager: systemd, or nobody.
 
+    Attributes:
+        tells: this process logs what the config means for clients.
+
     Raises:
         CommandError: a descriptor that is passed is no socket that listens.
     """
+
+    tells = True
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         self.manager = ServiceManager.of(environ)
@@ -35,6 +46,13 @@ class Service:
             self._passed = activation.passed(environ)
         except OSError as error:
             raise CommandError(str(error.strerror)) from None
+
+    say = staticmethod(log.info)
+    """Logs the steps of the process's life."""
+
+    def commanded(self, config: Config, proxy: Proxy) -> AbstractAsyncContextManager[Control]:
+        """The control socket of this process."""
+        return commanded(config, proxy.background, {})
 
     def refuse_sockets(self) -> None:
         """Refuses sockets that are passed where esp chooses its own.
@@ -53,7 +71,7 @@ class Service:
         """
         return activation.bind_rest(self._passed, addresses)
 
-    def serves(self, proxy: Proxy) -> None:
+    def serves(self, proxy: Proxy, _: Sequence[str]) -> None:
         """Tells that the proxy serves; from now on its tick tells of its shards, and that its loop works."""
         self.manager.ready(_state(proxy))
         proxy.on_tick[STEP] = partial(self._tick, proxy)

@@ -44,6 +44,7 @@ from esp.core.wire.listener import Listener
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler, ServerStream
 from esp.core.wire.transport import TICK_SECONDS
+from esp.core.workers import Balance, Share
 
 log = logging.getLogger("esp")
 
@@ -257,6 +258,16 @@ class Proxy:
             log.warning("some calls were still open after %g s and were cut", self.config.drain_seconds)
         await self.background.close()
         self.routing.tokens.close()
+
+    def share_clients(self, balance: Balance, number: int) -> None:
+        """Shares new clients with the other processes of `balance` that accept on the same sockets."""
+
+        def take(descriptor: int, port: int) -> None:
+            self.background.start(self._listener.take(descriptor, port))
+
+        self._listener.balance = share = Share(balance, number, take)
+        self.on_tick["the balance of the workers"] = share.tick
+        share.open()
 
     def cut(self) -> None:
         """Ends the drain: cuts the calls for which it still waits."""

@@ -9,9 +9,12 @@ import errno
 import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from esp.core.config import Listen
+
+BACKLOG: Final = 1024
+"""The most clients that wait in the kernel while nobody accepts; who accepts chooses anew."""
 
 
 class Bound(NamedTuple):
@@ -43,6 +46,20 @@ def bind(addresses: Sequence[Listen]) -> list[Bound]:
             close(bound)
             raise cannot_listen(address, addresses, error) from None
     return bound
+
+
+def listen(bound: Sequence[Bound], addresses: Sequence[Listen]) -> None:
+    """Lets clients connect, and wait until somebody accepts them.
+
+    Raises:
+        OSError: as `bind` does: another process has bound the same address, and was first to listen.
+    """
+    for sock, address in bound:
+        try:
+            sock.listen(BACKLOG)
+        except OSError as error:
+            close(bound)
+            raise cannot_listen(address, addresses, error) from None
 
 
 def close(bound: Iterable[Bound]) -> None:

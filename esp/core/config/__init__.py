@@ -6,6 +6,7 @@
     addresses    addresses, and the right form of a wrong one
     control      where the operator's socket is
     log          the form of the log, and what it tells
+    workers      how many processes serve
     user         the user as whom esp asks shards
     fields       single values, and fields of the wrong shape
     yaml_lines   YAML values, each with its line
@@ -30,6 +31,7 @@ from esp.core.config.file import (
 )
 from esp.core.config.shards import Endpoint, ShardConfig
 from esp.core.config.user import User, read_password
+from esp.core.config.workers import workers_of
 
 __all__ = [
     "AcrossShards",
@@ -49,4 +51,5 @@ __all__ = [
     "load",
     "parse",
     "read_password",
+    "workers_of",
 ]

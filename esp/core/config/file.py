@@ -20,6 +20,7 @@ from esp.core.config.fields import shown, unknown_field
 from esp.core.config.log import LogConfig, log_of
 from esp.core.config.ranges import RangeFields
 from esp.core.config.shards import Endpoint, ShardConfig, read_shards
+from esp.core.config.workers import workers_of
 from esp.core.config.yaml_lines import LineError, Place, Value, read
 from esp.core.keys import KeyRange
 from esp.core.kubernetes import COMPACT_KEY, assumed_roots
@@ -144,6 +145,7 @@ class Config:
     control: Control = "auto"
     watch_config: bool = False
     log: LogConfig = field(default_factory=LogConfig)
+    workers: int = 1
 
     @property
     def apiserver_roots(self) -> tuple[bytes, ...]:
@@ -281,6 +283,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     range_reads: str = "default"
     txn_reads: str = "snapshot"
     drain_seconds: Any = 10.0
+    workers: Any = 1
     limits: dict[str, Any] = {}
     control: Any = "auto"
     watch_config: bool = False
@@ -327,6 +330,7 @@ class _FileReader(RangeFields):
             control=control_at(file.control, self, path and path.parent),
             watch_config=file.watch_config,
             log=log_of(file.log, self),
+            workers=self._workers(file.workers),
         )
 
     def _namespace(self, value: Any) -> Namespace | None:
@@ -371,6 +375,12 @@ class _FileReader(RangeFields):
             if value == word:
                 return word
         return self.fail((field,), f'"{field}" is "{value}"; write {" or ".join(words)}')
+
+    def _workers(self, value: Any) -> int:
+        try:
+            return workers_of(value)
+        except ValueError as error:
+            self.fail(("workers",), str(error))
 
     def _drain(self, value: Any) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

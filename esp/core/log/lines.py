@@ -56,6 +56,10 @@ def plain(text: str) -> str:
     return in_one_line(text)
 
 
+def _prefix(worker: int | None) -> str:
+    return "" if worker is None else f"worker {worker}: "
+
+
 class _Seconds:
     """Times in UTC in the form of RFC 3339, with milliseconds."""
 
@@ -76,12 +80,14 @@ class ForPeople(logging.Formatter):
 
     Args:
         coloured: whether the terminal takes colours.
+        worker: the number of this process among several.
     """
 
     _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31"}
 
-    def __init__(self, coloured: bool = False) -> None:
+    def __init__(self, coloured: bool = False, worker: int | None = None) -> None:
         super().__init__()
+        self._prefix = _prefix(worker)
         self._coloured = coloured
 
     def format(self, record: logging.LogRecord) -> str:
@@ -90,7 +96,7 @@ class ForPeople(logging.Formatter):
         if level and self._coloured:
             level = f"\x1b[{self._COLOURS.get(record.levelno, '0')}m{level[:-1]}\x1b[0m "
         time_of_day = time.strftime("%H:%M:%S", time.localtime(record.created))
-        lines = [f"{time_of_day} {level}{plain(record.getMessage())}"]
+        lines = [f"{time_of_day} {level}{self._prefix}{plain(record.getMessage())}"]
         if record.exc_info and record.exc_info[1]:
             lines += map(in_one_line, "".join(traceback.format_exception(record.exc_info[1])).splitlines())
         return "\n".join(lines)
@@ -99,11 +105,13 @@ class ForPeople(logging.Formatter):
 class ForFiles(logging.Formatter):
     """The lines of text elsewhere: the time in UTC, the level, the text.
 
-    In place of a traceback a line has the error and its places in the code.
+    In place of a traceback a line has the error and its places in the code. `worker` is the number of this process
+    among several.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, worker: int | None = None) -> None:
         super().__init__()
+        self._prefix = _prefix(worker)
         self._seconds = _Seconds()
 
     def format(self, record: logging.LogRecord) -> str:
@@ -111,17 +119,18 @@ class ForFiles(logging.Formatter):
         text = record.getMessage()
         if record.exc_info and record.exc_info[1]:
             text += f"; {_error(record.exc_info[1])}; at {_places(record.exc_info[1])}"
-        return f"{self._seconds(record.created)} {record.levelname} {plain(text)}"
+        return f"{self._seconds(record.created)} {record.levelname} {self._prefix}{plain(text)}"
 
 
 class AsJson(logging.Formatter):
     """The lines as JSON: an object with `time`, `level`, `logger`, `msg`, and the record's own fields.
 
-    A bug has `error` and `traceback` as well.
+    A bug has `error` and `traceback` as well; a line of one process among several has `worker`, its number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, worker: int | None = None) -> None:
         super().__init__()
+        self._worker = worker
         self._seconds = _Seconds()
         self._encode = msgspec.json.Encoder().encode
 
@@ -133,6 +142,8 @@ class AsJson(logging.Formatter):
             "logger": record.name,
             "msg": plain(record.getMessage()),
         }
+        if self._worker is not None:
+            line["worker"] = self._worker
         for name, value in fields_of(record).items():
             if name not in line:
                 line[name] = plain(value) if isinstance(value, str) else value

@@ -40,24 +40,44 @@ class Log:
 
     def __init__(self, form: Format | None = None, level: Level | None = None) -> None:
         self._chosen = form, level
+        self._worker: int | None = None
+        self.form: Format = "text"
+        self._begin()
+        self.use("text", "info")
+
+    def _begin(self) -> None:
         stream = sys.stderr  # None if a shell has closed it
         self.output = None
         if stream is not None:
             self.output = Output(_descriptor(stream), later_in_loop, self._missing, stream.encoding)
         self.floods = Floods(self._write, later_in_loop)
         self._is_terminal = stream is not None and stream.isatty()
-        self.form: Format = "text"
-        self.use("text", "info")
         logging.getLogger().addHandler(self.floods)
+
+    def fork(self, worker: int) -> None:
+        """Called in a new process, the worker with this number: the lines have the number from now on.
+
+        Lines that wait, and counts of lines, are the business of the process that was forked.
+        """
+        self._worker = worker
+        logging.getLogger().removeHandler(self.floods)
+        self._begin()
+        self._format()
 
     def use(self, form: Format, level: Level) -> None:
         """Puts a format and a level in force. Of code that is not esp's own only warnings are logged."""
         chosen_form, chosen_level = self._chosen
-        self.form = form = chosen_form or form
-        coloured = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
-        lines = AsJson() if form == "json" else ForPeople(coloured) if self._is_terminal else ForFiles()
-        self.floods.setFormatter(lines)
+        self.form = chosen_form or form
+        self._format()
         logging.getLogger("esp").setLevel(LEVELS[chosen_level or level])
+
+    def _format(self) -> None:
+        coloured = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+        worker = self._worker
+        if self.form == "json":
+            self.floods.setFormatter(AsJson(worker))
+        else:
+            self.floods.setFormatter(ForPeople(coloured, worker) if self._is_terminal else ForFiles(worker))
 
     def close(self) -> None:
         """Writes what is counted or waits, and ends the log."""

@@ -67,10 +67,16 @@ class Accepting(Protocol):
 
 
 class ServerProtocol(WireProtocol):
-    """An accepted connection: finds out by its first bytes whether it speaks HTTP/2 or HTTP/1.1."""
+    """An accepted connection: finds out by its first bytes whether it speaks HTTP/2 or HTTP/1.1.
 
-    def __init__(self, listener: Accepting) -> None:
+    Args:
+        listener: the acceptor.
+        port: the number of the listening socket; None for a client that another process has accepted.
+    """
+
+    def __init__(self, listener: Accepting, port: int | None = None) -> None:
         super().__init__(listener.context)
+        self.port = port
         self._listener = listener
         self._first = b""
         self._http1: Http1Connection | None = None

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from heapq import nsmallest
-from typing import Final
+from typing import Final, Protocol
 
 from esp.core.wire.accepted import ServerProtocol
 from esp.core.wire.context import WireContext
@@ -32,20 +32,38 @@ ROOM_PART: Final = 16
 """Room is made for this part of all connections at a time: a sixteenth."""
 
 
+class Balance(Protocol):
+    """The processes that share clients with this one."""
+
+    def give_away(self, descriptor: int, port: int, clients: int) -> bool:
+        """Gives a new client to another process; False if it stays here. `clients` are here already."""
+
+    def tell(self, clients: int) -> None:
+        """So many clients are here now."""
+
+    def close(self) -> None:
+        """This process accepts no further clients, from nobody."""
+
+
 class Listener:
     """Accepts clients on any number of sockets and keeps count of them.
 
     Args:
         find: names the handler of a request.
         serve: answers plain HTTP/1.1 requests.
+
+    Attributes:
+        balance: the other processes that accept clients on the same sockets; None if there are none.
     """
 
     def __init__(self, context: WireContext, find: Callable[[RequestHead], Handler], serve: Serve) -> None:
+        self.balance: Balance | None = None
         self.context = context
         self.find = find
         self.serve = serve
         self._protocols: set[ServerProtocol] = set()
         self._sockets: list[socket.socket] = []
+        self._makes: list[Callable[[], ServerProtocol]] = []  # for clients that other processes have accepted
         self._servers: list[asyncio.Server] = []
         self._empty = asyncio.Event()
         self._empty.set()
@@ -66,13 +84,24 @@ class Listener:
         self._sockets.append(sock)
         sock.listen(BACKLOG)
         loop = asyncio.get_running_loop()
-        make = partial(ServerProtocol, self)
+        make = partial(ServerProtocol, self, len(self._makes))
+        self._makes.append(partial(ServerProtocol, self, None))
         # Accepted sockets inherit this option. The wire itself decides how long a client that reads slowly may take.
         set_user_timeout(sock, max(USER_TIMEOUT, self.context.limits.blocked_write_timeout))
         for _ in range(ACCEPTED_AT_ONCE):
             same = sock.dup()
             self._servers.append(await loop.create_server(make, sock=same, backlog=1))
             same.listen(BACKLOG)  # asyncio's own loop accepts as many on one descriptor in a turn, not one
+
+    async def take(self, descriptor: int, port: int) -> None:
+        """Serves a client that another process has accepted on the socket with the number `port`."""
+        sock = socket.socket(fileno=descriptor)
+        try:
+            sock.setblocking(False)
+            await asyncio.get_running_loop().connect_accepted_socket(self._makes[port], sock)
+        except OSError as error:  # the client has gone meanwhile
+            log.debug("a client that another process has accepted: %s", error)
+            sock.close()
 
     def flush_soon(self) -> None:
         """Writes waiting output when all sockets of this turn of the loop have been read: requests leave together.
@@ -86,6 +115,8 @@ class Listener:
 
     def close(self) -> None:
         """Stops accepting."""
+        if self.balance is not None:
+            self.balance.close()
         for sock in self._sockets:
             sock.close()
         for server in self._servers:
@@ -93,6 +124,13 @@ class Listener:
 
     def opened(self, protocol: ServerProtocol) -> None:
         """A client has connected."""
+        balance, transport = self.balance, protocol.transport
+        assert transport is not None
+        if balance is not None and protocol.port is not None:
+            descriptor = transport.get_extra_info("socket").fileno()
+            if balance.give_away(descriptor, protocol.port, len(self._protocols)):
+                transport.abort()  # closes this process's descriptor; the connection goes on
+                return
         counters = self.context.counters
         counters.connections_accepted += 1
         if not self._places.take(protocol.address):
@@ -104,10 +142,11 @@ class Listener:
                     protocol.peer,
                     len(self._protocols),
                 )
-            assert protocol.transport is not None
-            protocol.transport.abort()
+            transport.abort()
             return
         self._protocols.add(protocol)
+        if balance is not None:
+            balance.tell(len(self._protocols))
         counters.connections_open += 1
         self._empty.clear()
 
@@ -115,6 +154,8 @@ class Listener:
         """A client is gone."""
         if protocol in self._protocols:
             self._protocols.remove(protocol)
+            if self.balance is not None:
+                self.balance.tell(len(self._protocols))
             self._places.give(protocol.address)
             self.context.counters.connections_open -= 1
             if not self._protocols:

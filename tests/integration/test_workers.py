@@ -1,0 +1,118 @@
+"""`esp serve --workers`: several processes that serve as one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import grpc
+
+from esp.core.local import LocalEtcd
+from esp.core.pb import rpc_pb2
+from tests.harness import EspProcess, Esps, Etcds, connect, free_port, is_listening, wait_until
+from tests.stubs import rpc_pb2_grpc
+
+
+def workers_of(esp: EspProcess) -> list[int]:
+    """The processes of the workers, the oldest first."""
+    told = subprocess.run(["pgrep", "-P", str(esp.process.pid)], capture_output=True, text=True, check=False).stdout
+    return [int(line) for line in told.split()]
+
+
+def clients_of(process: int, port: int) -> int:
+    """The connections that a process has accepted on a port."""
+    inodes = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *rest = line.split()
+        if state == "01" and int(local.rpartition(":")[2], 16) == port:
+            inodes.add(rest[5])
+    links = [os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir()]
+    return sum(link.removeprefix("socket:[").removesuffix("]") in inodes for link in links)
+
+
+def put(channel: grpc.Channel, key: bytes) -> rpc_pb2.PutResponse:
+    return rpc_pb2_grpc.KVStub(channel).Put(rpc_pb2.PutRequest(key=key, value=b"v"), timeout=60)
+
+
+def test_clients_are_shared_evenly_and_a_worker_that_dies_takes_only_its_own_along(
+    shards: list[LocalEtcd], start_esp: Esps
+) -> None:
+    esp = start_esp(shards, ["i", "r"], "--workers", "2")
+    assert "; 2 workers" in esp.log()
+    first, second = workers_of(esp)
+    channels = [connect(esp) for _ in range(8)]
+    for number, channel in enumerate(channels):
+        put(channel, b"k%d" % number)
+    assert Counter([clients_of(first, esp.port), clients_of(second, esp.port)]) == Counter([4, 4])
+
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: len(workers_of(esp)) == 2 and first not in workers_of(esp))
+    assert f"worker 0 (process {first}) was killed by SIGKILL" in esp.log()
+    assert "another begins in 0.1 s, and the others go on" in esp.log()
+    assert second in workers_of(esp)
+    for number, channel in enumerate(channels):  # those of the dead one connect anew
+        with connect(esp) as other:
+            put(other, b"new")
+        rpc_pb2_grpc.KVStub(channel).Range(rpc_pb2.RangeRequest(key=b"k%d" % number), timeout=60, wait_for_ready=True)
+    third = next(process for process in workers_of(esp) if process != second)
+    wait_until(lambda: clients_of(third, esp.port) > 0)
+    for channel in channels:
+        channel.close()
+
+
+def test_all_drain_together_and_a_second_signal_cuts(start_etcd: Etcds, start_esp: Esps) -> None:
+    etcd = start_etcd()
+    esp = start_esp([etcd], [], "--workers", "2")
+    channels = [connect(esp) for _ in range(2)]  # one for each worker
+    for channel in channels:
+        put(channel, b"a")
+    assert etcd.process
+    etcd.process.send_signal(signal.SIGSTOP)
+    try:
+        calls = [
+            rpc_pb2_grpc.KVStub(channel).Put.future(rpc_pb2.PutRequest(key=b"a"), timeout=60) for channel in channels
+        ]
+        wait_until(lambda: all(clients_of(process, esp.port) == 1 for process in workers_of(esp)))
+        esp.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not is_listening(esp.address))
+        assert esp.process.poll() is None
+        esp.process.send_signal(signal.SIGTERM)
+        assert esp.wait() == 0
+        assert {call.code() for call in calls} == {grpc.StatusCode.UNAVAILABLE}
+    finally:
+        etcd.process.send_signal(signal.SIGCONT)
+    assert "stopped" in esp.log()
+    for channel in channels:
+        channel.close()
+
+
+def test_workers_end_with_their_supervisor(shards: list[LocalEtcd], start_esp: Esps) -> None:
+    esp = start_esp(shards, ["i", "r"], "--workers", "2")
+    workers = workers_of(esp)
+    esp.process.kill()
+    esp.process.wait()
+    wait_until(lambda: not any(Path(f"/proc/{process}").exists() for process in workers))
+    assert "the supervisor of the workers is gone" in esp.log()
+    assert not is_listening(esp.address)
+
+
+def test_a_start_that_fails_fails_once_and_with_the_reason(tmp_path: Path, start_esp: Esps) -> None:
+    config = tmp_path / "esp.yaml"
+    config.write_text(
+        "shards: [{name: a, endpoints: ['http://127.0.0.1:1'], ranges: [{start: '', end: ''}]}]\nworkers: 2\n"
+    )
+    esp = start_esp.launch("-c", config)
+    wait_until(lambda: len(workers_of(esp)) == 2)
+    esp.process.send_signal(signal.SIGINT)
+    assert esp.wait() == 130
+    assert esp.log().count("interrupted before it was ready") == 1
+
+    port = free_port()
+    one = start_esp.launch("-c", config, "--listen", f"http://127.0.0.1:{port}")
+    one.wait_ready()
+    other = start_esp.launch("-c", config, "--listen", f"http://127.0.0.1:{port}")
+    assert other.wait() == 1
+    assert "the port is in use" in other.log()
