@@ -97,6 +97,16 @@ class Process:
             total += next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field + ":"))
         return total * 1024 / 1e6
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the program has not ended; it may be stopped."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """Ends the program with SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
     def require_running(self) -> None:
         """Raises BenchError with the end of the log if the program has ended."""
         if self._process.poll() is not None:

@@ -14,10 +14,10 @@ from contextlib import ExitStack
 import grpc
 import pytest
 
+from bench.chaos.linearizability import NEVER, Kind, Operation, is_linearizable
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from tests.harness import EspProcess, Esps, Etcds, connect, freeze, wait_ready
-from tests.linearizability import NEVER, Kind, Operation, is_linearizable
 from tests.stubs.rpc_pb2_grpc import KVStub
 
 BOUNDARIES = ["i", "r"]

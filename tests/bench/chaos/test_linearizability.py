@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.linearizability import (
+from bench.chaos.linearizability import (
     NEVER,
     Kind,
     Operation,
@@ -191,7 +191,7 @@ def test_long_histories(seed: int) -> None:
 
 
 def test_it_gives_up_rather_than_search_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.linearizability.MAX_STATES", 100)
+    monkeypatch.setattr("bench.chaos.linearizability.MAX_STATES", 100)
     at_once = [put(0, 9, f"v{number}") for number in range(12)]
     with pytest.raises(Undecided):
         is_linearizable([*at_once, get(10, 11, "nothing", 1)])

@@ -1,0 +1,17 @@
+"""Faults and load: clients of all kinds work through several proxies while everything around them breaks.
+
+    __main__          the command: builds the rig, runs load and faults, judges, reports
+    faults            what breaks, and how it heals
+    load              the clients at work, and what they answer for
+    registers         clients that read and write single keys, and remember what they saw
+    replicas          clients that keep a copy of all keys by list and watch
+    sessions          clients with leases
+    accounts          clients with a name and a password
+    client            the etcd API through whichever proxy answers
+    linearizability   decides whether a history of one key has an order
+    rig               shards of several members, and proxies
+    network           network namespaces, links that can be cut or slowed
+    report            the result as text
+
+From the top down; each file imports only files below it.
+"""

@@ -1,0 +1,274 @@
+"""What breaks: each fault happens to a random part of the rig, lasts for a while and is mended.
+
+At most one fault at a time takes the majority from a shard, so that what the clients do can be told from what they
+cannot do; a minority may be away at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, NamedTuple
+
+from bench.chaos.network import Link
+from bench.chaos.rig import Member, Proxy, Rig, ask_etcdctl, etcdctl
+
+SLOW_KILOBITS: Final = 400
+FULL_BYTES: Final = 1_000_000
+NOSPACE_ROWS: Final = 60
+LARGE: Final = "x" * 1_000_000
+
+
+class Status(NamedTuple):
+    """What a member says of itself: ids of itself and of its leader, and its revision."""
+
+    member: int
+    leader: int
+    revision: int
+
+
+class Faults:
+    """The faults that can happen to a rig.
+
+    Args:
+        rig: what breaks.
+        chance: decides to what it happens, and for how long.
+        seconds: how long a fault lasts: from, to.
+
+    Attributes:
+        counts: faults that have happened, by name.
+    """
+
+    def __init__(self, rig: Rig, chance: random.Random, seconds: tuple[float, float]) -> None:
+        self.counts: Counter[str] = Counter()
+        self._rig = rig
+        self._chance = chance
+        self._seconds = seconds
+
+    @property
+    def all(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """Every fault by its name."""
+        return {
+            "member killed": self.member_killed,
+            "leader killed": self.leader_killed,
+            "shard killed": self.shard_killed,
+            "member stopped": self.member_stopped,
+            "leader stopped": self.leader_stopped,
+            "member cut off": self.member_cut_off,
+            "leader cut off from its peers": self.leader_cut_off,
+            "member cut off from clients": self.member_cut_off_from_clients,
+            "shard cut off": self.shard_cut_off,
+            "shard slow": self.shard_slow,
+            "leader moved": self.leader_moved,
+            "member defragmented": self.member_defragmented,
+            "disk full": self.disk_full,
+            "no space": self.no_space,
+            "proxy killed": self.proxy_killed,
+            "proxies rolled": self.proxies_rolled,
+            "proxy stopped": self.proxy_stopped,
+        }
+
+    async def happen(self, name: str) -> None:
+        """Lets a fault happen, and mends it.
+
+        Raises:
+            BenchError: what was mended does not work again.
+        """
+        await self.all[name]()
+        self.counts[name] += 1
+
+    # Members.
+
+    async def member_killed(self) -> None:
+        """A member dies at once, and comes back."""
+        await self._killed([self._member()])
+
+    async def leader_killed(self) -> None:
+        """The leader of a shard dies at once, and comes back."""
+        await self._killed([await self._leader(self._shard())])
+
+    async def shard_killed(self) -> None:
+        """All members of a shard die at the same moment, and come back."""
+        await self._killed(self._shard())
+
+    async def member_stopped(self) -> None:
+        """A member freezes, and goes on."""
+        await self._stopped([self._member()])
+
+    async def leader_stopped(self) -> None:
+        """A leader freezes, and goes on in the belief that it leads."""
+        await self._stopped([await self._leader(self._shard())])
+
+    async def member_cut_off(self) -> None:
+        """Nothing passes to and from a member."""
+        await self._cut([self._member()], ("clients", "peers"))
+
+    async def leader_cut_off(self) -> None:
+        """A leader loses its peers, but clients reach it."""
+        await self._cut([await self._leader(self._shard())], ("peers",))
+
+    async def member_cut_off_from_clients(self) -> None:
+        """No client reaches a member that its peers reach."""
+        await self._cut([self._member()], ("clients",))
+
+    async def shard_cut_off(self) -> None:
+        """No client reaches any member of a shard."""
+        await self._cut(self._shard(), ("clients",))
+
+    async def shard_slow(self) -> None:
+        """The links of a shard to its clients carry little."""
+        members = self._shard()
+        for member in members:
+            await asyncio.to_thread(member.host.slow, "clients", SLOW_KILOBITS)
+        try:
+            await self._last()
+        finally:
+            for member in members:
+                member.host.hurry("clients")
+
+    async def leader_moved(self) -> None:
+        """A leader hands its office to another member."""
+        members = self._shard()
+        statuses = await self._statuses(members)
+        leaders = [member for member, status in statuses.items() if status.leader == status.member]
+        heirs = [status.member for status in statuses.values() if status.leader != status.member]
+        if leaders and heirs:
+            await asyncio.to_thread(etcdctl, leaders, "move-leader", f"{self._chance.choice(heirs):x}")
+
+    async def member_defragmented(self) -> None:
+        """A member writes its file anew, and answers nothing meanwhile."""
+        await asyncio.to_thread(etcdctl, [self._member()], "defrag", seconds=30)
+
+    async def disk_full(self) -> None:
+        """The disk of a member is full: etcd ends. It is started when there is room again."""
+        member = self._member()
+        ballast = member.disk / "ballast"
+        with ballast.open("wb") as file:
+            try:
+                while True:
+                    file.write(bytes(FULL_BYTES))
+                    file.flush()
+            except OSError:
+                pass
+        try:
+            await self._last()
+        finally:
+            ballast.unlink()
+            member.kill()
+            member.start()
+        await self._rig.healthy([member])
+
+    async def no_space(self) -> None:
+        """A database reaches its quota: no more writes until somebody makes room and takes the alarm away."""
+        members = self._shard()
+        for number in range(NOSPACE_ROWS):
+            key = f"\x01ballast/{number % 2}"  # below all keys of the load, and direct: proxies are not asked
+            if not await asyncio.to_thread(etcdctl, members, "put", key, text=LARGE):
+                break
+        try:
+            await self._last()
+        finally:
+            await self._make_room(members)
+
+    async def _make_room(self, members: list[Member]) -> None:
+        """Does what etcd's guide says: compact, defragment, disarm."""
+        await asyncio.to_thread(etcdctl, members, "del", "--prefix", "\x01ballast/")
+        statuses = await self._statuses(members)
+        revision = max((status.revision for status in statuses.values()), default=0)
+        await asyncio.to_thread(etcdctl, members, "compact", str(revision), seconds=30)
+        for member in members:
+            await asyncio.to_thread(etcdctl, [member], "defrag", seconds=30)
+        await asyncio.to_thread(etcdctl, members, "alarm", "disarm")
+
+    # Proxies.
+
+    async def proxy_killed(self) -> None:
+        """A proxy dies at once, and another takes its place."""
+        proxy = self._chance.choice(self._rig.proxies)
+        proxy.kill()
+        await asyncio.sleep(self._chance.uniform(0, 2))
+        proxy.start()
+        await self._ready(proxy)
+
+    async def proxy_stopped(self) -> None:
+        """A proxy freezes, and goes on."""
+        proxy = self._chance.choice(self._rig.proxies)
+        proxy.send(signal.SIGSTOP)
+        try:
+            await self._last()
+        finally:
+            proxy.send(signal.SIGCONT)
+
+    async def proxies_rolled(self) -> None:
+        """One proxy after the other drains, and another takes its place."""
+        for proxy in self._rig.proxies:
+            proxy.send(signal.SIGTERM)
+            await proxy.ended(30)
+            proxy.start()
+            await self._ready(proxy)
+
+    # How.
+
+    async def _ready(self, proxy: Proxy) -> None:
+        for _ in range(300):
+            if await asyncio.to_thread(proxy.asks_ready):
+                return
+            await asyncio.sleep(0.1)
+
+    async def _last(self) -> None:
+        await asyncio.sleep(self._chance.uniform(*self._seconds))
+
+    def _shard(self) -> list[Member]:
+        return self._chance.choice(self._rig.shards)
+
+    def _member(self) -> Member:
+        return self._chance.choice(self._rig.members)
+
+    async def _leader(self, members: list[Member]) -> Member:
+        """The leader of a shard; any member if none says who it is."""
+        for member, status in (await self._statuses(members)).items():
+            if status.leader == status.member:
+                return member
+        return self._chance.choice(members)
+
+    async def _statuses(self, members: list[Member]) -> dict[Member, Status]:
+        found = {}
+        for member in members:
+            good, text = await asyncio.to_thread(
+                ask_etcdctl, [member], "endpoint", "status", "-w", "json", user=False, seconds=2
+            )
+            if good:
+                status = json.loads(text)[0]["Status"]
+                header = status["header"]
+                found[member] = Status(header["member_id"], status.get("leader", 0), header["revision"])
+        return found
+
+    async def _killed(self, members: list[Member]) -> None:
+        for member in members:
+            member.kill()
+        await self._last()
+        for member in members:
+            member.start()
+        await self._rig.healthy(members)
+
+    async def _stopped(self, members: list[Member]) -> None:
+        for member in members:
+            member.send(signal.SIGSTOP)
+        try:
+            await self._last()
+        finally:
+            for member in members:
+                member.send(signal.SIGCONT)
+
+    async def _cut(self, members: list[Member], links: tuple[Link, ...]) -> None:
+        for member in members:
+            member.host.cut(links)
+        try:
+            await self._last()
+        finally:
+            for member in members:
+                member.host.mend(links)

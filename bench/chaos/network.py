@@ -1,0 +1,141 @@
+"""Network namespaces: each host has one link for clients and one for its peers, and each link can be cut or slowed.
+
+All hosts hang on two bridges in the namespace of the calling process, which must be one of its own (`own_namespace`).
+A namespace lives as long as the process that holds it, so nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from bench.processes import BenchError
+
+Link = Literal["clients", "peers"]
+NETWORKS: Final[dict[Link, str]] = {"clients": "10.77", "peers": "10.78"}
+HERE: Final = "10.77.255.1"
+"""The address of this process in the hosts' network for clients."""
+_OWN: Final = "ESP_CHAOS_NAMESPACE"
+
+
+def own_namespace() -> None:
+    """Runs this very command again in a network namespace of its own, unless it runs in one already.
+
+    Raises:
+        BenchError: the command lacks root, or a program that it needs.
+    """
+    if os.environ.get(_OWN):
+        return
+    if missing := [program for program in ("unshare", "nsenter", "ip", "tc") if shutil.which(program) is None]:
+        raise BenchError(f"{', '.join(missing)} missing: install util-linux and iproute2")
+    if os.geteuid() != 0:
+        raise BenchError("network namespaces need root: run it as root")
+    os.environ[_OWN] = "1"
+    module = sys.modules["__main__"].__spec__
+    assert module is not None
+    name = module.name.removesuffix(".__main__")
+    os.execvp("unshare", ["unshare", "--net", "--", sys.executable, "-m", name, *sys.argv[1:]])
+
+
+def run(*command: str) -> None:
+    """Runs a program.
+
+    Raises:
+        BenchError: the program fails.
+    """
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise BenchError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+class Network:
+    """The bridges, and the hosts on them."""
+
+    def __init__(self) -> None:
+        """Makes the bridges.
+
+        Raises:
+            BenchError: this namespace is not one of our own, or the kernel has no bridges.
+        """
+        run("ip", "link", "set", "lo", "up")
+        for link, network in NETWORKS.items():
+            run("ip", "link", "add", "name", f"br-{link}", "type", "bridge")
+            run("ip", "link", "set", f"br-{link}", "up")
+            run("ip", "addr", "add", f"{network}.255.1/16", "dev", f"br-{link}")
+        self.hosts: list[Host] = []
+
+    def host(self, place: int) -> Host:
+        """A new host; `place` is its number from 1 to 60,000."""
+        self.hosts.append(Host(place))
+        return self.hosts[-1]
+
+    def close(self) -> None:
+        """Ends all namespaces."""
+        for host in self.hosts:
+            host.close()
+
+
+class Host:
+    """A network namespace with two links."""
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+        # It holds the namespace. Its end of the pipe is closed when this process ends, however that ends.
+        self._holder = subprocess.Popen(
+            ["unshare", "--net", "--", "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._holder.stdout is not None
+        self._holder.stdout.readline()  # it is in its namespace now
+        self.inside("ip", "link", "set", "lo", "up")
+        for link, network in NETWORKS.items():
+            out = self._device(link)
+            run("ip", "link", "add", "name", out, "type", "veth", "peer", "name", link, "netns", str(self._holder.pid))
+            run("ip", "link", "set", out, "master", f"br-{link}", "up")
+            self.inside("ip", "addr", "add", f"{network}.{place >> 8}.{place & 255}/16", "dev", link)
+            self.inside("ip", "link", "set", link, "up")
+
+    def address(self, link: Link) -> str:
+        """The host's address on one of its links."""
+        return f"{NETWORKS[link]}.{self.place >> 8}.{self.place & 255}"
+
+    def command(self, *command: str) -> list[str]:
+        """A command line that runs `command` on the host, in the same process."""
+        return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", "--", *command]
+
+    def inside(self, *command: str) -> None:
+        """Runs a program on the host."""
+        run(*self.command(*command))
+
+    def cut(self, links: Sequence[Link] = ("clients", "peers")) -> None:
+        """Cuts links: nothing passes, and nobody is told."""
+        for link in links:
+            run("ip", "link", "set", self._device(link), "down")
+
+    def mend(self, links: Sequence[Link] = ("clients", "peers")) -> None:
+        """Mends links that were cut."""
+        for link in links:
+            run("ip", "link", "set", self._device(link), "up")
+
+    def slow(self, link: Link, kilobits: int) -> None:
+        """Lets so many kilobits a second pass in each direction, with a queue before that."""
+        limit = ("parent", "1:", "classid", "1:1", "htb", "rate", f"{kilobits}kbit")
+        for device, runs in ((self._device(link), run), (link, self.inside)):
+            runs("tc", "qdisc", "replace", "dev", device, "root", "handle", "1:", "htb", "default", "1", "r2q", "1")
+            runs("tc", "class", "replace", "dev", device, *limit)
+
+    def hurry(self, link: Link) -> None:
+        """Takes the limit of `slow` away."""
+        run("tc", "qdisc", "del", "dev", self._device(link), "root")
+        self.inside("tc", "qdisc", "del", "dev", link, "root")
+
+    def close(self) -> None:
+        """Ends the namespace."""
+        self._holder.kill()
+        self._holder.communicate()
+
+    def _device(self, link: Link) -> str:
+        return f"{link[0]}{self.place}"
