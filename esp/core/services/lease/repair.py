@@ -195,7 +195,7 @@ class LeaseRepair:
         """Does the repair of one lease.
 
         Raises:
-            RpcError: the shard cannot be reached; the repair stays queued.
+            RpcError: the shard cannot be reached, or does not know esp's own token; the repair stays queued.
         """
         jobs, shard = yard.jobs, yard.shard
         job = jobs.get(lease_id)
@@ -208,7 +208,8 @@ class LeaseRepair:
             elif self.table.get(lease_id) is not None:
                 await self._copy(lease_id, shard, job.metadata, CALL_SECONDS)
         except RpcError as error:
-            if errors.is_unreachable(error.status):
+            is_esps_own = job.grants and self._asking(job.metadata) is None
+            if errors.is_unreachable(error.status) or (is_esps_own and error.status in errors.STALE_TOKEN):
                 raise
             self.table.counters["repairs_failed"] += 1
             name = shard.name

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from google.protobuf.message import Message
 
 from esp.core import errors
 from esp.core.background import Background
+from esp.core.config import User
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
@@ -46,7 +48,7 @@ class FakeShard:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.user = None
+        self.user: User | None = None
         self.leases: dict[int, int] = {}
         self.revision = 5
         self.dialled = 1
@@ -419,6 +421,37 @@ class TestRepair:
                 await until(lambda: not world.repair.waiting)
             assert [all(world.where(lease_id)) for lease_id in ids] == [False, True, True]
             assert world.table.counters["repairs_failed"] == 1
+
+        run(work)
+
+    def test_a_repair_waits_until_esp_has_a_token_of_its_own_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """esp asks for one every two seconds at most, and a new leader knows none of the old tokens."""
+        world = World()
+        refusals = [errors.INVALID_AUTH_TOKEN, errors.AUTH_OLD_REVISION]
+
+        async def no_token(*_: object) -> bool:
+            return False
+
+        async def work() -> None:
+            for shard in world.shards:
+                shard.user = User("root", Path("password"))
+                shard.log_in = no_token
+            world.shards[1].away = True
+            lease_id = await world.grant()
+            original = world.shards[1]._LeaseGrant
+
+            def grant(message: bytes) -> Message:
+                if refusals:
+                    raise refusals.pop().error()
+                return original(message)
+
+            monkeypatch.setattr(world.shards[1], "_LeaseGrant", grant)
+            world.shards[1].away = False
+            async with world.running():
+                await until(lambda: not world.repair.waiting)
+            assert all(world.where(lease_id))
+            assert not refusals
+            assert not world.table.counters["repairs_failed"]
 
         run(work)
 
