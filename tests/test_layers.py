@@ -32,7 +32,7 @@ LAYERS = [
     },
     {"esp.core.kubernetes"},
     {"esp.core.config"},
-    {"esp.core.shard"},
+    {"esp.core.shard", "esp.core.log.calls"},
     {"esp.core.advertise", "esp.core.identity", "esp.core.sockets", "esp.core.undivided"},
     {"esp.core.activation"},
     {"esp.core.layout"},

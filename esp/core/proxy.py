@@ -18,6 +18,7 @@ from esp.core.gateway import Site
 from esp.core.heap import Heap
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
+from esp.core.log.calls import CallLog
 from esp.core.log.text import few
 from esp.core.metrics.calls import Calls
 from esp.core.routing import Routing
@@ -82,6 +83,9 @@ class Proxy:
         self._running: dict[Shard, asyncio.Task[None]] = {}
         self.gate = Gate(self.context, self.background, self._calls_sent)
         self.calls = Calls(self.context, METHODS.keys() | set(reflection.PATHS))
+        call_log = CallLog(config.log)
+        if call_log.least is not None:
+            self.calls.listen(call_log.ended, call_log.least)
         layout = self._layout(config, {})
         protects = config.across_shards.protects_kubernetes
         apiservers = ApiServers(layout, config.apiserver_roots, protects=protects, compact_key=config.compact_key)

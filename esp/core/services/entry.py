@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NewType
 
+from esp.core.wire.ended import Passed
 from esp.core.wire.server_stream import ServerStream, Sink
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Entry(Sink):
         one_key: whether the call reads one key.
         passes_stopped: whether the call needs no place at a shard that has stopped.
         line: the line in which the call waits; None if it does not wait.
+        asked: the beginning of the request, for the log.
+        passed: the calls that are passed on to the one shard that the call is for, if there is one.
     """
 
     __slots__ = (
@@ -57,8 +60,10 @@ class Entry(Sink):
         "_places",
         "_size",
         "_weight",
+        "asked",
         "line",
         "one_key",
+        "passed",
         "passes_stopped",
         "reads",
         "shards",
@@ -77,12 +82,16 @@ class Entry(Sink):
         weight: int = 1,
         passes_stopped: bool = False,
         one_key: bool = False,
+        asked: bytes = b"",
+        passed: Passed | None = None,
     ) -> None:
         self.stream = stream
         self.shards = shards
         self.reads = reads
         self.passes_stopped = passes_stopped
         self.one_key = one_key
+        self.asked = asked
+        self.passed = passed
         self.line: Line | None = None
         self._gate = gate
         self._begin: Callable[[Entry], None] | None = begin
@@ -93,6 +102,10 @@ class Entry(Sink):
         self._coming: set[str] | None = None  # the shards whose large answers have begun to come
         self._kept: dict[str, int] | None = None  # what answers that wait for the client still count for, by shard
         stream.sink = self
+
+    def sent_to(self) -> tuple[Passed | None, float, bytes]:
+        """The one shard for which the call waits, if any, and what the client asked."""
+        return self.passed, 0.0, self.asked
 
     @property
     def is_wanted(self) -> bool:

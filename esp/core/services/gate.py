@@ -34,6 +34,7 @@ from functools import partial
 from typing import Final
 
 from esp.core.background import Background
+from esp.core.log.first_key import BEGINNING
 from esp.core.services.alone import Alone
 from esp.core.services.entry import KINDS, LARGE, NEW, NEW_RANGE, PLACE_BYTES, PLACES, Entry, Kind
 from esp.core.shard import Shard
@@ -189,7 +190,18 @@ class Gate:
                 shard.splice_counted(stream, message, entry)
 
         weight = self.places_for(size) if size > LARGE_REQUEST else 0
-        entry = Entry(self, stream, (shard.name,), size, begin, reads=reads, weight=weight, one_key=one_key)
+        entry = Entry(
+            self,
+            stream,
+            (shard.name,),
+            size,
+            begin,
+            reads=reads,
+            weight=weight,
+            one_key=one_key,
+            asked=message[:BEGINNING],
+            passed=shard.passed,
+        )
         if not entry.hold():
             return
         if at_once:
@@ -207,6 +219,7 @@ class Gate:
         weight: int = 1,
         *,
         passes_stopped: bool = False,
+        asked: bytes = b"",
     ) -> None:
         """Calls `begin` when it is the call's turn and all bytes that came with the call are read.
 
@@ -220,9 +233,12 @@ class Gate:
             reads: whether the size of the client's last answers decides how many places the call takes.
             weight: the least places that the call takes.
             passes_stopped: the call needs no place at a stopped shard, because it can do without that shard's answer.
+            asked: the beginning of the request, for the log.
         """
         names = tuple(dict.fromkeys(shards))
-        entry = Entry(self, stream, names, size, begin, reads=reads, weight=weight, passes_stopped=passes_stopped)
+        entry = Entry(
+            self, stream, names, size, begin, reads=reads, weight=weight, passes_stopped=passes_stopped, asked=asked
+        )
         if entry.hold():
             stream.connection.when_read.append(partial(self._admit, entry))
 

@@ -29,6 +29,7 @@ from esp.core.services.varint import MOST_BYTES, varint
 from esp.core.shard import outcome
 from esp.core.shard_map import Segment
 from esp.core.tokens import Position
+from esp.core.wire.ended import Passed
 from esp.core.wire.frames import ErrorCode, pack_u32
 from esp.core.wire.message import prefix
 from esp.core.wire.open_calls import CALL_BYTES
@@ -87,6 +88,10 @@ class Concat(Sink):
         self._started = False
         self._to_begin = 0  # parts whose answer has not begun to come
         self.small = 0  # a part's answer of at most so many bytes is covered by the memory that every call counts for
+
+    def sent_to(self) -> tuple[Passed | None, float, bytes]:
+        """No single server, and what the client asked."""
+        return self._entry.sent_to()
 
     def begin(self, request: rpc_pb2.RangeRequest, segments: Sequence[Segment], position: Position | None) -> bool:
         """Asks every shard for its part. False, without any effect, if a shard cannot be asked at once.
@@ -211,6 +216,7 @@ class Concat(Sink):
             one.forget()
         self._entry.close()
         self.down.sink = None
+        self._tell(OK)
         self.down.respond(_front(header, len(message)) + message)
 
     def _tail(self, header: bytes) -> bytes:
@@ -244,12 +250,20 @@ class Concat(Sink):
         self._entry.close()
         self.down.sink = None
         self.down.send_data(self._tail(self._header), False)
+        self._tell(OK)
         self.down.finish(OK)
+
+    def _tell(self, status: Status) -> None:
+        """Tells what the client asked, too; `finish` alone would not."""
+        if not self.down.is_over:
+            self.down.tell(status.code, *self.sent_to())
 
     def fail(self, status: Status) -> None:
         """Ends the call after a first failure, because the answer cannot be whole: cancels the other parts."""
         if self.down.sink is not self:
             return
+        if not self._started:
+            self._tell(status)
         self._stop()
         if self._started:
             self.down.reset(ErrorCode.REFUSED_STREAM)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from esp.core.keys import KeyRange
+from esp.core.log.first_key import BEGINNING
 from esp.core.routing import Routing
 from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
 from esp.core.services.handlers import CoroutineCall, Counted
@@ -61,7 +62,7 @@ class Routed(Counted):
 
         size = len(message)
         weight = self.gate.places_for(size) if size > LARGE_REQUEST else 1
-        self.gate.let_in(stream, shards, size, begin, weight=weight)
+        self.gate.let_in(stream, shards, size, begin, weight=weight, asked=message[:BEGINNING])
 
     def span(self, key_range: KeyRange) -> tuple[list[str], bytes]:
         """The names of the shards that a range spans, and the first boundary inside the range, for a refusal's text."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from esp.core import errors
 from esp.core.keys import KeyRange
+from esp.core.log.first_key import BEGINNING
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services import metadata
@@ -179,7 +180,8 @@ class _Ranges(Routed):
                 in_a_coroutine()
 
         asked = segments[:1] if self.in_order and not wants_snapshot else segments
-        self.gate.let_in(stream, [segment.shard for segment in asked], len(message), begin)
+        names = [segment.shard for segment in asked]
+        self.gate.let_in(stream, names, len(message), begin, asked=message[:BEGINNING])
 
     def wants_snapshot(self, stream: ServerStream) -> bool:
         """Whether the call reads all shards at one moment."""

@@ -1,0 +1,125 @@
+"""The lines of single calls: the access log, and the log of slow calls."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Final
+
+from esp.core.config import LogConfig
+from esp.core.keys import format_key
+from esp.core.log.first_key import first_key
+from esp.core.log.floods import ACCESS
+from esp.core.log.lines import Value, fields
+from esp.core.wire.ended import EndedCall
+from esp.core.wire.status import Code
+
+access = logging.getLogger(ACCESS)
+slow = logging.getLogger("esp.slow")
+
+MAX_KEY: Final = 64
+"""Bytes of a key that a line has."""
+MAX_PATH: Final = 128
+"""Bytes of a path that a line has: a client may make up any path."""
+LASTING: Final = frozenset(
+    (
+        b"/etcdserverpb.Watch/Watch",
+        b"/etcdserverpb.Lease/LeaseKeepAlive",
+        b"/etcdserverpb.Maintenance/Snapshot",
+        b"/v3lockpb.Lock/Lock",
+        b"/v3electionpb.Election/Campaign",
+        b"/v3electionpb.Election/Observe",
+        b"/grpc.health.v1.Health/Watch",
+        b"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    )
+)
+"""RPCs that last as long as the client wants, or wait for other clients: none of them is slow."""
+_NAMES: Final = {code.value: "".join(part.capitalize() for part in code.name.split("_")) for code in Code} | {
+    Code.OK.value: "OK",
+    Code.CANCELLED.value: "Canceled",
+}
+"""The codes of gRPC, as Go spells them."""
+
+
+class CallLog:
+    """Writes the lines of calls that have ended.
+
+    Args:
+        config: which calls have lines.
+        draw: a random number from 0 to below 1.
+
+    Attributes:
+        least: the seconds from which on the calls are wanted here; 0 for all calls, None for none.
+    """
+
+    def __init__(self, config: LogConfig, draw: Callable[[], float] = random.random) -> None:
+        self._one_of = config.access
+        self._slow = config.slow_seconds
+        self._draw = draw
+        self.least = 0.0 if self._one_of else self._slow
+
+    def ended(self, call: EndedCall) -> None:
+        """Writes the lines of a call."""
+        took = call.at - call.opened
+        if self._slow is not None and took >= self._slow and call.path not in LASTING:
+            _tell_slow(call, took)
+        if self._one_of and (self._one_of == 1 or self._draw() * self._one_of < 1):
+            _tell(call, took)
+
+
+def _tell(call: EndedCall, took: float) -> None:
+    if access.isEnabledFor(logging.INFO):
+        shard = f", {call.at - call.sent:.6f} s of that at shard {call.server}" if call.sent else ""
+        text = "%s: %s %s in %.6f s%s"
+        args = (call.peer, _path(call.path), _code(call.code), took, shard)
+        record = logging.LogRecord(ACCESS, logging.INFO, __file__, 0, text, args, None)
+        record.fields = _about(call, took)
+        access.handle(record)
+
+
+def _tell_slow(call: EndedCall, took: float) -> None:
+    if not slow.isEnabledFor(logging.WARNING):
+        return
+    about = _about(call, took)
+    key, is_cut = first_key(call.path, call.message, MAX_KEY)
+    what = _path(call.path)
+    if key:
+        about["key"] = shown = format_key(key) + ("..." if is_cut else "")
+        what += f' "{shown}"'
+    where = f"waiting for shard {call.server}" if call.server else "in esp and at shards"
+    if call.sent:
+        inside = call.sent - call.opened
+        where = f"{call.at - call.sent:.3f} s at shard {call.server}, {inside:.3f} s in esp before"
+    slow.warning(
+        "slow: %s of %s took %.3f s, %s: %s",
+        what,
+        call.peer,
+        took,
+        where,
+        _code(call.code),
+        extra={**fields(**about), "kind": f"{_path(call.path)} {call.server}"},
+    )
+
+
+def _about(call: EndedCall, took: float) -> dict[str, Value]:
+    about: dict[str, Value] = {
+        "peer": call.peer,
+        "method": _path(call.path),
+        "code": _code(call.code),
+        "seconds": round(took, 6),
+    }
+    if call.server:
+        about["shard"] = call.server
+    if call.sent:
+        about["shard_seconds"] = round(call.at - call.sent, 6)
+    return about
+
+
+def _path(path: bytes) -> str:
+    return path[:MAX_PATH].decode("ascii", "backslashreplace")
+
+
+def _code(code: int) -> str:
+    return _NAMES.get(code, f"Code({code})")

@@ -1,0 +1,176 @@
+"""Lines of single calls: which calls have one, and what it says."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from esp.core.config import LogConfig
+from esp.core.log.calls import LASTING, CallLog
+from esp.core.log.floods import ACCESS, AT_ONCE, Floods
+from esp.core.log.lines import AsJson, ForFiles
+from esp.core.pb import rpc_pb2
+from esp.core.services import reflection
+from esp.core.services.router import METHODS, WAITING
+from esp.core.wire.ended import EndedCall
+from esp.core.wire.status import Code
+
+PUT = b"/etcdserverpb.KV/Put"
+_DATA = rpc_pb2.PutRequest(key=b"/registry/\xff" + b"k" * 80, value=b"SECRET").SerializeToString()
+MESSAGE = b"\0" + struct.pack(">I", len(_DATA)) + _DATA
+
+
+def call(
+    path: bytes = PUT,
+    *,
+    took: float = 0.5,
+    inside: float | None = None,
+    code: int = Code.OK,
+    server: str = "",
+    message: bytes = b"",
+) -> EndedCall:
+    sent = 0.0 if inside is None else 100.0 + inside
+    return EndedCall(path, "10.0.0.1:5000", code, 100.0, 100.0 + took, server, sent, message)
+
+
+class Told(logging.Handler):
+    """The lines that were logged, in both forms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def texts(self) -> list[str]:
+        return [ForFiles().format(record).split(" ", 1)[1] for record in self.records]
+
+    @property
+    def objects(self) -> list[str]:
+        return [AsJson().format(record).split(",", 1)[1] for record in self.records]
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    logger, handler = logging.getLogger("esp"), Told()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def test_a_slow_call_is_told_with_key_shard_and_where_its_time_went(told: Told) -> None:
+    log = CallLog(LogConfig(slow_seconds=1.0))
+    assert log.least == 1.0
+    log.ended(call(took=1.25, inside=0.01, server="b", message=MESSAGE))
+    key = r"/registry/\xff" + "k" * 53 + "..."
+    assert told.texts == [
+        f'WARNING slow: /etcdserverpb.KV/Put "{key}" of 10.0.0.1:5000 took 1.250 s, '
+        "1.240 s at shard b, 0.010 s in esp before: OK"
+    ]
+    escaped = key.replace("\\", "\\\\")
+    assert told.objects[0].endswith(
+        '"peer":"10.0.0.1:5000","method":"/etcdserverpb.KV/Put","code":"OK","seconds":1.25,"shard":"b",'
+        f'"shard_seconds":1.24,"key":"{escaped}"}}'
+    )
+
+
+def test_a_slow_call_without_one_shard_or_without_its_message_is_told_too(told: Told) -> None:
+    log = CallLog(LogConfig(slow_seconds=1.0))
+    log.ended(call(took=2, message=MESSAGE[:18]))
+    log.ended(call(took=2, server="b", code=Code.DEADLINE_EXCEEDED))
+    log.ended(call(b"/etcdserverpb.Maintenance/Defragment", took=2, code=99))
+    assert [text.replace("/etcdserverpb.", "").replace(" of 10.0.0.1:5000", "") for text in told.texts] == [
+        'WARNING slow: KV/Put "/registry/\\xff..." took 2.000 s, in esp and at shards: OK',
+        "WARNING slow: KV/Put took 2.000 s, waiting for shard b: DeadlineExceeded",
+        "WARNING slow: Maintenance/Defragment took 2.000 s, in esp and at shards: Code(99)",
+    ]
+
+
+def test_quick_calls_and_calls_that_last_are_not_slow(told: Told) -> None:
+    log = CallLog(LogConfig(slow_seconds=1.0))
+    log.ended(call(took=0.999))
+    for path in LASTING:
+        log.ended(call(path, took=1000))
+    assert not told.records
+
+
+def test_every_rpc_that_streams_to_the_client_or_waits_may_last() -> None:
+    streaming = {path for path, method in METHODS.items() if method.server_streaming}
+    ends_by_itself = {b"/etcdserverpb.KV/RangeStream"}
+    assert (streaming | WAITING | set(reflection.PATHS)) - ends_by_itself == LASTING
+
+
+def test_slow_calls_can_be_left_out(told: Told) -> None:
+    log = CallLog(LogConfig(slow_seconds=None))
+    assert log.least is None
+    log.ended(call(took=1000))
+    assert not told.records
+
+
+def test_the_access_log_has_every_call(told: Told) -> None:
+    log = CallLog(LogConfig(access=1, slow_seconds=None))
+    assert log.least == 0.0
+    log.ended(call(took=0.0005, inside=0.0001, server="b", message=MESSAGE))
+    log.ended(call(b"/made.up/\n" + b"x" * 500, took=0.1, code=Code.UNIMPLEMENTED))
+    first, second = told.texts
+    assert first == "INFO 10.0.0.1:5000: /etcdserverpb.KV/Put OK in 0.000500 s, 0.000400 s of that at shard b"
+    assert second == r"INFO 10.0.0.1:5000: /made.up/\n" + "x" * 118 + " Unimplemented in 0.100000 s"
+    assert told.objects[0].endswith(
+        '"peer":"10.0.0.1:5000","method":"/etcdserverpb.KV/Put","code":"OK","seconds":0.0005,"shard":"b",'
+        '"shard_seconds":0.0004}'
+    )
+
+
+def test_a_slow_call_is_in_both_logs(told: Told) -> None:
+    CallLog(LogConfig(access=1)).ended(call(took=3))
+    assert [record.name for record in told.records] == ["esp.slow", ACCESS]
+
+
+def test_of_sampled_calls_one_of_so_many_is_drawn(told: Told) -> None:
+    draws = iter([0.0, 0.0099, 0.01, 0.5, 0.999])
+    log = CallLog(LogConfig(access=100), lambda: next(draws))
+    for _ in range(5):
+        log.ended(call())
+    assert len(told.records) == 2
+
+
+def test_above_its_level_no_line_is_made(told: Told) -> None:
+    logging.getLogger("esp").setLevel(logging.ERROR)
+    CallLog(LogConfig(access=1)).ended(call(took=3, message=MESSAGE))
+    assert not told.records
+
+
+def test_many_slow_calls_are_counted_by_method_and_shard(told: Told) -> None:
+    log = CallLog(LogConfig())
+    for number in range(100):
+        key = rpc_pb2.PutRequest(key=b"key %c" % (97 + number % 26)).SerializeToString()
+        log.ended(call(took=2, inside=0, server="b", message=b"\0" + struct.pack(">I", len(key)) + key))
+    written: list[str] = []
+    floods = Floods(written.append, lambda seconds, callback: True)
+    floods.setFormatter(ForFiles())
+    for record in told.records:
+        floods.handle(record)
+    assert len(written) == AT_ONCE
+    floods.close()
+    assert " WARNING 90 more like this in the last " in written[-1]
+    assert 'the last: slow: /etcdserverpb.KV/Put "key v" of' in written[-1]
+
+
+CODES = (
+    "OK Canceled Unknown InvalidArgument DeadlineExceeded NotFound AlreadyExists PermissionDenied ResourceExhausted "
+    "FailedPrecondition Aborted OutOfRange Unimplemented Internal Unavailable DataLoss Unauthenticated"
+)
+
+
+def test_codes_are_spelt_as_in_go(told: Told) -> None:
+    for code in Code:
+        CallLog(LogConfig(access=1, slow_seconds=None)).ended(call(code=code))
+    assert " ".join(text.split()[3] for text in told.texts) == CODES
