@@ -114,7 +114,7 @@ class ScriptedConnection:
                 self.says(headers(call.stream, HEAD + trailers(self.etcd.untold), end=True))
             elif call.path == STATUS and self.etcd.tells:
                 header = rpc_pb2.ResponseHeader(revision=self.etcd.revision)
-                status = rpc_pb2.StatusResponse(header=header, version=self.etcd.version)
+                status = rpc_pb2.StatusResponse(header=header, version=self.etcd.version, leader=self.etcd.leader)
                 self.answers(call, status.SerializeToString())
 
     def call(self, stream: int) -> HeardCall | None:
@@ -185,7 +185,7 @@ class ScriptedEtcd:
     Attributes:
         greeting: the settings it begins with; None: it says nothing at all.
         calls: every call heard on any connection, but for those after the version.
-        version, revision: what it says of itself; no version: `untold`, an error.
+        version, revision, leader: what it says of itself; no version: `untold`, an error.
         tells: whether it answers that at all.
         on_frame: called with every frame heard.
     """
@@ -198,6 +198,7 @@ class ScriptedEtcd:
         self.untold = UNTOLD
         self.tells = True
         self.revision = 1
+        self.leader = 7
         self.calls: list[HeardCall] = []
         self.connections: list[ScriptedConnection] = []
         self.on_frame = None

@@ -36,7 +36,7 @@ def watch(stream: int, key: bytes) -> bytes:
     return headers(stream, request(WATCH)) + data(stream, message(asked))
 
 
-PATIENT = "limits: {keepalive_time: 100}"
+PATIENT = "limits: {keepalive_time: 100, health_timeout: 100}"
 """esp does not give up a stopped shard while the test goes on, however busy the machine is."""
 
 

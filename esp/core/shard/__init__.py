@@ -3,7 +3,10 @@
     unary      one unary RPC, asked of one shard or of several at once: parsed answers, or statuses that blame a shard
     at_once    one call to each of several shards, in one turn of the loop
     shard      one shard, as its callers see it: clients' calls passed on, esp's own calls
-    connected  the connections of a shard: kept up to one endpoint, fail-over to the next
+    connected  keeps a shard connected to one endpoint, fail-over to the next
+    links      a shard's two connections to the endpoint in use
+    pulse      the health of a connection: Status calls while nobody else asks
+    outage     what the log says of losses and outages
     cluster    one etcd cluster as its answers show it: version, revision, limits
     fate       what becomes of a call that broke: when it is sent again
     link       one connection of a shard, and the calls that wait for the connection

@@ -36,6 +36,7 @@ class Cluster:
         version: etcd's version, as a member told it last; "" before that.
         storage_version: of the same member's file, since etcd 3.6; else "".
         version_in_use: the version of the member in use; "" until the member has told it.
+        has_leader: whether a member said last that its cluster has a leader.
         implausible: why esp cannot serve the shard at its revision; "" if it can.
         seen: the highest revision in answers on the connection in use; 0 for none.
         max_txn_ops: the most operations in esp's own transactions for this shard: the default of etcd's --max-txn-ops,
@@ -50,6 +51,7 @@ class Cluster:
         self.version = ""
         self.storage_version = ""
         self.version_in_use = ""
+        self.has_leader = True
         self.implausible = ""
         self.seen = 0
         self.max_txn_ops = self.allowed_ops = DEFAULT_TXN_OPS
@@ -83,6 +85,7 @@ class Cluster:
                 "revisions from its own tokens; restore it without --bump-revision, or by less"
             )
             raise UnfitError(self.implausible)
+        self.has_leader = bool(status.leader)
         self.version = self.version_in_use = status.version
         self.storage_version = status.storageVersion
         self.saw(status.header.revision)

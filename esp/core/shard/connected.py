@@ -6,8 +6,8 @@ endpoints have failed, there is a pause that grows. Calls that come meanwhile wa
 are refused, with the text after which etcd's clients try again: the calls were surely not sent.
 
 esp leaves a member for the next one when the member says that it has no leader, hangs up, sends GOAWAY, or is silent
-and does not answer a Status call. Calls that are open on the old connection finish there. esp uses a connection only
-after the server has answered a Status call, and so has shown that it is not an esp (`member`).
+and does not answer a Status call (`pulse`). Calls that are open on the old connection finish there. esp uses a
+connection only after the server has answered a Status call, and so has shown that it is not an esp (`member`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import partial
 from time import monotonic
 from typing import Final
@@ -29,11 +28,13 @@ from esp.core.shard.cluster import Cluster
 from esp.core.shard.dialler import Dialler, reason_of
 from esp.core.shard.endpoint_state import EndpointState
 from esp.core.shard.link import Link
+from esp.core.shard.links import Links
 from esp.core.shard.login import Login
-from esp.core.shard.member import NotAnEtcd, UnfitError, ask_once, ask_status
+from esp.core.shard.member import NotAnEtcd, UnfitError, ask_once, fault_of
+from esp.core.shard.outage import Outages
+from esp.core.wire.call import BrokenCall
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
-from esp.core.wire.frames import ErrorCode
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import Code, RpcError, Status
 
@@ -45,6 +46,9 @@ FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
 """The first and the longest pause, in seconds, between rounds over the endpoints. After a connection that has lasted
 for LONGEST_PAUSE, the next pause is FIRST_PAUSE again."""
+NO_LEADER: Final = "it has no leader: it is cut off from its cluster, or the quorum is lost"
+LEADERLESS_MOVES: Final = 5
+"""How often the time doubles for which a member without a leader is kept: up to 32 times `health_interval`."""
 LOGIN_SECONDS: Final = 7.0
 """Seconds that a shard may take to check esp's own password."""
 
@@ -57,6 +61,8 @@ class Connected(Cluster):
         states: the state of each endpoint, for metrics and logs.
         user: the user for esp's own calls; None if esp has no user at this shard.
         passed: the calls of clients that are passed on here; None if nobody wants to know how they end.
+        outages: tells of losses and outages in the log, and counts them.
+        failed_calls: the number of clients' calls that ended with an error of esp's own about this shard.
         dialled: the number of times that esp began to connect, at the start and whenever a connection was lost. Who has
             seen the number change knows of an outage, however short.
     """
@@ -75,19 +81,20 @@ class Connected(Cluster):
         self.context = context
         self.background = background
         self.states = {endpoint: EndpointState() for endpoint in self.endpoints}
+        self.outages = Outages(self._tell, self._why_away, lambda: self.failed_calls)
+        self.failed_calls = 0
         self.dialled = 0
         self._own_parts = OwnParts(name)
         self.passed = None if context.observer is None else context.observer.passed_to(name)
         self._login = None if user is None else Login(name, user, self._own_parts, self._ask_once, background)
-        self._dialler = Dialler(context, self._own_parts.of, self.take_status)
-        self._unary = Link(context, background)
-        self._streams = Link(context, background)
-        self._retired: list[ClientConnection] = []
+        dialler = Dialler(context, self._own_parts.of, self.take_status)
+        self._links = Links(self, dialler, context, background)
+        self._unary, self._streams = self._links.unary, self._links.streams
         self._esps: set[Endpoint] = set()
-        self._is_asking = False
-        self._lost = asyncio.Event()
-        self._wanted_streams = asyncio.Event()
         self._moved_on = -LONGEST_PAUSE
+        self._leaderless_since: float | None = None
+        self._leaderless_moves = 0
+        self._tells_version = True
 
     @property
     def troubles(self) -> dict[Endpoint, str]:
@@ -127,8 +134,7 @@ class Connected(Cluster):
         current = connection in (unary, self._streams.connection)
         if unary is not None and current and now - self._moved_on >= LONGEST_PAUSE:
             self._moved_on = now
-            log.warning("shard %s: %s says %r; trying the next endpoint", self.name, self.endpoint, status.message)
-            unary.close()
+            unary.close(f"it says {status.message!r}")
 
     async def log_in(self, since: float, seconds: float | None = None) -> bool:
         """Gets a new token after the shard has refused esp's own. False if the shard would refuse the same call again.
@@ -166,13 +172,15 @@ class Connected(Cluster):
         try:
             await self.background.again(f"shard {self.name}", self._stay_connected)
         finally:
-            self._close()
+            self._links.close()
             await asyncio.sleep(0)  # the transports close in the loop's next turn
 
     async def _stay_connected(self) -> None:
         pause = 0.0
         turn = 0
         failures = 0
+        refusals = 0
+        self.outages.begin(monotonic())
         while True:
             endpoint = self.endpoints[turn % len(self.endpoints)]
             began = monotonic()
@@ -180,15 +188,18 @@ class Connected(Cluster):
             try:
                 await self._serve(endpoint)
                 held = monotonic() - began >= LONGEST_PAUSE
-            except NotAnEtcd as error:
-                self.states[endpoint].failed(reason_of(error))
-                self._found_esp(endpoint)
+                refusals = 0
             except OSError as error:
+                refusals += 1
                 why = reason_of(error)
                 self.states[endpoint].failed(why)
-                self._found_no_esp(endpoint)
-                level = logging.WARNING if failures == len(self.endpoints) - 1 else logging.DEBUG
-                log.log(level, "shard %s: cannot connect to %s: %s", self.name, endpoint, why)
+                log.debug("shard %s: cannot connect to %s: %s", self.name, endpoint, why)
+                if isinstance(error, NotAnEtcd):
+                    self._found_esp(endpoint)
+                else:
+                    self._found_no_esp(endpoint)
+                if refusals >= len(self.endpoints):
+                    self.outages.all_failed(monotonic())
             turn += 1
             # An endpoint that accepts and hangs up at once counts like one that does not accept.
             failures = 0 if held else failures + 1
@@ -204,24 +215,11 @@ class Connected(Cluster):
             self._esps.add(endpoint)
             log.error("shard %s: %s cannot be used: %s", self.name, endpoint, self.states[endpoint].trouble)
         if self._esps.issuperset(self.endpoints):
-            self._bar(errors.leads_to_esp(self.name, ", ".join(map(str, self.endpoints))))
+            self._links.bar(errors.leads_to_esp(self.name, ", ".join(map(str, self.endpoints))))
 
     def _found_no_esp(self, endpoint: Endpoint) -> None:
         self._esps.discard(endpoint)
-        self._bar(None)
-
-    def _bar(self, why: Status | None) -> None:
-        for link in (self._unary, self._streams):
-            link.bar(why)
-        self.context.flush()
-
-    def _close(self) -> None:
-        for link in (self._unary, self._streams):
-            link.close()
-        for connection in self._retired:
-            connection.end(ErrorCode.NO_ERROR, "closing")
-        self._retired.clear()
-        self.context.flush()
+        self._links.bar(None)
 
     async def _serve(self, endpoint: Endpoint) -> None:
         """Connects to `endpoint` and returns when that connection takes no more calls.
@@ -229,160 +227,97 @@ class Connected(Cluster):
         Raises:
             OSError: the endpoint takes no connection.
         """
-        self._lost.clear()
+        self._links.lost.clear()
         self.dialled += 1
         state = self.states[endpoint]
         state.connecting()
-        await self._dial(self._unary, endpoint)
-        if self.endpoint != endpoint:
-            log.info("shard %s: connected to %s", self.name, endpoint)
+        connection = await self._links.dial(self._unary, endpoint, state)
         self.endpoint = endpoint
         state.ready()
+        self.outages.connected(str(endpoint), monotonic())
         self._found_no_esp(endpoint)
-        tasks = [self.background.keep(f"shard {self.name}: its streams", partial(self._dial_streams, endpoint))]
+        self._leaderless_since = None
+        self._tells_version = True
+        streams = self.background.keep(
+            f"shard {self.name}: its streams", partial(self._links.dial_streams, endpoint, state)
+        )
         if not self.version_in_use:
-            tasks.append(self.background.keep(f"shard {self.name}: its version", self._learn_version))
+            self._links.ask(self._unary, monotonic())
         try:
-            await self._lost.wait()
+            await self._links.lost.wait()
         finally:
-            await self.background.end(tasks)
+            await self.background.end([streams])
+            why = reason_of(OSError(connection.why_over or "a bug in esp"))
             self.endpoint = None
-            state.failed("connection lost")
+            state.failed(why)
             self.version_in_use = ""
-            for link in (self._unary, self._streams):
-                if link.connection is not None:
-                    self.background.guard(f"shard {self.name}: its connection", partial(self._retire, link))
-            self.context.flush()
-        log.warning("shard %s: lost %s", self.name, endpoint)
-
-    async def _learn_version(self) -> None:
-        """Asks the member in use for its version until it answers."""
-        level = logging.INFO
-        while True:
-            asked = monotonic()
-            connection = self._unary.free()
-            if connection is not None:
-                try:
-                    self.take_status(await ask_status(connection, self.context.limits.connect_timeout))
-                    return
-                except UnfitError as error:
-                    log.error("shard %s: %s", self.name, error)
-                    self._lost.set()
-                    return
-                except (RpcError, OSError) as error:
-                    stale = isinstance(error, RpcError) and error.status in errors.STALE_TOKEN
-                    if stale and await self.log_in(asked):
-                        continue
-                    log.log(level, "shard %s: does not tell its version: %s", self.name, error)
-            level = logging.DEBUG
-            await asyncio.sleep(LONGEST_PAUSE)
-
-    async def _dial_streams(self, endpoint: Endpoint) -> None:
-        """Makes the connection for streams when the first stream needs it, and again when it breaks."""
-        if self._streams.standing:
-            self._wanted_streams.set()  # an attempt may have been cut short
-        while True:
-            await self._wanted_streams.wait()
-            self._wanted_streams.clear()
-            if self._streams.free() is None:
-                try:
-                    await self._dial(self._streams, endpoint)
-                except OSError as error:
-                    reason = reason_of(error)
-                    log.warning("shard %s: cannot connect to %s for streams: %s", self.name, endpoint, reason)
-                    if self._streams.standing or self._streams.waiting:
-                        await asyncio.sleep(LONGEST_PAUSE)
-                        self._wanted_streams.set()
-                else:
-                    if self._streams.is_short:
-                        self._wanted_streams.set()
-
-    async def _dial(self, link: Link, endpoint: Endpoint) -> None:
-        """Connects a link.
-
-        Raises:
-            OSError: as `Dialler.dial`.
-        """
-        try:
-            connection = await self._dialler.dial(endpoint, self.states[endpoint])
-        except BaseException:
-            if link is self._unary:
-                self.forget_member()  # it may have told its status before the attempt failed
-            raise
-        if link.connection is not None:
-            self._retire(link, leave=False)  # full, but as good as the new one
-        if self.passed is not None:
-            connection.observe(self.passed)
-        connection.on_change = self._on_change(link, connection)
-        link.connection = connection
-        link.go()
-        self.context.flush()
-
-    def _on_change(self, link: Link, connection: ClientConnection) -> Callable[[], None]:
-        def changed() -> None:
-            self.background.guard(f"shard {self.name}: its connection", look, begin_anew)
-
-        def begin_anew() -> None:
-            self._lost.set()
-            self._wanted_streams.set()
-
-        def look() -> None:
-            if link.connection is not connection:
-                return
-            if connection.draining or connection.ended:
-                self._retire(link)
-                if link is self._unary:
-                    self._lost.set()
-                elif link.waiting or link.standing:
-                    self._wanted_streams.set()
-            else:
-                link.go()
-
-        return changed
-
-    def _retire(self, link: Link, *, leave: bool = True) -> None:
-        """Takes the link's connection out of use; it stays open until its calls have finished.
-
-        With `leave`, calls that can go on elsewhere are asked to do so.
-        """
-        connection, link.connection = link.connection, None
-        assert connection is not None
-        if link is self._unary:
-            self.forget_member()
-        if not connection.ended:
-            self._retired.append(connection)
-            connection.close()
-            for stream in list(connection.streams.values()) if leave else ():
-                self.background.guard("a stream that should move", stream.on_retired, stream.cancel)
+            self._links.retire()
+        self.outages.lost(why, monotonic())
 
     def tick(self, now: float) -> None:
         """Looks at every deadline: calls that wait, keepalive."""
-        self._unary.tick(now)
-        self._streams.tick(now)
-        self._retired = [connection for connection in self._retired if not connection.ended]
-        for connection in self._retired:
-            connection.tick(now)
-        asked = self._unary.free()
-        half = self.context.limits.keepalive_time / 2
-        if asked is not None and not self._is_asking and asked.silence(now) > half:
-            self._is_asking = True
-            self.background.start(self._break_silence(asked, min(half, self.context.limits.keepalive_timeout)))
+        self._links.tick(now)
+        self.outages.tick(now)
         self.context.flush()
 
-    async def _break_silence(self, connection: ClientConnection, seconds: float) -> None:
-        """Asks a member that has sent nothing for long, so that esp knows of a frozen member before a client's call.
+    # Health.
 
-        Not with a PING: etcd punishes PINGs while no call is open, and a member may answer PINGs and nothing else. esp
-        leaves a member that does not answer, for the next one or until it answers again. Calls that the member has may
-        still be answered.
-        """
+    def on_health(self, link: Link, outcome: bytes | Exception, seconds: float) -> None:
+        """The member in use has answered a Status call after so many seconds, or the call has failed."""
+        if self.endpoint is None:
+            return
         try:
-            with suppress(RpcError):  # that is an answer, too
-                await ask_status(connection, seconds)
-        except OSError as error:
-            if connection is self._unary.connection and not connection.draining:
-                log.warning("shard %s: leaving %s: %s", self.name, self.endpoint, error)
-                connection.close()
-        finally:
-            self._is_asking = False
-            self.context.flush()
+            if isinstance(outcome, bytes):
+                self.states[self.endpoint].answered(seconds)
+                self.take_status(outcome)
+                self._look_for_leader(monotonic())
+                return
+        except UnfitError as error:
+            log.error("shard %s: %s", self.name, error)
+            self._links.leave(link, str(error))
+            return
+        except RpcError as error:
+            outcome = error
+        assert isinstance(outcome, (RpcError, BrokenCall))
+        if fault := fault_of(outcome):
+            self._links.leave(link, str(fault))
+        elif not self.version_in_use:
+            self.background.start(self._ask_as_user(link, outcome, monotonic() - seconds))
+
+    async def _ask_as_user(self, link: Link, refusal: Exception, asked: float) -> None:
+        """Asks for the version again after a refusal, at once if esp has got a new token for that."""
+        stale = isinstance(refusal, RpcError) and refusal.status in errors.STALE_TOKEN
+        if stale and await self.log_in(asked):
+            self._links.ask(link, monotonic())
+        elif self._tells_version:
+            self._tells_version = False
+            log.info("shard %s: does not tell its version: %s", self.name, refusal)
+
+    def _look_for_leader(self, now: float) -> None:
+        """Leaves a member that has had no leader for a while: other members may have one, and the quorum.
+
+        If all members say so, each is kept for twice as long as the one before.
+        """
+        if self.has_leader:
+            self._leaderless_since, self._leaderless_moves = None, 0
+        elif self._leaderless_since is None:
+            self._leaderless_since = now
+        elif len(self.endpoints) > 1:
+            kept = 2 ** min(self._leaderless_moves, LEADERLESS_MOVES) - 0.5  # at least two answers in a row
+            if now - self._leaderless_since >= kept * self.context.limits.health_interval:
+                self._leaderless_moves += 1
+                self._links.leave(self._unary, NO_LEADER)
+
+    def on_refused(self) -> None:
+        """A coroutine has waited for a client in vain."""
+        self.failed_calls += 1
+
+    def note(self, text: str) -> None:
+        """Logs a loss that leaves the shard connected."""
+        self.outages.note(text, monotonic())
+
+    def _tell(self, level: int, text: str) -> None:
+        log.log(level, "shard %s: %s", self.name, text)
+
+    def _why_away(self) -> str:
+        return "; ".join(f"{endpoint}: {trouble}" for endpoint, trouble in self.troubles.items())

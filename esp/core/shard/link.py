@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Protocol
@@ -147,6 +148,8 @@ class _Waiter:
         """Raises `status` in the coroutine: there is no connection in time."""
         if not self.future.done():
             self.future.set_exception(status.error())
+            if self.peer:
+                self._link.on_refused()
 
     def on_bug(self) -> None:
         """Cancels the wait: an exception came out of it."""
@@ -173,9 +176,23 @@ class Link:
         barred: the status with which calls are refused at once; None if waiting may help.
     """
 
-    __slots__ = ("_background", "_closed", "_context", "_places", "barred", "connection", "standing", "waiting")
+    __slots__ = (
+        "_background",
+        "_closed",
+        "_context",
+        "_places",
+        "barred",
+        "connection",
+        "on_refused",
+        "standing",
+        "waiting",
+    )
 
-    def __init__(self, context: WireContext, background: Background) -> None:
+    def __init__(
+        self, context: WireContext, background: Background, on_refused: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_refused` is called for each coroutine that waited for a client in vain."""
+        self.on_refused = on_refused
         self.connection: ClientConnection | None = None
         self.waiting: dict[ParkedCall | _Waiter, None] = {}
         self.standing: dict[StreamOpener, None] = {}

@@ -57,16 +57,24 @@ async def ask_status(connection: ClientConnection, seconds: float) -> bytes:
     """
     try:
         return await ask_once(connection, STATUS, PROBE, seconds)
-    except RpcError as error:
-        if is_esp(error.status):
-            raise NotAnEtcd from None
-        if error.status.code == Code.UNAVAILABLE:
-            raise OSError(f"it does not tell its status: {error.status.message}") from None
-        raise
-    except BrokenCall as broken:
-        raise OSError(f"it breaks off when asked for its status: {broken}") from None
+    except (RpcError, BrokenCall) as error:
+        fault = fault_of(error)
+        if fault is None:
+            raise
+        raise fault from None
     except TimeoutError:
         raise OSError(f"it does not tell its status within {seconds:g} s") from None
+
+
+def fault_of(error: RpcError | BrokenCall) -> OSError | None:
+    """Why a server that ends a Status call so cannot serve a shard; None for an etcd that only refuses to tell."""
+    if isinstance(error, BrokenCall):
+        return OSError(f"it breaks off when asked for its status: {error}")
+    if is_esp(error.status):
+        return NotAnEtcd()
+    if error.status.code == Code.UNAVAILABLE:
+        return OSError(f"it does not tell its status: {error.status.message}")
+    return None
 
 
 async def ask_once(connection: ClientConnection, forward: Forward, message: bytes, seconds: float) -> bytes:

@@ -74,7 +74,7 @@ class Shard(Connected):
         elif connection is not None:
             self.send(connection, down, message, down.remaining_timeout())
         else:
-            self._wanted_streams.set()
+            self._links.wanted_streams.set()
             self._streams.park(ParkedCall(self, self._streams, down, message))
 
     def splice_stream(self, down: ServerStream) -> None:
@@ -83,7 +83,7 @@ class Shard(Connected):
         if connection is not None:
             self.send(connection, down, None, down.timeout)
         else:
-            self._wanted_streams.set()
+            self._links.wanted_streams.set()
             self._streams.park(ParkedCall(self, self._streams, down, None))
 
     def open_stream(self, opener: StreamOpener) -> None:
@@ -95,7 +95,7 @@ class Shard(Connected):
         if connection is not None:
             opener.go(connection)
         else:
-            self._wanted_streams.set()
+            self._links.wanted_streams.set()
             self._streams.stand(opener)
 
     def forget_opener(self, opener: StreamOpener) -> None:
@@ -111,6 +111,7 @@ class Shard(Connected):
 
     def refuse(self, down: ServerStream, status: Status) -> None:
         """Ends a client's call with an error of esp's own about this shard."""
+        self.failed_calls += 1
         if self.passed is not None:
             down.tell(status.code, self.passed)
         down.finish(status, [(SHARD_TRAILER, self.name.encode())])
@@ -212,6 +213,7 @@ class Shard(Connected):
                     except BrokenCall as broken:
                         status = outcome(unprocessed=broken.unprocessed, reads=idempotent, repeatable=repeatable)
                     if status is not None:
+                        self.failed_calls += down is not None
                         raise status.error()
                     repeatable = False
         except TimeoutError:

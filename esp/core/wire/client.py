@@ -56,6 +56,8 @@ class ClientConnection(ResponseReader):
         authority: `:authority` of its requests.
         draining: the connection takes no more calls: GOAWAY came, or the stream ids are near their end.
         heard: the `monotonic` time of the last bytes that came.
+        why_over: why the connection takes no more calls, for people; "" while it takes some.
+        unacknowledged: tells how many sent bytes the server's machine has not acknowledged; set by the transport.
         on_change: called when the connection became ready, stops taking calls, or has room again.
         own_part: makes the metadata for this server from those in a `DividedBlock`.
         passed: the calls of clients that were passed on to this server; None if nobody wants to know how they end.
@@ -76,6 +78,8 @@ class ClientConnection(ResponseReader):
         "room",
         "slow",
         "took",
+        "unacknowledged",
+        "why_over",
     )
 
     def __init__(self, context: WireContext, authority: str, *, first_stream_id: int = 1) -> None:
@@ -87,6 +91,8 @@ class ClientConnection(ResponseReader):
         self.slow = 0.0
         self.took: Mapping[bytes, Callable[[float], None]] = {}
         self.draining = False
+        self.why_over = ""
+        self.unacknowledged: Callable[[], int] = int
         self._encoder = RequestEncoder(authority.encode())
         self.heard = monotonic()
         self._ping_sent = 0.0
@@ -361,6 +367,7 @@ class ClientConnection(ResponseReader):
     def _drain(self, reason: str) -> None:
         if not self.draining:
             self.draining = self.tell_gone = True
+            self.why_over = self.why_over or reason
             self._set_room()
             log.debug("%s: takes no more calls: %s", self.peer, reason)
             self._changed()
@@ -371,14 +378,15 @@ class ClientConnection(ResponseReader):
         """Seconds since the last bytes came."""
         return now - self.heard
 
-    def close(self) -> None:
+    def close(self, why: str = "closed") -> None:
         """Takes no more calls, and ends the connection when the open calls have ended."""
-        self._drain("closed")
+        self._drain(why)
 
     def lost(self, reason: str) -> None:
         """The connection is gone; its calls are told."""
         if not self.ended:
             self.room = 0
+            self.why_over = self.why_over or reason
             super().lost(reason)
             self._changed()
 

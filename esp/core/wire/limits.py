@@ -67,6 +67,10 @@ class Limits:
     """Silence on a shard's connection before a PING; etcd punishes pings less than 5 s apart."""
     keepalive_timeout: float = 5.0
     """Until that PING is answered; then the connection counts as lost."""
+    health_interval: float = 2.0
+    """From one Status call to the next on each of a shard's connections, so that esp knows of a frozen member."""
+    health_timeout: float = 2.0
+    """Silence after such a call; then the member counts as frozen or cut off, and esp leaves it."""
     max_waiting_requests: int = 1000
     """Requests that wait for one shard's connection."""
     max_waiting_seconds: float = 0.25
@@ -108,6 +112,9 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "connection_window_bytes": (65_535, _MOST),
     # clientv3 clamps its own to the same.
     "keepalive_time": (10, _MOST),
+    # esp looks twice a second.
+    "health_interval": (0.5, _MOST),
+    "health_timeout": (0.5, _MOST),
     "common_share": (0, 1),
 }
 

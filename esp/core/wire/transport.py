@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import socket
+import struct
+import termios
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Final, cast
 
@@ -198,6 +202,17 @@ def set_user_timeout(sock: socket.socket | None, seconds: float) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
+def unacknowledged(sock: socket.socket | None) -> int:
+    """The bytes that the kernel has taken and the peer's has not acknowledged; 0 if the kernel does not tell."""
+    try:
+        if sock is None or sock.fileno() < 0:
+            return 0
+        count: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+    except OSError:
+        return 0
+    return count
+
+
 class ClientProtocol(WireProtocol):
     """A connection to a server."""
 
@@ -208,8 +223,10 @@ class ClientProtocol(WireProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The server has accepted: sends the preface, and is ready for the server's first bytes."""
         super().connection_made(transport)
-        set_user_timeout(transport.get_extra_info("socket"), USER_TIMEOUT)
+        sock = transport.get_extra_info("socket")
+        set_user_timeout(sock, USER_TIMEOUT)
         self.attach(self._connection)
+        self._connection.unacknowledged = partial(unacknowledged, sock)
         self._connection.flush()
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import re
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
@@ -37,7 +38,9 @@ from tests.core.wire.conversation import HEAD, data, goaway, headers, message, r
 from tests.harness import Etcds, freeze, wait_until
 
 OK = (0, "")
-QUICK = Limits(connect_timeout=0.3, keepalive_time=0.3, keepalive_timeout=0.3)
+QUICK = Limits(
+    connect_timeout=0.3, keepalive_time=0.3, keepalive_timeout=0.3, health_interval=0.15, health_timeout=0.15
+)
 PATIENT = Limits(max_waiting_seconds=20)
 
 
@@ -815,7 +818,7 @@ class TestEndpoints:
             connection.answers(call)
             assert await front.outcome(old) == OK
             await connection.ends()
-        assert "it does not tell its status within 0.15 s" in caplog.text
+        assert "frozen: its machine takes bytes, but no answer came within 0.15 s; connected to" in caplog.text
 
     @in_a_loop
     async def test_the_only_one_is_not_called_connected_while_it_answers_nothing_but_pings(self) -> None:
@@ -826,6 +829,86 @@ class TestEndpoints:
             assert not front.shard.is_ready
             etcd.tells = True
             await front.until(lambda: front.shard.is_ready)
+
+    @in_a_loop
+    async def test_a_frozen_one_is_left_and_told_without_any_call(self, caplog: pytest.LogCaptureFixture) -> None:
+        async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=QUICK) as front:
+            connection = await etcd.accepts()
+            with caplog.at_level(logging.INFO, "esp.shard"):
+                etcd.greeting, etcd.silent, connection.silent = None, True, True
+                await front.until(lambda: front.shard.outages.since)
+                assert await front.outcome(front.put()) == told(errors.NO_CONNECTION)
+                assert front.shard.failed_calls == 1
+                down: Any = SimpleNamespace(peer="10.0.0.9:1")
+                with pytest.raises(RpcError):
+                    await front.shard.forward_unary((PUT, b""), b"", idempotent=True, down=down)
+                with pytest.raises(RpcError):
+                    await front.shard.forward_unary((PUT, b""), b"", idempotent=True)  # no client's
+                assert front.shard.failed_calls == 2
+                etcd.greeting, etcd.silent = {}, False
+                await front.until(lambda: front.shard.is_ready)
+            dead_line, back = [record.getMessage() for record in caplog.records]
+            why = "it accepts connections, but says nothing within 0.3 s"
+            assert dead_line == f"shard s0: no endpoint can be used: {etcd.endpoint}: {why}"
+            assert re.fullmatch(rf"shard s0: back after .* m?s: connected to {etcd.endpoint}; 2 calls failed", back)
+            assert front.shard.outages.count == front.shard.outages.losses == 1
+            assert front.client.limits_reached == {"health_timeout": 1}
+
+    @in_a_loop
+    async def test_a_connection_for_streams_that_falls_silent_is_left_alone(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A firewall forgets idle connections one by one. The watch ends, and the client opens another."""
+        async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=QUICK) as front:
+            unary = await etcd.accepts()
+            front.watch()
+            streams = await etcd.accepts()
+            await streams.hears_head()
+            streams.silent = True
+            await front.until(lambda: "left the connection for streams: frozen" in caplog.text)
+            watch = front.watch()
+            other = await etcd.accepts()
+            call = await other.hears_head()
+            other.says(headers(call.stream, HEAD + trailers(), end=True))
+            assert await front.outcome(watch) == OK
+            put = front.put()
+            unary.answers(await unary.hears())
+            assert await front.outcome(put) == OK
+            assert len(etcd.connections) == 3
+
+    @in_a_loop
+    async def test_one_that_says_it_has_no_leader_is_left_without_any_call(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with (
+            ScriptedEtcd() as first,
+            ScriptedEtcd() as second,
+            Front(first.endpoint, second.endpoint, limits=QUICK) as front,
+        ):
+            first.leader = 0
+            await front.until(lambda: front.shard.endpoint == second.endpoint)
+            assert "it has no leader: it is cut off from its cluster" in caplog.text
+            # When all say so, each is kept for longer and longer: here for 1.5, 3.5 and 7.5 intervals at least.
+            second.leader = 0
+            await front.until(lambda: front.shard.outages.losses == 3)
+            assert second.connections[0].statuses >= 1 + 2
+            assert first.connections[1].statuses >= 1 + 4
+            second.leader = 7
+            await front.until(lambda: front.shard.endpoint == second.endpoint and front.shard.has_leader)
+
+    @in_a_loop
+    async def test_the_only_one_is_kept_without_a_leader(self) -> None:
+        async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=QUICK) as front:
+            etcd.leader = 0
+            connection = await etcd.accepts()
+            await front.until(lambda: connection.statuses > 5)
+            assert front.shard.is_ready
+
+    @in_a_loop
+    async def test_round_trips_are_taken_while_nobody_asks_anything(self) -> None:
+        async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=QUICK) as front:
+            await front.until(lambda: front.shard.states[etcd.endpoint].answers > 3)
+            assert front.shard.failed_calls == front.shard.outages.losses == 0
 
     @pytest.mark.parametrize("text", ["etcdserver: no leader", "etcdserver: server stopped"])
     @pytest.mark.parametrize("own", [False, True])

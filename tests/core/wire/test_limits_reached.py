@@ -283,6 +283,8 @@ ELSEWHERE = {
     "connect_timeout": "the shard's tests",
     "keepalive_time": "test_client.py",
     "keepalive_timeout": "test_client.py",
+    "health_interval": "shard/test_pulse.py",
+    "health_timeout": "shard/test_pulse.py",
     "max_waiting_requests": "the shard's tests",
     "max_waiting_seconds": "the shard's tests",
     "max_batched_reads": "test_read_batch.py",
