@@ -26,6 +26,7 @@ LAYERS = [
         "esp.core.garbage",
         "esp.core.heap",
         "esp.core.tokens",
+        "esp.core.shared_tokens",
         "esp.core.auth_tokens",
         "esp.core.certificate",
         "esp.core.tls_files",

@@ -176,7 +176,9 @@ async def _serve(
             log.info('namespace: clients see the keys %s, without "%s"', keys, prefix)
         config = replace(config, limits=within_descriptors(config.limits, len(config.shards)))
         try:
-            proxy = await stack.enter_async_context(Proxy(config, service.bind(config.listen)))
+            proxy = Proxy(config, service.bind(config.listen))
+            service.joins(proxy)
+            await stack.enter_async_context(proxy)
         except OSError as error:
             raise CommandError(error.strerror or str(error)) from None
         signals.hurry = proxy.cut

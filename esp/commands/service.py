@@ -54,6 +54,9 @@ class Service:
         """The control socket of this process."""
         return commanded(config, proxy.background, {})
 
+    def joins(self, proxy: Proxy) -> None:
+        """Nothing: a single process has nobody to join."""
+
     def refuse_sockets(self) -> None:
         """Refuses sockets that are passed where esp chooses its own.
 

@@ -20,6 +20,7 @@ from esp.core.background import Background
 from esp.core.config import Config, Listen
 from esp.core.log.setup import Log
 from esp.core.proxy import Proxy
+from esp.core.shared_tokens import Part, Ring, Ticks
 from esp.core.sockets import Bound
 from esp.core.workers import Balance, Channel, ChannelError, Supervisor, Worker
 
@@ -44,7 +45,7 @@ class Here:
         hurry: called when the drain is to be cut short.
     """
 
-    def __init__(self, worker: Worker, bound: Sequence[Bound], balance: Balance) -> None:
+    def __init__(self, worker: Worker, bound: Sequence[Bound], balance: Balance, tokens: Part) -> None:
         self.number = worker.number
         self.tells = worker.number == 0 and worker.is_first
         self.stop = asyncio.Event()
@@ -52,6 +53,7 @@ class Here:
         self._worker = worker
         self._bound = bound
         self._balance = balance
+        self._tokens = tokens
         self._background = Background()
         self._channel = Channel(self._background, {"drain": self._on_drain, "cut": self._on_cut})
 
@@ -94,6 +96,10 @@ class Here:
     def commanded(self, _: Config, __: Proxy) -> AbstractAsyncContextManager[object]:
         """Nothing: the operator commands the supervisor."""
         return nullcontext()
+
+    def joins(self, proxy: Proxy) -> None:
+        """Called before the proxy has clients: it shares the tokens of all workers."""
+        proxy.join(self._tokens)
 
     say = staticmethod(log.debug)
 
@@ -138,7 +144,7 @@ def run(
     while runner.run(whole.next_start()) is not None:
         worker = whole.supervisor.fork([*(one.sock.fileno() for one in bound), *whole.balance.descriptors])
         if worker is not None:
-            _work(Here(worker, bound, whole.balance), config, lines, serve, run_loop)
+            _work(Here(worker, bound, whole.balance, whole.part(worker.number)), config, lines, serve, run_loop)
     runner.close()
     if whole.supervisor.fault is not None:
         raise CommandError(whole.supervisor.fault, whole.exit_code)
@@ -188,12 +194,23 @@ class _Whole:
         self.background = Background()
         self.balance = Balance(config.workers)
         self.supervisor = Supervisor(config.workers, config.drain_seconds, self.background)
+        limits = config.limits
+        self._ticks = Ticks()
+        self._slot = self._ticks.take(config.workers)
+        self._rings = [
+            Ring.create(limits.max_shared_token_bytes, limits.max_tokens, len(config.shards))
+            for _ in range(config.workers)
+        ]
         self._config = config
         self._service = service
         self._bound = bound
         self._told_ready = told_ready
         self._is_open = False
         self._stack = AsyncExitStack()
+
+    def part(self, number: int) -> Part:
+        """The part of a worker in the tokens."""
+        return Part(self._rings[number], self._ticks, self._slot + number, self._rings)
 
     async def next_start(self) -> int | None:
         """As `Supervisor.next_start`; opens and closes what it needs in the loop."""

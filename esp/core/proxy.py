@@ -38,6 +38,7 @@ from esp.core.services.pages import Pages
 from esp.core.services.router import METHODS, Router
 from esp.core.services.watch import Watch
 from esp.core.shard import Shard
+from esp.core.shared_tokens import Part
 from esp.core.sockets import Bound
 from esp.core.tokens import Tokens
 from esp.core.undivided import Undivided
@@ -268,6 +269,11 @@ class Proxy:
             log.warning("some calls were still open after %g s and were cut", self.config.drain_seconds)
         await self.background.close()
         self.routing.tokens.close()
+
+    def join(self, tokens: Part) -> None:
+        """Serves together with other processes, whose tokens it knows from now on. Called before there are clients."""
+        self.routing.tokens.share(tokens)
+        self._watch.positions.knows_all = False
 
     def share_clients(self, balance: Balance, number: int) -> None:
         """Shares new clients with the other processes of `balance` that accept on the same sockets."""

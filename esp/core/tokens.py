@@ -31,7 +31,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from esp.core.wire.context import WireContext
 
@@ -99,6 +99,42 @@ class Position(NamedTuple):
         return revision + min(self.offset, 1) if revision else 0
 
 
+class Shared(Protocol):
+    """The tokens that several processes share, from the point of view of one."""
+
+    def last_tick(self) -> int:
+        """The highest tick of any process."""
+
+    def tell(self, tick: int) -> None:
+        """This process mints a token with this tick."""
+
+    def find(self, tick: int, number: int, instance: int) -> Vector | None:
+        """The vector of a token of any process; None if none knows it."""
+
+    def highest(self, shard: str) -> int | None:
+        """The highest revision of a shard in any token of any process; None if it is not known."""
+
+    @property
+    def ring(self) -> Written:
+        """The memory in which the others read this process's tokens."""
+
+
+class Written(Protocol):
+    """The memory with the tokens of one process."""
+
+    def add_instance(self, instance: int) -> None:
+        """From now on the process mints with this number."""
+
+    def name(self, shards: tuple[str, ...]) -> None:
+        """Tokens have revisions of these shards."""
+
+    def raise_highest(self, shard: str, revision: int) -> None:
+        """A token has this revision of a shard."""
+
+    def add(self, tick: int, number: int, vector: Vector, *, of_message: bool) -> bool:
+        """Adds a token. True if another gave way to it."""
+
+
 def is_token(number: int) -> bool:
     """Whether any proxy can have minted the number, or the number below it. This proxy need not know the token.
 
@@ -112,7 +148,7 @@ class Tokens:
 
     Attributes:
         minted: tokens handed out.
-        known, unknown: looked-up tokens that were in the table, and that were not.
+        known, unknown: looked-up tokens that this process, or another with which it shares them, knew or did not know.
         highest: the highest revision of each shard, by name, in any token: clients may know of it.
         forgotten_shards: shards dropped from `highest`, because there were more than MOST_SHARDS.
     """
@@ -139,6 +175,7 @@ class Tokens:
         self._forgotten = 0  # the latest tick of which a token was forgotten
         self._newest = 0
         self._newest_is_answers = False
+        self._shared: Shared | None = None
         self.highest: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -149,6 +186,12 @@ class Tokens:
         if self._claim is not None:
             self._claim.close()
 
+    def share(self, shared: Shared) -> None:
+        """Shares the tokens with other processes, before the first is minted."""
+        self._shared = shared
+        if self._instance is not None:
+            shared.ring.add_instance(self._instance)
+
     # Minting.
 
     def mint(self, vector: Vector, *, of_message: bool = False) -> int:
@@ -156,12 +199,13 @@ class Tokens:
 
         Watch messages bring many tokens, so these are counted apart from tokens in answers.
         """
-        newest = self._newest
-        is_new = self._ticks() - self._last_tick < _REUSE_TICKS
+        newest, shared, ticks, last = self._newest, self._shared, self._ticks(), self._last_tick
+        if shared is not None:
+            last = max(last, shared.last_tick())
+        is_new = ticks - last < _REUSE_TICKS and last == self._last_tick
         if newest and is_new and self._vectors.get(newest) == vector and (of_message or self._newest_is_answers):
             return newest
-        tick = max(self._ticks(), self._last_tick + 1)
-        self._last_tick = tick
+        tick = self._last_tick = max(ticks, last + 1)
         if self._instance is None:
             self._draw()
         number = self._newest = _number(tick, self._instance or 0)
@@ -171,9 +215,17 @@ class Tokens:
         order = self._of_messages if of_message else self._of_answers
         order.append(number)
         highest = self.highest
+        if shared is not None:
+            shared.tell(tick)
+            shared.ring.name(vector.shards)
         for shard, revision in zip(vector.shards, vector.revisions, strict=True):
             if revision > highest.get(shard, 0):
                 highest[shard] = revision
+                if shared is not None:
+                    shared.ring.raise_highest(shard, revision)
+        gave_way = shared is not None and shared.ring.add(tick, number, vector, of_message=of_message)
+        if gave_way and len(order) < self._context.limits.max_tokens:
+            self._context.reached("max_shared_token_bytes")
         if len(highest) > MOST_SHARDS:
             self.highest = {shard: highest[shard] for shard in vector.shards if shard in highest}
             self.forgotten_shards += len(highest) - len(self.highest)
@@ -200,9 +252,23 @@ class Tokens:
 
     def vector(self, token: int) -> Vector | None:
         """The vector of a token of this process, for esp's own use; None if the token is forgotten."""
-        if self._age(token) > self._lifetime():
+        ticks = self._ticks()
+        age = _age(token, ticks)
+        if age > self._lifetime():
             return None
-        return self._vectors.get(token)
+        vector = self._vectors.get(token)
+        if vector is None and self._shared is not None:
+            vector = self._shared.find(ticks - age, token, token >> _INSTANCE_SHIFT & INSTANCES - 1)
+        return vector
+
+    def may_be_known(self, shard: str, revision: int) -> bool:
+        """Whether a token of any process may stand for more than this revision of a shard: clients may know of it."""
+        if revision < self.highest.get(shard, 0):
+            return True
+        if self._shared is None:
+            return False
+        highest = self._shared.highest(shard)
+        return highest is None or revision < highest
 
     def _look_for_a_double(self, token: int) -> None:
         """Draws another instance if `token` has this one, but only another process can have minted the token."""
@@ -218,6 +284,8 @@ class Tokens:
         before = self._claim
         self._instance, self._claim = claim_instance(but=self._instance)
         self._claimed_at = max(self._ticks(), self._last_tick)
+        if self._shared is not None:
+            self._shared.ring.add_instance(self._instance)
         if before is not None:
             before.close()
 
@@ -239,9 +307,7 @@ class Tokens:
         return int(self._context.limits.token_seconds * TICKS_PER_SECOND)
 
     def _age(self, token: int) -> int:
-        """Ticks since the token was made, by the clock; below 0 for a token of the future."""
-        age = (self._ticks() - ((token ^ MARK) >> _TICK_SHIFT)) % SPAN
-        return age if age <= SPAN // 2 else age - SPAN
+        return _age(token, self._ticks())
 
     def _ticks(self) -> int:
         return max(0, int((self._now() - EPOCH) * TICKS_PER_SECOND))
@@ -249,6 +315,12 @@ class Tokens:
 
 def _number(tick: int, instance: int) -> int:
     return MARK | tick % SPAN << _TICK_SHIFT | instance << _INSTANCE_SHIFT
+
+
+def _age(token: int, ticks: int) -> int:
+    """Ticks since the token was made, at the time `ticks`; below 0 for a token of the future."""
+    age = (ticks - ((token ^ MARK) >> _TICK_SHIFT)) % SPAN
+    return age if age <= SPAN // 2 else age - SPAN
 
 
 def _taken_apart(number: int) -> tuple[int, int]:

@@ -63,6 +63,34 @@ def test_clients_are_shared_evenly_and_a_worker_that_dies_takes_only_its_own_alo
         channel.close()
 
 
+def test_a_token_of_one_worker_is_exact_at_another_also_when_the_first_is_dead(
+    shards: list[LocalEtcd], start_esp: Esps
+) -> None:
+    esp = start_esp(shards, ["i", "r"], "--workers", "2")
+    first, second = [connect(esp) for _ in range(2)]  # one for each worker
+    for key in (b"ta", b"ka", b"za"):
+        put(first, key)
+    everything = rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0")
+    listed = rpc_pb2_grpc.KVStub(first).Range(everything, timeout=60)
+    put(second, b"ka")  # the list at the token does not show this
+    assert [clients_of(process, esp.port) for process in workers_of(esp)] == [1, 1]
+
+    everything.revision = listed.header.revision
+    again = rpc_pb2_grpc.KVStub(second).Range(everything, timeout=60)
+    assert (again.kvs, again.header.revision) == (listed.kvs, listed.header.revision)
+    everything.revision = 0
+    assert rpc_pb2_grpc.KVStub(second).Range(everything, timeout=60).header.revision > listed.header.revision
+
+    everything.revision = listed.header.revision
+    one = next(process for process in workers_of(esp) if clients_of(process, esp.port))
+    os.kill(one, signal.SIGKILL)
+    wait_until(lambda: one not in workers_of(esp) and len(workers_of(esp)) == 2)
+    for channel in (first, second):
+        again = rpc_pb2_grpc.KVStub(channel).Range(everything, timeout=60, wait_for_ready=True)
+        assert (again.kvs, again.header.revision) == (listed.kvs, listed.header.revision)
+        channel.close()
+
+
 def test_all_drain_together_and_a_second_signal_cuts(start_etcd: Etcds, start_esp: Esps) -> None:
     etcd = start_etcd()
     esp = start_esp([etcd], [], "--workers", "2")

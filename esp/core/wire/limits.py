@@ -89,6 +89,8 @@ class Limits:
     """Leases that wait to be granted or revoked on a shard that missed the call."""
     max_tokens: int = 200_000
     """Tokens of answers over several shards that esp remembers, and as many tokens of watch messages."""
+    max_shared_token_bytes: int = 67_108_864
+    """Memory of one worker's tokens that the other workers read; older tokens only the worker itself knows."""
     token_seconds: float = 3600.0
     """Seconds that esp remembers a token; after that the token is answered as compacted."""
     max_resume_positions: int = 100_000

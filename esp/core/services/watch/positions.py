@@ -77,10 +77,12 @@ class Positions:
     """The positions behind the last messages of every range that is, or lately was, watched over several shards.
 
     Attributes:
+        knows_all: no other process serves the same clients: what this one has delivered is all that they have seen.
         resumed, compacted: how often a client came with a plain revision whose position esp knew, and did not know.
     """
 
     def __init__(self, tokens: Tokens, context: WireContext) -> None:
+        self.knows_all = True
         self.resumed = self.compacted = 0
         self._tokens = tokens
         self._context = context
@@ -132,7 +134,9 @@ class Positions:
     def resume(self, watched: Watched, start_revision: int) -> Vector | None:
         """The position from which a client that asks for `start_revision` goes on; None if esp does not know it."""
         here = self._ranges.get(watched)
-        vector = self._behind(here, start_revision - 1) if here is not None and here.ended else None
+        vector = None
+        if here is not None and here.ended and self.knows_all:
+            vector = self._behind(here, start_revision - 1)
         if vector is None or here is None:
             self.compacted += 1
             return None

@@ -200,7 +200,7 @@ class SpanProgress:
             return False
         routing = self._stream.routing
         number = one.token
-        if all(revision >= routing.tokens.highest.get(shard, 0) for shard, revision in vector.items()):
+        if not any(routing.tokens.may_be_known(shard, revision) for shard, revision in vector.items()):
             number = token(routing, vector)
         elif span.last_token > number:
             self._begin_later(watcher)
