@@ -1,0 +1,185 @@
+"""The commands of docs/operations.md, as they stand, on real etcds."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from esp.core.local import LocalEtcd
+from esp.core.pb import rpc_pb2
+from tests.harness import (
+    EVERYTHING,
+    EspProcess,
+    Esps,
+    Etcds,
+    connect,
+    peer,
+    wait_ready,
+    wait_until,
+    write_config,
+)
+from tests.stubs.rpc_pb2_grpc import KVStub
+
+ROOT = Path(__file__).parent.parent.parent
+TEXT = (ROOT / "docs" / "operations.md").read_text()
+BLOCKS = {
+    name: textwrap.dedent(block)
+    for name, block in re.findall(r"(?ms)<!-- tried: ([\w-]+) -->\n *```sh\n(.+?)^ *```$", TEXT)
+}
+
+Etcdctl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Operator:
+    """Types what the page says. Its PATH has esp, and etcdctl and etcdutl of the newest etcd."""
+
+    def __init__(self, folder: Path, shards: dict[str, LocalEtcd]) -> None:
+        self.folder = folder
+        self.done: list[str] = []
+        programs = folder / "bin"
+        programs.mkdir()
+        (programs / "esp").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m esp "$@"\n')
+        (programs / "esp").chmod(0o755)
+        for name in ("etcdctl", "etcdutl"):
+            (programs / name).symlink_to(peer(name))
+        (folder / "deploy").symlink_to(ROOT / "deploy")
+        self.config = folder / "esp.yaml"
+        self.variables = {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "ESP_CONFIG": str(self.config),
+            **{name.upper(): shard.endpoint for name, shard in shards.items()},
+        }
+
+    def types(self, name: str, **variables: str) -> str:
+        """A block of the page; its output. Every line of it has to succeed."""
+        self.done.append(name)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", BLOCKS[name]],
+            cwd=self.folder,
+            env={**os.environ, **self.variables, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{BLOCKS[name]}{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+
+def map_of(folder: Path, name: str, shards: dict[str, LocalEtcd], boundaries: list[str]) -> Path:
+    """A config whose shards have these names."""
+    path = write_config(folder / name, list(shards.values()), boundaries)
+    text = path.read_text()
+    for number, shard in enumerate(shards):
+        text = text.replace(f"name: s{number}\n", f"name: {shard}\n")
+    path.write_text(text)
+    return path
+
+
+def test_a_backup_a_restore_and_a_new_shard(
+    start_etcd: Etcds, start_esp: Esps, tmp_path: Path, etcdctl: Etcdctl
+) -> None:
+    one, two, three = start_etcd.several(3, binary=peer("etcd"))
+    shards = {"a": one, "b": two, "c": three}
+    operator = Operator(tmp_path, shards)
+    map_of(tmp_path, "esp.yaml", {"a": one, "b": two}, ["i"])
+
+    def run() -> EspProcess:
+        esp = start_esp.launch("-c", operator.config, config=operator.config)
+        esp.wait_ready()
+        operator.variables["ESP"] = esp.url
+        return esp
+
+    def rows(*words: str) -> list[str]:
+        return etcdctl(esp, "get", "--print-value-only", *words).stdout.split()
+
+    esp = run()
+    lease = etcdctl(esp, "lease", "grant", "600").stdout.split()[1]
+    for key in ("a", "j", "x"):
+        etcdctl(esp, "put", key, key, "--lease", lease)
+    operator.types("backup")
+
+    later = etcdctl(esp, "lease", "grant", "600").stdout.split()[1]
+    etcdctl(esp, "put", "b", "after", "--lease", later)
+    assert rows("b") == ["after"]
+    one.kill()
+    shutil.move(one.data_dir, tmp_path / "moved-away")
+    told = operator.types("restore", DATA=str(one.data_dir), NAME=one.name, PEER=one.peer_url)
+    assert "restored snapshot" in told
+    one.start()
+    wait_ready(one)
+    wait_until(lambda: etcdctl(esp, "get", "a", check=False).returncode == 0)
+    told = operator.types("after-restore")
+    assert "only on b" in told
+    assert later.lstrip("0") in told
+    assert rows("b") == []
+    assert rows("a") == ["a"]
+
+    map_of(tmp_path, "new.yaml", shards, ["i", "r"])
+    operator.types("check-new-map")
+    assert "copied 1 keys" in operator.types("copy")
+    assert etcdctl(three, "lease", "timetolive", lease, "--keys").stdout.rstrip().endswith("attached keys([x])")
+    esp.stop()
+    shutil.copy(tmp_path / "new.yaml", operator.config)
+    esp = run()
+    operator.types("clean")
+    assert rows("", "--from-key")[-1] == "x"
+    assert etcdctl(two, "get", "r", "--from-key").stdout == ""
+    etcdctl(esp, "lease", "revoke", lease)
+    assert rows("x") == rows("a") == []
+    assert set(BLOCKS) - set(operator.done) == {"switch"}
+
+
+def copy_range(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "deploy" / "copy_range.py", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("start", "end", "count"), [("", "", 251), ("hex:6b32", "k25", 56), ("z", "", 0)])
+def test_a_range_is_copied_in_several_transactions(
+    start: str, end: str, count: int, empty_shards: list[LocalEtcd]
+) -> None:
+    source, target, _ = empty_shards
+    keys = [f"k{number}".encode() for number in range(250)]
+    with connect(source) as channel, connect(target) as other:
+        kv = KVStub(channel)
+        for key in keys:
+            kv.Put(rpc_pb2.PutRequest(key=key, value=b"v" * 6000))
+        kv.Put(rpc_pb2.PutRequest(key=b"\x00\xff"))
+        done = copy_range("--from", source.endpoint, "--to", target.endpoint, start, end)
+        assert done.stdout == f"copied {count} keys\n", done.stderr
+        copied = KVStub(other).Range(rpc_pb2.RangeRequest(**EVERYTHING)).kvs
+        assert len(copied) == count
+        assert {kv.key: kv.value for kv in copied}.items() <= {
+            b"\x00\xff": b"",
+            **dict.fromkeys(keys, b"v" * 6000),
+        }.items()
+    again = copy_range("--from", source.endpoint, "--to", target.endpoint, start, end)
+    assert again.returncode == (1 if count else 0)
+    assert ("has keys in this range already" in again.stderr) == bool(count)
+
+
+def test_a_copy_without_the_leases_says_so(empty_shards: list[LocalEtcd], etcdctl: Etcdctl) -> None:
+    source, target, _ = empty_shards
+    lease = etcdctl(source, "lease", "grant", "600").stdout.split()[1]
+    etcdctl(source, "put", "a", "1", "--lease", lease)
+    done = copy_range("--from", source.endpoint, "--to", target.endpoint, "", "")
+    assert done.returncode == 1
+    assert "requested lease not found" in done.stderr
+
+
+def test_haproxy_takes_the_config() -> None:
+    program = shutil.which("haproxy") or pytest.skip("no haproxy: apt install haproxy")
+    done = subprocess.run(
+        [program, "-c", "-f", ROOT / "deploy" / "haproxy" / "haproxy.cfg"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
