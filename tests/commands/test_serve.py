@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import pty
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from esp.commands import serve
 from esp.core import config
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
@@ -355,3 +357,19 @@ class TestStuck:
             assert process.wait(PATIENCE) == 0
         lines = text.decode().strip("\n").splitlines()
         assert [line.split()[2].rstrip(";") for line in lines[-2:]] == ["stopping", "stopped"]
+
+
+def test_a_thousand_shards_are_not_a_thousand_names(caplog: pytest.LogCaptureFixture) -> None:
+    ranges = "".join(
+        f"- {{endpoints: ['127.0.0.1:{port}'], ranges: [{{start: '{port if port > 10_000 else ''}', "
+        f"end: '{port + 1 if port < 10_999 else ''}'}}]}}\n"
+        for port in range(10_000, 11_000)
+    )
+    found = config.parse(f"shards:\n{ranges}", Path("esp.yaml"))
+    caplog.set_level(logging.INFO, "esp")
+    serve._tell_ready(found, [("127.0.0.1", 2379)], [shard.name for shard in found.shards[3:]])
+    assert caplog.messages == [
+        "ready on http://127.0.0.1:2379; shards shard-0, shard-1, shard-2, shard-3, shard-4 and 995 more; "
+        f"esp {version('etcd-sharding-proxy')}, config esp.yaml, map {found.shard_map.fingerprint}; "
+        "not reachable yet: shard-3, shard-4, shard-5, shard-6, shard-7 and 992 more"
+    ]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from functools import lru_cache
+from logging import INFO
 from typing import Final
 
 from esp.core.config import LogConfig
 from esp.core.keys import format_key
 from esp.core.log.first_key import first_key
-from esp.core.log.floods import ACCESS
-from esp.core.log.lines import Value, fields
+from esp.core.log.floods import of_process
+from esp.core.log.lines import ACCESS, CallLine, Value, fields
+from esp.core.log.text import in_one_line
 from esp.core.wire.ended import EndedCall
 from esp.core.wire.status import Code
 
@@ -65,24 +68,27 @@ class CallLog:
         took = call.at - call.opened
         if self._slow is not None and took >= self._slow and call.path not in LASTING:
             _tell_slow(call, took)
-        if self._one_of and (self._one_of == 1 or self._draw() * self._one_of < 1):
-            _tell(call, took)
-
-
-def _tell(call: EndedCall, took: float) -> None:
-    if access.isEnabledFor(logging.INFO):
-        shard = f", {call.at - call.sent:.6f} s of that at shard {call.server}" if call.sent else ""
-        text = "%s: %s %s in %.6f s%s"
-        args = (call.peer, _path(call.path), _code(call.code), took, shard)
-        record = logging.LogRecord(ACCESS, logging.INFO, __file__, 0, text, args, None)
-        record.fields = _about(call, took)
-        access.handle(record)
+        if self._one_of and (self._one_of == 1 or self._draw() * self._one_of < 1) and access.isEnabledFor(INFO):
+            log = of_process()
+            if log is not None:
+                at_shard = call.at - call.sent if call.sent else None
+                line = CallLine(call.peer, _path(call.path), _code(call.code), took, call.server, at_shard)
+                log.tell_call(line)
 
 
 def _tell_slow(call: EndedCall, took: float) -> None:
     if not slow.isEnabledFor(logging.WARNING):
         return
-    about = _about(call, took)
+    about: dict[str, Value] = {
+        "peer": call.peer,
+        "method": _path(call.path),
+        "code": _code(call.code),
+        "seconds": round(took, 6),
+    }
+    if call.server:
+        about["shard"] = call.server
+    if call.sent:
+        about["shard_seconds"] = round(call.at - call.sent, 6)
     key, is_cut = first_key(call.path, call.message, MAX_KEY)
     what = _path(call.path)
     if key:
@@ -103,22 +109,9 @@ def _tell_slow(call: EndedCall, took: float) -> None:
     )
 
 
-def _about(call: EndedCall, took: float) -> dict[str, Value]:
-    about: dict[str, Value] = {
-        "peer": call.peer,
-        "method": _path(call.path),
-        "code": _code(call.code),
-        "seconds": round(took, 6),
-    }
-    if call.server:
-        about["shard"] = call.server
-    if call.sent:
-        about["shard_seconds"] = round(call.at - call.sent, 6)
-    return about
-
-
+@lru_cache(256)
 def _path(path: bytes) -> str:
-    return path[:MAX_PATH].decode("ascii", "backslashreplace")
+    return in_one_line(path[:MAX_PATH].decode("ascii", "backslashreplace"))
 
 
 def _code(code: int) -> str:

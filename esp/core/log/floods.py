@@ -6,9 +6,9 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
-from esp.core.log.lines import PEER, fields_of
+from esp.core.log.lines import PEER, CallLine, Lines, fields_of
 from esp.core.log.output import Later
 
 INTERVAL: Final = 10.0
@@ -25,12 +25,17 @@ MAX_ADDRESSES: Final = 1000
 """Addresses that are told apart for one kind in an interval."""
 MAX_ALL_ADDRESSES: Final = 10_000
 """Addresses that are told apart in an interval for all kinds together."""
-ACCESS: Final = "esp.access"
-"""The logger of the access log. Its lines are never summed up: `log.access` says how many calls have one."""
 _KIND_LENGTH: Final = 120
 _NUMBERS: Final = re.compile(r"\d+")
 
 _Place = tuple[int, str, str]
+
+
+class Write(Protocol):
+    """As `Output.write`."""
+
+    def __call__(self, line: str, *, soon: bool = False) -> None:
+        """Writes a line."""
 
 
 class _Kind:
@@ -68,7 +73,7 @@ class Floods(logging.Handler):
     timer of the running loop, at the latest by `close`. Without a running loop every line is written.
 
     Args:
-        write: writes a line.
+        write: writes a line; with `soon`, at the end of this turn of the loop.
         later: the timer.
         now: a clock in seconds that never goes back.
 
@@ -76,7 +81,7 @@ class Floods(logging.Handler):
         summed: lines that were counted in place of being written, since the start.
     """
 
-    def __init__(self, write: Callable[[str], None], later: Later, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, write: Write, later: Later, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self.summed = 0
         self._write = write
@@ -92,8 +97,13 @@ class Floods(logging.Handler):
             record.getMessage()
         except (TypeError, ValueError, KeyError):  # text and arguments do not match; the arguments are not for a log
             record.msg, record.args = f"{record.msg} (a bug in esp: {record.pathname}:{record.lineno})", None
-        if record.name == ACCESS or self._is_told(record):
+        if self._is_told(record):
             self._write(self.format(record))
+
+    def tell_call(self, call: CallLine) -> None:
+        """Writes a line of the access log. These are never counted: `log.access` says how many calls have one."""
+        if isinstance(self.formatter, Lines):
+            self._write(self.formatter.of_call(time.time(), call), soon=True)
 
     def _is_told(self, record: logging.LogRecord) -> bool:
         """Whether to write the line; else it is counted."""
@@ -175,3 +185,11 @@ def _summary(kind: _Kind, last: logging.LogRecord, seconds: float, *, is_mixed: 
     summary = logging.LogRecord(last.name, last.levelno, last.pathname, last.lineno, text, None, None)
     summary.fields = {**fields_of(last), "count": kind.count, "seconds": round(seconds, 1)}
     return summary
+
+
+def of_process() -> Floods | None:
+    """The handler through which all lines of this process go, if it has a log."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, Floods):
+            return handler
+    return None

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -21,6 +21,8 @@ from esp.core.log.text import in_one_line
 
 MAX_TEXT: Final = 4000
 """Characters of a line's text, or of a field; of a longer one the end is left out, and its length told."""
+ACCESS: Final = "esp.access"
+"""The logger of the access log."""
 MAX_FRAMES: Final = 12
 """The innermost frames of a traceback that a line of text has."""
 PEER: Final = re.compile(r"(.+):\d{1,5}")
@@ -75,7 +77,43 @@ class _Seconds:
         return f"{self._text}.{rest:03d}Z"
 
 
-class ForPeople(logging.Formatter):
+class CallLine(NamedTuple):
+    """What the access log tells of a call.
+
+    Attributes:
+        peer: the client's address.
+        method: the path of the RPC, printable.
+        code: the status code of gRPC, as Go spells it.
+        seconds: how long the call took.
+        shard: the one shard that worked on it; "" if there is none, or several.
+        shard_seconds: how long the call was there; None if it was not.
+    """
+
+    peer: str
+    method: str
+    code: str
+    seconds: float
+    shard: str
+    shard_seconds: float | None
+
+    @property
+    def text(self) -> str:
+        """The call for people."""
+        told = f"{self.peer}: {self.method} {self.code} in {self.seconds:.6f} s"
+        if self.shard_seconds is None:
+            return told
+        return f"{told}, {self.shard_seconds:.6f} s of that at shard {self.shard}"
+
+
+class Lines(logging.Formatter):
+    """What all formats have in common."""
+
+    def of_call(self, at: float, call: CallLine) -> str:
+        """The line of the access log for a call that has ended now, at `at` of `time.time`."""
+        raise NotImplementedError
+
+
+class ForPeople(Lines):
     """The lines at a terminal: the time of day, and the level if above INFO; a traceback follows line by line.
 
     Args:
@@ -101,8 +139,12 @@ class ForPeople(logging.Formatter):
             lines += map(in_one_line, "".join(traceback.format_exception(record.exc_info[1])).splitlines())
         return "\n".join(lines)
 
+    def of_call(self, at: float, call: CallLine) -> str:
+        """The line of the access log."""
+        return f"{time.strftime('%H:%M:%S', time.localtime(at))} {self._prefix}{call.text}"
 
-class ForFiles(logging.Formatter):
+
+class ForFiles(Lines):
     """The lines of text elsewhere: the time in UTC, the level, the text.
 
     In place of a traceback a line has the error and its places in the code. `worker` is the number of this process
@@ -121,8 +163,28 @@ class ForFiles(logging.Formatter):
             text += f"; {_error(record.exc_info[1])}; at {_places(record.exc_info[1])}"
         return f"{self._seconds(record.created)} {record.levelname} {self._prefix}{plain(text)}"
 
+    def of_call(self, at: float, call: CallLine) -> str:
+        """The line of the access log."""
+        return f"{self._seconds(at)} INFO {self._prefix}{call.text}"
 
-class AsJson(logging.Formatter):
+
+class _AccessObject(msgspec.Struct, omit_defaults=True):
+    """A line of the access log as JSON."""
+
+    time: str
+    level: str
+    logger: str
+    msg: str
+    peer: str
+    method: str
+    code: str
+    seconds: float
+    shard: str = ""
+    shard_seconds: float | None = None
+    worker: int | None = None
+
+
+class AsJson(Lines):
     """The lines as JSON: an object with `time`, `level`, `logger`, `msg`, and the record's own fields.
 
     A bug has `error` and `traceback` as well; a line of one process among several has `worker`, its number.
@@ -152,6 +214,23 @@ class AsJson(logging.Formatter):
             # In JSON a line break is no break of the line.
             lines = "".join(traceback.format_exception(record.exc_info[1])).splitlines()
             line["traceback"] = "\n".join(map(plain, lines[-4 * MAX_FRAMES :]))
+        return self._encode(line).decode()
+
+    def of_call(self, at: float, call: CallLine) -> str:
+        """The line of the access log."""
+        line = _AccessObject(
+            self._seconds(at),
+            "info",
+            ACCESS,
+            call.text,
+            call.peer,
+            call.method,
+            call.code,
+            round(call.seconds, 6),
+            call.shard,
+            None if call.shard_seconds is None else round(call.shard_seconds, 6),
+            self._worker,
+        )
         return self._encode(line).decode()
 
 

@@ -10,6 +10,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 MAX_WAITING: Final = 1_048_576
@@ -45,19 +46,25 @@ class Output:
         self._untold = 0
         self._telling = 0  # the first of the lines tells of so many lost ones
         self._is_timed = False
+        self._is_blocked = False
         self._poll = select.poll() if hasattr(select, "poll") else None  # Windows has none, and writes as it can
         if self._poll is not None:
             self._poll.register(descriptor, select.POLLOUT)
 
-    def write(self, line: str) -> None:
-        """Writes the line, keeps it, or counts it as lost. Raises nothing."""
+    def write(self, line: str, *, soon: bool = False) -> None:
+        """Writes the line, keeps it, or counts it as lost. Raises nothing.
+
+        `soon`: at the end of this turn of the loop, with others, will do.
+        """
         data = line.encode(self._encoding, "backslashreplace") + b"\n"
         if self.waiting + len(data) > MAX_WAITING:
             self._lose()
             return
         self._lines.append(data)
         self.waiting += len(data)
-        if not self._is_timed:
+        if soon and not self._is_timed:
+            self._is_timed = self._later(0.0, self._on_timer)
+        if not self._is_blocked and not (soon and self._is_timed):
             self._go_on()
 
     def close(self, seconds: float = 1.0) -> None:
@@ -68,11 +75,16 @@ class Output:
         self.lost += 1
         self._untold += 1
 
-    def _go_on(self) -> None:
+    def _on_timer(self) -> None:
         self._is_timed = False
-        if not self._send(0.0):
-            self._is_timed = self._later(RETRY_SECONDS, self._go_on)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self._is_blocked = not self._send(0.0)
+        if self._is_blocked and not self._is_timed:
+            self._is_timed = self._later(RETRY_SECONDS, self._on_timer)
             if not self._is_timed:
+                self._is_blocked = False
                 self.close()
 
     def _send(self, until: float) -> bool:
@@ -82,8 +94,9 @@ class Output:
                 self._begin_telling()
             if self._poll is not None and not self._poll.poll(max(0, until - time.monotonic()) * 1000 if until else 0):
                 return False
+            together = self._first_together()
             try:
-                sent = os.write(self._descriptor, self._lines[0][:_AT_ONCE])
+                sent = os.write(self._descriptor, together)
             except BlockingIOError:  # someone else has made it so: a terminal is shared
                 return False
             except OSError:  # the reader has gone, or the disk is full
@@ -92,12 +105,24 @@ class Output:
                     return True  # of the lost lines a later one tells
                 continue
             self.waiting -= sent
-            if sent < len(self._lines[0]):
-                self._lines[0] = self._lines[0][sent:]
-            else:
-                self._lines.popleft()
+            while sent:
+                first = self._lines[0]
+                if sent < len(first):
+                    self._lines[0] = first[sent:]
+                    break
+                sent -= len(self._lines.popleft())
                 self._telling = 0
         return True
+
+    def _first_together(self) -> bytes:
+        """As many of the first lines as go out at once."""
+        size, many = 0, 0
+        for line in self._lines:
+            size += len(line)
+            if size > _AT_ONCE:
+                break
+            many += 1
+        return b"".join(islice(self._lines, many)) if many else self._lines[0][:_AT_ONCE]
 
     def _begin_telling(self) -> None:
         line = self._missing(self._untold).encode(self._encoding, "backslashreplace") + b"\n"

@@ -86,9 +86,9 @@ class Log:
         if self.output is not None:
             self.output.close()
 
-    def _write(self, line: str) -> None:
+    def _write(self, line: str, *, soon: bool = False) -> None:
         if self.output is not None:
-            self.output.write(line)
+            self.output.write(line, soon=soon)
 
     def _missing(self, number: int) -> str:
         record = logging.LogRecord("esp", logging.WARNING, "", 0, "%d lines are missing here", (number,), None)

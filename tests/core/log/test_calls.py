@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import struct
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from esp.core.config import LogConfig
+from esp.core.log import calls
 from esp.core.log.calls import LASTING, CallLog
-from esp.core.log.floods import ACCESS, AT_ONCE, Floods
-from esp.core.log.lines import AsJson, ForFiles
+from esp.core.log.floods import AT_ONCE, Floods, of_process
+from esp.core.log.lines import AsJson, CallLine, ForFiles, ForPeople, Lines
 from esp.core.pb import rpc_pb2
 from esp.core.services import reflection
 from esp.core.services.router import METHODS, WAITING
@@ -36,34 +38,51 @@ def call(
     return EndedCall(path, "10.0.0.1:5000", code, 100.0, 100.0 + took, server, sent, message)
 
 
-class Told(logging.Handler):
-    """The lines that were logged, in both forms."""
+class Told:
+    """The log of a process, in both forms, without the time; no loop runs, so nothing is counted."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
+        self.texts: list[str] = []
+        self.objects: list[str] = []
+        self._both = [self._handler(ForFiles(), self.texts, " "), self._handler(AsJson(), self.objects, ",")]
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
+    def _handler(self, formatter: Lines, lines: list[str], behind_time: str) -> Floods:
+        def write(line: str, *, soon: bool = False) -> None:
+            lines.append(line.split(behind_time, 1)[1])
 
-    @property
-    def texts(self) -> list[str]:
-        return [ForFiles().format(record).split(" ", 1)[1] for record in self.records]
+        handler = Floods(write, lambda seconds, callback: False)
+        handler.setFormatter(formatter)
+        return handler
 
-    @property
-    def objects(self) -> list[str]:
-        return [AsJson().format(record).split(",", 1)[1] for record in self.records]
+    def __enter__(self) -> Told:
+        for handler in self._both:
+            logging.getLogger().addHandler(handler)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for handler in self._both:
+            logging.getLogger().removeHandler(handler)
 
 
 @pytest.fixture
-def told() -> Iterator[Told]:
-    logger, handler = logging.getLogger("esp"), Told()
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+    logger = logging.getLogger("esp")
     level = logger.level
     logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    yield handler
-    logger.removeHandler(handler)
+    with Told() as told:
+        # The access log goes to the one log that a process has; here it goes to both.
+        monkeypatch.setattr(calls, "of_process", lambda: Both(told._both))
+        yield told
     logger.setLevel(level)
+
+
+class Both:
+    def __init__(self, logs: list[Floods]) -> None:
+        self.logs = logs
+
+    def tell_call(self, line: CallLine) -> None:
+        for log in self.logs:
+            log.tell_call(line)
 
 
 def test_a_slow_call_is_told_with_key_shard_and_where_its_time_went(told: Told) -> None:
@@ -99,7 +118,7 @@ def test_quick_calls_and_calls_that_last_are_not_slow(told: Told) -> None:
     log.ended(call(took=0.999))
     for path in LASTING:
         log.ended(call(path, took=1000))
-    assert not told.records
+    assert not told.texts
 
 
 def test_every_rpc_that_streams_to_the_client_or_waits_may_last() -> None:
@@ -112,7 +131,7 @@ def test_slow_calls_can_be_left_out(told: Told) -> None:
     log = CallLog(LogConfig(slow_seconds=None))
     assert log.least is None
     log.ended(call(took=1000))
-    assert not told.records
+    assert not told.texts
 
 
 def test_the_access_log_has_every_call(told: Told) -> None:
@@ -131,7 +150,7 @@ def test_the_access_log_has_every_call(told: Told) -> None:
 
 def test_a_slow_call_is_in_both_logs(told: Told) -> None:
     CallLog(LogConfig(access=1)).ended(call(took=3))
-    assert [record.name for record in told.records] == ["esp.slow", ACCESS]
+    assert [json.loads("{" + line)["logger"] for line in told.objects] == ["esp.slow", "esp.access"]
 
 
 def test_of_sampled_calls_one_of_so_many_is_drawn(told: Told) -> None:
@@ -139,29 +158,51 @@ def test_of_sampled_calls_one_of_so_many_is_drawn(told: Told) -> None:
     log = CallLog(LogConfig(access=100), lambda: next(draws))
     for _ in range(5):
         log.ended(call())
-    assert len(told.records) == 2
+    assert len(told.texts) == 2
 
 
 def test_above_its_level_no_line_is_made(told: Told) -> None:
     logging.getLogger("esp").setLevel(logging.ERROR)
     CallLog(LogConfig(access=1)).ended(call(took=3, message=MESSAGE))
-    assert not told.records
+    assert not told.texts
 
 
 def test_many_slow_calls_are_counted_by_method_and_shard(told: Told) -> None:
+    written: list[str] = []
     log = CallLog(LogConfig())
+    floods = Floods(lambda line, soon=False: written.append(line), lambda seconds, callback: True)
+    floods.setFormatter(ForFiles())
+    logging.getLogger("esp").addHandler(floods)
     for number in range(100):
         key = rpc_pb2.PutRequest(key=b"key %c" % (97 + number % 26)).SerializeToString()
         log.ended(call(took=2, inside=0, server="b", message=b"\0" + struct.pack(">I", len(key)) + key))
-    written: list[str] = []
-    floods = Floods(written.append, lambda seconds, callback: True)
-    floods.setFormatter(ForFiles())
-    for record in told.records:
-        floods.handle(record)
+    logging.getLogger("esp").removeHandler(floods)
     assert len(written) == AT_ONCE
     floods.close()
     assert " WARNING 90 more like this in the last " in written[-1]
     assert 'the last: slow: /etcdserverpb.KV/Put "key v" of' in written[-1]
+
+
+def test_lines_of_the_access_log_are_not_counted_and_leave_together(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "esp")
+    written: list[bool] = []
+    floods = Floods(lambda line, soon=False: written.append(soon), lambda seconds, callback: True)
+    floods.setFormatter(ForFiles())
+    logging.getLogger().addHandler(floods)
+    assert of_process() is floods
+    log = CallLog(LogConfig(access=1, slow_seconds=None))
+    for _ in range(1000):
+        log.ended(call())
+    logging.getLogger().removeHandler(floods)
+    assert written == [True] * 1000
+    assert of_process() is None
+    log.ended(call())
+
+
+@pytest.mark.parametrize("form", [ForFiles(3), ForPeople(worker=3), AsJson(3)])
+def test_in_a_worker_a_line_has_its_number(form: Lines) -> None:
+    line = form.of_call(0.0, CallLine("10.0.0.1:5000", "/a/b", "OK", 1.0, "", None))
+    assert ("worker 3: 10.0.0.1:5000: /a/b OK" if not isinstance(form, AsJson) else '"worker":3') in line
 
 
 CODES = (

@@ -154,3 +154,37 @@ def test_a_descriptor_that_does_not_block_is_written_later_too(ends: tuple[int, 
         log.write("x" * 999)
     assert log.waiting
     assert len(read_all(ends[0], log, timers)) == 600
+
+
+def test_lines_that_may_wait_for_the_end_of_the_turn_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    timers = Timers()
+    log = output(write, timers)
+    writes: list[int] = []
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: writes.append(len(data)) or real(descriptor, data))
+    for _ in range(100):
+        log.write("x" * 99, soon=True)
+    assert not writes
+    assert len(timers.due) == 1
+    timers.run()
+    assert writes == [4000, 4000, 2000], "no more at once than a pipe surely takes"
+    assert not timers.due
+    log.write("early", soon=True)
+    log.write("a warning")
+    assert sum(writes) == 10_000 + len("early\na warning\n"), "in order, and at once"
+    timers.run()
+    log.write("last", soon=True)
+    log.close()
+    assert os.read(read, 65536).endswith(b"x\nearly\na warning\nlast\n")
+    os.close(read)
+    os.close(write)
+
+
+def test_without_a_loop_nothing_waits_for_the_end_of_a_turn() -> None:
+    read, write = os.pipe()
+    log = output(write, Timers(has_loop=False))
+    log.write("one", soon=True)
+    assert os.read(read, 100) == b"one\n"
+    os.close(read)
+    os.close(write)
