@@ -135,3 +135,43 @@ def test_the_tests_of_the_core_have_its_folders() -> None:
     tests = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests" / "core").rglob("test_*.py")}
     code = {path.parent.relative_to(ROOT / "esp") for path in (ROOT / "esp" / "core").rglob("*.py")}
     assert tests <= code
+
+
+def _pattern(line: str) -> str:
+    """A line with one sign for each part that differs from time to time: `%s` in the code, a word in capitals here."""
+    line = re.sub(r"%[-.\d]*[sdgrxf]|\b[A-Z]+\b", "*", line)
+    return re.sub(r"\*[:* ]*", "*", line)
+
+
+def _logged() -> dict[str, str]:
+    """The templates of all lines that esp logs above debug, and where.
+
+    Lines about bugs have one row together, and lines without a word of their own have none.
+    """
+    found = {}
+    for path in sorted((ROOT / "esp").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+                on, method = ast.unparse(node.func.value), node.func.attr
+                is_log = on in ("log", "slow") and method in ("info", "warning", "error", "exception", "log")
+                if is_log or method == "say":
+                    template = node.args[method == "log"]
+                    text = template.value if isinstance(template, ast.Constant) else ""
+                    if re.search("[a-z]{3}", text) and "a bug in esp" not in text:
+                        found[text] = f"{path.relative_to(ROOT)}:{node.lineno}"
+    return found
+
+
+def test_the_page_on_the_log_has_every_line() -> None:
+    """A line that is not there needs a row in docs/logs.md: with words in capitals in place of the template's `%s`."""
+    page = (ROOT / "docs" / "logs.md").read_text()
+    rows = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    explained = {_pattern(span[0] or span[1]) for span in re.findall(r"``(.+?)``|`([^`]+)`", rows)}
+    beginnings = tuple(span.removesuffix("...") for span in explained if span.endswith("..."))
+    missing = {
+        template: place
+        for template, place in _logged().items()
+        if _pattern(template) not in explained and not _pattern(template).startswith(beginnings)
+    }
+    assert missing == {}, "docs/logs.md lacks these"
+    assert len(_logged()) > 50
