@@ -112,7 +112,9 @@ def test_a_backup_a_restore_and_a_new_shard(
     assert rows("b") == ["after"]
     one.kill()
     shutil.move(one.data_dir, tmp_path / "moved-away")
-    told = operator.types("restore", DATA=str(one.data_dir), NAME=one.name, PEER=one.peer_url)
+    told = operator.types(
+        "restore", DATA=str(one.data_dir), NAME=one.name, PEER=one.peer_url, CLUSTER=f"{one.name}={one.peer_url}"
+    )
     assert "restored snapshot" in told
     one.start()
     wait_ready(one)
@@ -135,7 +137,7 @@ def test_a_backup_a_restore_and_a_new_shard(
     assert etcdctl(two, "get", "r", "--from-key").stdout == ""
     etcdctl(esp, "lease", "revoke", lease)
     assert rows("x") == rows("a") == []
-    assert set(BLOCKS) - set(operator.done) == {"switch"}
+    assert set(BLOCKS) - set(operator.done) == {"switch", "systemd"}
 
 
 def copy_range(*words: str) -> subprocess.CompletedProcess[str]:
