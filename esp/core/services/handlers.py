@@ -233,7 +233,7 @@ class CoroutineCall(Sink):
     @property
     def metadata(self) -> bytes:
         """The client's metadata for shards, encoded."""
-        return self.stream.head.forward[1]
+        return self.stream.forward[1]
 
     def seconds(self, most: float) -> float:
         """Seconds that the call may take from now on: the rest of the client's deadline, but no more than `most`."""

@@ -45,7 +45,7 @@ class Shard(Connected):
         # As nearly always there is room: `has_room`, which is spelled out, since it is so for each request.
         if connection is not None and (len(connection.streams) < connection.room or connection.has_room):
             call = SplicedCall(connection, down, message, self)
-            connection.call(call, down.head.forward, down.timeout, message, end=True)
+            connection.call(call, down.forward, down.timeout, message, end=True)
             if len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
                 call.message = b""
         else:
@@ -59,7 +59,7 @@ class Shard(Connected):
             down.finish(DEADLINE_EXCEEDED)
         elif connection is not None:
             call = CountedCall(connection, down, message, self, place)
-            connection.call(call, down.head.forward, down.remaining_timeout(), message, end=True)
+            connection.call(call, down.forward, down.remaining_timeout(), message, end=True)
             if len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
                 call.message = b""
         else:
@@ -105,7 +105,7 @@ class Shard(Connected):
     def send(self, connection: ClientConnection, down: ServerStream, message: bytes | None, timeout: bytes) -> None:
         """Sends a client's call on `connection`, which has room for it; a streaming call has no `message`."""
         call = LateCall(connection, down, message, self)
-        connection.call(call, down.head.forward, timeout, message, end=message is not None)
+        connection.call(call, down.forward, timeout, message, end=message is not None)
         if message is not None and len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
             call.message = b""
 

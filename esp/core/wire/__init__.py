@@ -9,7 +9,7 @@ The files, from the bottom up: each imports only files of its own line and of li
     turns, context: which connection works when; what all connections of a process share
     huffman, field_decoder, hpack: header blocks
     message, request_message: messages of gRPC in frames; the one message of a unary call, in pieces
-    request_encoder, request, response: heads of calls and answers, read and written
+    request_encoder, request, request_decoder, response: heads of calls and answers, read and written
     glitches, ping_policy, owed_messages: pointless frames, PINGs too many, requests that do not come to their end
     header_block, table_update: a header block in several frames; the header table that esp does not use
     settings_acks, held_ack, recent_resets: acknowledgements owed and held back; streams that were reset lately
@@ -41,7 +41,7 @@ The names that the layers above may use (tests/test_layers.py):
     hpack: COMPOSITE, Fields, decode, encode
     message: MessageReader, ENCODINGS, PREFIX_SIZE, prefix, format_timeout, quote, unknown_encoding
     request: RequestHead, is_grpc_type, malformed_method
-    request_encoder: Forward
+    request_encoder: Forward, traced
     response: ResponseHead
     connection: Connection
     open_calls: CALL_BYTES

@@ -31,8 +31,7 @@ from esp.core.wire.frames import (
     unpack_header,
     window_update,
 )
-from esp.core.wire.request import timeout_field
-from esp.core.wire.request_encoder import Forward, RequestEncoder
+from esp.core.wire.request_encoder import Forward, RequestEncoder, timeout_field
 from esp.core.wire.response import ResponseHead
 
 log = logging.getLogger("esp.wire")

@@ -179,14 +179,14 @@ class HeaderDecoder(Generic[Head]):
 
     def remember(self, block: bytes, head: Head) -> None:
         """Puts `head`, just made of `block`, into the memo. A full memo is emptied first."""
-        self._make_room(block, len(self.memo))
+        self._make_room(len(block), len(self.memo))
         self.memo[block] = head
 
-    def _make_room(self, block: bytes, entries: int) -> None:
-        """Makes room for the meaning of `block` when the memo is full."""
-        if entries >= MEMO_ENTRIES or self._memo_bytes + len(block) + self._list_bytes > MEMO_BYTES:
+    def _make_room(self, size: int, entries: int) -> None:
+        """Makes room for the meaning of the last block, of which `size` bytes are kept, when the memo is full."""
+        if entries >= MEMO_ENTRIES or self._memo_bytes + size + self._list_bytes > MEMO_BYTES:
             self.forget()
-        self._memo_bytes += len(block) + self._list_bytes
+        self._memo_bytes += size + self._list_bytes
 
     def close(self) -> None:
         """Empties the memo, and drops `build`, which refers to the connection: no more blocks come."""

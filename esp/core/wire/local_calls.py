@@ -20,7 +20,8 @@ from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import MAX_FRAME_SIZE, ConnectionFault, ErrorCode
 from esp.core.wire.handler import Handler
-from esp.core.wire.request import NO_LENGTH, Request, RequestHead
+from esp.core.wire.request import NO_LENGTH, RequestHead
+from esp.core.wire.request_decoder import Request
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server import ServerConnection
@@ -52,6 +53,7 @@ class _ClientEnd(ClientConnection):
         if (
             request is None
             or request[1]
+            or request[2]
             or not request[0].unary
             or request[0].content_length not in (NO_LENGTH, size)
             or self.out
@@ -134,7 +136,7 @@ class _ServerEnd(ServerConnection):
         self.now = monotonic()
         stream_id = self._last_stream = call.id
         head = request[0]
-        stream = self.streams[stream_id] = _WholeCall(self, stream_id, head, b"")
+        stream = self.streams[stream_id] = _WholeCall(self, stream_id, head, b"", b"")
         stream.call = call
         stream.fresh = stream.remote_open = False
         window = self.recv_window - size

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any, Final
 
-from hpack import HPACKError
-from hpack.huffman import HuffmanEncoder
-from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
-
-from esp.core.wire.field_decoder import FieldDecoder
 from esp.core.wire.frames import ErrorCode, StreamFault
-from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_BYTES, Fields, HeaderDecoder, encode
+from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.message import quote
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import Code, Status
 
 _NAME: Final = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|^[ \t]|[ \t]$")
-_TIMEOUT_NAME: Final = b"grpc-timeout"
+TIMEOUT_NAME: Final = b"grpc-timeout"
+TRACE_NAME: Final = b"traceparent"
+TRACE: Final = re.compile(rb"(?!ff)[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""A `traceparent` that differs in each call of a client that is traced (W3C Trace Context, section 3.2)."""
 _PSEUDO: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
 _HOP_BY_HOP: Final = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 _NOT_SENT_ON: Final = frozenset((b"te", b"content-type", b"content-length", b"host", b"grpc-accept-encoding"))
@@ -37,8 +34,8 @@ class RequestHead:
     Attributes:
         method: the HTTP method.
         path: `/package.Service/Method` of a gRPC call, if it is well-formed; any path otherwise.
-        fields: the regular fields, in order, without `grpc-timeout`: equal heads may have different deadlines. After
-            `keep` only the fields that it names.
+        fields: the regular fields, in order, without `grpc-timeout` and `traceparent`: equal heads may have different
+            deadlines, and be of different traces. After `keep` only the fields that it names.
         is_grpc: whether it is a POST of `application/grpc`.
         encoding: the `grpc-encoding` of its messages.
         content_length: bytes of body promised, or NO_LENGTH.
@@ -145,9 +142,10 @@ def parse_request(fields: Fields) -> RequestHead:
     check_fields(fields)
     pseudo: dict[bytes, bytes] = {}
     regular: Fields = []
+    trace = trace_of(fields)
     for name, value in fields:
         if name[0] != 0x3A:
-            if name != _TIMEOUT_NAME:
+            if name != TIMEOUT_NAME and (name != TRACE_NAME or not trace):
                 regular.append((name, value))
         elif name not in _PSEUDO or name in pseudo:
             raise _malformed("an unknown or repeated pseudo-field")
@@ -166,6 +164,24 @@ def parse_request(fields: Fields) -> RequestHead:
     return head
 
 
+def timeout_of(fields: Fields) -> bytes:
+    """The value of `grpc-timeout`; b"" without one.
+
+    Raises:
+        StreamFault: an empty value, or several.
+    """
+    values = [value for name, value in fields if name == TIMEOUT_NAME]
+    if len(values) > 1 or b"" in values:
+        raise _malformed("an empty grpc-timeout, or more than one")
+    return values[0] if values else b""
+
+
+def trace_of(fields: Fields) -> bytes:
+    """The value of `traceparent`; b"" without one, or with a value or a number of values that the standard forbids."""
+    values = [value for name, value in fields if name == TRACE_NAME]
+    return values[0] if len(values) == 1 and TRACE.fullmatch(values[0]) else b""
+
+
 def malformed_method(path: bytes) -> Status:
     """The refusal of a gRPC call whose path is not `/service/method` (grpc-go, server.go, handleStream)."""
     return Status(Code.UNIMPLEMENTED, f"malformed method name: {quote(path)}")
@@ -178,176 +194,3 @@ def _content_length(fields: Fields) -> int:
     if len(values) > 1 or not values[0].isdigit() or len(values[0]) > 18:
         raise _malformed("a content-length that is no number")
     return int(values[0])
-
-
-_HUFFMAN_NAME: Final = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(_TIMEOUT_NAME)
-_TIMEOUT_MARKS: Final = (
-    b"\0" + bytes((0x80 | len(_HUFFMAN_NAME),)) + _HUFFMAN_NAME,
-    b"\0" + bytes((len(_TIMEOUT_NAME),)) + _TIMEOUT_NAME,
-)
-"""The beginnings of a literal `grpc-timeout` field, with the name Huffman-coded or plain."""
-
-
-def timeout_field(value: bytes) -> bytes:
-    """A `grpc-timeout` field for the next hop."""
-    return _TIMEOUT_MARKS[1] + bytes((len(value),)) + value
-
-
-Request = tuple[RequestHead, bytes]
-"""A head and its `grpc-timeout` value, b"" without one."""
-
-
-class RequestDecoder(HeaderDecoder[Request]):
-    """Header blocks to requests, with a second memo for clients whose `grpc-timeout` differs in every call.
-
-    A block with a deadline is cut at the time-out's value. The parts in front of the value and behind it are looked up;
-    only the value is decoded. The cut is sound, because decoding runs from left to right without state: if a front was
-    once proven to end where a `grpc-timeout` value begins, then it does so in every block that starts with this front.
-    """
-
-    __slots__ = ("_fronts", "_last_front", "_tails")
-
-    def __init__(
-        self, build: Callable[[Fields], RequestHead], max_list_bytes: int, max_fields: int, most_bytes: int = 0
-    ) -> None:
-        super().__init__(lambda fields: (build(fields), _timeout(fields)), max_list_bytes, max_fields, most_bytes)
-        self._fronts: dict[bytes, dict[bytes, RequestHead]] = {}
-        self._tails = 0
-        self._last_front = b""
-
-    def recall(self, block: bytes) -> Request | None:
-        """The request of a block that differs from an earlier block only in the time-out; None for any other block."""
-        front = self._last_front
-        if not front:
-            return None  # an entry also means that the peer has given up its table for good
-        if not block.startswith(front):
-            cut = _cut_at_timeout(block)
-            if cut is None or cut[0] not in self._fronts:
-                return None
-            front = self._last_front = cut[0]
-        cut = _value_at(block, len(front))
-        if cut is None:
-            return None
-        head = self._fronts[front].get(cut[2])
-        return None if head is None else (head, cut[1])
-
-    def decode(self, block: bytes) -> Request:
-        """The request of `block`.
-
-        Raises:
-            ConnectionFault: the block is not HPACK or too large.
-            StreamFault: the request is malformed.
-        """
-        cut = _cut_at_timeout(block) if self.stateless else None
-        if cut is None:
-            return super().decode(block)
-        known = self.recall(block)
-        if known is not None:
-            return known
-        request = self._build(self.fields(block))
-        front, value, tail = cut
-        if request[1] == value and _is_field_start(front):
-            self._remember_front(front, tail, request[0])
-        return request
-
-    def _remember_front(self, front: bytes, tail: bytes, head: RequestHead) -> None:
-        if len(front) + len(tail) > MEMO_BLOCK_BYTES:
-            return
-        self._make_room(front + tail, self._tails)
-        self._fronts.setdefault(front, {})[tail] = head
-        self._last_front = front
-        self._tails += 1
-
-    def forget(self) -> None:
-        """Empties both memos."""
-        super().forget()
-        self._fronts.clear()
-        self._tails = 0
-        self._last_front = b""
-
-
-def _timeout(fields: Fields) -> bytes:
-    values = [value for name, value in fields if name == _TIMEOUT_NAME]
-    if len(values) > 1 or b"" in values:
-        raise _malformed("an empty grpc-timeout, or more than one")
-    return values[0] if values else b""
-
-
-def _cut_at_timeout(block: bytes) -> tuple[bytes, bytes, bytes] | None:
-    """`block` up to the first time-out's value, the decoded value, and the rest; None if the place is not clear."""
-    for mark in _TIMEOUT_MARKS:
-        start = block.find(mark)
-        if start >= 0:
-            return _value_at(block, start + len(mark))
-    return None
-
-
-def _value_at(block: bytes, start: int) -> tuple[bytes, bytes, bytes] | None:
-    """As `_cut_at_timeout`, for a value that begins at `start`."""
-    length = block[start] if start < len(block) else 0x7F
-    end = start + 1 + (length & 0x7F)
-    if length & 0x7F in (0, 0x7F) or end > len(block):
-        return None  # an empty value, or one with a length of several bytes, is no time-out
-    value: bytes | None = block[start + 1 : end]
-    if length & 0x80:
-        value = _timeout_symbols(block[start + 1 : end])
-    return None if value is None else (block[:start], value, block[end:])
-
-
-_WINDOW_BITS: Final = 12
-
-
-def _symbol_windows() -> list[tuple[bytes, int]]:
-    """For every 12 bits of Huffman code: the one or two symbols of a time-out with which they begin, and their bits."""
-    codes = [(bytes((symbol,)), REQUEST_CODES[symbol], REQUEST_CODES_LENGTH[symbol]) for symbol in b"0123456789HMSmun"]
-    windows = [(b"", 0)] * (1 << _WINDOW_BITS)
-
-    def fill(symbols: bytes, code: int, length: int) -> None:
-        free = _WINDOW_BITS - length
-        for rest in range(1 << free):
-            windows[code << free | rest] = (symbols, length)
-
-    for symbol, code, length in codes:
-        fill(symbol, code, length)
-    for first, code, length in codes:
-        for second, next_code, next_length in codes:
-            if length + next_length <= _WINDOW_BITS:
-                fill(first + second, code << next_length | next_code, length + next_length)
-    return windows
-
-
-_WINDOWS: Final = _symbol_windows()
-
-
-def _timeout_symbols(coded: bytes) -> bytes | None:
-    """A Huffman-coded time-out as text; None when it holds anything but digits and units.
-
-    Takes two symbols in a step, because this runs once per call of a client with deadlines.
-    """
-    left = len(coded) * 8
-    bits = int.from_bytes(coded, "big") << _WINDOW_BITS | (1 << _WINDOW_BITS) - 1
-    text = b""
-    while True:
-        symbols, used = _WINDOWS[bits >> left & 0xFFF]
-        if used > left:
-            symbols, used = symbols[:1], REQUEST_CODES_LENGTH[symbols[0]]  # the second one reached into the padding
-        if not used or used > left:
-            break
-        text += symbols
-        left -= used
-    padding = bits >> _WINDOW_BITS & (1 << left) - 1
-    return text if left < 8 and padding == (1 << left) - 1 else None
-
-
-def _is_field_start(front: bytes) -> bool:
-    """Whether `front` is whole fields and then the start of a time-out, not a value that holds the same bytes."""
-    probe = FieldDecoder(MEMO_BYTES)
-    probe.table.maxsize = 0
-    for mark in _TIMEOUT_MARKS:
-        if front.endswith(mark):
-            try:
-                probe.decode(front[: -len(mark)])
-            except HPACKError:
-                return False
-            return True
-    return False

@@ -37,13 +37,8 @@ from esp.core.wire.hpack import Fields, TooLarge
 from esp.core.wire.message import PREFIX_SIZE, parse_timeout
 from esp.core.wire.open_calls import too_many
 from esp.core.wire.owed_messages import OwedMessages
-from esp.core.wire.request import (
-    NO_LENGTH,
-    Request,
-    RequestDecoder,
-    RequestHead,
-    check_fields,
-)
+from esp.core.wire.request import NO_LENGTH, RequestHead, check_fields
+from esp.core.wire.request_decoder import Request, RequestDecoder
 from esp.core.wire.request_heads import RequestHeads, too_large
 from esp.core.wire.server_stream import LARGE_HEAD, ServerStream
 from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
@@ -242,13 +237,13 @@ class ServerConnection(Admission[ServerStream]):
 
         Returns the position behind the bytes that it took.
         """
-        head, timeout = request
+        head, timeout, trace = request
         seconds = parse_timeout(timeout) if timeout else 0.0
         if not head.unary or not self._shrunk or (timeout and not seconds):
             self._open(stream_id, request, end=False)
             return position
         self._last_stream = stream_id
-        stream = self.streams[stream_id] = ServerStream(self, stream_id, head, timeout)
+        stream = self.streams[stream_id] = ServerStream(self, stream_id, head, timeout, trace)
         if seconds:
             stream.deadline = self.now + seconds
         start = position + HEADER_SIZE
@@ -282,9 +277,9 @@ class ServerConnection(Admission[ServerStream]):
         return position
 
     def _open(self, stream_id: int, request: Request, *, end: bool) -> None:
-        head, timeout = request
+        head, timeout, trace = request
         self._last_stream = stream_id
-        stream = self.streams[stream_id] = ServerStream(self, stream_id, head, timeout)
+        stream = self.streams[stream_id] = ServerStream(self, stream_id, head, timeout, trace)
         stream.remote_open = not end
         if not stream.hold_head():
             return
@@ -321,7 +316,7 @@ class ServerConnection(Admission[ServerStream]):
                 try:
                     request = self._decoder.decode(block)
                 except TooLarge as fault:
-                    request = self._too_large(fault), b""
+                    request = self._too_large(fault), b"", b""
                 if end and request[0].content_length > 0:
                     raise StreamFault(ErrorCode.PROTOCOL_ERROR, "no DATA, but a content-length")
                 if may_open:
@@ -350,7 +345,7 @@ class ServerConnection(Admission[ServerStream]):
         if self._accepting and len(self.streams) < self.limits.max_concurrent_streams:
             self.context.reached("max_call_bytes")
             if head.is_grpc:
-                stream = self.streams[stream_id] = ServerStream(self, stream_id, head, b"")
+                stream = self.streams[stream_id] = ServerStream(self, stream_id, head, b"", b"")
                 stream.remote_open = not end
                 stream.finish(too_many(len(self.streams) - 1))
                 return

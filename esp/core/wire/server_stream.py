@@ -23,6 +23,7 @@ from esp.core.wire.handler import OVERLOADED, Handler, Refuse, Sink
 from esp.core.wire.hpack import Fields
 from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request import NO_LENGTH, RequestHead
+from esp.core.wire.request_encoder import Forward, traced
 from esp.core.wire.request_message import SECOND_MESSAGE, RequestMessage
 from esp.core.wire.response import REQUEST_TIMEOUT_BLOCK, RESPONSE_BLOCK, trailers_block
 from esp.core.wire.status import OK, Code, RpcError, Status
@@ -53,6 +54,7 @@ class ServerStream(Stream):
     Attributes:
         head: the request's head.
         timeout: the request's `grpc-timeout` as it came, b"" without one.
+        trace: the request's `traceparent`, b"" without one.
         deadline: the `monotonic` time at which the call ends, 0.0 without one.
         sink: the object that serves the call; None before the call is served and after its end.
         responded: whether the response has begun.
@@ -80,9 +82,12 @@ class ServerStream(Stream):
         "taken",
         "timeout",
         "told",
+        "trace",
     )
 
-    def __init__(self, connection: Admission[ServerStream], stream_id: int, head: RequestHead, timeout: bytes) -> None:
+    def __init__(
+        self, connection: Admission[ServerStream], stream_id: int, head: RequestHead, timeout: bytes, trace: bytes
+    ) -> None:
         # Spelled out instead of super().__init__(): this runs once per request.
         self.connection = connection
         self.id = stream_id
@@ -94,6 +99,7 @@ class ServerStream(Stream):
         self.pending = None
         self.head = head
         self.timeout = timeout
+        self.trace = trace
         self.opened = connection.now
         self.deadline = 0.0
         self.sink: Sink | None = None
@@ -113,6 +119,11 @@ class ServerStream(Stream):
     def peer(self) -> str:
         """The client's address."""
         return self.connection.peer
+
+    @property
+    def forward(self) -> Forward:
+        """The head for the next hop, with the call's own `traceparent`."""
+        return traced(self.head.forward, self.trace) if self.trace else self.head.forward
 
     @property
     def awaits_message(self) -> bool:

@@ -101,7 +101,7 @@ def holds_little(server: Server) -> None:
     assert connection._block is None or len(connection._block) <= limits.max_header_block_bytes
     assert len(connection._resets) <= RECENTLY_RESET
     assert len(connection._decoder.memo) <= MEMO_ENTRIES
-    assert connection._decoder._tails <= MEMO_ENTRIES
+    assert connection._decoder._rests <= MEMO_ENTRIES
     assert server.context.unflushed == []
     assert 0 <= connection.recv_window <= connection.recv_limit
     if not connection.ended:

@@ -17,7 +17,7 @@ from esp.core.wire import huffman
 from esp.core.wire.field_decoder import FieldDecoder
 from esp.core.wire.frames import ConnectionFault, ErrorCode, StreamFault
 from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_BYTES, MEMO_ENTRIES, HeaderDecoder, encode
-from esp.core.wire.request import RequestDecoder
+from esp.core.wire.request_decoder import RequestDecoder
 from tests.examples import tries
 
 Fields = list[tuple[bytes, bytes]]
@@ -263,14 +263,23 @@ def test_a_list_too_large_ends_the_connection() -> None:
 
 MARKS = [b"\0\x0cgrpc-timeout", b"\0" + bytes((0x80 | 9,)) + HUFFMAN.encode(b"grpc-timeout")]
 TIMEOUT = b"grpc-timeout"
+TRACE = b"traceparent"
+TRACE_MARKS = [b"\0\x0btraceparent", b"\0" + bytes((0x80 | 8,)) + HUFFMAN.encode(b"traceparent")]
+TRACES = [b"00-%032x-%016x-01" % (number, number % 2**64) for number in (1, 2, 2**127 + 2**63 + 5)]
+traces = st.sampled_from(
+    [*TRACES, *TRACES, b"", TRACES[0].upper() + b"F", b"ff" + TRACES[0][2:], TRACES[0] + b"0", *TRACE_MARKS]
+)
 timeouts = st.one_of(
     st.builds(lambda n, unit: b"%d" % n + unit, st.integers(0, 99_999_999), st.sampled_from([b"S", b"m", b"u"])),
     st.sampled_from([b"1S", b"20m", b"", b"x", b"x" * 130, *MARKS]),
 )
-names = st.sampled_from([b"x", b"token", b":path", b"te", b"user-agent", b"content-type", b"grpc-timeou", b"t" * 40])
+names = st.sampled_from(
+    [b"x", TRACE, b"token", b":path", b"te", b"user-agent", b"content-type", b"grpc-timeou", b"t" * 40]
+)
 values = st.one_of(
     st.binary(max_size=12),
     st.sampled_from([b"", b"trailers", b"/a.B/C", *(b"a" + mark + b"\x021S" for mark in MARKS), *MARKS, b"v" * 200]),
+    st.sampled_from([*TRACE_MARKS, *(b"a" + mark + b"7" + TRACES[0] for mark in TRACE_MARKS)]),
 )
 field_lists = st.lists(st.tuples(names, values), max_size=6)
 """Few enough that they repeat; some hold the very bytes by which a time-out is found."""
@@ -287,10 +296,12 @@ def literal(name: bytes, value: bytes, kind: int, huffman: int) -> bytes:
     return out
 
 
+inserted = st.none() | st.tuples(traces, st.integers(0, 6))
+"""A `traceparent`, and its place."""
 Step = tuple[Any, ...]
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("send"), st.integers(0, 5), timeouts | st.none(), st.integers(0, 6), st.booleans()),
+        st.tuples(st.just("send"), st.integers(0, 5), timeouts | st.none(), st.integers(0, 6), st.booleans(), inserted),
         st.tuples(
             st.just("spell"),
             st.integers(0, 5),
@@ -298,6 +309,7 @@ steps = st.lists(
             st.integers(0, 6),
             st.sampled_from([0x00, 0x00, 0x00, 0x10, 0x40]),
             st.integers(0, 3),
+            inserted,
         ),
         st.tuples(st.just("table"), st.sampled_from([0, 0, 33, 60, 200, 4096])),
         st.tuples(st.just("acknowledge"), st.booleans()),
@@ -308,12 +320,15 @@ steps = st.lists(
 )
 
 
-def outcome(fields: Fields) -> tuple[tuple[tuple[bytes, bytes], ...], bytes] | str:
-    """What is to come out for these fields: all but the time-out, and that; or a refusal."""
+def outcome(fields: Fields) -> tuple[tuple[tuple[bytes, bytes], ...], bytes, bytes] | str:
+    """What is to come out for these fields: all but the time-out and the trace, and these; or a refusal."""
     found = [value for name, value in fields if name == TIMEOUT]
     if len(found) > 1 or b"" in found:
         return "refused"
-    return tuple(field for field in fields if field[0] != TIMEOUT), found[0] if found else b""
+    trace = [value for name, value in fields if name == TRACE]
+    trace = trace if len(trace) == 1 and trace[0] in TRACES else []
+    left = tuple((name, value) for name, value in fields if name != TIMEOUT and (name != TRACE or not trace))
+    return left, b"".join(found), b"".join(trace)
 
 
 def as_the_frame_loop_does(decoder: RequestDecoder, block: bytes) -> Any:
@@ -329,19 +344,19 @@ def as_the_frame_loop_does(decoder: RequestDecoder, block: bytes) -> Any:
     pool=[[(b"x", b"y")]],
     script=[
         ("table", 0),
-        *[("send", 0, None, 0, False)] * 3,
+        *[("send", 0, None, 0, False, None)] * 3,
         ("table", 4096),
-        *[("send", 0, None, 0, False)] * 3,
-        ("send", 0, b"1S", 0, True),
-        ("send", 0, None, 0, True),
+        *[("send", 0, None, 0, False, None)] * 3,
+        ("send", 0, b"1S", 0, True, None),
+        ("send", 0, None, 0, True, None),
     ],
 )
 @example(
     pool=[[(b"x", MARKS[0] + b"\x021S")], [(b"x", MARKS[1] + b"\x0212"), (b"x", b"12")]],
     script=[
         ("acknowledge", True),
-        *[("spell", number, value, 9, 0, 0) for value in (None, b"1S", b"2S", b"1S") for number in (0, 1)],
-        *[("spell", number, value, 0, 0, 3) for value in (None, b"1S", b"2S", b"1S") for number in (0, 1)],
+        *[("spell", number, value, 9, 0, 0, None) for value in (None, b"1S", b"2S", b"1S") for number in (0, 1)],
+        *[("spell", number, value, 0, 0, 3, None) for value in (None, b"1S", b"2S", b"1S") for number in (0, 1)],
     ],
 )
 @example(
@@ -349,14 +364,29 @@ def as_the_frame_loop_does(decoder: RequestDecoder, block: bytes) -> Any:
     pool=[[(b"x", mark + b"\x02" + number + b"S")] for mark in MARKS for number in (b"1", b"2")],
     script=[
         ("acknowledge", True),
-        *[("spell", number, b"1S", 9, 0x10, 0) for number in (0, 1, 0, 1, 2, 3, 2, 3)],
+        *[("spell", number, b"1S", 9, 0x10, 0, None) for number in (0, 1, 0, 1, 2, 3, 2, 3)],
+    ],
+)
+@example(
+    # Deadlines and traces that change, in either order, plain and coded; values that hold what looks like a trace.
+    pool=[[(b"x", b"y")], [(b"x", b"a" + TRACE_MARKS[0] + b"7" + TRACES[0])], [(TRACE, TRACES[1])], [(TRACE, b"?")]],
+    script=[
+        ("acknowledge", True),
+        *[
+            ("spell", number, timeout, place, 0, coded, (trace, 1))
+            for coded in (0, 3)
+            for place in (0, 9)
+            for timeout in (b"1S", b"2S", None)
+            for trace in TRACES
+            for number in range(4)
+        ],
     ],
 )
 def test_every_block_means_what_the_library_says_whatever_the_peers_table_does(
     pool: list[Fields], script: list[Step]
 ) -> None:
     encoder, library = Encoder(), Decoder(ROOM)
-    ours = RequestDecoder(lambda fields: tuple(f for f in fields if f[0] != TIMEOUT), ROOM, 1000)  # type: ignore[arg-type, return-value]
+    ours = RequestDecoder(lambda fields: outcome(fields)[0], ROOM, 1000)  # type: ignore[arg-type, return-value]
     acknowledged = False
     for step in script:
         if step[0] == "table":
@@ -376,6 +406,9 @@ def test_every_block_means_what_the_library_says_whatever_the_peers_table_does(
             fields = list(pool[step[1] % len(pool)])
             if step[2] is not None:
                 fields.insert(min(step[3], len(fields)), (TIMEOUT, step[2]))
+            if step[-1] is not None:
+                trace, place = step[-1]
+                fields.insert(min(place, len(fields)), (TRACE, trace))
             block = encoder.encode([], False)  # the size update alone, if one is due
             if step[0] == "send":
                 block += encoder.encode(fields, step[4])

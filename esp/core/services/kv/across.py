@@ -281,7 +281,7 @@ async def range_stream_across(
         assert asked is not None, "one part for each segment"
         shard = routing.shards[segment.shard]
         call.enter(segment.shard)
-        chunks = await shard.open(stream.head.forward, asked.SerializeToString(), stream.remaining(), stream)
+        chunks = await shard.open(stream.forward, asked.SerializeToString(), stream.remaining(), stream)
         try:
             while (message := await chunks.read()) is not None:
                 call.replied(segment.shard)  # the rest comes at the pace of the client

@@ -113,7 +113,7 @@ class Concat(Sink):
         self.down.sink = self
         self._to_begin = len(segments)
         self.small = CALL_BYTES // len(segments)
-        forward, timeout = self.down.head.forward, self.down.remaining_timeout()
+        forward, timeout = self.down.forward, self.down.remaining_timeout()
         for segment, message, connection in in_order:
             assert connection is not None
             if self.down.sink is not self:

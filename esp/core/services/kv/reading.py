@@ -20,7 +20,7 @@ from esp.core.services.metadata import call_head, load_bearing
 from esp.core.shard import AtOnce, Shard, are_ready, outcome
 from esp.core.shard_map import Segment
 from esp.core.wire.call import BrokenCall, Reader, messages
-from esp.core.wire.request_encoder import Forward
+from esp.core.wire.request_encoder import Forward, traced
 from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError
 
 RANGE: Final = b"/etcdserverpb.KV/Range"
@@ -297,8 +297,11 @@ def _row_reader(call: CoroutineCall, routing: Routing, shard: str, form: Form) -
 
 
 def _head(call: CoroutineCall, path: bytes) -> Forward:
-    head = call.stream.head
-    return head.forward if path == head.path else call_head(path, load_bearing(head))
+    stream = call.stream
+    if path == stream.head.path:
+        return stream.forward
+    forward = call_head(path, load_bearing(stream.head))
+    return traced(forward, stream.trace) if stream.trace else forward
 
 
 async def _read_from(

@@ -110,7 +110,7 @@ class LeaseRetry:
         if not await self._granted(stream, shard, leases):
             raise errors.LEASE_NOT_FOUND.error()
         body = await shard.forward_unary(
-            stream.head.forward, message[PREFIX_SIZE:], idempotent=False, timeout=stream.remaining()
+            stream.forward, message[PREFIX_SIZE:], idempotent=False, timeout=stream.remaining()
         )
         self._repair.table.counters["writes_retried"] += 1
         stream.respond(body)

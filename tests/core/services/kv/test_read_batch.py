@@ -211,6 +211,23 @@ class TestTogether:
             await front.hears_each(streams, b"a", b"b", b"c", b"d", b"e")
 
     @in_a_loop
+    async def test_calls_that_differ_only_in_their_trace_share_one(self) -> None:
+        traces = [b"00-%032x-%016x-01" % (number, number) for number in (1, 2, 3)]
+        async with reading() as (connection, front):
+            streams = front.reads_with(*((b"%d" % n, ((b"traceparent", trace),)) for n, trace in enumerate(traces)))
+            heard = await connection.hears()
+            assert keys_of(heard) == [b"0", b"1", b"2"]
+            assert b"traceparent" not in heard.fields, "it is of none of the three"
+            connection.answers(heard, together(b"0", b"1", b"2"))
+            await front.hears_each(streams, b"0", b"1", b"2")
+            for path, ask in ((RANGE, front.range), (PUT, front.put)):
+                stream = ask(b"", (b"token", b"alice"), (b"traceparent", traces[0]))
+                heard = await connection.hears()
+                assert (heard.path, heard.fields[b"traceparent"], heard.fields[b"token"]) == (path, traces[0], b"alice")
+                connection.answers(heard)
+                assert await front.outcome(stream) == OK
+
+    @in_a_loop
     async def test_no_more_than_max_batched_reads_share_one(self) -> None:
         async with reading(Limits(max_batched_reads=3)) as (connection, front):
             keys = [b"%d" % number for number in range(7)]

@@ -121,7 +121,8 @@ class FakeStream:
     """A client's call, and what it was answered."""
 
     def __init__(self, path: bytes) -> None:
-        self.head = SimpleNamespace(forward=(path, b""), fields=[], path=path)
+        self.forward = (path, b"")
+        self.head = SimpleNamespace(forward=self.forward, fields=[], path=path)
         context = SimpleNamespace(flush_soon=lambda: None)
         self.connection = SimpleNamespace(context=context, clock=lambda: 0.0, charge=lambda seconds: None)
         self.peer = "client"
