@@ -27,7 +27,9 @@ from esp.core.services.lease.table import LeaseTable
 from esp.core.services.watch.compaction import OldestRevisions
 from esp.core.services.watch.span_progress import SpanProgress
 from esp.core.shard import Shard
+from esp.core.shard.dialler import Dialler
 from esp.core.shard.link import Link, ParkedCall
+from esp.core.shard.links import Links
 from esp.core.tokens import Tokens
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.listener import Listener
@@ -195,12 +197,12 @@ PLACES: list[tuple[object, str, Callable[[Scene], Awaitable[None]], str]] = [
     (LeaseRepair, "_do", Scene.has_a_repair, "lease repair on shard s0"),
     (lease_sync, "revoke", Scene.has_a_repair, "lease repair on shard s0"),
     (Shard, "_serve", Scene.loses_a_connection, "shard s0"),
-    (Shard, "_dial", Scene.loses_a_connection, "shard s0"),
-    (Shard, "_retire", Scene.loses_a_connection, "shard s0: its connection"),
-    (Shard, "_retire", Scene.loses_a_connection_for_streams, "shard s0: its connection"),
-    (Shard, "_dial", Scene.loses_a_connection_for_streams, "shard s0: its streams"),
-    (Shard, "_examine", Scene.loses_a_connection, "shard s0"),
-    (Shard, "_examine", Scene.loses_a_connection_for_streams, "shard s0: its streams"),
+    (Links, "dial", Scene.loses_a_connection, "shard s0"),
+    (Links, "_retire", Scene.loses_a_connection, "shard s0: its connection"),
+    (Links, "_retire", Scene.loses_a_connection_for_streams, "shard s0: its connection"),
+    (Links, "dial", Scene.loses_a_connection_for_streams, "shard s0: its streams"),
+    (Dialler, "_examine", Scene.loses_a_connection, "shard s0"),
+    (Dialler, "_examine", Scene.loses_a_connection_for_streams, "shard s0: its streams"),
     (Shard, "parsed", Scene.loses_a_connection, "shard s0"),
     (ParkedCall, "go", Scene.waits_for_a_connection, "a call that waited"),
     (ParkedCall, "refuse", Scene.waits_in_vain, "a call that waited in vain"),

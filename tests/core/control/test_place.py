@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from esp.core.control import Place, PlaceError, find, others_of, place_of
 from esp.core.control import place as module
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder with a short path: pytest's own leaves too little of the bytes that a socket's path may have."""
+    with TemporaryDirectory() as folder:
+        yield Path(folder).resolve()
 
 
 @pytest.fixture
