@@ -294,6 +294,7 @@ ELSEWHERE = {
     "max_lease_repairs": "test_keepalive.py",
     "max_tokens": "test_tokens.py",
     "token_seconds": "test_tokens.py",
+    "max_shared_token_bytes": "test_shared_tokens.py",
     "max_snapshot_tries": "test_snapshot.py",
     "max_parts_per_shard": "test_gate.py",
     "max_resume_positions": "test_positions.py",
