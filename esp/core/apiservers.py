@@ -96,6 +96,11 @@ class ApiServers:
         self._asked = asyncio.Event()
         self._asked.set()
 
+    def expect(self, roots: Iterable[bytes], *, protects: bool) -> None:
+        """Other prefixes are expected, and protected or not in the next layout; known apiservers stay known."""
+        self._assumed = tuple(roots)
+        self._protects = protects
+
     def install(self, layout: Layout) -> None:
         """Another layout is in force: the known resources are protected in its map."""
         self._layout = layout

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import ceil
@@ -73,6 +74,7 @@ class Proxy:
         background: owner of every task and timer outside the wire; counts bugs.
         calls: counts the calls that have ended.
         gate: lets calls over several shards begin.
+        reloads: the number of reloads, by their result.
         on_tick: further steps of each tick, by their names; they get the time, and run only while the loop works.
         routing: the layout in force, and the tokens.
     """
@@ -84,6 +86,7 @@ class Proxy:
         self.background = Background()
         self.bound: list[tuple[str, int]] = []
         self.on_tick: dict[str, Callable[[float], object]] = {}
+        self.reloads: Counter[str] = Counter()
         self._garbage = Garbage(monotonic(), self.context.turns.time.leave_out)
         self._heap = Heap(self._garbage)
         self._running: dict[Shard, asyncio.Task[None]] = {}
@@ -98,26 +101,27 @@ class Proxy:
         self.routing = Routing(layout, Tokens(self.context), apiservers)
         self.leases = Leases(layout, self.background, self.context, tolerant=config.leases == "tolerant")
         self._watch = Watch(self.routing, self.background, self.context)
-        key = config.compaction.key
-        self._samples = None if key is None else Samples(layout, key, self.context)
+        self._samples: Samples | None = None
+        self._sampling: asyncio.Task[None] | None = None
+        self._set_samples(layout)
         self._health = HealthService(lambda: any(shard.is_ready for shard in self.routing.shards.values()))
         self._pages = Pages(self.routing, self.background)
         self._namespace = None if config.namespace is None else InNamespace(config.namespace)
         self._router = self._router_for(self.routing)
-        site = Site(
+        self._site = Site(
             self._find_page,
             cors=config.cors,
             hosts=config.host_whitelist,
             most_bytes=config.limits.max_json_bytes,
         )
-        self._listener = Listener(self.context, self._find, site)
+        self._listener = Listener(self.context, self._find, self._site)
 
     # The layout.
 
     def layout_of(self, config: Config) -> Layout:
         """The next layout: the shard map of `config`, and its shards.
 
-        A shard with the name and endpoints of a shard in force keeps that shard's client.
+        A shard with the name of a shard in force, and at least one of its endpoints, keeps that shard's client.
         """
         return self._layout(config, self.routing.shards, self.routing.layout.epoch + 1)
 
@@ -125,31 +129,41 @@ class Proxy:
         shards = []
         for shard in config.shards:
             client = kept.get(shard.name)
-            if client is None or (client.endpoints, client.user) != (shard.endpoints, shard.user):
+            if client is None or client.user != shard.user or set(client.endpoints).isdisjoint(shard.endpoints):
                 client = Shard(shard.name, shard.endpoints, self.context, self.background, shard.user)
             shards.append(client)
         shard_map = replace(config.shard_map, epoch=epoch)
         return Layout.of(shard_map, shards, Undivided(shard_map, config.across_shards.refused, self.context.reached))
 
     async def prepare(self, layout: Layout, seconds: float) -> list[str]:
-        """Begins to connect the shards of the next layout; the names of those that are unreachable after `seconds`.
+        """Begins to connect the new shards of the next layout; those that are unreachable after `seconds`, by name.
 
         A layout may be installed without this. Then calls to its new shards wait, as for any shard that is not
         connected.
         """
-        for shard in layout.shards.values():
+        new = [shard for shard in layout.shards.values() if shard not in self._running]
+        for shard in new:
             self._run(shard)
-        return await _unreachable(layout, seconds)
+        return await _unreachable(new, seconds)
 
-    def install(self, layout: Layout) -> None:
+    async def forget(self, layout: Layout) -> None:
+        """Ends the new shards' clients of a layout that was prepared, and will not be installed."""
+        new = [shard for name, shard in layout.shards.items() if self.routing.shards.get(name) is not shard]
+        await self.background.end([self._running.pop(shard) for shard in new if shard in self._running])
+
+    def install(self, layout: Layout, config: Config | None = None) -> None:
         """Puts another layout in force, at once, for every request that comes from now on.
+
+        With the `config` of the layout, its other fields are put in force as well, without those of `reload.FIXED`.
 
         Calls in flight finish with the handlers, the map and the shard clients that they began with. The clients of
         shards that have left end when these calls have ended, or `drain_seconds` later. A watch stream ends if its keys
         are divided differently now; its client resumes. If any keys have another owner now, calls end that may wait for
         hours: a lock that a shard grants later would be worth nothing. All other streams go on.
         """
-        calls = [call for call in self._listener.calls() if not call.head.handler.lasts]
+        if config is not None:
+            self._adopt(config, layout)
+        calls = self.calls_in_flight()
         before, self.routing = self.routing, Routing(layout, self.routing.tokens, self.routing.apiservers)
         for shard in layout.shards.values():
             self._run(shard)
@@ -173,9 +187,27 @@ class Proxy:
             "layout %d is in force: shards %s; map %s", layout.epoch, few(list(layout.shards)), layout.map.fingerprint
         )
 
+    def calls_in_flight(self) -> list[ServerStream]:
+        """The open calls of all clients, without streams."""
+        return [call for call in self._listener.calls() if not call.head.handler.lasts]
+
+    def _adopt(self, config: Config, layout: Layout) -> None:
+        before, self.config = self.config, config
+        self.context.install(config.limits)
+        self.gate.install_limits()
+        self._site.install(cors=config.cors, hosts=config.host_whitelist, most_bytes=config.limits.max_json_bytes)
+        self.leases.table.tolerant = config.leases == "tolerant"
+        self.routing.apiservers.expect(config.apiserver_roots, protects=config.across_shards.protects_kubernetes)
+        if config.compaction != before.compaction:
+            self._set_samples(layout)
+            self._begin_sampling()
+        for shard in config.shards:
+            layout.shards[shard.name].move(shard.endpoints)
+
     async def _let_go(self, shards: Sequence[Shard], calls: Sequence[ServerStream]) -> None:
         """Ends the clients of shards that have left the layout, when the calls that may need them have ended."""
         until = monotonic() + self.config.drain_seconds
+        await asyncio.sleep(TICK_SECONDS)  # a reload looks there once more
         while monotonic() < until and not all(call.is_over for call in calls):  # noqa: ASYNC110 - a tick is as good
             await asyncio.sleep(TICK_SECONDS)
         await self.background.end([self._running.pop(shard) for shard in shards])
@@ -229,6 +261,18 @@ class Proxy:
         """The URLs under which clients reach this proxy; none if it listens on a wildcard and advertises nothing."""
         return self.config.advertise or advertise.urls_of(self.bound)
 
+    def _set_samples(self, layout: Layout) -> None:
+        key = self.config.compaction.key
+        self._samples = None if key is None else Samples(layout, key, self.context)
+
+    def _begin_sampling(self) -> None:
+        if self._sampling is not None:
+            self._sampling.cancel()
+            self._sampling = None
+        if self._samples is not None:
+            work = partial(self._sample, self._samples)
+            self._sampling = self.background.keep("the samples of revisions", work)
+
     async def _sample(self, samples: Samples) -> None:
         if not self.config.compaction.takes_any:
             await self.routing.apiservers.is_known.wait()
@@ -256,8 +300,7 @@ class Proxy:
         self._garbage.start()
         self.leases.start()
         self.background.keep("the look for kube-apiservers", self.routing.apiservers.run)
-        if self._samples is not None:
-            self.background.keep("the samples of revisions", partial(self._sample, self._samples))
+        self._begin_sampling()
         self.background.keep("the tick", self._tick)
         self.background.keep("the tick of the shards", self._tick_shards)
         return self
@@ -291,7 +334,7 @@ class Proxy:
 
     async def connected(self, seconds: float) -> list[str]:
         """Waits until every shard is reachable, `seconds` at most; the names of the shards that are not."""
-        return await _unreachable(self.routing.layout, seconds)
+        return await _unreachable(self.routing.shards.values(), seconds)
 
     def _calls_sent(self) -> dict[str, int]:
         return {name: shard.calls_sent for name, shard in self.routing.shards.items()}
@@ -326,11 +369,11 @@ class Proxy:
                 self.context.flush()
 
 
-async def _unreachable(layout: Layout, seconds: float) -> list[str]:
+async def _unreachable(shards: Iterable[Shard], seconds: float) -> list[str]:
     """Waits until every shard is reachable, `seconds` at most; the names of those that are not."""
     deadline = monotonic() + seconds
     while True:
-        missing = [name for name, shard in layout.shards.items() if not shard.is_ready]
+        missing = [shard.name for shard in shards if not shard.is_ready]
         if not missing or monotonic() > deadline:
             return missing
         await asyncio.sleep(0.01)

@@ -89,8 +89,11 @@ async def how_it_ends(watch: Any) -> tuple[grpc.StatusCode, str]:
 
 
 @asynccontextmanager
-async def at_work(client: Client, lease_id: int) -> AsyncIterator[None]:
-    """Meanwhile the client calls without a pause: reads, writes and transactions in one shard and over all."""
+async def at_work(client: Client, lease_id: int, moving: bytes = b"y") -> AsyncIterator[None]:
+    """Meanwhile the client calls without a pause: reads, writes and transactions in one shard and over all.
+
+    `moving` is a key, or the beginning of one, that it writes.
+    """
     keepalives = client.lease.LeaseKeepAlive()
     read = Op(request_range=Range(key=b"b"))
     delete = rpc_pb2.DeleteRangeRequest(key=b"c", range_end=b"x")
@@ -103,7 +106,7 @@ async def at_work(client: Client, lease_id: int) -> AsyncIterator[None]:
 
     work = {
         "put": lambda: client.put(b"b/put"),
-        "put in what moves": lambda: client.put(b"y/put"),
+        "put in what moves": lambda: client.put(moving + b"/put"),
         "range": lambda: client.get(key=b"n"),
         "range over all": lambda: client.get(**ALL),
         "txn": lambda: client.kv.Txn(Txn(success=[read]), timeout=20),

@@ -72,6 +72,10 @@ class Site(Serve):
     ) -> None:
         super().__init__()
         self._find_page = find_page
+        self.install(cors=cors, hosts=hosts, most_bytes=most_bytes)
+
+    def install(self, *, cors: Collection[str], hosts: Collection[str], most_bytes: int) -> None:
+        """Answers by these from the next request on; for the arguments see the class."""
         self._cors = frozenset(cors)
         self._hosts = frozenset(hosts)
         self._most_bytes = most_bytes

@@ -98,8 +98,7 @@ class Gate:
         self._context = context
         self._background = background
         self.spawn = background.start
-        self._limit = context.limits.max_parts_per_shard * PLACES
-        self._quarter = max(PLACES, self._limit // 4)  # the bound for one connection, and for all large calls
+        self.install_limits()
         self.busy: defaultdict[Pool, int] = defaultdict(int)
         self._held: defaultdict[Share, int] = defaultdict(int)
         self._unknown: dict[str, int] = {}
@@ -111,6 +110,11 @@ class Gate:
         self._queues: dict[Places, deque[Line]] = {}
         self._freed: set[Pool] = set()
         self._freed_shares: set[Share] = set()
+
+    def install_limits(self) -> None:
+        """Takes the number of places from the limits in force; calls that hold places keep them."""
+        self._limit = self._context.limits.max_parts_per_shard * PLACES
+        self._quarter = max(PLACES, self._limit // 4)  # the bound for one connection, and for all large calls
 
     def drop_shard(self, shard: str) -> None:
         """The shard has left the layout, and no call is sent to it any more."""

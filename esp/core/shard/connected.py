@@ -103,6 +103,23 @@ class Connected(Cluster):
             return {}
         return {endpoint: state.trouble for endpoint, state in self.states.items() if state.trouble}
 
+    def move(self, endpoints: Sequence[Endpoint]) -> None:
+        """Uses other endpoints of the same cluster. A connection to an endpoint that is no longer there is left.
+
+        Calls that are open on that connection finish there.
+        """
+        if self.endpoints == tuple(endpoints):
+            return
+        self.endpoints = tuple(endpoints)
+        self.states = {endpoint: self.states.get(endpoint) or EndpointState() for endpoint in endpoints}
+        self._esps.intersection_update(endpoints)
+        self._leave_if_gone()
+
+    def _leave_if_gone(self) -> None:
+        unary = self._unary.connection
+        if unary is not None and self.endpoint is not None and self.endpoint not in self.endpoints:
+            unary.close("it is no longer in the config")
+
     @property
     def calls_sent(self) -> int:
         """The unary calls that were sent on the present connection, streams' aside."""
@@ -183,6 +200,7 @@ class Connected(Cluster):
         self.outages.begin(monotonic())
         while True:
             endpoint = self.endpoints[turn % len(self.endpoints)]
+            state = self.states[endpoint]  # `move` may drop it meanwhile
             began = monotonic()
             held = False
             try:
@@ -192,7 +210,7 @@ class Connected(Cluster):
             except OSError as error:
                 refusals += 1
                 why = reason_of(error)
-                self.states[endpoint].failed(why)
+                state.failed(why)
                 log.debug("shard %s: cannot connect to %s: %s", self.name, endpoint, why)
                 if isinstance(error, NotAnEtcd):
                     self._found_esp(endpoint)
@@ -211,6 +229,8 @@ class Connected(Cluster):
 
     def _found_esp(self, endpoint: Endpoint) -> None:
         """Notes, and logs once, that an endpoint is an esp. If all endpoints are, calls need not wait."""
+        if endpoint not in self.endpoints:
+            return
         if endpoint not in self._esps:
             self._esps.add(endpoint)
             log.error("shard %s: %s cannot be used: %s", self.name, endpoint, self.states[endpoint].trouble)
@@ -234,6 +254,7 @@ class Connected(Cluster):
         connection = await self._links.dial(self._unary, endpoint, state)
         self.endpoint = endpoint
         state.ready()
+        self._leave_if_gone()
         self.outages.connected(str(endpoint), monotonic())
         self._found_no_esp(endpoint)
         self._leaderless_since = None
@@ -268,7 +289,8 @@ class Connected(Cluster):
             return
         try:
             if isinstance(outcome, bytes):
-                self.states[self.endpoint].answered(seconds)
+                if (state := self.states.get(self.endpoint)) is not None:  # else `move` has dropped the endpoint
+                    state.answered(seconds)
                 self.take_status(outcome)
                 self._look_for_leader(monotonic())
                 return

@@ -223,6 +223,7 @@ class Link:
         if self._closed or self.barred is not None:
             call.refuse(self.barred or errors.NO_CONNECTION)
             return
+        self._places.limit = self._context.limits.max_waiting_requests
         place = self._places.of(address_of(call.peer)).of(call.peer).open(call)
         if place.take(1):
             call.place = place

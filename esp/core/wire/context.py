@@ -9,6 +9,7 @@ from typing import Protocol
 from esp.core.wire.budget import BufferBudget
 from esp.core.wire.ended import Observer
 from esp.core.wire.limits import Limits
+from esp.core.wire.shares import Shares
 from esp.core.wire.turns import Turns
 
 
@@ -61,6 +62,7 @@ class WireContext:
             same write.
         observer: learns of clients' calls that have ended; None if nobody wants to know.
         buffers: the memory for bytes that wait for slow peers, or for the rest of a message.
+        shared: the places that addresses share, by the name of their limit.
     """
 
     limits: Limits
@@ -72,12 +74,26 @@ class WireContext:
     observer: Observer | None = None
     buffers: BufferBudget = field(init=False)
     calls: BufferBudget = field(init=False)
+    shared: dict[str, Shares] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.calls = BufferBudget(self.limits.max_call_bytes)
         self.buffers = BufferBudget(self.limits.max_buffered_bytes)
         self.turns.flush = self.flush
         self.turns.go_on = self.go_on
+
+    def places(self, limit: str) -> Shares:
+        """The places that addresses share, as many as the limit of this name."""
+        if limit not in self.shared:
+            self.shared[limit] = Shares(getattr(self.limits, limit), self.limits.common_share)
+        return self.shared[limit]
+
+    def install(self, limits: Limits) -> None:
+        """Puts other limits in force. Open connections keep the limits `OF_A_CONNECTION` that they began with."""
+        self.limits = limits
+        self.calls.limit, self.buffers.limit = limits.max_call_bytes, limits.max_buffered_bytes
+        for name, places in self.shared.items():
+            places.resize(getattr(limits, name), limits.common_share)
 
     def reached(self, limit: str) -> None:
         """Counts that the limit of this name in `Limits` was reached."""

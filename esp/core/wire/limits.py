@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Final
 
 _MOST = 2**31 - 1  # the largest window and stream id of HTTP/2, RFC 9113 sections 6.9.1 and 5.1.1
 
@@ -106,6 +107,32 @@ class Limits:
     max_connections: int = 10_000
     """Client connections open at once."""
 
+
+OF_A_CONNECTION: Final = frozenset(
+    (
+        "max_concurrent_streams",
+        "max_header_list_bytes",
+        "max_header_fields",
+        "max_header_block_bytes",
+        "max_continuations",
+        "max_message_bytes",
+        "stream_window_bytes",
+        "connection_window_bytes",
+        "max_output_bytes",
+        "max_shared_watchers",
+        "glitch_budget",
+        "glitch_refill_per_second",
+        "preface_timeout",
+        "header_timeout",
+        "request_timeout",
+        "settings_timeout",
+        "blocked_write_timeout",
+        "idle_timeout",
+        "keepalive_time",
+        "keepalive_timeout",
+    )
+)
+"""The limits that a connection takes over when it begins. If they change meanwhile, open connections keep theirs."""
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     # A window below the protocol's default would need SETTINGS to arrive before the first request does.

@@ -15,7 +15,6 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.exchange import Serve
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler, ServerStream
-from esp.core.wire.shares import Shares
 from esp.core.wire.status import Status
 from esp.core.wire.transport import USER_TIMEOUT, set_user_timeout
 from esp.core.wire.turns import SLICE
@@ -70,7 +69,7 @@ class Listener:
         self._is_full = False
         self._unseen: list[ServerProtocol] = []  # clients whose deadlines this tick has yet to look at
         self._tick = 0.0
-        self._places = Shares(context.limits.max_connections, context.limits.common_share)
+        self._places = context.places("max_connections")
 
     async def listen(self, sock: socket.socket) -> None:
         """Begins to accept on a bound socket, which the listener closes when it closes.

@@ -31,11 +31,15 @@ class Shares:
     __slots__ = ("_common", "_held", "_little", "limit", "used")
 
     def __init__(self, limit: int, common: float) -> None:
-        self.limit = limit
         self.used = 0
+        self._held: dict[str, int] = {}
+        self.resize(limit, common)
+
+    def resize(self, limit: int, common: float) -> None:
+        """Makes more places, or fewer; whoever has one keeps it."""
+        self.limit = limit
         self._common = limit - int(limit * (1 - common))
         self._little = max(1, limit // LITTLE)
-        self._held: dict[str, int] = {}
 
     @property
     def is_scarce(self) -> bool:

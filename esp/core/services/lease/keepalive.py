@@ -26,7 +26,7 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.message import prefix
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import Handler, ServerStream
-from esp.core.wire.shares import Shares, address_of
+from esp.core.wire.shares import address_of
 from esp.core.wire.status import Status
 
 PATH: Final = b"/etcdserverpb.Lease/LeaseKeepAlive"
@@ -61,9 +61,8 @@ class LeaseKeepAlive(Handler):
         self._lanes: dict[Forward, Lanes] = {}
         # The headers of the shards' last answers, which mostly come again, and the header made of them.
         self._merged: tuple[dict[str, rpc_pb2.ResponseHeader | None], bytes] = {}, b""
-        limits = context.limits
-        self._places = Shares(limits.max_keepalive_streams, limits.common_share)
-        self._waiting = Shares(limits.max_keepalives, limits.common_share)
+        self._places = context.places("max_keepalive_streams")
+        self._waiting = context.places("max_keepalives")
 
     def on_open(self, stream: ServerStream) -> None:
         """A client's stream begins."""

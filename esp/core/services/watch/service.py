@@ -17,7 +17,6 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.request import RequestHead
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import Handler, ServerStream
-from esp.core.wire.shares import Shares
 
 PATH: Final = b"/etcdserverpb.Watch/Watch"
 METADATA: Final = (b"token", b"authorization", b"hasleader")
@@ -43,7 +42,7 @@ class Watch(Handler):
         self.routing = routing
         self.background = background
         self.positions = Positions(routing.tokens, context)
-        self.watchers = Shares(context.limits.max_watcher_bytes, context.limits.common_share)
+        self.watchers = context.places("max_watcher_bytes")
         self.streams: set[WatchStream] = set()
         self._pools: dict[tuple[Shard, Forward], Pool] = {}
         routing.undivided.on_added = self._end_divided

@@ -1,0 +1,105 @@
+"""Keys that clients would lose sight of: those on the former owner of a range that moves to another shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from esp.core.background import all_of
+from esp.core.keys import format_range
+from esp.core.lease_sync import each
+from esp.core.pb import rpc_pb2
+from esp.core.reload.difference import Move
+from esp.core.shard import RANGE, Shard, ask_for_esp
+from esp.core.wire.status import RpcError
+
+ANSWER_SECONDS: Final = 10.0
+"""Seconds that a shard has to count."""
+CONCURRENCY: Final = 8
+"""Ranges that are counted at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of a range that moves.
+
+    Attributes:
+        left: the number of keys on the former owner, which no client sees from now on; None if it does not tell.
+        found: the number of keys on the new owner, which clients see from now on; None if it does not tell.
+        trouble: why the former owner does not tell; else "".
+    """
+
+    move: Move
+    left: int | None
+    found: int | None
+    trouble: str = ""
+
+    def fault(self) -> str:
+        """Why the range should not move, as a clause with its cure; "" if the former owner has no key of the range."""
+        source, target, where = self.move.source, self.move.target, format_range(self.move.range)
+        if self.left is None:
+            return (
+                f"shard {source} does not tell whether it holds keys of {where}, which move to {target}: {self.trouble}"
+            )
+        if not self.left:
+            return ""
+        there = "" if self.found is None else f", which holds {counted(self.found)} there"
+        return (
+            f"shard {source} holds {counted(self.left)} of {where}, which no client would see any more: the range "
+            f"moves to {target}{there}; copy them there and delete them on {source} before"
+        )
+
+    def news(self) -> str:
+        """What clients see from now on that they did not see before, as a clause; "" if there is nothing."""
+        if not self.found or self.left != 0:
+            return ""
+        return f"clients see {counted(self.found)} of {format_range(self.move.range)} that {self.move.target} has"
+
+
+async def keys_of(moves: Iterable[Move], before: Mapping[str, Shard], after: Mapping[str, Shard]) -> list[Keys]:
+    """The keys of each range that moves.
+
+    A range is left out if its former and its new owner are one cluster, such as a shard with another name.
+
+    Args:
+        moves: the ranges.
+        before: the shards in force, by name.
+        after: the shards of the next layout, by name.
+    """
+    found: dict[Move, Keys] = {}
+    moves = list(moves)
+
+    async def look(move: Move) -> None:
+        source, target = before[move.source], after[move.target]
+        if set(source.endpoints) & set(target.endpoints):
+            return
+        left, there = await all_of([_counted(source, move), _counted(target, move)])
+        if left.cluster and (left.cluster, left.count) == (there.cluster, there.count):
+            return
+        found[move] = Keys(move, left.count, there.count, left.trouble)
+
+    await each(moves, look, CONCURRENCY)
+    return [found[move] for move in moves if move in found]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    count: int | None
+    cluster: int = 0
+    trouble: str = ""
+
+
+async def _counted(shard: Shard, move: Move) -> _Answer:
+    key, end = move.range.to_request()
+    asked = rpc_pb2.RangeRequest(key=key, range_end=end, count_only=True)
+    try:
+        answer = await ask_for_esp(shard, RANGE, asked, seconds=ANSWER_SECONDS)
+    except RpcError as error:
+        return _Answer(None, trouble=error.status.message)
+    return _Answer(answer.count, answer.header.cluster_id)
+
+
+def counted(keys: int) -> str:
+    """A number of keys, for people."""
+    return f"{keys:,} key{'' if keys == 1 else 's'}"
