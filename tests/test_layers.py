@@ -34,7 +34,7 @@ LAYERS = [
     {"esp.core.kubernetes"},
     {"esp.core.config"},
     {"esp.core.shard", "esp.core.log.calls"},
-    {"esp.core.advertise", "esp.core.identity", "esp.core.sockets", "esp.core.undivided"},
+    {"esp.core.advertise", "esp.core.names", "esp.core.identity", "esp.core.sockets", "esp.core.undivided"},
     {"esp.core.activation"},
     {"esp.core.layout"},
     {"esp.core.apiservers", "esp.core.samples"},

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from esp import __version__
 from esp.commands.output import INTERRUPTED, USAGE, CommandError, flush, write
 from esp.commands.service import Service
-from esp.core import advertise, garbage, sockets
+from esp.core import advertise, garbage, names, sockets
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.descriptors import within_descriptors
@@ -27,7 +27,6 @@ from esp.core.log.lines import fields
 from esp.core.log.setup import Log
 from esp.core.log.text import few
 from esp.core.proxy import Proxy
-from esp.core.shard import Lookups
 
 if TYPE_CHECKING:
     from esp.commands.workers import Here
@@ -59,6 +58,8 @@ def run(
     try:
         if local is None:
             found = _prepared(configs.load(configs.find(config, os.environ)), listen, lines, workers)
+            if not names.has_address(found):
+                _run_loop(names.check(found, CONNECT_SECONDS))
             if found.workers > 1:
                 from esp.commands import workers as several  # a single process does not need it
 
@@ -117,15 +118,8 @@ def _prepared(config: Config, listen: list[str], lines: Log, workers: str | None
 
 
 async def _warn_of_unknown_names(config: Config) -> None:
-    """Looks up every host name of the shards once, and warns of unknown names; the shard clients keep trying them."""
-    lookups = Lookups()
-    for shard in config.shards:
-        for endpoint in shard.endpoints:
-            try:
-                await lookups.addresses(endpoint.host, CONNECT_SECONDS)
-            except OSError as error:
-                where = f"{config.path}:{endpoint.line}: " if config.path and endpoint.line else ""
-                log.warning('%sshard "%s": %s; esp goes on trying', where, shard.name, error)
+    async for where, shard, fault in names.faults(config, CONNECT_SECONDS):
+        log.warning('%sshard "%s": %s; esp goes on trying', where, shard, fault)
 
 
 async def _warn_of_advertised(proxy: Proxy) -> None:

@@ -129,6 +129,23 @@ class TestLines:
         assert re.search(f'{path}:2: shard "a": {unknown("no-such-host.invalid")}; esp goes on trying\n', esp.log())
         assert "not reachable yet: b\n" in esp.log()
 
+    def test_a_config_without_any_host_name_that_exists_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "bad.yaml"
+        path.write_text("shards:\n- {name: a, endpoints: [no.such.host:1], ranges: [{start: '', end: ''}]}\n")
+        code = (
+            "import runpy, socket, sys\n"
+            "def nobody(*_, **__): raise socket.gaierror(socket.EAI_NONAME, 'no such name')\n"
+            f"sys.argv = ['esp', 'serve', '-c', {str(path)!r}]\n"
+            "socket.getaddrinfo = nobody\n"
+            "runpy.run_module('esp', run_name='__main__')\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        told = 'the host name "no.such.host" is not known; correct it or use an address\n'
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == (
+            f'esp: {path}:2: no endpoint of any shard can be used, the first is of shard "a": {told}'
+        )
+
     @pytest.mark.parametrize("listen", ["127.0.0.1", "0.0.0.0", "localhost"])
     def test_an_endpoint_that_is_esp_itself_is_refused(self, start_esp: Esps, tmp_path: Path, listen: str) -> None:
         path = tmp_path / "loop.yaml"

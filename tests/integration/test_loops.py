@@ -132,7 +132,8 @@ def test_a_forwarder_that_leads_back(forwarder: Forwarder, start_esp: Esps, etcd
             iter([rpc_pb2.LeaseKeepAliveRequest(ID=lease.ID)]), timeout=20
         )
         assert next(renewed).TTL == 600, "as with any shard that is away"
-    away = "[-]shard a failed: serializable_read: there is no connection available\n[+]shard b ok\nok\n"
+    why = "it is an esp, this one or another, and no etcd; name the etcds themselves"
+    away = f"[-]shard a failed: serializable_read: there is no connection available: {why}\n[+]shard b ok\nok\n"
     assert page(esp, "/readyz?verbose").endswith(away)
     told = f"shard a: {endpoint} cannot be used: it is an esp, this one or another, and no etcd; name the etcds"
     time.sleep(3)  # it is tried again and again

@@ -110,7 +110,8 @@ class Checks:
         begun = Round(len(self._shards), self._background)
         for name, shard in self._shards.items():
             if not shard.is_ready:
-                begun.judge(name, _unread(errors.NO_CONNECTION.message))
+                why = f": {shard.trouble}" if shard.trouble else ""
+                begun.judge(name, _unread(f"{errors.NO_CONNECTION.message}{why}"))
                 continue
             bug = partial(begun.judge, name, _unread("esp: internal error"))
             self._background.start(_check(begun, shard), on_bug=bug)

@@ -24,7 +24,7 @@ from esp.core.shard.at_once import AtOnce, are_ready
 from esp.core.shard.connected import FIRST_PAUSE, LONGEST_PAUSE
 from esp.core.shard.endpoint_state import Connectivity, EndpointState
 from esp.core.shard.fate import outcome
-from esp.core.shard.lookup import Lookups
+from esp.core.shard.lookup import Lookups, UnknownNameError, is_address
 from esp.core.shard.member import STATUS_PATH, is_probe
 from esp.core.shard.shard import Shard
 from esp.core.shard.unary import (
@@ -78,6 +78,7 @@ __all__ = [
     "Lookups",
     "Method",
     "Shard",
+    "UnknownNameError",
     "answers_of",
     "are_ready",
     "ask",
@@ -86,6 +87,7 @@ __all__ = [
     "ask_for_esp",
     "ask_in_turn",
     "failures_of",
+    "is_address",
     "is_probe",
     "outcome",
 ]

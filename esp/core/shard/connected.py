@@ -121,6 +121,11 @@ class Connected(Cluster):
             unary.close("it is no longer in the config")
 
     @property
+    def trouble(self) -> str:
+        """The reasons why esp cannot use the endpoints, each once and without addresses; "" while it can use one."""
+        return ", ".join(dict.fromkeys(self.troubles.values()))
+
+    @property
     def calls_sent(self) -> int:
         """The unary calls that were sent on the present connection, streams' aside."""
         connection = self._unary.connection

@@ -17,6 +17,10 @@ from esp.core.background import in_a_thread
 Answer = list[str] | OSError
 
 
+class UnknownNameError(OSError):
+    """The name servers say that there is no such name; the text says the cure."""
+
+
 class Lookups:
     """Lookups of a shard's host names: at most one thread for each name, even if the name server never answers.
 
@@ -30,9 +34,10 @@ class Lookups:
         """The addresses of `host` in the system's order. `host` may be an address itself.
 
         Raises:
-            OSError: there is no address, or none within `seconds`; the text says the cure.
+            OSError: there is no address, or none within `seconds`; the text says the cure. UnknownNameError if the
+                name servers say that there is none.
         """
-        if _is_address(host):
+        if is_address(host):
             return [host]
         asked = self.asked.get(host)
         if asked is None:
@@ -53,18 +58,19 @@ def _look_up(host: str) -> Answer:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        return OSError(_why_unknown(host, error))
+        return _fault(host, error)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-def _why_unknown(host: str, error: OSError | UnicodeError) -> str:
+def _fault(host: str, error: OSError | UnicodeError) -> OSError:
     if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
         text = f'the host name "{host}" cannot be looked up: {(error.strerror or str(error)).lower()}'
-        return f"{text}; look at /etc/resolv.conf, or use an address"
-    return f'the host name "{host}" is not known; correct it or use an address'
+        return OSError(f"{text}; look at /etc/resolv.conf, or use an address")
+    return UnknownNameError(f'the host name "{host}" is not known; correct it or use an address')
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether a host is an address, which nobody has to look up."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

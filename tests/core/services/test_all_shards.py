@@ -19,6 +19,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.proxy import Proxy
 from esp.core.services.entry import PLACES
 from esp.core.services.handlers import SMALL_CALL
+from esp.core.shard import is_probe
 from esp.core.wire import frames
 from esp.core.wire.limits import Limits
 from tests.core.scripted_etcd import HeardCall, ScriptedConnection, ScriptedEtcd
@@ -78,8 +79,11 @@ class Asked:
         if b"compact_rev_key" in call.body:
             return  # esp itself asks for that
         self.open.append((connection, call))
+        if is_probe(call.body):  # esp asks for that now and then
+            self.answer(len(self.open) - 1)
+            return
         self.most = max(self.most, len(self.open))
-        if self.answers_at_once or b"esp-probe" in call.fields:
+        if self.answers_at_once:
             self.answer(len(self.open) - 1)
 
     def answer(self, index: int = 0) -> None:

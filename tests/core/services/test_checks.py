@@ -33,6 +33,7 @@ class Asked:
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_ready = True
+        self.trouble = ""
         self.version, self.storage_version = "3.7.1", "3.7.0"
         self.calls: list[bytes] = []
         self.answers = asyncio.Event()
@@ -134,12 +135,14 @@ def test_a_probe_does_not_wait_for_a_slow_shard_when_another_is_well() -> None:
 def test_who_has_no_connection_is_not_asked_and_the_others_decide() -> None:
     async def work(world: World) -> None:
         world.shards["a"].is_ready = False
+        world.shards["a"].trouble = "connection refused"
         await world.answers("b")
         await world.asks("/readyz?verbose")
         status, body = world.takes()
         assert status == 200
         assert body.endswith(
-            "[-]shard a failed: serializable_read: there is no connection available\n[+]shard b ok\nok\n"
+            "[-]shard a failed: serializable_read: there is no connection available: connection refused\n"
+            "[+]shard b ok\nok\n"
         )
         assert world.shards["a"].calls == []
 
