@@ -8,7 +8,7 @@ _esp_paths() {
 _esp() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command= words= word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-        case $word in serve | route | check | lease-sync) command=$word; break ;; esac
+        case $word in serve | route | check | reload | lease-sync) command=$word; break ;; esac
     done
     case "$command $previous" in
         "serve -c" | "serve --config") _esp_paths -f; return ;;
@@ -23,6 +23,9 @@ _esp() {
         "route -c" | "route --config") _esp_paths -f; return ;;
         "check -c" | "check --config") _esp_paths -f; return ;;
         "check -o" | "check --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
+        "reload -c" | "reload --config") _esp_paths -f; return ;;
+        "reload -o" | "reload --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
+        "reload --control") _esp_paths -f; return ;;
         "lease-sync --only-on") COMPREPLY=(); return ;;
         "lease-sync --skew") COMPREPLY=(); return ;;
         "lease-sync --concurrency") COMPREPLY=(); return ;;
@@ -33,8 +36,9 @@ _esp() {
         serve) words='-c --config --local --data-dir --listen --log-format --log-level --workers -h --help' ;;
         route) words='--prefix --from-key --range-end -o --output --hex --base64 -c --config -h --help' ;;
         check) words='-c --config -o --output -h --help' ;;
+        reload) words='-c --config -o --output --check --force --control -h --help' ;;
         lease-sync) words='--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -h --help' ;;
-        *) words='serve route check lease-sync --version --install-completion --show-completion -h --help' ;;
+        *) words='serve route check reload lease-sync --version --install-completion --show-completion -h --help' ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }

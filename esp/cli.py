@@ -166,7 +166,7 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Run the proxy until SIGTERM, SIGINT or SIGHUP."""
+    """Run the proxy until SIGTERM or SIGINT; SIGHUP has it read its config again."""
     if local is not None and config is not None:
         raise CommandError("--local makes its own config; leave out -c", USAGE)
     if local is None and data_dir is not None:
@@ -227,6 +227,36 @@ def check(config: ConfigOption = None, output: OutputOption = Format.TABLE) -> N
     from esp.commands import check as command
 
     command.run(config, output)
+
+
+@app.command()
+def reload(
+    config: ConfigOption = None,
+    output: OutputOption = Format.TABLE,
+    check: Annotated[bool, typer.Option("--check", help="Only show what a reload would change.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Reload although clients lose sight of keys, or a new shard is unreachable."),
+    ] = False,
+    control: Annotated[
+        Path | None,
+        typer.Option(
+            "--control",
+            metavar="FILE",
+            parser=_path,
+            help="The control socket of the proxy, in place of the config's.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Have the running proxy read its config file again, and show what changes.
+
+    The new config is put in force whole or not at all. A reload is refused if the file is wrong, if a field cannot
+    change while esp runs, or if a range moves away from a shard that still has keys in it.
+    """
+    from esp.commands import reload as command
+
+    command.run(config, control, output, force=force, only_check=check)
 
 
 @app.command("lease-sync")

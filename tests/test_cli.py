@@ -27,6 +27,7 @@ def test_no_command_prints_the_help() -> None:
         "serve",
         "route",
         "check",
+        "reload",
         "lease-sync",
     ]
 

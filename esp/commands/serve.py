@@ -9,15 +9,18 @@ import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from esp import __version__
 from esp.commands.output import INTERRUPTED, USAGE, CommandError, flush, write
+from esp.commands.reloading import Reloading, Terminal
 from esp.commands.service import Service
 from esp.core import advertise, garbage, names, sockets
 from esp.core import config as configs
 from esp.core.config import Config
+from esp.core.control import Control
 from esp.core.descriptors import within_descriptors
 from esp.core.keys import format_key, format_range
 from esp.core.kubernetes import cuts
@@ -57,7 +60,8 @@ def run(
     service = Service(os.environ)
     try:
         if local is None:
-            found = _prepared(configs.load(configs.find(config, os.environ)), listen, lines, workers)
+            again = _Again(configs.find(config, os.environ), listen, lines, workers)
+            found = again.begin()
             if not names.has_address(found):
                 _run_loop(names.check(found, CONNECT_SECONDS))
             if found.workers > 1:
@@ -65,7 +69,7 @@ def run(
 
                 several.run(found, service, lines, _serve_as_worker, _run_loop, _tell_ready)
             else:
-                _run_loop(_serve(found, None, service))
+                _run_loop(_serve(found, None, service, again=again))
         else:
             assert data_dir is not None
             service.refuse_sockets()
@@ -76,7 +80,8 @@ def run(
                 cluster.write_config(path, listen or [DEFAULT_LISTEN])
             except OSError as error:
                 raise CommandError(_cannot_use(data_dir, error)) from None
-            _run_loop(_serve(_prepared(configs.load(path), listen, lines), cluster, service))
+            again = _Again(path, listen, lines)
+            _run_loop(_serve(again.begin(), cluster, service, again=again))
     except LocalEtcdError as error:
         raise CommandError(str(error)) from None
 
@@ -98,23 +103,61 @@ def _check_listen(path: Path, listen: list[str]) -> None:
         raise CommandError(error.strerror or str(error)) from None
 
 
-def _prepared(config: Config, listen: list[str], lines: Log, workers: str | None = None) -> Config:
-    """The config with the command line's listen addresses and workers; the log is as the config says from here on.
+class _Again:
+    """Reads the config, at the start and for each reload, with what the command line says."""
 
-    Raises:
-        ConfigError: an address is wrong, or a shard's endpoint is a listen address.
-        CommandError: the number of workers is wrong.
-    """
-    lines.use(config.log.format, config.log.level)
-    if workers is not None:
-        try:
-            config = replace(config, workers=configs.workers_of(workers))
-        except ValueError as error:
-            raise CommandError(str(error), USAGE) from None
-    if listen:
-        config = replace(config, listen=configs.listen_of(listen))
-    configs.check_no_loop(config)
-    return config
+    def __init__(self, path: Path, listen: list[str], lines: Log, workers: str | None = None) -> None:
+        self._path = path
+        self._listen = listen
+        self._lines = lines
+        self._workers = workers
+
+    def begin(self) -> Config:
+        """The config; the log is as the config says from here on.
+
+        Raises:
+            ConfigError, CommandError: as `read`.
+        """
+        config = configs.load(self._path)
+        self.use(config)
+        return self._merged(config)
+
+    def use(self, config: Config) -> None:
+        """Has the log as the config says."""
+        self._lines.use(config.log.format, config.log.level)
+
+    def read(self) -> Config:
+        """The config as the file is now, with no more clients than the process has descriptors for.
+
+        Raises:
+            ConfigError: an address is wrong, or a shard's endpoint is a listen address.
+            CommandError: the number of workers is wrong.
+        """
+        config = self._merged(configs.load(self._path))
+        return replace(config, limits=within_descriptors(config.limits, len(config.shards)))
+
+    def _merged(self, config: Config) -> Config:
+        if self._workers is not None:
+            try:
+                config = replace(config, workers=configs.workers_of(self._workers))
+            except ValueError as error:
+                raise CommandError(str(error), USAGE) from None
+        if self._listen:
+            config = replace(config, listen=configs.listen_of(self._listen))
+        configs.check_no_loop(config)
+        return config
+
+
+def _tell_of(proxy: Proxy, again: _Again, config: Config) -> None:
+    """Tells what a config means that was put in force while the proxy ran."""
+    again.use(config)
+    _warn_of_cuts(config)
+    _look_at_names(proxy)
+
+
+def _look_at_names(proxy: Proxy) -> None:
+    proxy.background.start(_warn_of_unknown_names(proxy.config))
+    proxy.background.start(_warn_of_advertised(proxy))
 
 
 async def _warn_of_unknown_names(config: Config) -> None:
@@ -149,7 +192,11 @@ async def _serve_as_worker(config: Config, here: Here) -> None:
 
 
 async def _serve(
-    config: Config, cluster: LocalShards | None, service: Service | Here, signals: _Signals | Here | None = None
+    config: Config,
+    cluster: LocalShards | None,
+    service: Service | Here,
+    signals: _Signals | Here | None = None,
+    again: _Again | None = None,
 ) -> None:
     signals = signals or _Signals()
     async with AsyncExitStack() as stack:
@@ -176,10 +223,14 @@ async def _serve(
         except OSError as error:
             raise CommandError(error.strerror or str(error)) from None
         signals.hurry = proxy.cut
-        await stack.enter_async_context(service.commanded(config, proxy))
+        control = await stack.enter_async_context(service.commanded(config, proxy))
+        if again is not None and isinstance(service, Service) and isinstance(control, Control):
+            reloading = Reloading(proxy, again.read, partial(_tell_of, proxy, again), partial(service.reloads, proxy))
+            reloading.open(control)
+            if cluster is None and isinstance(signals, _Signals):
+                signals.reload = reloading.hung_up
         if service.tells:
-            proxy.background.start(_warn_of_unknown_names(config))
-            proxy.background.start(_warn_of_advertised(proxy))
+            _look_at_names(proxy)
         missing = await _unless(signals.stop, proxy.connected(CONNECT_SECONDS))
         shard_log.setLevel(logging.NOTSET)
         for shard in proxy.routing.shards.values():
@@ -250,9 +301,13 @@ async def _stop_etcds(cluster: LocalShards, signals: _Signals | Here) -> None:
 
 
 class _Signals:
-    """The signals SIGTERM, SIGINT and SIGHUP. A closed terminal sends SIGHUP; under nohup SIGHUP stays ignored.
+    """The signals SIGTERM, SIGINT and SIGHUP.
+
+    A closed terminal sends SIGHUP, which ends esp, but not under nohup. Otherwise SIGHUP means a reload; before esp
+    serves, and with --local, it ends esp in any case.
 
     Attributes:
+        reload: called at SIGHUP; None while that is the end.
         stop: set by the first signal.
         first: the first signal; None before it.
         hurry: called at each later signal.
@@ -262,10 +317,19 @@ class _Signals:
         self.stop = asyncio.Event()
         self.first: signal.Signals | None = None
         self.hurry: Callable[[], None] = lambda: None
+        self.reload: Callable[[], None] | None = None
+        self._terminal = Terminal()
+        self._stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self._came, number)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._came, number)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+
+    def _hung_up(self) -> None:
+        if self.reload is not None and not self.stop.is_set() and (self._stays or not self._terminal.is_gone):
+            self.reload()
+        elif not self._stays:
+            self._came(signal.SIGHUP)
 
     def _came(self, number: signal.Signals) -> None:
         if self.stop.is_set():

@@ -83,6 +83,13 @@ class Service:
         self.manager.status(_state(proxy))
         self.manager.tick(now)
 
+    def reloads(self, proxy: Proxy, begins: bool) -> None:
+        """Tells that the proxy takes another config, or has done so."""
+        if begins:
+            self.manager.reloading()
+        else:
+            self.manager.ready(_state(proxy))
+
     def stops(self, proxy: Proxy) -> None:
         """Tells that the proxy drains."""
         proxy.on_tick[STEP] = self.manager.tick

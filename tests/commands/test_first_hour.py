@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from esp.core import config
-from esp.core.local import LocalEtcd
 from tests.harness import Esps, free_port, is_listening, wait_until
 
 ESP = [sys.executable, "-m", "esp"]
@@ -276,17 +275,6 @@ def test_a_terminal_that_is_closed_takes_esp_and_its_etcds_along(tmp_path: Path)
         assert "closed etcd server" in log.read_text()
     endpoints = [shard.endpoints[0] for shard in config.load(tmp_path / ".esp" / "esp.yaml").shards]
     assert not any(is_listening(f"{endpoint.host}:{endpoint.port}") for endpoint in endpoints)
-
-
-def test_a_hangup_drains(etcd: LocalEtcd, start_esp: Esps) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # not as nohup may have left it for the suite
-    try:
-        esp = start_esp([etcd])
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert esp.stop(signal.SIGHUP) == 0
-    assert "stopping; calls in flight have" in esp.log()
-    assert esp.log().endswith("stopped\n")
 
 
 def test_nohup_keeps_it_running(start_esp: Esps, tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ commands, and never change one.
 """
 
 from esp.core.control.client import Client, NoneRunsError, RefusedError
-from esp.core.control.place import Place, PlaceError, find, others_of, place_of
+from esp.core.control.lines import MAX_ANSWER_BYTES, size_of
+from esp.core.control.place import Place, PlaceError, find, looked_at, others_of, place_of
 from esp.core.control.server import Call, Command, Control, DeniedError
 
 __all__ = [
+    "MAX_ANSWER_BYTES",
     "Call",
     "Client",
     "Command",
@@ -25,6 +27,8 @@ __all__ = [
     "PlaceError",
     "RefusedError",
     "find",
+    "looked_at",
     "others_of",
     "place_of",
+    "size_of",
 ]

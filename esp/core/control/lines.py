@@ -31,6 +31,11 @@ def encode(value: Mapping[str, Any]) -> bytes:
     return line
 
 
+def size_of(result: Mapping[str, Any]) -> int:
+    """The length of the line that answers with a result."""
+    return len(msgspec.json.encode({"result": result})) + 1
+
+
 class Lines:
     """Cuts received bytes into lines, and reads them.
 

@@ -126,6 +126,10 @@ class Control:
             raise
         return listening
 
+    def serve(self, name: str, command: Command) -> None:
+        """Takes one more command from now on."""
+        self._commands[name] = command
+
     def release(self) -> None:
         """Stops listening, so that another process may have the place; commands that run go on."""
         if self._accepting is not None:

@@ -32,10 +32,12 @@ LIVE: Final = frozenset(
         "txn_reads",
         "drain_seconds",
         "watch_config",
+        "log.format",
+        "log.level",
     )
 )
 """The fields of a config, beside `shards` and `limits`, that change while esp runs. All others need a restart."""
-_APART: Final = frozenset(("path", "shards", "shard_map", "limits"))
+_APART: Final = frozenset(("path", "shards", "shard_map", "limits", "log"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,10 @@ class Difference:
         new = {shard.name: shard for shard in after.shards}
         others = [field for field in dataclasses.fields(Config) if field.name not in _APART]
         changes = _changes(before, after, (field.name for field in others))
+        # The namespace is a part of the key of `compaction: kubernetes`.
+        changes = [change for change in changes if change.before != change.after]
+        of_log = _changes(before.log, after.log, (field.name for field in dataclasses.fields(after.log)))
+        changes += [dataclasses.replace(change, name=f"log.{change.name}") for change in of_log]
         return cls(
             added=tuple(Change(name, "", _endpoints(new[name])) for name in new if name not in old),
             removed=tuple(Change(name, _endpoints(old[name]), "") for name in old if name not in new),

@@ -36,25 +36,33 @@ class Keys:
     trouble: str = ""
 
     def fault(self) -> str:
-        """Why the range should not move, as a clause with its cure; "" if the former owner has no key of the range."""
+        """Why the range should not move, as a clause with its cure; "" if no key would get out of sight.
+
+        If the new owner has as many keys, then they are taken for copies.
+        """
         source, target, where = self.move.source, self.move.target, format_range(self.move.range)
         if self.left is None:
             return (
                 f"shard {source} does not tell whether it holds keys of {where}, which move to {target}: {self.trouble}"
             )
-        if not self.left:
+        if self.left in (0, self.found):
             return ""
         there = "" if self.found is None else f", which holds {counted(self.found)} there"
         return (
             f"shard {source} holds {counted(self.left)} of {where}, which no client would see any more: the range "
-            f"moves to {target}{there}; copy them there and delete them on {source} before"
+            f"moves to {target}{there}; copy them there before"
         )
 
     def news(self) -> str:
-        """What clients see from now on that they did not see before, as a clause; "" if there is nothing."""
-        if not self.found or self.left != 0:
+        """What else an operator should know of the keys, as a clause; "" if there is nothing."""
+        source, target, where = self.move.source, self.move.target, format_range(self.move.range)
+        if not self.found:
             return ""
-        return f"clients see {counted(self.found)} of {format_range(self.move.range)} that {self.move.target} has"
+        if self.left == 0:
+            return f"clients see {counted(self.found)} of {where} that {target} has"
+        if self.left == self.found:
+            return f"{source} still has {counted(self.left)} of {where}, which nobody sees: as many as {target}"
+        return ""
 
 
 async def keys_of(moves: Iterable[Move], before: Mapping[str, Shard], after: Mapping[str, Shard]) -> list[Keys]:

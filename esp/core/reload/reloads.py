@@ -93,18 +93,24 @@ class Reloads:
         proxy: the running proxy.
         load: reads and checks the file; called in a thread. Raises ConfigError.
         on_done: called with a config that was put in force.
+        around: called with True when a reload begins, and with False when it has ended.
 
     Attributes:
         counters: the number of reloads by `Result`.
     """
 
     def __init__(
-        self, proxy: Proxy, load: Callable[[], Config], on_done: Callable[[Config], object] = lambda _: None
+        self,
+        proxy: Proxy,
+        load: Callable[[], Config],
+        on_done: Callable[[Config], object] = lambda _: None,
+        around: Callable[[bool], object] = lambda _: None,
     ) -> None:
         self.counters: Counter[str] = proxy.reloads
         self._proxy = proxy
         self._load = load
         self._on_done = on_done
+        self._around = around
         self._lock = asyncio.Lock()
         self._is_wanted = False
 
@@ -143,11 +149,14 @@ class Reloads:
         async with self._lock:
             self._is_wanted = False
             reload = _Reload(self._proxy, told, force=force, only_check=only_check)
+            self._around(True)
             try:
                 outcome = await reload.run(self._load)
             except BaseException:
                 self.counters[Result.REFUSED] += not only_check
                 raise
+            finally:
+                self._around(False)
             if not only_check:
                 self.counters[outcome.result] += 1
         if outcome.result is Result.DONE:
@@ -258,7 +267,7 @@ class _Reload:
         layout: Layout,
     ) -> None:
         """Looks once more when the calls of the former map have ended, for what they have done meanwhile."""
-        clean = [found.move for found in keys if found.left == 0]
+        clean = {found.move: found.left for found in keys if not found.fault()}
         if not clean and not new:
             return
         until = monotonic() + min(SETTLE_SECONDS, self._proxy.config.drain_seconds)
@@ -266,11 +275,11 @@ class _Reload:
             await asyncio.sleep(0.02)
         warnings = self._outcome.warnings
         for found in await keys_of(clean, before.shards, layout.shards):
-            source = found.move.source
-            if found.left:
+            late = (found.left or 0) - (clean[found.move] or 0)
+            if late > 0:
                 warnings.append(
-                    f"while the map changed, {counted(found.left)} came to shard {source} that belong to "
-                    f"{found.move.target}: {found.move}; copy them"
+                    f"while the map changed, {counted(late)} came to shard {found.move.source} that "
+                    f"{found.move.target} lacks: {found.move}; copy them"
                 )
         try:
             await self._bring_leases(new, others)
