@@ -30,6 +30,7 @@ from esp.core.log.lines import fields
 from esp.core.log.setup import Log
 from esp.core.log.text import few
 from esp.core.proxy import Proxy
+from esp.core.traces import ExportError
 
 if TYPE_CHECKING:
     from esp.commands.workers import Here
@@ -222,6 +223,8 @@ async def _serve(
             await stack.enter_async_context(proxy)
         except OSError as error:
             raise CommandError(error.strerror or str(error)) from None
+        except ExportError as error:
+            raise CommandError(str(error)) from None
         signals.hurry = proxy.cut
         control = await stack.enter_async_context(service.commanded(config, proxy))
         if again is not None and isinstance(service, Service) and isinstance(control, Control):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from time import monotonic
 from typing import Final
 
@@ -42,6 +42,7 @@ from esp.core.shard import Shard
 from esp.core.shared_tokens import Part
 from esp.core.sockets import Bound
 from esp.core.tokens import Tokens
+from esp.core.traces import Traces
 from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
 from esp.core.wire.exchange import AnswerPage
@@ -77,6 +78,7 @@ class Proxy:
         reloads: the number of reloads, by their result.
         on_tick: further steps of each tick, by their names; they get the time, and run only while the loop works.
         routing: the layout in force, and the tokens.
+        traces: keeps the spans of traced calls; None if no call is traced.
     """
 
     def __init__(self, config: Config, bound: Sequence[Bound] | None = None) -> None:
@@ -95,6 +97,9 @@ class Proxy:
         call_log = CallLog(config.log)
         if call_log.least is not None:
             self.calls.listen(call_log.ended, call_log.least)
+        self.traces = None if config.traces is None else Traces.of(config.traces, self.context)
+        if self.traces is not None:
+            self.calls.listen(self.traces.ended, inf)
         layout = self._layout(config, {})
         protects = config.across_shards.protects_kubernetes
         apiservers = ApiServers(layout, config.apiserver_roots, protects=protects, compact_key=config.compact_key)
@@ -301,6 +306,8 @@ class Proxy:
         self.leases.start()
         self.background.keep("the look for kube-apiservers", self.routing.apiservers.run)
         self._begin_sampling()
+        if self.traces is not None:
+            self.background.keep("traces", self.traces.run)
         self.background.keep("the tick", self._tick)
         self.background.keep("the tick of the shards", self._tick_shards)
         return self
@@ -310,6 +317,8 @@ class Proxy:
         self._health.stop()
         if not await self._listener.drain(errors.SERVER_STOPPED, self.config.drain_seconds):
             log.warning("some calls were still open after %g s and were cut", self.config.drain_seconds)
+        if self.traces is not None:
+            await self.traces.close()
         await self.background.close()
         self.routing.tokens.close()
 

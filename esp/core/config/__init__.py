@@ -6,6 +6,7 @@
     addresses    addresses, and the right form of a wrong one
     control      where the operator's socket is
     log          the form of the log, and what it tells
+    traces       which calls are traced, and where their spans go
     workers      how many processes serve
     user         the user as whom esp asks shards
     fields       single values, and fields of the wrong shape
@@ -30,6 +31,7 @@ from esp.core.config.file import (
     parse,
 )
 from esp.core.config.shards import Endpoint, ShardConfig
+from esp.core.config.traces import TracesConfig
 from esp.core.config.user import User, read_password
 from esp.core.config.workers import workers_of
 
@@ -43,6 +45,7 @@ __all__ = [
     "Listen",
     "LogConfig",
     "ShardConfig",
+    "TracesConfig",
     "User",
     "check_no_loop",
     "find",

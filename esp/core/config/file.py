@@ -20,6 +20,7 @@ from esp.core.config.fields import shown, unknown_field
 from esp.core.config.log import LogConfig, log_of
 from esp.core.config.ranges import RangeFields
 from esp.core.config.shards import Endpoint, ShardConfig, read_shards
+from esp.core.config.traces import TracesConfig, traces_of
 from esp.core.config.workers import workers_of
 from esp.core.config.yaml_lines import LineError, Place, Value, read
 from esp.core.keys import KeyRange
@@ -145,6 +146,7 @@ class Config:
     control: Control = "auto"
     watch_config: bool = False
     log: LogConfig = field(default_factory=LogConfig)
+    traces: TracesConfig | None = None
     workers: int = 1
 
     @property
@@ -288,6 +290,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     control: Any = "auto"
     watch_config: bool = False
     log: dict[str, Any] = {}
+    traces: dict[str, Any] | None = None
 
 
 class _FileReader(RangeFields):
@@ -330,6 +333,7 @@ class _FileReader(RangeFields):
             control=control_at(file.control, self, path and path.parent),
             watch_config=file.watch_config,
             log=log_of(file.log, self),
+            traces=traces_of(file.traces, self),
             workers=self._workers(file.workers),
         )
 

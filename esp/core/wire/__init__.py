@@ -6,8 +6,9 @@ The files, from the bottom up: each imports only files of its own line and of li
     frames: frames as bytes, error codes, the two kinds of fault
     budget, shares: memory and places that all clients share fairly
     ended: calls that have ended, for metrics and logs
-    turns, context: which connection works when; what all connections of a process share
     huffman, field_decoder, hpack: header blocks
+    traces: traced calls, and the trace ids that go on to servers
+    turns, context: which connection works when; what all connections of a process share
     message, request_message: messages of gRPC in frames; the one message of a unary call, in pieces
     request_encoder, request, request_decoder, response: heads of calls and answers, read and written
     glitches, ping_policy, owed_messages: pointless frames, PINGs too many, requests that do not come to their end
@@ -37,6 +38,7 @@ The names that the layers above may use (tests/test_layers.py):
     shares: Shares, address_of
     turns: SLICE
     ended: EndedCall, Observer, Passed, Took, UNKNOWN
+    traces: Trace, Tracer
     context: WireContext
     hpack: COMPOSITE, Fields, decode, encode
     message: MessageReader, ENCODINGS, PREFIX_SIZE, prefix, format_timeout, quote, unknown_encoding

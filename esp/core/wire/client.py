@@ -33,6 +33,7 @@ from esp.core.wire.frames import (
 )
 from esp.core.wire.request_encoder import Forward, RequestEncoder, timeout_field
 from esp.core.wire.response import ResponseHead
+from esp.core.wire.traces import Asked, TracedBlock
 
 log = logging.getLogger("esp.wire")
 
@@ -65,6 +66,7 @@ class ClientConnection(ResponseReader):
     """
 
     __slots__ = (
+        "_asked",
         "_encoder",
         "_ping_sent",
         "_was_full",
@@ -92,6 +94,7 @@ class ClientConnection(ResponseReader):
         self.draining = False
         self.why_over = ""
         self.unacknowledged: Callable[[], int] = int
+        self._asked = Asked()
         self._encoder = RequestEncoder(authority.encode())
         self.heard = monotonic()
         self._ping_sent = 0.0
@@ -140,6 +143,9 @@ class ClientConnection(ResponseReader):
         self.streams[stream_id] = stream
         path, metadata = forward
         if metadata.__class__ is not bytes:
+            if isinstance(metadata, TracedBlock) and self.context.tracer is not None:
+                self._asked.add(stream_id, metadata.trace, path, monotonic())
+                self.tell_gone = True
             metadata = self.own_part(metadata)
         front = self._encoder.known.get(path)
         may_be_dropped = True
@@ -316,12 +322,22 @@ class ClientConnection(ResponseReader):
 
     def on_stream_gone(self) -> None:
         """Tells that there is room for a call that waits; ends a drained connection without calls."""
+        if self._asked:
+            self._end_asked()
         if self.draining and not self.streams:
             self.lost("drained")
         elif self._was_full:
             self._was_full = False
-            self.tell_gone = self.draining
+            self.tell_gone = self.draining or bool(self._asked)
             self._changed()
+        elif not self._asked:
+            self.tell_gone = self.draining
+
+    def _end_asked(self) -> None:
+        """Tells the tracer of calls that have ended."""
+        if self.context.tracer is not None:
+            server = self.authority if self.passed is None else self.passed.name
+            self._asked.end(self.streams, self.context.tracer, server, monotonic())
 
     def on_table_size(self, size: int) -> None:
         """The server grants a header table of another size."""
@@ -387,6 +403,8 @@ class ClientConnection(ResponseReader):
             self.room = 0
             self.why_over = self.why_over or reason
             super().lost(reason)
+            if self._asked:
+                self._end_asked()
             self._changed()
 
     def on_tick(self, now: float) -> None:

@@ -10,6 +10,7 @@ from esp.core.wire.budget import BufferBudget
 from esp.core.wire.ended import Observer
 from esp.core.wire.limits import Limits
 from esp.core.wire.shares import Shares
+from esp.core.wire.traces import Tracer
 from esp.core.wire.turns import Turns
 
 
@@ -60,6 +61,7 @@ class WireContext:
         calls: the memory that open calls take.
         gatherers: objects that turn gathered requests into output. They are flushed first, so that it leaves in the
             same write.
+        tracer: learns of traced calls; None if no call is traced. Connections look when they begin.
         observer: learns of clients' calls that have ended; None if nobody wants to know.
         buffers: the memory for bytes that wait for slow peers, or for the rest of a message.
         shared: the places that addresses share, by the name of their limit.
@@ -72,6 +74,7 @@ class WireContext:
     counters: Counters = field(default_factory=Counters)
     turns: Turns = field(default_factory=Turns)
     observer: Observer | None = None
+    tracer: Tracer | None = None
     buffers: BufferBudget = field(init=False)
     calls: BufferBudget = field(init=False)
     shared: dict[str, Shares] = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """Calls that have ended, as metrics and logs learn of them.
 
-Nearly all calls are unary, are passed on whole to one server upstream, and end well and soon. Of such a call only the
-seconds are kept, in a list that the observer empties at each tick (`Took`): all else costs a multiple. The observer is
-told of every other call by itself.
+Nearly all calls are unary, have no trace, are passed on whole to one server upstream, and end well and soon. Of such a
+call only the seconds are kept, in a list that the observer empties at each tick (`Took`): all else costs a multiple.
+The observer is told of every other call by itself.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class EndedCall:
         server: the name of the one server upstream that had the call at its end; "" if there was none, or several.
         sent: the `monotonic` time at which the call was sent to that server; 0.0 if it was not.
         message: the request's message with its prefix, if the call still has it; else b"".
+        trace: the call's `traceparent`, or what has taken its place (`traces`); b"" for none.
     """
 
     path: bytes
@@ -38,6 +39,7 @@ class EndedCall:
     server: str = ""
     sent: float = 0.0
     message: bytes = b""
+    trace: bytes = b""
 
 
 class Took(dict[bytes, Callable[[float], None]]):

@@ -13,7 +13,8 @@ from typing import Final
 from hpack.hpack import encode_integer
 from hpack.table import HeaderTable
 
-from esp.core.wire.hpack import MEMO_ENTRIES, STATIC, STATIC_NAMES, DividedBlock, encode_field
+from esp.core.wire import traces
+from esp.core.wire.hpack import MEMO_ENTRIES, STATIC, STATIC_NAMES, encode_field
 
 Forward = tuple[bytes, bytes]
 """The head of a request on its way to a server: the path, and the client's metadata as an encoded block."""
@@ -28,7 +29,6 @@ _ENTRY_OVERHEAD: Final = 32  # RFC 7541, section 4.1
 _FIRST_INDEX: Final = len(HeaderTable.STATIC_TABLE) + 1
 
 _TIMEOUT: Final = b"\0\x0cgrpc-timeout"
-_TRACE: Final = b"\0\x0btraceparent"
 
 
 def timeout_field(value: bytes) -> bytes:
@@ -37,10 +37,8 @@ def timeout_field(value: bytes) -> bytes:
 
 
 def traced(forward: Forward, trace: bytes) -> Forward:
-    """The head with a `traceparent`, of at most 126 bytes."""
-    path, metadata = forward
-    with_trace = metadata + _TRACE + bytes((len(trace),)) + trace
-    return path, DividedBlock(with_trace) if isinstance(metadata, DividedBlock) else with_trace
+    """The head with a `traceparent`."""
+    return forward[0], traces.traced(forward[1], trace)
 
 
 class RequestEncoder:

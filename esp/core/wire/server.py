@@ -63,6 +63,7 @@ class ServerConnection(Admission[ServerStream]):
         "_owed",
         "_preface",
         "_shrunk",
+        "_tracer",
     )
 
     def __init__(self, context: WireContext, peer: str, find: Callable[[RequestHead], Handler]) -> None:
@@ -77,6 +78,7 @@ class ServerConnection(Admission[ServerStream]):
         )
         self._preface = PREFACE
         self._shrunk = False
+        self._tracer = context.tracer
         self._owed = OwedMessages()
         self._half_since = 0.0
         values = {SETTINGS_MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes}
@@ -238,6 +240,8 @@ class ServerConnection(Admission[ServerStream]):
         Returns the position behind the bytes that it took.
         """
         head, timeout, trace = request
+        if self._tracer is not None:
+            trace = self._tracer.begun(trace)
         seconds = parse_timeout(timeout) if timeout else 0.0
         if not head.unary or not self._shrunk or (timeout and not seconds):
             self._open(stream_id, request, end=False)
@@ -278,6 +282,8 @@ class ServerConnection(Admission[ServerStream]):
 
     def _open(self, stream_id: int, request: Request, *, end: bool) -> None:
         head, timeout, trace = request
+        if self._tracer is not None:
+            trace = self._tracer.begun(trace)
         self._last_stream = stream_id
         stream = self.streams[stream_id] = ServerStream(self, stream_id, head, timeout, trace)
         stream.remote_open = not end

@@ -333,7 +333,8 @@ class ServerStream(Stream):
             if server is None and self.sink is not None:
                 server, sent, message = self.sink.sent_to()
             name = "" if server is None else server.name
-            observer.ended(EndedCall(self.head.path, self.peer, code, self.opened, monotonic(), name, sent, message))
+            path, trace = self.head.path, self.trace
+            observer.ended(EndedCall(path, self.peer, code, self.opened, monotonic(), name, sent, message, trace))
 
     def _tell_reset(self, code: int) -> None:
         if not self.told:

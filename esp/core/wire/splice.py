@@ -114,7 +114,7 @@ class SplicedCall(ClientStream, Sink):
         if down.send_answer(head.forward, payload, trailers.forward):
             connection = self.connection
             took = connection.heard - down.opened
-            if took < connection.slow:
+            if took < connection.slow and not down.trace:
                 connection.took[down.head.path](took)
             else:
                 self.tell(Code.OK)

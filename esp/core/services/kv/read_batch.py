@@ -245,7 +245,7 @@ class BatchedCall(ClientStream):
                 try:
                     if stream.send_answer(head.forward, answer, trailers.forward):
                         took = heard - stream.opened
-                        if joined is not None and took < joined.slow:
+                        if joined is not None and took < joined.slow and not stream.trace:
                             joined.took[stream.head.path](took)
                         else:
                             stream.tell(Code.OK, joined, stream.opened, read.message)
