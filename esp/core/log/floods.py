@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -78,12 +79,16 @@ class Floods(logging.Handler):
         now: a clock in seconds that never goes back.
 
     Attributes:
+        lines: by level, the lines that were logged since the start, those among them that were only counted.
         summed: lines that were counted in place of being written, since the start.
+        calls: lines of the access log since the start.
     """
 
     def __init__(self, write: Write, later: Later, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
+        self.lines: Counter[str] = Counter()
         self.summed = 0
+        self.calls = 0
         self._write = write
         self._later = later
         self._now = now
@@ -97,11 +102,13 @@ class Floods(logging.Handler):
             record.getMessage()
         except (TypeError, ValueError, KeyError):  # text and arguments do not match; the arguments are not for a log
             record.msg, record.args = f"{record.msg} (a bug in esp: {record.pathname}:{record.lineno})", None
+        self.lines[record.levelname.lower()] += 1
         if self._is_told(record):
             self._write(self.format(record))
 
     def tell_call(self, call: CallLine) -> None:
         """Writes a line of the access log. These are never counted: `log.access` says how many calls have one."""
+        self.calls += 1
         if isinstance(self.formatter, Lines):
             self._write(self.formatter.of_call(time.time(), call), soon=True)
 

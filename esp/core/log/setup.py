@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import time
-from typing import Final, Literal, TextIO
+from collections.abc import Mapping
+from typing import ClassVar, Final, Literal, NamedTuple, TextIO
 
 from esp.core.background import later_in_loop
 from esp.core.log.floods import Floods
@@ -24,6 +25,22 @@ LEVELS: Final = {
 }
 
 
+class Counts(NamedTuple):
+    """What the log of this process has counted since the start.
+
+    Attributes:
+        lines: by level, the lines that were logged.
+        summed: those of them that were counted in place of being written.
+        calls: lines of the access log.
+        lost: lines that nobody has read in time.
+    """
+
+    lines: Mapping[str, int]
+    summed: int
+    calls: int
+    lost: int
+
+
 class Log:
     """Every line of the process: written to stderr, in the format and from the level in force.
 
@@ -36,7 +53,10 @@ class Log:
         floods: counts repeated lines.
         output: writes the lines; None if the process has no stderr.
         form: the format in force.
+        process: the log of this process; None if it has none.
     """
+
+    process: ClassVar[Log | None] = None
 
     def __init__(self, form: Format | None = None, level: Level | None = None) -> None:
         self._chosen = form, level
@@ -44,6 +64,7 @@ class Log:
         self.form: Format = "text"
         self._begin()
         self.use("text", "info")
+        Log.process = self
 
     def _begin(self) -> None:
         stream = sys.stderr  # None if a shell has closed it
@@ -79,8 +100,16 @@ class Log:
         else:
             self.floods.setFormatter(ForPeople(coloured, worker) if self._is_terminal else ForFiles(worker))
 
+    @property
+    def counts(self) -> Counts:
+        """What was counted since the start."""
+        lost = 0 if self.output is None else self.output.lost
+        return Counts(self.floods.lines, self.floods.summed, self.floods.calls, lost)
+
     def close(self) -> None:
         """Writes what is counted or waits, and ends the log."""
+        if Log.process is self:
+            Log.process = None
         logging.getLogger().removeHandler(self.floods)
         self.floods.close()
         if self.output is not None:
