@@ -69,6 +69,12 @@ class TestCalls:
         assert 0 < usual["shard_seconds"] <= usual["seconds"] < PATIENCE
         assert lines_of(esp, "Range")[4]["code"] == "InvalidArgument"
         assert "shard" not in lines_of(esp, "DeleteRange")[0], "there are several"
+        for method in ("DeleteRange", "Txn"):
+            slow = lines_of(esp, method, "esp.slow")[0]
+            assert sorted(slow["shards"]) == (["s0", "s1", "s2"] if method == "DeleteRange" else ["s0", "s2"])
+            assert 0 < slow["shard_seconds"] <= slow["seconds"]
+        several = ["s0", "s1", "s2"]
+        assert [line.get("shards") for line in lines_of(esp, "Range", "esp.slow")[1:4]] == [several, None, several]
         assert not lines_of(esp, "Watch", "esp.slow"), "a watch lasts as long as its client wants"
 
     def test_by_default_only_slow_calls_are_told_with_their_shard_and_key(
@@ -93,7 +99,11 @@ class TestCalls:
             r"1\.\d+ s at shard s1, 0\.\d+ s in esp before: (DeadlineExceeded|Canceled)\n",
             log,
         )
-        assert re.search(r'slow: /etcdserverpb.KV/Range "all" of \S+ took 1\.\d+ s, in esp and at shards: ', log)
+        assert re.search(
+            r'slow: /etcdserverpb.KV/Range "all" of \S+ took 1\.\d+ s, '
+            r"1\.\d+ s at shards s0, s1, 0\.\d+ s in esp before: ",
+            log,
+        )
         assert "SECRET" not in log
 
 

@@ -14,7 +14,7 @@ from esp.core.keys import format_key
 from esp.core.log.first_key import first_key
 from esp.core.log.floods import of_process
 from esp.core.log.lines import ACCESS, CallLine, Value, fields
-from esp.core.log.text import in_one_line
+from esp.core.log.text import FEW, few, in_one_line
 from esp.core.wire.ended import EndedCall
 from esp.core.wire.status import Code
 
@@ -71,7 +71,7 @@ class CallLog:
         if self._one_of and (self._one_of == 1 or self._draw() * self._one_of < 1) and access.isEnabledFor(INFO):
             log = of_process()
             if log is not None:
-                at_shard = call.at - call.sent if call.sent else None
+                at_shard = call.at - call.sent if call.server and call.sent else None
                 line = CallLine(call.peer, _path(call.path), _code(call.code), took, call.server, at_shard)
                 log.tell_call(line)
 
@@ -94,10 +94,13 @@ def _tell_slow(call: EndedCall, took: float) -> None:
     if key:
         about["key"] = shown = format_key(key) + ("..." if is_cut else "")
         what += f' "{shown}"'
-    where = f"waiting for shard {call.server}" if call.server else "in esp and at shards"
+    if call.several:
+        about["shards"] = list(call.several[:FEW])
+    shards = f"shard {call.server}" if call.server else f"shards {few(call.several)}" if call.several else ""
+    where = f"waiting for {shards}" if shards else "in esp"
     if call.sent:
         inside = call.sent - call.opened
-        where = f"{call.at - call.sent:.3f} s at shard {call.server}, {inside:.3f} s in esp before"
+        where = f"{call.at - call.sent:.3f} s at {shards}, {inside:.3f} s in esp before"
     slow.warning(
         "slow: %s of %s took %.3f s, %s: %s",
         what,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NewType
 
-from esp.core.wire.ended import Passed
+from esp.core.wire.ended import Passed, Several
 from esp.core.wire.server_stream import ServerStream, Sink
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Entry(Sink):
     """
 
     __slots__ = (
+        "_all",
+        "_began",
         "_begin",
         "_coming",
         "_gate",
@@ -91,6 +93,8 @@ class Entry(Sink):
         self.passes_stopped = passes_stopped
         self.one_key = one_key
         self.asked = asked
+        self._all: dict[str, None] | None = None  # all shards that the call has asked, if more than `shards`
+        self._began = 0.0
         self.passed = passed
         self.line: Line | None = None
         self._gate = gate
@@ -103,9 +107,9 @@ class Entry(Sink):
         self._kept: dict[str, int] | None = None  # what answers that wait for the client still count for, by shard
         stream.sink = self
 
-    def sent_to(self) -> tuple[Passed | None, float, bytes]:
-        """The one shard for which the call waits, if any, and what the client asked."""
-        return self.passed, 0.0, self.asked
+    def sent_to(self) -> tuple[Passed | Several | None, float, bytes]:
+        """The shard or shards that the call waits for or has asked, and what the client asked."""
+        return self.passed or Several(tuple(self._all or self.shards)), self._began, self.asked
 
     @property
     def is_wanted(self) -> bool:
@@ -153,6 +157,7 @@ class Entry(Sink):
             RpcError: the call is refused.
         """
         self._leave_line()
+        self._began = monotonic()
         kind = self.kind
         for shard in self._gate.wanted(self):
             self._take(shard, kind)
@@ -164,6 +169,9 @@ class Entry(Sink):
         """Takes places for the call's part at `shard`; False if the part has them already."""
         if shard in self._places:
             return False
+        if self._all is None:
+            self._all = dict.fromkeys(self.shards)
+        self._all[shard] = None
         self._take(shard, self.kind)
         return True
 

@@ -15,7 +15,7 @@ from esp.core.background import name_of
 from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
 from esp.core.shard import Shard
 from esp.core.wire.connection import Connection
-from esp.core.wire.ended import Passed
+from esp.core.wire.ended import Passed, Several
 from esp.core.wire.frames import MAX_FRAME_SIZE, pack_u32
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.server_stream import INTERNAL_ERROR, Handler, ServerStream, Sink
@@ -226,8 +226,8 @@ class CoroutineCall(Sink):
         self.task = spawn(timed, on_bug=self.stream.on_bug, on_end=partial(_ended, work, on_end))
         return self.task
 
-    def sent_to(self) -> tuple[Passed | None, float, bytes]:
-        """No single server, and what the client asked."""
+    def sent_to(self) -> tuple[Passed | Several | None, float, bytes]:
+        """The shards that were asked, and what the client asked."""
         return (None, 0.0, b"") if self.entry is None else self.entry.sent_to()
 
     @property

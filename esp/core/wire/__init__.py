@@ -37,7 +37,7 @@ The names that the layers above may use (tests/test_layers.py):
     budget: Account, BufferBudget
     shares: Shares, address_of
     turns: SLICE
-    ended: EndedCall, Observer, Passed, Took, UNKNOWN
+    ended: EndedCall, Observer, Passed, Several, Took, UNKNOWN
     traces: Trace, Tracer
     context: WireContext
     hpack: COMPOSITE, Fields, decode, encode

@@ -26,9 +26,10 @@ class EndedCall:
         opened: the `monotonic` time at which the call came.
         at: the `monotonic` time at which the call ended.
         server: the name of the one server upstream that had the call at its end; "" if there was none, or several.
-        sent: the `monotonic` time at which the call was sent to that server; 0.0 if it was not.
-        message: the request's message with its prefix, if the call still has it; else b"".
+        sent: the `monotonic` time at which the call was sent to that server, or to several; 0.0 if it was not.
+        message: the request's message with its prefix, or its beginning, if the call still has it; else b"".
         trace: the call's `traceparent`, or what has taken its place (`traces`); b"" for none.
+        several: the names of the servers upstream, if there were several.
     """
 
     path: bytes
@@ -40,6 +41,7 @@ class EndedCall:
     sent: float = 0.0
     message: bytes = b""
     trace: bytes = b""
+    several: tuple[str, ...] = ()
 
 
 class Took(dict[bytes, Callable[[float], None]]):
@@ -79,6 +81,21 @@ class Passed:
         self.name = name
         self.slow = slow
         self.took = Took(known)
+
+
+class Several:
+    """Several servers upstream that work on one call.
+
+    Attributes:
+        name: "", which is the name of none.
+        names: their names.
+    """
+
+    __slots__ = ("names",)
+    name: Final = ""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
 
 
 class Observer(Protocol):

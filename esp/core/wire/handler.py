@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from esp.core.wire.ended import Passed
+from esp.core.wire.ended import Passed, Several
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.status import Code, Status
 
@@ -36,8 +36,8 @@ class Sink:
     def drained(self, size: int) -> None:
         """`size` bytes of the response that had to wait have left."""
 
-    def sent_to(self) -> tuple[Passed | None, float, bytes]:
-        """The one server upstream that works on the call, if any, as `ServerStream.tell` takes it."""
+    def sent_to(self) -> tuple[Passed | Several | None, float, bytes]:
+        """The server or servers upstream that work on the call, if any, as `ServerStream.tell` takes them."""
         return None, 0.0, b""
 
     def half_message(self) -> int | None:

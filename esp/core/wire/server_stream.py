@@ -8,7 +8,7 @@ from typing import Final
 
 from esp.core.wire.admission import Admission
 from esp.core.wire.budget import Account
-from esp.core.wire.ended import EndedCall, Passed
+from esp.core.wire.ended import EndedCall, Passed, Several
 from esp.core.wire.frames import (
     DATA,
     END_HEADERS,
@@ -322,7 +322,7 @@ class ServerStream(Stream):
             self.tell(status.code)
             self.send_headers(block, True)
 
-    def tell(self, code: int, server: Passed | None = None, sent: float = 0.0, message: bytes = b"") -> None:
+    def tell(self, code: int, server: Passed | Several | None = None, sent: float = 0.0, message: bytes = b"") -> None:
         """Tells the observer, once, that the call has ended; the arguments are as in `EndedCall`, or the sink's.
 
         Whoever ends a call with frames of its own calls this; `finish` and `reset` do.
@@ -333,8 +333,9 @@ class ServerStream(Stream):
             if server is None and self.sink is not None:
                 server, sent, message = self.sink.sent_to()
             name = "" if server is None else server.name
-            path, trace = self.head.path, self.trace
-            observer.ended(EndedCall(path, self.peer, code, self.opened, monotonic(), name, sent, message, trace))
+            several = server.names if isinstance(server, Several) else ()
+            path, peer, trace, now = self.head.path, self.peer, self.trace, monotonic()
+            observer.ended(EndedCall(path, peer, code, self.opened, now, name, sent, message, trace, several))
 
     def _tell_reset(self, code: int) -> None:
         if not self.told:

@@ -33,9 +33,10 @@ def call(
     code: int = Code.OK,
     server: str = "",
     message: bytes = b"",
+    several: tuple[str, ...] = (),
 ) -> EndedCall:
     sent = 0.0 if inside is None else 100.0 + inside
-    return EndedCall(path, "10.0.0.1:5000", code, 100.0, 100.0 + took, server, sent, message)
+    return EndedCall(path, "10.0.0.1:5000", code, 100.0, 100.0 + took, server, sent, message, several=several)
 
 
 class Told:
@@ -106,11 +107,17 @@ def test_a_slow_call_without_one_shard_or_without_its_message_is_told_too(told: 
     log.ended(call(took=2, message=MESSAGE[:18]))
     log.ended(call(took=2, server="b", code=Code.DEADLINE_EXCEEDED))
     log.ended(call(b"/etcdserverpb.Maintenance/Defragment", took=2, code=99))
+    log.ended(call(took=2, inside=0.5, several=("a", "b"), message=MESSAGE[:18]))
+    log.ended(call(took=2, several=tuple("abcdefghij")))
     assert [text.replace("/etcdserverpb.", "").replace(" of 10.0.0.1:5000", "") for text in told.texts] == [
-        'WARNING slow: KV/Put "/registry/\\xff..." took 2.000 s, in esp and at shards: OK',
+        'WARNING slow: KV/Put "/registry/\\xff..." took 2.000 s, in esp: OK',
         "WARNING slow: KV/Put took 2.000 s, waiting for shard b: DeadlineExceeded",
-        "WARNING slow: Maintenance/Defragment took 2.000 s, in esp and at shards: Code(99)",
+        "WARNING slow: Maintenance/Defragment took 2.000 s, in esp: Code(99)",
+        'WARNING slow: KV/Put "/registry/\\xff..." took 2.000 s, 1.500 s at shards a, b, 0.500 s in esp before: OK',
+        "WARNING slow: KV/Put took 2.000 s, waiting for shards a, b, c, d, e and 5 more: OK",
     ]
+    assert '"shard_seconds":1.5,' in told.objects[3]
+    assert '"shards":["a","b","c","d","e"]' in told.objects[4]
 
 
 def test_quick_calls_and_calls_that_last_are_not_slow(told: Told) -> None:

@@ -29,7 +29,7 @@ from esp.core.services.varint import MOST_BYTES, varint
 from esp.core.shard import outcome
 from esp.core.shard_map import Segment
 from esp.core.tokens import Position
-from esp.core.wire.ended import Passed
+from esp.core.wire.ended import Passed, Several
 from esp.core.wire.frames import ErrorCode, pack_u32
 from esp.core.wire.message import prefix
 from esp.core.wire.open_calls import CALL_BYTES
@@ -89,8 +89,8 @@ class Concat(Sink):
         self._to_begin = 0  # parts whose answer has not begun to come
         self.small = 0  # a part's answer of at most so many bytes is covered by the memory that every call counts for
 
-    def sent_to(self) -> tuple[Passed | None, float, bytes]:
-        """No single server, and what the client asked."""
+    def sent_to(self) -> tuple[Passed | Several | None, float, bytes]:
+        """The shards that were asked, and what the client asked."""
         return self._entry.sent_to()
 
     def begin(self, request: rpc_pb2.RangeRequest, segments: Sequence[Segment], position: Position | None) -> bool:

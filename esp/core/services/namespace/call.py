@@ -11,7 +11,7 @@ from esp.core.services.namespace.backlog import SENT_AT_ONCE, Backlog
 from esp.core.services.namespace.forms import Form, Malformed, Outside
 from esp.core.services.namespace.request import RequestReader
 from esp.core.services.namespace.rewrite import STEP_BYTES
-from esp.core.wire.ended import Passed
+from esp.core.wire.ended import Passed, Several
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields
 from esp.core.wire.pump import Pending
@@ -208,7 +208,7 @@ class InnerCall(ServerStream, Sink):
         """Ends the call at once."""
         self._outer.expire(status)
 
-    def tell(self, code: int, server: Passed | None = None, sent: float = 0.0, message: bytes = b"") -> None:
+    def tell(self, code: int, server: Passed | Several | None = None, sent: float = 0.0, message: bytes = b"") -> None:
         """Tells the observer, once, that the call has ended."""
         self._outer.tell(code, server, sent, message)
 
@@ -276,7 +276,7 @@ class InnerCall(ServerStream, Sink):
         if end:
             self._inner.request_data(b"", True)
 
-    def sent_to(self) -> tuple[Passed | None, float, bytes]:
+    def sent_to(self) -> tuple[Passed | Several | None, float, bytes]:
         """The one server upstream that works on the call, if any."""
         return super().sent_to() if self._inner is None else self._inner.sent_to()
 
