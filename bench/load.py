@@ -58,7 +58,12 @@ def h2load(address: str, call: Call, requests: int, *, metadata: Sequence[str] =
     same for every peer.
     """
     fields = ("content-type: application/grpc", "te: trailers", *metadata)
-    return _h2load(f"http://{address}{call.path}", call, requests, fields, ("-m", str(call.streams)), call.message)
+    options = ["-m", str(call.streams)]
+    server = f"http://{address}"
+    if address.startswith("https://"):
+        server = address
+        options += ["--npn-list=h2"]  # as clients of gRPC; by default h2load offers HTTP/1.1 as well
+    return _h2load(f"{server}{call.path}", call, requests, fields, options, call.message)
 
 
 _JSON: dict[str, tuple[Any, str]] = {

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.certificates import make_pair
 from bench.etcd import Etcd, etcd_binary, etcd_version
 from bench.processes import HOST, Process, free_port
 
@@ -129,6 +130,20 @@ class EspOneShard(Esp):
         super().start(Backends([backends.sole], None), folder)
 
 
+class EspTls(Esp):
+    name = "esp-tls"
+    about = "esp with TLS on the clients' side; three shards without TLS, one worker"
+
+    def start(self, backends: Backends, folder: Path) -> None:
+        address = self._new_address()
+        pair = make_pair(folder)
+        config = folder / "esp.yaml"
+        text = esp_config(address, [etcd.address for etcd in backends.shards[: self.count]])
+        config.write_text(text.replace("http://", "https://", 1) + f"tls: {{cert: {pair}, key: {pair}}}\n")
+        self.address = f"https://{address}"
+        self._run(self.command(config), folder, self.environment())
+
+
 class EspBefore(Esp):
     name = "esp-before"
     about = "another checkout of esp, named by ESP_BENCH_BEFORE; three shards configured, one worker"
@@ -166,6 +181,7 @@ class Haproxy(Peer):
     name = "haproxy-h2"
     about = "HTTP/2 mode, one thread, sees requests but no keys"
     mode, proto, threads = "http", " proto h2", 1
+    tls = False
 
     @classmethod
     def missing(cls) -> str | None:
@@ -179,6 +195,7 @@ class Haproxy(Peer):
     def start(self, backends: Backends, folder: Path) -> None:
         self.address = self._new_address()
         config = folder / "haproxy.cfg"
+        bind = f"{self.address} ssl crt {make_pair(folder)} alpn h2" if self.tls else f"{self.address}{self.proto}"
         config.write_text(f"""\
 global
     nbthread {self.threads}
@@ -189,12 +206,20 @@ defaults
     timeout client 10m
     timeout server 10m
 frontend clients
-    bind {self.address}{self.proto}
+    bind {bind}
     default_backend etcd
 backend etcd
     server etcd {backends.sole.address}{self.proto}
 """)
         self._run(["haproxy", "-db", "-f", config], folder)
+        if self.tls:
+            self.address = f"https://{self.address}"
+
+
+class HaproxyTls(Haproxy):
+    name = "haproxy-h2-tls"
+    about = "HTTP/2 mode, one thread, TLS on the clients' side"
+    tls = True
 
 
 class HaproxyTcp(Haproxy):
@@ -293,6 +318,18 @@ class GrpcProxy(Peer):
 
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer
-    for peer in (Direct, Esp, EspOneShard, Haproxy, HaproxyTcp, Envoy, GrpcProxy, HaproxyTwoThreads, EspBefore)
+    for peer in (
+        Direct,
+        Esp,
+        EspOneShard,
+        Haproxy,
+        HaproxyTcp,
+        Envoy,
+        GrpcProxy,
+        HaproxyTwoThreads,
+        EspBefore,
+        EspTls,
+        HaproxyTls,
+    )
 }
-ON_REQUEST = {HaproxyTwoThreads.name, EspBefore.name}  # only with --peers
+ON_REQUEST = {HaproxyTwoThreads.name, EspBefore.name, EspTls.name, HaproxyTls.name}  # only with --peers

@@ -113,8 +113,8 @@ class Process:
             raise BenchError(f"{self.name} ended with {self._process.returncode}: {self.last_words()}")
 
     def wait_listening(self, address: str, timeout: float = 20.0) -> None:
-        """Returns once `address` (host:port) accepts connections."""
-        host, _, port = address.rpartition(":")
+        """Returns once `address` (host:port, https:// before it or not) accepts connections."""
+        host, _, port = address.removeprefix("https://").rpartition(":")
         deadline = time.monotonic() + timeout
         while True:
             self.require_running()

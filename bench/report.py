@@ -47,6 +47,7 @@ class Target:
     field: str
     reference: str
     bound: float
+    peer: str = "esp"
 
     @property
     def at_least(self) -> bool:
@@ -60,6 +61,7 @@ def _targets() -> Iterator[Target]:
         for concurrency, bound in strict.items():
             yield Target(f"{method}-{concurrency}", "cpu_us", "haproxy-h2", bound)
             yield Target(f"{method}-{concurrency}", "cpu_us", "grpc-proxy", 0.35)
+        yield Target(f"{method}-8x16", "cpu_us", "haproxy-h2-tls", 1.0, "esp-tls")
         yield Target(f"{method}-8x16", "throughput", "grpc-proxy", 1.5)
         yield Target(f"{method}-8x16", "throughput", "direct", 0.75)
     for concurrency in ("8x16", "1x1"):
@@ -131,12 +133,13 @@ def verdicts(results: Mapping[str, Samples], startup: Startup | None) -> list[Ve
     """One for each target."""
     found: list[Verdict] = []
     for target in TARGETS:
-        if target.workload not in results:
+        if target.workload not in results or (target.peer != "esp" and target.peer not in results[target.workload]):
             continue
-        paired = ratios(results[target.workload], "esp", target.reference, target.field)
+        paired = ratios(results[target.workload], target.peer, target.reference, target.field)
         what = "throughput" if target.at_least else "CPU per request"
         sign = "at least" if target.at_least else "at most"
-        wanted = f"{target.workload}: {what} {sign} {target.bound:.2f}x {target.reference}"
+        subject = "" if target.peer == "esp" else f", {target.peer}"
+        wanted = f"{target.workload}{subject}: {what} {sign} {target.bound:.2f}x {target.reference}"
         if not paired:
             found.append((None, wanted))
             continue

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,7 @@ from esp.commands.reloading import Reloading, Terminal
 from esp.commands.service import Service
 from esp.core import advertise, garbage, names, sockets
 from esp.core import config as configs
-from esp.core.config import Config
+from esp.core.config import Config, Listen
 from esp.core.control import Control
 from esp.core.descriptors import within_descriptors
 from esp.core.keys import format_key, format_range
@@ -131,7 +131,7 @@ class _Again:
         """The config as the file is now, with no more clients than the process has descriptors for.
 
         Raises:
-            ConfigError: an address is wrong, or a shard's endpoint is a listen address.
+            ConfigError: an address is wrong or needs a certificate, or a shard's endpoint is a listen address.
             CommandError: the number of workers is wrong.
         """
         config = self._merged(configs.load(self._path))
@@ -145,6 +145,7 @@ class _Again:
                 raise CommandError(str(error), USAGE) from None
         if self._listen:
             config = replace(config, listen=configs.listen_of(self._listen))
+        configs.check_certificates(config)
         configs.check_no_loop(config)
         return config
 
@@ -253,9 +254,9 @@ async def _serve(
 
 
 def _tell_ready(
-    config: Config, bound: list[tuple[str, int]], missing: list[str], cluster: LocalShards | None = None
+    config: Config, bound: Sequence[Listen], missing: list[str], cluster: LocalShards | None = None
 ) -> None:
-    urls = [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in bound]
+    urls = list(map(str, bound))
     names = [shard.name for shard in config.shards]
     shard_map = config.shard_map
     text = f"ready on {', '.join(urls)}; {'shard' if len(names) == 1 else 'shards'} {few(names)}"

@@ -11,8 +11,8 @@ import socket
 from collections.abc import MutableMapping, Sequence
 from typing import Final
 
-from esp.core.config import Listen
-from esp.core.sockets import Bound, bind
+from esp.core.config import Listen, url_of
+from esp.core.sockets import Bound, bind, resolved_of
 
 FIRST: Final = 3
 """The first descriptor that is passed; the others follow."""
@@ -77,6 +77,8 @@ def bind_rest(sockets: Sequence[socket.socket], addresses: Sequence[Listen]) -> 
 
 
 def _is_at(sock: socket.socket, address: Listen) -> bool:
+    if sock.family == socket.AF_UNIX:
+        return address.path is not None and os.path.abspath(address.path) == sock.getsockname()
     return any((sock.family, sock.getsockname()[:2]) == (family, at[:2]) for family, at in _resolved(address))
 
 
@@ -91,8 +93,10 @@ def _serves(sock: socket.socket, address: Listen) -> bool:
 
 
 def _resolved(address: Listen) -> list[tuple[int, tuple[object, ...]]]:
+    if address.path is not None:
+        return []
     try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = resolved_of(address)
     except socket.gaierror:
         return []  # binding says so
     return [(family, at) for family, _, _, _, at in found]
@@ -100,9 +104,7 @@ def _resolved(address: Listen) -> list[tuple[int, tuple[object, ...]]]:
 
 def _not_in_config(sock: socket.socket, addresses: Sequence[Listen]) -> str:
     at = sock.getsockname()
-    url = f"http://[{at[0]}]:{at[1]}" if sock.family == socket.AF_INET6 else f"http://{at[0]}:{at[1]}"
-    if sock.family == socket.AF_UNIX:
-        url = f"unix:{at}"
+    url = f"unix:{at}" if sock.family == socket.AF_UNIX else url_of(at[0], at[1])
     listens = ", ".join(map(str, addresses))
     return (
         f"the service manager passes a socket at {url}, but esp listens on {listens}; "

@@ -1,6 +1,6 @@
-"""The common name and the end of a certificate, read from its file.
+"""The names and the end of a certificate, read from its file.
 
-OpenSSL checks certificates; Python's `ssl` does not tell these two facts of an own certificate. So only esp's own
+OpenSSL checks certificates; Python's `ssl` does not tell these facts of an own certificate. So only esp's own
 files are read here, after OpenSSL has accepted them.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -16,12 +17,16 @@ _PEM: Final = re.compile(
     rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----([^-]*)-----END (?:X509 |TRUSTED )?CERTIFICATE-----"
 )
 _COMMON_NAME: Final = bytes((0x55, 0x04, 0x03))  # the id 2.5.4.3
+_ALTERNATIVE_NAMES: Final = bytes((0x55, 0x1D, 0x11))  # the id 2.5.29.17
 # DER's tags.
+_OCTETS: Final = 0x04
 _OID: Final = 0x06
 _UTC_TIME: Final = 0x17
 _SEQUENCE: Final = 0x30
 _SET: Final = 0x31
 _VERSION: Final = 0xA0
+_EXTENSIONS: Final = 0xA3
+_DNS_NAME: Final = 0x82
 _WIDE: Final = {0x1E: "utf-16-be", 0x1C: "utf-32-be"}
 """The encodings of BMPString and UniversalString; all other texts are read as UTF-8."""
 
@@ -34,10 +39,12 @@ class Certificate:
         common_name: the subject's common name as Go reads it, the last if there are several; "" without one. An etcd
             with auth and --client-cert-auth takes the name for a user.
         not_after: when the certificate ends, in seconds since 1970.
+        names: the host names for which it is, in lower case; the first label may be "*".
     """
 
     common_name: str
     not_after: float
+    names: tuple[str, ...] = ()
 
 
 def certificates_in(pem: bytes) -> list[Certificate]:
@@ -54,7 +61,8 @@ def _certificate(der: bytes) -> Certificate:
         parts = _parts(_parts(_value(der, _SEQUENCE))[0][1])
         # version (may be missing), serial number, signature, issuer, validity, subject
         *_, validity, subject = parts[:6] if parts[0][0] == _VERSION else parts[:5]
-        return Certificate(_common_name(subject[1]), _time(*_parts(validity[1])[1]))
+        extensions = b"".join(value for tag, value in parts if tag == _EXTENSIONS)
+        return Certificate(_common_name(subject[1]), _time(*_parts(validity[1])[1]), tuple(_names(extensions)))
     except (IndexError, UnicodeDecodeError) as error:
         raise ValueError("is no certificate") from error
 
@@ -67,6 +75,15 @@ def _common_name(subject: bytes) -> str:
             if tag == _OID and kind == _COMMON_NAME:
                 name = text.decode(_WIDE.get(text_tag, "utf-8"), errors="replace")
     return name
+
+
+def _names(extensions: bytes) -> Iterator[str]:
+    for _, each in _parts(extensions):
+        for _, extension in _parts(each):
+            (_, kind), *_, (tag, value) = _parts(extension)
+            if kind == _ALTERNATIVE_NAMES and tag == _OCTETS:
+                names = _parts(_value(value, _SEQUENCE))
+                yield from (name.decode("ascii").lower() for tag, name in names if tag == _DNS_NAME)
 
 
 def _time(tag: int, text: bytes) -> float:

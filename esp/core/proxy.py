@@ -15,7 +15,7 @@ from typing import Final
 from esp.core import advertise, errors, sockets
 from esp.core.apiservers import ApiServers
 from esp.core.background import Background
-from esp.core.config import Config
+from esp.core.config import Config, Listen
 from esp.core.garbage import Garbage
 from esp.core.gateway import Site
 from esp.core.heap import Heap
@@ -26,6 +26,7 @@ from esp.core.log.text import few
 from esp.core.metrics.calls import Calls
 from esp.core.routing import Routing
 from esp.core.samples import Samples
+from esp.core.server_certificates import ServerCertificates
 from esp.core.services import auth, cluster, elsewhere, kv, lock, maintenance, reflection
 from esp.core.services.alarm import Alarms
 from esp.core.services.defragment import PATH as DEFRAGMENT
@@ -41,6 +42,7 @@ from esp.core.services.watch import Watch
 from esp.core.shard import Shard
 from esp.core.shared_tokens import Part
 from esp.core.sockets import Bound
+from esp.core.tls_files import TlsFiles
 from esp.core.tokens import Tokens
 from esp.core.traces import Traces
 from esp.core.undivided import Undivided
@@ -78,7 +80,11 @@ class Proxy:
         reloads: the number of reloads, by their result.
         on_tick: further steps of each tick, by their names; they get the time, and run only while the loop works.
         routing: the layout in force, and the tokens.
+        tls_files: the certificates of the listeners and of esp at the shards.
         traces: keeps the spans of traced calls; None if no call is traced.
+
+    Raises:
+        TlsFileError: a certificate of the listeners cannot be used.
     """
 
     def __init__(self, config: Config, bound: Sequence[Bound] | None = None) -> None:
@@ -86,9 +92,11 @@ class Proxy:
         self._bound = bound
         self.context = WireContext(config.limits)
         self.background = Background()
-        self.bound: list[tuple[str, int]] = []
+        self.bound: list[Listen] = []
         self.on_tick: dict[str, Callable[[float], object]] = {}
         self.reloads: Counter[str] = Counter()
+        self.tls_files = TlsFiles()
+        self._tls = None if config.tls is None else ServerCertificates(config.tls, self.tls_files).context
         self._garbage = Garbage(monotonic(), self.context.turns.time.leave_out)
         self._heap = Heap(self._garbage)
         self._running: dict[Shard, asyncio.Task[None]] = {}
@@ -295,7 +303,7 @@ class Proxy:
         self.bound = [one.address for one in bound]
         for one in bound:
             try:
-                await self._listener.listen(one.sock)
+                await self._listener.listen(one.sock, self._tls if one.listen.tls else None)
             except OSError as error:  # another process has bound the same address, and was first to listen
                 self._listener.close()
                 sockets.close(bound)
@@ -308,6 +316,7 @@ class Proxy:
         self._begin_sampling()
         if self.traces is not None:
             self.background.keep("traces", self.traces.run)
+        self.background.keep("the TLS files", self.tls_files.watch)
         self.background.keep("the tick", self._tick)
         self.background.keep("the tick of the shards", self._tick_shards)
         return self

@@ -6,6 +6,7 @@ Whoever has bound sockets can hand them to a `Proxy`, or to another process; so 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,10 +25,12 @@ class Bound(NamedTuple):
     listen: Listen
 
     @property
-    def address(self) -> tuple[str, int]:
-        """The host and the port; the port is never 0."""
+    def address(self) -> Listen:
+        """The address that was bound: the port is never 0, and the host is an address."""
+        if self.listen.path is not None:
+            return self.listen
         host, port, *_ = self.sock.getsockname()
-        return host, port
+        return self.listen._replace(host=host, port=port)
 
 
 def bind(addresses: Sequence[Listen]) -> list[Bound]:
@@ -41,7 +44,9 @@ def bind(addresses: Sequence[Listen]) -> list[Bound]:
         try:
             if _taken_by(address, addresses) is not None:
                 raise OSError(errno.EADDRINUSE, "")
-            bound.extend(Bound(_bound(*resolved), address) for resolved in _resolved(address))
+            if address.path is not None:
+                _remove_stale(address.path)
+            bound.extend(Bound(_bound(*resolved), address) for resolved in resolved_of(address))
         except OSError as error:
             close(bound)
             raise cannot_listen(address, addresses, error) from None
@@ -74,14 +79,19 @@ def check(addresses: Sequence[Listen]) -> None:
     Raises:
         OSError: as `bind` does.
     """
-    close(bind(addresses))
+    bound = bind(addresses)
+    close(bound)
+    for _, listen in bound:
+        if listen.path is not None:
+            listen.path.unlink(missing_ok=True)
 
 
 def _bound(family: int, kind: int, protocol: int, _: str, address: Any) -> socket.socket:
     sock = socket.socket(family, kind, protocol)
     try:
         # Connections of an earlier run in TIME_WAIT are no hindrance.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setblocking(False)
@@ -92,16 +102,47 @@ def _bound(family: int, kind: int, protocol: int, _: str, address: Any) -> socke
     return sock
 
 
-def _resolved(address: Listen) -> list[Any]:
+def _remove_stale(path: Path) -> None:
+    """Removes the socket that a process has left which has ended.
+
+    Raises:
+        OSError: there is another file, or a process listens there.
+    """
+    if not path.is_socket():
+        if os.path.lexists(path):
+            raise OSError(errno.EEXIST, "there is a file that is no socket; remove it or name another path")
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # a process that accepts nobody is one, too
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except BlockingIOError:
+            raise OSError(errno.EADDRINUSE, "") from None
+        else:
+            raise OSError(errno.EADDRINUSE, "")
+
+
+def resolved_of(address: Listen) -> list[Any]:
+    """The sockets' addresses, as of `getaddrinfo`.
+
+    Raises:
+        OSError: the host's name is not known.
+    """
+    if address.path is not None:
+        return [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", str(address.path))]
     return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
 
 
 def _taken_by(address: Listen, addresses: Sequence[Listen]) -> Listen | None:
     """The earlier address that is the same socket as `address` under another name; None if there is none."""
     for other in addresses[: addresses.index(address)]:
+        if other.is_same(address):
+            return other
         if other.port == address.port != 0:
-            for family, _, _, _, (host, *_) in _resolved(address):
-                for of_other, _, _, _, (its_host, *_) in _resolved(other):
+            for family, _, _, _, (host, *_) in resolved_of(address):
+                for of_other, _, _, _, (its_host, *_) in resolved_of(other):
                     every = "::" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104
                     if family == of_other and (host == its_host or every in (host, its_host)):
                         return other
@@ -113,12 +154,15 @@ def cannot_listen(address: Listen, addresses: Sequence[Listen], error: OSError) 
     if error.errno == errno.EADDRINUSE and (other := _taken_by(address, addresses)) is not None:
         reason = f"it is the address of {other}, which is listed too; remove one"
     else:
-        reason = _reason(error)
+        reason = _reason(error, is_path=address.path is not None)
     return OSError(error.errno, f"cannot listen on {address}: {reason}")
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError, *, is_path: bool) -> str:
     text = (error.strerror or str(error)).lower()
+    if is_path:
+        in_use = "another process listens there; stop it or name another path"
+        return in_use if error.errno == errno.EADDRINUSE else text
     if isinstance(error, socket.gaierror):
         return "the host name is not known; use an address of this machine"
     if error.errno == errno.EADDRINUSE:

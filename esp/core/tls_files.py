@@ -13,6 +13,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import gmtime, strftime, time
@@ -33,7 +34,7 @@ DAY: Final = 86_400.0
 Prepare = Callable[[ssl.SSLContext], None]
 
 
-class TlsFileError(Exception):
+class TlsFileError(OSError):
     """A file of TLS that cannot be used; the text is a clause with the path, the fault and the cure.
 
     Attributes:
@@ -121,9 +122,19 @@ class Credentials:
         self.context = self._loaded.context
 
     @property
+    def is_client(self) -> bool:
+        """Whether these are for connections to servers."""
+        return self._make in (_verifying_client, _trusting_client)
+
+    @property
     def common_name(self) -> str:
         """The common name in this end's certificate; "" if the certificate has none, or there is no certificate."""
         return self._loaded.chain[0].common_name if self._loaded.chain else ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The host names in this end's certificate."""
+        return self._loaded.chain[0].names if self._loaded.chain else ()
 
     def expiries(self) -> list[Expiry]:
         """When the certificates in use end. Nothing for the system's CAs."""
@@ -164,17 +175,9 @@ class Credentials:
         self.loads += 1
 
     def _load(self) -> _Loaded:
-        files = self.files
         context = self._make()
-        chain: tuple[Certificate, ...] = ()
-        cas: tuple[Certificate, ...] = ()
-        if files.cert is not None:
-            chain = _certificates(files.cert)
-            _load_chain(context, files.cert, files.key or files.cert)
-        if files.ca is not None:
-            cas = _certificates(files.ca)
-            _load_cas(context, files.ca)
-        elif context.verify_mode is not ssl.CERT_NONE:
+        chain, cas = _load(context, self.files)
+        if self.files.ca is None and context.verify_mode is not ssl.CERT_NONE:
             context.load_default_certs()
         if self._prepare is not None:
             self._prepare(context)
@@ -230,10 +233,10 @@ class TlsFiles:
         self.all.append(credentials)
         return credentials
 
-    def keep(self, used: Iterable[Credentials]) -> None:
-        """Forgets all other credentials."""
+    def keep_clients(self, used: Iterable[Credentials]) -> None:
+        """Forgets all other credentials for connections to servers."""
         used = set(used)
-        self.all = [each for each in self.all if each in used]
+        self.all = [each for each in self.all if each in used or not each.is_client]
         paths = {path for each in self.all for path in each.files.paths()}
         self._warned = {path: told for path, told in self._warned.items() if path in paths}
 
@@ -251,6 +254,8 @@ class TlsFiles:
     async def look(self) -> None:
         """Looks at all files once."""
         watched = list(self.all)
+        if not watched:
+            return
         found = await in_a_thread("the TLS files", lambda: [credentials.look() for credentials in watched])
         for credentials, (loaded, trouble) in zip(watched, found, strict=True):
             if loaded is not None:
@@ -271,6 +276,29 @@ class TlsFiles:
                     log.error("%s: %s has ended on %s; renew it", expiry.use, expiry.path, _day(expiry.not_after))
                 else:
                     log.warning("%s: %s ends on %s; renew it", expiry.use, expiry.path, _day(expiry.not_after))
+
+
+def any_server(files: Files | None) -> ssl.SSLContext:
+    """A client's context that trusts any server, to find out who a server is: without ALPN.
+
+    With this end's certificate, if there is one that can be used now.
+    """
+    context = _context(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if files is not None and files.cert is not None:
+        with suppress(TlsFileError):
+            _load_chain(context, files.cert, files.key or files.cert)
+    return context
+
+
+def check_files(files: Files) -> None:
+    """Reads the files, and forgets them.
+
+    Raises:
+        TlsFileError: a file cannot be used.
+    """
+    _load(_trusting_client(), files)
 
 
 def stamp_of(files: Files) -> Stamp:
@@ -319,6 +347,23 @@ def _asking_server() -> ssl.SSLContext:
     return context
 
 
+def _load(context: ssl.SSLContext, files: Files) -> tuple[tuple[Certificate, ...], tuple[Certificate, ...]]:
+    """Loads the files into a context; the certificates of this end's chain, and those of the CAs.
+
+    Raises:
+        TlsFileError: a file cannot be used.
+    """
+    chain: tuple[Certificate, ...] = ()
+    cas: tuple[Certificate, ...] = ()
+    if files.cert is not None:
+        chain = _certificates(files.cert)
+        _load_chain(context, files.cert, files.key or files.cert)
+    if files.ca is not None:
+        cas = _certificates(files.ca)
+        _load_cas(context, files.ca)
+    return chain, cas
+
+
 def _certificates(path: Path) -> tuple[Certificate, ...]:
     """The certificates of a file.
 
@@ -358,6 +403,8 @@ def _load_chain(context: ssl.SSLContext, cert: Path, key: Path) -> None:
         raise TlsFileError(key, f"has {what}")
     try:
         context.load_cert_chain(cert, key, password=lambda: _refuse_password(key))
+    except TlsFileError:
+        raise
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise TlsFileError(key, f"does not belong to the certificate {cert}; name the pair") from None

@@ -24,6 +24,13 @@ def test_reads_the_common_name_and_the_end() -> None:
         assert found.not_after == x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
 
 
+def test_reads_the_host_names_but_no_addresses() -> None:
+    (found,) = certificates_in(CA.issue(["A.example", "*.b.example", "127.0.0.1"]).cert)
+    assert found.names == ("a.example", "*.b.example")
+    (none,) = certificates_in(CA.issue(["::1"]).cert)
+    assert none.names == ()
+
+
 def test_reads_a_chain_in_order_and_what_stands_between() -> None:
     chain = b"subject=x\n" + CA.issue(common_name="leaf").cert + b"\n# the CA\n" + CA.cert
     assert [each.common_name for each in certificates_in(chain)] == ["leaf", "the CA"]

@@ -20,10 +20,10 @@ def test_the_sockets_are_bound_and_nobody_listens_yet() -> None:
     bound = sockets.bind([Listen("127.0.0.1", 0), Listen("127.0.0.1", 0)])
     try:
         addresses = [one.address for one in bound]
-        assert [host for host, _ in addresses] == ["127.0.0.1"] * 2
-        assert len({port for _, port in addresses} - {0}) == 2
+        assert [one.host for one in addresses] == ["127.0.0.1"] * 2
+        assert len({one.port for one in addresses} - {0}) == 2
         with socket.socket() as client, pytest.raises(ConnectionRefusedError):
-            client.connect(addresses[0])
+            client.connect(addresses[0][:2])
     finally:
         sockets.close(bound)
 
@@ -59,10 +59,49 @@ def test_a_proxy_serves_on_the_sockets_that_it_is_given_and_closes_them_at_the_e
         bound = sockets.bind([Listen("127.0.0.1", 0)])
         async with Proxy(parse(CONFIG.format(port=1), None), bound) as proxy:
             assert proxy.bound == [bound[0].address]
-            reader, writer = await asyncio.open_connection(*bound[0].address)
+            reader, writer = await asyncio.open_connection(*bound[0].address[:2])
             writer.write(b"GET /livez HTTP/1.1\r\nHost: esp\r\nConnection: close\r\n\r\n")
             assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
             writer.close()
         assert bound[0].sock.fileno() == -1
 
     asyncio.run(test())
+
+
+def test_a_unix_socket_is_served_and_takes_the_place_of_one_that_nobody_serves(tmp_path: Path) -> None:
+    async def test() -> None:
+        listen = Listen("", 0, path=tmp_path / "esp.sock")
+        for _ in range(2):  # the first leaves its file
+            bound = sockets.bind([listen])
+            assert [one.address for one in bound] == [listen]
+            async with Proxy(parse(CONFIG.format(port=1), None), bound):
+                reader, writer = await asyncio.open_unix_connection(listen.path)
+                writer.write(b"GET /livez HTTP/1.1\r\nHost: esp\r\nConnection: close\r\n\r\n")
+                assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+                writer.close()
+                with pytest.raises(OSError, match=f"cannot listen on {listen}: another process listens there; stop it"):
+                    sockets.bind([listen])
+
+    asyncio.run(test())
+
+
+def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_text("precious")
+    with pytest.raises(OSError, match=f"cannot listen on unix:{path}: there is a file that is no socket; remove it or"):
+        sockets.bind([Listen("", 0, path=path)])
+    assert path.read_text() == "precious"
+    missing = Listen("", 0, path=tmp_path / "no" / "folder")
+    with pytest.raises(OSError, match=f"cannot listen on {missing}: no such file or directory"):
+        sockets.bind([missing])
+
+
+def test_a_check_leaves_no_socket(tmp_path: Path) -> None:
+    sockets.check([Listen("127.0.0.1", 0), Listen("", 0, path=tmp_path / "esp.sock")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_path_under_two_names_is_refused(tmp_path: Path) -> None:
+    twice = [Listen("", 0, path=tmp_path / "s"), Listen("", 0, tls=True, path=tmp_path / "s")]
+    with pytest.raises(OSError, match=r"it is the address of unix:.*, which is listed too; remove one"):
+        sockets.bind(twice)

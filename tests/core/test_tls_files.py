@@ -290,8 +290,9 @@ def test_shards_with_the_same_files_share_them(tmp_path: Path) -> None:
     assert files.client("a", names) is files.client("b", Files(ca=tmp_path / "ca.crt"))
     assert files.client("c", names, verify=False) is not files.client("a", names)
     kept = files.client("c", names, verify=False)
-    files.keep([kept])
-    assert files.all == [kept]
+    listener = files.server("listener", pair_in(tmp_path), lambda context: None)
+    files.keep_clients([kept])
+    assert files.all == [kept, listener]
 
 
 def test_the_ends_of_all_certificates_are_told(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
     file         finds and reads the file, checks the whole; `Config` holds the values
     shards       the `shards` of the file: names, endpoints, ranges
+    listen_tls   TLS of the listeners
+    listen       listen URLs
     ranges       ranges of keys, as the file writes them
     addresses    addresses, and the right form of a wrong one
     control      where the operator's socket is
@@ -22,14 +24,16 @@ from esp.core.config.file import (
     Compaction,
     Config,
     ConfigError,
-    Listen,
     LogConfig,
+    check_certificates,
     check_no_loop,
     find,
     listen_of,
     load,
     parse,
 )
+from esp.core.config.listen import Listen, url_of
+from esp.core.config.listen_tls import ListenTls
 from esp.core.config.shards import Endpoint, ShardConfig
 from esp.core.config.traces import TracesConfig
 from esp.core.config.user import User, read_password
@@ -43,10 +47,12 @@ __all__ = [
     "Control",
     "Endpoint",
     "Listen",
+    "ListenTls",
     "LogConfig",
     "ShardConfig",
     "TracesConfig",
     "User",
+    "check_certificates",
     "check_no_loop",
     "find",
     "is_wildcard",
@@ -54,5 +60,6 @@ __all__ = [
     "load",
     "parse",
     "read_password",
+    "url_of",
     "workers_of",
 ]

@@ -9,7 +9,6 @@ import ipaddress
 import re
 from typing import Final
 
-TLS_LISTEN: Final = "TLS listeners come in a later release"
 TLS_SHARD: Final = "TLS to shards comes in a later release"
 
 DEFAULT_PORT: Final = 2379
@@ -42,7 +41,7 @@ def address(
     scheme, _, rest = text.rpartition("://")
     rest = rest.removesuffix("/")
     if text.startswith("unix"):
-        raise ValueError(f'{what} "{url}": unix sockets come in a later release; {cure}')
+        raise ValueError(f'{what} "{url}": esp has no use for a unix socket here; {cure}')
     if scheme == "https" and no_tls is not None:
         raise ValueError(f'{what} "{url}": {no_tls}; {cure}')
     if scheme not in ("", "http", "https"):

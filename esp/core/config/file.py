@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from esp.core.config.addresses import TLS_LISTEN, address, is_wildcard
+from esp.core.config.addresses import address, is_wildcard
 from esp.core.config.control import Control, control_at
 from esp.core.config.fields import shown, unknown_field
+from esp.core.config.listen import Listen, again, listen_at
+from esp.core.config.listen_tls import ListenTls, listen_tls_at, needs_certificate
 from esp.core.config.log import LogConfig, log_of
 from esp.core.config.ranges import RangeFields
 from esp.core.config.shards import Endpoint, ShardConfig, read_shards
@@ -72,17 +75,6 @@ class ConfigError(Exception):
     def __str__(self) -> str:
         where = "" if self.path is None else f"{self.path}: " if self.line is None else f"{self.path}:{self.line}: "
         return where + self.text
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """An address on which esp listens. `host` is a name or an address without brackets; port 0 is any free port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +135,7 @@ class Config:
     drain_seconds: float
     limits: Limits
     namespace: Namespace | None = None
+    tls: ListenTls | None = None
     control: Control = "auto"
     watch_config: bool = False
     log: LogConfig = field(default_factory=LogConfig)
@@ -223,7 +216,7 @@ def parse(text: str, path: Path | None) -> Config:
 
 
 def listen_of(urls: Iterable[str]) -> tuple[Listen, ...]:
-    """The hosts and ports to listen on, from URLs such as `http://127.0.0.1:2379`.
+    """The addresses to listen on, from URLs such as `http://127.0.0.1:2379`.
 
     Raises:
         ConfigError: a text is no such URL, or names the same address as an earlier one.
@@ -231,11 +224,11 @@ def listen_of(urls: Iterable[str]) -> tuple[Listen, ...]:
     addresses: list[Listen] = []
     for url in urls:
         try:
-            addresses.append(_listen(url))
+            addresses.append(listen_at(url))
         except ValueError as error:
             raise ConfigError(None, None, str(error)) from None
-        if (again := _again(addresses)) is not None:
-            raise ConfigError(None, None, f"{again} is given twice; leave one out")
+        if (twice := again(addresses)) is not None:
+            raise ConfigError(None, None, f"{twice} is given twice; leave one out")
     return tuple(addresses)
 
 
@@ -248,7 +241,7 @@ def check_no_loop(config: Config) -> None:
     for shard in config.shards:
         for endpoint in shard.endpoints:
             for listen in config.listen:
-                if endpoint.port == listen.port and _is_same(listen.host, endpoint.host):
+                if listen.path is None and endpoint.port == listen.port and _is_same(listen.host, endpoint.host):
                     raise ConfigError(
                         config.path,
                         endpoint.line,
@@ -257,19 +250,25 @@ def check_no_loop(config: Config) -> None:
                     )
 
 
+def check_certificates(config: Config) -> None:
+    """Refuses a listen address of TLS in a config that has no certificate.
+
+    Raises:
+        ConfigError: there is such an address.
+    """
+    of_tls = next((listen for listen in config.listen if listen.tls), None)
+    if of_tls is not None and config.tls is None:
+        raise ConfigError(config.path, None, needs_certificate(of_tls))
+
+
 def _is_same(listen: str, host: str) -> bool:
     """Whether a server that listens on `listen` answers at `host`, as far as the names show."""
     return host == listen or (host in _THIS_MACHINE and listen in (*_THIS_MACHINE, "0.0.0.0", "::"))  # noqa: S104
 
 
-def _again(addresses: Sequence[Listen]) -> Listen | None:
-    """The last address, if an earlier one is the same. Port 0 is a different port each time."""
-    *before, last = addresses
-    return last if last.port and last in before else None
-
-
 class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
-    listen: list[Any] = msgspec.field(default_factory=lambda: ["http://127.0.0.1:2379"])
+    listen: list[Any] | None = None
+    tls: dict[str, Any] | None = None
     advertise: list[Any] = []
     namespace: Any = None
     cors: list[Any] = msgspec.field(default_factory=lambda: ["*"])
@@ -298,22 +297,26 @@ class _FileReader(RangeFields):
 
     def read(self, value: Value, path: Path | None) -> Config:
         file = self.shaped({} if value is None else value, _FileShape, (), "the file")
-        listen = self.each(file.listen, ("listen",), _listen)
+        folder = path and path.parent
+        urls = ["http://127.0.0.1:2379"] if file.listen is None else file.listen
+        listen = self.each(urls, ("listen",), partial(listen_at, folder=folder))
         if not listen:
             self.fail(("listen",), '"listen" is empty; write listen: [http://127.0.0.1:2379]')
         for number in range(1, len(listen)):
-            if (again := _again(listen[: number + 1])) is not None:
-                self.fail(("listen", number), f"listen URL {again} is listed twice; remove one")
+            if (twice := again(listen[: number + 1])) is not None:
+                self.fail(("listen", number), f"listen URL {twice} is listed twice; remove one")
+        tls = listen_tls_at(file.tls, None if file.listen is None else listen, self, folder)
         advertise = self.each(file.advertise, ("advertise",), _advertised)
         for number, url in enumerate(advertise):
             if url in advertise[:number]:
                 self.fail(("advertise", number), f"advertise URL {url} is listed twice; remove one")
-        shards, shard_map = read_shards(file.shards, file.whole, self, file.auth, path and path.parent)
+        shards, shard_map = read_shards(file.shards, file.whole, self, file.auth, folder)
         across_shards = self._across_shards(file.across_shards)
         namespace = self._namespace(file.namespace)
         return Config(
             path=path,
             listen=tuple(listen),
+            tls=tls,
             advertise=tuple(advertise),
             cors=self._words("cors", file.cors, _ORIGIN, 'an origin such as http://example.com, or "*" for any'),
             host_whitelist=self._words("host_whitelist", file.host_whitelist, _HOST, 'a name without port, or "*"'),
@@ -422,10 +425,6 @@ def _in_digits(value: object, whole: bool) -> str:
     if not 0 < number < 1e15 or (whole and not number.is_integer()):
         return ""
     return f"; write {int(number) if number.is_integer() else number}"
-
-
-def _listen(url: object) -> Listen:
-    return Listen(*address(url, "listen URL", TLS_LISTEN, lowest_port=0, needs_scheme=True))
 
 
 def _advertised(url: object) -> str:

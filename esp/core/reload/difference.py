@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from esp.core.config import AcrossShards, Compaction, Config, ShardConfig
+from esp.core.config import AcrossShards, Compaction, Config, Listen, ShardConfig
 from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.namespace import Namespace
 from esp.core.shard_map import ShardMap
@@ -196,6 +196,8 @@ def _shown(value: object) -> str:
             return f"refuse {_shown(refused)}" if refused else "auto" if protects else "serve"
         case Compaction(key=key, takes_any=takes_any):
             return "refuse" if key is None else f"revisions_of {_shown(key)}" if takes_any else "kubernetes"
+        case Listen():
+            return str(value)
         case tuple():
             return ", ".join(map(_shown, value)) or "none"
     name = getattr(value, "name", None)  # of a user: nothing else of it is told

@@ -27,7 +27,8 @@ The files, from the bottom up: each imports only files of its own line and of li
     plain, exchange: heads of HTTP/1.1 that were read before; one request with its answer
     http1_faults, http1: requests that are refused for their heads; HTTP/1.1 on the same port
     strangers: other protocols, told by their first bytes
-    transport, accepted, listener: sockets; the sockets of clients; accepting and counting clients
+    tls_faults, tls_records, tls: why TLS fails; records of TLS; a server's end of TLS in memory
+    transport, accepted, accepted_tls, listener: sockets; those of clients, plain and with TLS; accepting and counting
 
 The names that the layers above may use (tests/test_layers.py):
 

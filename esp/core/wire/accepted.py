@@ -21,7 +21,7 @@ from esp.core.wire.server import ServerConnection
 from esp.core.wire.server_stream import Handler
 from esp.core.wire.shares import address_of
 from esp.core.wire.status import Status
-from esp.core.wire.strangers import stranger
+from esp.core.wire.strangers import HTTP1_METHODS, answer_with_tls, stranger
 from esp.core.wire.transport import LINGER_SECONDS, MOST_UNREAD, WireProtocol, peer_name
 from esp.core.wire.turns import LITTLE
 
@@ -29,18 +29,7 @@ log = logging.getLogger("esp.wire")
 
 MOST_DISCARDED: Final = 1_048_576
 """The most bytes that esp still reads, and throws away, after it has ended a connection: so the client sees the end."""
-_HTTP1_METHODS: Final = (
-    b"GET ",
-    b"HEAD ",
-    b"POST ",
-    b"PUT ",
-    b"DELETE ",
-    b"OPTIONS ",
-    b"PATCH ",
-    b"TRACE ",
-    b"CONNECT ",
-)
-_LONGEST_METHOD: Final = max(map(len, _HTTP1_METHODS))
+_LONGEST_METHOD: Final = max(map(len, HTTP1_METHODS))
 
 
 class Accepting(Protocol):
@@ -109,6 +98,13 @@ class ServerProtocol(WireProtocol):
                 self._read(False)  # until its turn has come
         if not turns.will_run:  # else it leaves with the output of the other sockets
             self._listener.flush_soon()
+
+    def _wants_bytes(self) -> bool:
+        """Whether more bytes of the client can be worked on, when all earlier ones have been."""
+        if self._is_full or self._closing_since or self.transport is None or self.transport.is_closing():
+            return False
+        http1 = self._http1
+        return http1 is None or not http1.is_served or http1.unread_bytes < MOST_UNREAD or http1.wants_bytes
 
     def _take_little(self, data: bytes) -> bool:
         """Works on a few bytes, if nothing is in the way; else returns False."""
@@ -210,16 +206,24 @@ class ServerProtocol(WireProtocol):
         self._first = b""
         if first.startswith(PREFACE[:3]):
             self.attach(ServerConnection(self.context, self.peer, self._listener.find))
-        elif first.startswith(_HTTP1_METHODS):
+        elif first.startswith(HTTP1_METHODS):
             self._http1 = Http1Connection(self._listener.serve, self._turns.clock, self.context.limits)
             self._http1.on_late = self._on_late
             self._http1.on_behind = self._want_turn
             self._http1.local_calls = self.local_calls
         elif len(first) >= _LONGEST_METHOD or not _may_become_known(first):
-            log.warning("%s: closing: %s", self.peer, stranger(first))
-            self._abort()
+            self._refuse(stranger(first), answer_with_tls(first))
         else:
             self._first, self._unread = first, b""
+
+    def _refuse(self, reason: str, answer: bytes) -> None:
+        """Ends a connection that speaks another protocol; `answer` is for the client's user."""
+        log.warning("%s: closing: %s", self.peer, reason)
+        if answer and self.transport is not None:
+            self.transport.write(answer)
+            self.close()
+        else:
+            self._abort()
 
     def _serve_http1(self, http1: Http1Connection, data: bytes, stop: float) -> None:
         assert self.transport is not None
@@ -248,7 +252,7 @@ class ServerProtocol(WireProtocol):
             self._since = monotonic()
         if http1.ended:
             self.close()
-        elif not http1.is_served and (self._unread or http1.behind or not self._reads or self._afterwards is not None):
+        elif not http1.is_served and (self.is_behind or not self._reads or self._afterwards is not None):
             # For bytes that have come meanwhile. Not at once: each answer would stand on the stack of the one before.
             self._turns.stand_in_line(self)
 
@@ -410,4 +414,4 @@ class ServerProtocol(WireProtocol):
 
 
 def _may_become_known(first: bytes) -> bool:
-    return PREFACE.startswith(first) or any(method.startswith(first) for method in _HTTP1_METHODS)
+    return PREFACE.startswith(first) or any(method.startswith(first) for method in HTTP1_METHODS)

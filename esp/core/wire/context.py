@@ -39,6 +39,8 @@ class Counters:
     """The counters of the wire.
 
     Attributes:
+        tls_handshakes: clients' TLS handshakes that have succeeded.
+        tls_faults: clients' TLS connections that have failed, in the handshake or later.
         limits: how often each limit was reached, by its name in `Limits`.
     """
 
@@ -46,6 +48,8 @@ class Counters:
     connections_open: int = 0
     connection_faults: int = 0
     stream_faults: int = 0
+    tls_handshakes: int = 0
+    tls_faults: int = 0
     limits: Counter[str] = field(default_factory=Counter)
 
 

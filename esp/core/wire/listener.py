@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 from functools import partial
 from heapq import nsmallest
 from typing import Final, Protocol
 
 from esp.core.wire.accepted import ServerProtocol
+from esp.core.wire.accepted_tls import TlsServerProtocol
 from esp.core.wire.context import WireContext
 from esp.core.wire.exchange import Serve
 from esp.core.wire.request import RequestHead
@@ -71,8 +73,10 @@ class Listener:
         self._tick = 0.0
         self._places = context.places("max_connections")
 
-    async def listen(self, sock: socket.socket) -> None:
+    async def listen(self, sock: socket.socket, tls: Callable[[], ssl.SSLContext] | None = None) -> None:
         """Begins to accept on a bound socket, which the listener closes when it closes.
+
+        Clients speak TLS with the certificates that `tls` gives at that moment; with None, they speak no TLS.
 
         Several clients are accepted in a turn: uvloop accepts one on each descriptor, so the socket has several. With
         one descriptor, a client would wait a turn for each client before it in the kernel's queue.
@@ -83,13 +87,15 @@ class Listener:
         self._sockets.append(sock)
         sock.listen(BACKLOG)
         loop = asyncio.get_running_loop()
-        make = partial(ServerProtocol, self, len(self._makes))
-        self._makes.append(partial(ServerProtocol, self, None))
+        kind = ServerProtocol if tls is None else partial(TlsServerProtocol, tls)
+        make = partial(kind, self, len(self._makes))
+        self._makes.append(partial(kind, self, None))
+        begin = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
         # Accepted sockets inherit this option. The wire itself decides how long a client that reads slowly may take.
         set_user_timeout(sock, max(USER_TIMEOUT, self.context.limits.blocked_write_timeout))
         for _ in range(ACCEPTED_AT_ONCE):
             same = sock.dup()
-            self._servers.append(await loop.create_server(make, sock=same, backlog=1))
+            self._servers.append(await begin(make, sock=same, backlog=1))
             same.listen(BACKLOG)  # asyncio's own loop accepts as many on one descriptor in a turn, not one
 
     async def take(self, descriptor: int, port: int) -> None:

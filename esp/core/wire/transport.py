@@ -32,9 +32,15 @@ USER_TIMEOUT: Final = 20.0
 
 
 def peer_name(transport: asyncio.BaseTransport) -> str:
-    """The name of the other end, for the log."""
+    """The name of the other end, for the log: `host:port`, or socket, user and process of a Unix socket's client."""
     address = transport.get_extra_info("peername")
-    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address or "unknown")
+    if isinstance(address, tuple):
+        return f"{address[0]}:{address[1]}"
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family != socket.AF_UNIX:
+        return str(address or "unknown")
+    process, user, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return f"unix:{transport.get_extra_info('sockname')}, user {user}:{process}"
 
 
 class WireProtocol(asyncio.Protocol, Worker):

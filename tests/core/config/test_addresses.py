@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from esp.core.config.addresses import TLS_LISTEN, TLS_SHARD, address, nearest
+from esp.core.config.addresses import TLS_SHARD, address, nearest
 
-KINDS = [("listen URL", TLS_LISTEN, 0, True), ("endpoint", TLS_SHARD, 1, False), ("advertise URL", None, 1, True)]
+KINDS = [("listen URL", None, 0, True), ("endpoint", TLS_SHARD, 1, False), ("advertise URL", None, 1, True)]
 
 WRONG = {
     ":2379": "http://127.0.0.1:2379",

@@ -294,7 +294,7 @@ def binary(key: bytes) -> str:
 # What is refused, word for word
 
 FIELDS = (
-    "the fields here are listen, advertise, namespace, cors, host_whitelist, shards, auth, whole, across_shards, compaction, "
+    "the fields here are listen, tls, advertise, namespace, cors, host_whitelist, shards, auth, whole, across_shards, compaction, "
     "deletes_across_shards, defragment, leases, range_reads, txn_reads, drain_seconds, workers, limits, control, watch_config, log, traces"
 )
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
@@ -400,12 +400,16 @@ REFUSED = {
     "limit truth": (ONE + "limits: {connect_timeout: yes}", '5: limits: "connect_timeout" must be a number, not true or false'),
     "limit order": (ONE + "limits: {max_output_hard_bytes: 10}", '5: limits: "max_output_hard_bytes" is 10; it must be at least max_output_bytes'),
     # URLs
-    "listen tls": (ONE + "listen: [https://h:1]", '5: listen URL "https://h:1": TLS listeners come in a later release; write http://h:1'),
+    "listen tls": (ONE + "listen: [https://h:1]", '5: listen URL https://h:1 needs a certificate; write tls: {cert: FILE, key: FILE}'),
     "listen with a blank": (ONE + "listen: ['http://a b:1']", '5: listen URL "http://a b:1" has a blank in it; write http://ab:1'),
     "listen with a blank for a colon": (ONE + "listen: ['http://127.0.0.1 2379']", '5: listen URL "http://127.0.0.1 2379" has a blank in it; write http://127.0.0.1:2379'),
     "listen several": (ONE + "listen: ['http://a:1 http://b:1']", '5: listen URL "http://a:1 http://b:1" is 2 in one; write each as an entry of its own: http://a:1, http://b:1'),
     "listen several with a comma": (ONE + "listen: ['http://a, b:1']", '5: listen URL "http://a, b:1" is 2 in one; write each as an entry of its own: http://a:2379, http://b:1'),
-    "listen unix": (ONE + "listen: ['unix:///x']", '5: listen URL "unix:///x": unix sockets come in a later release; write http://127.0.0.1:2379'),
+    "listen unix without a path": (ONE + "listen: ['unix://']", '5: listen URL "unix://" names no file; write unix:/run/esp.sock'),
+    "listen unix with a long path": (ONE + f"listen: ['unix:/{'a' * 107}']", f'5: listen URL "unix:/{"a" * 107}" has a path above 107 bytes; name a shorter one'),
+    "advertise unix": (ONE + "advertise: ['unix:///x']", '5: advertise URL "unix:///x": esp has no use for a unix socket here; write http://127.0.0.1:2379'),
+    "listen on one port with and without tls": (ONE + "listen: [http://h:1, https://h:1]", "5: listen URL https://h:1 is listed twice; remove one"),
+    "listen on one socket with and without tls": (ONE + "listen: [unix:/a, unixs:/a]", "5: listen URL unixs:/a is listed twice; remove one"),
     "listen no scheme": (ONE + "listen: ['h:1']", '5: listen URL "h:1" has no scheme; write http://h:1'),
     "an origin that is none": (
         ONE + "cors: [http://a, 5]",

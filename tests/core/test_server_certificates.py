@@ -1,0 +1,116 @@
+"""The listeners' certificates: one of several by name, and what is agreed with clients."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import pytest
+
+from esp.core.config import ListenTls
+from esp.core.server_certificates import ServerCertificates
+from esp.core.tls_files import Files, TlsFiles
+from esp.core.wire.tls import Tls
+from tests.core.wire.certificates import ClientEnd, authority, client_context, pair
+from tests.core.wire.test_tls import fails, talks
+
+
+def written(folder: Path, *names: str) -> Files:
+    return Files(*pair(*names).write(folder, names[0].replace("*", "any")))
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> ListenTls:
+    files = [written(tmp_path, *names) for names in (("a.example",), ("*.b.example",), ("c.b.example", "d.example"))]
+    return ListenTls(tuple(files))
+
+
+def shown(context: ssl.SSLContext, name: str) -> set[str]:
+    """The names in the certificate that a client is shown which asks for `name`."""
+    trusting = client_context()
+    trusting.check_hostname = False
+    client, server = ClientEnd(trusting, name), Tls(context)
+    talks(client, server)
+    assert client.is_open
+    found = client.tls.getpeercert()
+    assert found is not None
+    return {value for _, value in found["subjectAltName"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("a.example", {"a.example"}),
+        ("A.Example", {"a.example"}),
+        ("x.b.example", {"*.b.example"}),
+        ("c.b.example", {"c.b.example", "d.example"}),  # not the one for any
+        ("d.example", {"c.b.example", "d.example"}),
+        ("x.y.b.example", {"a.example"}),
+        ("b.example", {"a.example"}),
+        ("127.0.0.1", {"a.example"}),  # clients send no addresses
+    ],
+)
+def test_a_client_is_shown_the_certificate_for_the_name_it_asks_for_else_the_first(
+    several: ListenTls, name: str, names: set[str]
+) -> None:
+    assert shown(ServerCertificates(several, TlsFiles()).context(), name) == names
+
+
+def test_a_new_file_is_shown_to_the_next_client_whichever_certificate_it_replaces(
+    several: ListenTls, tmp_path: Path
+) -> None:
+    files = TlsFiles()
+    certificates = ServerCertificates(several, files)
+    for names in (("a.example", "new.example"), ("*.b.example", "new.b")):
+        pair(*names).write(tmp_path, names[0].replace("*", "any"))
+    asyncio.run(files.look())
+    assert files.reloads == 2
+    assert shown(certificates.context(), "new.example") == {"a.example", "new.example"}
+    assert shown(certificates.context(), "x.b.example") == {"*.b.example", "new.b"}
+
+
+def agreed(context: ssl.SSLContext, *protocols: str) -> str | None:
+    """The protocol that is agreed on with a client that offers these."""
+    offering = client_context()
+    offering.set_alpn_protocols(protocols)
+    client = ClientEnd(offering)
+    talks(client, Tls(context))
+    return client.tls.selected_alpn_protocol()
+
+
+def test_http2_and_http1_are_spoken_and_no_old_versions_or_ciphers(tmp_path: Path) -> None:
+    files = (written(tmp_path, "esp.example"),)
+    context = ServerCertificates(ListenTls(files), TlsFiles()).context()
+    assert agreed(context, "h2") == "h2"
+    assert agreed(context, "http/1.1") == "http/1.1"
+    assert agreed(context, "h2", "http/1.1") == "http/1.1"  # a client of JSON; gRPC has no use for HTTP/1.1
+    assert agreed(context, "spdy/1") is None
+    best_first = ServerCertificates(ListenTls(files, alpn=("h2", "http/1.1")), TlsFiles()).context()
+    assert agreed(best_first, "http/1.1", "h2") == "h2"
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+    assert context.options & ssl.OP_NO_COMPRESSION
+    assert {each["protocol"] for each in context.get_ciphers()} == {"TLSv1.2", "TLSv1.3"}
+    assert all("GCM" in each["name"] or "CHACHA20" in each["name"] for each in context.get_ciphers())
+    older = client_context()
+    older.maximum_version = ssl.TLSVersion.TLSv1_2
+    client = ClientEnd(older)
+    talks(client, Tls(context))
+    assert client.tls.version() == "TLSv1.2"
+    newest = ServerCertificates(ListenTls(files, "1.3"), TlsFiles()).context()
+    assert fails(ClientEnd(older), Tls(newest)).startswith("the client speaks only versions of TLS below min_version")
+
+
+def test_with_a_ca_clients_need_a_certificate_for_every_name(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(authority().cert)
+    files = [written(tmp_path, name) for name in ("a.example", "b.example")]
+    tls = ListenTls(tuple(Files(each.cert, each.key, ca) for each in files))
+    context = ServerCertificates(tls, TlsFiles()).context()
+    for name in ("a.example", "b.example", "c.example"):
+        trusting = client_context()
+        trusting.check_hostname = False
+        assert fails(ClientEnd(trusting, name), Tls(context)).startswith("the client shows no certificate")
+    client, server = ClientEnd(client_context(pair("client")), "b.example"), Tls(context)
+    talks(client, server)
+    assert server.is_open
