@@ -40,7 +40,7 @@ class TestCalls:
         put, get, both = rpc_pb2.PutRequest, rpc_pb2.RangeRequest, rpc_pb2.RequestOp
         with connect(esp) as channel:
             kv = rpc_pb2_grpc.KVStub(channel)
-            kv.Put(put(key=b"usual", value=b"1"))
+            kv.Put(put(key=b"usual", value=b"1"), metadata=[("traceparent", f"00-{'4b' * 16}-{'f0' * 8}-01")])
             kv.Range(get(key=b"joined"))
             kv.Range(get(key=b"all", range_end=b"\0"))
             kv.Range(get(key=b"some", range_end=b"\0", limit=1, sort_order=1, sort_target=4))
@@ -67,6 +67,7 @@ class TestCalls:
         (usual,) = lines_of(esp, "Put")
         assert (usual["code"], usual["shard"], usual["level"]) == ("OK", "s2", "info")
         assert 0 < usual["shard_seconds"] <= usual["seconds"] < PATIENCE
+        assert usual["trace"] == lines_of(esp, "Put", "esp.slow")[0]["trace"] == "4b" * 16
         assert lines_of(esp, "Range")[4]["code"] == "InvalidArgument"
         assert "shard" not in lines_of(esp, "DeleteRange")[0], "there are several"
         for method in ("DeleteRange", "Txn"):

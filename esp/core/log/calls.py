@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from logging import INFO
@@ -39,6 +40,7 @@ LASTING: Final = frozenset(
     )
 )
 """RPCs that last as long as the client wants, or wait for other clients: none of them is slow."""
+_TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-")
 _NAMES: Final = {code.value: "".join(part.capitalize() for part in code.name.split("_")) for code in Code} | {
     Code.OK.value: "OK",
     Code.CANCELLED.value: "Canceled",
@@ -72,8 +74,8 @@ class CallLog:
             log = of_process()
             if log is not None:
                 at_shard = call.at - call.sent if call.server and call.sent else None
-                line = CallLine(call.peer, _path(call.path), _code(call.code), took, call.server, at_shard)
-                log.tell_call(line)
+                path, code, trace = _path(call.path), _code(call.code), _trace(call.trace)
+                log.tell_call(CallLine(call.peer, path, code, took, call.server, at_shard, trace))
 
 
 def _tell_slow(call: EndedCall, took: float) -> None:
@@ -89,6 +91,8 @@ def _tell_slow(call: EndedCall, took: float) -> None:
         about["shard"] = call.server
     if call.sent:
         about["shard_seconds"] = round(call.at - call.sent, 6)
+    if trace := _trace(call.trace):
+        about["trace"] = trace
     key, is_cut = first_key(call.path, call.message, MAX_KEY)
     what = _path(call.path)
     if key:
@@ -107,7 +111,7 @@ def _tell_slow(call: EndedCall, took: float) -> None:
         call.peer,
         took,
         where,
-        _code(call.code),
+        _code(call.code) + (f"; trace {trace}" if trace else ""),
         extra={**fields(**about), "kind": f"{_path(call.path)} {call.server}"},
     )
 
@@ -115,6 +119,12 @@ def _tell_slow(call: EndedCall, took: float) -> None:
 @lru_cache(256)
 def _path(path: bytes) -> str:
     return in_one_line(path[:MAX_PATH].decode("ascii", "backslashreplace"))
+
+
+def _trace(traceparent: bytes) -> str:
+    """The id of the call's trace, if it has one; a client may send anything."""
+    found = _TRACEPARENT.match(traceparent) if traceparent else None
+    return "" if found is None else found[1].decode()
 
 
 def _code(code: int) -> str:

@@ -87,6 +87,7 @@ class CallLine(NamedTuple):
         seconds: how long the call took.
         shard: the one shard that worked on it; "" if there is none, or several.
         shard_seconds: how long the call was there; None if it was not.
+        trace: the id of its trace; "" for none.
     """
 
     peer: str
@@ -95,14 +96,15 @@ class CallLine(NamedTuple):
     seconds: float
     shard: str
     shard_seconds: float | None
+    trace: str = ""
 
     @property
     def text(self) -> str:
         """The call for people."""
         told = f"{self.peer}: {self.method} {self.code} in {self.seconds:.6f} s"
-        if self.shard_seconds is None:
-            return told
-        return f"{told}, {self.shard_seconds:.6f} s of that at shard {self.shard}"
+        if self.shard_seconds is not None:
+            told += f", {self.shard_seconds:.6f} s of that at shard {self.shard}"
+        return f"{told}; trace {self.trace}" if self.trace else told
 
 
 class Lines(logging.Formatter):
@@ -181,6 +183,7 @@ class _AccessObject(msgspec.Struct, omit_defaults=True):
     seconds: float
     shard: str = ""
     shard_seconds: float | None = None
+    trace: str = ""
     worker: int | None = None
 
 
@@ -229,6 +232,7 @@ class AsJson(Lines):
             round(call.seconds, 6),
             call.shard,
             None if call.shard_seconds is None else round(call.shard_seconds, 6),
+            call.trace,
             self._worker,
         )
         return self._encode(line).decode()

@@ -160,6 +160,18 @@ def test_a_slow_call_is_in_both_logs(told: Told) -> None:
     assert [json.loads("{" + line)["logger"] for line in told.objects] == ["esp.slow", "esp.access"]
 
 
+def test_a_traced_call_has_the_id_of_its_trace_and_no_other_text_of_its_client(told: Told) -> None:
+    log = CallLog(LogConfig(access=1))
+    traced = call(took=3)
+    traced.trace = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    log.ended(traced)
+    assert [text.rpartition("; ")[2] for text in told.texts] == ["trace 4bf92f3577b34da6a3ce929d0e0e4736"] * 2
+    assert all('"trace":"4bf92f3577b34da6a3ce929d0e0e4736"' in line for line in told.objects)
+    traced.trace = b"00-my password"
+    log.ended(traced)
+    assert "password" not in "".join(told.texts + told.objects)
+
+
 def test_of_sampled_calls_one_of_so_many_is_drawn(told: Told) -> None:
     draws = iter([0.0, 0.0099, 0.01, 0.5, 0.999])
     log = CallLog(LogConfig(access=100), lambda: next(draws))
