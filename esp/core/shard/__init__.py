@@ -6,6 +6,7 @@
     connected  keeps a shard connected to one endpoint, fail-over to the next
     links      a shard's two connections to the endpoint in use
     pulse      the health of a connection: Status calls while nobody else asks
+    leader     when a member that has no leader is left
     outage     what the log says of losses and outages
     cluster    one etcd cluster as its answers show it: version, revision, limits
     fate       what becomes of a call that broke: when it is sent again

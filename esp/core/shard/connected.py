@@ -27,6 +27,7 @@ from esp.core.config import Endpoint, User
 from esp.core.shard.cluster import Cluster
 from esp.core.shard.dialler import Dialler, reason_of
 from esp.core.shard.endpoint_state import EndpointState
+from esp.core.shard.leader import Leaderless
 from esp.core.shard.link import Link
 from esp.core.shard.links import Links
 from esp.core.shard.login import Login
@@ -47,8 +48,6 @@ LONGEST_PAUSE: Final = 2.0
 """The first and the longest pause, in seconds, between rounds over the endpoints. After a connection that has lasted
 for LONGEST_PAUSE, the next pause is FIRST_PAUSE again."""
 NO_LEADER: Final = "it has no leader: it is cut off from its cluster, or the quorum is lost"
-LEADERLESS_MOVES: Final = 5
-"""How often the time doubles for which a member without a leader is kept: up to 32 times `health_interval`."""
 LOGIN_SECONDS: Final = 7.0
 """Seconds that a shard may take to check esp's own password."""
 
@@ -92,8 +91,7 @@ class Connected(Cluster):
         self._unary, self._streams = self._links.unary, self._links.streams
         self._esps: set[Endpoint] = set()
         self._moved_on = -LONGEST_PAUSE
-        self._leaderless_since: float | None = None
-        self._leaderless_moves = 0
+        self._leaderless = Leaderless(context.limits.health_interval)
         self._tells_version = True
 
     @property
@@ -253,6 +251,7 @@ class Connected(Cluster):
             OSError: the endpoint takes no connection.
         """
         self._links.lost.clear()
+        self._links.silent_since = None
         self.dialled += 1
         state = self.states[endpoint]
         state.connecting()
@@ -262,7 +261,7 @@ class Connected(Cluster):
         self._leave_if_gone()
         self.outages.connected(str(endpoint), monotonic())
         self._found_no_esp(endpoint)
-        self._leaderless_since = None
+        self._leaderless.begin()
         self._tells_version = True
         streams = self.background.keep(
             f"shard {self.name}: its streams", partial(self._links.dial_streams, endpoint, state)
@@ -278,7 +277,7 @@ class Connected(Cluster):
             state.failed(why)
             self.version_in_use = ""
             self._links.retire()
-        self.outages.lost(why, monotonic())
+        self.outages.lost(why, monotonic(), self._links.silent_since)
 
     def tick(self, now: float) -> None:
         """Looks at every deadline: calls that wait, keepalive."""
@@ -297,7 +296,8 @@ class Connected(Cluster):
                 if (state := self.states.get(self.endpoint)) is not None:  # else `move` has dropped the endpoint
                     state.answered(seconds)
                 self.take_status(outcome)
-                self._look_for_leader(monotonic())
+                if self._leaderless.is_to_be_left(self.has_leader, monotonic()) and len(self.endpoints) > 1:
+                    self._links.leave(self._unary, NO_LEADER)
                 return
         except UnfitError as error:
             log.error("shard %s: %s", self.name, error)
@@ -319,21 +319,6 @@ class Connected(Cluster):
         elif self._tells_version:
             self._tells_version = False
             log.info("shard %s: does not tell its version: %s", self.name, refusal)
-
-    def _look_for_leader(self, now: float) -> None:
-        """Leaves a member that has had no leader for a while: other members may have one, and the quorum.
-
-        If all members say so, each is kept for twice as long as the one before.
-        """
-        if self.has_leader:
-            self._leaderless_since, self._leaderless_moves = None, 0
-        elif self._leaderless_since is None:
-            self._leaderless_since = now
-        elif len(self.endpoints) > 1:
-            kept = 2 ** min(self._leaderless_moves, LEADERLESS_MOVES) - 0.5  # at least two answers in a row
-            if now - self._leaderless_since >= kept * self.context.limits.health_interval:
-                self._leaderless_moves += 1
-                self._links.leave(self._unary, NO_LEADER)
 
     def on_refused(self) -> None:
         """A coroutine has waited for a client in vain."""

@@ -49,6 +49,7 @@ class Links:
         unary: the connection for unary calls.
         streams: the connection for long-lived streams, made when the first one needs it.
         lost: set when `unary` takes no more calls.
+        silent_since: when the server of `unary` sent the last byte, if it was left for its silence; else None.
         wanted_streams: set when a stream waits for `streams`.
     """
 
@@ -56,6 +57,7 @@ class Links:
         self.unary = Link(context, background, owner.on_refused)
         self.streams = Link(context, background, owner.on_refused)
         self.lost = asyncio.Event()
+        self.silent_since: float | None = None
         self.wanted_streams = asyncio.Event()
         self._owner = owner
         self._dialler = dialler
@@ -144,6 +146,8 @@ class Links:
             connection.tick(now)
         for link, pulse in tuple(self._pulses.items()):
             if why := pulse.tick(now):
+                if link is self.unary:
+                    self.silent_since = now - pulse.connection.silence(now)
                 self.leave(link, why)
 
     def ask(self, link: Link, now: float) -> None:

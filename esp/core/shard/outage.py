@@ -44,6 +44,7 @@ class Outages:
         self._failed_calls = failed_calls
         self._endpoint = ""
         self._left = ""
+        self._left_at = 0.0
         self._away_since: float | None = None
         self._failed_before = 0
         self._failed_told = 0
@@ -55,13 +56,13 @@ class Outages:
 
     def begin(self, now: float) -> None:
         """The shard is connected for the first time."""
-        self._go_away(now)
+        self._go_away(now, now)
 
-    def lost(self, why: str, now: float) -> None:
-        """The connection in use is lost, or was left; `why` is for people."""
+    def lost(self, why: str, now: float, since: float | None = None) -> None:
+        """The connection in use is lost, or was left; `why` is for people. A silent server is away `since` earlier."""
         self.losses += 1
         self._left = why
-        self._go_away(now)
+        self._go_away(now, now if since is None else since)
 
     def all_failed(self, now: float) -> None:
         """Each endpoint was tried since the loss, and none can be used."""
@@ -70,7 +71,8 @@ class Outages:
             self.since = self._away_since
             self._dead_told = now
             self._failed_told = self._failed_calls()
-            self._tell(logging.WARNING, f"no endpoint can be used: {self._why()}", now)
+            after = f" since {self._endpoint} was left ({self._left})" if self._endpoint else ""
+            self._tell(logging.WARNING, f"no endpoint can be used{after}: {self._why()}", now)
 
     def connected(self, endpoint: str, now: float) -> None:
         """An endpoint is in use from now on."""
@@ -96,16 +98,16 @@ class Outages:
 
     def tick(self, now: float) -> None:
         """Tells what is due; call this about twice a second."""
-        if self._away_since is not None and now - self._away_since >= SLOW_SECONDS and self._why():
+        if self._away_since is not None and now - self._left_at >= SLOW_SECONDS and self._why():
             self.all_failed(now)
         if self._untold and now - self._window >= TOLD_SECONDS:
             self._sum_up(now)
         if self.since is not None and now - self._dead_told >= TOLD_SECONDS:
             self._tell(logging.WARNING, self._still_dead(now), now)
 
-    def _go_away(self, now: float) -> None:
+    def _go_away(self, now: float, since: float) -> None:
         if self._away_since is None:
-            self._away_since = now
+            self._left_at, self._away_since = now, since
             self._failed_before = self._failed_calls()
 
     def _still_dead(self, now: float) -> str:
@@ -114,7 +116,7 @@ class Outages:
         lately, self._failed_told = failed - self._failed_told, failed
         self._dead_told = now
         text = f"no endpoint can be used for {span(now - self.since)}: {self._why()}"
-        return f"{text}; {_calls(lately)} failed in the last {span(TOLD_SECONDS)}"
+        return f"{text}; {_calls(lately)} failed in the last minute"
 
     def _sum_up(self, now: float) -> None:
         """Begins to count lines anew, with a line for those that were only counted."""
@@ -122,7 +124,7 @@ class Outages:
         self._window, self._lines, self._untold, self._losses_told = now, 0, 0, self.losses
         if untold:
             state = f"connected to {self._endpoint}" if self.since is None else self._still_dead(now)
-            self._tell_line(logging.WARNING, f"lost {losses} times in the last {span(TOLD_SECONDS)}; now {state}")
+            self._tell_line(logging.WARNING, f"lost {losses} times in the last minute; now {state}")
 
     def _tell(self, level: int, text: str, now: float) -> None:
         if now - self._window >= TOLD_SECONDS:

@@ -67,18 +67,18 @@ def test_a_dead_shard_is_told_at_once_then_each_minute_then_when_it_is_back() ->
     told.failed = 1000
     told.outages.lost("connection lost", 100)
     told.outages.all_failed(100.01)
-    assert told.takes() == [f"no endpoint can be used: {REFUSED}"]
+    assert told.takes() == [f"no endpoint can be used since {A} was left (connection lost): {REFUSED}"]
     assert told.levels[-1] == logging.WARNING
     assert told.outages.since == 100
     told.failed += 1
     assert told.ticks(100.01, 160) == []
     told.why = f"{A}: no answer within 1 s"
-    assert told.ticks(160, 161) == [f"no endpoint can be used for 1 min: {told.why}; 1 call failed in the last 1 min"]
+    assert told.ticks(160, 161) == [f"no endpoint can be used for 1 min: {told.why}; 1 call failed in the last minute"]
     told.failed += 12_345
     told.outages.all_failed(190)
     assert told.ticks(161, 220) == []
     assert told.ticks(220, 221) == [
-        f"no endpoint can be used for 2 min: {told.why}; 12,345 calls failed in the last 1 min"
+        f"no endpoint can be used for 2 min: {told.why}; 12,345 calls failed in the last minute"
     ]
     told.failed += 4
     told.outages.connected(A, 233)
@@ -101,10 +101,23 @@ def test_a_loss_is_told_soon_even_if_the_other_endpoints_are_slow_to_fail() -> N
     told = Told()
     told.outages.lost("cut off", 100)
     assert told.ticks(100, 100.5) == []
-    assert told.ticks(100.5, 101) == [f"no endpoint can be used: {REFUSED}"]
+    assert told.ticks(100.5, 101) == [f"no endpoint can be used since {A} was left (cut off): {REFUSED}"]
     told.outages.all_failed(103)
     assert told.takes() == []
     assert told.outages.count == 1
+
+
+def test_a_silent_server_was_away_since_its_last_word() -> None:
+    told = Told()
+    told.outages.lost("frozen", 100, since=96)
+    assert told.ticks(100, 100.5) == [], "another endpoint may take over"
+    told.outages.all_failed(100.6)
+    told.takes()
+    told.outages.connected(A, 105)
+    assert told.takes() == [f"back after 9 s: connected to {A}"]
+    told.outages.lost("frozen", 200, since=196)
+    told.outages.connected(B, 200.1)
+    assert told.takes() == [f"left {A}: frozen; connected to {B} after 4.1 s"]
 
 
 def test_a_slow_start_without_a_reason_is_no_outage() -> None:
