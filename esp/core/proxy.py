@@ -102,9 +102,8 @@ class Proxy:
         self._running: dict[Shard, asyncio.Task[None]] = {}
         self.gate = Gate(self.context, self.background, self._calls_sent)
         self.calls = Calls(self.context, METHODS.keys() | set(reflection.PATHS))
-        call_log = CallLog(config.log)
-        if call_log.least is not None:
-            self.calls.listen(call_log.ended, call_log.least)
+        self._call_log = CallLog(config.log)
+        self.calls.listen(self._call_log.ended, self._call_log.least)
         self.traces = None if config.traces is None else Traces.of(config.traces, self.context)
         if self.traces is not None:
             self.calls.listen(self.traces.ended, inf)
@@ -211,6 +210,11 @@ class Proxy:
         self._site.install(cors=config.cors, hosts=config.host_whitelist, most_bytes=config.limits.max_json_bytes)
         self.leases.table.tolerant = config.leases == "tolerant"
         self.routing.apiservers.expect(config.apiserver_roots, protects=config.across_shards.protects_kubernetes)
+        if config.log != before.log:
+            self._call_log.use(config.log)
+            self.calls.listen(self._call_log.ended, self._call_log.least)
+            for client in self._running:
+                client.observe()
         if config.compaction != before.compaction:
             self._set_samples(layout)
             self._begin_sampling()

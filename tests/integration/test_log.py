@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import re
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -106,6 +107,37 @@ class TestCalls:
             log,
         )
         assert "SECRET" not in log
+
+    def test_a_reload_begins_and_ends_the_access_log_on_open_connections(
+        self, empty_shards: list[LocalEtcd], start_esp: Esps
+    ) -> None:
+        esp = start_esp(empty_shards, ["i", "r"])
+        assert esp.config
+        text = esp.config.read_text()
+
+        def reload(log: str) -> None:
+            assert esp.config
+            before = esp.log().count("is in force: ")
+            esp.config.write_text(f"{text}\nlog: {log}\n")
+            esp.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: esp.log().count("is in force: ") > before)
+
+        with connect(esp) as channel:
+            kv = rpc_pb2_grpc.KVStub(channel)
+
+            def asks() -> None:
+                kv.Put(rpc_pb2.PutRequest(key=b"a"))
+                kv.Range(rpc_pb2.RangeRequest(key=b"a"))
+
+            asks()
+            reload("{access: all, slow_seconds: 0.000001}")
+            asks()
+            wait_until(lambda: "KV/Put OK" in esp.log() and "KV/Range OK" in esp.log())
+            reload("{access: off}")
+            asks()
+        assert esp.stop() == 0
+        assert len(re.findall("/etcdserverpb.KV/(?:Put|Range) OK in 0", esp.log())) == 2
+        assert esp.log().count("slow: ") == 2
 
 
 class TestSecrets:

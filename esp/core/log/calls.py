@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from logging import INFO
+from math import inf
 from typing import Final
 
 from esp.core.config import LogConfig
@@ -56,19 +57,23 @@ class CallLog:
         draw: a random number from 0 to below 1.
 
     Attributes:
-        least: the seconds from which on the calls are wanted here; 0 for all calls, None for none.
+        least: the seconds from which on the calls are wanted here; 0 for all calls.
     """
 
     def __init__(self, config: LogConfig, draw: Callable[[], float] = random.random) -> None:
-        self._one_of = config.access
-        self._slow = config.slow_seconds
         self._draw = draw
+        self.use(config)
+
+    def use(self, config: LogConfig) -> None:
+        """Puts another config in force; `least` may change."""
+        self._one_of = config.access
+        self._slow = inf if config.slow_seconds is None else config.slow_seconds
         self.least = 0.0 if self._one_of else self._slow
 
     def ended(self, call: EndedCall) -> None:
         """Writes the lines of a call."""
         took = call.at - call.opened
-        if self._slow is not None and took >= self._slow and call.path not in LASTING:
+        if took >= self._slow and call.path not in LASTING:
             _tell_slow(call, took)
         if self._one_of and (self._one_of == 1 or self._draw() * self._one_of < 1) and access.isEnabledFor(INFO):
             log = of_process()

@@ -25,8 +25,8 @@ ACCESS: Final = "esp.access"
 """The logger of the access log."""
 MAX_FRAMES: Final = 12
 """The innermost frames of a traceback that a line of text has."""
-PEER: Final = re.compile(r"(.+):\d{1,5}")
-"""A peer as host:port, and its host."""
+PEER: Final = re.compile(r"(.+):\d{1,10}")
+"""A peer as host:port, and its host; on a unix socket its path and user, and the process."""
 _ROOT: Final = str(Path(__file__).parents[3]) + "/"
 
 Value = str | int | float | bool | list[str] | None

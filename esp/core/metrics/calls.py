@@ -92,7 +92,7 @@ class Calls:
         self._context = context
         self._known = known
         self._slow = inf
-        self._listeners: list[Callable[[EndedCall], None]] = []
+        self._listeners: dict[Callable[[EndedCall], None], float] = {}
         self._lists: dict[str, Passed] = {}
         self._joined: dict[str, Passed] = {}
         context.observer = self
@@ -100,11 +100,14 @@ class Calls:
     def listen(self, listener: Callable[[EndedCall], None], slow: float) -> None:
         """Has `listener` told of each ended call that took `slow` seconds or more; with 0 of every call.
 
-        The listener also hears of quicker calls, unless they were passed on in the usual way and ended well. To be
-        called before there is any client of a shard. The listener raises nothing.
+        The listener also hears of quicker calls, unless they were passed on in the usual way and ended well. The
+        listener raises nothing. Called again for a listener, this changes its seconds. If there are clients of shards
+        already, they have to observe anew.
         """
-        self._listeners.append(listener)
-        self._slow = min(self._slow, slow)
+        self._listeners[listener] = slow
+        self._slow = min(self._listeners.values())
+        for passed in (*self._lists.values(), *self._joined.values()):
+            passed.slow = self._slow
 
     # As the wire and the clients of the shards see it.
 

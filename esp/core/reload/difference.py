@@ -32,8 +32,10 @@ LIVE: Final = frozenset(
         "txn_reads",
         "drain_seconds",
         "watch_config",
+        "log.access",
         "log.format",
         "log.level",
+        "log.slow_seconds",
     )
 )
 """The fields of a config, beside `shards` and `limits`, that change while esp runs. All others need a restart."""

@@ -320,6 +320,11 @@ class Connected(Cluster):
             self._tells_version = False
             log.info("shard %s: does not tell its version: %s", self.name, refusal)
 
+    def observe(self) -> None:
+        """The observer wants to be told of other calls than before."""
+        if self.passed is not None:
+            self._links.observe(self.passed)
+
     def on_refused(self) -> None:
         """A coroutine has waited for a client in vain."""
         self.failed_calls += 1

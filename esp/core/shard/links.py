@@ -170,6 +170,12 @@ class Links:
             if link is self.streams:
                 self._owner.note(f"left the connection for streams: {why}")
 
+    def observe(self, passed: Passed) -> None:
+        """Lets the ends of clients' calls be known on all connections; `passed` may have changed."""
+        for connection in (self.unary.connection, self.streams.connection, *self._retired):
+            if connection is not None:
+                connection.observe(passed)
+
     def retire(self) -> None:
         """Takes the connections out of use, so that another endpoint's can take their place."""
         for link in (self.unary, self.streams):

@@ -87,6 +87,8 @@ def test_endpoints_and_users_of_a_shard_are_told_without_passwords(tmp_path: Pat
         ("drain_seconds: 2.5", "drain_seconds: 10 -> 2.5"),
         ("log: {level: debug}", "log.level: info -> debug"),
         ("log: {format: json}", "log.format: text -> json"),
+        ("log: {slow_seconds: 5}", "log.slow_seconds: 1 -> 5"),
+        ("log: {access: {one_of: 100}}", "log.access: 0 -> 100"),
         ("watch_config: true", "watch_config: false -> true"),
         ("limits: {max_tokens: 5}", "limit max_tokens: 200000 -> 5"),
         ("limits: {idle_timeout: 5}", "limit idle_timeout: 1800 -> 5; open connections keep theirs"),
@@ -104,7 +106,6 @@ def test_fields_that_change_while_esp_runs(field: str, line: str) -> None:
         ("listen: [http://127.0.0.1:1]", "listen: http://127.0.0.1:2379 -> http://127.0.0.1:1"),
         ("namespace: a/", 'namespace: none -> "a/"'),
         ("control: off", "control: auto -> none"),
-        ("log: {slow_seconds: 5}", "log.slow_seconds: 1 -> 5"),
     ],
 )
 def test_fields_that_need_a_restart(field: str, line: str) -> None:
