@@ -36,6 +36,7 @@ LAYERS = [
     {"esp.core.shard", "esp.core.log.calls"},
     {
         "esp.core.advertise",
+        "esp.core.former",
         "esp.core.identity",
         "esp.core.names",
         "esp.core.server_certificates",

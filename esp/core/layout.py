@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from esp.core.former import Came, Former
 from esp.core.identity import Identity
 from esp.core.keys import KeyRange
 from esp.core.shard import Shard
@@ -25,12 +26,14 @@ class Layout:
         shards: the shards by name, in the order of the map's names.
         identity: the ids under which esp answers for these shards together.
         undivided: the ranges of this map in which requests over several shards are refused.
+        former: the ranges that have moved since the start.
     """
 
     map: ShardMap
     shards: Mapping[str, Shard]
     identity: Identity
     undivided: Undivided
+    former: Former = field(default_factory=Former)
 
     @classmethod
     def of(cls, shard_map: ShardMap, shards: Iterable[Shard], undivided: Undivided | None = None) -> Layout:
@@ -42,6 +45,10 @@ class Layout:
             Identity.of(shard_map.names),
             undivided or Undivided(shard_map),
         )
+
+    def behind(self, before: Layout, came: Iterable[Came]) -> Layout:
+        """This layout as it is when it follows another, from which these ranges come."""
+        return replace(self, former=before.former.after(came))
 
     @property
     def epoch(self) -> int:

@@ -16,12 +16,13 @@ from esp.core import advertise, errors, sockets
 from esp.core.apiservers import ApiServers
 from esp.core.background import Background
 from esp.core.config import Config, Listen
+from esp.core.former import Came
 from esp.core.garbage import Garbage
 from esp.core.gateway import Site
 from esp.core.heap import Heap
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
-from esp.core.log.calls import CallLog
+from esp.core.log.calls import LASTING, CallLog
 from esp.core.log.text import few
 from esp.core.metrics.calls import Calls
 from esp.core.routing import Routing
@@ -38,6 +39,7 @@ from esp.core.services.lease import Leases
 from esp.core.services.namespace import InNamespace
 from esp.core.services.pages import Pages
 from esp.core.services.router import METHODS, Router
+from esp.core.services.watch import PATH as WATCH_PATH
 from esp.core.services.watch import Watch
 from esp.core.shard import Shard
 from esp.core.shared_tokens import Part
@@ -55,6 +57,8 @@ from esp.core.wire.transport import TICK_SECONDS
 from esp.core.workers import Balance, Share
 
 log = logging.getLogger("esp")
+
+_ENDLESS: Final = LASTING - {b"/etcdserverpb.Maintenance/Snapshot"}
 
 TICKED_AT_ONCE: Final = 32
 """Shards that are ticked in one step of the loop."""
@@ -163,7 +167,7 @@ class Proxy:
         new = [shard for name, shard in layout.shards.items() if self.routing.shards.get(name) is not shard]
         await self.background.end([self._running.pop(shard) for shard in new if shard in self._running])
 
-    def install(self, layout: Layout, config: Config | None = None) -> None:
+    def install(self, layout: Layout, config: Config | None = None, came: Iterable[Came] = ()) -> None:
         """Puts another layout in force, at once, for every request that comes from now on.
 
         With the `config` of the layout, its other fields are put in force as well, without those of `reload.FIXED`.
@@ -173,6 +177,7 @@ class Proxy:
         are divided differently now; its client resumes. If any keys have another owner now, calls end that may wait for
         hours: a lock that a shard grants later would be worth nothing. All other streams go on.
         """
+        layout = layout.behind(self.routing.layout, came)
         if config is not None:
             self._adopt(config, layout)
         calls = self.calls_in_flight()
@@ -188,8 +193,10 @@ class Proxy:
         self.leases.install(layout)
         self._watch.install(self.routing)
         if not before.layout.divides_alike(KeyRange(b"", None), layout):
+            # With one shard, streams are passed on as they are, and would never hear of another.
+            endless = _ENDLESS if len(before.shards) == 1 else ()
             for call in calls:
-                if call.head.handler.waits:
+                if call.head.handler.waits or call.head.path in endless:
                     call.expire(errors.SERVER_STOPPED)
         left = [shard for name, shard in before.shards.items() if layout.shards.get(name) is not shard]
         if left:
@@ -264,6 +271,8 @@ class Proxy:
         if config.defragment == "sequential":
             served |= Defragment(routing.shards).handlers(self.gate)
         own = set(reflection.PATHS)  # etcd has none
+        if routing.layout.former:
+            own |= {*kv.RANGES, WATCH_PATH}  # they know which revisions mean nothing any more
         if self._namespace is not None or config.advertise:
             own.add(cluster.MEMBER_LIST)  # the shard's own members lead past this proxy, out of the namespace
         return Router(routing, self.gate, served, self._pages, self._namespace, own)

@@ -15,12 +15,24 @@ import pytest
 
 from esp.core import config as configs
 from esp.core.config import Config
-from esp.core.local import LocalEtcd
+from esp.core.local import LocalEtcd, find_etcdctl
 from esp.core.pb import rpc_pb2
 from esp.core.proxy import Proxy
 from esp.core.reload import Outcome, Reloads, Result, reloads
 from tests.harness import Etcds, connect, free_port
-from tests.integration.test_layout import ALL, Client, at_work, how_it_ends, next_value, ttl_on, until, value_on
+from tests.integration.test_layout import (
+    ALL,
+    Client,
+    Op,
+    Range,
+    Txn,
+    at_work,
+    how_it_ends,
+    next_value,
+    ttl_on,
+    until,
+    value_on,
+)
 from tests.stubs import rpc_pb2_grpc
 
 LISTEN = configs.listen_of(["http://127.0.0.1:0"])
@@ -143,11 +155,10 @@ def test_a_shard_joins_under_load_with_its_leases_and_leaves_again(
             async with at_work(client, own, moving=b"n"):
                 outcome = await world.reload(text_of(etcds, THREE))
             assert (outcome.result, outcome.epoch, outcome.reasons, outcome.warnings) == (Result.DONE, 2, [], [])
-            assert outcome.lines() == [
-                f"shard c is new: {c.endpoint}",
-                'keys ["t", end) move from b to c',
-                "shard c was given 2 leases",
-            ]
+            *lines, about_revisions, about_leases = outcome.lines()
+            assert lines == [f"shard c is new: {c.endpoint}", 'keys ["t", end) move from b to c']
+            assert about_revisions.startswith("c is at revision 1, below b at ")
+            assert about_leases == "shard c was given 2 leases"
             assert brought[0] > 400, "the leases are there before the first key can be"
             assert world.told[0] == "connecting c"
             await client.put(b"y", b"new", lease=77)
@@ -159,6 +170,14 @@ def test_a_shard_joins_under_load_with_its_leases_and_leaves_again(
             await client.put(b"n", b"2")
             while await next_value(stays) != b"2":  # it was deleted before and after the reload
                 pass
+            for lost in ({"key": b"y"}, ALL):  # as their clients do, which have a revision of another shard or map
+                again = await client.watch(**lost, start_revision=before.header.revision + 1)
+                assert (await again.read()).compact_revision > 0
+                again.cancel()
+            fresh = await client.watch(key=b"y", start_revision=(await client.get(key=b"y")).header.revision + 1)
+            await client.put(b"y", b"newer")
+            assert await next_value(fresh) == b"newer"
+            fresh.cancel()
             resumed = await client.watch(key=b"n", start_revision=before.header.revision)
             assert await next_value(resumed) == b"1"
             refused = await world.reload(text_of(two, TWO))
@@ -416,5 +435,158 @@ def test_reloads_come_one_after_the_other_and_those_that_wait_are_one(
             await until(lambda: sum(world.reloads.counters.values()) >= 4)
             await asyncio.sleep(0.05)
             assert world.reloads.counters == {"done": 1, "unchanged": 3}
+
+    run(test)
+
+
+def test_no_read_sees_half_of_each_map(two: dict[str, LocalEtcd | str], tmp_path: Path) -> None:
+    """Two shards have the same keys, with other values; maps that take turns give each key to the other shard."""
+    texts = [text_of(two, ranges) for ranges in ({"a": "..m", "b": "m.."}, {"a": "m..", "b": "..m"})]
+    keys = [b"k%d" % number for number in range(5)] + [b"p%d" % number for number in range(5)]
+    for name, etcd in two.items():
+        for key in keys:
+            put(etcd, key, name.encode())
+    whole = [[b"a"] * 5 + [b"b"] * 5, [b"b"] * 5 + [b"a"] * 5]
+
+    async def by_range(client: Client, **fields: Any) -> list[bytes]:
+        return [kv.value for kv in (await client.get(key=b"k", range_end=b"q", **fields)).kvs]
+
+    async def by_txn(client: Client) -> list[bytes]:
+        asked = [Op(request_range=Range(key=key)) for key in keys]
+        answer = await client.kv.Txn(Txn(success=asked), timeout=20)
+        return [one.response_range.kvs[0].value for one in answer.responses]
+
+    readers: dict[str, Callable[[Client], Any]] = {
+        "range": by_range,
+        "range with a limit": lambda client: by_range(client, limit=10),
+        "range by value": lambda client: by_range(client, sort_target=1, sort_order=1, limit=100),
+        "txn": by_txn,
+    }
+
+    async def test() -> None:
+        async with serving(tmp_path, texts[0]) as world:
+            seen: dict[str, set[bytes]] = {name: set() for name in readers}
+            is_over = asyncio.Event()
+
+            async def reads(name: str) -> None:
+                client = Client(world.proxy)
+                while not is_over.is_set():
+                    found = await readers[name](client)
+                    assert found in whole, f"{name}: {found}"
+                    seen[name].add(found[0])
+                await client.channel.close()
+
+            tasks = [asyncio.create_task(reads(name)) for name in readers]
+            for number in range(1, 31):
+                outcome = await world.reload(texts[number % 2])
+                assert (outcome.result, outcome.warnings) == (Result.DONE, []), outcome.reasons
+            await until(lambda: all(len(found) == 2 for found in seen.values()) or any(one.done() for one in tasks))
+            is_over.set()
+            await asyncio.gather(*tasks)
+
+    run(test)
+
+
+def test_revisions_from_before_a_move_are_compacted_and_those_since_are_served(
+    two: dict[str, LocalEtcd | str], tmp_path: Path
+) -> None:
+    for _ in range(50):
+        put(two["b"], b"z")  # counts higher than the former owner
+    delete(two["b"], b"z")
+
+    async def test() -> None:
+        async with serving(tmp_path, text_of(two, {"a": "..t", "b": "t.."})) as world:
+            client = world.client
+            old = (await client.put(b"n", b"1")).header.revision
+            token = (await client.get(**ALL)).header.revision
+            put(two["b"], b"n", b"1")
+            outcome = await world.reload(text_of(two, TWO))
+            assert (outcome.result, outcome.warnings) == (Result.DONE, [])
+            new = (await client.get(key=b"n")).header.revision
+            assert new > old
+            await client.put(b"n", b"2")
+
+            async def is_compacted(revision: int, **keys: bytes) -> None:
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await client.get(**keys, revision=revision)
+                assert caught.value.details() == "etcdserver: mvcc: required revision has been compacted"
+                watch = await client.watch(**keys, start_revision=revision + 1)
+                assert (await watch.read()).compact_revision > 0
+                watch.cancel()
+
+            await is_compacted(old, key=b"n")
+            await is_compacted(old, key=b"n", range_end=b"o")
+            await is_compacted(token, key=b"n")
+            await is_compacted(token, **ALL)
+            assert (await client.get(key=b"n", revision=new)).kvs[0].value == b"1"
+            watch = await client.watch(key=b"n", start_revision=new + 1)
+            assert await next_value(watch) == b"2"
+            watch.cancel()
+            await client.put(b"b", b"of a shard that keeps its keys")
+            assert (await client.get(key=b"b", revision=(await client.get(key=b"b")).header.revision)).count == 1
+            later = (await client.get(**ALL)).header.revision
+            assert (await client.get(**ALL, revision=later)).count == 2
+            one = {"only": two["b"]}
+            assert (await world.reload(text_of(one, {"only": ".."}), force=True)).result is Result.DONE
+            with pytest.raises(grpc.aio.AioRpcError):
+                await client.get(key=b"b", revision=old)
+
+    run(test)
+
+
+def test_the_second_shard_hears_of_the_streams_of_the_first(two: dict[str, LocalEtcd | str], tmp_path: Path) -> None:
+    """With one shard, calls are passed on as they are: a watch, or keepalives, would never leave the first shard."""
+    a, b = two["a"], two["b"]
+
+    async def test() -> None:
+        async with serving(tmp_path, text_of({"a": a}, {"a": ".."})) as world:
+            client = world.client
+            lease = (await client.lease.LeaseGrant(rpc_pb2.LeaseGrantRequest(TTL=600), timeout=20)).ID
+            watch = await client.watch(key=b"y")
+            keepalives = client.lease.LeaseKeepAlive()
+            await keepalives.write(rpc_pb2.LeaseKeepAliveRequest(ID=lease))
+            assert (await keepalives.read()).TTL == 600
+            outcome = await world.reload(text_of(two, TWO))
+            assert outcome.result is Result.DONE
+            assert (await how_it_ends(watch))[0] is grpc.StatusCode.UNAVAILABLE
+            assert (await how_it_ends(keepalives))[0] is grpc.StatusCode.UNAVAILABLE
+            await client.put(b"y", b"leased", lease)
+            assert isinstance(b, LocalEtcd)
+            assert value_on(b, b"y") == b"leased"
+
+    run(test)
+
+
+def test_etcdctl_watches_on_what_stays_and_is_told_to_list_again_what_moves(
+    etcds: dict[str, LocalEtcd | str], two: dict[str, LocalEtcd | str], tmp_path: Path
+) -> None:
+    async def test() -> None:
+        async with serving(tmp_path, text_of(two, TWO)) as world:
+            endpoint = f"--endpoints=127.0.0.1:{world.proxy.bound[0][1]}"
+            pipe = asyncio.subprocess.PIPE
+            stays, moves = [
+                await asyncio.create_subprocess_exec(find_etcdctl(), endpoint, "watch", key, stdout=pipe, stderr=pipe)
+                for key in ("n", "y")
+            ]
+
+            async def hears(watch: asyncio.subprocess.Process, key: bytes, value: bytes) -> None:
+                """Until it tells of that value, which is put again and again: nobody says when it watches."""
+                assert watch.stdout is not None
+                line = asyncio.create_task(watch.stdout.readuntil(value))
+                while not line.done():
+                    await world.client.put(key, value)
+                    await asyncio.wait([line], timeout=0.1)
+                await line
+
+            await hears(stays, b"n", b"before")
+            await hears(moves, b"y", b"before")
+            outcome = await world.reload(text_of(etcds, THREE), force=True)
+            assert outcome.result is Result.DONE
+            await hears(stays, b"n", b"after")
+            await world.client.put(b"y", b"after")
+            _, said = await moves.communicate()
+            assert b"required revision has been compacted" in said
+            stays.kill()
+            await stays.wait()
 
     run(test)

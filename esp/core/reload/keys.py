@@ -28,12 +28,20 @@ class Keys:
         left: the number of keys on the former owner, which no client sees from now on; None if it does not tell.
         found: the number of keys on the new owner, which clients see from now on; None if it does not tell.
         trouble: why the former owner does not tell; else "".
+        passed, reached: the revisions of the former owner and of the new one; 0 if it does not tell.
     """
 
     move: Move
     left: int | None
     found: int | None
     trouble: str = ""
+    passed: int = 0
+    reached: int = 0
+
+    @property
+    def counts_lower(self) -> bool:
+        """Whether the new owner may come to a revision that a client has from the former one."""
+        return 0 < self.reached < self.passed
 
     def fault(self) -> str:
         """Why the range should not move, as a clause with its cure; "" if no key would get out of sight.
@@ -85,7 +93,7 @@ async def keys_of(moves: Iterable[Move], before: Mapping[str, Shard], after: Map
         left, there = await all_of([_counted(source, move), _counted(target, move)])
         if left.cluster and (left.cluster, left.count) == (there.cluster, there.count):
             return
-        found[move] = Keys(move, left.count, there.count, left.trouble)
+        found[move] = Keys(move, left.count, there.count, left.trouble, left.revision, there.revision)
 
     await each(moves, look, CONCURRENCY)
     return [found[move] for move in moves if move in found]
@@ -95,6 +103,7 @@ async def keys_of(moves: Iterable[Move], before: Mapping[str, Shard], after: Map
 class _Answer:
     count: int | None
     cluster: int = 0
+    revision: int = 0
     trouble: str = ""
 
 
@@ -105,7 +114,7 @@ async def _counted(shard: Shard, move: Move) -> _Answer:
         answer = await ask_for_esp(shard, RANGE, asked, seconds=ANSWER_SECONDS)
     except RpcError as error:
         return _Answer(None, trouble=error.status.message)
-    return _Answer(answer.count, answer.header.cluster_id)
+    return _Answer(answer.count, answer.header.cluster_id, answer.header.revision)
 
 
 def counted(keys: int) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from esp.core.background import in_a_thread
 from esp.core.config import Config, ConfigError
+from esp.core.former import Came
 from esp.core.layout import Layout
 from esp.core.proxy import Proxy
 from esp.core.reload.difference import Difference, Move
@@ -217,7 +218,7 @@ class _Reload:
             outcome.reasons.append(f"{error}; it would have keys before it has its leases")
             return
         calls = proxy.calls_in_flight()
-        proxy.install(layout, config)
+        proxy.install(layout, config, [Came(found.move.range, found.move.target, found.reached) for found in keys])
         outcome.result = Result.DONE
         await self._settle(calls, keys, usable, others, before, layout)
 
@@ -249,6 +250,12 @@ class _Reload:
                 self._object(fault)
             if news := found.news():
                 self._outcome.notes.append(news)
+        lower = {(found.move.source, found.move.target): found for found in keys if found.counts_lower}
+        self._outcome.notes += [
+            f"{target} is at revision {found.reached:,}, below {source} at {found.passed:,}: have clients list again "
+            "that come back with a revision of moved keys, other than for a watch that ends now"
+            for (source, target), found in lower.items()
+        ]
         return keys
 
     async def _bring_leases(self, new: list[Shard], others: list[Shard]) -> None:

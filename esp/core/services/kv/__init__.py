@@ -28,6 +28,6 @@ Several shards:
 
 from esp.core.services.kv.compaction import Compactions
 from esp.core.services.kv.read_batch import PassReads
-from esp.core.services.kv.service import handlers
+from esp.core.services.kv.service import RANGES, handlers
 
-__all__ = ["Compactions", "PassReads", "handlers"]
+__all__ = ["RANGES", "Compactions", "PassReads", "handlers"]

@@ -71,6 +71,9 @@ def handlers(
     }
 
 
+RANGES: Final = (PATH + b"Range", PATH + b"RangeStream")
+
+
 class Put(Routed):
     """The handler of Put, which has one key and so one owner."""
 
@@ -122,11 +125,12 @@ class _Ranges(Routed):
         self.snapshots = snapshots
         self.snapshot_tries = snapshot_tries
         self.undivided = routing.undivided
+        self.former = routing.layout.former
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
         asked = asked_range(message, PREFIX_SIZE)
-        if asked is not None:
+        if asked is not None and not (self.former and parse(rpc_pb2.RangeRequest, message).revision):
             key, range_end = asked
             if range_end is None:
                 try:
@@ -158,11 +162,19 @@ class _Ranges(Routed):
                 self.undivided.owner(request.key)
             translate_filters(self.routing.tokens, request, sole)
             if position is None:
-                self.pass_on(stream, request, self.shards[sole])
+                shard = self.shards[sole]
+                revision = request.revision
+                if revision > 0 and self.former and self.former.is_stale(key_range, sole, revision, shard.seen):
+                    raise errors.COMPACTED.error()
+                self.pass_on(stream, request, shard)
                 return
         else:
             check(self.undivided.refuse(self.what, key_range))
         segments = segments_of(self.routing, key_range)
+        if self.former and position is not None:
+            for segment in segments:
+                if position.revision(segment.shard) < self.former.floor(segment.range, segment.shard):
+                    raise errors.COMPACTED.error()
         if sole is None:
             names, boundary = [segment.shard for segment in segments], segments[1].range.start
             check(self.refuse(request, names, boundary, at_token=position is not None))

@@ -9,6 +9,7 @@ from typing import Final
 from esp.core.background import Background
 from esp.core.routing import Routing
 from esp.core.services.metadata import call_head
+from esp.core.services.watch.moved import Moved
 from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.positions import Positions
 from esp.core.services.watch.stream import WatchStream
@@ -30,6 +31,7 @@ class Watch(Handler):
         routing: the shards of the layout in force.
         background: owner of the tasks and timers of clients' streams.
         positions: positions of watchers over several shards, for clients that resume.
+        moved: watchers that have ended because their keys have another owner.
         watchers: memory for the watchers of all clients.
         streams: the calls that are open.
     """
@@ -43,6 +45,7 @@ class Watch(Handler):
         self.background = background
         self.positions = Positions(routing.tokens, context)
         self.watchers = context.places("max_watcher_bytes")
+        self.moved = Moved(context)
         self.streams: set[WatchStream] = set()
         self._pools: dict[tuple[Shard, Forward], Pool] = {}
         routing.undivided.on_added = self._end_divided
@@ -65,8 +68,12 @@ class Watch(Handler):
         before.undivided.on_added = None
         routing.undivided.on_added = self._end_divided
         for stream in tuple(self.streams):
-            keys = [watcher.keys for watcher in stream.all_watchers() if watcher.keys is not None]
-            if not all(before.divides_alike(key_range, routing.layout) for key_range in keys):
+            watchers = [watcher for watcher in stream.all_watchers() if watcher.keys is not None]
+            moved = [one for one in watchers if one.keys and not before.divides_alike(one.keys, routing.layout)]
+            for watcher in moved:
+                if not watcher.spans_shards and watcher.taps:
+                    self.moved.add(watcher.name)
+            if moved:
                 stream.outbox.stop()
         self._end_divided()
 

@@ -14,6 +14,7 @@ from esp.core.background import Background
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.metadata import load_bearing
+from esp.core.services.watch.moved import Moved
 from esp.core.services.watch.outbox import Outbox
 from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.positions import Positions
@@ -64,6 +65,10 @@ class Service(Protocol):
     def streams(self) -> set[WatchStream]:
         """The calls that are open."""
 
+    @property
+    def moved(self) -> Moved:
+        """Watchers that have ended because their keys have another owner."""
+
     def pool(self, shard: str, forward: Forward) -> Pool:
         """The sources of a shard for calls with the head `forward`."""
 
@@ -77,6 +82,7 @@ class WatchStream(Sink):
         watchers: the watchers that the client knows, by watch id.
         forward: the head of the calls to shards for this call.
         positions: positions of watchers over several shards, for clients that resume.
+        moved: watchers that have ended because their keys have another owner.
     """
 
     __slots__ = (
@@ -96,6 +102,7 @@ class WatchStream(Sink):
         "_watcher_bytes",
         "down",
         "forward",
+        "moved",
         "outbox",
         "positions",
         "watchers",
@@ -110,6 +117,7 @@ class WatchStream(Sink):
         self._service = service
         self.forward = forward
         self.positions = service.positions
+        self.moved = service.moved
         self._context = down.connection.context
         self._requests = MessageReader(self._context.limits.max_message_bytes, down.head.encoding)
         self._slots: deque[Slot] = deque()

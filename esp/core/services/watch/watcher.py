@@ -20,6 +20,7 @@ from esp.core.services.watch.messages import (
     header_field,
     refused,
 )
+from esp.core.services.watch.moved import Moved
 from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.positions import Positions
 from esp.core.services.watch.span import Span
@@ -43,6 +44,10 @@ class WatcherStream(Client, Protocol):
     @property
     def forward(self) -> Forward:
         """The head of the calls to shards for the client."""
+
+    @property
+    def moved(self) -> Moved:
+        """Watchers that have ended because their keys have another owner."""
 
     @property
     def positions(self) -> Positions:
@@ -144,6 +149,8 @@ class Watcher:
             tap = Tap(self, self.stream.pool(sole), sole, Spec.of(request, key, request.range_end), is_part=False)
             self.taps.append(tap)
             (start,) = self._choose_starts(request, [sole])
+            if start > FROM_THE_BEGINNING and self._is_of_former_owner(request, key_range, tap, start):
+                self._is_untranslatable, start = True, 0
             tap.start(start)
             return
         refusal = self.stream.routing.undivided.refuse("a Watch", key_range)
@@ -171,14 +178,34 @@ class Watcher:
                 tap.passed = max(1, start - 1)  # revision 1 has no events; 0 would mean no revision for the shard
             tap.start(start)
 
+    def _is_of_former_owner(
+        self, request: rpc_pb2.WatchCreateRequest, key_range: KeyRange, tap: Tap, start: int
+    ) -> bool:
+        """Whether the client's revision is, or may be, of the shard to which the keys belonged before they moved."""
+        former = self.stream.routing.layout.former
+        if not former:
+            return False
+        if self.stream.routing.tokens.is_token(request.start_revision):
+            return False  # `_choose_starts` has looked at that
+        return self.stream.moved.takes(self.name) or former.is_stale(
+            key_range, tap.shard, start - 1, tap.pool.shard.seen
+        )
+
+    @property
+    def name(self) -> bytes:
+        """The name of a watcher of one shard, by which a client that comes again is recognised; as in `_watched`."""
+        return self._name_of(self.taps[0].spec)
+
     def _watched(self, request: rpc_pb2.WatchCreateRequest) -> bytes:
         """The watcher's name in `positions`: range, options and client. Short, since it outlives the watcher.
 
         The client's token is no part of the name: a client that comes again mostly has a new token. All clients that
         may watch a range see the same events, and the shards decide who may.
         """
+        return self._name_of(Spec.of(request, request.key, request.range_end))
+
+    def _name_of(self, spec: Spec) -> bytes:
         host = self.stream.outbox.down.peer.rpartition(":")[0]
-        spec = Spec.of(request, request.key, request.range_end)
         leader = [value for name, value in self.stream.metadata if name == b"hasleader"]
         return sha256(repr((host, leader, spec)).encode()).digest()
 
@@ -204,6 +231,12 @@ class Watcher:
                 known = self.stream.positions.resume(self._watched(request), start)
                 if known is not None:
                     vector = [known.revision(shard) and known.revision(shard) + 1 for shard in shards]
+        former = routing.layout.former
+        if vector is not None and former and self.keys is not None:
+            parts = routing.layout.segments(self.keys)
+            revisions = dict(zip(shards, vector, strict=True))
+            if any(revisions[part.shard] <= former.floor(part.range, part.shard) for part in parts):
+                vector = None
         if vector is None or 0 in vector:
             self._is_untranslatable = True
             return [0] * len(shards)

@@ -1,0 +1,94 @@
+"""Revisions that mean nothing for a range any more, because the range has moved to another shard.
+
+Each shard counts its own revisions. A client that comes back with a revision of the former owner would get another
+state, or would miss events, without being told. So esp answers a revision as compacted if the new owner had passed it
+before the range came, and what a watch that ended for the move comes back with; the client then lists again. What
+remains are other clients, if the new owner counts lower than the former one. The operator is told of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from esp.core.keys import KeyRange
+
+MAX_MOVES: Final = 1000
+"""The most ranges that are remembered one by one; of more, one range for each shard around all of its own."""
+FAR: Final = 1_000_000
+"""No shard writes so many revisions between two looks of esp at it: a revision further ahead is not the shard's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """A range that has come to a shard.
+
+    Attributes:
+        range: the range.
+        shard: the name of the new owner.
+        revision: a revision that the new owner had reached when the range came.
+    """
+
+    range: KeyRange
+    shard: str
+    revision: int
+
+
+class Former:
+    """The ranges that have moved since the start, newest first. Never changed, only replaced.
+
+    Attributes:
+        came: the ranges.
+    """
+
+    __slots__ = ("came",)
+
+    def __init__(self, came: tuple[Came, ...] = ()) -> None:
+        self.came = came
+
+    def __bool__(self) -> bool:
+        return bool(self.came)
+
+    def after(self, came: Iterable[Came]) -> Former:
+        """The ranges when these have moved as well. Of a range that moves again, only the last move counts."""
+        new = list(came)
+        old = [one for one in self.came if not any(_lies_in(one.range, other.range) for other in new)]
+        every = [*new, *old]
+        return Former(tuple(every if len(every) <= MAX_MOVES else _around(every)))
+
+    def floor(self, key_range: KeyRange, shard: str) -> int:
+        """The lowest revision of a shard that means something for all keys of a range; 0 if all do."""
+        return max(
+            (one.revision for one in self.came if one.shard == shard and one.range.intersect(key_range) is not None),
+            default=0,
+        )
+
+    def is_stale(self, key_range: KeyRange, shard: str, revision: int, seen: int) -> bool:
+        """Whether a plain revision for a range of one shard is surely not the shard's own since the range came.
+
+        Args:
+            key_range: the range.
+            shard: the shard that owns the range now.
+            revision: the revision, of a client.
+            seen: a revision that the shard has reached.
+        """
+        floor = self.floor(key_range, shard)
+        return floor > 0 and (revision < floor or revision > max(seen, floor) + FAR)
+
+
+def _lies_in(inner: KeyRange, outer: KeyRange) -> bool:
+    return inner.intersect(outer) == inner
+
+
+def _around(came: Iterable[Came]) -> list[Came]:
+    by_shard: dict[str, Came] = {}
+    for one in came:
+        known = by_shard.get(one.shard)
+        if known is not None:
+            start = min(one.range.start, known.range.start)
+            ends = (one.range.end, known.range.end)
+            end = None if None in ends else max(end for end in ends if end is not None)
+            one = Came(KeyRange(start, end), one.shard, max(one.revision, known.revision))
+        by_shard[one.shard] = one
+    return list(by_shard.values())

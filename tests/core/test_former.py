@@ -1,0 +1,50 @@
+"""Revisions that mean nothing for a range any more."""
+
+from __future__ import annotations
+
+from esp.core.former import FAR, MAX_MOVES, Came, Former
+from esp.core.keys import KeyRange
+
+
+def keys(start: bytes, end: bytes | None) -> KeyRange:
+    return KeyRange(start, end)
+
+
+def test_only_revisions_of_moved_keys_on_their_new_owner_are_in_doubt() -> None:
+    former = Former().after([Came(keys(b"m", b"t"), "c", 100)])
+    assert former
+    assert not Former()
+    for part in (keys(b"m", b"t"), keys(b"n", b"n\0"), keys(b"a", b"n"), keys(b"s", None)):
+        assert former.floor(part, "c") == 100
+        assert former.floor(part, "b") == 0
+    for part in (keys(b"a", b"m"), keys(b"t", None)):
+        assert former.floor(part, "c") == 0
+
+
+def test_a_revision_is_stale_below_the_floor_and_far_ahead() -> None:
+    former = Former().after([Came(keys(b"m", b"t"), "c", 100)])
+    part = keys(b"n", b"o")
+    stale = {revision: former.is_stale(part, "c", revision, seen=150) for revision in (1, 99, 100, 150, 151, 150 + FAR)}
+    assert stale == {1: True, 99: True, 100: False, 150: False, 151: False, 150 + FAR: False}
+    assert former.is_stale(part, "c", 151 + FAR, seen=150)
+    assert former.is_stale(part, "c", 101 + FAR, seen=0), "before the shard has told of a revision"
+    assert not former.is_stale(keys(b"a", b"b"), "c", 1, seen=150)
+
+
+def test_of_a_range_that_moves_again_the_last_move_counts() -> None:
+    former = Former().after([Came(keys(b"m", b"t"), "c", 100), Came(keys(b"x", None), "c", 7)])
+    former = former.after([Came(keys(b"a", None), "b", 5)])
+    assert former.came == (Came(keys(b"a", None), "b", 5),)
+    former = Former().after([Came(keys(b"m", b"t"), "c", 100)]).after([Came(keys(b"n", b"o"), "b", 5)])
+    assert former.floor(keys(b"m", b"t"), "c") == 100, "the rest of it stays"
+
+
+def test_very_many_moves_become_one_for_each_shard() -> None:
+    came = [Came(keys(b"%05d" % (2 * n), b"%05d" % (2 * n + 1)), "ab"[n % 2], n) for n in range(MAX_MOVES)]
+    assert len(Former().after(came).came) == MAX_MOVES
+    former = Former().after([*came, Came(keys(b"z", None), "a", 3)])
+    assert len(former.came) == 2
+    assert former.floor(keys(b"zz", None), "a") == MAX_MOVES - 2
+    assert former.floor(keys(b"00000", b"00001"), "b") == 0
+    for one in came:
+        assert former.floor(one.range, one.shard) >= one.revision
