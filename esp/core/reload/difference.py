@@ -203,6 +203,8 @@ def _shown(value: object) -> str:
         case tuple():
             return ", ".join(map(_shown, value)) or "none"
     name = getattr(value, "name", None)  # of a user: nothing else of it is told
+    if name is None and dataclasses.is_dataclass(value) and "__str__" not in type(value).__dict__:
+        return "set"
     return f"{value:g}" if isinstance(value, float) else name if isinstance(name, str) else str(value)
 
 

@@ -126,11 +126,12 @@ class _Ranges(Routed):
         self.snapshot_tries = snapshot_tries
         self.undivided = routing.undivided
         self.former = routing.layout.former
+        self.has_former = bool(self.former)
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
         asked = asked_range(message, PREFIX_SIZE)
-        if asked is not None and not (self.former and parse(rpc_pb2.RangeRequest, message).revision):
+        if asked is not None and not (self.has_former and parse(rpc_pb2.RangeRequest, message).revision):
             key, range_end = asked
             if range_end is None:
                 try:
@@ -164,14 +165,14 @@ class _Ranges(Routed):
             if position is None:
                 shard = self.shards[sole]
                 revision = request.revision
-                if revision > 0 and self.former and self.former.is_stale(key_range, sole, revision, shard.seen):
+                if revision > 0 and self.former.is_stale(key_range, sole, revision, shard.seen):
                     raise errors.COMPACTED.error()
                 self.pass_on(stream, request, shard)
                 return
         else:
             check(self.undivided.refuse(self.what, key_range))
         segments = segments_of(self.routing, key_range)
-        if self.former and position is not None:
+        if self.has_former and position is not None:
             for segment in segments:
                 if position.revision(segment.shard) < self.former.floor(segment.range, segment.shard):
                     raise errors.COMPACTED.error()
