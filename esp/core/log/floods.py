@@ -7,9 +7,9 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from esp.core.log.lines import PEER, CallLine, Lines, fields_of
+from esp.core.log.lines import PEER, CallLine, Lines, Value, fields_of
 from esp.core.log.output import Later
 
 INTERVAL: Final = 10.0
@@ -39,6 +39,15 @@ class Write(Protocol):
         """Writes a line."""
 
 
+class _Last(NamedTuple):
+    """What is kept of the last line that was counted; not its record, which may hold the frames of an error."""
+
+    name: str
+    level: int
+    text: str
+    fields: dict[str, Value]
+
+
 class _Kind:
     """The lines of one kind in this interval."""
 
@@ -48,7 +57,7 @@ class _Kind:
         self.written = 0
         self.count = 0
         self.addresses: dict[str, None] = {}
-        self.last: logging.LogRecord | None = None
+        self.last: _Last | None = None
 
 
 class _Lines:
@@ -97,14 +106,14 @@ class Floods(logging.Handler):
         self._is_timed = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes the line, or counts it."""
-        try:
-            record.getMessage()
-        except (TypeError, ValueError, KeyError):  # text and arguments do not match; the arguments are not for a log
-            record.msg, record.args = f"{record.msg} (a bug in esp: {record.pathname}:{record.lineno})", None
+        """Writes the line, or counts it. Raises nothing: a line that cannot be made is told without its values."""
         self.lines[record.levelname.lower()] += 1
-        if self._is_told(record):
-            self._write(self.format(record))
+        try:
+            if self._is_told(record, record.getMessage()):
+                self._write(self.format(record))
+        except Exception as error:
+            text = f"a bug in esp: {type(error).__name__} for the line {str(record.msg)!r}"
+            self._write(self.format(_record(record.name, logging.ERROR, text, {})))
 
     def tell_call(self, call: CallLine) -> None:
         """Writes a line of the access log. These are never counted: `log.access` says how many calls have one."""
@@ -112,7 +121,7 @@ class Floods(logging.Handler):
         if isinstance(self.formatter, Lines):
             self._write(self.formatter.of_call(time.time(), call), soon=True)
 
-    def _is_told(self, record: logging.LogRecord) -> bool:
+    def _is_told(self, record: logging.LogRecord, text: str) -> bool:
         """Whether to write the line; else it is counted."""
         if not self._is_timed:
             self._is_timed = self._later(INTERVAL, self._on_timer)
@@ -124,7 +133,7 @@ class Floods(logging.Handler):
         lines = self._places.get(place)
         if lines is None:
             lines = self._places[place] = _Lines(self._now())
-        address, name = _address_and_kind(record)
+        address, name = _address_and_kind(record, text)
         if place == _BEYOND or (name not in lines.kinds and len(lines.kinds) >= MAX_KINDS):
             name = ""
         kind = lines.kinds.get(name)
@@ -139,7 +148,7 @@ class Floods(logging.Handler):
             lines.written += 1
             return True
         kind.count += 1
-        kind.last = record
+        kind.last = _Last(record.name, record.levelno, text, fields_of(record))
         self.summed += 1
         return False
 
@@ -172,10 +181,9 @@ class Floods(logging.Handler):
         super().close()
 
 
-def _address_and_kind(record: logging.LogRecord) -> tuple[str, str]:
+def _address_and_kind(record: logging.LogRecord, text: str) -> tuple[str, str]:
     """The address of the line's peer without its port, or ""; and the kind: the text without peer and numbers."""
     kind = getattr(record, "kind", None)
-    text = record.getMessage()
     peer = record.args[0] if isinstance(record.args, tuple) and record.args else None
     address = ""
     if isinstance(peer, str) and str(record.msg).startswith("%s: ") and (found := PEER.fullmatch(peer)):
@@ -183,15 +191,20 @@ def _address_and_kind(record: logging.LogRecord) -> tuple[str, str]:
     return address, kind if isinstance(kind, str) else _NUMBERS.sub("#", text[:_KIND_LENGTH])
 
 
-def _summary(kind: _Kind, last: logging.LogRecord, seconds: float, *, is_mixed: bool) -> logging.LogRecord:
+def _summary(kind: _Kind, last: _Last, seconds: float, *, is_mixed: bool) -> logging.LogRecord:
     many = len(kind.addresses)
     told = "" if not any(kind.addresses) else f" from {many}{'+' if many == MAX_ADDRESSES else ''} address"
     told += "es" if told and many != 1 else ""
     like = "other lines" if is_mixed else "more like this"
-    text = f"{kind.count:,} {like} in the last {max(1, round(seconds))} s{told}, the last: {last.getMessage()}"
-    summary = logging.LogRecord(last.name, last.levelno, last.pathname, last.lineno, text, None, None)
-    summary.fields = {**fields_of(last), "count": kind.count, "seconds": round(seconds, 1)}
-    return summary
+    text = f"{kind.count:,} {like} in the last {max(1, round(seconds))} s{told}, the last: {last.text}"
+    numbers: dict[str, Value] = {"count": kind.count, "seconds": round(seconds, 1)}
+    return _record(last.name, last.level, text, last.fields | numbers)
+
+
+def _record(name: str, level: int, text: str, values: dict[str, Value]) -> logging.LogRecord:
+    record = logging.LogRecord(name, level, "", 0, text, None, None)
+    record.fields = values
+    return record
 
 
 def of_process() -> Floods | None:

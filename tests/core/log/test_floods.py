@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 
 from esp.core.log.floods import (
@@ -146,10 +147,12 @@ def test_a_line_that_cannot_be_made_is_told_without_its_values() -> None:
     log = Log()
     log.logger.warning("shard %d: lost", "secret")
     log.logger.warning("shard %d", 1)
-    first, second = log.lines()
-    assert first.startswith("shard %d: lost")
-    assert "secret" not in first
+    log.handler.setFormatter(Failing())
+    log.logger.warning("shard %s", "secret")
+    first, second, third = log.lines()
+    assert first == "a bug in esp: TypeError for the line 'shard %d: lost'"
     assert second == "shard 1"
+    assert third == "a bug in esp: ZeroDivisionError for the line 'shard %s'"
 
 
 def test_what_no_peer_says_has_some_lines_and_is_counted_then() -> None:
@@ -199,6 +202,31 @@ def test_a_summary_has_its_numbers_as_fields() -> None:
         log.logger.warning("shard %s: lost %s", "a", "127.0.0.1:2379")
     log.later()
     assert records[-1].__dict__["fields"] == {"shard": "a", "count": 2, "seconds": 10.0}
+
+
+class Failing(logging.Formatter):
+    """A formatter that fails for lines with arguments."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record) if not record.args else str(1 / 0)
+
+
+def test_of_a_counted_line_no_frame_is_kept() -> None:
+    log = Log()
+    for _ in range(AT_ONCE + 5):
+        frames = fails(log)
+    assert frames() is None
+    assert "5 more like this" in log.later()[0]
+
+
+def fails(log: Log) -> weakref.ref[set[int]]:
+    """Logs an error; a reference to something that only the error's frame holds."""
+    inside = {1}
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError:
+        log.logger.exception("a bug")
+    return weakref.ref(inside)
 
 
 class Keeping(logging.Formatter):
