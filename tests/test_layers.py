@@ -75,7 +75,9 @@ CLOSED = (
     "esp.core.shard",
 )
 # The modules of the wire that move bytes or await; all others can be fed by hand.
-WIRE_WITH_ASYNCIO = {f"esp.core.wire.{name}" for name in ("transport", "accepted", "accepted_tls", "listener", "call")}
+WIRE_WITH_ASYNCIO = {
+    f"esp.core.wire.{name}" for name in ("transport", "client_tls", "accepted", "accepted_tls", "listener", "call")
+}
 # The modules of the wire that are plain values.
 WIRE_FOR_ALL = {"esp.core.wire.status", "esp.core.wire.limits"}
 PB_READERS = (

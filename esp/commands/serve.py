@@ -183,6 +183,14 @@ def _run_loop(main: Coroutine[Any, Any, None]) -> None:
         uvloop.run(main)
 
 
+def _warn_of_unverified(config: Config) -> None:
+    names = [shard.name for shard in config.shards if shard.tls is not None and not shard.tls.verify]
+    if names:
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        text = "the certificates of %s %s are not checked (insecure_skip_verify): whoever is on the way reads all"
+        log.warning(text, "shard" if len(names) == 1 else "the shards", shown)
+
+
 def _warn_of_cuts(config: Config) -> None:
     for root in config.apiserver_roots:
         for cut in cuts(config.shard_map, root):
@@ -214,6 +222,7 @@ async def _serve(
             shard_log.setLevel(logging.WARNING)
         if service.tells:
             _warn_of_cuts(config)
+            _warn_of_unverified(config)
         if service.tells and config.namespace is not None:
             keys, prefix = format_range(config.namespace.keys), format_key(config.namespace.prefix)
             log.info('namespace: clients see the keys %s, without "%s"', keys, prefix)
@@ -238,8 +247,8 @@ async def _serve(
         missing = await _unless(signals.stop, proxy.connected(CONNECT_SECONDS))
         shard_log.setLevel(logging.NOTSET)
         for shard in proxy.routing.shards.values():
-            if shard.implausible:
-                raise CommandError(f'shard "{shard.name}" cannot be served: {shard.implausible}')
+            if reason := shard.implausible or shard.unsafe:
+                raise CommandError(f'shard "{shard.name}" cannot be served: {reason}')
         if missing is not None:
             if isinstance(service, Service):
                 _tell_ready(config, proxy.bound, missing, cluster)

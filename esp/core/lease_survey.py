@@ -20,6 +20,7 @@ from esp.core.config import Config
 from esp.core.lease_sync import Copied, CopyTtl, call, copy, each, revoke, time_to_live
 from esp.core.pb import rpc_pb2
 from esp.core.shard import LEASE_LEASES, Shard
+from esp.core.tls_files import TlsFiles
 from esp.core.wire.context import WireContext
 from esp.core.wire.status import RpcError
 from esp.core.wire.transport import TICK_SECONDS
@@ -245,10 +246,10 @@ async def _connected(config: Config) -> AsyncIterator[dict[str, Shard]]:
     Raises:
         UnreachableError: a shard cannot be connected to within CONNECT_SECONDS.
     """
-    context = WireContext(config.limits)
+    context, files = WireContext(config.limits), TlsFiles()
     until = monotonic() + CONNECT_SECONDS
     async with Background() as background:
-        shards = [Shard(shard.name, shard.endpoints, context, background, shard.user) for shard in config.shards]
+        shards = [Shard.of(shard, context, background, files) for shard in config.shards]
         for shard in shards:
             background.start(shard.run())
         background.keep("the shards' deadlines", partial(_tick, shards))

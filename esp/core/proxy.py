@@ -137,7 +137,11 @@ class Proxy:
     def layout_of(self, config: Config) -> Layout:
         """The next layout: the shard map of `config`, and its shards.
 
-        A shard with the name of a shard in force, and at least one of its endpoints, keeps that shard's client.
+        A shard with the name, user and TLS of a shard in force, and at least one of its endpoints, keeps that shard's
+        client.
+
+        Raises:
+            TlsFileError: a certificate of a shard cannot be used.
         """
         return self._layout(config, self.routing.shards, self.routing.layout.epoch + 1)
 
@@ -145,8 +149,8 @@ class Proxy:
         shards = []
         for shard in config.shards:
             client = kept.get(shard.name)
-            if client is None or client.user != shard.user or set(client.endpoints).isdisjoint(shard.endpoints):
-                client = Shard(shard.name, shard.endpoints, self.context, self.background, shard.user)
+            if client is None or not client.may_become(shard):
+                client = Shard.of(shard, self.context, self.background, self.tls_files)
             shards.append(client)
         shard_map = replace(config.shard_map, epoch=epoch)
         return Layout.of(shard_map, shards, Undivided(shard_map, config.across_shards.refused, self.context.reached))
@@ -239,6 +243,7 @@ class Proxy:
             if shard.name not in self.routing.shards:
                 self.gate.drop_shard(shard.name)
                 self.calls.forget(shard.name)
+        self.tls_files.keep_clients(each.secured.credentials for each in self._running if each.secured is not None)
 
     def _run(self, shard: Shard) -> None:
         if shard not in self._running:
@@ -327,9 +332,9 @@ class Proxy:
         self.leases.start()
         self.background.keep("the look for kube-apiservers", self.routing.apiservers.run)
         self._begin_sampling()
+        self.background.keep("the TLS files", self.tls_files.watch)
         if self.traces is not None:
             self.background.keep("traces", self.traces.run)
-        self.background.keep("the TLS files", self.tls_files.watch)
         self.background.keep("the tick", self._tick)
         self.background.keep("the tick of the shards", self._tick_shards)
         return self
@@ -404,7 +409,7 @@ async def _unreachable(shards: Iterable[Shard], seconds: float) -> list[str]:
     """Waits until every shard is reachable, `seconds` at most; the names of those that are not."""
     deadline = monotonic() + seconds
     while True:
-        missing = [shard.name for shard in shards if not shard.is_ready]
-        if not missing or monotonic() > deadline:
-            return missing
+        missing = [shard for shard in shards if not shard.is_ready]
+        if all(shard.unsafe for shard in missing) or monotonic() > deadline:
+            return [shard.name for shard in missing]
         await asyncio.sleep(0.01)

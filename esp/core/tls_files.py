@@ -216,8 +216,12 @@ class TlsFiles:
             TlsFileError: a file cannot be used.
         """
         make = _verifying_client if verify else _trusting_client
-        known = (each for each in self.all if each.files == files and each._make is make)
-        return next(known, None) or self._add(Credentials(use, files, make, None))
+        for known in self.all:
+            if known.files == files and known._make is make:
+                if known.use != use:
+                    known.use = "shards"
+                return known
+        return self._add(Credentials(use, files, make, None))
 
     def server(self, use: str, files: Files, prepare: Prepare) -> Credentials:
         """Credentials for connections of clients; with a CA, clients need a certificate.

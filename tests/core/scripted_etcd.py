@@ -26,7 +26,7 @@ from esp.core.wire.status import Code, Status
 from tests.core.wire.conversation import HEAD, Frame, data, headers, message, ping, split, trailers, window
 
 STATUS = b"/etcdserverpb.Maintenance/Status"
-VERSION = "3.5.99"
+VERSION = "3.6.99"
 UNTOLD = Status(Code.UNIMPLEMENTED, "not told")
 
 

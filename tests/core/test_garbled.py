@@ -72,7 +72,7 @@ def good(path: str, body: bytes) -> bytes:
         told_watch = rpc_pb2.WatchResponse(header=HEADER, watch_id=watch_id, created=is_create, canceled=not is_create)
         return told_watch.SerializeToString()
     if path.endswith("Status"):
-        return rpc_pb2.StatusResponse(header=HEADER, version="3.5.99", leader=8).SerializeToString()
+        return rpc_pb2.StatusResponse(header=HEADER, version="3.6.99", leader=8).SerializeToString()
     answer: dict[str, type[Message]] = {
         "Put": rpc_pb2.PutResponse,
         "Compact": rpc_pb2.CompactionResponse,

@@ -287,7 +287,9 @@ def test_the_oldest_tls_is_1_2(tmp_path: Path) -> None:
 def test_shards_with_the_same_files_share_them(tmp_path: Path) -> None:
     files = TlsFiles()
     names = Files(ca=ca_in(tmp_path))
-    assert files.client("a", names) is files.client("b", Files(ca=tmp_path / "ca.crt"))
+    assert files.client("shard a", names) is files.client("shard a", Files(ca=tmp_path / "ca.crt"))
+    assert files.client("shard a", names).use == "shard a"
+    assert files.client("shard b", names).use == "shards"
     assert files.client("c", names, verify=False) is not files.client("a", names)
     kept = files.client("c", names, verify=False)
     listener = files.server("listener", pair_in(tmp_path), lambda context: None)

@@ -4,6 +4,7 @@
     shards       the `shards` of the file: names, endpoints, ranges
     listen_tls   TLS of the listeners
     listen       listen URLs
+    shard_tls    TLS towards the shards
     ranges       ranges of keys, as the file writes them
     addresses    addresses, and the right form of a wrong one
     control      where the operator's socket is
@@ -34,6 +35,7 @@ from esp.core.config.file import (
 )
 from esp.core.config.listen import Listen, url_of
 from esp.core.config.listen_tls import ListenTls
+from esp.core.config.shard_tls import ShardTls
 from esp.core.config.shards import Endpoint, ShardConfig
 from esp.core.config.traces import TracesConfig
 from esp.core.config.user import User, read_password
@@ -50,6 +52,7 @@ __all__ = [
     "ListenTls",
     "LogConfig",
     "ShardConfig",
+    "ShardTls",
     "TracesConfig",
     "User",
     "check_certificates",

@@ -9,8 +9,6 @@ import ipaddress
 import re
 from typing import Final
 
-TLS_SHARD: Final = "TLS to shards comes in a later release"
-
 DEFAULT_PORT: Final = 2379
 _HOST_PORT: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]/?#@\s,]+)(?::([0-9]{1,9}))?")
 _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -50,7 +48,7 @@ def address(
     if match is None or rest.isdigit():
         raise ValueError(f'{what} "{url}" {_why_none(rest)}; {cure}')
     host, port = match.groups()
-    if fault := _fault_of(host):
+    if fault := fault_of_host(host):
         raise ValueError(f'{what} "{url}": {fault}')
     if port is None:
         raise ValueError(f'{what} "{url}" has no port; {cure}')
@@ -73,7 +71,7 @@ def nearest(text: str, lowest_port: int = 1, *, takes_tls: bool = False) -> str:
         host = "127.0.0.1" if lowest_port else "0.0.0.0"  # noqa: S104 - what `:2379` means to who listens there
     elif _is_ipv6(host):
         host = f"[{host}]"
-    elif _fault_of(host):
+    elif fault_of_host(host):
         host = _in_ascii(host)
     known = port.isascii() and port.isdigit() and len(port) < 9 and lowest_port <= int(port) <= 65_535
     return f"{scheme}://{host}:{port if known else DEFAULT_PORT}"
@@ -119,7 +117,7 @@ def _why_none(rest: str) -> str:
     return "is not an address"
 
 
-def _fault_of(host: str) -> str:
+def fault_of_host(host: str) -> str:
     """The reason why no host can have this name, as a clause with its cure; "" if the name is possible."""
     if host.startswith("["):
         if _is_ipv6(host[1:-1]):
@@ -168,4 +166,4 @@ def _in_ascii(host: str) -> str:
         name = host.encode("idna").decode()
     except UnicodeError:
         return "host"
-    return "host" if not name or _fault_of(name) else name
+    return "host" if not name or fault_of_host(name) else name

@@ -275,6 +275,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     host_whitelist: list[Any] = msgspec.field(default_factory=lambda: ["*"])
     shards: list[Any] = []
     auth: dict[str, Any] | None = None
+    shard_tls: dict[str, Any] | None = None
     whole: list[Any] = []
     across_shards: str | dict[str, Any] = "auto"
     compaction: str | dict[str, Any] = "kubernetes"
@@ -310,7 +311,7 @@ class _FileReader(RangeFields):
         for number, url in enumerate(advertise):
             if url in advertise[:number]:
                 self.fail(("advertise", number), f"advertise URL {url} is listed twice; remove one")
-        shards, shard_map = read_shards(file.shards, file.whole, self, file.auth, folder)
+        shards, shard_map = read_shards(file.shards, file.whole, self, file.auth, folder, file.shard_tls)
         across_shards = self._across_shards(file.across_shards)
         namespace = self._namespace(file.namespace)
         return Config(

@@ -14,15 +14,17 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from esp.core.config.addresses import TLS_SHARD, address
+from esp.core.config.addresses import address
 from esp.core.config.fields import key_bytes
 from esp.core.config.ranges import RangeFields
+from esp.core.config.shard_tls import ShardTls, shard_tls_at
 from esp.core.config.user import User, user_at
 from esp.core.config.yaml_lines import LineError, Place
 from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.shard_map import ShardMap, ShardMapError, carve
+from esp.core.tls_files import Files
 
-_OWN = ("endpoints", "ranges", "auth")
+_OWN = ("endpoints", "ranges", "auth", "tls")
 _ORIGINAL = ("address", "start", "end", "startBytes", "endBytes")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -31,28 +33,32 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 class Endpoint:
     """One member of a shard. `host` is a name or an address without brackets; as text it is a URL.
 
-    `line` is the endpoint's line in the config file; endpoints that differ only in this are equal.
+    `tls` says whether it is to be reached by TLS. `line` is the endpoint's line in the config file; endpoints that
+    differ only in this are equal.
     """
 
     host: str
     port: int
+    tls: bool = False
     line: int | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
 class ShardConfig:
     """One shard. `ranges` are the ranges that it owns, in key order, after narrower ranges of others were cut out.
 
-    `user` is esp's own there, None where esp has none.
+    `user` is esp's own there, None where esp has none. `tls` is None if the endpoints are plain.
     """
 
     name: str
     endpoints: tuple[Endpoint, ...]
     ranges: tuple[KeyRange, ...]
     user: User | None = None
+    tls: ShardTls | None = None
 
 
 def read_shards(
@@ -61,6 +67,7 @@ def read_shards(
     fields: RangeFields,
     auth: dict[str, Any] | None = None,
     folder: Path | None = None,
+    tls: dict[str, Any] | None = None,
 ) -> tuple[tuple[ShardConfig, ...], ShardMap]:
     """The shards in the order of the file, and the map that they make.
 
@@ -70,6 +77,7 @@ def read_shards(
         fields: the fields of the file.
         auth: The value of `auth`, for the shards without one of their own.
         folder: The folder of the file.
+        tls: The value of `shard_tls`, for the shards without a `tls` of their own.
 
     Raises:
         LineError: there is a fault in a shard; or a key has no owner, or two; or a boundary divides a range of `whole`.
@@ -79,8 +87,9 @@ def read_shards(
     reader.read(entries)
     shard_map = reader.shard_map()
     reader.check_whole(whole, shard_map)
+    secured = reader.secured(tls)
     shards = tuple(
-        ShardConfig(name, endpoints, tuple(shard_map.ranges_of(name)), reader.users.get(name, user))
+        ShardConfig(name, endpoints, tuple(shard_map.ranges_of(name)), reader.users.get(name, user), secured.get(name))
         for name, endpoints in reader.endpoints.items()
     )
     return shards, shard_map
@@ -94,6 +103,7 @@ class _ShardShape(msgspec.Struct, forbid_unknown_fields=True):
     endpoints: list[Any] = []
     ranges: list[Any] = []
     auth: dict[str, Any] | None = None
+    tls: dict[str, Any] | None = None
 
 
 class _OriginalShardShape(msgspec.Struct, forbid_unknown_fields=True):
@@ -119,13 +129,15 @@ class _ShardsReader:
     def __init__(self, fields: RangeFields, folder: Path | None) -> None:
         self.fields = fields
         self.users: dict[str, User] = {}
+        self.tls: dict[str, ShardTls] = {}
         self._folder = folder
+        self._checked: set[Files] = set()
         self.lines = fields.lines
         self.fail = fields.fail
         self.shaped = fields.shaped
         self.endpoints: dict[str, tuple[Endpoint, ...]] = {}
         self._sources: list[_Source] = []
-        self._owner_of: dict[Endpoint, str] = {}
+        self._owner_of: dict[tuple[str, int], str] = {}
         self._original = False
 
     def read(self, entries: list[Any]) -> None:
@@ -184,6 +196,8 @@ class _ShardsReader:
         self._read_endpoints(name, shape.endpoints, (*place, "endpoints"), subject)
         if shape.auth is not None:
             self.users[name] = user_at(shape.auth, (*place, "auth"), self.fields, self._folder)
+        if shape.tls is not None:
+            self._read_tls(name, shape.tls, (*place, "tls"), subject)
         if not shape.ranges:
             self.fail(place, f'{subject} has no ranges; write ranges: [{{start: "", end: ""}}] for all keys')
         for position, value in enumerate(shape.ranges):
@@ -233,14 +247,41 @@ class _ShardsReader:
             self.fail(place, f"{subject} has no endpoints; write endpoints: [http://127.0.0.1:12379]")
         endpoints = self.fields.each(values, place, _endpoint, subject)
         for position, endpoint in enumerate(endpoints):
-            if other := self._owner_of.get(endpoint):
+            if other := self._owner_of.get((endpoint.host, endpoint.port)):
                 self.fail(
                     (*place, position),
                     f"{subject}: endpoint {endpoint} is listed in {other} already; remove it from one",
                 )
-            self._owner_of[endpoint] = subject
+            self._owner_of[endpoint.host, endpoint.port] = subject
+            if endpoint.tls is not endpoints[0].tls:
+                self.fail(
+                    (*place, position),
+                    f"{subject}: endpoints {endpoints[0]} and {endpoint} differ: all of a shard are https://, or none",
+                )
         lines = [self.lines.of((*place, position)) for position in range(len(endpoints))]
         self.endpoints[name] = tuple(map(_with_line, endpoints, lines))
+
+    def _read_tls(self, name: str, value: dict[str, Any], place: Place, subject: str) -> None:
+        first = self.endpoints[name][0]
+        if not first.tls:
+            secured = dataclasses.replace(first, tls=True)
+            self.fail(place, f'{subject} has "tls", but endpoint {first} is plain; write {secured}, or leave out "tls"')
+        self.tls[name] = shard_tls_at(value, place, self.fields, self._folder, self._checked)
+
+    def secured(self, for_all: dict[str, Any] | None) -> dict[str, ShardTls]:
+        """The TLS of the shards that use TLS, by name; `for_all` is the value of `shard_tls`.
+
+        Raises:
+            LineError: there is a fault in `for_all`, or no shard uses TLS.
+        """
+        names = [name for name, endpoints in self.endpoints.items() if endpoints[0].tls]
+        default = ShardTls()
+        if for_all is not None:
+            default = shard_tls_at(for_all, ("shard_tls",), self.fields, self._folder, self._checked)
+            if not names:
+                text = '"shard_tls" is given, but all endpoints are plain; write https:// before those of TLS'
+                self.fail(("shard_tls",), text)
+        return {name: self.tls.get(name, default) for name in names}
 
     def shard_map(self) -> ShardMap:
         """The map made of all ranges."""
@@ -300,7 +341,7 @@ class _ShardsReader:
 
 
 def _endpoint(url: object) -> Endpoint:
-    return Endpoint(*address(url, "endpoint", TLS_SHARD))
+    return Endpoint(*address(url, "endpoint", None), tls=str(url).startswith("https://"))
 
 
 def _with_line(endpoint: Endpoint, line: int) -> Endpoint:

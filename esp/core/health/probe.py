@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from time import monotonic
 from typing import Any, Final
 
@@ -18,12 +19,13 @@ from google.protobuf.message import Message
 from esp.core import errors
 from esp.core.apiservers import holds, namespace_key, roots_in_question
 from esp.core.background import Background, all_of
-from esp.core.config import Config, Endpoint, ShardConfig, User
+from esp.core.config import Config, Endpoint, ShardConfig
 from esp.core.health.accounts import Accounts, compare, find
 from esp.core.health.findings import Alarm, EndpointHealth, Health, Member, ShardHealth, judge, with_cuts, with_findings
 from esp.core.kubernetes import cuts
 from esp.core.pb import rpc_pb2
 from esp.core.shard import ALARMS, STATUS, Method, Shard, ask_for_esp
+from esp.core.tls_files import TlsFiles
 from esp.core.wire.context import WireContext
 from esp.core.wire.status import Code, RpcError, Status
 
@@ -41,21 +43,21 @@ _POLL_SECONDS: Final = 0.01
 
 async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
     """The health of all endpoints, asked at once, in `seconds` at most. Raises nothing: failures are in the answer."""
-    context = WireContext(config.limits)
+    context, files = WireContext(config.limits), TlsFiles()
 
     async def ask(shard: ShardConfig) -> ShardHealth:
-        endpoints = await all_of([_examine(endpoint, shard.user, context, seconds) for endpoint in shard.endpoints])
+        endpoints = await all_of([_examine(endpoint, shard, context, files, seconds) for endpoint in shard.endpoints])
         return ShardHealth(shard.name, shard.ranges, tuple(endpoints))
 
-    told: list[Any] = await all_of([all_of(map(ask, config.shards)), _accounts(config, context, seconds)])
+    told: list[Any] = await all_of([all_of(map(ask, config.shards)), _accounts(config, context, files, seconds)])
     health = with_findings(judge(told[0]), *compare(told[1]))
     shard_map, assumed = config.shard_map, config.apiserver_roots
-    at_work = await _roots_at_work(config, context, seconds) if len(config.shards) > 1 else []
+    at_work = await _roots_at_work(config, context, files, seconds) if len(config.shards) > 1 else []
     found = [cut for root in dict.fromkeys((*assumed, *at_work)) for cut in cuts(shard_map, root)]
     return with_cuts(health, found, at_work=bool(at_work))
 
 
-async def _accounts(config: Config, context: WireContext, seconds: float) -> dict[str, Accounts]:
+async def _accounts(config: Config, context: WireContext, files: TlsFiles, seconds: float) -> dict[str, Accounts]:
     """The auth of each shard, by name, as far as the shard tells.
 
     With a single shard it only matters whether esp can authenticate.
@@ -63,9 +65,7 @@ async def _accounts(config: Config, context: WireContext, seconds: float) -> dic
     if len(config.shards) == 1 and not any(shard.user for shard in config.shards):
         return {}
     async with Background() as background:
-        shards = {
-            shard.name: Shard(shard.name, shard.endpoints, context, background, shard.user) for shard in config.shards
-        }
+        shards = {shard.name: Shard.of(shard, context, background, files) for shard in config.shards}
         for shard in shards.values():
             background.start(shard.run())
         found = {name: Accounts(refusal=f"not within {ACCOUNTS_SECONDS:g} s") for name in shards}
@@ -79,7 +79,7 @@ async def _accounts(config: Config, context: WireContext, seconds: float) -> dic
         return found
 
 
-async def _roots_at_work(config: Config, context: WireContext, seconds: float) -> list[bytes]:
+async def _roots_at_work(config: Config, context: WireContext, files: TlsFiles, seconds: float) -> list[bytes]:
     """The directories of kube-apiservers' keys: found within `seconds`, or expected. Empty without a kube-apiserver."""
 
     async def find(shards: dict[str, Shard]) -> list[bytes]:
@@ -101,9 +101,7 @@ async def _roots_at_work(config: Config, context: WireContext, seconds: float) -
         ]
 
     async with Background() as background:
-        shards = {
-            shard.name: Shard(shard.name, shard.endpoints, context, background, shard.user) for shard in config.shards
-        }
+        shards = {shard.name: Shard.of(shard, context, background, files) for shard in config.shards}
         for shard in shards.values():
             background.start(shard.run())
         try:
@@ -112,10 +110,12 @@ async def _roots_at_work(config: Config, context: WireContext, seconds: float) -
             return []
 
 
-async def _examine(endpoint: Endpoint, user: User | None, context: WireContext, seconds: float) -> EndpointHealth:
+async def _examine(
+    endpoint: Endpoint, of: ShardConfig, context: WireContext, files: TlsFiles, seconds: float
+) -> EndpointHealth:
     until = monotonic() + seconds
     async with Background() as background:
-        shard = Shard(str(endpoint), [endpoint], context, background, user)
+        shard = Shard.of(replace(of, endpoints=(endpoint,)), context, background, files)
         background.start(shard.run())
         while not shard.is_ready:
             if shard.barred is not None:

@@ -14,6 +14,10 @@
     login      esp's own user: the token that goes with esp's own questions
     member     a server's first answer: whether the server is up, and is not an esp
     dialler    connects to an endpoint as far as that calls can be sent
+    common_name  refuses a certificate of esp's that a shard may take for a user's
+    peer_port  recognises the port of etcd's members
+    strangers  finds out who answers at an endpoint that does not answer as an etcd
+    secured    TLS towards a shard: credentials, and the faults of handshakes
     dial       connects to the first of a host's addresses that accepts
     endpoint_state  the state of one endpoint: connectivity, trouble, round trips
     lookup     looks up host names, each in at most one thread

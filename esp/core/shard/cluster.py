@@ -68,8 +68,8 @@ class Cluster:
         self.seen, self.allowed_ops = 0, DEFAULT_TXN_OPS
         self.version_in_use = ""
 
-    def take_status(self, answer: bytes) -> None:
-        """Takes note of a member's answer to Status.
+    def take_status(self, answer: bytes) -> str:
+        """Takes note of a member's answer to Status; the member's version.
 
         Raises:
             RpcError: `answer` is no StatusResponse.
@@ -89,6 +89,7 @@ class Cluster:
         self.version = self.version_in_use = status.version
         self.storage_version = status.storageVersion
         self.saw(status.header.revision)
+        return status.version
 
     def parsed(self, answer: type[Answer], message: bytes) -> Answer:
         """The message in a shard's answer, which comes without gRPC prefix.

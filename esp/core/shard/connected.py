@@ -18,13 +18,14 @@ import random
 from collections.abc import Sequence
 from functools import partial
 from time import monotonic
-from typing import Final
+from typing import Final, Self
 
 from esp.core import errors
 from esp.core.auth_tokens import OwnParts
 from esp.core.background import Background
-from esp.core.config import Endpoint, User
+from esp.core.config import Endpoint, ShardConfig, User
 from esp.core.shard.cluster import Cluster
+from esp.core.shard.common_name import CommonNameError, check_common_name
 from esp.core.shard.dialler import Dialler, reason_of
 from esp.core.shard.endpoint_state import EndpointState
 from esp.core.shard.leader import Leaderless
@@ -33,6 +34,8 @@ from esp.core.shard.links import Links
 from esp.core.shard.login import Login
 from esp.core.shard.member import NotAnEtcd, UnfitError, ask_once, fault_of
 from esp.core.shard.outage import Outages
+from esp.core.shard.secured import Secured
+from esp.core.tls_files import TlsFiles
 from esp.core.wire.call import BrokenCall
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
@@ -59,6 +62,8 @@ class Connected(Cluster):
         endpoints: all endpoints, in the order of the config.
         states: the state of each endpoint, for metrics and logs.
         user: the user for esp's own calls; None if esp has no user at this shard.
+        secured: the TLS of the connections; None if they are plain.
+        unsafe: why esp must not use the shard with its certificate (`common_name`); "" if it may, as far as known.
         passed: the calls of clients that are passed on here; None if nobody wants to know how they end.
         outages: tells of losses and outages in the log, and counts them.
         failed_calls: the number of clients' calls that ended with an error of esp's own about this shard.
@@ -73,10 +78,13 @@ class Connected(Cluster):
         context: WireContext,
         background: Background,
         user: User | None = None,
+        secured: Secured | None = None,
     ) -> None:
         super().__init__(name)
         self.endpoints = tuple(endpoints)
         self.user = user
+        self.secured = secured
+        self.unsafe = ""
         self.context = context
         self.background = background
         self.states = {endpoint: EndpointState() for endpoint in self.endpoints}
@@ -86,13 +94,29 @@ class Connected(Cluster):
         self._own_parts = OwnParts(name)
         self.passed = None if context.observer is None else context.observer.passed_to(name)
         self._login = None if user is None else Login(name, user, self._own_parts, self._ask_once, background)
-        dialler = Dialler(context, self._own_parts.of, self.take_status)
+        dialler = Dialler(context, self._own_parts.of, self.take_status, secured)
         self._links = Links(self, dialler, context, background)
         self._unary, self._streams = self._links.unary, self._links.streams
         self._esps: set[Endpoint] = set()
         self._moved_on = -LONGEST_PAUSE
         self._leaderless = Leaderless(context.limits.health_interval)
         self._tells_version = True
+        self._asks_for_auth = False
+
+    @classmethod
+    def of(cls, shard: ShardConfig, context: WireContext, background: Background, files: TlsFiles) -> Self:
+        """The client of a shard as the config has it; `files` gets the shard's certificates.
+
+        Raises:
+            TlsFileError: one of them cannot be used.
+        """
+        secured = Secured.of(shard.name, shard.tls, files)
+        return cls(shard.name, shard.endpoints, context, background, shard.user, secured)
+
+    def may_become(self, shard: ShardConfig) -> bool:
+        """Whether this client can `move` to a shard as the config has it: as the same user, with the same TLS."""
+        tls = None if self.secured is None else self.secured.tls
+        return (self.user, tls) == (shard.user, shard.tls) and not set(self.endpoints).isdisjoint(shard.endpoints)
 
     @property
     def troubles(self) -> dict[Endpoint, str]:
@@ -156,6 +180,14 @@ class Connected(Cluster):
             self._moved_on = now
             unary.close(f"it says {status.message!r}")
 
+    def wants_login(self, status: Status) -> bool:
+        """Whether `status` is how the shard refuses a call for want of a token that is valid.
+
+        To a caller without token whom it knows by a certificate, an etcd says that permission is denied.
+        """
+        is_nobody = self.secured is not None and not self.is_logged_in
+        return status in errors.STALE_TOKEN or (is_nobody and status == errors.PERMISSION_DENIED)
+
     async def log_in(self, since: float, seconds: float | None = None) -> bool:
         """Gets a new token after the shard has refused esp's own. False if the shard would refuse the same call again.
 
@@ -213,8 +245,13 @@ class Connected(Cluster):
             except OSError as error:
                 refusals += 1
                 why = reason_of(error)
+                # Of the last endpoint that fails, the outage tells.
+                is_news = why != state.trouble and refusals < len(self.endpoints)
+                level = logging.WARNING if is_news and isinstance(error, UnfitError) else logging.DEBUG
+                log.log(level, "shard %s: cannot connect to %s: %s", self.name, endpoint, why)
                 state.failed(why)
-                log.debug("shard %s: cannot connect to %s: %s", self.name, endpoint, why)
+                if isinstance(error, CommonNameError):
+                    self.unsafe = why
                 if isinstance(error, NotAnEtcd):
                     self._found_esp(endpoint)
                 else:
@@ -257,6 +294,7 @@ class Connected(Cluster):
         state.connecting()
         connection = await self._links.dial(self._unary, endpoint, state)
         self.endpoint = endpoint
+        self.unsafe = ""
         state.ready()
         self._leave_if_gone()
         self.outages.connected(str(endpoint), monotonic())
@@ -291,6 +329,9 @@ class Connected(Cluster):
         """The member in use has answered a Status call after so many seconds, or the call has failed."""
         if self.endpoint is None:
             return
+        if self.secured is not None and not self._asks_for_auth and link is self._unary:
+            self._asks_for_auth = True
+            self.background.start(self._look_for_auth(self.secured), on_end=self._has_asked_for_auth)
         try:
             if isinstance(outcome, bytes):
                 if (state := self.states.get(self.endpoint)) is not None:  # else `move` has dropped the endpoint
@@ -313,7 +354,7 @@ class Connected(Cluster):
 
     async def _ask_as_user(self, link: Link, refusal: Exception, asked: float) -> None:
         """Asks for the version again after a refusal, at once if esp has got a new token for that."""
-        stale = isinstance(refusal, RpcError) and refusal.status in errors.STALE_TOKEN
+        stale = isinstance(refusal, RpcError) and self.wants_login(refusal.status)
         if stale and await self.log_in(asked):
             self._links.ask(link, monotonic())
         elif self._tells_version:
@@ -324,6 +365,22 @@ class Connected(Cluster):
         """The observer wants to be told of other calls than before."""
         if self.passed is not None:
             self._links.observe(self.passed)
+
+    async def _look_for_auth(self, secured: Secured) -> None:
+        """Leaves the shard if auth was turned on there while esp's certificate has a common name."""
+        connection = self._unary.free()
+        if connection is None:
+            return
+        try:
+            await check_common_name(secured, connection, self.context.limits.health_timeout)
+        except CommonNameError as error:
+            self.unsafe = str(error)
+            self._links.leave(self._unary, self.unsafe)
+        except OSError as error:  # a silent member is found out elsewhere
+            log.debug("shard %s: %s", self.name, error)
+
+    def _has_asked_for_auth(self) -> None:
+        self._asks_for_auth = False
 
     def on_refused(self) -> None:
         """A coroutine has waited for a client in vain."""

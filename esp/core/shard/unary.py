@@ -120,7 +120,7 @@ async def ask_for_esp(
     try:
         return await ask(shard, method, request, metadata=OWN, seconds=seconds)
     except RpcError as error:
-        if error.status not in errors.STALE_TOKEN or not await shard.log_in(asked, seconds):
+        if not shard.wants_login(error.status) or not await shard.log_in(asked, seconds):
             raise
     left = None if seconds is None else max(0.001, asked + seconds - monotonic())
     return await ask(shard, method, request, metadata=OWN, seconds=left)
@@ -135,7 +135,7 @@ async def ask_all_for_esp(
     outcomes = await ask_all(shards, method, request, metadata=OWN, seconds=seconds)
     for shard in shards:
         outcome = outcomes[shard.name]
-        if isinstance(outcome, Status) and outcome in errors.STALE_TOKEN and await shard.log_in(asked, seconds):
+        if isinstance(outcome, Status) and shard.wants_login(outcome) and await shard.log_in(asked, seconds):
             outcomes |= await ask_all((shard,), method, request, metadata=OWN, seconds=seconds)
     return outcomes
 

@@ -28,7 +28,8 @@ The files, from the bottom up: each imports only files of its own line and of li
     http1_faults, http1: requests that are refused for their heads; HTTP/1.1 on the same port
     strangers: other protocols, told by their first bytes
     tls_faults, tls_records, tls: why TLS fails; records of TLS; a server's end of TLS in memory
-    transport, accepted, accepted_tls, listener: sockets; those of clients, plain and with TLS; accepting and counting
+    transport, client_tls: sockets; those of servers, with TLS
+    accepted, accepted_tls, listener: those of clients, plain and with TLS; accepting and counting
 
 The names that the layers above may use (tests/test_layers.py):
 
@@ -59,6 +60,7 @@ The names that the layers above may use (tests/test_layers.py):
     plain: HttpRequest
     exchange: AfterBody, AnswerPage, AtOnce, Exchange, FindPage, Page, Reply, Serve
     transport: ClientProtocol, TICK_SECONDS
+    client_tls: TlsClientProtocol
     listener: Listener
 
 Nothing is imported here: a command that needs `status` alone loads no other file.

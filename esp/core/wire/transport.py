@@ -227,12 +227,16 @@ class ClientProtocol(WireProtocol):
         self._connection = connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The server has accepted: sends the preface, and is ready for the server's first bytes."""
+        """The server has accepted."""
         super().connection_made(transport)
         sock = transport.get_extra_info("socket")
         set_user_timeout(sock, USER_TIMEOUT)
-        self.attach(self._connection)
         self._connection.unacknowledged = partial(unacknowledged, sock)
+        self.begin()
+
+    def begin(self) -> None:
+        """Sends the preface, and is ready for the server's first bytes."""
+        self.attach(self._connection)
         self._connection.flush()
 
     def close(self) -> None:

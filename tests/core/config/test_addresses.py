@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from esp.core.config.addresses import TLS_SHARD, address, nearest
+from esp.core.config.addresses import address, nearest
 
-KINDS = [("listen URL", None, 0, True), ("endpoint", TLS_SHARD, 1, False), ("advertise URL", None, 1, True)]
+KINDS = [("listen URL", None, 0, True), ("endpoint", None, 1, False), ("advertise URL", None, 1, True)]
 
 WRONG = {
     ":2379": "http://127.0.0.1:2379",
@@ -72,9 +72,9 @@ def test_every_hint_is_taken(text: str) -> None:
 @pytest.mark.parametrize("value", [2379, 0, -1, 1.5, True, None, {"h": 1}, ["h:1"]])
 def test_what_is_no_text_has_a_hint_as_well(value: object) -> None:
     with pytest.raises(ValueError, match="is not text; write http://") as error:
-        address(value, "endpoint", TLS_SHARD)
+        address(value, "endpoint", None)
     [url] = hints(str(error.value))
-    address(url, "endpoint", TLS_SHARD)
+    address(url, "endpoint", None)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_what_is_no_text_has_a_hint_as_well(value: object) -> None:
 )
 def test_names_that_cannot_be_any(host: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        address(f"http://{host}:2379", "endpoint", TLS_SHARD)
+        address(f"http://{host}:2379", "endpoint", None)
 
 
 @pytest.mark.parametrize("host", ["a", "a.", "a_b.c-d", "1a", "127.0.0.1", "[::1]", "a" * 63, "xn--kln-sna"])
 def test_names_that_may_be(host: str) -> None:
-    assert address(f"http://{host}:2379/", "endpoint", TLS_SHARD) == (host.strip("[]"), 2379)
+    assert address(f"http://{host}:2379/", "endpoint", None) == (host.strip("[]"), 2379)

@@ -294,7 +294,7 @@ def binary(key: bytes) -> str:
 # What is refused, word for word
 
 FIELDS = (
-    "the fields here are listen, tls, advertise, namespace, cors, host_whitelist, shards, auth, whole, across_shards, compaction, "
+    "the fields here are listen, tls, advertise, namespace, cors, host_whitelist, shards, auth, shard_tls, whole, across_shards, compaction, "
     "deletes_across_shards, defragment, leases, range_reads, txn_reads, drain_seconds, workers, limits, control, watch_config, log, traces"
 )
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
@@ -455,7 +455,6 @@ REFUSED = {
     "endpoint no port": (ONE.replace(":12379", ""), '3: shard "main": endpoint "127.0.0.1" has no port; write http://127.0.0.1:2379'),
     "endpoint port zero": (ONE.replace("12379", "0"), '3: shard "main": endpoint "127.0.0.1:0": there is no port 0; write one from 1 to 65535'),
     "endpoint port a name": (ONE.replace("12379", "etcd"), '3: shard "main": endpoint "127.0.0.1:etcd" is not an address; write http://127.0.0.1:2379'),
-    "endpoint tls": (ONE.replace("127", "https://127"), '3: shard "main": endpoint "https://127.0.0.1:12379": TLS to shards comes in a later release; write http://127.0.0.1:12379'),
     "endpoint scheme": (ONE.replace("127", "etcd://127"), '3: shard "main": endpoint "etcd://127.0.0.1:12379": unknown scheme "etcd"; write http://127.0.0.1:12379'),
     "endpoint path": (ONE.replace("12379", "12379/v3"), '3: shard "main": endpoint "127.0.0.1:12379/v3" has a path; write http://127.0.0.1:12379'),
     "endpoint bare ipv6": (ONE.replace("127.0.0.1:12379", "'::1:2379'"), '3: shard "main": endpoint "::1:2379" has an IPv6 address without brackets; write http://[::1]:2379'),
