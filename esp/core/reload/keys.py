@@ -76,7 +76,8 @@ class Keys:
 async def keys_of(moves: Iterable[Move], before: Mapping[str, Shard], after: Mapping[str, Shard]) -> list[Keys]:
     """The keys of each range that moves.
 
-    A range is left out if its former and its new owner are one cluster, such as a shard with another name.
+    A range is left out if its former and its new owner have an address in common: they are one cluster, such as a shard
+    with another name. Cluster ids do not show that: clusters that were started with the same flags have the same id.
 
     Args:
         moves: the ranges.
@@ -88,21 +89,22 @@ async def keys_of(moves: Iterable[Move], before: Mapping[str, Shard], after: Map
 
     async def look(move: Move) -> None:
         source, target = before[move.source], after[move.target]
-        if set(source.endpoints) & set(target.endpoints):
+        if _addresses(source) & _addresses(target):
             return
         left, there = await all_of([_counted(source, move), _counted(target, move)])
-        if left.cluster and (left.cluster, left.count) == (there.cluster, there.count):
-            return
         found[move] = Keys(move, left.count, there.count, left.trouble, left.revision, there.revision)
 
     await each(moves, look, CONCURRENCY)
     return [found[move] for move in moves if move in found]
 
 
+def _addresses(shard: Shard) -> set[tuple[str, int]]:
+    return {(endpoint.host, endpoint.port) for endpoint in shard.endpoints}
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     count: int | None
-    cluster: int = 0
     revision: int = 0
     trouble: str = ""
 
@@ -114,7 +116,7 @@ async def _counted(shard: Shard, move: Move) -> _Answer:
         answer = await ask_for_esp(shard, RANGE, asked, seconds=ANSWER_SECONDS)
     except RpcError as error:
         return _Answer(None, trouble=error.status.message)
-    return _Answer(answer.count, answer.header.cluster_id, answer.header.revision)
+    return _Answer(answer.count, answer.header.revision)
 
 
 def counted(keys: int) -> str:
