@@ -100,6 +100,7 @@ class Connected(Cluster):
         self._esps: set[Endpoint] = set()
         self._moved_on = -LONGEST_PAUSE
         self._leaderless = Leaderless(context.limits.health_interval)
+        self._told_leaderless = False
         self._tells_version = True
         self._asks_for_auth = False
 
@@ -337,8 +338,7 @@ class Connected(Cluster):
                 if (state := self.states.get(self.endpoint)) is not None:  # else `move` has dropped the endpoint
                     state.answered(seconds)
                 self.take_status(outcome)
-                if self._leaderless.is_to_be_left(self.has_leader, monotonic()) and len(self.endpoints) > 1:
-                    self._links.leave(self._unary, NO_LEADER)
+                self._look_for_leader()
                 return
         except UnfitError as error:
             log.error("shard %s: %s", self.name, error)
@@ -351,6 +351,18 @@ class Connected(Cluster):
             self._links.leave(link, str(fault))
         elif not self.version_in_use:
             self.background.start(self._ask_as_user(link, outcome, monotonic() - seconds))
+
+    def _look_for_leader(self) -> None:
+        """Leaves a member that has no leader, or tells of the only one."""
+        if self._leaderless.is_to_be_left(self.has_leader, monotonic()):
+            if len(self.endpoints) > 1:
+                self._links.leave(self._unary, NO_LEADER)
+            else:
+                self._told_leaderless = True
+                self.note(f"{self.endpoint} serves no writes: {NO_LEADER}")
+        elif self.has_leader and self._told_leaderless:
+            self._told_leaderless = False
+            self.note(f"{self.endpoint} has a leader again")
 
     async def _ask_as_user(self, link: Link, refusal: Exception, asked: float) -> None:
         """Asks for the version again after a refusal, at once if esp has got a new token for that."""
@@ -387,7 +399,7 @@ class Connected(Cluster):
         self.failed_calls += 1
 
     def note(self, text: str) -> None:
-        """Logs a loss that leaves the shard connected."""
+        """Logs news that leave the shard connected."""
         self.outages.note(text, monotonic())
 
     def _tell(self, level: int, text: str) -> None:

@@ -39,7 +39,7 @@ class Owner(Protocol):
         """A coroutine has waited for a client in vain."""
 
     def note(self, text: str) -> None:
-        """Logs a loss that leaves the shard connected."""
+        """Logs news that leave the shard connected."""
 
 
 class Links:

@@ -902,12 +902,15 @@ class TestEndpoints:
             await front.until(lambda: front.shard.endpoint == second.endpoint and front.shard.has_leader)
 
     @in_a_loop
-    async def test_the_only_one_is_kept_without_a_leader(self) -> None:
+    async def test_the_only_one_is_kept_without_a_leader_and_told(self, caplog: pytest.LogCaptureFixture) -> None:
         async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=WATCHFUL) as front:
             etcd.leader = 0
-            connection = await etcd.accepts()
-            await front.until(lambda: connection.statuses > 5)
+            await front.until(lambda: f"shard s0: {etcd.endpoint} serves no writes: it has no leader" in caplog.text)
             assert front.shard.is_ready
+            etcd.leader = 7
+            await front.until(lambda: f"shard s0: {etcd.endpoint} has a leader again" in caplog.text)
+            assert len(etcd.connections) == 1
+            assert front.shard.outages.losses == 0
 
     @in_a_loop
     async def test_round_trips_are_taken_while_nobody_asks_anything(self) -> None:
