@@ -25,6 +25,11 @@ from esp.core.layout import Layout
 from esp.core.log.calls import LASTING, CallLog
 from esp.core.log.text import few
 from esp.core.metrics.calls import Calls
+from esp.core.metrics.names import KNOWN
+from esp.core.metrics.page import PATH as METRICS
+from esp.core.metrics.page import MetricsPage
+from esp.core.metrics.scrape import Metrics
+from esp.core.metrics.walk import Parts
 from esp.core.routing import Routing
 from esp.core.samples import Samples
 from esp.core.server_certificates import ServerCertificates
@@ -38,7 +43,7 @@ from esp.core.services.kv import Compactions
 from esp.core.services.lease import Leases
 from esp.core.services.namespace import InNamespace
 from esp.core.services.pages import Pages
-from esp.core.services.router import METHODS, Router
+from esp.core.services.router import Router
 from esp.core.services.watch import PATH as WATCH_PATH
 from esp.core.services.watch import Watch
 from esp.core.shard import Shard
@@ -82,6 +87,7 @@ class Proxy:
         calls: counts the calls that have ended.
         gate: lets calls over several shards begin.
         reloads: the number of reloads, by their result.
+        metrics: the page /metrics.
         on_tick: further steps of each tick, by their names; they get the time, and run only while the loop works.
         routing: the layout in force, and the tokens.
         tls_files: the certificates of the listeners and of esp at the shards.
@@ -105,7 +111,7 @@ class Proxy:
         self._heap = Heap(self._garbage)
         self._running: dict[Shard, asyncio.Task[None]] = {}
         self.gate = Gate(self.context, self.background, self._calls_sent)
-        self.calls = Calls(self.context, METHODS.keys() | set(reflection.PATHS))
+        self.calls = Calls(self.context, KNOWN)
         self._call_log = CallLog(config.log)
         self.calls.listen(self._call_log.ended, self._call_log.least)
         self.traces = None if config.traces is None else Traces.of(config.traces, self.context)
@@ -121,7 +127,21 @@ class Proxy:
         self._sampling: asyncio.Task[None] | None = None
         self._set_samples(layout)
         self._health = HealthService(lambda: any(shard.is_ready for shard in self.routing.shards.values()))
-        self._pages = Pages(self.routing, self.background)
+        self._pages = Pages(self.routing, self.background, self.context.counters.pages)
+        self.metrics = Metrics(
+            Parts(
+                context=self.context,
+                background=self.background,
+                calls=self.calls,
+                protocols=lambda: self._listener.protocols,
+                routing=lambda: self.routing,
+                gate=self.gate,
+                leases=self.leases,
+                watch=self._watch,
+                samples=lambda: self._samples,
+            )
+        )
+        self._metrics_page = MetricsPage(self.metrics, self.context.counters.pages, lambda: self._pages)
         self._namespace = None if config.namespace is None else InNamespace(config.namespace)
         self._router = self._router_for(self.routing)
         self._site = Site(
@@ -129,6 +149,7 @@ class Proxy:
             cors=config.cors,
             hosts=config.host_whitelist,
             most_bytes=config.limits.max_json_bytes,
+            exchanges={METRICS: self._metrics_page.exchange} if config.metrics_for_clients else {},
         )
         self._listener = Listener(self.context, self._find, self._site)
 
@@ -191,7 +212,7 @@ class Proxy:
         self.routing.apiservers.install(layout)
         if self._samples is not None:
             self._samples.install(layout)
-        self._pages = Pages(self.routing, self.background)
+        self._pages = Pages(self.routing, self.background, self.context.counters.pages)
         self._router = self._router_for(self.routing)
         self._listener.forget_heads()
         self.leases.install(layout)
@@ -280,7 +301,8 @@ class Proxy:
             own |= {*kv.RANGES, WATCH_PATH}  # they know which revisions mean nothing any more
         if self._namespace is not None or config.advertise:
             own.add(cluster.MEMBER_LIST)  # the shard's own members lead past this proxy, out of the namespace
-        return Router(routing, self.gate, served, self._pages, self._namespace, own)
+        page = self._metrics_page if config.metrics_for_clients else self._pages
+        return Router(routing, self.gate, served, page, self._namespace, own)
 
     def _find(self, head: RequestHead) -> Handler:
         return self._router.find(head)

@@ -181,6 +181,11 @@ class Tokens:
     def __len__(self) -> int:
         return len(self._vectors)
 
+    @property
+    def most_used(self) -> int:
+        """The number of tokens of answers, or of watch messages: whichever is higher."""
+        return max(len(self._of_answers), len(self._of_messages))
+
     def close(self) -> None:
         """Gives the instance number back. No token is minted after this."""
         if self._claim is not None:

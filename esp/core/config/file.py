@@ -141,6 +141,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     traces: TracesConfig | None = None
     workers: int = 1
+    metrics_for_clients: bool = True
 
     @property
     def apiserver_roots(self) -> tuple[bytes, ...]:
@@ -291,6 +292,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     watch_config: bool = False
     log: dict[str, Any] = {}
     traces: dict[str, Any] | None = None
+    metrics_for_clients: bool = True
 
 
 class _FileReader(RangeFields):
@@ -338,6 +340,7 @@ class _FileReader(RangeFields):
             watch_config=file.watch_config,
             log=log_of(file.log, self),
             traces=traces_of(file.traces, self),
+            metrics_for_clients=file.metrics_for_clients,
             workers=self._workers(file.workers),
         )
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from html import escape
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
@@ -60,6 +61,7 @@ class Site(Serve):
         cors: origins of pages that may read the answers; `*` for any.
         hosts: names under which clients may ask; `*` for any.
         most_bytes: the largest JSON value in a request.
+        exchanges: serve requests for these paths; they get the request, its reply, and header lines for the answer.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Site(Serve):
         cors: Collection[str] = (ANY,),
         hosts: Collection[str] = (ANY,),
         most_bytes: int,
+        exchanges: Mapping[str, Callable[[HttpRequest, Reply, bytes], Exchange]] = MappingProxyType({}),
     ) -> None:
         super().__init__()
+        self._exchanges = exchanges
         self._find_page = find_page
         self.install(cors=cors, hosts=hosts, most_bytes=most_bytes)
 
@@ -111,6 +115,9 @@ class Site(Serve):
             return _whole(reply, _moved(quote(elsewhere, safe=_SAFE) + mark + query, method, lines))
         if _first_part(escaped) == _PREFIX:
             return self._gateway(method, path, request, reply, lines)
+        made = self._exchanges.get(path)
+        if made is not None:
+            return made(request, reply, lines)
         return AfterBody(reply, partial(self._page, method, target, lines))
 
     def _lines_for(self, request: HttpRequest) -> bytes:

@@ -82,7 +82,7 @@ class Calls:
     Attributes:
         passed: by shard and path, the calls that were sent to one shard in the turn in which they came.
         served: by path, all other calls, as the client sees them.
-        sent: by shard and path, as the shard sees them: those of the calls in `served` that the shard has ended.
+        sent: by shard and path, what else the shard was asked: calls of `served`, and questions of esp's own.
     """
 
     def __init__(self, context: WireContext, known: Container[bytes]) -> None:
@@ -136,6 +136,11 @@ class Calls:
                 self.sent[call.server][path].add(call.at - call.sent, call.code)
         for listener in self._listeners:
             listener(call)
+
+    def asked(self, name: str, path: bytes, code: int, seconds: float) -> None:
+        """Counts a question of esp's own to a shard."""
+        if name in self._lists:
+            self.sent[name][path if path in self._known else UNKNOWN].add(seconds, code)
 
     # The lists.
 

@@ -124,6 +124,10 @@ class Gate:
             if not self.busy[shard, kind]:
                 del self.busy[shard, kind]
 
+    def parts_of(self, shard: str) -> float:
+        """The parts that are at work at a shard."""
+        return sum(self.busy.get((shard, kind), 0) for kind in KINDS) / PLACES
+
     @property
     def waiting(self) -> int:
         """The number of calls that wait for a place."""

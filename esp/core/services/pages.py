@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final
@@ -64,7 +65,11 @@ class Pages(Handler):
 
     is_page = True
 
-    def __init__(self, routing: Routing, background: Background) -> None:
+    def __init__(
+        self, routing: Routing, background: Background, counts: Counter[tuple[str, int]] | None = None
+    ) -> None:
+        """`counts` gets the answers, by the page and the HTTP status."""
+        self._counts = Counter() if counts is None else counts
         self._routing = routing
         self._checks = Checks(routing.shards, background)
         self._names = list(routing.shards)
@@ -73,6 +78,7 @@ class Pages(Handler):
         """Gives `answer` the page for an HTTP request: at once, or when shards have answered."""
         path, _, query = _ABSOLUTE.sub("", target).partition("?")
         make = self._page(path)
+        answer = partial(self._count, "other" if make is None else f"/{path.split('/')[1]}", answer)
         if make is None:
             answer(_NOT_FOUND)
         elif method not in ("GET", "HEAD"):
@@ -81,6 +87,10 @@ class Pages(Handler):
             answer(_TOO_LONG)
         else:
             make(parse_qs(query, keep_blank_values=True), answer)
+
+    def _count(self, name: str, answer: AnswerPage, page: Page) -> None:
+        self._counts[name, page.status] += 1
+        answer(page)
 
     def _page(self, path: str) -> Callable[[Query, AnswerPage], None] | None:
         if path == "/version":

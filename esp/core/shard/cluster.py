@@ -32,6 +32,10 @@ class Cluster:
     Attributes:
         name: the shard's, as in the config.
         garbled: the number of answers that could not be read.
+        repeated: clients' calls that were sent again because they broke.
+        joined_reads: clients' reads that went as parts of transactions.
+        joined_transactions: these transactions.
+        watch_events: events that the shard has sent.
         endpoint: the endpoint in use; None while there is none.
         version: etcd's version, as a member told it last; "" before that.
         storage_version: of the same member's file, since etcd 3.6; else "".
@@ -46,7 +50,7 @@ class Cluster:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.garbled = 0
+        self.garbled = self.repeated = self.joined_reads = self.joined_transactions = self.watch_events = 0
         self.endpoint: Endpoint | None = None
         self.version = ""
         self.storage_version = ""

@@ -155,6 +155,17 @@ class Connected(Cluster):
         return 0 if connection is None else connection.highest_stream_id() // 2
 
     @property
+    def calls_waiting(self) -> int:
+        """The calls that wait for a connection."""
+        return sum(len(link.waiting) + len(link.standing) for link in (self._unary, self._streams))
+
+    @property
+    def calls_open(self) -> int:
+        """The calls that are open on the connections in use, clients' and esp's own."""
+        links = (self._unary, self._streams)
+        return sum(len(link.connection.streams) for link in links if link.connection is not None)
+
+    @property
     def is_ready(self) -> bool:
         """Whether a call could be sent now."""
         return self._unary.free() is not None

@@ -118,6 +118,7 @@ class Dialler:
                 accepted = True
                 await greeted
         except TimeoutError:
+            self._context.reached("connect_timeout")
             fault = "it accepts connections, but says nothing" if accepted else "no answer"
             raise OSError(f"{fault} within {seconds:g} s") from None
         if isinstance(protocol, TlsClientProtocol) and protocol.fault is not None:

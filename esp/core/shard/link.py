@@ -282,7 +282,10 @@ class Link:
 
     def tick(self, now: float) -> None:
         """Refuses calls that have waited long enough, and looks at the connection's deadlines."""
-        self._refuse([call for call in self.waiting if call.until < now], errors.NO_CONNECTION)
+        late = [call for call in self.waiting if call.until < now]
+        if late:
+            self._context.counters.limits["max_waiting_seconds"] += len(late)
+            self._refuse(late, errors.NO_CONNECTION)
         if self.connection is not None:
             self.connection.tick(now)
 

@@ -19,7 +19,7 @@ from esp.core.wire.client import ClientConnection
 from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerStream
-from esp.core.wire.splice import REPLAY_BYTES, CountedCall, LateCall, Place, SplicedCall
+from esp.core.wire.splice import REPLAY_BYTES, CountedCall, LateCall, Place, SplicedCall, StreamCall
 from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError, Status
 
 log = logging.getLogger("esp.shard")
@@ -104,7 +104,7 @@ class Shard(Connected):
 
     def send(self, connection: ClientConnection, down: ServerStream, message: bytes | None, timeout: bytes) -> None:
         """Sends a client's call on `connection`, which has room for it; a streaming call has no `message`."""
-        call = LateCall(connection, down, message, self)
+        call = StreamCall(connection, down, self) if message is None else LateCall(connection, down, message, self)
         connection.call(call, down.forward, timeout, message, end=message is not None)
         if message is not None and len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
             call.message = b""
@@ -134,6 +134,7 @@ class Shard(Connected):
         )
         if status is None:
             down.retried = True
+            self.repeated += 1
             self.send_again(down, call.message)
             return
         if status is errors.REQUEST_TIMED_OUT:
@@ -230,7 +231,7 @@ class Shard(Connected):
         connection = await self._unary.wait(down.peer if down is not None else "")
         when = deadline.when()
         timeout = b"" if when is None else format_timeout(max(0.0, when - asyncio.get_running_loop().time()))
-        call = MessageCall(connection, reader(), down, self.blamed)
+        call = MessageCall(connection, reader(), down, self.blamed, forward[0])
         connection.call(call, forward, timeout, body, end=True)
         self.context.flush_soon()
         try:
@@ -255,7 +256,7 @@ class Shard(Connected):
             RpcError: there is no connection.
         """
         connection = await self._unary.wait(down.peer if down is not None else "")
-        call = MessageCall(connection, messages(), down, self.blamed)
+        call = MessageCall(connection, messages(), down, self.blamed, forward[0])
         connection.call(call, forward, format_timeout(timeout) if timeout else b"", prefix(message), end=True)
         self.context.flush_soon()
         return call

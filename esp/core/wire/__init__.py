@@ -4,6 +4,7 @@ The files, from the bottom up: each imports only files of its own line and of li
 
     status, limits: codes and errors of gRPC; every bound of the wire
     frames: frames as bytes, error codes, the two kinds of fault
+    traffic: bytes and messages that have passed
     budget, shares: memory and places that all clients share fairly
     ended: calls that have ended, for metrics and logs
     huffman, field_decoder, hpack: header blocks
@@ -53,7 +54,8 @@ The names that the layers above may use (tests/test_layers.py):
     server_stream: Handler, OVERLOADED, Refuse, Sink, ServerStream, INTERNAL_ERROR
     client_stream: ClientStream, STREAM_WINDOW
     client: ClientConnection
-    splice: SplicedCall, LateCall, CountedCall, Place, NO_TRAILERS, REPLAY_BYTES
+    traffic: Traffic, MessageCount
+    splice: SplicedCall, LateCall, StreamCall, CountedCall, Place, NO_TRAILERS, REPLAY_BYTES
     call: MessageCall, Reader, Together, TogetherCall, BrokenCall, messages
     pump: Pending
     local_calls: LocalCalls
@@ -61,6 +63,7 @@ The names that the layers above may use (tests/test_layers.py):
     exchange: AfterBody, AnswerPage, AtOnce, Exchange, FindPage, Page, Reply, Serve
     transport: ClientProtocol, TICK_SECONDS
     client_tls: TlsClientProtocol
+    accepted: ServerProtocol
     listener: Listener
 
 Nothing is imported here: a command that needs `status` alone loads no other file.

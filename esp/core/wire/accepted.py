@@ -67,6 +67,7 @@ class ServerProtocol(WireProtocol):
         super().__init__(listener.context)
         self.port = port
         self._listener = listener
+        self._traffic = listener.context.counters.clients
         self._first = b""
         self._http1: Http1Connection | None = None
         self._calls: LocalCalls | None = None  # of a client that speaks HTTP/1.1
@@ -87,6 +88,7 @@ class ServerProtocol(WireProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Works on bytes that came, as far as this client's share of the turn allows; the rest waits."""
+        self._traffic.received += len(data)
         if self._closing_since:
             self._discard(len(data))
             return
@@ -237,6 +239,7 @@ class ServerProtocol(WireProtocol):
             self._abort()
             return
         if answer:
+            self._traffic.sent += len(answer)
             self.transport.write(answer)
             self._since = monotonic()
         if http1.ended:
@@ -248,6 +251,7 @@ class ServerProtocol(WireProtocol):
         if http1 is None or self._closing_since or self.transport is None or self.transport.is_closing():
             return
         if answer:
+            self._traffic.sent += len(answer)
             self.transport.write(answer)
             self._since = monotonic()
         if http1.ended:

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence, Sized
 from functools import partial
+from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from esp.core.wire.client import ClientConnection
@@ -88,6 +89,8 @@ class MessageCall(ClientStream, Generic[Message]):
     it holds the memory of what has come: a message until the next one is read. The result of `read_only` stays held
     until the caller releases it.
 
+    `path` is the call's, if the observer is to learn of its end.
+
     `garbled` makes the error for an answer that no server should give, from a clause that says why.
     """
 
@@ -98,8 +101,10 @@ class MessageCall(ClientStream, Generic[Message]):
         "_held",
         "_keeper",
         "_messages",
+        "_path",
         "_read",
         "_reader",
+        "_sent",
         "_unread",
         "_waiter",
     )
@@ -110,8 +115,11 @@ class MessageCall(ClientStream, Generic[Message]):
         reader: Reader[Message],
         keeper: Keeper | None = None,
         garbled: Callable[[str], RpcError] = _garbled,
+        path: bytes = b"",
     ) -> None:
         super().__init__(connection)
+        self._path = path
+        self._sent = monotonic() if path else 0.0
         self._garbled = garbled
         self._reader = reader
         self._keeper = keeper
@@ -185,7 +193,13 @@ class MessageCall(ClientStream, Generic[Message]):
         held, self._held = self._held, 0
         if held and self._keeper is not None:
             self._keeper.release(held)
+        self._tell(Code.CANCELLED)
         super().cancel()
+
+    def _tell(self, code: int) -> None:
+        path, self._path = self._path, b""
+        if path:
+            self.tell_asked(path, code, self._sent)
 
     def _give_back(self) -> None:
         size, self._unread = self._unread, 0
@@ -201,6 +215,7 @@ class MessageCall(ClientStream, Generic[Message]):
         """The answer's head or trailers."""
         if end:
             status = head.outcome()
+            self._tell(status.code)
             self._ended = True
             if head.lacks_status:
                 self._error = partial(self._garbled, "ends without a grpc-status")
@@ -245,6 +260,7 @@ class MessageCall(ClientStream, Generic[Message]):
 
     def on_reset(self, code: int, reason: str) -> None:
         """The stream is gone."""
+        self._tell(Code.UNAVAILABLE)
         self._error = partial(BrokenCall, code, reason, unprocessed=self.surely_unprocessed(code))
         self._wake()
 
@@ -276,9 +292,10 @@ class Together(Generic[Message]):
         keeper: Keeper | None,
         ended: Callable[[], object] | None = None,
         garbled: Callable[[str], RpcError] = _garbled,
+        path: bytes = b"",
     ) -> TogetherCall[Message]:
         """A new call, for the caller to send; `ended` is called when the call ends by itself."""
-        call = TogetherCall(connection, reader, keeper, self, ended, garbled)
+        call = TogetherCall(connection, reader, keeper, self, ended, garbled, path)
         self.calls.append(call)
         return call
 
@@ -340,8 +357,9 @@ class TogetherCall(MessageCall[Message]):
         together: Together[Message],
         told: Callable[[], object] | None,
         garbled: Callable[[str], RpcError],
+        path: bytes,
     ) -> None:
-        super().__init__(connection, reader, keeper, garbled)
+        super().__init__(connection, reader, keeper, garbled, path)
         self._together = together
         self._told = told
 

@@ -114,6 +114,7 @@ class ClientConnection(ResponseReader):
         self.passed = passed
         self.slow = passed.slow
         self.took = passed.took
+        self.traffic = passed.traffic
 
     # Calls.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from esp.core.wire.context import WireContext
@@ -71,6 +72,12 @@ class ClientStream(Stream):
 
     def on_retired(self) -> None:
         """Another connection takes new calls from now on. This call goes on as long as the server lets it."""
+
+    def tell_asked(self, path: bytes, code: int, sent: float) -> None:
+        """Tells the observer that this call, a question of esp's own, has ended; it was sent at `sent`."""
+        passed, observer = self.connection.passed, self.connection.context.observer
+        if passed is not None and observer is not None:
+            observer.asked(passed.name, path, code, monotonic() - sent)
 
     def cancel(self) -> None:
         """Ends the call from here; no event follows."""

@@ -16,6 +16,7 @@ from esp.core.wire.frames import ConnectionFault, ErrorCode, goaway
 from esp.core.wire.glitches import GlitchBudget
 from esp.core.wire.held_ack import HeldAck
 from esp.core.wire.table_update import with_table_update
+from esp.core.wire.traffic import Traffic
 
 log = logging.getLogger("esp.wire")
 
@@ -34,6 +35,7 @@ class Connection:
         on_end: called once, when the connection has ended and all its bytes went to `on_flush`; set by the transport.
         on_charge: called with the seconds of work that a call made outside of `receive`; set by the transport.
         on_behind: called when there are steps to take that did not begin in `receive`; set by the transport.
+        traffic: counts the bytes of this connection, perhaps together with those of others.
         stop: when `receive` has to stop before the end of its bytes, on the clock of `context.turns`.
         unread: bytes of the peer wait for their turn in esp. A frame that the peer owes may be among them, and is not
             late.
@@ -62,6 +64,7 @@ class Connection:
         "out",
         "peer",
         "stop",
+        "traffic",
         "unread",
         "wall",
         "writable",
@@ -79,6 +82,7 @@ class Connection:
         self.clock = context.turns.clock
         self.wall = context.turns.wall
         self.stop = inf
+        self.traffic = Traffic()
         self.unread = False
         self.ended = False
         self.flushes = 0
@@ -192,6 +196,7 @@ class Connection:
                 self.backlog += len(data)
                 self.on_backlog()
             if on_flush is not None:
+                self.traffic.sent += len(data)
                 on_flush(data)
         if self.ended and not out and self.on_end is not None:
             on_end, self.on_end = self.on_end, None

@@ -11,6 +11,7 @@ from esp.core.wire.ended import Observer
 from esp.core.wire.limits import Limits
 from esp.core.wire.shares import Shares
 from esp.core.wire.traces import Tracer
+from esp.core.wire.traffic import Traffic
 from esp.core.wire.turns import Turns
 
 
@@ -42,6 +43,9 @@ class Counters:
         tls_handshakes: clients' TLS handshakes that have succeeded.
         tls_faults: clients' TLS connections that have failed, in the handshake or later.
         limits: how often each limit was reached, by its name in `Limits`.
+        clients: the bytes of all clients.
+        messages_received, messages_sent: the messages of clients' streaming calls, by path.
+        pages: the answers to requests for pages, by the page's name and the HTTP status.
     """
 
     connections_accepted: int = 0
@@ -51,6 +55,10 @@ class Counters:
     tls_handshakes: int = 0
     tls_faults: int = 0
     limits: Counter[str] = field(default_factory=Counter)
+    clients: Traffic = field(default_factory=Traffic)
+    messages_received: Counter[bytes] = field(default_factory=Counter)
+    messages_sent: Counter[bytes] = field(default_factory=Counter)
+    pages: Counter[tuple[str, int]] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)

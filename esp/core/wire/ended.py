@@ -11,6 +11,8 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from esp.core.wire.traffic import Traffic
+
 UNKNOWN: Final = b""
 """Stands for the path of every RPC that esp does not know: a client can make up any number of those."""
 
@@ -58,8 +60,12 @@ class Took(dict[bytes, Callable[[float], None]]):
         self.lists: dict[bytes, list[float]] = {}
         self._known = known
 
+    def name(self, path: bytes) -> bytes:
+        """The path if it is known, else UNKNOWN."""
+        return path if path in self._known else UNKNOWN
+
     def __missing__(self, path: bytes) -> Callable[[float], None]:
-        if path not in self._known and path != UNKNOWN:
+        if path != UNKNOWN and path not in self._known:
             return self[UNKNOWN]
         taken = self.lists[path] = []
         take = self[path] = taken.append
@@ -73,14 +79,16 @@ class Passed:
         name: the name of the server.
         slow: the seconds from which on the observer is told of a call by itself.
         took: takes the seconds from the request to the answer of each quicker call.
+        traffic: the bytes of all connections to the server.
     """
 
-    __slots__ = ("name", "slow", "took")
+    __slots__ = ("name", "slow", "took", "traffic")
 
     def __init__(self, name: str, known: Container[bytes], slow: float) -> None:
         self.name = name
         self.slow = slow
         self.took = Took(known)
+        self.traffic = Traffic()
 
 
 class Several:
@@ -109,3 +117,6 @@ class Observer(Protocol):
 
     def ended(self, call: EndedCall) -> None:
         """A call has ended that is in no list."""
+
+    def asked(self, name: str, path: bytes, code: int, seconds: float) -> None:
+        """A question of esp's own to a server upstream has ended with this code, `seconds` after it was sent."""

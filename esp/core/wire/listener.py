@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from heapq import nsmallest
 from typing import Final, Protocol
@@ -214,6 +214,11 @@ class Listener:
         if gone:
             self.context.reached("max_connections")
             log.info("connections are scarce (max_connections, common_share): %d that were idle end", len(gone))
+
+    @property
+    def protocols(self) -> Collection[ServerProtocol]:
+        """The clients' connections."""
+        return self._protocols
 
     def calls(self) -> list[ServerStream]:
         """The open calls of all clients."""

@@ -26,6 +26,7 @@ from esp.core.wire.request_encoder import Forward
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server import ServerConnection
 from esp.core.wire.server_stream import LARGE_HEAD, ServerStream
+from esp.core.wire.traffic import Traffic
 
 AUTHORITY: Final = "localhost"
 
@@ -237,6 +238,7 @@ class LocalCalls:
         self.context = context
         self._stop = inf
         self.server = server = _ServerEnd(context, peer, find)
+        server.traffic = Traffic()  # these bytes reach no network
         self.client = client = server.client = _ClientEnd(context, AUTHORITY)
         self._account = server.own_account()
         server.on_flush = self._to_client

@@ -76,6 +76,7 @@ class ServerConnection(Admission[ServerStream]):
             limits.max_header_fields,
             limits.max_header_block_bytes,
         )
+        self.traffic = context.counters.clients
         self._preface = PREFACE
         self._shrunk = False
         self._tracer = context.tracer

@@ -11,12 +11,13 @@ from typing import Final, Protocol
 
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import NOT_QUEUED, STREAM_WINDOW, ClientStream
-from esp.core.wire.ended import Passed
+from esp.core.wire.ended import UNKNOWN, Passed
 from esp.core.wire.frames import MAX_FRAME_SIZE, ErrorCode, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import OVERLOADED, ServerStream, Sink
 from esp.core.wire.status import Code, Status
+from esp.core.wire.traffic import MessageCount
 
 NO_TRAILERS = Status(Code.INTERNAL, "server closed the stream without sending trailers")
 REPLAY_BYTES: Final = 65536
@@ -233,6 +234,29 @@ class LateCall(SplicedCall):
             self.tell(Code.OK)
         else:
             self._answer_in_pieces(head, payload, trailers)
+
+
+class StreamCall(LateCall):
+    """A spliced streaming call, whose messages are counted."""
+
+    __slots__ = ("_answers", "_requests")
+
+    def __init__(self, connection: ClientConnection, down: ServerStream, owner: SpliceOwner) -> None:
+        super().__init__(connection, down, None, owner)
+        counters, passed = connection.context.counters, connection.passed
+        path = UNKNOWN if passed is None else passed.took.name(down.head.path)
+        self._requests = MessageCount(counters.messages_received, path)
+        self._answers = MessageCount(counters.messages_sent, path)
+
+    def on_data(self, payload: bytes, end: bool) -> None:
+        """A piece of the answers."""
+        self._answers.add(payload)
+        super().on_data(payload, end)
+
+    def request_data(self, payload: bytes, end: bool) -> None:
+        """A piece of the requests."""
+        self._requests.add(payload)
+        super().request_data(payload, end)
 
 
 class CountedCall(LateCall):

@@ -102,6 +102,8 @@ class WireProtocol(asyncio.Protocol, Worker):
     def data_received(self, data: bytes) -> None:
         """Gives bytes that came to the connection, as far as the turn allows, and then has all output written."""
         turns, connection = self._turns, self.connection
+        if connection is not None:
+            connection.traffic.received += len(data)
         if len(data) <= LITTLE and connection is not None and not self._unread and not self.in_line:
             try:
                 connection.stop = inf

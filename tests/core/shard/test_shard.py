@@ -857,7 +857,7 @@ class TestEndpoints:
             assert dead_line == f"shard s0: no endpoint can be used since {left}: {etcd.endpoint}: {why}"
             assert re.fullmatch(rf"shard s0: back after .* m?s: connected to {etcd.endpoint}; 2 calls failed", back)
             assert front.shard.outages.count == front.shard.outages.losses == 1
-            assert front.client.limits_reached == {"health_timeout": 1}
+            assert front.client.limits_reached["health_timeout"] == 1
 
     @in_a_loop
     async def test_a_connection_for_streams_that_falls_silent_is_left_alone(
@@ -1221,6 +1221,7 @@ def test_a_call_whose_client_is_gone_is_not_sent_again(monkeypatch: pytest.Monke
     down.head = SimpleNamespace(handler=handler)
     call: Any = SimpleNamespace(down=down, message=b"x", surely_unprocessed=lambda code: False)
     shard = Shard.__new__(Shard)
+    shard.repeated = 0
     shard.on_broken(call, 0, "gone")
     assert sent == [b"x"]
     down.is_over, down.retried = True, False

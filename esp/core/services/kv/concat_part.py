@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from time import monotonic
 from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
@@ -16,7 +17,7 @@ from esp.core.wire.frames import unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerStream
-from esp.core.wire.status import Status
+from esp.core.wire.status import Code, Status
 
 HEADER_TAG: Final = 0x0A
 COUNT_TAG: Final = 0x20
@@ -72,6 +73,7 @@ class Part(ClientStream):
         "_header_bytes",
         "_kept",
         "_reserved",
+        "_sent",
         "_shard",
         "_start",
         "_tail",
@@ -96,6 +98,7 @@ class Part(ClientStream):
         self._header_bytes = 0
         self._kept = 0
         self._reserved = 0
+        self._sent = monotonic()
         self.is_small = False
         self.length = 0
         self.header = rpc_pb2.ResponseHeader()
@@ -109,6 +112,7 @@ class Part(ClientStream):
         if concat is None or (head.opens and not end):
             return
         status = head.outcome()
+        self._tell(status.code)
         if head.lacks_status:
             concat.fail(self.blamed("ends without a grpc-status"))
         elif status.code:
@@ -149,6 +153,7 @@ class Part(ClientStream):
         concat = self._concat
         if concat is None:
             return
+        self._tell(Code.OK)
         self._start = payload
         body = self._begin(concat)
         if self._concat is None:
@@ -243,8 +248,12 @@ class Part(ClientStream):
         self.consumed(PREFIX_SIZE)
         return start[PREFIX_SIZE:]
 
+    def _tell(self, code: int) -> None:
+        self.tell_asked(self._down.head.path, code, self._sent)
+
     def on_reset(self, code: int, reason: str) -> None:
         """The shard is gone."""
+        self._tell(Code.UNAVAILABLE)
         if self._concat is not None:
             self._concat.broken(unprocessed=self.surely_unprocessed(code))
 

@@ -55,15 +55,11 @@ class ReadBatches:
 
     Attributes:
         shard: the shard that is read from.
-        transactions: transactions that were sent.
-        joined: reads that were in these transactions.
     """
 
     def __init__(self, shard: Shard, gate: Gate) -> None:
         self.shard = shard
         self.gate = gate
-        self.transactions = 0
-        self.joined = 0
         self._context = shard.context
         observer = shard.context.observer
         self.passed = None if observer is None else observer.joined_to(shard.name)
@@ -108,6 +104,8 @@ class ReadBatches:
                     groups.setdefault(read[0].head.forward[1], []).append(read)
             most = self._most
             for metadata, group in groups.items():
+                if len(group) > most:
+                    self._context.reached("max_batched_reads")
                 if self._refused_alone > 0 and metadata == self._refused:
                     self._refused_alone -= len(group)
                     self._send_alone(group)
@@ -160,8 +158,8 @@ class ReadBatches:
         if len(reads) == 1 or connection is None:
             self._send_alone(reads)
             return
-        self.transactions += 1
-        self.joined += len(reads)
+        self.shard.joined_transactions += 1
+        self.shard.joined_reads += len(reads)
         body = read_txn.join([message for _, message in reads])
         call = BatchedCall(connection, self, metadata, reads)
         connection.call(call, (TXN_PATH, metadata), _longest_timeout(reads), body, end=True)
@@ -213,7 +211,7 @@ class _BatchedRead(Sink):
 class BatchedCall(ClientStream):
     """A transaction of several clients' reads."""
 
-    __slots__ = ("_batches", "_expected", "_head", "_metadata", "_payloads", "_reads", "_size", "_waiting")
+    __slots__ = ("_batches", "_expected", "_head", "_metadata", "_payloads", "_reads", "_sent", "_size", "_waiting")
 
     def __init__(
         self, connection: ClientConnection, batches: ReadBatches, metadata: bytes, reads: Sequence[Read]
@@ -223,6 +221,7 @@ class BatchedCall(ClientStream):
         self._metadata = metadata
         self._reads = [_BatchedRead(self, stream, message) for stream, message in reads]
         self._waiting = len(reads)
+        self._sent = monotonic()
         self._head: ResponseHead | None = None
         self._payloads: list[bytes] = []
         self._size = 0
@@ -232,6 +231,7 @@ class BatchedCall(ClientStream):
 
     def on_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
         """The whole answer."""
+        self.tell_asked(TXN_PATH, Code.OK, self._sent)
         answers = read_txn.split(payload, len(self._reads))
         if answers is None:
             self._batches.pause("etcd's answer has an unusual form")
@@ -288,6 +288,7 @@ class BatchedCall(ClientStream):
 
     def on_reset(self, code: int, reason: str) -> None:
         """The stream is gone: reads once more, which does no harm."""
+        self.tell_asked(TXN_PATH, Code.UNAVAILABLE, self._sent)
         self._forget_payloads()
         self._send_alone(was_sent=not self.surely_unprocessed(code))
 
@@ -296,6 +297,7 @@ class BatchedCall(ClientStream):
         self._give_up()
 
     def _fail(self, status: Status) -> None:
+        self.tell_asked(TXN_PATH, status.code, self._sent)
         shard = self._batches.shard
         shard.consider_moving(self.connection, status)
         if status.code == Code.UNAVAILABLE:  # about the shard, so the same for each read

@@ -39,6 +39,8 @@ class LeaseKeepAlive(Handler):
 
     Attributes:
         background: logs and counts bugs in one client's answers, or in the streams to one shard.
+        places: the streams to each shard.
+        waiting: the keepalives that wait for answers.
     """
 
     streaming = True
@@ -61,8 +63,8 @@ class LeaseKeepAlive(Handler):
         self._lanes: dict[Forward, Lanes] = {}
         # The headers of the shards' last answers, which mostly come again, and the header made of them.
         self._merged: tuple[dict[str, rpc_pb2.ResponseHeader | None], bytes] = {}, b""
-        self._places = context.places("max_keepalive_streams")
-        self._waiting = context.places("max_keepalives")
+        self.places = context.places("max_keepalive_streams")
+        self.waiting = context.places("max_keepalives")
 
     def on_open(self, stream: ServerStream) -> None:
         """A client's stream begins."""
@@ -98,7 +100,7 @@ class LeaseKeepAlive(Handler):
 
     def _has_room(self, address: str) -> bool:
         """Takes a place for one more auth token; drops unused tokens first. False if there is no place."""
-        while not self._places.take(address):
+        while not self.places.take(address):
             idle = next((forward for forward, lanes in self._lanes.items() if not lanes.clients), None)
             if idle is None:
                 self._context.reached("max_keepalive_streams")
@@ -108,20 +110,20 @@ class LeaseKeepAlive(Handler):
 
     def _drop(self, forward: Forward) -> None:
         dropped = self._lanes.pop(forward)
-        self._places.give(dropped.address)
+        self.places.give(dropped.address)
         for lane in dropped.lanes.values():
             lane.close()
 
     def admit(self, address: str, count: int) -> bool:
         """Takes room for `count` keepalives of a client that will wait; False if there is no room."""
-        if not self._waiting.take(address, count):
+        if not self.waiting.take(address, count):
             self._context.reached("max_keepalives")
             return False
         return True
 
     def release(self, address: str, count: int) -> None:
         """Gives back the room of `count` keepalives."""
-        self._waiting.give(address, count)
+        self.waiting.give(address, count)
 
     def answer(self, keepalive: Keepalive) -> bytes | Status:
         """The client's answer, once no more answers come from the shards: a message, or the end of its call."""

@@ -223,6 +223,8 @@ class KeepaliveCall(Sink):
             if not self._service.admit(self.address, len(keepalives)):
                 raise errors.TOO_MANY_REQUESTS.error()
             keepalives[-1].size = size
+            counters = self.stream.connection.context.counters
+            counters.messages_received[self.stream.head.path] += len(keepalives)
             self._send(keepalives)
         else:
             self.stream.consumed(size)
@@ -263,7 +265,7 @@ class KeepaliveCall(Sink):
 
     def _answer(self) -> None:
         """Sends the answers that are known, in the order of the requests."""
-        queue, stream = self._queue, self.stream
+        queue, stream, counters = self._queue, self.stream, self.stream.connection.context.counters
         done = 0
         while queue and not self.closed:
             answer = queue[0].answer
@@ -279,6 +281,7 @@ class KeepaliveCall(Sink):
                 stream.consumed(keepalive.size)
             else:
                 self._owed += keepalive.size
+        counters.messages_sent[stream.head.path] += done
         self._service.release(self.address, done)
         self.lanes.at_work -= done
         if not self.closed and self._room() >= len(queue):

@@ -29,13 +29,17 @@ MAX_LEASES: Final = 16
 
 
 class LeaseRetry:
-    """Grants the lease and sends the write again."""
+    """Grants the lease and sends the write again.
+
+    Attributes:
+        running: the writes that wait for that.
+    """
 
     def __init__(self, repair: LeaseRepair, spawn: Spawn, context: WireContext) -> None:
         self._repair = repair
         self._spawn = spawn
         self._context = context
-        self._running = 0
+        self.running = 0
 
     def take(
         self,
@@ -84,18 +88,18 @@ class LeaseRetry:
             return False
         if stream.retried:
             return self.take_unkept(stream, errors.LEASE_NOT_FOUND)
-        if self._running >= self._context.limits.max_waiting_requests:
+        if self.running >= self._context.limits.max_waiting_requests:
             self._context.reached("max_waiting_requests")
             stream.finish(errors.TOO_MANY_REQUESTS)
             return True
         stream.retried = True
         call = CoroutineCall(stream)
-        self._running += 1
+        self.running += 1
         call.start(self._spawn, work(call), self._ended)
         return True
 
     def _ended(self) -> None:
-        self._running -= 1
+        self.running -= 1
 
     async def _again(
         self,

@@ -179,6 +179,7 @@ class Exchange:
             if source is not None:
                 self.head = body[:head]
                 if source.pass_on_one(self.head, body[tail:], revision):
+                    self.shard.watch_events += 1
                     return
         response = Response.parse(body)
         if response.revision:
@@ -192,6 +193,7 @@ class Exchange:
         else:
             source = self.sources.get(message.watch_id)
             if source is not None:
+                self.shard.watch_events += len(message.events)
                 source.on_response(response)
 
     def _on_created(self, waiting: ShardWatcher | _Question, response: Response) -> None:

@@ -55,6 +55,7 @@ class Outbox:
         "_owner",
         "_queue",
         "_queued_own",
+        "_sent",
         "context",
         "down",
         "is_over",
@@ -76,6 +77,7 @@ class Outbox:
         self._queue: deque[bytes] = deque()
         self._awaits_flush = False
         self.context = down.connection.context
+        self._sent = self.context.counters.messages_sent
         self._owner: Owner | None = owner  # None after the end: a cycle of references would stay in memory for long
 
     @property
@@ -108,6 +110,7 @@ class Outbox:
         ):
             self.send_together((message,), is_own=is_own)
         else:
+            self._sent[down.head.path] += 1
             down.send_data(message, False)
 
     def send_together(self, messages: Sequence[bytes], *, is_own: bool) -> None:
@@ -124,6 +127,7 @@ class Outbox:
         if not self._awaits_flush:
             self._want_flush()
         self._queue.extend(messages)
+        self._sent[self.down.head.path] += len(messages)
         size = sum(map(len, messages))
         self.queued += size
         self.waiting += size
@@ -139,6 +143,7 @@ class Outbox:
         if not self._awaits_flush:
             self._want_flush()
         self._queue.append(message)
+        self._sent[self.down.head.path] += 1
         self.queued += len(message)
         self.waiting += len(message)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Final
 
@@ -90,6 +90,11 @@ class Watch(Handler):
         if pool is None:
             pool = Pool(key[0], forward, partial(self._on_change, key))
         return pool
+
+    @property
+    def pools(self) -> Collection[Pool]:
+        """The pools that have sources."""
+        return self._pools.values()
 
     def _on_change(self, key: tuple[Shard, Forward], pool: Pool) -> None:
         if not pool.is_idle:

@@ -198,6 +198,7 @@ class WatchStream(Sink):
         try:
             for body in self._requests.steps(payload):
                 if body is not None:
+                    self._context.counters.messages_received[self.down.head.path] += 1
                     self._on_request(body)
                 yield
         except RpcError as error:

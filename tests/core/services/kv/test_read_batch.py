@@ -164,7 +164,7 @@ class TestTogether:
             connection.answers(heard, together(b"a", b"b", b"a"))
             await front.hears_each(streams, b"a", b"b", b"a")
             assert connection.calls == []
-            assert (front.batches.transactions, front.batches.joined) == (1, 3)
+            assert (front.shard.joined_transactions, front.shard.joined_reads) == (1, 3)
 
     @in_a_loop
     async def test_what_comes_alone_goes_as_it_came(self) -> None:
