@@ -13,9 +13,10 @@ import resource
 import selectors
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from bench.attack_shapes import ATTACKS, Attack, Chunk
+from bench.tls_client import TlsClient
 
 _TURN = 0.005  # seconds
 _MOST_IN_THE_FIRST_SECOND = 3_000
@@ -25,12 +26,18 @@ class _Connection:
     """One attacking connection: a socket, the shape's generator, and what the kernel has not taken yet."""
 
     def __init__(self, address: tuple[str, int], attack: Attack) -> None:
-        self.socket = socket.socket()
-        if attack.small_buffer:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        self.socket.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            self.socket.connect(address)
+        self.seal: Callable[[bytes], bytes] | None = None
+        if attack.seals:
+            client = TlsClient(address)
+            self.socket = client.socket
+            self.seal = getattr(client, attack.seals)
+        else:
+            self.socket = socket.socket()
+            if attack.small_buffer:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            self.socket.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                self.socket.connect(address)
         self.chunks: Iterator[Chunk] = attack.shape()
         self.left = b""
         self.idle = self.finished = False
@@ -45,6 +52,8 @@ class _Connection:
             if chunk is None:
                 return 0, 0
             self.left, things = chunk
+            if self.seal is not None:
+                self.left = self.seal(self.left)
         try:
             sent = self.socket.send(self.left)
         except BlockingIOError:

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
+from bench.tls_client import hello
 from esp.core.pb import rpc_pb2
 
 Chunk = tuple[bytes, int] | None  # bytes, and how many things of the attack's kind are in them
@@ -45,6 +46,8 @@ class Attack:
         small_buffer: of the receiving socket, so that what is not read soon stops the server.
         big_keys: whether `BIG_KEYS` must be there.
         opens_per_second: connections that are opened anew, at most, after those of the beginning.
+        tls: the attack goes to the port with TLS.
+        seals: the method of `tls_client.TlsClient` that seals each chunk after a handshake; "" for bytes as they are.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Attack:
     small_buffer: bool = False
     big_keys: bool = False
     opens_per_second: float = 100.0
+    tls: bool = False
+    seals: str = ""
 
 
 ATTACKS: dict[str, Attack] = {}
@@ -71,9 +76,13 @@ def _attack(
     small_buffer: bool = False,
     big_keys: bool = False,
     opens_per_second: float = 100.0,
+    tls: bool = False,
+    seals: str = "",
 ) -> Callable[[Shape], Shape]:
     def add(shape: Shape) -> Shape:
-        ATTACKS[name] = Attack(name, about, shape, rate, reads, connections, small_buffer, big_keys, opens_per_second)
+        ATTACKS[name] = Attack(
+            name, about, shape, rate, reads, connections, small_buffer, big_keys, opens_per_second, tls, seals
+        )
         return shape
 
     return add
@@ -503,6 +512,47 @@ def _idle_sockets() -> Iterator[Chunk]:
 @_attack("half-headers", "2,000 connections with half a HEADERS frame", 1 * _MB, connections=2_000)
 def _half_headers() -> Iterator[Chunk]:
     return _hold(opening() + frame(_HEADERS, 4, 1, _RANGE_HEAD)[:20])
+
+
+# TLS
+
+
+@_attack(
+    "tls-handshakes",
+    "a ClientHello at the TLS port, and away",
+    2 * _MB,
+    connections=100,
+    opens_per_second=2_000,
+    tls=True,
+)
+def _tls_handshakes() -> Iterator[Chunk]:
+    yield hello(), 1
+    for _ in range(4):  # stays for the answer
+        yield b"", 0
+
+
+@_attack("tls-half-handshake", "2,000 connections with half a ClientHello", 1 * _MB, connections=2_000, tls=True)
+def _tls_half_handshake() -> Iterator[Chunk]:
+    whole = hello()
+    return _hold(whole[: len(whole) // 2])
+
+
+@_attack("tls-garbage", "a record of 16 KiB of garbage", 20 * _MB, connections=100, opens_per_second=2_000, tls=True)
+def _tls_garbage() -> Iterator[Chunk]:
+    yield b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc\x03\x03" + bytes(range(256)) * 64, 1
+
+
+@_attack("tls-small-records", "a record for each byte of a frame", 10 * _MB, tls=True, seals="one_by_one")
+def _tls_small_records() -> Iterator[Chunk]:
+    yield opening(), 1
+    while True:
+        yield frame(0x55, 0, 0, bytes(2_000)), 2_009
+
+
+@_attack("tls-key-updates", "records that change the keys", 2 * _MB, tls=True, seals="key_updates")
+def _tls_key_updates() -> Iterator[Chunk]:
+    while True:
+        yield bytes(600), 600
 
 
 # Memory

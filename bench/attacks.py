@@ -25,8 +25,9 @@ from typing import Any
 
 from bench.attack_shapes import ATTACKS, BIG_KEYS, BIG_VALUE, Attack, big_key
 from bench.attack_trials import TRIALS, Trial
+from bench.certificates import make_pair
 from bench.etcd import Etcd
-from bench.peers import SHARD_STARTS, Backends, Esp
+from bench.peers import SHARD_STARTS, Backends, Esp, tls_fields
 from bench.processes import BenchError, Process
 
 BAR_TIMES, BAR_MS = 2.0, 20.0
@@ -150,16 +151,25 @@ def _lines_of(log: Path) -> int:
 
 
 def measure(
-    name: str, connections: int, server: Process, address: str, options: argparse.Namespace, frozen: Process | None
+    name: str,
+    connections: int,
+    server: Process,
+    address: str,
+    target: str,
+    options: argparse.Namespace,
+    frozen: Process | None,
 ) -> Row:
-    """One attack on a running server; `frozen` is set going again when it is over."""
+    """One attack on a running server: the neighbour is at `address`, the attack at `target`.
+
+    `frozen` is set going again when it is over.
+    """
     began = time.monotonic()
     module = "bench.attack_load" if name in ATTACKS else "bench.attack_trials"
     command = [
         sys.executable,
         "-m",
         module,
-        address,
+        target,
         name,
         f"--connections={connections}",
         f"--seconds={options.seconds}",
@@ -232,9 +242,11 @@ def _load_big_keys(shards: Sequence[Etcd]) -> None:
 def _attack(name: str, connections: int, shards: Sequence[Etcd], folder: Path, options: argparse.Namespace) -> Row:
     with ExitStack() as stack:
         if options.direct:
-            server, address = shards[0].process, shards[0].address
+            if name in ATTACKS and ATTACKS[name].tls:
+                raise BenchError("etcd has no TLS here")
+            server, address, tls_address = shards[0].process, shards[0].address, ""
         else:
-            esp = SteppedEsp() if options.steps else Esp()
+            esp = SteppedEsp() if options.steps else BothEsp()
             if options.steps:
                 stack.callback(_print_steps, folder / "steps")
             stack.callback(esp.stop)
@@ -242,15 +254,36 @@ def _attack(name: str, connections: int, shards: Sequence[Etcd], folder: Path, o
             esp.start(Backends(shards, None), folder)
             assert esp.process is not None
             server, address = esp.process, esp.address
+            tls_address = esp.tls_address
         frozen = shards[2].process if name in TRIALS and TRIALS[name].freezes else None
         if frozen:
             stack.callback(os.kill, frozen.pid, signal.SIGCONT)
             time.sleep(0.5)  # so that esp has met it
             os.kill(frozen.pid, signal.SIGSTOP)
-        return measure(name, connections, server, address, options, frozen)
+        target = tls_address if name in ATTACKS and ATTACKS[name].tls else address
+        return measure(name, connections, server, address, target, options, frozen)
 
 
-class SteppedEsp(Esp):
+class BothEsp(Esp):
+    """Listens with TLS as well.
+
+    Attributes:
+        tls_address: where.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tls_address = ""
+
+    def config(self, backends: Backends, folder: Path) -> str:
+        """With a second listen URL."""
+        self.tls_address = self._new_address()
+        pair = make_pair(folder)
+        both = f"[http://{self.address}, https://{self.tls_address}]"
+        return super().config(backends, folder).replace(f"[http://{self.address}]", both) + tls_fields(pair)
+
+
+class SteppedEsp(BothEsp):
     """Notes its longest steps; the folder of its config has them when it has ended."""
 
     def command(self, config: Path) -> list[str | Path]:

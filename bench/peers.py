@@ -116,8 +116,12 @@ class Esp(Peer):
     def start(self, backends: Backends, folder: Path) -> None:
         self.address = self._new_address()
         config = folder / "esp.yaml"
-        config.write_text(esp_config(self.address, [etcd.address for etcd in backends.shards[: self.count]]))
+        config.write_text(self.config(backends, folder))
         self._run(self.command(config), folder, self.environment())
+
+    def config(self, backends: Backends, folder: Path) -> str:
+        """The config file; its other files go into `folder`."""
+        return esp_config(self.address, [etcd.address for etcd in backends.shards[: self.count]])
 
 
 class EspOneShard(Esp):
@@ -135,13 +139,11 @@ class EspTls(Esp):
     about = "esp with TLS on the clients' side; three shards without TLS, one worker"
 
     def start(self, backends: Backends, folder: Path) -> None:
-        address = self._new_address()
-        pair = make_pair(folder)
-        config = folder / "esp.yaml"
-        text = esp_config(address, [etcd.address for etcd in backends.shards[: self.count]])
-        config.write_text(text.replace("http://", "https://", 1) + f"tls: {{cert: {pair}, key: {pair}}}\n")
-        self.address = f"https://{address}"
-        self._run(self.command(config), folder, self.environment())
+        super().start(backends, folder)
+        self.address = f"https://{self.address}"
+
+    def config(self, backends: Backends, folder: Path) -> str:
+        return super().config(backends, folder).replace("http://", "https://", 1) + tls_fields(make_pair(folder))
 
 
 class EspBefore(Esp):
@@ -165,6 +167,11 @@ class EspBefore(Esp):
 
     def environment(self) -> dict[str, str]:
         return {"PYTHONPATH": os.environ["ESP_BENCH_BEFORE"]}
+
+
+def tls_fields(pair: Path) -> str:
+    """The fields of an esp.yaml for listeners with the certificate and key in a file."""
+    return f"tls: {{cert: {pair}, key: {pair}}}\n"
 
 
 def esp_config(listen: str, addresses: Sequence[str]) -> str:

@@ -11,7 +11,15 @@ from bench.attack_shapes import ATTACKS, grpc_head, literal, page_head
 from bench.attack_trials import TRIALS
 from esp.core.wire.frames import HEADER_SIZE, HEADERS, PREFACE, unpack_header
 
-OTHER = {"tls-hello", "idle-sockets", "half-headers"}
+OTHER = {
+    "tls-hello",
+    "idle-sockets",
+    "half-headers",
+    "tls-handshakes",
+    "tls-half-handshake",
+    "tls-garbage",
+    "tls-key-updates",
+}
 HTTP2 = [name for name in ATTACKS if not name.startswith(("h1", "json")) and name not in OTHER]
 
 

@@ -136,7 +136,10 @@ class TlsServerProtocol(ServerProtocol):
                     self._end_input()
         else:
             tls.receive(data)
-            self._turns.serve(self, len(data))
+            if tls.is_open:
+                self._turns.serve(self, len(data))
+            elif tls.waiting:
+                self._turns.serve_later(self)
             if tls.waiting >= MOST_UNREAD:
                 self._read(False)  # until its turn has come
             if not self._turns.will_run:
@@ -201,10 +204,11 @@ class TlsServerProtocol(ServerProtocol):
         self.close()
 
     def eof_received(self) -> bool:
-        """The client sends no more. Bytes that came before are worked on first."""
-        if self._tls.waiting:
+        """The client sends no more. Bytes that came before are worked on first, unless they only begin a handshake."""
+        if self._tls.waiting and self._tls.has_begun:
             self._has_eof = True
             return True
+        self._tls.drop()
         if self._is_over:
             return self.is_behind
         self._is_over = True

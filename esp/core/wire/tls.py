@@ -11,7 +11,7 @@ from typing import Final
 
 from esp.core.wire.strangers import answer_without_tls, stranger_to_tls
 from esp.core.wire.tls_faults import TlsFault, fault_of
-from esp.core.wire.tls_records import RUN_RECORDS, RecordRuns
+from esp.core.wire.tls_records import HEAD_SIZE, RUN_RECORDS, RecordRuns
 
 MOST_PLAIN: Final = 16_384
 """The most plain bytes of a record."""
@@ -30,6 +30,8 @@ class Tls:
 
     __slots__ = (
         "_at",
+        "_context",
+        "_hello",
         "_incoming",
         "_object",
         "_outgoing",
@@ -37,23 +39,35 @@ class Tls:
         "_runs",
         "_sealed",
         "_write",
-        "has_begun",
         "is_ended",
         "is_open",
     )
 
     def __init__(self, context: ssl.SSLContext) -> None:
+        self._context: ssl.SSLContext | None = context
+        self._hello = b""
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._read = self._object.read
-        self._write = self._object.write
         self._runs = RecordRuns()
         self._sealed = b""
         self._at = 0
-        self.has_begun = False
         self.is_open = False
         self.is_ended = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the handshake has begun."""
+        return self._context is None
+
+    def _begin(self) -> None:
+        """Begins the handshake. Not before its first record has come: OpenSSL takes 50 KB for a connection by then."""
+        context, self._context = self._context, None
+        assert context is not None
+        if self._sealed[0] != HANDSHAKE:
+            raise TlsFault(stranger_to_tls(self._sealed), answer_without_tls(self._sealed))
+        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._read = self._object.read
+        self._write = self._object.write
 
     # Bytes that come.
 
@@ -63,13 +77,18 @@ class Tls:
         return len(self._sealed) - self._at
 
     def receive(self, sealed: bytes) -> None:
-        """Takes bytes that have come, to be opened later."""
+        """Takes bytes that have come, to be opened later. The first record waits until it is whole."""
+        if self._context is not None:
+            self._hello += sealed
+            if _is_begun(self._hello):
+                return
+            sealed, self._hello = self._hello, b""
         self._sealed = self._sealed[self._at :] + sealed if self._sealed else sealed
         self._at = 0
 
     def drop(self) -> None:
         """Forgets the bytes that wait."""
-        self._sealed, self._at = b"", 0
+        self._sealed, self._at, self._hello = b"", 0, b""
 
     def is_one(self, sealed: bytes) -> bool:
         """Whether `sealed` is one whole record, and nothing waits before it: then `open_one` takes it."""
@@ -102,10 +121,8 @@ class Tls:
         Raises:
             TlsFault: the client does not keep to the rules, or one end does not trust the other.
         """
-        if not self.has_begun:
-            self.has_begun = True
-            if self._sealed[0] != HANDSHAKE:
-                raise TlsFault(stranger_to_tls(self._sealed), answer_without_tls(self._sealed))
+        if self._context is not None:
+            self._begin()
         parts: list[bytes] = []
         start, records = self._at, 0
         try:
@@ -165,6 +182,8 @@ class Tls:
         Raises:
             ssl.SSLError: the connection is not open any more.
         """
+        if not self.is_open:
+            raise ssl.SSLError("the handshake is not over")
         if len(plain) <= MOST_PLAIN:
             self._write(plain)
             return self._outgoing.read()
@@ -180,3 +199,10 @@ class Tls:
             with suppress(ssl.SSLError):  # the client has not ended yet, or the connection is broken
                 self._object.unwrap()
         return self._outgoing.read()
+
+
+def _is_begun(first: bytes) -> bool:
+    """Whether `first` is the beginning of a record that begins a handshake, and not yet all of it."""
+    if not first or first[0] != HANDSHAKE:
+        return not first
+    return len(first) < HEAD_SIZE or len(first) < HEAD_SIZE + (first[3] << 8 | first[4]) <= HEAD_SIZE + MOST_PLAIN

@@ -266,6 +266,15 @@ class Turns:
             worker.used = max(worker.used, self._virtual - SAVED)
             self._join(worker)
 
+    def serve_later(self, worker: Worker) -> None:
+        """Serves a client's `worker` in the next turn of the line, as one for which the time was over.
+
+        For steps that take as long as a handshake: done as bytes come, those of a crowd would make each turn long.
+        """
+        if not worker.in_line:
+            worker.used = max(worker.used, self._virtual - SAVED)
+            self._put_off(worker)
+
     def _put_off(self, worker: Worker) -> None:
         worker.in_line = True
         self._order += 1

@@ -65,9 +65,30 @@ def test_a_handshake_may_come_byte_by_byte() -> None:
     for _ in range(2):
         for byte in client.shakes():
             server.receive(bytes((byte,)))
-            assert server.open() == b""
+            assert opened(server) == b""
         client.hears(server.output())
     assert server.is_open
+
+
+def test_a_handshake_begins_when_its_first_record_is_whole() -> None:
+    """Half of one is a few hundred bytes in esp; OpenSSL would take 50 KB for the connection."""
+    hello, server = ClientEnd().shakes(), Tls(server_context())
+    for piece in (hello[:3], hello[3:200], hello[200:-1]):
+        server.receive(piece)
+        assert not server.waiting
+    server.receive(hello[-1:])
+    assert server.waiting == len(hello)
+    assert not server.has_begun
+    server.open()
+    assert server.has_begun
+    assert server.has_output
+
+
+def test_what_cannot_become_a_handshake_is_not_waited_for() -> None:
+    for first in (b"\x16\x03\x01\xff\xff", b"P", b"\x80"):
+        server = Tls(server_context())
+        server.receive(first)
+        assert server.waiting == len(first)
 
 
 def test_plain_bytes_may_come_with_the_end_of_the_handshake() -> None:
