@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from esp.core.background import Background
 from esp.core.layout import Layout
-from esp.core.metrics import limits, process
+from esp.core.metrics import limits, lines, process
 from esp.core.metrics.calls import BOUNDS, Calls, Tallies, Tally
 from esp.core.metrics.families import Family, Row, counter, gauge, merging
 from esp.core.metrics.names import METHOD, NAMES, code_name
@@ -65,6 +65,7 @@ class Metrics:
         yield from _services(parts, walk)
         yield from limits.families(parts, walk)
         yield _failures(parts.background)
+        yield from lines.families()
         for families in self.more:
             yield from families()
 
