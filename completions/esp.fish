@@ -12,6 +12,7 @@ complete -c esp -n '__fish_use_subcommand' -l show-completion -d 'Show completio
 complete -c esp -n '__fish_use_subcommand' -s h -l help -d 'Show the help and exit.'
 complete -c esp -n '__fish_seen_subcommand_from serve' -s c -l config -r -F -d 'Config file; else ESP_CONFIG, ./esp.yaml, ./.esp/esp.yaml or /etc/esp/esp.yaml.'
 complete -c esp -n '__fish_seen_subcommand_from serve' -l local -x -d 'Start N etcds on this machine as the shards.'
+complete -c esp -n '__fish_seen_subcommand_from serve' -l tls -d 'With --local: throw-away certificates, and TLS everywhere.'
 complete -c esp -n '__fish_seen_subcommand_from serve' -l data-dir -x -a '(__fish_complete_directories)' -d 'Folder for the data and config of --local (.esp).'
 complete -c esp -n '__fish_seen_subcommand_from serve' -l listen -x -d 'Listen address, in place of the config\'s addresses; may be repeated.'
 complete -c esp -n '__fish_seen_subcommand_from serve' -l log-format -x -a 'text json' -d 'Form of the log, in place of the config\'s log.format.'

@@ -119,6 +119,9 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="With --local: throw-away certificates, and TLS everywhere.")
+    ] = False,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -171,6 +174,8 @@ def serve(
         raise CommandError("--local makes its own config; leave out -c", USAGE)
     if local is None and data_dir is not None:
         raise CommandError("--data-dir is only for --local; add --local 3 or leave it out", USAGE)
+    if local is None and tls:
+        raise CommandError("--tls is only for --local; TLS of a config is in the config: tls and shard_tls", USAGE)
     if local is not None and workers is not None:
         raise CommandError("--local serves with one process; leave out --workers", USAGE)
     from esp.commands import serve as command
@@ -179,7 +184,7 @@ def serve(
     if local is not None and data_dir is None:
         data_dir = Path(".esp")
     with logged(log_format, log_level) as lines:
-        command.run(config, local, data_dir, listen or [], lines, workers)
+        command.run(config, local, data_dir, listen or [], lines, workers, tls=tls)
 
 
 @app.command()

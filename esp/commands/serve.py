@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("esp")
 
 DEFAULT_LISTEN = "http://127.0.0.1:2379"
+DEFAULT_TLS_LISTEN = "https://127.0.0.1:2379"
 CONNECT_SECONDS = 3.0
 """Seconds to wait for the shards before the ready line names the unreachable ones."""
 
@@ -49,10 +50,12 @@ def run(
     listen: list[str],
     lines: Log,
     workers: str | None = None,
+    *,
+    tls: bool = False,
 ) -> None:
     """Serves until SIGTERM, SIGINT or SIGHUP, then drains; a second signal cuts the drain short.
 
-    `lines` is the log of the process: it gets the form and the level of the config.
+    `lines` is the log of the process: it gets the form and the level of the config. `tls` is for new local shards.
 
     Raises:
         ConfigError: the config, or an address in it, is wrong; nothing was started.
@@ -76,9 +79,10 @@ def run(
             service.refuse_sockets()
             path = data_dir / CONFIG_NAME
             try:
-                cluster = LocalShards.open(data_dir, local)
+                cluster = LocalShards.open(data_dir, local, tls=tls)
+                default = DEFAULT_TLS_LISTEN if tls else DEFAULT_LISTEN
                 _check_listen(path, listen)
-                cluster.write_config(path, listen or [DEFAULT_LISTEN])
+                cluster.write_config(path, listen or [default])
             except OSError as error:
                 raise CommandError(_cannot_use(data_dir, error)) from None
             again = _Again(path, listen, lines)

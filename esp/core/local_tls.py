@@ -102,6 +102,18 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
+def make_all(folder: Path, names: Sequence[str]) -> None:
+    """Makes the files of `esp serve --local N --tls`: a CA, a certificate of a server and one of a client, their keys.
+
+    The client's certificate has no common name, so no etcd takes the client for a user. The CA's key is not kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    authority = Authority()
+    authority.issue(names).write(folder, "server")
+    authority.issue().write(folder, "client")
+    write_file(folder / "ca.crt", authority.cert)
+
+
 def _subject(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else [])
 

@@ -24,6 +24,7 @@ from esp.core.reload.difference import Difference, Move
 from esp.core.reload.keys import Keys, counted, keys_of
 from esp.core.reload.leases import MissingLeasesError, bring_leases
 from esp.core.shard import Shard
+from esp.core.tls_files import TlsFileError
 
 log = logging.getLogger("esp")
 
@@ -191,7 +192,11 @@ class _Reload:
         if not difference:
             outcome.result = Result.UNCHANGED
             return outcome
-        layout = proxy.layout_of(config)
+        try:
+            layout = proxy.layout_of(config)
+        except TlsFileError as error:  # a file has changed since the config was read
+            outcome.reasons.append(str(error))
+            return outcome
         try:
             await self._try(config, layout)
         finally:
@@ -229,8 +234,8 @@ class _Reload:
             await self._tell(f"connecting {', '.join(shard.name for shard in new)}")
         missing = await self._proxy.prepare(layout, CONNECT_SECONDS)
         for shard in new:
-            if shard.implausible:
-                self._outcome.reasons.append(f"shard {shard.name} cannot be served: {shard.implausible}")
+            if reason := shard.implausible or shard.unsafe:
+                self._outcome.reasons.append(f"shard {shard.name} cannot be served: {reason}")
             elif shard.name in missing:
                 why = "; ".join(f"{endpoint}: {trouble}" for endpoint, trouble in shard.troubles.items())
                 self._object(f"shard {shard.name} cannot be reached: {why or 'no answer'}")
