@@ -28,7 +28,7 @@ from esp.core.metrics.calls import Calls
 from esp.core.metrics.names import KNOWN
 from esp.core.metrics.page import PATH as METRICS
 from esp.core.metrics.page import MetricsPage
-from esp.core.metrics.scrape import Metrics
+from esp.core.metrics.scrape import Metrics, of_reloads
 from esp.core.metrics.walk import Parts
 from esp.core.routing import Routing
 from esp.core.samples import Samples
@@ -141,6 +141,7 @@ class Proxy:
                 samples=lambda: self._samples,
             )
         )
+        self.metrics.more.append(lambda: [of_reloads(self.reloads)])
         self._metrics_page = MetricsPage(self.metrics, self.context.counters.pages, lambda: self._pages)
         self._namespace = None if config.namespace is None else InNamespace(config.namespace)
         self._router = self._router_for(self.routing)

@@ -16,6 +16,7 @@ import pytest
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.local import LocalEtcd, find_etcdctl
+from esp.core.metrics.scrape import of_reloads
 from esp.core.pb import rpc_pb2
 from esp.core.proxy import Proxy
 from esp.core.reload import Outcome, Reloads, Result, reloads
@@ -199,6 +200,7 @@ def test_a_shard_joins_under_load_with_its_leases_and_leaves_again(
             stays.cancel()
             await until(lambda: len(world.proxy._running) == 2)
             assert world.reloads.counters == {"done": 2, "refused": 1}
+            assert dict(of_reloads(world.proxy.reloads).rows) == {("done",): 2, ("unchanged",): 0, ("refused",): 1}
 
     run(test)
 

@@ -32,6 +32,7 @@ from esp.core.config.file import (
     listen_of,
     load,
     parse,
+    text_of,
 )
 from esp.core.config.listen import Listen, url_of
 from esp.core.config.listen_tls import ListenTls
@@ -63,6 +64,7 @@ __all__ = [
     "load",
     "parse",
     "read_password",
+    "text_of",
     "url_of",
     "workers_of",
 ]

@@ -47,6 +47,7 @@ __all__ = [
     "listen_of",
     "load",
     "parse",
+    "text_of",
 ]
 
 MAX_FILE_BYTES = 1_048_576
@@ -186,6 +187,15 @@ def load(path: Path) -> Config:
     Raises:
         ConfigError: the file cannot be read, or something in it is wrong.
     """
+    return parse(text_of(path), path)
+
+
+def text_of(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no text, or too large.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -194,13 +204,12 @@ def load(path: Path) -> Config:
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(path, None, "is larger than 1 MiB; a config is a few kilobytes, is this the right file?")
     try:
-        text = data.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(
             path, line, "is not UTF-8; save it as UTF-8, and write other bytes as hex: or !!binary"
         ) from None
-    return parse(text, path)
 
 
 def parse(text: str, path: Path | None) -> Config:

@@ -188,6 +188,12 @@ def _map(layout: Layout) -> list[Family]:
     ]
 
 
+def of_reloads(counts: Mapping[str, int]) -> Family:
+    """The reloads of the config, from their number by result."""
+    rows = [((result,), counts.get(result, 0)) for result in ("done", "unchanged", "refused")]
+    return Family("esp_reloads_total", "counter", "Reloads of the config, by result.", ("result",), rows)
+
+
 def _shards(parts: Parts) -> Iterator[Step]:
     """The state of each shard, and of each endpoint."""
     shards = parts.routing().shards

@@ -10,7 +10,7 @@ From the top down; each file imports only files below it.
 """
 
 from esp.core.reload.difference import LIVE, Change, Difference, Move, moves
-from esp.core.reload.reloads import Outcome, Reloads, Result
+from esp.core.reload.reloads import Outcome, Reloads, Result, log_outcome
 from esp.core.reload.watch import ConfigFile
 
-__all__ = ["LIVE", "Change", "ConfigFile", "Difference", "Move", "Outcome", "Reloads", "Result", "moves"]
+__all__ = ["LIVE", "Change", "ConfigFile", "Difference", "Move", "Outcome", "Reloads", "Result", "log_outcome", "moves"]

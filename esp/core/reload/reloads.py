@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from time import monotonic
@@ -132,7 +132,7 @@ class Reloads:
 
     async def reload(
         self,
-        why: str,
+        why: str | None,
         *,
         force: bool = False,
         only_check: bool = False,
@@ -142,7 +142,7 @@ class Reloads:
         """Puts the config of the file in force, or changes nothing.
 
         Args:
-            why: who wants the reload, for the log.
+            why: who wants the reload, for the log; None if the outcome is logged elsewhere.
             force: reasons against the reload are warnings, except that the file is wrong or has a field that is fixed.
             only_check: stop before anything is changed, also at the shards.
             quiet: log nothing if nothing changes.
@@ -163,8 +163,8 @@ class Reloads:
                 self.counters[outcome.result] += 1
         if outcome.result is Result.DONE:
             self._on_done(self._proxy.config)
-        if outcome.result is not Result.UNCHANGED or not quiet:
-            _log(outcome, why)
+        if why is not None and (outcome.result is not Result.UNCHANGED or not quiet):
+            log_outcome(why, outcome.result, outcome.lines(), outcome.reasons)
         return outcome
 
 
@@ -310,17 +310,23 @@ class _Reload:
             await self._progress(text)
 
 
-def _log(outcome: Outcome, why: str) -> None:
-    """Logs a reload; of a long difference the first lines."""
-    match outcome.result:
+def log_outcome(why: str, result: str, lines: Sequence[str], reasons: Sequence[str]) -> None:
+    """Logs a reload; of a long difference the first lines.
+
+    Args:
+        why: who wanted the reload.
+        result: the `Result`.
+        lines: what has changed.
+        reasons: why the reload was refused.
+    """
+    match result:
         case Result.DONE:
-            lines = outcome.lines()
             for line in lines[:MAX_LOGGED]:
                 log.info("reload (%s): %s", why, line)
             if len(lines) > MAX_LOGGED:
                 log.info("reload (%s): and %d more changes", why, len(lines) - MAX_LOGGED)
         case Result.REFUSED:
-            more = f"; and {len(outcome.reasons) - 3} more reasons" if len(outcome.reasons) > 3 else ""
-            log.error("reload (%s): refused, nothing has changed: %s%s", why, "; ".join(outcome.reasons[:3]), more)
+            more = f"; and {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
+            log.error("reload (%s): refused, nothing has changed: %s%s", why, "; ".join(reasons[:3]), more)
         case Result.UNCHANGED:
             log.info("reload (%s): the config has not changed", why)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -37,12 +38,21 @@ class ConfigFile:
         self._last: State = None
         self._is_first = True
 
-    async def run(self, is_wanted: Callable[[], bool], seconds: float = LOOK_SECONDS) -> None:
-        """Looks every few seconds while that is wanted, until cancelled."""
+    async def run(
+        self, is_wanted: Callable[[], bool], seconds: float = LOOK_SECONDS, *, by_thread: bool = True
+    ) -> None:
+        """Looks every few seconds while that is wanted, until cancelled.
+
+        Args:
+            is_wanted: asked each time.
+            seconds: the time between two looks.
+            by_thread: look in a thread, since a network's file system may hang; False in a process that forks.
+        """
         while True:
             await asyncio.sleep(seconds)
             if is_wanted():
-                self.look(await in_a_thread("the config file", lambda: state_of(self._path)))
+                look = partial(state_of, self._path)
+                self.look(await in_a_thread("the config file", look) if by_thread else look())
 
     def look(self, state: State) -> None:
         """Takes the state of the file."""
