@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -161,6 +162,7 @@ class TestSecrets:
                 self._data(channel, metadata, secrets)
             self._json(esp, tokens, secrets)
         self._raw(esp, secrets)
+        self._http1(esp, secrets)
         assert esp.stop() == 0
         log = esp.log()
         for method in ("Put", "Range", "Txn", "Lock", "Campaign", "Authenticate", "UserAdd", "LeaseGrant"):
@@ -269,6 +271,30 @@ class TestSecrets:
                 client.socket.sendall(data(3, secrets.value(), end=True))
                 with contextlib.suppress(OSError):
                     while client.socket.recv(65536):
+                        pass
+
+    def _http1(self, esp: EspProcess, secrets: Secrets) -> None:
+        """The same over HTTP/1.1, and what is no HTTP at all."""
+        good = "POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n"
+        for said in (
+            f"{good}Authorization: Bearer {secrets('bearer')}\0\r\n\r\n",
+            f"{good}{secrets('name')} : x\r\n\r\n",
+            f"{good}{secrets('name')}\r\n\r\n",
+            f"{good} {secrets('folded')}\r\n\r\n",
+            f"{good}\r\n{secrets('body')}\xff\xfe",
+            f"{good}Content-Length: {secrets('size')}\r\n\r\n",
+            f"{good}Transfer-Encoding: {secrets('coding')}\r\n\r\n",
+            f"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{secrets('chunk')}\r\n",
+            f"POST /v3/{secrets('path')} HTTP/9\r\n\r\n",
+            f"{secrets('method')} /v3/kv/put HTTP/1.1\r\nHost: {secrets('host')}\r\n\r\n",
+            f"{secrets('nonsense')}\r\n\r\n",
+            f"PROXY TCP4 {secrets('proxy')}\r\n",
+        ):
+            with socket.create_connection(("127.0.0.1", esp.port), timeout=PATIENCE) as client:
+                client.sendall(said.encode("latin-1"))
+                client.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):
+                    while client.recv(65536):
                         pass
 
 

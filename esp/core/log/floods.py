@@ -197,7 +197,7 @@ def _summary(kind: _Kind, last: _Last, seconds: float, *, is_mixed: bool) -> log
     told += "es" if told and many != 1 else ""
     like = "other lines" if is_mixed else "more like this"
     text = f"{kind.count:,} {like} in the last {max(1, round(seconds))} s{told}, the last: {last.text}"
-    numbers: dict[str, Value] = {"count": kind.count, "seconds": round(seconds, 1)}
+    numbers: dict[str, Value] = {"summed": kind.count, "summed_seconds": round(seconds, 1)}
     return _record(last.name, last.level, text, last.fields | numbers)
 
 

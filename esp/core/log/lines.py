@@ -7,6 +7,7 @@ have fields, for JSON: `log.info("...", extra=fields(shard=name))`. A text that 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -27,6 +28,13 @@ MAX_FRAMES: Final = 12
 """The innermost frames of a traceback that a line of text has."""
 PEER: Final = re.compile(r"(.+):\d{1,10}")
 """A peer as host:port, and its host; on a unix socket its path and user, and the process."""
+_QUOTES_NOTHING: Final = (
+    *(ArithmeticError, AssertionError, AttributeError, IndexError, MemoryError, NameError, OSError, RuntimeError),
+    *(TypeError, asyncio.InvalidStateError),
+)
+"""Errors whose texts name types, attributes and files. That of a KeyError or a ValueError may be a key or a token."""
+MAX_CAUSES: Final = 5
+"""The errors of a chain that a traceback has."""
 _ROOT: Final = str(Path(__file__).parents[3]) + "/"
 
 Value = str | int | float | bool | list[str] | None
@@ -138,7 +146,7 @@ class ForPeople(Lines):
         time_of_day = time.strftime("%H:%M:%S", time.localtime(record.created))
         lines = [f"{time_of_day} {level}{self._prefix}{plain(record.getMessage())}"]
         if record.exc_info and record.exc_info[1]:
-            lines += map(in_one_line, "".join(traceback.format_exception(record.exc_info[1])).splitlines())
+            lines += _traceback(record.exc_info[1])
         return "\n".join(lines)
 
     def of_call(self, at: float, call: CallLine) -> str:
@@ -215,8 +223,7 @@ class AsJson(Lines):
         if record.exc_info and record.exc_info[1]:
             line["error"] = plain(_error(record.exc_info[1]))
             # In JSON a line break is no break of the line.
-            lines = "".join(traceback.format_exception(record.exc_info[1])).splitlines()
-            line["traceback"] = "\n".join(map(plain, lines[-4 * MAX_FRAMES :]))
+            line["traceback"] = "\n".join(_traceback(record.exc_info[1])[-4 * MAX_FRAMES :])
         return self._encode(line).decode()
 
     def of_call(self, at: float, call: CallLine) -> str:
@@ -239,8 +246,26 @@ class AsJson(Lines):
 
 
 def _error(error: BaseException) -> str:
-    text = str(error)
+    """The type of an error, and its text, unless that may quote data of a client."""
+    text = str(error) if isinstance(error, _QUOTES_NOTHING) else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _traceback(error: BaseException) -> list[str]:
+    """The lines of a traceback as Python prints it, causes first, with errors as `_error` tells them."""
+    chain = [error]
+    while len(chain) < MAX_CAUSES:
+        last = chain[-1]
+        cause = last.__cause__ or (None if last.__suppress_context__ else last.__context__)
+        if cause is None:
+            break
+        chain.append(cause)
+    lines: list[str] = []
+    for one in reversed(chain):
+        places = "".join(traceback.format_tb(one.__traceback__)).splitlines()
+        lines += ["which led to:"] if lines else []
+        lines += ["Traceback (most recent call last):", *map(plain, places), plain(_error(one))]
+    return lines
 
 
 def _places(error: BaseException) -> str:

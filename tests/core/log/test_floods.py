@@ -201,7 +201,7 @@ def test_a_summary_has_its_numbers_as_fields() -> None:
     for _ in range(AT_ONCE + 2):
         log.logger.warning("shard %s: lost %s", "a", "127.0.0.1:2379")
     log.later()
-    assert records[-1].__dict__["fields"] == {"shard": "a", "count": 2, "seconds": 10.0}
+    assert records[-1].__dict__["fields"] == {"shard": "a", "summed": 2, "summed_seconds": 10.0}
 
 
 class Failing(logging.Formatter):
