@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.gateway import JSON
 from bench.load import missing_generators
 from bench.measure import Amount, Sample, Subject, message_file, running_backends
-from bench.peers import Esp, EspOneShard
+from bench.peers import Esp, EspOneShard, EspTls
 from bench.processes import BenchError
 from bench.profiled_esp import Place
 from bench.workloads import WORKLOADS, Workload
@@ -37,6 +37,7 @@ def main() -> int:
         "--seconds", type=float, default=8.0, help="of load (8); the kernel samples every 1 to 4 ms of CPU time"
     )
     parser.add_argument("--one-shard", action="store_true", help="one shard configured instead of three")
+    parser.add_argument("--tls", action="store_true", help="with TLS on the clients' side")
     parser.add_argument("--top", type=int, default=25, help="lines in each list (25)")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="keep what the profiler wrote (pstats with cprofile)")
     options = parser.parse_args()
@@ -60,7 +61,7 @@ def main() -> int:
 
 
 def _run(workload: Workload, options: argparse.Namespace, folder: Path) -> Sample:
-    base = EspOneShard if options.one_shard else Esp
+    base = EspTls if options.tls else EspOneShard if options.one_shard else Esp
 
     class ProfiledEsp(base):  # type: ignore[misc, valid-type]
         def command(self, config: Path) -> list[str | Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -106,7 +107,7 @@ class Proxy:
         self.on_tick: dict[str, Callable[[float], object]] = {}
         self.reloads: Counter[str] = Counter()
         self.tls_files = TlsFiles()
-        self._tls = None if config.tls is None else ServerCertificates(config.tls, self.tls_files).context
+        self._certificates = None if config.tls is None else ServerCertificates(config.tls, self.tls_files)
         self._garbage = Garbage(monotonic(), self.context.turns.time.leave_out)
         self._heap = Heap(self._garbage)
         self._running: dict[Shard, asyncio.Task[None]] = {}
@@ -251,6 +252,8 @@ class Proxy:
         if config.compaction != before.compaction:
             self._set_samples(layout)
             self._begin_sampling()
+        if config.tls != before.tls and config.tls is not None and self._certificates is not None:
+            self._certificates.install(config.tls)
         for shard in config.shards:
             layout.shards[shard.name].move(shard.endpoints)
 
@@ -311,6 +314,10 @@ class Proxy:
     def _find_page(self, method: str, target: str, answer: AnswerPage) -> None:
         self._pages.find(method, target, answer)
 
+    def _server_context(self) -> ssl.SSLContext:
+        assert self._certificates is not None, "a config with TLS listeners has certificates"
+        return self._certificates.context()
+
     def advertised(self) -> tuple[str, ...]:
         """The URLs under which clients reach this proxy; none if it listens on a wildcard and advertises nothing."""
         return self.config.advertise or advertise.urls_of(self.bound)
@@ -344,7 +351,7 @@ class Proxy:
         self.bound = [one.address for one in bound]
         for one in bound:
             try:
-                await self._listener.listen(one.sock, self._tls if one.listen.tls else None)
+                await self._listener.listen(one.sock, self._server_context if one.listen.tls else None)
             except OSError as error:  # another process has bound the same address, and was first to listen
                 self._listener.close()
                 sockets.close(bound)

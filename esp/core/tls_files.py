@@ -239,8 +239,15 @@ class TlsFiles:
 
     def keep_clients(self, used: Iterable[Credentials]) -> None:
         """Forgets all other credentials for connections to servers."""
+        self._keep(used, of_clients=True)
+
+    def keep_servers(self, used: Iterable[Credentials]) -> None:
+        """Forgets all other credentials for connections of clients."""
+        self._keep(used, of_clients=False)
+
+    def _keep(self, used: Iterable[Credentials], *, of_clients: bool) -> None:
         used = set(used)
-        self.all = [each for each in self.all if each in used or not each.is_client]
+        self.all = [each for each in self.all if each in used or each.is_client is not of_clients]
         paths = {path for each in self.all for path in each.files.paths()}
         self._warned = {path: told for path, told in self._warned.items() if path in paths}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from esp.core.config import ListenTls
+from esp.core.config import Config, ListenTls, parse
+from esp.core.proxy import Proxy
 from esp.core.server_certificates import ServerCertificates
 from esp.core.tls_files import Files, TlsFiles
 from esp.core.wire.tls import Tls
@@ -114,3 +115,29 @@ def test_with_a_ca_clients_need_a_certificate_for_every_name(tmp_path: Path) -> 
     client, server = ClientEnd(client_context(pair("client")), "b.example"), Tls(context)
     talks(client, server)
     assert server.is_open
+
+
+def test_a_reload_puts_other_certificates_in_use_and_forgets_the_ones_before(tmp_path: Path) -> None:
+    for name in ("a.example", "b.example"):
+        written(tmp_path, name)
+    shards = "shards: [{endpoints: [127.0.0.1:1], ranges: [{start: '', end: ''}]}]\nlisten: [https://127.0.0.1:0]\n"
+
+    def config(name: str, more: str = "") -> Config:
+        return parse(f"{shards}tls: {{cert: {name}.crt, key: {name}.key{more}}}", tmp_path / "esp.yaml")
+
+    async def test() -> None:
+        async with Proxy(config("a.example")) as proxy:
+            assert shown(proxy._server_context(), "x") == {"a.example"}
+            new = config("b.example", ", min_version: 1.3")
+            proxy.install(proxy.layout_of(new), new)
+            context = proxy._server_context()
+            assert shown(context, "x") == {"b.example"}
+            assert context.minimum_version is ssl.TLSVersion.TLSv1_3
+            assert [each.files.cert for each in proxy.tls_files.all] == [tmp_path / "b.example.crt"]
+            again = config("a.example")
+            (tmp_path / "a.example.key").unlink()
+            proxy.install(proxy.layout_of(again), again)
+            assert shown(proxy._server_context(), "x") == {"b.example"}
+            assert [each.files.cert for each in proxy.tls_files.all] == [tmp_path / "b.example.crt"]
+
+    asyncio.run(test())

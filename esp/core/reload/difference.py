@@ -19,6 +19,7 @@ MAX_TOLD: Final = 200
 
 LIVE: Final = frozenset(
     (
+        "tls",
         "advertise",
         "cors",
         "host_whitelist",
