@@ -252,8 +252,9 @@ class TlsFiles:
         self._warned = {path: told for path, told in self._warned.items() if path in paths}
 
     def expiries(self) -> list[Expiry]:
-        """When the certificates of all files end."""
-        return [expiry for credentials in self.all for expiry in credentials.expiries()]
+        """When the certificates of all files end; each use of a file once."""
+        found = {(each.use, each.path): each for credentials in self.all for each in credentials.expiries()}
+        return list(found.values())
 
     async def watch(self) -> None:
         """Looks at the files again and again, until cancelled. A slow disk holds up nothing else."""

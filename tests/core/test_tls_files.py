@@ -308,6 +308,9 @@ def test_the_ends_of_all_certificates_are_told(tmp_path: Path) -> None:
     told = [(expiry.use, expiry.path.name, round((expiry.not_after - time()) / DAY)) for expiry in files.expiries()]
     assert told == [("shard a", "server.crt", 2), ("shard a", "bundle.crt", 5)]
     assert files.client("system", Files()).expiries() == []
+    for _ in range(2):  # two certificates of a listener with the CA of its clients
+        files.server("listener", Files(names.cert, names.key, bundle), lambda context: None)
+    assert len(files.expiries()) == 4
 
 
 def test_a_certificate_is_warned_of_once_a_day(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

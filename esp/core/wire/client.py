@@ -223,7 +223,9 @@ class ClientConnection(ResponseReader):
                 length = word >> 8
                 end = start + length
                 if length > MAX_FRAME_SIZE:
-                    raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a frame above 16384 bytes")
+                    is_http1 = data.startswith(b"HTTP/1.", position)
+                    what = "an answer in HTTP/1.1" if is_http1 else "a frame above 16384 bytes"
+                    raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, what)
                 if end > size:
                     break
                 position = end

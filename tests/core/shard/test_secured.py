@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+from esp.core.background import all_of
 from esp.core.config import Endpoint, ShardTls, User, parse
 from esp.core.local import LocalEtcd
 from esp.core.local_tls import write_file
@@ -245,6 +247,68 @@ async def test_new_files_are_for_new_connections_and_end_no_old_one(world: World
         first.close()
         await until(lambda: shard.free_connection() not in (None, first))
         assert (await ask(shard, RANGE, ALL_KEYS)).header.revision >= 1
+
+
+PUT = Method(b"/etcdserverpb.KV/Put", rpc_pb2.PutResponse, idempotent=False)
+
+
+@in_each_loop
+async def test_large_requests_and_answers(world: World) -> None:
+    value = bytes(range(256)) * 5_000
+    async with running(endpoint(world.secured, tls=True), ShardTls(world.certificates.client)) as shard:
+        keys = [b"large-%d" % number for number in range(4)]
+        await all_of([ask(shard, PUT, rpc_pb2.PutRequest(key=key, value=value)) for key in keys])
+        answers = await all_of([ask(shard, RANGE, rpc_pb2.RangeRequest(key=key)) for key in keys])
+        assert [answer.kvs[0].value for answer in answers] == [value] * 4
+
+
+class Wire:
+    """Passes bytes on between a client and an etcd.
+
+    Attributes:
+        spoil: whether the next bytes of the etcd are changed on their way.
+        at: the endpoint for clients.
+    """
+
+    def __init__(self, etcd: LocalEtcd) -> None:
+        self._etcd = etcd
+        self._writers: list[asyncio.StreamWriter] = []
+        self.spoil = False
+
+    async def __aenter__(self) -> Wire:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.at = Endpoint("127.0.0.1", self._server.sockets[0].getsockname()[1], tls=True)
+        return self
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reader_there, writer_there = await asyncio.open_connection("127.0.0.1", self._etcd.client_port)
+        self._writers += [writer, writer_there]
+        await all_of([self._pass(reader, writer_there, False), self._pass(reader_there, writer, True)])
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, may_spoil: bool) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                if may_spoil and self.spoil:
+                    self.spoil = False
+                    data = data[:-1] + bytes((data[-1] ^ 1,))
+                writer.write(data)
+        writer.close()
+
+    async def __aexit__(self, *_: object) -> None:
+        for writer in self._writers:
+            writer.close()
+        self._server.close()
+
+
+@in_each_loop
+async def test_bytes_that_are_changed_on_the_way_break_the_connection_and_nothing_else(world: World) -> None:
+    async with Wire(world.secured) as wire, running(wire.at, ShardTls(world.certificates.client)) as shard:
+        before = shard.free_connection()
+        wire.spoil = True
+        assert (await ask(shard, RANGE, ALL_KEYS)).header.revision >= 1  # asked again on the next connection
+        assert shard.free_connection() is not before
+        assert before is not None
+        assert "decryption failed or bad record mac" in before.why_over.lower().replace("_", " ")
 
 
 # A certificate with a common name.
