@@ -101,7 +101,7 @@ def _check_listen(path: Path, listen: list[str]) -> None:
     if listen or not path.exists():
         addresses = list(configs.listen_of(listen or [DEFAULT_LISTEN]))
     else:
-        addresses = list(configs.load(path).listen)
+        addresses = list(configs.load(path).all_listen)
     try:
         sockets.check(addresses)
     except OSError as error:
@@ -232,7 +232,7 @@ async def _serve(
             log.info('namespace: clients see the keys %s, without "%s"', keys, prefix)
         config = replace(config, limits=within_descriptors(config.limits, len(config.shards)))
         try:
-            proxy = Proxy(config, service.bind(config.listen))
+            proxy = Proxy(config, service.bind(config.all_listen))
             service.joins(proxy)
             await stack.enter_async_context(proxy)
         except OSError as error:

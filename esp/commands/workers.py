@@ -133,8 +133,8 @@ def run(
         CommandError: an address cannot be bound, or a worker could not begin to serve.
     """
     try:
-        bound = list(service.bind(config.listen))
-        sockets.listen(bound, config.listen)
+        bound = list(service.bind(config.all_listen))
+        sockets.listen(bound, config.all_listen)
     except OSError as error:
         raise CommandError(error.strerror or str(error)) from None
     whole = _Whole(config, service, bound, told_ready)
@@ -250,7 +250,9 @@ class _Whole:
 
     async def _tell_ready(self) -> None:
         await self.supervisor.ready.wait()
-        self._told_ready(self._config, [one.address for one in self._bound], self.supervisor.missing)
+        self._told_ready(
+            self._config, [one.address for one in self._bound if not one.listen.only_pages], self.supervisor.missing
+        )
         self._service.manager.ready(self._state())
 
     def _state(self) -> str:

@@ -28,7 +28,7 @@ from esp.core.log.text import few
 from esp.core.metrics.calls import Calls
 from esp.core.metrics.names import KNOWN
 from esp.core.metrics.page import PATH as METRICS
-from esp.core.metrics.page import MetricsPage
+from esp.core.metrics.page import MetricsPage, OnlyPages
 from esp.core.metrics.scrape import Metrics, of_reloads
 from esp.core.metrics.walk import Parts
 from esp.core.routing import Routing
@@ -104,6 +104,7 @@ class Proxy:
         self.context = WireContext(config.limits)
         self.background = Background()
         self.bound: list[Listen] = []
+        self.metrics_bound: list[Listen] = []
         self.on_tick: dict[str, Callable[[float], object]] = {}
         self.reloads: Counter[str] = Counter()
         self.tls_files = TlsFiles()
@@ -140,6 +141,7 @@ class Proxy:
                 leases=self.leases,
                 watch=self._watch,
                 samples=lambda: self._samples,
+                tls_files=self.tls_files,
             )
         )
         self.metrics.more.append(lambda: [of_reloads(self.reloads)])
@@ -154,6 +156,8 @@ class Proxy:
             exchanges={METRICS: self._metrics_page.exchange} if config.metrics_for_clients else {},
         )
         self._listener = Listener(self.context, self._find, self._site)
+        only_pages = OnlyPages(self._metrics_page, self._find_page)
+        self._metrics_listener = Listener(self.context, only_pages.find, only_pages)
 
     # The layout.
 
@@ -347,15 +351,19 @@ class Proxy:
         Raises:
             OSError: a listen address cannot be bound; nothing was started.
         """
-        bound = sockets.bind(self.config.listen) if self._bound is None else self._bound
-        self.bound = [one.address for one in bound]
+        addresses = self.config.all_listen
+        bound = sockets.bind(addresses) if self._bound is None else self._bound
+        self.bound = [one.address for one in bound if not one.listen.only_pages]
+        self.metrics_bound = [one.address for one in bound if one.listen.only_pages]
         for one in bound:
             try:
-                await self._listener.listen(one.sock, self._server_context if one.listen.tls else None)
+                listener = self._metrics_listener if one.listen.only_pages else self._listener
+                await listener.listen(one.sock, self._server_context if one.listen.tls else None)
             except OSError as error:  # another process has bound the same address, and was first to listen
                 self._listener.close()
+                self._metrics_listener.close()
                 sockets.close(bound)
-                raise sockets.cannot_listen(one.listen, self.config.listen, error) from None
+                raise sockets.cannot_listen(one.listen, addresses, error) from None
         for shard in self.routing.shards.values():
             self._run(shard)
         self._garbage.start()
@@ -376,6 +384,7 @@ class Proxy:
             log.warning("some calls were still open after %g s and were cut", self.config.drain_seconds)
         if self.traces is not None:
             await self.traces.close()
+        await self._metrics_listener.drain(errors.SERVER_STOPPED, 0)
         await self.background.close()
         self.routing.tokens.close()
 
@@ -411,6 +420,7 @@ class Proxy:
             now = monotonic()
             guard = self.background.guard
             guard("the clients' deadlines", partial(self._listener.tick, now))
+            guard("the deadlines of those who scrape", partial(self._metrics_listener.tick, now))
             guard("the leases' deadlines", partial(self.leases.tick, now))
             guard("the places at the shards", partial(self.gate.tick, now))
             guard("tokens", self.routing.tokens.expire)

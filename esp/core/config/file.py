@@ -143,6 +143,12 @@ class Config:
     traces: TracesConfig | None = None
     workers: int = 1
     metrics_for_clients: bool = True
+    metrics_listen: tuple[Listen, ...] = ()
+
+    @property
+    def all_listen(self) -> tuple[Listen, ...]:
+        """The addresses for clients, and those for pages only."""
+        return self.listen + self.metrics_listen
 
     @property
     def apiserver_roots(self) -> tuple[bytes, ...]:
@@ -250,7 +256,7 @@ def check_no_loop(config: Config) -> None:
     """
     for shard in config.shards:
         for endpoint in shard.endpoints:
-            for listen in config.listen:
+            for listen in config.all_listen:
                 if listen.path is None and endpoint.port == listen.port and _is_same(listen.host, endpoint.host):
                     raise ConfigError(
                         config.path,
@@ -266,7 +272,7 @@ def check_certificates(config: Config) -> None:
     Raises:
         ConfigError: there is such an address.
     """
-    of_tls = next((listen for listen in config.listen if listen.tls), None)
+    of_tls = next((listen for listen in config.all_listen if listen.tls), None)
     if of_tls is not None and config.tls is None:
         raise ConfigError(config.path, None, needs_certificate(of_tls))
 
@@ -302,6 +308,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     log: dict[str, Any] = {}
     traces: dict[str, Any] | None = None
     metrics_for_clients: bool = True
+    metrics_listen: list[Any] = []
 
 
 class _FileReader(RangeFields):
@@ -317,7 +324,12 @@ class _FileReader(RangeFields):
         for number in range(1, len(listen)):
             if (twice := again(listen[: number + 1])) is not None:
                 self.fail(("listen", number), f"listen URL {twice} is listed twice; remove one")
-        tls = listen_tls_at(file.tls, None if file.listen is None else listen, self, folder)
+        pages = self.each(file.metrics_listen, ("metrics_listen",), partial(listen_at, folder=folder))
+        for number in range(len(pages)):
+            if (twice := again([*listen, *pages[: number + 1]])) is not None:
+                self.fail(("metrics_listen", number), f"listen URL {twice} is listed twice; remove one")
+        given = None if file.listen is None and not pages else [*listen, *pages]
+        tls = listen_tls_at(file.tls, given, self, folder)
         advertise = self.each(file.advertise, ("advertise",), _advertised)
         for number, url in enumerate(advertise):
             if url in advertise[:number]:
@@ -350,6 +362,7 @@ class _FileReader(RangeFields):
             log=log_of(file.log, self),
             traces=traces_of(file.traces, self),
             metrics_for_clients=file.metrics_for_clients,
+            metrics_listen=tuple(one._replace(only_pages=True) for one in pages),
             workers=self._workers(file.workers),
         )
 

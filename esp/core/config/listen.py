@@ -22,12 +22,14 @@ class Listen(NamedTuple):
         port: 0 is any free port.
         tls: clients speak TLS there.
         path: of a Unix socket; None for TCP.
+        only_pages: there are only pages there, /metrics among them, and no calls.
     """
 
     host: str
     port: int
     tls: bool = False
     path: Path | None = None
+    only_pages: bool = False
 
     def __str__(self) -> str:
         if self.path is not None:

@@ -64,7 +64,7 @@ class Metrics:
         yield from _shards(parts)
         yield from _services(parts, walk)
         yield from limits.families(parts, walk)
-        yield _failures(parts.background)
+        yield from _upkeep(parts)
         yield from lines.families()
         for families in self.more:
             yield from families()
@@ -219,6 +219,12 @@ def _shards(parts: Parts) -> Iterator[Step]:
     yield from by_shard("esp_shard_repeated_calls_total", "counter", text, lambda n: shards[n].repeated)
     text = "Connections to a shard that esp has begun."
     yield from by_shard("esp_shard_connects_total", "counter", text, lambda n: shards[n].dialled)
+    text = "Connections in use that broke, or that esp left for a reason."
+    yield from by_shard("esp_shard_losses_total", "counter", text, lambda n: shards[n].outages.losses)
+    text = "How often no endpoint of a shard could be used."
+    yield from by_shard("esp_shard_outages_total", "counter", text, lambda n: shards[n].outages.count)
+    text = "Calls that failed because there was no connection."
+    yield from by_shard("esp_shard_failed_calls_total", "counter", text, lambda n: shards[n].failed_calls)
     text = "Answers of a shard that no etcd would give."
     yield from by_shard("esp_shard_garbled_answers_total", "counter", text, lambda n: shards[n].garbled)
     text = "Reads of one key that went to a shard together with others."
@@ -294,6 +300,22 @@ def _services(parts: Parts, walk: Walk) -> Iterator[Step]:
     yield gauge("esp_samples", "Samples of all shards' revisions.", 0 if samples is None else len(samples), "max")
     refused = parts.context.counters.limits["across_shards"]
     yield counter("esp_across_shards_refused_total", "Requests over several shards that the config refuses.", refused)
+
+
+def _upkeep(parts: Parts) -> Iterator[Family]:
+    """Certificates and bugs."""
+    ends: dict[tuple[str, str], float] = {}
+    for expiry in parts.tls_files.expiries():
+        labels = (expiry.use, str(expiry.path))
+        ends[labels] = min(expiry.not_after, ends.get(labels, expiry.not_after))
+    text = "When a certificate in use ends, in seconds since 1970."
+    name = "esp_certificate_not_after_timestamp_seconds"
+    yield Family(name, "gauge", text, ("use", "path"), list(ends.items()), "min")
+    text = "Files of certificates that esp has read anew."
+    yield counter("esp_certificate_reloads_total", text, parts.tls_files.reloads)
+    text = "New files of certificates that esp could not use."
+    yield counter("esp_certificate_refusals_total", text, parts.tls_files.refusals)
+    yield _failures(parts.background)
 
 
 def _failures(background: Background) -> Family:

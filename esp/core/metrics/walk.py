@@ -15,6 +15,7 @@ from esp.core.samples import Samples
 from esp.core.services.gate import Gate
 from esp.core.services.lease import Leases
 from esp.core.services.watch import Watch
+from esp.core.tls_files import TlsFiles
 from esp.core.wire.accepted import ServerProtocol
 from esp.core.wire.context import WireContext
 from esp.core.wire.ended import UNKNOWN
@@ -54,6 +55,7 @@ class Parts:
     leases: Leases
     watch: Watch
     samples: Callable[[], Samples | None]
+    tls_files: TlsFiles
 
 
 class Walk:
