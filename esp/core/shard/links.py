@@ -190,7 +190,8 @@ class Links:
         """
         connection, link.connection = link.connection, None
         assert connection is not None
-        self._pulses.pop(link).stop()
+        if pulse := self._pulses.pop(link, None):
+            pulse.stop()
         if link is self.unary:
             self._owner.forget_member()
         if not connection.ended:

@@ -186,7 +186,7 @@ class Etcd:
 
     def moves(self) -> None:
         """Makes esp choose another member, to which it has no connection yet."""
-        self.shard._retire(self.shard._streams)
+        self.shard._links._retire(self.shard._streams)
         self.world.context.flush()
 
     def all_heard(self) -> list[tuple[int, WatchRequest]]:
