@@ -82,6 +82,9 @@ class Metrics:
         text = "Connections that esp has ended for a fault of the peer in HTTP/2."
         yield counter("esp_connection_faults_total", text, counters.connection_faults)
         yield counter("esp_stream_faults_total", "Streams reset for a fault of the peer.", counters.stream_faults)
+        yield counter("esp_tls_handshakes_total", "TLS handshakes of clients that succeeded.", counters.tls_handshakes)
+        text = "TLS connections of clients that failed, in the handshake or later; the log says why."
+        yield counter("esp_tls_faults_total", text, counters.tls_faults)
         yield gauge("esp_turns_waiting", "Connections with work that wait for their turn.", self._waiting())
         pages = [((page, str(status)), times) for (page, status), times in sorted(counters.pages.items())]
         yield Family("esp_http_requests_total", "counter", "Requests for pages.", ("page", "code"), pages)

@@ -161,6 +161,7 @@ class TlsServerProtocol(ServerProtocol):
             if tls.is_open and not was_open:
                 self.context.counters.tls_handshakes += 1
             if plain:
+                self._traffic.received += len(plain)
                 self._unread = self._unread + plain if self._unread else plain
                 is_left = super().work(stop)
             else:

@@ -129,6 +129,11 @@ def test_http2_and_http1_share_a_port(run: Run) -> None:
             await one.says(GET)
             assert body(await two.hears_frames(ended(1)), 1) == message(b"hi")
             assert (await one.hears(is_page)).startswith(b"HTTP/1.1 200 ")
+            two_said = GREETING + headers(1, call()) + data(1, message(b"hi"), end=True)
+            assert server.context.counters.clients.received == len(two_said + GET)  # in the plain
+            await two.says_sealed(two.end.says(ping()) + two.end.says(ping()))  # two records in one read
+            await two.hears(lambda heard: heard.count(ping(ack=True)) == 2)
+            assert server.context.counters.clients.received == len(two_said + GET + ping() * 2)
             assert server.context.counters.tls_handshakes == 2
             assert server.context.counters.tls_faults == 0
 
