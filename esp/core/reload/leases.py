@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -20,6 +19,8 @@ LOOKS: Final = 5
 """The most looks. Leases that clients go on granting faster are brought by the last one, when the map is in force."""
 _ID_BITS: Final = 2**64 - 1
 
+Brought = tuple[int, str]
+"""A lease that was granted, and the name of the shard."""
 Progress = Callable[[str], Awaitable[None]]
 
 
@@ -29,11 +30,11 @@ class MissingLeasesError(Exception):
 
 async def bring_leases(
     new: Sequence[Shard], others: Sequence[Shard], told: Progress, *, lenient: bool = False
-) -> Counter[str]:
+) -> list[Brought]:
     """Grants all leases of `others` on the shards `new`, with the TTL that they were granted with.
 
-    The result is the number of leases that were granted, by the name of the shard. Later looks grant leases that
-    clients have granted meanwhile. A lease that nobody renews lives on in a new shard for its TTL, without keys.
+    The result is the leases that were granted. Later looks grant leases that clients have granted meanwhile. A lease
+    that nobody renews lives on in a new shard for its TTL, without keys.
 
     Args:
         new: the new shards.
@@ -44,7 +45,7 @@ async def bring_leases(
     Raises:
         MissingLeasesError: a shard does not tell its leases, or refuses one.
     """
-    granted: Counter[str] = Counter()
+    granted: list[Brought] = []
     for _ in range(LOOKS):
         missing = await _missing(new, others, lenient=lenient)
         if missing:
@@ -54,7 +55,7 @@ async def bring_leases(
             lease, target = item
             try:
                 if await copy(lease, others, target, CopyTtl.GRANTED) is Copied.GRANTED:
-                    granted[target.name] += 1
+                    granted.append((lease, target.name))
             except RpcError as error:
                 if not lenient:
                     text = f"shard {target.name} cannot be given lease {lease & _ID_BITS:x}: {error.status.message}"

@@ -22,7 +22,7 @@ from esp.core.layout import Layout
 from esp.core.proxy import Proxy
 from esp.core.reload.difference import Difference, Move
 from esp.core.reload.keys import Keys, counted, keys_of
-from esp.core.reload.leases import MissingLeasesError, bring_leases
+from esp.core.reload.leases import Brought, MissingLeasesError, bring_leases
 from esp.core.shard import Shard
 from esp.core.tls_files import TlsFileError
 
@@ -32,6 +32,9 @@ CONNECT_SECONDS: Final = 5.0
 """Seconds that a new shard may take to be connected."""
 SETTLE_SECONDS: Final = 5.0
 """Seconds to wait for the calls of the former map before its shards are asked for late keys."""
+SEEN_SECONDS: Final = 1.0
+"""Seconds that a lease surely lives on after it was granted: half of etcd's least TTL."""
+NOTED_AT_ONCE: Final = 1000
 MAX_LOGGED: Final = 20
 """The most lines of a difference in the log; the answer of `esp reload` has more."""
 
@@ -218,13 +221,14 @@ class _Reload:
         usable = [shard for shard in new if shard.is_ready]
         others = [shard for shard in before.shards.values() if shard not in new]
         try:
-            await self._bring_leases(usable, others)
+            brought = await self._bring_leases(usable, others)
         except MissingLeasesError as error:
             outcome.reasons.append(f"{error}; it would have keys before it has its leases")
             return
         calls = proxy.calls_in_flight()
         proxy.install(layout, config, [Came(found.move.range, found.move.target, found.reached) for found in keys])
         outcome.result = Result.DONE
+        await self._note(brought)
         await self._settle(calls, keys, usable, others, before, layout)
 
     # The steps.
@@ -263,11 +267,21 @@ class _Reload:
         ]
         return keys
 
-    async def _bring_leases(self, new: list[Shard], others: list[Shard]) -> None:
+    async def _bring_leases(self, new: list[Shard], others: list[Shard]) -> list[Brought]:
         if not new or not others:
-            return
-        granted = await bring_leases(new, others, self._tell, lenient=self._force)
-        self._outcome.notes += [f"shard {name} was given {count:,} leases" for name, count in granted.items()]
+            return []
+        brought = await bring_leases(new, others, self._tell, lenient=self._force)
+        counts = Counter(name for _, name in brought)
+        self._outcome.notes += [f"shard {name} was given {count:,} leases" for name, count in counts.items()]
+        return brought
+
+    async def _note(self, brought: list[Brought]) -> None:
+        """Tells the table of leases, which would have them granted once more."""
+        table = self._proxy.leases.table
+        for number, (lease, name) in enumerate(brought, 1):
+            table.seen(lease, name, monotonic() + SEEN_SECONDS)
+            if not number % NOTED_AT_ONCE:
+                await asyncio.sleep(0)
 
     async def _settle(
         self,
