@@ -18,7 +18,7 @@ from esp.core.log.floods import of_process
 from esp.core.log.lines import ACCESS, CallLine, Value, fields
 from esp.core.log.text import FEW, few, in_one_line
 from esp.core.wire.ended import EndedCall
-from esp.core.wire.status import Code
+from esp.core.wire.status import CODE_NAMES
 
 access = logging.getLogger(ACCESS)
 slow = logging.getLogger("esp.slow")
@@ -42,11 +42,6 @@ LASTING: Final = frozenset(
 )
 """RPCs that last as long as the client wants, or wait for other clients: none of them is slow."""
 _TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-")
-_NAMES: Final = {code.value: "".join(part.capitalize() for part in code.name.split("_")) for code in Code} | {
-    Code.OK.value: "OK",
-    Code.CANCELLED.value: "Canceled",
-}
-"""The codes of gRPC, as Go spells them."""
 
 
 class CallLog:
@@ -133,4 +128,4 @@ def _trace(traceparent: bytes) -> str:
 
 
 def _code(code: int) -> str:
-    return _NAMES.get(code, f"Code({code})")
+    return CODE_NAMES[code] if 0 <= code < len(CODE_NAMES) else f"Code({code})"

@@ -10,13 +10,8 @@ from google.protobuf.descriptor import MethodDescriptor
 from esp.core.services import reflection
 from esp.core.services.router import METHODS
 from esp.core.wire.ended import UNKNOWN
+from esp.core.wire.status import CODE_NAMES
 
-CODES: Final = (
-    *("OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists"),
-    *("PermissionDenied", "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented"),
-    *("Internal", "Unavailable", "DataLoss", "Unauthenticated"),
-)
-"""The values of the label `grpc_code`, by code: Go's names, as in etcd's metrics."""
 METHOD: Final = ("grpc_type", "grpc_service", "grpc_method")
 """The labels of a method."""
 Method = tuple[str, str, str]
@@ -25,7 +20,7 @@ Method = tuple[str, str, str]
 
 def code_name(code: int) -> str:
     """The name of a code; "Unknown" for a number that is no code."""
-    return CODES[code] if 0 <= code < len(CODES) else "Unknown"
+    return CODE_NAMES[code] if 0 <= code < len(CODE_NAMES) else "Unknown"
 
 
 def _type(method: MethodDescriptor) -> str:

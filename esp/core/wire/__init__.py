@@ -34,7 +34,7 @@ The files, from the bottom up: each imports only files of its own line and of li
 
 The names that the layers above may use (tests/test_layers.py):
 
-    status: Code, Status, RpcError, OK, DEADLINE_EXCEEDED
+    status: CODE_NAMES, Code, Status, RpcError, OK, DEADLINE_EXCEEDED
     limits: Limits, OF_A_CONNECTION, out_of_bounds
     frames: ErrorCode, MAX_FRAME_SIZE, pack_u32, unpack_u32
     budget: Account, BufferBudget

@@ -14,12 +14,12 @@ import esp
 from esp.core import config as configs
 from esp.core.metrics.families import Family
 from esp.core.metrics.limits import WITHOUT_USE
-from esp.core.metrics.names import CODES, KNOWN, METHOD, NAMES
+from esp.core.metrics.names import KNOWN, METHOD, NAMES
 from esp.core.metrics.text import text
 from esp.core.proxy import Proxy
 from esp.core.wire.ended import EndedCall
 from esp.core.wire.limits import Limits
-from esp.core.wire.status import Code
+from esp.core.wire.status import CODE_NAMES, Code
 
 TWO = """
 shards:
@@ -67,8 +67,8 @@ class TestNames:
         assert len(list(parse_open(made))) == len(gathered(proxy))
 
     def test_codes_are_gos(self) -> None:
-        assert len(CODES) == len(Code)
-        assert (CODES[Code.OK], CODES[Code.CANCELLED], CODES[Code.UNAUTHENTICATED]) == (
+        assert len(CODE_NAMES) == len(Code)
+        assert (CODE_NAMES[Code.OK], CODE_NAMES[Code.CANCELLED], CODE_NAMES[Code.UNAUTHENTICATED]) == (
             "OK",
             "Canceled",
             "Unauthenticated",
