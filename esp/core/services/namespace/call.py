@@ -59,6 +59,7 @@ class InnerCall(ServerStream, Sink):
         self.id = outer.id
         self.head = outer.head
         self.timeout = outer.timeout
+        self.trace = outer.trace
         self.opened = outer.opened
         self.deadline = outer.deadline
         self._outer = outer

@@ -373,7 +373,7 @@ def test_each_name_of_a_stream_is_one_of_the_call_or_needs_no_slot() -> None:
     """A new one in the wire must not act on the slots that the call lacks, or send past the namespace."""
     on_others = {
         *("peer", "remaining", "remaining_timeout", "respond", "start", "hold_head", "awaits_message", "has_lived"),
-        *("half_request",),
+        *("half_request", "forward"),
     }
     """Made of other names."""
     of_the_wire = {
@@ -382,7 +382,7 @@ def test_each_name_of_a_stream_is_one_of_the_call_or_needs_no_slot() -> None:
         "_tell_reset",
     }
     """Called by the wire only, which knows the client's stream."""
-    copied = {"connection", "id", "head", "timeout", "opened", "deadline"}
+    copied = {"connection", "id", "head", "timeout", "trace", "opened", "deadline"}
     lacking = {"account", "credit", "fresh", "recv_owed", "recv_window", "taken", "told", "_body_size", "_request"}
     """Slots that only the wire uses."""
     names = {name for kind in (Stream, ServerStream) for name in vars(kind) if not name.startswith("__")}
