@@ -95,31 +95,27 @@ class TestCalls:
                 ):
                     with pytest.raises(grpc.RpcError):
                         ask()
-            wait_until(lambda: esp.log().count("slow: ") == 2)
-        log = esp.log()
-        assert re.search(
-            r'WARNING slow: /etcdserverpb.KV/Put "z\\x0a" of 127\.0\.0\.1:\d+ took 1\.\d+ s, '
-            r"1\.\d+ s at shard s1, 0\.\d+ s in esp before: (DeadlineExceeded|Canceled)\n",
-            log,
-        )
-        assert re.search(
-            r'slow: /etcdserverpb.KV/Range "all" of \S+ took 1\.\d+ s, '
-            r"1\.\d+ s at shards s0, s1, 0\.\d+ s in esp before: ",
-            log,
-        )
-        assert "SECRET" not in log
+            expected = (
+                r'WARNING slow: /etcdserverpb.KV/Put "z\\x0a" of 127\.0\.0\.1:\d+ took \d+\.\d+ s, '
+                r"\d+\.\d+ s at shard s1, \d+\.\d+ s in esp before: (DeadlineExceeded|Canceled)\n",
+                r'slow: /etcdserverpb.KV/Range "all" of \S+ took \d+\.\d+ s, '
+                r"\d+\.\d+ s at shards s0, s1, \d+\.\d+ s in esp before: ",
+            )
+            wait_until(lambda: all(re.search(line, esp.log()) for line in expected))
+        assert "SECRET" not in esp.log()
 
     def test_a_reload_begins_and_ends_the_access_log_on_open_connections(
         self, empty_shards: list[LocalEtcd], start_esp: Esps
     ) -> None:
-        esp = start_esp(empty_shards, ["i", "r"])
+        without = "log: {slow_seconds: off}"  # on a busy machine any call may be slow
+        esp = start_esp(empty_shards, ["i", "r"], extra=without)
         assert esp.config
         text = esp.config.read_text()
 
         def reload(log: str) -> None:
             assert esp.config
             before = esp.log().count("is in force: ")
-            esp.config.write_text(f"{text}\nlog: {log}\n")
+            esp.config.write_text(text.replace(without, log))
             esp.process.send_signal(signal.SIGHUP)
             wait_until(lambda: esp.log().count("is in force: ") > before)
 
@@ -131,10 +127,10 @@ class TestCalls:
                 kv.Range(rpc_pb2.RangeRequest(key=b"a"))
 
             asks()
-            reload("{access: all, slow_seconds: 0.000001}")
+            reload("log: {access: all, slow_seconds: 0.000001}")
             asks()
             wait_until(lambda: "KV/Put OK" in esp.log() and "KV/Range OK" in esp.log())
-            reload("{access: off}")
+            reload(without)
             asks()
         assert esp.stop() == 0
         assert len(re.findall("/etcdserverpb.KV/(?:Put|Range) OK in 0", esp.log())) == 2
