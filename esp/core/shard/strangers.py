@@ -18,6 +18,7 @@ from esp.core.config import Endpoint
 from esp.core.shard.member import NotAnEtcd, UnfitError
 from esp.core.shard.secured import Secured
 from esp.core.tls_files import any_server
+from esp.core.wire.frames import PREFACE, SETTINGS, settings
 
 MOST_SECONDS: Final = 1.0
 """Seconds for all questions to one endpoint."""
@@ -50,6 +51,10 @@ class _Heard:
         return self.pages.startswith(b"HTTP/")
 
     @property
+    def is_http2(self) -> bool:
+        return self.pages[3:4] == bytes((SETTINGS,))
+
+    @property
     def is_etcd(self) -> bool:
         return b'"etcdserver"' in self.pages
 
@@ -72,8 +77,12 @@ async def recognise(endpoint: Endpoint, address: str, secured: Secured | None) -
             await _ask(plain, endpoint, address, None)
             if not plain.is_http or b"HTTPS server" in plain.pages:  # as Go's servers of TLS answer plain clients
                 await _ask(sealed, endpoint, address, any_server(secured.credentials.files if secured else None))
+            if endpoint.tls and not plain.is_http and not sealed.speaks_tls:
+                await _ask(plain, endpoint, address, None, http2=True)
     if sealed.speaks_tls:
         return _judge_sealed(endpoint, sealed, secured)
+    if plain.is_http2 and endpoint.tls:
+        return UnfitError(f"it speaks HTTP/2 without TLS; write http://{_authority(endpoint)}")
     return _judge_plain(endpoint, plain) if plain.is_http else None
 
 
@@ -111,14 +120,23 @@ def _authority(endpoint: Endpoint) -> str:
     return str(endpoint).partition("://")[2]
 
 
-async def _ask(heard: _Heard, endpoint: Endpoint, address: str, context: ssl.SSLContext | None) -> None:
-    """Gets the pages, as far as they come, by TLS if there is a `context`."""
+async def _ask(
+    heard: _Heard, endpoint: Endpoint, address: str, context: ssl.SSLContext | None, *, http2: bool = False
+) -> None:
+    """Gets the pages, as far as they come, by TLS if there is a `context`. With `http2`, says hello in HTTP/2 instead.
+
+    An etcd with --listen-client-http-urls has no pages at its port for gRPC.
+    """
     name = endpoint.host if context else None
     try:
         reader, writer = await asyncio.open_connection(address, endpoint.port, ssl=context, server_hostname=name)
         heard.speaks_tls = context is not None
         try:
-            await _talk(heard, endpoint, reader, writer)
+            if http2:
+                writer.write(PREFACE + settings({}))
+                heard.pages = await reader.read(MOST_BYTES)
+            else:
+                await _talk(heard, endpoint, reader, writer)
         finally:
             writer.transport.abort()
     except ssl.SSLError as error:

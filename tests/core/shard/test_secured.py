@@ -24,6 +24,7 @@ from esp.core.proxy import Proxy
 from esp.core.shard import RANGE, Method, Shard, ask, ask_for_esp
 from esp.core.tls_files import Files, TlsFiles
 from esp.core.wire.status import RpcError
+from tests.core.scripted_etcd import ScriptedEtcd
 from tests.core.shard.secured_etcds import Certificates, endpoint, in_each_loop, running, start, trouble, until
 from tests.harness import newest_etcd
 
@@ -116,6 +117,14 @@ async def test_a_plain_etcd_behind_https_and_the_other_way_round(world: World) -
     assert told == f"it is an etcd without TLS; write http://127.0.0.1:{at.port}"
     at = endpoint(world.secured, tls=False)
     assert await trouble(at, None) == f"it speaks TLS; write https://127.0.0.1:{at.port}"
+
+
+@in_each_loop
+async def test_a_port_for_grpc_alone_that_has_no_tls() -> None:
+    """As of an etcd with --listen-client-http-urls."""
+    async with ScriptedEtcd() as etcd:
+        at = replace(etcd.endpoint, tls=True)
+        assert await trouble(at, ShardTls()) == f"it speaks HTTP/2 without TLS; write http://127.0.0.1:{at.port}"
 
 
 @in_each_loop
