@@ -135,3 +135,13 @@ def test_a_unix_socket_is_named_by_its_path(tmp_path: Path) -> None:
     sock.listen()
     with pytest.raises(OSError, match=f"unix:{tmp_path}/esp.sock"):
         bind_rest([sock], [Listen("127.0.0.1", 1)])
+
+
+def test_a_unix_socket_that_is_passed_is_known_by_its_path(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "esp.sock"))
+        sock.listen()
+        listen = Listen("", 0, path=tmp_path / "esp.sock")
+        assert bind_rest([sock], [listen]) == [(sock, listen)]
+        with pytest.raises(OSError, match=f"passes a socket at {listen}, but esp listens on unix:{tmp_path}/other;"):
+            bind_rest([sock], [Listen("", 0, path=tmp_path / "other")])

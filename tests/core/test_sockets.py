@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from pathlib import Path
 
@@ -105,3 +106,19 @@ def test_one_path_under_two_names_is_refused(tmp_path: Path) -> None:
     twice = [Listen("", 0, path=tmp_path / "s"), Listen("", 0, tls=True, path=tmp_path / "s")]
     with pytest.raises(OSError, match=r"it is the address of unix:.*, which is listed too; remove one"):
         sockets.bind(twice)
+
+
+def test_a_client_of_a_unix_socket_is_known_by_user_and_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        listen = Listen("", 0, path=tmp_path / "esp.sock")
+        async with Proxy(parse(CONFIG.format(port=1), None), sockets.bind([listen])):
+            reader, writer = await asyncio.open_unix_connection(listen.path)
+            writer.write(b"SSH-2.0-x\r\n")
+            assert await reader.read() == b""
+            writer.close()
+        name = f"{listen}, user {os.getuid()}:{os.getpid()}"
+        assert f"{name}: closing: SSH: the client has the wrong port" in caplog.text
+
+    asyncio.run(test())

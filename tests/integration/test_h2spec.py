@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from esp.core.local import LocalEtcd
+from esp.core.local import LocalEtcd, free_port
+from esp.core.local_tls import Authority
 from tests.harness import Esps, peer
 
 
@@ -19,9 +20,26 @@ def test_every_case_of_h2spec_passes(
 ) -> None:
     """All of them where there is a limit on streams; without one, the one case about it has nothing to try."""
     esp = start_esp(shards, ["i", "r"], extra="limits: {max_concurrent_streams: 1000}" if limited else "")
-    report = tmp_path / "h2spec.xml"
-    command = [peer("h2spec"), "--host", "127.0.0.1", "--port", str(esp.port), "--junit-report", report]
-    options = ["--strict"] if strict else []
+    judge(esp.port, tmp_path, (146 if strict else 145) - (not limited), *(["--strict"] if strict else []))
+
+
+def test_every_case_of_h2spec_passes_over_tls(shards: list[LocalEtcd], start_esp: Esps, tmp_path: Path) -> None:
+    cert, key = Authority().issue(["127.0.0.1"]).write(tmp_path, "server")
+    port = free_port()
+    start_esp(
+        shards,
+        ["i", "r"],
+        "--listen",
+        f"https://127.0.0.1:{port}",
+        extra=f"tls: {{cert: {cert}, key: {key}, alpn: [h2]}}",
+    )
+    judge(port, tmp_path, 144, "--tls", "--insecure")
+
+
+def judge(port: int, folder: Path, least: int, *options: str) -> None:
+    """Asserts that h2spec has at least so many cases, and that all pass."""
+    report = folder / "h2spec.xml"
+    command = [peer("h2spec"), "--host", "127.0.0.1", "--port", str(port), "--junit-report", report]
     done = subprocess.run(
         [*command, *options, "generic", "http2", "hpack"], capture_output=True, text=True, timeout=100, check=False
     )
@@ -34,4 +52,4 @@ def test_every_case_of_h2spec_passes(
     skipped = [case for case in cases if case.find("skipped") is not None]
     assert failed == [], done.stdout
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(cases) - len(skipped) >= (146 if strict else 145) - (not limited)
+    assert len(cases) - len(skipped) >= least
