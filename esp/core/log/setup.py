@@ -14,6 +14,8 @@ from esp.core.log.floods import Floods
 from esp.core.log.lines import AsJson, ForFiles, ForPeople, fields
 from esp.core.log.output import Output
 
+log = logging.getLogger("esp")
+
 Format = Literal["text", "json"]
 Level = Literal["debug", "info", "warning", "error"]
 FORMATS: Final = ("text", "json")
@@ -65,6 +67,7 @@ class Log:
         self._begin()
         self.use("text", "info")
         Log.process = self
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, _log_unraisable
 
     def _begin(self) -> None:
         stream = sys.stderr  # None if a shell has closed it
@@ -110,6 +113,7 @@ class Log:
         """Writes what is counted or waits, and ends the log."""
         if Log.process is self:
             Log.process = None
+            sys.unraisablehook = self._unraisable
         logging.getLogger().removeHandler(self.floods)
         self.floods.close()
         if self.output is not None:
@@ -124,6 +128,14 @@ class Log:
         record.created = time.time()
         record.fields = fields(missing=number)["fields"]
         return self.floods.format(record)
+
+
+def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Logs an exception that nobody can catch; Python itself would write it to stderr, however often it comes."""
+    if isinstance(unraisable.object, bytes):
+        return  # a TLS client asks for a server whose name is not ASCII; its connection ends, with a line of its own
+    name = getattr(unraisable.object, "__qualname__", type(unraisable.object).__qualname__)
+    log.error("%s: a bug in esp; an exception was ignored", name, exc_info=unraisable.exc_value)
 
 
 def _descriptor(stream: TextIO) -> int:

@@ -19,6 +19,7 @@ _FAULTS: Final = {
     "give the client a certificate and its key",
     "UNSUPPORTED_PROTOCOL": "the client speaks only versions of TLS below min_version: let it speak TLS 1.2 or 1.3",
     "VERSION_TOO_LOW": "the client speaks only versions of TLS below min_version: let it speak TLS 1.2 or 1.3",
+    "CALLBACK_FAILED": "the client asks for a server whose name is not ASCII: let it use the name as DNS has it",
     "NO_SHARED_CIPHER": "the client speaks no cipher of TLS that esp does: let it speak TLS 1.3, "
     "or ECDHE with AES-GCM or ChaCha20",
 }

@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import logging
 import os
+import ssl
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from esp.core.log import setup
 from esp.core.log.setup import Counts, Format, Level, Log
+from esp.core.wire.tls import Tls
+from esp.core.wire.tls_faults import TlsFault
+from tests.core.wire.certificates import HOST, ClientEnd, load, pair
 
 
 class Stderr(io.StringIO):
@@ -112,3 +117,24 @@ def test_without_stderr_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = Log()
     log.error("for nobody")
     lines.close()
+
+
+def test_an_exception_that_nobody_can_catch_is_a_line_and_a_client_causes_none(pipe: Pipe) -> None:
+    class Broken:
+        def __del__(self) -> None:
+            raise ZeroDivisionError
+
+    before = sys.unraisablehook
+    lines = pipe.log()
+    Broken()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    load(context, pair(HOST))
+    context.sni_callback = lambda *_: None
+    tls = Tls(context)
+    tls.receive(ClientEnd().shakes().replace(HOST.encode(), b"\xff" * len(HOST)))
+    with pytest.raises(TlsFault, match="whose name is not ASCII"):
+        tls.open()
+    lines.close()
+    (line,) = pipe.lines()
+    assert "Broken.__del__: a bug in esp; an exception was ignored; ZeroDivisionError" in line
+    assert sys.unraisablehook is before
