@@ -33,7 +33,7 @@ _esp() {
         "lease-sync -c" | "lease-sync --config") _esp_paths -f; return ;;
     esac
     case $command in
-        serve) words='-c --config --local --tls --data-dir --listen --log-format --log-level --workers -h --help' ;;
+        serve) words='-c --config --local --tls --data-dir --listen --log-format --log-level --workers --takeover -h --help' ;;
         route) words='--prefix --from-key --range-end -o --output --hex --base64 -c --config -h --help' ;;
         check) words='-c --config -o --output -h --help' ;;
         reload) words='-c --config -o --output --check --force --control -h --help' ;;

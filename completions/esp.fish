@@ -18,6 +18,7 @@ complete -c esp -n '__fish_seen_subcommand_from serve' -l listen -x -d 'Listen a
 complete -c esp -n '__fish_seen_subcommand_from serve' -l log-format -x -a 'text json' -d 'Form of the log, in place of the config\'s log.format.'
 complete -c esp -n '__fish_seen_subcommand_from serve' -l log-level -x -a 'debug info warning error' -d 'Lowest level that is logged, in place of the config\'s log.level.'
 complete -c esp -n '__fish_seen_subcommand_from serve' -l workers -x -d 'Processes that serve, in place of the config\'s number; auto: one a processor.'
+complete -c esp -n '__fish_seen_subcommand_from serve' -l takeover -d 'Take over from the running esp with this config, without a pause.'
 complete -c esp -n '__fish_seen_subcommand_from serve' -s h -l help -d 'Show the help and exit.'
 complete -c esp -n '__fish_seen_subcommand_from route' -l prefix -d 'All keys that begin with KEY.'
 complete -c esp -n '__fish_seen_subcommand_from route' -l from-key -d 'All keys from KEY on.'

@@ -168,6 +168,9 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="Take over from the running esp with this config, without a pause.")
+    ] = False,
 ) -> None:
     """Run the proxy until SIGTERM or SIGINT; SIGHUP has it read its config again."""
     if local is not None and config is not None:
@@ -178,13 +181,15 @@ def serve(
         raise CommandError("--tls is only for --local; TLS of a config is in the config: tls and shard_tls", USAGE)
     if local is not None and workers is not None:
         raise CommandError("--local serves with one process; leave out --workers", USAGE)
+    if local is not None and takeover:
+        raise CommandError("--local starts its own etcds, so nothing can take over; leave out --takeover", USAGE)
     from esp.commands import serve as command
     from esp.commands.logged import logged
 
     if local is not None and data_dir is None:
         data_dir = Path(".esp")
     with logged(log_format, log_level) as lines:
-        command.run(config, local, data_dir, listen or [], lines, workers, tls=tls)
+        command.run(config, local, data_dir, listen or [], lines, workers, tls=tls, takeover=takeover)
 
 
 @app.command()

@@ -43,7 +43,7 @@ LAYERS = [
         "esp.core.sockets",
         "esp.core.undivided",
     },
-    {"esp.core.activation"},
+    {"esp.core.activation", "esp.core.takeover"},
     {"esp.core.layout"},
     {"esp.core.apiservers", "esp.core.samples"},
     {"esp.core.routing"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -12,14 +13,18 @@ from esp import __version__
 from esp.commands.output import CommandError
 from esp.core.background import Background
 from esp.core.config import Config
-from esp.core.control import Call, Command, Control, PlaceError, place_of
+from esp.core.control import Call, Command, Control, Place, PlaceError, place_of
 
 log = logging.getLogger("esp")
 
 
 @asynccontextmanager
-async def commanded(config: Config, background: Background, commands: Mapping[str, Command]) -> AsyncIterator[Control]:
+async def commanded(
+    config: Config, background: Background, commands: Mapping[str, Command], after: asyncio.Event | None = None
+) -> AsyncIterator[Control]:
     """Has the control socket of a config open, for as long as the block runs.
+
+    If another process has the socket until `after` is set, then the socket is opened then, and taken from it.
 
     The command `status` is always there. Without a place for the socket esp runs all the same, unless the config names
     the path.
@@ -29,7 +34,9 @@ async def commanded(config: Config, background: Background, commands: Mapping[st
     """
     control = Control(background, {"status": _status, **commands})
     try:
-        if config.control is not None:
+        if config.control is not None and after is not None:
+            background.start(_open_after(after, control, place_of(config.control, config.path, os.environ)))
+        elif config.control is not None:
             await control.open(place_of(config.control, config.path, os.environ))
     except PlaceError as error:
         if config.control != "auto":
@@ -39,6 +46,14 @@ async def commanded(config: Config, background: Background, commands: Mapping[st
         yield control
     finally:
         await control.close()
+
+
+async def _open_after(after: asyncio.Event, control: Control, place: Place) -> None:
+    await after.wait()
+    try:
+        await control.open(place, take=True)
+    except PlaceError as error:
+        log.error("without a control socket: %s", error)
 
 
 async def _status(_: Call) -> Mapping[str, Any]:

@@ -52,8 +52,12 @@ def run(
     workers: str | None = None,
     *,
     tls: bool = False,
+    takeover: bool = False,
 ) -> None:
     """Serves until SIGTERM, SIGINT or SIGHUP, then drains; a second signal cuts the drain short.
+
+    With `takeover` esp gets the sockets and the tokens of the running esp with the same config, which then drains. With
+    SIGUSR2 esp starts a process that takes over from it.
 
     `lines` is the log of the process: it gets the form and the level of the config. `tls` is for new local shards.
 
@@ -66,7 +70,9 @@ def run(
         if local is None:
             again = _Again(configs.find(config, os.environ), listen, lines, workers)
             found = again.begin()
-            if not names.has_address(found):
+            if takeover:
+                service.take_over(found)
+            elif not names.has_address(found):
                 _run_loop(names.check(found, CONNECT_SECONDS))
             if found.workers > 1:
                 from esp.commands import workers as several  # a single process does not need it
@@ -232,8 +238,9 @@ async def _serve(
             log.info('namespace: clients see the keys %s, without "%s"', keys, prefix)
         config = replace(config, limits=within_descriptors(config.limits, len(config.shards)))
         try:
-            proxy = Proxy(config, service.bind(config.all_listen))
-            service.joins(proxy)
+            proxy = Proxy(config, service.bind(config.all_listen), accepts=not service.accepts_late)
+            stack.push_async_exit(partial(service.close, proxy))
+            await service.joins(proxy)
             await stack.enter_async_context(proxy)
         except OSError as error:
             raise CommandError(error.strerror or str(error)) from None
@@ -241,6 +248,10 @@ async def _serve(
             raise CommandError(str(error)) from None
         signals.hurry = proxy.cut
         control = await stack.enter_async_context(service.commanded(config, proxy))
+        if isinstance(service, Service):
+            service.stop = signals.stop.set
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGUSR2, service.begin_successor if cluster is None else _stay)
         if again is not None and isinstance(service, Service) and isinstance(control, Control):
             reloading = Reloading(proxy, again.read, partial(_tell_of, proxy, again), partial(service.reloads, proxy))
             reloading.open(control)
@@ -254,9 +265,9 @@ async def _serve(
             if reason := shard.implausible or shard.unsafe:
                 raise CommandError(f'shard "{shard.name}" cannot be served: {reason}')
         if missing is not None:
+            await service.serves(proxy, missing)
             if isinstance(service, Service):
                 _tell_ready(config, proxy.bound, missing, cluster)
-            service.serves(proxy, missing)
             garbage.in_short_steps()
             await signals.stop.wait()
         service.stops(proxy)
@@ -264,6 +275,10 @@ async def _serve(
     if missing is None:
         signals.refuse_if_interrupted()
     service.say("stopped")
+
+
+def _stay() -> None:
+    log.error("SIGUSR2: with --local no other process can take over; the etcds are this one's children")
 
 
 def _tell_ready(

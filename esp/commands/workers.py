@@ -7,27 +7,35 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from time import monotonic
 from typing import Any, Final, NoReturn
 
 from esp.commands.operating import commanded
 from esp.commands.output import INTERRUPTED, CommandError
 from esp.commands.service import REST_SECONDS, Service
+from esp.commands.takeover import begin_successor, young
 from esp.core import sockets
-from esp.core.background import Background
+from esp.core.apiservers import MAX_ROOTS
+from esp.core.background import Background, all_of
 from esp.core.config import Config, Listen
 from esp.core.log.setup import Log
 from esp.core.proxy import Proxy
+from esp.core.services.watch import Finding
 from esp.core.shared_tokens import Part, Ring, Ticks
 from esp.core.sockets import Bound
+from esp.core.takeover import POSITIONS_SECONDS, HandOver, TakeoverError
+from esp.core.tokens import Vector
 from esp.core.workers import Balance, Channel, ChannelError, Supervisor, Worker
 
 log = logging.getLogger("esp")
 
 TOLD_SECONDS: Final = 2.0
 """How long a worker waits until the supervisor has taken note of its state."""
+FIND_SECONDS: Final = 2 * POSITIONS_SECONDS
+"""Seconds that a client waits at most for what other workers know of it."""
+MAY_SECONDS: Final = 10.0
 TICK_SECONDS: Final = 0.5
 
 Serve = Callable[[Config, "Here"], Coroutine[Any, Any, None]]
@@ -54,8 +62,18 @@ class Here:
         self._bound = bound
         self._balance = balance
         self._tokens = tokens
+        self._proxy: Proxy | None = None
+        self._has_given = True  # the positions of its watches; before a takeover nobody wants them
         self._background = Background()
-        self._channel = Channel(self._background, {"drain": self._on_drain, "cut": self._on_cut})
+        commands = {
+            "drain": self._on_drain,
+            "cut": self._on_cut,
+            "find": self._on_find,
+            "give_back": self._on_give_back,
+            "adopt": self._on_adopt,
+            "apiserver": self._on_apiserver,
+        }
+        self._channel = Channel(self._background, commands)
 
     async def open(self) -> None:
         """Begins to listen to the supervisor. Called once, in the worker's loop."""
@@ -64,7 +82,7 @@ class Here:
         loop.add_signal_handler(signal.SIGTERM, self.stop.set)
         self._background.start(self._outlive())
 
-    async def close(self, fault: str | None) -> None:
+    async def end(self, fault: str | None) -> None:
         """Ends the talk with the supervisor; `fault` is the reason of a start that failed."""
         if fault is not None:
             try:
@@ -80,9 +98,80 @@ class Here:
             log.error("the supervisor of the workers is gone; this worker ends, as do the others")
             self.stop.set()
 
-    async def _on_drain(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def _on_drain(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        if told["positions"] and self._proxy is not None:
+            self._has_given = False
+            self._background.start(self._give_positions(self._proxy))
         self.stop.set()
         return {}
+
+    async def _give_positions(self, proxy: Proxy) -> None:
+        """Gives the positions of its watches to the supervisor, once all have ended."""
+        while proxy.positions.watching and not self._has_given:  # noqa: ASYNC110 - watches end by themselves
+            await asyncio.sleep(0.002)
+        await self._give(proxy)
+
+    async def _give(self, proxy: Proxy) -> None:
+        if not self._has_given:
+            self._has_given = True
+            with suppress(ChannelError):
+                await self._channel.ask("positions", TOLD_SECONDS, positions=proxy.positions.dump())
+
+    async def close(self, proxy: Proxy, *_: object) -> None:
+        """Called when the proxy has ended."""
+        await self._give(proxy)
+
+    async def _on_find(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._proxy is None:
+            return {"has_ended": False, "shards": None, "revisions": None, "is_doubtful": True}
+        found = self._proxy.positions.find(bytes.fromhex(told["watched"]), told["start"])
+        shards, revisions = found.vector or (None, None)
+        return {
+            "has_ended": found.has_ended,
+            "shards": shards,
+            "revisions": revisions,
+            "is_doubtful": found.is_doubtful,
+        }
+
+    async def _on_give_back(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._proxy is not None:
+            self._proxy.positions.give_back(bytes.fromhex(told["watched"]))
+        return {}
+
+    async def _on_adopt(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._proxy is not None:
+            self._proxy.positions.adopt(told["positions"])
+        return {}
+
+    # A kube-apiserver that one worker recognises is at work through all.
+
+    def _found_apiserver(self, sign: str, roots: Iterable[bytes]) -> None:
+        self._channel.tell("apiserver", worker=self.number, sign=sign, roots=[root.hex() for root in roots])
+
+    async def _on_apiserver(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._proxy is not None:
+            self._proxy.routing.apiservers.learn(told["sign"], [bytes.fromhex(root) for root in told["roots"]])
+        return {}
+
+    # Where clients that come again may have watched; as `Others` has it.
+
+    async def find(self, watched: Hashable, start_revision: int) -> list[Finding]:
+        """What all other workers, and the process before a takeover, know of a client that comes again."""
+        assert isinstance(watched, bytes)
+        try:
+            told = await self._channel.ask(
+                "find", FIND_SECONDS, worker=self.number, watched=watched.hex(), start=start_revision
+            )
+        except ChannelError as error:
+            log.debug("where a client has watched: %s", error)
+            return [Finding(False, None, True)]
+        self._askers = told["workers"]
+        return [_finding(one) for one in told["findings"]]
+
+    def give_back(self, watched: Hashable, number: int) -> None:
+        """The finding with this number was not the one of this client."""
+        assert isinstance(watched, bytes)
+        self._channel.tell("give_back", worker=self._askers[number], watched=watched.hex())
 
     async def _on_cut(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         self.hurry()
@@ -97,9 +186,11 @@ class Here:
         """Nothing: the operator commands the supervisor."""
         return nullcontext()
 
-    def joins(self, proxy: Proxy) -> None:
-        """Called before the proxy has clients: it shares the tokens of all workers."""
-        proxy.join(self._tokens)
+    async def joins(self, proxy: Proxy) -> None:
+        """Called before the proxy has clients: it shares the tokens and the watches of all workers."""
+        proxy.join(self._tokens, self)
+        self._proxy = proxy
+        proxy.routing.apiservers.on_found = self._found_apiserver
 
     say = staticmethod(log.debug)
 
@@ -107,8 +198,23 @@ class Here:
         """The sockets of the supervisor."""
         return self._bound
 
-    def serves(self, proxy: Proxy, missing: Sequence[str]) -> None:
-        """Tells the supervisor that the proxy serves, and takes its share of the clients."""
+    accepts_late = True
+
+    async def serves(self, proxy: Proxy, missing: Sequence[str]) -> None:
+        """Takes its share of the clients, and tells the supervisor.
+
+        Raises:
+            CommandError: the takeover cannot be done.
+        """
+        try:
+            told = await self._channel.ask("may_serve", MAY_SECONDS, missing=list(missing))
+            if not told["may"]:
+                return  # the supervisor has ended the start
+            for apiserver in told["apiservers"]:
+                await self._on_apiserver(apiserver)
+            await proxy.accept()
+        except ChannelError as error:
+            raise CommandError(str(error)) from None
         proxy.share_clients(self._balance, self.number)
         self._channel.tell("ready", missing=list(missing))
 
@@ -177,7 +283,22 @@ async def _serve(here: Here, config: Config, serve: Serve) -> None:
         fault = str(error)
         raise
     finally:
-        await here.close(fault or None)
+        await here.end(fault or None)
+
+
+def _finding(told: Mapping[str, Any]) -> Finding:
+    vector = None if told["shards"] is None else Vector(tuple(told["shards"]), tuple(told["revisions"]))
+    return Finding(told["has_ended"], vector, told["is_doubtful"])
+
+
+async def _find(channel: Channel, told: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return await channel.ask("find", FIND_SECONDS / 2, watched=told["watched"], start=told["start"])
+    except ChannelError:
+        return _UNKNOWN
+
+
+_UNKNOWN: Final = {"has_ended": False, "shards": None, "revisions": None, "is_doubtful": True}
 
 
 class _Whole:
@@ -193,14 +314,32 @@ class _Whole:
         self.exit_code = 1
         self.background = Background()
         self.balance = Balance(config.workers)
-        self.supervisor = Supervisor(config.workers, config.drain_seconds, self.background)
+        commands = {
+            "may_serve": self._on_may_serve,
+            "find": self._on_find,
+            "give_back": self._on_give_back,
+            "positions": self._on_positions,
+            "apiserver": self._on_apiserver,
+        }
+        self._apiservers: list[dict[str, Any]] = []
+        self.supervisor = Supervisor(config.workers, config.drain_seconds, self.background, commands)
         limits = config.limits
-        self._ticks = Ticks()
-        self._slot = self._ticks.take(config.workers)
-        self._rings = [
+        rings = [
             Ring.create(limits.max_shared_token_bytes, limits.max_tokens, len(config.shards))
             for _ in range(config.workers)
         ]
+        self._before = service.before
+        if self._before is not None:
+            self._parts = self._before.tokens(rings)
+            self._ticks, self._slots = self._before.ticks, self._before.slots_here
+        else:
+            self._ticks = Ticks()
+            self._slots = self._ticks.take(config.workers), config.workers
+            self._parts = [Part(ring, self._ticks, number, rings) for number, ring in enumerate(rings)]
+        self._serves = asyncio.Event()
+        self._hand_over = HandOver(self.background, bound, self, self._reachable, self._let_go)
+        self._hand_over.predecessor = self._before
+        self._owed_positions = 0
         self._config = config
         self._service = service
         self._bound = bound
@@ -210,17 +349,33 @@ class _Whole:
 
     def part(self, number: int) -> Part:
         """The part of a worker in the tokens."""
-        return Part(self._rings[number], self._ticks, self._slot + number, self._rings)
+        return self._parts[number]
+
+    async def shared(self) -> tuple[Sequence[Ring], Ticks, tuple[int, int]]:
+        """The tokens of all workers, as `takeover.Tokens` has it."""
+        seconds = self._config.limits.token_seconds
+        return young(self._parts[0].rings, self._ticks, seconds), self._ticks, self._slots
+
+    def _reachable(self) -> list[str]:
+        missing = self.supervisor.missing
+        return [shard.name for shard in self._config.shards if shard.name not in missing]
 
     async def next_start(self) -> int | None:
         """As `Supervisor.next_start`; opens and closes what it needs in the loop."""
         if not self._is_open:
             self._is_open = True
             self._open()
-            await self._stack.enter_async_context(commanded(self._config, self.background, {}))
+            if self._before is not None:
+                await self._before.open(self.background, self._adopt)
+            after = None if self._before is None else self._serves
+            commands = {"takeover": self._hand_over}
+            await self._stack.enter_async_context(commanded(self._config, self.background, commands, after))
         number = await self.supervisor.next_start()
         if number is None:
+            if self._before is not None and not self._serves.is_set():
+                await self._before.fails(self.supervisor.fault or "it was stopped")
             await self._stack.aclose()
+            await self._hand_over.end_positions()
             await self.background.close()
             self.balance.close()
         return number
@@ -231,6 +386,7 @@ class _Whole:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._came, number)
+        loop.add_signal_handler(signal.SIGUSR2, self._begin_successor)
         self.background.start(self._tell_ready())
         self.background.keep("the service manager", self._tick)
 
@@ -242,18 +398,92 @@ class _Whole:
         if number is signal.SIGINT and not supervisor.ready.is_set():
             self.exit_code = INTERRUPTED
             supervisor.fail("interrupted before it was ready")
-        sockets.close(self._bound)
         self._service.manager.stopping(self._config.drain_seconds + REST_SECONDS)
+        self._stop()
+
+    def _stop(self) -> None:
+        sockets.close(self._bound)
         seconds = self._config.drain_seconds
         log.info("stopping; calls in flight have %g s, a second signal cuts them", seconds)
-        supervisor.stop()
+        self.supervisor.stop(positions=self._hand_over.is_given)
 
     async def _tell_ready(self) -> None:
         await self.supervisor.ready.wait()
+        self._serves.set()
+        if self._before is not None:
+            self._before.serves()
         self._told_ready(
             self._config, [one.address for one in self._bound if not one.listen.only_pages], self.supervisor.missing
         )
         self._service.manager.ready(self._state())
+
+    # The takeover.
+
+    def _begin_successor(self) -> None:
+        self.background.start(begin_successor(self._service.manager))
+
+    def _let_go(self, process: int) -> None:
+        """Another process serves: this one drains."""
+        self._service.manager.main_process(process)
+        self._service.manager.close()
+        self._owed_positions = len(self.supervisor.channels())
+        self._stop()
+
+    async def _on_positions(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A worker gives the positions of its watches."""
+        self._hand_over.give_positions(told["positions"])
+        self._owed_positions -= 1
+        if not self._owed_positions:
+            self.background.start(self._hand_over.end_positions())
+        return {}
+
+    async def _adopt(self, dumped: Sequence[Mapping[str, Any]]) -> None:
+        """Gives positions of the process before to a worker; the others ask that one."""
+        await self.supervisor.ready.wait()
+        for channel in self.supervisor.channels().values():
+            await channel.ask("adopt", FIND_SECONDS, positions=list(dumped))
+            return
+
+    async def _on_may_serve(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Whether a worker may accept clients: at a takeover not if it misses shards."""
+        if self._before is not None and not self._serves.is_set():
+            try:
+                self._before.check(told["missing"])
+            except TakeoverError as error:
+                self.supervisor.fail(str(error))
+                return {"may": False}
+        return {"may": True, "apiservers": self._apiservers}
+
+    async def _on_apiserver(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A worker has recognised a kube-apiserver: tells the others, and those that begin later."""
+        if len(self._apiservers) < MAX_ROOTS:
+            self._apiservers.append({"sign": told["sign"], "roots": told["roots"]})
+        for number, channel in self.supervisor.channels().items():
+            if number != told["worker"]:
+                channel.tell("apiserver", sign=told["sign"], roots=told["roots"])
+        return {}
+
+    # Watches of clients that come again.
+
+    async def _on_find(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Asks all other workers, and the process before, what they know of a client."""
+        if self._before is not None:
+            is_doubtful = await self._before.is_doubtful(told["start"] - 1)
+        asked = {number: channel for number, channel in self.supervisor.channels().items() if number != told["worker"]}
+        findings = await all_of(_find(channel, told) for channel in asked.values())
+        workers = list(asked)
+        if self._before is not None:
+            workers.append(-1)
+            findings.append({**_UNKNOWN, "is_doubtful": is_doubtful})
+        return {"workers": workers, "findings": findings}
+
+    async def _on_give_back(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        channel = self.supervisor.channels().get(told["worker"])
+        if channel is not None:
+            channel.tell("give_back", watched=told["watched"])
+        return {}
+
+    # The service manager.
 
     def _state(self) -> str:
         serving, count = len(self.supervisor.channels()), self._config.workers

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from esp.core.keys import format_key
@@ -72,6 +72,7 @@ class ApiServers:
     Attributes:
         is_known: set once an apiserver is known to be at work.
         roots: the directories of their keys.
+        on_found: called when this proxy has recognised one: by which sign, and the directories.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class ApiServers:
         """
         self.is_known = asyncio.Event()
         self.roots: set[bytes] = set()
+        self.on_found: Callable[[str, Iterable[bytes]], None] = lambda _, __: None
         self._assumed = tuple(roots)
         self._layout = layout
         self._protects = protects
@@ -158,6 +160,12 @@ class ApiServers:
         self._recognise(f'the key "{format_key(key)}" is there', *roots)
 
     def _recognise(self, sign: str, *roots: bytes) -> None:
+        if not self.is_known.is_set() or not self.roots.issuperset(roots):
+            self.on_found(sign, roots)
+        self.learn(sign, roots)
+
+    def learn(self, sign: str, roots: Iterable[bytes]) -> None:
+        """An apiserver is at work, here or at another process that serves the same clients."""
         if not self.is_known.is_set():
             self.is_known.set()
             log.info("a kube-apiserver is at work through this proxy: %s", sign)

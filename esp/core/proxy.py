@@ -46,12 +46,12 @@ from esp.core.services.namespace import InNamespace
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
 from esp.core.services.watch import PATH as WATCH_PATH
-from esp.core.services.watch import Watch
+from esp.core.services.watch import Others, Positions, Watch
 from esp.core.shard import Shard
 from esp.core.shared_tokens import Part
 from esp.core.sockets import Bound
 from esp.core.tls_files import TlsFiles
-from esp.core.tokens import Tokens
+from esp.core.tokens import MARK, Tokens
 from esp.core.traces import Traces
 from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
@@ -82,6 +82,7 @@ class Proxy:
     Args:
         config: the shards, and how to serve them.
         bound: the listening sockets, which this proxy closes when it drains; by default it binds those of the config.
+        accepts: clients are accepted from the beginning; else once `accept` is called.
 
     Attributes:
         background: owner of every task and timer outside the wire; counts bugs.
@@ -98,9 +99,10 @@ class Proxy:
         TlsFileError: a certificate of the listeners cannot be used.
     """
 
-    def __init__(self, config: Config, bound: Sequence[Bound] | None = None) -> None:
+    def __init__(self, config: Config, bound: Sequence[Bound] | None = None, *, accepts: bool = True) -> None:
         self.config = config
         self._bound = bound
+        self._accepts = accepts
         self.context = WireContext(config.limits)
         self.background = Background()
         self.bound: list[Listen] = []
@@ -351,19 +353,12 @@ class Proxy:
         Raises:
             OSError: a listen address cannot be bound; nothing was started.
         """
-        addresses = self.config.all_listen
-        bound = sockets.bind(addresses) if self._bound is None else self._bound
-        self.bound = [one.address for one in bound if not one.listen.only_pages]
-        self.metrics_bound = [one.address for one in bound if one.listen.only_pages]
-        for one in bound:
-            try:
-                listener = self._metrics_listener if one.listen.only_pages else self._listener
-                await listener.listen(one.sock, self._server_context if one.listen.tls else None)
-            except OSError as error:  # another process has bound the same address, and was first to listen
-                self._listener.close()
-                self._metrics_listener.close()
-                sockets.close(bound)
-                raise sockets.cannot_listen(one.listen, addresses, error) from None
+        if self._bound is None:
+            self._bound = sockets.bind(self.config.all_listen)
+        self.bound = [one.address for one in self._bound if not one.listen.only_pages]
+        self.metrics_bound = [one.address for one in self._bound if one.listen.only_pages]
+        if self._accepts:
+            await self.accept()
         for shard in self.routing.shards.values():
             self._run(shard)
         self._garbage.start()
@@ -377,7 +372,25 @@ class Proxy:
         self.background.keep("the tick of the shards", self._tick_shards)
         return self
 
+    async def accept(self) -> None:
+        """Begins to accept clients.
+
+        Raises:
+            OSError: another process was first to listen at an address.
+        """
+        assert self._bound is not None
+        for one in self._bound:
+            try:
+                listener = self._metrics_listener if one.listen.only_pages else self._listener
+                await listener.listen(one.sock, self._server_context if one.listen.tls else None)
+            except OSError as error:  # another process has bound the same address, and was first to listen
+                self._listener.close()
+                self._metrics_listener.close()
+                sockets.close(self._bound)
+                raise sockets.cannot_listen(one.listen, self.config.all_listen, error) from None
+
     async def __aexit__(self, *exc: object) -> None:
+        sockets.close(self._bound or ())  # of a proxy that has not accepted
         self._garbage.stop()
         self._health.stop()
         if not await self._listener.drain(errors.SERVER_STOPPED, self.config.drain_seconds):
@@ -388,10 +401,26 @@ class Proxy:
         await self.background.close()
         self.routing.tokens.close()
 
-    def join(self, tokens: Part) -> None:
-        """Serves together with other processes, whose tokens it knows from now on. Called before there are clients."""
+    def join(self, tokens: Part, others: Others) -> None:
+        """Serves together with other processes, or after one. Called before there are clients.
+
+        Args:
+            tokens: the tokens of all.
+            others: the watches of the others.
+        """
         self.routing.tokens.share(tokens)
-        self._watch.positions.knows_all = False
+        positions = self._watch.positions
+        positions.others = others
+        for shard in self.routing.shards:
+            # A process before this one, with the same ring, has died with all that it knew of its watches.
+            highest = tokens.ring.highest(shard)
+            if highest != 0:
+                positions.doubt(shard, MARK if highest is None else highest)
+
+    @property
+    def positions(self) -> Positions:
+        """The positions of watchers over several shards, for clients that come again."""
+        return self._watch.positions
 
     def share_clients(self, balance: Balance, number: int) -> None:
         """Shares new clients with the other processes of `balance` that accept on the same sockets."""

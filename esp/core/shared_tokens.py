@@ -240,6 +240,10 @@ class Ring:
         number = self._numbers.get(shard, MOST_SHARDS)
         return self._highest[number] if number < MOST_SHARDS else 0
 
+    def may_have(self, revision: int) -> bool:
+        """Whether any shard may have had this revision at any token of the ring."""
+        return bool(self._cells[_HAS_LOST]) or revision <= max(self._highest)
+
     def _read_names(self) -> None:
         end = self._cells[_NAMES_END]
         while self._names_read < end:
@@ -260,16 +264,21 @@ class Ticks:
         self.memory = memory or Memory(8 * (MOST_SLOTS + 1))
         self._cells = self.memory.cells
 
-    def take(self, slots: int) -> int:
-        """Makes place for so many more processes; the first of their slots. Called by one process at a time.
+    def take(self, slots: int, beside: tuple[int, int] = (0, 0)) -> int:
+        """Makes place for so many processes; the first of their slots.
+
+        Args:
+            slots: the number of processes.
+            beside: the first and the number of the slots of processes that still mint.
 
         Raises:
             ValueError: there is no place.
         """
-        first = self._cells[0]
+        first, count = beside
+        first = 0 if first >= slots else first + count
         if first + slots > MOST_SLOTS:
-            raise ValueError(f"more than {MOST_SLOTS} processes have shared these tokens")
-        self._cells[0] = first + slots
+            raise ValueError(f"more than {MOST_SLOTS} processes would share these tokens")
+        self._cells[0] = max(self._cells[0], first + slots)
         return first
 
     def last(self) -> int:

@@ -24,6 +24,7 @@ in the same tick. A process draws another instance when it meets a number with i
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import socket
@@ -50,6 +51,7 @@ _INSTANCE_SHIFT: Final = 2
 _TICK_SHIFT: Final = 8
 _STEP: Final = 3
 _END: Final = MARK | SPAN << _TICK_SHIFT
+_IN_A_STEP: Final = 200
 _REUSE_TICKS: Final = TICKS_PER_SECOND
 _DRAW_TICKS: Final = TICKS_PER_SECOND
 """Ticks for which a process keeps an instance at least, whatever numbers clients send: a second."""
@@ -192,10 +194,43 @@ class Tokens:
             self._claim.close()
 
     def share(self, shared: Shared) -> None:
-        """Shares the tokens with other processes, before the first is minted."""
+        """Shares the tokens with other processes, before the first is minted; else see `share_gradually`."""
         self._shared = shared
         if self._instance is not None:
             shared.ring.add_instance(self._instance)
+
+    async def share_gradually(self, shared: Shared) -> None:
+        """Shares the tokens with other processes from now on, and those minted so far, which takes many steps."""
+        written = [0, 0]
+        orders = (self._of_answers, self._of_messages)
+        for of_message, order in enumerate(orders):
+            tokens = list(order)
+            for first in range(0, len(tokens), _IN_A_STEP):
+                for token in tokens[first : first + _IN_A_STEP]:
+                    written[of_message] = self._write(shared, token, bool(of_message))
+                await asyncio.sleep(0)
+        for of_message, order in enumerate(orders):
+            since = [token for token in order if self._tick_of(token) > written[of_message]]
+            for token in since:  # minted meanwhile
+                self._write(shared, token, bool(of_message))
+        for shard, revision in self.highest.items():
+            shared.ring.name((shard,))
+            shared.ring.raise_highest(shard, revision)
+        shared.tell(self._last_tick)
+        self.share(shared)
+
+    def _write(self, shared: Shared, token: int, of_message: bool) -> int:
+        """Writes a token for the others; its tick."""
+        tick = self._tick_of(token)
+        vector = self._vectors.get(token)
+        if vector is not None:
+            shared.ring.add_instance(token >> _INSTANCE_SHIFT & INSTANCES - 1)
+            shared.ring.add(tick, token, vector, of_message=of_message)
+        return tick
+
+    def _tick_of(self, token: int) -> int:
+        ticks = self._ticks()
+        return ticks - _age(token, ticks)
 
     # Minting.
 

@@ -224,15 +224,18 @@ def test_a_descriptor_leads_to_the_same_tokens() -> None:
     ring, ticks = [os.dup(descriptor) for descriptor in descriptors if descriptor is not None]
     old, ours, clock = Ring(Memory.of(ring)), Ring.create(MANY_BYTES, 100, 2), Ticks(Memory.of(ticks))
     there = Tokens(WireContext(Limits()), instance=50, now=crowd.clock)
-    there.share(Part(ours, clock, clock.take(1), [ours, old]))
+    there.share(Part(ours, clock, clock.take(1, beside=(0, 1)), [ours, old]))
     assert there.position(token) == Position(two(5, 9), 0)
     later = there.mint(two(5, 9))
     assert later > token
     assert crowd.all[0].mint(two(9, 9)) > later, "the old process heeds the ticks of the new one"
 
 
-def test_no_more_processes_than_there_are_slots() -> None:
+def test_slots_are_those_beside_the_ones_in_use() -> None:
     ticks = Ticks()
-    assert ticks.take(255) == 0
+    assert ticks.take(2) == 0
+    assert ticks.take(3, beside=(0, 2)) == 2
+    assert ticks.take(2, beside=(2, 3)) == 0
+    assert ticks.take(3, beside=(2, 3)) == 5
     with pytest.raises(ValueError, match="255 processes"):
-        ticks.take(1)
+        ticks.take(250, beside=(3, 10))

@@ -29,6 +29,8 @@ log = logging.getLogger("esp.wire")
 
 MOST_DISCARDED: Final = 1_048_576
 """The most bytes that esp still reads, and throws away, after it has ended a connection: so the client sees the end."""
+SILENT_SECONDS: Final = 1.0
+"""How long a drain waits for the first bytes of a client that has just connected."""
 _LONGEST_METHOD: Final = max(map(len, HTTP1_METHODS))
 
 
@@ -66,6 +68,7 @@ class ServerProtocol(WireProtocol):
     def __init__(self, listener: Accepting, port: int | None = None) -> None:
         super().__init__(listener.context)
         self.port = port
+        self._drain: Status | None = None  # for streaming calls, once the drain has begun
         self._listener = listener
         self._traffic = listener.context.counters.clients
         self._first = b""
@@ -207,12 +210,16 @@ class ServerProtocol(WireProtocol):
         first = self._unread = self._first + self._unread
         self._first = b""
         if first.startswith(PREFACE[:3]):
-            self.attach(ServerConnection(self.context, self.peer, self._listener.find))
+            self.attach(connection := ServerConnection(self.context, self.peer, self._listener.find))
+            if self._drain is not None:
+                connection.drain(self._drain)
         elif first.startswith(HTTP1_METHODS):
             self._http1 = Http1Connection(self._listener.serve, self._turns.clock, self.context.limits)
             self._http1.on_late = self._on_late
             self._http1.on_behind = self._want_turn
             self._http1.local_calls = self.local_calls
+            if self._drain is not None:
+                self._afterwards = partial(self.drain, self._drain)
         elif len(first) >= _LONGEST_METHOD or not _may_become_known(first):
             self._refuse(stranger(first), answer_with_tls(first))
         else:
@@ -404,8 +411,20 @@ class ServerProtocol(WireProtocol):
         else:
             self.close()
 
+    def _end_if_silent(self) -> None:
+        if self.connection is None and self._http1 is None:
+            self.close()
+
     def drain(self, streaming: Status) -> None:
-        """Finishes open calls and takes no new ones."""
+        """Finishes open calls and takes no new ones.
+
+        A client that has just connected gets a moment to speak: a closed socket would be a broken connection to it,
+        where an answer tells it to go elsewhere.
+        """
+        self._drain = streaming
+        if self.connection is None and self._http1 is None and monotonic() - self._since < SILENT_SECONDS:
+            self.later(SILENT_SECONDS, self._end_if_silent)
+            return
         server = self.server
         if server is not None:
             server.drain(streaming)

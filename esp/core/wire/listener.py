@@ -43,7 +43,10 @@ class Balance(Protocol):
         """So many clients are here now."""
 
     def close(self) -> None:
-        """This process accepts no further clients, from nobody."""
+        """This process accepts no further clients; of those on their way to it the last may still come."""
+
+    def end(self) -> None:
+        """None comes any more."""
 
 
 class Listener:
@@ -69,6 +72,7 @@ class Listener:
         self._empty = asyncio.Event()
         self._empty.set()
         self._is_full = False
+        self._draining: Status | None = None
         self._unseen: list[ServerProtocol] = []  # clients whose deadlines this tick has yet to look at
         self._tick = 0.0
         self._places = context.places("max_connections")
@@ -152,6 +156,8 @@ class Listener:
         self._protocols.add(protocol)
         if balance is not None:
             balance.tell(len(self._protocols))
+        if self._draining is not None:
+            protocol.drain(self._draining)
         counters.connections_open += 1
         self._empty.clear()
 
@@ -238,6 +244,7 @@ class Listener:
     async def drain(self, streaming: Status, seconds: float) -> bool:
         """Stops accepting, and waits until every client's calls have ended; True if they did within `seconds`."""
         self.close()
+        self._draining = streaming
         for protocol in list(self._protocols):
             protocol.drain(streaming)
         self.context.flush()
@@ -247,6 +254,9 @@ class Listener:
         except TimeoutError:
             self.abort()
             return False
+        finally:
+            if self.balance is not None:
+                self.balance.end()
         return True
 
     def abort(self) -> None:

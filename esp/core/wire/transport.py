@@ -64,6 +64,10 @@ class WireProtocol(asyncio.Protocol, Worker):
         self._turns.soon = asyncio.get_running_loop().call_soon
         self._turns.welcome(self)
 
+    def later(self, seconds: float, step: Callable[[], None]) -> None:
+        """Calls `step` after so many seconds."""
+        asyncio.get_running_loop().call_later(seconds, step)
+
     def attach(self, connection: Connection) -> None:
         """Gives the transport to `connection`."""
         assert self.transport is not None

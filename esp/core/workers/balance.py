@@ -80,11 +80,15 @@ class Share:
         self.tick(0.0)
 
     def close(self) -> None:
-        """Ends the part of this worker: it gives no clients away, and the others give it none."""
+        """This worker gives no clients away, and the others give it none; those on their way still come."""
         if self._is_open:
             self._is_open = False
             self._balance.ticks[self._number] = 0
-            asyncio.get_running_loop().remove_reader(self._balance.pairs[self._number][0])
+
+    def end(self) -> None:
+        """Takes no client any more."""
+        self.close()
+        asyncio.get_running_loop().remove_reader(self._balance.pairs[self._number][0])
 
     def tell(self, clients: int) -> None:
         """Tells the others how many clients this worker has."""

@@ -220,20 +220,20 @@ class Supervisor:
         self._due.append(place)
         self._changed.set()
 
-    def stop(self) -> None:
-        """Lets all workers drain and end, at the same time."""
+    def stop(self, *, positions: bool = False) -> None:
+        """Lets all workers drain and end, at the same time; with `positions` they give those of their watches."""
         if self.stopping.is_set():
             return
         self.stopping.set()
         self._changed.set()
-        self._background.start(self._stop())
+        self._background.start(self._stop(positions))
 
-    async def _stop(self) -> None:
+    async def _stop(self, positions: bool) -> None:
         for place in self._places:
             if place.sock is not None:
                 await self._connect(place)  # one that was forked just now
             if place.channel is not None:
-                place.channel.tell("drain")
+                place.channel.tell("drain", positions=positions)
         await asyncio.sleep(self._drain_seconds + GRACE_SECONDS)
         for place in self._places:
             if place.process is not None:

@@ -1129,3 +1129,28 @@ def test_a_client_that_is_ended_is_read_from_no_longer_than_it_needs(run: Run, m
             assert not protocol._reads
 
     run(test)
+
+
+@pytest.mark.parametrize("kind", ["h2", "page"])
+def test_a_client_that_has_just_connected_is_answered_by_a_drain_and_not_just_closed(run: Run, kind: str) -> None:
+    """It may have sent its first request before it can know."""
+
+    async def test() -> None:
+        async with serving() as server:
+            client = await server.client()
+            drain = asyncio.create_task(server.listener.drain(STOPPING, 20))
+            await asyncio.sleep(0.01)
+            assert not drain.done()
+            if kind == "page":
+                await client.says(GET)
+                assert (await client.hears_the_end()).endswith(b"page\n")
+            else:
+                await client.says(GREETING, SETTINGS_ACK)
+                said = await client.hears(lambda heard: b"draining" in heard)
+                assert "GOAWAY 0 2147483647 NO_ERROR b'draining'" in transcript(said)
+                await client.says(ping(bytes.fromhex("0106010800030309"), ack=True))
+                await client.hears_the_end()
+            client.sock.close()
+            assert await drain
+
+    run(test)

@@ -43,7 +43,7 @@ class Crowd:
 
     def close(self) -> None:
         for share in self.shares:
-            share.close()
+            share.end()
         self.balance.close()
         for descriptors in self.clients:
             for descriptor in descriptors:

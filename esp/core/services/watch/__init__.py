@@ -22,6 +22,7 @@ a source knows its own (`Tap.next`). After a break the source is created again u
 older events are dropped. So after any break no event is lost, and none comes twice.
 """
 
+from esp.core.services.watch.positions import Finding, Others, Positions
 from esp.core.services.watch.service import PATH, Watch
 
-__all__ = ["PATH", "Watch"]
+__all__ = ["PATH", "Finding", "Others", "Positions", "Watch"]

@@ -27,6 +27,7 @@ from esp.core.services.watch.span import Span
 from esp.core.services.watch.tap import Client, Tap
 from esp.core.services.watch.upstream import Upstream
 from esp.core.shard_map import Segment
+from esp.core.tokens import Vector, is_token
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import RpcError
 
@@ -105,6 +106,7 @@ class Watcher:
     __slots__ = (
         "_held",
         "_id_wanted",
+        "_is_asking",
         "_is_untranslatable",
         "_oldest",
         "_refusal",
@@ -130,6 +132,7 @@ class Watcher:
         self._id_wanted = request.watch_id
         self._wants_progress = request.progress_notify
         self._is_untranslatable = False
+        self._is_asking = False  # other processes, where the client was
         self._refusal: Response | None = None
         self.keys: KeyRange | None = None
         self._unasked: Response | None = None
@@ -161,6 +164,25 @@ class Watcher:
                 self.refuse(refusal.message)
             return
         self.keys = key_range
+        start = request.start_revision
+        if self.stream.positions.others is None or start <= FROM_THE_BEGINNING or is_token(start):
+            self._begin_parts(request, key_range, None)
+        else:
+            self._is_asking = True
+            self.stream.background.start(self._ask_others(request, key_range), on_bug=self.stream.outbox.fail)
+
+    async def _ask_others(self, request: rpc_pb2.WatchCreateRequest, key_range: KeyRange) -> None:
+        """Begins when it is known where the client was, here or at another process."""
+        stream = self.stream
+        known = await stream.positions.resume_anywhere(self._watched(request), request.start_revision)
+        self._is_asking = False
+        if not stream.outbox.is_over:
+            self._begin_parts(request, key_range, known)
+            stream.advance()
+            stream.outbox.context.flush()
+
+    def _begin_parts(self, request: rpc_pb2.WatchCreateRequest, key_range: KeyRange, known: Vector | None) -> None:
+        shard_map = self.stream.routing.map
         by_shard: dict[str, list[Segment]] = {}
         for segment in shard_map.split(key_range):
             by_shard.setdefault(segment.shard, []).append(segment)
@@ -171,7 +193,7 @@ class Watcher:
             if len(segments) > 1:
                 # One watcher of the shard over all its ranges: a revision of the shard stays one message.
                 tap.owned = lambda key, shard=shard: shard_map.owner(key) == shard
-        starts = self._choose_starts(request, list(by_shard))
+        starts = self._choose_starts(request, list(by_shard), known)
         self.span = Span(self.stream, self.stream.positions, self._watched(request), self.taps)
         for tap, start in zip(self.taps, starts, strict=True):
             if start:
@@ -209,8 +231,10 @@ class Watcher:
         leader = [value for name, value in self.stream.metadata if name == b"hasleader"]
         return sha256(repr((host, leader, spec)).encode()).digest()
 
-    def _choose_starts(self, request: rpc_pb2.WatchCreateRequest, shards: list[str]) -> list[int]:
-        """Chooses the revision from which each shard is watched; 0 means now.
+    def _choose_starts(
+        self, request: rpc_pb2.WatchCreateRequest, shards: list[str], known: Vector | None = None
+    ) -> list[int]:
+        """Chooses the revision from which each shard is watched; 0 means now. `known` is where the client was.
 
         Also 0 if esp does not know the meaning of the client's number. Then the client gets `created`, and after that
         the end: the history is compacted.
@@ -228,7 +252,8 @@ class Watcher:
             elif len(shards) == 1 or start <= FROM_THE_BEGINNING:
                 return [start] * len(shards)
             else:
-                known = self.stream.positions.resume(self._watched(request), start)
+                if self.stream.positions.others is None:
+                    known = self.stream.positions.resume(self._watched(request), start)
                 if known is not None:
                     vector = [known.revision(shard) and known.revision(shard) + 1 for shard in shards]
         former = routing.layout.former
@@ -274,7 +299,7 @@ class Watcher:
     @property
     def is_settled(self) -> bool:
         """Whether the create can be answered."""
-        return self._refusal is not None or all(tap.is_created for tap in self.taps)
+        return self._refusal is not None or (not self._is_asking and all(tap.is_created for tap in self.taps))
 
     def answer(self) -> None:
         """Answers the create."""

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
+import json
 from dataclasses import replace
 
 import pytest
 
-from esp.core.services.watch.positions import WINDOW, Positions
+from esp.core.services.watch.positions import WINDOW, Finding, Positions, Watched
 from esp.core.tokens import Tokens, Vector
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
@@ -18,13 +20,13 @@ class Scene:
         self.tokens = Tokens(self.context, instance=1)
         self.positions = Positions(self.tokens, self.context)
 
-    def delivers(self, revision: int, *vector: int, watched: str = "range", first: int = 0) -> None:
+    def delivers(self, revision: int, *vector: int, watched: Watched = "range", first: int = 0) -> None:
         """A message of the first shard, or else of the second, that is now where the message's revision is."""
         shard = NAMES[vector.index(revision)]
         token = self.tokens.mint(Vector(NAMES, vector))
         self.positions.reached(watched, shard, first or revision, revision, token)
 
-    def resumes(self, watched: str, revision: int) -> tuple[int, ...] | None:
+    def resumes(self, watched: Watched, revision: int) -> tuple[int, ...] | None:
         """Where a client goes on."""
         found = self.positions.resume(watched, revision)
         return None if found is None else found.revisions
@@ -177,3 +179,99 @@ def test_a_position_lasts_no_longer_than_its_token() -> None:
 def test_what_was_never_told_anything_leaves_nothing(scene: Scene) -> None:
     scene.positions.end("range", may_return=True)
     assert not scene.positions._ranges
+
+
+class Elsewhere:
+    """Other processes, each with its own positions, as `others` of one of them."""
+
+    def __init__(self, *scenes: Scene) -> None:
+        self.scenes = scenes
+
+    async def find(self, watched: Watched, start_revision: int) -> list[Finding]:
+        return [scene.positions.find(watched, start_revision) for scene in self.scenes]
+
+    def give_back(self, watched: Watched, number: int) -> None:
+        self.scenes[number].positions.give_back(watched)
+
+
+def several(count: int) -> list[Scene]:
+    """Processes that serve the same clients; each has a watcher of the range."""
+    scenes = [Scene() for _ in range(count)]
+    for scene in scenes:
+        scene.positions.begin(b"range")
+        scene.positions.others = Elsewhere(*(other for other in scenes if other is not scene))
+    return scenes
+
+
+def resumes(scene: Scene, revision: int) -> tuple[int, ...] | None:
+    """Where a client of any process goes on, that comes to this one."""
+    found = asyncio.run(scene.positions.resume_anywhere(b"range", revision))
+    return None if found is None else found.revisions
+
+
+def test_a_client_of_another_process_goes_on_where_it_was() -> None:
+    one, other = several(2)
+    other.delivers(5, 5, 8, watched=b"range")
+    other.delivers(9, 5, 9, watched=b"range")
+    other.positions.end(b"range", may_return=True)
+    assert resumes(one, 10) == (5, 9)
+    assert resumes(one, 10) is None, "just one watcher has ended"
+    assert (one.positions.resumed, one.positions.compacted) == (1, 1)
+
+
+def test_a_client_of_another_process_is_not_taken_for_one_of_this() -> None:
+    """Both have delivered the event at 5 of the first shard, but not the same events before it."""
+    one, other = several(2)
+    one.delivers(9, 4, 9, watched=b"range")
+    one.delivers(5, 5, 9, watched=b"range")
+    other.delivers(5, 5, 8, watched=b"range")
+    one.positions.end(b"range", may_return=True)
+    assert resumes(one, 6) is None
+    assert resumes(other, 6) is None
+
+
+def test_only_one_watcher_counts_as_the_clients_own_and_none_if_it_does_not_resume() -> None:
+    one, other, third = several(3)
+    for scene in (one, other):
+        scene.delivers(5, 5, 8, watched=b"range")
+        scene.positions.end(b"range", may_return=True)
+    assert resumes(third, 100) is None
+    assert resumes(third, 6) == (5, 8)
+    assert resumes(one, 6) == (5, 8)
+    assert resumes(other, 6) is None
+
+
+def test_what_a_process_that_died_had_delivered_is_doubtful() -> None:
+    one, other = several(2)
+    one.delivers(5, 5, 8, watched=b"range")
+    one.delivers(9, 9, 8, watched=b"range")
+    one.positions.end(b"range", may_return=True)
+    other.positions.doubt("a", 7)
+    assert resumes(other, 6) is None
+    assert resumes(other, 10) == (9, 8)
+
+
+def test_positions_go_on_in_another_process() -> None:
+    before, _ = several(2)
+    before.delivers(5, 5, 8, watched=b"range", first=3)
+    before.delivers(9, 5, 9, watched=b"range")
+    before.positions.end(b"range", may_return=True)
+    before.positions.begin(b"gone")
+    before.delivers(50, 50, 9, watched=b"gone")
+    before.positions.end(b"gone", may_return=False)
+
+    after = Scene()
+    after.tokens = before.tokens  # it knows them
+    after.positions = Positions(before.tokens, after.context)
+    after.positions.adopt(json.loads(json.dumps(before.positions.dump())))
+    assert after.resumes(b"range", 10) == (5, 9)
+    assert after.resumes(b"range", 10) is None
+
+    again = Scene()
+    again.positions = Positions(before.tokens, again.context)
+    again.positions.adopt(before.positions.dump())
+    assert again.resumes(b"range", 5) is None, "in the midst of a message"
+    again.positions.begin(b"range")
+    token = before.tokens.mint(Vector(NAMES, (9, 9)))
+    again.positions.reached(b"range", "b", 9, 9, token)
+    assert again.resumes(b"range", 10) is None, "two positions behind the same revision"
