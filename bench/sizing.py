@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import resource
 import socket
+import ssl
 import struct
 import tempfile
 import time
@@ -21,7 +22,7 @@ import hpack
 
 from bench.etcd import call
 from bench.measure import running_backends
-from bench.peers import Backends, Esp
+from bench.peers import Backends, Esp, EspTls
 from bench.processes import BenchError
 from bench.workloads import KEY, WORKLOADS
 from esp.core.pb import rpc_pb2
@@ -51,7 +52,17 @@ def request(address: str, path: str, message: bytes, *, ends: bool) -> bytes:
     return PREFACE + SETTINGS + ACK + frame(1, 4, hpack.Encoder().encode(fields)) + frame(0, int(ends), body)
 
 
-def connect(address: str, number: int, opening: bytes, *, trailers: bool) -> list[socket.socket]:
+def _trusting() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def connect(
+    address: str, number: int, opening: bytes, *, trailers: bool, tls: ssl.SSLContext | None
+) -> list[socket.socket]:
     """So many connections whose call has been answered, a hundred at a time."""
     host, _, port = address.rpartition(":")
     open_ones: list[socket.socket] = []
@@ -60,6 +71,8 @@ def connect(address: str, number: int, opening: bytes, *, trailers: bool) -> lis
         ours = (f"127.0.0.{2 + len(open_ones) // 100 % 8}", 0)
         wanted = min(100, number - len(open_ones))
         new = [socket.create_connection((host, int(port)), 10, ours) for _ in range(wanted)]
+        if tls is not None:
+            new = [tls.wrap_socket(sock) for sock in new]
         for sock in new:
             sock.sendall(opening)
         for sock in new:
@@ -91,9 +104,12 @@ def watch_of(key: bytes) -> bytes:
 class Roomy(Esp):
     """esp that ends no idle connection to make room."""
 
-    def command(self, config: Path) -> list[str | Path]:
-        config.write_text(f"{config.read_text()}\nlimits: {{max_connections: 18000}}\n")
-        return super().command(config)
+    def config(self, backends: Backends, folder: Path) -> str:
+        return f"{super().config(backends, folder)}limits: {{max_connections: 18000}}\n"
+
+
+class RoomyTls(Roomy, EspTls):
+    """The same with TLS for clients."""
 
 
 class Sizing:
@@ -103,20 +119,22 @@ class Sizing:
         self._folder = folder
         self._backends = backends
 
-    def _esp(self) -> Esp:
-        esp = Roomy()
+    def _esp(self, *, tls: bool = False) -> Esp:
+        esp = RoomyTls() if tls else Roomy()
         esp.start(self._backends, self._folder)
         call(esp.address, "Range", rpc_pb2.RangeRequest(key=KEY))
         time.sleep(SETTLE)
         return esp
 
-    def row(self, what: str, number: int, path: str, message: bytes, *, ends: bool) -> None:
+    def row(self, what: str, number: int, path: str, message: bytes, *, ends: bool, tls: bool = False) -> None:
         """Connections with one call each, which is over or goes on."""
-        esp = self._esp()
+        esp = self._esp(tls=tls)
         assert esp.process
+        address = esp.address.removeprefix("https://")
         try:
             before = esp.process.memory_mb("VmRSS")
-            open_ones = connect(esp.address, number, request(esp.address, path, message, ends=ends), trailers=ends)
+            opening = request(address, path, message, ends=ends)
+            open_ones = connect(address, number, opening, trailers=ends, tls=_trusting() if tls else None)
             time.sleep(SETTLE)
             after = esp.process.memory_mb("VmRSS")
             cpu = esp.process.cpu().total
@@ -172,6 +190,9 @@ def run(connections: Iterable[int], leases: int) -> None:
             sizing = Sizing(folder, backends)
             for number in connections:
                 sizing.row("idle connections", number, "/etcdserverpb.KV/Range", key, ends=True)
+            for number in connections:
+                what = "idle connections with TLS"
+                sizing.row(what, number, "/etcdserverpb.KV/Range", key, ends=True, tls=True)
             for number in connections:
                 watch = watch_of(b"bench/sizing")
                 sizing.row(
