@@ -77,7 +77,8 @@ def run(
             if found.workers > 1:
                 from esp.commands import workers as several  # a single process does not need it
 
-                several.run(found, service, lines, _serve_as_worker, _run_loop, _tell_ready)
+                serve = partial(_serve_as_worker, again)
+                several.run(found, service, lines, serve, _run_loop, _tell_ready, again.parse)
             else:
                 _run_loop(_serve(found, None, service, again=again))
         else:
@@ -144,7 +145,11 @@ class _Again:
             ConfigError: an address is wrong or needs a certificate, or a shard's endpoint is a listen address.
             CommandError: the number of workers is wrong.
         """
-        config = self._merged(configs.load(self._path))
+        return self.parse(configs.text_of(self._path))
+
+    def parse(self, text: str) -> Config:
+        """As `read`, from the text of the file."""
+        config = self._merged(configs.parse(text, self._path))
         return replace(config, limits=within_descriptors(config.limits, len(config.shards)))
 
     def _merged(self, config: Config) -> Config:
@@ -207,8 +212,8 @@ def _warn_of_cuts(config: Config) -> None:
             log.warning("for Kubernetes: %s", cut.explain())
 
 
-async def _serve_as_worker(config: Config, here: Here) -> None:
-    await _serve(config, None, here, here)
+async def _serve_as_worker(again: _Again, config: Config, here: Here) -> None:
+    await _serve(config, None, here, here, again)
 
 
 async def _serve(
@@ -257,6 +262,8 @@ async def _serve(
             reloading.open(control)
             if cluster is None and isinstance(signals, _Signals):
                 signals.reload = reloading.hung_up
+        if again is not None and not isinstance(service, Service):
+            service.takes_configs(proxy, again.parse, partial(_tell_of, proxy, again) if service.tells else again.use)
         if service.tells:
             _look_at_names(proxy)
         missing = await _unless(signals.stop, proxy.connected(CONNECT_SECONDS))

@@ -14,6 +14,8 @@ from typing import Any, Final, NoReturn
 
 from esp.commands.operating import commanded
 from esp.commands.output import INTERRUPTED, CommandError
+from esp.commands.reloading import COMMAND, Terminal
+from esp.commands.reloading_workers import InWorker, OfWorkers
 from esp.commands.service import REST_SECONDS, Service
 from esp.commands.takeover import begin_successor, young
 from esp.core import sockets
@@ -63,6 +65,7 @@ class Here:
         self._balance = balance
         self._tokens = tokens
         self._proxy: Proxy | None = None
+        self._reloads: InWorker | None = None
         self._has_given = True  # the positions of its watches; before a takeover nobody wants them
         self._background = Background()
         commands = {
@@ -71,6 +74,7 @@ class Here:
             "find": self._on_find,
             "give_back": self._on_give_back,
             "adopt": self._on_adopt,
+            COMMAND: self._on_reload,
             "apiserver": self._on_apiserver,
         }
         self._channel = Channel(self._background, commands)
@@ -173,6 +177,14 @@ class Here:
         assert isinstance(watched, bytes)
         self._channel.tell("give_back", worker=self._askers[number], watched=watched.hex())
 
+    def takes_configs(self, proxy: Proxy, parse: Callable[[str], Config], done: Callable[[Config], object]) -> None:
+        """The supervisor may give another config from now on."""
+        self._reloads = InWorker(proxy, parse, done)
+
+    async def _on_reload(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        assert self._reloads is not None  # asked only once the worker serves
+        return await self._reloads.answer(told)
+
     async def _on_cut(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         self.hurry()
         return {}
@@ -223,9 +235,15 @@ class Here:
 
 
 def run(
-    config: Config, service: Service, lines: Log, serve: Serve, run_loop: RunLoop, told_ready: Callable[..., None]
+    config: Config,
+    service: Service,
+    lines: Log,
+    serve: Serve,
+    run_loop: RunLoop,
+    told_ready: Callable[..., None],
+    parse: Callable[[str], Config],
 ) -> None:
-    """Serves with `config.workers` processes until SIGTERM, SIGINT or SIGHUP.
+    """Serves with `config.workers` processes until SIGTERM or SIGINT.
 
     Args:
         config: the config of all workers.
@@ -234,6 +252,7 @@ def run(
         serve: what a worker does.
         run_loop: runs a coroutine in a loop of its own.
         told_ready: logs that all workers serve; gets the config, the bound addresses, and the shards that are missing.
+        parse: checks the text of another config, for a reload.
 
     Raises:
         CommandError: an address cannot be bound, or a worker could not begin to serve.
@@ -243,14 +262,15 @@ def run(
         sockets.listen(bound, config.all_listen)
     except OSError as error:
         raise CommandError(error.strerror or str(error)) from None
-    whole = _Whole(config, service, bound, told_ready)
+    whole = _Whole(config, service, bound, told_ready, parse)
     gc.collect()
     gc.freeze()  # the collector would write into pages that the processes share
     runner = asyncio.Runner()
     while runner.run(whole.next_start()) is not None:
         worker = whole.supervisor.fork([*(one.sock.fileno() for one in bound), *whole.balance.descriptors])
         if worker is not None:
-            _work(Here(worker, bound, whole.balance, whole.part(worker.number)), config, lines, serve, run_loop)
+            here = Here(worker, bound, whole.balance, whole.part(worker.number))
+            _work(here, whole.reloads.config, lines, serve, run_loop)
     runner.close()
     if whole.supervisor.fault is not None:
         raise CommandError(whole.supervisor.fault, whole.exit_code)
@@ -306,10 +326,16 @@ class _Whole:
 
     Attributes:
         exit_code: of the command, if the start fails.
+        reloads: have all workers take another config; knows the config that is in force.
     """
 
     def __init__(
-        self, config: Config, service: Service, bound: Sequence[Bound], told_ready: Callable[..., None]
+        self,
+        config: Config,
+        service: Service,
+        bound: Sequence[Bound],
+        told_ready: Callable[..., None],
+        parse: Callable[[str], Config],
     ) -> None:
         self.exit_code = 1
         self.background = Background()
@@ -340,12 +366,24 @@ class _Whole:
         self._hand_over = HandOver(self.background, bound, self, self._reachable, self._let_go)
         self._hand_over.predecessor = self._before
         self._owed_positions = 0
-        self._config = config
+        self.reloads = OfWorkers(config, self.supervisor, parse, self.background, self._on_reload)
+        self._terminal = Terminal()
+        self._stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         self._service = service
         self._bound = bound
         self._told_ready = told_ready
         self._is_open = False
         self._stack = AsyncExitStack()
+
+    @property
+    def _config(self) -> Config:
+        return self.reloads.config
+
+    def _on_reload(self, begins: bool) -> None:
+        if begins:
+            self._service.manager.reloading()
+        else:
+            self._service.manager.ready(self._state())
 
     def part(self, number: int) -> Part:
         """The part of a worker in the tokens."""
@@ -369,7 +407,8 @@ class _Whole:
                 await self._before.open(self.background, self._adopt)
             after = None if self._before is None else self._serves
             commands = {"takeover": self._hand_over}
-            await self._stack.enter_async_context(commanded(self._config, self.background, commands, after))
+            control = await self._stack.enter_async_context(commanded(self._config, self.background, commands, after))
+            self.reloads.open(control)
         number = await self.supervisor.next_start()
         if number is None:
             if self._before is not None and not self._serves.is_set():
@@ -383,12 +422,20 @@ class _Whole:
     def _open(self) -> None:
         self.supervisor.open()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self._came, number)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._came, number)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         loop.add_signal_handler(signal.SIGUSR2, self._begin_successor)
         self.background.start(self._tell_ready())
         self.background.keep("the service manager", self._tick)
+
+    def _hung_up(self) -> None:
+        """As `serve._Signals` does: SIGHUP means a reload, unless the terminal was closed."""
+        serves = self.supervisor.ready.is_set() and not self.supervisor.stopping.is_set()
+        if serves and (self._stays or not self._terminal.is_gone):
+            self.reloads.hung_up()
+        elif not self._stays:
+            self._came(signal.SIGHUP)
 
     def _came(self, number: signal.Signals) -> None:
         supervisor = self.supervisor

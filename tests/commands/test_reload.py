@@ -6,10 +6,12 @@ import json
 import os
 import pty
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from typer.testing import CliRunner
 
@@ -27,11 +29,21 @@ LISTED = {"result", "config", "epoch", "changes", "reasons", "warnings", "notes"
 
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
-    """`esp reload`: exit code, output, and what is on stderr."""
+    """`esp reload`: exit code, output, and what is on stderr.
+
+    Without lines on what earlier tests have left in the shards: their revisions, and leases.
+    """
     result = CliRunner().invoke(app, ["reload", *map(str, arguments)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return result.exit_code, result.stdout, result.stderr
+    lines = result.stdout.splitlines(keepends=True)
+    told = [line for line in lines if " is at revision " not in line and not line.endswith(" leases\n")]
+    return result.exit_code, "".join(told), result.stderr
+
+
+@pytest.fixture
+def shards(empty_shards: list[LocalEtcd]) -> list[LocalEtcd]:
+    return empty_shards
 
 
 def put(esp: EspProcess, key: bytes) -> None:
@@ -129,6 +141,54 @@ def test_a_file_that_changes_is_read_if_the_config_says_so(start_esp: Esps, shar
     os.rename(new, path)
     wait_until(lambda: "reload (the file has changed)" in esp.log())
     assert 'INFO reload (the file has changed): keys ["m", "n") move from s1 to s0\n' in esp.log()
+
+
+def test_all_workers_take_the_config_or_none_and_so_do_those_that_begin_later(
+    start_esp: Esps, shards: list[LocalEtcd]
+) -> None:
+    esp = start_esp(shards[:2], ["m"], "--workers", "2")
+    path = config_of(esp)
+
+    def processes() -> list[int]:
+        found = subprocess.run(["pgrep", "-P", str(esp.process.pid)], capture_output=True, text=True, check=True)
+        return sorted(map(int, found.stdout.split()))
+
+    path.write_text("shards: [")
+    code, _, err = run("-c", path)
+    assert (code, "not YAML" in err) == (1, True)
+    write_config(path, shards[:2], ["m"], "namespace: x/")
+    assert run("-c", path)[0] == 1
+    write_config(path, shards, ["m", "t"])
+    assert run("-c", path, "--check")[1].endswith("a reload would do this; nothing has changed yet\n")
+    code, out, _ = run("-c", path)
+    assert code == 0
+    assert out.startswith(f'shard s2 is new: {shards[2].endpoint}\nkeys ["t", end) move from s1 to s2\n')
+    assert out.endswith("reloaded: layout 2 is in force\n")
+    assert esp.log().count("layout 2 is in force") == 2
+    assert esp.log().count("reload (esp reload): shard s2 is new") == 1
+    before = processes()
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: len(after := processes()) == 2 and after != before)
+
+    def all_go_to_the_new_shard() -> bool:
+        for number in range(8):
+            try:
+                put(esp, b"y%d" % number)
+            except grpc.RpcError:
+                return False
+        return True
+
+    wait_until(all_go_to_the_new_shard)
+    with connect(shards[1]) as channel:
+        asked = rpc_pb2.RangeRequest(key=b"y", range_end=b"z", count_only=True)
+        assert rpc_pb2_grpc.KVStub(channel).Range(asked, timeout=20).count == 0
+    write_config(path, shards, ["n", "t"])
+
+    def is_reloaded() -> bool:
+        esp.process.send_signal(signal.SIGHUP)
+        return 'reload (SIGHUP): keys ["m", "n") move from s1 to s0' in esp.log()
+
+    wait_until(is_reloaded)  # not before the new worker serves
 
 
 def test_a_second_esp_with_the_same_config_is_told(esp: EspProcess, start_esp: Esps) -> None:
