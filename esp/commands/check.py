@@ -61,7 +61,7 @@ def _write_text(loaded: Config, health: Health) -> None:
         if findings:
             write(f"\n{title}:")
             for finding in findings:
-                write(f"  {_subject(finding)}: {finding.text}")
+                write(f"  {_subject(finding)}{finding.text}")
     if not health.problems:
         write(f"\nHealthy: {_counted(len(health.shards), 'shard')}, {_counted(len(rows), 'endpoint')}.")
 
@@ -124,9 +124,12 @@ def _own_alarms(health: EndpointHealth) -> list[str] | None:
 
 
 def _subject(finding: Finding) -> str:
+    """The shards and the endpoint in front of a finding; "" if it is about esp itself."""
+    if not finding.shards:
+        return ""
     shards = ", ".join(f'"{name}"' for name in finding.shards)
     subject = f"shard {shards}" if len(finding.shards) == 1 else f"shards {shards}"
-    return subject if finding.endpoint is None else f"{subject}, {finding.endpoint}"
+    return f"{subject}: " if finding.endpoint is None else f"{subject}, {finding.endpoint}: "
 
 
 def _counted(count: int, noun: str) -> str:

@@ -80,6 +80,13 @@ class Expiry:
     path: Path
     not_after: float
 
+    def warning(self, now: float) -> str:
+        """The sentence for people if the certificates have ended or end soon; "" else."""
+        if self.not_after - now >= WARN_SECONDS:
+            return ""
+        ends = "has ended" if self.not_after <= now else "ends"
+        return f"{self.use}: {self.path} {ends} on {_day(self.not_after)}; renew it"
+
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
@@ -282,7 +289,7 @@ class TlsFiles:
     def warn(self, now: float) -> None:
         """Tells, once a day, of certificates that have ended or end soon; `now` is in seconds since 1970."""
         for expiry in self.expiries():
-            if expiry.not_after - now < WARN_SECONDS and now - self._warned.get(expiry.path, -DAY) >= DAY:
+            if expiry.warning(now) and now - self._warned.get(expiry.path, -DAY) >= DAY:
                 self._warned[expiry.path] = now
                 if expiry.not_after <= now:
                     log.error("%s: %s has ended on %s; renew it", expiry.use, expiry.path, _day(expiry.not_after))

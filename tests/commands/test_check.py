@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from esp.commands.check import _write_text
 from esp.core.config import parse
 from esp.core.health.findings import Alarm, EndpointHealth, Health, Member, ShardHealth
 from esp.core.local import LocalEtcd, free_port
+from esp.core.local_tls import Authority
 from esp.core.pb import rpc_pb2
 from tests.harness import Etcds, connect, etcd34, peer, unknown, wait_until, write_config
 from tests.stubs import rpc_pb2_grpc
@@ -405,3 +407,14 @@ class TestUsage:
 
     def test_an_unknown_form_is_wrong_usage(self, tmp_path: Path) -> None:
         assert check("-o", "xml")[0] == 2
+
+
+def test_a_certificate_of_the_listeners_that_has_ended_is_a_problem(etcd: LocalEtcd, tmp_path: Path) -> None:
+    cert, key = Authority().issue(["esp.example"], life=timedelta(days=-1)).write(tmp_path, "server")
+    tls = f"listen: [https://127.0.0.1:2379]\ntls: {{cert: {cert}, key: {key}}}"
+    config = write_config(tmp_path / "esp.yaml", [etcd], [], tls)
+    code, out, _ = check("-c", config)
+    assert code == 1
+    assert re.search(rf"^Problems:\n  listeners: {cert} has ended on .* UTC; renew it$", out, re.MULTILINE)
+    code, told = check_json(config)
+    assert json_kinds(told["problems"]) == [("certificate", [], None)]

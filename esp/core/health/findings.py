@@ -13,6 +13,7 @@ from esp.core.config import Endpoint
 from esp.core.errors import is_esp
 from esp.core.keys import KeyRange
 from esp.core.kubernetes import Cut
+from esp.core.tls_files import Expiry
 from esp.core.wire.status import Code, Status
 
 OLDEST_VERSION: Final = (3, 4)
@@ -90,11 +91,17 @@ class Kind(StrEnum):
     MIXED_VERSIONS = "mixed-versions"
     KUBERNETES = "kubernetes"
     ACCOUNTS = "accounts"
+    CERTIFICATE = "certificate"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A finding about the shards, as a clause for people. `endpoint` is None if it concerns several endpoints."""
+    """A finding, as a clause for people.
+
+    Attributes:
+        shards: the shards that it is about; none if it is about esp itself.
+        endpoint: None if it concerns several endpoints.
+    """
 
     kind: Kind
     shards: tuple[str, ...]
@@ -134,6 +141,13 @@ def with_cuts(health: Health, cuts: Iterable[Cut], *, at_work: bool) -> Health:
     if at_work:
         return replace(health, problems=health.problems + findings)
     return replace(health, notes=health.notes + findings)
+
+
+def with_certificates(health: Health, expiries: Iterable[Expiry], now: float) -> Health:
+    """`health`, with certificates that have ended, as problems, and that end soon, as notes."""
+    told = [(Finding(Kind.CERTIFICATE, (), None, each.warning(now)), each.not_after <= now) for each in expiries]
+    told = [(finding, is_over) for finding, is_over in told if finding.text]
+    return with_findings(health, [f for f, is_over in told if is_over], [f for f, is_over in told if not is_over])
 
 
 def with_findings(health: Health, problems: Iterable[Finding], notes: Iterable[Finding]) -> Health:

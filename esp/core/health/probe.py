@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from time import monotonic
+from time import monotonic, time
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -21,11 +21,22 @@ from esp.core.apiservers import holds, namespace_key, roots_in_question
 from esp.core.background import Background, all_of
 from esp.core.config import Config, Endpoint, ShardConfig
 from esp.core.health.accounts import Accounts, compare, find
-from esp.core.health.findings import Alarm, EndpointHealth, Health, Member, ShardHealth, judge, with_cuts, with_findings
+from esp.core.health.findings import (
+    Alarm,
+    EndpointHealth,
+    Health,
+    Member,
+    ShardHealth,
+    judge,
+    with_certificates,
+    with_cuts,
+    with_findings,
+)
 from esp.core.kubernetes import cuts
 from esp.core.pb import rpc_pb2
+from esp.core.server_certificates import ServerCertificates
 from esp.core.shard import ALARMS, STATUS, Method, Shard, ask_for_esp
-from esp.core.tls_files import TlsFiles
+from esp.core.tls_files import TlsFileError, TlsFiles
 from esp.core.wire.context import WireContext
 from esp.core.wire.status import Code, RpcError, Status
 
@@ -54,7 +65,10 @@ async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
     shard_map, assumed = config.shard_map, config.apiserver_roots
     at_work = await _roots_at_work(config, context, files, seconds) if len(config.shards) > 1 else []
     found = [cut for root in dict.fromkeys((*assumed, *at_work)) for cut in cuts(shard_map, root)]
-    return with_cuts(health, found, at_work=bool(at_work))
+    if config.tls is not None:
+        with suppress(TlsFileError):  # the files have changed since the config was checked
+            ServerCertificates(config.tls, files)
+    return with_certificates(with_cuts(health, found, at_work=bool(at_work)), files.expiries(), time())
 
 
 async def _accounts(config: Config, context: WireContext, files: TlsFiles, seconds: float) -> dict[str, Accounts]:

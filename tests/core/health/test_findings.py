@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from esp.core.config import Endpoint
-from esp.core.health.findings import Alarm, EndpointHealth, Finding, Health, Kind, Member, ShardHealth, judge
+from esp.core.health.findings import (
+    Alarm,
+    EndpointHealth,
+    Finding,
+    Health,
+    Kind,
+    Member,
+    ShardHealth,
+    judge,
+    with_certificates,
+)
+from esp.core.tls_files import Expiry
 from esp.core.wire.status import Code, Status
 
 MEMBER = Member(
@@ -123,3 +135,14 @@ def test_what_is_unreachable_is_compared_with_nothing() -> None:
     health = judged(WELL, gone)
     assert kinds(health.problems) == [(Kind.UNREACHABLE, OTHER.endpoint)]
     assert health.notes == ()
+
+
+def test_a_certificate_that_has_ended_is_a_problem_and_one_that_ends_soon_a_note() -> None:
+    day, now = 86_400.0, 1_800_000_000.0
+    path = Path("/tls/server.crt")
+    expiries = [Expiry("listeners", path, now + days * day) for days in (-1, 13, 15)]
+    health = with_certificates(judged(WELL, OTHER), expiries, now)
+    assert [(f.kind, f.shards, f.text) for f in health.problems] == [
+        (Kind.CERTIFICATE, (), "listeners: /tls/server.crt has ended on 2027-01-14 08:00 UTC; renew it")
+    ]
+    assert [f.text for f in health.notes] == ["listeners: /tls/server.crt ends on 2027-01-28 08:00 UTC; renew it"]
