@@ -109,7 +109,7 @@ def test_a_wrong_file_and_a_field_that_is_fixed_are_refused(esp: EspProcess, sha
     assert run("-c", path, "--force") == (
         1,
         "",
-        'esp: namespace: none -> "x/" cannot change while esp runs; restart esp\n'
+        'esp: namespace: none -> "x/" cannot change while esp runs; run esp serve --takeover, or restart esp\n'
         "esp: the reload is refused; nothing has changed\n",
     )
     path.write_text(good + "control: off\n")

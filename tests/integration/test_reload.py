@@ -223,7 +223,7 @@ def test_a_reload_that_is_refused_changes_nothing(
                 (text_of(two, TWO, "limits: {max_tokens: 0}"), 'limits: "max_tokens" is 0; it must be above 0'),
                 (
                     text_of(two, TWO, "namespace: x/\nlimits: {max_tokens: 1}"),
-                    'namespace: none -> "x/" cannot change while esp runs; restart esp',
+                    'namespace: none -> "x/" cannot change while esp runs; run esp serve --takeover, or restart esp',
                 ),
                 (text_of({**two, "c": nowhere}, THREE), "shard c cannot be reached: http://127.0.0.1:"),
                 (text_of(etcds, THREE), 'shard b holds 1 key of ["t", end), which no client would see any more'),

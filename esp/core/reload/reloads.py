@@ -189,7 +189,10 @@ class _Reload:
             outcome.reasons.append(str(error))
             return outcome
         difference = outcome.difference = Difference.of(proxy.config, config)
-        outcome.reasons += [f"{change} cannot change while esp runs; restart esp" for change in difference.fixed]
+        outcome.reasons += [
+            f"{change} cannot change while esp runs; run esp serve --takeover, or restart esp"
+            for change in difference.fixed
+        ]
         if outcome.reasons:
             return outcome
         if not difference:
