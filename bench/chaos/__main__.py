@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 
+import grpc
+
 from bench.chaos import report
 from bench.chaos.accounts import APP
 from bench.chaos.client import Client, Endpoints, RefusedError, UnknownError
@@ -62,12 +64,12 @@ async def _run(options: argparse.Namespace, folder: Path) -> int:
     rig = Rig.build(folder, options.members, options.proxies, options.workers)
     try:
         await rig.start()
-        endpoints = Endpoints([proxy.address for proxy in rig.proxies], APP)
+        credentials = grpc.ssl_channel_credentials(rig.certificates.ca.read_bytes())
+        endpoints = Endpoints([proxy.address for proxy in rig.proxies], APP, credentials)
         faults = Faults(rig, random.Random(options.seed), options.lasts)
         names = options.only.split(",") if options.only else list(faults.all)
-        until = monotonic() + options.seconds
         load = Load(endpoints, options.pace, options.seed)
-        verdict = await _trial(rig, load, faults, names, until)
+        verdict = await _trial(rig, load, faults, names, options.seconds)
     finally:
         rig.close()
     what = (
@@ -82,13 +84,14 @@ async def _run(options: argparse.Namespace, folder: Path) -> int:
     return 1 if verdict.faults else 0
 
 
-async def _trial(rig: Rig, load: Load, faults: Faults, names: list[str], until: float) -> Verdict:
-    """Lets faults happen one after the other until that time, each at least once if there is time for it."""
+async def _trial(rig: Rig, load: Load, faults: Faults, names: list[str], seconds: float) -> Verdict:
+    """Lets faults happen one after the other for so long, and each at least once."""
     chance = random.Random(load.seed)
 
     async def happen() -> None:
         order: list[str] = []
-        while monotonic() < until:
+        until = monotonic() + seconds
+        while monotonic() < until or len(faults.counts) < len(names):
             order = order or chance.sample(names, len(names))
             name = order.pop()
             print(f"{until - monotonic():6.0f} s left: {name}", file=sys.stderr)
@@ -102,7 +105,7 @@ async def _trial(rig: Rig, load: Load, faults: Faults, names: list[str], until: 
             copies.extend(group.create_task(replica.run()) for replica in load.replicas)
             await happen()
 
-        await load.run(until, begin)
+        await load.run(begin)
         await rig.healthy(rig.members)
         await rig.ready()
         verdict = await load.judge(lambda: _rows(load.endpoints))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from time import monotonic
 from typing import Final, NamedTuple
 
 from bench.chaos.client import Client, Endpoints, RefusedError, UnknownError, WrongError
@@ -43,14 +42,14 @@ class Trespassers:
         self._chance = random.Random(seed)
         self._prefixes = prefixes
 
-    async def run(self, until: float) -> None:
-        """Tries until that time on the `monotonic` clock.
+    async def run(self, over: asyncio.Event) -> None:
+        """Tries until the load is over.
 
         Raises:
             WrongError: an answer that no fault explains.
         """
         try:
-            while monotonic() < until:
+            while not over.is_set():
                 await asyncio.sleep(PAUSE)
                 for attempt in (self._read, self._write, self._read_elsewhere, self._guess):
                     try:

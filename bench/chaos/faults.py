@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 from collections import Counter
@@ -70,6 +71,9 @@ class Faults:
             "proxy killed": self.proxy_killed,
             "proxies rolled": self.proxies_rolled,
             "proxy stopped": self.proxy_stopped,
+            "worker killed": self.worker_killed,
+            "certificates rotated": self.certificates_rotated,
+            "config reloaded": self.config_reloaded,
         }
 
     async def happen(self, name: str) -> None:
@@ -210,6 +214,34 @@ class Faults:
             await proxy.ended(30)
             proxy.start()
             await self._ready(proxy)
+
+    async def worker_killed(self) -> None:
+        """One of a proxy's processes dies at once, and its supervisor begins another."""
+        proxy = self._chance.choice(self._rig.proxies)
+        if workers := proxy.workers:
+            os.kill(self._chance.choice(workers), signal.SIGKILL)
+        await self._last()
+        proxy.require_running()
+
+    async def config_reloaded(self) -> None:
+        """Each proxy reads a config in which the shards have fewer endpoints in another order, and later the first."""
+        for proxy in self._rig.proxies:
+            before = proxy.config.read_text()
+            changed = json.loads(before)
+            for shard in changed["shards"]:
+                self._chance.shuffle(shard["endpoints"])
+                del shard["endpoints"][2:]
+            proxy.config.write_text(json.dumps(changed))
+            proxy.send(signal.SIGHUP)
+            await self._last()
+            proxy.require_running()
+            proxy.config.write_text(before)
+            proxy.send(signal.SIGHUP)
+
+    async def certificates_rotated(self) -> None:
+        """All servers, members and proxies, get a new certificate and a new key."""
+        self._rig.certificates.rotate()
+        await self._last()
 
     # How.
 

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from time import monotonic
 from typing import Final
 
 from bench.chaos.accounts import Trespassers
@@ -48,13 +47,13 @@ class Load:
     trespassers: list[Trespassers] = field(default_factory=list)
     rates: list[int] = field(default_factory=list)
 
-    async def run(self, until: float, beside: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Runs all clients until that time, and `beside` with them. The replicas go on until `judge`.
+    async def run(self, beside: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Runs all clients while `beside` runs. The replicas go on until `judge`.
 
         Raises:
             WrongError: a client got an answer that no fault explains.
         """
-        chance = random.Random(self.seed)
+        chance, over = random.Random(self.seed), asyncio.Event()
         proxies = len(self.endpoints.addresses)
         for prefix in PREFIXES:
             for _ in range(2):
@@ -72,13 +71,14 @@ class Load:
         async with asyncio.TaskGroup() as group:
             clients: list[Register | Sessions | Trespassers] = [*self.registers, *self.sessions, *self.trespassers]
             for one in clients:
-                group.create_task(one.run(until))
-            group.create_task(self._count(until))
-            group.create_task(beside())
+                group.create_task(one.run(over))
+            group.create_task(self._count(over))
+            await beside()
+            over.set()
 
-    async def _count(self, until: float) -> None:
+    async def _count(self, over: asyncio.Event) -> None:
         done = 0
-        while monotonic() < until:
+        while not over.is_set():
             await asyncio.sleep(SECOND)
             now = self.endpoints.outcomes["done"]
             self.rates.append(now - done)

@@ -44,8 +44,8 @@ class Register:
         self._pace = pace
         self._values = itertools.count()
 
-    async def run(self, until: float) -> None:
-        """Uses one key after the other until that time on the `monotonic` clock.
+    async def run(self, over: asyncio.Event) -> None:
+        """Uses one key after the other until the load is over.
 
         Raises:
             WrongError: no fault explains an answer.
@@ -53,21 +53,23 @@ class Register:
         clients = [Client(self._endpoints, number) for number in range(CLIENTS_EACH)]
         try:
             for number in itertools.count():
-                if monotonic() >= until:
+                if over.is_set():
                     return
                 key = self.prefix + b"%d" % number
                 history = self.histories[key] = []
-                end = min(until, monotonic() + KEY_SECONDS)
+                end = monotonic() + KEY_SECONDS
                 async with asyncio.TaskGroup() as group:
                     for client in clients:
-                        group.create_task(self._use(client, key, history, end))
+                        group.create_task(self._use(client, key, history, end, over))
         finally:
             for client in clients:
                 await client.close()
 
-    async def _use(self, client: Client, key: bytes, history: list[Operation], until: float) -> None:
+    async def _use(
+        self, client: Client, key: bytes, history: list[Operation], until: float, over: asyncio.Event
+    ) -> None:
         believed = 0
-        while monotonic() < until and len(history) < MOST_OPERATIONS:
+        while monotonic() < until and not over.is_set() and len(history) < MOST_OPERATIONS:
             kind = self._chance.choice(_KINDS)
             value = str(next(self._values)) if kind in (Kind.PUT, Kind.CAS) else ""
             asked = Operation(kind, monotonic(), value=value, expected=believed if kind == Kind.CAS else 0)

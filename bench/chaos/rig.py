@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from bench.chaos.network import HERE, Host, Network
 from bench.chaos.registers import PREFIXES
 from bench.etcd import etcd_binary
 from bench.processes import BenchError, Process
+from esp.core.local_tls import Authority
 
 BOUNDARIES: Final = ("", "i", "r", "")
 """Shard n owns the keys from the n-th to the next; `PREFIXES` has a prefix of each."""
@@ -32,11 +34,33 @@ QUOTA_BYTES: Final = 48_000_000
 """The size of a database at which etcd raises NOSPACE."""
 
 
+class Certificates:
+    """One certificate for all servers, of a CA that everybody trusts.
+
+    Attributes:
+        ca: the file with the CA's certificate.
+        pair: the files with certificate and key.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._authority = Authority()
+        self._folder = folder
+        self._names = names
+        self.ca = folder / "ca.crt"
+        self.ca.write_bytes(self._authority.cert)
+        self.pair = self.rotate()
+
+    def rotate(self) -> tuple[Path, Path]:
+        """Puts a new certificate and a new key in the place of the old; the files."""
+        return self._authority.issue(self._names).write(self._folder, "server")
+
+
 class Member:
     """An etcd of a shard, on a host with links and a disk of its own."""
 
-    def __init__(self, name: str, host: Host, folder: Path, cluster: str) -> None:
+    def __init__(self, name: str, host: Host, folder: Path, cluster: str, certificates: Certificates) -> None:
         """Makes the disk: a file system in memory."""
+        self.certificates = certificates
         self.name = name
         self.host = host
         self.disk = folder / name
@@ -49,7 +73,7 @@ class Member:
     @property
     def endpoint(self) -> str:
         """The URL for clients."""
-        return f"http://{self.host.address('clients')}:{CLIENT_PORT}"
+        return f"https://{self.host.address('clients')}:{CLIENT_PORT}"
 
     @property
     def is_running(self) -> bool:
@@ -69,6 +93,8 @@ class Member:
             "initial-cluster": self._cluster,
             "initial-cluster-token": self.name.rpartition("-")[0],
             "quota-backend-bytes": QUOTA_BYTES,
+            "cert-file": self.certificates.pair[0],
+            "key-file": self.certificates.pair[1],
             "bcrypt-cost": 4,  # the cost of a login is not under trial
             "log-level": "warn",
         }
@@ -98,7 +124,8 @@ class Proxy:
         log: its output, of all its runs.
     """
 
-    def __init__(self, name: str, folder: Path, port: int, workers: int) -> None:
+    def __init__(self, name: str, folder: Path, port: int, workers: int, certificates: Certificates) -> None:
+        self.certificates = certificates
         self.name = name
         self.address = f"{HERE}:{port}"
         self.log = folder / f"{name}.log"
@@ -118,10 +145,24 @@ class Proxy:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def workers(self) -> list[int]:
+        """The processes that serve, if there is one that supervises them."""
+        return self._process.pids()[1:] if self._process is not None and self._process.is_running else []
+
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the process."""
         if self._process is not None and self._process.is_running:
             os.kill(self._process.pid, number)
+
+    def require_running(self) -> None:
+        """Checks that the process has not ended.
+
+        Raises:
+            BenchError: it has.
+        """
+        if self._process is not None:
+            self._process.require_running()
 
     async def ended(self, seconds: float) -> None:
         """Waits for the end.
@@ -144,14 +185,15 @@ class Proxy:
 
     def asks_ready(self) -> bool:
         """Whether it answers that it and all its shards are ready."""
-        return _answers(f"http://{self.address}/readyz")
+        return _answers(f"https://{self.address}/readyz", self.certificates.ca)
 
 
 @dataclass
 class Rig:
-    """Shards, members, proxies."""
+    """Shards, members, proxies. All that clients speak, here and to the shards, is TLS."""
 
     network: Network
+    certificates: Certificates
     folder: Path
     shards: list[list[Member]]
     proxies: list[Proxy]
@@ -164,16 +206,20 @@ class Rig:
             BenchError: a part does not start.
         """
         network = Network()
+        firsts = [256 * shard + 1 for shard in range(len(PREFIXES))]
+        places = [[network.host(first + number) for number in range(members)] for first in firsts]
+        certificates = Certificates(folder, [HERE, *(host.address("clients") for hosts in places for host in hosts)])
         shards = []
-        for shard in range(len(PREFIXES)):
-            hosts = [network.host(256 * shard + number + 1) for number in range(members)]
+        for shard, hosts in enumerate(places):
             names = [f"s{shard}-{number}" for number in range(members)]
             cluster = ",".join(
                 f"{name}=http://{host.address('peers')}:{PEER_PORT}" for name, host in zip(names, hosts, strict=True)
             )
-            shards.append([Member(name, host, folder, cluster) for name, host in zip(names, hosts, strict=True)])
-        fleet = [Proxy(f"esp-{number}", folder, 2379 + number, workers) for number in range(proxies)]
-        return cls(network, folder, shards, fleet)
+            shards.append(
+                [Member(name, host, folder, cluster, certificates) for name, host in zip(names, hosts, strict=True)]
+            )
+        fleet = [Proxy(f"esp-{number}", folder, 2379 + number, workers, certificates) for number in range(proxies)]
+        return cls(network, certificates, folder, shards, fleet)
 
     @property
     def members(self) -> list[Member]:
@@ -209,7 +255,9 @@ class Rig:
             for number, members in enumerate(self.shards)
         ]
         values = {
-            "listen": [f"http://{proxy.address}"],
+            "listen": [f"https://{proxy.address}"],
+            "tls": dict(zip(("cert", "key"), map(str, self.certificates.pair), strict=True)),
+            "shard_tls": {"ca": str(self.certificates.ca)},
             "auth": {"user": ROOT.name, "password_file": str(password)},
             "shards": shards,
             # Only so is a renewal a promise of all shards: "tolerant" leaves out a shard that is away for too long.
@@ -238,7 +286,7 @@ class Rig:
         """
         deadline = time.monotonic() + seconds
         for member in members:
-            while not await asyncio.to_thread(_answers, f"{member.endpoint}/health"):
+            while not await asyncio.to_thread(_answers, f"{member.endpoint}/health", self.certificates.ca):
                 if time.monotonic() > deadline:
                     raise BenchError(f"{member.name} is not healthy after {seconds:g} s; logs are in {self.folder}")
                 await asyncio.sleep(0.1)
@@ -252,10 +300,10 @@ class Rig:
         self.network.close()
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, ca: Path) -> bool:
     """Whether a page says that all is well."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with urllib.request.urlopen(url, timeout=2, context=ssl.create_default_context(cafile=ca)) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
@@ -286,7 +334,14 @@ def ask_etcdctl(
     account = ["--user", f"{ROOT.name}:{ROOT.password}"] if user else []
     endpoints = ",".join(member.endpoint for member in members)
     done = subprocess.run(
-        [str(etcdctl_binary()), f"--endpoints={endpoints}", f"--command-timeout={seconds}s", *account, *command],
+        [
+            str(etcdctl_binary()),
+            f"--endpoints={endpoints}",
+            f"--cacert={members[0].certificates.ca}",
+            f"--command-timeout={seconds}s",
+            *account,
+            *command,
+        ],
         capture_output=True,
         text=True,
         input=text,

@@ -42,22 +42,22 @@ class Sessions:
         self._prefixes = prefixes
         self._number = 0
 
-    async def run(self, until: float) -> None:
-        """Keeps sessions until that time on the `monotonic` clock.
+    async def run(self, over: asyncio.Event) -> None:
+        """Keeps sessions until the load is over.
 
         Raises:
             WrongError: no fault explains an answer.
         """
         try:
-            while monotonic() < until:
+            while not over.is_set():
                 try:
-                    await self._session(until)
+                    await self._session(over)
                 except (RefusedError, UnknownError):
                     self.counts["could not begin"] += 1
         finally:
             await self._client.close()
 
-    async def _session(self, until: float) -> None:
+    async def _session(self, over: asyncio.Event) -> None:
         self._number += 1
         key = self._chance.choice(self._prefixes) + f"session/{self.name}/{self._number}".encode()
         asked = monotonic()
@@ -67,8 +67,8 @@ class Sessions:
         promised = asked + granted.TTL
         await self._client.put(key, b"alive", granted.ID)
         self.counts["begun"] += 1
-        end = min(until, monotonic() + self._chance.uniform(*LIVES_SECONDS))
-        while monotonic() < end:
+        end = monotonic() + self._chance.uniform(*LIVES_SECONDS)
+        while monotonic() < end and not over.is_set():
             await asyncio.sleep(RENEW_SECONDS)
             asked = monotonic()
             try:

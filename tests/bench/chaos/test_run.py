@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.skipif(not all(map(shutil.which, ("unshare", "nsenter", "ip", "tc"))), reason="needs iproute2")
 def test_nothing_is_lost_and_nothing_is_wrong_while_all_kinds_of_things_break(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
-    command = [sys.executable, "-m", "bench.chaos", "--seconds", "12", "--lasts", "0.5", "1.5", "--pace", "4"]
+    command = [sys.executable, "-m", "bench.chaos", "--seconds", "6", "--lasts", "0.5", "1.5", "--pace", "4"]
     done = subprocess.run(
         [*command, "--only", ",".join(FAULTS), "--folder", str(tmp_path), "--json", str(result)],
         cwd=ROOT,
