@@ -26,6 +26,11 @@ from tests.harness import ALONE, fast_flags, wait_ready
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
+PATIENT = Limits(
+    connect_timeout=20, keepalive_timeout=20, max_waiting_seconds=20, health_interval=0.5, health_timeout=20
+)
+
+
 class Certificates:
     """A folder with the certificates of a cluster."""
 
@@ -84,7 +89,7 @@ async def running(
     """The client of a shard, when it is connected or has failed to be."""
     async with Background() as background:
         config = ShardConfig("s", at if isinstance(at, tuple) else (at,), (), user, tls)
-        shard = Shard.of(config, WireContext(Limits(health_interval=0.5)), background, files or TlsFiles())
+        shard = Shard.of(config, WireContext(PATIENT), background, files or TlsFiles())
         background.start(shard.run())
         background.start(_tick(shard))
         await until(lambda: shard.is_ready or bool(shard.troubles))

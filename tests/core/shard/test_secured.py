@@ -15,20 +15,29 @@ from typing import NamedTuple
 
 import pytest
 
-from esp.core.background import all_of
-from esp.core.config import Endpoint, ShardTls, User, parse
+from esp.core.background import Background, all_of
+from esp.core.config import Endpoint, ShardConfig, ShardTls, User, parse
 from esp.core.local import LocalEtcd
 from esp.core.local_tls import write_file
 from esp.core.pb import rpc_pb2
 from esp.core.proxy import Proxy
 from esp.core.shard import RANGE, Method, Shard, ask, ask_for_esp
 from esp.core.tls_files import Files, TlsFiles
+from esp.core.wire.context import WireContext
+from esp.core.wire.limits import Limits
 from esp.core.wire.status import RpcError
 from tests.core.scripted_etcd import ScriptedEtcd
 from tests.core.shard.secured_etcds import Certificates, endpoint, in_each_loop, running, start, trouble, until
 from tests.harness import newest_etcd
 
 ALL_KEYS = rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0")
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine is no reason not to find out who answers."""
+    monkeypatch.setattr("esp.core.shard.strangers.MOST_SECONDS", 20.0)
+    monkeypatch.setattr("esp.core.shard.strangers.MORE_SECONDS", 1.0)
 
 
 class World(NamedTuple):
@@ -232,7 +241,7 @@ async def test_a_wrong_endpoint_beside_a_right_one_is_logged_once(
             assert connection is not None
             connection.close("not wanted any more")
             await until(lambda: shard.free_connection() not in (None, connection))  # noqa: B023
-    told = [record.getMessage() for record in caplog.records if "peer port" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "cannot connect" in record.getMessage()]
     assert len(told) == 1
     assert told[0].startswith(f"shard s: cannot connect to {wrong}: it is etcd's peer port")
 
@@ -318,6 +327,21 @@ async def test_bytes_that_are_changed_on_the_way_break_the_connection_and_nothin
         assert shard.free_connection() is not before
         assert before is not None
         assert "decryption failed or bad record mac" in before.why_over.lower().replace("_", " ")
+
+
+def test_a_client_serves_on_under_another_config_with_the_same_tls(certificates: Certificates) -> None:
+    here, there = Endpoint("a", 1, tls=True), Endpoint("b", 1, tls=True)
+    before = ShardConfig("s", (here,), (), None, ShardTls(certificates.client))
+    shard = Shard.of(before, WireContext(Limits()), Background(), TlsFiles())
+    assert shard.may_become(replace(before, endpoints=(there, here)))
+    for other in (
+        replace(before, tls=ShardTls()),
+        replace(before, tls=ShardTls(certificates.client, "x")),
+        replace(before, tls=None, endpoints=(replace(here, tls=False),)),
+        replace(before, user=User("u", certificates.ca)),
+        replace(before, endpoints=(there,)),
+    ):
+        assert not shard.may_become(other)
 
 
 # A certificate with a common name.
