@@ -514,6 +514,13 @@ def test_revisions_from_before_a_move_are_compacted_and_those_since_are_served(
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await client.get(**keys, revision=revision)
                 assert caught.value.details() == "etcdserver: mvcc: required revision has been compacted"
+                if revision < 1 << 52:
+                    asked = Txn(
+                        success=[Op(request_range=Range(key=b"b")), Op(request_range=Range(**keys, revision=revision))]
+                    )
+                    with pytest.raises(grpc.aio.AioRpcError) as caught:
+                        await client.kv.Txn(asked, timeout=20)
+                    assert caught.value.details() == "etcdserver: mvcc: required revision has been compacted"
                 watch = await client.watch(**keys, start_revision=revision + 1)
                 assert (await watch.read()).compact_revision > 0
                 watch.cancel()
@@ -523,6 +530,9 @@ def test_revisions_from_before_a_move_are_compacted_and_those_since_are_served(
             await is_compacted(token, key=b"n")
             await is_compacted(token, **ALL)
             assert (await client.get(key=b"n", revision=new)).kvs[0].value == b"1"
+            asked = Txn(success=[Op(request_range=Range(key=b"n", revision=new))])
+            answer = await client.kv.Txn(asked, timeout=20)
+            assert answer.responses[0].response_range.kvs[0].value == b"1"
             watch = await client.watch(key=b"n", start_revision=new + 1)
             assert await next_value(watch) == b"2"
             watch.cancel()

@@ -41,6 +41,7 @@ class Txn(Routed):
         self.lease_retry = lease_retry
         self.snapshots = snapshots
         self.snapshot_tries = snapshot_tries
+        self.former = routing.layout.former or None
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Routes a transaction by all keys that it touches; in steps, because they may be many."""
@@ -65,13 +66,16 @@ class Txn(Routed):
         Raises:
             RpcError: the transaction is refused.
         """
-        found = yield from look(message, PREFIX_SIZE, self.routing.map)
+        found = yield from look(message, PREFIX_SIZE, self.routing.map, self.former)
         if found.is_odd:
             # The shard must read the same in it as esp: so the shard gets the parsed message, serialised anew.
             message = prefix(self._parsed(stream, message, found).SerializeToString())
-            found = yield from look(message, PREFIX_SIZE, self.routing.map)
+            found = yield from look(message, PREFIX_SIZE, self.routing.map, self.former)
             if found.is_lost:
                 raise txn.TOO_ODD.error()
+        if found.is_stale:
+            yield from self._validate(stream, message, found)
+            raise errors.COMPACTED.error()
         if found.first is None:
             body, everywhere = message[PREFIX_SIZE:], tuple(self.shards)
             return lambda: self.serve_across(

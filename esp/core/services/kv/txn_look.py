@@ -11,6 +11,7 @@ from collections.abc import Generator
 from enum import IntEnum
 from typing import Final
 
+from esp.core.former import Former
 from esp.core.keys import KeyRange
 from esp.core.services.kv import peek
 from esp.core.services.pace import Pace
@@ -64,6 +65,8 @@ _COMPARE_FIELDS: Final = {
 }
 _ONE_OF: Final = range(4, 9)  # a compare has at most one of these fields
 _USUAL: Final = {_RANGE: peek.RANGE_FIELDS, _PUT: peek.PUT_FIELDS, _DELETE: peek.DELETE_FIELDS}
+_WITHOUT_REVISION: Final = {**_USUAL, _RANGE: {tag: most for tag, most in peek.RANGE_FIELDS.items() if tag != 4 << 3}}
+"""As `_USUAL`, but a Range at a revision is unusual."""
 _UNUSUAL: Final = {_RANGE: _RANGE_FIELDS, _PUT: _PUT_FIELDS, _DELETE: _DELETE_FIELDS}
 _ORDERS, _TARGETS = 3, 5
 
@@ -81,9 +84,21 @@ class Look:
         knows_sorts: etcd knows all sort options; an unknown one may crash a shard, see validate.py.
         is_odd: the form is not the one that every protobuf library writes, so etcd might read something else in it.
         is_lost: the look could not go through to the end, so no other finding counts.
+        is_stale: a Range is at a plain revision from before its keys moved to their shard.
     """
 
-    __slots__ = ("first", "is_lost", "is_odd", "knows_sorts", "only_reads", "other", "owner", "parts", "tokens")
+    __slots__ = (
+        "first",
+        "is_lost",
+        "is_odd",
+        "is_stale",
+        "knows_sorts",
+        "only_reads",
+        "other",
+        "owner",
+        "parts",
+        "tokens",
+    )
 
     def __init__(self) -> None:
         self.parts = 0
@@ -94,6 +109,7 @@ class Look:
         self.knows_sorts = True
         self.is_odd = False
         self.is_lost = False
+        self.is_stale = False
         self.tokens = array("Q")  # for each token twice its place, plus 1 for a revision to read at
 
 
@@ -101,13 +117,13 @@ class _Lost(Exception):
     """The next bytes cannot be understood."""
 
 
-def look(message: bytes, offset: int, shard_map: ShardMap) -> Generator[None, None, Look]:
+def look(message: bytes, offset: int, shard_map: ShardMap, former: Former | None = None) -> Generator[None, None, Look]:
     """Looks through a transaction, `LOOKED_AT_ONCE` parts with each step.
 
     The keys of both branches count. Only a shard that owns all of them can decide which branch runs, and etcd checks
     the permissions for both.
     """
-    parts = _Parts(message, shard_map)
+    parts = _Parts(message, shard_map, former)
     found = parts.found
     try:
         yield from _walk(message, offset, parts)
@@ -174,7 +190,7 @@ def _walk(message: bytes, position: int, parts: _Parts) -> Generator[None, None,
                 ends.append(after)
                 position = start
             elif tag in _USUAL:
-                usual = peek.look(message, start, after, _USUAL[tag])
+                usual = peek.look(message, start, after, parts.usual[tag])
                 if usual is None:
                     parts.read(start, after, _UNUSUAL[tag])
                 elif usual[1] is None or tag == _PUT:
@@ -193,12 +209,15 @@ class _Parts:
     Attributes:
         found: the findings so far.
         empty: the first empty range.
+        usual: the fields of operations in their usual form.
     """
 
-    __slots__ = ("_last", "_map", "_message", "empty", "found")
+    __slots__ = ("_former", "_last", "_map", "_message", "empty", "found", "usual")
 
-    def __init__(self, message: bytes, shard_map: ShardMap) -> None:
+    def __init__(self, message: bytes, shard_map: ShardMap, former: Former | None) -> None:
         self.found = Look()
+        self.usual = _WITHOUT_REVISION if former else _USUAL
+        self._former = former
         self.empty: KeyRange | None = None
         self._message = message
         self._map = shard_map
@@ -230,7 +249,7 @@ class _Parts:
         """Reads a compare or an operation of an unusual form."""
         found, message = self.found, self._message
         key = range_end = b""
-        seen = 0
+        seen = read_at = 0
         for _ in range(MOST_FIELDS):
             if position == end:
                 break
@@ -260,10 +279,16 @@ class _Parts:
             elif what >= _Is.REVISION:
                 if is_token(number):
                     found.tokens.append(place << 1 | (what == _Is.READ_AT))
+                elif what == _Is.READ_AT:
+                    read_at = number
             elif what != _Is.NUMBER and number >= (_ORDERS if what == _Is.ORDER else _TARGETS):
                 found.knows_sorts = False
         if position != end:
             raise _Lost
+        if read_at and self._former:
+            keys = KeyRange.of_request(key, range_end)
+            owner = self._map.sole_owner(keys)
+            found.is_stale |= owner is not None and self._former.is_stale(keys, owner, read_at, 0)
         self.touch(key, range_end)
 
     def number(self, position: int, end: int) -> tuple[int, int]:
