@@ -134,6 +134,14 @@ class EspOneShard(Esp):
         super().start(Backends([backends.sole], None), folder)
 
 
+class EspTwoWorkers(Esp):
+    name = "esp-2w"
+    about = "esp with two workers; three shards configured"
+
+    def config(self, backends: Backends, folder: Path) -> str:
+        return super().config(backends, folder) + "workers: 2\n"
+
+
 class EspTls(Esp):
     name = "esp-tls"
     about = "esp with TLS on the clients' side; three shards without TLS, one worker"
@@ -336,7 +344,9 @@ PEERS: dict[str, type[Peer]] = {
         HaproxyTwoThreads,
         EspBefore,
         EspTls,
+        EspTwoWorkers,
         HaproxyTls,
     )
 }
-ON_REQUEST = {HaproxyTwoThreads.name, EspBefore.name, EspTls.name, HaproxyTls.name}  # only with --peers
+# Only with --peers.
+ON_REQUEST = {peer.name for peer in (HaproxyTwoThreads, EspBefore, EspTls, EspTwoWorkers, HaproxyTls)}

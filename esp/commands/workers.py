@@ -23,6 +23,8 @@ from esp.core.apiservers import MAX_ROOTS
 from esp.core.background import Background, all_of
 from esp.core.config import Config, Listen
 from esp.core.log.setup import Log
+from esp.core.metrics import process
+from esp.core.metrics.families import Family, counter, gauge, of_json, to_json
 from esp.core.proxy import Proxy
 from esp.core.services.watch import Finding
 from esp.core.shared_tokens import Part, Ring, Ticks
@@ -38,6 +40,8 @@ TOLD_SECONDS: Final = 2.0
 FIND_SECONDS: Final = 2 * POSITIONS_SECONDS
 """Seconds that a client waits at most for what other workers know of it."""
 MAY_SECONDS: Final = 10.0
+METRICS_SECONDS: Final = 4.0
+"""Seconds after which /metrics is without the other workers; half of it for each of them."""
 TICK_SECONDS: Final = 0.5
 
 Serve = Callable[[Config, "Here"], Coroutine[Any, Any, None]]
@@ -76,6 +80,7 @@ class Here:
             "adopt": self._on_adopt,
             COMMAND: self._on_reload,
             "apiserver": self._on_apiserver,
+            "metrics": self._on_metrics,
         }
         self._channel = Channel(self._background, commands)
 
@@ -147,6 +152,30 @@ class Here:
             self._proxy.positions.adopt(told["positions"])
         return {}
 
+    # /metrics of any worker is that of all.
+
+    def _ask_metrics(self, answer: Callable[[list[list[Family]]], None]) -> None:
+        self._background.start(self._gather_metrics(answer))
+
+    async def _gather_metrics(self, answer: Callable[[list[list[Family]]], None]) -> None:
+        try:
+            told = await self._channel.ask("metrics", METRICS_SECONDS, worker=self.number)
+            theirs = [of_json(families.encode()) for families in told["families"]]
+        except (ChannelError, ValueError) as error:
+            log.warning("/metrics has this worker only: %s", error)
+            theirs = []
+        answer(theirs)
+
+    async def _on_metrics(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The families of this worker."""
+        families: list[Family] = []
+        for step in self._proxy.metrics.collect() if self._proxy is not None else ():
+            if step is None:
+                await asyncio.sleep(0)
+            else:
+                families.append(step)
+        return {"families": to_json(families).decode()}
+
     # A kube-apiserver that one worker recognises is at work through all.
 
     def _found_apiserver(self, sign: str, roots: Iterable[bytes]) -> None:
@@ -203,6 +232,7 @@ class Here:
         proxy.join(self._tokens, self)
         self._proxy = proxy
         proxy.routing.apiservers.on_found = self._found_apiserver
+        proxy.metrics.others = self._ask_metrics
 
     say = staticmethod(log.debug)
 
@@ -311,6 +341,14 @@ def _finding(told: Mapping[str, Any]) -> Finding:
     return Finding(told["has_ended"], vector, told["is_doubtful"])
 
 
+async def _metrics(channel: Channel) -> str:
+    """The families of a worker as JSON; "" of a worker that does not answer."""
+    try:
+        return str((await channel.ask("metrics", METRICS_SECONDS / 2))["families"])
+    except ChannelError:
+        return ""
+
+
 async def _find(channel: Channel, told: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         return await channel.ask("find", FIND_SECONDS / 2, watched=told["watched"], start=told["start"])
@@ -346,6 +384,7 @@ class _Whole:
             "give_back": self._on_give_back,
             "positions": self._on_positions,
             "apiserver": self._on_apiserver,
+            "metrics": self._on_metrics,
         }
         self._apiservers: list[dict[str, Any]] = []
         self.supervisor = Supervisor(config.workers, config.drain_seconds, self.background, commands)
@@ -509,6 +548,17 @@ class _Whole:
             if number != told["worker"]:
                 channel.tell("apiserver", sign=told["sign"], roots=told["roots"])
         return {}
+
+    async def _on_metrics(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The families of all other workers, and of the supervisor."""
+        channels = self.supervisor.channels()
+        asked = [_metrics(channel) for number, channel in channels.items() if number != told["worker"]]
+        own = [
+            *process.families(),
+            gauge("esp_workers", "Processes that serve.", len(channels)),
+            counter("esp_worker_restarts_total", "Workers that have ended and begun anew.", self.supervisor.restarts),
+        ]
+        return {"families": [*(families for families in await all_of(asked) if families), to_json(own).decode()]}
 
     # Watches of clients that come again.
 

@@ -103,6 +103,7 @@ class Proxy:
         self.config = config
         self._bound = bound
         self._accepts = accepts
+        self._share: Share | None = None
         self.context = WireContext(config.limits)
         self.background = Background()
         self.bound: list[Listen] = []
@@ -131,7 +132,7 @@ class Proxy:
         self._sampling: asyncio.Task[None] | None = None
         self._set_samples(layout)
         self._health = HealthService(lambda: any(shard.is_ready for shard in self.routing.shards.values()))
-        self._pages = Pages(self.routing, self.background, self.context.counters.pages)
+        self._pages = Pages(self.routing, self.background, self.context.counters.pages, self._other_workers)
         self.metrics = Metrics(
             Parts(
                 context=self.context,
@@ -220,7 +221,7 @@ class Proxy:
         self.routing.apiservers.install(layout)
         if self._samples is not None:
             self._samples.install(layout)
-        self._pages = Pages(self.routing, self.background, self.context.counters.pages)
+        self._pages = Pages(self.routing, self.background, self.context.counters.pages, self._other_workers)
         self._router = self._router_for(self.routing)
         self._listener.forget_heads()
         self.leases.install(layout)
@@ -422,13 +423,17 @@ class Proxy:
         """The positions of watchers over several shards, for clients that come again."""
         return self._watch.positions
 
+    def _other_workers(self) -> list[str]:
+        """The lines of `/readyz?verbose` about the processes that serve together with this one."""
+        return [] if self._share is None else self._share.lines()
+
     def share_clients(self, balance: Balance, number: int) -> None:
         """Shares new clients with the other processes of `balance` that accept on the same sockets."""
 
         def take(descriptor: int, port: int) -> None:
             self.background.start(self._listener.take(descriptor, port))
 
-        self._listener.balance = share = Share(balance, number, take)
+        self._listener.balance = self._share = share = Share(balance, number, take)
         self.on_tick["the balance of the workers"] = share.tick
         share.open()
 

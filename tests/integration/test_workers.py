@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from tests.harness import EspProcess, Esps, Etcds, connect, free_port, is_listening, wait_until
 from tests.stubs import rpc_pb2_grpc
+
+PUTS = 'grpc_server_handled_total{grpc_type="unary",grpc_service="etcdserverpb.KV",grpc_method="Put",grpc_code="OK"}'
 
 
 def workers_of(esp: EspProcess) -> list[int]:
@@ -144,3 +147,36 @@ def test_a_start_that_fails_fails_once_and_with_the_reason(tmp_path: Path, start
     other = start_esp.launch("-c", config, "--listen", f"http://127.0.0.1:{port}")
     assert other.wait() == 1
     assert "the port is in use" in other.log()
+
+
+def test_metrics_and_health_of_any_worker_are_those_of_all(shards: list[LocalEtcd], start_esp: Esps) -> None:
+    esp = start_esp(shards, ["i", "r"], "--workers", "2")
+    channels = [connect(esp) for _ in range(2)]  # one for each worker
+    for number, channel in enumerate(channels):
+        for _ in range(3 + number):
+            put(channel, b"k")
+    assert [clients_of(process, esp.port) for process in workers_of(esp)] == [1, 1]
+    puts = PUTS + " 7"
+    for _ in range(3):  # the pages are of one worker, then of the other
+        text = page(esp, "/metrics")
+        assert puts in text.splitlines()
+        assert "esp_workers 2" in text.splitlines()
+        assert "esp_worker_restarts_total 0" in text.splitlines()
+        assert page(esp, "/readyz?verbose").splitlines()[-2:] == ["[+]workers ok", "ok"]
+
+    process = workers_of(esp)[0]
+    os.kill(process, signal.SIGSTOP)
+    try:
+        wait_until(lambda: "[-]worker 0 failed: it is stuck, or begins anew" in page(esp, "/readyz?verbose"))
+        text = page(esp, "/metrics")  # within its time, and of those that answer
+        assert "esp_workers 2" in text.splitlines()
+        assert puts not in text.splitlines()
+    finally:
+        os.kill(process, signal.SIGCONT)
+    for channel in channels:
+        channel.close()
+
+
+def page(esp: EspProcess, path: str) -> str:
+    with urllib.request.urlopen(esp.url + path, timeout=60) as answer:
+        return str(answer.read().decode())

@@ -66,9 +66,17 @@ class Pages(Handler):
     is_page = True
 
     def __init__(
-        self, routing: Routing, background: Background, counts: Counter[tuple[str, int]] | None = None
+        self,
+        routing: Routing,
+        background: Background,
+        counts: Counter[tuple[str, int]] | None = None,
+        more: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        """`counts` gets the answers, by the page and the HTTP status."""
+        """`counts` gets the answers, by the page and the HTTP status.
+
+        `more` gives further lines for `/readyz?verbose`, about what does not decide whether esp is ready.
+        """
+        self._more = more
         self._counts = Counter() if counts is None else counts
         self._routing = routing
         self._checks = Checks(routing.shards, background)
@@ -153,7 +161,7 @@ class Pages(Handler):
             ready = any(not any(check(one) for check in checks.values()) for one in verdicts.values())
             if not is_over and (verbose or not ready):
                 return False
-            lines = "".join(_lines(checks, verdicts)) if verbose or not ready else ""
+            lines = "".join((*_lines(checks, verdicts), *self._more())) if verbose or not ready else ""
             if ready:
                 answer(Page(200, f"{lines}ok\n".encode(), headers=_NO_SNIFF))
             else:

@@ -104,6 +104,12 @@ class Share:
             if since + STUCK_MS < now:
                 self._receive(number)
 
+    def lines(self) -> list[str]:
+        """For people: for each worker that has not ticked lately a line, or one line if all have."""
+        now = monotonic_ns() // _MS
+        stuck = [number for number, since in enumerate(self._balance.ticks) if since + STUCK_MS < now]
+        return [f"[-]worker {number} failed: it is stuck, or begins anew\n" for number in stuck] or ["[+]workers ok\n"]
+
     def give_away(self, descriptor: int, port: int, clients: int) -> bool:
         """Gives a new client to another worker if that one has at least two fewer; True if this is done.
 

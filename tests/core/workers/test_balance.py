@@ -78,6 +78,7 @@ def test_a_burst_that_one_worker_accepts_is_shared_evenly() -> None:
                 made.accept(1)
             await until_all_have_come(made, 64)
             assert made.counts == [16, 16, 16, 16]
+            assert made.shares[0].lines() == ["[+]workers ok\n"]
             assert (made.shares[1].given, made.shares[0].taken) == (48, 16)
 
     asyncio.run(run())
@@ -112,6 +113,7 @@ def test_a_worker_that_does_not_tick_gets_no_clients(monkeypatch: pytest.MonkeyP
                 made.accept(0)
             assert made.counts == [6, 0]
             made.shares[0].tick(0.0)
+            assert made.shares[0].lines() == ["[-]worker 1 failed: it is stuck, or begins anew\n"]
             assert made.counts == [7, 0], "a client on the way to a stuck worker is served after all"
 
     asyncio.run(run())
