@@ -139,6 +139,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "stream_window_bytes": (65_535, _MOST),
     # The connection's window starts at 65535 and can only be raised.
     "connection_window_bytes": (65_535, _MOST),
+    # A message that comes whole in one frame, as nearly every one does, is not measured.
+    "max_message_bytes": (16_384, _MOST),
     # clientv3 clamps its own to the same.
     "keepalive_time": (10, _MOST),
     # esp looks twice a second.

@@ -389,6 +389,7 @@ REFUSED = {
     "limit zero": (ONE + "limits: {max_connections: 0}", '5: limits: "max_connections" is 0; it must be above 0 and at most 2147483647'),
     "limit nan": (ONE + "limits: {connect_timeout: .nan}", '5: limits: "connect_timeout" is nan; it must be above 0 and at most 2147483647'),
     "limit window": (ONE + "limits: {stream_window_bytes: 65534}", '5: limits: "stream_window_bytes" is 65534; it must be between 65535 and 2147483647'),
+    "limit within a frame": (ONE + "limits: {max_message_bytes: 16383}", '5: limits: "max_message_bytes" is 16383; it must be between 16384 and 2147483647'),
     "limit fraction": (ONE + "limits: {max_connections: 1.5}", '5: limits: "max_connections" must be a whole number, not 1.5'),
     "limit with an exponent": (ONE + "limits: {max_buffered_bytes: 1e9}", '5: limits: "max_buffered_bytes" must be a whole number, not "1e9"; write 1000000000'),
     "limit with a point": (ONE + "limits: {max_connections: 4.0}", '5: limits: "max_connections" must be a whole number, not 4.0; write 4'),
