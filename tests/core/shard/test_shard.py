@@ -288,6 +288,7 @@ class TestWaiting:
                 answer = await front.answer(ask())
                 assert answer.outcome == told(errors.NO_CONNECTION)
                 assert answer.fields[SHARD_TRAILER] == b"s0"
+            assert front.client.limits_reached["max_waiting_seconds"] == 3
 
     @in_a_loop
     async def test_not_more_than_may(self) -> None:

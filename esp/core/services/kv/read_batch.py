@@ -104,7 +104,7 @@ class ReadBatches:
                     groups.setdefault(read[0].head.forward[1], []).append(read)
             most = self._most
             for metadata, group in groups.items():
-                if len(group) > most:
+                if len(group) > self._context.limits.max_batched_reads:
                     self._context.reached("max_batched_reads")
                 if self._refused_alone > 0 and metadata == self._refused:
                     self._refused_alone -= len(group)

@@ -238,6 +238,7 @@ class TestTogether:
                 connection.answers(heard, together(*part))
             await serve_alone(connection, keys[6])
             await front.hears_each(streams, *keys)
+            assert front.client.limits_reached["max_batched_reads"] == 1
 
     @in_a_loop
     async def test_with_one_at_most_each_goes_alone(self) -> None:
