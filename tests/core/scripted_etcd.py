@@ -26,6 +26,8 @@ from esp.core.wire.status import Code, Status
 from tests.core.wire.conversation import HEAD, Frame, data, headers, message, ping, split, trailers, window
 
 STATUS = b"/etcdserverpb.Maintenance/Status"
+LOCK_ESP = b"/v3lockpb.Lock/Esp"
+"""A method that no etcd has: esp asks for it to tell a client port from a peer port."""
 VERSION = "3.6.99"
 UNTOLD = Status(Code.UNIMPLEMENTED, "not told")
 
@@ -94,7 +96,7 @@ class ScriptedConnection:
             )
             if call.path == STATUS:
                 self.statuses += 1
-            else:
+            elif call.path != LOCK_ESP:
                 self.calls.append(call)
                 self.etcd.calls.append(call)
         elif frame.kind == frames.DATA:
@@ -110,7 +112,10 @@ class ScriptedConnection:
             self.says(window(0, len(frame.payload)), window(frame.stream, len(frame.payload)))
         if call is not None and frame.kind in (frames.DATA, frames.HEADERS) and frame.flags & frames.END_STREAM:
             call.whole = True
-            if call.path == STATUS and self.etcd.version is None:
+            if call.path == LOCK_ESP:
+                untold = Status(Code.UNIMPLEMENTED, "unknown method Esp for service v3lockpb.Lock")
+                self.says(headers(call.stream, HEAD + trailers(untold), end=True))
+            elif call.path == STATUS and self.etcd.version is None:
                 self.says(headers(call.stream, HEAD + trailers(self.etcd.untold), end=True))
             elif call.path == STATUS and self.etcd.tells:
                 header = rpc_pb2.ResponseHeader(revision=self.etcd.revision)
