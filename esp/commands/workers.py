@@ -25,6 +25,7 @@ from esp.core.config import Config, Listen
 from esp.core.log.setup import Log
 from esp.core.metrics import process
 from esp.core.metrics.families import Family, counter, gauge, of_json, to_json
+from esp.core.metrics.sums import Sums
 from esp.core.proxy import Proxy
 from esp.core.services.watch import Finding
 from esp.core.shared_tokens import Part, Ring, Ticks
@@ -159,7 +160,8 @@ class Here:
 
     async def _gather_metrics(self, answer: Callable[[list[list[Family]]], None]) -> None:
         try:
-            told = await self._channel.ask("metrics", METRICS_SECONDS, worker=self.number)
+            own = await self._on_metrics({})
+            told = await self._channel.ask("metrics", METRICS_SECONDS, worker=self.number, **own)
             theirs = [of_json(families.encode()) for families in told["families"]]
         except (ChannelError, ValueError) as error:
             log.warning("/metrics has this worker only: %s", error)
@@ -341,12 +343,12 @@ def _finding(told: Mapping[str, Any]) -> Finding:
     return Finding(told["has_ended"], vector, told["is_doubtful"])
 
 
-async def _metrics(channel: Channel) -> str:
-    """The families of a worker as JSON; "" of a worker that does not answer."""
+async def _metrics(channel: Channel) -> list[Family] | None:
+    """The families of a worker; None of a worker that does not answer."""
     try:
-        return str((await channel.ask("metrics", METRICS_SECONDS / 2))["families"])
-    except ChannelError:
-        return ""
+        return of_json((await channel.ask("metrics", METRICS_SECONDS / 2))["families"].encode())
+    except (ChannelError, ValueError):
+        return None
 
 
 async def _find(channel: Channel, told: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -387,6 +389,7 @@ class _Whole:
             "metrics": self._on_metrics,
         }
         self._apiservers: list[dict[str, Any]] = []
+        self._sums = Sums()
         self.supervisor = Supervisor(config.workers, config.drain_seconds, self.background, commands)
         limits = config.limits
         rings = [
@@ -550,15 +553,19 @@ class _Whole:
         return {}
 
     async def _on_metrics(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The families of all other workers, and of the supervisor."""
+        """The families of all other workers, also of those that have ended, and of the supervisor."""
         channels = self.supervisor.channels()
-        asked = [_metrics(channel) for number, channel in channels.items() if number != told["worker"]]
+        processes = {state["worker"]: state["process"] for state in self.supervisor.states()}
+        asked = {number: channel for number, channel in channels.items() if number != told["worker"]}
+        answers = await all_of(_metrics(channel) for channel in asked.values())
+        others = dict(zip((processes[number] for number in asked), answers, strict=True))
+        sums = self._sums.beside(processes[told["worker"]], of_json(told["families"].encode()), others)
         own = [
             *process.families(),
             gauge("esp_workers", "Processes that serve.", len(channels)),
             counter("esp_worker_restarts_total", "Workers that have ended and begun anew.", self.supervisor.restarts),
         ]
-        return {"families": [*(families for families in await all_of(asked) if families), to_json(own).decode()]}
+        return {"families": [to_json(sums).decode(), to_json(own).decode()]}
 
     # Watches of clients that come again.
 

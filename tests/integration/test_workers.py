@@ -168,11 +168,15 @@ def test_metrics_and_health_of_any_worker_are_those_of_all(shards: list[LocalEtc
     os.kill(process, signal.SIGSTOP)
     try:
         wait_until(lambda: "[-]worker 0 failed: it is stuck, or begins anew" in page(esp, "/readyz?verbose"))
-        text = page(esp, "/metrics")  # within its time, and of those that answer
+        text = page(esp, "/metrics")  # within its time, with what the silent one told last
         assert "esp_workers 2" in text.splitlines()
-        assert puts not in text.splitlines()
+        assert puts in text.splitlines()
     finally:
         os.kill(process, signal.SIGCONT)
+    os.kill(process, signal.SIGKILL)
+    wait_until(lambda: len(workers_of(esp)) == 2 and process not in workers_of(esp))
+    wait_until(lambda: "esp_workers 2" in page(esp, "/metrics").splitlines())
+    assert puts in page(esp, "/metrics").splitlines()  # no counter goes back
     for channel in channels:
         channel.close()
 

@@ -9,5 +9,6 @@ walk      the parts that have counters; a walk over clients and shards
 names     labels of methods and codes
 text      families as text
 families  families as plain data, which can be added up over processes
+sums      what other workers add to the metrics of one
 calls     counts clients' calls when they have ended
 """
