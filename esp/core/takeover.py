@@ -161,13 +161,12 @@ class Predecessor:
     def __init__(self, client: Client) -> None:
         self.has_told = asyncio.Event()
         self.is_gone = self.is_complete = False
-        kinds: list[Mapping[str, Any]] = []
         try:
-            told = client.ask("takeover", seconds=ANSWER_SECONDS, told=kinds.append, form=FORM, process=os.getpid())
+            with client:
+                told = client.ask("takeover", seconds=ANSWER_SECONDS, form=FORM, process=os.getpid())
+                descriptors = client.take()
         except (NoneRunsError, RefusedError) as error:
             raise TakeoverError(f"cannot take over: {error}") from None
-        descriptors = client.take()
-        client.close()
         sizes = len(told["listens"]) + told["rings"] + 2
         if len(descriptors) != sizes:
             for descriptor in descriptors:
@@ -207,6 +206,13 @@ class Predecessor:
         self._passed = []
         taken = {one.listen for one in bound}
         return bound + sockets.bind([address for address in addresses if address not in taken])
+
+    def close(self) -> None:
+        """Closes what nobody has taken."""
+        for _, sock in self._passed:
+            sock.close()
+        if self._channel is None:
+            self._socket.close()
 
     def tokens(self, rings: Sequence[Ring]) -> list[Part]:
         """The part of each process with a new ring of its own; they all know the tokens of the running one too."""

@@ -1,0 +1,227 @@
+"""Both sides of a takeover in one process: the running esp's in the loop, the new one's beginning in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esp.core import sockets, takeover
+from esp.core.background import Background, in_a_thread
+from esp.core.config import listen_of
+from esp.core.control import Client, Control, Place
+from esp.core.shared_tokens import Part, Ring, Ticks
+from esp.core.takeover import HandOver, Predecessor, TakeoverError
+from esp.core.tokens import Position, Tokens, Vector
+from esp.core.wire.context import WireContext
+from esp.core.wire.limits import Limits
+from tests.harness import PATIENCE
+
+VECTOR = Vector(("a", "b"), (5, 9))
+
+
+class Running:
+    """The running process: a socket at a free port, and tokens."""
+
+    def __init__(self, background: Background, place: Place) -> None:
+        self.addresses = listen_of(["http://127.0.0.1:0"])
+        self.bound = sockets.bind(self.addresses)
+        sockets.listen(self.bound, self.addresses)
+        self.tokens = Tokens(WireContext(Limits()), instance=50)
+        self.reachable = ["a", "b"]
+        self.given_to: list[int] = []
+        self.place = place
+        self.hand_over = HandOver(background, self.bound, self, lambda: self.reachable, self.given_to.append)
+        self.control = Control(background, {"takeover": self.hand_over})
+        self.successors: list[Predecessor] = []
+        self._rings: list[Ring] = []
+        self._ticks = Ticks()
+
+    async def shared(self) -> tuple[Sequence[Ring], Ticks, tuple[int, int]]:
+        if not self._rings:
+            self._rings = [Ring.create(1 << 20, 1000, 2)]
+            self._ticks.take(1)
+            await self.tokens.share_gradually(Part(self._rings[0], self._ticks, 0, self._rings))
+        return self._rings, self._ticks, (0, 1)
+
+    async def predecessor(self) -> Predecessor:
+        """What a new process gets."""
+        made = await in_a_thread("a new process", lambda: Predecessor(Client(self.place.path)))
+        self.successors.append(made)
+        return made
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[tuple[Running, Background]]:
+    async with Background() as background:
+        one = Running(background, Place(folder / "c.sock"))
+        await one.control.open(one.place)
+        try:
+            yield one, background
+        finally:
+            await one.control.close()
+            sockets.close(one.bound)
+            for successor in one.successors:
+                successor.close()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+def test_the_new_process_has_the_sockets_the_tokens_and_the_positions(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with running(tmp_path) as (old, background):
+            token = old.tokens.mint(VECTOR)
+            new = await old.predecessor()
+            (bound,) = new.bind(old.addresses)
+            assert bound.address == old.bound[0].address, "the same port, although the config says 0"
+            bound.sock.close()
+            (part,) = new.tokens([Ring.create(1 << 20, 1000, 2)])
+            tokens = Tokens(WireContext(Limits()), instance=51)
+            tokens.share(part)
+            assert tokens.position(token) == Position(VECTOR, 0)
+            assert tokens.mint(VECTOR) > token
+            assert new.slots_here == (1, 1)
+
+            adopted: list[Mapping[str, Any]] = []
+
+            async def adopt(dumped: Sequence[Mapping[str, Any]]) -> None:
+                adopted.extend(dumped)
+
+            await new.open(background, adopt)
+            assert not old.given_to
+            new.serves()
+            await until(lambda: old.given_to == [os.getpid()])
+            asking = asyncio.ensure_future(new.is_doubtful(5))
+            await asyncio.sleep(0.01)
+            assert not asking.done(), "until all positions have come"
+            old.hand_over.give_positions([{"some": 1}])
+            old.hand_over.give_positions([{"more": 2}])
+            await old.hand_over.end_positions()
+            assert adopted == [{"some": 1}, {"more": 2}]
+            assert not await asking
+
+    asyncio.run(run())
+
+
+def test_what_an_old_process_that_died_has_not_told_is_doubtful(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with running(tmp_path) as (old, background):
+            old.tokens.mint(VECTOR)
+            new = await old.predecessor()
+            await new.open(background, lambda _: asyncio.sleep(0))
+            new.serves()
+            await until(lambda: old.given_to)
+            channel = old.hand_over._channel
+            assert channel is not None
+            channel.close()
+            assert [await new.is_doubtful(revision) for revision in (9, 10)] == [True, False]
+            assert new.is_gone
+
+    asyncio.run(run())
+
+
+def test_a_new_process_that_fails_changes_nothing_and_the_next_may_try(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with running(tmp_path) as (old, background):
+            new = await old.predecessor()
+            with pytest.raises(TakeoverError, match=r"refused|taking over already"):
+                await old.predecessor()
+            await new.open(background, lambda _: asyncio.sleep(0))
+            new.check(["c"])
+            with pytest.raises(TakeoverError, match="are not reachable: b"):
+                new.check(["c", "b"])
+            await new.fails("it is not to be")
+            assert "does not take over, and this one goes on: it is not to be" in caplog.text
+            assert new._channel is not None
+            new._channel.close()
+            await until(lambda: "has not taken over; this one goes on" in caplog.text)
+            again = await old.predecessor()
+            await again.open(background, lambda _: asyncio.sleep(0))
+            again.serves()
+            await until(lambda: old.given_to)
+
+    asyncio.run(run())
+
+
+def test_who_never_serves_is_given_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeover, "START_SECONDS", 0.01)
+
+    async def run() -> None:
+        async with running(tmp_path) as (old, background):
+            new = await old.predecessor()
+            await new.open(background, lambda _: asyncio.sleep(0))
+            await until(lambda: "has not taken over; this one goes on" in caplog.text)
+            await until(lambda: new.is_gone)
+            assert not old.given_to
+
+    asyncio.run(run())
+
+
+def test_one_takeover_at_a_time_and_of_the_same_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with running(tmp_path) as (old, _):
+            new = await old.predecessor()
+            old.hand_over.predecessor = new
+            channel = old.hand_over._channel
+            assert channel is not None
+            channel.close()
+            with pytest.raises(TakeoverError, match="the one before it still drains"):
+                await old.predecessor()
+            old.hand_over.predecessor = None
+            monkeypatch.setattr(takeover, "FORM", 2)
+            asked = Client(old.place.path)
+            with pytest.raises(Exception, match="another form of takeover"):
+                await in_a_thread("another version", lambda: asked.ask("takeover", seconds=PATIENCE, form=1, process=1))
+            asked.close()
+            assert not old.given_to
+
+    asyncio.run(run())
+
+
+def test_addresses_that_are_new_are_bound_and_those_that_have_left_are_closed(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with running(tmp_path) as (old, _):
+            new = await old.predecessor()
+            other = listen_of([f"unix:{tmp_path}/other.sock"])
+            (bound,) = new.bind(other)
+            assert bound.listen == other[0]
+            bound.sock.close()
+
+    asyncio.run(run())
+
+
+def test_tokens_that_were_minted_alone_are_shared_in_steps_while_more_are_minted() -> None:
+    async def run() -> None:
+        alone = Tokens(WireContext(Limits()), instance=50)
+        minted = [alone.mint(Vector(("a",), (n,)), of_message=n % 3 == 0) for n in range(1, 1500)]
+        ring, ticks = Ring.create(1 << 20, 10_000, 1), Ticks()
+        ticks.take(2)
+        sharing = asyncio.ensure_future(alone.share_gradually(Part(ring, ticks, 0, [ring])))
+        while not sharing.done():
+            await asyncio.sleep(0)
+            minted.append(alone.mint(Vector(("a",), (len(minted) + 1,)), of_message=len(minted) % 2 == 0))
+        await sharing
+        minted.append(alone.mint(Vector(("a",), (len(minted) + 1,))))
+        other = Tokens(WireContext(Limits()), instance=51)
+        other.share(Part(Ring.create(1 << 20, 10_000, 1), ticks, 1, [ring]))
+        found = [other.position(token) for token in minted]
+        assert found == [Position(Vector(("a",), (n,)), 0) for n in range(1, len(minted) + 1)]
+        assert len(minted) > 1504, "some were minted meanwhile"
+        assert other.may_be_known("a", len(minted) - 1)
+        assert not other.may_be_known("a", len(minted))
+        assert other.mint(VECTOR) > minted[-1]
+
+    asyncio.run(run())
