@@ -51,6 +51,9 @@ class Asked:
             raise refusal.error()
         return rpc_pb2.RangeResponse().SerializeToString()
 
+    def wants_login(self, status: Status) -> bool:
+        return status in errors.STALE_TOKEN
+
     async def log_in(self, asked: float, seconds: float) -> bool:
         """Nobody has told esp a user."""
         return False

@@ -15,7 +15,6 @@ from esp.core.services.kv.read_batch import PassReads
 from esp.core.services.lock import ToOwner
 from esp.core.services.namespace.fields import holds_keys
 from esp.core.services.namespace.handler import Translated
-from esp.core.services.pages import Pages
 from esp.core.services.router import METHODS, READS, WAITING, NoShard
 from esp.core.shard import Method
 from esp.core.shard.member import STATUS_PATH
@@ -226,4 +225,4 @@ class TestWhatIsNone:
 
     def test_what_is_not_grpc_is_a_page(self) -> None:
         proxy = Proxy(parse(THREE, None))
-        assert isinstance(proxy._listener.find(parse_request(page(b"/health"))), Pages)
+        assert proxy._listener.find(parse_request(page(b"/health"))).is_page

@@ -485,7 +485,7 @@ class TestLimits:
         for shard in world.shards:
             shard.answers(1, *range(1, 57), 1, first=True)
         assert world.hears(9) == [(1, 60)]
-        assert world.service._waiting.used == 0
+        assert world.service.waiting.used == 0
 
     def test_leases_known(self, clock: Clock) -> None:
         world = World(clock, Limits(max_known_leases=2))
