@@ -65,6 +65,7 @@ def run(
         ConfigError: the config, or an address in it, is wrong; nothing was started.
         CommandError: a listen address is not available, and nothing was started or written; or an etcd did not start.
     """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until esp serves, and somebody can take over
     service = Service(os.environ)
     try:
         if local is None:

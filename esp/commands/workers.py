@@ -456,7 +456,8 @@ class _Whole:
             if self._before is not None and not self._serves.is_set():
                 await self._before.fails(self.supervisor.fault or "it was stopped")
             await self._stack.aclose()
-            await self._hand_over.end_positions()
+            if not self._owed_positions:  # else the new process takes what it does not know for doubtful
+                await self._hand_over.end_positions()
             await self.background.close()
             self.balance.close()
         return number
@@ -515,7 +516,7 @@ class _Whole:
         """Another process serves: this one drains."""
         self._service.manager.main_process(process)
         self._service.manager.close()
-        self._owed_positions = len(self.supervisor.channels())
+        self._owed_positions = self._config.workers  # of a worker that has just died nobody can give them
         self._stop()
 
     async def _on_positions(self, told: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -394,6 +394,7 @@ class Proxy:
         sockets.close(self._bound or ())  # of a proxy that has not accepted
         self._garbage.stop()
         self._health.stop()
+        self._watch.is_ending = True
         if not await self._listener.drain(errors.SERVER_STOPPED, self.config.drain_seconds):
             log.warning("some calls were still open after %g s and were cut", self.config.drain_seconds)
         if self.traces is not None:
@@ -412,11 +413,10 @@ class Proxy:
         self.routing.tokens.share(tokens)
         positions = self._watch.positions
         positions.others = others
-        for shard in self.routing.shards:
-            # A process before this one, with the same ring, has died with all that it knew of its watches.
+        # With a token in the ring, this process is in the place of one that has died with all that it knew of watches.
+        for shard in self.routing.shards if tokens.ring.last_tick else ():
             highest = tokens.ring.highest(shard)
-            if highest != 0:
-                positions.doubt(shard, MARK if highest is None else highest)
+            positions.doubt(shard, MARK if highest is None else highest)
 
     @property
     def positions(self) -> Positions:

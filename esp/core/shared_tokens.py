@@ -158,6 +158,17 @@ class Ring:
         """Gives each of these shards a place for its highest revision."""
         self._layout(shards)
 
+    def include(self, other: Ring) -> None:
+        """Takes over the highest revisions of another ring, whose tokens will be forgotten before those here."""
+        other._read_names()
+        for shard in other._numbers:
+            self.name((shard,))
+            highest = other.highest(shard)
+            if highest is None:
+                self._cells[_HAS_LOST] = 1
+            else:
+                self.raise_highest(shard, highest)
+
     def _layout(self, shards: tuple[str, ...]) -> int | None:
         last, number, _ = self._last
         if last is shards:

@@ -218,6 +218,8 @@ class Predecessor:
         """The part of each process with a new ring of its own; they all know the tokens of the running one too."""
         first = self.ticks.take(len(rings), beside=self.slots)
         self.slots_here = (first, len(rings))
+        for ring in self.rings:
+            rings[0].include(ring)
         return [Part(ring, self.ticks, first + number, [*rings, *self.rings]) for number, ring in enumerate(rings)]
 
     def check(self, missing: Sequence[str]) -> None:

@@ -85,6 +85,7 @@ def test_the_new_process_has_the_sockets_the_tokens_and_the_positions(tmp_path: 
             assert bound.address == old.bound[0].address, "the same port, although the config says 0"
             bound.sock.close()
             (part,) = new.tokens([Ring.create(1 << 20, 1000, 2)])
+            assert part.ring.highest("a") == 5, "the new ring has the highest revisions, for when the old is forgotten"
             tokens = Tokens(WireContext(Limits()), instance=51)
             tokens.share(part)
             assert tokens.position(token) == Position(VECTOR, 0)

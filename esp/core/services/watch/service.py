@@ -34,6 +34,8 @@ class Watch(Handler):
         moved: watchers that have ended because their keys have another owner.
         watchers: memory for the watchers of all clients.
         streams: the calls that are open.
+        is_ending: the proxy drains: a call that comes now ends at once. Its client resumes elsewhere, perhaps at a
+            process that knows the positions here as they are now.
     """
 
     streaming = True
@@ -47,12 +49,16 @@ class Watch(Handler):
         self.watchers = context.places("max_watcher_bytes")
         self.moved = Moved(context)
         self.streams: set[WatchStream] = set()
+        self.is_ending = False
         self._pools: dict[tuple[Shard, Forward], Pool] = {}
         routing.undivided.on_added = self._end_divided
 
     def on_open(self, stream: ServerStream) -> None:
         """A client opens its stream; no shard is told before the client's first create."""
-        self.streams.add(WatchStream(self, stream, _forward(stream.head)))
+        opened = WatchStream(self, stream, _forward(stream.head))
+        self.streams.add(opened)
+        if self.is_ending:
+            opened.outbox.stop()
 
     def handlers(self) -> Mapping[bytes, Handler]:
         """The handler of each RPC of the service, by path."""

@@ -176,10 +176,13 @@ class Watcher:
         stream = self.stream
         known = await stream.positions.resume_anywhere(self._watched(request), request.start_revision)
         self._is_asking = False
-        if not stream.outbox.is_over:
-            self._begin_parts(request, key_range, known)
-            stream.advance()
-            stream.outbox.context.flush()
+        if stream.outbox.is_over:
+            if known is not None:
+                stream.positions.give_back(self._watched(request))  # the client will come again
+            return
+        self._begin_parts(request, key_range, known)
+        stream.advance()
+        stream.outbox.context.flush()
 
     def _begin_parts(self, request: rpc_pb2.WatchCreateRequest, key_range: KeyRange, known: Vector | None) -> None:
         shard_map = self.stream.routing.map
