@@ -159,9 +159,9 @@ class Client:
             self._token = ""
         return is_stale
 
-    async def move(self) -> None:
-        """Goes to the next proxy, after a pause."""
-        self.place += 1
+    async def move(self, *, away: bool = True) -> None:
+        """Connects to the next proxy, or to the same one again, after a pause."""
+        self.place += away
         before, self._channel = self._channel, self.endpoints.channel(self.place)
         await before.close()
         await asyncio.sleep(PAUSE)
@@ -197,7 +197,7 @@ class Client:
         return begin(metadata=self._metadata)
 
     async def watch(self, key: bytes, end: bytes, revision: int) -> AsyncIterator[rpc_pb2.WatchResponse]:
-        """The messages of a new watch, until the stream ends. Goes to the next proxy at the end.
+        """The messages of a new watch, until the stream ends. Then goes to the next proxy if no message came.
 
         Raises:
             UnknownError: the stream has ended.
@@ -207,16 +207,18 @@ class Client:
         await self._log_in()
         watch = self.stream("Watch", "Watch", rpc_pb2.WatchRequest, rpc_pb2.WatchResponse)
         create = rpc_pb2.WatchCreateRequest(key=key, range_end=end, start_revision=revision, progress_notify=True)
+        is_silent = True
         try:
             await watch.write(rpc_pb2.WatchRequest(create_request=create))
             async for message in watch:
+                is_silent = False
                 yield message
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             if isinstance(error, grpc.aio.AioRpcError) and error.code() not in {*_MAYBE, grpc.StatusCode.UNKNOWN}:
                 raise WrongError(f"Watch: {error.code().name}: {error.details()}") from None
-            await self.move()
+            await self.move(away=is_silent)
             raise UnknownError(str(error)) from None
         finally:
             watch.cancel()
-        await self.move()
+        await self.move(away=is_silent)
         raise UnknownError("the stream has ended")

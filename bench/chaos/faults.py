@@ -71,6 +71,7 @@ class Faults:
             "proxy killed": self.proxy_killed,
             "proxies rolled": self.proxies_rolled,
             "proxy stopped": self.proxy_stopped,
+            "proxy taken over": self.proxy_taken_over,
             "worker killed": self.worker_killed,
             "certificates rotated": self.certificates_rotated,
             "config reloaded": self.config_reloaded,
@@ -214,6 +215,12 @@ class Faults:
             await proxy.ended(30)
             proxy.start()
             await self._ready(proxy)
+
+    async def proxy_taken_over(self) -> None:
+        """A proxy hands all that it has to another process, and ends."""
+        proxy = self._chance.choice(self._rig.proxies)
+        await proxy.take_over(30)
+        await self._ready(proxy)
 
     async def worker_killed(self) -> None:
         """One of a proxy's processes dies at once, and its supervisor begins another."""

@@ -133,11 +133,27 @@ class Proxy:
         self._workers = workers
         self._process: Process | None = None
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         """Starts it; does not wait until it is ready."""
         workers = ["--workers", str(self._workers)] if self._workers > 1 else []
-        command = [sys.executable, "-m", "esp", "serve", "-c", str(self.config), *workers]
+        command = [sys.executable, "-m", "esp", "serve", "-c", str(self.config), *workers, *options]
         self._process = Process(self.name, command, self.log)
+
+    async def take_over(self, seconds: float) -> None:
+        """Starts another process in its place, to which it hands its sockets and its tokens, and waits for its end.
+
+        Raises:
+            BenchError: it does not end in time, or the other one has ended.
+        """
+        before, self._process = self._process, None
+        self.start("--takeover")
+        deadline = time.monotonic() + seconds
+        while before is not None and before.is_running:
+            self.require_running()
+            if time.monotonic() > deadline:
+                before.kill()
+                raise BenchError(f"{self.name} does not end after a takeover; its log is {self.log}")
+            await asyncio.sleep(0.05)
 
     @property
     def pid(self) -> int:
