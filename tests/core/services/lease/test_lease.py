@@ -64,6 +64,9 @@ class FakeShard:
     def is_ready(self) -> bool:
         return not self.away
 
+    def wants_login(self, status: Status) -> bool:
+        return status in errors.STALE_TOKEN
+
     async def forward_unary(
         self,
         forward: tuple[bytes, bytes],
