@@ -15,33 +15,28 @@ _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/{1,}")
 
 
-def address(
-    url: object, what: str, no_tls: str | None, lowest_port: int = 1, *, needs_scheme: bool = False
-) -> tuple[str, int]:
+def address(url: object, what: str, lowest_port: int = 1, *, needs_scheme: bool = False) -> tuple[str, int]:
     """Host and port of `http://host:port` or, unless it `needs_scheme`, `host:port`; an IPv6 host loses its brackets.
 
-    `what` names the value in messages. https is refused with the sentence `no_tls`, and accepted if that is None.
+    `https` is taken as well. `what` names the value in messages.
 
     Raises:
         ValueError: `text` is no such address; the message is a sentence with the reason and the cure.
     """
     text = str(url)
-    takes_tls = no_tls is None
-    cure = f"write {nearest(text, lowest_port, takes_tls=takes_tls)}"
+    cure = f"write {nearest(text, lowest_port)}"
     if not isinstance(url, str):
         raise ValueError(f"{what} {text} is not text; {cure}")
     several = [one for one in re.split(r"[,\s]+", text) if one]
     if len(several) > 1 and "," not in text and not all(map(_is_whole, several)):
-        raise ValueError(f'{what} "{url}" has a blank in it; write {_without_blanks(text, lowest_port, takes_tls)}')
+        raise ValueError(f'{what} "{url}" has a blank in it; write {_without_blanks(text, lowest_port)}')
     if len(several) > 1:
-        each = ", ".join(nearest(one, lowest_port, takes_tls=takes_tls) for one in several)
+        each = ", ".join(nearest(one, lowest_port) for one in several)
         raise ValueError(f'{what} "{url}" is {len(several)} in one; write each as an entry of its own: {each}')
     scheme, _, rest = text.rpartition("://")
     rest = rest.removesuffix("/")
     if text.startswith("unix"):
         raise ValueError(f'{what} "{url}": esp has no use for a unix socket here; {cure}')
-    if scheme == "https" and no_tls is not None:
-        raise ValueError(f'{what} "{url}": {no_tls}; {cure}')
     if scheme not in ("", "http", "https"):
         raise ValueError(f'{what} "{url}": unknown scheme "{scheme}"; {cure}')
     match = _HOST_PORT.fullmatch(rest)
@@ -59,10 +54,10 @@ def address(
     return host.strip("[]").lower(), int(port)
 
 
-def nearest(text: str, lowest_port: int = 1, *, takes_tls: bool = False) -> str:
+def nearest(text: str, lowest_port: int = 1) -> str:
     """The URL that was probably meant: a valid one for every `text`."""
     text = text.strip()
-    scheme = "https" if takes_tls and text.startswith("https:") else "http"
+    scheme = "https" if text.startswith("https:") else "http"
     if text.startswith("unix"):
         return f"http://127.0.0.1:{DEFAULT_PORT}"
     rest = re.split(r"[/?#,\s]", _SCHEME.sub("", text, count=1), maxsplit=1)[0].rpartition("@")[2]
@@ -83,10 +78,10 @@ def _is_whole(text: str) -> bool:
     return rest.isdigit() or bool(_split(rest.rstrip("/"))[1])
 
 
-def _without_blanks(text: str, lowest_port: int, takes_tls: bool) -> str:
+def _without_blanks(text: str, lowest_port: int) -> str:
     """The URL that was probably meant by a text with blanks inside; a lone number at the end is the port."""
     one = re.sub(r"(?<=[^:\s])\s+(?=[0-9]+$)", ":", text.strip())
-    return nearest(re.sub(r"\s", "", one), lowest_port, takes_tls=takes_tls)
+    return nearest(re.sub(r"\s", "", one), lowest_port)
 
 
 def _split(rest: str) -> tuple[str, str]:

@@ -454,7 +454,7 @@ def _in_digits(value: object, whole: bool) -> str:
 
 
 def _advertised(url: object) -> str:
-    host, _ = address(url, "advertise URL", None, needs_scheme=True)
+    host, _ = address(url, "advertise URL", needs_scheme=True)
     if is_wildcard(host):
         raise ValueError(
             f'advertise URL "{url}" is where a server listens, and no client can connect to it; '

@@ -57,7 +57,7 @@ def listen_at(url: object, folder: Path | None = None) -> Listen:
     scheme, colon, rest = str(url).partition(":")
     if colon and scheme in _UNIX:
         return Listen("", 0, _UNIX[scheme], _path(str(url), rest, folder))
-    host, port = address(url, "listen URL", None, lowest_port=0, needs_scheme=True)
+    host, port = address(url, "listen URL", lowest_port=0, needs_scheme=True)
     return Listen(host, port, scheme == "https")
 
 

@@ -341,7 +341,7 @@ class _ShardsReader:
 
 
 def _endpoint(url: object) -> Endpoint:
-    return Endpoint(*address(url, "endpoint", None), tls=str(url).startswith("https://"))
+    return Endpoint(*address(url, "endpoint"), tls=str(url).startswith("https://"))
 
 
 def _with_line(endpoint: Endpoint, line: int) -> Endpoint:

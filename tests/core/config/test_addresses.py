@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from esp.core.config.addresses import address, nearest
 
-KINDS = [("listen URL", None, 0, True), ("endpoint", None, 1, False), ("advertise URL", None, 1, True)]
+KINDS = [("listen URL", 0, True), ("endpoint", 1, False), ("advertise URL", 1, True)]
 
 WRONG = {
     ":2379": "http://127.0.0.1:2379",
@@ -20,7 +20,7 @@ WRONG = {
     "http://u:p@host": "http://host:2379",
     "http://u:p@host:1": "http://host:1",
     "etcd": "http://etcd:2379",
-    "https://etcd:1/": "http://etcd:1",
+    "https://etcd:1/": "https://etcd:1",
     "tcp://etcd:1": "http://etcd:1",
     "http://etcd:1/v3?x": "http://etcd:1",
     "http:/etcd:1": "http://etcd:1",
@@ -55,15 +55,15 @@ def hints(message: str) -> list[str]:
 @example("host:99999999999")
 @example("http://[::1%eth0]:1")
 def test_every_hint_is_taken(text: str) -> None:
-    for what, no_tls, lowest_port, needs_scheme in KINDS:
+    for what, lowest_port, needs_scheme in KINDS:
         try:
-            host, port = address(text, what, no_tls, lowest_port, needs_scheme=needs_scheme)
+            host, port = address(text, what, lowest_port, needs_scheme=needs_scheme)
         except ValueError as error:
             message = str(error)
             assert "; " in message
             assert hints(message) or "correct it" in message or "write one from" in message or "write it as" in message
             for url in hints(message):
-                address(url, what, no_tls, lowest_port, needs_scheme=needs_scheme)
+                address(url, what, lowest_port, needs_scheme=needs_scheme)
         else:
             assert host
             assert lowest_port <= port <= 65_535
@@ -72,9 +72,9 @@ def test_every_hint_is_taken(text: str) -> None:
 @pytest.mark.parametrize("value", [2379, 0, -1, 1.5, True, None, {"h": 1}, ["h:1"]])
 def test_what_is_no_text_has_a_hint_as_well(value: object) -> None:
     with pytest.raises(ValueError, match="is not text; write http://") as error:
-        address(value, "endpoint", None)
+        address(value, "endpoint")
     [url] = hints(str(error.value))
-    address(url, "endpoint", None)
+    address(url, "endpoint")
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_what_is_no_text_has_a_hint_as_well(value: object) -> None:
 )
 def test_names_that_cannot_be_any(host: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        address(f"http://{host}:2379", "endpoint", None)
+        address(f"http://{host}:2379", "endpoint")
 
 
 @pytest.mark.parametrize("host", ["a", "a.", "a_b.c-d", "1a", "127.0.0.1", "[::1]", "a" * 63, "xn--kln-sna"])
 def test_names_that_may_be(host: str) -> None:
-    assert address(f"http://{host}:2379/", "endpoint", None) == (host.strip("[]"), 2379)
+    assert address(f"http://{host}:2379/", "endpoint") == (host.strip("[]"), 2379)
