@@ -18,6 +18,7 @@ from esp.core.samples import Samples
 from esp.core.shard_map import ShardMap
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
+from esp.core.wire.status import Status
 
 LEADING = 1
 NAMES = ("s0", "s1", "s2")
@@ -50,6 +51,10 @@ class _Shard:
 
     def free_connection(self) -> None:
         """None: each call has a task."""
+
+    def wants_login(self, _: Status) -> bool:
+        """Nobody has switched auth on."""
+        return False
 
     async def forward_unary(self, head: object, message: bytes, **options: object) -> bytes:
         self.clocks.asked.append(self.index)

@@ -209,7 +209,7 @@ class LeaseRepair:
                 await self._copy(lease_id, shard, job.metadata, CALL_SECONDS)
         except RpcError as error:
             is_esps_own = job.grants and self._asking(job.metadata) is None
-            if errors.is_unreachable(error.status) or (is_esps_own and error.status in errors.STALE_TOKEN):
+            if errors.is_unreachable(error.status) or (is_esps_own and shard.wants_login(error.status)):
                 raise
             self.table.counters["repairs_failed"] += 1
             name = shard.name
