@@ -21,7 +21,7 @@ from esp.core.background import Background, all_of
 from esp.core.config import Config, ConfigError
 from esp.core.control import Call, Control
 from esp.core.proxy import Proxy
-from esp.core.reload import ConfigFile, Outcome, Reloads, Result, log_outcome
+from esp.core.reload import HANDING_OVER, ConfigFile, Outcome, Reloads, Result, log_outcome
 from esp.core.workers import Channel, ChannelError, Supervisor
 
 log = logging.getLogger("esp")
@@ -62,6 +62,7 @@ class OfWorkers:
         parse: checks the text of a config.
         background: owner of the tasks.
         around: called with True before a reload, and with False after it.
+        is_handing_over: whether another process takes over.
 
     Attributes:
         config: the config that is in force, and with which workers begin from now on.
@@ -74,12 +75,14 @@ class OfWorkers:
         parse: Callable[[str], Config],
         background: Background,
         around: Callable[[bool], object],
+        is_handing_over: Callable[[], bool],
     ) -> None:
         self.config = config
         self._supervisor = supervisor
         self._parse = parse
         self._background = background
         self._around = around
+        self._is_handing_over = is_handing_over
         self._lock = asyncio.Lock()
         self._is_wanted = False
 
@@ -93,6 +96,11 @@ class OfWorkers:
                 await file.run(lambda: self.config.watch_config, by_thread=False)
 
             self._background.keep("the look at the config file", look)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether workers are about to take another config, or some have taken it."""
+        return self._lock.locked()
 
     def hung_up(self) -> None:
         """SIGHUP has come."""
@@ -140,6 +148,8 @@ class OfWorkers:
             config = self._parse(text)
         except ConfigError as error:
             return _refused(str(error))
+        if self._is_handing_over():
+            return _refused(HANDING_OVER)
         channels = self._supervisor.channels()
         if len(channels) < self.config.workers:
             return _refused("a worker is about to begin anew; try again")

@@ -85,8 +85,13 @@ class Service:
             self._background.start(self._give_positions(proxy))
             self.stop()
 
-        self._hand_over = HandOver(self._background, self._bound, self._tokens, reachable, let_go)
-        self._hand_over.predecessor = self.before
+        def fingerprint() -> str:
+            return proxy.routing.layout.map.fingerprint
+
+        hand_over = HandOver(self._background, self._bound, self._tokens, reachable, let_go, fingerprint)
+        hand_over.predecessor = self.before
+        proxy.is_handing_over = lambda: hand_over.is_under_way
+        self._hand_over = hand_over
         after = None if self.before is None else self._serves
         return commanded(config, proxy.background, {"takeover": self._hand_over}, after)
 

@@ -22,6 +22,7 @@ from esp.core import sockets
 from esp.core.apiservers import MAX_ROOTS
 from esp.core.background import Background, all_of
 from esp.core.config import Config, Listen
+from esp.core.control import DeniedError
 from esp.core.log.setup import Log
 from esp.core.metrics import process
 from esp.core.metrics.families import Family, counter, gauge, of_json, to_json
@@ -405,10 +406,13 @@ class _Whole:
             self._slots = self._ticks.take(config.workers), config.workers
             self._parts = [Part(ring, self._ticks, number, rings) for number, ring in enumerate(rings)]
         self._serves = asyncio.Event()
-        self._hand_over = HandOver(self.background, bound, self, self._reachable, self._let_go)
+        self._hand_over = HandOver(self.background, bound, self, self._reachable, self._let_go, self._fingerprint)
         self._hand_over.predecessor = self._before
         self._owed_positions = 0
-        self.reloads = OfWorkers(config, self.supervisor, parse, self.background, self._on_reload)
+        hand_over = self._hand_over
+        self.reloads = OfWorkers(
+            config, self.supervisor, parse, self.background, self._on_reload, lambda: hand_over.is_under_way
+        )
         self._terminal = Terminal()
         self._stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         self._service = service
@@ -435,6 +439,11 @@ class _Whole:
         """The tokens of all workers, as `takeover.Tokens` has it."""
         seconds = self._config.limits.token_seconds
         return young(self._parts[0].rings, self._ticks, seconds), self._ticks, self._slots
+
+    def _fingerprint(self) -> str:
+        if self.reloads.is_under_way:
+            raise DeniedError("a reload is under way; take over when it has ended")
+        return self._config.shard_map.fingerprint
 
     def _reachable(self) -> list[str]:
         missing = self.supervisor.missing

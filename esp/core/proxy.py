@@ -88,6 +88,7 @@ class Proxy:
         background: owner of every task and timer outside the wire; counts bugs.
         calls: counts the calls that have ended.
         gate: lets calls over several shards begin.
+        is_handing_over: whether another process takes over with the layout in force, so that no reload may change it.
         reloads: the number of reloads, by their result.
         metrics: the page /metrics.
         on_tick: further steps of each tick, by their names; they get the time, and run only while the loop works.
@@ -110,6 +111,7 @@ class Proxy:
         self.metrics_bound: list[Listen] = []
         self.on_tick: dict[str, Callable[[float], object]] = {}
         self.reloads: Counter[str] = Counter()
+        self.is_handing_over: Callable[[], bool] = lambda: False
         self.tls_files = TlsFiles()
         self._certificates = None if config.tls is None else ServerCertificates(config.tls, self.tls_files)
         self._garbage = Garbage(monotonic(), self.context.turns.time.leave_out)

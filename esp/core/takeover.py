@@ -27,7 +27,7 @@ from esp.core.workers import Channel
 
 log = logging.getLogger("esp")
 
-FORM: Final = 1
+FORM: Final = 2
 """The form of the talk between the two; another one is refused."""
 ANSWER_SECONDS: Final = 10.0
 START_SECONDS: Final = 60.0
@@ -59,6 +59,7 @@ class HandOver:
         tokens: the tokens.
         reachable: names the shards that are connected.
         let_go: begins the drain; called with the id of the new process when that one serves.
+        fingerprint: of the shard map in force. Raises DeniedError while another one may be about to be in force.
 
     Attributes:
         is_given: the new process serves; this one drains.
@@ -71,6 +72,7 @@ class HandOver:
         tokens: Tokens,
         reachable: Callable[[], Sequence[str]],
         let_go: Callable[[int], None],
+        fingerprint: Callable[[], str],
     ) -> None:
         self.is_given = False
         self.predecessor: Predecessor | None = None
@@ -79,14 +81,20 @@ class HandOver:
         self._tokens = tokens
         self._reachable = reachable
         self._let_go = let_go
+        self._fingerprint = fingerprint
         self._channel: Channel | None = None
         self._process = 0
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether another process takes over, or has done so: the shard map has to stay the one that it has."""
+        return self._channel is not None and (self.is_given or not self._channel.gone.is_set())
 
     async def __call__(self, call: Call) -> Mapping[str, Any]:
         """Gives copies of everything to the process that asks.
 
         Raises:
-            DeniedError: another takeover is under way.
+            DeniedError: another takeover is under way, or that process has another shard map.
         """
         if call.request.get("form") != FORM:
             raise DeniedError("the running esp is of a version with another form of takeover; restart it instead")
@@ -99,6 +107,11 @@ class HandOver:
         descriptors = [*(ring.memory.descriptor for ring in rings), ticks.memory.descriptor]
         if None in descriptors:
             raise DeniedError("this system cannot share the tokens; restart esp instead")
+        if call.request.get("map") != self._fingerprint():  # a reload looks for keys and leases that have to move
+            raise DeniedError(
+                "the shard map differs from the one in force: put it in force first with esp reload, then take over; "
+                "or restart esp"
+            )
         ours, theirs = socket.socketpair()
         self._channel = Channel(self._background, {"serves": self._on_serves, "fault": self._on_fault})
         await self._channel.open(ours)
@@ -154,16 +167,20 @@ class Predecessor:
         is_complete: all have come.
         is_gone: the running process has ended.
 
+    Args:
+        client: asks the running process.
+        fingerprint: of this process's shard map.
+
     Raises:
         TakeoverError: the running process does not hand over.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, fingerprint: str) -> None:
         self.has_told = asyncio.Event()
         self.is_gone = self.is_complete = False
         try:
             with client:
-                told = client.ask("takeover", seconds=ANSWER_SECONDS, form=FORM, process=os.getpid())
+                told = client.ask("takeover", seconds=ANSWER_SECONDS, form=FORM, process=os.getpid(), map=fingerprint)
                 descriptors = client.take()
         except (NoneRunsError, RefusedError) as error:
             raise TakeoverError(f"cannot take over: {error}") from None

@@ -35,8 +35,11 @@ class Running:
         self.tokens = Tokens(WireContext(Limits()), instance=50)
         self.reachable = ["a", "b"]
         self.given_to: list[int] = []
+        self.fingerprint = "0123456789ab"
         self.place = place
-        self.hand_over = HandOver(background, self.bound, self, lambda: self.reachable, self.given_to.append)
+        self.hand_over = HandOver(
+            background, self.bound, self, lambda: self.reachable, self.given_to.append, lambda: self.fingerprint
+        )
         self.control = Control(background, {"takeover": self.hand_over})
         self.successors: list[Predecessor] = []
         self._rings: list[Ring] = []
@@ -49,9 +52,9 @@ class Running:
             await self.tokens.share_gradually(Part(self._rings[0], self._ticks, 0, self._rings))
         return self._rings, self._ticks, (0, 1)
 
-    async def predecessor(self) -> Predecessor:
-        """What a new process gets."""
-        made = await in_a_thread("a new process", lambda: Predecessor(Client(self.place.path)))
+    async def predecessor(self, fingerprint: str = "0123456789ab") -> Predecessor:
+        """What a new process gets that has a shard map with this fingerprint."""
+        made = await in_a_thread("a new process", lambda: Predecessor(Client(self.place.path), fingerprint))
         self.successors.append(made)
         return made
 
@@ -182,12 +185,36 @@ def test_one_takeover_at_a_time_and_of_the_same_form(tmp_path: Path, monkeypatch
             with pytest.raises(TakeoverError, match="the one before it still drains"):
                 await old.predecessor()
             old.hand_over.predecessor = None
-            monkeypatch.setattr(takeover, "FORM", 2)
+            monkeypatch.setattr(takeover, "FORM", takeover.FORM + 1)
             asked = Client(old.place.path)
             with pytest.raises(Exception, match="another form of takeover"):
                 await in_a_thread("another version", lambda: asked.ask("takeover", seconds=PATIENCE, form=1, process=1))
             asked.close()
             assert not old.given_to
+
+    asyncio.run(run())
+
+
+def test_who_has_another_shard_map_gets_nothing(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with running(tmp_path) as (old, background):
+            with pytest.raises(
+                TakeoverError, match="put it in force first with esp reload, then take over; or restart"
+            ):
+                await old.predecessor("ba9876543210")
+            assert not old.hand_over.is_under_way
+            old.fingerprint = "ba9876543210"  # a reload
+            new = await old.predecessor("ba9876543210")
+            assert old.hand_over.is_under_way, "so a reload waits"
+            await new.open(background, lambda _: asyncio.sleep(0))
+            assert new._channel is not None
+            new._channel.close()
+            await until(lambda: not old.hand_over.is_under_way)
+            again = await old.predecessor("ba9876543210")
+            await again.open(background, lambda _: asyncio.sleep(0))
+            again.serves()
+            await until(lambda: old.given_to)
+            assert old.hand_over.is_under_way
 
     asyncio.run(run())
 

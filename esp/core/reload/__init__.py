@@ -10,7 +10,19 @@ From the top down; each file imports only files below it.
 """
 
 from esp.core.reload.difference import LIVE, Change, Difference, Move, moves
-from esp.core.reload.reloads import Outcome, Reloads, Result, log_outcome
+from esp.core.reload.reloads import HANDING_OVER, Outcome, Reloads, Result, log_outcome
 from esp.core.reload.watch import ConfigFile
 
-__all__ = ["LIVE", "Change", "ConfigFile", "Difference", "Move", "Outcome", "Reloads", "Result", "log_outcome", "moves"]
+__all__ = [
+    "HANDING_OVER",
+    "LIVE",
+    "Change",
+    "ConfigFile",
+    "Difference",
+    "Move",
+    "Outcome",
+    "Reloads",
+    "Result",
+    "log_outcome",
+    "moves",
+]

@@ -35,6 +35,7 @@ SETTLE_SECONDS: Final = 5.0
 SEEN_SECONDS: Final = 1.0
 """Seconds that a lease surely lives on after it was granted: half of etcd's least TTL."""
 NOTED_AT_ONCE: Final = 1000
+HANDING_OVER: Final = "another process takes over from this one, with the config in force; try again when it serves"
 MAX_LOGGED: Final = 20
 """The most lines of a difference in the log; the answer of `esp reload` has more."""
 
@@ -227,6 +228,9 @@ class _Reload:
             brought = await self._bring_leases(usable, others)
         except MissingLeasesError as error:
             outcome.reasons.append(f"{error}; it would have keys before it has its leases")
+            return
+        if proxy.is_handing_over():
+            outcome.reasons.append(HANDING_OVER)
             return
         calls = proxy.calls_in_flight()
         proxy.install(layout, config, [Came(found.move.range, found.move.target, found.reached) for found in keys])
