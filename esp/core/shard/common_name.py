@@ -2,7 +2,8 @@
 
 With auth on and `--client-cert-auth`, an etcd takes a call without token for a call of the user that the client's
 certificate names as its common name. esp's certificate stands for all clients of esp, so each of them would have that
-user's rights. So esp uses a certificate with a common name only while auth is off.
+user's rights. So esp uses a certificate with a common name only while auth is off. A connection keeps the certificate
+with which it was made, whatever the files say later.
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ class CommonNameError(UnfitError):
     """The shard has auth on, and esp's certificate has a common name."""
 
 
-async def check_common_name(secured: Secured | None, connection: ClientConnection, seconds: float) -> None:
-    """Makes sure that the server takes esp's calls for nobody's.
+async def check_common_name(
+    secured: Secured | None, connection: ClientConnection, asked: ClientConnection, seconds: float
+) -> None:
+    """Makes sure that the server takes esp's calls on `connection` for nobody's; asks on `asked`, to the same server.
 
     Raises:
-        CommonNameError: auth is on, and esp's certificate has a common name.
+        CommonNameError: auth is on, and esp's certificate for `connection` has a common name.
         OSError: the server does not tell within `seconds` whether auth is on.
     """
-    name = "" if secured is None else secured.credentials.common_name
+    name = connection.common_name
     if secured is None or not name:
         return
     try:
-        await ask_once(connection, (AUTHENTICATE_PATH, b""), _NOBODY, seconds)
+        await ask_once(asked, (AUTHENTICATE_PATH, b""), _NOBODY, seconds)
     except RpcError as error:
         if error.status == errors.AUTH_NOT_ENABLED:
             return

@@ -390,17 +390,19 @@ class Connected(Cluster):
             self._links.observe(self.passed)
 
     async def _look_for_auth(self, secured: Secured) -> None:
-        """Leaves the shard if auth was turned on there while esp's certificate has a common name."""
-        connection = self._unary.free()
-        if connection is None:
-            return
-        try:
-            await check_common_name(secured, connection, self.context.limits.health_timeout)
-        except CommonNameError as error:
-            self.unsafe = str(error)
-            self._links.leave(self._unary, self.unsafe)
-        except OSError as error:  # a silent member is found out elsewhere
-            log.debug("shard %s: %s", self.name, error)
+        """Leaves connections that were made with a common name if auth was turned on since."""
+        for link in (self._unary, self._streams):
+            connection, asked = link.connection, self._unary.free()
+            if connection is None or asked is None:
+                return
+            try:
+                await check_common_name(secured, connection, asked, self.context.limits.health_timeout)
+            except CommonNameError as error:
+                if link.connection is connection:  # else the next one was checked when it was made
+                    self.unsafe = str(error) if link is self._unary else self.unsafe
+                    self._links.leave(link, str(error))
+            except OSError as error:  # a silent member is found out elsewhere
+                log.debug("shard %s: %s", self.name, error)
 
     def _has_asked_for_auth(self) -> None:
         self._asks_for_auth = False

@@ -65,7 +65,8 @@ class Dialler:
             await self._greeted(connection, endpoint)
             if not connection.ended:
                 await self._examine(connection, endpoint, state)
-                await check_common_name(self._secured, connection, self._context.limits.keepalive_timeout)
+                seconds = self._context.limits.keepalive_timeout
+                await check_common_name(self._secured, connection, connection, seconds)
             if connection.ended:
                 raise OSError("closed at once")
         except BaseException:
@@ -110,7 +111,11 @@ class Dialler:
         greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.on_change = lambda: None if greeted.done() else greeted.set_result(None)
         secured = self._secured
-        tls = None if secured is None else (secured.credentials.context, secured.name_at(endpoint.host))
+        tls = None
+        if secured is not None:
+            credentials = secured.credentials
+            tls = credentials.context, secured.name_at(endpoint.host)
+            connection.common_name = credentials.common_name  # of the same files, also when new ones have come
         accepted = False
         try:
             async with asyncio.timeout(seconds):

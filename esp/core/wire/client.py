@@ -54,6 +54,7 @@ class ClientConnection(ResponseReader):
 
     Attributes:
         authority: `:authority` of its requests.
+        common_name: the one in the certificate that this end has shown; "" for none.
         draining: the connection takes no more calls: GOAWAY came, or the stream ids are near their end.
         heard: the `monotonic` time of the last bytes that came.
         why_over: why the connection takes no more calls, for people; "" while it takes some.
@@ -71,6 +72,7 @@ class ClientConnection(ResponseReader):
         "_ping_sent",
         "_was_full",
         "authority",
+        "common_name",
         "draining",
         "heard",
         "on_change",
@@ -86,6 +88,7 @@ class ClientConnection(ResponseReader):
     def __init__(self, context: WireContext, authority: str, *, first_stream_id: int = 1) -> None:
         super().__init__(context, authority, CONNECTION_WINDOW, first_stream_id)
         self.authority = authority
+        self.common_name = ""
         self.on_change: Callable[[], None] | None = None
         self.own_part: Callable[[bytes], bytes] = bytes
         self.passed: Passed | None = None

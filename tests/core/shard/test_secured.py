@@ -22,7 +22,10 @@ from esp.core.local_tls import write_file
 from esp.core.pb import rpc_pb2
 from esp.core.proxy import Proxy
 from esp.core.shard import RANGE, Method, Shard, ask, ask_for_esp
+from esp.core.shard.common_name import check_common_name
+from esp.core.shard.secured import Secured
 from esp.core.tls_files import Files, TlsFiles
+from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.status import RpcError
@@ -405,5 +408,91 @@ def test_a_certificate_with_a_common_name_is_refused_where_auth_is_on(
         own = User("root", certificates.folder / "password")
         async with running(at, ShardTls(certificates.client), user=own) as user:
             assert (await ask_for_esp(user, RANGE, ALL_KEYS)).header.revision >= 1
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[ClientConnection]:
+    """The connections that were checked after they were made, each when the check is over."""
+    checked: list[ClientConnection] = []
+
+    async def check(
+        secured: Secured | None, connection: ClientConnection, asked: ClientConnection, seconds: float
+    ) -> None:
+        try:
+            await check_common_name(secured, connection, asked, seconds)
+        finally:
+            checked.append(connection)
+
+    monkeypatch.setattr("esp.core.shard.connected.check_common_name", check)
+    return checked
+
+
+def test_a_common_name_that_was_rotated_away_is_refused_on_the_connection_that_was_made_with_it(
+    guarded: LocalEtcd, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    rotated = certificates.make("rotated", common_name="root")
+    at, files = endpoint(guarded, tls=True), TlsFiles()
+
+    async def scenario() -> None:
+        async with running(at, ShardTls(rotated), files) as shard, running(at, ShardTls(certificates.client)) as other:
+            before = shard.free_connection()
+            certificates.make("rotated")
+            await files.look()
+            assert files.reloads == 1
+            assert shard.free_connection() is before
+            await enable_auth(other)
+            await until(lambda: shard.is_ready and shard.free_connection() is not before)
+            assert 'has the common name "root"' in caplog.text
+            assert (shard.unsafe, shard.troubles) == ("", {})
+            assert await reason(shard) == "etcdserver: permission denied"
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_new_common_name_harms_no_connection_that_was_made_without(
+    guarded: LocalEtcd, certificates: Certificates, checks: list[ClientConnection]
+) -> None:
+    renewed = certificates.make("renewed")
+    at, files = endpoint(guarded, tls=True), TlsFiles()
+
+    async def scenario() -> None:
+        async with running(at, ShardTls(renewed), files) as shard, running(at, ShardTls(certificates.client)) as other:
+            before = shard.free_connection()
+            assert before is not None
+            await enable_auth(other)
+            certificates.make("renewed", common_name="root")
+            await files.look()
+            assert files.reloads == 1
+            checks.clear()
+            await until(lambda: checks.count(before) >= 2)
+            assert shard.free_connection() is before
+            before.close("as if the member had hung up")
+            await until(lambda: at in shard.troubles and "auth is on" in shard.troubles[at])  # a new one is checked
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_common_name_of_the_connection_for_streams_alone_is_refused_there_alone(
+    guarded: LocalEtcd, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    mixed = certificates.make("mixed")
+    at, files = endpoint(guarded, tls=True), TlsFiles()
+
+    async def scenario() -> None:
+        async with running(at, ShardTls(mixed), files) as shard, running(at, ShardTls(certificates.client)) as other:
+            unary = shard.free_connection()
+            certificates.make("mixed", common_name="root")
+            await files.look()
+            shard._links.wanted_streams.set()
+            await until(lambda: shard._links.streams.free() is not None)
+            await enable_auth(other)
+            await until(lambda: shard._links.streams.connection is None)
+            assert "left the connection for streams: auth is on" in caplog.text
+            assert shard.free_connection() is unary
+            assert shard.unsafe == ""
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
