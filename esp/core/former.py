@@ -71,10 +71,11 @@ class Former:
             key_range: the range.
             shard: the shard that owns the range now.
             revision: the revision, of a client.
-            seen: a revision that the shard has reached.
+            seen: a revision that the shard has reached; 0 if esp does not know any now. Then no revision is too far
+                ahead: the shard itself has to say.
         """
         floor = self.floor(key_range, shard)
-        return floor > 0 and (revision < floor or revision > max(seen, floor) + FAR)
+        return floor > 0 and (revision < floor or (seen > 0 and revision > max(seen, floor) + FAR))
 
 
 def _lies_in(inner: KeyRange, outer: KeyRange) -> bool:

@@ -311,7 +311,7 @@ class Proxy:
             served |= Defragment(routing.shards).handlers(self.gate)
         own = set(reflection.PATHS)  # etcd has none
         if routing.layout.former:
-            own |= {*kv.RANGES, WATCH_PATH}  # they know which revisions mean nothing any more
+            own |= {*kv.AT_REVISIONS, WATCH_PATH}  # they know which revisions mean nothing any more
         if self._namespace is not None or config.advertise:
             own.add(cluster.MEMBER_LIST)  # the shard's own members lead past this proxy, out of the namespace
         page = self._metrics_page if config.metrics_for_clients else self._pages

@@ -27,7 +27,9 @@ def test_a_revision_is_stale_below_the_floor_and_far_ahead() -> None:
     stale = {revision: former.is_stale(part, "c", revision, seen=150) for revision in (1, 99, 100, 150, 151, 150 + FAR)}
     assert stale == {1: True, 99: True, 100: False, 150: False, 151: False, 150 + FAR: False}
     assert former.is_stale(part, "c", 151 + FAR, seen=150)
-    assert former.is_stale(part, "c", 101 + FAR, seen=0), "before the shard has told of a revision"
+    assert not former.is_stale(part, "c", 151 + FAR, seen=0), "the shard is disconnected"
+    assert former.is_stale(part, "c", 99, seen=0)
+    assert not former.is_stale(part, "c", 151 + FAR, seen=151 + FAR), "the shard has gone on"
     assert not former.is_stale(keys(b"a", b"b"), "c", 1, seen=150)
 
 

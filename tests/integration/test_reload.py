@@ -15,6 +15,7 @@ import pytest
 
 from esp.core import config as configs
 from esp.core.config import Config
+from esp.core.former import FAR
 from esp.core.local import LocalEtcd, find_etcdctl
 from esp.core.metrics.scrape import of_reloads
 from esp.core.pb import rpc_pb2
@@ -533,6 +534,17 @@ def test_revisions_from_before_a_move_are_compacted_and_those_since_are_served(
             asked = Txn(success=[Op(request_range=Range(key=b"n", revision=new))])
             answer = await client.kv.Txn(asked, timeout=20)
             assert answer.responses[0].response_range.kvs[0].value == b"1"
+            shard = world.proxy.routing.shards["b"]
+            before = shard.seen
+            far = before + 2 * FAR
+            for seen in (far, 0):  # as of a shard that has gone on since, and of one that is not known now
+                shard.seen = seen
+                asked = Txn(success=[Op(request_range=Range(key=b"n", revision=far))])
+                for call in (client.kv.Txn(asked, timeout=20), client.get(key=b"n", revision=far)):
+                    with pytest.raises(grpc.aio.AioRpcError) as caught:
+                        await call
+                    assert caught.value.details() == "etcdserver: mvcc: required revision is a future revision"
+            shard.seen = before
             watch = await client.watch(key=b"n", start_revision=new + 1)
             assert await next_value(watch) == b"2"
             watch.cancel()
@@ -542,8 +554,13 @@ def test_revisions_from_before_a_move_are_compacted_and_those_since_are_served(
             assert (await client.get(**ALL, revision=later)).count == 2
             one = {"only": two["b"]}
             assert (await world.reload(text_of(one, {"only": ".."}), force=True)).result is Result.DONE
-            with pytest.raises(grpc.aio.AioRpcError):
-                await client.get(key=b"b", revision=old)
+            # The only shard itself has a state at the revision, but of other keys.
+            await is_compacted(old, key=b"b")
+            assert (await client.kv.Txn(Txn(), timeout=20)).header.revision < 1 << 52, "a revision of the only shard"
+            lost = Txn(success=[Op(request_put=rpc_pb2.PutRequest(key=b"n", lease=12345))])
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await client.kv.Txn(lost, timeout=20)
+            assert caught.value.details() == "etcdserver: requested lease not found"
 
     run(test)
 

@@ -28,6 +28,6 @@ Several shards:
 
 from esp.core.services.kv.compaction import Compactions
 from esp.core.services.kv.read_batch import PassReads
-from esp.core.services.kv.service import RANGES, handlers
+from esp.core.services.kv.service import AT_REVISIONS, handlers
 
-__all__ = ["RANGES", "Compactions", "PassReads", "handlers"]
+__all__ = ["AT_REVISIONS", "Compactions", "PassReads", "handlers"]

@@ -71,7 +71,8 @@ def handlers(
     }
 
 
-RANGES: Final = (PATH + b"Range", PATH + b"RangeStream")
+AT_REVISIONS: Final = (PATH + b"Range", PATH + b"RangeStream", PATH + b"Txn")
+"""The RPCs that may read at a revision of the client."""
 
 
 class Put(Routed):

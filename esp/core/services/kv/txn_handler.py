@@ -41,7 +41,7 @@ class Txn(Routed):
         self.lease_retry = lease_retry
         self.snapshots = snapshots
         self.snapshot_tries = snapshot_tries
-        self.former = routing.layout.former or None
+        self.is_stale = self._is_stale if routing.layout.former else None
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Routes a transaction by all keys that it touches; in steps, because they may be many."""
@@ -66,11 +66,11 @@ class Txn(Routed):
         Raises:
             RpcError: the transaction is refused.
         """
-        found = yield from look(message, PREFIX_SIZE, self.routing.map, self.former)
+        found = yield from look(message, PREFIX_SIZE, self.routing.map, self.is_stale)
         if found.is_odd:
             # The shard must read the same in it as esp: so the shard gets the parsed message, serialised anew.
             message = prefix(self._parsed(stream, message, found).SerializeToString())
-            found = yield from look(message, PREFIX_SIZE, self.routing.map, self.former)
+            found = yield from look(message, PREFIX_SIZE, self.routing.map, self.is_stale)
             if found.is_lost:
                 raise txn.TOO_ODD.error()
         if found.is_stale:
@@ -78,6 +78,8 @@ class Txn(Routed):
             raise errors.COMPACTED.error()
         if found.first is None:
             body, everywhere = message[PREFIX_SIZE:], tuple(self.shards)
+            if len(everywhere) == 1:
+                return partial(self.send, stream, message, self.shards[everywhere[0]])
             return lambda: self.serve_across(
                 stream, everywhere, message, lambda call: across.txn_of_nothing(call, self.routing, body)
             )
@@ -97,6 +99,9 @@ class Txn(Routed):
             yield from self._validate(stream, message, found)
             raise
         return partial(self.send, stream, message, self.shards[found.owner])
+
+    def _is_stale(self, keys: KeyRange, owner: str, revision: int) -> bool:
+        return self.routing.layout.former.is_stale(keys, owner, revision, self.shards[owner].seen)
 
     def _parsed(
         self, stream: ServerStream, message: bytes, found: Look, bytes_each: int = txn.PARSED_BYTES
@@ -165,8 +170,8 @@ class Txn(Routed):
 
     def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
         """Sends the transaction once more if its shard lacks the lease of a put, but the lease is alive."""
-        if status != errors.LEASE_NOT_FOUND:
-            return False
+        if status != errors.LEASE_NOT_FOUND or len(self.shards) == 1:
+            return False  # a single shard knows its leases best: LeaseRevoke and others pass esp by
         if not message:
             return self.lease_retry.take_unkept(stream, status)
         request = parse(rpc_pb2.TxnRequest, message)

@@ -7,11 +7,10 @@ own, and no step takes long. A `message` is a gRPC message with its prefix; the 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from enum import IntEnum
 from typing import Final
 
-from esp.core.former import Former
 from esp.core.keys import KeyRange
 from esp.core.services.kv import peek
 from esp.core.services.pace import Pace
@@ -70,6 +69,9 @@ _WITHOUT_REVISION: Final = {**_USUAL, _RANGE: {tag: most for tag, most in peek.R
 _UNUSUAL: Final = {_RANGE: _RANGE_FIELDS, _PUT: _PUT_FIELDS, _DELETE: _DELETE_FIELDS}
 _ORDERS, _TARGETS = 3, 5
 
+IsStale = Callable[[KeyRange, str, int], bool]
+"""Whether a plain revision for a range of one shard is from before the range came to the shard."""
+
 
 class Look:
     """The findings about a transaction, in the order of its bytes.
@@ -117,13 +119,15 @@ class _Lost(Exception):
     """The next bytes cannot be understood."""
 
 
-def look(message: bytes, offset: int, shard_map: ShardMap, former: Former | None = None) -> Generator[None, None, Look]:
+def look(
+    message: bytes, offset: int, shard_map: ShardMap, is_stale: IsStale | None = None
+) -> Generator[None, None, Look]:
     """Looks through a transaction, `LOOKED_AT_ONCE` parts with each step.
 
     The keys of both branches count. Only a shard that owns all of them can decide which branch runs, and etcd checks
-    the permissions for both.
+    the permissions for both. `is_stale` is asked about each Range at a plain revision within one shard.
     """
-    parts = _Parts(message, shard_map, former)
+    parts = _Parts(message, shard_map, is_stale)
     found = parts.found
     try:
         yield from _walk(message, offset, parts)
@@ -212,12 +216,12 @@ class _Parts:
         usual: the fields of operations in their usual form.
     """
 
-    __slots__ = ("_former", "_last", "_map", "_message", "empty", "found", "usual")
+    __slots__ = ("_is_stale", "_last", "_map", "_message", "empty", "found", "usual")
 
-    def __init__(self, message: bytes, shard_map: ShardMap, former: Former | None) -> None:
+    def __init__(self, message: bytes, shard_map: ShardMap, is_stale: IsStale | None) -> None:
         self.found = Look()
-        self.usual = _WITHOUT_REVISION if former else _USUAL
-        self._former = former
+        self.usual = _WITHOUT_REVISION if is_stale else _USUAL
+        self._is_stale = is_stale
         self.empty: KeyRange | None = None
         self._message = message
         self._map = shard_map
@@ -285,10 +289,10 @@ class _Parts:
                 found.knows_sorts = False
         if position != end:
             raise _Lost
-        if read_at and self._former:
+        if read_at and self._is_stale:
             keys = KeyRange.of_request(key, range_end)
             owner = self._map.sole_owner(keys)
-            found.is_stale |= owner is not None and self._former.is_stale(keys, owner, read_at, 0)
+            found.is_stale |= owner is not None and self._is_stale(keys, owner, read_at)
         self.touch(key, range_end)
 
     def number(self, position: int, end: int) -> tuple[int, int]:

@@ -287,3 +287,21 @@ def test_no_more_than_a_few_are_looked_at_in_one_step(large: Callable[[], Txn]) 
     assert found.parts == len(flat(request))
     assert steps >= found.parts // LOOKED_AT_ONCE
     assert len(found.tokens) * found.tokens.itemsize <= len(request.SerializeToString())
+
+
+def test_it_asks_about_each_range_at_a_plain_revision_in_one_shard_whether_it_is_stale() -> None:
+    asked = []
+
+    def is_stale(keys: KeyRange, owner: str, revision: int) -> bool:
+        asked.append((keys, owner, revision))
+        return revision == 7
+
+    def stale(*reads: Op) -> bool:
+        body = Txn(success=reads).SerializeToString()
+        found: Look = steps_taken(look(b"\0\0\0\0\0" + body, 5, MAP, is_stale))[0]
+        return found.is_stale
+
+    assert not stale(get(b"a"), get(b"c", revision=8), get(b"a", revision=MARK + 7), get(b"a", b"z", revision=7))
+    assert asked == [(KeyRange(b"c", b"c\0"), "two", 8)]
+    assert stale(get(b"a", revision=7), get(b"c", revision=8))
+    assert not looked(Txn(success=[get(b"a", revision=7)]).SerializeToString()).is_stale
