@@ -20,6 +20,7 @@ from esp.core import config as configs
 from esp.core.background import Background, all_of
 from esp.core.config import Config, ConfigError
 from esp.core.control import Call, Control
+from esp.core.former import Former
 from esp.core.proxy import Proxy
 from esp.core.reload import HANDING_OVER, ConfigFile, Outcome, Reloads, Result, log_outcome
 from esp.core.workers import Channel, ChannelError, Supervisor
@@ -45,12 +46,14 @@ class InWorker:
 
     def __init__(self, proxy: Proxy, parse: Callable[[str], Config], done: Callable[[Config], object]) -> None:
         self._text = ""
+        self._proxy = proxy
         self._reloads = Reloads(proxy, lambda: parse(self._text), done)
 
     async def answer(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
         """The supervisor wants a reload, or only a check."""
         self._text = told["text"]
-        return answer_of(await self._reloads.reload(None, force=told["force"], only_check=told["check"]))
+        answer = answer_of(await self._reloads.reload(None, force=told["force"], only_check=told["check"]))
+        return answer if told["check"] else {**answer, "former": self._proxy.routing.layout.former.dump()}
 
 
 class OfWorkers:
@@ -63,9 +66,11 @@ class OfWorkers:
         background: owner of the tasks.
         around: called with True before a reload, and with False after it.
         is_handing_over: whether another process takes over.
+        former: the ranges that have moved at the processes before these.
 
     Attributes:
         config: the config that is in force, and with which workers begin from now on.
+        former: the ranges that have moved; with these too.
     """
 
     def __init__(
@@ -76,8 +81,10 @@ class OfWorkers:
         background: Background,
         around: Callable[[bool], object],
         is_handing_over: Callable[[], bool],
+        former: Former,
     ) -> None:
         self.config = config
+        self.former = former
         self._supervisor = supervisor
         self._parse = parse
         self._background = background
@@ -168,10 +175,12 @@ class OfWorkers:
         if told is not None:
             await told("putting the config in force")
         answers = await self._ask(channels, RELOAD_SECONDS, text=text, force=force, check=False)
+        dumps = {number: answer.pop("former", []) for number, answer in answers.items()}
         done = {number: answer for number, answer in answers.items() if answer["result"] != Result.REFUSED}
         if not done:
             return answers[min(answers)]
         self.config = config
+        self.former = Former.of_dumps(dumps[number] for number in done)
         answer = done[min(done)]
         for number in sorted(answers.keys() - done.keys()):
             text = f"worker {number} begins anew: {'; '.join(answers[number]['reasons'][:3])}"

@@ -244,7 +244,8 @@ async def _serve(
             log.info('namespace: clients see the keys %s, without "%s"', keys, prefix)
         config = replace(config, limits=within_descriptors(config.limits, len(config.shards)))
         try:
-            proxy = Proxy(config, service.bind(config.all_listen), accepts=not service.accepts_late)
+            bound = service.bind(config.all_listen)
+            proxy = Proxy(config, bound, accepts=not service.accepts_late, former=service.former)
             stack.push_async_exit(partial(service.close, proxy))
             await service.joins(proxy)
             await stack.enter_async_context(proxy)

@@ -18,6 +18,7 @@ from esp.core import activation
 from esp.core.background import Background
 from esp.core.config import Config, Listen
 from esp.core.control import Control
+from esp.core.former import Former
 from esp.core.notify import ServiceManager
 from esp.core.proxy import Proxy
 from esp.core.sockets import Bound
@@ -64,6 +65,11 @@ class Service:
     say = staticmethod(log.info)
     """Logs the steps of the process's life."""
 
+    @property
+    def former(self) -> Former:
+        """The ranges that have moved at the processes before this one."""
+        return Former() if self.before is None else self.before.former
+
     def take_over(self, config: Config) -> Predecessor:
         """Gets the sockets and the tokens of the running esp with this config.
 
@@ -88,7 +94,10 @@ class Service:
         def fingerprint() -> str:
             return proxy.routing.layout.map.fingerprint
 
-        hand_over = HandOver(self._background, self._bound, self._tokens, reachable, let_go, fingerprint)
+        def former() -> Former:
+            return proxy.routing.layout.former
+
+        hand_over = HandOver(self._background, self._bound, self._tokens, reachable, let_go, fingerprint, former)
         hand_over.predecessor = self.before
         proxy.is_handing_over = lambda: hand_over.is_under_way
         self._hand_over = hand_over

@@ -23,6 +23,7 @@ from esp.core.apiservers import MAX_ROOTS
 from esp.core.background import Background, all_of
 from esp.core.config import Config, Listen
 from esp.core.control import DeniedError
+from esp.core.former import Former
 from esp.core.log.setup import Log
 from esp.core.metrics import process
 from esp.core.metrics.families import Family, counter, gauge, of_json, to_json
@@ -56,13 +57,15 @@ class Here:
 
     Attributes:
         number: the worker's number.
+        former: the ranges that have moved before this worker began.
         tells: this process logs what the config means for clients; one of all does.
         stop: set when the worker is to drain and end.
         hurry: called when the drain is to be cut short.
     """
 
-    def __init__(self, worker: Worker, bound: Sequence[Bound], balance: Balance, tokens: Part) -> None:
+    def __init__(self, worker: Worker, bound: Sequence[Bound], balance: Balance, tokens: Part, former: Former) -> None:
         self.number = worker.number
+        self.former = former
         self.tells = worker.number == 0 and worker.is_first
         self.stop = asyncio.Event()
         self.hurry: Callable[[], None] = lambda: None
@@ -302,7 +305,7 @@ def run(
     while runner.run(whole.next_start()) is not None:
         worker = whole.supervisor.fork([*(one.sock.fileno() for one in bound), *whole.balance.descriptors])
         if worker is not None:
-            here = Here(worker, bound, whole.balance, whole.part(worker.number))
+            here = Here(worker, bound, whole.balance, whole.part(worker.number), whole.reloads.former)
             _work(here, whole.reloads.config, lines, serve, run_loop)
     runner.close()
     if whole.supervisor.fault is not None:
@@ -406,12 +409,20 @@ class _Whole:
             self._slots = self._ticks.take(config.workers), config.workers
             self._parts = [Part(ring, self._ticks, number, rings) for number, ring in enumerate(rings)]
         self._serves = asyncio.Event()
-        self._hand_over = HandOver(self.background, bound, self, self._reachable, self._let_go, self._fingerprint)
+        self._hand_over = HandOver(
+            self.background, bound, self, self._reachable, self._let_go, self._fingerprint, lambda: self.reloads.former
+        )
         self._hand_over.predecessor = self._before
         self._owed_positions = 0
         hand_over = self._hand_over
         self.reloads = OfWorkers(
-            config, self.supervisor, parse, self.background, self._on_reload, lambda: hand_over.is_under_way
+            config,
+            self.supervisor,
+            parse,
+            self.background,
+            self._on_reload,
+            lambda: hand_over.is_under_way,
+            service.former,
         )
         self._terminal = Terminal()
         self._stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

@@ -8,9 +8,9 @@ remains are other clients, if the new owner counts lower than the former one. Th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from esp.core.keys import KeyRange
 
@@ -36,7 +36,9 @@ class Came:
 
 
 class Former:
-    """The ranges that have moved since the start, newest first. Never changed, only replaced.
+    """The ranges that have moved since the first process's start, newest first. Never changed, only replaced.
+
+    Tokens and watches outlive a process: a worker that begins anew, and the process that takes over, need all moves.
 
     Attributes:
         came: the ranges.
@@ -56,6 +58,23 @@ class Former:
         old = [one for one in self.came if not any(_lies_in(one.range, other.range) for other in new)]
         every = [*new, *old]
         return Former(tuple(every if len(every) <= MAX_MOVES else _around(every)))
+
+    @classmethod
+    def of_dumps(cls, dumps: Iterable[Sequence[Sequence[Any]]]) -> Former:
+        """What processes with the same moves have dumped; of each range the highest revision counts."""
+        highest: dict[tuple[KeyRange, str], int] = {}
+        for start, end, shard, revision in (one for dump in dumps for one in dump):
+            key_range = KeyRange(bytes.fromhex(start), None if end is None else bytes.fromhex(end))
+            highest[key_range, shard] = max(revision, highest.get((key_range, shard), 0))
+        return cls().after(Came(key_range, shard, revision) for (key_range, shard), revision in highest.items())
+
+    def dump(self, most: int = MAX_MOVES) -> list[list[Any]]:
+        """The ranges for another process; of more than `most`, one range for each shard around all of its own."""
+        came = self.came if len(self.came) <= most else _around(self.came)
+        return [
+            [one.range.start.hex(), None if one.range.end is None else one.range.end.hex(), one.shard, one.revision]
+            for one in came
+        ]
 
     def floor(self, key_range: KeyRange, shard: str) -> int:
         """The lowest revision of a shard that means something for all keys of a range; 0 if all do."""

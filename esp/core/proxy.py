@@ -17,7 +17,7 @@ from esp.core import advertise, errors, sockets
 from esp.core.apiservers import ApiServers
 from esp.core.background import Background
 from esp.core.config import Config, Listen
-from esp.core.former import Came
+from esp.core.former import Came, Former
 from esp.core.garbage import Garbage
 from esp.core.gateway import Site
 from esp.core.heap import Heap
@@ -83,6 +83,7 @@ class Proxy:
         config: the shards, and how to serve them.
         bound: the listening sockets, which this proxy closes when it drains; by default it binds those of the config.
         accepts: clients are accepted from the beginning; else once `accept` is called.
+        former: the ranges that have moved at other processes, whose tokens this one shares.
 
     Attributes:
         background: owner of every task and timer outside the wire; counts bugs.
@@ -100,7 +101,14 @@ class Proxy:
         TlsFileError: a certificate of the listeners cannot be used.
     """
 
-    def __init__(self, config: Config, bound: Sequence[Bound] | None = None, *, accepts: bool = True) -> None:
+    def __init__(
+        self,
+        config: Config,
+        bound: Sequence[Bound] | None = None,
+        *,
+        accepts: bool = True,
+        former: Former | None = None,
+    ) -> None:
         self.config = config
         self._bound = bound
         self._accepts = accepts
@@ -124,7 +132,7 @@ class Proxy:
         self.traces = None if config.traces is None else Traces.of(config.traces, self.context)
         if self.traces is not None:
             self.calls.listen(self.traces.ended, inf)
-        layout = self._layout(config, {})
+        layout = replace(self._layout(config, {}), former=former or Former())
         protects = config.across_shards.protects_kubernetes
         apiservers = ApiServers(layout, config.apiserver_roots, protects=protects, compact_key=config.compact_key)
         self.routing = Routing(layout, Tokens(self.context), apiservers)

@@ -20,7 +20,8 @@ from typing import Any, Final, Protocol
 from esp.core import sockets
 from esp.core.background import Background
 from esp.core.config import Listen
-from esp.core.control import Call, Client, DeniedError, NoneRunsError, RefusedError
+from esp.core.control import MAX_ANSWER_BYTES, Call, Client, DeniedError, NoneRunsError, RefusedError, size_of
+from esp.core.former import Former
 from esp.core.shared_tokens import Memory, Part, Ring, Ticks
 from esp.core.sockets import Bound
 from esp.core.workers import Channel
@@ -60,6 +61,7 @@ class HandOver:
         reachable: names the shards that are connected.
         let_go: begins the drain; called with the id of the new process when that one serves.
         fingerprint: of the shard map in force. Raises DeniedError while another one may be about to be in force.
+        former: the ranges that have moved.
 
     Attributes:
         is_given: the new process serves; this one drains.
@@ -73,6 +75,7 @@ class HandOver:
         reachable: Callable[[], Sequence[str]],
         let_go: Callable[[int], None],
         fingerprint: Callable[[], str],
+        former: Callable[[], Former],
     ) -> None:
         self.is_given = False
         self.predecessor: Predecessor | None = None
@@ -82,6 +85,7 @@ class HandOver:
         self._reachable = reachable
         self._let_go = let_go
         self._fingerprint = fingerprint
+        self._former = former
         self._channel: Channel | None = None
         self._process = 0
 
@@ -112,6 +116,9 @@ class HandOver:
                 "the shard map differs from the one in force: put it in force first with esp reload, then take over; "
                 "or restart esp"
             )
+        former = self._former().dump()
+        if size_of({"former": former}) > MAX_ANSWER_BYTES // 2:
+            former = self._former().dump(0)
         ours, theirs = socket.socketpair()
         self._channel = Channel(self._background, {"serves": self._on_serves, "fault": self._on_fault})
         await self._channel.open(ours)
@@ -124,7 +131,13 @@ class HandOver:
             await call.tell({"channel": True}, [theirs.fileno()])
         log.info("process %d begins to take over; this one goes on until that one serves", self._process)
         self._background.start(self._watch(self._channel))
-        return {"listens": listens, "rings": len(rings), "slots": list(slots), "reachable": list(self._reachable())}
+        return {
+            "listens": listens,
+            "rings": len(rings),
+            "slots": list(slots),
+            "reachable": list(self._reachable()),
+            "former": former,
+        }
 
     async def _on_serves(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         self.is_given = True
@@ -163,6 +176,7 @@ class Predecessor:
         bound: the sockets of the running process, each with its address.
         rings, ticks, slots: the tokens, and the slots that the running process uses.
         reachable: the shards that the running process reaches.
+        former: the ranges that have moved in the life of the tokens.
         has_told: set when all positions have come, or no more will.
         is_complete: all have come.
         is_gone: the running process has ended.
@@ -203,6 +217,7 @@ class Predecessor:
         first, count = told["slots"]
         self.slots: tuple[int, int] = (first, count)
         self.reachable: list[str] = told["reachable"]
+        self.former = Former.of_dumps([told["former"]])
         self._socket = socket.socket(fileno=descriptors[-1])
         self._channel: Channel | None = None
 

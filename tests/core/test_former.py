@@ -50,3 +50,11 @@ def test_very_many_moves_become_one_for_each_shard() -> None:
     assert former.floor(keys(b"00000", b"00001"), "b") == 0
     for one in came:
         assert former.floor(one.range, one.shard) >= one.revision
+
+
+def test_another_process_has_the_moves_of_all_with_the_highest_revision() -> None:
+    one = Former().after([Came(keys(b"m", b"t"), "c", 100), Came(keys(b"x", None), "c", 7)])
+    other = Former().after([Came(keys(b"m", b"t"), "c", 90), Came(keys(b"x", None), "c", 9)])
+    whole = Former.of_dumps([one.dump(), other.dump()])
+    assert whole.came == (Came(keys(b"m", b"t"), "c", 100), Came(keys(b"x", None), "c", 9))
+    assert not Former.of_dumps([Former().dump()])

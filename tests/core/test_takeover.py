@@ -15,6 +15,8 @@ from esp.core import sockets, takeover
 from esp.core.background import Background, in_a_thread
 from esp.core.config import listen_of
 from esp.core.control import Client, Control, Place
+from esp.core.former import MAX_MOVES, Came, Former
+from esp.core.keys import KeyRange
 from esp.core.shared_tokens import Part, Ring, Ticks
 from esp.core.takeover import HandOver, Predecessor, TakeoverError
 from esp.core.tokens import Position, Tokens, Vector
@@ -37,8 +39,15 @@ class Running:
         self.given_to: list[int] = []
         self.fingerprint = "0123456789ab"
         self.place = place
+        self.former = Former()
         self.hand_over = HandOver(
-            background, self.bound, self, lambda: self.reachable, self.given_to.append, lambda: self.fingerprint
+            background,
+            self.bound,
+            self,
+            lambda: self.reachable,
+            self.given_to.append,
+            lambda: self.fingerprint,
+            lambda: self.former,
         )
         self.control = Control(background, {"takeover": self.hand_over})
         self.successors: list[Predecessor] = []
@@ -215,6 +224,23 @@ def test_who_has_another_shard_map_gets_nothing(tmp_path: Path) -> None:
             again.serves()
             await until(lambda: old.given_to)
             assert old.hand_over.is_under_way
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("length", [3, 500])
+def test_the_new_process_knows_what_has_moved_in_the_life_of_the_tokens(tmp_path: Path, length: int) -> None:
+    async def run() -> None:
+        async with running(tmp_path) as (old, _):
+            key = b"k" * length
+            old.former = Former().after(
+                Came(KeyRange(b"%s%04d" % (key, n), b"%s%04d" % (key, n + 1)), "b", n) for n in range(MAX_MOVES)
+            )
+            new = await old.predecessor()
+            for n in (1, MAX_MOVES - 1):
+                assert new.former.floor(KeyRange(b"%s%04d" % (key, n), None), "b") >= n
+            assert new.former.floor(KeyRange(b"a", b"b"), "b") == 0
+            assert len(new.former.came) == (MAX_MOVES if length == 3 else 1), "too long for an answer"
 
     asyncio.run(run())
 

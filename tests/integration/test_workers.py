@@ -10,10 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 import grpc
+import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import EspProcess, Esps, Etcds, connect, free_port, is_listening, wait_until
+from tests.harness import EspProcess, Esps, Etcds, connect, free_port, is_listening, wait_until, write_config
 from tests.stubs import rpc_pb2_grpc
 
 PUTS = 'grpc_server_handled_total{grpc_type="unary",grpc_service="etcdserverpb.KV",grpc_method="Put",grpc_code="OK"}'
@@ -92,6 +93,37 @@ def test_a_token_of_one_worker_is_exact_at_another_also_when_the_first_is_dead(
         again = rpc_pb2_grpc.KVStub(channel).Range(everything, timeout=60, wait_for_ready=True)
         assert (again.kvs, again.header.revision) == (listed.kvs, listed.header.revision)
         channel.close()
+
+
+def test_a_worker_that_begins_anew_knows_what_has_moved(start_etcd: Etcds, start_esp: Esps) -> None:
+    etcds = [start_etcd(), start_etcd()]
+    esp = start_esp(etcds, ["r"], "--workers", "2")
+    with connect(esp) as channel:
+        for key in (b"a", b"ra", b"z"):
+            put(channel, key)
+        everything = rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0")
+        everything.revision = rpc_pb2_grpc.KVStub(channel).Range(everything, timeout=60).header.revision
+    with connect(etcds[0]) as channel:
+        put(channel, b"ra")
+    assert esp.config is not None
+    write_config(esp.config, etcds, ["s"])
+    esp.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: esp.log().count("layout 2 is in force") == 2 and "reload (SIGHUP)" in esp.log())
+    for process in workers_of(esp):
+        wait_until(lambda: len(workers_of(esp)) == 2)
+        os.kill(process, signal.SIGKILL)
+        wait_until(lambda gone=process: gone not in workers_of(esp))
+    wait_until(lambda: len(workers_of(esp)) == 2)
+    with connect(esp) as channel:
+        kv = rpc_pb2_grpc.KVStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            kv.Range(everything, timeout=60, wait_for_ready=True)
+        assert caught.value.details() == "etcdserver: mvcc: required revision has been compacted"
+        everything.revision = 0
+        listed = kv.Range(everything, timeout=60)
+        assert [found.key for found in listed.kvs] == [b"a", b"ra", b"z"]
+        everything.revision = listed.header.revision
+        assert kv.Range(everything, timeout=60).kvs == listed.kvs
 
 
 def test_all_drain_together_and_a_second_signal_cuts(start_etcd: Etcds, start_esp: Esps) -> None:
