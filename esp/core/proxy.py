@@ -210,6 +210,7 @@ class Proxy:
         """Ends the new shards' clients of a layout that was prepared, and will not be installed."""
         new = [shard for name, shard in layout.shards.items() if self.routing.shards.get(name) is not shard]
         await self.background.end([self._running.pop(shard) for shard in new if shard in self._running])
+        self._keep_credentials()
 
     def install(self, layout: Layout, config: Config | None = None, came: Iterable[Came] = ()) -> None:
         """Puts another layout in force, at once, for every request that comes from now on.
@@ -285,7 +286,12 @@ class Proxy:
             if shard.name not in self.routing.shards:
                 self.gate.drop_shard(shard.name)
                 self.calls.forget(shard.name)
-        self.tls_files.keep_clients(each.secured.credentials for each in self._running if each.secured is not None)
+        self._keep_credentials()
+
+    def _keep_credentials(self) -> None:
+        """Forgets the certificates that no shard uses any more."""
+        shards = {*self._running, *self.routing.shards.values()}
+        self.tls_files.keep_clients(each.secured.credentials for each in shards if each.secured is not None)
 
     def _run(self, shard: Shard) -> None:
         if shard not in self._running:

@@ -141,3 +141,25 @@ def test_a_reload_puts_other_certificates_in_use_and_forgets_the_ones_before(tmp
             assert [each.files.cert for each in proxy.tls_files.all] == [tmp_path / "b.example.crt"]
 
     asyncio.run(test())
+
+
+def test_a_layout_that_is_not_installed_leaves_no_certificates_behind(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_bytes(authority().cert)
+    for name in ("a.example", "b.example"):
+        written(tmp_path, name)
+
+    def config(name: str) -> Config:
+        shards = "shards: [{endpoints: [https://127.0.0.1:1], ranges: [{start: '', end: ''}]}]\n"
+        return parse(f"{shards}shard_tls: {{ca: ca.pem, cert: {name}.crt, key: {name}.key}}", tmp_path / "esp.yaml")
+
+    async def test() -> None:
+        async with Proxy(config("a.example")) as proxy:
+            for seconds in (None, 0.01):
+                layout = proxy.layout_of(config("b.example"))
+                if seconds is not None:
+                    await proxy.prepare(layout, seconds)
+                assert len(proxy.tls_files.all) == 2
+                await proxy.forget(layout)
+                assert [each.files.cert for each in proxy.tls_files.all] == [tmp_path / "a.example.crt"]
+
+    asyncio.run(test())
