@@ -235,7 +235,7 @@ class Here:
 
     async def joins(self, proxy: Proxy) -> None:
         """Called before the proxy has clients: it shares the tokens and the watches of all workers."""
-        proxy.join(self._tokens, self)
+        proxy.join(self._tokens, self, is_anew=not self._worker.is_first)
         self._proxy = proxy
         proxy.routing.apiservers.on_found = self._found_apiserver
         proxy.metrics.others = self._ask_metrics
@@ -353,6 +353,18 @@ async def _metrics(channel: Channel) -> list[Family] | None:
         return of_json((await channel.ask("metrics", METRICS_SECONDS / 2))["families"].encode())
     except (ChannelError, ValueError):
         return None
+
+
+async def find(supervisor: Supervisor, told: Mapping[str, Any]) -> tuple[list[int], list[Mapping[str, Any]]]:
+    """What all other workers know of a client that comes again: their numbers, and a finding of each.
+
+    A place between two workers has the number -1, and is doubtful: the client may have watched at the one that ended.
+    """
+    others = [state for state in supervisor.states() if state["worker"] != told["worker"]]
+    absent = sum(not state["is_ready"] for state in others)
+    asked = {number: channel for number, channel in supervisor.channels().items() if number != told["worker"]}
+    findings = await all_of(_find(channel, told) for channel in asked.values())
+    return [*asked, *[-1] * absent], [*findings, *[_UNKNOWN] * absent]
 
 
 async def _find(channel: Channel, told: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -548,11 +560,16 @@ class _Whole:
         return {}
 
     async def _adopt(self, dumped: Sequence[Mapping[str, Any]]) -> None:
-        """Gives positions of the process before to a worker; the others ask that one."""
+        """Gives positions of the process before to a worker; the others ask that one.
+
+        Raises:
+            ChannelError: the worker may not have them.
+        """
         await self.supervisor.ready.wait()
         for channel in self.supervisor.channels().values():
             await channel.ask("adopt", FIND_SECONDS, positions=list(dumped))
             return
+        raise ChannelError("no worker is ready")
 
     async def _on_may_serve(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
         """Whether a worker may accept clients: at a takeover not if it misses shards."""
@@ -594,9 +611,7 @@ class _Whole:
         """Asks all other workers, and the process before, what they know of a client."""
         if self._before is not None:
             is_doubtful = await self._before.is_doubtful(told["start"] - 1)
-        asked = {number: channel for number, channel in self.supervisor.channels().items() if number != told["worker"]}
-        findings = await all_of(_find(channel, told) for channel in asked.values())
-        workers = list(asked)
+        workers, findings = await find(self.supervisor, told)
         if self._before is not None:
             workers.append(-1)
             findings.append({**_UNKNOWN, "is_doubtful": is_doubtful})

@@ -419,19 +419,20 @@ class Proxy:
         await self.background.close()
         self.routing.tokens.close()
 
-    def join(self, tokens: Part, others: Others) -> None:
+    def join(self, tokens: Part, others: Others, *, is_anew: bool = False) -> None:
         """Serves together with other processes, or after one. Called before there are clients.
 
         Args:
             tokens: the tokens of all.
             others: the watches of the others.
+            is_anew: this process is in the place of one that has died with all that it knew of watches.
         """
         self.routing.tokens.share(tokens)
         positions = self._watch.positions
         positions.others = others
-        # With a token in the ring, this process is in the place of one that has died with all that it knew of watches.
-        for shard in self.routing.shards if tokens.ring.last_tick else ():
-            highest = tokens.ring.highest(shard)
+        # The one that died may have had positions of others too, from a takeover: its own ring says too little.
+        for shard in self.routing.shards if is_anew else ():
+            highest = tokens.highest(shard)
             positions.doubt(shard, MARK if highest is None else highest)
 
     @property

@@ -269,15 +269,25 @@ class Predecessor:
     ) -> None:
         """Begins to listen to the running process; `adopt` gets the positions that it sends."""
 
+        one_at_a_time = asyncio.Lock()  # the process before may say it twice
+        self._has_lost = False
+
         async def on_positions(told: Mapping[str, Any]) -> Mapping[str, Any]:
             self._adopting.append(told["positions"])
             return {}
 
         async def on_end(_: Mapping[str, Any]) -> Mapping[str, Any]:
-            while self._adopting:
-                await adopt(self._adopting.pop(0))
-            self.is_complete = True
-            self.has_told.set()
+            async with one_at_a_time:
+                while self._adopting and not self._has_lost:
+                    try:
+                        await adopt(self._adopting[0])
+                    except Exception as error:
+                        self._has_lost = True  # a second try could count watches that have ended twice
+                        log.error("positions of watches are lost, clients get compacted and list again: %s", error)
+                    else:
+                        del self._adopting[0]
+                self.is_complete = not self._has_lost
+                self.has_told.set()
             return {}
 
         self._adopting: list[Sequence[Mapping[str, Any]]] = []

@@ -22,6 +22,7 @@ from esp.core.takeover import HandOver, Predecessor, TakeoverError
 from esp.core.tokens import Position, Tokens, Vector
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
+from esp.core.workers import ChannelError
 from tests.harness import PATIENCE
 
 VECTOR = Vector(("a", "b"), (5, 9))
@@ -138,6 +139,37 @@ def test_what_an_old_process_that_died_has_not_told_is_doubtful(tmp_path: Path) 
             channel.close()
             assert [await new.is_doubtful(revision) for revision in (9, 10)] == [True, False]
             assert new.is_gone
+
+    asyncio.run(run())
+
+
+def test_positions_that_nobody_has_taken_are_doubtful_for_good(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with running(tmp_path) as (old, background):
+            old.tokens.mint(VECTOR)
+            new = await old.predecessor()
+            release = asyncio.Event()
+            faults: list[Exception] = [ChannelError("no worker is ready")]
+
+            async def adopt(_: Sequence[Mapping[str, Any]]) -> None:
+                await release.wait()
+                if faults:
+                    raise faults.pop()
+
+            await new.open(background, adopt)
+            new.serves()
+            await until(lambda: old.given_to)
+            old.hand_over.give_positions([{"some": 1}])
+            ends = [asyncio.ensure_future(old.hand_over.end_positions()) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            assert not new.has_told.is_set(), "the second end does not come before the first is done"
+            release.set()
+            await asyncio.gather(*ends)
+            await old.hand_over.end_positions()
+            assert [await new.is_doubtful(revision) for revision in (9, 10)] == [True, False]
+            assert "positions of watches are lost" in caplog.text
 
     asyncio.run(run())
 

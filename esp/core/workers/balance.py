@@ -6,7 +6,7 @@ gRPC clients stay for hours, so that would last. Therefore a worker that has two
 one away: the descriptor goes through a socket to the other, before any byte is read.
 
 Each worker tells the number of its clients, and the time of its last tick, in memory that all share. A worker that has
-not ticked for a second is stuck or dead. It gets no clients, and the others take back those on their way to it.
+not ticked for two seconds is stuck or dead. It gets no clients, and the others take back those on their way to it.
 """
 
 from __future__ import annotations
