@@ -531,9 +531,14 @@ class _Whole:
 
     async def _tell_ready(self) -> None:
         await self.supervisor.ready.wait()
-        self._serves.set()
         if self._before is not None:
+            try:
+                self._before.check(())
+            except TakeoverError as error:
+                self.supervisor.fail(str(error))
+                return
             self._before.serves()
+        self._serves.set()
         self._told_ready(
             self._config, [one.address for one in self._bound if not one.listen.only_pages], self.supervisor.missing
         )

@@ -87,6 +87,7 @@ class HandOver:
         self._fingerprint = fingerprint
         self._former = former
         self._channel: Channel | None = None
+        self._is_giving = False
         self._process = 0
 
     @property
@@ -102,11 +103,18 @@ class HandOver:
         """
         if call.request.get("form") != FORM:
             raise DeniedError("the running esp is of a version with another form of takeover; restart it instead")
-        if self._channel is not None and not self._channel.gone.is_set():
+        if self._is_giving or (self._channel is not None and not self._channel.gone.is_set()):
             raise DeniedError(f"process {self._process} is taking over already")
         if self.predecessor is not None and not self.predecessor.is_gone:
             raise DeniedError("the running esp has itself taken over, and the one before it still drains; try again")
         self._process = int(call.request.get("process", 0))
+        self._is_giving = True  # the tokens may take a while, and the channel is there only then
+        try:
+            return await self._give(call)
+        finally:
+            self._is_giving = False
+
+    async def _give(self, call: Call) -> Mapping[str, Any]:
         rings, ticks, slots = await self._tokens.shared()
         descriptors = [*(ring.memory.descriptor for ring in rings), ticks.memory.descriptor]
         if None in descriptors:
@@ -258,8 +266,12 @@ class Predecessor:
         """Refuses to take over if a shard is missing here that the running process reaches.
 
         Raises:
-            TakeoverError: there is such a shard.
+            TakeoverError: there is such a shard, or the running process no longer waits for this one.
         """
+        if self._channel is not None and self._channel.gone.is_set():
+            raise TakeoverError(
+                "cannot take over: the running esp has ended, or has given this process up; see its log"
+            )
         if lost := [name for name in missing if name in self.reachable]:
             names = ", ".join(lost)
             raise TakeoverError(f"cannot take over: shards that the running esp reaches are not reachable: {names}")
@@ -268,7 +280,6 @@ class Predecessor:
         self, background: Background, adopt: Callable[[Sequence[Mapping[str, Any]]], Awaitable[None]]
     ) -> None:
         """Begins to listen to the running process; `adopt` gets the positions that it sends."""
-
         one_at_a_time = asyncio.Lock()  # the process before may say it twice
         self._has_lost = False
 

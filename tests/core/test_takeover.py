@@ -211,6 +211,8 @@ def test_who_never_serves_is_given_up(
             await until(lambda: "has not taken over; this one goes on" in caplog.text)
             await until(lambda: new.is_gone)
             assert not old.given_to
+            with pytest.raises(TakeoverError, match="has given this process up; see its log"):
+                new.check([])
 
     asyncio.run(run())
 
@@ -273,6 +275,33 @@ def test_the_new_process_knows_what_has_moved_in_the_life_of_the_tokens(tmp_path
                 assert new.former.floor(KeyRange(b"%s%04d" % (key, n), None), "b") >= n
             assert new.former.floor(KeyRange(b"a", b"b"), "b") == 0
             assert len(new.former.came) == (MAX_MOVES if length == 3 else 1), "too long for an answer"
+
+    asyncio.run(run())
+
+
+def test_a_second_takeover_is_refused_while_the_tokens_of_the_first_are_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with running(tmp_path) as (old, _):
+            shared, release, asked = old.shared, asyncio.Event(), 0
+
+            async def slowly() -> tuple[Sequence[Ring], Ticks, tuple[int, int]]:
+                nonlocal asked
+                asked += 1
+                await release.wait()
+                return await shared()
+
+            monkeypatch.setattr(old, "shared", slowly)
+            first = asyncio.ensure_future(old.predecessor())
+            await until(lambda: asked)
+            second = asyncio.ensure_future(old.predecessor())
+            await until(lambda: second.done() or asked > 1)
+            release.set()
+            await first
+            with pytest.raises(TakeoverError, match=rf"refused|process {os.getpid()} is taking over already"):
+                await second
+            assert asked == 1
 
     asyncio.run(run())
 
