@@ -4,9 +4,34 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from esp.commands.workers import find
+from esp.core import config as configs
 from esp.core.background import Background
+from esp.core.proxy import Proxy
+from esp.core.services.watch import Finding
+from esp.core.shared_tokens import Part, Ring, Ticks
+from esp.core.tokens import Tokens, Vector
+from esp.core.wire.context import WireContext
+from esp.core.wire.limits import Limits
 from esp.core.workers import Supervisor
+
+TWO = """
+shards:
+- {name: a, endpoints: [127.0.0.1:1], ranges: [{start: "", end: m}]}
+- {name: b, endpoints: [127.0.0.1:2], ranges: [{start: m, end: ""}]}
+"""
+
+
+class NoOthers:
+    """No other process knows of any watch."""
+
+    async def find(self, _: object, __: int) -> list[Finding]:
+        return []
+
+    def give_back(self, _: object, __: int) -> None:
+        raise AssertionError
 
 
 def test_a_place_without_a_worker_leaves_doubt_where_a_client_has_watched() -> None:
@@ -18,3 +43,17 @@ def test_a_place_without_a_worker_leaves_doubt_where_a_client_has_watched() -> N
             assert [finding["is_doubtful"] for finding in findings] == [True, True]
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_anew", [False, True])
+def test_a_worker_begun_anew_doubts_also_if_the_one_that_died_has_made_no_token(is_anew: bool) -> None:
+    own, other = (Ring.create(1 << 20, 1000, 2) for _ in range(2))
+    ticks = Ticks()
+    ticks.take(2)
+    before = Tokens(WireContext(Limits()), instance=51)
+    before.share(Part(other, ticks, 1, [own, other]))
+    before.mint(Vector(("a", "b"), (5, 9)))
+    proxy = Proxy(configs.parse(TWO, None))
+    proxy.join(Part(own, ticks, 0, [own, other]), NoOthers(), is_anew=is_anew)
+    found = [proxy.positions.find(b"watched", start).is_doubtful for start in (2, 10, 11)]
+    assert found == [is_anew, is_anew, False], "it may have had positions from a takeover"
