@@ -280,7 +280,7 @@ async def _serve(
             garbage.in_short_steps()
             await signals.stop.wait()
         service.stops(proxy)
-        service.say("stopping; calls in flight have %g s, a second signal cuts them", config.drain_seconds)
+        service.say("stopping; calls in flight have %g s, a second signal cuts them", proxy.config.drain_seconds)
     if missing is None:
         signals.refuse_if_interrupted()
     service.say("stopped")

@@ -406,7 +406,7 @@ class _Whole:
         }
         self._apiservers: list[dict[str, Any]] = []
         self._sums = Sums()
-        self.supervisor = Supervisor(config.workers, config.drain_seconds, self.background, commands)
+        self.supervisor = Supervisor(config.workers, self.background, commands)
         limits = config.limits
         rings = [
             Ring.create(limits.max_shared_token_bytes, limits.max_tokens, len(config.shards))
@@ -527,7 +527,7 @@ class _Whole:
         sockets.close(self._bound)
         seconds = self._config.drain_seconds
         log.info("stopping; calls in flight have %g s, a second signal cuts them", seconds)
-        self.supervisor.stop(positions=self._hand_over.is_given)
+        self.supervisor.stop(seconds, positions=self._hand_over.is_given)
 
     async def _tell_ready(self) -> None:
         await self.supervisor.ready.wait()

@@ -73,7 +73,6 @@ class Supervisor:
 
     Args:
         count: the number of workers.
-        drain_seconds: what calls in flight have when the workers end.
         commands: the functions that answer questions of workers, beside the supervisor's own.
 
     Attributes:
@@ -83,15 +82,12 @@ class Supervisor:
         restarts: workers that have begun anew.
     """
 
-    def __init__(
-        self, count: int, drain_seconds: float, background: Background, commands: Mapping[str, Command] | None = None
-    ) -> None:
+    def __init__(self, count: int, background: Background, commands: Mapping[str, Command] | None = None) -> None:
         self.ready = asyncio.Event()
         self.stopping = asyncio.Event()
         self.fault: str | None = None
         self.restarts = 0
         self._background = background
-        self._drain_seconds = drain_seconds
         self._commands = dict(commands or {})
         self._places = [_Place(number) for number in range(count)]
         self._due: deque[_Place] = deque(self._places)
@@ -163,7 +159,7 @@ class Supervisor:
     def fail(self, text: str) -> None:
         """Ends the workers because the start has failed; the first reason counts."""
         self.fault = self.fault or text
-        self.stop()
+        self.stop(0.0)  # nobody has been served
 
     @property
     def missing(self) -> list[str]:
@@ -220,21 +216,26 @@ class Supervisor:
         self._due.append(place)
         self._changed.set()
 
-    def stop(self, *, positions: bool = False) -> None:
-        """Lets all workers drain and end, at the same time; with `positions` they give those of their watches."""
+    def stop(self, drain_seconds: float, *, positions: bool = False) -> None:
+        """Lets all workers drain and end, at the same time.
+
+        Args:
+            drain_seconds: what calls in flight have; a worker that has not ended soon after that is killed.
+            positions: the workers give the positions of their watches.
+        """
         if self.stopping.is_set():
             return
         self.stopping.set()
         self._changed.set()
-        self._background.start(self._stop(positions))
+        self._background.start(self._stop(drain_seconds, positions))
 
-    async def _stop(self, positions: bool) -> None:
+    async def _stop(self, drain_seconds: float, positions: bool) -> None:
         for place in self._places:
             if place.sock is not None:
                 await self._connect(place)  # one that was forked just now
             if place.channel is not None:
                 place.channel.tell("drain", positions=positions)
-        await asyncio.sleep(self._drain_seconds + GRACE_SECONDS)
+        await asyncio.sleep(drain_seconds + GRACE_SECONDS)
         for place in self._places:
             if place.process is not None:
                 log.error("worker %d (process %d) has not ended, and is killed", place.number, place.process)
