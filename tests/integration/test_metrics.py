@@ -70,8 +70,8 @@ def test_calls_of_all_kinds_are_in_it(server: Server) -> None:
         puts = {labels[-1]: number for labels, number in sent.items() if labels[:2] == ("OK", "Put")}
         assert sum(puts.values()) == 4
         assert len(puts) == 2
-        ranges = [number for labels, number in sent.items() if labels[:2] == ("OK", "Range")]
-        assert ranges == [1, 1, 1]
+        ranges = sorted(number for labels, number in sent.items() if labels[:2] == ("OK", "Range"))
+        assert ranges in ([1, 1, 1], [1, 1, 2])  # esp itself looks for a kube-apiserver's keys, in one shard
         assert sum(samples(server, "esp_shard_watch_events_total").values()) == 1
         took = samples(server, "grpc_server_handling_seconds_count")
         assert took["Put", KV, "unary"] == 5

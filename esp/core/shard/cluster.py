@@ -90,7 +90,8 @@ class Cluster:
             )
             raise UnfitError(self.implausible)
         self.has_leader = bool(status.leader)
-        self.version = self.version_in_use = status.version
+        if status.version != self.version_in_use:  # joined reads begin anew with another object: another member
+            self.version = self.version_in_use = status.version
         self.storage_version = status.storageVersion
         self.saw(status.header.revision)
         return status.version
