@@ -22,7 +22,7 @@ from esp.core.services.handlers import SMALL_CALL
 from esp.core.shard import is_probe
 from esp.core.wire import frames
 from esp.core.wire.limits import Limits
-from tests.core.scripted_etcd import HeardCall, ScriptedConnection, ScriptedEtcd
+from tests.core.scripted_etcd import VERSION, HeardCall, ScriptedConnection, ScriptedEtcd
 from tests.core.wire.conversation import HEAD, Frame, data, headers, message, trailers
 
 HEADER = rpc_pb2.ResponseHeader(cluster_id=7, member_id=8, revision=9, raft_term=2)
@@ -39,7 +39,7 @@ ALL_SHARDS: dict[str, tuple[Message, Message]] = {
     "/etcdserverpb.Maintenance/Alarm": (rpc_pb2.AlarmRequest(), rpc_pb2.AlarmResponse(header=HEADER)),
     "/etcdserverpb.Maintenance/Status": (
         rpc_pb2.StatusRequest(),
-        rpc_pb2.StatusResponse(header=HEADER, version="3.5.99", leader=8),
+        rpc_pb2.StatusResponse(header=HEADER, version=VERSION, leader=8),
     ),
     AUTH + "Authenticate": (
         rpc_pb2.AuthenticateRequest(name="a"),
