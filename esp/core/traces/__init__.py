@@ -6,7 +6,7 @@ export    sends spans to a collector, by the library of OpenTelemetry (the extra
 The ids are in the wire (`esp.core.wire.traces`).
 """
 
-from esp.core.traces.export import Exporter, ExportError, Span, exporter_to
+from esp.core.traces.export import ExportError, Span
 from esp.core.traces.tracer import Traces
 
-__all__ = ["ExportError", "Exporter", "Span", "Traces", "exporter_to"]
+__all__ = ["ExportError", "Span", "Traces"]
