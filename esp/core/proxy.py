@@ -53,6 +53,7 @@ from esp.core.sockets import Bound
 from esp.core.tls_files import TlsFiles
 from esp.core.tokens import MARK, Tokens
 from esp.core.traces import Traces
+from esp.core.ui.pages import StatusPage
 from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
 from esp.core.wire.exchange import AnswerPage
@@ -159,6 +160,10 @@ class Proxy:
         )
         self.metrics.more.append(lambda: [of_reloads(self.reloads)])
         self._metrics_page = MetricsPage(self.metrics, self.context.counters.pages, lambda: self._pages)
+        self._status_page = StatusPage(
+            self.metrics, lambda: self.routing, self.context.counters.pages, lambda: self._metrics_page
+        )
+        exchanges = {METRICS: self._metrics_page.exchange, **(self._status_page.exchanges if config.ui else {})}
         self._namespace = None if config.namespace is None else InNamespace(config.namespace)
         self._router = self._router_for(self.routing)
         self._site = Site(
@@ -166,10 +171,10 @@ class Proxy:
             cors=config.cors,
             hosts=config.host_whitelist,
             most_bytes=config.limits.max_json_bytes,
-            exchanges={METRICS: self._metrics_page.exchange} if config.metrics_for_clients else {},
+            exchanges=exchanges if config.metrics_for_clients else {},
         )
         self._listener = Listener(self.context, self._find, self._site)
-        only_pages = OnlyPages(self._metrics_page, self._find_page)
+        only_pages = OnlyPages(exchanges, self._find_page, self._status_page if config.ui else self._metrics_page)
         self._metrics_listener = Listener(self.context, only_pages.find, only_pages)
 
     # The layout.
@@ -328,7 +333,8 @@ class Proxy:
             own |= {*kv.AT_REVISIONS, WATCH_PATH}  # they know which revisions mean nothing any more
         if self._namespace is not None or config.advertise:
             own.add(cluster.MEMBER_LIST)  # the shard's own members lead past this proxy, out of the namespace
-        page = self._metrics_page if config.metrics_for_clients else self._pages
+        with_numbers = self._status_page if config.ui else self._metrics_page
+        page = with_numbers if config.metrics_for_clients else self._pages
         return Router(routing, self.gate, served, page, self._namespace, own)
 
     def _find(self, head: RequestHead) -> Handler:
@@ -378,6 +384,8 @@ class Proxy:
             await self.accept()
         for shard in self.routing.shards.values():
             self._run(shard)
+        if self.config.ui:
+            log.addHandler(self._status_page.recent)
         self._garbage.start()
         self.leases.start()
         self.background.keep("the look for kube-apiservers", self.routing.apiservers.run)
@@ -408,6 +416,7 @@ class Proxy:
 
     async def __aexit__(self, *exc: object) -> None:
         sockets.close(self._bound or ())  # of a proxy that has not accepted
+        log.removeHandler(self._status_page.recent)
         self._garbage.stop()
         self._health.stop()
         self._watch.is_ending = True

@@ -144,6 +144,7 @@ class Config:
     workers: int = 1
     metrics_for_clients: bool = True
     metrics_listen: tuple[Listen, ...] = ()
+    ui: bool = True
 
     @property
     def all_listen(self) -> tuple[Listen, ...]:
@@ -309,6 +310,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     traces: dict[str, Any] | None = None
     metrics_for_clients: bool = True
     metrics_listen: list[Any] = []
+    ui: bool = True
 
 
 class _FileReader(RangeFields):
@@ -363,6 +365,7 @@ class _FileReader(RangeFields):
             traces=traces_of(file.traces, self),
             metrics_for_clients=file.metrics_for_clients,
             metrics_listen=tuple(one._replace(only_pages=True) for one in pages),
+            ui=file.ui,
             workers=self._workers(file.workers),
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from html import escape
 from http import HTTPStatus
@@ -19,7 +19,7 @@ from esp.core.gateway.call import GatewayCall
 from esp.core.gateway.errors import JSON_LINE, METHOD_NOT_ALLOWED, NOT_FOUND, error_page, too_large
 from esp.core.gateway.paths import RPCS
 from esp.core.gateway.plan import Plan
-from esp.core.wire.exchange import AfterBody, AnswerPage, AtOnce, Exchange, FindPage, Page, Reply, Serve
+from esp.core.wire.exchange import AfterBody, AnswerPage, AtOnce, Exchange, FindPage, MakeExchange, Page, Reply, Serve
 from esp.core.wire.plain import HttpRequest
 from esp.core.wire.status import Code, Status
 
@@ -71,7 +71,7 @@ class Site(Serve):
         cors: Collection[str] = (ANY,),
         hosts: Collection[str] = (ANY,),
         most_bytes: int,
-        exchanges: Mapping[str, Callable[[HttpRequest, Reply, bytes], Exchange]] = MappingProxyType({}),
+        exchanges: Mapping[str, MakeExchange] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self._exchanges = exchanges

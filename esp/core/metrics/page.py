@@ -1,15 +1,18 @@
-"""The page /metrics, over HTTP/1.1 and HTTP/2: made and sent in the client's turns, as fast as the client reads."""
+"""The page /metrics, over HTTP/1.1 and HTTP/2: made and sent in the client's turns, as fast as the client reads.
+
+Another page made of metrics is served in the same way, in a form of its own.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from esp.core.metrics.scrape import Metrics, Step
 from esp.core.metrics.text import OPEN, PLAIN, is_open, text
-from esp.core.wire.exchange import AfterBody, Exchange, FindPage, Page, Reply, Serve
+from esp.core.wire.exchange import AfterBody, Exchange, FindPage, MakeExchange, Page, Reply, Serve
 from esp.core.wire.hpack import encode
 from esp.core.wire.plain import HttpRequest
 from esp.core.wire.request import RequestHead
@@ -25,6 +28,18 @@ Count = Callable[[int], None]
 """Counts an answer with this HTTP status."""
 
 
+class Form(NamedTuple):
+    """The form of a page: its content type, further header fields, and the text from the metrics, in pieces."""
+
+    kind: str
+    text: Callable[[Iterator[Step]], Iterator[str]]
+    fields: tuple[tuple[str, str], ...] = ()
+
+
+AS_TEXT: Final = Form(PLAIN, text)
+AS_OPEN_METRICS: Final = Form(OPEN, partial(text, open_metrics=True))
+
+
 class Scrape(AfterBody):
     """A request over HTTP/1.1.
 
@@ -34,32 +49,35 @@ class Scrape(AfterBody):
 
     behind = False
 
-    def __init__(self, metrics: Metrics, request: HttpRequest, reply: Reply, lines: bytes, count: Count) -> None:
+    def __init__(
+        self, metrics: Metrics, form: Form, request: HttpRequest, reply: Reply, lines: bytes, count: Count
+    ) -> None:
         """`lines` are header lines of the answer."""
         super().__init__(reply, self._answer)
         self._metrics = metrics
+        self._form = form
         self._method = request.method
-        self._is_open = is_open(request.field(b"accept").decode("ascii", "replace"))
         self._lines = lines
         self._count = count
         self._text: Iterator[str] | None = None
 
     def _answer(self, answer: Callable[[Page], None]) -> None:
-        kind = OPEN if self._is_open else PLAIN
+        kind, _, fields = self._form
         if self._method not in ("GET", "HEAD"):
             self._count(405)
             answer(Page(405, b"Method Not Allowed\n", headers=(("Allow", "GET"),), lines=self._lines))
         elif self._method == "HEAD":
             self._count(200)
-            answer(Page(200, b"", kind, lines=self._lines))
+            answer(Page(200, b"", kind, fields, self._lines))
         else:
-            self._metrics.ask(partial(self._begin, kind))
+            self._metrics.ask(self._begin)
 
-    def _begin(self, kind: str, steps: Iterator[Step]) -> None:
+    def _begin(self, steps: Iterator[Step]) -> None:
         if not self._is_over:
             self._count(200)
-            self._text = text(steps, open_metrics=self._is_open)
-            self._reply.begin(200, (("Content-Type", kind),), self._lines)
+            kind, make, fields = self._form
+            self._text = make(steps)
+            self._reply.begin(200, (("Content-Type", kind), *fields), self._lines)
             self.resumed()
 
     def resumed(self) -> None:
@@ -97,10 +115,11 @@ class Scrape(AfterBody):
 
 
 class ScrapeCall(Sink):
-    """A request over HTTP/2. Prometheus speaks it over TLS; the answer is plain text."""
+    """A request over HTTP/2."""
 
-    def __init__(self, metrics: Metrics, stream: ServerStream, count: Count) -> None:
+    def __init__(self, metrics: Metrics, form: Form, stream: ServerStream, count: Count) -> None:
         self._stream = stream
+        self._form = form
         self._count = count
         self._text: Iterator[str] | None = None
         self._is_at_work = False
@@ -113,7 +132,8 @@ class ScrapeCall(Sink):
     def _head(self, status: int, *, end: bool) -> None:
         self._count(status)
         self._stream.responded = True
-        fields = [(b":status", b"%d" % status), (b"content-type", PLAIN.encode())]
+        fields = [(b":status", b"%d" % status), (b"content-type", self._form.kind.encode())]
+        fields += [(name.lower().encode(), value.encode()) for name, value in self._form.fields]
         if status == 405:
             fields.append((b"allow", b"GET"))
         if end:
@@ -124,7 +144,7 @@ class ScrapeCall(Sink):
     def _begin(self, steps: Iterator[Step]) -> None:
         if self._stream.is_over:
             return
-        self._text = text(steps)
+        self._text = self._form.text(steps)
         is_head = self._stream.head.method == b"HEAD"
         self._head(200, end=is_head)
         if not is_head:
@@ -189,12 +209,13 @@ class MetricsPage(Handler):
 
     def exchange(self, request: HttpRequest, reply: Reply, lines: bytes) -> Exchange:
         """The server of a request over HTTP/1.1; `lines` are header lines of the answer."""
-        return Scrape(self._metrics, request, reply, lines, self._count)
+        wants_open = is_open(request.field(b"accept").decode("ascii", "replace"))
+        return Scrape(self._metrics, AS_OPEN_METRICS if wants_open else AS_TEXT, request, reply, lines, self._count)
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Answers a request over HTTP/2 for any page."""
         if path_of(stream.head.path.decode("ascii", "replace")) == PATH:
-            ScrapeCall(self._metrics, stream, self._count)
+            ScrapeCall(self._metrics, AS_TEXT, stream, self._count)  # as Prometheus asks over TLS
         else:
             self._pages().on_message(stream, message)
 
@@ -202,20 +223,23 @@ class MetricsPage(Handler):
 class OnlyPages(Serve):
     """The server of addresses that have only pages (`metrics_listen`)."""
 
-    def __init__(self, metrics_page: MetricsPage, find_page: FindPage) -> None:
+    def __init__(self, exchanges: Mapping[str, MakeExchange], find_page: FindPage, handler: Handler) -> None:
+        """`exchanges` serve their paths over HTTP/1.1, `find_page` serves all others; `handler` serves HTTP/2."""
         super().__init__()
-        self._metrics_page = metrics_page
+        self._exchanges = exchanges
         self._find_page = find_page
+        self._handler = handler
 
     def exchange(self, request: HttpRequest, reply: Reply) -> Exchange:
         """The server of a request."""
-        if path_of(request.target) == PATH:
-            return self._metrics_page.exchange(request, reply, b"")
+        make = self._exchanges.get(path_of(request.target))
+        if make is not None:
+            return make(request, reply, b"")
         return AfterBody(reply, lambda answer: self._find_page(request.method, request.target, answer))
 
     def find(self, head: RequestHead) -> Handler:
         """The handler of a request over HTTP/2."""
-        return Refuse(ONLY_PAGES) if head.is_grpc else self._metrics_page
+        return Refuse(ONLY_PAGES) if head.is_grpc else self._handler
 
 
 def path_of(target: str) -> str:

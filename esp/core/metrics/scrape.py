@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from esp.core.background import Background
 from esp.core.layout import Layout
 from esp.core.metrics import limits, lines, process
 from esp.core.metrics.calls import BOUNDS, Calls, Tallies, Tally
-from esp.core.metrics.families import Family, Row, counter, gauge, merging
+from esp.core.metrics.families import Family, Kind, Row, Sum, counter, gauge, merging
 from esp.core.metrics.names import METHOD, NAMES, code_name
 from esp.core.metrics.walk import Parts, Walk, in_steps
 
@@ -197,20 +198,29 @@ def of_reloads(counts: Mapping[str, int]) -> Family:
     return Family("esp_reloads_total", "counter", "Reloads of the config, by result.", ("result",), rows)
 
 
+_OVER_PROCESSES: Final[Mapping[str, Sum]] = {
+    "esp_shard_up": "min",
+    "esp_shard_db_bytes": "max",
+    "esp_shard_db_in_use_bytes": "max",
+    "esp_shard_db_quota_bytes": "max",
+}
+"""Those of a shard's samples that are no sums over processes."""
+
+
 def _shards(parts: Parts) -> Iterator[Step]:
     """The state of each shard, and of each endpoint."""
     shards = parts.routing().shards
     calls = parts.calls
 
-    def by_shard(name: str, kind: str, text: str, value: Callable[[str], float]) -> Iterator[Step]:
+    def by_shard(name: str, kind: Kind, text: str, value: Callable[[str], float]) -> Iterator[Step]:
         rows: list[Row] = []
         for shard in in_steps(shards):
             if shard is None:
                 yield None
             else:
                 rows.append(((shard,), value(shard)))
-        over = "min" if kind == "gauge" and name == "esp_shard_up" else "sum"
-        yield Family(name, kind, text, ("shard",), rows, over)  # type: ignore[arg-type]
+        over = _OVER_PROCESSES.get(name, "sum")
+        yield Family(name, kind, text, ("shard",), rows, over)
 
     yield from by_shard("esp_shard_up", "gauge", "1 if a call could be sent now.", lambda n: int(shards[n].is_ready))
     yield from by_shard("esp_shard_calls", "gauge", "Open calls to a shard.", lambda n: shards[n].calls_open)
@@ -236,6 +246,12 @@ def _shards(parts: Parts) -> Iterator[Step]:
     yield from by_shard("esp_shard_joined_transactions_total", "counter", text, lambda n: shards[n].joined_transactions)
     text = "Events of watches that a shard has sent."
     yield from by_shard("esp_shard_watch_events_total", "counter", text, lambda n: shards[n].watch_events)
+    text = "Bytes of the database file of the member in use."
+    yield from by_shard("esp_shard_db_bytes", "gauge", text, lambda n: shards[n].db_bytes)
+    text = "Bytes in use of that file; the rest comes back with a defragmentation."
+    yield from by_shard("esp_shard_db_in_use_bytes", "gauge", text, lambda n: shards[n].db_in_use_bytes)
+    text = "The quota of that file, which etcd 3.6 and later tell; else 0."
+    yield from by_shard("esp_shard_db_quota_bytes", "gauge", text, lambda n: shards[n].db_quota_bytes)
     traffic = {name: calls.passed_to(name).traffic for name in shards}
     text = "Bytes that a shard has sent."
     yield from by_shard(

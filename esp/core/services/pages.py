@@ -178,7 +178,7 @@ class Pages(Handler):
         """Answers a request that came over HTTP/2."""
         head = stream.head
         method, path = head.method.decode("ascii", "replace"), head.path.decode("ascii", "replace")
-        self.find(method, path, partial(_send, stream))
+        self.find(method, path, partial(send_page, stream))
 
 
 def _livez(query: Query, answer: AnswerPage) -> None:
@@ -232,7 +232,8 @@ def _json(value: Mapping[str, str]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _send(stream: ServerStream, page: Page) -> None:
+def send_page(stream: ServerStream, page: Page) -> None:
+    """Answers a request that came over HTTP/2."""
     if stream.is_over:
         return
     fields = [

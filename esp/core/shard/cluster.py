@@ -40,6 +40,8 @@ class Cluster:
         version: etcd's version, as a member told it last; "" before that.
         storage_version: of the same member's file, since etcd 3.6; else "".
         version_in_use: the version of the member in use; "" until the member has told it.
+        db_bytes, db_in_use_bytes: the size of the member's file, and what of it is in use; 0 if not told yet.
+        db_quota_bytes: the most that the file may grow to, since etcd 3.6; else 0.
         has_leader: whether a member said last that its cluster has a leader.
         implausible: why esp cannot serve the shard at its revision; "" if it can.
         seen: the highest revision in answers on the connection in use; 0 for none.
@@ -55,6 +57,7 @@ class Cluster:
         self.version = ""
         self.storage_version = ""
         self.version_in_use = ""
+        self.db_bytes = self.db_in_use_bytes = self.db_quota_bytes = 0
         self.has_leader = True
         self.implausible = ""
         self.seen = 0
@@ -93,6 +96,8 @@ class Cluster:
         if status.version != self.version_in_use:  # joined reads begin anew with another object: another member
             self.version = self.version_in_use = status.version
         self.storage_version = status.storageVersion
+        self.db_bytes, self.db_in_use_bytes = status.dbSize, status.dbSizeInUse
+        self.db_quota_bytes = status.dbSizeQuota
         self.saw(status.header.revision)
         return status.version
 

@@ -60,7 +60,7 @@ The names that the layers above may use (tests/test_layers.py):
     pump: Pending
     local_calls: LocalCalls
     plain: HttpRequest
-    exchange: AfterBody, AnswerPage, AtOnce, Exchange, FindPage, Page, Reply, Serve
+    exchange: AfterBody, AnswerPage, AtOnce, Exchange, FindPage, MakeExchange, Page, Reply, Serve
     transport: ClientProtocol, TICK_SECONDS
     client_tls: TlsClientProtocol
     accepted: ServerProtocol

@@ -117,6 +117,10 @@ class Exchange:
         return None
 
 
+MakeExchange = Callable[[HttpRequest, Reply, bytes], Exchange]
+"""Makes the server of a request from the request, its reply, and header lines for the answer."""
+
+
 class Serve:
     """Serves requests.
 

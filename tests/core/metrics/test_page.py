@@ -33,6 +33,11 @@ def proxy() -> Proxy:
     return proxy
 
 
+def only_pages(proxy: Proxy) -> OnlyPages:
+    page = proxy._metrics_page
+    return OnlyPages({PATH: page.exchange}, proxy._find_page, page)
+
+
 def names(text: bytes) -> set[str]:
     return {family.name for family in text_string_to_metric_families(text.decode())}
 
@@ -60,7 +65,7 @@ class OverHttp1:
 
     def __init__(self, proxy: Proxy, steps: int = 10**9) -> None:
         self.now = 0.0
-        self.server = Http1Connection(OnlyPages(proxy._metrics_page, proxy._find_page), self.clock)
+        self.server = Http1Connection(only_pages(proxy), self.clock)
         self.server.on_late = lambda data: None
         self._steps = steps
 
@@ -153,7 +158,7 @@ class TestHttp1:
 
 def over_http2(proxy: Proxy, *, initial: int = 65_535, method: bytes = b"GET") -> tuple[bytes, bytes]:
     """Status and body; the client grants its windows one after the other."""
-    only = OnlyPages(proxy._metrics_page, proxy._find_page)
+    only = only_pages(proxy)
     client, server = meet(find=only.find, client_settings={frames.SETTINGS_INITIAL_WINDOW_SIZE: initial})
     client.sends(headers(1, page(PATH.encode(), method), end=True))
     said = server.frames()
@@ -177,7 +182,7 @@ class TestHttp2:
         assert over_http2(proxy, method=b"PUT") == (b"405", b"")
 
     def test_calls_are_refused_where_there_are_only_pages(self, proxy: Proxy) -> None:
-        only = OnlyPages(proxy._metrics_page, proxy._find_page)
+        only = only_pages(proxy)
         client, server = meet(find=only.find)
         client.sends(headers(1, call(ECHO)), data(1, message(b""), end=True))
         [said] = [frame for frame in server.frames() if frame.kind == frames.HEADERS]

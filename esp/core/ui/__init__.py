@@ -1,0 +1,1 @@
+"""The status page `/ui`: what an operator wants to see of a running proxy, in a browser, with no further program."""
