@@ -32,6 +32,8 @@ log = logging.getLogger("esp.wire")
 
 TOLD_AT_ONCE: Final = 50
 """Streams that learn in one turn that their connection has ended; a stream of a watch takes some 20 microseconds."""
+LOOKED_AT_AT_ONCE: Final = 200
+"""Streams whose deadlines are looked at in one turn; a stream takes a microsecond."""
 
 S = TypeVar("S", bound=Stream)
 
@@ -55,7 +57,9 @@ class Multiplexed(Connection, Generic[S]):
         "_end_reason",
         "_is_put_off",
         "_resets",
+        "_seen_at",
         "_stalled",
+        "_unseen",
         "_untold",
         "peer_initial_window",
         "peer_max_streams",
@@ -82,6 +86,8 @@ class Multiplexed(Connection, Generic[S]):
         self._is_put_off = False
         self._resets = RecentResets()
         self._stalled = StalledStreams()
+        self._unseen: list[S] = []  # streams whose deadlines the tick at `_seen_at` has yet to look at
+        self._seen_at = 0.0
         self._untold: list[S] = []
         self._end_reason = ""
 
@@ -136,13 +142,15 @@ class Multiplexed(Connection, Generic[S]):
             self.context.put_off(self)
 
     def go_on(self) -> None:
-        """Begins a new turn: more waiting DATA may leave, or more streams learn of the end."""
+        """Begins a new turn: more waiting DATA may leave, or more streams are looked at, or learn of the end."""
         self._is_put_off = False
         self.pump.new_turn()
         if self._untold:
             self._tell_some()
-        else:
-            self.send_waiting()
+            return
+        if self._unseen:
+            self._look_at_some()
+        self.send_waiting()
 
     # Streams that end.
 
@@ -191,6 +199,7 @@ class Multiplexed(Connection, Generic[S]):
         self.pump.blocked.clear()
         self._untold = list(self.streams.values())
         self._untold.reverse()
+        self._unseen.clear()
         self._end_reason = reason
         self.streams.clear()
         self._tell_some()
@@ -210,16 +219,39 @@ class Multiplexed(Connection, Generic[S]):
     # Deadlines.
 
     def _expire(self, now: float) -> None:
-        """Ends the streams whose DATA has waited too long for a window: others need the memory of that DATA."""
+        """Looks at the deadlines of the connection, and begins to look at those of its streams."""
         super()._expire(now)
-        if self.ended:
+        if self.ended or self._unseen:
             return
-        self._stalled.look(self.streams.values(), self.pump, now)
-        if self.writable:
-            for stream_id in self._stalled.longer_than(self.limits.blocked_write_timeout, now):
-                stream = self.streams.get(stream_id)
-                if stream is not None:
-                    self.context.reached("blocked_write_timeout")
-                    # Not CANCEL: etcd's Go client would repeat the call, though it may have been a write.
-                    self.reset(stream, ErrorCode.INTERNAL_ERROR)
-                    stream.on_reset(ErrorCode.INTERNAL_ERROR, "the peer gives no window for what waits")
+        self._unseen = list(self.streams.values())
+        self._unseen.reverse()
+        self._seen_at = now
+        self.begin_round()
+        self._look_at_some()
+
+    def _look_at_some(self) -> None:
+        """Looks at the deadlines of some streams; thousands take several turns."""
+        unseen, streams = self._unseen, self.streams
+        for _ in range(min(len(unseen), LOOKED_AT_AT_ONCE)):
+            stream = unseen.pop()
+            if streams.get(stream.id) is stream:
+                self.look_at(stream, self._seen_at)
+        if self.ended:
+            unseen.clear()
+        elif unseen:
+            self._put_off_rest()
+
+    def begin_round(self) -> None:
+        """`look_at` will be called once for each stream that is open now and then."""
+        self._stalled.begin()
+
+    def look_at(self, stream: S, now: float) -> None:
+        """Ends a stream whose DATA has waited too long for a window: others need the memory of that DATA."""
+        if stream.pending is None:
+            return
+        late = now - self._stalled.since(stream, self.pump, now) > self.limits.blocked_write_timeout
+        if late and self.writable:
+            self.context.reached("blocked_write_timeout")
+            # Not CANCEL: etcd's Go client would repeat the call, though it may have been a write.
+            self.reset(stream, ErrorCode.INTERNAL_ERROR)
+            stream.on_reset(ErrorCode.INTERNAL_ERROR, "the peer gives no window for what waits")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Protocol
 
 
@@ -18,21 +17,23 @@ class Asked(Protocol):
 class OwedMessages:
     """Since when each call's client has owed the rest of the same message. Times are on the `monotonic` clock."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("_before", "_known")
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[int, float]] = {}
+        self._before: dict[int, tuple[int, float]] = {}  # what the last round of looks has found
 
-    def look(self, calls: Iterable[Asked], now: float, *, excused: bool) -> None:
-        """Compares each call with the last look; with `excused` the time begins anew for all."""
-        known, waiting = self._known, {}
-        for call in calls:
-            half = call.half_request()
-            if half is not None:
-                before = known.get(call.id)
-                waiting[call.id] = before if before and before[0] == half and not excused else (half, now)
-        self._known = waiting
+    def begin(self) -> None:
+        """Begins a round: every open call is looked at once more. A call that is left out is forgotten."""
+        self._before, self._known = self._known, {}
 
-    def longer_than(self, seconds: float, now: float) -> list[int]:
-        """The ids of the calls whose clients have owed for more than `seconds`."""
-        return [call_id for call_id, (_, since) in self._known.items() if now - since > seconds]
+    def since(self, call: Asked, now: float, *, excused: bool) -> float:
+        """Looks at a call: the time since which its client has owed; `now` for one that owes nothing, or is excused."""
+        half = call.half_request()
+        if half is None:
+            return now
+        before = self._before.get(call.id)
+        if before is None or before[0] != half or excused:
+            before = half, now
+        self._known[call.id] = before
+        return before[1]

@@ -394,22 +394,24 @@ class ServerConnection(Admission[ServerStream]):
         self._expire_half_frame(now)
         if self.ended:
             return
-        if self.streams:
-            late = now - DEADLINE_SLACK
-            for stream in [s for s in self.streams.values() if s.deadline and s.deadline < late]:
-                stream.expire(DEADLINE_EXCEEDED)
-            self._expire_incomplete(now)
-        elif now - self._idle_since > self.limits.idle_timeout:
+        if not self.streams and now - self._idle_since > self.limits.idle_timeout:
             self._time_out("idle_timeout", "idle")
 
-    def _expire_incomplete(self, now: float) -> None:
-        """Ends calls whose message has been incomplete for too long: others need the memory of the first part."""
-        self._owed.look(self.streams.values(), now, excused=self.unread)
-        for stream_id in self._owed.longer_than(self.limits.request_timeout, now):
-            stream = self.streams.get(stream_id)
-            if stream is not None:
-                self.context.reached("request_timeout")
-                stream.expire(INCOMPLETE)
+    def begin_round(self) -> None:
+        """The streams will be looked at once more."""
+        super().begin_round()
+        self._owed.begin()
+
+    def look_at(self, stream: ServerStream, now: float) -> None:
+        """Ends a call that is late, or whose message has been incomplete for too long: others need the first part."""
+        super().look_at(stream, now)
+        if stream.id not in self.streams:
+            return
+        if stream.deadline and stream.deadline < now - DEADLINE_SLACK:
+            stream.expire(DEADLINE_EXCEEDED)
+        elif now - self._owed.since(stream, now, excused=self.unread) > self.limits.request_timeout:
+            self.context.reached("request_timeout")
+            stream.expire(INCOMPLETE)
 
     def _expire_half_frame(self, now: float) -> None:
         """Ends a connection whose last frame is incomplete for too long: a frame of a header block, or any other."""

@@ -56,32 +56,34 @@ class Half:
 class TestOwedMessages:
     """The rest of messages that have begun."""
 
-    def test_the_time_is_reached(self) -> None:
+    def test_the_time_begins_with_the_message(self) -> None:
         owed = OwedMessages()
-        owed.look([Half(1, 0), Half(3, None)], 100.0, excused=False)
-        owed.look([Half(1, 0), Half(3, None)], 160.0, excused=False)
-        assert owed.longer_than(60, 160.0) == []
-        assert owed.longer_than(60, 160.1) == [1]
+        for now in (100.0, 160.0, 170.0):
+            assert look(owed, 0, now) == 100.0
+            assert owed.since(Half(3, None), now, excused=False) == now, "it owes nothing"
 
     def test_each_message_has_its_own_time(self) -> None:
         owed = OwedMessages()
         for number in range(10):
-            owed.look([Half(1, number)], 100.0 + 50 * number, excused=False)
-            assert owed.longer_than(60, 100.0 + 50 * number) == []
+            assert look(owed, number, 100.0 + 50 * number) == 100.0 + 50 * number
 
     def test_time_in_which_esp_did_not_read_does_not_count(self) -> None:
         owed = OwedMessages()
-        owed.look([Half(1, 0)], 100.0, excused=False)
-        owed.look([Half(1, 0)], 200.0, excused=True)
-        assert owed.longer_than(60, 200.0) == []
-        owed.look([Half(1, 0)], 261.0, excused=False)
-        assert owed.longer_than(60, 261.0) == [1]
+        assert look(owed, 0, 100.0) == 100.0
+        assert look(owed, 0, 200.0, excused=True) == 200.0
+        assert look(owed, 0, 261.0) == 200.0
 
     def test_a_call_that_has_ended_is_forgotten(self) -> None:
         owed = OwedMessages()
-        owed.look([Half(1, 0)], 100.0, excused=False)
-        owed.look([], 200.0, excused=False)
-        assert owed.longer_than(60, 1000.0) == []
+        assert look(owed, 0, 100.0) == 100.0
+        owed.begin()
+        assert look(owed, 0, 300.0) == 300.0
+
+
+def look(owed: OwedMessages, number: int, now: float, *, excused: bool = False) -> float:
+    """A round with a call that has sent a part of its message with this number."""
+    owed.begin()
+    return owed.since(Half(1, number), now, excused=excused)
 
 
 class TestRequestMessage:

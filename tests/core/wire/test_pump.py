@@ -134,32 +134,31 @@ class TestStalled:
         stalled, pump = StalledStreams(), Pump[Stream]()
         stream = Stream(1, 10, Outlet(), [])
         assert stream.pending is not None
-        stalled.look([stream], pump, 100.0)
-        assert stalled.longer_than(60, 160.0) == []
+        assert look(stalled, stream, pump, 100.0) == 100.0
         stream.pending.sent = LEAST_PROGRESS - 1
-        stalled.look([stream], pump, 160.5)
-        assert stalled.longer_than(60, 160.5) == [1]
+        assert look(stalled, stream, pump, 160.5) == 100.0
         stream.pending.sent = LEAST_PROGRESS
-        stalled.look([stream], pump, 161.0)
-        assert stalled.longer_than(60, 161.0) == []
+        assert look(stalled, stream, pump, 161.0) == 161.0
 
     def test_a_stream_in_line_stands_still_only_when_the_whole_connection_does(self) -> None:
         stalled, pump = StalledStreams(), Pump[Stream]()
         stream = pump.blocked[1] = Stream(1, 10, Outlet(), [])
-        stalled.look([stream], pump, 100.0)
+        assert look(stalled, stream, pump, 100.0) == 100.0
         pump.sent += LEAST_PROGRESS
-        stalled.look([stream], pump, 161.0)
-        assert stalled.longer_than(60, 161.0) == []
-        stalled.look([stream], pump, 222.0)
-        assert stalled.longer_than(60, 222.0) == [1]
+        assert look(stalled, stream, pump, 161.0) == 161.0
+        assert look(stalled, stream, pump, 222.0) == 161.0
 
-    def test_new_data_and_streams_without_any_begin_anew(self) -> None:
+    def test_new_data_and_streams_that_are_left_out_begin_anew(self) -> None:
         stalled, pump = StalledStreams(), Pump[Stream]()
         stream = Stream(1, 10, Outlet(), [])
-        stalled.look([stream], pump, 100.0)
+        assert look(stalled, stream, pump, 100.0) == 100.0
         stream.pending = Pending()
-        stalled.look([stream], pump, 161.0)
-        assert stalled.longer_than(60, 161.0) == []
-        stream.pending = None
-        stalled.look([stream], pump, 300.0)
-        assert stalled.longer_than(0, 400.0) == []
+        assert look(stalled, stream, pump, 161.0) == 161.0
+        stalled.begin()
+        assert look(stalled, stream, pump, 300.0) == 300.0
+
+
+def look(stalled: StalledStreams, stream: Stream, pump: Pump[Stream], now: float) -> float:
+    """A round with one stream."""
+    stalled.begin()
+    return stalled.since(stream, pump, now)

@@ -23,12 +23,13 @@ from esp.core.wire.frames import MAX_FRAME_SIZE, SETTINGS_ACK, SETTINGS_INITIAL_
 from esp.core.wire.http1 import Http1Connection
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import INFLATED_AT_ONCE
-from esp.core.wire.multiplexed import TOLD_AT_ONCE
+from esp.core.wire.multiplexed import LOOKED_AT_AT_ONCE, TOLD_AT_ONCE
 from esp.core.wire.pump import PUMP_BYTES
 from esp.core.wire.server import CHEAP_BYTES
 from esp.core.wire.server_stream import Handler, ServerStream, Sink
 from esp.core.wire.status import DEADLINE_EXCEEDED
 from esp.core.wire.turns import UNSEEN, RunningTime, Turns, Worker
+from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
     ECHO,
     HOLD,
@@ -956,4 +957,39 @@ def test_the_end_of_a_connection_is_told_to_a_few_streams_in_each_turn() -> None
         told.append(len(server.saw))
     assert max(b - a for a, b in pairwise([0, *told])) == TOLD_AT_ONCE
     assert [event[:2] for event in server.saw] == [("cancelled", stream) for stream in range(1, 1001, 2)]
+    server.holds_nothing()
+
+
+def test_the_deadlines_of_a_few_calls_are_looked_at_in_each_turn(clock: Clock) -> None:
+    client, server = meet()
+    ids = range(1, 2001, 2)
+    client.sends(*(headers(stream, call(HOLD, (b"grpc-timeout", b"1S"))) for stream in ids))
+    called: list[Callable[[], None]] = []
+    server.context.turns.soon = called.append
+    server.tick(clock.passes(0.5))
+    while called:
+        called.pop()()
+    assert len(server.connection.streams) == 1000, "none is late yet"
+    server.tick(clock.passes(2))
+    left = [1000, len(server.connection.streams)]
+    server.tick(clock.passes(0.5))  # while the round is not over
+    while called:
+        called.pop()()
+        left.append(len(server.connection.streams))
+    assert max(a - b for a, b in pairwise(left)) == LOOKED_AT_AT_ONCE
+    assert left[-1] == 0
+
+
+def test_streams_that_end_while_deadlines_are_looked_at_are_left_out(clock: Clock) -> None:
+    client, server = meet()
+    client.sends(*(headers(stream, call(HOLD, (b"grpc-timeout", b"1S"))) for stream in range(1, 2001, 2)))
+    called: list[Callable[[], None]] = []
+    server.context.turns.soon = called.append
+    server.tick(clock.passes(3))
+    assert len(server.connection.streams) == 1000 - LOOKED_AT_AT_ONCE
+    reached = server.context.counters.limits.copy()
+    server.connection.lost("gone")
+    while called:
+        called.pop()()
+    assert server.context.counters.limits == reached
     server.holds_nothing()
