@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from esp import __version__
-from esp.commands.output import USAGE, CommandError, Format, LogFormat, LogLevel, complain, flush, write
+from esp.commands.output import USAGE, CommandError, Format, LogFormat, LogLevel, WideFormat, complain, flush, write
 
 
 class _Esp(TyperGroup):
@@ -232,11 +232,22 @@ def route(
 
 
 @app.command()
-def check(config: ConfigOption = None, output: OutputOption = Format.TABLE) -> None:
+def check(
+    config: ConfigOption = None,
+    output: Annotated[
+        WideFormat,
+        typer.Option(
+            "--output", "-o", metavar="table|wide|json", help="Output format; wide: all that each endpoint tells."
+        ),
+    ] = WideFormat.TABLE,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Also count the keys of each shard, and find keys that it does not own.")
+    ] = False,
+) -> None:
     """Ask every endpoint of every shard, and show problems."""
     from esp.commands import check as command
 
-    command.run(config, output)
+    command.run(config, command.Options(output=output, keys=keys))
 
 
 @app.command()

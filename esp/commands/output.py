@@ -28,6 +28,14 @@ class Format(StrEnum):
     JSON = "json"
 
 
+class WideFormat(StrEnum):
+    """The formats of a listing that also has a table with everything."""
+
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+
+
 class LogFormat(StrEnum):
     """The formats of the log."""
 
@@ -127,7 +135,7 @@ def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]], marked: C
     bold = red = end = ""
     if sys.stdout.isatty():
         groups = _columns_side_by_side(widths, shutil.get_terminal_size().columns)
-        if _takes_escapes():
+        if takes_escapes():
             bold, red, end = "\x1b[1m", "\x1b[31m", "\x1b[0m"
     for number, row in enumerate([headers, *rows], start=-1):
         cells = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
@@ -150,7 +158,7 @@ def _columns_side_by_side(widths: Sequence[int], room: int) -> list[slice]:
     return [*groups, slice(first, None)]
 
 
-def _takes_escapes() -> bool:
+def takes_escapes() -> bool:
     """Whether to send bold and colours to the terminal: by NO_COLOR (https://no-color.org) and TERM."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 

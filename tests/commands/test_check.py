@@ -15,9 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from esp.cli import app
-from esp.commands.check import _write_text
+from esp.commands.check_text import page_of
+from esp.commands.rendered import UNBOUNDED, Look
 from esp.core.config import parse
-from esp.core.health.findings import Alarm, EndpointHealth, Health, Member, ShardHealth
+from esp.core.health.facts import Alarm, EndpointHealth, Health, Member, ShardHealth
 from esp.core.local import LocalEtcd, free_port
 from esp.core.local_tls import Authority
 from esp.core.pb import rpc_pb2
@@ -33,8 +34,8 @@ def check(*arguments: str | Path) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def check_json(config: Path) -> tuple[int, dict[str, Any]]:
-    code, out, _ = check("-c", config, "-o", "json")
+def check_json(config: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    code, out, _ = check("-c", config, "-o", "json", *arguments)
     return code, json.loads(out)
 
 
@@ -80,10 +81,9 @@ class TestHealthy:
         assert config.name == "esp.yaml"
         assert (code, err) == (0, "")
         expected = """\
-SHARD  KEYS
-s0  ["", "i")
-s1  ["i", "r")
-s2  ["r", end)
+shard s0 up: keys ["", "i") can be read and written
+shard s1 up: keys ["i", "r") can be read and written
+shard s2 up: keys ["r", end) can be read and written
 
 SHARD  ENDPOINT  LEADER  VERSION  DB SIZE  REVISION  LATENCY
 s0  E0  yes  VERSION  N kB  1  N ms
@@ -115,7 +115,13 @@ Healthy: 3 shards, 3 endpoints.
             "revision": status.header.revision,
             "alarms": [],
         }
-        assert shard == {"name": "s0", "ranges": [{"start": {"text": "", "base64": ""}, "end": None}]}
+        assert shard == {
+            "name": "s0",
+            "state": "up",
+            "verdict": 'keys ["", end) can be read and written',
+            "ranges": [{"start": {"text": "", "base64": ""}, "end": None}],
+            "keys": None,
+        }
         assert told == {
             "healthy": True,
             "config": str(tmp_path / "one.yaml"),
@@ -133,8 +139,14 @@ Healthy: 3 shards, 3 endpoints.
             f"  - {{name: events, endpoints: [{shards[1].endpoint}], ranges: [{{prefix: /events/}}]}}\n"
         )
         _, out, _ = check("-c", config)
-        assert still(out).startswith(
+        assert out.startswith(
+            'shard all up: keys ["", "/events/") and ["/events0", end) can be read and written\n'
+            'shard events up: keys ["/events/", "/events0") can be read and written\n\n'
+        )
+        _, out, _ = check("-c", config, "-o", "wide")
+        assert (
             'SHARD  KEYS\nall  ["", "/events/")\nevents  ["/events/", "/events0")\nall  ["/events0", end)\n\n'
+            in still(out)
         )
         _, told = check_json(config)
         assert [len(shard["ranges"]) for shard in told["shards"]] == [2, 1]
@@ -202,9 +214,7 @@ shards:
     ranges: [{start: m, end: ''}]
 """
 
-    def rows(
-        self, capsys: pytest.CaptureFixture[str], alarms: tuple[Alarm, ...] | None = (), leader: int = 0
-    ) -> list[str]:
+    def rows(self, alarms: tuple[Alarm, ...] | None = (), leader: int = 0) -> list[str]:
         """The table of endpoints where shard-1 has `alarms` and its last member is of its own mind of who leads."""
         config = parse(self.CONFIG, None)
         shards = []
@@ -217,11 +227,11 @@ shards:
                 endpoints.append(EndpointHealth(endpoint, True, 0.0123, member, told))
             shards.append(ShardHealth(shard.name, (), tuple(endpoints)))
         shards[1] = replace(shards[1], endpoints=(*shards[1].endpoints[:2], EndpointHealth(endpoint, False)))
-        _write_text(config, Health(tuple(shards), (), ()))
-        return capsys.readouterr().out.split("\n\n")[1].splitlines()
+        page = page_of(config, Health(tuple(shards), (), ()), Look(UNBOUNDED, colour=False))
+        return page.text().split("\n\n")[1].splitlines()
 
-    def test_usual_names_take_a_line_each_on_80_columns(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert self.rows(capsys) == [
+    def test_usual_names_take_a_line_each_on_80_columns(self) -> None:
+        assert self.rows() == [
             "SHARD    ENDPOINT               LEADER  VERSION  DB SIZE  REVISION   LATENCY",
             "shard-1  http://10.0.0.11:2379  yes     3.5.17   1.2 GB   123456789  12.3 ms",
             "shard-1  http://10.0.0.12:2379  no      3.5.17   1.2 GB   123456789  12.3 ms",
@@ -233,19 +243,17 @@ shards:
 
     @pytest.mark.parametrize(("alarms", "shown"), [((Alarm(0xA01, "NOSPACE"),), "NOSPACE"), (None, "?")])
     def test_alarms_have_a_column_where_there_are_some_or_may_be(
-        self, alarms: tuple[Alarm, ...] | None, shown: str, capsys: pytest.CaptureFixture[str]
+        self, alarms: tuple[Alarm, ...] | None, shown: str
     ) -> None:
-        headers, *rows = self.rows(capsys, alarms)
+        headers, *rows = self.rows(alarms)
         assert headers.endswith("LATENCY  ALARMS")
         assert rows[1].endswith(f"12.3 ms  {shown}")
         assert rows[3].endswith("12.3 ms  none")
         assert rows[5].endswith("down     ?")
 
     @pytest.mark.parametrize(("leader", "shown"), [(0xA01, "http://10.0.0.12:2379"), (0xB00, "b00"), (0xA02, "yes")])
-    def test_a_member_of_its_own_mind_names_its_leader(
-        self, leader: int, shown: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        rows = self.rows(capsys, leader=leader)
+    def test_a_member_of_its_own_mind_names_its_leader(self, leader: int, shown: str) -> None:
+        rows = self.rows(leader=leader)
         assert [row.split()[2] for row in rows[1:4]] == ["yes", "no", shown]
 
 
@@ -255,12 +263,16 @@ class TestNotHealthy:
         dead.kill()
         code, out, err = check("-c", write_config(tmp_path / "esp.yaml", [etcd, dead], ["m"]))
         expected = """\
-s1  E1  ?  ?  ?  ?  down
+shard s0 up: keys ["", "m") can be read and written
+shard s1 down: keys ["m", end) cannot be read or written: its endpoint cannot be reached
 
 Problems:
   shard "s1", E1: cannot be reached: connection refused
+
+SHARD  ENDPOINT  LEADER  VERSION  DB SIZE  REVISION  LATENCY
 """
-        assert still(out, etcd, dead).endswith(expected)
+        assert still(out, etcd, dead).startswith(expected)
+        assert still(out, etcd, dead).endswith("s1  E1  ?  ?  ?  ?  down\n")
         assert (code, err) == (1, "esp: not healthy: 1 problem\n")
 
     def test_a_host_that_takes_connections_but_says_nothing(self, etcd: LocalEtcd, tmp_path: Path) -> None:
@@ -314,7 +326,7 @@ Problems:
             f"  - {{name: high, endpoints: ['localhost:{etcd.client_port}'], ranges: [{{start: m, end: ''}}]}}\n"
         )
         code, out, err = check("-c", config)
-        _, _, problems = still(out, etcd).partition("Problems:\n")
+        problems = still(out, etcd).partition("Problems:\n")[2].partition("\n\n")[0] + "\n"
         assert problems == (
             '  shards "low", "high": have the same cluster id ID: they are one etcd cluster under several names, or '
             "were started with the same --initial-cluster and --initial-cluster-token; "
@@ -334,10 +346,11 @@ Problems:
                 )
             )
         code, out, err = check("-c", config)
-        assert still(out, etcd).endswith(
-            "N ms  NOSPACE\n\nProblems:\n"
+        assert still(out, etcd).startswith(
+            'shard s0 read-only: keys ["", end) can be read, but not written: alarm NOSPACE\n\nProblems:\n'
             '  shard "s0", E0: alarm NOSPACE: it takes no writes; compact, defragment, then `etcdctl alarm disarm`\n'
         )
+        assert still(out, etcd).endswith("N ms  NOSPACE\n")
         assert (code, err) == (1, "esp: not healthy: 1 problem\n")
         _, told = check_json(config)
         assert told["shards"][0]["endpoints"][0]["alarms"] == ["NOSPACE"]

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from esp.core import errors
 from esp.core.background import all_of
-from esp.core.health.findings import Finding, Kind
+from esp.core.health.facts import Finding, Kind
 from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.pb import auth_pb2, rpc_pb2
 from esp.core.shard import AUTH_STATUS, ROLE_GET, ROLE_LIST, USER_GET, USER_LIST, Shard, ask_for_esp

@@ -1,17 +1,15 @@
-"""The health of the shards: the answers of each endpoint (asked by `probe`), and the findings about all shards."""
+"""The findings in the answers of the shards' endpoints: faults, and facts worth knowing."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from typing import Final
 
-from esp.core.config import Endpoint
 from esp.core.errors import is_esp
-from esp.core.keys import KeyRange
+from esp.core.health.facts import EndpointHealth, Finding, Health, Kind, ShardHealth
 from esp.core.kubernetes import Cut
 from esp.core.tls_files import Expiry
 from esp.core.wire.status import Code, Status
@@ -22,100 +20,6 @@ OLDEST_VERSION: Final = (3, 4)
 _AUTH_CODES: Final = frozenset((Code.PERMISSION_DENIED, Code.UNAUTHENTICATED))
 _NO_USER_TEXT: Final = "etcdserver: user name is empty"
 """The text with which a member with auth enabled refuses a call without token, as InvalidArgument."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A member's own account. Ids are etcd's; `leader_id` is 0 when the member knows none; `db_size` is in bytes."""
-
-    cluster_id: int
-    member_id: int
-    leader_id: int
-    is_learner: bool
-    version: str
-    db_size: int
-    revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """An alarm raised in a cluster, such as NOSPACE, and the member that has it."""
-
-    member_id: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointHealth:
-    """One endpoint.
-
-    Attributes:
-        reachable: the endpoint speaks HTTP/2, whatever its answers are.
-        latency: seconds that its Status took, without connecting; None without an answer.
-        member: the member's own account; None without one.
-        alarms: all alarms of its cluster; None without an answer.
-        refusal: the reason why `member` or `alarms` is missing: why the endpoint is unreachable, or the status of its
-            answer.
-    """
-
-    endpoint: Endpoint
-    reachable: bool
-    latency: float | None = None
-    member: Member | None = None
-    alarms: tuple[Alarm, ...] | None = None
-    refusal: Status | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ShardHealth:
-    """One shard: the ranges it owns, in key order, and its endpoints in the order of the config."""
-
-    name: str
-    ranges: tuple[KeyRange, ...]
-    endpoints: tuple[EndpointHealth, ...]
-
-
-class Kind(StrEnum):
-    """The kind of a finding. The names are part of the JSON form: there may be new names, but none changes."""
-
-    UNREACHABLE = "unreachable"
-    NO_ANSWER = "no-answer"
-    NO_ETCD = "no-etcd"
-    NO_LEADER = "no-leader"
-    LEARNER = "learner"
-    ALARM = "alarm"
-    SEVERAL_CLUSTERS = "several-clusters"
-    SAME_CLUSTER = "same-cluster"
-    AUTH = "auth"
-    OLD_VERSION = "old-version"
-    MIXED_VERSIONS = "mixed-versions"
-    KUBERNETES = "kubernetes"
-    ACCOUNTS = "accounts"
-    CERTIFICATE = "certificate"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A finding, as a clause for people.
-
-    Attributes:
-        shards: the shards that it is about; none if it is about esp itself.
-        endpoint: None if it concerns several endpoints.
-    """
-
-    kind: Kind
-    shards: tuple[str, ...]
-    endpoint: Endpoint | None
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """All shards in the order of the config; problems need mending, notes do not."""
-
-    shards: tuple[ShardHealth, ...]
-    problems: tuple[Finding, ...]
-    notes: tuple[Finding, ...]
 
 
 def judge(shards: Iterable[ShardHealth]) -> Health:
@@ -155,7 +59,8 @@ def with_findings(health: Health, problems: Iterable[Finding], notes: Iterable[F
     return replace(health, problems=(*health.problems, *problems), notes=(*health.notes, *notes))
 
 
-def _is_auth(refusal: Status) -> bool:
+def is_auth(refusal: Status) -> bool:
+    """Whether a member refused for lack of a user."""
     return refusal.code in _AUTH_CODES or (refusal.code, refusal.message) == (Code.INVALID_ARGUMENT, _NO_USER_TEXT)
 
 
@@ -178,7 +83,7 @@ def _endpoint_problems(shard: ShardHealth, health: EndpointHealth) -> Iterator[F
     elif health.member is not None and health.member.is_learner:
         text = "is a learner, which refuses writes and linearizable reads; promote it or take it out of the endpoints"
         yield finding(Kind.LEARNER, text)
-    elif refusal is not None and not _is_auth(refusal):
+    elif refusal is not None and not is_auth(refusal):
         what = "its status" if health.member is None else "its alarms, which takes a quorum"
         yield finding(Kind.NO_ANSWER, f"does not tell {what}: {refusal.message or f'code {refusal.code}'}")
 
@@ -231,7 +136,7 @@ def _same_clusters(shards: Iterable[ShardHealth]) -> Iterator[Finding]:
 
 def _auth_notes(shard: ShardHealth) -> Iterator[Finding]:
     for health in shard.endpoints:
-        if health.reachable and health.refusal is not None and _is_auth(health.refusal):
+        if health.reachable and health.refusal is not None and is_auth(health.refusal):
             what = "its status" if health.member is None else "its alarms"
             text = f"does not tell {what} without a user: {health.refusal.message}"
             yield Finding(Kind.AUTH, (shard.name,), health.endpoint, text)

@@ -8,8 +8,8 @@ Maintenance/Alarm, which a member answers only with a quorum.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from time import monotonic, time
 from typing import Any, Final
@@ -21,17 +21,9 @@ from esp.core.apiservers import holds, namespace_key, roots_in_question
 from esp.core.background import Background, all_of
 from esp.core.config import Config, Endpoint, ShardConfig
 from esp.core.health.accounts import Accounts, compare, find
-from esp.core.health.findings import (
-    Alarm,
-    EndpointHealth,
-    Health,
-    Member,
-    ShardHealth,
-    judge,
-    with_certificates,
-    with_cuts,
-    with_findings,
-)
+from esp.core.health.facts import Alarm, EndpointHealth, Health, Member, ShardHealth, ShardKeys
+from esp.core.health.findings import judge, with_certificates, with_cuts, with_findings
+from esp.core.health.strays import count_keys, judge_keys
 from esp.core.kubernetes import cuts
 from esp.core.pb import rpc_pb2
 from esp.core.server_certificates import ServerCertificates
@@ -52,8 +44,11 @@ MAX_SUSPECTED: Final = 64
 _POLL_SECONDS: Final = 0.01
 
 
-async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
-    """The health of all endpoints, asked at once, in `seconds` at most. Raises nothing: failures are in the answer."""
+async def examine(config: Config, seconds: float = ANSWER_SECONDS, *, keys: bool = False) -> Health:
+    """The health of all endpoints, asked at once, in `seconds` at most. Raises nothing: failures are in the answer.
+
+    With `keys`, the shards also count their keys, which takes the longer, the more there are.
+    """
     context, files = WireContext(config.limits), TlsFiles()
 
     async def ask(shard: ShardConfig) -> ShardHealth:
@@ -62,6 +57,9 @@ async def examine(config: Config, seconds: float = ANSWER_SECONDS) -> Health:
 
     told: list[Any] = await all_of([all_of(map(ask, config.shards)), _accounts(config, context, files, seconds)])
     health = with_findings(judge(told[0]), *compare(told[1]))
+    if keys:
+        counts = await _keys(config, context, files, seconds)
+        health = replace(with_findings(health, judge_keys(counts), ()), keys=counts)
     shard_map, assumed = config.shard_map, config.apiserver_roots
     at_work = await _roots_at_work(config, context, files, seconds) if len(config.shards) > 1 else []
     found = [cut for root in dict.fromkeys((*assumed, *at_work)) for cut in cuts(shard_map, root)]
@@ -78,10 +76,7 @@ async def _accounts(config: Config, context: WireContext, files: TlsFiles, secon
     """
     if len(config.shards) == 1 and not any(shard.user for shard in config.shards):
         return {}
-    async with Background() as background:
-        shards = {shard.name: Shard.of(shard, context, background, files) for shard in config.shards}
-        for shard in shards.values():
-            background.start(shard.run())
+    async with _connecting(config, context, files) as shards:
         found = {name: Accounts(refusal=f"not within {ACCOUNTS_SECONDS:g} s") for name in shards}
 
         async def ask(name: str, shard: Shard) -> None:
@@ -114,14 +109,37 @@ async def _roots_at_work(config: Config, context: WireContext, files: TlsFiles, 
             *(root for root, there in zip(suspected, seen, strict=True) if there),
         ]
 
-    async with Background() as background:
-        shards = {shard.name: Shard.of(shard, context, background, files) for shard in config.shards}
-        for shard in shards.values():
-            background.start(shard.run())
+    async with _connecting(config, context, files) as shards:
         try:
             return await asyncio.wait_for(find(shards), seconds)
         except TimeoutError:
             return []
+
+
+async def _keys(config: Config, context: WireContext, files: TlsFiles, seconds: float) -> dict[str, ShardKeys]:
+    """The keys of each shard, by name; each shard may take `seconds` to be connected."""
+
+    async def count(shard: Shard) -> ShardKeys:
+        try:
+            await asyncio.wait_for(_settled(shard), seconds)
+        except TimeoutError:
+            return ShardKeys(refusal=f"no answer within {seconds:g} s")
+        if not shard.is_ready:
+            return ShardKeys(refusal="; ".join(dict.fromkeys(shard.troubles.values())))
+        return await count_keys(config, shard)
+
+    async with _connecting(config, context, files) as shards:
+        return dict(zip(shards, await all_of(map(count, shards.values())), strict=True))
+
+
+@asynccontextmanager
+async def _connecting(config: Config, context: WireContext, files: TlsFiles) -> AsyncIterator[dict[str, Shard]]:
+    """The shards by name, which are connected as soon as that goes, for as long as the block runs."""
+    async with Background() as background:
+        shards = {shard.name: Shard.of(shard, context, background, files) for shard in config.shards}
+        for shard in shards.values():
+            background.start(shard.run())
+        yield shards
 
 
 async def _examine(

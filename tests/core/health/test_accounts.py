@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from esp.core.health.accounts import MAX_FINDINGS, Accounts, compare
-from esp.core.health.findings import Kind
+from esp.core.health.facts import Kind
 
 READER = frozenset({(b"a", b"b", 0)})
 

@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 
 from esp.core.config import Endpoint
-from esp.core.health.findings import (
-    Alarm,
-    EndpointHealth,
-    Finding,
-    Health,
-    Kind,
-    Member,
-    ShardHealth,
-    judge,
-    with_certificates,
-)
+from esp.core.health.facts import Alarm, EndpointHealth, Finding, Health, Kind, Member, ShardHealth
+from esp.core.health.findings import judge, with_certificates
 from esp.core.tls_files import Expiry
 from esp.core.wire.status import Code, Status
 

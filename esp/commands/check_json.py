@@ -1,0 +1,102 @@
+"""The JSON of `esp check`: docs/json.md has its fields. Later versions add fields, and never change one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from esp.commands.output import json_key
+from esp.core.config import Config
+from esp.core.health import EndpointHealth, Finding, Health, ShardHealth, ShardKeys, Stray, Verdict, verdict_of
+from esp.core.keys import KeyRange
+from esp.core.namespace import Namespace
+
+
+def json_of(loaded: Config, health: Health) -> dict[str, Any]:
+    """The whole object; null stands for an unknown value."""
+    return {
+        "healthy": not health.problems,
+        "config": str(loaded.path),
+        "namespace": None
+        if loaded.namespace is None
+        else {"prefix": json_key(loaded.namespace.prefix), "shards": owners(loaded, loaded.namespace)},
+        "shards": [_shard(shard, verdict_of(shard), health) for shard in health.shards],
+        "problems": _findings(health.problems),
+        "notes": _findings(health.notes),
+    }
+
+
+def owners(loaded: Config, namespace: Namespace) -> list[str]:
+    """The shards that own keys of the namespace, in key order."""
+    return list(dict.fromkeys(segment.shard for segment in loaded.shard_map.split(namespace.keys)))
+
+
+def own_alarms(health: EndpointHealth) -> list[str] | None:
+    """The alarms of this member; those of its whole cluster if the member's id is unknown. None if unknown."""
+    if health.alarms is None:
+        return None
+    own = health.member.member_id if health.member is not None else None
+    return [alarm.name for alarm in health.alarms if own in (None, alarm.member_id)]
+
+
+def _shard(shard: ShardHealth, verdict: Verdict, health: Health) -> dict[str, Any]:
+    return {
+        "name": shard.name,
+        "state": verdict.state,
+        "verdict": verdict.text,
+        "ranges": [_range(part) for part in shard.ranges],
+        "endpoints": [_endpoint(endpoint) for endpoint in shard.endpoints],
+        "keys": None if health.keys is None else _keys(health.keys[shard.name]),
+    }
+
+
+def _range(part: KeyRange) -> dict[str, Any]:
+    return {"start": json_key(part.start), "end": None if part.end is None else json_key(part.end)}
+
+
+def _keys(keys: ShardKeys) -> dict[str, Any]:
+    return {
+        "owned": keys.owned,
+        "strays": None if keys.strays is None else [_stray(stray) for stray in keys.strays],
+        "error": keys.refusal or None,
+    }
+
+
+def _stray(stray: Stray) -> dict[str, Any]:
+    return {
+        "range": _range(stray.range),
+        "owner": stray.owner,
+        "count": stray.count,
+        "samples": [json_key(key) for key in stray.samples],
+    }
+
+
+def _endpoint(health: EndpointHealth) -> dict[str, Any]:
+    member = health.member
+    return {
+        "endpoint": str(health.endpoint),
+        "reachable": health.reachable,
+        "error": None if health.refusal is None else health.refusal.message,
+        "cluster_id": None if member is None else f"{member.cluster_id:x}",
+        "member_id": None if member is None else f"{member.member_id:x}",
+        "leader_id": None if member is None else f"{member.leader_id:x}",
+        "is_leader": None if member is None else member.leader_id == member.member_id,
+        "is_learner": None if member is None else member.is_learner,
+        "version": None if member is None else member.version,
+        "db_size": None if member is None else member.db_size,
+        "revision": None if member is None else member.revision,
+        "latency_seconds": None if health.latency is None else round(health.latency, 6),
+        "alarms": own_alarms(health),
+    }
+
+
+def _findings(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": finding.kind,
+            "shards": list(finding.shards),
+            "endpoint": None if finding.endpoint is None else str(finding.endpoint),
+            "text": finding.text,
+        }
+        for finding in findings
+    ]

@@ -1,0 +1,149 @@
+"""`esp check` for people: first a verdict for each shard, then the findings, then what each endpoint tells."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rich.text import Text
+
+from esp.commands.check_json import own_alarms, owners
+from esp.commands.rendered import Look, Page
+from esp.core.config import Config
+from esp.core.health import EndpointHealth, Finding, Health, ShardHealth, ShardKeys, State, verdict_of
+from esp.core.keys import KeyRange, format_key, format_range
+
+UNKNOWN: Final = "?"
+"""The cell of an unknown value."""
+_STYLES: Final = {State.UP: "green", State.DOWN: "bold red"}
+
+
+def page_of(loaded: Config, health: Health, look: Look, *, wide: bool = False) -> Page:
+    """The page for people. `wide` has all that each endpoint tells, and the ranges of each shard one by one."""
+    page = Page(look)
+    for shard in health.shards:
+        _verdict(page, shard, health)
+    if loaded.namespace is not None:
+        keys, prefix = format_range(loaded.namespace.keys), format_key(loaded.namespace.prefix)
+        page.line()
+        page.line(f'Namespace: clients see the keys {keys}, without "{prefix}".')
+        page.line(f"The shards of these keys: {', '.join(owners(loaded, loaded.namespace))}.")
+    for title, style, findings in (("Problems", "red", health.problems), ("Notes", "yellow", health.notes)):
+        if findings:
+            page.line()
+            page.line(f"{title}:", "bold")
+            for finding in findings:
+                page.line(finding.text, indent=2, start=Text(_subject(finding), style))
+    page.line()
+    if wide:
+        split = loaded.shard_map.split(KeyRange(b"", None))
+        page.table(["SHARD", "KEYS"], [(shard, format_range(part)) for shard, part in split])
+        page.line()
+    _endpoints(page, health, wide=wide)
+    if health.keys is not None:
+        page.line()
+        rows = [_keys_row(name, keys) for name, keys in health.keys.items()]
+        page.table(["SHARD", "OWN KEYS", "STRAY KEYS"], rows)
+    if not health.problems:
+        count = sum(len(shard.endpoints) for shard in health.shards)
+        page.line()
+        page.line(f"Healthy: {counted(len(health.shards), 'shard')}, {counted(count, 'endpoint')}.", "green")
+    return page
+
+
+def _verdict(page: Page, shard: ShardHealth, health: Health) -> None:
+    verdict = verdict_of(shard)
+    problems = sum(shard.name in finding.shards for finding in health.problems)
+    start = Text(f"shard {shard.name} ")
+    start += Text(verdict.state, _STYLES.get(verdict.state, "bold yellow"))
+    if verdict.state is State.UP and problems:
+        start += Text(f", {counted(problems, 'problem')}", "red")
+    page.line(f": {verdict.text}", start=start)
+
+
+def _endpoints(page: Page, health: Health, *, wide: bool) -> None:
+    troubled = {finding.endpoint for finding in health.problems} - {None}
+    rows = [(shard, endpoint) for shard in health.shards for endpoint in shard.endpoints]
+    # No column without content: rows shall fit into 80 columns.
+    has_alarms = wide or any(_tells_alarms(endpoint) for _, endpoint in rows)
+    headers = ["SHARD", "ENDPOINT", "LEADER", "VERSION", "DB SIZE", "REVISION", "LATENCY"]
+    page.table(
+        [*headers, *(["ALARMS"] if has_alarms else [])],
+        [[*_row(shard, endpoint), *([_alarms(endpoint)] if has_alarms else [])] for shard, endpoint in rows],
+        {number: "red" for number, (_, endpoint) in enumerate(rows) if endpoint.endpoint in troubled},
+    )
+
+
+def _row(shard: ShardHealth, health: EndpointHealth) -> list[str]:
+    member = health.member
+    return [
+        shard.name,
+        str(health.endpoint),
+        _leader(shard, health),
+        member.version if member is not None else UNKNOWN,
+        human_size(member.db_size) if member is not None else UNKNOWN,
+        str(member.revision) if member is not None else UNKNOWN,
+        _latency(health),
+    ]
+
+
+def _leader(shard: ShardHealth, health: EndpointHealth) -> str:
+    """The cell LEADER of a member: "yes" if it leads, "no" if the leader that it names is listed and agrees.
+
+    Otherwise the leader that the member names: an endpoint of the shard that does not agree, the id of a member, or
+    "none".
+    """
+    member = health.member
+    if member is None:
+        return UNKNOWN
+    if not member.leader_id:
+        return "none"
+    if member.leader_id == member.member_id:
+        return "yes"
+    for other in shard.endpoints:
+        if other.member is not None and other.member.member_id == member.leader_id:
+            return "no" if other.member.leader_id == member.leader_id else str(other.endpoint)
+    return f"{member.leader_id:x}"
+
+
+def _latency(health: EndpointHealth) -> str:
+    if not health.reachable:
+        return "down"
+    return f"{health.latency * 1000:.1f} ms" if health.latency is not None else UNKNOWN
+
+
+def _tells_alarms(health: EndpointHealth) -> bool:
+    """Whether the member has alarms, or is reachable and does not tell them."""
+    return bool(own_alarms(health)) or (health.reachable and health.alarms is None)
+
+
+def _alarms(health: EndpointHealth) -> str:
+    return UNKNOWN if (alarms := own_alarms(health)) is None else ",".join(alarms) or "none"
+
+
+def _keys_row(name: str, keys: ShardKeys) -> list[str]:
+    strays = UNKNOWN if keys.strays is None else str(sum(stray.count for stray in keys.strays))
+    return [name, UNKNOWN if keys.owned is None else str(keys.owned), strays]
+
+
+def _subject(finding: Finding) -> str:
+    """The shards and the endpoint in front of a finding; "" if it is about esp itself."""
+    if not finding.shards:
+        return ""
+    shards = ", ".join(f'"{name}"' for name in finding.shards)
+    subject = f"shard {shards}" if len(finding.shards) == 1 else f"shards {shards}"
+    return f"{subject}: " if finding.endpoint is None else f"{subject}, {finding.endpoint}: "
+
+
+def counted(count: int, noun: str) -> str:
+    """Such as "1 shard", "2 shards"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def human_size(size: int) -> str:
+    """The size in decimal units with at least two digits, as etcdctl prints sizes."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 999.5 or unit == "TB":
+            break
+        amount /= 1000
+    return f"{amount:.1f} {unit}" if amount < 9.95 and unit != "B" else f"{amount:.0f} {unit}"

@@ -1,0 +1,130 @@
+"""Text for people, made by rich: wrapped to the terminal, with colours where the terminal takes them.
+
+Whatever is no terminal gets lines as long as they are, so that `grep` finds whole sentences; COLUMNS has a width kept
+there too. NO_COLOR and TERM=dumb are heeded.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from esp.commands.output import takes_escapes, write
+
+UNBOUNDED: Final = 100_000
+"""The width of an output that is no terminal."""
+_GAP: Final = 2
+_INDENT: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The look of an output: columns, and whether it takes colours."""
+
+    width: int
+    colour: bool
+
+    @classmethod
+    def of_stdout(cls) -> Look:
+        """The look of standard output as it is now."""
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()
+        is_bounded = is_terminal or os.environ.get("COLUMNS", "").isdigit()
+        width = shutil.get_terminal_size().columns if is_bounded else UNBOUNDED
+        return cls(width, is_terminal and takes_escapes())
+
+
+class Page:
+    """Lines that become one text."""
+
+    def __init__(self, look: Look) -> None:
+        self._look = look
+        self._lines: list[Text] = []
+
+    def line(self, text: str = "", style: str = "", *, indent: int = 0, start: Text | None = None) -> None:
+        """A paragraph; its further lines are indented by two more. `start` comes before the text, in its own style."""
+        whole = (start or Text()) + Text(text, style)
+        room = max(20, self._look.width - indent - 2)
+        for number, line in enumerate(whole.divide(_breaks(whole.plain, room))):
+            line.rstrip()
+            self._lines.append(Text(" " * (indent + (2 if number else 0))) + line)
+
+    def table(
+        self, headers: Sequence[str], rows: Iterable[Sequence[str]], styles: Mapping[int, str] | None = None
+    ) -> None:
+        """Aligned columns; no cell is cut off. `styles` has those of rows, by their number.
+
+        A row that is too wide goes on in the next line, indented. A cell stays in one piece, so that it can be copied.
+        """
+        rows = list(rows)
+        widths = [max(map(cell_len, column)) for column in zip(headers, *rows, strict=True)]
+        groups = columns_side_by_side(widths, self._look.width)
+        for number, row in enumerate([headers, *rows], start=-1):
+            style = "bold" if number == -1 else (styles or {}).get(number, "")
+            cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+            for group in groups:
+                text = (" " * _GAP).join(cells[group]).rstrip()
+                self._lines.append(Text(" " * _INDENT if group.start else "") + Text(text, style))
+
+    def text(self) -> str:
+        """All lines, each with its end."""
+        out = io.StringIO()
+        console = self._console(out)
+        for line in self._lines:
+            console.print(line, soft_wrap=True, crop=False, overflow="ignore")
+        return out.getvalue()
+
+    def show(self) -> None:
+        """Write all lines to stdout.
+
+        Raises:
+            CommandError: stdout is closed or cannot be written.
+        """
+        write(self.text().removesuffix("\n"))
+
+    def _console(self, out: io.StringIO) -> Console:
+        return Console(
+            file=out,
+            width=self._look.width,
+            force_terminal=self._look.colour,
+            color_system="standard" if self._look.colour else None,
+            no_color=not self._look.colour,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            legacy_windows=False,
+        )
+
+
+def _breaks(text: str, room: int) -> list[int]:
+    """The places at which a text goes on in the next line: between words. A word stays in one piece."""
+    places, used, start = [], 0, 0
+    for word in re.findall(r"\S+\s*", text):
+        if start and used + cell_len(word.rstrip()) > room:
+            places.append(start)
+            used = 0
+        used += cell_len(word)
+        start += len(word)
+    return places
+
+
+def columns_side_by_side(widths: Sequence[int], room: int) -> list[slice]:
+    """The columns for each line of a row: as many as fit into `room` terminal columns, at least one."""
+    groups = []
+    first, used = 0, 0
+    for column, width in enumerate(widths):
+        if column > first and used + _GAP + width > room:
+            groups.append(slice(first, column))
+            first, used = column, _INDENT + width
+        else:
+            used += width + (_GAP if column > first else 0)
+    return [*groups, slice(first, None)]

@@ -1,0 +1,114 @@
+"""Stray keys: keys that a shard holds and another shard owns. No client sees them, and a moved boundary revives them.
+
+Each shard is asked for the number of keys between its own ranges, with count-only reads. With a namespace only its keys
+count: the others are not esp's. esp itself keeps no keys in shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from esp.core.background import all_of
+from esp.core.config import Config
+from esp.core.health.facts import Finding, Kind, ShardKeys, Stray
+from esp.core.keys import KeyRange, format_key, format_range
+from esp.core.pb import rpc_pb2
+from esp.core.shard import RANGE, Shard, ask_for_esp
+from esp.core.shard_map import Segment, ShardMap
+from esp.core.wire.status import RpcError
+
+CALL_SECONDS: Final = 30.0
+"""Seconds that one count may take: etcd walks over all keys that it counts."""
+AT_ONCE: Final = 8
+"""The most counts of one shard at the same time."""
+SAMPLES: Final = 3
+"""The most stray keys of one range that are shown."""
+MAX_KEY: Final = 100
+"""The most bytes of a key that a finding shows."""
+
+
+def scope_of(config: Config) -> KeyRange:
+    """The keys that concern esp: all, or those of the namespace."""
+    return config.namespace.keys if config.namespace is not None else KeyRange(b"", None)
+
+
+def gaps_of(shard_map: ShardMap, shard: str, scope: KeyRange) -> list[list[Segment]]:
+    """The parts of `scope` that a shard does not own, in key order; each with the segments of its owners."""
+    gaps: list[list[Segment]] = []
+    is_open = False
+    for segment in shard_map.split(scope):
+        if segment.shard == shard:
+            is_open = False
+        elif is_open:
+            gaps[-1].append(segment)
+        else:
+            gaps.append([segment])
+            is_open = True
+    return gaps
+
+
+async def count_keys(config: Config, shard: Shard) -> ShardKeys:
+    """Counts the keys that a shard holds: its own, and strays. Raises nothing: a failure is in the answer."""
+    scope = scope_of(config)
+    owned = [segment.range for segment in config.shard_map.split(scope) if segment.shard == shard.name]
+    gaps = gaps_of(config.shard_map, shard.name, scope)
+    try:
+        number = sum(await _counts(shard, owned))
+        whole = await _counts(shard, [KeyRange(gap[0].range.start, gap[-1].range.end) for gap in gaps])
+        suspects = [segment for gap, found in zip(gaps, whole, strict=True) if found for segment in gap]
+        counts = await _counts(shard, [segment.range for segment in suspects])
+        strays = tuple(
+            [
+                Stray(segment.range, segment.shard, count, await _samples(shard, segment.range))
+                for segment, count in zip(suspects, counts, strict=True)
+                if count
+            ]
+        )
+    except RpcError as error:
+        return ShardKeys(refusal=error.status.message)
+    return ShardKeys(number, strays)
+
+
+async def _counts(shard: Shard, ranges: Iterable[KeyRange]) -> list[int]:
+    ranges = list(ranges)
+    counts: list[int] = []
+    for first in range(0, len(ranges), AT_ONCE):
+        counts += await all_of([_count(shard, part) for part in ranges[first : first + AT_ONCE]])
+    return counts
+
+
+async def _count(shard: Shard, part: KeyRange) -> int:
+    key, range_end = part.to_request()
+    request = rpc_pb2.RangeRequest(key=key, range_end=range_end, count_only=True)
+    return int((await ask_for_esp(shard, RANGE, request, seconds=CALL_SECONDS)).count)
+
+
+async def _samples(shard: Shard, part: KeyRange) -> tuple[bytes, ...]:
+    key, range_end = part.to_request()
+    request = rpc_pb2.RangeRequest(key=key, range_end=range_end, keys_only=True, limit=SAMPLES)
+    answer = await ask_for_esp(shard, RANGE, request, seconds=CALL_SECONDS)
+    return tuple(kv.key for kv in answer.kvs[:SAMPLES])
+
+
+def judge_keys(keys: Mapping[str, ShardKeys]) -> Iterator[Finding]:
+    """The problems in the shards' counts, by the shards' names."""
+    for name, told in keys.items():
+        if told.refusal:
+            yield Finding(Kind.KEYS_UNKNOWN, (name,), None, f"does not tell its keys: {told.refusal}")
+        for stray in told.strays or ():
+            yield Finding(Kind.STRAY_KEYS, (name,), None, _stray(stray))
+
+
+def _stray(stray: Stray) -> str:
+    shown = ", ".join(f'"{_short(key)}"' for key in stray.samples)
+    more = ", ..." if len(stray.samples) < stray.count else ""
+    keys = "1 stray key" if stray.count == 1 else f"{stray.count} stray keys"
+    return (
+        f"holds {keys} in {format_range(stray.range)}, which shard {stray.owner} owns: {shown}{more}; "
+        "no client sees them there"
+    )
+
+
+def _short(key: bytes) -> str:
+    return format_key(key) if len(key) <= MAX_KEY else format_key(key[:MAX_KEY]) + "..."
