@@ -22,7 +22,7 @@ _esp() {
         "route -o" | "route --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "route -c" | "route --config") _esp_paths -f; return ;;
         "check -c" | "check --config") _esp_paths -f; return ;;
-        "check -o" | "check --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
+        "check --output" | "check -o") mapfile -t COMPREPLY < <(compgen -W 'table wide json' -- "$current"); return ;;
         "reload -c" | "reload --config") _esp_paths -f; return ;;
         "reload -o" | "reload --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "reload --control") _esp_paths -f; return ;;
@@ -35,7 +35,7 @@ _esp() {
     case $command in
         serve) words='-c --config --local --tls --data-dir --listen --log-format --log-level --workers --takeover -h --help' ;;
         route) words='--prefix --from-key --range-end -o --output --hex --base64 -c --config -h --help' ;;
-        check) words='-c --config -o --output -h --help' ;;
+        check) words='-c --config --output -o --keys -h --help' ;;
         reload) words='-c --config -o --output --check --force --control -h --help' ;;
         lease-sync) words='--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -h --help' ;;
         *) words='serve route check reload lease-sync --version --install-completion --show-completion -h --help' ;;
