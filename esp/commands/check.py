@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esp.commands.check_json import json_of
-from esp.commands.check_text import counted, page_of
-from esp.commands.output import CommandError, WideFormat, write_json
-from esp.commands.rendered import Look
+from esp.commands.output import CommandError, WideFormat, counted, write_json
 from esp.core import config as configs
 from esp.core.health import examine
 
@@ -41,6 +39,10 @@ def run(config: Path | None, options: Options) -> None:
     if options.output is WideFormat.JSON:
         write_json(json_of(loaded, health))
     else:
+        # rich takes a tenth of a second: what fails before this line is told without.
+        from esp.commands.check_text import page_of
+        from esp.commands.rendered import Look
+
         page_of(loaded, health, Look.of_stdout(), wide=options.output is WideFormat.WIDE).show()
     if health.problems:
         raise CommandError(f"not healthy: {counted(len(health.problems), 'problem')}")

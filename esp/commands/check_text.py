@@ -7,6 +7,7 @@ from typing import Final
 from rich.text import Text
 
 from esp.commands.check_json import own_alarms, owners
+from esp.commands.output import counted
 from esp.commands.rendered import Look, Page
 from esp.core.config import Config
 from esp.core.health import EndpointHealth, Finding, Health, ShardHealth, ShardKeys, State, verdict_of
@@ -132,11 +133,6 @@ def _subject(finding: Finding) -> str:
     shards = ", ".join(f'"{name}"' for name in finding.shards)
     subject = f"shard {shards}" if len(finding.shards) == 1 else f"shards {shards}"
     return f"{subject}: " if finding.endpoint is None else f"{subject}, {finding.endpoint}: "
-
-
-def counted(count: int, noun: str) -> str:
-    """Such as "1 shard", "2 shards"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def human_size(size: int) -> str:

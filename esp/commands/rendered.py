@@ -1,13 +1,12 @@
 """Text for people, made by rich: wrapped to the terminal, with colours where the terminal takes them.
 
-Whatever is no terminal gets lines as long as they are, so that `grep` finds whole sentences; COLUMNS has a width kept
-there too. NO_COLOR and TERM=dumb are heeded.
+Whatever is no terminal gets lines as long as they are, so that `grep` finds whole sentences. NO_COLOR and TERM=dumb are
+heeded.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import re
 import shutil
 import sys
@@ -38,8 +37,7 @@ class Look:
     def of_stdout(cls) -> Look:
         """The look of standard output as it is now."""
         is_terminal = sys.stdout is not None and sys.stdout.isatty()
-        is_bounded = is_terminal or os.environ.get("COLUMNS", "").isdigit()
-        width = shutil.get_terminal_size().columns if is_bounded else UNBOUNDED
+        width = shutil.get_terminal_size().columns if is_terminal else UNBOUNDED
         return cls(width, is_terminal and takes_escapes())
 
 
