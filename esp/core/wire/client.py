@@ -12,27 +12,35 @@ from esp.core.wire.client_stream import STREAM_WINDOW, ClientStream, ResponseRea
 from esp.core.wire.context import WireContext
 from esp.core.wire.ended import Passed
 from esp.core.wire.frames import (
+    BLOCK_FRONTS,
     DATA,
+    DATA_FRONTS,
     DEFAULT_WINDOW,
     END_HEADERS,
     END_STREAM,
     HEADER_SIZE,
     HEADERS,
+    LARGEST_DATA,
+    LAST_BLOCK,
+    LAST_DATA_FRONTS,
     MAX_FRAME_SIZE,
     MAX_WINDOW,
     PREFACE,
     SETTINGS_ENABLE_PUSH,
     SETTINGS_INITIAL_WINDOW_SIZE,
     SETTINGS_MAX_HEADER_LIST_SIZE,
+    SHORT_BLOCK,
+    SHORT_DATA,
     ConnectionFault,
     ErrorCode,
-    pack_two,
+    frame,
+    pack_u32,
     ping,
     unpack_header,
     window_update,
 )
 from esp.core.wire.request_encoder import Forward, RequestEncoder, timeout_field
-from esp.core.wire.response import ResponseHead
+from esp.core.wire.response import NO_ANSWER, ResponseHead, usual_answer
 from esp.core.wire.traces import Asked, TracedBlock
 
 log = logging.getLogger("esp.wire")
@@ -47,6 +55,9 @@ KEEPALIVE_PING: Final = b"esp-live"
 CHEAP_BYTES: Final = 1024
 """Bytes of whole answers that esp works on between two looks at the clock: some 100 microseconds at most. After any
 other frame esp looks at the clock."""
+
+USUAL_BLOCK: Final = SHORT_BLOCK - 64
+"""Bytes of a usual header block, to which a `grpc-timeout` comes."""
 
 
 class ClientConnection(ResponseReader):
@@ -70,6 +81,7 @@ class ClientConnection(ResponseReader):
         "_asked",
         "_encoder",
         "_ping_sent",
+        "_usual",
         "_was_full",
         "authority",
         "common_name",
@@ -101,6 +113,7 @@ class ClientConnection(ResponseReader):
         self._encoder = RequestEncoder(authority.encode())
         self.heard = monotonic()
         self._ping_sent = 0.0
+        self._usual = NO_ANSWER
         self._was_full = False
         self.peer_max_streams = self.room = STREAMS_BEFORE_SETTINGS
         values = {
@@ -164,37 +177,60 @@ class ClientConnection(ResponseReader):
         if data is not None and len(block) <= MAX_FRAME_SIZE:
             # The two frames of a unary call in one piece.
             size = len(data)
-            if (
-                size <= MAX_FRAME_SIZE
-                and size <= self.send_window
-                and size <= self.peer_initial_window
-                and self.writable
-            ):
+            if size <= self.at_once and size <= self.send_window:
                 out = self.out
                 if not out:
                     self.context.unflushed.append(self)
                 self.send_window -= size
                 stream.credit -= size
-                length = len(block)
                 if may_be_dropped:
                     stream.queued_at = self.flushes, len(out)
-                out.append(
-                    pack_two(length, size)(
-                        length << 8 | HEADERS,
-                        END_HEADERS,
-                        stream_id,
-                        block,
-                        size << 8 | DATA,
-                        END_STREAM if end else 0,
-                        stream_id,
-                        data,
-                    )
-                )
+                if size <= SHORT_DATA and len(block) <= SHORT_BLOCK:
+                    place = pack_u32(stream_id)
+                    front = LAST_DATA_FRONTS[size] if end else DATA_FRONTS[size]
+                    out.append(b"".join((BLOCK_FRONTS[len(block)], place, block, front, place, data)))
+                else:
+                    front = frame(HEADERS, END_HEADERS, stream_id, block)
+                    out.append(front + frame(DATA, END_STREAM if end else 0, stream_id, data))
                 stream.local_open = not end
                 return
         stream.send_headers(block, end and data is None)
         if data is not None:
             stream.send_data(data, end)
+
+    def call_whole(self, stream: ClientStream, forward: Forward, timeout: bytes, data: bytes) -> None:
+        """As `call`, in fewer steps for a call like many before; `data` is the whole body."""
+        path, metadata = forward
+        front = self._encoder.known.get(path)
+        size = len(data)
+        if (
+            front is None
+            or metadata.__class__ is not bytes
+            or len(front) + len(metadata) > USUAL_BLOCK
+            or size > SHORT_DATA
+            or size > self.at_once
+            or size > self.send_window
+        ):
+            self.call(stream, forward, timeout, data, end=True)
+            return
+        block = front + metadata
+        if timeout:
+            block += timeout_field(timeout)
+        stream_id = self._next_id
+        stream.id = stream_id
+        self._next_id = stream_id + 2
+        self.streams[stream_id] = stream
+        if stream_id >= LAST_STREAM_ID:
+            self._drain("stream ids are used up")
+        out = self.out
+        if not out:
+            self.context.unflushed.append(self)
+        self.send_window -= size
+        stream.credit = -size
+        stream.local_open = False
+        stream.queued_at = self.flushes, len(out)
+        place = pack_u32(stream_id)
+        out.append(b"".join((BLOCK_FRONTS[len(block)], place, block, LAST_DATA_FRONTS[size], place, data)))
 
     # Bytes.
 
@@ -213,25 +249,66 @@ class ClientConnection(ResponseReader):
         wall, sure = self.wall, -inf  # until when the turn is surely not over, on the quicker clock
         try:
             while size - position >= HEADER_SIZE:
+                # Whole answers with the head and the trailers of an earlier one, as nearly all are.
+                front, front_size, head_word, head_block, head, end, end_size, end_word, end_block, trailers = (
+                    self._usual
+                )
+                last = size - front_size - end_size
+                if known.get(head_block) is not head or known.get(end_block) is not trailers or self._block is not None:
+                    last = -1
+                while position <= last:
+                    if position >= look:
+                        if wall() >= sure:
+                            left = self.stop - self.clock()
+                            if left <= 0:
+                                break
+                            sure = wall() + left
+                        look = position + CHEAP_BYTES
+                    word, flags, stream_id, block, data_word, data_flags, data_id = front(data, position)
+                    stream = streams.get(stream_id)
+                    body = position + front_size
+                    at = body + (data_word >> 8)
+                    if (
+                        word != head_word
+                        or flags != END_HEADERS
+                        or block != head_block
+                        or data_id != stream_id
+                        or data_flags
+                        or data_word & 0xFF
+                        or data_word > LARGEST_DATA
+                        or at + end_size > size
+                        or stream is None
+                        or stream.headers_seen
+                        or stream.local_open
+                    ):
+                        break
+                    word, flags, data_id, block = end(data, at)
+                    if word != end_word or flags != LAST_BLOCK or data_id != stream_id or block != end_block:
+                        break
+                    position = at + end_size
+                    self.recv_window -= data_word >> 8
+                    self._take_answer(stream, head, data[body:at], trailers)
+                if self.recv_window < LOW_WINDOW:
+                    self.received(0)
+                # Any other frame.
                 if position >= look:
-                    if wall() >= sure:
-                        left = self.stop - self.clock()
-                        if left <= 0:
-                            self._put_off(data, position)
-                            return
-                        sure = wall() + left
+                    if self.clock() >= self.stop:
+                        self._put_off(data, position)
+                        return
                     look = position + CHEAP_BYTES
+                if size - position < HEADER_SIZE:
+                    break
                 word, flags, stream_id = unpack_header(data, position)
                 start = position + HEADER_SIZE
                 length = word >> 8
-                end = start + length
+                end_at = start + length
                 if length > MAX_FRAME_SIZE:
                     is_http1 = data.startswith(b"HTTP/1.", position)
                     what = "an answer in HTTP/1.1" if is_http1 else "a frame above 16384 bytes"
                     raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, what)
-                if end > size:
+                if end_at > size:
                     break
-                position = end
+                position = end_at
                 kind = word & 0xFF
                 stream = None
                 try:
@@ -242,22 +319,22 @@ class ClientConnection(ResponseReader):
                                 look = 0
                                 self.received(length)
                                 stream.recv_window -= length
-                                stream.on_data(data[start:end], False)
+                                stream.on_data(data[start:end_at], False)
                                 continue
                         elif kind == HEADERS and flags & ~END_STREAM == END_HEADERS:
                             stream = streams.get(stream_id)
-                            head = known.get(data[start:end])
-                            if stream is not None and head is not None:
-                                if head.opens and not flags & END_STREAM and not stream.headers_seen:
-                                    position = self._take_answer(stream, head, data, end)
+                            found = known.get(data[start:end_at])
+                            if stream is not None and found is not None:
+                                if found.opens and not flags & END_STREAM and not stream.headers_seen:
+                                    position = self._find_answer(stream, found, data, start, end_at)
                                     if position:
                                         continue
-                                    position = end
+                                    position = end_at
                                 look = 0
-                                self._on_response(stream, head, flags & END_STREAM)
+                                self._on_response(stream, found, flags & END_STREAM)
                                 continue
                     look = 0
-                    self.on_frame(kind, flags, stream_id & MAX_WINDOW, data[start:end])
+                    self.on_frame(kind, flags, stream_id & MAX_WINDOW, data[start:end_at])
                     if self.ended:
                         return
                 except ConnectionFault:
@@ -279,10 +356,11 @@ class ClientConnection(ResponseReader):
             except Exception:
                 log.exception("%s: a bug in esp; a call was not told of its end", self.peer)
 
-    def _take_answer(self, stream: ClientStream, head: ResponseHead, data: bytes, position: int) -> int:
-        """Takes a unary answer that came whole, as nearly all do: its DATA and trailers stand at `position`.
+    def _find_answer(self, stream: ClientStream, head: ResponseHead, data: bytes, start: int, position: int) -> int:
+        """Takes a unary answer that came whole: its DATA and trailers stand at `position`, its head at `start`.
 
-        Returns the position behind the trailers. Returns 0, and does nothing, if other frames stand there.
+        Returns the position behind the trailers; `receive` then knows answers with the same head and trailers. Returns
+        0, and does nothing, if other frames stand there.
         """
         size = len(data)
         body = position + HEADER_SIZE
@@ -296,26 +374,27 @@ class ClientConnection(ResponseReader):
             return 0
         word, flags, stream_id = unpack_header(data, trailers_at)
         end: int = block + (word >> 8)
-        if flags != 5 or word & 0xFF != HEADERS or stream_id != stream.id or end > size or stream.local_open:
+        if flags != LAST_BLOCK or word & 0xFF != HEADERS or stream_id != stream.id or end > size or stream.local_open:
             return 0
         trailers = self._decoder.memo.get(data[block:end])
         if trailers is None or not trailers.succeeds:
             return 0
-        window = self.recv_window - length
-        if window < LOW_WINDOW:
-            self.received(length)
-        else:  # nearly always; spelled out, because this runs once per request
-            self.recv_window = window
+        self._usual = usual_answer(data[start:position], head, data[block:end], trailers)
+        self.recv_window -= length
+        self._take_answer(stream, head, data[body:trailers_at], trailers)
+        return end
+
+    def _take_answer(self, stream: ClientStream, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
+        """Takes a whole answer, whose DATA `recv_window` has counted."""
         stream.remote_open = False
         stream.headers_seen = True
-        del self.streams[stream_id]
+        del self.streams[stream.id]
         if self.tell_gone:
             self.on_stream_gone()
         try:
-            stream.on_answer(head, data[body:trailers_at], trailers)
+            stream.on_answer(head, payload, trailers)
         except Exception:
             self._on_stream_bug(stream)
-        return end
 
     def resume(self) -> None:
         """The transport has room again, and perhaps there is room for calls."""

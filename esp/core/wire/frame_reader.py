@@ -320,6 +320,7 @@ class FrameReader(Multiplexed[S]):
                 self.peer_max_streams = value
             elif name == SETTINGS_HEADER_TABLE_SIZE:
                 self.on_table_size(value)
+        self.set_at_once()
         raised = self.peer_initial_window > before
         if raised and any(self.peer_initial_window + stream.credit > MAX_WINDOW for stream in self.streams.values()):
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS raise a stream window above 2^31-1")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from enum import IntEnum
-from functools import lru_cache
 from typing import Final
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -24,6 +22,7 @@ CONTINUATION: Final = 0x9
 END_STREAM: Final = 0x1
 ACK: Final = 0x1
 END_HEADERS: Final = 0x4
+LAST_BLOCK: Final = END_HEADERS | END_STREAM
 PADDED: Final = 0x8
 PRIORITY_FLAG: Final = 0x20
 
@@ -36,6 +35,8 @@ SETTINGS_MAX_HEADER_LIST_SIZE: Final = 0x6
 
 MAX_FRAME_SIZE: Final = 16384
 """The largest payload sent or accepted; esp never raises it (RFC 9113, section 4.2)."""
+LARGEST_DATA: Final = MAX_FRAME_SIZE << 8 | DATA
+"""The first four bytes of the largest DATA frame, as `unpack_header` gives them."""
 DEFAULT_WINDOW: Final = 65535
 MAX_WINDOW: Final = 2**31 - 1
 MAX_STREAM_ID: Final = 2**31 - 1
@@ -96,19 +97,19 @@ unpack_u32 = _U32.unpack_from
 _SETTING = struct.Struct(">HI")
 
 
-@lru_cache(maxsize=1024)
-def pack_two(first: int, second: int) -> Callable[..., bytes]:
-    """Packs two whole frames of these payload lengths; for each: `length << 8 | type`, flags, stream id, payload.
-
-    The call of a prepared struct costs half as much as two headers and three joins, and the same lengths come again.
-    """
-    return struct.Struct(f">IBI{first}sIBI{second}s").pack
+def _fronts(kind: int, flags: int, most: int) -> list[bytes]:
+    front = struct.Struct(">IB").pack
+    return [front(length << 8 | kind, flags) for length in range(most + 1)]
 
 
-@lru_cache(maxsize=1024)
-def pack_three(first: int, second: int, third: int) -> Callable[..., bytes]:
-    """As `pack_two`, for three frames."""
-    return struct.Struct(f">IBI{first}sIBI{second}sIBI{third}s").pack
+SHORT_BLOCK: Final = 512
+SHORT_DATA: Final = 2048
+# The five bytes of a frame in front of its stream id, by the length of the frame: so a call's frames are one join of
+# bytes, which takes half as long as a struct's call. Longer frames are rare.
+BLOCK_FRONTS: Final = _fronts(HEADERS, END_HEADERS, SHORT_BLOCK)
+LAST_BLOCK_FRONTS: Final = _fronts(HEADERS, LAST_BLOCK, SHORT_BLOCK)
+DATA_FRONTS: Final = _fronts(DATA, 0, SHORT_DATA)
+LAST_DATA_FRONTS: Final = _fronts(DATA, END_STREAM, SHORT_DATA)
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:

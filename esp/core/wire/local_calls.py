@@ -20,12 +20,12 @@ from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import MAX_FRAME_SIZE, ConnectionFault, ErrorCode
 from esp.core.wire.handler import Handler
-from esp.core.wire.request import NO_LENGTH, RequestHead
+from esp.core.wire.request import LARGE_HEAD, NO_LENGTH, RequestHead
 from esp.core.wire.request_decoder import Request
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server import ServerConnection
-from esp.core.wire.server_stream import LARGE_HEAD, ServerStream
+from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.traffic import Traffic
 
 AUTHORITY: Final = "localhost"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Generator, Iterator
 from urllib.parse import unquote_to_bytes
@@ -17,6 +18,11 @@ INFLATED_AT_ONCE = 65536
 """Bytes read from a compressed message, or inflated, in one step: some 0.2 ms."""
 PREFIX_SIZE = 5
 """One flag byte (0 plain, 1 compressed) and the length of the message, 32 bits."""
+
+_FRONT = struct.Struct(">IBIBI")
+FRONT_SIZE = _FRONT.size
+unpack_front = _FRONT.unpack_from
+"""The head of a frame of DATA as by `unpack_header`, and then the prefix of the message in it: flag byte and length."""
 
 
 def prefix(message: bytes) -> bytes:

@@ -16,6 +16,7 @@ from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import (
     DEFAULT_WINDOW,
+    MAX_FRAME_SIZE,
     MAX_WINDOW,
     ConnectionFault,
     ErrorCode,
@@ -45,6 +46,8 @@ class Multiplexed(Connection, Generic[S]):
         streams: the open streams by id.
         tell_gone: whether `on_stream_gone` is called.
         pump: sends the streams' waiting DATA.
+        at_once: the most bytes of DATA that a new stream may send in one frame, if the connection's window allows that;
+            -1 while the transport is full.
         send_window: bytes of DATA that the peer accepts on the connection.
         peer_initial_window: the window that each stream begins with at the peer.
         peer_max_streams: the streams that the peer lets esp open at a time.
@@ -61,6 +64,7 @@ class Multiplexed(Connection, Generic[S]):
         "_stalled",
         "_unseen",
         "_untold",
+        "at_once",
         "peer_initial_window",
         "peer_max_streams",
         "pump",
@@ -81,6 +85,7 @@ class Multiplexed(Connection, Generic[S]):
         self.pump: Pump[S] = Pump()
         self.send_window = DEFAULT_WINDOW
         self.peer_initial_window = DEFAULT_WINDOW
+        self.at_once = MAX_FRAME_SIZE
         self.peer_max_streams = MAX_WINDOW
         self.sent_since_ping = True
         self._is_put_off = False
@@ -101,6 +106,7 @@ class Multiplexed(Connection, Generic[S]):
         """
         window = self.recv_window - size
         if window < 0:
+            self.recv_window = 0
             raise ConnectionFault(
                 ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection window", "connection_window_bytes"
             )
@@ -121,10 +127,20 @@ class Multiplexed(Connection, Generic[S]):
             self.context.unflushed.remove(self)
         return data
 
+    def pause(self) -> None:
+        """The transport is full."""
+        super().pause()
+        self.set_at_once()
+
     def resume(self) -> None:
         """The transport has room again."""
         super().resume()
+        self.set_at_once()
         self.send_waiting()
+
+    def set_at_once(self) -> None:
+        """Sets `at_once` after a change of what it is made of."""
+        self.at_once = min(self.peer_initial_window, MAX_FRAME_SIZE) if self.writable else -1
 
     def unblock(self, stream: S) -> None:
         """Lets a stream with waiting DATA send, as far as the connection allows."""

@@ -23,6 +23,8 @@ _NOT_SENT_ON: Final = frozenset((b"te", b"content-type", b"content-length", b"ho
 """Fields that esp sets itself for the next hop. It leaves out accept-encoding, so that answers come uncompressed."""
 
 NO_LENGTH: Final = -1
+LARGE_HEAD: Final = 1024
+"""A head of more bytes counts as memory that the call holds; most heads are smaller."""
 _HEAD_BYTES: Final = 400
 _FIELD_BYTES: Final = 140
 """Bytes of memory for a list's item, a tuple, and the heads of two byte strings."""
@@ -42,6 +44,7 @@ class RequestHead:
         forward: the head for the next hop: the path, and the metadata that `encode_metadata` made.
         handler: the handler that the server's router found.
         unary: whether the handler takes one whole message.
+        plain: `unary`, and the head is too small to be counted as memory.
         size: about the bytes of memory that the head took at the last `weigh`.
     """
 
@@ -54,6 +57,7 @@ class RequestHead:
         "is_grpc",
         "method",
         "path",
+        "plain",
         "size",
         "unary",
     )
@@ -67,7 +71,7 @@ class RequestHead:
         self.encoding = self.field(b"grpc-encoding") or b"identity"
         self.forward: Forward = (path, b"")
         self.handler: Any = None
-        self.unary = False
+        self.unary = self.plain = False
         self.size = _HEAD_BYTES
 
     def field(self, name: bytes) -> bytes:

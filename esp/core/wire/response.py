@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from functools import lru_cache
+from struct import Struct
+from typing import Any, Final, NamedTuple
 
-from esp.core.wire.frames import ErrorCode, StreamFault
+from esp.core.wire.frames import HEADERS, ErrorCode, StreamFault
 from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.message import cut_status_text, decode_status_text, encode_status_text, without_outer_blanks
 from esp.core.wire.request import check_characters
@@ -84,6 +87,57 @@ class ResponseHead:
         return Status(code, f"unexpected HTTP status code received from server: {self.http_status}")
 
 
+class UsualAnswer(NamedTuple):
+    """The form of a whole unary answer, but for its message: a head, one DATA frame, trailers.
+
+    Attributes:
+        front: unpacks all before the message: the whole head, and the nine bytes in front of the message.
+        front_size: the bytes of that.
+        head_word: length and type of the head, as `unpack_header` gives them.
+        head_block: the head's header block.
+        head: the head.
+        end, end_size, end_word, end_block, trailers: the same for the trailers.
+    """
+
+    front: Callable[[bytes, int], tuple[Any, ...]]
+    front_size: int
+    head_word: int
+    head_block: bytes
+    head: ResponseHead
+    end: Callable[[bytes, int], tuple[Any, ...]]
+    end_size: int
+    end_word: int
+    end_block: bytes
+    trailers: ResponseHead
+
+
+def usual_answer(head_block: bytes, head: ResponseHead, end_block: bytes, trailers: ResponseHead) -> UsualAnswer:
+    """The form of answers with this head and these trailers."""
+    front, end = _whole_head(len(head_block)), _whole_trailers(len(end_block))
+    return UsualAnswer(
+        front.unpack_from,
+        front.size,
+        len(head_block) << 8 | HEADERS,
+        head_block,
+        head,
+        end.unpack_from,
+        end.size,
+        len(end_block) << 8 | HEADERS,
+        end_block,
+        trailers,
+    )
+
+
+@lru_cache(maxsize=64)
+def _whole_head(length: int) -> Struct:
+    return Struct(f">IBI{length}sIBI")
+
+
+@lru_cache(maxsize=64)
+def _whole_trailers(length: int) -> Struct:
+    return Struct(f">IBI{length}s")
+
+
 def _sent_on(fields: Fields) -> Fields:
     """`fields` for the client: without fields of the hop, a long error text cut, and its details dropped."""
     kept = []
@@ -113,6 +167,11 @@ def parse_response(fields: Fields) -> ResponseHead:
         else:
             regular.append((name, value))
     return ResponseHead(http_status, regular)
+
+
+_NONE: Final = ResponseHead(0, [])
+NO_ANSWER: Final = usual_answer(b"", _NONE, b"", _NONE)
+"""The form of no answer: no block means this head."""
 
 
 def _head_block(http_status: int) -> bytes:

@@ -17,6 +17,7 @@ from esp.core.wire.frames import (
     END_STREAM,
     HEADER_SIZE,
     HEADERS,
+    LARGEST_DATA,
     MAX_FRAME_SIZE,
     MAX_STREAM_ID,
     MAX_WINDOW,
@@ -34,13 +35,13 @@ from esp.core.wire.frames import (
 )
 from esp.core.wire.handler import Handler
 from esp.core.wire.hpack import Fields, TooLarge
-from esp.core.wire.message import PREFIX_SIZE, parse_timeout
+from esp.core.wire.message import FRONT_SIZE, PREFIX_SIZE, parse_timeout, unpack_front
 from esp.core.wire.open_calls import too_many
 from esp.core.wire.owed_messages import OwedMessages
-from esp.core.wire.request import NO_LENGTH, RequestHead, check_fields
+from esp.core.wire.request import LARGE_HEAD, NO_LENGTH, RequestHead, check_fields
 from esp.core.wire.request_decoder import Request, RequestDecoder
-from esp.core.wire.request_heads import RequestHeads, too_large
-from esp.core.wire.server_stream import LARGE_HEAD, ServerStream
+from esp.core.wire.request_heads import NO_REQUEST, RequestHeads, too_large, usual_request
+from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
 
 log = logging.getLogger("esp.wire")
@@ -64,6 +65,7 @@ class ServerConnection(Admission[ServerStream]):
         "_preface",
         "_shrunk",
         "_tracer",
+        "_usual",
     )
 
     def __init__(self, context: WireContext, peer: str, find: Callable[[RequestHead], Handler]) -> None:
@@ -80,6 +82,7 @@ class ServerConnection(Admission[ServerStream]):
         self._preface = PREFACE
         self._shrunk = False
         self._tracer = context.tracer
+        self._usual = NO_REQUEST
         self._owed = OwedMessages()
         self._half_since = 0.0
         values = {SETTINGS_MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes}
@@ -122,11 +125,88 @@ class ServerConnection(Admission[ServerStream]):
             known = self._decoder.memo
             recall = self._decoder.recall
             while size - position >= HEADER_SIZE:
+                # Usual requests: HEADERS as long as earlier ones, and one whole message in one frame of DATA.
+                front, front_size, head_word, head_block, usual = self._usual
+                if known.get(head_block) is not usual:
+                    head_block = b""
+                last = size - FRONT_SIZE if self._block is None else -1
+                last_head = size - front_size if self._shrunk and self._tracer is None else -1
+                while position <= last:
+                    if position >= look:
+                        if self._unfinished is not None or self.clock() >= self.stop:
+                            break
+                        look = position + CHEAP_BYTES
+                    if data[position + 3] == DATA:
+                        word, flags, stream_id, packed, length = unpack_front(data, position)
+                        end = position + FRONT_SIZE + length
+                        stream = streams.get(stream_id)
+                        if (
+                            flags != END_STREAM
+                            or packed
+                            or word != length + PREFIX_SIZE << 8
+                            or word > LARGEST_DATA
+                            or end > size
+                            or stream is None
+                            or not stream.fresh
+                        ):
+                            break
+                        head = stream.head
+                        if head.content_length >= 0 and head.content_length != word >> 8:
+                            break
+                        start, position = position + HEADER_SIZE, end
+                    else:
+                        if position > last_head:
+                            break
+                        word, flags, stream_id, block, data_word, data_flags, data_id, packed, length = front(
+                            data, position
+                        )
+                        if word != head_word or flags != END_HEADERS:
+                            break
+                        request = usual if block == head_block else known.get(block) or recall(block)
+                        if request is None or not (
+                            self._last_stream < stream_id < self._ids_end
+                            and stream_id & 1
+                            and len(streams) < self._calls.room
+                        ):
+                            break
+                        head, timeout, trace = request
+                        seconds = parse_timeout(timeout) if timeout else 0.0
+                        if not head.plain or seconds is None or (timeout and not seconds):
+                            break
+                        self._last_stream = stream_id
+                        stream = streams[stream_id] = ServerStream(self, stream_id, head, timeout, trace)
+                        if seconds:
+                            stream.deadline = self.now + seconds
+                        start = position + front_size - PREFIX_SIZE
+                        end = position + front_size + length
+                        if (
+                            data_id != stream_id
+                            or data_flags != END_STREAM
+                            or packed
+                            or data_word != length + PREFIX_SIZE << 8
+                            or data_word > LARGEST_DATA
+                            or end > size
+                            or (head.content_length >= 0 and head.content_length != data_word >> 8)
+                        ):
+                            position += front_size - FRONT_SIZE  # the message does not stand there, or not whole
+                            continue
+                        position = end
+                    self.recv_window -= length + PREFIX_SIZE
+                    stream.fresh = stream.remote_open = False
+                    handler = head.handler
+                    handler.on_message(stream, data[start:end])
+                    if not handler.quick:
+                        look = 0
+                if self.recv_window < half:
+                    self.received(0)
+                # Any other frame.
                 if position >= look:
                     if self._unfinished is not None or self.clock() >= self.stop:
                         self._put_off(data, position)
                         return
                     look = position + CHEAP_BYTES
+                if size - position < HEADER_SIZE:
+                    break
                 word, flags, stream_id = unpack_header(data, position)
                 start = position + HEADER_SIZE
                 length = word >> 8
@@ -137,45 +217,16 @@ class ServerConnection(Admission[ServerStream]):
                     break
                 position = end
                 kind = word & 0xFF
-                if self._block is None:
-                    if kind == DATA and flags == END_STREAM:
-                        # One whole message in one frame, as in nearly every request.
-                        stream = streams.get(stream_id)
-                        if (
-                            stream is not None
-                            and stream.fresh
-                            and length >= PREFIX_SIZE
-                            and not data[start]
-                            and unpack_u32(data, start + 1)[0] == length - PREFIX_SIZE
-                            and stream.head.content_length in (NO_LENGTH, length)
-                        ):
-                            window = self.recv_window - length
-                            if window < half:
-                                self.received(length)
-                            else:  # as nearly always; spelled out, since it is so for each request
-                                self.recv_window = window
-                            stream.fresh = stream.remote_open = False
-                            handler = stream.head.handler
-                            handler.on_message(stream, data[start:end])
-                            if not handler.quick:
-                                look = 0
-                            continue
-                    elif kind == HEADERS and flags == END_HEADERS:
-                        block = data[start:end]
-                        request = known.get(block) or recall(block)
-                        # `_may_open`, which is spelled out for what is nearly always so.
-                        if request is not None and (
-                            (
-                                self._last_stream < stream_id < self._ids_end
-                                and stream_id & 1
-                                and len(streams) < self._calls.room
-                            )
-                            or self._may_open(stream_id)
-                        ):
-                            position = self._begin(stream_id, request, data, end)
-                            if not request[0].handler.quick:
-                                look = 0
-                            continue
+                if kind == HEADERS and flags == END_HEADERS and self._block is None:
+                    block = data[start:end]
+                    request = known.get(block) or recall(block)
+                    if request is not None and self._may_open(stream_id):
+                        if request[0].plain:
+                            self._usual = usual_request(block, request)
+                        position = self._begin(stream_id, request, data, end)
+                        if not request[0].handler.quick:
+                            look = 0
+                        continue
                 look = 0
                 self.on_frame(kind, flags, stream_id & MAX_WINDOW, data[start:end])
                 if self.ended:

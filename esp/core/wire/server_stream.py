@@ -10,26 +10,32 @@ from esp.core.wire.admission import Admission
 from esp.core.wire.budget import Account
 from esp.core.wire.ended import EndedCall, Passed, Several
 from esp.core.wire.frames import (
-    DATA,
+    BLOCK_FRONTS,
+    DATA_FRONTS,
     END_HEADERS,
-    END_STREAM,
     HEADERS,
+    LAST_BLOCK,
+    LAST_BLOCK_FRONTS,
     MAX_FRAME_SIZE,
+    SHORT_BLOCK,
+    SHORT_DATA,
     ErrorCode,
     StreamFault,
-    pack_three,
+    frame,
+    pack_header,
+    pack_u32,
 )
 from esp.core.wire.handler import OVERLOADED, Handler, Refuse, Sink
 from esp.core.wire.hpack import Fields
 from esp.core.wire.message import format_timeout, prefix
-from esp.core.wire.request import NO_LENGTH, RequestHead
+from esp.core.wire.request import LARGE_HEAD, NO_LENGTH, RequestHead
 from esp.core.wire.request_encoder import Forward, traced
 from esp.core.wire.request_message import SECOND_MESSAGE, RequestMessage
 from esp.core.wire.response import REQUEST_TIMEOUT_BLOCK, RESPONSE_BLOCK, trailers_block
 from esp.core.wire.status import OK, Code, RpcError, Status
 from esp.core.wire.stream import Stream
 
-__all__ = ["INTERNAL_ERROR", "LARGE_HEAD", "OVERLOADED", "Handler", "Refuse", "ServerStream", "Sink"]
+__all__ = ["INTERNAL_ERROR", "OVERLOADED", "Handler", "Refuse", "ServerStream", "Sink"]
 
 INTERNAL_ERROR: Final = Status(Code.INTERNAL, "esp: internal error")
 """The status of a call that a bug in esp has ended."""
@@ -44,8 +50,6 @@ _RESETS: Final[dict[int, Code]] = {
     ErrorCode.ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED,
 }
 """The status of a call that ends with RST_STREAM, by its code (gRPC over HTTP/2, Errors); INTERNAL for other codes."""
-LARGE_HEAD: Final = 1024
-"""A head of more bytes counts as memory that the call holds; most heads are smaller."""
 
 
 class ServerStream(Stream):
@@ -272,39 +276,37 @@ class ServerStream(Stream):
         """Sends a whole answer, the blocks of its head and trailers encoded; False when it cannot go at once."""
         connection = self.connection
         size = len(payload)
-        if (
-            self.remote_open
-            or self.responded
-            or size > connection.send_window
-            or size > connection.peer_initial_window + self.credit
-            or size > MAX_FRAME_SIZE
-            or not connection.writable
-            or len(head) + len(trailers) > MAX_FRAME_SIZE
-        ):
+        if self.remote_open or self.responded or size > connection.at_once or size > connection.send_window:
             return False
         stream_id = self.id
-        connection.send_window -= size
-        connection.sent_since_ping = True
+        place = pack_u32(stream_id)
+        blocks = len(head) + len(trailers)
+        if size <= SHORT_DATA and blocks <= SHORT_BLOCK:
+            frames = b"".join(
+                (
+                    BLOCK_FRONTS[len(head)],
+                    place,
+                    head,
+                    DATA_FRONTS[size],
+                    place,
+                    payload,
+                    LAST_BLOCK_FRONTS[len(trailers)],
+                    place,
+                    trailers,
+                )
+            )
+        elif blocks <= MAX_FRAME_SIZE:
+            opening = frame(HEADERS, END_HEADERS, stream_id, head)
+            ending = frame(HEADERS, LAST_BLOCK, stream_id, trailers)
+            frames = b"".join((opening, pack_header(size << 8, 0, stream_id), payload, ending))
+        else:
+            return False
         out = connection.out
         if not out:
             connection.context.unflushed.append(connection)
-        pack = pack_three(len(head), size, len(trailers))
-        out.append(
-            pack(
-                len(head) << 8 | HEADERS,
-                END_HEADERS,
-                stream_id,
-                head,
-                size << 8 | DATA,
-                0,
-                stream_id,
-                payload,
-                len(trailers) << 8 | HEADERS,
-                END_HEADERS | END_STREAM,
-                stream_id,
-                trailers,
-            )
-        )
+        out.append(frames)
+        connection.send_window -= size
+        connection.sent_since_ping = True
         self.responded = True
         self.local_open = False
         connection.streams.pop(stream_id, None)

@@ -12,6 +12,8 @@ message with its prefix; the protobuf bytes start at `offset`.
 
 from __future__ import annotations
 
+from typing import Final
+
 # Tags of one byte: the number of the field, and its kind: bytes (2) or a number (0).
 _KEY = 1 << 3 | 2
 _SECOND = 2 << 3 | 2  # Put's value, the others' range_end
@@ -40,25 +42,28 @@ _COMPARED = {tag: {tag: _INT64} for tag in (4 << 3, 5 << 3, 6 << 3, 8 << 3)}  # 
 _BIT_52 = 0x08  # in the last byte of a number of eight
 
 
+def _value_fronts(most: int) -> list[bytes]:
+    fronts = [bytes(rest + 1) for rest in range(most + 1)]  # longer than what is left, so that no message has it there
+    for size in range(most - 2):
+        front = bytes((_SECOND, size)) if size < 0x80 else bytes((_SECOND, size & 0x7F | 0x80, size >> 7))
+        fronts[len(front) + size] = front
+    return fronts
+
+
+_LONGEST_USUAL: Final = 2048
+_VALUE_FRONTS: Final = _value_fronts(_LONGEST_USUAL)
+"""By the number of bytes behind a Put's key the tag and the length of its value, if nothing but the value is there."""
+
+
 def put_key(message: bytes, offset: int) -> bytes | None:
     """The key of a Put."""
-    try:
-        if message[offset] == _KEY:
-            size = message[offset + 1]
-            start = offset + 2
-            after = start + size
-            if 0 < size < 0x80 and message[after] == _SECOND:
-                size = message[after + 1]
-                if size < 0x80:
-                    if after + 2 + size == len(message):
-                        return message[start:after]
-                else:
-                    high = message[after + 2]
-                    if 0 < high < 0x80 and after + 3 + (size & 0x7F | high << 7) == len(message):
-                        return message[start:after]
-    except IndexError:  # it ends behind its key, or is cut short
-        pass
-    fields = look(message, offset, len(message), PUT_FIELDS)
+    start, size = offset + 2, len(message)
+    if start < size and message[offset] == _KEY:
+        end = start + message[offset + 1]
+        rest = size - end
+        if start < end < start + 0x80 and 0 < rest <= _LONGEST_USUAL and message.startswith(_VALUE_FRONTS[rest], end):
+            return message[start:end]
+    fields = look(message, offset, size, PUT_FIELDS)
     return message[fields[0]] if fields else None
 
 

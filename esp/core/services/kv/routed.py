@@ -27,6 +27,8 @@ class Routed(Counted):
         self.spawn = gate.spawn
         self.shards = dict(routing.shards)  # a plain dict is quicker to look up
         self.owner = routing.map.owner
+        self.starts = routing.map.starts
+        self.owners = [self.shards[name] for name in routing.map.owners]  # owns from `starts`, at the same place, on
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Routes a message that no fast path of a subclass has taken."""

@@ -7,6 +7,7 @@ refused.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
@@ -89,7 +90,7 @@ class Put(Routed):
         """Sends the Put to the owner of its key."""
         key = put_key(message, PREFIX_SIZE)
         if key is not None:
-            shard = self.shards[self.owner(key)]
+            shard = self.owners[bisect_right(self.starts, key) - 1]  # `ShardMap.owner`, spelled out
             if len(message) > LARGE_REQUEST:
                 self.send(stream, message, shard)
             else:
