@@ -8,7 +8,7 @@ _esp_paths() {
 _esp() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command= words= word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-        case $word in serve | route | check | reload | lease-sync) command=$word; break ;; esac
+        case $word in serve | route | check | reload | lease-sync | export | import) command=$word; break ;; esac
     done
     case "$command $previous" in
         "serve -c" | "serve --config") _esp_paths -f; return ;;
@@ -31,6 +31,25 @@ _esp() {
         "lease-sync --concurrency") COMPREPLY=(); return ;;
         "lease-sync -o" | "lease-sync --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "lease-sync -c" | "lease-sync --config") _esp_paths -f; return ;;
+        "export --range-end") COMPREPLY=(); return ;;
+        "export --to") _esp_paths -f; return ;;
+        "export --resume") _esp_paths -f; return ;;
+        "export --endpoint") COMPREPLY=(); return ;;
+        "export --cacert") _esp_paths -f; return ;;
+        "export --cert") _esp_paths -f; return ;;
+        "export --key") _esp_paths -f; return ;;
+        "export --user") COMPREPLY=(); return ;;
+        "export --password-file") _esp_paths -f; return ;;
+        "export -o" | "export --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
+        "export -c" | "export --config") _esp_paths -f; return ;;
+        "import --endpoint") COMPREPLY=(); return ;;
+        "import --cacert") _esp_paths -f; return ;;
+        "import --cert") _esp_paths -f; return ;;
+        "import --key") _esp_paths -f; return ;;
+        "import --user") COMPREPLY=(); return ;;
+        "import --password-file") _esp_paths -f; return ;;
+        "import -o" | "import --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
+        "import -c" | "import --config") _esp_paths -f; return ;;
     esac
     case $command in
         serve) words='-c --config --local --tls --data-dir --listen --log-format --log-level --workers --takeover -h --help' ;;
@@ -38,7 +57,9 @@ _esp() {
         check) words='-c --config --output -o --keys -h --help' ;;
         reload) words='-c --config -o --output --check --force --control -h --help' ;;
         lease-sync) words='--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -h --help' ;;
-        *) words='serve route check reload lease-sync --version --install-completion --show-completion -h --help' ;;
+        export) words='--prefix --from-key --range-end --hex --base64 --to --resume --each --endpoint --cacert --cert --key --user --password-file -o --output -c --config -h --help' ;;
+        import) words='--overwrite --skip-existing --resume --endpoint --cacert --cert --key --user --password-file -o --output -c --config -h --help' ;;
+        *) words='serve route check reload lease-sync export import --version --install-completion --show-completion -h --help' ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }

@@ -322,6 +322,117 @@ def lease_sync(
     command.run(config, options, lambda question: typer.confirm(question, err=True))
 
 
+EndpointOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--endpoint",
+        metavar="URL",
+        help="An etcd in place of the config's shards; may be repeated.",
+        show_default=False,
+    ),
+]
+CaOption = Annotated[str, typer.Option("--cacert", metavar="FILE", help="CA of --endpoint.", show_default=False)]
+CertOption = Annotated[str, typer.Option("--cert", metavar="FILE", help="Client certificate.", show_default=False)]
+KeyOption = Annotated[str, typer.Option("--key", metavar="FILE", help="Its key.", show_default=False)]
+UserOption = Annotated[str, typer.Option("--user", metavar="NAME", help="User of --endpoint.", show_default=False)]
+PasswordOption = Annotated[
+    str, typer.Option("--password-file", metavar="FILE", help="File with the user's password.", show_default=False)
+]
+
+
+@app.command()
+def export(
+    key: Annotated[str, typer.Argument(metavar="[KEY]", show_default=False)] = "",
+    prefix: Annotated[bool, typer.Option("--prefix", help="All keys that begin with KEY.")] = False,
+    from_key: Annotated[bool, typer.Option("--from-key", help="All keys from KEY on.")] = False,
+    range_end: Annotated[
+        str | None,
+        typer.Option(
+            "--range-end", metavar="END", help="The keys from KEY up to END, without END.", show_default=False
+        ),
+    ] = None,
+    hex_: Annotated[bool, typer.Option("--hex", help="KEY and END are hexadecimal.")] = False,
+    base64: Annotated[bool, typer.Option("--base64", help="KEY and END are base64.")] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", metavar="FILE", parser=_path, help="Write this file, which must not exist.", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume", metavar="FILE", parser=_path, help="Complete an export that was cut off.", show_default=False
+        ),
+    ] = None,
+    each: Annotated[
+        bool, typer.Option("--each", help="Read each shard at its own moment, some milliseconds apart.")
+    ] = False,
+    endpoint: EndpointOption = None,
+    cacert: CaOption = "",
+    cert: CertOption = "",
+    tls_key: KeyOption = "",
+    user: UserOption = "",
+    password_file: PasswordOption = "",
+    output: OutputOption = Format.TABLE,
+    config: ConfigOption = None,
+) -> None:
+    """Write all keys at one moment over all shards, or those of a range, as JSON lines.
+
+    The shards are asked directly, as the proxy asks them. Leases and revisions are written as well.
+    """
+    from esp.commands import export as command
+    from esp.commands import route
+    from esp.core.export import Etcd
+    from esp.core.keys import KeyRange
+
+    if prefix + from_key + (range_end is not None) > 1:
+        raise CommandError("--prefix, --from-key and --range-end exclude each other; give one", USAGE)
+    if hex_ and base64:
+        raise CommandError("--hex and --base64 exclude each other; give one", USAGE)
+    if resume is not None and (key or prefix or from_key or range_end is not None or to is not None or each):
+        raise CommandError("--resume takes everything from its file; leave out KEY, --to and the others", USAGE)
+    encoding = route.KeyEncoding.HEX if hex_ else route.KeyEncoding.BASE64 if base64 else route.KeyEncoding.TEXT
+    keys = KeyRange(b"", None)
+    if key or range_end is not None:
+        keys = route.range_of(key, prefix=prefix, from_key=from_key, range_end=range_end, encoding=encoding)
+    options = command.Options(keys=keys, to=to, resume=resume, each=each, output=output)
+    command.run(config, Etcd(endpoint or [], cacert, cert, tls_key, user, password_file), options)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="An export; - for stdin.", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite keys that are there.")] = False,
+    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave keys that are there.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an import of this file that was cut off.")
+    ] = False,
+    endpoint: EndpointOption = None,
+    cacert: CaOption = "",
+    cert: CertOption = "",
+    tls_key: KeyOption = "",
+    user: UserOption = "",
+    password_file: PasswordOption = "",
+    output: OutputOption = Format.TABLE,
+    config: ConfigOption = None,
+) -> None:
+    """Write the keys and leases of an export into the shards, by the map of the config, or into an etcd.
+
+    A key that is there already is refused, unless an option says otherwise. Leases keep their ids where these are free.
+    """
+    if overwrite + skip_existing + resume > 1:
+        raise CommandError("--overwrite, --skip-existing and --resume exclude each other; give one", USAGE)
+    from esp.commands import import_ as command
+    from esp.core.export import Etcd, Existing
+
+    existing = Existing.REFUSE
+    if overwrite or skip_existing or resume:
+        existing = Existing.OVERWRITE if overwrite else Existing.SKIP if skip_existing else Existing.RESUME
+    etcd = Etcd(endpoint or [], cacert, cert, tls_key, user, password_file)
+    command.run(config, etcd, command.Options(file=file, existing=existing, output=output))
+
+
 def main() -> None:
     """The entry point of `esp`: runs the command line."""
     # A key may have characters that the terminal's encoding lacks.

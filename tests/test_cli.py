@@ -29,6 +29,8 @@ def test_no_command_prints_the_help() -> None:
         "check",
         "reload",
         "lease-sync",
+        "export",
+        "import",
     ]
 
 

@@ -18,7 +18,8 @@ from esp.commands.output import USAGE, CommandError, Format, write, write_json, 
 from esp.core import config as configs
 from esp.core import lease_survey
 from esp.core.config import Config
-from esp.core.lease_survey import Action, Done, LeaseOnShard, LeaseView, Progress, UnreachableError
+from esp.core.connected_shards import UnreachableError
+from esp.core.lease_survey import Action, Done, LeaseOnShard, LeaseView, Progress
 
 MAX_ROWS: Final = 100
 """Rows in the table of leases that differ: a new shard lacks all leases. The JSON form has no limit."""

@@ -54,6 +54,18 @@ def run(
         _write_text(pair, key_range, segments, loaded)
 
 
+def range_of(key: str, *, prefix: bool, from_key: bool, range_end: str | None, encoding: KeyEncoding) -> KeyRange:
+    """The keys that the options of a command name; an empty KEY with an END stands for the first key.
+
+    Raises:
+        CommandError: a key is not in the given encoding.
+    """
+    if not key and range_end is not None:
+        return KeyRange(b"", _decode(range_end, "--range-end", encoding) or None)
+    pair = _request(key, prefix=prefix, from_key=from_key, range_end=range_end, encoding=encoding)
+    return KeyRange.of_request(*pair)
+
+
 def _request(
     key: str, *, prefix: bool, from_key: bool, range_end: str | None, encoding: KeyEncoding
 ) -> tuple[bytes, bytes]:

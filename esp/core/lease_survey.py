@@ -6,34 +6,21 @@ cut short can simply be repeated.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
-from time import monotonic
 from typing import Final
 
-from esp.core.background import Background, all_of
+from esp.core.background import all_of
 from esp.core.config import Config
+from esp.core.connected_shards import UnreachableError, connected
 from esp.core.lease_sync import Copied, CopyTtl, call, copy, each, revoke, time_to_live
 from esp.core.pb import rpc_pb2
 from esp.core.shard import LEASE_LEASES, Shard
-from esp.core.tls_files import TlsFiles
-from esp.core.wire.context import WireContext
 from esp.core.wire.status import RpcError
-from esp.core.wire.transport import TICK_SECONDS
-
-CONNECT_SECONDS: Final = 3.0
-_POLL_SECONDS: Final = 0.01
 
 Progress = Callable[[int, int], None]
 """Called with the number of leases that are done, and the number of all."""
-
-
-class UnreachableError(Exception):
-    """A shard cannot be reached, or refuses; the text is a clause for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +99,7 @@ async def compare(config: Config, concurrency: int, progress: Progress) -> list[
     Raises:
         UnreachableError: a shard is unreachable, so nothing can be said about any lease.
     """
-    async with _connected(config) as shards:
+    async with connected(config) as shards:
         try:
             return await _Survey(shards, concurrency, progress).run()
         except RpcError as error:
@@ -128,7 +115,7 @@ async def grant_missing(
         UnreachableError: a shard cannot be connected to.
     """
     actions: list[Action] = []
-    async with _connected(config) as shards:
+    async with connected(config) as shards:
 
         async def grant(work: tuple[LeaseView, str]) -> None:
             view, name = work
@@ -158,7 +145,7 @@ async def revoke_orphans(
         UnreachableError: a shard cannot be connected to.
     """
     actions: list[Action] = []
-    async with _connected(config) as shards:
+    async with connected(config) as shards:
 
         async def prune(view: LeaseView) -> None:
             assert view.only_on is not None
@@ -237,33 +224,3 @@ class _Survey:
 async def _leases(shard: Shard) -> set[int]:
     answer = await call(shard, LEASE_LEASES, rpc_pb2.LeaseLeasesRequest())
     return {lease.ID for lease in answer.leases}
-
-
-@asynccontextmanager
-async def _connected(config: Config) -> AsyncIterator[dict[str, Shard]]:
-    """The shards by name, connected, for as long as the block runs.
-
-    Raises:
-        UnreachableError: a shard cannot be connected to within CONNECT_SECONDS.
-    """
-    context, files = WireContext(config.limits), TlsFiles()
-    until = monotonic() + CONNECT_SECONDS
-    async with Background() as background:
-        shards = [Shard.of(shard, context, background, files) for shard in config.shards]
-        for shard in shards:
-            background.start(shard.run())
-        background.keep("the shards' deadlines", partial(_tick, shards))
-        for shard in shards:
-            while not shard.is_ready:
-                if monotonic() > until:
-                    reasons = "; ".join(f"{endpoint}: {reason}" for endpoint, reason in shard.troubles.items())
-                    raise UnreachableError(f'shard "{shard.name}" cannot be reached: {reasons or "no answer"}')
-                await asyncio.sleep(_POLL_SECONDS)
-        yield {shard.name: shard for shard in shards}
-
-
-async def _tick(shards: Sequence[Shard]) -> None:
-    while True:
-        await asyncio.sleep(TICK_SECONDS)
-        for shard in shards:
-            shard.tick(monotonic())

@@ -22,7 +22,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.shard.at_once import AtOnce, are_ready
 from esp.core.shard.fate import failure, outcome
 from esp.core.shard.shard import Shard
-from esp.core.wire.call import BrokenCall, TogetherCall, messages
+from esp.core.wire.call import BrokenCall, Reader, TogetherCall, messages
 from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError, Status
 
@@ -59,6 +59,8 @@ COMPACT: Final = Method(b"/etcdserverpb.KV/Compact", rpc_pb2.CompactionResponse,
 STATUS: Final = Method(b"/etcdserverpb.Maintenance/Status", rpc_pb2.StatusResponse, idempotent=True)
 ALARMS: Final = Method(b"/etcdserverpb.Maintenance/Alarm", rpc_pb2.AlarmResponse, idempotent=True)
 """With the action GET only."""
+TXN: Final = Method(b"/etcdserverpb.KV/Txn", rpc_pb2.TxnResponse, idempotent=False)
+PUT: Final = Method(b"/etcdserverpb.KV/Put", rpc_pb2.PutResponse, idempotent=False)
 LEASE_GRANT: Final = Method(b"/etcdserverpb.Lease/LeaseGrant", rpc_pb2.LeaseGrantResponse, idempotent=False)
 LEASE_REVOKE: Final = Method(b"/etcdserverpb.Lease/LeaseRevoke", rpc_pb2.LeaseRevokeResponse, idempotent=False)
 LEASE_TIME_TO_LIVE: Final = Method(
@@ -82,6 +84,7 @@ async def ask(
     metadata: bytes = b"",
     seconds: float | None = None,
     down: ServerStream | None = None,
+    reader: Callable[[], Reader[bytes]] | None = None,
 ) -> Answer:
     """One shard's answer.
 
@@ -93,12 +96,14 @@ async def ask(
         seconds: the longest time to wait; etcd is told the deadline. None to wait for ever.
         down: the client's call for which the shard is asked; the bytes of the answer count as its memory. None to count
             nothing.
+        reader: makes the reader of the answer, which may refuse a large one with an RpcError; None for any answer.
 
     Raises:
         RpcError: the shard's status as it came; Unavailable if the shard cannot be reached; DeadlineExceeded after
             `seconds`; Internal for an answer that cannot be read.
     """
-    body = await shard.forward_unary(
+    call = shard.forward_unary if reader is None else partial(shard.read_unary, reader=reader)
+    body = await call(
         (method.path, metadata),
         request.SerializeToString(),
         idempotent=method.idempotent,
@@ -109,7 +114,12 @@ async def ask(
 
 
 async def ask_for_esp(
-    shard: Shard, method: Method[Answer], request: Message, *, seconds: float | None = None
+    shard: Shard,
+    method: Method[Answer],
+    request: Message,
+    *,
+    seconds: float | None = None,
+    reader: Callable[[], Reader[bytes]] | None = None,
 ) -> Answer:
     """One shard's answer to a call of esp's own, made as esp's user at the shard if the config names one.
 
@@ -118,16 +128,16 @@ async def ask_for_esp(
     """
     asked = monotonic()
     try:
-        return await ask(shard, method, request, metadata=OWN, seconds=seconds)
+        return await ask(shard, method, request, metadata=OWN, seconds=seconds, reader=reader)
     except RpcError as error:
         if not shard.wants_login(error.status) or not await shard.log_in(asked, seconds):
             raise
     left = None if seconds is None else max(0.001, asked + seconds - monotonic())
-    return await ask(shard, method, request, metadata=OWN, seconds=left)
+    return await ask(shard, method, request, metadata=OWN, seconds=left, reader=reader)
 
 
 async def ask_all_for_esp(
-    shards: Iterable[Shard], method: Method[Answer], request: Message, *, seconds: float
+    shards: Iterable[Shard], method: Method[Answer], request: Message | Callable[[Shard], Message], *, seconds: float
 ) -> dict[str, Answer | Status]:
     """As `ask_all`, for calls of esp's own, made as esp's user at each shard for which the config names one."""
     shards = tuple(shards)

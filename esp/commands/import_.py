@@ -1,0 +1,108 @@
+"""`esp import`: the keys and leases of an export into the shards of a config, or into one etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import cast
+
+from esp.commands.export import config_at
+from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, write, write_json
+from esp.commands.progress import progress_bar
+from esp.core.connected_shards import UnreachableError
+from esp.core.export import Etcd, Existing, ExportError, Import, Imported, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of the command line.
+
+    Attributes:
+        file: the export; "-" for stdin.
+        existing: what becomes of keys that are there already.
+        output: format of the summary.
+    """
+
+    file: str
+    existing: Existing
+    output: Format
+
+
+def run(config: Path | None, etcd: Etcd, options: Options) -> None:
+    """Import keys.
+
+    Raises:
+        ConfigError: there is no config, or the config is wrong.
+        CommandError: not all keys were imported; the text says how many, and how to go on.
+    """
+    loaded = config_at(config, etcd)
+    with _opened(options.file) as file, progress_bar("keys") as show:
+        work = Import(loaded, file, options.existing, show)
+        try:
+            asyncio.run(work.run())
+        except (ExportError, UnreachableError) as error:
+            raise CommandError(f"{error}{_so_far(work)}") from None
+        except OSError as error:
+            text = f"{options.file} cannot be read: {(error.strerror or str(error)).lower()}"
+            raise CommandError(f"{text}{_so_far(work)}") from None
+        except KeyboardInterrupt:
+            raise CommandError(f"interrupted{_so_far(work)}", INTERRUPTED) from None
+    _summarise(work.done, options.output)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[Source]:
+    if name == "-":
+        if sys.stdin is None or sys.stdin.isatty():
+            raise CommandError("stdin is a terminal; name a file, or pipe an export into esp import -", USAGE)
+        yield cast("BufferedReader", sys.stdin.buffer)
+        return
+    try:
+        file = Path(name).open("rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise CommandError(f"{name} cannot be read: {(error.strerror or str(error)).lower()}", USAGE) from None
+    with file:
+        yield file
+
+
+def _so_far(work: Import) -> str:
+    """What was written before a failure; a transaction that was under way may have been written as well."""
+    if not work.has_begun:
+        return "; nothing was written"
+    return f"; {work.done.written + work.done.present} keys are written, and --resume goes on"
+
+
+def _summarise(done: Imported, output: Format) -> None:
+    if output is Format.JSON:
+        write_json(
+            {
+                "written": done.written,
+                "present": done.present,
+                "skipped": done.skipped,
+                "left_out": done.left_out,
+                "leases": done.leases,
+                "renamed": [
+                    {"from": _hex(before), "to": _hex(after)} for before, after in sorted(done.renamed.items())
+                ],
+            }
+        )
+        return
+    counts = [
+        f"wrote {done.written} keys",
+        f"{done.leases} leases" if done.leases else "",
+        f"{done.present} were written before" if done.present else "",
+        f"{done.skipped} skipped, which were there" if done.skipped else "",
+        f"{done.left_out} left out, whose leases have ended" if done.left_out else "",
+    ]
+    write(", ".join(filter(None, counts)))
+    for before, after in sorted(done.renamed.items()):
+        write(f"lease {_hex(before)} is {_hex(after)} here: its id was taken")
+
+
+def _hex(lease: int) -> str:
+    return f"{lease & (1 << 64) - 1:016x}"

@@ -1,0 +1,54 @@
+"""The clients of a config's shards for a command: connected as the proxy connects them, while a block runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from time import monotonic
+from typing import Final
+
+from esp.core.background import Background
+from esp.core.config import Config
+from esp.core.shard import Shard
+from esp.core.tls_files import TlsFiles
+from esp.core.wire.context import WireContext
+from esp.core.wire.transport import TICK_SECONDS
+
+CONNECT_SECONDS: Final = 3.0
+_POLL_SECONDS: Final = 0.01
+
+
+class UnreachableError(Exception):
+    """A shard cannot be reached, or refuses; the text is a clause for people."""
+
+
+@asynccontextmanager
+async def connected(config: Config) -> AsyncIterator[dict[str, Shard]]:
+    """The shards by name, connected, for as long as the block runs.
+
+    Raises:
+        UnreachableError: a shard cannot be connected to within CONNECT_SECONDS.
+    """
+    context, files = WireContext(config.limits), TlsFiles()
+    until = monotonic() + CONNECT_SECONDS
+    async with Background() as background:
+        shards = [Shard.of(shard, context, background, files) for shard in config.shards]
+        for shard in shards:
+            background.start(shard.run())
+        background.keep("the shards' deadlines", partial(_tick, shards))
+        for shard in shards:
+            while not shard.is_ready:
+                if monotonic() > until:
+                    reasons = "; ".join(f"{endpoint}: {reason}" for endpoint, reason in shard.troubles.items())
+                    raise UnreachableError(f'shard "{shard.name}" cannot be reached: {reasons or "no answer"}')
+                await asyncio.sleep(_POLL_SECONDS)
+        yield {shard.name: shard for shard in shards}
+
+
+async def _tick(shards: Sequence[Shard]) -> None:
+    while True:
+        await asyncio.sleep(TICK_SECONDS)
+        for shard in shards:
+            shard.tick(monotonic())

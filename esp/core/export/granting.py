@@ -1,0 +1,170 @@
+"""The leases of an export, made anew on all shards that an import writes to, and kept alive while the import runs."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
+from time import monotonic
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from esp.core import errors
+from esp.core.auth_tokens import OWN
+from esp.core.export.lines import ExportError, Grant, hex_of
+from esp.core.export.patience import CALL_SECONDS, PATIENCE_SECONDS, PAUSE_SECONDS, may_pass, read, told
+from esp.core.lease_sync import each, revoke
+from esp.core.pb import rpc_pb2
+from esp.core.shard import LEASE_GRANT, LEASE_TIME_TO_LIVE, Shard, ask_for_esp
+from esp.core.wire.call import BrokenCall
+from esp.core.wire.status import RpcError
+
+AT_ONCE: Final = 64
+_KEEP_ALIVE: Final = b"/etcdserverpb.Lease/LeaseKeepAlive"
+
+
+class Granting:
+    """The leases of one import.
+
+    A lease keeps its id if that is free on all shards, else it gets another one, which follows from the first line of
+    the export and the id. So an import that is resumed finds the leases that it has granted.
+
+    Attributes:
+        renamed: the new ids of leases whose ids were taken, by the old ids.
+        granted: the number of leases that were granted.
+        ended: leases of the export that had ended, or have ended since.
+    """
+
+    def __init__(self, shards: Sequence[Shard], salt: bytes, *, resumes: bool) -> None:
+        """`salt` is the first line of the export; with `resumes` the leases may have been granted before."""
+        self.renamed: dict[int, int] = {}
+        self.granted = 0
+        self.ended: set[int] = set()
+        self._shards = shards
+        self._salt = salt
+        self._resumes = resumes
+        self._ids: dict[int, int] = {}
+        self._due: list[tuple[float, int, int]] = []
+
+    def id_of(self, lease: int) -> int | None:
+        """The id that a lease of the export has on the shards; None if the lease has ended.
+
+        Raises:
+            ExportError: the export has no line of the lease before the first key that has it.
+        """
+        if lease in self.ended:
+            return None
+        try:
+            return self._ids[lease]
+        except KeyError:
+            raise ExportError(f"the export has no line of lease {hex_of(lease)}; it is damaged") from None
+
+    async def grant(self, grants: Iterable[Grant]) -> None:
+        """Grants leases.
+
+        Raises:
+            ExportError: a shard refuses, or does not answer.
+        """
+        try:
+            await each(grants, self._grant, AT_ONCE)
+        except RpcError as error:
+            raise ExportError(f"a lease cannot be granted: {error.status.message}") from None
+
+    async def _grant(self, grant: Grant) -> None:
+        lease, ttl = grant
+        if ttl is None:
+            self.ended.add(lease)
+            return
+        if ttl < 1:
+            raise ExportError(f"lease {hex_of(lease)} has a TTL of {ttl} s; the export is damaged")
+        digest = hashlib.sha256(self._salt + lease.to_bytes(8, signed=True)).digest()
+        other = int.from_bytes(digest[:8]) >> 1 or 1
+        # When an import is resumed, the other id is there only if the first one was taken before.
+        in_order = [other, lease] if self._resumes and await self._lives(other) else [lease, other]
+        for wanted in in_order:
+            if await self._granted(wanted, ttl):
+                self.granted += 1
+                self._ids[lease] = wanted
+                if wanted != lease:
+                    self.renamed[lease] = wanted
+                heappush(self._due, (monotonic() + ttl / 3, wanted, ttl))
+                return
+        raise ExportError(f"the ids of lease {hex_of(lease)}, its own and {hex_of(other)}, are both taken; revoke one")
+
+    async def _lives(self, lease: int) -> bool:
+        answers = [await self._time_to_live(shard, lease) for shard in self._shards]
+        return any(answer.TTL >= 0 for answer in answers)
+
+    async def _time_to_live(self, shard: Shard, lease: int) -> rpc_pb2.LeaseTimeToLiveResponse:
+        return await read(shard, LEASE_TIME_TO_LIVE, rpc_pb2.LeaseTimeToLiveRequest(ID=lease))
+
+    async def _granted(self, lease: int, ttl: int) -> bool:
+        """Grants a lease on all shards; False, and no shard has it from here, if the id is taken on one of them."""
+        done: list[Shard] = []
+        for shard in self._shards:
+            if not await self._granted_on(shard, lease, ttl):
+                for before in done:
+                    await revoke(before, lease)
+                return False
+            done.append(shard)
+        return True
+
+    async def _granted_on(self, shard: Shard, lease: int, ttl: int) -> bool:
+        until = monotonic() + PATIENCE_SECONDS
+        may_be_own = self._resumes
+        while True:
+            try:
+                request = rpc_pb2.LeaseGrantRequest(ID=lease, TTL=ttl)
+                await ask_for_esp(shard, LEASE_GRANT, request, seconds=CALL_SECONDS)
+                return True
+            except RpcError as error:
+                if error.status == errors.LEASE_EXISTS:
+                    return may_be_own and (await self._time_to_live(shard, lease)).grantedTTL == ttl
+                if not may_pass(error.status) or monotonic() > until:
+                    raise ExportError(told(shard, error.status)) from None
+            may_be_own = True  # nobody knows whether the shard has granted it
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def forget_ended(self, leases: Iterable[int], shard: Shard) -> None:
+        """Finds out which of these leases, by their ids in the export, have ended on a shard.
+
+        Raises:
+            RpcError: the shard's.
+        """
+        for lease in leases:
+            if (await self._time_to_live(shard, self._ids[lease])).TTL < 0:
+                self.ended.add(lease)
+
+    async def keep_alive(self) -> None:
+        """Renews the leases, each when a third of its TTL has passed, for ever."""
+        while True:
+            await asyncio.sleep(0.2)
+            now = monotonic()
+            due = []
+            while self._due and self._due[0][0] <= now:
+                due.append(heappop(self._due))
+            await each(due, self._renew, AT_ONCE)
+
+    async def renew_all(self) -> None:
+        """Renews all leases, so that they begin with their whole TTL."""
+        due, self._due = self._due, []
+        await each(due, self._renew, AT_ONCE)
+
+    async def _renew(self, due: tuple[float, int, int]) -> None:
+        _, lease, ttl = due
+        message = rpc_pb2.LeaseKeepAliveRequest(ID=lease).SerializeToString()
+        lives = False
+        for shard in self._shards:
+            try:
+                call = await shard.open((_KEEP_ALIVE, OWN), message, CALL_SECONDS)
+                try:
+                    answer = await call.read()
+                finally:
+                    call.cancel()
+                lives |= answer is not None and rpc_pb2.LeaseKeepAliveResponse.FromString(answer).TTL > 0
+            except (RpcError, BrokenCall, DecodeError):
+                lives = True  # perhaps; it is tried again
+        if lives:
+            heappush(self._due, (monotonic() + ttl / 3, lease, ttl))
