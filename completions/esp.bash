@@ -8,7 +8,7 @@ _esp_paths() {
 _esp() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command= words= word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-        case $word in serve | route | check | reload | lease-sync | export | import) command=$word; break ;; esac
+        case $word in serve | route | check | reload | lease-sync | export | import | version | help) command=$word; break ;; esac
     done
     case "$command $previous" in
         "serve -c" | "serve --config") _esp_paths -f; return ;;
@@ -18,19 +18,24 @@ _esp() {
         "serve --log-format") mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$current"); return ;;
         "serve --log-level") mapfile -t COMPREPLY < <(compgen -W 'debug info warning error' -- "$current"); return ;;
         "serve --workers") COMPREPLY=(); return ;;
+        "serve --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
         "route --range-end") COMPREPLY=(); return ;;
         "route -o" | "route --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "route -c" | "route --config") _esp_paths -f; return ;;
+        "route --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
         "check -c" | "check --config") _esp_paths -f; return ;;
         "check --output" | "check -o") mapfile -t COMPREPLY < <(compgen -W 'table wide json' -- "$current"); return ;;
+        "check --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
         "reload -c" | "reload --config") _esp_paths -f; return ;;
         "reload -o" | "reload --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "reload --control") _esp_paths -f; return ;;
+        "reload --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
         "lease-sync --only-on") COMPREPLY=(); return ;;
         "lease-sync --skew") COMPREPLY=(); return ;;
         "lease-sync --concurrency") COMPREPLY=(); return ;;
         "lease-sync -o" | "lease-sync --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "lease-sync -c" | "lease-sync --config") _esp_paths -f; return ;;
+        "lease-sync --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
         "export --range-end") COMPREPLY=(); return ;;
         "export --to") _esp_paths -f; return ;;
         "export --resume") _esp_paths -f; return ;;
@@ -42,6 +47,7 @@ _esp() {
         "export --password-file") _esp_paths -f; return ;;
         "export -o" | "export --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "export -c" | "export --config") _esp_paths -f; return ;;
+        "export --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
         "import --endpoint") COMPREPLY=(); return ;;
         "import --cacert") _esp_paths -f; return ;;
         "import --cert") _esp_paths -f; return ;;
@@ -50,16 +56,22 @@ _esp() {
         "import --password-file") _esp_paths -f; return ;;
         "import -o" | "import --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "import -c" | "import --config") _esp_paths -f; return ;;
+        "import --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
+        "version -o" | "version --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
+        "version --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
+        "help --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
     esac
     case $command in
-        serve) words='-c --config --local --tls --data-dir --listen --log-format --log-level --workers --takeover -h --help' ;;
-        route) words='--prefix --from-key --range-end -o --output --hex --base64 -c --config -h --help' ;;
-        check) words='-c --config --output -o --keys -h --help' ;;
-        reload) words='-c --config -o --output --check --force --control -h --help' ;;
-        lease-sync) words='--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -h --help' ;;
-        export) words='--prefix --from-key --range-end --hex --base64 --to --resume --each --endpoint --cacert --cert --key --user --password-file -o --output -c --config -h --help' ;;
-        import) words='--overwrite --skip-existing --resume --endpoint --cacert --cert --key --user --password-file -o --output -c --config -h --help' ;;
-        *) words='serve route check reload lease-sync export import --version --install-completion --show-completion -h --help' ;;
+        serve) words='-c --config --local --tls --data-dir --listen --log-format --log-level --workers --takeover -v --verbose -q --quiet --color -h --help' ;;
+        route) words='--prefix --from-key --range-end -o --output --hex --base64 -c --config -v --verbose -q --quiet --color -h --help' ;;
+        check) words='-c --config --output -o --keys -v --verbose -q --quiet --color -h --help' ;;
+        reload) words='-c --config -o --output --check --force --control -v --verbose -q --quiet --color -h --help' ;;
+        lease-sync) words='--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
+        export) words='--prefix --from-key --range-end --hex --base64 --to --resume --each --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
+        import) words='--overwrite --skip-existing --resume --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
+        version) words='-o --output -v --verbose -q --quiet --color -h --help' ;;
+        help) words='-v --verbose -q --quiet --color -h --help' ;;
+        *) words='serve route check reload lease-sync export import version help --version -v --verbose -q --quiet --color -h --help' ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }

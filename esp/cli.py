@@ -1,58 +1,25 @@
 """The command line: the commands and their options. A command's module is imported only when the command is called.
 
-`esp --help` and shell completion must be quick, so this module imports nothing but typer. An expected failure of a
-command becomes one line on stderr; any other exception is a bug and shows its traceback.
+`esp --help` must be quick, so this module imports nothing but typer. The help, the completion scripts and the manual
+pages are made from what is said here.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from esp import __version__
-from esp.commands.output import USAGE, CommandError, Format, LogFormat, LogLevel, WideFormat, complain, flush, write
-
-
-class _Esp(TyperGroup):
-    """The group of commands. An expected failure becomes one line on stderr."""
-
-    def main(self, *args: Any, **extra: Any) -> Any:
-        try:
-            return super().main(*args, **extra)
-        except OSError:  # perhaps from writing a help or a version, which does not pass through `invoke`
-            try:
-                write("")
-                flush()
-            except CommandError as error:
-                complain(str(error))
-                sys.exit(error.exit_code)
-            raise
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            try:
-                return super().invoke(ctx)
-            finally:
-                flush()  # here, where a failure can be reported, and not when Python ends
-        except CommandError as error:
-            complain(str(error))
-            raise typer.Exit(error.exit_code) from None
-        except Exception as error:
-            # A ConfigError means that its module is imported already; otherwise the import would only cost time.
-            config = sys.modules.get("esp.core.config")
-            if config is None or not isinstance(error, config.ConfigError):
-                raise
-            complain(str(error))
-            raise typer.Exit(USAGE) from None
-
+from esp.commands.frame import Group, command
+from esp.commands.output import USAGE, CommandError, Format, LogFormat, LogLevel, WideFormat, manner
 
 app = typer.Typer(
     name="esp",
-    cls=_Esp,
+    cls=Group,
+    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -105,7 +72,16 @@ def esp(
         typer.echo(context.get_help())
 
 
-@app.command()
+@app.command(
+    cls=command(
+        [
+            ("esp serve --local 3", "Try it: three etcds, and esp in front of them."),
+            ("esp serve -c /etc/esp/esp.yaml", "Run the proxy with this config."),
+            ("esp serve --takeover -c /etc/esp/esp.yaml", "Upgrade the running proxy without a pause."),
+        ],
+        {0: "Stopped by a signal.", 1: "Cannot serve, such as an address in use.", 130: "Ctrl-C before it was ready."},
+    )
+)
 def serve(
     config: ConfigOption = None,
     local: Annotated[
@@ -172,7 +148,10 @@ def serve(
         bool, typer.Option("--takeover", help="Take over from the running esp with this config, without a pause.")
     ] = False,
 ) -> None:
-    """Run the proxy until SIGTERM or SIGINT; SIGHUP has it read its config again."""
+    """Run the proxy.
+
+    It serves until SIGTERM or SIGINT; SIGHUP has it read its config again.
+    """
     if local is not None and config is not None:
         raise CommandError("--local makes its own config; leave out -c", USAGE)
     if local is None and data_dir is not None:
@@ -188,11 +167,21 @@ def serve(
 
     if local is not None and data_dir is None:
         data_dir = Path(".esp")
+    if log_level is None and (manner.verbose or manner.quiet):
+        log_level = LogLevel.DEBUG if manner.verbose else LogLevel.WARNING
     with logged(log_format, log_level) as lines:
         command.run(config, local, data_dir, listen or [], lines, workers, tls=tls, takeover=takeover)
 
 
-@app.command()
+@app.command(
+    cls=command(
+        [
+            ("esp route /registry/pods/a", "The shard of a key."),
+            ("esp route a k", "The shards of the keys from a up to k, as etcdctl get a k."),
+            ("esp route --prefix /locks/ -o json", "All keys that begin with /locks/, for a script."),
+        ]
+    )
+)
 def route(
     key: Annotated[str, typer.Argument(metavar="KEY", show_default=False)],
     prefix: Annotated[bool, typer.Option("--prefix", help="All keys that begin with KEY.")] = False,
@@ -208,10 +197,10 @@ def route(
     base64: Annotated[bool, typer.Option("--base64", help="KEY and END are base64.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show which shards own a key or a range. No shard is asked.
+    """Show which shards own a key or a range.
 
-    The output also shows esp's request to each shard, and whether a Txn over the range is possible. For all keys give
-    "" with --prefix or --from-key.
+    No shard is asked. The output also shows esp's request to each shard, and whether a Txn over the range is possible.
+    For all keys give "" with --prefix or --from-key.
     """
     if prefix + from_key + (range_end is not None) > 1:
         raise CommandError("--prefix, --from-key and --range-end exclude each other; give one", USAGE)
@@ -231,7 +220,16 @@ def route(
     )
 
 
-@app.command()
+@app.command(
+    cls=command(
+        [
+            ("esp check", "All shards of ./esp.yaml."),
+            ("esp check --keys", "Also look for keys that a shard does not own."),
+            ("esp check -o json | jq .problems", "The problems, for a script."),
+        ],
+        {0: "Healthy.", 1: "There are problems; they are printed."},
+    )
+)
 def check(
     config: ConfigOption = None,
     output: Annotated[
@@ -244,13 +242,21 @@ def check(
         bool, typer.Option("--keys", help="Also count the keys of each shard, and find keys that it does not own.")
     ] = False,
 ) -> None:
-    """Ask every endpoint of every shard, and show problems."""
+    """Ask every endpoint of every shard for problems."""
     from esp.commands import check as command
 
     command.run(config, command.Options(output=output, keys=keys))
 
 
-@app.command()
+@app.command(
+    cls=command(
+        [
+            ("esp reload --check", "Only show what would change."),
+            ("esp reload -c /etc/esp/esp.yaml", "Have the esp that runs with this config read it again."),
+        ],
+        {0: "Done, or nothing to do.", 1: "Refused, and nothing has changed; or no esp runs with this config."},
+    )
+)
 def reload(
     config: ConfigOption = None,
     output: OutputOption = Format.TABLE,
@@ -270,17 +276,27 @@ def reload(
         ),
     ] = None,
 ) -> None:
-    """Have the running proxy read its config file again, and show what changes.
+    """Have the running proxy read its config again.
 
-    The new config is put in force whole or not at all. A reload is refused if the file is wrong, if a field cannot
-    change while esp runs, or if a range moves away from a shard that still has keys in it.
+    What changes is shown. The new config is put in force whole or not at all. A reload is refused if the file is wrong,
+    if a field cannot change while esp runs, or if a range moves away from a shard that still has keys in it.
     """
     from esp.commands import reload as command
 
     command.run(config, control, output, force=force, only_check=check)
 
 
-@app.command("lease-sync")
+@app.command(
+    "lease-sync",
+    cls=command(
+        [
+            ("esp lease-sync", "Only show which leases differ."),
+            ("esp lease-sync --apply", "Grant what a new shard lacks, before its first key."),
+            ("esp lease-sync --prune --only-on b", "Revoke the leases that only shard b has; asks first."),
+        ],
+        {0: "All shards have the same leases.", 1: "Leases differ, or a shard did not answer."},
+    ),
+)
 def lease_sync(
     apply: Annotated[bool, typer.Option("--apply", help="Grant missing leases, with the rest of their TTL.")] = False,
     prune: Annotated[
@@ -340,7 +356,16 @@ PasswordOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(
+    cls=command(
+        [
+            ("esp export --to all.jsonl", "All keys of all shards, at one moment."),
+            ("esp export --prefix /registry/ | gzip > k.gz", "The keys with a prefix, on stdout."),
+            ("esp export --resume all.jsonl", "Complete an export that was cut off."),
+        ],
+        {1: "A shard did not answer, or the file is not whole."},
+    )
+)
 def export(
     key: Annotated[str, typer.Argument(metavar="[KEY]", show_default=False)] = "",
     prefix: Annotated[bool, typer.Option("--prefix", help="All keys that begin with KEY.")] = False,
@@ -377,9 +402,9 @@ def export(
     output: OutputOption = Format.TABLE,
     config: ConfigOption = None,
 ) -> None:
-    """Write all keys at one moment over all shards, or those of a range, as JSON lines.
+    """Write all keys at one moment over all shards as JSON lines.
 
-    The shards are asked directly, as the proxy asks them. Leases and revisions are written as well.
+    With KEY, those of a range. The shards are asked directly, as the proxy asks them. Leases and revisions are written as well.
     """
     from esp.commands import export as command
     from esp.commands import route
@@ -400,7 +425,17 @@ def export(
     command.run(config, Etcd(endpoint or [], cacert, cert, tls_key, user, password_file), options)
 
 
-@app.command("import")
+@app.command(
+    "import",
+    cls=command(
+        [
+            ("esp import all.jsonl", "Write the keys of an export; none may be there yet."),
+            ("esp import all.jsonl --resume", "Go on with an import that was cut off."),
+            ("esp import all.jsonl --endpoint http://127.0.0.1:2379", "Into an etcd in place of the shards."),
+        ],
+        {1: "Keys are there already, or a shard did not answer."},
+    ),
+)
 def import_(
     file: Annotated[str, typer.Argument(metavar="FILE", help="An export; - for stdin.", show_default=False)],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite keys that are there.")] = False,
@@ -417,9 +452,9 @@ def import_(
     output: OutputOption = Format.TABLE,
     config: ConfigOption = None,
 ) -> None:
-    """Write the keys and leases of an export into the shards, by the map of the config, or into an etcd.
+    """Write the keys and leases of an export into the shards.
 
-    A key that is there already is refused, unless an option says otherwise. Leases keep their ids where these are free.
+    They go by the map of the config, or into an etcd. A key that is there already is refused, unless an option says otherwise. Leases keep their ids where these are free.
     """
     if overwrite + skip_existing + resume > 1:
         raise CommandError("--overwrite, --skip-existing and --resume exclude each other; give one", USAGE)
@@ -433,10 +468,41 @@ def import_(
     command.run(config, etcd, command.Options(file=file, existing=existing, output=output))
 
 
+@app.command(
+    cls=command(
+        [("esp version", "The version."), ("esp version -o json", "With the versions of what esp runs on.")],
+    )
+)
+def version(output: OutputOption = Format.TABLE) -> None:
+    """Print the version of esp."""
+    from esp.commands import version as command
+
+    command.run(output)
+
+
+@app.command(
+    "help", cls=command([("esp help", "All commands."), ("esp help route", "One command, as esp route --help.")])
+)
+def help_(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="[COMMAND]", show_default=False)] = None,
+) -> None:
+    """Show the help of esp, or of one command."""
+    group = context.parent
+    assert group is not None
+    if name is None:
+        typer.echo(group.get_help())
+        return
+    named = group.command.get_command(group, name)  # type: ignore[attr-defined]
+    if named is None:
+        raise CommandError(f'there is no command "{name}"; esp help lists them', USAGE)
+    typer.echo(named.get_help(type(context)(named, info_name=name, parent=group)))
+
+
 def main() -> None:
     """The entry point of `esp`: runs the command line."""
     # A key may have characters that the terminal's encoding lacks.
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None if the shell has closed the stream
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    app()
+    app(prog_name="esp")

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from esp.cli import app
@@ -19,23 +23,47 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
 def test_no_command_prints_the_help() -> None:
     code, out, err = run()
     assert (code, err) == (0, "")
-    assert out == run("--help")[1]
-    assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == [
-        "serve",
-        "route",
-        "check",
-        "reload",
-        "lease-sync",
-        "export",
-        "import",
-    ]
+    assert out == run("--help")[1] == run("help")[1]
+    listed = out.partition("Commands:\n")[2].partition("\n\n")[0]
+    assert [line.split()[0] for line in listed.splitlines()] == COMMANDS
+    assert "..." not in listed, "a first sentence does not fit into 80 columns"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_examples_that_can_be_given_and_exit_codes(command: str) -> None:
+    code, out, err = run("help", command)
+    assert (code, err) == (0, "")
+    assert out == run(command, "--help")[1]
+    assert max(map(len, out.splitlines())) <= 80
+    assert set(re.findall(r"^  (\d+) ", out.partition("Exit codes:\n")[2], re.MULTILINE)) >= {"0", "2"}
+    group = typer.main.get_command(app)
+    examples = group.commands[command].examples  # type: ignore[attr-defined]
+    assert 2 <= len(examples) <= 4
+    for line, meaning in examples:
+        words = shlex.split(line.partition("|")[0].partition(">")[0].partition("<")[0])
+        name = words[words.index("esp") + 1]
+        assert name == command
+        assert meaning
+        with group.commands[name].make_context(name, words[words.index("esp") + 2 :]):  # type: ignore[attr-defined]
+            pass  # it can be parsed
+
+
+def test_a_help_of_no_command_is_wrong_usage() -> None:
+    assert run("help", "rout") == (2, "", 'esp: there is no command "rout"; esp help lists them\n')
 
 
 def test_the_version() -> None:
-    assert run("--version") == (0, f"esp {version('etcd-sharding-proxy')}\n", "")
+    assert run("--version") == run("version") == (0, f"esp {version('etcd-sharding-proxy')}\n", "")
+    told = json.loads(run("version", "-o", "json")[1])
+    assert set(told) == {"version", "python", "platform", "dependencies"}
+    assert told["version"] == version("etcd-sharding-proxy")
+    assert {"msgspec", "pyyaml", "typer"} <= set(told["dependencies"])
 
 
 @pytest.mark.parametrize(
@@ -54,10 +82,88 @@ def test_wrong_usage_is_one_line_and_exit_2(
     assert run(*arguments) == (2, "", f"esp: {error}\n")
 
 
-def test_an_unknown_option_is_exit_2_and_leaves_stdout_empty() -> None:
-    code, out, err = run("route", "a", "--nope")
-    assert (code, out) == (2, "")
-    assert err.endswith("Error: No such option: --nope\n")
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("route a --nope", "no such option: --nope; see esp route --help"),
+        ("rout a", "no such command 'rout'; did you mean 'route'? See esp --help"),
+        (
+            "route a -o xml",
+            "invalid value for '-o' / '--output': 'xml' is not one of 'table', 'json'; see esp route --help",
+        ),
+        ("route a -o", "option '-o' requires an argument; see esp --help"),
+        ("serve --local 0", "invalid value for '--local': 0 is not in the range 1<=x<=26; see esp serve --help"),
+        ("check a", "got unexpected extra argument(s) (a); see esp check --help"),
+        ("--color pink check", "--color is 'pink'; write auto, always or never"),
+        ("check --color pink", "--color is 'pink'; write auto, always or never"),
+    ],
+)
+def test_what_cannot_be_parsed_is_one_line_with_the_cure(arguments: str, error: str) -> None:
+    assert run(*arguments.split()) == (2, "", f"esp: {error}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_fails_with_more_than_one_line(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is wrong: an option, the config, where the output goes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ESP_CONFIG", raising=False)
+    (tmp_path / "esp.yaml").write_bytes(b"shards: [\xff")
+    for arguments in (["--nope"], ["-c", "none.yaml"], ["-c", str(tmp_path)], ["-c", ""], ["\udcff"], ["-o", "x"], []):
+        if command in ("help", "version") and not arguments:
+            continue
+        code, out, err = run(command, *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1), arguments
+        assert err.startswith("esp: ")
+
+
+@pytest.mark.parametrize("arguments", ["version", "version -o json", "route a", "--help", "help route", "--version"])
+@pytest.mark.parametrize("closed", [False, True], ids=["full", "closed"])
+def test_an_output_that_cannot_be_written_is_one_line(
+    arguments: str, closed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "esp.yaml").write_text("shards: [{endpoints: [h:1], ranges: [{start: '', end: ''}]}]")
+    monkeypatch.chdir(tmp_path)
+    descriptor = os.open(os.devnull if closed else "/dev/full", os.O_RDONLY if closed else os.O_WRONLY)
+    with open(descriptor, "w", closefd=False) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(SystemExit) as ended:
+            app(arguments.split(), prog_name="esp")
+    os.close(descriptor)
+    reason = "standard output is closed" if closed else "no space left on device"
+    assert (ended.value.code, capsys.readouterr().err) == (1, f"esp: the output cannot be written: {reason}\n")
+
+
+class TestABug:
+    @pytest.fixture(autouse=True)
+    def broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError("of \n a test")
+
+        monkeypatch.setattr("esp.commands.version.run", fail)
+
+    def test_is_one_line(self) -> None:
+        code, out, err = run("version")
+        assert (code, out, err.count("\n")) == (70, "", 1)
+        assert re.match(
+            r"esp: a bug in esp: ZeroDivisionError: of \\n a test in esp/cli.py:\d+; run it once more with -v, "
+            "and please report it\n",
+            err,
+        )
+
+    @pytest.mark.parametrize("arguments", [("version", "-v"), ("-v", "version")])
+    def test_shows_its_traceback_when_asked(self, arguments: tuple[str, str]) -> None:
+        code, _, err = run(*arguments)
+        assert code == 70
+        assert "Traceback (most recent call last)" in err
+
+
+def test_the_options_of_one_command_line_are_not_those_of_the_next() -> None:
+    assert run("-q", "version") == (0, "", "")
+    assert run("version", "-q") == (0, "", "")
+    assert json.loads(run("version", "-q", "-o", "json")[1])
+    assert run("version")[1]
 
 
 def test_the_help_and_esp_route_load_nothing_they_do_not_need() -> None:
@@ -67,7 +173,7 @@ def test_the_help_and_esp_route_load_nothing_they_do_not_need() -> None:
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     for_help, for_route = (set(line.split()) for line in out.splitlines())
     assert for_help.isdisjoint({"yaml", "msgspec", "esp.core.config", "google.protobuf", "uvloop"})
-    assert for_route.isdisjoint({"google.protobuf", "uvloop", "esp.core.shard", "esp.core.proxy"})
+    assert for_route.isdisjoint({"asyncio", "ssl", "logging", "google.protobuf", "uvloop", "esp.core.proxy"})
 
 
 def test_a_key_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_the_scripts_are_in_step_with_the_app() -> None:
     ("words", "expected"),
     [
         (["esp", "ro"], ["route"]),
-        (["esp", "--ver"], ["--version"]),
+        (["esp", "--vers"], ["--version"]),
         (["esp", "route", "--pre"], ["--prefix"]),
         (["esp", "route", "a", "-o", ""], ["table", "json"]),
         (["esp", "check", "--output", "j"], ["json"]),

@@ -29,6 +29,7 @@ LAYERS = [
         "esp.core.shared_tokens",
         "esp.core.auth_tokens",
         "esp.core.certificate",
+        "esp.core.tls_paths",
         "esp.core.tls_files",
     },
     {"esp.core.kubernetes"},

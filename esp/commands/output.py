@@ -15,8 +15,9 @@ from esp.core.log.text import in_one_line
 DONE = 0
 FAILED = 1
 USAGE = 2
+BUG = 70
 INTERRUPTED = 130
-"""Exit codes: done; failed; wrong usage or a wrong config; ended by Ctrl-C before the work was done."""
+"""Exit codes: done; failed; wrong usage or a wrong config; a bug; ended by Ctrl-C before the work was done."""
 
 _INDENT = "    "
 
@@ -52,6 +53,28 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class Manner:
+    """How commands write, as the options say that all commands have.
+
+    Attributes:
+        verbose: notes of what is done go to stderr.
+        quiet: only errors are written, and what `-o json` asks for.
+        color: `always` or `never`; `auto` for colours on a terminal.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Has all as without options."""
+        self.verbose = False
+        self.quiet = False
+        self.color = "auto"
+
+
+manner = Manner()
+
+
 class CommandError(Exception):
     """An expected failure: one sentence for stderr, and the exit code."""
 
@@ -61,7 +84,23 @@ class CommandError(Exception):
 
 
 def write(text: str) -> None:
-    """Write one or more lines to stdout.
+    """Write one or more lines for people to stdout; not with `-q`.
+
+    Raises:
+        CommandError: stdout is closed or cannot be written.
+    """
+    if not manner.quiet:
+        write_data(text)
+
+
+def note(text: str) -> None:
+    """With `-v`, write one line to stderr about what is done."""
+    if manner.verbose and not manner.quiet:
+        complain(text)
+
+
+def write_data(text: str) -> None:
+    """Write one or more lines to stdout that are data, whatever the options.
 
     Raises:
         CommandError: stdout is closed or cannot be written.
@@ -110,7 +149,7 @@ def write_json(value: object) -> None:
     """Write the value to stdout as indented JSON, in ASCII."""
     import json
 
-    write(json.dumps(value, indent=2))
+    write_data(json.dumps(value, indent=2))
 
 
 def json_key(key: bytes) -> dict[str, str]:
@@ -132,16 +171,16 @@ def counted(count: int, noun: str) -> str:
 def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]], marked: Container[int] = ()) -> None:
     """Write aligned columns to stdout; no cell is cut off.
 
-    On a terminal the headers are bold, and the rows whose number is in `marked` are red. A row that is wider than the
-    terminal continues, indented, on the next line. A cell stays in one piece, so that it can be copied.
+    In colours the headers are bold, and the rows whose number is in `marked` are red. On a terminal a row that is wider
+    continues, indented, on the next line. A cell stays in one piece, so that it can be copied.
     """
     widths = [max(map(_width, column)) for column in zip(headers, *rows, strict=True)]
     groups = [slice(None)]
     bold = red = end = ""
     if sys.stdout.isatty():
         groups = _columns_side_by_side(widths, shutil.get_terminal_size().columns)
-        if takes_escapes():
-            bold, red, end = "\x1b[1m", "\x1b[31m", "\x1b[0m"
+    if takes_escapes():
+        bold, red, end = "\x1b[1m", "\x1b[31m", "\x1b[0m"
     for number, row in enumerate([headers, *rows], start=-1):
         cells = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
         style = bold if number == -1 else red if number in marked else ""
@@ -164,7 +203,11 @@ def _columns_side_by_side(widths: Sequence[int], room: int) -> list[slice]:
 
 
 def takes_escapes() -> bool:
-    """Whether to send bold and colours to the terminal: by NO_COLOR (https://no-color.org) and TERM."""
+    """Whether to send bold and colours: as `--color` says, else to a terminal, by NO_COLOR (no-color.org) and TERM."""
+    if manner.color != "auto":
+        return manner.color == "always"
+    if not sys.stdout.isatty():
+        return False
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 

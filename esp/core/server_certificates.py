@@ -7,7 +7,8 @@ import ssl
 from typing import Final
 
 from esp.core.config import ListenTls
-from esp.core.tls_files import Credentials, TlsFileError, TlsFiles
+from esp.core.tls_files import Credentials, TlsFiles
+from esp.core.tls_paths import TlsFileError
 
 log = logging.getLogger("esp.tls")
 

@@ -11,7 +11,8 @@ import pytest
 from esp.core.config import Config, ListenTls, parse
 from esp.core.proxy import Proxy
 from esp.core.server_certificates import ServerCertificates
-from esp.core.tls_files import Files, TlsFiles
+from esp.core.tls_files import TlsFiles
+from esp.core.tls_paths import Files
 from esp.core.wire.tls import Tls
 from tests.core.wire.certificates import ClientEnd, authority, client_context, pair
 from tests.core.wire.test_tls import fails, talks

@@ -15,7 +15,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from esp.core.local_tls import Authority, Pair, write_file
-from esp.core.tls_files import DAY, Files, TlsFileError, TlsFiles
+from esp.core.tls_files import DAY, TlsFiles
+from esp.core.tls_paths import Files, TlsFileError
 
 CA = Authority()
 OTHER = Authority("another CA")

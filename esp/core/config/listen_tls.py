@@ -15,7 +15,7 @@ import msgspec
 from esp.core.config.fields import Fields
 from esp.core.config.listen import Listen
 from esp.core.config.yaml_lines import Place
-from esp.core.tls_files import Files, TlsFileError, check_files
+from esp.core.tls_paths import Files, TlsFileError
 
 MOST_CERTS: Final = 1000
 """The most certificates; all of them are looked at every few seconds."""
@@ -115,6 +115,8 @@ def _files(pair: _PairShape | _Shape, place: Place, ca: Path | None, fields: Fie
         text = f'"tls": "{have}" is given without "{missing}"; write both, the same file if it has both'
         fields.fail(place if key is cert else (*place, have), text)
     files = Files(cert, key, ca)
+    from esp.core.tls_files import check_files  # loads TLS, which most commands do without
+
     try:
         check_files(files)
     except TlsFileError as error:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from esp.core.config.fields import Fields, shown
-from esp.core.log.setup import FORMATS, LEVELS, Format, Level
+from esp.core.log.levels import FORMATS, LEVELS, Format, Level
 
 MAX_ONE_OF: Final = 1_000_000_000
 MAX_SLOW_SECONDS: Final = 86_400
@@ -45,7 +45,7 @@ def log_of(value: dict[str, Any], fields: Fields) -> LogConfig:
         LineError: a field is wrong.
     """
     shape = fields.shaped(value, _LogShape, ("log",), '"log"')
-    for name, words in (("format", FORMATS), ("level", tuple(LEVELS))):
+    for name, words in (("format", FORMATS), ("level", LEVELS)):
         if (found := getattr(shape, name)) not in words:
             told = _told(found)
             fields.fail(("log", name), f'log: "{name}" is {told}; write {", ".join(words[:-1])} or {words[-1]}')

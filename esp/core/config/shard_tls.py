@@ -15,7 +15,7 @@ import msgspec
 from esp.core.config.addresses import fault_of_host
 from esp.core.config.fields import Fields
 from esp.core.config.yaml_lines import Place
-from esp.core.tls_files import Files, TlsFileError, check_files
+from esp.core.tls_paths import Files, TlsFileError
 
 SYSTEM: Final = Files()
 """The system's CAs, and no certificate of esp's own."""
@@ -73,6 +73,8 @@ def shard_tls_at(value: Any, place: Place, fields: Fields, folder: Path | None, 
 
     files = Files(path(shape.cert), path(shape.key), path(shape.ca))
     if files not in checked:
+        from esp.core.tls_files import check_files  # loads TLS, which most commands do without
+
         try:
             check_files(files)
         except TlsFileError as error:

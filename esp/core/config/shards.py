@@ -22,7 +22,7 @@ from esp.core.config.user import User, user_at
 from esp.core.config.yaml_lines import LineError, Place
 from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.shard_map import ShardMap, ShardMapError, carve
-from esp.core.tls_files import Files
+from esp.core.tls_paths import Files
 
 _OWN = ("endpoints", "ranges", "auth", "tls")
 _ORIGINAL = ("address", "start", "end", "startBytes", "endBytes")

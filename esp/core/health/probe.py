@@ -28,7 +28,8 @@ from esp.core.kubernetes import cuts
 from esp.core.pb import rpc_pb2
 from esp.core.server_certificates import ServerCertificates
 from esp.core.shard import ALARMS, STATUS, Method, Shard, ask_for_esp
-from esp.core.tls_files import TlsFileError, TlsFiles
+from esp.core.tls_files import TlsFiles
+from esp.core.tls_paths import TlsFileError
 from esp.core.wire.context import WireContext
 from esp.core.wire.status import Code, RpcError, Status
 

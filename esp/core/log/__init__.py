@@ -7,6 +7,7 @@
     floods      counts repeated lines in place of writing them
     output      writes lines, without ever waiting for whoever reads them
     lines       log records as text and as JSON
+    levels      the words for formats and levels
     text        parts of lines: a text without control characters, the first few of many names
 
 From the top down; each file imports only files below it. A module of esp logs with `logging.getLogger("esp.PART")`.

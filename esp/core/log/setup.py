@@ -7,19 +7,17 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import ClassVar, Final, Literal, NamedTuple, TextIO
+from typing import ClassVar, Final, NamedTuple, TextIO
 
 from esp.core.background import later_in_loop
 from esp.core.log.floods import Floods
+from esp.core.log.levels import Format, Level
 from esp.core.log.lines import AsJson, ForFiles, ForPeople, fields
 from esp.core.log.output import Output
 
 log = logging.getLogger("esp")
 
-Format = Literal["text", "json"]
-Level = Literal["debug", "info", "warning", "error"]
-FORMATS: Final = ("text", "json")
-LEVELS: Final = {
+LEVELS: Final[dict[Level, int]] = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
     "warning": logging.WARNING,

@@ -24,7 +24,7 @@ from esp.core.reload.difference import Difference, Move
 from esp.core.reload.keys import Keys, counted, keys_of
 from esp.core.reload.leases import Brought, MissingLeasesError, bring_leases
 from esp.core.shard import Shard
-from esp.core.tls_files import TlsFileError
+from esp.core.tls_paths import TlsFileError
 
 log = logging.getLogger("esp")
 

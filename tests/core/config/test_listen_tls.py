@@ -10,7 +10,7 @@ import pytest
 
 from esp.core.config import ConfigError, Listen, check_certificates, listen_of, parse
 from esp.core.local_tls import Authority
-from esp.core.tls_files import Files
+from esp.core.tls_paths import Files
 
 SHARDS = 'shards: [{endpoints: [127.0.0.1:1], ranges: [{start: "", end: ""}]}]\n'
 CA = Authority()

@@ -8,7 +8,7 @@ import pytest
 
 from esp.core.config import ConfigError, Endpoint, ShardTls, parse
 from esp.core.local_tls import Authority, write_file
-from esp.core.tls_files import Files
+from esp.core.tls_paths import Files
 
 CA = Authority()
 PAIR = CA.issue()
@@ -156,7 +156,7 @@ def test_what_is_wrong_is_told_with_its_line(folder: Path, text: str, error: str
 
 def test_files_of_many_shards_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Files] = []
-    monkeypatch.setattr("esp.core.config.shard_tls.check_files", read.append)
+    monkeypatch.setattr("esp.core.tls_files.check_files", read.append)
     entries = [
         f"- {{endpoints: ['https://h{n}:1'], ranges: [{{start: '{n or ''}', end: '{n + 1 if n < 9 else ''}'}}], "
         "tls: {ca: ca.crt}}\n"

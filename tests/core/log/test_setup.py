@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from esp.core.log import setup
-from esp.core.log.setup import Counts, Format, Level, Log
+from esp.core.log.levels import FORMATS, Format, Level
+from esp.core.log.setup import Counts, Log
 from esp.core.wire.tls import Tls
 from esp.core.wire.tls_faults import TlsFault
 from tests.core.wire.certificates import HOST, ClientEnd, load, pair
@@ -90,7 +90,7 @@ def test_lines_below_the_level_are_not_written(pipe: Pipe, level: Level, expecte
     assert len(pipe.lines()) == expected
 
 
-@pytest.mark.parametrize("form", setup.FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_what_is_logged_is_counted(pipe: Pipe, form: Format) -> None:
     lines = pipe.log(form)
     assert Log.process is lines

@@ -18,7 +18,8 @@ from esp.core.config import Endpoint, ShardConfig, ShardTls, User
 from esp.core.local import LocalEtcd, free_port
 from esp.core.local_tls import Authority, write_file
 from esp.core.shard import Shard
-from esp.core.tls_files import Files, TlsFiles
+from esp.core.tls_files import TlsFiles
+from esp.core.tls_paths import Files
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from tests.harness import ALONE, fast_flags, wait_ready

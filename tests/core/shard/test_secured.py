@@ -24,7 +24,8 @@ from esp.core.proxy import Proxy
 from esp.core.shard import RANGE, Method, Shard, ask, ask_for_esp
 from esp.core.shard.common_name import check_common_name
 from esp.core.shard.secured import Secured
-from esp.core.tls_files import Files, TlsFiles
+from esp.core.tls_files import TlsFiles
+from esp.core.tls_paths import Files
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
