@@ -4,6 +4,7 @@
     routed         the common part of the handlers
     peek           finds the key in a request's bytes, without parsing
     txn_handler    the handler of Txn
+    txn_plan       how a transaction is served, or why not
     txn_look       the keys and tokens of a transaction, found in its bytes, in steps
     validate, txn  etcd's own checks
     translate      revisions in a request, as the shard counts that gets the request
@@ -29,5 +30,6 @@ Several shards:
 from esp.core.services.kv.compaction import Compactions
 from esp.core.services.kv.read_batch import PassReads
 from esp.core.services.kv.service import AT_REVISIONS, handlers
+from esp.core.services.kv.txn_plan import planned
 
-__all__ = ["AT_REVISIONS", "Compactions", "PassReads", "handlers"]
+__all__ = ["AT_REVISIONS", "Compactions", "PassReads", "handlers", "planned"]

@@ -13,6 +13,6 @@ From the bottom up; each file imports only files above it.
 """
 
 from esp.core.services.namespace.fields import CONTAINED, HOLDS_ALL, KEYS, NO_KEYS
-from esp.core.services.namespace.handler import InNamespace
+from esp.core.services.namespace.handler import InNamespace, in_namespace
 
-__all__ = ["CONTAINED", "HOLDS_ALL", "KEYS", "NO_KEYS", "InNamespace"]
+__all__ = ["CONTAINED", "HOLDS_ALL", "KEYS", "NO_KEYS", "InNamespace", "in_namespace"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import Message
@@ -18,7 +18,7 @@ from esp.core.services.namespace.call import MALFORMED_REQUEST, InnerCall
 from esp.core.services.namespace.fields import HOLDS_ALL, holds_keys
 from esp.core.services.namespace.forms import Form, Forms, Malformed
 from esp.core.services.namespace.rewrite import STEP_BYTES, rewritten, steps
-from esp.core.wire.message import PREFIX_SIZE
+from esp.core.wire.message import PREFIX_SIZE, prefix
 from esp.core.wire.server_stream import OVERLOADED, Handler, Refuse, ServerStream
 from esp.core.wire.status import Code, RpcError, Status
 
@@ -60,6 +60,13 @@ class InNamespace:
     def _refusal(self, path: bytes, why: str) -> Status:
         name, prefix = path[1:].decode("utf-8", "replace"), format_key(self.namespace.prefix)
         return Status(Code.UNIMPLEMENTED, f'esp: this proxy has the namespace "{prefix}", and {name} {why}')
+
+
+def in_namespace(namespace: Namespace, request: Message) -> bytes:
+    """A request as the handlers in the namespace get it, with its gRPC prefix."""
+    descriptor: Any = request.DESCRIPTOR
+    form = Forms.of_requests(namespace).form(descriptor)
+    return rewritten(form, prefix(request.SerializeToString()))
 
 
 class Translated(Handler):
