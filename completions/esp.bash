@@ -20,6 +20,7 @@ _esp() {
         "serve --workers") COMPREPLY=(); return ;;
         "serve --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
         "route --range-end") COMPREPLY=(); return ;;
+        "route --txn") _esp_paths -f; return ;;
         "route -o" | "route --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "route -c" | "route --config") _esp_paths -f; return ;;
         "route --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
@@ -63,7 +64,7 @@ _esp() {
     esac
     case $command in
         serve) words='-c --config --local --tls --data-dir --listen --log-format --log-level --workers --takeover -v --verbose -q --quiet --color -h --help' ;;
-        route) words='--prefix --from-key --range-end -o --output --hex --base64 -c --config -v --verbose -q --quiet --color -h --help' ;;
+        route) words='--prefix --from-key --range-end --each --explain --txn -o --output --hex --base64 -c --config -v --verbose -q --quiet --color -h --help' ;;
         check) words='-c --config --output -o --keys -v --verbose -q --quiet --color -h --help' ;;
         reload) words='-c --config -o --output --check --force --control -v --verbose -q --quiet --color -h --help' ;;
         lease-sync) words='--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;

@@ -177,43 +177,71 @@ def serve(
     cls=command(
         [
             ("esp route /registry/pods/a", "The shard of a key."),
-            ("esp route a k", "The shards of the keys from a up to k, as etcdctl get a k."),
-            ("esp route --prefix /locks/ -o json", "All keys that begin with /locks/, for a script."),
-        ]
+            ("esp route a k --explain", "The keys from a up to k: why which shard."),
+            ("esp route --each -o json a b c", "Keys of their own, for a script."),
+            ("esp route --txn - < txn.txt", "Whether a transaction can run, and where."),
+        ],
+        {1: "The transaction of --txn cannot run; its error is printed."},
     )
 )
 def route(
-    key: Annotated[str, typer.Argument(metavar="KEY", show_default=False)],
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY] [END]", help="A key, or both ends of a range; - for keys on stdin."),
+    ] = None,
     prefix: Annotated[bool, typer.Option("--prefix", help="All keys that begin with KEY.")] = False,
     from_key: Annotated[bool, typer.Option("--from-key", help="All keys from KEY on.")] = False,
     range_end: Annotated[
         str | None,
+        typer.Option("--range-end", metavar="END", help="The same as END alone.", show_default=False),
+    ] = None,
+    each: Annotated[bool, typer.Option("--each", help="Each argument is a key, and none the end of a range.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also show the lines of the config, and what is sent to whom.")
+    ] = False,
+    txn: Annotated[
+        str | None,
         typer.Option(
-            "--range-end", metavar="END", help="The keys from KEY up to END, without END.", show_default=False
+            "--txn",
+            metavar="FILE",
+            help="A transaction as etcdctl txn reads it, in place of keys; - for stdin.",
+            show_default=False,
         ),
     ] = None,
     output: OutputOption = Format.TABLE,
-    hex_: Annotated[bool, typer.Option("--hex", help="KEY and END are hexadecimal.")] = False,
-    base64: Annotated[bool, typer.Option("--base64", help="KEY and END are base64.")] = False,
+    hex_: Annotated[bool, typer.Option("--hex", help="Keys are hexadecimal.")] = False,
+    base64: Annotated[bool, typer.Option("--base64", help="Keys are base64.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show which shards own a key or a range.
+    """Show which shards own keys, or serve a transaction.
 
-    No shard is asked. The output also shows esp's request to each shard, and whether a Txn over the range is possible.
-    For all keys give "" with --prefix or --from-key.
+    No shard is asked. KEY and END are those of etcdctl get: END is the first key behind the range. The output also
+    shows esp's request to each shard, and whether a Txn over the range is possible. For all keys give "" with --prefix
+    or --from-key.
     """
     if prefix + from_key + (range_end is not None) > 1:
         raise CommandError("--prefix, --from-key and --range-end exclude each other; give one", USAGE)
     if hex_ and base64:
         raise CommandError("--hex and --base64 exclude each other; give one", USAGE)
+    if txn is not None:
+        if keys or prefix or from_key or range_end is not None or each or explain or hex_ or base64:
+            raise CommandError("--txn takes the place of keys and of their options; leave those out", USAGE)
+        from esp.commands import route_txn
+
+        route_txn.run(txn, output, config)
+        return
+    if not keys:
+        raise CommandError("no key is given; esp route KEY, or - for keys on stdin, or --txn FILE", USAGE)
     from esp.commands import route as command
 
     encoding = command.KeyEncoding.HEX if hex_ else command.KeyEncoding.BASE64 if base64 else command.KeyEncoding.TEXT
     command.run(
-        key,
+        keys,
         prefix=prefix,
         from_key=from_key,
         range_end=range_end,
+        each=each,
+        explain=explain,
         encoding=encoding,
         output=output,
         config=config,
@@ -404,7 +432,8 @@ def export(
 ) -> None:
     """Write all keys at one moment over all shards as JSON lines.
 
-    With KEY, those of a range. The shards are asked directly, as the proxy asks them. Leases and revisions are written as well.
+    With KEY, those of a range. The shards are asked directly, as the proxy asks them. Leases and revisions are written
+    as well.
     """
     from esp.commands import export as command
     from esp.commands import route
@@ -454,7 +483,8 @@ def import_(
 ) -> None:
     """Write the keys and leases of an export into the shards.
 
-    They go by the map of the config, or into an etcd. A key that is there already is refused, unless an option says otherwise. Leases keep their ids where these are free.
+    They go by the map of the config, or into an etcd. A key that is there already is refused, unless an option says
+    otherwise. Leases keep their ids where these are free.
     """
     if overwrite + skip_existing + resume > 1:
         raise CommandError("--overwrite, --skip-existing and --resume exclude each other; give one", USAGE)

@@ -38,7 +38,7 @@ class Look:
         """The look of standard output as it is now."""
         is_terminal = sys.stdout is not None and sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if is_terminal else UNBOUNDED
-        return cls(width, is_terminal and takes_escapes())
+        return cls(width, takes_escapes())
 
 
 class Page:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from esp.commands.output import USAGE, CommandError, Format, json_key, write, write_json, write_table
+from esp.commands.output import USAGE, CommandError, Format, json_key, note, write, write_data, write_json, write_table
 from esp.core import config as config_file
 from esp.core.config import Config
 from esp.core.keys import OPEN_END, KeyRange, format_key, prefix_end
 from esp.core.shard_map import Segment
+
+STDIN = "-"
+"""The argument that stands for keys, or a transaction, on stdin."""
 
 
 class KeyEncoding(StrEnum):
@@ -23,35 +30,118 @@ class KeyEncoding(StrEnum):
     BASE64 = "base64"
 
 
+class Span(NamedTuple):
+    """The keys that one argument, or one range, stands for.
+
+    Attributes:
+        asked: `key` and `range_end` of the client's request.
+        keys: the keys of the shards, with the prefix of the namespace.
+        segments: the parts by shard.
+    """
+
+    asked: tuple[bytes, bytes]
+    keys: KeyRange
+    segments: list[Segment]
+
+
 def run(
-    key: str,
+    keys: list[str],
     *,
     prefix: bool = False,
     from_key: bool = False,
     range_end: str | None = None,
+    each: bool = False,
+    explain: bool = False,
     encoding: KeyEncoding = KeyEncoding.TEXT,
     output: Format = Format.TABLE,
     config: Path | None = None,
 ) -> None:
-    """Print the shards that own the key or the range.
+    """Print the shards that own the keys.
+
+    Two keys are the ends of a range, unless `each` says that every key stands for itself. "-" stands for keys on stdin,
+    one a line.
 
     Raises:
         ConfigError: there is no config, or the config is wrong.
-        CommandError: a key is empty, or not in the given encoding.
+        CommandError: the arguments make no sense together; or a key is empty, or not in the given encoding.
     """
-    pair = _request(key, prefix=prefix, from_key=from_key, range_end=range_end, encoding=encoding)
-    loaded = config_file.load(config_file.find(config, os.environ))
-    namespace = loaded.namespace
-    real = pair if namespace is None else (namespace.key(pair[0]), namespace.range_end(pair[1]))
-    key_range = KeyRange.of_request(*real)
-    segments = loaded.shard_map.split(key_range)
-    if not segments:
-        # esp sends an empty range whole to the owner of its start.
-        segments = [Segment(loaded.shard_map.owner(key_range.start), key_range)]
+    from_stdin = keys == [STDIN]
+    many = each or from_stdin
+    if STDIN in keys and not from_stdin:
+        raise CommandError('"-" stands for keys on stdin and goes alone; for the key "-" write --hex 2d', USAGE)
+    if len(keys) == 2 and not many:
+        if range_end is not None or prefix or from_key:
+            other = "--range-end" if range_end is not None else "--prefix" if prefix else "--from-key"
+            cure = "; for keys of their own add --each" if range_end is None else ""
+            raise CommandError(f"two keys are the ends of a range; give one key with {other}{cure}", USAGE)
+        keys, range_end = keys[:1], keys[1]
+    if len(keys) > 2 and not many:
+        raise CommandError(f"{len(keys)} keys: a range has two ends; for keys of their own add --each", USAGE)
+    if many and (range_end is not None or explain):
+        other = "--explain" if explain else "--range-end"
+        raise CommandError(f"{other} is for one key or range; give one", USAGE)
+    loaded = load(config)
+    if many:
+        texts: Iterable[str | bytes] = _lines() if from_stdin else keys
+        requests: Iterable[tuple[bytes, bytes]] = (
+            _request(text, prefix=prefix, from_key=from_key, encoding=encoding) for text in texts
+        )
+        if not from_stdin:
+            requests = list(requests)  # so that a wrong one is found before anything is written
+        _write_many((span_of(loaded, request) for request in requests), loaded, output)
+        return
+    span = span_of(loaded, _request(keys[0], prefix=prefix, from_key=from_key, range_end=range_end, encoding=encoding))
+    explained = None
+    if explain:
+        from esp.commands import route_explain  # loads the services
+
+        explained = route_explain.explained(span, loaded)
     if output is Format.JSON:
-        _write_json(pair, key_range, segments, loaded)
-    else:
-        _write_text(pair, key_range, segments, loaded)
+        about = {} if explained is None else {"explain": route_explain.as_json(explained)}
+        write_json(_as_json(span, loaded) | about)
+        return
+    _write_text(span, loaded)
+    if explained is not None:
+        route_explain.write_text(explained, loaded)
+
+
+def load(config: Path | None) -> Config:
+    """The config.
+
+    Raises:
+        ConfigError: there is no config, or the config is wrong.
+    """
+    path = config_file.find(config, os.environ)
+    note(f"config {path}")
+    return config_file.load(path)
+
+
+def span_of(loaded: Config, asked: tuple[bytes, bytes]) -> Span:
+    """The shards of what a client asks for."""
+    namespace = loaded.namespace
+    real = asked if namespace is None else (namespace.key(asked[0]), namespace.range_end(asked[1]))
+    keys = KeyRange.of_request(*real)
+    # esp sends an empty range whole to the owner of its start.
+    return Span(asked, keys, loaded.shard_map.split(keys) or [Segment(loaded.shard_map.owner(keys.start), keys)])
+
+
+def _lines() -> Iterator[bytes]:
+    """The keys on stdin.
+
+    Raises:
+        CommandError: stdin cannot be read, or has a line without a key.
+    """
+    if sys.stdin is None:
+        raise CommandError("standard input is closed; give keys as arguments", USAGE)
+    try:
+        for number, line in enumerate(sys.stdin.buffer, start=1):
+            key = line.removesuffix(b"\n")
+            if not key:
+                raise CommandError(f"line {number} of standard input is empty, and no key is; take it out", USAGE)
+            yield key
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CommandError(f"standard input cannot be read: {reason}; give keys as arguments", USAGE) from None
 
 
 def range_of(key: str, *, prefix: bool, from_key: bool, range_end: str | None, encoding: KeyEncoding) -> KeyRange:
@@ -67,7 +157,12 @@ def range_of(key: str, *, prefix: bool, from_key: bool, range_end: str | None, e
 
 
 def _request(
-    key: str, *, prefix: bool, from_key: bool, range_end: str | None, encoding: KeyEncoding
+    key: str | bytes,
+    *,
+    prefix: bool,
+    from_key: bool,
+    range_end: str | None = None,
+    encoding: KeyEncoding,
 ) -> tuple[bytes, bytes]:
     """The `key` and `range_end` that etcdctl would send.
 
@@ -83,56 +178,76 @@ def _request(
         return start, prefix_end(start) or OPEN_END
     if from_key:
         return start, OPEN_END
-    return start, b"" if range_end is None else _decode(range_end, "--range-end", encoding)
+    return start, b"" if range_end is None else _decode(range_end, "END", encoding)
 
 
-def _decode(text: str, name: str, encoding: KeyEncoding) -> bytes:
+def _decode(text: str | bytes, name: str, encoding: KeyEncoding) -> bytes:
+    data = text if isinstance(text, bytes) else os.fsencode(text)
     try:
         match encoding:
             case KeyEncoding.TEXT:
-                return os.fsencode(text)
+                return data
             case KeyEncoding.HEX:
-                return binascii.unhexlify(text)
+                return binascii.unhexlify(data)
             case KeyEncoding.BASE64:
-                return base64.b64decode(text, validate=True)
+                return base64.b64decode(data, validate=True)
     except ValueError:
-        raise CommandError(f'{name} is "{text}", which is not {encoding}', USAGE) from None
+        shown = data.decode("utf-8", "backslashreplace")
+        raise CommandError(f'{name} is "{shown}", which is not {encoding}', USAGE) from None
 
 
-def _write_text(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[Segment], loaded: Config) -> None:
+def _write_many(spans: Iterator[Span], loaded: Config, output: Format) -> None:
+    """Writes each key as it comes, so that any number may come."""
+    counts: Counter[str] = Counter()
+    total = 0
+    width = max(5, *(len(shard.name) for shard in loaded.shards))
+    for total, span in enumerate(spans, start=1):
+        if output is Format.JSON:
+            import json
+
+            write_data(json.dumps(_as_json(span, loaded)))
+            continue
+        if total == 1:
+            write(f"{'SHARD':{width}}  KEYS")
+        for shard, part in span.segments:
+            start, end = part.to_request()
+            counts[shard] += 1
+            write(f"{shard:{width}}  {quoted(start)}{f'  {end_cell(end)}' if end else ''}")
+    if output is Format.TABLE and total:
+        write("")
+        write(", ".join(f"{shard}: {count}" for shard, count in counts.items()) + ".")
+        if len(counts) == 1:
+            write(f'A Txn over all of them is possible: shard "{next(iter(counts))}" owns them.')
+        else:
+            write("A Txn over all of them can only read: several shards own them.")
+
+
+def _write_text(span: Span, loaded: Config) -> None:
     rows = []
-    for shard, part in segments:
+    for shard, part in span.segments:
         start, end = part.to_request()
         here = loaded.shard(shard)
-        rows.append([shard, _quoted(start), _end_cell(end), ",".join(map(str, here.endpoints))])
+        rows.append([shard, quoted(start), end_cell(end), ",".join(map(str, here.endpoints))])
     write_table(["SHARD", "KEY", "RANGE_END", "ENDPOINTS"], rows)
     write("")
     if loaded.namespace is not None:
-        prefix = _quoted(loaded.namespace.prefix)
+        prefix = quoted(loaded.namespace.prefix)
         write(f"These are the keys in the shards, with the prefix of the namespace: {prefix}.")
-    if key_range.is_empty():
+    if span.keys.is_empty():
         write(f'The range holds no key: its end is not above its start. Shard "{rows[0][0]}" answers it.')
-    what = "range" if pair[1] else "key"
-    boundary = loaded.shard_map.first_boundary(key_range)
+    what = "range" if span.asked[1] else "key"
+    boundary = loaded.shard_map.first_boundary(span.keys)
     if boundary is None:
         write(f'A Txn over this {what} is possible: shard "{rows[0][0]}" owns all of it.')
     else:
-        write(f"A Txn over this {what} can only read: another shard begins at {_quoted(boundary)}.")
+        write(f"A Txn over this {what} can only read: another shard begins at {quoted(boundary)}.")
 
 
-def _write_json(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[Segment], loaded: Config) -> None:
-    """The JSON form.
-
-    `key` and `range_end` are the fields of the client's request, and `namespace` is the prefix that esp puts before
-    them, or null; all other keys have it. `shards` has one entry for each request that esp
-    sends to a shard, in key order, with the `key` and `range_end` of that request; a shard may have several entries.
-    `empty` is true if the range holds no key; the one listed shard then answers. `txn.possible` is true if esp serves
-    any Txn over the range; else `txn.boundary` is the first key in the range at which another shard begins. A key is
-    {"text", "base64"}, without `text` if the key is not UTF-8.
-    """
-    boundary = loaded.shard_map.first_boundary(key_range)
+def _as_json(span: Span, loaded: Config) -> dict[str, Any]:
+    """The JSON form, as docs/json.md has it."""
+    boundary = loaded.shard_map.first_boundary(span.keys)
     shards = []
-    for shard, part in segments:
+    for shard, part in span.segments:
         start, end = part.to_request()
         here = loaded.shard(shard)
         shards.append(
@@ -143,23 +258,23 @@ def _write_json(pair: tuple[bytes, bytes], key_range: KeyRange, segments: list[S
                 "endpoints": [str(endpoint) for endpoint in here.endpoints],
             }
         )
-    write_json(
-        {
-            "key": json_key(pair[0]),
-            "range_end": json_key(pair[1]),
-            "namespace": None if loaded.namespace is None else json_key(loaded.namespace.prefix),
-            "empty": key_range.is_empty(),
-            "shards": shards,
-            "txn": {"possible": boundary is None, "boundary": None if boundary is None else json_key(boundary)},
-        }
-    )
+    return {
+        "key": json_key(span.asked[0]),
+        "range_end": json_key(span.asked[1]),
+        "namespace": None if loaded.namespace is None else json_key(loaded.namespace.prefix),
+        "empty": span.keys.is_empty(),
+        "shards": shards,
+        "txn": {"possible": boundary is None, "boundary": None if boundary is None else json_key(boundary)},
+    }
 
 
-def _end_cell(end: bytes) -> str:
+def end_cell(end: bytes) -> str:
+    """A `range_end` for people."""
     if not end:
         return "(one key)"
-    return _quoted(end) + (" (open end)" if end == OPEN_END else "")
+    return quoted(end) + (" (open end)" if end == OPEN_END else "")
 
 
-def _quoted(key: bytes) -> str:
+def quoted(key: bytes) -> str:
+    """A key for people."""
     return f'"{format_key(key)}"'

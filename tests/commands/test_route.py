@@ -31,9 +31,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def route(*arguments: str) -> tuple[int, str, str]:
+def route(*arguments: str, stdin: str | bytes | None = None) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
-    result = CliRunner().invoke(app, ["route", *arguments])
+    result = CliRunner().invoke(app, ["route", *arguments], input=stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
@@ -152,6 +152,209 @@ A Txn over this range is possible: shard "events" owns all of it.
     assert as_hex == (0, expected, "")
 
 
+def test_two_keys_are_the_ends_of_a_range() -> None:
+    assert route("a", "k") == route("a", "--range-end", "k")
+    assert route("a", "") == route("a")
+
+
+class TestManyKeys:
+    EXPECTED = """\
+SHARD   KEYS
+main    "a"
+events  "/registry/events/x"
+
+main: 1, events: 1.
+A Txn over all of them can only read: several shards own them.
+"""
+
+    def test_as_arguments(self) -> None:
+        assert route("--each", "a", "/registry/events/x") == (0, self.EXPECTED, "")
+
+    @pytest.mark.parametrize("end", ["", "\n"])
+    def test_on_stdin(self, end: str) -> None:
+        assert route("-", stdin=f"a\n/registry/events/x{end}") == (0, self.EXPECTED, "")
+
+    def test_of_one_shard_can_be_in_one_txn(self) -> None:
+        code, out, _ = route("--each", "a", "b")
+        assert (code, out.splitlines()[-2:]) == (
+            0,
+            ["main: 2.", 'A Txn over all of them is possible: shard "main" owns them.'],
+        )
+
+    def test_of_stdin_may_have_any_byte_but_a_line_break(self) -> None:
+        assert '\nmain    "\\xff \\x00"\n' in route("-", stdin=b"\xff \x00\n")[1]
+
+    def test_of_stdin_may_be_none(self) -> None:
+        assert route("-", stdin="") == (0, "", "")
+
+    def test_may_be_prefixes(self) -> None:
+        _, out, _ = route("--each", "--prefix", "/registry/events/", "b")
+        assert 'events  "/registry/events/"  "/registry/events0"\nmain    "b"  "c"\n' in out
+
+    def test_are_objects_in_lines_as_json(self) -> None:
+        lines = route("-", "-o", "json", stdin="a\n/registry/events/x\n")[1].splitlines()
+        assert [json.loads(line) for line in lines] == [
+            json.loads(route(key, "-o", "json")[1]) for key in ("a", "/registry/events/x")
+        ]
+
+    def test_an_empty_line_is_refused_with_its_number_after_what_came_before(self) -> None:
+        code, out, err = route("-", stdin="a\n\nb\n")
+        assert (code, out.splitlines()[-1]) == (2, 'main    "a"')
+        assert err == "esp: line 2 of standard input is empty, and no key is; take it out\n"
+
+    def test_a_closed_stdin_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("sys.stdin", None)
+        with pytest.raises(SystemExit) as ended:
+            app(["route", "-"])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == "esp: standard input is closed; give keys as arguments\n"
+
+
+class TestExplain:
+    def test_of_a_key(self) -> None:
+        told = route("/registry/events/x", "--explain")[1].partition("owns all of it.\n")[2]
+        assert (
+            told
+            == """
+Why these shards:
+  esp.yaml:4: shard events has ["/registry/events/", "/registry/events0")
+      narrower than ["", end) of shard main (line 7)
+
+What is sent to whom:
+CALL                            SHARDS  HOW
+Range, Put, DeleteRange, Watch  events  passed on whole
+Txn that only reads             events  passed on whole
+Txn that writes                 events  passed on whole
+"""
+        )
+
+    def test_of_a_range_over_shards(self) -> None:
+        told = route("/registry/", "--prefix", "--explain")[1].partition('"/registry/events/".\n')[2]
+        assert (
+            told
+            == """
+Why these shards:
+  esp.yaml:7: shard main has ["", end)
+  esp.yaml:4: shard events has ["/registry/events/", "/registry/events0")
+      narrower than ["", end) of shard main (line 7)
+  esp.yaml:7: shard main has ["", end)
+
+What is sent to whom:
+CALL                 SHARDS        HOW
+Range                main, events  in 3 parts, as above, each at its own moment (range_reads)
+Watch                main, events  in 3 parts, as above, as one watch
+DeleteRange          main, events  one shard after another, not atomic
+Txn that only reads  main, events  read in parts, all at one moment (txn_reads)
+Txn that writes      -             refused
+
+esp: a transaction spans the shards main, events (boundary "/registry/events/"); keep what a transaction touches, \
+in both branches, inside one shard
+
+In a resource of a kube-apiserver that uses this proxy esp refuses all these (across_shards: auto).
+"""
+        )
+
+    def test_names_what_the_config_refuses(self, config: Path) -> None:
+        config.write_text(CONFIG + "across_shards: refuse\n")
+        told = json.loads(route("/registry/", "--prefix", "--explain", "-o", "json")[1])["explain"]
+        refused = (
+            'spans the shards main, events (boundary "/registry/events/"); this proxy is configured to refuse that'
+        )
+        assert {call["call"]: (call["how"], call["shards"]) for call in told["calls"]} == {
+            "Range": ("refused (across_shards)", []),
+            "Watch": ("refused (across_shards)", []),
+            "DeleteRange": ("refused (across_shards)", []),
+            "Txn that only reads": ("refused", []),
+            "Txn that writes": ("refused", []),
+        }
+        assert all(refused in call["refused"] for call in told["calls"][:4])
+        config.write_text(CONFIG + "deletes_across_shards: refuse\n")
+        told = json.loads(route("/registry/", "--prefix", "--explain", "-o", "json")[1])["explain"]
+        assert [call["call"] for call in told["calls"] if call["refused"]] == ["DeleteRange", "Txn that writes"]
+
+    def test_has_lines_and_ranges_as_json(self) -> None:
+        told = json.loads(route("/registry/events/x", "--explain", "-o", "json")[1])["explain"]["ranges"]
+        everything = {"start": {"text": "", "base64": ""}, "end": None}
+        events = {
+            "start": {"text": "/registry/events/", "base64": "L3JlZ2lzdHJ5L2V2ZW50cy8="},
+            "end": {"text": "/registry/events0", "base64": "L3JlZ2lzdHJ5L2V2ZW50czA="},
+        }
+        assert [(one["shard"], one["line"], one["written"]) for one in told] == [("events", 4, events)]
+        assert told[0]["wider"] == [{"shard": "main", "line": 7, "written": everything}]
+
+    def test_the_widest_of_three_comes_last(self, config: Path) -> None:
+        more = "- {name: deep, endpoints: [h:1], ranges: [{prefix: /registry/events/x}]}\n"
+        config.write_text(CONFIG + more)
+        told = json.loads(route("/registry/events/x", "--explain", "-o", "json")[1])["explain"]["ranges"]
+        assert [[one["shard"], *(wider["shard"] for wider in one["wider"])] for one in told] == [
+            ["deep", "events", "main"]
+        ]
+
+
+class TestTxn:
+    ONE_SHARD = 'mod("/registry/events/a") > "0"\n\nput /registry/events/b 1\n\nget /registry/events/c\n'
+
+    def test_in_one_shard_goes_there_whole(self, tmp_path: Path) -> None:
+        (tmp_path / "txn").write_text(self.ONE_SHARD)
+        expected = """\
+LINE  PART     REQUEST                          SHARDS
+1     compare  mod("/registry/events/a") > "0"  events
+3     success  put /registry/events/b 1         events
+5     failure  get /registry/events/c           events
+
+The Txn can run: shard events gets it whole.
+"""
+        assert route("--txn", "txn") == route("--txn", "-", stdin=self.ONE_SHARD) == (0, expected, "")
+
+    def test_over_shards_is_refused_with_the_text_of_the_proxy(self) -> None:
+        code, out, err = route("--txn", "-", stdin="\nput a 1\nput /registry/events/b 1\n")
+        assert (code, err) == (1, "esp: the transaction cannot run\n")
+        assert out.endswith(
+            "The Txn cannot run; its client gets FailedPrecondition:\n"
+            'esp: a transaction spans the shards events, main (boundary "/registry/events0"); keep what a transaction '
+            "touches, in both branches, inside one shard\n"
+        )
+
+    def test_that_only_reads_runs_over_shards(self, config: Path) -> None:
+        text = "\nget a\nget /registry/events/b\n"
+        assert route("--txn", "-", stdin=text)[1].endswith(
+            "The Txn can run: it only reads, all shards at one moment (txn_reads: snapshot). Shards: events, main.\n"
+        )
+        config.write_text(CONFIG + "txn_reads: each\n")
+        told = json.loads(route("--txn", "-", "-o", "json", stdin=text)[1])
+        assert (told["possible"], told["how"], [one["name"] for one in told["shards"]]) == (
+            True,
+            "each",
+            ["events", "main"],
+        )
+
+    def test_that_etcd_refuses_cannot_run(self) -> None:
+        code, out, _ = route("--txn", "-", "-o", "json", stdin="\nput a 1\ndel a\n")
+        told = json.loads(out)
+        assert (code, told["possible"]) == (1, False)
+        message = "etcdserver: duplicate key given in txn request"
+        assert told["error"] == {"code": "InvalidArgument", "message": message}
+
+    def test_in_a_namespace_is_checked_with_its_prefix(self, config: Path) -> None:
+        config.write_text(CONFIG + "namespace: /registry/\n")
+        told = json.loads(route("--txn", "-", "-o", "json", stdin="\nput events/b 1\nget events/ --prefix\n")[1])
+        assert (told["how"], [one["name"] for one in told["shards"]]) == ("whole", ["events"])
+        assert told["parts"][0]["key"]["text"] == "events/b"
+
+    def test_of_nothing_asks_all(self) -> None:
+        told = json.loads(route("--txn", "-", "-o", "json", stdin="\n\n\n")[1])
+        assert (told["how"], len(told["shards"]), told["parts"]) == ("nothing", 2, [])
+
+    def test_that_is_none_is_one_line_with_its_place(self) -> None:
+        assert route("--txn", "-", stdin="\nput a 1\nputt b\n") == (
+            2,
+            "",
+            "esp: standard input:3: invalid txn request: putt b; write put KEY VALUE, get KEY [END] or del KEY [END]\n",
+        )
+
+
 def test_a_range_end_of_the_zero_byte_is_open() -> None:
     assert route("78", "--range-end", "00", "--hex") == route("x", "--from-key")
 
@@ -240,12 +443,25 @@ def test_json_of_an_inverted_range() -> None:
         ([""], "etcdserver: key is not provided; for all keys add --from-key"),
         (["", "--range-end", "z"], "etcdserver: key is not provided; for all keys add --from-key"),
         (["6g", "--hex"], 'KEY is "6g", which is not hex'),
-        (["61", "--hex", "--range-end", "6"], '--range-end is "6", which is not hex'),
+        (["61", "--hex", "--range-end", "6"], 'END is "6", which is not hex'),
         (["é", "--hex"], 'KEY is "é", which is not hex'),
         (["YQ", "--base64"], 'KEY is "YQ", which is not base64'),
         (["a", "--hex", "--base64"], "--hex and --base64 exclude each other; give one"),
         (["a", "--prefix", "--from-key"], "--prefix, --from-key and --range-end exclude each other; give one"),
         (["a", "--range-end", "", "--prefix"], "--prefix, --from-key and --range-end exclude each other; give one"),
+        ([], "no key is given; esp route KEY, or - for keys on stdin, or --txn FILE"),
+        (
+            ["a", "b", "--prefix"],
+            "two keys are the ends of a range; give one key with --prefix; for keys of their own add --each",
+        ),
+        (["a", "b", "--range-end", "c"], "two keys are the ends of a range; give one key with --range-end"),
+        (["a", "b", "c"], "3 keys: a range has two ends; for keys of their own add --each"),
+        (["a", "-"], '"-" stands for keys on stdin and goes alone; for the key "-" write --hex 2d'),
+        (["-", "--range-end", "c"], "--range-end is for one key or range; give one"),
+        (["--each", "a", "--explain"], "--explain is for one key or range; give one"),
+        (["--each", "a", ""], "etcdserver: key is not provided; for all keys add --from-key"),
+        (["a", "--txn", "x"], "--txn takes the place of keys and of their options; leave those out"),
+        (["--txn", "none"], "none cannot be read: no such file or directory; name a file with a transaction"),
         (["a", "-c", "none.yaml"], "none.yaml: cannot be read: no such file or directory"),
     ],
 )

@@ -47,11 +47,19 @@ class Endpoint:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
 
+class WrittenRange(NamedTuple):
+    """A range as the file has it, before narrower ranges were cut out, and its line."""
+
+    range: KeyRange
+    line: int
+
+
 @dataclass(frozen=True, slots=True)
 class ShardConfig:
     """One shard. `ranges` are the ranges that it owns, in key order, after narrower ranges of others were cut out.
 
-    `user` is esp's own there, None where esp has none. `tls` is None if the endpoints are plain.
+    `user` is esp's own there, None where esp has none. `tls` is None if the endpoints are plain. `written` are the
+    ranges as the file has them; shards that differ only in this are equal.
     """
 
     name: str
@@ -59,6 +67,7 @@ class ShardConfig:
     ranges: tuple[KeyRange, ...]
     user: User | None = None
     tls: ShardTls | None = None
+    written: tuple[WrittenRange, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
 
 def read_shards(
@@ -89,7 +98,14 @@ def read_shards(
     reader.check_whole(whole, shard_map)
     secured = reader.secured(tls)
     shards = tuple(
-        ShardConfig(name, endpoints, tuple(shard_map.ranges_of(name)), reader.users.get(name, user), secured.get(name))
+        ShardConfig(
+            name,
+            endpoints,
+            tuple(shard_map.ranges_of(name)),
+            reader.users.get(name, user),
+            secured.get(name),
+            reader.written(name),
+        )
         for name, endpoints in reader.endpoints.items()
     )
     return shards, shard_map
@@ -305,6 +321,12 @@ class _ShardsReader:
                 return text if there == line else f"{text} (line {there})"
 
             raise LineError(line, error.explain(label)) from None
+
+    def written(self, name: str) -> tuple[WrittenRange, ...]:
+        """The ranges of a shard as the file has them."""
+        return tuple(
+            WrittenRange(source.range, self.lines.of(source.place)) for source in self._sources if source.shard == name
+        )
 
     def check_whole(self, values: list[Any], shard_map: ShardMap) -> None:
         """Checks that no boundary lies inside a range of `whole`.

@@ -164,7 +164,8 @@ def moves(before: ShardMap, after: ShardMap) -> list[Move]:
 
 
 def _of_shard(before: ShardConfig, after: ShardConfig) -> list[Change]:
-    names = [field.name for field in dataclasses.fields(ShardConfig) if field.name not in ("name", "ranges")]
+    apart = ("name", "ranges")
+    names = [field.name for field in dataclasses.fields(ShardConfig) if field.compare and field.name not in apart]
     return [
         Change(f"{after.name}: {'auth' if change.name == 'user' else change.name}", change.before, change.after)
         for change in _changes(before, after, names)

@@ -28,8 +28,9 @@ Several shards:
 """
 
 from esp.core.services.kv.compaction import Compactions
+from esp.core.services.kv.merge import delete_refused
 from esp.core.services.kv.read_batch import PassReads
 from esp.core.services.kv.service import AT_REVISIONS, handlers
 from esp.core.services.kv.txn_plan import planned
 
-__all__ = ["AT_REVISIONS", "Compactions", "PassReads", "handlers", "planned"]
+__all__ = ["AT_REVISIONS", "Compactions", "PassReads", "delete_refused", "handlers", "planned"]

@@ -54,6 +54,12 @@ def refuse_range(
     return None
 
 
+def delete_refused(shard_names: Sequence[str], boundary: bytes) -> Status:
+    """The refusal of a DeleteRange over several shards by a proxy with `deletes_across_shards: refuse`."""
+    cure = "this proxy is configured to refuse that; delete inside one shard at a time"
+    return errors.spans("a DeleteRange", shard_names, boundary, cure)
+
+
 def part(request: rpc_pb2.RangeRequest, segment_range: KeyRange) -> rpc_pb2.RangeRequest:
     """The request to the owner of `segment_range`, for a Range that `refuse_range` lets pass."""
     asked = _Range()

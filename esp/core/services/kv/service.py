@@ -22,7 +22,7 @@ from esp.core.services.handlers import CoroutineCall, let_in_to_all, parse
 from esp.core.services.kv import across, validate
 from esp.core.services.kv.compaction import Compactions
 from esp.core.services.kv.concat import Concat, can_concat
-from esp.core.services.kv.merge import refuse_range
+from esp.core.services.kv.merge import delete_refused, refuse_range
 from esp.core.services.kv.peek import asked_range, bare_key, put_key, range_key
 from esp.core.services.kv.read_batch import ReadBatches
 from esp.core.services.kv.reading import segments_of
@@ -295,8 +295,7 @@ class DeleteRange(Routed):
         key_range = KeyRange.of_request(request.key, request.range_end)
         check(self.routing.undivided.refuse("a DeleteRange", key_range))
         if not self.served:
-            cure = "this proxy is configured to refuse that; delete inside one shard at a time"
-            raise errors.spans("a DeleteRange", *self.span(key_range), cure).error()
+            raise delete_refused(*self.span(key_range)).error()
         segments = self.routing.map.split(key_range)
         self.serve_across(
             stream,

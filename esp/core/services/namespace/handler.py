@@ -18,7 +18,7 @@ from esp.core.services.namespace.call import MALFORMED_REQUEST, InnerCall
 from esp.core.services.namespace.fields import HOLDS_ALL, holds_keys
 from esp.core.services.namespace.forms import Form, Forms, Malformed
 from esp.core.services.namespace.rewrite import STEP_BYTES, rewritten, steps
-from esp.core.wire.message import PREFIX_SIZE, prefix
+from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.server_stream import OVERLOADED, Handler, Refuse, ServerStream
 from esp.core.wire.status import Code, RpcError, Status
 
@@ -66,7 +66,7 @@ def in_namespace(namespace: Namespace, request: Message) -> bytes:
     """A request as the handlers in the namespace get it, with its gRPC prefix."""
     descriptor: Any = request.DESCRIPTOR
     form = Forms.of_requests(namespace).form(descriptor)
-    return rewritten(form, prefix(request.SerializeToString()))
+    return rewritten(form, request.SerializeToString())
 
 
 class Translated(Handler):
