@@ -7,9 +7,20 @@ from typing import Any
 
 from esp.commands.output import json_key
 from esp.core.config import Config
-from esp.core.health import EndpointHealth, Finding, Health, ShardHealth, ShardKeys, Stray, Verdict, verdict_of
+from esp.core.health import (
+    EndpointHealth,
+    Finding,
+    Health,
+    ShardHealth,
+    ShardKeys,
+    Stray,
+    Unlisted,
+    Verdict,
+    verdict_of,
+)
 from esp.core.keys import KeyRange
 from esp.core.namespace import Namespace
+from esp.core.tls_files import day_of
 
 
 def json_of(loaded: Config, health: Health) -> dict[str, Any]:
@@ -46,6 +57,7 @@ def _shard(shard: ShardHealth, verdict: Verdict, health: Health) -> dict[str, An
         "verdict": verdict.text,
         "ranges": [_range(part) for part in shard.ranges],
         "endpoints": [_endpoint(endpoint) for endpoint in shard.endpoints],
+        "unlisted_members": [_unlisted(unlisted) for unlisted in shard.unlisted],
         "keys": None if health.keys is None else _keys(health.keys[shard.name]),
     }
 
@@ -87,6 +99,36 @@ def _endpoint(health: EndpointHealth) -> dict[str, Any]:
         "revision": None if member is None else member.revision,
         "latency_seconds": None if health.latency is None else round(health.latency, 6),
         "alarms": own_alarms(health),
+        "errors": None if member is None else list(member.errors),
+        "db_size_in_use": None if member is None else member.db_in_use,
+        "db_quota": health.quota,
+        "raft_term": None if member is None else member.raft_term,
+        "raft_index": None if member is None else member.raft_index,
+        "raft_applied_index": None if member is None else member.raft_applied,
+        "round_trips": _round_trips(health),
+        "clock_ahead_seconds": None
+        if health.clock is None
+        else {"low": round(health.clock.low, 3), "high": round(health.clock.high, 3)},
+        "certificate_ends": None if health.certificate_ends is None else day_of(health.certificate_ends),
+    }
+
+
+def _round_trips(health: EndpointHealth) -> dict[str, Any] | None:
+    p50, p99 = health.round_trip(0.5), health.round_trip(0.99)
+    if p50 is None or p99 is None:
+        return None
+    return {"count": len(health.round_trips), "p50_seconds": round(p50, 6), "p99_seconds": round(p99, 6)}
+
+
+def _unlisted(unlisted: Unlisted) -> dict[str, Any]:
+    member = unlisted.member
+    return {
+        "member_id": f"{member.member_id:x}",
+        "name": member.name,
+        "client_urls": list(member.client_urls),
+        "is_learner": member.is_learner,
+        "alive": not unlisted.trouble,
+        "error": unlisted.trouble or None,
     }
 
 

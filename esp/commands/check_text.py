@@ -10,8 +10,9 @@ from esp.commands.check_json import own_alarms, owners
 from esp.commands.output import counted
 from esp.commands.rendered import Look, Page
 from esp.core.config import Config
-from esp.core.health import EndpointHealth, Finding, Health, ShardHealth, ShardKeys, State, verdict_of
+from esp.core.health import Clock, EndpointHealth, Finding, Health, ShardHealth, ShardKeys, State, size_of, verdict_of
 from esp.core.keys import KeyRange, format_key, format_range
+from esp.core.tls_files import day_of
 
 UNKNOWN: Final = "?"
 """The cell of an unknown value."""
@@ -65,13 +66,45 @@ def _endpoints(page: Page, health: Health, *, wide: bool) -> None:
     troubled = {finding.endpoint for finding in health.problems} - {None}
     rows = [(shard, endpoint) for shard in health.shards for endpoint in shard.endpoints]
     # No column without content: rows shall fit into 80 columns.
-    has_alarms = wide or any(_tells_alarms(endpoint) for _, endpoint in rows)
-    headers = ["SHARD", "ENDPOINT", "LEADER", "VERSION", "DB SIZE", "REVISION", "LATENCY"]
+    has_alarms = any(_tells_alarms(endpoint) for _, endpoint in rows)
+    names = list(_everything(rows[0][1])) if wide else ["ALARMS"] if has_alarms else []
     page.table(
-        [*headers, *(["ALARMS"] if has_alarms else [])],
-        [[*_row(shard, endpoint), *([_alarms(endpoint)] if has_alarms else [])] for shard, endpoint in rows],
+        ["SHARD", "ENDPOINT", "LEADER", "VERSION", "DB SIZE", "REVISION", "LATENCY", *names],
+        [
+            [*_row(shard, each), *(cell for name, cell in _everything(each).items() if name in names)]
+            for shard, each in rows
+        ],
         {number: "red" for number, (_, endpoint) in enumerate(rows) if endpoint.endpoint in troubled},
     )
+
+
+def _everything(health: EndpointHealth) -> dict[str, str]:
+    """The further cells of an endpoint, by the names of their columns."""
+    member = health.member
+    return {
+        "ALARMS": UNKNOWN if (alarms := own_alarms(health)) is None else ",".join(alarms) or "none",
+        "MEMBER": UNKNOWN if member is None else f"{member.member_id:x}",
+        "IN USE": UNKNOWN if member is None or member.db_in_use is None else size_of(member.db_in_use),
+        "QUOTA": UNKNOWN if health.quota is None else size_of(health.quota),
+        "TERM": UNKNOWN if member is None else str(member.raft_term),
+        "LOG": UNKNOWN if member is None else str(member.raft_index),
+        "APPLIED": UNKNOWN if member is None or member.raft_applied is None else str(member.raft_applied),
+        "P50": _milliseconds(health.round_trip(0.5)),
+        "P99": _milliseconds(health.round_trip(0.99)),
+        "CLOCK": UNKNOWN if health.clock is None else _ahead(health.clock),
+        "CERTIFICATE ENDS": UNKNOWN if health.certificate_ends is None else day_of(health.certificate_ends),
+    }
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return UNKNOWN if seconds is None else f"{seconds * 1000:.1f} ms"
+
+
+def _ahead(clock: Clock) -> str:
+    """The difference of the clocks as far as it is known: "same" within a second."""
+    if clock.low <= 0 <= clock.high:
+        return "same"
+    return f"{(clock.low + clock.high) / 2:+.0f} s"
 
 
 def _row(shard: ShardHealth, health: EndpointHealth) -> list[str]:
@@ -81,7 +114,7 @@ def _row(shard: ShardHealth, health: EndpointHealth) -> list[str]:
         str(health.endpoint),
         _leader(shard, health),
         member.version if member is not None else UNKNOWN,
-        human_size(member.db_size) if member is not None else UNKNOWN,
+        size_of(member.db_size) if member is not None else UNKNOWN,
         str(member.revision) if member is not None else UNKNOWN,
         _latency(health),
     ]
@@ -117,10 +150,6 @@ def _tells_alarms(health: EndpointHealth) -> bool:
     return bool(own_alarms(health)) or (health.reachable and health.alarms is None)
 
 
-def _alarms(health: EndpointHealth) -> str:
-    return UNKNOWN if (alarms := own_alarms(health)) is None else ",".join(alarms) or "none"
-
-
 def _keys_row(name: str, keys: ShardKeys) -> list[str]:
     strays = UNKNOWN if keys.strays is None else str(sum(stray.count for stray in keys.strays))
     return [name, UNKNOWN if keys.owned is None else str(keys.owned), strays]
@@ -133,13 +162,3 @@ def _subject(finding: Finding) -> str:
     shards = ", ".join(f'"{name}"' for name in finding.shards)
     subject = f"shard {shards}" if len(finding.shards) == 1 else f"shards {shards}"
     return f"{subject}: " if finding.endpoint is None else f"{subject}, {finding.endpoint}: "
-
-
-def human_size(size: int) -> str:
-    """The size in decimal units with at least two digits, as etcdctl prints sizes."""
-    amount = float(size)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if amount < 999.5 or unit == "TB":
-            break
-        amount /= 1000
-    return f"{amount:.1f} {unit}" if amount < 9.95 and unit != "B" else f"{amount:.0f} {unit}"

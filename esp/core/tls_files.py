@@ -54,7 +54,7 @@ class Expiry:
         if self.not_after - now >= WARN_SECONDS:
             return ""
         ends = "has ended" if self.not_after <= now else "ends"
-        return f"{self.use}: {self.path} {ends} on {_day(self.not_after)}; renew it"
+        return f"{self.use}: {self.path} {ends} on {day_of(self.not_after)}; renew it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Credentials:
         """
         cert, now = self.files.cert, time()
         if cert is not None and new.chain[0].not_after <= now < self._loaded.chain[0].not_after:
-            raise TlsFileError(cert, f"has ended on {_day(new.chain[0].not_after)}; renew it")
+            raise TlsFileError(cert, f"has ended on {day_of(new.chain[0].not_after)}; renew it")
 
 
 class TlsFiles:
@@ -261,9 +261,9 @@ class TlsFiles:
             if expiry.warning(now) and now - self._warned.get(expiry.path, -DAY) >= DAY:
                 self._warned[expiry.path] = now
                 if expiry.not_after <= now:
-                    log.error("%s: %s has ended on %s; renew it", expiry.use, expiry.path, _day(expiry.not_after))
+                    log.error("%s: %s has ended on %s; renew it", expiry.use, expiry.path, day_of(expiry.not_after))
                 else:
-                    log.warning("%s: %s ends on %s; renew it", expiry.use, expiry.path, _day(expiry.not_after))
+                    log.warning("%s: %s ends on %s; renew it", expiry.use, expiry.path, day_of(expiry.not_after))
 
 
 def any_server(files: Files | None) -> ssl.SSLContext:
@@ -419,10 +419,11 @@ def words(error: ssl.SSLError) -> str:
     return (error.reason or error.strerror or str(error)).replace("_", " ").lower()
 
 
-def _day(seconds: float) -> str:
+def day_of(seconds: float) -> str:
+    """A time in seconds since 1970, for people."""
     return strftime("%Y-%m-%d %H:%M UTC", gmtime(seconds))
 
 
 def _until(expiries: Iterable[Expiry]) -> str:
     ends = [expiry.not_after for expiry in expiries]
-    return f", until {_day(min(ends))}" if ends else ""
+    return f", until {day_of(min(ends))}" if ends else ""

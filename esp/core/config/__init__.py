@@ -37,7 +37,7 @@ from esp.core.config.file import (
 from esp.core.config.listen import Listen, url_of
 from esp.core.config.listen_tls import ListenTls
 from esp.core.config.shard_tls import ShardTls
-from esp.core.config.shards import Endpoint, ShardConfig
+from esp.core.config.shards import Endpoint, ShardConfig, endpoint_at
 from esp.core.config.traces import TracesConfig
 from esp.core.config.user import User, read_password
 from esp.core.config.workers import workers_of
@@ -58,6 +58,7 @@ __all__ = [
     "User",
     "check_certificates",
     "check_no_loop",
+    "endpoint_at",
     "find",
     "is_wildcard",
     "listen_of",

@@ -261,7 +261,7 @@ class _ShardsReader:
             self.fail(place, f"{subject} has no address; write address: 127.0.0.1:12379")
         if not values:
             self.fail(place, f"{subject} has no endpoints; write endpoints: [http://127.0.0.1:12379]")
-        endpoints = self.fields.each(values, place, _endpoint, subject)
+        endpoints = self.fields.each(values, place, endpoint_at, subject)
         for position, endpoint in enumerate(endpoints):
             if other := self._owner_of.get((endpoint.host, endpoint.port)):
                 self.fail(
@@ -362,7 +362,12 @@ class _ShardsReader:
                 )
 
 
-def _endpoint(url: object) -> Endpoint:
+def endpoint_at(url: object) -> Endpoint:
+    """The endpoint of a URL, or of host:port.
+
+    Raises:
+        ValueError: `url` is none; the message is a sentence with the reason and the cure.
+    """
     return Endpoint(*address(url, "endpoint"), tls=str(url).startswith("https://"))
 
 

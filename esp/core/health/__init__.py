@@ -1,20 +1,30 @@
 """The health of the shards, for `esp check`.
 
-    probe      asks every endpoint of every shard for its status and alarms, and the shards for the rest
+    probe      asks all shards and endpoints, and has what they tell judged
     accounts   asks every shard for its users and roles, and compares them
     strays     asks every shard for keys that it does not own
+    leases     asks every shard for its leases, and compares them
+    endpoint   asks one endpoint for all that it tells
+    page       what a member tells as pages only: clock, quota, certificate
     verdicts   one verdict for each shard, in words
+    versions   versions of etcd that are too old, lossy, or not the same
+    members    members that are not among the endpoints, and endpoints of one member
+    space      files that are nearly full, and what a defragmentation would give back
+    lag        members that lag behind
+    clocks     clocks that differ, and certificates that end soon
     findings   the problems in the endpoints' answers
     facts      plain values: answers and findings
 
 From the top down; each file imports only files below it.
 """
 
-from esp.core.health.facts import EndpointHealth, Finding, Health, Kind, ShardHealth, ShardKeys, Stray
+from esp.core.health.facts import Clock, EndpointHealth, Finding, Health, Kind, ShardHealth, ShardKeys, Stray, Unlisted
 from esp.core.health.probe import examine
+from esp.core.health.space import size_of
 from esp.core.health.verdicts import State, Verdict, verdict_of
 
 __all__ = [
+    "Clock",
     "EndpointHealth",
     "Finding",
     "Health",
@@ -23,7 +33,9 @@ __all__ = [
     "ShardKeys",
     "State",
     "Stray",
+    "Unlisted",
     "Verdict",
     "examine",
+    "size_of",
     "verdict_of",
 ]

@@ -123,6 +123,13 @@ def _untold(accounts: Mapping[str, Accounts]) -> Iterator[Finding]:
             yield Finding(Kind.AUTH, (name,), None, f"does not tell its users and roles: {each.refusal}{cure}")
 
 
+def where_on(accounts: Mapping[str, Accounts]) -> Iterator[Finding]:
+    """The note about shards that have auth on, and tell their users and roles."""
+    on = tuple(name for name, each in accounts.items() if each.enabled and not each.refusal)
+    if on:
+        yield Finding(Kind.AUTH_ON, on, None, "auth is on: clients need a user, and a role for the keys that they use")
+
+
 def _users(accounts: Mapping[str, Accounts]) -> Iterator[Finding]:
     for user in _names(each.users for each in accounts.values()):
         groups = _groups({name: each.users.get(user) for name, each in accounts.items()})

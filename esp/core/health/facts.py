@@ -13,7 +13,20 @@ from esp.core.wire.status import Status
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member's own account. Ids are etcd's; `leader_id` is 0 when the member knows none; `db_size` is in bytes."""
+    """A member's own account.
+
+    Attributes:
+        cluster_id, member_id: etcd's ids.
+        leader_id: the leader's id; 0 if the member knows none.
+        is_learner: whether the member has no vote yet.
+        version: etcd's version.
+        db_size: the bytes of its file.
+        revision: of its store.
+        db_in_use: the bytes of the file that are in use; None if it does not tell.
+        raft_term, raft_index: of the last entry of its log.
+        raft_applied: the last entry that its store has; None if it does not tell.
+        errors: its own complaints, such as alarms.
+    """
 
     cluster_id: int
     member_id: int
@@ -22,6 +35,22 @@ class Member:
     version: str
     db_size: int
     revision: int
+    db_in_use: int | None = None
+    raft_term: int = 0
+    raft_index: int = 0
+    raft_applied: int | None = None
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A member in its cluster's own list; without a name while it has never started."""
+
+    member_id: int
+    name: str
+    client_urls: tuple[str, ...]
+    peer_urls: tuple[str, ...]
+    is_learner: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +59,17 @@ class Alarm:
 
     member_id: int
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """By how many seconds a member's clock is ahead of this machine's: at least `low`, at most `high`.
+
+    The two are at least a second apart, because a member tells whole seconds only.
+    """
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +83,11 @@ class EndpointHealth:
         alarms: all alarms of its cluster; None without an answer.
         refusal: the reason why `member` or `alarms` is missing: why the endpoint is unreachable, or the status of its
             answer.
+        members: the members of its cluster, as the member has them; None without an answer.
+        round_trips: seconds that each of a few further Status calls took, from the lowest up.
+        quota: the bytes to which the member's file may grow; None if unknown.
+        clock: the difference of the clocks; None if unknown.
+        certificate_ends: when the member's certificate ends, in seconds since 1970; None without TLS.
     """
 
     endpoint: Endpoint
@@ -51,15 +96,45 @@ class EndpointHealth:
     member: Member | None = None
     alarms: tuple[Alarm, ...] | None = None
     refusal: Status | None = None
+    members: tuple[Listed, ...] | None = None
+    round_trips: tuple[float, ...] = ()
+    quota: int | None = None
+    clock: Clock | None = None
+    certificate_ends: float | None = None
+
+    def round_trip(self, share: float) -> float | None:
+        """Seconds that so large a share of the round trips took at most; None without any."""
+        if not self.round_trips:
+            return None
+        return self.round_trips[min(len(self.round_trips) - 1, int(share * len(self.round_trips)))]
+
+
+@dataclass(frozen=True, slots=True)
+class Unlisted:
+    """A member of a shard's cluster that is not among the shard's endpoints.
+
+    Attributes:
+        member: the member.
+        found: the answers at one of its client URLs; None if none was asked.
+        trouble: why it could not be asked, or does not live; "" if it lives.
+    """
+
+    member: Listed
+    found: EndpointHealth | None
+    trouble: str
 
 
 @dataclass(frozen=True, slots=True)
 class ShardHealth:
-    """One shard: the ranges it owns, in key order, and its endpoints in the order of the config."""
+    """One shard: the ranges it owns, in key order, and its endpoints in the order of the config.
+
+    `unlisted` are the members of its cluster that are not among the endpoints.
+    """
 
     name: str
     ranges: tuple[KeyRange, ...]
     endpoints: tuple[EndpointHealth, ...]
+    unlisted: tuple[Unlisted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +179,18 @@ class Kind(StrEnum):
     KUBERNETES = "kubernetes"
     ACCOUNTS = "accounts"
     CERTIFICATE = "certificate"
+    UNLISTED_MEMBER = "unlisted-member"
+    DEAD_MEMBER = "dead-member"
+    SAME_MEMBER = "same-member"
+    SINGLE_ENDPOINT = "single-endpoint"
+    LOSSY_VERSION = "lossy-version"
+    VERSION_SKEW = "version-skew"
+    CLOCK = "clock"
+    QUOTA = "quota"
+    DEFRAGMENT = "defragment"
+    RAFT_LAG = "raft-lag"
+    LEASES = "leases"
+    AUTH_ON = "auth-on"
     STRAY_KEYS = "stray-keys"
     KEYS_UNKNOWN = "keys-unknown"
 

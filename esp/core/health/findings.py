@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -13,9 +12,6 @@ from esp.core.health.facts import EndpointHealth, Finding, Health, Kind, ShardHe
 from esp.core.kubernetes import Cut
 from esp.core.tls_files import Expiry
 from esp.core.wire.status import Code, Status
-
-OLDEST_VERSION: Final = (3, 4)
-"""The oldest etcd that esp is tested with."""
 
 _AUTH_CODES: Final = frozenset((Code.PERMISSION_DENIED, Code.UNAUTHENTICATED))
 _NO_USER_TEXT: Final = "etcdserver: user name is empty"
@@ -33,9 +29,7 @@ def judge(shards: Iterable[ShardHealth]) -> Health:
         problems += _several_clusters(shard)
         problems += _alarm_problems(shard)
         notes += _auth_notes(shard)
-        notes += _old_versions(shard)
     problems += _same_clusters(shards)
-    notes += _mixed_versions(shards)
     return Health(shards, tuple(problems), tuple(notes))
 
 
@@ -70,7 +64,9 @@ def _endpoint_problems(shard: ShardHealth, health: EndpointHealth) -> Iterator[F
 
     refusal = health.refusal
     if not health.reachable:
-        yield finding(Kind.UNREACHABLE, f"cannot be reached: {refusal.message if refusal else 'no reason known'}")
+        reason = refusal.message if refusal else "no reason known"
+        frozen = "; it is frozen (stopped, swapping, a dead disk), or no etcd" if "says nothing" in reason else ""
+        yield finding(Kind.UNREACHABLE, f"cannot be reached: {reason}{frozen}")
         return
     if refusal is not None and is_esp(refusal):
         yield finding(Kind.NO_ETCD, "is an esp, this one or another, and no etcd; name the etcds themselves")
@@ -140,29 +136,3 @@ def _auth_notes(shard: ShardHealth) -> Iterator[Finding]:
             what = "its status" if health.member is None else "its alarms"
             text = f"does not tell {what} without a user: {health.refusal.message}"
             yield Finding(Kind.AUTH, (shard.name,), health.endpoint, text)
-
-
-def _minor(version: str) -> tuple[int, int] | None:
-    match = re.match(r"(\d{1,9})\.(\d{1,9})", version)
-    return (int(match[1]), int(match[2])) if match else None
-
-
-def _old_versions(shard: ShardHealth) -> Iterator[Finding]:
-    for health in shard.endpoints:
-        minor = _minor(health.member.version) if health.member is not None else None
-        if minor is not None and minor < OLDEST_VERSION:
-            text = f"runs etcd {health.member.version if health.member else ''}; esp is tested with 3.4 and newer"
-            yield Finding(Kind.OLD_VERSION, (shard.name,), health.endpoint, text)
-
-
-def _mixed_versions(shards: Iterable[ShardHealth]) -> Iterator[Finding]:
-    found: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for shard in shards:
-        for minor in dict.fromkeys(_minor(health.member.version) for health in shard.endpoints if health.member):
-            if minor is not None:
-                found[minor].append(shard.name)
-    if len(found) > 1:
-        groups = "; ".join(f"{major}.{minor}: {', '.join(found[major, minor])}" for major, minor in sorted(found))
-        names = tuple(dict.fromkeys(name for minor in sorted(found) for name in found[minor]))
-        text = f"run different minor versions of etcd ({groups}); what only the newer one can fails where the older is"
-        yield Finding(Kind.MIXED_VERSIONS, names, None, text)

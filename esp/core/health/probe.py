@@ -1,63 +1,76 @@
-"""Asks every endpoint of every shard for its health.
-
-Each endpoint is asked through a shard client of its own, the code that the proxy runs, so an endpoint that is reachable
-here is reachable for the proxy. The calls are Maintenance/Status, which a member answers from its own knowledge, and
-Maintenance/Alarm, which a member answers only with a quorum.
-"""
+"""Asks all shards, their endpoints, and the members that are no endpoints, and judges what they tell."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from time import monotonic, time
+from functools import partial
+from time import time
 from typing import Any, Final
 
-from google.protobuf.message import Message
-
-from esp.core import errors
 from esp.core.apiservers import holds, namespace_key, roots_in_question
 from esp.core.background import Background, all_of
-from esp.core.config import Config, Endpoint, ShardConfig
-from esp.core.health.accounts import Accounts, compare, find
-from esp.core.health.facts import Alarm, EndpointHealth, Health, Member, ShardHealth, ShardKeys
+from esp.core.config import Config, ShardConfig
+from esp.core.health.accounts import Accounts, compare, find, where_on
+from esp.core.health.clocks import judge_certificates, judge_clocks
+from esp.core.health.endpoint import POLL_SECONDS, examine_endpoint
+from esp.core.health.facts import Health, ShardHealth, ShardKeys
 from esp.core.health.findings import judge, with_certificates, with_cuts, with_findings
+from esp.core.health.lag import judge_lag
+from esp.core.health.leases import Lists, differing, judge_leases
+from esp.core.health.members import judge_members, look_for, missing_of
+from esp.core.health.space import judge_space
 from esp.core.health.strays import count_keys, judge_keys
+from esp.core.health.versions import judge_versions
 from esp.core.kubernetes import cuts
-from esp.core.pb import rpc_pb2
 from esp.core.server_certificates import ServerCertificates
-from esp.core.shard import ALARMS, STATUS, Method, Shard, ask_for_esp
+from esp.core.shard import Shard
 from esp.core.tls_files import TlsFiles
 from esp.core.tls_paths import TlsFileError
 from esp.core.wire.context import WireContext
-from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wire.status import RpcError
 
 ANSWER_SECONDS: Final = 2.0
 """Seconds for one endpoint: to connect, and to get all answers."""
 
 ACCOUNTS_SECONDS: Final = 10.0
-"""How long the users and roles of all shards may take to be told."""
+"""How long the users and roles of all shards may take to be told, and the leases as long again."""
 
 MAX_SUSPECTED: Final = 64
 """The most prefixes below which a kube-apiserver's keys are looked for."""
 
-_POLL_SECONDS: Final = 0.01
 
+async def examine(
+    config: Config, seconds: float = ANSWER_SECONDS, *, keys: bool = False, now: Callable[[], float] = time
+) -> Health:
+    """The health of all endpoints, asked at once. Each has `seconds`, and a member that is no endpoint as long again.
 
-async def examine(config: Config, seconds: float = ANSWER_SECONDS, *, keys: bool = False) -> Health:
-    """The health of all endpoints, asked at once, in `seconds` at most. Raises nothing: failures are in the answer.
-
-    With `keys`, the shards also count their keys, which takes the longer, the more there are.
+    Raises nothing: failures are in the answer. With `keys`, the shards also count their keys, which takes the longer,
+    the more there are. `now` is this machine's clock, with which those of the members are compared.
     """
     context, files = WireContext(config.limits), TlsFiles()
 
     async def ask(shard: ShardConfig) -> ShardHealth:
-        endpoints = await all_of([_examine(endpoint, shard, context, files, seconds) for endpoint in shard.endpoints])
-        return ShardHealth(shard.name, shard.ranges, tuple(endpoints))
+        one = partial(examine_endpoint, of=shard, context=context, files=files, seconds=seconds, now=now)
+        endpoints = tuple(await all_of(map(one, shard.endpoints)))
+        unlisted = await look_for(missing_of(endpoints), endpoints, one)
+        return ShardHealth(shard.name, shard.ranges, endpoints, tuple(unlisted))
 
-    told: list[Any] = await all_of([all_of(map(ask, config.shards)), _accounts(config, context, files, seconds)])
-    health = with_findings(judge(told[0]), *compare(told[1]))
+    told: list[Any] = await all_of(
+        [
+            all_of(map(ask, config.shards)),
+            _accounts(config, context, files, seconds),
+            _leases(config, context, files),
+        ]
+    )
+    health = judge(told[0])
+    for judge_more in (judge_members, judge_versions, judge_space, judge_lag):
+        health = with_findings(health, *judge_more(health.shards))
+    health = with_findings(health, (), [*judge_clocks(health.shards), *judge_certificates(health.shards, now())])
+    health = with_findings(with_findings(health, *compare(told[1])), (), where_on(told[1]))
+    health = with_findings(health, *judge_leases(told[2]))
     if keys:
         counts = await _keys(config, context, files, seconds)
         health = replace(with_findings(health, judge_keys(counts), ()), keys=counts)
@@ -67,7 +80,23 @@ async def examine(config: Config, seconds: float = ANSWER_SECONDS, *, keys: bool
     if config.tls is not None:
         with suppress(TlsFileError):  # the files have changed since the config was checked
             ServerCertificates(config.tls, files)
-    return with_certificates(with_cuts(health, found, at_work=bool(at_work)), files.expiries(), time())
+    return with_certificates(with_cuts(health, found, at_work=bool(at_work)), files.expiries(), now())
+
+
+async def _leases(config: Config, context: WireContext, files: TlsFiles) -> Lists | str | None:
+    """The leases that shards lack, by name, or why they are not told; None if there is nothing to compare."""
+    if len(config.shards) == 1:
+        return None
+    async with _connecting(config, context, files) as shards:
+        try:
+            async with asyncio.timeout(ACCOUNTS_SECONDS):
+                for shard in shards.values():
+                    await _settled(shard)
+                    if not shard.is_ready:
+                        return None  # the endpoints' findings say why
+                return await differing(shards)
+        except TimeoutError:
+            return f"not within {ACCOUNTS_SECONDS:g} s"
 
 
 async def _accounts(config: Config, context: WireContext, files: TlsFiles, seconds: float) -> dict[str, Accounts]:
@@ -143,75 +172,9 @@ async def _connecting(config: Config, context: WireContext, files: TlsFiles) -> 
         yield shards
 
 
-async def _examine(
-    endpoint: Endpoint, of: ShardConfig, context: WireContext, files: TlsFiles, seconds: float
-) -> EndpointHealth:
-    until = monotonic() + seconds
-    async with Background() as background:
-        shard = Shard.of(replace(of, endpoints=(endpoint,)), context, background, files)
-        background.start(shard.run())
-        while not shard.is_ready:
-            if shard.barred is not None:
-                return EndpointHealth(endpoint, True, refusal=errors.IS_ESP)
-            if shard.troubles or monotonic() > until:
-                reason = shard.troubles.get(endpoint, f"no answer within {seconds:g} s")
-                return EndpointHealth(endpoint, False, refusal=Status(Code.UNAVAILABLE, reason))
-            await asyncio.sleep(_POLL_SECONDS)
-        return await _ask(shard, endpoint, until)
-
-
 async def _settled(shard: Shard) -> None:
     """Waits until a shard is connected, or all of its endpoints have failed."""
     while True:
         if shard.is_ready or len(shard.troubles) == len(shard.endpoints):
             return
-        await asyncio.sleep(_POLL_SECONDS)
-
-
-async def _ask(shard: Shard, endpoint: Endpoint, until: float) -> EndpointHealth:
-    alarm_request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET)
-    (status, latency), (alarms, _) = await all_of(
-        [
-            _timed(shard, STATUS, rpc_pb2.StatusRequest(), until),
-            _timed(shard, ALARMS, alarm_request, until),
-        ]
-    )
-    told_status = isinstance(status, rpc_pb2.StatusResponse)
-    return EndpointHealth(
-        endpoint,
-        reachable=True,
-        latency=latency if told_status else None,
-        member=_member(status) if isinstance(status, rpc_pb2.StatusResponse) else None,
-        alarms=tuple(_alarms(alarms)) if isinstance(alarms, rpc_pb2.AlarmResponse) else None,
-        refusal=next((one for one in (status, alarms) if isinstance(one, Status)), None),
-    )
-
-
-async def _timed(shard: Shard, method: Method[Any], request: Message, until: float) -> tuple[Message | Status, float]:
-    """The answer of a Maintenance RPC, or the status of its failure; and the seconds that the call took."""
-    began = monotonic()
-    told: Message | Status
-    try:
-        told = await ask_for_esp(shard, method, request, seconds=max(0.001, until - began))
-    except RpcError as error:
-        late = error.status.code == Code.DEADLINE_EXCEEDED
-        told = Status(Code.DEADLINE_EXCEEDED, "no answer in time") if late else error.status
-    return told, monotonic() - began
-
-
-def _member(status: rpc_pb2.StatusResponse) -> Member:
-    return Member(
-        cluster_id=status.header.cluster_id,
-        member_id=status.header.member_id,
-        leader_id=status.leader,
-        is_learner=status.isLearner,
-        version=status.version,
-        db_size=status.dbSize,
-        revision=status.header.revision,
-    )
-
-
-def _alarms(response: rpc_pb2.AlarmResponse) -> Iterator[Alarm]:
-    for alarm in response.alarms:
-        known = alarm.alarm in rpc_pb2.AlarmType.values()
-        yield Alarm(alarm.memberID, rpc_pb2.AlarmType.Name(alarm.alarm) if known else str(alarm.alarm))
+        await asyncio.sleep(POLL_SECONDS)

@@ -61,6 +61,7 @@ ALARMS: Final = Method(b"/etcdserverpb.Maintenance/Alarm", rpc_pb2.AlarmResponse
 """With the action GET only."""
 TXN: Final = Method(b"/etcdserverpb.KV/Txn", rpc_pb2.TxnResponse, idempotent=False)
 PUT: Final = Method(b"/etcdserverpb.KV/Put", rpc_pb2.PutResponse, idempotent=False)
+MEMBER_LIST: Final = Method(b"/etcdserverpb.Cluster/MemberList", rpc_pb2.MemberListResponse, idempotent=True)
 LEASE_GRANT: Final = Method(b"/etcdserverpb.Lease/LeaseGrant", rpc_pb2.LeaseGrantResponse, idempotent=False)
 LEASE_REVOKE: Final = Method(b"/etcdserverpb.Lease/LeaseRevoke", rpc_pb2.LeaseRevokeResponse, idempotent=False)
 LEASE_TIME_TO_LIVE: Final = Method(

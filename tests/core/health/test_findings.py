@@ -106,21 +106,6 @@ def test_shards_with_one_cluster_id_are_named_together_whatever_else_is_between(
     assert [(finding.kind, finding.shards) for finding in health.problems] == [(Kind.SAME_CLUSTER, ("x", "z"))]
 
 
-def test_an_old_version_is_a_note() -> None:
-    health = judged(with_member(WELL, version="3.3.27"))
-    assert health.problems == ()
-    assert kinds(health.notes) == [(Kind.OLD_VERSION, WELL.endpoint)]
-
-
-@pytest.mark.parametrize(
-    ("version", "noted"), [("3.5.21", False), ("3.10.0", True), ("3.5.0-rc.1", False), ("?", False)]
-)
-def test_versions_that_differ_in_the_minor_are_a_note(version: str, noted: bool) -> None:
-    health = judged(WELL, with_member(OTHER, version=version))
-    assert [finding.kind for finding in health.notes] == [Kind.MIXED_VERSIONS] * noted
-    assert all("3.5: s; 3.10: s" in finding.text for finding in health.notes)
-
-
 def test_what_is_unreachable_is_compared_with_nothing() -> None:
     gone = EndpointHealth(OTHER.endpoint, reachable=False, refusal=Status(Code.UNAVAILABLE, "connection refused"))
     health = judged(WELL, gone)

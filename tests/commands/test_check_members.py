@@ -1,0 +1,169 @@
+"""`esp check` and the members of real clusters: missing, dead, frozen, added; clocks, quotas, certificates, leases."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+
+from esp.core.config import load
+from esp.core.health import examine
+from esp.core.local import LocalEtcd
+from esp.core.local_tls import Authority
+from esp.core.pb import rpc_pb2
+from esp.core.tls_files import Files
+from tests.commands.test_check import check, check_json
+from tests.harness import Etcds, connect, wait_ready, wait_until, write_config
+from tests.harness import frozen as harness_frozen
+from tests.stubs import rpc_pb2_grpc
+
+
+@pytest.fixture(scope="module")
+def members(session_etcds: Etcds) -> list[LocalEtcd]:
+    return session_etcds.members(3)
+
+
+@pytest.fixture
+def frozen(members: list[LocalEtcd]) -> Iterator[LocalEtcd]:
+    with harness_frozen(members[2]):
+        yield members[2]
+    wait_ready(members[2])
+
+
+@pytest.fixture
+def killed(members: list[LocalEtcd]) -> Iterator[LocalEtcd]:
+    members[2].kill()
+    yield members[2]
+    members[2].start()
+    wait_ready(members[2])
+
+
+def problems_of(told: dict[str, object], kind: str) -> list[str]:
+    return [f["text"] for f in told["problems"] if f["kind"] == kind]  # type: ignore[attr-defined]
+
+
+def notes_of(told: dict[str, object], kind: str) -> list[str]:
+    return [f["text"] for f in told["notes"] if f["kind"] == kind]  # type: ignore[attr-defined]
+
+
+class TestMembers:
+    def test_a_member_that_is_no_endpoint_and_lives(self, members: list[LocalEtcd], tmp_path: Path) -> None:
+        code, told = check_json(write_config(tmp_path / "two.yaml", [members[:2]], []))
+        (unlisted,) = told["shards"][0]["unlisted_members"]
+        assert unlisted["alive"]
+        assert (unlisted["name"], unlisted["client_urls"]) == (members[2].name, [members[2].endpoint])
+        (note,) = notes_of(told, "unlisted-member")
+        assert note.startswith(f"member {members[2].name} (")
+        assert f"lives at {members[2].endpoint} and is not" in note
+        assert (code, told["problems"]) == (0, [])
+
+    def test_a_member_that_is_no_endpoint_and_dead(
+        self, members: list[LocalEtcd], killed: LocalEtcd, tmp_path: Path
+    ) -> None:
+        code, told = check_json(write_config(tmp_path / "two.yaml", [members[:2]], []))
+        assert code == 1
+        assert [one["kind"] for one in told["problems"]] == ["dead-member"]
+        assert f"does not answer at {killed.endpoint}: connection refused" in told["problems"][0]["text"]
+        assert told["shards"][0]["state"] == "up"
+
+    def test_a_dead_endpoint_is_told_once(self, members: list[LocalEtcd], killed: LocalEtcd, tmp_path: Path) -> None:
+        _, told = check_json(write_config(tmp_path / "three.yaml", [members], []))
+        assert [one["kind"] for one in told["problems"]] == ["unreachable"]
+        assert told["shards"][0]["unlisted_members"] == []
+        assert told["shards"][0]["state"] == "degraded"
+
+    def test_a_frozen_member(self, members: list[LocalEtcd], frozen: LocalEtcd, tmp_path: Path) -> None:
+        config = write_config(tmp_path / "three.yaml", [members], [], "limits: {connect_timeout: 0.3}")
+        code, out, _ = check("-c", config)
+        assert code == 1
+        assert out.startswith(
+            'shard s0 degraded: keys ["", end) can be read and written, through 2 of 3 endpoints\n\nProblems:\n'
+            f'  shard "s0", {frozen.endpoint}: cannot be reached: it accepts connections, but says nothing within '
+            "0.3 s; it is frozen (stopped, swapping, a dead disk), or no etcd\n"
+        )
+
+    def test_a_member_that_has_been_added_and_never_started(self, start_etcd: Etcds, tmp_path: Path) -> None:
+        etcd = start_etcd()
+        with connect(etcd) as channel:
+            request = rpc_pb2.MemberAddRequest(peerURLs=["http://127.0.0.1:1"], isLearner=True)
+            rpc_pb2_grpc.ClusterStub(channel).MemberAdd(request)
+        code, told = check_json(write_config(tmp_path / "one.yaml", [etcd], []))
+        assert code == 1
+        (text,) = problems_of(told, "dead-member")
+        assert text.startswith("learner without a name (")
+        assert "has been added, and has never started" in text
+
+
+class TestMeasures:
+    def test_every_endpoint_has_a_line_with_all_that_it_tells(self, members: list[LocalEtcd], tmp_path: Path) -> None:
+        code, out, _ = check("-c", write_config(tmp_path / "three.yaml", [members], []), "-o", "wide")
+        assert code == 0
+        header, *rows = next(part for part in out.split("\n\n") if "ENDPOINT" in part).splitlines()
+        names = "ALARMS|MEMBER|IN USE|QUOTA|TERM|LOG|APPLIED|P50|P99|CLOCK|CERTIFICATE ENDS"
+        assert re.split(" {2,}", header.partition("LATENCY")[2].strip()) == names.split("|")
+        assert [row.split()[1] for row in rows] == [member.endpoint for member in members]
+        for row in rows:
+            assert "  2.1 GB  " in row
+            assert row.split()[-2:] == ["same", "?"]
+
+    def test_a_clock_that_differs_is_told(self, etcd: LocalEtcd, tmp_path: Path) -> None:
+        config = load(write_config(tmp_path / "one.yaml", [etcd], []))
+        for seconds, told in ((3600, "behind"), (-3600, "ahead of")):
+            health = asyncio.run(examine(config, now=lambda seconds=seconds: time.time() + seconds))  # type: ignore[misc]
+            (note,) = [finding.text for finding in health.notes if finding.kind == "clock"]
+            assert f" s {told} this machine's" in note
+
+    def test_a_quota_that_is_nearly_used_up(self, start_etcd: Etcds, tmp_path: Path) -> None:
+        etcd = start_etcd("--quota-backend-bytes=500000")
+        with connect(etcd) as channel:
+            kv = rpc_pb2_grpc.KVStub(channel)
+
+            def fill() -> None:
+                for number in range(1000):
+                    kv.Put(rpc_pb2.PutRequest(key=b"a%d" % number, value=bytes(10_000)))
+
+            with pytest.raises(grpc.RpcError, match="database space exceeded"):
+                fill()
+        config = write_config(tmp_path / "one.yaml", [etcd], [])
+        wait_until(lambda: problems_of(check_json(config)[1], "quota"))  # the size counts when etcd has committed
+        code, told = check_json(config)
+        assert told["shards"][0]["endpoints"][0]["db_quota"] == 500_000
+        assert "of its quota of 500 kB; at 100% it takes no writes" in problems_of(told, "quota")[0]
+        assert (code, told["shards"][0]["state"]) == (1, "read-only")
+
+    def test_a_members_certificate_that_ends_soon(self, tmp_path: Path, etcd_binary: Path) -> None:
+        authority = Authority()
+        cert, key = authority.issue(["127.0.0.1"], life=timedelta(days=3)).write(tmp_path, "server")
+        (tmp_path / "ca.crt").write_bytes(authority.cert)
+        etcd = LocalEtcd("secured", tmp_path / "etcd", binary=etcd_binary, tls=Files(cert, key))
+        etcd.start()
+        try:
+            wait_ready(etcd)
+            config = write_config(tmp_path / "esp.yaml", [etcd], [], "shard_tls: {ca: ca.crt}")
+            code, told = check_json(config)
+        finally:
+            etcd.kill()
+        (endpoint,) = told["shards"][0]["endpoints"]
+        assert [one for one in notes_of(told, "certificate") if one.startswith("its certificate ends on ")]
+        assert endpoint["certificate_ends"] in notes_of(told, "certificate")[0]
+        assert (code, endpoint["db_quota"], endpoint["clock_ahead_seconds"]["low"] < 1) == (0, 2 << 30, True)
+
+
+class TestLeases:
+    def test_a_lease_that_a_shard_lacks(self, empty_shards: list[LocalEtcd], tmp_path: Path) -> None:
+        for etcd in empty_shards[:2]:
+            with connect(etcd) as channel:
+                rpc_pb2_grpc.LeaseStub(channel).LeaseGrant(rpc_pb2.LeaseGrantRequest(ID=0xABC, TTL=600))
+        config = write_config(tmp_path / "esp.yaml", empty_shards, ["i", "r"])
+        code, told = check_json(config)
+        assert (code, [(f["kind"], f["shards"]) for f in told["problems"]]) == (1, [("leases", ["s2"])])
+        assert "lacks 1 lease that other shards have, such as 0000000000000abc" in told["problems"][0]["text"]
+        with connect(empty_shards[2]) as channel:
+            rpc_pb2_grpc.LeaseStub(channel).LeaseGrant(rpc_pb2.LeaseGrantRequest(ID=0xABC, TTL=600))
+        assert check_json(config)[1]["problems"] == []
