@@ -8,7 +8,7 @@ _esp_paths() {
 _esp() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command= words= word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-        case $word in serve | route | check | reload | lease-sync | export | import | version | help) command=$word; break ;; esac
+        case $word in serve | route | check | reload | lease-sync | export | import | version | help | exec) command=$word; break ;; esac
     done
     case "$command $previous" in
         "serve -c" | "serve --config") _esp_paths -f; return ;;
@@ -49,6 +49,7 @@ _esp() {
         "export -o" | "export --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "export -c" | "export --config") _esp_paths -f; return ;;
         "export --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
+        "import --at-once") COMPREPLY=(); return ;;
         "import --endpoint") COMPREPLY=(); return ;;
         "import --cacert") _esp_paths -f; return ;;
         "import --cert") _esp_paths -f; return ;;
@@ -61,6 +62,8 @@ _esp() {
         "version -o" | "version --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "version --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
         "help --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
+        "exec -c" | "exec --config") _esp_paths -f; return ;;
+        "exec --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
     esac
     case $command in
         serve) words='-c --config --local --tls --data-dir --listen --log-format --log-level --workers --takeover -v --verbose -q --quiet --color -h --help' ;;
@@ -69,10 +72,11 @@ _esp() {
         reload) words='-c --config -o --output --check --force --control -v --verbose -q --quiet --color -h --help' ;;
         lease-sync) words='--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         export) words='--prefix --from-key --range-end --hex --base64 --to --resume --each --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
-        import) words='--overwrite --skip-existing --resume --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
+        import) words='--overwrite --skip-existing --resume --at-once --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         version) words='-o --output -v --verbose -q --quiet --color -h --help' ;;
         help) words='-v --verbose -q --quiet --color -h --help' ;;
-        *) words='serve route check reload lease-sync export import version help --version -v --verbose -q --quiet --color -h --help' ;;
+        exec) words='-c --config -v --verbose -q --quiet --color -h --help' ;;
+        *) words='serve route check reload lease-sync export import version help exec --version -v --verbose -q --quiet --color -h --help' ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }

@@ -391,7 +391,7 @@ PasswordOption = Annotated[
             ("esp export --prefix /registry/ | gzip > k.gz", "The keys with a prefix, on stdout."),
             ("esp export --resume all.jsonl", "Complete an export that was cut off."),
         ],
-        {1: "A shard did not answer, or the file is not whole."},
+        {1: "A shard did not answer, or the file is not whole.", 130: "Ctrl-C; --resume completes the file."},
     )
 )
 def export(
@@ -462,7 +462,10 @@ def export(
             ("esp import all.jsonl --resume", "Go on with an import that was cut off."),
             ("esp import all.jsonl --endpoint http://127.0.0.1:2379", "Into an etcd in place of the shards."),
         ],
-        {1: "Keys are there already, or a shard did not answer."},
+        {
+            1: "Keys are there already, the file is not whole, or a shard did not answer.",
+            130: "Ctrl-C; --resume goes on.",
+        },
     ),
 )
 def import_(
@@ -472,6 +475,12 @@ def import_(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an import of this file that was cut off.")
     ] = False,
+    at_once: Annotated[
+        int,
+        typer.Option(
+            "--at-once", metavar="N", min=1, max=64, help="Transactions at a time in each shard; 1 keeps the order."
+        ),
+    ] = 1,
     endpoint: EndpointOption = None,
     cacert: CaOption = "",
     cert: CertOption = "",
@@ -495,7 +504,7 @@ def import_(
     if overwrite or skip_existing or resume:
         existing = Existing.OVERWRITE if overwrite else Existing.SKIP if skip_existing else Existing.RESUME
     etcd = Etcd(endpoint or [], cacert, cert, tls_key, user, password_file)
-    command.run(config, etcd, command.Options(file=file, existing=existing, output=output))
+    command.run(config, etcd, command.Options(file, existing, output, at_once))
 
 
 @app.command(
@@ -527,6 +536,36 @@ def help_(
     if named is None:
         raise CommandError(f'there is no command "{name}"; esp help lists them', USAGE)
     typer.echo(named.get_help(type(context)(named, info_name=name, parent=group)))
+
+
+@app.command(
+    "exec",
+    cls=command(
+        [
+            ("esp exec a -- etcdctl endpoint status -w table", "The members of shard a."),
+            ("esp exec b -- etcdctl defrag --cluster", "With the TLS files and the user of the config."),
+            ("esp exec a -- etcdctl snapshot save a.db", "What concerns one etcd cluster."),
+        ],
+        {
+            126: "The command cannot be run.",
+            127: "The command was not found. All others: the exit code of the command.",
+        },
+    ),
+)
+def exec_(
+    shard: Annotated[str, typer.Argument(metavar="SHARD", show_default=False)],
+    line: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", show_default=False)],
+    config: ConfigOption = None,
+) -> None:
+    """Run etcdctl, or any command, for one shard.
+
+    The endpoints, TLS files and user of the shard are in the environment of the command.
+
+    The variables are those of etcdctl, such as ETCDCTL_ENDPOINTS. Keys in the shard have the prefix of the namespace.
+    """
+    from esp.commands import exec_ as module
+
+    module.run(config, shard, line)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from esp.commands.output import FAILED, INTERRUPTED, USAGE, CommandError, Format, complain, write, write_json
+from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, complain, manner, write, write_json
 from esp.commands.progress import progress_bar
 from esp.core import config as configs
 from esp.core.config import Config
@@ -80,7 +80,8 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
             done = asyncio.run(
                 export(loaded, options.keys, out, lambda n, total: show("Exporting", n, total), each_shard=options.each)
             )
-        complain(_told(done))
+        if not manner.quiet:
+            complain(_told(done))
         return
     try:
         file = options.to.open("xb")
@@ -164,6 +165,3 @@ def _summarise(done: Exported, path: Path, output: Format) -> None:
             "shards": [{"name": shard.name, "revision": shard.revision} for shard in header.shards],
         }
     )
-
-
-__all__ = ["FAILED", "Options", "config_at", "run"]

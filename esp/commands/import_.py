@@ -26,11 +26,13 @@ class Options:
         file: the export; "-" for stdin.
         existing: what becomes of keys that are there already.
         output: format of the summary.
+        at_once: transactions at a time in each shard.
     """
 
     file: str
     existing: Existing
     output: Format
+    at_once: int = 1
 
 
 def run(config: Path | None, etcd: Etcd, options: Options) -> None:
@@ -42,7 +44,7 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
     """
     loaded = config_at(config, etcd)
     with _opened(options.file) as file, progress_bar("keys") as show:
-        work = Import(loaded, file, options.existing, show)
+        work = Import(loaded, file, options.existing, show, at_once=options.at_once)
         try:
             asyncio.run(work.run())
         except (ExportError, UnreachableError) as error:

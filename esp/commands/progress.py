@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Final
 
+from esp.commands.output import manner
+
 UPDATE_SECONDS: Final = 0.1
 WIDTH: Final = 24
 
@@ -44,7 +46,7 @@ def bar_of(step: str, done: int, total: int | None, seconds: float, since: int, 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Show]:
     """Shows progress while the block runs; `what` is counted, such as "keys"."""
-    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if sys.stderr is None or not sys.stderr.isatty() or manner.quiet or os.environ.get("TERM") == "dumb":
         yield lambda *_: None
         return
     begun: dict[str, tuple[float, int]] = {}

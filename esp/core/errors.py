@@ -144,5 +144,5 @@ def leaves_out(what: str, shard_names: Sequence[str]) -> Status:
 def differ(what: str, groups: Iterable[Sequence[str]]) -> Status:
     """The refusal of a question to which the shards give different answers; the shards of a group agree."""
     shown = " | ".join(", ".join(names[:_NAMES_SHOWN]) for names in groups)
-    text = f"esp: {what} on all shards ({shown}); esp check tells how they differ, mend it at the shards themselves"
-    return Status(Code.FAILED_PRECONDITION, text)
+    cure = "esp check tells how they differ, mend it at the shards themselves (esp exec SHARD -- etcdctl ...)"
+    return Status(Code.FAILED_PRECONDITION, f"esp: {what} on all shards ({shown}); {cure}")

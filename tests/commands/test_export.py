@@ -452,6 +452,12 @@ class TestImport:
         assert (again["present"], again["renamed"]) == (MANY + 1, [renamed])
         other.lease.LeaseRevoke(rpc_pb2.LeaseRevokeRequest(ID=new))
 
+    def test_several_transactions_at_once(
+        self, exported: Path, many: list[Kv], other: Kv, empty_etcd: LocalEtcd, run: Run
+    ) -> None:
+        assert run("import", exported, "--endpoint", empty_etcd.endpoint, "--at-once", "8")[0] == 0
+        assert other.pairs() == by_prefix(many)
+
     def test_a_lease_that_has_ended(
         self, kvs: list[Kv], other: Kv, empty_etcd: LocalEtcd, run: Run, tmp_path: Path
     ) -> None:

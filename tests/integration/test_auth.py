@@ -416,7 +416,7 @@ class TestWhatDiffers:
         client.auth("RoleAdd", name="root")
         client.auth("UserGrantRole", user="root", role="root")
         Client(shards[0]).auth("AuthEnable")
-        cure = "esp check tells how they differ, mend it at the shards themselves"
+        cure = "esp check tells how they differ, mend it at the shards themselves (esp exec SHARD -- etcdctl ...)"
         refused = (
             "FAILED_PRECONDITION",
             f"esp: authentication is not switched alike on all shards (s0 | s1, s2); {cure}",

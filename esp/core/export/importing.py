@@ -11,7 +11,7 @@ from esp.core.connected_shards import connected
 from esp.core.export.granting import Granting
 from esp.core.export.lines import ExportError, Header, Row, bytes_of, header_line
 from esp.core.export.patience import read, told
-from esp.core.export.rounds import Round, Rounds, Source, verify
+from esp.core.export.rounds import ROUND_KEYS, Round, Rounds, Source, verify
 from esp.core.export.writing import Existing, Writer
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
@@ -51,9 +51,13 @@ class Import:
         file: the export, at its beginning; a file that is no pipe is read through before anything is written.
         existing: what becomes of keys that are there already.
         progress: called from time to time.
+        at_once: transactions at a time in each shard.
     """
 
-    def __init__(self, config: Config, file: Source, existing: Existing, progress: Progress) -> None:
+    def __init__(
+        self, config: Config, file: Source, existing: Existing, progress: Progress, *, at_once: int = 1
+    ) -> None:
+        self._at_once = at_once
         self._config = config
         self._file = file
         self._existing = existing
@@ -95,12 +99,12 @@ class Import:
             self._total = await verify(self._file, lambda keys: self._progress("Checking the file", keys, None))
         async with connected(self._config) as clients, Background() as background:
             if is_file and self._existing is Existing.REFUSE:
-                rounds = Rounds(self._file)
+                rounds = self._rounds()
                 await rounds.begin()
                 if await self._has_keys(rounds.header, clients):
                     await self._pass(rounds, clients, Existing.LOOK, "Looking for keys that are there")
                 self._file.seek(0)
-            rounds = Rounds(self._file)
+            rounds = self._rounds()
             await rounds.begin()
             salt = header_line(rounds.header)
             resumes = self._existing is Existing.RESUME
@@ -109,6 +113,9 @@ class Import:
             await self._pass(rounds, clients, self._existing, "Importing")
             await background.end([keeping])
             await self._leases.renew_all()
+
+    def _rounds(self) -> Rounds:
+        return Rounds(self._file, ROUND_KEYS * self._at_once)
 
     async def _has_keys(self, header: Header, clients: dict[str, Shard]) -> bool:
         """Whether there are keys in the range of the export."""
@@ -130,7 +137,10 @@ class Import:
     async def _pass(self, rounds: Rounds, clients: dict[str, Shard], existing: Existing, step: str) -> None:
         """Takes all keys to their shards: a portion while the next one is read."""
         leases = self._leases if existing is not Existing.LOOK else None
-        writers = {name: Writer(shard, existing, leases or _NO_LEASES, self._prefix) for name, shard in clients.items()}
+        writers = {
+            name: Writer(shard, existing, leases or _NO_LEASES, prefix=self._prefix, at_once=self._at_once)
+            for name, shard in clients.items()
+        }
         if existing is not Existing.LOOK:
             self._writers = writers
 

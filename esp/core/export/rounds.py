@@ -32,11 +32,6 @@ class Round:
     rows: list[Row] = field(default_factory=list)
     bytes: int = 0
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no more is to come in."""
-        return len(self.rows) >= ROUND_KEYS or self.bytes >= ROUND_BYTES or len(self.grants) >= ROUND_KEYS
-
 
 class Rounds:
     """The portions of a file or pipe, at its beginning.
@@ -47,7 +42,9 @@ class Rounds:
 
     header: Header
 
-    def __init__(self, file: Source) -> None:
+    def __init__(self, file: Source, most: int = ROUND_KEYS) -> None:
+        """`most` is the number of keys or leases in a portion, at most."""
+        self._most = most
         self._file = file
         self._digest = hashlib.sha256()
         self._lines: Iterator[bytes] = iter(())
@@ -76,7 +73,7 @@ class Rounds:
             OSError: the file cannot be read.
         """
         found = Round()
-        while not found.is_full and not self._over:
+        while max(len(found.rows), len(found.grants)) < self._most and found.bytes < ROUND_BYTES and not self._over:
             line = await self._line()
             if line is None:
                 raise ExportError(

@@ -13,6 +13,7 @@ from esp.core.export.granting import Granting
 from esp.core.export.lines import ExportError, Row
 from esp.core.export.patience import CALL_SECONDS, PATIENCE_SECONDS, PAUSE_SECONDS, may_pass, told
 from esp.core.keys import format_key
+from esp.core.lease_sync import each
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import PUT, TXN, Shard, ask_for_esp
 from esp.core.wire.status import Code, RpcError, Status
@@ -45,8 +46,11 @@ class Writer:
         left_out: keys whose leases have ended.
     """
 
-    def __init__(self, shard: Shard, existing: Existing, leases: Granting, prefix: bytes = b"") -> None:
-        """`prefix` is that of the namespace: it comes before each key."""
+    def __init__(
+        self, shard: Shard, existing: Existing, leases: Granting, *, prefix: bytes = b"", at_once: int = 1
+    ) -> None:
+        """`prefix` is that of the namespace: it comes before each key. `at_once` is the number of transactions."""
+        self._at_once = at_once
         self.written = self.present = self.skipped = self.left_out = 0
         self._shard = shard
         self._existing = existing
@@ -54,14 +58,17 @@ class Writer:
         self._prefix = prefix
 
     async def write(self, rows: Sequence[Row], progress: Callable[[], object]) -> None:
-        """Writes keys, one transaction after the other.
+        """Writes keys in their order, `at_once` transactions at a time: only with one are the writes in order, too.
 
         Raises:
             ExportError: a key is there already, or the shard refuses, or does not answer.
         """
-        for batch in self._batches(rows):
+
+        async def write(batch: list[Row]) -> None:
             await self._write(batch)
             progress()
+
+        await each(self._batches(rows), write, self._at_once)
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         batch: list[Row] = []

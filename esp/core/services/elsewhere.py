@@ -48,7 +48,8 @@ def refusals(shards: Mapping[str, Shard], cures: Mapping[bytes, str]) -> dict[by
 
 def _refusal(path: bytes, shards: Iterable[Shard], cure: str) -> Status:
     names = f"name a shard in the metadata key {SHARD.decode()}"
-    ends = f"; or {names}" + (f", or {cure}" if cure else "")
+    ends = f"; where esp's config is: esp exec SHARD -- etcdctl {COMMANDS[path]}; or {names}"
+    ends += f", or {cure}" if cure else ""
     method = path.rpartition(b"/")[2].decode()
     text = f"esp: {method} concerns one etcd cluster, and this proxy stands for several; run it on a shard itself: "
     commands = [_command(path, shard) for shard in shards]

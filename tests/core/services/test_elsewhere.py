@@ -40,6 +40,7 @@ def test_the_text_stays_short_however_many_shards_there_are(count: int, members:
         shown = text.count("(shard s")
         assert shown
         assert shown == count or "; and so on for " in text
+        assert f"; where esp's config is: esp exec SHARD -- etcdctl {COMMANDS[path]}; or name" in text
         assert text.endswith("; or name a shard in the metadata key esp-shard, or do without") == (path == HASH)
 
 
