@@ -46,6 +46,8 @@ complete -c esp -n '__fish_seen_subcommand_from route' -s h -l help -d 'Show the
 complete -c esp -n '__fish_seen_subcommand_from check' -s c -l config -r -F -d 'Config file; else ESP_CONFIG, ./esp.yaml, ./.esp/esp.yaml or /etc/esp/esp.yaml.'
 complete -c esp -n '__fish_seen_subcommand_from check' -l output -s o -x -a 'table wide json' -d 'Output format; wide: all that each endpoint tells.'
 complete -c esp -n '__fish_seen_subcommand_from check' -l keys -d 'Also count the keys of each shard, and find keys that it does not own.'
+complete -c esp -n '__fish_seen_subcommand_from check' -l fix-strays -x -a 'move delete' -d 'Move such keys to the shards that own them, or delete them; only shown without --apply.'
+complete -c esp -n '__fish_seen_subcommand_from check' -l apply -l yes -d 'With --fix-strays: do it.'
 complete -c esp -n '__fish_seen_subcommand_from check' -s v -l verbose -d 'Tell on stderr what is done.'
 complete -c esp -n '__fish_seen_subcommand_from check' -s q -l quiet -d 'Print only errors, and what -o json asks for.'
 complete -c esp -n '__fish_seen_subcommand_from check' -l color -x -a 'auto always never' -d 'When to colour; auto: on a terminal, without NO_COLOR.'

@@ -14,7 +14,7 @@ import typer
 
 from esp import __version__
 from esp.commands.frame import Group, command
-from esp.commands.output import USAGE, CommandError, Format, LogFormat, LogLevel, WideFormat, manner
+from esp.commands.output import USAGE, CommandError, Format, LogFormat, LogLevel, Strays, WideFormat, manner
 
 app = typer.Typer(
     name="esp",
@@ -253,9 +253,10 @@ def route(
         [
             ("esp check", "All shards of ./esp.yaml."),
             ("esp check --keys", "Also look for keys that a shard does not own."),
+            ("esp check --fix-strays move", "Show which of them would move to their owners; --apply moves them."),
             ("esp check -o json | jq .problems", "The problems, for a script."),
         ],
-        {0: "Healthy.", 1: "There are problems; they are printed."},
+        {0: "Healthy.", 1: "There are problems, or stray keys; they are printed."},
     )
 )
 def check(
@@ -269,11 +270,26 @@ def check(
     keys: Annotated[
         bool, typer.Option("--keys", help="Also count the keys of each shard, and find keys that it does not own.")
     ] = False,
+    fix_strays: Annotated[
+        Strays | None,
+        typer.Option(
+            "--fix-strays",
+            metavar="move|delete",
+            help="Move such keys to the shards that own them, or delete them; only shown without --apply.",
+            show_default=False,
+        ),
+    ] = None,
+    apply: Annotated[bool, typer.Option("--apply", "--yes", help="With --fix-strays: do it.")] = False,
 ) -> None:
-    """Ask every endpoint of every shard for problems."""
+    """Ask every endpoint of every shard for problems.
+
+    --fix-strays never touches a live key: a key is moved only if its owner has none, and deleted only as it was read.
+    """
+    if apply and fix_strays is None:
+        raise CommandError("--apply is for --fix-strays; add --fix-strays move or delete, or leave it out", USAGE)
     from esp.commands import check as command
 
-    command.run(config, command.Options(output=output, keys=keys))
+    command.run(config, command.Options(output=output, keys=keys, fix_strays=fix_strays, apply=apply))
 
 
 @app.command(

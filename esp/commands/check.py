@@ -12,17 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esp.commands.check_json import json_of
-from esp.commands.output import CommandError, WideFormat, counted, write_json
+from esp.commands.output import CommandError, Strays, WideFormat, counted, write_json
 from esp.core import config as configs
-from esp.core.health import examine
+from esp.core.health import How, examine
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of the command: `keys` has the shards count their keys."""
+    """The options of the command.
+
+    Attributes:
+        output: the format.
+        keys: have the shards count their keys.
+        fix_strays: what becomes of stray keys; None if nothing.
+        apply: do that; else only show it.
+    """
 
     output: WideFormat = WideFormat.TABLE
     keys: bool = False
+    fix_strays: Strays | None = None
+    apply: bool = False
 
 
 def run(config: Path | None, options: Options) -> None:
@@ -35,6 +44,11 @@ def run(config: Path | None, options: Options) -> None:
     # The output has everything that the shard clients log here.
     logging.getLogger("esp").addHandler(logging.NullHandler())
     loaded = configs.load(configs.find(config, os.environ))
+    if options.fix_strays is not None:
+        from esp.commands import check_strays
+
+        check_strays.run(loaded, How(options.fix_strays), options.output, apply=options.apply)
+        return
     health = asyncio.run(examine(loaded, keys=options.keys))
     if options.output is WideFormat.JSON:
         write_json(json_of(loaded, health))

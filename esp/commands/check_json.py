@@ -55,14 +55,15 @@ def _shard(shard: ShardHealth, verdict: Verdict, health: Health) -> dict[str, An
         "name": shard.name,
         "state": verdict.state,
         "verdict": verdict.text,
-        "ranges": [_range(part) for part in shard.ranges],
+        "ranges": [json_range(part) for part in shard.ranges],
         "endpoints": [_endpoint(endpoint) for endpoint in shard.endpoints],
         "unlisted_members": [_unlisted(unlisted) for unlisted in shard.unlisted],
         "keys": None if health.keys is None else _keys(health.keys[shard.name]),
     }
 
 
-def _range(part: KeyRange) -> dict[str, Any]:
+def json_range(part: KeyRange) -> dict[str, Any]:
+    """A range in JSON: its start, and its end or null."""
     return {"start": json_key(part.start), "end": None if part.end is None else json_key(part.end)}
 
 
@@ -76,7 +77,7 @@ def _keys(keys: ShardKeys) -> dict[str, Any]:
 
 def _stray(stray: Stray) -> dict[str, Any]:
     return {
-        "range": _range(stray.range),
+        "range": json_range(stray.range),
         "owner": stray.owner,
         "count": stray.count,
         "samples": [json_key(key) for key in stray.samples],

@@ -37,6 +37,13 @@ class WideFormat(StrEnum):
     JSON = "json"
 
 
+class Strays(StrEnum):
+    """What `esp check --fix-strays` does with stray keys."""
+
+    MOVE = "move"
+    DELETE = "delete"
+
+
 class LogFormat(StrEnum):
     """The formats of the log."""
 

@@ -1,11 +1,13 @@
 """The health of the shards, for `esp check`.
 
     probe      asks all shards and endpoints, and has what they tell judged
+    mending    moves stray keys to their owners, or deletes them
     accounts   asks every shard for its users and roles, and compares them
     strays     asks every shard for keys that it does not own
     leases     asks every shard for its leases, and compares them
     endpoint   asks one endpoint for all that it tells
     page       what a member tells as pages only: clock, quota, certificate
+    connecting the shards' clients
     verdicts   one verdict for each shard, in words
     versions   versions of etcd that are too old, lossy, or not the same
     members    members that are not among the endpoints, and endpoints of one member
@@ -19,6 +21,7 @@ From the top down; each file imports only files below it.
 """
 
 from esp.core.health.facts import Clock, EndpointHealth, Finding, Health, Kind, ShardHealth, ShardKeys, Stray, Unlisted
+from esp.core.health.mending import Fate, How, Mended, MendError, left_in, mend
 from esp.core.health.probe import examine
 from esp.core.health.space import size_of
 from esp.core.health.verdicts import State, Verdict, verdict_of
@@ -26,9 +29,13 @@ from esp.core.health.verdicts import State, Verdict, verdict_of
 __all__ = [
     "Clock",
     "EndpointHealth",
+    "Fate",
     "Finding",
     "Health",
+    "How",
     "Kind",
+    "MendError",
+    "Mended",
     "ShardHealth",
     "ShardKeys",
     "State",
@@ -36,6 +43,8 @@ __all__ = [
     "Unlisted",
     "Verdict",
     "examine",
+    "left_in",
+    "mend",
     "size_of",
     "verdict_of",
 ]

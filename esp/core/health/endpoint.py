@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from esp.core import errors
 from esp.core.background import Background, all_of
 from esp.core.config import Endpoint, ShardConfig
+from esp.core.health.connecting import POLL_SECONDS
 from esp.core.health.facts import Alarm, EndpointHealth, Listed, Member
 from esp.core.health.page import pages_of
 from esp.core.pb import rpc_pb2
@@ -28,8 +29,6 @@ from esp.core.wire.status import Code, RpcError, Status
 
 ROUND_TRIPS: Final = 20
 """How many Status calls show the round trips; fewer if half of the time is over."""
-
-POLL_SECONDS: Final = 0.01
 
 
 async def examine_endpoint(

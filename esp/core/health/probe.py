@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from time import time
 from typing import Any, Final
 
 from esp.core.apiservers import holds, namespace_key, roots_in_question
-from esp.core.background import Background, all_of
+from esp.core.background import all_of
 from esp.core.config import Config, ShardConfig
 from esp.core.health.accounts import Accounts, compare, find, where_on
 from esp.core.health.clocks import judge_certificates, judge_clocks
-from esp.core.health.endpoint import POLL_SECONDS, examine_endpoint
+from esp.core.health.connecting import connecting, settled, trouble_of
+from esp.core.health.endpoint import examine_endpoint
 from esp.core.health.facts import Health, ShardHealth, ShardKeys
 from esp.core.health.findings import judge, with_certificates, with_cuts, with_findings
 from esp.core.health.lag import judge_lag
@@ -87,11 +88,11 @@ async def _leases(config: Config, context: WireContext, files: TlsFiles) -> List
     """The leases that shards lack, by name, or why they are not told; None if there is nothing to compare."""
     if len(config.shards) == 1:
         return None
-    async with _connecting(config, context, files) as shards:
+    async with connecting(config, context, files) as shards:
         try:
             async with asyncio.timeout(ACCOUNTS_SECONDS):
                 for shard in shards.values():
-                    await _settled(shard)
+                    await settled(shard)
                     if not shard.is_ready:
                         return None  # the endpoints' findings say why
                 return await differing(shards)
@@ -106,11 +107,11 @@ async def _accounts(config: Config, context: WireContext, files: TlsFiles, secon
     """
     if len(config.shards) == 1 and not any(shard.user for shard in config.shards):
         return {}
-    async with _connecting(config, context, files) as shards:
+    async with connecting(config, context, files) as shards:
         found = {name: Accounts(refusal=f"not within {ACCOUNTS_SECONDS:g} s") for name in shards}
 
         async def ask(name: str, shard: Shard) -> None:
-            await _settled(shard)
+            await settled(shard)
             await find(found[name], shard, seconds)
 
         with suppress(TimeoutError):
@@ -129,7 +130,7 @@ async def _roots_at_work(config: Config, context: WireContext, files: TlsFiles, 
                 return False
 
         for shard in shards.values():
-            await _settled(shard)
+            await settled(shard)
         if not await is_there(config.compact_key):
             return []
         suspected = roots_in_question(config.shard_map)[:MAX_SUSPECTED]
@@ -139,7 +140,7 @@ async def _roots_at_work(config: Config, context: WireContext, files: TlsFiles, 
             *(root for root, there in zip(suspected, seen, strict=True) if there),
         ]
 
-    async with _connecting(config, context, files) as shards:
+    async with connecting(config, context, files) as shards:
         try:
             return await asyncio.wait_for(find(shards), seconds)
         except TimeoutError:
@@ -150,31 +151,9 @@ async def _keys(config: Config, context: WireContext, files: TlsFiles, seconds: 
     """The keys of each shard, by name; each shard may take `seconds` to be connected."""
 
     async def count(shard: Shard) -> ShardKeys:
-        try:
-            await asyncio.wait_for(_settled(shard), seconds)
-        except TimeoutError:
-            return ShardKeys(refusal=f"no answer within {seconds:g} s")
-        if not shard.is_ready:
-            return ShardKeys(refusal="; ".join(dict.fromkeys(shard.troubles.values())))
+        if trouble := await trouble_of(shard, seconds):
+            return ShardKeys(refusal=trouble)
         return await count_keys(config, shard)
 
-    async with _connecting(config, context, files) as shards:
+    async with connecting(config, context, files) as shards:
         return dict(zip(shards, await all_of(map(count, shards.values())), strict=True))
-
-
-@asynccontextmanager
-async def _connecting(config: Config, context: WireContext, files: TlsFiles) -> AsyncIterator[dict[str, Shard]]:
-    """The shards by name, which are connected as soon as that goes, for as long as the block runs."""
-    async with Background() as background:
-        shards = {shard.name: Shard.of(shard, context, background, files) for shard in config.shards}
-        for shard in shards.values():
-            background.start(shard.run())
-        yield shards
-
-
-async def _settled(shard: Shard) -> None:
-    """Waits until a shard is connected, or all of its endpoints have failed."""
-    while True:
-        if shard.is_ready or len(shard.troubles) == len(shard.endpoints):
-            return
-        await asyncio.sleep(POLL_SECONDS)

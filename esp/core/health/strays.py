@@ -106,7 +106,7 @@ def _stray(stray: Stray) -> str:
     keys = "1 stray key" if stray.count == 1 else f"{stray.count} stray keys"
     return (
         f"holds {keys} in {format_range(stray.range)}, which shard {stray.owner} owns: {shown}{more}; "
-        "no client sees them there"
+        "no client sees them there; esp check --fix-strays moves or deletes them"
     )
 
 

@@ -52,7 +52,7 @@ def test_a_finding_has_the_owner_the_number_and_some_keys() -> None:
     assert (finding.kind, finding.shards) == (Kind.STRAY_KEYS, ("a",))
     assert finding.text == (
         f'holds 4 stray keys in ["i", "r"), which shard b owns: "j\\x0a", "{"k" * 100}...", "l", ...; '
-        "no client sees them there"
+        "no client sees them there; esp check --fix-strays moves or deletes them"
     )
 
 

@@ -1,0 +1,287 @@
+"""Stray keys moved to the shards that own them, or deleted.
+
+No live key is touched. A key is put on its owner only if the owner has none (a Txn that compares create_revision with
+0), and deleted from where it strayed only if it is still as it was read (a Txn that compares mod_revision). A key that
+the owner has with the same value is only deleted where it strayed: so a run that was cut short between the two is
+finished by the next one. A run is repeated whole; what is done is not there any more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+from esp.core import errors
+from esp.core.config import Config
+from esp.core.health.connecting import connecting, trouble_of
+from esp.core.health.facts import Stray
+from esp.core.health.strays import count_keys
+from esp.core.keys import KeyRange
+from esp.core.lease_sync import each
+from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.shard import RANGE, TXN, Method, Shard, ask_for_esp
+from esp.core.tls_files import TlsFiles
+from esp.core.wire.context import WireContext
+from esp.core.wire.status import RpcError
+
+PAGE: Final = 100
+"""The keys that are listed at once."""
+AT_ONCE: Final = 16
+"""The keys that are moved or deleted at the same time; each may have a value of some megabytes."""
+CALL_SECONDS: Final = 10.0
+CONNECT_SECONDS: Final = 3.0
+
+Progress = Callable[[int, int], None]
+"""Called with the number of keys that are done, and the number of all."""
+
+
+class MendError(Exception):
+    """The work cannot begin, or not go on; the text is a clause for people."""
+
+
+class How(StrEnum):
+    """What is done with stray keys."""
+
+    MOVE = "move"
+    DELETE = "delete"
+
+
+class Fate(StrEnum):
+    """What became of a stray key, or in a dry run what would. The names are part of the JSON form."""
+
+    MOVED = "moved"
+    DELETED = "deleted"
+    """Also where the owner has the key with the same value and lease."""
+    LIVE = "live"
+    """Kept: the owner has the key with another value."""
+    NO_LEASE = "no-lease"
+    """Kept: the owner lacks the lease of the key."""
+    CHANGED = "changed"
+    """Kept: the key was written meanwhile, where it strayed."""
+    GONE = "gone"
+    """Deleted meanwhile."""
+
+
+KEPT: Final = (Fate.LIVE, Fate.NO_LEASE, Fate.CHANGED)
+"""The fates of keys that are still stray."""
+
+
+@dataclass(slots=True)
+class Mended:
+    """One range with stray keys, and how many keys have met each fate.
+
+    Attributes:
+        shard: the shard that holds the keys.
+        stray: the keys as they were counted.
+        fates: the numbers.
+        kept: the first few keys that are still stray, each with the reason.
+    """
+
+    shard: str
+    stray: Stray
+    fates: Counter[Fate] = field(default_factory=Counter)
+    kept: list[tuple[bytes, Fate]] = field(default_factory=list)
+
+
+MAX_KEPT: Final = 5
+"""The most keys of a range that are named because they are still stray."""
+
+
+async def mend(config: Config, how: How, progress: Progress, *, apply: bool) -> list[Mended]:
+    """Moves or deletes the stray keys of all shards. Without `apply`, only tells what would become of each.
+
+    Raises:
+        MendError: a shard cannot be asked, or fails; or two shards are one cluster. What is done stays done.
+    """
+    async with connecting(config, WireContext(config.limits), TlsFiles()) as clients:
+        shards = {name: _Guarded(shard) for name, shard in clients.items()}
+        for name, shard in shards.items():
+            if trouble := await trouble_of(shard.client, CONNECT_SECONDS):
+                raise MendError(f"shard {name} cannot be asked: {trouble}")
+        try:
+            _refuse_one_cluster({name: await shard.meet() for name, shard in shards.items()})
+            work = []
+            for name, shard in shards.items():
+                told = await count_keys(config, shard.client)
+                if told.strays is None:
+                    raise MendError(f"shard {name} does not tell its keys: {told.refusal}")
+                work += [Mended(name, stray) for stray in told.strays]
+            total, done = sum(mended.stray.count for mended in work), 0
+
+            def step(mended: Mended, key: bytes, fate: Fate) -> None:
+                nonlocal done
+                done += 1
+                mended.fates[fate] += 1
+                if fate in KEPT and len(mended.kept) < MAX_KEPT:
+                    mended.kept.append((key, fate))
+                progress(done, max(done, total))
+
+            for mended in work:
+                one = _Mending(shards[mended.shard], shards[mended.stray.owner], how, mended, step)
+                await (one.run() if apply else one.look())
+        except RpcError as error:
+            raise MendError(f"{error.status.message}; what is done is done: run the command again") from None
+    return work
+
+
+def _refuse_one_cluster(ids: Mapping[str, int]) -> None:
+    """Refuses shards that are one cluster, or look so: there a stray key is the live key.
+
+    Raises:
+        MendError: there are such shards.
+    """
+    for name, cluster in ids.items():
+        same = [other for other, its in ids.items() if its == cluster and other != name]
+        if same:
+            raise MendError(
+                f"shards {name} and {same[0]} have the same cluster id {cluster:x}: they may be one etcd, where a "
+                "stray key of one is a live key of the other; give each shard a cluster of its own (esp check)"
+            )
+
+
+class _Guarded:
+    """A shard whose answers must all be of the cluster that gave the first."""
+
+    def __init__(self, client: Shard) -> None:
+        self.client = client
+        self._cluster = 0
+
+    async def meet(self) -> int:
+        """The id of the cluster."""
+        request = rpc_pb2.RangeRequest(key=b"\0", count_only=True)
+        answer = await ask_for_esp(self.client, RANGE, request, seconds=CALL_SECONDS)
+        self._cluster = answer.header.cluster_id
+        return self._cluster
+
+    async def ask(self, method: Method[Any], request: Message) -> Any:
+        """The answer to a call.
+
+        Raises:
+            RpcError: the shard's.
+            MendError: the answer is of another cluster.
+        """
+        answer = await ask_for_esp(self.client, method, request, seconds=CALL_SECONDS)
+        if answer.header.cluster_id != self._cluster:
+            name = self.client.name
+            raise MendError(f"the endpoints of shard {name} belong to different clusters; mend that first (esp check)")
+        return answer
+
+    async def pages(self, part: KeyRange) -> AsyncIterator[list[kv_pb2.KeyValue]]:
+        """The keys of a range without their values, page by page."""
+        rest = part
+        while True:
+            key, range_end = rest.to_request()
+            request = rpc_pb2.RangeRequest(key=key, range_end=range_end, keys_only=True, limit=PAGE)
+            answer = await self.ask(RANGE, request)
+            if answer.kvs:
+                yield list(answer.kvs)
+            if not answer.more or not answer.kvs:
+                return
+            rest = KeyRange(answer.kvs[-1].key + b"\0", part.end)
+
+
+Step = Callable[[Mended, bytes, Fate], None]
+
+
+class _Mending:
+    """The work on one range with stray keys."""
+
+    def __init__(self, here: _Guarded, owner: _Guarded, how: How, mended: Mended, step: Step) -> None:
+        self._here = here
+        self._owner = owner
+        self._how = how
+        self._mended = mended
+        self._step = step
+
+    async def look(self) -> None:
+        """Finds what would become of each key: those that the owner has count as live, whatever their value.
+
+        Raises:
+            RpcError, MendError: as `run`.
+        """
+        async for page in self._here.pages(self._mended.stray.range):
+            live = await self._live(page) if self._how is How.MOVE else set()
+            for kv in page:
+                moved = Fate.LIVE if kv.key in live else Fate.MOVED
+                self._step(self._mended, kv.key, moved if self._how is How.MOVE else Fate.DELETED)
+
+    async def _live(self, page: list[kv_pb2.KeyValue]) -> set[bytes]:
+        """The keys of a page that the owner has."""
+        found: set[bytes] = set()
+        most = self._owner.client.max_txn_ops
+        for first in range(0, len(page), most):
+            reads = [rpc_pb2.RangeRequest(key=kv.key, keys_only=True) for kv in page[first : first + most]]
+            request = rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=read) for read in reads])
+            answer = await self._owner.ask(TXN, request)
+            found |= {kv.key for response in answer.responses for kv in response.response_range.kvs}
+        return found
+
+    async def run(self) -> None:
+        """Moves or deletes all keys of the range.
+
+        Raises:
+            RpcError: a shard's.
+            MendError: a shard has become another cluster.
+        """
+
+        async def work(kv: kv_pb2.KeyValue) -> None:
+            fate = await (self._delete(kv.key, kv.mod_revision) if self._how is How.DELETE else self._move(kv.key))
+            self._step(self._mended, kv.key, fate)
+
+        async for page in self._here.pages(self._mended.stray.range):
+            await each(page, work, AT_ONCE)
+
+    async def _move(self, key: bytes) -> Fate:
+        found = (await self._here.ask(RANGE, rpc_pb2.RangeRequest(key=key))).kvs
+        if not found:
+            return Fate.GONE
+        stray = found[0]
+        put = rpc_pb2.PutRequest(key=key, value=stray.value, lease=stray.lease)
+        look = rpc_pb2.RangeRequest(key=key)
+        absent = rpc_pb2.Compare(
+            key=key, target=rpc_pb2.Compare.CREATE, result=rpc_pb2.Compare.EQUAL, create_revision=0
+        )
+        request = rpc_pb2.TxnRequest(
+            compare=[absent],
+            success=[rpc_pb2.RequestOp(request_put=put)],
+            failure=[rpc_pb2.RequestOp(request_range=look)],
+        )
+        try:
+            answer = await self._owner.ask(TXN, request)
+        except RpcError as error:
+            if error.status != errors.LEASE_NOT_FOUND:
+                raise
+            return Fate.NO_LEASE
+        if answer.succeeded:
+            fate = await self._delete(key, stray.mod_revision)
+            return Fate.MOVED if fate is Fate.DELETED else fate
+        (live,) = answer.responses[0].response_range.kvs
+        if (live.value, live.lease) != (stray.value, stray.lease):
+            return Fate.LIVE
+        return await self._delete(key, stray.mod_revision)
+
+    async def _delete(self, key: bytes, mod_revision: int) -> Fate:
+        same = rpc_pb2.Compare(
+            key=key, target=rpc_pb2.Compare.MOD, result=rpc_pb2.Compare.EQUAL, mod_revision=mod_revision
+        )
+        delete = rpc_pb2.DeleteRangeRequest(key=key)
+        look = rpc_pb2.RangeRequest(key=key, count_only=True)
+        request = rpc_pb2.TxnRequest(
+            compare=[same],
+            success=[rpc_pb2.RequestOp(request_delete_range=delete)],
+            failure=[rpc_pb2.RequestOp(request_range=look)],
+        )
+        answer = await self._here.ask(TXN, request)
+        if answer.succeeded:
+            return Fate.DELETED
+        return Fate.CHANGED if answer.responses[0].response_range.count else Fate.GONE
+
+
+def left_in(work: Iterable[Mended]) -> int:
+    """The number of keys that are still stray."""
+    return sum(mended.fates[fate] for mended in work for fate in KEPT)
