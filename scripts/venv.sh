@@ -14,13 +14,14 @@ venv_with() {
     if [ -f "$stamp" ]; then have=$(cat "$stamp"); fi
     case $have in "dev $now" | "$wanted $now") return ;; esac
 
+    # Without compiling what most of is never imported; Python does that when it imports.
     echo "installing esp and what it needs into .venv" >&2
     rm -f "$stamp"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --upgrade 'pip>=25.1'
     if [ "$wanted" = dev ]; then
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --editable . --group dev
     else
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[local]'
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[local]'
     fi
     echo "$wanted $now" >"$stamp"
 }

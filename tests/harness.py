@@ -34,6 +34,7 @@ from esp.core.local import (
     tied_to_this_process,
 )
 from esp.core.pb import rpc_pb2
+from tests.prefork import Forked, Prefork
 from tests.stubs import rpc_pb2_grpc
 
 CACHE = Path(__file__).parent.parent / ".cache"
@@ -267,6 +268,9 @@ def write_config(
     return path
 
 
+_prefork = functools.cache(Prefork)
+
+
 class EspProcess:
     """`esp serve` as a process of its own."""
 
@@ -286,11 +290,15 @@ class EspProcess:
         self.port = free_port()
         self.config = config
         self._log_file = folder / f"esp-{self.port}.log"
-        command = [*under, sys.executable, "-m", "esp", "serve", *map(str, arguments), "--listen", self.url]
+        words = ["serve", *map(str, arguments), "--listen", self.url]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ESP_")} | env
+        self.process: Forked | subprocess.Popen[bytes]
         with self._log_file.open("wb") as log:
+            if sys.platform == "linux" and not under:
+                self.process = _prefork().start(words, cwd=folder, env=environment, output=log.fileno())
+                return
             self.process = subprocess.Popen(
-                tied_to_this_process(command),
+                tied_to_this_process([*under, sys.executable, "-m", "esp", *words]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
