@@ -112,7 +112,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keeps the collector of garbage from what all tests are made of: a collection would take 0.1 s, and there are many."""
+    """Keeps the collector of garbage from what tests are made of: a look at it would take 0.1 s, and there are many."""
     gc.collect()
     gc.freeze()
 
