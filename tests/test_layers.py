@@ -47,7 +47,7 @@ LAYERS = [
     {"esp.core.activation", "esp.core.takeover"},
     {"esp.core.layout"},
     {"esp.core.apiservers", "esp.core.samples"},
-    {"esp.core.routing"},
+    {"esp.core.routing", "esp.core.running"},
     {"esp.core.health", "esp.core.lease_sync", "esp.core.connected_shards"},
     {"esp.core.lease_survey", "esp.core.export"},
     {"esp.core.services"},

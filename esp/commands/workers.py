@@ -577,7 +577,8 @@ class _Whole:
         raise ChannelError("no worker is ready")
 
     async def _on_may_serve(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Whether a worker may accept clients: at a takeover not if it misses shards."""
+        """Whether a worker may accept clients: at a takeover not if it misses shards. Waits while a map changes."""
+        await self.reloads.is_settled.wait()
         if self._before is not None and not self._serves.is_set():
             try:
                 self._before.check(told["missing"])

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import ssl
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from math import ceil, inf
+from math import inf
 from time import monotonic
 from typing import Final
 
@@ -29,15 +29,17 @@ from esp.core.metrics.calls import Calls
 from esp.core.metrics.names import KNOWN
 from esp.core.metrics.page import PATH as METRICS
 from esp.core.metrics.page import MetricsPage, OnlyPages
-from esp.core.metrics.scrape import Metrics, of_reloads
+from esp.core.metrics.scrape import Metrics, of_fences, of_reloads
 from esp.core.metrics.walk import Parts
 from esp.core.routing import Routing
+from esp.core.running import Running, unreachable
 from esp.core.samples import Samples
 from esp.core.server_certificates import ServerCertificates
 from esp.core.services import auth, cluster, elsewhere, kv, lock, maintenance, reflection
 from esp.core.services.alarm import Alarms
 from esp.core.services.defragment import PATH as DEFRAGMENT
 from esp.core.services.defragment import Defragment
+from esp.core.services.fence import Fence
 from esp.core.services.gate import Gate
 from esp.core.services.health import HealthService
 from esp.core.services.kv import Compactions
@@ -54,7 +56,6 @@ from esp.core.tls_files import TlsFiles
 from esp.core.tokens import MARK, Tokens
 from esp.core.traces import Traces
 from esp.core.ui.pages import StatusPage
-from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
 from esp.core.wire.exchange import AnswerPage
 from esp.core.wire.listener import Listener
@@ -66,9 +67,6 @@ from esp.core.workers import Balance, Share
 log = logging.getLogger("esp")
 
 _ENDLESS: Final = LASTING - {b"/etcdserverpb.Maintenance/Snapshot"}
-
-TICKED_AT_ONCE: Final = 32
-"""Shards that are ticked in one step of the loop."""
 
 
 class Proxy:
@@ -89,12 +87,14 @@ class Proxy:
     Attributes:
         background: owner of every task and timer outside the wire; counts bugs.
         calls: counts the calls that have ended.
+        fenced: counts the calls that were held, refused and cut while keys got another owner.
         gate: lets calls over several shards begin.
         is_handing_over: whether another process takes over with the layout in force, so that no reload may change it.
         reloads: the number of reloads, by their result.
         metrics: the page /metrics.
         on_tick: further steps of each tick, by their names; they get the time, and run only while the loop works.
         routing: the layout in force, and the tokens.
+        running: the clients of shards.
         tls_files: the certificates of the listeners and of esp at the shards.
         traces: keeps the spans of traced calls; None if no call is traced.
 
@@ -125,7 +125,7 @@ class Proxy:
         self._certificates = None if config.tls is None else ServerCertificates(config.tls, self.tls_files)
         self._garbage = Garbage(monotonic(), self.context.turns.time.leave_out)
         self._heap = Heap(self._garbage)
-        self._running: dict[Shard, asyncio.Task[None]] = {}
+        self.running = Running(self.context, self.background, self.tls_files)
         self.gate = Gate(self.context, self.background, self._calls_sent)
         self.calls = Calls(self.context, KNOWN)
         self._call_log = CallLog(config.log)
@@ -133,7 +133,7 @@ class Proxy:
         self.traces = None if config.traces is None else Traces.of(config.traces, self.context)
         if self.traces is not None:
             self.calls.listen(self.traces.ended, inf)
-        layout = replace(self._layout(config, {}), former=former or Former())
+        layout = replace(self.running.layout_of(config), former=former or Former())
         protects = config.across_shards.protects_kubernetes
         apiservers = ApiServers(layout, config.apiserver_roots, protects=protects, compact_key=config.compact_key)
         self.routing = Routing(layout, Tokens(self.context), apiservers)
@@ -166,6 +166,9 @@ class Proxy:
         exchanges = {METRICS: self._metrics_page.exchange, **(self._status_page.exchanges if config.ui else {})}
         self._namespace = None if config.namespace is None else InNamespace(config.namespace)
         self._router = self._router_for(self.routing)
+        self._fence: Fence | None = None
+        self.fenced: Counter[str] = Counter()
+        self.metrics.more.append(lambda: [of_fences(self.fenced)])
         self._site = Site(
             self._find_page,
             cors=config.cors,
@@ -180,25 +183,12 @@ class Proxy:
     # The layout.
 
     def layout_of(self, config: Config) -> Layout:
-        """The next layout: the shard map of `config`, and its shards.
-
-        A shard with the name, user and TLS of a shard in force, and at least one of its endpoints, keeps that shard's
-        client.
+        """The next layout: the shard map of `config`, and its shards, as `Running.layout_of` has it.
 
         Raises:
             TlsFileError: a certificate of a shard cannot be used.
         """
-        return self._layout(config, self.routing.shards, self.routing.layout.epoch + 1)
-
-    def _layout(self, config: Config, kept: Mapping[str, Shard], epoch: int = 1) -> Layout:
-        shards = []
-        for shard in config.shards:
-            client = kept.get(shard.name)
-            if client is None or not client.may_become(shard):
-                client = Shard.of(shard, self.context, self.background, self.tls_files)
-            shards.append(client)
-        shard_map = replace(config.shard_map, epoch=epoch)
-        return Layout.of(shard_map, shards, Undivided(shard_map, config.across_shards.refused, self.context.reached))
+        return self.running.layout_of(config, self.routing.layout)
 
     async def prepare(self, layout: Layout, seconds: float) -> list[str]:
         """Begins to connect the new shards of the next layout; those that are unreachable after `seconds`, by name.
@@ -206,16 +196,11 @@ class Proxy:
         A layout may be installed without this. Then calls to its new shards wait, as for any shard that is not
         connected.
         """
-        new = [shard for shard in layout.shards.values() if shard not in self._running]
-        for shard in new:
-            self._run(shard)
-        return await _unreachable(new, seconds)
+        return await self.running.prepare(layout, seconds)
 
     async def forget(self, layout: Layout) -> None:
-        """Ends the new shards' clients of a layout that was prepared, and will not be installed."""
-        new = [shard for name, shard in layout.shards.items() if self.routing.shards.get(name) is not shard]
-        await self.background.end([self._running.pop(shard) for shard in new if shard in self._running])
-        self._keep_credentials()
+        """Ends the new shards' clients of a layout that will not be installed."""
+        await self.running.forget(layout, self.routing.layout)
 
     def install(self, layout: Layout, config: Config | None = None, came: Iterable[Came] = ()) -> None:
         """Puts another layout in force, at once, for every request that comes from now on.
@@ -232,8 +217,7 @@ class Proxy:
             self._adopt(config, layout)
         calls = self.calls_in_flight()
         before, self.routing = self.routing, Routing(layout, self.routing.tokens, self.routing.apiservers)
-        for shard in layout.shards.values():
-            self._run(shard)
+        self.running.install(layout)
         self.routing.apiservers.install(layout)
         if self._samples is not None:
             self._samples.install(layout)
@@ -256,6 +240,19 @@ class Proxy:
             "layout %d is in force: shards %s; map %s", layout.epoch, few(list(layout.shards)), layout.map.fingerprint
         )
 
+    def close_keys(self, ranges: Iterable[KeyRange], sources: Iterable[str]) -> Fence:
+        """Holds all calls for these keys, which the shards with the names `sources` own, until `open_keys`."""
+        self._fence = Fence(ranges, sources, self._find, self._listener.calls(), self.config.namespace, self.fenced)
+        self._listener.forget_heads()
+        return self._fence
+
+    def open_keys(self) -> None:
+        """Lets the calls begin that were held."""
+        fence, self._fence = self._fence, None
+        if fence is not None:
+            self._listener.forget_heads()
+            fence.open()
+
     def calls_in_flight(self) -> list[ServerStream]:
         """The open calls of all clients, without streams."""
         return [call for call in self._listener.calls() if not call.head.handler.lasts]
@@ -270,7 +267,7 @@ class Proxy:
         if config.log != before.log:
             self._call_log.use(config.log)
             self.calls.listen(self._call_log.ended, self._call_log.least)
-            for client in self._running:
+            for client in self.running.shards:
                 client.observe()
         if config.compaction != before.compaction:
             self._set_samples(layout)
@@ -286,21 +283,11 @@ class Proxy:
         await asyncio.sleep(TICK_SECONDS)  # a reload looks there once more
         while monotonic() < until and not all(call.is_over for call in calls):  # noqa: ASYNC110 - a tick is as good
             await asyncio.sleep(TICK_SECONDS)
-        await self.background.end([self._running.pop(shard) for shard in shards])
+        await self.running.let_go(shards)
         for shard in shards:
             if shard.name not in self.routing.shards:
                 self.gate.drop_shard(shard.name)
                 self.calls.forget(shard.name)
-        self._keep_credentials()
-
-    def _keep_credentials(self) -> None:
-        """Forgets the certificates that no shard uses any more."""
-        shards = {*self._running, *self.routing.shards.values()}
-        self.tls_files.keep_clients(each.secured.credentials for each in shards if each.secured is not None)
-
-    def _run(self, shard: Shard) -> None:
-        if shard not in self._running:
-            self._running[shard] = self.background.start(shard.run())
 
     def _router_for(self, routing: Routing) -> Router:
         config = self.config
@@ -338,7 +325,8 @@ class Proxy:
         return Router(routing, self.gate, served, page, self._namespace, own)
 
     def _find(self, head: RequestHead) -> Handler:
-        return self._router.find(head)
+        handler = self._router.find(head)
+        return handler if self._fence is None else self._fence.around(head, handler)
 
     def _find_page(self, method: str, target: str, answer: AnswerPage) -> None:
         self._pages.find(method, target, answer)
@@ -382,8 +370,7 @@ class Proxy:
         self.metrics_bound = [one.address for one in self._bound if one.listen.only_pages]
         if self._accepts:
             await self.accept()
-        for shard in self.routing.shards.values():
-            self._run(shard)
+        self.running.install(self.routing.layout)
         if self.config.ui:
             log.addHandler(self._status_page.recent)
         self._garbage.start()
@@ -394,7 +381,7 @@ class Proxy:
         if self.traces is not None:
             self.background.keep("traces", self.traces.run)
         self.background.keep("the tick", self._tick)
-        self.background.keep("the tick of the shards", self._tick_shards)
+        self.background.keep("the tick of the shards", self.running.tick)
         return self
 
     async def accept(self) -> None:
@@ -469,7 +456,7 @@ class Proxy:
 
     async def connected(self, seconds: float) -> list[str]:
         """Waits until every shard is reachable, `seconds` at most; the names of the shards that are not."""
-        return await _unreachable(self.routing.shards.values(), seconds)
+        return await unreachable(self.routing.shards.values(), seconds)
 
     def _calls_sent(self) -> dict[str, int]:
         return {name: shard.calls_sent for name, shard in self.routing.shards.items()}
@@ -483,6 +470,8 @@ class Proxy:
             guard("the deadlines of those who scrape", partial(self._metrics_listener.tick, now))
             guard("the leases' deadlines", partial(self.leases.tick, now))
             guard("the places at the shards", partial(self.gate.tick, now))
+            if self._fence is not None:
+                guard("calls that are held", partial(self._fence.tick, now))
             guard("tokens", self.routing.tokens.expire)
             guard("calls that have ended", self.calls.tick)
             guard("those who watch the health", self._health.tick)
@@ -491,25 +480,3 @@ class Proxy:
             self.context.flush()
             for name, step in tuple(self.on_tick.items()):
                 guard(name, partial(step, now))
-
-    async def _tick_shards(self) -> None:
-        """Ticks each shard about twice a second. A thousand shards take turns: together they would hold up the loop."""
-        while True:
-            shards = tuple(self._running)
-            pause = TICK_SECONDS / max(1, ceil(len(shards) / TICKED_AT_ONCE))
-            for first in range(0, max(1, len(shards)), TICKED_AT_ONCE):
-                await asyncio.sleep(pause)
-                now = monotonic()
-                for shard in shards[first : first + TICKED_AT_ONCE]:
-                    self.background.guard(f"the deadlines of shard {shard.name}", partial(shard.tick, now))
-                self.context.flush()
-
-
-async def _unreachable(shards: Iterable[Shard], seconds: float) -> list[str]:
-    """Waits until every shard is reachable, `seconds` at most; the names of those that are not."""
-    deadline = monotonic() + seconds
-    while True:
-        missing = [shard for shard in shards if not shard.is_ready]
-        if all(shard.unsafe for shard in missing) or monotonic() > deadline:
-            return [shard.name for shard in missing]
-        await asyncio.sleep(0.01)

@@ -164,3 +164,31 @@ def test_a_layout_that_is_not_installed_leaves_no_certificates_behind(tmp_path: 
                 assert [each.files.cert for each in proxy.tls_files.all] == [tmp_path / "a.example.crt"]
 
     asyncio.run(test())
+
+
+def test_a_layout_that_is_about_to_be_prepared_keeps_its_certificates_while_an_older_one_leaves(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_bytes(authority().cert)
+    for name in ("a.example", "b.example", "c.example"):
+        written(tmp_path, name)
+
+    def config(name: str) -> Config:
+        shards = "shards: [{endpoints: [https://127.0.0.1:1], ranges: [{start: '', end: ''}]}]\ndrain_seconds: 0\n"
+        return parse(f"{shards}shard_tls: {{ca: ca.pem, cert: {name}.crt, key: {name}.key}}", tmp_path / "esp.yaml")
+
+    async def test() -> None:
+        async with Proxy(config("a.example")) as proxy:
+
+            def known() -> list[str]:
+                return [each.files.cert.stem for each in proxy.tls_files.all if each.files.cert is not None]
+
+            proxy.install(proxy.layout_of(config("b.example")))
+            layout = proxy.layout_of(config("c.example"))
+            async with asyncio.timeout(20):
+                while "a.example" in known():  # noqa: ASYNC110 - the client of the former shard ends
+                    await asyncio.sleep(0.01)
+            assert known() == ["b.example", "c.example"]
+            await proxy.prepare(layout, 0.01)
+            proxy.install(layout)
+            assert "c.example" in known()
+
+    asyncio.run(test())

@@ -225,7 +225,7 @@ def test_a_map_with_one_shard_more_is_put_in_place_and_taken_back_under_load(
             await client.put(b"y", b"leased", lease_id)
             async with at_work(client, lease_id):
                 proxy.install(proxy.layout_of(two))
-            await until(lambda: len(proxy._running) == 2)
+            await until(lambda: len(proxy.running.shards) == 2)
             await client.put(b"y", b"back")
             assert (value_on(etcds[1], b"y"), value_on(etcds[2], b"y")) == (b"back", b"leased")
             assert dict(proxy.routing.shards) == kept
@@ -298,7 +298,7 @@ def test_calls_in_flight_end_by_the_map_they_began_with(etcds: list[LocalEtcd], 
                         assert (await keepalives.read()).TTL > 580, "what is left of 600 by what the owner said before"
                 keepalives.cancel()
                 assert value_on(owner, b"y") == value
-            await until(lambda: len(proxy._running) == 2)
+            await until(lambda: len(proxy.running.shards) == 2)
 
     asyncio.run(run())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,12 +21,14 @@ from esp.core.local import LocalEtcd, find_etcdctl
 from esp.core.metrics.scrape import of_reloads
 from esp.core.pb import rpc_pb2
 from esp.core.proxy import Proxy
-from esp.core.reload import Outcome, Reloads, Result, reloads
-from tests.harness import Etcds, connect, free_port
+from esp.core.reload import Outcome, Reload, Reloads, Result, steps
+from esp.core.services import fence
+from tests.harness import Etcds, connect, free_port, freeze
 from tests.integration.test_layout import (
     ALL,
     Client,
     Op,
+    Put,
     Range,
     Txn,
     at_work,
@@ -120,7 +123,7 @@ async def serving(tmp_path: Path, text: str) -> AsyncIterator[World]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reloads, "CONNECT_SECONDS", 2.0)
+    monkeypatch.setattr(steps, "CONNECT_SECONDS", 2.0)
 
 
 def run(test: Callable[[], Any]) -> None:
@@ -201,7 +204,7 @@ def test_a_shard_joins_under_load_with_its_leases_and_leaves_again(
             assert outcome.notes == ['clients see 1 key of ["t", end) that b has']
             assert (await client.get(key=b"y")).kvs[0].value == b"copied"
             stays.cancel()
-            await until(lambda: len(world.proxy._running) == 2)
+            await until(lambda: len(world.proxy.running.shards) == 2)
             assert world.reloads.counters == {"done": 2, "refused": 1}
             assert dict(of_reloads(world.proxy.reloads).rows) == {("done",): 2, ("unchanged",): 0, ("refused",): 1}
 
@@ -238,7 +241,7 @@ def test_a_reload_that_is_refused_changes_nothing(
             gone = await world.reloads.reload("test")
             assert "cannot be read: no such file or directory" in gone.reasons[0]
             assert (proxy.routing, proxy.config) == (routing, config)
-            assert len(proxy._running) == 2, "the clients of shards that did not join have ended"
+            assert len(proxy.running.shards) == 2, "the clients of shards that did not join have ended"
             await client.put(b"y", b"1")
             assert await next_value(watch) == b"1"
             watch.cancel()
@@ -284,7 +287,7 @@ def test_it_can_only_be_checked_and_the_same_config_is_no_change(
             assert len(outcome.lines()) == 2
             assert isinstance(etcds["c"], LocalEtcd)
             assert ttl_on(etcds["c"], lease) == -1
-            assert len(world.proxy._running) == 2
+            assert len(world.proxy.running.shards) == 2
             outcome = await world.reload("# a comment\n" + text_of(two, TWO))
             assert (outcome.result, outcome.epoch, outcome.lines()) == (Result.UNCHANGED, 1, [])
             assert world.reloads.counters == {"unchanged": 1}
@@ -402,6 +405,138 @@ def test_keys_that_come_to_the_former_owner_meanwhile_are_told(
             assert outcome.result is Result.DONE
             [warning] = outcome.warnings
             assert warning.startswith("while the map changed, 1 key came to shard b that c lacks: ")
+
+    run(test)
+
+
+@asynccontextmanager
+async def meanwhile(what: Callable[[], Any]) -> AsyncIterator[None]:
+    """Has every reload do something when it is prepared, before it holds the calls for keys that move."""
+    close = Reload.close
+
+    async def closing(self: Reload) -> None:
+        await what()
+        await close(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reload, "close", closing)
+        yield
+
+
+def values(etcd: LocalEtcd | str, keys: list[bytes]) -> list[bytes | None]:
+    assert isinstance(etcd, LocalEtcd)
+    return [value_on(etcd, key) for key in keys]
+
+
+def test_calls_for_keys_that_move_wait_until_those_have_ended_that_had_begun(
+    etcds: dict[str, LocalEtcd | str],
+    two: dict[str, LocalEtcd | str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(steps, "CLOSE_SECONDS", 30.0)
+    monkeypatch.setattr(fence, "HOLD_SECONDS", 30.0)
+
+    async def test() -> None:
+        async with serving(tmp_path, text_of(two, TWO)) as world:
+            client, proxy, b = world.client, world.proxy, etcds["b"]
+            assert isinstance(b, LocalEtcd)
+            assert b.process
+            await client.put(b"n")
+            began: list[asyncio.Future[Any]] = []
+
+            async def begins() -> None:
+                freeze(b.process)
+                began.append(asyncio.ensure_future(client.put(b"n", b"in flight")))
+                await until(lambda: len(proxy.calls_in_flight()) == 1)
+
+            async with meanwhile(begins):
+                reload = asyncio.ensure_future(world.reload(text_of(etcds, THREE)))
+                await until(lambda: proxy._fence is not None)
+                txn = Txn(success=[Op(request_put=Put(key=b"y/txn"))])
+                calls = client.put(b"y", b"new"), client.get(**ALL), client.kv.Txn(txn, timeout=20)
+                held = [asyncio.ensure_future(call) for call in calls]
+                await until(lambda: proxy._fence is not None and proxy._fence.held == 3)
+                await client.put(b"b", b"of a shard that keeps its keys")
+                assert not reload.done()
+                assert not any(call.done() for call in (*began, *held))
+                b.process.send_signal(signal.SIGCONT)
+                outcome = await reload
+            assert (outcome.result, outcome.warnings) == (Result.DONE, [])
+            await asyncio.gather(*began, *held)
+            assert values(b, [b"n", b"y"]) == [b"in flight", None]
+            assert values(etcds["c"], [b"y", b"y/txn"]) == [b"new", b""]
+            assert {kv.key for kv in held[1].result().kvs} >= {b"b", b"n"}
+            assert proxy.fenced == {"held": 3}
+
+    run(test)
+
+
+def test_keys_that_come_while_a_reload_is_prepared_refuse_it_and_nothing_is_lost(
+    etcds: dict[str, LocalEtcd | str], two: dict[str, LocalEtcd | str], tmp_path: Path
+) -> None:
+    async def test() -> None:
+        async with serving(tmp_path, text_of(two, TWO)) as world:
+
+            async def writes() -> None:
+                await world.client.put(b"y", b"late")
+
+            async with meanwhile(writes):
+                outcome = await world.reload(text_of(etcds, THREE))
+            assert outcome.result is Result.REFUSED
+            [reason] = outcome.reasons
+            assert reason.startswith('shard b holds 1 key of ["t", end), which no client would see any more: ')
+            assert reason.endswith("(they came while the reload was prepared)")
+            await world.client.put(b"y/2", b"by the map of before")
+            assert values(etcds["b"], [b"y", b"y/2"]) == [b"late", b"by the map of before"]
+            async with meanwhile(writes):
+                outcome = await world.reload(text_of(etcds, THREE), force=True)
+            assert outcome.result is Result.DONE
+            assert "which no client would see any more" in outcome.warnings[0]
+
+    run(test)
+
+
+def test_a_write_without_an_answer_does_not_hold_up_the_others_for_long(
+    etcds: dict[str, LocalEtcd | str],
+    two: dict[str, LocalEtcd | str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(steps, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(steps, "LOOK_SECONDS", 0.2)
+
+    async def test() -> None:
+        async with serving(tmp_path, text_of(two, TWO)) as world:
+            client, proxy, b = world.client, world.proxy, etcds["b"]
+            assert isinstance(b, LocalEtcd)
+            assert b.process
+            await client.put(b"n")
+            stuck: list[asyncio.Future[Any]] = []
+
+            async def begins() -> None:
+                freeze(b.process)
+                stuck.extend(map(asyncio.ensure_future, (client.put(b"y", b"late"), client.get(key=b"n"))))
+                await until(lambda: len(proxy.calls_in_flight()) == 2)
+
+            async with meanwhile(begins):
+                reload = asyncio.ensure_future(world.reload(text_of(etcds, THREE)))
+                await until(lambda: proxy.routing.layout.epoch == 2)
+                with pytest.raises(grpc.aio.AioRpcError) as told:
+                    await stuck[0]
+                assert (told.value.code(), told.value.details()) == (
+                    grpc.StatusCode.UNAVAILABLE,
+                    "etcdserver: request timed out",
+                )
+                await client.put(b"y", b"new")
+                assert not stuck[1].done(), "a read that has begun may end late"
+                b.process.send_signal(signal.SIGCONT)
+                assert (await stuck[1]).count == 1
+                outcome = await reload
+            assert outcome.result is Result.DONE
+            assert outcome.warnings[0] == "1 write to b had no answer in time; the clients do not know the outcome"
+            assert values(etcds["c"], [b"y"]) == [b"new"]
+            assert proxy.fenced["cut"] == 1
 
     run(test)
 

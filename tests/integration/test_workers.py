@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic
 
 import grpc
 import pytest
@@ -124,6 +127,49 @@ def test_a_worker_that_begins_anew_knows_what_has_moved(start_etcd: Etcds, start
         assert [found.key for found in listed.kvs] == [b"a", b"ra", b"z"]
         everything.revision = listed.header.revision
         assert kv.Range(everything, timeout=60).kvs == listed.kvs
+
+
+def test_no_call_of_a_worker_runs_by_the_former_map_once_one_of_another_has_run_by_the_next(
+    start_etcd: Etcds, start_esp: Esps
+) -> None:
+    etcds = [start_etcd(), start_etcd()]
+    for etcd in etcds:  # both have the key that moves, so that each may own it
+        with connect(etcd) as channel:
+            put(channel, b"k")
+    esp = start_esp(etcds, ["r"], "--workers", "2")
+    assert esp.config is not None
+    channels = [connect(esp) for _ in range(4)]
+    for channel in channels:
+        put(channel, b"k")
+    assert [clients_of(process, esp.port) for process in workers_of(esp)] == [2, 2]
+    is_over = threading.Event()
+    calls: list[tuple[float, float, int]] = []
+
+    def writes(channel: grpc.Channel) -> None:
+        while not is_over.is_set():
+            began = monotonic()
+            cluster = put(channel, b"k").header.cluster_id
+            calls.append((began, monotonic(), cluster))
+
+    with ThreadPoolExecutor(len(channels)) as pool:
+        writers = [pool.submit(writes, channel) for channel in channels]
+        for number, boundary in enumerate(["a", "r"] * 4, 2):
+            calls.clear()
+            write_config(esp.config, etcds, [boundary])
+            esp.process.send_signal(signal.SIGHUP)
+            wait_until(lambda number=number: esp.log().count(f"layout {number} is in force") == 2)
+            there = len(calls)
+            wait_until(lambda there=there: len(calls) > there + 8 or any(writer.done() for writer in writers))
+            seen = sorted(calls)
+            next_map = seen[-1][2]
+            first = min(ended for _, ended, cluster in seen if cluster == next_map)
+            assert [began for began, _, cluster in seen if cluster != next_map and began > first] == []
+        is_over.set()
+        for writer in writers:
+            writer.result()
+    assert len({cluster for _, _, cluster in calls}) <= 2
+    for channel in channels:
+        channel.close()
 
 
 def test_all_drain_together_and_a_second_signal_cuts(start_etcd: Etcds, start_esp: Esps) -> None:

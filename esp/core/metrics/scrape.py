@@ -198,6 +198,13 @@ def of_reloads(counts: Mapping[str, int]) -> Family:
     return Family("esp_reloads_total", "counter", "Reloads of the config, by result.", ("result",), rows)
 
 
+def of_fences(counts: Mapping[str, int]) -> Family:
+    """The calls that met a fence, from their number by what became of them."""
+    rows = [((outcome,), counts.get(outcome, 0)) for outcome in ("held", "refused", "cut")]
+    text = "Calls for keys whose owner was about to change, by what became of them."
+    return Family("esp_reload_calls_total", "counter", text, ("outcome",), rows)
+
+
 _OVER_PROCESSES: Final[Mapping[str, Sum]] = {
     "esp_shard_up": "min",
     "esp_shard_db_bytes": "max",

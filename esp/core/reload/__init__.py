@@ -1,6 +1,8 @@
 """Another config for a running proxy: checked first, then all of it or nothing.
 
-    reloads      the steps of a reload, one at a time; its outcome
+    reloads      the reloads of a process that serves alone, one at a time
+    steps        the steps of a reload
+    outcome      the outcome of a reload, for people, programs and the log
     watch        reloads when the config file changes
     leases       gives a shard that is new to the map its leases
     keys         keys that clients would lose sight of
@@ -10,17 +12,22 @@ From the top down; each file imports only files below it.
 """
 
 from esp.core.reload.difference import LIVE, Change, Difference, Move, moves
-from esp.core.reload.reloads import HANDING_OVER, Outcome, Reloads, Result, log_outcome
+from esp.core.reload.outcome import Outcome, Result, log_outcome
+from esp.core.reload.reloads import Reloads
+from esp.core.reload.steps import CLOSE_SECONDS, HANDING_OVER, LOOK_SECONDS, Reload
 from esp.core.reload.watch import ConfigFile
 
 __all__ = [
+    "CLOSE_SECONDS",
     "HANDING_OVER",
     "LIVE",
+    "LOOK_SECONDS",
     "Change",
     "ConfigFile",
     "Difference",
     "Move",
     "Outcome",
+    "Reload",
     "Reloads",
     "Result",
     "log_outcome",

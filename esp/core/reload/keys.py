@@ -73,29 +73,35 @@ class Keys:
         return ""
 
 
-async def keys_of(moves: Iterable[Move], before: Mapping[str, Shard], after: Mapping[str, Shard]) -> list[Keys]:
-    """The keys of each range that moves.
+def one_cluster(shard: Shard, other: Shard) -> bool:
+    """Whether two shards are one cluster, such as a shard with another name: they have an address in common.
 
-    A range is left out if its former and its new owner have an address in common: they are one cluster, such as a shard
-    with another name. Cluster ids do not show that: clusters that were started with the same flags have the same id.
+    Cluster ids do not show that: clusters that were started with the same flags have the same id.
+    """
+    return bool(_addresses(shard) & _addresses(other))
+
+
+async def keys_of(
+    moves: Iterable[Move], before: Mapping[str, Shard], after: Mapping[str, Shard], seconds: float = ANSWER_SECONDS
+) -> list[Keys]:
+    """The keys of each range that moves from one cluster to another.
 
     Args:
         moves: the ranges.
         before: the shards in force, by name.
         after: the shards of the next layout, by name.
+        seconds: how long a shard may count.
     """
     found: dict[Move, Keys] = {}
     moves = list(moves)
 
     async def look(move: Move) -> None:
         source, target = before[move.source], after[move.target]
-        if _addresses(source) & _addresses(target):
-            return
-        left, there = await all_of([_counted(source, move), _counted(target, move)])
+        left, there = await all_of([_counted(source, move, seconds), _counted(target, move, seconds)])
         found[move] = Keys(move, left.count, there.count, left.trouble, left.revision, there.revision)
 
     await each(moves, look, CONCURRENCY)
-    return [found[move] for move in moves if move in found]
+    return [found[move] for move in moves]
 
 
 def _addresses(shard: Shard) -> set[tuple[str, int]]:
@@ -109,11 +115,11 @@ class _Answer:
     trouble: str = ""
 
 
-async def _counted(shard: Shard, move: Move) -> _Answer:
+async def _counted(shard: Shard, move: Move, seconds: float) -> _Answer:
     key, end = move.range.to_request()
     asked = rpc_pb2.RangeRequest(key=key, range_end=end, count_only=True)
     try:
-        answer = await ask_for_esp(shard, RANGE, asked, seconds=ANSWER_SECONDS)
+        answer = await ask_for_esp(shard, RANGE, asked, seconds=seconds)
     except RpcError as error:
         return _Answer(None, trouble=error.status.message)
     return _Answer(answer.count, answer.header.revision)

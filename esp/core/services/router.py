@@ -131,7 +131,7 @@ _RANGE: Final = b"/etcdserverpb.KV/Range"
 _JSON: Final = (b"/v3/", b"/v3beta/")
 """Paths of the JSON gateway, which speaks HTTP/1.1 only."""
 _OURS: Final = frozenset((metadata.SHARD, metadata.READ))
-_READ_LATER: Final = metadata.LOAD_BEARING | {metadata.READ}
+_READ_LATER: Final = metadata.LOAD_BEARING | {metadata.READ, metadata.SHARD}
 
 
 class NoShard(Handler):

@@ -216,6 +216,21 @@ class Supervisor:
         self._due.append(place)
         self._changed.set()
 
+    def end(self, number: int, drain_seconds: float) -> None:
+        """Has one worker drain and end, which counts as gone from now on; another begins in its place."""
+        place = self._places[number]
+        if place.process is not None and place.is_ready:
+            place.is_ready = False
+            os.kill(place.process, signal.SIGTERM)
+            process = place.process
+            self._background.later(drain_seconds + GRACE_SECONDS, lambda: self._kill(place, process))
+
+    def _kill(self, place: _Place, process: int) -> None:
+        """Kills a worker that should have ended."""
+        if place.process == process:
+            log.error("worker %d (process %d) has not ended, and is killed", place.number, process)
+            os.kill(process, signal.SIGKILL)
+
     def stop(self, drain_seconds: float, *, positions: bool = False) -> None:
         """Lets all workers drain and end, at the same time.
 
@@ -238,8 +253,7 @@ class Supervisor:
         await asyncio.sleep(drain_seconds + GRACE_SECONDS)
         for place in self._places:
             if place.process is not None:
-                log.error("worker %d (process %d) has not ended, and is killed", place.number, place.process)
-                os.kill(place.process, signal.SIGKILL)
+                self._kill(place, place.process)
 
     def cut(self) -> None:
         """Ends the drain: the workers cut the calls for which they still wait."""

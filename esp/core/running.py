@@ -1,0 +1,119 @@
+"""The clients of shards in a running proxy: those of the layout in force, of the next one, and of shards that leave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from math import ceil
+from time import monotonic
+from typing import Final
+
+from esp.core.background import Background
+from esp.core.config import Config
+from esp.core.layout import Layout
+from esp.core.shard import Shard
+from esp.core.tls_files import TlsFiles
+from esp.core.undivided import Undivided
+from esp.core.wire.context import WireContext
+from esp.core.wire.transport import TICK_SECONDS
+
+TICKED_AT_ONCE: Final = 32
+"""Shards that are ticked in one step of the loop."""
+
+
+class Running:
+    """The clients of shards, and their tasks.
+
+    A client begins with the layout that has its shard, or before, while that layout is prepared. Its certificates are
+    kept from the moment in which the layout is made until the client has ended.
+
+    Args:
+        tls_files: the certificates of esp at the shards.
+    """
+
+    def __init__(self, context: WireContext, background: Background, tls_files: TlsFiles) -> None:
+        self._context = context
+        self._background = background
+        self._tls_files = tls_files
+        self._tasks: dict[Shard, asyncio.Task[None]] = {}
+        self._next: set[Shard] = set()  # of layouts that are neither in force nor forgotten
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The shards whose clients run."""
+        return tuple(self._tasks)
+
+    def layout_of(self, config: Config, before: Layout | None = None) -> Layout:
+        """The layout that follows `before`: the shard map of `config`, and its shards.
+
+        A shard with the name, user and TLS of a shard of `before`, and at least one of its endpoints, keeps that
+        shard's client. The layout has to be given to `install` or to `forget`.
+
+        Raises:
+            TlsFileError: a certificate of a shard cannot be used.
+        """
+        kept = {} if before is None else before.shards
+        shards, new = [], []
+        for shard in config.shards:
+            client = kept.get(shard.name)
+            if client is None or not client.may_become(shard):
+                client = Shard.of(shard, self._context, self._background, self._tls_files)
+                new.append(client)
+            shards.append(client)
+        self._next.update(new)
+        shard_map = replace(config.shard_map, epoch=1 if before is None else before.epoch + 1)
+        undivided = Undivided(shard_map, config.across_shards.refused, self._context.reached)
+        return Layout.of(shard_map, shards, undivided)
+
+    async def prepare(self, layout: Layout, seconds: float) -> list[str]:
+        """Begins the clients of a layout's new shards; those that are unreachable after `seconds`, by name."""
+        new = [shard for shard in layout.shards.values() if shard not in self._tasks]
+        for shard in new:
+            self._begin(shard)
+        return await unreachable(new, seconds)
+
+    def install(self, layout: Layout) -> None:
+        """The layout is in force: the clients of all its shards run."""
+        for shard in layout.shards.values():
+            self._begin(shard)
+        self._next.difference_update(layout.shards.values())
+
+    async def forget(self, layout: Layout, in_force: Layout) -> None:
+        """Ends the clients of a layout's shards that are not `in_force`."""
+        new = [shard for name, shard in layout.shards.items() if in_force.shards.get(name) is not shard]
+        self._next.difference_update(new)
+        await self.let_go(new)
+
+    async def let_go(self, shards: Iterable[Shard]) -> None:
+        """Ends the clients of shards, and forgets the certificates that no shard uses any more."""
+        await self._background.end([self._tasks.pop(shard) for shard in shards if shard in self._tasks])
+        used = {*self._tasks, *self._next}
+        self._tls_files.keep_clients(each.secured.credentials for each in used if each.secured is not None)
+
+    def _begin(self, shard: Shard) -> None:
+        if shard not in self._tasks:
+            self._tasks[shard] = self._background.start(shard.run())
+
+    async def tick(self) -> None:
+        """Ticks each shard about twice a second. A thousand shards take turns: together they would hold up the loop."""
+        while True:
+            shards = self.shards
+            pause = TICK_SECONDS / max(1, ceil(len(shards) / TICKED_AT_ONCE))
+            for first in range(0, max(1, len(shards)), TICKED_AT_ONCE):
+                await asyncio.sleep(pause)
+                now = monotonic()
+                for shard in shards[first : first + TICKED_AT_ONCE]:
+                    self._background.guard(f"the deadlines of shard {shard.name}", partial(shard.tick, now))
+                self._context.flush()
+
+
+async def unreachable(shards: Iterable[Shard], seconds: float) -> list[str]:
+    """Waits until every shard is reachable, `seconds` at most; the names of those that are not."""
+    deadline = monotonic() + seconds
+    while True:
+        missing = [shard for shard in shards if not shard.is_ready]
+        if all(shard.unsafe for shard in missing) or monotonic() > deadline:
+            return [shard.name for shard in missing]
+        await asyncio.sleep(0.01)
