@@ -584,6 +584,63 @@ def exec_(
     module.run(config, shard, line)
 
 
+@app.command(
+    cls=command(
+        [
+            ("esp top", "The proxy of the config, live; q ends it."),
+            ("esp top http://10.0.0.1:2379 http://10.0.0.2:2379", "Several proxies, together."),
+            ("esp top -n 1 -o json", "What happened within two seconds, for scripts."),
+        ],
+        {1: "No proxy can be asked."},
+    )
+)
+def top(
+    urls: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[URL]...", help="Running proxies; by default the one of the config.", show_default=False
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    interval: Annotated[
+        float, typer.Option("-i", "--interval", metavar="SECONDS", min=0.2, max=3600, help="Time between two looks.")
+    ] = 2.0,
+    count: Annotated[
+        int | None,
+        typer.Option("-n", "--count", metavar="N", min=1, help="Look N times, then end.", show_default=False),
+    ] = None,
+    cacert: Annotated[
+        Path | None,
+        typer.Option(
+            "--cacert", metavar="FILE", parser=_path, help="Whom https:// URLs are to be signed by.", show_default=False
+        ),
+    ] = None,
+    cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--cert",
+            metavar="FILE",
+            parser=_path,
+            help="A certificate of yours, for https:// URLs.",
+            show_default=False,
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="FILE", parser=_path, help="Its key.", show_default=False)
+    ] = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Show running proxies live: rates, times and errors by shard and RPC.
+
+    Reads the status page of each proxy (docs/ui.md). At a terminal q ends it. Otherwise it prints one picture after
+    another, with -o json one line each.
+    """
+    from esp.commands import top as command
+
+    tls = command.Tls(cacert, cert, key)
+    command.run(urls or [], config, tls, output, interval=interval, count=count)
+
+
 def main() -> None:
     """The entry point of `esp`: runs the command line."""
     # A key may have characters that the terminal's encoding lacks.

@@ -26,6 +26,7 @@ from esp.core.layout import Layout
 from esp.core.log.calls import LASTING, CallLog
 from esp.core.log.text import few
 from esp.core.metrics.calls import Calls
+from esp.core.metrics.hot import HotPrefixes
 from esp.core.metrics.names import KNOWN
 from esp.core.metrics.page import PATH as METRICS
 from esp.core.metrics.page import MetricsPage, OnlyPages
@@ -130,6 +131,9 @@ class Proxy:
         self.calls = Calls(self.context, KNOWN)
         self._call_log = CallLog(config.log)
         self.calls.listen(self._call_log.ended, self._call_log.least)
+        self._hot = HotPrefixes(config.hot_prefixes, monotonic())
+        if config.hot_prefixes is not None:
+            self.calls.listen(self._hot.ended, self._hot.least)
         self.traces = None if config.traces is None else Traces.of(config.traces, self.context)
         if self.traces is not None:
             self.calls.listen(self.traces.ended, inf)
@@ -158,7 +162,7 @@ class Proxy:
                 tls_files=self.tls_files,
             )
         )
-        self.metrics.more.append(lambda: [of_reloads(self.reloads)])
+        self.metrics.more += [lambda: [of_reloads(self.reloads)], self._hot.families]
         self._metrics_page = MetricsPage(self.metrics, self.context.counters.pages, lambda: self._pages)
         self._status_page = StatusPage(
             self.metrics, lambda: self.routing, self.context.counters.pages, lambda: self._metrics_page
@@ -268,6 +272,11 @@ class Proxy:
             self._call_log.use(config.log)
             self.calls.listen(self._call_log.ended, self._call_log.least)
             for client in self.running.shards:
+                client.observe()
+        if config.hot_prefixes != before.hot_prefixes:
+            self._hot.use(config.hot_prefixes, monotonic())
+            self.calls.listen(self._hot.ended, self._hot.least)
+            for client in self._running:
                 client.observe()
         if config.compaction != before.compaction:
             self._set_samples(layout)
@@ -477,6 +486,7 @@ class Proxy:
             guard("those who watch the health", self._health.tick)
             guard("old garbage", partial(self._garbage.tick, now))
             guard("the heap", self._heap.tick)
+            guard("hot prefixes", partial(self._hot.tick, now))
             self.context.flush()
             for name, step in tuple(self.on_tick.items()):
                 guard(name, partial(step, now))

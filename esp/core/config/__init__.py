@@ -9,6 +9,7 @@
     addresses    addresses, and the right form of a wrong one
     control      where the operator's socket is
     log          the form of the log, and what it tells
+    hot          whether prefixes with many calls are found
     traces       which calls are traced, and where their spans go
     workers      how many processes serve
     user         the user as whom esp asks shards
@@ -34,6 +35,7 @@ from esp.core.config.file import (
     parse,
     text_of,
 )
+from esp.core.config.hot import HotConfig
 from esp.core.config.listen import Listen, url_of
 from esp.core.config.listen_tls import ListenTls
 from esp.core.config.shard_tls import ShardTls
@@ -49,6 +51,7 @@ __all__ = [
     "ConfigError",
     "Control",
     "Endpoint",
+    "HotConfig",
     "Listen",
     "ListenTls",
     "LogConfig",

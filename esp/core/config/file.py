@@ -18,6 +18,7 @@ import msgspec
 from esp.core.config.addresses import address, is_wildcard
 from esp.core.config.control import Control, control_at
 from esp.core.config.fields import shown, unknown_field
+from esp.core.config.hot import HotConfig, hot_of
 from esp.core.config.listen import Listen, again, listen_at
 from esp.core.config.listen_tls import ListenTls, listen_tls_at, needs_certificate
 from esp.core.config.log import LogConfig, log_of
@@ -145,6 +146,7 @@ class Config:
     metrics_for_clients: bool = True
     metrics_listen: tuple[Listen, ...] = ()
     ui: bool = True
+    hot_prefixes: HotConfig | None = None
 
     @property
     def all_listen(self) -> tuple[Listen, ...]:
@@ -311,6 +313,7 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
     metrics_for_clients: bool = True
     metrics_listen: list[Any] = []
     ui: bool = True
+    hot_prefixes: Any = False
 
 
 class _FileReader(RangeFields):
@@ -366,6 +369,7 @@ class _FileReader(RangeFields):
             metrics_for_clients=file.metrics_for_clients,
             metrics_listen=tuple(one._replace(only_pages=True) for one in pages),
             ui=file.ui,
+            hot_prefixes=hot_of(file.hot_prefixes, self),
             workers=self._workers(file.workers),
         )
 

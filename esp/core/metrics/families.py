@@ -33,6 +33,7 @@ class Family(msgspec.Struct):
         rows: the samples. No two have the same label values.
         over_processes: what becomes of the samples with the same labels in several processes of one proxy.
         bounds: the upper bounds of a histogram's buckets.
+        is_public: whether it is for Prometheus too, and not for the status page alone.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Family(msgspec.Struct):
     rows: Sequence[Row] = ()
     over_processes: Sum = "sum"
     bounds: tuple[float, ...] = ()
+    is_public: bool = True
 
 
 def counter(name: str, text: str, value: float, over_processes: Sum = "sum") -> Family:

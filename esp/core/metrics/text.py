@@ -36,9 +36,9 @@ def is_open(accept: str) -> bool:
 
 
 def text(families: Iterable[Family | None], *, open_metrics: bool = False) -> Iterator[str]:
-    """The text of the families, in pieces; an empty piece for None."""
+    """The text of the families, in pieces; an empty piece for None, and for a family that is not public."""
     for family in families:
-        if family is None:
+        if family is None or not family.is_public:
             yield ""
             continue
         name = family.name

@@ -33,6 +33,7 @@ LIVE: Final = frozenset(
         "txn_reads",
         "drain_seconds",
         "watch_config",
+        "hot_prefixes",
         "log.access",
         "log.format",
         "log.level",

@@ -7,10 +7,11 @@ browser makes rates of them. Everything goes in steps, as the metrics do.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from time import time
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -19,6 +20,7 @@ from esp.core.keys import format_key
 from esp.core.log.recent import RecentLine
 from esp.core.metrics.calls import BOUNDS
 from esp.core.metrics.families import Family, Row
+from esp.core.metrics.hot import CALLS, WRITES
 from esp.core.metrics.scrape import Step
 from esp.core.metrics.walk import in_steps
 from esp.core.routing import Routing
@@ -80,7 +82,10 @@ class Counted:
         self.proxy: dict[str, float] = {}
         self.shards: defaultdict[str, Numbers] = defaultdict(Numbers)
         self.methods: defaultdict[str, Numbers] = defaultdict(Numbers)
+        self.hot: defaultdict[str, dict[str, float]] = defaultdict(lambda: {"calls": 0.0, "writes": 0.0})
         self._take: dict[str, Callable[[Row], None]] = {
+            CALLS: partial(self._take_hot, "calls"),
+            WRITES: partial(self._take_hot, "writes"),
             "grpc_client_handled_total": lambda row: _ended(self.shards[row[0][0]], row),
             "grpc_client_handling_seconds": lambda row: _took(self.shards[row[0][0]], row),
             "grpc_server_handled_total": lambda row: _ended(self.methods["/".join(row[0][1:3])], row),
@@ -107,6 +112,10 @@ class Counted:
                     yield
                 else:
                     take(row)
+
+    def _take_hot(self, name: str, row: Row) -> None:
+        if not isinstance(row[1], list):
+            self.hot[row[0][0]][name] = row[1]
 
 
 def _ended(numbers: Numbers, row: Row) -> None:
@@ -150,6 +159,7 @@ def state(steps: Iterator[Step], routing: Routing, recent: Iterable[RecentLine])
         "proxy": counted.proxy,
         "methods": {name: numbers for name, numbers in counted.methods.items() if numbers.calls},
         "bounds": BOUNDS,
+        "hot": sorted(({"prefix": name, **hot} for name, hot in counted.hot.items()), key=_calls, reverse=True),
         "recent": [line._asdict() for line in recent],
     }
     yield msgspec.json.encode(head).decode()[:-1] + ',"shards":['
@@ -161,6 +171,10 @@ def state(steps: Iterator[Step], routing: Routing, recent: Iterable[RecentLine])
         yield comma + msgspec.json.encode(_shard(shard, counted.shards[shard.name])).decode()
         comma = ","
     yield "]}\n"
+
+
+def _calls(hot: Mapping[str, Any]) -> float:
+    return float(hot["calls"])
 
 
 def _shard(shard: Shard, numbers: Numbers) -> dict[str, object]:

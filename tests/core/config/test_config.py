@@ -295,7 +295,7 @@ def binary(key: bytes) -> str:
 
 FIELDS = (
     "the fields here are listen, tls, advertise, namespace, cors, host_whitelist, shards, auth, shard_tls, whole, across_shards, compaction, "
-    "deletes_across_shards, defragment, leases, range_reads, txn_reads, drain_seconds, workers, limits, control, watch_config, log, traces, metrics_for_clients, metrics_listen, ui"
+    "deletes_across_shards, defragment, leases, range_reads, txn_reads, drain_seconds, workers, limits, control, watch_config, log, traces, metrics_for_clients, metrics_listen, ui, hot_prefixes"
 )
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
 RANGE = "a range is {prefix: ...}, {start: ..., end: ...} or {kubernetes: ...}"
