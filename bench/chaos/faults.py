@@ -21,7 +21,7 @@ from bench.chaos.rig import Member, Proxy, Rig, ask_etcdctl, etcdctl
 SLOW_KILOBITS: Final = 400
 FULL_BYTES: Final = 1_000_000
 NOSPACE_ROWS: Final = 60
-ROOM_TRIES = 20
+ROOM_TRIES: Final = 20
 """How often room is made for a shard whose alarm comes back."""
 LARGE: Final = "x" * 1_000_000
 
