@@ -11,7 +11,7 @@ complete -c esp -n __fish_use_subcommand -a import -d 'Write the keys and leases
 complete -c esp -n __fish_use_subcommand -a version -d 'Print the version of esp.'
 complete -c esp -n __fish_use_subcommand -a help -d 'Show the help of esp, or of one command.'
 complete -c esp -n __fish_use_subcommand -a exec -d 'Run etcdctl, or any command, for one shard.'
-complete -c esp -n __fish_use_subcommand -a top -d 'Show running proxies live: rates, times and errors by shard and RPC.'
+complete -c esp -n __fish_use_subcommand -a top -d 'Show running proxies live, by shard and RPC.'
 complete -c esp -n '__fish_use_subcommand' -l version -d 'Print the version.'
 complete -c esp -n '__fish_use_subcommand' -s v -l verbose -d 'Tell on stderr what is done.'
 complete -c esp -n '__fish_use_subcommand' -s q -l quiet -d 'Print only errors, and what -o json asks for.'

@@ -630,7 +630,7 @@ def top(
     ] = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Show running proxies live: rates, times and errors by shard and RPC.
+    """Show running proxies live, by shard and RPC.
 
     Reads the status page of each proxy (docs/ui.md). At a terminal q ends it. Otherwise it prints one picture after
     another, with -o json one line each.
