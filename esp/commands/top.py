@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import ssl
 import sys
@@ -31,6 +32,7 @@ TIMEOUT: Final = 5.0
 """Seconds for a proxy's answer."""
 MOST_BYTES: Final = 64_000_000
 """Bytes of an answer."""
+_URL: Final = re.compile(r"(https?://[A-Za-z0-9.\-_:\[\]%]+?(?::\d{1,5})?)/*")
 AT_ONCE: Final = 16
 """Proxies that are asked side by side."""
 
@@ -114,11 +116,10 @@ def _from_config(path: Path | None) -> list[str]:
 
 def _base(url: str) -> str:
     """The URL of a proxy, without a path."""
-    text = url if "://" in url else f"http://{url}"
-    scheme, _, rest = text.partition("://")
-    if scheme not in ("http", "https") or not rest.strip("/") or "@" in rest:
-        raise CommandError(f"{url} is no URL of a proxy; write http://HOST:PORT", USAGE)
-    return f"{scheme}://{rest.split('/')[0]}"
+    found = _URL.fullmatch(url if "://" in url else f"http://{url}")
+    if found is None:
+        raise CommandError(f'"{url}" is no URL of a proxy; write http://HOST:PORT', USAGE)
+    return found[1]
 
 
 def _ask_all(pool: ThreadPoolExecutor, seen: Sequence[Seen], context: ssl.SSLContext | None) -> None:

@@ -152,7 +152,7 @@ def test_what_is_no_status_page(status: int, body: bytes, text: str) -> None:
     ("arguments", "code", "text"),
     [
         (["http://127.0.0.1:1"], 1, "http://127.0.0.1:1: connection refused"),
-        (["ftp://a"], 2, "ftp://a is no URL of a proxy; write http://HOST:PORT"),
+        (["ftp://a"], 2, '"ftp://a" is no URL of a proxy; write http://HOST:PORT'),
         (["https://127.0.0.1:1", "--cacert", "/missing"], 2, "certificate files cannot be used (/missing)"),
         (["-c", "/missing.yaml"], 2, "/missing.yaml"),
     ],
