@@ -276,7 +276,7 @@ class Proxy:
         if config.hot_prefixes != before.hot_prefixes:
             self._hot.use(config.hot_prefixes, monotonic())
             self.calls.listen(self._hot.ended, self._hot.least)
-            for client in self._running:
+            for client in self.running.shards:
                 client.observe()
         if config.compaction != before.compaction:
             self._set_samples(layout)
