@@ -383,6 +383,7 @@ class Proxy:
         if self.config.ui:
             log.addHandler(self._status_page.recent)
         self._garbage.start()
+        self.context.turns.after_work = self._garbage.look
         self.leases.start()
         self.background.keep("the look for kube-apiservers", self.routing.apiservers.run)
         self._begin_sampling()
@@ -413,6 +414,7 @@ class Proxy:
     async def __aexit__(self, *exc: object) -> None:
         sockets.close(self._bound or ())  # of a proxy that has not accepted
         log.removeHandler(self._status_page.recent)
+        self.context.turns.after_work = lambda: None
         self._garbage.stop()
         self._health.stop()
         self._watch.is_ending = True

@@ -51,6 +51,26 @@ def test_new_objects_are_looked_at_a_few_at_a_time_and_old_ones_never() -> None:
     assert len(kept) == 100_000
 
 
+def test_new_objects_are_looked_at_when_old_ones_go_as_fast_as_they_come() -> None:
+    garbage.in_short_steps()
+    looks = Garbage(0.0, lambda seconds: None)
+    kept = grow_old(10 * garbage.MANY)
+    gc.collect(1)
+    before = gc.get_stats()[1]["collections"]
+    for number in range(len(kept)):
+        kept[number] = [number]  # Python counts nothing: an old one goes for each new one
+    assert gc.get_stats()[1]["collections"] == before
+    assert len(gc.get_objects(0)) > 5 * garbage.MANY
+    assert looks.look()
+    assert not looks.look(), "they are old now"
+    grown = grow_old(garbage.MANY // 2)
+    assert not looks.look(), "too few"
+    grown += grow_old(garbage.MANY)
+    assert looks.look()
+    assert kept
+    assert grown
+
+
 def test_old_garbage_goes_when_enough_has_grown_old() -> None:
     garbage.in_short_steps()
     looks = Garbage(0.0, lambda seconds: None)

@@ -152,14 +152,16 @@ class Local(Handler):
 
 
 class Timed(Coroutine[Any, Any, Result]):
-    """A coroutine whose steps are charged to a client's connection."""
+    """A coroutine whose steps are charged to a client's connection, and wait while a turn of the loop has too many."""
 
-    __slots__ = ("__qualname__", "_connection", "_work")
+    __slots__ = ("__qualname__", "_connection", "_place", "_turns", "_work")
 
     def __init__(self, work: Coroutine[Any, Any, Result], connection: Connection) -> None:
         self.__qualname__ = name_of(work)
         self._work = work
         self._connection = connection
+        self._turns = connection.context.turns
+        self._place: float | None = None  # among the steps that wait
 
     def __getattr__(self, name: str) -> Any:
         # The name of the wrapped coroutine.
@@ -170,21 +172,43 @@ class Timed(Coroutine[Any, Any, Result]):
         return self._work.__await__()
 
     def send(self, value: Any, /) -> Any:
-        """Does the next step."""
+        """Does the next step, in its turn: the task is woken again for that."""
+        turns = self._turns
+        if turns.steps.must_wait(self._place) and turns.soon is not None:
+            return self._hold()
+        self._place = None
         clock = self._connection.clock
         began = clock()
         try:
             return self._work.send(value)
         finally:
-            self._connection.charge(clock() - began)
+            took = clock() - began
+            turns.steps.took(took)
+            self._connection.charge(took)
+
+    def _hold(self) -> asyncio.Future[None]:
+        turn = asyncio.get_running_loop().create_future()
+        self._place = self._turns.steps.hold(self._connection, partial(_settle, turn), self._place)
+        self._turns.run_soon()
+        turn._asyncio_future_blocking = True  # as `await` does, so that the task waits for it
+        return turn
 
     def throw(self, *error: Any) -> Any:
         """Does the next step, which begins with an exception."""
-        return self._work.throw(*error)
+        self._place = None
+        try:
+            return self._work.throw(*error)
+        finally:
+            del error  # otherwise it would refer to this frame, and so to itself
 
     def close(self) -> None:
         """Ends it."""
         self._work.close()
+
+
+def _settle(turn: asyncio.Future[None]) -> None:
+    if not turn.done():  # else its task was cancelled
+        turn.set_result(None)
 
 
 class Keeps(Enum):
@@ -223,8 +247,14 @@ class CoroutineCall(Sink):
     ) -> asyncio.Task[None]:
         """Runs `work`, and turns its exceptions into the call's status. `on_end` is called in any case, at the end."""
         timed = self.timed(self._run(work))
-        self.task = spawn(timed, on_bug=self.stream.on_bug, on_end=partial(_ended, work, on_end))
+        self.task = spawn(timed, on_bug=self.stream.on_bug, on_end=partial(self._ended, work, on_end))
         return self.task
+
+    def _ended(self, work: Coroutine[Any, Any, None], on_end: Callable[[], object] | None) -> None:
+        work.close()  # the work has not begun if its client was gone before its first step
+        self.task = None  # otherwise a cancelled task would refer to itself, and keep all objects of its frames
+        if on_end is not None:
+            on_end()
 
     def sent_to(self) -> tuple[Passed | Several | None, float, bytes]:
         """The shards that were asked, and what the client asked."""
@@ -304,7 +334,6 @@ class CoroutineCall(Sink):
         finally:
             if self.stream.sink is self:  # the work may have passed the call on
                 self.stream.sink = None
-            self.task = None  # otherwise a cancelled task would refer to itself, and keep all objects of its frames
             self.stream.connection.context.flush_soon()
 
     def _finish(self, status: Status) -> None:
@@ -363,12 +392,6 @@ class CoroutineCall(Sink):
         self.stream.sink = None
         if self.task is not None:
             self.task.cancel()
-
-
-def _ended(work: Coroutine[Any, Any, None], on_end: Callable[[], object] | None) -> None:
-    work.close()  # the work has not begun if its client was gone in the same turn of the loop
-    if on_end is not None:
-        on_end()
 
 
 class AskAll(Handler):

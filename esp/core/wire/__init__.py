@@ -9,6 +9,7 @@ The files, from the bottom up: each imports only files of its own line and of li
     ended: calls that have ended, for metrics and logs
     huffman, field_decoder, hpack: header blocks
     traces: traced calls, and the trace ids that go on to servers
+    running_time, held_steps: a clock of running time; steps of coroutines that wait for their turn
     turns, context: which connection works when; what all connections of a process share
     message, request_message: messages of gRPC in frames; the one message of a unary call, in pieces
     request_encoder, request, request_decoder, response: heads of calls and answers, read and written

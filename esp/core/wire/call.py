@@ -321,7 +321,10 @@ class Together(Generic[Message]):
     async def _over(self) -> None:
         if not self._is_over():
             self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None  # a cancelled one refers to this frame, and so to itself
 
     @property
     def failed(self) -> TogetherCall[Message] | None:
@@ -360,7 +363,7 @@ class TogetherCall(MessageCall[Message]):
         path: bytes,
     ) -> None:
         super().__init__(connection, reader, keeper, garbled, path)
-        self._together = together
+        self._together: Together[Message] | None = together  # until the end, or they would refer to each other
         self._told = told
 
     @property
@@ -387,4 +390,11 @@ class TogetherCall(MessageCall[Message]):
             told, self._told = self._told, None
             if told is not None:
                 told()
-            self._together.on_end()
+            together, self._together = self._together, None
+            if together is not None:
+                together.on_end()
+
+    def cancel(self) -> None:
+        """Ends the call from here, and drops its messages."""
+        self._together = None
+        super().cancel()

@@ -12,7 +12,7 @@ from esp.core.wire.limits import Limits
 from esp.core.wire.shares import Shares
 from esp.core.wire.traces import Tracer
 from esp.core.wire.traffic import Traffic
-from esp.core.wire.turns import Turns
+from esp.core.wire.turns import SLICE, Turns
 
 
 class Flushable(Protocol):
@@ -128,15 +128,22 @@ class WireContext:
             self.turns.run_soon()
 
     def go_on(self) -> None:
-        """Begins a new turn: the objects that were put off go on."""
+        """Begins a new turn: the objects that were put off go on, as many as a slice allows, and the others next."""
         if not self.put_off_ones:
             return
         waiting, self.put_off_ones = self.put_off_ones, []
-        for one in waiting:
+        turns = self.turns
+        stop = turns.clock() + SLICE
+        for number, one in enumerate(waiting, 1):
             try:
                 one.go_on()
             except Exception:
                 one.on_bug()
+            if number < len(waiting) and turns.clock() >= stop:
+                self.put_off_ones[:0] = waiting[number:]
+                if turns.soon is not None:
+                    turns.run_soon()
+                return
 
     def flush(self) -> None:
         """Writes the waiting output of all connections. Called when no connection is in the middle of a step."""

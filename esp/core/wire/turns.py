@@ -22,8 +22,11 @@ from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
-from time import monotonic, thread_time
+from time import monotonic
 from typing import Final
+
+from esp.core.wire.held_steps import HeldSteps
+from esp.core.wire.running_time import RunningTime
 
 SLICE: Final = 0.001
 """Seconds for the line between two looks at the sockets, and the most seconds that a connection gets at once."""
@@ -44,44 +47,12 @@ LONGEST_STEP: Final = 0.02
 """The most seconds that a step counts for, because the machine may have done something else meanwhile, or the garbage
 collector may have run, where only the machine's clock is looked at. No more than `SAVED`, so that such an accident
 alone does not put a connection that needs little time in line."""
-UNSEEN: Final = 0.0005
-"""Seconds that may pass between two looks at the thread's own clock. Such a look takes as long as ten at the other."""
+WORKED: Final = 0.004
+"""Seconds of work after which the garbage collector may be due."""
 LITTLE: Final = 1024
 """A read of at most so many bytes is served in fewer steps (`serve_little`, `serve_little_answers`)."""
 SECONDS_PER_BYTE: Final = 2e-10
 """Seconds to read a byte from a socket: the read is over when the clock starts."""
-
-
-class RunningTime:
-    """A clock of the time that this thread has run; at most `UNSEEN` seconds in which it did not run may be included.
-
-    The thread's own clock is a system call. So this clock reads the machine's clock, and now and then subtracts the
-    time in which the thread did not run.
-    """
-
-    __slots__ = ("_before", "_off", "_seen", "_trusted")
-
-    def __init__(self) -> None:
-        self._seen = monotonic()
-        self._before = self._seen - thread_time()
-        self._off = 0.0
-        self._trusted = self._seen + UNSEEN
-
-    def now(self) -> float:
-        """The time in seconds; never less than before."""
-        now = monotonic()
-        if now >= self._trusted:
-            not_run = now - thread_time() - self._before
-            self._off = max(self._off, min(not_run, now - (self._seen - self._off)))
-            # What cannot be subtracted yet, because the time would go back, must not add up.
-            self._trusted = now + UNSEEN if self._off >= not_run else now
-        self._seen = now
-        return now - self._off
-
-    def leave_out(self, seconds: float) -> None:
-        """Takes so many seconds, which the thread has just run, for time in which it did not run."""
-        self._before -= seconds
-        self._trusted = -inf
 
 
 class Worker:
@@ -122,6 +93,8 @@ class Turns:
         flush: writes output that is ready; set by the context.
         will_run: `run` will be called when the sockets of this turn of the loop have been read, and writes the output.
         go_on: lets connections go on that have sent as much as fits a turn; set by the context.
+        steps: the steps of coroutines that wait for their turn.
+        after_work: called after each WORKED seconds of work, between two turns.
     """
 
     __slots__ = (
@@ -134,10 +107,13 @@ class Turns:
         "_skipped",
         "_spent",
         "_virtual",
+        "_worked",
+        "after_work",
         "clock",
         "flush",
         "go_on",
         "soon",
+        "steps",
         "time",
         "wall",
         "will_run",
@@ -150,6 +126,7 @@ class Turns:
         self.soon: Callable[[Callable[[], None]], object] | None = None
         self.flush: Callable[[], None] = lambda: None
         self.go_on: Callable[[], None] = lambda: None
+        self.steps = HeldSteps()
         self._line: list[tuple[float, int, Worker]] = []
         self._first: list[tuple[bool, float, int, Worker]] = []
         self._answers: deque[Worker] = deque()
@@ -159,12 +136,14 @@ class Turns:
         self._elsewhere = 0.0
         self._answered = 0.0
         self._skipped = 0
+        self._worked = 0.0
+        self.after_work: Callable[[], object] = lambda: None
         self.will_run = False
 
     @property
     def waiting(self) -> int:
         """The number of workers in line."""
-        return len(self._line) + len(self._first) + len(self._answers)
+        return len(self._line) + len(self._first) + len(self._answers) + len(self.steps)
 
     def serve(self, worker: Worker, size: int) -> None:
         """`size` bytes have come for a client's `worker`, which works on them at once or stands in line."""
@@ -232,7 +211,7 @@ class Turns:
         if not self.will_run:
             self._spent = 0.0
         start = self.clock()
-        if self._spent >= AT_ONCE or worker.work(start + AT_ONCE):
+        if self._spent >= AT_ONCE or worker.work(start + AT_ONCE - self._spent):
             worker.in_line = True
             self._answers.append(worker)
             self.run_soon()
@@ -312,14 +291,22 @@ class Turns:
         The output of the line is written once, at the end: a write for each step would cost more than the steps.
         """
         self.will_run = False
-        self._spent = 0.0
+        steps = self.steps
+        spent, self._spent = self._spent, 0.0
+        self._worked += spent + steps.spent
+        if self._worked >= WORKED:
+            self._worked = 0.0
+            self.after_work()
+        if steps.spent or len(steps):
+            steps.release()
         self.go_on()
         self.flush()
-        if not (self._line or self._first or self._answers):
+        if not (self._line or self._first or self._answers or len(steps)):
             self._elsewhere = self._answered = 0.0  # nobody has to wait for it
             return
+        began = self.clock()
         if self._answers:
-            self._serve_shards()
+            self._serve_shards(max(AT_ONCE - spent, SLICE))
         if self._first:
             self._serve_first()
         if self._line:
@@ -330,13 +317,14 @@ class Turns:
             else:
                 self._skipped += 1
         self._elsewhere = 0.0
+        self._worked += self.clock() - began
         self.flush()
         if self.waiting:
             self.run_soon()
 
-    def _serve_shards(self) -> None:
+    def _serve_shards(self, seconds: float) -> None:
         answers = self._answers
-        stop = self.clock() + AT_ONCE
+        stop = self.clock() + seconds
         for _ in range(len(answers)):
             worker = answers.popleft()
             if worker.work(stop):
@@ -345,7 +333,7 @@ class Turns:
                 worker.in_line = False
             if self.clock() >= stop:
                 break
-        took = self.clock() - stop + AT_ONCE
+        took = self.clock() - stop + seconds
         self._elsewhere += took
         self._answered += took
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any
@@ -118,3 +120,41 @@ async def test_one_without_exactly_one_message_has_failed(contents: tuple[bytes,
         await pair.wait()
     assert failure.value.status.code == Code.INTERNAL
     assert pair.keeper.held == 0
+
+
+@pytest.mark.parametrize("how", ["answered", "cancelled", "broken"])
+def test_calls_that_have_ended_leave_nothing_to_the_garbage_collector(how: str) -> None:
+    class Watched(Together[bytes]):
+        """One that says when it is gone."""
+
+    async def test() -> None:
+        pair = Pair()
+        pair.together.cancel()
+        pair.waiting.cancel()
+        together = Watched()
+        for caller in (pair.one, pair.other):
+            call = together.add(caller.connection, messages(), None)
+            caller.connection.call(call, forward(), b"", prefix(b"?"), end=True)
+        waiting = asyncio.create_task(together.answers())
+        await asyncio.sleep(0)
+        for caller in (pair.one, pair.other):
+            stream = max(caller.connection.streams)
+            said = [headers(stream, HEAD), data(stream, message(b"!")), headers(stream, trailers(), end=True)]
+            if how != "cancelled":
+                caller.hears(*(said if how == "answered" else [rst(stream)]))
+        if how == "cancelled":
+            waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled() or bool(waiting.exception()) is (how == "broken")
+        together.cancel()
+        gone = weakref.ref(together)
+        del together, call, waiting, caller
+        await asyncio.sleep(0)
+        assert gone() is None
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(test())
+    finally:
+        gc.enable()

@@ -970,7 +970,7 @@ def test_all_is_served_in_the_end_and_in_order(run: Run, no_time: None) -> None:
                 await client.says(many(41, 20))
             for client in clients:
                 await client.hears_frames(ended(79))
-            assert server.context.turns.waiting == 0
+            await comes_true(lambda: not server.context.turns.waiting)
 
     run(test)
 

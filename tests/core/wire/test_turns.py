@@ -17,7 +17,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from esp.core.wire import turns
+from esp.core.wire import context as context_module
+from esp.core.wire import running_time, turns
+from esp.core.wire.context import WireContext
 from esp.core.wire.exchange import AnswerPage, Page, ServePages
 from esp.core.wire.frames import MAX_FRAME_SIZE, SETTINGS_ACK, SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
 from esp.core.wire.http1 import Http1Connection
@@ -25,10 +27,11 @@ from esp.core.wire.limits import Limits
 from esp.core.wire.message import INFLATED_AT_ONCE
 from esp.core.wire.multiplexed import LOOKED_AT_AT_ONCE, TOLD_AT_ONCE
 from esp.core.wire.pump import PUMP_BYTES
+from esp.core.wire.running_time import UNSEEN, RunningTime
 from esp.core.wire.server import CHEAP_BYTES
 from esp.core.wire.server_stream import Handler, ServerStream, Sink
 from esp.core.wire.status import DEADLINE_EXCEEDED
-from esp.core.wire.turns import UNSEEN, RunningTime, Turns, Worker
+from esp.core.wire.turns import Turns, Worker
 from tests.core.wire.conftest import Clock
 from tests.core.wire.conversation import (
     ECHO,
@@ -132,8 +135,8 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.ran, self.looks = 1000.0, 3.0, 0
-        monkeypatch.setattr(turns, "monotonic", lambda: self.now)
-        monkeypatch.setattr(turns, "thread_time", self._thread_time)
+        monkeypatch.setattr(running_time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(running_time, "thread_time", self._thread_time)
         self.time = RunningTime()
         self.clock = self.time.now
 
@@ -549,8 +552,9 @@ def test_answers_of_shards_come_before_the_line_in_slices(steps: Steps) -> None:
     client.gets(100)
     shard.left = 70
     steps.turns.serve_answers(shard)
-    assert steps.log[10:] == ["s"] * 20, "as much as may be done at once"
-    assert steps.turn() == ["s"] * 20, "and so much in the next turn, in which the line has to wait"
+    assert steps.log[10:] == ["s"] * 10, "what the client has left of the time for bytes that come"
+    assert steps.turn() == ["s"] * 10, "at least a slice in the next turn, in which the line has to wait"
+    assert steps.turn() == ["s"] * 20, "and as much as may be done at once if nothing comes"
     steps.until_done()
     assert (client.left, shard.left) == (0, 0)
 
@@ -993,3 +997,59 @@ def test_streams_that_end_while_deadlines_are_looked_at_are_left_out(clock: Cloc
         called.pop()()
     assert server.context.counters.limits == reached
     server.holds_nothing()
+
+
+def test_connections_that_were_put_off_go_on_as_many_as_a_slice_allows(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context_module, "SLICE", 10.0)
+    context = WireContext(Limits(), turns=steps.turns)
+
+    class Busy:
+        """Takes five steps each time, and wants three times."""
+
+        def __init__(self, name: str) -> None:
+            self.name, self.left = name, 3
+
+        def go_on(self) -> None:
+            steps.now += 5
+            steps.log.append(self.name)
+            self.left -= 1
+            if self.left:
+                context.put_off(self)
+
+        def on_bug(self) -> None:
+            raise AssertionError
+
+    for name in "abcde":
+        context.put_off(Busy(name))
+    assert steps.turn() == ["a", "b"]
+    assert steps.turn() == ["c", "d"]
+    assert steps.turn() == ["e", "a"], "in turns: those that want more come after those that have waited"
+    assert sorted(steps.until_done()) == list("abbccddee")
+    assert not context.put_off_ones
+
+
+def test_the_streams_of_many_connections_that_end_together_are_told_in_turns(steps: Steps) -> None:
+    context = WireContext(Limits(), turns=steps.turns)
+    servers = []
+    for _ in range(5):
+        client, server = meet(context=context)
+        client.sends(*(headers(stream, call(STREAM)) for stream in range(1, 61, 2)))
+        server.saw.clear()
+        servers.append(server)
+    for server in servers:
+        server.connection.lost("gone")
+    assert [len(server.saw) for server in servers] == [0] * 5, "nothing at once: thousands may end in one turn"
+    steps.until_done()
+    assert [len(server.saw) for server in servers] == [30] * 5
+
+
+def test_the_collector_is_asked_after_so_much_work(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "WORKED", 100.0)
+    asked: list[float] = []
+    steps.turns.after_work = lambda: asked.append(steps.now)
+    Load(steps, "c").gets(1000)
+    steps.until_done()
+    assert len(asked) in (9, 10)
+    assert min(b - a for a, b in pairwise(asked)) >= 100
