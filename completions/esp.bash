@@ -8,7 +8,7 @@ _esp_paths() {
 _esp() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command= words= word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-        case $word in serve | route | check | reload | lease-sync | export | import | version | help | exec | top) command=$word; break ;; esac
+        case $word in serve | route | check | reload | lease-sync | export | import | version | help | exec | top | config) command=$word; break ;; esac
     done
     case "$command $previous" in
         "serve -c" | "serve --config") _esp_paths -f; return ;;
@@ -73,6 +73,7 @@ _esp() {
         "top --key") _esp_paths -f; return ;;
         "top -o" | "top --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "top --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
+        "config --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
     esac
     case $command in
         serve) words='-c --config --local --tls --data-dir --listen --log-format --log-level --workers --takeover -v --verbose -q --quiet --color -h --help' ;;
@@ -86,7 +87,8 @@ _esp() {
         help) words='-v --verbose -q --quiet --color -h --help' ;;
         exec) words='-c --config -v --verbose -q --quiet --color -h --help' ;;
         top) words='-c --config -i --interval -n --count --cacert --cert --key -o --output -v --verbose -q --quiet --color -h --help' ;;
-        *) words='serve route check reload lease-sync export import version help exec top --version -v --verbose -q --quiet --color -h --help' ;;
+        config) words='-v --verbose -q --quiet --color -h --help' ;;
+        *) words='serve route check reload lease-sync export import version help exec top config --version -v --verbose -q --quiet --color -h --help' ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }

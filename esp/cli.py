@@ -13,7 +13,9 @@ from typing import Annotated
 import typer
 
 from esp import __version__
+from esp.commands.config_cli import config_app
 from esp.commands.frame import Group, command
+from esp.commands.options import ConfigOption, OutputOption, path_of
 from esp.commands.output import USAGE, CommandError, Format, LogFormat, LogLevel, Strays, WideFormat, manner
 
 app = typer.Typer(
@@ -24,36 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _path(text: str) -> Path:
-    """The path as given. The commands check later whether the path can be used, and say why if it cannot.
-
-    Raises:
-        CommandError: the text is empty, as after an unset variable of a shell; as a path "" would mean the current
-            folder.
-    """
-    if not text:
-        raise CommandError(
-            'a path is empty ("" is given to -c or --data-dir); name one, or leave the option out', USAGE
-        )
-    return Path(text)
-
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "-c",
-        "--config",
-        metavar="FILE",
-        parser=_path,
-        help="Config file; else ESP_CONFIG, ./esp.yaml, ./.esp/esp.yaml or /etc/esp/esp.yaml.",
-        show_default=False,
-    ),
-]
-OutputOption = Annotated[
-    Format, typer.Option("-o", "--output", metavar="table|json", help="Output format.", show_default=False)
-]
 
 
 def _version(asked: bool) -> None:
@@ -103,7 +75,7 @@ def serve(
         typer.Option(
             "--data-dir",
             metavar="DIR",
-            parser=_path,
+            parser=path_of,
             help="Folder for the data and config of --local (.esp).",
             show_default=False,
         ),
@@ -314,7 +286,7 @@ def reload(
         typer.Option(
             "--control",
             metavar="FILE",
-            parser=_path,
+            parser=path_of,
             help="The control socket of the proxy, in place of the config's.",
             show_default=False,
         ),
@@ -425,13 +397,13 @@ def export(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--to", metavar="FILE", parser=_path, help="Write this file, which must not exist.", show_default=False
+            "--to", metavar="FILE", parser=path_of, help="Write this file, which must not exist.", show_default=False
         ),
     ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
-            "--resume", metavar="FILE", parser=_path, help="Complete an export that was cut off.", show_default=False
+            "--resume", metavar="FILE", parser=path_of, help="Complete an export that was cut off.", show_default=False
         ),
     ] = None,
     each: Annotated[
@@ -540,18 +512,17 @@ def version(output: OutputOption = Format.TABLE) -> None:
 )
 def help_(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="[COMMAND]", show_default=False)] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...", show_default=False)] = None,
 ) -> None:
     """Show the help of esp, or of one command."""
-    group = context.parent
-    assert group is not None
-    if name is None:
-        typer.echo(group.get_help())
-        return
-    named = group.command.get_command(group, name)  # type: ignore[attr-defined]
-    if named is None:
-        raise CommandError(f'there is no command "{name}"; esp help lists them', USAGE)
-    typer.echo(named.get_help(type(context)(named, info_name=name, parent=group)))
+    here = context.parent
+    assert here is not None
+    for name in names or ():
+        commands = getattr(here.command, "commands", {})
+        if name not in commands:
+            raise CommandError(f'there is no command "{" ".join(names or ())}"; esp help lists them', USAGE)
+        here = type(context)(commands[name], info_name=name, parent=here)
+    typer.echo(here.get_help())
 
 
 @app.command(
@@ -612,7 +583,11 @@ def top(
     cacert: Annotated[
         Path | None,
         typer.Option(
-            "--cacert", metavar="FILE", parser=_path, help="Whom https:// URLs are to be signed by.", show_default=False
+            "--cacert",
+            metavar="FILE",
+            parser=path_of,
+            help="Whom https:// URLs are to be signed by.",
+            show_default=False,
         ),
     ] = None,
     cert: Annotated[
@@ -620,13 +595,13 @@ def top(
         typer.Option(
             "--cert",
             metavar="FILE",
-            parser=_path,
+            parser=path_of,
             help="A certificate of yours, for https:// URLs.",
             show_default=False,
         ),
     ] = None,
     key: Annotated[
-        Path | None, typer.Option("--key", metavar="FILE", parser=_path, help="Its key.", show_default=False)
+        Path | None, typer.Option("--key", metavar="FILE", parser=path_of, help="Its key.", show_default=False)
     ] = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
@@ -639,6 +614,9 @@ def top(
 
     tls = command.Tls(cacert, cert, key)
     command.run(urls or [], config, tls, output, interval=interval, count=count)
+
+
+app.add_typer(config_app, name="config")
 
 
 def main() -> None:

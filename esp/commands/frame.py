@@ -44,6 +44,11 @@ def command(examples: Sequence[tuple[str, str]], exit_codes: Mapping[int, str] |
     return type("Command", (Command,), {"examples": tuple(examples), "exit_codes": codes})
 
 
+def group(examples: Sequence[tuple[str, str]]) -> type[Group]:
+    """The class of a group of commands with these examples."""
+    return type("Group", (Group,), {"examples": tuple(examples), "exit_codes": _EXIT_CODES})
+
+
 class Group(TyperGroup):
     """The group of commands. The end of a command, good or bad, is the process's exit code."""
 

@@ -1,5 +1,7 @@
 """The config file.
 
+    schema       the JSON schema of the file, for editors
+    effective    the values in force, and where each comes from
     file         finds and reads the file, checks the whole; `Config` holds the values
     shards       the `shards` of the file: names, endpoints, ranges
     listen_tls   TLS of the listeners
@@ -18,6 +20,11 @@
 
 From the top down; each file imports only files below it.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from esp.core.config.addresses import is_wildcard
 from esp.core.config.control import Control
@@ -44,7 +51,29 @@ from esp.core.config.traces import TracesConfig
 from esp.core.config.user import User, read_password
 from esp.core.config.workers import workers_of
 
+if TYPE_CHECKING:
+    from esp.core.config.effective import Effective
+
+EXAMPLE: Final = Path(__file__).with_name("example.yaml")
+"""A config with all fields and what they mean."""
+
+
+def effective_values(text: str, config: Config) -> list[Effective]:
+    """Every value of a config that `text` has become, and its line; see `effective`."""
+    from esp.core.config.effective import effective  # only one command needs it
+
+    return effective(text, config)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a config file; see `schema`."""
+    from esp.core.config.schema import schema  # only one command needs it
+
+    return schema()
+
+
 __all__ = [
+    "EXAMPLE",
     "AcrossShards",
     "Compaction",
     "Config",
@@ -61,9 +90,11 @@ __all__ = [
     "User",
     "check_certificates",
     "check_no_loop",
+    "effective_values",
     "endpoint_at",
     "find",
     "is_wildcard",
+    "json_schema",
     "listen_of",
     "load",
     "parse",

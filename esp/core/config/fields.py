@@ -10,14 +10,18 @@ import binascii
 import difflib
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
 import msgspec
 
 from esp.core.config.yaml_lines import LineError, Lines, Place
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 _Shape = TypeVar("_Shape", bound=msgspec.Struct)
+
+MOST_FAULTS: Final = 100
+"""The most faults of one file that are told."""
 
 _KINDS = {
     "array": "a list",
@@ -33,40 +37,91 @@ _PYTHON_KINDS = {list: "array", dict: "object", type(None): "null"}
 
 
 class Fields:
-    """The fields of one file. Its errors name the line of the fault."""
+    """The fields of one file. Its errors name the line of the fault.
+
+    Attributes:
+        faults: those that did not keep the rest from being read, in the order in which they were found.
+    """
 
     def __init__(self, lines: Lines) -> None:
         self.lines = lines
+        self.faults: list[LineError] = []
+        self._spoiled: set[Place] = set()  # the places of faults, all places around them, and what was meant by a typo
 
     def fail(self, place: Place, text: str) -> NoReturn:
         """Raises the error for the value at `place`."""
-        raise LineError(self.lines.of(place), text)
+        raise LineError(self.lines.of(place), text, place)
+
+    def tried(self, fallback: _T, read: Callable[_P, _T], *args: _P.args, **named: _P.kwargs) -> _T:
+        """The result of `read`; with a fault in it, which is noted, `fallback`, so that the rest can be read.
+
+        Raises:
+            LineError: there are too many faults.
+        """
+        try:
+            return read(*args, **named)
+        except LineError as error:
+            self.note(error)
+            return fallback
+
+    def note(self, error: LineError) -> None:
+        """Takes note of a fault; one that only follows from another, inside the same value, is left out.
+
+        Raises:
+            LineError: there are too many.
+        """
+        if error.place in self._spoiled and error.place:
+            return
+        if error not in self.faults:
+            self.faults.append(error)
+        self._spoiled.update(error.place[:length] for length in range(1, len(error.place) + 1))
+        if len(self.faults) >= MOST_FAULTS:
+            raise error
+
+    def note_at(self, place: Place, text: str) -> None:
+        """As `note`, for the value at `place`."""
+        self.note(LineError(self.lines.of(place), text, place))
+
+    def is_spoiled(self, place: Place) -> bool:
+        """Whether there was a fault at `place`, or inside."""
+        return place in self._spoiled
 
     def shaped(self, value: object, shape: type[_Shape], place: Place, subject: str) -> _Shape:
         """The value as a `shape`; `subject` names it in messages.
 
+        A field that is unknown or of the wrong type is noted, and left out.
+
         Raises:
-            LineError: a field is unknown or of the wrong type.
+            LineError: the value is no mapping, or lacks a field.
         """
-        try:
-            return msgspec.convert(value, shape)
-        except msgspec.ValidationError as error:
-            below, text = explain_shape(str(error), subject, shape.__struct_fields__)
-            prefix = f"{subject}: " if place and not text.startswith(subject) else ""
-            self.fail((*place, *below), prefix + text)
+        while True:
+            try:
+                return msgspec.convert(value, shape)
+            except msgspec.ValidationError as error:
+                below, text = explain_shape(str(error), subject, shape.__struct_fields__)
+                prefix = f"{subject}: " if place and not text.startswith(subject) else ""
+                fault = LineError(self.lines.of((*place, *below)), prefix + text, (*place, *below))
+            if not isinstance(value, dict) or not below or below[0] not in value:
+                raise fault
+            self.note(fault)
+            # Without the wrong field the others can be read.
+            value = {name: here for name, here in value.items() if name != below[0]}
+            if meant := meant_by(str(below[0]), shape.__struct_fields__):
+                self._spoiled.add((*place, meant))
 
     def each(self, values: list[Any], place: Place, read: Callable[[Any], _T], subject: str = "") -> list[_T]:
-        """The values, each read with `read`; its ValueError becomes an error with a line.
+        """The values, each read with `read`; its ValueError is noted with its line, and that value left out.
 
         Raises:
-            LineError: a value is wrong.
+            LineError: there are too many faults.
         """
         done = []
         for position, value in enumerate(values):
             try:
                 done.append(read(value))
             except ValueError as error:
-                self.fail((*place, position), f"{subject}: {error}" if subject else str(error))
+                text = f"{subject}: {error}" if subject else str(error)
+                self.note_at((*place, position), text)
         return done
 
 
@@ -110,9 +165,16 @@ def key_bytes(value: Any, field: str) -> bytes:
 def unknown_field(name: str, known: Iterable[str]) -> str:
     """The sentence for a field that is not known, with the one that was probably meant."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    cure = f'did you mean "{near[0]}"?' if near else f"the fields here are {', '.join(known)}"
+    meant = meant_by(name, known)
+    cure = f'did you mean "{meant}"?' if meant else f"the fields here are {', '.join(known)}"
     return f'unknown field "{name}"; {cure}'
+
+
+def meant_by(name: str, known: Iterable[str]) -> str | None:
+    """The field that was probably meant by an unknown name, or None; None for a known name too."""
+    known = list(known)
+    near = [] if name in known else difflib.get_close_matches(name, known, n=1)
+    return near[0] if near else None
 
 
 def explain_shape(message: str, subject: str, known: Iterable[str]) -> tuple[Place, str]:

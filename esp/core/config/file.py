@@ -56,14 +56,29 @@ MAX_DRAIN_SECONDS = 86_400
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 - to connect to these is to connect here
 LOOKED_AT = (Path("esp.yaml"), Path(".esp/esp.yaml"), Path("/etc/esp/esp.yaml"))
 
+DEFAULT_LISTEN = "http://127.0.0.1:2379"
+DELETES: tuple[Literal["serve", "refuse"], ...] = ("serve", "refuse")
+DEFRAGMENT: tuple[Literal["refuse", "sequential"], ...] = ("refuse", "sequential")
+LEASES: tuple[Literal["tolerant", "strict"], ...] = ("tolerant", "strict")
+RANGE_READS: tuple[Literal["default", "snapshot"], ...] = ("default", "snapshot")
+TXN_READS: tuple[Literal["snapshot", "each"], ...] = ("snapshot", "each")
+
 _ORIGIN = re.compile(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[!-.0-~]+")
 _HOST = re.compile(r"(?![^:]*:[0-9]+$)[!-.0-~]+")
+
+_LIMITS: dict[str, Any] = {limit.name: limit.default for limit in fields(Limits)}
 
 Word = TypeVar("Word", bound=str)
 
 
 class ConfigError(Exception):
-    """A fault in a config. The text is one line: file, line, fault, cure. File and line may be None."""
+    """A fault in a config. The text is one line: file, line, fault, cure. File and line may be None.
+
+    Attributes:
+        others: further faults of the same file, as far as they could be found beside this one.
+    """
+
+    others: tuple[ConfigError, ...] = ()
 
     def __init__(self, path: Path | None, line: int | None, text: str) -> None:
         # The text quotes the file, so it may have a line break or be very long.
@@ -229,9 +244,16 @@ def parse(text: str, path: Path | None) -> Config:
     """
     try:
         value, lines = read(text)
-        return _FileReader(lines).read(value, path)
     except LineError as error:
         raise ConfigError(path, error.line, error.text) from None
+    reader = _FileReader(lines)
+    config = reader.tried(None, reader.read, value, path)
+    if not reader.faults:
+        assert config is not None
+        return config
+    first, *others = (ConfigError(path, fault.line, fault.text) for fault in reader.faults)
+    first.others = tuple(others)
+    raise first
 
 
 def listen_of(urls: Iterable[str]) -> tuple[Listen, ...]:
@@ -285,7 +307,9 @@ def _is_same(listen: str, host: str) -> bool:
     return host == listen or (host in _THIS_MACHINE and listen in (*_THIS_MACHINE, "0.0.0.0", "::"))  # noqa: S104
 
 
-class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
+class FileShape(msgspec.Struct, forbid_unknown_fields=True):
+    """All fields of a file."""
+
     listen: list[Any] | None = None
     tls: dict[str, Any] | None = None
     advertise: list[Any] = []
@@ -317,61 +341,87 @@ class _FileShape(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _FileReader(RangeFields):
-    """Turns the values of one file into a Config. The first fault ends the work."""
+    """Turns the values of one file into a Config. A fault in one field does not keep the others from being read."""
 
-    def read(self, value: Value, path: Path | None) -> Config:
-        file = self.shaped({} if value is None else value, _FileShape, (), "the file")
+    def read(self, value: Value, path: Path | None) -> Config | None:
+        """The config; None if there are faults, which `faults` has.
+
+        Raises:
+            LineError: there are too many faults.
+        """
+        file = self.shaped({} if value is None else value, FileShape, (), "the file")
         folder = path and path.parent
-        urls = ["http://127.0.0.1:2379"] if file.listen is None else file.listen
-        listen = self.each(urls, ("listen",), partial(listen_at, folder=folder))
-        if not listen:
-            self.fail(("listen",), '"listen" is empty; write listen: [http://127.0.0.1:2379]')
-        for number in range(1, len(listen)):
-            if (twice := again(listen[: number + 1])) is not None:
-                self.fail(("listen", number), f"listen URL {twice} is listed twice; remove one")
-        pages = self.each(file.metrics_listen, ("metrics_listen",), partial(listen_at, folder=folder))
-        for number in range(len(pages)):
-            if (twice := again([*listen, *pages[: number + 1]])) is not None:
-                self.fail(("metrics_listen", number), f"listen URL {twice} is listed twice; remove one")
+        tried = self.tried
+        listen, pages = self._urls(file, folder)
         given = None if file.listen is None and not pages else [*listen, *pages]
-        tls = listen_tls_at(file.tls, given, self, folder)
-        advertise = self.each(file.advertise, ("advertise",), _advertised)
-        for number, url in enumerate(advertise):
-            if url in advertise[:number]:
-                self.fail(("advertise", number), f"advertise URL {url} is listed twice; remove one")
-        shards, shard_map = read_shards(file.shards, file.whole, self, file.auth, folder, file.shard_tls)
-        across_shards = self._across_shards(file.across_shards)
-        namespace = self._namespace(file.namespace)
+        tls = None
+        if not self.is_spoiled(("listen",)) and not self.is_spoiled(("metrics_listen",)):
+            tls = tried(None, listen_tls_at, file.tls, given, self, folder)
+        advertise = self._advertise(file.advertise)
+        read = tried(None, read_shards, file.shards, file.whole, self, file.auth, folder, file.shard_tls)
+        across_shards = tried(AcrossShards(), self._across_shards, file.across_shards)
+        namespace = tried(None, self._namespace, file.namespace)
+        one_of, words = self._one_of, self._words
+        values: dict[str, Any] = {
+            "cors": words("cors", file.cors, _ORIGIN, 'an origin such as http://example.com, or "*" for any'),
+            "host_whitelist": words("host_whitelist", file.host_whitelist, _HOST, 'a name without port, or "*"'),
+            "compaction": tried(None, self._compaction, file.compaction, namespace),
+            "deletes_across_shards": one_of("deletes_across_shards", file.deletes_across_shards, *DELETES),
+            "defragment": one_of("defragment", file.defragment, *DEFRAGMENT),
+            "leases": one_of("leases", file.leases, *LEASES),
+            "range_reads": one_of("range_reads", file.range_reads, *RANGE_READS),
+            "txn_reads": one_of("txn_reads", file.txn_reads, *TXN_READS),
+            "drain_seconds": tried(0.0, self._drain, file.drain_seconds),
+            "limits": tried(None, self._limits, file.limits),
+            "control": tried(None, control_at, file.control, self, folder),
+            "log": tried(None, log_of, file.log, self),
+            "traces": tried(None, traces_of, file.traces, self),
+            "hot_prefixes": tried(None, hot_of, file.hot_prefixes, self),
+            "workers": tried(1, self._workers, file.workers),
+        }
+        if self.faults or read is None:
+            return None
+        shards, shard_map = read
         return Config(
             path=path,
             listen=tuple(listen),
             tls=tls,
             advertise=tuple(advertise),
-            cors=self._words("cors", file.cors, _ORIGIN, 'an origin such as http://example.com, or "*" for any'),
-            host_whitelist=self._words("host_whitelist", file.host_whitelist, _HOST, 'a name without port, or "*"'),
             shards=shards,
             shard_map=shard_map,
             across_shards=across_shards,
-            compaction=self._compaction(file.compaction, namespace),
             kubernetes=tuple(self.kubernetes),
-            deletes_across_shards=self._one_of("deletes_across_shards", file.deletes_across_shards, "serve", "refuse"),
-            defragment=self._one_of("defragment", file.defragment, "refuse", "sequential"),
-            leases=self._one_of("leases", file.leases, "tolerant", "strict"),
-            range_reads=self._one_of("range_reads", file.range_reads, "default", "snapshot"),
-            txn_reads=self._one_of("txn_reads", file.txn_reads, "snapshot", "each"),
-            drain_seconds=self._drain(file.drain_seconds),
-            limits=self._limits(file.limits),
             namespace=namespace,
-            control=control_at(file.control, self, path and path.parent),
             watch_config=file.watch_config,
-            log=log_of(file.log, self),
-            traces=traces_of(file.traces, self),
             metrics_for_clients=file.metrics_for_clients,
             metrics_listen=tuple(one._replace(only_pages=True) for one in pages),
             ui=file.ui,
-            hot_prefixes=hot_of(file.hot_prefixes, self),
-            workers=self._workers(file.workers),
+            **values,
         )
+
+    def _urls(self, file: FileShape, folder: Path | None) -> tuple[list[Listen], list[Listen]]:
+        """The addresses for clients, and those for pages only."""
+        urls = [DEFAULT_LISTEN] if file.listen is None else file.listen
+        listen = self.each(urls, ("listen",), partial(listen_at, folder=folder))
+        if not listen:
+            self.note_at(("listen",), f'"listen" is empty; write listen: [{DEFAULT_LISTEN}]')
+        pages = self.each(file.metrics_listen, ("metrics_listen",), partial(listen_at, folder=folder))
+        if self.is_spoiled(("listen",)) or self.is_spoiled(("metrics_listen",)):
+            return listen, pages  # without the wrong ones, positions are not those of the file
+        for number in range(1, len(listen)):
+            if (twice := again(listen[: number + 1])) is not None:
+                self.note_at(("listen", number), f"listen URL {twice} is listed twice; remove one")
+        for number in range(len(pages)):
+            if (twice := again([*listen, *pages[: number + 1]])) is not None:
+                self.note_at(("metrics_listen", number), f"listen URL {twice} is listed twice; remove one")
+        return listen, pages
+
+    def _advertise(self, urls: list[Any]) -> list[str]:
+        advertise = self.each(urls, ("advertise",), _advertised)
+        for number, url in enumerate(advertise):
+            if not self.is_spoiled(("advertise",)) and url in advertise[:number]:
+                self.note_at(("advertise", number), f"advertise URL {url} is listed twice; remove one")
+        return advertise
 
     def _namespace(self, value: Any) -> Namespace | None:
         if value is None:
@@ -384,7 +434,7 @@ class _FileReader(RangeFields):
     def _words(self, field: str, values: list[Any], form: re.Pattern[str], cure: str) -> tuple[str, ...]:
         for number, value in enumerate(values):
             if not isinstance(value, str) or not form.fullmatch(value):
-                self.fail((field, number), f'"{field}" has {shown(value)}; write {cure}')
+                self.note_at((field, number), f'"{field}" has {shown(value)}; write {cure}')
         return tuple(values)
 
     def _across_shards(self, value: str | dict[str, Any]) -> AcrossShards:
@@ -414,7 +464,8 @@ class _FileReader(RangeFields):
         for word in words:
             if value == word:
                 return word
-        return self.fail((field,), f'"{field}" is "{value}"; write {" or ".join(words)}')
+        self.note_at((field,), f'"{field}" is "{value}"; write {" or ".join(words)}')
+        return words[0]
 
     def _workers(self, value: Any) -> int:
         try:
@@ -433,20 +484,26 @@ class _FileReader(RangeFields):
         return float(value)
 
     def _limits(self, values: dict[str, Any]) -> Limits:
-        defaults = {limit.name: limit.default for limit in fields(Limits)}
-        for name, value in values.items():
-            place: Place = ("limits", name)
-            if name not in defaults:
-                self.fail(place, f"limits: {unknown_field(name, defaults)}")
-            whole = isinstance(defaults[name], int)
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-                kind = "whole number" if whole else "number"
-                self.fail(place, f'limits: "{name}" must be a {kind}, not {shown(value)}{_in_digits(value, whole)}')
-        limits = replace(Limits(), **values)
-        if wrong := out_of_bounds(limits):
+        known = {name: value for name, value in values.items() if self.tried(False, self._is_limit, name, value)}
+        while True:
+            limits = replace(Limits(), **known)
+            if (wrong := out_of_bounds(limits)) is None:
+                return limits
             name, bound = wrong
-            self.fail(("limits", name), f'limits: "{name}" is {getattr(limits, name)}; it must be {bound}')
-        return limits
+            self.note_at(("limits", name), f'limits: "{name}" is {getattr(limits, name)}; it must be {bound}')
+            if known.pop(name, None) is None:  # a default that another limit does not go with
+                return Limits()
+
+    def _is_limit(self, name: str, value: Any) -> bool:
+        """True; raises LineError for a name or a value that is none."""
+        place: Place = ("limits", name)
+        if name not in _LIMITS:
+            self.fail(place, f"limits: {unknown_field(name, _LIMITS)}")
+        whole = isinstance(_LIMITS[name], int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            kind = "whole number" if whole else "number"
+            self.fail(place, f'limits: "{name}" must be a {kind}, not {shown(value)}{_in_digits(value, whole)}')
+        return True
 
 
 def _in_digits(value: object, whole: bool) -> str:

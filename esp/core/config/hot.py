@@ -31,7 +31,9 @@ class HotConfig:
     one_of: int = 1
 
 
-class _HotShape(msgspec.Struct, forbid_unknown_fields=True):
+class HotShape(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of `hot_prefixes`."""
+
     separator: Any = "/"
     depth: Any = 3
     keep: Any = 64
@@ -52,15 +54,17 @@ def hot_of(value: Any, fields: Fields) -> HotConfig | None:
         cure = "write off, on or {separator: /, depth: 3}"
         told = "empty" if value is None else shown(value)
         fields.fail(("hot_prefixes",), f'"hot_prefixes" is {told}; {cure}')
-    shape = fields.shaped(value, _HotShape, ("hot_prefixes",), '"hot_prefixes"')
+    shape = fields.shaped(value, HotShape, ("hot_prefixes",), '"hot_prefixes"')
     for name, most in (("depth", MAX_DEPTH), ("keep", MAX_KEEP), ("one_of", MAX_ONE_OF)):
         found = getattr(shape, name)
         if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= most:
             told = "empty" if found is None else shown(found)
             cure = f"write a whole number from 1 to {most}"
-            fields.fail(("hot_prefixes", name), f'hot_prefixes: "{name}" is {told}; {cure}')
+            fields.note_at(("hot_prefixes", name), f'hot_prefixes: "{name}" is {told}; {cure}')
     separator = shape.separator
     if not isinstance(separator, str) or not separator:
         told = "empty" if separator in (None, "") else shown(separator)
-        fields.fail(("hot_prefixes", "separator"), f'hot_prefixes: "separator" is {told}; write a text such as "/"')
+        fields.note_at(("hot_prefixes", "separator"), f'hot_prefixes: "separator" is {told}; write a text such as "/"')
+    if fields.is_spoiled(("hot_prefixes",)):
+        return None
     return HotConfig(separator.encode(), shape.depth, shape.keep, shape.one_of)

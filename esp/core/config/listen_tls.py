@@ -47,12 +47,16 @@ class ListenTls:
         return f"{certs}{asks}, from version {self.min_version}, {' before '.join(self.alpn)}"
 
 
-class _PairShape(msgspec.Struct, forbid_unknown_fields=True):
+class PairShape(msgspec.Struct, forbid_unknown_fields=True):
+    """A certificate with its key."""
+
     cert: str | None = None
     key: str | None = None
 
 
-class _Shape(msgspec.Struct, forbid_unknown_fields=True):
+class ListenTlsShape(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of `tls`."""
+
     cert: str | None = None
     key: str | None = None
     client_ca: str | None = None
@@ -78,23 +82,24 @@ def listen_tls_at(
         return None
     if listen is not None and not of_tls:
         fields.fail(("tls",), 'no listen URL uses "tls"; write listen: ["https://HOST:PORT"], or leave "tls" out')
-    shape = fields.shaped(value, _Shape, ("tls",), '"tls"')
+    shape = fields.shaped(value, ListenTlsShape, ("tls",), '"tls"')
     version = str(shape.min_version)
     if version not in ("1.2", "1.3"):
         fields.fail(("tls", "min_version"), f'"tls": "min_version" is "{version}"; write "1.2" or "1.3"')
-    pairs: list[tuple[_PairShape | _Shape, Place]] = []
+    pairs: list[tuple[PairShape | ListenTlsShape, Place]] = []
     if shape.cert is not None or shape.key is not None:
         pairs.append((shape, ("tls",)))
     for number, entry in enumerate(shape.certs):
         place: Place = ("tls", "certs", number)
-        pairs.append((fields.shaped(entry, _PairShape, place, f'"certs" item {number + 1}'), place))
+        pairs.append((fields.shaped(entry, PairShape, place, f'"certs" item {number + 1}'), place))
     if not pairs:
         fields.fail(("tls",), f'"tls" has no "cert"; {_WRITE}')
     if len(pairs) > MOST_CERTS:
         text = f'"tls" has more than {MOST_CERTS} certificates; use certificates with several names'
         fields.fail(("tls", "certs"), text)
     ca = _path(shape.client_ca, "client_ca", ("tls",), fields, folder)
-    files = [_files(pair, place, ca, fields, folder) for pair, place in pairs]
+    read = [fields.tried(None, _files, pair, place, ca, fields, folder) for pair, place in pairs]
+    files = [one for one in read if one is not None]
     if not shape.alpn or any(one not in _PROTOCOLS for one in shape.alpn):
         fields.fail(
             ("tls", "alpn"), '"tls": "alpn" has the protocols "h2" and "http/1.1", the best first; write one or both'
@@ -107,7 +112,9 @@ def needs_certificate(listen: Listen) -> str:
     return f"listen URL {listen} needs a certificate; {_WRITE}"
 
 
-def _files(pair: _PairShape | _Shape, place: Place, ca: Path | None, fields: Fields, folder: Path | None) -> Files:
+def _files(
+    pair: PairShape | ListenTlsShape, place: Place, ca: Path | None, fields: Fields, folder: Path | None
+) -> Files:
     cert = _path(pair.cert, "cert", place, fields, folder)
     key = _path(pair.key, "key", place, fields, folder)
     if cert is None or key is None:

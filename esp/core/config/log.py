@@ -31,7 +31,9 @@ class LogConfig:
     slow_seconds: float | None = 1.0
 
 
-class _LogShape(msgspec.Struct, forbid_unknown_fields=True):
+class LogShape(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of `log`."""
+
     format: Any = "text"
     level: Any = "info"
     access: Any = False
@@ -44,18 +46,20 @@ def log_of(value: dict[str, Any], fields: Fields) -> LogConfig:
     Raises:
         LineError: a field is wrong.
     """
-    shape = fields.shaped(value, _LogShape, ("log",), '"log"')
+    shape = fields.shaped(value, LogShape, ("log",), '"log"')
     for name, words in (("format", FORMATS), ("level", LEVELS)):
         if (found := getattr(shape, name)) not in words:
             told = _told(found)
-            fields.fail(("log", name), f'log: "{name}" is {told}; write {", ".join(words[:-1])} or {words[-1]}')
+            fields.note_at(("log", name), f'log: "{name}" is {told}; write {", ".join(words[:-1])} or {words[-1]}')
     slow = shape.slow_seconds
     if slow is False or slow == "off":  # YAML reads `off` as false
         slow = None
     elif isinstance(slow, bool) or not isinstance(slow, int | float) or not 0 < slow <= MAX_SLOW_SECONDS:
         cure = f"write a number of seconds above 0, at most {MAX_SLOW_SECONDS}, or off"
-        fields.fail(("log", "slow_seconds"), f'log: "slow_seconds" is {_told(slow)}; {cure}')
-    return LogConfig(shape.format, shape.level, _access(shape.access, fields), None if slow is None else float(slow))
+        fields.note_at(("log", "slow_seconds"), f'log: "slow_seconds" is {_told(slow)}; {cure}')
+        slow = None
+    access = fields.tried(0, _access, shape.access, fields)
+    return LogConfig(shape.format, shape.level, access, None if slow is None else float(slow))
 
 
 def _access(value: object, fields: Fields) -> int:

@@ -14,7 +14,9 @@ from esp.core.kubernetes import DEFAULT_PREFIX, directory, resource_range
 # Any, because msgspec's types cannot express all forms of a key.
 
 
-class _RangeShape(msgspec.Struct, forbid_unknown_fields=True):
+class RangeShape(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of a range."""
+
     prefix: Any = msgspec.UNSET
     start: Any = msgspec.UNSET
     end: Any = msgspec.UNSET
@@ -40,7 +42,7 @@ class RangeFields(Fields):
             LineError: the value is no range.
         """
         what = f"{subject}: a range" if subject else "a range"
-        shape = self.shaped(value, _RangeShape, place, what)
+        shape = self.shaped(value, RangeShape, place, what)
         given = [name for name in shape.__struct_fields__ if getattr(shape, name) is not msgspec.UNSET]
         if given == ["start"]:
             self.fail(place, f'{what} has no "end"; write end: "" for the last key there is')

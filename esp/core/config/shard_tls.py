@@ -36,7 +36,9 @@ class ShardTls:
     verify: bool = True
 
 
-class _Shape(msgspec.Struct, forbid_unknown_fields=True):
+class ShardTlsShape(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of `shard_tls`."""
+
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
@@ -53,7 +55,7 @@ def shard_tls_at(value: Any, place: Place, fields: Fields, folder: Path | None, 
         LineError: a field is wrong, or a file cannot be used.
     """
     subject = f'"{place[-1]}"'
-    shape = fields.shaped(value, _Shape, place, subject)
+    shape = fields.shaped(value, ShardTlsShape, place, subject)
     for name in ("ca", "cert", "key", "server_name"):
         if getattr(shape, name) == "":
             fields.fail((*place, name), f'{subject}: "{name}" is empty; leave it out')

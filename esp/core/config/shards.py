@@ -26,7 +26,7 @@ from esp.core.tls_paths import Files
 
 _OWN = ("endpoints", "ranges", "auth", "tls")
 _ORIGINAL = ("address", "start", "end", "startBytes", "endBytes")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +92,13 @@ def read_shards(
         LineError: there is a fault in a shard; or a key has no owner, or two; or a boundary divides a range of `whole`.
     """
     reader = _ShardsReader(fields, folder)
-    user = None if auth is None else user_at(auth, ("auth",), fields, folder)
+    user = None if auth is None else fields.tried(None, user_at, auth, ("auth",), fields, folder)
     reader.read(entries)
+    secured = reader.secured(tls)
+    if fields.is_spoiled(("shards",)):
+        raise fields.faults[-1]  # noted already; without all ranges there is no map
     shard_map = reader.shard_map()
     reader.check_whole(whole, shard_map)
-    secured = reader.secured(tls)
     shards = tuple(
         ShardConfig(
             name,
@@ -114,7 +116,9 @@ def read_shards(
 # Any, because msgspec's types cannot express all forms of a key.
 
 
-class _ShardShape(msgspec.Struct, forbid_unknown_fields=True):
+class ShardShape(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of a shard."""
+
     name: str | None = None
     endpoints: list[Any] = []
     ranges: list[Any] = []
@@ -122,7 +126,9 @@ class _ShardShape(msgspec.Struct, forbid_unknown_fields=True):
     tls: dict[str, Any] | None = None
 
 
-class _OriginalShardShape(msgspec.Struct, forbid_unknown_fields=True):
+class OriginalShardShape(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of a shard in the original's format."""
+
     name: str | None = None
     address: Any = ""
     start: Any = None
@@ -140,7 +146,7 @@ class _Source(NamedTuple):
 
 
 class _ShardsReader:
-    """Reads the shards in order. The first fault ends the work."""
+    """Reads the shards in order. A fault in one does not keep the others from being read."""
 
     def __init__(self, fields: RangeFields, folder: Path | None) -> None:
         self.fields = fields
@@ -153,6 +159,7 @@ class _ShardsReader:
         self.shaped = fields.shaped
         self.endpoints: dict[str, tuple[Endpoint, ...]] = {}
         self._sources: list[_Source] = []
+        self._places: dict[str, int] = {}
         self._owner_of: dict[tuple[str, int], str] = {}
         self._original = False
 
@@ -162,11 +169,13 @@ class _ShardsReader:
             self.fail(("shards",), f"no shards; write {example}")
         self._original = self._is_original(entries)
         for index, entry in enumerate(entries):
-            name = self._name(index, entry)
+            name = self.fields.tried(f"?{index}", self._name, index, entry)
+            self._places[name] = index
             if self._original:
-                self._original_shard(name, index, entry, last=index == len(entries) - 1)
+                last = index == len(entries) - 1
+                self.fields.tried(None, self._original_shard, name, index, entry, last=last)
             else:
-                self._shard(name, index, entry)
+                self.fields.tried(None, self._shard, name, index, entry)
 
     def _is_original(self, entries: list[Any]) -> bool:
         own = original = None
@@ -190,40 +199,46 @@ class _ShardsReader:
         if name is None:
             name = f"shard-{index}"
         elif not isinstance(name, str):
-            self.shaped({"name": name}, _ShardShape, place, f"shard {index + 1}")
-        elif not _NAME.fullmatch(name):
+            self.shaped({"name": name}, ShardShape, place, f"shard {index + 1}")
+        elif not NAME.fullmatch(name):
             self.fail(
                 (*place, "name"),
                 f'shard name "{name}": use at most 63 letters, digits, ".", "_" and "-", the first a letter or a digit',
             )
-        if name in self.endpoints:
+        if name in self._places:
             first = self.lines.of(("shards", self._place(name)))
             self.fail((*place, "name"), f'two shards are named "{name}" (the first on line {first}); rename one')
         return str(name)
 
     def _place(self, name: str) -> int:
         """The place of a shard in the file."""
-        return list(self.endpoints).index(name)
+        return self._places[name]
 
     def _shard(self, name: str, index: int, entry: Any) -> None:
         place: Place = ("shards", index)
-        subject = f'shard "{name}"'
-        shape = self.shaped(entry, _ShardShape, place, subject)
-        self._read_endpoints(name, shape.endpoints, (*place, "endpoints"), subject)
+        subject = _subject(name, index, entry)
+        shape = self.shaped(entry, ShardShape, place, subject)
+        tried = self.fields.tried
+        tried(None, self._read_endpoints, name, shape.endpoints, (*place, "endpoints"), subject)
         if shape.auth is not None:
-            self.users[name] = user_at(shape.auth, (*place, "auth"), self.fields, self._folder)
-        if shape.tls is not None:
-            self._read_tls(name, shape.tls, (*place, "tls"), subject)
+            user = tried(None, user_at, shape.auth, (*place, "auth"), self.fields, self._folder)
+            if user is not None:
+                self.users[name] = user
+        if shape.tls is not None and name in self.endpoints:
+            tried(None, self._read_tls, name, shape.tls, (*place, "tls"), subject)
         if not shape.ranges:
-            self.fail(place, f'{subject} has no ranges; write ranges: [{{start: "", end: ""}}] for all keys')
+            text = f'{subject} has no ranges; write ranges: [{{start: "", end: ""}}] for all keys'
+            self.fields.note_at((*place, "ranges"), text)
         for position, value in enumerate(shape.ranges):
             here = (*place, "ranges", position)
-            self._sources.append(_Source(name, self.fields.range_at(value, here, subject), here))
+            found = tried(None, self.fields.range_at, value, here, subject)
+            if found is not None:
+                self._sources.append(_Source(name, found, here))
 
     def _original_shard(self, name: str, index: int, entry: Any, *, last: bool) -> None:
         place: Place = ("shards", index)
-        subject = f'shard "{name}"'
-        shape = self.shaped(entry, _OriginalShardShape, place, subject)
+        subject = _subject(name, index, entry)
+        shape = self.shaped(entry, OriginalShardShape, place, subject)
         addresses = [shape.address] if shape.address else []
         self._read_endpoints(name, addresses, (*place, "address"), subject)
         # The first start and the last end are ignored in that format, whatever they are.
@@ -262,6 +277,8 @@ class _ShardsReader:
         if not values:
             self.fail(place, f"{subject} has no endpoints; write endpoints: [http://127.0.0.1:12379]")
         endpoints = self.fields.each(values, place, endpoint_at, subject)
+        if self.fields.is_spoiled(place):
+            raise self.fields.faults[-1]  # noted already
         for position, endpoint in enumerate(endpoints):
             if other := self._owner_of.get((endpoint.host, endpoint.port)):
                 self.fail(
@@ -293,10 +310,11 @@ class _ShardsReader:
         names = [name for name, endpoints in self.endpoints.items() if endpoints[0].tls]
         default = ShardTls()
         if for_all is not None:
-            default = shard_tls_at(for_all, ("shard_tls",), self.fields, self._folder, self._checked)
-            if not names:
+            fields = self.fields
+            default = fields.tried(default, shard_tls_at, for_all, ("shard_tls",), fields, self._folder, self._checked)
+            if not names and not self.fields.is_spoiled(("shards",)):
                 text = '"shard_tls" is given, but all endpoints are plain; write https:// before those of TLS'
-                self.fail(("shard_tls",), text)
+                self.fields.note_at(("shard_tls",), text)
         return {name: self.tls.get(name, default) for name in names}
 
     def shard_map(self) -> ShardMap:
@@ -336,12 +354,14 @@ class _ShardsReader:
         """
         for position, value in enumerate(values):
             place: Place = ("whole", position)
-            kept = self.fields.range_or_prefix_at(value, place, '"whole"')
+            kept = self.fields.tried(None, self.fields.range_or_prefix_at, value, place, '"whole"')
+            if kept is None:
+                continue
             boundary = shard_map.first_boundary(kept)
             if boundary is not None:
                 names = ", ".join(dict.fromkeys(part.shard for part in shard_map.split(kept)))
                 source = self._source_at(boundary)
-                self.fail(
+                self.fields.note_at(
                     place,
                     f'{format_range(kept)} must be whole, but is cut at "{format_key(boundary)}" '
                     f"(line {self.lines.of(source.place)}) between the shards {names}; "
@@ -360,6 +380,12 @@ class _ShardsReader:
                     ("shards", self._place(name)),
                     f'shard "{name}" owns no key, narrower ranges take all of its own; widen it or remove it',
                 )
+
+
+def _subject(name: str, index: int, entry: Any) -> str:
+    """The shard in messages; `name` is not its own if there is a fault in that."""
+    own = entry.get("name") if name.startswith("?") else name
+    return f'shard "{own}"' if isinstance(own, str) else f"shard {index + 1}"
 
 
 def endpoint_at(url: object) -> Endpoint:

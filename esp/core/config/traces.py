@@ -32,7 +32,9 @@ class TracesConfig:
     max_spans: int = 8192
 
 
-class _TracesShape(msgspec.Struct, forbid_unknown_fields=True):
+class TracesShape(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of `traces`."""
+
     endpoint: Any = None
     sample: Any = 0.0
     service: Any = DEFAULT_SERVICE
@@ -47,20 +49,24 @@ def traces_of(value: dict[str, Any] | None, fields: Fields) -> TracesConfig | No
     """
     if value is None:
         return None
-    shape = fields.shaped(value, _TracesShape, ("traces",), '"traces"')
+    shape = fields.shaped(value, TracesShape, ("traces",), '"traces"')
     place = "traces"
     parts = urlsplit(shape.endpoint) if isinstance(shape.endpoint, str) else None
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         told = "missing" if shape.endpoint is None else f"{shown(shape.endpoint)}, which is no URL"
         cure = f"write the URL of a collector, such as {_EXAMPLE}"
-        fields.fail((place, "endpoint"), f'traces: "endpoint" is {told}; {cure}')
+        fields.note_at((place, "endpoint"), f'traces: "endpoint" is {told}; {cure}')
     sample = shape.sample
     if isinstance(sample, bool) or not isinstance(sample, int | float) or not 0 <= sample <= 1:
-        fields.fail((place, "sample"), f'traces: "sample" is {shown(sample)}; write a number from 0 to 1, such as 0.01')
+        fields.note_at(
+            (place, "sample"), f'traces: "sample" is {shown(sample)}; write a number from 0 to 1, such as 0.01'
+        )
     if not isinstance(shape.service, str) or not shape.service:
-        fields.fail((place, "service"), f'traces: "service" is {shown(shape.service)}; write a name, such as esp')
+        fields.note_at((place, "service"), f'traces: "service" is {shown(shape.service)}; write a name, such as esp')
     most = shape.max_spans
     if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= MOST_SPANS:
         cure = f"write a whole number from 1 to {MOST_SPANS}"
-        fields.fail((place, "max_spans"), f'traces: "max_spans" is {shown(most)}; {cure}')
+        fields.note_at((place, "max_spans"), f'traces: "max_spans" is {shown(most)}; {cure}')
+    if fields.is_spoiled((place,)):
+        return None
     return TracesConfig(shape.endpoint, float(sample), shape.service, most)

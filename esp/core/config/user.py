@@ -22,7 +22,9 @@ class User:
     password_file: Path
 
 
-class _UserShape(msgspec.Struct, forbid_unknown_fields=True):
+class UserShape(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of `auth`."""
+
     user: str = ""
     password_file: str = ""
 
@@ -33,7 +35,7 @@ def user_at(value: dict[str, Any], place: Place, fields: Fields, folder: Path | 
     Raises:
         LineError: a field is wrong, or the file has no password.
     """
-    shape = fields.shaped(value, _UserShape, place, '"auth"')
+    shape = fields.shaped(value, UserShape, place, '"auth"')
     if not shape.user or not shape.password_file:
         missing = "user" if not shape.user else "password_file"
         fields.fail(place, f'"auth" has no "{missing}"; write auth: {{user: NAME, password_file: PATH}}')

@@ -24,12 +24,13 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class LineError(Exception):
-    """The fault in the text, and its line, counted from 1."""
+    """The fault in the text, its line, counted from 1, and the place of the value where that is known."""
 
-    def __init__(self, line: int, text: str) -> None:
+    def __init__(self, line: int, text: str, place: Place = ()) -> None:
         super().__init__(line, text)
         self.line = line
         self.text = text
+        self.place = place
 
 
 class Lines:

@@ -150,13 +150,18 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 }
 
 
+def bounds(name: str) -> tuple[float, float]:
+    """The lowest and the highest value of a limit; with 0 the value must be above that."""
+    return _BOUNDS.get(name, (0, _MOST))
+
+
 def out_of_bounds(limits: Limits) -> tuple[str, str] | None:
     """The first field whose value makes no sense: its name, and the values that do. None if all make sense.
 
     The values in a config file are checked with this; tests may build tighter limits.
     """
     for field in fields(limits):
-        low, high = _BOUNDS.get(field.name, (0, _MOST))
+        low, high = bounds(field.name)
         value = getattr(limits, field.name)
         if not (value > 0 and low <= value <= high):
             return field.name, f"between {low} and {high}" if low else f"above 0 and at most {high}"
