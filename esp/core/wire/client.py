@@ -40,7 +40,7 @@ from esp.core.wire.frames import (
     window_update,
 )
 from esp.core.wire.request_encoder import Forward, RequestEncoder, timeout_field
-from esp.core.wire.response import NO_ANSWER, ResponseHead, usual_answer
+from esp.core.wire.response import ResponseHead
 from esp.core.wire.traces import Asked, TracedBlock
 
 log = logging.getLogger("esp.wire")
@@ -55,9 +55,6 @@ KEEPALIVE_PING: Final = b"esp-live"
 CHEAP_BYTES: Final = 1024
 """Bytes of whole answers that esp works on between two looks at the clock: some 100 microseconds at most. After any
 other frame esp looks at the clock."""
-
-USUAL_BLOCK: Final = SHORT_BLOCK - 64
-"""Bytes of a usual header block, to which a `grpc-timeout` comes."""
 
 
 class ClientConnection(ResponseReader):
@@ -81,7 +78,6 @@ class ClientConnection(ResponseReader):
         "_asked",
         "_encoder",
         "_ping_sent",
-        "_usual",
         "_was_full",
         "authority",
         "common_name",
@@ -113,7 +109,6 @@ class ClientConnection(ResponseReader):
         self._encoder = RequestEncoder(authority.encode())
         self.heard = monotonic()
         self._ping_sent = 0.0
-        self._usual = NO_ANSWER
         self._was_full = False
         self.peer_max_streams = self.room = STREAMS_BEFORE_SETTINGS
         values = {
@@ -203,19 +198,15 @@ class ClientConnection(ResponseReader):
         path, metadata = forward
         front = self._encoder.known.get(path)
         size = len(data)
-        if (
-            front is None
-            or metadata.__class__ is not bytes
-            or len(front) + len(metadata) > USUAL_BLOCK
-            or size > SHORT_DATA
-            or size > self.at_once
-            or size > self.send_window
-        ):
+        window = self.send_window - size
+        if front is None or metadata.__class__ is not bytes or size > SHORT_DATA or size > self.at_once or window < 0:
             self.call(stream, forward, timeout, data, end=True)
             return
-        block = front + metadata
-        if timeout:
-            block += timeout_field(timeout)
+        block = front + metadata + timeout_field(timeout) if timeout else front + metadata
+        length = len(block)
+        if length > SHORT_BLOCK:
+            self.call(stream, forward, timeout, data, end=True)
+            return
         stream_id = self._next_id
         stream.id = stream_id
         self._next_id = stream_id + 2
@@ -225,12 +216,12 @@ class ClientConnection(ResponseReader):
         out = self.out
         if not out:
             self.context.unflushed.append(self)
-        self.send_window -= size
+        self.send_window = window
         stream.credit = -size
         stream.local_open = False
         stream.queued_at = self.flushes, len(out)
         place = pack_u32(stream_id)
-        out.append(b"".join((BLOCK_FRONTS[len(block)], place, block, LAST_DATA_FRONTS[size], place, data)))
+        out.append(b"".join((BLOCK_FRONTS[length], place, block, LAST_DATA_FRONTS[size], place, data)))
 
     # Bytes.
 
@@ -244,18 +235,17 @@ class ClientConnection(ResponseReader):
             data, position = self._take_up(data)
         size = len(data)
         streams = self.streams
-        known = self._decoder.memo
+        decoder = self._decoder
+        known = decoder.memo
         look = position + CHEAP_BYTES  # where the clock is looked at
         wall, sure = self.wall, -inf  # until when the turn is surely not over, on the quicker clock
         try:
-            while size - position >= HEADER_SIZE:
+            while position < size:
                 # Whole answers with the head and the trailers of an earlier one, as nearly all are.
                 front, front_size, head_word, head_block, head, end, end_size, end_word, end_block, trailers = (
-                    self._usual
+                    decoder.usual
                 )
-                last = size - front_size - end_size
-                if known.get(head_block) is not head or known.get(end_block) is not trailers or self._block is not None:
-                    last = -1
+                last = size - front_size - end_size if self._block is None else -1
                 while position <= last:
                     if position >= look:
                         if wall() >= sure:
@@ -287,17 +277,26 @@ class ClientConnection(ResponseReader):
                         break
                     position = at + end_size
                     self.recv_window -= data_word >> 8
-                    self._take_answer(stream, head, data[body:at], trailers)
+                    # `_take_answer`, spelled out: this runs once per request.
+                    stream.remote_open = False
+                    stream.headers_seen = True
+                    del streams[stream_id]
+                    if self.tell_gone:
+                        self.on_stream_gone()
+                    try:
+                        stream.on_answer(head, data[body:at], trailers)
+                    except Exception:
+                        self._on_stream_bug(stream)
                 if self.recv_window < LOW_WINDOW:
                     self.received(0)
                 # Any other frame.
+                if size - position < HEADER_SIZE:
+                    break
                 if position >= look:
                     if self.clock() >= self.stop:
                         self._put_off(data, position)
                         return
                     look = position + CHEAP_BYTES
-                if size - position < HEADER_SIZE:
-                    break
                 word, flags, stream_id = unpack_header(data, position)
                 start = position + HEADER_SIZE
                 length = word >> 8
@@ -379,7 +378,7 @@ class ClientConnection(ResponseReader):
         trailers = self._decoder.memo.get(data[block:end])
         if trailers is None or not trailers.succeeds:
             return 0
-        self._usual = usual_answer(data[start:position], head, data[block:end], trailers)
+        self._decoder.expect(data[start:position], head, data[block:end], trailers)
         self.recv_window -= length
         self._take_answer(stream, head, data[body:trailers_at], trailers)
         return end

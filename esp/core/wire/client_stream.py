@@ -9,8 +9,7 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.frame_reader import FrameReader
 from esp.core.wire.frames import DATA, END_STREAM, HEADERS, MAX_FRAME_SIZE, ConnectionFault, ErrorCode, StreamFault
 from esp.core.wire.header_block import BlockBounds
-from esp.core.wire.hpack import HeaderDecoder
-from esp.core.wire.response import ResponseHead, parse_response
+from esp.core.wire.response import ResponseDecoder, ResponseHead
 from esp.core.wire.stream import Stream
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class ResponseReader(FrameReader[ClientStream]):
         most = self.max_header_list = max(MAX_HEADER_LIST, 4 * context.limits.max_header_list_bytes)
         bounds = BlockBounds(most, max(MAX_CONTINUATIONS, most // MAX_FRAME_SIZE + 1))
         super().__init__(context, peer, recv_limit, bounds)
-        self._decoder: HeaderDecoder[ResponseHead] = HeaderDecoder(parse_response, most, MAX_HEADER_FIELDS)
+        self._decoder = ResponseDecoder(most, MAX_HEADER_FIELDS)
         self._next_id = first_stream_id
 
     def highest_stream_id(self) -> int:

@@ -9,7 +9,9 @@ was once proven to end where such a value begins, then it does so in every block
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from functools import lru_cache
+from struct import Struct
+from typing import Any, Final, NamedTuple
 
 from hpack import HPACKDecodingError, HPACKError
 from hpack.huffman import HuffmanEncoder
@@ -17,8 +19,9 @@ from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
 from esp.core.wire import huffman
 from esp.core.wire.field_decoder import FieldDecoder
+from esp.core.wire.frames import HEADERS
 from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_BYTES, Fields, HeaderDecoder
-from esp.core.wire.request import TIMEOUT_NAME, TRACE, TRACE_NAME, RequestHead, timeout_of, trace_of
+from esp.core.wire.request import NO_LENGTH, TIMEOUT_NAME, TRACE, TRACE_NAME, RequestHead, timeout_of, trace_of
 
 Request = tuple[RequestHead, bytes, bytes]
 """A head, its `grpc-timeout`, and its `traceparent`; b"" for a value that the request does not have."""
@@ -54,10 +57,42 @@ _Rest = bytes | tuple[bytes, bytes]
 """What is behind the first value: if there is a value of the other field in it, what is around that."""
 
 
-class RequestDecoder(HeaderDecoder[Request]):
-    """Header blocks to requests. The memo of the base has whole blocks; another one has blocks without their values."""
+class UsualRequest(NamedTuple):
+    """The form of requests whose header block is as long as that of an earlier one.
 
-    __slots__ = ("_fronts", "_is_trace", "_last_front", "_rests")
+    Attributes:
+        front: unpacks the whole head, then the beginning of the DATA that may stand behind it, as `unpack_front` does.
+        size: the bytes of that.
+        word: length and type of the head, as `unpack_header` gives them.
+        block: a header block of that length; b"" for none.
+        head: the head of a request with this block, which has no other values.
+    """
+
+    front: Callable[[bytes, int], tuple[Any, ...]]
+    size: int
+    word: int
+    block: bytes
+    head: RequestHead
+
+
+@lru_cache(maxsize=256)
+def _front(length: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int, int]:
+    front = Struct(f">IBI{length}sIBIBI")
+    return front.unpack_from, front.size, length << 8 | HEADERS
+
+
+_NO_REQUEST: Final = UsualRequest(*_front(0), b"", RequestHead(b"", b"", [], NO_LENGTH))._replace(word=-1)
+"""No head has this first word."""
+
+
+class RequestDecoder(HeaderDecoder[Request]):
+    """Header blocks to requests. The memo of the base has whole blocks; another one has blocks without their values.
+
+    Attributes:
+        usual: the form of the next requests, probably.
+    """
+
+    __slots__ = ("_fronts", "_is_trace", "_last_front", "_rests", "usual")
 
     def __init__(
         self, build: Callable[[Fields], RequestHead], max_list_bytes: int, max_fields: int, most_bytes: int = 0
@@ -69,6 +104,14 @@ class RequestDecoder(HeaderDecoder[Request]):
         self._rests = 0
         self._last_front = b""
         self._is_trace = False  # the value behind the last front
+        self.usual = _NO_REQUEST
+
+    def expect(self, block: bytes, request: Request) -> None:
+        """Expects further requests like this one."""
+        if self.memo.get(block) is request and not request[1] and not request[2]:
+            self.usual = UsualRequest(*_front(len(block)), block, request[0])
+        else:
+            self.usual = UsualRequest(*_front(len(block)), b"", request[0])
 
     def recall(self, block: bytes) -> Request | None:
         """The request of a block that differs from an earlier block only in the values; None for any other block."""
@@ -133,6 +176,7 @@ class RequestDecoder(HeaderDecoder[Request]):
     def forget(self) -> None:
         """Empties both memos."""
         super().forget()
+        self.usual = _NO_REQUEST
         self._fronts.clear()
         self._rests = 0
         self._last_front = b""

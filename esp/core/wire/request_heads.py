@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from struct import Struct
-from typing import Any, Final, NamedTuple
+from typing import Final
 
-from esp.core.wire.frames import HEADERS
 from esp.core.wire.handler import Handler, Refuse
 from esp.core.wire.hpack import Fields, TooLarge
-from esp.core.wire.request import LARGE_HEAD, NO_LENGTH, RequestHead, malformed_method, parse_request
-from esp.core.wire.request_decoder import Request
+from esp.core.wire.request import LARGE_HEAD, RequestHead, malformed_method, parse_request
 from esp.core.wire.status import Code, Status
 
 _ESSENTIAL: Final = frozenset((b":method", b":scheme", b":path", b":authority", b"content-type"))
@@ -45,39 +41,6 @@ class RequestHeads:
         head.weigh()
         head.plain = head.unary and head.size <= LARGE_HEAD
         return head
-
-
-class UsualRequest(NamedTuple):
-    """The form of requests whose header block is as long as that of an earlier one.
-
-    Attributes:
-        front: unpacks the whole head, then the beginning of the DATA that may stand behind it, as `unpack_front` does.
-        size: the bytes of that.
-        word: length and type of the head, as `unpack_header` gives them.
-        block: the header block of the earlier request.
-        request: the earlier request.
-    """
-
-    front: Callable[[bytes, int], tuple[Any, ...]]
-    size: int
-    word: int
-    block: bytes
-    request: Request
-
-
-def usual_request(block: bytes, request: Request) -> UsualRequest:
-    """The form of requests like this one."""
-    return UsualRequest(*_front(len(block)), len(block) << 8 | HEADERS, block, request)
-
-
-@lru_cache(maxsize=256)
-def _front(length: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int]:
-    front = Struct(f">IBI{length}sIBIBI")
-    return front.unpack_from, front.size
-
-
-NO_REQUEST: Final = usual_request(b"", (RequestHead(b"", b"", [], NO_LENGTH), b"", b""))
-"""The form of no request: none has an empty header block."""
 
 
 def too_large(fault: TooLarge) -> RequestHead:

@@ -8,7 +8,7 @@ from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from esp.core.wire.frames import HEADERS, ErrorCode, StreamFault
-from esp.core.wire.hpack import Fields, encode
+from esp.core.wire.hpack import Fields, HeaderDecoder, encode
 from esp.core.wire.message import cut_status_text, decode_status_text, encode_status_text, without_outer_blanks
 from esp.core.wire.request import check_characters
 from esp.core.wire.status import OK, Code, Status
@@ -111,31 +111,16 @@ class UsualAnswer(NamedTuple):
     trailers: ResponseHead
 
 
-def usual_answer(head_block: bytes, head: ResponseHead, end_block: bytes, trailers: ResponseHead) -> UsualAnswer:
-    """The form of answers with this head and these trailers."""
-    front, end = _whole_head(len(head_block)), _whole_trailers(len(end_block))
-    return UsualAnswer(
-        front.unpack_from,
-        front.size,
-        len(head_block) << 8 | HEADERS,
-        head_block,
-        head,
-        end.unpack_from,
-        end.size,
-        len(end_block) << 8 | HEADERS,
-        end_block,
-        trailers,
-    )
+@lru_cache(maxsize=64)
+def _whole_head(length: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int, int]:
+    front = Struct(f">IBI{length}sIBI")
+    return front.unpack_from, front.size, length << 8 | HEADERS
 
 
 @lru_cache(maxsize=64)
-def _whole_head(length: int) -> Struct:
-    return Struct(f">IBI{length}sIBI")
-
-
-@lru_cache(maxsize=64)
-def _whole_trailers(length: int) -> Struct:
-    return Struct(f">IBI{length}s")
+def _whole_trailers(length: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int, int]:
+    end = Struct(f">IBI{length}s")
+    return end.unpack_from, end.size, length << 8 | HEADERS
 
 
 def _sent_on(fields: Fields) -> Fields:
@@ -170,8 +155,32 @@ def parse_response(fields: Fields) -> ResponseHead:
 
 
 _NONE: Final = ResponseHead(0, [])
-NO_ANSWER: Final = usual_answer(b"", _NONE, b"", _NONE)
-"""The form of no answer: no block means this head."""
+_NO_ANSWER: Final = UsualAnswer(*_whole_head(0), b"", _NONE, *_whole_trailers(0), b"", _NONE)._replace(head_word=-1)
+"""No head has this first word."""
+
+
+class ResponseDecoder(HeaderDecoder[ResponseHead]):
+    """Header blocks to heads of responses.
+
+    Attributes:
+        usual: the form of the next answers, probably.
+    """
+
+    __slots__ = ("usual",)
+
+    def __init__(self, max_list_bytes: int, max_fields: int) -> None:
+        super().__init__(parse_response, max_list_bytes, max_fields)
+        self.usual = _NO_ANSWER
+
+    def expect(self, head_block: bytes, head: ResponseHead, end_block: bytes, trailers: ResponseHead) -> None:
+        """Expects further answers with this head and these trailers; both are in the memo."""
+        front, end = _whole_head(len(head_block)), _whole_trailers(len(end_block))
+        self.usual = UsualAnswer(*front, head_block, head, *end, end_block, trailers)
+
+    def forget(self) -> None:
+        """Empties the memo."""
+        super().forget()
+        self.usual = _NO_ANSWER
 
 
 def _head_block(http_status: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from math import inf
 from time import monotonic
 from typing import Final
 
@@ -40,7 +41,7 @@ from esp.core.wire.open_calls import too_many
 from esp.core.wire.owed_messages import OwedMessages
 from esp.core.wire.request import LARGE_HEAD, NO_LENGTH, RequestHead, check_fields
 from esp.core.wire.request_decoder import Request, RequestDecoder
-from esp.core.wire.request_heads import NO_REQUEST, RequestHeads, too_large, usual_request
+from esp.core.wire.request_heads import RequestHeads, too_large
 from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
 
@@ -65,7 +66,6 @@ class ServerConnection(Admission[ServerStream]):
         "_preface",
         "_shrunk",
         "_tracer",
-        "_usual",
     )
 
     def __init__(self, context: WireContext, peer: str, find: Callable[[RequestHead], Handler]) -> None:
@@ -82,7 +82,6 @@ class ServerConnection(Admission[ServerStream]):
         self._preface = PREFACE
         self._shrunk = False
         self._tracer = context.tracer
-        self._usual = NO_REQUEST
         self._owed = OwedMessages()
         self._half_since = 0.0
         values = {SETTINGS_MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes}
@@ -122,19 +121,24 @@ class ServerConnection(Admission[ServerStream]):
                 position = self._read_preface(data)
             look = position + CHEAP_BYTES  # where the clock is looked at
             streams = self.streams
-            known = self._decoder.memo
-            recall = self._decoder.recall
-            while size - position >= HEADER_SIZE:
+            decoder = self._decoder
+            known, recall = decoder.memo, decoder.recall
+            wall, sure = self.wall, -inf  # until when the turn is surely not over, on the quicker clock
+            while position < size:
                 # Usual requests: HEADERS as long as earlier ones, and one whole message in one frame of DATA.
-                front, front_size, head_word, head_block, usual = self._usual
-                if known.get(head_block) is not usual:
-                    head_block = b""
+                front, front_size, head_word, head_block, usual = decoder.usual
                 last = size - FRONT_SIZE if self._block is None else -1
                 last_head = size - front_size if self._shrunk and self._tracer is None else -1
+                room, ids_end = self._calls.room, self._ids_end
                 while position <= last:
                     if position >= look:
-                        if self._unfinished is not None or self.clock() >= self.stop:
+                        if self._unfinished is not None:
                             break
+                        if wall() >= sure:
+                            left = self.stop - self.clock()
+                            if left <= 0:
+                                break
+                            sure = wall() + left
                         look = position + CHEAP_BYTES
                     if data[position + 3] == DATA:
                         word, flags, stream_id, packed, length = unpack_front(data, position)
@@ -160,25 +164,32 @@ class ServerConnection(Admission[ServerStream]):
                         word, flags, stream_id, block, data_word, data_flags, data_id, packed, length = front(
                             data, position
                         )
-                        if word != head_word or flags != END_HEADERS:
-                            break
-                        request = usual if block == head_block else known.get(block) or recall(block)
-                        if request is None or not (
-                            self._last_stream < stream_id < self._ids_end
-                            and stream_id & 1
-                            and len(streams) < self._calls.room
+                        if (
+                            word != head_word
+                            or flags != END_HEADERS
+                            or not self._last_stream < stream_id < ids_end
+                            or not stream_id & 1
+                            or len(streams) >= room
                         ):
                             break
-                        head, timeout, trace = request
-                        seconds = parse_timeout(timeout) if timeout else 0.0
-                        if not head.plain or seconds is None or (timeout and not seconds):
-                            break
+                        if block == head_block:
+                            head = usual
+                            stream = ServerStream(self, stream_id, head, b"", b"")
+                        else:
+                            request = known.get(block) or recall(block)
+                            if request is None or not request[0].plain:
+                                break
+                            head, timeout, trace = request
+                            seconds = parse_timeout(timeout) if timeout else None
+                            if timeout and not seconds:
+                                break
+                            stream = ServerStream(self, stream_id, head, timeout, trace)
+                            if seconds:
+                                stream.deadline = self.now + seconds
                         self._last_stream = stream_id
-                        stream = streams[stream_id] = ServerStream(self, stream_id, head, timeout, trace)
-                        if seconds:
-                            stream.deadline = self.now + seconds
+                        streams[stream_id] = stream
                         start = position + front_size - PREFIX_SIZE
-                        end = position + front_size + length
+                        end = start + PREFIX_SIZE + length
                         if (
                             data_id != stream_id
                             or data_flags != END_STREAM
@@ -188,7 +199,7 @@ class ServerConnection(Admission[ServerStream]):
                             or end > size
                             or (head.content_length >= 0 and head.content_length != data_word >> 8)
                         ):
-                            position += front_size - FRONT_SIZE  # the message does not stand there, or not whole
+                            position = start - HEADER_SIZE  # the message does not stand there, or not whole
                             continue
                         position = end
                     self.recv_window -= length + PREFIX_SIZE
@@ -200,13 +211,13 @@ class ServerConnection(Admission[ServerStream]):
                 if self.recv_window < half:
                     self.received(0)
                 # Any other frame.
+                if size - position < HEADER_SIZE:
+                    break
                 if position >= look:
                     if self._unfinished is not None or self.clock() >= self.stop:
                         self._put_off(data, position)
                         return
                     look = position + CHEAP_BYTES
-                if size - position < HEADER_SIZE:
-                    break
                 word, flags, stream_id = unpack_header(data, position)
                 start = position + HEADER_SIZE
                 length = word >> 8
@@ -222,7 +233,7 @@ class ServerConnection(Admission[ServerStream]):
                     request = known.get(block) or recall(block)
                     if request is not None and self._may_open(stream_id):
                         if request[0].plain:
-                            self._usual = usual_request(block, request)
+                            decoder.expect(block, request)
                         position = self._begin(stream_id, request, data, end)
                         if not request[0].handler.quick:
                             look = 0

@@ -276,7 +276,8 @@ class ServerStream(Stream):
         """Sends a whole answer, the blocks of its head and trailers encoded; False when it cannot go at once."""
         connection = self.connection
         size = len(payload)
-        if self.remote_open or self.responded or size > connection.at_once or size > connection.send_window:
+        window = connection.send_window - size
+        if self.remote_open or self.responded or size > connection.at_once or window < 0:
             return False
         stream_id = self.id
         place = pack_u32(stream_id)
@@ -305,7 +306,7 @@ class ServerStream(Stream):
         if not out:
             connection.context.unflushed.append(connection)
         out.append(frames)
-        connection.send_window -= size
+        connection.send_window = window
         connection.sent_since_ping = True
         self.responded = True
         self.local_open = False

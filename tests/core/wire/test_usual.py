@@ -37,7 +37,7 @@ def learnt() -> tuple[Client, Server, int]:
         stream += 2
         client.sends(headers(stream, call()), data(stream, message(), end=True))
     server.says()
-    assert server.connection._usual.block == encode(call())
+    assert server.connection._decoder.usual.block == encode(call())
     return client, server, stream + 2
 
 
@@ -158,3 +158,13 @@ class TestAnswers:
             case "cut":
                 return head + data(stream, body[:3]) + data(stream, body[3:]) + ending
         return head + data(stream, body, end=end) + ending
+
+
+def test_before_the_first_answer_no_empty_block_is_taken_for_one() -> None:
+    esp = dial()
+    call = esp.calls(b"x")
+    esp.hears(headers(1, []), data(1, message(b"ab")), headers(1, [], end=True))
+    assert len(call.told) == 1
+    assert isinstance(call.told[0], tuple)
+    assert call.told[0][0] == "reset"
+    esp.lives()

@@ -19,7 +19,7 @@ from esp.core.wire.frames import SETTINGS_ACK, ErrorCode, settings
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
 from esp.core.wire.request_encoder import Forward
-from esp.core.wire.response import ResponseHead, usual_answer
+from esp.core.wire.response import ResponseHead
 from esp.core.wire.status import Code
 from tests.core.wire.conversation import ECHO, HEAD, Fields, data, headers, message, split, trailers, transcript
 
@@ -213,7 +213,7 @@ def dial(
         for fields in (HEAD, trailers(), HEAD + trailers()):
             decoder.decode(encode(fields))
         head, ending = encode(HEAD), encode(trailers())
-        esp.connection._usual = usual_answer(head, decoder.memo[head], ending, decoder.memo[ending])
+        decoder.expect(head, decoder.memo[head], ending, decoder.memo[ending])
     esp.said()
     esp.changes.clear()
     return esp

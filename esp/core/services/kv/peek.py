@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from esp.core.wire.message import PREFIX_SIZE
+
 # Tags of one byte: the number of the field, and its kind: bytes (2) or a number (0).
 _KEY = 1 << 3 | 2
 _SECOND = 2 << 3 | 2  # Put's value, the others' range_end
@@ -55,15 +57,15 @@ _VALUE_FRONTS: Final = _value_fronts(_LONGEST_USUAL)
 """By the number of bytes behind a Put's key the tag and the length of its value, if nothing but the value is there."""
 
 
-def put_key(message: bytes, offset: int) -> bytes | None:
-    """The key of a Put."""
-    start, size = offset + 2, len(message)
-    if start < size and message[offset] == _KEY:
-        end = start + message[offset + 1]
+def put_key(message: bytes) -> bytes | None:
+    """The key of a Put, whose protobuf bytes start behind the prefix of gRPC."""
+    size = len(message)
+    if size > PREFIX_SIZE + 1 and message[5] == _KEY:
+        end = 7 + message[6]
         rest = size - end
-        if start < end < start + 0x80 and 0 < rest <= _LONGEST_USUAL and message.startswith(_VALUE_FRONTS[rest], end):
-            return message[start:end]
-    fields = look(message, offset, size, PUT_FIELDS)
+        if 7 < end < 7 + 0x80 and 0 < rest <= _LONGEST_USUAL and message.startswith(_VALUE_FRONTS[rest], end):
+            return message[7:end]
+    fields = look(message, PREFIX_SIZE, size, PUT_FIELDS)
     return message[fields[0]] if fields else None
 
 

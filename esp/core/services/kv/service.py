@@ -88,7 +88,7 @@ class Put(Routed):
 
     def on_message(self, stream: ServerStream, message: bytes) -> None:
         """Sends the Put to the owner of its key."""
-        key = put_key(message, PREFIX_SIZE)
+        key = put_key(message)
         if key is not None:
             shard = self.owners[bisect_right(self.starts, key) - 1]  # `ShardMap.owner`, spelled out
             if len(message) > LARGE_REQUEST:
