@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import functools
 import itertools
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 
 from esp.core.health import Kind
 from esp.core.wire.limits import Limits
@@ -74,6 +76,15 @@ def test_the_page_on_the_config_has_every_limit_with_its_default() -> None:
         told = documented.pop(field.name, "not documented")
         assert told == "none" if field.name in unlimited else float(told) == getattr(Limits(), field.name), field.name
     assert not documented
+
+
+def test_every_page_is_on_the_site() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    listed = re.findall(r"[\w./-]+\.md", json.dumps(site["nav"]))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert len(set(listed)) == len(listed)
+    apart = {page for page in pages if page.startswith("decisions/2")}  # their own index lists them
+    assert pages - apart == set(listed) - {"index.md", "CHANGELOG.md", "CONTRIBUTING.md"}
 
 
 def test_the_page_on_json_has_every_kind_of_finding() -> None:
