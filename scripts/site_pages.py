@@ -37,7 +37,7 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The page with links that lead somewhere on the site or in the repository."""
     here = page.file.src_uri
     source = next((name for name, made in FROM_ROOT.items() if made == here), f"docs/{here}")
