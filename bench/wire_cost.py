@@ -21,7 +21,7 @@ from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server import ServerConnection
-from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.server_stream import Handler, ServerCall
 from esp.core.wire.splice import SplicedCall
 
 CONNECTIONS = 8
@@ -59,7 +59,7 @@ class Pass(Handler):
         self.upstream = upstream
         self.owner = owner
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         call = SplicedCall(self.upstream, stream, message, self.owner)
         self.upstream.call(call, stream.head.forward, stream.timeout, message, end=True)
 

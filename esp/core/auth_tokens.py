@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Generic, TypeVar
 from zlib import crc32
 
-from esp.core.wire.hpack import COMPOSITE, Fields, decode, encode
+from esp.core.wire.divided import COMPOSITE
+from esp.core.wire.hpack import Fields, decode, encode
 
 INVALID: Final = b"esp-no-token-of-these-shards"
 """The token that shards get in place of one that esp cannot take apart; no simple token and no JWT looks like this."""

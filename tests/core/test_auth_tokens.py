@@ -23,7 +23,8 @@ from esp.core.auth_tokens import (
 from esp.core.wire import frames
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
-from esp.core.wire.hpack import COMPOSITE, DividedBlock, decode, encode
+from esp.core.wire.divided import COMPOSITE, DividedBlock
+from esp.core.wire.hpack import decode, encode
 from esp.core.wire.limits import Limits
 from tests.core.wire.conversation import message
 from tests.core.wire.conversation import split as frames_in

@@ -16,7 +16,7 @@ from esp.core.wire.exchange import AfterBody, Exchange, FindPage, MakeExchange, 
 from esp.core.wire.hpack import encode
 from esp.core.wire.plain import HttpRequest
 from esp.core.wire.request import RequestHead
-from esp.core.wire.server_stream import Handler, Refuse, ServerStream, Sink
+from esp.core.wire.server_stream import Handler, Refuse, ServerCall, Sink
 from esp.core.wire.status import Code, Status
 
 PATH: Final = "/metrics"
@@ -117,7 +117,7 @@ class Scrape(AfterBody):
 class ScrapeCall(Sink):
     """A request over HTTP/2."""
 
-    def __init__(self, metrics: Metrics, form: Form, stream: ServerStream, count: Count) -> None:
+    def __init__(self, metrics: Metrics, form: Form, stream: ServerCall, count: Count) -> None:
         self._stream = stream
         self._form = form
         self._count = count
@@ -212,7 +212,7 @@ class MetricsPage(Handler):
         wants_open = is_open(request.field(b"accept").decode("ascii", "replace"))
         return Scrape(self._metrics, AS_OPEN_METRICS if wants_open else AS_TEXT, request, reply, lines, self._count)
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Answers a request over HTTP/2 for any page."""
         if path_of(stream.head.path.decode("ascii", "replace")) == PATH:
             ScrapeCall(self._metrics, AS_TEXT, stream, self._count)  # as Prometheus asks over TLS

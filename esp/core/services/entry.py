@@ -7,7 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, NewType
 
 from esp.core.wire.ended import Passed, Several
-from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.server_stream import ServerCall, Sink
 
 if TYPE_CHECKING:
     from esp.core.services.gate import Gate, Line
@@ -75,7 +75,7 @@ class Entry(Sink):
     def __init__(
         self,
         gate: Gate,
-        stream: ServerStream,
+        stream: ServerCall,
         shards: tuple[str, ...],
         size: int,
         begin: Callable[[Entry], None],

@@ -35,7 +35,7 @@ from esp.core.services.handlers import parse
 from esp.core.wire.ended import Several
 from esp.core.wire.hpack import decode
 from esp.core.wire.request import RequestHead
-from esp.core.wire.server_stream import OVERLOADED, Handler, Refuse, ServerStream, Sink
+from esp.core.wire.server_stream import OVERLOADED, Handler, Refuse, ServerCall, Sink
 from esp.core.wire.status import RpcError
 
 HOLD_SECONDS: Final = 5.0
@@ -125,7 +125,7 @@ class Fence:
         ranges: Iterable[KeyRange],
         sources: Iterable[str],
         find: Find,
-        calls: Iterable[ServerStream],
+        calls: Iterable[ServerCall],
         namespace: Namespace | None = None,
         counters: Counter[str] | None = None,
     ) -> None:
@@ -136,7 +136,7 @@ class Fence:
         self._find = find
         self._began = monotonic()
         self._held: dict[_Held, None] = {}
-        self._before: list[ServerStream] = []
+        self._before: list[ServerCall] = []
         self._heads: dict[RequestHead, RequestHead] = {}  # of calls that were held, by their heads of before
         for stream in calls:
             head = stream.head
@@ -170,7 +170,7 @@ class Fence:
             return False  # whoever serves the call says so
         return any(mine.intersect(each) is not None for each in asked for mine in self._ranges)
 
-    def hold(self, stream: ServerStream, message: bytes) -> None:
+    def hold(self, stream: ServerCall, message: bytes) -> None:
         """Holds a call; refuses it if calls have been held for too long, or if there is no memory."""
         if self._is_late():
             self._counters["refused"] += 1
@@ -209,11 +209,11 @@ class Fence:
             self._counters["cut"] += len(writes)
         return len(writes)
 
-    def _left(self) -> list[ServerStream]:
+    def _left(self) -> list[ServerCall]:
         self._before = [stream for stream in self._before if not stream.is_over]
         return [stream for stream in self._before if self._may_touch(stream)]
 
-    def _may_touch(self, stream: ServerStream) -> bool:
+    def _may_touch(self, stream: ServerCall) -> bool:
         server = None if stream.sink is None else stream.sink.sent_to()[0]
         if server is None:
             return True
@@ -227,13 +227,13 @@ class Fence:
             held.release()
             held.stream.connection.do_later(self._begin(held.stream, held.message))
 
-    def _begin(self, stream: ServerStream, message: bytes) -> Iterator[None]:
+    def _begin(self, stream: ServerCall, message: bytes) -> Iterator[None]:
         if not stream.is_over:
             self.begin(stream, message)
         return
         yield
 
-    def begin(self, stream: ServerStream, message: bytes) -> None:
+    def begin(self, stream: ServerCall, message: bytes) -> None:
         """Begins a call that came while the fence stood, by the map in force now."""
         before = stream.head
         head = self._heads.get(before)
@@ -271,7 +271,7 @@ class _Fenced(Handler):
         self._fence = fence
         self._head = head
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Holds the call if it is for the keys."""
         fence = self._fence
         if fence.is_open:
@@ -288,7 +288,7 @@ class _Held(Sink):
 
     __slots__ = ("_all", "message", "stream")
 
-    def __init__(self, every: dict[_Held, None], stream: ServerStream, message: bytes) -> None:
+    def __init__(self, every: dict[_Held, None], stream: ServerCall, message: bytes) -> None:
         self._all = every
         self.stream = stream
         self.message = message

@@ -40,7 +40,7 @@ from esp.core.services.entry import KINDS, LARGE, NEW, NEW_RANGE, PLACE_BYTES, P
 from esp.core.shard import Shard
 from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
-from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.status import RpcError
 from esp.core.wire.turns import SLICE
 
@@ -143,7 +143,7 @@ class Gate:
         """The places for a read at `shard` whose client has had no answer yet."""
         return self._unknown.get(shard, PLACES)
 
-    def note_large(self, stream: ServerStream, size: int) -> None:
+    def note_large(self, stream: ServerCall, size: int) -> None:
         """Notes an answer of `size` bytes to a read. After a large one, the client's next reads take as many places."""
         if size > PLACE_BYTES:
             connection = stream.connection
@@ -168,14 +168,14 @@ class Gate:
 
     def pass_on(
         self,
-        stream: ServerStream,
+        stream: ServerCall,
         shard: Shard,
         message: bytes,
         *,
         reads: bool,
         at_once: bool = False,
         one_key: bool = False,
-        small: Callable[[ServerStream, bytes], None] | None = None,
+        small: Callable[[ServerCall, bytes], None] | None = None,
     ) -> None:
         """Sends a call to its one shard, as soon as there is a place for it.
 
@@ -219,7 +219,7 @@ class Gate:
 
     def let_in(
         self,
-        stream: ServerStream,
+        stream: ServerCall,
         shards: Iterable[str],
         size: int,
         begin: Callable[[Entry], None],

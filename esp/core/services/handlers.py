@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from enum import Enum
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from esp.core.background import name_of
 from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
+from esp.core.services.timed import Timed
 from esp.core.shard import Shard
-from esp.core.wire.connection import Connection
 from esp.core.wire.ended import Passed, Several
 from esp.core.wire.frames import MAX_FRAME_SIZE, pack_u32
 from esp.core.wire.message import PREFIX_SIZE
-from esp.core.wire.server_stream import INTERNAL_ERROR, Handler, ServerStream, Sink
+from esp.core.wire.server_stream import INTERNAL_ERROR, Handler, ServerCall, Sink
 from esp.core.wire.status import OK, Code, RpcError, Status
 
 log = logging.getLogger("esp.service")
@@ -54,7 +53,7 @@ class PassUnary(Handler):
         self.shard = shard
         self.idempotent = idempotent
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Sends the message on unchanged."""
         self.shard.splice(stream, message)
 
@@ -72,7 +71,7 @@ class Counted(Handler):
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
 
-    def send(self, stream: ServerStream, message: bytes, shard: Shard, *, late: bool = False) -> None:
+    def send(self, stream: ServerCall, message: bytes, shard: Shard, *, late: bool = False) -> None:
         """Sends a call on to its one shard: at once, unless the call may cost that shard much.
 
         `late`: the call came in an earlier turn of the loop, so that less is left of its deadline.
@@ -89,21 +88,23 @@ class Counted(Handler):
         """Whether the call surely reads one key."""
         return False
 
-    def on_large_answer(self, stream: ServerStream, size: int) -> None:
+    def on_large_answer(self, stream: ServerCall, size: int) -> None:
         """The client's next reads wait for places."""
         if self.reads:
             self.gate.note_large(stream, size)
 
 
-class PassCounted(Counted, PassUnary):
+class PassCounted(Counted):
     """As `PassUnary`, where a call that may cost the shard much waits for a place there: reads, and large requests."""
 
-    def __init__(self, shard: Shard, gate: Gate, *, idempotent: bool) -> None:
-        Counted.__init__(self, gate)
-        PassUnary.__init__(self, shard, idempotent=idempotent)
-        self.reads = idempotent
+    quick = True
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def __init__(self, shard: Shard, gate: Gate, *, idempotent: bool) -> None:
+        super().__init__(gate)
+        self.shard = shard
+        self.idempotent = self.reads = idempotent
+
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Sends the message on unchanged."""
         self.send(stream, message, self.shard)
 
@@ -113,7 +114,7 @@ class PassWaiting(PassUnary):
 
     waits = True
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Sends it on as it came."""
         self.shard.splice_waiting(stream, message)
 
@@ -126,7 +127,7 @@ class PassStream(Handler):
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
 
-    def on_open(self, stream: ServerStream) -> None:
+    def on_open(self, stream: ServerCall) -> None:
         """Joins the client's stream to one of the shard."""
         self.shard.splice_stream(stream)
 
@@ -143,72 +144,12 @@ class Local(Handler):
         self._request = request
         self._answer = answer
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Answers."""
         try:
             stream.respond(self._answer(parse(self._request, message)).SerializeToString())
         except RpcError as error:
             stream.finish(error.status)
-
-
-class Timed(Coroutine[Any, Any, Result]):
-    """A coroutine whose steps are charged to a client's connection, and wait while a turn of the loop has too many."""
-
-    __slots__ = ("__qualname__", "_connection", "_place", "_turns", "_work")
-
-    def __init__(self, work: Coroutine[Any, Any, Result], connection: Connection) -> None:
-        self.__qualname__ = name_of(work)
-        self._work = work
-        self._connection = connection
-        self._turns = connection.context.turns
-        self._place: float | None = None  # among the steps that wait
-
-    def __getattr__(self, name: str) -> Any:
-        # The name of the wrapped coroutine.
-        return getattr(self._work, name)
-
-    def __await__(self) -> Generator[Any, None, Result]:
-        """Not called: a task takes the coroutine itself."""
-        return self._work.__await__()
-
-    def send(self, value: Any, /) -> Any:
-        """Does the next step, in its turn: the task is woken again for that."""
-        turns = self._turns
-        if turns.steps.must_wait(self._place) and turns.soon is not None:
-            return self._hold()
-        self._place = None
-        clock = self._connection.clock
-        began = clock()
-        try:
-            return self._work.send(value)
-        finally:
-            took = clock() - began
-            turns.steps.took(took)
-            self._connection.charge(took)
-
-    def _hold(self) -> asyncio.Future[None]:
-        turn = asyncio.get_running_loop().create_future()
-        self._place = self._turns.steps.hold(self._connection, partial(_settle, turn), self._place)
-        self._turns.run_soon()
-        turn._asyncio_future_blocking = True  # as `await` does, so that the task waits for it
-        return turn
-
-    def throw(self, *error: Any) -> Any:
-        """Does the next step, which begins with an exception."""
-        self._place = None
-        try:
-            return self._work.throw(*error)
-        finally:
-            del error  # otherwise it would refer to this frame, and so to itself
-
-    def close(self) -> None:
-        """Ends it."""
-        self._work.close()
-
-
-def _settle(turn: asyncio.Future[None]) -> None:
-    if not turn.done():  # else its task was cancelled
-        turn.set_result(None)
 
 
 class Keeps(Enum):
@@ -232,7 +173,7 @@ class CoroutineCall(Sink):
 
     __slots__ = ("_room", "_unflushed", "_waiting", "entry", "keeps", "stream", "task")
 
-    def __init__(self, stream: ServerStream, entry: Entry | None = None) -> None:
+    def __init__(self, stream: ServerCall, entry: Entry | None = None) -> None:
         self.stream = stream
         self.entry = entry
         self.keeps = Keeps.NOTHING
@@ -415,7 +356,7 @@ class AskAll(Handler):
         self._work = work
         self._weight = weight
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Starts the coroutine when the call's turn has come."""
         try:
             request = parse(self._request, message)
@@ -436,7 +377,7 @@ class AskAll(Handler):
 
 def let_in_to_all(
     gate: Gate,
-    stream: ServerStream,
+    stream: ServerCall,
     shards: Mapping[str, Shard],
     size: int,
     begin: Callable[[Entry], None],

@@ -11,7 +11,7 @@ from esp.core import errors
 from esp.core.pb import health_pb2
 from esp.core.services.handlers import Local, parse
 from esp.core.wire.message import prefix
-from esp.core.wire.server_stream import Handler, ServerStream, Sink
+from esp.core.wire.server_stream import Handler, ServerCall, Sink
 from esp.core.wire.status import RpcError
 
 _SERVICE: Final = b"/grpc.health.v1.Health/"
@@ -62,7 +62,7 @@ class HealthService:
     def _list(self, request: health_pb2.HealthListRequest) -> Message:
         return health_pb2.HealthListResponse(statuses={"": Response(status=self.status(""))})
 
-    def open(self, stream: ServerStream, service: str) -> None:
+    def open(self, stream: ServerCall, service: str) -> None:
         """Begins a Watch: the client gets the status now, and after each change."""
         if self._stopped:
             stream.finish(errors.SERVER_STOPPED)
@@ -91,7 +91,7 @@ class HealthWatch(Sink):
 
     __slots__ = ("_health", "_service", "_stream", "_told", "_waits")
 
-    def __init__(self, health: HealthService, stream: ServerStream, service: str) -> None:
+    def __init__(self, health: HealthService, stream: ServerCall, service: str) -> None:
         self._health = health
         self._stream = stream
         self._service = service
@@ -135,7 +135,7 @@ class _Watch(Handler):
     def __init__(self, health: HealthService) -> None:
         self._health = health
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Begins the watch that the request names."""
         try:
             request = parse(health_pb2.HealthCheckRequest, message)

@@ -30,7 +30,7 @@ from esp.core.services.handlers import CoroutineCall, Counted, let_in_to_all, pa
 from esp.core.services.lease import Grant, LeaseRetry, Leases
 from esp.core.shard import Shard
 from esp.core.wire.message import prefix
-from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.server_stream import Handler, ServerCall
 from esp.core.wire.status import Code, RpcError, Status
 
 LOCK: Final = b"/v3lockpb.Lock/"
@@ -115,7 +115,7 @@ class ToOwner(Counted):
         self._request = request
         self._owner = owner
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Finds the shard, or refuses the call."""
         try:
             request, shard = self._read(message)
@@ -133,7 +133,7 @@ class ToOwner(Counted):
         request = parse(self._request, message)
         return request, self._owner(request)
 
-    def go(self, stream: ServerStream, request: Any, shard: Shard) -> None:
+    def go(self, stream: ServerCall, request: Any, shard: Shard) -> None:
         """Sends the request."""
         self.send(stream, prefix(request.SerializeToString()), shard)
 
@@ -143,7 +143,7 @@ class Observe(ToOwner):
 
     waits = True
 
-    def send(self, stream: ServerStream, message: bytes, shard: Shard, *, late: bool = False) -> None:
+    def send(self, stream: ServerCall, message: bytes, shard: Shard, *, late: bool = False) -> None:
         """Sends the request as a streaming call with one message."""
         shard.splice_stream(stream)
         if stream.sink is not None:
@@ -159,7 +159,7 @@ class Grants:
         self._shards = shards
         self._grant = grant
 
-    def begin(self, stream: ServerStream, size: int, go_on: Callable[[int], None]) -> None:
+    def begin(self, stream: ServerCall, size: int, go_on: Callable[[int], None]) -> None:
         """Grants a lease of LEASE_TTL seconds on all shards, and calls `go_on` with its id; or ends the call."""
 
         async def work(call: CoroutineCall) -> None:
@@ -201,7 +201,7 @@ class Leased(ToOwner):
         self._bearer = bearer
         self._grants = grants
 
-    def go(self, stream: ServerStream, request: Any, shard: Shard) -> None:
+    def go(self, stream: ServerCall, request: Any, shard: Shard) -> None:
         """Sends the request, with a lease of its own if it names none."""
         if self._bearer(request).lease:
             super().go(stream, request, shard)
@@ -213,14 +213,14 @@ class Leased(ToOwner):
 
         self._grants.begin(stream, request.ByteSize(), go_on)
 
-    def send(self, stream: ServerStream, message: bytes, shard: Shard, *, late: bool = False) -> None:
+    def send(self, stream: ServerCall, message: bytes, shard: Shard, *, late: bool = False) -> None:
         """Sends the request's bytes. A call that may wait goes without a place at the gate, however large it is."""
         if self.waits:
             shard.splice_waiting(stream, message)
         else:
             super().send(stream, message, shard, late=late)
 
-    def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
+    def recover(self, stream: ServerCall, message: bytes, status: Status) -> bool:
         """Sends the call once more if its shard lacks the lease, but the lease is alive."""
         if status.message != errors.LEASE_NOT_FOUND.message:  # these services send etcd's texts with the code Unknown
             return False

@@ -23,7 +23,7 @@ from esp.core.services.checks import Checks, Round, Verdict
 from esp.core.services.maintenance import version_key
 from esp.core.wire.exchange import AnswerPage, Page
 from esp.core.wire.hpack import encode
-from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.server_stream import Handler, ServerCall
 
 JSON: Final = "application/json"
 _NO_SNIFF: Final = (("X-Content-Type-Options", "nosniff"),)
@@ -174,7 +174,7 @@ class Pages(Handler):
         """The verdicts known so far, in the order of the shards."""
         return {name: found.verdicts[name] for name in names if name in found.verdicts}
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Answers a request that came over HTTP/2."""
         head = stream.head
         method, path = head.method.decode("ascii", "replace"), head.path.decode("ascii", "replace")
@@ -232,7 +232,7 @@ def _json(value: Mapping[str, str]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def send_page(stream: ServerStream, page: Page) -> None:
+def send_page(stream: ServerCall, page: Page) -> None:
     """Answers a request that came over HTTP/2."""
     if stream.is_over:
         return

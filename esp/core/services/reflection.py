@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from esp.core.pb import health_pb2, reflection_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.wire.message import MessageReader, prefix
-from esp.core.wire.server_stream import Handler, ServerStream, Sink
+from esp.core.wire.server_stream import Handler, ServerCall, Sink
 from esp.core.wire.status import OK, Code, RpcError, Status
 
 MAX_REQUEST_BYTES: Final = 4096
@@ -53,7 +53,7 @@ class _Reflection(Handler):
     streaming = True
     forwards = False
 
-    def on_open(self, stream: ServerStream) -> None:
+    def on_open(self, stream: ServerCall) -> None:
         """A client opens its stream."""
         ReflectionCall(stream)
 
@@ -67,7 +67,7 @@ class ReflectionCall(Sink):
 
     __slots__ = ("_has_ended", "_messages", "_payloads", "_reader", "_sent", "_size", "_stream", "_works")
 
-    def __init__(self, stream: ServerStream) -> None:
+    def __init__(self, stream: ServerCall) -> None:
         self._stream = stream
         self._reader = MessageReader(MAX_REQUEST_BYTES, stream.head.encoding)
         self._payloads: deque[bytes] = deque()

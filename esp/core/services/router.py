@@ -19,7 +19,7 @@ from esp.core.services.namespace import InNamespace
 from esp.core.shard import STATUS_PATH, Shard, is_probe
 from esp.core.wire.message import ENCODINGS, quote, unknown_encoding
 from esp.core.wire.request import RequestHead, is_grpc_type, malformed_method
-from esp.core.wire.server_stream import Handler, Refuse, ServerStream
+from esp.core.wire.server_stream import Handler, Refuse, ServerCall
 from esp.core.wire.status import Code, Status
 
 METHODS: Final[dict[bytes, MethodDescriptor]] = {
@@ -145,7 +145,7 @@ class NoShard(Handler):
         self.handler = handler
         self.idempotent = handler.idempotent
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Gives a client's call to `handler`; answers the probe of an esp itself."""
         if is_probe(message):
             stream.finish(errors.IS_ESP)

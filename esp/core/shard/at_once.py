@@ -10,7 +10,7 @@ from esp.core.shard.shard import Shard
 from esp.core.wire.call import Reader, Together, TogetherCall
 from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request_encoder import Forward
-from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.status import RpcError
 
 Read = TypeVar("Read", bound=Sized)
@@ -25,7 +25,7 @@ class AtOnce(Generic[Read]):
 
     __slots__ = ("_down", "_timeout", "_together", "calls")
 
-    def __init__(self, down: ServerStream | None, seconds: float | None) -> None:
+    def __init__(self, down: ServerCall | None, seconds: float | None) -> None:
         """`down` is the client's call that causes these calls, if any; `seconds` is the time until its deadline."""
         self._down = down
         self._timeout = b"" if seconds is None else format_timeout(seconds)

@@ -15,7 +15,7 @@ from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.ended import Passed
 from esp.core.wire.frames import ErrorCode
-from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.server_stream import ServerCall, Sink
 from esp.core.wire.shares import address_of
 from esp.core.wire.status import DEADLINE_EXCEEDED, Status
 
@@ -29,10 +29,10 @@ class Sender(Protocol):
 
     passed: Passed | None
 
-    def send(self, connection: ClientConnection, down: ServerStream, message: bytes | None, timeout: bytes) -> None:
+    def send(self, connection: ClientConnection, down: ServerCall, message: bytes | None, timeout: bytes) -> None:
         """Sends a client's call on `connection`, which has room for it."""
 
-    def refuse(self, down: ServerStream, status: Status) -> None:
+    def refuse(self, down: ServerCall, status: Status) -> None:
         """Ends a client's call with an error of esp's own."""
 
 
@@ -49,7 +49,7 @@ class ParkedCall(Sink):
 
     __slots__ = ("_chunks", "_ended", "_link", "_sender", "_size", "down", "message", "peer", "place", "until")
 
-    def __init__(self, sender: Sender, link: Link, down: ServerStream, message: bytes | None) -> None:
+    def __init__(self, sender: Sender, link: Link, down: ServerCall, message: bytes | None) -> None:
         self._sender = sender
         self._link = link
         self.down = down
@@ -91,7 +91,7 @@ class ParkedCall(Sink):
         self.down.sink = None
         self._link.unpark(self)
 
-    def cut(self, stream: ServerStream | None = None) -> None:
+    def cut(self, stream: ServerCall | None = None) -> None:
         """Refuses the call: others need its place, or the memory for its request."""
         self._link.unpark(self)
         self.refuse(errors.TOO_MANY_REQUESTS)
@@ -104,7 +104,7 @@ class ParkedCall(Sink):
             down.finish(DEADLINE_EXCEEDED)
             return
         self._sender.send(connection, down, self.message, down.remaining_timeout())
-        sink = down.sink
+        sink: Sink | None = down.sink
         for number, chunk in enumerate(self._chunks, 1):
             if down.sink is not None and down.sink is sink:  # a piece ends the call if it finds no memory
                 sink.request_data(chunk, self._ended and number == len(self._chunks))

@@ -18,7 +18,7 @@ from esp.core.wire.call import BrokenCall, MessageCall, Reader, messages
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request_encoder import Forward
-from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.splice import REPLAY_BYTES, CountedCall, LateCall, Place, SplicedCall, StreamCall
 from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError, Status
 
@@ -39,7 +39,7 @@ class Shard(Connected):
 
     # Calls of clients, passed on.
 
-    def splice(self, down: ServerStream, message: bytes) -> None:
+    def splice(self, down: ServerCall, message: bytes) -> None:
         """Passes on a call with one request: sends `message` (with its prefix); `down` gets whatever comes back."""
         connection = self._unary.connection
         # As nearly always there is room: `has_room`, which is spelled out, since it is so for each request.
@@ -51,7 +51,7 @@ class Shard(Connected):
         else:
             self._unary.park(ParkedCall(self, self._unary, down, message))
 
-    def splice_counted(self, down: ServerStream, message: bytes, place: Place) -> None:
+    def splice_counted(self, down: ServerCall, message: bytes, place: Place) -> None:
         """As `splice`, for a call that may have waited, and has a place here until the shard has answered."""
         connection = self._unary.free()
         if down.remaining() == 0:
@@ -66,7 +66,7 @@ class Shard(Connected):
             place.close()
             self._unary.park(ParkedCall(self, self._unary, down, message))
 
-    def splice_waiting(self, down: ServerStream, message: bytes) -> None:
+    def splice_waiting(self, down: ServerCall, message: bytes) -> None:
         """As `splice`, for a call that may wait for hours: such calls use up no stream that short calls need."""
         connection = self._streams.free()
         if down.remaining() == 0:
@@ -77,7 +77,7 @@ class Shard(Connected):
             self._links.wanted_streams.set()
             self._streams.park(ParkedCall(self, self._streams, down, message))
 
-    def splice_stream(self, down: ServerStream) -> None:
+    def splice_stream(self, down: ServerCall) -> None:
         """Passes a streaming call on, in both directions."""
         connection = self._streams.free()
         if connection is not None:
@@ -102,14 +102,14 @@ class Shard(Connected):
         """`opener` wants no stream any more."""
         self._streams.standing.pop(opener, None)
 
-    def send(self, connection: ClientConnection, down: ServerStream, message: bytes | None, timeout: bytes) -> None:
+    def send(self, connection: ClientConnection, down: ServerCall, message: bytes | None, timeout: bytes) -> None:
         """Sends a client's call on `connection`, which has room for it; a streaming call has no `message`."""
         call = StreamCall(connection, down, self) if message is None else LateCall(connection, down, message, self)
         connection.call(call, down.forward, timeout, message, end=message is not None)
         if message is not None and len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
             call.message = b""
 
-    def refuse(self, down: ServerStream, status: Status) -> None:
+    def refuse(self, down: ServerCall, status: Status) -> None:
         """Ends a client's call with an error of esp's own about this shard."""
         self.failed_calls += 1
         if self.passed is not None:
@@ -141,7 +141,7 @@ class Shard(Connected):
             log.info("shard %s: a call broke: %s", self.name, reason or f"RST_STREAM {code}")
         self.refuse(down, status)
 
-    def send_again(self, down: ServerStream, message: bytes) -> None:
+    def send_again(self, down: ServerCall, message: bytes) -> None:
         """Sends a client's call once more, with the rest of its deadline."""
         if down.head.handler.waits:
             self.splice_waiting(down, message)
@@ -171,7 +171,7 @@ class Shard(Connected):
         idempotent: bool,
         repeatable: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
-        down: ServerStream | None = None,
+        down: ServerCall | None = None,
     ) -> bytes:
         """The answer to one call, message and answer without gRPC prefix.
 
@@ -200,7 +200,7 @@ class Shard(Connected):
         idempotent: bool,
         repeatable: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
-        down: ServerStream | None = None,
+        down: ServerCall | None = None,
     ) -> Read:
         """As `forward_unary`, but a new `reader` makes the answer, which stays held for `down`."""
         if timeout is not None and timeout <= 0:
@@ -226,7 +226,7 @@ class Shard(Connected):
         body: bytes,
         deadline: asyncio.Timeout,
         reader: Callable[[], Reader[Read]],
-        down: ServerStream | None,
+        down: ServerCall | None,
     ) -> Read:
         connection = await self._unary.wait(down.peer if down is not None else "")
         when = deadline.when()
@@ -248,7 +248,7 @@ class Shard(Connected):
         forward: Forward,
         message: bytes,
         timeout: float | None = None,  # noqa: ASYNC109 - etcd is told of it
-        down: ServerStream | None = None,
+        down: ServerCall | None = None,
     ) -> MessageCall[bytes]:
         """Begins a call with one request message and a stream of answers. The caller reads to the end, or cancels.
 
@@ -262,7 +262,7 @@ class Shard(Connected):
         return call
 
 
-def _may_keep(down: ServerStream, message: bytes) -> bool:
+def _may_keep(down: ServerCall, message: bytes) -> bool:
     """Whether a request is kept to be sent again. Counts it as memory up to REPLAY_BYTES; a larger one goes soon."""
     if len(down.connection.streams) > MANY_CALLS:
         return False

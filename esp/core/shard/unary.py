@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -23,7 +22,7 @@ from esp.core.shard.at_once import AtOnce, are_ready
 from esp.core.shard.fate import failure, outcome
 from esp.core.shard.shard import Shard
 from esp.core.wire.call import BrokenCall, Reader, TogetherCall, messages
-from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError, Status
 
 Answer = TypeVar("Answer", bound=Message)
@@ -39,7 +38,6 @@ class Caller(Protocol):
         """A shard has answered."""
 
 
-@dataclass(frozen=True, slots=True)
 class Method(Generic[Answer]):
     """A unary RPC of etcd.
 
@@ -49,9 +47,15 @@ class Method(Generic[Answer]):
         idempotent: whether a call is sent again when its connection breaks and nobody knows whether etcd has acted.
     """
 
-    path: bytes
-    answer: type[Answer]
-    idempotent: bool
+    __slots__ = ("answer", "idempotent", "path")
+
+    def __init__(self, path: bytes, answer: type[Answer], *, idempotent: bool) -> None:
+        self.path = path
+        self.answer = answer
+        self.idempotent = idempotent
+
+    def __repr__(self) -> str:
+        return f"Method({self.path!r})"
 
 
 RANGE: Final = Method(b"/etcdserverpb.KV/Range", rpc_pb2.RangeResponse, idempotent=True)
@@ -84,7 +88,7 @@ async def ask(
     *,
     metadata: bytes = b"",
     seconds: float | None = None,
-    down: ServerStream | None = None,
+    down: ServerCall | None = None,
     reader: Callable[[], Reader[bytes]] | None = None,
 ) -> Answer:
     """One shard's answer.
@@ -158,7 +162,7 @@ async def ask_all(
     *,
     metadata: bytes = b"",
     seconds: float | None = None,
-    down: ServerStream | None = None,
+    down: ServerCall | None = None,
     caller: Caller | None = None,
 ) -> dict[str, Answer | Status]:
     """The answer of each shard, or the status with which the shard refused or failed, by the shard's name.
@@ -205,7 +209,7 @@ class _Question(Generic[Answer]):
         request: Message | Callable[[Shard], Message],
         metadata: bytes,
         seconds: float | None,
-        down: ServerStream | None,
+        down: ServerCall | None,
         caller: Caller | None,
     ) -> None:
         self._shards = shards

@@ -23,7 +23,7 @@ from esp.core.services.pages import send_page
 from esp.core.ui.state import state
 from esp.core.wire.exchange import AfterBody, AnswerPage, Exchange, MakeExchange, Page, Reply
 from esp.core.wire.plain import HttpRequest
-from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.server_stream import Handler, ServerCall
 
 PATH: Final = "/ui"
 STATE: Final = "/ui/state"
@@ -81,7 +81,7 @@ class StatusPage(Handler):
     def _state_exchange(self, request: HttpRequest, reply: Reply, lines: bytes) -> Exchange:
         return Scrape(self._metrics, self._form, request, reply, b"", self._count)
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Answers a request over HTTP/2 for any page."""
         path = path_of(stream.head.path.decode("ascii", "replace"))
         if path == STATE:

@@ -2,11 +2,12 @@
 
 The files, from the bottom up: each imports only files of its own line and of lines above it.
 
-    status, limits: codes and errors of gRPC; every bound of the wire
+    native, status, limits: marks for the compiler; codes and errors of gRPC; every bound of the wire
     frames: frames as bytes, error codes, the two kinds of fault
     traffic: bytes and messages that have passed
     budget, shares: memory and places that all clients share fairly
     ended: calls that have ended, for metrics and logs
+    divided: header blocks with a part for each of several servers
     huffman, field_decoder, hpack: header blocks
     traces: traced calls, and the trace ids that go on to servers
     running_time, held_steps: a clock of running time; steps of coroutines that wait for their turn
@@ -44,7 +45,8 @@ The names that the layers above may use (tests/test_layers.py):
     ended: EndedCall, Observer, Passed, Several, Took, UNKNOWN
     traces: Trace, Tracer
     context: WireContext
-    hpack: COMPOSITE, Fields, decode, encode
+    divided: COMPOSITE, DividedBlock
+    hpack: Fields, decode, encode
     message: MessageReader, ENCODINGS, PREFIX_SIZE, prefix, format_timeout, quote, unknown_encoding
     request: RequestHead, is_grpc_type, malformed_method
     request_encoder: Forward, traced
@@ -52,7 +54,7 @@ The names that the layers above may use (tests/test_layers.py):
     connection: Connection
     open_calls: CALL_BYTES
     admission: Admission
-    server_stream: Handler, OVERLOADED, Refuse, Sink, ServerStream, INTERNAL_ERROR
+    server_stream: Handler, OVERLOADED, Refuse, ServerCall, Sink, ServerStream, INTERNAL_ERROR
     client_stream: ClientStream, STREAM_WINDOW
     client: ClientConnection
     traffic: Traffic, MessageCount

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from esp.core.wire.budget import Account
 from esp.core.wire.context import WireContext
@@ -25,7 +25,7 @@ DRAIN_PING: Final = bytes.fromhex("0106010800030309")
 DRAIN_PING_SECONDS: Final = 5.0
 """How long a draining connection waits for the answer to `DRAIN_PING` before it takes no more calls."""
 
-S = TypeVar("S", bound=Stream)
+S = TypeVar("S", bound=Stream[Any])
 
 
 class Admission(FrameReader[S]):

@@ -38,7 +38,7 @@ class Reader(Protocol[Message_co]):
 
 
 class Keeper(Protocol):
-    """The holder of the memory that a call takes, such as a `ServerStream`."""
+    """The holder of the memory that a call takes, such as a `ServerCall`."""
 
     def hold(self, size: int) -> bool:
         """Accounts for `size` bytes; False when there is no room."""
@@ -73,7 +73,8 @@ def messages() -> MessageReader:
 class _Nothing:
     """Reads nothing."""
 
-    held = wanted = 0
+    held = 0
+    wanted = 0
 
     def feed(self, payload: bytes) -> Sequence[Any]:
         return ()

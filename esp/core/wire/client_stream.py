@@ -23,7 +23,7 @@ STREAM_WINDOW: Final = 262144
 NOT_QUEUED: Final = (-1, 0)
 
 
-class ClientStream(Stream):
+class ClientStream(Stream["ClientConnection"]):
     """One call as the client sees it. One event ends the call: `on_headers` or `on_data` with `end`, or `on_reset`.
 
     Attributes:
@@ -31,8 +31,6 @@ class ClientStream(Stream):
         queued_at: the flush of the connection with which the whole call leaves, and the call's place in `out`.
         unprocessed: the server said with GOAWAY that it has not acted on the call.
     """
-
-    connection: ClientConnection
 
     __slots__ = ("headers_seen", "queued_at", "unprocessed")
 

@@ -7,7 +7,7 @@ inlined; every other frame comes through `on_frame` here.
 from __future__ import annotations
 
 from time import monotonic
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import (
@@ -58,7 +58,7 @@ SMALL_DATA: Final = 5
 """DATA shorter than a gRPC prefix: no client cuts its messages so small."""
 
 
-S = TypeVar("S", bound=Stream)
+S = TypeVar("S", bound=Stream[Any])
 
 
 class FrameReader(Multiplexed[S]):

@@ -16,6 +16,7 @@ from hpack import HPACKError, OversizedHeaderListError
 from hpack.hpack import encode_integer
 from hpack.table import HeaderTable
 
+from esp.core.wire.divided import COMPOSITE, DividedBlock
 from esp.core.wire.field_decoder import FIELD_OVERHEAD, FieldDecoder
 from esp.core.wire.frames import ConnectionFault, ErrorCode, StreamFault
 
@@ -25,9 +26,6 @@ STATIC: Final = {field: index for index, field in reversed(list(enumerate(Header
 STATIC_NAMES: Final = {field[0]: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
 _SENSITIVE: Final = frozenset((b"token", b"authorization", b"cookie"))
 """Marked as never indexed, so that no hop between here and the peer puts them into a table."""
-
-COMPOSITE: Final = b"esp1:"
-"""The beginning of a value that holds a part for each of several servers; a server gets only its own part."""
 
 MEMO_ENTRIES: Final = 256
 MEMO_BLOCK_BYTES: Final = 8192
@@ -51,12 +49,6 @@ def encode_field(name: bytes, value: bytes) -> bytes:
         encoded[0] |= kind
         head = bytes(encoded)
     return head + bytes(encode_integer(len(value), 7)) + value
-
-
-class DividedBlock(bytes):
-    """A header block with a `COMPOSITE` value. The type says so; other blocks need not be searched for such a value."""
-
-    __slots__ = ()
 
 
 def encode(fields: Fields) -> bytes:

@@ -139,6 +139,7 @@ class _ServerEnd(ServerConnection):
         head = request[0]
         stream = self.streams[stream_id] = _WholeCall(self, stream_id, head, b"", b"")
         stream.call = call
+        stream.server = self
         stream.fresh = stream.remote_open = False
         window = self.recv_window - size
         if window < self.recv_limit >> 1:
@@ -170,17 +171,17 @@ class _WholeCall(ServerStream):
 
     Attributes:
         call: the call, as the client's end has it.
+        server: the connection, by its own type.
     """
 
-    connection: _ServerEnd
-
-    __slots__ = ("call",)
+    __slots__ = ("call", "server")
 
     call: ClientStream
+    server: _ServerEnd
 
     def send_answer(self, head: bytes, payload: bytes, trailers: bytes) -> bool:
         """Sends a whole answer; without frames, if the client's end knows head and trailers and has a window for it."""
-        connection = self.connection
+        connection = self.server
         known = connection.client.heads
         opening, ending = known.get(head), known.get(trailers)
         size = len(payload)

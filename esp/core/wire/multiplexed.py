@@ -10,7 +10,7 @@ back when its bytes have left on the other side (`Stream.consumed`), so a slow r
 from __future__ import annotations
 
 import logging
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
@@ -36,7 +36,7 @@ TOLD_AT_ONCE: Final = 10
 LOOKED_AT_AT_ONCE: Final = 200
 """Streams whose deadlines are looked at in one turn; a stream takes a microsecond."""
 
-S = TypeVar("S", bound=Stream)
+S = TypeVar("S", bound=Stream[Any])
 
 
 class Multiplexed(Connection, Generic[S]):

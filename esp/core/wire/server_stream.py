@@ -25,17 +25,15 @@ from esp.core.wire.frames import (
     pack_header,
     pack_u32,
 )
-from esp.core.wire.handler import OVERLOADED, Handler, Refuse, Sink
+from esp.core.wire.handler import OVERLOADED, Handler, Refuse, ServerCall, ServerCallOn, Sink
 from esp.core.wire.hpack import Fields
-from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request import LARGE_HEAD, NO_LENGTH, RequestHead
-from esp.core.wire.request_encoder import Forward, traced
 from esp.core.wire.request_message import SECOND_MESSAGE, RequestMessage
-from esp.core.wire.response import REQUEST_TIMEOUT_BLOCK, RESPONSE_BLOCK, trailers_block
-from esp.core.wire.status import OK, Code, RpcError, Status
+from esp.core.wire.response import REQUEST_TIMEOUT_BLOCK, trailers_block
+from esp.core.wire.status import Code, RpcError, Status
 from esp.core.wire.stream import Stream
 
-__all__ = ["INTERNAL_ERROR", "OVERLOADED", "Handler", "Refuse", "ServerStream", "Sink"]
+__all__ = ["INTERNAL_ERROR", "OVERLOADED", "Handler", "Refuse", "ServerCall", "ServerStream", "Sink"]
 
 INTERNAL_ERROR: Final = Status(Code.INTERNAL, "esp: internal error")
 """The status of a call that a bug in esp has ended."""
@@ -52,7 +50,7 @@ _RESETS: Final[dict[int, Code]] = {
 """The status of a call that ends with RST_STREAM, by its code (gRPC over HTTP/2, Errors); INTERNAL for other codes."""
 
 
-class ServerStream(Stream):
+class ServerStream(Stream["Admission[ServerStream]"], ServerCallOn["Admission[ServerStream]"]):
     """One call as the server sees it.
 
     Attributes:
@@ -69,8 +67,6 @@ class ServerStream(Stream):
         taken: the request's one message is served, though the request may go on.
         account: the memory that the call holds; None before the call holds any.
     """
-
-    connection: Admission[ServerStream]
 
     __slots__ = (
         "_body_size",
@@ -120,16 +116,6 @@ class ServerStream(Stream):
     # For the code that serves the call.
 
     @property
-    def peer(self) -> str:
-        """The client's address."""
-        return self.connection.peer
-
-    @property
-    def forward(self) -> Forward:
-        """The head for the next hop, with the call's own `traceparent`."""
-        return traced(self.head.forward, self.trace) if self.trace else self.head.forward
-
-    @property
     def awaits_message(self) -> bool:
         """Whether the one message of a unary call has not come yet."""
         return self.remote_open and self.head.unary and not self.taken
@@ -152,23 +138,6 @@ class ServerStream(Stream):
         # Nine tenths, because the client's clock began earlier. LEAST_TIMEOUT, because a tiny time-out must not make
         # resets free.
         return lived >= min(LIVED, max(LEAST_TIMEOUT, (self.deadline - self.opened) * 0.9))
-
-    def remaining(self) -> float | None:
-        """Seconds until the deadline, not below 0; None without one."""
-        return max(0.0, self.deadline - monotonic()) if self.deadline else None
-
-    def remaining_timeout(self) -> bytes:
-        """The time left as a `grpc-timeout` value; b"" without a deadline."""
-        remaining = self.remaining()
-        return b"" if remaining is None else format_timeout(remaining)
-
-    def respond(self, message: bytes) -> None:
-        """Sends the whole answer of a unary call, unless it is over: one message (without prefix) and status OK."""
-        if self.is_over:
-            return
-        self.start()
-        self.send_data(prefix(message), False)
-        self.finish(OK)
 
     @property
     def is_over(self) -> bool:
@@ -265,12 +234,6 @@ class ServerStream(Stream):
             self.reset(code)
         else:
             self.finish(status)
-
-    def start(self) -> None:
-        """Sends the response's head, unless it was sent."""
-        if not self.responded:
-            self.responded = True
-            self.send_headers(RESPONSE_BLOCK, False)
 
     def send_answer(self, head: bytes, payload: bytes, trailers: bytes) -> bool:
         """Sends a whole answer, the blocks of its head and trailers encoded; False when it cannot go at once."""

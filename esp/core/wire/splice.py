@@ -15,7 +15,7 @@ from esp.core.wire.ended import UNKNOWN, Passed
 from esp.core.wire.frames import MAX_FRAME_SIZE, ErrorCode, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.response import ResponseHead
-from esp.core.wire.server_stream import OVERLOADED, ServerStream, Sink
+from esp.core.wire.server_stream import OVERLOADED, ServerCall, Sink
 from esp.core.wire.status import Code, Status
 from esp.core.wire.traffic import MessageCount
 
@@ -61,7 +61,7 @@ class SplicedCall(ClientStream, Sink):
     __slots__ = ("down", "message", "owner")
 
     def __init__(
-        self, connection: ClientConnection, down: ServerStream, message: bytes | None, owner: SpliceOwner
+        self, connection: ClientConnection, down: ServerCall, message: bytes | None, owner: SpliceOwner
     ) -> None:
         # The first lines are ClientStream's: this runs once per request.
         self.connection = connection
@@ -188,7 +188,7 @@ class SplicedCall(ClientStream, Sink):
 
     # From the client.
 
-    def cut(self, stream: ServerStream) -> None:
+    def cut(self, stream: ServerCall) -> None:
         """Ends a streaming call with Unavailable, so that its client opens another; any other call as `Sink` does."""
         if self.message is None:
             self.cancelled(ErrorCode.CANCEL, "no memory")
@@ -217,7 +217,7 @@ class LateCall(SplicedCall):
     __slots__ = ("_sent",)
 
     def __init__(
-        self, connection: ClientConnection, down: ServerStream, message: bytes | None, owner: SpliceOwner
+        self, connection: ClientConnection, down: ServerCall, message: bytes | None, owner: SpliceOwner
     ) -> None:
         super().__init__(connection, down, message, owner)
         self._sent = monotonic()
@@ -241,7 +241,7 @@ class StreamCall(LateCall):
 
     __slots__ = ("_answers", "_requests")
 
-    def __init__(self, connection: ClientConnection, down: ServerStream, owner: SpliceOwner) -> None:
+    def __init__(self, connection: ClientConnection, down: ServerCall, owner: SpliceOwner) -> None:
         super().__init__(connection, down, None, owner)
         counters, passed = connection.context.counters, connection.passed
         path = UNKNOWN if passed is None else passed.took.name(down.head.path)
@@ -265,7 +265,7 @@ class CountedCall(LateCall):
     __slots__ = ("_place",)
 
     def __init__(
-        self, connection: ClientConnection, down: ServerStream, message: bytes, owner: SpliceOwner, place: Place
+        self, connection: ClientConnection, down: ServerCall, message: bytes, owner: SpliceOwner, place: Place
     ) -> None:
         super().__init__(connection, down, message, owner)
         self._place = place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from esp.core.wire.frames import (
     END_STREAM,
@@ -23,8 +23,11 @@ COPIED: Final = 1024
 """Bytes of DATA that are put behind their frame's head at once; more are copied once only, with all output."""
 
 
-class Stream:
-    """The state that both ends keep for a stream; subclasses define what its events do.
+C = TypeVar("C", bound="Multiplexed[Any]")
+
+
+class Stream(Generic[C]):
+    """The state that both ends keep for a stream of a connection of type C; subclasses define what its events do.
 
     Attributes:
         credit: bytes that the peer granted beyond its initial window, minus the bytes sent.
@@ -47,7 +50,7 @@ class Stream:
         "remote_open",
     )
 
-    def __init__(self, connection: Multiplexed[Any], stream_id: int, recv_window: int) -> None:
+    def __init__(self, connection: C, stream_id: int, recv_window: int) -> None:
         self.connection = connection
         self.id = stream_id
         self.credit = 0

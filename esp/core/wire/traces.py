@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from esp.core.wire.hpack import DividedBlock
+from esp.core.wire.divided import DividedBlock
 
 TRACE_FIELD: Final = b"\0\x0btraceparent"
 

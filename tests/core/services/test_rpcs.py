@@ -10,7 +10,7 @@ from esp.core import shard as shard_package
 from esp.core.config import parse
 from esp.core.proxy import Proxy
 from esp.core.services.cluster import MEMBER_LIST
-from esp.core.services.handlers import PassStream, PassUnary
+from esp.core.services.handlers import PassCounted, PassStream, PassUnary
 from esp.core.services.kv.read_batch import PassReads
 from esp.core.services.lock import ToOwner
 from esp.core.services.namespace.fields import holds_keys
@@ -141,7 +141,7 @@ def assert_passed_on(handler: Handler, path: bytes) -> None:
         if isinstance(handler, NoShard):
             assert path == STATUS_PATH
             handler = handler.handler
-        assert isinstance(handler, PassReads if path.endswith(b"KV/Range") else PassUnary)
+        assert isinstance(handler, PassReads if path.endswith(b"KV/Range") else (PassUnary, PassCounted))
         assert handler.idempotent == (path in READS)
 
 

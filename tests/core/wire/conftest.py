@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from esp.core.wire import admission, client, connection, frame_reader, server, server_stream
+from esp.core.wire import admission, client, connection, frame_reader, handler, server, server_stream
 
 
 class Clock:
@@ -25,6 +25,6 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (admission, client, connection, frame_reader, server, server_stream):
+    for module in (admission, client, connection, frame_reader, handler, server, server_stream):
         monkeypatch.setattr(module, "monotonic", clock)
     return clock

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.context import WireContext
+from esp.core.wire.divided import COMPOSITE
 from esp.core.wire.frames import ConnectionFault, ErrorCode
-from esp.core.wire.hpack import COMPOSITE, encode
+from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
 from esp.core.wire.local_calls import LocalCalls
 from esp.core.wire.message import prefix

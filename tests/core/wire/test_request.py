@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hpack import Decoder
 
-from esp.core.wire.hpack import COMPOSITE, MEMO_BLOCK_BYTES, MEMO_ENTRIES, DividedBlock, encode
+from esp.core.wire.divided import COMPOSITE, DividedBlock
+from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_ENTRIES, encode
 from esp.core.wire.request import NO_LENGTH, parse_request
 from esp.core.wire.request_decoder import RequestDecoder
 from esp.core.wire.request_encoder import timeout_field, traced

@@ -33,7 +33,7 @@ from esp.core.wire.ended import Passed, Several
 from esp.core.wire.frames import ErrorCode, pack_u32
 from esp.core.wire.message import prefix
 from esp.core.wire.open_calls import CALL_BYTES
-from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.server_stream import ServerCall, Sink
 from esp.core.wire.status import OK, Code, Status
 
 _Range = rpc_pb2.RangeRequest
@@ -71,7 +71,7 @@ class Concat(Sink):
         "small",
     )
 
-    def __init__(self, down: ServerStream, routing: Routing, entry: Entry, again: Callable[[], None]) -> None:
+    def __init__(self, down: ServerCall, routing: Routing, entry: Entry, again: Callable[[], None]) -> None:
         """`again` answers the call in another way if a shard's connection breaks before anything was sent.
 
         `entry` has the places at the shards.

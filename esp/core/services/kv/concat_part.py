@@ -16,7 +16,7 @@ from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.frames import unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.response import ResponseHead
-from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.status import Code, Status
 
 HEADER_TAG: Final = 0x0A
@@ -35,7 +35,7 @@ class Concatenation(Protocol):
         small: a part's answer of at most so many bytes is covered by the memory that every call counts for.
     """
 
-    down: ServerStream
+    down: ServerCall
     small: int
 
     def begun(self, one: Part) -> None:

@@ -28,7 +28,7 @@ from esp.core.wire.ended import Passed
 from esp.core.wire.frames import unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, format_timeout
 from esp.core.wire.response import ResponseHead
-from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.server_stream import ServerCall, Sink
 from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
 
 log = logging.getLogger("esp.service")
@@ -44,7 +44,7 @@ MOST_ANSWER_BYTES: Final = STREAM_WINDOW // 2
 READS_ALONE: Final = 100
 """After an unfit transaction so many reads go one by one; then esp joins reads again."""
 
-Read = tuple[ServerStream, bytes]
+Read = tuple[ServerCall, bytes]
 """A client's call, and its request with prefix."""
 
 
@@ -72,7 +72,7 @@ class ReadBatches:
         self._version = ""
         self._is_fit = False
 
-    def add(self, stream: ServerStream, message: bytes) -> None:
+    def add(self, stream: ServerCall, message: bytes) -> None:
         """Takes a read that `peek.bare_key` knows. A client that may read much waits for a place first."""
         if stream.connection.weight:
             self.gate.pass_on(stream, self.shard, message, reads=True, one_key=True, small=self.add)
@@ -185,13 +185,13 @@ class _BatchedRead(Sink):
 
     __slots__ = ("_call", "message", "stream")
 
-    def __init__(self, call: BatchedCall, stream: ServerStream, message: bytes) -> None:
+    def __init__(self, call: BatchedCall, stream: ServerCall, message: bytes) -> None:
         self._call = call
-        self.stream: ServerStream | None = stream
+        self.stream: ServerCall | None = stream
         self.message = message
         stream.sink = self
 
-    def release(self) -> ServerStream | None:
+    def release(self) -> ServerCall | None:
         """The client's call if it still waits; the caller ends it."""
         stream, self.stream = self.stream, None
         if stream is not None:
@@ -330,7 +330,7 @@ class BatchedCall(ClientStream):
     def _send_alone(self, *, was_sent: bool = False) -> None:
         """Sends each read by itself; with `was_sent` no read may be repeated after that (`shard/fate`)."""
 
-        def send(stream: ServerStream, message: bytes) -> None:
+        def send(stream: ServerCall, message: bytes) -> None:
             stream.retried = was_sent
             if stream.remaining() == 0:
                 stream.finish(DEADLINE_EXCEEDED)
@@ -341,7 +341,7 @@ class BatchedCall(ClientStream):
 
         self._for_each(send)
 
-    def _for_each(self, act: Callable[[ServerStream, bytes], None]) -> None:
+    def _for_each(self, act: Callable[[ServerCall, bytes], None]) -> None:
         """Calls `act` for each read that still waits. A bug in that fails only this read."""
         for read in self._reads:
             stream = read.release()
@@ -362,7 +362,7 @@ class BatchedCall(ClientStream):
             self.cancel()
 
 
-def _end(stream: ServerStream) -> None:
+def _end(stream: ServerCall) -> None:
     """Ends a call that an exception came out of. Raises nothing, so the caller can end the other calls."""
     try:
         stream.expire(Status(Code.INTERNAL, "esp: internal error"))
@@ -370,7 +370,7 @@ def _end(stream: ServerStream) -> None:
         log.exception("%s: a bug in esp; a call was not told of its end", stream.peer)
 
 
-def _send_in_pieces(stream: ServerStream, head: bytes, answer: bytes, trailers: bytes) -> None:
+def _send_in_pieces(stream: ServerCall, head: bytes, answer: bytes, trailers: bytes) -> None:
     """Sends an answer for which the client's window has no room: the rest waits in the stream."""
     if stream.is_over:
         return
@@ -393,7 +393,7 @@ class PassReads(PassCounted):
         super().__init__(shard, gate, idempotent=True)
         self.batches = ReadBatches(shard, gate)
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Sends the Range on."""
         if bare_key(message, PREFIX_SIZE) is not None:
             self.batches.add(stream, message)

@@ -12,7 +12,7 @@ from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
 from esp.core.services.handlers import CoroutineCall, Counted
 from esp.core.shard import Shard
 from esp.core.wire.message import prefix
-from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.status import RpcError, Status
 
 
@@ -30,14 +30,14 @@ class Routed(Counted):
         self.starts = routing.map.starts
         self.owners = [self.shards[name] for name in routing.map.owners]  # owns from `starts`, at the same place, on
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Routes a message that no fast path of a subclass has taken."""
         try:
             self.route(stream, message)
         except RpcError as error:
             stream.finish(error.status)
 
-    def route(self, stream: ServerStream, message: bytes) -> None:
+    def route(self, stream: ServerCall, message: bytes) -> None:
         """Sends the call to its shard or shards.
 
         Raises:
@@ -45,13 +45,13 @@ class Routed(Counted):
         """
         raise NotImplementedError
 
-    def pass_on(self, stream: ServerStream, request: Any, shard: Shard) -> None:
+    def pass_on(self, stream: ServerCall, request: Any, shard: Shard) -> None:
         """Sends a parsed request on, serialised anew: so the shard reads the same in it as esp has."""
         self.send(stream, prefix(request.SerializeToString()), shard)
 
     def serve_across(
         self,
-        stream: ServerStream,
+        stream: ServerCall,
         shards: Iterable[str],
         message: bytes,
         work: Callable[[CoroutineCall], Coroutine[Any, Any, None]],

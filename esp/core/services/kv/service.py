@@ -33,7 +33,7 @@ from esp.core.services.kv.txn_handler import Txn
 from esp.core.services.lease import LeaseRetry
 from esp.core.services.revision import position_of
 from esp.core.wire.message import PREFIX_SIZE
-from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.server_stream import Handler, ServerCall
 from esp.core.wire.status import RpcError, Status
 
 PATH: Final = b"/etcdserverpb.KV/"
@@ -86,7 +86,7 @@ class Put(Routed):
         super().__init__(routing, gate)
         self.lease_retry = lease_retry
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Sends the Put to the owner of its key."""
         key = put_key(message)
         if key is not None:
@@ -98,13 +98,13 @@ class Put(Routed):
         else:
             super().on_message(stream, message)
 
-    def route(self, stream: ServerStream, message: bytes) -> None:
+    def route(self, stream: ServerCall, message: bytes) -> None:
         """Routes a Put of unusual form."""
         request = parse(rpc_pb2.PutRequest, message)
         check(validate.validate_put(request))
         self.pass_on(stream, request, self.routing.owner(request.key))
 
-    def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
+    def recover(self, stream: ServerCall, message: bytes, status: Status) -> bool:
         """Sends the Put once more if its shard lacks the lease, but the lease is alive."""
         if status != errors.LEASE_NOT_FOUND:
             return False
@@ -130,7 +130,7 @@ class _Ranges(Routed):
         self.former = routing.layout.former
         self.has_former = bool(self.former)
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
         asked = asked_range(message, PREFIX_SIZE)
         if asked is not None and not (self.has_former and parse(rpc_pb2.RangeRequest, message).revision):
@@ -153,7 +153,7 @@ class _Ranges(Routed):
         """Whether the message is in the usual form, and without a range_end."""
         return range_key(message, PREFIX_SIZE) is not None
 
-    def route(self, stream: ServerStream, message: bytes) -> None:
+    def route(self, stream: ServerCall, message: bytes) -> None:
         """Routes a Range of unusual form, one at a token, or one that spans shards."""
         request = parse(rpc_pb2.RangeRequest, message)
         check(self.validate(request))
@@ -198,7 +198,7 @@ class _Ranges(Routed):
         names = [segment.shard for segment in asked]
         self.gate.let_in(stream, names, len(message), begin, asked=message[:BEGINNING])
 
-    def wants_snapshot(self, stream: ServerStream) -> bool:
+    def wants_snapshot(self, stream: ServerCall) -> bool:
         """Whether the call reads all shards at one moment."""
         wanted = stream.head.field(metadata.READ)
         return wanted == b"snapshot" or (self.snapshots and not wanted)  # "default": each at its own
@@ -230,7 +230,7 @@ class Range(_Ranges):
         super().__init__(routing, gate, snapshots=snapshots, snapshot_tries=snapshot_tries)
         self.batches = {name: ReadBatches(shard, gate) for name, shard in self.shards.items()}
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
         key = bare_key(message, PREFIX_SIZE)
         if key is None:
@@ -276,7 +276,7 @@ class DeleteRange(Routed):
         super().__init__(routing, gate)
         self.served = served
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Sends the delete of one key to its owner."""
         key = range_key(message, PREFIX_SIZE)
         if key is not None:
@@ -284,7 +284,7 @@ class DeleteRange(Routed):
         else:
             super().on_message(stream, message)
 
-    def route(self, stream: ServerStream, message: bytes) -> None:
+    def route(self, stream: ServerCall, message: bytes) -> None:
         """Routes a delete of a range."""
         request = parse(rpc_pb2.DeleteRangeRequest, message)
         check(validate.validate_delete(request))
@@ -312,7 +312,7 @@ class Compact(Routed):
         super().__init__(routing, gate)
         self.compactions = compactions
 
-    def route(self, stream: ServerStream, message: bytes) -> None:
+    def route(self, stream: ServerCall, message: bytes) -> None:
         """Compacts, or refuses."""
         request = parse(rpc_pb2.CompactionRequest, message)
         position = position_of(self.routing.tokens, request.revision)
@@ -327,7 +327,7 @@ class Compact(Routed):
         self._begin(stream, message, lambda call: self.compactions.at_token(call, request, position))
 
     def _begin(
-        self, stream: ServerStream, message: bytes, work: Callable[[CoroutineCall], Coroutine[Any, Any, None]]
+        self, stream: ServerCall, message: bytes, work: Callable[[CoroutineCall], Coroutine[Any, Any, None]]
     ) -> None:
         def begin(entry: Entry) -> None:
             call = CoroutineCall(stream, entry)

@@ -42,7 +42,8 @@ def translate_txn(tokens: Tokens, message: bytes, found: Look, shard: str) -> Ge
         if pace.is_over():
             yield
         place = slice(noted >> 1, (noted >> 1) + TOKEN_BYTES)
-        number = sum((byte & 0x7F) << 7 * index for index, byte in enumerate(message[place]))
+        token = message[place]
+        number = sum((byte & 0x7F) << 7 * index for index, byte in enumerate(token))
         position = position_of(tokens, number)
         assert position is not None, "only tokens are noted"
         revision = read_at(position, shard) if noted & 1 else part_of(position, shard)

@@ -17,7 +17,7 @@ from esp.core.services.kv.routed import Routed
 from esp.core.services.kv.txn_plan import Plan, Plans
 from esp.core.services.lease import LeaseRetry
 from esp.core.wire.message import PREFIX_SIZE
-from esp.core.wire.server_stream import OVERLOADED, ServerStream
+from esp.core.wire.server_stream import OVERLOADED, ServerCall
 from esp.core.wire.status import RpcError, Status
 
 LARGE: Final = 16_384
@@ -37,11 +37,11 @@ class Txn(Routed):
         is_stale = self._is_stale if routing.layout.former else None
         self.plans = Plans(routing.map, routing.tokens, routing.undivided, routing.apiservers.saw, is_stale)
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Routes a transaction by all keys that it touches; in steps, because they may be many."""
         stream.connection.do(self._routed(stream, message))
 
-    def _routed(self, stream: ServerStream, message: bytes) -> Iterator[None]:
+    def _routed(self, stream: ServerCall, message: bytes) -> Iterator[None]:
         size = len(message) if len(message) > LARGE else 0
         if size and not stream.hold(size):
             stream.finish(OVERLOADED)
@@ -54,7 +54,7 @@ class Txn(Routed):
         except RpcError as error:
             stream.finish(error.status)
 
-    def _serve(self, stream: ServerStream, plan: Plan) -> None:
+    def _serve(self, stream: ServerCall, plan: Plan) -> None:
         message, owner, reads, owned = plan
         if owner is not None:
             self.send(stream, message, self.shards[owner])
@@ -77,7 +77,7 @@ class Txn(Routed):
     def _is_stale(self, keys: KeyRange, owner: str, revision: int) -> bool:
         return self.routing.layout.former.is_stale(keys, owner, revision, self.shards[owner].seen)
 
-    def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
+    def recover(self, stream: ServerCall, message: bytes, status: Status) -> bool:
         """Sends the transaction once more if its shard lacks the lease of a put, but the lease is alive."""
         if status != errors.LEASE_NOT_FOUND or len(self.shards) == 1:
             return False  # a single shard knows its leases best: LeaseRevoke and others pass esp by

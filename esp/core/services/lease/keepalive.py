@@ -25,7 +25,7 @@ from esp.core.services.revision import merged_header
 from esp.core.wire.context import WireContext
 from esp.core.wire.message import prefix
 from esp.core.wire.request_encoder import Forward
-from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.server_stream import Handler, ServerCall
 from esp.core.wire.shares import address_of
 from esp.core.wire.status import Status
 
@@ -66,7 +66,7 @@ class LeaseKeepAlive(Handler):
         self.places = context.places("max_keepalive_streams")
         self.waiting = context.places("max_keepalives")
 
-    def on_open(self, stream: ServerStream) -> None:
+    def on_open(self, stream: ServerCall) -> None:
         """A client's stream begins."""
         metadata = load_bearing(stream.head)
         forward = call_head(PATH, metadata)

@@ -23,7 +23,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.services.lease.keepalive_lane import Lane
 from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader, prefix
-from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.server_stream import ServerCall, Sink
 from esp.core.wire.shares import address_of
 from esp.core.wire.status import OK, Code, RpcError, Status
 
@@ -146,7 +146,7 @@ class KeepaliveCall(Sink):
         "stream",
     )
 
-    def __init__(self, service: Service, stream: ServerStream, lanes: Lanes) -> None:
+    def __init__(self, service: Service, stream: ServerCall, lanes: Lanes) -> None:
         self.stream = stream
         self.address = address_of(stream.peer)
         self.lanes = lanes

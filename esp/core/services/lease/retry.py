@@ -20,7 +20,7 @@ from esp.core.services.pace import LOOKED_AT_ONCE
 from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
 from esp.core.wire.message import PREFIX_SIZE
-from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.status import Code, RpcError, Status
 
 CALL_SECONDS: Final = 2.0
@@ -43,7 +43,7 @@ class LeaseRetry:
 
     def take(
         self,
-        stream: ServerStream,
+        stream: ServerCall,
         message: bytes,
         puts: Iterable[rpc_pb2.PutRequest | None],
         status: Status,
@@ -62,7 +62,7 @@ class LeaseRetry:
             return False
         return self._begin(stream, lambda call: self._again(call, message, puts, owner))
 
-    def take_unkept(self, stream: ServerStream, status: Status) -> bool:
+    def take_unkept(self, stream: ServerCall, status: Status) -> bool:
         """As `take`, for a write that esp cannot send again, since it has not kept the bytes or has sent them twice.
 
         The answer is the refusal, unless a shard may lack a lease that lives: then it is Unavailable.
@@ -75,7 +75,7 @@ class LeaseRetry:
         return True
 
     def take_call(
-        self, stream: ServerStream, lease_id: int, status: Status, shard: Shard, again: Callable[[], None]
+        self, stream: ServerCall, lease_id: int, status: Status, shard: Shard, again: Callable[[], None]
     ) -> bool:
         """Takes over a call that `shard` refused with `status` for the one lease that the call names; `again` sends it.
 
@@ -83,7 +83,7 @@ class LeaseRetry:
         """
         return self._begin(stream, lambda call: self._again_by(call, lease_id, status, shard, again))
 
-    def _begin(self, stream: ServerStream, work: Callable[[CoroutineCall], Coroutine[Any, Any, None]]) -> bool:
+    def _begin(self, stream: ServerCall, work: Callable[[CoroutineCall], Coroutine[Any, Any, None]]) -> bool:
         if not self._repair.table.tolerant:
             return False
         if stream.retried:
@@ -127,7 +127,7 @@ class LeaseRetry:
         self._repair.table.counters["writes_retried"] += 1
         again()
 
-    async def _granted(self, stream: ServerStream, shard: Shard, leases: list[int]) -> bool:
+    async def _granted(self, stream: ServerCall, shard: Shard, leases: list[int]) -> bool:
         """Whether any of the leases is on the shard now; it need not be the lease that the shard did not find.
 
         Raises:
@@ -163,6 +163,6 @@ async def _named(puts: Iterable[rpc_pb2.PutRequest | None]) -> tuple[bytes, list
     return key, list(leases)
 
 
-def _bounded(stream: ServerStream) -> float:
+def _bounded(stream: ServerCall) -> float:
     remaining = stream.remaining()
     return CALL_SECONDS if remaining is None else min(CALL_SECONDS, remaining)

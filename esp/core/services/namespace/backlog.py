@@ -9,7 +9,7 @@ from typing import Final
 from esp.core.services.namespace.rewrite import STEP_BYTES
 from esp.core.wire.hpack import Fields
 from esp.core.wire.pump import Pending
-from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.status import Status
 
 SENT_AT_ONCE: Final = 262_144
@@ -41,7 +41,7 @@ class Backlog:
         """Bytes of memory that the answers take."""
         return self.queued + sum(map(len, self.raw))
 
-    def pending(self, outer: ServerStream) -> Pending:
+    def pending(self, outer: ServerCall) -> Pending:
         """The same as the wire tells of a stream with DATA that waits."""
         waiting = Pending()
         waiting.size = self.queued
@@ -66,7 +66,7 @@ class Backlog:
         self.queue.extend(pieces)
         self.queued += size
 
-    def send(self, outer: ServerStream) -> None:
+    def send(self, outer: ServerCall) -> None:
         """Sends as much of the queue as the client takes, SENT_AT_ONCE at most."""
         queue, sent = self.queue, 0
         while queue and sent < SENT_AT_ONCE and outer.pending is None and not outer.is_over:

@@ -11,11 +11,12 @@ from esp.core.services.namespace.backlog import SENT_AT_ONCE, Backlog
 from esp.core.services.namespace.forms import Form, Malformed, Outside
 from esp.core.services.namespace.request import RequestReader
 from esp.core.services.namespace.rewrite import STEP_BYTES
+from esp.core.wire.admission import Admission
 from esp.core.wire.ended import Passed, Several
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields
 from esp.core.wire.pump import Pending
-from esp.core.wire.server_stream import OVERLOADED, ServerStream, Sink
+from esp.core.wire.server_stream import OVERLOADED, ServerCall, ServerStream, Sink
 from esp.core.wire.status import Code, RpcError, Status
 
 log = logging.getLogger("esp.service")
@@ -31,15 +32,15 @@ OUTSIDE: Final = Status(Code.INTERNAL, "esp: a shard's answer has a key outside 
 HALF: Final = Status(Code.INTERNAL, "esp: a shard's answer ended in the middle of a message")
 
 
-class InnerCall(ServerStream, Sink):
+class InnerCall(ServerCall, Sink):
     """Stands between a client's call and the handler that serves the call.
 
     To the handler a stream, whose answers lose the prefix before they go on to the client's stream. To the client's
     stream a sink, which gives the handler's sink requests with the prefix. The memory of what has to wait is the
     client's. `pending` is set while anything waits, here or there.
 
-    The slots of `ServerStream` that can change belong to the client's stream, and are properties here. A method of
-    `ServerStream` that this class lacks finds no slot to work on: it fails, and nothing goes past the namespace.
+    The slots of `ServerCall` that can change belong to the client's stream, and are properties here. A method of
+    `ServerCall` that this class lacks finds no slot to work on: it fails, and nothing goes past the namespace.
     """
 
     __slots__ = (
@@ -51,11 +52,16 @@ class InnerCall(ServerStream, Sink):
         "_outer",
         "_requests",
         "_sent",
+        "deadline",
+        "head",
+        "id",
+        "opened",
+        "timeout",
+        "trace",
     )
 
-    def __init__(self, outer: ServerStream, requests: Form | None, answers: AnswerReader) -> None:
+    def __init__(self, outer: ServerCall, requests: Form | None, answers: AnswerReader) -> None:
         """`requests` is the form of the requests of a streaming call."""
-        self.connection = outer.connection
         self.id = outer.id
         self.head = outer.head
         self.timeout = outer.timeout
@@ -74,6 +80,11 @@ class InnerCall(ServerStream, Sink):
         self._sent = False
 
     # The stream that the handler sees.
+
+    @property
+    def connection(self) -> Admission[ServerStream]:
+        """The client's connection."""
+        return self._outer.connection
 
     @property
     def sink(self) -> Sink | None:
@@ -104,22 +115,22 @@ class InnerCall(ServerStream, Sink):
         self._outer.retried = retried
 
     @property
-    def local_open(self) -> bool:  # type: ignore[override]
+    def local_open(self) -> bool:
         """Whether the handler may still send."""
         return self._outer.local_open and not self._is_ending
 
     @property
-    def remote_open(self) -> bool:  # type: ignore[override]
+    def remote_open(self) -> bool:
         """Whether the client may still send."""
         return self._outer.remote_open
 
     @property
-    def has_sent(self) -> bool:  # type: ignore[override]
+    def has_sent(self) -> bool:
         """Whether the handler has sent any DATA."""
         return self._sent
 
     @property
-    def pending(self) -> Pending | None:  # type: ignore[override]
+    def pending(self) -> Pending | None:
         """The DATA that waits for the client, here or in the client's stream; None if there is none."""
         backlog, outer = self._backlog, self._outer
         return outer.pending if backlog is None else backlog.pending(outer)
@@ -132,6 +143,11 @@ class InnerCall(ServerStream, Sink):
     def is_over(self) -> bool:
         """Whether the answer is complete, or the client is gone."""
         return self._is_ending or self._outer.is_over
+
+    @property
+    def awaits_message(self) -> bool:
+        """Whether the one message of a unary call has not come yet."""
+        return self._outer.awaits_message
 
     def consumed(self, size: int) -> None:
         """Gives back the window of `size` bytes of requests, of which the client has sent fewer.
@@ -217,7 +233,7 @@ class InnerCall(ServerStream, Sink):
         """Ends the call after a bug in esp."""
         self._outer.on_bug()
 
-    def cut(self, stream: ServerStream | None = None) -> None:
+    def cut(self, stream: ServerCall | None = None) -> None:
         """Ends the call, because others need memory: for the handler, and as the sink of the client's stream."""
         if stream is None:
             self._outer.cut()
@@ -225,6 +241,10 @@ class InnerCall(ServerStream, Sink):
             self._inner.cut(self)
         else:
             self.abandon(OVERLOADED, ErrorCode.ENHANCE_YOUR_CALM)
+
+    def on_buffers_full(self) -> None:
+        """Ends the call: there is no memory for bytes that wait for the client."""
+        self._outer.on_buffers_full()
 
     def abandon(self, status: Status, code: ErrorCode) -> None:
         """Drops what waits, and ends the call with `status`, or with a reset if a part of a message has left."""

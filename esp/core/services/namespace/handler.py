@@ -19,7 +19,7 @@ from esp.core.services.namespace.fields import HOLDS_ALL, holds_keys
 from esp.core.services.namespace.forms import Form, Forms, Malformed
 from esp.core.services.namespace.rewrite import STEP_BYTES, rewritten, steps
 from esp.core.wire.message import PREFIX_SIZE
-from esp.core.wire.server_stream import OVERLOADED, Handler, Refuse, ServerStream
+from esp.core.wire.server_stream import OVERLOADED, Handler, Refuse, ServerCall
 from esp.core.wire.status import Code, RpcError, Status
 
 _WATCH: Final = "etcdserverpb.Watch.Watch"
@@ -91,11 +91,11 @@ class Translated(Handler):
         self._requests = requests
         self._reader = reader
 
-    def on_open(self, stream: ServerStream) -> None:
+    def on_open(self, stream: ServerCall) -> None:
         """A streaming call begins."""
         self.inner.on_open(InnerCall(stream, self._requests, self._reader()))
 
-    def on_message(self, stream: ServerStream, message: bytes) -> None:
+    def on_message(self, stream: ServerCall, message: bytes) -> None:
         """The request message of a call: gives it the prefix; a large one in steps."""
         if len(message) > STEP_BYTES:
             stream.connection.do(self._in_steps(stream, message))
@@ -107,7 +107,7 @@ class Translated(Handler):
             return
         self._go_on(stream, translated)
 
-    def _in_steps(self, stream: ServerStream, message: bytes) -> Iterator[None]:
+    def _in_steps(self, stream: ServerCall, message: bytes) -> Iterator[None]:
         size = 2 * len(message)
         if not stream.hold(size):
             stream.finish(OVERLOADED)
@@ -127,7 +127,7 @@ class Translated(Handler):
         if not stream.is_over:
             self._go_on(stream, translated)
 
-    def _go_on(self, stream: ServerStream, translated: bytes) -> None:
+    def _go_on(self, stream: ServerCall, translated: bytes) -> None:
         self.inner.on_message(InnerCall(stream, None, self._reader()), translated)
 
     def _malformed(self, message: bytes) -> Status:
@@ -139,10 +139,10 @@ class Translated(Handler):
             return error.status
         return MALFORMED_REQUEST
 
-    def recover(self, stream: ServerStream, message: bytes, status: Status) -> bool:
+    def recover(self, stream: ServerCall, message: bytes, status: Status) -> bool:
         """The server upstream refused `message`."""
         return self.inner.recover(stream, message, status)
 
-    def on_large_answer(self, stream: ServerStream, size: int) -> None:
+    def on_large_answer(self, stream: ServerCall, size: int) -> None:
         """The answer begins to come."""
         self.inner.on_large_answer(stream, size)

@@ -11,7 +11,7 @@ from esp.core import errors
 from esp.core.wire.admission import Admission
 from esp.core.wire.budget import Account
 from esp.core.wire.frames import MAX_FRAME_SIZE, ErrorCode
-from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.server_stream import ServerCall, ServerStream
 from esp.core.wire.status import Status
 
 log = logging.getLogger("esp.watch")
@@ -64,7 +64,7 @@ class Outbox:
         "wants_room",
     )
 
-    def __init__(self, down: ServerStream, owner: Owner) -> None:
+    def __init__(self, down: ServerCall, owner: Owner) -> None:
         self.down = down
         self.is_over = self.wants_room = False
         self.queued = 0

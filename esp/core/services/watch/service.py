@@ -17,7 +17,7 @@ from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
 from esp.core.wire.request import RequestHead
 from esp.core.wire.request_encoder import Forward
-from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.server_stream import Handler, ServerCall
 
 PATH: Final = b"/etcdserverpb.Watch/Watch"
 METADATA: Final = (b"token", b"authorization", b"hasleader")
@@ -53,7 +53,7 @@ class Watch(Handler):
         self._pools: dict[tuple[Shard, Forward], Pool] = {}
         routing.undivided.on_added = self._end_divided
 
-    def on_open(self, stream: ServerStream) -> None:
+    def on_open(self, stream: ServerCall) -> None:
         """A client opens its stream; no shard is told before the client's first create."""
         opened = WatchStream(self, stream, _forward(stream.head))
         self.streams.add(opened)

@@ -27,7 +27,7 @@ from esp.core.shard import Shard
 from esp.core.wire.hpack import Fields
 from esp.core.wire.message import MessageReader
 from esp.core.wire.request_encoder import Forward
-from esp.core.wire.server_stream import ServerStream, Sink
+from esp.core.wire.server_stream import ServerCall, Sink
 from esp.core.wire.shares import Shares, address_of
 from esp.core.wire.status import Code, RpcError, Status
 from esp.core.wire.turns import SLICE
@@ -108,7 +108,7 @@ class WatchStream(Sink):
         "watchers",
     )
 
-    def __init__(self, service: Service, down: ServerStream, forward: Forward) -> None:
+    def __init__(self, service: Service, down: ServerCall, forward: Forward) -> None:
         """`forward` is the head of the calls to shards that serve this one."""
         self.down = down
         self._address = address_of(down.peer)
@@ -317,7 +317,7 @@ class WatchStream(Sink):
         for upstream in list(self._own.values()):
             upstream.resume_reading()
 
-    def cut(self, stream: ServerStream) -> None:
+    def cut(self, stream: ServerCall) -> None:
         """Others need the memory that waits for this client."""
         self.outbox.cut()
 

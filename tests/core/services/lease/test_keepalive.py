@@ -20,7 +20,7 @@ from esp.core.services.lease.repair import LeaseRepair
 from esp.core.services.lease.table import LeaseTable
 from esp.core.shard.link import StreamOpener
 from esp.core.shard_map import ShardMap
-from esp.core.wire import client, connection, frames, server, server_stream
+from esp.core.wire import client, connection, frames, handler, server, server_stream
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import MessageReader
@@ -39,7 +39,17 @@ NAMES = ("s0", "s1", "s2")
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (keepalive, keepalive_call, keepalive_lane, lease_table, client, connection, server, server_stream):
+    for module in (
+        keepalive,
+        keepalive_call,
+        keepalive_lane,
+        lease_table,
+        client,
+        connection,
+        handler,
+        server,
+        server_stream,
+    ):
         monkeypatch.setattr(module, "monotonic", clock)
     return clock
 
