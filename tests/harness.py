@@ -188,6 +188,10 @@ def wait_ready(*etcds: LocalEtcd) -> None:
     asyncio.run(all_ready())
 
 
+_PANIC = 2
+"""With this a program in Go ends when it panics."""
+
+
 class Etcds:
     """Starts etcds, each in a folder of its own, and stops them all in the end."""
 
@@ -238,6 +242,9 @@ def running_etcds(folder: Path, binary: Path) -> Iterator[Etcds]:
         yield etcds
     finally:
         for etcd in etcds.started:
+            if etcd.process is not None and etcd.process.poll() == _PANIC:
+                why = etcd.log_file.read_text(errors="replace")[-3000:]
+                sys.stdout.write(f"etcd {etcd.name} has ended by itself: {why}\n")
             etcd.kill()
 
 

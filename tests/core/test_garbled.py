@@ -271,6 +271,12 @@ class Bystander:
         await self._channel.close()
 
 
+@pytest.fixture
+def etcd(calm_etcd: LocalEtcd) -> LocalEtcd:
+    """What one shard garbles ends the call to the other."""
+    return calm_etcd
+
+
 @asynccontextmanager
 async def scene(etcd: LocalEtcd | None) -> AsyncIterator[tuple[Garbler, Client, Proxy]]:
     """The garbling shard "g" has the keys below m, an etcd the others; without an etcd it has them all."""
