@@ -188,7 +188,7 @@ class ServerProtocol(WireProtocol):
             if self.connection is not None:
                 return self.work(stop)
         if self._http1 is None:
-            return False
+            return self._is_left(False)
         http1 = self._http1
         data, self._unread = self._unread, b""
         is_left = self._calls is not None and self._calls.run(stop)
@@ -287,7 +287,7 @@ class ServerProtocol(WireProtocol):
             self._http1.resumed()
         if self._is_full:
             return  # waiting output has filled the transport again
-        if self.is_behind:
+        if self.is_behind or self._afterwards is not None:
             self._turns.serve(self, 0)
             self._listener.flush_soon()
         elif not self._reads:
@@ -329,7 +329,10 @@ class ServerProtocol(WireProtocol):
         self.context.flush()
 
     def eof_received(self) -> bool:
-        """The client sends no more, and is gone or waits for the rest of its answers."""
+        """The client sends no more, and is gone or waits for the rest of its answers.
+
+        The end stands in line as work does: thousands of clients may go at the same time.
+        """
         if self._http1 is not None:
             try:
                 self._http1.end_of_client()
@@ -337,7 +340,13 @@ class ServerProtocol(WireProtocol):
                 log.exception("%s: a bug in esp; closing the connection", self.peer)
                 self._abort()
             self._listener.flush_soon()
-        return super().eof_received()
+        if super().eof_received():
+            return True
+        if self._is_full or self._closing_since or self.transport is None or self.transport.is_closing():
+            return False
+        self._afterwards = self.transport.close
+        self._turns.serve_later(self)
+        return True
 
     def tick(self, now: float) -> None:
         """Looks at every deadline of this connection."""

@@ -103,6 +103,7 @@ class Turns:
         "_elsewhere",
         "_first",
         "_line",
+        "_newcomers",
         "_order",
         "_skipped",
         "_spent",
@@ -128,7 +129,8 @@ class Turns:
         self.go_on: Callable[[], None] = lambda: None
         self.steps = HeldSteps()
         self._line: list[tuple[float, int, Worker]] = []
-        self._first: list[tuple[bool, float, int, Worker]] = []
+        self._first: list[tuple[float, int, Worker]] = []
+        self._newcomers: list[tuple[float, int, Worker]] = []
         self._answers: deque[Worker] = deque()
         self._order = 0
         self._virtual = 0.0
@@ -143,7 +145,7 @@ class Turns:
     @property
     def waiting(self) -> int:
         """The number of workers in line."""
-        return len(self._line) + len(self._first) + len(self._answers) + len(self.steps)
+        return len(self._line) + len(self._first) + len(self._newcomers) + len(self._answers) + len(self.steps)
 
     def serve(self, worker: Worker, size: int) -> None:
         """`size` bytes have come for a client's `worker`, which works on them at once or stands in line."""
@@ -257,7 +259,7 @@ class Turns:
     def _put_off(self, worker: Worker) -> None:
         worker.in_line = True
         self._order += 1
-        heappush(self._first, (worker.is_new, worker.used, self._order, worker))
+        heappush(self._newcomers if worker.is_new else self._first, (worker.used, self._order, worker))
         self.run_soon()
 
     def _served(self, worker: Worker, took: float, is_left: bool) -> None:
@@ -301,13 +303,13 @@ class Turns:
             steps.release()
         self.go_on()
         self.flush()
-        if not (self._line or self._first or self._answers or len(steps)):
+        if not (self._line or self._first or self._newcomers or self._answers or len(steps)):
             self._elsewhere = self._answered = 0.0  # nobody has to wait for it
             return
         began = self.clock()
         if self._answers:
             self._serve_shards(max(AT_ONCE - spent, SLICE))
-        if self._first:
+        if self._first or self._newcomers:
             self._serve_first()
         if self._line:
             # Answers and calls that have begun come before new requests; otherwise they would pile up.
@@ -340,15 +342,19 @@ class Turns:
     def _serve_first(self) -> None:
         """Serves the workers that were put off only because the turn was over, as it would have served them then.
 
-        New ones come last, and those that have saved up most come first: a crowd of new clients does not hold up the
-        others. Among new clients, those that need little do not wait for those that need much: each gets FIRST_SLICE
-        at a time.
+        Those that have saved up most come first. New ones come last: a crowd of new clients does not hold up the
+        others. But they get FIRST_SLICE in each turn, however many others there are. Among new clients, those that
+        need little do not wait for those that need much: each gets FIRST_SLICE at a time.
         """
-        first = self._first
-        start = self.clock()
-        stop = start + SLICE
+        began = self.clock()
+        end = self._serve_some(self._first, began, began + SLICE)
+        end = self._serve_some(self._newcomers, end, max(began + SLICE, end + FIRST_SLICE))
+        self._elsewhere += end - began
+
+    def _serve_some(self, first: list[tuple[float, int, Worker]], start: float, stop: float) -> float:
+        """Serves workers until the time `stop`, one at least; the time then."""
         while first:
-            _, _, _, worker = heappop(first)
+            _, _, worker = heappop(first)
             worker.in_line = False
             is_left = worker.work(min(start + FIRST_SLICE, stop))
             end = self.clock()
@@ -356,7 +362,7 @@ class Turns:
             start = end
             if end >= stop:
                 break
-        self._elsewhere += start + SLICE - stop
+        return start
 
     def _serve_line(self) -> None:
         """Serves the line: for one slice at most in all.

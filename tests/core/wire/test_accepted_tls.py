@@ -9,9 +9,12 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
+from functools import partial
+from itertools import pairwise
 
 import pytest
 
+from esp.core.wire.accepted import ServerProtocol
 from esp.core.wire.accepted_tls import TlsServerProtocol
 from esp.core.wire.exchange import Page
 from esp.core.wire.frames import PREFACE
@@ -390,9 +393,13 @@ class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__({"peername": ("10.0.0.1", 1)})
         self.written = b""
+        self.is_closed = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += data
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         pass
@@ -472,10 +479,43 @@ def test_no_handshake_is_made_for_a_client_that_has_gone() -> None:
         server = Serving(Limits(), Turns(lambda: 0.0))
         client = Caller(server)
         client.says(client.end.shakes())
-        assert not client.protocol.eof_received()  # so the transport closes
+        assert client.protocol.eof_received()  # so the transport closes in its turn
         await asyncio.sleep(0)
+        assert client.wire.is_closed
         assert not client.wire.written
         assert not client.protocol.is_behind
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_the_ends_of_a_crowd_are_worked_on_in_turns(is_plain: bool) -> None:
+    now, closed = 0.0, [0]
+
+    class Costly(Wire):
+        """It takes a while to close."""
+
+        def close(self) -> None:
+            nonlocal now
+            now += 0.000_05
+            super().close()
+
+    async def test() -> None:
+        server = Serving(Limits(), Turns(lambda: now))
+        crowd = []
+        for number in range(1000):
+            kind = ServerProtocol if is_plain else partial(TlsServerProtocol, server_context)
+            protocol, wire = kind(server.listener), Costly()
+            protocol.connection_made(wire)
+            if number % 2 and is_plain:
+                protocol.data_received(GREETING)
+            crowd.append((protocol, wire))
+        for protocol, _ in crowd:
+            assert protocol.eof_received()
+        while closed[-1] < len(crowd):
+            await asyncio.sleep(0)
+            closed.append(sum(wire.is_closed for _, wire in crowd))
+        assert max(after - before for before, after in pairwise(closed)) <= 45, "one turn's time, twice"
 
     asyncio.run(test())
 

@@ -491,6 +491,23 @@ def test_a_crowd_that_has_just_connected_does_not_hold_up_who_was_there_before(s
         steps.until_done()
 
 
+def test_who_is_new_is_served_though_all_others_want_more_than_a_turn(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "SAVED", 1_000_000.0)
+    crowd, new = [Load(steps, "b", cost=3) for _ in range(30)], Load(steps, "n")
+    new.is_new = True
+    steps.turns.run_soon()
+    for one in crowd:
+        one.used = -1_000_000.0  # each may have its turn at once
+        one.gets(3)
+    steps.turns.welcome(new)
+    new.gets(1)
+    assert new.left == 1, "the turn was over"
+    steps.log.clear()
+    assert "n" in steps.turn()
+
+
 def test_a_small_share_of_all_time_is_served_at_once_though_it_is_more_than_a_fair_one(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
