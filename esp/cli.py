@@ -15,7 +15,7 @@ import typer
 from esp import __version__
 from esp.commands.config_cli import config_app
 from esp.commands.frame import Group, command
-from esp.commands.options import ConfigOption, OutputOption, path_of
+from esp.commands.options import CertOption, ConfigOption, KeyOption, OutputOption, path_of
 from esp.commands.output import USAGE, CommandError, Format, LogFormat, LogLevel, Strays, WideFormat, manner
 
 app = typer.Typer(
@@ -225,6 +225,7 @@ def route(
         [
             ("esp check", "All shards of ./esp.yaml."),
             ("esp check --keys", "Also look for keys that a shard does not own."),
+            ("esp check --proxy http://10.0.0.5:2379", "Also ask a running proxy: same map, keys where they belong?"),
             ("esp check --fix-strays move", "Show which of them would move to their owners; --apply moves them."),
             ("esp check -o json | jq .problems", "The problems, for a script."),
         ],
@@ -242,6 +243,15 @@ def check(
     keys: Annotated[
         bool, typer.Option("--keys", help="Also count the keys of each shard, and find keys that it does not own.")
     ] = False,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--proxy", metavar="URL", help="Also ask this running proxy; may be repeated.", show_default=False
+        ),
+    ] = None,
+    cacert: Annotated[str, typer.Option("--cacert", metavar="FILE", help="CA of --proxy.", show_default=False)] = "",
+    cert: CertOption = "",
+    tls_key: KeyOption = "",
     fix_strays: Annotated[
         Strays | None,
         typer.Option(
@@ -261,7 +271,7 @@ def check(
         raise CommandError("--apply is for --fix-strays; add --fix-strays move or delete, or leave it out", USAGE)
     from esp.commands import check as command
 
-    command.run(config, command.Options(output=output, keys=keys, fix_strays=fix_strays, apply=apply))
+    command.run(config, command.Options(output, keys, proxy or [], cacert, cert, tls_key, fix_strays, apply))
 
 
 @app.command(
@@ -364,8 +374,6 @@ EndpointOption = Annotated[
     ),
 ]
 CaOption = Annotated[str, typer.Option("--cacert", metavar="FILE", help="CA of --endpoint.", show_default=False)]
-CertOption = Annotated[str, typer.Option("--cert", metavar="FILE", help="Client certificate.", show_default=False)]
-KeyOption = Annotated[str, typer.Option("--key", metavar="FILE", help="Its key.", show_default=False)]
 UserOption = Annotated[str, typer.Option("--user", metavar="NAME", help="User of --endpoint.", show_default=False)]
 PasswordOption = Annotated[
     str, typer.Option("--password-file", metavar="FILE", help="File with the user's password.", show_default=False)

@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from esp.commands.check_json import json_of
-from esp.commands.output import CommandError, Strays, WideFormat, counted, write_json
+from esp.commands.output import USAGE, CommandError, Strays, WideFormat, counted, write_json
 from esp.core import config as configs
-from esp.core.health import How, examine
+from esp.core.health import How, Proxies, examine
+from esp.core.tls_files import check_files
+from esp.core.tls_paths import Files, TlsFileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +27,18 @@ class Options:
     Attributes:
         output: the format.
         keys: have the shards count their keys.
+        proxies: the URLs of running proxies to ask.
+        cacert, cert, key: files of TLS for https:// proxies.
         fix_strays: what becomes of stray keys; None if nothing.
         apply: do that; else only show it.
     """
 
     output: WideFormat = WideFormat.TABLE
     keys: bool = False
+    proxies: Sequence[str] = ()
+    cacert: str = ""
+    cert: str = ""
+    key: str = ""
     fix_strays: Strays | None = None
     apply: bool = False
 
@@ -49,7 +58,7 @@ def run(config: Path | None, options: Options) -> None:
 
         check_strays.run(loaded, How(options.fix_strays), options.output, apply=options.apply)
         return
-    health = asyncio.run(examine(loaded, keys=options.keys))
+    health = asyncio.run(examine(loaded, keys=options.keys, proxies=_proxies(options)))
     if options.output is WideFormat.JSON:
         write_json(json_of(loaded, health))
     else:
@@ -60,3 +69,23 @@ def run(config: Path | None, options: Options) -> None:
         page_of(loaded, health, Look.of_stdout(), wide=options.output is WideFormat.WIDE).show()
     if health.problems:
         raise CommandError(f"not healthy: {counted(len(health.problems), 'problem')}")
+
+
+def _proxies(options: Options) -> Proxies | None:
+    """The proxies that the options name; None without any.
+
+    Raises:
+        CommandError: a URL is none, or a file of TLS cannot be used.
+    """
+    files = Files(
+        *(Path(name) if name else None for name in (options.cert, options.key, options.cacert)),
+    )
+    if not options.proxies:
+        if files.paths():
+            raise CommandError("--cacert, --cert and --key are for --proxy; add it, or leave them out", USAGE)
+        return None
+    try:
+        check_files(files)
+        return Proxies(tuple(map(configs.endpoint_at, options.proxies)), files)
+    except (ValueError, TlsFileError) as error:
+        raise CommandError(str(error).replace("endpoint ", "proxy ", 1), USAGE) from None

@@ -11,6 +11,7 @@ from esp.core.health import (
     EndpointHealth,
     Finding,
     Health,
+    ProxyHealth,
     ShardHealth,
     ShardKeys,
     Stray,
@@ -32,6 +33,8 @@ def json_of(loaded: Config, health: Health) -> dict[str, Any]:
         if loaded.namespace is None
         else {"prefix": json_key(loaded.namespace.prefix), "shards": owners(loaded, loaded.namespace)},
         "shards": [_shard(shard, verdict_of(shard), health) for shard in health.shards],
+        "map": loaded.shard_map.fingerprint,
+        "proxies": None if health.proxies is None else [_proxy(loaded, proxy) for proxy in health.proxies],
         "problems": _findings(health.problems),
         "notes": _findings(health.notes),
     }
@@ -130,6 +133,30 @@ def _unlisted(unlisted: Unlisted) -> dict[str, Any]:
         "is_learner": member.is_learner,
         "alive": not unlisted.trouble,
         "error": unlisted.trouble or None,
+    }
+
+
+def _proxy(loaded: Config, proxy: ProxyHealth) -> dict[str, Any]:
+    wrong = [sample for sample in proxy.samples if sample.answered != sample.owner]
+    return {
+        "proxy": str(proxy.endpoint),
+        "reachable": not proxy.error,
+        "error": proxy.error or None,
+        "latency_seconds": None if proxy.latency is None else round(proxy.latency, 6),
+        "esp": proxy.esp,
+        "map": proxy.map,
+        "same_map": None if proxy.map is None else proxy.map == loaded.shard_map.fingerprint,
+        "epoch": int(proxy.epoch) if proxy.epoch is not None and proxy.epoch.isdecimal() else None,
+        "reads": len(proxy.samples),
+        "wrong_reads": [
+            {
+                "key": json_key(sample.key),
+                "owner": sample.owner,
+                "answered_by": sample.answered or None,
+                "error": sample.error or None,
+            }
+            for sample in wrong
+        ],
     }
 
 

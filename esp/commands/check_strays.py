@@ -86,7 +86,7 @@ def _write_text(loaded: Config, how: How, work: list[Mended], *, apply: bool) ->
     if not apply:
         page.line()
         page.line(f"This is what would be done; nothing is changed yet. To {how}, add --apply.", "yellow")
-        page.line("Running proxies must have this map: their /version tells.")
+        page.line("Running proxies must have this map: esp check --proxy URL tells.")
     page.show()
 
 

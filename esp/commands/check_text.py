@@ -10,7 +10,18 @@ from esp.commands.check_json import own_alarms, owners
 from esp.commands.output import counted
 from esp.commands.rendered import Look, Page
 from esp.core.config import Config
-from esp.core.health import Clock, EndpointHealth, Finding, Health, ShardHealth, ShardKeys, State, size_of, verdict_of
+from esp.core.health import (
+    Clock,
+    EndpointHealth,
+    Finding,
+    Health,
+    ProxyHealth,
+    ShardHealth,
+    ShardKeys,
+    State,
+    size_of,
+    verdict_of,
+)
 from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.tls_files import day_of
 
@@ -45,6 +56,9 @@ def page_of(loaded: Config, health: Health, look: Look, *, wide: bool = False) -
         page.line()
         rows = [_keys_row(name, keys) for name, keys in health.keys.items()]
         page.table(["SHARD", "OWN KEYS", "STRAY KEYS"], rows)
+    if health.proxies is not None:
+        page.line()
+        page.table(["PROXY", "ESP", "MAP", "EPOCH", "LATENCY", "READS"], map(_proxy_row, health.proxies))
     if not health.problems:
         count = sum(len(shard.endpoints) for shard in health.shards)
         page.line()
@@ -155,8 +169,22 @@ def _keys_row(name: str, keys: ShardKeys) -> list[str]:
     return [name, UNKNOWN if keys.owned is None else str(keys.owned), strays]
 
 
+def _proxy_row(proxy: ProxyHealth) -> list[str]:
+    right = sum(sample.answered == sample.owner for sample in proxy.samples)
+    return [
+        str(proxy.endpoint),
+        proxy.esp or UNKNOWN,
+        proxy.map or UNKNOWN,
+        proxy.epoch or UNKNOWN,
+        "down" if proxy.error else _milliseconds(proxy.latency),
+        f"{right} of {len(proxy.samples)} right" if proxy.samples else UNKNOWN,
+    ]
+
+
 def _subject(finding: Finding) -> str:
-    """The shards and the endpoint in front of a finding; "" if it is about esp itself."""
+    """The shards and the endpoint, or the proxy, in front of a finding; "" if it is about esp itself."""
+    if finding.kind.startswith("proxy-"):
+        return "" if finding.endpoint is None else f"proxy {finding.endpoint}: "
     if not finding.shards:
         return ""
     shards = ", ".join(f'"{name}"' for name in finding.shards)

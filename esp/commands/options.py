@@ -38,3 +38,5 @@ ConfigOption = Annotated[
 OutputOption = Annotated[
     Format, typer.Option("-o", "--output", metavar="table|json", help="Output format.", show_default=False)
 ]
+CertOption = Annotated[str, typer.Option("--cert", metavar="FILE", help="Client certificate.", show_default=False)]
+KeyOption = Annotated[str, typer.Option("--key", metavar="FILE", help="Its key.", show_default=False)]

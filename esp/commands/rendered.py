@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from esp.commands.output import takes_escapes, write
+from esp.core.log.text import in_one_line
 
 UNBOUNDED: Final = 100_000
 """The width of an output that is no terminal."""
@@ -50,7 +51,7 @@ class Page:
 
     def line(self, text: str = "", style: str = "", *, indent: int = 0, start: Text | None = None) -> None:
         """A paragraph; its further lines are indented by two more. `start` comes before the text, in its own style."""
-        whole = (start or Text()) + Text(text, style)
+        whole = (start or Text()) + Text(in_one_line(text), style)
         room = max(20, self._look.width - indent - 2)
         for number, line in enumerate(whole.divide(_breaks(whole.plain, room))):
             line.rstrip()
@@ -63,7 +64,7 @@ class Page:
 
         A row that is too wide goes on in the next line, indented. A cell stays in one piece, so that it can be copied.
         """
-        rows = list(rows)
+        rows = [[in_one_line(cell) for cell in row] for row in rows]
         widths = [max(map(cell_len, column)) for column in zip(headers, *rows, strict=True)]
         groups = columns_side_by_side(widths, self._look.width)
         for number, row in enumerate([headers, *rows], start=-1):

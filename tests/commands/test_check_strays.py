@@ -214,7 +214,7 @@ def test_text_for_people(empty_shards: list[LocalEtcd], config: Path) -> None:
         "Kept, for example:\n"
         '  "k" on shard s0: its owner has the key, with another value\n\n'
         "This is what would be done; nothing is changed yet. To move, add --apply.\n"
-        "Running proxies must have this map: their /version tells.\n"
+        "Running proxies must have this map: esp check --proxy URL tells.\n"
     )
     assert check("-c", config, "--fix-strays", "move", "--apply")[0] == 1
     code, out, _ = check("-c", config, "--fix-strays", "delete", "--apply")

@@ -1,6 +1,7 @@
 """The health of the shards, for `esp check`.
 
     probe      asks all shards and endpoints, and has what they tell judged
+    proxies    asks running proxies, as a stock client
     mending    moves stray keys to their owners, or deletes them
     accounts   asks every shard for its users and roles, and compares them
     strays     asks every shard for keys that it does not own
@@ -20,9 +21,21 @@
 From the top down; each file imports only files below it.
 """
 
-from esp.core.health.facts import Clock, EndpointHealth, Finding, Health, Kind, ShardHealth, ShardKeys, Stray, Unlisted
+from esp.core.health.facts import (
+    Clock,
+    EndpointHealth,
+    Finding,
+    Health,
+    Kind,
+    ProxyHealth,
+    ShardHealth,
+    ShardKeys,
+    Stray,
+    Unlisted,
+)
 from esp.core.health.mending import Fate, How, Mended, MendError, left_in, mend
 from esp.core.health.probe import examine
+from esp.core.health.proxies import Proxies
 from esp.core.health.space import size_of
 from esp.core.health.verdicts import State, Verdict, verdict_of
 
@@ -36,6 +49,8 @@ __all__ = [
     "Kind",
     "MendError",
     "Mended",
+    "Proxies",
+    "ProxyHealth",
     "ShardHealth",
     "ShardKeys",
     "State",

@@ -162,6 +162,48 @@ class ShardKeys:
     refusal: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A key that was read through a proxy.
+
+    Attributes:
+        key: the key, as the shards have it.
+        owner: the shard that owns it by the config.
+        answered: the shard that answered, by the id of its cluster; "" if that is no shard's of the config.
+        error: why the read failed; "" if it did not.
+    """
+
+    key: bytes
+    owner: str
+    answered: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyHealth:
+    """A running proxy, as a stock client sees it; None stands for an unknown value.
+
+    Attributes:
+        endpoint: its address.
+        error: why it cannot be used; "" if it can.
+        latency: seconds that a Status through it took.
+        esp: the version of the proxy; None if no esp is there.
+        map: the fingerprint of its shard map.
+        epoch: the number of its layout.
+        samples: the keys that were read through it.
+        untried: the number of shards of which no key was tried: they cannot be told from others now.
+    """
+
+    endpoint: Endpoint
+    error: str = ""
+    latency: float | None = None
+    esp: str | None = None
+    map: str | None = None
+    epoch: str | None = None
+    samples: tuple[Sample, ...] = ()
+    untried: int = 0
+
+
 class Kind(StrEnum):
     """The kind of a finding. The names are part of the JSON form: there may be new names, but none changes."""
 
@@ -191,6 +233,11 @@ class Kind(StrEnum):
     RAFT_LAG = "raft-lag"
     LEASES = "leases"
     AUTH_ON = "auth-on"
+    PROXY_UNREACHABLE = "proxy-unreachable"
+    PROXY_NO_ESP = "proxy-no-esp"
+    PROXY_MAP = "proxy-map"
+    PROXY_ROUTE = "proxy-route"
+    PROXY_VERSION = "proxy-version"
     STRAY_KEYS = "stray-keys"
     KEYS_UNKNOWN = "keys-unknown"
 
@@ -214,10 +261,11 @@ class Finding:
 class Health:
     """All shards in the order of the config; problems need mending, notes do not.
 
-    `keys` has the keys of each shard, by name; None if nobody asked for them.
+    `keys` has the keys of each shard, by name, and `proxies` the running proxies; None if nobody asked for them.
     """
 
     shards: tuple[ShardHealth, ...]
     problems: tuple[Finding, ...]
     notes: tuple[Finding, ...]
     keys: Mapping[str, ShardKeys] | None = None
+    proxies: tuple[ProxyHealth, ...] | None = None

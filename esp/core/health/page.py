@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -60,6 +60,30 @@ async def pages_of(
 async def _ask(
     found: Pages, endpoint: Endpoint, tls: ShardTls | None, seconds: float, now: Callable[[], float], *, metrics: bool
 ) -> None:
+    async with _talking(endpoint, tls, seconds) as talk:
+        found.certificate_ends = talk.certificate_ends
+        before = now()
+        head, _ = await talk.get("/version")
+        found.clock = clock_of(head, before, now())
+        if metrics:
+            _, page = await talk.get("/metrics")
+            found.quota = quota_in(page)
+
+
+async def page_at(endpoint: Endpoint, tls: ShardTls | None, path: str, seconds: float) -> tuple[int, bytes]:
+    """The status and the body of one page; finding the address may take `seconds`.
+
+    Raises:
+        OSError: no connection, or it breaks, or the page is larger than MOST_BYTES.
+        h11.ProtocolError: the answer is no HTTP.
+    """
+    async with _talking(endpoint, tls, seconds) as talk:
+        head, body = await talk.get(path)
+        return head.status_code, body
+
+
+@asynccontextmanager
+async def _talking(endpoint: Endpoint, tls: ShardTls | None, seconds: float) -> AsyncIterator[_Talk]:
     address = (await Lookups().addresses(endpoint.host, seconds))[0]
     context = any_server(tls.files if tls else None) if endpoint.tls else None
     name = (tls.server_name if tls else "") or endpoint.host
@@ -67,14 +91,7 @@ async def _ask(
         address, endpoint.port, ssl=context, server_hostname=name if context else None
     )
     try:
-        found.certificate_ends = _end_of(writer.get_extra_info("ssl_object"))
-        talk = _Talk(str(endpoint).partition("://")[2], reader, writer)
-        before = now()
-        head, _ = await talk.get("/version")
-        found.clock = clock_of(head, before, now())
-        if metrics:
-            _, page = await talk.get("/metrics")
-            found.quota = quota_in(page)
+        yield _Talk(str(endpoint).partition("://")[2], reader, writer)
     finally:
         writer.transport.abort()
 
@@ -87,6 +104,7 @@ class _Talk:
         self._reader = reader
         self._writer = writer
         self._http = h11.Connection(h11.CLIENT)
+        self.certificate_ends = _end_of(writer.get_extra_info("ssl_object"))
 
     async def get(self, path: str) -> tuple[h11.Response, bytes]:
         """The head and the body of a page.

@@ -22,6 +22,7 @@ from esp.core.health.findings import judge, with_certificates, with_cuts, with_f
 from esp.core.health.lag import judge_lag
 from esp.core.health.leases import Lists, differing, judge_leases
 from esp.core.health.members import judge_members, look_for, missing_of
+from esp.core.health.proxies import Proxies, ask_proxies, judge_proxies
 from esp.core.health.space import judge_space
 from esp.core.health.strays import count_keys, judge_keys
 from esp.core.health.versions import judge_versions
@@ -44,12 +45,23 @@ MAX_SUSPECTED: Final = 64
 
 
 async def examine(
-    config: Config, seconds: float = ANSWER_SECONDS, *, keys: bool = False, now: Callable[[], float] = time
+    config: Config,
+    seconds: float = ANSWER_SECONDS,
+    *,
+    keys: bool = False,
+    proxies: Proxies | None = None,
+    now: Callable[[], float] = time,
 ) -> Health:
     """The health of all endpoints, asked at once. Each has `seconds`, and a member that is no endpoint as long again.
 
-    Raises nothing: failures are in the answer. With `keys`, the shards also count their keys, which takes the longer,
-    the more there are. `now` is this machine's clock, with which those of the members are compared.
+    Raises nothing: failures are in the answer.
+
+    Args:
+        config: names the shards.
+        seconds: the time for each endpoint.
+        keys: have the shards count their keys, which takes the longer, the more there are.
+        proxies: running proxies that are asked too; None for none.
+        now: this machine's clock, with which those of the members are compared.
     """
     context, files = WireContext(config.limits), TlsFiles()
 
@@ -75,6 +87,9 @@ async def examine(
     if keys:
         counts = await _keys(config, context, files, seconds)
         health = replace(with_findings(health, judge_keys(counts), ()), keys=counts)
+    if proxies is not None:
+        found_proxies = await ask_proxies(config, health.shards, proxies)
+        health = replace(with_findings(health, *judge_proxies(config, found_proxies)), proxies=found_proxies)
     shard_map, assumed = config.shard_map, config.apiserver_roots
     at_work = await _roots_at_work(config, context, files, seconds) if len(config.shards) > 1 else []
     found = [cut for root in dict.fromkeys((*assumed, *at_work)) for cut in cuts(shard_map, root)]
