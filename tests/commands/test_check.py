@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from esp.cli import app
 from esp.commands.check_text import page_of
 from esp.commands.rendered import UNBOUNDED, Look
-from esp.core.config import parse
+from esp.core.config import load, parse
 from esp.core.health.facts import Alarm, EndpointHealth, Health, Member, ShardHealth
 from esp.core.local import LocalEtcd, free_port
 from esp.core.local_tls import Authority
@@ -145,6 +145,8 @@ Healthy: 3 shards, 3 endpoints.
             "healthy": True,
             "config": str(tmp_path / "one.yaml"),
             "namespace": None,
+            "map": load(tmp_path / "one.yaml").shard_map.fingerprint,
+            "proxies": None,
             "problems": [],
         }
         assert code == 0
