@@ -224,8 +224,7 @@ def route(
     cls=command(
         [
             ("esp check", "All shards of ./esp.yaml."),
-            ("esp check --keys", "Also look for keys that a shard does not own."),
-            ("esp check --proxy http://10.0.0.5:2379", "Also ask a running proxy: same map, keys where they belong?"),
+            ("esp check --keys --proxy http://10.0.0.5:2379", "Also look for stray keys, and ask a running proxy."),
             ("esp check --fix-strays move", "Show which of them would move to their owners; --apply moves them."),
             ("esp check -o json | jq .problems", "The problems, for a script."),
         ],
