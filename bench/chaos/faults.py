@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 
 from bench.chaos.network import Link
-from bench.chaos.rig import Member, Proxy, Rig, ask_etcdctl, etcdctl
+from bench.chaos.rig import PATIENCE, Member, Proxy, Rig, ask_etcdctl, etcdctl
 
 SLOW_KILOBITS: Final = 400
 FULL_BYTES: Final = 1_000_000
@@ -220,14 +220,14 @@ class Faults:
         """One proxy after the other drains, and another takes its place."""
         for proxy in self._rig.proxies:
             proxy.send(signal.SIGTERM)
-            await proxy.ended(30)
+            await proxy.ended(PATIENCE)
             proxy.start()
             await self._ready(proxy)
 
     async def proxy_taken_over(self) -> None:
         """A proxy hands all that it has to another process, and ends."""
         proxy = self._chance.choice(self._rig.proxies)
-        await proxy.take_over(30)
+        await proxy.take_over(PATIENCE)
         await self._ready(proxy)
 
     async def worker_killed(self) -> None:

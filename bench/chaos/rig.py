@@ -24,6 +24,8 @@ from bench.etcd import etcd_binary
 from bench.processes import BenchError, Process
 from esp.core.local_tls import Authority
 
+PATIENCE: Final = 180.0
+"""Seconds for what must happen; nothing is judged by how long that takes, and the machine may be busy with other things."""
 BOUNDARIES: Final = ("", "i", "r", "")
 """Shard n owns the keys from the n-th to the next; `PREFIXES` has a prefix of each."""
 CLIENT_PORT: Final = 2379
@@ -281,7 +283,7 @@ class Rig:
         }
         return json.dumps(values, indent=1) + extra
 
-    async def ready(self, seconds: float = 30.0) -> None:
+    async def ready(self, seconds: float = PATIENCE) -> None:
         """Waits until every proxy reaches every shard.
 
         Raises:
@@ -294,7 +296,7 @@ class Rig:
                     raise BenchError(f"{proxy.name} is not ready after {seconds:g} s; its log is {proxy.log}")
                 await asyncio.sleep(0.1)
 
-    async def healthy(self, members: Sequence[Member], seconds: float = 60.0) -> None:
+    async def healthy(self, members: Sequence[Member], seconds: float = PATIENCE) -> None:
         """Waits until every member has a leader and serves.
 
         Raises:
