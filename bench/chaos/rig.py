@@ -25,7 +25,7 @@ from bench.processes import BenchError, Process
 from esp.core.local_tls import Authority
 
 PATIENCE: Final = 180.0
-"""Seconds for what must happen; nothing is judged by how long that takes, and the machine may be busy with other things."""
+"""Seconds for what must happen; nothing is judged by how long that takes, and the machine may be busy."""
 BOUNDARIES: Final = ("", "i", "r", "")
 """Shard n owns the keys from the n-th to the next; `PREFIXES` has a prefix of each."""
 CLIENT_PORT: Final = 2379
