@@ -31,8 +31,9 @@ from esp.core.wire.running_time import RunningTime
 SLICE: Final = 0.001
 """Seconds for the line between two looks at the sockets, and the most seconds that a connection gets at once."""
 FIRST_SLICE: Final = 0.0004
-"""Seconds for a connection that was put off only because the turn was over: enough for a new client's first call. If
-many clients connect at once, each is served after so little of the others' work."""
+"""Seconds for a connection that was put off only because the turn was over: enough for a new client's first call."""
+FIRST_WORK: Final = 0.002
+"""Seconds after which a client is not new any more, though its first work is not done."""
 AT_ONCE: Final = 0.002
 """Seconds for all work that is done as bytes come, between two looks at the line; further work stands in line."""
 MOST_SKIPPED: Final = 4
@@ -62,10 +63,12 @@ class Worker:
         used: the seconds it has had, on a scale of its own: a worker without work for a while saves up only `SAVED`.
         credited: the time on the clock up to which the worker has been given its OWN_SHARE.
         in_line: the worker stands in line, and is called when its turn has come.
-        is_new: the worker has had no turn yet. Much of the first turn goes by to set up the connection.
+        is_new: the worker has not done its first work. Much of its first turn goes by to set up the connection.
+        new_for: seconds that it has had; after FIRST_WORK it is not new any more.
     """
 
     used: float = 0.0
+    new_for: float = 0.0
     credited: float = 0.0
     in_line: bool = False
     is_new: bool = True
@@ -248,27 +251,30 @@ class Turns:
             self._join(worker)
 
     def serve_later(self, worker: Worker) -> None:
-        """Serves a client's `worker` in the next turn of the line, as one for which the time was over.
+        """Serves a client's `worker` in the time of a next turn that clients who come and go have.
 
-        For steps that take as long as a handshake: done as bytes come, those of a crowd would make each turn long.
+        For a handshake, and the end of a connection: done as bytes come, those of a crowd would make each turn long.
         """
         if not worker.in_line:
             worker.used = max(worker.used, self._virtual - SAVED)
-            self._put_off(worker)
+            self._put_off(worker, self._newcomers)
 
-    def _put_off(self, worker: Worker) -> None:
+    def _put_off(self, worker: Worker, to: list[tuple[float, int, Worker]] | None = None) -> None:
         worker.in_line = True
         self._order += 1
-        heappush(self._newcomers if worker.is_new else self._first, (worker.used, self._order, worker))
+        where = to if to is not None else self._newcomers if worker.is_new else self._first
+        heappush(where, (worker.used, self._order, worker))
         self.run_soon()
 
     def _served(self, worker: Worker, took: float, is_left: bool) -> None:
         """Counts the `took` seconds of a turn that was no turn of the line; work that is left waits for another.
 
-        The first turn of a worker counts for little, and the rest of its work does not have to stand in line yet.
+        The first turns of a worker count for little, and the rest of its work does not have to stand in line yet.
         """
-        was_new, worker.is_new = worker.is_new, False
+        was_new = worker.is_new
         worker.used += min(took, FIRST_SLICE if was_new else LONGEST_STEP)
+        worker.new_for += took
+        worker.is_new = was_new and is_left and worker.new_for < FIRST_WORK
         if is_left and was_new:
             self._put_off(worker)
         elif is_left:

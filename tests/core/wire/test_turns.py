@@ -508,6 +508,26 @@ def test_who_is_new_is_served_though_all_others_want_more_than_a_turn(
     assert "n" in steps.turn()
 
 
+@pytest.mark.parametrize(("slices", "is_done"), [(5, True), (50, False)])
+def test_the_first_work_of_a_new_client_gets_a_few_turns(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, slices: int, is_done: bool
+) -> None:
+    monkeypatch.setattr(turns, "FIRST_WORK", 20.0)
+    monkeypatch.setattr(turns, "SAVED", 1_000_000.0)
+    crowd, new = [Load(steps, "b") for _ in range(30)], Load(steps, "n")
+    new.is_new = True
+    steps.turns.run_soon()
+    for one in crowd:
+        one.used = -1_000_000.0  # each may have its turn at once
+        one.gets(10_000)
+    steps.turns.welcome(new)
+    new.gets(4 * slices)
+    for _ in range(10):
+        steps.turn()
+    assert (not new.left) is is_done
+    assert steps.log.count("n") >= 20
+
+
 def test_a_small_share_of_all_time_is_served_at_once_though_it_is_more_than_a_fair_one(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
