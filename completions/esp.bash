@@ -30,6 +30,7 @@ _esp() {
         "check --cacert") _esp_paths -f; return ;;
         "check --cert") _esp_paths -f; return ;;
         "check --key") _esp_paths -f; return ;;
+        "check --watch") COMPREPLY=(); return ;;
         "check --fix-strays") mapfile -t COMPREPLY < <(compgen -W 'move delete' -- "$current"); return ;;
         "check --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
         "reload -c" | "reload --config") _esp_paths -f; return ;;
@@ -82,7 +83,7 @@ _esp() {
     case $command in
         serve) words='-c --config --local --tls --data-dir --listen --log-format --log-level --workers --takeover -v --verbose -q --quiet --color -h --help' ;;
         route) words='--prefix --from-key --range-end --each --explain --txn -o --output --hex --base64 -c --config -v --verbose -q --quiet --color -h --help' ;;
-        check) words='-c --config --output -o --keys --proxy --cacert --cert --key --fix-strays --apply --yes -v --verbose -q --quiet --color -h --help' ;;
+        check) words='-c --config --output -o --keys --proxy --cacert --cert --key --watch --fix-strays --apply --yes -v --verbose -q --quiet --color -h --help' ;;
         reload) words='-c --config -o --output --check --force --control -v --verbose -q --quiet --color -h --help' ;;
         lease-sync) words='--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         export) words='--prefix --from-key --range-end --hex --base64 --to --resume --each --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;

@@ -52,6 +52,7 @@ complete -c esp -n '__fish_seen_subcommand_from check' -l proxy -x -d 'Also ask 
 complete -c esp -n '__fish_seen_subcommand_from check' -l cacert -r -F -d 'CA of --proxy.'
 complete -c esp -n '__fish_seen_subcommand_from check' -l cert -r -F -d 'Client certificate.'
 complete -c esp -n '__fish_seen_subcommand_from check' -l key -r -F -d 'Its key.'
+complete -c esp -n '__fish_seen_subcommand_from check' -l watch -x -d 'Look again and again, so often.'
 complete -c esp -n '__fish_seen_subcommand_from check' -l fix-strays -x -a 'move delete' -d 'Move such keys to the shards that own them, or delete them; only shown without --apply.'
 complete -c esp -n '__fish_seen_subcommand_from check' -l apply -l yes -d 'With --fix-strays: do it.'
 complete -c esp -n '__fish_seen_subcommand_from check' -s v -l verbose -d 'Tell on stderr what is done.'

@@ -251,6 +251,10 @@ def check(
     cacert: Annotated[str, typer.Option("--cacert", metavar="FILE", help="CA of --proxy.", show_default=False)] = "",
     cert: CertOption = "",
     tls_key: KeyOption = "",
+    watch: Annotated[
+        float | None,
+        typer.Option("--watch", metavar="SECONDS", min=0.1, help="Look again and again, so often.", show_default=False),
+    ] = None,
     fix_strays: Annotated[
         Strays | None,
         typer.Option(
@@ -268,9 +272,11 @@ def check(
     """
     if apply and fix_strays is None:
         raise CommandError("--apply is for --fix-strays; add --fix-strays move or delete, or leave it out", USAGE)
+    if fix_strays is not None and watch is not None:
+        raise CommandError("--watch and --fix-strays exclude each other; give one", USAGE)
     from esp.commands import check as command
 
-    command.run(config, command.Options(output, keys, proxy or [], cacert, cert, tls_key, fix_strays, apply))
+    command.run(config, command.Options(output, keys, proxy or [], cacert, cert, tls_key, watch, fix_strays, apply))
 
 
 @app.command(

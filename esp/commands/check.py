@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from esp.commands.check_json import json_of
-from esp.commands.output import USAGE, CommandError, Strays, WideFormat, counted, write_json
+from esp.commands.output import INTERRUPTED, USAGE, CommandError, Strays, WideFormat, counted, write_json
 from esp.core import config as configs
-from esp.core.health import How, Proxies, examine
+from esp.core.config import Config
+from esp.core.health import Health, How, Proxies, examine
 from esp.core.tls_files import check_files
 from esp.core.tls_paths import Files, TlsFileError
 
@@ -29,6 +31,7 @@ class Options:
         keys: have the shards count their keys.
         proxies: the URLs of running proxies to ask.
         cacert, cert, key: files of TLS for https:// proxies.
+        watch: look again after so many seconds, for ever; None to look once.
         fix_strays: what becomes of stray keys; None if nothing.
         apply: do that; else only show it.
     """
@@ -39,6 +42,7 @@ class Options:
     cacert: str = ""
     cert: str = ""
     key: str = ""
+    watch: float | None = None
     fix_strays: Strays | None = None
     apply: bool = False
 
@@ -58,17 +62,40 @@ def run(config: Path | None, options: Options) -> None:
 
         check_strays.run(loaded, How(options.fix_strays), options.output, apply=options.apply)
         return
-    health = asyncio.run(examine(loaded, keys=options.keys, proxies=_proxies(options)))
-    if options.output is WideFormat.JSON:
-        write_json(json_of(loaded, health))
-    else:
-        # rich takes a tenth of a second: what fails before this line is told without.
-        from esp.commands.check_text import page_of
-        from esp.commands.rendered import Look
+    proxies = _proxies(options)
 
-        page_of(loaded, health, Look.of_stdout(), wide=options.output is WideFormat.WIDE).show()
+    def look() -> Health:
+        return asyncio.run(examine(loaded, keys=options.keys, proxies=proxies))
+
+    health = _shown(loaded, options, look)
+    if health is None:
+        raise CommandError("interrupted", INTERRUPTED)
     if health.problems:
         raise CommandError(f"not healthy: {counted(len(health.problems), 'problem')}")
+
+
+def _shown(loaded: Config, options: Options, look: Callable[[], Health]) -> Health | None:
+    """Prints what `look` finds, once or again and again; the last health, None if there is none."""
+    if options.output is WideFormat.JSON:
+        if options.watch:
+            from esp.commands.check_watch import watch_json
+
+            return watch_json(options.watch, look, partial(json_of, loaded))
+        health = look()
+        write_json(json_of(loaded, health))
+        return health
+    # rich takes a tenth of a second: what fails before this line is told without.
+    from esp.commands.check_text import page_of
+    from esp.commands.rendered import Look
+
+    show = partial(page_of, loaded, wide=options.output is WideFormat.WIDE)
+    if options.watch:
+        from esp.commands.check_watch import watch
+
+        return watch(options.watch, look, show)
+    health = look()
+    show(health, Look.of_stdout()).show()
+    return health
 
 
 def _proxies(options: Options) -> Proxies | None:

@@ -7,6 +7,7 @@ heeded.
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import sys
@@ -29,17 +30,24 @@ _INDENT: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The look of an output: columns, and whether it takes colours."""
+    """The look of an output.
+
+    Attributes:
+        width: in columns.
+        colour: whether it takes colours.
+        moves: whether the cursor can go back, as in a live view.
+    """
 
     width: int
     colour: bool
+    moves: bool = False
 
     @classmethod
     def of_stdout(cls) -> Look:
         """The look of standard output as it is now."""
         is_terminal = sys.stdout is not None and sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if is_terminal else UNBOUNDED
-        return cls(width, takes_escapes())
+        return cls(width, takes_escapes(), is_terminal and os.environ.get("TERM", "") not in ("", "dumb", "unknown"))
 
 
 class Page:
@@ -57,6 +65,10 @@ class Page:
             line.rstrip()
             self._lines.append(Text(" " * (indent + (2 if number else 0))) + line)
 
+    def begin(self, text: str) -> None:
+        """Puts a line in front of all others, with an empty one behind it."""
+        self._lines[:0] = [Text(text, "bold"), Text()]
+
     def table(
         self, headers: Sequence[str], rows: Iterable[Sequence[str]], styles: Mapping[int, str] | None = None
     ) -> None:
@@ -73,6 +85,10 @@ class Page:
             for group in groups:
                 text = (" " * _GAP).join(cells[group]).rstrip()
                 self._lines.append(Text(" " * _INDENT if group.start else "") + Text(text, style))
+
+    def renderable(self) -> Text:
+        """All lines as rich has them, for a live view; they are not wrapped again."""
+        return Text("\n", no_wrap=True, overflow="ignore").join(self._lines)
 
     def text(self) -> str:
         """All lines, each with its end."""
