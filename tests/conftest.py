@@ -162,6 +162,13 @@ def session_etcds(tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -
         yield etcds
 
 
+@pytest.fixture(scope="module")
+def module_etcds(tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> Iterator[Etcds]:
+    """As `start_etcd`, for a whole module. No longer: an idle etcd takes half a percent of a core."""
+    with running_etcds(tmp_path_factory.mktemp("etcds"), etcd_binary) as etcds:
+        yield etcds
+
+
 @pytest.fixture(scope="session")
 def etcd(session_etcds: Etcds) -> LocalEtcd:
     """A single etcd without shards: the judge of the right answer. See `empty_etcd`."""

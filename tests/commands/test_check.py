@@ -66,8 +66,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def members(session_etcds: Etcds) -> list[LocalEtcd]:
-    return session_etcds.members(3)
+def members(module_etcds: Etcds) -> list[LocalEtcd]:
+    return module_etcds.members(3)
 
 
 class TestHealthy:

@@ -25,8 +25,8 @@ from tests.stubs import rpc_pb2_grpc
 
 
 @pytest.fixture(scope="module")
-def members(session_etcds: Etcds) -> list[LocalEtcd]:
-    return session_etcds.members(3)
+def members(module_etcds: Etcds) -> list[LocalEtcd]:
+    return module_etcds.members(3)
 
 
 @pytest.fixture

@@ -223,8 +223,8 @@ def test_text_for_people(empty_shards: list[LocalEtcd], config: Path) -> None:
     assert (code, out) == (0, f"No stray keys by {config}, map {fingerprint}.\n")
 
 
-def test_with_etcd_34(session_etcds: Any, tmp_path: Path) -> None:
-    old = session_etcds.several(2, binary=etcd34())
+def test_with_etcd_34(module_etcds: Any, tmp_path: Path) -> None:
+    old = module_etcds.several(2, binary=etcd34())
     put(old[0], b"z", b"v")
     code, told, _ = fix(write_config(tmp_path / "old.yaml", old, ["m"]), "move", "--apply")
     assert (code, told["ranges"][0]["fates"]["moved"], held(old[1])) == (0, 1, {b"z": (b"v", 0)})

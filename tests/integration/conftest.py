@@ -88,9 +88,9 @@ def module_esps(tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def four_etcds(session_etcds: Etcds) -> list[LocalEtcd]:
+def four_etcds(module_etcds: Etcds) -> list[LocalEtcd]:
     """One etcd, and three for the shards."""
-    return session_etcds.several(4)
+    return module_etcds.several(4)
 
 
 @pytest.fixture

@@ -56,9 +56,9 @@ CALLS = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def both(session_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> Iterator[list[Client]]:
+def both(module_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> Iterator[list[Client]]:
     """Clients of one etcd and of esp over three, with the users of `set_up`."""
-    one, *shards = session_etcds.several(4, QUICK)
+    one, *shards = module_etcds.several(4, QUICK)
     with running_esps(tmp_path_factory.mktemp("permissions"), etcd_binary) as esps:
         clients = [Client(one), Client(esps(shards, BOUNDARIES))]
         for client in clients:

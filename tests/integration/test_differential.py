@@ -57,8 +57,8 @@ def test_esp_over_three_shards_is_one_etcd_but_for_what_is_listed(
 
 @pytest.mark.timeout(0 if PROGRAMS else 300)
 @pytest.mark.parametrize("name", ["at keys", "islands"])
-def test_so_it_is_over_shards_of_the_newest_etcd(session_etcds: Etcds, module_esps: Esps, name: str) -> None:
-    etcds = session_etcds.several(4, binary=peer("etcd"))
+def test_so_it_is_over_shards_of_the_newest_etcd(module_etcds: Etcds, module_esps: Esps, name: str) -> None:
+    etcds = module_etcds.several(4, binary=peer("etcd"))
     layout = LAYOUTS[name]
     with clusters(etcds[0], etcds[1:], start(module_esps, etcds[1:], layout), layout, streams=True) as both:
         explored(both, 15)
@@ -176,8 +176,8 @@ def test_a_watch_from_behind_the_last_message_of_another_misses_and_repeats_noth
 
 
 @pytest.fixture(scope="module")
-def newest(session_etcds: Etcds, module_esps: Esps) -> Iterator[Clusters]:
-    etcds = session_etcds.several(4, binary=peer("etcd"))
+def newest(module_etcds: Etcds, module_esps: Esps) -> Iterator[Clusters]:
+    etcds = module_etcds.several(4, binary=peer("etcd"))
     layout = LAYOUTS["between the keys"]
     with clusters(etcds[0], etcds[1:], start(module_esps, etcds[1:], layout), layout, streams=True) as both:
         yield both
@@ -195,9 +195,9 @@ def test_the_list_is_whole() -> None:
     assert set(Difference) == {*EXAMPLES, Difference.WATCH_ORDER}
 
 
-def test_a_watcher_from_the_beginning_hears_each_shard_in_order(session_etcds: Etcds, start_esp: Esps) -> None:
+def test_a_watcher_from_the_beginning_hears_each_shard_in_order(module_etcds: Etcds, start_esp: Esps) -> None:
     """What only etcds that were never compacted can show: and that shards are not put in one order."""
-    etcds = session_etcds.several(4)
+    etcds = module_etcds.several(4)
     layout = LAYOUTS["between the keys"]
     program = [
         p.Put(A),

@@ -110,10 +110,10 @@ def masked(told: object, names: tuple[str, ...] = ("header",)) -> object:
 
 
 @pytest.fixture(scope="module")
-def sides(session_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> Iterator[list[Side]]:
+def sides(module_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> Iterator[list[Side]]:
     """An etcd, an esp over one, and an esp over three: keys below "i", from "i" to below "r", and from "r" on."""
     with running_esps(tmp_path_factory.mktemp("json"), etcd_binary) as esps, ExitStack() as stack:
-        judge, *shards = session_etcds.several(5, "--bcrypt-cost=4", binary=peer("etcd"))
+        judge, *shards = module_etcds.several(5, "--bcrypt-cost=4", binary=peer("etcd"))
         sides = [
             Side(judge, [judge]),
             Side(esps(shards[:1]), shards[:1], inner=esps(shards[:1], extra="namespace: inner/")),

@@ -373,10 +373,10 @@ class TestSeveralShards:
 
 @pytest.fixture(scope="module")
 def streams(
-    session_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path
+    module_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path
 ) -> Iterator[tuple[KV, KV]]:
     """KV of an esp over two shards, and of one etcd, all of the newest version, with the same 80 keys."""
-    shards = session_etcds.several(3, binary=peer("etcd"))
+    shards = module_etcds.several(3, binary=peer("etcd"))
     with (
         running_esps(tmp_path_factory.mktemp("streams"), etcd_binary) as esps,
         connect(esps(shards[1:], ["m"])) as across,

@@ -106,9 +106,9 @@ def test_over_three_shards_it_is_one_etcd_with_the_keys_of_the_namespace(
 
 @pytest.mark.timeout(0 if PROGRAMS else 300)
 def test_so_it_is_over_shards_of_the_newest_etcd_with_boundaries_among_the_keys_of_others(
-    session_etcds: Etcds, module_esps: Esps
+    module_etcds: Etcds, module_esps: Esps
 ) -> None:
-    alone, *shards = session_etcds.several(4, binary=peer("etcd"))
+    alone, *shards = module_etcds.several(4, binary=peer("etcd"))
     within = Layout([b"b\0", b"k"], [0, 1, 2])
     boundaries = [b"b", PREFIX, *(PREFIX + boundary for boundary in within.starts[1:]), b"u"]
     others = Layout(boundaries, [1, 2, 0, 1, 2, 0])

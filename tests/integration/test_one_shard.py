@@ -20,8 +20,8 @@ Etcdctl = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def shard(session_etcds: Etcds) -> LocalEtcd:
-    return session_etcds()
+def shard(module_etcds: Etcds) -> LocalEtcd:
+    return module_etcds()
 
 
 @pytest.fixture(scope="module")

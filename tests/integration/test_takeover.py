@@ -152,9 +152,9 @@ def far_apart(etcds: Sequence[LocalEtcd]) -> None:
 
 
 @pytest.fixture(scope="module")
-def etcds(session_etcds: Etcds) -> list[LocalEtcd]:
+def etcds(module_etcds: Etcds) -> list[LocalEtcd]:
     """Three shards whose revisions are far apart."""
-    etcds = session_etcds.several(3)
+    etcds = module_etcds.several(3)
     far_apart(etcds)
     return etcds
 

@@ -173,7 +173,7 @@ class TestReading:
             assert outcome(lambda: filled.Txn(request)) == COMPACTED  # noqa: B023
 
     def test_range_stream_reads_at_a_token_and_ends_with_one(
-        self, etcd37: LocalEtcd, session_etcds: object, start_etcd: Callable[..., LocalEtcd], start_esp: Esps
+        self, etcd37: LocalEtcd, start_etcd: Callable[..., LocalEtcd], start_esp: Esps
     ) -> None:
         shards = start_etcd.several(2, binary=etcd37.binary)  # type: ignore[attr-defined]
         with connect(start_esp(shards, ["m"])) as channel:

@@ -92,15 +92,15 @@ def test_one_without_an_operation_speaks_for_all_shards(apart: KVStub, empty_etc
 
 
 @pytest.fixture(scope="module")
-def uneven(session_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory) -> list[LocalEtcd]:
+def uneven(module_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory) -> list[LocalEtcd]:
     """Shards that allow 1024, 128 and 5 operations."""
-    return [session_etcds(*flags) for flags in (["--max-txn-ops=1024"], [], ["--max-txn-ops=5"])]
+    return [module_etcds(*flags) for flags in (["--max-txn-ops=1024"], [], ["--max-txn-ops=5"])]
 
 
 @pytest.fixture(scope="module")
-def many_ops(session_etcds: Etcds) -> LocalEtcd:
+def many_ops(module_etcds: Etcds) -> LocalEtcd:
     """One more that allows 1024."""
-    return session_etcds("--max-txn-ops=1024", name="many-ops")
+    return module_etcds("--max-txn-ops=1024", name="many-ops")
 
 
 @pytest.fixture
@@ -193,9 +193,9 @@ def test_the_branch_that_does_not_run_is_shown_to_its_shards(start_etcd: Etcds, 
 
 
 @pytest.fixture(scope="module")
-def large(session_etcds: Etcds) -> list[LocalEtcd]:
+def large(module_etcds: Etcds) -> list[LocalEtcd]:
     """Shards that allow 50,000 operations."""
-    return [session_etcds("--max-txn-ops=50000", name=f"large-{number}") for number in range(2)]
+    return [module_etcds("--max-txn-ops=50000", name=f"large-{number}") for number in range(2)]
 
 
 @pytest.fixture

@@ -51,10 +51,10 @@ class Sides(NamedTuple):
 
 @pytest.fixture(scope="module", params=["old", "new"])
 def sides(
-    request: pytest.FixtureRequest, session_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path
+    request: pytest.FixtureRequest, module_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path
 ) -> Iterator[Sides]:
     """Of the version that the tests use, and of the newest."""
-    judge, *shards = session_etcds.several(3, binary=peer("etcd") if request.param == "new" else None)
+    judge, *shards = module_etcds.several(3, binary=peer("etcd") if request.param == "new" else None)
     with running_esps(tmp_path_factory.mktemp("sides"), etcd_binary) as esps:
         yield Sides(judge, shards, esps(shards, ["i"]))
 

@@ -74,9 +74,9 @@ FEW_OPS = 4
 
 
 @pytest.fixture(scope="module")
-def strict_judge(session_etcds: Etcds) -> Iterator[rpc_pb2_grpc.KVStub]:
+def strict_judge(module_etcds: Etcds) -> Iterator[rpc_pb2_grpc.KVStub]:
     """KV of an etcd that allows FEW_OPS operations in a Txn, so that nesting soon reaches the limit."""
-    with connect(session_etcds(f"--max-txn-ops={FEW_OPS}", name="few-ops")) as channel:
+    with connect(module_etcds(f"--max-txn-ops={FEW_OPS}", name="few-ops")) as channel:
         yield rpc_pb2_grpc.KVStub(channel)
 
 
