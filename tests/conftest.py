@@ -17,6 +17,7 @@ from esp.core import local
 from esp.core.local import LocalEtcd
 from tests.examples import tries
 from tests.harness import (
+    LASTING,
     EspProcess,
     Esps,
     Etcds,
@@ -158,14 +159,14 @@ def start_durable_etcd(tmp_path: Path, etcd_binary: Path) -> Iterator[Etcds]:
 
 @pytest.fixture(scope="session")
 def session_etcds(tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> Iterator[Etcds]:
-    with running_etcds(tmp_path_factory.mktemp("etcds"), etcd_binary) as etcds:
+    with running_etcds(tmp_path_factory.mktemp("etcds"), etcd_binary, LASTING) as etcds:
         yield etcds
 
 
 @pytest.fixture(scope="module")
 def module_etcds(tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> Iterator[Etcds]:
-    """As `start_etcd`, for a whole module. No longer: an idle etcd takes half a percent of a core."""
-    with running_etcds(tmp_path_factory.mktemp("etcds"), etcd_binary) as etcds:
+    """As `start_etcd`, for a whole module. No longer, as an etcd without a task costs, too (`LASTING`)."""
+    with running_etcds(tmp_path_factory.mktemp("etcds"), etcd_binary, LASTING) as etcds:
         yield etcds
 
 
