@@ -45,7 +45,10 @@ class Shard(Connected):
         # As nearly always there is room: `has_room`, which is spelled out, since it is so for each request.
         if connection is not None and (len(connection.streams) < connection.room or connection.has_room):
             call = SplicedCall(connection, down, message, self)
-            connection.call_whole(call, down.forward if down.trace else down.head.forward, down.timeout, message)
+            if down.trace:
+                connection.call(call, down.forward, down.timeout, message, end=True)
+            else:
+                connection.call_whole(call, down.head.forward, down.timeout, message)
             if len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
                 call.message = b""
         else:

@@ -20,7 +20,6 @@ from esp.core.wire.frames import (
     END_STREAM,
     HEADER_SIZE,
     HEADERS,
-    LARGEST_DATA,
     LAST_BLOCK,
     LAST_DATA_FRONTS,
     MAX_FRAME_SIZE,
@@ -194,19 +193,17 @@ class ClientConnection(ResponseReader):
             stream.send_data(data, end)
 
     def call_whole(self, stream: ClientStream, forward: Forward, timeout: bytes, data: bytes) -> None:
-        """As `call`, in fewer steps for a call like many before; `data` is the whole body."""
-        path, metadata = forward
-        front = self._encoder.known.get(path)
+        """As `call`, in fewer steps for a call like many before; `data` is the whole body. Not for traced calls."""
+        block = self._encoder.blocks.get(forward)
         size = len(data)
         window = self.send_window - size
-        if front is None or metadata.__class__ is not bytes or size > SHORT_DATA or size > self.at_once or window < 0:
+        if block is None or size > SHORT_DATA or size > self.at_once or window < 0:
             self.call(stream, forward, timeout, data, end=True)
+            if block is None:
+                self._encoder.remember(forward)
             return
-        block = front + metadata + timeout_field(timeout) if timeout else front + metadata
-        length = len(block)
-        if length > SHORT_BLOCK:
-            self.call(stream, forward, timeout, data, end=True)
-            return
+        if timeout:
+            block += timeout_field(timeout)
         stream_id = self._next_id
         stream.id = stream_id
         self._next_id = stream_id + 2
@@ -221,7 +218,7 @@ class ClientConnection(ResponseReader):
         stream.local_open = False
         stream.queued_at = self.flushes, len(out)
         place = pack_u32(stream_id)
-        out.append(b"".join((BLOCK_FRONTS[length], place, block, LAST_DATA_FRONTS[size], place, data)))
+        out.append(b"".join((BLOCK_FRONTS[len(block)], place, block, LAST_DATA_FRONTS[size], place, data)))
 
     # Bytes.
 
@@ -242,7 +239,7 @@ class ClientConnection(ResponseReader):
         try:
             while position < size:
                 # Whole answers with the head and the trailers of an earlier one, as nearly all are.
-                front, front_size, head_word, head_block, head, end, end_size, end_word, end_block, trailers = (
+                front, front_size, head_front, head_block, head, end, end_size, end_front, end_block, trailers = (
                     decoder.usual
                 )
                 last = size - front_size - end_size if self._block is None else -1
@@ -254,29 +251,28 @@ class ClientConnection(ResponseReader):
                                 break
                             sure = wall() + left
                         look = position + CHEAP_BYTES
-                    word, flags, stream_id, block, data_word, data_flags, data_id = front(data, position)
+                    begin, stream_id, block, above, length, kind, data_id = front(data, position)
                     stream = streams.get(stream_id)
                     body = position + front_size
-                    at = body + (data_word >> 8)
+                    at = body + length
                     if (
-                        word != head_word
-                        or flags != END_HEADERS
+                        begin != head_front
                         or block != head_block
                         or data_id != stream_id
-                        or data_flags
-                        or data_word & 0xFF
-                        or data_word > LARGEST_DATA
+                        or kind
+                        or above
+                        or length > MAX_FRAME_SIZE
                         or at + end_size > size
                         or stream is None
                         or stream.headers_seen
                         or stream.local_open
                     ):
                         break
-                    word, flags, data_id, block = end(data, at)
-                    if word != end_word or flags != LAST_BLOCK or data_id != stream_id or block != end_block:
+                    begin, data_id, block = end(data, at)
+                    if begin != end_front or data_id != stream_id or block != end_block:
                         break
                     position = at + end_size
-                    self.recv_window -= data_word >> 8
+                    self.recv_window -= length
                     # `_take_answer`, spelled out: this runs once per request.
                     stream.remote_open = False
                     stream.headers_seen = True

@@ -14,6 +14,7 @@ from hpack.hpack import encode_integer
 from hpack.table import HeaderTable
 
 from esp.core.wire import traces
+from esp.core.wire.frames import SHORT_BLOCK
 from esp.core.wire.hpack import MEMO_ENTRIES, STATIC, STATIC_NAMES, encode_field
 
 Forward = tuple[bytes, bytes]
@@ -25,6 +26,10 @@ ENTRY_BYTES: Final = 256
 """The largest entry, in bytes. A larger one, with a path longer than any RPC's, would take the room of many."""
 FRONT_BYTES: Final = 1024
 """The longest front that is kept, in bytes. Longer ones have a path that is no RPC's, and are made for each call."""
+BLOCKS: Final = 64
+"""The most blocks that are kept."""
+_LONGEST: Final = SHORT_BLOCK - 32
+"""The longest block that is kept, in bytes: a `grpc-timeout` comes to it."""
 _ENTRY_OVERHEAD: Final = 32  # RFC 7541, section 4.1
 _FIRST_INDEX: Final = len(HeaderTable.STATIC_TABLE) + 1
 
@@ -46,9 +51,10 @@ class RequestEncoder:
 
     Attributes:
         known: by path, the fronts of heads that do not change the server's table; the connection looks here.
+        blocks: whole header blocks of such heads, without a `grpc-timeout`; the connection looks here first.
     """
 
-    __slots__ = ("_authority", "_entries", "_limit", "_update_due", "_used", "known")
+    __slots__ = ("_authority", "_entries", "_limit", "_update_due", "_used", "blocks", "known")
 
     def __init__(self, authority: bytes) -> None:
         self._authority = authority
@@ -57,6 +63,7 @@ class RequestEncoder:
         self._entries: dict[tuple[bytes, bytes], int] = {}
         self._used = 0
         self.known: dict[bytes, bytes] = {}
+        self.blocks: dict[Forward, bytes] = {}
 
     def limit(self, size: int) -> None:
         """The server grants a table of `size` bytes: the next block begins a new one."""
@@ -66,7 +73,7 @@ class RequestEncoder:
             self._update_due = True
             self._entries.clear()
             self._used = 0
-            self.known.clear()
+            self._forget()
 
     def front(self, path: bytes) -> tuple[bytes, bool]:
         """The fields of a head in front of the metadata, and whether they change the server's table.
@@ -85,13 +92,26 @@ class RequestEncoder:
             )
         )
         if updates or len(self._entries) > before:
-            self.known.clear()  # the indexes in them have moved
+            self._forget()  # the indexes in them have moved
             return front, True
         if len(front) <= FRONT_BYTES:
             if len(self.known) >= MEMO_ENTRIES:
                 self.known.clear()
             self.known[path] = front
         return front, False
+
+    def remember(self, forward: Forward) -> None:
+        """Keeps the block of a head, if its front is known, and it is the same for every server and short."""
+        path, metadata = forward
+        front = self.known.get(path)
+        if front is not None and metadata.__class__ is bytes and len(front) + len(metadata) <= _LONGEST:
+            if len(self.blocks) >= BLOCKS:
+                self.blocks.clear()
+            self.blocks[forward] = front + metadata
+
+    def _forget(self) -> None:
+        self.known.clear()
+        self.blocks.clear()
 
     def _size_updates(self) -> bytes:
         """Table size updates: to 0, which empties the table, then to the size granted now (RFC 7541, section 4.2)."""

@@ -7,7 +7,7 @@ from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from esp.core.wire.frames import HEADERS, ErrorCode, StreamFault
+from esp.core.wire.frames import BLOCK_FRONTS, LAST_BLOCK_FRONTS, SHORT_BLOCK, ErrorCode, StreamFault
 from esp.core.wire.hpack import Fields, HeaderDecoder, encode
 from esp.core.wire.message import cut_status_text, decode_status_text, encode_status_text, without_outer_blanks
 from esp.core.wire.request import check_characters
@@ -91,36 +91,37 @@ class UsualAnswer(NamedTuple):
     """The form of a whole unary answer, but for its message: a head, one DATA frame, trailers.
 
     Attributes:
-        front: unpacks all before the message: the whole head, and the nine bytes in front of the message.
+        front: unpacks all before the message: of the head its first five bytes, stream id and block; then the nine
+            bytes in front of the message as 0 up to 64 KiB, the length, 0 for DATA without END_STREAM, the stream id.
         front_size: the bytes of that.
-        head_word: length and type of the head, as `unpack_header` gives them.
+        head_front: the first five bytes of the head; b"" for no usual answer.
         head_block: the head's header block.
         head: the head.
-        end, end_size, end_word, end_block, trailers: the same for the trailers.
+        end, end_size, end_front, end_block, trailers: the same for the trailers.
     """
 
     front: Callable[[bytes, int], tuple[Any, ...]]
     front_size: int
-    head_word: int
+    head_front: bytes
     head_block: bytes
     head: ResponseHead
     end: Callable[[bytes, int], tuple[Any, ...]]
     end_size: int
-    end_word: int
+    end_front: bytes
     end_block: bytes
     trailers: ResponseHead
 
 
 @lru_cache(maxsize=64)
-def _whole_head(length: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int, int]:
-    front = Struct(f">IBI{length}sIBI")
-    return front.unpack_from, front.size, length << 8 | HEADERS
+def _whole_head(length: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int, bytes]:
+    front = Struct(f">5sI{length}sBHHI")
+    return front.unpack_from, front.size, BLOCK_FRONTS[length] if length <= SHORT_BLOCK else b""
 
 
 @lru_cache(maxsize=64)
-def _whole_trailers(length: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int, int]:
-    end = Struct(f">IBI{length}s")
-    return end.unpack_from, end.size, length << 8 | HEADERS
+def _whole_trailers(length: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int, bytes]:
+    end = Struct(f">5sI{length}s")
+    return end.unpack_from, end.size, LAST_BLOCK_FRONTS[length] if length <= SHORT_BLOCK else b""
 
 
 def _sent_on(fields: Fields) -> Fields:
@@ -155,8 +156,8 @@ def parse_response(fields: Fields) -> ResponseHead:
 
 
 _NONE: Final = ResponseHead(0, [])
-_NO_ANSWER: Final = UsualAnswer(*_whole_head(0), b"", _NONE, *_whole_trailers(0), b"", _NONE)._replace(head_word=-1)
-"""No head has this first word."""
+_NO_ANSWER: Final = UsualAnswer(*_whole_head(0), b"", _NONE, *_whole_trailers(0), b"", _NONE)._replace(head_front=b"")
+"""No head begins with no bytes."""
 
 
 class ResponseDecoder(HeaderDecoder[ResponseHead]):

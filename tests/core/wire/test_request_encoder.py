@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from esp.core.wire.hpack import MEMO_ENTRIES
-from esp.core.wire.request_encoder import ENTRY_BYTES, TABLE_BYTES, RequestEncoder
+from esp.core.wire.frames import SHORT_BLOCK
+from esp.core.wire.hpack import COMPOSITE, MEMO_ENTRIES, encode
+from esp.core.wire.request_encoder import BLOCKS, ENTRY_BYTES, TABLE_BYTES, RequestEncoder
 from tests.examples import tries
 
 AUTHORITY = b"etcd:2379"
@@ -31,6 +32,8 @@ class Server:
     def gets(self, path: bytes) -> tuple[bytes, bool]:
         """The block that says `path`, which was understood, and whether it changed the table as it claims."""
         known = self.encoder.known.get(path)
+        assert self.encoder.blocks.get((path, b""), known) == known, "a block whose indexes have moved"
+        self.encoder.remember((path, b""))
         block, changes = (known, False) if known is not None else self.encoder.front(path)
         before = self.table
         fields = [(bytes(name), bytes(value)) for name, value in self.decoder.decode(block, raw=True)]
@@ -122,3 +125,17 @@ def test_every_block_is_understood_whatever_the_server_grants(steps: list[tuple[
             server.gets(HUGE if what == "huge" else b"/a.long.Service/Path%d" % number)
             assert server.decoder.header_table_size <= server.decoder.max_allowed_table_size
     assert {name for name, _ in server.table} <= {b":authority", b":path", b"content-type", b"te"}
+
+
+def test_only_blocks_that_are_the_same_for_all_servers_are_kept_and_few() -> None:
+    server = Server()
+    for _ in range(2):
+        server.gets(b"/a/A")
+    for metadata in (encode([(b"token", COMPOSITE + b"x")]), bytes(SHORT_BLOCK)):
+        server.encoder.remember((b"/a/A", metadata))
+    server.encoder.remember((b"/not/known", b""))
+    assert not server.encoder.blocks
+    for number in range(3 * BLOCKS):
+        server.encoder.remember((b"/a/A", b"%d" % number))
+        assert 0 < len(server.encoder.blocks) <= BLOCKS
+    assert server.encoder.blocks[b"/a/A", b"%d" % number] == server.encoder.known[b"/a/A"] + b"%d" % number
