@@ -8,7 +8,7 @@ _esp_paths() {
 _esp() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command= words= word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-        case $word in serve | route | check | reload | lease-sync | export | import | version | help | exec | top | config) command=$word; break ;; esac
+        case $word in serve | route | check | reload | lease-sync | export | import | version | help | bench | exec | top | config) command=$word; break ;; esac
     done
     case "$command $previous" in
         "serve -c" | "serve --config") _esp_paths -f; return ;;
@@ -68,6 +68,24 @@ _esp() {
         "version -o" | "version --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
         "version --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
         "help --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
+        "bench --load") mapfile -t COMPREPLY < <(compgen -W 'put range txn watch keepalive' -- "$current"); return ;;
+        "bench --connections") COMPREPLY=(); return ;;
+        "bench --streams") COMPREPLY=(); return ;;
+        "bench --seconds") COMPREPLY=(); return ;;
+        "bench --rounds") COMPREPLY=(); return ;;
+        "bench --warm-up") COMPREPLY=(); return ;;
+        "bench --keys") COMPREPLY=(); return ;;
+        "bench --value-bytes") COMPREPLY=(); return ;;
+        "bench --shard") COMPREPLY=(); return ;;
+        "bench --plot") _esp_paths -f; return ;;
+        "bench --cacert") _esp_paths -f; return ;;
+        "bench --cert") _esp_paths -f; return ;;
+        "bench --key") _esp_paths -f; return ;;
+        "bench --user") COMPREPLY=(); return ;;
+        "bench --password-file") _esp_paths -f; return ;;
+        "bench -o" | "bench --output") mapfile -t COMPREPLY < <(compgen -W 'table json' -- "$current"); return ;;
+        "bench -c" | "bench --config") _esp_paths -f; return ;;
+        "bench --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
         "exec -c" | "exec --config") _esp_paths -f; return ;;
         "exec --color") mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$current"); return ;;
         "top -c" | "top --config") _esp_paths -f; return ;;
@@ -90,10 +108,11 @@ _esp() {
         import) words='--overwrite --skip-existing --resume --at-once --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         version) words='-o --output -v --verbose -q --quiet --color -h --help' ;;
         help) words='-v --verbose -q --quiet --color -h --help' ;;
+        bench) words='--load --connections --streams --seconds --rounds --warm-up --keys --value-bytes --shard --plot --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         exec) words='-c --config -v --verbose -q --quiet --color -h --help' ;;
         top) words='-c --config -i --interval -n --count --cacert --cert --key -o --output -v --verbose -q --quiet --color -h --help' ;;
         config) words='-v --verbose -q --quiet --color -h --help' ;;
-        *) words='serve route check reload lease-sync export import version help exec top config --version -v --verbose -q --quiet --color -h --help' ;;
+        *) words='serve route check reload lease-sync export import version help bench exec top config --version -v --verbose -q --quiet --color -h --help' ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }

@@ -16,7 +16,7 @@ from esp import __version__
 from esp.commands.config_cli import config_app
 from esp.commands.frame import Group, command
 from esp.commands.options import CertOption, ConfigOption, KeyOption, OutputOption, path_of
-from esp.commands.output import USAGE, CommandError, Format, LogFormat, LogLevel, Strays, WideFormat, manner
+from esp.commands.output import USAGE, CommandError, Format, Load, LogFormat, LogLevel, Strays, WideFormat, manner
 
 app = typer.Typer(
     name="esp",
@@ -536,6 +536,77 @@ def help_(
             raise CommandError(f'there is no command "{" ".join(names or ())}"; esp help lists them', USAGE)
         here = type(context)(commands[name], info_name=name, parent=here)
     typer.echo(here.get_help())
+
+
+@app.command(
+    cls=command(
+        [
+            ("esp bench http://127.0.0.1:2379", "Puts and reads on a proxy."),
+            ("esp bench -c esp.yaml --load watch --load txn", "On the proxy of a config, in all its shards."),
+            ("esp bench -c esp.yaml --shard a http://a:2379 http://b:2379", "Two targets in turns."),
+            ("esp bench http://127.0.0.1:2379 --plot bench.html", "With a drawing of the latencies."),
+        ],
+        {1: "A target cannot be used, or requests failed.", 130: "Ctrl-C; the keys of the run are deleted."},
+    )
+)
+def bench(
+    target: Annotated[list[str] | None, typer.Argument(metavar="[TARGET [TARGET]]", show_default=False)] = None,
+    load: Annotated[
+        list[Load] | None,
+        typer.Option(
+            "--load",
+            metavar="put|range|txn|watch|keepalive",
+            help="The load, by default put and range; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    connections: Annotated[int, typer.Option("--connections", metavar="N", min=1, max=10_000, help="Connections.")] = 8,
+    streams: Annotated[
+        int, typer.Option("--streams", metavar="N", min=1, max=1000, help="Requests open on each connection.")
+    ] = 16,
+    seconds: Annotated[float, typer.Option("--seconds", metavar="S", min=0.1, help="Length of a round.")] = 5.0,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, max=1000, help="Rounds.")] = 3,
+    warm_up: Annotated[
+        float, typer.Option("--warm-up", metavar="S", min=0.0, help="Seconds that are not counted before the first.")
+    ] = 1.0,
+    keys: Annotated[int, typer.Option("--keys", metavar="N", min=1, max=1_000_000, help="Keys.")] = 1000,
+    value_bytes: Annotated[
+        int, typer.Option("--value-bytes", metavar="N", min=0, max=1_000_000, help="Bytes of a value.")
+    ] = 256,
+    shard: Annotated[
+        list[str] | None,
+        typer.Option("--shard", metavar="SHARD", help="Keys of this shard only; may be repeated.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE", parser=path_of, help="Draw the latencies: .html or .svg.", show_default=False
+        ),
+    ] = None,
+    cacert: CaOption = "",
+    cert: CertOption = "",
+    tls_key: KeyOption = "",
+    user: UserOption = "",
+    password_file: PasswordOption = "",
+    output: OutputOption = Format.TABLE,
+    config: ConfigOption = None,
+) -> None:
+    """Measure a proxy or an etcd under load, or two in turns.
+
+    The load writes keys of its own, below esp-bench/, and deletes them in the end. With -c they are spread over the
+    shards of the config, each below the start of a range of its shard, and the target is by default the first listen
+    address there.
+    """
+    if len(target or []) > 2:
+        raise CommandError("there may be two targets; leave out the others", USAGE)
+    from esp.commands import bench as module
+    from esp.core.export import Etcd
+    from esp.core.load import Plan, Workload
+
+    plan = Plan(connections, streams, seconds, warm_up, rounds, keys, value_bytes)
+    access = Etcd([], cacert, cert, tls_key, user, password_file)
+    loads = [Workload(one) for one in dict.fromkeys(load or [Load.PUT, Load.RANGE])]
+    module.run(config, module.Options(target or [], loads, shard or [], access, plan, plot, output))
 
 
 @app.command(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from esp.commands import interruptible
 from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, complain, manner, write, write_json
 from esp.commands.progress import progress_bar
 from esp.core import config as configs
@@ -77,7 +77,7 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
         with _failures(None), progress_bar("keys") as show:
             sys.stdout.flush()
             out = Output(sys.stdout.buffer)
-            done = asyncio.run(
+            done = interruptible.run(
                 export(loaded, options.keys, out, lambda n, total: show("Exporting", n, total), each_shard=options.each)
             )
         if not manner.quiet:
@@ -91,7 +91,7 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
         raise CommandError(f"{options.to} cannot be written: {(error.strerror or str(error)).lower()}") from None
     with file, _failures(options.to), progress_bar("keys") as show:
         out = Output(file, durable=True)
-        done = asyncio.run(
+        done = interruptible.run(
             export(loaded, options.keys, out, lambda n, total: show("Exporting", n, total), each_shard=options.each)
         )
     _summarise(done, options.to, options.output)
@@ -119,7 +119,7 @@ def _go_on(loaded: Config, file: BinaryIO, show: Any) -> Exported:
     file.seek(first.size)
     file.truncate()
     out = Output(file, first.digest, durable=True)
-    return asyncio.run(go_on(loaded, first, out, lambda done, total: show("Exporting", done, total)))
+    return interruptible.run(go_on(loaded, first, out, lambda done, total: show("Exporting", done, total)))
 
 
 @contextmanager

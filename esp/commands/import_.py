@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import cast
 
+from esp.commands import interruptible
 from esp.commands.export import config_at
 from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, write, write_json
 from esp.commands.progress import progress_bar
@@ -46,7 +46,7 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
     with _opened(options.file) as file, progress_bar("keys") as show:
         work = Import(loaded, file, options.existing, show, at_once=options.at_once)
         try:
-            asyncio.run(work.run())
+            interruptible.run(work.run())
         except (ExportError, UnreachableError) as error:
             raise CommandError(f"{error}{_so_far(work)}") from None
         except OSError as error:

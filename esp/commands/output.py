@@ -51,6 +51,16 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class Load(StrEnum):
+    """The loads of `esp bench`, as `esp.core.load.Workload` has them."""
+
+    PUT = "put"
+    RANGE = "range"
+    TXN = "txn"
+    WATCH = "watch"
+    KEEPALIVE = "keepalive"
+
+
 class LogLevel(StrEnum):
     """The levels of the log, from the lowest up."""
 

@@ -278,6 +278,22 @@ class TestResumedExport:
             key.decode() for key, _, _ in by_prefix(many)
         ]
 
+    def test_ctrl_c_says_how_to_go_on(self, many: list[Kv], config: Path, run: Run, tmp_path: Path) -> None:
+        """SIGINT comes while the file cannot be written: it is a pipe that nobody reads."""
+        path = tmp_path / "x"
+        part = self.first_part(config, path, 1)
+        assert run("export", "--resume", path)[0] == 0
+        size = path.stat().st_size
+        command = [sys.executable, "-m", "esp", "export", "-c", config]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.read(len(part))
+            process.send_signal(signal.SIGINT)
+            rest, err = process.communicate()
+        assert (process.returncode, err) == (130, b"esp: interrupted\n")
+        assert len(part) + len(rest) < size
+
     def test_a_complete_one(self, kvs: list[Kv], run: Run, tmp_path: Path) -> None:
         kvs[0].put(b"a")
         assert run("export", "--to", tmp_path / "x")[0] == 0

@@ -27,16 +27,20 @@ From the top down; each file imports only files below it.
 
 from esp.core.shard.at_once import AtOnce, are_ready
 from esp.core.shard.connected import FIRST_PAUSE, LONGEST_PAUSE
+from esp.core.shard.dial import connect
+from esp.core.shard.dialler import reason_of
 from esp.core.shard.endpoint_state import Connectivity, EndpointState
 from esp.core.shard.fate import outcome
 from esp.core.shard.lookup import Lookups, UnknownNameError, is_address
 from esp.core.shard.member import STATUS_PATH, is_probe
+from esp.core.shard.secured import Secured
 from esp.core.shard.shard import Shard
 from esp.core.shard.unary import (
     ALARMS,
     AUTH_STATUS,
     AUTHENTICATE,
     COMPACT,
+    DELETE_RANGE,
     LEASE_GRANT,
     LEASE_LEASES,
     LEASE_REVOKE,
@@ -66,6 +70,7 @@ __all__ = [
     "AUTHENTICATE",
     "AUTH_STATUS",
     "COMPACT",
+    "DELETE_RANGE",
     "FIRST_PAUSE",
     "LEASE_GRANT",
     "LEASE_LEASES",
@@ -88,6 +93,7 @@ __all__ = [
     "EndpointState",
     "Lookups",
     "Method",
+    "Secured",
     "Shard",
     "UnknownNameError",
     "answers_of",
@@ -97,8 +103,10 @@ __all__ = [
     "ask_all_for_esp",
     "ask_for_esp",
     "ask_in_turn",
+    "connect",
     "failures_of",
     "is_address",
     "is_probe",
     "outcome",
+    "reason_of",
 ]

@@ -66,6 +66,7 @@ ALARMS: Final = Method(b"/etcdserverpb.Maintenance/Alarm", rpc_pb2.AlarmResponse
 TXN: Final = Method(b"/etcdserverpb.KV/Txn", rpc_pb2.TxnResponse, idempotent=False)
 PUT: Final = Method(b"/etcdserverpb.KV/Put", rpc_pb2.PutResponse, idempotent=False)
 MEMBER_LIST: Final = Method(b"/etcdserverpb.Cluster/MemberList", rpc_pb2.MemberListResponse, idempotent=True)
+DELETE_RANGE: Final = Method(b"/etcdserverpb.KV/DeleteRange", rpc_pb2.DeleteRangeResponse, idempotent=False)
 LEASE_GRANT: Final = Method(b"/etcdserverpb.Lease/LeaseGrant", rpc_pb2.LeaseGrantResponse, idempotent=False)
 LEASE_REVOKE: Final = Method(b"/etcdserverpb.Lease/LeaseRevoke", rpc_pb2.LeaseRevokeResponse, idempotent=False)
 LEASE_TIME_TO_LIVE: Final = Method(
