@@ -60,7 +60,7 @@ def run(config: Path | None, options: Options) -> None:
     if options.fix_strays is not None:
         from esp.commands import check_strays
 
-        check_strays.run(loaded, How(options.fix_strays), options.output, apply=options.apply)
+        check_strays.run(loaded, How(options.fix_strays), options.output, _proxies(options), apply=options.apply)
         return
     proxies = _proxies(options)
 

@@ -1,4 +1,7 @@
-"""The JSON of `esp check`: docs/json.md has its fields. Later versions add fields, and never change one."""
+"""The JSON of `esp check`, and what it shares with the text.
+
+docs/json.md has the fields. Later versions add fields, and never change one.
+"""
 
 from __future__ import annotations
 
@@ -170,3 +173,14 @@ def _findings(findings: Iterable[Finding]) -> list[dict[str, Any]]:
         }
         for finding in findings
     ]
+
+
+def subject_of(finding: Finding) -> str:
+    """The shards and the endpoint, or the proxy, in front of a finding; "" if it is about esp itself."""
+    if finding.kind.startswith("proxy-"):
+        return "" if finding.endpoint is None else f"proxy {finding.endpoint}: "
+    if not finding.shards:
+        return ""
+    shards = ", ".join(f'"{name}"' for name in finding.shards)
+    subject = f"shard {shards}" if len(finding.shards) == 1 else f"shards {shards}"
+    return f"{subject}: " if finding.endpoint is None else f"{subject}, {finding.endpoint}: "

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from esp.commands.check_json import json_range
+from esp.commands.check_json import json_range, subject_of
 from esp.commands.output import CommandError, WideFormat, counted, json_key, write_json
 from esp.commands.progress import progress_bar
 from esp.core.config import Config
-from esp.core.health import Fate, How, Kind, Mended, MendError, examine, left_in, mend
+from esp.core.health import Fate, How, Kind, Mended, MendError, Proxies, examine, left_in, mend
 from esp.core.keys import format_key, format_range
 
+_FORBID = (Kind.SAME_CLUSTER, Kind.SEVERAL_CLUSTERS)
+"""Problems with which a stray key of one shard may be a live key of another."""
 _REASONS = {
     Fate.LIVE: "its owner has the key, with another value",
     Fate.NO_LEASE: "its owner lacks the key's lease; esp lease-sync --apply grants it",
@@ -27,16 +29,19 @@ _COLUMNS = {
 }
 
 
-def run(loaded: Config, how: How, output: WideFormat, *, apply: bool) -> None:
+def run(loaded: Config, how: How, output: WideFormat, proxies: Proxies | None, *, apply: bool) -> None:
     """Move or delete stray keys, and print what became of them.
+
+    With `proxies`, no key is touched unless all of them have the map of the config: else their live keys may be strays
+    by the config.
 
     Raises:
         CommandError: the work failed; or keys are still stray, which has been printed.
     """
-    health = asyncio.run(examine(loaded))
+    health = asyncio.run(examine(loaded, proxies=proxies))
     for finding in health.problems:
-        if finding.kind in (Kind.SAME_CLUSTER, Kind.SEVERAL_CLUSTERS):
-            raise CommandError(f"no key is touched: {', '.join(finding.shards)}: {finding.text}")
+        if finding.kind in _FORBID or finding.kind.startswith("proxy-"):
+            raise CommandError(f"no key is touched: {subject_of(finding)}{finding.text}")
     with progress_bar("keys") as show:
         step = {How.MOVE: "Moving", How.DELETE: "Deleting"}[how] if apply else "Looking"
         try:

@@ -6,14 +6,13 @@ from typing import Final
 
 from rich.text import Text
 
-from esp.commands.check_json import own_alarms, owners
+from esp.commands.check_json import own_alarms, owners, subject_of
 from esp.commands.output import counted
 from esp.commands.rendered import Look, Page
 from esp.core.config import Config
 from esp.core.health import (
     Clock,
     EndpointHealth,
-    Finding,
     Health,
     ProxyHealth,
     ShardHealth,
@@ -45,7 +44,7 @@ def page_of(loaded: Config, health: Health, look: Look, *, wide: bool = False) -
             page.line()
             page.line(f"{title}:", "bold")
             for finding in findings:
-                page.line(finding.text, indent=2, start=Text(_subject(finding), style))
+                page.line(finding.text, indent=2, start=Text(subject_of(finding), style))
     page.line()
     if wide:
         split = loaded.shard_map.split(KeyRange(b"", None))
@@ -179,14 +178,3 @@ def _proxy_row(proxy: ProxyHealth) -> list[str]:
         "down" if proxy.error else _milliseconds(proxy.latency),
         f"{right} of {len(proxy.samples)} right" if proxy.samples else UNKNOWN,
     ]
-
-
-def _subject(finding: Finding) -> str:
-    """The shards and the endpoint, or the proxy, in front of a finding; "" if it is about esp itself."""
-    if finding.kind.startswith("proxy-"):
-        return "" if finding.endpoint is None else f"proxy {finding.endpoint}: "
-    if not finding.shards:
-        return ""
-    shards = ", ".join(f'"{name}"' for name in finding.shards)
-    subject = f"shard {shards}" if len(finding.shards) == 1 else f"shards {shards}"
-    return f"{subject}: " if finding.endpoint is None else f"{subject}, {finding.endpoint}: "

@@ -7,7 +7,9 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import grpc
 import pytest
@@ -100,6 +102,33 @@ class TestMembers:
         assert "has been added, and has never started" in text
 
 
+class TestStrangers:
+    """What is no etcd has its name, and the cure."""
+
+    def told(self, url: str, folder: Path, extra: str = "") -> str:
+        config = folder / "esp.yaml"
+        config.write_text(f"shards: [{{name: s, endpoints: ['{url}'], ranges: [{{start: '', end: ''}}]}}]\n{extra}\n")
+        code, told = check_json(config)
+        assert (code, told["shards"][0]["state"]) == (1, "down")
+        return str(told["problems"][0]["text"])
+
+    def test_the_port_of_members(self, etcd: LocalEtcd, tmp_path: Path) -> None:
+        told = self.told(etcd.peer_url, tmp_path)
+        assert "it is etcd's peer port, which is for members only; name the client URL" in told
+
+    def test_an_http_server(self, tmp_path: Path) -> None:
+        with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            told = self.told(f"http://127.0.0.1:{server.server_port}", tmp_path)
+            server.shutdown()
+        assert "it is an HTTP server (BaseHTTP/" in told
+        assert told.endswith("and no etcd; name an etcd's client URL")
+
+    def test_an_etcd_without_tls(self, etcd: LocalEtcd, tmp_path: Path) -> None:
+        told = self.told(etcd.endpoint.replace("http:", "https:"), tmp_path)
+        assert told == f"cannot be reached: it is an etcd without TLS; write {etcd.endpoint}"
+
+
 class TestMeasures:
     def test_every_endpoint_has_a_line_with_all_that_it_tells(self, members: list[LocalEtcd], tmp_path: Path) -> None:
         code, out, _ = check("-c", write_config(tmp_path / "three.yaml", [members], []), "-o", "wide")
@@ -145,6 +174,8 @@ class TestMeasures:
         etcd.start()
         try:
             wait_ready(etcd)
+            plain = TestStrangers().told(etcd.endpoint.replace("https:", "http:"), tmp_path)
+            assert plain == f"cannot be reached: it speaks TLS; write {etcd.endpoint}"
             config = write_config(tmp_path / "esp.yaml", [etcd], [], "shard_tls: {ca: ca.crt}")
             code, told = check_json(config)
         finally:

@@ -35,8 +35,8 @@ def other(esps: Esps, shards: list[LocalEtcd]) -> EspProcess:
 
 
 @pytest.fixture
-def config(shards: list[LocalEtcd], tmp_path: Path) -> Path:
-    return write_config(tmp_path / "esp.yaml", shards, ["i", "r"])
+def config(empty_shards: list[LocalEtcd], tmp_path: Path) -> Path:
+    return write_config(tmp_path / "esp.yaml", empty_shards, ["i", "r"])
 
 
 def of_proxies(config: Path, *arguments: str) -> tuple[int, dict[str, object], list[tuple[str, str | None, str]]]:
@@ -105,6 +105,16 @@ def test_the_same_map_with_other_clusters_behind_it(esp: EspProcess, shards: lis
     code, _, findings = of_proxies(config, "--proxy", esp.url)
     assert (code, [kind for kind, _, _ in findings]) == (1, ["proxy-route"] * 2)
     assert findings[0][2] == 'a read of "\\x00", which shard s0 owns, came from shard s1'
+
+
+def test_no_stray_is_touched_while_a_proxy_has_another_map(esp: EspProcess, other: EspProcess, config: Path) -> None:
+    arguments = ("--fix-strays", "delete", "--apply", "--proxy", esp.url)
+    assert check("-c", config, *arguments)[0] == 0
+    code, out, err = check("-c", config, *arguments, "--proxy", other.url)
+    assert (code, out) == (1, "")
+    assert err.startswith("esp: no key is touched: running proxies have different shard maps (")
+    code, _, err = check("-c", config, "--fix-strays", "move", "--proxy", other.url)
+    assert err.startswith(f"esp: no key is touched: proxy {other.url}: its shard map is ")
 
 
 def test_a_proxy_that_is_down(config: Path) -> None:

@@ -173,7 +173,7 @@ class TestRefused:
         )
         code, out, err = check("-c", config, "--fix-strays", "delete", "--apply")
         assert (code, out) == (1, "")
-        assert err.startswith("esp: no key is touched: low, high: have the same cluster id ")
+        assert err.startswith('esp: no key is touched: shards "low", "high": have the same cluster id ')
         with pytest.raises(MendError, match="have the same cluster id"):
             asyncio.run(mend(load(config), How.DELETE, lambda *_: None, apply=True))
         assert set(held(empty_etcd)) == {b"a", b"z"}
@@ -183,7 +183,7 @@ class TestRefused:
         config = write_config(tmp_path / "esp.yaml", [empty_shards[:2], empty_shards[2]], ["m"])
         code, _, err = check("-c", config, "--fix-strays", "move", "--apply")
         assert code == 1
-        assert err.startswith("esp: no key is touched: s0: its endpoints belong to different etcd clusters")
+        assert err.startswith('esp: no key is touched: shard "s0": its endpoints belong to different etcd clusters')
         assert set(held(empty_shards[0])) == {b"z"}
 
     def test_a_shard_that_is_down(self, empty_shards: list[LocalEtcd], tmp_path: Path) -> None:
