@@ -56,7 +56,7 @@ LAYERS = [
     {"esp.core.services.kv", "esp.core.services.lock"},
     {"esp.core.services.router", "esp.core.services.pages"},
     {"esp.core.gateway", "esp.core.metrics"},
-    {"esp.core.traces", "esp.core.ui"},
+    {"esp.core.traces", "esp.core.ui", "esp.core.served"},
     {"esp.core.proxy", "esp.core.local", "esp.core.local_shards", "esp.core.local_tls"},
     {"esp.core.reload"},
     {"esp.commands"},

@@ -6,64 +6,76 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
+from esp.core.background import Background
 from esp.core.config import Config
 from esp.core.control import MAX_ANSWER_BYTES, Call, Control, size_of
-from esp.core.proxy import Proxy
-from esp.core.reload import ConfigFile, Outcome, Reloads
+from esp.core.reload import ConfigFile, OneAtATime, Outcome
 
 log = logging.getLogger("esp")
+
+Answer = TypeVar("Answer")
 
 COMMAND: Final = "reload"
 _PARTS: Final = (200, 20, 3)
 """The most entries of each list in an answer; fewer, if the answer would be too long."""
 
 
-class Reloading:
-    """The reloads of a running proxy.
+class Reloading(Generic[Answer]):
+    """Has an operator command the reloads of a running esp.
 
     Args:
-        proxy: the proxy.
-        load: reads and checks the config, with what the command line said at the start; called in a thread.
-        done: called with each config that was put in force.
-        around: called with True before a reload, and with False after it.
+        reloads: the reloads.
+        to_json: an answer of a reload as that of the control socket.
+        background: owner of the tasks.
+        config: the config in force.
+        by_thread: as in `ConfigFile.run`.
     """
 
     def __init__(
         self,
-        proxy: Proxy,
-        load: Callable[[], Config],
-        done: Callable[[Config], object] = lambda _: None,
-        around: Callable[[bool], object] = lambda _: None,
+        reloads: OneAtATime[Answer],
+        to_json: Callable[[Answer], Mapping[str, Any]],
+        background: Background,
+        config: Callable[[], Config],
+        *,
+        by_thread: bool = True,
     ) -> None:
-        self.reloads = Reloads(proxy, load, done, around)
-        self._proxy = proxy
+        self._reloads = reloads
+        self._to_json = to_json
+        self._background = background
+        self._config = config
+        self._by_thread = by_thread
 
     def open(self, control: Control) -> None:
         """Takes the command `reload` from now on, and looks at the file as long as the config in force says so."""
         control.serve(COMMAND, self._answer)
-        proxy = self._proxy
-        if proxy.config.path is not None:
-            file = ConfigFile(proxy.config.path, self._file_changed)
-            proxy.background.keep("the look at the config file", lambda: file.run(lambda: proxy.config.watch_config))
+        path = self._config().path
+        if path is not None:
+            file = ConfigFile(path, self._file_changed)
+
+            async def look() -> None:
+                await file.run(lambda: self._config().watch_config, by_thread=self._by_thread)
+
+            self._background.keep("the look at the config file", look)
 
     def hung_up(self) -> None:
         """SIGHUP has come."""
-        self.reloads.begin("SIGHUP")
+        self._reloads.begin("SIGHUP")
 
     def _file_changed(self, is_first: bool) -> None:
-        self.reloads.begin("the file has changed", quiet=is_first)
+        self._reloads.begin("the file has changed", quiet=is_first)
 
     async def _answer(self, call: Call) -> Mapping[str, Any]:
         async def tell(step: str) -> None:
             await call.tell({"step": step})
 
         asked = call.request
-        outcome = await self.reloads.reload(
+        answer = await self._reloads.reload(
             "esp reload", force=asked.get("force") is True, only_check=asked.get("check") is True, told=tell
         )
-        return answer_of(outcome)
+        return self._to_json(answer)
 
 
 def answer_of(outcome: Outcome) -> dict[str, Any]:

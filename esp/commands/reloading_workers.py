@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -20,18 +20,16 @@ from esp.commands.reloading import COMMAND, answer_of
 from esp.core import config as configs
 from esp.core.background import Background, all_of
 from esp.core.config import Config, ConfigError
-from esp.core.control import Call, Control
 from esp.core.former import Former
 from esp.core.proxy import Proxy
 from esp.core.reload import (
     CLOSE_SECONDS,
     HANDING_OVER,
     LOOK_SECONDS,
-    ConfigFile,
+    OneAtATime,
     Outcome,
     Reload,
     Result,
-    log_outcome,
 )
 from esp.core.workers import Channel, ChannelError, Supervisor
 
@@ -123,7 +121,7 @@ class InWorker:
         await reload.end()
 
 
-class OfWorkers:
+class OfWorkers(OneAtATime[Answer]):
     """The supervisor's side.
 
     Args:
@@ -151,73 +149,18 @@ class OfWorkers:
         is_handing_over: Callable[[], bool],
         former: Former,
     ) -> None:
+        super().__init__(background, around)
         self.config = config
         self.former = former
         self.is_settled = asyncio.Event()
         self.is_settled.set()
         self._supervisor = supervisor
         self._parse = parse
-        self._background = background
-        self._around = around
         self._is_handing_over = is_handing_over
-        self._lock = asyncio.Lock()
-        self._is_wanted = False
         self._numbers = count(1)
 
-    def open(self, control: Control) -> None:
-        """Takes the command `reload` from now on, and looks at the file as long as the config in force says so."""
-        control.serve(COMMAND, self._answer)
-        if self.config.path is not None:
-            file = ConfigFile(self.config.path, self._file_changed)
-
-            async def look() -> None:
-                await file.run(lambda: self.config.watch_config, by_thread=False)
-
-            self._background.keep("the look at the config file", look)
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether workers are about to take another config, or some have taken it."""
-        return self._lock.locked()
-
-    def hung_up(self) -> None:
-        """SIGHUP has come."""
-        self._begin("SIGHUP", quiet=False)
-
-    def _file_changed(self, is_first: bool) -> None:
-        self._begin("the file has changed", quiet=is_first)
-
-    def _begin(self, why: str, *, quiet: bool) -> None:
-        if not self._is_wanted:
-            self._is_wanted = True
-            self._background.start(self._begun(why, quiet))
-
-    async def _begun(self, why: str, quiet: bool) -> None:
-        await self.reload(why, quiet=quiet)
-
-    async def _answer(self, call: Call) -> Mapping[str, Any]:
-        async def tell(step: str) -> None:
-            await call.tell({"step": step})
-
-        asked = call.request
-        return await self.reload(
-            "esp reload", force=asked.get("force") is True, only_check=asked.get("check") is True, told=tell
-        )
-
-    async def reload(
-        self, why: str, *, force: bool = False, only_check: bool = False, quiet: bool = False, told: Told | None = None
-    ) -> Answer:
-        """As `Reloads.reload`, for all workers; the answer of one of them."""
-        async with self._lock:
-            self._is_wanted = False
-            self._around(True)
-            try:
-                answer = await self._reload(force, only_check, told)
-            finally:
-                self._around(False)
-        if answer["result"] != Result.UNCHANGED or not quiet:
-            log_outcome(why, answer["result"], answer["lines"], answer["reasons"])
-        return answer
+    def _said(self, answer: Answer) -> tuple[str, Sequence[str], Sequence[str]]:
+        return answer["result"], answer["lines"], answer["reasons"]
 
     async def _reload(self, force: bool, only_check: bool, told: Told | None) -> Answer:
         assert isinstance(self.config.path, Path)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from esp import __version__
 from esp.commands.output import INTERRUPTED, USAGE, CommandError, flush, write
-from esp.commands.reloading import Reloading, Terminal
+from esp.commands.reloading import Reloading, Terminal, answer_of
 from esp.commands.service import Service
 from esp.core import advertise, garbage, names, sockets
 from esp.core import config as configs
@@ -30,10 +30,11 @@ from esp.core.log.lines import fields
 from esp.core.log.setup import Log
 from esp.core.log.text import few
 from esp.core.proxy import Proxy
+from esp.core.reload import Reloads
 from esp.core.traces import ExportError
 
 if TYPE_CHECKING:
-    from esp.commands.workers import Here
+    from esp.commands.worker import Here
 
 log = logging.getLogger("esp")
 
@@ -260,7 +261,8 @@ async def _serve(
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGUSR2, service.begin_successor if cluster is None else _stay)
         if again is not None and isinstance(service, Service) and isinstance(control, Control):
-            reloading = Reloading(proxy, again.read, partial(_tell_of, proxy, again), partial(service.reloads, proxy))
+            reloads = Reloads(proxy, again.read, partial(_tell_of, proxy, again), partial(service.reloads, proxy))
+            reloading = Reloading(reloads, answer_of, proxy.background, lambda: proxy.config)
             reloading.open(control)
             if cluster is None and isinstance(signals, _Signals):
                 signals.reload = reloading.hung_up

@@ -166,11 +166,12 @@ class Service:
         """Tells that the proxy serves; from now on its tick tells of its shards, and that its loop works.
 
         Raises:
-            CommandError: after a takeover a shard is `missing` that the process before reaches.
+            CommandError: at a takeover a shard is `missing` that the process before reaches, or that one gave up.
         """
         if self.before is not None:
             try:
                 self.before.check(missing)
+                await self.before.may_serve()
             except TakeoverError as error:
                 raise CommandError(str(error)) from None
             await proxy.accept()

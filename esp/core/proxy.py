@@ -34,22 +34,12 @@ from esp.core.metrics.scrape import Metrics, of_fences, of_reloads
 from esp.core.metrics.walk import Parts
 from esp.core.routing import Routing
 from esp.core.running import Running, unreachable
-from esp.core.samples import Samples
+from esp.core.served import Served
 from esp.core.server_certificates import ServerCertificates
-from esp.core.services import auth, cluster, elsewhere, kv, lock, maintenance, reflection
-from esp.core.services.alarm import Alarms
-from esp.core.services.defragment import PATH as DEFRAGMENT
-from esp.core.services.defragment import Defragment
 from esp.core.services.fence import Fence
-from esp.core.services.gate import Gate
-from esp.core.services.health import HealthService
-from esp.core.services.kv import Compactions
-from esp.core.services.lease import Leases
-from esp.core.services.namespace import InNamespace
 from esp.core.services.pages import Pages
 from esp.core.services.router import Router
-from esp.core.services.watch import PATH as WATCH_PATH
-from esp.core.services.watch import Others, Positions, Watch
+from esp.core.services.watch import Others
 from esp.core.shard import Shard
 from esp.core.shared_tokens import Part
 from esp.core.sockets import Bound
@@ -93,6 +83,7 @@ class Proxy:
         is_handing_over: whether another process takes over with the layout in force, so that no reload may change it.
         reloads: the number of reloads, by their result.
         metrics: the page /metrics.
+        positions: the positions of watchers over several shards, for clients that come again.
         on_tick: further steps of each tick, by their names; they get the time, and run only while the loop works.
         routing: the layout in force, and the tokens.
         running: the clients of shards.
@@ -127,7 +118,6 @@ class Proxy:
         self._garbage = Garbage(monotonic(), self.context.turns.time.leave_out)
         self._heap = Heap(self._garbage)
         self.running = Running(self.context, self.background, self.tls_files)
-        self.gate = Gate(self.context, self.background, self._calls_sent)
         self.calls = Calls(self.context, KNOWN)
         self._call_log = CallLog(config.log)
         self.calls.listen(self._call_log.ended, self._call_log.least)
@@ -141,12 +131,8 @@ class Proxy:
         protects = config.across_shards.protects_kubernetes
         apiservers = ApiServers(layout, config.apiserver_roots, protects=protects, compact_key=config.compact_key)
         self.routing = Routing(layout, Tokens(self.context), apiservers)
-        self.leases = Leases(layout, self.background, self.context, tolerant=config.leases == "tolerant")
-        self._watch = Watch(self.routing, self.background, self.context)
-        self._samples: Samples | None = None
-        self._sampling: asyncio.Task[None] | None = None
-        self._set_samples(layout)
-        self._health = HealthService(lambda: any(shard.is_ready for shard in self.routing.shards.values()))
+        self._served = served = Served(config, lambda: self.routing, self.context, self.background, self.advertised)
+        self.gate, self.leases, self.positions = served.gate, served.leases, served.watch.positions
         self._pages = Pages(self.routing, self.background, self.context.counters.pages, self._other_workers)
         self.metrics = Metrics(
             Parts(
@@ -155,10 +141,10 @@ class Proxy:
                 calls=self.calls,
                 protocols=lambda: self._listener.protocols,
                 routing=lambda: self.routing,
-                gate=self.gate,
-                leases=self.leases,
-                watch=self._watch,
-                samples=lambda: self._samples,
+                gate=served.gate,
+                leases=served.leases,
+                watch=served.watch,
+                samples=lambda: served.samples,
                 tls_files=self.tls_files,
             )
         )
@@ -168,7 +154,6 @@ class Proxy:
             self.metrics, lambda: self.routing, self.context.counters.pages, lambda: self._metrics_page
         )
         exchanges = {METRICS: self._metrics_page.exchange, **(self._status_page.exchanges if config.ui else {})}
-        self._namespace = None if config.namespace is None else InNamespace(config.namespace)
         self._router = self._router_for(self.routing)
         self._fence: Fence | None = None
         self.fenced: Counter[str] = Counter()
@@ -194,18 +179,6 @@ class Proxy:
         """
         return self.running.layout_of(config, self.routing.layout)
 
-    async def prepare(self, layout: Layout, seconds: float) -> list[str]:
-        """Begins to connect the new shards of the next layout; those that are unreachable after `seconds`, by name.
-
-        A layout may be installed without this. Then calls to its new shards wait, as for any shard that is not
-        connected.
-        """
-        return await self.running.prepare(layout, seconds)
-
-    async def forget(self, layout: Layout) -> None:
-        """Ends the new shards' clients of a layout that will not be installed."""
-        await self.running.forget(layout, self.routing.layout)
-
     def install(self, layout: Layout, config: Config | None = None, came: Iterable[Came] = ()) -> None:
         """Puts another layout in force, at once, for every request that comes from now on.
 
@@ -223,13 +196,10 @@ class Proxy:
         before, self.routing = self.routing, Routing(layout, self.routing.tokens, self.routing.apiservers)
         self.running.install(layout)
         self.routing.apiservers.install(layout)
-        if self._samples is not None:
-            self._samples.install(layout)
+        self._served.install(self.routing)
         self._pages = Pages(self.routing, self.background, self.context.counters.pages, self._other_workers)
         self._router = self._router_for(self.routing)
         self._listener.forget_heads()
-        self.leases.install(layout)
-        self._watch.install(self.routing)
         if not before.layout.divides_alike(KeyRange(b"", None), layout):
             # With one shard, streams are passed on as they are, and would never hear of another.
             endless = _ENDLESS if len(before.shards) == 1 else ()
@@ -264,9 +234,8 @@ class Proxy:
     def _adopt(self, config: Config, layout: Layout) -> None:
         before, self.config = self.config, config
         self.context.install(config.limits)
-        self.gate.install_limits()
+        self._served.adopt(before, config, layout)
         self._site.install(cors=config.cors, hosts=config.host_whitelist, most_bytes=config.limits.max_json_bytes)
-        self.leases.table.tolerant = config.leases == "tolerant"
         self.routing.apiservers.expect(config.apiserver_roots, protects=config.across_shards.protects_kubernetes)
         if config.log != before.log:
             self._call_log.use(config.log)
@@ -278,9 +247,6 @@ class Proxy:
             self.calls.listen(self._hot.ended, self._hot.least)
             for client in self.running.shards:
                 client.observe()
-        if config.compaction != before.compaction:
-            self._set_samples(layout)
-            self._begin_sampling()
         if config.tls != before.tls and config.tls is not None and self._certificates is not None:
             self._certificates.install(config.tls)
         for shard in config.shards:
@@ -288,50 +254,17 @@ class Proxy:
 
     async def _let_go(self, shards: Sequence[Shard], calls: Sequence[ServerStream]) -> None:
         """Ends the clients of shards that have left the layout, when the calls that may need them have ended."""
-        until = monotonic() + self.config.drain_seconds
-        await asyncio.sleep(TICK_SECONDS)  # a reload looks there once more
-        while monotonic() < until and not all(call.is_over for call in calls):  # noqa: ASYNC110 - a tick is as good
-            await asyncio.sleep(TICK_SECONDS)
-        await self.running.let_go(shards)
+        await self.running.leave(shards, calls, self.config.drain_seconds)
         for shard in shards:
             if shard.name not in self.routing.shards:
                 self.gate.drop_shard(shard.name)
                 self.calls.forget(shard.name)
 
     def _router_for(self, routing: Routing) -> Router:
-        config = self.config
-        served = {
-            **kv.handlers(
-                routing,
-                self.gate,
-                self.leases.retry,
-                Compactions(routing, config.compaction, self._samples),
-                deletes_across_shards=config.deletes_across_shards == "serve",
-                snapshots=config.range_reads == "snapshot",
-                txn_snapshots=config.txn_reads == "snapshot",
-                snapshot_tries=config.limits.max_snapshot_tries,
-            ),
-            **self.leases.handlers(routing.layout, self.gate),
-            **lock.handlers(routing, self.gate, self.leases),
-            **self._watch.handlers(),
-            **elsewhere.refusals(routing.shards, {DEFRAGMENT: "write defragment: sequential in esp's config"}),
-            **maintenance.handlers(routing, self.gate),
-            **auth.handlers(routing, self.gate, self.context),
-            **Alarms(routing).handlers(self.gate),
-            **cluster.handlers(routing.identity, self.advertised),
-            **self._health.handlers(),
-            **reflection.handlers(),
-        }
-        if config.defragment == "sequential":
-            served |= Defragment(routing.shards).handlers(self.gate)
-        own = set(reflection.PATHS)  # etcd has none
-        if routing.layout.former:
-            own |= {*kv.AT_REVISIONS, WATCH_PATH}  # they know which revisions mean nothing any more
-        if self._namespace is not None or config.advertise:
-            own.add(cluster.MEMBER_LIST)  # the shard's own members lead past this proxy, out of the namespace
-        with_numbers = self._status_page if config.ui else self._metrics_page
-        page = with_numbers if config.metrics_for_clients else self._pages
-        return Router(routing, self.gate, served, page, self._namespace, own)
+        with_numbers = self._status_page if self.config.ui else self._metrics_page
+        return self._served.router(
+            routing, self.config, with_numbers if self.config.metrics_for_clients else self._pages
+        )
 
     def _find(self, head: RequestHead) -> Handler:
         handler = self._router.find(head)
@@ -347,23 +280,6 @@ class Proxy:
     def advertised(self) -> tuple[str, ...]:
         """The URLs under which clients reach this proxy; none if it listens on a wildcard and advertises nothing."""
         return self.config.advertise or advertise.urls_of(self.bound)
-
-    def _set_samples(self, layout: Layout) -> None:
-        key = self.config.compaction.key
-        self._samples = None if key is None else Samples(layout, key, self.context)
-
-    def _begin_sampling(self) -> None:
-        if self._sampling is not None:
-            self._sampling.cancel()
-            self._sampling = None
-        if self._samples is not None:
-            work = partial(self._sample, self._samples)
-            self._sampling = self.background.keep("the samples of revisions", work)
-
-    async def _sample(self, samples: Samples) -> None:
-        if not self.config.compaction.takes_any:
-            await self.routing.apiservers.is_known.wait()
-        await samples.run()
 
     # The run.
 
@@ -384,9 +300,8 @@ class Proxy:
             log.addHandler(self._status_page.recent)
         self._garbage.start()
         self.context.turns.after_work = self._garbage.look
-        self.leases.start()
+        self._served.start()
         self.background.keep("the look for kube-apiservers", self.routing.apiservers.run)
-        self._begin_sampling()
         self.background.keep("the TLS files", self.tls_files.watch)
         if self.traces is not None:
             self.background.keep("traces", self.traces.run)
@@ -416,8 +331,8 @@ class Proxy:
         log.removeHandler(self._status_page.recent)
         self.context.turns.after_work = lambda: None
         self._garbage.stop()
-        self._health.stop()
-        self._watch.is_ending = True
+        self._served.health.stop()
+        self._served.watch.is_ending = True
         if not await self._listener.drain(errors.SERVER_STOPPED, self.config.drain_seconds):
             log.warning("some calls were still open after %g s and were cut", self.config.drain_seconds)
         if self.traces is not None:
@@ -435,17 +350,12 @@ class Proxy:
             is_anew: this process is in the place of one that has died with all that it knew of watches.
         """
         self.routing.tokens.share(tokens)
-        positions = self._watch.positions
+        positions = self.positions
         positions.others = others
         # The one that died may have had positions of others too, from a takeover: its own ring says too little.
         for shard in self.routing.shards if is_anew else ():
             highest = tokens.highest(shard)
             positions.doubt(shard, MARK if highest is None else highest)
-
-    @property
-    def positions(self) -> Positions:
-        """The positions of watchers over several shards, for clients that come again."""
-        return self._watch.positions
 
     def _other_workers(self) -> list[str]:
         """The lines of `/readyz?verbose` about the processes that serve together with this one."""
@@ -469,9 +379,6 @@ class Proxy:
         """Waits until every shard is reachable, `seconds` at most; the names of the shards that are not."""
         return await unreachable(self.routing.shards.values(), seconds)
 
-    def _calls_sent(self) -> dict[str, int]:
-        return {name: shard.calls_sent for name, shard in self.routing.shards.items()}
-
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
@@ -479,13 +386,11 @@ class Proxy:
             guard = self.background.guard
             guard("the clients' deadlines", partial(self._listener.tick, now))
             guard("the deadlines of those who scrape", partial(self._metrics_listener.tick, now))
-            guard("the leases' deadlines", partial(self.leases.tick, now))
-            guard("the places at the shards", partial(self.gate.tick, now))
+            self._served.tick(now)
             if self._fence is not None:
                 guard("calls that are held", partial(self._fence.tick, now))
             guard("tokens", self.routing.tokens.expire)
             guard("calls that have ended", self.calls.tick)
-            guard("those who watch the health", self._health.tick)
             guard("old garbage", partial(self._garbage.tick, now))
             guard("the heap", self._heap.tick)
             guard("hot prefixes", partial(self._hot.tick, now))

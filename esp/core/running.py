@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import ceil
@@ -17,6 +17,7 @@ from esp.core.shard import Shard
 from esp.core.tls_files import TlsFiles
 from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
+from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.transport import TICK_SECONDS
 
 TICKED_AT_ONCE: Final = 32
@@ -68,7 +69,11 @@ class Running:
         return Layout.of(shard_map, shards, undivided)
 
     async def prepare(self, layout: Layout, seconds: float) -> list[str]:
-        """Begins the clients of a layout's new shards; those that are unreachable after `seconds`, by name."""
+        """Begins the clients of a layout's new shards; those that are unreachable after `seconds`, by name.
+
+        A layout may be installed without this. Then calls to its new shards wait, as for any shard that is not
+        connected.
+        """
         new = [shard for shard in layout.shards.values() if shard not in self._tasks]
         for shard in new:
             self._begin(shard)
@@ -85,6 +90,17 @@ class Running:
         new = [shard for name, shard in layout.shards.items() if in_force.shards.get(name) is not shard]
         self._next.difference_update(new)
         await self.let_go(new)
+
+    async def leave(self, shards: Sequence[Shard], calls: Sequence[ServerStream], seconds: float) -> None:
+        """Ends the clients of shards that have left, once the calls that may need them have ended, or after `seconds`.
+
+        Not at once, because a reload looks there once more.
+        """
+        until = monotonic() + seconds
+        await asyncio.sleep(TICK_SECONDS)
+        while monotonic() < until and not all(call.is_over for call in calls):  # noqa: ASYNC110 - a tick is as good
+            await asyncio.sleep(TICK_SECONDS)
+        await self.let_go(shards)
 
     async def let_go(self, shards: Iterable[Shard]) -> None:
         """Ends the clients of shards, and forgets the certificates that no shard uses any more."""

@@ -1,10 +1,14 @@
 """The takeover: a new esp gets the listening sockets and the tokens of the running one, which then drains.
 
 The new process asks through the control socket of the running one (`HandOver`), and gets a channel beside the
-descriptors (`Predecessor`). Until it says on the channel that it serves, the old one goes on as if nothing had
-happened. Clients are not refused at any time: both have the same sockets, with one queue of clients in the kernel.
-When the old process has ended the watches of its clients, it sends their positions, so that clients can resume at the
-new one.
+descriptors (`Predecessor`). The old one goes on as if nothing had happened, until the new one has asked whether it may
+serve (`may_serve`), has got the answer, accepts clients, and says so (`serves`). Clients are not refused at any time:
+both have the same sockets, with one queue of clients in the kernel. When the old process has ended the watches of its
+clients, it sends their positions, so that clients can resume at the new one.
+
+Both cannot serve for ever, nor can both end. The old process gives the new one up after a time, but not any more once
+it has said that the new one may serve; from then on it only goes on if the new one is gone, which the channel shows.
+And a new process without that answer ends.
 """
 
 from __future__ import annotations
@@ -24,15 +28,16 @@ from esp.core.control import MAX_ANSWER_BYTES, Call, Client, DeniedError, NoneRu
 from esp.core.former import Former
 from esp.core.shared_tokens import Memory, Part, Ring, Ticks
 from esp.core.sockets import Bound
-from esp.core.workers import Channel
+from esp.core.workers import Channel, ChannelError
 
 log = logging.getLogger("esp")
 
-FORM: Final = 2
+FORM: Final = 3
 """The form of the talk between the two; another one is refused."""
 ANSWER_SECONDS: Final = 10.0
 START_SECONDS: Final = 60.0
 """Seconds that the new process has until it serves."""
+GIVEN_UP: Final = "cannot take over: the running esp has ended, or has given this process up; see its log"
 POSITIONS_SECONDS: Final = 5.0
 """Seconds that clients of the old process wait at most until the new one knows where they were."""
 
@@ -88,6 +93,7 @@ class HandOver:
         self._former = former
         self._channel: Channel | None = None
         self._is_giving = False
+        self._is_promised = False  # that the process of the channel may serve
         self._process = 0
 
     @property
@@ -128,7 +134,9 @@ class HandOver:
         if size_of({"former": former}) > MAX_ANSWER_BYTES // 2:
             former = self._former().dump(0)
         ours, theirs = socket.socketpair()
-        self._channel = Channel(self._background, {"serves": self._on_serves, "fault": self._on_fault})
+        commands = {"may_serve": self._on_may_serve, "serves": self._on_serves, "fault": self._on_fault}
+        self._is_promised = False
+        self._channel = Channel(self._background, commands)
         await self._channel.open(ours)
         with theirs:
             listens = [str(one.listen) for one in self._bound]
@@ -147,7 +155,15 @@ class HandOver:
             "former": former,
         }
 
+    async def _on_may_serve(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._channel is None or self._channel.gone.is_set():
+            raise ChannelError("it has given this process up")
+        self._is_promised = True
+        return {}
+
     async def _on_serves(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._channel is None or self._channel.gone.is_set():
+            return {}  # it has died since
         self.is_given = True
         log.info("process %d serves from now on", self._process)
         self._let_go(self._process)
@@ -161,6 +177,8 @@ class HandOver:
         with suppress(TimeoutError):
             async with asyncio.timeout(START_SECONDS):
                 await channel.gone.wait()
+        if self._is_promised:
+            await channel.gone.wait()
         if not self.is_given:
             log.error("process %d has not taken over; this one goes on", self._process)
             channel.close()
@@ -269,9 +287,7 @@ class Predecessor:
             TakeoverError: there is such a shard, or the running process no longer waits for this one.
         """
         if self._channel is not None and self._channel.gone.is_set():
-            raise TakeoverError(
-                "cannot take over: the running esp has ended, or has given this process up; see its log"
-            )
+            raise TakeoverError(GIVEN_UP)
         if lost := [name for name in missing if name in self.reachable]:
             names = ", ".join(lost)
             raise TakeoverError(f"cannot take over: shards that the running esp reaches are not reachable: {names}")
@@ -293,7 +309,7 @@ class Predecessor:
                     try:
                         await adopt(self._adopting[0])
                     except Exception as error:
-                        self._has_lost = True  # a second try could count watches that have ended twice
+                        self._has_lost = True
                         log.error("positions of watches are lost, clients get compacted and list again: %s", error)
                     else:
                         del self._adopting[0]
@@ -311,8 +327,21 @@ class Predecessor:
         self.has_told.set()
         self.is_gone = True
 
+    async def may_serve(self) -> None:
+        """Asks the running process whether it still waits for this one; from then on it does not give this one up.
+
+        Raises:
+            TakeoverError: it does not wait any more, or does not answer.
+        """
+        assert self._channel is not None
+        try:
+            await self._channel.ask("may_serve", ANSWER_SECONDS)
+        except ChannelError as error:
+            log.debug("the running esp: %s", error)
+            raise TakeoverError(GIVEN_UP) from None
+
     def serves(self) -> None:
-        """Tells the running process to drain."""
+        """Tells the running process, after `may_serve`, that this one has begun to accept clients: that one drains."""
         assert self._channel is not None
         self._channel.tell("serves")
 

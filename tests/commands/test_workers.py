@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any, cast
 
 import pytest
 
-from esp.commands.workers import find
+from esp.commands.workers_watches import Watches, find
 from esp.core import config as configs
 from esp.core.background import Background
 from esp.core.proxy import Proxy
 from esp.core.services.watch import Finding
 from esp.core.shared_tokens import Part, Ring, Ticks
+from esp.core.takeover import HandOver
 from esp.core.tokens import Tokens, Vector
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
-from esp.core.workers import Supervisor
+from esp.core.workers import Channel, ChannelError, Supervisor
 
 TWO = """
 shards:
@@ -57,3 +60,53 @@ def test_a_worker_begun_anew_doubts_also_if_the_one_that_died_has_made_no_token(
     proxy.join(Part(own, ticks, 0, [own, other]), NoOthers(), is_anew=is_anew)
     found = [proxy.positions.find(b"watched", start).is_doubtful for start in (2, 10, 11)]
     assert found == [is_anew, is_anew, False], "it may have had positions from a takeover"
+
+
+class _Places:
+    """A supervisor whose workers answer, in this order of questions: "" for one that takes the positions."""
+
+    def __init__(self, *answers: str) -> None:
+        self.ready = asyncio.Event()
+        self.ready.set()
+        self.answers = list(answers)
+        self.asked: list[tuple[int, int]] = []
+        self.workers = {0: _Place(self, 0), 1: _Place(self, 1)}
+
+    def channels(self) -> dict[int, Channel]:
+        return {number: cast("Channel", place) for number, place in self.workers.items() if not place.gone.is_set()}
+
+
+class _Place:
+    def __init__(self, places: _Places, number: int) -> None:
+        self.gone = asyncio.Event()
+        self.places = places
+        self.number = number
+
+    async def ask(self, _: str, __: float, *, number: int, positions: list[Any]) -> Mapping[str, Any]:
+        assert positions == [{"some": 1}]
+        self.places.asked.append((self.number, number))
+        why = self.places.answers.pop(0)
+        if why == "dies":
+            self.gone.set()
+        if why:
+            raise ChannelError(why)
+        return {}
+
+
+def test_positions_of_the_process_before_are_given_again_until_a_worker_has_them() -> None:
+    async def run() -> None:
+        async with Background() as background:
+
+            async def adopt(*answers: str) -> list[tuple[int, int]]:
+                places = _Places(*answers)
+                watches = Watches(cast("Supervisor", places), background, None, cast("HandOver", None))
+                await watches.adopt([{"some": 1}])
+                return places.asked
+
+            assert await adopt("") == [(0, 0)]
+            assert await adopt("silent", "silent", "") == [(0, 0)] * 3, "it may have taken them, and knows the number"
+            assert await adopt("silent", "dies", "") == [(0, 0), (0, 0), (1, 0)]
+            with pytest.raises(ChannelError, match="silent"):
+                await adopt(*["silent"] * 4)
+
+    asyncio.run(run())

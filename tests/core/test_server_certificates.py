@@ -158,9 +158,9 @@ def test_a_layout_that_is_not_installed_leaves_no_certificates_behind(tmp_path: 
             for seconds in (None, 0.01):
                 layout = proxy.layout_of(config("b.example"))
                 if seconds is not None:
-                    await proxy.prepare(layout, seconds)
+                    await proxy.running.prepare(layout, seconds)
                 assert len(proxy.tls_files.all) == 2
-                await proxy.forget(layout)
+                await proxy.running.forget(layout, proxy.routing.layout)
                 assert [each.files.cert for each in proxy.tls_files.all] == [tmp_path / "a.example.crt"]
 
     asyncio.run(test())
@@ -187,7 +187,7 @@ def test_a_layout_that_is_about_to_be_prepared_keeps_its_certificates_while_an_o
                 while "a.example" in known():  # noqa: ASYNC110 - the client of the former shard ends
                     await asyncio.sleep(0.01)
             assert known() == ["b.example", "c.example"]
-            await proxy.prepare(layout, 0.01)
+            await proxy.running.prepare(layout, 0.01)
             proxy.install(layout)
             assert "c.example" in known()
 

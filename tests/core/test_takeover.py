@@ -217,6 +217,66 @@ def test_who_never_serves_is_given_up(
     asyncio.run(run())
 
 
+def test_once_the_new_process_may_serve_it_is_not_given_up_and_without_that_it_does_not_serve(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeover, "START_SECONDS", 0.05)
+
+    async def run() -> None:
+        async with running(tmp_path) as (old, background):
+            new = await old.predecessor()
+            await new.open(background, lambda _: asyncio.sleep(0))
+            await new.may_serve()
+            await asyncio.sleep(0.2)
+            assert old.hand_over.is_under_way, "the time is over, but it was promised"
+            new.serves()
+            await until(lambda: old.given_to)
+
+        async with running(tmp_path) as (old, background):
+            new = await old.predecessor()
+            await new.open(background, lambda _: asyncio.sleep(0))
+            await new.may_serve()
+            assert new._channel is not None
+            new._channel.close()  # it dies in between
+            await until(lambda: "has not taken over; this one goes on" in caplog.text)
+            assert not old.given_to
+            assert not old.hand_over.is_under_way
+
+        async with running(tmp_path) as (old, background):
+            new = await old.predecessor()
+            await new.open(background, lambda _: asyncio.sleep(0))
+            assert old.hand_over._channel is not None
+            given_up = asyncio.ensure_future(new.may_serve())  # asks in the moment in which it is given up
+            await asyncio.sleep(0)
+            old.hand_over._channel.close()
+            with pytest.raises(TakeoverError, match="has given this process up; see its log"):
+                await given_up
+            assert not old.given_to
+
+    asyncio.run(run())
+
+
+def test_an_old_process_that_does_not_answer_keeps_the_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(takeover, "ANSWER_SECONDS", PATIENCE)
+
+    async def run() -> None:
+        async with running(tmp_path) as (old, background):
+            new = await old.predecessor()
+            await new.open(background, lambda _: asyncio.sleep(0))
+            monkeypatch.setattr(takeover, "ANSWER_SECONDS", 0.01)
+            monkeypatch.setattr(old.hand_over, "_is_promised", False)
+            assert old.hand_over._channel is not None
+            old.hand_over._channel._commands["may_serve"] = lambda _: asyncio.sleep(PATIENCE)  # type: ignore[index]
+            with pytest.raises(TakeoverError, match="has given this process up; see its log"):
+                await new.may_serve()
+            assert new._channel is not None
+            new._channel.close()
+            await until(lambda: not old.hand_over.is_under_way)
+            assert not old.given_to
+
+    asyncio.run(run())
+
+
 def test_one_takeover_at_a_time_and_of_the_same_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         async with running(tmp_path) as (old, _):

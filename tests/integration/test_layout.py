@@ -215,7 +215,7 @@ def test_a_map_with_one_shard_more_is_put_in_place_and_taken_back_under_load(
             kept = dict(proxy.routing.shards)
             async with at_work(client, lease_id):
                 layout = proxy.layout_of(three)
-                assert await proxy.prepare(layout, 20) == []
+                assert await proxy.running.prepare(layout, 20) == []
                 proxy.install(layout)
             assert proxy.routing.layout.epoch == 2
             assert {name: proxy.routing.shards[name] for name in kept} == kept, "the clients of shards that stay"

@@ -12,24 +12,26 @@ from esp.core.metrics.families import Family, merge
 
 
 class Sums:
-    """Remembers what each worker, by its process, has told at the last scrape."""
+    """Remembers what each worker, by its process, has told last."""
 
     def __init__(self) -> None:
         self._last: dict[int, Sequence[Family]] = {}
         self._ended: list[Family] = []  # counters and histograms of all workers that have ended
 
-    def beside(self, asker: int, own: Sequence[Family], others: Mapping[int, Sequence[Family] | None]) -> list[Family]:
-        """The families of the `others`, and of workers that have ended, as one process; `asker` has told its `own`.
-
-        None stands for a worker that does not answer: what it told last counts.
-        """
-        now = {process: self._last.get(process, ()) if told is None else told for process, told in others.items()}
+    def take(self, told: Mapping[int, Sequence[Family] | None]) -> None:
+        """What all workers tell. None stands for a worker that does not answer: what it told last counts."""
         ended = [
-            [family for family in told if family.kind != "gauge"]
-            for process, told in self._last.items()
-            if process != asker and process not in now
+            [family for family in last if family.kind != "gauge"]
+            for process, last in self._last.items()
+            if process not in told
         ]
         if ended:
             self._ended = merge([self._ended, *ended])
-        self._last = {**now, asker: own}
-        return merge([*now.values(), self._ended])
+        self._last = {
+            process: self._last.get(process, ()) if families is None else families for process, families in told.items()
+        }
+
+    def beside(self, process: int) -> list[Family]:
+        """The families of all workers but one, and of workers that have ended, as one process."""
+        others = [families for other, families in self._last.items() if other != process]
+        return merge([*others, self._ended])

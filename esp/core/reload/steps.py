@@ -143,7 +143,7 @@ class Reload:
         new = self._new
         if new:
             await self._tell(f"connecting {', '.join(shard.name for shard in new)}")
-        missing = await self._proxy.prepare(self._next, CONNECT_SECONDS)
+        missing = await self._proxy.running.prepare(self._next, CONNECT_SECONDS)
         for shard in new:
             if reason := shard.implausible or shard.unsafe:
                 self.outcome.reasons.append(f"shard {shard.name} cannot be served: {reason}")
@@ -246,7 +246,7 @@ class Reload:
         """Gives the reload up, unless the config is in force."""
         self._proxy.open_keys()
         if self._next is not self._before:
-            await self._proxy.forget(self._next)  # nothing, if it is in force
+            await self._proxy.running.forget(self._next, self._proxy.routing.layout)  # nothing, if it is in force
         self.outcome.epoch = self._proxy.routing.layout.epoch
 
     # Afterwards.

@@ -45,8 +45,8 @@ class Balance(Protocol):
     def close(self) -> None:
         """This process accepts no further clients; of those on their way to it the last may still come."""
 
-    def end(self) -> None:
-        """None comes any more."""
+    def end(self) -> list[tuple[int, int]]:
+        """None comes any more. Returns the last ones: descriptors, each with the number of its listening socket."""
 
 
 class Listener:
@@ -251,13 +251,18 @@ class Listener:
         try:
             async with asyncio.timeout(seconds):
                 await self._empty.wait()
+                await self._take_last()
+                await self._empty.wait()
         except TimeoutError:
+            await self._take_last()
             self.abort()
             return False
-        finally:
-            if self.balance is not None:
-                self.balance.end()
         return True
+
+    async def _take_last(self) -> None:
+        """Takes the clients that others have given to this process meanwhile, and lets them go as all others."""
+        for descriptor, port in () if self.balance is None else self.balance.end():
+            await self.take(descriptor, port)
 
     def abort(self) -> None:
         """Ends every client's connection at once."""

@@ -15,8 +15,9 @@ import asyncio
 import mmap
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from time import monotonic_ns
 from typing import Final
 
@@ -85,10 +86,18 @@ class Share:
             self._is_open = False
             self._balance.ticks[self._number] = 0
 
-    def end(self) -> None:
-        """Takes no client any more."""
+    def end(self) -> list[tuple[int, int]]:
+        """Takes no client any more. Returns the last ones, as `take` gets them.
+
+        Those are clients on their way to this worker, and to others that have closed, since all may end at the same
+        time: what a worker has given away, it finds here itself if nobody else has.
+        """
         self.close()
-        asyncio.get_running_loop().remove_reader(self._balance.pairs[self._number][0])
+        loop = asyncio.get_running_loop()
+        if not loop.remove_reader(self._balance.pairs[self._number][0]):
+            return []
+        closed = [number for number, since in enumerate(self._balance.ticks) if not since]
+        return [client for number in closed for client in self._received(number)]
 
     def tell(self, clients: int) -> None:
         """Tells the others how many clients this worker has."""
@@ -144,8 +153,13 @@ class Share:
         return found
 
     def _receive(self, number: int) -> None:
+        for descriptor, port in islice(self._received(number), _AT_ONCE):
+            self._take(descriptor, port)
+
+    def _received(self, number: int) -> Iterator[tuple[int, int]]:
+        """The clients on their way to a worker."""
         sock = self._balance.pairs[number][0]
-        for _ in range(_AT_ONCE):
+        while True:
             try:
                 port, descriptors, _, _ = socket.recv_fds(sock, 2, 1)
             except OSError:  # none is left, or no descriptor is free: then the client is lost, as at any accept
@@ -154,4 +168,4 @@ class Share:
                 self.taken += 1
                 with suppress(OSError):
                     os.set_inheritable(descriptor, False)
-                self._take(descriptor, int.from_bytes(port))
+                yield descriptor, int.from_bytes(port)

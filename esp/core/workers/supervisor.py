@@ -76,6 +76,7 @@ class Supervisor:
         commands: the functions that answer questions of workers, beside the supervisor's own.
 
     Attributes:
+        commands: these; more may be added before a worker begins.
         ready: set when all workers have become ready for the first time.
         stopping: set when the workers are to end.
         fault: why the start has failed; None if it has not.
@@ -88,7 +89,7 @@ class Supervisor:
         self.fault: str | None = None
         self.restarts = 0
         self._background = background
-        self._commands = dict(commands or {})
+        self.commands = dict(commands or {})
         self._places = [_Place(number) for number in range(count)]
         self._due: deque[_Place] = deque(self._places)
         self._changed = asyncio.Event()
@@ -153,7 +154,7 @@ class Supervisor:
                 self.fail(str(told["text"]))
             return {}
 
-        place.channel = Channel(self._background, {**self._commands, "ready": on_ready, "fault": on_fault})
+        place.channel = Channel(self._background, {**self.commands, "ready": on_ready, "fault": on_fault})
         await place.channel.open(sock)
 
     def fail(self, text: str) -> None:

@@ -150,3 +150,39 @@ def test_what_the_way_to_another_does_not_hold_stays_here() -> None:
             assert made.shares[0].given
 
     asyncio.run(run())
+
+
+def test_clients_on_their_way_between_workers_that_end_at_once_come_to_one_of_them() -> None:
+    async def run() -> None:
+        with crowd(3) as made:
+            loop = asyncio.get_running_loop()
+            made.accept(0)
+            for number in (1, 2):
+                loop.remove_reader(made.balance.pairs[number][0])  # it is busy
+                loop.add_reader(made.balance.pairs[number][0], lambda: None)
+            made.accept(0)
+            made.accept(0)
+            assert made.shares[0].given == 2
+            ends = [share.end() for share in made.shares]
+            assert [len(end) for end in ends] == [0, 1, 1]
+            made.clients[1] += [descriptor for end in ends for descriptor, port in end if port == 3]
+            assert sum(made.counts) == 3
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_ends_last_finds_what_it_has_given_to_one_that_has_ended() -> None:
+    async def run() -> None:
+        with crowd(2) as made:
+            made.accept(0)
+            seen = made.balance.ticks[1]
+            assert made.shares[1].end() == []
+            made.balance.ticks[1] = seen  # the first has looked just before the other has closed
+            made.accept(0)
+            made.balance.ticks[1] = 0
+            assert (made.shares[0].given, made.counts) == (1, [1, 0])
+            (client,) = made.shares[0].end()
+            made.clients[0].append(client[0])
+            assert made.shares[0].end() == []
+
+    asyncio.run(run())
