@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from time import monotonic
@@ -31,7 +33,7 @@ from esp.core.log.setup import Log
 from esp.core.shared_tokens import Part, Ring, Ticks
 from esp.core.sockets import Bound
 from esp.core.takeover import HandOver, TakeoverError
-from esp.core.workers import Balance, Supervisor
+from esp.core.workers import Balance, Supervisor, Watchdog
 
 log = logging.getLogger("esp")
 
@@ -89,6 +91,8 @@ def _work(here: Here, config: Config, lines: Log, serve: Serve, run_loop: RunLoo
     """The whole life of a worker. The process ends here: what is below on the stack is the supervisor's."""
     code = 1
     lines.fork(here.number)
+    if sys.stderr is not None:
+        faulthandler.enable()  # tells where the loop stands when the watchdog's SIGABRT comes
     try:
         run_loop(_serve(here, config, serve))
         code = 0
@@ -183,6 +187,7 @@ class _Whole:
             service.former,
         )
         self._reloading = Reloading(self.reloads, _itself, self.background, lambda: self._config, by_thread=False)
+        self._watchdog = Watchdog(self.balance, supervisor, lambda: self._config.limits.worker_timeout)
         self._terminal = Terminal()
         self._stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         self._service = service
@@ -338,4 +343,5 @@ class _Whole:
             await asyncio.sleep(TICK_SECONDS)
             if self.supervisor.ready.is_set() and not self.supervisor.stopping.is_set():
                 self._service.manager.status(self._state())
+                self._watchdog.look()
             self._service.manager.tick(monotonic())

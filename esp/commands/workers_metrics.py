@@ -99,6 +99,13 @@ class MetricsOfAll:
         own = [
             *process.families(),
             gauge("esp_workers", "Processes that serve.", len(supervisor.channels())),
+            Family(
+                "esp_limit_reached_total",
+                "counter",
+                "How often a limit was reached.",
+                ("limit",),
+                [(("worker_timeout",), supervisor.stuck)],
+            ),
             counter("esp_worker_restarts_total", "Workers that have ended and begun anew.", supervisor.restarts),
         ]
         others = self._sums.beside(self._processes.get(told["worker"], 0))

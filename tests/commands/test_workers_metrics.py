@@ -9,8 +9,7 @@ from typing import Any, cast
 from esp.commands.workers_metrics import MetricsHere, MetricsOfAll
 from esp.core import config as configs
 from esp.core.background import Background
-from esp.core.metrics.families import Family, counter, gauge, of_json, to_json
-from esp.core.metrics.sums import Sums
+from esp.core.metrics.families import Family, counter, of_json, to_json
 from esp.core.proxy import Proxy
 from esp.core.workers import Channel, ChannelError, Supervisor
 from tests.harness import PATIENCE
@@ -22,7 +21,7 @@ class World:
     """A supervisor with three workers; the last is stuck."""
 
     def __init__(self, background: Background) -> None:
-        self.restarts = 4
+        self.restarts, self.stuck = 4, 0
         self.asked: list[int] = []
         self.of_all = MetricsOfAll(cast("Supervisor", self), background)
 
@@ -94,14 +93,3 @@ def test_a_worker_tells_its_own_families_in_steps() -> None:
             assert {"esp_map_info", "esp_reload_calls_total"} <= names
 
     asyncio.run(run())
-
-
-def test_no_counter_goes_back_when_a_worker_is_silent_or_ends() -> None:
-    sums = Sums()
-    sums.take({1: [counter("puts_total", "", 5), gauge("open", "", 3)], 2: [counter("puts_total", "", 7)]})
-    assert value(sums.beside(2), "puts_total") == 5
-    sums.take({1: None, 2: [counter("puts_total", "", 8)]})
-    assert (value(sums.beside(2), "puts_total"), value(sums.beside(2), "open")) == (5, 3)
-    sums.take({3: [counter("puts_total", "", 1), gauge("open", "", 1)], 2: [counter("puts_total", "", 9)]})
-    assert (value(sums.beside(2), "puts_total"), value(sums.beside(2), "open")) == (6, 1)
-    assert value(sums.beside(3), "puts_total") == 9 + 5

@@ -259,6 +259,21 @@ def test_metrics_and_health_of_any_worker_are_those_of_all(shards: list[LocalEtc
         channel.close()
 
 
+def test_a_worker_that_stands_still_is_killed_and_another_begins(
+    etcd: LocalEtcd, start_esp: Esps, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "esp.yaml", [etcd], [], "workers: 2\nlimits: {worker_timeout: 5}")
+    esp = start_esp.launch("-c", config)
+    esp.wait_ready()
+    stuck, other = workers_of(esp)
+    os.kill(stuck, signal.SIGSTOP)
+    wait_until(lambda: f"worker 0 (process {stuck}) stands still: its loop has not run for 5 s" in esp.log())
+    wait_until(lambda: f"worker 0 (process {stuck}) was killed by SIGKILL" in esp.log())
+    wait_until(lambda: len(workers_of(esp)) == 2)
+    assert other in workers_of(esp)
+    wait_until(lambda: 'esp_limit_reached_total{limit="worker_timeout"} 1' in page(esp, "/metrics").splitlines())
+
+
 def page(esp: EspProcess, path: str) -> str:
     with urllib.request.urlopen(esp.url + path, timeout=60) as answer:
         return str(answer.read().decode())

@@ -19,7 +19,7 @@ WITHOUT_USE: Final = frozenset(
         # Times.
         *("preface_timeout", "header_timeout", "request_timeout", "settings_timeout", "blocked_write_timeout"),
         *("idle_timeout", "connect_timeout", "keepalive_time", "keepalive_timeout", "max_waiting_seconds"),
-        *("token_seconds", "sample_seconds", "health_interval", "health_timeout"),
+        *("token_seconds", "sample_seconds", "health_interval", "health_timeout", "worker_timeout"),
         # A ring that is full as soon as it has been used for a while.
         "max_shared_token_bytes",
     )

@@ -104,6 +104,8 @@ class Limits:
     """Samples of all shards' revisions that esp remembers: the places for compactions at a plain revision."""
     sample_seconds: float = 30.0
     """Seconds from one sample to the next."""
+    worker_timeout: float = 20.0
+    """Seconds for which a worker's loop may stand still; then the worker is killed, and another begins."""
     max_connections: int = 10_000
     """Client connections open at once."""
 
@@ -147,6 +149,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "health_interval": (0.5, _MOST),
     "health_timeout": (0.5, _MOST),
     "common_share": (0, 1),
+    # A worker ticks twice a second, and a busy machine may stop it for a while.
+    "worker_timeout": (5, _MOST),
 }
 
 

@@ -28,6 +28,8 @@ log = logging.getLogger("esp")
 
 GRACE_SECONDS: Final = 5.0
 """Seconds that a worker has, after `drain_seconds`, to end; then it is killed."""
+ABORT_SECONDS: Final = 1.0
+"""Seconds that a worker whose loop stands still has to write where it stands; one that is stopped does not write."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 
 
@@ -81,13 +83,14 @@ class Supervisor:
         stopping: set when the workers are to end.
         fault: why the start has failed; None if it has not.
         restarts: workers that have begun anew.
+        stuck: those of them that were killed because their loop stood still.
     """
 
     def __init__(self, count: int, background: Background, commands: Mapping[str, Command] | None = None) -> None:
         self.ready = asyncio.Event()
         self.stopping = asyncio.Event()
         self.fault: str | None = None
-        self.restarts = 0
+        self.restarts = self.stuck = 0
         self._background = background
         self.commands = dict(commands or {})
         self._places = [_Place(number) for number in range(count)]
@@ -225,6 +228,23 @@ class Supervisor:
             os.kill(place.process, signal.SIGTERM)
             process = place.process
             self._background.later(drain_seconds + GRACE_SECONDS, lambda: self._kill(place, process))
+
+    def kill_stuck(self, number: int, seconds: float) -> None:
+        """Kills a worker whose loop has not run for so many seconds; another begins in its place."""
+        place = self._places[number]
+        if place.process is None or not place.is_ready:
+            return
+        place.is_ready = False
+        self.stuck += 1
+        process = place.process
+        log.error(
+            "worker %d (process %d) stands still: its loop has not run for %g s (worker_timeout); it is killed",
+            number,
+            process,
+            seconds,
+        )
+        os.kill(process, signal.SIGABRT)  # the log gets the place in the code
+        self._background.later(ABORT_SECONDS, lambda: self._kill(place, process))
 
     def _kill(self, place: _Place, process: int) -> None:
         """Kills a worker that should have ended."""

@@ -16,7 +16,8 @@ def whole(
     sums: Sums, asker: int, own: Sequence[Family], others: Mapping[int, Sequence[Family] | None]
 ) -> dict[str, object]:
     """What the page of the asker shows."""
-    return {family.name: family.rows[0][1] for family in merge([own, sums.beside(asker, own, others)])}
+    sums.take({asker: own, **others})
+    return {family.name: family.rows[0][1] for family in merge([own, sums.beside(asker)])}
 
 
 def test_workers_are_added_up_whichever_is_asked() -> None:

@@ -300,6 +300,7 @@ ELSEWHERE = {
     "max_resume_positions": "test_positions.py",
     "max_samples": "test_samples.py",
     "sample_seconds": "integration/test_kubernetes.py",
+    "worker_timeout": "workers/test_watchdog.py",
 }
 
 
