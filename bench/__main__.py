@@ -164,6 +164,11 @@ def _document(
             f"### Start\n\n`esp route`: {startup.route_ms:.0f} ms ({extremes}), of which {startup.python_ms:.0f} ms "
             f"is the bare interpreter. Idle worker: {startup.idle_mb:.1f} MB.\n"
         )
+        parts += [
+            f"- {peer}, start to ready: {its.ms:.0f} ms (shortest {its.min_ms:.0f}), {its.cpu_ms:.0f} ms of CPU; "
+            f"a process that serves has {its.rss_mb:.1f} MB then, {its.pss_mb:.1f} MB without what others share\n"
+            for peer, its in startup.ready.items()
+        ]
     if found:
         parts += ["### Verdicts\n", report.verdict_lines(found)]
     if failures:

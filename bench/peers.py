@@ -142,6 +142,14 @@ class EspTwoWorkers(Esp):
         return super().config(backends, folder) + "workers: 2\n"
 
 
+class EspFourWorkers(Esp):
+    name = "esp-4w"
+    about = "esp with four workers; three shards configured"
+
+    def config(self, backends: Backends, folder: Path) -> str:
+        return super().config(backends, folder) + "workers: 4\n"
+
+
 class EspTls(Esp):
     name = "esp-tls"
     about = "esp with TLS on the clients' side; three shards without TLS, one worker"
@@ -345,6 +353,7 @@ PEERS: dict[str, type[Peer]] = {
         EspBefore,
         EspTls,
         EspTwoWorkers,
+        EspFourWorkers,
         HaproxyTls,
     )
 }

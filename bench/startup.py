@@ -1,4 +1,4 @@
-"""What esp costs before it serves anything: how long a command takes, how much memory an idle worker holds."""
+"""What esp costs before it serves anything: how long commands and starts take, how much memory an idle worker holds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from statistics import median
 
 from bench.etcd import call
 from bench.measure import running_backends
-from bench.peers import Esp, esp_config
-from bench.processes import BenchError
+from bench.peers import Backends, Esp, EspOneShard, EspTwoWorkers, esp_config
+from bench.processes import HOST, BenchError, Process, free_port
 from bench.workloads import KEY, WORKLOADS
 from esp.core.pb import rpc_pb2
 
 RUNS = 20
+STARTS = 7
 _SETTLE = 2.0  # seconds after the first request
 
 
@@ -27,6 +28,26 @@ class Startup:
     route_max_ms: float
     python_ms: float  # the same for `python -c pass`: what no program in Python can go below
     idle_mb: float  # VmRSS of an idle worker (and its supervisor, if it has one) after one request
+    ready: dict[str, Ready]  # from the start of `esp serve` to its ready line, by peer
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """How long a start takes.
+
+    Attributes:
+        ms: the median, in milliseconds of wall-clock time.
+        min_ms: the shortest.
+        cpu_ms: the median of the CPU time, of all processes.
+        rss_mb, pss_mb: the memory of a process that serves, before its first request: all of it, and its part of what
+            processes share.
+    """
+
+    ms: float
+    min_ms: float
+    cpu_ms: float
+    rss_mb: float
+    pss_mb: float
 
 
 def measure_startup(folder: Path) -> Startup:
@@ -35,7 +56,38 @@ def measure_startup(folder: Path) -> Startup:
     config.write_text(esp_config("127.0.0.1:2379", ["127.0.0.1:12379", "127.0.0.1:22379", "127.0.0.1:32379"]))
     route = _times([sys.executable, "-m", "esp", "route", KEY.decode(), "-c", str(config)])
     python = _times([sys.executable, "-c", "pass"])
-    return Startup(median(route), min(route), max(route), median(python), _idle_mb(folder))
+    with running_backends(WORKLOADS["put-1x1"], folder) as backends:
+        ready = {peer.name: _ready(peer(), backends, folder) for peer in (EspOneShard, Esp, EspTwoWorkers)}
+    return Startup(median(route), min(route), max(route), median(python), _idle_mb(folder), ready)
+
+
+def _ready(peer: Esp, backends: Backends, folder: Path) -> Ready:
+    """Starts it again and again, and waits for the ready line; the first start fills the caches."""
+    shards = [backends.sole] if peer.count == 1 else backends.shards
+    taken: list[tuple[float, float, float, float]] = []
+    for number in range(STARTS + 1):
+        peer.address = f"{HOST}:{free_port()}"
+        config, log = folder / "esp.yaml", folder / f"ready-{peer.name}-{number}"
+        config.write_text(peer.config(Backends(shards, None), folder))
+        started = time.perf_counter()
+        process = Process(peer.name, peer.command(config), log)
+        try:
+            while b" ready on " not in log.read_bytes():
+                process.require_running()
+                time.sleep(0.001)
+            milliseconds = (time.perf_counter() - started) * 1000
+            pid = process.pids()[-1]
+            rss, pss = (_memory_mb(pid, field) for field in ("Rss", "Pss"))
+            taken.append((milliseconds, process.cpu().total * 1000, rss, pss))
+        finally:
+            process.stop()
+    all_ms, all_cpu, all_rss, all_pss = zip(*taken[1:], strict=True)
+    return Ready(median(all_ms), min(all_ms), median(all_cpu), median(all_rss), median(all_pss))
+
+
+def _memory_mb(pid: int, field: str) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) * 1024 / 1e6
 
 
 def _times(command: list[str]) -> list[float]:

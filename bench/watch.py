@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.request import urlopen
 
 from bench.etcd import Etcd
 from bench.peers import PEERS, Backends
@@ -37,9 +38,12 @@ class Workload:
     def name(self) -> str:
         return f"{self.watchers:,} watchers, {self.keys} key{'s' if self.keys == 'different' else ''}"
 
+    @property
+    def watchers_of_a_key(self) -> int:
+        return self.watchers if self.keys == "same" else 1
+
     def flags(self, quick: bool) -> list[str]:
-        events = self.watchers if self.keys == "same" else 1
-        rate = min(MOST_PUTS_PER_SECOND, MOST_EVENTS_PER_SECOND / events)
+        rate = min(MOST_PUTS_PER_SECOND, MOST_EVENTS_PER_SECOND / self.watchers_of_a_key)
         seconds = 2 if quick else 6
         puts = max(3, int(rate * seconds))
         flags = [f"--watchers={self.watchers}", f"--keys={self.keys}", f"--rate={rate}", f"--puts={puts}"]
@@ -54,6 +58,8 @@ class Sample:
     p99_us: float
     rss_kb: float | None
     create_seconds: float
+    shard_cpu_us: float  # of the shard whose keys change, for each put
+    upstream: float | None  # watchers that esp has at that shard
 
 
 @contextmanager
@@ -88,12 +94,15 @@ def measure(name: str, workload: Workload, backends: Backends, folder: Path, *, 
             load.stdin.flush()
             _expect(load, name, "warm")
             before = peer.process.cpu() if peer.process else None
+            upstream = _upstream(peer.address) if name.startswith("esp") else None
+            shard_before = backends.sole.process.cpu()
             load.stdin.write("go\n")
             load.stdin.flush()
             told: dict[str, Any] = json.loads(load.stdout.readline() or "{}")
             if not told:
                 raise BenchError(f"{name}: the load broke off")
             used = (peer.process.cpu() - before).total if peer.process and before else None
+            shard_used = (backends.sole.process.cpu() - shard_before).total
     finally:
         peer.stop()
     return Sample(
@@ -103,7 +112,16 @@ def measure(name: str, workload: Workload, backends: Backends, folder: Path, *, 
         told["p99_us"],
         (idle - empty) * 1000 / workload.watchers if peer.process else None,
         told["create_seconds"],
+        shard_used * workload.watchers_of_a_key / told["events"] * 1e6,
+        upstream,
     )
+
+
+def _upstream(address: str) -> float:
+    """The watchers that all processes of an esp have at their shards."""
+    with urlopen(f"http://{address}/metrics", timeout=20) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("esp_shard_watchers{"))
 
 
 def _cell(values: list[float | None], digits: int = 0) -> str:
@@ -136,8 +154,9 @@ def main() -> None:
                         place = folder / f"{name}-{number}"
                         samples[name].append(measure(name, workload, backends, place, quick=options.quick))
             print(f"### {workload.name}\n")
-            print("| | events/s | CPU us/event | p50 us | p99 us | RSS kB/idle watcher | created in s |")
-            print("|---|---:|---:|---:|---:|---:|---:|")
+            head = "| | events/s | CPU us/event | p50 us | p99 us | RSS kB/idle watcher | created in s "
+            print(f"{head}| shard's CPU us/put | watchers at the shard |")
+            print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
             for name, its in samples.items():
                 columns = [
                     _cell([each.per_second for each in its]),
@@ -146,6 +165,8 @@ def main() -> None:
                     _cell([each.p99_us for each in its]),
                     _cell([each.rss_kb for each in its], 2),
                     _cell([each.create_seconds for each in its], 2),
+                    _cell([each.shard_cpu_us for each in its]),
+                    _cell([each.upstream for each in its]),
                 ]
                 print(f"| {name} | {' | '.join(columns)} |")
             print(flush=True)

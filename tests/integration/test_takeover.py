@@ -24,6 +24,8 @@ EVERYTHING = {"key": b"\0", "range_end": b"\0"}
 class Writer:
     """Puts keys of all shards, one after the other, on one channel; each must succeed.
 
+    Slowly: the revisions of the shards must stay apart (`far_apart`), also where an esp takes half a minute to start.
+
     Attributes:
         put: the values that were acknowledged, in order.
         failed: the errors.
@@ -48,7 +50,7 @@ class Writer:
         with connect(self._esp) as channel:
             kv = rpc_pb2_grpc.KVStub(channel)
             number = 0
-            while not self._stop.wait(0.002):
+            while not self._stop.wait(0.02):
                 number += 1
                 value = b"%06d" % number
                 try:
@@ -146,7 +148,7 @@ def far_apart(etcds: Sequence[LocalEtcd]) -> None:
     for number, etcd in enumerate(etcds):
         with connect(etcd) as channel:
             kv = rpc_pb2_grpc.KVStub(channel)
-            puts = [kv.Put.future(rpc_pb2.PutRequest(key=b"akz"[number : number + 1])) for _ in range(500 * number)]
+            puts = [kv.Put.future(rpc_pb2.PutRequest(key=b"akz"[number : number + 1])) for _ in range(1500 * number)]
             for put in puts:
                 put.result()
 

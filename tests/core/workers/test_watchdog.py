@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import pytest
@@ -35,10 +36,11 @@ class World:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World(monkeypatch)
     made.passes(0.5, 0, 1, 2)
-    return made
+    yield made
+    made.balance.close()
 
 
 def test_a_worker_that_does_not_tick_for_the_limit_is_killed_and_no_other(world: World) -> None:
