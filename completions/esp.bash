@@ -105,7 +105,7 @@ _esp() {
         reload) words='-c --config -o --output --check --force --control -v --verbose -q --quiet --color -h --help' ;;
         lease-sync) words='--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         export) words='--prefix --from-key --range-end --hex --base64 --to --resume --each --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
-        import) words='--overwrite --skip-existing --resume --at-once --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
+        import) words='--overwrite --skip-existing --resume --at-once --no-leases --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         version) words='-o --output -v --verbose -q --quiet --color -h --help' ;;
         help) words='-v --verbose -q --quiet --color -h --help' ;;
         bench) words='--load --connections --streams --seconds --rounds --warm-up --keys --value-bytes --shard --plot --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;

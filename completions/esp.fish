@@ -105,6 +105,7 @@ complete -c esp -n '__fish_seen_subcommand_from import' -l overwrite -d 'Overwri
 complete -c esp -n '__fish_seen_subcommand_from import' -l skip-existing -d 'Leave keys that are there.'
 complete -c esp -n '__fish_seen_subcommand_from import' -l resume -d 'Go on with an import of this file that was cut off.'
 complete -c esp -n '__fish_seen_subcommand_from import' -l at-once -x -d 'Transactions at a time in each shard; 1 keeps the order.'
+complete -c esp -n '__fish_seen_subcommand_from import' -l no-leases -d 'Write keys without leases, so that they stay.'
 complete -c esp -n '__fish_seen_subcommand_from import' -l endpoint -x -d 'An etcd in place of the config\'s shards; may be repeated.'
 complete -c esp -n '__fish_seen_subcommand_from import' -l cacert -r -F -d 'CA of --endpoint.'
 complete -c esp -n '__fish_seen_subcommand_from import' -l cert -r -F -d 'Client certificate.'

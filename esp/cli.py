@@ -482,6 +482,9 @@ def import_(
             "--at-once", metavar="N", min=1, max=64, help="Transactions at a time in each shard; 1 keeps the order."
         ),
     ] = 1,
+    no_leases: Annotated[
+        bool, typer.Option("--no-leases", help="Write keys without leases, so that they stay.")
+    ] = False,
     endpoint: EndpointOption = None,
     cacert: CaOption = "",
     cert: CertOption = "",
@@ -505,7 +508,7 @@ def import_(
     if overwrite or skip_existing or resume:
         existing = Existing.OVERWRITE if overwrite else Existing.SKIP if skip_existing else Existing.RESUME
     etcd = Etcd(endpoint or [], cacert, cert, tls_key, user, password_file)
-    command.run(config, etcd, command.Options(file, existing, output, at_once))
+    command.run(config, etcd, command.Options(file, existing, output, at_once, not no_leases))
 
 
 @app.command(

@@ -27,12 +27,14 @@ class Options:
         existing: what becomes of keys that are there already.
         output: format of the summary.
         at_once: transactions at a time in each shard.
+        leases: whether keys get their leases.
     """
 
     file: str
     existing: Existing
     output: Format
     at_once: int = 1
+    leases: bool = True
 
 
 def run(config: Path | None, etcd: Etcd, options: Options) -> None:
@@ -44,7 +46,7 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
     """
     loaded = config_at(config, etcd)
     with _opened(options.file) as file, progress_bar("keys") as show:
-        work = Import(loaded, file, options.existing, show, at_once=options.at_once)
+        work = Import(loaded, file, options.existing, show, at_once=options.at_once, leases=options.leases)
         try:
             interruptible.run(work.run())
         except (ExportError, UnreachableError) as error:

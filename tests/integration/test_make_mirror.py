@@ -8,10 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from esp.cli import app
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.harness import EspProcess, Esps, Etcds, Server, connect, peer, program, run_etcdctl, wait_until
+from tests.harness import (
+    EVERYTHING,
+    EspProcess,
+    Esps,
+    Etcds,
+    Server,
+    connect,
+    peer,
+    program,
+    run_etcdctl,
+    wait_until,
+    write_config,
+)
 from tests.stubs.rpc_pb2_grpc import KVStub
 
 PREFIX = "s/"
@@ -102,3 +116,79 @@ def test_a_lower_revision_of_foo_may_be_compacted(
     with mirroring(program("etcdctl", "ESP_ETCDCTL"), esp, empty_etcd, log) as process:
         assert process.wait(30)
     assert "required revision has been compacted" in log.read_text()
+
+
+class TestAcrossShards:
+    """Keys of all shards: esp has boundaries at i and r."""
+
+    @pytest.fixture
+    def spread(self, esp: EspProcess, empty_shards: list[LocalEtcd], empty_etcd: LocalEtcd) -> Iterator[KVStub]:
+        with connect(esp) as channel:
+            kv = KVStub(channel)
+            for key in (b"a", b"k", b"s"):
+                kv.Put(rpc_pb2.PutRequest(key=key, value=b"1"))
+            yield kv
+
+    @staticmethod
+    def command(etcdctl: Path, source: Server, target: Server, *flags: str) -> list[str]:
+        return [str(etcdctl), "--endpoints", source.address, "make-mirror", *flags, f"http://{target.address}"]
+
+    def test_out_of_all_shards_is_refused(self, spread: KVStub, esp: EspProcess, empty_etcd: LocalEtcd) -> None:
+        command = self.command(peer("etcdctl"), esp, empty_etcd)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode
+        assert "esp: a Range at a revision spans the shards s0, s1, s2" in done.stderr
+        assert mirrored(empty_etcd) == []
+
+    def test_out_of_all_shards_from_a_token_on(
+        self, spread: KVStub, esp: EspProcess, shards: list[LocalEtcd], empty_etcd: LocalEtcd, tmp_path: Path
+    ) -> None:
+        """The steps of docs/operations.md, "Mirror": a token, an export of everything, the changes since the token."""
+        token = spread.Range(rpc_pb2.RangeRequest(**EVERYTHING, count_only=True)).header.revision
+        spread.Put(rpc_pb2.PutRequest(key=b"k", value=b"2"))
+        spread.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"a"))
+        config = str(write_config(tmp_path / "esp.yaml", shards, ["i", "r"]))
+        file = str(tmp_path / "all.jsonl")
+        assert CliRunner().invoke(app, ["export", "-c", config, "--to", file]).exit_code == 0
+        spread.Put(rpc_pb2.PutRequest(key=b"b", value=b"3"))
+        assert (
+            CliRunner().invoke(app, ["import", file, "--no-leases", "--endpoint", empty_etcd.endpoint]).exit_code == 0
+        )
+        command = self.command(peer("etcdctl"), esp, empty_etcd, "--rev", str(token + 1))
+        with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+            try:
+                wait_until(lambda: mirrored(empty_etcd) == ["b", "k", "s"])
+                for number in range(20):
+                    for key in (b"c", b"l", b"t"):
+                        spread.Put(rpc_pb2.PutRequest(key=key, value=b"%d" % number))
+                spread.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"s"))
+                wait_until(lambda: self.pairs(empty_etcd) == self.pairs(esp))
+            finally:
+                process.kill()
+        assert self.pairs(esp)["k"] == "2"
+
+    @staticmethod
+    def pairs(server: Server) -> dict[str, str]:
+        with connect(server) as channel:
+            kvs = KVStub(channel).Range(rpc_pb2.RangeRequest(**EVERYTHING)).kvs
+            return {kv.key.decode(): kv.value.decode() for kv in kvs}
+
+    def test_into_all_shards(self, spread: KVStub, esp: EspProcess, empty_etcd: LocalEtcd, tmp_path: Path) -> None:
+        with connect(empty_etcd) as channel:
+            source = KVStub(channel)
+            for key in (b"a", b"k", b"s"):
+                source.Put(rpc_pb2.PutRequest(key=key, value=b"mirrored"))
+            command = self.command(peer("etcdctl"), empty_etcd, esp)
+            with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+                try:
+                    wait_until(lambda: set(self.pairs(esp).values()) == {"mirrored"})
+                    source.Put(rpc_pb2.PutRequest(key=b"t", value=b"new"))
+                    source.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"a"))
+                    wait_until(lambda: self.pairs(esp) == {"k": "mirrored", "s": "mirrored", "t": "new"})
+                    puts = [rpc_pb2.PutRequest(key=key, value=b"both") for key in (b"a", b"s")]
+                    source.Txn(rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_put=put) for put in puts]))
+                    assert process.wait(60)  # one transaction of the source, whose keys are in two shards here
+                finally:
+                    process.kill()
+            assert 'esp: a transaction spans the shards s0, s2 (boundary "i")' in (tmp_path / "log").read_text()
+            assert self.pairs(esp) == {"k": "mirrored", "s": "mirrored", "t": "new"}

@@ -37,8 +37,16 @@ class Granting:
         ended: leases of the export that had ended, or have ended since.
     """
 
-    def __init__(self, shards: Sequence[Shard], salt: bytes, *, resumes: bool) -> None:
-        """`salt` is the first line of the export; with `resumes` the leases may have been granted before."""
+    def __init__(self, shards: Sequence[Shard], salt: bytes, *, resumes: bool, grants: bool = True) -> None:
+        """The leases of no export yet.
+
+        Args:
+            shards: where they are granted.
+            salt: the first line of the export.
+            resumes: the leases may have been granted before.
+            grants: whether leases are granted at all; else keys get none, but those of ended leases are left out.
+        """
+        self._grants = grants
         self.renamed: dict[int, int] = {}
         self.granted = 0
         self.ended: set[int] = set()
@@ -49,7 +57,7 @@ class Granting:
         self._due: list[tuple[float, int, int]] = []
 
     def id_of(self, lease: int) -> int | None:
-        """The id that a lease of the export has on the shards; None if the lease has ended.
+        """The id that a lease of the export has on the shards, 0 for no lease; None if the lease has ended.
 
         Raises:
             ExportError: the export has no line of the lease before the first key that has it.
@@ -79,6 +87,9 @@ class Granting:
             return
         if ttl < 1:
             raise ExportError(f"lease {hex_of(lease)} has a TTL of {ttl} s; the export is damaged")
+        if not self._grants:
+            self._ids[lease] = 0
+            return
         digest = hashlib.sha256(self._salt + lease.to_bytes(8, signed=True)).digest()
         other = int.from_bytes(digest[:8]) >> 1 or 1
         # When an import is resumed, the other id is there only if the first one was taken before.

@@ -52,12 +52,21 @@ class Import:
         existing: what becomes of keys that are there already.
         progress: called from time to time.
         at_once: transactions at a time in each shard.
+        leases: whether keys get their leases; else none is granted.
     """
 
     def __init__(
-        self, config: Config, file: Source, existing: Existing, progress: Progress, *, at_once: int = 1
+        self,
+        config: Config,
+        file: Source,
+        existing: Existing,
+        progress: Progress,
+        *,
+        at_once: int = 1,
+        leases: bool = True,
     ) -> None:
         self._at_once = at_once
+        self._with_leases = leases
         self._config = config
         self._file = file
         self._existing = existing
@@ -108,7 +117,7 @@ class Import:
             await rounds.begin()
             salt = header_line(rounds.header)
             resumes = self._existing is Existing.RESUME
-            self._leases = Granting(list(clients.values()), salt, resumes=resumes)
+            self._leases = Granting(list(clients.values()), salt, resumes=resumes, grants=self._with_leases)
             keeping = background.start(self._leases.keep_alive())
             await self._pass(rounds, clients, self._existing, "Importing")
             await background.end([keeping])
