@@ -32,8 +32,8 @@ from bench.processes import BenchError, Process
 
 BAR_TIMES, BAR_MS = 2.0, 20.0
 KINDS = ("put", "get", "watch", "keepalive", "connect")
-_STEPS_SHOWN = 12
-_NICE = 19  # of the attackers: in the world they have cores of their own
+_STEPS_SHOWN, _TURNS_SHOWN = 12, 4
+_NICE = 10  # of the attackers: in the world they have cores of their own
 
 
 @dataclass(frozen=True)
@@ -300,6 +300,10 @@ def _print_steps(file: Path) -> None:
     print(f"  steps: {lengths}")
     for step in seen["longest"][:_STEPS_SHOWN]:
         print(f"  {step['ms']:8.1f} ms  {step['called']}, up to {step['ended']}: {' < '.join(step['lines'])}")
+    lengths = ", ".join(f"{count:,} of {ms} ms" for ms, count in seen["turns"]) or "none of 1 ms"
+    print(f"  turns: {lengths}")
+    for turn in seen["longest_turns"][:_TURNS_SHOWN]:
+        print(f"  {turn['ms']:8.1f} ms  {', '.join(f'{name} {ms}' for name, ms in turn['parts'].items())}")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -323,7 +327,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--steps",
         action="store_true",
-        help="below each row the longest single steps of esp's loop, in CPU time; that slows esp down",
+        help="above each row the longest steps and turns of esp's loop, in CPU time; that slows esp down",
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="every row goes here, with p50s and the texts of errors"

@@ -1,4 +1,4 @@
-"""Runs `esp` and notes the longest single steps of its event loop: what nobody else could come between.
+"""Runs `esp` and notes the longest single steps of its event loop, which nobody else could come between, and its turns.
 
 `bench/attacks --steps` starts it: `python -m bench.stepped_esp FILE esp-arguments...`; what was seen goes to FILE, as
 JSON, when esp ends. SIGUSR1 begins anew, so that what was before does not count.
@@ -6,28 +6,35 @@ JSON, when esp ends. SIGUSR1 begins anew, so that what was before does not count
 A step lasts from one look at the clock of `Turns`, at which work can be put off, to the next, or to the end of what the
 loop called. It is measured in CPU time of the thread, so a busy machine makes it no longer. A sampler names the line in
 which most of it went by: the kernel lets that look every 1 to 4 ms, so a shorter step may go without.
+
+A turn is all work between two looks at the sockets. A call needs three or four turns, so a neighbour waits for as many
+of the longest ones, however short the steps are.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import signal
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from time import monotonic, thread_time
+from time import thread_time
 from types import FrameType
 from typing import Any, NamedTuple
 
 import uvloop
 
+from esp.core.background import name_of
 from esp.core.wire import accepted, transport, turns
+from esp.core.wire.context import WireContext
 
 LONG = 0.001  # seconds from which on a step is noted
 MOST = 50  # that are kept
+_PARTS = 6  # of a turn that are shown
 INTERVAL = 0.001  # seconds of CPU time between two looks of the sampler
 
 
@@ -40,12 +47,25 @@ class Step(NamedTuple):
     lines: list[str]  # where it was seen, from the inside out
 
 
+class Turn(NamedTuple):
+    """One of the longest turns."""
+
+    ms: float
+    parts: dict[str, float]  # ms by what was called, the longest first
+
+
 class Steps:
-    """The longest steps, and how many there were of which length."""
+    """The longest steps and turns, and how many there were of which length."""
 
     def __init__(self) -> None:
         self.longest: list[Step] = []
         self.lengths: Counter[int] = Counter()  # by whole ms
+        self.turns: Counter[int] = Counter()
+        self.longest_turns: list[Turn] = []
+        self.mark: Callable[[Callable[[], None]], object] | None = None  # calls it in the next turn
+        self._is_marked = False
+        self._parts: defaultdict[str, float] = defaultdict(float)  # seconds of this turn, by what was called
+        self._inner: list[float] = []  # seconds of the parts within each part that is at work
         self._called = ""
         self._began = 0.0
         self._seen: list[str] = []
@@ -58,6 +78,8 @@ class Steps:
     def _begin_anew(self) -> None:
         self.longest.clear()
         self.lengths.clear()
+        self.turns.clear()
+        self.longest_turns.clear()
 
     def wrapped(self, function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
         """`function`, which the loop calls: a step begins with it and one ends with it."""
@@ -69,13 +91,45 @@ class Steps:
             self._depth += 1
             self._called, self._began = name, thread_time()
             self._seen.clear()
+            if not self._is_marked and self.mark is not None:
+                self._is_marked = True
+                self.mark(self._end_turn)
             try:
-                return function(*arguments, **named)
+                return part(*arguments, **named)
             finally:
                 self._depth -= 1
                 self._end("its end")
 
+        part = self.part(function, name)
         return step
+
+    def part(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """`function`, whose time stands by itself in the turns."""
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            began = thread_time()
+            self._inner.append(0.0)
+            try:
+                return function(*arguments, **named)
+            finally:
+                took = thread_time() - began
+                self._parts[_work_of(function) or name] += took - self._inner.pop()
+                if self._inner:
+                    self._inner[-1] += took
+
+        return timed
+
+    def _end_turn(self) -> None:
+        self._is_marked = False
+        took = sum(self._parts.values())
+        if took > LONG:
+            self.turns[int(took * 1000)] += 1
+            longest = sorted(self._parts.items(), key=lambda part: -part[1])[:_PARTS]
+            parts = {name: round(seconds * 1000, 2) for name, seconds in longest}
+            self.longest_turns.append(Turn(round(took * 1000, 2), parts))
+            if len(self.longest_turns) > 2 * MOST:
+                self._cut()
+        self._parts.clear()
 
     def clock(self) -> float:
         """The time, for `Turns`: here work can be put off."""
@@ -84,7 +138,7 @@ class Steps:
         self._began = thread_time()
         if self._seen:
             self._seen.clear()
-        return monotonic()
+        return thread_time()  # a busy machine makes no slice shorter
 
     def _end(self, where: str) -> None:
         took = thread_time() - self._began
@@ -96,7 +150,8 @@ class Steps:
 
     def _cut(self) -> None:
         self.longest.sort(key=lambda step: -step.ms)
-        del self.longest[MOST:]
+        self.longest_turns.sort(key=lambda turn: -turn.ms)
+        del self.longest[MOST:], self.longest_turns[MOST:]
 
     def _look(self, signum: int, frame: FrameType | None) -> None:
         self._seen.clear()
@@ -112,8 +167,19 @@ class Steps:
     def write(self, path: Path) -> None:
         """Everything, for whoever started this."""
         self._cut()
-        told = {"lengths": sorted(self.lengths.items()), "longest": [step._asdict() for step in self.longest]}
+        told = {
+            "lengths": sorted(self.lengths.items()),
+            "longest": [step._asdict() for step in self.longest],
+            "turns": sorted(self.turns.items()),
+            "longest_turns": [turn._asdict() for turn in self.longest_turns],
+        }
         path.write_text(json.dumps(told))
+
+
+def _work_of(function: Callable[..., Any]) -> str:
+    """The coroutine of a task's step; "" for any other function."""
+    task = getattr(function, "__self__", None)
+    return f"task {name_of(task.get_coro())}" if isinstance(task, asyncio.Task) else ""
 
 
 def instrument(steps: Steps) -> None:
@@ -121,6 +187,8 @@ def instrument(steps: Steps) -> None:
 
     class SteppedLoop(uvloop.Loop):
         def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+            if steps.mark is None:
+                steps.mark = super().call_soon
             return super().call_soon(steps.wrapped(callback), *args, context=context)
 
         def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
@@ -139,6 +207,10 @@ def instrument(steps: Steps) -> None:
         for name in ("connection_made", "data_received", "eof_received", "resume_writing", "connection_lost"):
             if name in vars(protocol):
                 setattr(protocol, name, steps.wrapped(vars(protocol)[name], f"{protocol.__name__}.{name}"))
+    for name in ("_serve_shards", "_serve_first", "_serve_line"):
+        setattr(turns.Turns, name, steps.part(vars(turns.Turns)[name], f"Turns.{name}"))
+    for name in ("go_on", "flush"):
+        setattr(WireContext, name, steps.part(vars(WireContext)[name], f"WireContext.{name}"))
     uvloop.run = partial(uvloop.run, loop_factory=SteppedLoop)
 
 
