@@ -12,8 +12,10 @@ from collections.abc import Callable, Hashable
 from heapq import heappop, heappush
 from typing import Final
 
-AT_ONCE: Final = 0.002
+AT_ONCE: Final = 0.001
 """Seconds for the steps of coroutines in one turn of the loop."""
+MOST: Final = 50
+"""The most steps that go on in one turn. Those of cancelled calls take no time, but have objects to free."""
 SWAY: Final = 0.1
 """How much the last step counts in the guess of what the next one takes."""
 AGING: Final = 1 / 64
@@ -66,10 +68,10 @@ class HeldSteps:
         return place
 
     def release(self) -> None:
-        """Begins a turn: as many steps go on as are likely to fit."""
-        self.spent = 0.0
+        """Begins a turn: as many steps go on as are likely to fit. What was above the time is taken off this turn's."""
+        self.spent = min(max(self.spent - AT_ONCE, 0.0), AT_ONCE / 2)
         waiting = self._waiting
-        for _ in range(min(len(waiting), max(1, int(AT_ONCE / max(self._guess, AT_ONCE / 1000))))):
+        for _ in range(min(len(waiting), max(1, int(AT_ONCE / max(self._guess, AT_ONCE / MOST))))):
             place, _, go_on = heappop(waiting)
             self._start = max(self._start, place) + AGING
             go_on()
