@@ -23,6 +23,7 @@ _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_l
 _REPLY: dict[str, Any] = {
     "Put": rpc_pb2.PutResponse,
     "Range": rpc_pb2.RangeResponse,
+    "Txn": rpc_pb2.TxnResponse,
     "Compact": rpc_pb2.CompactionResponse,
 }
 

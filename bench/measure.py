@@ -179,7 +179,7 @@ class Subject:
             reply = call(self.peer.address, self._workload.method, self._workload.request)
             self._workload.check(reply)
             if self._workload.writes and [etcd.revision() for etcd in self._etcds] != [revisions[0] + 1]:
-                raise BenchError(f"{self._where}: a Put did not arrive at the etcd that owns its key")
+                raise BenchError(f"{self._where}: a write did not arrive at the etcd that owns its key")
         except grpc.RpcError as error:
             raise BenchError(f"{self._where}: grpcio got {error.code()}: {error.details()}") from error
         return int(reply.ByteSize())
@@ -190,7 +190,7 @@ class Subject:
     def _require_served(self, before: list[_Served]) -> None:
         """Every request must have had its effect on every etcd it concerns, and have been answered OK there.
 
-        h2load takes a gRPC error for a success, so this is what makes its figures believable. A Put is a call and a
+        h2load takes a gRPC error for a success, so this is what makes its figures believable. A write is a call and a
         revision; a Range is a range read, in a call of its own or with others.
         """
         for etcd, then in zip(self._etcds, before, strict=True):
@@ -201,7 +201,7 @@ class Subject:
                 for code, count in codes.items()
                 if count != then.handled.get(method, {}).get(code)
             }
-            done = new.get(("Put", "OK"), 0) if self._workload.writes else ranges
+            done = new.get((self._workload.method, "OK"), 0) if self._workload.writes else ranges
             if written != (self._requests if self._workload.writes else 0):
                 raise BenchError(f"{self._where}: {self._requests} requests, {written} revisions on etcd {etcd.name}")
             wasted = not self._workload.spans and ranges > 1.05 * self._requests + 10  # read, and read again

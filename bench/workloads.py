@@ -40,18 +40,18 @@ class Workload:
 
     @property
     def writes(self) -> bool:
-        return bool(self.method == "Put")
+        return self.method in ("Put", "Txn")
 
     @property
     def large(self) -> bool:
         """Whether the history of one measurement is too much to keep."""
-        return self.writes and len(self.request.value) >= 1 << 16
+        return self.method == "Put" and len(self.request.value) >= 1 << 16
 
     def check(self, reply: Any) -> None:
         """Raises BenchError unless `reply` is what etcd must answer."""
         if self.writes:
-            if reply.header.revision < 1:
-                raise BenchError(f"{self.name}: a Put was answered with {reply}")
+            if reply.header.revision < 1 or (self.method == "Txn" and not reply.succeeded):
+                raise BenchError(f"{self.name}: a {self.method} was answered with {reply}")
             return
         expected = sorted(self.keys())
         got = [(pair.key, pair.value) for pair in reply.kvs]
@@ -77,6 +77,11 @@ def spread(count: int) -> Callable[[], Iterator[Pair]]:
 
 _PUT = rpc_pb2.PutRequest(key=KEY, value=VALUE)
 _GET = rpc_pb2.RangeRequest(key=KEY)
+_TXN = rpc_pb2.TxnRequest(  # as kube-apiserver updates a key, but with a compare that is true again and again
+    compare=[rpc_pb2.Compare(key=KEY, target=rpc_pb2.Compare.MOD, result=rpc_pb2.Compare.GREATER, mod_revision=1)],
+    success=[rpc_pb2.RequestOp(request_put=_PUT)],
+    failure=[rpc_pb2.RequestOp(request_range=_GET)],
+)
 _SPAN = rpc_pb2.RangeRequest(key=SPAN[0], range_end=SPAN[1])
 _LARGE = b"v" * MIB
 _CONCURRENCIES = ((8, 16), (64, 1), (1, 1))
@@ -87,6 +92,9 @@ def _all() -> Iterator[Workload]:
         yield Workload(f"put-{c}x{m}", "Put of 256 B", "Put", _PUT, c, m, _one(VALUE))
     for c, m in _CONCURRENCIES:
         yield Workload(f"range-{c}x{m}", "Range of one key, 256 B", "Range", _GET, c, m, _one(VALUE))
+    for c, m in _CONCURRENCIES:
+        about = "Txn of one key: a compare, a put of 256 B, a range if not"
+        yield Workload(f"txn-{c}x{m}", about, "Txn", _TXN, c, m, _one(VALUE))
     for c, m in ((8, 16), (1, 1)):
         about = "Put of 256 B, a new grpc-timeout in every request"
         yield Workload(f"deadline-{c}x{m}", about, "Put", _PUT, c, m, _one(VALUE), load.deadlines)

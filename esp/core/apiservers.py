@@ -33,7 +33,7 @@ ANSWER_SECONDS: Final = 2.0
 
 # The key of a namespace that every apiserver makes when it starts.
 _NAMESPACE: Final = b"namespaces/kube-system"
-_SIGNS: Final = (b"masterleases/", b"leases/kube-system/apiserver-")
+_SIGNS: Final = (b"/masterleases/", b"/leases/kube-system/apiserver-")
 
 _CURE: Final = (
     "Kubernetes' resource has to be in one shard: give it {kubernetes: RESOURCE} there, or write across_shards: serve"
@@ -125,7 +125,7 @@ class ApiServers:
                 self._look_for(key)
             return
         for sign in _SIGNS:
-            place = key.find(b"/" + sign)
+            place = key.find(sign)
             if place >= 0 and key[: place + 1] not in self.roots:
                 self._look_for(namespace_key(key[: place + 1]))
 

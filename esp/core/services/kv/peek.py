@@ -6,8 +6,8 @@ their shortest form; no field is unknown, and no byte is missing or left over. S
 message, and its bytes may go to a shard unchanged. None means only that the fast path cannot take the message: it is
 unusual in some way, or has an empty key, a sort option that etcd does not know, or a number that may be a vector token.
 
-`put_key` and `bare_key` recognise, in a few steps, the form that nearly all requests have. A `message` is a gRPC
-message with its prefix; the protobuf bytes start at `offset`.
+`put_key`, `bare_key` and `txn_key` recognise, in a few steps, the form that nearly all requests have. A `message` is a
+gRPC message with its prefix; the protobuf bytes start at `offset`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ RANGE_FIELDS = {
     13 << 3: _INT64,
 }
 DELETE_FIELDS = {3 << 3: _BOOL}  # prev_kv
+_COMPARE, _SUCCESS, _FAILURE = 1 << 3 | 2, 2 << 3 | 2, 3 << 3 | 2  # of a Txn
+_OPERATIONS = {1 << 3 | 2: RANGE_FIELDS, 2 << 3 | 2: PUT_FIELDS, 3 << 3 | 2: DELETE_FIELDS}
+_MOST_PARTS = 4  # compares and operations of a transaction in its usual form
 _REVISIONS = frozenset((4 << 3, 10 << 3, 11 << 3, 12 << 3, 13 << 3, 5 << 3, 6 << 3))  # of a Range, and of a Compare
 _RESULT, _TARGET, _COMPARED_KEY = 1 << 3, 2 << 3, 3 << 3 | 2  # of a Compare
 _COMPARED = {tag: {tag: _INT64} for tag in (4 << 3, 5 << 3, 6 << 3, 8 << 3)}  # version, create and mod_revision, lease
@@ -133,6 +136,71 @@ def compared_key(message: bytes, offset: int, end: int) -> slice | None:
     if key is None or key.start == key.stop or (key.stop < end and message[key.stop] not in _COMPARED):
         return None
     return key if key.stop == end or _are_numbers(message, key.stop, end, _COMPARED[message[key.stop]]) else None
+
+
+def txn_key(message: bytes) -> bytes | None:
+    """The one key of a transaction that compares, puts, deletes and reads nothing else, as nearly all do.
+
+    None for any other transaction, and for one with tokens or ranges, nested or long.
+    """
+    try:
+        return _txn_key(message)
+    except IndexError:  # it is cut short
+        return None
+
+
+def _txn_key(message: bytes) -> bytes | None:
+    key = field = b""  # the key, and the key as the first field of an operation
+    position, size = PREFIX_SIZE, len(message)
+    for _ in range(_MOST_PARTS):
+        tag, length, start = message[position], message[position + 1], position + 2
+        if length > 0x7F:
+            high = message[start]
+            if not 0 < high < 0x80:
+                return None
+            length, start = length & 0x7F | high << 7, start + 1
+        position = start + length
+        if position > size:
+            return None
+        if tag == _COMPARE:
+            place = compared_key(message, start, position)
+        else:
+            limits = _OPERATIONS.get(message[start])
+            if limits is None or (tag != _SUCCESS and tag != _FAILURE):
+                return None
+            length, start = message[start + 1], start + 2
+            if length > 0x7F:
+                high = message[start]
+                if not 0 < high < 0x80:
+                    return None
+                length, start = length & 0x7F | high << 7, start + 1
+            if start + length != position:
+                return None
+            if field and message.startswith(field, start):
+                end = start + len(field)
+                rest = position - end
+                if not rest or (
+                    limits is PUT_FIELDS and 0 < rest <= _LONGEST_USUAL and message.startswith(_VALUE_FRONTS[rest], end)
+                ):
+                    if position == size:
+                        return key
+                    continue
+            found = look(message, start, position, limits)
+            if found is None or (found[1] is not None and limits is not PUT_FIELDS):
+                return None
+            place = found[0]
+        if place is None:
+            return None
+        if not key:
+            key = message[place]
+            if len(key) > 0x7F:
+                return None
+            field = bytes((_KEY, len(key))) + key
+        elif message[place] != key:
+            return None
+        if position == size:
+            return key
+    return None
 
 
 def _bytes_at(message: bytes, offset: int, end: int) -> slice | None:

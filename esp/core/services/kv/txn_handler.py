@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final
 
@@ -13,6 +14,7 @@ from esp.core.services import metadata
 from esp.core.services.gate import Gate
 from esp.core.services.handlers import parse
 from esp.core.services.kv import across, txn
+from esp.core.services.kv.peek import txn_key
 from esp.core.services.kv.routed import Routed
 from esp.core.services.kv.txn_plan import Plan, Plans
 from esp.core.services.lease import LeaseRetry
@@ -34,12 +36,18 @@ class Txn(Routed):
         self.lease_retry = lease_retry
         self.snapshots = snapshots
         self.snapshot_tries = snapshot_tries
-        is_stale = self._is_stale if routing.layout.former else None
+        self.has_former = bool(routing.layout.former)
+        is_stale = self._is_stale if self.has_former else None
         self.plans = Plans(routing.map, routing.tokens, routing.undivided, routing.apiservers.saw, is_stale)
 
     def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Routes a transaction by all keys that it touches; in steps, because they may be many."""
-        stream.connection.do(self._routed(stream, message))
+        key = None if self.has_former or len(message) > LARGE else txn_key(message)
+        if key is None:
+            stream.connection.do(self._routed(stream, message))
+        else:
+            self.routing.apiservers.saw(key)
+            self.owners[bisect_right(self.starts, key) - 1].splice(stream, message)
 
     def _routed(self, stream: ServerCall, message: bytes) -> Iterator[None]:
         size = len(message) if len(message) > LARGE else 0

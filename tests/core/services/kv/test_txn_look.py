@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
+from esp.core.services.kv.peek import txn_key
 from esp.core.services.kv.txn_look import MOST_FIELDS, Look, look
 from esp.core.services.pace import LOOKED_AT_ONCE
 from esp.core.services.varint import varint
@@ -305,3 +306,84 @@ def test_it_asks_about_each_range_at_a_plain_revision_in_one_shard_whether_it_is
     assert asked == [(KeyRange(b"c", b"c\0"), "two", 8)]
     assert stale(get(b"a", revision=7), get(b"c", revision=8))
     assert not looked(Txn(success=[get(b"a", revision=7)]).SerializeToString()).is_stale
+
+
+KEYS = st.sampled_from([b"a", b"a", b"a", b"c", b"", b"k" * 127, b"k" * 128])
+SINGLE = st.builds(
+    lambda compares, success, failure: Txn(compare=compares, success=success, failure=failure),
+    st.lists(
+        st.builds(Compare, key=KEYS, result=st.sampled_from([0, 3]), target=st.just(2), mod_revision=TOKENS), max_size=2
+    ),
+    st.lists(
+        st.one_of(
+            st.builds(put, KEYS, value=st.binary(max_size=3) | st.sampled_from([bytes(200), bytes(3000)])),
+            st.builds(delete, KEYS),
+            st.builds(get, KEYS, range_end=st.sampled_from([b"", b"", b"b"]), revision=TOKENS),
+        ),
+        max_size=2,
+    ),
+    st.lists(st.builds(get, KEYS), max_size=2),
+)
+
+
+@settings(max_examples=tries(300), deadline=None)
+@given(
+    st.one_of(SINGLE, transactions(WRITES, COMPARES), st.builds(lambda r: Txn(success=r), st.lists(READS, max_size=2))),
+    st.data(),
+)
+def test_a_key_that_is_found_at_once_is_the_one_that_a_look_finds(request: Txn, draw: st.DataObject) -> None:
+    said = bytearray(request.SerializeToString())
+    if said and draw.draw(st.booleans()):
+        said[draw.draw(st.integers(0, len(said) - 1))] = draw.draw(st.integers(0, 255))
+    key = txn_key(b"\0\0\0\0\0" + said)
+    if key is None:
+        return
+    found = looked(bytes(said))
+    assert found.first == KeyRange.of_request(key, b"")
+    assert found.other is None
+    assert not found.is_odd
+    assert not found.is_lost
+    assert not found.tokens
+    assert found.knows_sorts
+
+
+def usual(value: bytes, revision: int = 7, key: bytes = b"/registry/pods/x") -> Txn:
+    """As kube-apiserver updates a key."""
+    compare = Compare(key=key, target=Compare.MOD, mod_revision=revision)
+    return Txn(compare=[compare], success=[put(key, value=value)], failure=[get(key)])
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(usual(b"v"), id="update"),
+        pytest.param(usual(bytes(200)), id="a longer value"),
+        pytest.param(usual(bytes(5000)), id="a long value"),
+        pytest.param(usual(b"v", 0), id="create"),
+        pytest.param(usual(b"v", 1 << 40), id="a high revision"),
+        pytest.param(Txn(success=[put(b"/registry/pods/x", value=b"v", lease=1 << 40)]), id="with a lease"),
+        pytest.param(
+            Txn(compare=[Compare(key=b"/registry/pods/x", target=Compare.MOD, mod_revision=7)],
+                success=[delete(b"/registry/pods/x")], failure=[get(b"/registry/pods/x")]),
+            id="delete",
+        ),
+    ],
+)  # fmt: skip
+def test_the_transactions_of_a_kube_apiserver_are_recognised_at_once(request_: Txn) -> None:
+    assert txn_key(b"\0\0\0\0\0" + request_.SerializeToString()) == b"/registry/pods/x"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(Txn(), id="nothing"),
+        pytest.param(Txn(success=[put(b"a", value=b"v"), put(b"c", value=b"v")]), id="two keys"),
+        pytest.param(Txn(success=[get(b"a", range_end=b"b")]), id="a range"),
+        pytest.param(usual(b"v", MARK + 7), id="a token"),
+        pytest.param(Txn(success=[nested([put(b"a", value=b"v")])]), id="nested"),
+        pytest.param(Txn(success=[Op()]), id="an empty operation"),
+        pytest.param(Txn(success=5 * [get(b"a")]), id="many"),
+    ],
+)
+def test_others_are_not(request_: Txn) -> None:
+    assert txn_key(b"\0\0\0\0\0" + request_.SerializeToString()) is None
