@@ -20,7 +20,7 @@ from tests.harness import EVERYTHING, EspProcess, Etcds, Server, connect, wait_u
 from tests.stubs import rpc_pb2_grpc
 
 LOADS = ["put", "range", "txn", "watch", "keepalive"]
-SHORT = ["--seconds", "0.2", "--warm-up", "0", "--connections", "2", "--streams", "4", "--keys", "30"]
+SHORT = ["--seconds", "0.1", "--warm-up", "0", "--connections", "2", "--streams", "2", "--keys", "30"]
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -92,7 +92,7 @@ def test_the_table_says_what_was_measured(empty_etcd: LocalEtcd) -> None:
         "CPU",
     ]
     assert lines[1].split()[:2] == ["range", empty_etcd.endpoint]
-    assert "Closed loop: 2 connections, 4 requests open on each" in out
+    assert "Closed loop: 2 connections, 2 requests open on each" in out
     assert "Not measured: an open loop" in out
     assert max(map(len, lines[2:])) <= 80
 
@@ -147,9 +147,9 @@ def test_a_server_that_refuses(start_etcd: Etcds) -> None:
 
 def test_a_server_that_dies(start_etcd: Etcds) -> None:
     etcd = start_etcd()
-    command = [sys.executable, "-m", "esp", "bench", etcd.endpoint, "--load", "put", "--rounds", "3"]
+    command = [sys.executable, "-m", "esp", "bench", etcd.endpoint, "--load", "put", "--streams", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: count(etcd)[2] > 1500)
+        wait_until(lambda: count(etcd)[2] > 1100)
         etcd.kill()
         _, err = process.communicate()
     assert process.returncode == 1
@@ -159,9 +159,9 @@ def test_a_server_that_dies(start_etcd: Etcds) -> None:
 
 def test_ctrl_c_deletes_the_keys(empty_etcd: LocalEtcd) -> None:
     before = count(empty_etcd)[2]
-    command = [sys.executable, "-m", "esp", "bench", empty_etcd.endpoint, "--load", "put"]
+    command = [sys.executable, "-m", "esp", "bench", empty_etcd.endpoint, "--load", "put", "--streams", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: count(empty_etcd)[2] > before + 1500)
+        wait_until(lambda: count(empty_etcd)[2] > before + 1100)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert (process.returncode, out, err) == (130, "", "esp: interrupted; no figures\n")

@@ -22,6 +22,8 @@ from esp.core.wire.call import BrokenCall
 from esp.core.wire.status import RpcError
 
 AT_ONCE: Final = 64
+LOOK_SECONDS: Final = 0.2
+"""Seconds between two looks for leases that are due."""
 _KEEP_ALIVE: Final = b"/etcdserverpb.Lease/LeaseKeepAlive"
 
 
@@ -54,7 +56,8 @@ class Granting:
         self._salt = salt
         self._resumes = resumes
         self._ids: dict[int, int] = {}
-        self._due: list[tuple[float, int, int]] = []
+        self._ttls: dict[int, int] = {}
+        self._due: list[tuple[float, int]] = []
 
     def id_of(self, lease: int) -> int | None:
         """The id that a lease of the export has on the shards, 0 for no lease; None if the lease has ended.
@@ -100,7 +103,8 @@ class Granting:
                 self._ids[lease] = wanted
                 if wanted != lease:
                     self.renamed[lease] = wanted
-                heappush(self._due, (monotonic() + ttl / 3, wanted, ttl))
+                self._ttls[wanted] = ttl
+                heappush(self._due, (monotonic() + ttl / 3, wanted))
                 return
         raise ExportError(f"the ids of lease {hex_of(lease)}, its own and {hex_of(other)}, are both taken; revoke one")
 
@@ -151,20 +155,18 @@ class Granting:
     async def keep_alive(self) -> None:
         """Renews the leases, each when a third of its TTL has passed, for ever."""
         while True:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(LOOK_SECONDS)
             now = monotonic()
             due = []
             while self._due and self._due[0][0] <= now:
-                due.append(heappop(self._due))
+                due.append(heappop(self._due)[1])
             await each(due, self._renew, AT_ONCE)
 
     async def renew_all(self) -> None:
         """Renews all leases, so that they begin with their whole TTL."""
-        due, self._due = self._due, []
-        await each(due, self._renew, AT_ONCE)
+        await each(list(self._ttls), self._renew, AT_ONCE)
 
-    async def _renew(self, due: tuple[float, int, int]) -> None:
-        _, lease, ttl = due
+    async def _renew(self, lease: int) -> None:
         message = rpc_pb2.LeaseKeepAliveRequest(ID=lease).SerializeToString()
         lives = False
         for shard in self._shards:
@@ -178,4 +180,6 @@ class Granting:
             except (RpcError, BrokenCall, DecodeError):
                 lives = True  # perhaps; it is tried again
         if lives:
-            heappush(self._due, (monotonic() + ttl / 3, lease, ttl))
+            heappush(self._due, (monotonic() + self._ttls[lease] / 3, lease))
+        else:
+            del self._ttls[lease]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from io import BufferedReader, BytesIO
@@ -18,6 +19,8 @@ CHUNK_BYTES: Final = 1 << 20
 ROUND_KEYS: Final = 1024
 ROUND_BYTES: Final = 4 << 20
 """Keys and bytes in a portion, at most; a single key may be larger."""
+SLOW_SECONDS: Final = 0.2
+"""Seconds for which a portion waits for more input."""
 _KEYS_IN_A_STEP: Final = 128
 
 Source = BufferedReader | BytesIO
@@ -47,7 +50,8 @@ class Rounds:
         self._most = most
         self._file = file
         self._digest = hashlib.sha256()
-        self._lines: Iterator[bytes] = iter(())
+        self._lines: deque[bytes] = deque()
+        self._reading: asyncio.Future[bytes] | None = None
         self._rest = b""
         self._number = 0
         self._keys = self._leases = 0
@@ -74,6 +78,9 @@ class Rounds:
         """
         found = Round()
         while max(len(found.rows), len(found.grants)) < self._most and found.bytes < ROUND_BYTES and not self._over:
+            is_late = (found.rows or found.grants) and not await self._comes_soon()
+            if is_late:
+                break  # of a slow pipe: what has come need not wait
             line = await self._line()
             if line is None:
                 raise ExportError(
@@ -104,18 +111,32 @@ class Rounds:
                 self._over = True
         found.bytes += size
 
+    async def _comes_soon(self) -> bool:
+        """Whether the next bytes are there, or come soon, if there is no whole line."""
+        if self._lines:
+            return True
+        await asyncio.wait((self._read(),), timeout=SLOW_SECONDS)
+        return self._read().done()
+
+    def _read(self) -> asyncio.Future[bytes]:
+        """The bytes that are being read."""
+        if self._reading is None:
+            self._reading = in_a_thread("the input", partial(self._file.read1, CHUNK_BYTES))
+        return self._reading
+
     async def _line(self) -> bytes | None:
         """The next line with its end; None if there is no whole line any more."""
-        while (line := next(self._lines, None)) is None:
-            chunk = await in_a_thread("the input", partial(self._file.read1, CHUNK_BYTES))
+        while not self._lines:
+            chunk = await self._read()
+            self._reading = None
             if not chunk:
                 return None
             if len(self._rest) > MOST_LINE:
                 raise ExportError(f"line {self._number + 1} has more than {MOST_LINE >> 20} MiB")
             *whole, self._rest = (self._rest + chunk).split(b"\n")
-            self._lines = iter(whole)
+            self._lines = deque(whole)
         self._number += 1
-        return line + b"\n"
+        return self._lines.popleft() + b"\n"
 
 
 async def verify(file: Source, progress: Callable[[int], object]) -> int:
