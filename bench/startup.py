@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -51,7 +52,11 @@ class Ready:
 
 
 def measure_startup(folder: Path) -> Startup:
-    """Needs no load generator; raises BenchError if the command fails."""
+    """Needs no load generator; raises BenchError if the command fails.
+
+    Modules are compiled once, as they are where esp is installed.
+    """
+    os.environ.update(PYTHONDONTWRITEBYTECODE="", PYTHONPYCACHEPREFIX=str(folder / "compiled"))
     config = folder / "esp.yaml"
     config.write_text(esp_config("127.0.0.1:2379", ["127.0.0.1:12379", "127.0.0.1:22379", "127.0.0.1:32379"]))
     route = _times([sys.executable, "-m", "esp", "route", KEY.decode(), "-c", str(config)])

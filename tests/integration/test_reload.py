@@ -323,8 +323,8 @@ def test_every_other_field_is_in_force_from_then_on(two: dict[str, LocalEtcd | s
             assert context.buffers.limit == 5_000_000
             assert proxy.gate._limit == 9 * 16
             assert (proxy._site._cors, proxy._site._hosts, proxy._site._most_bytes) == ({"http://a"}, {"b"}, 3)
-            assert proxy._samples is not None
-            assert proxy._samples.leading == "a"
+            assert proxy._served.samples is not None
+            assert proxy._served.samples.leading == "a"
             await client.put(b"b", b"x" * 30000)  # an open connection keeps its limits
             assert await next_value(old) == b"x" * 30000
             new = Client(proxy)
