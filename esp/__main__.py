@@ -26,9 +26,16 @@ def main() -> None:
         import gc
 
         gc.set_threshold(50_000)  # what is imported stays: to look for garbage among it takes a fifth of the start
-        from esp.cli import main as run
+        from esp.quick import answers
 
-        run()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # None if the shell has closed the stream
+                # A key may have characters that the terminal's encoding lacks.
+                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if not answers(sys.argv[1:]):
+            from esp.cli import main as run
+
+            run()
     except KeyboardInterrupt:
         sys.exit(130)  # as output.INTERRUPTED
 

@@ -7,8 +7,9 @@ pages are made from what is said here.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -706,10 +707,55 @@ def top(
 app.add_typer(config_app, name="config")
 
 
+@app.command(
+    cls=command(
+        [
+            ("esp completion bash > /etc/bash_completion.d/esp", "For all users of bash."),
+            ("esp completion zsh > ~/.zfunc/_esp", "For zsh, with ~/.zfunc in fpath."),
+            ("esp completion fish | source", "For this fish."),
+        ],
+    )
+)
+def completion(
+    shell: Annotated[str, typer.Argument(metavar="bash|zsh|fish", show_default=False)],
+) -> None:
+    """Print a completion script for a shell.
+
+    Packages install the scripts where shells look for them. Names of shards and boundaries of ranges are completed from
+    the config.
+    """
+    if shell not in ("bash", "zsh", "fish"):
+        raise CommandError(f'there is no completion for "{shell}"; there is for bash, zsh and fish', USAGE)
+    from esp.commands.completion import script
+    from esp.commands.output import write_data
+
+    write_data(script(shell, app).removesuffix("\n"))
+
+
 def main() -> None:
     """The entry point of `esp`: runs the command line."""
-    # A key may have characters that the terminal's encoding lacks.
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # None if the shell has closed the stream
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _leave_out(sys.argv[1:])
     app(prog_name="esp")
+
+
+def _leave_out(arguments: list[str]) -> None:
+    """Leaves out of the app what a command line has no use for: to make all commands takes as long as to load typer."""
+    called = arguments[0] if arguments else ""
+    commands = [info for info in app.registered_commands if _name(info) == called]
+    groups = [info for info in app.registered_groups if info.name == called]
+    if called != "completion" and called != "help" and (commands or groups):
+        app.registered_commands, app.registered_groups = commands, groups
+    elif called in ("", "-h", "--help"):  # only needs the names and the first sentences
+        for info in app.registered_commands:
+            info.name, info.callback = _name(info), _stub(info.callback)
+
+
+def _name(info: Any) -> str:
+    return str(info.name or info.callback.__name__)
+
+
+def _stub(callback: Any) -> Callable[[], None]:
+    def stub() -> None: ...
+
+    stub.__doc__ = callback.__doc__
+    return stub

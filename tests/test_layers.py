@@ -61,6 +61,7 @@ LAYERS = [
     {"esp.core.reload"},
     {"esp.commands"},
     {"esp.cli"},
+    {"esp.quick"},
     {"esp.__main__"},
 ]
 # Packages of which others import only the names in `__all__`.

@@ -95,10 +95,10 @@ class Group(TyperGroup):
             complain("not confirmed; nothing was done")
             return 1
         except Exception as error:
-            return _told(error)
+            return told(error)
 
 
-def _told(error: Exception) -> int:
+def told(error: Exception) -> int:
     """Writes one line about the failure, and returns the exit code."""
     # A ConfigError means that its module is imported already; otherwise the import would only cost time.
     config = sys.modules.get("esp.core.config")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sys
 from collections.abc import Container, Sequence
 from enum import StrEnum
@@ -195,6 +194,8 @@ def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]], marked: C
     groups = [slice(None)]
     bold = red = end = ""
     if sys.stdout.isatty():
+        import shutil  # takes milliseconds to load, and scripts have no terminal
+
         groups = _columns_side_by_side(widths, shutil.get_terminal_size().columns)
     if takes_escapes():
         bold, red, end = "\x1b[1m", "\x1b[31m", "\x1b[0m"

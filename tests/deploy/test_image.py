@@ -52,8 +52,12 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
         assert source in kept
     assert sources == set(kept)
     # What hatchling reads beside the package.
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {project["readme"], *project["license-files"]} <= sources
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    readme = {
+        fragment["path"] for fragment in told["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["fragments"]
+    }
+    shared = told["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+    assert {*readme, *told["project"]["license-files"], *(path.partition("/")[0] for path in shared)} <= sources
 
 
 def test_it_runs_as_nobody_without_a_shell() -> None:

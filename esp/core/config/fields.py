@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn, ParamSpec, TypeVar
@@ -173,7 +172,11 @@ def unknown_field(name: str, known: Iterable[str]) -> str:
 def meant_by(name: str, known: Iterable[str]) -> str | None:
     """The field that was probably meant by an unknown name, or None; None for a known name too."""
     known = list(known)
-    near = [] if name in known else difflib.get_close_matches(name, known, n=1)
+    if name in known:
+        return None
+    import difflib  # takes a millisecond to load, and good files have no use for it
+
+    near = difflib.get_close_matches(name, known, n=1)
     return near[0] if near else None
 
 
