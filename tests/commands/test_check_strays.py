@@ -110,6 +110,18 @@ class TestMove:
         assert '\n  "k" on shard s0: its owner lacks the key\'s lease; esp lease-sync --apply grants it\n' in out
         assert [set(held(etcd)) for etcd in empty_shards[:2]] == [{b"k"}, {b"l"}]
 
+    def test_large_values_and_leases_among_others(self, empty_shards: list[LocalEtcd], config: Path) -> None:
+        """A Txn has room for a megabyte, and a lease that the owner lacks keeps nothing else back."""
+        grant(empty_shards[0], 80)
+        for number in range(6):
+            put(empty_shards[0], b"k%d" % number, bytes([number]) * 700_000, lease=80 if number == 3 else 0)
+        code, told, _ = fix(config, "move", "--apply")
+        fates = {fate: count for fate, count in told["ranges"][0]["fates"].items() if count}
+        assert (code, fates) == (1, {"moved": 5, "no-lease": 1})
+        assert list(held(empty_shards[0])) == [b"k3"]
+        moved = [(b"k%d" % number, (bytes([number]) * 700_000, 0)) for number in range(6) if number != 3]
+        assert list(held(empty_shards[1]).items()) == moved
+
     def test_several_pages(self, empty_shards: list[LocalEtcd], config: Path) -> None:
         with connect(empty_shards[0]) as channel:
             for first in range(0, 250, 50):
@@ -128,9 +140,9 @@ class TestMove:
         put(empty_shards[0], b"k", b"old")
         deletes = _Mending._delete
 
-        async def late(self: _Mending, key: bytes, mod_revision: int) -> Any:
+        async def late(self: _Mending, revisions: Any) -> Any:
             put(empty_shards[0], b"k", b"new")  # the moment before the delete
-            return await deletes(self, key, mod_revision)
+            return await deletes(self, revisions)
 
         monkeypatch.setattr(_Mending, "_delete", late)
         (mended,) = asyncio.run(mend(load(config), How.MOVE, lambda *_: None, apply=True))

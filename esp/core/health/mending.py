@@ -9,7 +9,7 @@ finished by the next one. A run is repeated whole; what is done is not there any
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -31,8 +31,12 @@ from esp.core.wire.status import RpcError
 
 PAGE: Final = 100
 """The keys that are listed at once."""
-AT_ONCE: Final = 16
-"""The keys that are moved or deleted at the same time; each may have a value of some megabytes."""
+CHUNK: Final = 16
+"""The keys that are read, put or deleted in one Txn; each may have a value of a megabyte and more."""
+AT_ONCE: Final = 2
+"""The chunks that are worked on at the same time."""
+TXN_BYTES: Final = 1_000_000
+"""The most bytes of a Txn of several keys; etcd refuses 1.5 MB (--max-request-bytes)."""
 CALL_SECONDS: Final = 10.0
 CONNECT_SECONDS: Final = 3.0
 
@@ -171,6 +175,18 @@ class _Guarded:
             raise MendError(f"the endpoints of shard {name} belong to different clusters; mend that first (esp check)")
         return answer
 
+    async def each_of(self, ops: list[rpc_pb2.TxnRequest]) -> list[rpc_pb2.TxnResponse]:
+        """The answers to several Txns, which the shard makes as one; each has its own comparison.
+
+        Raises:
+            RpcError, MendError: as `ask`.
+        """
+        if not ops:
+            return []
+        request = rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_txn=op) for op in ops])
+        answer = await self.ask(TXN, request)
+        return [response.response_txn for response in answer.responses]
+
     async def pages(self, part: KeyRange) -> AsyncIterator[list[kv_pb2.KeyValue]]:
         """The keys of a range without their values, page by page."""
         rest = part
@@ -229,57 +245,92 @@ class _Mending:
             MendError: a shard has become another cluster.
         """
 
-        async def work(kv: kv_pb2.KeyValue) -> None:
-            fate = await (self._delete(kv.key, kv.mod_revision) if self._how is How.DELETE else self._move(kv.key))
-            self._step(self._mended, kv.key, fate)
+        async def work(keys: list[kv_pb2.KeyValue]) -> None:
+            if self._how is How.DELETE:
+                fates = await self._delete({kv.key: kv.mod_revision for kv in keys})
+            else:
+                fates = await self._move([kv.key for kv in keys])
+            for key, fate in fates.items():
+                self._step(self._mended, key, fate)
 
+        most = min(CHUNK, self._here.client.max_txn_ops, self._owner.client.max_txn_ops)
         async for page in self._here.pages(self._mended.stray.range):
-            await each(page, work, AT_ONCE)
+            await each([page[first : first + most] for first in range(0, len(page), most)], work, AT_ONCE)
 
-    async def _move(self, key: bytes) -> Fate:
-        found = (await self._here.ask(RANGE, rpc_pb2.RangeRequest(key=key))).kvs
-        if not found:
-            return Fate.GONE
-        stray = found[0]
-        put = rpc_pb2.PutRequest(key=key, value=stray.value, lease=stray.lease)
-        look = rpc_pb2.RangeRequest(key=key)
-        absent = rpc_pb2.Compare(
-            key=key, target=rpc_pb2.Compare.CREATE, result=rpc_pb2.Compare.EQUAL, create_revision=0
-        )
-        request = rpc_pb2.TxnRequest(
-            compare=[absent],
-            success=[rpc_pb2.RequestOp(request_put=put)],
-            failure=[rpc_pb2.RequestOp(request_range=look)],
-        )
+    async def _move(self, keys: list[bytes]) -> dict[bytes, Fate]:
+        """Moves a few keys: read in one Txn, put in one or more, deleted in one."""
+        reads = [rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key)) for key in keys]
+        answer = await self._here.ask(TXN, rpc_pb2.TxnRequest(success=reads))
+        found = [kv for response in answer.responses for kv in response.response_range.kvs]
+        fates = dict.fromkeys(keys, Fate.GONE)
+        there: dict[bytes, Fate] = {}
+        for batch in _batches(found):
+            there |= await self._put(batch)
+        fates |= there
+        on_owner = {kv.key: kv.mod_revision for kv in found if there[kv.key] in (Fate.MOVED, Fate.DELETED)}
+        for key, fate in (await self._delete(on_owner)).items():
+            if fate is not Fate.DELETED:
+                fates[key] = fate
+        return fates
+
+    async def _put(self, batch: list[kv_pb2.KeyValue]) -> dict[bytes, Fate]:
+        """Puts keys on their owner where it has none. DELETED: it has the key as it is, so only the stray goes."""
+        ops = []
+        for kv in batch:
+            absent = rpc_pb2.Compare(
+                key=kv.key, target=rpc_pb2.Compare.CREATE, result=rpc_pb2.Compare.EQUAL, create_revision=0
+            )
+            put = rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=kv.key, value=kv.value, lease=kv.lease))
+            look = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=kv.key))
+            ops.append(rpc_pb2.TxnRequest(compare=[absent], success=[put], failure=[look]))
         try:
-            answer = await self._owner.ask(TXN, request)
+            answers = await self._owner.each_of(ops)
         except RpcError as error:
-            if error.status != errors.LEASE_NOT_FOUND:
+            if error.status != errors.LEASE_NOT_FOUND or len(batch) > 1:
                 raise
-            return Fate.NO_LEASE
-        if answer.succeeded:
-            fate = await self._delete(key, stray.mod_revision)
-            return Fate.MOVED if fate is Fate.DELETED else fate
-        (live,) = answer.responses[0].response_range.kvs
-        if (live.value, live.lease) != (stray.value, stray.lease):
-            return Fate.LIVE
-        return await self._delete(key, stray.mod_revision)
+            return {batch[0].key: Fate.NO_LEASE}
+        fates = {}
+        for kv, answer in zip(batch, answers, strict=True):
+            if answer.succeeded:
+                fates[kv.key] = Fate.MOVED
+            else:
+                (live,) = answer.responses[0].response_range.kvs
+                is_same = (live.value, live.lease) == (kv.value, kv.lease)
+                fates[kv.key] = Fate.DELETED if is_same else Fate.LIVE
+        return fates
 
-    async def _delete(self, key: bytes, mod_revision: int) -> Fate:
-        same = rpc_pb2.Compare(
-            key=key, target=rpc_pb2.Compare.MOD, result=rpc_pb2.Compare.EQUAL, mod_revision=mod_revision
-        )
-        delete = rpc_pb2.DeleteRangeRequest(key=key)
-        look = rpc_pb2.RangeRequest(key=key, count_only=True)
-        request = rpc_pb2.TxnRequest(
-            compare=[same],
-            success=[rpc_pb2.RequestOp(request_delete_range=delete)],
-            failure=[rpc_pb2.RequestOp(request_range=look)],
-        )
-        answer = await self._here.ask(TXN, request)
-        if answer.succeeded:
-            return Fate.DELETED
-        return Fate.CHANGED if answer.responses[0].response_range.count else Fate.GONE
+    async def _delete(self, revisions: Mapping[bytes, int]) -> dict[bytes, Fate]:
+        """Deletes keys where they strayed, each if its mod_revision is still this."""
+        ops = []
+        for key, revision in revisions.items():
+            same = rpc_pb2.Compare(
+                key=key, target=rpc_pb2.Compare.MOD, result=rpc_pb2.Compare.EQUAL, mod_revision=revision
+            )
+            delete = rpc_pb2.RequestOp(request_delete_range=rpc_pb2.DeleteRangeRequest(key=key))
+            look = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key, count_only=True))
+            ops.append(rpc_pb2.TxnRequest(compare=[same], success=[delete], failure=[look]))
+        fates = {}
+        for key, answer in zip(revisions, await self._here.each_of(ops), strict=True):
+            if answer.succeeded:
+                fates[key] = Fate.DELETED
+            else:
+                fates[key] = Fate.CHANGED if answer.responses[0].response_range.count else Fate.GONE
+        return fates
+
+
+def _batches(found: list[kv_pb2.KeyValue]) -> Iterator[list[kv_pb2.KeyValue]]:
+    """The keys in few Txns, none of which is too large. A key with a lease is alone: its owner may lack the lease."""
+    batch: list[kv_pb2.KeyValue] = []
+    size = 0
+    for kv in found:
+        own = len(kv.key) + len(kv.value)
+        if batch and (kv.lease or batch[-1].lease or size + own > TXN_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(kv)
+        size += own
+    if batch:
+        yield batch
 
 
 def left_in(work: Iterable[Mended]) -> int:
