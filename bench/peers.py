@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from bench.certificates import make_pair
 from bench.etcd import Etcd, etcd_binary, etcd_version
 from bench.processes import HOST, Process, free_port
+from esp import build
 
 SHARD_STARTS = (b"", b"m", b"t")  # the first shard owns the key that the single-key workloads use
 
@@ -103,7 +105,8 @@ class Esp(Peer):
     def version(cls) -> str:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
         dirty = subprocess.run(["git", "status", "--porcelain", "esp"], capture_output=True, text=True).stdout
-        return f"esp {commit.strip() or 'of no commit'}{' with changes' if dirty.strip() else ''}"
+        of = f"esp {commit.strip() or 'of no commit'}{' with changes' if dirty.strip() else ''}"
+        return f"{of} ({build()}, Python {platform.python_version()})"
 
     def command(self, config: Path) -> list[str | Path]:
         """How a user starts it."""
@@ -183,6 +186,51 @@ class EspBefore(Esp):
 
     def environment(self) -> dict[str, str]:
         return {"PYTHONPATH": os.environ["ESP_BENCH_BEFORE"]}
+
+
+class EspCompiled(Esp):
+    name = "esp-compiled"
+    about = "as esp, with the compiled modules that scripts/compiled makes"
+    folder = Path(os.environ.get("ESP_BENCH_COMPILED", ".cache/compiled")).resolve()
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return None if list(cls.folder.glob("esp__mypyc.*")) else "run scripts/compiled: .cache/compiled is not there"
+
+    @classmethod
+    def version(cls) -> str:
+        command = [sys.executable, "-P", "-m", "esp", "version"]
+        environ = os.environ | {"PYTHONPATH": str(cls.folder)}
+        return subprocess.run(command, env=environ, capture_output=True, text=True).stdout.strip()
+
+    def command(self, config: Path) -> list[str | Path]:
+        return [sys.executable, "-P", "-m", "esp", "serve", "-c", config]
+
+    def environment(self) -> dict[str, str]:
+        return {"PYTHONPATH": str(self.folder)}
+
+
+class EspPython312(Esp):
+    name = "esp-3.12"
+    about = "as esp, under Python 3.12 in the environment that scripts/pythons makes"
+    python = Path(".cache/pythons/3.12/bin/python").absolute()
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return None if cls.python.exists() else f"run scripts/pythons: {cls.python} is not there"
+
+    @classmethod
+    def version(cls) -> str:
+        return subprocess.run([cls.python, "--version"], capture_output=True, text=True).stdout.strip()
+
+    def command(self, config: Path) -> list[str | Path]:
+        return [self.python, "-m", "esp", "serve", "-c", config]
+
+
+class EspPython313(EspPython312):
+    name = "esp-3.13"
+    about = "as esp, under Python 3.13"
+    python = Path(".cache/pythons/3.13/bin/python").absolute()
 
 
 def tls_fields(pair: Path) -> str:
@@ -355,7 +403,16 @@ PEERS: dict[str, type[Peer]] = {
         EspTwoWorkers,
         EspFourWorkers,
         HaproxyTls,
+        EspCompiled,
+        EspPython312,
+        EspPython313,
     )
 }
 # Only with --peers.
-ON_REQUEST = {peer.name for peer in (HaproxyTwoThreads, EspBefore, EspTls, EspTwoWorkers, HaproxyTls)}
+ON_REQUEST = {
+    peer.name
+    for peer in (
+        *(HaproxyTwoThreads, EspBefore, EspTls, EspTwoWorkers, HaproxyTls),
+        *(EspCompiled, EspPython312, EspPython313),
+    )
+}

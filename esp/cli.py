@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from esp import __version__
+from esp import __version__, build
 from esp.commands.config_cli import config_app
 from esp.commands.frame import Group, command
 from esp.commands.options import CertOption, ConfigOption, KeyOption, OutputOption, path_of
@@ -31,7 +31,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"esp {__version__}")
+        typer.echo(f"esp {__version__} ({build()})")
         raise typer.Exit()
 
 

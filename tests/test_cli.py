@@ -14,6 +14,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from esp import build
 from esp.cli import app
 
 
@@ -77,9 +78,17 @@ def test_a_help_of_no_command_is_wrong_usage() -> None:
 
 
 def test_the_version() -> None:
-    assert run("--version") == run("version") == (0, f"esp {version('etcd-sharding-proxy')}\n", "")
+    assert (
+        run("--version")
+        == run("version")
+        == (
+            0,
+            f"esp {version('etcd-sharding-proxy')} ({build()})\n",
+            "",
+        )
+    )
     told = json.loads(run("version", "-o", "json")[1])
-    assert set(told) == {"version", "python", "platform", "dependencies"}
+    assert set(told) == {"version", "build", "python", "platform", "dependencies"}
     assert told["version"] == version("etcd-sharding-proxy")
     assert {"msgspec", "pyyaml", "typer"} <= set(told["dependencies"])
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from esp import __version__
+from esp import __version__, build
 from esp.commands.output import INTERRUPTED, USAGE, CommandError, flush, write
 from esp.commands.reloading import Reloading, Terminal, answer_of
 from esp.commands.service import Service
@@ -299,7 +299,7 @@ def _tell_ready(
     names = [shard.name for shard in config.shards]
     shard_map = config.shard_map
     text = f"ready on {', '.join(urls)}; {'shard' if len(names) == 1 else 'shards'} {few(names)}"
-    text += f"; esp {__version__}, config {config.path}, map {shard_map.fingerprint}"
+    text += f"; esp {__version__} ({build()}), config {config.path}, map {shard_map.fingerprint}"
     if config.workers > 1:
         text += f"; {config.workers} workers"
     if missing:
@@ -309,6 +309,7 @@ def _tell_ready(
         shards=len(names),
         unreachable=len(missing),
         version=__version__,
+        build=build(),
         config=None if config.path is None else str(config.path),
         map=shard_map.fingerprint,
         epoch=shard_map.epoch,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esp import __version__
+from esp import __version__, build
 from esp.commands.output import Format, write, write_json
 
 
@@ -13,7 +13,7 @@ def run(output: Format) -> None:
         CommandError: stdout cannot be written.
     """
     if output is Format.TABLE:
-        write(f"esp {__version__}")
+        write(f"esp {__version__} ({build()})")
         return
     import platform
     import re
@@ -30,6 +30,7 @@ def run(output: Format) -> None:
     write_json(
         {
             "version": __version__,
+            "build": build(),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "dependencies": versions,

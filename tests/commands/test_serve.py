@@ -21,6 +21,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from esp import build
 from esp.commands import serve
 from esp.core import config
 from esp.core.local import LocalEtcd
@@ -303,11 +304,12 @@ class TestFormats:
         lines = [json.loads(line) for line in esp.log().splitlines()]
         assert [line["level"] for line in lines] == ["warning", "warning", "info", "info"]
         assert lines[0]["shard"] == "s1"
-        names = ("version", "config", "map", "epoch", "shards", "unreachable", "listen")
+        names = ("version", "build", "config", "map", "epoch", "shards", "unreachable", "listen")
         ready = {name: lines[1][name] for name in names}
         assert esp.config
         assert ready == {
             "version": version("etcd-sharding-proxy"),
+            "build": build(),
             "config": str(esp.config),
             "map": config.load(esp.config).shard_map.fingerprint,
             "epoch": 1,

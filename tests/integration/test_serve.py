@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from esp import build
 from esp.core import config
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
@@ -242,8 +243,8 @@ class TestPages:
         status, body = ask(esp, "GET", "/version")
         told = json.loads(body)
         assert esp.config
-        about = version("etcd-sharding-proxy"), config.load(esp.config).shard_map.fingerprint, "1"
-        assert (told.pop("esp"), told.pop("map"), told.pop("epoch")) == about
+        about = version("etcd-sharding-proxy"), build(), config.load(esp.config).shard_map.fingerprint, "1"
+        assert (told.pop("esp"), told.pop("build"), told.pop("map"), told.pop("epoch")) == about
         assert (status, told) == (200, json.loads(ask(shards[0], "GET", "/version")[1]))
 
     def test_health_is_said_as_etcd_says_it(self, esp: EspProcess) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import process_time, time
 from typing import Final
 
-from esp import __version__
+from esp import __version__, build
 from esp.core.metrics.families import Family, counter, gauge
 
 _PAGE: Final = resource.getpagesize()
@@ -22,9 +22,9 @@ def families() -> list[Family]:
         Family(
             "esp_build_info",
             "gauge",
-            "1, with the version of esp and of Python.",
-            ("version", "python_version"),
-            [((__version__, ".".join(map(str, sys.version_info[:3]))), 1)],
+            "1, with the version of esp and of Python, and whether esp is compiled or interpreted.",
+            ("version", "python_version", "build"),
+            [((__version__, ".".join(map(str, sys.version_info[:3])), build()), 1)],
             over_processes="max",
         ),
         counter("process_cpu_seconds_total", "User and system CPU time in seconds.", process_time()),

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 from urllib.parse import parse_qs
 
-from esp import __version__
+from esp import __version__, build
 from esp.core.background import Background
 from esp.core.routing import Routing
 from esp.core.services.checks import Checks, Round, Verdict
@@ -129,7 +129,7 @@ class Pages(Handler):
         if storage:
             told["storage"] = storage
         layout = self._routing.layout
-        told |= {"esp": __version__, "map": layout.map.fingerprint, "epoch": str(layout.epoch)}
+        told |= {"esp": __version__, "build": build(), "map": layout.map.fingerprint, "epoch": str(layout.epoch)}
         answer(Page(200, _json(told), JSON))
 
     def _health(self, query: Query, answer: AnswerPage) -> None:

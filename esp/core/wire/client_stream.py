@@ -9,6 +9,7 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.frame_reader import FrameReader
 from esp.core.wire.frames import DATA, END_STREAM, HEADERS, MAX_FRAME_SIZE, ConnectionFault, ErrorCode, StreamFault
 from esp.core.wire.header_block import BlockBounds
+from esp.core.wire.native import mypyc_attr
 from esp.core.wire.response import ResponseDecoder, ResponseHead
 from esp.core.wire.stream import Stream
 
@@ -23,6 +24,7 @@ STREAM_WINDOW: Final = 262144
 NOT_QUEUED: Final = (-1, 0)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ClientStream(Stream["ClientConnection"]):
     """One call as the client sees it. One event ends the call: `on_headers` or `on_data` with `end`, or `on_reset`.
 

@@ -1,14 +1,17 @@
-"""The interface of code that serves calls: a `Handler` for each path, a `Sink` for each call that is being served."""
+"""The interface of code that serves calls: a `Handler` for each path, a `Sink` for each call that is being served.
+
+Not compiled: compiled code reads an attribute in its place, past a property of that name in a subclass. Of objects of
+these classes all code asks for each name.
+"""
 
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from esp.core.wire.ended import Passed, Several
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.message import format_timeout, prefix
-from esp.core.wire.native import trait
 from esp.core.wire.request_encoder import traced
 from esp.core.wire.response import RESPONSE_BLOCK
 from esp.core.wire.status import OK, Code, Status
@@ -16,7 +19,6 @@ from esp.core.wire.status import OK, Code, Status
 if TYPE_CHECKING:
     from esp.core.wire.admission import Admission
     from esp.core.wire.hpack import Fields
-    from esp.core.wire.multiplexed import Multiplexed
     from esp.core.wire.pump import Pending
     from esp.core.wire.request import RequestHead
     from esp.core.wire.request_encoder import Forward
@@ -28,7 +30,6 @@ OVERLOADED: Final = Status(
 )
 
 
-@trait
 class Sink:
     """The server of one call: told of the client's side of the call."""
 
@@ -57,15 +58,10 @@ class Sink:
         return None
 
 
-C = TypeVar("C", bound="Multiplexed[Any]")
+class ServerCall:
+    """A call, as those who serve the call see it: a `ServerStream`, or an object between one and a handler.
 
-
-@trait
-class ServerCallOn(Generic[C]):
-    """A call on a connection of type C, as those who serve the call see it.
-
-    A `ServerStream`, or an object between one and a handler. Both differ in the properties. These must not be mere
-    attributes here: compiled code reads an attribute in its place, past a property of the same name in a subclass.
+    Both differ in the properties.
 
     Attributes:
         id: the id of the stream.
@@ -84,7 +80,7 @@ class ServerCallOn(Generic[C]):
     deadline: float
 
     @property
-    def connection(self) -> C:
+    def connection(self) -> Admission[ServerStream]:
         """The client's connection."""
         raise NotImplementedError
 
@@ -253,9 +249,6 @@ class ServerCallOn(Generic[C]):
     def reset(self, code: int) -> None:
         """Ends the stream from here, if still open."""
         raise NotImplementedError
-
-
-ServerCall: TypeAlias = ServerCallOn["Admission[ServerStream]"]
 
 
 class Handler:

@@ -20,6 +20,7 @@ from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import MAX_FRAME_SIZE, ConnectionFault, ErrorCode
 from esp.core.wire.handler import Handler
+from esp.core.wire.native import mypyc_attr
 from esp.core.wire.request import LARGE_HEAD, NO_LENGTH, RequestHead
 from esp.core.wire.request_decoder import Request
 from esp.core.wire.request_encoder import Forward
@@ -213,6 +214,7 @@ class _WholeCall(ServerStream):
         return True
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LocalCalls:
     """The calls of one client.
 

@@ -1,17 +1,16 @@
-"""Marks for mypyc, which compiles modules of esp (docs/compiled.md). To the interpreter the marks mean nothing."""
+"""A mark for mypyc, which compiles a part of esp (docs/compiled.md). To the interpreter it means nothing."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mypy_extensions import trait
+    from mypy_extensions import mypyc_attr
 else:
-    _Class = TypeVar("_Class")
 
-    def trait(cls: _Class) -> _Class:
-        """Marks a class that may be a second base of compiled classes."""
-        return cls
+    def mypyc_attr(**_: object):
+        """Says that classes that are not compiled may inherit from the class."""
+        return lambda cls: cls
 
 
-__all__ = ["trait"]
+__all__ = ["mypyc_attr"]

@@ -25,7 +25,7 @@ from esp.core.wire.frames import (
     pack_header,
     pack_u32,
 )
-from esp.core.wire.handler import OVERLOADED, Handler, Refuse, ServerCall, ServerCallOn, Sink
+from esp.core.wire.handler import OVERLOADED, Handler, Refuse, ServerCall, Sink
 from esp.core.wire.hpack import Fields
 from esp.core.wire.request import LARGE_HEAD, NO_LENGTH, RequestHead
 from esp.core.wire.request_message import SECOND_MESSAGE, RequestMessage
@@ -50,7 +50,7 @@ _RESETS: Final[dict[int, Code]] = {
 """The status of a call that ends with RST_STREAM, by its code (gRPC over HTTP/2, Errors); INTERNAL for other codes."""
 
 
-class ServerStream(Stream["Admission[ServerStream]"], ServerCallOn["Admission[ServerStream]"]):
+class ServerStream(Stream["Admission[ServerStream]"], ServerCall):
     """One call as the server sees it.
 
     Attributes:
@@ -67,6 +67,16 @@ class ServerStream(Stream["Admission[ServerStream]"], ServerCallOn["Admission[Se
         taken: the request's one message is served, though the request may go on.
         account: the memory that the call holds; None before the call holds any.
     """
+
+    # Told here, because otherwise mypyc takes them for the properties of `ServerCall`.
+    head: RequestHead
+    timeout: bytes
+    trace: bytes
+    opened: float
+    deadline: float
+    sink: Sink | None
+    responded: bool
+    retried: bool
 
     __slots__ = (
         "_body_size",
@@ -102,7 +112,7 @@ class ServerStream(Stream["Admission[ServerStream]"], ServerCallOn["Admission[Se
         self.trace = trace
         self.opened = connection.now
         self.deadline = 0.0
-        self.sink: Sink | None = None
+        self.sink = None
         self.responded = False
         self.retried = False
         self.taken = False

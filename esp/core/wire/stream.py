@@ -13,6 +13,7 @@ from esp.core.wire.frames import (
     pack_header,
     window_update,
 )
+from esp.core.wire.native import mypyc_attr
 from esp.core.wire.pump import Pending
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ COPIED: Final = 1024
 C = TypeVar("C", bound="Multiplexed[Any]")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Stream(Generic[C]):
     """The state that both ends keep for a stream of a connection of type C; subclasses define what its events do.
 
@@ -37,6 +39,8 @@ class Stream(Generic[C]):
         local_open, remote_open: whether esp, and the peer, may still send.
         pending: DATA that waits for a window; None when nothing does.
     """
+
+    has_sent: bool
 
     __slots__ = (
         "connection",

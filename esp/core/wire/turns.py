@@ -26,6 +26,7 @@ from time import monotonic
 from typing import Final
 
 from esp.core.wire.held_steps import HeldSteps
+from esp.core.wire.native import mypyc_attr
 from esp.core.wire.running_time import RunningTime
 
 SLICE: Final = 0.001
@@ -56,6 +57,7 @@ SECONDS_PER_BYTE: Final = 2e-10
 """Seconds to read a byte from a socket: the read is over when the clock starts."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Worker:
     """An object with work to do in slices: the socket of a client or of a shard.
 

@@ -8,7 +8,7 @@ refused.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from esp.core import errors
@@ -32,6 +32,7 @@ from esp.core.services.kv.translate import translate_filters
 from esp.core.services.kv.txn_handler import Txn
 from esp.core.services.lease import LeaseRetry
 from esp.core.services.revision import position_of
+from esp.core.shard_map import Segment
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.server_stream import Handler, ServerCall
 from esp.core.wire.status import RpcError, Status
@@ -187,7 +188,7 @@ class _Ranges(Routed):
             def in_a_coroutine() -> None:
                 call = CoroutineCall(stream, entry)
                 tries = self.snapshot_tries if wants_snapshot else 0
-                work = self.across(call, self.routing, request, segments, snapshot_tries=tries)
+                work = self.across(call, request, segments, tries)
                 call.start(self.spawn, work, entry.close)
 
             joins = self.joins(request) and not wants_snapshot
@@ -217,8 +218,11 @@ class _Ranges(Routed):
         """Why it cannot be answered exactly over several shards."""
         return refuse_range(request, names, boundary, at_token=at_token)
 
-    across = staticmethod(across.range_across)
-    """Answers the call over several shards."""
+    def across(
+        self, call: CoroutineCall, request: rpc_pb2.RangeRequest, segments: Sequence[Segment], tries: int
+    ) -> Coroutine[Any, Any, None]:
+        """Answers the call over several shards; with `tries`, the most attempts at a snapshot, from a snapshot."""
+        return across.range_across(call, self.routing, request, segments, snapshot_tries=tries)
 
 
 class Range(_Ranges):
@@ -264,7 +268,11 @@ class RangeStream(_Ranges):
         """False: the answer is a stream of messages."""
         return False
 
-    across = staticmethod(across.range_stream_across)
+    def across(
+        self, call: CoroutineCall, request: rpc_pb2.RangeRequest, segments: Sequence[Segment], tries: int
+    ) -> Coroutine[Any, Any, None]:
+        """Answers the call, in pieces."""
+        return across.range_stream_across(call, self.routing, request, segments, snapshot_tries=tries)
 
 
 class DeleteRange(Routed):

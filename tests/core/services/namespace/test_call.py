@@ -16,12 +16,12 @@ from esp.core.services.namespace.rewrite import STEP_BYTES
 from esp.core.services.router import METHODS
 from esp.core.wire import frames
 from esp.core.wire.frames import SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
-from esp.core.wire.handler import OVERLOADED, ServerCallOn
+from esp.core.wire.handler import OVERLOADED
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
 from esp.core.wire.request import RequestHead
-from esp.core.wire.server_stream import Handler, Refuse, ServerStream
+from esp.core.wire.server_stream import Handler, Refuse, ServerCall, ServerStream
 from esp.core.wire.status import OK, Code, Status
 from tests.core.wire.conversation import (
     HEAD,
@@ -371,7 +371,7 @@ class TestAround:
 def test_each_name_of_a_call_is_one_of_the_call_inside_or_made_of_others() -> None:
     """A new one must not send past the namespace."""
     on_others = {"peer", "remaining", "remaining_timeout", "respond", "start", "forward"}
-    names = {name for name in vars(ServerCallOn) if not name.startswith("_")}
+    names = {name for name in vars(ServerCall) if not name.startswith("_")}
     assert names - vars(InnerCall).keys() == on_others
 
 

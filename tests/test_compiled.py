@@ -1,0 +1,82 @@
+"""What mypyc compiles (pyproject.toml): compiled code must not go past what the interpreter would find."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from esp import build
+
+ROOT = Path(__file__).parent.parent
+HOOK = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["hooks"]["custom"]
+COMPILED: list[str] = HOOK["compiled"]
+
+
+def classes(module: str) -> Iterator[ast.ClassDef]:
+    """The classes of a file of the checkout, of classes and functions in it too."""
+    return (node for node in ast.walk(ast.parse((ROOT / module).read_text())) if isinstance(node, ast.ClassDef))
+
+
+def bases(node: ast.ClassDef) -> set[str]:
+    plain = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
+    return {base.id for base in plain if isinstance(base, ast.Name)}
+
+
+def attributes(node: ast.ClassDef) -> set[str]:
+    """The slots of a class, and what its body and its methods set."""
+    found = set[str]()
+    for each in ast.walk(node):
+        match each:
+            case ast.Assign(targets=[ast.Name(id="__slots__")], value=value):
+                found.update(ast.literal_eval(value))
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                found.add(name)
+    return found
+
+
+def properties(node: ast.ClassDef) -> set[str]:
+    return {
+        each.name
+        for each in node.body
+        if isinstance(each, ast.FunctionDef) and "property" in {ast.unparse(one) for one in each.decorator_list}
+    }
+
+
+def test_no_class_has_a_property_in_the_place_of_an_attribute_of_a_compiled_class() -> None:
+    """Compiled code would read, and set, the attribute: a wrong answer, and no error."""
+    everywhere = [node for path in (ROOT / "esp").rglob("*.py") for node in classes(str(path.relative_to(ROOT)))]
+    hidden = {node.name: attributes(node) for module in COMPILED for node in classes(module)}
+    assert {"ServerStream", "ClientStream", "Stream"} <= hidden.keys()
+    for _ in range(10):  # more than any class has ancestors
+        for node in everywhere:
+            inherited = [hidden[base] for base in bases(node) if base in hidden]
+            if inherited:
+                hidden[node.name] = set.union(hidden.get(node.name, set()), *inherited)
+    own = {node.name: properties(node) for node in everywhere if any(base in hidden for base in bases(node))}
+    assert {name: found & hidden[name] for name, found in own.items() if found & hidden[name]} == {}
+
+
+@pytest.mark.skipif(build() == "interpreted", reason="scripts/compiled pytest tests/test_compiled.py")
+@pytest.mark.parametrize("path", COMPILED)
+def test_a_compiled_module_has_the_attributes_of_its_source(path: str) -> None:
+    """An attribute that a base has as a property is none to mypyc, unless the class declares it."""
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    assert not str(module.__file__).endswith(".py"), "it is not compiled"
+    for node in ast.parse((ROOT / path).read_text()).body:
+        if isinstance(node, ast.ClassDef) and not bases(node) & {"dict"}:
+            slots = [
+                ast.literal_eval(each.value)
+                for each in node.body
+                if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "__slots__"
+            ]
+            assert [name for name in slots[0] if name not in vars(getattr(module, node.name))] == [] if slots else True
+
+
+def test_the_list_names_files_of_the_checkout_in_order() -> None:
+    assert [path for path in COMPILED if not (ROOT / path).is_file()] == []
+    assert sorted(set(COMPILED)) == sorted(COMPILED)
