@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from esp.commands import interruptible
-from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, complain, manner, write, write_json
+from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, complain, manner, unwritten, write, write_json
 from esp.commands.progress import progress_bar
 from esp.core import config as configs
 from esp.core.config import Config
@@ -133,6 +133,8 @@ def _failures(path: Path | None) -> Iterator[None]:
     except ExportError as error:
         raise CommandError(str(error)) from None
     except OSError as error:
+        if path is None:
+            raise unwritten(error) from None
         raise CommandError(f"the export cannot be written: {(error.strerror or str(error)).lower()}{cure}") from None
     except KeyboardInterrupt:
         raise CommandError(f"interrupted{cure}", INTERRUPTED) from None

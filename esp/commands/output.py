@@ -124,7 +124,7 @@ def write_data(text: str) -> None:
     try:
         sys.stdout.write(text + "\n")
     except OSError as error:
-        raise _unwritten(error) from None
+        raise unwritten(error) from None
 
 
 def flush() -> None:
@@ -136,10 +136,11 @@ def flush() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        raise _unwritten(error) from None
+        raise unwritten(error) from None
 
 
-def _unwritten(error: OSError) -> CommandError:
+def unwritten(error: OSError) -> CommandError:
+    """The failure of a write to stdout; what is still buffered is dropped."""
     _discard(sys.stdout)
     is_closed = error.errno == errno.EBADF
     reason = "standard output is closed" if is_closed else (error.strerror or str(error)).lower()

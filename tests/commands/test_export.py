@@ -170,6 +170,24 @@ class TestExport:
         assert (end["end"], end["keys"], end["leases"]) == (True, 3, 2)
         assert "exported 3 keys and 2 leases, all of one moment: s0 " in err
 
+    def test_each_shard_at_its_own_moment(self, kvs: list[Kv], run: Run) -> None:
+        kvs[0].put(b"a")
+        code, out, err = run("export", "--each")
+        first = lines_of(out)[0]
+        assert (code, first["moment"]) == (0, "each")
+        assert 0 < first["seconds"] < 60
+        assert "each shard at a moment of its own, within " in err
+
+    @pytest.mark.parametrize("redirect", [">/dev/full", ">&-", "| true"])
+    def test_an_output_that_cannot_be_written(self, kvs: list[Kv], config: Path, redirect: str) -> None:
+        for number in range(3):
+            kvs[number].put(b"aks"[number : number + 1], b"v" * 100_000)
+        command = f"{sys.executable} -m esp export -c {config} {redirect}"
+        done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith("esp: the output cannot be written: ")
+        assert done.stderr.count("\n") == 1
+
     @pytest.mark.parametrize(
         ("arguments", "wanted"),
         [

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esp.core.export.moment import of_one_moment
+from esp.core.export import ExportError
+from esp.core.export import moment as module
+from esp.core.export.moment import Moment, moment, of_one_moment
+from esp.core.pb import rpc_pb2
 
 
 def test_one_shard_needs_one_round() -> None:
@@ -51,3 +57,35 @@ def test_what_is_found_was_true_at_some_moment(history: tuple[list[dict[str, int
     for count in (1, 2, 3):
         found = of_one_moment(rounds[:count])
         assert found is None or found in states
+
+
+async def found(rounds: list[dict[str, int]], monkeypatch: pytest.MonkeyPatch, *, each: bool = False) -> Moment:
+    rest = iter(rounds)
+
+    async def one(*_: object) -> dict[str, rpc_pb2.ResponseHeader]:
+        return {name: rpc_pb2.ResponseHeader(revision=revision) for name, revision in next(rest).items()}
+
+    monkeypatch.setattr(module, "_round", one)
+    return await moment({"a": b"a", "b": b"b", "c": b"c"}, {}, each=each)
+
+
+BUSY = [{"a": number, "b": number, "c": 7} for number in range(1, 5)]
+
+
+def test_the_headers_are_those_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = [*BUSY, {"a": 4, "b": 5, "c": 7}, {"a": 4, "b": 6, "c": 7}]
+    of = asyncio.run(found(quiet, monkeypatch))
+    assert {name: header.revision for name, header in of.headers.items()} == {"a": 4, "b": 5, "c": 7}
+    assert of.seconds == 0.0
+
+
+def test_keys_of_several_shards_that_change_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEARCH_SECONDS", -1.0)
+    with pytest.raises(ExportError, match=r"keys kept changing on a, b; .*\(--each\)"):
+        asyncio.run(found(BUSY, monkeypatch))
+
+
+def test_each_takes_the_first_revisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = asyncio.run(found(BUSY, monkeypatch, each=True))
+    assert {name: header.revision for name, header in of.headers.items()} == {"a": 1, "b": 1, "c": 7}
+    assert of.seconds > 0
