@@ -51,7 +51,7 @@ async def pages_of(
     Raises nothing: a fact that does not come stays unknown.
     """
     found = Pages()
-    with suppress(OSError, TimeoutError, h11.ProtocolError, ValueError):
+    with suppress(OSError, TimeoutError, h11.ProtocolError, ValueError, OverflowError):
         async with asyncio.timeout(seconds):
             await _ask(found, endpoint, tls, seconds, now, metrics=metrics)
     return found

@@ -117,7 +117,7 @@ async def _try(config: Config, client: _Client, sample: Sample, clusters: Mappin
 async def _version(endpoint: Endpoint, files: Files) -> dict[str, str]:
     """What the page `/version` tells of an esp; nothing if no esp is there, or no page comes."""
     told: object = None
-    with suppress(OSError, TimeoutError, h11.ProtocolError, ValueError):
+    with suppress(OSError, TimeoutError, h11.ProtocolError, ValueError, RecursionError):
         _, page = await asyncio.wait_for(page_at(endpoint, ShardTls(files), "/version", ANSWER_SECONDS), ANSWER_SECONDS)
         told = json.loads(page)
     if not isinstance(told, dict):
