@@ -466,6 +466,8 @@ def test_over_one_shard_bytes_go_to_the_client_as_they_came(path: str, request_:
             for name, garble in GARBLES.items():
                 if name == "longer than it says":
                     continue  # grpcio waits for the rest of the second message until its deadline
+                if name == "two messages" and path not in (KV + "Range", *STREAMED, WATCH):
+                    continue  # in answer to a unary call grpcio waits as well: once is enough
                 garbler.path, garbler.garble, garbler.met = path, garble, 0
                 code, text, got = await client.asks(path, request_, 3)
                 assert garbler.met, name
