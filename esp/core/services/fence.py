@@ -14,6 +14,9 @@ write by the new map while others still do by the old one. So a fence stands in 
 A call is held for `HOLD_SECONDS` at most, and then refused as if its shard were not connected: nothing was done, and
 clients of etcd try again by themselves. The fence itself stands until whoever put it up takes it down, because without
 knowing what other processes do, either map may be wrong.
+
+Watches are not held: nothing happens to the keys meanwhile, and they end with the map. With one shard, RPCs that esp
+does not know pass, because esp cannot tell their keys.
 """
 
 from __future__ import annotations
