@@ -44,6 +44,7 @@ _MOST_PARTS = 4  # compares and operations of a transaction in its usual form
 _REVISIONS = frozenset((4 << 3, 10 << 3, 11 << 3, 12 << 3, 13 << 3, 5 << 3, 6 << 3))  # of a Range, and of a Compare
 _RESULT, _TARGET, _COMPARED_KEY = 1 << 3, 2 << 3, 3 << 3 | 2  # of a Compare
 _COMPARED = {tag: {tag: _INT64} for tag in (4 << 3, 5 << 3, 6 << 3, 8 << 3)}  # version, create and mod_revision, lease
+_GO_ON = [int.from_bytes(bytes((0x80,)) * count, "big") for count in range(7)]
 _BIT_52 = 0x08  # in the last byte of a number of eight
 
 
@@ -144,9 +145,70 @@ def txn_key(message: bytes) -> bytes | None:
     None for any other transaction, and for one with tokens or ranges, nested or long.
     """
     try:
-        return _txn_key(message)
+        return _usual_txn_key(message) or _txn_key(message)
     except IndexError:  # it is cut short
         return None
+
+
+def _put_fronts(most: int) -> list[bytes]:
+    fronts = [bytes(rest + 1) for rest in range(most + 1)]  # as in `_value_fronts`
+    for size in range(most):
+        inner = bytes((_SUCCESS,)) + _length(size)
+        front = bytes((_SUCCESS,)) + _length(len(inner) + size) + inner
+        if len(front) + size <= most:
+            fronts[len(front) + size] = front
+    return fronts
+
+
+def _length(size: int) -> bytes:
+    return bytes((size,)) if size < 0x80 else bytes((size & 0x7F | 0x80, size >> 7))
+
+
+_PUT_FRONTS: Final = _put_fronts(_LONGEST_USUAL)
+"""By the number of bytes of the one operation in the first branch what is in front of it, if it is a Put."""
+
+
+def _usual_txn_key(message: bytes) -> bytes | None:
+    """As `txn_key`, for a compare, a put, and perhaps a read if the compare fails: as a kube-apiserver writes a key."""
+    end = 7 + message[6]
+    if message[5] != _COMPARE or end > 0x86:
+        return None
+    place = _quickly_compared(message, 7, end)
+    if place is None:
+        return None
+    key = message[place]
+    field = bytes((_KEY, len(key))) + key
+    last = len(message)
+    if len(key) < 0x7C:
+        tail = bytes((_FAILURE, len(key) + 4, _KEY, len(key) + 2)) + field  # a read has the same tag as a key
+        if message.endswith(tail):
+            last -= len(tail)
+    rest = last - end
+    if not 0 < rest <= _LONGEST_USUAL:
+        return None
+    front = _PUT_FRONTS[rest]
+    after = end + len(front) + len(field)
+    if not message.startswith(front + field, end) or last <= after:
+        return None
+    return key if message.startswith(_VALUE_FRONTS[last - after], after) else None
+
+
+def _quickly_compared(message: bytes, start: int, end: int) -> slice | None:
+    """As `compared_key`, for a short key and a number of at most seven bytes, which is no token."""
+    if message[start] == _RESULT and message[start + 1] < 0x80:
+        start += 2
+    if message[start] == _TARGET and message[start + 1] < 0x80:
+        start += 2
+    after = start + 2 + message[start + 1]
+    last = end - 1
+    if message[start] != _COMPARED_KEY or not start + 2 < after < start + 0x82 or not 0 < last - after < 8:
+        return None
+    if message[after] not in _COMPARED or message[last] > 0x7F or (not message[last] and last - after > 1):
+        return None
+    more = _GO_ON[last - after - 1]  # the bytes of the number before its last one
+    if int.from_bytes(message[after + 1 : last], "big") & more != more:
+        return None
+    return slice(start + 2, after)
 
 
 def _txn_key(message: bytes) -> bytes | None:
@@ -163,7 +225,7 @@ def _txn_key(message: bytes) -> bytes | None:
         if position > size:
             return None
         if tag == _COMPARE:
-            place = compared_key(message, start, position)
+            place = _quickly_compared(message, start, position) or compared_key(message, start, position)
         else:
             limits = _OPERATIONS.get(message[start])
             if limits is None or (tag != _SUCCESS and tag != _FAILURE):

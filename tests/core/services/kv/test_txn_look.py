@@ -361,6 +361,7 @@ def usual(value: bytes, revision: int = 7, key: bytes = b"/registry/pods/x") -> 
         pytest.param(usual(bytes(5000)), id="a long value"),
         pytest.param(usual(b"v", 0), id="create"),
         pytest.param(usual(b"v", 1 << 40), id="a high revision"),
+        pytest.param(usual(b"v", 1 << 51), id="a revision of eight bytes"),
         pytest.param(Txn(success=[put(b"/registry/pods/x", value=b"v", lease=1 << 40)]), id="with a lease"),
         pytest.param(
             Txn(compare=[Compare(key=b"/registry/pods/x", target=Compare.MOD, mod_revision=7)],
