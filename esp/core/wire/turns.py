@@ -218,7 +218,7 @@ class Turns:
         if not self.will_run:
             self._spent = 0.0
         start = self.clock()
-        if self._spent >= AT_ONCE or worker.work(start + AT_ONCE - self._spent):
+        if self._spent >= AT_ONCE or worker.work(start + AT_ONCE):
             worker.in_line = True
             self._answers.append(worker)
             self.run_soon()
@@ -302,8 +302,8 @@ class Turns:
         """
         self.will_run = False
         steps = self.steps
-        spent, self._spent = self._spent, 0.0
-        self._worked += spent + steps.spent
+        self._worked += self._spent + steps.spent
+        self._spent = 0.0
         if self._worked >= WORKED:
             self._worked = 0.0
             self.after_work()
@@ -316,7 +316,7 @@ class Turns:
             return
         began = self.clock()
         if self._answers:
-            self._serve_shards(max(AT_ONCE - spent, SLICE))
+            self._serve_shards()
         if self._first or self._newcomers:
             self._serve_first()
         if self._line:
@@ -332,9 +332,9 @@ class Turns:
         if self.waiting:
             self.run_soon()
 
-    def _serve_shards(self, seconds: float) -> None:
+    def _serve_shards(self) -> None:
         answers = self._answers
-        stop = self.clock() + seconds
+        stop = self.clock() + AT_ONCE
         for _ in range(len(answers)):
             worker = answers.popleft()
             if worker.work(stop):
@@ -343,7 +343,7 @@ class Turns:
                 worker.in_line = False
             if self.clock() >= stop:
                 break
-        took = self.clock() - stop + seconds
+        took = self.clock() - stop + AT_ONCE
         self._elsewhere += took
         self._answered += took
 
