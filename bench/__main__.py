@@ -160,9 +160,11 @@ def _document(
         parts += [report.workload_table(name, samples) for name, samples in results.items()]
     if startup:
         extremes = f"{startup.route_min_ms:.0f}-{startup.route_max_ms:.0f}"
+        etcdctl = "" if startup.etcdctl_ms is None else f"; `etcdctl version`: {startup.etcdctl_ms:.0f} ms"
         parts.append(
-            f"### Start\n\n`esp route`: {startup.route_ms:.0f} ms ({extremes}), of which {startup.python_ms:.0f} ms "
-            f"is the bare interpreter. Idle worker: {startup.idle_mb:.1f} MB.\n"
+            f"### Start\n\n`esp route`: {startup.route_ms:.0f} ms ({extremes}), "
+            f"`esp --help`: {startup.help_ms:.0f} ms, "
+            f"the bare interpreter: {startup.python_ms:.0f} ms{etcdctl}. Idle worker: {startup.idle_mb:.1f} MB.\n"
         )
         parts += [
             f"- {peer}, start to ready: {its.ms:.0f} ms (shortest {its.min_ms:.0f}), {its.cpu_ms:.0f} ms of CPU; "

@@ -70,7 +70,7 @@ def _targets() -> Iterator[Target]:
 
 
 TARGETS = tuple(_targets())
-ROUTE_MS, READY_MS, IDLE_RSS_MB = 250.0, 400.0, 60.0
+ROUTE_MS, HELP_MS, READY_MS, IDLE_RSS_MB = 80.0, 80.0, 400.0, 60.0
 
 
 def values(samples: Sequence[Sample], field: str) -> list[float]:
@@ -149,6 +149,7 @@ def verdicts(results: Mapping[str, Samples], startup: Startup | None) -> list[Ve
     if startup:
         found += [
             (startup.route_ms <= ROUTE_MS, f"`esp route` answers within {ROUTE_MS:.0f} ms: {startup.route_ms:.0f} ms"),
+            (startup.help_ms <= HELP_MS, f"`esp --help` answers within {HELP_MS:.0f} ms: {startup.help_ms:.0f} ms"),
             (startup.idle_mb < IDLE_RSS_MB, f"idle worker under {IDLE_RSS_MB:.0f} MB: {startup.idle_mb:.1f} MB"),
         ]
         found += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from bench.workloads import KEY, WORKLOADS
 from esp.core.pb import rpc_pb2
 
 RUNS = 20
+_PEER = Path(__file__).parent.parent / ".cache" / "peers" / "etcdctl"
 STARTS = 7
 _SETTLE = 2.0  # seconds after the first request
 
@@ -27,7 +29,9 @@ class Startup:
     route_ms: float  # median wall-clock time of `esp route KEY`, process start to exit
     route_min_ms: float
     route_max_ms: float
+    help_ms: float  # the same for `esp --help`
     python_ms: float  # the same for `python -c pass`: what no program in Python can go below
+    etcdctl_ms: float | None  # the same for `etcdctl version`; None without an etcdctl
     idle_mb: float  # VmRSS of an idle worker (and its supervisor, if it has one) after one request
     ready: dict[str, Ready]  # from the start of `esp serve` to its ready line, by peer
 
@@ -60,10 +64,13 @@ def measure_startup(folder: Path) -> Startup:
     config = folder / "esp.yaml"
     config.write_text(esp_config("127.0.0.1:2379", ["127.0.0.1:12379", "127.0.0.1:22379", "127.0.0.1:32379"]))
     route = _times([sys.executable, "-m", "esp", "route", KEY.decode(), "-c", str(config)])
+    shown = _times([sys.executable, "-m", "esp", "--help"])
     python = _times([sys.executable, "-c", "pass"])
+    etcdctl = Path(shutil.which("etcdctl") or _PEER)
+    other = median(_times([str(etcdctl), "version"])) if etcdctl.exists() else None
     with running_backends(WORKLOADS["put-1x1"], folder) as backends:
         ready = {peer.name: _ready(peer(), backends, folder) for peer in (EspOneShard, Esp, EspTwoWorkers)}
-    return Startup(median(route), min(route), max(route), median(python), _idle_mb(folder), ready)
+    return Startup(median(route), min(route), max(route), median(shown), median(python), other, _idle_mb(folder), ready)
 
 
 def _ready(peer: Esp, backends: Backends, folder: Path) -> Ready:
@@ -100,7 +107,9 @@ def _times(command: list[str]) -> list[float]:
     taken = []
     for _ in range(RUNS + 1):
         started = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        # Modules stay compiled, as in an install, whatever the environment of the bench says.
+        environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environ)
         taken.append((time.perf_counter() - started) * 1000)
         if done.returncode:
             raise BenchError(f"{' '.join(command)} exited with {done.returncode}: {done.stderr[-500:]}")

@@ -1,31 +1,32 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
-from typer.testing import CliRunner
 
 from esp import build
 from esp.cli import app
 
+GROUP = typer.main.get_command(app)  # once, because making all commands takes as long as most of the tests
+
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, arguments)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-GROUP = typer.main.get_command(app)
+    """Exit code, stdout and stderr, as typer's runner has them."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        GROUP.main(args=list(arguments), prog_name="esp")
+    return int(ended.value.code or 0), out.getvalue(), err.getvalue()
 
 
 def _commands(group: Any, before: tuple[str, ...] = ()) -> dict[str, Any]:

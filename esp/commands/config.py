@@ -111,7 +111,8 @@ def show(file: Path | None, flags: Flags, output: Format) -> None:
         fields = [{"name": name, "value": value, "from": source} for name, value, source in rows]
         write_json({"config": str(path), "found": found, "map": loaded.shard_map.fingerprint, "fields": fields})
         return
-    write_table(["FIELD", "VALUE", "FROM"], [[name, value, _from(source, path)] for name, value, source in rows])
+    cells = [[name, _from(source, path), value] for name, value, source in rows]
+    write_table(["FIELD", "FROM", "VALUE"], cells, ragged=True)
     how = {"given": "given on the command line", "ESP_CONFIG": "named by ESP_CONFIG", "found": "found here"}[found]
     write(f"\nConfig {path}, {how}; map {loaded.shard_map.fingerprint}.")
 

@@ -185,25 +185,30 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def write_table(headers: Sequence[str], rows: Sequence[Sequence[str]], marked: Container[int] = ()) -> None:
+def write_table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], marked: Container[int] = (), *, ragged: bool = False
+) -> None:
     """Write aligned columns to stdout; no cell is cut off.
 
     In colours the headers are bold, and the rows whose number is in `marked` are red. On a terminal a row that is wider
-    continues, indented, on the next line. A cell stays in one piece, so that it can be copied.
+    continues, indented, on the next line. A cell stays in one piece, so that it can be copied. With `ragged` a row that
+    fits stays in one line, whatever the others do.
     """
     widths = [max(map(_width, column)) for column in zip(headers, *rows, strict=True)]
-    groups = [slice(None)]
+    groups, room = [slice(None)], 0
     bold = red = end = ""
     if sys.stdout.isatty():
         import shutil  # takes milliseconds to load, and scripts have no terminal
 
-        groups = _columns_side_by_side(widths, shutil.get_terminal_size().columns)
+        room = shutil.get_terminal_size().columns
+        groups = _columns_side_by_side(widths, room)
     if takes_escapes():
         bold, red, end = "\x1b[1m", "\x1b[31m", "\x1b[0m"
     for number, row in enumerate([headers, *rows], start=-1):
         cells = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
         style = bold if number == -1 else red if number in marked else ""
-        for group in groups:
+        whole = "  ".join(cells).rstrip()
+        for group in [slice(None)] if ragged and _width(whole) <= room else groups:
             line = "  ".join(cells[group]).rstrip()
             write(f"{_INDENT if group.start else ''}{style}{line}{end if style else ''}")
 

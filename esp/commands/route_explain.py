@@ -100,7 +100,7 @@ def _fates(span: Span, loaded: Config) -> list[Fate]:
 
 
 def _parts(count: int) -> str:
-    return f"in {count} parts, as above"
+    return f"in {count} parts"
 
 
 def _unless_refused(span: Span, loaded: Config, call: str, how: str) -> Fate:
@@ -161,7 +161,7 @@ def write_text(told: Explained, loaded: Config) -> None:
             write(f"      narrower than {format_range(source.range)} of shard {source.shard} (line {source.line})")
     write("\nWhat is sent to whom:")
     rows = [[fate.call, ", ".join(fate.shards) or "-", fate.how] for fate in told.fates]
-    write_table(["CALL", "SHARDS", "HOW"], rows)
+    write_table(["CALL", "SHARDS", "HOW"], rows, ragged=True)
     for text in dict.fromkeys(fate.refused for fate in told.fates if fate.refused):
         write(f"\n{text}")
     if loaded.across_shards.protects_kubernetes and len(told.owned) > 1:

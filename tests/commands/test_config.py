@@ -127,7 +127,7 @@ class TestShow:
     def test_of_a_table_ends_with_the_file_and_how_it_was_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
         code, out, _ = run("show")
         assert code == 0
-        assert out.splitlines()[0].split() == ["FIELD", "VALUE", "FROM"]
+        assert out.splitlines()[0].split() == ["FIELD", "FROM", "VALUE"]
         assert "\nConfig esp.yaml, found here; map " in out
         monkeypatch.setenv("ESP_CONFIG", "esp.yaml")
         assert "\nConfig esp.yaml, named by ESP_CONFIG; map " in run("show")[1]

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -105,3 +106,82 @@ def test_no_cell_is_cut_or_folded_on_a_narrow_terminal(columns: int, tmp_path: P
     assert second == ["a-shard-of-a-long-name", ENDPOINT, *"????", "down"]
     for line, of_line in zip(table, cells, strict=True):
         assert len(line) <= (columns or 80) or len(of_line) == 1
+
+
+GOLDEN_CONFIG = """\
+shards:
+- name: events
+  endpoints: [http://etcd-events-0.etcd.svc:2379, http://etcd-events-1.etcd.svc:2379]
+  ranges: [{kubernetes: events}]
+- name: main
+  endpoints: [http://etcd-main-0.etcd.svc:2379]
+  ranges: [{start: "", end: ""}]
+"""
+AT_80 = """\
+SHARD   KEY                  RANGE_END
+    ENDPOINTS
+main    "/registry/a"        "/registry/events"
+    http://etcd-main-0.etcd.svc:2379
+events  "/registry/events"   "/registry/events0"
+    http://etcd-events-0.etcd.svc:2379,http://etcd-events-1.etcd.svc:2379
+main    "/registry/events0"  "/registry/f"
+    http://etcd-main-0.etcd.svc:2379
+"""
+AT_120 = """\
+SHARD   KEY                  RANGE_END            ENDPOINTS
+main    "/registry/a"        "/registry/events"   http://etcd-main-0.etcd.svc:2379
+events  "/registry/events"   "/registry/events0"  http://etcd-events-0.etcd.svc:2379,http://etcd-events-1.etcd.svc:2379
+main    "/registry/events0"  "/registry/f"        http://etcd-main-0.etcd.svc:2379
+"""
+EXPLAINED = """
+A Txn over this range can only read: another shard begins at "/registry/events".
+
+Why these shards:
+  esp.yaml:7: shard main has ["", end)
+  esp.yaml:4: shard events has ["/registry/events", "/registry/events0")
+      narrower than ["", end) of shard main (line 7)
+  esp.yaml:7: shard main has ["", end)
+
+What is sent to whom:
+CALL                 SHARDS        HOW
+Range                main, events  in 3 parts, each at its own moment (range_reads)
+"""
+
+
+@pytest.mark.parametrize(("columns", "table"), [(80, AT_80), (120, AT_120)])
+def test_the_whole_of_an_explanation_at_a_terminal(columns: int, table: str, tmp_path: Path) -> None:
+    command = ("route", "/registry/a", "/registry/f", "--explain")
+    shown = on_a_terminal(tmp_path, *command, columns=columns, config=GOLDEN_CONFIG, NO_COLOR="1")
+    wide = "Range                main, events  in 3 parts, each at its own moment (range_reads)\n"
+    folded = "Range                main, events\n    in 3 parts, each at its own moment (range_reads)\n"
+    assert shown.startswith(table + (EXPLAINED if columns == 120 else EXPLAINED.replace(wide, folded)))
+
+
+def test_a_ragged_table_keeps_the_rows_in_one_line_that_fit(tmp_path: Path) -> None:
+    shown = on_a_terminal(tmp_path, "config", "show", columns=80, config=GOLDEN_CONFIG, NO_COLOR="1").splitlines()
+    assert shown[0] == "FIELD                            FROM        VALUE"
+    assert shown[1] == "listen                           default     [http://127.0.0.1:2379]"
+    place = shown.index("shards.events.endpoints          esp.yaml:3")
+    assert shown[place + 1] == "    [http://etcd-events-0.etcd.svc:2379, http://etcd-events-1.etcd.svc:2379]"
+
+
+def test_colours_are_as_the_option_says(tmp_path: Path) -> None:
+    assert not SGR.search(on_a_terminal(tmp_path, "route", "a", "--color", "never"))
+    command = [sys.executable, "-m", "esp", "--color", "always", "route", "a"]
+    assert SGR.search(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+
+
+def test_ctrl_c_ends_a_command_that_waits_for_stdin(tmp_path: Path) -> None:
+    (tmp_path / "esp.yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "esp", "route", "-"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"a\n" * 10_000)  # more than is buffered, so that some of it is written
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert (process.returncode, err) == (-signal.SIGINT, b"")

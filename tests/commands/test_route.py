@@ -243,8 +243,8 @@ Why these shards:
 
 What is sent to whom:
 CALL                 SHARDS        HOW
-Range                main, events  in 3 parts, as above, each at its own moment (range_reads)
-Watch                main, events  in 3 parts, as above, as one watch
+Range                main, events  in 3 parts, each at its own moment (range_reads)
+Watch                main, events  in 3 parts, as one watch
 DeleteRange          main, events  one shard after another, not atomic
 Txn that only reads  main, events  read in parts, all at one moment (txn_reads)
 Txn that writes      -             refused
