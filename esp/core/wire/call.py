@@ -397,5 +397,6 @@ class TogetherCall(MessageCall[Message]):
 
     def cancel(self) -> None:
         """Ends the call from here, and drops its messages."""
-        self._together = None
+        if self._error is None:  # else the answer ended it, and those who wait are still to be woken
+            self._together = None
         super().cancel()

@@ -122,6 +122,25 @@ async def test_one_without_exactly_one_message_has_failed(contents: tuple[bytes,
     assert pair.keeper.held == 0
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param([headers(1, HEAD), data(1, b"\7\0\0\0\0")], id="a flag that is none"),
+        pytest.param([headers(1, [(b":status", b"200"), (b"content-type", b"text/html")])], id="a page"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_told_while_another_is_awaited(said: list[bytes]) -> None:
+    async def test() -> None:
+        pair = Pair()
+        await asyncio.sleep(0)
+        pair.one.hears(*said)
+        with pytest.raises(RpcError):
+            await pair.wait()
+        assert pair.keeper.held == 0
+
+    asyncio.run(test())
+
+
 @pytest.mark.parametrize("how", ["answered", "cancelled", "broken"])
 def test_calls_that_have_ended_leave_nothing_to_the_garbage_collector(how: str) -> None:
     class Watched(Together[bytes]):
