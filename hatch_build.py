@@ -17,14 +17,35 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SETUP = """
-import json, os, sys
+import json, os
+from multiprocessing.pool import ThreadPool
 from setuptools import setup
+from setuptools.command.build_ext import build_ext
 from mypyc.build import mypycify
-setup(name="esp", packages=[], ext_modules=mypycify(
+
+class AllCores(build_ext):
+    def build_extensions(self):
+        cc = self.compiler
+
+        def compile_all(sources, output_dir=None, macros=None, include_dirs=None, debug=0,
+                        extra_preargs=None, extra_postargs=None, depends=None):
+            made = cc._setup_compile(output_dir, macros, include_dirs, sources, depends, extra_postargs)
+            _, objects, after, preprocessor, build = made
+            before = cc._get_cc_args(preprocessor, debug, extra_preargs)
+            with ThreadPool() as pool:
+                pool.map(lambda one: cc._compile(one, *build[one], before, after, preprocessor), objects, 1)
+            return objects
+
+        if cc.compiler_type == "unix":
+            cc.compile = compile_all
+        super().build_extensions()
+
+setup(name="esp", packages=[], cmdclass={"build_ext": AllCores}, ext_modules=mypycify(
     json.loads(os.environ["ESP_COMPILED_PATHS"]), group_name="esp", target_dir="c", multi_file=True,
-    opt_level=os.environ.get("MYPYC_OPT_LEVEL", "3"), debug_level=os.environ.get("MYPYC_DEBUG_LEVEL", "0"),
+    opt_level=os.environ.get("MYPYC_OPT_LEVEL", "2"), debug_level=os.environ.get("MYPYC_DEBUG_LEVEL", "0"),
 ))
 """
+"""The build in a folder of its own; setuptools by itself compiles one file at a time."""
 
 
 class CompiledModules(BuildHookInterface):  # type: ignore[type-arg]

@@ -384,8 +384,8 @@ class ServerConnection(Admission[ServerStream]):
                 self._last_stream = stream_id
                 try:
                     request = self._decoder.decode(block)
-                except TooLarge as fault:
-                    request = self._too_large(fault), b"", b""
+                except TooLarge as too_large:  # a name of its own: mypyc gives a name one type
+                    request = self._too_large(too_large), b"", b""
                 if end and request[0].content_length > 0:
                     raise StreamFault(ErrorCode.PROTOCOL_ERROR, "no DATA, but a content-length")
                 if may_open:

@@ -93,8 +93,9 @@ class Between:
         self.broken.append((call.down.id, code, reason))
         call.down.finish(BROKEN)
 
-    def on_status(self, call: SplicedCall, status: Status) -> None:
+    def on_status(self, call: SplicedCall, status: Status) -> bool:
         self.statuses.append(status)
+        return False
 
     # The language of the tests. esp's other end is flushed with the first, since they share a context.
 
