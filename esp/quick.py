@@ -22,10 +22,10 @@ def answers(arguments: list[str]) -> bool:
     """
     match arguments:
         case ["version"] | ["--version"]:
-            from esp import __version__
+            from esp import __version__, build
             from esp.commands.output import write
 
-            return _ended(lambda: write(f"esp {__version__}"))
+            return _ended(lambda: write(f"esp {__version__} ({build()})"))
         case ["route", *words]:
             options = route_options(words)
             if options is None:
