@@ -86,7 +86,8 @@ class Group(TyperGroup):
                 write("")
                 flush()
                 raise
-            flush()  # here, where a failure can be reported, and not when Python ends
+            finally:
+                flush()  # here, where a failure can be reported, and not when Python ends
             return code if isinstance(code, int) else DONE
         except CommandError as error:
             complain(str(error))

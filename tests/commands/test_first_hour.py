@@ -46,7 +46,7 @@ def test_an_output_that_cannot_be_written(command: str, output: str, reason: str
     assert "Exception" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["", "--help", "--version", "check -h", "--show-completion bash"])
+@pytest.mark.parametrize("command", ["", "--help", "--version", "check -h", "completion bash"])
 @pytest.mark.parametrize(
     ("output", "reason"), [(">/dev/full", "no space left on device"), (">&-", "standard output is closed")]
 )
