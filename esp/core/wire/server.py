@@ -263,8 +263,12 @@ class ServerConnection(Admission[ServerStream]):
             return not self.ended
         if (self.unended or self.when_read) and not self.ended:
             self.paused()
-            return self._unfinished is not None
+            return self._is_unfinished()
         return False
+
+    def _is_unfinished(self) -> bool:
+        # Asked in a method of its own: where None was seen before, mypyc takes the attribute for None for good.
+        return self._unfinished is not None
 
     def paused(self) -> None:
         """Serves messages that are whole although their requests have not ended: all bytes have been read."""
