@@ -50,7 +50,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=120.0, help="how long things break")
     parser.add_argument("--members", type=int, default=3, help="members of each of the three shards")
     parser.add_argument("--proxies", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=1, help="processes of each proxy")
+    parser.add_argument("--workers", type=int, default=2, help="processes of each proxy")
     parser.add_argument("--pace", type=float, default=6.0, help="calls a second that each client begins")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     parser.add_argument("--only", default="", help="names of faults, separated by commas; by default all")

@@ -32,7 +32,7 @@ TIMEOUT: Final = 5.0
 """Seconds for a proxy's answer."""
 MOST_BYTES: Final = 64_000_000
 """Bytes of an answer."""
-_URL: Final = re.compile(r"(https?://[A-Za-z0-9.\-_:\[\]%]+?(?::\d{1,5})?)/*")
+_URL: Final = re.compile(r"(https?://(?:\[[0-9A-Fa-f:.%]+\]|[\w.-]+)(?::\d{1,5})?)/*")
 AT_ONCE: Final = 16
 """Proxies that are asked side by side."""
 

@@ -153,6 +153,7 @@ def test_what_is_no_status_page(status: int, body: bytes, text: str) -> None:
     [
         (["http://127.0.0.1:1"], 1, "http://127.0.0.1:1: connection refused"),
         (["ftp://a"], 2, '"ftp://a" is no URL of a proxy; write http://HOST:PORT'),
+        (["a:1:2"], 2, '"a:1:2" is no URL of a proxy'),
         (["https://127.0.0.1:1", "--cacert", "/missing"], 2, "certificate files cannot be used (/missing)"),
         (["-c", "/missing.yaml"], 2, "/missing.yaml"),
     ],
