@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from time import monotonic
 from typing import Final
@@ -64,29 +65,31 @@ class Sessions:
         granted = await self._client.call(
             "Lease", "LeaseGrant", rpc_pb2.LeaseGrantRequest(TTL=TTL), rpc_pb2.LeaseGrantResponse
         )
-        promised = asked + granted.TTL
-        await self._client.put(key, b"alive", granted.ID)
+        lease, promised = granted.ID, asked + granted.TTL
+        await self._client.put(key, b"alive", lease)
         self.counts["begun"] += 1
         end = monotonic() + self._chance.uniform(*LIVES_SECONDS)
         while monotonic() < end and not over.is_set():
             await asyncio.sleep(RENEW_SECONDS)
             asked = monotonic()
             try:
-                left = await self._renew(granted.ID)
+                left = await self._renew(lease)
             except (RefusedError, UnknownError):
                 continue
             if not left:
                 if monotonic() < promised:
-                    self.faults.append(f"{key!r}: its lease was gone {promised - monotonic():.1f} s before its time")
+                    self.faults.append(
+                        f"{_named(key, lease)}: its lease was gone {promised - monotonic():.1f} s before its time"
+                    )
                 self.counts["lost for lack of renewals"] += 1
                 return
             promised = max(promised, asked + left)
-            if not await self._is_there(key, promised):
+            if not await self._is_there(key, lease, promised):
                 return
         if self._chance.random() < 0.5:
-            await self._revoked(key, granted.ID)
+            await self._revoked(key, lease)
         else:
-            await self._expired(key, promised)
+            await self._expired(key, lease, promised)
 
     async def _renew(self, lease: int) -> int:
         """The TTL after a renewal; 0 for a lease that is gone."""
@@ -107,14 +110,14 @@ class Sessions:
             raise UnknownError("the stream has ended")
         return int(answer.TTL)
 
-    async def _is_there(self, key: bytes, promised: float) -> bool:
+    async def _is_there(self, key: bytes, lease: int, promised: float) -> bool:
         """Looks whether the key is there; a key that is not there before its time is a fault."""
         try:
             answer = await self._client.range(key)
         except (RefusedError, UnknownError):
             return True  # nobody knows
         if not answer.kvs and monotonic() < promised:
-            self.faults.append(f"{key!r}: gone {promised - monotonic():.1f} s before its time")
+            self.faults.append(f"{_named(key, lease)}: gone {promised - monotonic():.1f} s before its time")
             return False
         return True
 
@@ -127,9 +130,9 @@ class Sessions:
             return
         self.counts["revoked"] += 1
         if answer.kvs:
-            self.faults.append(f"{key!r}: still there after its lease was revoked")
+            self.faults.append(f"{_named(key, lease)}: still there after its lease was revoked")
 
-    async def _expired(self, key: bytes, promised: float) -> None:
+    async def _expired(self, key: bytes, lease: int, promised: float) -> None:
         while True:
             await asyncio.sleep(0.5)
             asked = monotonic()
@@ -141,9 +144,14 @@ class Sessions:
                 continue
             if not answer.kvs:
                 if monotonic() < promised:
-                    self.faults.append(f"{key!r}: gone {promised - monotonic():.1f} s before its time")
+                    self.faults.append(f"{_named(key, lease)}: gone {promised - monotonic():.1f} s before its time")
                 self.counts["expired"] += 1
                 return
             if asked > promised + LATE_SECONDS:
-                self.faults.append(f"{key!r}: still there {asked - promised:.0f} s after its time")
+                self.faults.append(f"{_named(key, lease)}: still there {asked - promised:.0f} s after its time")
                 return
+
+
+def _named(key: bytes, lease: int) -> str:
+    """The key, its lease and the time, by which the logs of proxies and members tell more."""
+    return f"{time.strftime('%H:%M:%S', time.gmtime())} {key!r} with lease {lease:x}"
