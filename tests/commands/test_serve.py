@@ -72,7 +72,7 @@ def stop_while_a_call_hangs(esp: EspProcess, slow: LocalEtcd) -> None:
 def about(esp: EspProcess) -> str:
     assert esp.config
     fingerprint = config.load(esp.config).shard_map.fingerprint
-    return f"esp {version('etcd-sharding-proxy')}, config {esp.config}, map {fingerprint}"
+    return f"esp {version('etcd-sharding-proxy')} ({build()}), config {esp.config}, map {fingerprint}"
 
 
 class TestLines:
@@ -389,6 +389,6 @@ def test_a_thousand_shards_are_not_a_thousand_names(caplog: pytest.LogCaptureFix
     serve._tell_ready(found, [config.Listen("127.0.0.1", 2379)], [shard.name for shard in found.shards[3:]])
     assert caplog.messages == [
         "ready on http://127.0.0.1:2379; shards shard-0, shard-1, shard-2, shard-3, shard-4 and 995 more; "
-        f"esp {version('etcd-sharding-proxy')}, config esp.yaml, map {found.shard_map.fingerprint}; "
+        f"esp {version('etcd-sharding-proxy')} ({build()}), config esp.yaml, map {found.shard_map.fingerprint}; "
         "not reachable yet: shard-3, shard-4, shard-5, shard-6, shard-7 and 992 more"
     ]

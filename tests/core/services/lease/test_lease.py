@@ -31,6 +31,7 @@ from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
 from esp.core.wire.server_stream import INTERNAL_ERROR
 from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wire.turns import Turns
 
 NAMES = ("s0", "s1", "s2")
 PATH = b"/etcdserverpb.Lease/"
@@ -126,7 +127,7 @@ class FakeStream:
     def __init__(self, path: bytes) -> None:
         self.forward = (path, b"")
         self.head = SimpleNamespace(forward=self.forward, fields=[], path=path)
-        context = SimpleNamespace(flush_soon=lambda: None)
+        context = SimpleNamespace(flush_soon=lambda: None, turns=Turns(lambda: 0.0))
         self.connection = SimpleNamespace(context=context, clock=lambda: 0.0, charge=lambda seconds: None)
         self.peer = "client"
         self.sink: object = None
