@@ -249,6 +249,7 @@ def running_etcds(folder: Path, binary: Path, alone: tuple[str, ...] = ALONE) ->
                 why = etcd.log_file.read_text(errors="replace")[-3000:]
                 sys.stdout.write(f"etcd {etcd.name} has ended by itself: {why}\n")
             etcd.kill()
+            shutil.rmtree(etcd.data_dir, ignore_errors=True)  # 120 MB each, of which pytest keeps some until its end
 
 
 def write_config(
