@@ -98,7 +98,9 @@ class HandOver:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether another process takes over, or has done so: the shard map has to stay the one that it has."""
+        """Whether another process takes over or has done so, or the one before still drains: all have one map then."""
+        if self.predecessor is not None and not self.predecessor.is_gone:
+            return True
         return self._channel is not None and (self.is_given or not self._channel.gone.is_set())
 
     async def __call__(self, call: Call) -> Mapping[str, Any]:

@@ -83,6 +83,22 @@ async def running(folder: Path) -> AsyncIterator[tuple[Running, Background]]:
                 successor.close()
 
 
+def test_the_map_stays_while_the_process_before_still_drains(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with running(tmp_path) as (old, background):
+            new = await old.predecessor()
+            await new.open(background, lambda _: asyncio.sleep(0))
+            heir = HandOver(background, old.bound, old, list, old.given_to.append, lambda: "", lambda: old.former)
+            heir.predecessor = new
+            assert heir.is_under_way, "calls by that map may still be open there"
+            assert new._channel is not None
+            new._channel.close()
+            await until(lambda: new.is_gone)
+            assert not heir.is_under_way
+
+    asyncio.run(run())
+
+
 async def until(condition: Any) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110

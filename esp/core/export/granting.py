@@ -119,14 +119,17 @@ class Granting:
         """Grants a lease on all shards; False, and no shard has it from here, if the id is taken on one of them."""
         done: list[Shard] = []
         for shard in self._shards:
-            if not await self._granted_on(shard, lease, ttl):
+            granted = await self._granted_on(shard, lease, ttl)
+            if granted is None:
                 for before in done:
                     await revoke(before, lease)
                 return False
-            done.append(shard)
+            if granted:  # one that was there may be somebody else's, and is never taken back
+                done.append(shard)
         return True
 
-    async def _granted_on(self, shard: Shard, lease: int, ttl: int) -> bool:
+    async def _granted_on(self, shard: Shard, lease: int, ttl: int) -> bool | None:
+        """True if the lease was granted now, False if it was there and may be an earlier grant, None if it is taken."""
         until = monotonic() + PATIENCE_SECONDS
         may_be_own = self._resumes
         while True:
@@ -136,7 +139,8 @@ class Granting:
                 return True
             except RpcError as error:
                 if error.status == errors.LEASE_EXISTS:
-                    return may_be_own and (await self._time_to_live(shard, lease)).grantedTTL == ttl
+                    is_own = may_be_own and (await self._time_to_live(shard, lease)).grantedTTL == ttl
+                    return False if is_own else None
                 if not may_pass(error.status) or monotonic() > until:
                     raise ExportError(told(shard, error.status)) from None
             may_be_own = True  # nobody knows whether the shard has granted it
@@ -146,10 +150,14 @@ class Granting:
         """Finds out which of these leases, by their ids in the export, have ended on a shard.
 
         Raises:
-            RpcError: the shard's.
+            ExportError: the shard does not answer.
         """
         for lease in leases:
-            if (await self._time_to_live(shard, self._ids[lease])).TTL < 0:
+            try:
+                answer = await self._time_to_live(shard, self._ids[lease])
+            except RpcError as error:
+                raise ExportError(told(shard, error.status)) from None
+            if answer.TTL < 0:
                 self.ended.add(lease)
 
     async def keep_alive(self) -> None:

@@ -43,7 +43,10 @@ SETTLE_SECONDS: Final = 5.0
 SEEN_SECONDS: Final = 1.0
 """Seconds that a lease surely lives on after it was granted: half of etcd's least TTL."""
 NOTED_AT_ONCE: Final = 1000
-HANDING_OVER: Final = "another process takes over from this one, with the config in force; try again when it serves"
+HANDING_OVER: Final = (
+    "another process takes over from this one with the config in force, or the one before this one still drains; "
+    "try again when that is over"
+)
 
 Told = Callable[[str], Awaitable[None]]
 """Called with each step that may take long, for people."""

@@ -140,13 +140,16 @@ class Fence:
         self._began = monotonic()
         self._held: dict[_Held, None] = {}
         self._before: list[ServerCall] = []
+        self._waiting: list[ServerCall] = []  # those that may wait for hours
         self._heads: dict[RequestHead, RequestHead] = {}  # of calls that were held, by their heads of before
         for stream in calls:
             head = stream.head
-            if head.path not in _KEYS or head.field(metadata.SHARD) or head.handler.waits or head.path == _OBSERVE:
-                continue  # calls that may wait for hours end with the old map
+            if head.path not in _KEYS or head.field(metadata.SHARD) or head.path == _OBSERVE:
+                continue
             if stream.awaits_message:
                 stream.head = _with(head, _Fenced(self, head))
+            elif head.handler.waits:
+                self._waiting.append(stream)
             else:
                 self._before.append(stream)
 
@@ -199,9 +202,15 @@ class Fence:
     async def ended(self, seconds: float) -> int:
         """Waits until all calls have ended that began before the fence went up; cuts writes that have not by then.
 
+        Calls that may wait for hours are cut at once: a lock that the former owner grants from now on is worth nothing.
+
         Only calls count that were sent to a shard which owns the keys, or of which esp does not know where they were
         sent. Returns how many were cut.
         """
+        waiting, self._waiting = self._waiting, []
+        for stream in waiting:
+            if not stream.is_over and self._may_touch(stream):
+                stream.expire(errors.SERVER_STOPPED)
         until = self._began + seconds
         while self._left() and monotonic() < until:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(_POLL_SECONDS)

@@ -277,9 +277,9 @@ class ClientConnection(ResponseReader):
                     stream.remote_open = False
                     stream.headers_seen = True
                     del streams[stream_id]
-                    if self.tell_gone:
-                        self.on_stream_gone()
                     try:
+                        if self.tell_gone:
+                            self.on_stream_gone()
                         stream.on_answer(head, data[body:at], trailers)
                     except Exception:
                         self._on_stream_bug(stream)
@@ -384,9 +384,9 @@ class ClientConnection(ResponseReader):
         stream.remote_open = False
         stream.headers_seen = True
         del self.streams[stream.id]
-        if self.tell_gone:
-            self.on_stream_gone()
         try:
+            if self.tell_gone:
+                self.on_stream_gone()
             stream.on_answer(head, payload, trailers)
         except Exception:
             self._on_stream_bug(stream)
