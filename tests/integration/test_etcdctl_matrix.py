@@ -147,7 +147,7 @@ _MASKED: Final = (
 _HEADERS: Final = re.compile(r'("(?:cluster_id|member_id)":"?|"(?:ClusterID|MemberID)" : )\w+')
 _KEYS_OF_LEASE: Final = re.compile(r"((?:\"keys\":|attached keys\()\[)(.*?)(?=\])")
 """etcd tells them in any order."""
-_IDS: Final = re.compile(r"\b(?:[0-9a-f]{14,16}|\d{17,20})\b")
+_IDS: Final = re.compile(r"\b(?:[0-9a-f]{11,16}|\d{17,20})\b")
 
 
 class Person:

@@ -65,7 +65,7 @@ def test_the_manager_hears_of_the_start_of_dead_shards_of_life_and_of_the_end(
     config = write_config(tmp_path / "esp.yaml", shards, ["m"], "drain_seconds: 7")
     esp = start_esp.launch("-c", config, under=with_variables(*manager.variables, "WATCHDOG_USEC=2000000"))
     assert manager.hear() == "READY=1\nSTATUS=serves 2 shards"
-    assert esp.is_ready()
+    wait_until(esp.is_ready)  # the line may come after the message
     assert manager.hear() == "WATCHDOG=1"
     shards[1].kill()
     assert manager.hear(but="WATCHDOG=1") == "STATUS=serves 2 shards; 1 not reachable: s1"
