@@ -1,7 +1,7 @@
 """Command lines that scripts and shells give by the thousand, answered without typer, which takes long to load.
 
 These are `esp route` with plain options, the version, and what completion scripts ask for. A command line that is
-anything else, or wrong, is left to typer (cli.py), so that there is one parser for what people type.
+anything else, or wrong, is left to typer (esp/cli), so that there is one parser for what people type.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _ended(command: Any) -> bool:
         complain(str(error))
         sys.exit(error.exit_code)
     except Exception as error:
-        from esp.commands.frame import told
+        from esp.cli.frame import told
 
         sys.exit(told(error))
     return True

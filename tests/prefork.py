@@ -26,7 +26,7 @@ _ENDED = struct.Struct("=ii")
 """Process id, and return code as `Popen` has it."""
 _SET_PDEATHSIG = 1
 _IMPORTED = (
-    *("esp.cli", "esp.commands.serve", "esp.commands.logged", "esp.core.proxy"),
+    *("esp.cli.serve", "esp.commands.serve", "esp.commands.logged", "esp.core.proxy"),
     *("uvloop", "concurrent.futures.thread", "encodings.idna"),
 )
 """What an esp has imported when it serves."""

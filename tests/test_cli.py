@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 import typer.main
 
 from esp import build
-from esp.cli import app
+from esp.cli import PARTS, app_of, needed
+from esp.cli.whole import app
 
 GROUP = typer.main.get_command(app)  # once, because making all commands takes as long as most of the tests
 
@@ -175,7 +177,7 @@ class TestABug:
         code, out, err = run("version")
         assert (code, out, err.count("\n")) == (70, "", 1)
         assert re.match(
-            r"esp: a bug in esp: ZeroDivisionError: of \\n a test in esp/cli.py:\d+; run it once more with -v, "
+            r"esp: a bug in esp: ZeroDivisionError: of \\n a test in esp/cli/about.py:\d+; run it once more with -v, "
             "and please report it\n",
             err,
         )
@@ -194,14 +196,28 @@ def test_the_options_of_one_command_line_are_not_those_of_the_next() -> None:
     assert run("version")[1]
 
 
-def test_the_help_and_esp_route_load_nothing_they_do_not_need() -> None:
-    script = (
-        "import sys, esp.cli; before = set(sys.modules); import esp.commands.route; print(*before); print(*sys.modules)"
-    )
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    for_help, for_route = (set(line.split()) for line in out.splitlines())
-    assert for_help.isdisjoint({"yaml", "msgspec", "esp.core.config", "google.protobuf", "uvloop"})
-    assert for_route.isdisjoint({"asyncio", "ssl", "logging", "google.protobuf", "uvloop", "esp.core.proxy"})
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("", PARTS.values()),
+        ("--help", PARTS.values()),
+        ("help route", PARTS.values()),
+        ("completion zsh", PARTS.values()),
+        ("rout a", PARTS.values()),  # to say which is meant
+        ("route a", ["route"]),
+        ("-v -q route --help", ["route"]),
+        ("config show", ["config"]),
+        ("import serve", ["transfer"]),
+    ],
+)
+def test_a_command_loads_its_own_part_of_the_command_line(line: str, parts: Iterable[str]) -> None:
+    assert list(needed(line.split())) == list(dict.fromkeys(parts))
+
+
+def test_every_command_is_in_the_part_that_is_named() -> None:
+    assert list(PARTS) == list(GROUP.commands)  # type: ignore[attr-defined]
+    for name, part in PARTS.items():
+        assert name in typer.main.get_command(app_of([part])).commands  # type: ignore[attr-defined]
 
 
 def test_a_key_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:

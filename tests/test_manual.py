@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from esp.cli import app
+from esp.cli.whole import app
 from esp.commands.described import described
 from esp.commands.manual import pages
 

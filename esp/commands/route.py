@@ -29,6 +29,11 @@ class KeyEncoding(StrEnum):
     HEX = "hex"
     BASE64 = "base64"
 
+    @classmethod
+    def given(cls, *, hex_: bool, base64: bool) -> KeyEncoding:
+        """The encoding that the options --hex and --base64 name."""
+        return cls.HEX if hex_ else cls.BASE64 if base64 else cls.TEXT
+
 
 class Span(NamedTuple):
     """The keys that one argument, or one range, stands for.

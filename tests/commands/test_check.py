@@ -14,7 +14,7 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from esp.cli import app
+from esp.cli.whole import app
 from esp.commands.check_text import page_of
 from esp.commands.rendered import UNBOUNDED, Look
 from esp.core.config import load, parse

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from esp.cli import app
+from esp.cli.whole import app
 from esp.core.config import EXAMPLE
 from esp.core.config.file import FileShape
 from esp.core.wire.limits import Limits

@@ -18,7 +18,7 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from esp.cli import app
+from esp.cli.whole import app
 from esp.core import config as configs
 from esp.core import connected_shards
 from esp.core.export import (

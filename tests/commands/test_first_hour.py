@@ -131,7 +131,7 @@ def as_nobody(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 AS_NOBODY = """
 import os, sys
 # That user may not be allowed to read the folder of this Python.
-import encodings.idna, uvloop, esp.cli, esp.commands.serve, esp.__main__
+import encodings.idna, uvloop, esp.cli.serve, esp.commands.serve, esp.__main__
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)

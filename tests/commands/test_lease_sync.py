@@ -18,7 +18,7 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from esp.cli import app
+from esp.cli.whole import app
 from esp.core import errors, lease_survey
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2

@@ -15,7 +15,7 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from esp.cli import app
+from esp.cli.whole import app
 from esp.commands.reloading import answer_of
 from esp.core import config as configs
 from esp.core.control import MAX_ANSWER_BYTES, Place, size_of

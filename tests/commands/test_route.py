@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from esp.cli import app
+from esp.cli.whole import app
 
 CONFIG = """\
 shards:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from esp.cli import app
+from esp.cli.whole import app
 from esp.commands.top_view import Seen, as_json, picture
 from esp.core.metrics.calls import BOUNDS
 from esp.core.ui.rates import HotTold, LineTold, MapTold, ShardTold, State

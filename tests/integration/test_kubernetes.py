@@ -10,7 +10,7 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from esp.cli import app
+from esp.cli.whole import app
 from esp.core.pb import rpc_pb2
 from tests.harness import EspProcess, Esps, Etcds, outcome, peer, wait_until
 from tests.integration.apiserver import COMPACT_KEY, EVENTS, REST, WHOLE, ApiServer, write_config

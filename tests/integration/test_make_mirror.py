@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from esp.cli import app
+from esp.cli.whole import app
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from tests.harness import (

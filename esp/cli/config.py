@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from esp.commands.frame import command, group
-from esp.commands.options import ConfigOption, OutputOption, path_of
+from esp.cli.frame import command, group
+from esp.cli.options import ConfigOption, OutputOption, argument, option, path_of
 from esp.commands.output import USAGE, CommandError, Format, LogFormat, LogLevel
 
-config_app = typer.Typer(
+NAME = "config"
+commands = typer.Typer(
     cls=group(
         [
             ("esp config check esp.yaml", "All mistakes at once."),
@@ -24,18 +25,18 @@ config_app = typer.Typer(
 
 FileArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="[FILE]", parser=path_of, help="The config file, as with -c.", show_default=False),
+    argument("[FILE]", "The config file, as with -c.", parser=path_of),
 ]
 
 
-@config_app.callback(invoke_without_command=True)
+@commands.callback(invoke_without_command=True)
 def config(context: typer.Context) -> None:
     """Check a config, show what is in force, or make one."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
-@config_app.command(
+@commands.command(
     cls=command(
         [
             ("esp config check", "The config that esp would find."),
@@ -51,12 +52,12 @@ def check(file: FileArgument = None, output: OutputOption = Format.TABLE, config
     Each is printed with its line and its cure. Certificates and password files are read; no host name is looked up, and
     nothing is connected to.
     """
-    from esp.commands import config as commands
+    from esp.commands import config as module
 
-    commands.check(_one(file, config), output)
+    module.check(_one(file, config), output)
 
 
-@config_app.command(
+@commands.command(
     cls=command(
         [
             ("esp config show", "Every field of the config that esp would find."),
@@ -67,19 +68,15 @@ def check(file: FileArgument = None, output: OutputOption = Format.TABLE, config
 )
 def show(
     file: FileArgument = None,
-    listen: Annotated[
-        list[str] | None, typer.Option("--listen", metavar="URL", help="As of esp serve.", show_default=False)
-    ] = None,
-    workers: Annotated[
-        str | None, typer.Option("--workers", metavar="N", help="As of esp serve.", show_default=False)
-    ] = None,
+    listen: Annotated[list[str] | None, option("--listen", metavar="URL", about="As of esp serve.")] = None,
+    workers: Annotated[str | None, option("--workers", metavar="N", about="As of esp serve.")] = None,
     log_format: Annotated[
         LogFormat | None,
-        typer.Option("--log-format", metavar="text|json", help="As of esp serve.", show_default=False),
+        option("--log-format", metavar="text|json", about="As of esp serve."),
     ] = None,
     log_level: Annotated[
         LogLevel | None,
-        typer.Option("--log-level", metavar="debug|info|warning|error", help="As of esp serve.", show_default=False),
+        option("--log-level", metavar="debug|info|warning|error", about="As of esp serve."),
     ] = None,
     output: OutputOption = Format.TABLE,
     config: ConfigOption = None,
@@ -88,18 +85,18 @@ def show(
 
     That is a line of the file, a flag, the environment, or esp's default. The flags are those of esp serve.
     """
-    from esp.commands import config as commands
+    from esp.commands import config as module
 
-    flags = commands.Flags(
+    flags = module.Flags(
         listen or [],
         workers,
         None if log_format is None else log_format.value,
         None if log_level is None else log_level.value,
     )
-    commands.show(_one(file, config), flags, output)
+    module.show(_one(file, config), flags, output)
 
 
-@config_app.command(
+@commands.command(
     cls=command(
         [
             ("esp config example", "All fields, each with what it means."),
@@ -109,12 +106,12 @@ def show(
 )
 def example() -> None:
     """Print a config with comments that passes the check."""
-    from esp.commands import config as commands
+    from esp.commands import config as module
 
-    commands.example()
+    module.example()
 
 
-@config_app.command(
+@commands.command(
     cls=command(
         [
             ("esp config schema > esp.schema.json", "For an editor that knows JSON schema."),
@@ -127,9 +124,9 @@ def schema() -> None:
 
     With the YAML language server, write as the first line of a config: # yaml-language-server: $schema=esp.schema.json
     """
-    from esp.commands import config as commands
+    from esp.commands import config as module
 
-    commands.schema()
+    module.schema()
 
 
 def _one(file: Path | None, config: Path | None) -> Path | None:

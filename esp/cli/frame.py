@@ -1,4 +1,4 @@
-"""The frame of every command: its help with examples and exit codes, the options that all commands have, its errors.
+"""What all commands have: the app around them, help with examples and exit codes, the same options, errors.
 
 An expected failure becomes one line on stderr. So does a bug, with the place in the code; `-v` shows its traceback.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from esp import __version__, build
 from esp.commands.output import BUG, DONE, USAGE, CommandError, complain, flush, manner, write
 
 COLORS: Final = ("auto", "always", "never")
@@ -97,6 +98,35 @@ class Group(TyperGroup):
             return 1
         except Exception as error:
             return told(error)
+
+
+def main_app() -> typer.Typer:
+    """The app, with no command yet."""
+    app = typer.Typer(
+        name="esp",
+        cls=Group,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_esp)
+    return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"esp {__version__} ({build()})")
+        raise typer.Exit()
+
+
+def _esp(
+    context: typer.Context,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Make several etcd clusters look like one etcd v3 endpoint."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def told(error: Exception) -> int:
