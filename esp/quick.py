@@ -1,7 +1,7 @@
 """Command lines that scripts and shells give by the thousand, answered without typer, which takes long to load.
 
-These are `esp route` with plain options, the version, and what completion scripts ask for. A command line that is
-anything else, or wrong, is left to typer (esp/cli), so that there is one parser for what people type.
+These are the help of esp, `esp route` with plain options, the version, and what completion scripts ask for. A command
+line that is anything else, or wrong, is left to typer (esp/cli), so that there is one parser for what people type.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import sys
 from typing import Any, Final
 
+_HELP_COLUMNS: Final = 80
 _FLAGS: Final = {"--prefix": "prefix", "--from-key": "from_key", "--each": "each"}
 _VALUES: Final = {"-c": "config", "--config": "config", "-o": "output", "--output": "output"}
 
@@ -21,6 +22,8 @@ def answers(arguments: list[str]) -> bool:
         SystemExit: with the exit code, if that is not 0.
     """
     match arguments:
+        case [] | ["-h"] | ["--help"] | ["help"] if _is_wide():
+            return _ended(_help)
         case ["version"] | ["--version"]:
             from esp import __version__, build
             from esp.commands.output import write
@@ -57,6 +60,29 @@ def route_options(words: list[str]) -> dict[str, Any] | None:
     if not keys or (options.get("prefix") and options.get("from_key")):
         return None
     return options
+
+
+def _help() -> None:
+    """Prints the help as typer makes it for 80 columns or more; scripts/completions writes it down."""
+    from pathlib import Path
+
+    from esp.commands.output import write
+
+    write(Path(__file__).with_name("help.txt").read_text("utf-8").removesuffix("\n"))
+
+
+def _is_wide() -> bool:
+    """Whether the terminal has 80 columns, or there is none, as `shutil` finds out, which takes longer to load."""
+    try:
+        columns = int(os.environ.get("COLUMNS", ""))
+    except ValueError:
+        columns = 0
+    if columns <= 0:
+        try:
+            columns = os.get_terminal_size().columns
+        except OSError:
+            columns = 0
+    return columns == 0 or columns >= _HELP_COLUMNS
 
 
 def _route(options: dict[str, Any]) -> None:

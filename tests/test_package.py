@@ -32,7 +32,7 @@ def test_it_has_all_modules_the_completion_scripts_and_the_manual_pages(wheel: z
     names = {re.sub(r"^etcd_sharding_proxy-[^/]+\.data/data/", "", name) for name in wheel.namelist()}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "esp").rglob("*.py")}
     assert modules <= names
-    assert {"esp/core/config/example.yaml", "esp/py.typed"} <= names
+    assert {"esp/core/config/example.yaml", "esp/help.txt", "esp/py.typed"} <= names
     assert {
         "share/bash-completion/completions/esp",
         "share/zsh/site-functions/_esp",

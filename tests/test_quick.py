@@ -82,7 +82,21 @@ def test_what_is_taken_means_the_same_to_typer(words: list[str]) -> None:
     assert str(given_["config"] or "") == options.get("config", "")
 
 
-@pytest.mark.parametrize("line", ["", "--help", "route", "route --help", "route a -v", "check", "version -o json"])
+@pytest.mark.parametrize("line", ["", "-h", "--help", "help"])
+def test_the_help_is_that_of_typer(
+    line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for columns in ("80", "200", ""):
+        monkeypatch.setenv("COLUMNS", columns)
+        with pytest.raises(SystemExit):
+            app(line.split(), prog_name="esp")
+        shown = capsys.readouterr().out
+        assert quick(line.split(), capsys) == (0, shown, "")
+    monkeypatch.setenv("COLUMNS", "60")
+    assert not answers(line.split())
+
+
+@pytest.mark.parametrize("line", ["route", "route --help", "route a -v", "check", "version -o json"])
 def test_anything_else_is_left_to_typer(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert not answers(line.split())
     assert capsys.readouterr() == ("", "")
