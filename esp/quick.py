@@ -16,7 +16,7 @@ _VALUES: Final = {"-c": "config", "--config": "config", "-o": "output", "--outpu
 
 
 def answers(arguments: list[str]) -> bool:
-    """Answers a command line; False if it is for typer, and nothing has been done.
+    """Answers a command line, all of it written; False if it is for typer, and nothing has been done.
 
     Raises:
         SystemExit: with the exit code, if that is not 0.
@@ -35,8 +35,7 @@ def answers(arguments: list[str]) -> bool:
                 return False
             return _ended(lambda: _route(options))
         case ["complete", what, current, *config] if len(config) < 2:
-            _complete(what, current, config)
-            return True
+            return _ended(lambda: _complete(what, current, config))
     return False
 
 
@@ -119,6 +118,7 @@ def _complete(what: str, current: str, config: list[str]) -> None:
     """Prints what may stand in the place of `current`, a line each; nothing at all if anything is wrong."""
     from pathlib import Path
 
+    from esp.commands.output import write_data
     from esp.core import config as configs
 
     try:
@@ -132,4 +132,6 @@ def _complete(what: str, current: str, config: list[str]) -> None:
         keys = [start if namespace is None else namespace.stripped(start) for start in starts]
         found = [key.decode("utf-8", "replace") for key in keys if key]
         found = [key for key in found if key.isprintable() and not set(key) & set(" '\"\\$`\ufffd")]
-    sys.stdout.write("".join(f"{one}\n" for one in dict.fromkeys(found) if one.startswith(current)))
+    found = [one for one in dict.fromkeys(found) if one.startswith(current)]
+    if found:
+        write_data("\n".join(found))

@@ -6,7 +6,6 @@ found by one bisection, which cannot fail. A map never changes: a new layout is 
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
@@ -81,10 +80,14 @@ class ShardMap:
     epoch: int
     starts: list[bytes]
     owners: list[str]
-    fingerprint: str = field(init=False, compare=False)
+    _fingerprint: list[str] = field(init=False, compare=False, repr=False, default_factory=list)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fingerprint", _fingerprint(self.names, self.starts, self.owners))
+    @property
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits; computed when first asked for, because that loads what `esp route` does without."""
+        if not self._fingerprint:
+            self._fingerprint.append(_fingerprint(self.names, self.starts, self.owners))
+        return self._fingerprint[0]
 
     @classmethod
     def build(cls, ranges: Sequence[tuple[str, KeyRange]], names: Sequence[str], epoch: int = 1) -> ShardMap:
@@ -169,6 +172,8 @@ def _fingerprint(names: Sequence[str], starts: Sequence[bytes], owners: Sequence
     parts = [*(name.encode() for name in sorted(names)), b""]
     for start, owner in zip(starts, owners, strict=True):
         parts += start, owner.encode()
+    import hashlib
+
     digest = hashlib.sha256()
     for part in parts:
         digest.update(b"%d:" % len(part) + part)  # with its length, so that no two lists look the same

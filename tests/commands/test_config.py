@@ -96,7 +96,7 @@ def fields(*arguments: str) -> dict[str, tuple[str, dict[str, object]]]:
 class TestShow:
     def test_has_every_field_of_a_config(self) -> None:
         names = {name.partition(".")[0] for name in fields()}
-        assert names == set(FileShape.__struct_fields__)
+        assert names == set(FileShape.names)
         assert {f"limits.{name}" for name in Limits.__dataclass_fields__} <= fields().keys()
 
     def test_says_where_each_value_comes_from(self) -> None:
@@ -154,7 +154,7 @@ def test_the_example_is_one_that_passes(config: Path) -> None:
 def test_the_schema_is_json() -> None:
     code, out, _ = run("schema")
     assert code == 0
-    assert json.loads(out)["properties"].keys() == set(FileShape.__struct_fields__)
+    assert json.loads(out)["properties"].keys() == set(FileShape.names)
 
 
 def test_the_group_alone_prints_its_help() -> None:

@@ -2,7 +2,12 @@
 
     schema       the JSON schema of the file, for editors
     effective    the values in force, and where each comes from
-    file         finds and reads the file, checks the whole; `Config` holds the values
+    checks       what a config must be beyond its file
+    file         finds and reads the file, checks the whole
+    values       `Config`, the values of a file
+    across       what esp serves over several shards
+    limits       the limits
+    fault        `ConfigError`
     shards       the `shards` of the file: names, endpoints, ranges
     listen_tls   TLS of the listeners
     listen       listen URLs
@@ -16,6 +21,7 @@
     workers      how many processes serve
     user         the user as whom esp asks shards
     fields       single values, and fields of the wrong shape
+    shape        which fields a mapping may have
     yaml_lines   YAML values, each with its line
 
 From the top down; each file imports only files below it.
@@ -26,29 +32,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from esp.core.config.across import AcrossShards, Compaction
 from esp.core.config.addresses import is_wildcard
+from esp.core.config.checks import check_certificates, check_no_loop
 from esp.core.config.control import Control
-from esp.core.config.file import (
-    AcrossShards,
-    Compaction,
-    Config,
-    ConfigError,
-    LogConfig,
-    check_certificates,
-    check_no_loop,
-    find,
-    listen_of,
-    load,
-    parse,
-    text_of,
-)
+from esp.core.config.fault import ConfigError
+from esp.core.config.file import find, listen_of, load, parse, text_of
 from esp.core.config.hot import HotConfig
 from esp.core.config.listen import Listen, url_of
 from esp.core.config.listen_tls import ListenTls
+from esp.core.config.log import LogConfig
 from esp.core.config.shard_tls import ShardTls
 from esp.core.config.shards import Endpoint, ShardConfig, endpoint_at
 from esp.core.config.traces import TracesConfig
 from esp.core.config.user import User, read_password
+from esp.core.config.values import Config
 from esp.core.config.workers import workers_of
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ import re
 from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
-from esp.core.config.file import DEFAULT_LISTEN, Config, FileShape
+from esp.core.config.file import DEFAULT_LISTEN, FileShape
 from esp.core.config.log import LogShape
+from esp.core.config.shape import Shape
 from esp.core.config.traces import TracesShape
+from esp.core.config.values import Config
 from esp.core.config.yaml_lines import Lines, Place, read
 from esp.core.keys import format_range
 
@@ -29,7 +29,7 @@ _UNSET: Final = {
 
 _BARE: Final = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./:@+-]*")
 """A text that needs no quotes in YAML."""
-_SHAPES: Final[dict[str, msgspec.Struct]] = {"log": LogShape(), "traces": TracesShape()}
+_SHAPES: Final[dict[str, type[Shape]]] = {"log": LogShape, "traces": TracesShape}
 _WORDS_OR_MAPPING: Final = ("across_shards", "compaction", "hot_prefixes")
 
 
@@ -51,22 +51,22 @@ def effective(text: str, config: Config) -> list[Effective]:
     """Every value of `config`, which `text` has become, in the order of docs/config.md."""
     value, lines = read(text)
     given: dict[str, Any] = value if isinstance(value, dict) else {}
-    default = FileShape()
+    defaults = FileShape.defaults()
     found: list[Effective] = []
-    for name in FileShape.__struct_fields__:
+    for name in FileShape.names:
         here = given.get(name)
         if name == "shards":
             found += _of_shards(given["shards"], config, lines)
         elif name == "limits":
             found += _of_fields(name, here or {}, asdict(config.limits), lines)
         elif name == "log" or (name == "traces" and here):
-            found += _of_fields(name, here or {}, msgspec.structs.asdict(_SHAPES[name]), lines)
+            found += _of_fields(name, here or {}, _SHAPES[name].defaults(), lines)
         elif isinstance(here, dict) and name not in _WORDS_OR_MAPPING:
             found += _of_fields(name, here, here, lines)
         elif name in given:
             found.append(Effective(name, shown(here), lines.of((name,))))
         else:
-            found.append(Effective(name, _UNSET.get(name) or shown(getattr(default, name)), None))
+            found.append(Effective(name, _UNSET.get(name) or shown(defaults[name]), None))
     return found
 
 

@@ -11,28 +11,15 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
-import msgspec
-
+from esp.core.config.shape import Shape, kind_of, wrong_kind
 from esp.core.config.yaml_lines import LineError, Lines, Place
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
-_Shape = TypeVar("_Shape", bound=msgspec.Struct)
+_Shape = TypeVar("_Shape", bound=Shape)
 
 MOST_FAULTS: Final = 100
 """The most faults of one file that are told."""
-
-_KINDS = {
-    "array": "a list",
-    "object": "a mapping",
-    "str": "text",
-    "int": "a number",
-    "float": "a number",
-    "bool": "true or false",
-    "null": "empty",
-    "bytes": "!!binary",
-}
-_PYTHON_KINDS = {list: "array", dict: "object", type(None): "null"}
 
 
 class Fields:
@@ -91,22 +78,20 @@ class Fields:
         A field that is unknown or of the wrong type is noted, and left out.
 
         Raises:
-            LineError: the value is no mapping, or lacks a field.
+            LineError: the value is no mapping; or there are too many faults.
         """
-        while True:
-            try:
-                return msgspec.convert(value, shape)
-            except msgspec.ValidationError as error:
-                below, text = explain_shape(str(error), subject, shape.__struct_fields__)
-                prefix = f"{subject}: " if place and not text.startswith(subject) else ""
-                fault = LineError(self.lines.of((*place, *below)), prefix + text, (*place, *below))
-            if not isinstance(value, dict) or not below or below[0] not in value:
-                raise fault
-            self.note(fault)
-            # Without the wrong field the others can be read.
-            value = {name: here for name, here in value.items() if name != below[0]}
-            if meant := meant_by(str(below[0]), shape.__struct_fields__):
+        if not isinstance(value, dict):
+            raise LineError(self.lines.of(place), wrong_kind(subject, value, [dict]), place)
+        good = {}
+        for name, here in value.items():
+            fault = shape.fault_of(name, here) if name in shape.names else unknown_field(name, shape.names)
+            if fault is None:
+                good[name] = here
+                continue
+            self.note_at((*place, name), f"{subject}: {fault}" if place else fault)
+            if meant := meant_by(name, shape.names):
                 self._spoiled.add((*place, meant))
+        return shape(good)
 
     def each(self, values: list[Any], place: Place, read: Callable[[Any], _T], subject: str = "") -> list[_T]:
         """The values, each read with `read`; its ValueError is noted with its line, and that value left out.
@@ -138,8 +123,8 @@ def key(value: Any, field: str) -> bytes:
     if value is None:
         raise ValueError(f'"{field}" is empty; write "" if that is meant')
     if isinstance(value, bool | int | float):
-        raise ValueError(f'"{field}" is {_kind_of(value)} to YAML; quote it')
-    raise ValueError(f'"{field}" is {_kind_of(value)}; write text, hex: or !!binary')
+        raise ValueError(f'"{field}" is {kind_of(value)} to YAML; quote it')
+    raise ValueError(f'"{field}" is {kind_of(value)}; write text, hex: or !!binary')
 
 
 def key_bytes(value: Any, field: str) -> bytes:
@@ -158,7 +143,7 @@ def key_bytes(value: Any, field: str) -> bytes:
             return base64.b64decode(value, validate=True)
         except (ValueError, binascii.Error):
             raise ValueError(f'"{field}" is "{value}", which is not base64; text goes into "{field[:-5]}"') from None
-    raise ValueError(f'"{field}" is {_kind_of(value)}; write a list of bytes, base64 or !!binary')
+    raise ValueError(f'"{field}" is {kind_of(value)}; write a list of bytes, base64 or !!binary')
 
 
 def unknown_field(name: str, known: Iterable[str]) -> str:
@@ -180,35 +165,8 @@ def meant_by(name: str, known: Iterable[str]) -> str | None:
     return near[0] if near else None
 
 
-def explain_shape(message: str, subject: str, known: Iterable[str]) -> tuple[Place, str]:
-    """The place of the value in a message of msgspec, and a sentence for people.
-
-    `subject` names the value that was converted, `known` its fields.
-    """
-    message, _, path = message.partition(" - at `$")
-    place = tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]`]+", path) if part != "...")
-    if match := re.fullmatch("Object contains unknown field `(.*)`", message, re.DOTALL):
-        return (*place, match[1]), unknown_field(match[1], known)
-    name = subject
-    if place:
-        name = f'"{place[0]}"' + "".join(f" item {part + 1}" for part in place[1:] if isinstance(part, int))
-    if match := re.fullmatch("Expected `([\\w |]+).*`, got `(\\w+)`", message):
-        wanted, got = [kind for kind in match[1].split(" | ") if kind != "null"], match[2]
-        cure = "; quote it" if "str" in wanted and got in ("int", "float", "bool") else ""
-        kinds = " or ".join(_KINDS.get(kind, kind) for kind in wanted)
-        return place, f"{name} must be {kinds}, not {_KINDS.get(got, got)}{cure}"
-    if match := re.fullmatch("Invalid enum value '?(.*?)'?", message, re.DOTALL):
-        return place, f'{name} cannot be "{match[1]}"'
-    return place, f"{name}: {message}"
-
-
 def shown(value: object) -> str:
     """A value as the file has it, if that is short; else its kind."""
     if isinstance(value, str) and len(value) <= 40:
         return f'"{value}"'
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else _kind_of(value)
-
-
-def _kind_of(value: object) -> str:
-    name = _PYTHON_KINDS.get(type(value), type(value).__name__)
-    return _KINDS.get(name, name)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else kind_of(value)

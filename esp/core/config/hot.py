@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
-
 from esp.core.config.fields import Fields, shown
+from esp.core.config.shape import Shape
 
 MAX_DEPTH: Final = 16
 MAX_KEEP: Final = 256
@@ -31,7 +30,7 @@ class HotConfig:
     one_of: int = 1
 
 
-class HotShape(msgspec.Struct, forbid_unknown_fields=True):
+class HotShape(Shape):
     """The fields of `hot_prefixes`."""
 
     separator: Any = "/"

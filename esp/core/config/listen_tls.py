@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import msgspec
-
 from esp.core.config.fields import Fields
 from esp.core.config.listen import Listen
+from esp.core.config.shape import Shape
 from esp.core.config.yaml_lines import Place
 from esp.core.tls_paths import Files, TlsFileError
 
@@ -47,21 +46,21 @@ class ListenTls:
         return f"{certs}{asks}, from version {self.min_version}, {' before '.join(self.alpn)}"
 
 
-class PairShape(msgspec.Struct, forbid_unknown_fields=True):
+class PairShape(Shape):
     """A certificate with its key."""
 
     cert: str | None = None
     key: str | None = None
 
 
-class ListenTlsShape(msgspec.Struct, forbid_unknown_fields=True):
+class ListenTlsShape(Shape):
     """The fields of `tls`."""
 
     cert: str | None = None
     key: str | None = None
     client_ca: str | None = None
     min_version: Any = "1.2"
-    alpn: list[Any] = msgspec.field(default_factory=lambda: list(_PROTOCOLS))
+    alpn: list[Any] = list(_PROTOCOLS)
     certs: list[Any] = []
 
 

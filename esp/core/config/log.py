@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
-
 from esp.core.config.fields import Fields, shown
+from esp.core.config.shape import Shape
 from esp.core.log.levels import FORMATS, LEVELS, Format, Level
 
 MAX_ONE_OF: Final = 1_000_000_000
@@ -31,7 +30,7 @@ class LogConfig:
     slow_seconds: float | None = 1.0
 
 
-class LogShape(msgspec.Struct, forbid_unknown_fields=True):
+class LogShape(Shape):
     """The fields of `log`."""
 
     format: Any = "text"

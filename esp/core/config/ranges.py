@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from esp.core.config.fields import Fields, key
+from esp.core.config.shape import Shape
 from esp.core.config.yaml_lines import Lines, Place
 from esp.core.keys import KeyRange, prefix_end
 from esp.core.kubernetes import DEFAULT_PREFIX, directory, resource_range
 
-# Any, because msgspec's types cannot express all forms of a key.
 
-
-class RangeShape(msgspec.Struct, forbid_unknown_fields=True):
+class RangeShape(Shape):
     """The fields of a range."""
 
-    prefix: Any = msgspec.UNSET
-    start: Any = msgspec.UNSET
-    end: Any = msgspec.UNSET
-    kubernetes: str | msgspec.UnsetType = msgspec.UNSET
-    etcd_prefix: str | msgspec.UnsetType = msgspec.UNSET
+    prefix: Any = None
+    start: Any = None
+    end: Any = None
+    kubernetes: str = ""
+    etcd_prefix: str = DEFAULT_PREFIX
 
 
 class RangeFields(Fields):
@@ -43,14 +40,13 @@ class RangeFields(Fields):
         """
         what = f"{subject}: a range" if subject else "a range"
         shape = self.shaped(value, RangeShape, place, what)
-        given = [name for name in shape.__struct_fields__ if getattr(shape, name) is not msgspec.UNSET]
+        given = shape.given
         if given == ["start"]:
             self.fail(place, f'{what} has no "end"; write end: "" for the last key there is')
         if given == ["end"]:
             self.fail(place, f'{what} has no "start"; write start: "" for the first key there is')
-        if shape.kubernetes is not msgspec.UNSET and given[:1] == ["kubernetes"]:
-            etcd_prefix = DEFAULT_PREFIX if shape.etcd_prefix is msgspec.UNSET else shape.etcd_prefix
-            return self._resource(shape.kubernetes, etcd_prefix, place, what)
+        if given[:1] == ["kubernetes"]:
+            return self._resource(shape.kubernetes, shape.etcd_prefix, place, what)
         if given not in (["prefix"], ["start", "end"]):
             self.fail(place, f"{what} is {{prefix: ...}}, {{start: ..., end: ...}} or {{kubernetes: ...}}")
         keys = [self.key_at(getattr(shape, name), (*place, name), subject) for name in given]

@@ -233,7 +233,7 @@ def schema() -> Schema:
 
 def _object(shape: Any, fields: dict[str, Schema]) -> Schema:
     """A mapping with the fields of a shape, of each of which `fields` must say the values."""
-    properties = {name: fields[name] for name in shape.__struct_fields__}
+    properties = {name: fields[name] for name in shape.names}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 

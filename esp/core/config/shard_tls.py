@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from esp.core.config.addresses import fault_of_host
 from esp.core.config.fields import Fields
+from esp.core.config.shape import Shape
 from esp.core.config.yaml_lines import Place
 from esp.core.tls_paths import Files, TlsFileError
 
@@ -36,7 +35,7 @@ class ShardTls:
     verify: bool = True
 
 
-class ShardTlsShape(msgspec.Struct, forbid_unknown_fields=True):
+class ShardTlsShape(Shape):
     """The fields of `shard_tls`."""
 
     ca: str | None = None

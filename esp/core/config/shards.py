@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from esp.core.config.addresses import address
 from esp.core.config.fields import key_bytes
 from esp.core.config.ranges import RangeFields
+from esp.core.config.shape import Shape
 from esp.core.config.shard_tls import ShardTls, shard_tls_at
 from esp.core.config.user import User, user_at
 from esp.core.config.yaml_lines import LineError, Place
@@ -113,10 +112,7 @@ def read_shards(
     return shards, shard_map
 
 
-# Any, because msgspec's types cannot express all forms of a key.
-
-
-class ShardShape(msgspec.Struct, forbid_unknown_fields=True):
+class ShardShape(Shape):
     """The fields of a shard."""
 
     name: str | None = None
@@ -126,7 +122,7 @@ class ShardShape(msgspec.Struct, forbid_unknown_fields=True):
     tls: dict[str, Any] | None = None
 
 
-class OriginalShardShape(msgspec.Struct, forbid_unknown_fields=True):
+class OriginalShardShape(Shape):
     """The fields of a shard in the original's format."""
 
     name: str | None = None

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import msgspec
-
 from esp.core.config.fields import Fields, shown
+from esp.core.config.shape import Shape
 
 DEFAULT_SERVICE: Final = "esp"
 MOST_SPANS: Final = 1_000_000
@@ -32,7 +31,7 @@ class TracesConfig:
     max_spans: int = 8192
 
 
-class TracesShape(msgspec.Struct, forbid_unknown_fields=True):
+class TracesShape(Shape):
     """The fields of `traces`."""
 
     endpoint: Any = None

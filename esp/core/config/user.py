@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from esp.core.config.fields import Fields
+from esp.core.config.shape import Shape
 from esp.core.config.yaml_lines import Place
 
 MAX_PASSWORD_BYTES: Final = 4096
@@ -22,7 +21,7 @@ class User:
     password_file: Path
 
 
-class UserShape(msgspec.Struct, forbid_unknown_fields=True):
+class UserShape(Shape):
     """The fields of `auth`."""
 
     user: str = ""

@@ -125,12 +125,12 @@ def test_the_example_passes_and_has_every_field() -> None:
     text = EXAMPLE.read_text()
     parse(text, None)
     named = set(re.findall(r"^(?:# )?(\w+):", text, re.MULTILINE))
-    assert set(FileShape.__struct_fields__) <= named
+    assert set(FileShape.names) <= named
 
 
 def test_what_is_commented_out_in_the_example_has_the_right_form(validator: Any) -> None:
     """Every field, one after the other, taken for a part of the config."""
     text = EXAMPLE.read_text()
     for field in re.findall(r"^# (\w+: .*)$", text, re.MULTILINE):
-        if field.partition(":")[0] in FileShape.__struct_fields__ and not field.endswith("."):
+        if field.partition(":")[0] in FileShape.names and not field.endswith("."):
             assert validator.is_valid(yaml.load(f"{field}\n{text}", _Reader)), field

@@ -1,0 +1,76 @@
+"""The values of a config that has passed every check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from esp.core.config.across import AcrossShards, Compaction
+from esp.core.config.control import Control
+from esp.core.config.hot import HotConfig
+from esp.core.config.listen import Listen
+from esp.core.config.listen_tls import ListenTls
+from esp.core.config.log import LogConfig
+from esp.core.config.shards import ShardConfig
+from esp.core.config.traces import TracesConfig
+from esp.core.kubernetes import COMPACT_KEY, assumed_roots
+from esp.core.namespace import Namespace
+from esp.core.shard_map import ShardMap
+from esp.core.wire.limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A config that has passed every check. `shards` and `shard_map.names` are in the order of the file.
+
+    All keys are those of the shards, with the prefix of the namespace.
+    """
+
+    path: Path | None
+    listen: tuple[Listen, ...]
+    advertise: tuple[str, ...]
+    cors: tuple[str, ...]
+    host_whitelist: tuple[str, ...]
+    shards: tuple[ShardConfig, ...]
+    shard_map: ShardMap
+    across_shards: AcrossShards
+    compaction: Compaction
+    deletes_across_shards: Literal["serve", "refuse"]
+    defragment: Literal["refuse", "sequential"]
+    kubernetes: tuple[bytes, ...]  # the prefixes of kube-apiservers' keys that the file names
+    leases: Literal["tolerant", "strict"]
+    range_reads: Literal["default", "snapshot"]
+    txn_reads: Literal["snapshot", "each"]
+    drain_seconds: float
+    limits: Limits
+    namespace: Namespace | None = None
+    tls: ListenTls | None = None
+    control: Control = "auto"
+    watch_config: bool = False
+    log: LogConfig = field(default_factory=LogConfig)
+    traces: TracesConfig | None = None
+    workers: int = 1
+    metrics_for_clients: bool = True
+    metrics_listen: tuple[Listen, ...] = ()
+    ui: bool = True
+    hot_prefixes: HotConfig | None = None
+
+    @property
+    def all_listen(self) -> tuple[Listen, ...]:
+        """The addresses for clients, and those for pages only."""
+        return self.listen + self.metrics_listen
+
+    @property
+    def apiserver_roots(self) -> tuple[bytes, ...]:
+        """The directories in which the keys of a kube-apiserver are expected."""
+        return assumed_roots(self.kubernetes, self.namespace.prefix if self.namespace else b"")
+
+    @property
+    def compact_key(self) -> bytes:
+        """The key by which kube-apiservers agree which of them compacts."""
+        return self.namespace.key(COMPACT_KEY) if self.namespace else COMPACT_KEY
+
+    def shard(self, name: str) -> ShardConfig:
+        """The shard of this name; the map must have the name."""
+        return next(shard for shard in self.shards if shard.name == name)
