@@ -8,7 +8,7 @@ The files, from the bottom up: each imports only files of its own line and of li
     budget, shares: memory and places that all clients share fairly
     ended: calls that have ended, for metrics and logs
     divided: header blocks with a part for each of several servers
-    huffman, field_decoder, hpack: header blocks
+    huffman, header_table, field_decoder, hpack: header blocks
     traces: traced calls, and the trace ids that go on to servers
     running_time, held_steps: a clock of running time; steps of coroutines that wait for their turn
     turns, context: which connection works when; what all connections of a process share

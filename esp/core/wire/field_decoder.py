@@ -1,7 +1,7 @@
 """Header fields out of a header block (RFC 7541, section 6), with the peer's table.
 
-The table is that of the `hpack` library. Its decoder is not used: for each field it copies the rest of the block
-several times, and a block of many small fields and a large one took 15 ms.
+The decoder of the `hpack` library is not used: for each field it copies the rest of the block several times, and a
+block of many small fields and a large one took 15 ms.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Final
 
 from hpack import HPACKDecodingError, InvalidTableSizeError, OversizedHeaderListError
-from hpack.table import HeaderTable
 
 from esp.core.wire import huffman
+from esp.core.wire.header_table import FIELD_OVERHEAD, LARGEST, Field, HeaderTable
 
-FIELD_OVERHEAD: Final = 32
-"""Added to the size of each field (RFC 9113, section 6.5.2)."""
+__all__ = ["FIELD_OVERHEAD", "FieldDecoder"]
+
 _SHIFTS: Final = (0, 7, 14, 21, 28)
 
 
@@ -31,7 +31,7 @@ class FieldDecoder:
         self._max_list_bytes = max_list_bytes
         self.table = HeaderTable()
 
-    def decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
+    def decode(self, block: bytes) -> list[Field]:
         """The fields of `block`, the table updated.
 
         Raises:
@@ -39,7 +39,7 @@ class FieldDecoder:
                 `max_list_bytes`. The table is unusable from then on.
         """
         table = self.table
-        fields: list[tuple[bytes, bytes]] = []
+        fields: list[Field] = []
         size = position = 0
         end = len(block)
         while position < end:
@@ -51,21 +51,32 @@ class FieldDecoder:
                 if fields:
                     raise HPACKDecodingError("a table size update behind a field")
                 wanted, position = _integer(block, position, 0x1F)
-                if wanted > HeaderTable.DEFAULT_SIZE:
+                if wanted > LARGEST:
                     raise InvalidTableSizeError("a table larger than granted")
-                table.maxsize = wanted
+                table.resize(wanted)
                 continue
             else:
                 enters = first & 0x40
-                index, position = _integer(block, position, 0x3F if enters else 0x0F)
-                if index:
-                    name = table.get_by_index(index)[0]
+                if first == enters or first == 0x10:  # no index; spelled out, as below: an attacker may send many
+                    position += 1
+                    length = block[position] if position < end else 0x80
+                    if length < 0x7F and (start := position + 1) + length <= end:
+                        position = start + length
+                        name = block[start:position]
+                    else:
+                        name, position = _string(block, position)
                 else:
-                    name, position = _string(block, position)
-                value, position = _string(block, position)
+                    index, position = _integer(block, position, 0x3F if enters else 0x0F)
+                    name = table.get_by_index(index)[0]
+                length = block[position] if position < end else 0x80
+                if length < 0x7F and (start := position + 1) + length <= end:
+                    position = start + length
+                    field = name, block[start:position]
+                else:
+                    value, position = _string(block, position)
+                    field = name, value
                 if enters:
-                    table.add(name, value)
-                field = name, value
+                    table.add(field)
             fields.append(field)
             size += len(field[0]) + len(field[1]) + FIELD_OVERHEAD
             if size > self._max_list_bytes:

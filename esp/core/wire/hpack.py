@@ -14,16 +14,16 @@ from typing import Final, Generic, NoReturn, TypeVar
 
 from hpack import HPACKError, OversizedHeaderListError
 from hpack.hpack import encode_integer
-from hpack.table import HeaderTable
 
 from esp.core.wire.divided import COMPOSITE, DividedBlock
 from esp.core.wire.field_decoder import FIELD_OVERHEAD, FieldDecoder
 from esp.core.wire.frames import ConnectionFault, ErrorCode, StreamFault
+from esp.core.wire.header_table import STATIC_FIELDS
 
 Fields = list[tuple[bytes, bytes]]
 
-STATIC: Final = {field: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
-STATIC_NAMES: Final = {field[0]: index for index, field in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))}
+STATIC: Final = {field: index for index, field in list(enumerate(STATIC_FIELDS))[:0:-1]}
+STATIC_NAMES: Final = {field[0]: index for index, field in list(enumerate(STATIC_FIELDS))[:0:-1]}
 _SENSITIVE: Final = frozenset((b"token", b"authorization", b"cookie"))
 """Marked as never indexed, so that no hop between here and the peer puts them into a table."""
 
@@ -131,7 +131,8 @@ class HeaderDecoder(Generic[Head]):
             TooLarge: the block is above a limit, but was decoded.
         """
         _check_size_updates(block, to_zero=self._acknowledged)
-        before = self._table()
+        table = self._decoder.table
+        before = table.changes
         try:
             fields = self._decoder.decode(block)
         except OversizedHeaderListError:
@@ -140,7 +141,7 @@ class HeaderDecoder(Generic[Head]):
             ) from None
         except HPACKError as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
-        self._repeatable = self._table() == before
+        self._repeatable = table.changes == before
         if not self._repeatable:
             self.forget()
         size = self._list_bytes = sum([len(name) + len(value) + FIELD_OVERHEAD for name, value in fields])
@@ -149,10 +150,6 @@ class HeaderDecoder(Generic[Head]):
         if len(fields) > self._max_fields:
             raise TooLarge(fields, f"has {len(fields)} fields", "max_header_fields", self._max_fields)
         return fields
-
-    def _table(self) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """The state of the table; the meaning of a block depends on nothing else."""
-        return self._decoder.table.maxsize, list(self._decoder.table.dynamic_entries)
 
     def decode(self, block: bytes) -> Head:
         """The result of `build` for `block`; remembered when the block does not change the table.

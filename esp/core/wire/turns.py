@@ -212,16 +212,19 @@ class Turns:
         return True
 
     def serve_answers(self, worker: Worker) -> None:
-        """Bytes have come for a shard's `worker`: it works before clients' workers, but in slices as well."""
+        """Bytes have come for a shard's `worker`: it works before clients' workers, but in slices as well.
+
+        A socket may be read many times in a turn of the loop. So this turn's time counts until `run`.
+        """
         if worker.in_line:
             return
         if not self.will_run:
             self._spent = 0.0
+            self.run_soon()
         start = self.clock()
         if self._spent >= AT_ONCE or worker.work(start + AT_ONCE):
             worker.in_line = True
             self._answers.append(worker)
-            self.run_soon()
         took = self.clock() - start
         self._spent += took
         self._elsewhere += took

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from esp.core.wire import huffman
 from esp.core.wire.field_decoder import FieldDecoder
 from esp.core.wire.frames import ConnectionFault, ErrorCode, StreamFault
+from esp.core.wire.header_table import HeaderTable
 from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_BYTES, MEMO_ENTRIES, HeaderDecoder, encode
 from esp.core.wire.request_decoder import RequestDecoder
 from tests.examples import tries
@@ -541,6 +542,19 @@ def test_a_block_is_read_once_whatever_is_in_it() -> None:
     block = Counted(literal(b"a", b"", 0, 0) * 1000 + literal(b"b", b"x" * 90_000, 0, 0))
     assert len(FieldDecoder(ROOM).decode(block)) == 1001
     assert Counted.copied <= len(block) + 1000
+
+
+def test_an_entry_is_made_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that changes the table is found out by that, without a look at what is in the table."""
+    made = decoder()
+    looks: list[object] = []
+    monkeypatch.setattr(HeaderTable, "dynamic_entries", property(looks.append))
+    monkeypatch.setattr(HeaderTable, "get_by_index", lambda table, index: looks.append(index))
+    for number in range(200):
+        name = b"n%d" % number
+        assert made.decode(literal(name, b"v", 0x40, 0)) == [(name, b"v")]
+        assert made.memo == {}
+    assert looks == []
 
 
 @settings(max_examples=tries(500), deadline=None)

@@ -595,6 +595,18 @@ def test_answers_of_shards_come_before_the_line_in_slices(steps: Steps) -> None:
     assert (client.left, shard.left) == (0, 0)
 
 
+def test_reads_of_one_shard_in_the_same_turn_have_its_time_together(steps: Steps) -> None:
+    """A socket is read up to 32 times in a turn of the loop, whatever comes out of that."""
+    shard = Load(steps, "s")
+    for _ in range(32):
+        shard.left += 15
+        steps.turns.serve_answers(shard)
+    assert steps.log == ["s"] * 30, "the third read waits, and all behind it"
+    assert steps.turn() == ["s"] * 20
+    steps.until_done()
+    assert shard.left == 0
+
+
 def test_answers_come_before_new_requests_but_not_for_ever(steps: Steps) -> None:
     client, shard = Load(steps, "c"), Load(steps, "s")
     client.gets(100)
