@@ -146,6 +146,7 @@ class FileShape(Shape):
     namespace: Any = None
     cors: list[Any] = ["*"]
     host_whitelist: list[Any] = ["*"]
+    map: str = "file"
     shards: list[Any] = []
     auth: dict[str, Any] | None = None
     shard_tls: dict[str, Any] | None = None
@@ -192,6 +193,7 @@ class _FileReader(RangeFields):
         across_shards = tried(AcrossShards(), across_shards_of, file.across_shards, self)
         namespace = tried(None, self._namespace, file.namespace)
         one_of, words = self._one_of, self._words
+        tried(None, self._map, file.map)
         values: dict[str, Any] = {
             "cors": words("cors", file.cors, _ORIGIN, 'an origin such as http://example.com, or "*" for any'),
             "host_whitelist": words("host_whitelist", file.host_whitelist, _HOST, 'a name without port, or "*"'),
@@ -260,6 +262,16 @@ class _FileReader(RangeFields):
         if not prefix:
             self.fail(("namespace",), '"namespace" is empty; write a prefix, such as team-a/, or leave it out')
         return Namespace.of(prefix)
+
+    def _map(self, value: str) -> None:
+        if value == "shards":
+            self.fail(
+                ("map",),
+                '"map" is "shards": a map that the shards hold is not served yet; '
+                "write file, and give all proxies the same shards in their files",
+            )
+        if value != "file":
+            self.fail(("map",), f'"map" is "{value}"; write file')
 
     def _words(self, field: str, values: list[Any], form: re.Pattern[str], cure: str) -> tuple[str, ...]:
         for number, value in enumerate(values):

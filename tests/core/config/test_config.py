@@ -294,7 +294,7 @@ def binary(key: bytes) -> str:
 # What is refused, word for word
 
 FIELDS = (
-    "the fields here are listen, tls, advertise, namespace, cors, host_whitelist, shards, auth, shard_tls, whole, across_shards, compaction, "
+    "the fields here are listen, tls, advertise, namespace, cors, host_whitelist, map, shards, auth, shard_tls, whole, across_shards, compaction, "
     "deletes_across_shards, defragment, leases, range_reads, txn_reads, drain_seconds, workers, limits, control, watch_config, log, traces, metrics_for_clients, metrics_listen, ui, hot_prefixes"
 )
 NO_SHARDS = 'no shards; write shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
@@ -371,6 +371,12 @@ REFUSED = {
     # Single fields
     "deletes": (ONE + "deletes_across_shards: no way", '5: "deletes_across_shards" is "no way"; write serve or refuse'),
     "range_reads": (ONE + "range_reads: exact", '5: "range_reads" is "exact"; write default or snapshot'),
+    "map in the shards": (
+        ONE + "map: shards",
+        '5: "map" is "shards": a map that the shards hold is not served yet; '
+        "write file, and give all proxies the same shards in their files",
+    ),
+    "map elsewhere": (ONE + "map: etcd", '5: "map" is "etcd"; write file'),
     "txn_reads": (ONE + "txn_reads: exact", '5: "txn_reads" is "exact"; write snapshot or each'),
     "control empty": (ONE + "control: ''", '5: "control" is ""; write auto, off or the path of a socket'),
     "control true": (ONE + "control: on", '5: "control" is true or false; write auto, off or the path of a socket'),
