@@ -335,6 +335,7 @@ class Proxy:
         self._served.watch.is_ending = True
         if not await self._listener.drain(errors.SERVER_STOPPED, self.config.drain_seconds):
             log.warning("some calls were still open after %g s and were cut", self.config.drain_seconds)
+        await self.running.gave_up()
         if self.traces is not None:
             await self.traces.close()
         await self._metrics_listener.drain(errors.SERVER_STOPPED, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from math import ceil
@@ -22,6 +23,8 @@ from esp.core.wire.transport import TICK_SECONDS
 
 TICKED_AT_ONCE: Final = 32
 """Shards that are ticked in one step of the loop."""
+GIVE_UP_SECONDS: Final = 5.0
+"""The longest that the end of the process waits for `gave_up`."""
 
 
 class Running:
@@ -98,9 +101,21 @@ class Running:
         """
         until = monotonic() + seconds
         await asyncio.sleep(TICK_SECONDS)
-        while monotonic() < until and not all(call.is_over for call in calls):  # noqa: ASYNC110 - a tick is as good
+        while monotonic() < until and not (  # noqa: ASYNC110 - a tick is as good
+            all(call.is_over for call in calls) and all(shard.waits.are_done for shard in shards)
+        ):
             await asyncio.sleep(TICK_SECONDS)
         await self.let_go(shards)
+
+    async def gave_up(self) -> None:
+        """Waits until the shards have heard of all calls that were given up (`Waits`), for a while at most.
+
+        If the connections ended before, a shard would give up all the rest in one moment.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GIVE_UP_SECONDS):
+                for shard in self.shards:
+                    await shard.waits.done()
 
     async def let_go(self, shards: Iterable[Shard]) -> None:
         """Ends the clients of shards, and forgets the certificates that no shard uses any more."""

@@ -33,6 +33,8 @@ PUT = b"/etcdserverpb.KV/Put"
 RANGE = b"/etcdserverpb.KV/Range"
 WATCH = b"/etcdserverpb.Watch/Watch"
 LOCK = b"/v3lockpb.Lock/Lock"
+CAMPAIGN = b"/v3electionpb.Election/Campaign"
+OBSERVE = b"/v3electionpb.Election/Observe"
 
 
 @dataclass
@@ -68,6 +70,8 @@ class Front:
             RANGE: PassUnary(self.shard, idempotent=True),
             WATCH: PassStream(self.shard),
             LOCK: PassWaiting(self.shard, idempotent=False),
+            CAMPAIGN: PassWaiting(self.shard, idempotent=False),
+            OBSERVE: PassStream(self.shard),
         }
         self._next = 1
         self.says(PREFACE, settings({}), SETTINGS_ACK)

@@ -52,6 +52,7 @@ class ScriptedConnection:
     Attributes:
         calls: every call heard, but for those after the version, in order.
         statuses: how often it was asked for its version.
+        untold: those of these questions that it has not answered, as it does not tell (`ScriptedEtcd.tells`).
         silent: acknowledges, answers and grants nothing from here on.
     """
 
@@ -59,6 +60,7 @@ class ScriptedConnection:
         self.etcd = etcd
         self.calls: list[HeardCall] = []
         self.statuses = 0
+        self.untold: list[HeardCall] = []
         self.silent = False
         self.closed = False
         self._streams: dict[int, HeardCall] = {}
@@ -121,6 +123,8 @@ class ScriptedConnection:
                 header = rpc_pb2.ResponseHeader(revision=self.etcd.revision)
                 status = rpc_pb2.StatusResponse(header=header, version=self.etcd.version, leader=self.etcd.leader)
                 self.answers(call, status.SerializeToString())
+            elif call.path == STATUS:
+                self.untold.append(call)
 
     def call(self, stream: int) -> HeardCall | None:
         """The call on that stream, as far as it was heard."""

@@ -165,6 +165,19 @@ class TestDrain:
         owner = locks_of(shards[1])
         wait_until(lambda: owner.under(b"m") == [had.key])
 
+    def test_of_many_none_leaves_a_key(
+        self, locks: Locks, proxy: EspProcess, shards: list[LocalEtcd], locks_of: LocksOf
+    ) -> None:
+        """The shard is told of all of them, a few at a time, before its connection ends."""
+        had = locks.lock(b"m")
+        waiting = [locks.locking(b"m", locks.grant()) for _ in range(60)]
+        wait_until(lambda: len(locks.under(b"m")) == 61)
+        proxy.process.send_signal(signal.SIGTERM)
+        assert {ended(call) for call in waiting} == {STOPPED}
+        assert proxy.wait(20) == 0
+        owner = locks_of(shards[1])
+        wait_until(lambda: owner.under(b"m") == [had.key])
+
     def test_with_one_shard_too(self, shards: list[LocalEtcd], start_esp: Esps, locks_of: LocksOf) -> None:
         proxy = start_esp(shards[:1], extra="drain_seconds: 60")
         locks = locks_of(proxy)

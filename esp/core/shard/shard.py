@@ -7,19 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from typing import Final, TypeVar
 
 from esp.core import errors
+from esp.core.background import Background
+from esp.core.config import Endpoint, User
 from esp.core.shard.connected import Connected
 from esp.core.shard.fate import outcome
 from esp.core.shard.link import ParkedCall, StreamOpener
+from esp.core.shard.secured import Secured
+from esp.core.shard.waits import WAITS, Waits
 from esp.core.wire.call import BrokenCall, MessageCall, Reader, messages
 from esp.core.wire.client import ClientConnection
+from esp.core.wire.context import WireContext
 from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerCall
-from esp.core.wire.splice import REPLAY_BYTES, CountedCall, LateCall, Place, SplicedCall, StreamCall
+from esp.core.wire.splice import (
+    REPLAY_BYTES,
+    CountedCall,
+    LateCall,
+    Place,
+    SplicedCall,
+    StreamCall,
+    WaitingCall,
+    WaitingStream,
+)
 from esp.core.wire.status import DEADLINE_EXCEEDED, RpcError, Status
 
 log = logging.getLogger("esp.shard")
@@ -35,7 +49,23 @@ SHARD_TRAILER: Final = b"esp-shard"
 
 
 class Shard(Connected):
-    """The client of one etcd cluster."""
+    """The client of one etcd cluster.
+
+    Attributes:
+        waits: the calls for locks and elections that their clients have given up.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        endpoints: Sequence[Endpoint],
+        context: WireContext,
+        background: Background,
+        user: User | None = None,
+        secured: Secured | None = None,
+    ) -> None:
+        super().__init__(name, endpoints, context, background, user, secured)
+        self.waits = Waits(name, background, self.forward_unary)
 
     # Calls of clients, passed on.
 
@@ -74,6 +104,8 @@ class Shard(Connected):
         connection = self._streams.free()
         if down.remaining() == 0:
             down.finish(DEADLINE_EXCEEDED)
+        elif not self._may_wait(down, message):
+            pass
         elif connection is not None:
             self.send(connection, down, message, down.remaining_timeout())
         else:
@@ -83,11 +115,24 @@ class Shard(Connected):
     def splice_stream(self, down: ServerCall) -> None:
         """Passes a streaming call on, in both directions."""
         connection = self._streams.free()
-        if connection is not None:
+        if down.head.path in WAITS and not self._may_wait(down, b""):
+            pass
+        elif connection is not None:
             self.send(connection, down, None, down.timeout)
         else:
             self._links.wanted_streams.set()
             self._streams.park(ParkedCall(self, self._streams, down, None))
+
+    def _may_wait(self, down: ServerCall, message: bytes) -> bool:
+        """Whether a call may be sent that may wait for hours; refuses it otherwise."""
+        if self.waits.waiting >= self.context.limits.max_waiting_requests:
+            self.context.reached("max_waiting_requests")
+            self.refuse(down, errors.TOO_MANY_REQUESTS)
+            return False
+        if not self.waits.may_begin(down.head.path, message):
+            self.refuse(down, errors.NO_CONNECTION)
+            return False
+        return True
 
     def open_stream(self, opener: StreamOpener) -> None:
         """Lets `opener` send a long-lived call, at once or as soon as a connection can take it.
@@ -107,7 +152,17 @@ class Shard(Connected):
 
     def send(self, connection: ClientConnection, down: ServerCall, message: bytes | None, timeout: bytes) -> None:
         """Sends a client's call on `connection`, which has room for it; a streaming call has no `message`."""
-        call = StreamCall(connection, down, self) if message is None else LateCall(connection, down, message, self)
+        call: SplicedCall
+        if down.head.path in WAITS:
+            timeout = b""  # `waits` says why
+            if message is None:
+                call = WaitingStream(connection, down, self)
+            else:
+                call = WaitingCall(connection, down, message, self)
+        elif message is None:
+            call = StreamCall(connection, down, self)
+        else:
+            call = LateCall(connection, down, message, self)
         connection.call(call, down.forward, timeout, message, end=message is not None)
         if message is not None and len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
             call.message = b""
@@ -154,6 +209,10 @@ class Shard(Connected):
             self.send(connection, down, message, down.remaining_timeout())
         else:
             self._unary.park(ParkedCall(self, self._unary, down, message))
+
+    def give_up(self, call: SplicedCall) -> None:
+        """Cancels a call whose client has gone, as soon as the shard can take that."""
+        self.waits.give_up(call)
 
     def on_status(self, call: SplicedCall, status: Status) -> bool:
         """Takes the error of a call. Tries the next endpoint if the error says that the member cannot serve.

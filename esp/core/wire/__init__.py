@@ -58,7 +58,7 @@ The names that the layers above may use (tests/test_layers.py):
     client_stream: ClientStream, STREAM_WINDOW
     client: ClientConnection
     traffic: Traffic, MessageCount
-    splice: SplicedCall, LateCall, StreamCall, CountedCall, Place, NO_TRAILERS, REPLAY_BYTES
+    splice: SplicedCall, LateCall, WaitingCall, StreamCall, WaitingStream, CountedCall, Place, NO_TRAILERS, REPLAY_BYTES
     call: MessageCall, Reader, Together, TogetherCall, BrokenCall, messages
     pump: Pending
     local_calls: LocalCalls

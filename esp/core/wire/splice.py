@@ -47,6 +47,9 @@ class SpliceOwner(Protocol):
     def on_status(self, call: SplicedCall, status: Status) -> bool:
         """The call ended with an error. False passes the error on; with True the owner has taken over `call.down`."""
 
+    def give_up(self, call: SplicedCall) -> None:
+        """The client of a call that may wait for hours has gone. The owner cancels the call, now or soon."""
+
 
 class SplicedCall(ClientStream, Sink):
     """The upstream half of a spliced call, and the sink of the client's half.
@@ -236,6 +239,17 @@ class LateCall(SplicedCall):
             self._answer_in_pieces(head, payload, trailers)
 
 
+class WaitingCall(LateCall):
+    """A spliced call that may wait for hours."""
+
+    __slots__ = ()
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client is gone."""
+        self.down.sink = None
+        self.owner.give_up(self)
+
+
 class StreamCall(LateCall):
     """A spliced streaming call, whose messages are counted."""
 
@@ -257,6 +271,17 @@ class StreamCall(LateCall):
         """A piece of the requests."""
         self._requests.add(payload)
         super().request_data(payload, end)
+
+
+class WaitingStream(StreamCall):
+    """A spliced streaming call that is cancelled like a `WaitingCall`."""
+
+    __slots__ = ()
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client is gone."""
+        self.down.sink = None
+        self.owner.give_up(self)
 
 
 class CountedCall(LateCall):
