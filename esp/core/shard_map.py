@@ -140,6 +140,16 @@ class ShardMap:
             if low is not None
         ]
 
+    def span(self, key: bytes, range_end: bytes) -> tuple[int, int]:
+        """The places in `owners` of the owners of a request's range: the first, and the one behind the last.
+
+        An empty range belongs to the owner of its key.
+        """
+        starts = self.starts
+        following = bisect_right(starts, key)
+        last = len(starts) if range_end == OPEN_END else bisect_left(starts, range_end, following)
+        return following - 1, last
+
     def sole_owner(self, key_range: KeyRange) -> str | None:
         """The shard that owns the whole range; None when the range spans shards.
 

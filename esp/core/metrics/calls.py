@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from math import inf
 from typing import Final
 
@@ -148,20 +148,21 @@ class Calls:
         """Counts the calls that are in lists; the rest of many follows in the next turns."""
         clock = self._context.turns.clock
         stop = clock() + SLICE
+        for tallies, lists in self._counted():
+            for path, took in lists.items():
+                while took:
+                    tallies[path].add_all(_cut(took))
+                    if clock() >= stop:
+                        self._context.put_off(self)
+                        return
+
+    def _counted(self) -> Iterator[tuple[Tallies, dict[bytes, list[float]]]]:
+        """The lists by path, and where their calls are counted."""
         for name, passed in self._lists.items():
-            for path, took in passed.took.lists.items():
-                while took:
-                    self.passed[name][path].add_all(_cut(took))
-                    if clock() >= stop:
-                        self._context.put_off(self)
-                        return
+            yield self.passed[name], passed.took.lists
+            yield self.sent[name], passed.asked.lists
         for joined in self._joined.values():
-            for path, took in joined.took.lists.items():
-                while took:
-                    self.served[path].add_all(_cut(took))
-                    if clock() >= stop:
-                        self._context.put_off(self)
-                        return
+            yield self.served, joined.took.lists
 
     def go_on(self) -> None:
         """Counts some more."""

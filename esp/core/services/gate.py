@@ -23,6 +23,9 @@ places it had: the shard keeps the whole answer in memory, so one connection has
 
 The number of waiting calls is bounded by the memory for calls (`max_call_bytes`); their requests are bounded by
 `max_buffered_bytes`.
+
+A Range over several shards that names nothing but its keys costs little more than a read of each of them (`concat`). So
+it needs no places either if its client has had only small answers.
 """
 
 from __future__ import annotations
@@ -228,6 +231,7 @@ class Gate:
         *,
         passes_stopped: bool = False,
         asked: bytes = b"",
+        at_once: bool = False,
     ) -> None:
         """Calls `begin` when it is the call's turn and all bytes that came with the call are read.
 
@@ -242,12 +246,17 @@ class Gate:
             weight: the least places that the call takes.
             passes_stopped: the call needs no place at a stopped shard, because it can do without that shard's answer.
             asked: the beginning of the request, for the log.
+            at_once: as for `pass_on`.
         """
         names = tuple(dict.fromkeys(shards))
         entry = Entry(
             self, stream, names, size, begin, reads=reads, weight=weight, passes_stopped=passes_stopped, asked=asked
         )
-        if entry.hold():
+        if not entry.hold():
+            return
+        if at_once:
+            self._admit(entry)
+        else:
             stream.connection.when_read.append(partial(self._admit, entry))
 
     def _admit(self, entry: Entry) -> None:

@@ -79,15 +79,17 @@ class Passed:
         name: the name of the server.
         slow: the seconds from which on the observer is told of a call by itself.
         took: takes the seconds from the request to the answer of each quicker call.
+        asked: takes the seconds of questions of esp's own that ended well.
         traffic: the bytes of all connections to the server.
     """
 
-    __slots__ = ("name", "slow", "took", "traffic")
+    __slots__ = ("asked", "name", "slow", "took", "traffic")
 
     def __init__(self, name: str, known: Container[bytes], slow: float) -> None:
         self.name = name
         self.slow = slow
         self.took = Took(known)
+        self.asked = Took(known)
         self.traffic = Traffic()
 
 

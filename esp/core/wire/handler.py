@@ -13,7 +13,7 @@ from esp.core.wire.ended import Passed, Several
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request_encoder import traced
-from esp.core.wire.response import RESPONSE_BLOCK
+from esp.core.wire.response import OK_BLOCK, RESPONSE_BLOCK
 from esp.core.wire.status import OK, Code, Status
 
 if TYPE_CHECKING:
@@ -210,6 +210,10 @@ class ServerCall:
         self.start()
         self.send_data(prefix(message), False)
         self.finish(OK)
+
+    def respond_at_once(self, message: bytes) -> bool:
+        """As `respond`, for a message with prefix; tells no observer. False when the answer cannot go at once."""
+        return self.send_answer(RESPONSE_BLOCK, message, OK_BLOCK)
 
     def finish(self, status: Status, extra: Fields | None = None, *, http_status: int = 200) -> None:
         """Ends the call, unless it is over."""

@@ -16,8 +16,10 @@ One shard:
 
 Several shards:
 
-    concat         a Range made of the shards' bytes, without parsing
-    concat_part    one shard's part of it
+    concat         a Range in key order made of the shards' bytes, without parsing
+    concat_part, concat_sending    one shard's part of it; the half of it that sends
+    range_bytes    the bytes of requests for parts, and of answers
+    spans          what such Ranges have in common
     across         the other calls, as coroutines
     merge          the question for each shard, and one answer made of the shards' answers
     stream_merge   the same for a RangeStream, chunk by chunk

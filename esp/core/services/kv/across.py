@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Final
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -20,7 +20,7 @@ from esp.core.routing import Routing
 from esp.core.services.handlers import CoroutineCall
 from esp.core.services.kv.merge import delete_part, merge_deletes, merge_ranges, part
 from esp.core.services.kv.reading import TXN, Parts, ask_part, ask_rows, check_ops, read_all, segments_of, show_all
-from esp.core.services.kv.rows import DELETE_FORM, HEADER_TAG, MORE, TXN_FORM, Answer, Rows, field, nested_head
+from esp.core.services.kv.rows import DELETE_FORM, HEADER_TAG, TXN_FORM, Answer, Rows, field, nested_head
 from esp.core.services.kv.snapshot import counting, snapshot
 from esp.core.services.kv.stream_merge import StreamMerge
 from esp.core.services.metadata import has_token
@@ -34,8 +34,6 @@ from esp.core.wire.message import prefix
 from esp.core.wire.status import OK, Code, RpcError, Status
 
 _Range = rpc_pb2.RangeRequest
-MANY_ROWS: Final = 100
-"""A Range with at least this limit is read in two rounds."""
 
 
 async def range_across(
@@ -62,51 +60,10 @@ async def range_across(
             read = _Reading(routing)
             read.add(request, segments)
     if answers is None:
-        if _is_page(request) and 1 < len(segments) == len(read.parts):
-            answers = await _read_page(call, routing, request, segments, read.parts)
-        else:
-            answers = await read_all(call, routing, read.parts)
+        answers = await read_all(call, routing, read.parts)
     revision = request.revision if request.revision > 0 else token(routing, _reached(answers))
     header = merged_header([parts.header for parts in answers.values()], routing.identity, revision)
     await _respond(call, header, await read.answer(request, segments, answers))
-
-
-def _is_page(request: _Range) -> bool:
-    """Whether it may pay to read the first shard before the others, because it may hold all rows of the answer.
-
-    A further round to the shards costs about as much as reading 100 rows in vain.
-    """
-    return request.limit >= MANY_ROWS and request.sort_target == _Range.KEY and not request.count_only
-
-
-async def _read_page(
-    call: CoroutineCall,
-    routing: Routing,
-    request: _Range,
-    segments: Sequence[Segment],
-    parts: Mapping[str, Sequence[_Range]],
-) -> dict[str, Parts]:
-    """Reads the part whose rows come first; then, from all others, the rows that the limit leaves. One part a shard.
-
-    Raises:
-        RpcError: a shard's, as it came.
-    """
-    in_order = [segment.shard for segment in segments]
-    if request.sort_order == _Range.DESCEND:
-        in_order.reverse()
-    first, *others = in_order
-    answers = await read_all(call, routing, {first: parts[first]})
-    left = max(0, request.limit - len(answers[first].responses[0].kvs))
-    for shard in others:
-        for one in parts[shard]:
-            one.limit = left
-            one.count_only = not left
-    rest = await read_all(call, routing, {shard: parts[shard] for shard in others})
-    if not left:
-        for shard in others:
-            for rows in rest[shard].responses:
-                rows.numbers[MORE] = rows.count > 0
-    return answers | rest
 
 
 async def _respond(call: CoroutineCall, header: rpc_pb2.ResponseHeader, rows: Rows) -> None:

@@ -1,10 +1,15 @@
-"""A Range over several shards, answered with the bytes of their answers, one after the other.
+"""A Range over several shards, in key order, answered with the bytes of their answers.
 
-Concatenated protobuf messages of a type are one message of that type: repeated fields add up, and of a single field the
-last one counts. So the merged answer is the shards' answers in key order, and a few bytes with the header and the count
-behind them. The header of a large answer stands in front as well, for readers who print an answer while it comes.
-Nothing is parsed, and no part waits for the whole. A client that reads slowly holds back the shards, and fills no
-memory here. This serves Ranges that need no cutting and no sorting: without limit, in key order.
+Nothing is parsed but the headers. If all answers are small, or the Range has a limit, they are put together once all
+have come: one header, the rows as they came, `more` and the count, as one etcd would write them. With a limit, the
+rows behind it are cut off. If the limit is high, the first shard is asked before the others, which then send no more
+rows than the limit leaves.
+
+Large answers without limit are sent on as they come. Concatenated protobuf messages of a type are one message of that
+type: repeated fields add up, and of a single field the last one counts. So this merged answer is the shards' answers in
+key order, and a few bytes with the header and the count behind them. The header of a large answer stands in front as
+well, for readers who print an answer while it comes. No part waits for the whole. A client that reads slowly holds back
+the shards, and fills no memory here.
 
 The code relies on one fact about etcd's encoding, and checks it: fields come in the order of their numbers, so the
 header is first and the count is last. The gRPC prefix of the merged message needs the sum of the parts' lengths, and
@@ -15,26 +20,30 @@ as Unavailable.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
 from typing import Final
 
+from esp.core.log.first_key import BEGINNING
 from esp.core.pb import rpc_pb2
-from esp.core.routing import Routing
 from esp.core.services.gate import Entry
-from esp.core.services.kv.concat_part import COUNT_TAG, HEADER_TAG, TAIL_BYTES, Part
+from esp.core.services.kv.concat_part import TAIL_BYTES, Part
+from esp.core.services.kv.concat_sending import Sending
+from esp.core.services.kv.range_bytes import end, end_of_rows, first_rows
 from esp.core.services.kv.rows import field
-from esp.core.services.revision import merged_header, read_at, token
-from esp.core.services.varint import MOST_BYTES, varint
-from esp.core.shard import outcome
+from esp.core.services.kv.spans import Spans
+from esp.core.services.revision import read_at
+from esp.core.shard import Shard, outcome
 from esp.core.shard_map import Segment
 from esp.core.tokens import Position
-from esp.core.wire.ended import Passed, Several
 from esp.core.wire.frames import ErrorCode, pack_u32
-from esp.core.wire.message import prefix
+from esp.core.wire.message import PREFIX_SIZE, prefix
 from esp.core.wire.open_calls import CALL_BYTES
-from esp.core.wire.server_stream import ServerCall, Sink
-from esp.core.wire.status import OK, Code, Status
+from esp.core.wire.server_stream import ServerCall
+from esp.core.wire.status import OK, RpcError, Status
+
+log = logging.getLogger("esp.service")
 
 _Range = rpc_pb2.RangeRequest
 
@@ -42,56 +51,43 @@ KEY_TAG: Final = 0x0A
 RANGE_END_TAG: Final = 0x12
 MOST_SEGMENTS: Final = 64
 """The most parts; a range in more parts is merged by parsing."""
+MANY_ROWS: Final = 100
+"""A Range with at least this limit is read in two rounds: first the part whose rows come first, because it may hold all
+rows of the answer. A further round to the shards costs about as much as reading 100 rows in vain."""
 SHORT_ANSWER: Final = 4096
-"""The most bytes of an answer without its header in front: such an answer is short enough to be read as a whole."""
+"""The most bytes of an answer that is sent on as it comes without its header in front."""
 MOST_ANSWER_BYTES: Final = 2**31 - 1
 """The most bytes of an answer. gRPC allows twice as much, but protobuf does not; etcd sends no more either."""
 
 
 def can_concat(request: rpc_pb2.RangeRequest) -> bool:
-    """Whether the merged answer has all rows of the parts, in the order of their keys."""
-    return request.limit <= 0 and request.sort_target == _Range.KEY
+    """Whether the merged answer has the rows of the parts in the order of their keys."""
+    return request.sort_target == _Range.KEY
 
 
-class Concat(Sink):
-    """One client's Range: begins the parts, sends them on in order, and ends the answer."""
+class Concat(Sending):
+    """One client's Range: asks the shards, waits for their answers, and makes one of them."""
 
-    __slots__ = (
-        "_again",
-        "_count",
-        "_entry",
-        "_header",
-        "_parts",
-        "_revision",
-        "_started",
-        "_to_begin",
-        "_unsent",
-        "down",
-        "routing",
-        "small",
-    )
+    __slots__ = ("_again", "_later", "_limit", "_open", "_revision", "_to_begin", "small", "spans")
 
-    def __init__(self, down: ServerCall, routing: Routing, entry: Entry, again: Callable[[], None]) -> None:
+    def __init__(
+        self, down: ServerCall, spans: Spans, entry: Entry | None, again: Callable[[], None], asked: bytes = b""
+    ) -> None:
         """`again` answers the call in another way if a shard's connection breaks before anything was sent.
 
-        `entry` has the places at the shards.
+        `entry` has the places at the shards; None if the call needs none as long as its answers are small. `asked` is
+        the request, for the log.
         """
-        self.down = down
-        self._entry = entry
+        super().__init__(down, entry, asked)
+        self.spans = spans
         self._again = again
-        self.routing = routing
-        self._parts: list[Part] = []  # the parts that were not sent on whole, in order
-        self._unsent: deque[tuple[Part | None, int]] = deque()  # by piece that waits: part, and bytes
-        self._count = 0
-        self._header = b""
-        self._revision = 0
-        self._started = False
+        self._later: tuple[_Range, Sequence[Segment], Position | None] | None = None  # what the second round asks for
+        self._revision = self._limit = 0
         self._to_begin = 0  # parts whose answer has not begun to come
+        self._open = 0  # parts whose answer has not come whole
         self.small = 0  # a part's answer of at most so many bytes is covered by the memory that every call counts for
 
-    def sent_to(self) -> tuple[Passed | Several | None, float, bytes]:
-        """The shards that were asked, and what the client asked."""
-        return self._entry.sent_to()
+    # Asking.
 
     def begin(self, request: rpc_pb2.RangeRequest, segments: Sequence[Segment], position: Position | None) -> bool:
         """Asks every shard for its part. False, without any effect, if a shard cannot be asked at once.
@@ -101,162 +97,216 @@ class Concat(Sink):
         Raises:
             RpcError: the position has no revision for one of the shards.
         """
-        connections = [self.routing.shards[segment.shard].free_connection() for segment in segments]
-        if None in connections or len(segments) > MOST_SEGMENTS:
+        if len(segments) > MOST_SEGMENTS or not self._are_free(segments):
             return False
         if position is None and len({segment.shard for segment in segments}) < len(segments):
             return False
-        messages = self._messages(request, segments, position)
-        in_order = list(zip(segments, messages, connections, strict=True))
-        if request.sort_order == _Range.DESCEND:
-            in_order.reverse()
-        self.down.sink = self
-        self._to_begin = len(segments)
+        in_order = segments[::-1] if request.sort_order == _Range.DESCEND else segments
+        limit = self._limit = 0 if request.count_only else max(0, request.limit)
+        if position is not None:
+            self._revision = request.revision
+        self.collects = limit > 0
         self.small = CALL_BYTES // len(segments)
-        forward, timeout = self.down.forward, self.down.remaining_timeout()
-        for segment, message, connection in in_order:
-            assert connection is not None
-            if self.down.sink is not self:
-                break  # a part could not be sent, and the call has failed
-            one = Part(connection, self, self.routing.shards[segment.shard])
-            self._parts.append(one)
-            connection.call(one, forward, timeout, message, end=True)
+        now = in_order
+        if limit >= MANY_ROWS and len(in_order) > 1:
+            now = in_order[:1]
+            self._later = request, in_order[1:], position
+        messages = _messages(request, now, position)
+        self.down.sink = self
+        self._ask([(segment.shard, message) for segment, message in zip(now, messages, strict=True)], limit)
         return True
 
-    def _messages(
-        self, request: rpc_pb2.RangeRequest, segments: Sequence[Segment], position: Position | None
-    ) -> list[bytes]:
-        """The requests for the parts, with their prefixes: `request` with other keys, at the shard's revision.
+    def _are_free(self, segments: Sequence[Segment]) -> bool:
+        shards = self.spans.routing.shards
+        return all(shards[segment.shard].free_connection() is not None for segment in segments)
 
-        Raises:
-            RpcError: the position has no revision for one of the shards.
-        """
+    def _ask(self, asked: Sequence[tuple[str, bytes]], limit: int) -> None:
+        shards = self.spans.routing.shards
+        self._to_begin += len(asked)
+        self._open += len(asked)
+        forward, timeout = self.down.forward, self.down.remaining_timeout()
+        for name, message in asked:
+            if self.down.sink is not self:
+                return  # a part could not be sent, and the call has failed
+            one = Part(self, shards[name], message, limit)
+            self._parts.append(one)
+            if not one.send(forward, timeout):
+                self.give_up()
+
+    def begin_bare(self, shards: Sequence[Shard], messages: Sequence[bytes]) -> None:
+        """As `begin`, for the whole requests to different shards, in key order; the call has come in this turn."""
+        down = self.down
+        down.sink = self
+        count = len(shards)
+        self._to_begin = self._open = count
+        self.small = CALL_BYTES // count
+        forward, timeout = down.head.forward, down.timeout
+        parts = self._parts
+        for shard, message in zip(shards, messages, strict=True):
+            one = Part(self, shard, message)
+            parts.append(one)
+            if not one.send(forward, timeout):
+                self.give_up()
+            if down.sink is not self:
+                return
+
+    def _ask_later(self) -> None:
+        """Asks for the other parts, which need no more rows than the limit leaves."""
+        assert self._later is not None
+        request, segments, position = self._later
+        self._later = None
+        [first] = self._parts
+        count = _count_of(first)
+        if count is None:
+            self.fail(first.blamed("is no RangeResponse"))
+            return
+        left = max(0, self._limit - count)
         rest = _Range()
         rest.CopyFrom(request)
-        rest.ClearField("key")
-        rest.ClearField("range_end")
-        messages = []
-        fields = rest.SerializeToString()
-        for segment in segments:
-            if position is not None:
-                self._revision = request.revision
-                rest.revision = read_at(position, segment.shard)
-                rest.serializable = False
-                fields = rest.SerializeToString()
-            key, range_end = segment.range.to_request()
-            end = field(RANGE_END_TAG, range_end) if range_end else b""
-            messages.append(prefix(field(KEY_TAG, key) + end + fields))
-        return messages
+        rest.limit = left
+        rest.count_only = not left
+        messages = _messages(rest, segments, position)
+        if self._entry is not None:
+            for segment in segments:
+                self._entry.enter(segment.shard)
+        self._ask([(segment.shard, message) for segment, message in zip(segments, messages, strict=True)], left)
+
+    # From the shards.
 
     def begun(self, one: Part) -> None:
         """A part has begun to come. Its bytes wait until the parts before it have been sent on."""
         self._to_begin -= 1
-        self._entry.answered(one.name, one.length)
+        if self._entry is None and not one.is_small:
+            # The client's answers were small up to now: from here on this one counts, as any other that is large.
+            self._entry = Entry(self.spans.gate, self.down, tuple([each.name for each in self._parts]), 0, _nothing)
+            self._entry.asked = self._asked[:BEGINNING]
+            self.down.sink = self
+        if self._entry is not None:
+            if self.collects:
+                self._entry.weigh(one.name, one.length)
+            else:
+                self._entry.answered(one.name, one.length)
 
-    def advance(self) -> None:
-        """Sends on all bytes that can be sent on: called when bytes have come, or the client has read."""
-        if self.down.sink is not self:
-            return  # the call has failed, or the client is gone
-        if not self._started:
-            if self._to_begin:
-                return
-            if all(one.has_ended and one.is_small for one in self._parts):
-                self._answer()
-                return
-            self._start()
-        while self._parts and not self._unsent:
-            current = self._parts[0]
-            if not current.has_ended:
-                self._enter(current)
-            while current.pieces and not self._unsent:
-                self._send(current, current.take())
-            if current.pieces or not current.has_ended or self.down.sink is not self:
-                return
-            count = current.count()
-            if count is None:
-                self.fail(current.blamed("is no RangeResponse"))
-                return
-            self._count += count
-            self._parts.pop(0).forget()
-            self._entry.leave(current.name)
-        if not self._parts and not self._unsent and self.down.sink is self:
-            self._finish()
+    def came(self, one: Part) -> None:
+        """All of a part has come."""
+        self._open -= 1
+        if not one.is_begun:
+            self._to_begin -= 1
+            if self._entry is not None:
+                self._entry.answered(one.name, one.length)
+        elif self.collects and self._entry is not None:
+            self._entry.leave(one.name)
+        if self._open or self._started:
+            self.advance()
+        elif self._later is not None:
+            self._ask_later()
+        elif all(each.is_small for each in self._parts):
+            self._answer()
+        elif self.collects:
+            steps = self._collect()
+            if next(steps, self) is None:  # more rows than fit a step have to be passed over
+                self.down.connection.do_later(steps)
+        else:
+            self.advance()
 
-    def passes(self, one: Part) -> bool:
-        """Whether new bytes of a part can be sent on at once, because nothing waits before them."""
-        return self.down.sink is self and self._started and not self._unsent and self._parts[0] is one
+    # The answer.
 
-    def pass_on(self, one: Part, piece: bytes) -> None:
-        """Sends on new bytes of a part that `passes`."""
-        self._enter(one)
-        self._send(one, piece)
+    def start(self) -> bool:
+        """Begins to send answers as they come, once all have begun to."""
+        if self._to_begin or self.collects:
+            return False
+        header = self._merged_header()
+        if header is None:
+            return False
+        size = sum([one.length for one in self._parts]) + len(header) + TAIL_BYTES
+        for one in self._parts:
+            one.unfold()
+        return self._begin_to_send(size, header if size > SHORT_ANSWER else b"", header)
 
-    def _enter(self, one: Part) -> None:
-        if not one.is_whole and self._entry.enter(one.name):
-            self._entry.weigh(one.name, one.length)
-
-    def _merged_header(self) -> bytes:
-        revision = self._revision or token(self.routing, {one.name: one.header.revision for one in self._parts})
-        header = merged_header([one.header for one in self._parts], self.routing.identity, revision)
-        return field(HEADER_TAG, header.SerializeToString())
+    def _merged_header(self) -> bytes | None:
+        """The header; None if the call has failed for want of one."""
+        try:
+            return self.spans.header(self._parts, self._revision)
+        except RpcError as error:
+            self.fail(error.status)
+            return None
 
     def _answer(self) -> None:
         """Answers in one step from small parts that have all come whole, as nearly all do."""
-        pieces: list[bytes] = []
+        pieces: list[bytes] = [b"", b""]  # the prefix and the header come there
+        count, left = 0, self._limit
         for one in self._parts:
-            count = one.count()
-            if count is None:
+            whole = one.whole or one.joined()
+            found = end_of_rows(whole, PREFIX_SIZE + len(one.header), one.limit)
+            if found is None:
                 self.fail(one.blamed("is no RangeResponse"))
                 return
-            self._count += count
-            pieces += one.pieces
+            behind, number = found
+            count += number
+            rows = whole[PREFIX_SIZE + len(one.header) : behind]
+            if self._limit:
+                number = min(number, one.limit)  # without a limit it has only counted
+                if number > left:
+                    rows = first_rows(rows, left)
+                    number = left
+                left -= number
+            pieces.append(rows)
         header = self._merged_header()
-        message = b"".join(pieces) + self._tail(header)
+        if header is None:
+            return
+        pieces[1] = header
+        pieces.append(end(count, more=0 < self._limit < count))
+        pieces[0] = b"\0" + pack_u32(sum(map(len, pieces)))
+        self._close()
+        down = self.down
+        down.sink = None
+        message = b"".join(pieces)
+        if down.respond_at_once(message):
+            served, took = self.spans.served, monotonic() - down.opened
+            if served is not None and took < served.slow and not down.trace:
+                served.took[down.head.path](took)
+            else:
+                self._tell(OK)
+        else:
+            self._tell(OK)
+            down.respond(message[PREFIX_SIZE:])
+        self._parts.clear()
+
+    def _close(self) -> None:
+        """Gives back the places, and lets the parts go."""
         for one in self._parts:
             one.forget()
-        self._entry.close()
-        self.down.sink = None
-        self._tell(OK)
-        self.down.respond(_front(header, len(message)) + message)
+        if self._entry is not None:
+            self._entry.close()
 
-    def _tail(self, header: bytes) -> bytes:
-        return header + bytes((COUNT_TAG,)) + varint(self._count, MOST_BYTES)
-
-    def _start(self) -> None:
-        encoded = self._merged_header()
-        length = sum(one.length for one in self._parts) + len(encoded) + TAIL_BYTES
-        front = _front(encoded, length)
-        length += len(front)
-        if length > MOST_ANSWER_BYTES:
-            text = f"grpc: trying to send message larger than max ({length} vs. {MOST_ANSWER_BYTES})"
-            self.fail(Status(Code.RESOURCE_EXHAUSTED, text))
+    def _collect(self) -> Iterator[None]:
+        """Makes the answer out of what was kept, in steps, and begins to send it."""
+        count, left, size = 0, self._limit, 0
+        for one in self._parts:
+            number = one.trim()
+            if number is None:
+                self.fail(one.blamed("is no RangeResponse"))
+                return
+            count += number
+            rows = min(number, one.limit)  # without a limit it has only counted
+            if rows > left:
+                is_cut = yield from one.cut(left)
+                if self.down.sink is not self:
+                    return
+                if not is_cut:
+                    self.fail(one.blamed("is no RangeResponse"))
+                    return
+                rows = left
+            left -= rows
+            size += one.size
+        header = self._merged_header()
+        if header is None:
             return
-        self._started = True
-        self._header = encoded
-        self.down.start()
-        self._send(None, b"\0" + pack_u32(length) + front)
+        last = end(count, more=count > self._limit)
+        if self._begin_to_send(size + len(last), header, last):
+            self.advance()
 
-    def _send(self, owner: Part | None, piece: bytes) -> None:
-        """Sends bytes. When they have left, their shard, if any, may send as many more."""
-        self._unsent.append((owner, len(piece)))
-        if self.down.send_data(piece, False):
-            self._unsent.pop()
-            if owner is not None:
-                owner.consumed(len(piece))
-        elif owner is not None:
-            self._entry.give_way(owner.name)  # the part now waits for a client that may not read at all
-
-    def _finish(self) -> None:
-        self._entry.close()
-        self.down.sink = None
-        self.down.send_data(self._tail(self._header), False)
-        self._tell(OK)
-        self.down.finish(OK)
-
-    def _tell(self, status: Status) -> None:
-        """Tells what the client asked, too; `finish` alone would not."""
-        if not self.down.is_over:
-            self.down.tell(status.code, *self.sent_to())
+    # The end.
 
     def fail(self, status: Status) -> None:
         """Ends the call after a first failure, because the answer cannot be whole: cancels the other parts."""
@@ -279,21 +329,14 @@ class Concat(Sink):
         if status is not None:
             self.fail(status)
             return
-        self.cancelled(ErrorCode.CANCEL, "")
         self.down.retried = True
-        self._again()
+        self.give_up()
 
-    def drained(self, size: int) -> None:
-        """The client has read: the shards of these bytes may send as many more."""
-        while size:
-            owner, waiting = self._unsent.popleft()
-            left = min(size, waiting)
-            if owner is not None:
-                owner.consumed(left)
-            if waiting > left:
-                self._unsent.appendleft((owner, waiting - left))
-            size -= left
-        self.advance()
+    def give_up(self) -> None:
+        """Has the call answered in another way; nothing was sent."""
+        if self.down.sink is self:
+            self._stop()
+            self._again()
 
     def cancelled(self, code: int, reason: str) -> None:
         """The client no longer waits."""
@@ -301,13 +344,44 @@ class Concat(Sink):
 
     def _stop(self) -> None:
         """Ends all parts and drops their bytes."""
-        self._entry.close()
+        if self._entry is not None:
+            self._entry.close()
         self.down.sink = None
         parts, self._parts = self._parts, []
         for one in parts:
             one.stop()
 
 
-def _front(header: bytes, length: int) -> bytes:
-    """The bytes in front of the parts: the header, if the answer has too many bytes (`length`) without them."""
-    return header if length > SHORT_ANSWER else b""
+def _nothing(entry: Entry) -> None:
+    """Begins nothing: the call has begun."""
+
+
+def _count_of(one: Part) -> int | None:
+    """The count of a part that has come whole."""
+    if one.whole:
+        found = end_of_rows(one.whole, PREFIX_SIZE + len(one.header), one.limit)
+        return None if found is None else found[1]
+    return one.count()
+
+
+def _messages(request: rpc_pb2.RangeRequest, segments: Sequence[Segment], position: Position | None) -> list[bytes]:
+    """The requests for the parts, with their prefixes: `request` with other keys, at the shard's revision.
+
+    Raises:
+        RpcError: the position has no revision for one of the shards.
+    """
+    rest = _Range()
+    rest.CopyFrom(request)
+    rest.ClearField("key")
+    rest.ClearField("range_end")
+    messages = []
+    fields = rest.SerializeToString()
+    for segment in segments:
+        if position is not None:
+            rest.revision = read_at(position, segment.shard)
+            rest.serializable = False
+            fields = rest.SerializeToString()
+        key, range_end = segment.range.to_request()
+        last = field(RANGE_END_TAG, range_end) if range_end else b""
+        messages.append(prefix(field(KEY_TAG, key) + last + fields))
+    return messages

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Generator
 from time import monotonic
 from typing import Final, Protocol
 
-from google.protobuf.message import DecodeError
-
-from esp.core.pb import rpc_pb2
+from esp.core.services.kv.range_bytes import HEADER_TAG, LONGEST_END, end_of_rows, keep_rows
 from esp.core.services.varint import MOST_BYTES
 from esp.core.shard import Shard
-from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import ClientStream
-from esp.core.wire.frames import unpack_u32
+from esp.core.wire.frames import MAX_FRAME_SIZE, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
+from esp.core.wire.request_encoder import Forward
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.status import Code, Status
 
-HEADER_TAG: Final = 0x0A
-COUNT_TAG: Final = 0x20
 TAIL_BYTES: Final = 1 + MOST_BYTES
 """Bytes of the count, the same for any count: the length of the answer is known before the count."""
 RESERVED: Final = 131_072
 """Bytes of a part that are accounted for in one go."""
+_SHORTEST: Final = PREFIX_SIZE + 2
+_NO_PREFIX: Final = bytes(PREFIX_SIZE)
 
 
 class Concatenation(Protocol):
@@ -33,13 +32,18 @@ class Concatenation(Protocol):
     Attributes:
         down: the client's stream.
         small: a part's answer of at most so many bytes is covered by the memory that every call counts for.
+        collects: answers are kept until all have come whole; else only as many bytes as a shard may send at once.
     """
 
     down: ServerCall
     small: int
+    collects: bool
 
     def begun(self, one: Part) -> None:
         """The shard has begun to answer: header and length of its part are known."""
+
+    def came(self, one: Part) -> None:
+        """The answer has come whole; all at once if `begun` was not called."""
 
     def passes(self, one: Part) -> bool:
         """Whether bytes of this part may leave now."""
@@ -48,10 +52,10 @@ class Concatenation(Protocol):
         """Sends bytes that need not be kept."""
 
     def advance(self) -> None:
-        """A part has more to send, or has ended."""
+        """More bytes of a part have come."""
 
     def fail(self, status: Status) -> None:
-        """The answer cannot be whole."""
+        """The part failed, and so the call does."""
 
     def broken(self, *, unprocessed: bool) -> None:
         """The shard's connection broke."""
@@ -60,17 +64,21 @@ class Concatenation(Protocol):
 class Part(ClientStream):
     """One shard's answer. Reads prefix and header, and keeps the bytes behind the prefix until their turn.
 
-    Keeps no more than the window of a stream.
-
     Attributes:
+        name: the name of the shard.
+        message: the request, with its prefix.
+        limit: the rows that were asked for; 0 for all.
+        whole: a small answer that has come whole, with prefix; b"" for any other.
+        header: the field with the answer's header; known once `is_begun`.
+        length: the bytes of the answer without prefix; known once `is_begun`.
         is_small: the answer is covered by the memory that every call counts for; known once `is_begun`.
+        pieces: the bytes of an answer that did not come whole, or is large.
     """
 
     __slots__ = (
         "_concat",
         "_down",
         "_got",
-        "_header_bytes",
         "_kept",
         "_reserved",
         "_sent",
@@ -80,30 +88,49 @@ class Part(ClientStream):
         "has_ended",
         "header",
         "is_begun",
+        "is_sent",
         "is_small",
         "length",
+        "limit",
+        "message",
         "name",
         "pieces",
+        "whole",
     )
 
-    def __init__(self, connection: ClientConnection, concat: Concatenation, shard: Shard) -> None:
-        super().__init__(connection)
+    def __init__(self, concat: Concatenation, shard: Shard, message: bytes, limit: int = 0) -> None:
+        # What ClientStream needs follows in `send`.
         self.name = shard.name
+        self.message = message
+        self.limit = limit
+        self.whole = b""
+        self.header = b""
+        self.length = 0
+        self.is_begun = self.has_ended = self.is_sent = False
+        self.is_small = True
         self._concat: Concatenation | None = concat
         self._down = concat.down
         self._shard = shard
+
+    def send(self, forward: Forward, timeout: bytes) -> bool:
+        """Asks the shard. False, without any effect, if the shard cannot be asked now."""
+        connection = self._shard.free_connection()
+        if connection is None:
+            return False
+        super().__init__(connection)
+        self.is_sent = True
+        self._prepare()
         self._start = b""
-        self._tail = b""
-        self._got = 0
-        self._header_bytes = 0
-        self._kept = 0
-        self._reserved = 0
         self._sent = monotonic()
-        self.is_small = False
-        self.length = 0
-        self.header = rpc_pb2.ResponseHeader()
-        self.is_begun = False
-        self.has_ended = False
+        if forward[1].__class__ is bytes:
+            connection.call_whole(self, forward, timeout, self.message)
+        else:
+            connection.call(self, forward, timeout, self.message, end=True)
+        return True
+
+    def _prepare(self) -> None:
+        self._tail = b""
+        self._got = self._kept = self._reserved = 0
         self.pieces: deque[bytes] = deque()
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
@@ -122,7 +149,7 @@ class Part(ClientStream):
             concat.fail(self.blamed("is not exactly one message"))
         else:
             self.has_ended = True
-            concat.advance()
+            concat.came(self)
 
     def on_data(self, payload: bytes, end: bool) -> None:
         """A piece of the answer."""
@@ -144,35 +171,64 @@ class Part(ClientStream):
             concat.pass_on(self, payload)
         elif self.is_small or self._keep(len(payload)):
             self.pieces.append(payload)
-            concat.advance()
+            if concat.collects:
+                self.consumed(len(payload))
+            else:
+                concat.advance()
         else:
             concat.down.cut()
 
     def on_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
         """A whole small answer, in fewer steps than `on_headers` and `on_data` would take."""
+        concat, connection = self._concat, self.connection
+        if concat is None:
+            return
+        passed = connection.passed
+        if passed is not None:
+            passed.asked[concat.down.head.path](connection.heard - self._sent)
+        self.take(payload)
+
+    def take(self, answer: bytes) -> None:
+        """Takes a whole answer, with its prefix."""
         concat = self._concat
         if concat is None:
             return
-        self._tell(Code.OK)
-        self._start = payload
-        body = self._begin(concat)
-        if self._concat is None:
-            return  # the answer was no RangeResponse
-        self._got = len(body)
-        if not self.is_begun or self._got != self.length:
+        length = self.length = len(answer) - PREFIX_SIZE
+        if length < 2 or answer[0] or answer[PREFIX_SIZE] != HEADER_TAG or answer[_SHORTEST - 1] > 0x7F:
+            concat.fail(self.blamed("is no RangeResponse"))
+            return
+        end = _SHORTEST + answer[_SHORTEST - 1]
+        if length < end - PREFIX_SIZE or unpack_u32(answer, 1)[0] != length:
             concat.fail(self.blamed("is not exactly one message"))
-        elif self.is_small or self._keep(self._got):
-            self._tail = body[-TAIL_BYTES:]
+            return
+        self.header = answer[PREFIX_SIZE:end]
+        if length <= concat.small:
+            self.whole = answer
             self.has_ended = True
-            self.pieces.append(body)
-            concat.advance()
+            concat.came(self)
         else:
+            self._take_large(concat, answer)
+
+    def _take_large(self, concat: Concatenation, answer: bytes) -> None:
+        if not self.is_sent:
+            self._prepare()
+        self._begins(concat)
+        if self._concat is None:
+            return
+        if not self._keep(self.length):
             concat.down.cut()
+            return
+        self._got = self.length
+        self._tail = answer[-TAIL_BYTES:]
+        self.has_ended = True
+        for at in range(PREFIX_SIZE, len(answer), MAX_FRAME_SIZE):
+            self.pieces.append(answer[at : at + MAX_FRAME_SIZE])
+        concat.came(self)
 
     @property
     def is_whole(self) -> bool:
         """Whether all bytes of the answer have come."""
-        return self._got >= self.length
+        return self.has_ended or self._got >= self.length
 
     def blamed(self, fault: str) -> Status:
         """The status for the client if the shard's answer is malformed; `fault` names the fault."""
@@ -186,8 +242,13 @@ class Part(ClientStream):
         """Returns `size` bytes that `hold` gave."""
         self._down.release(size)
 
-    def take(self) -> bytes:
-        """The next piece, and its memory given back."""
+    def consumed(self, size: int) -> None:
+        """Lets the shard send `size` more bytes."""
+        if self.is_sent:
+            super().consumed(size)
+
+    def next_piece(self) -> bytes:
+        """Takes the next piece, and gives its memory back."""
         piece = self.pieces.popleft()
         if self._reserved:
             self._kept -= len(piece)
@@ -213,6 +274,47 @@ class Part(ClientStream):
         self._kept = kept
         return True
 
+    def joined(self) -> bytes:
+        """A small answer that came in pieces, with a place for its prefix."""
+        return b"".join((_NO_PREFIX, *self.pieces))
+
+    def unfold(self) -> None:
+        """Makes a piece of a small answer that came whole."""
+        if self.whole:
+            self._prepare()
+            self._tail = self.whole[-TAIL_BYTES:]
+            self.pieces.append(self.whole[PREFIX_SIZE:])
+
+    def trim(self) -> int | None:
+        """Leaves only rows of a kept answer; the count at its end, None if the answer is not of etcd's form."""
+        self.unfold()
+        pieces, first = self.pieces, len(self.header)
+        last = pieces.pop()
+        while pieces and len(last) < LONGEST_END:
+            last = pieces.pop() + last
+        found = end_of_rows(last, 0 if pieces else first, self.limit)
+        if found is None:
+            return None
+        pieces.append(last[: found[0]])
+        pieces[0] = pieces[0][first:]
+        self._count_kept()
+        return found[1]
+
+    def cut(self, rows: int) -> Generator[None, None, bool]:
+        """Leaves only the first rows of a trimmed answer, in steps; False if there are not so many."""
+        is_cut = yield from keep_rows(self.pieces, rows)
+        self._count_kept()
+        return is_cut
+
+    def _count_kept(self) -> None:
+        if self._reserved:
+            self._kept = self.size
+
+    @property
+    def size(self) -> int:
+        """The bytes of all pieces."""
+        return sum(map(len, self.pieces))
+
     def forget(self) -> None:
         """Cuts the link to the merged answer, because the part has been sent on."""
         self._concat = None
@@ -220,33 +322,33 @@ class Part(ClientStream):
     def stop(self) -> None:
         """Ends the call and drops its bytes, without telling `Concat`."""
         self._concat = None
-        while self.pieces:
-            self.take()
-        self.cancel()
+        if self.is_begun:
+            while self.pieces:
+                self.next_piece()
+        if self.is_sent:
+            self.cancel()
 
     def _begin(self, concat: Concatenation) -> bytes:
         """Reads prefix and header. The bytes behind the prefix, once the header is whole; else b""."""
         start = self._start
-        if len(start) < PREFIX_SIZE + 2:
+        if len(start) < _SHORTEST:
             return b""
-        header_end = PREFIX_SIZE + 2 + start[PREFIX_SIZE + 1]
-        if start[0] or start[PREFIX_SIZE] != HEADER_TAG or start[PREFIX_SIZE + 1] > 0x7F:
+        end = _SHORTEST + start[_SHORTEST - 1]
+        if start[0] or start[PREFIX_SIZE] != HEADER_TAG or start[_SHORTEST - 1] > 0x7F:
             concat.fail(self.blamed("is no RangeResponse"))
             return b""
-        if len(start) < header_end:
-            return b""
-        try:
-            self.header = rpc_pb2.ResponseHeader.FromString(start[PREFIX_SIZE + 2 : header_end])
-        except DecodeError:
-            concat.fail(self.blamed("is no RangeResponse"))
+        if len(start) < end:
             return b""
         self.length = unpack_u32(start, 1)[0]
-        self._header_bytes = header_end - PREFIX_SIZE
+        self.header = start[PREFIX_SIZE:end]
+        self._begins(concat)
+        self.consumed(PREFIX_SIZE)
+        return start[PREFIX_SIZE:]
+
+    def _begins(self, concat: Concatenation) -> None:
         self.is_small = self.length <= concat.small
         self.is_begun = True
         concat.begun(self)
-        self.consumed(PREFIX_SIZE)
-        return start[PREFIX_SIZE:]
 
     def _tell(self, code: int) -> None:
         self.tell_asked(self._down.head.path, code, self._sent)
@@ -258,15 +360,9 @@ class Part(ClientStream):
             self._concat.broken(unprocessed=self.surely_unprocessed(code))
 
     def count(self) -> int | None:
-        """The count at the end of the answer; 0 if the answer has only a header; None if it has neither."""
-        if self.length == self._header_bytes:
+        """The count at the end of an answer that has been sent on; None if the answer is not of etcd's form."""
+        if self.length == len(self.header):
             return 0
         tail = self._tail
-        last = start = len(tail) - 1
-        while start > 0 and tail[start - 1] > 0x7F:
-            start -= 1
-        if tail[-1] > 0x7F or start == 0 or tail[start - 1] != COUNT_TAG:
-            return None
-        if start == last:
-            return tail[last]
-        return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(tail[start:]))
+        found = end_of_rows(tail, 0, 0)
+        return None if found is None else found[1]

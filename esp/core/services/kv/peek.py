@@ -56,6 +56,7 @@ def _value_fronts(most: int) -> list[bytes]:
     return fronts
 
 
+_SHORTEST_RANGE: Final = PREFIX_SIZE + 5
 _LONGEST_USUAL: Final = 2048
 _VALUE_FRONTS: Final = _value_fronts(_LONGEST_USUAL)
 """By the number of bytes behind a Put's key the tag and the length of its value, if nothing but the value is there."""
@@ -80,6 +81,17 @@ def bare_key(message: bytes, offset: int) -> bytes | None:
         size = message[offset + 1]
         if size < 0x80 and offset + 2 + size == end:
             return message[offset + 2 :]
+    return None
+
+
+def bare_range(message: bytes) -> tuple[bytes, bytes] | None:
+    """The key and range_end of a Range with no other field than these two, each of at most 127 bytes; not empty."""
+    size = len(message)
+    if size > _SHORTEST_RANGE and message[5] == _KEY and 0 < message[6] < 0x80:
+        end = 7 + message[6]
+        start = end + 2
+        if start < size and message[end] == _SECOND and message[end + 1] < 0x80 and start + message[end + 1] == size:
+            return message[7:end], message[start:]
     return None
 
 

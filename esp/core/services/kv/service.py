@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from esp.core import errors
@@ -21,12 +22,14 @@ from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
 from esp.core.services.handlers import CoroutineCall, let_in_to_all, parse
 from esp.core.services.kv import across, validate
 from esp.core.services.kv.compaction import Compactions
-from esp.core.services.kv.concat import Concat, can_concat
+from esp.core.services.kv.concat import MOST_SEGMENTS, Concat, can_concat
 from esp.core.services.kv.merge import delete_refused, refuse_range
-from esp.core.services.kv.peek import asked_range, bare_key, put_key, range_key
+from esp.core.services.kv.peek import asked_range, bare_key, bare_range, put_key, range_key
+from esp.core.services.kv.range_bytes import part_messages
 from esp.core.services.kv.read_batch import ReadBatches
 from esp.core.services.kv.reading import segments_of
 from esp.core.services.kv.routed import Routed, check
+from esp.core.services.kv.spans import Spans
 from esp.core.services.kv.stream_merge import refuse_range_stream
 from esp.core.services.kv.translate import translate_filters
 from esp.core.services.kv.txn_handler import Txn
@@ -130,6 +133,8 @@ class _Ranges(Routed):
         self.undivided = routing.undivided
         self.former = routing.layout.former
         self.has_former = bool(self.former)
+        context = next(iter(self.shards.values())).context
+        self.spans = Spans(routing, gate, context.observer)
 
     def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
@@ -154,8 +159,8 @@ class _Ranges(Routed):
         """Whether the message is in the usual form, and without a range_end."""
         return range_key(message, PREFIX_SIZE) is not None
 
-    def route(self, stream: ServerCall, message: bytes) -> None:
-        """Routes a Range of unusual form, one at a token, or one that spans shards."""
+    def route(self, stream: ServerCall, message: bytes, *, late: bool = False) -> None:
+        """Routes a Range of unusual form, one at a token, or one that spans shards; `late` is as for `Gate.let_in`."""
         request = parse(rpc_pb2.RangeRequest, message)
         check(self.validate(request))
         key_range = KeyRange.of_request(request.key, request.range_end)
@@ -192,12 +197,12 @@ class _Ranges(Routed):
                 call.start(self.spawn, work, entry.close)
 
             joins = self.joins(request) and not wants_snapshot
-            if not joins or not Concat(stream, self.routing, entry, in_a_coroutine).begin(request, segments, position):
+            if not joins or not Concat(stream, self.spans, entry, in_a_coroutine).begin(request, segments, position):
                 in_a_coroutine()
 
         asked = segments[:1] if self.in_order and not wants_snapshot else segments
         names = [segment.shard for segment in asked]
-        self.gate.let_in(stream, names, len(message), begin, asked=message[:BEGINNING])
+        self.gate.let_in(stream, names, len(message), begin, asked=message[:BEGINNING], at_once=late)
 
     def wants_snapshot(self, stream: ServerCall) -> bool:
         """Whether the call reads all shards at one moment."""
@@ -235,10 +240,11 @@ class Range(_Ranges):
         self.batches = {name: ReadBatches(shard, gate) for name, shard in self.shards.items()}
 
     def on_message(self, stream: ServerCall, message: bytes) -> None:
-        """Sends it to the shard that owns the key or the whole range."""
+        """Sends it to the shard that owns the key or the whole range, or to several."""
         key = bare_key(message, PREFIX_SIZE)
         if key is None:
-            super().on_message(stream, message)
+            if not self._spans(stream, message):
+                super().on_message(stream, message)
             return
         try:
             owner = self.undivided.owner(key)
@@ -246,6 +252,34 @@ class Range(_Ranges):
             stream.finish(error.status)
         else:
             self.batches[owner].add(stream, message)
+
+    def _spans(self, stream: ServerCall, message: bytes) -> bool:
+        """Serves a Range with nothing but its keys, over shards, of a client whose answers were small. False if not.
+
+        Such a Range needs no place: it costs little more than a read of each shard.
+        """
+        if stream.connection.weight or stream.trace or self.undivided.ranges or self.wants_snapshot(stream):
+            return False
+        asked = bare_range(message)
+        if asked is None:
+            return False
+        key, range_end = asked
+        first, last = self.routing.map.span(key, range_end)
+        shards = self.owners[first:last]
+        count = last - first
+        if not 1 < count <= MOST_SEGMENTS or len(set(shards)) < count:
+            return False
+        again = partial(self._again, stream, message)
+        messages = part_messages(message, self.starts[first + 1 : last])
+        Concat(stream, self.spans, None, again, message).begin_bare(shards, messages)
+        return True
+
+    def _again(self, stream: ServerCall, message: bytes) -> None:
+        """Serves a Range again that has found no connection, or has lost one."""
+        try:
+            self.route(stream, message, late=True)
+        except RpcError as error:
+            stream.finish(error.status)
 
 
 class RangeStream(_Ranges):

@@ -1,0 +1,198 @@
+"""Ranges with a limit over three shards in memory, which answer as etcd does, against one that has all keys."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.services.kv.concat_part import RESERVED
+from esp.core.tokens import Position
+from esp.core.wire import frames
+from esp.core.wire.context import WireContext
+from esp.core.wire.limits import Limits
+from esp.core.wire.message import prefix
+from tests.core.services.kv.test_concat import GOOD, HEAD, LOST, Scene, Upstream, message, trailers
+
+Request = rpc_pb2.RangeRequest
+Row = tuple[bytes, bytes]
+
+
+def etcds(request: rpc_pb2.RangeRequest, rows: Sequence[Row]) -> rpc_pb2.RangeResponse:
+    """The answer of an etcd that has these rows; without header."""
+    found = [
+        row
+        for row in sorted(rows)
+        if request.key <= row[0] and (row[0] < request.range_end or request.range_end == b"\0")
+    ]
+    count = len(found)
+    if request.sort_order == Request.DESCEND:
+        found.reverse()
+    kept = found[: request.limit] if request.limit > 0 else found
+    if request.count_only:
+        return rpc_pb2.RangeResponse(count=count)
+    kvs = [kv_pb2.KeyValue(key=key, value=value) for key, value in kept]
+    return rpc_pb2.RangeResponse(kvs=kvs, count=count, more=len(kept) < count)
+
+
+class Etcd:
+    """Plays one shard."""
+
+    def __init__(self, upstream: Upstream, rows: Sequence[Row], revision: int) -> None:
+        self.upstream = upstream
+        self.rows = rows
+        self.revision = revision
+        self.asked: list[rpc_pb2.RangeRequest] = []
+        self.said: list[bytes] = []
+
+    def hears(self) -> None:
+        out, at = self.upstream.connection.take_output(), 0
+        while at < len(out):
+            if out.startswith(frames.PREFACE, at):
+                at += len(frames.PREFACE)
+                continue
+            word, _, stream_id = frames.unpack_header(out, at)
+            body = out[at + 9 : at + 9 + (word >> 8)]
+            at += 9 + (word >> 8)
+            if word & 0xFF != frames.DATA:
+                continue
+            request = Request.FromString(body[5:])
+            self.asked.append(request)
+            answer = etcds(request, self.rows)
+            answer.header.CopyFrom(rpc_pb2.ResponseHeader(cluster_id=1 << 63, revision=self.revision, raft_term=2))
+            whole = prefix(answer.SerializeToString())
+            self.said.append(frames.frame(frames.HEADERS, 4, stream_id, HEAD))
+            size = random.choice([16_384, 16_384, 7, 1000]) if len(whole) < 10_000 else 16_384
+            self.said += [
+                frames.frame(frames.DATA, 0, stream_id, whole[cut : cut + size]) for cut in range(0, len(whole), size)
+            ]
+            self.said.append(frames.frame(frames.HEADERS, 5, stream_id, GOOD))
+
+    def says(self) -> bool:
+        """Some of what it has to say; whether there was anything."""
+        self.hears()
+        some = random.randint(1, 20)
+        said, self.said = self.said[:some], self.said[some:]
+        self.upstream.says(*said)
+        return bool(said)
+
+
+def served(
+    scene: Scene, request: rpc_pb2.RangeRequest, rows: Sequence[Row]
+) -> tuple[rpc_pb2.RangeResponse, list[Etcd]]:
+    shards = [Etcd(upstream, [], 5 + place) for place, upstream in enumerate(scene.shards)]
+    by_name = {shard.upstream.name: shard for shard in shards}
+    for name, shard in by_name.items():
+        shard.rows = [row for row in rows if scene.map.owner(row[0]) == name]
+        shard.upstream.connection.take_output()
+    scene.asks(request)
+    body = b""
+    for _ in range(100_000):
+        if not scene.client.streams:
+            break
+        order = random.sample(shards, 3)
+        moved = [shard.says() for shard in order]
+        scene.context.flush()
+        body += scene.answer()[0]
+        assert any(moved) or not scene.client.streams, "nobody has anything to say, and the call is open"
+    assert not any(shard.connection.streams for shard in scene.shards)
+    assert scene.context.buffers.used == 0
+    assert not scene.gate.at_work
+    assert not any(scene.gate.busy.values())
+    return message(body), shards
+
+
+KEYS = [b"%s%03d" % (letter, number) for letter in (b"a", b"h", b"j", b"q", b"s") for number in range(70)]
+REQUESTS = st.builds(
+    Request,
+    key=st.sampled_from([b"\0", b"a", b"a069", b"h", b"j030", b"q069"]),
+    range_end=st.sampled_from([b"\0", b"z", b"s001"]),
+    limit=st.sampled_from([1, 2, 30, 69, 70, 71, 99, 100, 139, 140, 141, 150, 210, 280, 281, 349, 350, 351, 2**63 - 1]),
+    sort_order=st.sampled_from([Request.NONE, Request.ASCEND, Request.DESCEND]),
+    count_only=st.sampled_from([False, False, False, True]),
+)
+
+
+@given(REQUESTS, st.sampled_from([0, 1, 2, 5]), st.sampled_from([1, 40, 3000, 20_000]), st.integers())
+def test_a_page_is_that_of_one_etcd(request: rpc_pb2.RangeRequest, sparse: int, size: int, seed: int) -> None:
+    random.seed(seed)
+    keys = KEYS[:: sparse or 1] if sparse else KEYS[:70]
+    rows = [(key, random.choice([b"\x18\x01", b"\x20\x01"]) + b"v" * size) for key in keys]
+    scene = Scene(window=1 << 30, connection_window=1 << 30)
+    answer, _ = served(scene, request, rows)
+    assert answer.header.revision
+    answer.ClearField("header")
+    expected = etcds(request, rows)
+    assert answer.SerializeToString() == expected.SerializeToString()
+
+
+def test_the_answer_is_written_as_etcd_writes_it() -> None:
+    rows = [(key, b"v" * 3) for key in KEYS]
+    for limit in (3, 100, 150):
+        scene = Scene()
+        answer, _ = served(scene, Request(key=b"\0", range_end=b"\0", limit=limit), rows)
+        assert len(answer.kvs) == limit
+        assert (answer.more, answer.count) == (True, 350)
+
+
+def test_a_page_at_a_token_in_one_shard_needs_no_second_round() -> None:
+    scene = Scene()
+    vector = scene.routing.layout.vector({"a": 3, "b": 4, "c": 5})
+    scene.position = Position(vector, 0)
+    rows = [(key, b"v") for key in KEYS]
+    answer, shards = served(scene, Request(key=b"s", range_end=b"\0", limit=100, revision=1 << 52), rows)
+    assert len(answer.kvs) == answer.count == 70
+    assert answer.header.revision == 1 << 52
+    assert [[one.revision for one in shard.asked] for shard in shards] == [[], [], [5]]
+
+
+@pytest.mark.parametrize("limit", [150, 350])
+def test_a_page_that_waits_is_counted_and_fails_alone_without_memory(limit: int) -> None:
+    scene = Scene(context=WireContext(Limits(max_buffered_bytes=300_000)))
+    rows = [(key, b"v" * 5000) for key in KEYS]
+    shards = [Etcd(upstream, [], 5) for upstream in scene.shards]
+    for shard in shards:
+        shard.rows = [row for row in rows if scene.map.owner(row[0]) == shard.upstream.name]
+        shard.upstream.connection.take_output()
+    scene.asks(Request(key=b"\0", range_end=b"\0", limit=limit))
+    most = 0
+    while sum(shard.says() for shard in shards):
+        most = max(most, scene.context.buffers.used)
+    assert RESERVED <= most <= 300_000
+    assert b"no memory for what waits" in scene.client.take_output()
+    assert scene.context.buffers.used == 0
+    assert not scene.client.ended
+    assert not any(scene.gate.busy.values())
+
+
+@pytest.mark.parametrize("how", ["lost", "trailers"])
+@pytest.mark.parametrize("round_", [1, 2])
+def test_a_shard_that_fails_before_all_is_there_leaves_no_part_of_an_answer(how: str, round_: int) -> None:
+    scene = Scene()
+    rows = [(key, b"v" * 3000) for key in KEYS]
+    shards = [
+        Etcd(upstream, rows[:140] if place == 0 else rows[140:], 5) for place, upstream in enumerate(scene.shards)
+    ]
+    for shard in shards:
+        shard.upstream.connection.take_output()
+    scene.asks(Request(key=b"\0", range_end=b"\0", limit=200))
+    failing = shards[round_ - 1]
+    if round_ == 2:
+        while shards[0].says():
+            pass
+    failing.hears()
+    assert failing.asked
+    failing.upstream.says(*failing.said[: len(failing.said) // 2])
+    if how == "lost":
+        failing.upstream.connection.lost("gone")
+    else:
+        failing.upstream.says(trailers(LOST))
+    said = scene.client.take_output()
+    assert (b"asked in another way" if how == "lost" else b"no leader") in said
+    assert not scene.client.streams
+    assert scene.context.buffers.used == 0
+    assert not any(scene.gate.busy.values())
