@@ -55,6 +55,8 @@ async def call(
 ) -> Answer:
     """A shard's answer to one RPC of the Lease service. With a client's `metadata` in its name, else as esp's own user.
 
+    A call of esp's own user is sent once more with a new token if the shard does not know the present one.
+
     Raises:
         RpcError: the shard's status as it came; Unavailable if the shard does not answer in time.
     """

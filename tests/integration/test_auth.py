@@ -570,9 +570,7 @@ class TestEspsOwnUser:
         client.auth("UserGrantRole", user="esp", role="root")
         set_up(client)
         shards[2].kill()
-        parts = split(client.tokens["alice"].encode())
-        assert parts is not None
-        ended = join({**{name: part.decode() for name, part in parts.items()}, "s2": "ended.1"})
+        ended = with_part(client.tokens["alice"], "s2", "ended.1")
         lease = client.call("Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest(TTL=600), token=ended)
         assert isinstance(lease, Message), lease
         shards[2].start()
@@ -586,6 +584,51 @@ class TestEspsOwnUser:
 
         wait_until(has_it)
 
+    def test_revocations_are_finished_by_a_shard_that_knows_no_token_any_more(
+        self, start_durable_etcd: Etcds, start_esp: Esps, own: str
+    ) -> None:
+        """Simple tokens are in the memory of a member, which has started anew; some are found again in its log, so the
+        client's is another here. A client's own revocation needs its permission where there are keys; there the lease
+        is left to its TTL, and the log says so."""
+        shards = start_durable_etcd.several(3, QUICK)
+        esp = start_esp(shards, BOUNDARIES, extra=own)
+        client = Client(esp)
+        client.auth("UserAdd", name="esp", password="esp's secret")
+        client.auth("RoleAdd", name="root")
+        client.auth("UserGrantRole", user="esp", role="root")
+        set_up(client)
+
+        def grant(key: bytes) -> int:
+            lease = client.call("Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest(TTL=600), "alice").ID
+            if key:
+                put = rpc_pb2.PutRequest(key=key, lease=lease)
+                assert isinstance(client.call("KV/Put", put, "alice"), Message)
+            return lease
+
+        empty, full, ended = grant(b""), grant(b"j"), grant(b"k")
+        first = Client(shards[0])
+        first.log_in("root")
+        first.call("Lease/LeaseRevoke", rpc_pb2.LeaseRevokeRequest(ID=ended), "root")
+        shards[1].kill()
+        token = with_part(client.tokens["alice"], "s1", "ended.1")
+        for lease in (empty, full):
+            request = rpc_pb2.LeaseRevokeRequest(ID=lease)
+            assert client.call("Lease/LeaseRevoke", request, token=token)[0] == "UNAVAILABLE"
+        asked = iter([rpc_pb2.LeaseKeepAliveRequest(ID=ended)])
+        alive = client.stubs["Lease"].LeaseKeepAlive(asked, metadata=[("token", token)], timeout=30)
+        assert [answer.TTL for answer in alive] == [0]
+        shards[1].start()
+        direct = Client(shards[1])
+
+        def left() -> list[int]:
+            if direct.log_in("root") != "token":
+                return []
+            answer = direct.call("Lease/LeaseLeases", rpc_pb2.LeaseLeasesRequest(), "root")
+            return [lease.ID for lease in answer.leases] if isinstance(answer, Message) else []
+
+        wait_until(lambda: left() == [full])
+        wait_until(lambda: f"shard s1: lease {full:x} cannot be repaired: etcdserver: invalid auth token" in esp.log())
+
     def test_lease_sync_asks_as_esps_own_user(self, shards: list[LocalEtcd], start_esp: Esps, own: str) -> None:
         esp = start_esp(shards, BOUNDARIES, extra=own)
         client = Client(esp)
@@ -598,6 +641,13 @@ class TestEspsOwnUser:
         done = command(esp, "lease-sync", "-o", "json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["leases"] == 1
+
+
+def with_part(token: str, shard: str, part: str) -> str:
+    """A composite token with another part for a shard."""
+    parts = split(token.encode())
+    assert parts is not None
+    return join({**{name: value.decode() for name, value in parts.items()}, shard: part})
 
 
 def command(esp: EspProcess, *arguments: str) -> subprocess.CompletedProcess[str]:

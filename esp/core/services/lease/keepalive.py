@@ -84,16 +84,23 @@ class LeaseKeepAlive(Handler):
     def install(self, layout: Layout) -> None:
         """Another layout is in force: clients' keepalives go to the new shards, and no longer to the shards that left.
 
-        A keepalive that waits for a shard that has left is answered without that shard.
+        A keepalive that waits for a shard that has left is answered without that shard. If the shard has only got
+        another client, it is asked once more: without its answer the renewal would promise what it does not know of.
         """
         self._layout = layout
         self._merged = {}, b""
         for forward, lanes in self._lanes.items():
             for name, lane in list(lanes.lanes.items()):
-                if layout.shards.get(name) is not lane.shard:
+                if (shard := layout.shards.get(name)) is lane.shard:
+                    continue
+                left = lane.close()
+                if shard is None:
                     del lanes.lanes[name]
-                    for keepalive in lane.close():
+                    for keepalive in left:
                         keepalive.spared(name)
+                else:
+                    anew = lanes.lanes[name] = Lane(shard, forward)
+                    anew.send_again(left)
             for name, shard in layout.shards.items():
                 if name not in lanes.lanes:
                     lanes.lanes[name] = Lane(shard, forward)
@@ -177,7 +184,7 @@ class LeaseKeepAlive(Handler):
         if judgement.dead:
             if True in lives.values() or table.get(lease_id) is not None:
                 elsewhere = [shard for shard, here in lives.items() if here is not False]
-                self._repair.revoke(lease_id, elsewhere, keepalive.call.metadata)
+                self._repair.end(lease_id, elsewhere, keepalive.call.metadata)
             table.counters["half_dead"] += True in lives.values()
             table.forget(lease_id)
             return 0, ()

@@ -309,16 +309,17 @@ class Lane:
             left.popleft().failed(self.name, status)
             again = True
         if again:
-            self._send_again(left)
+            self.send_again(left)
         else:
             self._fail(left, status)
 
     def moved(self, stream: _KeepaliveStream) -> None:
         """A stream was given up for a stream on another connection."""
         self._detach(stream)
-        self._send_again(stream.in_flight)
+        self.send_again(stream.in_flight)
 
-    def _send_again(self, keepalives: Iterable[LaneKeepalive]) -> None:
+    def send_again(self, keepalives: Iterable[LaneKeepalive]) -> None:
+        """Sends keepalives that may have been sent before, as far as their clients still wait."""
         wanted = [keepalive for keepalive in keepalives if keepalive.wanted]
         if wanted:
             self.send(wanted, b"".join([keepalive.body for keepalive in wanted]))
@@ -367,7 +368,7 @@ class Lane:
                 self._begin(self._slow, [stalled], stalled.body)
             else:
                 self._slow.send([stalled], stalled.body)
-        self._send_again(main.in_flight)
+        self.send_again(main.in_flight)
         self.heard = heard
 
     def close(self) -> list[LaneKeepalive]:

@@ -3,6 +3,15 @@
 If a shard missed a grant because it was unreachable, or a revocation could not reach it, the repair waits here for the
 shard. Each shard has a worker of its own, so an unreachable shard holds up no other. A lease is granted with
 `lease_sync.copy`, which `esp lease-sync` uses as well.
+
+By the time that a shard is back, it may know no token any more: etcd's simple tokens die with the member, or with a
+change of users. esp gets itself a new one. It cannot get one for a client, so it does in its own name all that needs no
+permission of the client, if the config names a user:
+
+- It grants a lease that the shard has missed. Any user may grant.
+- It takes back its own grant, and revokes a lease that has ended elsewhere, as etcd itself revokes what has expired.
+- It finishes a client's revocation only as that client, who may lack the permission to delete the lease's keys; without
+  keys there is nothing to permit.
 """
 
 from __future__ import annotations
@@ -10,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from time import monotonic
@@ -19,7 +29,7 @@ from esp.core import errors, lease_sync
 from esp.core.background import Background
 from esp.core.layout import Layout
 from esp.core.lease_sync import Copied, CopyTtl
-from esp.core.services.lease.table import ID_BITS, Lacking, LeaseTable, is_empty
+from esp.core.services.lease.table import ID_BITS, MISSED, Lacking, LeaseTable, is_empty
 from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
 from esp.core.wire.hpack import Fields
@@ -39,11 +49,18 @@ SEEN_SECONDS: Final = 1.0
 
 
 class _Job:
-    """The repair of one lease on one shard: grants the lease, or revokes it."""
+    """The repair of one lease on one shard: grants the lease, or revokes it.
 
-    __slots__ = ("grants", "metadata")
+    Attributes:
+        metadata: of the client for whom esp does this.
+        grants: whether the lease is to be granted.
+        ends: a revocation needs no permission of the client.
+    """
 
-    def __init__(self, metadata: Fields, *, grants: bool) -> None:
+    __slots__ = ("ends", "grants", "metadata")
+
+    def __init__(self, metadata: Fields, *, grants: bool, ends: bool = False) -> None:
+        self.ends = ends
         self.grants = grants
         self.metadata = metadata
 
@@ -92,12 +109,15 @@ class LeaseRepair:
     def install(self, layout: Layout) -> None:
         """Another layout is in force: new shards get a worker, and the repairs of shards that left are dropped.
 
-        A new shard counts as one that was unreachable: another proxy may be about to grant leases there.
+        A new shard counts as one that was unreachable: another proxy may be about to grant leases there. So does a
+        shard that has got another client; its repairs wait on.
         """
         self._layout = layout
+        kept: dict[str, dict[int, _Job]] = {}
         for name, yard in list(self._yards.items()):
             if layout.shards.get(name) is not yard.shard:
                 del self._yards[name]
+                kept[name] = yard.jobs
                 self.table.drop_shard(name)
                 if yard.worker is not None:
                     yard.worker.cancel()
@@ -105,6 +125,7 @@ class LeaseRepair:
             if name not in self._yards:
                 yard = self._yards[name] = _Yard(shard)
                 yard.was_ready = False
+                yard.jobs.update(kept.get(name, {}))
                 self.table.away(name)
                 if self._has_begun:
                     self._begin(yard)
@@ -124,9 +145,14 @@ class LeaseRepair:
             self._add(lease_id, shard, _Job(metadata, grants=True))
 
     def revoke(self, lease_id: int, shards: Iterable[str], metadata: Fields) -> None:
-        """Revokes a lease on these shards."""
+        """Finishes a client's revocation of a lease on these shards."""
         for shard in shards:
             self._add(lease_id, shard, _Job(metadata, grants=False))
+
+    def end(self, lease_id: int, shards: Iterable[str], metadata: Fields) -> None:
+        """Ends a lease on these shards that nobody holds: no client has heard of it, or it has ended elsewhere."""
+        for shard in shards:
+            self._add(lease_id, shard, _Job(metadata, grants=False, ends=True))
 
     def drop(self, lease_id: int, shards: Iterable[str]) -> None:
         """Drops the repairs of a lease on these shards: another lease with its id has begun there."""
@@ -203,22 +229,84 @@ class LeaseRepair:
             return
         try:
             if not job.grants:
-                await lease_sync.revoke(shard, lease_id, metadata=job.metadata, seconds=CALL_SECONDS)
-                self.table.counters["revoked_later"] += 1
-            elif self.table.get(lease_id) is not None:
-                await self._copy(lease_id, shard, job.metadata, CALL_SECONDS)
+                await self._revoke(lease_id, shard, job)
+            elif (known := self.table.get(lease_id)) is not None:
+                await self._copy(lease_id, shard, known.metadata, CALL_SECONDS)
         except RpcError as error:
-            is_esps_own = job.grants and self._asking(job.metadata) is None
-            if errors.is_unreachable(error.status) or (is_esps_own and shard.wants_login(error.status)):
+            if errors.is_unreachable(error.status):
                 raise
-            self.table.counters["repairs_failed"] += 1
-            name = shard.name
-            log.warning("shard %s: lease %x cannot be repaired: %s", name, lease_id & ID_BITS, error.status.message)
+            if self._may_log_in(shard, job) and shard.wants_login(error.status):
+                if jobs.get(lease_id) is job:  # behind the repairs that need no token of esp's own
+                    jobs[lease_id] = jobs.pop(lease_id)
+                raise
+            self._gave_up(lease_id, shard, error.status.message)
         except Exception as error:  # a bug: another try would fail again, and hold up the other repairs
             self.table.counters["repairs_failed"] += 1
             self._background.failed(f"lease repair on shard {shard.name}", error)
         if jobs.get(lease_id) is job:
             del jobs[lease_id]
+
+    def _gave_up(self, lease_id: int, shard: Shard, reason: str) -> None:
+        self.table.counters["repairs_failed"] += 1
+        log.warning("shard %s: lease %x cannot be repaired: %s", shard.name, lease_id & ID_BITS, reason)
+
+    async def _revoke(self, lease_id: int, shard: Shard, job: _Job) -> None:
+        """Revokes a lease on a shard, in whichever name it may be done.
+
+        Raises:
+            RpcError: as `lease_sync.revoke`.
+        """
+        if await self._is_granted_anew(lease_id, shard, job):
+            self.table.counters["revocations_dropped"] += 1
+            return
+        first, second = (None, job.metadata) if job.ends and shard.user is not None else (job.metadata, None)
+        try:
+            await lease_sync.revoke(shard, lease_id, metadata=first, seconds=CALL_SECONDS)
+        except RpcError as error:
+            if error.status not in errors.STALE_TOKEN or shard.user is None:
+                raise
+            if second is None and await self._has_keys(lease_id, shard):
+                text = f"{error.status.message}; its keys there are the client's to delete, and go with its TTL"
+                self._gave_up(lease_id, shard, text)
+                return
+            job.ends = True
+            try:
+                await lease_sync.revoke(shard, lease_id, metadata=second, seconds=CALL_SECONDS)
+            except RpcError as another:
+                raise (another if errors.is_unreachable(another.status) else error) from None
+        self.table.counters["revoked_later"] += 1
+
+    async def _is_granted_anew(self, lease_id: int, shard: Shard, job: _Job) -> bool:
+        """Whether the id has been granted again meanwhile, through another process perhaps: then it is left alone.
+
+        So it is if it lives on a shard where no revocation waits, unless this shard is known to have missed that grant.
+        """
+        known = self.table.get(lease_id)
+        if known is not None and known.on(shard.name) == MISSED:
+            return False
+        for name, yard in self._yards.items():
+            if yard.shard is shard or lease_id in yard.jobs or not yard.shard.is_ready:
+                continue
+            with suppress(RpcError):
+                metadata = self._asking(job.metadata)
+                there = await lease_sync.time_to_live(yard.shard, lease_id, metadata=metadata, seconds=CALL_SECONDS)
+                if there.TTL > 0:
+                    log.info("shard %s: lease %x is not revoked: it lives on %s", shard.name, lease_id & ID_BITS, name)
+                    return True
+        return False
+
+    @staticmethod
+    async def _has_keys(lease_id: int, shard: Shard) -> bool:
+        """Whether keys hang on the lease there.
+
+        Raises:
+            RpcError: as `lease_sync.call`.
+        """
+        return bool((await lease_sync.time_to_live(shard, lease_id, keys=True, seconds=CALL_SECONDS)).keys)
+
+    def _may_log_in(self, shard: Shard, job: _Job) -> bool:
+        """Whether the repair that a shard has refused for want of a token can go on with a new token of esp's own."""
+        return self._asking(job.metadata) is None if job.grants else shard.user is not None
 
     async def ensure(self, lease_id: int, shard: Shard, metadata: Fields, seconds: float) -> bool:
         """Grants a lease on a shard that lacks it, if the lease is alive; whether it is on the shard now.
@@ -277,7 +365,12 @@ class LeaseRepair:
         Any user may do this, and the client's token may have ended by then. But esp revokes a lease only as the client,
         who may lack the permission to delete the lease's keys.
         """
-        return None if all(shard.user for shard in self._layout.shards.values()) else metadata
+        return None if self.asks_as_itself else metadata
+
+    @property
+    def asks_as_itself(self) -> bool:
+        """Whether esp has a user of its own at every shard, in whose name it asks for leases and grants them."""
+        return all(shard.user for shard in self._layout.shards.values())
 
     async def _copy(self, lease_id: int, shard: Shard, metadata: Fields, seconds: float) -> bool:
         """Whether the lease lives on the shard now.

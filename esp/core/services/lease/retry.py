@@ -131,7 +131,8 @@ class LeaseRetry:
         """Whether any of the leases is on the shard now; it need not be the lease that the shard did not find.
 
         Raises:
-            RpcError: a lease may live, but it cannot be found out now.
+            RpcError: a lease may live, but it cannot be found out now; or a shard does not know the client's token any
+                more, with which esp asks.
         """
         metadata = load_bearing(stream.head)
         granted = False
@@ -142,7 +143,12 @@ class LeaseRetry:
             except RpcError as error:
                 if errors.is_unreachable(error.status) or error.status.code == Code.DEADLINE_EXCEEDED:
                     unsettled = RpcError(errors.undecided(error.status))
-                # else a refusal: the shard's own answer still stands
+                elif error.status in errors.STALE_TOKEN and not self._repair.asks_as_itself:
+                    unsettled = error
+                elif not self._repair.table.is_settled(monotonic()):
+                    text = f"shard {shard.name} lacks the lease, which may live; esp is refused: {error.status.message}"
+                    unsettled = errors.lease_unsettled(text).error()
+                # else the shard's own answer stands: no shard has missed a lease
         if unsettled is not None and not granted:
             raise unsettled
         return granted

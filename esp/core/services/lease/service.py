@@ -158,7 +158,7 @@ class _FanOut:
             outcomes = await self._ask_all(call, LEASE_GRANT, request, seconds=seconds)
         except asyncio.CancelledError:
             if own_id:  # no client has heard of this id
-                self._repair.revoke(request.ID, self._shards, metadata)
+                self._repair.end(request.ID, self._shards, metadata)
             raise
         granted = answers_of(outcomes)
         refusal = _refusal(outcomes, may_miss=tolerant and bool(granted))
@@ -195,7 +195,7 @@ class _FanOut:
             await all_of([call.timed(revoke(name)) for name in left])
         finally:
             # Not in `revoke`: if the client goes in the turn of the loop in which these tasks begin, none of them runs.
-            self._repair.revoke(lease_id, left, metadata)
+            self._repair.end(lease_id, left, metadata)
 
     async def revoke(self, call: CoroutineCall, request: rpc_pb2.LeaseRevokeRequest) -> rpc_pb2.LeaseRevokeResponse:
         """Revokes a lease on every shard that has it. An unreachable shard is an error: the keys there still exist.

@@ -173,8 +173,16 @@ class World:
         """A layout with one shard less is in force."""
         self.becomes(*(other for other in self.layout.shards if other != name))
 
+    def anew(self, name: str) -> FakeShard:
+        """A layout is in force in which a shard has another client, as after a change of its certificates."""
+        self.shards = [shard for shard in self.shards if shard.name != name]
+        self.shards.append(FakeShard(name, self.limits))
+        self.becomes(*self.layout.shards)
+        return self.shards[-1]
+
     def becomes(self, *names: str) -> None:
-        self.shards += [FakeShard(name, self.limits) for name in names if name not in self.layout.shards]
+        known = {shard.name for shard in self.shards}
+        self.shards += [FakeShard(name, self.limits) for name in names if name not in known]
         shards: list[Any] = [shard for shard in self.shards if shard.name in names]
         edges = [b"", *(name.encode() for name in names[1:]), None]
         ranges = [(name, KeyRange(edges[i] or b"", edges[i + 1])) for i, name in enumerate(names)]
@@ -315,6 +323,26 @@ class TestAnotherLayout:
             shard.answers(1, 9, ttl=20)
         assert world.hears() == [(9, 20)]
         assert world.table.was_on(7, "s2")
+
+    def test_what_waits_for_a_shard_that_is_reached_in_another_way_now_is_asked_there_once_more(
+        self, strict: World
+    ) -> None:
+        """Without its answer the renewal would promise what that shard does not know of."""
+        strict.opens()
+        strict.asks(7, 8)
+        for shard in strict.shards[:2]:
+            shard.answers(1, 7, 8, ttl=40, first=True)
+        strict.shards[2].answers(1, 7, ttl=30, first=True)
+        again = strict.anew("s2")
+        assert strict.hears() == [(7, 30)]
+        assert again.asked() == [(1, [8])]
+        again.answers(1, 8, ttl=20, first=True)
+        assert strict.hears() == [(8, 20)]
+
+    def test_repairs_that_wait_for_such_a_shard_still_do(self, world: World) -> None:
+        world.repair.revoke(7, ["s2"], [])
+        world.anew("s2")
+        assert world.jobs() == [{}, {}, {7: False}]
 
     def test_where_every_shard_has_left_the_client_comes_again(self, world: World) -> None:
         world.opens()
