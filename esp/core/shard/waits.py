@@ -151,7 +151,7 @@ class Waits:
     def give_up(self, call: SplicedCall) -> None:
         """Gives up a call, now or as soon as the shard can take that."""
         connection = call.connection
-        has_left = not call.local_open and call.queued_at[0] != connection.flushes
+        has_left = not call.local_open and call.queued_at < connection.written
         if not has_left or connection.streams.get(call.id) is not call:
             call.cancel()
             return

@@ -95,8 +95,18 @@ class ServerProtocol(WireProtocol):
         if self._closing_since:
             self._discard(len(data))
             return
-        turns = self._turns
-        if len(data) > LITTLE or self._unread or not self._take_little(data):
+        turns, connection = self._turns, self.connection
+        if len(data) > LITTLE or self._unread or self._is_full:
+            is_served = False
+        elif connection is None:
+            is_served = self._http1 is not None and turns.serve_little(self, self._take_http1, data)
+        else:
+            try:
+                is_served = turns.serve_little(self, connection.take, data)
+            except Exception:
+                connection.on_bug()
+                is_served = True
+        if not is_served:
             self._unread = self._unread + data if self._unread else data
             turns.serve(self, len(data))
             if self._unread and len(self._unread) >= MOST_UNREAD:
@@ -110,19 +120,6 @@ class ServerProtocol(WireProtocol):
             return False
         http1 = self._http1
         return http1 is None or not http1.is_served or http1.unread_bytes < MOST_UNREAD or http1.wants_bytes
-
-    def _take_little(self, data: bytes) -> bool:
-        """Works on a few bytes, if nothing is in the way; else returns False."""
-        connection = self.connection
-        if self._is_full:
-            return False
-        if connection is None:
-            return self._http1 is not None and self._turns.serve_little(self, self._take_http1, data)
-        try:
-            return self._turns.serve_little(self, connection.take, data)
-        except Exception:
-            connection.on_bug()
-            return True
 
     def _take_http1(self, data: bytes, stop: float) -> bool:
         """Works on bytes of HTTP/1.1 until the time `stop`; True if work is left."""

@@ -75,6 +75,7 @@ class ClientConnection(ResponseReader):
 
     __slots__ = (
         "_asked",
+        "_blocks",
         "_encoder",
         "_ping_sent",
         "_was_full",
@@ -106,6 +107,7 @@ class ClientConnection(ResponseReader):
         self.unacknowledged: Callable[[], int] = int
         self._asked = Asked()
         self._encoder = RequestEncoder(authority.encode())
+        self._blocks = self._encoder.blocks
         self.heard = monotonic()
         self._ping_sent = 0.0
         self._was_full = False
@@ -178,7 +180,7 @@ class ClientConnection(ResponseReader):
                 self.send_window -= size
                 stream.credit -= size
                 if may_be_dropped:
-                    stream.queued_at = self.flushes, len(out)
+                    stream.queued_at = self.written + len(out)
                 if size <= SHORT_DATA and len(block) <= SHORT_BLOCK:
                     place = pack_u32(stream_id)
                     front = LAST_DATA_FRONTS[size] if end else DATA_FRONTS[size]
@@ -194,16 +196,18 @@ class ClientConnection(ResponseReader):
 
     def call_whole(self, stream: ClientStream, forward: Forward, timeout: bytes, data: bytes) -> None:
         """As `call`, in fewer steps for a call like many before; `data` is the whole body. Not for traced calls."""
-        block = self._encoder.blocks.get(forward)
+        known = self._blocks.get(forward)
         size = len(data)
         window = self.send_window - size
-        if block is None or size > SHORT_DATA or size > self.at_once or window < 0:
+        if known is None or window < 0 or size > SHORT_DATA or size > self.at_once:
             self.call(stream, forward, timeout, data, end=True)
-            if block is None:
+            if known is None:
                 self._encoder.remember(forward)
             return
+        front, block = known
         if timeout:
             block += timeout_field(timeout)
+            front = BLOCK_FRONTS[len(block)]
         stream_id = self._next_id
         stream.id = stream_id
         self._next_id = stream_id + 2
@@ -216,9 +220,9 @@ class ClientConnection(ResponseReader):
         self.send_window = window
         stream.credit = -size
         stream.local_open = False
-        stream.queued_at = self.flushes, len(out)
+        stream.queued_at = self.written + len(out)
         place = pack_u32(stream_id)
-        out.append(b"".join((BLOCK_FRONTS[len(block)], place, block, LAST_DATA_FRONTS[size], place, data)))
+        out.append(b"".join((front, place, block, LAST_DATA_FRONTS[size], place, data)))
 
     # Bytes.
 
@@ -239,10 +243,11 @@ class ClientConnection(ResponseReader):
         try:
             while position < size:
                 # Whole answers with the head and the trailers of an earlier one, as nearly all are.
-                front, front_size, head_front, head_block, head, end, end_size, end_front, end_block, trailers = (
+                head_front, head_block, head, end_front, end_block, trailers, wholes, usual_front, usual_whole = (
                     decoder.usual
                 )
-                last = size - front_size - end_size if self._block is None else -1
+                whole, whole_size, length = usual_whole
+                last = size - whole_size if self._block is None else -1
                 while position <= last:
                     if position >= look:
                         if wall() >= sure:
@@ -251,27 +256,28 @@ class ClientConnection(ResponseReader):
                                 break
                             sure = wall() + left
                         look = position + CHEAP_BYTES
-                    begin, stream_id, block, above, length, kind, data_id = front(data, position)
+                    begin, stream_id, block, front, data_id, payload, end, end_id, trailer_block = whole(data, position)
+                    if front != usual_front:
+                        if front not in wholes or block != head_block:
+                            break
+                        usual_front = front  # a message of another length
+                        whole, whole_size, length = wholes[front]
+                        last = size - whole_size
+                        continue
                     stream = streams.get(stream_id)
-                    body = position + front_size
-                    at = body + length
                     if (
                         begin != head_front
                         or block != head_block
                         or data_id != stream_id
-                        or kind
-                        or above
-                        or length > MAX_FRAME_SIZE
-                        or at + end_size > size
+                        or end != end_front
+                        or end_id != stream_id
+                        or trailer_block != end_block
                         or stream is None
                         or stream.headers_seen
                         or stream.local_open
                     ):
                         break
-                    begin, data_id, block = end(data, at)
-                    if begin != end_front or data_id != stream_id or block != end_block:
-                        break
-                    position = at + end_size
+                    position += whole_size
                     self.recv_window -= length
                     # `_take_answer`, spelled out: this runs once per request.
                     stream.remote_open = False
@@ -280,7 +286,7 @@ class ClientConnection(ResponseReader):
                     try:
                         if self.tell_gone:
                             self.on_stream_gone()
-                        stream.on_answer(head, data[body:at], trailers)
+                        stream.on_answer(head, payload, trailers)
                     except Exception:
                         self._on_stream_bug(stream)
                 if self.recv_window < LOW_WINDOW:
@@ -374,7 +380,7 @@ class ClientConnection(ResponseReader):
         trailers = self._decoder.memo.get(data[block:end])
         if trailers is None or not trailers.succeeds:
             return 0
-        self._decoder.expect(data[start:position], head, data[block:end], trailers)
+        self._decoder.expect(data[start:position], head, length, data[block:end], trailers)
         self.recv_window -= length
         self._take_answer(stream, head, data[body:trailers_at], trailers)
         return end

@@ -21,7 +21,7 @@ MAX_HEADER_FIELDS: Final = 200
 MAX_CONTINUATIONS: Final = 8
 STREAM_WINDOW: Final = 262144
 """Bytes a server may send on one call before it has to wait."""
-NOT_QUEUED: Final = (-1, 0)
+NOT_QUEUED: Final = -1
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -30,7 +30,8 @@ class ClientStream(Stream["ClientConnection"]):
 
     Attributes:
         headers_seen: the response's head has come.
-        queued_at: the flush of the connection with which the whole call leaves, and the call's place in `out`.
+        queued_at: the number of the item of `out` that is the whole call, counted as in `Connection.written`; else
+            NOT_QUEUED.
         unprocessed: the server said with GOAWAY that it has not acted on the call.
     """
 
@@ -180,8 +181,8 @@ class ResponseReader(FrameReader[ClientStream]):
         There is an exception: a call whose header block changes the server's table leaves anyway, and has no
         `queued_at`.
         """
-        flush, place = stream.queued_at
-        if flush == self.flushes and not stream.headers_seen:
+        place = stream.queued_at - self.written
+        if place >= 0 and not stream.headers_seen:
             self.out[place] = b""
             self.send_window -= stream.credit
             stream.queued_at = NOT_QUEUED

@@ -28,7 +28,7 @@ class Connection:
         backlog: bytes written since the transport became full. The transport still takes them, because only DATA waits.
         blocked_since: when the transport became full, on the `monotonic` clock.
         out: frames to write, in order. Non-empty only while the connection stands in `context.unflushed`.
-        flushes: how often `out` was emptied.
+        written: how many items have left `out` so far.
         ended: the connection takes no more bytes; the transport writes the rest of `out` and closes.
         peer: the other end's address, for the log.
         on_flush: called with the bytes to write; set by the transport.
@@ -55,7 +55,6 @@ class Connection:
         "clock",
         "context",
         "ended",
-        "flushes",
         "limits",
         "on_behind",
         "on_charge",
@@ -68,6 +67,7 @@ class Connection:
         "unread",
         "wall",
         "writable",
+        "written",
     )
 
     def __init__(self, context: WireContext, peer: str) -> None:
@@ -85,7 +85,7 @@ class Connection:
         self.traffic = Traffic()
         self.unread = False
         self.ended = False
-        self.flushes = 0
+        self.written = 0
         self.writable = True
         self.backlog = 0
         self.blocked_since = 0.0
@@ -188,8 +188,8 @@ class Connection:
                 out.append(self._held_ack.frames)
                 self._held_ack = None
             data = out[0] if len(out) == 1 else b"".join(out)
+            self.written += len(out)
             out.clear()
-            self.flushes += 1
             if self._table_update_due:
                 data = self._with_table_update(data)
             if not self.writable:

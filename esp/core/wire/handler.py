@@ -13,7 +13,7 @@ from esp.core.wire.ended import Passed, Several
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.message import format_timeout, prefix
 from esp.core.wire.request_encoder import traced
-from esp.core.wire.response import OK_BLOCK, RESPONSE_BLOCK
+from esp.core.wire.response import ENDING, OPENING, ResponseHead
 from esp.core.wire.status import OK, Code, Status
 
 if TYPE_CHECKING:
@@ -193,15 +193,15 @@ class ServerCall:
         """Takes DATA of the answer; False if `Sink.drained` will tell when it has left."""
         raise NotImplementedError
 
-    def send_answer(self, head: bytes, payload: bytes, trailers: bytes) -> bool:
-        """Sends a whole answer, the blocks of its head and trailers encoded; False when it cannot go at once."""
+    def send_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> bool:
+        """Sends a whole answer; False when it cannot go at once."""
         raise NotImplementedError
 
     def start(self) -> None:
         """Sends the response's head, unless it was sent."""
         if not self.responded:
             self.responded = True
-            self.send_headers(RESPONSE_BLOCK, False)
+            self.send_headers(OPENING.forward, False)
 
     def respond(self, message: bytes) -> None:
         """Sends the whole answer of a unary call, unless it is over: one message (without prefix) and status OK."""
@@ -213,7 +213,7 @@ class ServerCall:
 
     def respond_at_once(self, message: bytes) -> bool:
         """As `respond`, for a message with prefix; tells no observer. False when the answer cannot go at once."""
-        return self.send_answer(RESPONSE_BLOCK, message, OK_BLOCK)
+        return self.send_answer(OPENING, message, ENDING)
 
     def finish(self, status: Status, extra: Fields | None = None, *, http_status: int = 200) -> None:
         """Ends the call, unless it is over."""

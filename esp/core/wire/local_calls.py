@@ -180,11 +180,11 @@ class _WholeCall(ServerStream):
     call: ClientStream
     server: _ServerEnd
 
-    def send_answer(self, head: bytes, payload: bytes, trailers: bytes) -> bool:
+    def send_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> bool:
         """Sends a whole answer; without frames, if the client's end knows head and trailers and has a window for it."""
         connection = self.server
         known = connection.client.heads
-        opening, ending = known.get(head), known.get(trailers)
+        opening, ending = known.get(head.forward), known.get(trailers.forward)
         size = len(payload)
         if (
             opening is None

@@ -120,8 +120,8 @@ class Multiplexed(Connection, Generic[S]):
     def take_output(self) -> bytes:
         """The queued frames, for a caller that moves the bytes itself."""
         data = b"".join(self.out)
+        self.written += len(self.out)
         self.out.clear()
-        self.flushes += 1
         self.pump.new_turn()
         if self in self.context.unflushed:
             self.context.unflushed.remove(self)

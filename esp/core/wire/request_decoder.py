@@ -19,7 +19,7 @@ from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
 from esp.core.wire import huffman
 from esp.core.wire.field_decoder import FieldDecoder
-from esp.core.wire.frames import HEADERS
+from esp.core.wire.frames import HEADER_SIZE, HEADERS
 from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_BYTES, Fields, HeaderDecoder
 from esp.core.wire.request import NO_LENGTH, TIMEOUT_NAME, TRACE, TRACE_NAME, RequestHead, timeout_of, trace_of
 
@@ -62,7 +62,7 @@ class UsualRequest(NamedTuple):
 
     Attributes:
         front: unpacks the whole head, then the beginning of the DATA that may stand behind it, as `unpack_front` does.
-        size: the bytes of that.
+        size: the bytes of the head alone.
         word: length and type of the head, as `unpack_header` gives them.
         block: a header block of that length; b"" for none.
         head: the head of a request with this block, which has no other values.
@@ -78,7 +78,7 @@ class UsualRequest(NamedTuple):
 @lru_cache(maxsize=256)
 def _front(length: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int, int]:
     front = Struct(f">IBI{length}sIBIBI")
-    return front.unpack_from, front.size, length << 8 | HEADERS
+    return front.unpack_from, HEADER_SIZE + length, length << 8 | HEADERS
 
 
 _NO_REQUEST: Final = UsualRequest(*_front(0), b"", RequestHead(b"", b"", [], NO_LENGTH))._replace(word=-1)

@@ -14,7 +14,7 @@ from hpack.hpack import encode_integer
 from hpack.table import HeaderTable
 
 from esp.core.wire import traces
-from esp.core.wire.frames import SHORT_BLOCK
+from esp.core.wire.frames import BLOCK_FRONTS, SHORT_BLOCK
 from esp.core.wire.hpack import MEMO_ENTRIES, STATIC, STATIC_NAMES, encode_field
 
 Forward = tuple[bytes, bytes]
@@ -51,7 +51,8 @@ class RequestEncoder:
 
     Attributes:
         known: by path, the fronts of heads that do not change the server's table; the connection looks here.
-        blocks: whole header blocks of such heads, without a `grpc-timeout`; the connection looks here first.
+        blocks: whole header blocks of such heads, without a `grpc-timeout`, with the first five bytes of their frames;
+            the connection looks here first.
     """
 
     __slots__ = ("_authority", "_entries", "_limit", "_update_due", "_used", "blocks", "known")
@@ -63,7 +64,7 @@ class RequestEncoder:
         self._entries: dict[tuple[bytes, bytes], int] = {}
         self._used = 0
         self.known: dict[bytes, bytes] = {}
-        self.blocks: dict[Forward, bytes] = {}
+        self.blocks: dict[Forward, tuple[bytes, bytes]] = {}
 
     def limit(self, size: int) -> None:
         """The server grants a table of `size` bytes: the next block begins a new one."""
@@ -107,7 +108,8 @@ class RequestEncoder:
         if front is not None and metadata.__class__ is bytes and len(front) + len(metadata) <= _LONGEST:
             if len(self.blocks) >= BLOCKS:
                 self.blocks.clear()
-            self.blocks[forward] = front + metadata
+            block = front + metadata
+            self.blocks[forward] = BLOCK_FRONTS[len(block)], block
 
     def _forget(self) -> None:
         self.known.clear()

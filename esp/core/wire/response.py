@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from esp.core.wire.frames import BLOCK_FRONTS, LAST_BLOCK_FRONTS, SHORT_BLOCK, ErrorCode, StreamFault
+from esp.core.wire.frames import BLOCK_FRONTS, LAST_BLOCK_FRONTS, SHORT_BLOCK, ErrorCode, StreamFault, pack_u32
 from esp.core.wire.hpack import Fields, HeaderDecoder, encode
 from esp.core.wire.message import cut_status_text, decode_status_text, encode_status_text, without_outer_blanks
 from esp.core.wire.request import check_characters
@@ -42,10 +41,12 @@ class ResponseHead:
         opens: whether the block is the head of a gRPC answer with messages to follow.
         succeeds: whether the block is the trailers of a call that ended well.
         forward: the block to send on, encoded without state.
+        front: the five bytes in front of the stream id of a frame with `forward`, which ends the stream if it is
+            trailers; b"" if `forward` is longer than SHORT_BLOCK.
         fields: the regular fields, in order.
     """
 
-    __slots__ = ("fields", "forward", "http_status", "is_grpc", "opens", "status", "succeeds")
+    __slots__ = ("fields", "forward", "front", "http_status", "is_grpc", "opens", "status", "succeeds")
 
     def __init__(self, http_status: int, fields: Fields) -> None:
         self.http_status = http_status
@@ -66,6 +67,8 @@ class ResponseHead:
         self.succeeds = http_status == 0 and self.status is not None and self.status.code == Code.OK
         pseudo = [(b":status", b"%d" % http_status)] if http_status else []
         self.forward = encode(pseudo + _sent_on(fields))
+        fronts = BLOCK_FRONTS if http_status else LAST_BLOCK_FRONTS
+        self.front = fronts[len(self.forward)] if len(self.forward) <= SHORT_BLOCK else b""
 
     @property
     def lacks_status(self) -> bool:
@@ -87,41 +90,34 @@ class ResponseHead:
         return Status(code, f"unexpected HTTP status code received from server: {self.http_status}")
 
 
+Whole = tuple[Callable[[bytes, int], tuple[Any, ...]], int, int]
+"""Unpacks an answer: of each of its three frames the first five bytes, the stream id and the payload. Then the bytes of
+the answer, and those of the DATA."""
+MOST_WHOLES: Final = 256
+"""The most lengths of messages for which a connection keeps how to unpack their answers."""
+
+
 class UsualAnswer(NamedTuple):
     """The form of a whole unary answer, but for its message: a head, one DATA frame, trailers.
 
     Attributes:
-        front: unpacks all before the message: of the head its first five bytes, stream id and block; then the nine
-            bytes in front of the message as 0 up to 64 KiB, the length, 0 for DATA without END_STREAM, the stream id.
-        front_size: the bytes of that.
         head_front: the first five bytes of the head; b"" for no usual answer.
         head_block: the head's header block.
         head: the head.
-        end, end_size, end_front, end_block, trailers: the same for the trailers.
+        end_front, end_block, trailers: the same for the trailers.
+        wholes: how to unpack an answer, by the first five bytes of its DATA frame, which tell the length.
+        front, whole: the last one of these, probably that of the next answer.
     """
 
-    front: Callable[[bytes, int], tuple[Any, ...]]
-    front_size: int
     head_front: bytes
     head_block: bytes
     head: ResponseHead
-    end: Callable[[bytes, int], tuple[Any, ...]]
-    end_size: int
     end_front: bytes
     end_block: bytes
     trailers: ResponseHead
-
-
-@lru_cache(maxsize=64)
-def _whole_head(length: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int, bytes]:
-    front = Struct(f">5sI{length}sBHHI")
-    return front.unpack_from, front.size, BLOCK_FRONTS[length] if length <= SHORT_BLOCK else b""
-
-
-@lru_cache(maxsize=64)
-def _whole_trailers(length: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int, bytes]:
-    end = Struct(f">5sI{length}s")
-    return end.unpack_from, end.size, LAST_BLOCK_FRONTS[length] if length <= SHORT_BLOCK else b""
+    wholes: dict[bytes, Whole]
+    front: bytes
+    whole: Whole
 
 
 def _sent_on(fields: Fields) -> Fields:
@@ -156,8 +152,8 @@ def parse_response(fields: Fields) -> ResponseHead:
 
 
 _NONE: Final = ResponseHead(0, [])
-_NO_ANSWER: Final = UsualAnswer(*_whole_head(0), b"", _NONE, *_whole_trailers(0), b"", _NONE)._replace(head_front=b"")
-"""No head begins with no bytes."""
+_NO_ANSWER: Final = UsualAnswer(b"", b"", _NONE, b"", b"", _NONE, {}, b"", (Struct("").unpack_from, 1 << 62, 0))
+"""No answer has so many bytes."""
 
 
 class ResponseDecoder(HeaderDecoder[ResponseHead]):
@@ -173,10 +169,22 @@ class ResponseDecoder(HeaderDecoder[ResponseHead]):
         super().__init__(parse_response, max_list_bytes, max_fields)
         self.usual = _NO_ANSWER
 
-    def expect(self, head_block: bytes, head: ResponseHead, end_block: bytes, trailers: ResponseHead) -> None:
-        """Expects further answers with this head and these trailers; both are in the memo."""
-        front, end = _whole_head(len(head_block)), _whole_trailers(len(end_block))
-        self.usual = UsualAnswer(*front, head_block, head, *end, end_block, trailers)
+    def expect(
+        self, head_block: bytes, head: ResponseHead, length: int, end_block: bytes, trailers: ResponseHead
+    ) -> None:
+        """Expects further answers with this head, these trailers and such a message; both blocks are in the memo."""
+        usual = self.usual
+        heads, ends = len(head_block), len(end_block)
+        if heads > SHORT_BLOCK or ends > SHORT_BLOCK:
+            return
+        same = usual.head_block == head_block and usual.end_block == end_block and len(usual.wholes) < MOST_WHOLES
+        wholes = usual.wholes if same else {}
+        front = pack_u32(length << 8) + b"\0"
+        form = Struct(f">5sI{heads}s5sI{length}s5sI{ends}s")
+        whole = wholes[front] = form.unpack_from, form.size, length
+        self.usual = UsualAnswer(
+            BLOCK_FRONTS[heads], head_block, head, LAST_BLOCK_FRONTS[ends], end_block, trailers, wholes, front, whole
+        )
 
     def forget(self) -> None:
         """Empties the memo."""
@@ -190,20 +198,20 @@ def _head_block(http_status: int) -> bytes:
 
 REQUEST_TIMEOUT_BLOCK: Final = encode([(b":status", b"408")])
 """The answer to a request for a page, if the request does not come to its end."""
-RESPONSE_BLOCK: Final = _head_block(200)
+OPENING: Final = parse_response([(b":status", b"200"), (b"content-type", b"application/grpc")])
 """The head of every response esp makes itself."""
-OK_BLOCK: Final = encode([(b"grpc-status", b"0")])
+ENDING: Final = parse_response([(b"grpc-status", b"0")])
 """The trailers of every call that esp itself has answered."""
 
 
 def trailers_block(status: Status, extra: Fields | None = None, *, http_status: int) -> bytes:
     """Trailers for `status`; with an `http_status` they are the response's only block, its head in front of them."""
     if status is OK and not extra and not http_status:
-        return OK_BLOCK
+        return ENDING.forward
     fields: Fields = [(b"grpc-status", b"%d" % status.code)]
     if status.message:
         fields.append((b"grpc-message", encode_status_text(status.message, MAX_STATUS_TEXT)))
     if extra:
         fields += extra
-    head = RESPONSE_BLOCK if http_status == 200 else _head_block(http_status) if http_status else b""
+    head = OPENING.forward if http_status == 200 else _head_block(http_status) if http_status else b""
     return head + encode(fields)

@@ -52,6 +52,8 @@ INCOMPLETE: Final = Status(Code.INTERNAL, "esp: the request's message did not co
 CHEAP_BYTES: Final = 1024
 """Bytes of usual requests that esp works on between two looks at the clock: some 100 microseconds at most. After any
 other frame esp looks at the clock."""
+LAST_IDS: Final = 1 << 20
+"""So many ids before their end, no request is usual any more: there are not as many streams in one read."""
 DEADLINE_SLACK: Final = 0.05
 """Seconds that esp waits after a call's deadline: the client and the server upstream end the call first."""
 
@@ -126,10 +128,11 @@ class ServerConnection(Admission[ServerStream]):
             wall, sure = self.wall, -inf  # until when the turn is surely not over, on the quicker clock
             while position < size:
                 # Usual requests: HEADERS as long as earlier ones, and one whole message in one frame of DATA.
-                front, front_size, head_word, head_block, usual = decoder.usual
+                front, head_size, head_word, head_block, usual = decoder.usual
                 last = size - FRONT_SIZE if self._block is None else -1
-                last_head = size - front_size if self._shrunk and self._tracer is None else -1
-                room, ids_end = self._calls.room, self._ids_end
+                last_head = last - head_size if self._shrunk and self._tracer is None else -1
+                room = self._calls.room
+                next_id = self._last_stream + 2 if self._last_stream < self._ids_end - LAST_IDS else 0
                 while position <= last:
                     if position >= look:
                         if self._unfinished is not None:
@@ -164,13 +167,7 @@ class ServerConnection(Admission[ServerStream]):
                         word, flags, stream_id, block, data_word, data_flags, data_id, packed, length = front(
                             data, position
                         )
-                        if (
-                            word != head_word
-                            or flags != END_HEADERS
-                            or not self._last_stream < stream_id < ids_end
-                            or not stream_id & 1
-                            or len(streams) >= room
-                        ):
+                        if word != head_word or flags != END_HEADERS or stream_id != next_id or len(streams) >= room:
                             break
                         if block == head_block:
                             head = usual
@@ -188,8 +185,9 @@ class ServerConnection(Admission[ServerStream]):
                                 stream.deadline = self.now + seconds
                         self._last_stream = stream_id
                         streams[stream_id] = stream
-                        start = position + front_size - PREFIX_SIZE
-                        end = start + PREFIX_SIZE + length
+                        next_id += 2
+                        position += head_size
+                        end = position + FRONT_SIZE + length
                         if (
                             data_id != stream_id
                             or data_flags != END_STREAM
@@ -199,9 +197,8 @@ class ServerConnection(Admission[ServerStream]):
                             or end > size
                             or (head.content_length >= 0 and head.content_length != data_word >> 8)
                         ):
-                            position = start - HEADER_SIZE  # the message does not stand there, or not whole
-                            continue
-                        position = end
+                            continue  # the message does not stand there, or not whole
+                        start, position = position + HEADER_SIZE, end
                     self.recv_window -= length + PREFIX_SIZE
                     stream.fresh = stream.remote_open = False
                     handler = head.handler

@@ -10,14 +10,11 @@ from esp.core.wire.admission import Admission
 from esp.core.wire.budget import Account
 from esp.core.wire.ended import EndedCall, Passed, Several
 from esp.core.wire.frames import (
-    BLOCK_FRONTS,
     DATA_FRONTS,
     END_HEADERS,
     HEADERS,
     LAST_BLOCK,
-    LAST_BLOCK_FRONTS,
     MAX_FRAME_SIZE,
-    SHORT_BLOCK,
     SHORT_DATA,
     ErrorCode,
     StreamFault,
@@ -29,7 +26,7 @@ from esp.core.wire.handler import OVERLOADED, Handler, Refuse, ServerCall, Sink
 from esp.core.wire.hpack import Fields
 from esp.core.wire.request import LARGE_HEAD, NO_LENGTH, RequestHead
 from esp.core.wire.request_message import SECOND_MESSAGE, RequestMessage
-from esp.core.wire.response import REQUEST_TIMEOUT_BLOCK, trailers_block
+from esp.core.wire.response import REQUEST_TIMEOUT_BLOCK, ResponseHead, trailers_block
 from esp.core.wire.status import Code, RpcError, Status
 from esp.core.wire.stream import Stream
 
@@ -245,34 +242,23 @@ class ServerStream(Stream["Admission[ServerStream]"], ServerCall):
         else:
             self.finish(status)
 
-    def send_answer(self, head: bytes, payload: bytes, trailers: bytes) -> bool:
-        """Sends a whole answer, the blocks of its head and trailers encoded; False when it cannot go at once."""
+    def send_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> bool:
+        """Sends a whole answer; False when it cannot go at once."""
         connection = self.connection
         size = len(payload)
         window = connection.send_window - size
-        if self.remote_open or self.responded or size > connection.at_once or window < 0:
+        if self.remote_open or self.responded or window < 0 or size > connection.at_once:
             return False
-        stream_id = self.id
-        place = pack_u32(stream_id)
-        blocks = len(head) + len(trailers)
-        if size <= SHORT_DATA and blocks <= SHORT_BLOCK:
+        place = pack_u32(self.id)
+        front, end = head.front, trailers.front
+        if size <= SHORT_DATA and front and end:
             frames = b"".join(
-                (
-                    BLOCK_FRONTS[len(head)],
-                    place,
-                    head,
-                    DATA_FRONTS[size],
-                    place,
-                    payload,
-                    LAST_BLOCK_FRONTS[len(trailers)],
-                    place,
-                    trailers,
-                )
+                (front, place, head.forward, DATA_FRONTS[size], place, payload, end, place, trailers.forward)
             )
-        elif blocks <= MAX_FRAME_SIZE:
-            opening = frame(HEADERS, END_HEADERS, stream_id, head)
-            ending = frame(HEADERS, LAST_BLOCK, stream_id, trailers)
-            frames = b"".join((opening, pack_header(size << 8, 0, stream_id), payload, ending))
+        elif len(head.forward) <= MAX_FRAME_SIZE and len(trailers.forward) <= MAX_FRAME_SIZE:
+            opening = frame(HEADERS, END_HEADERS, self.id, head.forward)
+            ending = frame(HEADERS, LAST_BLOCK, self.id, trailers.forward)
+            frames = b"".join((opening, pack_header(size << 8, 0, self.id), payload, ending))
         else:
             return False
         out = connection.out
@@ -283,7 +269,7 @@ class ServerStream(Stream["Admission[ServerStream]"], ServerCall):
         connection.sent_since_ping = True
         self.responded = True
         self.local_open = False
-        connection.streams.pop(stream_id, None)
+        connection.streams.pop(self.id, None)
         if self.account is not None:
             self.account.close()
         if connection.tell_gone:

@@ -115,7 +115,7 @@ class SplicedCall(ClientStream, Sink):
         """A whole answer: passes it on in one piece if the client's window has room."""
         down = self.down
         down.sink = None
-        if down.send_answer(head.forward, payload, trailers.forward):
+        if down.send_answer(head, payload, trailers):
             connection = self.connection
             took = connection.heard - down.opened
             if took < connection.slow and not down.trace:
@@ -233,7 +233,7 @@ class LateCall(SplicedCall):
     def on_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
         """A whole answer."""
         self.down.sink = None
-        if self.down.send_answer(head.forward, payload, trailers.forward):
+        if self.down.send_answer(head, payload, trailers):
             self.tell(Code.OK)
         else:
             self._answer_in_pieces(head, payload, trailers)

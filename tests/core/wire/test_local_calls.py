@@ -19,7 +19,7 @@ from esp.core.wire.local_calls import LocalCalls
 from esp.core.wire.message import prefix
 from esp.core.wire.request import RequestHead
 from esp.core.wire.request_encoder import Forward
-from esp.core.wire.response import OK_BLOCK, RESPONSE_BLOCK, ResponseHead
+from esp.core.wire.response import ENDING, OPENING, ResponseHead
 from esp.core.wire.server_stream import Handler, ServerStream, Sink
 from esp.core.wire.status import Code, Status
 
@@ -119,7 +119,7 @@ class Pair:
     def answers(self, message: bytes = b"", index: int = -1) -> bool:
         stream = self.handler.streams[index]
         stream.sink = None
-        return stream.send_answer(RESPONSE_BLOCK, prefix(message), OK_BLOCK)
+        return stream.send_answer(OPENING, prefix(message), ENDING)
 
     def acquainted(self) -> Pair:
         """Has made three calls: from then on the header table is gone, and both ends know head and trailers."""
@@ -338,7 +338,7 @@ def test_nobody_can_tell_whether_calls_pass_as_frames(acts: list[tuple[str, int]
                 stream = waiting[which % len(waiting)]
                 stream.sink = None
                 payload = prefix(b"%d" % number + bytes(15_000 if act == "answers much" else 0))
-                if not stream.send_answer(RESPONSE_BLOCK, payload, OK_BLOCK):
+                if not stream.send_answer(OPENING, payload, ENDING):
                     stream.respond(payload[5:])
             elif act == "refuses" and waiting:
                 waiting[which % len(waiting)].finish(GONE)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from esp.core.wire import frames
-from esp.core.wire.frames import ErrorCode
+from esp.core.wire.frames import MAX_STREAM_ID, ErrorCode
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
+from esp.core.wire.response import MOST_WHOLES
 from tests.core.wire import upstream
 from tests.core.wire.conversation import (
     ECHO,
@@ -60,6 +61,9 @@ def frames_at(stream: int) -> dict[str, bytes]:
         "a window between": headers(stream, call()) + window(stream, 100) + data(stream, prefix, end=True),
         "data of a stream that never was": headers(stream, call()) + data(stream + 2, prefix, end=True),
         "an id from before": headers(stream - 2, call()) + data(stream - 2, prefix, end=True),
+        "ids left out": b"".join(
+            headers(i, call()) + data(i, prefix, end=True) for i in (stream + 4, stream + 6, stream + 12)
+        ),
         "an even id": headers(stream + 1, call()) + data(stream + 1, prefix, end=True),
         "data after the end": headers(stream, call(HOLD)) + 2 * data(stream, prefix, end=True),
         "a time-out": headers(stream, call(ECHO, (b"grpc-timeout", b"5S"))) + data(stream, prefix, end=True),
@@ -92,6 +96,16 @@ def test_a_wrong_length_is_seen_with_a_head_that_is_known() -> None:
     stream += 4
     client.sends(headers(stream, call(ECHO, LENGTH)), data(stream, message(b"more"), end=True))
     server.resets(stream, ErrorCode.PROTOCOL_ERROR)
+
+
+def test_the_last_ids_of_a_connection_are_no_higher_than_others() -> None:
+    client, server, _ = learnt()
+    stream = MAX_STREAM_ID - 2
+    client.sends(headers(stream, call()), data(stream, message(), end=True))
+    client.sends(headers(stream + 2, call()), data(stream + 2, message(), end=True))
+    assert [saw[1] for saw in server.saw[-2:]] == [stream, stream + 2]
+    client.sends(headers(stream + 4, call()), data(stream + 4, message(), end=True))  # the bit above an id is ignored
+    server.closes(ErrorCode.PROTOCOL_ERROR)
 
 
 def test_more_messages_than_the_window_end_the_connection() -> None:
@@ -135,6 +149,23 @@ class TestAnswers:
                 esp.hears(said[start : start + piece])
             told.append(([c.told for c in calls], esp.said(), esp.closed, list(esp.connection.streams)))
         assert told[0] == told[1]
+
+    def test_answers_may_have_any_length_in_any_order(self) -> None:
+        lengths = [*range(MOST_WHOLES + 10), 3, 16_000, 3, 3, 16_000, 0, 7, MOST_WHOLES + 5, 1, *range(5)]
+        esp = dial()
+        calls = [esp.calls(b"x") for _ in lengths]
+        esp.said()
+        said = [
+            headers(i, HEAD) + data(i, message(bytes(length))) + headers(i, trailers(), end=True)
+            for i, length in zip(range(1, 2 * len(lengths), 2), lengths, strict=True)
+        ]
+        esp.hears(b"".join(said[:5]))
+        for frame in said[5:100]:
+            esp.hears(frame)
+        esp.hears(b"".join(said[100:]))
+        assert [call.told for call in calls] == [["head", message(bytes(length)), "OK"] for length in lengths]
+        assert not esp.connection.streams
+        assert 0 < len(esp.connection._decoder.usual.wholes) <= MOST_WHOLES
 
     def answer(self, stream: int, change: str) -> bytes:
         head, ending, body, end = headers(stream, HEAD), headers(stream, trailers(), end=True), message(b"ab"), False

@@ -213,7 +213,7 @@ def dial(
         for fields in (HEAD, trailers(), HEAD + trailers()):
             decoder.decode(encode(fields))
         head, ending = encode(HEAD), encode(trailers())
-        decoder.expect(head, decoder.memo[head], ending, decoder.memo[ending])
+        decoder.expect(head, decoder.memo[head], len(message(b"ab")), ending, decoder.memo[ending])
     esp.said()
     esp.changes.clear()
     return esp

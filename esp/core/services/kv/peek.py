@@ -64,13 +64,16 @@ _VALUE_FRONTS: Final = _value_fronts(_LONGEST_USUAL)
 
 def put_key(message: bytes) -> bytes | None:
     """The key of a Put, whose protobuf bytes start behind the prefix of gRPC."""
-    size = len(message)
-    if size > PREFIX_SIZE + 1 and message[5] == _KEY:
+    try:
         end = 7 + message[6]
-        rest = size - end
-        if 7 < end < 7 + 0x80 and 0 < rest <= _LONGEST_USUAL and message.startswith(_VALUE_FRONTS[rest], end):
+        front = _VALUE_FRONTS[
+            len(message) - end
+        ]  # if less than nothing is left, another one, which does not stand there
+        if message[end : end + len(front)] == front and message[5] == _KEY and 7 < end < 7 + 0x80:
             return message[7:end]
-    fields = look(message, PREFIX_SIZE, size, PUT_FIELDS)
+    except IndexError:
+        pass  # it is short, or long
+    fields = look(message, PREFIX_SIZE, len(message), PUT_FIELDS)
     return message[fields[0]] if fields else None
 
 

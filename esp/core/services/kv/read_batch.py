@@ -243,7 +243,7 @@ class BatchedCall(ClientStream):
             stream = read.release()
             if stream is not None:
                 try:
-                    if stream.send_answer(head.forward, answer, trailers.forward):
+                    if stream.send_answer(head, answer, trailers):
                         took = heard - stream.opened
                         if joined is not None and took < joined.slow and not stream.trace:
                             joined.took[stream.head.path](took)

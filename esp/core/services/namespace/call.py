@@ -16,6 +16,7 @@ from esp.core.wire.ended import Passed, Several
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import Fields
 from esp.core.wire.pump import Pending
+from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import OVERLOADED, ServerCall, ServerStream, Sink
 from esp.core.wire.status import Code, RpcError, Status
 
@@ -197,7 +198,7 @@ class InnerCall(ServerCall, Sink):
             (backlog or self._begin_backlog()).add_raw(payload)
         return False
 
-    def send_answer(self, head: bytes, payload: bytes, trailers: bytes) -> bool:
+    def send_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> bool:
         """Sends a whole answer; False when it cannot go at once, or the call has ended for it."""
         try:
             pieces = self._answers.feed(payload)

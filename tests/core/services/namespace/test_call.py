@@ -17,10 +17,10 @@ from esp.core.services.router import METHODS
 from esp.core.wire import frames
 from esp.core.wire.frames import SETTINGS_INITIAL_WINDOW_SIZE, ErrorCode
 from esp.core.wire.handler import OVERLOADED
-from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
 from esp.core.wire.request import RequestHead
+from esp.core.wire.response import ENDING, OPENING
 from esp.core.wire.server_stream import Handler, Refuse, ServerCall, ServerStream
 from esp.core.wire.status import OK, Code, Status
 from tests.core.wire.conversation import (
@@ -187,7 +187,7 @@ class TestAnswers:
     def test_a_small_answer_goes_at_once(self) -> None:
         world = World()
         stream = world.asks(RANGE)
-        assert stream.send_answer(encode(HEAD), prefix(rows(3)), encode(trailers()))
+        assert stream.send_answer(OPENING, prefix(rows(3)), ENDING)
         world.server.flush()
         world.server.answers(headers(1, HEAD), data(1, message(rows(3, before=b""))), headers(1, trailers(), end=True))
         world.server.holds_nothing()
@@ -253,7 +253,7 @@ class TestAnswers:
     def test_a_key_of_others_ends_the_call(self, caplog: pytest.LogCaptureFixture) -> None:
         world = World()
         stream = world.asks(RANGE)
-        assert not stream.send_answer(encode(HEAD), prefix(rows(1, before=b"theirs")), encode(trailers()))
+        assert not stream.send_answer(OPENING, prefix(rows(1, before=b"theirs")), ENDING)
         assert stream.is_over
         world.server.flush()
         said = world.server.says()
@@ -370,7 +370,7 @@ class TestAround:
 
 def test_each_name_of_a_call_is_one_of_the_call_inside_or_made_of_others() -> None:
     """A new one must not send past the namespace."""
-    on_others = {"peer", "remaining", "remaining_timeout", "respond", "start", "forward"}
+    on_others = {"peer", "remaining", "remaining_timeout", "respond", "respond_at_once", "start", "forward"}
     names = {name for name in vars(ServerCall) if not name.startswith("_")}
     assert names - vars(InnerCall).keys() == on_others
 
