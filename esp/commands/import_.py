@@ -57,6 +57,8 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
         except KeyboardInterrupt:
             raise CommandError(f"interrupted{_so_far(work)}", INTERRUPTED) from None
     _summarise(work.done, options.output)
+    if work.done.lost:
+        raise CommandError(_told_of_lost(work.done.lost))
 
 
 @contextmanager
@@ -81,6 +83,15 @@ def _so_far(work: Import) -> str:
     return f"; {work.done.written + work.done.present} keys are written, and --resume goes on"
 
 
+def _told_of_lost(lost: dict[str, set[int]]) -> str:
+    places = ", ".join(f"{len(leases)} on shard {name}" for name, leases in lost.items())
+    return (
+        f"leases have ended while the import ran, and their keys with them: {places}; a shard that stands "
+        "still for longer than the TTL ends them, or somebody has revoked them; import again with --resume, which "
+        "grants and writes what is gone"
+    )
+
+
 def _summarise(done: Imported, output: Format) -> None:
     if output is Format.JSON:
         write_json(
@@ -92,6 +103,10 @@ def _summarise(done: Imported, output: Format) -> None:
                 "leases": done.leases,
                 "renamed": [
                     {"from": _hex(before), "to": _hex(after)} for before, after in sorted(done.renamed.items())
+                ],
+                "lost": [
+                    {"shard": name, "leases": [_hex(lease) for lease in sorted(leases)]}
+                    for name, leases in done.lost.items()
                 ],
             }
         )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from esp.cli.whole import app
+from esp.commands import import_
 from esp.core import config as configs
 from esp.core import connected_shards
 from esp.core.export import (
@@ -36,7 +38,7 @@ from esp.core.export import (
 from esp.core.keys import KeyRange
 from esp.core.local import LocalEtcd
 from esp.core.pb import kv_pb2, rpc_pb2
-from tests.harness import EVERYTHING, Etcds, Server, connect, wait_until, wipe, write_config
+from tests.harness import EVERYTHING, Etcds, Server, connect, frozen, wait_until, wipe, write_config
 from tests.stubs import rpc_pb2_grpc
 from tests.watching import Relay
 
@@ -378,6 +380,7 @@ class TestImport:
             "left_out": 0,
             "leases": 1,
             "renamed": [],
+            "lost": [],
         }
         assert other.pairs() == before
         assert other.ttl(0x1234) == (900, 1)
@@ -527,6 +530,50 @@ class TestImport:
         asyncio.run(work.run())
         assert work.done.written == 2
         assert other.pairs() == [(b"a", b"1", 0x1234), (b"b", b"1", 0x1234)]
+
+    def test_a_shard_that_stands_still_loses_leases_of_its_own_only_and_that_is_told(
+        self,
+        kvs: list[Kv],
+        empty_shards: list[LocalEtcd],
+        run: Run,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It stands still for longer than the TTL, between two parts of the file. Meanwhile the others are renewed."""
+        for kv, key in zip(kvs, (b"a", b"k", b"s"), strict=True):
+            kv.grant(0x1234, 2)
+            kv.put(key, b"1", 0x1234)
+        kvs[2].put(b"t")
+        path = tmp_path / "x"
+        path.write_text(run("export")[1])
+        lines = path.read_bytes().splitlines(keepends=True)
+        for kv in kvs:
+            kv.lease.LeaseRevoke(rpc_pb2.LeaseRevokeRequest(ID=0x1234))
+            kv.kv.DeleteRange(rpc_pb2.DeleteRangeRequest(**EVERYTHING))
+
+        class Halting(io.BytesIO):
+            def read1(self, size: int | None = -1) -> bytes:
+                line = self.readline()
+                if line == lines[-2]:
+                    wait_until(lambda: sum(kv.count() for kv in kvs) == 3)
+                    with frozen(empty_shards[1]):
+                        time.sleep(3)
+                    wait_until(lambda: kvs[1].ttl(0x1234)[0] == -1)
+                return line
+
+            def seekable(self) -> bool:
+                return False
+
+        with monkeypatch.context() as halting:
+            halting.setattr(import_, "_opened", lambda _: nullcontext(Halting(b"".join(lines))))
+            code, out, err = run("import", path, "-o", "json")
+        assert (code, json.loads(out)["lost"]) == (1, [{"shard": "s1", "leases": ["0000000000001234"]}])
+        assert "and their keys with them: 1 on shard s1; " in err
+        assert "import again with --resume" in err
+        assert by_prefix(kvs) == [(b"a", b"1", 0x1234), (b"s", b"1", 0x1234), (b"t", b"v", 0)]
+        code, _, err = run("import", path, "--resume")
+        assert (code, err) == (0, "")
+        assert [kv.pairs()[0] for kv in kvs] == [(key, b"1", 0x1234) for key in (b"a", b"k", b"s")]
 
     def test_without_leases(self, exported: Path, many: list[Kv], other: Kv, empty_etcd: LocalEtcd, run: Run) -> None:
         to = ["--endpoint", empty_etcd.endpoint, "--no-leases"]

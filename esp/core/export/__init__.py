@@ -4,7 +4,8 @@
     importing  the lines of a file into shards
     rounds     the lines of a file in portions, for `importing`
     writing    the keys of a portion into one shard, as transactions
-    granting   the leases of a file on all shards, kept alive
+    granting   the leases of a file on all shards
+    renewing   leases kept alive on one shard, whatever others do
     started    the first part of an export, to go on from there
     pages      the keys of one shard's range at a revision, some at a time
     stride     the part of a range that a page is asked for

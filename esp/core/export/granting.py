@@ -1,4 +1,4 @@
-"""The leases of an export, made anew on all shards that an import writes to, and kept alive while the import runs."""
+"""The leases of an export, made anew on all shards that an import writes to, and kept alive while it runs."""
 
 from __future__ import annotations
 
@@ -7,24 +7,16 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from time import monotonic
-from typing import Final
-
-from google.protobuf.message import DecodeError
 
 from esp.core import errors
-from esp.core.auth_tokens import OWN
+from esp.core.background import all_of
 from esp.core.export.lines import ExportError, Grant, hex_of
 from esp.core.export.patience import CALL_SECONDS, PATIENCE_SECONDS, PAUSE_SECONDS, may_pass, read, told
+from esp.core.export.renewing import AT_ONCE, LOOK_SECONDS, Renewing
 from esp.core.lease_sync import each, revoke
 from esp.core.pb import rpc_pb2
 from esp.core.shard import LEASE_GRANT, LEASE_TIME_TO_LIVE, Shard, ask_for_esp
-from esp.core.wire.call import BrokenCall
 from esp.core.wire.status import RpcError
-
-AT_ONCE: Final = 64
-LOOK_SECONDS: Final = 0.2
-"""Seconds between two looks for leases that are due."""
-_KEEP_ALIVE: Final = b"/etcdserverpb.Lease/LeaseKeepAlive"
 
 
 class Granting:
@@ -58,6 +50,12 @@ class Granting:
         self._ids: dict[int, int] = {}
         self._ttls: dict[int, int] = {}
         self._due: list[tuple[float, int]] = []
+        self._renewing = [Renewing(shard) for shard in shards]
+
+    @property
+    def lost(self) -> dict[str, set[int]]:
+        """By shard, the leases that have ended there although this import has granted them, by their ids there."""
+        return {one.shard.name: one.lost for one in self._renewing if one.lost}
 
     def id_of(self, lease: int) -> int | None:
         """The id that a lease of the export has on the shards, 0 for no lease; None if the lease has ended.
@@ -159,35 +157,29 @@ class Granting:
                 raise ExportError(told(shard, error.status)) from None
             if answer.TTL < 0:
                 self.ended.add(lease)
+                for one in self._renewing:
+                    if one.shard is shard:
+                        one.lost.add(self._ids[lease])
 
     async def keep_alive(self) -> None:
-        """Renews the leases, each when a third of its TTL has passed, for ever."""
+        """Renews the leases on each shard, each when a third of its TTL has passed, for ever."""
+        await all_of([self._look(), *(one.run() for one in self._renewing)])
+
+    async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = monotonic()
-            due = []
             while self._due and self._due[0][0] <= now:
-                due.append(heappop(self._due)[1])
-            await each(due, self._renew, AT_ONCE)
+                lease = heappop(self._due)[1]
+                ttl = self._ttls[lease]
+                for one in self._renewing:
+                    one.want(lease, ttl)
+                heappush(self._due, (now + ttl / 3, lease))
 
     async def renew_all(self) -> None:
-        """Renews all leases, so that they begin with their whole TTL."""
-        await each(list(self._ttls), self._renew, AT_ONCE)
+        """Renews all leases, so that they begin with their whole TTL.
 
-    async def _renew(self, lease: int) -> None:
-        message = rpc_pb2.LeaseKeepAliveRequest(ID=lease).SerializeToString()
-        lives = False
-        for shard in self._shards:
-            try:
-                call = await shard.open((_KEEP_ALIVE, OWN), message, CALL_SECONDS)
-                try:
-                    answer = await call.read()
-                finally:
-                    call.cancel()
-                lives |= answer is not None and rpc_pb2.LeaseKeepAliveResponse.FromString(answer).TTL > 0
-            except (RpcError, BrokenCall, DecodeError):
-                lives = True  # perhaps; it is tried again
-        if lives:
-            heappush(self._due, (monotonic() + self._ttls[lease] / 3, lease))
-        else:
-            del self._ttls[lease]
+        Raises:
+            ExportError: a shard does not answer.
+        """
+        await all_of([one.renew(self._ttls.items()) for one in self._renewing])

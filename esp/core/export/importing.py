@@ -33,6 +33,7 @@ class Imported:
         left_out: keys whose leases have ended.
         leases: leases that were granted, or were granted by an earlier import of the file.
         renamed: the new ids of leases whose own were taken.
+        lost: by shard, the leases that have ended there while the import ran, with the keys that they had there.
     """
 
     written: int
@@ -41,6 +42,7 @@ class Imported:
     left_out: int
     leases: int
     renamed: dict[int, int]
+    lost: dict[str, set[int]]
 
 
 class Import:
@@ -93,6 +95,7 @@ class Import:
             sum(writer.left_out for writer in writers),
             0 if leases is None else leases.granted,
             {} if leases is None else leases.renamed,
+            {} if leases is None else leases.lost,
         )
 
     async def run(self) -> None:
