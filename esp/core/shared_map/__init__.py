@@ -1,0 +1,58 @@
+"""The map as the shards hold it: read from them, and changed on them.
+
+    writing    changes, decided on the anchor and carried out on the shards
+    reading    what the shards hold, and the map in force by that
+    change     a change, its steps, and their transactions
+    value      the map and its bytes
+
+From the top down; each file imports only files below it. The protocol is in docs/decisions/2026-11-30-one-map.md.
+"""
+
+from esp.core.shared_map.change import Kind, Next, Step, decode_next, steps
+from esp.core.shared_map.reading import DisagreeError, Held, Told, foreign_keys, newest, read
+from esp.core.shared_map.value import (
+    GUARD_KEY,
+    MAP_KEY,
+    MAX_MAP_BYTES,
+    NEXT_KEY,
+    OWN_KEYS,
+    Change,
+    MapFormatError,
+    SharedMap,
+    as_json,
+    decode,
+    first,
+    with_shards,
+)
+from esp.core.shared_map.writing import ChangeError, How, Outcome, carry_out, decide
+
+__all__ = [
+    "GUARD_KEY",
+    "MAP_KEY",
+    "MAX_MAP_BYTES",
+    "NEXT_KEY",
+    "OWN_KEYS",
+    "Change",
+    "ChangeError",
+    "DisagreeError",
+    "Held",
+    "How",
+    "Kind",
+    "MapFormatError",
+    "Next",
+    "Outcome",
+    "SharedMap",
+    "Step",
+    "Told",
+    "as_json",
+    "carry_out",
+    "decide",
+    "decode",
+    "decode_next",
+    "first",
+    "foreign_keys",
+    "newest",
+    "read",
+    "steps",
+    "with_shards",
+]

@@ -1,0 +1,130 @@
+"""Changes of the map, decided and carried out on the shards."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from esp.core import errors
+from esp.core.pb import rpc_pb2
+from esp.core.shard import TXN, Shard, ask_for_esp
+from esp.core.shared_map.change import Kind, Next, Step, decision, steps, transaction
+from esp.core.shared_map.reading import Held, held_in
+from esp.core.wire.status import RpcError
+
+CALL_SECONDS: Final = 10.0
+"""Seconds for one call to one shard; longer than the 7 s after which etcd itself gives up."""
+_TRIES: Final = 5
+"""How often a shard is told the map while others write there."""
+
+
+class ChangeError(Exception):
+    """A change cannot be decided or carried out; the text is a clause for people."""
+
+
+class How(StrEnum):
+    """What became of a step. The names are part of the JSON form."""
+
+    DONE = "done"
+    ALREADY = "already"
+    """It was done before."""
+    WAITS = "waits"
+    """The shard is silent; the change is in force all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A step and what became of it. `why` is the reason of a step that waits."""
+
+    step: Step
+    how: How
+    why: str = ""
+
+
+async def decide(anchor: Shard, change: Next) -> None:
+    """Decides on a change. Also if the same change was decided before, and is not carried out yet.
+
+    Raises:
+        ChangeError: the anchor holds another map, or another change is decided there; or it is not known what the
+            anchor has done.
+    """
+    try:
+        answer = await ask_for_esp(anchor, TXN, decision(change), seconds=CALL_SECONDS)
+    except RpcError as error:
+        raise ChangeError(
+            f"shard {anchor.name} decides on the map, and does not answer: {errors.undecided(error.status).message}; "
+            "esp map show tells whether the change was decided"
+        ) from None
+    if answer.succeeded:
+        return
+    held = _held(answer)
+    if held.next == change:
+        return
+    if held.next is not None or held.faults:
+        raise ChangeError("another change is decided and not carried out yet; esp map finish carries it out")
+    was = "no map" if held.map is None else f"the map of epoch {held.map.epoch}"
+    raise ChangeError(f"shard {anchor.name} holds {was} by now; look again")
+
+
+async def carry_out(change: Next, shards: Mapping[str, Shard]) -> AsyncGenerator[Outcome, None]:
+    """Carries out a change that is decided, step by step; what is done already is left as it is.
+
+    Raises:
+        ChangeError: a step failed. The change can be gone on with later, by anybody.
+    """
+    for step in steps(change):
+        yield await _take(step, change, shards.get(step.shard))
+
+
+async def _take(step: Step, change: Next, shard: Shard | None) -> Outcome:
+    if shard is None:
+        if step.can_wait:
+            return Outcome(step, How.WAITS, "the config does not name it")
+        raise ChangeError(f"the change needs shard {step.shard}, which the config does not name; add it there")
+    held = b""
+    for _ in range(_TRIES):
+        try:
+            answer = await ask_for_esp(shard, TXN, transaction(change, step, held), seconds=CALL_SECONDS)
+        except RpcError as error:
+            why = errors.undecided(error.status).message
+            if step.can_wait and errors.is_unreachable(errors.undecided(error.status)):
+                return Outcome(step, How.WAITS, why)
+            raise ChangeError(f"shard {step.shard}: {why}; esp map finish goes on with the change") from None
+        if answer.succeeded:
+            return Outcome(step, How.DONE)
+        found = _held(answer)
+        if _is_done(step, change, found):
+            return Outcome(step, How.ALREADY)
+        if step.kind is not Kind.TELL or found.guard != change.after.guards[step.shard] or not found.map_bytes:
+            break
+        held = found.map_bytes
+    raise ChangeError(f"shard {step.shard} {_fault(found)}")
+
+
+def _is_done(step: Step, change: Next, found: Held) -> bool:
+    after = change.after
+    match step.kind:
+        case Kind.ADMIT:
+            return found.guard == after.guards[step.shard] and found.map is not None and found.map.epoch >= after.epoch
+        case Kind.DISMISS:
+            return found.guard is None
+        case Kind.TELL:
+            return found.guard == after.guards[step.shard] and found.map is not None and found.map.epoch >= after.epoch
+        case Kind.FINISH:
+            return found.next != change and found.map is not None and found.map.epoch >= after.epoch
+
+
+def _fault(found: Held) -> str:
+    if found.faults:
+        return f"holds what cannot be read: {found.faults[0]}"
+    if found.guard is None:
+        return "has no guard: its data was lost, or restored from before the map; it must not be used like that"
+    epoch = "no map" if found.map is None else f"the map of epoch {found.map.epoch}"
+    return f"holds {epoch} with the guard {found.guard}, which is another one than this change expects"
+
+
+def _held(answer: rpc_pb2.TxnResponse) -> Held:
+    keys = answer.responses[0].response_range.kvs if answer.responses else ()
+    return held_in(keys, answer.header)
