@@ -21,6 +21,8 @@ from esp.core.wire.stream import Stream
 
 log = logging.getLogger("esp.wire")
 
+LAST_USUAL_ID: Final = MAX_STREAM_ID - (1 << 20)
+"""After this id each request is looked at by itself, lest an id is too high. One read has not as many requests."""
 DRAIN_PING: Final = bytes.fromhex("0106010800030309")
 DRAIN_PING_SECONDS: Final = 5.0
 """How long a draining connection waits for the answer to `DRAIN_PING` before it takes no more calls."""
@@ -54,6 +56,7 @@ class Admission(FrameReader[S]):
         "_last_stream",
         "_pings",
         "_said_goaway",
+        "_usual_end",
         "now",
         "recv_initial",
         "unended",
@@ -75,6 +78,7 @@ class Admission(FrameReader[S]):
         self._last_stream = self._idle_stream = 0
         self._accepting = True
         self._ids_end = MAX_STREAM_ID + 1  # of those that are taken
+        self._usual_end = LAST_USUAL_ID
         self._last_accepted = 0
         self._drain_started = 0.0
         self._drain_status = OK
@@ -168,7 +172,7 @@ class Admission(FrameReader[S]):
 
     def _stop_accepting(self) -> None:
         self._accepting = False
-        self._ids_end = 0
+        self._ids_end = self._usual_end = 0
         self._last_accepted = self._last_stream
         self.tell_gone = True
         self.send(goaway(self._last_stream, ErrorCode.NO_ERROR, b"draining"))

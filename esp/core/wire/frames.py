@@ -35,8 +35,6 @@ SETTINGS_MAX_HEADER_LIST_SIZE: Final = 0x6
 
 MAX_FRAME_SIZE: Final = 16384
 """The largest payload sent or accepted; esp never raises it (RFC 9113, section 4.2)."""
-LARGEST_DATA: Final = MAX_FRAME_SIZE << 8 | DATA
-"""The first four bytes of the largest DATA frame, as `unpack_header` gives them."""
 DEFAULT_WINDOW: Final = 65535
 MAX_WINDOW: Final = 2**31 - 1
 MAX_STREAM_ID: Final = 2**31 - 1

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Generator, Iterator
 from urllib.parse import unquote_to_bytes
 
-from esp.core.wire.frames import pack_u32, unpack_u32
+from esp.core.wire.frames import DATA, END_STREAM, pack_u32, unpack_u32
 from esp.core.wire.status import Code, Status
 
 MAX_GZIP_MEMBERS = 16
@@ -19,10 +19,13 @@ INFLATED_AT_ONCE = 65536
 PREFIX_SIZE = 5
 """One flag byte (0 plain, 1 compressed) and the length of the message, 32 bits."""
 
-_FRONT = struct.Struct(">IBIBI")
+FRONT = "BHHIBI"
+"""The head of a frame of DATA and the prefix of the message in it. Of the head: 0 if the length is below 64 KiB, the
+length, WHOLE_DATA for DATA that ends the stream, the stream id. Of the prefix: flag byte and length."""
+WHOLE_DATA = DATA << 8 | END_STREAM
+_FRONT = struct.Struct(f">{FRONT}")
 FRONT_SIZE = _FRONT.size
 unpack_front = _FRONT.unpack_from
-"""The head of a frame of DATA as by `unpack_header`, and then the prefix of the message in it: flag byte and length."""
 
 
 def prefix(message: bytes) -> bytes:

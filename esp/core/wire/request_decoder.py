@@ -21,6 +21,7 @@ from esp.core.wire import huffman
 from esp.core.wire.field_decoder import FieldDecoder
 from esp.core.wire.frames import HEADER_SIZE, HEADERS
 from esp.core.wire.hpack import MEMO_BLOCK_BYTES, MEMO_BYTES, Fields, HeaderDecoder
+from esp.core.wire.message import FRONT
 from esp.core.wire.request import NO_LENGTH, TIMEOUT_NAME, TRACE, TRACE_NAME, RequestHead, timeout_of, trace_of
 
 Request = tuple[RequestHead, bytes, bytes]
@@ -77,7 +78,7 @@ class UsualRequest(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _front(length: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int, int]:
-    front = Struct(f">IBI{length}sIBIBI")
+    front = Struct(f">IBI{length}s{FRONT}")
     return front.unpack_from, HEADER_SIZE + length, length << 8 | HEADERS
 
 

@@ -18,7 +18,6 @@ from esp.core.wire.frames import (
     END_STREAM,
     HEADER_SIZE,
     HEADERS,
-    LARGEST_DATA,
     MAX_FRAME_SIZE,
     MAX_STREAM_ID,
     MAX_WINDOW,
@@ -36,7 +35,7 @@ from esp.core.wire.frames import (
 )
 from esp.core.wire.handler import Handler
 from esp.core.wire.hpack import Fields, TooLarge
-from esp.core.wire.message import FRONT_SIZE, PREFIX_SIZE, parse_timeout, unpack_front
+from esp.core.wire.message import FRONT_SIZE, PREFIX_SIZE, WHOLE_DATA, parse_timeout, unpack_front
 from esp.core.wire.open_calls import too_many
 from esp.core.wire.owed_messages import OwedMessages
 from esp.core.wire.request import LARGE_HEAD, NO_LENGTH, RequestHead, check_fields
@@ -52,8 +51,6 @@ INCOMPLETE: Final = Status(Code.INTERNAL, "esp: the request's message did not co
 CHEAP_BYTES: Final = 1024
 """Bytes of usual requests that esp works on between two looks at the clock: some 100 microseconds at most. After any
 other frame esp looks at the clock."""
-LAST_IDS: Final = 1 << 20
-"""So many ids before their end, no request is usual any more: there are not as many streams in one read."""
 DEADLINE_SLACK: Final = 0.05
 """Seconds that esp waits after a call's deadline: the client and the server upstream end the call first."""
 
@@ -132,7 +129,7 @@ class ServerConnection(Admission[ServerStream]):
                 last = size - FRONT_SIZE if self._block is None else -1
                 last_head = last - head_size if self._shrunk and self._tracer is None else -1
                 room = self._calls.room
-                next_id = self._last_stream + 2 if self._last_stream < self._ids_end - LAST_IDS else 0
+                next_id = self._last_stream + 2 if self._last_stream < self._usual_end else 0
                 while position <= last:
                     if position >= look:
                         if self._unfinished is not None:
@@ -144,27 +141,28 @@ class ServerConnection(Admission[ServerStream]):
                             sure = wall() + left
                         look = position + CHEAP_BYTES
                     if data[position + 3] == DATA:
-                        word, flags, stream_id, packed, length = unpack_front(data, position)
-                        end = position + FRONT_SIZE + length
+                        above, length, kind, stream_id, packed, of_message = unpack_front(data, position)
+                        start = position + HEADER_SIZE
+                        end = start + length
                         stream = streams.get(stream_id)
                         if (
-                            flags != END_STREAM
+                            kind != WHOLE_DATA
+                            or above
                             or packed
-                            or word != length + PREFIX_SIZE << 8
-                            or word > LARGEST_DATA
+                            or of_message + PREFIX_SIZE != length
+                            or length > MAX_FRAME_SIZE
                             or end > size
                             or stream is None
                             or not stream.fresh
                         ):
                             break
                         head = stream.head
-                        if head.content_length >= 0 and head.content_length != word >> 8:
+                        if head.content_length >= 0 and head.content_length != length:
                             break
-                        start, position = position + HEADER_SIZE, end
                     else:
                         if position > last_head:
                             break
-                        word, flags, stream_id, block, data_word, data_flags, data_id, packed, length = front(
+                        word, flags, stream_id, block, above, length, kind, data_id, packed, of_message = front(
                             data, position
                         )
                         if word != head_word or flags != END_HEADERS or stream_id != next_id or len(streams) >= room:
@@ -187,19 +185,22 @@ class ServerConnection(Admission[ServerStream]):
                         streams[stream_id] = stream
                         next_id += 2
                         position += head_size
-                        end = position + FRONT_SIZE + length
+                        if data_id != stream_id:
+                            continue  # the message does not stand there
+                        start = position + HEADER_SIZE
+                        end = start + length
                         if (
-                            data_id != stream_id
-                            or data_flags != END_STREAM
+                            kind != WHOLE_DATA
+                            or above
                             or packed
-                            or data_word != length + PREFIX_SIZE << 8
-                            or data_word > LARGEST_DATA
+                            or of_message + PREFIX_SIZE != length
+                            or length > MAX_FRAME_SIZE
                             or end > size
-                            or (head.content_length >= 0 and head.content_length != data_word >> 8)
+                            or (head.content_length >= 0 and head.content_length != length)
                         ):
-                            continue  # the message does not stand there, or not whole
-                        start, position = position + HEADER_SIZE, end
-                    self.recv_window -= length + PREFIX_SIZE
+                            continue  # nor does a whole message
+                    position = end
+                    self.recv_window -= length
                     stream.fresh = stream.remote_open = False
                     handler = head.handler
                     handler.on_message(stream, data[start:end])
