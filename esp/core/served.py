@@ -18,7 +18,7 @@ from esp.core.services.defragment import Defragment
 from esp.core.services.gate import Gate
 from esp.core.services.health import HealthService
 from esp.core.services.kv import Compactions
-from esp.core.services.lease import Leases
+from esp.core.services.lease import KEEPALIVE_PATH, Leases
 from esp.core.services.namespace import InNamespace
 from esp.core.services.router import Router
 from esp.core.services.watch import PATH as WATCH_PATH
@@ -67,7 +67,9 @@ class Served:
         self._set_samples(config, layout)
 
     def _calls_sent(self) -> Mapping[str, int]:
-        return {name: shard.calls_sent for name, shard in self._routing().shards.items()}
+        """The calls sent to each shard, and the keepalives, which all shards get. Both wait for large calls."""
+        keepalives = self._context.counters.messages_received[KEEPALIVE_PATH]
+        return {name: shard.calls_sent + keepalives for name, shard in self._routing().shards.items()}
 
     def start(self) -> None:
         """Begins the work that goes on beside the calls."""

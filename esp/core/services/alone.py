@@ -22,7 +22,7 @@ class Alone:
     """
 
     def __init__(self, calls_sent: Callable[[], Mapping[str, int]]) -> None:
-        """`calls_sent` tells how many calls were sent to each shard on its present connection."""
+        """`calls_sent` tells how many calls and keepalives were sent to each shard on its present connection."""
         self.asked: Counter[str] = Counter()
         self._calls_sent = calls_sent
         self._before: Mapping[str, int] = {}

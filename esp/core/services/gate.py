@@ -97,7 +97,7 @@ class Gate:
     def __init__(
         self, context: WireContext, background: Background, calls_sent: Callable[[], Mapping[str, int]] = dict
     ) -> None:
-        """`calls_sent` tells how many calls were sent to each shard on its present connection."""
+        """`calls_sent` tells how many calls and keepalives were sent to each shard on its present connection."""
         self._context = context
         self._background = background
         self.spawn = background.start

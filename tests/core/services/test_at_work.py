@@ -18,6 +18,7 @@ from esp.core.proxy import Proxy
 from esp.core.services.alone import Alone
 from esp.core.services.entry import LARGE_ANSWER, WAITING_PART
 from esp.core.services.gate import LARGE_REQUEST
+from esp.core.services.lease import KEEPALIVE_PATH
 from esp.core.wire import frames
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
@@ -105,7 +106,7 @@ class World:
     def client(self) -> Client:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
         self._channels.append(grpc.aio.insecure_channel(f"127.0.0.1:{self.proxy.bound[0][1]}", options))
-        return Client(self._channels[-1])
+        return Client(self._channels[-1], self.proxy)
 
     async def close(self) -> None:
         for channel in self._channels:
@@ -126,12 +127,21 @@ class World:
 
 
 class Client:
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, proxy: Proxy) -> None:
         self._channel = channel
+        self._proxy = proxy
 
     async def asks(self, path: str, request: bytes) -> bytes:
         answer: bytes = await self._channel.unary_unary(path)(request, timeout=30)
         return answer
+
+    async def keeps_alive(self, count: int) -> None:
+        """Asks to keep a lease alive so often, and waits until esp has read that; no shard here answers."""
+        call = self._channel.stream_stream("/etcdserverpb.Lease/LeaseKeepAlive")()
+        for _ in range(count):
+            await call.write(rpc_pb2.LeaseKeepAliveRequest(ID=7).SerializeToString())
+        counted = self._proxy.context.counters.messages_received
+        await until(lambda: counted[KEEPALIVE_PATH] == count)
 
     def _asks(self, method: str, request: bytes) -> asyncio.Task[bytes]:
         return asyncio.create_task(self.asks(KV + method, request))
@@ -165,7 +175,7 @@ async def world() -> AsyncIterator[World]:
         loaded = replace(config.parse(text, Path("esp.yaml")), listen=config.listen_of(["http://127.0.0.1:0"]))
         async with Proxy(loaded) as proxy:
             assert not await proxy.connected(10)
-            proxy.gate.alone = Alone(dict)  # however long these tests take: large calls are never alone
+            proxy.gate.alone.look = lambda: None  # however long these tests take: large calls are never alone
             made = World(proxy, *shards)
             for shard in shards:
                 shard.open.clear()
@@ -232,6 +242,24 @@ def test_large_reads_of_ten_clients_are_at_work_one_at_a_time_and_hold_up_nobody
         await world.answered([*calls, new], LARGE)
         assert world.is_free
         assert world.proxy.context.counters.limits["max_parts_per_shard"] >= 55
+
+    run(work)
+
+
+def test_who_keeps_leases_alive_uses_every_shard() -> None:
+    """A keepalive waits in etcd for the writes before it: four large ones at a time kept it for 40 ms."""
+
+    async def work(world: World) -> None:
+        alone = Alone(world.proxy.gate.alone._calls_sent)
+        for _ in range(2):
+            alone.look()
+        assert "a" in alone
+        await world.client().keeps_alive(5)
+        alone.look()
+        assert "a" not in alone
+        assert "b" not in alone
+        alone.look()
+        assert "a" in alone
 
     run(work)
 

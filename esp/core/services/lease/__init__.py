@@ -11,7 +11,8 @@
 From the top down; each file imports only files below it.
 """
 
+from esp.core.services.lease.keepalive import PATH as KEEPALIVE_PATH
 from esp.core.services.lease.retry import LeaseRetry
 from esp.core.services.lease.service import Grant, Leases
 
-__all__ = ["Grant", "LeaseRetry", "Leases"]
+__all__ = ["KEEPALIVE_PATH", "Grant", "LeaseRetry", "Leases"]
