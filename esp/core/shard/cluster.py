@@ -20,6 +20,8 @@ HIGHEST_REVISION: Final = 1 << 51
 """The bound on a shard's revision. No etcd gets here by writing; from 2**52 on revisions would look like tokens."""
 DEFAULT_TXN_OPS: Final = 128
 """etcd's default of --max-txn-ops."""
+NONE_REFUSED: Final = 1 << 62
+"""More operations than any transaction has."""
 HEADLESS: Final = frozenset((rpc_pb2.AlarmResponse, rpc_pb2.DefragmentResponse))
 """Answers that etcd 3.4 gives without a header (v3rpc/maintenance.go fills it in from 3.5 on)."""
 
@@ -48,6 +50,8 @@ class Cluster:
         max_txn_ops: the most operations in esp's own transactions for this shard: the default of etcd's --max-txn-ops,
             or less after a refusal.
         allowed_ops: the most operations in a client's transaction that the shard allows, as far as esp knows.
+        refused_ops: the fewest entries in one list of a client's transaction with which the shard has refused it for
+            their number, on the connection in use; NONE_REFUSED before that.
     """
 
     def __init__(self, name: str) -> None:
@@ -62,6 +66,7 @@ class Cluster:
         self.implausible = ""
         self.seen = 0
         self.max_txn_ops = self.allowed_ops = DEFAULT_TXN_OPS
+        self.refused_ops = NONE_REFUSED
 
     def saw(self, revision: int) -> None:
         """Notes the revision of an answer of the shard."""
@@ -72,7 +77,7 @@ class Cluster:
 
         Another member may allow fewer operations. And another cluster may answer there, such as a restored one.
         """
-        self.seen, self.allowed_ops = 0, DEFAULT_TXN_OPS
+        self.seen, self.allowed_ops, self.refused_ops = 0, DEFAULT_TXN_OPS, NONE_REFUSED
         self.version_in_use = ""
 
     def take_status(self, answer: bytes) -> str:

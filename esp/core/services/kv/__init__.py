@@ -6,6 +6,7 @@
     txn_handler    the handler of Txn
     txn_plan       how a transaction is served, or why not
     txn_look       the keys and tokens of a transaction, found in its bytes, in steps
+    txn_refused    how many operations a shard has refused
     validate, txn  etcd's own checks
     translate      revisions in a request, as the shard counts that gets the request
 

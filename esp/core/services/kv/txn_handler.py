@@ -17,6 +17,7 @@ from esp.core.services.kv import across, txn
 from esp.core.services.kv.peek import txn_key
 from esp.core.services.kv.routed import Routed
 from esp.core.services.kv.txn_plan import Plan, Plans
+from esp.core.services.kv.txn_refused import RefusedTxns
 from esp.core.services.lease import LeaseRetry
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.server_stream import OVERLOADED, ServerCall
@@ -38,7 +39,10 @@ class Txn(Routed):
         self.snapshot_tries = snapshot_tries
         self.has_former = bool(routing.layout.former)
         is_stale = self._is_stale if self.has_former else None
-        self.plans = Plans(routing.map, routing.tokens, routing.undivided, routing.apiservers.saw, is_stale)
+        self.refused = RefusedTxns(self.shards)
+        self.plans = Plans(
+            routing.map, routing.tokens, routing.undivided, routing.apiservers.saw, is_stale, self.refused.by
+        )
 
     def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Routes a transaction by all keys that it touches; in steps, because they may be many."""
@@ -63,8 +67,10 @@ class Txn(Routed):
             stream.finish(error.status)
 
     def _serve(self, stream: ServerCall, plan: Plan) -> None:
-        message, owner, reads, owned = plan
+        message, owner, reads, owned, longest = plan
         if owner is not None:
+            if longest > txn.MAX_OPS:
+                self.refused.sent(stream, self.shards[owner], longest)
             self.send(stream, message, self.shards[owner])
         elif reads is not None:
             wanted = stream.head.field(metadata.READ)
@@ -87,6 +93,8 @@ class Txn(Routed):
 
     def recover(self, stream: ServerCall, message: bytes, status: Status) -> bool:
         """Sends the transaction once more if its shard lacks the lease of a put, but the lease is alive."""
+        if status == errors.TOO_MANY_OPS:
+            self.refused.learn(stream)
         if status != errors.LEASE_NOT_FOUND or len(self.shards) == 1:
             return False  # a single shard knows its leases best: LeaseRevoke and others pass esp by
         if not message:

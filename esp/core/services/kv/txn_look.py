@@ -71,6 +71,8 @@ _ORDERS, _TARGETS = 3, 5
 
 IsStale = Callable[[KeyRange, str, int], bool]
 """Whether a plain revision for a range of one shard is from before the range came to the shard."""
+Refuses = Callable[[str | None, int], bool]
+"""Whether a shard refuses so many entries in one list, whatever they are; without a shard, whether all of them do."""
 
 
 class Look:
@@ -87,14 +89,18 @@ class Look:
         is_odd: the form is not the one that every protobuf library writes, so etcd might read something else in it.
         is_lost: the look could not go through to the end, so no other finding counts.
         is_stale: a Range is at a plain revision from before its keys moved to their shard.
+        longest: the most entries in one list: compares, operations of either branch. Nested ones do not count.
+        is_refused: the owner of the first keys refuses that many, so nothing further was looked at.
     """
 
     __slots__ = (
         "first",
         "is_lost",
         "is_odd",
+        "is_refused",
         "is_stale",
         "knows_sorts",
+        "longest",
         "only_reads",
         "other",
         "owner",
@@ -112,6 +118,8 @@ class Look:
         self.is_odd = False
         self.is_lost = False
         self.is_stale = False
+        self.longest = 0
+        self.is_refused = False
         self.tokens = array("Q")  # for each token twice its place, plus 1 for a revision to read at
 
 
@@ -120,17 +128,22 @@ class _Lost(Exception):
 
 
 def look(
-    message: bytes, offset: int, shard_map: ShardMap, is_stale: IsStale | None = None
+    message: bytes,
+    offset: int,
+    shard_map: ShardMap,
+    is_stale: IsStale | None = None,
+    refuses: Refuses | None = None,
 ) -> Generator[None, None, Look]:
     """Looks through a transaction, `LOOKED_AT_ONCE` parts with each step.
 
     The keys of both branches count. Only a shard that owns all of them can decide which branch runs, and etcd checks
-    the permissions for both. `is_stale` is asked about each Range at a plain revision within one shard.
+    the permissions for both. `is_stale` is asked about each Range at a plain revision within one shard. `refuses` is
+    asked in each step about the owner of the first keys.
     """
     parts = _Parts(message, shard_map, is_stale)
     found = parts.found
     try:
-        yield from _walk(message, offset, parts)
+        yield from _walk(message, offset, parts, refuses)
     except (_Lost, IndexError):
         found.is_odd = found.is_lost = True
         found.parts = len(message) // 2  # an upper bound
@@ -142,16 +155,21 @@ def look(
     return found
 
 
-def _walk(message: bytes, position: int, parts: _Parts) -> Generator[None, None, None]:
+def _walk(message: bytes, position: int, parts: _Parts, refuses: Refuses | None) -> Generator[None, None, None]:
     """Goes through the transaction and those nested in it. In `ends` transactions and operations alternate."""
     found, pace = parts.found, Pace()
     ends = [len(message)]
+    entries = {_COMPARE: 0, _SUCCESS: 0, _FAILURE: 0}  # of the outermost transaction
     while ends:
         end = ends[-1]
         if position == end:
             ends.pop()
             continue
         if pace.is_over():
+            found.longest = max(entries.values())
+            if refuses is not None and refuses(found.owner, found.longest):
+                found.is_refused = True
+                return
             yield
         tag, size = message[position], message[position + 1]
         if tag & 7 != _LENGTH or tag > 0x7F:
@@ -169,6 +187,8 @@ def _walk(message: bytes, position: int, parts: _Parts) -> Generator[None, None,
         position = after
         if len(ends) & 1:
             found.parts += 1
+            if len(ends) == 1 and tag in entries:
+                entries[tag] += 1
             if tag == _COMPARE:
                 found.only_reads = False
                 compared = peek.compared_key(message, start, after)
@@ -205,6 +225,7 @@ def _walk(message: bytes, position: int, parts: _Parts) -> Generator[None, None,
                     parts.read(start, after, _UNUSUAL[tag])
             else:
                 found.is_odd = True
+    found.longest = max(entries.values())
 
 
 class _Parts:

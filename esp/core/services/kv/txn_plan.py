@@ -18,7 +18,7 @@ from esp.core.services.kv import txn
 from esp.core.services.kv.merge import refuse_range
 from esp.core.services.kv.routed import check
 from esp.core.services.kv.translate import translate_filters, translate_txn
-from esp.core.services.kv.txn_look import IsStale, Look, look
+from esp.core.services.kv.txn_look import IsStale, Look, Refuses, look
 from esp.core.services.namespace import in_namespace
 from esp.core.services.pace import Pace
 from esp.core.services.revision import position_of
@@ -45,12 +45,14 @@ class Plan(NamedTuple):
         owner: the shard that gets it whole; None if there are keys of several shards, or none.
         reads: the transaction that reads over several shards; None for any other.
         owned: for `reads`, the first range of each shard that is read.
+        longest: the most entries in one list, see `txn_look`.
     """
 
     message: bytes
     owner: str | None = None
     reads: rpc_pb2.TxnRequest | None = None
     owned: dict[str, KeyRange] = {}  # noqa: RUF012 - never changed
+    longest: int = 0
 
 
 class Plans:
@@ -62,9 +64,10 @@ class Plans:
         undivided: the ranges in which transactions over several shards are refused.
         saw: is told a key of each transaction before it is planned.
         is_stale: see `txn_look`.
+        refuses: see `txn_look`.
     """
 
-    __slots__ = ("_is_stale", "_map", "_saw", "_tokens", "_undivided")
+    __slots__ = ("_is_stale", "_map", "_refuses", "_saw", "_tokens", "_undivided")
 
     def __init__(
         self,
@@ -73,12 +76,14 @@ class Plans:
         undivided: Undivided,
         saw: Callable[[bytes], object],
         is_stale: IsStale | None = None,
+        refuses: Refuses | None = None,
     ) -> None:
         self._map = shard_map
         self._tokens = tokens
         self._undivided = undivided
         self._saw = saw
         self._is_stale = is_stale
+        self._refuses = refuses
 
     def plan(self, message: bytes, hold: Hold) -> Generator[None, None, Plan]:
         """The plan for a gRPC message with its prefix, in steps.
@@ -86,7 +91,9 @@ class Plans:
         Raises:
             RpcError: the transaction is refused.
         """
-        found = yield from look(message, PREFIX_SIZE, self._map, self._is_stale)
+        found = yield from look(message, PREFIX_SIZE, self._map, self._is_stale, self._refuses)
+        if found.is_refused:
+            raise errors.TOO_MANY_OPS.error()  # etcd looks at nothing else before
         if found.is_odd:
             # The shard must read the same in it as esp: so the shard gets the parsed message, serialised anew.
             message = prefix(_parsed(message, found, hold).SerializeToString())
@@ -113,7 +120,7 @@ class Plans:
         except RpcError:
             yield from _validate(message, found, hold)
             raise
-        return Plan(message, found.owner)
+        return Plan(message, found.owner, longest=found.longest)
 
     def _read(self, message: bytes, found: Look, hold: Hold) -> Generator[None, None, Plan]:
         """The plan that reads, over shards, the first branch: etcd runs that branch if nothing is compared.

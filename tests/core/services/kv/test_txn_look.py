@@ -290,6 +290,28 @@ def test_no_more_than_a_few_are_looked_at_in_one_step(large: Callable[[], Txn]) 
     assert len(found.tokens) * found.tokens.itemsize <= len(request.SerializeToString())
 
 
+def test_nothing_is_looked_at_behind_more_than_a_shard_allows() -> None:
+    asked: list[tuple[str | None, int]] = []
+
+    def refuses(shard: str | None, count: int) -> bool:
+        asked.append((shard, count))
+        return count >= 250
+
+    large = Txn(success=[get(b"a%d" % number) for number in range(60_000)]).SerializeToString()
+    found, steps = steps_taken(look(large, 0, MAP, None, refuses))
+    assert found.is_refused
+    assert steps < 2 * 300 // LOOKED_AT_ONCE, "an operation and what is in it are two"
+    assert {shard for shard, _ in asked} == {MAP.owner(b"a")}
+    assert [count >= 250 for _, count in asked] == [False] * (len(asked) - 1) + [True]
+    inside = Txn(success=[Op(request_txn=Txn(success=[get(b"a")] * 10_000))] * 2).SerializeToString()
+    found, _ = steps_taken(look(inside, 0, MAP, None, refuses))
+    assert (found.is_refused, found.longest) == (False, 2), "nested operations do not count as the outer ones do"
+    nothing = Txn(success=[Op()] * 1000).SerializeToString()
+    asked.clear()
+    assert steps_taken(look(nothing, 0, MAP, None, refuses))[0].is_refused
+    assert {shard for shard, _ in asked} == {None}
+
+
 def test_it_asks_about_each_range_at_a_plain_revision_in_one_shard_whether_it_is_stale() -> None:
     asked = []
 
