@@ -58,6 +58,7 @@ class Sample:
     p99_us: float
     rss_kb: float | None
     create_seconds: float
+    create_cpu_us: float | None  # of the proxy, for each watcher
     shard_cpu_us: float  # of the shard whose keys change, for each put
     upstream: float | None  # watchers that esp has at that shard
 
@@ -84,12 +85,14 @@ def measure(name: str, workload: Workload, backends: Backends, folder: Path, *, 
     peer.start(backends, folder)
     try:
         empty = peer.process.memory_mb("VmRSS") if peer.process else 0.0
+        started = peer.process.cpu() if peer.process else None
         command = [sys.executable, "-m", "bench.watch_load", peer.address, backends.sole.address]
         with _load([*command, *workload.flags(quick)]) as load:
             assert load.stdin is not None
             assert load.stdout is not None
             _expect(load, name, "ready")
             idle = peer.process.memory_mb("VmRSS") if peer.process else 0.0
+            creating = (peer.process.cpu() - started).total if peer.process and started else None
             load.stdin.write("go\n")
             load.stdin.flush()
             _expect(load, name, "warm")
@@ -112,6 +115,7 @@ def measure(name: str, workload: Workload, backends: Backends, folder: Path, *, 
         told["p99_us"],
         (idle - empty) * 1000 / workload.watchers if peer.process else None,
         told["create_seconds"],
+        creating / workload.watchers * 1e6 if creating is not None else None,
         shard_used * workload.watchers_of_a_key / told["events"] * 1e6,
         upstream,
     )
@@ -155,8 +159,8 @@ def main() -> None:
                         samples[name].append(measure(name, workload, backends, place, quick=options.quick))
             print(f"### {workload.name}\n")
             head = "| | events/s | CPU us/event | p50 us | p99 us | RSS kB/idle watcher | created in s "
-            print(f"{head}| shard's CPU us/put | watchers at the shard |")
-            print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+            print(f"{head}| CPU us/watcher created | shard's CPU us/put | watchers at the shard |")
+            print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
             for name, its in samples.items():
                 columns = [
                     _cell([each.per_second for each in its]),
@@ -165,6 +169,7 @@ def main() -> None:
                     _cell([each.p99_us for each in its]),
                     _cell([each.rss_kb for each in its], 2),
                     _cell([each.create_seconds for each in its], 2),
+                    _cell([each.create_cpu_us for each in its], 1),
                     _cell([each.shard_cpu_us for each in its]),
                     _cell([each.upstream for each in its]),
                 ]

@@ -34,6 +34,7 @@ ANSWER_SECONDS: Final = 2.0
 # The key of a namespace that every apiserver makes when it starts.
 _NAMESPACE: Final = b"namespaces/kube-system"
 _SIGNS: Final = (b"/masterleases/", b"/leases/kube-system/apiserver-")
+_PART_OF_SIGNS: Final = b"leases/"
 
 _CURE: Final = (
     "Kubernetes' resource has to be in one shard: give it {kubernetes: RESOURCE} there, or write across_shards: serve"
@@ -112,7 +113,9 @@ class ApiServers:
 
     def saw_watcher(self, request: rpc_pb2.WatchCreateRequest) -> None:
         """Takes note of a Watch create, before the watch begins."""
-        self.saw(request.key)
+        key = request.key
+        if key == self._compact_key or _PART_OF_SIGNS in key:
+            self.saw(key)
         if request.prev_kv and request.progress_notify:
             for root in self._assumed:
                 if root not in self.roots and is_built_in(root, request.key, request.range_end):
@@ -123,6 +126,8 @@ class ApiServers:
         if key == self._compact_key:
             if not self.is_known.is_set() or not self.roots.issuperset(self._assumed):
                 self._look_for(key)
+            return
+        if _PART_OF_SIGNS not in key:
             return
         for sign in _SIGNS:
             place = key.find(sign)

@@ -295,9 +295,12 @@ class ClientConnection(ResponseReader):
                 if size - position < HEADER_SIZE:
                     break
                 if position >= look:
-                    if self.clock() >= self.stop:
-                        self._put_off(data, position)
-                        return
+                    if wall() >= sure:
+                        left = self.stop - self.clock()
+                        if left <= 0:
+                            self._put_off(data, position)
+                            return
+                        sure = wall() + left
                     look = position + CHEAP_BYTES
                 word, flags, stream_id = unpack_header(data, position)
                 start = position + HEADER_SIZE

@@ -159,6 +159,8 @@ class WireContext:
                     one.flush()
                 except Exception:
                     one.on_bug()
+            if gatherers:
+                continue
             if not self.put_off_ones or self.turns.soon is not None:
                 return
             self.go_on()

@@ -64,23 +64,27 @@ class MessageReader:
         buffer = self._buffer
         return b"" if self.prefixed or buffer[:1] != b"\0" else bytes(buffer[PREFIX_SIZE : PREFIX_SIZE + size])
 
+    def sole(self, payload: bytes) -> bytes | None:
+        """The message, if `payload` is just one, as peers mostly send it; None, without any effect, for all else."""
+        size = len(payload) - PREFIX_SIZE
+        if (
+            0 <= size <= self._max_bytes
+            and not payload[0]
+            and unpack_u32(payload, 1)[0] == size
+            and not self._buffer
+            and not self.prefixed
+        ):
+            return payload[PREFIX_SIZE:]
+        return None
+
     def feed(self, payload: bytes) -> list[bytes]:
         """The messages that `payload` completes, decompressed.
 
         Raises:
             RpcError: an oversize message (known from its prefix, before it is read) or one that cannot be decompressed.
         """
-        buffer = self._buffer
-        size = len(payload) - PREFIX_SIZE
-        if (
-            not buffer
-            and not self.prefixed
-            and 0 <= size <= self._max_bytes
-            and not payload[0]
-            and unpack_u32(payload, 1)[0] == size
-        ):
-            return [payload[PREFIX_SIZE:]]  # one whole message, as servers send it
-        return list(self.messages(payload))
+        message = self.sole(payload)
+        return list(self.messages(payload)) if message is None else [message]
 
     def messages(self, payload: bytes) -> Iterator[bytes]:
         """As `feed`, one message after the other. The caller takes all messages before it gives the next payload."""

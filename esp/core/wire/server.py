@@ -10,6 +10,7 @@ from typing import Final
 
 from esp.core.wire.admission import Admission
 from esp.core.wire.context import WireContext
+from esp.core.wire.frame_reader import SMALL_DATA
 from esp.core.wire.frames import (
     CONTINUATION,
     DATA,
@@ -212,9 +213,15 @@ class ServerConnection(Admission[ServerStream]):
                 if size - position < HEADER_SIZE:
                     break
                 if position >= look:
-                    if self._unfinished is not None or self.clock() >= self.stop:
+                    if self._unfinished is not None:
                         self._put_off(data, position)
                         return
+                    if wall() >= sure:
+                        left = self.stop - self.clock()
+                        if left <= 0:
+                            self._put_off(data, position)
+                            return
+                        sure = wall() + left
                     look = position + CHEAP_BYTES
                 word, flags, stream_id = unpack_header(data, position)
                 start = position + HEADER_SIZE
@@ -226,7 +233,25 @@ class ServerConnection(Admission[ServerStream]):
                     break
                 position = end
                 kind = word & 0xFF
-                if kind == HEADERS and flags == END_HEADERS and self._block is None:
+                if kind == DATA and not flags and self._block is None:
+                    # A message of a call with many, as nearly all DATA of streaming calls are.
+                    stream = streams.get(stream_id)
+                    sink = None if stream is None or stream.head.unary else stream.sink
+                    if (
+                        stream is not None
+                        and sink is not None
+                        and SMALL_DATA <= length <= stream.recv_window
+                        and stream.remote_open
+                        and stream.head.content_length == NO_LENGTH
+                    ):
+                        look = 0
+                        self.received(length)
+                        stream.recv_window -= length
+                        sink.request_data(data[start:end], False)
+                        if self.ended:
+                            return
+                        continue
+                elif kind == HEADERS and flags == END_HEADERS and self._block is None:
                     block = data[start:end]
                     request = known.get(block) or recall(block)
                     if request is not None and self._may_open(stream_id):

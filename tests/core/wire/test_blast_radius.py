@@ -146,3 +146,24 @@ def test_a_call_that_is_taken_back_before_it_left_never_leaves() -> None:
     assert set(connection.streams) == {kept.id, also_kept.id}
     kept.cancel()
     assert connection.take_output() == frames.rst_stream(kept.id, frames.ErrorCode.CANCEL), "this one had left"
+
+
+def test_output_that_a_flush_makes_leaves_with_it() -> None:
+    """A connection that is flushed may make room for a watch, which then asks a shard for more."""
+    context, done = WireContext(Limits()), []
+
+    class Gathering:
+        def flush(self) -> None:
+            done.append("gathered")
+
+        def on_bug(self) -> None:
+            raise AssertionError
+
+    class Unflushed(Gathering):
+        def flush(self) -> None:
+            context.gatherers.append(Gathering())
+            done.append("flushed")
+
+    context.unflushed.append(Unflushed())
+    context.flush()
+    assert done == ["flushed", "gathered"]

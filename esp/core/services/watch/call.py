@@ -9,10 +9,12 @@ from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
 
+from esp.core import errors
 from esp.core.shard import Shard
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.connection import Connection
+from esp.core.wire.frames import MAX_FRAME_SIZE
 from esp.core.wire.message import MessageReader
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.splice import NO_TRAILERS
@@ -38,6 +40,10 @@ class Caller(Protocol):
 
     def take_steps(self) -> Iterator[Iterator[None]]:
         """The steps that messages have caused and that are not done yet; for a call that is read in turns."""
+
+    @property
+    def may_hold_back(self) -> bool:
+        """Whether `is_held_back` may ever be true."""
 
     @property
     def is_held_back(self) -> bool:
@@ -69,7 +75,19 @@ class Caller(Protocol):
 class WatchCall(ClientStream):
     """The stream of one Watch call to a shard."""
 
-    __slots__ = ("_caller", "_ends", "_is_reading", "_kept", "_messages", "_owed", "_unread", "_unread_bytes")
+    __slots__ = (
+        "_caller",
+        "_ends",
+        "_is_free",
+        "_is_reading",
+        "_kept",
+        "_messages",
+        "_owed",
+        "_request_bytes",
+        "_requests",
+        "_unread",
+        "_unread_bytes",
+    )
 
     def __init__(self, connection: ClientConnection, caller: Caller) -> None:
         super().__init__(connection)
@@ -81,10 +99,38 @@ class WatchCall(ClientStream):
         self._unread_bytes = 0
         self._is_reading = False
         self._ends = False
+        self._is_free = caller.crowd is None and not caller.may_hold_back
+        self._requests: list[bytes] = []
+        self._request_bytes = 0
 
     def request(self, message: bytes) -> None:
-        """Sends a request."""
-        self.send_data(message, False)
+        """Sends a request, together with the others of this turn."""
+        requests = self._requests
+        if not requests:
+            self.connection.context.gatherers.append(self)
+        self._request_bytes += len(message)
+        if self._request_bytes > MAX_FRAME_SIZE and requests:
+            self._send_requests()
+            self._request_bytes = len(message)
+        requests.append(message)
+
+    def flush(self) -> None:
+        """Sends the gathered requests."""
+        if self._requests:
+            self._send_requests()
+
+    def _send_requests(self) -> None:
+        requests = self._requests
+        data = requests[0] if len(requests) == 1 else b"".join(requests)
+        requests.clear()
+        self._request_bytes = 0
+        if self._caller.is_current(self):
+            self.send_data(data, False)
+
+    def on_bug(self) -> None:
+        """Ends the call: an exception came out of `flush`."""
+        log.exception("shard %s: a bug in esp; a watch stream ends", self._caller.shard.name)
+        self._end(errors.SERVER_STOPPED)
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The head or the trailers."""
@@ -94,10 +140,32 @@ class WatchCall(ClientStream):
 
     def on_data(self, payload: bytes, end: bool) -> None:
         """A piece of the shard's messages."""
+        if self._is_free and not (end or self._unread or self._kept or self._is_reading):
+            # One whole message, as nearly every piece is.
+            message = self._messages.sole(payload)
+            if message is not None:
+                self._take_sole(message, len(payload))
+                return
         self._unread.append(payload)
         self._unread_bytes += len(payload)
         self._ends = end
         self.read_on()
+
+    def _take_sole(self, message: bytes, size: int) -> None:
+        """Takes the message of a piece of `size` bytes, in a call that nobody holds back."""
+        caller = self._caller
+        self._is_reading = True
+        try:
+            caller.on_message(message)
+        except (RpcError, DecodeError):
+            self._end(caller.shard.blamed("is no WatchResponse").status)
+            return
+        finally:
+            self._is_reading = False
+        if self._unread:
+            self.read_on()
+        elif caller.is_current(self):
+            self.consumed(size)
 
     def read_on(self) -> None:
         """Reads the bytes that have come, and lets the shard send on, as far as there is room."""

@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
+from esp.core.services.varint import varint
 from esp.core.services.watch.call import WatchCall
-from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, Spec
+from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, Spec, created
 from esp.core.services.watch.outbox import ClientsConnection, Outbox
-from esp.core.services.watch.peek import one_event
+from esp.core.services.watch.peek import CREATED, WATCH_ID, granted, one_event
 from esp.core.services.watch.progress_requests import ProgressRequests
 from esp.core.shard import Shard
 from esp.core.wire.status import Status
@@ -109,6 +110,7 @@ class Exchange:
         self._replies: deque[ShardWatcher | _Question] = deque()
         self._progress = ProgressRequests[Asker]()
         self._steps: deque[Iterator[None]] = deque()
+        self._grant: Response | None = None  # the last reply that granted a create
 
     def begin_anew(self) -> None:
         """Leaves the open call, for another one."""
@@ -172,6 +174,8 @@ class Exchange:
         Raises:
             DecodeError: the message is none.
         """
+        if body.endswith(CREATED) and self._take_grant(body):
+            return
         seen = one_event(body)
         if seen is not None:
             watch_id, head, tail, revision = seen
@@ -195,6 +199,31 @@ class Exchange:
             if source is not None:
                 self.shard.watch_events += len(message.events)
                 source.on_response(response)
+
+    def _take_grant(self, body: bytes) -> bool:
+        """Takes the reply that grants the oldest create, as nearly all replies do. False, without effect, for others.
+
+        Replies with the same header, as nearly all have while many watchers begin, are one object.
+        """
+        waiting = self._replies[0] if self._replies else None
+        if waiting is None or isinstance(waiting, _Question):
+            return False
+        watch_id = waiting.id
+        end = b"".join((WATCH_ID, varint(watch_id), CREATED))
+        size = len(body) - len(end)
+        reply = self._grant
+        if reply is None or len(reply.head) != size or not body.startswith(reply.head) or not body.endswith(end):
+            if granted(body) != (watch_id, size):
+                return False
+            reply = created(body[:size])
+            if not reply.revision:
+                return False
+            self._grant = reply
+        self.head = reply.head
+        self._replies.popleft()
+        if self.sources.get(watch_id) is waiting:
+            waiting.on_created(reply)
+        return True
 
     def _on_created(self, waiting: ShardWatcher | _Question, response: Response) -> None:
         if isinstance(waiting, _Question):

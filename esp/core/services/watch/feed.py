@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Generic, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 from esp.core.services.watch.messages import Response, as_one
 from esp.core.services.watch.outbox import Outbox
@@ -26,11 +27,21 @@ class Follower(Protocol):
         """Events: a message, or the fragments of one."""
 
 
+NONE: Final = cast("dict[Any, None]", MappingProxyType({}))
+"""The set of no tap or source, shared by all that have none, as nearly all have; see `added`."""
 PLAIN_AT_ONCE: Final = 8
 """Taps in a step, if they get the message unchanged, which costs little."""
 
 F = TypeVar("F", bound=Follower)
 T = TypeVar("T")
+
+
+def added(some: dict[T, None], one: T) -> dict[T, None]:
+    """`some` with `one` added; a new set instead of NONE."""
+    if some is NONE:
+        return {one: None}
+    some[one] = None
+    return some
 
 
 class Feed(Generic[F]):
@@ -49,9 +60,9 @@ class Feed(Generic[F]):
     def __init__(self, start_revision: int) -> None:
         self.next = start_revision
         self.taps: dict[F, None] = {}
-        self.fed: dict[F, None] = {}
-        self.fresh: dict[F, None] = {}
-        self.joining: dict[F, None] = {}
+        self.fed: dict[F, None] = NONE
+        self.fresh: dict[F, None] = NONE
+        self.joining: dict[F, None] = NONE
 
     def everybody(self) -> list[F]:
         """All taps that are fed; taps that are to join are left out."""
@@ -72,19 +83,19 @@ class Feed(Generic[F]):
 
     def take_in(self, tap: F, revision: int) -> None:
         """Feeds `tap` all events from `revision` on, which must not be below `next`."""
-        self.joining.pop(tap, None)
+        if self.joining:
+            self.joining.pop(tap, None)
         if revision == self.next:
             self.taps[tap] = None
         else:
             tap.next = revision
-            self.fresh[tap] = None
+            self.fresh = added(self.fresh, tap)
 
     def let_go(self, tap: F) -> None:
         """Stops feeding `tap`."""
-        self.taps.pop(tap, None)
-        self.fed.pop(tap, None)
-        self.fresh.pop(tap, None)
-        self.joining.pop(tap, None)
+        for taps in (self.taps, self.fed, self.fresh, self.joining):
+            if taps:
+                taps.pop(tap, None)
 
     def pass_on(self, responses: tuple[Response, ...], *, to_only_one: bool) -> None:
         """Passes on events of whole revisions, none of which is below `next`: a message, or the fragments of one.
@@ -103,6 +114,8 @@ class Feed(Generic[F]):
         if self.fresh:
             self._feed_fresh(responses, first, last)
         encoded: dict[int, bytes] | None = {} if len(responses) == 1 else None
+        if self.fed is NONE:
+            self.fed = {}
         while self.taps:
             some: list[F] = []
             while self.taps and len(some) < PLAIN_AT_ONCE:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from esp.core.identity import Identity
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services.varint import varint
+from esp.core.services.watch.peek import CREATED, WATCH_ID
 from esp.core.wire.frames import pack_u32
 from esp.core.wire.message import prefix
 
@@ -24,12 +25,12 @@ DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
 FILTERS: Final = frozenset(rpc_pb2.WatchCreateRequest.FilterType.values())
 """The filters that etcd knows."""
 
+_PROGRESS_NOTIFY: Final = bytes((4 << 3, 1))
 _HEADER: Final = 1 << 3 | 2
-_WATCH_ID: Final = bytes((2 << 3,))
-_CREATED: Final = bytes((3 << 3, 1))
 _FRAGMENT: Final = bytes((7 << 3, 1))
 _EVENTS: Final = bytes((11 << 3 | 2,))
 _parse = rpc_pb2.WatchResponse.FromString
+_new_spec = tuple.__new__  # half as long as the constructor that NamedTuple makes
 
 
 class Spec(NamedTuple):
@@ -44,26 +45,32 @@ class Spec(NamedTuple):
     @classmethod
     def of(cls, request: rpc_pb2.WatchCreateRequest, key: bytes, range_end: bytes) -> Spec:
         """The spec of a client's request, perhaps for another range. etcd ignores filters that it does not know."""
-        filters = tuple(sorted({each for each in request.filters if each in FILTERS}))
-        return cls(key, range_end, filters, request.prev_kv, request.fragment)
+        asked = request.filters
+        filters = tuple(sorted({each for each in asked if each in FILTERS})) if asked else ()
+        return _new_spec(cls, (key, range_end, filters, request.prev_kv, request.fragment))
 
     def create_request(self, watch_id: int, start_revision: int) -> bytes:
-        """The create request, with its gRPC prefix.
+        """The create request, with its gRPC prefix, in the bytes that protobuf would write.
 
         The request always asks for progress, which moves the revision to resume from: a quiet watcher's revision does
         not fall behind a compaction.
         """
-        create = rpc_pb2.WatchCreateRequest(
-            key=self.key,
-            range_end=self.range_end,
-            start_revision=start_revision,
-            progress_notify=True,
-            filters=self.filters,  # type: ignore[arg-type]
-            prev_kv=self.prev_kv,
-            watch_id=watch_id,
-            fragment=self.fragment,
-        )
-        return prefix(rpc_pb2.WatchRequest(create_request=create).SerializeToString())
+        key, range_end, filters, prev_kv, fragment = self
+        create = b"\x0a" + varint(len(key)) + key if key else b""
+        if range_end:
+            create += b"\x12" + varint(len(range_end)) + range_end
+        if start_revision:
+            create += b"\x18" + varint(start_revision)
+        create += _PROGRESS_NOTIFY
+        if filters:
+            create += b"\x2a" + varint(len(filters)) + bytes(filters)  # etcd's are below 128
+        if prev_kv:
+            create += b"\x30\x01"
+        create += b"\x38" + varint(watch_id)
+        if fragment:
+            create += b"\x40\x01"
+        size = varint(len(create))
+        return b"\0" + pack_u32(1 + len(size) + len(create)) + b"\x0a" + size + create
 
 
 PROGRESS_REQUEST: Final = prefix(
@@ -235,7 +242,7 @@ def _around_id(body: bytes, watch_id: int) -> tuple[bytes, bytes] | None:
             return None
         at = 2 + body[1]
     if not watch_id:
-        return None if body[at : at + 1] == _WATCH_ID else (body[:at], body[at:])
+        return None if body[at : at + 1] == WATCH_ID else (body[:at], body[at:])
     id_field = _id_field(watch_id)
     if not body.startswith(id_field, at):
         return None
@@ -254,7 +261,7 @@ def _apart(message: rpc_pb2.WatchResponse) -> tuple[bytes, bytes]:
 @lru_cache(4096)
 def _id_field(watch_id: int) -> bytes:
     """The field of the watch id; absent for 0, as proto3 has it."""
-    return _WATCH_ID + varint(watch_id) if watch_id else b""
+    return WATCH_ID + varint(watch_id) if watch_id else b""
 
 
 def encoded(head: bytes, watch_id: int, tail: bytes) -> bytes:
@@ -279,7 +286,7 @@ def raised(head: bytes, revision: int) -> bytes:
 
 def created(head: bytes) -> Response:
     """The reply to a create that was granted."""
-    return Response.parse(head + _CREATED)
+    return Response.parse(head + CREATED)
 
 
 def refused(head: bytes, reason: str) -> Response:

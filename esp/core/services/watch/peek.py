@@ -1,5 +1,7 @@
 """Finds the watch id and the revision of a WatchResponse with one event, as nearly all have, without parsing.
 
+The same for the watch id of a reply to a create (`granted`).
+
 A result means: behind the header come a watch id and one event and nothing else, each field at most once and in the
 order of the field numbers, as every protobuf library writes them. So a parser reads the same in the message. None means
 only that the message has to be parsed. The header, the key, the value and the previous pair are skipped by their
@@ -11,6 +13,7 @@ from __future__ import annotations
 # Tags of one byte: the number of the field, and its kind: bytes (2) or a number (0).
 _HEADER = 1 << 3 | 2
 _WATCH_ID = 2 << 3
+WATCH_ID = bytes((_WATCH_ID,))
 _EVENTS = 11 << 3 | 2
 _TYPE = 1 << 3
 _KV = 2 << 3 | 2
@@ -21,6 +24,9 @@ _MOD_REVISION = 3 << 3
 _VERSION = 4 << 3
 _VALUE = 5 << 3 | 2
 _LEASE = 6 << 3
+
+CREATED = bytes((3 << 3, 1))
+"""The end of a reply that grants a create."""
 
 _MOST_SHIFT = 56  # of the ninth byte, the last of a number below 2**63
 
@@ -89,6 +95,18 @@ def one_event(body: bytes) -> tuple[int, int, int, int] | None:
     except IndexError:
         return None
     return (watch_id, head, tail, revision) if watch_id and revision else None
+
+
+def granted(body: bytes) -> tuple[int, int] | None:
+    """The watch id, and the end of the header, of a reply that grants a create and has no other field."""
+    try:
+        head = body[1] + 2
+        if body[0] != _HEADER or head > 0x81 or body[head] != _WATCH_ID:
+            return None
+        watch_id, at = _number(body, head + 1)
+    except IndexError:
+        return None
+    return (watch_id, head) if watch_id and body[at:] == CREATED else None
 
 
 def watch_id_of(begun: bytes) -> int | None:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
+from esp.core.services.watch.feed import NONE, added
 from esp.core.services.watch.messages import DUPLICATE_ID, Response, Spec, created, raised
 from esp.core.services.watch.outbox import ClientsConnection
 from esp.core.services.watch.source import Source, SourceTap
@@ -93,8 +94,11 @@ class Pool:
             return
         shelf = self.shelves.get(spec)
         if shelf is None:
-            shelf = self.shelves[spec] = Shelf(self, spec)
-            self._on_change(self)
+            if not self.shelves:
+                self.shelves[spec] = shelf = Shelf(self, spec)
+                self._on_change(self)
+            else:
+                self.shelves[spec] = shelf = Shelf(self, spec)
         elif self.crowd is None and shelf.has_many_of(tap.outbox.connection):
             tap.outbox.context.reached("max_shared_watchers")
             self.of(tap.outbox.connection).start(tap, spec, start_revision)
@@ -123,7 +127,7 @@ class Shelf:
     def __init__(self, pool: Pool, spec: Spec) -> None:
         self.spec = spec
         self.shared: Source | None = None
-        self.own: dict[Source, None] = {}
+        self.own: dict[Source, None] = NONE
         self._pool = pool
         # The weight of each connection's taps, once a connection may have many. Not needed for a crowd's shelf.
         self._weights: Counter[ClientsConnection] | None = None
@@ -148,16 +152,17 @@ class Shelf:
         if start_revision:
             self.start_own(tap, start_revision)
         elif self.shared is None:
-            self._share(0).add(tap)
+            source = tap.source = self._share(0)
+            source.taps[tap] = None
         else:
             tap.source = self.shared
-            self.shared.joining[tap] = None
+            self.shared.joining = added(self.shared.joining, tap)
             self._ask(self.shared, tap)
 
     def start_own(self, tap: Newcomer, start_revision: int) -> None:
         """Feeds `tap` from a source of its own, in its client's own call to the shard."""
         source = Source(tap.own_upstream(), self.spec, self, start_revision)
-        self.own[source] = None
+        self.own = added(self.own, source)
         source.add(tap)
         source.upstream.create(source)
 
@@ -188,8 +193,9 @@ class Shelf:
     def on_created(self, source: Source) -> None:
         """The shard watches: taps may move."""
         if self.shared is source:
-            for own in list(self.own):
-                _move_if_level(own, source)
+            if self.own:
+                for own in list(self.own):
+                    _move_if_level(own, source)
         else:
             self.on_advanced(source)
 

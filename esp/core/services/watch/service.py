@@ -74,8 +74,11 @@ class Watch(Handler):
         before.undivided.on_added = None
         routing.undivided.on_added = self._end_divided
         for stream in tuple(self.streams):
-            watchers = [watcher for watcher in stream.all_watchers() if watcher.keys is not None]
-            moved = [one for one in watchers if one.keys and not before.divides_alike(one.keys, routing.layout)]
+            moved = [
+                watcher
+                for watcher in stream.all_watchers()
+                if (keys := watcher.keys) is not None and not before.divides_alike(keys, routing.layout)
+            ]
             for watcher in moved:
                 if not watcher.spans_shards and watcher.taps:
                     self.moved.add(watcher.name)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
-from esp.core.services.watch.feed import Feed, Follower, tell
+from esp.core.services.watch.feed import NONE, Feed, Follower, tell
 from esp.core.services.watch.fragments import Fragments
 from esp.core.services.watch.messages import Response, Spec, as_one, compacted, encoded, joined
 from esp.core.services.watch.upstream import Upstream
@@ -99,15 +99,18 @@ class Source(Feed[SourceTap]):
     )
 
     def __init__(self, upstream: Upstream, spec: Spec, shelf: Neighbours, start_revision: int) -> None:
-        super().__init__(start_revision)
+        # Spelled out instead of super().__init__(): clients make watchers by the thousand.
+        self.next = start_revision
+        self.taps = {}
+        self.fed = self.fresh = self.joining = NONE
         self.upstream = upstream
         self.shelf = shelf
         self.spec = self.asked = spec
         self.id = upstream.take_id()
         self.is_live = self.was_live = self.has_caught_up = self.is_over = False
         self._fragments: Fragments | None = None  # of the present response, if it comes in fragments
-        self._questions: list[Answer] = []
-        self._asked: list[Answer] = []
+        self._questions: Sequence[Answer] = ()
+        self._asked: Sequence[Answer] = ()
         self._cancel_answer: Answer | None = None
 
     # Taps.
@@ -170,17 +173,20 @@ class Source(Feed[SourceTap]):
         The question is a create of the same watcher under the same id. A shard never grants that. If it would grant
         another create, the reason is the id alone (`DUPLICATE_ID`). The reply has a header, and so the revision.
         """
-        self._questions.append(answer)
+        if isinstance(self._questions, list):
+            self._questions.append(answer)
+        else:
+            self._questions = [answer]
         self._send_questions()
 
     def _send_questions(self) -> None:
         if self.is_live and self._questions and not self._asked:
-            self._asked, self._questions = self._questions, []
+            self._asked, self._questions = self._questions, ()
             self.upstream.ask(self)
 
     def on_answer(self, response: Response) -> None:
         """The shard has replied to the question."""
-        asked, self._asked = self._asked, []
+        asked, self._asked = self._asked, ()
         self.upstream.do(self._answer(asked, response))
 
     def _answer(self, asked: Sequence[Answer], response: Response) -> Iterator[None]:
@@ -196,8 +202,8 @@ class Source(Feed[SourceTap]):
             tap.outbox.stop(status)
 
     def _drop_questions(self) -> None:
-        answers = self._asked + self._questions
-        self._asked, self._questions = [], []
+        answers = (*self._asked, *self._questions)
+        self._asked, self._questions = (), ()
         for answer in answers:
             answer(None)
         if answers:
@@ -232,7 +238,8 @@ class Source(Feed[SourceTap]):
             self.has_caught_up = self.next == response.revision + 1
         for tap in list(self.taps):
             tell(tap, tap.on_created, response)
-        self._send_questions()
+        if self._questions:
+            self._send_questions()
         self.shelf.on_created(self)
 
     def _on_refused(self, response: Response) -> None:
@@ -246,7 +253,7 @@ class Source(Feed[SourceTap]):
                 tap.outbox.stop()
             else:
                 tell(tap, tap.on_refused, response)
-        questions, self._questions = self._questions, []
+        questions, self._questions = self._questions, ()
         for answer in questions:
             answer(response)
 

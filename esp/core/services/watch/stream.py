@@ -42,6 +42,9 @@ WATCHER_BYTES: Final = 2048
 """About the memory that a watcher takes besides its keys."""
 
 
+_parse: Final = rpc_pb2.WatchRequest.FromString
+
+
 class Service(Protocol):
     """The Watch service, as its streams see it."""
 
@@ -187,7 +190,12 @@ class WatchStream(Sink):
 
     def request_data(self, payload: bytes, end: bool) -> None:
         """A piece of the requests. The end of the requests does not end the watches."""
-        self.down.connection.do(self._take_requests(payload))
+        message = self._requests.sole(payload) if payload else None
+        if message is None:
+            self.down.connection.do(self._take_requests(payload))
+        elif self._take_request(message):
+            self._owed += len(payload)
+            self._give_back()
 
     def half_message(self) -> int | None:
         """The number of the request that has come only in part; None if there is none."""
@@ -197,17 +205,13 @@ class WatchStream(Sink):
         """Takes the requests one by one: thousands of small ones fit one frame."""
         try:
             for body in self._requests.steps(payload):
-                if body is not None:
-                    self._context.counters.messages_received[self.down.head.path] += 1
-                    self._on_request(body)
+                if body is not None and not self._take_request(body):
+                    return
                 yield
         except RpcError as error:
             if error.status.code == Code.RESOURCE_EXHAUSTED:
                 self._context.reached("max_message_bytes")
             self.outbox.stop(error.status)
-            return
-        except DecodeError as error:
-            self.outbox.stop(Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}"))
             return
         partial, self._partial = self._partial, self._requests.held
         if partial != self._partial:
@@ -220,25 +224,34 @@ class WatchStream(Sink):
             owed, self._owed = self._owed, 0
             self.down.consumed(owed)
 
-    def _on_request(self, body: bytes) -> None:
+    def _take_request(self, body: bytes) -> bool:
+        """Takes one request; False if that is none, and the call ends."""
+        self._context.counters.messages_received[self.down.head.path] += 1
         if self.outbox.is_over:
-            return
-        request = rpc_pb2.WatchRequest.FromString(body)
+            return True
+        try:
+            request = _parse(body)
+        except DecodeError as error:
+            self.outbox.stop(Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}"))
+            return False
         kind = request.WhichOneof("request_union")
         if kind == "create_request":
-            watcher = Watcher(self, request.create_request)
+            create = request.create_request
+            watcher = Watcher(self, create)
             self._line_up(watcher)
             if self.outbox.is_over:
-                return
+                return True
             if self._take_memory(watcher, WATCHER_BYTES + len(body)):
-                watcher.begin(request.create_request)
+                watcher.begin(create)
             else:
                 watcher.refuse(errors.TOO_MANY_REQUESTS.message)
         elif kind == "cancel_request":
             self._line_up(Cancel(self, request.cancel_request.watch_id))
         elif kind == "progress_request":
             self._line_up(Progress(self.progress))
-        self.advance()
+        if len(self._slots) == 1:  # else the first one waits, and so do all behind it
+            self.advance()
+        return True
 
     def _line_up(self, slot: Slot) -> None:
         self._slots.append(slot)

@@ -75,8 +75,9 @@ class Upstream(Exchange):
     def create(self, source: ShardWatcher) -> None:
         """Creates `source` in the shard, now and in every call after this one."""
         self.sources[source.id] = source
-        if self._call is not None:
-            self._send_create(self._call, source)
+        call = self._call
+        if call is not None:
+            self._send_create(call, source)
         else:
             self._open()
 
@@ -157,6 +158,11 @@ class Upstream(Exchange):
             return None
         watch_id = watch_id_of(begun)
         return None if watch_id is None else self.sources.get(watch_id)
+
+    @property
+    def may_hold_back(self) -> bool:
+        """Whether one client alone is fed, which may read slowly."""
+        return self.reader is not None
 
     @property
     def is_held_back(self) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
-from typing import Final, NamedTuple, Protocol
+from typing import Protocol
 
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
-from esp.core.services.revision import position_of
 from esp.core.services.watch.compaction import OldestRevisions
+from esp.core.services.watch.held import Held
 from esp.core.services.watch.messages import (
     DUPLICATE_ID,
     NO_ID,
@@ -17,25 +16,27 @@ from esp.core.services.watch.messages import (
     Spec,
     compacted,
     created,
+    encoded,
     header_field,
     refused,
 )
-from esp.core.services.watch.moved import Moved
 from esp.core.services.watch.pool import Pool
-from esp.core.services.watch.positions import Positions
 from esp.core.services.watch.span import Span
-from esp.core.services.watch.tap import Client, Tap
-from esp.core.services.watch.upstream import Upstream
+from esp.core.services.watch.starts import (
+    FROM_THE_BEGINNING,
+    Resuming,
+    choose_starts,
+    is_of_former_owner,
+    name_of,
+    watched,
+)
+from esp.core.services.watch.tap import Tap
 from esp.core.shard_map import Segment
 from esp.core.tokens import Vector, is_token
 from esp.core.wire.request_encoder import Forward
-from esp.core.wire.status import RpcError
-
-FROM_THE_BEGINNING: Final = 1
-"""The only start revision with the same meaning on every shard."""
 
 
-class WatcherStream(Client, Protocol):
+class WatcherStream(Resuming, Protocol):
     """The stream of a client, for the client's watchers and the answers to its requests."""
 
     @property
@@ -45,14 +46,6 @@ class WatcherStream(Client, Protocol):
     @property
     def forward(self) -> Forward:
         """The head of the calls to shards for the client."""
-
-    @property
-    def moved(self) -> Moved:
-        """Watchers that have ended because their keys have another owner."""
-
-    @property
-    def positions(self) -> Positions:
-        """Positions of watchers over several shards, for clients that resume."""
 
     def pool(self, shard: str) -> Pool:
         """The sources of a shard that the client's metadata gives access to."""
@@ -73,19 +66,6 @@ class WatcherStream(Client, Protocol):
         """A shard has told the progress of its part of a watcher over several shards, unasked."""
 
 
-class _Held(NamedTuple):
-    """Events that wait until their watcher is announced.
-
-    Attributes:
-        upstream: the client's own upstream that the events came from and hold back; None for a shared upstream.
-    """
-
-    tap: Tap
-    responses: Sequence[Response]
-    size: int
-    upstream: Upstream | None
-
-
 class Watcher:
     """One watcher of a client; as a slot of its stream, the create request.
 
@@ -100,7 +80,6 @@ class Watcher:
         size: bytes of memory that are accounted for the watcher.
         is_announced: the client has got `created`.
         is_dead: the history is compacted; only the id is left, as in etcd.
-        keys: the watched range; None before the watcher has begun, and for a refused create.
     """
 
     __slots__ = (
@@ -108,6 +87,8 @@ class Watcher:
         "_id_wanted",
         "_is_asking",
         "_is_untranslatable",
+        "_keys",
+        "_missing",
         "_oldest",
         "_refusal",
         "_unasked",
@@ -115,7 +96,6 @@ class Watcher:
         "id",
         "is_announced",
         "is_dead",
-        "keys",
         "size",
         "span",
         "stream",
@@ -127,154 +107,128 @@ class Watcher:
         self.size = 0
         self.id = 0
         self.is_announced = self.is_dead = False
-        self.taps: list[Tap] = []
+        self.taps: Sequence[Tap] = ()
         self._oldest: OldestRevisions | None = None
         self._id_wanted = request.watch_id
         self._wants_progress = request.progress_notify
         self._is_untranslatable = False
         self._is_asking = False  # other processes, where the client was
+        self._missing = 0  # taps whose shards have not replied to the create yet
         self._refusal: Response | None = None
-        self.keys: KeyRange | None = None
+        self._keys: KeyRange | None = None  # of a watcher over several shards
         self._unasked: Response | None = None
         self.span: Span | None = None
-        self._held: list[_Held] = []
+        self._held: Held | None = None
 
     def begin(self, request: rpc_pb2.WatchCreateRequest) -> None:
         """Asks the shards that own the watched keys, each for its part."""
-        shard_map = self.stream.routing.map
+        stream = self.stream
+        routing = stream.routing
         key = request.key or b"\0"  # as etcd reads an empty one
-        key_range = KeyRange.of_request(key, request.range_end)
-        self.stream.routing.apiservers.saw_watcher(request)
-        sole = shard_map.sole_owner(key_range)
+        range_end = request.range_end
+        routing.apiservers.saw_watcher(request)
+        shard_map = routing.map
+        key_range = KeyRange.of_request(key, range_end) if range_end else None
+        sole = shard_map.owner(key) if key_range is None else shard_map.sole_owner(key_range)
         if sole is not None:
-            self.keys = key_range
             # An empty range goes there too: etcd checks permissions before it refuses the range.
-            tap = Tap(self, self.stream.pool(sole), sole, Spec.of(request, key, request.range_end), is_part=False)
-            self.taps.append(tap)
-            (start,) = self._choose_starts(request, [sole])
-            if start > FROM_THE_BEGINNING and self._is_of_former_owner(request, key_range, tap, start):
-                self._is_untranslatable, start = True, 0
-            tap.start(start)
+            pool = stream.pool(sole)
+            tap = Tap(self, pool, sole, Spec.of(request, key, range_end), is_part=False)
+            self.taps = (tap,)
+            self._missing = 1
+            start = request.start_revision
+            if start:
+                start = self._choose_start(request, tap)
+            pool.start(tap, tap.spec, start)
             return
-        refusal = self.stream.routing.undivided.refuse("a Watch", key_range)
+        assert key_range is not None, "one key has one owner"
+        refusal = routing.undivided.refuse("a Watch", key_range)
         if refusal is not None:
             if request.start_revision > FROM_THE_BEGINNING:
                 self._have_listed_again(request.start_revision)
             else:
                 self.refuse(refusal.message)
             return
-        self.keys = key_range
+        self._keys = key_range
         start = request.start_revision
-        if self.stream.positions.others is None or start <= FROM_THE_BEGINNING or is_token(start):
+        if stream.positions.others is None or start <= FROM_THE_BEGINNING or is_token(start):
             self._begin_parts(request, key_range, None)
         else:
             self._is_asking = True
-            self.stream.background.start(self._ask_others(request, key_range), on_bug=self.stream.outbox.fail)
+            stream.background.start(self._ask_others(request, key_range), on_bug=stream.outbox.fail)
 
     async def _ask_others(self, request: rpc_pb2.WatchCreateRequest, key_range: KeyRange) -> None:
         """Begins when it is known where the client was, here or at another process."""
         stream = self.stream
-        known = await stream.positions.resume_anywhere(self._watched(request), request.start_revision)
+        known = await stream.positions.resume_anywhere(watched(stream, request), request.start_revision)
         self._is_asking = False
         if stream.outbox.is_over:
             if known is not None:
-                stream.positions.give_back(self._watched(request))  # the client will come again
+                stream.positions.give_back(watched(stream, request))  # the client will come again
             return
         self._begin_parts(request, key_range, known)
         stream.advance()
         stream.outbox.context.flush()
 
     def _begin_parts(self, request: rpc_pb2.WatchCreateRequest, key_range: KeyRange, known: Vector | None) -> None:
-        shard_map = self.stream.routing.map
+        stream = self.stream
+        shard_map = stream.routing.map
         by_shard: dict[str, list[Segment]] = {}
         for segment in shard_map.split(key_range):
             by_shard.setdefault(segment.shard, []).append(segment)
+        taps = []
         for shard, segments in by_shard.items():
             hull = KeyRange(segments[0].range.start, segments[-1].range.end)
-            tap = Tap(self, self.stream.pool(shard), shard, Spec.of(request, *hull.to_request()), is_part=True)
-            self.taps.append(tap)
+            tap = Tap(self, stream.pool(shard), shard, Spec.of(request, *hull.to_request()), is_part=True)
+            taps.append(tap)
             if len(segments) > 1:
                 # One watcher of the shard over all its ranges: a revision of the shard stays one message.
                 tap.owned = lambda key, shard=shard: shard_map.owner(key) == shard
-        starts = self._choose_starts(request, list(by_shard), known)
-        self.span = Span(self.stream, self.stream.positions, self._watched(request), self.taps)
+        self.taps = taps
+        self._missing = len(taps)
+        starts = self._choose_starts(request, list(by_shard), key_range, known)
+        self.span = Span(stream, stream.positions, watched(stream, request), self.taps)
         for tap, start in zip(self.taps, starts, strict=True):
             if start:
                 tap.passed = max(1, start - 1)  # revision 1 has no events; 0 would mean no revision for the shard
             tap.start(start)
 
-    def _is_of_former_owner(
-        self, request: rpc_pb2.WatchCreateRequest, key_range: KeyRange, tap: Tap, start: int
-    ) -> bool:
-        """Whether the client's revision is, or may be, of the shard to which the keys belonged before they moved."""
-        former = self.stream.routing.layout.former
-        if not former:
-            return False
-        if self.stream.routing.tokens.is_token(request.start_revision):
-            return False  # `_choose_starts` has looked at that
-        return self.stream.moved.takes(self.name) or former.is_stale(
-            key_range, tap.shard, start - 1, tap.pool.shard.seen
-        )
+    def _choose_start(self, request: rpc_pb2.WatchCreateRequest, tap: Tap) -> int:
+        keys = self.keys
+        assert keys is not None
+        (start,) = self._choose_starts(request, [tap.shard], keys)
+        if start > FROM_THE_BEGINNING and is_of_former_owner(self.stream, request.start_revision, keys, tap, start):
+            self._is_untranslatable = True
+            return 0
+        return start
+
+    def _choose_starts(
+        self, request: rpc_pb2.WatchCreateRequest, shards: list[str], keys: KeyRange, known: Vector | None = None
+    ) -> list[int]:
+        starts = choose_starts(self.stream, request, shards, keys, known)
+        if starts is None:
+            self._is_untranslatable = True
+            return [0] * len(shards)
+        return starts
 
     @property
     def name(self) -> bytes:
-        """The name of a watcher of one shard, by which a client that comes again is recognised; as in `_watched`."""
-        return self._name_of(self.taps[0].spec)
-
-    def _watched(self, request: rpc_pb2.WatchCreateRequest) -> bytes:
-        """The watcher's name in `positions`: range, options and client. Short, since it outlives the watcher.
-
-        The client's token is no part of the name: a client that comes again mostly has a new token. All clients that
-        may watch a range see the same events, and the shards decide who may.
-        """
-        return self._name_of(Spec.of(request, request.key, request.range_end))
-
-    def _name_of(self, spec: Spec) -> bytes:
-        host = self.stream.outbox.down.peer.rpartition(":")[0]
-        leader = [value for name, value in self.stream.metadata if name == b"hasleader"]
-        return sha256(repr((host, leader, spec)).encode()).digest()
-
-    def _choose_starts(
-        self, request: rpc_pb2.WatchCreateRequest, shards: list[str], known: Vector | None = None
-    ) -> list[int]:
-        """Chooses the revision from which each shard is watched; 0 means now. `known` is where the client was.
-
-        Also 0 if esp does not know the meaning of the client's number. Then the client gets `created`, and after that
-        the end: the history is compacted.
-        """
-        start = request.start_revision
-        routing = self.stream.routing
-        vector = None
-        try:
-            position = position_of(routing.tokens, start)
-        except RpcError:
-            self._is_untranslatable = True
-        else:
-            if position is not None:
-                vector = [position.start(shard) if len(shards) > 1 else position.revision(shard) for shard in shards]
-            elif len(shards) == 1 or start <= FROM_THE_BEGINNING:
-                return [start] * len(shards)
-            else:
-                if self.stream.positions.others is None:
-                    known = self.stream.positions.resume(self._watched(request), start)
-                if known is not None:
-                    vector = [known.revision(shard) and known.revision(shard) + 1 for shard in shards]
-        former = routing.layout.former
-        if vector is not None and former and self.keys is not None:
-            parts = routing.layout.segments(self.keys)
-            revisions = dict(zip(shards, vector, strict=True))
-            if any(revisions[part.shard] <= former.floor(part.range, part.shard) for part in parts):
-                vector = None
-        if vector is None or 0 in vector:
-            self._is_untranslatable = True
-            return [0] * len(shards)
-        return vector
+        """The name of a watcher of one shard, by which a client that comes again is recognised."""
+        return name_of(self.stream, self.taps[0].spec)
 
     def refuse(self, reason: str) -> None:
         """Refuses the create without asking a shard."""
         identity = self.stream.routing.identity
         header = rpc_pb2.ResponseHeader(cluster_id=identity.cluster_id, member_id=identity.member_id)
         self._refusal = refused(header_field(header), reason)
+
+    @property
+    def keys(self) -> KeyRange | None:
+        """The watched range; None before the watcher has begun, and for a refused create."""
+        if self._keys is None and self.taps:
+            spec = self.taps[0].spec
+            return KeyRange.of_request(spec.key, spec.range_end)
+        return self._keys
 
     @property
     def spans_shards(self) -> bool:
@@ -295,19 +249,20 @@ class Watcher:
     @property
     def is_divided(self) -> bool:
         """Whether esp would now refuse a create for the watcher's keys, because several shards own them."""
-        return self.keys is not None and self.stream.routing.undivided.refuse("a Watch", self.keys) is not None
+        keys = self.keys
+        return keys is not None and self.stream.routing.undivided.refuse("a Watch", keys) is not None
 
     # The slot.
 
     @property
     def is_settled(self) -> bool:
         """Whether the create can be answered."""
-        return self._refusal is not None or (not self._is_asking and all(tap.is_created for tap in self.taps))
+        return not (self._missing or self._is_asking) or self._refusal is not None
 
     def answer(self) -> None:
         """Answers the create."""
         stream = self.stream
-        held = self._release()
+        held = () if self._held is None else self._held.release()
         if self._refusal is not None:
             # Up to about etcd 3.5.21 some refusals have the id that was asked for.
             has_none = self._refusal.message.watch_id == NO_ID
@@ -322,7 +277,7 @@ class Watcher:
             stream.outbox.send(refusal.encode(NO_ID))
             return
         self.is_announced = True
-        stream.outbox.send(reply.encode(self.id))
+        stream.outbox.send(encoded(reply.head, self.id, reply.tail))
         for each in () if self._is_untranslatable else held:  # the events before these are missing, so none is sent
             self._pass_on(each.tap, each.responses, is_own=each.upstream is not None)
         if self.span is not None:
@@ -337,16 +292,19 @@ class Watcher:
     def _created(self) -> Response:
         if self._unasked is not None:
             return self._unasked
-        replies = [tap.created for tap in self.taps if tap.created is not None]
+        replies = []
         for tap in self.taps:
-            tap.created = None
+            if tap.created is not None:
+                replies.append(tap.created)
+                tap.created = None
         return replies[0] if self.span is None else self.span.created(replies)
 
     # From the taps.
 
     def on_part_created(self) -> None:
         """The shard of a part watches."""
-        if self.is_settled:
+        self._missing -= 1
+        if not self._missing:
             self.stream.advance()
 
     def on_part_refused(self, response: Response) -> None:
@@ -367,20 +325,9 @@ class Watcher:
             self._hold(tap, responses)
 
     def _hold(self, tap: Tap, responses: Sequence[Response]) -> None:
-        size = sum(response.size for response in responses)
-        upstream = tap.source.upstream if tap.source is not None and tap.is_own else None
-        self._held.append(_Held(tap, responses, size, upstream))
-        if upstream is not None:
-            upstream.held += size
-        self.stream.outbox.hold(size, is_own=upstream is not None)
-
-    def _release(self) -> list[_Held]:
-        held, self._held = self._held, []
-        for each in held:
-            if each.upstream is not None:
-                each.upstream.held -= each.size
-            self.stream.outbox.hold(-each.size, is_own=each.upstream is not None)
-        return held
+        if self._held is None:
+            self._held = Held(self.stream.outbox)
+        self._held.add(tap, responses)
 
     def on_progress(self, tap: Tap, response: Response) -> None:
         """All events of one shard up to a revision have come."""

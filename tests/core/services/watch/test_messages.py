@@ -156,3 +156,30 @@ def test_fragments_of_one_response_are_joined_under_the_last_header() -> None:
         4, put(b"a", 6), put(b"b", 7), put(b"c", 7), put(b"d", 8), revision=10
     )
     assert (whole.first, whole.last, len(whole.message.events), whole.fragment) == (6, 8, 4, False)
+
+
+SPECS = st.builds(
+    Spec,
+    key=st.one_of(st.binary(min_size=1, max_size=40), st.sampled_from([1, 127, 128, 300, 20_000]).map(bytes)),
+    range_end=st.one_of(st.binary(max_size=40), st.sampled_from([127, 128, 300]).map(bytes)),
+    filters=st.sampled_from([(), (0,), (1,), (0, 1)]),
+    prev_kv=st.booleans(),
+    fragment=st.booleans(),
+)
+
+
+@given(SPECS, st.one_of(st.integers(1, 20_000), st.integers(1, 2**63 - 1)), st.one_of(st.just(0), INT64))
+def test_a_create_is_written_as_protobuf_writes_it(spec: Spec, watch_id: int, start_revision: int) -> None:
+    create = rpc_pb2.WatchCreateRequest(
+        key=spec.key,
+        range_end=spec.range_end,
+        start_revision=start_revision,
+        progress_notify=True,
+        filters=spec.filters,  # type: ignore[arg-type]
+        prev_kv=spec.prev_kv,
+        watch_id=watch_id,
+        fragment=spec.fragment,
+    )
+    written = prefix(rpc_pb2.WatchRequest(create_request=create).SerializeToString())
+    assert spec.create_request(watch_id, start_revision) == written
+    assert Spec.of(create, create.key, create.range_end) == spec

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.services.watch.messages import encoded
-from esp.core.services.watch.peek import one_event, watch_id_of
+from esp.core.services.watch.peek import CREATED, granted, one_event, watch_id_of
 from tests.core.services.watch.world import WatchResponse, events, put
 from tests.examples import tries
 
@@ -160,3 +160,47 @@ def test_the_watch_id_of_a_message_that_has_come_in_part(response: WatchResponse
 @pytest.mark.parametrize("body", [b"", b"\x0a", b"\x0a\xff\x01", b"\x12\0\x10\1", b"\x0a\0\x58\1", b"\x0a\0\x10\x80"])
 def test_no_watch_id_where_there_is_none(body: bytes) -> None:
     assert watch_id_of(body) is None
+
+
+@given(HEADERS, NUMBERS)
+def test_a_reply_that_grants_a_create_is_seen(header: rpc_pb2.ResponseHeader, watch_id: int) -> None:
+    reply = WatchResponse(header=header, watch_id=watch_id, created=True)
+    body = reply.SerializeToString()
+    seen = granted(body)
+    if len(header.SerializeToString()) > 0x7F:
+        assert seen is None
+    else:
+        assert seen is not None
+        assert seen[0] == watch_id
+        assert WatchResponse.FromString(body[: seen[1]]).header == header
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        WatchResponse(created=True),
+        WatchResponse(watch_id=3, created=True),  # without a header
+        WatchResponse(header=rpc_pb2.ResponseHeader(revision=5), created=True),  # id 0, which esp never asks for
+        WatchResponse(header=rpc_pb2.ResponseHeader(revision=5), watch_id=-1, created=True, canceled=True),
+        WatchResponse(header=rpc_pb2.ResponseHeader(revision=5), watch_id=3, created=True, compact_revision=2),
+        WatchResponse(header=rpc_pb2.ResponseHeader(revision=5), watch_id=3),
+        events(3, put(b"k", 5, b"..." + CREATED)),
+    ],
+)
+def test_other_messages_are_no_grants(message: rpc_pb2.WatchResponse) -> None:
+    assert granted(message.SerializeToString()) is None
+
+
+@settings(max_examples=tries(100))
+@given(st.binary(max_size=40), st.binary(max_size=10))
+def test_a_grant_means_the_same_to_protobuf(begin: bytes, middle: bytes) -> None:
+    for body in (begin, b"\x0a" + bytes((len(begin),)) + begin + b"\x10" + middle + CREATED):
+        seen = granted(body)
+        if seen is not None:
+            try:
+                message = WatchResponse.FromString(body)
+            except DecodeError:
+                continue  # the header is nonsense, and found to be when it is read
+            assert message.created
+            assert (message.watch_id, message.canceled, message.cancel_reason) == (seen[0], False, "")
+            assert not message.events

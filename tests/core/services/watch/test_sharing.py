@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from esp.core.pb import rpc_pb2
 from esp.core.services.watch.messages import DUPLICATE_ID
+from esp.core.wire.frames import DATA, RST_STREAM
+from esp.core.wire.message import MessageReader
 from tests.core.services.watch.world import (
     Client,
+    WatchRequest,
     World,
     canceled,
     compacted,
@@ -19,6 +23,7 @@ from tests.core.services.watch.world import (
     put,
     refused,
 )
+from tests.core.wire.conversation import data, message, split
 
 DENIED = "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
 SAME = {"key": b"a", "range_end": b"c"}
@@ -255,3 +260,64 @@ def test_one_that_has_joined_further_on_outlives_a_compaction_of_the_shared_watc
     assert again.start_revision == 21
     world.etcds[0].says(stream, created(again.watch_id, 30), events(again.watch_id, put(b"a", 25)))
     assert second.hears() == [events(0, put(b"a", 25))]
+
+
+def creates(*keys: bytes) -> bytes:
+    """Creates of one client, each in a frame of its own."""
+    requests = [WatchRequest(create_request=rpc_pb2.WatchCreateRequest(key=key)) for key in keys]
+    return b"".join(data(1, message(request.SerializeToString())) for request in requests)
+
+
+def frames_heard(world: World) -> list[bytes]:
+    return [frame.payload for frame in split(world.etcds[0]._caller.said()) if frame.kind == DATA]
+
+
+def ids_in(heard: list[bytes]) -> list[int]:
+    reader = MessageReader(2**31 - 1)
+    asked = [WatchRequest.FromString(body) for payload in heard for body in reader.feed(payload)]
+    return [each.create_request.watch_id for each in asked]
+
+
+def test_creates_of_one_turn_leave_in_one_frame_and_are_answered_in_their_order() -> None:
+    world = World(b"m")
+    client = world.client()
+    stream, _ = live(world, client, key=b"first")
+    keys = [b"k%d" % number for number in range(20)]
+    world.sends(creates(*keys))
+    heard = frames_heard(world)
+    assert len(heard) == 1
+    ids = ids_in(heard)
+    assert len(ids) == 20
+    # Replies with equal headers and with another, events in between, in one piece.
+    for at, watch_id in enumerate(ids[:15]):
+        world.etcds[0].says(stream, created(watch_id, 5 + at // 10), events(watch_id, put(keys[at], 50 + at)))
+    world.etcds[0].says(stream, *[created(watch_id, 7) for watch_id in ids[15:]])
+    told = client.hears()
+    expected = []
+    for at in range(15):
+        expected += [created(at + 1, 5 + at // 10), events(at + 1, put(keys[at], 50 + at))]
+    assert told == expected + [created(at + 1, 7) for at in range(15, 20)]
+
+
+def test_creates_that_do_not_fit_a_frame_all_arrive() -> None:
+    world = World(b"m")
+    client = world.client()
+    live(world, client, key=b"first")
+    world.sends(creates(*[b"k%d" % number + b"y" * 3000 for number in range(12)]))
+    heard = frames_heard(world)
+    assert 3 <= len(heard) < 12
+    assert max(map(len, heard)) <= 16384
+    assert len(ids_in(heard)) == 12
+
+
+def test_a_reply_for_another_create_than_the_oldest_ends_the_call() -> None:
+    world = World(b"m")
+    client = world.client()
+    stream, _ = live(world, client, key=b"first")
+    world.sends(creates(b"k1", b"k2"))
+    one, other = ids_in(frames_heard(world))
+    world.etcds[0].says(stream, created(other, 5))
+    assert one != other
+    client.hears()
+    assert client.status is not None
+    assert stream in {frame.stream for frame in split(world.etcds[0]._caller.said()) if frame.kind == RST_STREAM}
