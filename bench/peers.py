@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,6 +234,26 @@ class EspPython313(EspPython312):
     python = Path(".cache/pythons/3.13/bin/python").absolute()
 
 
+class EspPython(EspPython312):
+    name = "esp-python"
+    about = "as esp, under the Python that ESP_BENCH_PYTHON names, with the packages of .venv"
+    python = Path(os.environ.get("ESP_BENCH_PYTHON", ""))
+
+    @classmethod
+    def missing(cls) -> str | None:
+        if not cls.python.is_file():
+            return "ESP_BENCH_PYTHON names no Python"
+        print_version = "import platform; print(*platform.python_version_tuple()[:2], sep='.')"
+        ours = ".".join(platform.python_version_tuple()[:2])
+        its = subprocess.run([cls.python, "-c", print_version], capture_output=True, text=True).stdout.strip()
+        return (
+            None if its == ours else f"ESP_BENCH_PYTHON names a Python {its}, and the packages of .venv are for {ours}"
+        )
+
+    def environment(self) -> dict[str, str]:
+        return {"PYTHONPATH": f"{Path.cwd()}:{sysconfig.get_path('purelib')}"}
+
+
 def tls_fields(pair: Path) -> str:
     """The fields of an esp.yaml for listeners with the certificate and key in a file."""
     return f"tls: {{cert: {pair}, key: {pair}}}\n"
@@ -406,6 +427,7 @@ PEERS: dict[str, type[Peer]] = {
         EspCompiled,
         EspPython312,
         EspPython313,
+        EspPython,
     )
 }
 # Only with --peers.
@@ -413,6 +435,6 @@ ON_REQUEST = {
     peer.name
     for peer in (
         *(HaproxyTwoThreads, EspBefore, EspTls, EspTwoWorkers, HaproxyTls),
-        *(EspCompiled, EspPython312, EspPython313),
+        *(EspCompiled, EspPython312, EspPython313, EspPython),
     )
 }
