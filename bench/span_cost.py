@@ -19,6 +19,7 @@ from esp.core.metrics.calls import Calls
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.gate import Gate
+from esp.core.services.kv.batched_call import BatchedCall
 from esp.core.services.kv.service import Range
 from esp.core.shard_map import ShardMap
 from esp.core.tokens import Tokens
@@ -56,7 +57,10 @@ class Upstream:
     name: str
     context: WireContext
     calls: Calls
-    answers: int = 1
+    version_in_use: str = ""
+    joined_transactions: int = 0
+    joined_reads: int = 0
+    max_txn_ops: int = 128
     connection: ClientConnection = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,13 +77,18 @@ class Upstream:
         """As a shard."""
 
 
-def cost(request: rpc_pb2.RangeRequest, rows: int = 1, profile: Any = None, rounds: int = ROUNDS) -> float:
+def cost(
+    request: rpc_pb2.RangeRequest, rows: int = 1, profile: Any = None, rounds: int = ROUNDS, *, joined: bool = False
+) -> float:
     context = WireContext(Limits())
     calls = Calls(context, {PATH})
     shards = [Upstream(name, context, calls) for name in ("a", "b", "c")]
     shard_map = ShardMap.build(
         [("a", KeyRange(b"", b"i")), ("b", KeyRange(b"i", b"r")), ("c", KeyRange(b"r", None))], ("a", "b", "c")
     )
+    if joined:
+        for shard in shards:
+            shard.version_in_use = "3.7.1"
     routing = Routing(Layout.of(shard_map, cast("Any", shards)), Tokens(context, instance=1))
     gate = Gate(context, Background())
     handler = Range(routing, gate, snapshots=False, snapshot_tries=0)
@@ -90,14 +99,27 @@ def cost(request: rpc_pb2.RangeRequest, rows: int = 1, profile: Any = None, roun
 
     clients = [ServerConnection(context, f"client-{i}", find) for i in range(CONNECTIONS)]
     body = prefix(request.SerializeToString())
-    parts = {}
+    parts: dict[tuple[str, int], bytes] = {}
+
+    def answer_of(shard: Upstream, stream: Any) -> bytes:
+        count = stream._count if isinstance(stream, BatchedCall) else 0
+        key = shard.name, count
+        if count and key not in parts:
+            one = rpc_pb2.RangeResponse.FromString(parts[shard.name, 0][5:])
+            whole = rpc_pb2.TxnResponse(header=one.header, succeeded=True)
+            one.header.CopyFrom(rpc_pb2.ResponseHeader(revision=one.header.revision))
+            for _ in range(count):
+                whole.responses.add(response_range=one)
+            parts[key] = prefix(whole.SerializeToString())
+        return parts[key]
+
     for place, shard in enumerate(shards):
         header = rpc_pb2.ResponseHeader(cluster_id=1 << 63, member_id=1 << 62, revision=100000 + place, raft_term=3)
         kvs = [
             kv_pb2.KeyValue(key=b"%s/%06d" % (b"aip"[place : place + 1], i), value=b"v" * 64, mod_revision=5, version=1)
             for i in range(rows)
         ]
-        parts[shard.name] = prefix(rpc_pb2.RangeResponse(header=header, kvs=kvs, count=rows).SerializeToString())
+        parts[shard.name, 0] = prefix(rpc_pb2.RangeResponse(header=header, kvs=kvs, count=rows).SerializeToString())
 
     def ask(client: ServerConnection, ids: range, block: bytes = REQUEST) -> None:
         client.receive(
@@ -112,9 +134,9 @@ def cost(request: rpc_pb2.RangeRequest, rows: int = 1, profile: Any = None, roun
                 shard.connection.receive(
                     b"".join(
                         frames.frame(frames.HEADERS, 4, i, head)
-                        + frames.frame(frames.DATA, 0, i, parts[shard.name])
+                        + frames.frame(frames.DATA, 0, i, answer_of(shard, stream))
                         + frames.frame(frames.HEADERS, 5, i, TRAILERS)
-                        for i in list(shard.connection.streams)[:portion]
+                        for i, stream in list(shard.connection.streams.items())[:portion]
                     )
                 )
                 context.flush()
@@ -147,9 +169,9 @@ def cost(request: rpc_pb2.RangeRequest, rows: int = 1, profile: Any = None, roun
             for shard in shards:
                 come = b"".join(
                     frames.frame(frames.HEADERS, 4, i, HEAD)
-                    + frames.frame(frames.DATA, 0, i, parts[shard.name])
+                    + frames.frame(frames.DATA, 0, i, answer_of(shard, stream))
                     + frames.frame(frames.HEADERS, 5, i, TRAILERS)
-                    for i in shard.connection.streams
+                    for i, stream in shard.connection.streams.items()
                 )
                 start = time.perf_counter()
                 shard.connection.receive(come)
@@ -175,10 +197,11 @@ def main() -> None:
         import pstats
 
         profile = cProfile.Profile()
-        cost(spans, profile=profile, rounds=30)
+        cost(spans, profile=profile, rounds=30, joined="--joined" in sys.argv)
         pstats.Stats(profile).strip_dirs().sort_stats("tottime").print_stats(60)
         return
     sys.stdout.write(f"one row of each of three shards: {cost(spans):.2f} us\n")
+    sys.stdout.write(f"the same, joined with others: {cost(spans, joined=True):.2f} us\n")
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ def _shards(parts: Parts) -> Iterator[Step]:
     yield from by_shard("esp_shard_failed_calls_total", "counter", text, lambda n: shards[n].failed_calls)
     text = "Answers of a shard that no etcd would give."
     yield from by_shard("esp_shard_garbled_answers_total", "counter", text, lambda n: shards[n].garbled)
-    text = "Reads of one key that went to a shard together with others."
+    text = "Reads of one key, and parts of Ranges over several shards, that went to a shard together with others."
     yield from by_shard("esp_shard_joined_reads_total", "counter", text, lambda n: shards[n].joined_reads)
     text = "Transactions of such reads."
     yield from by_shard("esp_shard_joined_transactions_total", "counter", text, lambda n: shards[n].joined_transactions)

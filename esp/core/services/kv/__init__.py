@@ -13,12 +13,14 @@
 One shard:
 
     read_batch     sends simultaneous reads of one key each as one transaction
+    batched_call   that transaction, from the moment it leaves
     read_txn       the bytes of that transaction
 
 Several shards:
 
     concat         a Range in key order made of the shards' bytes, without parsing
     concat_part, concat_sending    one shard's part of it; the half of it that sends
+    part_batch     joins parts for the same shard as read_batch joins reads
     range_bytes    the bytes of requests for parts, and of answers
     spans          what such Ranges have in common
     across         the other calls, as coroutines

@@ -30,11 +30,12 @@ from esp.core.pb import rpc_pb2
 from esp.core.services.gate import Entry
 from esp.core.services.kv.concat_part import TAIL_BYTES, Part
 from esp.core.services.kv.concat_sending import Sending
+from esp.core.services.kv.part_batch import PartBatches
 from esp.core.services.kv.range_bytes import end, end_of_rows, first_rows
 from esp.core.services.kv.rows import field
 from esp.core.services.kv.spans import Spans
 from esp.core.services.revision import read_at
-from esp.core.shard import Shard, outcome
+from esp.core.shard import outcome
 from esp.core.shard_map import Segment
 from esp.core.tokens import Position
 from esp.core.wire.frames import ErrorCode, pack_u32
@@ -133,22 +134,22 @@ class Concat(Sending):
             if not one.send(forward, timeout):
                 self.give_up()
 
-    def begin_bare(self, shards: Sequence[Shard], messages: Sequence[bytes]) -> None:
-        """As `begin`, for the whole requests to different shards, in key order; the call has come in this turn."""
-        down = self.down
-        down.sink = self
-        count = len(shards)
-        self._to_begin = self._open = count
+    def begin_bare(self, batches: Sequence[PartBatches], messages: Sequence[bytes]) -> None:
+        """As `begin`, with the requests to these shards, which differ, in key order.
+
+        Parts without places are joined with others of this turn.
+        """
+        self.down.sink = self
+        count = self._to_begin = self._open = len(messages)
         self.small = CALL_BYTES // count
-        forward, timeout = down.head.forward, down.timeout
-        parts = self._parts
-        for shard, message in zip(shards, messages, strict=True):
-            one = Part(self, shard, message)
-            parts.append(one)
-            if not one.send(forward, timeout):
-                self.give_up()
-            if down.sink is not self:
-                return
+        self._parts = [Part(self, one.shard, message) for one, message in zip(batches, messages, strict=True)]
+        for one, part in zip(batches, self._parts, strict=True):
+            if self._entry is None:
+                one.add(part)
+            else:
+                part.send_late()
+            if self.down.sink is not self:
+                return  # a part could not be sent
 
     def _ask_later(self) -> None:
         """Asks for the other parts, which need no more rows than the limit leaves."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from time import monotonic
 from typing import Final, Protocol
 
 from esp.core.services.kv.range_bytes import HEADER_TAG, LONGEST_END, end_of_rows, keep_rows
 from esp.core.services.varint import MOST_BYTES
 from esp.core.shard import Shard
-from esp.core.wire.client_stream import ClientStream
+from esp.core.wire.client_stream import STREAM_WINDOW, ClientStream
 from esp.core.wire.frames import MAX_FRAME_SIZE, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.request_encoder import Forward
@@ -20,7 +20,7 @@ from esp.core.wire.status import Code, Status
 
 TAIL_BYTES: Final = 1 + MOST_BYTES
 """Bytes of the count, the same for any count: the length of the answer is known before the count."""
-RESERVED: Final = 131_072
+RESERVED: Final = STREAM_WINDOW
 """Bytes of a part that are accounted for in one go."""
 _SHORTEST: Final = PREFIX_SIZE + 2
 _NO_PREFIX: Final = bytes(PREFIX_SIZE)
@@ -45,11 +45,8 @@ class Concatenation(Protocol):
     def came(self, one: Part) -> None:
         """The answer has come whole; all at once if `begun` was not called."""
 
-    def passes(self, one: Part) -> bool:
-        """Whether bytes of this part may leave now."""
-
-    def pass_on(self, one: Part, piece: bytes) -> None:
-        """Sends bytes that need not be kept."""
+    def pass_on(self, one: Part, piece: bytes) -> bool:
+        """Sends new bytes of a part at once; False if others have to leave first."""
 
     def advance(self) -> None:
         """More bytes of a part have come."""
@@ -60,13 +57,18 @@ class Concatenation(Protocol):
     def broken(self, *, unprocessed: bool) -> None:
         """The shard's connection broke."""
 
+    def give_up(self) -> None:
+        """A shard cannot be asked in this way."""
+
 
 class Part(ClientStream):
     """One shard's answer. Reads prefix and header, and keeps the bytes behind the prefix until their turn.
 
     Attributes:
         name: the name of the shard.
+        down: the client's stream.
         message: the request, with its prefix.
+        leave: takes the part out of the transaction in which it was sent; None if it is in none.
         limit: the rows that were asked for; 0 for all.
         whole: a small answer that has come whole, with prefix; b"" for any other.
         header: the field with the answer's header; known once `is_begun`.
@@ -77,7 +79,6 @@ class Part(ClientStream):
 
     __slots__ = (
         "_concat",
-        "_down",
         "_got",
         "_kept",
         "_reserved",
@@ -85,11 +86,13 @@ class Part(ClientStream):
         "_shard",
         "_start",
         "_tail",
+        "down",
         "has_ended",
         "header",
         "is_begun",
         "is_sent",
         "is_small",
+        "leave",
         "length",
         "limit",
         "message",
@@ -108,8 +111,9 @@ class Part(ClientStream):
         self.length = 0
         self.is_begun = self.has_ended = self.is_sent = False
         self.is_small = True
+        self.leave: Callable[[], None] | None = None
         self._concat: Concatenation | None = concat
-        self._down = concat.down
+        self.down = concat.down
         self._shard = shard
 
     def send(self, forward: Forward, timeout: bytes) -> bool:
@@ -127,6 +131,33 @@ class Part(ClientStream):
         else:
             connection.call(self, forward, timeout, self.message, end=True)
         return True
+
+    def send_in_turn(self) -> None:
+        """Asks the shard in the turn in which the call has come, or has the call answered in another way."""
+        concat, down = self._concat, self.down
+        if concat is not None and not self.send(down.head.forward, down.timeout):
+            concat.give_up()
+
+    def send_late(self) -> None:
+        """As `send_in_turn`, later."""
+        concat, down = self._concat, self.down
+        if concat is not None and not self.send(down.forward, down.remaining_timeout()):
+            concat.give_up()
+
+    def on_broken(self, *, unprocessed: bool) -> None:
+        """The connection broke on which the part was sent."""
+        if self._concat is not None:
+            self._concat.broken(unprocessed=unprocessed)
+
+    def give_up(self) -> None:
+        """Has the call answered in another way."""
+        if self._concat is not None:
+            self._concat.give_up()
+
+    def fail(self, status: Status) -> None:
+        """Fails the call."""
+        if self._concat is not None:
+            self._concat.fail(status)
 
     def _prepare(self) -> None:
         self._tail = b""
@@ -164,12 +195,12 @@ class Part(ClientStream):
             payload = self._begin(concat)
             if not self.is_begun:
                 return
-        self._got += len(payload)
-        tail = payload[-TAIL_BYTES:]
-        self._tail = tail if len(tail) == TAIL_BYTES else (self._tail + tail)[-TAIL_BYTES:]
-        if not self.pieces and concat.passes(self):
-            concat.pass_on(self, payload)
-        elif self.is_small or self._keep(len(payload)):
+        got = self._got = self._got + len(payload)
+        if got + TAIL_BYTES > self.length:
+            self._tail = (self._tail + payload)[-TAIL_BYTES:]
+        if not self.pieces and concat.pass_on(self, payload):
+            return
+        if self.is_small or self._keep(len(payload)):
             self.pieces.append(payload)
             if concat.collects:
                 self.consumed(len(payload))
@@ -215,10 +246,10 @@ class Part(ClientStream):
         self._begins(concat)
         if self._concat is None:
             return
+        self._got = self.length
         if not self._keep(self.length):
             concat.down.cut()
             return
-        self._got = self.length
         self._tail = answer[-TAIL_BYTES:]
         self.has_ended = True
         for at in range(PREFIX_SIZE, len(answer), MAX_FRAME_SIZE):
@@ -236,11 +267,11 @@ class Part(ClientStream):
 
     def hold(self, size: int) -> bool:
         """Accounts for `size` bytes of the answer that are kept, as memory of the client's call."""
-        return self._down.hold(size)
+        return self.down.hold(size)
 
     def release(self, size: int) -> None:
         """Returns `size` bytes that `hold` gave."""
-        self._down.release(size)
+        self.down.release(size)
 
     def consumed(self, size: int) -> None:
         """Lets the shard send `size` more bytes."""
@@ -266,7 +297,7 @@ class Part(ClientStream):
         if kept > self._reserved:
             missing = kept - self._reserved
             more = max(missing, min(RESERVED, missing + self.length - self._got))
-            if not self._down.may_hold(more):
+            if not self.down.may_hold(more):
                 more = missing
             if not self.hold(more):
                 return False
@@ -327,6 +358,8 @@ class Part(ClientStream):
                 self.next_piece()
         if self.is_sent:
             self.cancel()
+        elif self.leave is not None:
+            self.leave()
 
     def _begin(self, concat: Concatenation) -> bytes:
         """Reads prefix and header. The bytes behind the prefix, once the header is whole; else b""."""
@@ -351,13 +384,12 @@ class Part(ClientStream):
         concat.begun(self)
 
     def _tell(self, code: int) -> None:
-        self.tell_asked(self._down.head.path, code, self._sent)
+        self.tell_asked(self.down.head.path, code, self._sent)
 
     def on_reset(self, code: int, reason: str) -> None:
         """The shard is gone."""
         self._tell(Code.UNAVAILABLE)
-        if self._concat is not None:
-            self._concat.broken(unprocessed=self.surely_unprocessed(code))
+        self.on_broken(unprocessed=self.surely_unprocessed(code))
 
     def count(self) -> int | None:
         """The count at the end of an answer that has been sent on; None if the answer is not of etcd's form."""

@@ -117,14 +117,13 @@ class Sending(Sink):
         log.exception("a bug in esp; a Range fails")
         self.down.on_bug()
 
-    def passes(self, one: Part) -> bool:
-        """Whether new bytes of a part can be sent on at once, because nothing waits before them."""
-        return self._started and self.down.sink is self and not self._unsent and self._parts[0] is one
-
-    def pass_on(self, one: Part, piece: bytes) -> None:
-        """Sends on new bytes of a part that `passes`."""
+    def pass_on(self, one: Part, piece: bytes) -> bool:
+        """Sends new bytes of a part at once; False if others have to leave first."""
+        if not self._started or self._unsent or self.down.sink is not self or self._parts[0] is not one:
+            return False
         self._enter(one)
         self._send(one, piece)
+        return True
 
     def _enter(self, one: Part) -> None:
         if self._entry is not None and not one.is_whole and self._entry.enter(one.name):

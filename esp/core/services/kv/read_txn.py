@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import Final
 
 from esp.core.services.varint import varint
 from esp.core.wire.frames import pack_u32, unpack_u32
@@ -26,12 +27,16 @@ def _operation(size: int) -> bytes:
     return bytes((2 << 3 | 2,)) + varint(len(inner) + size) + inner
 
 
-_OPERATIONS = [_operation(size) for size in range(0x82)]
-"""The results, by the size of a read: at most 127 bytes of key, behind tag and length."""
+LONGEST_READ: Final = 0x200
+_OPERATIONS = [_operation(size) for size in range(LONGEST_READ + 1)]
+"""The results, by the size of a read."""
 
 
 def join(messages: Sequence[bytes]) -> bytes:
-    """The transaction for the reads in `messages`, which `peek.bare_key` has recognised; all with gRPC prefix."""
+    """The transaction for the reads in `messages`, of at most LONGEST_READ bytes each without gRPC prefix; all with it.
+
+    `peek.bare_key` or `peek.bare_range` has recognised them.
+    """
     parts = []
     for message in messages:
         parts.append(_OPERATIONS[len(message) - PREFIX_SIZE])

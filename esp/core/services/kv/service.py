@@ -24,6 +24,7 @@ from esp.core.services.kv import across, validate
 from esp.core.services.kv.compaction import Compactions
 from esp.core.services.kv.concat import MOST_SEGMENTS, Concat, can_concat
 from esp.core.services.kv.merge import delete_refused, refuse_range
+from esp.core.services.kv.part_batch import PartBatches
 from esp.core.services.kv.peek import asked_range, bare_key, bare_range, put_key, range_key
 from esp.core.services.kv.range_bytes import part_messages
 from esp.core.services.kv.read_batch import ReadBatches
@@ -238,6 +239,8 @@ class Range(_Ranges):
     def __init__(self, routing: Routing, gate: Gate, *, snapshots: bool, snapshot_tries: int) -> None:
         super().__init__(routing, gate, snapshots=snapshots, snapshot_tries=snapshot_tries)
         self.batches = {name: ReadBatches(shard, gate) for name, shard in self.shards.items()}
+        parts = {name: PartBatches(shard, gate) for name, shard in self.shards.items()}
+        self.part_batches = [parts[name] for name in routing.map.owners]  # as `owners`
 
     def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range, or to several."""
@@ -254,24 +257,32 @@ class Range(_Ranges):
             self.batches[owner].add(stream, message)
 
     def _spans(self, stream: ServerCall, message: bytes) -> bool:
-        """Serves a Range with nothing but its keys, over shards, of a client whose answers were small. False if not.
+        """Serves a Range over shards with nothing but its keys; False if it is something else.
 
-        Such a Range needs no place: it costs little more than a read of each shard.
+        While its client's answers are small it needs no place: it costs little more than a read of each shard.
         """
-        if stream.connection.weight or stream.trace or self.undivided.ranges or self.wants_snapshot(stream):
+        if self.undivided.ranges or self.wants_snapshot(stream):
             return False
         asked = bare_range(message)
         if asked is None:
             return False
         key, range_end = asked
         first, last = self.routing.map.span(key, range_end)
-        shards = self.owners[first:last]
+        batches = self.part_batches[first:last]
         count = last - first
-        if not 1 < count <= MOST_SEGMENTS or len(set(shards)) < count:
+        if not 1 < count <= MOST_SEGMENTS or len(set(batches)) < count:
             return False
         again = partial(self._again, stream, message)
         messages = part_messages(message, self.starts[first + 1 : last])
-        Concat(stream, self.spans, None, again, message).begin_bare(shards, messages)
+        if not stream.connection.weight and not stream.trace:
+            Concat(stream, self.spans, None, again, message).begin_bare(batches, messages)
+            return True
+
+        def begin(entry: Entry) -> None:
+            Concat(stream, self.spans, entry, again, message).begin_bare(batches, messages)
+
+        names = [one.shard.name for one in batches]
+        self.gate.let_in(stream, names, len(message), begin, asked=message[:BEGINNING])
         return True
 
     def _again(self, stream: ServerCall, message: bytes) -> None:

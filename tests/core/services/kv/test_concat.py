@@ -56,6 +56,10 @@ class Upstream:
     connection: ClientConnection = field(init=False)
     told: list[Status] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    version_in_use: str = "3.7.1"
+    joined_transactions: int = 0
+    joined_reads: int = 0
+    max_txn_ops: int = 128
 
     def __post_init__(self) -> None:
         self.connection = ClientConnection(self.context, "shard")

@@ -14,13 +14,29 @@ from esp.core.pb import rpc_pb2
 from esp.core.services import metadata
 from esp.core.services.entry import LARGE_ANSWER, PLACES
 from esp.core.services.gate import Gate
+from esp.core.services.kv.concat_part import Part
 from esp.core.services.kv.service import Range
 from esp.core.wire import frames
 from esp.core.wire.frames import ErrorCode
+from esp.core.wire.hpack import encode
+from esp.core.wire.message import prefix
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server import ServerConnection
 from esp.core.wire.server_stream import Handler
-from tests.core.services.kv.test_concat import GOOD, HEAD, PARTS, Scene, check, data, head, message, part, trailers
+from tests.core.services.kv.test_concat import (
+    GOOD,
+    HEAD,
+    LOST,
+    PARTS,
+    Scene,
+    check,
+    data,
+    head,
+    message,
+    only,
+    part,
+    trailers,
+)
 
 PATH = b"/etcdserverpb.KV/Range"
 SPAN = rpc_pb2.RangeRequest(key=b"a", range_end=b"z")
@@ -192,3 +208,224 @@ def test_a_client_that_takes_it_back_at_once_has_no_shard_asked() -> None:
     scene.context.flush()
     assert scene.open == [0, 0, 0]
     assert [shard.connection.take_output() for shard in scene.shards] == [b""] * 3
+
+
+class Together(Served):
+    """Several calls that came in the same turn of the loop; the shards answer them when told to."""
+
+    def all_ask(self, *requests: rpc_pb2.RangeRequest, first: int = 1) -> None:
+        for place, request in enumerate(requests):
+            Scene.asks(self, request, first + 2 * place)
+        self.client.paused()
+        self.context.flush()
+
+    def sent(self, name: str) -> list[tuple[int, bytes]]:
+        """The requests that a shard got, each with its stream, and without prefix."""
+        shard = self.shards["abc".index(name)]
+        out, at, found = shard.connection.take_output(), 0, []
+        while at < len(out):
+            word, _, stream_id = frames.unpack_header(out, at)
+            if word & 0xFF == frames.DATA:
+                found.append((stream_id, out[at + 14 : at + 9 + (word >> 8)]))
+            at += 9 + (word >> 8)
+        return found
+
+    def joined(self, name: str) -> list[rpc_pb2.RangeRequest]:
+        """The reads of the one transaction that a shard got."""
+        [(_, body)] = self.sent(name)
+        return [operation.request_range for operation in rpc_pb2.TxnRequest.FromString(body).success]
+
+    def says(self, name: str, payload: bytes, end: bytes = GOOD) -> None:
+        """The answer to everything that is open at a shard."""
+        shard = self.shards["abc".index(name)]
+        for stream_id in list(shard.connection.streams):
+            said = [frames.frame(frames.HEADERS, 4, stream_id, HEAD)]
+            said += [
+                frames.frame(frames.DATA, 0, stream_id, payload[at : at + 16384])
+                for at in range(0, len(payload), 16384)
+            ]
+            shard.says(*said, frames.frame(frames.HEADERS, 5, stream_id, end))
+
+
+def joined_answer(revision: int, *counts: int, size: int = 3) -> bytes:
+    """Of a shard to a transaction of Ranges, each of which finds so many keys."""
+    answer = rpc_pb2.TxnResponse(succeeded=True)
+    answer.header.CopyFrom(rpc_pb2.ResponseHeader(cluster_id=1 << 63, member_id=7, revision=revision, raft_term=2))
+    for count in counts:
+        found = answer.responses.add().response_range
+        found.header.revision = revision
+        found.count = count
+        for number in range(count):
+            found.kvs.add(key=b"%d" % number, value=b"v" * size)
+    return prefix(answer.SerializeToString())
+
+
+NARROW = rpc_pb2.RangeRequest(key=b"b", range_end=b"k")
+
+
+def test_what_comes_at_once_goes_to_each_shard_as_one_transaction() -> None:
+    scene = Together()
+    scene.all_ask(SPAN, NARROW, SPAN)
+    assert scene.joined("a") == [
+        rpc_pb2.RangeRequest(key=key, range_end=b"i") for key in (SPAN.key, NARROW.key, SPAN.key)
+    ]
+    assert scene.joined("b") == [rpc_pb2.RangeRequest(key=b"i", range_end=end) for end in (b"r", b"k", b"r")]
+    assert scene.joined("c") == [rpc_pb2.RangeRequest(key=b"r", range_end=b"z")] * 2
+    assert [shard.joined_reads for shard in scene.shards] == [3, 3, 2]
+    scene.says("c", joined_answer(9, 1, 2))
+    scene.says("a", joined_answer(5, 1, 2, 3))
+    assert scene.answer(1) == (b"", [])
+    scene.says("b", joined_answer(3, 0, 0, 0))
+    out = scene.client.take_output()
+    found = [message(only(out, stream_id)) for stream_id in (1, 3, 5)]
+    assert [(answer.count, len(answer.kvs), answer.more) for answer in found] == [
+        (2, 2, False),
+        (2, 2, False),
+        (5, 5, False),
+    ]
+    tokens = [scene.routing.tokens.position(answer.header.revision) for answer in found]
+    assert [position and position.vector.revisions for position in tokens] == [(5, 3, 9), (5, 3, 0), (5, 3, 9)]
+    assert not scene.client.streams
+    assert scene.open == [0, 0, 0]
+    scene.calls.tick()
+    assert scene.calls.served[PATH].codes == {0: 3}
+
+
+@pytest.mark.parametrize("gone", [(1,), (1, 3)])
+def test_who_goes_away_takes_nobody_along(gone: tuple[int, ...]) -> None:
+    scene = Together()
+    scene.all_ask(SPAN, SPAN)
+    for stream_id in gone:
+        scene.client.receive(frames.rst_stream(stream_id, ErrorCode.CANCEL))
+    assert scene.open == ([1, 1, 1] if len(gone) == 1 else [0, 0, 0])
+    for name in "abc":
+        scene.says(name, joined_answer(5, 1, 1))
+    if len(gone) == 1:
+        assert message(scene.answer(3)[0]).count == 3
+    assert scene.open == [0, 0, 0]
+    assert not scene.client.streams
+
+
+@pytest.mark.parametrize("code", [7, 13, 11])
+def test_after_a_refusal_each_part_is_asked_for_by_itself(code: int) -> None:
+    scene = Together()
+    scene.all_ask(SPAN, SPAN)
+    scene.says("a", joined_answer(5, 1, 1))
+    scene.sent("b")
+    scene.says("b", b"", encode([(b"grpc-status", b"%d" % code), (b"grpc-message", b"no")]))
+    scene.context.flush()
+    assert [rpc_pb2.RangeRequest.FromString(body) for _, body in scene.sent("b")] == [
+        rpc_pb2.RangeRequest(key=b"i", range_end=b"r")
+    ] * 2
+    scene.says("b", part(3))
+    scene.says("c", joined_answer(9, 0, 0))
+    out = scene.client.take_output()
+    assert [message(only(out, stream_id)).count for stream_id in (1, 3)] == [1, 1]
+
+
+def test_an_answer_of_unusual_form_has_each_part_asked_for_by_itself() -> None:
+    scene = Together()
+    scene.all_ask(SPAN, SPAN)
+    scene.says("a", joined_answer(5, 1))
+    assert scene.open == [2, 1, 1]
+
+
+def test_what_ails_a_shard_is_told_to_all() -> None:
+    scene = Together()
+    scene.all_ask(SPAN, SPAN)
+    scene.says("a", joined_answer(5, 1, 1))
+    scene.says("b", b"", LOST)
+    assert scene.client.take_output().count(b"no leader") == 2
+    assert scene.open == [0, 0, 0]
+    assert not scene.client.streams
+
+
+def test_a_connection_that_breaks_under_joined_parts_has_each_range_read_once_more() -> None:
+    scene = Together()
+    scene.all_ask(SPAN, SPAN)
+    scene.says("a", joined_answer(5, 1, 1))
+    scene.shards[1].connection.lost("gone")
+    assert len(scene.tasks) == 2
+    assert all(stream.retried for stream in scene.client.streams.values())
+    assert scene.open == [0, 0, 0]
+
+
+def test_answers_that_turn_out_to_be_large_are_read_again_with_places() -> None:
+    scene = Together()
+    scene.all_ask(SPAN, SPAN)
+    scene.says("a", joined_answer(5, 50, 50, size=4000))
+    assert scene.client.weight > 0
+    assert scene.gate.at_work
+    assert scene.gate.waiting + len(scene.gate.at_work) == 2
+    for _ in range(8):
+        scene.says("a", part(5, *[(b"%03d" % number, b"v" * 4000) for number in range(50)]))
+        for name in "bc":
+            scene.says(name, part(5))
+        scene.context.flush()
+    out = scene.client.take_output()
+    assert [message(only(out, stream_id)).count for stream_id in (1, 3)] == [50, 50]
+    assert scene.context.buffers.used == 0
+    assert not scene.gate.at_work
+
+
+def test_a_large_part_of_a_transaction_is_kept_and_counted_until_its_range_is_whole() -> None:
+    scene = Together(window=1000)
+    scene.all_ask(SPAN, SPAN)
+    scene.says("b", joined_answer(5, 10, 1, size=4000))
+    assert 40_000 < scene.context.buffers.used < 80_000
+    for name in "ac":
+        scene.says(name, joined_answer(5, 0, 0))
+    body = scene.answer(1)[0]
+    while scene.client.streams:
+        scene.client.receive(frames.window_update(1, 20_000) + frames.window_update(3, 20_000))
+        body += scene.answer(1)[0]
+    assert message(body).count == 10
+    assert scene.context.buffers.used == 0
+    assert not scene.gate.at_work
+
+
+@pytest.mark.parametrize("version", ["", "3.5.6"])
+def test_an_etcd_that_does_not_bear_it_is_asked_for_each(version: str) -> None:
+    scene = Together()
+    for shard in scene.shards:
+        shard.version_in_use = version
+    scene.all_ask(SPAN, SPAN)
+    assert scene.open == [2, 2, 2]
+    scene.all_ask(SPAN, SPAN, first=5)
+    assert scene.open == [4, 4, 4]
+
+
+def test_few_are_joined_until_it_is_known_that_their_answers_are_small() -> None:
+    scene = Together()
+    scene.all_ask(*[SPAN] * 10)
+    assert scene.open == [3, 3, 3]
+    for name in "abc":
+        shard = scene.shards["abc".index(name)]
+        for stream_id, count in zip(list(shard.connection.streams), (4, 4, 2), strict=True):
+            shard.says(
+                frames.frame(frames.HEADERS, 4, stream_id, HEAD),
+                frames.frame(frames.DATA, 0, stream_id, joined_answer(5, *[1] * count)),
+                frames.frame(frames.HEADERS, 5, stream_id, GOOD),
+            )
+    assert not scene.client.streams
+    scene.all_ask(*[SPAN] * 10, first=21)
+    assert scene.open == [1, 1, 1]
+
+
+def test_a_bug_that_one_part_shows_fails_its_call_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Together()
+    scene.all_ask(SPAN, SPAN)
+    take = Part.take
+
+    def fails_once(self: Part, answer: bytes) -> None:
+        monkeypatch.setattr(Part, "take", take)
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(Part, "take", fails_once)
+    for name in "abc":
+        scene.says(name, joined_answer(5, 1, 1))
+    out = scene.client.take_output()
+    assert b"esp: internal error" in out
+    assert message(only(out, 3)).count == 3
+    assert not scene.client.streams
+    assert scene.open == [0, 0, 0]

@@ -1,0 +1,91 @@
+"""Joins parts of Ranges over several shards that go to the same shard at the same time, as `read_batch` joins reads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from esp.core.services.kv import read_txn
+from esp.core.services.kv.batched_call import BatchedCall
+from esp.core.services.kv.concat_part import Part
+from esp.core.services.kv.read_batch import Batches
+from esp.core.services.kv.read_txn import LONGEST_READ
+from esp.core.wire.client import ClientConnection
+from esp.core.wire.response import ResponseHead
+from esp.core.wire.server_stream import ServerCall
+from esp.core.wire.status import Status
+
+log = logging.getLogger("esp.service")
+
+
+class PartBatches(Batches[Part]):
+    """The parts that wait for one shard: of Ranges with nothing but their keys, of clients whose answers were small."""
+
+    most_at_first = 4
+
+    def add(self, one: Part) -> None:
+        """Takes a part whose call has come in this turn."""
+        if self._alone or len(one.message) > LONGEST_READ:
+            self._alone = max(0, self._alone - 1)
+            one.send_in_turn()
+            return
+        if not self._gathered:
+            self._context.gatherers.append(self)
+        self._gathered.append((one.down, one))
+
+    def send_alone(self, stream: ServerCall, what: Part) -> None:
+        """Sends a part by itself."""
+        what.send_in_turn()
+
+    def join(
+        self, connection: ClientConnection, metadata: bytes, reads: Sequence[tuple[ServerCall, Part]]
+    ) -> tuple[BatchedCall, bytes]:
+        """The transaction of these parts."""
+        parts = [one for _, one in reads]
+        return BatchedParts(connection, self, metadata, parts), read_txn.join([one.message for one in parts])
+
+
+class BatchedParts(BatchedCall):
+    """A transaction of parts of several clients' Ranges."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(
+        self, connection: ClientConnection, batches: PartBatches, metadata: bytes, parts: Sequence[Part]
+    ) -> None:
+        super().__init__(connection, batches, metadata, len(parts))
+        self._parts = parts
+        for one in parts:
+            one.leave = self.on_read_gone
+
+    def deliver(self, head: ResponseHead, answers: Sequence[bytes], trailers: ResponseHead) -> None:
+        """Gives each part its answer. A bug in that fails only the call of this part."""
+        for one, answer in zip(self._parts, answers, strict=True):
+            one.leave = None
+            try:
+                one.take(answer)
+            except Exception:
+                log.exception("%s: a bug in esp; a Range fails", one.down.peer)
+                one.down.on_bug()
+
+    def again(self, *, was_sent: bool = False) -> None:
+        """Sends each part by itself, or has its whole Range read anew."""
+        for one in self._parts:
+            one.leave = None
+            if was_sent:
+                one.on_broken(unprocessed=False)
+            elif one.down.connection.weight:
+                one.give_up()  # its Range now needs places
+            else:
+                one.send_late()
+
+    def end_all(self, status: Status) -> None:
+        """Ends all Ranges."""
+        for one in self._parts:
+            one.leave = None
+            one.fail(status)
+
+    def note_large(self, size: int) -> None:
+        """The clients' next reads wait for places."""
+        for one in self._parts:
+            self._batches.gate.note_large(one.down, size)
