@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -74,10 +75,14 @@ def running_backends(workload: Workload, folder: Path) -> Iterator[Backends]:
 
 def message_file(workload: Workload, folder: Path) -> Path:
     """Writes the workload's request as it goes over the wire."""
-    message = workload.request.SerializeToString()
     path = folder / f"{workload.name}.request"
-    path.write_bytes(struct.pack(">BL", 0, len(message)) + message)
+    _write(workload.request, path)
     return path
+
+
+def _write(request: Any, path: Path) -> None:
+    message = request.SerializeToString()
+    path.write_bytes(struct.pack(">BL", 0, len(message)) + message)
 
 
 def measure_workload(
@@ -123,6 +128,14 @@ class Subject:
     def __init__(self, peer: Peer, workload: Workload, backends: Backends, message: Path) -> None:
         self.peer = peer
         self._workload = workload
+        self._request = workload.request
+        if workload.at_revision:
+            revision = call(peer.address, workload.method, workload.request).header.revision
+            self._request = type(workload.request)()
+            self._request.CopyFrom(workload.request)
+            self._request.revision = revision
+            message = message.with_name(f"{peer.name}-{message.name}")
+            _write(self._request, message)
         self._etcds = peer.served_by(backends) if workload.spans else [backends.sole]
         self._call = Call(workload.method, message, workload.connections, workload.streams)
         self._requests = WARM_UP_REQUESTS
@@ -176,7 +189,7 @@ class Subject:
         """One call by the stock client through the peer: right answer, right effect. The reply's size in bytes."""
         try:
             revisions = [etcd.revision() for etcd in self._etcds]
-            reply = call(self.peer.address, self._workload.method, self._workload.request)
+            reply = call(self.peer.address, self._workload.method, self._request)
             self._workload.check(reply)
             if self._workload.writes and [etcd.revision() for etcd in self._etcds] != [revisions[0] + 1]:
                 raise BenchError(f"{self._where}: a write did not arrive at the etcd that owns its key")

@@ -32,6 +32,8 @@ class Workload:
     generator: load.Generator = load.h2load
     spans: bool = False  # touches all shards; peers that cannot split get one etcd that holds the union
     most_requests: int = 10**9  # per measurement, where more would fill the memory
+    rows: Callable[[list[Pair]], list[Pair]] = sorted  # of the answer, out of all keys
+    at_revision: bool = False  # of an answer of the peer itself
 
     @property
     def concurrency(self) -> str:
@@ -53,9 +55,10 @@ class Workload:
             if reply.header.revision < 1 or (self.method == "Txn" and not reply.succeeded):
                 raise BenchError(f"{self.name}: a {self.method} was answered with {reply}")
             return
-        expected = sorted(self.keys())
+        stored = list(self.keys())
+        expected = self.rows(stored)
         got = [(pair.key, pair.value) for pair in reply.kvs]
-        if got != expected or reply.count != len(expected) or reply.more:
+        if got != expected or reply.count != len(stored) or reply.more != (len(expected) < len(stored)):
             raise BenchError(
                 f"{self.name}: not what is stored: {len(got)} pairs, count {reply.count}, more {reply.more}"
             )
@@ -65,14 +68,23 @@ def _one(value: bytes) -> Callable[[], Iterator[Pair]]:
     return lambda: iter([(KEY, value)])
 
 
-def spread(count: int) -> Callable[[], Iterator[Pair]]:
+def spread(count: int, *, values_differ: bool = False) -> Callable[[], Iterator[Pair]]:
     """`count` keys inside SPAN, as many on each of the three shards (the first gets what is left over)."""
 
     def keys() -> Iterator[Pair]:
         for index in range(count):
-            yield b"%s/%06d" % ((b"l", b"p", b"t")[index % 3], index), b"v" * 64
+            value = b"%08d" % (index * 7919 % count) * 8 if values_differ else b"v" * 64
+            yield b"%s/%06d" % ((b"l", b"p", b"t")[index % 3], index), value
 
     return keys
+
+
+def _page(pairs: list[Pair]) -> list[Pair]:
+    return sorted(pairs)[:1000]
+
+
+def _by_value(pairs: list[Pair]) -> list[Pair]:
+    return sorted(pairs, key=lambda pair: pair[1])
 
 
 _PUT = rpc_pb2.PutRequest(key=KEY, value=VALUE)
@@ -103,6 +115,14 @@ def _all() -> Iterator[Workload]:
     about = "Range of {} keys on 3 shards (others: one etcd that holds all)"
     yield Workload("span-3", about.format(3), "Range", _SPAN, 8, 16, spread(3), spans=True)
     yield Workload("span-10k", about.format("10,000"), "Range", _SPAN, 4, 2, spread(10_000), spans=True)
+    page = rpc_pb2.RangeRequest(key=SPAN[0], range_end=SPAN[1], limit=1000)
+    pages = partial(Workload, method="Range", request=page, connections=4, streams=4, keys=spread(10_000), spans=True)
+    yield pages("page-1000", "Range of 10,000 keys on 3 shards, the first 1,000", rows=_page)
+    yield pages("token-page", "the same at the revision of an earlier answer", rows=_page, at_revision=True)
+    by_value = rpc_pb2.RangeRequest(key=SPAN[0], range_end=SPAN[1], sort_target="VALUE", sort_order="ASCEND")
+    keys = spread(1000, values_differ=True)
+    name, told = "sorted-1000", "Range of 1,000 keys on 3 shards, sorted by value"
+    yield Workload(name, told, "Range", by_value, 4, 4, keys, spans=True, rows=_by_value)
     about += ", as a snapshot"
     snapshot = partial(load.h2load, metadata=("esp-read: snapshot",))
     yield Workload("snapshot-3", about.format(3), "Range", _SPAN, 8, 16, spread(3), snapshot, spans=True)
