@@ -256,7 +256,7 @@ class _FanOut:
         for name, answer in living.items():
             async for portion in in_turns(answer.keys):
                 keys += [key for key in portion if self._owner(key) == name]
-        response.keys.extend(await sort(keys, bytes, descend=False, limit=len(keys)))
+        response.keys.extend(await sort(keys, list, descend=False, limit=len(keys)))
         return response
 
     async def leases(self, call: CoroutineCall, request: rpc_pb2.LeaseLeasesRequest) -> rpc_pb2.LeaseLeasesResponse:
