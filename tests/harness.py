@@ -215,6 +215,17 @@ class Etcds:
         wait_ready(*etcds)
         return etcds
 
+    def learner_of(self, voter: LocalEtcd) -> LocalEtcd:
+        """A learner that joins a cluster of one member; it may not know of a leader yet."""
+        learner = self._prepare("learner", self.alone, None)
+        with connect(voter) as channel:
+            request = rpc_pb2.MemberAddRequest(peerURLs=[learner.peer_url], isLearner=True)
+            rpc_pb2_grpc.ClusterStub(channel).MemberAdd(request)
+        cluster = f"{voter.name}={voter.peer_url},{learner.name}={learner.peer_url}"
+        learner.flags += (f"--initial-cluster={cluster}", "--initial-cluster-state=existing")
+        learner.start()
+        return learner
+
     def members(self, count: int, *flags: str, binary: Path | None = None) -> list[LocalEtcd]:
         """The members of one cluster."""
         names = [f"member-{len(self.started)}-{number}" for number in range(count)]
@@ -279,7 +290,8 @@ def write_config(
     return path
 
 
-_prefork = functools.cache(Prefork)
+prefork = functools.cache(Prefork)
+"""What begins all esps of these tests."""
 
 
 class EspProcess:
@@ -306,7 +318,7 @@ class EspProcess:
         self.process: Forked | subprocess.Popen[bytes]
         with self._log_file.open("wb") as log:
             if sys.platform == "linux" and not under:
-                self.process = _prefork().start(words, cwd=folder, env=environment, output=log.fileno())
+                self.process = prefork().start(words, cwd=folder, env=environment, output=log.fileno())
                 return
             self.process = subprocess.Popen(
                 tied_to_this_process([*under, sys.executable, "-m", "esp", *words]),

@@ -136,6 +136,9 @@ def fork_for_each() -> None:
     os.dup2(descriptors[0], 1)
     os.dup2(descriptors[0], 2)
     os.close(descriptors[0])
+    # Anew, since they differ by what they write to: a terminal, a pipe or a file.
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     arguments, cwd, environment = json.loads(asked)
     os.chdir(cwd)
     os.environ.clear()

@@ -49,3 +49,5 @@ def test_its_description_has_no_link_into_the_repository(wheel: zipfile.ZipFile)
     assert told["Description-Content-Type"] == "text/markdown"
     assert told["Author"]
     assert "Topic :: Database" in (told.get_all("Classifier") or [])
+    # None of esp's own, as long as it has no address; the day it has one, Homepage and Issues have to be there.
+    assert [url.partition(",")[0] for url in told.get_all("Project-URL") or []] == ["The idea: another project"]

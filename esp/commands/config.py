@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esp.commands.output import FAILED, USAGE, CommandError, Format, write, write_data, write_json, write_table
+from esp.commands.output import FAILED, USAGE, CommandError, Format, counted, write, write_data, write_json, write_table
 from esp.core import config as configs
 from esp.core.config import Config, ConfigError
 from esp.core.kubernetes import cuts
@@ -49,10 +49,10 @@ def check(file: Path | None, output: Format) -> None:
             write(f"{path}: note: {note}")
         if loaded is not None and not faults:
             endpoints = sum(len(shard.endpoints) for shard in loaded.shards)
-            shards = f"{_counted(len(loaded.shards), 'shard')} with {_counted(endpoints, 'endpoint')}"
+            shards = f"{counted(len(loaded.shards), 'shard')} with {counted(endpoints, 'endpoint')}"
             write(f"{path} is good: {shards}, map {loaded.shard_map.fingerprint}.")
     if faults:
-        raise CommandError(f"{path} has {_counted(len(faults), 'fault')}", FAILED)
+        raise CommandError(f"{path} has {counted(len(faults), 'fault')}", FAILED)
 
 
 def _checked(text: str, path: Path) -> tuple[Config | None, list[ConfigError]]:
@@ -78,10 +78,6 @@ def _notes(loaded: Config) -> list[str]:
         *(f"for Kubernetes: {text}" for text in divided),
         *(f"the certificates of shard {name} are not checked (insecure_skip_verify)" for name in unverified),
     ]
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def show(file: Path | None, flags: Flags, output: Format) -> None:

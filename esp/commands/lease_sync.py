@@ -7,25 +7,22 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import Any, Final
 
-from esp.commands.output import USAGE, CommandError, Format, write, write_json, write_table
+from esp.commands.output import USAGE, CommandError, Format, counted, write, write_json, write_table
+from esp.commands.progress import progress_bar
 from esp.core import config as configs
 from esp.core import lease_survey
 from esp.core.config import Config
 from esp.core.connected_shards import UnreachableError
-from esp.core.lease_survey import Action, Done, LeaseOnShard, LeaseView, Progress
+from esp.core.lease_survey import Action, Done, LeaseOnShard, LeaseView
 
 MAX_ROWS: Final = 100
 """Rows in the table of leases that differ: a new shard lacks all leases. The JSON form has no limit."""
-
-PROGRESS_SECONDS: Final = 0.1
-"""Seconds between two updates of the progress line."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,8 @@ def run(config: Path | None, options: Options, confirm: Callable[[str], bool]) -
 
 
 def _run(loaded: Config, names: list[str], options: Options, confirm: Callable[[str], bool]) -> None:
-    with _progress("Comparing leases") as progress:
-        views = asyncio.run(lease_survey.compare(loaded, options.concurrency, progress))
+    with progress_bar("leases") as show:
+        views = asyncio.run(lease_survey.compare(loaded, options.concurrency, partial(show, "Comparing leases")))
     differing = [view for view in views if view.differs(options.skew)]
     shown = differing
     actions: list[Action] = []
@@ -86,12 +83,16 @@ def _run(loaded: Config, names: list[str], options: Options, confirm: Callable[[
     if options.output is Format.TABLE:
         _write_leases(names, shown, views, options)
     if options.apply:
-        with _progress("Granting leases") as progress:
-            actions = asyncio.run(lease_survey.grant_missing(loaded, differing, options.concurrency, progress))
+        with progress_bar("leases") as show:
+            actions = asyncio.run(
+                lease_survey.grant_missing(loaded, differing, options.concurrency, partial(show, "Granting leases"))
+            )
     elif shown and options.prune_only_on is not None:
         _must_be_wanted(shown, options, confirm)
-        with _progress("Revoking leases") as progress:
-            actions = asyncio.run(lease_survey.revoke_orphans(loaded, shown, options.concurrency, progress))
+        with progress_bar("leases") as show:
+            actions = asyncio.run(
+                lease_survey.revoke_orphans(loaded, shown, options.concurrency, partial(show, "Revoking leases"))
+            )
     if options.output is Format.JSON:
         _write_json(loaded, names, views, differing, actions)
     else:
@@ -102,9 +103,9 @@ def _run(loaded: Config, names: list[str], options: Options, confirm: Callable[[
             write(", ".join(f"{counts[done]} {done}" for done in Done if done in counts) + ".")
     failed = [action for action in actions if action.done is Done.FAILED]
     if failed:
-        raise CommandError(f"{_counted(len(failed), 'lease')} failed, the first with: {failed[0].error}; run it again")
+        raise CommandError(f"{counted(len(failed), 'lease')} failed, the first with: {failed[0].error}; run it again")
     if differing and not options.apply and options.prune_only_on is None:
-        raise CommandError(f"the shards differ in {_counted(len(differing), 'lease')}")
+        raise CommandError(f"the shards differ in {counted(len(differing), 'lease')}")
 
 
 def _must_be_wanted(orphans: Sequence[LeaseView], options: Options, confirm: Callable[[str], bool]) -> None:
@@ -116,7 +117,7 @@ def _must_be_wanted(orphans: Sequence[LeaseView], options: Options, confirm: Cal
     if options.yes:
         return
     keys = sum(here.keys for view in orphans for here in view.on.values() if here is not None)
-    what = f"{_counted(len(orphans), 'lease')} and {_counted(keys, 'key')} on shard {options.prune_only_on}"
+    what = f"{counted(len(orphans), 'lease')} and {counted(keys, 'key')} on shard {options.prune_only_on}"
     if not sys.stdin.isatty():
         raise CommandError(f"this would delete {what}; to do so without a question, add --yes", USAGE)
     if not confirm(f"Delete {what}?"):
@@ -138,10 +139,10 @@ def _write_leases(
     totals = []
     for name in names if views else ():
         found = [here for view in views if (here := view.on[name]) is not None]
-        totals.append(f"{name} {len(found)} with {_counted(sum(here.keys for here in found), 'key')}")
-    write("; ".join([f"{_counted(len(views), 'lease')} in all", *totals]) + ".")
+        totals.append(f"{name} {len(found)} with {counted(sum(here.keys for here in found), 'key')}")
+    write("; ".join([f"{counted(len(views), 'lease')} in all", *totals]) + ".")
     if options.prune_only_on is not None:
-        write(f"{_counted(len(shown), 'lease')} only on {options.prune_only_on}.")
+        write(f"{counted(len(shown), 'lease')} only on {options.prune_only_on}.")
         return
     if not shown:
         write("All shards have the same leases.")
@@ -153,7 +154,7 @@ def _write_leases(
 
 def _cell(here: LeaseOnShard | None) -> str:
     """The seconds left, the seconds granted, and the number of keys of a lease on one shard."""
-    return "-" if here is None else f"{here.ttl}/{here.granted_ttl} s, {_counted(here.keys, 'key')}"
+    return "-" if here is None else f"{here.ttl}/{here.granted_ttl} s, {counted(here.keys, 'key')}"
 
 
 def _difference(view: LeaseView, skew: int) -> str:
@@ -235,37 +236,3 @@ def _json_view(view: LeaseView) -> dict[str, Any]:
 
 def _hex(lease_id: int) -> str:
     return f"{lease_id & (1 << 64) - 1:016x}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Progress]:
-    """A progress line on stderr, if stderr is a terminal; the line is removed at the end."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    told = 0.0
-    shown = ""
-
-    def show(text: str) -> None:
-        nonlocal shown
-        sys.stderr.write(f"\r{text.ljust(len(shown))}")
-        sys.stderr.flush()
-        shown = text
-
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        if monotonic() - told >= PROGRESS_SECONDS:
-            told = monotonic()
-            show(f"{what}: {done} of {total}")
-
-    show(what)
-    try:
-        yield progress
-    finally:
-        show("")
-        sys.stderr.write("\r")
-        sys.stderr.flush()

@@ -9,6 +9,7 @@ from collections.abc import Container, Sequence
 from enum import StrEnum
 from typing import TextIO
 
+from esp.commands.columns import breaks, laid_out
 from esp.core.log.text import in_one_line
 
 DONE = 0
@@ -17,8 +18,6 @@ USAGE = 2
 BUG = 70
 INTERRUPTED = 130
 """Exit codes: done; failed; wrong usage or a wrong config; a bug; ended by Ctrl-C before the work was done."""
-
-_INDENT = "    "
 
 
 class Format(StrEnum):
@@ -191,39 +190,31 @@ def write_table(
     """Write aligned columns to stdout; no cell is cut off.
 
     In colours the headers are bold, and the rows whose number is in `marked` are red. On a terminal a row that is wider
-    continues, indented, on the next line. A cell stays in one piece, so that it can be copied. With `ragged` a row that
-    fits stays in one line, whatever the others do.
+    continues, indented, on the next line; see `laid_out`, also for `ragged`.
     """
-    widths = [max(map(_width, column)) for column in zip(headers, *rows, strict=True)]
-    groups, room = [slice(None)], 0
     bold = red = end = ""
-    if sys.stdout.isatty():
-        import shutil  # takes milliseconds to load, and scripts have no terminal
-
-        room = shutil.get_terminal_size().columns
-        groups = _columns_side_by_side(widths, room)
     if takes_escapes():
         bold, red, end = "\x1b[1m", "\x1b[31m", "\x1b[0m"
-    for number, row in enumerate([headers, *rows], start=-1):
-        cells = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+    for number, indent, line in laid_out(headers, rows, terminal_columns(), ragged=ragged):
         style = bold if number == -1 else red if number in marked else ""
-        whole = "  ".join(cells).rstrip()
-        for group in [slice(None)] if ragged and _width(whole) <= room else groups:
-            line = "  ".join(cells[group]).rstrip()
-            write(f"{_INDENT if group.start else ''}{style}{line}{end if style else ''}")
+        write(f"{indent}{style}{line}{end if style else ''}")
 
 
-def _columns_side_by_side(widths: Sequence[int], room: int) -> list[slice]:
-    """The columns for each line of a row: as many as fit into `room` terminal columns, at least one."""
-    groups = []
-    first, used = 0, 0
-    for column, width in enumerate(widths):
-        if column > first and used + 2 + width > room:
-            groups.append(slice(first, column))
-            first, used = column, len(_INDENT) + width
-        else:
-            used += width + (2 if column > first else 0)
-    return [*groups, slice(first, None)]
+def write_prose(text: str, *, indent: str = "") -> None:
+    """Write a paragraph to stdout; on a terminal it goes on in the next line between words, after `indent`."""
+    room = terminal_columns()
+    places = [] if room is None else breaks(text, room - len(indent))
+    for start, end in zip([0, *places], [*places, None], strict=True):
+        write(f"{indent if start else ''}{text[start:end].rstrip()}")
+
+
+def terminal_columns() -> int | None:
+    """The width of the terminal that stdout is; None if it is none."""
+    if not sys.stdout.isatty():
+        return None
+    import shutil  # takes milliseconds to load, and scripts have no terminal
+
+    return shutil.get_terminal_size().columns
 
 
 def takes_escapes() -> bool:
@@ -233,12 +224,3 @@ def takes_escapes() -> bool:
     if not sys.stdout.isatty():
         return False
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
-
-
-def _width(text: str) -> int:
-    """The number of terminal columns of the text: two for East Asian wide characters, none for accents."""
-    if text.isascii():
-        return len(text)
-    from unicodedata import combining, east_asian_width
-
-    return sum(2 if east_asian_width(c) in "WF" else 0 if combining(c) else 1 for c in text)

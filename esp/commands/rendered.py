@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from esp.commands.columns import breaks, laid_out
 from esp.commands.output import takes_escapes, write
 from esp.core.log.text import in_one_line
 
 UNBOUNDED: Final = 100_000
 """The width of an output that is no terminal."""
-_GAP: Final = 2
-_INDENT: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,7 @@ class Page:
         """A paragraph; its further lines are indented by two more. `start` comes before the text, in its own style."""
         whole = (start or Text()) + Text(in_one_line(text), style)
         room = max(20, self._look.width - indent - 2)
-        for number, line in enumerate(whole.divide(_breaks(whole.plain, room))):
+        for number, line in enumerate(whole.divide(breaks(whole.plain, room))):
             line.rstrip()
             self._lines.append(Text(" " * (indent + (2 if number else 0))) + line)
 
@@ -76,15 +73,10 @@ class Page:
 
         A row that is too wide goes on in the next line, indented. A cell stays in one piece, so that it can be copied.
         """
-        rows = [[in_one_line(cell) for cell in row] for row in rows]
-        widths = [max(map(cell_len, column)) for column in zip(headers, *rows, strict=True)]
-        groups = columns_side_by_side(widths, self._look.width)
-        for number, row in enumerate([headers, *rows], start=-1):
+        told = [[in_one_line(cell) for cell in row] for row in rows]
+        for number, indent, text in laid_out(headers, told, self._look.width):
             style = "bold" if number == -1 else (styles or {}).get(number, "")
-            cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
-            for group in groups:
-                text = (" " * _GAP).join(cells[group]).rstrip()
-                self._lines.append(Text(" " * _INDENT if group.start else "") + Text(text, style))
+            self._lines.append(Text(indent) + Text(text, style))
 
     def renderable(self) -> Text:
         """All lines as rich has them, for a live view; they are not wrapped again."""
@@ -118,28 +110,3 @@ class Page:
             emoji=False,
             legacy_windows=False,
         )
-
-
-def _breaks(text: str, room: int) -> list[int]:
-    """The places at which a text goes on in the next line: between words. A word stays in one piece."""
-    places, used, start = [], 0, 0
-    for word in re.findall(r"\S+\s*", text):
-        if start and used + cell_len(word.rstrip()) > room:
-            places.append(start)
-            used = 0
-        used += cell_len(word)
-        start += len(word)
-    return places
-
-
-def columns_side_by_side(widths: Sequence[int], room: int) -> list[slice]:
-    """The columns for each line of a row: as many as fit into `room` terminal columns, at least one."""
-    groups = []
-    first, used = 0, 0
-    for column, width in enumerate(widths):
-        if column > first and used + _GAP + width > room:
-            groups.append(slice(first, column))
-            first, used = column, _INDENT + width
-        else:
-            used += width + (_GAP if column > first else 0)
-    return [*groups, slice(first, None)]

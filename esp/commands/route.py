@@ -12,7 +12,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esp.commands.output import USAGE, CommandError, Format, json_key, note, write, write_data, write_json, write_table
+from esp.commands.output import (
+    USAGE,
+    CommandError,
+    Format,
+    json_key,
+    note,
+    write,
+    write_data,
+    write_json,
+    write_prose,
+    write_table,
+)
 from esp.core import config as config_file
 from esp.core.config import Config
 from esp.core.keys import OPEN_END, KeyRange, format_key, prefix_end
@@ -222,7 +233,7 @@ def _write_many(spans: Iterator[Span], loaded: Config, output: Format) -> None:
         write("")
         write(", ".join(f"{shard}: {count}" for shard, count in counts.items()) + ".")
         if len(counts) == 1:
-            write(f'A Txn over all of them is possible: shard "{next(iter(counts))}" owns them.')
+            write_prose(f'A Txn over all of them is possible: shard "{next(iter(counts))}" owns them.')
         else:
             write("A Txn over all of them can only read: several shards own them.")
 
@@ -237,15 +248,15 @@ def _write_text(span: Span, loaded: Config) -> None:
     write("")
     if loaded.namespace is not None:
         prefix = quoted(loaded.namespace.prefix)
-        write(f"These are the keys in the shards, with the prefix of the namespace: {prefix}.")
+        write_prose(f"These are the keys in the shards, with the prefix of the namespace: {prefix}.")
     if span.keys.is_empty():
-        write(f'The range holds no key: its end is not above its start. Shard "{rows[0][0]}" answers it.')
+        write_prose(f'The range holds no key: its end is not above its start. Shard "{rows[0][0]}" answers it.')
     what = "range" if span.asked[1] else "key"
     boundary = loaded.shard_map.first_boundary(span.keys)
     if boundary is None:
-        write(f'A Txn over this {what} is possible: shard "{rows[0][0]}" owns all of it.')
+        write_prose(f'A Txn over this {what} is possible: shard "{rows[0][0]}" owns all of it.')
     else:
-        write(f"A Txn over this {what} can only read: another shard begins at {quoted(boundary)}.")
+        write_prose(f"A Txn over this {what} can only read: another shard begins at {quoted(boundary)}.")
 
 
 def _as_json(span: Span, loaded: Config) -> dict[str, Any]:

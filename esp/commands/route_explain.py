@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from esp.commands.output import json_key, write, write_table
+from esp.commands.output import json_key, write, write_prose, write_table
 from esp.commands.route import Span
 from esp.core.config import Config
 from esp.core.keys import KeyRange, format_range
@@ -163,6 +163,10 @@ def write_text(told: Explained, loaded: Config) -> None:
     rows = [[fate.call, ", ".join(fate.shards) or "-", fate.how] for fate in told.fates]
     write_table(["CALL", "SHARDS", "HOW"], rows, ragged=True)
     for text in dict.fromkeys(fate.refused for fate in told.fates if fate.refused):
-        write(f"\n{text}")
+        write("")
+        write_prose(text)
     if loaded.across_shards.protects_kubernetes and len(told.owned) > 1:
-        write("\nIn a resource of a kube-apiserver that uses this proxy esp refuses all these (across_shards: auto).")
+        write("")
+        write_prose(
+            "In a resource of a kube-apiserver that uses this proxy esp refuses all these (across_shards: auto)."
+        )

@@ -6,7 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esp.commands.output import FAILED, USAGE, CommandError, Format, json_key, write, write_json, write_table
+from esp.commands.output import (
+    FAILED,
+    USAGE,
+    CommandError,
+    Format,
+    json_key,
+    write,
+    write_json,
+    write_prose,
+    write_table,
+)
 from esp.commands.route import STDIN, Span, load, span_of
 from esp.commands.txn_text import MAX_BYTES, Part, TxnTextError, WrittenTxn, read
 from esp.core.config import Config
@@ -111,10 +121,11 @@ def _write_text(parts: list[Part], spans: list[Span], verdict: _Verdict) -> None
         write_table(["LINE", "PART", "REQUEST", "SHARDS"], rows, marked=several)
         write("")
     if verdict.error is None:
-        write(_HOW[verdict.how].format(shards=", ".join(verdict.shards)))
+        write_prose(_HOW[verdict.how].format(shards=", ".join(verdict.shards)))
     else:
         code = CODE_NAMES[verdict.error.code]
-        write(f"The Txn cannot run; its client gets {code}:\n{verdict.error.message}")
+        write(f"The Txn cannot run; its client gets {code}:")
+        write_prose(verdict.error.message)
 
 
 def _owners(span: Span) -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -96,6 +97,55 @@ class TestMembers:
             f'  shard "s0", {frozen.endpoint}: cannot be reached: it accepts connections, but says nothing within '
             "0.3 s; it is frozen (stopped, swapping, a dead disk), or no etcd\n"
         )
+
+    def test_a_learner_among_the_endpoints_and_beside_them(self, start_etcd: Etcds, tmp_path: Path) -> None:
+        voter = start_etcd(name="voter")
+        learner = start_etcd.learner_of(voter)
+        config = write_config(tmp_path / "both.yaml", [[voter, learner]], [])
+        wait_until(lambda: kinds(config) == ["learner"])  # until then it has not heard of the leader
+        code, told = check_json(config)
+        assert (code, told["problems"][0]["endpoint"]) == (1, learner.endpoint)
+        text = "is a learner, which refuses writes and linearizable reads; promote it or take it out of the endpoints"
+        assert problems_of(told, "learner") == [text]
+        assert told["shards"][0]["state"] == "degraded"
+        assert [one["is_learner"] for one in told["shards"][0]["endpoints"]] == [False, True]
+        _, told = check_json(write_config(tmp_path / "one.yaml", [voter], []))
+        (unlisted,) = told["shards"][0]["unlisted_members"]
+        assert (unlisted["alive"], unlisted["is_learner"]) == (True, True)
+        (note,) = notes_of(told, "unlisted-member")
+        assert note.startswith("learner learner (")
+        assert note.endswith("promote it first")
+        _, told = check_json(write_config(tmp_path / "learner.yaml", [learner], []))
+        assert (told["shards"][0]["state"], told["shards"][0]["verdict"]) == (
+            "down",
+            'keys ["", end) cannot be read or written: only learners answer',
+        )
+
+    def test_a_member_whose_log_is_behind(self, members: list[LocalEtcd], tmp_path: Path) -> None:
+        """A follower that was stopped while the others went on: it answers before it has caught up."""
+        config = write_config(tmp_path / "three.yaml", [members], [], "limits: {connect_timeout: 30}")
+        told = check_json(config)[1]["shards"][0]["endpoints"]
+        follower = next(member for member, here in zip(members, told, strict=True) if not here["is_leader"])
+        others = [member for member in members if member is not follower]
+
+        def lagging() -> bool:
+            with ThreadPoolExecutor(1) as thread, connect(others[0]) as channel:
+                with harness_frozen(follower):
+                    kv = rpc_pb2_grpc.KVStub(channel)
+                    put = rpc_pb2.PutRequest(key=b"a", value=bytes(4096))
+                    for answer in [kv.Put.future(put) for _ in range(1500)]:
+                        answer.result()
+                    looked = thread.submit(check_json, config)
+                    time.sleep(0.2)  # its question waits there
+                code, told = looked.result()
+            found = [
+                (note["endpoint"], "entries behind" in note["text"])
+                for note in told["notes"]
+                if note["kind"] == "raft-lag"
+            ]
+            return (code, found) == (0, [(follower.endpoint, True)])
+
+        wait_until(lagging)  # once more, should it have caught up before it answered
 
     def test_a_member_that_has_been_added_and_never_started(self, start_etcd: Etcds, tmp_path: Path) -> None:
         etcd = start_etcd()

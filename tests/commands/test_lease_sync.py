@@ -266,7 +266,8 @@ class TestPrune:
         self.orphans(direct)
         command = [sys.executable, "-m", "esp", "lease-sync", "-c", str(config), "--prune", "--only-on", "s1"]
         master, terminal = os.openpty()
-        process = subprocess.Popen(command, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal)
+        env = {**os.environ, "TERM": "xterm"}
+        process = subprocess.Popen(command, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal, env=env)
         os.close(terminal)
         said = b""
         while b"Delete 2 leases and 2 keys on shard s1?" not in said:

@@ -30,6 +30,7 @@ _UNSET: Final = {
 _BARE: Final = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./:@+-]*")
 """A text that needs no quotes in YAML."""
 _SHAPES: Final[dict[str, type[Shape]]] = {"log": LogShape, "traces": TracesShape}
+_CAN_BE_OFF: Final = ("control", "hot_prefixes", "log.access", "log.slow_seconds")
 _WORDS_OR_MAPPING: Final = ("across_shards", "compaction", "hot_prefixes")
 
 
@@ -64,9 +65,9 @@ def effective(text: str, config: Config) -> list[Effective]:
         elif isinstance(here, dict) and name not in _WORDS_OR_MAPPING:
             found += _of_fields(name, here, here, lines)
         elif name in given:
-            found.append(Effective(name, shown(here), lines.of((name,))))
+            found.append(Effective(name, _shown(name, here), lines.of((name,))))
         else:
-            found.append(Effective(name, _UNSET.get(name) or shown(defaults[name]), None))
+            found.append(Effective(name, _UNSET.get(name) or _shown(name, defaults[name]), None))
     return found
 
 
@@ -74,7 +75,9 @@ def _of_fields(name: str, given: dict[str, Any], values: dict[str, Any], lines: 
     """The fields of a mapping: those of `values`, and of these those that are `given`."""
     return [
         Effective(
-            f"{name}.{field}", shown(given.get(field, value)), lines.of((name, field)) if field in given else None
+            f"{name}.{field}",
+            _shown(f"{name}.{field}", given.get(field, value)),
+            lines.of((name, field)) if field in given else None,
         )
         for field, value in values.items()
     ]
@@ -97,6 +100,11 @@ def _of_shards(entries: list[Any], config: Config, lines: Lines) -> list[Effecti
             if field in entry
         ]
     return found
+
+
+def _shown(name: str, value: object) -> str:
+    """The value of a field; `off` is false to YAML."""
+    return "off" if value is False and name in _CAN_BE_OFF else shown(value)
 
 
 def shown(value: object) -> str:

@@ -1,0 +1,315 @@
+"""What each command prints, byte by byte: at terminals of 80 and 120 columns, and as JSON: tests/commands/golden.
+
+Each line of a command runs as a real process, at a real terminal of that width, and by typer's runner in this process;
+both must print the same. `ESP_GOLDEN=1 scripts/test tests/commands/test_golden.py` writes the files anew; look at the
+difference before you keep it: scripts read the JSON, so that it only ever gets more fields (docs/json.md).
+
+`esp check` and `esp top` tell what no two runs have alike; their pages are made of fixed figures, in
+test_check_golden.py and test_top.py. Here, what real processes tell must have the form of those files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import struct
+import termios
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from esp.cli.whole import app
+from esp.commands import bench
+from esp.commands.bench import Options
+from esp.commands.output import Format
+from esp.commands.top_view import as_json
+from esp.core.export import Etcd
+from esp.core.load import Measured, Plan, Workload, keys_in
+from esp.core.local import LocalEtcd
+from esp.core.pb import rpc_pb2
+from tests.commands.test_top import seen
+from tests.harness import EspProcess, Etcds, connect, prefork, running_esps, write_config
+from tests.stubs import rpc_pb2_grpc
+
+GOLDEN = Path(__file__).parent / "golden"
+GROUP = typer.main.get_command(app)
+WIDTHS = (80, 120)
+TXN = 'mod("a") > "0"\n\nput a 1\nget j\n\nget a\n\n'
+WRONG = """\
+listen: [2379]
+shards:
+  - {name: a, endpoints: ["127.0.0.1"], ranges: [{prefix: a}]}
+limits: {max_token: 5, max_connections: many}
+drain_second: 3
+"""
+GOOD = """\
+listen: [http://10.0.0.1:2379]
+shards:
+  - {name: events, endpoints: [http://10.0.0.2:2379, http://10.0.0.3:2379], ranges: [{prefix: /registry/events/}]}
+  - {name: main, endpoints: [http://10.0.0.4:2379], ranges: [{start: "", end: ""}]}
+limits: {max_tokens: 5}
+log: {level: debug}
+control: off
+"""
+
+
+class Case(NamedTuple):
+    """A command line; `code` is its exit code, `widths` are those of terminals that it is shown at."""
+
+    name: str
+    line: str
+    code: int = 0
+    has_json: bool = True
+
+
+CASES = [
+    Case("route", "route a"),
+    Case("route-range", "route a z --explain"),
+    Case("route-each", "route --each a j --prefix"),
+    Case("route-txn", "route --txn txn.txt", 1),
+    Case("config-check", "config check wrong.yaml", 1),
+    Case("config-check-good", "config check good.yaml"),
+    Case("config-show", "config show good.yaml --workers 2"),
+    Case("lease-sync", "lease-sync", 1),
+    Case("fix-strays", "check --fix-strays move", 1),
+    Case("reload-check", "reload --check"),
+    Case("exec", "exec s1 -- env", has_json=False),
+    Case("help-route", "help route", has_json=False),
+    Case("usage", "route a --nope", 2, has_json=False),
+]
+"""What changes nothing, so that each can run several times."""
+
+
+class Scene(NamedTuple):
+    """Three shards with keys, leases and a stray, an esp in front of them, and a folder with configs."""
+
+    folder: Path
+    etcds: list[LocalEtcd]
+    esp: EspProcess
+
+
+@pytest.fixture(scope="module")
+def scene(module_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory, etcd_binary: Path) -> Iterator[Scene]:
+    folder = tmp_path_factory.mktemp("golden")
+    etcds = module_etcds.several(3)
+    for etcd in etcds:
+        with connect(etcd) as channel:
+            leases, kv = rpc_pb2_grpc.LeaseStub(channel), rpc_pb2_grpc.KVStub(channel)
+            leases.LeaseGrant(rpc_pb2.LeaseGrantRequest(ID=0x7001, TTL=90_000))
+            if etcd is etcds[1]:
+                leases.LeaseGrant(rpc_pb2.LeaseGrantRequest(ID=0x7002, TTL=90_000))
+            if etcd is etcds[0]:
+                kv.Put(rpc_pb2.PutRequest(key=b"a", value=b"1", lease=0x7001))
+                kv.Put(rpc_pb2.PutRequest(key=b"j/stray", value=b"2"))
+                kv.Put(rpc_pb2.PutRequest(key=b"k\n\xff", value=b"3"))
+            if etcd is etcds[1]:
+                kv.Put(rpc_pb2.PutRequest(key=b"j/stray", value=b"live"))
+    config = write_config(folder / "esp.yaml", etcds, ["i", "r"], "control: esp.sock")
+    (folder / "txn.txt").write_text(TXN)
+    (folder / "wrong.yaml").write_text(WRONG)
+    (folder / "good.yaml").write_text(GOOD)
+    with running_esps(folder, etcd_binary) as esps:
+        esp = esps.launch("-c", "esp.yaml", config=config)
+        esp.wait_ready()
+        config.write_text(config.read_text() + "limits: {max_tokens: 9}\nleases: strict\n")
+        yield Scene(folder, etcds, esp)
+
+
+def environment(columns: int | None = None) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ESP_")}
+    size = {} if columns is None else {"COLUMNS": str(columns), "LINES": "50"}
+    return {name: value for name, value in kept.items() if name not in ("COLUMNS", "LINES")} | size | {"TERM": "dumb"}
+
+
+class Terminal(io.StringIO):
+    """An output of this process that passes for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def by_runner(words: Sequence[str], columns: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """Exit code, and output as a terminal shows it."""
+    out = Terminal()
+    for name, value in environment(columns).items():
+        monkeypatch.setenv(name, value)
+    with redirect_stdout(out), redirect_stderr(out), pytest.raises(SystemExit) as ended:
+        GROUP.main(args=list(words), prog_name="esp")
+    return int(ended.value.code or 0), out.getvalue()
+
+
+def by_process(folder: Path, words: Sequence[str], columns: int) -> tuple[int, str]:
+    """The same of a process at a terminal of its own."""
+    terminal, output = pty.openpty()
+    try:
+        fcntl.ioctl(output, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+        process = prefork().start(words, cwd=folder, env=environment(), output=output)
+        os.close(output)
+        told = b""
+        while True:
+            try:
+                chunk = os.read(terminal, 65536)
+            except OSError:  # the other end is closed
+                break
+            told += chunk
+        return process.wait(60), told.decode().replace("\r\n", "\n")
+    finally:
+        os.close(terminal)
+
+
+def even(text: str, scene: Scene) -> str:
+    """The text without what no two runs have alike: ports, the folder, progress, and the rest of a TTL.
+
+    Of the fields that a config does not name only the first is left: each version has more; docs/config.md has all.
+    """
+    text = re.sub(r"[^\n]*\r", "", text)
+    text = re.sub(r"(?m)^(?!tls )[\w.]+ +default .*\n(    .*\n)?", "", text)
+    text = re.sub(r' {4}\{\s+"name": "(?!tls")[^{}]+\{\s+"kind": "default"\s+\}\s+\},?\n', "", text)
+    for number, etcd in enumerate(scene.etcds):
+        text = text.replace(str(etcd.client_port), f"{10_001 + number}")
+    text = text.replace(str(scene.esp.port), "10000").replace(str(scene.folder), "/golden")
+    return re.sub(r"\b(89\d\d\d|90000)\b", "90000", text)
+
+
+def is_as_it_was(name: str, told: str) -> None:
+    path = GOLDEN / name
+    if os.environ.get("ESP_GOLDEN"):
+        path.write_text(told)
+    assert told == path.read_text()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_command_prints_what_it_printed(case: Case, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(scene.folder)
+    words = case.line.split()
+    transcript = f"$ esp {case.line}\n[exit code {case.code}]\n"
+    for columns in WIDTHS:
+        found = by_process(scene.folder, words, columns)
+        if case.name != "exec":  # which becomes its command
+            code, told = by_runner(words, columns, monkeypatch)
+            assert (code, even(told, scene)) == (found[0], even(found[1], scene))
+        told = even(found[1], scene)
+        if case.name == "exec":
+            told = "".join(sorted(line for line in told.splitlines(keepends=True) if line.startswith("ETCDCTL_")))
+        assert found[0] == case.code, told
+        transcript += f"\n[{columns} columns]\n{told}"
+    if case.has_json:
+        result = CliRunner().invoke(app, [*words, "-o", "json"])
+        assert result.exit_code == case.code
+        transcript += f"\n[-o json]\n{even(result.stdout, scene)}"
+    is_as_it_was(f"{case.name}.txt", transcript)
+
+
+def by_pipe(folder: Path, line: str) -> tuple[int, str]:
+    """As `by_process`, into a pipe: no progress is shown there."""
+    reader, output = os.pipe()
+    process = prefork().start(line.split(), cwd=folder, env=environment(), output=output)
+    os.close(output)
+    with open(reader, encoding="utf-8") as told:
+        text = told.read()
+    return process.wait(60), text
+
+
+def run(line: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, line.split())
+    return result.exit_code, result.output
+
+
+def test_export_and_import(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(scene.folder)
+    transcript = ""
+    for line in (
+        "export --to all.jsonl",
+        "export --to all.jsonl -o json",
+        "import all.jsonl --skip-existing --no-leases",
+        "import all.jsonl --skip-existing --no-leases -o json",
+    ):
+        found = []
+        for way in (run, lambda line: by_pipe(scene.folder, line)):
+            if line.startswith("export"):
+                (scene.folder / "all.jsonl").unlink(missing_ok=True)
+            code, told = way(line)
+            found.append((code, re.sub(r'("seconds": )[\d.e-]+', r"\g<1>0.001", told)))
+        assert found[0] == found[1]
+        transcript += f"$ esp {line}\n[exit code {found[0][0]}]\n\n{even(found[0][1], scene)}\n"
+    is_as_it_was("export-import.txt", transcript)
+
+
+def test_bench(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of fixed figures; a real run has JSON of the same form."""
+    latencies = [number / 10_000 for number in range(1, 2001)]
+    measured = [
+        Measured("put", "http://10.0.0.1:2379", [1000.5, 1100.25, 900.0], latencies, Counter(), 0.31),
+        Measured("put", "http://10.0.0.2:2379", [500.0, 550.0, 450.0], latencies, Counter({"no space": 2}), 0.92),
+    ]
+    keys = keys_in("0123abcd")
+    options = Options(
+        [], [Workload.PUT], [], Etcd([], "", "", "", "", ""), Plan(8, 16, 5.0, 1.0, 3, 1000, 256), None, Format.TABLE
+    )
+    transcript = ""
+    for columns in WIDTHS:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("LINES", "50")
+        monkeypatch.setenv("TERM", "dumb")
+        out = Terminal()
+        with redirect_stdout(out):
+            bench._write_text(options, keys, measured)
+        transcript += f"[{columns} columns]\n{out.getvalue()}\n"
+    told = Terminal()
+    with redirect_stdout(told):
+        bench._write_json(options, keys, measured)
+    is_as_it_was("bench.txt", f"{transcript}[-o json]\n{told.getvalue()}")
+    few = "--load put --seconds 0.1 --warm-up 0 --rounds 1 --connections 1 --keys 9"
+    urls = " ".join(etcd.endpoint for etcd in scene.etcds[:2])
+    code, real = by_pipe(scene.folder, f"bench {urls} {few} -o json")
+    assert code == 0
+    assert forms(json.loads(real)) == forms(json.loads(told.getvalue())) - {"measured[].errors.no space"}
+
+
+def test_real_checks_and_tops_have_the_form_that_is_shown(scene: Scene) -> None:
+    """Every field of what real processes tell is in the files of fixed figures, and every field of the first level."""
+    for name, line in (
+        ("check.json", "check -o json --keys"),
+        ("top.json", f"top {scene.esp.url} -n 1 -i 0.2 -o json"),
+        ("version.json", "version -o json"),
+    ):
+        known = json.loads((GOLDEN / name).read_text())
+        code, told = by_pipe(scene.folder, line)
+        real = json.loads("".join(row for row in told.splitlines(keepends=True) if not row.startswith("esp: ")))
+        assert code == (1 if name == "check.json" else 0)  # for the stray key
+        assert list(real) == list(known)
+        places = {place for place in forms(real) if ".numbers." not in place}  # those are whatever there is
+        new = [place for place in places if not any(one.startswith(place) for one in forms(known))]
+        assert new == [], name
+
+
+def forms(value: object, place: str = "") -> set[str]:
+    """The places of all plain values, such as `shards[].name`."""
+    if isinstance(value, dict):
+        return {found for name, one in value.items() for found in forms(one, f"{place}.{name}".lstrip("."))}
+    if isinstance(value, list):
+        return {found for one in value for found in forms(one, f"{place}[]")}
+    return {place}
+
+
+def test_the_versions() -> None:
+    code, told = run("version -o json")
+    found = json.loads(told)
+    assert code == 0
+    found |= {"version": "0.1.0", "build": "interpreted", "python": "3.11.7", "platform": "Linux"}
+    found["dependencies"] = dict.fromkeys(found["dependencies"], "1.0")
+    is_as_it_was("version.json", json.dumps(found, indent=2) + "\n")
+
+
+def test_the_json_of_top() -> None:
+    is_as_it_was("top.json", as_json([seen()]) + "\n")
