@@ -38,6 +38,12 @@ _esp() {
             "/import") command="import" ;;
             "/bench") command="bench" ;;
             "/lease-sync") command="lease-sync" ;;
+            "/map") command="map" ;;
+            "map/init") command="map init" ;;
+            "map/show") command="map show" ;;
+            "map/history") command="map history" ;;
+            "map/apply") command="map apply" ;;
+            "map/finish") command="map finish" ;;
             "/completion") command="completion" ;;
             "/help") command="help" ;;
             "/version") command="version" ;;
@@ -140,13 +146,28 @@ _esp() {
         "lease-sync -o" | "lease-sync --output") _esp_words 'table json'; return ;;
         "lease-sync -c" | "lease-sync --config") _esp_paths -f; return ;;
         "lease-sync --color") _esp_words 'auto always never'; return ;;
+        "map --color") _esp_words 'auto always never'; return ;;
+        "map init -o" | "map init --output") _esp_words 'table json'; return ;;
+        "map init -c" | "map init --config") _esp_paths -f; return ;;
+        "map init --color") _esp_words 'auto always never'; return ;;
+        "map show -o" | "map show --output") _esp_words 'table json'; return ;;
+        "map show -c" | "map show --config") _esp_paths -f; return ;;
+        "map show --color") _esp_words 'auto always never'; return ;;
+        "map history -o" | "map history --output") _esp_words 'table json'; return ;;
+        "map history -c" | "map history --config") _esp_paths -f; return ;;
+        "map history --color") _esp_words 'auto always never'; return ;;
+        "map apply -o" | "map apply --output") _esp_words 'table json'; return ;;
+        "map apply --color") _esp_words 'auto always never'; return ;;
+        "map finish -o" | "map finish --output") _esp_words 'table json'; return ;;
+        "map finish -c" | "map finish --config") _esp_paths -f; return ;;
+        "map finish --color") _esp_words 'auto always never'; return ;;
         "completion --color") _esp_words 'auto always never'; return ;;
         "help --color") _esp_words 'auto always never'; return ;;
         "version -o" | "version --output") _esp_words 'table json'; return ;;
         "version --color") _esp_words 'auto always never'; return ;;
     esac
     case $command in
-        '') _esp_words 'serve route check config reload top exec export import bench lease-sync completion help version --version -v --verbose -q --quiet --color -h --help' ;;
+        '') _esp_words 'serve route check config reload top exec export import bench lease-sync map completion help version --version -v --verbose -q --quiet --color -h --help' ;;
         'serve') _esp_words '-c --config --local --tls --data-dir --listen --log-format --log-level --workers --takeover -v --verbose -q --quiet --color -h --help' ;;
         'route') case $current in -*) _esp_words '--prefix --from-key --range-end --each --explain --txn -o --output --hex --base64 -c --config -v --verbose -q --quiet --color -h --help' ;; *) _esp_live keys ;; esac ;;
         'check') _esp_words '-c --config --output -o --keys --proxy --cacert --cert --key --watch --fix-strays --apply --yes -v --verbose -q --quiet --color -h --help' ;;
@@ -162,6 +183,12 @@ _esp() {
         'import') case $current in -*) _esp_words '--overwrite --skip-existing --resume --at-once --no-leases --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;; *) _esp_paths -f ;; esac ;;
         'bench') _esp_words '--load --connections --streams --seconds --rounds --warm-up --keys --value-bytes --shard --plot --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'lease-sync') _esp_words '--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
+        'map') _esp_words 'init show history apply finish -v --verbose -q --quiet --color -h --help' ;;
+        'map init') _esp_words '--yes -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
+        'map show') _esp_words '-o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
+        'map history') _esp_words '-o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
+        'map apply') case $current in -*) _esp_words '--yes -o --output -v --verbose -q --quiet --color -h --help' ;; *) _esp_paths -f ;; esac ;;
+        'map finish') _esp_words '-o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'completion') case $current in -*) _esp_words '-v --verbose -q --quiet --color -h --help' ;; *) _esp_words 'bash zsh fish' ;; esac ;;
         'help') _esp_words '-v --verbose -q --quiet --color -h --help' ;;
         'version') _esp_words '-o --output -v --verbose -q --quiet --color -h --help' ;;

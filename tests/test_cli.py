@@ -42,7 +42,7 @@ def _commands(group: Any, before: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 COMMANDS = _commands(GROUP)
-ALONE = {"help", "version", "config", "config example", "config schema"}
+ALONE = {"help", "version", "config", "config example", "config schema", "map"}
 """The commands that need no config, and nothing else."""
 
 

@@ -14,6 +14,7 @@ from esp.core.config import Config
 from esp.core.shard import Shard
 from esp.core.tls_files import TlsFiles
 from esp.core.wire.context import WireContext
+from esp.core.wire.status import Code, Status
 from esp.core.wire.transport import TICK_SECONDS
 
 CONNECT_SECONDS: Final = 3.0
@@ -45,6 +46,31 @@ async def connected(config: Config) -> AsyncIterator[dict[str, Shard]]:
                     raise UnreachableError(f'shard "{shard.name}" cannot be reached: {reasons or "no answer"}')
                 await asyncio.sleep(_POLL_SECONDS)
         yield {shard.name: shard for shard in shards}
+
+
+@asynccontextmanager
+async def answering(config: Config) -> AsyncIterator[tuple[dict[str, Shard], dict[str, Status]]]:
+    """The shards that are connected, and why the others are not, by name; for as long as the block runs."""
+    context, files = WireContext(config.limits), TlsFiles()
+    until = monotonic() + CONNECT_SECONDS
+    async with Background() as background:
+        shards = {shard.name: Shard.of(shard, context, background, files) for shard in config.shards}
+        for shard in shards.values():
+            background.start(shard.run())
+        background.keep("the shards' deadlines", partial(_tick, list(shards.values())))
+        while monotonic() < until and not all(map(_is_settled, shards.values())):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(_POLL_SECONDS)
+        troubles = {
+            name: Status(Code.UNAVAILABLE, "; ".join(dict.fromkeys(shard.troubles.values())) or "no answer")
+            for name, shard in shards.items()
+            if not shard.is_ready
+        }
+        yield {name: shard for name, shard in shards.items() if name not in troubles}, troubles
+
+
+def _is_settled(shard: Shard) -> bool:
+    """Whether a shard is connected, or all of its endpoints have failed."""
+    return shard.is_ready or len(shard.troubles) == len(shard.endpoints)
 
 
 async def _tick(shards: Sequence[Shard]) -> None:

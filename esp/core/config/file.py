@@ -27,7 +27,7 @@ from esp.core.config.shards import read_shards
 from esp.core.config.traces import traces_of
 from esp.core.config.values import Config
 from esp.core.config.workers import workers_of
-from esp.core.config.yaml_lines import LineError, Value, read
+from esp.core.config.yaml_lines import LineError, Lines, Value, read
 from esp.core.namespace import Namespace
 
 MAX_FILE_BYTES = 1_048_576
@@ -69,13 +69,17 @@ def find(explicit: Path | None, env: Mapping[str, str]) -> Path:
     )
 
 
-def load(path: Path) -> Config:
+def load(path: Path, *, in_shards: bool = False) -> Config:
     """Reads and checks the file.
+
+    Args:
+        path: the file.
+        in_shards: whether the shards may hold the map (`map: shards`), and shards of the file need no ranges then.
 
     Raises:
         ConfigError: the file cannot be read, or something in it is wrong.
     """
-    return parse(text_of(path), path)
+    return parse(text_of(path), path, in_shards=in_shards)
 
 
 def text_of(path: Path) -> str:
@@ -100,8 +104,8 @@ def text_of(path: Path) -> str:
         ) from None
 
 
-def parse(text: str, path: Path | None) -> Config:
-    """Checks a config's text; `path` is only for messages and for `Config.path`.
+def parse(text: str, path: Path | None, *, in_shards: bool = False) -> Config:
+    """Checks a config's text; `path` is only for messages and for `Config.path`, `in_shards` is as for `load`.
 
     Raises:
         ConfigError: something in it is wrong.
@@ -110,7 +114,7 @@ def parse(text: str, path: Path | None) -> Config:
         value, lines = read(text)
     except LineError as error:
         raise ConfigError(path, error.line, error.text) from None
-    reader = _FileReader(lines)
+    reader = _FileReader(lines, in_shards=in_shards)
     config = reader.tried(None, reader.read, value, path)
     if not reader.faults:
         assert config is not None
@@ -174,6 +178,10 @@ class FileShape(Shape):
 class _FileReader(RangeFields):
     """Turns the values of one file into a Config. A fault in one field does not keep the others from being read."""
 
+    def __init__(self, lines: Lines, *, in_shards: bool) -> None:
+        super().__init__(lines)
+        self._in_shards = in_shards
+
     def read(self, value: Value, path: Path | None) -> Config | None:
         """The config; None if there are faults, which `faults` has.
 
@@ -189,7 +197,8 @@ class _FileReader(RangeFields):
         if not self.is_spoiled(("listen",)) and not self.is_spoiled(("metrics_listen",)):
             tls = tried(None, listen_tls_at, file.tls, given, self, folder)
         advertise = self._advertise(file.advertise)
-        read = tried(None, read_shards, file.shards, file.whole, self, file.auth, folder, file.shard_tls)
+        read_all = partial(read_shards, needs_ranges=file.map != "shards")
+        read = tried(None, read_all, file.shards, file.whole, self, file.auth, folder, file.shard_tls)
         across_shards = tried(AcrossShards(), across_shards_of, file.across_shards, self)
         namespace = tried(None, self._namespace, file.namespace)
         one_of, words = self._one_of, self._words
@@ -264,6 +273,8 @@ class _FileReader(RangeFields):
         return Namespace.of(prefix)
 
     def _map(self, value: str) -> None:
+        if value == "shards" and self._in_shards:
+            return
         if value == "shards":
             self.fail(
                 ("map",),

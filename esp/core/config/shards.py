@@ -76,6 +76,8 @@ def read_shards(
     auth: dict[str, Any] | None = None,
     folder: Path | None = None,
     tls: dict[str, Any] | None = None,
+    *,
+    needs_ranges: bool = True,
 ) -> tuple[tuple[ShardConfig, ...], ShardMap]:
     """The shards in the order of the file, and the map that they make.
 
@@ -86,11 +88,13 @@ def read_shards(
         auth: The value of `auth`, for the shards without one of their own.
         folder: The folder of the file.
         tls: The value of `shard_tls`, for the shards without a `tls` of their own.
+        needs_ranges: Whether each shard needs ranges. If none has any, the map gives all keys to the first shard, and
+            means nothing.
 
     Raises:
         LineError: there is a fault in a shard; or a key has no owner, or two; or a boundary divides a range of `whole`.
     """
-    reader = _ShardsReader(fields, folder)
+    reader = _ShardsReader(fields, folder, needs_ranges=needs_ranges)
     user = None if auth is None else fields.tried(None, user_at, auth, ("auth",), fields, folder)
     reader.read(entries)
     secured = reader.secured(tls)
@@ -144,7 +148,8 @@ class _Source(NamedTuple):
 class _ShardsReader:
     """Reads the shards in order. A fault in one does not keep the others from being read."""
 
-    def __init__(self, fields: RangeFields, folder: Path | None) -> None:
+    def __init__(self, fields: RangeFields, folder: Path | None, *, needs_ranges: bool) -> None:
+        self._needs_ranges = needs_ranges
         self.fields = fields
         self.users: dict[str, User] = {}
         self.tls: dict[str, ShardTls] = {}
@@ -222,7 +227,7 @@ class _ShardsReader:
                 self.users[name] = user
         if shape.tls is not None and name in self.endpoints:
             tried(None, self._read_tls, name, shape.tls, (*place, "tls"), subject)
-        if not shape.ranges:
+        if not shape.ranges and self._needs_ranges:
             text = f'{subject} has no ranges; write ranges: [{{start: "", end: ""}}] for all keys'
             self.fields.note_at((*place, "ranges"), text)
         for position, value in enumerate(shape.ranges):
@@ -315,6 +320,8 @@ class _ShardsReader:
 
     def shard_map(self) -> ShardMap:
         """The map made of all ranges."""
+        if not self._sources and not self._needs_ranges:
+            return ShardMap(tuple(self.endpoints), 0, [b""], [next(iter(self.endpoints))])
         ranges = [(source.shard, source.range) for source in self._sources]
         positions = list(range(len(ranges)))  # in self._sources, of each of `ranges`
         try:
@@ -322,7 +329,8 @@ class _ShardsReader:
                 parts = carve(ranges)
                 positions = [position for position, _ in parts]
                 ranges = [(self._sources[position].shard, part) for position, part in parts]
-                self._check_all_own({shard for shard, _ in ranges})
+                if self._needs_ranges:
+                    self._check_all_own({shard for shard, _ in ranges})
             return ShardMap.build(ranges, list(self.endpoints))
         except ShardMapError as error:
             blamed = {position: self._sources[positions[position]] for position in error.ranges}

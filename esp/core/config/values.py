@@ -24,6 +24,7 @@ from esp.core.wire.limits import Limits
 class Config:
     """A config that has passed every check. `shards` and `shard_map.names` are in the order of the file.
 
+    If the shards hold the map and the file has no ranges, `shard_map` has epoch 0 and means nothing.
     All keys are those of the shards, with the prefix of the namespace.
     """
 

@@ -79,6 +79,9 @@ AUTH_STATUS: Final = Method(b"/etcdserverpb.Auth/AuthStatus", rpc_pb2.AuthStatus
 USER_GET: Final = Method(b"/etcdserverpb.Auth/UserGet", rpc_pb2.AuthUserGetResponse, idempotent=True)
 USER_LIST: Final = Method(b"/etcdserverpb.Auth/UserList", rpc_pb2.AuthUserListResponse, idempotent=True)
 ROLE_GET: Final = Method(b"/etcdserverpb.Auth/RoleGet", rpc_pb2.AuthRoleGetResponse, idempotent=True)
+ROLE_GRANT_PERMISSION: Final = Method(
+    b"/etcdserverpb.Auth/RoleGrantPermission", rpc_pb2.AuthRoleGrantPermissionResponse, idempotent=True
+)
 ROLE_LIST: Final = Method(b"/etcdserverpb.Auth/RoleList", rpc_pb2.AuthRoleListResponse, idempotent=True)
 
 

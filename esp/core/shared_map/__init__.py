@@ -1,6 +1,7 @@
 """The map as the shards hold it: read from them, and changed on them.
 
     writing    changes, decided on the anchor and carried out on the shards
+    access     the right of clients to have the guard compared, where auth is on
     reading    what the shards hold, and the map in force by that
     change     a change, its steps, and their transactions
     value      the map and its bytes
@@ -8,6 +9,7 @@
 From the top down; each file imports only files below it. The protocol is in docs/decisions/2026-11-30-one-map.md.
 """
 
+from esp.core.shared_map.access import grant, is_auth_on, is_unsafe, roles_without
 from esp.core.shared_map.change import Kind, Next, Step, decode_next, steps
 from esp.core.shared_map.reading import DisagreeError, Held, Told, foreign_keys, newest, read
 from esp.core.shared_map.value import (
@@ -24,7 +26,7 @@ from esp.core.shared_map.value import (
     first,
     with_shards,
 )
-from esp.core.shared_map.writing import ChangeError, How, Outcome, carry_out, decide
+from esp.core.shared_map.writing import ChangeError, How, Outcome, carry_out, decide, tell
 
 __all__ = [
     "GUARD_KEY",
@@ -51,8 +53,13 @@ __all__ = [
     "decode_next",
     "first",
     "foreign_keys",
+    "grant",
+    "is_auth_on",
+    "is_unsafe",
     "newest",
     "read",
+    "roles_without",
     "steps",
+    "tell",
     "with_shards",
 ]

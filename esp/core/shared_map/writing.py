@@ -12,6 +12,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.shard import TXN, Shard, ask_for_esp
 from esp.core.shared_map.change import Kind, Next, Step, decision, steps, transaction
 from esp.core.shared_map.reading import Held, held_in
+from esp.core.shared_map.value import SharedMap
 from esp.core.wire.status import RpcError
 
 CALL_SECONDS: Final = 10.0
@@ -76,6 +77,15 @@ async def carry_out(change: Next, shards: Mapping[str, Shard]) -> AsyncGenerator
     """
     for step in steps(change):
         yield await _take(step, change, shards.get(step.shard))
+
+
+async def tell(shared: SharedMap, shard: Shard) -> Outcome:
+    """Puts the map in force on a shard that has an older one.
+
+    Raises:
+        ChangeError: the shard has another guard than the map says.
+    """
+    return await _take(Step(Kind.TELL, shard.name), Next(None, shared), shard)
 
 
 async def _take(step: Step, change: Next, shard: Shard | None) -> Outcome:
