@@ -52,6 +52,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--proxies", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2, help="processes of each proxy")
     parser.add_argument("--pace", type=float, default=6.0, help="calls a second that each client begins")
+    parser.add_argument("--leases", type=int, default=4, help="clients with leases")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     parser.add_argument("--only", default="", help="names of faults, separated by commas; by default all")
     parser.add_argument("--lasts", type=float, nargs=2, default=(2.0, 8.0), help="seconds that a fault lasts: from, to")
@@ -68,7 +69,7 @@ async def _run(options: argparse.Namespace, folder: Path) -> int:
         endpoints = Endpoints([proxy.address for proxy in rig.proxies], APP, credentials)
         faults = Faults(rig, random.Random(options.seed), options.lasts)
         names = options.only.split(",") if options.only else list(faults.all)
-        load = Load(endpoints, options.pace, options.seed)
+        load = Load(endpoints, rig.ended_by_former_leader, options.pace, options.leases, options.seed)
         verdict = await _trial(rig, load, faults, names, options.seconds)
     finally:
         rig.close()

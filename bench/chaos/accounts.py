@@ -19,6 +19,8 @@ class Account(NamedTuple):
 
 
 ROOT: Final = Account("root", "chaos-root")
+ESP: Final = Account("esp", "chaos-esp")
+"""The proxies' own user. It has the role root, and another name: only an etcd itself revokes leases as root."""
 APP: Final = Account("app", "chaos-app")
 """May read and write all keys: the user of the load."""
 READER: Final = Account("reader", "chaos-reader")

@@ -34,12 +34,16 @@ class Load:
 
     Attributes:
         endpoints: the proxies.
+        is_excused: looks whether an etcd by itself has ended a lease before its time.
         pace: the calls a second that each client of a register begins.
+        leases: the clients with leases.
         rates: the calls answered in each second.
     """
 
     endpoints: Endpoints
+    is_excused: Callable[[int], bool]
     pace: float
+    leases: int
     seed: int
     registers: list[Register] = field(default_factory=list)
     replicas: list[Replica] = field(default_factory=list)
@@ -64,9 +68,9 @@ class Load:
         for number, prefix in enumerate(PREFIXES):
             copy = Copy(shard_of, (prefix, prefix[:-1] + b"0"))
             self.replicas.append(Replica(f"shard {number}", self.endpoints, number, copy))
-        for number in range(4):
+        for number in range(self.leases):
             seed = chance.getrandbits(32)
-            self.sessions.append(Sessions(str(number), self.endpoints, number, seed, PREFIXES))
+            self.sessions.append(Sessions(str(number), self.endpoints, number, seed, PREFIXES, self.is_excused))
         self.trespassers.append(Trespassers(self.endpoints, 0, chance.getrandbits(32), PREFIXES))
         async with asyncio.TaskGroup() as group:
             clients: list[Register | Sessions | Trespassers] = [*self.registers, *self.sessions, *self.trespassers]

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.chaos.accounts import APP, READER, ROOT
+from bench.chaos import wal
+from bench.chaos.accounts import APP, ESP, READER, ROOT
 from bench.chaos.network import HERE, Host, Network
 from bench.chaos.registers import PREFIXES
 from bench.etcd import etcd_binary
@@ -244,6 +245,13 @@ class Rig:
         """All members of all shards."""
         return [member for shard in self.shards for member in shard]
 
+    def ended_by_former_leader(self, lease: int) -> bool:
+        """Whether an etcd that was frozen while it led has ended a lease that its successor had renewed."""
+        return any(
+            wal.ended_by_former_leader([wal.Log(member.disk / "data") for member in shard], lease)
+            for shard in self.shards
+        )
+
     async def start(self) -> None:
         """Starts the etcds, adds the users, and starts the proxies.
 
@@ -255,8 +263,8 @@ class Rig:
         for shard in self.shards:
             await self.healthy(shard)
             _add_users(shard)
-        password = self.folder / "root-password"
-        password.write_text(ROOT.password)
+        password = self.folder / "password"
+        password.write_text(ESP.password)
         for proxy in self.proxies:
             proxy.config.write_text(self.config(proxy, password))
             proxy.start()
@@ -276,7 +284,7 @@ class Rig:
             "listen": [f"https://{proxy.address}"],
             "tls": dict(zip(("cert", "key"), map(str, self.certificates.pair), strict=True)),
             "shard_tls": {"ca": str(self.certificates.ca)},
-            "auth": {"user": ROOT.name, "password_file": str(password)},
+            "auth": {"user": ESP.name, "password_file": str(password)},
             "shards": shards,
             # Only so is a renewal a promise of all shards: "tolerant" leaves out a shard that is away for too long.
             "leases": "strict",
@@ -378,6 +386,8 @@ def _add_users(members: Sequence[Member]) -> None:
     steps = [
         ("user", "add", f"{ROOT.name}:{ROOT.password}"),
         ("user", "grant-role", ROOT.name, "root"),
+        ("user", "add", f"{ESP.name}:{ESP.password}"),
+        ("user", "grant-role", ESP.name, "root"),
         ("role", "add", "app"),
         ("role", "grant-permission", "app", "readwrite", "--prefix", ""),
         ("user", "add", f"{APP.name}:{APP.password}"),

@@ -1,7 +1,8 @@
 """Clients with leases: a key lives as long as its lease is renewed, and ends when that ends.
 
 A renewal that was answered with a TTL promises the key for so long, counted from the moment at which the client asked.
-A key that is gone before is a fault. So is one that is still there long after the last promise.
+A key that is gone before is a fault, unless the logs of a shard have it that an etcd that led no more has ended the
+lease (`wal`). So is one that is still there long after the last promise.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
@@ -34,8 +36,18 @@ class Sessions:
         faults: what no fault of the surroundings explains.
     """
 
-    def __init__(self, name: str, endpoints: Endpoints, place: int, seed: int, prefixes: tuple[bytes, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        endpoints: Endpoints,
+        place: int,
+        seed: int,
+        prefixes: tuple[bytes, ...],
+        is_excused: Callable[[int], bool],
+    ) -> None:
+        """`is_excused` looks whether an etcd by itself has ended a lease before its time."""
         self.name = name
+        self._is_excused = is_excused
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
         self._client = Client(endpoints, place)
@@ -78,9 +90,7 @@ class Sessions:
                 continue
             if not left:
                 if monotonic() < promised:
-                    self.faults.append(
-                        f"{_named(key, lease)}: its lease was gone {promised - monotonic():.1f} s before its time"
-                    )
+                    await self._gone(key, lease, f"its lease was gone {promised - monotonic():.1f} s before its time")
                 self.counts["lost for lack of renewals"] += 1
                 return
             promised = max(promised, asked + left)
@@ -117,9 +127,17 @@ class Sessions:
         except (RefusedError, UnknownError):
             return True  # nobody knows
         if not answer.kvs and monotonic() < promised:
-            self.faults.append(f"{_named(key, lease)}: gone {promised - monotonic():.1f} s before its time")
+            await self._gone(key, lease, f"gone {promised - monotonic():.1f} s before its time")
             return False
         return True
+
+    async def _gone(self, key: bytes, lease: int, how: str) -> None:
+        """Notes that a lease has ended before its time."""
+        named = _named(key, lease)
+        if await asyncio.to_thread(self._is_excused, lease):
+            self.counts["ended by an etcd that led no more"] += 1
+        else:
+            self.faults.append(f"{named}: {how}")
 
     async def _revoked(self, key: bytes, lease: int) -> None:
         request = rpc_pb2.LeaseRevokeRequest(ID=lease)
@@ -144,7 +162,7 @@ class Sessions:
                 continue
             if not answer.kvs:
                 if monotonic() < promised:
-                    self.faults.append(f"{_named(key, lease)}: gone {promised - monotonic():.1f} s before its time")
+                    await self._gone(key, lease, f"gone {promised - monotonic():.1f} s before its time")
                 self.counts["expired"] += 1
                 return
             if asked > promised + LATE_SECONDS:

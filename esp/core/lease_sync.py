@@ -16,12 +16,14 @@ from google.protobuf.message import Message
 from esp.core import errors
 from esp.core.background import all_of
 from esp.core.pb import rpc_pb2
-from esp.core.shard import LEASE_GRANT, LEASE_REVOKE, LEASE_TIME_TO_LIVE, Answer, Method, Shard, ask, ask_for_esp
+from esp.core.shard import LEASE_GRANT, LEASE_REVOKE, LEASE_TIME_TO_LIVE, RANGE, Answer, Method, Shard, ask, ask_for_esp
 from esp.core.wire.hpack import Fields, encode
 from esp.core.wire.status import RpcError
 
 CALL_SECONDS: Final = 10.0
 """Seconds that one call of the command to one shard may take; longer than the 7 s after which etcd itself gives up."""
+
+_ONE_KEY: Final = rpc_pb2.RangeRequest(key=b"health", count_only=True)
 
 Item = TypeVar("Item")
 
@@ -66,6 +68,22 @@ async def call(
         return await ask(shard, method, request, metadata=encode(metadata), seconds=seconds)
     except RpcError as error:
         raise errors.undecided(error.status).error() from None
+
+
+async def catch_up(shard: Shard, *, metadata: Fields | None, seconds: float) -> None:
+    """Returns when the member in use knows all that its cluster had decided at the beginning, and who leads.
+
+    A member that was frozen while it led does not know at first. Makes a linearizable read, of one key; the member
+    answers only after that, even to a caller who may not read the key.
+
+    Raises:
+        RpcError: as `call`.
+    """
+    try:
+        await call(shard, RANGE, _ONE_KEY, metadata=metadata, seconds=seconds)
+    except RpcError as error:
+        if error.status != errors.PERMISSION_DENIED:
+            raise
 
 
 async def time_to_live(

@@ -3,6 +3,7 @@
     service            the RPCs, each sent to all shards
     keepalive          LeaseKeepAlive: an answer made of all shards' answers
     keepalive_call     one client's call: its keepalives, in their order
+    doubt              a shard that has lost a lease is asked once more
     keepalive_lane     the keepalives of many clients, on one stream to a shard
     retry              writes that a shard refused for a lease that it missed, sent once more
     repair             grants and revokes leases on a shard that missed the call

@@ -16,10 +16,11 @@ from esp.core import errors
 from esp.core.background import Background
 from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
+from esp.core.services.lease.doubt import Doubts
 from esp.core.services.lease.keepalive_call import NO_ANSWER, Keepalive, KeepaliveCall, Lanes
 from esp.core.services.lease.keepalive_lane import Lane
 from esp.core.services.lease.repair import LeaseRepair
-from esp.core.services.lease.table import LeaseTable, is_empty
+from esp.core.services.lease.table import Lacking, LeaseTable, is_empty
 from esp.core.services.metadata import call_head, load_bearing
 from esp.core.services.revision import merged_header
 from esp.core.wire.context import WireContext
@@ -41,6 +42,7 @@ class LeaseKeepAlive(Handler):
         background: logs and counts bugs in one client's answers, or in the streams to one shard.
         places: the streams to each shard.
         waiting: the keepalives that wait for answers.
+        doubts: those for which a shard is asked once more.
     """
 
     streaming = True
@@ -56,6 +58,7 @@ class LeaseKeepAlive(Handler):
         background: Background,
     ) -> None:
         self.background = background
+        self.doubts = Doubts(background)
         self._layout = layout
         self._table = table
         self._repair = repair
@@ -132,14 +135,23 @@ class LeaseKeepAlive(Handler):
         """Gives back the room of `count` keepalives."""
         self.waiting.give(address, count)
 
-    def answer(self, keepalive: Keepalive) -> bytes | Status:
-        """The client's answer, once no more answers come from the shards: a message, or the end of its call."""
+    def answer(self, keepalive: Keepalive) -> bytes | Status | None:
+        """The client's answer, once no more answers come from the shards: a message, or the end of its call.
+
+        None if shards are asked once more.
+        """
         failure = keepalive.failure
         missed: Sequence[str] = ()
         if failure is None and (ttl := min(keepalive.ttls.values())) > 0:
             for shard in list(self._table.left_out):
                 self._table.answers(shard)
         elif failure is None or self._may_miss(keepalive, failure):
+            if not keepalive.is_sure and (doubted := self._doubted(keepalive)):
+                self._table.counters["doubted"] += 1
+                keepalive.waits_again([lane.name for lane in doubted])
+                for lane in doubted:
+                    self.doubts.add(keepalive, lane)
+                return None
             ttl, missed = self._judged(keepalive)
         else:
             return failure
@@ -164,6 +176,20 @@ class LeaseKeepAlive(Handler):
     def _may_miss(self, keepalive: Keepalive, failure: Status) -> bool:
         """Whether the keepalive may be answered although some shards have not answered."""
         return self._table.tolerant and any(keepalive.headers.values()) and errors.is_unreachable(failure)
+
+    def _doubted(self, keepalive: Keepalive) -> list[Lane]:
+        """The lanes to the shards for whose answer the lease would be dead, if it may live on another shard."""
+        if not any(keepalive.ttls.values()):
+            return []
+        doubted = []
+        for shard, ttl in keepalive.ttls.items():
+            header = keepalive.headers[shard]
+            if ttl == 0 and header is not None:
+                empty, lane = is_empty(header), keepalive.lane(shard)
+                why = self._table.judge_one(keepalive.id, shard, empty=empty, asked=keepalive.sent)
+                if why is Lacking.ENDED and lane is not None:
+                    doubted.append(lane)
+        return doubted
 
     def _judged(self, keepalive: Keepalive) -> tuple[int, Sequence[str]]:
         """The TTL of a lease that not every shard has, 0 for a dead lease; and the shards that should get the lease."""

@@ -9,7 +9,7 @@ others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from time import monotonic
@@ -50,10 +50,11 @@ class Keepalive:
         ttls: by the shard's name: the TTL that the shard answered, NO_ANSWER before or without an answer.
         headers: by the shard's name: the header of the answer; None before or without an answer.
         failure: why esp cannot answer the call, or why a shard did not answer.
+        is_sure: the shards that do not know the lease were asked twice.
         answer: the client's answer, once known: a message with its prefix, or the end of the call.
     """
 
-    __slots__ = ("_left", "answer", "body", "call", "failure", "headers", "id", "sent", "size", "ttls")
+    __slots__ = ("_left", "answer", "body", "call", "failure", "headers", "id", "is_sure", "sent", "size", "ttls")
 
     def __init__(self, call: KeepaliveCall, message: bytes, sent: float, shards: Iterable[str]) -> None:
         self.call = call
@@ -64,6 +65,7 @@ class Keepalive:
         self.ttls: dict[str, int] = dict.fromkeys(shards, NO_ANSWER)
         self.headers: dict[str, rpc_pb2.ResponseHeader | None] = dict.fromkeys(shards)
         self.failure: Status | None = None
+        self.is_sure = False
         self.answer: bytes | Status | None = None
         self._left = len(self.ttls)
 
@@ -71,6 +73,22 @@ class Keepalive:
     def wanted(self) -> bool:
         """Whether the client still waits for the answer."""
         return not self.call.closed
+
+    @property
+    def metadata(self) -> Fields:
+        """The client's metadata for the shards."""
+        return self.call.metadata
+
+    def lane(self, shard: str) -> Lane | None:
+        """The lane to a shard now; None if the shard has left the layout."""
+        return self.call.lanes.lanes.get(shard)
+
+    def waits_again(self, shards: Collection[str]) -> None:
+        """These shards, which have answered, will answer once more."""
+        self.is_sure = True
+        self._left = len(shards)
+        for shard in shards:
+            self.ttls[shard], self.headers[shard] = NO_ANSWER, None
 
     def answered(self, shard: str, ttl: int, header: rpc_pb2.ResponseHeader) -> None:
         """Takes a shard's answer."""
@@ -113,8 +131,11 @@ class Service(Protocol):
     def release(self, address: str, count: int) -> None:
         """Gives back the room of `count` keepalives."""
 
-    def answer(self, keepalive: Keepalive) -> bytes | Status:
-        """The client's answer, once no more answers come from the shards: a message, or the end of its call."""
+    def answer(self, keepalive: Keepalive) -> bytes | Status | None:
+        """The client's answer, once no more answers come from the shards: a message, or the end of its call.
+
+        None if shards are asked once more.
+        """
 
 
 class KeepaliveCall(Sink):
@@ -260,7 +281,7 @@ class KeepaliveCall(Sink):
         if self.closed:
             return
         keepalive.answer = self._service.answer(keepalive)
-        if keepalive is self._queue[0]:
+        if keepalive.answer is not None and keepalive is self._queue[0]:
             self._answer()
 
     def _answer(self) -> None:

@@ -27,7 +27,7 @@ from esp.core.services.lease.keepalive import PATH as KEEPALIVE_PATH
 from esp.core.services.lease.keepalive import LeaseKeepAlive
 from esp.core.services.lease.repair import LeaseRepair
 from esp.core.services.lease.retry import LeaseRetry
-from esp.core.services.lease.table import LeaseTable, is_empty
+from esp.core.services.lease.table import Lacking, LeaseTable, is_empty
 from esp.core.services.metadata import load_bearing
 from esp.core.services.revision import merged_header
 from esp.core.services.row_order import in_turns, sort
@@ -38,6 +38,7 @@ from esp.core.shard import (
     LEASE_TIME_TO_LIVE,
     Answer,
     Method,
+    Shard,
     answers_of,
     ask_all,
     failures_of,
@@ -235,6 +236,8 @@ class _FanOut:
         """
         asked = monotonic()
         outcomes = await self._ask_all(call, LEASE_TIME_TO_LIVE, request)
+        for name in self._doubted(request.ID, answers_of(outcomes), asked):
+            outcomes[name] = await self._ask_surely(call, self._shards[name], request)
         answers = answers_of(outcomes)
         living = {name: answer for name, answer in answers.items() if answer.TTL >= 0}
         refusal = _refusal(outcomes, may_miss=self._table.tolerant and bool(living) and not request.keys)
@@ -258,6 +261,31 @@ class _FanOut:
                 keys += [key for key in portion if self._owner(key) == name]
         response.keys.extend(await sort(keys, list, descend=False, limit=len(keys)))
         return response
+
+    def _doubted(
+        self, lease_id: int, answers: Mapping[str, rpc_pb2.LeaseTimeToLiveResponse], asked: float
+    ) -> list[str]:
+        """The shards for whose answer a lease would be dead that another shard has; see `lease.doubt`."""
+        lacking = [name for name, answer in answers.items() if answer.TTL < 0]
+        if len(lacking) == len(answers):
+            return []
+        judge = partial(self._table.judge_one, lease_id, asked=asked)
+        return [name for name in lacking if judge(name, empty=is_empty(answers[name].header)) is Lacking.ENDED]
+
+    async def _ask_surely(
+        self, call: CoroutineCall, shard: Shard, request: rpc_pb2.LeaseTimeToLiveRequest
+    ) -> rpc_pb2.LeaseTimeToLiveResponse | Status:
+        """The outcome of a shard whose member knows that it leads, if it does."""
+        metadata = load_bearing(call.stream.head)
+        try:
+            await lease_sync.catch_up(shard, metadata=metadata, seconds=call.seconds(DEFAULT_SECONDS))
+        except RpcError as error:
+            return error.status
+        seconds = call.seconds(DEFAULT_SECONDS)
+        outcomes = await ask_all(
+            [shard], LEASE_TIME_TO_LIVE, request, metadata=call.metadata, seconds=seconds, down=call.stream
+        )
+        return outcomes[shard.name]
 
     async def leases(self, call: CoroutineCall, request: rpc_pb2.LeaseLeasesRequest) -> rpc_pb2.LeaseLeasesResponse:
         """The leases of all shards, each once, shard after shard. A shard lists the lease that ends next first.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from inspect import isawaitable
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,6 +41,7 @@ class FakeShard:
         frozen: what is asked is done, but no answer comes.
         keys: those of each lease.
         keepers: whose memory the answers were, call by call.
+        is_behind: was frozen while it led, and until the next read knows no lease.
         strangers: of "esp" and "client", those whose token is not known.
         logs_in: esp gets another token.
         askers: who asked, call by call.
@@ -56,6 +58,7 @@ class FakeShard:
         self.asked: list[str] = []
         self.keys: list[bytes] = []
         self.keepers: list[object] = []
+        self.is_behind = False
         self.strangers: set[str] = set()
         self.logs_in = True
         self.askers: list[str] = []
@@ -93,10 +96,13 @@ class FakeShard:
         self.askers.append(asker := "esp" if forward[1] is OWN else "client")
         if asker in self.strangers:
             raise errors.INVALID_AUTH_TOKEN.error()
-        answer: Message = getattr(self, f"_{method}")(message)
+        answer = getattr(self, f"_{method}")(message)
+        if isawaitable(answer):
+            answer = await answer
         if self.frozen:
             await asyncio.sleep(timeout or 0)
             raise errors.REQUEST_TIMED_OUT.error()
+        assert isinstance(answer, Message)
         return answer.SerializeToString()
 
     def _header(self) -> rpc_pb2.ResponseHeader:
@@ -119,10 +125,14 @@ class FakeShard:
 
     def _LeaseTimeToLive(self, message: bytes) -> Message:
         lease_id = rpc_pb2.LeaseTimeToLiveRequest.FromString(message).ID
-        ttl = self.leases.get(lease_id)
+        ttl = None if self.is_behind else self.leases.get(lease_id)
         return rpc_pb2.LeaseTimeToLiveResponse(
             header=self._header(), ID=lease_id, TTL=-1 if ttl is None else ttl, grantedTTL=ttl or 0, keys=self.keys
         )
+
+    def _Range(self, message: bytes) -> Message | Awaitable[Message]:
+        self.is_behind = False
+        return rpc_pb2.RangeResponse(header=self._header())
 
     def _Put(self, message: bytes) -> Message:
         if rpc_pb2.PutRequest.FromString(message).lease not in self.leases:

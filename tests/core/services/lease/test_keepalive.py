@@ -16,6 +16,7 @@ from esp.core.services.lease import keepalive, keepalive_call, keepalive_lane
 from esp.core.services.lease import table as lease_table
 from esp.core.services.lease.keepalive import PATH, LeaseKeepAlive
 from esp.core.services.lease.keepalive_call import FEW_AT_WORK, MOST_AT_WORK, MUCH_AT_WORK
+from esp.core.services.lease.keepalive_lane import Lane, LaneKeepalive
 from esp.core.services.lease.repair import LeaseRepair
 from esp.core.services.lease.table import LeaseTable
 from esp.core.shard.link import StreamOpener
@@ -120,6 +121,23 @@ class FakeShard:
         self.caller.hears(headers(stream, (HEAD if first else []) + trailers(status), end=True))
 
 
+class FakeDoubts:
+    """The keepalives whose shard is asked once more when the test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[LaneKeepalive, Lane]] = []
+
+    def add(self, keepalive: LaneKeepalive, lane: Lane) -> None:
+        self.waiting.append((keepalive, lane))
+
+    def ask(self) -> list[str]:
+        """Asks the shards; their names."""
+        waiting, self.waiting = self.waiting, []
+        for one, lane in waiting:
+            lane.send([one], one.body)
+        return [lane.name for _, lane in waiting]
+
+
 class World:
     """Clients, esp's keepalive service, and three shards."""
 
@@ -137,6 +155,8 @@ class World:
         self.layout = Layout.of(shard_map, self.shards)  # type: ignore[arg-type]
         self.repair = LeaseRepair(self.layout, self.table, self.context, Background())
         self.service = LeaseKeepAlive(self.layout, self.table, self.repair, self.context, Background())
+        self.doubts = FakeDoubts()
+        self.service.doubts = self.doubts  # type: ignore[assignment]
         self._reader = MessageReader(10_000)
 
     def _find(self, head: RequestHead) -> Handler:
@@ -765,6 +785,10 @@ class TestShardsThatDisagree:
         for shard, ttl in zip(world.shards, ttls, strict=True):
             own = revision if shard is world.shards[1] else 5
             shard.answers(1, 7, ttl=ttl, revision=own, first=first)
+        again = world.doubts.ask()
+        for shard in world.shards:
+            if shard.name in again:
+                shard.answers(1, 7, ttl=0)
         return world.hears()
 
     def test_a_lease_that_was_on_the_shard_is_dead_and_revoked_on_the_others(self, world: World) -> None:
@@ -814,5 +838,48 @@ class TestShardsThatDisagree:
         world.shards[1].answers(1, 7, ttl=0)
         for _ in range(3):
             world.passes(0.5)
+        assert world.doubts.ask() == ["s1"]
+        world.shards[1].answers(1, 7, ttl=0)
         assert world.hears() == [(7, 0)]
         assert world.jobs() == [{7: False}, {}, {7: False}]
+
+    @pytest.mark.parametrize("known", [False, True])
+    @pytest.mark.parametrize("tolerant", [False, True])
+    def test_a_shard_that_has_lost_it_and_then_has_it_was_frozen(
+        self, clock: Clock, known: bool, tolerant: bool
+    ) -> None:
+        """Its member believed that it still led, and did not know a lease that another proxy has granted meanwhile."""
+        world = World(clock, Limits(), tolerant=tolerant)
+        world.opens()
+        if known:
+            world.table.granted(7, dict.fromkeys(NAMES, 100.0), [])
+        world.asks(7, 8)
+        for shard in world.shards:
+            shard.answers(1, 7, ttl=0 if shard.name == "s1" else 60, first=True)
+            shard.answers(1, 8, ttl=50)
+        assert world.hears() == [], "answers keep their order"
+        assert world.doubts.ask() == ["s1"]
+        world.shards[1].answers(1, 7, ttl=40)
+        assert world.hears() == [(7, 40), (8, 50)]
+        assert world.jobs() == [{}, {}, {}]
+        assert world.table.was_on(7, "s1")
+
+    def test_what_cannot_be_made_sure_is_not_told(self, strict: World) -> None:
+        strict.opens()
+        strict.asks(7)
+        for shard in strict.shards:
+            shard.answers(1, 7, ttl=0 if shard.name == "s1" else 60, first=True)
+        ((keepalive, lane),) = strict.doubts.waiting
+        keepalive.failed(lane.name, errors.REQUEST_TIMED_OUT)
+        is_over(strict.server, errors.REQUEST_TIMED_OUT)
+        assert strict.jobs() == [{}, {}, {}]
+
+    def test_it_is_asked_once_more_only_if_others_have_it_and_it_did_not_just_miss_it(self, world: World) -> None:
+        world.table.granted(7, {"s0": 100.0, "s2": 100.0}, [])
+        world.opens()
+        world.asks(7, 8)
+        for shard in world.shards:
+            shard.answers(1, 7, ttl=0 if shard.name == "s1" else 60, first=True)
+            shard.answers(1, 8, ttl=0)
+        assert not world.doubts.waiting
+        assert world.hears() == [(7, 60), (8, 0)]

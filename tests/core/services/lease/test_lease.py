@@ -53,6 +53,35 @@ def test_the_keys_of_a_lease_are_merged_with_turns_for_others_and_count_as_memor
     assert turns > 3 * 2 * 5000 // 256, "once over, once sorted"
 
 
+@pytest.mark.parametrize("read", ["answered", "refused", "lost"])
+def test_a_shard_that_has_lost_a_lease_of_others_is_asked_once_more_after_a_read(read: str) -> None:
+    """Its member may have been frozen while it led."""
+    world = World()
+
+    async def ttl() -> int:
+        request = rpc_pb2.LeaseTimeToLiveRequest(ID=7)
+        return (await world.fan_out.time_to_live(world._call("LeaseTimeToLive"), request)).TTL
+
+    def refuse(message: bytes) -> Message:
+        world.shards[1].is_behind = False
+        raise (errors.PERMISSION_DENIED if read == "refused" else errors.REQUEST_TIMED_OUT).error()
+
+    async def work() -> None:
+        await world.grant(7)
+        if read != "answered":
+            world.shards[1]._Range = refuse  # type: ignore[method-assign]
+        world.shards[1].is_behind = True
+        assert await ttl() == (59 if read == "lost" else 60), "as of a shard that does not answer"
+        del world.shards[1].leases[7]
+        world.shards[1].is_behind = False
+        if read != "lost":
+            assert await ttl() == -1
+        if read == "answered":
+            assert [shard.asked.count("Range") for shard in world.shards] == [0, 2, 0]
+
+    run(work)
+
+
 class TestIds:
     def test_an_id_that_another_proxy_has_just_drawn_is_left_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         drawn = [7, 8]
