@@ -47,7 +47,7 @@ class Multiplexed(Connection, Generic[S]):
         tell_gone: whether `on_stream_gone` is called.
         pump: sends the streams' waiting DATA.
         at_once: the most bytes of DATA that a new stream may send in one frame, if the connection's window allows that;
-            -1 while the transport is full.
+            -1 while the transport is full, and when it is gone.
         send_window: bytes of DATA that the peer accepts on the connection.
         peer_initial_window: the window that each stream begins with at the peer.
         peer_max_streams: the streams that the peer lets esp open at a time.
@@ -212,6 +212,7 @@ class Multiplexed(Connection, Generic[S]):
         if self.ended:
             return
         super().lost(reason)
+        self.at_once = -1  # so that no whole answer passes for sent to streams that are yet to be told
         self.pump.blocked.clear()
         self._untold = list(self.streams.values())
         self._untold.reverse()

@@ -127,7 +127,9 @@ class SplicedCall(ClientStream, Sink):
 
     def _answer_in_pieces(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
         down = self.down
-        if not down.is_over:
+        if down.is_over:
+            self.tell(Code.CANCELLED)  # its client is lost, and the call was to be told soon
+        else:
             down.sink = self
             self.on_headers(head, False)
             self.on_data(payload, False)

@@ -8,6 +8,7 @@ import pytest
 
 from esp.core.wire.ended import UNKNOWN, EndedCall, Passed, Took
 from esp.core.wire.frames import ErrorCode
+from esp.core.wire.multiplexed import TOLD_AT_ONCE
 from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.splice import CountedCall, LateCall
 from esp.core.wire.status import Code, Status
@@ -158,6 +159,25 @@ def test_calls_of_a_client_that_is_lost_are_canceled() -> None:
     stream(between, 3)
     between.client.connection.lost("gone")
     assert sorted(between.told()) == [(ECHO, Code.CANCELLED, "a", True), (STREAM, Code.CANCELLED, "a", True)]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_calls_of_a_lost_client_that_are_answered_before_they_are_told_are_told_once(
+    monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Only a few learn of the loss at once. An answer with new blocks comes in pieces, and is OK until then."""
+    monkeypatch.setattr(upstream, "blocks_are_known", known)
+    number = TOLD_AT_ONCE + 5
+    between = Observed()
+    for n in range(number):
+        unary(between, 1 + 2 * n)
+    between.client.connection.lost("gone")
+    for n in range(TOLD_AT_ONCE, number):
+        between.etcd.connection.receive(b"".join(answer(1 + 2 * n)))
+    between.context.flush()
+    in_pieces = 0 if known else 1
+    codes = [Code.OK] * in_pieces + [Code.CANCELLED] * (number - in_pieces)
+    assert (between.told(), between.took) == ([(ECHO, code, "a", True) for code in codes], {})
 
 
 def test_a_stream_is_told_when_it_ends() -> None:
