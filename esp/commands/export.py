@@ -89,7 +89,7 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
         raise CommandError(f"{options.to} exists; go on with it (--resume {options.to}), or remove it", USAGE) from None
     except OSError as error:
         raise CommandError(f"{options.to} cannot be written: {(error.strerror or str(error)).lower()}") from None
-    with file, _failures(options.to), progress_bar("keys") as show:
+    with file, _no_empty_file(options.to), _failures(options.to), progress_bar("keys") as show:
         out = Output(file, durable=True)
         done = interruptible.run(
             export(loaded, options.keys, out, lambda n, total: show("Exporting", n, total), each_shard=options.each)
@@ -123,21 +123,36 @@ def _go_on(loaded: Config, file: BinaryIO, show: Any) -> Exported:
 
 
 @contextmanager
-def _failures(path: Path | None) -> Iterator[None]:
-    """Turns failures of an export into one line that says how to go on."""
-    cure = "" if path is None else f"; to go on: esp export --resume {path}"
+def _no_empty_file(path: Path) -> Iterator[None]:
+    """Removes a file of this export to which it has written nothing: there is nothing to go on with."""
     try:
         yield
+    except CommandError:
+        if not path.stat().st_size:
+            path.unlink()
+        raise
+
+
+@contextmanager
+def _failures(path: Path | None) -> Iterator[None]:
+    """Turns failures of an export into one line that says how to go on."""
+
+    def cure() -> str:
+        return f"; to go on: esp export --resume {path}" if path is not None and path.stat().st_size else ""
+
+    try:
+        with interruptible.by_exception():
+            yield
     except UnreachableError as error:
-        raise CommandError(f"{error}{cure if path is not None and path.stat().st_size else ''}") from None
+        raise CommandError(f"{error}{cure()}") from None
     except ExportError as error:
         raise CommandError(str(error)) from None
     except OSError as error:
         if path is None:
             raise unwritten(error) from None
-        raise CommandError(f"the export cannot be written: {(error.strerror or str(error)).lower()}{cure}") from None
+        raise CommandError(f"the export cannot be written: {(error.strerror or str(error)).lower()}{cure()}") from None
     except KeyboardInterrupt:
-        raise CommandError(f"interrupted{cure}", INTERRUPTED) from None
+        raise CommandError(f"interrupted{cure()}", INTERRUPTED) from None
 
 
 def _told(done: Exported) -> str:

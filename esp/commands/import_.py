@@ -6,9 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import cast
 
 from esp.commands import interruptible
 from esp.commands.export import config_at
@@ -48,7 +46,8 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
     with _opened(options.file) as file, progress_bar("keys") as show:
         work = Import(loaded, file, options.existing, show, at_once=options.at_once, leases=options.leases)
         try:
-            interruptible.run(work.run())
+            with interruptible.by_exception():
+                interruptible.run(work.run())
         except (ExportError, UnreachableError) as error:
             raise CommandError(f"{error}{_so_far(work)}") from None
         except OSError as error:
@@ -66,7 +65,8 @@ def _opened(name: str) -> Iterator[Source]:
     if name == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise CommandError("stdin is a terminal; name a file, or pipe an export into esp import -", USAGE)
-        yield cast("BufferedReader", sys.stdin.buffer)
+        # Not that of sys.stdin: Python would close it at the end, and abort if a thread still waits there for input.
+        yield open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115
         return
     try:
         file = Path(name).open("rb")  # noqa: SIM115 - closed below

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -112,6 +113,15 @@ def run(config: Path) -> Run:
         return result.exit_code, result.stdout, result.stderr
 
     return invoke
+
+
+def has_opened(pid: int, path: Path) -> bool:
+    """Whether a process has a file open, and a handler for SIGINT."""
+    process = Path(f"/proc/{pid}")
+    caught = re.search(r"SigCgt:\s*(\w+)", (process / "status").read_text())
+    assert caught is not None
+    is_open = any(path == link.readlink() for link in (process / "fd").iterdir() if link.is_symlink())
+    return is_open and bool(int(caught[1], 16) >> (signal.SIGINT - 1) & 1)
 
 
 def lines_of(text: str) -> list[dict[str, Any]]:
@@ -326,6 +336,29 @@ class TestResumedExport:
         assert (process.returncode, err) == (130, b"esp: interrupted\n")
         assert len(part) + len(rest) < size
 
+    @pytest.mark.parametrize("has_begun", [True, False])
+    def test_ctrl_c_names_the_file_to_go_on_with(
+        self, has_begun: bool, many: list[Kv], empty_shards: list[LocalEtcd], config: Path, run: Run, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "x"
+        command = [sys.executable, "-m", "esp", "export", "-c", config]
+        if has_begun:
+            self.first_part(config, path, 1)
+            command += ["--resume", path]
+        else:
+            command += ["--to", path]
+        with frozen(empty_shards[1]), subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+            wait_until(lambda: has_opened(process.pid, path))
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+        if has_begun:
+            wanted = f"esp: interrupted; to go on: esp export --resume {path}\n"
+            assert run("export", "--resume", path)[0] == 0
+        else:
+            wanted = "esp: interrupted\n"
+            assert not path.exists()
+        assert (process.returncode, err.decode()) == (130, wanted)
+
     def test_a_complete_one(self, kvs: list[Kv], run: Run, tmp_path: Path) -> None:
         kvs[0].put(b"a")
         assert run("export", "--to", tmp_path / "x")[0] == 0
@@ -442,6 +475,29 @@ class TestImport:
         code, out, _ = run("import", exported, "--endpoint", empty_etcd.endpoint, "--resume", "-o", "json")
         told = json.loads(out)
         assert (code, told["present"], told["written"]) == (0, there, MANY + 1 - there)
+        assert other.pairs() == by_prefix(many)
+
+    def test_ctrl_c_says_how_to_go_on(
+        self, exported: Path, many: list[Kv], other: Kv, empty_etcd: LocalEtcd, run: Run
+    ) -> None:
+        """It comes while a thread waits for the second half of the input."""
+        data = exported.read_bytes()
+        command = [sys.executable, "-m", "esp", "import", "-", "--endpoint", empty_etcd.endpoint]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stderr is not None
+            process.stdin.write(data[: len(data) // 3 * 2])
+            process.stdin.flush()
+            wait_until(lambda: other.count() > 0)
+            process.send_signal(signal.SIGINT)
+            code, err = process.wait(20), process.stderr.read().decode()
+        there = other.count()
+        told = re.fullmatch(r"esp: interrupted; (\d+) keys are written, and --resume goes on\n", err)
+        assert (code, told is not None) == (130, True), err
+        assert told is not None
+        assert int(told[1]) <= there < MANY
+        code, out, _ = run("import", exported, "--endpoint", empty_etcd.endpoint, "--resume", "-o", "json")
+        assert (code, json.loads(out)["present"], json.loads(out)["written"]) == (0, there, MANY + 1 - there)
         assert other.pairs() == by_prefix(many)
 
     @pytest.mark.parametrize(
