@@ -175,6 +175,11 @@ def _findings(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     ]
 
 
+def is_called_so(name: str) -> bool:
+    """Whether the word "shard" is part of a shard's name, and need not stand in front of it."""
+    return name.lower().startswith("shard")
+
+
 def subject_of(finding: Finding) -> str:
     """The shards and the endpoint, or the proxy, in front of a finding; "" if it is about esp itself."""
     if finding.kind.startswith("proxy-"):
@@ -182,5 +187,6 @@ def subject_of(finding: Finding) -> str:
     if not finding.shards:
         return ""
     shards = ", ".join(f'"{name}"' for name in finding.shards)
-    subject = f"shard {shards}" if len(finding.shards) == 1 else f"shards {shards}"
+    word = "shard" if len(finding.shards) == 1 else "shards"
+    subject = shards if all(map(is_called_so, finding.shards)) else f"{word} {shards}"
     return f"{subject}: " if finding.endpoint is None else f"{subject}, {finding.endpoint}: "

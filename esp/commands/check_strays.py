@@ -9,7 +9,19 @@ from esp.commands.check_json import json_range, subject_of
 from esp.commands.output import CommandError, WideFormat, counted, json_key, write_json
 from esp.commands.progress import progress_bar
 from esp.core.config import Config
-from esp.core.health import Fate, How, Kind, Mended, MendError, Proxies, examine, left_in, mend
+from esp.core.health import (
+    Fate,
+    How,
+    Kind,
+    Mended,
+    MendError,
+    Proxies,
+    Standing,
+    always_so,
+    examine,
+    left_in,
+    mend,
+)
 from esp.core.keys import format_key, format_range
 
 _FORBID = (Kind.SAME_CLUSTER, Kind.SEVERAL_CLUSTERS)
@@ -32,8 +44,8 @@ _COLUMNS = {
 def run(loaded: Config, how: How, output: WideFormat, proxies: Proxies | None, *, apply: bool) -> None:
     """Move or delete stray keys, and print what became of them.
 
-    With `proxies`, no key is touched unless all of them have the map of the config: else their live keys may be strays
-    by the config.
+    With `proxies`, no key is touched unless all of them have the map of the config, and keep it: else their live keys
+    may be strays by the config.
 
     Raises:
         CommandError: the work failed; or keys are still stray, which has been printed.
@@ -42,10 +54,12 @@ def run(loaded: Config, how: How, output: WideFormat, proxies: Proxies | None, *
     for finding in health.problems:
         if finding.kind in _FORBID or finding.kind.startswith("proxy-"):
             raise CommandError(f"no key is touched: {subject_of(finding)}{finding.text}")
+    standing = always_so if proxies is None else Standing(loaded, proxies, health.proxies or ()).look
     with progress_bar("keys") as show:
         step = {How.MOVE: "Moving", How.DELETE: "Deleting"}[how] if apply else "Looking"
         try:
-            work = asyncio.run(mend(loaded, how, lambda done, total: show(step, done, total), apply=apply))
+            moved = mend(loaded, how, lambda done, total: show(step, done, total), apply=apply, unchanged=standing)
+            work = asyncio.run(moved)
         except MendError as error:
             raise CommandError(str(error)) from None
     if output is WideFormat.JSON:

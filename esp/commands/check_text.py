@@ -6,7 +6,7 @@ from typing import Final
 
 from rich.text import Text
 
-from esp.commands.check_json import own_alarms, owners, subject_of
+from esp.commands.check_json import is_called_so, own_alarms, owners, subject_of
 from esp.commands.output import counted
 from esp.commands.rendered import Look, Page
 from esp.core.config import Config
@@ -68,7 +68,7 @@ def page_of(loaded: Config, health: Health, look: Look, *, wide: bool = False) -
 def _verdict(page: Page, shard: ShardHealth, health: Health) -> None:
     verdict = verdict_of(shard)
     problems = sum(shard.name in finding.shards for finding in health.problems)
-    start = Text(f"shard {shard.name} ")
+    start = Text(f"{shard.name} " if is_called_so(shard.name) else f"shard {shard.name} ")
     start += Text(verdict.state, _STYLES.get(verdict.state, "bold yellow"))
     if verdict.state is State.UP and problems:
         start += Text(f", {counted(problems, 'problem')}", "red")

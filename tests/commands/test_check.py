@@ -15,10 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from esp.cli.whole import app
+from esp.commands.check_json import subject_of
 from esp.commands.check_text import page_of
 from esp.commands.rendered import UNBOUNDED, Look
 from esp.core.config import load, parse
-from esp.core.health.facts import Alarm, EndpointHealth, Health, Member, ShardHealth
+from esp.core.health.facts import Alarm, EndpointHealth, Finding, Health, Kind, Member, ShardHealth
 from esp.core.local import LocalEtcd, free_port
 from esp.core.local_tls import Authority
 from esp.core.pb import rpc_pb2
@@ -454,3 +455,16 @@ def test_a_certificate_of_the_listeners_that_has_ended_is_a_problem(etcd: LocalE
     assert re.search(rf"^Problems:\n  listeners: {cert} has ended on .* UTC; renew it$", out, re.MULTILINE)
     code, told = check_json(config)
     assert json_kinds(told["problems"]) == [("certificate", [], None)]
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["b"], 'shard "b": '),
+        (["shard-1"], '"shard-1": '),
+        (["shard-1", "Shard2"], '"shard-1", "Shard2": '),
+        (["shard-1", "b"], 'shards "shard-1", "b": '),
+    ],
+)
+def test_a_shard_that_is_called_so_is_not_called_a_shard_again(names: list[str], text: str) -> None:
+    assert subject_of(Finding(Kind.UNREACHABLE, tuple(names), None, "is away")) == text

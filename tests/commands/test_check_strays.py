@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from esp.core.config import load
-from esp.core.health import How, MendError, mend
+from esp.core.config import Endpoint, load
+from esp.core.health import How, MendError, Proxies, ProxyHealth, mend, standing
 from esp.core.health.mending import _Mending
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
+from esp.core.tls_paths import Files
 from tests.commands.test_check import check
 from tests.harness import connect, etcd34, write_config
 from tests.stubs import rpc_pb2_grpc
@@ -211,6 +213,87 @@ class TestRefused:
             2,
             "esp: --apply is for --fix-strays; add --fix-strays move or delete, or leave it out\n",
         )
+
+
+@pytest.mark.parametrize(("ops", "owners_ops"), [(1, 5), (16, 1)])
+def test_shards_that_take_few_operations(module_etcds: Any, tmp_path: Path, ops: int, owners_ops: int) -> None:
+    few = [module_etcds(f"--max-txn-ops={most}") for most in (ops, owners_ops)]
+    config = write_config(tmp_path / "few.yaml", few, ["m"])
+    keys = [b"z%02d" % number for number in range(20)]
+    for key in keys:
+        put(few[0], key, key)
+    put(few[1], keys[3], keys[3])
+    put(few[1], keys[4], b"live")
+    assert fix(config, "move")[1]["ranges"][0]["fates"]["live"] == 2
+    code, told, err = fix(config, "move", "--apply")
+    fates = {fate: count for fate, count in told["ranges"][0]["fates"].items() if count}
+    assert (code, err, fates) == (1, "esp: 1 key still stray\n", {"moved": 18, "deleted": 1, "live": 1})
+    assert held(few[0]) == {keys[4]: (keys[4], 0)}
+    assert held(few[1]) == {key: (b"live" if key == keys[4] else key, 0) for key in keys}
+    assert fix(config, "delete", "--apply")[0] == 0
+    assert held(few[0]) == {}
+
+
+class TestProxies:
+    """Proxies that are named must have the map of the config, and keep it."""
+
+    @pytest.fixture
+    def strays(self, empty_shards: list[LocalEtcd]) -> None:
+        with connect(empty_shards[0]) as channel:
+            for first in range(0, 300, 100):
+                puts = [rpc_pb2.PutRequest(key=b"j%03d" % number, value=b"v") for number in range(first, first + 100)]
+                ops = [rpc_pb2.RequestOp(request_put=put) for put in puts]
+                rpc_pb2_grpc.KVStub(channel).Txn(rpc_pb2.TxnRequest(success=ops))
+
+    @pytest.mark.parametrize("how", list(How))
+    @pytest.mark.parametrize(
+        ("later", "text"),
+        [
+            ({"map": "another", "epoch": "1"}, "has the shard map another meanwhile, by which other keys are stray; "),
+            ({"epoch": "2"}, "has read its config anew meanwhile; no further key is touched, and what was done "),
+            ({}, "no longer tells its shard map; "),
+        ],
+    )
+    @pytest.mark.usefixtures("strays")
+    def test_one_that_changes_meanwhile(
+        self,
+        empty_shards: list[LocalEtcd],
+        config: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        how: How,
+        later: dict[str, str],
+        text: str,
+    ) -> None:
+        """It changes after the first 100 keys."""
+        loaded = load(config)
+        proxy = Endpoint("127.0.0.1", 2379)
+        own = {"esp": "1", "map": loaded.shard_map.fingerprint, "epoch": "1"}
+        told = [own, {**own, **later} if later else {}]
+        asked = []
+
+        async def version(endpoint: Endpoint, files: Files) -> dict[str, str]:
+            asked.append(endpoint)
+            return told.pop(0)
+
+        monkeypatch.setattr(standing, "version_of", version)
+        seen = [ProxyHealth(proxy, "", 0.1, "1", own["map"], "1", (), 0)]
+        look = standing.Standing(loaded, Proxies((proxy,), Files()), seen).look
+        with pytest.raises(MendError, match=re.escape(f"proxy {proxy} {text}")):
+            asyncio.run(mend(loaded, how, lambda *_: None, apply=True, unchanged=look))
+        assert asked == [proxy, proxy]
+        assert len(held(empty_shards[0])) == 200
+        assert len(held(empty_shards[1])) == (100 if how is How.MOVE else 0)
+
+    def test_they_are_asked_at_the_end_as_well(self, empty_shards: list[LocalEtcd], config: Path) -> None:
+        """A reload after the last keys were listed."""
+        put(empty_shards[0], b"j")
+        looks: list[int] = []
+
+        async def look() -> None:
+            looks.append(len(held(empty_shards[0])))
+
+        asyncio.run(mend(load(config), How.MOVE, lambda *_: None, apply=True, unchanged=look))
+        assert looks == [1, 0]
 
 
 def test_text_for_people(empty_shards: list[LocalEtcd], config: Path) -> None:

@@ -1,6 +1,7 @@
 """The health of the shards, for `esp check`.
 
     probe      asks all shards and endpoints, and has what they tell judged
+    standing   whether running proxies keep their map while keys are mended
     proxies    asks running proxies, as a stock client
     mending    moves stray keys to their owners, or deletes them
     accounts   asks every shard for its users and roles, and compares them
@@ -33,10 +34,11 @@ from esp.core.health.facts import (
     Stray,
     Unlisted,
 )
-from esp.core.health.mending import Fate, How, Mended, MendError, left_in, mend
+from esp.core.health.mending import Fate, How, Mended, MendError, always_so, left_in, mend
 from esp.core.health.probe import examine
 from esp.core.health.proxies import Proxies
 from esp.core.health.space import size_of
+from esp.core.health.standing import Standing
 from esp.core.health.verdicts import State, Verdict, verdict_of
 
 __all__ = [
@@ -53,10 +55,12 @@ __all__ = [
     "ProxyHealth",
     "ShardHealth",
     "ShardKeys",
+    "Standing",
     "State",
     "Stray",
     "Unlisted",
     "Verdict",
+    "always_so",
     "examine",
     "left_in",
     "mend",

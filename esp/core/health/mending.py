@@ -9,10 +9,10 @@ finished by the next one. A run is repeated whole; what is done is not there any
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
 
@@ -42,6 +42,10 @@ CONNECT_SECONDS: Final = 3.0
 
 Progress = Callable[[int, int], None]
 """Called with the number of keys that are done, and the number of all."""
+Unchanged = Callable[[], Coroutine[Any, Any, None]]
+"""Raises MendError if running proxies no longer have the map that they had."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class MendError(Exception):
@@ -96,11 +100,20 @@ MAX_KEPT: Final = 5
 """The most keys of a range that are named because they are still stray."""
 
 
-async def mend(config: Config, how: How, progress: Progress, *, apply: bool) -> list[Mended]:
+async def always_so() -> None:
+    """No proxy can have changed, as none is known."""
+
+
+async def mend(
+    config: Config, how: How, progress: Progress, *, apply: bool, unchanged: Unchanged = always_so
+) -> list[Mended]:
     """Moves or deletes the stray keys of all shards. Without `apply`, only tells what would become of each.
 
+    `unchanged` is awaited before each page of keys is worked on, and at the end.
+
     Raises:
-        MendError: a shard cannot be asked, or fails; or two shards are one cluster. What is done stays done.
+        MendError: a shard cannot be asked, or fails; or two shards are one cluster; or `unchanged` has raised one. What
+            is done stays done.
     """
     async with connecting(config, WireContext(config.limits), TlsFiles()) as clients:
         shards = {name: _Guarded(shard) for name, shard in clients.items()}
@@ -126,8 +139,10 @@ async def mend(config: Config, how: How, progress: Progress, *, apply: bool) -> 
                 progress(done, max(done, total))
 
             for mended in work:
-                one = _Mending(shards[mended.shard], shards[mended.stray.owner], how, mended, step)
+                one = _Mending(shards[mended.shard], shards[mended.stray.owner], how, mended, step, unchanged)
                 await (one.run() if apply else one.look())
+            if apply:
+                await unchanged()
         except RpcError as error:
             raise MendError(f"{error.status.message}; what is done is done: run the command again") from None
     return work
@@ -154,6 +169,7 @@ class _Guarded:
     def __init__(self, client: Shard) -> None:
         self.client = client
         self._cluster = 0
+        self._most_ops = client.max_txn_ops  # as far as is known: fewer, once the shard has refused so many
 
     async def meet(self) -> int:
         """The id of the cluster."""
@@ -175,17 +191,52 @@ class _Guarded:
             raise MendError(f"the endpoints of shard {name} belong to different clusters; mend that first (esp check)")
         return answer
 
-    async def each_of(self, ops: list[rpc_pb2.TxnRequest]) -> list[rpc_pb2.TxnResponse]:
-        """The answers to several Txns, which the shard makes as one; each has its own comparison.
+    async def each_of(self, ops: Sequence[rpc_pb2.TxnRequest]) -> list[rpc_pb2.TxnResponse]:
+        """The answers to several Txns of one operation, made as one or as few; each has its own comparison.
 
         Raises:
             RpcError, MendError: as `ask`.
         """
-        if not ops:
-            return []
-        request = rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_txn=op) for op in ops])
-        answer = await self.ask(TXN, request)
-        return [response.response_txn for response in answer.responses]
+
+        async def ask(some: Sequence[rpc_pb2.TxnRequest]) -> list[rpc_pb2.TxnResponse]:
+            if len(some) == 1:  # not in another one: --max-txn-ops counts both
+                return [await self.ask(TXN, some[0])]
+            request = rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_txn=op) for op in some])
+            answer = await self.ask(TXN, request)
+            return [response.response_txn for response in answer.responses]
+
+        return await self._in_parts(ops, ask)
+
+    async def read(self, requests: Sequence[rpc_pb2.RangeRequest]) -> list[kv_pb2.KeyValue]:
+        """The keys that several Ranges find, which are made in one Txn or in few.
+
+        Raises:
+            RpcError, MendError: as `ask`.
+        """
+
+        async def ask(some: Sequence[rpc_pb2.RangeRequest]) -> list[kv_pb2.KeyValue]:
+            request = rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=read) for read in some])
+            answer = await self.ask(TXN, request)
+            return [kv for response in answer.responses for kv in response.response_range.kvs]
+
+        return await self._in_parts(requests, ask)
+
+    async def _in_parts(
+        self, items: Sequence[Item], ask: Callable[[Sequence[Item]], Coroutine[Any, Any, list[Result]]]
+    ) -> list[Result]:
+        """What `ask` finds for parts of `items` that are as large as the shard's --max-txn-ops allows."""
+        found: list[Result] = []
+        while items:
+            some = items[: self._most_ops]
+            try:
+                found += await ask(some)
+            except RpcError as error:
+                if error.status != errors.TOO_MANY_OPS or len(some) == 1:
+                    raise
+                self._most_ops = len(some) // 2
+            else:
+                items = items[len(some) :]
+        return found
 
     async def pages(self, part: KeyRange) -> AsyncIterator[list[kv_pb2.KeyValue]]:
         """The keys of a range without their values, page by page."""
@@ -207,7 +258,10 @@ Step = Callable[[Mended, bytes, Fate], None]
 class _Mending:
     """The work on one range with stray keys."""
 
-    def __init__(self, here: _Guarded, owner: _Guarded, how: How, mended: Mended, step: Step) -> None:
+    def __init__(
+        self, here: _Guarded, owner: _Guarded, how: How, mended: Mended, step: Step, unchanged: Unchanged
+    ) -> None:
+        self._unchanged = unchanged
         self._here = here
         self._owner = owner
         self._how = how
@@ -228,14 +282,8 @@ class _Mending:
 
     async def _live(self, page: list[kv_pb2.KeyValue]) -> set[bytes]:
         """The keys of a page that the owner has."""
-        found: set[bytes] = set()
-        most = self._owner.client.max_txn_ops
-        for first in range(0, len(page), most):
-            reads = [rpc_pb2.RangeRequest(key=kv.key, keys_only=True) for kv in page[first : first + most]]
-            request = rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=read) for read in reads])
-            answer = await self._owner.ask(TXN, request)
-            found |= {kv.key for response in answer.responses for kv in response.response_range.kvs}
-        return found
+        reads = [rpc_pb2.RangeRequest(key=kv.key, keys_only=True) for kv in page]
+        return {kv.key for kv in await self._owner.read(reads)}
 
     async def run(self) -> None:
         """Moves or deletes all keys of the range.
@@ -253,15 +301,13 @@ class _Mending:
             for key, fate in fates.items():
                 self._step(self._mended, key, fate)
 
-        most = min(CHUNK, self._here.client.max_txn_ops, self._owner.client.max_txn_ops)
         async for page in self._here.pages(self._mended.stray.range):
-            await each([page[first : first + most] for first in range(0, len(page), most)], work, AT_ONCE)
+            await self._unchanged()
+            await each([page[first : first + CHUNK] for first in range(0, len(page), CHUNK)], work, AT_ONCE)
 
     async def _move(self, keys: list[bytes]) -> dict[bytes, Fate]:
         """Moves a few keys: read in one Txn, put in one or more, deleted in one."""
-        reads = [rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key)) for key in keys]
-        answer = await self._here.ask(TXN, rpc_pb2.TxnRequest(success=reads))
-        found = [kv for response in answer.responses for kv in response.response_range.kvs]
+        found = await self._here.read([rpc_pb2.RangeRequest(key=key) for key in keys])
         fates = dict.fromkeys(keys, Fate.GONE)
         there: dict[bytes, Fate] = {}
         for batch in _batches(found):

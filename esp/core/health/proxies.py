@@ -91,7 +91,7 @@ async def _ask(
             began = monotonic()
             await client.call("/etcdserverpb.Maintenance/Status", rpc_pb2.StatusRequest(), rpc_pb2.StatusResponse)
             latency = monotonic() - began
-            told = await _version(endpoint, files)
+            told = await version_of(endpoint, files)
             known = [sample for sample in samples if sample.owner in clusters.values()]
             tried: list[Sample] = []
             for place in range(0, len(known), AT_ONCE):
@@ -114,7 +114,7 @@ async def _try(config: Config, client: _Client, sample: Sample, clusters: Mappin
     return replace(sample, answered=clusters.get(answer.header.cluster_id, ""))
 
 
-async def _version(endpoint: Endpoint, files: Files) -> dict[str, str]:
+async def version_of(endpoint: Endpoint, files: Files) -> dict[str, str]:
     """What the page `/version` tells of an esp; nothing if no esp is there, or no page comes."""
     told: object = None
     with suppress(OSError, TimeoutError, h11.ProtocolError, ValueError, RecursionError):
