@@ -25,6 +25,7 @@ The files, from the bottom up: each imports only files of its own line and of li
     handler, server_stream: the interface of those who serve calls; one call at the server
     request_heads, server: heads of requests with their handlers; the server's end of a connection
     client_stream, client: one call at the client; the client's end of a connection
+    gathered: messages of one call that leave together
     splice, call: a client's call joined to a call to a server; a call to a server that coroutines await
     local_calls: calls to this very process, of clients that speak another protocol
     plain, exchange: heads of HTTP/1.1 that were read before; one request with its answer
@@ -57,6 +58,7 @@ The names that the layers above may use (tests/test_layers.py):
     server_stream: Handler, OVERLOADED, Refuse, ServerCall, Sink, ServerStream, INTERNAL_ERROR
     client_stream: ClientStream, STREAM_WINDOW
     client: ClientConnection
+    gathered: Gathered
     traffic: Traffic, MessageCount
     splice: SplicedCall, LateCall, WaitingCall, StreamCall, WaitingStream, CountedCall, Place, NO_TRAILERS, REPLAY_BYTES
     call: MessageCall, Reader, Together, TogetherCall, BrokenCall, messages

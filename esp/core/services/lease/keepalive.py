@@ -23,6 +23,7 @@ from esp.core.services.lease.repair import LeaseRepair
 from esp.core.services.lease.table import Lacking, LeaseTable, is_empty
 from esp.core.services.metadata import call_head, load_bearing
 from esp.core.services.revision import merged_header
+from esp.core.services.varint import varint
 from esp.core.wire.context import WireContext
 from esp.core.wire.message import prefix
 from esp.core.wire.request_encoder import Forward
@@ -31,6 +32,7 @@ from esp.core.wire.shares import address_of
 from esp.core.wire.status import Status
 
 PATH: Final = b"/etcdserverpb.Lease/LeaseKeepAlive"
+_TTL: Final = bytes((3 << 3,))
 IDLE_SECONDS: Final = 30.0
 """Seconds that streams to the shards stay open without a client."""
 
@@ -143,8 +145,9 @@ class LeaseKeepAlive(Handler):
         failure = keepalive.failure
         missed: Sequence[str] = ()
         if failure is None and (ttl := min(keepalive.ttls.values())) > 0:
-            for shard in list(self._table.left_out):
-                self._table.answers(shard)
+            if self._table.left_out:
+                for shard in list(self._table.left_out):
+                    self._table.answers(shard)
         elif failure is None or self._may_miss(keepalive, failure):
             if not keepalive.is_sure and (doubted := self._doubted(keepalive)):
                 self._table.counters["doubted"] += 1
@@ -160,7 +163,10 @@ class LeaseKeepAlive(Handler):
         for shard in missed:
             self._table.missed(keepalive.id, shard)
             self._repair.grant(keepalive.id, shard, keepalive.call.metadata)
-        answer = rpc_pb2.LeaseKeepAliveResponse(ID=keepalive.id, TTL=ttl).SerializeToString()
+        if keepalive.echo and ttl > 0:
+            answer = keepalive.echo + _TTL + varint(ttl)
+        else:
+            answer = rpc_pb2.LeaseKeepAliveResponse(ID=keepalive.id, TTL=ttl).SerializeToString()
         return prefix(self._header(keepalive.headers) + answer)
 
     def _header(self, headers: dict[str, rpc_pb2.ResponseHeader | None]) -> bytes:

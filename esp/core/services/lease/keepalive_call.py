@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from time import monotonic
 from typing import Final, Protocol
@@ -37,6 +36,8 @@ MUCH_AT_WORK: Final = 256
 """With so many keepalives on one stream to a shard, no client may have more than a few on it."""
 
 _parse = rpc_pb2.LeaseKeepAliveRequest.FromString
+_REQUEST_TAG: Final = 1 << 3
+_ANSWER_TAG: Final = bytes((2 << 3,))
 NO_ANSWER: Final = -1
 
 
@@ -47,6 +48,7 @@ class Keepalive:
         body: the request, with its prefix.
         sent: the time of sending, on the monotonic clock.
         size: bytes of the client's window to give back when the keepalive is over.
+        echo: the field of the id as it stands in an answer; b"" if only a parser can tell.
         ttls: by the shard's name: the TTL that the shard answered, NO_ANSWER before or without an answer.
         headers: by the shard's name: the header of the answer; None before or without an answer.
         failure: why esp cannot answer the call, or why a shard did not answer.
@@ -54,11 +56,27 @@ class Keepalive:
         answer: the client's answer, once known: a message with its prefix, or the end of the call.
     """
 
-    __slots__ = ("_left", "answer", "body", "call", "failure", "headers", "id", "is_sure", "sent", "size", "ttls")
+    __slots__ = (
+        "_left",
+        "answer",
+        "body",
+        "call",
+        "echo",
+        "failure",
+        "headers",
+        "id",
+        "is_sure",
+        "sent",
+        "size",
+        "ttls",
+    )
 
     def __init__(self, call: KeepaliveCall, message: bytes, sent: float, shards: Iterable[str]) -> None:
         self.call = call
-        self.id = _parse(message).ID
+        lease_id = self.id = _parse(message).ID
+        # Nothing but the id, in the shortest form: an answer then has the same bytes behind another tag.
+        is_plain = lease_id > 0 and message[0] == _REQUEST_TAG and len(message) == (lease_id.bit_length() + 13) // 7
+        self.echo = _ANSWER_TAG + message[1:] if is_plain else b""
         self.body = prefix(message)
         self.sent = sent
         self.size = 0
@@ -94,7 +112,9 @@ class Keepalive:
         """Takes a shard's answer."""
         self.ttls[shard] = ttl if ttl > 0 else 0
         self.headers[shard] = header
-        self._one_less()
+        self._left -= 1  # `_one_less`, spelled out
+        if not self._left:
+            self.call.complete(self)
 
     def failed(self, shard: str, status: Status) -> None:
         """Takes a shard's failure. An error of another kind counts more than an unreachable shard."""
@@ -114,6 +134,10 @@ class Keepalive:
         self._left -= 1
         if not self._left:
             self.call.complete(self)
+
+
+def _malformed(error: DecodeError) -> Status:
+    return Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}")
 
 
 class Service(Protocol):
@@ -190,9 +214,29 @@ class KeepaliveCall(Sink):
 
     def request_data(self, payload: bytes, end: bool) -> None:
         """Takes some requests, or the half-close."""
+        if not end and not self._payloads and self._messages is None:
+            message = self._reader.sole(payload)
+            if message is not None and self._room() > 0 and not self.closed:
+                self._take_sole(message, len(payload))
+                return
         self._payloads.append((payload, end))
         self._unread += len(payload)
         self._take_requests()
+
+    def _take_sole(self, message: bytes, size: int) -> None:
+        """Takes the one request in a payload of `size` bytes, as nearly all come."""
+        try:
+            keepalive = Keepalive(self, message, monotonic(), self.lanes.lanes)
+        except DecodeError as error:
+            self._end(_malformed(error))
+            return
+        if not self._service.admit(self.address, 1):
+            self._end(errors.TOO_MANY_REQUESTS)
+            return
+        keepalive.size = size
+        stream = self.stream
+        stream.connection.context.counters.messages_received[stream.head.path] += 1
+        self._send((keepalive,), keepalive.body)
 
     def half_message(self) -> int | None:
         """The number of the request that has come only in part; None if there is none."""
@@ -206,7 +250,7 @@ class KeepaliveCall(Sink):
         except RpcError as error:
             self._end(error.status)
         except DecodeError as error:
-            self._end(Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}"))
+            self._end(_malformed(error))
         if self._half_closed and not self._queue and not self.closed:
             self._end(OK)
         held, self._held = self._held, self._unread
@@ -246,17 +290,16 @@ class KeepaliveCall(Sink):
             keepalives[-1].size = size
             counters = self.stream.connection.context.counters
             counters.messages_received[self.stream.head.path] += len(keepalives)
-            self._send(keepalives)
+            self._send(keepalives, b"".join([keepalive.body for keepalive in keepalives]))
         else:
             self.stream.consumed(size)
         if is_over:
             self._messages = None
             self._half_closed = self._ends
 
-    def _send(self, keepalives: Sequence[Keepalive]) -> None:
+    def _send(self, keepalives: Sequence[Keepalive], body: bytes) -> None:
         self._queue += keepalives
         self.lanes.at_work += len(keepalives)
-        body = b"".join([keepalive.body for keepalive in keepalives])
         for lane in self.lanes.lanes.values():
             lane.send(keepalives, body)
 
@@ -275,14 +318,16 @@ class KeepaliveCall(Sink):
 
     def complete(self, keepalive: Keepalive) -> None:
         """All shards have answered, or will not: answers the client. A bug here ends no stream to a shard."""
-        self._service.background.guard("a keepalive", partial(self._complete, keepalive), self.stream.on_bug)
-
-    def _complete(self, keepalive: Keepalive) -> None:
         if self.closed:
             return
-        keepalive.answer = self._service.answer(keepalive)
-        if keepalive.answer is not None and keepalive is self._queue[0]:
-            self._answer()
+        if self.closed:
+            return
+        try:
+            keepalive.answer = self._service.answer(keepalive)
+            if keepalive.answer is not None and keepalive is self._queue[0]:
+                self._answer()
+        except Exception as error:
+            self._service.background.failed("a keepalive", error, self.stream.on_bug)
 
     def _answer(self) -> None:
         """Sends the answers that are known, in the order of the requests."""
@@ -305,7 +350,7 @@ class KeepaliveCall(Sink):
         counters.messages_sent[stream.head.path] += done
         self._service.release(self.address, done)
         self.lanes.at_work -= done
-        if not self.closed and self._room() >= len(queue):
+        if (self._payloads or self._messages or self._half_closed) and not self.closed and self._room() >= len(queue):
             clock = stream.connection.clock
             began = clock()
             self._take_requests()

@@ -9,12 +9,11 @@ from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
 
-from esp.core import errors
 from esp.core.shard import Shard
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.connection import Connection
-from esp.core.wire.frames import MAX_FRAME_SIZE
+from esp.core.wire.gathered import Gathered
 from esp.core.wire.message import MessageReader
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.splice import NO_TRAILERS
@@ -83,7 +82,6 @@ class WatchCall(ClientStream):
         "_kept",
         "_messages",
         "_owed",
-        "_request_bytes",
         "_requests",
         "_unread",
         "_unread_bytes",
@@ -100,37 +98,11 @@ class WatchCall(ClientStream):
         self._is_reading = False
         self._ends = False
         self._is_free = caller.crowd is None and not caller.may_hold_back
-        self._requests: list[bytes] = []
-        self._request_bytes = 0
+        self._requests = Gathered(self)
 
     def request(self, message: bytes) -> None:
         """Sends a request, together with the others of this turn."""
-        requests = self._requests
-        if not requests:
-            self.connection.context.gatherers.append(self)
-        self._request_bytes += len(message)
-        if self._request_bytes > MAX_FRAME_SIZE and requests:
-            self._send_requests()
-            self._request_bytes = len(message)
-        requests.append(message)
-
-    def flush(self) -> None:
-        """Sends the gathered requests."""
-        if self._requests:
-            self._send_requests()
-
-    def _send_requests(self) -> None:
-        requests = self._requests
-        data = requests[0] if len(requests) == 1 else b"".join(requests)
-        requests.clear()
-        self._request_bytes = 0
-        if self._caller.is_current(self):
-            self.send_data(data, False)
-
-    def on_bug(self) -> None:
-        """Ends the call: an exception came out of `flush`."""
-        log.exception("shard %s: a bug in esp; a watch stream ends", self._caller.shard.name)
-        self._end(errors.SERVER_STOPPED)
+        self._requests.send(message)
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The head or the trailers."""

@@ -313,6 +313,115 @@ class TestOrder:
         assert world.hears(3) == [(8, 60)]
 
 
+class TestBytes:
+    """Most requests and answers are handled as the bytes that came; those of any other form mean the same."""
+
+    def raw(self, world: World) -> list[bytes]:
+        world.server.flush()
+        frames_said = [frame.payload for frame in split(world.server.says()) if frame.kind == frames.DATA]
+        return MessageReader(10_000).feed(b"".join(frames_said))
+
+    @pytest.mark.parametrize("ttl", [1, 127, 128, 300, 16_383, 16_384, 2**40])
+    def test_an_answer_is_written_as_protobuf_writes_it(self, world: World, ttl: int) -> None:
+        world.opens()
+        ids = [1, 127, 128, 2**14, 2**56 - 1, 2**56, 2**63 - 1, -5, -(2**63)]
+        for id_ in ids:
+            world.asks(id_)
+        for shard in world.shards:
+            shard.answers(1, ids[0], ttl=ttl, first=True)  # the header is known from here on
+            for id_ in ids[1:]:
+                shard.answers(1, id_, ttl=ttl)
+        answers = self.raw(world)
+        assert len(answers) == len(ids)
+        for id_, answer in zip(ids, answers, strict=True):
+            parsed = Answer.FromString(answer)
+            assert (parsed.ID, parsed.TTL, parsed.header.revision) == (id_, ttl, 5)
+            assert answer == parsed.SerializeToString()
+        assert world.table.get(2**56) is not None
+
+    @pytest.mark.parametrize(
+        "request_bytes",
+        [b"\x08\x87\x00", b"\x08\x05\x08\x07", b"\x08\x07\x18\x3c", b"\x18\x3c\x08\x07", b"\x08\x07\x12\0"],
+    )
+    def test_a_request_in_another_form_is_read_all_the_same(self, world: World, request_bytes: bytes) -> None:
+        world.opens()
+        world.asks(7)
+        world.client.sends(data(1, message(request_bytes)))
+        for shard in world.shards:
+            assert shard.asked() == [(1, [7, 7])]
+            shard.answers(1, 7, first=True)
+            shard.answers(1, 7, ttl=50)
+        assert world.hears() == [(7, 60), (7, 50)]
+
+    @pytest.mark.parametrize(
+        "tail",
+        [
+            b"\x18\xb2\x00",  # a number with a byte too many
+            b"\x18\x05\x18\x32",  # the last of a field counts
+            b"\x18\x32\x20\x01",  # a field of a newer etcd
+            b"\x20\x01\x18\x32",
+        ],
+    )
+    def test_an_answer_in_another_form_is_read_all_the_same(self, world: World, tail: bytes) -> None:
+        world.opens()
+        world.asks(7)
+        world.asks(7)
+        head = Answer(header={"revision": 5}, ID=7).SerializeToString()
+        for shard in world.shards:
+            shard.answers(1, 7, first=True)
+            assert shard.caller is not None
+            shard.caller.hears(data(1, message(head + tail)))
+        assert world.hears() == [(7, 60), (7, 50)]
+
+    def test_an_answer_about_another_lease_with_the_same_first_bytes_is_not_taken(self, world: World) -> None:
+        world.opens()
+        world.asks(7)
+        world.asks(1)
+        for shard in world.shards:
+            shard.answers(1, 7, first=True)
+        world.shards[0].answers(1, 1 + (1 << 7))
+        assert world.shards[0].asked()[-1] == (1, []), "the stream has ended for that"
+
+    def test_an_answer_to_nobody_is_not_taken(self, world: World) -> None:
+        world.opens()
+        world.asks(7)
+        for shard in world.shards:
+            shard.answers(1, 7, first=True)
+        world.shards[0].asked()
+        world.shards[0].answers(1, 7)
+        assert world.shards[0].asked() == [(1, [])]
+
+    def test_keepalives_of_one_turn_leave_in_one_frame(self, world: World) -> None:
+        for stream in (1, 3, 5):
+            world.opens(stream)
+        world.asks(7, stream=1)
+        for shard in world.shards:
+            assert shard.asked() == [(1, [7])]
+        for stream in (1, 3, 5):
+            world.asks(8, 9, stream=stream)
+            world.asks(10, stream=stream)
+        for shard in world.shards:
+            assert shard.caller is not None
+            shard.caller.flush()
+            said = [frame.payload for frame in split(shard.caller.said()) if frame.kind == frames.DATA]
+            assert len(said) == 1
+            assert [Ask.FromString(m).ID for m in MessageReader(1000).feed(said[0])] == [8, 9, 10] * 3
+
+    def test_keepalives_that_do_not_fit_a_frame_all_leave(self, world: World) -> None:
+        world.opens(1)
+        world.asks(7)
+        world.shards[0].asked()
+        large = message(b"\x08\x08\x12\xf6\x1f" + bytes(4086))
+        for _ in range(9):
+            world.client.sends(data(1, large))
+        caller = world.shards[0].caller
+        assert caller is not None
+        caller.flush()
+        said = [frame.payload for frame in split(caller.said()) if frame.kind == frames.DATA]
+        assert len(said) == 3
+        assert len(MessageReader(10_000).feed(b"".join(said))) == 9
+
+
 class TestAnotherLayout:
     def test_a_shard_that_has_come_is_asked_on_the_streams_that_are_open(self, world: World) -> None:
         world.opens()
