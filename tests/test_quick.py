@@ -114,12 +114,22 @@ NEITHER = {"typer", "esp.cli", "rich", "asyncio", "ssl", "logging", "google.prot
 """What takes longest to load of all that esp has."""
 
 
+def test_what_serves_loads_nothing_of_the_other_commands() -> None:
+    """Nor what only some configs need."""
+    script = "import sys, esp.cli.serve, esp.commands.serve, esp.commands.logged, esp.core.proxy; print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    nor = {"rich", "grpc", "opentelemetry", "cryptography", "prometheus_client", "google.protobuf.json_format"}
+    nor |= {f"esp.core.{name}" for name in ("health", "export", "load", "lease_survey", "config.schema")}
+    nor |= {f"esp.cli.{name}" for name in ("route", "check", "transfer", "bench", "whole")}
+    assert set(out.split()) & nor == set()
+
+
 @pytest.mark.parametrize(
     ("arguments", "loads", "nor"),
     [
         (["--help"], "esp.quick", {"yaml", "dataclasses", "esp.core.config"}),
         (["version"], "esp.quick", {"yaml", "dataclasses", "esp.core.config"}),
-        (["route", "a"], "esp.commands.route", {"esp.core.health", "esp.commands.rendered"}),
+        (["route", "a"], "esp.commands.route", {"esp.core.health", "esp.commands.rendered", "esp.core.config.user"}),
         (["complete", "shards", ""], "esp.core.config", {"esp.commands.route"}),
     ],
 )

@@ -11,7 +11,17 @@ from textwrap import fill
 from typing import Any, Final
 
 from esp.commands import interruptible
-from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, complain, write, write_json, write_table
+from esp.commands.output import (
+    INTERRUPTED,
+    USAGE,
+    CommandError,
+    Format,
+    complain,
+    counted,
+    write,
+    write_json,
+    write_table,
+)
 from esp.commands.progress import progress_bar
 from esp.core import config as configs
 from esp.core.config import Config, url_of
@@ -149,7 +159,7 @@ def _about(options: Options, keys: Keys) -> list[str]:
     spread = ", ".join(keys.shards) if any(keys.shards) else "wherever the map puts one prefix"
     return [
         f"Closed loop: {plan.connections} connections, {plan.streams} requests open on each; the next one is sent when "
-        f"one is answered. {plan.rounds} rounds of {plan.seconds:g} s for each target, in turns, after "
+        f"one is answered. {counted(plan.rounds, 'round')} of {plan.seconds:g} s for each target, in turns, after "
         f"{plan.warm_up:g} s of warm-up. {plan.keys} keys, values of {plan.value_bytes} bytes, in shards: {spread}.",
         "Latencies are from sending a request to its whole answer, in this client. Requests/s and the ratio are "
         "medians of the rounds. For watch a request is a put and its event; for keepalive one of a lease on a stream.",
@@ -184,7 +194,7 @@ def _write_text(options: Options, keys: Keys, measured: Sequence[Measured]) -> N
     write_table(headers, rows)
     write("")
     for line in _about(options, keys):
-        write(fill(line, 80))
+        write(fill(line, 80, break_on_hyphens=False))
     if max(one.cpu for one in measured) >= BUSY:
         share = max(one.cpu for one in measured)
         told = f"This client took up to {share:.0%} of a core, and may be what limits the figures: "

@@ -41,7 +41,8 @@ from tests.commands.test_top import seen
 from tests.harness import EspProcess, Etcds, connect, prefork, running_esps, write_config
 from tests.stubs import rpc_pb2_grpc
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent.parent
+GOLDEN = ROOT / "tests/commands/golden"
 GROUP = typer.main.get_command(app)
 WIDTHS = (80, 120)
 TXN = 'mod("a") > "0"\n\nput a 1\nget j\n\nget a\n\n'
@@ -175,6 +176,7 @@ def even(text: str, scene: Scene) -> str:
     text = re.sub(r"[^\n]*\r", "", text)
     text = re.sub(r"(?m)^(?!tls )[\w.]+ +default .*\n(    .*\n)?", "", text)
     text = re.sub(r' {4}\{\s+"name": "(?!tls")[^{}]+\{\s+"kind": "default"\s+\}\s+\},?\n', "", text)
+    text = re.sub(r",\n  \]", "\n  ]", text)
     for number, etcd in enumerate(scene.etcds):
         text = text.replace(str(etcd.client_port), f"{10_001 + number}")
     text = text.replace(str(scene.esp.port), "10000").replace(str(scene.folder), "/golden")
@@ -291,6 +293,29 @@ def test_real_checks_and_tops_have_the_form_that_is_shown(scene: Scene) -> None:
         places = {place for place in forms(real) if ".numbers." not in place}  # those are whatever there is
         new = [place for place in places if not any(one.startswith(place) for one in forms(known))]
         assert new == [], name
+
+
+OF_OTHERS = ("numbers", "dependencies", "errors", "shards")
+"""Fields with names that are not esp's: of metrics, packages, errors, or (`differences[].shards`) shards."""
+
+
+def names_in(value: object) -> Iterator[str]:
+    """The names of all fields, without those that are not esp's."""
+    if isinstance(value, dict):
+        for name, here in value.items():
+            yield name
+            yield from () if name in OF_OTHERS and isinstance(here, dict) else names_in(here)
+    elif isinstance(value, list):
+        for one in value:
+            yield from names_in(one)
+
+
+def test_every_field_is_documented() -> None:
+    quoted = re.findall("`([^`]+)`", (ROOT / "docs/json.md").read_text())
+    documented = {word for text in quoted for word in [text, *re.findall(r"[\w-]+", text)]}
+    for path in GOLDEN.iterdir():
+        for told in re.findall(r"(?ms)^\{[^\n]*\}$|^\{$.*?^\}$", path.read_text()):
+            assert set(names_in(json.loads(told))) - documented == set(), path.name
 
 
 def forms(value: object, place: str = "") -> set[str]:

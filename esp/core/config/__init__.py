@@ -29,6 +29,7 @@ From the top down; each file imports only files below it.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,22 +39,37 @@ from esp.core.config.checks import check_certificates, check_no_loop
 from esp.core.config.control import Control
 from esp.core.config.fault import ConfigError
 from esp.core.config.file import find, listen_of, load, parse, text_of
-from esp.core.config.hot import HotConfig
 from esp.core.config.listen import Listen, url_of
-from esp.core.config.listen_tls import ListenTls
 from esp.core.config.log import LogConfig
-from esp.core.config.shard_tls import ShardTls
 from esp.core.config.shards import Endpoint, ShardConfig, endpoint_at
-from esp.core.config.traces import TracesConfig
-from esp.core.config.user import User, read_password
 from esp.core.config.values import Config
 from esp.core.config.workers import workers_of
 
 if TYPE_CHECKING:
     from esp.core.config.effective import Effective
+    from esp.core.config.hot import HotConfig
+    from esp.core.config.listen_tls import ListenTls
+    from esp.core.config.shard_tls import ShardTls
+    from esp.core.config.traces import TracesConfig
+    from esp.core.config.user import User, read_password
 
 EXAMPLE: Final = Path(__file__).with_name("example.yaml")
 """A config with all fields and what they mean."""
+_SELDOM: Final = {
+    "HotConfig": "hot",
+    "ListenTls": "listen_tls",
+    "ShardTls": "shard_tls",
+    "TracesConfig": "traces",
+    "User": "user",
+    "read_password": "user",
+}
+"""Names of fields that few files have, and their modules: loaded by whoever asks for them, or for such a file."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _SELDOM:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(f"{__name__}.{_SELDOM[name]}"), name)
 
 
 def effective_values(text: str, config: Config) -> list[Effective]:

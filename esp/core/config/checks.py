@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from esp.core.config.fault import ConfigError
-from esp.core.config.listen_tls import needs_certificate
 from esp.core.config.values import Config
 
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 - to connect to these is to connect here
@@ -35,6 +34,8 @@ def check_certificates(config: Config) -> None:
     """
     of_tls = next((listen for listen in config.all_listen if listen.tls), None)
     if of_tls is not None and config.tls is None:
+        from esp.core.config.listen_tls import needs_certificate  # as in `file`
+
         raise ConfigError(config.path, None, needs_certificate(of_tls))
 
 

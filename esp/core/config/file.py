@@ -16,15 +16,12 @@ from esp.core.config.addresses import address, is_wildcard
 from esp.core.config.control import control_at
 from esp.core.config.fault import ConfigError
 from esp.core.config.fields import shown
-from esp.core.config.hot import hot_of
 from esp.core.config.limits import limits_of
 from esp.core.config.listen import Listen, again, listen_at
-from esp.core.config.listen_tls import listen_tls_at
 from esp.core.config.log import log_of
 from esp.core.config.ranges import RangeFields
 from esp.core.config.shape import Shape
 from esp.core.config.shards import read_shards
-from esp.core.config.traces import traces_of
 from esp.core.config.values import Config
 from esp.core.config.workers import workers_of
 from esp.core.config.yaml_lines import LineError, Lines, Value, read
@@ -194,7 +191,10 @@ class _FileReader(RangeFields):
         listen, pages = self._urls(file, folder)
         given = None if file.listen is None and not pages else [*listen, *pages]
         tls = None
-        if not self.is_spoiled(("listen",)) and not self.is_spoiled(("metrics_listen",)):
+        is_secured = file.tls is not None or any(one.tls for one in given or ())
+        if is_secured and not self.is_spoiled(("listen",)) and not self.is_spoiled(("metrics_listen",)):
+            from esp.core.config.listen_tls import listen_tls_at
+
             tls = tried(None, listen_tls_at, file.tls, given, self, folder)
         advertise = self._advertise(file.advertise)
         read_all = partial(read_shards, needs_ranges=file.map != "shards")
@@ -216,10 +216,17 @@ class _FileReader(RangeFields):
             "limits": tried(None, limits_of, file.limits, self),
             "control": tried(None, control_at, file.control, self, folder),
             "log": tried(None, log_of, file.log, self),
-            "traces": tried(None, traces_of, file.traces, self),
-            "hot_prefixes": tried(None, hot_of, file.hot_prefixes, self),
             "workers": tried(1, self._workers, file.workers),
         }
+        # What few files have is loaded only for them.
+        if file.traces is not None:
+            from esp.core.config.traces import traces_of
+
+            values["traces"] = tried(None, traces_of, file.traces, self)
+        if file.hot_prefixes is not False:
+            from esp.core.config.hot import hot_of
+
+            values["hot_prefixes"] = tried(None, hot_of, file.hot_prefixes, self)
         if self.faults or read is None:
             return None
         shards, shard_map = read

@@ -10,18 +10,20 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esp.core.config.addresses import address
 from esp.core.config.fields import key_bytes
 from esp.core.config.ranges import RangeFields
 from esp.core.config.shape import Shape
-from esp.core.config.shard_tls import ShardTls, shard_tls_at
-from esp.core.config.user import User, user_at
 from esp.core.config.yaml_lines import LineError, Place
 from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.shard_map import ShardMap, ShardMapError, carve
-from esp.core.tls_paths import Files
+
+if TYPE_CHECKING:
+    from esp.core.config.shard_tls import ShardTls
+    from esp.core.config.user import User
+    from esp.core.tls_paths import Files
 
 _OWN = ("endpoints", "ranges", "auth", "tls")
 _ORIGINAL = ("address", "start", "end", "startBytes", "endBytes")
@@ -95,7 +97,7 @@ def read_shards(
         LineError: there is a fault in a shard; or a key has no owner, or two; or a boundary divides a range of `whole`.
     """
     reader = _ShardsReader(fields, folder, needs_ranges=needs_ranges)
-    user = None if auth is None else fields.tried(None, user_at, auth, ("auth",), fields, folder)
+    user = None if auth is None else _user(auth, ("auth",), fields, folder)
     reader.read(entries)
     secured = reader.secured(tls)
     if fields.is_spoiled(("shards",)):
@@ -135,6 +137,12 @@ class OriginalShardShape(Shape):
     end: Any = None
     startBytes: Any = None  # noqa: N815 - the original's names
     endBytes: Any = None  # noqa: N815
+
+
+def _user(value: dict[str, Any], place: Place, fields: RangeFields, folder: Path | None) -> User | None:
+    from esp.core.config.user import user_at  # few files have one
+
+    return fields.tried(None, user_at, value, place, fields, folder)
 
 
 class _Source(NamedTuple):
@@ -222,7 +230,7 @@ class _ShardsReader:
         tried = self.fields.tried
         tried(None, self._read_endpoints, name, shape.endpoints, (*place, "endpoints"), subject)
         if shape.auth is not None:
-            user = tried(None, user_at, shape.auth, (*place, "auth"), self.fields, self._folder)
+            user = _user(shape.auth, (*place, "auth"), self.fields, self._folder)
             if user is not None:
                 self.users[name] = user
         if shape.tls is not None and name in self.endpoints:
@@ -300,6 +308,8 @@ class _ShardsReader:
         if not first.tls:
             secured = dataclasses.replace(first, tls=True)
             self.fail(place, f'{subject} has "tls", but endpoint {first} is plain; write {secured}, or leave out "tls"')
+        from esp.core.config.shard_tls import shard_tls_at
+
         self.tls[name] = shard_tls_at(value, place, self.fields, self._folder, self._checked)
 
     def secured(self, for_all: dict[str, Any] | None) -> dict[str, ShardTls]:
@@ -309,6 +319,10 @@ class _ShardsReader:
             LineError: there is a fault in `for_all`, or no shard uses TLS.
         """
         names = [name for name, endpoints in self.endpoints.items() if endpoints[0].tls]
+        if not names and for_all is None:
+            return {}
+        from esp.core.config.shard_tls import ShardTls, shard_tls_at
+
         default = ShardTls()
         if for_all is not None:
             fields = self.fields

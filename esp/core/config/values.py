@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from esp.core.config.across import AcrossShards, Compaction
 from esp.core.config.control import Control
-from esp.core.config.hot import HotConfig
 from esp.core.config.listen import Listen
-from esp.core.config.listen_tls import ListenTls
 from esp.core.config.log import LogConfig
 from esp.core.config.shards import ShardConfig
-from esp.core.config.traces import TracesConfig
 from esp.core.kubernetes import COMPACT_KEY, assumed_roots
 from esp.core.namespace import Namespace
 from esp.core.shard_map import ShardMap
 from esp.core.wire.limits import Limits
+
+if TYPE_CHECKING:
+    from esp.core.config.hot import HotConfig
+    from esp.core.config.listen_tls import ListenTls
+    from esp.core.config.traces import TracesConfig
 
 
 @dataclass(frozen=True, slots=True)
