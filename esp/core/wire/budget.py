@@ -34,7 +34,9 @@ class Account:
 
     __slots__ = (
         "__weakref__",
+        "_above",
         "_budget",
+        "_from",
         "_names",
         "_parent",
         "_place",
@@ -56,6 +58,7 @@ class Account:
         self._ranks: dict[int, dict[Account, None]] = {}
         self._ranks_in = parent._ranks if parent is not None and gives_way else None
         self._place = 0
+        self._from, self._above = 0, 1  # the sizes at this place
 
     def of(self, name: str) -> Account:
         """The account below this one that has a name, such as an address; made when there is none."""
@@ -108,14 +111,16 @@ class Account:
         account: Account | None = self
         while account is not None:
             held = account.held = account.held + size
-            # The first four bits of the number, and the count of bits behind them: grows with the number.
-            shift = held.bit_length() - 4
-            place = held if shift <= 0 else (shift << 4) + (held >> shift)
-            if place != account._place:
-                account._move(place)
+            if not account._from <= held < account._above:
+                account._move(held)
             account = account._parent
 
-    def _move(self, place: int) -> None:
+    def _move(self, held: int) -> None:
+        # The first four bits of the number, and the count of bits behind them: grows with the number.
+        shift = max(0, held.bit_length() - 4)
+        top = held >> shift
+        place = (shift << 4) + top
+        self._from, self._above = top << shift, top + 1 << shift
         ranks = self._ranks_in
         if ranks is not None:
             before = self._place

@@ -74,7 +74,7 @@ class Connection:
         self.context = context
         self.limits = context.limits
         self.peer = peer
-        self.out: list[bytes] = []
+        self.out: list[bytes | memoryview] = []
         self.on_flush: Callable[[bytes], None] | None = None
         self.on_end: Callable[[], None] | None = None
         self.on_charge: Callable[[float], None] | None = None
@@ -187,7 +187,7 @@ class Connection:
             if self._held_ack is not None and self._held_ack.is_due(sum(map(len, out))):
                 out.append(self._held_ack.frames)
                 self._held_ack = None
-            data = out[0] if len(out) == 1 else b"".join(out)
+            data = b"".join(out)  # a single frame as it is
             self.written += len(out)
             out.clear()
             if self._table_update_due:

@@ -21,8 +21,9 @@ PREFIX_SIZE = 5
 
 FRONT = "BHHIBI"
 """The head of a frame of DATA and the prefix of the message in it. Of the head: 0 if the length is below 64 KiB, the
-length, WHOLE_DATA for DATA that ends the stream, the stream id. Of the prefix: flag byte and length."""
+length, WHOLE_DATA (it ends the stream) or PIECE or another number, the stream id. Of the prefix: flag byte, length."""
 WHOLE_DATA = DATA << 8 | END_STREAM
+PIECE = DATA << 8
 _FRONT = struct.Struct(f">{FRONT}")
 FRONT_SIZE = _FRONT.size
 unpack_front = _FRONT.unpack_from

@@ -36,12 +36,13 @@ from esp.core.wire.frames import (
 )
 from esp.core.wire.handler import Handler
 from esp.core.wire.hpack import Fields, TooLarge
-from esp.core.wire.message import FRONT_SIZE, PREFIX_SIZE, WHOLE_DATA, parse_timeout, unpack_front
+from esp.core.wire.message import FRONT_SIZE, PIECE, PREFIX_SIZE, WHOLE_DATA, parse_timeout, unpack_front
 from esp.core.wire.open_calls import too_many
 from esp.core.wire.owed_messages import OwedMessages
 from esp.core.wire.request import LARGE_HEAD, NO_LENGTH, RequestHead, check_fields
 from esp.core.wire.request_decoder import Request, RequestDecoder
 from esp.core.wire.request_heads import RequestHeads, too_large
+from esp.core.wire.request_message import LARGE_PIECE
 from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
 
@@ -146,6 +147,17 @@ class ServerConnection(Admission[ServerStream]):
                         start = position + HEADER_SIZE
                         end = start + length
                         stream = streams.get(stream_id)
+                        if (
+                            kind == PIECE
+                            and LARGE_PIECE <= length <= MAX_FRAME_SIZE
+                            and end <= size
+                            and not above
+                            and stream is not None
+                            and stream.take_piece(data[start:end])
+                        ):
+                            position = end
+                            self.recv_window -= length
+                            continue
                         if (
                             kind != WHOLE_DATA
                             or above

@@ -173,8 +173,9 @@ class SplicedCall(ClientStream, Sink):
 
     def on_drained(self, size: int) -> None:
         """Request bytes that waited have left."""
-        self.down.consumed(size)
-        if not self.local_open and self.message is not None and len(self.message) > REPLAY_BYTES:
+        if self.message is None:
+            self.down.consumed(size)
+        elif not self.local_open and len(self.message) > REPLAY_BYTES:
             self.message = b""
 
     def on_buffers_full(self) -> None:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 COPIED: Final = 1024
 """Bytes of DATA that are put behind their frame's head at once; more are copied once only, with all output."""
-
-
 C = TypeVar("C", bound="Multiplexed[Any]")
 
 
@@ -208,7 +206,7 @@ class Stream(Generic[C]):
             self.has_sent = True
             last = not pending.chunks and pending.end and pending.trailers is None
             connection.send(pack_header(size << 8, END_STREAM if last else 0, self.id))
-            connection.out.append(bytes(chunk))
+            connection.out.append(chunk)
             connection.sent_since_ping = True
         if not pending.chunks:
             self.pending = None

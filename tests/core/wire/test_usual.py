@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from esp.core.wire import frames
@@ -21,6 +23,7 @@ from tests.core.wire.conversation import (
     headers,
     meet,
     message,
+    split,
     trailers,
     window,
 )
@@ -86,6 +89,50 @@ def test_a_request_means_the_same_whether_it_comes_at_once_or_byte_by_byte(name:
     assert at_once.saw == in_pieces.saw
     assert at_once.connection.recv_window == in_pieces.connection.recv_window
     assert list(at_once.connection.streams) == list(in_pieces.connection.streams)
+
+
+def pieces_at(stream: int) -> dict[str, bytes]:
+    """What may come of a message in several large frames."""
+    whole = message(bytes(range(256)) * 150)  # 38,405 bytes
+    parts = [whole[:16_384], whole[16_384:20_000], whole[20_000:20_400], whole[20_400:25_000], whole[25_000:]]
+
+    def frames_of(*fields: tuple[bytes, bytes], parts: list[bytes] = parts, **last: Any) -> bytes:
+        *first, end = parts
+        said = headers(stream, call(ECHO, *fields)) + b"".join(data(stream, part) for part in first)
+        return said + data(stream, end, **(last or {"end": True}))
+
+    usual = headers(stream + 2, call()) + data(stream + 2, message(), end=True)
+    return {
+        "usual": frames_of() + usual,
+        "an end of its own": frames_of(parts=[*parts, b""]) + usual,
+        "no end": frames_of(pad=0) + usual,
+        "padded": frames_of(pad=9, end=True) + usual,
+        "cut": frames_of(parts=parts[:3]) + usual,
+        "another message": frames_of(parts=[*parts, message(bytes(5000))]) + usual,
+        "a bit too much": frames_of(parts=[*parts[:-1], parts[-1] + b"\0"]) + usual,
+        "the right length": frames_of((b"content-length", b"38405")) + usual,
+        "less than the length": frames_of((b"content-length", b"38406")) + usual,
+        "more than the length": frames_of((b"content-length", b"24000")) + usual,
+        "more than the window": frames_of(parts=[message(bytes(200_000))[:16_384], *[bytes(16_384)] * 5]),
+        "above the limit": frames_of(parts=[b"\0" + (1 << 31).to_bytes(4, "big") + bytes(9000), bytes(9000)]) + usual,
+        "compressed": frames_of(parts=[b"\1" + whole[1:9000], whole[9000:18_000]]) + usual,
+        "an answer before its end": headers(stream, call(b"/not/known"))
+        + b"".join(data(stream, part) for part in parts),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", pieces_at(9))
+def test_a_message_in_large_frames_means_the_same_at_once_and_in_pieces(name: str) -> None:
+    client, at_once, stream = learnt()
+    second, in_pieces, _ = learnt()
+    said = pieces_at(stream)[name]
+    client.sends(said)
+    second.sends_in_pieces(1499, said)
+    assert set(split(at_once.says())) == set(split(in_pieces.says()))  # windows may be given back in other portions
+    assert at_once.saw == in_pieces.saw
+    assert at_once.connection.recv_window == in_pieces.connection.recv_window
+    assert list(at_once.connection.streams) == list(in_pieces.connection.streams)
+    assert at_once.context.buffers.used == in_pieces.context.buffers.used
 
 
 def test_a_wrong_length_is_seen_with_a_head_that_is_known() -> None:
