@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Callable, Sequence, Sized
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence, Sized
 from itertools import chain
 from operator import itemgetter
 from typing import Any, Final, TypeVar
@@ -28,6 +28,7 @@ HEAD_BYTES: Final = 64
 """Leading bytes of each value that are kept to compare; only if they are equal, the rest is looked up."""
 
 Row = TypeVar("Row", bound=Sized)
+Result = TypeVar("Result")
 
 
 def parse_row(row: bytes) -> kv_pb2.KeyValue:
@@ -105,6 +106,19 @@ async def in_turns(rows: Sequence[Row]) -> AsyncIterator[Sequence[Row]]:
         at += len(portion)
         if at < count:
             await asyncio.sleep(0)
+
+
+def steps_of(work: Coroutine[Any, Any, Result]) -> Generator[None, None, Result]:
+    """The steps of a coroutine that waits for nothing but others' turns, for one who takes them himself."""
+    try:
+        while True:
+            work.send(None)
+            yield
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+    finally:
+        work.close()
 
 
 async def bytes_of(rows: Sequence[bytes]) -> int:

@@ -18,8 +18,10 @@ One shard:
 
 Several shards:
 
-    concat         a Range in key order made of the shards' bytes, without parsing
-    concat_part, concat_sending    one shard's part of it; the half of it that sends
+    concat         a Range made of the shards' bytes
+    concat_part, kept_answer    one shard's part of it, and the bytes of its answer
+    concat_order   another order of rows than that of their keys
+    concat_sending the half of it that sends
     part_batch     joins parts for the same shard as read_batch joins reads
     range_bytes    the bytes of requests for parts, and of answers
     spans          what such Ranges have in common

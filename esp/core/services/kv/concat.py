@@ -1,9 +1,9 @@
-"""A Range over several shards, in key order, answered with the bytes of their answers.
+"""A Range over several shards, answered with the bytes of their answers.
 
-Nothing is parsed but the headers. If all answers are small, or the Range has a limit, they are put together once all
-have come: one header, the rows as they came, `more` and the count, as one etcd would write them. With a limit, the
-rows behind it are cut off. If the limit is high, the first shard is asked before the others, which then send no more
-rows than the limit leaves.
+In key order nothing is parsed but the headers; another order is made by `concat_order`. If all answers are small, or
+the Range has a limit or another order, they are put together once all have come: one header, the rows as they came,
+`more` and the count, as one etcd would write them. With a limit, the rows behind it are cut off. If the limit is high,
+the first shard is asked before the others, which then send no more rows than the limit leaves.
 
 Large answers without limit are sent on as they come. Concatenated protobuf messages of a type are one message of that
 type: repeated fields add up, and of a single field the last one counts. So this merged answer is the shards' answers in
@@ -28,18 +28,19 @@ from typing import Final
 from esp.core.log.first_key import BEGINNING
 from esp.core.pb import rpc_pb2
 from esp.core.services.gate import Entry
-from esp.core.services.kv.concat_part import TAIL_BYTES, Part
+from esp.core.services.kv.concat_order import put_in_order
+from esp.core.services.kv.concat_part import Part
 from esp.core.services.kv.concat_sending import Sending
+from esp.core.services.kv.kept_answer import TAIL_BYTES
+from esp.core.services.kv.merge import part, requests
 from esp.core.services.kv.part_batch import PartBatches
 from esp.core.services.kv.range_bytes import end, end_of_rows, first_rows
-from esp.core.services.kv.rows import field
 from esp.core.services.kv.spans import Spans
-from esp.core.services.revision import read_at
 from esp.core.shard import outcome
 from esp.core.shard_map import Segment
 from esp.core.tokens import Position
 from esp.core.wire.frames import ErrorCode, pack_u32
-from esp.core.wire.message import PREFIX_SIZE, prefix
+from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.open_calls import CALL_BYTES
 from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.status import OK, RpcError, Status
@@ -48,8 +49,6 @@ log = logging.getLogger("esp.service")
 
 _Range = rpc_pb2.RangeRequest
 
-KEY_TAG: Final = 0x0A
-RANGE_END_TAG: Final = 0x12
 MOST_SEGMENTS: Final = 64
 """The most parts; a range in more parts is merged by parsing."""
 MANY_ROWS: Final = 100
@@ -57,19 +56,12 @@ MANY_ROWS: Final = 100
 rows of the answer. A further round to the shards costs about as much as reading 100 rows in vain."""
 SHORT_ANSWER: Final = 4096
 """The most bytes of an answer that is sent on as it comes without its header in front."""
-MOST_ANSWER_BYTES: Final = 2**31 - 1
-"""The most bytes of an answer. gRPC allows twice as much, but protobuf does not; etcd sends no more either."""
-
-
-def can_concat(request: rpc_pb2.RangeRequest) -> bool:
-    """Whether the merged answer has the rows of the parts in the order of their keys."""
-    return request.sort_target == _Range.KEY
 
 
 class Concat(Sending):
     """One client's Range: asks the shards, waits for their answers, and makes one of them."""
 
-    __slots__ = ("_again", "_later", "_limit", "_open", "_revision", "_to_begin", "small", "spans")
+    __slots__ = ("_again", "_later", "_limit", "_open", "_revision", "_sorted", "_to_begin", "small", "spans")
 
     def __init__(
         self, down: ServerCall, spans: Spans, entry: Entry | None, again: Callable[[], None], asked: bytes = b""
@@ -83,6 +75,7 @@ class Concat(Sending):
         self.spans = spans
         self._again = again
         self._later: tuple[_Range, Sequence[Segment], Position | None] | None = None  # what the second round asks for
+        self._sorted: _Range | None = None  # for another order than that of the keys
         self._revision = self._limit = 0
         self._to_begin = 0  # parts whose answer has not begun to come
         self._open = 0  # parts whose answer has not come whole
@@ -102,17 +95,22 @@ class Concat(Sending):
             return False
         if position is None and len({segment.shard for segment in segments}) < len(segments):
             return False
-        in_order = segments[::-1] if request.sort_order == _Range.DESCEND else segments
-        limit = self._limit = 0 if request.count_only else max(0, request.limit)
+        limit = 0 if request.count_only else max(0, request.limit)
         if position is not None:
             self._revision = request.revision
-        self.collects = limit > 0
+        now = in_order = segments
+        if request.sort_target != _Range.KEY and not request.count_only:
+            self._sorted = request
+            limit = part(request, segments[0].range).limit
+        elif request.sort_order == _Range.DESCEND:
+            now = in_order = segments[::-1]
+        self._limit = limit
+        self.collects = limit > 0 or self._sorted is not None
         self.small = CALL_BYTES // len(segments)
-        now = in_order
-        if limit >= MANY_ROWS and len(in_order) > 1:
+        if limit >= MANY_ROWS and len(in_order) > 1 and self._sorted is None:
             now = in_order[:1]
             self._later = request, in_order[1:], position
-        messages = _messages(request, now, position)
+        messages = requests(request, now, position)
         self.down.sink = self
         self._ask([(segment.shard, message) for segment, message in zip(now, messages, strict=True)], limit)
         return True
@@ -143,11 +141,11 @@ class Concat(Sending):
         count = self._to_begin = self._open = len(messages)
         self.small = CALL_BYTES // count
         self._parts = [Part(self, one.shard, message) for one, message in zip(batches, messages, strict=True)]
-        for one, part in zip(batches, self._parts, strict=True):
+        for each, one in zip(batches, self._parts, strict=True):
             if self._entry is None:
-                one.add(part)
+                each.add(one)
             else:
-                part.send_late()
+                one.send_late()
             if self.down.sink is not self:
                 return  # a part could not be sent
 
@@ -166,7 +164,7 @@ class Concat(Sending):
         rest.CopyFrom(request)
         rest.limit = left
         rest.count_only = not left
-        messages = _messages(rest, segments, position)
+        messages = requests(rest, segments, position)
         if self._entry is not None:
             for segment in segments:
                 self._entry.enter(segment.shard)
@@ -201,10 +199,10 @@ class Concat(Sending):
             self.advance()
         elif self._later is not None:
             self._ask_later()
-        elif all(each.is_small for each in self._parts):
+        elif self._sorted is None and all(each.is_small for each in self._parts):
             self._answer()
         elif self.collects:
-            steps = self._collect()
+            steps = self._collect() if self._sorted is None else self._sort(self._sorted)
             if next(steps, self) is None:  # more rows than fit a step have to be passed over
                 self.down.connection.do_later(steps)
         else:
@@ -307,6 +305,19 @@ class Concat(Sending):
         if self._begin_to_send(size + len(last), header, last):
             self.advance()
 
+    def _sort(self, request: rpc_pb2.RangeRequest) -> Iterator[None]:
+        """As `_collect`, for another order than that of the keys."""
+        try:
+            made = yield from put_in_order(request, self._parts, lambda: self.down.sink is self)
+        except RpcError as error:
+            self.fail(error.status)
+            return
+        header = None if made is None else self._merged_header()
+        if made is not None and header is not None:
+            size, last = made
+            if self._begin_to_send(size + len(last), header, last):
+                self.advance()
+
     # The end.
 
     def fail(self, status: Status) -> None:
@@ -363,26 +374,3 @@ def _count_of(one: Part) -> int | None:
         found = end_of_rows(one.whole, PREFIX_SIZE + len(one.header), one.limit)
         return None if found is None else found[1]
     return one.count()
-
-
-def _messages(request: rpc_pb2.RangeRequest, segments: Sequence[Segment], position: Position | None) -> list[bytes]:
-    """The requests for the parts, with their prefixes: `request` with other keys, at the shard's revision.
-
-    Raises:
-        RpcError: the position has no revision for one of the shards.
-    """
-    rest = _Range()
-    rest.CopyFrom(request)
-    rest.ClearField("key")
-    rest.ClearField("range_end")
-    messages = []
-    fields = rest.SerializeToString()
-    for segment in segments:
-        if position is not None:
-            rest.revision = read_at(position, segment.shard)
-            rest.serializable = False
-            fields = rest.SerializeToString()
-        key, range_end = segment.range.to_request()
-        last = field(RANGE_END_TAG, range_end) if range_end else b""
-        messages.append(prefix(field(KEY_TAG, key) + last + fields))
-    return messages

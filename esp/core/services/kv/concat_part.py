@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol
 
-from esp.core.services.kv.range_bytes import HEADER_TAG, LONGEST_END, end_of_rows, keep_rows
-from esp.core.services.varint import MOST_BYTES
+from esp.core.services.kv.kept_answer import TAIL_BYTES, KeptAnswer
+from esp.core.services.kv.range_bytes import HEADER_TAG
 from esp.core.shard import Shard
-from esp.core.wire.client_stream import STREAM_WINDOW, ClientStream
+from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.frames import MAX_FRAME_SIZE, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.request_encoder import Forward
@@ -18,12 +17,7 @@ from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.status import Code, Status
 
-TAIL_BYTES: Final = 1 + MOST_BYTES
-"""Bytes of the count, the same for any count: the length of the answer is known before the count."""
-RESERVED: Final = STREAM_WINDOW
-"""Bytes of a part that are accounted for in one go."""
 _SHORTEST: Final = PREFIX_SIZE + 2
-_NO_PREFIX: Final = bytes(PREFIX_SIZE)
 
 
 class Concatenation(Protocol):
@@ -61,44 +55,28 @@ class Concatenation(Protocol):
         """A shard cannot be asked in this way."""
 
 
-class Part(ClientStream):
+class Part(KeptAnswer):
     """One shard's answer. Reads prefix and header, and keeps the bytes behind the prefix until their turn.
 
     Attributes:
         name: the name of the shard.
-        down: the client's stream.
         message: the request, with its prefix.
         leave: takes the part out of the transaction in which it was sent; None if it is in none.
-        limit: the rows that were asked for; 0 for all.
-        whole: a small answer that has come whole, with prefix; b"" for any other.
-        header: the field with the answer's header; known once `is_begun`.
-        length: the bytes of the answer without prefix; known once `is_begun`.
         is_small: the answer is covered by the memory that every call counts for; known once `is_begun`.
-        pieces: the bytes of an answer that did not come whole, or is large.
     """
 
     __slots__ = (
         "_concat",
-        "_got",
-        "_kept",
-        "_reserved",
         "_sent",
         "_shard",
         "_start",
-        "_tail",
-        "down",
         "has_ended",
-        "header",
         "is_begun",
         "is_sent",
         "is_small",
         "leave",
-        "length",
-        "limit",
         "message",
         "name",
-        "pieces",
-        "whole",
     )
 
     def __init__(self, concat: Concatenation, shard: Shard, message: bytes, limit: int = 0) -> None:
@@ -111,6 +89,7 @@ class Part(ClientStream):
         self.length = 0
         self.is_begun = self.has_ended = self.is_sent = False
         self.is_small = True
+        self._reserved = 0
         self.leave: Callable[[], None] | None = None
         self._concat: Concatenation | None = concat
         self.down = concat.down
@@ -121,7 +100,7 @@ class Part(ClientStream):
         connection = self._shard.free_connection()
         if connection is None:
             return False
-        super().__init__(connection)
+        ClientStream.__init__(self, connection)
         self.is_sent = True
         self._prepare()
         self._start = b""
@@ -158,11 +137,6 @@ class Part(ClientStream):
         """Fails the call."""
         if self._concat is not None:
             self._concat.fail(status)
-
-    def _prepare(self) -> None:
-        self._tail = b""
-        self._got = self._kept = self._reserved = 0
-        self.pieces: deque[bytes] = deque()
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The answer's head or trailers."""
@@ -265,86 +239,10 @@ class Part(ClientStream):
         """The status for the client if the shard's answer is malformed; `fault` names the fault."""
         return self._shard.blamed(fault).status
 
-    def hold(self, size: int) -> bool:
-        """Accounts for `size` bytes of the answer that are kept, as memory of the client's call."""
-        return self.down.hold(size)
-
-    def release(self, size: int) -> None:
-        """Returns `size` bytes that `hold` gave."""
-        self.down.release(size)
-
     def consumed(self, size: int) -> None:
         """Lets the shard send `size` more bytes."""
         if self.is_sent:
             super().consumed(size)
-
-    def next_piece(self) -> bytes:
-        """Takes the next piece, and gives its memory back."""
-        piece = self.pieces.popleft()
-        if self._reserved:
-            self._kept -= len(piece)
-            if not self.pieces or self._reserved - self._kept >= 2 * RESERVED:
-                self.release(self._reserved - self._kept)
-                self._reserved = self._kept
-        return piece
-
-    def _keep(self, size: int) -> bool:
-        """Accounts for `size` bytes of the answer, and for some of the bytes to follow; False if there is no room.
-
-        To account for each piece alone took a tenth of the time of a large answer.
-        """
-        kept = self._kept + size
-        if kept > self._reserved:
-            missing = kept - self._reserved
-            more = max(missing, min(RESERVED, missing + self.length - self._got))
-            if not self.down.may_hold(more):
-                more = missing
-            if not self.hold(more):
-                return False
-            self._reserved += more
-        self._kept = kept
-        return True
-
-    def joined(self) -> bytes:
-        """A small answer that came in pieces, with a place for its prefix."""
-        return b"".join((_NO_PREFIX, *self.pieces))
-
-    def unfold(self) -> None:
-        """Makes a piece of a small answer that came whole."""
-        if self.whole:
-            self._prepare()
-            self._tail = self.whole[-TAIL_BYTES:]
-            self.pieces.append(self.whole[PREFIX_SIZE:])
-
-    def trim(self) -> int | None:
-        """Leaves only rows of a kept answer; the count at its end, None if the answer is not of etcd's form."""
-        self.unfold()
-        pieces, first = self.pieces, len(self.header)
-        last = pieces.pop()
-        while pieces and len(last) < LONGEST_END:
-            last = pieces.pop() + last
-        found = end_of_rows(last, 0 if pieces else first, self.limit)
-        if found is None:
-            return None
-        pieces.append(last[: found[0]])
-        pieces[0] = pieces[0][first:]
-        self._count_kept()
-        return found[1]
-
-    def cut(self, rows: int) -> Generator[None, None, bool]:
-        """Leaves only the first rows of a trimmed answer, in steps; False if there are not so many."""
-        is_cut = yield from keep_rows(self.pieces, rows)
-        self._count_kept()
-        return is_cut
-
-    def _count_kept(self) -> None:
-        if self._reserved:
-            self._kept = self.size
-
-    @property
-    def size(self) -> int:
-        """The bytes of all pieces."""
-        return sum(map(len, self.pieces))
 
     def forget(self) -> None:
         """Cuts the link to the merged answer, because the part has been sent on."""
@@ -353,9 +251,7 @@ class Part(ClientStream):
     def stop(self) -> None:
         """Ends the call and drops its bytes, without telling `Concat`."""
         self._concat = None
-        if self.is_begun:
-            while self.pieces:
-                self.next_piece()
+        self.drop_pieces()
         if self.is_sent:
             self.cancel()
         elif self.leave is not None:
@@ -390,11 +286,3 @@ class Part(ClientStream):
         """The shard is gone."""
         self._tell(Code.UNAVAILABLE)
         self.on_broken(unprocessed=self.surely_unprocessed(code))
-
-    def count(self) -> int | None:
-        """The count at the end of an answer that has been sent on; None if the answer is not of etcd's form."""
-        if self.length == len(self.header):
-            return 0
-        tail = self._tail
-        found = end_of_rows(tail, 0, 0)
-        return None if found is None else found[1]

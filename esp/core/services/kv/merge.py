@@ -20,16 +20,24 @@ at a vector token.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
+from typing import Final
 
 from esp.core import errors
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
-from esp.core.services.kv.rows import COUNT, DELETED, MORE, Rows
+from esp.core.services.kv.rows import COUNT, DELETED, MORE, Rows, field
 from esp.core.services.kv.validate import has_default_order, has_revision_filter
+from esp.core.services.revision import read_at
 from esp.core.services.row_order import by_value, by_version, bytes_of, in_turns, sort
+from esp.core.shard_map import Segment
+from esp.core.tokens import Position
+from esp.core.wire.message import prefix
 from esp.core.wire.status import Status
 
 _Range = rpc_pb2.RangeRequest
+KEY_TAG: Final = 0x0A
+RANGE_END_TAG: Final = 0x12
 _MAX_INT64 = (1 << 63) - 1
 
 
@@ -73,6 +81,48 @@ def part(request: rpc_pb2.RangeRequest, segment_range: KeyRange) -> rpc_pb2.Rang
     if request.sort_target == _Range.VALUE:
         asked.keys_only = False
     return asked
+
+
+def requests(request: rpc_pb2.RangeRequest, segments: Sequence[Segment], position: Position | None) -> list[bytes]:
+    """The request for each part, as `part` makes it, at the shard's revision of `position`; with its prefix.
+
+    Raises:
+        RpcError: the position has no revision for one of the shards.
+    """
+    rest = part(request, segments[0].range)
+    rest.ClearField("key")
+    rest.ClearField("range_end")
+    messages = []
+    fields = rest.SerializeToString()
+    for segment in segments:
+        if position is not None:
+            rest.revision = read_at(position, segment.shard)
+            rest.serializable = False
+            fields = rest.SerializeToString()
+        key, range_end = segment.range.to_request()
+        last = field(RANGE_END_TAG, range_end) if range_end else b""
+        messages.append(prefix(field(KEY_TAG, key) + last + fields))
+    return messages
+
+
+def sort_few(request: rpc_pb2.RangeRequest, rows: bytes) -> bytes:
+    """The rows of the answer to `request`, out of those of all parts, in one step; not in key order.
+
+    Raises:
+        DecodeError: one is none.
+    """
+    answer = rpc_pb2.RangeResponse.FromString(rows)
+    kvs = answer.kvs
+    if _sorted_after_choosing(request) and request.limit > 0:
+        del kvs[request.limit + 1 :]
+    by_version = request.sort_target == _Range.VERSION
+    kvs.sort(key=attrgetter("version" if by_version else "value"), reverse=request.sort_order == _Range.DESCEND)
+    if request.limit > 0:
+        del kvs[request.limit :]
+    if request.keys_only and not by_version:  # the shards sent values for the sort
+        for row in kvs:
+            row.ClearField("value")
+    return answer.SerializeToString()
 
 
 async def merge_ranges(request: rpc_pb2.RangeRequest, responses: Sequence[Rows]) -> Rows:

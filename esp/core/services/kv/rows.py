@@ -84,6 +84,14 @@ class Rows:
         self.numbers: dict[int, int] = {}
         self.other = b""
 
+    @classmethod
+    def of(cls, kvs: list[bytes], count: int, *, more: bool) -> Rows:
+        """The rows of a Range."""
+        rows = cls()
+        rows.kvs = kvs
+        rows.numbers = {MORE: more, COUNT: count}
+        return rows
+
     @property
     def count(self) -> int:
         """The number of keys in the range."""

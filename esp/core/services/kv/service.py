@@ -22,7 +22,7 @@ from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
 from esp.core.services.handlers import CoroutineCall, let_in_to_all, parse
 from esp.core.services.kv import across, validate
 from esp.core.services.kv.compaction import Compactions
-from esp.core.services.kv.concat import MOST_SEGMENTS, Concat, can_concat
+from esp.core.services.kv.concat import MOST_SEGMENTS, Concat
 from esp.core.services.kv.merge import delete_refused, refuse_range
 from esp.core.services.kv.part_batch import PartBatches
 from esp.core.services.kv.peek import asked_range, bare_key, bare_range, put_key, range_key
@@ -197,7 +197,7 @@ class _Ranges(Routed):
                 work = self.across(call, request, segments, tries)
                 call.start(self.spawn, work, entry.close)
 
-            joins = self.joins(request) and not wants_snapshot
+            joins = self.joins() and not wants_snapshot
             if not joins or not Concat(stream, self.spans, entry, in_a_coroutine).begin(request, segments, position):
                 in_a_coroutine()
 
@@ -210,9 +210,9 @@ class _Ranges(Routed):
         wanted = stream.head.field(metadata.READ)
         return wanted == b"snapshot" or (self.snapshots and not wanted)  # "default": each at its own
 
-    def joins(self, request: rpc_pb2.RangeRequest) -> bool:
-        """Whether the shards' bytes, one after the other, are the answer."""
-        return can_concat(request)
+    def joins(self) -> bool:
+        """Whether the answer is one message, made of the shards' bytes."""
+        return True
 
     def validate(self, request: rpc_pb2.RangeRequest) -> Status | None:
         """The fault that etcd would find, wherever the keys are."""
@@ -309,7 +309,7 @@ class RangeStream(_Ranges):
         """Why it cannot be answered exactly over several shards."""
         return refuse_range_stream(request, names, boundary, at_token=at_token)
 
-    def joins(self, request: rpc_pb2.RangeRequest) -> bool:
+    def joins(self) -> bool:
         """False: the answer is a stream of messages."""
         return False
 

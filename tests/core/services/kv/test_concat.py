@@ -15,8 +15,8 @@ from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.entry import LARGE_ANSWER, PLACES, WAITING_PART
 from esp.core.services.gate import Entry, Gate
-from esp.core.services.kv.concat import Concat, can_concat
-from esp.core.services.kv.concat_part import RESERVED
+from esp.core.services.kv.concat import Concat
+from esp.core.services.kv.kept_answer import RESERVED
 from esp.core.services.kv.spans import Spans
 from esp.core.shard_map import ShardMap
 from esp.core.tokens import Position, Tokens
@@ -102,7 +102,6 @@ class Scene:
         class Ranges(Handler):
             def on_message(self, stream: ServerStream, message: bytes) -> None:
                 request = Request.FromString(message[5:])
-                assert can_concat(request)
                 segments = scene.map.split(KeyRange.of_request(request.key, request.range_end))
                 spans = Spans(scene.routing, scene.gate)
                 scene.begun = Concat(stream, spans, scene.entry(stream), lambda: scene.again(stream)).begin(
@@ -430,18 +429,6 @@ def test_it_leaves_the_call_to_others_when_a_shard_cannot_be_asked_at_once() -> 
     scene.asks(EVERYTHING)
     assert scene.begun is False
     assert not any(shard.connection.streams for shard in scene.shards)
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        Request(key=b"a", sort_target=Request.VERSION),
-        Request(key=b"a", sort_target=Request.VALUE),
-        Request(key=b"a", sort_target=Request.MOD),
-    ],
-)
-def test_what_needs_sorting_is_not_for_it(request_: rpc_pb2.RangeRequest) -> None:
-    assert not can_concat(request_)
 
 
 @pytest.mark.parametrize("window", [0, 1, 4, 5, 6, 100])

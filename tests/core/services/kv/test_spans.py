@@ -134,19 +134,10 @@ def test_other_clients_need_places(weight: int) -> None:
     assert not scene.gate.at_work
 
 
-@pytest.mark.parametrize(
-    ("fields", "request_"),
-    [
-        ([(metadata.READ, b"snapshot")], SPAN),
-        ([], rpc_pb2.RangeRequest(key=b"a", range_end=b"z", sort_target="VALUE", sort_order="DESCEND")),
-    ],
-)
-def test_what_is_served_by_a_coroutine_goes_there(
-    fields: list[tuple[bytes, bytes]], request_: rpc_pb2.RangeRequest
-) -> None:
+def test_a_snapshot_is_served_by_a_coroutine() -> None:
     scene = Served()
-    scene.fields = fields
-    scene.asks(request_)
+    scene.fields = [(metadata.READ, b"snapshot")]
+    scene.asks(SPAN)
     assert len(scene.tasks) == 1
     assert scene.open == [0, 0, 0]
 
