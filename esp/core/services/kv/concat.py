@@ -95,11 +95,12 @@ class Concat(Sending):
             return False
         if position is None and len({segment.shard for segment in segments}) < len(segments):
             return False
-        limit = 0 if request.count_only else max(0, request.limit)
+        # The one owner of a whole range sorts, filters and cuts the rows itself.
+        limit = 0 if request.count_only or len(segments) == 1 else max(0, request.limit)
         if position is not None:
             self._revision = request.revision
         now = in_order = segments
-        if request.sort_target != _Range.KEY and not request.count_only:
+        if request.sort_target != _Range.KEY and not request.count_only and len(segments) > 1:
             self._sorted = request
             limit = part(request, segments[0].range).limit
         elif request.sort_order == _Range.DESCEND:
@@ -107,7 +108,7 @@ class Concat(Sending):
         self._limit = limit
         self.collects = limit > 0 or self._sorted is not None
         self.small = CALL_BYTES // len(segments)
-        if limit >= MANY_ROWS and len(in_order) > 1 and self._sorted is None:
+        if limit >= MANY_ROWS and self._sorted is None:
             now = in_order[:1]
             self._later = request, in_order[1:], position
         messages = requests(request, now, position)

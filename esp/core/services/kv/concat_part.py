@@ -255,7 +255,8 @@ class Part(KeptAnswer):
         if self.is_sent:
             self.cancel()
         elif self.leave is not None:
-            self.leave()
+            leave, self.leave = self.leave, None
+            leave()
 
     def _begin(self, concat: Concatenation) -> bytes:
         """Reads prefix and header. The bytes behind the prefix, once the header is whole; else b""."""

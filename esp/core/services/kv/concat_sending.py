@@ -31,7 +31,18 @@ class Sending(Sink):
         collects: the answers are sent after all have come whole.
     """
 
-    __slots__ = ("_asked", "_count", "_end", "_entry", "_parts", "_started", "_unsent", "collects", "down")
+    __slots__ = (
+        "_asked",
+        "_count",
+        "_end",
+        "_entry",
+        "_is_put_off",
+        "_parts",
+        "_started",
+        "_unsent",
+        "collects",
+        "down",
+    )
 
     def __init__(self, down: ServerCall, entry: Entry | None, asked: bytes) -> None:
         self.down = down
@@ -41,7 +52,7 @@ class Sending(Sink):
         self._unsent: deque[tuple[Part | None, int]] = deque()  # by piece that waits: part, and bytes
         self._count = 0  # of the parts that were sent on whole
         self._end = b""
-        self._started = self.collects = False
+        self._started = self.collects = self._is_put_off = False
 
     def sent_to(self) -> tuple[Passed | Several | None, float, bytes]:
         """The shards that were asked, and what the client asked."""
@@ -89,7 +100,7 @@ class Sending(Sink):
                 self._enter(current)
             while current.pieces and not self._unsent:
                 if sent >= UNFLUSHED_BYTES:
-                    self.down.connection.context.put_off(self)  # only a flush shows that the transport is full
+                    self._put_off()
                     return
                 piece = current.next_piece()
                 sent += len(piece)
@@ -108,8 +119,14 @@ class Sending(Sink):
         if not self._parts and not self._unsent and self.down.sink is self:
             self._finish()
 
+    def _put_off(self) -> None:
+        if not self._is_put_off:
+            self._is_put_off = True
+            self.down.connection.context.put_off(self)  # only a flush shows that the transport is full
+
     def go_on(self) -> None:
         """The next turn has come."""
+        self._is_put_off = False
         self.advance()
 
     def on_bug(self) -> None:

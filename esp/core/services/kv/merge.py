@@ -89,7 +89,8 @@ def requests(request: rpc_pb2.RangeRequest, segments: Sequence[Segment], positio
     Raises:
         RpcError: the position has no revision for one of the shards.
     """
-    rest = part(request, segments[0].range)
+    rest = _Range()
+    rest.CopyFrom(request if len(segments) == 1 else part(request, segments[0].range))
     rest.ClearField("key")
     rest.ClearField("range_end")
     messages = []

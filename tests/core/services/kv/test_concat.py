@@ -572,3 +572,31 @@ def without_memory(window: int, how: str, order: tuple[int, ...]) -> None:
     assert not scene.client.ended
     assert how == "the client reads" or not any(shard.connection.streams for shard in scene.shards)
     assert not any(scene.gate.busy.values())
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(key=b"a", range_end=b"c", sort_target=Request.MOD, sort_order=Request.DESCEND, limit=2),
+        Request(key=b"a", range_end=b"c", sort_target=Request.VALUE, keys_only=True, limit=200),
+        Request(key=b"a", range_end=b"c", min_mod_revision=3, limit=1),
+        Request(key=b"a", range_end=b"c", sort_target=Request.VERSION),
+    ],
+    ids=str,
+)
+def test_one_shard_alone_at_a_token_orders_filters_and_cuts_itself(request_: rpc_pb2.RangeRequest) -> None:
+    scene = Scene()
+    scene.position = Position(scene.routing.layout.vector({"a": 3, "b": 4, "c": 5}), 0)
+    request_.revision = 1 << 52
+    scene.asks(request_)
+    out = scene.shards[0].connection.take_output()
+    request_.revision = 3
+    assert prefix(request_.SerializeToString()) in out
+    kvs = [kv_pb2.KeyValue(key=key, value=b"\x18\x01") for key in (b"b", b"a")]
+    answer = rpc_pb2.RangeResponse(header=rpc_pb2.ResponseHeader(revision=9), kvs=kvs, more=True, count=7)
+    scene.shards[0].says(head(), data(prefix(answer.SerializeToString())), trailers())
+    got = message(scene.answer()[0])
+    assert got.header.revision == 1 << 52
+    answer.ClearField("header")
+    got.ClearField("header")
+    assert got == answer

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.services.handlers import UNFLUSHED_BYTES
 from esp.core.services.kv.kept_answer import RESERVED
 from esp.core.tokens import Position
 from esp.core.wire import frames
@@ -19,6 +20,7 @@ from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
 from esp.core.wire.server import ServerConnection
 from tests.core.services.kv.test_concat import GOOD, HEAD, LOST, PARTS, Scene, Upstream, data, head, message, trailers
+from tests.examples import tries
 
 Request = rpc_pb2.RangeRequest
 Row = tuple[bytes, bytes]
@@ -89,8 +91,16 @@ class Etcd:
     def says(self) -> bool:
         """Some of what it has to say; whether there was anything."""
         self.hears()
-        some = random.randint(1, 20)
-        said, self.said = self.said[:some], self.said[some:]
+        said = []
+        left = {number: stream.recv_window for number, stream in self.upstream.connection.streams.items()}
+        for frame in self.said[: random.randint(1, 20)]:
+            word, _, stream_id = frames.unpack_header(frame, 0)
+            if word & 0xFF == frames.DATA:
+                left[stream_id] = left.get(stream_id, 0) - (word >> 8)
+                if left[stream_id] < 0 and stream_id in self.upstream.connection.streams:
+                    break
+            said.append(frame)
+        del self.said[: len(said)]
         self.upstream.says(*said)
         return bool(said)
 
@@ -134,6 +144,7 @@ REQUESTS = st.builds(
 )
 
 
+@settings(max_examples=tries(60), deadline=None)
 @given(REQUESTS, st.sampled_from([0, 1, 2, 5]), st.sampled_from([1, 40, 3000, 20_000]), st.integers())
 def test_a_page_is_that_of_one_etcd(request: rpc_pb2.RangeRequest, sparse: int, size: int, seed: int) -> None:
     random.seed(seed)
@@ -251,3 +262,20 @@ def test_a_shard_that_fails_before_all_is_there_leaves_no_part_of_an_answer(how:
     assert not scene.client.streams
     assert scene.context.buffers.used == 0
     assert not any(scene.gate.busy.values())
+
+
+def test_a_large_answer_that_has_come_leaves_in_several_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(window=1 << 30, connection_window=1 << 30)
+    rows = [(key, b"v" * 10_000) for key in KEYS]
+    put_off: list[int] = []
+    real = WireContext.put_off
+
+    def counted(self: WireContext, one: Any) -> None:
+        put_off.append(len(self.put_off_ones))
+        real(self, one)
+
+    monkeypatch.setattr(WireContext, "put_off", counted)
+    answer, _ = served(scene, Request(key=b"\0", range_end=b"\0", limit=349), rows)
+    assert len(answer.kvs) == 349
+    assert len(put_off) >= 349 * 10_000 // UNFLUSHED_BYTES
+    assert not any(put_off), "it waits for its turn once at a time"
