@@ -27,6 +27,7 @@ From the top down; each file imports only files below it.
 """
 
 from esp.core.shard.at_once import AtOnce, are_ready
+from esp.core.shard.cluster import NONE_REFUSED
 from esp.core.shard.connected import FIRST_PAUSE, LONGEST_PAUSE
 from esp.core.shard.dial import connect
 from esp.core.shard.dialler import reason_of
@@ -80,6 +81,7 @@ __all__ = [
     "LEASE_TIME_TO_LIVE",
     "LONGEST_PAUSE",
     "MEMBER_LIST",
+    "NONE_REFUSED",
     "PUT",
     "RANGE",
     "ROLE_GET",

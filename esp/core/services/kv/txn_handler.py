@@ -39,7 +39,7 @@ class Txn(Routed):
         self.snapshot_tries = snapshot_tries
         self.has_former = bool(routing.layout.former)
         is_stale = self._is_stale if self.has_former else None
-        self.refused = RefusedTxns(self.shards)
+        self.refused = RefusedTxns(self.shards, gate.spawn)
         self.plans = Plans(
             routing.map, routing.tokens, routing.undivided, routing.apiservers.saw, is_stale, self.refused.by
         )

@@ -226,6 +226,7 @@ def _walk(message: bytes, position: int, parts: _Parts, refuses: Refuses | None)
             else:
                 found.is_odd = True
     found.longest = max(entries.values())
+    found.is_refused = refuses is not None and refuses(found.owner, found.longest)
 
 
 class _Parts:

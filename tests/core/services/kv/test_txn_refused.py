@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from esp.core import errors
 from esp.core.pb import rpc_pb2
 from esp.core.services.kv.txn_refused import MOST_KNOWN, RefusedTxns
 from esp.core.shard.cluster import NONE_REFUSED
-from esp.core.wire.status import Code
+from esp.core.wire.status import Code, Status
 from tests.core.services.test_at_work import KV, Client, Shard, World, run, until
 from tests.core.wire.conversation import refusal
 
@@ -42,27 +43,71 @@ async def reaches(shard: Shard, call: asyncio.Task[bytes]) -> asyncio.Task[bytes
     return call
 
 
-def test_what_a_shard_has_refused_for_its_number_does_not_come_to_it_again() -> None:
+async def is_asked(shard: Shard, count: int, status: Status) -> None:
+    """Waits until esp asks with so many empty operations, and answers."""
+    await until(lambda: shard.open)
+    assert len(shard.open) == 1
+    connection, call = shard.open.pop()
+    asked = rpc_pb2.TxnRequest.FromString(bytes(call.body[5:]))
+    assert list(asked.success) == [rpc_pb2.RequestOp()] * count
+    connection.says(refusal(call.stream, status.code, status.message))
+
+
+def test_after_a_refusal_no_transaction_with_more_than_the_shard_allows_comes_to_it() -> None:
     async def work(world: World) -> None:
-        client, one = world.client(), world.one
-        for count in (400, 300):
-            call = await reaches(one, asks(client, count))
-            refuses(one)
-            await is_refused(call)
+        client, one, shard = world.client(), world.one, world.proxy.routing.shards["a"]
+        call = await reaches(one, asks(client, 400))
+        refuses(one)
+        await is_refused(call)
+        await is_asked(one, 129, errors.TOO_MANY_OPS)
+        await until(lambda: shard.refused_ops == 129)
         heard = one.heard
-        for count in (300, 400, 20_000):
+        for count in (129, 400, 20_000):
             await is_refused(asks(client, count))
         assert one.heard == heard, "the shard sees none of these"
-        call = await reaches(one, asks(client, 200))
+        call = await reaches(one, asks(client, 128))
         one.answers()
         await call
         other = await reaches(world.other, asks(client, 400, b"z"))
         world.other.answers()
         await other
-        world.proxy.routing.shards["a"].forget_member()
+        shard.forget_member()
         call = await reaches(one, asks(client, 400))
         one.answers()
         await call
+
+    run(work)
+
+
+def test_a_shard_that_allows_more_than_usual_is_asked_a_few_times() -> None:
+    async def work(world: World) -> None:
+        client, one, shard = world.client(), world.one, world.proxy.routing.shards["a"]
+        call = await reaches(one, asks(client, 5000))
+        refuses(one)
+        await is_refused(call)
+        for count in (129, 258, 516, 1032):
+            await is_asked(one, count, errors.KEY_NOT_FOUND)
+        await is_asked(one, 2064, errors.TOO_MANY_OPS)
+        await until(lambda: shard.refused_ops == 2064)
+        call = await reaches(one, asks(client, 2063))
+        refuses(one)
+        await is_refused(call)
+        await is_refused(asks(client, 2063))
+        assert not one.open, "what it allows is not asked for again"
+
+    run(work)
+
+
+@pytest.mark.parametrize("status", [errors.SERVER_STOPPED, errors.NO_CONNECTION])
+def test_a_shard_that_cannot_tell_is_not_asked_further(status: Status) -> None:
+    async def work(world: World) -> None:
+        client, one, shard = world.client(), world.one, world.proxy.routing.shards["a"]
+        call = await reaches(one, asks(client, 400))
+        refuses(one)
+        await is_refused(call)
+        await is_asked(one, 129, status)
+        await is_refused(asks(client, 400))
+        assert shard.refused_ops == 400
 
     run(work)
 
@@ -83,7 +128,8 @@ def test_what_another_member_has_refused_says_nothing() -> None:
 
 def test_no_more_than_some_are_remembered_until_they_are_answered() -> None:
     shard: Any = SimpleNamespace(refused_ops=NONE_REFUSED, dialled=1)
-    refused = RefusedTxns({"a": shard})
+    begun: list[Coroutine[Any, Any, None]] = []
+    refused = RefusedTxns({"a": shard}, begun.append)  # type: ignore[arg-type, return-value]
     calls: list[Any] = [SimpleNamespace(peer="p", id=number) for number in range(MOST_KNOWN + 2)]
     for number, call in enumerate(calls):
         refused.sent(call, shard, 1000 - number)
@@ -94,3 +140,6 @@ def test_no_more_than_some_are_remembered_until_they_are_answered() -> None:
     assert shard.refused_ops == 998
     assert (refused.by("a", 998), refused.by("a", 997), refused.by(None, 998)) == (True, False, True)
     assert len(refused) == MOST_KNOWN - 1
+    refused.learn(calls[3])
+    assert len(begun) == 1, "asks once"
+    begun[0].close()
