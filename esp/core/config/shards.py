@@ -208,7 +208,7 @@ class _ShardsReader:
         if name is None:
             name = f"shard-{index}"
         elif not isinstance(name, str):
-            self.shaped({"name": name}, ShardShape, place, f"shard {index + 1}")
+            self.fail((*place, "name"), f"shard {index + 1}: {ShardShape.fault_of('name', name)}")
         elif not NAME.fullmatch(name):
             self.fail(
                 (*place, "name"),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from esp.core.config import ConfigError, parse
 from esp.core.config.fields import MOST_FAULTS
+from esp.core.config.file import FileShape
+from esp.core.config.schema import schema
 
 SHARDS = 'shards: [{name: a, endpoints: [http://h:1], ranges: [{start: "", end: ""}]}]\n'
 
@@ -135,3 +141,19 @@ def test_the_same_listen_url_twice_is_told_where_it_comes_again() -> None:
 def test_tls_before_its_files_exist_names_each_of_them() -> None:
     told = faults(f"listen: [https://a:1]\ntls: {{cert: a.crt, key: a.key}}\n{SHARDS}")
     assert told == ['2: "tls": "cert": /x/a.crt cannot be read: no such file or directory']
+
+
+NAMES = sorted({*FileShape.names, *(name for one in schema()["$defs"].values() for name in one.get("properties", ()))})
+PLAIN = st.sampled_from([None, True, False, -1, 0, 3, 1.5, "", "a", "off", "auto", "h:1", "http://h:1", "https://h:1"])
+VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3)
+)
+ENTRIES = st.dictionaries(st.sampled_from(["name", "endpoints", "ranges", "auth", "tls", "address", "start"]), VALUES)
+
+
+@given(st.dictionaries(st.sampled_from(FileShape.names), VALUES, max_size=4), st.none() | st.lists(ENTRIES, max_size=2))
+def test_whatever_is_in_a_file_is_a_config_or_faults(file: dict[str, object], shards: list[object] | None) -> None:
+    good = [{"endpoints": ["h:1"], "ranges": [{"start": "", "end": ""}]}]
+    text = json.dumps({**file, "shards": good if shards is None else shards})
+    with suppress(ConfigError):
+        parse(text, Path("/x/esp.yaml"))

@@ -471,6 +471,8 @@ REFUSED = {
     "no ranges": ("shards:\n- endpoints: [h:1]", '2: shard "shard-0" has no ranges; write ranges: [{start: "", end: ""}] for all keys'),
     "same name": (three("{prefix: a}", ALL).replace("name: b", "name: a"), '4: two shards are named "a" (the first on line 2); rename one'),
     "name a number": ("shards: [{name: 5}]", '1: shard 1: "name" must be text, not a number; quote it'),
+    "name a mapping": ("shards: [{name: {a: 1}}]", '1: shard 1: "name" must be text, not a mapping'),
+    "name a list": ("shards: [{name: [a]}]", '1: shard 1: "name" must be text, not a list'),
     "name with a line break": ('shards: [{name: "a\\nb"}]', '1: shard name "a\\nb": use at most 63 letters, digits, ".", "_" and "-", the first a letter or a digit'),
     # Ranges
     "key a number": (three('{start: 5, end: ""}'), '3: shard "a": "start" is a number to YAML; quote it'),
