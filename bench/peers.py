@@ -274,6 +274,7 @@ class Haproxy(Peer):
     about = "HTTP/2 mode, one thread, sees requests but no keys"
     mode, proto, threads = "http", " proto h2", 1
     tls = False
+    most_connections = 4000
 
     @classmethod
     def missing(cls) -> str | None:
@@ -291,7 +292,7 @@ class Haproxy(Peer):
         config.write_text(f"""\
 global
     nbthread {self.threads}
-    maxconn 4000
+    maxconn {self.most_connections}
 defaults
     mode {self.mode}
     timeout connect 5s

@@ -1,8 +1,10 @@
-"""What docs/operations.md says of sizes: memory of idle connections, with and without a watch, and of leases.
+"""Memory of idle connections, with and without a watch, of watchers and of leases: of esp, and of its peers.
 
-    python -m bench.sizing [--connections 1000 --connections 10000] [--leases 10000]
+    python -m bench.sizing [--connections 1000 --connections 10000] [--others 10000]
+    python -m bench.sizing --peers esp,haproxy-h2,grpc-proxy,direct --connections 1000
 
-Each row has an esp of its own over three etcds. RSS is VmRSS two seconds after the last connection was made.
+docs/operations.md has the figures of esp, docs/benchmarks.md those beside the peers. Each row has processes of its own,
+with three etcds behind. RSS is VmRSS two seconds after the last one was made; that of `direct` is the etcd's.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import resource
 import socket
 import ssl
 import struct
+import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
@@ -22,8 +26,9 @@ import hpack
 
 from bench.etcd import call
 from bench.measure import running_backends
-from bench.peers import Backends, Esp, EspTls
-from bench.processes import BenchError
+from bench.peers import Backends, Direct, Esp, EspTls, GrpcProxy, Haproxy, Peer
+from bench.processes import BenchError, Process
+from bench.watch import expect, load
 from bench.workloads import KEY, WORKLOADS
 from esp.core.pb import rpc_pb2
 
@@ -112,102 +117,121 @@ class RoomyTls(Roomy, EspTls):
     """The same with TLS for clients."""
 
 
-class Sizing:
-    """Rows of a table, each measured on an esp of its own."""
+class RoomyHaproxy(Haproxy):
+    """haproxy for as many connections."""
 
-    def __init__(self, folder: Path, backends: Backends) -> None:
-        self._folder = folder
-        self._backends = backends
+    most_connections = 18_000
 
-    def _esp(self, *, tls: bool = False) -> Esp:
-        esp = RoomyTls() if tls else Roomy()
-        esp.start(self._backends, self._folder)
-        call(esp.address, "Range", rpc_pb2.RangeRequest(key=KEY))
+
+KINDS: dict[str, type[Peer]] = {
+    "esp": Roomy,
+    "esp-tls": RoomyTls,
+    "haproxy-h2": RoomyHaproxy,
+    "grpc-proxy": GrpcProxy,
+    "direct": Direct,
+}
+ONLY_CONNECTIONS = ("esp-tls", "haproxy-h2")
+"""Peers that only have rows of idle connections: the second keeps nothing about watches and leases."""
+
+
+@contextmanager
+def running(name: str, folder: Path) -> Iterator[tuple[str, Process]]:
+    """A peer that has had one call, with fresh etcds behind it: its address, and the process that is measured."""
+    with tempfile.TemporaryDirectory(dir=folder) as its_own, ExitStack() as stack:
+        place = Path(its_own)
+        backends = stack.enter_context(running_backends(WORKLOADS["put-1x1"], place))
+        peer = KINDS[name]()
+        stack.callback(peer.stop)
+        (place / "peer").mkdir()
+        peer.start(backends, place / "peer")
+        call(peer.address, "Range", rpc_pb2.RangeRequest(key=KEY))
         time.sleep(SETTLE)
-        return esp
+        yield peer.address, peer.process or backends.sole.process
 
-    def row(self, what: str, number: int, path: str, message: bytes, *, ends: bool, tls: bool = False) -> None:
-        """Connections with one call each, which is over or goes on."""
-        esp = self._esp(tls=tls)
-        assert esp.process
-        address = esp.address.removeprefix("https://")
-        try:
-            before = esp.process.memory_mb("VmRSS")
-            opening = request(address, path, message, ends=ends)
-            open_ones = connect(address, number, opening, trailers=ends, tls=_trusting() if tls else None)
+
+def _print(name: str, what: str, number: int, before: float, after: float, *rest: str) -> None:
+    each = (after - before) * 1000 / number
+    cells = [name, f"{number:,} {what}", f"{before:.0f}", f"{after:.0f}", f"{each:.1f}", *(rest or ("", ""))]
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def connections(name: str, folder: Path, what: str, number: int, path: str, message: bytes, *, ends: bool) -> None:
+    """A row: connections with one call each, which is over or goes on."""
+    with running(name, folder) as (address, process):
+        tls = _trusting() if address.startswith("https://") else None
+        address = address.removeprefix("https://")
+        before = process.memory_mb("VmRSS")
+        open_ones = connect(address, number, request(address, path, message, ends=ends), trailers=ends, tls=tls)
+        time.sleep(SETTLE)
+        after = process.memory_mb("VmRSS")
+        cpu = process.cpu().total
+        time.sleep(5)
+        idle = (process.cpu().total - cpu) / 5
+        for sock in open_ones:
+            sock.close()
+        time.sleep(SETTLE)
+        _print(name, what, number, before, after, f"{idle * 100:.1f} %", f"{process.memory_mb('VmRSS'):.0f}")
+
+
+def watchers(name: str, folder: Path, number: int) -> None:
+    """A row: watchers of a key each, on 50 connections."""
+    with running(name, folder) as (address, process):
+        before = process.memory_mb("VmRSS")
+        flags = [f"--watchers={number}", "--keys=different", "--rate=1", "--puts=1", "--warm-up=1"]
+        with load([sys.executable, "-m", "bench.watch_load", address, address, *flags]) as watching:
+            expect(watching, name, "ready")
             time.sleep(SETTLE)
-            after = esp.process.memory_mb("VmRSS")
-            cpu = esp.process.cpu().total
-            time.sleep(5)
-            idle = (esp.process.cpu().total - cpu) / 5
-            for sock in open_ones:
-                sock.close()
-            time.sleep(SETTLE)
-            left = esp.process.memory_mb("VmRSS")
-        finally:
-            esp.stop()
-        each = (after - before) * 1000 / number
-        print(
-            f"| {number:,} {what} | {before:.0f} | {after:.0f} | {each:.1f} | {idle * 100:.1f} % | {left:.0f} |",
-            flush=True,
-        )
-
-    def leases(self, number: int) -> None:
-        """Leases granted through esp."""
-        esp = self._esp()
-        assert esp.process
-        try:
-            before = esp.process.memory_mb("VmRSS")
-            with grpc.insecure_channel(esp.address) as channel:
-                grant = channel.unary_unary(
-                    "/etcdserverpb.Lease/LeaseGrant",
-                    request_serializer=rpc_pb2.LeaseGrantRequest.SerializeToString,
-                    response_deserializer=rpc_pb2.LeaseGrantResponse.FromString,
-                )
-                for _ in range(number // 100):
-                    for pending in [grant.future(rpc_pb2.LeaseGrantRequest(TTL=3600)) for _ in range(100)]:
-                        pending.result(timeout=30)
-            time.sleep(SETTLE)
-            after = esp.process.memory_mb("VmRSS")
-        finally:
-            esp.stop()
-        print(
-            f"| {number:,} leases | {before:.0f} | {after:.0f} | {(after - before) * 1000 / number:.1f} | | |",
-            flush=True,
-        )
+            _print(name, "watchers of a key each", number, before, process.memory_mb("VmRSS"))
 
 
-def run(connections: Iterable[int], leases: int) -> None:
-    """Measures and prints."""
+def leases(name: str, folder: Path, number: int) -> None:
+    """A row: leases that were granted."""
+    with running(name, folder) as (address, process):
+        before = process.memory_mb("VmRSS")
+        with grpc.insecure_channel(address) as channel:
+            grant = channel.unary_unary(
+                "/etcdserverpb.Lease/LeaseGrant",
+                request_serializer=rpc_pb2.LeaseGrantRequest.SerializeToString,
+                response_deserializer=rpc_pb2.LeaseGrantResponse.FromString,
+            )
+            for _ in range(number // 100):
+                for pending in [grant.future(rpc_pb2.LeaseGrantRequest(TTL=3600)) for _ in range(100)]:
+                    pending.result(timeout=30)
+        time.sleep(SETTLE)
+        _print(name, "leases", number, before, process.memory_mb("VmRSS"))
+
+
+def run(names: Sequence[str], numbers: Sequence[int], others: int) -> None:
+    """Measures and prints; `others` is the number of watchers, and of leases."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     key = rpc_pb2.RangeRequest(key=KEY).SerializeToString()
-    print("| what | RSS before, MB | RSS, MB | kB each | CPU of a core while idle | RSS after, MB |")
-    print("|---|---:|---:|---:|---:|---:|")
-    with tempfile.TemporaryDirectory(prefix="esp-sizing-", dir="/dev/shm") as name:
-        folder = Path(name)
-        with running_backends(WORKLOADS["put-1x1"], folder) as backends:
-            sizing = Sizing(folder, backends)
-            for number in connections:
-                sizing.row("idle connections", number, "/etcdserverpb.KV/Range", key, ends=True)
-            for number in connections:
-                what = "idle connections with TLS"
-                sizing.row(what, number, "/etcdserverpb.KV/Range", key, ends=True, tls=True)
-            for number in connections:
-                watch = watch_of(b"bench/sizing")
-                sizing.row(
-                    "connections with a watch of one shard", number, "/etcdserverpb.Watch/Watch", watch, ends=False
-                )
-            sizing.leases(leases)
+    watch = watch_of(b"bench/sizing")
+    print("| peer | what | RSS before, MB | RSS, MB | kB each | CPU of a core while idle | RSS after, MB |")
+    print("|---|---|---:|---:|---:|---:|---:|")
+    with tempfile.TemporaryDirectory(prefix="esp-sizing-", dir="/dev/shm") as place:
+        folder = Path(place)
+        for number in numbers:
+            for name in names:
+                connections(name, folder, "idle connections", number, "/etcdserverpb.KV/Range", key, ends=True)
+        holding = [name for name in names if name not in ONLY_CONNECTIONS]
+        for number in numbers:
+            for name in holding:
+                what = "connections with a watch of one key"
+                connections(name, folder, what, number, "/etcdserverpb.Watch/Watch", watch, ends=False)
+        for row in (watchers, leases):
+            for name in holding:
+                row(name, folder, others)
 
 
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, action="append", help="default: 1000 and 10000")
-    parser.add_argument("--leases", type=int, default=10_000)
+    parser.add_argument("--others", type=int, default=10_000, help="watchers, and leases")
+    parser.add_argument("--peers", default="esp,esp-tls", help=f"of {', '.join(KINDS)}; default: esp,esp-tls")
     arguments = parser.parse_args()
-    run(arguments.connections or [1000, 10_000], arguments.leases)
+    run(arguments.peers.split(","), arguments.connections or [1000, 10_000], arguments.others)
 
 
 if __name__ == "__main__":

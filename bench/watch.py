@@ -64,18 +64,20 @@ class Sample:
 
 
 @contextmanager
-def _load(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as load:
+def load(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process of `watch_load`, which ends with the block."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as loading:
         try:
-            yield load
+            yield loading
         finally:
-            if load.poll() is None:
-                load.kill()
+            if loading.poll() is None:
+                loading.kill()
 
 
-def _expect(load: subprocess.Popen[str], name: str, state: str) -> None:
-    assert load.stdout is not None
-    if load.stdout.readline() != f"{state}\n":
+def expect(loading: subprocess.Popen[str], name: str, state: str) -> None:
+    """Waits until the load has got so far."""
+    assert loading.stdout is not None
+    if loading.stdout.readline() != f"{state}\n":
         raise BenchError(f"{name}: the load did not get {state}")
 
 
@@ -87,21 +89,21 @@ def measure(name: str, workload: Workload, backends: Backends, folder: Path, *, 
         empty = peer.process.memory_mb("VmRSS") if peer.process else 0.0
         started = peer.process.cpu() if peer.process else None
         command = [sys.executable, "-m", "bench.watch_load", peer.address, backends.sole.address]
-        with _load([*command, *workload.flags(quick)]) as load:
-            assert load.stdin is not None
-            assert load.stdout is not None
-            _expect(load, name, "ready")
+        with load([*command, *workload.flags(quick)]) as loading:
+            assert loading.stdin is not None
+            assert loading.stdout is not None
+            expect(loading, name, "ready")
             idle = peer.process.memory_mb("VmRSS") if peer.process else 0.0
             creating = (peer.process.cpu() - started).total if peer.process and started else None
-            load.stdin.write("go\n")
-            load.stdin.flush()
-            _expect(load, name, "warm")
+            loading.stdin.write("go\n")
+            loading.stdin.flush()
+            expect(loading, name, "warm")
             before = peer.process.cpu() if peer.process else None
             upstream = _upstream(peer.address) if name.startswith("esp") else None
             shard_before = backends.sole.process.cpu()
-            load.stdin.write("go\n")
-            load.stdin.flush()
-            told: dict[str, Any] = json.loads(load.stdout.readline() or "{}")
+            loading.stdin.write("go\n")
+            loading.stdin.flush()
+            told: dict[str, Any] = json.loads(loading.stdout.readline() or "{}")
             if not told:
                 raise BenchError(f"{name}: the load broke off")
             used = (peer.process.cpu() - before).total if peer.process and before else None
