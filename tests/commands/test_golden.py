@@ -31,6 +31,7 @@ from typer.testing import CliRunner
 from esp.cli.whole import app
 from esp.commands import bench
 from esp.commands.bench import Options
+from esp.commands.described import described
 from esp.commands.output import Format
 from esp.commands.top_view import as_json
 from esp.core.export import Etcd
@@ -334,6 +335,43 @@ def test_the_versions() -> None:
     found |= {"version": "0.1.0", "build": "interpreted", "python": "3.11.7", "platform": "Linux"}
     found["dependencies"] = dict.fromkeys(found["dependencies"], "1.0")
     is_as_it_was("version.json", json.dumps(found, indent=2) + "\n")
+
+
+def test_the_map_on_the_shards(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After all others in this file: the shards get keys."""
+    monkeypatch.chdir(scene.folder)
+    transcript = ""
+    for line in ("map show", "map init --yes", "map show", "map show -o json", "map history -o json"):
+        if "init" not in line:
+            assert run(line) == by_pipe(scene.folder, line)
+        code, told = run(line)
+        transcript += f"$ esp {line}\n[exit code {code}]\n\n{even(told, scene)}\n"
+    assert run("map history") == by_pipe(scene.folder, "map history")
+    transcript = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+", "2026-11-30T12:00:00", transcript)
+    transcript = re.sub(r'("by": ")[^"]+', r"\1root@host", transcript)
+    is_as_it_was("map.txt", re.sub(r"\b1-[0-9a-f]+", lambda guard: "1-" + "a" * (len(guard[0]) - 2), transcript))
+
+
+PLACES = {
+    "serve": "test_serve.py",
+    "check": "test_check_golden.py",
+    "top": "test_top.py",
+    "config example": "test_config.py",
+    "config schema": "test_config.py",
+    "completion": "../test_completions.py",
+    "map apply": "test_map.py",
+    "map finish": "test_map.py",
+}
+"""Where commands are shown that are not in this file."""
+
+
+def test_every_command_is_shown() -> None:
+    here = Path(__file__).read_text()
+    leaves = [one.words for one in described(app) if not one.commands]
+    for words in leaves:
+        command = " ".join(words)
+        assert command in PLACES or re.search(rf'["(]{command}\b', here), command
+    assert all((Path(__file__).parent / place).exists() for place in PLACES.values())
 
 
 def test_the_json_of_top() -> None:
