@@ -34,6 +34,15 @@ class Command(TyperCommand):
         super().__init__(*args, **options)
         self.params += _options_of_all()
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As of typer; an error names the command also where typer leaves it out."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.TyperException as error:
+            if getattr(error, "ctx", ctx) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Writes the examples and the exit codes into the help."""
         _format_end(formatter, self.examples, self.exit_codes)
@@ -148,7 +157,7 @@ def told(error: Exception) -> int:
 def _usage(error: Any) -> str:
     text = str(error.format_message()).rstrip(".").replace(". Did you", "; did you")
     context = getattr(error, "ctx", None)
-    path = f"esp {context.info_name}" if context is not None and context.parent else "esp"
+    path = "esp" if context is None else context.command_path
     return f"{text[:1].lower()}{text[1:]}{' See' if text.endswith('?') else '; see'} {path} --help"
 
 
