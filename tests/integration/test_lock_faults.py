@@ -168,7 +168,7 @@ class TestDrain:
     def test_of_many_none_leaves_a_key(
         self, locks: Locks, proxy: EspProcess, shards: list[LocalEtcd], locks_of: LocksOf
     ) -> None:
-        """The shard is told of all of them, a few at a time, before its connection ends."""
+        """The shard is told of all of them, one after the other, before its connection ends."""
         had = locks.lock(b"m")
         waiting = [locks.locking(b"m", locks.grant()) for _ in range(60)]
         wait_until(lambda: len(locks.under(b"m")) == 61)

@@ -3,7 +3,7 @@
     unary      one unary RPC, asked of one shard or of several at once: parsed answers, or statuses that blame a shard
     at_once    one call to each of several shards, in one turn of the loop
     shard      one shard, as its callers see it: clients' calls passed on, esp's own calls
-    waits      calls for locks and elections that are given up, a few at a time
+    waits      calls for locks and elections that are given up, one at a time
     connected  keeps a shard connected to one endpoint, fail-over to the next
     links      a shard's two connections to the endpoint in use
     pulse      the health of a connection: Status calls while nobody else asks

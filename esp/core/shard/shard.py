@@ -65,7 +65,7 @@ class Shard(Connected):
         secured: Secured | None = None,
     ) -> None:
         super().__init__(name, endpoints, context, background, user, secured)
-        self.waits = Waits(name, background, self.forward_unary)
+        self.waits = Waits(name, background, self.forward_unary, lambda: self.seen)
 
     # Calls of clients, passed on.
 

@@ -1,4 +1,4 @@
-"""Calls that wait for a lock or an election, and are given up: a few at a time, because many at once stop an etcd.
+"""Calls that wait for a lock or an election, and are given up: one at a time, because many at once stop an etcd.
 
 An etcd serves Lock, Campaign and Observe with watches of a client inside its own process, and all these watches share
 one stream. When more than about twenty of them end in one moment, the two ends of this stream may wait for each other
@@ -6,9 +6,9 @@ for good (etcd's issues 13336 and 20716, in every version up to 3.7.1). From the
 for which it has to wait, and the keys of calls that end stay there, until the member is started anew. One client that
 gives up forty calls is enough.
 
-So esp gives up AT_ONCE such calls. It gives up the next ones when the shard has answered a question that was sent
-behind them. As the deadlines of many calls may be over in one moment, esp does not tell the shard of these deadlines,
-and gives up the calls itself.
+So esp gives up AT_ONCE such calls, and the next when the shard has answered a question that was sent behind them. As
+the deadlines of many calls may be over in one moment, esp does not tell the shard of these deadlines, and gives up the
+calls itself.
 
 A call may get its lock while it waits to be given up. Nobody would ever unlock it, so esp deletes the key. A client may
 meanwhile ask for the same lock with the same lease, and then has the same key. So esp gives up the earlier call first,
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError
@@ -44,18 +44,21 @@ CAMPAIGN: Final = b"/v3electionpb.Election/Campaign"
 OBSERVE: Final = b"/v3electionpb.Election/Observe"
 WAITS: Final = frozenset((LOCK, CAMPAIGN, OBSERVE))
 """The RPCs that an etcd serves with watches on the stream that may stop."""
-AT_ONCE: Final = 4
+AT_ONCE: Final = 1
 """Calls that are given up together. Each ends up to two watches, its own and that of the next in line, and an etcd can
-take the ends of some twenty."""
+take the ends of some twenty; but other workers and proxies give up calls as well."""
 PAUSE: Final = 0.002
 """Seconds after the shard's answer until more calls are given up."""
 ANSWER_SECONDS: Final = 2.0
 """Seconds that the shard may take for its answer before it is asked again."""
 DELETE_SECONDS: Final = 10.0
 """Seconds for deleting the key of a call that got its lock too late."""
+STAYS_SECONDS: Final = 10.0
+"""Seconds after which the key of a call that was given up should be gone."""
 _MOST_BYTES: Final = 65536
 """Bytes of an answer of which esp takes note."""
 _REQUESTS: Final[dict[bytes, Any]] = {LOCK: v3lock_pb2.LockRequest, CAMPAIGN: v3election_pb2.CampaignRequest}
+_RANGE: Final = b"/etcdserverpb.KV/Range"
 _TXN: Final = b"/etcdserverpb.KV/Txn"
 
 
@@ -124,11 +127,14 @@ class Waits:
         queue: the calls that wait to be given up, by key and the first one first; Observe's by the call.
     """
 
-    def __init__(self, name: str, background: Background, ask: Ask) -> None:
+    def __init__(self, name: str, background: Background, ask: Ask, seen: Callable[[], int]) -> None:
+        """The calls to the shard `name`, which is asked with `ask`; `seen` tells its highest revision so far."""
         self.queue: dict[bytes | GivenUp, GivenUp] = {}
         self._name = name
         self._background = background
         self._ask = ask
+        self._seen = seen
+        self._last: tuple[GivenUp, int] | None = None  # the one to look for, and the revision before its end
         self._recent: list[ClientConnection] = []  # of those given up since the shard's last answer
         self._deleting: set[bytes] = set()
         self._idle = asyncio.Event()
@@ -151,7 +157,7 @@ class Waits:
     def give_up(self, call: SplicedCall) -> None:
         """Gives up a call, now or as soon as the shard can take that."""
         connection = call.connection
-        has_left = not call.local_open and call.queued_at < connection.written
+        has_left = call.pending is None and call.queued_at < connection.written
         if not has_left or connection.streams.get(call.id) is not call:
             call.cancel()
             return
@@ -184,6 +190,10 @@ class Waits:
     def _reset(self, given_up: GivenUp) -> None:
         self._recent.append(given_up.connection)
         given_up.cancel()
+        if given_up.key:
+            if self._last is None:
+                self._background.later(STAYS_SECONDS, self._look_for_last)
+            self._last = given_up, self._seen()
 
     async def _pace(self) -> None:
         while self._recent:
@@ -209,6 +219,33 @@ class Waits:
                     return
             else:
                 return
+
+    # An etcd that serves no locks any more.
+
+    def _look_for_last(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            self._background.start(self._look_for(*last))
+
+    async def _look_for(self, given_up: GivenUp, before: int) -> None:
+        """Tells if the key of a call is still there, which was made by revision `before`, thus not for a later call."""
+        request = rpc_pb2.RangeRequest(key=given_up.key, keys_only=True)
+        metadata = given_up.forward[1]
+        try:
+            answer = await self._ask(
+                (_RANGE, metadata), request.SerializeToString(), idempotent=True, timeout=DELETE_SECONDS
+            )
+            found = rpc_pb2.RangeResponse.FromString(answer).kvs
+        except (RpcError, DecodeError):
+            return  # a shard that does not answer is told of elsewhere
+        if found and found[0].create_revision <= before:
+            log.warning(
+                "shard %s: the key %s stays although its Lock or Campaign was given up: the call may have got its lock "
+                "in its last moment; if other such keys stay too, the member in use serves no locks any more: start "
+                "that etcd anew",
+                self._name,
+                format_key(given_up.key),
+            )
 
     # Locks that come too late.
 

@@ -1,4 +1,4 @@
-"""Calls for locks and elections that are given up: a few at a time, and never so that a lock is left to nobody."""
+"""Calls for locks and elections that are given up: one at a time, and never so that a lock is left to nobody."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ import uvloop
 
 from esp.core import errors
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
+from esp.core.shard import waits
 from esp.core.shard.waits import AT_ONCE, WAITS
 from esp.core.wire import frames
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.status import DEADLINE_EXCEEDED, Code
-from tests.core.front import CAMPAIGN, LOCK, OBSERVE, Front
+from tests.core.front import CAMPAIGN, LOCK, OBSERVE, RANGE, Front
 from tests.core.scripted_etcd import HeardCall, ScriptedConnection, ScriptedEtcd
 from tests.core.wire.conversation import HEAD, data, headers, message, trailers
 
 TXN = b"/etcdserverpb.KV/Txn"
+LATE = b"m/%x" % (AT_ONCE + 1)
+"""The key of the first call that is not given up at once."""
 PATIENT = Limits(max_waiting_seconds=20, health_interval=60, health_timeout=60)
 """So that the questions of this module are the only ones."""
 
@@ -91,7 +94,7 @@ class Line:
 
 @pytest.mark.parametrize("path", sorted(WAITS))
 @in_a_loop
-async def test_many_are_given_up_a_few_at_a_time_each_few_behind_an_answer_of_the_shard(path: bytes) -> None:
+async def test_many_are_given_up_one_after_the_other_each_behind_an_answer_of_the_shard(path: bytes) -> None:
     number = 2 * AT_ONCE + 1
     async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
         line = Line(etcd, front)
@@ -125,8 +128,8 @@ async def test_those_on_a_connection_that_ends_are_given_up_with_it() -> None:
 @pytest.mark.parametrize(
     ("path", "content", "condition"),
     [
-        (LOCK, lock, rpc_pb2.Compare(key=b"m/5", target="CREATE", result="LESS", create_revision=8)),
-        (CAMPAIGN, campaign, rpc_pb2.Compare(key=b"m/5", target="CREATE", result="EQUAL", create_revision=5)),
+        (LOCK, lock, rpc_pb2.Compare(key=LATE, target="CREATE", result="LESS", create_revision=8)),
+        (CAMPAIGN, campaign, rpc_pb2.Compare(key=LATE, target="CREATE", result="EQUAL", create_revision=5)),
     ],
 )
 @in_a_loop
@@ -144,15 +147,15 @@ async def test_a_lock_that_one_of_them_still_gets_is_deleted(
         assert call.path == TXN
         txn = rpc_pb2.TxnRequest.FromString(call.body[PREFIX_SIZE:])
         assert list(txn.compare) == [condition]
-        assert [op.request_delete_range.key for op in txn.success] == [b"m/5"]
+        assert [op.request_delete_range.key for op in txn.success] == [LATE]
         assert not txn.failure
         # The same key could be made again before it is deleted, and its maker would lose the lock.
-        again = front.unary(path, content(b"m", 5))
+        again = front.unary(path, content(b"m", AT_ONCE + 1))
         assert await front.outcome(again) == (errors.NO_CONNECTION.code, errors.NO_CONNECTION.message)
-        other = front.unary(path, content(b"m", 6))
-        assert (await line.shard.hears()).body[PREFIX_SIZE:] == content(b"m", 6)
+        other = front.unary(path, content(b"m", AT_ONCE + 2))
+        assert (await line.shard.hears()).body[PREFIX_SIZE:] == content(b"m", AT_ONCE + 2)
         unary.answers(call)
-        await front.until(lambda: front.shard.waits.may_begin(path, message(content(b"m", 5))))
+        await front.until(lambda: front.shard.waits.may_begin(path, message(content(b"m", AT_ONCE + 1))))
         front.cancels(other)
         line.shard.answers(question)
         etcd.tells = True
@@ -173,9 +176,38 @@ async def test_a_key_that_cannot_be_deleted_is_told(caplog: pytest.LogCaptureFix
         etcd.tells = True
         refusal = trailers(errors.PERMISSION_DENIED)
         etcd.connections[0].says(headers(call.stream, HEAD + refusal, end=True))
-        await front.until(lambda: "the key m/5 of a lock" in caplog.text and "permission denied" in caplog.text)
+        await front.until(
+            lambda: f"the key {LATE.decode()} of a lock" in caplog.text and "permission denied" in caplog.text
+        )
         line.shard.answers(question)
         await front.shard.waits.done()
+
+
+@pytest.mark.parametrize(
+    ("created", "is_told"),
+    [(5, True), (6, False), (None, False)],
+    ids=["the key of before", "one that was made since", "none"],
+)
+@in_a_loop
+async def test_a_key_that_stays_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, created: int | None, is_told: bool
+) -> None:
+    monkeypatch.setattr(waits, "STAYS_SECONDS", 0.01)
+    async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
+        line = Line(etcd, front)
+        await line.wait(1)
+        etcd.tells = True
+        front.shard.seen = 5
+        line.gives_up()
+        call = await etcd.connections[0].hears()
+        assert call.path == RANGE
+        assert rpc_pb2.RangeRequest.FromString(call.body[PREFIX_SIZE:]).key == b"m/1"
+        kvs = [] if created is None else [{"key": b"m/1", "create_revision": created}]
+        header = rpc_pb2.ResponseHeader(revision=9)
+        etcd.connections[0].answers(call, rpc_pb2.RangeResponse(header=header, kvs=kvs).SerializeToString())
+        await front.shard.waits.done()
+        await front.until(lambda: not any("look_for" in task.get_name() for task in front.shard.background.tasks))
+        assert ("the key m/1 stays although its Lock or Campaign was given up" in caplog.text) is is_told
 
 
 @in_a_loop
