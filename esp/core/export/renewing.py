@@ -75,6 +75,7 @@ class Renewing:
 
     async def _renew(self, lease_and_ttl: tuple[int, int]) -> None:
         lease, ttl = lease_and_ttl
+        asked = monotonic()
         try:
             async with asyncio.timeout(min(MOST_SECONDS, ttl / 3)):
                 lives = await self._ask(lease)
@@ -83,6 +84,8 @@ class Renewing:
         except RpcError as error:
             self._trouble = error.status
             self._wanted.setdefault(lease, ttl)
+            if self.shard.wants_login(error.status):  # it has forgotten esp's token, and is asked for nothing else
+                await self.shard.log_in(asked, MOST_SECONDS)
         else:
             if not lives:
                 self.lost.add(lease)

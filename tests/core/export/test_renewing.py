@@ -12,6 +12,7 @@ from esp.core import errors
 from esp.core.export import ExportError, renewing
 from esp.core.export.renewing import Renewing
 from esp.core.pb import rpc_pb2
+from esp.core.wire.status import Status
 
 
 class Shard:
@@ -20,6 +21,7 @@ class Shard:
     Attributes:
         name: its name.
         asked: the leases that were to be renewed.
+        logins: how often esp was given a new token.
     """
 
     name = "a"
@@ -28,6 +30,14 @@ class Shard:
         self._answers = answers
         self.asked: list[int] = []
         self.cancelled = 0
+        self.logins = 0
+
+    def wants_login(self, status: Status) -> bool:
+        return status in errors.STALE_TOKEN
+
+    async def log_in(self, since: float, seconds: float) -> bool:
+        self.logins += 1
+        return True
 
     async def open(self, forward: object, message: bytes, timeout: float) -> Any:  # noqa: ASYNC109 - as the shard's
         lease = rpc_pb2.LeaseKeepAliveRequest.FromString(message).ID
@@ -72,6 +82,14 @@ def test_a_lease_is_asked_for_until_the_shard_has_answered(first: bytes | Except
     assert sorted(shard.asked) == [7, 7, 8]
     assert shard.cancelled == 3
     assert renewing_.lost == set()
+
+
+def test_a_shard_that_knows_esps_token_no_more_is_asked_with_another() -> None:
+    """A member that has started anew. Nothing else may be asked of that shard, so nothing else would get the token."""
+    shard = Shard(lambda *_: told(60) if shard.logins else errors.INVALID_AUTH_TOKEN.error())
+    asyncio.run(Renewing(shard).renew([(7, 60)]))  # type: ignore[arg-type]
+    assert shard.asked == [7, 7]
+    assert shard.logins == 1
 
 
 def test_a_lease_that_has_ended_is_lost_and_not_asked_for_again() -> None:
