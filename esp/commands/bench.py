@@ -18,6 +18,7 @@ from esp.commands.output import (
     Format,
     complain,
     counted,
+    terminal_columns,
     write,
     write_json,
     write_table,
@@ -194,7 +195,7 @@ def _write_text(options: Options, keys: Keys, measured: Sequence[Measured]) -> N
     write_table(headers, rows)
     write("")
     for line in _about(options, keys):
-        write(fill(line, 80, break_on_hyphens=False))
+        write(fill(line, min(80, terminal_columns() or 80), break_on_hyphens=False))
     if max(one.cpu for one in measured) >= BUSY:
         share = max(one.cpu for one in measured)
         told = f"This client took up to {share:.0%} of a core, and may be what limits the figures: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Final
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 NOTHING: Final = Numbers()
-WIDE: Final = 110
-"""Columns of a terminal from which on the tables are whole; a narrower one has fewer columns, and none that folds."""
+_SLOWER: Final = f"SLOWER THAN {SLOW:g} S"
+_NEED: Final = {110: ("SLOW/S", "LEASES", "OPEN", "CONNS"), 80: ("MAP", "WATCHERS", "EVENTS/S", _SLOWER)}
+"""What is left out of terminals with fewer columns, so that no row folds."""
 LEAST_ROWS: Final = 3
 """Rows that a table has, however low the terminal is."""
 MOST_TROUBLES: Final = 3
 """Shards in trouble of which the reason is told."""
-_ONLY_WIDE: Final = frozenset(("SLOW/S", "LEASES", "OPEN", "CONNS"))
 _TEXTS: Final = ("PROXY", "MAP", "SHARD", "STATE", "RPC", "HOT PREFIX")
 """Columns that begin so are texts; all others are numbers."""
 
@@ -135,19 +135,19 @@ def picture(seen: Sequence[Seen], width: int, height: int | None) -> RenderableT
     """Everything, for a terminal of this width, in at most `height` lines; the rows of the longer tables give way."""
     from rich.console import Group
 
-    is_wide = width >= WIDE
+    left_out = {column for least, columns in _NEED.items() if width < least for column in columns}
     shards, methods, hot = shards_of(seen), methods_of(seen), hot_of(seen)
     lines = sorted((line for one in seen if one.now for line in one.now.recent), key=lambda line: line.at)
     troubles = [f"{shard.name}: {shard.trouble}" for shard in shards if shard.trouble][:MOST_TROUBLES]
     wanted = [len(shards), min(8, len(methods)), min(8, len(hot)), min(5, len(lines))]
     if height is not None:
         wanted = _fit(wanted, height - 4 - len(seen) - len(troubles) - 2 * sum(map(bool, wanted)))
-    parts: list[RenderableType] = [_proxies(seen, is_wide=is_wide)]
+    parts: list[RenderableType] = [_proxies(seen, left_out=left_out)]
     if shards:
-        parts += ["", _shards(shards[: wanted[0]], len(shards), is_wide=is_wide)]
+        parts += ["", _shards(shards[: wanted[0]], len(shards), left_out=left_out)]
         parts += [_line(trouble, "red") for trouble in troubles]
     if methods:
-        parts += ["", _methods(methods[: wanted[1]])]
+        parts += ["", _methods(methods[: wanted[1]], left_out)]
     if hot:
         parts += ["", _hot(hot[: wanted[2]])]
     if lines and wanted[3]:
@@ -171,11 +171,13 @@ def _fit(rows: Sequence[int], room: int) -> list[int]:
     return found
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[RenderableType]], *, is_wide: bool = True) -> RenderableType:
+def _table(
+    columns: Sequence[str], rows: Sequence[Sequence[RenderableType]], *, left_out: Container[str] = ()
+) -> RenderableType:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    kept = [place for place, column in enumerate(columns) if is_wide or column not in _ONLY_WIDE]
+    kept = [place for place, column in enumerate(columns) if column not in left_out]
     for place in kept:
         table.add_column(columns[place], justify="left" if columns[place].startswith(_TEXTS) else "right", no_wrap=True)
     for row in rows:
@@ -183,7 +185,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[RenderableType]], *, 
     return table
 
 
-def _proxies(seen: Sequence[Seen], *, is_wide: bool) -> RenderableType:
+def _proxies(seen: Sequence[Seen], *, left_out: Container[str]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
@@ -204,10 +206,10 @@ def _proxies(seen: Sequence[Seen], *, is_wide: bool) -> RenderableType:
         silent.append(
             _line("The proxies have different maps: a key written through one is another key through others.", style)
         )
-    return Group(*([_table(columns, rows, is_wide=is_wide)] if rows else []), *silent)
+    return Group(*([_table(columns, rows, left_out=left_out)] if rows else []), *silent)
 
 
-def _shards(shards: Sequence[ShardSeen], all_of_them: int, *, is_wide: bool) -> RenderableType:
+def _shards(shards: Sequence[ShardSeen], all_of_them: int, *, left_out: Container[str]) -> RenderableType:
     from rich.text import Text
 
     more = f" ({len(shards)} of {all_of_them})" if len(shards) < all_of_them else ""
@@ -217,12 +219,12 @@ def _shards(shards: Sequence[ShardSeen], all_of_them: int, *, is_wide: bool) -> 
         state = Text(shard.condition, style="green" if shard.is_up else "red")
         numbers = map(_amount, (shard.open, shard.watchers, shard.events))
         rows.append([shard.name, state, *_cells(shard.rates), *numbers, _bytes(shard.bytes)])
-    return _table(columns, rows, is_wide=is_wide)
+    return _table(columns, rows, left_out=left_out)
 
 
-def _methods(methods: Sequence[tuple[str, Rates]]) -> RenderableType:
-    columns = ["RPC", "CALLS/S", "FAILED/S", "P99", f"SLOWER THAN {SLOW:g} S"]
-    return _table(columns, [[name, *_cells(rates)] for name, rates in methods])
+def _methods(methods: Sequence[tuple[str, Rates]], left_out: Container[str]) -> RenderableType:
+    columns = ["RPC", "CALLS/S", "FAILED/S", "P99", _SLOWER]
+    return _table(columns, [[name, *_cells(rates)] for name, rates in methods], left_out=left_out)
 
 
 def _hot(hot: Sequence[tuple[str, float, float]]) -> RenderableType:

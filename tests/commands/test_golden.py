@@ -116,14 +116,16 @@ def scene(module_etcds: Etcds, tmp_path_factory: pytest.TempPathFactory, etcd_bi
                 kv.Put(rpc_pb2.PutRequest(key=b"k\n\xff", value=b"3"))
             if etcd is etcds[1]:
                 kv.Put(rpc_pb2.PutRequest(key=b"j/stray", value=b"live"))
-    config = write_config(folder / "esp.yaml", etcds, ["i", "r"], "control: esp.sock")
+    config = write_config(folder / "esp.yaml", etcds, ["i", "r"], "control: esp.sock\nlimits: {connect_timeout: 30}")
     (folder / "txn.txt").write_text(TXN)
     (folder / "wrong.yaml").write_text(WRONG)
     (folder / "good.yaml").write_text(GOOD)
     with running_esps(folder, etcd_binary) as esps:
         esp = esps.launch("-c", "esp.yaml", config=config)
         esp.wait_ready()
-        config.write_text(config.read_text() + "limits: {max_tokens: 9}\nleases: strict\n")
+        config.write_text(
+            config.read_text().replace("_timeout: 30", "_timeout: 30, max_tokens: 9") + "leases: strict\n"
+        )
         yield Scene(folder, etcds, esp)
 
 

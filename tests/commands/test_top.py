@@ -83,7 +83,7 @@ def test_maps_that_differ_are_told() -> None:
     assert "different maps" not in "\n".join(shown([seen(), seen("http://b:2379")], 120))
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("height", [24, 50])
 def test_many_shards_fit_a_terminal(width: int, height: int) -> None:
     lines = shown([seen(shards=300)], width, height)
