@@ -44,7 +44,6 @@ _MOST_PARTS = 4  # compares and operations of a transaction in its usual form
 _REVISIONS = frozenset((4 << 3, 10 << 3, 11 << 3, 12 << 3, 13 << 3, 5 << 3, 6 << 3))  # of a Range, and of a Compare
 _RESULT, _TARGET, _COMPARED_KEY = 1 << 3, 2 << 3, 3 << 3 | 2  # of a Compare
 _COMPARED = {tag: {tag: _INT64} for tag in (4 << 3, 5 << 3, 6 << 3, 8 << 3)}  # version, create and mod_revision, lease
-_GO_ON = [int.from_bytes(bytes((0x80,)) * count, "big") for count in range(7)]
 _BIT_52 = 0x08  # in the last byte of a number of eight
 
 
@@ -183,6 +182,16 @@ _PUT_FRONTS: Final = _put_fronts(_LONGEST_USUAL)
 """By the number of bytes of the one operation in the first branch what is in front of it, if it is a Put."""
 
 
+_SHORT: Final = 0x7C
+"""Keys below this length have a length of one byte even as a field of a field."""
+_KEY_FRONTS: Final = [bytes((_KEY, size)) for size in range(_SHORT)]
+_READ_FRONTS: Final = [bytes((_FAILURE, size + 4, _KEY, size + 2)) for size in range(_SHORT)]
+"""By the length of a key what is in front of the key as a field, and in front of that field in a branch that only reads
+the key; a read has the same tag as a key."""
+_NEXT: Final = bytes(range(0x80, 0x100))
+"""The bytes of a number of several bytes, but for its last one."""
+
+
 def _usual_txn_key(message: bytes) -> bytes | None:
     """As `txn_key`, for a compare, a put, and perhaps a read if the compare fails: as a kube-apiserver writes a key."""
     end = 7 + message[6]
@@ -192,20 +201,23 @@ def _usual_txn_key(message: bytes) -> bytes | None:
     if place is None:
         return None
     key = message[place]
-    field = bytes((_KEY, len(key))) + key
+    size = len(key)
+    if size >= _SHORT:
+        return None
+    field = _KEY_FRONTS[size] + key
     last = len(message)
-    if len(key) < 0x7C:
-        tail = bytes((_FAILURE, len(key) + 4, _KEY, len(key) + 2)) + field  # a read has the same tag as a key
-        if message.endswith(tail):
-            last -= len(tail)
+    read = last - size - 6
+    if message[read:] == _READ_FRONTS[size] + field:
+        last = read
     rest = last - end
-    if not 0 < rest <= _LONGEST_USUAL:
+    if rest > _LONGEST_USUAL:
         return None
-    front = _PUT_FRONTS[rest]
-    after = end + len(front) + len(field)
-    if not message.startswith(front + field, end) or last <= after:
+    front = _PUT_FRONTS[rest] + field  # if less than nothing is left, another one, which does not stand there
+    after = end + len(front)
+    if message[end:after] != front or last <= after:
         return None
-    return key if message.startswith(_VALUE_FRONTS[last - after], after) else None
+    front = _VALUE_FRONTS[last - after]
+    return key if message[after : after + len(front)] == front else None
 
 
 def _quickly_compared(message: bytes, start: int, end: int) -> slice | None:
@@ -220,8 +232,7 @@ def _quickly_compared(message: bytes, start: int, end: int) -> slice | None:
         return None
     if message[after] not in _COMPARED or message[last] > 0x7F or (not message[last] and last - after > 1):
         return None
-    more = _GO_ON[last - after - 1]  # the bytes of the number before its last one
-    if int.from_bytes(message[after + 1 : last], "big") & more != more:
+    if message[after + 1 : last].translate(None, _NEXT):
         return None
     return slice(start + 2, after)
 
