@@ -120,7 +120,7 @@ class RoomyTls(Roomy, EspTls):
 class RoomyHaproxy(Haproxy):
     """haproxy for as many connections."""
 
-    most_connections = 18_000
+    most_connections = 9_900  # two descriptors each; most systems give a process 20,000
 
 
 KINDS: dict[str, type[Peer]] = {

@@ -52,6 +52,7 @@ class Outbox:
         "_awaits_flush",
         "_held_own",
         "_kept",
+        "_most",
         "_owner",
         "_queue",
         "_queued_own",
@@ -77,6 +78,9 @@ class Outbox:
         self._queue: deque[bytes] = deque()
         self._awaits_flush = False
         self.context = down.connection.context
+        self._most = (
+            self.context.limits.max_watch_buffer_bytes
+        )  # as of the last flush: it is looked at for each message
         self._sent = self.context.counters.messages_sent
         self._owner: Owner | None = owner  # None after the end: a cycle of references would stay in memory for long
 
@@ -106,7 +110,7 @@ class Outbox:
             or self._awaits_flush
             or down.pending is not None
             or not down.responded
-            or not self._afford_or_end(len(message))
+            or not (down.may_hold(len(message)) or self._afford_or_end(len(message)))
         ):
             self.send_together((message,), is_own=is_own)
         else:
@@ -121,13 +125,11 @@ class Outbox:
             is_own: the messages came in this client's own call to a shard. That call is not read on before they have
                 left, so they do not count against a slow client.
         """
-        limit = self.context.limits.max_watch_buffer_bytes
-        if self.is_over or (not is_own and self.waiting > limit and not self._make_room_or_end()):
+        if self.is_over or (not is_own and self.waiting > self._most and not self._make_room_or_end()):
             return
         if not self._awaits_flush:
             self._want_flush()
         self._queue.extend(messages)
-        self._sent[self.down.head.path] += len(messages)
         size = sum(map(len, messages))
         self.queued += size
         self.waiting += size
@@ -136,16 +138,14 @@ class Outbox:
 
     def send(self, message: bytes) -> None:
         """Sends a message, with its prefix, as soon as the client reads."""
-        if self.is_over:
-            return
-        if self.waiting > self.context.limits.max_watch_buffer_bytes and not self._make_room_or_end():
+        if self.is_over or (self.waiting > self._most and not self._make_room_or_end()):
             return
         if not self._awaits_flush:
             self._want_flush()
         self._queue.append(message)
-        self._sent[self.down.head.path] += 1
-        self.queued += len(message)
-        self.waiting += len(message)
+        size = len(message)
+        self.queued += size
+        self.waiting += size
 
     def hold(self, size: int, *, is_own: bool = False) -> None:
         """Counts `size` bytes more (or fewer, below 0) that wait elsewhere for this client.
@@ -158,16 +158,16 @@ class Outbox:
         if is_own:
             self._held_own += size
         elif size > 0:
-            if self.waiting > self.context.limits.max_watch_buffer_bytes:
+            if self.waiting > self._most:
                 self._make_room_or_end()
-            self._want_flush()
+            if not self._awaits_flush:
+                self._want_flush()
 
     # Leaving.
 
     def _want_flush(self) -> None:
-        if not self._awaits_flush:
-            self._awaits_flush = True
-            self.context.unflushed.append(self)
+        self._awaits_flush = True
+        self.context.unflushed.append(self)
 
     def flush(self) -> None:
         """Sends as much as the client's windows take: called when a connection was read, and when the client has read.
@@ -178,18 +178,27 @@ class Outbox:
         self._awaits_flush = False
         if self.is_over:
             return
+        self._most = self.context.limits.max_watch_buffer_bytes
         down, queue = self.down, self._queue
+        messages = len(queue)
         if self._kept:
             down.release(self._kept)
             self._kept = 0
         if queue and not down.responded:
             down.start()
-        while queue and down.pending is None and self._afford_or_end(len(queue[0])):
+        while queue and down.pending is None:
+            size = len(queue[0])
+            if not down.may_hold(size) and not self._afford_or_end(size):
+                break
             data = self._next_piece()
-            self.queued -= len(data)
-            self.waiting -= len(data)
-            self._queued_own = max(0, self._queued_own - len(data))
+            size = len(data)
+            self.queued -= size
+            self.waiting -= size
+            if self._queued_own:
+                self._queued_own = max(0, self._queued_own - size)
             down.send_data(data, False)
+        if messages and not self.is_over:
+            self._sent[down.head.path] += messages - len(queue)
         if self.waiting and self._afford_or_end(self.waiting):
             self._kept = self.waiting
             down.hold(self.waiting)
