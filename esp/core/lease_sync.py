@@ -23,6 +23,7 @@ from esp.core.wire.status import RpcError
 CALL_SECONDS: Final = 10.0
 """Seconds that one call of the command to one shard may take; longer than the 7 s after which etcd itself gives up."""
 
+_SAID_AFTER_A_READ: Final = errors.STALE_TOKEN | {errors.PERMISSION_DENIED}
 _ONE_KEY: Final = rpc_pb2.RangeRequest(key=b"health", count_only=True)
 
 Item = TypeVar("Item")
@@ -70,11 +71,11 @@ async def call(
         raise errors.undecided(error.status).error() from None
 
 
-async def catch_up(shard: Shard, *, metadata: Fields | None, seconds: float) -> None:
+async def catch_up(shard: Shard, *, metadata: Fields, seconds: float) -> None:
     """Returns when the member in use knows all that its cluster had decided at the beginning, and who leads.
 
-    A member that was frozen while it led does not know at first. Makes a linearizable read, of one key; the member
-    answers only after that, even to a caller who may not read the key.
+    A member that was frozen while it led does not know at first. Makes a linearizable read, of one key. Only after that
+    the member looks whether it knows the caller, who may read the key or not.
 
     Raises:
         RpcError: as `call`.
@@ -82,7 +83,7 @@ async def catch_up(shard: Shard, *, metadata: Fields | None, seconds: float) -> 
     try:
         await call(shard, RANGE, _ONE_KEY, metadata=metadata, seconds=seconds)
     except RpcError as error:
-        if error.status != errors.PERMISSION_DENIED:
+        if error.status not in _SAID_AFTER_A_READ:
             raise
 
 

@@ -80,9 +80,8 @@ class Doubts:
     @staticmethod
     async def _read(lane: Lane, metadata: Fields) -> Status | None:
         """The failure of the read; None if the member knows by now all that its cluster has decided before."""
-        shard = lane.shard
         try:
-            await lease_sync.catch_up(shard, metadata=None if shard.user else metadata, seconds=SECONDS)
+            await lease_sync.catch_up(lane.shard, metadata=metadata, seconds=SECONDS)
         except RpcError as error:
             return error.status
         return None

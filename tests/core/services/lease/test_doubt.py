@@ -107,11 +107,12 @@ def test_keepalives_share_a_read_that_begins_after_them() -> None:
     scene(work)
 
 
-def test_who_may_not_read_has_waited_for_the_member_all_the_same() -> None:
+@pytest.mark.parametrize("refusal", [errors.PERMISSION_DENIED, errors.INVALID_AUTH_TOKEN])
+def test_who_may_not_read_has_waited_for_the_member_all_the_same(refusal: Status) -> None:
     async def work(one: Scene) -> None:
         one.add(1)
         await one.turns()
-        one.reads[0].set_exception(RpcError(errors.PERMISSION_DENIED))
+        one.reads[0].set_exception(RpcError(refusal))
         await one.turns()
         assert one.lane.sent == [1]
 
