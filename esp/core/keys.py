@@ -67,6 +67,16 @@ class KeyRange(NamedTuple):
             return None
         return KeyRange(start, end)
 
+    def without(self, other: KeyRange) -> list[KeyRange]:
+        """The parts of this range outside of another one, in key order; itself if the two have no key in common."""
+        hole = self.intersect(other)
+        if hole is None:
+            return [self]
+        parts = [KeyRange(self.start, hole.start)]
+        if hole.end is not None:
+            parts.append(KeyRange(hole.end, self.end))
+        return [part for part in parts if not part.is_empty()]
+
 
 def prefix_end(prefix: bytes) -> bytes | None:
     """The first key after all keys that start with `prefix`.

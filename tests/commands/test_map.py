@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from esp.cli.whole import app
 from esp.commands import map as module
 from esp.commands import map_change
+from esp.core.keys import KeyRange
 from esp.core.local import LocalEtcd
 from esp.core.pb import auth_pb2, rpc_pb2
 from esp.core.shared_map import GUARD_KEY, MAP_KEY, NEXT_KEY, Next, SharedMap, decode
@@ -324,6 +325,48 @@ def test_nothing_else_takes_a_map_in_the_shards_yet(tmp_path: Path, empty_shards
         result = CliRunner().invoke(app, [*command.split(), "-c", str(config)])
         assert result.exit_code in (1, 2), command
         assert "a map that the shards hold is not served yet" in result.stderr + result.stdout, command
+
+
+def esp(config: Path, *arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [*arguments, "-c", str(config)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_keys_of_a_map_are_no_stray_keys(run: Run, config: Path, kvs: list[rpc_pb2_grpc.KVStub]) -> None:
+    """Else esp check would tell to move the guards of all shards to the first, or to delete them."""
+    run("init", "--yes")
+    assert "stray" not in esp(config, "check", "--keys")[1]
+    for key in (b"\0esp", b"\0esp0"):
+        kvs[1].Put(rpc_pb2.PutRequest(key=key))
+    assert (
+        '2 stray keys in ["", "i"), which shard s0 owns: "\\x00esp", "\\x00esp0";' in esp(config, "check", "--keys")[1]
+    )
+    code, out, _ = esp(config, "check", "--fix-strays", "move", "--apply", "-o", "json")
+    assert (code, [part["fates"]["moved"] for part in json.loads(out)["ranges"]]) == (0, [2])
+    assert "No stray keys" in esp(config, "check", "--fix-strays", "delete", "--apply")[1]
+    assert run("show")[0] == 0
+
+
+def test_no_export_has_the_keys_of_a_map_and_no_import_writes_them(
+    run: Run, config: Path, kvs: list[rpc_pb2_grpc.KVStub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("init", "--yes")
+    for stub, own in zip(kvs, (b"\0esp", b"k", b"z"), strict=True):
+        stub.Put(rpc_pb2.PutRequest(key=own, value=b"v"))
+    file = tmp_path / "all.jsonl"
+    assert esp(config, "export", "--to", str(file))[0] == 0
+    keys = [line.get("key", line.get("key64")) for line in map(json.loads, file.read_text().splitlines())]
+    assert [key for key in keys if key] == ["\0esp", "k", "z"]
+    before = map_of(kvs[0])
+    other = tmp_path / "other.jsonl"
+    with monkeypatch.context() as as_by_others:
+        as_by_others.setattr("esp.core.export.exporting.HELD_KEYS", KeyRange(b"\xff", b"\xff\0"))
+        assert esp(config, "export", "--to", str(other))[0] == 0
+    code, _, err = esp(config, "import", str(other), "--overwrite")
+    assert code == 1
+    assert "the file has keys under which shards hold a map" in err
+    assert map_of(kvs[0]) == before
+    assert run("show")[0] == 0
 
 
 @pytest.fixture

@@ -114,3 +114,15 @@ def _unescaped(text: bytes) -> bytes:
 def test_a_range_for_people() -> None:
     assert format_range(KeyRange(b"a", b"m\0")) == r'["a", "m\x00")'
     assert format_range(KeyRange(b"", None)) == '["", end)'
+
+
+@given(ranges, ranges, keys)
+def test_the_parts_without_a_range_hold_all_keys_but_those_of_the_range(
+    one: KeyRange, other: KeyRange, key: bytes
+) -> None:
+    parts = one.without(other)
+    assert sum(holds(part, key) for part in parts) == (holds(one, key) and not holds(other, key))
+    if one.intersect(other) is None:
+        assert parts == [one]
+    else:
+        assert not any(part.is_empty() for part in parts)

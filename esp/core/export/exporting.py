@@ -37,6 +37,7 @@ from esp.core.lease_sync import each
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import LEASE_LEASES, LEASE_TIME_TO_LIVE, RANGE, Shard
 from esp.core.shard_map import Segment
+from esp.core.shared_map import HELD_KEYS
 from esp.core.wire.status import RpcError
 
 LEASES_AT_ONCE: Final = 64
@@ -132,12 +133,16 @@ async def go_on(config: Config, started: Started, out: Output, progress: Progres
 
 
 def _segments(config: Config, keys: KeyRange) -> list[Segment]:
-    """The parts of a range of clients, with the prefix of the namespace."""
+    """The parts of a range of clients, with the prefix of the namespace; without the keys of a map in shards."""
     if config.namespace is not None:
         key, range_end = keys.to_request()
         real = config.namespace.key(key), config.namespace.range_end(range_end)
         keys = KeyRange.of_request(*real)
-    return config.shard_map.split(keys)
+    return [
+        Segment(segment.shard, part)
+        for segment in config.shard_map.split(keys)
+        for part in segment.range.without(HELD_KEYS)
+    ]
 
 
 def _readable(segments: Sequence[Segment]) -> dict[str, bytes]:

@@ -16,6 +16,8 @@ from esp.core.export.writing import Existing, Writer
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.shard import RANGE, Shard
+from esp.core.shard_map import Segment
+from esp.core.shared_map import HELD_KEYS
 from esp.core.wire.status import RpcError
 
 Progress = Callable[[str, int, int | None], object]
@@ -136,7 +138,8 @@ class Import:
         wanted = KeyRange(self._prefix + start, None if end is None else self._prefix + end)
         if end is None and self._config.namespace is not None:
             wanted = KeyRange(wanted.start, self._config.namespace.keys.end)
-        for segment in self._config.shard_map.split(wanted):
+        segments = self._config.shard_map.split(wanted)
+        for segment in [Segment(one.shard, part) for one in segments for part in one.range.without(HELD_KEYS)]:
             key, range_end = segment.range.to_request()
             request = rpc_pb2.RangeRequest(key=key, range_end=range_end, limit=1, keys_only=True)
             try:
@@ -165,7 +168,13 @@ class Import:
                 await leases.grant(found.grants)
             rows: dict[str, list[Row]] = {}
             for row in found.rows:
-                owner = self._config.shard_map.owner(self._prefix + row.key)
+                key = self._prefix + row.key
+                if key.startswith(HELD_KEYS.start):
+                    raise ExportError(
+                        "the file has keys under which shards hold a map (\\x00esp/...); no import writes them, so "
+                        "export anew, which leaves them out"
+                    )
+                owner = self._config.shard_map.owner(key)
                 rows.setdefault(owner, []).append(row if leases else row._replace(lease=0))
             await all_of([writers[name].write(some, progress) for name, some in rows.items()])
 

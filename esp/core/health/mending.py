@@ -25,6 +25,7 @@ from esp.core.keys import KeyRange
 from esp.core.lease_sync import each
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import RANGE, TXN, Method, Shard, ask_for_esp
+from esp.core.shared_map import HELD_KEYS
 from esp.core.tls_files import TlsFiles
 from esp.core.wire.context import WireContext
 from esp.core.wire.status import RpcError
@@ -239,7 +240,12 @@ class _Guarded:
         return found
 
     async def pages(self, part: KeyRange) -> AsyncIterator[list[kv_pb2.KeyValue]]:
-        """The keys of a range without their values, page by page."""
+        """The keys of a range without their values, page by page; without those under which shards hold the map."""
+        for one in part.without(HELD_KEYS):
+            async for page in self._pages(one):
+                yield page
+
+    async def _pages(self, part: KeyRange) -> AsyncIterator[list[kv_pb2.KeyValue]]:
         rest = part
         while True:
             key, range_end = rest.to_request()

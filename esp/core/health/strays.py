@@ -1,7 +1,7 @@
 """Stray keys: keys that a shard holds and another shard owns. No client sees them, and a moved boundary revives them.
 
 Each shard is asked for the number of keys between its own ranges, with count-only reads. With a namespace only its keys
-count: the others are not esp's. esp itself keeps no keys in shards.
+count: the others are not esp's. Keys under which shards hold the map (`esp map`) do not count.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.pb import rpc_pb2
 from esp.core.shard import RANGE, Shard, ask_for_esp
 from esp.core.shard_map import Segment, ShardMap
+from esp.core.shared_map import HELD_KEYS
 from esp.core.wire.status import RpcError
 
 CALL_SECONDS: Final = 30.0
@@ -79,16 +80,22 @@ async def _counts(shard: Shard, ranges: Iterable[KeyRange]) -> list[int]:
 
 
 async def _count(shard: Shard, part: KeyRange) -> int:
-    key, range_end = part.to_request()
-    request = rpc_pb2.RangeRequest(key=key, range_end=range_end, count_only=True)
-    return int((await ask_for_esp(shard, RANGE, request, seconds=CALL_SECONDS)).count)
+    number = 0
+    for one in part.without(HELD_KEYS):
+        key, range_end = one.to_request()
+        request = rpc_pb2.RangeRequest(key=key, range_end=range_end, count_only=True)
+        number += (await ask_for_esp(shard, RANGE, request, seconds=CALL_SECONDS)).count
+    return number
 
 
 async def _samples(shard: Shard, part: KeyRange) -> tuple[bytes, ...]:
-    key, range_end = part.to_request()
-    request = rpc_pb2.RangeRequest(key=key, range_end=range_end, keys_only=True, limit=SAMPLES)
-    answer = await ask_for_esp(shard, RANGE, request, seconds=CALL_SECONDS)
-    return tuple(kv.key for kv in answer.kvs[:SAMPLES])
+    found: list[bytes] = []
+    for one in part.without(HELD_KEYS):
+        key, range_end = one.to_request()
+        request = rpc_pb2.RangeRequest(key=key, range_end=range_end, keys_only=True, limit=SAMPLES)
+        answer = await ask_for_esp(shard, RANGE, request, seconds=CALL_SECONDS)
+        found += [kv.key for kv in answer.kvs[:SAMPLES]]
+    return tuple(found[:SAMPLES])
 
 
 def judge_keys(keys: Mapping[str, ShardKeys]) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from esp.core.lease_sync import each
 from esp.core.pb import rpc_pb2
 from esp.core.reload.difference import Move
 from esp.core.shard import RANGE, Shard, ask_for_esp
+from esp.core.shared_map import HELD_KEYS
 from esp.core.wire.status import RpcError
 
 ANSWER_SECONDS: Final = 10.0
@@ -116,13 +117,17 @@ class _Answer:
 
 
 async def _counted(shard: Shard, move: Move, seconds: float) -> _Answer:
-    key, end = move.range.to_request()
-    asked = rpc_pb2.RangeRequest(key=key, range_end=end, count_only=True)
-    try:
-        answer = await ask_for_esp(shard, RANGE, asked, seconds=seconds)
-    except RpcError as error:
-        return _Answer(None, trouble=error.status.message)
-    return _Answer(answer.count, answer.header.revision)
+    number = revision = 0
+    for part in move.range.without(HELD_KEYS) or [move.range]:
+        key, end = part.to_request()
+        asked = rpc_pb2.RangeRequest(key=key, range_end=end, count_only=True)
+        try:
+            answer = await ask_for_esp(shard, RANGE, asked, seconds=seconds)
+        except RpcError as error:
+            return _Answer(None, trouble=error.status.message)
+        number += answer.count
+        revision = answer.header.revision
+    return _Answer(number, revision)
 
 
 def counted(keys: int) -> str:

@@ -14,6 +14,7 @@ from esp.core.shared_map.change import Kind, Next, Step, decode_next, steps
 from esp.core.shared_map.reading import DisagreeError, Held, Told, foreign_keys, newest, read
 from esp.core.shared_map.value import (
     GUARD_KEY,
+    HELD_KEYS,
     MAP_KEY,
     MAX_MAP_BYTES,
     NEXT_KEY,
@@ -30,6 +31,7 @@ from esp.core.shared_map.writing import ChangeError, How, Outcome, carry_out, de
 
 __all__ = [
     "GUARD_KEY",
+    "HELD_KEYS",
     "MAP_KEY",
     "MAX_MAP_BYTES",
     "NEXT_KEY",

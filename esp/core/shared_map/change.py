@@ -15,6 +15,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.shared_map.value import (
     FORMAT,
     GUARD_KEY,
+    HELD_KEYS,
     MAP_KEY,
     NEXT_KEY,
     MapFormatError,
@@ -160,7 +161,8 @@ def _txn(compares: list[_Compare], writes: list[rpc_pb2.RequestOp]) -> rpc_pb2.T
 
 def look() -> rpc_pb2.RangeRequest:
     """A read of all that a shard holds of the map."""
-    return rpc_pb2.RangeRequest(key=b"\0esp/", range_end=b"\0esp0", limit=8)
+    key, range_end = HELD_KEYS.to_request()
+    return rpc_pb2.RangeRequest(key=key, range_end=range_end, limit=8)
 
 
 def _absent(key: bytes) -> _Compare:
