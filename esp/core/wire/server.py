@@ -148,17 +148,6 @@ class ServerConnection(Admission[ServerStream]):
                         end = start + length
                         stream = streams.get(stream_id)
                         if (
-                            kind == PIECE
-                            and LARGE_PIECE <= length <= MAX_FRAME_SIZE
-                            and end <= size
-                            and not above
-                            and stream is not None
-                            and stream.take_piece(data[start:end])
-                        ):
-                            position = end
-                            self.recv_window -= length
-                            continue
-                        if (
                             kind != WHOLE_DATA
                             or above
                             or packed
@@ -168,7 +157,18 @@ class ServerConnection(Admission[ServerStream]):
                             or stream is None
                             or not stream.fresh
                         ):
-                            break
+                            if (
+                                kind != PIECE
+                                or not LARGE_PIECE <= length <= MAX_FRAME_SIZE
+                                or above
+                                or end > size
+                                or stream is None
+                                or not stream.take_piece(data[start:end])
+                            ):
+                                break
+                            position = end
+                            self.recv_window -= length
+                            continue
                         head = stream.head
                         if head.content_length >= 0 and head.content_length != length:
                             break
