@@ -61,7 +61,7 @@ class Pass(Handler):
 
     def on_message(self, stream: ServerCall, message: bytes) -> None:
         call = SplicedCall(self.upstream, stream, message, self.owner)
-        self.upstream.call(call, stream.head.forward, stream.timeout, message, end=True)
+        self.upstream.call_whole(call, stream.head.forward, stream.timeout, message)  # as `Shard.splice`
 
 
 def cost(*, heads_first: bool) -> float:
