@@ -37,6 +37,9 @@ FIRST_WORK: Final = 0.002
 """Seconds after which a client is not new any more, though its first work is not done."""
 AT_ONCE: Final = 0.002
 """Seconds for all work that is done as bytes come, between two looks at the line; further work stands in line."""
+ANSWERS_LEAST: Final = 0.0005
+"""The least seconds for shards' answers that had to wait. They have what bytes that came in this turn have left of
+AT_ONCE, so that the turn is short, but so much in any case."""
 MOST_SKIPPED: Final = 4
 """The most turns in a row in which the line is not served, because answers and calls took the line's time."""
 SAVED: Final = 0.02
@@ -305,7 +308,8 @@ class Turns:
         """
         self.will_run = False
         steps = self.steps
-        self._worked += self._spent + steps.spent
+        spent = self._spent
+        self._worked += spent + steps.spent
         self._spent = 0.0
         if self._worked >= WORKED:
             self._worked = 0.0
@@ -319,7 +323,7 @@ class Turns:
             return
         began = self.clock()
         if self._answers:
-            self._serve_shards()
+            self._serve_shards(max(AT_ONCE - spent, ANSWERS_LEAST))
         if self._first or self._newcomers:
             self._serve_first()
         if self._line:
@@ -335,9 +339,10 @@ class Turns:
         if self.waiting:
             self.run_soon()
 
-    def _serve_shards(self) -> None:
+    def _serve_shards(self, seconds: float) -> None:
+        """Serves shards' workers for so long, in turns."""
         answers = self._answers
-        stop = self.clock() + AT_ONCE
+        stop = self.clock() + seconds
         for _ in range(len(answers)):
             worker = answers.popleft()
             if worker.work(stop):
@@ -346,7 +351,7 @@ class Turns:
                 worker.in_line = False
             if self.clock() >= stop:
                 break
-        took = self.clock() - stop + AT_ONCE
+        took = self.clock() - stop + seconds
         self._elsewhere += took
         self._answered += took
 

@@ -59,6 +59,7 @@ class Steps:
         monkeypatch.setattr(turns, "SLICE", 10.0)
         monkeypatch.setattr(turns, "FIRST_SLICE", 4.0)
         monkeypatch.setattr(turns, "AT_ONCE", 20.0)
+        monkeypatch.setattr(turns, "ANSWERS_LEAST", 5.0)
         monkeypatch.setattr(turns, "LONGEST_STEP", 1000.0)
         monkeypatch.setattr(turns, "SAVED", 0.0)
         self.now = 0.0
@@ -590,6 +591,7 @@ def test_answers_of_shards_come_before_the_line_in_slices(steps: Steps) -> None:
     shard.left = 70
     steps.turns.serve_answers(shard)
     assert steps.log[10:] == ["s"] * 20, "as much as may be done at once"
+    assert steps.turn() == ["s"] * 5, "the time of this turn was over; the line has to wait"
     assert steps.turn() == ["s"] * 20, "and so much in the next turn, in which the line has to wait"
     steps.until_done()
     assert (client.left, shard.left) == (0, 0)
@@ -602,6 +604,7 @@ def test_reads_of_one_shard_in_the_same_turn_have_its_time_together(steps: Steps
         shard.left += 15
         steps.turns.serve_answers(shard)
     assert steps.log == ["s"] * 30, "the third read waits, and all behind it"
+    assert steps.turn() == ["s"] * 5
     assert steps.turn() == ["s"] * 20
     steps.until_done()
     assert shard.left == 0
