@@ -212,6 +212,9 @@ def test_a_half_done_first_map_is_gone_on_with_by_the_same_config_only(
     code, _, err = run("show")
     assert code == 1
     assert err == "esp: a change to epoch 1 is half done; esp map finish carries it out\n"
+    checked = CliRunner().invoke(app, ["check", "-o", "json", "-c", str(tmp_path / "esp.yaml")])
+    problems = [(one["shards"], one["text"].partition(";")[0]) for one in json.loads(checked.stdout)["problems"]]
+    assert ([], "a change of the map on the shards to epoch 1 is half done") in problems
     other = write_config(tmp_path / "other.yaml", empty_shards, ["i", "k"])
     code, _, err = run_esp("init", "--yes", "-c", str(other))
     assert code == 1

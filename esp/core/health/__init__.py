@@ -6,6 +6,7 @@
     mending    moves stray keys to their owners, or deletes them
     accounts   asks every shard for its users and roles, and compares them
     strays     asks every shard for keys that it does not own
+    shared     judges the map that the shards hold
     leases     asks every shard for its leases, and compares them
     endpoint   asks one endpoint for all that it tells
     page       what a member tells as pages only: clock, quota, certificate

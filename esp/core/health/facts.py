@@ -231,6 +231,7 @@ class Kind(StrEnum):
     QUOTA = "quota"
     DEFRAGMENT = "defragment"
     RAFT_LAG = "raft-lag"
+    MAP = "map"
     LEASES = "leases"
     AUTH_ON = "auth-on"
     PROXY_UNREACHABLE = "proxy-unreachable"

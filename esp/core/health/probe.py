@@ -23,16 +23,18 @@ from esp.core.health.lag import judge_lag
 from esp.core.health.leases import Lists, differing, judge_leases
 from esp.core.health.members import judge_members, look_for, missing_of
 from esp.core.health.proxies import Proxies, ask_proxies, judge_proxies
+from esp.core.health.shared import judge_shared_map
 from esp.core.health.space import judge_space
 from esp.core.health.strays import count_keys, judge_keys
 from esp.core.health.versions import judge_versions
 from esp.core.kubernetes import cuts
 from esp.core.server_certificates import ServerCertificates
 from esp.core.shard import Shard
+from esp.core.shared_map import Held, read
 from esp.core.tls_files import TlsFiles
 from esp.core.tls_paths import TlsFileError
 from esp.core.wire.context import WireContext
-from esp.core.wire.status import RpcError
+from esp.core.wire.status import RpcError, Status
 
 ANSWER_SECONDS: Final = 2.0
 """Seconds for one endpoint: to connect, and to get all answers."""
@@ -76,6 +78,7 @@ async def examine(
             all_of(map(ask, config.shards)),
             _accounts(config, context, files, seconds),
             _leases(config, context, files),
+            _shared_map(config, context, files, seconds),
         ]
     )
     health = judge(told[0])
@@ -84,6 +87,7 @@ async def examine(
     health = with_findings(health, (), [*judge_clocks(health.shards), *judge_certificates(health.shards, now())])
     health = with_findings(with_findings(health, *compare(told[1])), (), where_on(told[1]))
     health = with_findings(health, *judge_leases(told[2]))
+    health = with_findings(health, *judge_shared_map(config, told[3]))
     if keys:
         counts = await _keys(config, context, files, seconds)
         health = replace(with_findings(health, judge_keys(counts), ()), keys=counts)
@@ -113,6 +117,16 @@ async def _leases(config: Config, context: WireContext, files: TlsFiles) -> List
                 return await differing(shards)
         except TimeoutError:
             return f"not within {ACCOUNTS_SECONDS:g} s"
+
+
+async def _shared_map(
+    config: Config, context: WireContext, files: TlsFiles, seconds: float
+) -> dict[str, Held | Status]:
+    """What each shard that can be asked holds of the map on the shards, by name."""
+    async with connecting(config, context, files) as shards:
+        troubles = await all_of([trouble_of(shard, seconds) for shard in shards.values()])
+        answering = [shard for shard, trouble in zip(shards.values(), troubles, strict=True) if not trouble]
+        return await read(answering, seconds)
 
 
 async def _accounts(config: Config, context: WireContext, files: TlsFiles, seconds: float) -> dict[str, Accounts]:

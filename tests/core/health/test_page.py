@@ -10,7 +10,7 @@ import pytest
 from esp.core.config import Endpoint
 from esp.core.health.facts import Clock
 from esp.core.health.page import MOST_BYTES, Pages, pages_of
-from esp.core.health.proxies import _version
+from esp.core.health.proxies import version_of
 from esp.core.tls_paths import Files
 
 DATE = b"Date: Fri, 15 Jan 2027 08:00:00 GMT\r\n"
@@ -88,6 +88,6 @@ def test_the_version_of_a_proxy(body: bytes, told: dict[str, str]) -> None:
     async def ask() -> dict[str, str]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server:
-            return await _version(Endpoint("127.0.0.1", server.sockets[0].getsockname()[1]), Files())
+            return await version_of(Endpoint("127.0.0.1", server.sockets[0].getsockname()[1]), Files())
 
     assert asyncio.run(ask()) == told

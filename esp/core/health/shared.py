@@ -1,0 +1,38 @@
+"""The map that the shards hold: a change that is half done, and shards that do not stand to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from esp.core.config import Config
+from esp.core.health.facts import Finding, Kind
+from esp.core.shared_map import DisagreeError, Held, newest
+from esp.core.wire.status import Status
+
+
+def judge_shared_map(config: Config, held: Mapping[str, Held | Status]) -> tuple[list[Finding], list[Finding]]:
+    """The problems and the notes about the map on the shards; `held` is what each shard tells, by name."""
+    try:
+        told = newest(held)
+    except DisagreeError as error:
+        return [Finding(Kind.MAP, (), None, str(error))], []
+    if told is None:
+        return [], []
+    problems: list[Finding] = []
+    if told.change is not None:
+        epoch = told.change.after.epoch
+        text = f"a change of the map on the shards to epoch {epoch} is half done; esp map finish carries it out"
+        problems.append(Finding(Kind.MAP, (), None, text))
+    for name in told.unfenced:
+        text = "has not the guard of the map on the shards: data was lost there, or restored from a backup"
+        problems.append(Finding(Kind.MAP, (name,), None, text))
+    for name in told.behind:
+        if name not in told.unfenced:
+            text = "has an older map than the other shards; esp map finish tells it the newest"
+            problems.append(Finding(Kind.MAP, (name,), None, text))
+    notes: list[Finding] = []
+    mine, theirs = config.shard_map.fingerprint, told.map.map.fingerprint
+    if mine != theirs:
+        text = f"the map on the shards, of epoch {told.map.epoch}, is {theirs}, and that of the config is {mine}"
+        notes.append(Finding(Kind.MAP, (), None, text))
+    return problems, notes
