@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from bench.etcd import Etcd
@@ -123,10 +124,13 @@ def measure(name: str, workload: Workload, backends: Backends, folder: Path, *, 
     )
 
 
-def _upstream(address: str) -> float:
-    """The watchers that all processes of an esp have at their shards."""
-    with urlopen(f"http://{address}/metrics", timeout=20) as answer:
-        lines = answer.read().decode().splitlines()
+def _upstream(address: str) -> float | None:
+    """The watchers that all processes of an esp have at their shards; None if that is an esp before /metrics."""
+    try:
+        with urlopen(f"http://{address}/metrics", timeout=20) as answer:
+            lines = answer.read().decode().splitlines()
+    except HTTPError:
+        return None
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("esp_shard_watchers{"))
 
 

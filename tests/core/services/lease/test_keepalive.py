@@ -382,6 +382,16 @@ class TestBytes:
         world.shards[0].answers(1, 1 + (1 << 7))
         assert world.shards[0].asked()[-1] == (1, []), "the stream has ended for that"
 
+    def test_leases_that_are_unknown_everywhere_are_answered_with_no_ttl(self, strict: World) -> None:
+        strict.opens()
+        for id_ in (4711, 0, 4711):
+            strict.asks(id_)
+        for shard in strict.shards:
+            shard.answers(1, 4711, ttl=0, first=True)
+            shard.answers(1, 0, ttl=0)
+            shard.answers(1, 4711, ttl=0)
+        assert strict.hears() == [(4711, 0), (0, 0), (4711, 0)]
+
     def test_an_answer_to_nobody_is_not_taken(self, world: World) -> None:
         world.opens()
         world.asks(7)
