@@ -22,7 +22,7 @@ GUARD = Guard(GUARD_KEY, VALUE)
 OTHER = Guard(GUARD_KEY, VALUE[:-1] + b"0")
 KINDS = {"Range": Kind.RANGE, "Put": Kind.PUT, "DeleteRange": Kind.DELETE_RANGE}
 KEYS = [b"a", b"b", b"c", b"ca", b"d", b"x" * 130]
-COUNT = 300
+COUNT = 120
 REFUSED = "refused"
 Outcome = bytes | tuple[Any, str] | str
 
@@ -170,7 +170,7 @@ def test_every_byte_is_that_of_the_request_alone(both: tuple[Raw, Raw]) -> None:
         answered += isinstance(wanted, bytes)
         failed += not isinstance(wanted, bytes)
     assert answered > COUNT / 3
-    assert failed > 20
+    assert failed > 8
 
 
 def test_nothing_is_written_and_no_error_is_lost_where_the_comparison_is_refused(both: tuple[Raw, Raw]) -> None:
