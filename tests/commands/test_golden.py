@@ -181,8 +181,8 @@ def even(text: str, scene: Scene) -> str:
     text = re.sub(r' {4}\{\s+"name": "(?!tls")[^{}]+\{\s+"kind": "default"\s+\}\s+\},?\n', "", text)
     text = re.sub(r",\n  \]", "\n  ]", text)
     for number, etcd in enumerate(scene.etcds):
-        text = text.replace(str(etcd.client_port), f"{10_001 + number}")
-    text = text.replace(str(scene.esp.port), "10000").replace(str(scene.folder), "/golden")
+        text = re.sub(rf"\b{etcd.client_port}\b", f"{10_001 + number}", text)
+    text = re.sub(rf"\b{scene.esp.port}\b", "10000", text).replace(str(scene.folder), "/golden")
     return re.sub(r"\b(89\d\d\d|90000)\b", "90000", text)
 
 
