@@ -92,7 +92,7 @@ async def _finish(used: Config, output: Format) -> None:
             raise CommandError("two shards have decided on a change: they hold different maps; esp map show tells more")
         outcomes = []
         if changes:
-            outcomes = await carried_out(changes[0], shards)
+            outcomes = await carried_out(changes[0], shards, troubles)
             found = {**troubles, **await read(shards.values(), CALL_SECONDS)}
         told = newest_of({shard.name: found[shard.name] for shard in used.shards})
         for name in told.behind:
@@ -107,7 +107,9 @@ async def _finish(used: Config, output: Format) -> None:
         raise CommandError(faults)
 
 
-async def carried_out(change: Next, shards: Mapping[str, Shard]) -> list[Outcome]:
+async def carried_out(
+    change: Next, shards: Mapping[str, Shard], troubles: Mapping[str, Status] | None = None
+) -> list[Outcome]:
     """Carries out a change, and tells of shards that were not reached.
 
     Raises:
@@ -115,7 +117,8 @@ async def carried_out(change: Next, shards: Mapping[str, Shard]) -> list[Outcome
     """
     outcomes: list[Outcome] = []
     try:
-        async for outcome in carry_out(change, shards):
+        silent = {name: status.message for name, status in (troubles or {}).items()}
+        async for outcome in carry_out(change, shards, silent):
             outcomes.append(outcome)
             if outcome.how is How.WAITS:
                 view.write_waiting(outcome)

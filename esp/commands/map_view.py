@@ -65,9 +65,11 @@ def faults_of(told: Told) -> str:
         return f"{_names(told.unfenced)} not the guard of this map: data was lost there, or restored from a backup"
     if told.silent:
         names = list(told.silent)
-        return f"{', '.join(names)} {'does' if len(names) == 1 else 'do'} not tell what they hold"
+        return (
+            f"{', '.join(names)} {'does not tell what it holds' if len(names) == 1 else 'do not tell what they hold'}"
+        )
     if told.behind:
-        return f"{_names(told.behind)} an older map; esp map finish tells them"
+        return f"{_names(told.behind)} an older map; esp map finish brings the newest there"
     return ""
 
 

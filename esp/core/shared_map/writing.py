@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final
 
 from esp.core import errors
@@ -69,14 +70,28 @@ async def decide(anchor: Shard, change: Next) -> None:
     raise ChangeError(f"shard {anchor.name} holds {was} by now; look again")
 
 
-async def carry_out(change: Next, shards: Mapping[str, Shard]) -> AsyncGenerator[Outcome, None]:
+async def carry_out(
+    change: Next, shards: Mapping[str, Shard], silent: Mapping[str, str] = MappingProxyType({})
+) -> AsyncGenerator[Outcome, None]:
     """Carries out a change that is decided, step by step; what is done already is left as it is.
+
+    Args:
+        change: the change.
+        shards: the shards that can be asked, by name.
+        silent: why others of the config cannot be asked, by name.
 
     Raises:
         ChangeError: a step failed. The change can be gone on with later, by anybody.
     """
     for step in steps(change):
-        yield await _take(step, change, shards.get(step.shard))
+        shard = shards.get(step.shard)
+        if shard is not None:
+            yield await _take(step, change, shard)
+            continue
+        why = silent.get(step.shard, "the config does not name it")
+        if not step.can_wait:
+            raise ChangeError(f"the change needs shard {step.shard}, which is not reached: {why}")
+        yield Outcome(step, How.WAITS, why)
 
 
 async def tell(shared: SharedMap, shard: Shard) -> Outcome:
@@ -88,11 +103,7 @@ async def tell(shared: SharedMap, shard: Shard) -> Outcome:
     return await _take(Step(Kind.TELL, shard.name), Next(None, shared), shard)
 
 
-async def _take(step: Step, change: Next, shard: Shard | None) -> Outcome:
-    if shard is None:
-        if step.can_wait:
-            return Outcome(step, How.WAITS, "the config does not name it")
-        raise ChangeError(f"the change needs shard {step.shard}, which the config does not name; add it there")
+async def _take(step: Step, change: Next, shard: Shard) -> Outcome:
     held = b""
     for _ in range(_TRIES):
         try:
