@@ -55,11 +55,13 @@ class _Job:
         metadata: of the client for whom esp does this.
         grants: whether the lease is to be granted.
         ends: a revocation needs no permission of the client.
+        drawn: esp has drawn the id and told nobody, so no other lease has it.
     """
 
-    __slots__ = ("ends", "grants", "metadata")
+    __slots__ = ("drawn", "ends", "grants", "metadata")
 
-    def __init__(self, metadata: Fields, *, grants: bool, ends: bool = False) -> None:
+    def __init__(self, metadata: Fields, *, grants: bool, ends: bool = False, drawn: bool = False) -> None:
+        self.drawn = drawn
         self.ends = ends
         self.grants = grants
         self.metadata = metadata
@@ -149,10 +151,10 @@ class LeaseRepair:
         for shard in shards:
             self._add(lease_id, shard, _Job(metadata, grants=False))
 
-    def end(self, lease_id: int, shards: Iterable[str], metadata: Fields) -> None:
-        """Ends a lease on these shards that nobody holds: no client has heard of it, or it has ended elsewhere."""
+    def end(self, lease_id: int, shards: Iterable[str], metadata: Fields, *, drawn: bool = False) -> None:
+        """Ends a lease that nobody holds: no client has heard of it, as of a `drawn` id, or it has ended elsewhere."""
         for shard in shards:
-            self._add(lease_id, shard, _Job(metadata, grants=False, ends=True))
+            self._add(lease_id, shard, _Job(metadata, grants=False, ends=True, drawn=drawn))
 
     def drop(self, lease_id: int, shards: Iterable[str]) -> None:
         """Drops the repairs of a lease on these shards: another lease with its id has begun there."""
@@ -256,7 +258,7 @@ class LeaseRepair:
         Raises:
             RpcError: as `lease_sync.revoke`.
         """
-        if await self._is_granted_anew(lease_id, shard, job):
+        if not job.drawn and await self._is_granted_anew(lease_id, shard, job):
             self.table.counters["revocations_dropped"] += 1
             return
         first, second = (None, job.metadata) if job.ends and shard.user is not None else (job.metadata, None)

@@ -159,14 +159,14 @@ class _FanOut:
             outcomes = await self._ask_all(call, LEASE_GRANT, request, seconds=seconds)
         except asyncio.CancelledError:
             if own_id:  # no client has heard of this id
-                self._repair.end(request.ID, self._shards, metadata)
+                self._repair.end(request.ID, self._shards, metadata, drawn=True)
             raise
         granted = answers_of(outcomes)
         refusal = _refusal(outcomes, may_miss=tolerant and bool(granted))
         if refusal is not None:
             # No client has heard of an id that esp has drawn, except the owner of a lease with an equal id.
             ours = [name for name, told in outcomes.items() if told != errors.LEASE_EXISTS] if own_id else granted
-            await self._take_back(call, request.ID, ours, metadata)
+            await self._take_back(call, request.ID, ours, metadata, drawn=own_id)
             raise refusal.error()
         self._repair.drop(request.ID, granted)
         until = {name: sent + answer.TTL for name, answer in granted.items()}
@@ -183,7 +183,9 @@ class _FanOut:
             TTL=min(answer.TTL for answer in granted.values()),
         )
 
-    async def _take_back(self, call: CoroutineCall, lease_id: int, shards: Iterable[str], metadata: Fields) -> None:
+    async def _take_back(
+        self, call: CoroutineCall, lease_id: int, shards: Iterable[str], metadata: Fields, *, drawn: bool
+    ) -> None:
         """Revokes a lease where it was just granted; on shards that do not answer now, later."""
         left = set(shards)
 
@@ -196,7 +198,7 @@ class _FanOut:
             await all_of([call.timed(revoke(name)) for name in left])
         finally:
             # Not in `revoke`: if the client goes in the turn of the loop in which these tasks begin, none of them runs.
-            self._repair.end(lease_id, left, metadata)
+            self._repair.end(lease_id, left, metadata, drawn=drawn)
 
     async def revoke(self, call: CoroutineCall, request: rpc_pb2.LeaseRevokeRequest) -> rpc_pb2.LeaseRevokeResponse:
         """Revokes a lease on every shard that has it. An unreachable shard is an error: the keys there still exist.

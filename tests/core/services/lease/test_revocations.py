@@ -198,6 +198,31 @@ class TestTheIdIsGrantedAgain:
 
         run(work)
 
+    @pytest.mark.parametrize("drawn", [False, True])
+    def test_an_id_that_esp_has_drawn_and_told_nobody_is_of_no_other_lease(self, drawn: bool) -> None:
+        """On another shard it may be because its grant was late, and came after its revocation."""
+        world = World()
+
+        async def work() -> None:
+            world.shards[0].leases[LEASE] = world.shards[1].leases[LEASE] = 60
+            world.repair.end(LEASE, ["s1"], [], drawn=drawn)
+            await done(world)
+            assert world.where(LEASE) == [True, not drawn, False]
+
+        run(work)
+
+    def test_a_grant_that_failed_is_such_a_one(self) -> None:
+        world = World(tolerant=False)
+
+        async def work() -> None:
+            world.shards[1].away = world.shards[2].away = True
+            with pytest.raises(RpcError):
+                await world.grant()
+            (job,) = {job.drawn for yard in world.repair._yards.values() for job in yard.jobs.values()}
+            assert job
+
+        run(work)
+
     def test_a_lease_that_is_to_end_on_several_shards_ends(self) -> None:
         world = World()
 
