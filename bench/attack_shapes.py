@@ -194,6 +194,7 @@ def _hold(*chunks: bytes, count: int = 1) -> Iterator[Chunk]:
 
 _RANGE = message(rpc_pb2.RangeRequest(key=b"attack").SerializeToString())
 _RANGE_HEAD = grpc_head(b"/etcdserverpb.KV/Range")
+_BARE = message(rpc_pb2.RangeRequest(key=b"a", range_end=b"z").SerializeToString())
 _WATCH_HEAD = grpc_head(b"/etcdserverpb.Watch/Watch")
 
 
@@ -330,6 +331,11 @@ def _wide_ranges() -> Iterator[Chunk]:
     return _calls(_RANGE_HEAD, message(request.SerializeToString()))
 
 
+@_attack("bare-ranges", "Ranges over three shards that name nothing but their keys", 0.2 * _MB)
+def _bare_ranges() -> Iterator[Chunk]:
+    return _calls(_RANGE_HEAD, _BARE)
+
+
 @_attack("ranges", "honest Ranges of one key, as fast as they go", 2 * _MB)
 def _ranges() -> Iterator[Chunk]:
     return _calls(_RANGE_HEAD, _RANGE)
@@ -412,12 +418,21 @@ def _rapid_reset() -> Iterator[Chunk]:
 
 @_attack("rapid-reset-whole", "whole Ranges over three shards, each reset at once", 4 * _MB)
 def _rapid_reset_whole() -> Iterator[Chunk]:
-    yield opening(), 0
-    cancel = struct.pack(">I", 8)
     whole = rpc_pb2.RangeRequest(
         key=b"a", range_end=b"z", sort_order=rpc_pb2.RangeRequest.DESCEND, sort_target=rpc_pb2.RangeRequest.VALUE
     )
-    body = message(whole.SerializeToString())
+    return _resets(message(whole.SerializeToString()))
+
+
+@_attack("rapid-reset-bare", "Ranges over three shards that name nothing but their keys, each reset at once", 4 * _MB)
+def _rapid_reset_bare() -> Iterator[Chunk]:
+    return _resets(_BARE)
+
+
+def _resets(body: bytes) -> Iterator[Chunk]:
+    """Ranges, each taken back at once."""
+    yield opening(), 0
+    cancel = struct.pack(">I", 8)
     for first in range(1, 1 << 30, 100):
         ids = range(first, first + 100, 2)
         calls = (frame(_HEADERS, 4, s, _RANGE_HEAD) + frame(_DATA, 1, s, body) + frame(_RST, 0, s, cancel) for s in ids)
