@@ -90,12 +90,14 @@ class Look:
         is_lost: the look could not go through to the end, so no other finding counts.
         is_stale: a Range is at a plain revision from before its keys moved to their shard.
         longest: the most entries in one list: compares, operations of either branch. Nested ones do not count.
+        is_nested: a transaction stands in it, for which etcd allows only as many entries as the outer one leaves.
         is_refused: the owner of the first keys refuses that many, so nothing further was looked at.
     """
 
     __slots__ = (
         "first",
         "is_lost",
+        "is_nested",
         "is_odd",
         "is_refused",
         "is_stale",
@@ -119,6 +121,7 @@ class Look:
         self.is_lost = False
         self.is_stale = False
         self.longest = 0
+        self.is_nested = False
         self.is_refused = False
         self.tokens = array("Q")  # for each token twice its place, plus 1 for a revision to read at
 
@@ -209,6 +212,7 @@ def _walk(message: bytes, position: int, parts: _Parts, refuses: Refuses | None)
             if tag != _RANGE:
                 found.only_reads = False
             if tag == _TXN:
+                found.is_nested = True
                 if len(ends) >= MOST_DEPTH:
                     raise _Lost
                 ends.append(after)

@@ -45,7 +45,7 @@ class Plan(NamedTuple):
         owner: the shard that gets it whole; None if there are keys of several shards, or none.
         reads: the transaction that reads over several shards; None for any other.
         owned: for `reads`, the first range of each shard that is read.
-        longest: the most entries in one list, see `txn_look`.
+        longest: the most entries in one list, see `txn_look`; 0 if a refusal would not tell how many are too many.
     """
 
     message: bytes
@@ -120,7 +120,8 @@ class Plans:
         except RpcError:
             yield from _validate(message, found, hold)
             raise
-        return Plan(message, found.owner, longest=found.longest)
+        # A refusal may be about a nested transaction, and then says nothing about the entries of the outer one.
+        return Plan(message, found.owner, longest=0 if found.is_nested else found.longest)
 
     def _read(self, message: bytes, found: Look, hold: Hold) -> Generator[None, None, Plan]:
         """The plan that reads, over shards, the first branch: etcd runs that branch if nothing is compared.

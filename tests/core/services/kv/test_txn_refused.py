@@ -126,6 +126,25 @@ def test_what_another_member_has_refused_says_nothing() -> None:
     run(work)
 
 
+def test_a_refusal_of_a_nested_one_says_nothing_about_the_number_of_operations() -> None:
+    """etcd allows a nested transaction what the outer one leaves: 200 operations may be few, and too many together."""
+
+    async def work(world: World) -> None:
+        client, one, shard = world.client(), world.one, world.proxy.routing.shards["a"]
+        put = rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=b"a"))
+        nested = rpc_pb2.RequestOp(request_txn=rpc_pb2.TxnRequest(success=[put] * 900))
+        request = rpc_pb2.TxnRequest(success=[*[put] * 199, nested]).SerializeToString()
+        call = await reaches(one, asyncio.create_task(client.asks(KV + "Txn", request)))
+        refuses(one)
+        await is_refused(call)
+        assert shard.refused_ops == NONE_REFUSED
+        call = await reaches(one, asks(client, 300))
+        one.answers()
+        await call
+
+    run(work)
+
+
 def test_no_more_than_some_are_remembered_until_they_are_answered() -> None:
     shard: Any = SimpleNamespace(refused_ops=NONE_REFUSED, dialled=1)
     begun: list[Coroutine[Any, Any, None]] = []
