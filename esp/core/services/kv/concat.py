@@ -36,6 +36,7 @@ from esp.core.services.kv.merge import part, requests
 from esp.core.services.kv.part_batch import PartBatches
 from esp.core.services.kv.range_bytes import end, end_of_rows, first_rows
 from esp.core.services.kv.spans import Spans
+from esp.core.services.revision import read_at
 from esp.core.shard import outcome
 from esp.core.shard_map import Segment
 from esp.core.tokens import Position
@@ -111,6 +112,9 @@ class Concat(Sending):
         if limit >= MANY_ROWS and self._sorted is None:
             now = in_order[:1]
             self._later = request, in_order[1:], position
+            if position is not None:
+                for segment in in_order[1:]:
+                    read_at(position, segment.shard)  # raises here, not when the second round begins
         messages = requests(request, now, position)
         self.down.sink = self
         self._ask([(segment.shard, message) for segment, message in zip(now, messages, strict=True)], limit)

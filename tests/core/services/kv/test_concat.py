@@ -104,9 +104,11 @@ class Scene:
                 request = Request.FromString(message[5:])
                 segments = scene.map.split(KeyRange.of_request(request.key, request.range_end))
                 spans = Spans(scene.routing, scene.gate)
-                scene.begun = Concat(stream, spans, scene.entry(stream), lambda: scene.again(stream)).begin(
-                    request, segments, scene.position
-                )  # type: ignore[arg-type]
+                concat = Concat(stream, spans, scene.entry(stream), lambda: scene.again(stream))
+                try:
+                    scene.begun = concat.begin(request, segments, scene.position)  # type: ignore[arg-type]
+                except RpcError as error:
+                    stream.finish(error.status)
 
         def find(head: RequestHead) -> Handler:
             head.forward = head.path, head.encode_metadata()
@@ -600,3 +602,16 @@ def test_one_shard_alone_at_a_token_orders_filters_and_cuts_itself(request_: rpc
     answer.ClearField("header")
     got.ClearField("header")
     assert got == answer
+
+
+@pytest.mark.parametrize("limit", [0, 99, 100, 2**63 - 1])
+@pytest.mark.parametrize("position", [(3, 4, 0), (0, 4, 5)])
+def test_a_token_without_a_revision_for_a_shard_is_refused_before_any_shard_is_asked(
+    limit: int, position: tuple[int, ...]
+) -> None:
+    scene = Scene()
+    revisions = dict(zip(("a", "b", "c"), position, strict=True))
+    scene.position = Position(scene.routing.layout.vector(revisions), 0)
+    scene.asks(Request(key=b"a", range_end=b"z", limit=limit, revision=1 << 52))
+    assert b"required revision has been compacted" in scene.client.take_output()
+    assert not any(shard.connection.streams for shard in scene.shards)
