@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from esp.core.services.kv import read_txn
 from esp.core.services.kv.batched_call import BatchedCall
@@ -59,19 +59,14 @@ class BatchedParts(BatchedCall):
             one.leave = self.on_read_gone
 
     def deliver(self, head: ResponseHead, answers: Sequence[bytes], trailers: ResponseHead) -> None:
-        """Gives each part its answer. A bug in that fails only the call of this part."""
-        for one, answer in zip(self._parts, answers, strict=True):
-            one.leave = None
-            try:
-                one.take(answer)
-            except Exception:
-                log.exception("%s: a bug in esp; a Range fails", one.down.peer)
-                one.down.on_bug()
+        """Gives each part its answer."""
+        following = iter(answers)
+        self._for_each(lambda one: one.take(next(following)))
 
     def again(self, *, was_sent: bool = False) -> None:
         """Sends each part by itself, or has its whole Range read anew."""
-        for one in self._parts:
-            one.leave = None
+
+        def send(one: Part) -> None:
             if was_sent:
                 one.on_broken(unprocessed=False)
             elif one.down.connection.weight:
@@ -79,11 +74,21 @@ class BatchedParts(BatchedCall):
             else:
                 one.send_late()
 
+        self._for_each(send)
+
     def end_all(self, status: Status) -> None:
         """Ends all Ranges."""
+        self._for_each(lambda one: one.fail(status))
+
+    def _for_each(self, act: Callable[[Part], None]) -> None:
+        """Calls `act` for each part. A bug in that fails only the call of this part."""
         for one in self._parts:
             one.leave = None
-            one.fail(status)
+            try:
+                act(one)
+            except Exception:
+                log.exception("%s: a bug in esp; a Range fails", one.down.peer)
+                one.down.on_bug()
 
     def note_large(self, size: int) -> None:
         """The clients' next reads wait for places."""

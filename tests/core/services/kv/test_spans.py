@@ -40,6 +40,7 @@ from tests.core.services.kv.test_concat import (
 
 PATH = b"/etcdserverpb.KV/Range"
 SPAN = rpc_pb2.RangeRequest(key=b"a", range_end=b"z")
+REFUSED = encode([(b"grpc-status", b"7"), (b"grpc-message", b"no")])
 
 
 class Served(Scene):
@@ -418,5 +419,34 @@ def test_a_bug_that_one_part_shows_fails_its_call_only(monkeypatch: pytest.Monke
     out = scene.client.take_output()
     assert b"esp: internal error" in out
     assert message(only(out, 3)).count == 3
+    assert not scene.client.streams
+    assert scene.open == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("end", "method"), [(LOST, "fail"), (REFUSED, "send_late")], ids=["lost", "refused"])
+def test_a_bug_after_a_failure_fails_the_call_that_shows_it_only(
+    end: bytes, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Together()
+    scene.all_ask(SPAN, SPAN)
+    usual = getattr(Part, method)
+
+    def fails(self: Part, *what: Any) -> None:
+        if self.down.id == 1:
+            raise AssertionError("a bug")
+        usual(self, *what)
+
+    monkeypatch.setattr(Part, method, fails)
+    scene.says("b", b"", end)
+    scene.context.flush()
+    scene.says("b", part(3))
+    for name in "ac":
+        scene.says(name, joined_answer(5, 1, 1))
+    out = scene.client.take_output()
+    assert out.count(b"esp: internal error") == 1
+    if end is LOST:
+        assert out.count(b"no leader") == 1
+    else:
+        assert message(only(out, 3)).count == 2
     assert not scene.client.streams
     assert scene.open == [0, 0, 0]
