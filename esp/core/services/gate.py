@@ -25,7 +25,7 @@ The number of waiting calls is bounded by the memory for calls (`max_call_bytes`
 `max_buffered_bytes`.
 
 A Range over several shards that names nothing but its keys costs little more than a read of each of them (`concat`). So
-it needs no places either if its client has had only small answers.
+it needs no places either if its client has had only small answers, and has few calls open.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ from esp.core.wire.server_stream import Handler, ServerCall
 from esp.core.wire.status import RpcError, Status
 
 PATH: Final = b"/etcdserverpb.KV/"
+FREE_CALLS: Final = 32
+"""Open calls of a connection up to which a Range over shards with nothing but its keys needs no place."""
 
 
 def handlers(
@@ -259,7 +261,8 @@ class Range(_Ranges):
     def _spans(self, stream: ServerCall, message: bytes) -> bool:
         """Serves a Range over shards with nothing but its keys; False if it is something else.
 
-        While its client's answers are small it needs no place: it costs little more than a read of each shard.
+        While its client's answers are small and its calls few it needs no place: it costs little more than a read of
+        each shard.
         """
         if self.undivided.ranges or self.wants_snapshot(stream):
             return False
@@ -274,7 +277,8 @@ class Range(_Ranges):
             return False
         again = partial(self._again, stream, message)
         messages = part_messages(message, self.starts[first + 1 : last])
-        if not stream.connection.weight and not stream.trace:
+        connection = stream.connection
+        if not connection.weight and not stream.trace and len(connection.streams) <= FREE_CALLS:
             Concat(stream, self.spans, None, again, message).begin_bare(batches, messages)
             return True
 

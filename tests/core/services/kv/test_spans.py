@@ -15,7 +15,7 @@ from esp.core.services import metadata
 from esp.core.services.entry import LARGE_ANSWER, PLACES
 from esp.core.services.gate import Gate
 from esp.core.services.kv.concat_part import Part
-from esp.core.services.kv.service import Range
+from esp.core.services.kv.service import FREE_CALLS, Range
 from esp.core.wire import frames
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import encode
@@ -450,3 +450,11 @@ def test_a_bug_after_a_failure_fails_the_call_that_shows_it_only(
         assert message(only(out, 3)).count == 2
     assert not scene.client.streams
     assert scene.open == [0, 0, 0]
+
+
+def test_of_many_calls_of_a_connection_the_further_ones_need_places() -> None:
+    scene = Together()
+    scene.all_ask(*[SPAN] * FREE_CALLS)
+    assert not scene.gate.at_work
+    scene.all_ask(SPAN, SPAN, first=2 * FREE_CALLS + 1)
+    assert len(scene.gate.at_work) == 2
