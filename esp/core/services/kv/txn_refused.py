@@ -44,7 +44,7 @@ class RefusedTxns:
     ) -> None:
         self._shards = shards
         self._spawn = spawn
-        self._sent: dict[tuple[str, int], tuple[Shard, int, int]] = {}  # by client and stream; the last few
+        self._sent: dict[tuple[int, int, float], tuple[Shard, int, int]] = {}  # by call (`_name`); the last few
 
     def __len__(self) -> int:
         return len(self._sent)
@@ -59,11 +59,11 @@ class RefusedTxns:
         sent = self._sent
         if len(sent) >= MOST_KNOWN:
             del sent[next(iter(sent))]
-        sent[call.peer, call.id] = shard, count, shard.dialled
+        sent[_name(call)] = shard, count, shard.dialled
 
     def learn(self, call: ServerCall) -> None:
         """The shard has refused a transaction for the number of its operations."""
-        sent = self._sent.pop((call.peer, call.id), None)
+        sent = self._sent.pop(_name(call), None)
         if sent is not None:
             shard, count, dialled = sent
             if shard.dialled == dialled and count < shard.refused_ops:  # else another member than the one in use
@@ -84,3 +84,8 @@ class RefusedTxns:
                 elif error.status != errors.KEY_NOT_FOUND:
                     return
             count *= 2
+
+
+def _name(call: ServerCall) -> tuple[int, int, float]:
+    """The connection, the stream, and when it began: a connection that is gone leaves its number to a later one."""
+    return id(call.connection), call.id, call.opened

@@ -149,7 +149,10 @@ def test_no_more_than_some_are_remembered_until_they_are_answered() -> None:
     shard: Any = SimpleNamespace(refused_ops=NONE_REFUSED, dialled=1)
     begun: list[Coroutine[Any, Any, None]] = []
     refused = RefusedTxns({"a": shard}, begun.append)  # type: ignore[arg-type, return-value]
-    calls: list[Any] = [SimpleNamespace(peer="p", id=number) for number in range(MOST_KNOWN + 2)]
+    connection = SimpleNamespace()
+    calls: list[Any] = [
+        SimpleNamespace(connection=connection, id=number, opened=1.0) for number in range(MOST_KNOWN + 2)
+    ]
     for number, call in enumerate(calls):
         refused.sent(call, shard, 1000 - number)
     assert len(refused) == MOST_KNOWN
@@ -161,4 +164,19 @@ def test_no_more_than_some_are_remembered_until_they_are_answered() -> None:
     assert len(refused) == MOST_KNOWN - 1
     refused.learn(calls[3])
     assert len(begun) == 1, "asks once"
+    begun[0].close()
+
+
+@pytest.mark.parametrize("which", ["connection", "opened"])
+def test_a_process_with_several_connections_is_several_clients(which: str) -> None:
+    """Those of one process by a Unix socket have the same name, and count their streams alike."""
+    shard: Any = SimpleNamespace(refused_ops=NONE_REFUSED, dialled=1)
+    begun: list[Coroutine[Any, Any, None]] = []
+    refused = RefusedTxns({"a": shard}, begun.append)  # type: ignore[arg-type, return-value]
+    one: Any = SimpleNamespace(peer="unix:/s, user 0:7", connection=SimpleNamespace(), id=1, opened=1.0)
+    other: Any = SimpleNamespace(**{**vars(one), which: SimpleNamespace() if which == "connection" else 2.0})
+    refused.sent(one, shard, 5000)
+    refused.sent(other, shard, 200)
+    refused.learn(one)
+    assert shard.refused_ops == 5000
     begun[0].close()
