@@ -12,7 +12,8 @@ calls itself.
 
 A call may get its lock while it waits to be given up. Nobody would ever unlock it, so esp deletes the key. A client may
 meanwhile ask for the same lock with the same lease, and then has the same key. So esp gives up the earlier call first,
-and refuses the later one while the key is being deleted.
+and refuses the later one while the key is being deleted. If that client has asked twice before, the two calls get the
+lock together, and the key is the other one's: so it stays.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.response import ResponseHead
-from esp.core.wire.splice import SplicedCall
+from esp.core.wire.splice import SplicedCall, WaitingCall
 from esp.core.wire.status import Code, RpcError
 
 log = logging.getLogger("esp.shard")
@@ -81,10 +82,11 @@ class GivenUp(ClientStream):
 
     Attributes:
         key: the key that the call may have in the shard; b"" for Observe.
+        is_shared: another call waited with the same request, and so for the same key.
         forward: the head of the call.
     """
 
-    __slots__ = ("_answer", "_waits", "forward", "key")
+    __slots__ = ("_answer", "_waits", "forward", "is_shared", "key")
 
     def __init__(self, waits: Waits, call: SplicedCall, key: bytes) -> None:
         super().__init__(call.connection)
@@ -93,6 +95,7 @@ class GivenUp(ClientStream):
         self.local_open, self.remote_open, self.headers_seen = call.local_open, call.remote_open, call.headers_seen
         self.forward = call.down.forward
         self.key = key
+        self.is_shared = False
         self._waits = waits
         self._answer = b""
         call.connection.streams[call.id] = self
@@ -112,7 +115,7 @@ class GivenUp(ClientStream):
 
     def _over(self, trailers: ResponseHead) -> None:
         self._waits.forget(self)
-        if self.key and trailers.status is not None and trailers.status.code == Code.OK:
+        if self.key and not self.is_shared and trailers.status is not None and trailers.status.code == Code.OK:
             self._waits.unlock(self, self._answer[PREFIX_SIZE:])
 
     def on_reset(self, code: int, reason: str) -> None:
@@ -163,9 +166,13 @@ class Waits:
             return
         key = _key_of(call.down.head.path, call.message or b"")
         given_up = GivenUp(self, call, key)
-        if (key and key in self.queue) or len(self._recent) < AT_ONCE:
+        earlier = self.queue.get(key) if key else None
+        if earlier is not None:
+            earlier.is_shared = _is_asked_twice(call)
+        if earlier is not None or len(self._recent) < AT_ONCE:
             self._reset(given_up)
         else:
+            given_up.is_shared = bool(key) and _is_asked_twice(call)
             self.queue[key or given_up] = given_up
         if self._idle.is_set():
             self._idle.clear()
@@ -277,6 +284,15 @@ class Waits:
                 format_key(key),
                 error.status.message,
             )
+
+
+def _is_asked_twice(call: SplicedCall) -> bool:
+    """Whether another call on the connection waits with the same request."""
+    return any(
+        isinstance(other, WaitingCall) and other.message == call.message and other.down.head.path == call.down.head.path
+        for other in call.connection.streams.values()
+        if other is not call
+    )
 
 
 def _key_of(path: bytes, message: bytes) -> bytes:

@@ -165,6 +165,27 @@ async def test_a_lock_that_one_of_them_still_gets_is_deleted(
 
 
 @in_a_loop
+async def test_the_lock_of_another_call_with_the_same_request_is_not_deleted() -> None:
+    async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
+        line = Line(etcd, front)
+        await line.wait(AT_ONCE + 1)
+        twin = front.unary(LOCK, lock(b"m", AT_ONCE + 1))
+        line.heard.append(await line.shard.hears())
+        line.gives_up()
+        question = await line.question()
+        line.gets(AT_ONCE)
+        await front.until(lambda: front.shard.waits.waiting == 0)
+        key = v3lock_pb2.LockResponse(header=rpc_pb2.ResponseHeader(revision=7), key=LATE)
+        line.shard.answers(line.heard[-1], key.SerializeToString())
+        assert (await front.outcome(twin))[0] == Code.OK
+        assert front.shard.waits.may_begin(LOCK, message(lock(b"m", AT_ONCE + 1))), "no key is being deleted"
+        etcd.tells = True
+        line.shard.answers(question)
+        await front.shard.waits.done()
+        assert not etcd.connections[0].calls
+
+
+@in_a_loop
 async def test_a_key_that_cannot_be_deleted_is_told(caplog: pytest.LogCaptureFixture) -> None:
     async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
         line = Line(etcd, front)
