@@ -56,7 +56,7 @@ async def connect(
         if isinstance(protocol, TlsClientProtocol):
             await protocol.opened
     except BaseException:
-        connection.on_flush = None  # uvloop has closed the transport, and raises at a further write
+        connection.on_flush = connection.on_end = None  # uvloop has closed the transport, and raises at a further write
         if protocol.transport is not None:
             protocol.transport.abort()
         raise

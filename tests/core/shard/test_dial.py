@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
+import select
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +16,11 @@ import pytest
 
 from esp.core.shard.dial import connect
 from esp.core.wire.client import ClientConnection
+from esp.core.wire.client_tls import TlsClientProtocol
 from esp.core.wire.context import WireContext
-from esp.core.wire.frames import PREFACE
+from esp.core.wire.frames import PREFACE, ErrorCode
 from esp.core.wire.limits import Limits
+from tests.core.wire.certificates import HOST, client_context, server_context
 from tests.core.wire.test_transport import Run, run
 
 __all__ = ["run"]
@@ -109,3 +115,46 @@ def test_who_gives_up_leaves_no_socket_behind(run: Run, addresses: Addresses, re
 
     run(test)
     assert not recwarn.list
+
+
+def test_who_gives_up_when_the_handshake_is_just_over_has_no_bug_told(
+    run: Run, addresses: Addresses, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvloop closes the transport by itself then, and `is_closing` does not say so."""
+    made = TlsClientProtocol.connection_made
+    given_up = threading.Event()
+
+    def shakes_hands() -> None:
+        with addresses.accepts() as sock, contextlib.suppress(OSError), server_context().wrap_socket(sock, True):
+            given_up.wait(20)
+
+    def connection_made(protocol: TlsClientProtocol, transport: asyncio.BaseTransport) -> None:
+        made(protocol, transport)
+        number = transport.get_extra_info("socket").fileno()
+        while not protocol.opened.done():  # before whoever waits for the connection can go on
+            assert select.select([number], [], [], 20)[0], "the server says nothing"
+            protocol.data_received(os.read(number, 65536))
+        giving_up.cancel()
+
+    async def test() -> None:
+        nonlocal giving_up
+        one = connection()
+        tls = client_context(), HOST
+        giving_up = asyncio.ensure_future(connect(one, ["127.0.0.1"], addresses.port, tls=tls))
+        with pytest.raises(asyncio.CancelledError):
+            await giving_up
+        one.end(ErrorCode.NO_ERROR, "not wanted any more")
+        one.context.flush()
+        await asyncio.sleep(0.01)  # the transport ends
+
+    giving_up: asyncio.Future[object]
+    monkeypatch.setattr(TlsClientProtocol, "connection_made", connection_made)
+    server = threading.Thread(target=shakes_hands)
+    server.start()
+    try:
+        with caplog.at_level(logging.WARNING):
+            run(test)
+    finally:
+        given_up.set()
+        server.join()
+    assert not caplog.records
