@@ -80,7 +80,7 @@ USER_GET: Final = Method(b"/etcdserverpb.Auth/UserGet", rpc_pb2.AuthUserGetRespo
 USER_LIST: Final = Method(b"/etcdserverpb.Auth/UserList", rpc_pb2.AuthUserListResponse, idempotent=True)
 ROLE_GET: Final = Method(b"/etcdserverpb.Auth/RoleGet", rpc_pb2.AuthRoleGetResponse, idempotent=True)
 ROLE_GRANT_PERMISSION: Final = Method(
-    b"/etcdserverpb.Auth/RoleGrantPermission", rpc_pb2.AuthRoleGrantPermissionResponse, idempotent=True
+    b"/etcdserverpb.Auth/RoleGrantPermission", rpc_pb2.AuthRoleGrantPermissionResponse, idempotent=False
 )
 ROLE_LIST: Final = Method(b"/etcdserverpb.Auth/RoleList", rpc_pb2.AuthRoleListResponse, idempotent=True)
 

@@ -359,7 +359,7 @@ class ServerStream(Stream["Admission[ServerStream]"], ServerCall):
         self._body_size = body
         self.recv_window -= size
         self.consumed(size)
-        if request.held > request.counted and not self._is_counted(request, request.to_count):
+        if request.held > request.counted and not self._is_counted(request, self._to_count(request)):
             self.expire(OVERLOADED)
         return True
 
@@ -408,10 +408,15 @@ class ServerStream(Stream["Admission[ServerStream]"], ServerCall):
         """The request's one message, once the request has ended. Until then its pieces count as buffered."""
         if end:
             return request.ended()
-        self._count(request, request.to_count)
+        self._count(request, self._to_count(request))
         if request.message is not None and self.head.content_length in (NO_LENGTH, self._body_size):
             self.connection.unended.append(self)
         return None
+
+    def _to_count(self, request: RequestMessage) -> int:
+        """The bytes to account for; no call fails for bytes that have not come yet."""
+        ahead = request.to_count
+        return ahead if self.may_hold(ahead - request.counted) else max(request.held, request.counted)
 
     def _count(self, request: RequestMessage, held: int) -> None:
         """Accounts for the kept bytes of the request's message."""
