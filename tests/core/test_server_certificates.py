@@ -150,7 +150,7 @@ def test_a_layout_that_is_not_installed_leaves_no_certificates_behind(tmp_path: 
         written(tmp_path, name)
 
     def config(name: str) -> Config:
-        shards = "shards: [{endpoints: [https://127.0.0.1:1], ranges: [{start: '', end: ''}]}]\n"
+        shards = "shards: [{endpoints: [https://127.0.0.1:1], ranges: [{start: '', end: ''}]}]\nlisten: [http://127.0.0.1:0]\n"
         return parse(f"{shards}shard_tls: {{ca: ca.pem, cert: {name}.crt, key: {name}.key}}", tmp_path / "esp.yaml")
 
     async def test() -> None:

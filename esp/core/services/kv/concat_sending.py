@@ -37,6 +37,7 @@ class Sending(Sink):
         "_end",
         "_entry",
         "_is_put_off",
+        "_names",
         "_parts",
         "_started",
         "_unsent",
@@ -49,6 +50,7 @@ class Sending(Sink):
         self._entry = entry
         self._asked = asked
         self._parts: list[Part] = []  # the parts that were not sent on whole, in order
+        self._names: tuple[str, ...] = ()  # of the shards of all parts, once an answer has begun
         self._unsent: deque[tuple[Part | None, int]] = deque()  # by piece that waits: part, and bytes
         self._count = 0  # of the parts that were sent on whole
         self._end = b""
@@ -58,7 +60,11 @@ class Sending(Sink):
         """The shards that were asked, and what the client asked."""
         if self._entry is not None:
             return self._entry.sent_to()
-        return Several(tuple([one.name for one in self._parts])), self.down.opened, self._asked[:BEGINNING]
+        return (
+            Several(self._names or tuple([one.name for one in self._parts])),
+            self.down.opened,
+            self._asked[:BEGINNING],
+        )
 
     def start(self) -> bool:
         """Begins to send, if that is possible now."""
@@ -76,6 +82,7 @@ class Sending(Sink):
             front: what comes before the parts.
             last: what comes behind them; the count follows if the answers are sent as they come.
         """
+        self._names = tuple([one.name for one in self._parts])
         size += len(front)
         if size > MOST_ANSWER_BYTES:
             text = f"grpc: trying to send message larger than max ({size} vs. {MOST_ANSWER_BYTES})"

@@ -23,6 +23,7 @@ from esp.core.tokens import Position, Tokens
 from esp.core.wire import frames
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
+from esp.core.wire.ended import Several
 from esp.core.wire.hpack import encode
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import MessageReader, prefix
@@ -220,6 +221,26 @@ def test_a_part_may_be_cut_anywhere() -> None:
         scene.shards[0].says(head(), data(PARTS[0]), trailers())
         scene.shards[1].says(data(PARTS[1][cut:]), trailers())
         check(scene)
+
+
+def test_whoever_looks_after_ended_calls_is_told_the_shards_wherever_a_part_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the client's answers are small, so that the call has no places at the shards."""
+    told: list[object] = []
+    monkeypatch.setattr(ServerStream, "tell", lambda stream, code, server=None, *rest: told.append(server))
+    monkeypatch.setattr(Scene, "entry", lambda scene, stream: None)
+    for cut in range(1, len(PARTS[1])):
+        scene = Scene()
+        scene.asks(EVERYTHING)
+        scene.shards[1].says(head(), data(PARTS[1][:cut]))
+        scene.shards[2].says(head(), data(PARTS[2]), trailers())
+        scene.shards[0].says(head(), data(PARTS[0]), trailers())
+        scene.shards[1].says(data(PARTS[1][cut:]), trailers())
+        check(scene)
+        assert isinstance(told[0], Several)
+        assert told[0].names == ("a", "b", "c"), cut
+        told.clear()
 
 
 @pytest.mark.parametrize("count", [1, 127, 128, 300, 2**31, 2**63 - 1])
