@@ -76,6 +76,6 @@ EndpointOption = Annotated[
     list[str] | None,
     option("--endpoint", metavar="URL", about="An etcd in place of the config's shards; may be repeated."),
 ]
-CaOption = Annotated[str, option("--cacert", metavar="FILE", about="CA of --endpoint.")]
-UserOption = Annotated[str, option("--user", metavar="NAME", about="User of --endpoint.")]
+CaOption = Annotated[str, option("--cacert", metavar="FILE", about="CA of the server's certificate.")]
+UserOption = Annotated[str, option("--user", metavar="NAME", about="User to log in as.")]
 PasswordOption = Annotated[str, option("--password-file", metavar="FILE", about="File with the user's password.")]

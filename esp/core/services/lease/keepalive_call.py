@@ -320,8 +320,6 @@ class KeepaliveCall(Sink):
         """All shards have answered, or will not: answers the client. A bug here ends no stream to a shard."""
         if self.closed:
             return
-        if self.closed:
-            return
         try:
             keepalive.answer = self._service.answer(keepalive)
             if keepalive.answer is not None and keepalive is self._queue[0]:
