@@ -36,3 +36,23 @@ def varint(number: int, size: int = 1) -> bytes:
         return bytes(written) + _PADDING[missing]
     written.append(value)
     return bytes(written)
+
+
+def size_at(data: bytes, position: int) -> tuple[int, int]:
+    """The length at `position`, and the position behind it.
+
+    Raises:
+        IndexError: the length is cut off, or has more than 32 bits.
+    """
+    size = data[position]
+    position += 1
+    if size > 0x7F:
+        size &= 0x7F
+        for shift in (7, 14, 21, 28):
+            byte = data[position]
+            position += 1
+            size |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return size, position
+        raise IndexError
+    return size, position

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError
 
 from esp.core.pb import rpc_pb2
-from esp.core.services.varint import varint
+from esp.core.services.varint import size_at, varint
 from esp.core.wire.frames import pack_u32, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, prefix
 
@@ -137,7 +137,7 @@ class Guard:
     def _taken(self, answer: bytes, position: int) -> bytes | None:
         if answer[position] != _RESPONSES:
             raise GarbledError
-        size, start = _size_at(answer, position + 1)
+        size, start = size_at(answer, position + 1)
         found = rpc_pb2.ResponseOp.FromString(answer[start : start + size])
         if found.WhichOneof("response") != "response_range" or start + size > len(answer):
             raise GarbledError
@@ -178,10 +178,10 @@ def _cut(answer: bytes, kind: Kind) -> Cut | None:
     header = answer[PREFIX_SIZE : position - 2]
     if answer[position] != _RESPONSES:
         raise GarbledError
-    size, position = _size_at(answer, position + 1)
+    size, position = size_at(answer, position + 1)
     if position + size != end or answer[position] != kind.value:
         raise GarbledError
-    size, position = _size_at(answer, position + 1)
+    size, position = size_at(answer, position + 1)
     rest = position + 2 + answer[position + 1]
     if position + size != end or rest > end or not _is_header_inside(answer[position:rest], header):
         raise GarbledError
@@ -228,11 +228,11 @@ def _is_harmless_on_failure(message: bytes) -> bool:
             tag = message[position]
             if tag not in (_COMPARE, _SUCCESS, _FAILURE):
                 return False
-            size, position = _size_at(message, position + 1)
+            size, position = size_at(message, position + 1)
             if tag == _FAILURE:
                 if not size or message[position] != Kind.RANGE.value:
                     return False
-                inner, start = _size_at(message, position + 1)
+                inner, start = size_at(message, position + 1)
                 if start + inner != position + size:  # a second field takes the place of the first
                     return False
                 if not _reads_as_of_now(message, start, start + inner):
@@ -249,7 +249,7 @@ def _reads_as_of_now(message: bytes, position: int, end: int) -> bool:
         tag = message[position]
         position += 1
         if tag in (_KEY, _RANGE_END):
-            size, position = _size_at(message, position)
+            size, position = size_at(message, position)
             position += size
         elif tag & 7 == 0 and tag != _AT_REVISION and tag < 0x80:
             while message[position] > 0x7F:
@@ -258,23 +258,3 @@ def _reads_as_of_now(message: bytes, position: int, end: int) -> bool:
         else:
             return False
     return position == end
-
-
-def _size_at(data: bytes, position: int) -> tuple[int, int]:
-    """The length at `position`, and the position behind it.
-
-    Raises:
-        GarbledError: the length has more than 32 bits.
-    """
-    size = data[position]
-    position += 1
-    if size > 0x7F:
-        size &= 0x7F
-        for shift in (7, 14, 21, 28):
-            byte = data[position]
-            position += 1
-            size |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return size, position
-        raise GarbledError
-    return size, position

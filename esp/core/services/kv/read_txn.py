@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from esp.core.services.varint import varint
+from esp.core.services.varint import size_at, varint
 from esp.core.wire.frames import pack_u32, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, prefix
 
@@ -72,11 +72,11 @@ def _split(answer: bytes, count: int) -> list[bytes] | None:
     while position < end:
         if answer[position] != _RESPONSES:
             return None
-        size, position = _size_at(answer, position + 1)
+        size, position = size_at(answer, position + 1)
         after = position + size
         if answer[position] != _BYTES_1:
             return None
-        size, position = _size_at(answer, position + 1)
+        size, position = size_at(answer, position + 1)
         body = position + len(inner_header)
         if position + size != after or not body <= after <= end or answer[position:body] != inner_header:
             return None
@@ -100,18 +100,3 @@ def _inner_header(answer: bytes, position: int, end: int) -> bytes:
         position += 1
     revision = answer[start : position + 1]
     return bytes((_BYTES_1, len(revision))) + revision
-
-
-def _size_at(answer: bytes, position: int) -> tuple[int, int]:
-    """The length at `position`, and the position behind it."""
-    size = answer[position]
-    position += 1
-    if size > 0x7F:
-        size &= 0x7F
-        for shift in (7, 14, 21, 28):
-            byte = answer[position]
-            position += 1
-            size |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                break
-    return size, position
