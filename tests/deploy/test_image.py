@@ -60,6 +60,20 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
     assert {*readme, *told["project"]["license-files"], *(path.partition("/")[0] for path in shared)} <= sources
 
 
+def test_what_is_copied_suffices_for_the_wheel(tmp_path: Path) -> None:
+    pytest.importorskip("hatch_fancy_pypi_readme")
+    for line in instructions("COPY"):
+        for source in line.split()[:-1]:
+            if (path := ROOT / source).is_dir():
+                shutil.copytree(path, tmp_path / source, ignore=shutil.ignore_patterns("__pycache__"))
+            elif path.is_file():
+                shutil.copy(path, tmp_path)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
+    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    assert list((tmp_path / "dist").glob("*.whl"))
+
+
 def test_it_runs_as_nobody_without_a_shell() -> None:
     assert instructions("USER") == ["65532:65532"]
     for word in ("ENTRYPOINT", "CMD"):
