@@ -16,7 +16,14 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A package stands for all modules in it that have no entry of their own; modules of one layer may
 # import each other.
 LAYERS = [
-    {"esp.core.background", "esp.core.keys", "esp.core.log", "esp.core.namespace", "esp.core.notify"},
+    {
+        "esp.core.background",
+        "esp.core.keys",
+        "esp.core.log",
+        "esp.core.namespace",
+        "esp.core.notify",
+        "esp.core.varint",
+    },
     {"esp.core.wire", "esp.core.pb", "esp.core.control", "esp.core.workers"},
     {
         "esp.core.shard_map",

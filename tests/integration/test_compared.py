@@ -12,7 +12,7 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from esp.core.services.kv.compared import Guard, Kind, cut
+from esp.core.shard.compared import Guard, Kind, cut
 from esp.core.shared_map import GUARD_KEY
 from esp.core.wire.message import PREFIX_SIZE, prefix
 from tests.harness import Etcds, connect, peer

@@ -7,7 +7,7 @@ from binascii import a2b_base64
 from typing import Any, Final
 
 from esp.core.gateway.shapes import BOUNDS, Field, Kind
-from esp.core.services.varint import varint
+from esp.core.varint import varint
 
 MAX_DIGITS: Final = 1000
 """The most characters of a number."""

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from esp.core.services.varint import varint
+from esp.core.varint import varint
 
 
 class Kind(IntEnum):

@@ -9,6 +9,7 @@
     pulse      the health of a connection: Status calls while nobody else asks
     leader     when a member that has no leader is left
     outage     what the log says of losses and outages
+    compared   requests that compare the shard's guard, as bytes, and their answers
     cluster    one etcd cluster as its answers show it: version, revision, limits
     fate       what becomes of a call that broke: when it is sent again
     link       one connection of a shard, and the calls that wait for the connection

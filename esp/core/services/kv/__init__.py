@@ -8,7 +8,6 @@
     txn_look       the keys and tokens of a transaction, found in its bytes, in steps
     txn_refused    how many operations a shard has refused
     validate, txn  etcd's own checks
-    compared       requests that compare a shard's guard, as bytes, and their answers; no handler uses them yet
     translate      revisions in a request, as the shard counts that gets the request
 
 One shard:

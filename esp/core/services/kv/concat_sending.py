@@ -11,7 +11,7 @@ from esp.core.services.gate import Entry
 from esp.core.services.handlers import UNFLUSHED_BYTES
 from esp.core.services.kv.concat_part import Part
 from esp.core.services.kv.range_bytes import COUNT_TAG
-from esp.core.services.varint import MOST_BYTES, varint
+from esp.core.varint import MOST_BYTES, varint
 from esp.core.wire.ended import Passed, Several
 from esp.core.wire.frames import pack_u32
 from esp.core.wire.server_stream import ServerCall, Sink

@@ -8,7 +8,7 @@ from typing import Final, Self
 
 from esp.core.services.kv.range_bytes import LONGEST_END, end_of_rows, keep_rows, rows_of
 from esp.core.services.kv.rows import ROW_BYTES
-from esp.core.services.varint import MOST_BYTES
+from esp.core.varint import MOST_BYTES
 from esp.core.wire.client_stream import STREAM_WINDOW, ClientStream
 from esp.core.wire.frames import MAX_FRAME_SIZE
 from esp.core.wire.message import PREFIX_SIZE

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Final
 
-from esp.core.services.varint import varint
+from esp.core.varint import varint
 from esp.core.wire.frames import pack_u32
 from esp.core.wire.message import PREFIX_SIZE
 

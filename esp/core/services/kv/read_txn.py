@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from esp.core.services.varint import size_at, varint
+from esp.core.varint import size_at, varint
 from esp.core.wire.frames import pack_u32, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, prefix
 

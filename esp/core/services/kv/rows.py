@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError
 
 from esp.core.pb import rpc_pb2
-from esp.core.services.varint import varint
+from esp.core.varint import varint
 from esp.core.wire.frames import unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.status import Code, RpcError, Status

@@ -9,8 +9,8 @@ from esp.core.pb import rpc_pb2
 from esp.core.services.kv.txn_look import Look
 from esp.core.services.pace import Pace
 from esp.core.services.revision import on_shard, part_of, position_of, read_at
-from esp.core.services.varint import varint
 from esp.core.tokens import Tokens
+from esp.core.varint import varint
 
 TOKEN_BYTES: Final = 8
 """The bytes of a token in a message."""

@@ -23,7 +23,7 @@ from esp.core.services.lease.repair import LeaseRepair
 from esp.core.services.lease.table import Lacking, LeaseTable, is_empty
 from esp.core.services.metadata import call_head, load_bearing
 from esp.core.services.revision import merged_header
-from esp.core.services.varint import varint
+from esp.core.varint import varint
 from esp.core.wire.context import WireContext
 from esp.core.wire.message import prefix
 from esp.core.wire.request_encoder import Forward

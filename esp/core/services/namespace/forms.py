@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from esp.core.namespace import Namespace
 from esp.core.pb import kv_pb2
 from esp.core.services.namespace.fields import CONTAINED, KEYS, Kind, field_tag, holds_keys, message_in
-from esp.core.services.varint import varint
+from esp.core.varint import varint
 
 _MOST_SHIFT: Final = 63
 """The shift of the last byte of a number."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from esp.core.services.namespace.forms import Form, Malformed, number
-from esp.core.services.varint import varint
+from esp.core.varint import varint
 from esp.core.wire.frames import pack_u32
 
 PIECE_BYTES: Final = 64

@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
-from esp.core.services.varint import varint
 from esp.core.services.watch.call import WatchCall
 from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, Spec, created
 from esp.core.services.watch.outbox import ClientsConnection, Outbox
 from esp.core.services.watch.peek import CREATED, WATCH_ID, granted, one_event
 from esp.core.services.watch.progress_requests import ProgressRequests
 from esp.core.shard import Shard
+from esp.core.varint import varint
 from esp.core.wire.status import Status
 
 

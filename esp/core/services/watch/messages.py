@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 from esp.core.identity import Identity
 from esp.core.pb import kv_pb2, rpc_pb2
-from esp.core.services.varint import varint
 from esp.core.services.watch.peek import CREATED, WATCH_ID
+from esp.core.varint import varint
 from esp.core.wire.frames import pack_u32
 from esp.core.wire.message import prefix
 

@@ -15,9 +15,9 @@ from esp.core.pb import rpc_pb2
 from esp.core.services.kv.peek import txn_key
 from esp.core.services.kv.txn_look import MOST_FIELDS, Look, look
 from esp.core.services.pace import LOOKED_AT_ONCE
-from esp.core.services.varint import varint
 from esp.core.shard_map import ShardMap
 from esp.core.tokens import MARK, is_token
+from esp.core.varint import varint
 from tests.core.services.kv.test_txn import (
     COMPARES,
     FLAWED,

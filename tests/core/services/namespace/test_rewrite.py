@@ -22,7 +22,7 @@ from esp.core.services.namespace.fields import holds_keys
 from esp.core.services.namespace.forms import Forms, Malformed, Outside
 from esp.core.services.namespace.rewrite import MOST_DEPTH, Rewriter, rewritten, steps
 from esp.core.services.router import METHODS
-from esp.core.services.varint import varint
+from esp.core.varint import varint
 from esp.core.wire.message import PREFIX_SIZE, prefix
 from tests.examples import tries
 

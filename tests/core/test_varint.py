@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esp.core.pb import rpc_pb2
-from esp.core.services.varint import MOST_BYTES, varint
+from esp.core.varint import MOST_BYTES, varint
 from tests.core.services.written import COUNTS, merged, written
 
 

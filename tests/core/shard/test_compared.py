@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esp.core.pb import kv_pb2, rpc_pb2
-from esp.core.services.kv.compared import SMALL, Cut, GarbledError, Guard, Kind, cut
+from esp.core.shard.compared import SMALL, Cut, GarbledError, Guard, Kind, cut
 from esp.core.wire.message import PREFIX_SIZE, prefix
 
 KEY = b"\0esp/guard"

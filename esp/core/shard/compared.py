@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError
 
 from esp.core.pb import rpc_pb2
-from esp.core.services.varint import size_at, varint
+from esp.core.varint import size_at, varint
 from esp.core.wire.frames import pack_u32, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, prefix
 
