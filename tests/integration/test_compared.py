@@ -12,7 +12,7 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from esp.core.shard.compared import Guard, Kind, cut
+from esp.core.shard.compared import Guard, Kind
 from esp.core.shared_map import GUARD_KEY
 from esp.core.wire.message import PREFIX_SIZE, prefix
 from tests.harness import Etcds, connect, peer
@@ -20,7 +20,7 @@ from tests.harness import Etcds, connect, peer
 VALUE = b"1-0123456789abcdef0123456789abcdef"
 GUARD = Guard(GUARD_KEY, VALUE)
 OTHER = Guard(GUARD_KEY, VALUE[:-1] + b"0")
-KINDS = {"Range": Kind.RANGE, "Put": Kind.PUT, "DeleteRange": Kind.DELETE_RANGE}
+KINDS = {"Range": Kind.RANGE, "Put": Kind.PUT, "DeleteRange": Kind.DELETE_RANGE, "Txn": Kind.TXN}
 KEYS = [b"a", b"b", b"c", b"ca", b"d", b"x" * 130]
 COUNT = 120
 REFUSED = "refused"
@@ -45,17 +45,11 @@ class Raw:
 
     def ask_compared(self, name: str, message: bytes, guard: Guard = GUARD) -> Outcome:
         """As `ask`, by a transaction with the comparison of a guard."""
-        if name == "Txn":
-            made, nested = guard.beside(prefix(message))
-            outcome = self.ask("Txn", made[PREFIX_SIZE:])
-            if not isinstance(outcome, bytes):
-                return outcome
-            taken = guard.taken(prefix(outcome), nested)
-            return REFUSED if taken is None else taken[PREFIX_SIZE:]
-        outcome = self.ask("Txn", guard.around(KINDS[name], prefix(message))[PREFIX_SIZE:])
+        kind = KINDS[name]
+        outcome = self.ask("Txn", guard.compared(kind, prefix(message))[PREFIX_SIZE:])
         if not isinstance(outcome, bytes):
             return outcome
-        found = cut(prefix(outcome), KINDS[name])
+        found = guard.cut(prefix(outcome), kind)
         return REFUSED if found is None else (found.head + prefix(outcome)[found.rest :])[PREFIX_SIZE:]
 
 

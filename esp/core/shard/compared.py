@@ -16,6 +16,7 @@ Nothing is parsed, except for such lists, and the answers to these.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -38,6 +39,11 @@ _RAFT_TERM: Final = 4 << 3
 _KEY: Final = 1 << 3 | _BYTES
 _RANGE_END: Final = 2 << 3 | _BYTES
 _AT_REVISION: Final = 4 << 3
+_TXN: Final = 4 << 3 | _BYTES
+BEGINNING: Final = 512
+"""So many bytes of an answer tell what to make of it: a header, an answer's header or the guard, and lengths."""
+MOST_FORMS: Final = 256
+"""The most sizes of answers for which a guard keeps how to cut them."""
 SMALL: Final = 512
 """Up to so many bytes of a request, the bytes in front are made once for each size: at most 200 KB for a guard."""
 _MOST_HEADER: Final = 0x7F
@@ -45,11 +51,15 @@ _MOST_HEADER: Final = 0x7F
 
 
 class Kind(Enum):
-    """A request that becomes a transaction; the value is its tag in RequestOp, and that of its answer in ResponseOp."""
+    """A request of KV; the value is its tag in RequestOp, and that of its answer in ResponseOp."""
 
     RANGE = 1 << 3 | _BYTES
     PUT = 2 << 3 | _BYTES
     DELETE_RANGE = 3 << 3 | _BYTES
+    TXN = 4 << 3 | _BYTES
+    """A client's transaction."""
+    READS = 0
+    """A transaction of esp's own, which compares nothing, and has no failure list."""
 
 
 class GarbledError(ValueError):
@@ -59,11 +69,18 @@ class GarbledError(ValueError):
 class Cut(NamedTuple):
     """An answer inside of a transaction's answer: its beginning, written anew, and where in the latter the rest begins.
 
-    The rest goes to the end. So an answer can be passed on while it still comes.
+    The rest goes to the end. So an answer can be passed on while it still comes. An answer that is right as it is has
+    no such beginning, and is all rest.
     """
 
     head: bytes
     rest: int
+
+
+_Form = tuple[Callable[[bytes], tuple[bytes, ...]], bytes, bytes, bytes, bytes, int]
+"""Unpacks an answer of one size: what is in front of the revision, the revision, what is between, the revision again.
+Then what the first and the third are, what takes the place of the first, what follows the revision, and where the rest
+begins."""
 
 
 class Guard:
@@ -73,7 +90,7 @@ class Guard:
         value: what the shard must hold for the shard to accept a request.
     """
 
-    __slots__ = ("_compare", "_fronts", "_read", "value")
+    __slots__ = ("_compare", "_forms", "_fronts", "_read", "value")
 
     def __init__(self, key: bytes, value: bytes) -> None:
         compare = rpc_pb2.Compare(key=key, target=rpc_pb2.Compare.VALUE, result=rpc_pb2.Compare.EQUAL, value=value)
@@ -81,12 +98,22 @@ class Guard:
         read = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key, serializable=True))
         self.value = value
         self._fronts: dict[tuple[int, int], bytes] = {}  # by tag and size of small requests
+        self._forms: dict[tuple[int, int], _Form] = {}  # by tag and size of answers
         self._compare = rpc_pb2.TxnRequest(compare=[compare]).SerializeToString()
         self._read = rpc_pb2.TxnRequest(failure=[read]).SerializeToString()
 
-    def around(self, kind: Kind, message: bytes) -> bytes:
-        """The transaction for a request; both with gRPC prefix."""
-        tag, size = kind.value, len(message) - PREFIX_SIZE
+    def compared(self, kind: Kind, message: bytes) -> bytes:
+        """The transaction for a request; both with gRPC prefix.
+
+        Raises:
+            GarbledError: the message is no transaction, and should be one.
+        """
+        tag: int = kind.value
+        if tag == _TXN:
+            return self._beside(message)
+        if not tag:
+            return prefix(message[PREFIX_SIZE:] + self._compare)
+        size = len(message) - PREFIX_SIZE
         front = self._fronts.get((tag, size))
         if front is None:
             front = self._front(tag, size)
@@ -101,14 +128,10 @@ class Guard:
         length = len(self._compare) + len(outer) + len(inner) + size
         return b"\0" + pack_u32(length) + self._compare + outer + inner
 
-    def beside(self, message: bytes) -> tuple[bytes, bool]:
-        """A client's transaction with the comparison, and whether a part of it is nested; both with gRPC prefix.
-
-        Raises:
-            GarbledError: the message is no transaction.
-        """
+    def _beside(self, message: bytes) -> bytes:
+        """A client's transaction with the comparison."""
         if _is_harmless_on_failure(message):
-            return prefix(self._read + message[PREFIX_SIZE:] + self._compare), False
+            return prefix(self._read + message[PREFIX_SIZE:] + self._compare)
         try:
             request = rpc_pb2.TxnRequest.FromString(message[PREFIX_SIZE:])
         except DecodeError:
@@ -118,72 +141,137 @@ class Guard:
         del request.failure[:]
         request.compare.extend(compare)
         request.failure.add().request_txn.CopyFrom(nested)
-        return prefix(request.SerializeToString()), True
+        return prefix(request.SerializeToString())
 
-    def taken(self, answer: bytes, nested: bool) -> bytes | None:
-        """The answer to a client's transaction; None if the shard has refused the comparison.
+    def whole(self, answer: bytes, kind: Kind) -> bytes | None:
+        """As `cut`, for an answer that has come whole; in few steps if it looks like one before.
+
+        Raises:
+            GarbledError: the answer is none of etcd's.
+        """
+        tag: int = kind.value
+        form = self._forms.get((tag, len(answer)))
+        if form is not None:
+            unpack, front, between, new_front, behind, rest = form
+            found, revision, then, again = unpack(answer)
+            if found == front and then == between and revision == again:
+                return new_front + revision + behind + answer[rest:]
+        cut = self.cut(answer, kind)
+        if cut is None:
+            return None
+        head, rest = cut
+        if tag and tag != _TXN and rest < SMALL:
+            if len(self._forms) >= MOST_FORMS:
+                self._forms.clear()
+            self._forms[tag, len(answer)] = _form(answer, head, rest)
+        return head + answer[rest:] if rest else answer
+
+    def cut(self, answer: bytes, kind: Kind) -> Cut | None:
+        """The answer to a request, in the answer to its transaction; None if the shard has refused the comparison.
+
+        The beginning of the answer is enough, of BEGINNING bytes if there are so many.
 
         Raises:
             GarbledError: the answer is none of etcd's.
         """
         try:
+            tag: int = kind.value
+            if tag and tag != _TXN:
+                return _cut(answer, tag)
             position, succeeded = _front(answer)
             if succeeded:
-                return answer
-            return self._taken_nested(answer) if nested else self._taken(answer, position)
-        except (IndexError, struct.error, DecodeError):
+                return Cut(b"", 0)
+            return self._cut_failed(answer, position) if tag else None
+        except (IndexError, struct.error, DecodeError):  # the answer is cut off, for one
             raise GarbledError from None
 
-    def _taken(self, answer: bytes, position: int) -> bytes | None:
+    def _cut_failed(self, answer: bytes, position: int) -> Cut | None:
+        """The answer to a client's transaction of which some comparison has failed."""
+        end = PREFIX_SIZE + unpack_u32(answer, 1)[0]
         if answer[position] != _RESPONSES:
             raise GarbledError
         size, start = size_at(answer, position + 1)
-        found = rpc_pb2.ResponseOp.FromString(answer[start : start + size])
-        if found.WhichOneof("response") != "response_range" or start + size > len(answer):
+        after = start + size
+        if after > end:
             raise GarbledError
-        if [pair.value for pair in found.response_range.kvs] != [self.value]:
-            return None
-        return prefix(answer[PREFIX_SIZE:position] + answer[start + size :])
-
-    def _taken_nested(self, answer: bytes) -> bytes | None:
-        response = rpc_pb2.TxnResponse.FromString(answer[PREFIX_SIZE:])
-        if len(response.responses) != 1 or response.responses[0].WhichOneof("response") != "response_txn":
-            raise GarbledError
-        inner = response.responses[0].response_txn
-        if not inner.succeeded:
-            return None
-        outer = rpc_pb2.TxnResponse(header=response.header, responses=inner.responses)
-        return prefix(outer.SerializeToString())
-
-
-def cut(answer: bytes, kind: Kind) -> Cut | None:
-    """The answer to a request, in the answer to its transaction; None if the shard has refused the comparison.
-
-    The beginning of the answer is enough, of 256 bytes if there are so many.
-
-    Raises:
-        GarbledError: the answer is none of etcd's.
-    """
-    try:
-        return _cut(answer, kind)
-    except (IndexError, struct.error):  # the answer is cut off
-        raise GarbledError from None
+        if answer[start] == _TXN:
+            rest = _behind_success(answer, start, after)
+            if after != end:
+                raise GarbledError
+            if rest is None:
+                return None
+        else:
+            if after > len(answer):
+                raise GarbledError
+            found = rpc_pb2.ResponseOp.FromString(answer[start:after])
+            if found.WhichOneof("response") != "response_range":
+                raise GarbledError
+            if [pair.value for pair in found.response_range.kvs] != [self.value]:
+                return None
+            rest = after
+        header = answer[PREFIX_SIZE:position]
+        return Cut(b"\0" + pack_u32(len(header) + end - rest) + header, rest)
 
 
-def _cut(answer: bytes, kind: Kind) -> Cut | None:
-    position, succeeded = _front(answer)
-    if not succeeded:
+def _form(answer: bytes, head: bytes, rest: int) -> _Form:
+    """How to cut the next answer of this size: its revision, which stands in it twice, may be another one."""
+    inner = PREFIX_SIZE + 2 + answer[PREFIX_SIZE + 1]
+    inner += 3
+    _, inner = size_at(answer, inner)
+    _, inner = size_at(answer, inner + 1)
+    again = inner + 3
+    size = rest - again
+    place = head.rfind(answer[again - 1 : rest]) + 1
+    front, between = place, again - place - size
+    unpack = struct.Struct(f"{front}s{size}s{between}s{size}s").unpack_from
+    return unpack, answer[:front], answer[front + size : again], head[:place], head[place + size :], rest
+
+
+def _behind_success(answer: bytes, position: int, after: int) -> int | None:
+    """Where the responses of a nested transaction begin, whose answer stands there; None if it has not succeeded."""
+    size, position = size_at(answer, position + 1)
+    if position + size != after:
+        raise GarbledError
+    if position < after and answer[position] == _HEADER:
+        size, position = size_at(answer, position + 1)
+        position += size
+    if position >= after or answer[position] != _SUCCEEDED:
         return None
+    if answer[position + 1] != 1 or position + 2 > after:
+        raise GarbledError
+    return position + 2
+
+
+def _cut(answer: bytes, tag: int) -> Cut | None:
+    """The answer to a request that became the one operation of a transaction. This runs once per request."""
+    size = answer[PREFIX_SIZE + 1]
+    position = PREFIX_SIZE + 2 + size
     end = PREFIX_SIZE + unpack_u32(answer, 1)[0]
-    header = answer[PREFIX_SIZE : position - 2]
-    if answer[position] != _RESPONSES:
+    if answer[0] or answer[PREFIX_SIZE] != _HEADER or size > _MOST_HEADER or position > end:
         raise GarbledError
-    size, position = size_at(answer, position + 1)
-    if position + size != end or answer[position] != kind.value:
+    if position == end or answer[position] != _SUCCEEDED:
+        return None
+    header = answer[PREFIX_SIZE:position]
+    if answer[position + 1] != 1 or answer[position + 2] != _RESPONSES:
         raise GarbledError
-    size, position = size_at(answer, position + 1)
+    size = answer[position + 3]
+    position += 4
+    if size > 0x7F:
+        size, position = size_at(answer, position - 1)
+    if position + size != end or answer[position] != tag:
+        raise GarbledError
+    size = answer[position + 1]
+    position += 2
+    if size > 0x7F:
+        size, position = size_at(answer, position - 1)
     rest = position + 2 + answer[position + 1]
-    if position + size != end or rest > end or not _is_header_inside(answer[position:rest], header):
+    if position + size != end or rest > end or rest > len(answer) or answer[position] != _HEADER:
+        raise GarbledError
+    # etcd fills in only the revision inside, the same as outside, where at most the term follows.
+    revision = answer[position + 2 : rest]
+    place = header.rfind(revision)
+    after = place + len(revision)
+    if place <= 0 or revision[0] != _REVISION or (after != len(header) and header[after] != _RAFT_TERM):
         raise GarbledError
     return Cut(b"\0" + pack_u32(len(header) + end - rest) + header, rest)
 
@@ -202,22 +290,6 @@ def _front(answer: bytes) -> tuple[int, bool]:
     if answer[position + 1] != 1:
         raise GarbledError
     return position + 2, True
-
-
-def _is_header_inside(inner: bytes, header: bytes) -> bool:
-    """Whether these are the headers of an answer in a transaction and of the transaction.
-
-    etcd fills in only the revision there, the same as outside, where at most the term follows.
-    """
-    revision = inner[2:]
-    place = header.rfind(revision)
-    after = place + len(revision)
-    return (
-        inner[0] == _HEADER
-        and inner[2] == _REVISION
-        and place > 0
-        and (after == len(header) or header[after] == _RAFT_TERM)
-    )
 
 
 def _is_harmless_on_failure(message: bytes) -> bool:

@@ -6,14 +6,14 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from esp.core.pb import kv_pb2, rpc_pb2
-from esp.core.shard.compared import SMALL, Cut, GarbledError, Guard, Kind, cut
+from esp.core.shard.compared import BEGINNING, MOST_FORMS, SMALL, Cut, GarbledError, Guard, Kind
 from esp.core.wire.message import PREFIX_SIZE, prefix
 
+ONE = (Kind.RANGE, Kind.PUT, Kind.DELETE_RANGE)
 KEY = b"\0esp/guard"
 VALUE = b"7-0123456789abcdef0123456789abcdef"
 GUARD = Guard(KEY, VALUE)
@@ -84,17 +84,17 @@ def guard_read(value: bytes | None = VALUE) -> rpc_pb2.ResponseOp:
 def test_what_is_made_once_for_each_size_has_a_bound() -> None:
     guard = Guard(KEY, VALUE)
     for _ in range(2):
-        for kind in Kind:
+        for kind in ONE:
             for size in range(SMALL + 50):
-                guard.around(kind, prefix(bytes(size)))
-    assert len(guard._fronts) == len(Kind) * (SMALL + 1)
+                guard.compared(kind, prefix(bytes(size)))
+    assert len(guard._fronts) == len(ONE) * (SMALL + 1)
 
 
 @given(REQUESTS)
 def test_a_request_becomes_a_transaction_with_the_comparison(request: Any) -> None:
     kind, _ = KINDS[type(request)]
     wanted = rpc_pb2.TxnRequest(compare=[COMPARE], success=[operation(request)])
-    made = body(GUARD.around(kind, prefix(request.SerializeToString())))
+    made = body(GUARD.compared(kind, prefix(request.SerializeToString())))
     assert made == wanted.SerializeToString()
 
 
@@ -104,23 +104,42 @@ def test_an_answer_is_cut_out_as_etcd_would_have_given_it(header: rpc_pb2.Respon
     whole = prefix(
         rpc_pb2.TxnResponse(header=header, succeeded=True, responses=[inside(header, answer)]).SerializeToString()
     )
-    found = cut(whole, kind)
+    found = GUARD.cut(whole, kind)
     assert found is not None
     alone = type(answer)()
     alone.CopyFrom(answer)
     alone.header.CopyFrom(header)
     assert found.head + whole[found.rest :] == prefix(alone.SerializeToString())
-    assert cut(whole[:256], kind) == found  # its beginning is enough
-    for other in Kind:
+    assert GUARD.cut(whole[:BEGINNING], kind) == found  # its beginning is enough
+    guard = Guard(KEY, VALUE)
+    for revision in (header.revision, header.revision, header.revision + 1, header.revision - 1, 1, header.revision):
+        header.revision = alone.header.revision = revision % 2**63 or 1
+        text = rpc_pb2.TxnResponse(header=header, succeeded=True, responses=[inside(header, answer)])
+        assert guard.whole(prefix(text.SerializeToString()), kind) == prefix(alone.SerializeToString())
+    text.succeeded = False
+    del text.responses[:]
+    assert guard.whole(prefix(text.SerializeToString()), kind) is None
+
+    for other in ONE:
         if other is not kind:
             with pytest.raises(GarbledError):
-                cut(whole, other)
+                GUARD.cut(whole, other)
+
+
+def test_how_to_cut_answers_is_kept_for_so_many_sizes() -> None:
+    guard = Guard(KEY, VALUE)
+    header = rpc_pb2.ResponseHeader(cluster_id=1, member_id=2, revision=3, raft_term=4)
+    for size in range(MOST_FORMS + 9):
+        found = rpc_pb2.RangeResponse(kvs=[kv_pb2.KeyValue(key=bytes(size + 1))], count=1)
+        response = rpc_pb2.TxnResponse(header=header, succeeded=True, responses=[inside(header, found)])
+        assert guard.whole(prefix(response.SerializeToString()), Kind.RANGE) is not None
+        assert len(guard._forms) <= MOST_FORMS
 
 
 @given(HEADERS)
 def test_a_refused_comparison_is_seen(header: rpc_pb2.ResponseHeader) -> None:
     answer = prefix(rpc_pb2.TxnResponse(header=header).SerializeToString())
-    assert all(cut(answer, kind) is None for kind in Kind)
+    assert all(GUARD.cut(answer, kind) is None for kind in (*ONE, Kind.READS))
 
 
 @given(HEADERS, ANSWERS, st.data())
@@ -130,24 +149,24 @@ def test_what_is_no_answer_of_etcds_is_garbled(
     kind, _ = KINDS[type(answer)]
     response = rpc_pb2.TxnResponse(header=header, succeeded=True, responses=[inside(header, answer)])
     whole = prefix(response.SerializeToString())
-    most = cut(whole, kind)
+    most = GUARD.cut(whole, kind)
     assert isinstance(most, Cut)
     for size in range(most.rest):  # cut off before the rest begins
         with pytest.raises(GarbledError):
-            cut(whole[:size], kind)
+            GUARD.cut(whole[:size], kind)
     place = data.draw(st.integers(0, most.rest - 1))
     other = whole[:place] + bytes((data.draw(st.integers(0, 255)),)) + whole[place + 1 :]
     with suppress(GarbledError):
-        found = cut(other, kind)
+        found = GUARD.cut(other, kind)
         assert found is None or len(found.head) + len(other) - found.rest <= len(other) + 8
     for count in (0, 2):
         several = rpc_pb2.TxnResponse(header=header, succeeded=True, responses=[inside(header, answer)] * count)
         with pytest.raises(GarbledError):
-            cut(prefix(several.SerializeToString()), kind)
+            GUARD.cut(prefix(several.SerializeToString()), kind)
     later = rpc_pb2.TxnResponse(header=header, succeeded=True, responses=[inside(header, answer)])
     getattr(later.responses[0], KINDS[type(answer)][1]).header.revision = header.revision - 1 or 2
     with pytest.raises(GarbledError):
-        cut(prefix(later.SerializeToString()), kind)
+        GUARD.cut(prefix(later.SerializeToString()), kind)
 
 
 def txns(operations: Any) -> Any:
@@ -163,65 +182,80 @@ OPERATIONS = st.recursive(
 
 @given(txns(OPERATIONS))
 def test_a_clients_transaction_gets_one_comparison_more(request: rpc_pb2.TxnRequest) -> None:
-    made, nested = GUARD.beside(prefix(request.SerializeToString()))
-    found = rpc_pb2.TxnRequest.FromString(body(made))
+    found = rpc_pb2.TxnRequest.FromString(body(GUARD.compared(Kind.TXN, prefix(request.SerializeToString()))))
     assert list(found.compare) == [*request.compare, COMPARE]
     assert list(found.success) == list(request.success)
-    assert nested == any(
-        one.WhichOneof("request") != "request_range" or one.request_range.revision for one in request.failure
-    )
-    if nested:
+    if any(one.WhichOneof("request") != "request_range" or one.request_range.revision for one in request.failure):
         inner = rpc_pb2.TxnRequest(compare=[COMPARE], success=request.failure)
         assert list(found.failure) == [rpc_pb2.RequestOp(request_txn=inner)]
     else:
         assert list(found.failure) == [READ, *request.failure]
 
 
+@given(st.lists(RANGES.map(operation), max_size=4))
+def test_joined_reads_get_the_comparison_and_nothing_else(reads: list[rpc_pb2.RequestOp]) -> None:
+    message = prefix(rpc_pb2.TxnRequest(success=reads).SerializeToString())
+    found = rpc_pb2.TxnRequest.FromString(body(GUARD.compared(Kind.READS, message)))
+    assert found == rpc_pb2.TxnRequest(compare=[COMPARE], success=reads)
+
+
 def test_a_read_that_is_followed_by_a_write_in_one_operation_is_a_write() -> None:
     """The last field of an operation counts."""
     read, write = rpc_pb2.RangeRequest(key=b"a"), rpc_pb2.DeleteRangeRequest(key=b"a")
     both = operation(read).SerializeToString() + operation(write).SerializeToString()
-    message = prefix(bytes((3 << 3 | 2, len(both))) + both)
-    made, nested = GUARD.beside(message)
-    assert nested
+    made = GUARD.compared(Kind.TXN, prefix(bytes((3 << 3 | 2, len(both))) + both))
     assert rpc_pb2.TxnRequest.FromString(body(made)).failure[0].request_txn.success[0].HasField("request_delete_range")
 
 
 @pytest.mark.parametrize("data", [b"\x1a", b"\x1a\x05\x0a", b"\x1a\xff\xff\xff\xff\xff\xff", b"\xff", b"\x1a\x02\x0a"])
 def test_what_is_no_transaction_is_refused(data: bytes) -> None:
     with pytest.raises(GarbledError):
-        GUARD.beside(prefix(data))
+        GUARD.compared(Kind.TXN, prefix(data))
+
+
+def taken(answer: bytes, kind: Kind = Kind.TXN) -> bytes | None:
+    """The client's answer; its beginning is enough to know it."""
+    found = GUARD.cut(answer, kind)
+    assert GUARD.cut(answer[:BEGINNING], kind) == found
+    whole = None if found is None else found.head + answer[found.rest :]
+    assert GUARD.whole(answer, kind) == whole
+    return whole
 
 
 @given(HEADERS, st.lists(ANSWERS, max_size=3))
 def test_the_answer_to_a_clients_transaction_is_its_own(header: rpc_pb2.ResponseHeader, answers: list[Any]) -> None:
     own = [inside(header, answer) for answer in answers]
     succeeded = prefix(rpc_pb2.TxnResponse(header=header, succeeded=True, responses=own).SerializeToString())
-    failed = rpc_pb2.TxnResponse(header=header, responses=own).SerializeToString()
+    failed = prefix(rpc_pb2.TxnResponse(header=header, responses=own).SerializeToString())
 
-    def taken(nested: bool, *responses: rpc_pb2.ResponseOp) -> bytes | None:
-        answer = rpc_pb2.TxnResponse(header=header, responses=responses)
-        return GUARD.taken(prefix(answer.SerializeToString()), nested)
+    def answered(*responses: rpc_pb2.ResponseOp) -> bytes:
+        return prefix(rpc_pb2.TxnResponse(header=header, responses=responses).SerializeToString())
 
-    assert GUARD.taken(succeeded, False) == GUARD.taken(succeeded, True) == succeeded
-    assert taken(False, guard_read(), *own) == prefix(failed)
+    assert taken(succeeded) == taken(succeeded, Kind.READS) == succeeded
+    assert taken(answered(*own), Kind.READS) is None
+    assert taken(answered(guard_read(), *own)) == failed
     for value in (None, b"", VALUE[:-1], VALUE + b"0"):
-        assert taken(False, guard_read(value), *own) is None
-    inner = rpc_pb2.TxnResponse(succeeded=True, responses=own)
-    assert taken(True, rpc_pb2.ResponseOp(response_txn=inner)) == prefix(failed)
-    assert taken(True, rpc_pb2.ResponseOp(response_txn=rpc_pb2.TxnResponse())) is None
+        assert taken(answered(guard_read(value), *own)) is None
+    for inner in (
+        rpc_pb2.TxnResponse(succeeded=True, responses=own),
+        rpc_pb2.TxnResponse(header=rpc_pb2.ResponseHeader(), succeeded=True, responses=own),
+        rpc_pb2.TxnResponse(header=header, succeeded=True, responses=own),
+    ):
+        assert taken(answered(rpc_pb2.ResponseOp(response_txn=inner))) == failed
+        inner.succeeded = False
+        del inner.responses[:]
+        assert taken(answered(rpc_pb2.ResponseOp(response_txn=inner))) is None
 
 
-@given(HEADERS, st.booleans(), st.binary(max_size=40))
-def test_an_answer_that_tells_nothing_of_the_guard_is_garbled(
-    header: rpc_pb2.ResponseHeader, nested: bool, data: bytes
-) -> None:
+@given(HEADERS, st.binary(max_size=40))
+def test_an_answer_that_tells_nothing_of_the_guard_is_garbled(header: rpc_pb2.ResponseHeader, data: bytes) -> None:
     put = rpc_pb2.ResponseOp(response_put=rpc_pb2.PutResponse())
-    for responses in ([], [put], [put, put]):
+    nested = rpc_pb2.ResponseOp(response_txn=rpc_pb2.TxnResponse(succeeded=True))
+    for responses in ([], [put], [put, put], [nested, put]):
         answer = rpc_pb2.TxnResponse(header=header, responses=responses)
         with pytest.raises(GarbledError):
-            GUARD.taken(prefix(answer.SerializeToString()), nested)
-    with suppress(GarbledError, DecodeError):
-        GUARD.taken(prefix(header.SerializeToString() + data), nested)
+            GUARD.cut(prefix(answer.SerializeToString()), Kind.TXN)
     with suppress(GarbledError):
-        GUARD.taken(data, nested)
+        GUARD.cut(prefix(header.SerializeToString() + data), Kind.TXN)
+    with suppress(GarbledError):
+        GUARD.cut(data, Kind.TXN)
