@@ -57,6 +57,7 @@ class Entry(Sink):
         "_begin",
         "_coming",
         "_gate",
+        "_is_closed",
         "_kept",
         "_largest",
         "_places",
@@ -101,6 +102,7 @@ class Entry(Sink):
         self._begin: Callable[[Entry], None] | None = begin
         self._size = size if size > SMALL_REQUEST else 0  # of its request, counted while the call waits
         self._weight = weight  # places for its request
+        self._is_closed = False
         self._largest = -1  # bytes of the largest answer to one of its parts; -1 before the first
         self._places: dict[str, tuple[int, Kind]] = {}  # by shard
         self._coming: set[str] | None = None  # the shards whose large answers have begun to come
@@ -160,7 +162,7 @@ class Entry(Sink):
         self._began = monotonic()
         kind = self.kind
         for shard in self._gate.wanted(self):
-            self._take(shard, kind)
+            self._asks(shard, kind)
         begin, self._begin = self._begin, None
         assert begin is not None, "a call begins once"
         begin(self)
@@ -172,19 +174,21 @@ class Entry(Sink):
         if self._all is None:
             self._all = dict.fromkeys(self.shards)
         self._all[shard] = None
-        self._take(shard, self.kind)
+        self._asks(shard, self.kind)
         return True
 
-    def _take(self, shard: str, kind: Kind) -> None:
-        gate, places = self._gate, self._places
+    def _asks(self, shard: str, kind: Kind) -> None:
         if self._kept:
             self._release(shard)
+        if kind != ORDINARY:  # a client's first read counts as large until its answer comes
+            self._gate.alone.asked[shard] += 1
+        self._take(shard, kind, self.weight(shard))
+
+    def _take(self, shard: str, kind: Kind, weight: int) -> None:
+        gate, places = self._gate, self._places
         if not places:
             gate.at_work[self] = monotonic()
-        weight = self.weight(shard)
         places[shard] = weight, kind
-        if kind != ORDINARY:  # a client's first read counts as large until its answer comes
-            gate.alone.asked[shard] += 1
         gate.take(self.stream.connection, shard, weight, kind)
 
     def weigh(self, shard: str, size: int) -> None:
@@ -205,7 +209,11 @@ class Entry(Sink):
         self._coming.add(shard)
         if is_largest:
             gate.note_large(self.stream, size)
-        if taken is not None:
+        if taken is None:
+            # It has lost its places while it waited for the shard. From now on it counts again.
+            if not self._is_closed and not (self._kept and shard in self._kept):
+                self._take(shard, LARGE if size >= LARGE_ANSWER else self.kind, gate.places_for(size))
+        else:
             places = max(taken[0], gate.places_for(size))
             now = places, LARGE if size >= LARGE_ANSWER else taken[1]
             if now != taken:
@@ -260,7 +268,7 @@ class Entry(Sink):
         """Ends what an answer that has waited for its client counts for."""
         kept = self._kept.pop(shard, 0) if self._kept else 0
         if kept:
-            self._gate.release(self.stream.connection, shard, kept)
+            self._gate.let_go(self.stream.connection, shard, kept)
 
     def leave(self, shard: str) -> None:
         """Frees the places at a shard where the call's part is not at work any more."""
@@ -279,7 +287,8 @@ class Entry(Sink):
         return self._places
 
     def close(self) -> None:
-        """Gives back every place that the call still holds."""
+        """Gives back every place that the call still holds. The call takes none any more."""
+        self._is_closed = True
         largest, self._largest = self._largest, -1
         if largest >= 0:
             self._gate.note_small(self, largest)

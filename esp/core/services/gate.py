@@ -19,7 +19,9 @@ part gives its places back when its shard has answered. So a call that waits for
 there, and calls to other shards go on. Further questions of a call that has begun are counted, but do not wait. A call
 loses its places to others when it waits for something that is no work: for its client to read, or, after a second, for
 a stopped shard. A large answer that waits for its client still counts for that client's connection, as a quarter of the
-places it had: the shard keeps the whole answer in memory, so one connection has few of these.
+places it had, and as all of them where only large calls use the shard: the shard keeps the whole answer in memory, and
+esp a window of it, so one connection has few of these. An answer counts so, too, if it comes after its call has lost
+its places.
 
 The number of waiting calls is bounded by the memory for calls (`max_call_bytes`); their requests are bounded by
 `max_buffered_bytes`.
@@ -39,7 +41,7 @@ from typing import Final
 from esp.core.background import Background
 from esp.core.log.first_key import BEGINNING
 from esp.core.services.alone import Alone
-from esp.core.services.entry import KINDS, LARGE, NEW, NEW_RANGE, PLACE_BYTES, PLACES, Entry, Kind
+from esp.core.services.entry import KINDS, LARGE, NEW, NEW_RANGE, PLACE_BYTES, PLACES, WAITING_PART, Entry, Kind
 from esp.core.shard import Shard
 from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
@@ -104,6 +106,7 @@ class Gate:
         self.install_limits()
         self.busy: defaultdict[Pool, int] = defaultdict(int)
         self._held: defaultdict[Share, int] = defaultdict(int)
+        self._kept: dict[Share, int] = {}  # of these, by answers that wait for their client
         self._unknown: dict[str, int] = {}
         self.alone = Alone(calls_sent)
         self.at_work: dict[Entry, float] = {}
@@ -310,7 +313,11 @@ class Gate:
     def _has_room(self, shard: str, part: Kind | Connection) -> bool:
         quarter = self._limit if shard in self.alone else self._quarter
         if not isinstance(part, int):
-            return self._held.get((shard, part), 0) < quarter
+            share = shard, part
+            held = self._held.get(share, 0)
+            if shard in self.alone:  # with four times the places as few answers wait
+                held += (WAITING_PART - 1) * self._kept.get(share, 0)
+            return held < quarter
         return self.busy[shard, part] < (quarter if part in (NEW_RANGE, LARGE) else self._limit)
 
     def wanted(self, entry: Entry) -> tuple[str, ...]:
@@ -328,9 +335,21 @@ class Gate:
         """Gives places back; `kept` of them still count for the connection. Waiting calls begin at the next flush."""
         pool = shard, kind
         self.busy[pool] -= places
+        if kept:
+            self._kept[shard, connection] = self._kept.get((shard, connection), 0) + kept
         self.release(connection, shard, places - kept)
         if self._queues:
             self._freed.add(pool)
+
+    def let_go(self, connection: Connection, shard: str, kept: int) -> None:
+        """Gives back what an answer that has waited for its client still counted for."""
+        share = shard, connection
+        left = self._kept[share] - kept
+        if left:
+            self._kept[share] = left
+        else:
+            del self._kept[share]
+        self.release(connection, shard, kept)
 
     def release(self, connection: Connection, shard: str, places: int) -> None:
         """Lets places no longer count for the connection. Calls of it that wait for them begin at the next flush."""

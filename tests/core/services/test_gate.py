@@ -373,6 +373,38 @@ def test_so_many_large_answers_of_a_connection_wait_for_it_and_further_calls_wai
     assert not world.gate._held
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_as_many_answers_wait_for_a_client_whoever_else_uses_the_shard_and_however_slow_it_is(
+    is_alone: bool, is_late: bool
+) -> None:
+    """Each answer that waits takes memory here and at the shard; a slow shard's answer may come after a second."""
+    world = World(Limits(max_parts_per_shard=4), reads=True)
+    for number in range(40):
+        world.asks(f"x{number}", A)
+        world.asks(f"y{number}", A)
+    waiting: list[str] = []
+    was_alone = False
+    while at_work := [name for name in world.begun if name not in waiting]:
+        world.sent += len(at_work) if is_alone else 9
+        world.gate.tick(monotonic() + (STUCK_SECONDS if is_late else 0.0))
+        was_alone = was_alone or A in world.gate.alone
+        for name in at_work:
+            world.begun[name].comes(1 << 20)
+            world.begun[name].wait_for_client()
+            waiting.append(name)
+        world.context.flush()
+    assert was_alone == is_alone
+    assert sorted(name[0] for name in waiting) == ["x"] * WAITING_PART + ["y"] * WAITING_PART
+    for name in waiting:
+        world.begun[name].close()
+    world.context.flush()
+    assert world.since(*waiting), "others begin when these have left"
+    for name in world.since(*waiting):
+        world.begun[name].close()
+    assert not world.gate._kept
+
+
 @pytest.mark.parametrize("is_coming", [True, False])
 def test_a_call_that_is_held_up_by_its_client_does_not_stop_the_shard(is_coming: bool) -> None:
     world = World(Limits(max_parts_per_shard=4), weight=PLACES)
