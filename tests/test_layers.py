@@ -23,6 +23,7 @@ LAYERS = [
         "esp.core.namespace",
         "esp.core.notify",
         "esp.core.varint",
+        "esp.core.wording",
     },
     {"esp.core.wire", "esp.core.pb", "esp.core.control", "esp.core.workers"},
     {

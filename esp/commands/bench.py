@@ -17,7 +17,6 @@ from esp.commands.output import (
     CommandError,
     Format,
     complain,
-    counted,
     terminal_columns,
     write,
     write_json,
@@ -41,6 +40,7 @@ from esp.core.load import (
     keys_in,
     spread_over,
 )
+from esp.core.wording import counted
 
 BUSY: Final = 0.8
 """The share of a core from which on this client may be what limits the figures."""
@@ -106,7 +106,7 @@ def run(config: Path | None, options: Options) -> None:
             raise CommandError(f"{options.plot} cannot be written: {(error.strerror or str(error)).lower()}") from None
     failed = sum(sum(one.errors.values()) for one in measured)
     if failed or not all(one.requests for one in measured):
-        raise CommandError(f"{failed} requests failed; the figures are of the others")
+        raise CommandError(f"{counted(failed, 'request')} failed; the figures are of the others")
 
 
 def _listens(config: Config) -> str:
@@ -159,9 +159,10 @@ def _about(options: Options, keys: Keys) -> list[str]:
     plan = options.plan
     spread = ", ".join(keys.shards) if any(keys.shards) else "wherever the map puts one prefix"
     return [
-        f"Closed loop: {plan.connections} connections, {plan.streams} requests open on each; the next one is sent when "
-        f"one is answered. {counted(plan.rounds, 'round')} of {plan.seconds:g} s for each target, in turns, after "
-        f"{plan.warm_up:g} s of warm-up. {plan.keys} keys, values of {plan.value_bytes} bytes, in shards: {spread}.",
+        f"Closed loop: {counted(plan.connections, 'connection')}, {counted(plan.streams, 'request')} open on each; the "
+        f"next one is sent when one is answered. {counted(plan.rounds, 'round')} of {plan.seconds:g} s for each target"
+        f", in turns, after {plan.warm_up:g} s of warm-up. {counted(plan.keys, 'key')}, values of "
+        f"{counted(plan.value_bytes, 'byte')}, in shards: {spread}.",
         "Latencies are from sending a request to its whole answer, in this client. Requests/s and the ratio are "
         "medians of the rounds. For watch a request is a put and its event; for keepalive one of a lease on a stream.",
         "Not measured: an open loop (clients that do not wait), deadlines, large answers, ranges over several shards, "
@@ -202,7 +203,7 @@ def _write_text(options: Options, keys: Keys, measured: Sequence[Measured]) -> N
         write(fill(told + "run several at once, with fewer connections each.", 80))
     for one in measured:
         for text, count in one.errors.most_common(3):
-            write(f"{one.target}: {one.workload}: {count} times: {text}")
+            write(f"{one.target}: {one.workload}: {counted(count, 'time')}: {text}")
 
 
 def _write_json(options: Options, keys: Keys, measured: Sequence[Measured]) -> None:

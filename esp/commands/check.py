@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 
 from esp.commands.check_json import json_of
-from esp.commands.output import INTERRUPTED, USAGE, CommandError, Strays, WideFormat, counted, write_json
+from esp.commands.output import INTERRUPTED, USAGE, CommandError, Strays, WideFormat, write_json
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.health import Health, How, Proxies, examine
 from esp.core.tls_files import check_files
 from esp.core.tls_paths import Files, TlsFileError
+from esp.core.wording import counted
 
 
 @dataclass(frozen=True, slots=True)

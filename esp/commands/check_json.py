@@ -25,6 +25,7 @@ from esp.core.health import (
 from esp.core.keys import KeyRange
 from esp.core.namespace import Namespace
 from esp.core.tls_files import day_of
+from esp.core.wording import shards_quoted
 
 
 def json_of(loaded: Config, health: Health) -> dict[str, Any]:
@@ -175,18 +176,11 @@ def _findings(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     ]
 
 
-def is_called_so(name: str) -> bool:
-    """Whether the word "shard" is part of a shard's name, and need not stand in front of it."""
-    return name.lower().startswith("shard")
-
-
 def subject_of(finding: Finding) -> str:
     """The shards and the endpoint, or the proxy, in front of a finding; "" if it is about esp itself."""
     if finding.kind.startswith("proxy-"):
         return "" if finding.endpoint is None else f"proxy {finding.endpoint}: "
     if not finding.shards:
         return ""
-    shards = ", ".join(f'"{name}"' for name in finding.shards)
-    word = "shard" if len(finding.shards) == 1 else "shards"
-    subject = shards if all(map(is_called_so, finding.shards)) else f"{word} {shards}"
+    subject = shards_quoted(finding.shards)
     return f"{subject}: " if finding.endpoint is None else f"{subject}, {finding.endpoint}: "

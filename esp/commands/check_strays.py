@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from esp.commands.check_json import json_range, subject_of
-from esp.commands.output import CommandError, WideFormat, counted, json_key, write_json
+from esp.commands.output import CommandError, WideFormat, json_key, write_json
 from esp.commands.progress import progress_bar
 from esp.core.config import Config
 from esp.core.health import (
@@ -23,6 +23,7 @@ from esp.core.health import (
     mend,
 )
 from esp.core.keys import format_key, format_range
+from esp.core.wording import counted, shard_called
 
 _FORBID = (Kind.SAME_CLUSTER, Kind.SEVERAL_CLUSTERS)
 """Problems with which a stray key of one shard may be a live key of another."""
@@ -101,7 +102,7 @@ def _write_text(loaded: Config, how: How, work: list[Mended], *, apply: bool) ->
         page.line("Kept, for example:", "bold")
         for mended in work:
             for key, fate in mended.kept:
-                page.line(f'"{format_key(key)}" on shard {mended.shard}: {_REASONS[fate]}', indent=2)
+                page.line(f'"{format_key(key)}" on {shard_called(mended.shard)}: {_REASONS[fate]}', indent=2)
     if not apply:
         page.line()
         page.line(f"This is what would be done; nothing is changed yet. To {how}, add --apply.", "yellow")

@@ -6,8 +6,7 @@ from typing import Final
 
 from rich.text import Text
 
-from esp.commands.check_json import is_called_so, own_alarms, owners, subject_of
-from esp.commands.output import counted
+from esp.commands.check_json import own_alarms, owners, subject_of
 from esp.commands.rendered import Look, Page
 from esp.core.config import Config
 from esp.core.health import (
@@ -18,11 +17,11 @@ from esp.core.health import (
     ShardHealth,
     ShardKeys,
     State,
-    size_of,
     verdict_of,
 )
 from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.tls_files import day_of
+from esp.core.wording import counted, shard_called, size_of
 
 UNKNOWN: Final = "?"
 """The cell of an unknown value."""
@@ -68,7 +67,7 @@ def page_of(loaded: Config, health: Health, look: Look, *, wide: bool = False) -
 def _verdict(page: Page, shard: ShardHealth, health: Health) -> None:
     verdict = verdict_of(shard)
     problems = sum(shard.name in finding.shards for finding in health.problems)
-    start = Text(f"{shard.name} " if is_called_so(shard.name) else f"shard {shard.name} ")
+    start = Text(f"{shard_called(shard.name)} ")
     start += Text(verdict.state, _STYLES.get(verdict.state, "bold yellow"))
     if verdict.state is State.UP and problems:
         start += Text(f", {counted(problems, 'problem')}", "red")

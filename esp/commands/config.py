@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esp.commands.output import FAILED, USAGE, CommandError, Format, counted, write, write_data, write_json, write_table
+from esp.commands.output import FAILED, USAGE, CommandError, Format, write, write_data, write_json, write_table
 from esp.core import config as configs
 from esp.core.config import Config, ConfigError
 from esp.core.kubernetes import cuts
+from esp.core.wording import counted, shard_called
 
 
 class Flags(NamedTuple):
@@ -76,7 +77,7 @@ def _notes(loaded: Config) -> list[str]:
     unverified = [shard.name for shard in loaded.shards if shard.tls is not None and not shard.tls.verify]
     return [
         *(f"for Kubernetes: {text}" for text in divided),
-        *(f"the certificates of shard {name} are not checked (insecure_skip_verify)" for name in unverified),
+        *(f"the certificates of {shard_called(name)} are not checked (insecure_skip_verify)" for name in unverified),
     ]
 
 

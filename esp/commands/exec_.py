@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 from esp.commands.output import USAGE, CommandError, complain
 from esp.core import config as configs
 from esp.core.config import ShardConfig, read_password
+from esp.core.wording import shard_called
 
 CANNOT_RUN: Final = 126
 NOT_FOUND: Final = 127
@@ -48,7 +49,7 @@ def run(config: Path | None, shard: str, command: Sequence[str]) -> NoReturn:
     except (OSError, ValueError) as error:
         raise CommandError(f'the password of "{shard}": {error}') from None
     if named.tls is not None and named.tls.server_name:
-        complain(f'shard {shard} has the server_name "{named.tls.server_name}", which etcdctl cannot be told')
+        complain(f'{shard_called(shard)} has the server_name "{named.tls.server_name}", which etcdctl cannot be told')
     sys.stdout.flush()
     try:
         os.execvpe(command[0], list(command), environment)  # noqa: S606 - what the operator typed

@@ -19,6 +19,7 @@ from esp.core.config import Config
 from esp.core.connected_shards import UnreachableError
 from esp.core.export import Etcd, Exported, ExportError, Output, config_of, export, go_on, read_started
 from esp.core.keys import KeyRange
+from esp.core.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ def _failures(path: Path | None) -> Iterator[None]:
 
 
 def _told(done: Exported) -> str:
-    text = f"exported {done.keys} keys and {done.leases} leases"
+    text = f"exported {counted(done.keys, 'key')} and {counted(done.leases, 'lease')}"
     if done.ended:
         text += f", {done.ended} of which ended meanwhile"
     header = done.header

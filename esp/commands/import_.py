@@ -14,6 +14,7 @@ from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, write,
 from esp.commands.progress import progress_bar
 from esp.core.connected_shards import UnreachableError
 from esp.core.export import Etcd, Existing, ExportError, Import, Imported, Source
+from esp.core.wording import counted, shard_called
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,12 @@ def _so_far(work: Import) -> str:
     """What was written before a failure; a transaction that was under way may have been written as well."""
     if not work.has_begun:
         return "; nothing was written"
-    return f"; {work.done.written + work.done.present} keys are written, and --resume goes on"
+    written = work.done.written + work.done.present
+    return f"; {counted(written, 'key')} {'is' if written == 1 else 'are'} written, and --resume goes on"
 
 
 def _told_of_lost(lost: dict[str, set[int]]) -> str:
-    places = ", ".join(f"{len(leases)} on shard {name}" for name, leases in lost.items())
+    places = ", ".join(f"{len(leases)} on {shard_called(name)}" for name, leases in lost.items())
     return (
         f"leases have ended while the import ran, and their keys with them: {places}; a shard that stands "
         "still for longer than the TTL ends them, or somebody has revoked them; import again with --resume, which "
@@ -112,8 +114,8 @@ def _summarise(done: Imported, output: Format) -> None:
         )
         return
     counts = [
-        f"wrote {done.written} keys",
-        f"{done.leases} leases" if done.leases else "",
+        f"wrote {counted(done.written, 'key')}",
+        counted(done.leases, "lease") if done.leases else "",
         f"{done.present} were written before" if done.present else "",
         f"{done.skipped} skipped, which were there" if done.skipped else "",
         f"{done.left_out} left out, whose leases have ended" if done.left_out else "",

@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from esp.commands.output import USAGE, CommandError, Format, counted, write, write_json, write_table
+from esp.commands.output import USAGE, CommandError, Format, write, write_json, write_table
 from esp.commands.progress import progress_bar
 from esp.core import config as configs
 from esp.core import lease_survey
 from esp.core.config import Config
 from esp.core.connected_shards import UnreachableError
 from esp.core.lease_survey import Action, Done, LeaseOnShard, LeaseView
+from esp.core.wording import counted, shard_called
 
 MAX_ROWS: Final = 100
 """Rows in the table of leases that differ: a new shard lacks all leases. The JSON form has no limit."""
@@ -116,8 +117,9 @@ def _must_be_wanted(orphans: Sequence[LeaseView], options: Options, confirm: Cal
     """
     if options.yes:
         return
+    assert options.prune_only_on is not None, "only then there is a question"
     keys = sum(here.keys for view in orphans for here in view.on.values() if here is not None)
-    what = f"{counted(len(orphans), 'lease')} and {counted(keys, 'key')} on shard {options.prune_only_on}"
+    what = f"{counted(len(orphans), 'lease')} and {counted(keys, 'key')} on {shard_called(options.prune_only_on)}"
     if not sys.stdin.isatty():
         raise CommandError(f"this would delete {what}; to do so without a question, add --yes", USAGE)
     if not confirm(f"Delete {what}?"):

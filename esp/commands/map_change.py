@@ -16,7 +16,7 @@ import typer
 
 from esp.commands import map_view as view
 from esp.commands.map import CALL_SECONDS, carried_out, loaded, run, told_by
-from esp.commands.output import USAGE, CommandError, Format, counted
+from esp.commands.output import USAGE, CommandError, Format
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.connected_shards import connected
@@ -41,6 +41,7 @@ from esp.core.shared_map import (
     with_shards,
 )
 from esp.core.wire.status import RpcError, Status
+from esp.core.wording import both_called, counted, shard_called
 
 Confirm = Callable[[str], bool]
 """Whether the operator wants what the question says."""
@@ -97,12 +98,12 @@ async def _reaching(used: Config) -> AsyncIterator[_Reached]:
         held: dict[str, Held] = {}
         for name, found in (await read(shards.values(), CALL_SECONDS)).items():
             if isinstance(found, Status):
-                raise CommandError(f"shard {name} does not tell what it holds: {found.message}")
+                raise CommandError(f"{shard_called(name)} does not tell what it holds: {found.message}")
             if found.faults:
-                raise CommandError(f"shard {name}: {found.faults[0]}")
+                raise CommandError(f"{shard_called(name)}: {found.faults[0]}")
             for other, before in held.items():
                 if before.cluster_id == found.cluster_id:
-                    raise CommandError(f"shards {other} and {name} are one etcd cluster; name each cluster once")
+                    raise CommandError(f"{both_called(other, name)} are one etcd cluster; name each cluster once")
             held[name] = found
         yield _Reached(shards, held)
 
@@ -174,14 +175,14 @@ async def _must_be_free(shards: Mapping[str, Shard], held: Mapping[str, Held]) -
     """
     for name, found in held.items():
         if not found.is_empty:
-            raise CommandError(f"shard {name} holds a guard of another map, and cannot get a second one")
+            raise CommandError(f"{shard_called(name)} holds a guard of another map, and cannot get a second one")
     for name, count in (await foreign_keys(shards.values(), CALL_SECONDS)).items():
         if isinstance(count, Status):
-            raise CommandError(f"shard {name} does not tell its keys: {count.message}")
+            raise CommandError(f"{shard_called(name)} does not tell its keys: {count.message}")
         if count:
             raise CommandError(
-                f"shard {name} has {counted(count, 'key')} beginning with a zero byte; such keys become esp's own, so "
-                "rename or delete them first"
+                f"{shard_called(name)} has {counted(count, 'key')} beginning with a zero byte; such keys become esp's "
+                "own, so rename or delete them first"
             )
 
 
@@ -200,13 +201,13 @@ async def _lacking(shards: Mapping[str, Shard]) -> dict[str, list[str]]:
                 status = await ask_for_esp(shard, STATUS, rpc_pb2.StatusRequest(), seconds=CALL_SECONDS)
                 if is_unsafe(status.version):
                     raise CommandError(
-                        f"shard {name} has auth on and runs etcd {status.version}, which does not check users in "
-                        "transactions as it should; upgrade to 3.4.44, 3.5.30, 3.6.11 or later"
+                        f"{shard_called(name)} has auth on and runs etcd {status.version}, which does not check users "
+                        "in transactions as it should; upgrade to 3.4.44, 3.5.30, 3.6.11 or later"
                     )
         except RpcError as error:
             raise CommandError(
-                f"shard {name} does not tell its roles: {error.status.message}; give esp a user with the role root "
-                "(auth in the config)"
+                f"{shard_called(name)} does not tell its roles: {error.status.message}; give esp a user with the role "
+                "root (auth in the config)"
             ) from None
     return found
 
@@ -217,7 +218,7 @@ async def _grant(shards: Mapping[str, Shard], lacking: Mapping[str, list[str]]) 
             try:
                 await grant(shards[name], role, CALL_SECONDS)
             except RpcError as error:
-                text = f"shard {name} does not grant the role {role} to read the guard: {error.status.message}"
+                text = f"{shard_called(name)} does not grant the role {role} to read the guard: {error.status.message}"
                 raise CommandError(f"{text}; run it again") from None
 
 
@@ -267,7 +268,7 @@ def _must_own_the_same(there: ShardMap, wanted: ShardMap) -> None:
     for start in sorted({*there.starts, *wanted.starts}):
         if there.owner(start) != wanted.owner(start):
             raise CommandError(
-                f'the key "{view.key_text(start)}" belongs to shard {there.owner(start)}, and in the file to '
+                f'the key "{view.key_text(start)}" belongs to {shard_called(there.owner(start))}, and in the file to '
                 f"{wanted.owner(start)}; ranges do not move by this command, so write them as they are, or leave them "
                 "out with map: shards",
             )

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from esp.commands.output import Format, complain, counted, json_key, write, write_json, write_table
+from esp.commands.output import Format, complain, json_key, write, write_json, write_table
 from esp.core.config import Config
 from esp.core.keys import format_key, format_range
 from esp.core.shared_map import Change, Held, How, Kind, Next, Outcome, SharedMap, Told
 from esp.core.wire.status import Status
+from esp.core.wording import counted, shard_called
 
 _DID = {
     Kind.ADMIT: "has got the map and a guard",
@@ -29,7 +30,8 @@ def write_map(told: Told, held: Mapping[str, Held | Status]) -> None:
     """Writes the map as a table, a row for each shard."""
     shared = told.map
     write(
-        f"Map of epoch {shared.epoch}, fingerprint {shared.map.fingerprint}; shard {shared.anchor} decides on changes."
+        f"Map of epoch {shared.epoch}, fingerprint {shared.map.fingerprint}; "
+        f"{shard_called(shared.anchor)} decides on changes."
     )
     write("")
     rows = [
@@ -89,7 +91,10 @@ def write_plan(change: Next, output: Format) -> None:
         return
     after = change.after
     if change.before is None:
-        write(f"The first map, fingerprint {after.map.fingerprint}; shard {after.anchor} decides on later changes.")
+        write(
+            f"The first map, fingerprint {after.map.fingerprint}; "
+            f"{shard_called(after.anchor)} decides on later changes."
+        )
         rows = [[name, ", ".join(map(format_range, after.map.ranges_of(name)))] for name in after.names]
         write_table(["SHARD", "KEYS"], rows)
         write(
@@ -102,7 +107,7 @@ def write_plan(change: Next, output: Format) -> None:
 
 def write_waiting(outcome: Outcome) -> None:
     """Tells of a shard that was not reached."""
-    complain(f"shard {outcome.step.shard} is not told ({outcome.why}); the change is in force without it")
+    complain(f"{shard_called(outcome.step.shard)} is not told ({outcome.why}); the change is in force without it")
 
 
 def write_done(
@@ -123,10 +128,10 @@ def write_done(
         )
         return
     for name, roles in granted.items():
-        write(f"shard {name}: {counted(len(roles), 'role')} may read the guard now: {', '.join(roles)}")
+        write(f"{shard_called(name)}: {counted(len(roles), 'role')} may read the guard now: {', '.join(roles)}")
     done = [one for one in outcomes if one.how is How.DONE]
     for one in done:
-        write(f"shard {one.step.shard} {_DID[one.step.kind]}")
+        write(f"{shard_called(one.step.shard)} {_DID[one.step.kind]}")
     start = "The map is now" if done else "Nothing to do: the map is"
     write(f"{start} of epoch {shared.epoch}, fingerprint {shared.map.fingerprint}.")
 

@@ -179,11 +179,6 @@ def json_key(key: bytes) -> dict[str, str]:
         return {"base64": encoded}
 
 
-def counted(count: int, noun: str) -> str:
-    """Such as "1 shard", "2 shards"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def write_table(
     headers: Sequence[str], rows: Sequence[Sequence[str]], marked: Container[int] = (), *, ragged: bool = False
 ) -> None:

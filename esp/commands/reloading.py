@@ -12,6 +12,7 @@ from esp.core.background import Background
 from esp.core.config import Config
 from esp.core.control import MAX_ANSWER_BYTES, Call, Control, size_of
 from esp.core.reload import ConfigFile, OneAtATime, Outcome
+from esp.core.wording import counted
 
 log = logging.getLogger("esp")
 
@@ -82,7 +83,9 @@ def answer_of(outcome: Outcome) -> dict[str, Any]:
     """The outcome of a reload as the answer of the control socket, cut to the size of one."""
     for most in _PARTS:
         lines = outcome.lines()
-        told = lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more lines like this"]
+        told = (
+            lines if len(lines) <= most else [*lines[:most], f"and {counted(len(lines) - most, 'more line')} like this"]
+        )
         answer = {**outcome.as_json(most), "lines": told}
         if size_of(answer) < MAX_ANSWER_BYTES:
             return answer

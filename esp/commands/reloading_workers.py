@@ -31,6 +31,7 @@ from esp.core.reload import (
     Reload,
     Result,
 )
+from esp.core.wording import counted
 from esp.core.workers import Channel, ChannelError, Supervisor
 
 log = logging.getLogger("esp")
@@ -175,7 +176,7 @@ class OfWorkers(OneAtATime[Answer]):
         if len(channels) < self.config.workers:
             return _refused("a worker is about to begin anew; try again")
         if told is not None:
-            await told(f"asking {len(channels)} workers")
+            await told(f"asking {counted(len(channels), 'worker')}")
         steps = _Steps(channels, next(self._numbers))
         checked = await steps.ask("check", CHECK_SECONDS, text=text, force=force)
         if refusal := _refusal(checked):

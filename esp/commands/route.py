@@ -28,6 +28,7 @@ from esp.core import config as config_file
 from esp.core.config import Config
 from esp.core.keys import OPEN_END, KeyRange, format_key, prefix_end
 from esp.core.shard_map import Segment
+from esp.core.wording import counted, shard_quoted
 
 STDIN = "-"
 """The argument that stands for keys, or a transaction, on stdin."""
@@ -92,7 +93,9 @@ def run(
             raise CommandError(f"two keys are the ends of a range; give one key with {other}{cure}", USAGE)
         keys, range_end = keys[:1], keys[1]
     if len(keys) > 2 and not many:
-        raise CommandError(f"{len(keys)} keys: a range has two ends; for keys of their own add --each", USAGE)
+        raise CommandError(
+            f"{counted(len(keys), 'key')}: a range has two ends; for keys of their own add --each", USAGE
+        )
     if many and (range_end is not None or explain):
         other = "--explain" if explain else "--range-end"
         raise CommandError(f"{other} is for one key or range; give one", USAGE)
@@ -233,7 +236,7 @@ def _write_many(spans: Iterator[Span], loaded: Config, output: Format) -> None:
         write("")
         write(", ".join(f"{shard}: {count}" for shard, count in counts.items()) + ".")
         if len(counts) == 1:
-            write_prose(f'A Txn over all of them is possible: shard "{next(iter(counts))}" owns them.')
+            write_prose(f"A Txn over all of them is possible: {shard_quoted(next(iter(counts)))} owns them.")
         else:
             write("A Txn over all of them can only read: several shards own them.")
 
@@ -254,7 +257,7 @@ def _write_text(span: Span, loaded: Config) -> None:
     what = "range" if span.asked[1] else "key"
     boundary = loaded.shard_map.first_boundary(span.keys)
     if boundary is None:
-        write_prose(f'A Txn over this {what} is possible: shard "{rows[0][0]}" owns all of it.')
+        write_prose(f"A Txn over this {what} is possible: {shard_quoted(rows[0][0])} owns all of it.")
     else:
         write_prose(f"A Txn over this {what} can only read: another shard begins at {quoted(boundary)}.")
 

@@ -12,6 +12,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.services.kv import delete_refused, planned
 from esp.core.undivided import Undivided
 from esp.core.wire.status import RpcError
+from esp.core.wording import shard_called
 
 
 class Source(NamedTuple):
@@ -156,9 +157,11 @@ def write_text(told: Explained, loaded: Config) -> None:
     file = "" if loaded.path is None else f"{loaded.path}:"
     write("\nWhy these shards:")
     for one in told.owned:
-        write(f"  {file}{one.source.line}: shard {one.source.shard} has {format_range(one.source.range)}")
+        write(f"  {file}{one.source.line}: {shard_called(one.source.shard)} has {format_range(one.source.range)}")
         for source in one.wider:
-            write(f"      narrower than {format_range(source.range)} of shard {source.shard} (line {source.line})")
+            write(
+                f"      narrower than {format_range(source.range)} of {shard_called(source.shard)} (line {source.line})"
+            )
     write("\nWhat is sent to whom:")
     rows = [[fate.call, ", ".join(fate.shards) or "-", fate.how] for fate in told.fates]
     write_table(["CALL", "SHARDS", "HOW"], rows, ragged=True)

@@ -22,6 +22,7 @@ from esp.commands.txn_text import MAX_BYTES, Part, TxnTextError, WrittenTxn, rea
 from esp.core.config import Config
 from esp.core.services.kv import planned
 from esp.core.wire.status import CODE_NAMES, RpcError, Status
+from esp.core.wording import shards_called
 
 
 class _Verdict(NamedTuple):
@@ -99,7 +100,7 @@ def _verdict(written: WrittenTxn, spans: list[Span], loaded: Config) -> _Verdict
 
 
 _HOW = {
-    "whole": "The Txn can run: shard {shards} gets it whole.",
+    "whole": "The Txn can run: {shard} gets it whole.",
     "snapshot": "The Txn can run: it only reads, all shards at one moment (txn_reads: snapshot). Shards: {shards}.",
     "each": "The Txn can run: it only reads, each shard at its own moment (txn_reads: each). Shards: {shards}.",
     "nothing": "The Txn can run: it names no keys, so all shards only tell their revisions.",
@@ -121,7 +122,7 @@ def _write_text(parts: list[Part], spans: list[Span], verdict: _Verdict) -> None
         write_table(["LINE", "PART", "REQUEST", "SHARDS"], rows, marked=several)
         write("")
     if verdict.error is None:
-        write_prose(_HOW[verdict.how].format(shards=", ".join(verdict.shards)))
+        write_prose(_HOW[verdict.how].format(shards=", ".join(verdict.shards), shard=shards_called(verdict.shards)))
     else:
         code = CODE_NAMES[verdict.error.code]
         write(f"The Txn cannot run; its client gets {code}:")

@@ -28,10 +28,10 @@ from esp.core.local import LocalEtcdError
 from esp.core.local_shards import CONFIG_NAME, LocalShards
 from esp.core.log.lines import fields
 from esp.core.log.setup import Log
-from esp.core.log.text import few
 from esp.core.proxy import Proxy
 from esp.core.reload import Reloads
 from esp.core.traces import ExportError
+from esp.core.wording import FEW, counted, few, shard_quoted, shards_called
 
 if TYPE_CHECKING:
     from esp.commands.worker import Here
@@ -274,7 +274,7 @@ async def _serve(
         shard_log.setLevel(logging.NOTSET)
         for shard in proxy.routing.shards.values():
             if reason := shard.implausible or shard.unsafe:
-                raise CommandError(f'shard "{shard.name}" cannot be served: {reason}')
+                raise CommandError(f"{shard_quoted(shard.name)} cannot be served: {reason}")
         if missing is not None:
             await service.serves(proxy, missing)
             if isinstance(service, Service):
@@ -298,10 +298,10 @@ def _tell_ready(
     urls = list(map(str, bound))
     names = [shard.name for shard in config.shards]
     shard_map = config.shard_map
-    text = f"ready on {', '.join(urls)}; {'shard' if len(names) == 1 else 'shards'} {few(names)}"
+    text = f"ready on {', '.join(urls)}; {shards_called(names, FEW)}"
     text += f"; esp {__version__} ({build()}), config {config.path}, map {shard_map.fingerprint}"
     if config.workers > 1:
-        text += f"; {config.workers} workers"
+        text += f"; {counted(config.workers, 'worker')}"
     if missing:
         text += f"; not reachable yet: {'all of them' if missing == names else few(missing)}"
     about = fields(

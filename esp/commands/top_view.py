@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from esp.core.ui.rates import SLOW, Rates, ShardTold, State
 from esp.core.ui.state import Numbers
+from esp.core.wording import size_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -256,13 +257,7 @@ def _took(seconds: float | None) -> str:
 
 
 def _bytes(value: float) -> str:
-    if not value:
-        return "-"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+    return size_of(value) if value else "-"
 
 
 def as_json(seen: Sequence[Seen]) -> str:

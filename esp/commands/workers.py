@@ -33,6 +33,7 @@ from esp.core.log.setup import Log
 from esp.core.shared_tokens import Part, Ring, Ticks
 from esp.core.sockets import Bound
 from esp.core.takeover import HandOver, TakeoverError
+from esp.core.wording import counted
 from esp.core.workers import Balance, Supervisor, Watchdog
 
 log = logging.getLogger("esp")
@@ -336,7 +337,7 @@ class _Whole:
 
     def _state(self) -> str:
         serving, count = len(self.supervisor.channels()), self._config.workers
-        return f"{serving} of {count} workers serve {len(self._config.shards)} shards"
+        return f"{serving} of {counted(count, 'worker')} serve {counted(len(self._config.shards), 'shard')}"
 
     async def _tick(self) -> None:
         while True:

@@ -18,6 +18,8 @@ from threading import Thread
 from time import monotonic
 from typing import Any, Final, TypeVar
 
+from esp.core.wording import counted
+
 log = logging.getLogger("esp")
 
 FIRST_PAUSE: Final = 0.1
@@ -160,7 +162,7 @@ class Background:
         now, count = monotonic(), self.failures[name]
         if now - since >= TOLD_SECONDS:
             self._told[name] = now, count
-            times = f", {count - told} times since this was last told" if count - told > 1 else ""
+            times = f", {counted(count - told, 'time')} since this was last told" if count - told > 1 else ""
             log.error("%s: a bug in esp%s", name, times, exc_info=error)
         if on_bug is not None:
             self.guard(f"{name}: its end", on_bug)

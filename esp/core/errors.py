@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from esp.core.keys import format_key
 from esp.core.wire.status import Code, Status
+from esp.core.wording import shard_called, shards_called
 
 # KV
 KEY_NOT_PROVIDED = Status(Code.INVALID_ARGUMENT, "etcdserver: key is not provided")
@@ -72,12 +73,12 @@ IS_ESP = Status(Code.FAILED_PRECONDITION, "esp: this is an esp, and no etcd that
 STALE_TOKEN = frozenset((INVALID_AUTH_TOKEN, AUTH_OLD_REVISION, USER_EMPTY))
 
 _NAMES_SHOWN = 8
-_ANSWER_OF = "esp: the answer of shard "
+_ANSWER_OF = "esp: the answer of "
 
 
 def garbled(shard: str, fault: str) -> Status:
     """The status of a call to which a shard gave an answer that no etcd would give."""
-    return Status(Code.INTERNAL, f"{_ANSWER_OF}{shard} {fault}")
+    return Status(Code.INTERNAL, f"{_ANSWER_OF}{shard_called(shard)} {fault}")
 
 
 def is_unreachable(status: Status) -> bool:
@@ -94,7 +95,8 @@ def is_esp(status: Status) -> bool:
 
 def leads_to_esp(shard: str, endpoints: str) -> Status:
     """The refusal of calls to a shard whose endpoints are all esps; Unavailable, because nothing was sent."""
-    text = f"esp: shard {shard} leads to an esp, this one or another ({endpoints}); name its etcds as its endpoints"
+    text = f"esp: {shard_called(shard)} leads to an esp, this one or another ({endpoints}); "
+    text += "name its etcds as its endpoints"
     return Status(Code.UNAVAILABLE, text)
 
 
@@ -124,18 +126,16 @@ def spans(what: str, shard_names: Sequence[str], boundary: bytes, cure: str = ""
     The code is FailedPrecondition, because after that no client of etcd repeats the request.
     """
     names = list(dict.fromkeys(shard_names))
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    if len(names) > _NAMES_SHOWN:
-        shown += f" and {len(names) - _NAMES_SHOWN} more"
-    text = f'esp: {what} spans the shards {shown} (boundary "{format_key(boundary)}")'
+    shown = shards_called(names, _NAMES_SHOWN, "the shards")
+    text = f'esp: {what} spans {shown} (boundary "{format_key(boundary)}")'
     return Status(Code.FAILED_PRECONDITION, f"{text}; {cure}" if cure else text)
 
 
 def leaves_out(what: str, shard_names: Sequence[str]) -> Status:
     """The refusal of a request for all shards at a token that has no revision for some of them."""
-    shown = ", ".join(shard_names[:_NAMES_SHOWN])
+    shown = shards_called(shard_names, _NAMES_SHOWN, "the shards")
     text = (
-        f"esp: {what} at this revision leaves out the shards {shown}; take the revision of an answer over all shards, "
+        f"esp: {what} at this revision leaves out {shown}; take the revision of an answer over all shards, "
         "such as a count of all keys"
     )
     return Status(Code.FAILED_PRECONDITION, text)

@@ -22,6 +22,7 @@ from esp.core.keys import format_range
 from esp.core.local import HOST, LocalEtcd, LocalEtcdError
 from esp.core.shard_map import ShardMap
 from esp.core.tls_paths import Files
+from esp.core.wording import shard_called
 
 CONFIG_NAME = "esp.yaml"
 TLS_FOLDER: Final = "tls"
@@ -218,7 +219,7 @@ def _ports_in(path: Path) -> tuple[dict[str, int | None], bool]:
         if others or endpoint.host != HOST or len(secured) > 1:
             scheme = "https" if True in secured else "http"
             raise LocalEtcdError(
-                f"{path}: shard {shard.name} is not one etcd at {scheme}://{HOST}:PORT, so --local cannot "
+                f"{path}: {shard_called(shard.name)} is not one etcd at {scheme}://{HOST}:PORT, so --local cannot "
                 f"start it: use `esp serve -c {path}`, or another --data-dir"
             )
         ports[shard.name] = endpoint.port

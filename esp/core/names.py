@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 from esp.core.config import Config, ConfigError
 from esp.core.shard import Lookups, UnknownNameError, is_address
+from esp.core.wording import shard_quoted
 
 
 def has_address(config: Config) -> bool:
@@ -34,7 +35,7 @@ async def check(config: Config, seconds: float) -> None:
         try:
             await lookups.addresses(host, seconds)
         except UnknownNameError as error:
-            text = f'no endpoint of any shard can be used, the first is of shard "{shard}": {error}'
+            text = f"no endpoint of any shard can be used, the first is of {shard_quoted(shard)}: {error}"
             first = first or ConfigError(config.path, line, text)
         except OSError:
             return

@@ -24,7 +24,6 @@ from esp.core.heap import Heap
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
 from esp.core.log.calls import LASTING, CallLog
-from esp.core.log.text import few
 from esp.core.metrics.calls import Calls
 from esp.core.metrics.hot import HotPrefixes
 from esp.core.metrics.names import KNOWN
@@ -53,6 +52,7 @@ from esp.core.wire.listener import Listener
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import Handler, ServerStream
 from esp.core.wire.transport import TICK_SECONDS
+from esp.core.wording import FEW, shards_called
 from esp.core.workers import Balance, Share
 
 log = logging.getLogger("esp")
@@ -211,7 +211,7 @@ class Proxy:
             self.background.start(self._let_go(left, calls))
         self.context.flush()
         log.info(
-            "layout %d is in force: shards %s; map %s", layout.epoch, few(list(layout.shards)), layout.map.fingerprint
+            "layout %d is in force: %s; map %s", layout.epoch, shards_called(layout.shards, FEW), layout.map.fingerprint
         )
 
     def close_keys(self, ranges: Iterable[KeyRange], sources: Iterable[str]) -> Fence:

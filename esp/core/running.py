@@ -20,6 +20,7 @@ from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
 from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.transport import TICK_SECONDS
+from esp.core.wording import shard_called
 
 TICKED_AT_ONCE: Final = 32
 """Shards that are ticked in one step of the loop."""
@@ -136,7 +137,7 @@ class Running:
                 await asyncio.sleep(pause)
                 now = monotonic()
                 for shard in shards[first : first + TICKED_AT_ONCE]:
-                    self._background.guard(f"the deadlines of shard {shard.name}", partial(shard.tick, now))
+                    self._background.guard(f"the deadlines of {shard_called(shard.name)}", partial(shard.tick, now))
                 self._context.flush()
 
 

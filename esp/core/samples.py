@@ -111,7 +111,7 @@ class Samples:
         """The revision of each of these shards, by linearizable reads at once; 0 for a shard that does not answer."""
         outcomes = await ask_all_for_esp(shards, RANGE, _ASKED, seconds=ANSWER_SECONDS)
         for name, failure in failures_of(outcomes).items():
-            log.debug("no revision of shard %s: %s", name, failure.message)
+            log.debug("shard %s: no revision: %s", name, failure.message)
         return dict.fromkeys(outcomes, 0) | {
             name: int(answer.header.revision) for name, answer in answers_of(outcomes).items()
         }

@@ -339,7 +339,7 @@ Notes:
         )
         code, out, err = check()
         assert (code, out) == (2, "")
-        assert err.startswith('esp: esp.yaml:2: shard "shard-0": endpoint "http://a')
+        assert err.startswith('esp: esp.yaml:2: "shard-0": endpoint "http://a')
         assert err.endswith("; correct it or use an address\n")
 
     def test_one_cluster_as_two_shards(self, etcd: LocalEtcd, tmp_path: Path) -> None:

@@ -403,7 +403,7 @@ class TestUsage:
         path.write_text(f"shards:\n- {{endpoints: ['http://{host}:2379'], ranges: [{{start: '', end: ''}}]}}\n")
         result = CliRunner().invoke(app, ["lease-sync", "-c", str(path)])
         assert (result.exit_code, result.stdout) == (2, "")
-        assert result.stderr.startswith(f'esp: {path}:2: shard "shard-0": endpoint "http://a')
+        assert result.stderr.startswith(f'esp: {path}:2: "shard-0": endpoint "http://a')
         assert result.stderr.endswith("; correct it or use an address\n")
 
     def test_one_shard_is_always_in_step(self, start_etcd: Etcds, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ class TestLines:
                 os.close(theirs)
         os.close(ours)
         assert re.match(
-            r"\d\d:\d\d:\d\d ready on http://127\.0\.0\.1:\d+; shard shard-0; esp .*, config .*, map [0-9a-f]{12}\r\n",
+            r"\d\d:\d\d:\d\d ready on http://127\.0\.0\.1:\d+; shard-0; esp .*, config .*, map [0-9a-f]{12}\r\n",
             line,
         )
 
@@ -158,7 +158,7 @@ class TestLines:
         command = [sys.executable, "-m", "esp", "serve", "-c", path]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 2
-        said = f'esp: {path}:3: shard "shard-0": endpoint http://127.0.0.1:{port} is where esp itself listens'
+        said = f'esp: {path}:3: "shard-0": endpoint http://127.0.0.1:{port} is where esp itself listens'
         assert done.stderr.startswith(said)
 
     @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ class TestFormats:
         path.write_text(shards + "log: {format: json, level: error}\n")
         esp = start_esp.launch("-c", path, "--log-format", "text", "--log-level", "debug")
         esp.wait_ready()
-        assert "INFO shard shard-0: connected to" in said(esp), "which the ready line says as well, but this is debug"
+        assert "INFO shard-0: connected to" in said(esp), "which the ready line says as well, but this is debug"
         quiet = start_esp.launch("-c", path)
         wait_until(lambda: is_listening(quiet.address))
         assert quiet.stop() == 0

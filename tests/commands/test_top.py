@@ -46,7 +46,7 @@ def told(at: float, calls: int, *, shards: int = 3, fingerprint: str = "f865a56e
         {"etcdserverpb.KV/Put": numbers(calls * 3, calls // 100), "etcdserverpb.KV/Range": numbers(calls)},
         list(BOUNDS),
         found,
-        [LineTold(1.0, "warning", f"shard-{shards}", f"shard shard-{shards}: no endpoint can be used: refused")],
+        [LineTold(1.0, "warning", f"shard-{shards}", f"shard-{shards}: no endpoint can be used: refused")],
         [HotTold("/registry/pods/", 120.5, 3), HotTold("", 0.25, 0)],
     )
 

@@ -99,7 +99,7 @@ def test_a_config_of_other_machines_is_refused(shards: LocalShards) -> None:
     path = shards.data_dir / "esp.yaml"
     shards.write_config(path, LISTEN)
     path.write_text(path.read_text().replace(shards.etcds[1].endpoint, "http://192.0.2.1:2379"))
-    with pytest.raises(LocalEtcdError, match=r"shard shard-2 is not one etcd at http://127\.0\.0\.1:PORT"):
+    with pytest.raises(LocalEtcdError, match=r"shard-2 is not one etcd at http://127\.0\.0\.1:PORT"):
         LocalShards.open(shards.data_dir, 2)
 
 

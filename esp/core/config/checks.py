@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from esp.core.config.fault import ConfigError
 from esp.core.config.values import Config
+from esp.core.wording import shard_quoted
 
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 - to connect to these is to connect here
 
@@ -21,7 +22,7 @@ def check_no_loop(config: Config) -> None:
                     raise ConfigError(
                         config.path,
                         endpoint.line,
-                        f'shard "{shard.name}": endpoint {endpoint} is where esp itself listens ({listen}); '
+                        f"{shard_quoted(shard.name)}: endpoint {endpoint} is where esp itself listens ({listen}); "
                         "name an etcd there, or listen elsewhere",
                     )
 

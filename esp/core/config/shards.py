@@ -19,6 +19,7 @@ from esp.core.config.shape import Shape
 from esp.core.config.yaml_lines import LineError, Place
 from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.shard_map import ShardMap, ShardMapError, carve
+from esp.core.wording import shard_quoted, shards_called
 
 if TYPE_CHECKING:
     from esp.core.config.shard_tls import ShardTls
@@ -352,7 +353,7 @@ class _ShardsReader:
 
             def label(position: int) -> str:
                 source = blamed[position]
-                text = f'{format_range(source.range)} of shard "{source.shard}"'
+                text = f"{format_range(source.range)} of {shard_quoted(source.shard)}"
                 there = self.lines.of(source.place)
                 return text if there == line else f"{text} (line {there})"
 
@@ -377,12 +378,12 @@ class _ShardsReader:
                 continue
             boundary = shard_map.first_boundary(kept)
             if boundary is not None:
-                names = ", ".join(dict.fromkeys(part.shard for part in shard_map.split(kept)))
+                names = shards_called(dict.fromkeys(part.shard for part in shard_map.split(kept)), word="the shards")
                 source = self._source_at(boundary)
                 self.fields.note_at(
                     place,
                     f'{format_range(kept)} must be whole, but is cut at "{format_key(boundary)}" '
-                    f"(line {self.lines.of(source.place)}) between the shards {names}; "
+                    f"(line {self.lines.of(source.place)}) between {names}; "
                     "move that boundary out of it, or give the range itself to one shard",
                 )
 
@@ -396,14 +397,14 @@ class _ShardsReader:
             if name not in owners:
                 self.fail(
                     ("shards", self._place(name)),
-                    f'shard "{name}" owns no key, narrower ranges take all of its own; widen it or remove it',
+                    f"{shard_quoted(name)} owns no key, narrower ranges take all of its own; widen it or remove it",
                 )
 
 
 def _subject(name: str, index: int, entry: Any) -> str:
     """The shard in messages; `name` is not its own if there is a fault in that."""
     own = entry.get("name") if name.startswith("?") else name
-    return f'shard "{own}"' if isinstance(own, str) else f"shard {index + 1}"
+    return shard_quoted(own) if isinstance(own, str) else f"shard {index + 1}"
 
 
 def endpoint_at(url: object) -> Endpoint:

@@ -39,6 +39,7 @@ from esp.core.shard import LEASE_LEASES, LEASE_TIME_TO_LIVE, RANGE, Shard
 from esp.core.shard_map import Segment
 from esp.core.shared_map import HELD_KEYS
 from esp.core.wire.status import RpcError
+from esp.core.wording import counted, shard_called
 
 LEASES_AT_ONCE: Final = 64
 
@@ -192,8 +193,8 @@ async def _must_be_the_same(client: Shard, shard: ShardAt, key: bytes) -> None:
         raise ExportError(told(client, error.status)) from None
     if f"{answer.header.cluster_id:x}" != shard.cluster_id:
         raise ExportError(
-            f"shard {shard.name} is another cluster now (id {answer.header.cluster_id:x}) than when this export began "
-            f"({shard.cluster_id}); begin anew"
+            f"{shard_called(shard.name)} is another cluster now (id {answer.header.cluster_id:x}) than when this "
+            f"export began ({shard.cluster_id}); begin anew"
         )
 
 
@@ -238,7 +239,7 @@ class _Export:
             await self._write(Segment(segment.shard, rest), total)
         if self._done != total:
             raise ExportError(
-                f"the shards have {total} keys at these revisions, and {self._done} came: do not trust it"
+                f"the shards have {counted(total, 'key')} at these revisions, and {self._done:,} came: do not trust it"
             )
         if self._keys == KeyRange(b"", None) and not self._prefix:
             await self._write_idle_leases()

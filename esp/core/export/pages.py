@@ -15,6 +15,7 @@ from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import RANGE, Shard
 from esp.core.wire.message import MessageReader
 from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wording import shard_called
 
 FIRST_KEYS: Final = 100
 MOST_KEYS: Final = 1000
@@ -108,12 +109,12 @@ class Pages:
 def _told(shard: Shard, revision: int, status: Status) -> str:
     if status == errors.COMPACTED:
         return (
-            f"shard {shard.name} has compacted revision {revision}, at which this export reads, so the rest cannot be "
-            "read at that moment any more; begin anew, in a new file"
+            f"{shard_called(shard.name)} has compacted revision {revision}, at which this export reads, so the rest "
+            "cannot be read at that moment any more; begin anew, in a new file"
         )
     if status == errors.FUTURE_REV:
         return (
-            f"shard {shard.name} has not reached revision {revision}, at which this export reads: it is another "
-            "cluster, or restored from a backup; begin anew, in a new file"
+            f"{shard_called(shard.name)} has not reached revision {revision}, at which this export reads: it is "
+            "another cluster, or restored from a backup; begin anew, in a new file"
         )
     return told(shard, status)

@@ -13,6 +13,7 @@ from esp.core import errors
 from esp.core.shard import Method, Shard, ask_for_esp
 from esp.core.wire.call import Reader
 from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wording import shard_called
 
 PATIENCE_SECONDS: Final = 60.0
 """Seconds for which a shard that does not answer is asked again."""
@@ -55,4 +56,4 @@ def told(shard: Shard, status: Status) -> str:
         cure = "; name a user who may read and write all of these keys (auth in the config, or --user)"
     elif status == errors.NO_SPACE:
         cure = "; give it space (compact, defragment, disarm the alarm), then go on with --resume"
-    return f"shard {shard.name}: {status.message}{cure}"
+    return f"{shard_called(shard.name)}: {status.message}{cure}"

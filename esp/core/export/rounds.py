@@ -14,6 +14,7 @@ from typing import Final
 from esp.core.background import in_a_thread
 from esp.core.export.lines import MOST_LINE, ExportError, Grant, Header, Row, Trailer, read_header, read_line
 from esp.core.export.started import check
+from esp.core.wording import counted
 
 CHUNK_BYTES: Final = 1 << 20
 ROUND_KEYS: Final = 1024
@@ -84,8 +85,8 @@ class Rounds:
             line = await self._line()
             if line is None:
                 raise ExportError(
-                    f"the export is truncated: it ends after {self._keys} keys, without the line that ends it; "
-                    "esp export --resume completes it"
+                    f"the export is truncated: it ends after {counted(self._keys, 'key')}, without the line "
+                    "that ends it; esp export --resume completes it"
                 )
             try:
                 self._take(read_line(line), found, len(line))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from esp.core.export.lines import MOST_LINE, ExportError, Grant, Header, Row, Trailer, read_header, read_line
+from esp.core.wording import counted
 
 
 @dataclass(slots=True)
@@ -89,4 +90,7 @@ def check(trailer: Trailer, keys: int, leases: int, sha256: str) -> None:
     if trailer.sha256 != sha256:
         raise ExportError("the checksum at the end does not fit: the file is damaged, nothing of it can be trusted")
     if (trailer.keys, trailer.leases) != (keys, leases):
-        raise ExportError(f"has {keys} keys and {leases} leases, and the end says {trailer.keys} and {trailer.leases}")
+        raise ExportError(
+            f"has {counted(keys, 'key')} and {counted(leases, 'lease')}, and the end says {trailer.keys:,} "
+            f"and {trailer.leases:,}"
+        )

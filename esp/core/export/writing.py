@@ -17,6 +17,7 @@ from esp.core.lease_sync import each
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import PUT, TXN, Shard, ask_for_esp
 from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wording import shard_called
 
 TXN_BYTES: Final = 1_000_000
 """Bytes of a transaction; etcd takes 1.5 MiB. A larger key goes alone."""
@@ -176,7 +177,7 @@ class Writer:
         return found.value == row.value and found.lease == lease
 
     def _told(self, row: Row) -> str:
-        there = f'the key "{format_key(row.key)}" is on shard {self._shard.name} already'
+        there = f'the key "{format_key(row.key)}" is on {shard_called(self._shard.name)} already'
         if self._existing is Existing.RESUME:
             return f"{there}, with another value or lease than in the export; --overwrite or --skip-existing settles it"
         return f"{there}; add --overwrite or --skip-existing, or --resume if it comes from an import of this file"

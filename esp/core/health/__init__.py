@@ -38,7 +38,6 @@ from esp.core.health.facts import (
 from esp.core.health.mending import Fate, How, Mended, MendError, always_so, left_in, mend
 from esp.core.health.probe import examine
 from esp.core.health.proxies import Proxies
-from esp.core.health.space import size_of
 from esp.core.health.standing import Standing
 from esp.core.health.verdicts import State, Verdict, verdict_of
 
@@ -65,6 +64,5 @@ __all__ = [
     "examine",
     "left_in",
     "mend",
-    "size_of",
     "verdict_of",
 ]

@@ -94,7 +94,8 @@ def compare(accounts: Mapping[str, Accounts]) -> tuple[list[Finding], list[Findi
         differences = [*_users(known), *_roles(known)]
         problems += differences[:MAX_FINDINGS]
         if len(differences) > MAX_FINDINGS:
-            text = f"{len(differences) - MAX_FINDINGS} more users or roles differ"
+            left = len(differences) - MAX_FINDINGS
+            text = f"{left} more {'user or role differs' if left == 1 else 'users or roles differ'}"
             problems.append(Finding(Kind.ACCOUNTS, tuple(known), None, text))
     return problems, list(_untold(accounts))
 

@@ -29,6 +29,7 @@ from esp.core.shared_map import HELD_KEYS
 from esp.core.tls_files import TlsFiles
 from esp.core.wire.context import WireContext
 from esp.core.wire.status import RpcError
+from esp.core.wording import both_called, shard_called
 
 PAGE: Final = 100
 """The keys that are listed at once."""
@@ -120,14 +121,14 @@ async def mend(
         shards = {name: _Guarded(shard) for name, shard in clients.items()}
         for name, shard in shards.items():
             if trouble := await trouble_of(shard.client, CONNECT_SECONDS):
-                raise MendError(f"shard {name} cannot be asked: {trouble}")
+                raise MendError(f"{shard_called(name)} cannot be asked: {trouble}")
         try:
             _refuse_one_cluster({name: await shard.meet() for name, shard in shards.items()})
             work = []
             for name, shard in shards.items():
                 told = await count_keys(config, shard.client)
                 if told.strays is None:
-                    raise MendError(f"shard {name} does not tell its keys: {told.refusal}")
+                    raise MendError(f"{shard_called(name)} does not tell its keys: {told.refusal}")
                 work += [Mended(name, stray) for stray in told.strays]
             total, done = sum(mended.stray.count for mended in work), 0
 
@@ -159,7 +160,7 @@ def _refuse_one_cluster(ids: Mapping[str, int]) -> None:
         same = [other for other, its in ids.items() if its == cluster and other != name]
         if same:
             raise MendError(
-                f"shards {name} and {same[0]} have the same cluster id {cluster:x}: they may be one etcd, where a "
+                f"{both_called(name, same[0])} have the same cluster id {cluster:x}: they may be one etcd, where a "
                 "stray key of one is a live key of the other; give each shard a cluster of its own (esp check)"
             )
 
@@ -189,7 +190,9 @@ class _Guarded:
         answer = await ask_for_esp(self.client, method, request, seconds=CALL_SECONDS)
         if answer.header.cluster_id != self._cluster:
             name = self.client.name
-            raise MendError(f"the endpoints of shard {name} belong to different clusters; mend that first (esp check)")
+            raise MendError(
+                f"the endpoints of {shard_called(name)} belong to different clusters; mend that first (esp check)"
+            )
         return answer
 
     async def each_of(self, ops: Sequence[rpc_pb2.TxnRequest]) -> list[rpc_pb2.TxnResponse]:

@@ -25,6 +25,7 @@ from esp.core.health.strays import scope_of
 from esp.core.keys import format_key
 from esp.core.pb import rpc_pb2
 from esp.core.tls_paths import Files
+from esp.core.wording import shard_called
 
 ANSWER_SECONDS: Final = 3.0
 """Seconds for each call to a proxy."""
@@ -239,7 +240,7 @@ def _problems(config: Config, proxy: ProxyHealth) -> Iterator[Finding]:
     wrong = [sample for sample in proxy.samples if sample.error or sample.answered != sample.owner]
     for sample in wrong[:MAX_WRONG]:
         what = f"failed: {sample.error}" if sample.error else f"came from {_who(sample)}"
-        text = f'a read of "{format_key(sample.key)}", which shard {sample.owner} owns, {what}'
+        text = f'a read of "{format_key(sample.key)}", which {shard_called(sample.owner)} owns, {what}'
         yield finding(Kind.PROXY_ROUTE, text, sample.owner)
     if len(wrong) > MAX_WRONG:
         text = f"{len(wrong) - MAX_WRONG} more of {len(proxy.samples)} reads went wrong"
@@ -247,4 +248,4 @@ def _problems(config: Config, proxy: ProxyHealth) -> Iterator[Finding]:
 
 
 def _who(sample: Sample) -> str:
-    return f"shard {sample.answered}" if sample.answered else "a cluster that is no shard of the config"
+    return shard_called(sample.answered) if sample.answered else "a cluster that is no shard of the config"

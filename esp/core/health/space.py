@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from esp.core.health.facts import EndpointHealth, Finding, Kind, ShardHealth
+from esp.core.wording import size_of
 
 FULL: Final = 0.9
 """From this share of the quota on a file is a problem."""
@@ -52,13 +53,3 @@ def _free(shard: ShardHealth, health: EndpointHealth) -> Iterator[Finding]:
             "(etcdctl defrag, one member after the other: each answers nothing meanwhile)"
         )
         yield Finding(Kind.DEFRAGMENT, (shard.name,), health.endpoint, text)
-
-
-def size_of(size: int) -> str:
-    """The size in decimal units with at least two digits, as etcdctl prints sizes."""
-    amount = float(size)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if amount < 999.5 or unit == "TB":
-            break
-        amount /= 1000
-    return f"{amount:.1f} {unit}" if amount < 9.95 and unit != "B" else f"{amount:.0f} {unit}"

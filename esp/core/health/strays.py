@@ -18,6 +18,7 @@ from esp.core.shard import RANGE, Shard, ask_for_esp
 from esp.core.shard_map import Segment, ShardMap
 from esp.core.shared_map import HELD_KEYS
 from esp.core.wire.status import RpcError
+from esp.core.wording import shard_called
 
 CALL_SECONDS: Final = 30.0
 """Seconds that one count may take: etcd walks over all keys that it counts."""
@@ -112,7 +113,7 @@ def _stray(stray: Stray) -> str:
     more = ", ..." if len(stray.samples) < stray.count else ""
     keys = "1 stray key" if stray.count == 1 else f"{stray.count} stray keys"
     return (
-        f"holds {keys} in {format_range(stray.range)}, which shard {stray.owner} owns: {shown}{more}; "
+        f"holds {keys} in {format_range(stray.range)}, which {shard_called(stray.owner)} owns: {shown}{more}; "
         "no client sees them there; esp check --fix-strays moves or deletes them"
     )
 

@@ -14,6 +14,7 @@ from esp.core.errors import is_esp
 from esp.core.health.facts import EndpointHealth, ShardHealth
 from esp.core.health.findings import is_auth
 from esp.core.keys import KeyRange, format_range
+from esp.core.wording import counted
 
 MAX_RANGES: Final = 3
 """The most ranges of a shard that its verdict names."""
@@ -50,7 +51,7 @@ def verdict_of(shard: ShardHealth) -> Verdict:
     if alarms := sorted({alarm.name for each in serving for alarm in each.alarms or ()}):
         return Verdict(State.READ_ONLY, f"{keys} can be read, but not written: alarm {', '.join(alarms)}")
     if len(serving) < len(shard.endpoints):
-        through = f"through {len(serving)} of {len(shard.endpoints)} endpoints"
+        through = f"through {len(serving)} of {counted(len(shard.endpoints), 'endpoint')}"
         return Verdict(State.DEGRADED, f"{keys} can be read and written, {through}")
     return Verdict(State.UP, f"{keys} can be read and written")
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from esp.core.config import Config
 from esp.core.keys import KeyRange, prefix_end
+from esp.core.wording import shard_called
 
 FOLDER: Final = b"esp-bench/"
 
@@ -63,6 +64,6 @@ def _prefix(config: Config, name: str, run: str) -> bytes:
             if inside and not any((before + prefix).startswith(root) for root in config.apiserver_roots):
                 return prefix
     raise NoKeysError(
-        f"shard {name} owns no range in which esp bench may write: all belong to a kube-apiserver, or to another "
-        "namespace; name other shards with --shard"
+        f"{shard_called(name)} owns no range in which esp bench may write: all belong to a kube-apiserver, or to "
+        "another namespace; name other shards with --shard"
     )

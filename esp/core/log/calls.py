@@ -16,9 +16,10 @@ from esp.core.keys import format_key
 from esp.core.log.first_key import first_key
 from esp.core.log.floods import of_process
 from esp.core.log.lines import ACCESS, CallLine, Value, fields
-from esp.core.log.text import FEW, few, in_one_line
+from esp.core.log.text import in_one_line
 from esp.core.wire.ended import EndedCall
 from esp.core.wire.status import CODE_NAMES
+from esp.core.wording import FEW, shards_called
 
 access = logging.getLogger(ACCESS)
 slow = logging.getLogger("esp.slow")
@@ -100,7 +101,7 @@ def _tell_slow(call: EndedCall, took: float) -> None:
         what += f' "{shown}"'
     if call.several:
         about["shards"] = list(call.several[:FEW])
-    shards = f"shard {call.server}" if call.server else f"shards {few(call.several)}" if call.several else ""
+    shards = shards_called((call.server,) if call.server else call.several, FEW) if call.server or call.several else ""
     where = f"waiting for {shards}" if shards else "in esp"
     if call.sent:
         inside = call.sent - call.opened

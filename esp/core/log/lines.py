@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from esp.core.log.text import in_one_line
+from esp.core.wording import says_shard, shard_called
 
 MAX_TEXT: Final = 4000
 """Characters of a line's text, or of a field; of a longer one the end is left out, and its length told."""
@@ -57,6 +58,18 @@ def fields_of(record: logging.LogRecord) -> dict[str, Value]:
     own: Mapping[str, Value] = getattr(record, "fields", {})
     found.update(own)
     return found
+
+
+def text_of(record: logging.LogRecord) -> str:
+    """The text of a record. A shard with which the text begins is named as in all sentences: `shard b`, but `shard-1`.
+
+    Raises:
+        Exception: the arguments do not fit the text.
+    """
+    text = record.getMessage()
+    if isinstance(record.msg, str) and record.msg.startswith("shard %s") and isinstance(record.args, tuple):
+        return text.removeprefix("shard ") if says_shard(str(record.args[0])) else text
+    return text
 
 
 def plain(text: str) -> str:
@@ -111,7 +124,7 @@ class CallLine(NamedTuple):
         """The call for people."""
         told = f"{self.peer}: {self.method} {self.code} in {self.seconds:.6f} s"
         if self.shard_seconds is not None:
-            told += f", {self.shard_seconds:.6f} s of that at shard {self.shard}"
+            told += f", {self.shard_seconds:.6f} s of that at {shard_called(self.shard)}"
         return f"{told}; trace {self.trace}" if self.trace else told
 
 
@@ -144,7 +157,7 @@ class ForPeople(Lines):
         if level and self._coloured:
             level = f"\x1b[{self._COLOURS.get(record.levelno, '0')}m{level[:-1]}\x1b[0m "
         time_of_day = time.strftime("%H:%M:%S", time.localtime(record.created))
-        lines = [f"{time_of_day} {level}{self._prefix}{plain(record.getMessage())}"]
+        lines = [f"{time_of_day} {level}{self._prefix}{plain(text_of(record))}"]
         if record.exc_info and record.exc_info[1]:
             lines += _traceback(record.exc_info[1])
         return "\n".join(lines)
@@ -168,7 +181,7 @@ class ForFiles(Lines):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its line break."""
-        text = record.getMessage()
+        text = text_of(record)
         if record.exc_info and record.exc_info[1]:
             text += f"; {_error(record.exc_info[1])}; at {_places(record.exc_info[1])}"
         return f"{self._seconds(record.created)} {record.levelname} {self._prefix}{plain(text)}"
@@ -213,7 +226,7 @@ class AsJson(Lines):
             "time": self._seconds(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "msg": plain(record.getMessage()),
+            "msg": plain(text_of(record)),
         }
         if self._worker is not None:
             line["worker"] = self._worker

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from typing import Final, NamedTuple
 
-from esp.core.log.lines import fields_of, plain
+from esp.core.log.lines import fields_of, plain, text_of
 
 MOST: Final = 64
 """Lines that are kept."""
@@ -39,7 +39,7 @@ class Recent(logging.Handler):
         if not isinstance(record.msg, str) or not record.msg.startswith("shard %s"):
             return
         try:
-            shard, text = fields_of(record).get("shard"), plain(record.getMessage())
+            shard, text = fields_of(record).get("shard"), plain(text_of(record))
         except Exception:  # the handler that writes the line tells of it
             return
         self.lines.append(RecentLine(record.created, record.levelname.lower(), str(shard), text))

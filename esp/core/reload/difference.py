@@ -13,6 +13,7 @@ from esp.core.keys import KeyRange, format_key, format_range
 from esp.core.namespace import Namespace
 from esp.core.shard_map import ShardMap
 from esp.core.wire.limits import OF_A_CONNECTION
+from esp.core.wording import shard_called
 
 MAX_TOLD: Final = 200
 """The most lines of one kind that are told; of more, their number is told."""
@@ -125,9 +126,9 @@ class Difference:
             for change in self.limits
         ]
         return [
-            *_few([f"shard {change.name} is new: {change.after}" for change in self.added]),
-            *_few([f"shard {change.name} is removed" for change in self.removed]),
-            *_few([f"shard {change}" for change in self.changed]),
+            *_few([f"{shard_called(change.name)} is new: {change.after}" for change in self.added]),
+            *_few([f"{shard_called(change.name)} is removed" for change in self.removed]),
+            *_few([shard_called(str(change)) for change in self.changed]),
             *_few(list(map(str, self.moved))),
             *limits,
             *map(str, self.fields),

@@ -14,6 +14,7 @@ from esp.core.reload.difference import Move
 from esp.core.shard import RANGE, Shard, ask_for_esp
 from esp.core.shared_map import HELD_KEYS
 from esp.core.wire.status import RpcError
+from esp.core.wording import counted, shard_called
 
 ANSWER_SECONDS: Final = 10.0
 """Seconds that a shard has to count."""
@@ -52,14 +53,15 @@ class Keys:
         source, target, where = self.move.source, self.move.target, format_range(self.move.range)
         if self.left is None:
             return (
-                f"shard {source} does not tell whether it holds keys of {where}, which move to {target}: {self.trouble}"
+                f"{shard_called(source)} does not tell whether it holds keys of {where}, which move to {target}: "
+                f"{self.trouble}"
             )
         if self.left in (0, self.found):
             return ""
-        there = "" if self.found is None else f", which holds {counted(self.found)} there"
+        there = "" if self.found is None else f", which holds {counted(self.found, 'key')} there"
         return (
-            f"shard {source} holds {counted(self.left)} of {where}, which no client would see any more: the range "
-            f"moves to {target}{there}; copy them there before"
+            f"{shard_called(source)} holds {counted(self.left, 'key')} of {where}, which no client would see any more: "
+            f"the range moves to {target}{there}; copy them there before"
         )
 
     def news(self) -> str:
@@ -68,9 +70,9 @@ class Keys:
         if not self.found:
             return ""
         if self.left == 0:
-            return f"clients see {counted(self.found)} of {where} that {target} has"
+            return f"clients see {counted(self.found, 'key')} of {where} that {target} has"
         if self.left == self.found:
-            return f"{source} still has {counted(self.left)} of {where}, which nobody sees: as many as {target}"
+            return f"{source} still has {counted(self.left, 'key')} of {where}, which nobody sees: as many as {target}"
         return ""
 
 
@@ -128,8 +130,3 @@ async def _counted(shard: Shard, move: Move, seconds: float) -> _Answer:
         number += answer.count
         revision = answer.header.revision
     return _Answer(number, revision)
-
-
-def counted(keys: int) -> str:
-    """A number of keys, for people."""
-    return f"{keys:,} key{'' if keys == 1 else 's'}"

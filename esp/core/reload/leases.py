@@ -10,6 +10,7 @@ from esp.core.lease_sync import CALL_SECONDS, Copied, CopyTtl, call, copy, each
 from esp.core.pb import rpc_pb2
 from esp.core.shard import LEASE_LEASES, Shard
 from esp.core.wire.status import RpcError
+from esp.core.wording import counted, shard_called
 
 CONCURRENCY: Final = 32
 """Leases that are granted at the same time."""
@@ -49,7 +50,9 @@ async def bring_leases(
     for _ in range(LOOKS):
         missing = await _missing(new, others, lenient=lenient)
         if missing:
-            await told(f"granting {len(missing):,} leases on {', '.join(sorted({s.name for _, s in missing}))}")
+            await told(
+                f"granting {counted(len(missing), 'lease')} on {', '.join(sorted({s.name for _, s in missing}))}"
+            )
 
         async def grant(item: tuple[int, Shard]) -> None:
             lease, target = item
@@ -58,7 +61,8 @@ async def bring_leases(
                     granted.append((lease, target.name))
             except RpcError as error:
                 if not lenient:
-                    text = f"shard {target.name} cannot be given lease {lease & _ID_BITS:x}: {error.status.message}"
+                    text = f"{shard_called(target.name)} cannot be given lease {lease & _ID_BITS:x}: "
+                    text += error.status.message
                     raise MissingLeasesError(text) from None
 
         await each(missing, grant, CONCURRENCY)
@@ -80,5 +84,7 @@ async def _leases(shard: Shard, *, lenient: bool) -> set[int]:
     except RpcError as error:
         if lenient:
             return set()
-        raise MissingLeasesError(f"shard {shard.name} does not tell its leases: {error.status.message}") from None
+        raise MissingLeasesError(
+            f"{shard_called(shard.name)} does not tell its leases: {error.status.message}"
+        ) from None
     return {lease.ID for lease in answer.leases}

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from esp.core.reload.difference import Difference
+from esp.core.wording import counted
 
 log = logging.getLogger("esp")
 
@@ -79,9 +80,9 @@ def log_outcome(why: str, result: str, lines: Sequence[str], reasons: Sequence[s
             for line in lines[:MAX_LOGGED]:
                 log.info("reload (%s): %s", why, line)
             if len(lines) > MAX_LOGGED:
-                log.info("reload (%s): and %d more changes", why, len(lines) - MAX_LOGGED)
+                log.info("reload (%s): and %s", why, counted(len(lines) - MAX_LOGGED, "more change"))
         case Result.REFUSED:
-            more = f"; and {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
+            more = f"; and {counted(len(reasons) - 3, 'more reason')}" if len(reasons) > 3 else ""
             log.error("reload (%s): refused, nothing has changed: %s%s", why, "; ".join(reasons[:3]), more)
         case Result.UNCHANGED:
             log.info("reload (%s): the config has not changed", why)

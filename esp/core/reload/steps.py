@@ -26,11 +26,12 @@ from esp.core.config import Config, ConfigError
 from esp.core.former import Came, Former
 from esp.core.proxy import Proxy
 from esp.core.reload.difference import Difference, Move
-from esp.core.reload.keys import Keys, counted, keys_of, one_cluster
+from esp.core.reload.keys import Keys, keys_of, one_cluster
 from esp.core.reload.leases import Brought, MissingLeasesError, bring_leases
 from esp.core.reload.outcome import Outcome, Result
 from esp.core.shard import Shard
 from esp.core.tls_paths import TlsFileError
+from esp.core.wording import counted, shard_called
 
 CONNECT_SECONDS: Final = 5.0
 """Seconds that a new shard may take to be connected."""
@@ -149,10 +150,10 @@ class Reload:
         missing = await self._proxy.running.prepare(self._next, CONNECT_SECONDS)
         for shard in new:
             if reason := shard.implausible or shard.unsafe:
-                self.outcome.reasons.append(f"shard {shard.name} cannot be served: {reason}")
+                self.outcome.reasons.append(f"{shard_called(shard.name)} cannot be served: {reason}")
             elif shard.name in missing:
                 why = "; ".join(f"{endpoint}: {trouble}" for endpoint, trouble in shard.troubles.items())
-                self._object(f"shard {shard.name} cannot be reached: {why or 'no answer'}")
+                self._object(f"{shard_called(shard.name)} cannot be reached: {why or 'no answer'}")
 
     async def _look_for_keys(self, difference: Difference) -> None:
         before, after = self._before, self._next
@@ -187,7 +188,9 @@ class Reload:
             return []
         brought = await bring_leases(self._usable, others, self._tell, lenient=self._force)
         counts = Counter(name for _, name in brought)
-        self.outcome.notes += [f"shard {name} was given {count:,} leases" for name, count in counts.items()]
+        self.outcome.notes += [
+            f"{shard_called(name)} was given {counted(count, 'lease')}" for name, count in counts.items()
+        ]
         return brought
 
     # While calls for the keys that move are held.
@@ -268,7 +271,7 @@ class Reload:
             late = (found.left or 0) - (clean[found.move] or 0)
             if late > 0:
                 warnings.append(
-                    f"while the map changed, {counted(late)} came to shard {found.move.source} that "
+                    f"while the map changed, {counted(late, 'key')} came to {shard_called(found.move.source)} that "
                     f"{found.move.target} lacks: {found.move}; copy them"
                 )
         try:

@@ -37,6 +37,7 @@ from esp.core.shard import (
 from esp.core.wire.context import WireContext
 from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Code, Status
+from esp.core.wording import shard_called, shards_called
 
 SECONDS: Final = 7.0
 """Seconds that a shard may take: as long as an etcd takes for its cluster."""
@@ -285,7 +286,7 @@ class _Auth:
             name, failure = next(iter(failures.items()))
             if answers and failure in errors.STALE_TOKEN:
                 text = (
-                    f"esp: {change.name} is done on the shards {', '.join(answers)}, but shard {name} has refused: "
+                    f"esp: {change.name} is done on {shards_called(answers)}, but {shard_called(name)} has refused: "
                     f"{failure.message}; mend it there"
                 )
                 failure = Status(Code.FAILED_PRECONDITION, text)

@@ -14,6 +14,7 @@ from esp.core.services.handlers import AskAll, CoroutineCall
 from esp.core.shard import Shard
 from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wording import shard_called
 
 log = logging.getLogger("esp.service")
 
@@ -72,5 +73,5 @@ class Defragment:
             return status
         names = list(self._shards)
         left = names[names.index(shard.name) + 1 :]
-        text = f"esp: shard {shard.name} failed: {status.message}; defragmented before: {', '.join(done)}"
+        text = f"esp: {shard_called(shard.name)} failed: {status.message}; defragmented before: {', '.join(done)}"
         return Status(status.code, text + (f"; not asked: {', '.join(left)}" if left else ""))

@@ -9,6 +9,7 @@ from esp.core.services.metadata import SHARD
 from esp.core.shard import Shard
 from esp.core.wire.server_stream import Refuse
 from esp.core.wire.status import Code, Status
+from esp.core.wording import counted, shard_called
 
 _CLUSTER: Final = "/etcdserverpb.Cluster/"
 _MAINTENANCE: Final = "/etcdserverpb.Maintenance/"
@@ -57,12 +58,10 @@ def _refusal(path: bytes, shards: Iterable[Shard], cure: str) -> Status:
     while commands and len(text) + sum(map(len, shown)) + len(commands[0]) < _MOST_CHARACTERS:
         shown.append(commands.pop(0))
     if commands:
-        shown.append(
-            f"and so on for {len(commands)} more shards" if len(commands) > 1 else "and so on for one more shard"
-        )
+        shown.append(f"and so on for {counted(len(commands), 'more shard')}")
     return Status(Code.UNIMPLEMENTED, text + "; ".join(shown) + ends)
 
 
 def _command(path: bytes, shard: Shard) -> str:
     endpoints = shard.endpoints[: 1 if path in _ONE_ENDPOINT else _ENDPOINTS_SHOWN]
-    return f"etcdctl --endpoints={','.join(map(str, endpoints))} {COMMANDS[path]} (shard {shard.name})"
+    return f"etcdctl --endpoints={','.join(map(str, endpoints))} {COMMANDS[path]} ({shard_called(shard.name)})"

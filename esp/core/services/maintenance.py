@@ -16,6 +16,7 @@ from esp.core.services.revision import merged_header, token
 from esp.core.shard import STATUS, Method, answers_of, ask_all, failures_of
 from esp.core.wire.server_stream import Handler
 from esp.core.wire.status import Status
+from esp.core.wording import shard_called
 
 STATUS_SECONDS: Final = 2.0
 """Seconds that a shard may take for its status; etcdctl waits 5 s for the whole call."""
@@ -87,9 +88,9 @@ def merge_status(routing: Routing, outcomes: dict[str, rpc_pb2.StatusResponse | 
         merged.leader = routing.identity.member_id
     for name, outcome in outcomes.items():
         if isinstance(outcome, Status):
-            merged.errors.append(f"shard {name}: {outcome.message}")
+            merged.errors.append(f"{shard_called(name)}: {outcome.message}")
         else:
-            merged.errors.extend(f"shard {name}: {error}" for error in outcome.errors)
+            merged.errors.extend(f"{shard_called(name)}: {error}" for error in outcome.errors)
     downgrades = [answer.downgradeInfo for answer in told if answer.HasField("downgradeInfo")]  # from etcd 3.6 on
     if len(downgrades) == len(told) or any(each.enabled for each in downgrades):
         merged.downgradeInfo.CopyFrom(max(downgrades, key=lambda each: each.enabled))

@@ -24,6 +24,7 @@ from esp.core.services.maintenance import version_key
 from esp.core.wire.exchange import AnswerPage, Page
 from esp.core.wire.hpack import encode
 from esp.core.wire.server_stream import Handler, ServerCall
+from esp.core.wording import shard_called
 
 JSON: Final = "application/json"
 _NO_SNIFF: Final = (("X-Content-Type-Options", "nosniff"),)
@@ -216,16 +217,16 @@ def _lines(checks: Mapping[str, Check], verdicts: Mapping[str, Verdict]) -> Iter
             if failed:
                 # A shard that is away fails all checks; that it cannot be read says most.
                 name = "serializable_read" if verdict.silence and "serializable_read" in failed else next(iter(failed))
-                yield f"[-]shard {shard} failed: {name}: {failed[name]}\n"
+                yield f"[-]{shard_called(shard)} failed: {name}: {failed[name]}\n"
             else:
-                yield f"[+]shard {shard} ok\n"
+                yield f"[+]{shard_called(shard)} ok\n"
 
 
 def _one_or_each(reasons: Mapping[str, str], between: str) -> str:
     """The reasons; each with its shard's name if there are several shards."""
     if len(reasons) == 1:
         return next(iter(reasons.values()))
-    return between.join(f"shard {name}: {reason}" for name, reason in reasons.items())
+    return between.join(f"{shard_called(name)}: {reason}" for name, reason in reasons.items())
 
 
 def _json(value: Mapping[str, str]) -> bytes:

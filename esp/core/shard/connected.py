@@ -41,6 +41,7 @@ from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wording import shard_called
 
 log = logging.getLogger("esp.shard")
 
@@ -234,7 +235,7 @@ class Connected(Cluster):
     async def run(self) -> None:
         """Keeps the shard connected, until cancelled; then refuses all waiting calls and closes the connections."""
         try:
-            await self.background.again(f"shard {self.name}", self._stay_connected)
+            await self.background.again(shard_called(self.name), self._stay_connected)
         finally:
             self._links.close()
             await asyncio.sleep(0)  # the transports close in the loop's next turn
@@ -314,7 +315,7 @@ class Connected(Cluster):
         self._leaderless.begin()
         self._tells_version = True
         streams = self.background.keep(
-            f"shard {self.name}: its streams", partial(self._links.dial_streams, endpoint, state)
+            f"{shard_called(self.name)}: its streams", partial(self._links.dial_streams, endpoint, state)
         )
         if not self.version_in_use:
             self._links.ask(self._unary, monotonic())

@@ -18,6 +18,7 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.ended import Passed
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.status import Status
+from esp.core.wording import shard_called
 
 STREAMS_PAUSE: Final = 2.0
 """Seconds between two attempts to connect for streams."""
@@ -112,7 +113,7 @@ class Links:
                         self.wanted_streams.set()
 
     def _on_change(self, link: Link, connection: ClientConnection) -> Callable[[], None]:
-        name = f"shard {self._owner.name}: its connection"
+        name = f"{shard_called(self._owner.name)}: its connection"
 
         def changed() -> None:
             self._background.guard(name, look, begin_anew)
@@ -180,7 +181,7 @@ class Links:
         """Takes the connections out of use, so that another endpoint's can take their place."""
         for link in (self.unary, self.streams):
             if link.connection is not None:
-                self._background.guard(f"shard {self._owner.name}: its connection", partial(self._retire, link))
+                self._background.guard(f"{shard_called(self._owner.name)}: its connection", partial(self._retire, link))
         self._context.flush()
 
     def _retire(self, link: Link, *, leave: bool = True) -> None:

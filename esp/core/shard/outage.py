@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from esp.core.wording import counted
+
 TOLD_SECONDS: Final = 60.0
 """How often a dead shard is told, and how long lines are counted for AT_ONCE."""
 AT_ONCE: Final = 6
@@ -124,7 +126,7 @@ class Outages:
         self._window, self._lines, self._untold, self._losses_told = now, 0, 0, self.losses
         if untold:
             state = f"connected to {self._endpoint}" if self.since is None else self._still_dead(now)
-            self._tell_line(logging.WARNING, f"lost {losses} times in the last minute; now {state}")
+            self._tell_line(logging.WARNING, f"lost {counted(losses, 'time')} in the last minute; now {state}")
 
     def _tell(self, level: int, text: str, now: float) -> None:
         if now - self._window >= TOLD_SECONDS:

@@ -9,6 +9,7 @@ from typing import Final
 from esp.core.config import ShardTls
 from esp.core.shard.member import UnfitError
 from esp.core.tls_files import Credentials, TlsFiles, words
+from esp.core.wording import shard_called
 
 _EXPIRED: Final = 10
 _NOT_YET_VALID: Final = 9
@@ -57,7 +58,7 @@ class Secured:
         """
         if tls is None:
             return None
-        return cls(files.client(f"shard {shard}", tls.files, verify=tls.verify), tls)
+        return cls(files.client(shard_called(shard), tls.files, verify=tls.verify), tls)
 
     def name_at(self, host: str) -> str:
         """The name that a member at `host` must show."""

@@ -10,6 +10,7 @@ from esp.core.shard import RANGE, Shard, ask_all_for_esp
 from esp.core.shared_map.change import Next, decode_next, look
 from esp.core.shared_map.value import GUARD_KEY, MAP_KEY, NEXT_KEY, OWN_KEYS, MapFormatError, SharedMap, decode
 from esp.core.wire.status import Status
+from esp.core.wording import both_called
 
 
 class DisagreeError(Exception):
@@ -125,7 +126,7 @@ def newest(told: Mapping[str, Held | Status]) -> Told | None:
     if others:
         one = next(name for name, shared in maps.items() if shared == best)
         raise DisagreeError(
-            f"shards {one} and {', '.join(others)} hold different maps of epoch {best.epoch}: they were made apart "
+            f"{both_called(one, ', '.join(others))} hold different maps of epoch {best.epoch}: they were made apart "
             "from each other, perhaps by two configs that name the same shards"
         )
     anchor = told.get(best.anchor)

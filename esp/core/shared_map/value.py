@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from esp.core.keys import KeyRange
 from esp.core.shard_map import ShardMap
+from esp.core.wording import shard_called
 
 OWN_KEYS: Final = KeyRange(b"\0", b"\x01")
 """The keys of esp's own, in shards that hold the map."""
@@ -135,9 +136,9 @@ def with_shards(
     """
     for name in before.names:
         if name not in names and name in before.map.owners:
-            raise MapFormatError(f"has keys of shard {name}, so {name} cannot be left out")
+            raise MapFormatError(f"has keys of {shard_called(name)}, so {name} cannot be left out")
     if before.anchor not in names:
-        raise MapFormatError(f"is decided on by shard {before.anchor}, so {before.anchor} cannot be left out")
+        raise MapFormatError(f"is decided on by {shard_called(before.anchor)}, so {before.anchor} cannot be left out")
     kept = [name for name in before.names if name in names]
     added = [name for name in names if name not in before.guards]
     after = ShardMap((*kept, *added), before.epoch + 1, before.map.starts, before.map.owners)

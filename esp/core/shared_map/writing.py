@@ -15,6 +15,7 @@ from esp.core.shared_map.change import Kind, Next, Step, decision, steps, transa
 from esp.core.shared_map.reading import Held, held_in
 from esp.core.shared_map.value import SharedMap
 from esp.core.wire.status import RpcError
+from esp.core.wording import shard_called
 
 CALL_SECONDS: Final = 10.0
 """Seconds for one call to one shard; longer than the 7 s after which etcd itself gives up."""
@@ -56,8 +57,8 @@ async def decide(anchor: Shard, change: Next) -> None:
         answer = await ask_for_esp(anchor, TXN, decision(change), seconds=CALL_SECONDS)
     except RpcError as error:
         raise ChangeError(
-            f"shard {anchor.name} decides on the map, and does not answer: {errors.undecided(error.status).message}; "
-            "esp map show tells whether the change was decided"
+            f"{shard_called(anchor.name)} decides on the map, and does not answer: "
+            f"{errors.undecided(error.status).message}; esp map show tells whether the change was decided"
         ) from None
     if answer.succeeded:
         return
@@ -67,7 +68,7 @@ async def decide(anchor: Shard, change: Next) -> None:
     if held.next is not None or held.faults:
         raise ChangeError("another change is decided and not carried out yet; esp map finish carries it out")
     was = "no map" if held.map is None else f"the map of epoch {held.map.epoch}"
-    raise ChangeError(f"shard {anchor.name} holds {was} by now; look again")
+    raise ChangeError(f"{shard_called(anchor.name)} holds {was} by now; look again")
 
 
 async def carry_out(
@@ -90,7 +91,7 @@ async def carry_out(
             continue
         why = silent.get(step.shard, "the config does not name it")
         if not step.can_wait:
-            raise ChangeError(f"the change needs shard {step.shard}, which is not reached: {why}")
+            raise ChangeError(f"the change needs {shard_called(step.shard)}, which is not reached: {why}")
         yield Outcome(step, How.WAITS, why)
 
 
@@ -112,7 +113,7 @@ async def _take(step: Step, change: Next, shard: Shard) -> Outcome:
             why = errors.undecided(error.status).message
             if step.can_wait and errors.is_unreachable(errors.undecided(error.status)):
                 return Outcome(step, How.WAITS, why)
-            raise ChangeError(f"shard {step.shard}: {why}; esp map finish goes on with the change") from None
+            raise ChangeError(f"{shard_called(step.shard)}: {why}; esp map finish goes on with the change") from None
         if answer.succeeded:
             return Outcome(step, How.DONE)
         found = _held(answer)
@@ -121,7 +122,7 @@ async def _take(step: Step, change: Next, shard: Shard) -> Outcome:
         if step.kind is not Kind.TELL or found.guard != change.after.guards[step.shard] or not found.map_bytes:
             break
         held = found.map_bytes
-    raise ChangeError(f"shard {step.shard} {_fault(found)}")
+    raise ChangeError(f"{shard_called(step.shard)} {_fault(found)}")
 
 
 def _is_done(step: Step, change: Next, found: Held) -> bool:

@@ -327,12 +327,12 @@ REFUSED = {
     "shards empty": ("drain_seconds: 1\nshards: []", "2: " + NO_SHARDS),
     "list": ("[]", "1: the file must be a mapping, not a list"),
     "shards no list": ("shards: 5", '1: "shards" must be a list, not a number'),
-    "shard no mapping": ("shards: [5]", '1: shard "shard-0" must be a mapping, not a number'),
+    "shard no mapping": ("shards: [5]", '1: "shard-0" must be a mapping, not a number'),
     "unknown field": (ONE + "paint: red", f'5: unknown field "paint"; {FIELDS}'),
     "misspelt field": (ONE + "drain_second: 1", '5: unknown field "drain_second"; did you mean "drain_seconds"?'),
-    "misspelt shard field": ("shards: [{nam: x}]", '1: shard "shard-0": unknown field "nam"; did you mean "name"?'),
+    "misspelt shard field": ("shards: [{nam: x}]", '1: "shard-0": unknown field "nam"; did you mean "name"?'),
     "misspelt range field": (three("{prefx: a}"), '3: shard "a": a range: unknown field "prefx"; did you mean "prefix"?'),
-    "endpoint a number": ("shards: [{endpoints: [1]}]", '1: shard "shard-0": endpoint 1 is not text; write http://127.0.0.1:1'),
+    "endpoint a number": ("shards: [{endpoints: [1]}]", '1: "shard-0": endpoint 1 is not text; write http://127.0.0.1:1'),
     "range a text": (three("a"), '3: shard "a": a range must be a mapping, not text'),
     "listen no list": (ONE + "listen: http://h:1", '5: "listen" must be a list, not text'),
     "listen empty": (ONE + "listen: []", '5: "listen" is empty; write listen: [http://127.0.0.1:2379]'),
@@ -468,7 +468,7 @@ REFUSED = {
     "endpoint in two shards": (three("{prefix: a}", ALL).replace("h:2", "http://H:1/"), '4: shard "b": endpoint http://h:1 is listed in shard "a" already; remove it from one'),
     # Shards
     "no endpoints": ("shards: [{name: x}]", '1: shard "x" has no endpoints; write endpoints: [http://127.0.0.1:12379]'),
-    "no ranges": ("shards:\n- endpoints: [h:1]", '2: shard "shard-0" has no ranges; write ranges: [{start: "", end: ""}] for all keys'),
+    "no ranges": ("shards:\n- endpoints: [h:1]", '2: "shard-0" has no ranges; write ranges: [{start: "", end: ""}] for all keys'),
     "same name": (three("{prefix: a}", ALL).replace("name: b", "name: a"), '4: two shards are named "a" (the first on line 2); rename one'),
     "name a number": ("shards: [{name: 5}]", '1: shard 1: "name" must be text, not a number; quote it'),
     "name a mapping": ("shards: [{name: {a: 1}}]", '1: shard 1: "name" must be text, not a mapping'),
@@ -516,25 +516,25 @@ REFUSED = {
         '11: "endpoints" and "start" are of two formats; '
         "give every shard endpoints and ranges, or every shard address, start and end",
     ),
-    "original no address": (ORIGINAL.replace("address: 127.0.0.1:22379", ""), '5: shard "shard-1" has no address; write address: 127.0.0.1:12379'),
-    "original misspelt": (ORIGINAL.replace("address: 127.0.0.1:2", "adress: 127.0.0.1:2"), '7: shard "shard-1": unknown field "adress"; did you mean "address"?'),
-    "original no port": (ORIGINAL.replace(":22379", ""), '7: shard "shard-1": endpoint "127.0.0.1" has no port; write http://127.0.0.1:2379'),
-    "original no end": (ORIGINAL.replace("end: s", "end:"), '6: shard "shard-1": only the last shard may have no "end"; write the start of the next'),
-    "original no start": (ORIGINAL.replace("start: s", 'start: ""'), '8: shard "shard-2": only the first shard may have no "start"; write the end of the one before'),
-    "original number": (ORIGINAL.replace("start: s", "start: 5"), '8: shard "shard-2": "start" is a number to YAML; quote it'),
+    "original no address": (ORIGINAL.replace("address: 127.0.0.1:22379", ""), '5: "shard-1" has no address; write address: 127.0.0.1:12379'),
+    "original misspelt": (ORIGINAL.replace("address: 127.0.0.1:2", "adress: 127.0.0.1:2"), '7: "shard-1": unknown field "adress"; did you mean "address"?'),
+    "original no port": (ORIGINAL.replace(":22379", ""), '7: "shard-1": endpoint "127.0.0.1" has no port; write http://127.0.0.1:2379'),
+    "original no end": (ORIGINAL.replace("end: s", "end:"), '6: "shard-1": only the last shard may have no "end"; write the start of the next'),
+    "original no start": (ORIGINAL.replace("start: s", 'start: ""'), '8: "shard-2": only the first shard may have no "start"; write the end of the one before'),
+    "original number": (ORIGINAL.replace("start: s", "start: 5"), '8: "shard-2": "start" is a number to YAML; quote it'),
     "original gap": (
         ORIGINAL.replace("start: s", "start: t"),
-        '5: no shard owns ["s", "t"), between ["i", "s") of shard "shard-1" and ["t", end) of shard "shard-2" (line 8); '
+        '5: no shard owns ["s", "t"), between ["i", "s") of "shard-1" and ["t", end) of "shard-2" (line 8); '
         "extend a range over it",
     ),
     "original nested": (
         ORIGINAL.replace("start: s", "start: j"),
-        '8: ["j", end) of shard "shard-2" overlaps ["i", "s") of shard "shard-1" (line 5); '
+        '8: ["j", end) of "shard-2" overlaps ["i", "s") of "shard-1" (line 5); '
         "let them meet at one boundary",
     ),
-    "original base64": (ORIGINAL.replace("end: i", "endBytes: '105'"), '3: shard "shard-0": "endBytes" is "105", which is not base64; text goes into "end"'),
-    "original bytes": (ORIGINAL.replace("end: i", "endBytes: [300]"), '3: shard "shard-0": "endBytes" must be a list of numbers from 0 to 255'),
-    "original byte": (ORIGINAL.replace("end: i", "endBytes: 5"), '3: shard "shard-0": "endBytes" is a number; write a list of bytes, base64 or !!binary'),
+    "original base64": (ORIGINAL.replace("end: i", "endBytes: '105'"), '3: "shard-0": "endBytes" is "105", which is not base64; text goes into "end"'),
+    "original bytes": (ORIGINAL.replace("end: i", "endBytes: [300]"), '3: "shard-0": "endBytes" must be a list of numbers from 0 to 255'),
+    "original byte": (ORIGINAL.replace("end: i", "endBytes: 5"), '3: "shard-0": "endBytes" is a number; write a list of bytes, base64 or !!binary'),
 }  # fmt: skip
 
 

@@ -63,8 +63,8 @@ def test_endpoints_and_users_of_a_shard_are_told_without_passwords(tmp_path: Pat
     two = one.replace("h:2", "h:3") + "auth: {user: esp, password_file: password}\n"
     told = lines(parse(one, tmp_path / "x"), parse(two, tmp_path / "x"))
     assert told == [
-        "shard shard-0: endpoints: http://h:1, http://h:2 -> http://h:1, http://h:3",
-        "shard shard-0: auth: none -> esp",
+        "shard-0: endpoints: http://h:1, http://h:2 -> http://h:1, http://h:3",
+        "shard-0: auth: none -> esp",
     ]
 
 

@@ -32,6 +32,7 @@ from esp.core.wire.call import BrokenCall
 from esp.core.wire.frames import MAX_FRAME_SIZE
 from esp.core.wire.message import prefix
 from esp.core.wire.status import OK, Code, RpcError, Status
+from esp.core.wording import counted, shard_called
 
 _Range = rpc_pb2.RangeRequest
 
@@ -284,10 +285,9 @@ async def delete_across(
             deleted = sum(rows.deleted for answer in answers for rows in answer.responses)
             if not deleted:
                 raise
-            raise Status(
-                Code.UNAVAILABLE,
-                f"esp: {deleted} keys were deleted before shard {segment.shard} failed: {error.status.message}",
-            ).error() from None
+            were = f"{counted(deleted, 'key')} {'was' if deleted == 1 else 'were'}"
+            text = f"esp: {were} deleted before {shard_called(segment.shard)} failed: {error.status.message}"
+            raise Status(Code.UNAVAILABLE, text).error() from None
     headers = [answer.header for answer in answers]
     # If a shard owns several parts, the revision of its last answer counts: that is behind all deletions.
     reached = {segment.shard: header.revision for segment, header in zip(segments, headers, strict=True)}

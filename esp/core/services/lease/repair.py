@@ -34,6 +34,7 @@ from esp.core.shard import Shard
 from esp.core.wire.context import WireContext
 from esp.core.wire.hpack import Fields
 from esp.core.wire.status import RpcError
+from esp.core.wording import shard_called
 
 log = logging.getLogger("esp.lease")
 
@@ -203,7 +204,7 @@ class LeaseRepair:
             self._begin(yard)
 
     def _begin(self, yard: _Yard) -> None:
-        name = f"lease repair on shard {yard.shard.name}"
+        name = f"lease repair on {shard_called(yard.shard.name)}"
         yard.worker = self._background.keep(name, partial(self._work, yard))
 
     async def _work(self, yard: _Yard) -> None:
@@ -244,7 +245,7 @@ class LeaseRepair:
             self._gave_up(lease_id, shard, error.status.message)
         except Exception as error:  # a bug: another try would fail again, and hold up the other repairs
             self.table.counters["repairs_failed"] += 1
-            self._background.failed(f"lease repair on shard {shard.name}", error)
+            self._background.failed(f"lease repair on {shard_called(shard.name)}", error)
         if jobs.get(lease_id) is job:
             del jobs[lease_id]
 
@@ -357,7 +358,7 @@ class LeaseRepair:
             if judgement is Lacking.ENDED:
                 return False
             if monotonic() > until:
-                text = f"shard {shard.name} has been away and lacks the lease, which may still be granted there"
+                text = f"{shard_called(shard.name)} has been away and lacks the lease, which may still be granted there"
                 raise errors.lease_unsettled(text).error()
             await asyncio.sleep(POLL_SECONDS)
 

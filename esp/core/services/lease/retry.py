@@ -22,6 +22,7 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wording import shard_called
 
 CALL_SECONDS: Final = 2.0
 MAX_LEASES: Final = 16
@@ -146,7 +147,8 @@ class LeaseRetry:
                 elif error.status in errors.STALE_TOKEN and not self._repair.asks_as_itself:
                     unsettled = error
                 elif not self._repair.table.is_settled(monotonic()):
-                    text = f"shard {shard.name} lacks the lease, which may live; esp is refused: {error.status.message}"
+                    text = f"{shard_called(shard.name)} lacks the lease, which may live; esp is refused: "
+                    text += error.status.message
                     unsettled = errors.lease_unsettled(text).error()
                 # else the shard's own answer stands: no shard has missed a lease
         if unsettled is not None and not granted:
