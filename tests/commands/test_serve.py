@@ -388,7 +388,7 @@ def test_a_thousand_shards_are_not_a_thousand_names(caplog: pytest.LogCaptureFix
     caplog.set_level(logging.INFO, "esp")
     serve._tell_ready(found, [config.Listen("127.0.0.1", 2379)], [shard.name for shard in found.shards[3:]])
     assert caplog.messages == [
-        "ready on http://127.0.0.1:2379; shards shard-0, shard-1, shard-2, shard-3, shard-4 and 995 more; "
+        "ready on http://127.0.0.1:2379; shard-0, shard-1, shard-2, shard-3, shard-4 and 995 more; "
         f"esp {version('etcd-sharding-proxy')} ({build()}), config esp.yaml, map {found.shard_map.fingerprint}; "
         "not reachable yet: shard-3, shard-4, shard-5, shard-6, shard-7 and 992 more"
     ]
