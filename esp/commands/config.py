@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from esp.commands.output import FAILED, USAGE, CommandError, Format, write, write_data, write_json, write_table
 from esp.core import config as configs
-from esp.core.config import Config, ConfigError
+from esp.core.config import Config
 from esp.core.kubernetes import cuts
 from esp.core.wording import counted, shard_called
 
@@ -31,7 +31,7 @@ def check(file: Path | None, output: Format) -> None:
     """
     path = configs.find(file, os.environ)
     text = configs.text_of(path)
-    loaded, faults = _checked(text, path)
+    loaded, faults = configs.faults_of(text, path)
     notes = [] if loaded is None else _notes(loaded)
     if output is Format.JSON:
         write_json(
@@ -54,21 +54,6 @@ def check(file: Path | None, output: Format) -> None:
             write(f"{path} is good: {shards}, map {loaded.shard_map.fingerprint}.")
     if faults:
         raise CommandError(f"{path} has {counted(len(faults), 'fault')}", FAILED)
-
-
-def _checked(text: str, path: Path) -> tuple[Config | None, list[ConfigError]]:
-    """The config, if the file can be read as one, and its faults by line."""
-    try:
-        loaded = configs.parse(text, path)
-    except ConfigError as error:
-        return None, sorted((error, *error.others), key=lambda fault: fault.line or 0)
-    faults = []
-    for look in (configs.check_certificates, configs.check_no_loop):
-        try:
-            look(loaded)
-        except ConfigError as error:
-            faults.append(error)
-    return loaded, faults
 
 
 def _notes(loaded: Config) -> list[str]:

@@ -5,10 +5,12 @@
     checks       what a config must be beyond its file
     file         finds and reads the file, checks the whole
     values       `Config`, the values of a file
+    loops        endpoints at which esp itself listens
     across       what esp serves over several shards
     limits       the limits
     fault        `ConfigError`
     shards       the `shards` of the file: names, endpoints, ranges
+    all_ranges   the ranges of all shards, and the map that they make
     listen_tls   TLS of the listeners
     listen       listen URLs
     shard_tls    TLS towards the shards
@@ -38,7 +40,7 @@ from esp.core.config.addresses import is_wildcard
 from esp.core.config.checks import check_certificates, check_no_loop
 from esp.core.config.control import Control
 from esp.core.config.fault import ConfigError
-from esp.core.config.file import find, listen_of, load, parse, text_of
+from esp.core.config.file import faults_of, find, listen_of, load, parse, text_of
 from esp.core.config.listen import Listen, url_of
 from esp.core.config.log import LogConfig
 from esp.core.config.shards import Endpoint, ShardConfig, endpoint_at
@@ -106,6 +108,7 @@ __all__ = [
     "check_no_loop",
     "effective_values",
     "endpoint_at",
+    "faults_of",
     "find",
     "is_wildcard",
     "json_schema",

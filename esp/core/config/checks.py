@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from esp.core.config.fault import ConfigError
+from esp.core.config.loops import loops
 from esp.core.config.values import Config
-from esp.core.wording import shard_quoted
-
-_THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::")  # noqa: S104 - to connect to these is to connect here
 
 
 def check_no_loop(config: Config) -> None:
@@ -15,16 +13,8 @@ def check_no_loop(config: Config) -> None:
     Raises:
         ConfigError: there is such an endpoint.
     """
-    for shard in config.shards:
-        for endpoint in shard.endpoints:
-            for listen in config.all_listen:
-                if listen.path is None and endpoint.port == listen.port and _is_same(listen.host, endpoint.host):
-                    raise ConfigError(
-                        config.path,
-                        endpoint.line,
-                        f"{shard_quoted(shard.name)}: endpoint {endpoint} is where esp itself listens ({listen}); "
-                        "name an etcd there, or listen elsewhere",
-                    )
+    for fault in loops({shard.name: shard.endpoints for shard in config.shards}, config.all_listen, config.path):
+        raise fault
 
 
 def check_certificates(config: Config) -> None:
@@ -38,8 +28,3 @@ def check_certificates(config: Config) -> None:
         from esp.core.config.listen_tls import needs_certificate  # as in `file`
 
         raise ConfigError(config.path, None, needs_certificate(of_tls))
-
-
-def _is_same(listen: str, host: str) -> bool:
-    """Whether a server that listens on `listen` answers at `host`, as far as the names show."""
-    return host == listen or (host in _THIS_MACHINE and listen in (*_THIS_MACHINE, "0.0.0.0", "::"))  # noqa: S104

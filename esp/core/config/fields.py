@@ -99,10 +99,14 @@ class Fields:
         Raises:
             LineError: there are too many faults.
         """
-        done = []
+        return list(self.each_at(values, place, read, subject).values())
+
+    def each_at(self, values: list[Any], place: Place, read: Callable[[Any], _T], subject: str = "") -> dict[int, _T]:
+        """As `each`, each with its position in the file."""
+        done = {}
         for position, value in enumerate(values):
             try:
-                done.append(read(value))
+                done[position] = read(value)
             except ValueError as error:
                 text = f"{subject}: {error}" if subject else str(error)
                 self.note_at((*place, position), text)

@@ -6,7 +6,7 @@ esp reads two formats: its own, and the list of shards of the original Go proxy.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,12 +19,13 @@ from esp.core.config.fields import shown
 from esp.core.config.limits import limits_of
 from esp.core.config.listen import Listen, again, listen_at
 from esp.core.config.log import log_of
+from esp.core.config.loops import loops
 from esp.core.config.ranges import RangeFields
 from esp.core.config.shape import Shape
-from esp.core.config.shards import read_shards
+from esp.core.config.shards import Endpoint, ShardsReader
 from esp.core.config.values import Config
 from esp.core.config.workers import workers_of
-from esp.core.config.yaml_lines import LineError, Lines, Value, read
+from esp.core.config.yaml_lines import LineError, Lines, Place, Value, read
 from esp.core.namespace import Namespace
 
 MAX_FILE_BYTES = 1_048_576
@@ -107,18 +108,34 @@ def parse(text: str, path: Path | None, *, in_shards: bool = False) -> Config:
     Raises:
         ConfigError: something in it is wrong.
     """
+    config, _, faults = _read(text, path, in_shards=in_shards)
+    if not faults:
+        assert config is not None
+        return config
+    first, *others = faults
+    first.others = tuple(others)
+    raise first
+
+
+def faults_of(text: str, path: Path | None) -> tuple[Config | None, list[ConfigError]]:
+    """The config, None if the text is none, and all its faults by line, those with which esp could not serve too."""
+    config, reader, faults = _read(text, path)
+    if reader is not None:
+        faults += loops(reader.endpoints, list(reader.listens.values()), path)
+    return config, sorted(faults, key=lambda fault: fault.line or 0)
+
+
+def _read(
+    text: str, path: Path | None, *, in_shards: bool = False
+) -> tuple[Config | None, _FileReader | None, list[ConfigError]]:
+    """The config, what could be read, and the faults in the order in which they were found."""
     try:
         value, lines = read(text)
     except LineError as error:
-        raise ConfigError(path, error.line, error.text) from None
+        return None, None, [ConfigError(path, error.line, error.text)]
     reader = _FileReader(lines, in_shards=in_shards)
     config = reader.tried(None, reader.read, value, path)
-    if not reader.faults:
-        assert config is not None
-        return config
-    first, *others = (ConfigError(path, fault.line, fault.text) for fault in reader.faults)
-    first.others = tuple(others)
-    raise first
+    return config, reader, [ConfigError(path, fault.line, fault.text) for fault in reader.faults]
 
 
 def listen_of(urls: Iterable[str]) -> tuple[Listen, ...]:
@@ -173,11 +190,18 @@ class FileShape(Shape):
 
 
 class _FileReader(RangeFields):
-    """Turns the values of one file into a Config. A fault in one field does not keep the others from being read."""
+    """Turns the values of one file into a Config. A fault in one field does not keep the others from being read.
+
+    Attributes:
+        listens: the listen URLs that could be read, those for pages too.
+        endpoints: of each shard, those that could be read.
+    """
 
     def __init__(self, lines: Lines, *, in_shards: bool) -> None:
         super().__init__(lines)
         self._in_shards = in_shards
+        self.listens: dict[Place, Listen] = {}
+        self.endpoints: Mapping[str, Sequence[Endpoint]] = {}
 
     def read(self, value: Value, path: Path | None) -> Config | None:
         """The config; None if there are faults, which `faults` has.
@@ -189,16 +213,15 @@ class _FileReader(RangeFields):
         folder = path and path.parent
         tried = self.tried
         listen, pages = self._urls(file, folder)
-        given = None if file.listen is None and not pages else [*listen, *pages]
         tls = None
-        is_secured = file.tls is not None or any(one.tls for one in given or ())
-        if is_secured and not self.is_spoiled(("listen",)) and not self.is_spoiled(("metrics_listen",)):
+        if file.tls is not None or any(one.tls for one in self.listens.values()):
             from esp.core.config.listen_tls import listen_tls_at
 
-            tls = tried(None, listen_tls_at, file.tls, given, self, folder)
+            tls = tried(None, listen_tls_at, file.tls, self._of_tls(file), self, folder)
         advertise = self._advertise(file.advertise)
-        read_all = partial(read_shards, needs_ranges=file.map != "shards")
-        read = tried(None, read_all, file.shards, file.whole, self, file.auth, folder, file.shard_tls)
+        shards = ShardsReader(self, folder, needs_ranges=file.map != "shards")
+        self.endpoints = shards.endpoints
+        read = tried(None, shards.read, file.shards, file.whole, file.auth, file.shard_tls)
         across_shards = tried(AcrossShards(), across_shards_of, file.across_shards, self)
         namespace = tried(None, self._namespace, file.namespace)
         one_of, words = self._one_of, self._words
@@ -229,20 +252,20 @@ class _FileReader(RangeFields):
             values["hot_prefixes"] = tried(None, hot_of, file.hot_prefixes, self)
         if self.faults or read is None:
             return None
-        shards, shard_map = read
+        of_shards, shard_map = read
         return Config(
             path=path,
             listen=tuple(listen),
             tls=tls,
             advertise=tuple(advertise),
-            shards=shards,
+            shards=of_shards,
             shard_map=shard_map,
             across_shards=across_shards,
             kubernetes=tuple(self.kubernetes),
             namespace=namespace,
             watch_config=file.watch_config,
             metrics_for_clients=file.metrics_for_clients,
-            metrics_listen=tuple(one._replace(only_pages=True) for one in pages),
+            metrics_listen=tuple(pages),
             ui=file.ui,
             **values,
         )
@@ -250,26 +273,31 @@ class _FileReader(RangeFields):
     def _urls(self, file: FileShape, folder: Path | None) -> tuple[list[Listen], list[Listen]]:
         """The addresses for clients, and those for pages only."""
         urls = [DEFAULT_LISTEN] if file.listen is None else file.listen
-        listen = self.each(urls, ("listen",), partial(listen_at, folder=folder))
-        if not listen:
+        if not urls:
             self.note_at(("listen",), f'"listen" is empty; write listen: [{DEFAULT_LISTEN}]')
-        pages = self.each(file.metrics_listen, ("metrics_listen",), partial(listen_at, folder=folder))
-        if self.is_spoiled(("listen",)) or self.is_spoiled(("metrics_listen",)):
-            return listen, pages  # without the wrong ones, positions are not those of the file
-        for number in range(1, len(listen)):
-            if (twice := again(listen[: number + 1])) is not None:
-                self.note_at(("listen", number), f"listen URL {twice} is listed twice; remove one")
-        for number in range(len(pages)):
-            if (twice := again([*listen, *pages[: number + 1]])) is not None:
-                self.note_at(("metrics_listen", number), f"listen URL {twice} is listed twice; remove one")
-        return listen, pages
+        listen = self.each_at(urls, ("listen",), partial(listen_at, folder=folder))
+        pages = self.each_at(file.metrics_listen, ("metrics_listen",), partial(listen_at, folder=folder))
+        of_pages = {position: one._replace(only_pages=True) for position, one in pages.items()}
+        for field, found in (("listen", listen), ("metrics_listen", of_pages)):
+            for position, one in found.items():
+                if again([*self.listens.values(), one]) is not None:
+                    self.note_at((field, position), f"listen URL {one} is listed twice; remove one")
+                self.listens[field, position] = one
+        return list(listen.values()), list(of_pages.values())
+
+    def _of_tls(self, file: FileShape) -> dict[Place, Listen] | None:
+        """The listen URLs with TLS; None if the file does not tell whether there are any."""
+        found = {place: one for place, one in self.listens.items() if one.tls}
+        is_open = file.listen is None and not file.metrics_listen
+        is_open |= self.is_spoiled(("listen",)) or self.is_spoiled(("metrics_listen",))
+        return None if is_open and not found else found
 
     def _advertise(self, urls: list[Any]) -> list[str]:
-        advertise = self.each(urls, ("advertise",), _advertised)
-        for number, url in enumerate(advertise):
-            if not self.is_spoiled(("advertise",)) and url in advertise[:number]:
+        advertise = self.each_at(urls, ("advertise",), _advertised)
+        for number, url in advertise.items():
+            if any(url == earlier for position, earlier in advertise.items() if position < number):
                 self.note_at(("advertise", number), f"advertise URL {url} is listed twice; remove one")
-        return advertise
+        return list(advertise.values())
 
     def _namespace(self, value: Any) -> Namespace | None:
         if value is None:

@@ -5,7 +5,7 @@ All listen URLs with https:// and unixs: use them. The files are read once to fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -65,26 +65,25 @@ class ListenTlsShape(Shape):
 
 
 def listen_tls_at(
-    value: dict[str, Any] | None, listen: Sequence[Listen] | None, fields: Fields, folder: Path | None
+    value: dict[str, Any] | None, of_tls: Mapping[Place, Listen] | None, fields: Fields, folder: Path | None
 ) -> ListenTls | None:
     """The TLS that the field `tls` describes; relative paths begin at `folder`. None without the field.
 
-    `listen` are the addresses in the same file, None if the file has none.
+    `of_tls` are the addresses with TLS in the same file and their places, None if the file does not tell.
 
     Raises:
         LineError: something in it is wrong, or a file cannot be used; or a listen URL needs the field, or none does.
     """
-    of_tls = [number for number, one in enumerate(listen or ()) if one.tls]
     if value is None:
-        if listen is not None and of_tls:
-            fields.fail(("listen", of_tls[0]), needs_certificate(listen[of_tls[0]]))
+        for at, listen in (of_tls or {}).items():
+            fields.note_at(at, needs_certificate(listen))
         return None
-    if listen is not None and not of_tls:
-        fields.fail(("tls",), 'no listen URL uses "tls"; write listen: ["https://HOST:PORT"], or leave "tls" out')
+    if of_tls == {}:
+        fields.note_at(("tls",), 'no listen URL uses "tls"; write listen: ["https://HOST:PORT"], or leave "tls" out')
     shape = fields.shaped(value, ListenTlsShape, ("tls",), '"tls"')
     version = str(shape.min_version)
     if version not in ("1.2", "1.3"):
-        fields.fail(("tls", "min_version"), f'"tls": "min_version" is "{version}"; write "1.2" or "1.3"')
+        fields.note_at(("tls", "min_version"), f'"tls": "min_version" is "{version}"; write "1.2" or "1.3"')
     pairs: list[tuple[PairShape | ListenTlsShape, Place]] = []
     if shape.cert is not None or shape.key is not None:
         pairs.append((shape, ("tls",)))
@@ -96,7 +95,7 @@ def listen_tls_at(
     if len(pairs) > MOST_CERTS:
         text = f'"tls" has more than {MOST_CERTS} certificates; use certificates with several names'
         fields.fail(("tls", "certs"), text)
-    ca = _path(shape.client_ca, "client_ca", ("tls",), fields, folder)
+    ca = fields.tried(None, _path, shape.client_ca, "client_ca", ("tls",), fields, folder)
     read = [fields.tried(None, _files, pair, place, ca, fields, folder) for pair, place in pairs]
     files = [one for one in read if one is not None]
     if not shape.alpn or any(one not in _PROTOCOLS for one in shape.alpn):

@@ -1,8 +1,4 @@
-"""The `shards` of a config file: names, endpoints and ranges, in esp's format or the original Go proxy's.
-
-In esp's own format a range may lie inside another range; then the narrower range wins. The original format has no such
-rule, so an overlap there is a mistake.
-"""
+"""The `shards` of a config file: names, endpoints and ranges, in esp's format or the original Go proxy's."""
 
 from __future__ import annotations
 
@@ -10,16 +6,17 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from esp.core.config.addresses import address
+from esp.core.config.all_ranges import AllRanges, WrittenRange
 from esp.core.config.fields import key_bytes
 from esp.core.config.ranges import RangeFields
 from esp.core.config.shape import Shape
-from esp.core.config.yaml_lines import LineError, Place
-from esp.core.keys import KeyRange, format_key, format_range
-from esp.core.shard_map import ShardMap, ShardMapError, carve
-from esp.core.wording import shard_quoted, shards_called
+from esp.core.config.yaml_lines import Place
+from esp.core.keys import KeyRange
+from esp.core.shard_map import ShardMap
+from esp.core.wording import shard_quoted
 
 if TYPE_CHECKING:
     from esp.core.config.shard_tls import ShardTls
@@ -49,13 +46,6 @@ class Endpoint:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
 
-class WrittenRange(NamedTuple):
-    """A range as the file has it, before narrower ranges were cut out, and its line."""
-
-    range: KeyRange
-    line: int
-
-
 @dataclass(frozen=True, slots=True)
 class ShardConfig:
     """One shard. `ranges` are the ranges that it owns, in key order, after narrower ranges of others were cut out.
@@ -70,53 +60,6 @@ class ShardConfig:
     user: User | None = None
     tls: ShardTls | None = None
     written: tuple[WrittenRange, ...] = dataclasses.field(default=(), compare=False, repr=False)
-
-
-def read_shards(
-    entries: list[Any],
-    whole: list[Any],
-    fields: RangeFields,
-    auth: dict[str, Any] | None = None,
-    folder: Path | None = None,
-    tls: dict[str, Any] | None = None,
-    *,
-    needs_ranges: bool = True,
-) -> tuple[tuple[ShardConfig, ...], ShardMap]:
-    """The shards in the order of the file, and the map that they make.
-
-    Args:
-        entries: the value of `shards`.
-        whole: the value of `whole`: ranges that no boundary may divide.
-        fields: the fields of the file.
-        auth: The value of `auth`, for the shards without one of their own.
-        folder: The folder of the file.
-        tls: The value of `shard_tls`, for the shards without a `tls` of their own.
-        needs_ranges: Whether each shard needs ranges. If none has any, the map gives all keys to the first shard, and
-            means nothing.
-
-    Raises:
-        LineError: there is a fault in a shard; or a key has no owner, or two; or a boundary divides a range of `whole`.
-    """
-    reader = _ShardsReader(fields, folder, needs_ranges=needs_ranges)
-    user = None if auth is None else _user(auth, ("auth",), fields, folder)
-    reader.read(entries)
-    secured = reader.secured(tls)
-    if fields.is_spoiled(("shards",)):
-        raise fields.faults[-1]  # noted already; without all ranges there is no map
-    shard_map = reader.shard_map()
-    reader.check_whole(whole, shard_map)
-    shards = tuple(
-        ShardConfig(
-            name,
-            endpoints,
-            tuple(shard_map.ranges_of(name)),
-            reader.users.get(name, user),
-            secured.get(name),
-            reader.written(name),
-        )
-        for name, endpoints in reader.endpoints.items()
-    )
-    return shards, shard_map
 
 
 class ShardShape(Shape):
@@ -146,16 +89,17 @@ def _user(value: dict[str, Any], place: Place, fields: RangeFields, folder: Path
     return fields.tried(None, user_at, value, place, fields, folder)
 
 
-class _Source(NamedTuple):
-    """A range as the file has it."""
+class ShardsReader:
+    """Reads the shards in order. A fault in one does not keep the others from being read.
 
-    shard: str
-    range: KeyRange
-    place: Place
+    Args:
+        fields: the fields of the file.
+        folder: the folder of the file.
+        needs_ranges: whether each shard needs ranges.
 
-
-class _ShardsReader:
-    """Reads the shards in order. A fault in one does not keep the others from being read."""
+    Attributes:
+        endpoints: of each shard, those that are known.
+    """
 
     def __init__(self, fields: RangeFields, folder: Path | None, *, needs_ranges: bool) -> None:
         self._needs_ranges = needs_ranges
@@ -168,20 +112,59 @@ class _ShardsReader:
         self.fail = fields.fail
         self.shaped = fields.shaped
         self.endpoints: dict[str, tuple[Endpoint, ...]] = {}
-        self._sources: list[_Source] = []
+        self._ranges = AllRanges(fields)
         self._places: dict[str, int] = {}
         self._owner_of: dict[tuple[str, int], str] = {}
-        self._original = False
 
-    def read(self, entries: list[Any]) -> None:
+    def read(
+        self,
+        entries: list[Any],
+        whole: list[Any],
+        auth: dict[str, Any] | None = None,
+        tls: dict[str, Any] | None = None,
+    ) -> tuple[tuple[ShardConfig, ...], ShardMap] | None:
+        """The shards in the order of the file, and the map that they make; None if there are faults, which are noted.
+
+        Args:
+            entries: the value of `shards`.
+            whole: the value of `whole`: ranges that no boundary may divide.
+            auth: the value of `auth`, for the shards without one of their own.
+            tls: the value of `shard_tls`, for the shards without a `tls` of their own.
+
+        Raises:
+            LineError: there are no shards, or shards of two formats; or too many faults.
+        """
+        user = None if auth is None else _user(auth, ("auth",), self.fields, self._folder)
+        self._read(entries)
+        secured = self._secured(tls)
+        places: dict[str, Place] = {name: ("shards", index) for name, index in self._places.items()}
+        shard_map = self._ranges.shard_map(places, needs_ranges=self._needs_ranges)
+        self._ranges.check_whole(whole, shard_map)
+        if shard_map is None or self.fields.is_spoiled(("shards",)):
+            return None
+        shards = tuple(
+            ShardConfig(
+                name,
+                endpoints,
+                tuple(shard_map.ranges_of(name)),
+                self.users.get(name, user),
+                secured.get(name),
+                self._ranges.written(name),
+            )
+            for name, endpoints in self.endpoints.items()
+        )
+        return shards, shard_map
+
+    def _read(self, entries: list[Any]) -> None:
         if not entries:
             example = 'shards: [{endpoints: [http://127.0.0.1:12379], ranges: [{start: "", end: ""}]}]'
             self.fail(("shards",), f"no shards; write {example}")
-        self._original = self._is_original(entries)
+        self._ranges.is_original = self._is_original(entries)
         for index, entry in enumerate(entries):
             name = self.fields.tried(f"?{index}", self._name, index, entry)
             self._places[name] = index
-            if self._original:
+            self._ranges.unread.add(name)
+            if self._ranges.is_original:
                 last = index == len(entries) - 1
                 self.fields.tried(None, self._original_shard, name, index, entry, last=last)
             else:
@@ -234,7 +217,7 @@ class _ShardsReader:
             user = _user(shape.auth, (*place, "auth"), self.fields, self._folder)
             if user is not None:
                 self.users[name] = user
-        if shape.tls is not None and name in self.endpoints:
+        if shape.tls is not None:
             tried(None, self._read_tls, name, shape.tls, (*place, "tls"), subject)
         if not shape.ranges and self._needs_ranges:
             text = f'{subject} has no ranges; write ranges: [{{start: "", end: ""}}] for all keys'
@@ -243,77 +226,77 @@ class _ShardsReader:
             here = (*place, "ranges", position)
             found = tried(None, self.fields.range_at, value, here, subject)
             if found is not None:
-                self._sources.append(_Source(name, found, here))
+                self._ranges.add(name, found, here)
+        if not self.fields.is_spoiled((*place, "ranges")):
+            self._ranges.unread.discard(name)
 
     def _original_shard(self, name: str, index: int, entry: Any, *, last: bool) -> None:
         place: Place = ("shards", index)
         subject = _subject(name, index, entry)
         shape = self.shaped(entry, OriginalShardShape, place, subject)
         addresses = [shape.address] if shape.address else []
-        self._read_endpoints(name, addresses, (*place, "address"), subject)
+        tried = self.fields.tried
+        tried(None, self._read_endpoints, name, addresses, (*place, "address"), subject)
         # The first start and the last end are ignored in that format, whatever they are.
-        start = b""
+        start: bytes | None = b""
+        end: bytes | None = None
         if index > 0:
-            start = self._boundary("start", shape.start, shape.startBytes, place, subject)
-            if not start:
-                self.fail(
-                    (*place, "start"),
-                    f'{subject}: only the first shard may have no "start"; write the end of the one before',
-                )
-        end = None
+            cure = 'only the first shard may have no "start"; write the end of the one before'
+            start = tried(None, self._boundary, "start", shape.start, shape.startBytes, place, subject, cure)
         if not last:
-            end = self._boundary("end", shape.end, shape.endBytes, place, subject)
-            if not end:
-                self.fail(
-                    (*place, "end"),
-                    f'{subject}: only the last shard may have no "end"; write the start of the next',
-                )
-        self._sources.append(_Source(name, KeyRange(start, end), place))
+            cure = 'only the last shard may have no "end"; write the start of the next'
+            end = tried(None, self._boundary, "end", shape.end, shape.endBytes, place, subject, cure)
+        if start is not None and (last or end is not None):
+            self._ranges.add(name, KeyRange(start, end), place)
+            self._ranges.unread.discard(name)
 
-    def _boundary(self, field: str, text: Any, data: Any, place: Place, subject: str) -> bytes:
-        """The key in `start` or `end`; if that is empty, the key in `startBytes` or `endBytes`."""
+    def _boundary(self, field: str, text: Any, data: Any, place: Place, subject: str, cure: str) -> bytes:
+        """The key in `start` or `end`; if that is empty, the key in `startBytes` or `endBytes`.
+
+        Raises:
+            LineError: there is none; or it is empty, for which `cure` is told.
+        """
         boundary = b"" if text is None else self.fields.key_at(text, (*place, field), subject)
-        if boundary:
-            return boundary
-        field += "Bytes"
-        try:
-            return key_bytes(data, field)
-        except ValueError as error:
-            self.fail((*place, field), f"{subject}: {error}")
+        if not boundary:
+            try:
+                boundary = key_bytes(data, f"{field}Bytes")
+            except ValueError as error:
+                self.fail((*place, f"{field}Bytes"), f"{subject}: {error}")
+        if not boundary:
+            self.fail((*place, field), f"{subject}: {cure}")
+        return boundary
 
     def _read_endpoints(self, name: str, values: list[Any], place: Place, subject: str) -> None:
-        if not values and self._original:
+        if not values and self._ranges.is_original:
             self.fail(place, f"{subject} has no address; write address: 127.0.0.1:12379")
         if not values:
             self.fail(place, f"{subject} has no endpoints; write endpoints: [http://127.0.0.1:12379]")
-        endpoints = self.fields.each(values, place, endpoint_at, subject)
-        if self.fields.is_spoiled(place):
-            raise self.fields.faults[-1]  # noted already
-        for position, endpoint in enumerate(endpoints):
+        endpoints = self.fields.each_at(values, place, endpoint_at, subject)
+        for position, endpoint in endpoints.items():
+            first = next(iter(endpoints.values()))
             if other := self._owner_of.get((endpoint.host, endpoint.port)):
-                self.fail(
-                    (*place, position),
-                    f"{subject}: endpoint {endpoint} is listed in {other} already; remove it from one",
-                )
-            self._owner_of[endpoint.host, endpoint.port] = subject
-            if endpoint.tls is not endpoints[0].tls:
-                self.fail(
-                    (*place, position),
-                    f"{subject}: endpoints {endpoints[0]} and {endpoint} differ: all of a shard are https://, or none",
-                )
-        lines = [self.lines.of((*place, position)) for position in range(len(endpoints))]
-        self.endpoints[name] = tuple(map(_with_line, endpoints, lines))
+                text = f"{subject}: endpoint {endpoint} is listed in {other} already; remove it from one"
+                self.fields.note_at((*place, position), text)
+            self._owner_of.setdefault((endpoint.host, endpoint.port), subject)
+            if endpoint.tls is not first.tls:
+                text = f"{subject}: endpoints {first} and {endpoint} differ: all of a shard are https://, or none"
+                self.fields.note_at((*place, position), text)
+        if endpoints:
+            self.endpoints[name] = tuple(
+                dataclasses.replace(endpoint, line=self.lines.of((*place, position)))
+                for position, endpoint in endpoints.items()
+            )
 
     def _read_tls(self, name: str, value: dict[str, Any], place: Place, subject: str) -> None:
-        first = self.endpoints[name][0]
-        if not first.tls:
+        first = next(iter(self.endpoints.get(name, ())), None)
+        if first is not None and not first.tls:
             secured = dataclasses.replace(first, tls=True)
             self.fail(place, f'{subject} has "tls", but endpoint {first} is plain; write {secured}, or leave out "tls"')
         from esp.core.config.shard_tls import shard_tls_at
 
         self.tls[name] = shard_tls_at(value, place, self.fields, self._folder, self._checked)
 
-    def secured(self, for_all: dict[str, Any] | None) -> dict[str, ShardTls]:
+    def _secured(self, for_all: dict[str, Any] | None) -> dict[str, ShardTls]:
         """The TLS of the shards that use TLS, by name; `for_all` is the value of `shard_tls`.
 
         Raises:
@@ -328,77 +311,10 @@ class _ShardsReader:
         if for_all is not None:
             fields = self.fields
             default = fields.tried(default, shard_tls_at, for_all, ("shard_tls",), fields, self._folder, self._checked)
-            if not names and not self.fields.is_spoiled(("shards",)):
+            if not names and len(self.endpoints) == len(self._places):
                 text = '"shard_tls" is given, but all endpoints are plain; write https:// before those of TLS'
                 self.fields.note_at(("shard_tls",), text)
         return {name: self.tls.get(name, default) for name in names}
-
-    def shard_map(self) -> ShardMap:
-        """The map made of all ranges."""
-        if not self._sources and not self._needs_ranges:
-            return ShardMap(tuple(self.endpoints), 0, [b""], [next(iter(self.endpoints))])
-        ranges = [(source.shard, source.range) for source in self._sources]
-        positions = list(range(len(ranges)))  # in self._sources, of each of `ranges`
-        try:
-            if not self._original:
-                parts = carve(ranges)
-                positions = [position for position, _ in parts]
-                ranges = [(self._sources[position].shard, part) for position, part in parts]
-                if self._needs_ranges:
-                    self._check_all_own({shard for shard, _ in ranges})
-            return ShardMap.build(ranges, list(self.endpoints))
-        except ShardMapError as error:
-            blamed = {position: self._sources[positions[position]] for position in error.ranges}
-            line = self.lines.of(next(iter(blamed.values())).place)
-
-            def label(position: int) -> str:
-                source = blamed[position]
-                text = f"{format_range(source.range)} of {shard_quoted(source.shard)}"
-                there = self.lines.of(source.place)
-                return text if there == line else f"{text} (line {there})"
-
-            raise LineError(line, error.explain(label)) from None
-
-    def written(self, name: str) -> tuple[WrittenRange, ...]:
-        """The ranges of a shard as the file has them."""
-        return tuple(
-            WrittenRange(source.range, self.lines.of(source.place)) for source in self._sources if source.shard == name
-        )
-
-    def check_whole(self, values: list[Any], shard_map: ShardMap) -> None:
-        """Checks that no boundary lies inside a range of `whole`.
-
-        Raises:
-            LineError: a boundary lies inside, or a value is no range.
-        """
-        for position, value in enumerate(values):
-            place: Place = ("whole", position)
-            kept = self.fields.tried(None, self.fields.range_or_prefix_at, value, place, '"whole"')
-            if kept is None:
-                continue
-            boundary = shard_map.first_boundary(kept)
-            if boundary is not None:
-                names = shards_called(dict.fromkeys(part.shard for part in shard_map.split(kept)), word="the shards")
-                source = self._source_at(boundary)
-                self.fields.note_at(
-                    place,
-                    f'{format_range(kept)} must be whole, but is cut at "{format_key(boundary)}" '
-                    f"(line {self.lines.of(source.place)}) between {names}; "
-                    "move that boundary out of it, or give the range itself to one shard",
-                )
-
-    def _source_at(self, boundary: bytes) -> _Source:
-        """The range of the file that begins at a boundary of the map; else the range that ends there."""
-        starting = [source for source in self._sources if source.range.start == boundary]
-        return (starting or [source for source in self._sources if source.range.end == boundary])[0]
-
-    def _check_all_own(self, owners: set[str]) -> None:
-        for name in self.endpoints:
-            if name not in owners:
-                self.fail(
-                    ("shards", self._place(name)),
-                    f"{shard_quoted(name)} owns no key, narrower ranges take all of its own; widen it or remove it",
-                )
 
 
 def _subject(name: str, index: int, entry: Any) -> str:
@@ -414,7 +330,3 @@ def endpoint_at(url: object) -> Endpoint:
         ValueError: `url` is none; the message is a sentence with the reason and the cure.
     """
     return Endpoint(*address(url, "endpoint"), tls=str(url).startswith("https://"))
-
-
-def _with_line(endpoint: Endpoint, line: int) -> Endpoint:
-    return dataclasses.replace(endpoint, line=line)
