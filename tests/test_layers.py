@@ -66,7 +66,7 @@ LAYERS = [
     {"esp.core.gateway", "esp.core.metrics"},
     {"esp.core.traces", "esp.core.ui", "esp.core.served"},
     {"esp.core.proxy", "esp.core.local", "esp.core.local_shards", "esp.core.local_tls"},
-    {"esp.core.reload"},
+    {"esp.core.reload", "esp.core.following"},
     {"esp.commands"},
     {"esp.cli"},
     {"esp.quick"},

@@ -62,6 +62,9 @@ CANCELED = Status(Code.CANCELLED, "etcdserver: request canceled")
 # only for requests that surely never left esp.
 NO_CONNECTION = Status(Code.UNAVAILABLE, "there is no connection available")
 
+# A shard has refused the comparison of its guard: nothing was done. Clients hear of it only if no newer map is found.
+MAP_CHANGED = Status(Code.UNAVAILABLE, "esp: the map of the shards has changed; nothing was done, send the call again")
+
 # The answer of gRPC's health service about a service other than "".
 UNKNOWN_SERVICE = Status(Code.NOT_FOUND, "unknown service")
 
@@ -97,6 +100,12 @@ def leads_to_esp(shard: str, endpoints: str) -> Status:
     """The refusal of calls to a shard whose endpoints are all esps; Unavailable, because nothing was sent."""
     text = f"esp: {shard_called(shard)} leads to an esp, this one or another ({endpoints}); "
     text += "name its etcds as its endpoints"
+    return Status(Code.UNAVAILABLE, text)
+
+
+def not_in_config(shard: str) -> Status:
+    """The refusal of calls to a shard that the map in the shards names and the config does not."""
+    text = f"esp: the map in the shards names shard {shard}, and this proxy's config does not; add it to the config"
     return Status(Code.UNAVAILABLE, text)
 
 

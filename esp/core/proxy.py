@@ -37,6 +37,7 @@ from esp.core.served import Served
 from esp.core.server_certificates import ServerCertificates
 from esp.core.services.fence import Fence
 from esp.core.services.pages import Pages
+from esp.core.services.rerouting import Rerouting
 from esp.core.services.router import Router
 from esp.core.services.watch import Others
 from esp.core.shard import Shard
@@ -50,7 +51,7 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.exchange import AnswerPage
 from esp.core.wire.listener import Listener
 from esp.core.wire.request import RequestHead
-from esp.core.wire.server_stream import Handler, ServerStream
+from esp.core.wire.server_stream import Handler, ServerCall, ServerStream
 from esp.core.wire.transport import TICK_SECONDS
 from esp.core.wording import FEW, shards_called
 from esp.core.workers import Balance, Share
@@ -77,11 +78,15 @@ class Proxy:
 
     Attributes:
         background: owner of every task and timer outside the wire; counts bugs.
+        changes: held by whoever puts another layout in force, from the first step to the last.
         calls: counts the calls that have ended.
         fenced: counts the calls that were held, refused and cut while keys got another owner.
         gate: lets calls over several shards begin.
         is_handing_over: whether another process takes over with the layout in force, so that no reload may change it.
         reloads: the number of reloads, by their result.
+        rerouted: counts the calls that shards have refused because they came by an outdated map.
+        rerouting: these calls, while they wait for the next map; None if the map is in the file.
+        look_for_map: has the map read from the shards, of the one with this name first; set by whoever follows the map.
         metrics: the page /metrics.
         positions: the positions of watchers over several shards, for clients that come again.
         on_tick: further steps of each tick, by their names; they get the time, and run only while the loop works.
@@ -117,7 +122,7 @@ class Proxy:
         self._certificates = None if config.tls is None else ServerCertificates(config.tls, self.tls_files)
         self._garbage = Garbage(monotonic(), self.context.turns.time.leave_out)
         self._heap = Heap(self._garbage)
-        self.running = Running(self.context, self.background, self.tls_files)
+        self.running = Running(self.context, self.background, self.tls_files, self._outdated)
         self.calls = Calls(self.context, KNOWN)
         self._call_log = CallLog(config.log)
         self.calls.listen(self._call_log.ended, self._call_log.least)
@@ -130,7 +135,15 @@ class Proxy:
         layout = replace(self.running.layout_of(config), former=former or Former())
         protects = config.across_shards.protects_kubernetes
         apiservers = ApiServers(layout, config.apiserver_roots, protects=protects, compact_key=config.compact_key)
-        self.routing = Routing(layout, Tokens(self.context), apiservers)
+        self.routing = Routing(layout, Tokens(self.context), apiservers, self._refusing(config))
+        self.rerouted: Counter[str] = Counter()
+        self.look_for_map: Callable[[str | None], object] = lambda _: None
+        self.changes = asyncio.Lock()
+        self.rerouting = (
+            None
+            if config.guards is None
+            else Rerouting(lambda: self.routing.layout, self._find, lambda name: self.look_for_map(name), self.rerouted)
+        )
         self._served = served = Served(config, lambda: self.routing, self.context, self.background, self.advertised)
         self.gate, self.leases, self.positions = served.gate, served.leases, served.watch.positions
         self._pages = Pages(self.routing, self.background, self.context.counters.pages, self._other_workers)
@@ -193,7 +206,8 @@ class Proxy:
         if config is not None:
             self._adopt(config, layout)
         calls = self.calls_in_flight()
-        before, self.routing = self.routing, Routing(layout, self.routing.tokens, self.routing.apiservers)
+        before = self.routing
+        self.routing = Routing(layout, before.tokens, before.apiservers, before.outdated)
         self.running.install(layout)
         self.routing.apiservers.install(layout)
         self._served.install(self.routing)
@@ -209,6 +223,8 @@ class Proxy:
         left = [shard for name, shard in before.shards.items() if layout.shards.get(name) is not shard]
         if left:
             self.background.start(self._let_go(left, calls))
+        if self.rerouting is not None:
+            self.rerouting.installed()
         self.context.flush()
         log.info(
             "layout %d is in force: %s; map %s", layout.epoch, shards_called(layout.shards, FEW), layout.map.fingerprint
@@ -226,6 +242,14 @@ class Proxy:
         if fence is not None:
             self._listener.forget_heads()
             fence.open()
+
+    def _refusing(self, config: Config) -> Callable[[ServerCall, bytes], None] | None:
+        return None if config.guards is None else partial(self._outdated, None)
+
+    def _outdated(self, shard: Shard | None, stream: ServerCall, message: bytes) -> None:
+        """Takes over a call that a shard has refused because it came by an outdated map."""
+        assert self.rerouting is not None, "only shards with a guard refuse so"
+        self.rerouting.outdated(shard, stream, message)
 
     def calls_in_flight(self) -> list[ServerStream]:
         """The open calls of all clients, without streams."""
@@ -390,6 +414,8 @@ class Proxy:
             self._served.tick(now)
             if self._fence is not None:
                 guard("calls that are held", partial(self._fence.tick, now))
+            if self.rerouting is not None:
+                guard("calls that wait for another map", partial(self.rerouting.tick, now))
             guard("tokens", self.routing.tokens.expire)
             guard("calls that have ended", self.calls.tick)
             guard("old garbage", partial(self._garbage.tick, now))

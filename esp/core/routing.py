@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from esp.core.apiservers import ApiServers
 from esp.core.identity import Identity
@@ -11,6 +11,7 @@ from esp.core.shard import Shard
 from esp.core.shard_map import ShardMap
 from esp.core.tokens import Tokens
 from esp.core.undivided import Undivided
+from esp.core.wire.server_stream import ServerCall
 
 
 class Routing:
@@ -20,14 +21,23 @@ class Routing:
         layout: the shard map and its shards.
         tokens: the tokens of this process, of all layouts.
         apiservers: finds out whether kube-apiservers use this proxy.
+        outdated: takes over a client's call, with its message, that one of its shards has refused because it came by an
+            outdated map; None if no shard does that.
         map, shards, identity, undivided: the layout's own.
     """
 
-    __slots__ = ("apiservers", "identity", "layout", "map", "shards", "tokens", "undivided")
+    __slots__ = ("apiservers", "identity", "layout", "map", "outdated", "shards", "tokens", "undivided")
 
-    def __init__(self, layout: Layout, tokens: Tokens, apiservers: ApiServers | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        tokens: Tokens,
+        apiservers: ApiServers | None = None,
+        outdated: Callable[[ServerCall, bytes], None] | None = None,
+    ) -> None:
         """Without `apiservers` no prefix of a kube-apiserver is expected, and nothing is protected."""
         self.layout = layout
+        self.outdated = outdated
         self.tokens = tokens
         self.apiservers = apiservers or ApiServers(layout, (), protects=False)
         self.map: ShardMap = layout.map

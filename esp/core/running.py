@@ -12,13 +12,13 @@ from time import monotonic
 from typing import Final
 
 from esp.core.background import Background
-from esp.core.config import Config
+from esp.core.config import Config, ShardConfig
 from esp.core.layout import Layout
-from esp.core.shard import Shard
+from esp.core.shard import GUARD_KEY, Guard, GuardedShard, Outdated, Shard
 from esp.core.tls_files import TlsFiles
 from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
-from esp.core.wire.server_stream import ServerStream
+from esp.core.wire.server_stream import ServerCall, ServerStream
 from esp.core.wire.transport import TICK_SECONDS
 from esp.core.wording import shard_called
 
@@ -26,6 +26,11 @@ TICKED_AT_ONCE: Final = 32
 """Shards that are ticked in one step of the loop."""
 GIVE_UP_SECONDS: Final = 5.0
 """The longest that the end of the process waits for `gave_up`."""
+
+
+def _nobody(shard: Shard, stream: ServerCall, message: bytes) -> None:
+    """No shard refuses calls so."""
+    raise NotImplementedError
 
 
 class Running:
@@ -36,9 +41,17 @@ class Running:
 
     Args:
         tls_files: the certificates of esp at the shards.
+        outdated: takes over clients' calls that a shard has refused because they came by an outdated map.
     """
 
-    def __init__(self, context: WireContext, background: Background, tls_files: TlsFiles) -> None:
+    def __init__(
+        self,
+        context: WireContext,
+        background: Background,
+        tls_files: TlsFiles,
+        outdated: Outdated = _nobody,
+    ) -> None:
+        self._outdated = outdated
         self._context = context
         self._background = background
         self._tls_files = tls_files
@@ -53,8 +66,8 @@ class Running:
     def layout_of(self, config: Config, before: Layout | None = None) -> Layout:
         """The layout that follows `before`: the shard map of `config`, and its shards.
 
-        A shard with the name, user and TLS of a shard of `before`, and at least one of its endpoints, keeps that
-        shard's client. The layout has to be given to `install` or to `forget`.
+        A shard with the name, user, TLS and guard of a shard of `before`, and at least one of its endpoints, keeps that
+        shard's client. The layout has to be given to `install` or to `forget`. A map of the shards keeps its epoch.
 
         Raises:
             TlsFileError: a certificate of a shard cannot be used.
@@ -63,14 +76,23 @@ class Running:
         shards, new = [], []
         for shard in config.shards:
             client = kept.get(shard.name)
-            if client is None or not client.may_become(shard):
-                client = Shard.of(shard, self._context, self._background, self._tls_files)
+            guard = None if config.guards is None else Guard(GUARD_KEY, config.guards[shard.name].encode())
+            if client is None or not client.may_become(shard) or client.guard != guard:
+                client = self._client(shard, guard)
                 new.append(client)
             shards.append(client)
         self._next.update(new)
-        shard_map = replace(config.shard_map, epoch=1 if before is None else before.epoch + 1)
+        shard_map = config.shard_map
+        if config.guards is None:
+            shard_map = replace(shard_map, epoch=1 if before is None else before.epoch + 1)
         undivided = Undivided(shard_map, config.across_shards.refused, self._context.reached)
         return Layout.of(shard_map, shards, undivided)
+
+    def _client(self, shard: ShardConfig, guard: Guard | None) -> Shard:
+        context, background, files = self._context, self._background, self._tls_files
+        if guard is None:
+            return Shard.of(shard, context, background, files)
+        return GuardedShard.of(shard, context, background, files, guard=guard, outdated=self._outdated)
 
     async def prepare(self, layout: Layout, seconds: float) -> list[str]:
         """Begins the clients of a layout's new shards; those that are unreachable after `seconds`, by name.

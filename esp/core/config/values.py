@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 class Config:
     """A config that has passed every check. `shards` and `shard_map.names` are in the order of the file.
 
-    If the shards hold the map and the file has no ranges, `shard_map` has epoch 0 and means nothing.
+    If the shards hold the map and the file has no ranges, `shard_map` has epoch 0 and means nothing, until the map of
+    the shards is in its place (`shared_map.served`). Then `guards` are those of the shards, by name, and `spare` are
+    shards of the file that the map does not name.
     All keys are those of the shards, with the prefix of the namespace.
     """
 
@@ -47,6 +50,9 @@ class Config:
     txn_reads: Literal["snapshot", "each"]
     drain_seconds: float
     limits: Limits
+    map: Literal["file", "shards"] = "file"
+    guards: Mapping[str, str] | None = None
+    spare: tuple[ShardConfig, ...] = ()
     namespace: Namespace | None = None
     tls: ListenTls | None = None
     control: Control = "auto"

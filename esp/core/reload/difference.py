@@ -42,7 +42,7 @@ LIVE: Final = frozenset(
     )
 )
 """The fields of a config, beside `shards` and `limits`, that change while esp runs. All others need a restart."""
-_APART: Final = frozenset(("path", "shards", "shard_map", "limits", "log"))
+_APART: Final = frozenset(("path", "shards", "shard_map", "guards", "spare", "limits", "log"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from esp.core.reload.keys import Keys, keys_of, one_cluster
 from esp.core.reload.leases import Brought, MissingLeasesError, bring_leases
 from esp.core.reload.outcome import Outcome, Result
 from esp.core.shard import Shard
+from esp.core.shared_map import served_as
 from esp.core.tls_paths import TlsFileError
 from esp.core.wording import counted, shard_called
 
@@ -72,6 +73,7 @@ class Reload:
         self.is_prepared = False
         self._proxy = proxy
         self._progress = told
+        self._holds = False  # the lock of all changes
         self._force = force
         self._only_check = only_check
         self._config = proxy.config
@@ -107,8 +109,11 @@ class Reload:
     async def prepare(self, load: Callable[[], Config]) -> None:
         """Does all that clients do not notice. `load` reads and checks the file, in a thread; raises ConfigError."""
         outcome, proxy = self.outcome, self._proxy
+        await proxy.changes.acquire()
+        self._holds = True
         try:
-            config = self._config = await in_a_thread("the config", load)
+            config = await in_a_thread("the config", load)
+            config = self._config = served_as(config, proxy.config)
         except ConfigError as error:
             outcome.reasons.append(str(error))
             return
@@ -254,6 +259,9 @@ class Reload:
         if self._next is not self._before:
             await self._proxy.running.forget(self._next, self._proxy.routing.layout)  # nothing, if it is in force
         self.outcome.epoch = self._proxy.routing.layout.epoch
+        if self._holds:
+            self._holds = False
+            self._proxy.changes.release()
 
     # Afterwards.
 

@@ -34,9 +34,9 @@ from esp.core.keys import KeyRange, prefix_end
 from esp.core.namespace import Namespace
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.services import metadata
+from esp.core.services.anew import Anew, Find
 from esp.core.services.handlers import parse
 from esp.core.wire.ended import Several
-from esp.core.wire.hpack import decode
 from esp.core.wire.request import RequestHead
 from esp.core.wire.server_stream import OVERLOADED, Handler, Refuse, ServerCall, Sink
 from esp.core.wire.status import RpcError
@@ -47,8 +47,6 @@ LARGE_TXN: Final = 16_384
 """A transaction of more bytes is held without a look at its keys."""
 _POLL_SECONDS: Final = 0.005
 
-Find = Callable[[RequestHead], Handler]
-"""Names the handler of a request, by the map in force."""
 _Keys = Callable[[Any], Iterable[KeyRange]]
 
 
@@ -136,12 +134,11 @@ class Fence:
         self._counters: Counter[str] = Counter() if counters is None else counters
         self._ranges = [found for key_range in ranges if (found := _to_clients(key_range, namespace)) is not None]
         self._sources = frozenset(sources)
-        self._find = find
+        self._anew = Anew(find)
         self._began = monotonic()
         self._held: dict[_Held, None] = {}
         self._before: list[ServerCall] = []
         self._waiting: list[ServerCall] = []  # those that may wait for hours
-        self._heads: dict[RequestHead, RequestHead] = {}  # of calls that were held, by their heads of before
         for stream in calls:
             head = stream.head
             if head.path not in _KEYS or head.field(metadata.SHARD) or head.path == _OBSERVE:
@@ -247,28 +244,7 @@ class Fence:
 
     def begin(self, stream: ServerCall, message: bytes) -> None:
         """Begins a call that came while the fence stood, by the map in force now."""
-        before = stream.head
-        head = self._heads.get(before)
-        if head is None:
-            head = self._heads[before] = self._again(before)
-        stream.head = head
-        handler = head.handler
-        if handler.streaming:
-            handler.on_open(stream)
-            if stream.sink is not None:
-                stream.sink.request_data(message, True)
-        else:
-            handler.on_message(stream, message)
-
-    def _again(self, before: RequestHead) -> RequestHead:
-        """The head of a request as it would be if it came now."""
-        own = [field for field in before.fields if field[0] in (metadata.READ, metadata.SHARD)]
-        fields = [(b"content-type", b"application/grpc"), *decode(before.forward[1]), *own]
-        head = RequestHead(before.method, before.path, fields, before.content_length)
-        head.handler = self._find(head)
-        head.unary = not head.handler.streaming
-        head.weigh()
-        return head
+        self._anew.begin(stream, message)
 
 
 class _Fenced(Handler):

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from esp.core import errors
 from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
 from esp.core.services.timed import Timed
 from esp.core.shard import Shard
@@ -169,12 +170,16 @@ class CoroutineCall(Sink):
         entry: the places at shards, if the call spans shards; None if it needs no places.
         keeps: the places that the call keeps when shards have answered, because it will ask them again.
         task: the task of the coroutine.
+        outdated: takes the call over if a shard refuses it because it came by an outdated map; None for nobody.
     """
 
-    __slots__ = ("_room", "_unflushed", "_waiting", "entry", "keeps", "stream", "task")
+    __slots__ = ("_room", "_unflushed", "_waiting", "entry", "keeps", "outdated", "stream", "task")
 
-    def __init__(self, stream: ServerCall, entry: Entry | None = None) -> None:
+    def __init__(
+        self, stream: ServerCall, entry: Entry | None = None, outdated: Callable[[], object] | None = None
+    ) -> None:
         self.stream = stream
+        self.outdated = outdated
         self.entry = entry
         self.keeps = Keeps.NOTHING
         self.task: asyncio.Task[None] | None = None
@@ -266,7 +271,11 @@ class CoroutineCall(Sink):
         try:
             await work
         except RpcError as error:
-            self._finish(error.status)
+            if error.status == errors.MAP_CHANGED and self.outdated is not None and not self.stream.responded:
+                self.stream.sink = None
+                self.outdated()
+            else:
+                self._finish(error.status)
         except asyncio.CancelledError:
             raise
         except Exception:

@@ -2,7 +2,9 @@
 
     unary      one unary RPC, asked of one shard or of several at once: parsed answers, or statuses that blame a shard
     at_once    one call to each of several shards, in one turn of the loop
+    guarded_shard  a shard that holds a guard
     shard      one shard, as its callers see it: clients' calls passed on, esp's own calls
+    guarded    the connections of a shard that holds a guard: each call for keys compares it
     waits      calls for locks and elections that are given up, one at a time
     connected  keeps a shard connected to one endpoint, fail-over to the next
     links      a shard's two connections to the endpoint in use
@@ -29,11 +31,14 @@ From the top down; each file imports only files below it.
 
 from esp.core.shard.at_once import AtOnce, are_ready
 from esp.core.shard.cluster import NONE_REFUSED
+from esp.core.shard.compared import GUARD_KEY, Guard, Kind
 from esp.core.shard.connected import FIRST_PAUSE, LONGEST_PAUSE
 from esp.core.shard.dial import connect
 from esp.core.shard.dialler import reason_of
 from esp.core.shard.endpoint_state import Connectivity, EndpointState
 from esp.core.shard.fate import outcome
+from esp.core.shard.guarded import Compared
+from esp.core.shard.guarded_shard import GuardedShard, Outdated
 from esp.core.shard.lookup import Lookups, UnknownNameError, is_address
 from esp.core.shard.member import STATUS_PATH, is_probe
 from esp.core.shard.secured import Secured
@@ -76,6 +81,7 @@ __all__ = [
     "COMPACT",
     "DELETE_RANGE",
     "FIRST_PAUSE",
+    "GUARD_KEY",
     "LEASE_GRANT",
     "LEASE_LEASES",
     "LEASE_REVOKE",
@@ -95,10 +101,15 @@ __all__ = [
     "USER_LIST",
     "Answer",
     "AtOnce",
+    "Compared",
     "Connectivity",
     "EndpointState",
+    "Guard",
+    "GuardedShard",
+    "Kind",
     "Lookups",
     "Method",
+    "Outdated",
     "Secured",
     "Shard",
     "UnknownNameError",

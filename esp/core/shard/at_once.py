@@ -54,7 +54,8 @@ class AtOnce(Generic[Read]):
         """Sends a call. `message` has no gRPC prefix; `reader` makes the answer; `ended` is called when it has come."""
         connection = shard.free_connection()
         assert connection is not None, "are_ready comes first, in the same turn"
-        call = self._together.add(connection, reader, self._down, ended, shard.blamed, forward[0])
+        kind = shard.together_call(forward)
+        call = self._together.add(connection, reader, self._down, ended, shard.blamed, forward[0], kind)
         self.calls.append((shard, call))
         connection.call(call, forward, self._timeout, prefix(message), end=True)
 

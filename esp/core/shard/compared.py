@@ -27,6 +27,8 @@ from esp.core.varint import size_at, varint
 from esp.core.wire.frames import pack_u32, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, prefix
 
+GUARD_KEY: Final = b"\0esp/guard"
+"""The key of the guard, on each shard."""
 _BYTES: Final = 2  # the wire type of bytes
 _HEADER: Final = 1 << 3 | _BYTES
 _COMPARE: Final = 1 << 3 | _BYTES
@@ -101,6 +103,11 @@ class Guard:
         self._forms: dict[tuple[int, int], _Form] = {}  # by tag and size of answers
         self._compare = rpc_pb2.TxnRequest(compare=[compare]).SerializeToString()
         self._read = rpc_pb2.TxnRequest(failure=[read]).SerializeToString()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Guard) and other.value == self.value
+
+    __hash__ = None  # type: ignore[assignment]
 
     def compared(self, kind: Kind, message: bytes) -> bytes:
         """The transaction for a request; both with gRPC prefix.

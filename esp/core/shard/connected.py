@@ -95,7 +95,7 @@ class Connected(Cluster):
         self._own_parts = OwnParts(name)
         self.passed = None if context.observer is None else context.observer.passed_to(name)
         self._login = None if user is None else Login(name, user, self._own_parts, self._ask_once, background)
-        dialler = Dialler(context, self._own_parts.of, self.take_status, secured)
+        dialler = Dialler(context, self._own_parts.of, self.take_status, secured, self._new_connection)
         self._links = Links(self, dialler, context, background)
         self._unary, self._streams = self._links.unary, self._links.streams
         self._esps: set[Endpoint] = set()
@@ -114,6 +114,9 @@ class Connected(Cluster):
         """
         secured = Secured.of(shard.name, shard.tls, files)
         return cls(shard.name, shard.endpoints, context, background, shard.user, secured)
+
+    def _new_connection(self, context: WireContext, authority: str) -> ClientConnection:
+        return ClientConnection(context, authority)
 
     def may_become(self, shard: ShardConfig) -> bool:
         """Whether this client can `move` to a shard as the config has it: as the same user, with the same TLS."""
@@ -246,6 +249,9 @@ class Connected(Cluster):
         failures = 0
         refusals = 0
         self.outages.begin(monotonic())
+        if not self.endpoints:
+            self._links.bar(errors.not_in_config(self.name))
+            await asyncio.Event().wait()
         while True:
             endpoint = self.endpoints[turn % len(self.endpoints)]
             state = self.states[endpoint]  # `move` may drop it meanwhile

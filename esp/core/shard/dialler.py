@@ -36,6 +36,7 @@ class Dialler:
         take_status: takes the first answer of each member to Status, and returns its version; raises OSError if the
             member is not to be used.
         secured: the TLS of the shard; None if the shard is plain.
+        connection: makes a connection, with the `:authority` of its requests.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Dialler:
         own_part: Callable[[bytes], bytes],
         take_status: Callable[[bytes], str],
         secured: Secured | None,
+        connection: Callable[[WireContext, str], ClientConnection] = ClientConnection,
     ) -> None:
         self._context = context
+        self._connection = connection
         self._secured = secured
         self._own_part = own_part
         self._take_status = take_status
@@ -59,7 +62,7 @@ class Dialler:
             OSError: no connection, no SETTINGS or no answer in time; or the member is not to be used (`take_status`).
         """
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        connection = ClientConnection(self._context, f"{host}:{endpoint.port}")
+        connection = self._connection(self._context, f"{host}:{endpoint.port}")
         connection.own_part = self._own_part
         try:
             await self._greeted(connection, endpoint)

@@ -8,17 +8,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence, Sized
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from esp.core import errors
 from esp.core.background import Background
 from esp.core.config import Endpoint, User
+from esp.core.shard.compared import Guard
 from esp.core.shard.connected import Connected
 from esp.core.shard.fate import outcome
 from esp.core.shard.link import ParkedCall, StreamOpener
 from esp.core.shard.secured import Secured
 from esp.core.shard.waits import WAITS, Waits
-from esp.core.wire.call import BrokenCall, MessageCall, Reader, messages
+from esp.core.wire.call import BrokenCall, MessageCall, Reader, TogetherCall, messages
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.message import format_timeout, prefix
@@ -79,7 +80,7 @@ class Shard(Connected):
                 connection.call(call, down.forward, down.timeout, message, end=True)
             else:
                 connection.call_whole(call, down.head.forward, down.timeout, message)
-            if len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
+            if len(message) > KEPT_UNCOUNTED and not may_keep(down, message):
                 call.message = b""
         else:
             self._unary.park(ParkedCall(self, self._unary, down, message))
@@ -91,9 +92,9 @@ class Shard(Connected):
             place.close()
             down.finish(DEADLINE_EXCEEDED)
         elif connection is not None:
-            call = CountedCall(connection, down, message, self, place)
+            call = self.counted_call(down)(connection, down, message, self, place)
             connection.call(call, down.forward, down.remaining_timeout(), message, end=True)
-            if len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
+            if len(message) > KEPT_UNCOUNTED and not may_keep(down, message):
                 call.message = b""
         else:
             place.close()
@@ -162,9 +163,9 @@ class Shard(Connected):
         elif message is None:
             call = StreamCall(connection, down, self)
         else:
-            call = LateCall(connection, down, message, self)
+            call = self.late_call(down)(connection, down, message, self)
         connection.call(call, down.forward, timeout, message, end=message is not None)
-        if message is not None and len(message) > KEPT_UNCOUNTED and not _may_keep(down, message):
+        if message is not None and len(message) > KEPT_UNCOUNTED and not may_keep(down, message):
             call.message = b""
 
     def refuse(self, down: ServerCall, status: Status) -> None:
@@ -222,6 +223,31 @@ class Shard(Connected):
         self.consider_moving(call.connection, status)
         down = call.down
         return not down.responded and down.head.handler.recover(down, call.message or b"", status)
+
+    guard: Guard | None = None
+    """What the shard compares with each call for keys; None if it holds no guard."""
+
+    def on_outdated(self, down: ServerCall, message: bytes) -> None:
+        """Gives a client's call, which the shard has refused by its guard, to whoever sends it by another map."""
+        raise NotImplementedError
+
+    # The classes of calls; those that wait for hours, and streams, have their own.
+
+    def late_call(self, down: ServerCall) -> type[LateCall]:
+        """The class of a client's call that was not sent at once."""
+        return LateCall
+
+    def counted_call(self, down: ServerCall) -> type[CountedCall]:
+        """The class of a client's call with a place."""
+        return CountedCall
+
+    def message_call(self, forward: Forward) -> type[MessageCall[Any]]:
+        """The class of a call of a coroutine."""
+        return MessageCall
+
+    def together_call(self, forward: Forward) -> type[TogetherCall[Any]]:
+        """The class of one of several calls of a coroutine."""
+        return TogetherCall
 
     # Calls of esp's own.
 
@@ -293,7 +319,7 @@ class Shard(Connected):
         connection = await self._unary.wait(down.peer if down is not None else "")
         when = deadline.when()
         timeout = b"" if when is None else format_timeout(max(0.0, when - asyncio.get_running_loop().time()))
-        call = MessageCall(connection, reader(), down, self.blamed, forward[0])
+        call: MessageCall[Read] = self.message_call(forward)(connection, reader(), down, self.blamed, forward[0])
         connection.call(call, forward, timeout, body, end=True)
         self.context.flush_soon()
         try:
@@ -324,7 +350,7 @@ class Shard(Connected):
         return call
 
 
-def _may_keep(down: ServerCall, message: bytes) -> bool:
+def may_keep(down: ServerCall, message: bytes) -> bool:
     """Whether a request is kept to be sent again. Counts it as memory up to REPLAY_BYTES; a larger one goes soon."""
     if len(down.connection.streams) > MANY_CALLS:
         return False

@@ -1,5 +1,6 @@
 """The map as the shards hold it: read from them, and changed on them.
 
+    serving    a config with the map that the shards hold
     writing    changes, decided on the anchor and carried out on the shards
     access     the right of clients to have the guard compared, where auth is on
     reading    what the shards hold, and the map in force by that
@@ -9,11 +10,12 @@
 From the top down; each file imports only files below it. The protocol is in docs/decisions/2026-11-30-one-map.md.
 """
 
+from esp.core.shard import GUARD_KEY
 from esp.core.shared_map.access import grant, is_auth_on, is_unsafe, roles_without
 from esp.core.shared_map.change import Kind, Next, Step, decode_next, steps
 from esp.core.shared_map.reading import DisagreeError, Held, Told, foreign_keys, newest, read
+from esp.core.shared_map.serving import served, served_as
 from esp.core.shared_map.value import (
-    GUARD_KEY,
     HELD_KEYS,
     MAP_KEY,
     MAX_MAP_BYTES,
@@ -61,6 +63,8 @@ __all__ = [
     "newest",
     "read",
     "roles_without",
+    "served",
+    "served_as",
     "steps",
     "tell",
     "with_shards",

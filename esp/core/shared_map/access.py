@@ -12,13 +12,13 @@ from typing import Final
 from esp.core.pb import auth_pb2, rpc_pb2
 from esp.core.shard import (
     AUTH_STATUS,
+    GUARD_KEY,
     ROLE_GET,
     ROLE_GRANT_PERMISSION,
     ROLE_LIST,
     Shard,
     ask_for_esp,
 )
-from esp.core.shared_map.value import GUARD_KEY
 from esp.core.wire.status import Code, RpcError
 
 _READ: Final = auth_pb2.Permission(permType=auth_pb2.Permission.READ, key=GUARD_KEY)

@@ -12,9 +12,9 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from esp.core.pb import rpc_pb2
+from esp.core.shard import GUARD_KEY
 from esp.core.shared_map.value import (
     FORMAT,
-    GUARD_KEY,
     HELD_KEYS,
     MAP_KEY,
     NEXT_KEY,

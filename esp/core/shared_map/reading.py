@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from esp.core.pb import kv_pb2, rpc_pb2
-from esp.core.shard import RANGE, Shard, ask_all_for_esp
+from esp.core.shard import GUARD_KEY, RANGE, Shard, ask_all_for_esp
 from esp.core.shared_map.change import Next, decode_next, look
-from esp.core.shared_map.value import GUARD_KEY, MAP_KEY, NEXT_KEY, OWN_KEYS, MapFormatError, SharedMap, decode
+from esp.core.shared_map.value import MAP_KEY, NEXT_KEY, OWN_KEYS, MapFormatError, SharedMap, decode
 from esp.core.wire.status import Status
 from esp.core.wording import both_called
 

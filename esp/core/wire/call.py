@@ -294,9 +294,10 @@ class Together(Generic[Message]):
         ended: Callable[[], object] | None = None,
         garbled: Callable[[str], RpcError] = _garbled,
         path: bytes = b"",
+        kind: type[TogetherCall[Message]] | None = None,
     ) -> TogetherCall[Message]:
-        """A new call, for the caller to send; `ended` is called when the call ends by itself."""
-        call = TogetherCall(connection, reader, keeper, self, ended, garbled, path)
+        """A new call of `kind`, for the caller to send; `ended` is called when the call ends by itself."""
+        call = (kind or TogetherCall)(connection, reader, keeper, self, ended, garbled, path)
         self.calls.append(call)
         return call
 

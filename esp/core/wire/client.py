@@ -200,7 +200,7 @@ class ClientConnection(ResponseReader):
         size = len(data)
         window = self.send_window - size
         if known is None or window < 0 or size > SHORT_DATA or size > self.at_once:
-            self.call(stream, forward, timeout, data, end=True)
+            ClientConnection.call(self, stream, forward, timeout, data, end=True)
             if known is None:
                 self._encoder.remember(forward)
             return

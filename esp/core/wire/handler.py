@@ -103,6 +103,11 @@ class ServerCall:
         raise NotImplementedError
 
     @property
+    def is_within(self) -> bool:
+        """Whether this is not the client's stream itself, but an object between the two (`Handler.within`)."""
+        return False
+
+    @property
     def responded(self) -> bool:
         """Whether the response has begun."""
         raise NotImplementedError
@@ -276,6 +281,11 @@ class Handler:
     quick: bool = False
     waits: bool = False
     lasts: bool = False
+
+    @property
+    def within(self) -> Handler:
+        """The handler that gets an object between the two in place of the client's stream; by default this one."""
+        return self
 
     def on_open(self, stream: ServerCall) -> None:
         """A streaming call begins: put a `Sink` into `stream.sink`."""

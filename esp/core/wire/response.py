@@ -204,6 +204,13 @@ ENDING: Final = parse_response([(b"grpc-status", b"0")])
 """The trailers of every call that esp itself has answered."""
 
 
+def refusal(status: Status) -> ResponseHead:
+    """The whole response with an error: head and trailers in one block."""
+    text = encode_status_text(status.message, MAX_STATUS_TEXT)
+    fields = [(b":status", b"200"), (b"content-type", b"application/grpc")]
+    return parse_response([*fields, (b"grpc-status", b"%d" % status.code), (b"grpc-message", text)])
+
+
 def trailers_block(status: Status, extra: Fields | None = None, *, http_status: int) -> bytes:
     """Trailers for `status`; with an `http_status` they are the response's only block, its head in front of them."""
     if status is OK and not extra and not http_status:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from esp.core import errors
 from esp.core.services.kv import read_txn
+from esp.core.shard import Compared, Guard, Kind
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import STREAM_WINDOW, ClientStream
 from esp.core.wire.ended import Passed
@@ -57,6 +58,10 @@ class BatchedCall(ClientStream):
 
     def end_all(self, status: Status) -> None:
         """Ends all calls with a status that is about the shard."""
+        raise NotImplementedError
+
+    def outdated(self) -> None:
+        """Gives each read to whoever sends it by another map: the shard has refused all, since this one is outdated."""
         raise NotImplementedError
 
     def note_large(self, size: int) -> None:
@@ -121,6 +126,9 @@ class BatchedCall(ClientStream):
         self.tell_asked(TXN_PATH, status.code, self._sent)
         shard = self._batches.shard
         shard.consider_moving(self.connection, status)
+        if status == errors.MAP_CHANGED:
+            self.outdated()
+            return
         if status.code == Code.UNAVAILABLE:  # about the shard, so the same for each read
             self.end_all(status)
             return
@@ -247,11 +255,25 @@ class BatchedReads(BatchedCall):
         """Ends all calls."""
         self._for_each(lambda stream, _: stream.finish(status))
 
+    def outdated(self) -> None:
+        """Gives each read to whoever sends it by another map."""
+        self._for_each(self._batches.shard.on_outdated)
+
     def note_large(self, size: int) -> None:
         """The clients' next reads wait for places."""
         for read in self._reads:
             if read.stream is not None:
                 self._batches.gate.note_large(read.stream, size)
+
+
+class ComparedReads(Compared, BatchedReads):
+    """A transaction of reads at a shard that holds a guard: all of them are refused, or none."""
+
+    __slots__ = ("beginning", "kind", "opening")
+
+    def compared(self, guard: Guard, kind: Kind, message: bytes) -> bytes:
+        """The transaction with the comparison."""
+        return super().compared(guard, Kind.READS, message)
 
 
 def end_after_bug(stream: ServerCall) -> None:

@@ -25,11 +25,12 @@ from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Final
 
+from esp.core import errors
 from esp.core.log.first_key import BEGINNING
 from esp.core.pb import rpc_pb2
 from esp.core.services.gate import Entry
 from esp.core.services.kv.concat_order import put_in_order
-from esp.core.services.kv.concat_part import Part
+from esp.core.services.kv.concat_part import Part, part_of
 from esp.core.services.kv.concat_sending import Sending
 from esp.core.services.kv.kept_answer import TAIL_BYTES
 from esp.core.services.kv.merge import part, requests
@@ -132,7 +133,7 @@ class Concat(Sending):
         for name, message in asked:
             if self.down.sink is not self:
                 return  # a part could not be sent, and the call has failed
-            one = Part(self, shards[name], message, limit)
+            one = part_of(self, shards[name], message, limit)
             self._parts.append(one)
             if not one.send(forward, timeout):
                 self.give_up()
@@ -145,7 +146,7 @@ class Concat(Sending):
         self.down.sink = self
         count = self._to_begin = self._open = len(messages)
         self.small = CALL_BYTES // count
-        self._parts = [Part(self, one.shard, message) for one, message in zip(batches, messages, strict=True)]
+        self._parts = [part_of(self, one.shard, message) for one, message in zip(batches, messages, strict=True)]
         for each, one in zip(batches, self._parts, strict=True):
             if self._entry is None:
                 each.add(one)
@@ -328,6 +329,11 @@ class Concat(Sending):
     def fail(self, status: Status) -> None:
         """Ends the call after a first failure, because the answer cannot be whole: cancels the other parts."""
         if self.down.sink is not self:
+            return
+        outdated = self.spans.routing.outdated
+        if status == errors.MAP_CHANGED and outdated is not None and not self._started:
+            self._stop()
+            outdated(self.down, self._asked)
             return
         if not self._started:
             self._tell(status)

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from esp.core.services.kv.kept_answer import TAIL_BYTES, KeptAnswer
 from esp.core.services.kv.range_bytes import HEADER_TAG
-from esp.core.shard import Shard
+from esp.core.shard import Compared, Shard
 from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.frames import MAX_FRAME_SIZE, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
@@ -287,3 +287,14 @@ class Part(KeptAnswer):
         """The shard is gone."""
         self._tell(Code.UNAVAILABLE)
         self.on_broken(unprocessed=self.surely_unprocessed(code))
+
+
+class ComparedPart(Compared, Part):
+    """A part of a shard that holds a guard."""
+
+    __slots__ = ("beginning", "kind", "opening")
+
+
+def part_of(concat: Concatenation, shard: Shard, message: bytes, limit: int = 0) -> Part:
+    """A part of a shard, of which nothing was asked yet."""
+    return (Part if shard.guard is None else ComparedPart)(concat, shard, message, limit)

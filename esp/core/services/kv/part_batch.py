@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from esp.core import errors
 from esp.core.services.kv import read_txn
 from esp.core.services.kv.batched_call import BatchedCall
 from esp.core.services.kv.concat_part import Part
 from esp.core.services.kv.read_batch import Batches
 from esp.core.services.kv.read_txn import LONGEST_READ
+from esp.core.shard import Compared, Guard, Kind
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerCall
@@ -42,7 +44,8 @@ class PartBatches(Batches[Part]):
     ) -> tuple[BatchedCall, bytes]:
         """The transaction of these parts."""
         parts = [one for _, one in reads]
-        return BatchedParts(connection, self, metadata, parts), read_txn.join([one.message for one in parts])
+        kind = BatchedParts if self.shard.guard is None else ComparedParts
+        return kind(connection, self, metadata, parts), read_txn.join([one.message for one in parts])
 
 
 class BatchedParts(BatchedCall):
@@ -80,6 +83,10 @@ class BatchedParts(BatchedCall):
         """Ends all Ranges."""
         self._for_each(lambda one: one.fail(status))
 
+    def outdated(self) -> None:
+        """Gives each Range to whoever sends it by another map."""
+        self._for_each(lambda one: one.fail(errors.MAP_CHANGED))
+
     def _for_each(self, act: Callable[[Part], None]) -> None:
         """Calls `act` for each part. A bug in that fails only the call of this part."""
         for one in self._parts:
@@ -94,3 +101,13 @@ class BatchedParts(BatchedCall):
         """The clients' next reads wait for places."""
         for one in self._parts:
             self._batches.gate.note_large(one.down, size)
+
+
+class ComparedParts(Compared, BatchedParts):
+    """A transaction of parts at a shard that holds a guard."""
+
+    __slots__ = ("beginning", "kind", "opening")
+
+    def compared(self, guard: Guard, kind: Kind, message: bytes) -> bytes:
+        """The transaction with the comparison."""
+        return super().compared(guard, Kind.READS, message)

@@ -18,7 +18,7 @@ from typing import Final, Generic, TypeVar
 from esp.core.services.gate import Gate
 from esp.core.services.handlers import PassCounted
 from esp.core.services.kv import read_txn
-from esp.core.services.kv.batched_call import TXN_PATH, BatchedCall, BatchedReads, end_after_bug
+from esp.core.services.kv.batched_call import TXN_PATH, BatchedCall, BatchedReads, ComparedReads, end_after_bug
 from esp.core.services.kv.peek import bare_key, range_key
 from esp.core.services.maintenance import version_key
 from esp.core.shard import Shard
@@ -190,7 +190,8 @@ class ReadBatches(Batches[bytes]):
     ) -> tuple[BatchedCall, bytes]:
         """The transaction of these reads."""
         body = read_txn.join([message for _, message in reads])
-        return BatchedReads(connection, self, metadata, reads), body
+        kind = BatchedReads if self.shard.guard is None else ComparedReads
+        return kind(connection, self, metadata, reads), body
 
 
 def _longest_timeout(reads: Iterable[tuple[ServerCall, object]]) -> bytes:

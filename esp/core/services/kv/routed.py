@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any
 
 from esp.core.keys import KeyRange
@@ -49,6 +50,11 @@ class Routed(Counted):
         """Sends a parsed request on, serialised anew: so the shard reads the same in it as esp has."""
         self.send(stream, prefix(request.SerializeToString()), shard)
 
+    def outdated(self, stream: ServerCall, message: bytes) -> Callable[[], object] | None:
+        """What is done with a call if one of its shards refuses it because it came by an outdated map."""
+        outdated = self.routing.outdated
+        return None if outdated is None else partial(outdated, stream, message)
+
     def serve_across(
         self,
         stream: ServerCall,
@@ -59,7 +65,7 @@ class Routed(Counted):
         """Runs `work` for a call that spans shards, when there are places for it at `shards`, which it asks first."""
 
         def begin(entry: Entry) -> None:
-            call = CoroutineCall(stream, entry)
+            call = CoroutineCall(stream, entry, self.outdated(stream, message))
             call.start(self.spawn, work(call), entry.close)
 
         size = len(message)

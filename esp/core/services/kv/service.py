@@ -118,7 +118,9 @@ class Put(Routed):
         if not message:
             return self.lease_retry.take_unkept(stream, status)
         request = parse(rpc_pb2.PutRequest, message)
-        return self.lease_retry.take(stream, message, [request], status, self.routing.owner)
+        return self.lease_retry.take(
+            stream, message, [request], status, self.routing.owner, self.outdated(stream, message)
+        )
 
 
 class _Ranges(Routed):
@@ -194,13 +196,14 @@ class _Ranges(Routed):
 
         def begin(entry: Entry) -> None:
             def in_a_coroutine() -> None:
-                call = CoroutineCall(stream, entry)
+                call = CoroutineCall(stream, entry, self.outdated(stream, message))
                 tries = self.snapshot_tries if wants_snapshot else 0
                 work = self.across(call, request, segments, tries)
                 call.start(self.spawn, work, entry.close)
 
             joins = self.joins() and not wants_snapshot
-            if not joins or not Concat(stream, self.spans, entry, in_a_coroutine).begin(request, segments, position):
+            concat = partial(Concat, stream, self.spans, entry, in_a_coroutine, message)
+            if not joins or not concat().begin(request, segments, position):
                 in_a_coroutine()
 
         asked = segments[:1] if self.in_order and not wants_snapshot else segments

@@ -100,4 +100,5 @@ class Txn(Routed):
         if not message:
             return self.lease_retry.take_unkept(stream, status)
         request = parse(rpc_pb2.TxnRequest, message)
-        return self.lease_retry.take(stream, message, txn.puts(request), status, self.routing.owner)
+        owner, outdated = self.routing.owner, self.outdated(stream, message)
+        return self.lease_retry.take(stream, message, txn.puts(request), status, owner, outdated)

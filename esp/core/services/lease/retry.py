@@ -49,6 +49,7 @@ class LeaseRetry:
         puts: Iterable[rpc_pb2.PutRequest | None],
         status: Status,
         owner: Callable[[bytes], Shard],
+        outdated: Callable[[], object] | None = None,
     ) -> bool:
         """Takes over a write to one shard that ended with `status`; False when that status is the answer.
 
@@ -58,10 +59,11 @@ class LeaseRetry:
             puts: the request's operations; any Put may name the missing lease, None stands for another operation.
             status: the refusal.
             owner: the shard that owns a key, in the layout that the write was routed by.
+            outdated: takes the call over if that layout is outdated.
         """
         if status != errors.LEASE_NOT_FOUND:
             return False
-        return self._begin(stream, lambda call: self._again(call, message, puts, owner))
+        return self._begin(stream, lambda call: self._again(call, message, puts, owner), outdated)
 
     def take_unkept(self, stream: ServerCall, status: Status) -> bool:
         """As `take`, for a write that esp cannot send again, since it has not kept the bytes or has sent them twice.
@@ -84,7 +86,12 @@ class LeaseRetry:
         """
         return self._begin(stream, lambda call: self._again_by(call, lease_id, status, shard, again))
 
-    def _begin(self, stream: ServerCall, work: Callable[[CoroutineCall], Coroutine[Any, Any, None]]) -> bool:
+    def _begin(
+        self,
+        stream: ServerCall,
+        work: Callable[[CoroutineCall], Coroutine[Any, Any, None]],
+        outdated: Callable[[], object] | None = None,
+    ) -> bool:
         if not self._repair.table.tolerant:
             return False
         if stream.retried:
@@ -94,7 +101,7 @@ class LeaseRetry:
             stream.finish(errors.TOO_MANY_REQUESTS)
             return True
         stream.retried = True
-        call = CoroutineCall(stream)
+        call = CoroutineCall(stream, outdated=outdated)
         self.running += 1
         call.start(self._spawn, work(call), self._ended)
         return True

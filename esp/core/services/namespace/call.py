@@ -98,6 +98,11 @@ class InnerCall(ServerCall, Sink):
         self._outer.sink = None if sink is None and self._backlog is None else self
 
     @property
+    def is_within(self) -> bool:
+        """True."""
+        return True
+
+    @property
     def responded(self) -> bool:
         """Whether the response has begun."""
         return self._outer.responded

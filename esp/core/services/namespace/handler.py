@@ -91,6 +91,11 @@ class Translated(Handler):
         self._requests = requests
         self._reader = reader
 
+    @property
+    def within(self) -> Handler:
+        """The handler inside."""
+        return self.inner.within
+
     def on_open(self, stream: ServerCall) -> None:
         """A streaming call begins."""
         self.inner.on_open(InnerCall(stream, self._requests, self._reader()))

@@ -1,0 +1,222 @@
+"""A proxy follows the map that the shards hold: it reads the map, and puts each newer one in force.
+
+The map is read at the start, whenever a key of the map changes on a shard (a watch on each), whenever a shard refuses a
+call because it came by an outdated map, and every LOOK_SECONDS. None of this is needed for safety: the shards refuse
+what comes by a wrong map.
+
+The newest map counts, whichever shard tells it; no silent shard is waited for. An older map than the one in force is
+taken only if every shard tells, and none a newer one: all of them were restored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+from esp.core.auth_tokens import OWN
+from esp.core.config import Config
+from esp.core.connected_shards import answering
+from esp.core.layout import Layout
+from esp.core.pb import rpc_pb2
+from esp.core.proxy import Proxy
+from esp.core.shard import Shard
+from esp.core.shared_map import HELD_KEYS, DisagreeError, Held, SharedMap, Told, newest, read, served
+from esp.core.wire.call import BrokenCall
+from esp.core.wire.status import RpcError, Status
+
+log = logging.getLogger("esp.map")
+
+LOOK_SECONDS: Final = 30.0
+"""Seconds after which the map is read although nothing says that it has changed."""
+PAUSE_SECONDS: Final = 0.05
+"""Seconds between two looks."""
+ANSWER_SECONDS: Final = 2.0
+"""Seconds that a shard has to tell its map."""
+CONNECT_SECONDS: Final = 1.0
+"""Seconds that the clients of a new map's shards have to connect before the map is in force."""
+_WATCH: Final = b"/etcdserverpb.Watch/Watch"
+
+
+class NoMapError(Exception):
+    """The map in the shards cannot be served by; the text is a clause with its cure."""
+
+
+async def first_map(config: Config) -> Config:
+    """The config with the map that its shards hold, for the start.
+
+    Raises:
+        NoMapError: the shards tell no map, or different ones.
+    """
+    async with answering(config) as (shards, troubles):
+        found: dict[str, Held | Status] = {**troubles, **await read(shards.values(), ANSWER_SECONDS)}
+    told = _told(found)
+    if told is not None:
+        return served(config, told.map)
+    silent = [f"{name}: {held.message}" for name, held in found.items() if isinstance(held, Status)]
+    if silent:
+        raise NoMapError(f"no shard tells a map of the shards ({'; '.join(silent)})")
+    faults = [f"{name}: {held.faults[0]}" for name, held in found.items() if isinstance(held, Held) and held.faults]
+    if faults:
+        raise NoMapError(f"the map in the shards cannot be read ({'; '.join(faults)})")
+    raise NoMapError("the shards hold no map; esp map init puts the first one there")
+
+
+def _told(found: Mapping[str, Held | Status]) -> Told | None:
+    try:
+        return newest(found)
+    except DisagreeError as error:
+        raise NoMapError(str(error)) from None
+
+
+class Following:
+    """Puts each newer map in force.
+
+    Args:
+        proxy: a proxy that serves by a map of the shards.
+
+    Attributes:
+        looks: how often the map was read.
+    """
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.looks = 0
+        self._proxy = proxy
+        self._wanted = asyncio.Event()
+        self._asked: set[str] = set()  # the shards that have refused calls since the last look
+        self._trouble = ""
+        self._watched: dict[Shard, asyncio.Task[None]] = {}
+        proxy.look_for_map = self.want
+
+    def want(self, shard: str | None = None) -> None:
+        """Has the map read soon: by the shard that has refused a call first, if one has."""
+        if shard is not None:
+            self._asked.add(shard)
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Follows, until cancelled."""
+        try:
+            while True:
+                self._watch()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await self._wanted.wait()
+                self._wanted.clear()
+                await self._look()
+                await asyncio.sleep(PAUSE_SECONDS)
+        finally:
+            await self._proxy.background.end(self._watched.values())
+            self._watched.clear()
+
+    async def _look(self) -> None:
+        self.looks += 1
+        proxy = self._proxy
+        asked, self._asked = self._asked, set()
+        shards = proxy.routing.shards
+        if asked and await self._take(await self._read(shards[name] for name in asked if name in shards)):
+            return
+        found = await self._read(shards.values())
+        if await self._take(found):
+            return
+        rerouting = proxy.rerouting
+        if rerouting is not None:
+            rerouting.looked(self._at_odds(found))
+
+    async def _read(self, shards: Iterable[Shard]) -> dict[str, Held | Status]:
+        return await read([shard for shard in shards if shard.is_ready], ANSWER_SECONDS)
+
+    def _at_odds(self, found: Mapping[str, Held | Status]) -> dict[str, str]:
+        """The shards that have another guard than the map in force says, and why, by name."""
+        guards = self._proxy.config.guards or {}
+        return {
+            name: f"shard {name} does not hold the guard of the map of the shards (epoch {self._epoch}): data was lost "
+            "there, or restored from a backup; esp map show tells more"
+            for name, held in found.items()
+            if isinstance(held, Held) and held.guard != guards.get(name)
+        }
+
+    @property
+    def _epoch(self) -> int:
+        return self._proxy.routing.layout.epoch
+
+    async def _take(self, found: Mapping[str, Held | Status]) -> bool:
+        """Puts the newest of these maps in force; False if that is in force already."""
+        try:
+            told = newest(found)
+        except DisagreeError as error:
+            self._tell(str(error))
+            return False
+        if told is None:
+            return False
+        self._tell("")
+        shared, proxy = told.map, self._proxy
+        if shared.epoch < self._epoch and not self._all_tell(found):
+            return False
+        if shared.map == proxy.config.shard_map and shared.guards == proxy.config.guards:
+            return False
+        async with proxy.changes:
+            config = served(proxy.config, shared)
+            layout = proxy.layout_of(config)
+            await self._install(layout, config, shared)
+        return True
+
+    async def _install(self, layout: Layout, config: Config, shared: SharedMap) -> None:
+        proxy = self._proxy
+        before = proxy.routing.layout
+        missing = await proxy.running.prepare(layout, CONNECT_SECONDS)
+        proxy.install(layout, config)
+        change = shared.changes[-1]
+        log.info(
+            "the map of the shards has epoch %d now, before %d: %s, by %s at %s",
+            shared.epoch,
+            before.epoch,
+            change.what,
+            change.by,
+            change.at,
+        )
+        unknown = [shard.name for shard in config.shards if not shard.endpoints]
+        for name in unknown:
+            log.error("the map names shard %s, and the config does not; add the shard to the config", name)
+        for name in missing:
+            if name not in unknown:
+                log.warning("shard %s of the new map is not reached yet", name)
+
+    def _all_tell(self, found: Mapping[str, Held | Status]) -> bool:
+        return all(isinstance(found.get(name), Held) for name in self._proxy.routing.shards)
+
+    def _tell(self, trouble: str) -> None:
+        if trouble and trouble != self._trouble:
+            log.error("the map of the shards cannot be read: %s", trouble)
+        self._trouble = trouble
+
+    # The watches.
+
+    def _watch(self) -> None:
+        """Watches the map's keys on the shards in force, and on no others."""
+        shards = set(self._proxy.routing.shards.values())
+        for shard in [shard for shard in self._watched if shard not in shards]:
+            self._watched.pop(shard).cancel()
+        for shard in shards:
+            if shard not in self._watched and shard.endpoints:
+                name = f"the watch of the map on shard {shard.name}"
+                self._watched[shard] = self._proxy.background.keep(name, partial(self._watch_one, shard))
+
+    async def _watch_one(self, shard: Shard) -> None:
+        key, range_end = HELD_KEYS.to_request()
+        create = rpc_pb2.WatchCreateRequest(key=key, range_end=range_end)
+        request = rpc_pb2.WatchRequest(create_request=create).SerializeToString()
+        while True:
+            with suppress(RpcError, BrokenCall):
+                call = await shard.open((_WATCH, OWN), request)
+                try:
+                    while (message := await call.read()) is not None:
+                        self.want(shard.name)  # also when the watch begins: something may have happened before
+                        if shard.parsed(rpc_pb2.WatchResponse, message).canceled:
+                            break  # esp has to log in, which the look does
+                finally:
+                    call.cancel()
+            await asyncio.sleep(1)
