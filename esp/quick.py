@@ -99,14 +99,13 @@ def _route(options: dict[str, Any]) -> None:
 
 def _ended(command: Any) -> bool:
     """True, when the command has ended well; else ends the process, as typer's way does."""
-    from esp.commands.output import CommandError, complain, flush
+    from esp.commands.output import CommandError, end_of, flush
 
     try:
         command()
         flush()
     except CommandError as error:
-        complain(str(error))
-        sys.exit(error.exit_code)
+        sys.exit(end_of(error))
     except Exception as error:
         from esp.cli.frame import told
 

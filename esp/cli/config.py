@@ -18,7 +18,8 @@ commands = typer.Typer(
             ("esp config check esp.yaml", "All mistakes at once."),
             ("esp config show", "What is in force, and where it comes from."),
             ("esp config example > esp.yaml", "A config to begin with."),
-        ]
+        ],
+        "The file has faults; all are printed.",
     ),
     rich_markup_mode=None,
 )

@@ -13,7 +13,19 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from esp import __version__, build
-from esp.commands.output import BUG, DONE, USAGE, CommandError, complain, flush, manner, write
+from esp.commands.output import (
+    BUG,
+    DONE,
+    UNREAD,
+    USAGE,
+    CommandError,
+    complain,
+    end_of,
+    flush,
+    manner,
+    unwritten,
+    write,
+)
 
 COLORS: Final = ("auto", "always", "never")
 _EXIT_CODES: Final = {DONE: "Done.", USAGE: "Wrong usage, or a wrong config; nothing was done."}
@@ -54,9 +66,10 @@ def command(examples: Sequence[tuple[str, str]], exit_codes: Mapping[int, str] |
     return type("Command", (Command,), {"examples": tuple(examples), "exit_codes": codes})
 
 
-def group(examples: Sequence[tuple[str, str]]) -> type[Group]:
-    """The class of a group of commands with these examples."""
-    return type("Group", (Group,), {"examples": tuple(examples), "exit_codes": _EXIT_CODES})
+def group(examples: Sequence[tuple[str, str]], failed: str) -> type[Group]:
+    """The class of a group of commands with these examples; `failed` is what exit code 1 of any of them means."""
+    codes = dict(sorted({**_EXIT_CODES, 1: failed}.items()))
+    return type("Group", (Group,), {"examples": tuple(examples), "exit_codes": codes})
 
 
 class Group(TyperGroup):
@@ -73,6 +86,7 @@ class Group(TyperGroup):
         USAGE: "Wrong usage, or a wrong config; nothing was done.",
         BUG: "A bug in esp.",
         130: "Ended by Ctrl-C.",
+        UNREAD: "What read the output through a pipe, such as head, has gone.",
     }
 
     def __init__(self, **options: Any) -> None:
@@ -92,6 +106,10 @@ class Group(TyperGroup):
         try:
             try:
                 code = super().main(*args, **extra)
+            except SystemExit as error:  # typer ends so when the reader of a help has gone
+                if isinstance(error.__context__, BrokenPipeError):
+                    raise unwritten(error.__context__) from None
+                raise
             except OSError:  # perhaps from writing a help, which does not pass through `write`
                 write("")
                 flush()
@@ -100,8 +118,7 @@ class Group(TyperGroup):
                 flush()  # here, where a failure can be reported, and not when Python ends
             return code if isinstance(code, int) else DONE
         except CommandError as error:
-            complain(str(error))
-            return error.exit_code
+            return end_of(error)
         except typer.Abort:
             complain("not confirmed; nothing was done")
             return 1

@@ -18,7 +18,8 @@ commands = typer.Typer(
             ("esp map init", "Put the map of the config on its shards."),
             ("esp map show", "The map, and how each shard stands to it."),
             ("esp map apply new.yaml", "Add or leave out shards that own nothing."),
-        ]
+        ],
+        "Refused, or a shard does not hold the map, or a step failed; each command's help says more.",
     ),
     rich_markup_mode=None,
 )

@@ -91,7 +91,7 @@ def run(config: Path | None, options: Options) -> None:
     keys = _keys(loaded, options.shards)
     access = options.access
     targets = [
-        Target(config_of(Etcd([url], access.ca, access.cert, access.key, access.user, access.password_file)))
+        Target(config_of(Etcd([url], access.ca, access.cert, access.key, access.user, access.password_file), "target"))
         for url in urls
     ]
     measured = _measure(options, targets, keys)

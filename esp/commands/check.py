@@ -114,6 +114,6 @@ def _proxies(options: Options) -> Proxies | None:
         return None
     try:
         check_files(files)
-        return Proxies(tuple(map(configs.endpoint_at, options.proxies)), files)
+        return Proxies(tuple(configs.endpoint_at(url, "proxy") for url in options.proxies), files)
     except (ValueError, TlsFileError) as error:
-        raise CommandError(str(error).replace("endpoint ", "proxy ", 1), USAGE) from None
+        raise CommandError(str(error), USAGE) from None

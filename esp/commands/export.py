@@ -150,7 +150,7 @@ def _failures(path: Path | None) -> Iterator[None]:
         raise CommandError(str(error)) from None
     except OSError as error:
         if path is None:
-            raise unwritten(error) from None
+            raise unwritten(error, is_whole=True) from None
         raise CommandError(f"the export cannot be written: {(error.strerror or str(error)).lower()}{cure()}") from None
     except KeyboardInterrupt:
         raise CommandError(f"interrupted{cure()}", INTERRUPTED) from None

@@ -17,7 +17,9 @@ FAILED = 1
 USAGE = 2
 BUG = 70
 INTERRUPTED = 130
-"""Exit codes: done; failed; wrong usage or a wrong config; a bug; ended by Ctrl-C before the work was done."""
+UNREAD = 141
+"""Exit codes: done; failed; wrong usage or a wrong config; a bug; ended by Ctrl-C before the work was done; whoever has
+read the output through a pipe has gone, which a shell gives for programs that end so."""
 
 
 class Format(StrEnum):
@@ -91,7 +93,7 @@ manner = Manner()
 
 
 class CommandError(Exception):
-    """An expected failure: one sentence for stderr, and the exit code."""
+    """An expected failure: one sentence for stderr, "" for none, and the exit code."""
 
     def __init__(self, text: str, exit_code: int = FAILED) -> None:
         super().__init__(text)
@@ -138,12 +140,25 @@ def flush() -> None:
         raise unwritten(error) from None
 
 
-def unwritten(error: OSError) -> CommandError:
-    """The failure of a write to stdout; what is still buffered is dropped."""
+def unwritten(error: OSError, *, is_whole: bool = False) -> CommandError:
+    """The failure of a write to stdout; what is still buffered is dropped.
+
+    That a reader such as `head` has gone is no failure to tell of: it has read what it wanted. Unless the output is of
+    use only as a whole (`is_whole`).
+    """
     _discard(sys.stdout)
+    if error.errno == errno.EPIPE and not is_whole:
+        return CommandError("", UNREAD)
     is_closed = error.errno == errno.EBADF
     reason = "standard output is closed" if is_closed else (error.strerror or str(error)).lower()
     return CommandError(f"the output cannot be written: {reason}")
+
+
+def end_of(error: CommandError) -> int:
+    """Tells of the failure, if there is something to tell, and returns the exit code."""
+    if str(error):
+        complain(str(error))
+    return error.exit_code
 
 
 def complain(text: str) -> None:

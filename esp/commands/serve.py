@@ -91,7 +91,7 @@ def run(
                 cluster = LocalShards.open(data_dir, local, tls=tls)
                 default = DEFAULT_TLS_LISTEN if tls else DEFAULT_LISTEN
                 _check_listen(path, listen)
-                cluster.write_config(path, listen or [default])
+                cluster.write_config(path, listen, default)
             except OSError as error:
                 raise CommandError(_cannot_use(data_dir, error)) from None
             again = _Again(path, listen, lines)

@@ -21,12 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from esp.commands.output import USAGE, CommandError, Format, flush, write
+from esp.commands.output import USAGE, CommandError, Format, complain, flush, manner, write
 from esp.commands.top_view import Seen, as_json, picture
 from esp.core import config as configs
 from esp.core.config import is_wildcard, url_of
 from esp.core.ui.pages import STATE
 from esp.core.ui.rates import State, read
+from esp.core.wording import counted, cured
 
 TIMEOUT: Final = 5.0
 """Seconds for a proxy's answer."""
@@ -91,6 +92,9 @@ def run(
         if is_live:
             _live(seen, ask, interval)
             return
+        if output is Format.TABLE and not manner.quiet:
+            asked = counted(sum(one.now is not None for one in seen), "proxy")
+            complain(f"{asked} of {len(seen)} answer; the first figures come in {interval:g} s")
         made = 0
         while count is None or made < count:
             time.sleep(interval)
@@ -143,7 +147,7 @@ def _ask(context: ssl.SSLContext | None, url: str) -> State | str:
         return "it is no esp, or a newer one: its answer has another form"
     except OSError as error:
         reason = getattr(error, "reason", error)
-        return str(getattr(reason, "strerror", None) or reason).lower()
+        return cured(str(getattr(reason, "strerror", None) or reason).lower())
 
 
 def _print(seen: Sequence[Seen]) -> None:

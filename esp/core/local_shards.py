@@ -10,6 +10,7 @@ import string
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -85,10 +86,16 @@ class LocalShards:
         etcds = [LocalEtcd(name, data_dir / name, client_port=ports[name], flags=flags, tls=files) for name in ports]
         return cls(data_dir, etcds, default_starts(count), tls=tls)
 
-    def write_config(self, path: Path, listen: Sequence[str]) -> None:
-        """Writes esp's config for these etcds, unless the file exists: then esp uses the file unchanged."""
+    def write_config(self, path: Path, listen: Sequence[str], default: str = "http://127.0.0.1:2379") -> None:
+        """Writes esp's config for these etcds, where esp listens at `listen`, or at `default` if that is empty.
+
+        If the file exists, esp uses it as it is, but for where it listens: the other commands find the proxy by it.
+        """
         if path.exists():
+            if listen:
+                _listen_in(path, listen)
             return
+        listen = listen or [default]
         tls = ""
         if self.tls:
             _make_certificates(self.data_dir / TLS_FOLDER, [host for url in listen if (host := urlsplit(url).hostname)])
@@ -105,19 +112,17 @@ class LocalShards:
             for etcd, start, end in zip(self.etcds, self.starts, ends, strict=True)
         )
         text = (
-            f"# Made by `esp serve --local {len(self.etcds)}`; its next run here uses it as it is.\n"
+            f"# Made by `esp serve --local {len(self.etcds)}`; its next run here uses it.\n"
             "# Each shard's data is in the folder of its name beside this file.\n"
             "# The other commands find the file as ./.esp/esp.yaml, or with -c.\n"
             '# A shard owns the keys from start up to, not including, end; "" is open.\n'
             "# Moving a boundary here does not move the keys that are already stored.\n"
-            f"listen: [{', '.join(listen)}]\n"
+            f"{_listen_line(listen)}\n"
             f"{tls}"
             f"shards:\n{shards}"
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.new")
-        unfinished.write_text(text)
-        unfinished.replace(path)
+        _replace(path, text)
 
     async def start(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - passed on to wait_ready
         """Starts every etcd and returns when all serve. If an etcd fails, all are stopped.
@@ -246,3 +251,22 @@ def _next_commands(listen: Sequence[str], config_path: Path) -> list[str]:
     option = "" if config_path.absolute() == Path.cwd() / ".esp" / CONFIG_NAME else f" -c {config_path}"
     puts = "; ".join(f"{etcdctl} put {pair}" for pair in ("a 1", "j 2", "z 3"))
     return [puts, f'{etcdctl} get "" --from-key', f"{esp} route j{option}", f"{esp} check{option}"]
+
+
+def _listen_line(listen: Sequence[str]) -> str:
+    return f"listen: [{', '.join(listen)}]"
+
+
+def _listen_in(path: Path, listen: Sequence[str]) -> None:
+    """Writes into the file where esp listens now, if the line is as esp has written it."""
+    text = path.read_text()
+    changed = re.sub(r"(?m)^listen: \[[^\]\n]*\]$", lambda _: _listen_line(listen), text, count=1)
+    if changed != text:
+        with suppress(OSError):  # a file that cannot be written is used all the same
+            _replace(path, changed)
+
+
+def _replace(path: Path, text: str) -> None:
+    unfinished = path.with_name(f"{path.name}.new")
+    unfinished.write_text(text)
+    unfinished.replace(path)

@@ -49,6 +49,19 @@ def shards_called(names: Collection[str], most: int | None = None, word: str = "
     return told if all(map(says_shard, names)) else f"{word} {told}"
 
 
+_CURES: Final = {
+    "connection refused": "nothing listens there: start it, or name the address where it listens",
+    "no route to host": "the machine is down or cut off: look at the network, or name another address",
+    "name or service not known": "no name server knows that host: write its address, or mend the name",
+}
+
+
+def cured(reason: str) -> str:
+    """The reason why a server cannot be reached, with the cure where the reason does not say it."""
+    cure = _CURES.get(reason.lower())
+    return reason if cure is None else f"{reason}; {cure}"
+
+
 def few(names: Collection[str], most: int = FEW) -> str:
     """The names, if they are few; else the first ones and the number of the rest: `a, b, c, d, e and 996 more`."""
     listed = list(names)

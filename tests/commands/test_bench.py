@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from esp.cli.whole import app
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
+from esp.core.wording import cured
 from tests.harness import EVERYTHING, EspProcess, Etcds, Server, connect, wait_until, write_config
 from tests.stubs import rpc_pb2_grpc
 
@@ -104,7 +105,16 @@ def test_the_table_says_what_was_measured(empty_etcd: LocalEtcd) -> None:
         (["http://a", "http://b", "http://c"], "there may be two targets"),
         (["http://127.0.0.1:1", "--shard", "a"], "--shard needs the config"),
         (["http://127.0.0.1:1", "--plot", "x.png"], "--plot draws .html or .svg"),
-        (["a:b:c"], ""),
+        (["x"], 'esp: target "x" has no port; write http://x:2379\n'),
+        (["a:b:c"], 'esp: target "a:b:c" '),
+        (
+            ["http://a:1", "--cacert", "ca.pem"],
+            "--cacert, --cert and --key are for TLS, and target http://a:1 is plain",
+        ),
+        (["https://a:1", "--cert", "c.pem"], "--cert and --key go together"),
+        (["https://a:1", "--cacert", "/no.pem"], "--cacert: /no.pem"),
+        (["http://a:1", "--user", "u"], "--user and --password-file go together"),
+        (["http://a:1", "--user", "u", "--password-file", "/no"], "--password-file: /no cannot be read"),
     ],
 )
 def test_wrong_usage(arguments: list[str], text: str) -> None:
@@ -120,7 +130,7 @@ def test_an_unknown_shard(config: Path) -> None:
 
 def test_targets_that_are_none() -> None:
     code, _, err = run("http://127.0.0.1:1", *SHORT)
-    assert (code, err) == (1, "esp: http://127.0.0.1:1: connection refused\n")
+    assert (code, err) == (1, f"esp: http://127.0.0.1:1: {cured('connection refused')}\n")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 

@@ -284,7 +284,7 @@ class TestResumedExport:
             kv.kv.DeleteRange(rpc_pb2.DeleteRangeRequest(**EVERYTHING))
         code, out, err = run("export", "--resume", path)
         assert (code, err) == (0, "")
-        assert f"{path}: exported {MANY} keys and 0 leases" in out
+        assert f"{path}: exported {MANY:,} keys and 0 leases" in out
         assert path.read_bytes().startswith(part)
         assert run("import", path)[0] == 0
         assert by_prefix(many) == before
@@ -437,7 +437,7 @@ class TestImport:
         assert "nothing was written" in err
         assert other.count() == 1
         code, out, _ = run("import", exported, *to, "--skip-existing")
-        assert (code, out) == (0, f"wrote {MANY} keys, 1 leases, 1 skipped, which were there\n")
+        assert (code, out) == (0, f"wrote {MANY:,} keys, 1 lease, 1 skipped, which were there\n")
         assert (b"s/000100", b"mine", 0) in other.pairs()
         code, _, err = run("import", exported, *to, "--resume")
         assert (code, "with another value or lease than in the export" in err) == (1, True)
@@ -492,10 +492,10 @@ class TestImport:
             process.send_signal(signal.SIGINT)
             code, err = process.wait(20), process.stderr.read().decode()
         there = other.count()
-        told = re.fullmatch(r"esp: interrupted; (\d+) keys are written, and --resume goes on\n", err)
+        told = re.fullmatch(r"esp: interrupted; ([\d,]+) keys are written, and --resume goes on\n", err)
         assert (code, told is not None) == (130, True), err
         assert told is not None
-        assert int(told[1]) <= there < MANY
+        assert int(told[1].replace(",", "")) <= there < MANY
         code, out, _ = run("import", exported, "--endpoint", empty_etcd.endpoint, "--resume", "-o", "json")
         assert (code, json.loads(out)["present"], json.loads(out)["written"]) == (0, there, MANY + 1 - there)
         assert other.pairs() == by_prefix(many)
@@ -504,7 +504,8 @@ class TestImport:
         ("spoil", "text"),
         [
             (lambda data: data[: len(data) // 2], "truncated"),
-            (lambda data: data[: data.rindex(b'{"end"')], "truncated: it ends after 1321 keys"),
+            (lambda data: data[: data.rindex(b'{"end"')], "truncated: it ends after 1,321 keys"),
+            (lambda data: data[:40], "ends within its first line"),
             (lambda data: data.replace(b'"mod":', b'"mod": ', 1), "checksum"),
             (lambda data: data + data, "comes after the end of the export"),
             (lambda data: data + b"x", "comes after the end of the export"),

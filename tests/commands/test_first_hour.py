@@ -56,6 +56,30 @@ def test_a_help_that_cannot_be_written(command: str, output: str, reason: str, t
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("--help", "check -h", "config example", "config schema", "completion bash", "route a -o json", "check"),
+        "check -o json",
+    ],
+)
+def test_a_reader_that_has_gone_is_not_told_of(command: str, tmp_path: Path) -> None:
+    """As `head` is, when it has read enough."""
+    (tmp_path / "esp.yaml").write_text(CONFIG)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*ESP, *command.split()], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_reader_that_has_gone_ends_a_watch(tmp_path: Path) -> None:
+    done = run("esp check --watch 0.1 | head -1; echo ${PIPESTATUS[0]}", tmp_path)
+    assert (done.stdout.splitlines()[1:], done.stderr) == (["141"], "")
+    done = run("esp check --watch 0.1 -o json | head -1; echo ${PIPESTATUS[0]}", tmp_path)
+    assert (done.stdout.splitlines()[1:], done.stderr) == (["141"], "")
+
+
 @pytest.mark.parametrize("command", ["check -c", "serve -c", "serve --local 1 --data-dir"])
 def test_a_path_that_is_empty(command: str, tmp_path: Path) -> None:
     done = run(f"esp {command} ''", tmp_path)

@@ -151,7 +151,7 @@ def test_what_is_no_status_page(status: int, body: bytes, text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["http://127.0.0.1:1"], 1, "http://127.0.0.1:1: connection refused"),
+        (["http://127.0.0.1:1"], 1, "http://127.0.0.1:1: connection refused; nothing listens there: start it"),
         (["ftp://a"], 2, '"ftp://a" is no URL of a proxy; write http://HOST:PORT'),
         (["a:1:2"], 2, '"a:1:2" is no URL of a proxy'),
         (["https://127.0.0.1:1", "--cacert", "/missing"], 2, "certificate files cannot be used (/missing)"),

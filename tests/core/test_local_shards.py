@@ -62,8 +62,10 @@ def test_the_next_run_finds_data_ports_and_an_edited_config_again(
     path.write_text(edited)
 
     again = LocalShards.open(shards.data_dir, 2)
-    again.write_config(path, ["http://127.0.0.1:3379"])
+    again.write_config(path, [])
     assert path.read_text() == edited
+    again.write_config(path, ["http://127.0.0.1:3379"])
+    assert path.read_text() == edited.replace("2379]", "3379]"), "by which the other commands find the proxy"
     assert [etcd.address for etcd in again.etcds] == [etcd.address for etcd in shards.etcds]
     try:
         asyncio.run(again.start())

@@ -323,10 +323,10 @@ def _subject(name: str, index: int, entry: Any) -> str:
     return shard_quoted(own) if isinstance(own, str) else f"shard {index + 1}"
 
 
-def endpoint_at(url: object) -> Endpoint:
-    """The endpoint of a URL, or of host:port.
+def endpoint_at(url: object, what: str = "endpoint") -> Endpoint:
+    """The endpoint of a URL, or of host:port; `what` names it in the message.
 
     Raises:
         ValueError: `url` is none; the message is a sentence with the reason and the cure.
     """
-    return Endpoint(*address(url, "endpoint"), tls=str(url).startswith("https://"))
+    return Endpoint(*address(url, what), tls=str(url).startswith("https://"))

@@ -65,6 +65,10 @@ class Rounds:
             ExportError: this is no export of esp.
         """
         line = await self._line()
+        if line is None and self._rest:
+            raise ExportError(
+                "the file ends within its first line: it is no export, or one that was cut off; export anew"
+            )
         if line is None:
             raise ExportError("this is no export of esp: it is empty")
         self.header = read_header(line)

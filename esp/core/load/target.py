@@ -20,6 +20,7 @@ from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import encode
 from esp.core.wire.message import prefix
 from esp.core.wire.status import RpcError
+from esp.core.wording import cured
 
 CONNECT_SECONDS: Final = 5.0
 CALL_SECONDS: Final = 10.0
@@ -80,11 +81,13 @@ class Target:
                 await connect(connection, addresses, endpoint.port, CONNECT_SECONDS, tls)
                 await greeted
         except TimeoutError:
-            raise TargetError(f"{self.name}: no answer within {CONNECT_SECONDS:g} s") from None
+            raise TargetError(
+                f"{self.name}: no answer within {CONNECT_SECONDS:g} s; it stands still, or a firewall is between"
+            ) from None
         except ssl.SSLError as error:
             raise TargetError(f"{self.name}: TLS fails: {words(error)}") from None
         except OSError as error:
-            raise TargetError(f"{self.name}: {reason_of(error)}") from None
+            raise TargetError(f"{self.name}: {cured(reason_of(error))}") from None
         if connection.ended:
             raise TargetError(f"{self.name}: it hangs up; is this the client port of an esp or an etcd?")
         return connection
