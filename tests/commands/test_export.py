@@ -635,7 +635,7 @@ class TestImport:
     def test_without_leases(self, exported: Path, many: list[Kv], other: Kv, empty_etcd: LocalEtcd, run: Run) -> None:
         to = ["--endpoint", empty_etcd.endpoint, "--no-leases"]
         code, out, _ = run("import", exported, *to)
-        assert (code, out) == (0, f"wrote {MANY + 1} keys\n")
+        assert (code, out) == (0, f"wrote {MANY + 1:,} keys\n")
         assert other.pairs() == [(key, value, 0) for key, value, _ in by_prefix(many)]
         assert other.ttl(0x1234)[0] == -1
         assert "were written before" in run("import", exported, *to, "--resume")[1]
