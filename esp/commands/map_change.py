@@ -21,7 +21,7 @@ from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.connected_shards import connected
 from esp.core.pb import rpc_pb2
-from esp.core.shard import STATUS, Shard, ask_for_esp
+from esp.core.shard import STATUS, Shard, ask_for_esp, is_unsafe
 from esp.core.shard_map import ShardMap
 from esp.core.shared_map import (
     ChangeError,
@@ -35,7 +35,6 @@ from esp.core.shared_map import (
     foreign_keys,
     grant,
     is_auth_on,
-    is_unsafe,
     read,
     roles_without,
     with_shards,

@@ -109,6 +109,11 @@ def not_in_config(shard: str) -> Status:
     return Status(Code.UNAVAILABLE, text)
 
 
+OWN_KEYS = Status(
+    Code.INVALID_ARGUMENT, "esp: keys that begin with a zero byte are esp's own where the shards hold the map"
+)
+
+
 def lease_unsettled(what: str) -> Status:
     """The answer to a write if its shard lacks the lease, and the lease may live; Unavailable: nothing was written."""
     return Status(Code.UNAVAILABLE, f"esp: {what}; nothing was written, send the call again")

@@ -23,10 +23,11 @@ from esp.core.connected_shards import answering
 from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
 from esp.core.proxy import Proxy
-from esp.core.shard import Shard
-from esp.core.shared_map import HELD_KEYS, DisagreeError, Held, SharedMap, Told, newest, read, served
+from esp.core.shard import GuardedShard, Shard, is_unsafe, too_old
+from esp.core.shared_map import HELD_KEYS, DisagreeError, Held, SharedMap, Told, is_auth_on, newest, read, served
 from esp.core.wire.call import BrokenCall
 from esp.core.wire.status import RpcError, Status
+from esp.core.wording import shard_called
 
 log = logging.getLogger("esp.map")
 
@@ -53,6 +54,11 @@ async def first_map(config: Config) -> Config:
     """
     async with answering(config) as (shards, troubles):
         found: dict[str, Held | Status] = {**troubles, **await read(shards.values(), ANSWER_SECONDS)}
+        for name, shard in shards.items():
+            if is_unsafe(shard.version) and isinstance(found[name], Held):
+                with suppress(RpcError):
+                    if await is_auth_on(shard, ANSWER_SECONDS):
+                        raise NoMapError(f"{shard_called(name)} cannot be used: {too_old(shard.version)}")
     told = _told(found)
     if told is not None:
         return served(config, told.map)
@@ -107,10 +113,18 @@ class Following:
                         await self._wanted.wait()
                 self._wanted.clear()
                 await self._look()
+                await self._learn_auth()
                 await asyncio.sleep(PAUSE_SECONDS)
         finally:
             await self._proxy.background.end(self._watched.values())
             self._watched.clear()
+
+    async def _learn_auth(self) -> None:
+        """Leaves shards with auth whose etcd would give rights in a compared Put that a Put does not give."""
+        for shard in self._proxy.routing.shards.values():
+            if isinstance(shard, GuardedShard) and shard.is_ready and is_unsafe(shard.version):
+                with suppress(RpcError):
+                    shard.learn_auth(is_on=await is_auth_on(shard, ANSWER_SECONDS))
 
     async def _look(self) -> None:
         self.looks += 1

@@ -11,7 +11,7 @@ from esp.core.config import Config
 from esp.core.layout import Layout
 from esp.core.routing import Routing
 from esp.core.samples import Samples
-from esp.core.services import auth, cluster, elsewhere, kv, lock, maintenance, reflection
+from esp.core.services import auth, cluster, elsewhere, kv, lock, maintenance, own_keys, reflection
 from esp.core.services.alarm import Alarms
 from esp.core.services.defragment import PATH as DEFRAGMENT
 from esp.core.services.defragment import Defragment
@@ -23,6 +23,7 @@ from esp.core.services.namespace import InNamespace
 from esp.core.services.router import Router
 from esp.core.services.watch import PATH as WATCH_PATH
 from esp.core.services.watch import Watch
+from esp.core.shard import GUARD_PERMISSION
 from esp.core.wire.context import WireContext
 from esp.core.wire.server_stream import Handler
 
@@ -59,7 +60,7 @@ class Served:
         self.gate = Gate(context, background, self._calls_sent)
         layout = routing().layout
         self.leases = Leases(layout, background, context, tolerant=config.leases == "tolerant")
-        self.watch = Watch(routing(), background, context)
+        self.watch = Watch(routing(), background, context, hides_own_keys=config.guards is not None)
         self.health = HealthService(lambda: any(shard.is_ready for shard in self._routing().shards.values()))
         self.samples: Samples | None = None
         self._sampling: asyncio.Task[None] | None = None
@@ -95,6 +96,7 @@ class Served:
     def router(self, routing: Routing, config: Config, page: Handler) -> Router:
         """The router of a layout; `page` serves what is not gRPC."""
         gate = self.gate
+        guarded = config.guards is not None
         served = {
             **kv.handlers(
                 routing,
@@ -111,7 +113,7 @@ class Served:
             **self.watch.handlers(),
             **elsewhere.refusals(routing.shards, {DEFRAGMENT: "write defragment: sequential in esp's config"}),
             **maintenance.handlers(routing, gate),
-            **auth.handlers(routing, gate, self._context),
+            **auth.handlers(routing, gate, self._context, GUARD_PERMISSION if guarded else None),
             **Alarms(routing).handlers(gate),
             **cluster.handlers(routing.identity, self._advertised),
             **self.health.handlers(),
@@ -120,11 +122,13 @@ class Served:
         if config.defragment == "sequential":
             served |= Defragment(routing.shards).handlers(gate)
         own = set(reflection.PATHS)  # etcd has none
+        if guarded:
+            own |= own_keys.NEVER_PASSED
         if routing.layout.former:
             own |= {*kv.AT_REVISIONS, WATCH_PATH}  # they know which revisions mean nothing any more
         if self._namespace is not None or config.advertise:
             own.add(cluster.MEMBER_LIST)  # the shard's own members lead past this proxy, out of the namespace
-        return Router(routing, gate, served, page, self._namespace, own)
+        return Router(routing, gate, served, page, self._namespace, own, hides_own_keys=guarded)
 
     def _set_samples(self, config: Config, layout: Layout) -> None:
         key = config.compaction.key

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from esp.core import auth_tokens, errors
 from esp.core.keys import format_key
-from esp.core.pb import rpc_pb2
+from esp.core.pb import auth_pb2, rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.gate import Gate
 from esp.core.services.handlers import AskAll, CoroutineCall
@@ -25,6 +25,7 @@ from esp.core.shard import (
     AUTH_STATUS,
     AUTHENTICATE,
     ROLE_GET,
+    ROLE_GRANT_PERMISSION,
     ROLE_LIST,
     USER_GET,
     USER_LIST,
@@ -33,6 +34,8 @@ from esp.core.shard import (
     ask_all,
     ask_in_turn,
     failures_of,
+    is_unsafe,
+    too_old,
 )
 from esp.core.wire.context import WireContext
 from esp.core.wire.server_stream import Handler
@@ -140,9 +143,14 @@ def _shown(name: str) -> str:
     return format_key(name.encode())[:64]
 
 
-def handlers(routing: Routing, gate: Gate, context: WireContext) -> Mapping[bytes, Handler]:
-    """The handler of each RPC of the service, by path; calls begin at `gate`."""
-    auth = _Auth(routing, gate, context)
+def handlers(
+    routing: Routing, gate: Gate, context: WireContext, guard: auth_pb2.Permission | None = None
+) -> Mapping[bytes, Handler]:
+    """The handler of each RPC of the service, by path; calls begin at `gate`.
+
+    `guard` is a permission that each role gets, and that clients do not see; None for none.
+    """
+    auth = _Auth(routing, gate, context, guard)
 
     def served(method: Method[Any], request: type[Message], work: _Work) -> tuple[bytes, Handler]:
         return method.path, AskAll(gate, routing.shards, request, work)
@@ -163,7 +171,8 @@ _Work = Callable[[CoroutineCall, Any], Coroutine[Any, Any, Message]]
 class _Auth:
     """The RPCs, over the shards of one layout."""
 
-    def __init__(self, routing: Routing, gate: Gate, context: WireContext) -> None:
+    def __init__(self, routing: Routing, gate: Gate, context: WireContext, guard: auth_pb2.Permission | None) -> None:
+        self._guard = guard
         self._shards = routing.shards
         self._identity = routing.identity
         self._spawn = gate.spawn
@@ -222,6 +231,9 @@ class _Auth:
         answer.header.CopyFrom(self._header(answers.values()))  # type: ignore[attr-defined]
         if isinstance(answer, rpc_pb2.AuthStatusResponse):
             answer.authRevision = min(each.authRevision for each in answers.values())
+        guard = self._guard
+        if isinstance(answer, rpc_pb2.AuthRoleGetResponse) and guard is not None and guard in answer.perm:
+            answer.perm.remove(guard)
         return answer
 
     async def enable(self, call: CoroutineCall, request: rpc_pb2.AuthEnableRequest) -> Message:
@@ -233,6 +245,10 @@ class _Auth:
         Raises:
             RpcError: a shard's, as it came; or a shard has no root.
         """
+        for name, shard in self._shards.items():
+            if shard.guard is not None and is_unsafe(shard.version):
+                text = f"esp: auth would have to stay off on {shard_called(name)}: if {too_old(shard.version)}"
+                raise Status(Code.FAILED_PRECONDITION, text).error()
         async with self._turn_until_begun() as turn:
             outcomes = await self._ask_all(call, USER_GET, rpc_pb2.AuthUserGetRequest(name=ROOT))
             enabled = [name for name, told in outcomes.items() if told == errors.USER_EMPTY]
@@ -298,6 +314,10 @@ class _Auth:
     ) -> None:
         shards = [self._shards[name] for name in names]
         outcomes |= await ask_in_turn(shards, change.method, request, metadata=metadata, seconds=SECONDS)
+        if isinstance(request, rpc_pb2.AuthRoleAddRequest) and self._guard is not None and not failures_of(outcomes):
+            grant = rpc_pb2.AuthRoleGrantPermissionRequest(name=request.name, perm=self._guard)
+            method = ROLE_GRANT_PERMISSION
+            outcomes |= failures_of(await ask_in_turn(shards, method, grant, metadata=metadata, seconds=SECONDS))
 
     async def _ask_all(self, call: CoroutineCall, method: Method[Any], request: Message) -> dict[str, Any]:
         return await ask_all(

@@ -59,6 +59,26 @@ class PassUnary(Handler):
         self.shard.splice(stream, message)
 
 
+class Around(Handler):
+    """A handler around another one that gets whole requests: it may change or refuse them before."""
+
+    def __init__(self, inner: Handler) -> None:
+        self.inner = inner
+        self.idempotent = inner.idempotent
+        self.forwards = inner.forwards
+        self.quick = inner.quick
+        self.waits = inner.waits
+        self.lasts = inner.lasts
+
+    def recover(self, stream: ServerCall, message: bytes, status: Status) -> bool:
+        """The server upstream refused `message`."""
+        return self.inner.recover(stream, message, status)
+
+    def on_large_answer(self, stream: ServerCall, size: int) -> None:
+        """The answer begins to come."""
+        self.inner.on_large_answer(stream, size)
+
+
 class Counted(Handler):
     """A handler whose calls to one shard may have to wait for places there.
 

@@ -11,7 +11,7 @@ from esp.core import errors
 from esp.core.auth_tokens import TokenCheck
 from esp.core.pb import health_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.routing import Routing
-from esp.core.services import metadata
+from esp.core.services import metadata, own_keys
 from esp.core.services.gate import Gate
 from esp.core.services.handlers import PassCounted, PassStream, PassWaiting
 from esp.core.services.kv import PassReads
@@ -70,6 +70,7 @@ class Router:
         page: the handler of requests that are not gRPC.
         namespace: the namespace of clients' keys; None for none.
         own: the RPCs that esp serves with one shard, too; it passes on all others then.
+        hides_own_keys: whether clients see no keys of esp's own.
     """
 
     def __init__(
@@ -80,7 +81,10 @@ class Router:
         page: Handler,
         namespace: InNamespace | None = None,
         own: Collection[bytes] = (),
+        *,
+        hides_own_keys: bool = False,
     ) -> None:
+        self._hides_own_keys = hides_own_keys
         self._own = frozenset(own)
         self._page = page
         self._namespace = namespace
@@ -117,6 +121,8 @@ class Router:
             return Refuse(_unserved(head.path))
         if head.encoding not in ENCODINGS and head.path in METHODS:
             return Refuse(unknown_encoding(head.encoding))
+        if self._hides_own_keys:
+            handler = own_keys.around(head.path, METHODS.get(head.path), handler)
         if self._namespace is not None:
             handler = self._namespace.around(head.path, METHODS.get(head.path), handler, is_own=target is None)
         if not handler.forwards:

@@ -31,14 +31,14 @@ From the top down; each file imports only files below it.
 
 from esp.core.shard.at_once import AtOnce, are_ready
 from esp.core.shard.cluster import NONE_REFUSED
-from esp.core.shard.compared import GUARD_KEY, Guard, Kind
+from esp.core.shard.compared import GUARD_KEY, GUARD_PERMISSION, Guard, Kind
 from esp.core.shard.connected import FIRST_PAUSE, LONGEST_PAUSE
 from esp.core.shard.dial import connect
 from esp.core.shard.dialler import reason_of
 from esp.core.shard.endpoint_state import Connectivity, EndpointState
 from esp.core.shard.fate import outcome
 from esp.core.shard.guarded import Compared
-from esp.core.shard.guarded_shard import GuardedShard, Outdated
+from esp.core.shard.guarded_shard import GuardedShard, Outdated, is_unsafe, too_old
 from esp.core.shard.lookup import Lookups, UnknownNameError, is_address
 from esp.core.shard.member import STATUS_PATH, is_probe
 from esp.core.shard.secured import Secured
@@ -82,6 +82,7 @@ __all__ = [
     "DELETE_RANGE",
     "FIRST_PAUSE",
     "GUARD_KEY",
+    "GUARD_PERMISSION",
     "LEASE_GRANT",
     "LEASE_LEASES",
     "LEASE_REVOKE",
@@ -124,6 +125,8 @@ __all__ = [
     "failures_of",
     "is_address",
     "is_probe",
+    "is_unsafe",
     "outcome",
     "reason_of",
+    "too_old",
 ]

@@ -22,13 +22,15 @@ from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from esp.core.pb import rpc_pb2
+from esp.core.pb import auth_pb2, rpc_pb2
 from esp.core.varint import size_at, varint
 from esp.core.wire.frames import pack_u32, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE, prefix
 
 GUARD_KEY: Final = b"\0esp/guard"
 """The key of the guard, on each shard."""
+GUARD_PERMISSION: Final = auth_pb2.Permission(permType=auth_pb2.Permission.READ, key=GUARD_KEY)
+"""The right to have the guard compared: etcd checks a comparison as a read by the client's user."""
 _BYTES: Final = 2  # the wire type of bytes
 _HEADER: Final = 1 << 3 | _BYTES
 _COMPARE: Final = 1 << 3 | _BYTES

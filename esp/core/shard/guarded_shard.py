@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from esp.core import errors
 from esp.core.auth_tokens import OWN
@@ -20,6 +21,7 @@ from esp.core.shard.guarded import (
     GuardedConnection,
 )
 from esp.core.shard.link import ParkedCall
+from esp.core.shard.member import UnfitError
 from esp.core.shard.secured import Secured
 from esp.core.shard.shard import KEPT_UNCOUNTED, Shard, may_keep
 from esp.core.tls_files import TlsFiles
@@ -31,6 +33,8 @@ from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.splice import CountedCall, LateCall, SplicedCall
 from esp.core.wire.status import Status
 
+_SAFE: Final = {(3, 4): 44, (3, 5): 30, (3, 6): 11}
+"""The first patches that check a Put in a transaction as they check a Put (GHSA-x35m-3gp4-4fh5)."""
 Outdated = Callable[[Shard, ServerCall, bytes], None]
 """Takes over a client's call that a shard has refused by its guard; the message is b"" if it was not kept."""
 
@@ -60,7 +64,25 @@ class GuardedShard(Shard):
     ) -> None:
         self.guard: Guard = guard
         self._outdated = outdated
+        self._has_auth = False
         super().__init__(name, endpoints, context, background, user, secured)
+
+    def take_status(self, answer: bytes) -> str:
+        """As `Cluster.take_status`.
+
+        Raises:
+            UnfitError: as there; or auth is on, and this etcd would give rights that a Put does not give.
+        """
+        version = super().take_status(answer)
+        if self._has_auth and is_unsafe(version):
+            raise UnfitError(too_old(version))
+        return version
+
+    def learn_auth(self, *, is_on: bool) -> None:
+        """Whether auth is on at the shard."""
+        self._has_auth = is_on
+        if is_on and self.version_in_use and is_unsafe(self.version_in_use):
+            self._links.leave(self._unary, too_old(self.version_in_use))
 
     @classmethod
     def of(  # type: ignore[override]
@@ -123,3 +145,20 @@ class GuardedShard(Shard):
     def on_outdated(self, down: ServerCall, message: bytes) -> None:
         """Gives a client's call to whoever sends it by another map."""
         self._outdated(self, down, message)
+
+
+def is_unsafe(version: str) -> bool:
+    """Whether an etcd of this version would give rights to users in a compared Put that it does not give in a Put."""
+    found = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
+    if found is None:
+        return True
+    major, minor, patch = map(int, found.groups())
+    return patch < _SAFE[major, minor] if (major, minor) in _SAFE else (major, minor) < (3, 4)
+
+
+def too_old(version: str) -> str:
+    """Why an etcd of this version cannot be used with auth, for people."""
+    return (
+        f"auth is on, and etcd {version} checks a Put in a transaction less than a Put; where the shards hold the map, "
+        "it needs etcd 3.4.44, 3.5.30, 3.6.11 or later"
+    )

@@ -11,7 +11,7 @@ From the top down; each file imports only files below it. The protocol is in doc
 """
 
 from esp.core.shard import GUARD_KEY
-from esp.core.shared_map.access import grant, is_auth_on, is_unsafe, roles_without
+from esp.core.shared_map.access import grant, is_auth_on, roles_without
 from esp.core.shared_map.change import Kind, Next, Step, decode_next, steps
 from esp.core.shared_map.reading import DisagreeError, Held, Told, foreign_keys, newest, read
 from esp.core.shared_map.serving import served, served_as
@@ -59,7 +59,6 @@ __all__ = [
     "foreign_keys",
     "grant",
     "is_auth_on",
-    "is_unsafe",
     "newest",
     "read",
     "roles_without",

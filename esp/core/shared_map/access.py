@@ -6,13 +6,11 @@ user without a role may do nothing, and the role `root` may do everything.
 
 from __future__ import annotations
 
-import re
-from typing import Final
-
 from esp.core.pb import auth_pb2, rpc_pb2
 from esp.core.shard import (
     AUTH_STATUS,
     GUARD_KEY,
+    GUARD_PERMISSION,
     ROLE_GET,
     ROLE_GRANT_PERMISSION,
     ROLE_LIST,
@@ -20,10 +18,6 @@ from esp.core.shard import (
     ask_for_esp,
 )
 from esp.core.wire.status import Code, RpcError
-
-_READ: Final = auth_pb2.Permission(permType=auth_pb2.Permission.READ, key=GUARD_KEY)
-_SAFE: Final = {(3, 4): 44, (3, 5): 30, (3, 6): 11}
-"""The first patches that check a Put in a transaction as they check a Put (GHSA-x35m-3gp4-4fh5)."""
 
 
 async def is_auth_on(shard: Shard, seconds: float) -> bool:
@@ -62,7 +56,7 @@ async def grant(shard: Shard, role: str, seconds: float) -> None:
     Raises:
         RpcError: the shard's, as it came.
     """
-    request = rpc_pb2.AuthRoleGrantPermissionRequest(name=role, perm=_READ)
+    request = rpc_pb2.AuthRoleGrantPermissionRequest(name=role, perm=GUARD_PERMISSION)
     await ask_for_esp(shard, ROLE_GRANT_PERMISSION, request, seconds=seconds)
 
 
@@ -71,12 +65,3 @@ def _covers(permission: auth_pb2.Permission) -> bool:
     if permission.permType == auth_pb2.Permission.WRITE:
         return False
     return key == GUARD_KEY if not end else key <= GUARD_KEY and (end == b"\0" or end > GUARD_KEY)
-
-
-def is_unsafe(version: str) -> bool:
-    """Whether an etcd of this version would give rights to users in a compared Put that it does not give in a Put."""
-    found = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
-    if found is None:
-        return True
-    major, minor, patch = map(int, found.groups())
-    return patch < _SAFE[major, minor] if (major, minor) in _SAFE else (major, minor) < (3, 4)

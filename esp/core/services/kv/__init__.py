@@ -10,6 +10,8 @@
     validate, txn  etcd's own checks
     translate      revisions in a request, as the shard counts that gets the request
 
+    clipping       requests without the keys of esp's own
+
 One shard:
 
     read_batch     sends simultaneous reads of one key each as one transaction
@@ -34,10 +36,11 @@ Several shards:
     compaction     Compact, each shard at its own revision
 """
 
+from esp.core.services.kv.clipping import without_own_keys
 from esp.core.services.kv.compaction import Compactions
 from esp.core.services.kv.merge import delete_refused
 from esp.core.services.kv.read_batch import PassReads
 from esp.core.services.kv.service import AT_REVISIONS, handlers
 from esp.core.services.kv.txn_plan import planned
 
-__all__ = ["AT_REVISIONS", "Compactions", "PassReads", "delete_refused", "handlers", "planned"]
+__all__ = ["AT_REVISIONS", "Compactions", "PassReads", "delete_refused", "handlers", "planned", "without_own_keys"]

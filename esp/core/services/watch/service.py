@@ -34,6 +34,7 @@ class Watch(Handler):
         moved: watchers that have ended because their keys have another owner.
         watchers: memory for the watchers of all clients.
         streams: the calls that are open.
+        hides_own_keys: whether clients watch no keys of esp's own.
         is_ending: the proxy drains: a call that comes now ends at once. Its client resumes elsewhere, perhaps at a
             process that knows the positions here as they are now.
     """
@@ -42,8 +43,11 @@ class Watch(Handler):
     forwards = False
     lasts = True
 
-    def __init__(self, routing: Routing, background: Background, context: WireContext) -> None:
+    def __init__(
+        self, routing: Routing, background: Background, context: WireContext, *, hides_own_keys: bool = False
+    ) -> None:
         self.routing = routing
+        self.hides_own_keys = hides_own_keys
         self.background = background
         self.positions = Positions(routing.tokens, context)
         self.watchers = context.places("max_watcher_bytes")

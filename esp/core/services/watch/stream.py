@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from esp.core import errors
 from esp.core.background import Background
+from esp.core.own_keys import clipped
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.metadata import load_bearing
@@ -51,6 +52,10 @@ class Service(Protocol):
     @property
     def routing(self) -> Routing:
         """The shards."""
+
+    @property
+    def hides_own_keys(self) -> bool:
+        """Whether clients watch no keys of esp's own."""
 
     @property
     def background(self) -> Background:
@@ -241,7 +246,9 @@ class WatchStream(Sink):
             self._line_up(watcher)
             if self.outbox.is_over:
                 return True
-            if self._take_memory(watcher, WATCHER_BYTES + len(body)):
+            if self._service.hides_own_keys and not _clip(create):
+                watcher.refuse(errors.OWN_KEYS.message)
+            elif self._take_memory(watcher, WATCHER_BYTES + len(body)):
                 watcher.begin(create)
             else:
                 watcher.refuse(errors.TOO_MANY_REQUESTS.message)
@@ -374,3 +381,12 @@ class WatchStream(Sink):
         """An exception came out of `go_on`: goes on with the other watchers."""
         log.exception("%s: a bug in esp; a watcher may live on at a shard", self.down.peer)
         self._context.put_off(self)
+
+
+def _clip(create: rpc_pb2.WatchCreateRequest) -> bool:
+    """Leaves out the keys of esp's own; False if only these would be watched. An empty key is the very first one."""
+    try:
+        create.key = clipped(create.key or b"\0", create.range_end)
+    except RpcError:
+        return False
+    return True
