@@ -17,15 +17,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
-from esp.core.auth_tokens import OWN
 from esp.core.config import Config
 from esp.core.connected_shards import answering
 from esp.core.layout import Layout
-from esp.core.pb import rpc_pb2
 from esp.core.proxy import Proxy
 from esp.core.shard import GuardedShard, Shard, is_unsafe, too_old
-from esp.core.shared_map import HELD_KEYS, DisagreeError, Held, SharedMap, Told, is_auth_on, newest, read, served
-from esp.core.wire.call import BrokenCall
+from esp.core.shared_map import DisagreeError, Held, SharedMap, Told, is_auth_on, newest, read, served, watch
 from esp.core.wire.status import RpcError, Status
 from esp.core.wording import shard_called
 
@@ -39,7 +36,6 @@ ANSWER_SECONDS: Final = 2.0
 """Seconds that a shard has to tell its map."""
 CONNECT_SECONDS: Final = 1.0
 """Seconds that the clients of a new map's shards have to connect before the map is in force."""
-_WATCH: Final = b"/etcdserverpb.Watch/Watch"
 
 
 class NoMapError(Exception):
@@ -217,20 +213,6 @@ class Following:
         for shard in shards:
             if shard not in self._watched and shard.endpoints:
                 name = f"the watch of the map on shard {shard.name}"
-                self._watched[shard] = self._proxy.background.keep(name, partial(self._watch_one, shard))
-
-    async def _watch_one(self, shard: Shard) -> None:
-        key, range_end = HELD_KEYS.to_request()
-        create = rpc_pb2.WatchCreateRequest(key=key, range_end=range_end)
-        request = rpc_pb2.WatchRequest(create_request=create).SerializeToString()
-        while True:
-            with suppress(RpcError, BrokenCall):
-                call = await shard.open((_WATCH, OWN), request)
-                try:
-                    while (message := await call.read()) is not None:
-                        self.want(shard.name)  # also when the watch begins: something may have happened before
-                        if shard.parsed(rpc_pb2.WatchResponse, message).canceled:
-                            break  # esp has to log in, which the look does
-                finally:
-                    call.cancel()
-            await asyncio.sleep(1)
+                self._watched[shard] = self._proxy.background.keep(
+                    name, partial(watch, shard, partial(self.want, shard.name))
+                )

@@ -3,6 +3,7 @@
     serving    a config with the map that the shards hold
     writing    changes, decided on the anchor and carried out on the shards
     access     the right of clients to have the guard compared, where auth is on
+    watching   the news that a shard's keys of the map have changed
     reading    what the shards hold, and the map in force by that
     change     a change, its steps, and their transactions
     value      the map and its bytes
@@ -29,6 +30,7 @@ from esp.core.shared_map.value import (
     first,
     with_shards,
 )
+from esp.core.shared_map.watching import watch
 from esp.core.shared_map.writing import ChangeError, How, Outcome, carry_out, decide, tell
 
 __all__ = [
@@ -66,5 +68,6 @@ __all__ = [
     "served_as",
     "steps",
     "tell",
+    "watch",
     "with_shards",
 ]

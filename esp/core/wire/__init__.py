@@ -51,7 +51,7 @@ The names that the layers above may use (tests/test_layers.py):
     message: MessageReader, ENCODINGS, PREFIX_SIZE, prefix, format_timeout, quote, unknown_encoding
     request: RequestHead, is_grpc_type, malformed_method
     request_encoder: Forward, traced
-    response: ResponseHead
+    response: ResponseHead, refusal
     connection: Connection
     open_calls: CALL_BYTES
     admission: Admission
