@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
+from tests.deploy.page import BLOCKS, ROOT, Operator
 from tests.harness import (
     EVERYTHING,
     EspProcess,
@@ -29,53 +27,10 @@ from tests.harness import (
 )
 from tests.stubs.rpc_pb2_grpc import KVStub
 
-ROOT = Path(__file__).parent.parent.parent
-TEXT = (ROOT / "docs" / "operations.md").read_text()
-BLOCKS = {
-    name: textwrap.dedent(block)
-    for name, block in re.findall(r"(?ms)<!-- tried: ([\w-]+) -->\n *```sh\n(.+?)^ *```$", TEXT)
-}
-
 RESTORE = ["backup", "restore", "after-restore"]
 MOVE = ["check-new-map", "copy", "switch", "clean"]
 
 Etcdctl = Callable[..., subprocess.CompletedProcess[str]]
-
-
-class Operator:
-    """Types what the page says. Its PATH has esp, and etcdctl and etcdutl of the newest etcd."""
-
-    def __init__(self, folder: Path, shards: dict[str, LocalEtcd]) -> None:
-        self.folder = folder
-        self.done: list[str] = []
-        programs = folder / "bin"
-        programs.mkdir()
-        (programs / "esp").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m esp "$@"\n')
-        (programs / "esp").chmod(0o755)
-        for name in ("etcdctl", "etcdutl"):
-            (programs / name).symlink_to(peer(name))
-        (folder / "deploy").symlink_to(ROOT / "deploy")
-        self.config = folder / "esp.yaml"
-        self.variables = {
-            "PATH": f"{programs}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "ESP_CONFIG": str(self.config),
-            **{name.upper(): shard.endpoint for name, shard in shards.items()},
-        }
-
-    def types(self, name: str, **variables: str) -> str:
-        """A block of the page; its output. Every line of it has to succeed."""
-        self.done.append(name)
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", BLOCKS[name]],
-            cwd=self.folder,
-            env={**os.environ, **self.variables, **variables},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{BLOCKS[name]}{done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
 
 
 def map_of(folder: Path, name: str, shards: dict[str, LocalEtcd], boundaries: list[str]) -> Path:
@@ -99,7 +54,9 @@ def serve(start_esp: Esps, operator: Operator) -> EspProcess:
 
 
 def test_every_block_of_the_page_is_tried() -> None:
-    assert {*RESTORE, *MOVE, "systemd"} == set(BLOCKS)  # scripts/systemd types the last
+    assert {*RESTORE, *MOVE, "systemd", "nginx"} == set(
+        BLOCKS
+    )  # scripts/systemd and test_load_balancer have the last two
 
 
 def test_a_shard_is_restored_while_the_others_and_esp_go_on(
@@ -190,12 +147,3 @@ def test_a_copy_without_the_leases_says_so(empty_shards: list[LocalEtcd], etcdct
     done = copy_range("--from", source.endpoint, "--to", target.endpoint, "", "")
     assert done.returncode == 1
     assert "requested lease not found" in done.stderr
-
-
-def test_haproxy_takes_the_config() -> None:
-    program = shutil.which("haproxy") or pytest.skip("no haproxy: apt install haproxy")
-    done = subprocess.run(
-        [program, "-c", "-f", ROOT / "deploy" / "haproxy" / "haproxy.cfg"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "WARNING" not in done.stderr

@@ -1,0 +1,57 @@
+"""The boxes of docs/operations.md, and one who types them: so the page says what the tests do."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from esp.core.local import LocalEtcd
+from tests.harness import peer
+
+ROOT = Path(__file__).parent.parent.parent
+TEXT = (ROOT / "docs" / "operations.md").read_text()
+BLOCKS = {
+    name: textwrap.dedent(block)
+    for name, block in re.findall(r"(?ms)<!-- tried: ([\w-]+) -->\n *```\w+\n(.+?)^ *```$", TEXT)
+}
+"""What is in a box, by its name in the comment above it."""
+
+
+class Operator:
+    """Types what the page says. Its PATH has esp, and etcdctl and etcdutl of the newest etcd."""
+
+    def __init__(self, folder: Path, shards: dict[str, LocalEtcd]) -> None:
+        self.folder = folder
+        self.done: list[str] = []
+        programs = folder / "bin"
+        programs.mkdir()
+        (programs / "esp").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m esp "$@"\n')
+        (programs / "esp").chmod(0o755)
+        for name in ("etcdctl", "etcdutl"):
+            (programs / name).symlink_to(peer(name))
+        (folder / "deploy").symlink_to(ROOT / "deploy")
+        self.config = folder / "esp.yaml"
+        self.variables = {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "ESP_CONFIG": str(self.config),
+            **{name.upper(): shard.endpoint for name, shard in shards.items()},
+        }
+
+    def types(self, name: str, **variables: str) -> str:
+        """A block of the page; its output. Every line of it has to succeed."""
+        self.done.append(name)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", BLOCKS[name]],
+            cwd=self.folder,
+            env={**os.environ, **self.variables, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{BLOCKS[name]}{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
