@@ -87,15 +87,18 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     late: list[int] = []
     count = min(options.connections * options.streams, options.watchers)
     calls = []
-    began = time.monotonic()
+    creates = []
     for number in range(count):
         if number % options.streams == 0:
             connection = await _connect(context, options.address)
-        call = Watchers(connection, late)
-        connection.call(call, (b"/etcdserverpb.Watch/Watch", b""), b"", None, end=False)
-        for watcher in range(number, options.watchers, count):
-            call.send_data(prefix(_create(watcher, same=options.keys == "same").SerializeToString()), False)
-        calls.append(call)
+        calls.append(Watchers(connection, late))
+        own = [_create(watcher, same=options.keys == "same") for watcher in range(number, options.watchers, count)]
+        creates.append([prefix(create.SerializeToString()) for create in own])
+    began = time.monotonic()
+    for call, messages_of_call in zip(calls, creates, strict=True):
+        call.connection.call(call, (b"/etcdserverpb.Watch/Watch", b""), b"", None, end=False)
+        for message in messages_of_call:
+            call.send_data(message, False)
     context.flush()
     while sum(call.created for call in calls) < options.watchers:
         await asyncio.sleep(0.01)
