@@ -61,6 +61,7 @@ class Upstream:
     joined_transactions: int = 0
     joined_reads: int = 0
     max_txn_ops: int = 128
+    guard: None = None
     connection: ClientConnection = field(init=False)
 
     def __post_init__(self) -> None:

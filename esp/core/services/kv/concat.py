@@ -3,7 +3,9 @@
 In key order nothing is parsed but the headers; another order is made by `concat_order`. If all answers are small, or
 the Range has a limit or another order, they are put together once all have come: one header, the rows as they came,
 `more` and the count, as one etcd would write them. With a limit, the rows behind it are cut off. If the limit is high,
-the first shard is asked before the others, which then send no more rows than the limit leaves.
+the first shard is asked before the others, which then send no more rows than the limit leaves. If the last such Range
+got all its rows from its first shard, as pages do, the others are asked for their count meanwhile; those answers are of
+no use if the first shard has fewer rows than the limit, and the others are asked anew.
 
 Large answers without limit are sent on as they come. Concatenated protobuf messages of a type are one message of that
 type: repeated fields add up, and of a single field the last one counts. So this merged answer is the shards' answers in
@@ -33,7 +35,7 @@ from esp.core.services.kv.concat_order import put_in_order
 from esp.core.services.kv.concat_part import Part, part_of
 from esp.core.services.kv.concat_sending import Sending
 from esp.core.services.kv.kept_answer import TAIL_BYTES
-from esp.core.services.kv.merge import part, requests
+from esp.core.services.kv.merge import count_of, part, requests, with_limit
 from esp.core.services.kv.part_batch import PartBatches
 from esp.core.services.kv.range_bytes import end, end_of_rows, first_rows
 from esp.core.services.kv.spans import Spans
@@ -116,24 +118,25 @@ class Concat(Sending):
             if position is not None:
                 for segment in in_order[1:]:
                     read_at(position, segment.shard)  # raises here, not when the second round begins
-        messages = requests(request, now, position)
         self.down.sink = self
-        self._ask([(segment.shard, message) for segment, message in zip(now, messages, strict=True)], limit)
+        self._ask(request, now, position, limit)
+        if self._later is not None and self.spans.first_has_all and self.down.sink is self:
+            self._ask(count_of(request), in_order[1:], position, 0)
         return True
 
     def _are_free(self, segments: Sequence[Segment]) -> bool:
         shards = self.spans.routing.shards
         return all(shards[segment.shard].free_connection() is not None for segment in segments)
 
-    def _ask(self, asked: Sequence[tuple[str, bytes]], limit: int) -> None:
+    def _ask(self, request: _Range, segments: Sequence[Segment], position: Position | None, limit: int) -> None:
         shards = self.spans.routing.shards
-        self._to_begin += len(asked)
-        self._open += len(asked)
+        self._to_begin += len(segments)
+        self._open += len(segments)
         forward, timeout = self.down.forward, self.down.remaining_timeout()
-        for name, message in asked:
+        for segment, message in zip(segments, requests(request, segments, position), strict=True):
             if self.down.sink is not self:
                 return  # a part could not be sent, and the call has failed
-            one = part_of(self, shards[name], message, limit)
+            one = part_of(self, shards[segment.shard], message, limit)
             self._parts.append(one)
             if not one.send(forward, timeout):
                 self.give_up()
@@ -155,26 +158,31 @@ class Concat(Sending):
             if self.down.sink is not self:
                 return  # a part could not be sent
 
-    def _ask_later(self) -> None:
-        """Asks for the other parts, which need no more rows than the limit leaves."""
+    def _on_first(self) -> None:
+        """All of the first part has come, of a Range that is read in two rounds."""
         assert self._later is not None
         request, segments, position = self._later
         self._later = None
-        [first] = self._parts
+        first, *counts = self._parts
         count = _count_of(first)
         if count is None:
             self.fail(first.blamed("is no RangeResponse"))
             return
         left = max(0, self._limit - count)
-        rest = _Range()
-        rest.CopyFrom(request)
-        rest.limit = left
-        rest.count_only = not left
-        messages = requests(rest, segments, position)
+        self.spans.first_has_all = not left
+        if counts and not left:
+            return  # they have been asked for all that is needed
+        for one in counts:
+            if not one.has_ended:
+                self._open -= 1
+            if not one.is_begun and not one.whole:
+                self._to_begin -= 1
+            one.stop()
+        del self._parts[1:]
         if self._entry is not None:
             for segment in segments:
                 self._entry.enter(segment.shard)
-        self._ask([(segment.shard, message) for segment, message in zip(segments, messages, strict=True)], left)
+        self._ask(with_limit(request, left) if left else count_of(request), segments, position, left)
 
     # From the shards.
 
@@ -201,10 +209,12 @@ class Concat(Sending):
                 self._entry.answered(one.name, one.length)
         elif self.collects and self._entry is not None:
             self._entry.leave(one.name)
+        if self._later is not None and one is self._parts[0]:
+            self._on_first()
+            if self.down.sink is not self:
+                return
         if self._open or self._started:
             self.advance()
-        elif self._later is not None:
-            self._ask_later()
         elif self._sorted is None and all(each.is_small for each in self._parts):
             self._answer()
         elif self.collects:

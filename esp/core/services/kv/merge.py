@@ -106,6 +106,21 @@ def requests(request: rpc_pb2.RangeRequest, segments: Sequence[Segment], positio
     return messages
 
 
+def with_limit(request: rpc_pb2.RangeRequest, limit: int) -> rpc_pb2.RangeRequest:
+    """The same request for no more than `limit` rows."""
+    asked = _Range()
+    asked.CopyFrom(request)
+    asked.limit = limit
+    return asked
+
+
+def count_of(request: rpc_pb2.RangeRequest) -> rpc_pb2.RangeRequest:
+    """The same request for the number of the keys."""
+    asked = with_limit(request, 0)
+    asked.count_only = True
+    return asked
+
+
 def sort_few(request: rpc_pb2.RangeRequest, rows: bytes) -> bytes:
     """The rows of the answer to `request`, out of those of all parts, in one step; not in key order.
 

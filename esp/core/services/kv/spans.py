@@ -26,12 +26,14 @@ class Spans:
         routing: the shards.
         gate: the places at the shards.
         served: takes the seconds of quick calls; None if nobody wants to know them.
+        first_has_all: the last Range with a high limit got all its rows from the shard that was asked first.
     """
 
     def __init__(self, routing: Routing, gate: Gate, observer: Observer | None = None) -> None:
         self.routing = routing
         self.gate = gate
         self.served = None if observer is None else observer.joined_to("")
+        self.first_has_all = False
         # Of the last answer: while nothing is written, the next one has the same header.
         self._told: list[bytes | str] = []
         self._vector = Vector((), ())

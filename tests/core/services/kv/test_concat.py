@@ -61,6 +61,7 @@ class Upstream:
     joined_transactions: int = 0
     joined_reads: int = 0
     max_txn_ops: int = 128
+    guard: None = None
 
     def __post_init__(self) -> None:
         self.connection = ClientConnection(self.context, "shard")
@@ -98,13 +99,14 @@ class Scene:
         self.routing = Routing(layout, Tokens(self.context, instance=1))
         self.position: Position | None = None
         self.gate = Gate(self.context, Background())
+        self.spans = Spans(self.routing, self.gate)
         scene = self
 
         class Ranges(Handler):
             def on_message(self, stream: ServerStream, message: bytes) -> None:
                 request = Request.FromString(message[5:])
                 segments = scene.map.split(KeyRange.of_request(request.key, request.range_end))
-                spans = Spans(scene.routing, scene.gate)
+                spans = scene.spans
                 concat = Concat(stream, spans, scene.entry(stream), lambda: scene.again(stream))
                 try:
                     scene.begun = concat.begin(request, segments, scene.position)  # type: ignore[arg-type]

@@ -19,7 +19,19 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.message import prefix
 from esp.core.wire.server import ServerConnection
-from tests.core.services.kv.test_concat import GOOD, HEAD, LOST, PARTS, Scene, Upstream, data, head, message, trailers
+from tests.core.services.kv.test_concat import (
+    GOOD,
+    HEAD,
+    LOST,
+    PARTS,
+    Scene,
+    Upstream,
+    data,
+    head,
+    message,
+    part,
+    trailers,
+)
 from tests.examples import tries
 
 Request = rpc_pb2.RangeRequest
@@ -145,8 +157,10 @@ REQUESTS = st.builds(
 
 
 @settings(max_examples=tries(60), deadline=None)
-@given(REQUESTS, st.sampled_from([0, 1, 2, 5]), st.sampled_from([1, 40, 3000, 20_000]), st.integers())
-def test_a_page_is_that_of_one_etcd(request: rpc_pb2.RangeRequest, sparse: int, size: int, seed: int) -> None:
+@given(REQUESTS, st.sampled_from([0, 1, 2, 5]), st.sampled_from([1, 40, 3000, 20_000]), st.integers(), st.booleans())
+def test_a_page_is_that_of_one_etcd(
+    request: rpc_pb2.RangeRequest, sparse: int, size: int, seed: int, first_has_all: bool
+) -> None:
     random.seed(seed)
     keys = KEYS[:: sparse or 1] if sparse else KEYS[:70]
     ends = [b"v" * size, b"\x18\x01" * (size // 2), b"\x20\x01" * (size // 2)]
@@ -157,6 +171,7 @@ def test_a_page_is_that_of_one_etcd(request: rpc_pb2.RangeRequest, sparse: int, 
         for key, head in zip(keys, heads, strict=True)
     ]
     scene = Scene(window=1 << 30, connection_window=1 << 30)
+    scene.spans.first_has_all = first_has_all
     answer, _ = served(scene, request, rows)
     assert answer.header.revision
     answer.ClearField("header")
@@ -279,3 +294,108 @@ def test_a_large_answer_that_has_come_leaves_in_several_turns(monkeypatch: pytes
     assert len(answer.kvs) == 349
     assert len(put_off) >= 349 * 10_000 // UNFLUSHED_BYTES
     assert not any(put_off), "it waits for its turn once at a time"
+
+
+def asked_by(shard: Upstream) -> list[rpc_pb2.RangeRequest]:
+    """What the shard was asked since the last time."""
+    etcd = Etcd(shard, [], 1)
+    etcd.hears()
+    return etcd.asked
+
+
+class TestCountsAreAskedAlong:
+    """The last page had all its rows from its first shard: the others are asked for their count at the same time."""
+
+    PAGE = Request(key=b"\0", range_end=b"\0", limit=100)
+
+    def scene(self, request: rpc_pb2.RangeRequest = PAGE) -> Scene:
+        scene = Scene(window=1 << 30, connection_window=1 << 30)
+        scene.spans.first_has_all = True
+        for shard in scene.shards:
+            shard.connection.take_output()
+        scene.asks(request)
+        asked = [[(one.limit, one.count_only) for one in asked_by(shard)] for shard in scene.shards]
+        assert asked == [[(100, False)], [(0, True)], [(0, True)]]
+        return scene
+
+    def first(self, rows: int, count: int) -> bytes:
+        whole = rpc_pb2.RangeResponse.FromString(part(5, *[(b"a%03d" % number, b"v") for number in range(rows)])[5:])
+        whole.more, whole.count = rows < count, count
+        return prefix(whole.SerializeToString())
+
+    @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
+    def test_a_page_that_is_full_needs_no_second_round(self, order: list[int]) -> None:
+        scene = self.scene()
+        answers = [self.first(100, 120), part(3, count=7), part(9, count=0)]
+        for place in order:
+            scene.shards[place].says(head(), data(answers[place]), trailers())
+        assert [asked_by(shard) for shard in scene.shards] == [[], [], []]
+        answer = message(scene.answer()[0])
+        assert (len(answer.kvs), answer.count, answer.more) == (100, 127, True)
+        position = scene.routing.tokens.position(answer.header.revision)
+        assert position is not None
+        assert position.vector.revisions == (5, 3, 9)
+        assert scene.spans.first_has_all
+        assert not any(scene.gate.busy.values())
+
+    @pytest.mark.parametrize("come", [[], [1], [1, 2]], ids=str)
+    @pytest.mark.parametrize("in_part", [False, True])
+    def test_counts_of_a_page_that_is_not_full_are_of_no_use(self, come: list[int], in_part: bool) -> None:
+        """Rows and count of a shard are of one moment, so its answer to the count is dropped."""
+        scene = self.scene()
+        for place in come:
+            answer = part(2, count=50)
+            if in_part:
+                scene.shards[place].says(head(), data(answer[:12]))
+            else:
+                scene.shards[place].says(head(), data(answer), trailers())
+        scene.shards[0].says(head(), data(self.first(60, 60)), trailers())
+        asked = [[(one.limit, one.count_only) for one in asked_by(shard)] for shard in scene.shards]
+        assert asked == [[], [(40, False)], [(40, False)]]
+        assert [len(shard.connection.streams) for shard in scene.shards] == [0, 1, 1]
+        assert not scene.spans.first_has_all
+        for place, answer in ((1, part(3, (b"j", b"v"))), (2, part(9, (b"s", b"v"), (b"t", b"v")))):
+            frame = frames.frame
+            scene.shards[place].says(frame(frames.HEADERS, 4, 3, HEAD), frame(frames.DATA, 0, 3, answer))
+            scene.shards[place].says(frame(frames.HEADERS, 5, 3, GOOD))
+        answer = message(scene.answer()[0])
+        assert (len(answer.kvs), answer.count, answer.more) == (63, 63, False)
+        position = scene.routing.tokens.position(answer.header.revision)
+        assert position is not None
+        assert position.vector.revisions == (5, 3, 9)
+        assert scene.context.buffers.used == 0
+        assert not any(scene.gate.busy.values())
+        assert not any(shard.connection.streams for shard in scene.shards)
+
+    def test_the_next_page_asks_for_rows_again(self) -> None:
+        scene = self.scene()
+        scene.shards[0].says(head(), data(self.first(60, 60)), trailers())
+        scene.client.receive(frames.frame(frames.RST_STREAM, 0, 1, (8).to_bytes(4, "big")))
+        for shard in scene.shards:
+            shard.connection.take_output()
+        scene.asks(self.PAGE, 3)
+        assert [len(asked_by(shard)) for shard in scene.shards] == [1, 0, 0]
+
+    def test_a_count_that_fails_fails_the_page(self) -> None:
+        scene = self.scene()
+        scene.shards[2].says(frames.frame(frames.HEADERS, 5, 1, LOST))
+        assert not scene.client.streams
+        assert not any(shard.connection.streams for shard in scene.shards)
+        assert not any(scene.gate.busy.values())
+
+    def test_a_broken_connection_has_all_asked_in_another_way(self) -> None:
+        scene = self.scene()
+        scene.shards[0].says(head(), data(self.first(100, 120)), trailers())
+        scene.shards[1].connection.lost("gone")
+        assert b"asked in another way" in scene.client.take_output()
+        assert not any(scene.gate.busy.values())
+
+    def test_counts_are_asked_at_the_revisions_of_a_token(self) -> None:
+        scene = Scene(window=1 << 30, connection_window=1 << 30)
+        scene.spans.first_has_all = True
+        scene.position = Position(scene.routing.layout.vector({"a": 3, "b": 4, "c": 5}), 0)
+        for shard in scene.shards:
+            shard.connection.take_output()
+        scene.asks(Request(key=b"\0", range_end=b"\0", limit=100, revision=1 << 52))
+        asked = [[(one.revision, one.count_only) for one in asked_by(shard)] for shard in scene.shards]
+        assert asked == [[(3, False)], [(4, True)], [(5, True)]]
