@@ -13,12 +13,16 @@ from esp.core.local import LocalEtcd
 from tests.harness import peer
 
 ROOT = Path(__file__).parent.parent.parent
-TEXT = (ROOT / "docs" / "operations.md").read_text()
-BLOCKS = {
-    name: textwrap.dedent(block)
-    for name, block in re.findall(r"(?ms)<!-- tried: ([\w-]+) -->\n *```\w+\n(.+?)^ *```$", TEXT)
-}
-"""What is in a box, by its name in the comment above it."""
+
+
+def boxes(page: str) -> dict[str, str]:
+    """What is in each box of a page under docs/ that has a name in the comment above it."""
+    text = (ROOT / "docs" / page).read_text()
+    found = re.findall(r"(?ms)<!-- tried: ([\w-]+) -->\n *```\w+\n(.+?)^ *```$", text)
+    return {name: textwrap.dedent(block) for name, block in found}
+
+
+BLOCKS = boxes("operations.md")
 
 
 class Operator:
