@@ -25,6 +25,7 @@ Shape = Callable[[], Iterator[Chunk]]
 
 BIG_KEYS = 60  # of 1 MB each, an equal part of them in each shard
 BIG_VALUE = 1_000_000
+LEASES = 10_000  # in each shard: as many as `lease-grant` leaves there in five seconds
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _PRIORITY, _RST, _SETTINGS, _PING, _WINDOW, _CONTINUATION = 0, 1, 2, 3, 4, 6, 8, 9
 _END_STREAM, _END_HEADERS = 1, 4
@@ -48,6 +49,7 @@ class Attack:
         opens_per_second: connections that are opened anew, at most, after those of the beginning.
         tls: the attack goes to the port with TLS.
         seals: the method of `tls_client.TlsClient` that seals each chunk after a handshake; "" for bytes as they are.
+        leases: whether `LEASES` leases must be there.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Attack:
     opens_per_second: float = 100.0
     tls: bool = False
     seals: str = ""
+    leases: bool = False
 
 
 ATTACKS: dict[str, Attack] = {}
@@ -78,10 +81,11 @@ def _attack(
     opens_per_second: float = 100.0,
     tls: bool = False,
     seals: str = "",
+    leases: bool = False,
 ) -> Callable[[Shape], Shape]:
     def add(shape: Shape) -> Shape:
         ATTACKS[name] = Attack(
-            name, about, shape, rate, reads, connections, small_buffer, big_keys, opens_per_second, tls, seals
+            name, about, shape, rate, reads, connections, small_buffer, big_keys, opens_per_second, tls, seals, leases
         )
         return shape
 
@@ -508,6 +512,11 @@ def _hpack_inserts() -> Iterator[Chunk]:
 # Connections
 
 
+@_attack("nothing", "no attack, for comparison: one connection that says nothing", 1)
+def _nothing() -> Iterator[Chunk]:
+    return _hold(opening())
+
+
 @_attack("connects", "connections that are closed at once", 400_000, connections=100, opens_per_second=2_000)
 def _connects() -> Iterator[Chunk]:
     yield opening(), 1
@@ -663,10 +672,18 @@ def _watchers() -> Iterator[Chunk]:
         yield None
 
 
-def _call(name: str, about: str, path: bytes, request: Message, rate: float, *metadata: tuple[bytes, bytes]) -> None:
+def _call(
+    name: str,
+    about: str,
+    path: bytes,
+    request: Message,
+    rate: float,
+    *metadata: tuple[bytes, bytes],
+    leases: bool = False,
+) -> None:
     """The same call, again and again."""
     body = message(request.SerializeToString())
-    _attack(name, about, rate)(lambda: _calls(grpc_head(path, *metadata), body))
+    _attack(name, about, rate, leases=leases)(lambda: _calls(grpc_head(path, *metadata), body))
 
 
 _ALL = rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0", limit=3)
@@ -674,7 +691,14 @@ _LEASE, _KV = b"/etcdserverpb.Lease/", b"/etcdserverpb.KV/"
 _call("status", "Status", b"/etcdserverpb.Maintenance/Status", rpc_pb2.StatusRequest(), 0.3 * _MB)
 _call("lease-grant", "LeaseGrant", _LEASE + b"LeaseGrant", rpc_pb2.LeaseGrantRequest(TTL=60), 0.3 * _MB)
 _call("lease-revoke", "LeaseRevoke of no lease", _LEASE + b"LeaseRevoke", rpc_pb2.LeaseRevokeRequest(ID=5), 0.3 * _MB)
-_call("lease-list", "LeaseLeases", _LEASE + b"LeaseLeases", rpc_pb2.LeaseLeasesRequest(), 0.3 * _MB)
+_call(
+    "lease-list",
+    "LeaseLeases, of 10,000 leases",
+    _LEASE + b"LeaseLeases",
+    rpc_pb2.LeaseLeasesRequest(),
+    0.3 * _MB,
+    leases=True,
+)
 _call("compact", "Compact, refused", _KV + b"Compact", rpc_pb2.CompactionRequest(revision=1), 0.3 * _MB)
 _call("snapshots", "Ranges at one moment", _KV + b"Range", _ALL, 0.3 * _MB, (b"esp-read", b"snapshot"))
 _call(

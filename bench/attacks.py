@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.attack_shapes import ATTACKS, BIG_KEYS, BIG_VALUE, Attack, big_key
+from bench.attack_shapes import ATTACKS, BIG_KEYS, BIG_VALUE, LEASES, Attack, big_key
 from bench.attack_trials import TRIALS, Trial
 from bench.certificates import make_pair
 from bench.etcd import Etcd
+from bench.neighbour import keys_of_neighbour
 from bench.peers import SHARD_STARTS, Backends, Esp, tls_fields
 from bench.processes import BenchError, Process
 
@@ -48,6 +49,7 @@ class Row:
     ended: int  # connections that the server ended
     attacker_cores: float
     server_cores: float
+    shard_cores: float  # of all shards together
     quiet_ms: dict[str, tuple[float, float]]  # by kind: p50, p99
     attacked_ms: dict[str, tuple[float, float]]
     errors: list[str]
@@ -158,6 +160,7 @@ def measure(
     target: str,
     options: argparse.Namespace,
     frozen: Process | None,
+    shards: Sequence[Process],
 ) -> Row:
     """One attack on a running server: the neighbour is at `address`, the attack at `target`.
 
@@ -182,6 +185,7 @@ def measure(
         if options.steps and not options.direct:
             os.kill(server.pid, signal.SIGUSR1)  # what was in the quiet time does not count
         before, lines, cpu = server.memory_mb("VmRSS"), _lines_of(server.log), server.cpu()
+        at_shards = sum(shard.cpu().total for shard in shards)
         memory = _Memory(server)
         memory.start()
         _tell(client, "attacked")
@@ -196,6 +200,7 @@ def measure(
                 if attacker.poll() is None:
                     attacker.kill()
         used = (server.cpu() - cpu).total
+        at_shards = sum(shard.cpu().total for shard in shards) - at_shards
         if frozen:
             os.kill(frozen.pid, signal.SIGCONT)
         _tell(client, "after")
@@ -223,6 +228,7 @@ def measure(
         sent["ended"],
         sent["cpu_seconds"] / options.seconds,
         used / options.seconds,
+        at_shards / options.seconds,
         latencies["quiet"],
         latencies["attacked"],
         [error for errors in told["errors"].values() for error in errors] + sent["errors"],
@@ -233,10 +239,20 @@ def measure(
     )
 
 
-def _load_big_keys(shards: Sequence[Etcd]) -> None:
-    keys = [big_key(number) for number in range(BIG_KEYS)]
+def _load(shards: Sequence[Etcd], keys: Sequence[bytes], value: bytes) -> None:
     for shard, start, end in zip(shards, SHARD_STARTS, [*SHARD_STARTS[1:], b"\xff"], strict=True):
-        shard.load((key, b"v" * BIG_VALUE) for key in keys if start <= key < end)
+        shard.load((key, value) for key in keys if start <= key < end)
+
+
+def _load_all(shards: Sequence[Etcd], names: Sequence[str]) -> None:
+    """Puts what the attacks read, so that no row depends on the rows before it."""
+    _load(shards, keys_of_neighbour(), b"x" * 100)
+    attacks = [ATTACKS[name] for name in names if name in ATTACKS]
+    if any(attack.big_keys for attack in attacks):
+        _load(shards, [big_key(number) for number in range(BIG_KEYS)], b"v" * BIG_VALUE)
+    if any(attack.leases for attack in attacks):
+        for shard in shards:
+            shard.grant(range(1, LEASES + 1))
 
 
 def _attack(name: str, connections: int, shards: Sequence[Etcd], folder: Path, options: argparse.Namespace) -> Row:
@@ -261,7 +277,8 @@ def _attack(name: str, connections: int, shards: Sequence[Etcd], folder: Path, o
             time.sleep(0.5)  # so that esp has met it
             os.kill(frozen.pid, signal.SIGSTOP)
         target = tls_address if name in ATTACKS and ATTACKS[name].tls else address
-        return measure(name, connections, server, address, target, options, frozen)
+        processes = [shard.process for shard in shards]
+        return measure(name, connections, server, address, target, options, frozen, processes)
 
 
 class BothEsp(Esp):
@@ -363,8 +380,7 @@ def run(options: argparse.Namespace) -> int:
             for shard in "abc":
                 shards.append(Etcd(shard, folder))
                 stack.callback(shards[-1].stop)
-            if any(name in ATTACKS and ATTACKS[name].big_keys for name in options.names):
-                _load_big_keys(shards)
+            _load_all(shards, options.names)
             print(_HEAD, flush=True)
             for name in options.names:
                 own = ATTACKS[name].connections if name in ATTACKS else None

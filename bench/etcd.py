@@ -144,6 +144,15 @@ class Etcd:
             for one in calls:
                 one.result(timeout=60)
 
+    def grant(self, ids: Iterable[int], seconds: int = 3_600) -> None:
+        """Grants leases of so many seconds."""
+        with grpc.insecure_channel(self.address) as channel:
+            grant = channel.unary_unary("/etcdserverpb.Lease/LeaseGrant")
+            requests = [rpc_pb2.LeaseGrantRequest(ID=one, TTL=seconds).SerializeToString() for one in ids]
+            calls = [grant.future(request) for request in requests]
+            for one in calls:
+                one.result(timeout=60)
+
     def forget_history(self) -> None:
         """Compacts to the present and waits until the space is free for re-use."""
         request = rpc_pb2.CompactionRequest(revision=self.revision(), physical=True)

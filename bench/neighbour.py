@@ -24,6 +24,12 @@ LEASE_SECONDS = 6
 PATIENCE = 5.0  # seconds, a call's deadline
 _PACE = {"put": 0.02, "get": 0.02, "keepalive": 0.04, "connect": 0.04}  # seconds between two of a kind
 _PREFIXES = (b"a/neighbour/", b"n/neighbour/")  # on two of the three shards
+_KEYS = 1000
+
+
+def keys_of_neighbour() -> list[bytes]:
+    """All keys that it puts in the course of time."""
+    return [_PREFIXES[number % 2] + b"%d" % number for number in range(_KEYS)]
 
 
 class Neighbour:
@@ -108,7 +114,7 @@ class Neighbour:
         number = self._numbers[kind]
         prefix = _PREFIXES[number % 2]
         if kind == "put":
-            key = prefix + b"%d" % (number % 1000)
+            key = prefix + b"%d" % (number % _KEYS)
             self._put_at[key] = time.perf_counter()
             request = rpc_pb2.PutRequest(key=key, value=b"x" * 100, lease=self._lease)
             try:
