@@ -89,14 +89,14 @@ class Load:
         self.bytes = self.things = self.opened = self.ended = 0
 
     def run(self, seconds: float) -> None:
-        """Attacks until the time is over."""
+        """Attacks until the time is over, with new connections."""
         began = time.monotonic()
-        credit, last, turn = 0.0, began, 0
+        credit, last, turn, before = 0.0, began, 0, self.opened
         while (now := time.monotonic()) < began + seconds:
             credit = min(credit + (now - last) * self._rate, max(self._rate * 0.1, 16_384.0))
             last = now
             allowed = _MOST_IN_THE_FIRST_SECOND + self._attack.opens_per_second * (now - began)
-            while len(self._open) < self._wanted and self.opened < allowed:
+            while len(self._open) < self._wanted and self.opened - before < allowed:
                 self._connect()
             turn += 1
             sent_any = True
@@ -144,13 +144,21 @@ class Load:
         self._open.remove(connection)
 
 
+def spells(seconds: float, again: float) -> Iterator[float]:
+    """How long each of several attacks lasts of which a new one begins every `again` seconds, `seconds` in all."""
+    began = time.monotonic()
+    while (left := began + seconds - time.monotonic()) > 0:
+        yield left if left < 1.5 * again else again
+
+
 def parser_of(description: str | None, names: Iterable[str]) -> argparse.ArgumentParser:
     """The command line of a process that attacks, or makes another load beside the neighbour."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address", help="host:port")
     parser.add_argument("name", choices=list(names))
     parser.add_argument("--connections", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--seconds", type=float, default=9.0)
+    parser.add_argument("--again", type=float, default=3.0, help="after so many seconds it begins anew")
     return parser
 
 
@@ -163,7 +171,8 @@ def main() -> None:
     host, _, port = args.address.rpartition(":")
     attack = ATTACKS[args.name]
     load = Load((host, int(port)), attack, args.connections, attack.rate * args.times)
-    load.run(args.seconds)
+    for seconds in spells(args.seconds, args.again):
+        load.run(seconds)
     seen = {"bytes": load.bytes, "things": load.things, "opened": load.opened, "ended": load.ended}
     print(json.dumps({**seen, "cpu_seconds": time.process_time(), "errors": []}))
 

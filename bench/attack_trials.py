@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc.aio
 
-from bench.attack_load import parser_of
+from bench.attack_load import parser_of, spells
 from esp.core.pb import rpc_pb2
 
 FROZEN_KEY = b"u/frozen"  # of the shard that the runner stops
@@ -124,13 +124,14 @@ TRIALS = {
 }
 
 
-async def _run(address: str, name: str, connections: int, seconds: float) -> None:
+async def _run(address: str, name: str, connections: int, seconds: float, again: float) -> None:
     told = Told()
     # Each its own pool of connections: channels with equal options would share one.
     channels = [
         grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(min(connections, 5))
     ]
-    await asyncio.gather(*(TRIALS[name].run(channel, seconds, told) for channel in channels))
+    for spell in spells(seconds, again):
+        await asyncio.gather(*(TRIALS[name].run(channel, spell, told) for channel in channels))
     for channel in channels:
         await channel.close()
     counts = {"bytes": 0, "things": told.things, "opened": len(channels), "ended": 0}
@@ -139,7 +140,7 @@ async def _run(address: str, name: str, connections: int, seconds: float) -> Non
 
 def main() -> None:
     args = parser_of(__doc__, TRIALS).parse_args()
-    asyncio.run(_run(args.address, args.name, args.connections, args.seconds))
+    asyncio.run(_run(args.address, args.name, args.connections, args.seconds, args.again))
 
 
 if __name__ == "__main__":

@@ -176,6 +176,7 @@ def measure(
         name,
         f"--connections={connections}",
         f"--seconds={options.seconds}",
+        f"--again={options.again}",
     ]
     if name in ATTACKS:
         command.append(f"--times={options.times}")
@@ -335,7 +336,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", help="attacks, separated by commas; a name's beginning is enough")
     parser.add_argument("--connections", default="1", help="1,30 say: every attack is made with each of these (1)")
-    parser.add_argument("--seconds", type=float, default=7.0, help="how long each attack lasts (7)")
+    parser.add_argument("--seconds", type=float, default=9.0, help="how long each attack lasts (9)")
+    parser.add_argument("--again", type=float, default=3.0, help="after so many seconds it begins anew (3)")
+    parser.add_argument("--quiet-seconds", type=float, default=3.0, help="how long the neighbour works without it (3)")
     parser.add_argument(
         "--quick", action="store_true", help="attacks of 2 s: a look; a lease of 6 s survives much of that"
     )
@@ -350,7 +353,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--json", type=Path, metavar="FILE", help="every row goes here, with p50s and the texts of errors"
     )
     options = parser.parse_args(arguments)
-    options.quiet_seconds = 1.5
     if options.quick:
         options.seconds, options.quiet_seconds = 2.0, 1.0
     wanted = options.only.split(",") if options.only else names
