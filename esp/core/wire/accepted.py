@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from esp.core.wire.budget import Account
 from esp.core.wire.context import WireContext
 from esp.core.wire.exchange import Serve
+from esp.core.wire.first_bytes import asks
 from esp.core.wire.frames import PREFACE
 from esp.core.wire.http1 import Http1Connection
 from esp.core.wire.local_calls import LocalCalls
@@ -108,7 +109,10 @@ class ServerProtocol(WireProtocol):
                 is_served = True
         if not is_served:
             self._unread = self._unread + data if self._unread else data
-            turns.serve(self, len(data))
+            if turns.is_crowded and connection is None and self._http1 is None and not asks(self._first + self._unread):
+                turns.serve_last(self)
+            else:
+                turns.serve(self, len(data))
             if self._unread and len(self._unread) >= MOST_UNREAD:
                 self._read(False)  # until its turn has come
         if not turns.will_run:  # else it leaves with the output of the other sockets
@@ -342,7 +346,7 @@ class ServerProtocol(WireProtocol):
         if self._is_full or self._closing_since or self.transport is None or self.transport.is_closing():
             return False
         self._afterwards = self.transport.close
-        self._turns.serve_later(self)
+        self._turns.serve_last(self)
         return True
 
     def tick(self, now: float) -> None:

@@ -40,6 +40,10 @@ AT_ONCE: Final = 0.002
 ANSWERS_LEAST: Final = 0.0005
 """The least seconds for shards' answers that had to wait. They have what bytes that came in this turn have left of
 AT_ONCE, so that the turn is short, but so much in any case."""
+CROWD: Final = 4
+"""So many clients that come in one turn, or whose first work waits, are a crowd. Then those that have asked nothing yet
+stand behind those that have. While a crowd comes, they and those that leave have a step in a turn: others still wait in
+the kernel to be accepted, and among these may be one that asks something."""
 MOST_SKIPPED: Final = 4
 """The most turns in a row in which the line is not served, because answers and calls took the line's time."""
 SAVED: Final = 0.02
@@ -108,8 +112,11 @@ class Turns:
     __slots__ = (
         "_answered",
         "_answers",
+        "_arrived",
+        "_arrived_before",
         "_elsewhere",
         "_first",
+        "_last",
         "_line",
         "_newcomers",
         "_order",
@@ -139,7 +146,9 @@ class Turns:
         self._line: list[tuple[float, int, Worker]] = []
         self._first: list[tuple[float, int, Worker]] = []
         self._newcomers: list[tuple[float, int, Worker]] = []
+        self._last: list[tuple[float, int, Worker]] = []
         self._answers: deque[Worker] = deque()
+        self._arrived = self._arrived_before = 0  # in this turn and in the one before
         self._order = 0
         self._virtual = 0.0
         self._spent = 0.0
@@ -153,7 +162,16 @@ class Turns:
     @property
     def waiting(self) -> int:
         """The number of workers in line."""
-        return len(self._line) + len(self._first) + len(self._newcomers) + len(self._answers) + len(self.steps)
+        clients = len(self._line) + len(self._first) + len(self._newcomers) + len(self._last)
+        return clients + len(self._answers) + len(self.steps)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a crowd of new clients is there."""
+        return self._comes_crowd() or len(self._newcomers) + len(self._last) >= CROWD
+
+    def _comes_crowd(self) -> bool:
+        return self._arrived >= CROWD or self._arrived_before >= CROWD
 
     def serve(self, worker: Worker, size: int) -> None:
         """`size` bytes have come for a client's `worker`, which works on them at once or stands in line."""
@@ -246,6 +264,7 @@ class Turns:
         """Takes in a new `worker`, which has saved up nothing."""
         worker.used = self._virtual
         worker.credited = self.clock()
+        self._arrived += 1
 
     def charge(self, worker: Worker, seconds: float) -> None:
         """Counts work that was done for `worker` outside of its turns."""
@@ -259,13 +278,19 @@ class Turns:
             self._join(worker)
 
     def serve_later(self, worker: Worker) -> None:
-        """Serves a client's `worker` in the time of a next turn that clients who come and go have.
+        """Serves a client's `worker` in the time of a next turn that new clients have.
 
-        For a handshake, and the end of a connection: done as bytes come, those of a crowd would make each turn long.
+        For a handshake: done as bytes come, those of a crowd would make each turn long.
         """
         if not worker.in_line:
             worker.used = max(worker.used, self._virtual - SAVED)
             self._put_off(worker, self._newcomers)
+
+    def serve_last(self, worker: Worker) -> None:
+        """As `serve_later`, behind all new clients: for the end of a connection, or a client that asks nothing yet."""
+        if not worker.in_line:
+            worker.used = max(worker.used, self._virtual - SAVED)
+            self._put_off(worker, self._last)
 
     def _put_off(self, worker: Worker, to: list[tuple[float, int, Worker]] | None = None) -> None:
         worker.in_line = True
@@ -307,6 +332,7 @@ class Turns:
         The output of the line is written once, at the end: a write for each step would cost more than the steps.
         """
         self.will_run = False
+        self._arrived_before, self._arrived = self._arrived, 0
         steps = self.steps
         spent = self._spent
         self._worked += spent + steps.spent
@@ -318,13 +344,13 @@ class Turns:
             steps.release()
         self.go_on()
         self.flush()
-        if not (self._line or self._first or self._newcomers or self._answers or len(steps)):
+        if not (self._line or self._first or self._newcomers or self._last or self._answers or len(steps)):
             self._elsewhere = self._answered = 0.0  # nobody has to wait for it
             return
         began = self.clock()
         if self._answers:
             self._serve_shards(max(AT_ONCE - spent, ANSWERS_LEAST))
-        if self._first or self._newcomers:
+        if self._first or self._newcomers or self._last:
             self._serve_first()
         if self._line:
             # Answers and calls that have begun come before new requests; otherwise they would pile up.
@@ -360,11 +386,13 @@ class Turns:
 
         Those that have saved up most come first. New ones come last: a crowd of new clients does not hold up the
         others. But they get FIRST_SLICE in each turn, however many others there are. Among new clients, those that
-        need little do not wait for those that need much: each gets FIRST_SLICE at a time.
+        need little do not wait for those that need much: each gets FIRST_SLICE at a time. Last come those that leave or
+        ask nothing: for FIRST_SLICE, or, while a crowd comes, one of them.
         """
         began = self.clock()
         end = self._serve_some(self._first, began, began + SLICE)
         end = self._serve_some(self._newcomers, end, max(began + SLICE, end + FIRST_SLICE))
+        end = self._serve_some(self._last, end, end if self._comes_crowd() else end + FIRST_SLICE)
         self._elsewhere += end - began
 
     def _serve_some(self, first: list[tuple[float, int, Worker]], start: float, stop: float) -> float:
@@ -372,7 +400,7 @@ class Turns:
         while first:
             _, _, worker = heappop(first)
             worker.in_line = False
-            is_left = worker.work(min(start + FIRST_SLICE, stop))
+            is_left = worker.work(min(start + FIRST_SLICE, stop) if start < stop else start + FIRST_SLICE)
             end = self.clock()
             self._served(worker, end - start, is_left)
             start = end

@@ -657,6 +657,27 @@ def test_many_that_connect_at_once_are_accepted_in_few_turns(run: Run) -> None:
     run(test)
 
 
+def test_who_asks_something_is_answered_before_a_crowd_that_has_not(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Turns, "is_crowded", True)
+    crowd = 10 * ACCEPTED_AT_ONCE
+
+    async def test() -> None:
+        async with serving() as server:
+            clients = [await server.client() for _ in range(crowd)]
+            for client in clients:
+                await client.says(PREFACE, settings({}), headers(1, call(ECHO))[:-1])
+            asking = await server.client()
+            await asking.says(PREFACE, settings({}), headers(1, call(ECHO)), data(1, message(b"x"), end=True))
+            await asking.hears_frames(ended(1))
+            begun = [protocol for protocol in server.listener.protocols if protocol.server is not None]
+            assert len(begun) <= crowd // 2, "one of the others in a turn"
+            for client in clients:
+                await client.says(headers(1, call(ECHO))[-1:], data(1, message(b"x"), end=True))
+                await client.hears_frames(ended(1))
+
+    run(test)
+
+
 def test_the_deadlines_of_many_clients_are_looked_at_in_several_turns(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -574,6 +574,54 @@ def test_who_is_new_and_wants_little_does_not_wait_for_a_slice_of_each_of_a_new_
     assert done <= 12 * 4 + 4 * 10, "of each what fits a first slice, and of the line what four turns have for it"
 
 
+def test_who_leaves_or_asks_nothing_yet_does_not_hold_up_who_is_new_and_asks(steps: Steps) -> None:
+    """While a crowd comes, one of those has a turn; afterwards as many as fit a first slice."""
+    crowd = [Load(steps, "l") for _ in range(100)]
+    for one in crowd:
+        one.left = 1
+        steps.turns.serve_last(one)
+    for comes, waits in ((0, False), (turns.CROWD, True), (turns.CROWD - 1, False), (turns.CROWD, True), (1, False)):
+        for _ in range(comes):
+            steps.turns.welcome(Load(steps, "n"))
+        for name in "xy":
+            Load(steps, name).gets(10)
+        new = Load(steps, "n")
+        new.is_new = True
+        new.gets(1)
+        assert new.left == 1, "the turn was over"
+        done = steps.turn()
+        assert done.index("n") < done.index("l")
+        assert done.count("l") == (1 if waits else 4)
+        assert steps.turns.is_crowded
+    assert steps.until_done().count("l") == 100 - 4 - 1 - 4 - 1 - 4
+    assert not steps.turns.is_crowded
+
+
+def test_a_crowd_has_gone_when_a_turn_has_passed_in_which_few_came(steps: Steps) -> None:
+    for _ in range(turns.CROWD):
+        assert not steps.turns.is_crowded
+        steps.turns.welcome(Load(steps, "n"))
+    for expected in (True, True, False):
+        assert steps.turns.is_crowded is expected
+        steps.turns.run_soon()
+        steps.turn()
+
+
+def test_who_stands_last_is_served_though_a_crowd_comes_all_the_time(steps: Steps) -> None:
+    last = [Load(steps, "l") for _ in range(20)]
+    for one in last:
+        one.left = 1
+        steps.turns.serve_last(one)
+    for _ in range(20):
+        for _ in range(turns.CROWD):
+            new = Load(steps, "n")
+            new.is_new = True
+            steps.turns.welcome(new)
+            new.gets(20)
+        steps.turn()
+    assert not any(one.left for one in last)
+
+
 def test_what_is_ready_leaves_before_the_line_is_served(steps: Steps) -> None:
     Load(steps, "x").gets(30)
     steps.log.clear()
