@@ -30,9 +30,9 @@ MAX_REQUEST_BYTES: Final = 4096
 """The most bytes of a request. A request without unknown fields has 11 bytes at most."""
 MOST_AT_WORK: Final = 32
 """The most keepalives of a client's stream at the shards; half of them must be answered before further ones go."""
-FEW_AT_WORK: Final = 8
+FEW_AT_WORK: Final = 2
 """The same, if others have many keepalives at the shards."""
-MUCH_AT_WORK: Final = 256
+MUCH_AT_WORK: Final = 64
 """With so many keepalives on one stream to a shard, no client may have more than a few on it."""
 
 _parse = rpc_pb2.LeaseKeepAliveRequest.FromString

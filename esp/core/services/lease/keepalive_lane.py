@@ -34,6 +34,8 @@ from esp.core.wire.status import Code, RpcError, Status
 STALL_SECONDS: Final = 0.25
 SILENT_SECONDS: Final = 1.0
 MAX_ANSWER_BYTES: Final = 65_536
+UNUSUAL: Final = -1
+"""An answer of another form than most."""
 
 _parse = rpc_pb2.LeaseKeepAliveResponse.FromString
 _HEADER_TAG: Final = 1 << 3 | 2
@@ -212,39 +214,49 @@ class _KeepaliveStream:
         """Gives each answer to the keepalive that it belongs to."""
         lane, in_flight = self.lane, self.in_flight
         message = self._reader.sole(payload)
-        if message is not None and in_flight and not self.closed and (ttl := self._ttl_in(message, in_flight[0].echo)):
-            self.has_answered = True
-            self.progress = lane.heard = monotonic()
-            in_flight.popleft().answered(lane.name, ttl, self._header[1])
-            return
+        if message is not None and in_flight and not self.closed:
+            ttl = self._ttl_in(message, in_flight[0].echo)
+            if ttl != UNUSUAL:
+                self.has_answered = True
+                self.progress = lane.heard = monotonic()
+                in_flight.popleft().answered(lane.name, ttl, self._header[1])
+                return
         try:
-            answers = [self._parsed(message) for message in self._reader.feed(payload)]
+            messages = self._reader.feed(payload)
+            if messages and not self.closed:
+                self.has_answered = True
+                self.progress = lane.heard = monotonic()
+            for message in messages:
+                if self.closed:
+                    return
+                ttl, header = self._ttl_in(message, in_flight[0].echo) if in_flight else UNUSUAL, self._header[1]
+                if ttl == UNUSUAL:
+                    answer, header = self._parsed(message)
+                    if not in_flight or in_flight[0].id != answer.ID:
+                        self.fault("is to no keepalive that waits")
+                        return
+                    ttl = answer.TTL
+                in_flight.popleft().answered(lane.name, ttl, header)
         except (RpcError, DecodeError):
             self.fault("is no LeaseKeepAliveResponse")
-            return
-        if answers and not self.closed:
-            self.has_answered = True
-            self.progress = lane.heard = monotonic()
-        for answer, header in answers:
-            if self.closed:
-                return
-            if not in_flight or in_flight[0].id != answer.ID:
-                self.fault("is to no keepalive that waits")
-                return
-            in_flight.popleft().answered(lane.name, answer.TTL, header)
 
     def _ttl_in(self, message: bytes, echo: bytes) -> int:
-        """The TTL in an answer that is as most are: the header of the last one, the expected id, a TTL; 0 in others."""
+        """The TTL in an answer that is as most are: the header of the last one, the expected id, a TTL; else UNUSUAL.
+
+        An answer about a lease that the shard does not know has no TTL, which is 0.
+        """
         known = self._header[0]
         at = len(known) + len(echo)
         left = len(message) - at
         if not echo or not known or not message.startswith(known) or not message.startswith(echo, len(known)):
+            return UNUSUAL
+        if not left:
             return 0
         if left == 2 and message[at] == _TTL_TAG and message[at + 1] < 0x80:
             return message[at + 1]
         if left == 3 and message[at] == _TTL_TAG and message[at + 1] > 0x7F and message[at + 2] < 0x80:
             return message[at + 1] & 0x7F | message[at + 2] << 7
-        return 0
+        return UNUSUAL
 
     def _parsed(self, message: bytes) -> tuple[rpc_pb2.LeaseKeepAliveResponse, rpc_pb2.ResponseHeader]:
         """An answer, and its header.

@@ -581,6 +581,21 @@ class TestFaultsOfClients:
         assert heard == 100 * len(streams)
         assert most <= MUCH_AT_WORK + FEW_AT_WORK * len(streams) + MOST_AT_WORK
 
+    @pytest.mark.parametrize("ttl", [0, 60, 300])
+    def test_one_answer_of_a_shard_is_parsed_and_those_that_are_like_it_are_not(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, ttl: int
+    ) -> None:
+        """However many come in a frame, of leases that live, or of leases that no shard knows."""
+        parsed = []
+        parse = keepalive_lane._parse
+        monkeypatch.setattr(keepalive_lane, "_parse", lambda answer: parsed.append(answer) or parse(answer))
+        world.opens(1)
+        world.asks(*range(1, MOST_AT_WORK + 1))
+        for shard in world.shards:
+            shard.answers(1, *shard.asked()[0][1], ttl=ttl, first=True)
+        assert world.hears() == [(lease, ttl) for lease in range(1, MOST_AT_WORK + 1)]
+        assert len(parsed) == len(world.shards)
+
     def test_what_waits_is_given_up_with_its_client(self, world: World) -> None:
         world.opens(1)
         world.asks(*range(1, 1001), stream=1)
