@@ -67,6 +67,9 @@ def _targets() -> Iterator[Target]:
     for concurrency in ("8x16", "1x1"):
         yield Target(f"deadline-{concurrency}", "cpu_us", "haproxy-h2", 1.3)
         yield Target(f"deadline-{concurrency}", "cpu_us", "grpc-proxy", 0.35)
+    yield Target("put-1mib", "cpu_us", "haproxy-h2", 1.1)
+    for paged in ("page-1000", "token-page", "sorted-1000"):
+        yield Target(paged, "throughput", "direct", 0.9)
 
 
 TARGETS = tuple(_targets())
