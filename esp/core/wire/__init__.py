@@ -30,7 +30,7 @@ The files, from the bottom up: each imports only files of its own line and of li
     local_calls: calls to this very process, of clients that speak another protocol
     plain, exchange: heads of HTTP/1.1 that were read before; one request with its answer
     http1_faults, http1: requests that are refused for their heads; HTTP/1.1 on the same port
-    strangers: other protocols, told by their first bytes
+    strangers, first_bytes: other protocols, told by their first bytes; whether a client asks something in them
     tls_faults, tls_records, tls: why TLS fails; records of TLS; a server's end of TLS in memory
     transport, client_tls: sockets; those of servers, with TLS
     accepted, accepted_tls, listener: those of clients, plain and with TLS; accepting and counting
