@@ -11,6 +11,7 @@ from textwrap import fill
 from typing import Any, Final
 
 from esp.commands import interruptible
+from esp.commands.in_force import in_force
 from esp.commands.output import (
     INTERRUPTED,
     USAGE,
@@ -80,7 +81,7 @@ def run(config: Path | None, options: Options) -> None:
 
     if options.plot is not None and options.plot.suffix not in bench_plot.SUFFIXES:
         raise CommandError(f'--plot draws {" or ".join(bench_plot.SUFFIXES)}; "{options.plot}" is neither', USAGE)
-    loaded = configs.load(config) if config is not None else None
+    loaded = in_force(configs.load(config)) if config is not None else None
     urls = options.targets
     if not urls:
         if loaded is None:

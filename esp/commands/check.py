@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from esp.commands.check_json import json_of
+from esp.commands.in_force import in_force
 from esp.commands.output import INTERRUPTED, USAGE, CommandError, Strays, WideFormat, write_json
 from esp.core import config as configs
 from esp.core.config import Config
@@ -57,7 +58,7 @@ def run(config: Path | None, options: Options) -> None:
     """
     # The output has everything that the shard clients log here.
     logging.getLogger("esp").addHandler(logging.NullHandler())
-    loaded = configs.load(configs.find(config, os.environ))
+    loaded = in_force(configs.load(configs.find(config, os.environ)))
     if options.fix_strays is not None:
         from esp.commands import check_strays
 

@@ -40,7 +40,7 @@ def check(file: Path | None, output: Format) -> None:
                 "good": not faults,
                 "faults": [{"line": fault.line, "text": fault.text} for fault in faults],
                 "notes": notes,
-                "map": None if loaded is None else loaded.shard_map.fingerprint,
+                "map": None if loaded is None else _fingerprint(loaded),
             }
         )
     else:
@@ -51,14 +51,26 @@ def check(file: Path | None, output: Format) -> None:
         if loaded is not None and not faults:
             endpoints = sum(len(shard.endpoints) for shard in loaded.shards)
             shards = f"{counted(len(loaded.shards), 'shard')} with {counted(endpoints, 'endpoint')}"
-            write(f"{path} is good: {shards}, map {loaded.shard_map.fingerprint}.")
+            write(f"{path} is good: {shards}, {_map_of(loaded)}.")
     if faults:
         raise CommandError(f"{path} has {counted(len(faults), 'fault')}", FAILED)
 
 
+def _fingerprint(loaded: Config) -> str | None:
+    return loaded.shard_map.fingerprint if loaded.map == "file" else None
+
+
+def _map_of(loaded: Config) -> str:
+    return f"map {loaded.shard_map.fingerprint}" if loaded.map == "file" else "the map is on the shards"
+
+
 def _notes(loaded: Config) -> list[str]:
     """What `esp serve` would warn of."""
-    divided = [cut.explain() for root in loaded.apiserver_roots for cut in cuts(loaded.shard_map, root)]
+    divided = (
+        [cut.explain() for root in loaded.apiserver_roots for cut in cuts(loaded.shard_map, root)]
+        if loaded.map == "file"
+        else []
+    )
     unverified = [shard.name for shard in loaded.shards if shard.tls is not None and not shard.tls.verify]
     return [
         *(f"for Kubernetes: {text}" for text in divided),
@@ -91,12 +103,12 @@ def show(file: Path | None, flags: Flags, output: Format) -> None:
     found = "given" if file is not None else "ESP_CONFIG" if os.environ.get("ESP_CONFIG") else "found"
     if output is Format.JSON:
         fields = [{"name": name, "value": value, "from": source} for name, value, source in rows]
-        write_json({"config": str(path), "found": found, "map": loaded.shard_map.fingerprint, "fields": fields})
+        write_json({"config": str(path), "found": found, "map": _fingerprint(loaded), "fields": fields})
         return
     cells = [[name, _from(source, path), value] for name, value, source in rows]
     write_table(["FIELD", "FROM", "VALUE"], cells, ragged=True)
     how = {"given": "given on the command line", "ESP_CONFIG": "named by ESP_CONFIG", "found": "found here"}[found]
-    write(f"\nConfig {path}, {how}; map {loaded.shard_map.fingerprint}.")
+    write(f"\nConfig {path}, {how}; {_map_of(loaded)}.")
 
 
 def _of_flags(flags: Flags) -> dict[str, tuple[str, str]]:

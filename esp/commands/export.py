@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from esp.commands import interruptible
+from esp.commands.in_force import in_force
 from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, complain, manner, unwritten, write, write_json
 from esp.commands.progress import progress_bar
 from esp.core import config as configs
@@ -53,7 +54,7 @@ def config_at(config: Path | None, etcd: Etcd) -> Config:
     if not etcd.endpoints:
         if etcd != Etcd():
             raise CommandError("--cacert, --cert, --key, --user and --password-file are for --endpoint; add it", USAGE)
-        return configs.load(configs.find(config, os.environ))
+        return in_force(configs.load(configs.find(config, os.environ)))
     if config is not None:
         raise CommandError("-c and --endpoint exclude each other; give one", USAGE)
     return config_of(etcd)

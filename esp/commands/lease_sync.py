@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from esp.commands.in_force import in_force
 from esp.commands.output import USAGE, CommandError, Format, write, write_json, write_table
 from esp.commands.progress import progress_bar
 from esp.core import config as configs
@@ -62,7 +63,7 @@ def run(config: Path | None, options: Options, confirm: Callable[[str], bool]) -
     """
     # The output has everything that the shard clients log here.
     logging.getLogger("esp").addHandler(logging.NullHandler())
-    loaded = configs.load(configs.find(config, os.environ))
+    loaded = in_force(configs.load(configs.find(config, os.environ)))
     names = [shard.name for shard in loaded.shards]
     prune = options.prune_only_on
     if prune is not None and prune not in names:

@@ -166,7 +166,7 @@ def loaded(config: Path | None) -> Config:
         ConfigError: there is no config, or the config is wrong.
     """
     logging.getLogger("esp").addHandler(logging.NullHandler())  # the output has all that the shards' clients log here
-    return configs.load(configs.find(config, os.environ), in_shards=True)
+    return configs.load(configs.find(config, os.environ))
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

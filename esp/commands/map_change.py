@@ -76,7 +76,7 @@ def apply(file: Path, output: Format, confirm: Confirm) -> None:
         ConfigError: the file is wrong.
         CommandError: the map cannot become so, the operator does not want it, or a step failed.
     """
-    run(_apply(configs.load(file, in_shards=True), output, confirm))
+    run(_apply(configs.load(file), output, confirm))
 
 
 class _Reached(NamedTuple):

@@ -31,6 +31,7 @@ from esp.core.reload import (
     Reload,
     Result,
 )
+from esp.core.shared_map import served_as
 from esp.core.wording import counted
 from esp.core.workers import Channel, ChannelError, Supervisor
 
@@ -167,7 +168,7 @@ class OfWorkers(OneAtATime[Answer]):
         assert isinstance(self.config.path, Path)
         try:
             text = configs.text_of(self.config.path)
-            config = self._parse(text)
+            config = served_as(self._parse(text), self.config)
         except ConfigError as error:
             return _refused(str(error))
         if self._is_handing_over():

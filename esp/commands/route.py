@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from esp.commands.in_force import in_force
 from esp.commands.output import (
     USAGE,
     CommandError,
@@ -132,7 +133,7 @@ def load(config: Path | None) -> Config:
     """
     path = config_file.find(config, os.environ)
     note(f"config {path}")
-    return config_file.load(path)
+    return in_force(config_file.load(path))
 
 
 def span_of(loaded: Config, asked: tuple[bytes, bytes]) -> Span:

@@ -22,6 +22,7 @@ from esp.core import config as configs
 from esp.core.config import Config, Listen
 from esp.core.control import Control
 from esp.core.descriptors import within_descriptors
+from esp.core.following import Following
 from esp.core.keys import format_key, format_range
 from esp.core.kubernetes import cuts
 from esp.core.local import LocalEtcdError
@@ -30,8 +31,9 @@ from esp.core.log.lines import fields
 from esp.core.log.setup import Log
 from esp.core.proxy import Proxy
 from esp.core.reload import Reloads
+from esp.core.shared_map import Held, NoMapError, first_map, read
 from esp.core.traces import ExportError
-from esp.core.wording import FEW, counted, few, shard_quoted, shards_called
+from esp.core.wording import FEW, counted, few, shard_called, shard_quoted, shards_called
 
 if TYPE_CHECKING:
     from esp.commands.worker import Here
@@ -71,7 +73,7 @@ def run(
     try:
         if local is None:
             again = _Again(configs.find(config, os.environ), listen, lines, workers)
-            found = again.begin()
+            found = _in_force(again.begin())
             if takeover:
                 service.take_over(found)
             elif not names.has_address(found):
@@ -255,6 +257,8 @@ async def _serve(
         except ExportError as error:
             raise CommandError(str(error)) from None
         signals.hurry = proxy.cut
+        if config.guards is not None:
+            proxy.background.keep("the map of the shards", Following(proxy).run)
         control = await stack.enter_async_context(service.commanded(config, proxy))
         if isinstance(service, Service):
             service.stop = signals.stop.set
@@ -275,6 +279,8 @@ async def _serve(
         for shard in proxy.routing.shards.values():
             if reason := shard.implausible or shard.unsafe:
                 raise CommandError(f"{shard_quoted(shard.name)} cannot be served: {reason}")
+        if missing is not None and config.map == "file":
+            await _refuse_if_mapped(proxy)
         if missing is not None:
             await service.serves(proxy, missing)
             if isinstance(service, Service):
@@ -286,6 +292,40 @@ async def _serve(
     if missing is None:
         signals.refuse_if_interrupted()
     service.say("stopped")
+
+
+def _in_force(config: Config) -> Config:
+    """The config with the map of the shards, if it says that they hold it.
+
+    Raises:
+        CommandError: no map can be served by.
+    """
+    found = [config]
+
+    async def ask() -> None:
+        try:
+            found.append(await first_map(config))
+        except NoMapError as error:
+            raise CommandError(str(error)) from None
+
+    if config.map == "shards":
+        _run_loop(ask())
+    return found[-1]
+
+
+async def _refuse_if_mapped(proxy: Proxy) -> None:
+    """Refuses to serve by a file if a shard holds a map, since proxies that serve by that own other keys.
+
+    Raises:
+        CommandError: a shard holds a map.
+    """
+    ready = [shard for shard in proxy.routing.shards.values() if shard.is_ready]
+    for name, held in (await read(ready, CONNECT_SECONDS)).items():
+        if isinstance(held, Held) and held.map is not None:
+            raise CommandError(
+                f"{shard_called(name)} holds a map for all proxies (epoch {held.map.epoch}), and the config has one of "
+                "its own; write map: shards into the config, or take the map away (docs/map.md)"
+            )
 
 
 def _stay() -> None:
@@ -300,6 +340,8 @@ def _tell_ready(
     shard_map = config.shard_map
     text = f"ready on {', '.join(urls)}; {shards_called(names, FEW)}"
     text += f"; esp {__version__} ({build()}), config {config.path}, map {shard_map.fingerprint}"
+    if config.map == "shards":
+        text += f" of epoch {shard_map.epoch}"
     if config.workers > 1:
         text += f"; {counted(config.workers, 'worker')}"
     if missing:

@@ -92,7 +92,7 @@ class Service:
             self.stop()
 
         def fingerprint() -> str:
-            return proxy.routing.layout.map.fingerprint
+            return proxy.config.map_sign
 
         def former() -> Former:
             return proxy.routing.layout.former

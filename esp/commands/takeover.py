@@ -37,7 +37,7 @@ def predecessor(config: Config) -> Predecessor:
         place = find(config.control, config.path, os.environ)
         if place is None:
             raise CommandError(f"cannot take over: no esp runs with {config.path}; start without {FLAG}")
-        return Predecessor(Client(place.path), config.shard_map.fingerprint)
+        return Predecessor(Client(place.path), config.map_sign)
     except (NoneRunsError, PlaceError, TakeoverError) as error:
         text = str(error)
         raise CommandError(text if text.startswith("cannot") else f"cannot take over: {text}") from None

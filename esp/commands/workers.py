@@ -219,7 +219,7 @@ class _Whole:
     def _fingerprint(self) -> str:
         if self.reloads.is_under_way:
             raise DeniedError("a reload is under way; take over when it has ended")
-        return self._config.shard_map.fingerprint
+        return self._config.map_sign
 
     def _reachable(self) -> list[str]:
         missing = self.supervisor.missing

@@ -18,13 +18,11 @@ from functools import partial
 from typing import Final
 
 from esp.core.config import Config
-from esp.core.connected_shards import answering
 from esp.core.layout import Layout
 from esp.core.proxy import Proxy
-from esp.core.shard import GuardedShard, Shard, is_unsafe, too_old
-from esp.core.shared_map import DisagreeError, Held, SharedMap, Told, is_auth_on, newest, read, served, watch
+from esp.core.shard import GuardedShard, Shard, is_unsafe
+from esp.core.shared_map import DisagreeError, Held, SharedMap, is_auth_on, newest, read, served, watch
 from esp.core.wire.status import RpcError, Status
-from esp.core.wording import shard_called
 
 log = logging.getLogger("esp.map")
 
@@ -36,42 +34,6 @@ ANSWER_SECONDS: Final = 2.0
 """Seconds that a shard has to tell its map."""
 CONNECT_SECONDS: Final = 1.0
 """Seconds that the clients of a new map's shards have to connect before the map is in force."""
-
-
-class NoMapError(Exception):
-    """The map in the shards cannot be served by; the text is a clause with its cure."""
-
-
-async def first_map(config: Config) -> Config:
-    """The config with the map that its shards hold, for the start.
-
-    Raises:
-        NoMapError: the shards tell no map, or different ones.
-    """
-    async with answering(config) as (shards, troubles):
-        found: dict[str, Held | Status] = {**troubles, **await read(shards.values(), ANSWER_SECONDS)}
-        for name, shard in shards.items():
-            if is_unsafe(shard.version) and isinstance(found[name], Held):
-                with suppress(RpcError):
-                    if await is_auth_on(shard, ANSWER_SECONDS):
-                        raise NoMapError(f"{shard_called(name)} cannot be used: {too_old(shard.version)}")
-    told = _told(found)
-    if told is not None:
-        return served(config, told.map)
-    silent = [f"{name}: {held.message}" for name, held in found.items() if isinstance(held, Status)]
-    if silent:
-        raise NoMapError(f"no shard tells a map of the shards ({'; '.join(silent)})")
-    faults = [f"{name}: {held.faults[0]}" for name, held in found.items() if isinstance(held, Held) and held.faults]
-    if faults:
-        raise NoMapError(f"the map in the shards cannot be read ({'; '.join(faults)})")
-    raise NoMapError("the shards hold no map; esp map init puts the first one there")
-
-
-def _told(found: Mapping[str, Held | Status]) -> Told | None:
-    try:
-        return newest(found)
-    except DisagreeError as error:
-        raise NoMapError(str(error)) from None
 
 
 class Following:

@@ -51,6 +51,11 @@ class Layout:
         return replace(self, former=before.former.after(came))
 
     @property
+    def is_guarded(self) -> bool:
+        """Whether the shards hold the map, and compare it with each call."""
+        return any(shard.guard is not None for shard in self.shards.values())
+
+    @property
     def epoch(self) -> int:
         """The number of the map; a later map has a higher number."""
         return self.map.epoch

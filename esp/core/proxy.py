@@ -29,7 +29,7 @@ from esp.core.metrics.hot import HotPrefixes
 from esp.core.metrics.names import KNOWN
 from esp.core.metrics.page import PATH as METRICS
 from esp.core.metrics.page import MetricsPage, OnlyPages
-from esp.core.metrics.scrape import Metrics, of_fences, of_reloads
+from esp.core.metrics.scrape import Metrics, of_fences, of_reloads, of_rerouted
 from esp.core.metrics.walk import Parts
 from esp.core.routing import Routing
 from esp.core.running import Running, unreachable
@@ -171,6 +171,9 @@ class Proxy:
         self._fence: Fence | None = None
         self.fenced: Counter[str] = Counter()
         self.metrics.more.append(lambda: [of_fences(self.fenced)])
+        if self.rerouting is not None:
+            rerouting = self.rerouting
+            self.metrics.more.append(lambda: of_rerouted(self.rerouted, rerouting.waiting))
         self._site = Site(
             self._find_page,
             cors=config.cors,
@@ -383,8 +386,10 @@ class Proxy:
             positions.doubt(shard, MARK if highest is None else highest)
 
     def _other_workers(self) -> list[str]:
-        """The lines of `/readyz?verbose` about the processes that serve together with this one."""
-        return [] if self._share is None else self._share.lines()
+        """The lines of `/readyz?verbose` about the map of the shards, and the processes that serve together."""
+        layout = self.routing.layout
+        lines = [f"[+]map of the shards: epoch {layout.epoch}, {layout.map.fingerprint}\n"] if layout.is_guarded else []
+        return lines if self._share is None else [*lines, *self._share.lines()]
 
     def share_clients(self, balance: Balance, number: int) -> None:
         """Shares new clients with the other processes of `balance` that accept on the same sockets."""

@@ -32,10 +32,18 @@ class Mapped:
         config: a config without ranges of its own, but with the map as it was at the start.
     """
 
-    def __init__(self, etcds: Sequence[LocalEtcd], boundaries: Sequence[str], path: Path, extra: str = "") -> None:
-        self.etcds = {f"s{number}": etcd for number, etcd in enumerate(etcds)}
+    def __init__(
+        self,
+        etcds: Sequence[LocalEtcd | Sequence[LocalEtcd]],
+        boundaries: Sequence[str],
+        path: Path,
+        extra: str = "",
+    ) -> None:
+        self.etcds = {
+            f"s{number}": [etcd] if isinstance(etcd, LocalEtcd) else list(etcd) for number, etcd in enumerate(etcds)
+        }
         self.path = write_config(path, etcds, boundaries, f"map: shards\n{extra}")
-        loaded = config.load(self.path, in_shards=True)
+        loaded = config.load(self.path)
         self.now = shared_map.first(loaded.shard_map, at=AT, by="tests", what="the first map")
         self.config: Config = replace(
             served(loaded, self.now), listen=config.listen_of(["http://127.0.0.1:0"]), drain_seconds=1.0
@@ -44,9 +52,10 @@ class Mapped:
             self.hold(name, self.now)
 
     def ask(self, name: str, request: rpc_pb2.TxnRequest) -> rpc_pb2.TxnResponse:
-        """A shard's own answer."""
-        with connect(self.etcds[name]) as channel:
-            answer: rpc_pb2.TxnResponse = rpc_pb2_grpc.KVStub(channel).Txn(request, timeout=20)
+        """A shard's own answer, of the first member that runs."""
+        member = next(etcd for etcd in self.etcds[name] if etcd.is_running())
+        with connect(member) as channel:
+            answer: rpc_pb2.TxnResponse = rpc_pb2_grpc.KVStub(channel).Txn(request, timeout=60)
             return answer
 
     def read(self, name: str, key: bytes, range_end: bytes = b"") -> list[tuple[bytes, bytes]]:

@@ -11,12 +11,12 @@ import grpc
 import grpc.aio
 import pytest
 
-from esp.core.pb import rpc_pb2
+from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.proxy import Proxy
 from esp.core.shared_map import GUARD_KEY
-from tests.harness import Etcds
+from tests.harness import Etcds, peer
 from tests.integration.mapped import Mapped, proxy_of
-from tests.stubs import rpc_pb2_grpc
+from tests.stubs import rpc_pb2_grpc, v3election_pb2_grpc, v3lock_pb2_grpc
 
 Put, Range, Txn, Op = rpc_pb2.PutRequest, rpc_pb2.RangeRequest, rpc_pb2.TxnRequest, rpc_pb2.RequestOp
 Delete, Compare = rpc_pb2.DeleteRangeRequest, rpc_pb2.Compare
@@ -171,3 +171,47 @@ def test_a_shard_that_has_lost_its_guard_refuses_and_says_why(mapped: Mapped) ->
         await client.put(b"x", b"two")
 
     serve(mapped, work)
+
+
+def test_what_compares_nothing_is_looked_at_behind_its_answer(start_etcd: Etcds, tmp_path: Path) -> None:
+    mapped = Mapped(start_etcd.several(2, binary=peer("etcd")), ["m"], tmp_path / "esp.yaml")
+
+    async def calls(client: Client) -> list[Any]:
+        lock: Any = v3lock_pb2_grpc.LockStub(client.channel)
+        election: Any = v3election_pb2_grpc.ElectionStub(client.channel)
+        leases: Any = rpc_pb2_grpc.LeaseStub(client.channel)
+        lease = (await leases.LeaseGrant(rpc_pb2.LeaseGrantRequest(TTL=60), timeout=30)).ID
+        chunks = [one async for one in client.kv.RangeStream(Range(key=b"x", range_end=b"y"), timeout=30)]
+        locked = await lock.Lock(v3lock_pb2.LockRequest(name=b"x/lock", lease=lease), timeout=30)
+        await lock.Unlock(v3lock_pb2.UnlockRequest(key=locked.key), timeout=30)
+        campaign = v3election_pb2.CampaignRequest(name=b"x/leader", lease=lease, value=b"one")
+        leader = (await election.Campaign(campaign, timeout=30)).leader
+        await election.Proclaim(v3election_pb2.ProclaimRequest(leader=leader, value=b"two"), timeout=30)
+        told = await election.Leader(v3election_pb2.LeaderRequest(name=b"x/leader"), timeout=30)
+        await election.Resign(v3election_pb2.ResignRequest(leader=leader), timeout=30)
+        return [[pair.value for one in chunks for pair in one.range_response.kvs], told.kv.value]
+
+    async def work(proxy: Proxy, client: Client) -> None:
+        await client.put(b"x", b"one")
+        assert await calls(client) == [[b"one"], b"two"]
+        mapped.move(b"w", b"z", "s0")
+        mapped.ask("s0", Txn(success=[Op(request_put=Put(key=b"x", value=b"new"))]))
+        assert await calls(client) == [[b"new"], b"two"]
+        assert proxy.routing.layout.epoch == 2
+
+    serve(mapped, work)
+
+    async def outdated(proxy: Proxy, client: Client) -> None:
+        lock: Any = v3lock_pb2_grpc.LockStub(client.channel)
+        election: Any = v3election_pb2_grpc.ElectionStub(client.channel)
+        stream = client.kv.RangeStream(Range(key=b"x", range_end=b"y"), timeout=30)
+        refused: list[Any] = [
+            stream.read(),
+            lock.Lock(v3lock_pb2.LockRequest(name=b"x/lock"), timeout=30),
+            election.Leader(v3election_pb2.LeaderRequest(name=b"x/none"), timeout=30),
+        ]
+        for outcome in await asyncio.gather(*refused, return_exceptions=True):
+            assert isinstance(outcome, grpc.aio.AioRpcError), outcome
+            assert "the map of the shards has changed" in (outcome.details() or "")
+
+    serve(mapped, outdated, follows=False)  # by the first map

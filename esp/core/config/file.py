@@ -67,17 +67,13 @@ def find(explicit: Path | None, env: Mapping[str, str]) -> Path:
     )
 
 
-def load(path: Path, *, in_shards: bool = False) -> Config:
+def load(path: Path) -> Config:
     """Reads and checks the file.
-
-    Args:
-        path: the file.
-        in_shards: whether the shards may hold the map (`map: shards`), and shards of the file need no ranges then.
 
     Raises:
         ConfigError: the file cannot be read, or something in it is wrong.
     """
-    return parse(text_of(path), path, in_shards=in_shards)
+    return parse(text_of(path), path)
 
 
 def text_of(path: Path) -> str:
@@ -102,13 +98,13 @@ def text_of(path: Path) -> str:
         ) from None
 
 
-def parse(text: str, path: Path | None, *, in_shards: bool = False) -> Config:
-    """Checks a config's text; `path` is only for messages and for `Config.path`, `in_shards` is as for `load`.
+def parse(text: str, path: Path | None) -> Config:
+    """Checks a config's text; `path` is only for messages and for `Config.path`.
 
     Raises:
         ConfigError: something in it is wrong.
     """
-    config, _, faults = _read(text, path, in_shards=in_shards)
+    config, _, faults = _read(text, path)
     if not faults:
         assert config is not None
         return config
@@ -125,15 +121,13 @@ def faults_of(text: str, path: Path | None) -> tuple[Config | None, list[ConfigE
     return config, sorted(faults, key=lambda fault: fault.line or 0)
 
 
-def _read(
-    text: str, path: Path | None, *, in_shards: bool = False
-) -> tuple[Config | None, _FileReader | None, list[ConfigError]]:
+def _read(text: str, path: Path | None) -> tuple[Config | None, _FileReader | None, list[ConfigError]]:
     """The config, what could be read, and the faults in the order in which they were found."""
     try:
         value, lines = read(text)
     except LineError as error:
         return None, None, [ConfigError(path, error.line, error.text)]
-    reader = _FileReader(lines, in_shards=in_shards)
+    reader = _FileReader(lines)
     config = reader.tried(None, reader.read, value, path)
     return config, reader, [ConfigError(path, fault.line, fault.text) for fault in reader.faults]
 
@@ -197,9 +191,8 @@ class _FileReader(RangeFields):
         endpoints: of each shard, those that could be read.
     """
 
-    def __init__(self, lines: Lines, *, in_shards: bool) -> None:
+    def __init__(self, lines: Lines) -> None:
         super().__init__(lines)
-        self._in_shards = in_shards
         self.listens: dict[Place, Listen] = {}
         self.endpoints: Mapping[str, Sequence[Endpoint]] = {}
 
@@ -224,6 +217,9 @@ class _FileReader(RangeFields):
         read = tried(None, shards.read, file.shards, file.whole, file.auth, file.shard_tls)
         across_shards = tried(AcrossShards(), across_shards_of, file.across_shards, self)
         namespace = tried(None, self._namespace, file.namespace)
+        if namespace is not None and file.map == "shards" and namespace.prefix.startswith(b"\0"):
+            text = '"namespace" begins with a zero byte, as esp\'s own keys do where the shards hold the map'
+            self.note_at(("namespace",), f"{text}; write another prefix")
         one_of, words = self._one_of, self._words
         tried(None, self._map, file.map)
         values: dict[str, Any] = {
@@ -309,16 +305,8 @@ class _FileReader(RangeFields):
         return Namespace.of(prefix)
 
     def _map(self, value: str) -> None:
-        if value == "shards" and self._in_shards:
-            return
-        if value == "shards":
-            self.fail(
-                ("map",),
-                '"map" is "shards": a map that the shards hold is not served yet; '
-                "write file, and give all proxies the same shards in their files",
-            )
-        if value != "file":
-            self.fail(("map",), f'"map" is "{value}"; write file')
+        if value not in ("file", "shards"):
+            self.fail(("map",), f'"map" is "{value}"; write file or shards')
 
     def _words(self, field: str, values: list[Any], form: re.Pattern[str], cure: str) -> tuple[str, ...]:
         for number, value in enumerate(values):

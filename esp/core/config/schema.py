@@ -55,7 +55,7 @@ _FIELDS: Final[dict[str, Schema]] = {
     "namespace": _or_null({**_KEY, "description": "Clients see only the keys with this prefix, and without it."}),
     "cors": _list(_TEXT, description='Origins that browsers may read answers from; "*" for any.'),
     "host_whitelist": _list(_TEXT, description='Names that HTTP/1.1 requests may use for this host; "*" for any.'),
-    "map": {"enum": ["file"], "description": "Where the map is: in this file."},
+    "map": {"enum": ["file", "shards"], "description": "Where the map is: in this file, or on the shards."},
     "shards": {
         "type": "array",
         "minItems": 1,

@@ -71,6 +71,11 @@ class Config:
         return self.listen + self.metrics_listen
 
     @property
+    def map_sign(self) -> str:
+        """A text that is the same for two configs whose proxies may serve one after the other without a reload."""
+        return self.shard_map.fingerprint if self.map == "file" else "in the shards"
+
+    @property
     def apiserver_roots(self) -> tuple[bytes, ...]:
         """The directories in which the keys of a kube-apiserver are expected."""
         return assumed_roots(self.kubernetes, self.namespace.prefix if self.namespace else b"")

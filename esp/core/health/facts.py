@@ -192,6 +192,7 @@ class ProxyHealth:
         epoch: the number of its layout.
         samples: the keys that were read through it.
         untried: the number of shards of which no key was tried: they cannot be told from others now.
+        map_in: where its map is: "shards", or None for its file.
     """
 
     endpoint: Endpoint
@@ -202,6 +203,7 @@ class ProxyHealth:
     epoch: str | None = None
     samples: tuple[Sample, ...] = ()
     untried: int = 0
+    map_in: str | None = None
 
 
 class Kind(StrEnum):

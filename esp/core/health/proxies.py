@@ -102,7 +102,7 @@ async def _ask(
         return ProxyHealth(endpoint, error=str(error))
     untried = {sample.owner for sample in samples} - {sample.owner for sample in tried}
     esp, fingerprint, epoch = (told.get(name) for name in ("esp", "map", "epoch"))
-    return ProxyHealth(endpoint, "", latency, esp, fingerprint, epoch, tuple(tried), len(untried))
+    return ProxyHealth(endpoint, "", latency, esp, fingerprint, epoch, tuple(tried), len(untried), told.get("map_in"))
 
 
 async def _try(config: Config, client: _Client, sample: Sample, clusters: Mapping[int, str]) -> Sample:
@@ -123,7 +123,7 @@ async def version_of(endpoint: Endpoint, files: Files) -> dict[str, str]:
         told = json.loads(page)
     if not isinstance(told, dict):
         return {}
-    return {name: str(told[name])[:MAX_WORD] for name in ("esp", "map", "epoch") if name in told}
+    return {name: str(told[name])[:MAX_WORD] for name in ("esp", "map", "epoch", "map_in") if name in told}
 
 
 class _CallError(Exception):
@@ -231,6 +231,18 @@ def _problems(config: Config, proxy: ProxyHealth) -> Iterator[Finding]:
         return
     if proxy.esp is None:
         yield finding(Kind.PROXY_NO_ESP, "answers, and does not say that it is an esp")
+    elif config.guards is not None and proxy.map_in != "shards":
+        yield finding(
+            Kind.PROXY_MAP,
+            "serves by a map in its file, and the shards hold one for all; write map: shards into its config, and "
+            "start it anew",
+        )
+    elif config.guards is not None and proxy.map != config.shard_map.fingerprint:
+        yield finding(
+            Kind.PROXY_MAP,
+            f"serves by the map {proxy.map} of epoch {proxy.epoch}, and the shards hold {config.shard_map.fingerprint} "
+            f"of epoch {config.shard_map.epoch}; it takes that by itself, and if it does not, its log says why",
+        )
     elif proxy.map != config.shard_map.fingerprint:
         yield finding(
             Kind.PROXY_MAP,

@@ -13,6 +13,7 @@ from esp.core.background import all_of
 from esp.core.config import Config
 from esp.core.health.facts import Finding, Kind, ShardKeys, Stray
 from esp.core.keys import KeyRange, format_key, format_range
+from esp.core.own_keys import FIRST
 from esp.core.pb import rpc_pb2
 from esp.core.shard import RANGE, Shard, ask_for_esp
 from esp.core.shard_map import Segment, ShardMap
@@ -31,8 +32,10 @@ MAX_KEY: Final = 100
 
 
 def scope_of(config: Config) -> KeyRange:
-    """The keys that concern esp: all, or those of the namespace."""
-    return config.namespace.keys if config.namespace is not None else KeyRange(b"", None)
+    """The keys of clients: all, or those of the namespace; not esp's own, where the shards hold the map."""
+    if config.namespace is not None:
+        return config.namespace.keys
+    return KeyRange(b"" if config.guards is None else FIRST, None)
 
 
 def gaps_of(shard_map: ShardMap, shard: str, scope: KeyRange) -> list[list[Segment]]:

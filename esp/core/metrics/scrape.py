@@ -192,6 +192,16 @@ def _map(layout: Layout) -> list[Family]:
     ]
 
 
+def of_rerouted(counts: Mapping[str, int], waiting: int) -> list[Family]:
+    """The calls that shards have refused because they came by an outdated map, by what became of them."""
+    rows = [((result,), counts.get(result, 0)) for result in ("rerouted", "refused")]
+    text = "Calls that a shard refused because they came by an outdated map, by what became of them."
+    return [
+        Family("esp_map_outdated_calls_total", "counter", text, ("result",), rows),
+        gauge("esp_map_waiting_calls", "Calls that wait for a newer map.", waiting),
+    ]
+
+
 def of_reloads(counts: Mapping[str, int]) -> Family:
     """The reloads of the config, from their number by result."""
     rows = [((result,), counts.get(result, 0)) for result in ("done", "unchanged", "refused")]

@@ -188,7 +188,8 @@ class Reload:
         return [shard for shard in self._new if shard.is_ready]
 
     async def _bring_leases(self) -> list[Brought]:
-        others = [shard for shard in self._before.shards.values() if shard not in self._new]
+        # A shard that only the map of the shards names has no endpoints, and no leases that anybody could have seen.
+        others = [shard for shard in self._before.shards.values() if shard not in self._new and shard.endpoints]
         if not self._usable or not others:
             return []
         brought = await bring_leases(self._usable, others, self._tell, lenient=self._force)

@@ -131,6 +131,8 @@ class Pages(Handler):
             told["storage"] = storage
         layout = self._routing.layout
         told |= {"esp": __version__, "build": build(), "map": layout.map.fingerprint, "epoch": str(layout.epoch)}
+        if layout.is_guarded:
+            told["map_in"] = "shards"
         answer(Page(200, _json(told), JSON))
 
     def _health(self, query: Query, answer: AnswerPage) -> None:

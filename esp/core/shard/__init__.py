@@ -4,6 +4,7 @@
     at_once    one call to each of several shards, in one turn of the loop
     guarded_shard  a shard that holds a guard
     shard      one shard, as its callers see it: clients' calls passed on, esp's own calls
+    checked    calls that compare nothing: the guard is looked at behind the answer
     guarded    the connections of a shard that holds a guard: each call for keys compares it
     waits      calls for locks and elections that are given up, one at a time
     connected  keeps a shard connected to one endpoint, fail-over to the next
@@ -38,7 +39,7 @@ from esp.core.shard.dialler import reason_of
 from esp.core.shard.endpoint_state import Connectivity, EndpointState
 from esp.core.shard.fate import outcome
 from esp.core.shard.guarded import Compared
-from esp.core.shard.guarded_shard import GuardedShard, Outdated, is_unsafe, too_old
+from esp.core.shard.guarded_shard import GuardedShard, Outdated, check_guard, is_unsafe, too_old
 from esp.core.shard.lookup import Lookups, UnknownNameError, is_address
 from esp.core.shard.member import STATUS_PATH, is_probe
 from esp.core.shard.secured import Secured
@@ -121,6 +122,7 @@ __all__ = [
     "ask_all_for_esp",
     "ask_for_esp",
     "ask_in_turn",
+    "check_guard",
     "connect",
     "failures_of",
     "is_address",

@@ -10,7 +10,9 @@ from esp.core import errors
 from esp.core.auth_tokens import OWN
 from esp.core.background import Background
 from esp.core.config import Endpoint, ShardConfig, User
-from esp.core.shard.compared import Guard
+from esp.core.pb import rpc_pb2
+from esp.core.shard.checked import BEHIND, Checked, CheckedCounted, CheckedLate, CheckedSplice, CheckedWaiting
+from esp.core.shard.compared import GUARD_KEY, Guard
 from esp.core.shard.guarded import (
     KINDS,
     ComparedCounted,
@@ -30,11 +32,13 @@ from esp.core.wire.client import ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerCall
-from esp.core.wire.splice import CountedCall, LateCall, SplicedCall
-from esp.core.wire.status import Status
+from esp.core.wire.splice import CountedCall, LateCall, Place, SplicedCall, WaitingCall
+from esp.core.wire.status import RpcError, Status
 
 _SAFE: Final = {(3, 4): 44, (3, 5): 30, (3, 6): 11}
 """The first patches that check a Put in a transaction as they check a Put (GHSA-x35m-3gp4-4fh5)."""
+RANGE: Final = b"/etcdserverpb.KV/Range"
+_GUARD: Final = rpc_pb2.RangeRequest(key=GUARD_KEY, count_only=True).SerializeToString()
 Outdated = Callable[[Shard, ServerCall, bytes], None]
 """Takes over a client's call that a shard has refused by its guard; the message is b"" if it was not kept."""
 
@@ -108,8 +112,14 @@ class GuardedShard(Shard):
         """As `Shard.splice`."""
         connection = self._unary.connection
         if connection is not None and (len(connection.streams) < connection.room or connection.has_room):
-            kind = ComparedSplice if down.head.path in KINDS else SplicedCall
-            call = kind(connection, down, message, self)
+            path = down.head.path
+            if path in KINDS:
+                call: SplicedCall = ComparedSplice(connection, down, message, self)
+            elif path in BEHIND:
+                call = checked = CheckedSplice(connection, down, message, self)
+                checked.events = []
+            else:
+                call = SplicedCall(connection, down, message, self)
             if down.trace:
                 connection.call(call, down.forward, down.timeout, message, end=True)
             else:
@@ -119,13 +129,53 @@ class GuardedShard(Shard):
         else:
             self._unary.park(ParkedCall(self, self._unary, down, message))
 
-    def late_call(self, down: ServerCall) -> type[LateCall]:
-        """The class of a client's call that was not sent at once."""
-        return ComparedLate if down.head.path in KINDS else LateCall
+    def late_call(self, connection: ClientConnection, down: ServerCall, message: bytes) -> LateCall:
+        """A client's call that was not sent at once."""
+        path = down.head.path
+        if path in BEHIND:
+            call = CheckedLate(connection, down, message, self)
+            call.events = []
+            return call
+        return (ComparedLate if path in KINDS else LateCall)(connection, down, message, self)
 
-    def counted_call(self, down: ServerCall) -> type[CountedCall]:
-        """The class of a client's call with a place."""
-        return ComparedCounted if down.head.path in KINDS else CountedCall
+    def counted_call(self, connection: ClientConnection, down: ServerCall, message: bytes, place: Place) -> CountedCall:
+        """A client's call with a place."""
+        path = down.head.path
+        if path in BEHIND:
+            call = CheckedCounted(connection, down, message, self, place)
+            call.events = []
+            return call
+        return (ComparedCounted if path in KINDS else CountedCall)(connection, down, message, self, place)
+
+    def waiting_call(self, connection: ClientConnection, down: ServerCall, message: bytes) -> WaitingCall:
+        """A client's call that may wait for hours."""
+        call = CheckedWaiting(connection, down, message, self)
+        call.events, call.answer = [], b""
+        return call
+
+    def check_behind(self, call: Checked) -> None:
+        """Looks at the guard behind the beginning of a call's answer."""
+        self.background.start(self._check(call), on_bug=call.down.on_bug)
+
+    async def _check(self, call: Checked) -> None:
+        down = call.down
+        try:
+            await self.check(down.forward[1], down.remaining())
+        except RpcError as error:
+            if error.status == errors.MAP_CHANGED:
+                call.settle(is_owner=False)
+            else:
+                call.fail(errors.undecided(error.status))
+        else:
+            call.settle(is_owner=True)
+
+    async def check(self, metadata: bytes, seconds: float | None) -> None:
+        """Looks at the guard.
+
+        Raises:
+            RpcError: MAP_CHANGED if the shard has another one; or the shard's error.
+        """
+        await self.forward_unary((RANGE, metadata), _GUARD, idempotent=True, timeout=seconds)
 
     def message_call(self, forward: Forward) -> type[MessageCall[Any]]:
         """The class of a call of a coroutine."""
@@ -145,6 +195,16 @@ class GuardedShard(Shard):
     def on_outdated(self, down: ServerCall, message: bytes) -> None:
         """Gives a client's call to whoever sends it by another map."""
         self._outdated(self, down, message)
+
+
+async def check_guard(shard: Shard, metadata: bytes, seconds: float | None) -> None:
+    """Looks at the guard of a shard, if it holds one.
+
+    Raises:
+        RpcError: as `GuardedShard.check`.
+    """
+    if isinstance(shard, GuardedShard):
+        await shard.check(metadata, seconds)
 
 
 def is_unsafe(version: str) -> bool:

@@ -92,7 +92,7 @@ class Shard(Connected):
             place.close()
             down.finish(DEADLINE_EXCEEDED)
         elif connection is not None:
-            call = self.counted_call(down)(connection, down, message, self, place)
+            call = self.counted_call(connection, down, message, place)
             connection.call(call, down.forward, down.remaining_timeout(), message, end=True)
             if len(message) > KEPT_UNCOUNTED and not may_keep(down, message):
                 call.message = b""
@@ -159,11 +159,11 @@ class Shard(Connected):
             if message is None:
                 call = WaitingStream(connection, down, self)
             else:
-                call = WaitingCall(connection, down, message, self)
+                call = self.waiting_call(connection, down, message)
         elif message is None:
             call = StreamCall(connection, down, self)
         else:
-            call = self.late_call(down)(connection, down, message, self)
+            call = self.late_call(connection, down, message)
         connection.call(call, down.forward, timeout, message, end=message is not None)
         if message is not None and len(message) > KEPT_UNCOUNTED and not may_keep(down, message):
             call.message = b""
@@ -231,15 +231,19 @@ class Shard(Connected):
         """Gives a client's call, which the shard has refused by its guard, to whoever sends it by another map."""
         raise NotImplementedError
 
-    # The classes of calls; those that wait for hours, and streams, have their own.
+    # The calls, before they are sent.
 
-    def late_call(self, down: ServerCall) -> type[LateCall]:
-        """The class of a client's call that was not sent at once."""
-        return LateCall
+    def late_call(self, connection: ClientConnection, down: ServerCall, message: bytes) -> LateCall:
+        """A client's call that was not sent at once."""
+        return LateCall(connection, down, message, self)
 
-    def counted_call(self, down: ServerCall) -> type[CountedCall]:
-        """The class of a client's call with a place."""
-        return CountedCall
+    def counted_call(self, connection: ClientConnection, down: ServerCall, message: bytes, place: Place) -> CountedCall:
+        """A client's call with a place."""
+        return CountedCall(connection, down, message, self, place)
+
+    def waiting_call(self, connection: ClientConnection, down: ServerCall, message: bytes) -> WaitingCall:
+        """A client's call that may wait for hours."""
+        return WaitingCall(connection, down, message, self)
 
     def message_call(self, forward: Forward) -> type[MessageCall[Any]]:
         """The class of a call of a coroutine."""

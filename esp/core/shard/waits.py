@@ -116,7 +116,7 @@ class GivenUp(ClientStream):
     def _over(self, trailers: ResponseHead) -> None:
         self._waits.forget(self)
         if self.key and not self.is_shared and trailers.status is not None and trailers.status.code == Code.OK:
-            self._waits.unlock(self, self._answer[PREFIX_SIZE:])
+            self._waits.unlock(self.forward, self._answer[PREFIX_SIZE:])
 
     def on_reset(self, code: int, reason: str) -> None:
         """The call has broken: the shard gives it up by itself."""
@@ -256,10 +256,10 @@ class Waits:
 
     # Locks that come too late.
 
-    def unlock(self, given_up: GivenUp, answer: bytes) -> None:
+    def unlock(self, forward: Forward, answer: bytes) -> None:
         """Deletes the key of a call that has got its lock, unless another call has made that key since."""
         try:
-            condition = _made_by(given_up.forward[0], answer)
+            condition = _made_by(forward[0], answer)
         except DecodeError:
             return
         self._deleting.add(condition.key)
@@ -267,7 +267,7 @@ class Waits:
         def deleted() -> None:
             self._deleting.discard(condition.key)
 
-        self._background.start(self._delete(condition, given_up.forward[1]), on_end=deleted)
+        self._background.start(self._delete(condition, forward[1]), on_end=deleted)
 
     async def _delete(self, condition: rpc_pb2.Compare, metadata: bytes) -> None:
         key = condition.key

@@ -1,8 +1,8 @@
 """The map as the shards hold it: read from them, and changed on them.
 
-    serving    a config with the map that the shards hold
     writing    changes, decided on the anchor and carried out on the shards
     access     the right of clients to have the guard compared, where auth is on
+    serving    a config with the map that the shards hold
     watching   the news that a shard's keys of the map have changed
     reading    what the shards hold, and the map in force by that
     change     a change, its steps, and their transactions
@@ -15,7 +15,7 @@ from esp.core.shard import GUARD_KEY
 from esp.core.shared_map.access import grant, is_auth_on, roles_without
 from esp.core.shared_map.change import Kind, Next, Step, decode_next, steps
 from esp.core.shared_map.reading import DisagreeError, Held, Told, foreign_keys, newest, read
-from esp.core.shared_map.serving import served, served_as
+from esp.core.shared_map.serving import NoMapError, first_map, served, served_as
 from esp.core.shared_map.value import (
     HELD_KEYS,
     MAP_KEY,
@@ -48,6 +48,7 @@ __all__ = [
     "Kind",
     "MapFormatError",
     "Next",
+    "NoMapError",
     "Outcome",
     "SharedMap",
     "Step",
@@ -58,6 +59,7 @@ __all__ = [
     "decode",
     "decode_next",
     "first",
+    "first_map",
     "foreign_keys",
     "grant",
     "is_auth_on",

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from typing import Final
 
 from esp.core.config import Config, ShardConfig
+from esp.core.connected_shards import answering
+from esp.core.shard import is_unsafe, too_old
 from esp.core.shard_map import ShardMap
+from esp.core.shared_map.access import is_auth_on
+from esp.core.shared_map.reading import DisagreeError, Held, Told, newest, read
 from esp.core.shared_map.value import SharedMap
+from esp.core.wire.status import RpcError, Status
+from esp.core.wording import shard_called
+
+ANSWER_SECONDS: Final = 2.0
+"""Seconds that a shard has to tell its map."""
 
 
 def served(config: Config, shared: SharedMap) -> Config:
@@ -33,3 +44,39 @@ def _with(config: Config, shard_map: ShardMap, guards: Mapping[str, str]) -> Con
     )
     spare = tuple(replace(shard, ranges=()) for name, shard in known.items() if name not in guards)
     return replace(config, shards=shards, shard_map=shard_map, guards=dict(guards), spare=spare)
+
+
+class NoMapError(Exception):
+    """The map in the shards cannot be served by; the text is a clause with its cure."""
+
+
+async def first_map(config: Config) -> Config:
+    """The config with the map that its shards hold, for the start.
+
+    Raises:
+        NoMapError: the shards tell no map, or different ones.
+    """
+    async with answering(config) as (shards, troubles):
+        found: dict[str, Held | Status] = {**troubles, **await read(shards.values(), ANSWER_SECONDS)}
+        for name, shard in shards.items():
+            if is_unsafe(shard.version) and isinstance(found[name], Held):
+                with suppress(RpcError):
+                    if await is_auth_on(shard, ANSWER_SECONDS):
+                        raise NoMapError(f"{shard_called(name)} cannot be used: {too_old(shard.version)}")
+    told = _told(found)
+    if told is not None:
+        return served(config, told.map)
+    silent = [f"{name}: {held.message}" for name, held in found.items() if isinstance(held, Status)]
+    if silent:
+        raise NoMapError(f"no shard tells a map of the shards ({'; '.join(silent)})")
+    faults = [f"{name}: {held.faults[0]}" for name, held in found.items() if isinstance(held, Held) and held.faults]
+    if faults:
+        raise NoMapError(f"the map in the shards cannot be read ({'; '.join(faults)})")
+    raise NoMapError("the shards hold no map; esp map init puts the first one there")
+
+
+def _told(found: Mapping[str, Held | Status]) -> Told | None:
+    try:
+        return newest(found)
+    except DisagreeError as error:
+        raise NoMapError(str(error)) from None

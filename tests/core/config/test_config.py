@@ -376,7 +376,7 @@ REFUSED = {
         '5: "map" is "shards": a map that the shards hold is not served yet; '
         "write file, and give all proxies the same shards in their files",
     ),
-    "map elsewhere": (ONE + "map: etcd", '5: "map" is "etcd"; write file'),
+    "map elsewhere": (ONE + "map: etcd", '5: "map" is "etcd"; write file or shards'),
     "txn_reads": (ONE + "txn_reads: exact", '5: "txn_reads" is "exact"; write snapshot or each'),
     "control empty": (ONE + "control: ''", '5: "control" is ""; write auto, off or the path of a socket'),
     "control true": (ONE + "control: on", '5: "control" is true or false; write auto, off or the path of a socket'),

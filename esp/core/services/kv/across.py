@@ -26,7 +26,7 @@ from esp.core.services.kv.stream_merge import StreamMerge
 from esp.core.services.metadata import has_token
 from esp.core.services.revision import merged_header, position_of, read_at, token
 from esp.core.services.row_order import parse_row
-from esp.core.shard import Shard
+from esp.core.shard import Shard, check_guard
 from esp.core.shard_map import Segment
 from esp.core.wire.call import BrokenCall
 from esp.core.wire.frames import MAX_FRAME_SIZE
@@ -239,9 +239,13 @@ async def range_stream_across(
         assert asked is not None, "one part for each segment"
         shard = routing.shards[segment.shard]
         call.enter(segment.shard)
+        is_checked = shard.guard is None
         chunks = await shard.open(stream.forward, asked.SerializeToString(), stream.remaining(), stream)
         try:
             while (message := await chunks.read()) is not None:
+                if not is_checked:
+                    is_checked = True
+                    await check_guard(shard, call.metadata, stream.remaining())
                 call.replied(segment.shard)  # the rest comes at the pace of the client
                 if merged.has_last_chunk:
                     raise shard.blamed("goes on after its last chunk")
