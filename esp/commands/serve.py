@@ -309,7 +309,12 @@ def _in_force(config: Config) -> Config:
             raise CommandError(str(error)) from None
 
     if config.map == "shards":
-        _run_loop(ask())
+        shard_log = logging.getLogger("esp.shard")
+        shard_log.setLevel(logging.WARNING)  # these clients end at once, and the proxy's tell the same again
+        try:
+            _run_loop(ask())
+        finally:
+            shard_log.setLevel(logging.NOTSET)
     return found[-1]
 
 

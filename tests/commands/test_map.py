@@ -317,12 +317,26 @@ def test_a_boundary_among_esps_own_keys_makes_no_first_map(tmp_path: Path, empty
     assert "a boundary begins with a zero byte, as esp's own keys" in err
 
 
-def test_nothing_else_takes_a_map_in_the_shards_yet(tmp_path: Path, empty_shards: list[LocalEtcd]) -> None:
-    config = write_shards(tmp_path / "esp.yaml", {"a": empty_shards[0]}, {"a": "[{start: '', end: ''}]"})
-    for command in ("serve", "check", "route a", "export", "lease-sync", "config show", "config check"):
-        result = CliRunner().invoke(app, [*command.split(), "-c", str(config)])
-        assert result.exit_code in (1, 2), command
-        assert "a map that the shards hold is not served yet" in result.stderr + result.stdout, command
+def test_all_commands_that_need_the_map_read_it_from_the_shards(
+    tmp_path: Path, empty_shards: list[LocalEtcd], kvs: list[rpc_pb2_grpc.KVStub]
+) -> None:
+    shards = {"a": empty_shards[0], "b": empty_shards[1]}
+    path = write_shards(tmp_path / "esp.yaml", shards, {"a": "[{start: '', end: m}]", "b": "[{start: m, end: ''}]"})
+    for command in ("serve", "check", "route a", "export", "lease-sync"):
+        code, _, err = esp(path, *command.split())
+        assert code == 1, command
+        assert "the shards hold no map; esp map init puts the first one there" in err, command
+    assert run_esp("init", "--yes", "-c", str(path))[0] == 0
+    bare = write_shards(tmp_path / "bare.yaml", shards)  # the ranges are on the shards
+    kvs[0].Put(rpc_pb2.PutRequest(key=b"a"))
+    kvs[1].Put(rpc_pb2.PutRequest(key=b"z"))
+    assert 'shard "b" owns all of it' in esp(bare, "route", "z")[1]
+    assert esp(bare, "check")[0] == 0
+    assert "stray" not in esp(bare, "check", "--keys")[1]
+    assert esp(bare, "lease-sync")[0] == 0
+    code, out, _ = esp(bare, "export")
+    assert (code, out.count('"key"')) == (0, 2), out
+    assert "the map is on the shards" in esp(bare, "config", "show")[1]
 
 
 def esp(config: Path, *arguments: str) -> tuple[int, str, str]:
