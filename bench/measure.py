@@ -214,10 +214,12 @@ class Subject:
                 for code, count in codes.items()
                 if count != then.handled.get(method, {}).get(code)
             }
-            done = new.get((self._workload.method, "OK"), 0) if self._workload.writes else ranges
+            methods = {self._workload.method, "Txn"} if self.peer.compares else {self._workload.method}
+            done = sum(new.get((method, "OK"), 0) for method in methods) if self._workload.writes else ranges
             if written != (self._requests if self._workload.writes else 0):
                 raise BenchError(f"{self._where}: {self._requests} requests, {written} revisions on etcd {etcd.name}")
-            wasted = not self._workload.spans and ranges > 1.05 * self._requests + 10  # read, and read again
+            each = 2 if self.peer.compares else 1  # the guard is read as well
+            wasted = not self._workload.spans and ranges > each * 1.05 * self._requests + 10  # read, and read again
             if done < self._requests or wasted or any(code != "OK" for _, code in new):
                 raise BenchError(
                     f"{self._where}: {self._requests} requests; etcd {etcd.name} read {ranges} ranges, answered {new}"

@@ -40,6 +40,7 @@ class Peer:
 
     name: str
     splits = False  # sends each part of a range to its shard
+    compares = False  # sends each call as a transaction that compares a key
     about = ""  # for the table's legend
 
     def __init__(self) -> None:
@@ -136,6 +137,23 @@ class EspOneShard(Esp):
 
     def start(self, backends: Backends, folder: Path) -> None:
         super().start(Backends([backends.sole], None), folder)
+
+
+class EspMapInShards(Esp):
+    name = "esp-shards"
+    about = "esp with the map on its three shards, which compare their guard with each call; one worker"
+    compares = True
+
+    def start(self, backends: Backends, folder: Path) -> None:
+        config = folder / "first.yaml"
+        config.write_text(super().config(backends, folder))
+        subprocess.run(
+            [sys.executable, "-m", "esp", "map", "init", "--yes", "-c", config], check=True, capture_output=True
+        )
+        super().start(backends, folder)
+
+    def config(self, backends: Backends, folder: Path) -> str:
+        return super().config(backends, folder) + "map: shards\n"
 
 
 class EspTwoWorkers(Esp):
@@ -422,6 +440,7 @@ PEERS: dict[str, type[Peer]] = {
         HaproxyTwoThreads,
         EspBefore,
         EspTls,
+        EspMapInShards,
         EspTwoWorkers,
         EspFourWorkers,
         HaproxyTls,
@@ -435,7 +454,7 @@ PEERS: dict[str, type[Peer]] = {
 ON_REQUEST = {
     peer.name
     for peer in (
-        *(HaproxyTwoThreads, EspBefore, EspTls, EspTwoWorkers, HaproxyTls),
+        *(HaproxyTwoThreads, EspBefore, EspTls, EspMapInShards, EspTwoWorkers, HaproxyTls),
         *(EspCompiled, EspPython312, EspPython313, EspPython),
     )
 }
