@@ -5,7 +5,6 @@ The files, from the bottom up: each imports only files of its own line and of li
     native, status, limits: marks for the compiler; codes and errors of gRPC; every bound of the wire
     frames: frames as bytes, error codes, the two kinds of fault
     traffic: bytes and messages that have passed
-    first_bytes: whether there is something to answer in a client's first bytes
     budget, shares: memory and places that all clients share fairly
     ended: calls that have ended, for metrics and logs
     divided: header blocks with a part for each of several servers
