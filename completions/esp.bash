@@ -44,6 +44,7 @@ _esp() {
             "map/history") command="map history" ;;
             "map/apply") command="map apply" ;;
             "map/finish") command="map finish" ;;
+            "/plan") command="plan" ;;
             "/completion") command="completion" ;;
             "/help") command="help" ;;
             "/version") command="version" ;;
@@ -161,13 +162,30 @@ _esp() {
         "map finish -o" | "map finish --output") _esp_words 'table json'; return ;;
         "map finish -c" | "map finish --config") _esp_paths -f; return ;;
         "map finish --color") _esp_words 'auto always never'; return ;;
+        "plan --shards") :; return ;;
+        "plan --by") _esp_words 'keys bytes writes'; return ;;
+        "plan --depth") :; return ;;
+        "plan --from") :; return ;;
+        "plan --watch") :; return ;;
+        "plan --separator") :; return ;;
+        "plan --keep") :; return ;;
+        "plan --divide") :; return ;;
+        "plan --to") _esp_paths -f; return ;;
+        "plan --cacert") _esp_paths -f; return ;;
+        "plan --cert") _esp_paths -f; return ;;
+        "plan --key") _esp_paths -f; return ;;
+        "plan --user") :; return ;;
+        "plan --password-file") _esp_paths -f; return ;;
+        "plan -o" | "plan --output") _esp_words 'table json'; return ;;
+        "plan -c" | "plan --config") _esp_paths -f; return ;;
+        "plan --color") _esp_words 'auto always never'; return ;;
         "completion --color") _esp_words 'auto always never'; return ;;
         "help --color") _esp_words 'auto always never'; return ;;
         "version -o" | "version --output") _esp_words 'table json'; return ;;
         "version --color") _esp_words 'auto always never'; return ;;
     esac
     case $command in
-        '') _esp_words 'serve route check config reload top exec export import bench lease-sync map completion help version --version -v --verbose -q --quiet --color -h --help' ;;
+        '') _esp_words 'serve route check config reload top exec export import bench lease-sync map plan completion help version --version -v --verbose -q --quiet --color -h --help' ;;
         'serve') _esp_words '-c --config --local --tls --data-dir --listen --log-format --log-level --workers --takeover -v --verbose -q --quiet --color -h --help' ;;
         'route') case $current in -*) _esp_words '--prefix --from-key --range-end --each --explain --txn -o --output --hex --base64 -c --config -v --verbose -q --quiet --color -h --help' ;; *) _esp_live keys ;; esac ;;
         'check') _esp_words '-c --config --output -o --keys --proxy --cacert --cert --key --watch --fix-strays --apply --yes -v --verbose -q --quiet --color -h --help' ;;
@@ -189,6 +207,7 @@ _esp() {
         'map history') _esp_words '-o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'map apply') case $current in -*) _esp_words '--yes -o --output -v --verbose -q --quiet --color -h --help' ;; *) _esp_paths -f ;; esac ;;
         'map finish') _esp_words '-o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
+        'plan') _esp_words '--shards --by --depth --from --watch --separator --keep --divide --against --to --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'completion') case $current in -*) _esp_words '-v --verbose -q --quiet --color -h --help' ;; *) _esp_words 'bash zsh fish' ;; esac ;;
         'help') _esp_words '-v --verbose -q --quiet --color -h --help' ;;
         'version') _esp_words '-o --output -v --verbose -q --quiet --color -h --help' ;;

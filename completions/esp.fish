@@ -4,7 +4,7 @@
 function __esp_is
     set -l found
     for word in (commandline -opc)[2..]
-        if contains -- $word apply bench check completion config example exec export finish help history import init lease-sync map reload route schema serve show top version
+        if contains -- $word apply bench check completion config example exec export finish help history import init lease-sync map plan reload route schema serve show top version
             set -a found $word
         end
     end
@@ -36,6 +36,7 @@ complete -c esp -n '__esp_is ' -a import -d 'Write the keys and leases of an exp
 complete -c esp -n '__esp_is ' -a bench -d 'Measure a proxy or an etcd under load, or two in turns.'
 complete -c esp -n '__esp_is ' -a lease-sync -d 'Compare the leases of all shards, and repair differences.'
 complete -c esp -n '__esp_is ' -a map -d 'Keep one map for all proxies on the shards.'
+complete -c esp -n '__esp_is ' -a plan -d 'Show where keys, bytes and writes are, and propose boundaries.'
 complete -c esp -n '__esp_is ' -a completion -d 'Print a completion script for a shell.'
 complete -c esp -n '__esp_is ' -a help -d 'Show the help of esp, or of one command.'
 complete -c esp -n '__esp_is ' -a version -d 'Print the version of esp.'
@@ -259,6 +260,27 @@ complete -c esp -n '__esp_is map finish' -s v -l verbose -d 'Tell on stderr what
 complete -c esp -n '__esp_is map finish' -s q -l quiet -d 'Print only errors, and what -o json asks for.'
 complete -c esp -n '__esp_is map finish' -l color -r -f -a 'auto always never' -d 'When to colour; auto: on a terminal, without NO_COLOR.'
 complete -c esp -n '__esp_is map finish' -s h -l help -d 'Show the help and exit.'
+complete -c esp -n '__esp_is plan' -l shards -r -f -d 'The number of shards; else that of the config, or 3.'
+complete -c esp -n '__esp_is plan' -l by -r -f -a 'keys bytes writes' -d 'What is to be even; else keys.'
+complete -c esp -n '__esp_is plan' -l depth -r -f -d 'Prefixes with so many separators stay whole.'
+complete -c esp -n '__esp_is plan' -l from -r -f -d 'An etcd or an esp in place of the config\'s shards.'
+complete -c esp -n '__esp_is plan' -l watch -r -f -d 'Seconds to watch writes; 0 for not at all.'
+complete -c esp -n '__esp_is plan' -l separator -r -f -d 'What ends a prefix; else a slash.'
+complete -c esp -n '__esp_is plan' -l keep -r -f -d 'Keep this prefix whole; may be repeated.'
+complete -c esp -n '__esp_is plan' -l divide -r -f -d 'This prefix may be divided anywhere; may be repeated.'
+complete -c esp -n '__esp_is plan' -l against -d 'Show how even the map of the config is.'
+complete -c esp -n '__esp_is plan' -l to -r -F -d 'Write the config to this file, which must not exist.'
+complete -c esp -n '__esp_is plan' -l cacert -r -F -d 'CA of the server\'s certificate.'
+complete -c esp -n '__esp_is plan' -l cert -r -F -d 'Client certificate.'
+complete -c esp -n '__esp_is plan' -l key -r -F -d 'Its key.'
+complete -c esp -n '__esp_is plan' -l user -r -f -d 'User to log in as.'
+complete -c esp -n '__esp_is plan' -l password-file -r -F -d 'File with the user\'s password.'
+complete -c esp -n '__esp_is plan' -s o -l output -r -f -a 'table json' -d 'Output format.'
+complete -c esp -n '__esp_is plan' -s c -l config -r -F -d 'Config file; else ESP_CONFIG, ./esp.yaml, ./.esp/esp.yaml or /etc/esp/esp.yaml.'
+complete -c esp -n '__esp_is plan' -s v -l verbose -d 'Tell on stderr what is done.'
+complete -c esp -n '__esp_is plan' -s q -l quiet -d 'Print only errors, and what -o json asks for.'
+complete -c esp -n '__esp_is plan' -l color -r -f -a 'auto always never' -d 'When to colour; auto: on a terminal, without NO_COLOR.'
+complete -c esp -n '__esp_is plan' -s h -l help -d 'Show the help and exit.'
 complete -c esp -n '__esp_is completion' -f -a 'bash zsh fish'
 complete -c esp -n '__esp_is completion' -s v -l verbose -d 'Tell on stderr what is done.'
 complete -c esp -n '__esp_is completion' -s q -l quiet -d 'Print only errors, and what -o json asks for.'

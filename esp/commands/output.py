@@ -61,6 +61,14 @@ class Load(StrEnum):
     KEEPALIVE = "keepalive"
 
 
+class By(StrEnum):
+    """What `esp plan` has even, as `esp.core.plan.Measure` has it."""
+
+    KEYS = "keys"
+    BYTES = "bytes"
+    WRITES = "writes"
+
+
 class LogLevel(StrEnum):
     """The levels of the log, from the lowest up."""
 

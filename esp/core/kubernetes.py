@@ -55,6 +55,10 @@ _SPECIAL: Final = {
 }
 """Resources whose path has another name than the API."""
 
+_NAMES: Final = {path: name for name, path in _SPECIAL.items()}
+_OF_TWO: Final = ("services", "ranges")
+"""First parts of paths of built-in resources that have two."""
+
 _BUILT_IN: Final = tuple(
     """
     apiextensions.k8s.io/customresourcedefinitions apiregistration.k8s.io/apiservices
@@ -148,10 +152,38 @@ def cuts(shard_map: ShardMap, root: bytes) -> list[Cut]:
             if b"." in first:
                 if len(rest) > 1:
                     paths[first + b"/" + rest[0]] = None
-            elif first and rest and first not in (b"services", b"ranges"):
+            elif first and rest and first.decode("latin-1") not in _OF_TWO:
                 paths[first] = None
     found = (_cut(shard_map, root + path) for path in paths)
     return [cut for cut in found if cut is not None]
+
+
+def built_in(root: bytes) -> list[KeyRange]:
+    """The built-in resources below `root`, a `directory`."""
+    return [_keys(root + path) for path in sorted(_LISTED)]
+
+
+def resource_below(root: bytes, prefix: bytes) -> str | None:
+    """The name of a resource as `resource_range` takes it, given the prefix of its objects below `root`.
+
+    None if the prefix is not that of a resource. The first part of a path with a dot is taken for a group.
+    """
+    if not prefix.startswith(root) or prefix[-1:] != b"/" or len(prefix) == len(root):
+        return None
+    try:
+        path = prefix[len(root) : -1].decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    first, _, rest = path.partition("/")
+    if bool(rest) != ("." in first or first in _OF_TWO) or "/" in rest:
+        return None
+    name = _NAMES.get(path, path)
+    return name if _NAME.fullmatch(name) else None
+
+
+def is_listed(root: bytes, prefix: bytes) -> bool:
+    """Whether the prefix is that of the objects of a built-in resource below `root`, a `directory`."""
+    return prefix.startswith(root) and prefix[-1:] == b"/" and prefix[len(root) : -1] in _LISTED
 
 
 def objects_of(resource: bytes) -> KeyRange:
@@ -161,7 +193,7 @@ def objects_of(resource: bytes) -> KeyRange:
 
 def is_built_in(root: bytes, key: bytes, range_end: bytes) -> bool:
     """Whether these keys are all objects of a built-in resource below `root`, a `directory`."""
-    return range_end == key[:-1] + b"0" and key.startswith(root) and key[-1:] == b"/" and key[len(root) : -1] in _LISTED
+    return range_end == key[:-1] + b"0" and is_listed(root, key)
 
 
 def _keys(resource: bytes) -> KeyRange:

@@ -652,7 +652,7 @@ class TestImport:
         code, out, _ = run("export", "--resume", tmp_path / "x", "-o", "json")
         assert (code, json.loads(out)["keys"], json.loads(out)["ended_leases"]) == (0, 2, 1)
         code, out, _ = run("import", tmp_path / "x", "--endpoint", empty_etcd.endpoint)
-        assert (code, out) == (0, "wrote 1 keys, 1 left out, whose leases have ended\n")
+        assert (code, out) == (0, "wrote 1 key, 1 left out, whose leases have ended\n")
         assert other.pairs() == [(b"b", b"v", 0)]
 
     def test_a_shard_that_takes_less(self, many: list[Kv], start_etcd: Etcds, run: Run, tmp_path: Path) -> None:

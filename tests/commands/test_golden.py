@@ -29,15 +29,21 @@ import typer.main
 from typer.testing import CliRunner
 
 from esp.cli.whole import app
-from esp.commands import bench
+from esp.commands import bench, plan_json, plan_view
 from esp.commands.bench import Options
 from esp.commands.described import described
 from esp.commands.output import Format
+from esp.commands.plan_config import config_text
 from esp.commands.top_view import as_json
 from esp.core.export import Etcd
+from esp.core.keys import KeyRange
 from esp.core.load import Measured, Plan, Workload, keys_in
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
+from esp.core.plan import Measure, Survey, Wish, propose, weights_of
+from esp.core.plan import Plan as Made
+from esp.core.plan.tally import Tally
+from esp.core.shard_map import ShardMap
 from tests.commands.test_top import seen
 from tests.harness import EspProcess, Etcds, connect, prefork, running_esps, write_config
 from tests.stubs import rpc_pb2_grpc
@@ -279,6 +285,48 @@ def test_bench(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     code, real = by_pipe(scene.folder, f"bench {urls} {few} -o json")
     assert code == 0
     assert forms(json.loads(real)) == forms(json.loads(told.getvalue())) - {"measured[].errors.no space"}
+
+
+def planned(measure: Measure) -> Made:
+    """Of fixed keys: a Kubernetes cluster, prefixes of another program, a lock."""
+    tally = Tally(b"/", 4, [b"i", b"r"])
+    resources = {"events": 900, "leases": 100, "minions": 20, "pods": 700, "secrets": 300, "example.com/widgets": 60}
+    keys = {f"/registry/{name}/ns/o{number:04d}": 500 for name, many in resources.items() for number in range(many)}
+    keys |= {f"app/users/{number:04d}": 100 for number in range(600)} | {"locks/backup/7001": 20}
+    for key in sorted(keys):
+        tally.add(key.encode(), keys[key], int(key.startswith("app")), lease=0x7001 if key.startswith("locks") else 0)
+    counted = tally.finish()
+    found = Survey(counted, {"s0": 2681, "s1": 17, "s2": 1}, 61, 600, 600, 10.0, [])
+    today = ShardMap.build(
+        [("s0", KeyRange(b"", b"i")), ("s1", KeyRange(b"i", b"r")), ("s2", KeyRange(b"r", None))], ["s0", "s1", "s2"]
+    )
+    wish = Wish(4, measure, b"/", 2, [], [], [b"/registry/"])
+    return Made(found, wish, propose(counted, wish, today), today, weights_of(counted, today))
+
+
+def test_plan(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of fixed keys; a real run has JSON of the same form."""
+    endpoints = {name: [f"http://10.0.0.{number}:2379"] for number, name in enumerate(("s0", "s1", "s2"), 1)}
+    transcript = ""
+    for measure in (Measure.KEYS, Measure.WRITES):
+        plan = planned(measure)
+        text = config_text(plan.proposal, endpoints)
+        for columns in WIDTHS:
+            monkeypatch.setenv("COLUMNS", str(columns))
+            monkeypatch.setenv("LINES", "50")
+            monkeypatch.setenv("TERM", "dumb")
+            out = Terminal()
+            with redirect_stdout(out):
+                plan_view.write_plan(plan, endpoints, text, measure is Measure.WRITES)
+            transcript += f"[by {measure}, {columns} columns]\n{out.getvalue()}\n"
+    told = Terminal()
+    with redirect_stdout(told):
+        plan_json.write_plan(plan, endpoints, text, False)
+    is_as_it_was("plan.txt", f"{transcript}[-o json]\n{told.getvalue()}")
+    code, real = by_pipe(scene.folder, "plan --watch 0.1 --against -o json")
+    assert code == 0
+    known = forms(json.loads(told.getvalue()))
+    assert [place for place in forms(json.loads(real)) if not any(one.startswith(place) for one in known)] == []
 
 
 def test_real_checks_and_tops_have_the_form_that_is_shown(scene: Scene) -> None:

@@ -124,15 +124,18 @@ class AllRanges:
 
         self._fields.note(LineError(line, error.explain(label)))
 
-    def check_whole(self, values: list[Any], shard_map: ShardMap | None) -> None:
-        """Notes boundaries inside the ranges of `whole`, and values there that are no ranges.
+    def check_whole(self, values: list[Any], shard_map: ShardMap | None) -> tuple[KeyRange, ...]:
+        """The ranges of `whole`. Notes boundaries inside the ranges of `whole`, and values there that are no ranges.
 
         Raises:
             LineError: there are too many faults.
         """
+        found = []
         for position, value in enumerate(values):
             place: Place = ("whole", position)
             kept = self._fields.tried(None, self._fields.range_or_prefix_at, value, place, '"whole"')
+            if kept is not None:
+                found.append(kept)
             boundary = None if kept is None or shard_map is None else shard_map.first_boundary(kept)
             if kept is not None and shard_map is not None and boundary is not None:
                 owners = dict.fromkeys(part.shard for part in shard_map.split(kept))
@@ -143,6 +146,7 @@ class AllRanges:
                     f"(line {self._fields.lines.of(source.place)}) between {shards_called(owners, word='the shards')}; "
                     "move that boundary out of it, or give the range itself to one shard",
                 )
+        return tuple(found)
 
     def _source_at(self, boundary: bytes) -> _Source:
         """The range of the file that begins at a boundary of the map; else the range that ends there."""

@@ -256,6 +256,7 @@ class _FileReader(RangeFields):
             advertise=tuple(advertise),
             shards=of_shards,
             shard_map=shard_map,
+            whole=shards.whole,
             map="shards" if file.map == "shards" else "file",
             across_shards=across_shards,
             kubernetes=tuple(self.kubernetes),

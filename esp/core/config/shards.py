@@ -99,6 +99,7 @@ class ShardsReader:
 
     Attributes:
         endpoints: of each shard, those that are known.
+        whole: the ranges that no boundary may divide.
     """
 
     def __init__(self, fields: RangeFields, folder: Path | None, *, needs_ranges: bool) -> None:
@@ -112,6 +113,7 @@ class ShardsReader:
         self.fail = fields.fail
         self.shaped = fields.shaped
         self.endpoints: dict[str, tuple[Endpoint, ...]] = {}
+        self.whole: tuple[KeyRange, ...] = ()
         self._ranges = AllRanges(fields)
         self._places: dict[str, int] = {}
         self._owner_of: dict[tuple[str, int], str] = {}
@@ -139,7 +141,7 @@ class ShardsReader:
         secured = self._secured(tls)
         places: dict[str, Place] = {name: ("shards", index) for name, index in self._places.items()}
         shard_map = self._ranges.shard_map(places, needs_ranges=self._needs_ranges)
-        self._ranges.check_whole(whole, shard_map)
+        self.whole = self._ranges.check_whole(whole, shard_map)
         if shard_map is None or self.fields.is_spoiled(("shards",)):
             return None
         shards = tuple(

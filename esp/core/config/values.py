@@ -12,6 +12,7 @@ from esp.core.config.control import Control
 from esp.core.config.listen import Listen
 from esp.core.config.log import LogConfig
 from esp.core.config.shards import ShardConfig
+from esp.core.keys import KeyRange
 from esp.core.kubernetes import COMPACT_KEY, assumed_roots
 from esp.core.namespace import Namespace
 from esp.core.shard_map import ShardMap
@@ -53,6 +54,7 @@ class Config:
     map: Literal["file", "shards"] = "file"
     guards: Mapping[str, str] | None = None
     spare: tuple[ShardConfig, ...] = ()
+    whole: tuple[KeyRange, ...] = ()  # no boundary divides these
     namespace: Namespace | None = None
     tls: ListenTls | None = None
     control: Control = "auto"

@@ -20,12 +20,15 @@ From the top down; each file imports only files below it.
 from esp.core.export.exporting import Exported, Output, export, go_on
 from esp.core.export.importing import Import, Imported
 from esp.core.export.lines import ExportError
+from esp.core.export.pages import Ask, Pages, count, of_shard
+from esp.core.export.patience import told
 from esp.core.export.rounds import Source
 from esp.core.export.started import Started, read_started
 from esp.core.export.target import Etcd, config_of
 from esp.core.export.writing import Existing
 
 __all__ = [
+    "Ask",
     "Etcd",
     "Existing",
     "ExportError",
@@ -33,10 +36,14 @@ __all__ = [
     "Import",
     "Imported",
     "Output",
+    "Pages",
     "Source",
     "Started",
     "config_of",
+    "count",
     "export",
     "go_on",
+    "of_shard",
     "read_started",
+    "told",
 ]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import BinaryIO, Final
 
 from esp import __version__
+from esp.core import errors
 from esp.core.background import all_of, in_a_thread
 from esp.core.config import Config
 from esp.core.connected_shards import connected
@@ -29,7 +31,7 @@ from esp.core.export.lines import (
     trailer_line,
 )
 from esp.core.export.moment import moment
-from esp.core.export.pages import Pages
+from esp.core.export.pages import Pages, count, of_shard
 from esp.core.export.patience import read, told
 from esp.core.export.started import Started
 from esp.core.keys import KeyRange
@@ -38,7 +40,7 @@ from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import LEASE_LEASES, LEASE_TIME_TO_LIVE, RANGE, Shard
 from esp.core.shard_map import Segment
 from esp.core.shared_map import HELD_KEYS
-from esp.core.wire.status import RpcError
+from esp.core.wire.status import RpcError, Status
 from esp.core.wording import counted, shard_called
 
 LEASES_AT_ONCE: Final = 64
@@ -226,8 +228,11 @@ class _Export:
         """Writes the keys after `last`; `leases` and the keys that are `done` are written already."""
         self._leases = leases
         self._done = done
-        counts = [await self._pages(segment).count(segment.range) for segment in self._segments]
-        total = sum(counts)
+        total = 0
+        for segment in self._segments:
+            with self._failures(segment):
+                ask = of_shard(self._clients[segment.shard])
+                total += (await count(ask, segment.range, self._revisions[segment.shard])).count
         self._progress(done, total)
         for segment in self._segments:
             rest = segment.range
@@ -247,13 +252,23 @@ class _Export:
         ended = sum(ttl is None for ttl in self._leases.values())
         return Exported(self._header, self._done, len(self._leases), ended)
 
-    def _pages(self, segment: Segment) -> Pages:
-        return Pages(self._clients[segment.shard], segment.range, self._revisions[segment.shard])
+    @contextmanager
+    def _failures(self, segment: Segment) -> Iterator[None]:
+        """Turns refusals of a shard into errors that say what to do."""
+        try:
+            yield
+        except RpcError as error:
+            shard = self._clients[segment.shard]
+            raise ExportError(_told(shard, self._revisions[segment.shard], error.status)) from None
 
     async def _write(self, segment: Segment, total: int) -> None:
         """Writes the keys of one shard's part, while the next page is on its way."""
-        pages = self._pages(segment)
         shard = self._clients[segment.shard]
+        pages = Pages(of_shard(shard), segment.range, self._revisions[segment.shard])
+
+        async def following() -> Sequence[kv_pb2.KeyValue] | None:
+            with self._failures(segment):
+                return await pages.next()
 
         async def after(kvs: Sequence[kv_pb2.KeyValue]) -> None:
             await asyncio.sleep(0)  # lets the next page be asked for first
@@ -261,9 +276,9 @@ class _Export:
             self._done += len(kvs)
             self._progress(self._done, total)
 
-        kvs = await pages.next()
+        kvs = await following()
         while kvs is not None:
-            kvs, _ = await all_of([pages.next(), after(kvs)])
+            kvs, _ = await all_of([following(), after(kvs)])
 
     async def _write_page(self, shard: Shard, kvs: Sequence[kv_pb2.KeyValue]) -> None:
         new = dict.fromkeys(kv.lease for kv in kvs if kv.lease and kv.lease not in self._leases)
@@ -313,3 +328,17 @@ class _Export:
         rest = sorted(ids)
         for first in range(0, len(rest), 1000):
             await self._out.write(await self._lease_lines(shards, rest[first : first + 1000], used=False))
+
+
+def _told(shard: Shard, revision: int, status: Status) -> str:
+    if status == errors.COMPACTED:
+        return (
+            f"{shard_called(shard.name)} has compacted revision {revision}, at which this export reads, so the rest "
+            "cannot be read at that moment any more; begin anew, in a new file"
+        )
+    if status == errors.FUTURE_REV:
+        return (
+            f"{shard_called(shard.name)} has not reached revision {revision}, at which this export reads: it is "
+            "another cluster, or restored from a backup; begin anew, in a new file"
+        )
+    return told(shard, status)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
-from esp.core import errors
-from esp.core.export.lines import ExportError
-from esp.core.export.patience import read, told
+from esp.core.export.patience import read
 from esp.core.export.stride import Stride
 from esp.core.keys import KeyRange
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import RANGE, Shard
+from esp.core.wire.call import Reader
 from esp.core.wire.message import MessageReader
 from esp.core.wire.status import Code, RpcError, Status
-from esp.core.wording import shard_called
 
 FIRST_KEYS: Final = 100
 MOST_KEYS: Final = 1000
@@ -49,12 +47,23 @@ class _Bounded:
             raise (_TOO_LARGE.error() if error.status.code == Code.RESOURCE_EXHAUSTED else error) from None
 
 
+Ask = Callable[[rpc_pb2.RangeRequest, Callable[[], Reader[bytes]] | None], Awaitable[rpc_pb2.RangeResponse]]
+"""Asks for a Range; the answer is read by what the second argument makes, where there is one. Raises RpcError."""
+
+
+def of_shard(shard: Shard) -> Ask:
+    """Asks a shard, as patiently as `read`."""
+    return partial(read, shard, RANGE)
+
+
 class Pages:
     """The pages of a range of one shard at one revision."""
 
-    def __init__(self, shard: Shard, key_range: KeyRange, revision: int) -> None:
-        self._shard = shard
+    def __init__(self, ask: Ask, key_range: KeyRange, revision: int, *, keys_only: bool = False) -> None:
+        """With `keys_only` keys come without their values."""
+        self._asked = ask
         self._revision = revision
+        self._keys_only = keys_only
         self._stride = Stride(key_range)
         self._keys = FIRST_KEYS
 
@@ -62,12 +71,12 @@ class Pages:
         """The next keys, perhaps none; None at the end.
 
         Raises:
-            ExportError: the revision has been compacted, or the shard does not answer.
+            RpcError: the revision has been compacted, or the shard does not answer.
         """
         if self._stride.done:
             return None
         key, range_end = self._stride.part().to_request()
-        request = rpc_pb2.RangeRequest(key=key, range_end=range_end, revision=self._revision)
+        request = rpc_pb2.RangeRequest(key=key, range_end=range_end, revision=self._revision, keys_only=self._keys_only)
         answer = await self._ask(request)
         kvs: Sequence[kv_pb2.KeyValue] = answer.kvs
         if not kvs:
@@ -86,35 +95,18 @@ class Pages:
             request.limit = self._keys
             reader = partial(_Bounded, MOST_PAGE_BYTES) if self._keys > 1 else None
             try:
-                return await read(self._shard, RANGE, request, reader)
+                return await self._asked(request, reader)
             except RpcError as error:
                 if error.status != _TOO_LARGE:
-                    raise ExportError(_told(self._shard, self._revision, error.status)) from None
+                    raise
                 self._keys = max(1, self._keys // 8)
 
-    async def count(self, key_range: KeyRange) -> int:
-        """The number of keys of a range at the revision.
 
-        Raises:
-            ExportError: as `next`.
-        """
-        key, range_end = key_range.to_request()
-        request = rpc_pb2.RangeRequest(key=key, range_end=range_end, revision=self._revision, count_only=True)
-        try:
-            return (await read(self._shard, RANGE, request)).count
-        except RpcError as error:
-            raise ExportError(_told(self._shard, self._revision, error.status)) from None
+async def count(ask: Ask, key_range: KeyRange, revision: int = 0) -> rpc_pb2.RangeResponse:
+    """The number of keys of a range, in an answer without keys; with 0, at the revision in the answer's header.
 
-
-def _told(shard: Shard, revision: int, status: Status) -> str:
-    if status == errors.COMPACTED:
-        return (
-            f"{shard_called(shard.name)} has compacted revision {revision}, at which this export reads, so the rest "
-            "cannot be read at that moment any more; begin anew, in a new file"
-        )
-    if status == errors.FUTURE_REV:
-        return (
-            f"{shard_called(shard.name)} has not reached revision {revision}, at which this export reads: it is "
-            "another cluster, or restored from a backup; begin anew, in a new file"
-        )
-    return told(shard, status)
+    Raises:
+        RpcError: as `Pages.next`.
+    """
+    key, range_end = key_range.to_request()
+    return await ask(rpc_pb2.RangeRequest(key=key, range_end=range_end, revision=revision, count_only=True), None)

@@ -19,7 +19,7 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.hpack import encode
 from esp.core.wire.message import prefix
-from esp.core.wire.status import RpcError
+from esp.core.wire.status import RpcError, Status
 from esp.core.wording import cured
 
 CONNECT_SECONDS: Final = 5.0
@@ -29,7 +29,15 @@ Answer = TypeVar("Answer", bound=Message)
 
 
 class TargetError(Exception):
-    """A target cannot be reached, or refuses what a load needs; the text is for people."""
+    """A target cannot be reached, or refuses what is asked; the text is for people.
+
+    Attributes:
+        status: its refusal; None if there is none.
+    """
+
+    def __init__(self, text: str, status: Status | None = None) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class Target:
@@ -119,11 +127,19 @@ class Target:
         except TimeoutError:
             raise TargetError(f"{self.name}: no answer within {CALL_SECONDS:g} s") from None
         except (RpcError, BrokenCall, DecodeError) as error:
-            text = error.status.message if isinstance(error, RpcError) else str(error)
-            raise TargetError(f"{self.name}: {text}") from None
+            status = error.status if isinstance(error, RpcError) else None
+            raise TargetError(f"{self.name}: {status.message if status else error}", status) from None
         finally:
             call.cancel()
             self.context.flush_soon()
+
+    def open(self, path: bytes, request: Message) -> MessageCall[bytes]:
+        """Begins a call with one request and a stream of answers, on the first connection."""
+        connection = self.connections[0]
+        call = MessageCall(connection, messages())
+        connection.call(call, (path, self.metadata), b"", prefix(request.SerializeToString()), end=True)
+        self.context.flush_soon()
+        return call
 
     def close(self) -> None:
         """Ends all connections."""

@@ -42,7 +42,8 @@ LIVE: Final = frozenset(
     )
 )
 """The fields of a config, beside `shards` and `limits`, that change while esp runs. All others need a restart."""
-_APART: Final = frozenset(("path", "shards", "shard_map", "guards", "spare", "limits", "log"))
+_APART: Final = frozenset(("path", "shards", "shard_map", "guards", "spare", "limits", "log", "whole"))
+"""The fields that are compared by themselves, or (`path`, `whole`) mean nothing to a running proxy."""
 
 
 @dataclass(frozen=True, slots=True)

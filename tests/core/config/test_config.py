@@ -123,6 +123,7 @@ shards:
         limits=Limits(max_connections=20, connect_timeout=0.5, keepalive_time=12),
         control=PATH.parent / "run" / "esp.sock",
         watch_config=True,
+        whole=(KeyRange(b"/locks/", b"/locks0"),),
     )
 
 

@@ -129,7 +129,7 @@ def test_the_first_part_of_an_export_is_read_up_to_its_last_whole_line() -> None
         (WHOLE + b"x\n", "line 6 comes after the end"),
         (WHOLE.replace(b'"value":"1"', b'"value":"9"'), "checksum"),
         (LINES.replace(b'"value":"1"', b'"value":"'), "line 2 is no line"),
-        (LINES + trailer(LINES, 3, 1), "has 2 keys and 1 leases, and the end says 3 and 1"),
+        (LINES + trailer(LINES, 3, 1), "has 2 keys and 1 lease, and the end says 3 and 1"),
     ],
 )
 def test_a_damaged_export_is_not_gone_on_with(data: bytes, text: str) -> None:

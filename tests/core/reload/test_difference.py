@@ -45,6 +45,10 @@ def test_the_same_config_has_no_difference_wherever_it_is_and_in_whatever_order(
     assert not Difference.of(config(), other)
 
 
+def test_ranges_that_stay_whole_mean_nothing_to_a_running_proxy() -> None:
+    assert not Difference.of(config(), config("whole: [a/]\n"))
+
+
 def test_shards_and_ranges() -> None:
     after = config("", "{start: '', end: m}", "{start: m, end: t}", "{start: t, end: ''}")
     assert lines(config(), after) == ["shard c is new: http://h:3", 'keys ["t", end) move from b to c']
