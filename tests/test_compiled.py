@@ -39,15 +39,21 @@ def attributes(node: ast.ClassDef) -> set[str]:
     return found
 
 
-def properties(node: ast.ClassDef) -> set[str]:
-    return {
-        each.name
-        for each in node.body
-        if isinstance(each, ast.FunctionDef) and "property" in {ast.unparse(one) for one in each.decorator_list}
-    }
+def of_the_class(node: ast.ClassDef) -> set[str]:
+    """The properties of a class, and its own values."""
+    found = set[str]()
+    for each in node.body:
+        match each:
+            case ast.FunctionDef(name=name, decorator_list=by) if "property" in {ast.unparse(one) for one in by}:
+                found.add(name)
+            case ast.Assign(targets=[ast.Name(id=name)]) if name != "__slots__":
+                found.add(name)
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr()):
+                found.add(name)
+    return found
 
 
-def test_no_class_has_a_property_in_the_place_of_an_attribute_of_a_compiled_class() -> None:
+def test_no_class_has_something_in_the_place_of_an_attribute_of_a_compiled_class() -> None:
     """Compiled code would read, and set, the attribute: a wrong answer, and no error."""
     everywhere = [node for path in (ROOT / "esp").rglob("*.py") for node in classes(str(path.relative_to(ROOT)))]
     hidden = {node.name: attributes(node) for module in COMPILED for node in classes(module)}
@@ -57,8 +63,24 @@ def test_no_class_has_a_property_in_the_place_of_an_attribute_of_a_compiled_clas
             inherited = [hidden[base] for base in bases(node) if base in hidden]
             if inherited:
                 hidden[node.name] = set.union(hidden.get(node.name, set()), *inherited)
-    own = {node.name: properties(node) for node in everywhere if any(base in hidden for base in bases(node))}
+    own = {node.name: of_the_class(node) for node in everywhere if any(base in hidden for base in bases(node))}
     assert {name: found & hidden[name] for name, found in own.items() if found & hidden[name]} == {}
+
+
+def test_compiled_modules_do_without_what_means_something_else_there() -> None:
+    """mypyc says nothing of these."""
+    found = []
+    for module in COMPILED:
+        tree = ast.parse((ROOT / module).read_text())
+        used_up = {id(node.args[0]) for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) == 1}
+        used_up |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Starred)}
+        for node in ast.walk(tree):
+            match node:
+                case ast.ClassDef() if bases(node) & {"Counter", "OrderedDict", "defaultdict", "deque", "list", "set"}:
+                    found.append(f"{module}:{node.lineno}: {node.name} has not the size of its base")
+                case ast.GeneratorExp() if id(node) not in used_up:
+                    found.append(f"{module}:{node.lineno}: a generator expression is a list there")
+    assert found == []
 
 
 @pytest.mark.skipif(build() == "interpreted", reason="scripts/compiled pytest tests/test_compiled.py")

@@ -65,11 +65,12 @@ class Tally:
         self.codes.update(other.codes)
 
 
-class Tallies(defaultdict[bytes, Tally]):
-    """Tallies by path."""
+class Tallies(dict[bytes, Tally]):
+    """Tallies by path; that of a path is there as soon as it is asked for."""
 
-    def __init__(self) -> None:
-        super().__init__(Tally)
+    def __missing__(self, path: bytes) -> Tally:
+        tally = self[path] = Tally()
+        return tally
 
 
 class Calls:

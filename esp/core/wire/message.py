@@ -89,7 +89,9 @@ class MessageReader:
 
     def messages(self, payload: bytes) -> Iterator[bytes]:
         """As `feed`, one message after the other. The caller takes all messages before it gives the next payload."""
-        return (message for message in self.steps(payload) if message is not None)
+        for message in self.steps(payload):  # a generator expression would be a list, if mypyc compiles it
+            if message is not None:
+                yield message
 
     def steps(self, payload: bytes) -> Iterator[bytes | None]:
         """As `messages`, with a None after each step in which only a part of a message was inflated."""

@@ -109,7 +109,7 @@ class RequestDecoder(HeaderDecoder[Request]):
 
     def expect(self, block: bytes, request: Request) -> None:
         """Expects further requests like this one."""
-        if self.memo.get(block) is request and not request[1] and not request[2]:
+        if block in self.memo and not request[1] and not request[2]:
             self.usual = UsualRequest(*_front(len(block)), block, request[0])
         else:
             self.usual = UsualRequest(*_front(len(block)), b"", request[0])

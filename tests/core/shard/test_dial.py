@@ -75,7 +75,7 @@ def test_one_that_accepts_is_connected_to_whatever_others_do(
             assert accepted.recv(len(PREFACE)) == PREFACE
             sock: Any = one.on_flush.__self__.get_extra_info("socket")  # type: ignore[union-attr]
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            one.end(0, "")
+            one.end(ErrorCode.NO_ERROR, "")
             one.context.flush()
             accepted.settimeout(20)
             while await asyncio.to_thread(accepted.recv, 65536):
@@ -90,7 +90,7 @@ def test_the_last_of_many_addresses_is_tried_in_time(run: Run, addresses: Addres
         async with asyncio.timeout(2):
             await connect(one, ["127.0.0.2"] * 19 + ["127.0.0.1"], addresses.port, 2)
         with addresses.accepts():
-            one.end(0, "")
+            one.end(ErrorCode.NO_ERROR, "")
             one.context.flush()
 
     run(test)

@@ -9,7 +9,7 @@ import re
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,12 +23,13 @@ from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
-from esp.core.shard import Connectivity
+from esp.core.shard import Connectivity, dialler
 from esp.core.shard.cluster import DEFAULT_TXN_OPS, HIGHEST_REVISION
 from esp.core.shard.pulse import LONGEST_STEP
 from esp.core.shard.shard import SHARD_TRAILER, Shard
 from esp.core.tokens import MARK
-from esp.core.wire import client, frames
+from esp.core.wire import frames
+from esp.core.wire.client import LAST_STREAM_ID, ClientConnection
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode, settings
 from esp.core.wire.limits import Limits
@@ -1011,7 +1012,8 @@ class TestEndpoints:
     @in_a_loop
     async def test_used_up_stream_ids_lose_no_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A connection takes its last call, another takes over, and both finish what they have."""
-        monkeypatch.setattr(client, "LAST_STREAM_ID", 101)
+        first = LAST_STREAM_ID - 99
+        monkeypatch.setattr(dialler, "ClientConnection", partial(ClientConnection, first_stream_id=first))
         async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
             streams = [front.put(b"%d" % n) for n in range(200)]
             served = 0
@@ -1019,7 +1021,7 @@ class TestEndpoints:
                 for connection in etcd.connections:
                     for call in [c for c in connection.calls if c.whole]:
                         connection.calls.remove(call)
-                        assert call.stream <= 101
+                        assert call.stream <= first + 100
                         connection.answers(call)
                         served += 1
                 await asyncio.sleep(0.001)

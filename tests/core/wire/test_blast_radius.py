@@ -23,6 +23,10 @@ class Bug(Exception):
     pass
 
 
+def fail(_: object) -> NoReturn:
+    raise Bug
+
+
 class Call(ClientStream):
     """Notes what it is told, and fails where it is told to."""
 
@@ -94,27 +98,25 @@ def test_a_bug_in_telling_one_call_of_the_end_leaves_none_untold() -> None:
 
 
 @pytest.mark.parametrize("where", ["flush", "on_tick"])
-def test_a_bug_in_housekeeping_ends_the_connection_it_is_in(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_housekeeping_ends_the_connection_it_is_in(where: str) -> None:
     bad = connected()
     good = ClientConnection(bad.context, "another etcd")
     written: list[bytes] = []
     good.on_flush = written.append
     bad.on_flush = written.append
 
-    class Broken(ClientConnection):
-        def flush(self) -> NoReturn:
-            raise Bug
-
-        def on_tick(self, now: float) -> NoReturn:
-            raise Bug
-
-    broken = Broken(bad.context, "a third")
-    broken.on_flush = written.append
+    broken = ClientConnection(bad.context, "a third")
     if where == "flush":
+        broken.on_flush = fail
         bad.context.flush()
     else:
-        for connection in (broken, good, bad):
-            connection.tick(0.0)
+        broken.on_flush = written.append
+        late = Call(broken, "reset")
+        broken.call(late, (b"/", b""), b"", bytes(frames.DEFAULT_WINDOW + 1), end=True)
+        for now in (0.0, broken.limits.blocked_write_timeout + 1):
+            for connection in (broken, good, bad):
+                connection.tick(now)
+        assert late.told == ["reset"]
     assert broken.ended
     assert not good.ended
     assert not bad.ended

@@ -205,7 +205,6 @@ def test_who_was_served_when_the_machine_stood_still_does_not_wait_for_that(monk
     machine = Machine(monkeypatch)
 
     class Work(Worker):
-        is_new = False
         done = left = 0
 
         def work(self, stop: float) -> bool:
@@ -221,6 +220,7 @@ def test_who_was_served_when_the_machine_stood_still_does_not_wait_for_that(monk
     shared = Turns(machine.clock)
     shared.soon = lambda _: None
     one = Work()
+    one.is_new = False
     shared.welcome(one)
     one.left = 8
     shared.serve(one, 0)

@@ -73,7 +73,7 @@ def put_key(message: bytes) -> bytes | None:
     except IndexError:
         pass  # it is short, or long
     fields = look(message, PREFIX_SIZE, len(message), PUT_FIELDS)
-    return message[fields[0]] if fields else None
+    return _at(message, fields[0]) if fields else None
 
 
 def bare_key(message: bytes, offset: int) -> bytes | None:
@@ -106,7 +106,7 @@ def range_key(message: bytes, offset: int) -> bytes | None:
     if key is not None:
         return key
     fields = look(message, offset, len(message), RANGE_FIELDS)
-    return message[fields[0]] if fields and fields[1] is None else None
+    return _at(message, fields[0]) if fields and fields[1] is None else None
 
 
 def asked_range(message: bytes, offset: int) -> tuple[bytes, bytes | None] | None:
@@ -119,8 +119,8 @@ def asked_range(message: bytes, offset: int) -> tuple[bytes, bytes | None] | Non
         return None
     key, end = fields
     if end is None:
-        return message[key], None
-    return (message[key], message[end]) if end.start < end.stop else None
+        return _at(message, key), None
+    return (_at(message, key), _at(message, end)) if end.start < end.stop else None
 
 
 def look(message: bytes, offset: int, end: int, limits: dict[int, int]) -> tuple[slice, slice | None] | None:
@@ -197,10 +197,9 @@ def _usual_txn_key(message: bytes) -> bytes | None:
     end = 7 + message[6]
     if message[5] != _COMPARE or end > 0x86:
         return None
-    place = _quickly_compared(message, 7, end)
-    if place is None:
+    key = _quickly_compared(message, 7, end)
+    if key is None:
         return None
-    key = message[place]
     size = len(key)
     if size >= _SHORT:
         return None
@@ -220,8 +219,8 @@ def _usual_txn_key(message: bytes) -> bytes | None:
     return key if message[after : after + len(front)] == front else None
 
 
-def _quickly_compared(message: bytes, start: int, end: int) -> slice | None:
-    """As `compared_key`, for a short key and a number of at most seven bytes, which is no token."""
+def _quickly_compared(message: bytes, start: int, end: int) -> bytes | None:
+    """As `compared_key`, but the key itself, if it is short, and the number has at most seven bytes and is no token."""
     if message[start] == _RESULT and message[start + 1] < 0x80:
         start += 2
     if message[start] == _TARGET and message[start + 1] < 0x80:
@@ -234,7 +233,7 @@ def _quickly_compared(message: bytes, start: int, end: int) -> slice | None:
         return None
     if message[after + 1 : last].translate(None, _NEXT):
         return None
-    return slice(start + 2, after)
+    return message[start + 2 : after]
 
 
 def _txn_key(message: bytes) -> bytes | None:
@@ -251,7 +250,12 @@ def _txn_key(message: bytes) -> bytes | None:
         if position > size:
             return None
         if tag == _COMPARE:
-            place = _quickly_compared(message, start, position) or compared_key(message, start, position)
+            named = _quickly_compared(message, start, position)
+            if named is None:
+                place = compared_key(message, start, position)
+                if place is None:
+                    return None
+                named = _at(message, place)
         else:
             limits = _OPERATIONS.get(message[start])
             if limits is None or (tag != _SUCCESS and tag != _FAILURE):
@@ -276,19 +280,22 @@ def _txn_key(message: bytes) -> bytes | None:
             found = look(message, start, position, limits)
             if found is None or (found[1] is not None and limits is not PUT_FIELDS):
                 return None
-            place = found[0]
-        if place is None:
-            return None
+            named = _at(message, found[0])
         if not key:
-            key = message[place]
+            key = named
             if len(key) > 0x7F:
                 return None
             field = bytes((_KEY, len(key))) + key
-        elif message[place] != key:
+        elif named != key:
             return None
         if position == size:
             return key
     return None
+
+
+def _at(message: bytes, place: slice) -> bytes:
+    """The bytes at `place`: mypyc takes any index that is spelled otherwise for a number."""
+    return message[place.start : place.stop]
 
 
 def _bytes_at(message: bytes, offset: int, end: int) -> slice | None:
