@@ -1,7 +1,7 @@
-"""Tells at which shards no calls but large ones are at work.
+"""Tells at which shards no calls but costly ones are at work.
 
-Large calls come one at a time at a shard, so that others do not wait for the shard's cores. Where there are no others,
-that costs throughput, and nobody gains.
+Costly calls come few at a time at a shard, and with rests, so that others do not wait for the shard's cores. Where
+there are no others, that costs throughput, and nobody gains.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ FEW: Final = 1
 
 
 class Alone:
-    """The shards that were sent no calls but large ones between the last two looks.
+    """The shards that were sent no calls but costly ones between the last two looks.
 
     Attributes:
-        asked: parts of large calls that were sent since the last look, by shard.
+        asked: parts of costly calls that were sent since the last look, by shard.
     """
 
     def __init__(self, calls_sent: Callable[[], Mapping[str, int]]) -> None:

@@ -23,7 +23,11 @@ LARGE: Final = Kind(2)
 """A call that is known to be large: its parts take PLACES."""
 ORDINARY: Final = Kind(3)
 """Any other call."""
-KINDS: Final = (NEW, NEW_RANGE, LARGE, ORDINARY)
+MEDIUM: Final = Kind(4)
+"""A read that is neither known to be small nor large; and a snapshot, which asks its shards several times."""
+KINDS: Final = (NEW, NEW_RANGE, LARGE, ORDINARY, MEDIUM)
+COSTLY: Final = (LARGE, MEDIUM)
+"""The kinds of which a shard works on few at a time, and from which it rests (`rests`)."""
 
 PLACES: Final = 16
 """The most places that a part takes. A part takes so many, too, if its client has had no answer yet."""
@@ -45,6 +49,7 @@ class Entry(Sink):
         shards: the shards at which the call wants places.
         reads: whether the size of the call's answer predicts those of the client's next reads.
         one_key: whether the call reads one key.
+        costly: the call costs its shards much even if its answers are small.
         passes_stopped: whether the call needs no place at a shard that has stopped.
         line: the line in which the call waits; None if it does not wait.
         asked: the beginning of the request, for the log.
@@ -64,6 +69,7 @@ class Entry(Sink):
         "_size",
         "_weight",
         "asked",
+        "costly",
         "line",
         "one_key",
         "passed",
@@ -85,6 +91,7 @@ class Entry(Sink):
         weight: int = 1,
         passes_stopped: bool = False,
         one_key: bool = False,
+        costly: bool = False,
         asked: bytes = b"",
         passed: Passed | None = None,
     ) -> None:
@@ -93,6 +100,7 @@ class Entry(Sink):
         self.reads = reads
         self.passes_stopped = passes_stopped
         self.one_key = one_key
+        self.costly = costly
         self.asked = asked
         self._all: dict[str, None] | None = None  # all shards that the call has asked, if more than `shards`
         self._began = 0.0
@@ -104,7 +112,7 @@ class Entry(Sink):
         self._weight = weight  # places for its request
         self._is_closed = False
         self._largest = -1  # bytes of the largest answer to one of its parts; -1 before the first
-        self._places: dict[str, tuple[int, Kind]] = {}  # by shard
+        self._places: dict[str, tuple[int, Kind, float]] = {}  # by shard: how many, of which kind, since when
         self._coming: set[str] | None = None  # the shards whose large answers have begun to come
         self._kept: dict[str, int] | None = None  # what answers that wait for the client still count for, by shard
         stream.sink = self
@@ -137,7 +145,9 @@ class Entry(Sink):
         weight = self.stream.connection.weight
         if weight < 0:
             return NEW if self.one_key else NEW_RANGE
-        return LARGE if weight >= PLACES else ORDINARY
+        if weight >= PLACES:
+            return LARGE
+        return MEDIUM if weight > 1 or self.costly else ORDINARY
 
     def hold(self) -> bool:
         """Counts the request as memory until the call begins. Without memory the call ends; then False."""
@@ -167,20 +177,24 @@ class Entry(Sink):
         assert begin is not None, "a call begins once"
         begin(self)
 
-    def enter(self, shard: str) -> bool:
-        """Takes places for the call's part at `shard`; False if the part has them already."""
+    def enter(self, shard: str, *, asks: bool = True) -> bool:
+        """Takes places for the call's part at `shard`; False if the part has them already.
+
+        `asks`: the shard is asked once more than when the call began. If not, it was counted then, or the places are
+        for work with its answer.
+        """
         if shard in self._places:
             return False
         if self._all is None:
             self._all = dict.fromkeys(self.shards)
         self._all[shard] = None
-        self._asks(shard, self.kind)
+        self._asks(shard, self.kind, asks=asks)
         return True
 
-    def _asks(self, shard: str, kind: Kind) -> None:
+    def _asks(self, shard: str, kind: Kind, *, asks: bool = True) -> None:
         if self._kept:
             self._release(shard)
-        if kind != ORDINARY:  # a client's first read counts as large until its answer comes
+        if asks and kind != ORDINARY:  # a client's first read counts as large until its answer comes
             self._gate.alone.asked[shard] += 1
         self._take(shard, kind, self.weight(shard))
 
@@ -188,7 +202,7 @@ class Entry(Sink):
         gate, places = self._gate, self._places
         if not places:
             gate.at_work[self] = monotonic()
-        places[shard] = weight, kind
+        places[shard] = weight, kind, gate.rests.clock()
         gate.take(self.stream.connection, shard, weight, kind)
 
     def weigh(self, shard: str, size: int) -> None:
@@ -200,7 +214,7 @@ class Entry(Sink):
         if is_largest:
             self._largest = size
         taken = self._places.get(shard)
-        if taken is not None and taken[1] in (NEW, NEW_RANGE) and size < LARGE_ANSWER:
+        if taken is not None and taken[1] in (NEW, NEW_RANGE) and size <= PLACE_BYTES:
             gate.alone.asked[shard] -= 1
         if size <= PLACE_BYTES:
             return  # as nearly all: that needs no more places than the call has
@@ -214,12 +228,13 @@ class Entry(Sink):
             if not self._is_closed and not (self._kept and shard in self._kept):
                 self._take(shard, LARGE if size >= LARGE_ANSWER else self.kind, gate.places_for(size))
         else:
-            places = max(taken[0], gate.places_for(size))
-            now = places, LARGE if size >= LARGE_ANSWER else taken[1]
-            if now != taken:
-                self._places[shard] = now
-                gate.take(self.stream.connection, shard, *now)
-                gate.free(self.stream.connection, shard, *taken)
+            before, kind, since = taken
+            places = max(before, gate.places_for(size))
+            found = LARGE if size >= LARGE_ANSWER or kind == LARGE else MEDIUM
+            if (places, found) != (before, kind):
+                self._places[shard] = places, found, since
+                gate.take(self.stream.connection, shard, places, found)
+                gate.free(self.stream.connection, shard, before, kind)
 
     def comes(self, size: int) -> None:
         """As `weigh`, for a call to one shard."""
@@ -249,14 +264,11 @@ class Entry(Sink):
         taken = self._places.pop(shard, None)
         is_coming = self._coming is not None and shard in self._coming
         if taken is not None:
-            gate = self._gate
-            if not self._places:
-                del gate.at_work[self]
             kept = taken[0] // WAITING_PART if is_coming else 0
             if kept:
                 self._kept = self._kept or {}
                 self._kept[shard] = kept
-            gate.free(self.stream.connection, shard, *taken, kept)
+            self._free(shard, *taken, kept)
         return is_coming
 
     def wait_for_client(self) -> None:
@@ -276,10 +288,15 @@ class Entry(Sink):
             self._release(shard)
         taken = self._places.pop(shard, None)
         if taken is not None:
-            gate = self._gate
-            if not self._places:
-                del gate.at_work[self]
-            gate.free(self.stream.connection, shard, *taken)
+            self._free(shard, *taken)
+
+    def _free(self, shard: str, places: int, kind: Kind, since: float, kept: int = 0) -> None:
+        gate = self._gate
+        if not self._places:
+            del gate.at_work[self]
+        if kind in COSTLY:
+            gate.worked(shard, kind, places, gate.rests.clock() - since)
+        gate.free(self.stream.connection, shard, places, kind, kept)
 
     @property
     def held(self) -> Collection[str]:

@@ -7,10 +7,11 @@ connection could have very many of these at work at once, and all other calls wo
 A call takes places at a shard. For a read, their number follows from the size of the last answers to its connection
 (`Admission.weight`); for a request, from its own size. If a client has had only small answers, its reads of one shard
 need no places: that is the fast path, which does not come here. Calls that are known to be large have places of their
-own, so that other calls do not wait for them: a quarter of all places. So have the first reads of new connections, of
-which nothing is known: first reads of one key as many as all other calls have, and all other first reads a quarter. One
-connection has at most a quarter of all places. While only large calls use a shard, they have all places there, and so
-has each connection.
+own, so that other calls do not wait for them: a quarter of all places. So have calls that are neither large nor small,
+and snapshots. So have the first reads of new connections, of which nothing is known: first reads of one key as many as
+all other calls have, and all other first reads a quarter. One connection has at most a quarter of all places. After
+large and medium calls the shard rests from them (`rests`). While only such calls use a shard, there are no rests, and
+they have all places there, and so has each connection.
 
 A call begins when there is a place at each of its shards. Until then it waits, and costs little. A call also does not
 begin before all bytes that came with it have been read. So a call that its client takes back at once asks no shard and
@@ -36,12 +37,14 @@ import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from time import monotonic
 from typing import Final
 
 from esp.core.background import Background
 from esp.core.log.first_key import BEGINNING
 from esp.core.services.alone import Alone
-from esp.core.services.entry import KINDS, LARGE, NEW, NEW_RANGE, PLACE_BYTES, PLACES, WAITING_PART, Entry, Kind
+from esp.core.services.entry import COSTLY, KINDS, NEW, NEW_RANGE, PLACE_BYTES, PLACES, WAITING_PART, Entry, Kind
+from esp.core.services.rests import Rests
 from esp.core.shard import Shard
 from esp.core.wire.connection import Connection
 from esp.core.wire.context import WireContext
@@ -93,13 +96,21 @@ class Gate:
         busy: the places taken, by shard and kind of call.
         at_work: the calls that hold places, each with the time since when; the longest first.
         stopped: the shards where calls have held places for too long; until the shard answers.
-        alone: the shards where only large calls are at work. These, and each connection, then have all places there.
+        alone: the shards where only costly calls are at work. These, and each connection, then have all places there.
+        rests: the pools of costly calls of which none begins for a while.
     """
 
     def __init__(
-        self, context: WireContext, background: Background, calls_sent: Callable[[], Mapping[str, int]] = dict
+        self,
+        context: WireContext,
+        background: Background,
+        calls_sent: Callable[[], Mapping[str, int]] = dict,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`calls_sent` tells how many calls and keepalives were sent to each shard on its present connection."""
+        """`calls_sent` tells how many calls and keepalives were sent to each shard on its present connection.
+
+        `clock` is for the rests.
+        """
         self._context = context
         self._background = background
         self.spawn = background.start
@@ -109,6 +120,7 @@ class Gate:
         self._kept: dict[Share, int] = {}  # of these, by answers that wait for their client
         self._unknown: dict[str, int] = {}
         self.alone = Alone(calls_sent)
+        self.rests: Rests[Pool] = Rests(background, self._rested, clock)
         self.at_work: dict[Entry, float] = {}
         self.stopped: set[str] = set()
         # Each line with calls stands in exactly one queue: that of the places which its first call lacks.
@@ -127,6 +139,7 @@ class Gate:
         self.stopped.discard(shard)
         self._unknown.pop(shard, None)
         for kind in KINDS:
+            self.rests.forget((shard, kind))
             if not self.busy[shard, kind]:
                 del self.busy[shard, kind]
 
@@ -233,6 +246,7 @@ class Gate:
         weight: int = 1,
         *,
         passes_stopped: bool = False,
+        costly: bool = False,
         asked: bytes = b"",
         at_once: bool = False,
     ) -> None:
@@ -248,12 +262,22 @@ class Gate:
             reads: whether the size of the client's last answers decides how many places the call takes.
             weight: the least places that the call takes.
             passes_stopped: the call needs no place at a stopped shard, because it can do without that shard's answer.
+            costly: the call costs its shards much even if its answers are small.
             asked: the beginning of the request, for the log.
             at_once: as for `pass_on`.
         """
         names = tuple(dict.fromkeys(shards))
         entry = Entry(
-            self, stream, names, size, begin, reads=reads, weight=weight, passes_stopped=passes_stopped, asked=asked
+            self,
+            stream,
+            names,
+            size,
+            begin,
+            reads=reads,
+            weight=weight,
+            passes_stopped=passes_stopped,
+            costly=costly,
+            asked=asked,
         )
         if not entry.hold():
             return
@@ -311,14 +335,17 @@ class Gate:
         return None
 
     def _has_room(self, shard: str, part: Kind | Connection) -> bool:
-        quarter = self._limit if shard in self.alone else self._quarter
+        is_alone = shard in self.alone
+        quarter = self._limit if is_alone else self._quarter
         if not isinstance(part, int):
             share = shard, part
             held = self._held.get(share, 0)
-            if shard in self.alone:  # with four times the places as few answers wait
+            if is_alone:  # with four times the places as few answers wait
                 held += (WAITING_PART - 1) * self._kept.get(share, 0)
             return held < quarter
-        return self.busy[shard, part] < (quarter if part in (NEW_RANGE, LARGE) else self._limit)
+        if part in COSTLY:
+            return self.busy[shard, part] < quarter and (is_alone or (shard, part) not in self.rests)
+        return self.busy[shard, part] < (quarter if part == NEW_RANGE else self._limit)
 
     def wanted(self, entry: Entry) -> tuple[str, ...]:
         """The shards at which a call wants places now."""
@@ -350,6 +377,19 @@ class Gate:
         else:
             del self._kept[share]
         self.release(connection, shard, kept)
+
+    def worked(self, shard: str, kind: Kind, places: int, seconds: float) -> None:
+        """A costly call has had places for so many seconds: the shard rests from such calls if it has others."""
+        if shard not in self.alone:
+            self.rests.worked((shard, kind), seconds, places / self._quarter)
+
+    def _rested(self, pool: Pool) -> None:
+        """Calls that have waited for the end of a rest begin."""
+        if self._queues:
+            if not self._freed and not self._freed_shares:
+                self._context.gatherers.append(self)
+            self._freed.add(pool)
+            self._context.flush_soon()
 
     def release(self, connection: Connection, shard: str, places: int) -> None:
         """Lets places no longer count for the connection. Calls of it that wait for them begin at the next flush."""

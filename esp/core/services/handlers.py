@@ -245,14 +245,17 @@ class CoroutineCall(Sink):
         if self.entry is not None:
             self.entry.enter(shard)
 
-    def enter_anew(self, shards: Iterable[str]) -> None:
-        """All these shards have answered and are asked once more: the time to hold places begins anew."""
+    def enter_anew(self, shards: Iterable[str], *, asks: bool = True) -> None:
+        """Gives back all places and takes some at these shards: the time to hold places begins anew.
+
+        `asks`: as for `Entry.enter`.
+        """
         entry = self.entry
         if entry is not None:
             for shard in tuple(entry.held):
                 entry.leave(shard)
             for shard in shards:
-                entry.enter(shard)
+                entry.enter(shard, asks=asks)
 
     def leave(self, shard: str) -> None:
         """A shard has answered, or is not asked any more: the place there is free, unless the call keeps it."""
@@ -268,7 +271,7 @@ class CoroutineCall(Sink):
         shard.
         """
         if self.entry is not None:
-            self.enter_anew(sizes)
+            self.enter_anew(sizes, asks=False)
             for shard, size in sizes.items():
                 self.entry.weigh(shard, size)
 

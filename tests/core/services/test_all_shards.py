@@ -145,21 +145,38 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
-@pytest.mark.parametrize("path", ALL_SHARDS)
+@pytest.mark.parametrize("path", [path for path in ALL_SHARDS if path != LEASE + "LeaseLeases"])
 def test_so_many_calls_are_at_work_on_a_shard_and_the_others_wait_for_their_turn(path: str) -> None:
-    at_once = 1 if path == LEASE + "LeaseLeases" else AT_ONCE  # that question counts as a large call
-
     async def work() -> None:
         async with world(parts=1) as (proxy, shards, channel):
             calls = [asks(channel, path) for _ in range(20)]
-            await until(lambda: proxy.gate.waiting == 20 - at_once)
-            await until(lambda: all(len(shard.open) == at_once for shard in shards))
+            await until(lambda: proxy.gate.waiting == 20 - AT_ONCE)
+            await until(lambda: all(len(shard.open) == AT_ONCE for shard in shards))
             for _ in range(20):
                 await until(lambda: all(shard.open for shard in shards))
                 for shard in shards:
                     shard.answer()
             await asyncio.gather(*calls)
-            assert [shard.most for shard in shards] == [at_once, at_once]
+            assert [shard.most for shard in shards] == [AT_ONCE, AT_ONCE]
+            assert (any(proxy.gate.busy.values()), proxy.gate.waiting, proxy.gate.at_work) == (False, 0, {})
+
+    run(work)
+
+
+def test_one_list_of_leases_is_at_work_at_one_shard_at_a_time_whoever_asks() -> None:
+    """Such a list counts as large, and costs all shards much: they do not make it at the same time."""
+
+    async def work() -> None:
+        async with world(parts=4) as (proxy, shards, channel):
+            calls = [asks(channel, LEASE + "LeaseLeases") for _ in range(20)]
+            await until(lambda: proxy.gate.waiting == 19)
+            for _ in range(20):
+                for shard in shards:
+                    await until(lambda shard=shard: shard.open)  # type: ignore[misc]
+                    assert sum(len(each.open) for each in shards) == 1
+                    shard.answer()
+            await asyncio.gather(*calls)
+            assert [shard.most for shard in shards] == [1, 1]
             assert (any(proxy.gate.busy.values()), proxy.gate.waiting, proxy.gate.at_work) == (False, 0, {})
 
     run(work)

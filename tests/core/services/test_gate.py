@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
+from typing import Any
 
 import pytest
 
 from esp.core.background import Background
 from esp.core.services import gate
-from esp.core.services.entry import KINDS, LARGE, LARGE_ANSWER, ORDINARY, PLACE_BYTES, PLACES, WAITING_PART, Entry
+from esp.core.services.entry import (
+    KINDS,
+    LARGE,
+    LARGE_ANSWER,
+    MEDIUM,
+    ORDINARY,
+    PLACE_BYTES,
+    PLACES,
+    WAITING_PART,
+    Entry,
+)
 from esp.core.services.gate import STUCK_SECONDS, Gate
+from esp.core.services.handlers import CoroutineCall
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.server_stream import OVERLOADED
@@ -17,6 +30,26 @@ from esp.core.wire.status import Code, Status
 from tests.core.wire.conversation import STREAM, Client, Server, call, headers, meet, rst
 
 A, B, C = SHARDS = "abc"
+
+
+class Patient(Background):
+    """Timers go off when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.due: list[tuple[float, Callable[[], object]]] = []
+        self.now = 0.0
+
+    def later(self, seconds: float, callback: Callable[[], object], on_bug: object = None) -> Any:
+        self.due.append((self.now + seconds, callback))
+
+    def passes(self, seconds: float) -> None:
+        """So much time passes."""
+        self.now += seconds
+        over = [one for one in self.due if one[0] <= self.now]
+        self.due = [one for one in self.due if one[0] > self.now]
+        for _, callback in over:
+            callback()
 
 
 class World:
@@ -30,17 +63,17 @@ class World:
         self.one_key = one_key
         self.reads = reads
         self.context = WireContext(limits)
-        self.background = Background()
+        self.background = Patient()
         self.sent = 0
-        self.gate = Gate(self.context, self.background, lambda: {A: self.sent})
+        self.gate = Gate(self.context, self.background, lambda: {A: self.sent}, lambda: self.background.now)
         self.begun: dict[str, Entry] = {}
         self.clients: dict[str, tuple[Client, Server]] = {}
         self.streams: dict[str, tuple[str, int]] = {}
 
-    def asks(self, name: str, *shards: str, size: int = 2000) -> None:
+    def asks(self, name: str, *shards: str, size: int = 2000, costly: bool = False) -> None:
         """`name` begins with the client's; a client's calls have one stream each."""
         self.opens(name)
-        self.comes(name, *shards, size=size)
+        self.comes(name, *shards, size=size, costly=costly)
         self.pauses(name)
 
     def opens(self, name: str) -> None:
@@ -53,7 +86,7 @@ class World:
         self.streams[name] = client, number
         sender.sends(headers(number, call(STREAM)))
 
-    def comes(self, name: str, *shards: int, size: int = 2000) -> None:
+    def comes(self, name: str, *shards: int, size: int = 2000, costly: bool = False) -> None:
         """Its message is read, and perhaps not all that has come with it."""
         client, number = self.streams[name]
         stream = self.clients[client][1].stream.streams[number]
@@ -65,7 +98,7 @@ class World:
                 raise AssertionError("a bug")
             self.begun[name] = entry
 
-        self.gate.let_in(stream, shards, size, begin, self.reads, self.weight if not self.reads else 1)
+        self.gate.let_in(stream, shards, size, begin, self.reads, self.weight if not self.reads else 1, costly=costly)
         if isinstance(stream.sink, Entry):
             stream.sink.one_key = self.one_key
 
@@ -95,6 +128,16 @@ class World:
             for name in names:
                 self.is_answered(name, A, size)
         return numbers
+
+    def passes(self, seconds: float) -> None:
+        """So much time passes."""
+        self.background.passes(seconds)
+        self.context.flush()
+
+    @property
+    def at_work(self) -> int:
+        """How many calls hold places."""
+        return sum(bool(entry.held) for entry in self.begun.values())
 
     def pauses(self, name: str) -> None:
         """All is read that has come with it."""
@@ -276,7 +319,8 @@ def test_the_first_read_of_a_client_does_not_wait_behind_others_whose_answers_ar
     for client in crowd:
         for number in range(1, 6):
             world.asks(f"{client}{number}", A)
-    assert world.gate.busy[A, ORDINARY] >= 4 * PLACES
+    assert world.gate.busy[A, MEDIUM] >= PLACES, "all that such reads may have"
+    assert world.gate.waiting
     assert world.gate.waiting
     world.asks("h0", A)
     assert "h0" in world.begun
@@ -541,3 +585,88 @@ def test_many_that_waited_for_one_answer_begin_over_several_turns(monkeypatch: p
         world.context.go_on()
         world.context.flush()
     assert not world.gate.waiting
+
+
+MIDDLE = 4 * PLACE_BYTES - 1
+"""Bytes of an answer that takes four places."""
+
+
+def test_a_crowd_whose_answers_are_neither_small_nor_large_has_no_more_places_together_than_one_of_them() -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True)
+    crowd = [chr(ord("A") + number) for number in range(30)]
+    world.asks("h0", A)
+    world.is_answered("h0", A, 10)
+    for client in crowd:
+        world.asks(f"{client}0", A)
+        world.is_answered(f"{client}0", A, MIDDLE)
+    for number in range(1, 4):
+        for client in crowd:
+            world.asks(f"{client}{number}", A)
+    assert (world.gate.busy[A, MEDIUM], world.at_work, world.gate.waiting) == (PLACES, 4, 86)
+    world.asks("h1", A)
+    assert "h1" in world.begun, "a client of small answers does not wait for them"
+    order: list[str] = []
+    while world.gate.waiting:
+        before = set(world.begun)
+        world.is_answered(next(name for name, entry in world.begun.items() if entry.held and name[0] != "h"), A, MIDDLE)
+        order += [name for name in world.begun if name not in before]
+    assert {name[0] for name in order[:26]} == set(crowd[4:]), "each client's first comes before anybody's second"
+
+
+@pytest.mark.parametrize("costly", [True, False])
+def test_snapshots_have_places_apart_from_others_even_if_they_are_small(costly: bool) -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True)
+    for client in "stuvwxyz":
+        world.asks(f"{client}0", A)
+        world.is_answered(f"{client}0", A, 10)
+        world.clients[client][1].connection.weight = 0
+        for number in range(1, 9):
+            world.asks(f"{client}{number}", A, costly=costly)
+    assert world.at_work == (PLACES if costly else 4 * PLACES)
+    world.asks("s9", A)
+    assert ("s9" in world.begun) == costly
+
+
+@pytest.mark.parametrize("size", [MIDDLE, LARGE_ANSWER])
+def test_after_costly_calls_a_shard_rests_for_as_long_as_they_have_kept_it_busy(size: int) -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True)
+    for client in "xy":
+        world.asks(f"{client}0", A)
+        world.is_answered(f"{client}0", A, size)
+    part = world.gate.places_for(size) / PLACES
+    world.asks("x1", A)
+    world.passes(0.008)
+    world.is_answered("x1", A, size)
+    world.asks("y1", A)
+    assert (world.at_work, world.gate.waiting) == (0, 1)
+    world.asks("z1", A)
+    assert "z1" in world.begun, "other calls do not wait"
+    world.passes(0.008 * part - 0.0001)
+    assert "y1" not in world.begun
+    world.passes(0.0002)
+    assert "y1" in world.begun
+
+
+def test_a_shard_that_has_only_costly_calls_does_not_rest() -> None:
+    world = World(Limits(max_parts_per_shard=4), weight=PLACES)
+    world.gate.tick(0.0)
+    world.gate.tick(0.0)
+    assert A in world.gate.alone
+    for number in range(8):
+        world.asks(f"x{number}", A)
+    world.passes(0.008)
+    world.leaves("x0", A)
+    world.leaves("x1", A)
+    assert (world.at_work, world.gate.waiting) == (4, 2)
+    assert not world.background.due
+
+
+def test_work_with_an_answer_counts_as_no_call_to_the_shard(world: World) -> None:
+    """Or the shard would seem to have only large calls, beside those of others."""
+    world.weight = PLACES
+    world.asks("x1", A)
+    entry = world.begun["x1"]
+    work = CoroutineCall(entry.stream, entry)
+    for _ in range(5):
+        work.work_on({A: LARGE_ANSWER})
+    assert (world.gate.alone.asked[A], world.gate.busy[A, LARGE]) == (1, PLACES)

@@ -61,8 +61,13 @@ class Routed(Counted):
         shards: Iterable[str],
         message: bytes,
         work: Callable[[CoroutineCall], Coroutine[Any, Any, None]],
+        *,
+        costly: bool = False,
     ) -> None:
-        """Runs `work` for a call that spans shards, when there are places for it at `shards`, which it asks first."""
+        """Runs `work` for a call that spans shards, when there are places for it at `shards`, which it asks first.
+
+        `costly`: as for `Gate.let_in`.
+        """
 
         def begin(entry: Entry) -> None:
             call = CoroutineCall(stream, entry, self.outdated(stream, message))
@@ -70,7 +75,7 @@ class Routed(Counted):
 
         size = len(message)
         weight = self.gate.places_for(size) if size > LARGE_REQUEST else 1
-        self.gate.let_in(stream, shards, size, begin, weight=weight, asked=message[:BEGINNING])
+        self.gate.let_in(stream, shards, size, begin, weight=weight, costly=costly, asked=message[:BEGINNING])
 
     def span(self, key_range: KeyRange) -> tuple[list[str], bytes]:
         """The names of the shards that a range spans, and the first boundary inside the range, for a refusal's text."""

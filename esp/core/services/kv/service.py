@@ -208,7 +208,8 @@ class _Ranges(Routed):
 
         asked = segments[:1] if self.in_order and not wants_snapshot else segments
         names = [segment.shard for segment in asked]
-        self.gate.let_in(stream, names, len(message), begin, asked=message[:BEGINNING], at_once=late)
+        size, costly = len(message), wants_snapshot
+        self.gate.let_in(stream, names, size, begin, costly=costly, asked=message[:BEGINNING], at_once=late)
 
     def wants_snapshot(self, stream: ServerCall) -> bool:
         """Whether the call reads all shards at one moment."""

@@ -77,7 +77,11 @@ class Txn(Routed):
             wants_snapshot = wanted in (b"snapshot", b"default") or (self.snapshots and not wanted)
             tries = self.snapshot_tries if wants_snapshot else 0
             self.serve_across(
-                stream, sorted(owned), message, lambda call: across.txn_across(call, self.routing, reads, owned, tries)
+                stream,
+                sorted(owned),
+                message,
+                lambda call: across.txn_across(call, self.routing, reads, owned, tries),
+                costly=wants_snapshot,
             )
         else:
             body, everywhere = message[PREFIX_SIZE:], tuple(self.shards)

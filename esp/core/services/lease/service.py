@@ -292,18 +292,23 @@ class _FanOut:
     async def leases(self, call: CoroutineCall, request: rpc_pb2.LeaseLeasesRequest) -> rpc_pb2.LeaseLeasesResponse:
         """The leases of all shards, each once, shard after shard. A shard lists the lease that ends next first.
 
+        A list takes a shard much time, so no two shards make one for the same call at once.
+
         Raises:
             RpcError: a shard's, as it came.
         """
-        outcomes = await self._ask_all(call, LEASE_LEASES, request)
-        refusal = _refusal(outcomes, may_miss=False)
-        if refusal is not None:
-            raise refusal.error()
-        answers = answers_of(outcomes)
-        sizes = {name: answer.ByteSize() for name, answer in answers.items()}
-        response = rpc_pb2.LeaseLeasesResponse(header=self._header(answers.values()))
+        response = rpc_pb2.LeaseLeasesResponse()
+        headers: list[rpc_pb2.ResponseHeader] = []
         told: set[int] = set()
-        for answer in answers.values():
+        for shard in self._shards.values():
+            call.enter_anew([shard.name], asks=False)  # each was counted once as the call began
+            outcomes = await self._ask_all(call, LEASE_LEASES, request, shards=[shard])
+            refusal = _refusal(outcomes, may_miss=False)
+            if refusal is not None:
+                raise refusal.error()
+            answer = answers_of(outcomes)[shard.name]
+            headers.append(answer.header)
+            sizes = {shard.name: answer.ByteSize()}
             for at in range(0, len(answer.leases), LEASES_AT_ONCE):
                 call.work_on(sizes)
                 for lease in answer.leases[at : at + LEASES_AT_ONCE]:
@@ -311,6 +316,7 @@ class _FanOut:
                         told.add(lease.ID)
                         response.leases.append(lease)
                 await asyncio.sleep(0)
+        response.header.CopyFrom(merged_header(headers, self._identity))
         return response
 
     async def _ask_all(
@@ -320,10 +326,11 @@ class _FanOut:
         request: Message,
         *,
         seconds: float = DEFAULT_SECONDS,
+        shards: Iterable[Shard] | None = None,
     ) -> dict[str, Answer | Status]:
-        """The outcome of each shard, by name; `seconds` is the longest to wait for a shard."""
+        """The outcome of each shard, or of these, by name; `seconds` is the longest to wait for a shard."""
         return await ask_all(
-            self._shards.values(),
+            self._shards.values() if shards is None else shards,
             method,
             request,
             metadata=call.metadata,
