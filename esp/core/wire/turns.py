@@ -42,12 +42,16 @@ AT_ONCE = 0.002
 ANSWERS_LEAST = 0.0005
 """The least seconds for shards' answers that had to wait. They have what bytes that came in this turn have left of
 AT_ONCE, so that the turn is short, but so much in any case."""
+LAST_SLICE = 0.0001
+"""Seconds for clients that leave or ask nothing yet: closing the socket of one that leaves takes several times as long
+as its turn, and comes after it."""
 CROWD: Final = 4
 """So many clients that come in one turn, or whose first work waits, are a crowd. Then those that have asked nothing yet
-stand behind those that have. While a crowd comes, they and those that leave have a step in a turn: others still wait in
-the kernel to be accepted, and among these may be one that asks something."""
+stand behind those that have. While a crowd comes, they and those that leave have a step in every fifth turn: others
+still wait in the kernel to be accepted, and among these may be one that asks something."""
 MOST_SKIPPED: Final = 4
-"""The most turns in a row in which the line is not served, because answers and calls took the line's time."""
+"""The most turns in a row in which the line is not served, because answers and calls took the line's time, or in which
+those that leave or ask nothing yet are not served, because a crowd comes."""
 SAVED = 0.02
 """The most seconds that a connection which needs little time saves up, and so may have at a time."""
 OWN_SHARE: Final = 0.03
@@ -119,6 +123,7 @@ class Turns:
         "_elsewhere",
         "_first",
         "_last",
+        "_last_skipped",
         "_line",
         "_newcomers",
         "_order",
@@ -156,7 +161,7 @@ class Turns:
         self._spent = 0.0
         self._elsewhere = 0.0
         self._answered = 0.0
-        self._skipped = 0
+        self._skipped = self._last_skipped = 0
         self._worked = 0.0
         self.after_work: Callable[[], object] = lambda: None
         self.will_run = False
@@ -388,13 +393,19 @@ class Turns:
 
         Those that have saved up most come first. New ones come last: a crowd of new clients does not hold up the
         others. But they get FIRST_SLICE in each turn, however many others there are. Among new clients, those that
-        need little do not wait for those that need much: each gets FIRST_SLICE at a time. Last come those that leave or
-        ask nothing: for FIRST_SLICE, or, while a crowd comes, one of them.
+        need little do not wait for those that need much: each gets FIRST_SLICE at a time. Those that leave or ask
+        nothing come last, for LAST_SLICE, or, while a crowd comes, one of them now and then.
         """
         began = self.clock()
         end = self._serve_some(self._first, began, began + SLICE)
         end = self._serve_some(self._newcomers, end, max(began + SLICE, end + FIRST_SLICE))
-        end = self._serve_some(self._last, end, end if self._comes_crowd() else end + FIRST_SLICE)
+        if not self._comes_crowd():
+            end = self._serve_some(self._last, end, end + LAST_SLICE)
+        elif self._last_skipped < MOST_SKIPPED:
+            self._last_skipped += 1
+        else:
+            self._last_skipped = 0
+            end = self._serve_some(self._last, end, end)
         self._elsewhere += end - began
 
     def _serve_some(self, first: list[tuple[float, int, Worker]], start: float, stop: float) -> float:
@@ -402,7 +413,8 @@ class Turns:
         while first:
             _, _, worker = heappop(first)
             worker.in_line = False
-            is_left = worker.work(min(start + FIRST_SLICE, stop) if start < stop else start + FIRST_SLICE)
+            until = start + FIRST_SLICE
+            is_left = worker.work(until if first is self._last else min(until, stop))
             end = self.clock()
             self._served(worker, end - start, is_left)
             start = end
