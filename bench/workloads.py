@@ -104,6 +104,8 @@ def _all() -> Iterator[Workload]:
         yield Workload(f"put-{c}x{m}", "Put of 256 B", "Put", _PUT, c, m, _one(VALUE))
     for c, m in _CONCURRENCIES:
         yield Workload(f"range-{c}x{m}", "Range of one key, 256 B", "Range", _GET, c, m, _one(VALUE))
+    prefix = rpc_pb2.RangeRequest(key=KEY, range_end=KEY[:-1] + bytes((KEY[-1] + 1,)))
+    yield Workload("prefix-8x16", "Range of one shard by prefix, one row of 256 B", "Range", prefix, 8, 16, _one(VALUE))
     for c, m in _CONCURRENCIES:
         about = "Txn of one key: a compare, a put of 256 B, a range if not"
         yield Workload(f"txn-{c}x{m}", about, "Txn", _TXN, c, m, _one(VALUE))
