@@ -35,7 +35,8 @@ def one_table(results: Mapping[str, Samples]) -> str:
     heads += ["esp / haproxy-h2", "esp / grpc-proxy"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, samples in results.items():
-        cells = [f"{WORKLOADS[name].about}, {WORKLOADS[name].concurrency}"]
+        about = WORKLOADS[name].about.replace(" (others: one etcd that holds all)", "")
+        cells = [f"{about}, {WORKLOADS[name].concurrency}"]
         cells += [_figure(samples, peer, "throughput", 0) for peer in SHOWN]
         cells.append(_ratio(samples, "direct", "throughput"))
         cells += [_figure(samples, peer, "cpu_us", 1) for peer in PROXIES]

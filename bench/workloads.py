@@ -120,7 +120,7 @@ def _all() -> Iterator[Workload]:
     page = rpc_pb2.RangeRequest(key=SPAN[0], range_end=SPAN[1], limit=1000)
     pages = partial(Workload, method="Range", request=page, connections=4, streams=4, keys=spread(10_000), spans=True)
     yield pages("page-1000", "Range of 10,000 keys on 3 shards, the first 1,000", rows=_page)
-    yield pages("token-page", "the same at the revision of an earlier answer", rows=_page, at_revision=True)
+    yield pages("token-page", "the same page at a token", rows=_page, at_revision=True)
     by_value = rpc_pb2.RangeRequest(key=SPAN[0], range_end=SPAN[1], sort_target="VALUE", sort_order="ASCEND")
     keys = spread(1000, values_differ=True)
     name, told = "sorted-1000", "Range of 1,000 keys on 3 shards, sorted by value"
