@@ -1,4 +1,4 @@
-"""The boxes of docs/operations.md, and one who types them: so the page says what the tests do."""
+"""The boxes of pages under docs/, and one who types them: so the pages say what the tests do."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ BLOCKS = boxes("operations.md")
 class Operator:
     """Types what the page says. Its PATH has esp, and etcdctl and etcdutl of the newest etcd."""
 
-    def __init__(self, folder: Path, shards: dict[str, LocalEtcd]) -> None:
+    def __init__(self, folder: Path, shards: dict[str, LocalEtcd], blocks: dict[str, str] = BLOCKS) -> None:
         self.folder = folder
+        self.blocks = blocks
         self.done: list[str] = []
         programs = folder / "bin"
         programs.mkdir()
@@ -50,12 +51,12 @@ class Operator:
         """A block of the page; its output. Every line of it has to succeed."""
         self.done.append(name)
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", BLOCKS[name]],
+            ["bash", "-euo", "pipefail", "-c", self.blocks[name]],
             cwd=self.folder,
             env={**os.environ, **self.variables, **variables},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, f"{BLOCKS[name]}{done.stdout}{done.stderr}"
+        assert done.returncode == 0, f"{self.blocks[name]}{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
