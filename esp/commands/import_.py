@@ -14,7 +14,7 @@ from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, write,
 from esp.commands.progress import progress_bar
 from esp.core.connected_shards import UnreachableError
 from esp.core.export import Etcd, Existing, ExportError, Import, Imported, Source
-from esp.core.wording import counted, shard_called
+from esp.core.wording import counted, shard_called, was
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,11 @@ def _summarise(done: Imported, output: Format) -> None:
     counts = [
         f"wrote {counted(done.written, 'key')}",
         counted(done.leases, "lease") if done.leases else "",
-        f"{done.present} were written before" if done.present else "",
-        f"{done.skipped} skipped, which were there" if done.skipped else "",
-        f"{done.left_out} left out, whose leases have ended" if done.left_out else "",
+        f"{done.present:,} {was(done.present)} written before" if done.present else "",
+        f"{done.skipped:,} skipped, which {was(done.skipped)} there" if done.skipped else "",
+        f"{done.left_out:,} left out, whose {'lease has' if done.left_out == 1 else 'leases have'} ended"
+        if done.left_out
+        else "",
     ]
     write(", ".join(filter(None, counts)))
     for before, after in sorted(done.renamed.items()):

@@ -78,6 +78,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {many}"
 
 
+def was(count: int) -> str:
+    """The verb for so many things: `was` or `were`."""
+    return "was" if count == 1 else "were"
+
+
 def size_of(size: float) -> str:
     """The size in decimal units with at least two digits, as etcdctl prints sizes: `20 kB`, `2.1 GB`."""
     amount = float(size)

@@ -36,6 +36,7 @@ from esp.core.export import (
     patience,
     read_started,
 )
+from esp.core.export.granting import OTHER_IDS
 from esp.core.keys import KeyRange
 from esp.core.local import LocalEtcd
 from esp.core.pb import kv_pb2, rpc_pb2
@@ -69,6 +70,9 @@ class Kv:
     def ttl(self, lease: int) -> tuple[int, int]:
         answer = self.lease.LeaseTimeToLive(rpc_pb2.LeaseTimeToLiveRequest(ID=lease, keys=True))
         return answer.grantedTTL if answer.TTL >= 0 else -1, len(answer.keys)
+
+    def leases(self) -> list[int]:
+        return [lease.ID for lease in self.lease.LeaseLeases(rpc_pb2.LeaseLeasesRequest()).leases]
 
     def rows(self) -> list[kv_pb2.KeyValue]:
         return list(self.kv.Range(rpc_pb2.RangeRequest(**EVERYTHING)).kvs)
@@ -437,7 +441,7 @@ class TestImport:
         assert "nothing was written" in err
         assert other.count() == 1
         code, out, _ = run("import", exported, *to, "--skip-existing")
-        assert (code, out) == (0, f"wrote {MANY:,} keys, 1 lease, 1 skipped, which were there\n")
+        assert (code, out) == (0, f"wrote {MANY:,} keys, 1 lease, 1 skipped, which was there\n")
         assert (b"s/000100", b"mine", 0) in other.pairs()
         code, _, err = run("import", exported, *to, "--resume")
         assert (code, "with another value or lease than in the export" in err) == (1, True)
@@ -632,6 +636,41 @@ class TestImport:
         assert (code, err) == (0, "")
         assert [kv.pairs()[0] for kv in kvs] == [(key, b"1", 0x1234) for key in (b"a", b"k", b"s")]
 
+    @pytest.mark.parametrize("option", ["--overwrite", "--skip-existing"])
+    def test_an_import_into_its_own_keys_uses_the_leases_that_are_there(
+        self, kvs: list[Kv], other: Kv, empty_etcd: LocalEtcd, run: Run, tmp_path: Path, option: str
+    ) -> None:
+        kvs[0].grant(0x1234, 900)
+        kvs[0].put(b"a", b"1", 0x1234)
+        assert run("export", "--to", tmp_path / "x")[0] == 0
+        to = ["import", tmp_path / "x", "--endpoint", empty_etcd.endpoint]
+        assert run(*to)[0] == 0
+        for _ in range(3):
+            code, out, _ = run(*to, option, "-o", "json")
+            assert (code, json.loads(out)["renamed"]) == (0, [])
+            assert other.pairs() == [(b"a", b"1", 0x1234)]
+            assert other.leases() == [0x1234]
+
+    def test_a_lease_whose_ids_are_taken_again_and_again(
+        self, kvs: list[Kv], other: Kv, empty_etcd: LocalEtcd, run: Run, tmp_path: Path
+    ) -> None:
+        """The keys are deleted before each import, and the leases stay; a resumed import finds its own, the last."""
+        kvs[0].grant(0x1234, 900)
+        kvs[0].put(b"a", b"1", 0x1234)
+        assert run("export", "--to", tmp_path / "x")[0] == 0
+        to = ["import", tmp_path / "x", "--endpoint", empty_etcd.endpoint]
+        for number in range(1 + OTHER_IDS):
+            other.kv.DeleteRange(rpc_pb2.DeleteRangeRequest(**EVERYTHING))
+            assert run(*to)[0] == 0
+            assert len(other.leases()) == number + 1
+            before = other.pairs()
+            code, out, _ = run(*to, "--resume")
+            assert (code, out.splitlines()[0]) == (0, "wrote 0 keys, 1 lease, 1 was written before")
+            assert (other.pairs(), len(other.leases())) == (before, number + 1)
+        other.kv.DeleteRange(rpc_pb2.DeleteRangeRequest(**EVERYTHING))
+        code, _, err = run(*to)
+        assert (code, "its own and 8 others from" in err) == (1, True), err
+
     def test_without_leases(self, exported: Path, many: list[Kv], other: Kv, empty_etcd: LocalEtcd, run: Run) -> None:
         to = ["--endpoint", empty_etcd.endpoint, "--no-leases"]
         code, out, _ = run("import", exported, *to)
@@ -652,7 +691,7 @@ class TestImport:
         code, out, _ = run("export", "--resume", tmp_path / "x", "-o", "json")
         assert (code, json.loads(out)["keys"], json.loads(out)["ended_leases"]) == (0, 2, 1)
         code, out, _ = run("import", tmp_path / "x", "--endpoint", empty_etcd.endpoint)
-        assert (code, out) == (0, "wrote 1 key, 1 left out, whose leases have ended\n")
+        assert (code, out) == (0, "wrote 1 key, 1 left out, whose lease has ended\n")
         assert other.pairs() == [(b"b", b"v", 0)]
 
     def test_a_shard_that_takes_less(self, many: list[Kv], start_etcd: Etcds, run: Run, tmp_path: Path) -> None:

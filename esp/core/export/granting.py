@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from heapq import heappop, heappush
 from time import monotonic
+from typing import Final
 
 from esp.core import errors
 from esp.core.background import all_of
@@ -17,13 +18,19 @@ from esp.core.lease_sync import each, revoke
 from esp.core.pb import rpc_pb2
 from esp.core.shard import LEASE_GRANT, LEASE_TIME_TO_LIVE, Shard, ask_for_esp
 from esp.core.wire.status import RpcError
+from esp.core.wording import counted
+
+OTHER_IDS: Final = 8
+"""The ids that are tried for a lease whose own is taken."""
 
 
 class Granting:
     """The leases of one import.
 
-    A lease keeps its id if that is free on all shards, else it gets another one, which follows from the first line of
-    the export and the id. So an import that is resumed finds the leases that it has granted.
+    A lease keeps its id if that is free on all shards, else it gets another one: the first free of a few that follow
+    from the first line of the export and the id. So an import that is resumed finds the leases that it has granted. An
+    import into keys that are there takes a lease of the same id and TTL for the same lease: it makes the keys what they
+    are in the export, and done again it leaves no leases behind.
 
     Attributes:
         renamed: the new ids of leases whose ids were taken, by the old ids.
@@ -31,13 +38,16 @@ class Granting:
         ended: leases of the export that had ended, or have ended since.
     """
 
-    def __init__(self, shards: Sequence[Shard], salt: bytes, *, resumes: bool, grants: bool = True) -> None:
+    def __init__(
+        self, shards: Sequence[Shard], salt: bytes, *, resumes: bool, shares: bool = False, grants: bool = True
+    ) -> None:
         """The leases of no export yet.
 
         Args:
             shards: where they are granted.
             salt: the first line of the export.
             resumes: the leases may have been granted before.
+            shares: leases of the same id and TTL may be used that are there.
             grants: whether leases are granted at all; else keys get none, but those of ended leases are left out.
         """
         self._grants = grants
@@ -47,6 +57,7 @@ class Granting:
         self._shards = shards
         self._salt = salt
         self._resumes = resumes
+        self._shares = shares or resumes
         self._ids: dict[int, int] = {}
         self._ttls: dict[int, int] = {}
         self._due: list[tuple[float, int]] = []
@@ -91,10 +102,12 @@ class Granting:
         if not self._grants:
             self._ids[lease] = 0
             return
-        digest = hashlib.sha256(self._salt + lease.to_bytes(8, signed=True)).digest()
-        other = int.from_bytes(digest[:8]) >> 1 or 1
-        # When an import is resumed, the other id is there only if the first one was taken before.
-        in_order = [other, lease] if self._resumes and await self._lives(other) else [lease, other]
+        others = self._others(lease)
+        in_order = [lease, *others]
+        if self._resumes:
+            # Another id is there only if all before it were taken.
+            alive = [other async for other in self._living(others)]
+            in_order = [*reversed(alive), *(one for one in in_order if one not in alive)]
         for wanted in in_order:
             if await self._granted(wanted, ttl):
                 self.granted += 1
@@ -104,11 +117,27 @@ class Granting:
                 self._ttls[wanted] = ttl
                 heappush(self._due, (monotonic() + ttl / 3, wanted))
                 return
-        raise ExportError(f"the ids of lease {hex_of(lease)}, its own and {hex_of(other)}, are both taken; revoke one")
+        raise ExportError(
+            f"the ids of lease {hex_of(lease)}, its own and {counted(len(others), 'other')} from {hex_of(others[0])} on"
+            ", are taken; revoke one that has no keys (etcdctl lease timetolive ID --keys)"
+        )
 
-    async def _lives(self, lease: int) -> bool:
-        answers = [await self._time_to_live(shard, lease) for shard in self._shards]
-        return any(answer.TTL >= 0 for answer in answers)
+    def _others(self, lease: int) -> list[int]:
+        """The ids for a lease whose own is taken, the first one first."""
+        data = self._salt + lease.to_bytes(8, signed=True)
+        others = []
+        for _ in range(OTHER_IDS):
+            data = hashlib.sha256(data).digest()
+            others.append(int.from_bytes(data[:8]) >> 1 or 1)
+        return others
+
+    async def _living(self, leases: Iterable[int]) -> AsyncIterator[int]:
+        """Those of these leases that live on a shard, up to the first that lives on none."""
+        for lease in leases:
+            answers = [await self._time_to_live(shard, lease) for shard in self._shards]
+            if all(answer.TTL < 0 for answer in answers):
+                return
+            yield lease
 
     async def _time_to_live(self, shard: Shard, lease: int) -> rpc_pb2.LeaseTimeToLiveResponse:
         return await read(shard, LEASE_TIME_TO_LIVE, rpc_pb2.LeaseTimeToLiveRequest(ID=lease))
@@ -129,7 +158,7 @@ class Granting:
     async def _granted_on(self, shard: Shard, lease: int, ttl: int) -> bool | None:
         """True if the lease was granted now, False if it was there and may be an earlier grant, None if it is taken."""
         until = monotonic() + PATIENCE_SECONDS
-        may_be_own = self._resumes
+        may_be_own = self._shares
         while True:
             try:
                 request = rpc_pb2.LeaseGrantRequest(ID=lease, TTL=ttl)

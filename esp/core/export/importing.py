@@ -122,7 +122,10 @@ class Import:
             await rounds.begin()
             salt = header_line(rounds.header)
             resumes = self._existing is Existing.RESUME
-            self._leases = Granting(list(clients.values()), salt, resumes=resumes, grants=self._with_leases)
+            shares = self._existing is not Existing.REFUSE
+            self._leases = Granting(
+                list(clients.values()), salt, resumes=resumes, shares=shares, grants=self._with_leases
+            )
             keeping = background.start(self._leases.keep_alive())
             await self._pass(rounds, clients, self._existing, "Importing")
             await background.end([keeping])

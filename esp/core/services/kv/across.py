@@ -32,7 +32,7 @@ from esp.core.wire.call import BrokenCall
 from esp.core.wire.frames import MAX_FRAME_SIZE
 from esp.core.wire.message import prefix
 from esp.core.wire.status import OK, Code, RpcError, Status
-from esp.core.wording import counted, shard_called
+from esp.core.wording import counted, shard_called, was
 
 _Range = rpc_pb2.RangeRequest
 
@@ -289,7 +289,7 @@ async def delete_across(
             deleted = sum(rows.deleted for answer in answers for rows in answer.responses)
             if not deleted:
                 raise
-            were = f"{counted(deleted, 'key')} {'was' if deleted == 1 else 'were'}"
+            were = f"{counted(deleted, 'key')} {was(deleted)}"
             text = f"esp: {were} deleted before {shard_called(segment.shard)} failed: {error.status.message}"
             raise Status(Code.UNAVAILABLE, text).error() from None
     headers = [answer.header for answer in answers]
