@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from time import monotonic
 from typing import Annotated, Any, ClassVar, Final
 
 import typer
@@ -23,6 +24,7 @@ from esp.commands.output import (
     end_of,
     flush,
     manner,
+    note,
     unwritten,
     write,
 )
@@ -100,7 +102,10 @@ class Group(TyperGroup):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Runs a command line; ends with SystemExit."""
         manner.reset()
-        sys.exit(self._ended(args, {**extra, "standalone_mode": False}))
+        began = monotonic()
+        code = self._ended(args, {**extra, "standalone_mode": False})
+        note(f"took {monotonic() - began:.3f} s, exit code {code}")
+        sys.exit(code)
 
     def _ended(self, args: Sequence[Any], extra: dict[str, Any]) -> int:
         try:

@@ -11,13 +11,14 @@ from textwrap import fill
 from typing import Any, Final
 
 from esp.commands import interruptible
-from esp.commands.in_force import in_force
+from esp.commands.noted import note_config
 from esp.commands.output import (
     INTERRUPTED,
     USAGE,
     CommandError,
     Format,
     complain,
+    note,
     terminal_columns,
     write,
     write_json,
@@ -81,7 +82,9 @@ def run(config: Path | None, options: Options) -> None:
 
     if options.plot is not None and options.plot.suffix not in bench_plot.SUFFIXES:
         raise CommandError(f'--plot draws {" or ".join(bench_plot.SUFFIXES)}; "{options.plot}" is neither', USAGE)
-    loaded = in_force(configs.load(config)) if config is not None else None
+    loaded = configs.load(config) if config is not None else None
+    if loaded is not None:
+        note_config(loaded)
     urls = options.targets
     if not urls:
         if loaded is None:
@@ -95,6 +98,10 @@ def run(config: Path | None, options: Options) -> None:
         Target(config_of(Etcd([url], access.ca, access.cert, access.key, access.user, access.password_file), "target"))
         for url in urls
     ]
+    for target in targets:
+        note(f"target {target.name}: {counted(options.plan.connections, 'connection')}")
+    for prefix in keys.prefixes:
+        note(f'keys below "{format_key(prefix)}" are written, and deleted in the end')
     measured = _measure(options, targets, keys)
     if options.output is Format.JSON:
         _write_json(options, keys, measured)

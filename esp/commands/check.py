@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 from esp.commands.check_json import json_of
-from esp.commands.in_force import in_force
-from esp.commands.output import INTERRUPTED, USAGE, CommandError, Strays, WideFormat, write_json
+from esp.commands.noted import config_at
+from esp.commands.output import INTERRUPTED, USAGE, CommandError, Strays, WideFormat, note, write_json
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.health import Health, How, Proxies, examine
 from esp.core.tls_files import check_files
 from esp.core.tls_paths import Files, TlsFileError
-from esp.core.wording import counted
+from esp.core.wording import counted, shard_called
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ def run(config: Path | None, options: Options) -> None:
         ConfigError: there is no config, or the config is wrong.
         CommandError: there are problems; they have been printed.
     """
-    # The output has everything that the shard clients log here.
+    # The output has everything that the shards' clients log here.
     logging.getLogger("esp").addHandler(logging.NullHandler())
-    loaded = in_force(configs.load(configs.find(config, os.environ)))
+    loaded = config_at(config)
     if options.fix_strays is not None:
         from esp.commands import check_strays
 
@@ -67,13 +67,33 @@ def run(config: Path | None, options: Options) -> None:
     proxies = _proxies(options)
 
     def look() -> Health:
-        return asyncio.run(examine(loaded, keys=options.keys, proxies=proxies))
+        began = monotonic()
+        health = asyncio.run(examine(loaded, keys=options.keys, proxies=proxies))
+        _note(health, monotonic() - began)
+        return health
 
     health = _shown(loaded, options, look)
     if health is None:
         raise CommandError("interrupted", INTERRUPTED)
     if health.problems:
         raise CommandError(f"not healthy: {counted(len(health.problems), 'problem')}")
+
+
+def _note(health: Health, seconds: float) -> None:
+    """With -v: who was asked, and what has answered."""
+    for shard in health.shards:
+        for each in shard.endpoints:
+            told = "no answer" if each.refusal is None else each.refusal.message
+            if each.member is not None:
+                took = "" if each.latency is None else f", in {each.latency * 1000:.1f} ms"
+                told = f"etcd {each.member.version}, member {each.member.member_id:x}{took}"
+            note(f"asked {shard_called(shard.name)}, {each.endpoint}: {told}")
+    for proxy in health.proxies or ():
+        took = "" if proxy.latency is None else f", in {proxy.latency * 1000:.1f} ms"
+        reads = counted(len(proxy.samples), "read")
+        told = proxy.error or f"esp {proxy.esp or '?'}, map {proxy.map or '?'}, {reads}{took}"
+        note(f"asked proxy {proxy.endpoint}: {told}")
+    note(f"all was asked within {seconds:.1f} s")
 
 
 def _shown(loaded: Config, options: Options, look: Callable[[], Health]) -> Health | None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esp.commands.output import FAILED, USAGE, CommandError, Format, write, write_data, write_json, write_table
+from esp.commands.output import FAILED, USAGE, CommandError, Format, note, write, write_data, write_json, write_table
 from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.kubernetes import cuts
@@ -31,6 +31,7 @@ def check(file: Path | None, output: Format) -> None:
     """
     path = configs.find(file, os.environ)
     text = configs.text_of(path)
+    note(f"config {path.absolute()}, {counted(text.count(chr(10)), 'line')}")
     loaded, faults = configs.faults_of(text, path)
     notes = [] if loaded is None else _notes(loaded)
     if output is Format.JSON:
@@ -46,8 +47,8 @@ def check(file: Path | None, output: Format) -> None:
     else:
         for fault in faults:
             write(str(fault))
-        for note in notes:
-            write(f"{path}: note: {note}")
+        for text_of_note in notes:
+            write(f"{path}: note: {text_of_note}")
         if loaded is not None and not faults:
             endpoints = sum(len(shard.endpoints) for shard in loaded.shards)
             shards = f"{counted(len(loaded.shards), 'shard')} with {counted(endpoints, 'endpoint')}"
@@ -87,6 +88,7 @@ def show(file: Path | None, flags: Flags, output: Format) -> None:
     """
     path = configs.find(file, os.environ)
     text = configs.text_of(path)
+    note(f"config {path.absolute()}, {counted(text.count(chr(10)), 'line')}")
     loaded = configs.parse(text, path)
     given = _of_flags(flags)
     rows: list[tuple[str, str, dict[str, Any]]] = []

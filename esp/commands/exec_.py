@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-from esp.commands.output import USAGE, CommandError, complain
-from esp.core import config as configs
+from esp.commands.noted import config_at
+from esp.commands.output import USAGE, CommandError, complain, note
 from esp.core.config import ShardConfig, read_password
 from esp.core.wording import shard_called
 
@@ -38,18 +39,22 @@ def run(config: Path | None, shard: str, command: Sequence[str]) -> NoReturn:
         ConfigError: there is no config, or the config is wrong.
         CommandError: the config has no such shard, or the command cannot be run.
     """
-    loaded = configs.load(configs.find(config, os.environ))
+    loaded = config_at(config)
     named = next((each for each in loaded.shards if each.name == shard), None)
     if named is None:
         names = ", ".join(each.name for each in loaded.shards)
         raise CommandError(f'no shard is called "{shard}"; there are {names}', USAGE)
     environment = {name: value for name, value in os.environ.items() if name not in _shadowed()}
     try:
-        environment |= variables(named)
+        given = variables(named)
+        environment |= given
     except (OSError, ValueError) as error:
         raise CommandError(f'the password of "{shard}": {error}') from None
     if named.tls is not None and named.tls.server_name:
         complain(f'{shard_called(shard)} has the server_name "{named.tls.server_name}", which etcdctl cannot be told')
+    for name, value in given.items():
+        note(f"{name}={value if 'PASSWORD' not in name else '...'}")
+    note(f"runs {shlex.join(command)}")
     sys.stdout.flush()
     try:
         os.execvpe(command[0], list(command), environment)  # noqa: S606 - what the operator typed

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from esp.commands import interruptible
-from esp.commands.in_force import in_force
+from esp.commands import interruptible, noted
 from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, complain, manner, unwritten, write, write_json
 from esp.commands.progress import progress_bar
-from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.connected_shards import UnreachableError
 from esp.core.export import Etcd, Exported, ExportError, Output, config_of, export, go_on, read_started
@@ -49,15 +45,16 @@ def config_at(config: Path | None, etcd: Etcd) -> Config:
         ConfigError: there is no config, or the config or the etcd is wrong.
         CommandError: both are given.
     """
-    # The output has everything that the shard clients log here.
-    logging.getLogger("esp").addHandler(logging.NullHandler())
+    noted.hear_clients()
     if not etcd.endpoints:
         if etcd != Etcd():
             raise CommandError("--cacert, --cert, --key, --user and --password-file are for --endpoint; add it", USAGE)
-        return in_force(configs.load(configs.find(config, os.environ)))
+        return noted.config_at(config)
     if config is not None:
         raise CommandError("-c and --endpoint exclude each other; give one", USAGE)
-    return config_of(etcd)
+    found = config_of(etcd)
+    noted.note_config(found)
+    return found
 
 
 def run(config: Path | None, etcd: Etcd, options: Options) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from esp.commands.in_force import in_force
-from esp.commands.output import USAGE, CommandError, Format, write, write_json, write_table
+from esp.commands.noted import config_at, hear_clients
+from esp.commands.output import USAGE, CommandError, Format, note, write, write_json, write_table
 from esp.commands.progress import progress_bar
-from esp.core import config as configs
 from esp.core import lease_survey
 from esp.core.config import Config
 from esp.core.connected_shards import UnreachableError
@@ -61,9 +58,8 @@ def run(config: Path | None, options: Options, confirm: Callable[[str], bool]) -
         CommandError: an option names no shard, a shard is unreachable, leases differ, or a lease was not granted or
             revoked. Results so far have been printed.
     """
-    # The output has everything that the shard clients log here.
-    logging.getLogger("esp").addHandler(logging.NullHandler())
-    loaded = in_force(configs.load(configs.find(config, os.environ)))
+    hear_clients()
+    loaded = config_at(config)
     names = [shard.name for shard in loaded.shards]
     prune = options.prune_only_on
     if prune is not None and prune not in names:
@@ -77,6 +73,9 @@ def run(config: Path | None, options: Options, confirm: Callable[[str], bool]) -
 def _run(loaded: Config, names: list[str], options: Options, confirm: Callable[[str], bool]) -> None:
     with progress_bar("leases") as show:
         views = asyncio.run(lease_survey.compare(loaded, options.concurrency, partial(show, "Comparing leases")))
+    for name in names:
+        held = sum(view.on.get(name) is not None for view in views)
+        note(f"{shard_called(name)} has {counted(held, 'lease')} of {len(views):,}")
     differing = [view for view in views if view.differs(options.skew)]
     shown = differing
     actions: list[Action] = []

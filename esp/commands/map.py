@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from esp.commands import map_view as view
+from esp.commands.noted import config_at, hear_clients
 from esp.commands.output import CommandError, Format, write_json
-from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.connected_shards import UnreachableError, answering
 from esp.core.shard import Shard
@@ -165,8 +163,8 @@ def loaded(config: Path | None) -> Config:
     Raises:
         ConfigError: there is no config, or the config is wrong.
     """
-    logging.getLogger("esp").addHandler(logging.NullHandler())  # the output has all that the shards' clients log here
-    return configs.load(configs.find(config, os.environ))
+    hear_clients()
+    return config_at(config, in_shards=True)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -16,8 +16,8 @@ import typer
 
 from esp.commands import map_view as view
 from esp.commands.map import CALL_SECONDS, carried_out, loaded, run, told_by
+from esp.commands.noted import config_at, hear_clients
 from esp.commands.output import USAGE, CommandError, Format
-from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.connected_shards import connected
 from esp.core.pb import rpc_pb2
@@ -76,7 +76,8 @@ def apply(file: Path, output: Format, confirm: Confirm) -> None:
         ConfigError: the file is wrong.
         CommandError: the map cannot become so, the operator does not want it, or a step failed.
     """
-    run(_apply(configs.load(file), output, confirm))
+    hear_clients()
+    run(_apply(config_at(file, in_shards=True), output, confirm))
 
 
 class _Reached(NamedTuple):

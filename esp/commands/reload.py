@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from esp.commands.output import CommandError, Format, complain, write, write_json
+from esp.commands.output import CommandError, Format, complain, note, write, write_json
 from esp.core import config as configs
 from esp.core.config import ConfigError
 from esp.core.control import Client, NoneRunsError, Place, PlaceError, RefusedError, find, looked_at, others_of
@@ -33,6 +33,8 @@ def run(config: Path | None, control: Path | None, output: Format, *, force: boo
     """
     path = configs.find(config, os.environ)
     place = _place(path) if control is None else Place(control)
+    note(f"config {path.absolute()}")
+    note(f"asks the esp that listens at {place.path}")
     try:
         with Client(place.path) as client:
             told = _show_step if output is Format.TABLE and sys.stderr is not None and sys.stderr.isatty() else None

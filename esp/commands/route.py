@@ -18,7 +18,7 @@ from esp.commands.output import (
     CommandError,
     Format,
     json_key,
-    note,
+    manner,
     write,
     write_data,
     write_json,
@@ -131,9 +131,12 @@ def load(config: Path | None) -> Config:
     Raises:
         ConfigError: there is no config, or the config is wrong.
     """
-    path = config_file.find(config, os.environ)
-    note(f"config {path}")
-    return in_force(config_file.load(path))
+    loaded = config_file.load(config_file.find(config, os.environ))
+    if manner.verbose:
+        from esp.commands.noted import note_config  # loads logging, which scripts do without
+
+        note_config(loaded)
+    return loaded
 
 
 def span_of(loaded: Config, asked: tuple[bytes, bytes]) -> Span:

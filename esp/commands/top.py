@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from esp.commands.output import USAGE, CommandError, Format, complain, flush, manner, write
+from esp.commands.noted import config_at
+from esp.commands.output import USAGE, CommandError, Format, complain, flush, manner, note, write
 from esp.commands.top_view import Seen, as_json, picture
-from esp.core import config as configs
 from esp.core.config import is_wildcard, url_of
 from esp.core.ui.pages import STATE
 from esp.core.ui.rates import State, read
@@ -87,14 +87,16 @@ def run(
     with ThreadPoolExecutor(min(AT_ONCE, len(places))) as pool, contextlib.suppress(KeyboardInterrupt):
         ask = partial(_ask_all, pool, seen, context)
         ask()
+        for one in seen:
+            esp = "" if one.now is None else f"esp {one.now.esp}, map {one.now.map.fingerprint}"
+            note(f"asked {one.url}{STATE}: {one.trouble or esp}")
         if all(one.now is None for one in seen):
             raise CommandError("; ".join(f"{one.url}: {one.trouble}" for one in seen))
         if is_live:
             _live(seen, ask, interval)
             return
         if output is Format.TABLE and not manner.quiet:
-            asked = counted(sum(one.now is not None for one in seen), "proxy")
-            complain(f"{asked} of {len(seen)} answer; the first figures come in {interval:g} s")
+            complain(f"watching {counted(len(seen), 'proxy')}; the first figures come in {interval:g} s")
         made = 0
         while count is None or made < count:
             time.sleep(interval)
@@ -108,7 +110,7 @@ def run(
 
 
 def _from_config(path: Path | None) -> list[str]:
-    config = configs.load(configs.find(path, os.environ))
+    config = config_at(path)
     places = [*config.metrics_listen, *(config.listen if config.metrics_for_clients else ())]
     usable = [place for place in places if place.path is None and place.port]
     if not usable or not config.ui:

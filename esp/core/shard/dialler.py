@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import ssl
@@ -25,6 +26,8 @@ from esp.core.wire.client_tls import TlsClientProtocol
 from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
 from esp.core.wire.status import RpcError
+
+log = logging.getLogger("esp.shard")
 
 
 class Dialler:
@@ -145,6 +148,7 @@ class Dialler:
             answer = await ask_status(connection, seconds)
             state.answered(monotonic() - asked)
             version = self._take_status(answer)
+            log.debug("%s: etcd %s, which answered in %.1f ms", endpoint, version, 1000 * (monotonic() - asked))
             if may_be_peer_port(version) and endpoint not in self._no_peer_ports:
                 if await has_no_lock(connection, seconds):
                     await self._recognise(endpoint)
