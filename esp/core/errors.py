@@ -105,8 +105,8 @@ def leads_to_esp(shard: str, endpoints: str) -> Status:
 
 def not_in_config(shard: str) -> Status:
     """The refusal of calls to a shard that the map in the shards names and the config does not."""
-    text = f"esp: the map in the shards names shard {shard}, and this proxy's config does not; add it to the config"
-    return Status(Code.UNAVAILABLE, text)
+    text = f"esp: the map in the shards names {shard_called(shard)}, and this proxy's config does not"
+    return Status(Code.UNAVAILABLE, f"{text}; add it to the config")
 
 
 OWN_KEYS = Status(

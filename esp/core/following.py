@@ -105,8 +105,8 @@ class Following:
         """The shards that have another guard than the map in force says, and why, by name."""
         guards = self._proxy.config.guards or {}
         return {
-            name: f"shard {name} does not hold the guard of the map of the shards (epoch {self._epoch}): data was lost "
-            "there, or restored from a backup; esp map show tells more"
+            name: f"{shard_called(name)} does not hold the guard of the map of the shards (epoch {self._epoch}): data "
+            "was lost there, or restored from a backup; esp map show tells more"
             for name, held in found.items()
             if isinstance(held, Held) and held.guard != guards.get(name)
         }
@@ -152,7 +152,7 @@ class Following:
         )
         unknown = [shard.name for shard in config.shards if not shard.endpoints]
         for name in unknown:
-            log.error("the map names shard %s, and the config does not; add the shard to the config", name)
+            log.error("shard %s: the map names it, and the config does not; add it to the config", name)
         for name in missing:
             if name not in unknown:
                 log.warning("shard %s of the new map is not reached yet", name)
@@ -174,7 +174,7 @@ class Following:
             self._watched.pop(shard).cancel()
         for shard in shards:
             if shard not in self._watched and shard.endpoints:
-                name = f"the watch of the map on shard {shard.name}"
+                name = f"the watch of the map on {shard_called(shard.name)}"
                 self._watched[shard] = self._proxy.background.keep(
                     name, partial(watch, shard, partial(self.want, shard.name))
                 )
