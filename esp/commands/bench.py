@@ -11,7 +11,7 @@ from textwrap import fill
 from typing import Any, Final
 
 from esp.commands import interruptible
-from esp.commands.noted import note_config
+from esp.commands.noted import config_at
 from esp.commands.output import (
     INTERRUPTED,
     USAGE,
@@ -82,9 +82,7 @@ def run(config: Path | None, options: Options) -> None:
 
     if options.plot is not None and options.plot.suffix not in bench_plot.SUFFIXES:
         raise CommandError(f'--plot draws {" or ".join(bench_plot.SUFFIXES)}; "{options.plot}" is neither', USAGE)
-    loaded = configs.load(config) if config is not None else None
-    if loaded is not None:
-        note_config(loaded)
+    loaded = config_at(config) if config is not None else None
     urls = options.targets
     if not urls:
         if loaded is None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-from esp.commands.noted import config_at
+from esp.commands.noted import file_at
 from esp.commands.output import USAGE, CommandError, complain, note
 from esp.core.config import ShardConfig, read_password
 from esp.core.wording import shard_called
@@ -39,7 +39,7 @@ def run(config: Path | None, shard: str, command: Sequence[str]) -> NoReturn:
         ConfigError: there is no config, or the config is wrong.
         CommandError: the config has no such shard, or the command cannot be run.
     """
-    loaded = config_at(config)
+    loaded = file_at(config)
     named = next((each for each in loaded.shards if each.name == shard), None)
     if named is None:
         names = ", ".join(each.name for each in loaded.shards)

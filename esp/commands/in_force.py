@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from esp.commands.output import CommandError
 from esp.core.config import Config
 
@@ -16,7 +14,9 @@ def in_force(config: Config) -> Config:
     """
     if config.map == "file":
         return config
-    from esp.core.shared_map import NoMapError, first_map  # few configs are so
+    import asyncio  # few configs are so, and `esp route` does without
+
+    from esp.core.shared_map import NoMapError, first_map
 
     try:
         return asyncio.run(first_map(config))

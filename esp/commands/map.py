@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from esp.commands import map_view as view
-from esp.commands.noted import config_at, hear_clients
+from esp.commands.noted import file_at, hear_clients
 from esp.commands.output import CommandError, Format, write_json
 from esp.core.config import Config
 from esp.core.connected_shards import UnreachableError, answering
@@ -164,7 +164,7 @@ def loaded(config: Path | None) -> Config:
         ConfigError: there is no config, or the config is wrong.
     """
     hear_clients()
-    return config_at(config, in_shards=True)
+    return file_at(config)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

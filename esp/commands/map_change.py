@@ -16,7 +16,7 @@ import typer
 
 from esp.commands import map_view as view
 from esp.commands.map import CALL_SECONDS, carried_out, loaded, run, told_by
-from esp.commands.noted import config_at, hear_clients
+from esp.commands.noted import file_at, hear_clients
 from esp.commands.output import USAGE, CommandError, Format
 from esp.core.config import Config
 from esp.core.connected_shards import connected
@@ -77,7 +77,7 @@ def apply(file: Path, output: Format, confirm: Confirm) -> None:
         CommandError: the map cannot become so, the operator does not want it, or a step failed.
     """
     hear_clients()
-    run(_apply(config_at(file, in_shards=True), output, confirm))
+    run(_apply(file_at(file), output, confirm))
 
 
 class _Reached(NamedTuple):

@@ -9,6 +9,7 @@ import logging
 import os
 from pathlib import Path
 
+from esp.commands.in_force import in_force
 from esp.commands.output import complain, manner, note
 from esp.core import config as configs
 from esp.core.config import Config
@@ -19,22 +20,29 @@ log = logging.getLogger("esp")
 _of_clients = logging.getLogger("esp.shard")
 
 
-def config_at(path: Path | None, *, in_shards: bool = False) -> Config:
-    """The config that a command uses; see `esp.core.config.find` and `load`.
+def config_at(path: Path | None) -> Config:
+    """The config that a command uses, with the map in force; see `in_force`.
+
+    Raises:
+        ConfigError: there is no config, or the config is wrong.
+        CommandError: the map is on the shards, and they do not tell it.
+    """
+    return note_config(in_force(configs.load(configs.find(path, os.environ))))
+
+
+def file_at(path: Path | None) -> Config:
+    """The config that a command uses, as the file has it.
 
     Raises:
         ConfigError: there is no config, or the config is wrong.
     """
-    found = configs.find(path, os.environ)
-    loaded = configs.load(found, in_shards=in_shards)
-    note_config(loaded)
-    return loaded
+    return note_config(configs.load(configs.find(path, os.environ)))
 
 
-def note_config(loaded: Config) -> None:
-    """Notes which config is used, and what it has."""
+def note_config(loaded: Config) -> Config:
+    """Notes which config is used, and what it has; the same config."""
     if not manner.verbose:
-        return
+        return loaded
     endpoints = sum(len(shard.endpoints) for shard in loaded.shards)
     shards = f"{counted(len(loaded.shards), 'shard')} with {counted(endpoints, 'endpoint')}"
     where = "the command line" if loaded.path is None else f"config {loaded.path.absolute()}"
@@ -42,6 +50,7 @@ def note_config(loaded: Config) -> None:
     for shard in loaded.shards:
         ways = [*(["TLS"] if shard.tls is not None else []), *([f"user {shard.user.name}"] if shard.user else [])]
         note(f"  {shard.name}: {', '.join(map(str, shard.endpoints))}{' by ' if ways else ''}{', '.join(ways)}")
+    return loaded
 
 
 def hear_clients() -> None:

@@ -131,7 +131,7 @@ def load(config: Path | None) -> Config:
     Raises:
         ConfigError: there is no config, or the config is wrong.
     """
-    loaded = config_file.load(config_file.find(config, os.environ))
+    loaded = in_force(config_file.load(config_file.find(config, os.environ)))
     if manner.verbose:
         from esp.commands.noted import note_config  # loads logging, which scripts do without
 

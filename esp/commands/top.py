@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from esp.commands.noted import config_at
+from esp.commands.noted import file_at
 from esp.commands.output import USAGE, CommandError, Format, complain, flush, manner, note, write
 from esp.commands.top_view import Seen, as_json, picture
 from esp.core.config import is_wildcard, url_of
@@ -110,7 +110,7 @@ def run(
 
 
 def _from_config(path: Path | None) -> list[str]:
-    config = config_at(path)
+    config = file_at(path)
     places = [*config.metrics_listen, *(config.listen if config.metrics_for_clients else ())]
     usable = [place for place in places if place.path is None and place.port]
     if not usable or not config.ui:

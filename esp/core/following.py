@@ -23,6 +23,7 @@ from esp.core.proxy import Proxy
 from esp.core.shard import GuardedShard, Shard, is_unsafe
 from esp.core.shared_map import DisagreeError, Held, SharedMap, is_auth_on, newest, read, served, watch
 from esp.core.wire.status import RpcError, Status
+from esp.core.wording import shard_called
 
 log = logging.getLogger("esp.map")
 
