@@ -145,6 +145,7 @@ class EspMapInShards(Esp):
     compares = True
 
     def start(self, backends: Backends, folder: Path) -> None:
+        self.address = self._new_address()  # as good as any for the first map
         config = folder / "first.yaml"
         config.write_text(super().config(backends, folder))
         subprocess.run(

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from enum import Enum
 from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -54,15 +53,15 @@ _MOST_HEADER: Final = 0x7F
 """The most bytes of an answer's header: four numbers."""
 
 
-class Kind(Enum):
-    """A request of KV; the value is its tag in RequestOp, and that of its answer in ResponseOp."""
+class Kind:
+    """Requests of KV, as the tags in RequestOp, and of their answers in ResponseOp: numbers, which cost little."""
 
-    RANGE = 1 << 3 | _BYTES
-    PUT = 2 << 3 | _BYTES
-    DELETE_RANGE = 3 << 3 | _BYTES
-    TXN = 4 << 3 | _BYTES
+    RANGE: Final = 1 << 3 | _BYTES
+    PUT: Final = 2 << 3 | _BYTES
+    DELETE_RANGE: Final = 3 << 3 | _BYTES
+    TXN: Final = 4 << 3 | _BYTES
     """A client's transaction."""
-    READS = 0
+    READS: Final = 0
     """A transaction of esp's own, which compares nothing, and has no failure list."""
 
 
@@ -111,23 +110,22 @@ class Guard:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def compared(self, kind: Kind, message: bytes) -> bytes:
+    def compared(self, kind: int, message: bytes) -> bytes:
         """The transaction for a request; both with gRPC prefix.
 
         Raises:
             GarbledError: the message is no transaction, and should be one.
         """
-        tag: int = kind.value
-        if tag == _TXN:
-            return self._beside(message)
-        if not tag:
-            return prefix(message[PREFIX_SIZE:] + self._compare)
         size = len(message) - PREFIX_SIZE
-        front = self._fronts.get((tag, size))
+        front = self._fronts.get((kind, size))
         if front is None:
-            front = self._front(tag, size)
+            if kind == _TXN:
+                return self._beside(message)
+            if not kind:
+                return prefix(message[PREFIX_SIZE:] + self._compare)
+            front = self._front(kind, size)
             if size <= SMALL:
-                self._fronts[tag, size] = front
+                self._fronts[kind, size] = front
         return front + message[PREFIX_SIZE:]
 
     def _front(self, tag: int, size: int) -> bytes:
@@ -152,14 +150,13 @@ class Guard:
         request.failure.add().request_txn.CopyFrom(nested)
         return prefix(request.SerializeToString())
 
-    def whole(self, answer: bytes, kind: Kind) -> bytes | None:
+    def whole(self, answer: bytes, kind: int) -> bytes | None:
         """As `cut`, for an answer that has come whole; in few steps if it looks like one before.
 
         Raises:
             GarbledError: the answer is none of etcd's.
         """
-        tag: int = kind.value
-        form = self._forms.get((tag, len(answer)))
+        form = self._forms.get((kind, len(answer)))
         if form is not None:
             unpack, front, between, new_front, behind, rest = form
             found, revision, then, again = unpack(answer)
@@ -169,13 +166,13 @@ class Guard:
         if cut is None:
             return None
         head, rest = cut
-        if tag and tag != _TXN and rest < SMALL:
+        if kind and kind != _TXN and rest < SMALL:
             if len(self._forms) >= MOST_FORMS:
                 self._forms.clear()
-            self._forms[tag, len(answer)] = _form(answer, head, rest)
+            self._forms[kind, len(answer)] = _form(answer, head, rest)
         return head + answer[rest:] if rest else answer
 
-    def cut(self, answer: bytes, kind: Kind) -> Cut | None:
+    def cut(self, answer: bytes, kind: int) -> Cut | None:
         """The answer to a request, in the answer to its transaction; None if the shard has refused the comparison.
 
         The beginning of the answer is enough, of BEGINNING bytes if there are so many.
@@ -184,13 +181,12 @@ class Guard:
             GarbledError: the answer is none of etcd's.
         """
         try:
-            tag: int = kind.value
-            if tag and tag != _TXN:
-                return _cut(answer, tag)
+            if kind and kind != _TXN:
+                return _cut(answer, kind)
             position, succeeded = _front(answer)
             if succeeded:
                 return Cut(b"", 0)
-            return self._cut_failed(answer, position) if tag else None
+            return self._cut_failed(answer, position) if kind else None
         except (IndexError, struct.error, DecodeError):  # the answer is cut off, for one
             raise GarbledError from None
 
@@ -311,7 +307,7 @@ def _is_harmless_on_failure(message: bytes) -> bool:
                 return False
             size, position = size_at(message, position + 1)
             if tag == _FAILURE:
-                if not size or message[position] != Kind.RANGE.value:
+                if not size or message[position] != Kind.RANGE:
                     return False
                 inner, start = size_at(message, position + 1)
                 if start + inner != position + size:  # a second field takes the place of the first

@@ -10,7 +10,7 @@ esp's own calls (`OWN`) compare nothing: they read the map itself.
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 from esp.core import errors
 from esp.core.auth_tokens import OWN
@@ -58,8 +58,7 @@ class GuardedConnection(ClientConnection):
         kind = KINDS.get(forward[0])
         if kind is not None and forward[1] is not OWN:
             assert data is not None, "it has one message"
-            assert isinstance(stream, Compared), "its answer could not be cut out"
-            data = stream.compared(self.guard, kind, data)
+            data = self._compared(stream, kind, data)
             forward = TXN, forward[1]
         super().call(stream, forward, timeout, data, end=end)
 
@@ -67,16 +66,25 @@ class GuardedConnection(ClientConnection):
         """As `ClientConnection.call_whole`."""
         kind = KINDS.get(forward[0])
         if kind is not None and forward[1] is not OWN:
-            assert isinstance(stream, Compared), "its answer could not be cut out"
-            data = stream.compared(self.guard, kind, data)
+            data = self._compared(stream, kind, data)
             forward = TXN, forward[1]
         super().call_whole(stream, forward, timeout, data)
+
+    def _compared(self, stream: ClientStream, kind: int, data: bytes) -> bytes:
+        assert isinstance(stream, Compared), "its answer could not be cut out"
+        if stream.only_reads:
+            kind = Kind.READS
+        stream.kind = kind
+        stream.opening = None
+        stream.beginning = b""
+        return self.guard.compared(kind, data)
 
 
 class Compared(ClientStream):
     """A call that compares the guard, in front of the class of any call. Its request and its answer are the client's.
 
     Attributes:
+        only_reads: it is a transaction of esp's own.
         kind: what the request is.
         opening: the answer's head, which waits for the beginning of the answer.
         beginning: the bytes that have come of an answer of which it is not known yet what it is; None once it is.
@@ -86,16 +94,10 @@ class Compared(ClientStream):
         __slots__ = ()  # slots of two bases do not fit together, so each class below has its own
 
     connection: GuardedConnection
-    kind: Kind
+    only_reads: ClassVar[bool] = False
+    kind: int
     opening: ResponseHead | None
     beginning: bytes | None
-
-    def compared(self, guard: Guard, kind: Kind, message: bytes) -> bytes:
-        """The transaction to send for a request; both with gRPC prefix. Called before the call is sent."""
-        self.kind = kind
-        self.opening = None
-        self.beginning = b""
-        return guard.compared(kind, message)
 
     def on_answer(self, head: ResponseHead, payload: bytes, trailers: ResponseHead) -> None:
         """A whole answer."""

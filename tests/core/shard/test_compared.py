@@ -213,7 +213,7 @@ def test_what_is_no_transaction_is_refused(data: bytes) -> None:
         GUARD.compared(Kind.TXN, prefix(data))
 
 
-def taken(answer: bytes, kind: Kind = Kind.TXN) -> bytes | None:
+def taken(answer: bytes, kind: int = Kind.TXN) -> bytes | None:
     """The client's answer; its beginning is enough to know it."""
     found = GUARD.cut(answer, kind)
     assert GUARD.cut(answer[:BEGINNING], kind) == found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from esp.core import errors
 from esp.core.services.kv import read_txn
-from esp.core.shard import Compared, Guard, Kind
+from esp.core.shard import Compared
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.client_stream import STREAM_WINDOW, ClientStream
 from esp.core.wire.ended import Passed
@@ -271,9 +271,7 @@ class ComparedReads(Compared, BatchedReads):
 
     __slots__ = ("beginning", "kind", "opening")
 
-    def compared(self, guard: Guard, kind: Kind, message: bytes) -> bytes:
-        """The transaction with the comparison."""
-        return super().compared(guard, Kind.READS, message)
+    only_reads = True
 
 
 def end_after_bug(stream: ServerCall) -> None:

@@ -11,7 +11,7 @@ from esp.core.services.kv.batched_call import BatchedCall
 from esp.core.services.kv.concat_part import Part
 from esp.core.services.kv.read_batch import Batches
 from esp.core.services.kv.read_txn import LONGEST_READ
-from esp.core.shard import Compared, Guard, Kind
+from esp.core.shard import Compared
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerCall
@@ -108,6 +108,4 @@ class ComparedParts(Compared, BatchedParts):
 
     __slots__ = ("beginning", "kind", "opening")
 
-    def compared(self, guard: Guard, kind: Kind, message: bytes) -> bytes:
-        """The transaction with the comparison."""
-        return super().compared(guard, Kind.READS, message)
+    only_reads = True
