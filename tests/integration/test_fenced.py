@@ -215,3 +215,49 @@ def test_what_compares_nothing_is_looked_at_behind_its_answer(start_etcd: Etcds,
             assert "the map of the shards has changed" in (outcome.details() or "")
 
     serve(mapped, outdated, follows=False)  # by the first map
+
+
+def test_no_acknowledged_write_is_lost_and_no_read_is_stale_while_keys_move_back_and_forth(mapped: Mapped) -> None:
+    """Each worker writes a key of its own and reads it again, through one of three proxies in turn."""
+
+    async def worker(clients: list[Client], number: int, over: asyncio.Event, counts: list[int]) -> None:
+        key = b"x/%d" % number
+        written = 0
+        while not over.is_set():
+            client = clients[(number + written) % len(clients)]
+            written += 1
+            value = b"%d" % written
+            if written % 2:
+                await client.put(key, value)
+            else:
+                await client.kv.Txn(Txn(success=[Op(request_put=Put(key=key, value=value))]), timeout=30)
+            reader = clients[(number + written) % len(clients)]
+            assert await reader.values(key) == [value]
+            found = await reader.get(b"x/", b"x0")
+            assert [pair.value for pair in found.kvs if pair.key == key] == [value]
+            counts[number] = written
+
+    async def main() -> None:
+        async with proxy_of(mapped.config) as one, proxy_of(mapped.config) as two, proxy_of(mapped.config) as three:
+            clients = [Client(proxy) for proxy in (one, two, three)]
+            over = asyncio.Event()
+            counts = [0] * 8
+            workers = [asyncio.create_task(worker(clients, number, over, counts)) for number in range(len(counts))]
+            for target in ("s0", "s1") * 4:
+                before = list(counts)
+                while any(now < then + 3 for now, then in zip(counts, before, strict=True)):
+                    assert not any(task.done() for task in workers)
+                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(mapped.move, b"x", b"y", target)
+            over.set()
+            await asyncio.gather(*workers)
+            held = dict(mapped.read("s1", b"x", b"y"))
+            assert [held[b"x/%d" % number] for number in range(len(counts))] == [b"%d" % count for count in counts]
+            async with asyncio.timeout(60):
+                while {proxy.routing.layout.epoch for proxy in (one, two, three)} != {9}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert one.rerouted["rerouted"] + two.rerouted["rerouted"] + three.rerouted["rerouted"] > 0
+            for client in clients:
+                await client.channel.close()
+
+    asyncio.run(main())

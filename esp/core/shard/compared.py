@@ -46,7 +46,7 @@ _TXN: Final = 4 << 3 | _BYTES
 BEGINNING: Final = 512
 """So many bytes of an answer tell what to make of it: a header, an answer's header or the guard, and lengths."""
 MOST_FORMS: Final = 256
-"""The most sizes of answers for which a guard keeps how to cut them."""
+"""The most sizes of answers of one kind for which a guard keeps how to cut them."""
 SMALL: Final = 512
 """Up to so many bytes of a request, the bytes in front are made once for each size: at most 200 KB for a guard."""
 _MOST_HEADER: Final = 0x7F
@@ -63,6 +63,9 @@ class Kind:
     """A client's transaction."""
     READS: Final = 0
     """A transaction of esp's own, which compares nothing, and has no failure list."""
+
+
+_KINDS: Final = (Kind.READS, Kind.RANGE, Kind.PUT, Kind.DELETE_RANGE, Kind.TXN)
 
 
 class GarbledError(ValueError):
@@ -100,8 +103,9 @@ class Guard:
         # Serializable, so that the transaction stays as serializable as the client has made it.
         read = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key, serializable=True))
         self.value = value
-        self._fronts: dict[tuple[int, int], bytes] = {}  # by tag and size of small requests
-        self._forms: dict[tuple[int, int], _Form] = {}  # by tag and size of answers
+        # By the tag, and then by the size of small requests, and of answers.
+        self._fronts: dict[int, dict[int, bytes]] = {kind: {} for kind in _KINDS}
+        self._forms: dict[int, dict[int, _Form]] = {kind: {} for kind in _KINDS}
         self._compare = rpc_pb2.TxnRequest(compare=[compare]).SerializeToString()
         self._read = rpc_pb2.TxnRequest(failure=[read]).SerializeToString()
 
@@ -117,7 +121,7 @@ class Guard:
             GarbledError: the message is no transaction, and should be one.
         """
         size = len(message) - PREFIX_SIZE
-        front = self._fronts.get((kind, size))
+        front = self._fronts[kind].get(size)
         if front is None:
             if kind == _TXN:
                 return self._beside(message)
@@ -125,7 +129,7 @@ class Guard:
                 return prefix(message[PREFIX_SIZE:] + self._compare)
             front = self._front(kind, size)
             if size <= SMALL:
-                self._fronts[kind, size] = front
+                self._fronts[kind][size] = front
         return front + message[PREFIX_SIZE:]
 
     def _front(self, tag: int, size: int) -> bytes:
@@ -156,7 +160,7 @@ class Guard:
         Raises:
             GarbledError: the answer is none of etcd's.
         """
-        form = self._forms.get((kind, len(answer)))
+        form = self._forms[kind].get(len(answer))
         if form is not None:
             unpack, front, between, new_front, behind, rest = form
             found, revision, then, again = unpack(answer)
@@ -167,9 +171,9 @@ class Guard:
             return None
         head, rest = cut
         if kind and kind != _TXN and rest < SMALL:
-            if len(self._forms) >= MOST_FORMS:
-                self._forms.clear()
-            self._forms[kind, len(answer)] = _form(answer, head, rest)
+            if len(self._forms[kind]) >= MOST_FORMS:
+                self._forms[kind].clear()
+            self._forms[kind][len(answer)] = _form(answer, head, rest)
         return head + answer[rest:] if rest else answer
 
     def cut(self, answer: bytes, kind: int) -> Cut | None:

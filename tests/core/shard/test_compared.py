@@ -87,7 +87,7 @@ def test_what_is_made_once_for_each_size_has_a_bound() -> None:
         for kind in ONE:
             for size in range(SMALL + 50):
                 guard.compared(kind, prefix(bytes(size)))
-    assert len(guard._fronts) == len(ONE) * (SMALL + 1)
+    assert sum(map(len, guard._fronts.values())) == len(ONE) * (SMALL + 1)
 
 
 @given(REQUESTS)
@@ -133,7 +133,7 @@ def test_how_to_cut_answers_is_kept_for_so_many_sizes() -> None:
         found = rpc_pb2.RangeResponse(kvs=[kv_pb2.KeyValue(key=bytes(size + 1))], count=1)
         response = rpc_pb2.TxnResponse(header=header, succeeded=True, responses=[inside(header, found)])
         assert guard.whole(prefix(response.SerializeToString()), Kind.RANGE) is not None
-        assert len(guard._forms) <= MOST_FORMS
+        assert len(guard._forms[Kind.RANGE]) <= MOST_FORMS
 
 
 @given(HEADERS)
