@@ -98,7 +98,8 @@ class Scene:
         layout = Layout.of(self.map, self.shards)  # type: ignore[arg-type]
         self.routing = Routing(layout, Tokens(self.context, instance=1))
         self.position: Position | None = None
-        self.gate = Gate(self.context, Background())
+        # The clock stands still, so that no shard rests: there is no loop for its timer.
+        self.gate = Gate(self.context, Background(), clock=float)
         self.spans = Spans(self.routing, self.gate)
         scene = self
 

@@ -53,7 +53,7 @@ class Served(Scene):
         super().__post_init__()
         for shard in self.shards:
             shard.connection.observe(self.calls.passed_to(shard.name))
-        self.gate = Gate(self.context, Background())
+        self.gate = Gate(self.context, Background(), clock=float)  # which stands still, so that no shard rests
         self.handler = Range(self.routing, self.gate, snapshots=self.snapshots, snapshot_tries=0)
         self.tasks: list[Any] = []
         self.handler.spawn = self.spawns  # type: ignore[assignment]
