@@ -8,6 +8,7 @@
     guarded    the connections of a shard that holds a guard: each call for keys compares it
     waits      calls for locks and elections that are given up, one at a time
     connected  keeps a shard connected to one endpoint, fail-over to the next
+    second_look  failed endpoints, looked at again while another is in use
     links      a shard's two connections to the endpoint in use
     pulse      the health of a connection: Status calls while nobody else asks
     leader     when a member that has no leader is left

@@ -28,12 +28,13 @@ from esp.core.shard.cluster import Cluster
 from esp.core.shard.common_name import CommonNameError, check_common_name
 from esp.core.shard.dialler import Dialler, reason_of
 from esp.core.shard.endpoint_state import EndpointState
-from esp.core.shard.leader import Leaderless
+from esp.core.shard.leader import NO_LEADER, Leaderless
 from esp.core.shard.link import Link
 from esp.core.shard.links import Links
 from esp.core.shard.login import Login
 from esp.core.shard.member import NotAnEtcd, UnfitError, ask_once, fault_of
 from esp.core.shard.outage import Outages
+from esp.core.shard.second_look import SecondLook
 from esp.core.shard.secured import Secured
 from esp.core.tls_files import TlsFiles
 from esp.core.wire.call import BrokenCall
@@ -51,7 +52,6 @@ FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
 """The first and the longest pause, in seconds, between rounds over the endpoints. After a connection that has lasted
 for LONGEST_PAUSE, the next pause is FIRST_PAUSE again."""
-NO_LEADER: Final = "it has no leader: it is cut off from its cluster, or the quorum is lost"
 LOGIN_SECONDS: Final = 7.0
 """Seconds that a shard may take to check esp's own password."""
 
@@ -95,8 +95,9 @@ class Connected(Cluster):
         self._own_parts = OwnParts(name)
         self.passed = None if context.observer is None else context.observer.passed_to(name)
         self._login = None if user is None else Login(name, user, self._own_parts, self._ask_once, background)
-        dialler = Dialler(context, self._own_parts.of, self.take_status, secured, self._new_connection)
-        self._links = Links(self, dialler, context, background)
+        dialler = partial(Dialler, context, self._own_parts.of, secured=secured)
+        self._links = Links(self, dialler(self.take_status, connection=self._new_connection), context, background)
+        self._second_look = SecondLook(name, dialler, context)
         self._unary, self._streams = self._links.unary, self._links.streams
         self._esps: set[Endpoint] = set()
         self._moved_on = -LONGEST_PAUSE
@@ -323,12 +324,15 @@ class Connected(Cluster):
         streams = self.background.keep(
             f"{shard_called(self.name)}: its streams", partial(self._links.dial_streams, endpoint, state)
         )
+        failed = self.background.keep(
+            f"{shard_called(self.name)}: its failed endpoints", partial(self._second_look.at, lambda: self.states)
+        )
         if not self.version_in_use:
             self._links.ask(self._unary, monotonic())
         try:
             await self._links.lost.wait()
         finally:
-            await self.background.end([streams])
+            await self.background.end([streams, failed])
             why = reason_of(OSError(connection.why_over or "a bug in esp"))
             self.endpoint = None
             state.failed(why)

@@ -14,7 +14,7 @@ class Connectivity(IntEnum):
     """The state of the connection to an endpoint; names and numbers are gRPC's (`grpc_connectivity_state`)."""
 
     IDLE = 0
-    """Not in use, and not tried since the last success: esp asks only the endpoint that it uses."""
+    """Not in use, and the last attempt has not failed: esp asks only the endpoint that it uses, and failed ones."""
     CONNECTING = 1
     READY = 2
     TRANSIENT_FAILURE = 3
@@ -27,7 +27,7 @@ class EndpointState:
 
     Attributes:
         connectivity: the state of the connection for unary calls.
-        trouble: why the last attempt failed or the last connection ended; "" since the endpoint was connected to.
+        trouble: why the last attempt failed or the last connection ended; "" since an attempt has succeeded.
         failures: the number of failed attempts and of connections that broke, since the start.
         round_trip: seconds from esp's last question for the status to the answer; None before the first.
         smoothed: the smoothed round trip in seconds; None before the first.
@@ -48,6 +48,11 @@ class EndpointState:
     def ready(self) -> None:
         """The endpoint is in use from now on."""
         self.connectivity = Connectivity.READY
+        self.trouble = ""
+
+    def usable(self) -> None:
+        """The endpoint is not in use, but could be."""
+        self.connectivity = Connectivity.IDLE
         self.trouble = ""
 
     def failed(self, why: str) -> None:

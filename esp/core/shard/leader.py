@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+NO_LEADER: Final = "it has no leader: it is cut off from its cluster, or the quorum is lost"
 DOUBLINGS: Final = 5
 """How often the time doubles for which a member without a leader is kept."""
 
