@@ -23,7 +23,7 @@ from esp.core.background import Background
 from esp.core.config import Endpoint
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
-from esp.core.shard import Connectivity, dialler
+from esp.core.shard import Connectivity, connected
 from esp.core.shard.cluster import DEFAULT_TXN_OPS, HIGHEST_REVISION
 from esp.core.shard.pulse import LONGEST_STEP
 from esp.core.shard.shard import SHARD_TRAILER, Shard
@@ -1013,7 +1013,7 @@ class TestEndpoints:
     async def test_used_up_stream_ids_lose_no_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A connection takes its last call, another takes over, and both finish what they have."""
         first = LAST_STREAM_ID - 99
-        monkeypatch.setattr(dialler, "ClientConnection", partial(ClientConnection, first_stream_id=first))
+        monkeypatch.setattr(connected, "ClientConnection", partial(ClientConnection, first_stream_id=first))
         async with ScriptedEtcd() as etcd, Front(etcd.endpoint, limits=PATIENT) as front:
             streams = [front.put(b"%d" % n) for n in range(200)]
             served = 0
