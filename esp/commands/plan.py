@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from esp.commands import interruptible, plan_json, plan_view
+from esp.commands.in_force import in_force
 from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, note
 from esp.commands.plan_config import config_text
 from esp.commands.progress import progress_bar
@@ -89,13 +90,7 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
     _check(config, etcd, options)
     loaded = None
     if config is not None or not etcd.endpoints:
-        loaded = configs.load(configs.find(config, os.environ))
-        if loaded.map == "shards":
-            raise CommandError(
-                "the ranges are not in the config, since the shards hold the map; name a running esp, or an etcd, with "
-                "--from URL",
-                USAGE,
-            )
+        loaded = in_force(configs.load(configs.find(config, os.environ)))
     today = ShardMap.build([(ALONE, KeyRange(b"", None))], [ALONE]) if loaded is None else loaded.shard_map
     wish = Wish(
         options.shards or (len(today.names) if loaded is not None else SHARDS),

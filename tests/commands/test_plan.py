@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,6 +198,17 @@ class TestShards:
         assert (plan["stays"], plan["moves"]) == (True, [])
         _, out, _ = run("-c", str(config), "--watch", "0")
         assert "Nothing has to move." in out
+
+    def test_the_map_of_the_shards(self, empty_shards: list[LocalEtcd], tmp_path: Path) -> None:
+        config = write_config(tmp_path / "esp.yaml", empty_shards, ["b", "c"])
+        done = CliRunner().invoke(app, ["map", "init", "--yes", "-c", str(config)])
+        assert done.exit_code == 0, done.output
+        config.write_text(re.sub(r"(?m)^ +ranges: .*\n", "", config.read_text()) + "map: shards\n")
+        put(empty_shards[0], {f"a/{name}/{number}": 10 for name in "xyz" for number in range(20)})
+        plan = planned("-c", str(config), "--watch", "0", "--against")
+        assert plan["keys"] == 60
+        assert {shard["name"]: shard["keys"] for shard in plan["today"]} == {"s0": 60, "s1": 0, "s2": 0}
+        assert {shard["name"]: shard["keys"] for shard in plan["shards"]} == {"s0": 20, "s1": 20, "s2": 20}
 
     def test_through_an_esp(self, start_esp: Esps, empty_shards: list[LocalEtcd]) -> None:
         esp = start_esp(empty_shards, ["b", "c"])

@@ -12,6 +12,8 @@ from esp.core.plan.weights import NOTHING, Weights
 STEPS: Final = 1024
 """Points are at most this part of all keys, bytes or writes apart, but where a single key is more."""
 _MOST: Final = 8 * STEPS
+LONGEST: Final = 1024
+"""Bytes of a key that are kept."""
 
 
 class Steps:
@@ -36,7 +38,7 @@ class Steps:
             and before[2] - last[2] < self._writes
         ):
             return
-        self.points.append((key, before))
+        self.points.append((key[:LONGEST], before))
         self._last = before
         if len(self.points) >= _MOST:
             self._keys, self._bytes, self._writes = (max(1, one // STEPS) for one in before)

@@ -19,20 +19,18 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from esp.core.keys import prefix_end
-from esp.core.plan.curve import Curve, Steps
+from esp.core.plan.curve import LONGEST, Curve, Steps
 from esp.core.plan.weights import NOTHING, Weights
 
 MOST_PREFIXES: Final = 8192
 MOST_LOCKS: Final = 4096
-LONGEST_PREFIX: Final = 1024
-"""Keys with longer prefixes are counted by shorter ones."""
 
 
 class Prefix(NamedTuple):
     """A prefix.
 
     Attributes:
-        prefix: the bytes, with the separator at the end; those of all keys are empty.
+        prefix: the bytes, with the separator at the end; those of all keys are empty. There are none above `LONGEST`.
         depth: the number of separators in it, without one at the start.
         before: what lies before its first key.
         weights: what lies below it.
@@ -138,7 +136,7 @@ class Tally:
         separator = self._separator
         while here.depth < self._depth:
             place = key.find(separator, len(here.prefix))
-            if place < 0 or place >= LONGEST_PREFIX:
+            if place < 0 or place >= LONGEST:
                 break
             here = _Open(key[: place + len(separator)], here.depth + (place > 0), before)
             self._open.append(here)
