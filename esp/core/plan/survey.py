@@ -80,7 +80,7 @@ async def surveyed(
     lasted = 0.0
     if seconds:
         lasted = await watched(
-            sources, writes, seconds, lambda done: progress("Watching writes", int(done), round(seconds))
+            sources, writes, seconds, lambda done: progress("Watching writes (seconds)", int(done), round(seconds))
         )
     return await _Survey(sources, separator, depth, Tally(separator, told_depth, marks), writes, progress).run(lasted)
 
