@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -20,6 +20,7 @@ from typing import Final
 from esp.core.config import Config
 from esp.core.layout import Layout
 from esp.core.proxy import Proxy
+from esp.core.reload import MissingLeasesError, bring_leases
 from esp.core.shard import GuardedShard, Shard, is_unsafe
 from esp.core.shared_map import DisagreeError, Held, SharedMap, is_auth_on, newest, read, served, watch
 from esp.core.wire.status import RpcError, Status
@@ -142,6 +143,10 @@ class Following:
         before = proxy.routing.layout
         missing = await proxy.running.prepare(layout, CONNECT_SECONDS)
         proxy.install(layout, config)
+        added = [shard for name, shard in layout.shards.items() if name not in before.shards and shard.endpoints]
+        if added:
+            others = [shard for name, shard in layout.shards.items() if name in before.shards and shard.is_ready]
+            proxy.background.start(_bring_leases(added, others))
         change = shared.changes[-1]
         log.info(
             "the map of the shards has epoch %d now, before %d: %s, by %s at %s",
@@ -179,3 +184,13 @@ class Following:
                 self._watched[shard] = self._proxy.background.keep(
                     name, partial(watch, shard, partial(self.want, shard.name))
                 )
+
+
+async def _bring_leases(added: Sequence[Shard], others: Sequence[Shard]) -> None:
+    """Gives shards that are new to the map all leases, as a reload does. A shard that is away gets them when needed."""
+
+    async def tell(step: str) -> None:
+        log.info("the map of the shards: %s", step)
+
+    with suppress(MissingLeasesError):  # lenient: it is not raised
+        await bring_leases([shard for shard in added if shard.is_ready], others, tell, lenient=True)

@@ -120,10 +120,34 @@ def test_a_shard_that_is_added_gets_into_the_map_of_all_workers(
     path.write_text("map: shards\nshards:\n" + "".join(lines))
     assert run_esp("map", "apply", path, "--yes")[0] == 0
     wait_until(lambda: esp.log().count("the map of the shards has epoch 2 now, before 1") == 2)
-    assert "the map names shard s2, and the config does not" in esp.log()  # until the proxy has read the file
+    assert (
+        "shard s2: the map names it, and the config does not; add it to the config" in esp.log()
+    )  # until the proxy has read the file
     code, text = run_esp("reload", "-c", path)
     assert code == 0, (text, esp.log())
     wait_until(lambda: "s2 ok" in page(esp, "/readyz?verbose"))
+
+
+def test_a_shard_that_is_new_to_the_map_gets_the_leases(start_etcd: Etcds, start_esp: Esps, tmp_path: Path) -> None:
+    etcds = start_etcd.several(2)
+    first = write_config(tmp_path / "first.yaml", etcds[:1], [], "map: shards\n")
+    assert run_esp("map", "init", "-c", first, "--yes")[0] == 0
+    lines = [f"  - name: s{number}\n    endpoints: [{etcd.endpoint}]\n" for number, etcd in enumerate(etcds)]
+    path = tmp_path / "esp.yaml"
+    path.write_text("map: shards\nshards:\n" + "".join(lines))  # the second shard is not in the map yet
+    esp = start_esp.launch("-c", path, config=path)
+    esp.wait_ready()
+    with connect(esp) as channel:
+        leases = rpc_pb2_grpc.LeaseStub(channel)
+        lease = leases.LeaseGrant(rpc_pb2.LeaseGrantRequest(TTL=600), timeout=20).ID
+    assert run_esp("map", "apply", path, "--yes")[0] == 0
+
+    def has_lease() -> bool:
+        with connect(etcds[1]) as channel:
+            told = rpc_pb2_grpc.LeaseStub(channel).LeaseLeases(rpc_pb2.LeaseLeasesRequest(), timeout=20)
+            return lease in [one.ID for one in told.leases]
+
+    wait_until(has_lease)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ From the top down; each file imports only files below it.
 """
 
 from esp.core.reload.difference import LIVE, Change, Difference, Move, moves
+from esp.core.reload.leases import MissingLeasesError, bring_leases
 from esp.core.reload.one_at_a_time import OneAtATime
 from esp.core.reload.outcome import Outcome, Result, log_outcome
 from esp.core.reload.reloads import Reloads
@@ -27,12 +28,14 @@ __all__ = [
     "Change",
     "ConfigFile",
     "Difference",
+    "MissingLeasesError",
     "Move",
     "OneAtATime",
     "Outcome",
     "Reload",
     "Reloads",
     "Result",
+    "bring_leases",
     "log_outcome",
     "moves",
 ]
