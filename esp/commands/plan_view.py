@@ -110,7 +110,7 @@ def _about(plan: Plan) -> str:
     rate = plan.rate(total)
     writes = "writes not watched"
     if rate is not None:
-        writes = f"{_rate_text(rate)} writes a second in {found.seconds:.0f} s"
+        writes = f"{_rate_text(rate)} writes a second in {round(found.seconds, 1):g} s"
     at = few([f"{name} at revision {revision}" for name, revision in found.revisions.items()])
     about = f"{counted(total.keys, 'key')}, {size_of(total.bytes)} (from {counted(found.values, 'value')} read)"
     return f"{about}, {writes}; {at}."

@@ -150,6 +150,7 @@ def writer(full: LocalEtcd) -> Iterator[None]:
 def test_writes_are_where_they_are(full: LocalEtcd) -> None:
     plan = planned("--from", full.endpoint, "--watch", "1", "--by", "writes", "--shards", "2", "--depth", "1")
     assert plan["writes_seen"] > 10
+    assert 1 <= plan["watched_seconds"] < 60
     assert plan["writes_per_second"] > 0
     [hot] = [row for row in plan["prefixes"] if row["prefix"]["text"] == "/hot/"]
     assert hot["share"] == 1.0
