@@ -533,6 +533,11 @@ def _idle_sockets() -> Iterator[Chunk]:
     return _hold(b"")
 
 
+@_attack("prefaces", "2,000 connections with a preface and no request", 1 * _MB, connections=2_000)
+def _prefaces() -> Iterator[Chunk]:
+    return _hold(opening())
+
+
 @_attack("half-headers", "2,000 connections with half a HEADERS frame", 1 * _MB, connections=2_000)
 def _half_headers() -> Iterator[Chunk]:
     return _hold(opening() + frame(_HEADERS, 4, 1, _RANGE_HEAD)[:20])
