@@ -47,11 +47,13 @@ LAST_SLICE = 0.0001
 as its turn, and comes after it."""
 CROWD: Final = 4
 """So many clients that come in one turn, or whose first work waits, are a crowd. Then those that have asked nothing yet
-stand behind those that have. While a crowd comes, they and those that leave have a step in every fifth turn: others
-still wait in the kernel to be accepted, and among these may be one that asks something."""
+stand behind those that have. While a crowd comes, they and those that leave are held: others still wait in the kernel
+to be accepted, and among these may be one that asks something."""
+LONGEST_HELD = 0.1
+"""Seconds for which a crowd that comes holds those who leave or ask nothing yet: some 5,000 clients are accepted
+meanwhile. If the crowd goes on to come, they get FIRST_SLICE in each turn."""
 MOST_SKIPPED: Final = 4
-"""The most turns in a row in which the line is not served, because answers and calls took the line's time, or in which
-those that leave or ask nothing yet are not served, because a crowd comes."""
+"""The most turns in a row in which the line is not served, because answers and calls took the line's time."""
 SAVED = 0.02
 """The most seconds that a connection which needs little time saves up, and so may have at a time."""
 OWN_SHARE: Final = 0.03
@@ -120,10 +122,11 @@ class Turns:
         "_answers",
         "_arrived",
         "_arrived_before",
+        "_crowd_at",
+        "_crowd_since",
         "_elsewhere",
         "_first",
         "_last",
-        "_last_skipped",
         "_line",
         "_newcomers",
         "_order",
@@ -156,12 +159,13 @@ class Turns:
         self._last: list[tuple[float, int, Worker]] = []
         self._answers: deque[Worker] = deque()
         self._arrived = self._arrived_before = 0  # in this turn and in the one before
+        self._crowd_since = self._crowd_at = -inf  # when a crowd began to come, and when one last came
         self._order = 0
         self._virtual = 0.0
         self._spent = 0.0
         self._elsewhere = 0.0
         self._answered = 0.0
-        self._skipped = self._last_skipped = 0
+        self._skipped = 0
         self._worked = 0.0
         self.after_work: Callable[[], object] = lambda: None
         self.will_run = False
@@ -270,8 +274,12 @@ class Turns:
     def welcome(self, worker: Worker) -> None:
         """Takes in a new `worker`, which has saved up nothing."""
         worker.used = self._virtual
-        worker.credited = self.clock()
+        now = worker.credited = self.clock()
         self._arrived += 1
+        if self._arrived == CROWD:
+            if now - self._crowd_at >= LONGEST_HELD:
+                self._crowd_since = now
+            self._crowd_at = now
 
     def charge(self, worker: Worker, seconds: float) -> None:
         """Counts work that was done for `worker` outside of its turns."""
@@ -394,18 +402,15 @@ class Turns:
         Those that have saved up most come first. New ones come last: a crowd of new clients does not hold up the
         others. But they get FIRST_SLICE in each turn, however many others there are. Among new clients, those that
         need little do not wait for those that need much: each gets FIRST_SLICE at a time. Those that leave or ask
-        nothing come last, for LAST_SLICE, or, while a crowd comes, one of them now and then.
+        nothing come last.
         """
         began = self.clock()
         end = self._serve_some(self._first, began, began + SLICE)
         end = self._serve_some(self._newcomers, end, max(began + SLICE, end + FIRST_SLICE))
         if not self._comes_crowd():
             end = self._serve_some(self._last, end, end + LAST_SLICE)
-        elif self._last_skipped < MOST_SKIPPED:
-            self._last_skipped += 1
-        else:
-            self._last_skipped = 0
-            end = self._serve_some(self._last, end, end)
+        elif end - self._crowd_since >= LONGEST_HELD:
+            end = self._serve_some(self._last, end, end + FIRST_SLICE)
         self._elsewhere += end - began
 
     def _serve_some(self, first: list[tuple[float, int, Worker]], start: float, stop: float) -> float:
