@@ -123,6 +123,26 @@ def test_a_bug_in_housekeeping_ends_the_connection_it_is_in(where: str) -> None:
     bad.context.unflushed.clear()
 
 
+def test_a_connection_that_ends_while_it_reads_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:
+    connection = connected()
+    lost: list[str] = []
+
+    class Last(Call):
+        """Its reset ends the connection, as the last call of one that drains does."""
+
+        def on_reset(self, code: int, reason: str) -> None:
+            lost.append(reason)
+            connection.lost("drained")
+
+    last = Last(connection)
+    connection.call(last, (b"/", b""), b"", prefix(b""), end=True)
+    connection.receive(frames.rst_stream(last.id, frames.ErrorCode.CANCEL) + frames.ping(b"unheard!"))
+    assert len(lost) == 1
+    assert connection.ended
+    assert not caplog.records, caplog.text
+    connection.context.unflushed.clear()
+
+
 def test_a_call_that_is_taken_back_before_it_left_never_leaves() -> None:
     """Requests that come with their own RST in one read make no work for a shard (CVE-2023-44487)."""
     connection = connected()
