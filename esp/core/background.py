@@ -239,13 +239,17 @@ def in_a_thread(name: str, work: Callable[[], Result]) -> asyncio.Future[Result]
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result] = loop.create_future()
 
+    def settle(step: Callback) -> None:
+        if not future.done():  # nobody may wait any more
+            step()
+
     def run() -> None:
         try:
-            settle = partial(future.set_result, work())
+            step = partial(future.set_result, work())
         except Exception as error:
-            settle = partial(future.set_exception, error)
+            step = partial(future.set_exception, error)
         with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle)
+            loop.call_soon_threadsafe(settle, step)
 
     Thread(target=run, name=name, daemon=True).start()
     return future

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from esp.core import background as module
-from esp.core.background import Background, all_of, first_of
+from esp.core.background import Background, all_of, first_of, in_a_thread
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -298,3 +299,31 @@ def test_nothing_else_begins_tasks_or_timers() -> None:
         if used & BEGINS:
             begun[str(path.relative_to(ROOT))] = used & BEGINS
     assert begun == {}, "background.py has what this is for"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_work_in_a_thread_that_ends_after_it_was_given_up_is_no_fault(fails: bool) -> None:
+    """As when Ctrl-C comes while a file is written."""
+    faults: list[object] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        go_on, ended = threading.Event(), threading.Event()
+
+        def work() -> None:
+            go_on.wait()
+            ended.set()
+            if fails:
+                raise OSError
+
+        waiting = in_a_thread("work", work)
+        waiting.cancel()
+        go_on.set()
+        await asyncio.get_running_loop().run_in_executor(None, ended.wait)
+        for thread in threading.enumerate():
+            if thread.name == "work":
+                await asyncio.get_running_loop().run_in_executor(None, thread.join)
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert faults == []
