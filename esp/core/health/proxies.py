@@ -25,7 +25,7 @@ from esp.core.health.strays import scope_of
 from esp.core.keys import format_key
 from esp.core.pb import rpc_pb2
 from esp.core.tls_paths import Files
-from esp.core.wording import cured, shard_called
+from esp.core.wording import shard_called
 
 ANSWER_SECONDS: Final = 3.0
 """Seconds for each call to a proxy."""
@@ -195,7 +195,7 @@ class _Client:
 def _words(details: str) -> str:
     """Grpcio's details without its own machinery: what went wrong with the last address."""
     if "Connection refused" in details:
-        return cured("connection refused")
+        return "connection refused"
     if details == "Deadline Exceeded":
         return f"no answer within {ANSWER_SECONDS:g} s"
     return details.rpartition("Last error: ")[2]
