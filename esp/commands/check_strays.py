@@ -25,8 +25,8 @@ from esp.core.health import (
 from esp.core.keys import format_key, format_range
 from esp.core.wording import counted, shard_called
 
-_FORBID = (Kind.SAME_CLUSTER, Kind.SEVERAL_CLUSTERS)
-"""Problems with which a stray key of one shard may be a live key of another."""
+_FORBID = (Kind.SAME_CLUSTER, Kind.SEVERAL_CLUSTERS, Kind.MAP)
+"""Problems with which a stray key of one shard may be a live key of another, or its owner may not have got it yet."""
 _REASONS = {
     Fate.LIVE: "its owner has the key, with another value",
     Fate.NO_LEASE: "its owner lacks the key's lease; esp lease-sync --apply grants it",

@@ -359,6 +359,23 @@ def test_the_keys_of_a_map_are_no_stray_keys(run: Run, config: Path, kvs: list[r
     assert run("show")[0] == 0
 
 
+def test_no_stray_key_is_touched_while_a_shard_does_not_stand_to_the_map(
+    run: Run, config: Path, kvs: list[rpc_pb2_grpc.KVStub]
+) -> None:
+    """Half-way through a change the former owner has the only copy of keys that are strays by the newest map."""
+    run("init", "--yes")
+    kvs[0].Put(rpc_pb2.PutRequest(key=b"z", value=b"v"))
+    own = kvs[1].Range(rpc_pb2.RangeRequest(key=GUARD_KEY)).kvs[0].value
+    kvs[1].Put(rpc_pb2.PutRequest(key=GUARD_KEY, value=b"1-of-another-map"))
+    for how in ("move", "delete"):
+        code, _, err = esp(config, "check", "--fix-strays", how, "--apply")
+        assert (code, "no key is touched" in err, "has not the guard" in err) == (1, True, True)
+    assert kvs[0].Range(rpc_pb2.RangeRequest(key=b"z")).count == 1
+    kvs[1].Put(rpc_pb2.PutRequest(key=GUARD_KEY, value=own))
+    assert esp(config, "check", "--fix-strays", "delete", "--apply")[0] == 0
+    assert kvs[0].Range(rpc_pb2.RangeRequest(key=b"z")).count == 0
+
+
 def test_no_export_has_the_keys_of_a_map_and_no_import_writes_them(
     run: Run, config: Path, kvs: list[rpc_pb2_grpc.KVStub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
