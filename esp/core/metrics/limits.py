@@ -15,7 +15,7 @@ WITHOUT_USE: Final = frozenset(
         *("max_message_bytes", "max_json_bytes", "max_batched_reads", "max_snapshot_tries", "max_shared_watchers"),
         # Windows, rates, shares.
         *("stream_window_bytes", "connection_window_bytes", "glitch_budget", "glitch_refill_per_second"),
-        "common_share",
+        *("common_share", "costly_share"),
         # Times.
         *("preface_timeout", "header_timeout", "request_timeout", "settings_timeout", "blocked_write_timeout"),
         *("idle_timeout", "connect_timeout", "keepalive_time", "keepalive_timeout", "max_waiting_seconds"),

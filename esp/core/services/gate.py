@@ -133,6 +133,7 @@ class Gate:
         """Takes the number of places from the limits in force; calls that hold places keep them."""
         self._limit = self._context.limits.max_parts_per_shard * PLACES
         self._quarter = max(PLACES, self._limit // 4)  # the bound for one connection, and for all large calls
+        self._rest = 1 / self._context.limits.costly_share - 1  # seconds of rest for each second with all places taken
 
     def drop_shard(self, shard: str) -> None:
         """The shard has left the layout, and no call is sent to it any more."""
@@ -379,9 +380,12 @@ class Gate:
         self.release(connection, shard, kept)
 
     def worked(self, shard: str, kind: Kind, places: int, seconds: float) -> None:
-        """A costly call has had places for so many seconds: the shard rests from such calls if it has others."""
+        """A costly call has had places for so many seconds: the shard rests from such calls if it has others.
+
+        The rest leaves them `costly_share` of the shard's time.
+        """
         if shard not in self.alone:
-            self.rests.worked((shard, kind), seconds, places / self._quarter)
+            self.rests.worked((shard, kind), seconds, places / self._quarter * self._rest)
 
     def _rested(self, pool: Pool) -> None:
         """Calls that have waited for the end of a rest begin."""

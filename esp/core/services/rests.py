@@ -1,7 +1,8 @@
-"""Rests of the shards: after costly calls a shard gets no more of them for as long as they have kept it busy.
+"""Rests of the shards: after costly calls a shard gets no more of them for a while.
 
 A shard that gets the next costly call as soon as the last one is answered is always busy with one, and all other calls
-find its cores taken. With rests, costly calls have at most half of the shard's time, whoever sends them.
+find its cores taken. With rests as long as they have kept it busy, costly calls have at most half of the shard's time,
+whoever sends them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Rests(Generic[Pool]):
         return pool in self._resting
 
     def worked(self, pool: Pool, seconds: float, part: float) -> None:
-        """A call has had `part` of the pool's places for so many seconds. The pool may rest from now on."""
+        """A call has had places for so many seconds; `part` of these, at most, the pool owes as rest from now on."""
         owed = self._owes(pool) + min(seconds, LONGEST_CALL) * part
         self._owed[pool] = owed, self.clock()
         if owed >= SHORTEST_REST and pool not in self._resting:

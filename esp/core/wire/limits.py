@@ -78,6 +78,8 @@ class Limits:
     """Seconds that such a request waits before esp refuses it."""
     max_parts_per_shard: int = 4
     """Parts of expensive calls that one shard works on at the same time. Further parts wait, and clients take turns."""
+    costly_share: float = 0.5
+    """The part of a shard's time that large and medium calls have while the shard has others; 1 is without rests."""
     max_batched_reads: int = 64
     """Reads of one key each in a transaction to a shard; 1 sends each by itself. etcd's own bound is --max-txn-ops."""
     max_keepalive_streams: int = 1000
@@ -149,6 +151,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "health_interval": (0.5, _MOST),
     "health_timeout": (0.5, _MOST),
     "common_share": (0, 1),
+    # After a call of 20 ms a shard rests for 180 at most.
+    "costly_share": (0.1, 1),
     # A worker ticks twice a second, and a busy machine may stop it for a while.
     "worker_timeout": (5, _MOST),
 }

@@ -372,11 +372,6 @@ REFUSED = {
     # Single fields
     "deletes": (ONE + "deletes_across_shards: no way", '5: "deletes_across_shards" is "no way"; write serve or refuse'),
     "range_reads": (ONE + "range_reads: exact", '5: "range_reads" is "exact"; write default or snapshot'),
-    "map in the shards": (
-        ONE + "map: shards",
-        '5: "map" is "shards": a map that the shards hold is not served yet; '
-        "write file, and give all proxies the same shards in their files",
-    ),
     "map elsewhere": (ONE + "map: etcd", '5: "map" is "etcd"; write file or shards'),
     "txn_reads": (ONE + "txn_reads: exact", '5: "txn_reads" is "exact"; write snapshot or each'),
     "control empty": (ONE + "control: ''", '5: "control" is ""; write auto, off or the path of a socket'),

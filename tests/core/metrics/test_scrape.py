@@ -137,7 +137,7 @@ class TestLimits:
         """Searches the code for `reached` and its like: a limit that nobody counts would seem never to be reached."""
         never = {
             # Windows and rates make peers slower; shares are parts of other limits, which are counted.
-            *("glitch_refill_per_second", "common_share"),
+            *("glitch_refill_per_second", "common_share", "costly_share"),
             # Times between questions of esp's own.
             *("keepalive_time", "sample_seconds", "health_interval"),
         }

@@ -647,6 +647,29 @@ def test_after_costly_calls_a_shard_rests_for_as_long_as_they_have_kept_it_busy(
     assert "y1" in world.begun
 
 
+@pytest.mark.parametrize(("share", "rest"), [(0.25, 0.024), (0.8, 0.002)])
+def test_the_length_of_rests_is_configurable(share: float, rest: float) -> None:
+    world = World(Limits(max_parts_per_shard=4, costly_share=share), weight=PLACES)
+    world.asks("x1", A)
+    world.passes(0.008)
+    world.leaves("x1", A)
+    world.asks("y1", A)
+    world.passes(rest - 0.0001)
+    assert "y1" not in world.begun
+    world.passes(0.0002)
+    assert "y1" in world.begun
+
+
+def test_a_shard_that_may_be_busy_with_costly_calls_all_the_time_does_not_rest() -> None:
+    world = World(Limits(max_parts_per_shard=4, costly_share=1), weight=PLACES)
+    world.asks("x1", A)
+    world.passes(0.008)
+    world.leaves("x1", A)
+    world.asks("y1", A)
+    assert "y1" in world.begun
+    assert not world.background.due
+
+
 def test_a_shard_that_has_only_costly_calls_does_not_rest() -> None:
     world = World(Limits(max_parts_per_shard=4), weight=PLACES)
     world.gate.tick(0.0)

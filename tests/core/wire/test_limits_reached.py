@@ -297,6 +297,7 @@ ELSEWHERE = {
     "max_shared_token_bytes": "test_shared_tokens.py",
     "max_snapshot_tries": "test_snapshot.py",
     "max_parts_per_shard": "test_gate.py",
+    "costly_share": "test_gate.py",
     "max_resume_positions": "test_positions.py",
     "max_samples": "test_samples.py",
     "sample_seconds": "integration/test_kubernetes.py",
