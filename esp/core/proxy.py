@@ -171,9 +171,9 @@ class Proxy:
         self._fence: Fence | None = None
         self.fenced: Counter[str] = Counter()
         self.metrics.more.append(lambda: [of_fences(self.fenced)])
-        if self.rerouting is not None:
-            rerouting = self.rerouting
-            self.metrics.more.append(lambda: of_rerouted(self.rerouted, rerouting.waiting))
+        self.metrics.more.append(
+            lambda: of_rerouted(self.rerouted, 0 if self.rerouting is None else self.rerouting.waiting)
+        )
         self._site = Site(
             self._find_page,
             cors=config.cors,
