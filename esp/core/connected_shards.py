@@ -16,7 +16,7 @@ from esp.core.tls_files import TlsFiles
 from esp.core.wire.context import WireContext
 from esp.core.wire.status import Code, Status
 from esp.core.wire.transport import TICK_SECONDS
-from esp.core.wording import shard_quoted
+from esp.core.wording import all_cured, shard_quoted
 
 CONNECT_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 0.01
@@ -43,7 +43,7 @@ async def connected(config: Config) -> AsyncIterator[dict[str, Shard]]:
         for shard in shards:
             while not shard.is_ready:
                 if monotonic() > until:
-                    reasons = "; ".join(f"{endpoint}: {reason}" for endpoint, reason in shard.troubles.items())
+                    reasons = all_cured({str(endpoint): reason for endpoint, reason in shard.troubles.items()})
                     raise UnreachableError(f"{shard_quoted(shard.name)} cannot be reached: {reasons or 'no answer'}")
                 await asyncio.sleep(_POLL_SECONDS)
         yield {shard.name: shard for shard in shards}

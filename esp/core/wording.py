@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 FEW: Final = 5
@@ -60,6 +60,13 @@ def cured(reason: str) -> str:
     """The reason why a server cannot be reached, with the cure where the reason does not say it."""
     cure = _CURES.get(reason.lower())
     return reason if cure is None else f"{reason}; {cure}"
+
+
+def all_cured(reasons: Mapping[str, str]) -> str:
+    """The reasons why servers cannot be reached, by the servers' addresses, with each cure once, behind all reasons."""
+    told = [f"{address}: {reason}" for address, reason in reasons.items()]
+    cures = dict.fromkeys(_CURES[reason.lower()] for reason in reasons.values() if reason.lower() in _CURES)
+    return "; ".join([*told, *cures])
 
 
 def few(names: Collection[str], most: int = FEW) -> str:

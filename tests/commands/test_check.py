@@ -23,6 +23,7 @@ from esp.core.health.facts import Alarm, EndpointHealth, Finding, Health, Kind, 
 from esp.core.local import LocalEtcd, free_port
 from esp.core.local_tls import Authority
 from esp.core.pb import rpc_pb2
+from esp.core.wording import cured
 from tests.harness import Etcds, connect, etcd34, peer, unknown, wait_until, write_config
 from tests.stubs import rpc_pb2_grpc
 
@@ -283,12 +284,12 @@ class TestNotHealthy:
         dead = start_etcd()
         dead.kill()
         code, out, err = check("-c", write_config(tmp_path / "esp.yaml", [etcd, dead], ["m"]))
-        expected = """\
+        expected = f"""\
 shard s0 up: keys ["", "m") can be read and written
 shard s1 down: keys ["m", end) cannot be read or written: its endpoint cannot be reached
 
 Problems:
-  shard "s1", E1: cannot be reached: connection refused
+  shard "s1", E1: cannot be reached: {cured("connection refused")}
 
 Notes:
 """

@@ -13,6 +13,7 @@ import pytest
 
 from esp.core.local import LocalEtcd, free_port
 from esp.core.local_tls import Authority
+from esp.core.wording import cured
 from tests.commands.test_check import check
 from tests.harness import EspProcess, Esps, running_esps, write_config
 
@@ -121,7 +122,7 @@ def test_a_proxy_that_is_down(config: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     code, out, err = check("-c", config, "--proxy", url)
     assert (code, err) == (1, "esp: not healthy: 1 problem\n")
-    assert f"\n  proxy {url}: cannot be used: connection refused\n" in out
+    assert f"\n  proxy {url}: cannot be used: {cured('connection refused')}\n" in out
     assert f"\n{url}  ?    ?    ?      down     ?\n" in out
 
 

@@ -16,6 +16,7 @@ from esp.core.health.mending import _Mending
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from esp.core.tls_paths import Files
+from esp.core.wording import cured
 from tests.commands.test_check import check
 from tests.harness import connect, etcd34, write_config
 from tests.stubs import rpc_pb2_grpc
@@ -204,7 +205,7 @@ class TestRefused:
         config = write_config(tmp_path / "esp.yaml", [empty_shards[0], LocalEtcd("dead", tmp_path)], ["m"])
         put(empty_shards[0], b"z")
         code, _, err = check("-c", config, "--fix-strays", "delete", "--apply")
-        assert (code, err) == (1, "esp: shard s1 cannot be asked: connection refused\n")
+        assert (code, err) == (1, f"esp: shard s1 cannot be asked: {cured('connection refused')}\n")
         assert set(held(empty_shards[0])) == {b"z"}
 
     def test_apply_alone_is_wrong_usage(self, config: Path) -> None:

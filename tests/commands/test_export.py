@@ -40,6 +40,7 @@ from esp.core.export.granting import OTHER_IDS
 from esp.core.keys import KeyRange
 from esp.core.local import LocalEtcd
 from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.wording import cured
 from tests.harness import EVERYTHING, Etcds, Server, connect, frozen, wait_until, wipe, write_config
 from tests.stubs import rpc_pb2_grpc
 from tests.watching import Relay
@@ -260,7 +261,7 @@ class TestExport:
         monkeypatch.setattr(connected_shards, "CONNECT_SECONDS", 0.2)
         code, _, err = run("export", "--endpoint", "http://127.0.0.1:1", "--to", tmp_path / "x")
         assert code == 1
-        assert 'shard "etcd" cannot be reached: http://127.0.0.1:1: ' in err
+        assert f'shard "etcd" cannot be reached: http://127.0.0.1:1: {cured("connection refused")}' in err
 
 
 def stopping_at(number: int) -> Callable[..., None]:

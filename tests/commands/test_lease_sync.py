@@ -22,6 +22,7 @@ from esp.cli.whole import app
 from esp.core import errors, lease_survey
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
+from esp.core.wording import cured
 from tests.harness import Etcds, connect, unknown, write_config
 from tests.stubs import rpc_pb2_grpc
 
@@ -371,7 +372,8 @@ class TestUsage:
         path = write_config(tmp_path / "esp.yaml", etcds, ["m"])
         result = CliRunner().invoke(app, ["lease-sync", "-c", str(path)])
         assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr == f'esp: shard "s1" cannot be reached: {etcds[1].endpoint}: connection refused\n'
+        why = f"{etcds[1].endpoint}: {cured('connection refused')}"
+        assert result.stderr == f'esp: shard "s1" cannot be reached: {why}\n'
 
     def test_a_shard_without_a_known_host_is_named(self, etcd: LocalEtcd, tmp_path: Path) -> None:
         path = tmp_path / "esp.yaml"
@@ -382,7 +384,7 @@ class TestUsage:
         result = CliRunner().invoke(app, ["lease-sync", "-c", str(path)])
         assert (result.exit_code, result.stdout) == (1, "")
         first = f"http://no-such-host.invalid:1: {unknown('no-such-host.invalid')}"
-        said = f'esp: shard "b" cannot be reached: {first}; http://127.0.0.1:1: connection refused\n'
+        said = f'esp: shard "b" cannot be reached: {first}; http://127.0.0.1:1: {cured("connection refused")}\n'
         assert re.fullmatch(said, result.stderr)
 
     def test_an_unknown_host_leaves_the_other_endpoints_to_be_asked(

@@ -12,8 +12,10 @@ import pytest
 from esp.core.log.lines import AsJson, ForFiles, ForPeople
 from esp.core.log.recent import Recent
 from esp.core.wording import (
+    all_cured,
     both_called,
     counted,
+    cured,
     few,
     shard_called,
     shard_quoted,
@@ -47,6 +49,17 @@ def test_two_shards() -> None:
     assert both_called("a", "b") == "shards a and b"
     assert both_called("shard-1", "shard-2") == "shard-1 and shard-2"
     assert both_called("a", "shard-2") == "shards a and shard-2"
+
+
+def test_a_cure_is_told_once_behind_all_reasons() -> None:
+    why = cured("Connection refused")
+    assert why.startswith("Connection refused; nothing listens there: start it, or ")
+    assert cured("no answer") == "no answer"
+    reasons = {"http://a:1": "no answer", "http://b:1": "connection refused", "http://c:1": "connection refused"}
+    cure = why.partition("; ")[2]
+    told = "http://a:1: no answer; http://b:1: connection refused; http://c:1: connection refused"
+    assert all_cured(reasons) == f"{told}; {cure}"
+    assert all_cured({"http://a:1": "no answer"}) == "http://a:1: no answer"
 
 
 def test_many_shards_are_told_by_their_number() -> None:

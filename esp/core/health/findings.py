@@ -12,6 +12,7 @@ from esp.core.health.facts import EndpointHealth, Finding, Health, Kind, ShardHe
 from esp.core.kubernetes import Cut
 from esp.core.tls_files import Expiry
 from esp.core.wire.status import Code, Status
+from esp.core.wording import cured
 
 _AUTH_CODES: Final = frozenset((Code.PERMISSION_DENIED, Code.UNAUTHENTICATED))
 _NO_USER_TEXT: Final = "etcdserver: user name is empty"
@@ -66,7 +67,7 @@ def _endpoint_problems(shard: ShardHealth, health: EndpointHealth) -> Iterator[F
     if not health.reachable:
         reason = refusal.message if refusal else "no reason known"
         frozen = "; it is frozen (stopped, swapping, a dead disk), or no etcd" if "says nothing" in reason else ""
-        yield finding(Kind.UNREACHABLE, f"cannot be reached: {reason}{frozen}")
+        yield finding(Kind.UNREACHABLE, f"cannot be reached: {cured(reason)}{frozen}")
         return
     if refusal is not None and is_esp(refusal):
         yield finding(Kind.NO_ETCD, "is an esp, this one or another, and no etcd; name the etcds themselves")

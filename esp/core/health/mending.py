@@ -29,7 +29,7 @@ from esp.core.shared_map import HELD_KEYS
 from esp.core.tls_files import TlsFiles
 from esp.core.wire.context import WireContext
 from esp.core.wire.status import RpcError
-from esp.core.wording import both_called, shard_called
+from esp.core.wording import both_called, cured, shard_called
 
 PAGE: Final = 100
 """The keys that are listed at once."""
@@ -121,7 +121,7 @@ async def mend(
         shards = {name: _Guarded(shard) for name, shard in clients.items()}
         for name, shard in shards.items():
             if trouble := await trouble_of(shard.client, CONNECT_SECONDS):
-                raise MendError(f"{shard_called(name)} cannot be asked: {trouble}")
+                raise MendError(f"{shard_called(name)} cannot be asked: {cured(trouble)}")
         try:
             _refuse_one_cluster({name: await shard.meet() for name, shard in shards.items()})
             work = []

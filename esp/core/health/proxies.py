@@ -25,7 +25,7 @@ from esp.core.health.strays import scope_of
 from esp.core.keys import format_key
 from esp.core.pb import rpc_pb2
 from esp.core.tls_paths import Files
-from esp.core.wording import shard_called
+from esp.core.wording import cured, shard_called
 
 ANSWER_SECONDS: Final = 3.0
 """Seconds for each call to a proxy."""
@@ -227,7 +227,7 @@ def _problems(config: Config, proxy: ProxyHealth) -> Iterator[Finding]:
         return Finding(kind, shards, proxy.endpoint, text)
 
     if proxy.error:
-        yield finding(Kind.PROXY_UNREACHABLE, f"cannot be used: {proxy.error}")
+        yield finding(Kind.PROXY_UNREACHABLE, f"cannot be used: {cured(proxy.error)}")
         return
     if proxy.esp is None:
         yield finding(Kind.PROXY_NO_ESP, "answers, and does not say that it is an esp")

@@ -12,6 +12,7 @@ from esp.core.health.facts import Alarm, EndpointHealth, Finding, Health, Kind, 
 from esp.core.health.findings import judge, with_certificates
 from esp.core.tls_files import Expiry
 from esp.core.wire.status import Code, Status
+from esp.core.wording import cured
 
 MEMBER = Member(
     cluster_id=0xC1, member_id=0xA1, leader_id=0xA1, is_learner=False, version="3.5.1", db_size=20480, revision=7
@@ -110,6 +111,7 @@ def test_what_is_unreachable_is_compared_with_nothing() -> None:
     gone = EndpointHealth(OTHER.endpoint, reachable=False, refusal=Status(Code.UNAVAILABLE, "connection refused"))
     health = judged(WELL, gone)
     assert kinds(health.problems) == [(Kind.UNREACHABLE, OTHER.endpoint)]
+    assert health.problems[0].text == f"cannot be reached: {cured('connection refused')}"
     assert health.notes == ()
 
 

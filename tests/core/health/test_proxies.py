@@ -73,6 +73,6 @@ def test_the_findings_about_proxies() -> None:
         'a read of "l\\x0a", which shard a owns, came from a cluster that is no shard of the config',
         'a read of "m", which shard a owns, failed: x',
         "4 more of 7 reads went wrong",
-        "cannot be used: connection refused",
+        "cannot be used: connection refused; nothing listens there: start it, or name the address where it listens",
     ]
     assert [finding.kind for finding in notes] == [Kind.PROXY_VERSION]
