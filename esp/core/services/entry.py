@@ -27,7 +27,10 @@ MEDIUM: Final = Kind(4)
 """A read that is neither known to be small nor large; and a snapshot, which asks its shards several times."""
 KINDS: Final = (NEW, NEW_RANGE, LARGE, ORDINARY, MEDIUM)
 COSTLY: Final = (LARGE, MEDIUM)
-"""The kinds of which a shard works on few at a time, and from which it rests (`rests`)."""
+"""The kinds that cost a shard much, so it rests from them (`rests`)."""
+RESTED: Final = (*COSTLY, NEW_RANGE)
+"""The kinds of which a shard works on few at a time. None of them begins while the shard rests from that kind: from
+NEW_RANGE it rests only after those whose answers have proved large or medium."""
 
 PLACES: Final = 16
 """The most places that a part takes. A part takes so many, too, if its client has had no answer yet."""
@@ -132,7 +135,7 @@ class Entry(Sink):
             return self._weight
         weight = self.stream.connection.weight
         if weight < 0:
-            weight = self._gate.unknown(shard)
+            weight = self._gate.unknown((shard, self.kind))
         return max(weight, self._weight)
 
     @property
@@ -233,6 +236,8 @@ class Entry(Sink):
             found = LARGE if size >= LARGE_ANSWER or kind == LARGE else MEDIUM
             if (places, found) != (before, kind):
                 self._places[shard] = places, found, since
+                if kind == NEW_RANGE:
+                    gate.worked(shard, kind, gate.places_for(size), gate.rests.clock() - since)
                 gate.take(self.stream.connection, shard, places, found)
                 gate.free(self.stream.connection, shard, before, kind)
 

@@ -10,8 +10,9 @@ need no places: that is the fast path, which does not come here. Calls that are 
 own, so that other calls do not wait for them: a quarter of all places. So have calls that are neither large nor small,
 and snapshots. So have the first reads of new connections, of which nothing is known: first reads of one key as many as
 all other calls have, and all other first reads a quarter. One connection has at most a quarter of all places. After
-large and medium calls the shard rests from them (`rests`). While only such calls use a shard, there are no rests, and
-they have all places there, and so has each connection.
+large and medium calls the shard rests from them (`rests`), and, after first reads of more than one key that prove to be
+such, from these. While only such calls use a shard, there are no rests, and they have all places there, and so has each
+connection.
 
 A call begins when there is a place at each of its shards. Until then it waits, and costs little. A call also does not
 begin before all bytes that came with it have been read. So a call that its client takes back at once asks no shard and
@@ -43,7 +44,7 @@ from typing import Final
 from esp.core.background import Background
 from esp.core.log.first_key import BEGINNING
 from esp.core.services.alone import Alone
-from esp.core.services.entry import COSTLY, KINDS, NEW, NEW_RANGE, PLACE_BYTES, PLACES, WAITING_PART, Entry, Kind
+from esp.core.services.entry import KINDS, NEW, NEW_RANGE, PLACE_BYTES, PLACES, RESTED, WAITING_PART, Entry, Kind
 from esp.core.services.rests import Rests
 from esp.core.shard import Shard
 from esp.core.wire.connection import Connection
@@ -118,7 +119,7 @@ class Gate:
         self.busy: defaultdict[Pool, int] = defaultdict(int)
         self._held: defaultdict[Share, int] = defaultdict(int)
         self._kept: dict[Share, int] = {}  # of these, by answers that wait for their client
-        self._unknown: dict[str, int] = {}
+        self._unknown: dict[Pool, int] = {}
         self.alone = Alone(calls_sent)
         self.rests: Rests[Pool] = Rests(background, self._rested, clock)
         self.at_work: dict[Entry, float] = {}
@@ -138,8 +139,8 @@ class Gate:
     def drop_shard(self, shard: str) -> None:
         """The shard has left the layout, and no call is sent to it any more."""
         self.stopped.discard(shard)
-        self._unknown.pop(shard, None)
         for kind in KINDS:
+            self._unknown.pop((shard, kind), None)
             self.rests.forget((shard, kind))
             if not self.busy[shard, kind]:
                 del self.busy[shard, kind]
@@ -159,9 +160,9 @@ class Gate:
         """The places for an answer, or a request, of `size` bytes."""
         return min(1 + size // PLACE_BYTES, PLACES) if size > PLACE_BYTES else 1
 
-    def unknown(self, shard: str) -> int:
-        """The places for a read at `shard` whose client has had no answer yet."""
-        return self._unknown.get(shard, PLACES)
+    def unknown(self, pool: Pool) -> int:
+        """The places for a read of such a kind whose client has had no answer yet."""
+        return self._unknown.get(pool, PLACES)
 
     def note_large(self, stream: ServerCall, size: int) -> None:
         """Notes an answer of `size` bytes to a read. After a large one, the client's next reads take as many places."""
@@ -177,10 +178,12 @@ class Gate:
             return
         if connection.weight < 0:
             connection.weight = 0
-            for shard in entry.shards:
+            kind = NEW if entry.one_key else NEW_RANGE
+            for pool in [(shard, kind) for shard in entry.shards]:
                 # If many new clients wait at once, more of them begin at a time, as long as their answers are small.
-                if (shard, NEW) in self._queues or (shard, NEW_RANGE) in self._queues:
-                    self._unknown[shard] = max(1, self.unknown(shard) >> 1)
+                # Small answers to reads of one key say nothing about those of others.
+                if pool in self._queues:
+                    self._unknown[pool] = max(1, self.unknown(pool) >> 1)
         else:
             connection.weight >>= 1
 
@@ -344,9 +347,9 @@ class Gate:
             if is_alone:  # with four times the places as few answers wait
                 held += (WAITING_PART - 1) * self._kept.get(share, 0)
             return held < quarter
-        if part in COSTLY:
+        if part in RESTED:
             return self.busy[shard, part] < quarter and (is_alone or (shard, part) not in self.rests)
-        return self.busy[shard, part] < (quarter if part == NEW_RANGE else self._limit)
+        return self.busy[shard, part] < self._limit
 
     def wanted(self, entry: Entry) -> tuple[str, ...]:
         """The shards at which a call wants places now."""

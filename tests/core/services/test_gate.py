@@ -30,6 +30,8 @@ from esp.core.wire.status import Code, Status
 from tests.core.wire.conversation import STREAM, Client, Server, call, headers, meet, rst
 
 A, B, C = SHARDS = "abc"
+MIDDLE = 4 * PLACE_BYTES - 1
+"""Bytes of an answer that takes four places."""
 
 
 class Patient(Background):
@@ -389,6 +391,48 @@ def test_first_reads_of_ranges_begin_few_at_a_time_until_answers_are_small() -> 
     assert world.all_begin(100) == [1, 2, 6, 16]
 
 
+def test_small_answers_to_reads_of_one_key_let_no_more_ranges_begin_at_a_time() -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True, one_key=False)
+    crowd = [f"{chr(0x100 + number)}0" for number in range(20)]
+    for name in crowd:
+        world.asks(name, A)
+    world.one_key = True
+    for number in range(8):
+        name = f"{chr(0x200 + number)}0"
+        world.asks(name, A)
+        world.is_answered(name, A, 100)
+    assert world.at_work == 1
+    world.is_answered(crowd[0], A, 100)
+    assert world.at_work == 2, "as after one small answer"
+
+
+@pytest.mark.parametrize("size", [MIDDLE, LARGE_ANSWER])
+def test_after_a_first_range_that_has_proved_large_no_other_begins_for_as_long_as_it_took(size: int) -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True, one_key=False)
+    for client in "xy":
+        world.asks(f"{client}0", A)
+    world.passes(0.008)
+    world.is_answered("x0", A, size)
+    part = world.gate.places_for(size) / PLACES
+    world.one_key = True
+    world.asks("z0", A)
+    assert "z0" in world.begun, "first reads of one key do not wait"
+    world.passes(0.008 * part - 0.0001)
+    assert "y0" not in world.begun
+    world.passes(0.0002)
+    assert "y0" in world.begun
+
+
+def test_first_ranges_whose_answers_are_small_come_without_rests() -> None:
+    world = World(Limits(max_parts_per_shard=4), reads=True, one_key=False)
+    for client in "xyz":
+        world.asks(f"{client}0", A)
+    world.passes(0.008)
+    world.is_answered("x0", A, 100)
+    assert world.at_work == 2
+    assert not world.background.due
+
+
 def test_so_many_large_answers_of_a_connection_wait_for_it_and_further_calls_wait_for_these() -> None:
     world = World(Limits(max_parts_per_shard=4), weight=PLACES)
     for number in range(7):
@@ -585,10 +629,6 @@ def test_many_that_waited_for_one_answer_begin_over_several_turns(monkeypatch: p
         world.context.go_on()
         world.context.flush()
     assert not world.gate.waiting
-
-
-MIDDLE = 4 * PLACE_BYTES - 1
-"""Bytes of an answer that takes four places."""
 
 
 def test_a_crowd_whose_answers_are_neither_small_nor_large_has_no_more_places_together_than_one_of_them() -> None:
