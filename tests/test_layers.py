@@ -48,6 +48,7 @@ LAYERS = [
         "esp.core.advertise",
         "esp.core.former",
         "esp.core.identity",
+        "esp.core.moves",
         "esp.core.names",
         "esp.core.server_certificates",
         "esp.core.sockets",

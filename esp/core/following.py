@@ -22,7 +22,7 @@ from esp.core.layout import Layout
 from esp.core.proxy import Proxy
 from esp.core.reload import MissingLeasesError, bring_leases
 from esp.core.shard import GuardedShard, Shard, is_unsafe
-from esp.core.shared_map import DisagreeError, Held, SharedMap, is_auth_on, newest, read, served, watch
+from esp.core.shared_map import DisagreeError, Held, Next, SharedMap, is_auth_on, newest, read, served, watch
 from esp.core.wire.status import RpcError, Status
 from esp.core.wording import shard_called
 
@@ -128,6 +128,8 @@ class Following:
             return False
         self._tell("")
         shared, proxy = told.map, self._proxy
+        if isinstance(found.get(shared.anchor), Held):  # no other shard knows of it
+            proxy.moves.unfinished = _unfinished(told.change)
         if shared.epoch < self._epoch and not self._all_tell(found):
             return False
         if shared.map == proxy.config.shard_map and shared.guards == proxy.config.guards:
@@ -142,12 +144,12 @@ class Following:
         proxy = self._proxy
         before = proxy.routing.layout
         missing = await proxy.running.prepare(layout, CONNECT_SECONDS)
-        proxy.install(layout, config)
+        change = shared.changes[-1]
+        proxy.install(layout, config, how=f"map of the shards, epoch {shared.epoch}, by {change.by}: {change.what}")
         added = [shard for name, shard in layout.shards.items() if name not in before.shards and shard.endpoints]
         if added:
             others = [shard for name, shard in layout.shards.items() if name in before.shards and shard.is_ready]
             proxy.background.start(_bring_leases(added, others))
-        change = shared.changes[-1]
         log.info(
             "the map of the shards has epoch %d now, before %d: %s, by %s at %s",
             shared.epoch,
@@ -184,6 +186,16 @@ class Following:
                 self._watched[shard] = self._proxy.background.keep(
                     name, partial(watch, shard, partial(self.want, shard.name))
                 )
+
+
+def _unfinished(change: Next | None) -> str:
+    if change is None:
+        return ""
+    last = change.after.changes[-1]
+    return (
+        f"A change of the map on the shards to epoch {change.after.epoch}, by {last.by} at {last.at}, is half done: "
+        f"{last.what}. esp map finish carries it out."
+    )
 
 
 async def _bring_leases(added: Sequence[Shard], others: Sequence[Shard]) -> None:

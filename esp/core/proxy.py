@@ -31,6 +31,7 @@ from esp.core.metrics.page import PATH as METRICS
 from esp.core.metrics.page import MetricsPage, OnlyPages
 from esp.core.metrics.scrape import Metrics, of_fences, of_reloads, of_rerouted
 from esp.core.metrics.walk import Parts
+from esp.core.moves import LastMoves
 from esp.core.routing import Routing
 from esp.core.running import Running, unreachable
 from esp.core.served import Served
@@ -163,8 +164,9 @@ class Proxy:
         )
         self.metrics.more += [lambda: [of_reloads(self.reloads)], self._hot.families]
         self._metrics_page = MetricsPage(self.metrics, self.context.counters.pages, lambda: self._pages)
+        self.moves = LastMoves()
         self._status_page = StatusPage(
-            self.metrics, lambda: self.routing, self.context.counters.pages, lambda: self._metrics_page
+            self.metrics, lambda: self.routing, self.moves, self.context.counters.pages, lambda: self._metrics_page
         )
         exchanges = {METRICS: self._metrics_page.exchange, **(self._status_page.exchanges if config.ui else {})}
         self._router = self._router_for(self.routing)
@@ -195,10 +197,11 @@ class Proxy:
         """
         return self.running.layout_of(config, self.routing.layout)
 
-    def install(self, layout: Layout, config: Config | None = None, came: Iterable[Came] = ()) -> None:
+    def install(self, layout: Layout, config: Config | None = None, came: Iterable[Came] = (), how: str = "") -> None:
         """Puts another layout in force, at once, for every request that comes from now on.
 
         With the `config` of the layout, its other fields are put in force as well, without those of `reload.FIXED`.
+        `how` tells people by what the layout came.
 
         Calls in flight finish with the handlers, the map and the shard clients that they began with. The clients of
         shards that have left end when these calls have ended, or `drain_seconds` later. A watch stream ends if its keys
@@ -211,6 +214,7 @@ class Proxy:
         calls = self.calls_in_flight()
         before = self.routing
         self.routing = Routing(layout, before.tokens, before.apiservers, before.outdated)
+        self.moves.take(before.layout.map, layout.map, how)
         self.running.install(layout)
         self.routing.apiservers.install(layout)
         self._served.install(self.routing)

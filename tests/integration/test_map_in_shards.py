@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from esp.cli.whole import app
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from esp.core.shared_map import GUARD_KEY, MAP_KEY
+from esp.core.shared_map import GUARD_KEY, MAP_KEY, NEXT_KEY, Next, with_shards
 from tests.harness import EspProcess, Esps, Etcds, connect, freeze, frozen, wait_until, write_config
 from tests.integration.mapped import Mapped
 from tests.stubs import rpc_pb2_grpc
@@ -74,6 +74,34 @@ def test_it_serves_by_the_map_of_the_shards_and_tells_which(mapped: Mapped, star
     assert f"the map of the shards has epoch 3 now, before 2: b'r' moves to s2, by tests at {mapped_at()}" in esp.log()
     assert run_esp("reload", "-c", mapped.path)[0] == 0  # the file has no map that could be in its way
     assert json.loads(page(esp, "/version"))["epoch"] == "3"
+    told = json.loads(page(esp, "/ui/state"))["moves"]
+    assert told["last"][0].pop("at") > 0
+    how = "map of the shards, epoch 3, by tests: b'r' moves to s2"
+    assert told == {
+        "last": [{"keys": '["r", end)', "from": "s1", "to": "s2", "how": how}],
+        "more": 0,
+        "unfinished": "",
+    }
+
+
+def test_the_status_page_tells_of_a_change_that_is_half_done(mapped: Mapped, start_esp: Esps) -> None:
+    esp = start_esp.launch("-c", mapped.path, config=mapped.path)
+    esp.wait_ready()
+    after = with_shards(mapped.now, [*mapped.now.names, "new"], at=mapped_at(), by="ann", what="adds new")
+    decided = rpc_pb2.RequestOp(request_put=Put(key=NEXT_KEY, value=Next(mapped.now, after).encode()))
+    mapped.ask(mapped.now.anchor, rpc_pb2.TxnRequest(success=[decided]))
+
+    def unfinished() -> str:
+        return str(json.loads(page(esp, "/ui/state"))["moves"]["unfinished"])
+
+    wait_until(lambda: unfinished() != "")
+    assert unfinished() == (
+        f"A change of the map on the shards to epoch 2, by ann at {mapped_at()}, is half done: adds new. "
+        "esp map finish carries it out."
+    )
+    withdrawn = rpc_pb2.RequestOp(request_delete_range=rpc_pb2.DeleteRangeRequest(key=NEXT_KEY))
+    mapped.ask(mapped.now.anchor, rpc_pb2.TxnRequest(success=[withdrawn]))
+    wait_until(lambda: unfinished() == "")
 
 
 def mapped_at() -> str:

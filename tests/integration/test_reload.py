@@ -205,6 +205,8 @@ def test_a_shard_joins_under_load_with_its_leases_and_leaves_again(
             assert (await client.get(key=b"y")).kvs[0].value == b"copied"
             stays.cancel()
             await until(lambda: len(world.proxy.running.shards) == 2)
+            [moved, *_] = world.proxy.moves.last
+            assert (str(moved.move), moved.how) == ('keys ["t", end) move from c to b', "reload of the file")
             assert world.reloads.counters == {"done": 2, "refused": 1}
             assert dict(of_reloads(world.proxy.reloads).rows) == {("done",): 2, ("unchanged",): 0, ("refused",): 1}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 from html import unescape
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
-from tests.harness import Esps, Server, connect
+from tests.harness import Esps, Server, connect, wait_until
 from tests.stubs import rpc_pb2_grpc
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,18 +43,26 @@ def element(html: str, name: str, identity: str) -> str:
 
 @pytest.fixture(scope="module")
 def server(shards: list[LocalEtcd], module_esps: Esps) -> Server:
-    """Shards `a` and `b`, and `c.d`, whose endpoint refuses connections."""
+    """Shards `a` and `b`, and `c.d`, whose endpoint refuses connections; a range has moved from `b` to `a`."""
     config = module_esps.folder / "ui.yaml"
-    config.write_text(
-        f"""
-        shards:
-          - {{name: a, endpoints: ["{shards[0].endpoint}"], ranges: [{{start: "", end: "i"}}]}}
-          - {{name: b, endpoints: ["{shards[1].endpoint}"], ranges: [{{start: "i", end: "r"}}]}}
-          - {{name: c.d, endpoints: ["http://127.0.0.1:{free_port()}"], ranges: [{{start: "r", end: ""}}]}}
-        """
-    )
+    refuses = free_port()
+
+    def write(edge: str) -> None:
+        config.write_text(
+            f"""
+            shards:
+              - {{name: a, endpoints: ["{shards[0].endpoint}"], ranges: [{{start: "", end: "{edge}"}}]}}
+              - {{name: b, endpoints: ["{shards[1].endpoint}"], ranges: [{{start: "{edge}", end: "r"}}]}}
+              - {{name: c.d, endpoints: ["http://127.0.0.1:{refuses}"], ranges: [{{start: "r", end: ""}}]}}
+            """
+        )
+
+    write("h")
     esp = module_esps.launch("-c", config, config=config)
     esp.wait_ready()
+    write("i")
+    esp.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "layout 2 is in force" in esp.log())
     with connect(esp) as channel:
         kv = rpc_pb2_grpc.KVStub(channel)
         for _ in range(3):
@@ -78,6 +87,9 @@ def test_a_browser_shows_the_shards(server: Server, tmp_path: Path, size: str) -
     keys = element(html, "ol", "keys")
     assert keys == "first key a i b r ✗ c.d"
     assert re.search(r"KV/Put [\d.]+ [\d.]+ \S+( ms)? \S+( ms)? 3\b", text_of(html))
+    moved = element(html, "tbody", "moves")
+    assert re.fullmatch(r'\["h", "i"\) b a .*\d+:\d+.* reload of the file', moved), moved
+    assert "got another shard since this process began, newest first." in element(html, "caption", "moves-told")
     assert "no endpoint can be used" in element(html, "ol", "recent")
     buttons = re.findall(r"<button[^>]*>.*?</button>", html, re.DOTALL)
     assert len(buttons) == 16  # pause, three ranges, twelve columns

@@ -12,7 +12,7 @@
 From the top down; each file imports only files below it.
 """
 
-from esp.core.reload.difference import LIVE, Change, Difference, Move, moves
+from esp.core.reload.difference import LIVE, Change, Difference
 from esp.core.reload.leases import MissingLeasesError, bring_leases
 from esp.core.reload.one_at_a_time import OneAtATime
 from esp.core.reload.outcome import Outcome, Result, log_outcome
@@ -29,7 +29,6 @@ __all__ = [
     "ConfigFile",
     "Difference",
     "MissingLeasesError",
-    "Move",
     "OneAtATime",
     "Outcome",
     "Reload",
@@ -37,5 +36,4 @@ __all__ = [
     "Result",
     "bring_leases",
     "log_outcome",
-    "moves",
 ]

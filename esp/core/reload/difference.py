@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import Any, Final
 
 from esp.core.config import AcrossShards, Compaction, Config, Listen, ShardConfig
 from esp.core.keys import KeyRange, format_key, format_range
+from esp.core.moves import Move, moves
 from esp.core.namespace import Namespace
-from esp.core.shard_map import ShardMap
 from esp.core.wire.limits import OF_A_CONNECTION
 from esp.core.wording import shard_called
 
@@ -44,23 +43,6 @@ LIVE: Final = frozenset(
 """The fields of a config, beside `shards` and `limits`, that change while esp runs. All others need a restart."""
 _APART: Final = frozenset(("path", "shards", "shard_map", "guards", "spare", "limits", "log", "whole"))
 """The fields that are compared by themselves, or (`path`, `whole`) mean nothing to a running proxy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A range whose keys belong to another shard from now on."""
-
-    range: KeyRange
-    source: str
-    target: str
-
-    def __str__(self) -> str:
-        return f"keys {format_range(self.range)} move from {self.source} to {self.target}"
-
-    def as_json(self) -> dict[str, Any]:
-        """The move for programs; an `end` that is null is no upper bound."""
-        keys = {"start": _key(self.range.start), "end": _key(self.range.end)}
-        return {**keys, "from": self.source, "to": self.target}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,22 +132,6 @@ class Difference:
         return {**{name: items[:most] for name, items in lists.items()}, "left_out": left_out}
 
 
-def moves(before: ShardMap, after: ShardMap) -> list[Move]:
-    """The ranges whose owner differs between two maps, in key order, as few as can be."""
-    starts = sorted({*before.starts, *after.starts})
-    found: list[Move] = []
-    for start, end in zip(starts, [*starts[1:], None], strict=True):
-        source, target = before.owner(start), after.owner(start)
-        if source == target:
-            continue
-        last = found[-1] if found else None
-        if last is not None and last.range.end == start and (last.source, last.target) == (source, target):
-            found[-1] = Move(KeyRange(last.range.start, end), source, target)
-        else:
-            found.append(Move(KeyRange(start, end), source, target))
-    return found
-
-
 def _of_shard(before: ShardConfig, after: ShardConfig) -> list[Change]:
     apart = ("name", "ranges")
     names = [field.name for field in dataclasses.fields(ShardConfig) if field.compare and field.name not in apart]
@@ -215,17 +181,6 @@ def _shown(value: object) -> str:
 
 def _endpoints(shard: ShardConfig) -> str:
     return _shown(shard.endpoints)
-
-
-def _key(key: bytes | None) -> dict[str, str] | None:
-    """A key as in all JSON of esp: `text`, unless the key is not UTF-8, and `base64`."""
-    if key is None:
-        return None
-    encoded = {"base64": base64.b64encode(key).decode()}
-    try:
-        return {"text": key.decode(), **encoded}
-    except UnicodeDecodeError:
-        return encoded
 
 
 def _few(lines: list[str]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Final
 from esp.core.background import all_of
 from esp.core.keys import format_range
 from esp.core.lease_sync import each
+from esp.core.moves import Move
 from esp.core.pb import rpc_pb2
-from esp.core.reload.difference import Move
 from esp.core.shard import RANGE, Shard, ask_for_esp
 from esp.core.shared_map import HELD_KEYS
 from esp.core.wire.status import RpcError

@@ -24,8 +24,9 @@ from typing import Any, Final
 from esp.core.background import in_a_thread
 from esp.core.config import Config, ConfigError
 from esp.core.former import Came, Former
+from esp.core.moves import Move
 from esp.core.proxy import Proxy
-from esp.core.reload.difference import Difference, Move
+from esp.core.reload.difference import Difference
 from esp.core.reload.keys import Keys, keys_of, one_cluster
 from esp.core.reload.leases import Brought, MissingLeasesError, bring_leases
 from esp.core.reload.outcome import Outcome, Result
@@ -247,7 +248,7 @@ class Reload:
     def install(self) -> None:
         """Puts the config in force."""
         self._calls = self._proxy.calls_in_flight()
-        self._proxy.install(self._next, self._config, self._came())
+        self._proxy.install(self._next, self._config, self._came(), "reload of the file")
         self.outcome.result = Result.DONE
 
     def open(self) -> None:

@@ -18,6 +18,7 @@ from typing import Final
 from esp.core.log.recent import Recent
 from esp.core.metrics.page import Form, Scrape, ScrapeCall, path_of
 from esp.core.metrics.scrape import Metrics
+from esp.core.moves import LastMoves
 from esp.core.routing import Routing
 from esp.core.services.pages import send_page
 from esp.core.ui.state import state
@@ -37,6 +38,7 @@ class StatusPage(Handler):
     Args:
         metrics: of all processes.
         routing: tells the layout in force.
+        moves: the ranges that have moved.
         counts: gets the answers, by page and HTTP status.
         others: tells the server of all other pages over HTTP/2.
 
@@ -51,6 +53,7 @@ class StatusPage(Handler):
         self,
         metrics: Metrics,
         routing: Callable[[], Routing],
+        moves: LastMoves,
         counts: Counter[tuple[str, int]],
         others: Callable[[], Handler],
     ) -> None:
@@ -63,7 +66,9 @@ class StatusPage(Handler):
         self._metrics = metrics
         self._counts = counts
         self._others = others
-        self._form = Form("application/json", lambda steps: state(steps, routing(), tuple(self.recent.lines)), _HEADERS)
+        self._form = Form(
+            "application/json", lambda steps: state(steps, routing(), tuple(self.recent.lines), moves), _HEADERS
+        )
 
     def _count(self, status: int) -> None:
         self._counts[PATH, status] += 1

@@ -1,4 +1,4 @@
-"""What the status page shows, as JSON: the map, the shards with their counters, the last lines about shards.
+"""What the status page shows, as JSON: the map, the last moves, the shards with their counters, the last lines.
 
 The counters are those of /metrics, of all processes of the proxy, added up over what the page does not tell apart. The
 browser makes rates of them. Everything goes in steps, as the metrics do.
@@ -23,6 +23,7 @@ from esp.core.metrics.families import Family, Row
 from esp.core.metrics.hot import CALLS, WRITES
 from esp.core.metrics.scrape import Step
 from esp.core.metrics.walk import in_steps
+from esp.core.moves import LastMoves
 from esp.core.routing import Routing
 from esp.core.shard import Shard
 
@@ -134,7 +135,7 @@ def _took(numbers: Numbers, row: Row) -> None:
             numbers.buckets[place] += calls
 
 
-def state(steps: Iterator[Step], routing: Routing, recent: Iterable[RecentLine]) -> Iterator[str]:
+def state(steps: Iterator[Step], routing: Routing, recent: Iterable[RecentLine], moves: LastMoves) -> Iterator[str]:
     """The JSON text, in pieces; an empty piece after a step that has made none."""
     counted = Counted()
     for step in steps:
@@ -160,6 +161,7 @@ def state(steps: Iterator[Step], routing: Routing, recent: Iterable[RecentLine])
         "methods": {name: numbers for name, numbers in counted.methods.items() if numbers.calls},
         "bounds": BOUNDS,
         "hot": sorted(({"prefix": name, **hot} for name, hot in counted.hot.items()), key=_calls, reverse=True),
+        "moves": moves.as_json(),
         "recent": [line._asdict() for line in recent],
     }
     yield msgspec.json.encode(head).decode()[:-1] + ',"shards":['

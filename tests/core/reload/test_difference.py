@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from esp.core.config import Config, parse
 from esp.core.keys import KeyRange
-from esp.core.reload import LIVE, Difference, Move, moves
+from esp.core.moves import Move, moves
+from esp.core.reload import LIVE, Difference
 from esp.core.reload.difference import MAX_TOLD
 from esp.core.shard_map import ShardMap
 from esp.core.wire.limits import OF_A_CONNECTION, Limits

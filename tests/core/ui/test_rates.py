@@ -46,7 +46,8 @@ def test_a_proxy_that_began_anew_tells_nothing() -> None:
 
 
 def test_what_the_proxy_tells_can_be_read() -> None:
-    told = read("".join(state(iter([]), proxy(3).routing, ())).encode())
+    here = proxy(3)
+    told = read("".join(state(iter([]), here.routing, (), here.moves)).encode())
     assert [shard.name for shard in told.shards] == ["s0", "s1", "s2"]
     assert {shard.condition for shard in told.shards} == {"connecting"}
     with pytest.raises(ValueError, match=r"."):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from time import time
 from typing import Any
 
 from esp.core import config as configs
@@ -31,7 +32,7 @@ def proxy(shards: int = 2, ranges: Sequence[str] | None = None) -> Proxy:
 
 
 def told(proxy: Proxy, families: Sequence[Family] = (), recent: Sequence[RecentLine] = ()) -> dict[str, Any]:
-    pieces = list(state(iter(families), proxy.routing, recent))
+    pieces = list(state(iter(families), proxy.routing, recent, proxy.moves))
     found = json.loads("".join(pieces))
     assert isinstance(found, dict)
     return found
@@ -102,11 +103,26 @@ def test_a_map_of_many_ranges_is_cut_and_says_so() -> None:
     assert found["map"]["more_ranges"] == 5
 
 
+def test_the_last_moves_in_a_few_words() -> None:
+    here = proxy(2, ["m"])
+    assert told(here)["moves"] == {"last": [], "more": 0, "unfinished": ""}
+    here.moves.take(here.config.shard_map, proxy(2, ["k"]).config.shard_map, "reload of the file")
+    here.moves.unfinished = "A change is half done."
+    found = told(here)["moves"]
+    at = found["last"][0].pop("at")
+    assert abs(at - time()) < 3600
+    assert found == {
+        "last": [{"keys": '["k", "m")', "from": "s0", "to": "s1", "how": "reload of the file"}],
+        "more": 0,
+        "unfinished": "A change is half done.",
+    }
+
+
 def test_it_goes_in_steps() -> None:
     here = proxy(3 * AT_ONCE)
     rows = [((f"s{number}", "unary", "etcdserverpb.KV", "Put", "OK"), 1) for number in range(3 * AT_ONCE)]
     family = Family("grpc_client_handled_total", "counter", "", ("shard", *METHOD, "grpc_code"), rows)
-    pieces = list(state(iter([None, family]), here.routing, ()))
+    pieces = list(state(iter([None, family]), here.routing, (), here.moves))
     assert pieces.count("") >= 6
     assert max(map(len, pieces)) < 100 * AT_ONCE
     assert all(shard["numbers"]["calls"] == 1 for shard in json.loads("".join(pieces))["shards"])
