@@ -385,6 +385,31 @@ def test_the_versions() -> None:
     found |= {"version": "0.1.0", "build": "interpreted", "python": "3.11.7", "platform": "Linux"}
     found["dependencies"] = dict.fromkeys(found["dependencies"], "1.0")
     is_as_it_was("version.json", json.dumps(found, indent=2) + "\n")
+    code, told = run("version")
+    assert code == 0
+    is_as_it_was("version.txt", re.sub(r"\d+\.\d+\.\S+ \((interpreted|compiled)\)", "0.1.0 (interpreted)", told))
+
+
+def test_reloads(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After those that show what a reload would do."""
+    monkeypatch.chdir(scene.folder)
+    config = scene.folder / "esp.yaml"
+    text = config.read_text()
+    transcript = ""
+    for title, written, line in (
+        ("a limit and a field", text, "reload"),
+        ("nothing", text, "reload"),
+        ("a boundary", text.replace('"r"', '"s"'), "reload -o json"),
+        ("the boundary, back again", text, "reload"),
+        ("a field that is fixed", f"{text}workers: 2\n", "reload"),
+        ("a field that is fixed", f"{text}workers: 2\n", "reload -o json"),
+    ):
+        config.write_text(written)
+        code, told = run(line)
+        told = re.sub(r"at revision [\d,]+, below s1 at [\d,]+", "at revision 1, below s1 at 2", told)
+        transcript += f"$ esp {line}  # changed: {title}\n[exit code {code}]\n\n{even(told, scene)}\n"
+    config.write_text(text)
+    is_as_it_was("reload.txt", transcript)
 
 
 def test_the_map_on_the_shards(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
