@@ -13,7 +13,7 @@ import pytest
 from esp.core.local import LocalEtcdError, free_port
 from esp.core.local_shards import LocalShards
 from esp.core.local_tls import Authority, write_file
-from tests.harness import PATIENCE, Esps, program
+from tests.harness import PATIENCE, EspProcess, Esps, program, wait_until
 
 Run = Callable[[str], str]
 
@@ -38,8 +38,10 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-def printed(log: str, words: str) -> str:
-    (line,) = [line.strip() for line in log.splitlines() if words in line]
+def printed(esp: EspProcess, words: str) -> str:
+    """The line with these words. esp is ready before it has printed all of them."""
+    wait_until(lambda: any(words in line for line in esp.log().splitlines(keepends=True) if line.endswith("\n")))
+    (line,) = [line.strip() for line in esp.log().splitlines() if words in line]
     return line
 
 
@@ -50,17 +52,17 @@ def test_the_printed_lines_work_and_the_next_run_keeps_certificates_and_keys(
     esp = start_esp.launch("--local", "2", "--tls", "--listen", url)
     esp.wait_ready()
     assert f"ready on {url}" in esp.log()
-    line = printed(esp.log(), "put a 1")
+    line = printed(esp, "put a 1")
     assert f"etcdctl --endpoints {url} --cacert .esp/tls/ca.crt put a 1;" in line
     assert run(line) == "OK\n" * 3
-    assert run(printed(esp.log(), "--from-key")).split() == ["a", "1", "j", "2", "z", "3"]
-    assert "Healthy: 2 shards, 2 endpoints." in run(printed(esp.log(), "esp check"))
+    assert run(printed(esp, "--from-key")).split() == ["a", "1", "j", "2", "z", "3"]
+    assert "Healthy: 2 shards, 2 endpoints." in run(printed(esp, "esp check"))
     assert esp.stop() == 0
     certificate = (tmp_path / ".esp" / "tls" / "ca.crt").read_bytes()
 
     again = start_esp.launch("--local", "2", "--listen", url)
     again.wait_ready()
-    assert run(printed(again.log(), "--from-key")).split() == ["a", "1", "j", "2", "z", "3"]
+    assert run(printed(again, "--from-key")).split() == ["a", "1", "j", "2", "z", "3"]
     assert (tmp_path / ".esp" / "tls" / "ca.crt").read_bytes() == certificate
     for key in (tmp_path / ".esp" / "tls").glob("*.key"):
         assert key.stat().st_mode & 0o077 == 0

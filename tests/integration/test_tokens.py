@@ -280,7 +280,7 @@ class TestCompaction:
         token = filled.Range(Range(key=b"a", range_end=b"k")).header.revision
         code, text = outcome(lambda: filled.Compact(Compact(revision=token)))
         assert code == grpc.StatusCode.FAILED_PRECONDITION
-        assert text.startswith("esp: a compaction at this revision leaves out the shards s2; take the revision of")
+        assert text.startswith("esp: a compaction at this revision leaves out shard s2; take the revision of")
 
     def test_a_plain_revision_is_refused(self, filled: KVStub) -> None:
         code, text = outcome(lambda: filled.Compact(Compact(revision=3)))

@@ -117,7 +117,7 @@ def test_a_stale_token_is_told_as_such_only_where_nothing_was_changed(status: St
             one.answer()
             await until(lambda: other.open)
             refuse(other, status)
-            text = f"esp: UserAdd is done on the shards a, but shard b has refused: {status.message}; mend it there"
+            text = f"esp: UserAdd is done on shard a, but shard b has refused: {status.message}; mend it there"
             assert await refusal(call) == (Code.FAILED_PRECONDITION, text)
 
     run(work)

@@ -222,11 +222,7 @@ class _KeepaliveStream:
                 in_flight.popleft().answered(lane.name, ttl, self._header[1])
                 return
         try:
-            messages = self._reader.feed(payload)
-            if messages and not self.closed:
-                self.has_answered = True
-                self.progress = lane.heard = monotonic()
-            for message in messages:
+            for message in self._reader.feed(payload):
                 if self.closed:
                     return
                 ttl, header = self._ttl_in(message, in_flight[0].echo) if in_flight else UNUSUAL, self._header[1]
@@ -236,6 +232,8 @@ class _KeepaliveStream:
                         self.fault("is to no keepalive that waits")
                         return
                     ttl = answer.TTL
+                self.has_answered = True  # what is no answer has to count as none, or it would be asked for without end
+                self.progress = lane.heard = monotonic()
                 in_flight.popleft().answered(lane.name, ttl, header)
         except (RpcError, DecodeError):
             self.fault("is no LeaseKeepAliveResponse")
