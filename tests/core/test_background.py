@@ -262,7 +262,7 @@ def test_who_waits_for_the_first_of_several_gives_up() -> None:
         waiting = asyncio.create_task(
             first_of(attempts.of("hangs", "insists", "hangs too"), 0.001, attempts.dropped.append)
         )
-        while len(attempts.begun) < 3:
+        while len(attempts.begun) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

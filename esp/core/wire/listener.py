@@ -243,8 +243,11 @@ class Listener:
 
     async def drain(self, streaming: Status, seconds: float) -> bool:
         """Stops accepting, and waits until every client's calls have ended; True if they did within `seconds`."""
+        waiting = self._waiting()
         self.close()
         self._draining = streaming
+        for descriptor, port in waiting:
+            await self.take(descriptor, port)
         for protocol in list(self._protocols):
             protocol.drain(streaming)
         self.context.flush()
@@ -258,6 +261,21 @@ class Listener:
             self.abort()
             return False
         return True
+
+    def _waiting(self) -> list[tuple[int, int]]:
+        """The clients that wait in the kernel to be accepted, and their sockets' numbers.
+
+        For these the connection exists already. The kernel resets it if nobody accepts, and calls in it fail.
+        """
+        found: list[tuple[int, int]] = []
+        for port, sock in enumerate(self._sockets):
+            try:
+                while len(found) < BACKLOG:
+                    client, _ = sock.accept()
+                    found.append((client.detach(), port))
+            except OSError:  # nobody waits, or there are no descriptors left
+                continue
+        return found
 
     async def _take_last(self) -> None:
         """Takes the clients that others have given to this process meanwhile, and lets them go as all others."""

@@ -771,6 +771,26 @@ def test_a_drain_ends_idle_connections_and_finishes_calls(run: Run) -> None:
     run(test)
 
 
+def test_a_drain_resets_no_client_that_waits_to_be_accepted(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            # All in one turn of the loop, and the drain in the next: its first step comes before sockets are looked at.
+            clients = [Client(socket.create_connection(("127.0.0.1", server.port))) for _ in range(20)]
+            for client in clients:
+                client.sock.sendall(GREETING)
+                client.sock.setblocking(False)
+            drain = asyncio.create_task(server.listener.drain(STOPPING, 20))
+            asks = bytes.fromhex("0106010800030309")
+            for client in clients:
+                await client.hears(lambda heard: ping(asks) in heard)
+                await client.says(SETTINGS_ACK, ping(asks, ack=True))
+                assert transcript(await client.hears_the_end())[-1] == "GOAWAY 0 0 NO_ERROR b'draining'"
+                client.sock.close()
+            assert await drain
+
+    run(test)
+
+
 def test_a_drain_that_takes_too_long_is_cut(run: Run) -> None:
     async def test() -> None:
         async with serving() as server:
