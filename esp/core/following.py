@@ -96,6 +96,9 @@ class Following:
         found = await self._read(shards.values())
         if await self._take(found):
             return
+        silent = [f"{shard_called(name)}: {held.message}" for name, held in found.items() if isinstance(held, Status)]
+        if silent and len(silent) == len(found):
+            self._tell(f"no shard tells it ({'; '.join(silent)})")
         rerouting = proxy.rerouting
         if rerouting is not None:
             rerouting.looked(self._at_odds(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ import grpc
 import grpc.aio
 import pytest
 
+from esp.core import errors
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.proxy import Proxy
+from esp.core.shard import Shard
 from esp.core.shared_map import GUARD_KEY
+from esp.core.wire.status import Code, Status
 from tests.harness import Etcds, peer
 from tests.integration.mapped import Mapped, proxy_of
 from tests.stubs import rpc_pb2_grpc, v3election_pb2_grpc, v3lock_pb2_grpc
@@ -155,6 +158,32 @@ def test_calls_that_are_refused_go_to_the_new_owner(mapped: Mapped) -> None:
             assert mapped.read(other, b"x", b"z") == [(b"x", b"before"), (b"y", b"before")]
             assert await client.values(b"x") == [value]
             assert proxy.routing.layout.epoch == mapped.now.epoch
+
+    serve(mapped, work)
+
+
+def test_a_call_is_given_up_in_time_while_no_shard_tells_the_map(
+    mapped: Mapped, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where auth is on, and esp has no user: each look ends the wait, but not the time that the call has."""
+    refusal = Status(Code.INVALID_ARGUMENT, "etcdserver: user name is empty")
+
+    async def nothing(shards: Iterable[Shard], seconds: float) -> dict[str, Status]:
+        return {shard.name: refusal for shard in shards}
+
+    monkeypatch.setattr("esp.core.following.read", nothing)
+    monkeypatch.setattr("esp.core.services.rerouting.WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("esp.core.services.rerouting.CALL_SECONDS", 1e9)
+
+    async def work(proxy: Proxy, client: Client) -> None:
+        await client.put(b"x", b"one")
+        mapped.move(b"w", b"z", "s0")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.put(b"x", b"two")
+        assert caught.value.details() == errors.MAP_CHANGED.message
+        assert mapped.read("s0", b"x") == mapped.read("s1", b"x") == [(b"x", b"one")]
+        said = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+        assert "no shard tells it (shard s0: etcdserver: user name is empty; shard s1:" in said[-1]  # both are ready
 
     serve(mapped, work)
 

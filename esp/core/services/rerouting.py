@@ -18,7 +18,7 @@ from esp.core.wire.server_stream import OVERLOADED, ServerCall, Sink
 from esp.core.wire.status import Code, Status
 
 WAIT_SECONDS: Final = 5.0
-"""The longest that a call waits for another map, from its first refusal on as far as that is known."""
+"""The longest that a call waits for another map, from its first refusal on, however often it is sent meanwhile."""
 CALL_SECONDS: Final = 30.0
 """A call that is older is not begun again: the maps change faster than it finds its shards."""
 
@@ -41,6 +41,7 @@ class Rerouting:
         self._counters = counters
         self._anew = Anew(find)
         self._waiting: dict[_Waiting, None] = {}
+        self._since: dict[ServerCall, float] = {}  # the first refusal of each open call since the last other map
 
     @property
     def waiting(self) -> int:
@@ -51,13 +52,15 @@ class Rerouting:
         """Takes over a call that a shard has refused, or one of several (None); `message` is b"" if it was not kept."""
         if stream.is_over:
             return
-        if not message or stream.responded or monotonic() - stream.opened > CALL_SECONDS:
+        now = monotonic()
+        since = self._since.setdefault(stream, now)
+        if not message or stream.responded or now - stream.opened > CALL_SECONDS or now - since > WAIT_SECONDS:
             self._refuse(stream, errors.MAP_CHANGED)
             return
         if not stream.hold(len(message)):
             self._refuse(stream, OVERLOADED)
             return
-        waiting = _Waiting(self._waiting, shard, stream, message)
+        waiting = _Waiting(self._waiting, shard, stream, message, since)
         self._waiting[waiting] = None
         if shard is not None and self._layout().shards.get(shard.name) is not shard:
             self._begin(waiting)
@@ -67,6 +70,7 @@ class Rerouting:
     def installed(self) -> None:
         """Another layout is in force: all calls begin anew."""
         self._anew.forget()
+        self._since.clear()
         for waiting in list(self._waiting):
             self._begin(waiting)
 
@@ -86,6 +90,8 @@ class Rerouting:
         for waiting in late:
             waiting.release()
             self._refuse(waiting.stream, errors.MAP_CHANGED)
+        for stream in [stream for stream in self._since if stream.is_over]:
+            del self._since[stream]
 
     def _refuse(self, stream: ServerCall, status: Status) -> None:
         self._counters["refused"] += 1
@@ -108,12 +114,14 @@ class _Waiting(Sink):
 
     __slots__ = ("_all", "message", "shard", "since", "stream")
 
-    def __init__(self, every: dict[_Waiting, None], shard: Shard | None, stream: ServerCall, message: bytes) -> None:
+    def __init__(
+        self, every: dict[_Waiting, None], shard: Shard | None, stream: ServerCall, message: bytes, since: float
+    ) -> None:
         self._all = every
         self.shard = shard
         self.stream = stream
         self.message = message
-        self.since = monotonic()
+        self.since = since
         stream.sink = self
 
     def release(self) -> None:
