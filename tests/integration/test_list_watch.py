@@ -84,6 +84,7 @@ class Replica(threading.Thread):
         self._server = server
         self._by_header = by_header
         self._start = 0
+        self._events = 0  # since it broke its stream; on a slow machine shards and proxies are killed in between
         self._stopping = False
         self._answers: grpc.Call | None = None
 
@@ -127,7 +128,6 @@ class Replica(threading.Thread):
         self._answers = answers = stub.Watch(iter(requests))
         if self._stopping:
             answers.cancel()
-        events = 0
         for message in answers:
             if message.canceled:
                 assert message.compact_revision, message
@@ -139,8 +139,9 @@ class Replica(threading.Thread):
             if message.events:
                 last = message.events[-1].kv.mod_revision
                 self._start = (message.header.revision if self._by_header else last) + 1
-            events += len(message.events)
-            if events >= BREAK_AFTER:
+            self._events += len(message.events)
+            if self._events >= BREAK_AFTER:
+                self._events = 0
                 self.broken += 1
                 answers.cancel()
                 return
