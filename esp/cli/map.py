@@ -32,7 +32,7 @@ _DONE_BY = {1: "Refused, or not confirmed, and nothing was done; or a step faile
 def map_(context: typer.Context) -> None:
     """Keep one map for all proxies on the shards.
 
-    No esp serves by that map yet.
+    Proxies serve by it that have "map: shards" in their config.
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -51,7 +51,8 @@ def init(yes: YesOption = False, output: OutputOption = Format.TABLE, config: Co
     """Put the first map on the shards: the ranges of the config.
 
     All shards must answer, and hold no keys that begin with a zero byte: these become esp's own. Where auth is on, each
-    role gets the right to read one key of these, the guard. No esp serves by that map yet, and clients see esp's keys.
+    role gets the right to read one key of these, the guard. Then write "map: shards" into the config of each proxy, and
+    start it anew.
     """
     from esp.commands import map_change as module
 

@@ -27,6 +27,7 @@ from esp.core.shared_map import (
     tell,
 )
 from esp.core.wire.status import Status
+from esp.core.wording import all_cured
 
 CALL_SECONDS: Final = 10.0
 
@@ -146,14 +147,14 @@ def newest_of(held: Mapping[str, Held | Status]) -> Told:
     told = told_by(held)
     if told is not None:
         return told
-    silent = [f"{name}: {found.message}" for name, found in held.items() if isinstance(found, Status)]
+    silent = {name: found.message for name, found in held.items() if isinstance(found, Status)}
     faults = [
         f"{name}: {'; '.join(found.faults)}" for name, found in held.items() if isinstance(found, Held) and found.faults
     ]
     if any(isinstance(found, Held) and found.next is not None for found in held.values()):
         raise CommandError("the first map is half done; esp map init with the same config, or esp map finish, goes on")
     if silent or faults:
-        raise CommandError(f"no shard tells a map ({'; '.join([*silent, *faults])})")
+        raise CommandError(f"no shard tells a map ({'; '.join([*faults, *([all_cured(silent)] if silent else [])])})")
     raise CommandError("the shards hold no map; esp map init puts the first one there")
 
 

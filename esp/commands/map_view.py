@@ -98,8 +98,8 @@ def write_plan(change: Next, output: Format) -> None:
         rows = [[name, ", ".join(map(format_range, after.map.ranges_of(name)))] for name in after.names]
         write_table(["SHARD", "KEYS"], rows)
         write(
-            "No esp serves by this map yet: proxies go on with their files, and clients see the keys of esp's own "
-            "(\\x00esp/...)."
+            "Proxies that run go on with their files. Then write map: shards into the config of each, and start it "
+            "anew; with map: file none starts."
         )
     else:
         write(f"From epoch {change.before.epoch} to {after.epoch}: {after.changes[-1].what}. No keys move.")

@@ -19,7 +19,7 @@ import re
 import struct
 import termios
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -239,20 +239,26 @@ def run(line: str) -> tuple[int, str]:
 def test_export_and_import(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(scene.folder)
     transcript = ""
+
+    def printed(line: str, way: Callable[[str], tuple[int, str]]) -> tuple[int, str]:
+        if line.startswith("export"):
+            (scene.folder / "all.jsonl").unlink(missing_ok=True)
+        code, told = way(line)
+        return code, even(re.sub(r'("seconds": )[\d.e-]+', r"\g<1>0.001", told), scene)
+
     for line in (
         "export --to all.jsonl",
         "export --to all.jsonl -o json",
         "import all.jsonl --skip-existing --no-leases",
         "import all.jsonl --skip-existing --no-leases -o json",
     ):
-        found = []
-        for way in (run, lambda line: by_pipe(scene.folder, line)):
-            if line.startswith("export"):
-                (scene.folder / "all.jsonl").unlink(missing_ok=True)
-            code, told = way(line)
-            found.append((code, re.sub(r'("seconds": )[\d.e-]+', r"\g<1>0.001", told)))
-        assert found[0] == found[1]
-        transcript += f"$ esp {line}\n[exit code {found[0][0]}]\n\n{even(found[0][1], scene)}\n"
+        found = printed(line, run)
+        assert found == printed(line, lambda line: by_pipe(scene.folder, line))
+        transcript += f"$ esp {line}\n[exit code {found[0]}]\n\n{found[1]}\n"
+        for columns in () if line.endswith("-o json") else WIDTHS:
+            code, told = printed(line, lambda line, columns=columns: by_process(scene.folder, line.split(), columns))  # type: ignore[misc]
+            assert code == found[0]
+            transcript += f"[{columns} columns]\n{told}\n"
     is_as_it_was("export-import.txt", transcript)
 
 
@@ -422,6 +428,9 @@ def test_the_map_on_the_shards(scene: Scene, monkeypatch: pytest.MonkeyPatch) ->
         code, told = run(line)
         transcript += f"$ esp {line}\n[exit code {code}]\n\n{even(told, scene)}\n"
     assert run("map history") == by_pipe(scene.folder, "map history")
+    for columns in WIDTHS:
+        code, told = by_process(scene.folder, ["map", "show"], columns)
+        transcript += f"$ esp map show\n[exit code {code}]\n\n[{columns} columns]\n{even(told, scene)}\n"
     transcript = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+", "2026-11-30T12:00:00", transcript)
     transcript = re.sub(r'("by": ")[^"]+', r"\1root@host", transcript)
     is_as_it_was("map.txt", re.sub(r"\b1-[0-9a-f]+", lambda guard: "1-" + "a" * (len(guard[0]) - 2), transcript))

@@ -82,8 +82,8 @@ def test_the_first_map(run: Run, kvs: list[rpc_pb2_grpc.KVStub]) -> None:
         's0     ["", "i")\n'
         's1     ["i", "r")\n'
         's2     ["r", end)\n'
-        "No esp serves by this map yet: proxies go on with their files, and clients see the keys of esp's own "
-        "(\\x00esp/...).\n"
+        "Proxies that run go on with their files. Then write map: shards into the config of each, and start it "
+        "anew; with map: file none starts.\n"
         "shard s0 has got the map and a guard\n"
         "shard s1 has got the map and a guard\n"
         "shard s2 has got the map and a guard\n"
