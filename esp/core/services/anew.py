@@ -1,14 +1,14 @@
-"""Begins calls once more, by the map in force now."""
+"""Calls that are held until another map is in force, and begin once more by that map."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 from esp.core.services import metadata
 from esp.core.wire.hpack import decode
 from esp.core.wire.request import RequestHead
-from esp.core.wire.server_stream import Handler, ServerCall
+from esp.core.wire.server_stream import Handler, ServerCall, Sink
 
 MOST_HEADS: Final = 1024
 """The most heads that are kept with what became of them."""
@@ -27,6 +27,17 @@ class Anew:
     def forget(self) -> None:
         """Another map is in force."""
         self._heads.clear()
+
+    def begin_in_turn(self, held: Held) -> None:
+        """Holds a call no longer, and begins it in its client's turn."""
+        held.release()
+        held.stream.connection.do_later(self._steps(held.stream, held.message))
+
+    def _steps(self, stream: ServerCall, message: bytes) -> Iterator[None]:
+        if not stream.is_over:
+            self.begin(stream, message)
+        return
+        yield
 
     def begin(self, stream: ServerCall, message: bytes) -> None:
         """Begins a call by the map in force now."""
@@ -54,3 +65,30 @@ class Anew:
         head.unary = not head.handler.streaming
         head.weigh()
         return head
+
+
+class Held(Sink):
+    """A call that is held, of which the message counts as memory: whoever holds it has asked `ServerCall.hold`.
+
+    Args:
+        every: all that are held, which this call joins, and leaves with `release` or with its client.
+    """
+
+    __slots__ = ("_all", "message", "stream")
+
+    def __init__(self, every: dict[Any, None], stream: ServerCall, message: bytes) -> None:
+        self._all = every
+        self.stream = stream
+        self.message = message
+        stream.sink = self
+        every[self] = None
+
+    def release(self) -> None:
+        """Holds the call no longer."""
+        self._all.pop(self, None)
+        self.stream.sink = None
+        self.stream.release(len(self.message))
+
+    def cancelled(self, code: int, reason: str) -> None:
+        """The client is gone, or the call's deadline is over."""
+        self.release()

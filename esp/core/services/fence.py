@@ -34,11 +34,11 @@ from esp.core.keys import KeyRange, prefix_end
 from esp.core.namespace import Namespace
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.services import metadata
-from esp.core.services.anew import Anew, Find
+from esp.core.services.anew import Anew, Find, Held
 from esp.core.services.handlers import parse
 from esp.core.wire.ended import Several
 from esp.core.wire.request import RequestHead
-from esp.core.wire.server_stream import OVERLOADED, Handler, Refuse, ServerCall, Sink
+from esp.core.wire.server_stream import OVERLOADED, Handler, Refuse, ServerCall
 from esp.core.wire.status import RpcError
 
 HOLD_SECONDS: Final = 5.0
@@ -136,7 +136,7 @@ class Fence:
         self._sources = frozenset(sources)
         self._anew = Anew(find)
         self._began = monotonic()
-        self._held: dict[_Held, None] = {}
+        self._held: dict[Held, None] = {}
         self._before: list[ServerCall] = []
         self._waiting: list[ServerCall] = []  # those that may wait for hours
         for stream in calls:
@@ -183,7 +183,7 @@ class Fence:
             stream.finish(OVERLOADED)
         else:
             self._counters["held"] += 1
-            self._held[_Held(self._held, stream, message)] = None
+            Held(self._held, stream, message)
 
     def _is_late(self) -> bool:
         return monotonic() - self._began > HOLD_SECONDS
@@ -233,14 +233,7 @@ class Fence:
         """Takes the fence down: the calls that were held begin, each in its client's turn."""
         self.is_open = True
         for held in list(self._held):
-            held.release()
-            held.stream.connection.do_later(self._begin(held.stream, held.message))
-
-    def _begin(self, stream: ServerCall, message: bytes) -> Iterator[None]:
-        if not stream.is_over:
-            self.begin(stream, message)
-        return
-        yield
+            self._anew.begin_in_turn(held)
 
     def begin(self, stream: ServerCall, message: bytes) -> None:
         """Begins a call that came while the fence stood, by the map in force now."""
@@ -269,28 +262,6 @@ class _Fenced(Handler):
         else:
             stream.head = self._head
             self._head.handler.on_message(stream, message)
-
-
-class _Held(Sink):
-    """A call that is held."""
-
-    __slots__ = ("_all", "message", "stream")
-
-    def __init__(self, every: dict[_Held, None], stream: ServerCall, message: bytes) -> None:
-        self._all = every
-        self.stream = stream
-        self.message = message
-        stream.sink = self
-
-    def release(self) -> None:
-        """Holds the call no longer."""
-        self._all.pop(self, None)
-        self.stream.sink = None
-        self.stream.release(len(self.message))
-
-    def cancelled(self, code: int, reason: str) -> None:
-        """The client is gone, or the call's deadline is over."""
-        self.release()
 
 
 def _with(head: RequestHead, handler: Handler) -> RequestHead:

@@ -6,15 +6,15 @@ Nothing was done for them. A call waits for WAIT_SECONDS at most, and is then re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Final
 
 from esp.core import errors
 from esp.core.layout import Layout
-from esp.core.services.anew import Anew, Find
+from esp.core.services.anew import Anew, Find, Held
 from esp.core.shard import Shard
-from esp.core.wire.server_stream import OVERLOADED, ServerCall, Sink
+from esp.core.wire.server_stream import OVERLOADED, ServerCall
 from esp.core.wire.status import Code, Status
 
 WAIT_SECONDS: Final = 5.0
@@ -61,7 +61,6 @@ class Rerouting:
             self._refuse(stream, OVERLOADED)
             return
         waiting = _Waiting(self._waiting, shard, stream, message, since)
-        self._waiting[waiting] = None
         if shard is not None and self._layout().shards.get(shard.name) is not shard:
             self._begin(waiting)
         else:
@@ -98,38 +97,18 @@ class Rerouting:
         stream.finish(status)
 
     def _begin(self, waiting: _Waiting) -> None:
-        waiting.release()
         self._counters["rerouted"] += 1
-        waiting.stream.connection.do_later(self._steps(waiting.stream, waiting.message))
-
-    def _steps(self, stream: ServerCall, message: bytes) -> Iterator[None]:
-        if not stream.is_over:
-            self._anew.begin(stream, message)
-        return
-        yield
+        self._anew.begin_in_turn(waiting)
 
 
-class _Waiting(Sink):
+class _Waiting(Held):
     """A call that waits."""
 
-    __slots__ = ("_all", "message", "shard", "since", "stream")
+    __slots__ = ("shard", "since")
 
     def __init__(
         self, every: dict[_Waiting, None], shard: Shard | None, stream: ServerCall, message: bytes, since: float
     ) -> None:
-        self._all = every
+        super().__init__(every, stream, message)
         self.shard = shard
-        self.stream = stream
-        self.message = message
         self.since = since
-        stream.sink = self
-
-    def release(self) -> None:
-        """The call waits no longer."""
-        self._all.pop(self, None)
-        self.stream.sink = None
-        self.stream.release(len(self.message))
-
-    def cancelled(self, code: int, reason: str) -> None:
-        """The client is gone, or the call's deadline is over."""
-        self.release()
