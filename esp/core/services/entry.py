@@ -251,11 +251,6 @@ class Entry(Sink):
         self.weigh(shard, size)
         self.leave(shard)
 
-    def replied(self, shard: str) -> None:
-        """As `answered`, for an answer whose size predicts nothing."""
-        self.heard(shard)
-        self.leave(shard)
-
     def heard(self, shard: str) -> None:
         """Notes that the shard has answered, and so has not stopped."""
         self._gate.stopped.discard(shard)

@@ -286,9 +286,9 @@ class CoroutineCall(Sink):
             self.entry.heard(shard)
 
     def replied(self, shard: str) -> None:
-        """A shard has answered for this call: frees the call's place there."""
-        if self.entry is not None:
-            self.entry.replied(shard)
+        """As `leave`, for a shard that has answered: so it has not stopped."""
+        self.heard(shard)
+        self.leave(shard)
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         try:

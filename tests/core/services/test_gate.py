@@ -22,7 +22,7 @@ from esp.core.services.entry import (
     Entry,
 )
 from esp.core.services.gate import STUCK_SECONDS, Gate
-from esp.core.services.handlers import CoroutineCall
+from esp.core.services.handlers import CoroutineCall, Keeps
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
 from esp.core.wire.server_stream import OVERLOADED
@@ -195,6 +195,20 @@ def test_the_calls_of_clients_begin_in_turn_however_many_one_has_sent(world: Wor
     assert world.since("x0", "x1") == {"y0", "z0"}
     world.leaves("y0", A)
     assert world.since("x0", "x1") == {"x2", "y0", "z0"}
+
+
+@pytest.mark.parametrize("keeps", Keeps)
+def test_a_call_has_the_places_that_it_keeps_when_its_shards_have_replied(world: World, keeps: Keeps) -> None:
+    world.asks("x0", A, B)
+    call = CoroutineCall(world.begun["x0"].stream, world.begun["x0"])
+    call.keeps = keeps
+    call.replied(A)
+    assert set(world.begun["x0"].held) == ({A, B} if keeps is Keeps.ALL else {B})
+    call.replied(B)
+    kept = {Keeps.NOTHING: set(), Keeps.LAST: {B}, Keeps.ALL: {A, B}}[keeps]
+    assert set(world.begun["x0"].held) == kept
+    world.begun["x0"].close()
+    assert world.busy == [0, 0, 0]
 
 
 def test_calls_that_wait_for_a_stopped_shard_hold_a_place_there_and_nowhere_else(world: World) -> None:

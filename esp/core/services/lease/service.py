@@ -22,7 +22,7 @@ from esp.core.layout import Layout
 from esp.core.pb import rpc_pb2
 from esp.core.services.entry import PLACES
 from esp.core.services.gate import Gate
-from esp.core.services.handlers import SMALL_CALL, AskAll, CoroutineCall
+from esp.core.services.handlers import SMALL_CALL, AskAll, CoroutineCall, Keeps
 from esp.core.services.lease.keepalive import PATH as KEEPALIVE_PATH
 from esp.core.services.lease.keepalive import LeaseKeepAlive
 from esp.core.services.lease.repair import LeaseRepair
@@ -300,6 +300,7 @@ class _FanOut:
         response = rpc_pb2.LeaseLeasesResponse()
         headers: list[rpc_pb2.ResponseHeader] = []
         told: set[int] = set()
+        call.keeps = Keeps.LAST  # or another such call would begin before this one asks the next shard
         for shard in self._shards.values():
             call.enter_anew([shard.name], asks=False)  # each was counted once as the call began
             outcomes = await self._ask_all(call, LEASE_LEASES, request, shards=[shard])
