@@ -1,4 +1,4 @@
-# Sourced by scripts/test and scripts/demo, from the top of the checkout: makes and refreshes .venv.
+# Sourced by scripts/test, scripts/demo and scripts/docs, from the top of the checkout: makes and refreshes .venv.
 # shellcheck shell=bash
 
 # venv_with dev|demo: .venv with esp installed editable, and the dev dependencies or only the embedded etcd.
@@ -8,7 +8,7 @@ venv_with() {
     if ! .venv/bin/python -c '' 2>/dev/null; then
         python=$(venv_interpreter)
         echo "making .venv with $("$python" --version)" >&2
-        venv_make "$python"
+        venv_make "$python" .venv
     fi
     now=$(cat pyproject.toml <(pwd) <(.venv/bin/python --version) | cksum)
     if [ -f "$stamp" ]; then have=$(cat "$stamp"); fi
@@ -39,14 +39,15 @@ venv_interpreter() {
     return 1
 }
 
-# Debian splits ensurepip off into python3-venv; without it, the interpreter's own pip can fill the environment.
+# venv_make PYTHON FOLDER: Debian splits ensurepip off into python3-venv; without it, the interpreter's own pip can fill
+# the environment.
 venv_make() {
-    rm -rf .venv
+    rm -rf "$2"
     if "$1" -c 'import ensurepip' 2>/dev/null; then
-        "$1" -m venv .venv
+        "$1" -m venv "$2"
     elif "$1" -m pip --version >/dev/null 2>&1; then
-        "$1" -m venv --without-pip .venv
-        "$1" -m pip --quiet --disable-pip-version-check --python .venv/bin/python install pip
+        "$1" -m venv --without-pip "$2"
+        "$1" -m pip --quiet --disable-pip-version-check --python "$2/bin/python" install pip
     else
         echo "$1 has neither ensurepip nor pip: install one of them (Debian: apt install python3-venv)" >&2
         return 1
