@@ -139,3 +139,20 @@ def test_they_load_neither_typer_nor_what_makes_connections(arguments: list[str]
     loaded = set(out.splitlines()[-1].split())
     assert loads in loaded
     assert loaded & (NEITHER | nor) == set()
+
+
+@pytest.mark.parametrize(
+    ("line", "own", "others"),
+    [("--help", 10, 45), ("version", 10, 45), ("route a", 45, 95), ("complete keys a", 45, 95)],
+)
+def test_they_load_few_modules(line: str, own: int, others: int) -> None:
+    """Each costs 0.2 to 1 ms; bench/startup.py has what that comes to."""
+    script = (
+        "import sys; before = set(sys.modules); from esp.quick import answers; "
+        f"answers({line.split()}); print(*set(sys.modules) - before)"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    loaded = out.splitlines()[-1].split()
+    mine = [name for name in loaded if name.split(".")[0] == "esp"]
+    assert len(mine) <= own, sorted(mine)
+    assert len(loaded) - len(mine) <= others, sorted(set(loaded) - set(mine))

@@ -9,17 +9,14 @@ import typer
 
 from esp.cli.frame import command
 from esp.cli.options import (
-    CaOption,
-    CertOption,
+    Access,
     ConfigOption,
-    KeyOption,
     OutputOption,
-    PasswordOption,
-    UserOption,
     argument,
     number,
     option,
     path_option,
+    takes_access,
 )
 from esp.commands.output import USAGE, CommandError, Format, Load
 
@@ -37,6 +34,7 @@ commands = typer.Typer()
         {1: "A target cannot be used, or requests failed.", 130: "Ctrl-C; the keys of the run are deleted."},
     )
 )
+@takes_access
 def bench(
     target: Annotated[list[str] | None, argument("[TARGET [TARGET]]")] = None,
     load: Annotated[
@@ -60,11 +58,8 @@ def bench(
         list[str] | None, option("--shard", metavar="SHARD", about="Keys of this shard only; may be repeated.")
     ] = None,
     plot: Annotated[Path | None, path_option("--plot", about="Draw the latencies: .html or .svg.")] = None,
-    cacert: CaOption = "",
-    cert: CertOption = "",
-    tls_key: KeyOption = "",
-    user: UserOption = "",
-    password_file: PasswordOption = "",
+    *,
+    access: Access,
     output: OutputOption = Format.TABLE,
     config: ConfigOption = None,
 ) -> None:
@@ -81,6 +76,6 @@ def bench(
     from esp.core.load import Plan, Workload
 
     plan = Plan(connections, streams, seconds, warm_up, rounds, keys, value_bytes)
-    access = Etcd([], cacert, cert, tls_key, user, password_file)
+    etcd = Etcd([], *access)
     loads = [Workload(one) for one in dict.fromkeys(load or [Load.PUT, Load.RANGE])]
-    module.run(config, module.Options(target or [], loads, shard or [], access, plan, plot, output))
+    module.run(config, module.Options(target or [], loads, shard or [], etcd, plan, plot, output))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
@@ -76,6 +79,36 @@ EndpointOption = Annotated[
     list[str] | None,
     option("--endpoint", metavar="URL", about="An etcd in place of the config's shards; may be repeated."),
 ]
-CaOption = Annotated[str, option("--cacert", metavar="FILE", about="CA of the server's certificate.")]
-UserOption = Annotated[str, option("--user", metavar="NAME", about="User to log in as.")]
-PasswordOption = Annotated[str, option("--password-file", metavar="FILE", about="File with the user's password.")]
+
+
+class Access(NamedTuple):
+    """How to speak to what a URL of the command line names, in the order of `esp.core.export.Etcd`; "" for none.
+
+    Each field is an option of the commands that `takes_access` is around.
+    """
+
+    cacert: Annotated[str, option("--cacert", metavar="FILE", about="CA of the server's certificate.")]
+    cert: CertOption
+    tls_key: KeyOption
+    user: Annotated[str, option("--user", metavar="NAME", about="User to log in as.")]
+    password_file: Annotated[str, option("--password-file", metavar="FILE", about="File with the user's password.")]
+
+
+def takes_access(command: Callable[..., None]) -> Callable[..., None]:
+    """The command for typer, with the options of `Access` in the place of its keyword `access`."""
+    signature = inspect.signature(command, eval_str=True)
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default="", annotation=annotation)
+        for name, annotation in get_type_hints(Access, include_extras=True).items()
+    ]
+    parameters: list[inspect.Parameter] = []
+    for one in signature.parameters.values():
+        parameters.extend(options if one.name == "access" else [one])
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        command(access=Access(*[given.pop(one.name) for one in options]), **given)
+
+    called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in parameters}
+    return called

@@ -10,17 +10,14 @@ import typer
 from esp.cli import PARTS
 from esp.cli.frame import command
 from esp.cli.options import (
-    CaOption,
-    CertOption,
+    Access,
     ConfigOption,
-    KeyOption,
     OutputOption,
-    PasswordOption,
-    UserOption,
     flag,
     number,
     option,
     path_option,
+    takes_access,
 )
 from esp.commands.output import By, Format
 
@@ -41,6 +38,7 @@ commands = typer.Typer()
         },
     )
 )
+@takes_access
 def plan(
     shards: Annotated[
         int | None, number("--shards", min=1, max=100, about="The number of shards; else that of the config, or 3.")
@@ -68,11 +66,8 @@ def plan(
     to: Annotated[
         Path | None, path_option("--to", about="Write the config to this file, which must not exist.")
     ] = None,
-    cacert: CaOption = "",
-    cert: CertOption = "",
-    tls_key: KeyOption = "",
-    user: UserOption = "",
-    password_file: PasswordOption = "",
+    *,
+    access: Access,
     output: OutputOption = Format.TABLE,
     config: ConfigOption = None,
 ) -> None:
@@ -87,7 +82,7 @@ def plan(
 
     module.run(
         config,
-        Etcd([from_] if from_ else [], cacert, cert, tls_key, user, password_file),
+        Etcd([from_] if from_ else [], *access),
         module.Options(
             shards,
             Measure(by),

@@ -9,22 +9,19 @@ import typer
 
 from esp.cli.frame import command
 from esp.cli.options import (
-    CaOption,
-    CertOption,
+    Access,
     ConfigOption,
     EndpointOption,
     FromKeyOption,
-    KeyOption,
     OutputOption,
-    PasswordOption,
     PrefixOption,
-    UserOption,
     argument,
     flag,
     number,
     only_one,
     option,
     path_option,
+    takes_access,
 )
 from esp.commands.output import USAGE, CommandError, Format
 
@@ -41,6 +38,7 @@ commands = typer.Typer()
         {1: "A shard did not answer, or the file is not whole.", 130: "Ctrl-C; --resume completes the file."},
     )
 )
+@takes_access
 def export(
     key: Annotated[str, argument("[KEY]")] = "",
     prefix: PrefixOption = False,
@@ -54,11 +52,8 @@ def export(
     resume: Annotated[Path | None, path_option("--resume", about="Complete an export that was cut off.")] = None,
     each: Annotated[bool, flag("--each", about="Read each shard at its own moment, some milliseconds apart.")] = False,
     endpoint: EndpointOption = None,
-    cacert: CaOption = "",
-    cert: CertOption = "",
-    tls_key: KeyOption = "",
-    user: UserOption = "",
-    password_file: PasswordOption = "",
+    *,
+    access: Access,
     output: OutputOption = Format.TABLE,
     config: ConfigOption = None,
 ) -> None:
@@ -81,7 +76,7 @@ def export(
         encoding = route.KeyEncoding.given(hex_=hex_, base64=base64)
         keys = route.range_of(key, prefix=prefix, from_key=from_key, range_end=range_end, encoding=encoding)
     options = command.Options(keys=keys, to=to, resume=resume, each=each, output=output)
-    command.run(config, Etcd(endpoint or [], cacert, cert, tls_key, user, password_file), options)
+    command.run(config, Etcd(endpoint or [], *access), options)
 
 
 @commands.command(
@@ -98,6 +93,7 @@ def export(
         },
     ),
 )
+@takes_access
 def import_(
     file: Annotated[str, argument("FILE", "An export; - for stdin.")],
     overwrite: Annotated[bool, flag("--overwrite", about="Overwrite keys that are there.")] = False,
@@ -108,11 +104,8 @@ def import_(
     ] = 1,
     no_leases: Annotated[bool, flag("--no-leases", about="Write keys without leases, so that they stay.")] = False,
     endpoint: EndpointOption = None,
-    cacert: CaOption = "",
-    cert: CertOption = "",
-    tls_key: KeyOption = "",
-    user: UserOption = "",
-    password_file: PasswordOption = "",
+    *,
+    access: Access,
     output: OutputOption = Format.TABLE,
     config: ConfigOption = None,
 ) -> None:
@@ -128,5 +121,5 @@ def import_(
     existing = Existing.REFUSE
     if overwrite or skip_existing or resume:
         existing = Existing.OVERWRITE if overwrite else Existing.SKIP if skip_existing else Existing.RESUME
-    etcd = Etcd(endpoint or [], cacert, cert, tls_key, user, password_file)
+    etcd = Etcd(endpoint or [], *access)
     command.run(config, etcd, command.Options(file, existing, output, at_once, not no_leases))

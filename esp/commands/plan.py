@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from esp.commands import interruptible, plan_json, plan_view
-from esp.commands.in_force import in_force
+from esp.commands.noted import config_at, hear_clients, note_config
 from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, note
 from esp.commands.plan_config import config_text
 from esp.commands.progress import progress_bar
-from esp.core import config as configs
 from esp.core.config import Config
 from esp.core.connected_shards import UnreachableError
 from esp.core.export import Etcd, config_of
@@ -34,6 +31,7 @@ from esp.core.plan import (
     weights_of,
 )
 from esp.core.shard_map import ShardMap
+from esp.core.wording import counted, shard_called
 
 SHARDS: Final = 3
 """Shards that are planned for where no config says how many there are."""
@@ -86,11 +84,11 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
         ConfigError: there is no config, or the config or the URL is wrong.
         CommandError: the keys cannot be read, or there is nothing to plan by.
     """
-    logging.getLogger("esp").addHandler(logging.NullHandler())  # the output has what the shard clients log here
+    hear_clients()
     _check(config, etcd, options)
     loaded = None
     if config is not None or not etcd.endpoints:
-        loaded = in_force(configs.load(configs.find(config, os.environ)))
+        loaded = config_at(config)
     today = ShardMap.build([(ALONE, KeyRange(b"", None))], [ALONE]) if loaded is None else loaded.shard_map
     wish = Wish(
         options.shards or (len(today.names) if loaded is not None else SHARDS),
@@ -129,13 +127,14 @@ def _check(config: Path | None, etcd: Etcd, options: Options) -> None:
 def _survey(loaded: Config | None, etcd: Etcd, wish: Wish, seconds: float, today: ShardMap) -> Survey:
     async def main() -> Survey:
         if etcd.endpoints:
-            opened = source_of(Target(config_of(etcd)))
+            opened = source_of(Target(note_config(config_of(etcd))))
         else:
             assert loaded is not None, "there is a config where there is no URL"
             opened = sources_of(loaded)
         async with opened as sources:
-            note(f"reads {', '.join(source.name for source in sources)}")
-            return await surveyed(
+            if seconds:
+                note(f"watches writes for {seconds:g} s")
+            found = await surveyed(
                 sources,
                 separator=wish.separator,
                 depth=wish.depth,
@@ -144,6 +143,8 @@ def _survey(loaded: Config | None, etcd: Etcd, wish: Wish, seconds: float, today
                 seconds=seconds,
                 progress=show,
             )
+            _note(found)
+            return found
 
     try:
         with interruptible.by_exception(), progress_bar("") as show:
@@ -152,6 +153,14 @@ def _survey(loaded: Config | None, etcd: Etcd, wish: Wish, seconds: float, today
         raise CommandError(str(error)) from None
     except KeyboardInterrupt:
         raise CommandError("interrupted; nothing was changed", INTERRUPTED) from None
+
+
+def _note(found: Survey) -> None:
+    for name, revision in found.revisions.items():
+        note(f"{shard_called(name)} was read at revision {revision:,}")
+    read = f"{counted(found.counted.curve.total.keys, 'key')} without values, and {counted(found.values, 'value')}"
+    seen = f"; saw {counted(found.writes, 'write')}, and looked at {found.sampled:,} of them" if found.seconds else ""
+    note(f"read {read}{seen}")
 
 
 def _must_have_something(found: Survey, options: Options) -> None:

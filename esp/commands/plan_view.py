@@ -160,7 +160,7 @@ def _write_shards(
 
 def _write_figures(plan: Plan, what: str, rows: list[list[str]]) -> None:
     """Writes a table with numbers at the right of their columns."""
-    headers = [what, "KEYS", "SIZE", "WRITES/S", plan.wish.measure.upper(), ""]
+    headers = [what, "KEYS", "SIZE", "WRITES/S", f"OF {plan.wish.measure.upper()}", ""]
     for column in range(1, 5):
         width = max(len(row[column]) for row in [headers, *rows])
         for row in [headers, *rows]:

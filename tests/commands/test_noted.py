@@ -40,6 +40,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         "lease-sync",
         "export",
         "map show",
+        "plan --watch 0",
         "version",
     ],
 )
@@ -54,7 +55,7 @@ def test_stdout_is_the_same_and_stderr_tells_of_config_time_and_end(line: str, c
     assert (f"config {config}" in told.stderr) == (line != "version")
 
 
-@pytest.mark.parametrize("line", ["check", "lease-sync", "export", "map show"])
+@pytest.mark.parametrize("line", ["check", "lease-sync", "export", "map show", "plan --watch 0"])
 def test_who_was_asked_and_what_has_answered(line: str, config: Path, etcds: list[LocalEtcd]) -> None:
     told = run(config.parent, *line.split(), "-v").stderr
     for etcd in etcds:
